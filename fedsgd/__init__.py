@@ -1,0 +1,84 @@
+"""fedsgd: a federated-learning simulator in which every byte is encoded, decoded, counted and explained.
+
+    import fedsgd
+
+    scenario = fedsgd.load("scenarios/quickstart.toml", {"uplink.compressor.density": 0.001})
+    result = fedsgd.run(scenario, on_round=print)
+    result.summary["uplink_bytes"], result.history, result.ledger.table(), result.parameters
+
+Names are imported when they are first used, so that `import fedsgd` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedsgd.data import Dataset, Examples
+    from fedsgd.errors import (
+        DataError,
+        FedsgdError,
+        LawError,
+        ModelError,
+        NonFiniteError,
+        OutputError,
+        RunError,
+        ScenarioError,
+        WireError,
+    )
+    from fedsgd.experiment import Result, Round, run
+    from fedsgd.ledger import Ledger
+    from fedsgd.scenario import Scenario, load
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DataError": "errors",
+    "Dataset": "data",
+    "Examples": "data",
+    "FedsgdError": "errors",
+    "LawError": "errors",
+    "Ledger": "ledger",
+    "ModelError": "errors",
+    "NonFiniteError": "errors",
+    "OutputError": "errors",
+    "Result": "experiment",
+    "Round": "experiment",
+    "RunError": "errors",
+    "Scenario": "scenario",
+    "ScenarioError": "errors",
+    "WireError": "errors",
+    "load": "scenario",
+    "run": "experiment",
+}
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Examples",
+    "FedsgdError",
+    "LawError",
+    "Ledger",
+    "ModelError",
+    "NonFiniteError",
+    "OutputError",
+    "Result",
+    "Round",
+    "RunError",
+    "Scenario",
+    "ScenarioError",
+    "WireError",
+    "load",
+    "run",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"fedsgd.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'fedsgd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

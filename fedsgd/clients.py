@@ -1,0 +1,61 @@
+"""What each client remembers between the rounds in which it takes part.
+
+An upload may never arrive, so what a client remembers is committed in two phases: `pending` with the upload, final when the
+next TASK frame says which round the server accepted last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from fedsgd.compress import ClientId, State
+
+Weighting = Literal["examples", "uniform"]
+"""What a client's update counts in the mean: its number of training examples, or the same as every other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """The two possible states after the reply of `round`."""
+
+    round: int
+    if_received: State
+    if_lost: State
+
+
+@dataclass(frozen=True, eq=False)
+class ClientState:
+    """scheme: what the scheme remembers, settled; pending: what it will be once the last reply's fate is known."""
+
+    scheme: State = field(default_factory=dict)
+    pending: Pending | None = None
+
+    def settle(self, acknowledged: int) -> State:
+        """The scheme's state, now that the server has said which round's reply it accepted last (0: none)."""
+        if self.pending is None:
+            return self.scheme
+        return self.pending.if_received if acknowledged == self.pending.round else self.pending.if_lost
+
+
+class ClientStore(Protocol):
+    """Where client states live. A client that was never seen has an empty state."""
+
+    def load(self, client: ClientId) -> ClientState:
+        """The state of one client."""
+
+    def save(self, client: ClientId, state: ClientState) -> None:
+        """Keep it."""
+
+
+class MemoryStore:
+    """In memory, for the clients that have been seen."""
+
+    def __init__(self) -> None:
+        self._states: dict[ClientId, ClientState] = {}
+
+    def load(self, client: ClientId) -> ClientState:
+        return self._states.get(client, ClientState())
+
+    def save(self, client: ClientId, state: ClientState) -> None:
+        self._states[client] = state

@@ -1,0 +1,161 @@
+"""Components: frozen dataclasses of hyper-parameters, checked when they are built, found by name in a registry.
+
+A component's annotations are its schema. They are checked here, whether the values come from TOML or from Python, so a bad
+hyper-parameter cannot exist. msgspec does the type work; this module is its only door.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+import msgspec
+
+from fedsgd.errors import ScenarioError, did_you_mean
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Coefficient = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class FieldError(ScenarioError):
+    """A value that a field does not take; `field` lets whoever knows the path put it in front."""
+
+    def __init__(self, owner: str, field: str, problem: str) -> None:
+        super().__init__(f"{owner}.{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[FieldError], tuple[str, str, str]]:
+        return type(self), (str(self).split(".", 1)[0], self.field, self.problem)
+
+
+@cache
+def field_types(cls: Any) -> Mapping[str, Any]:
+    """Name → annotation of each field of a dataclass, `Annotated` bounds kept, in the order of declaration."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def defaults(cls: type) -> Mapping[str, Any]:
+    """Name → default of each field that has one."""
+    found: dict[str, Any] = {}
+    for f in fields(cls):
+        if f.default is not MISSING:
+            found[f.name] = f.default
+        elif f.default_factory is not MISSING:
+            found[f.name] = f.default_factory()
+    return found
+
+
+def component_type(annotation: Any) -> type | None:
+    """The component (or table) class that an annotation asks for, `X` of `X | None` too; None for plain values."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Component):
+            return candidate
+    return None
+
+
+def _literals(annotation: Any) -> list[str]:
+    if typing.get_origin(annotation) is Literal:
+        return [a for a in typing.get_args(annotation) if isinstance(a, str)]
+    return [w for a in typing.get_args(annotation) for w in _literals(a)]
+
+
+def check_value(value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` wants it (a list becomes a tuple, 1 becomes 1.0), or ValueError that says what was expected."""
+    expected = component_type(annotation)
+    if expected is not None:
+        if isinstance(value, expected) or (value is None and type(None) in typing.get_args(annotation)):
+            return value
+        raise ValueError(f"expected a {expected.__name__}, got {value!r}")
+    options = _literals(annotation)
+    if options and isinstance(value, str) and value not in options:
+        raise ValueError(f'got "{value}"{did_you_mean(value, options)}')
+    try:
+        good = msgspec.convert(value, annotation, strict=True)
+    except msgspec.ValidationError as error:
+        text, _, where = str(error).replace("`", "").partition(" - at $")
+        at = f" at {where}" if where else ""
+        raise ValueError(f"{re.sub(', got .*', '', text).replace('Expected', 'expected')}{at}, got {value!r}") from None
+    if isinstance(good, float) and not math.isfinite(good):
+        raise ValueError(f"expected a finite number, got {good!r}")
+    return good
+
+
+@dataclass(frozen=True)
+class Component:
+    """Base of everything that a scenario names: hyper-parameters only, no state, compared and printed by value."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        owner = getattr(self, "name", type(self).__name__)
+        cls: Any = type(self)
+        for field, annotation in field_types(cls).items():
+            try:
+                object.__setattr__(self, field, check_value(getattr(self, field), annotation))
+            except ValueError as problem:
+                raise FieldError(owner, field, str(problem)) from None
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring: what listings show."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+C = TypeVar("C", bound=Component)
+
+
+def import_object(path: str) -> Any:
+    """What `my_package.my_module:attribute` names; ScenarioError says which half was not found."""
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ScenarioError(f'cannot import "{module_name}": {error}') from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise ScenarioError(f'"{module_name}" has no "{attribute}"{did_you_mean(attribute, dir(module))}') from None
+
+
+class Registry(Generic[C]):
+    """Name → component class. Members are given as `module:Class` and imported when first asked for.
+
+    To add one: write its file, add its line where the registry is made. implied: key → the name that a table without `name`
+    has if it holds this key.
+    """
+
+    def __init__(self, family: str, base: type, members: Mapping[str, str], implied: Mapping[str, str] | None = None):
+        self.family = family
+        self.base: Any = base
+        self.implied = dict(implied or {})
+        self._members = dict(members)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, name: str) -> type[C]:
+        if name not in self._members:
+            raise ScenarioError(f'got "{name}"{did_you_mean(name, self._members)}')
+        cls = import_object(self._members[name])
+        if not (isinstance(cls, type) and issubclass(cls, self.base) and cls.name == name):
+            raise TypeError(f'{self._members[name]} is registered as {self.family} "{name}" but is {cls!r}')
+        member: type[C] = cls
+        return member

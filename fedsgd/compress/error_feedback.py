@@ -1,0 +1,53 @@
+"""What the operator drops is remembered and added to the next update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from fedsgd.component import FieldError
+from fedsgd.compress.base import F32, Context, Scheme, Sent, State
+from fedsgd.layout import Layout
+
+Policy = Literal["persist"]
+
+
+@dataclass(frozen=True)
+class ErrorFeedback(Scheme):
+    """Local accumulation of what was not sent: a = residual + x; send C(a); residual ← a − C(a).
+
+    Seide et al. 2014; Stich, Cordonnier and Jaggi 2018; Karimireddy et al. 2019. x is the update with the step size in it, so a
+    residual stays right when the step size changes. If the reply is lost the residual becomes a: nothing was delivered, so
+    nothing may be forgotten. policy "persist": the residual of a client that sits out waits unchanged.
+
+    The operator must contract: |a − C(a)|² ≤ (1 − δ)|a|² is what bounds the residual. Over scaled rand-k it grows by a factor
+    of P/k − 1 a round, so that is refused.
+    """
+
+    name: ClassVar[str] = "error-feedback"
+
+    policy: Policy = "persist"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.op.kind != "contractive":
+            raise FieldError(
+                self.name,
+                "op",
+                f"error feedback needs a contractive compressor, and {self.op} is {self.op.kind}: its residual would grow "
+                'without bound; use error_feedback = "none"' + (", or scaled = false" if hasattr(self.op, "scaled") else ""),
+            )
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        residual = state.get("residual")
+        accumulated = x if residual is None else residual + x
+        sections, decoded = self.op.encode(accumulated, ctx)
+        rest = accumulated.copy()
+        decoded.add_to(rest, -1.0)
+        return Sent(sections, {"residual": rest}, {"residual": accumulated})
+
+    def withheld(self, state: State, layout: Layout) -> F32 | None:
+        residual = state.get("residual")
+        return np.zeros(layout.size, dtype=np.float32) if residual is None else residual

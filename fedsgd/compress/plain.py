@@ -1,0 +1,22 @@
+"""No memory: what the operator drops is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsgd.compress.base import F32, Context, Scheme, Sent, State
+from fedsgd.layout import Layout
+
+
+@dataclass(frozen=True)
+class Plain(Scheme):
+    """The operator alone, on each round's update by itself. Nothing is remembered on either side."""
+
+    name: ClassVar[str] = "plain"
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        return Sent(self.op.encode(x, ctx)[0], {}, {})
+
+    def withheld(self, state: State, layout: Layout) -> F32 | None:
+        return None

@@ -1,0 +1,89 @@
+"""MNIST from a folder of IDX files."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.data.base import Dataset, Examples, Source
+from fedsgd.errors import DataError
+
+WHERE_TO_GET_IT = (
+    "the four original files (train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
+    "t10k-labels-idx1-ubyte, each plain or .gz) are at https://yann.lecun.com/exdb/mnist and, as a mirror, at "
+    "https://ossci-datasets.s3.amazonaws.com/mnist; put them into DIR or DIR/mnist and pass --data DIR or set FEDSGD_DATA"
+)
+
+
+@dataclass(frozen=True)
+class Mnist(Source):
+    """MNIST from IDX files: 60,000 + 10,000 grey images of 28×28, ten classes.
+
+    LeCun, Cortes and Burges. x: float32 [n, 28, 28] in [0, 1]. The files are looked for in DIR and DIR/mnist, plain or
+    gzipped, DIR being what --data or FEDSGD_DATA names.
+    """
+
+    name: ClassVar[str] = "mnist"
+
+    def load(self, folder: Path | None) -> Dataset:
+        if folder is None:
+            raise DataError(f"mnist: no folder given: {WHERE_TO_GET_IT}")
+        parts = []
+        for stem in ("train", "t10k"):
+            images = _images(_find(folder, f"{stem}-images-idx3-ubyte"))
+            labels = _labels(_find(folder, f"{stem}-labels-idx1-ubyte"), len(images))
+            parts.append(Examples(np.multiply(images, np.float32(1 / 255), dtype=np.float32), labels))
+        return Dataset(parts[0], parts[1], classes=10)
+
+
+def _find(folder: Path, stem: str) -> Path:
+    candidates = [place / (stem + end) for place in (folder / "mnist", folder) for end in ("", ".gz")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    looked = ", ".join(str(path) for path in candidates)
+    raise DataError(f"mnist: {stem} not found (looked for {looked}): {WHERE_TO_GET_IT}")
+
+
+def _images(path: Path) -> NDArray[np.uint8]:
+    images = read_idx(path, dimensions=3)
+    if images.shape[1:] != (28, 28):
+        raise DataError(f"{path}: images of {images.shape[1]}×{images.shape[2]}, expected 28×28")
+    return images
+
+
+def _labels(path: Path, n_images: int) -> NDArray[np.int64]:
+    labels = read_idx(path, dimensions=1)
+    if len(labels) != n_images:
+        raise DataError(f"{path}: {len(labels)} labels for {n_images} images")
+    if len(labels) and labels.max() > 9:
+        raise DataError(f"{path}: label {labels.max()}, expected 0 to 9")
+    return labels.astype(np.int64)
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """An IDX file of unsigned bytes with so many dimensions, plain or gzipped; DataError if it is anything else."""
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        problem = f"{path}: cannot be read ({error}); expected an IDX file, plain or gzipped: {WHERE_TO_GET_IT}"
+        raise DataError(problem) from error
+    head = 4 + 4 * dimensions
+    if len(data) < head or data[:4] != bytes([0, 0, 8, dimensions]):
+        raise DataError(
+            f"{path}: starts with {data[:4].hex(' ') or 'nothing'}, expected 00 00 08 {dimensions:02x} (IDX, unsigned bytes, "
+            f"{dimensions} dimensions): {WHERE_TO_GET_IT}"
+        )
+    shape = struct.unpack(f">{dimensions}I", data[4:head])
+    if len(data) - head != int(np.prod(shape, dtype=object)):
+        raise DataError(f"{path}: {len(data) - head} bytes of data, expected {' × '.join(map(str, shape))}")
+    return np.frombuffer(data, dtype=np.uint8, offset=head).reshape(shape)

@@ -1,0 +1,39 @@
+"""Few classes a client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.component import Count
+from fedsgd.data.partitioners.base import I64, Partitioner
+from fedsgd.errors import DataError
+
+
+@dataclass(frozen=True)
+class Shards(Partitioner):
+    """Sort by label, cut into equal shards, deal `shards_per_client` to each client.
+
+    McMahan et al. 2017, section 3: with two shards most clients see two classes. Which examples of a class share a shard is
+    random; shard sizes are equal to within one example.
+    """
+
+    name: ClassVar[str] = "shards"
+
+    shards_per_client: Count = 2
+
+    def owners(self, labels: NDArray[Any], rng: np.random.Generator) -> I64:
+        n, shards = len(labels), self.clients * self.shards_per_client
+        if shards > n:
+            raise DataError(
+                f"{self.clients} clients × {self.shards_per_client} shards are {shards} shards, but there are {n} examples"
+            )
+        shuffled = rng.permutation(n)
+        by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        client_of_shard = rng.permutation(np.arange(shards, dtype=np.int64) // self.shards_per_client)
+        owner = np.empty(n, dtype=np.int64)
+        owner[by_label] = client_of_shard[np.arange(n, dtype=np.int64) * shards // n]
+        return owner

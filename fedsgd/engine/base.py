@@ -1,0 +1,121 @@
+"""The engine's contract: work in, local results out, each independent of which others are there.
+
+n examples of a client, B batch size, P parameters.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsgd import rng
+from fedsgd.data import Examples
+from fedsgd.layout import F32
+from fedsgd.optim import Optimizer
+
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains in one round: `epochs` passes or `steps` steps (the other is None) of batches of `batch_size`
+    (None: all its examples at once). FedSGD is one step a round."""
+
+    optimizer: Optimizer
+    epochs: int | None
+    steps: int | None
+    batch_size: int | None
+
+    def n_steps(self, n: int) -> int:
+        """The number of steps that a client of n examples makes in a round; the last batch of a pass may be smaller."""
+        if n == 0:
+            return 0
+        if self.steps is not None:
+            return self.steps
+        per_epoch = 1 if self.batch_size is None else -(-n // self.batch_size)
+        return per_epoch * (self.epochs or 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One client's task in one round. weights: the decoded model [P], never written to."""
+
+    seed: int
+    round: int
+    client: int
+    weights: F32
+    examples: Examples
+
+
+@dataclass(frozen=True, eq=False)
+class Local:
+    """What a client's training gave. update: w_local − w_received [P], or the step itself if it was the only one.
+
+    (w + s) − w is not s in floating point, so a one-step client hands over s.
+    """
+
+    client: int
+    update: F32
+    examples: int
+    steps: int
+
+
+class Engine(Protocol):
+    """Laws: each result depends on its own Work alone; torch's thread count and global generator are left as they were."""
+
+    @abstractmethod
+    def train(self, works: Sequence[Work]) -> Iterator[Local]:
+        """The results, in the order of `works`."""
+
+    @abstractmethod
+    def evaluate(self, weights: F32, examples: Examples) -> Mapping[str, float]:
+        """ "loss" and each metric, as means over the examples."""
+
+
+def batches(work: Work, recipe: Recipe) -> Iterator[I64]:
+    """The examples of each step, [B] or fewer at the end of a pass; every pass has an order of its own.
+
+    Full batches are in the order of the data, so that they add up the same in every round.
+    """
+    n, left, epoch = len(work.examples), recipe.n_steps(len(work.examples)), 0
+    size = recipe.batch_size or n
+    while left:
+        if size >= n:
+            order = np.arange(n, dtype=np.int64)
+        else:
+            order = rng.stream(work.seed, "batches", work.round, work.client, epoch).permutation(n)
+        for start in range(0, n, size):
+            yield order[start : start + size]
+            left -= 1
+            if not left:
+                break
+        epoch += 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Pin torch to one thread (results differ between 1, 2 and 4), and give the user's setting back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def torch_generator(seed: int) -> Iterator[None]:
+    """Seed torch's global generator, from which dropout draws, and give back the state it was in."""
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before)

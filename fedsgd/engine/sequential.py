@@ -1,0 +1,100 @@
+"""One client after the other, one step after the other, plain autograd: the oracle that faster engines are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsgd.data import Examples
+from fedsgd.engine.base import I64, Local, Recipe, Work, batches, one_thread, torch_generator
+from fedsgd.errors import ModelError
+from fedsgd.layout import F32
+from fedsgd.models import Task
+from fedsgd.rng import torch_seed
+
+EVALUATION_SLICE = 1000
+
+
+class Sequential:
+    """The parameters of the task's module are views of one flat vector w [P], so a step is one operation on it."""
+
+    def __init__(self, task: Task, recipe: Recipe) -> None:
+        self.task = task
+        self.recipe = recipe
+        by_name = dict(task.module.named_parameters())
+        self._parameters = [by_name[name] for name in task.layout.names]
+        self._buffers = {name: buffer.clone() for name, buffer in task.module.named_buffers()}
+
+    def train(self, works: Sequence[Work]) -> Iterator[Local]:
+        """The results, in the order of `works`."""
+        for work in works:
+            with one_thread(), torch_generator(torch_seed(work.seed, "module", work.round, work.client)), self._own_buffers():
+                local = self._train_one(work)
+            yield local
+
+    def _train_one(self, work: Work) -> Local:
+        optimizer, n_steps = self.recipe.optimizer, self.recipe.n_steps(len(work.examples))
+        lr = optimizer.rate(work.round)
+        x, y = (torch.from_numpy(a) for a in work.examples.gather())
+        start = torch.from_numpy(np.array(work.weights))
+        w = start.clone()
+        self._point_at(w)
+        self.task.module.train()
+        buffers = optimizer.init(w)
+        only_step = torch.zeros_like(w)
+        for batch in batches(work, self.recipe):
+            gradient = self._gradient(*_take(x, y, batch))
+            direction, alpha = optimizer.step(w, gradient, buffers, lr)
+            if n_steps == 1:
+                only_step = direction * alpha
+            else:
+                w.add_(direction, alpha=alpha)
+        update = only_step if n_steps == 1 else w - start
+        return Local(work.client, update.numpy(), len(work.examples), n_steps)
+
+    def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """The gradient of the loss of one batch, flat [P]; zero for a parameter that the loss does not reach."""
+        loss = self.task.loss(self.task.module(x), y)
+        if loss.dim():
+            raise ModelError(f"the loss has shape {list(loss.shape)}, expected a scalar: the mean over the batch")
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        return torch.cat([g.reshape(-1) for g in gradients])
+
+    def evaluate(self, weights: F32, examples: Examples) -> Mapping[str, float]:
+        """ "loss" and each metric, as means over the examples, in slices of 1,000."""
+        x, y = (torch.from_numpy(a) for a in examples.gather())
+        self._point_at(torch.from_numpy(np.array(weights)))
+        self.task.module.eval()
+        totals = dict.fromkeys(["loss", *self.task.metrics], 0.0)
+        with one_thread(), torch.inference_mode(), torch_generator(0), self._own_buffers():
+            for start in range(0, len(y), EVALUATION_SLICE):
+                target = y[start : start + EVALUATION_SLICE]
+                output = self.task.module(x[start : start + EVALUATION_SLICE])
+                totals["loss"] += float(self.task.loss(output, target)) * len(target)
+                for name, metric in self.task.metrics.items():
+                    totals[name] += float(metric(output, target).double().mean()) * len(target)
+        return {name: total / len(y) for name, total in totals.items()}
+
+    def _point_at(self, w: Tensor) -> None:
+        for parameter, (_, where, shape) in zip(self._parameters, self.task.layout.slices(), strict=True):
+            parameter.data = w[where].view(shape)
+
+    @contextmanager
+    def _own_buffers(self) -> Iterator[None]:
+        """Buffers that a module changes while it runs are as they were for the next client."""
+        try:
+            yield
+        finally:
+            for name, buffer in self.task.module.named_buffers():
+                buffer.copy_(self._buffers[name])
+
+
+def _take(x: Tensor, y: Tensor, batch: I64) -> tuple[Tensor, Tensor]:
+    if len(batch) == len(y):
+        return x, y
+    rows = torch.from_numpy(batch)
+    return x.index_select(0, rows), y.index_select(0, rows)

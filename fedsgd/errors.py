@@ -1,0 +1,85 @@
+"""Every error that fedsgd raises on purpose.
+
+    FedsgdError
+    ├── ScenarioError      a setting is wrong: where, what was got, what was expected   (also a ValueError)
+    ├── DataError          a dataset is missing, corrupt, or cannot be split as asked
+    ├── ModelError         a module, loss or metric cannot be used as asked
+    ├── WireError          bytes that are not a valid frame: offset and cause           (also a ValueError)
+    ├── LawError           a compressor, scheme or ledger breaks its contract           (also an AssertionError)
+    ├── OutputError        the run folder cannot be written as asked
+    └── RunError           a run stopped: the round, and the client where there is one
+        └── NonFiniteError an update or a model is not finite
+
+Anything else that escapes is a bug of ours or of the user's own code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedsgdError(Exception):
+    """Base of all errors below; the CLI prints its message without a traceback."""
+
+
+class ScenarioError(FedsgdError, ValueError):
+    """A setting is wrong. The message starts with where it is (`file: table.key: ...`)."""
+
+
+class DataError(FedsgdError):
+    """A dataset is missing or corrupt, or cannot be split as asked."""
+
+
+class ModelError(FedsgdError):
+    """A module, a loss or a metric cannot be used as asked."""
+
+
+class WireError(FedsgdError, ValueError):
+    """Bytes that are not a valid frame.
+
+    offset: where in the frame the fault is, in bytes from its start; cause: what is wrong there.
+    """
+
+    def __init__(self, offset: int, cause: str) -> None:
+        super().__init__(f"byte {offset}: {cause}")
+        self.offset = offset
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[type[WireError], tuple[int, str]]:
+        return type(self), (self.offset, self.cause)
+
+
+class LawError(FedsgdError, AssertionError):
+    """A component breaks a law of its family; the message names the law and the figures."""
+
+
+class OutputError(FedsgdError):
+    """The run folder exists already, or cannot be written."""
+
+
+class RunError(FedsgdError):
+    """A run stopped in `round`, at `client` (None: at the server)."""
+
+    def __init__(self, round: int, client: int | None, cause: str) -> None:
+        where = "server" if client is None else f"client {client}"
+        super().__init__(f"round {round}, {where}: {cause}")
+        self.round = round
+        self.client = client
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[type[RunError], tuple[int, int | None, str]]:
+        return type(self), (self.round, self.client, self.cause)
+
+
+class NonFiniteError(RunError):
+    """An update or a model holds an infinity or a NaN."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """`, did you mean "top-k"?` where a valid name is near, else the list of valid names."""
+    known = sorted(options)
+    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    if near:
+        return f', did you mean "{near[0]}"?'
+    return ", expected one of: " + ", ".join(f'"{name}"' for name in known) if known else ""

@@ -1,0 +1,256 @@
+"""Running an experiment: rounds, evaluation, stopping, the ledger, and the run folder.
+
+The run folder holds scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsgd.build import Experiment, build
+from fedsgd.compress import Context
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.data import Dataset
+from fedsgd.errors import OutputError
+from fedsgd.layout import F32
+from fedsgd.ledger import Ledger
+from fedsgd.loop import run as run_rounds
+from fedsgd.models import Loss, Metric
+from fedsgd.parquet import TableWriter
+from fedsgd.rounds import Plan, Server, decoded_model
+from fedsgd.scenario import Scenario, load
+from fedsgd.wire import Frame, Header, Kind, encode_frame
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RUN_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", "params.safetensors", "summary.json")
+ROUND_COLUMNS: Mapping[str, type] = {
+    "round": int,
+    "lr": float,
+    "clients": int,
+    "uplink_bytes": int,
+    "downlink_bytes": int,
+    "dense_uplink_bytes": int,
+    "loss": float,
+    "seconds": float,
+}
+"""rounds.parquet: one row a round, bytes cumulative; one more float column for each metric, null where not evaluated."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, finished. Bytes are cumulative; metrics ("loss" and the task's own) is None where it was not evaluated."""
+
+    round: int
+    lr: float
+    cohort: tuple[int, ...]
+    uplink_bytes: int
+    downlink_bytes: int
+    dense_uplink_bytes: int
+    metrics: Mapping[str, float] | None
+    seconds: float
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy on the test examples after this round, if it was measured."""
+        return None if self.metrics is None else self.metrics.get("accuracy")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished run. parameters: the server's final model, flat float32 [P], in the order of `layout`; summary: as in
+    summary.json; out: the run folder, if there is one."""
+
+    scenario: Scenario
+    history: list[Round]
+    ledger: Ledger
+    parameters: F32
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+
+
+def run(
+    scenario: Scenario | str | Path,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    data: str | Path | None = None,
+    dataset: Dataset | None = None,
+    module: nn.Module | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    on_round: Callable[[Round], None] | None = None,
+) -> Result:
+    """Run a scenario (or the file that holds one) to its end.
+
+    out: the run folder to write, which must be new or empty unless `overwrite`; None writes nothing. data: the folder of the
+    data files, by default what FEDSGD_DATA names. dataset, module, loss, metrics: Python objects in place of what the scenario
+    names. on_round: called after each round.
+    """
+    if not isinstance(scenario, Scenario):
+        scenario = load(scenario)
+    begun = time.perf_counter()
+    experiment = build(scenario, data or os.environ.get("FEDSGD_DATA") or None, dataset, module, loss, metrics)
+    folder = None if out is None else _prepare(Path(out), overwrite)
+    if folder is not None:
+        _write(folder / "scenario.toml", scenario.to_toml().encode())
+    with _recording(folder, experiment) as (ledger, rounds):
+        history: list[Round] = []
+        parameters = experiment.task.initial
+        for server, record in _simulate(experiment, ledger):
+            parameters = server.weights
+            history.append(record)
+            rounds.append(_row(record))
+            for table in (ledger, rounds):
+                table.flush()
+            if on_round is not None:
+                on_round(record)
+    summary = _summary(experiment, history, ledger, parameters, time.perf_counter() - begun)
+    if folder is not None:
+        _save_parameters(folder / "params.safetensors", experiment, parameters)
+        _write(folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+    return Result(scenario, history, ledger, parameters, summary, folder)
+
+
+def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, Round]]:
+    """Rounds until the last, or until the accuracy that `[stop]` asks for."""
+    scenario, plan = experiment.scenario, experiment.plan
+    dense = _dense_update_bytes(plan)
+    begun = time.perf_counter()
+    for server, cohort in run_rounds(plan, experiment.server, experiment.runtime, ledger):
+        done = server.round - 1
+        last = done == scenario.rounds
+        metrics = None
+        if last or done % scenario.evaluation.every == 0:
+            metrics = experiment.engine.evaluate(decoded_model(plan, server), experiment.dataset.test)
+        up, down = ledger.totals["up"], ledger.totals["down"]
+        seconds = time.perf_counter() - begun
+        lr = plan.recipe.optimizer.rate(done)
+        record = Round(done, lr, tuple(cohort), up.n_bytes, down.n_bytes, dense * up.frames, metrics, seconds)
+        begun = time.perf_counter()
+        yield server, record
+        stop = scenario.stop.target_accuracy
+        if last or (stop is not None and record.accuracy is not None and record.accuracy >= stop):
+            return
+
+
+def _dense_update_bytes(plan: Plan) -> int:
+    """The length of an UPDATE frame that carries every coordinate as float32, by encoding one: the base of all ratios."""
+    zeros = np.zeros(plan.layout.size, dtype=np.float32)
+    sections, _ = DenseOperator().encode(zeros, Context(plan.seed, 1, 0, plan.layout))
+    return len(encode_frame(Frame(Header(Kind.UPDATE, 1, DenseOperator.codec), sections)))
+
+
+def _summary(experiment: Experiment, history: list[Round], ledger: Ledger, parameters: F32, seconds: float) -> dict[str, Any]:
+    scenario, last = experiment.scenario, history[-1]
+    reached = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
+    target = experiment.target_accuracy
+    up, down = ledger.totals["up"], ledger.totals["down"]
+    return {
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "rounds": last.round,
+        "parameters": experiment.plan.layout.size,
+        "clients": scenario.data.partition.clients,
+        "cohort": experiment.plan.cohort,
+        "final_accuracy": last.accuracy,
+        "best_accuracy": max((accuracy for _, accuracy in reached), default=None),
+        "final_metrics": dict(last.metrics or {}),
+        "target_accuracy": target,
+        "rounds_to_target": next((r for r, accuracy in reached if target is not None and accuracy >= target), None),
+        "uplink_bytes": up.n_bytes,
+        "downlink_bytes": down.n_bytes,
+        "dense_uplink_bytes": last.dense_uplink_bytes,
+        "uplink_ratio": last.dense_uplink_bytes / up.n_bytes,
+        "uplink": asdict(up),
+        "downlink": asdict(down),
+        "params_sha256": hashlib.sha256(parameters.astype("<f4").tobytes()).hexdigest(),
+        "ledger_sha256": ledger.sha256,
+        "seconds": seconds,
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """What the digests hold for: the same build on the same processor type."""
+    import torch
+
+    from fedsgd import __version__
+
+    return {
+        "fedsgd": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- the run folder
+
+
+def _prepare(folder: Path, overwrite: bool) -> Path:
+    """The run folder, empty of an earlier run's files; OutputError if it holds anything and `overwrite` was not asked for."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        present = sorted(p.name for p in folder.iterdir())
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made or read ({error.strerror})") from None
+    if present and not overwrite:
+        raise OutputError(f"{folder}: is not empty (it holds {', '.join(present[:3])}); choose another folder, or overwrite")
+    foreign = [name for name in present if name not in RUN_FILES]
+    if foreign:
+        raise OutputError(f"{folder}: holds {foreign[0]}, which no run wrote; choose another folder")
+    for name in present:
+        path = folder / name
+        if path.is_dir():
+            for segment in path.iterdir():
+                segment.unlink()
+            path.rmdir()
+        else:
+            path.unlink()
+    return folder
+
+
+@contextmanager
+def _recording(folder: Path | None, experiment: Experiment) -> Iterator[tuple[Ledger, TableWriter]]:
+    """The ledger and the table of rounds; their files are finished however the run ends, short of a kill."""
+    columns = {**ROUND_COLUMNS, **dict.fromkeys(experiment.task.metrics, float)}
+    ledger = Ledger(folder and folder / "ledger.parquet")
+    rounds = TableWriter(folder and folder / "rounds.parquet", columns)
+    try:
+        yield ledger, rounds
+    finally:
+        ledger.close()
+        rounds.close()
+
+
+def _row(record: Round) -> dict[str, Any]:
+    row = {name: getattr(record, name, None) for name in ROUND_COLUMNS}
+    return {**row, "clients": len(record.cohort), **(record.metrics or {})}
+
+
+def _save_parameters(path: Path, experiment: Experiment, parameters: F32) -> None:
+    from safetensors.numpy import save
+
+    tensors = {name: parameters[where].reshape(shape) for name, where, shape in experiment.plan.layout.slices()}
+    _write(path, save(tensors))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of it or nothing."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)

@@ -1,0 +1,198 @@
+"""Models: plain torch.nn.Modules by name, how a user brings their own, and what a run needs to know of one.
+
+A loss takes (output, target) of a batch and returns the mean over it, a scalar. A metric takes (output, target) and returns
+one number per example, [B]. torch is imported where a module is built, so that settings can be read without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from fedsgd.component import Component, Count, FieldError, Registry, import_object
+from fedsgd.data import Dataset
+from fedsgd.errors import ModelError, ScenarioError
+from fedsgd.layout import F32, Layout
+from fedsgd.rng import torch_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Loss = Callable[["Tensor", "Tensor"], "Tensor"]
+Metric = Callable[["Tensor", "Tensor"], "Tensor"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a run trains: a module, its loss, its metrics. layout and initial describe what trains, and so what is sent.
+
+    module: owned by the run (its parameters are re-pointed at flat vectors); initial: float32 [P].
+    """
+
+    module: nn.Module
+    loss: Loss
+    metrics: Mapping[str, Metric]
+    layout: Layout
+    initial: F32
+
+
+@dataclass(frozen=True)
+class Model(Component, ABC):
+    """How to build a module. loss, metrics: `my_package.my_module:function`; by default cross-entropy and, on class labels,
+    accuracy."""
+
+    loss: str | None = None
+    metrics: dict[str, str] = field(default_factory=dict)
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
+        """A freshly initialised module for examples of this shape and so many classes (None: not a classification)."""
+
+
+def make_task(
+    model: Model,
+    dataset: Dataset,
+    seed: int,
+    module: nn.Module | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Task:
+    """The task of a scenario. A module, loss or metrics given in Python take the place of what the scenario names.
+
+    Initial parameters are a function of the seed; torch's global generator is as it was afterwards.
+    """
+    import torch
+
+    if module is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(torch_seed(seed, "init"))
+            module = model.build(dataset.shape, dataset.classes)
+    else:
+        module = copy.deepcopy(module)
+    named = {} if dataset.classes is None else {"accuracy": accuracy}
+    named.update({name: _imported(path, f"metrics.{name}") for name, path in model.metrics.items()})
+    if loss is None:
+        loss = _imported(model.loss, "loss") if model.loss else torch.nn.functional.cross_entropy
+    return Task(module, loss, {**named, **(metrics or {})}, *_trainable(module))
+
+
+def _imported(path: str, field: str) -> Callable[..., Any]:
+    try:
+        found = import_object(path)
+    except ScenarioError as error:
+        raise FieldError("model", field, str(error)) from error
+    if not callable(found):
+        raise FieldError("model", field, f'"{path}" is {found!r}, expected something to call')
+    return found  # type: ignore[no-any-return]  # callable() does not tell mypy the signature
+
+
+def _trainable(module: object) -> tuple[Layout, F32]:
+    """(layout, values [P]) of the parameters that require a gradient, tied ones once; ModelError for what cannot be run."""
+    import torch
+    from torch.nn.parameter import UninitializedParameter
+
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(f"the model is {type(module).__name__}, expected a torch.nn.Module")
+    for name, child in module.named_modules():
+        if getattr(child, "track_running_stats", False):
+            raise ModelError(
+                f"{name or 'the model'} is a {type(child).__name__} with running statistics, which are not gradients and would "
+                "silently differ between clients; use torch.nn.GroupNorm, or track_running_stats=False"
+            )
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise ModelError("the model has no parameter that requires a gradient: there is nothing to train or to send")
+    for name, p in trainable:
+        if isinstance(p, UninitializedParameter):
+            raise ModelError(f"{name} is not initialised yet; run the lazy module once before handing it over")
+        if p.dtype != torch.float32 or p.device.type != "cpu":
+            raise ModelError(f"{name} is {p.dtype} on {p.device}, expected torch.float32 on cpu")
+    layout = Layout(tuple(name for name, _ in trainable), tuple(tuple(p.shape) for _, p in trainable))
+    return layout, np.concatenate([p.detach().numpy().reshape(-1) for _, p in trainable])
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """1 where the largest output is the target's class, else 0. output: [B, classes]; target: [B]; returns [B]."""
+    return (output.argmax(dim=1) == target).float()
+
+
+def _perceptron(shape: tuple[int, ...], hidden: tuple[int, ...], classes: int | None) -> nn.Module:
+    from torch import nn
+
+    if classes is None:
+        raise ModelError("this model classifies, and the dataset's targets are not class labels; bring your own module")
+    widths = [int(np.prod(shape)), *hidden, classes]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+        layers += [nn.ReLU()] if i else []
+        layers.append(nn.Linear(n_in, n_out))
+    return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True)
+class Softmax(Model):
+    """Softmax regression: one linear layer."""
+
+    name: ClassVar[str] = "softmax"
+
+    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
+        return _perceptron(shape, (), classes)
+
+
+@dataclass(frozen=True)
+class Mlp(Model):
+    """Fully connected layers with ReLU between them; `hidden` gives their widths."""
+
+    name: ClassVar[str] = "mlp"
+
+    hidden: tuple[Count, ...] = (64,)
+
+    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
+        return _perceptron(shape, self.hidden, classes)
+
+
+@dataclass(frozen=True)
+class TwoNN(Model):
+    """McMahan et al.'s 2NN: two hidden layers of 200 units with ReLU; 199,210 parameters on MNIST."""
+
+    name: ClassVar[str] = "2nn"
+
+    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
+        return _perceptron(shape, (200, 200), classes)
+
+
+@dataclass(frozen=True)
+class UserModule(Model):
+    """Your own torch.nn.Module: `module = "my_package.my_module:make_model"`, called with `arguments`."""
+
+    name: ClassVar[str] = "module"
+
+    module: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
+        built = _imported(self.module, "module")
+        try:
+            module = built(**self.arguments)
+        except TypeError as error:
+            raise FieldError("model", "arguments", f"{self.module} does not take {self.arguments}: {error}") from error
+        return module  # type: ignore[no-any-return]  # `_trainable` checks it
+
+
+MODELS: Registry[Model] = Registry(
+    "model",
+    Model,
+    {
+        "softmax": "fedsgd.models:Softmax",
+        "mlp": "fedsgd.models:Mlp",
+        "2nn": "fedsgd.models:TwoNN",
+        "module": "fedsgd.models:UserModule",
+    },
+    implied={"module": "module"},
+)

@@ -1,0 +1,79 @@
+"""Parquet files that are written while a run goes, and can be read if it is killed. The only door to pyarrow.
+
+While the run goes, `ledger.parquet` is a folder of closed segments, which pandas, polars, DuckDB and pyarrow open like a
+file. At its end the segments are merged into one file of the same name.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SEGMENT_ROWS = 100_000
+SEGMENT_SECONDS = 2.0
+
+_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+class TableWriter:
+    """Rows to Parquet. columns: name → int, float or str; every column may hold None.
+
+    path None: the rows are only kept until `table` is asked for.
+    """
+
+    def __init__(self, path: Path | None, columns: Mapping[str, type]) -> None:
+        self.path = path
+        self.schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
+        self._rows: list[Mapping[str, Any]] = []
+        self._closed: list[pa.Table] = []
+        self._n_segments = 0
+        self._last_flush = 0.0
+        if path is not None:
+            path.mkdir(parents=True)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; it is safe on disk after the next `flush`."""
+        self._rows.append(row)
+
+    def flush(self, force: bool = False) -> None:
+        """Close a segment if there are rows and the last one was closed some seconds ago (or if forced)."""
+        due = force or len(self._rows) >= SEGMENT_ROWS or time.monotonic() - self._last_flush >= SEGMENT_SECONDS
+        if not self._rows or not due:
+            return
+        segment = pa.Table.from_pylist(self._rows, schema=self.schema)
+        self._rows = []
+        if self.path is None:
+            self._closed.append(segment)
+        else:
+            name = f"segment-{self._n_segments:06d}.parquet"
+            pq.write_table(segment, self.path / f".{name}", compression="zstd")
+            (self.path / f".{name}").rename(self.path / name)
+        self._n_segments += 1
+        self._last_flush = time.monotonic()
+
+    def close(self) -> None:
+        """Merge the segments into one file. Segment by segment, so memory stays that of one."""
+        self.flush(force=True)
+        if self.path is None or not self.path.is_dir():
+            return
+        merged = self.path.with_name(f".{self.path.name}.merged")
+        segments = self.path.with_name(f".{self.path.name}.segments")
+        with pq.ParquetWriter(merged, self.schema, compression="zstd") as writer:
+            for segment in sorted(self.path.glob("segment-*.parquet")):
+                writer.write_table(pq.read_table(segment, schema=self.schema))
+        self.path.rename(segments)
+        merged.rename(self.path)
+        shutil.rmtree(segments)
+
+    def table(self) -> pa.Table:
+        """All rows so far."""
+        self.flush(force=True)
+        if self.path is None:
+            return pa.concat_tables([self.schema.empty_table(), *self._closed])
+        return pq.read_table(self.path, schema=self.schema)

@@ -1,0 +1,215 @@
+"""One round of federated learning as functions over values: no socket, no file, no process.
+
+    broadcast(plan, server, cohort)          -> a message of frames for each client of the cohort
+    receive · engine.train · send            =  client_update: message in, reply out, on the client's side
+    aggregate(plan, server, replies)         -> the next server
+
+FedAvg is these three in a loop (`fedsgd.loop`); FedSGD is FedAvg with one step a round.
+
+P parameters, N clients in all, m of them in the cohort.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from fedsgd.clients import ClientState, Pending, Weighting
+from fedsgd.compress import ClientId, Context, Operator, Received, Scheme, State
+from fedsgd.data import Examples
+from fedsgd.engine import Engine, Local, Recipe, Work
+from fedsgd.errors import NonFiniteError, RunError, WireError
+from fedsgd.layout import F32, Layout
+from fedsgd.optim import Optimizer, server_step
+from fedsgd.rng import stream
+from fedsgd.wire import Frame, Header, Kind, decode_frame, encode_frame, overhead
+
+Message = tuple[bytes, ...]
+"""The frames of one client in one direction: TASK and MODEL down, UPDATE up."""
+MAX_UPDATE_SECTIONS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What server and clients agree on before the first round."""
+
+    seed: int
+    layout: Layout
+    recipe: Recipe
+    uplink: Scheme
+    downlink: Operator
+    optimizer: Optimizer
+    weighting: Weighting
+    cohort: int
+
+    def context(self, round: int, client: ClientId) -> Context:
+        """What both ends of a frame know without being told."""
+        return Context(self.seed, round, client, self.layout)
+
+    def max_frame(self, compressor: Operator) -> int:
+        """The longest valid frame of this compressor: nothing longer is looked at."""
+        return overhead(MAX_UPDATE_SECTIONS) + compressor.max_bytes(self.layout)
+
+
+@dataclass(frozen=True, eq=False)
+class Server:
+    """The server between two rounds. round: the one to come, from 1; weights: the exact model [P]; model: its MODEL frame as
+    every client of that round will get it; velocity, uplink: what the optimiser and the scheme remember; acknowledged: the
+    last round in which each client's reply was accepted."""
+
+    round: int
+    weights: F32
+    model: bytes
+    encode_seconds: float
+    velocity: State = field(default_factory=dict)
+    uplink: State = field(default_factory=dict)
+    acknowledged: Mapping[ClientId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """A client's answer: its frames, and what decoding the message and encoding the answer took."""
+
+    client: ClientId
+    frames: Message
+    decode_seconds: float
+    encode_seconds: float
+
+
+# ---------------------------------------------------------------------------------------------------------- the server's side
+
+
+def start(plan: Plan, weights: F32) -> Server:
+    """The server before round 1, with initial weights [P]."""
+    return _publish(plan, Server(1, weights, b"", 0.0))
+
+
+def _publish(plan: Plan, server: Server) -> Server:
+    """Encode the model that the clients of the coming round will get."""
+    begun = time.perf_counter()
+    sections, _ = plan.downlink.encode(server.weights, plan.context(server.round, 0))
+    frame = encode_frame(Frame(Header(Kind.MODEL, server.round, plan.downlink.codec), sections))
+    return replace(server, model=frame, encode_seconds=time.perf_counter() - begun)
+
+
+def decoded_model(plan: Plan, server: Server) -> F32:
+    """The model as clients of the coming round decode it [P]: what they train from, and what accuracy is measured on."""
+    return _decode_model(plan, server.model, server.round)
+
+
+def sample_cohort(plan: Plan, clients: Sequence[ClientId], round: int) -> list[ClientId]:
+    """m distinct clients, uniformly, ascending; a function of (seed, round)."""
+    chosen = stream(plan.seed, "cohort", round).choice(len(clients), size=plan.cohort, replace=False)
+    return sorted(clients[i] for i in chosen)
+
+
+def broadcast(plan: Plan, server: Server, cohort: Sequence[ClientId]) -> tuple[dict[ClientId, Message], Server]:
+    """(each client's message, the server): a TASK frame of its own and the MODEL frame that is shared."""
+    messages: dict[ClientId, Message] = {}
+    for client in cohort:
+        header = Header(Kind.TASK, server.round, acknowledged=server.acknowledged.get(client, 0), client=client)
+        messages[client] = (encode_frame(Frame(header)), server.model)
+    return messages, server
+
+
+def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Server, Mapping[ClientId, float]]:
+    """(the server of the next round, seconds to decode and add each client's reply).
+
+    The replies are folded in ascending client order whatever order they came in, weighted by examples or uniformly. A bad
+    frame raises WireError before anything has changed.
+    """
+    ordered = sorted(replies, key=lambda reply: reply.client)
+    frames = [_open_update(plan, reply, server.round) for reply in ordered]
+    shares = np.array([f.header.examples if plan.weighting == "examples" else 1 for f in frames], dtype=np.float64)
+    if not shares.sum() > 0:
+        raise RunError(server.round, None, "no client of the cohort has any examples: there is nothing to average")
+    seconds: dict[ClientId, float] = {}
+
+    def timed() -> Iterator[Received]:
+        for frame, share in zip(frames, shares / shares.sum(), strict=True):
+            begun = time.perf_counter()
+            yield Received(frame.sections, float(share), plan.context(server.round, frame.header.client))
+            seconds[frame.header.client] = time.perf_counter() - begun
+
+    update, uplink = plan.uplink.fold(server.uplink, timed(), plan.layout)
+    weights, velocity = server_step(plan.optimizer, server.weights, update, server.velocity, server.round)
+    if not np.isfinite(weights).all():
+        raise NonFiniteError(server.round, None, f"after the server's step {_first_bad(weights, plan.layout)}")
+    acknowledged = {**server.acknowledged, **dict.fromkeys((reply.client for reply in ordered), server.round)}
+    following = replace(
+        server, round=server.round + 1, weights=weights, velocity=velocity, uplink=uplink, acknowledged=acknowledged
+    )
+    return _publish(plan, following), seconds
+
+
+def _open_update(plan: Plan, reply: Reply, round: int) -> Frame:
+    if len(reply.frames) != 1:
+        raise WireError(0, f"client {reply.client} sent {len(reply.frames)} frames, expected one UPDATE")
+    frame = decode_frame(reply.frames[0], plan.max_frame(plan.uplink.op))
+    _expect(frame.header, Kind.UPDATE, round, reply.client, plan.uplink.op.codec)
+    return frame
+
+
+def _expect(header: Header, kind: Kind, round: int, client: ClientId | None, codec: int) -> None:
+    """WireError unless the header says what it must; client None: any."""
+    wanted = {"kind": (3, header.kind, kind), "codec": (4, header.codec, codec), "round": (6, header.round, round)}
+    if client is not None:
+        wanted["client"] = (18, header.client, client)
+    for name, (offset, got, expected) in wanted.items():
+        if got != expected:
+            raise WireError(offset, f"{name} is {got!s}, expected {expected!s}")
+
+
+# ---------------------------------------------------------------------------------------------------------- the client's side
+
+
+def receive(
+    plan: Plan, client: ClientId, message: Message, state: ClientState, examples: Examples
+) -> tuple[Work, ClientState, float]:
+    """(what there is to train, the state settled by what the server acknowledged, seconds to decode the message)."""
+    begun = time.perf_counter()
+    if len(message) != 2:
+        raise WireError(0, f"a message of {len(message)} frames, expected TASK and MODEL")
+    task = decode_frame(message[0], overhead(0)).header
+    _expect(task, Kind.TASK, task.round, client, 0)
+    weights = _decode_model(plan, message[1], task.round)
+    seconds = time.perf_counter() - begun
+    settled = ClientState(state.settle(task.acknowledged))
+    return Work(plan.seed, task.round, client, weights, examples), settled, seconds
+
+
+def send(plan: Plan, local: Local, round: int, state: ClientState, decode_seconds: float) -> tuple[Reply, ClientState]:
+    """(the reply, the state pending its acknowledgement). NonFiniteError for an update that is not finite."""
+    if not np.isfinite(local.update).all():
+        cause = f"the update {_first_bad(local.update, plan.layout)}; is the step size too large?"
+        raise NonFiniteError(round, local.client, cause)
+    begun = time.perf_counter()
+    sent = plan.uplink.send(local.update, state.scheme, plan.context(round, local.client))
+    header = Header(Kind.UPDATE, round, plan.uplink.op.codec, base=round, client=local.client, examples=local.examples)
+    frame = encode_frame(Frame(header, sent.sections))
+    seconds = time.perf_counter() - begun
+    pending = replace(state, pending=Pending(round, sent.state, sent.state_if_lost))
+    return Reply(local.client, (frame,), decode_seconds, seconds), pending
+
+
+def client_update(
+    plan: Plan, engine: Engine, client: ClientId, message: Message, state: ClientState, examples: Examples
+) -> tuple[Reply, ClientState]:
+    """receive, train, send for one client."""
+    work, settled, seconds = receive(plan, client, message, state, examples)
+    (local,) = engine.train([work])
+    return send(plan, local, work.round, settled, seconds)
+
+
+def _decode_model(plan: Plan, frame: bytes, round: int) -> F32:
+    decoded = decode_frame(frame, plan.max_frame(plan.downlink))
+    _expect(decoded.header, Kind.MODEL, round, None, plan.downlink.codec)
+    return plan.downlink.decode(decoded.sections, plan.context(round, 0)).to_dense()
+
+
+def _first_bad(vector: F32, layout: Layout) -> str:
+    bad = np.flatnonzero(~np.isfinite(vector))
+    return f"is not finite in {len(bad)} of {len(vector)} coordinates, first {vector[bad[0]]} at {layout.locate(int(bad[0]))}"

@@ -1,0 +1,45 @@
+"""Server and clients in one process: messages are handed over as the bytes that a network would carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from fedsgd.clients import ClientStore
+from fedsgd.compress import ClientId
+from fedsgd.data import Examples, Partition
+from fedsgd.engine import Engine
+from fedsgd.loop import Failure, Outcome
+from fedsgd.rounds import Message, Plan, Reply, client_update
+
+
+class InProcess:
+    """Runs the cohort's clients one after the other, each from its message, its state and its examples alone."""
+
+    def __init__(self, plan: Plan, engine: Engine, store: ClientStore, train: Examples, partition: Partition) -> None:
+        self.plan = plan
+        self.engine = engine
+        self.store = store
+        self.train = train
+        self.partition = partition
+
+    def clients(self) -> Sequence[ClientId]:
+        return range(len(self.partition))
+
+    def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[Outcome]:
+        """One outcome per client, in the order of `messages`; ends at the first failure, since it ends the run.
+
+        timeout is not used: nothing here waits for anything.
+        """
+        for client, message in messages.items():
+            try:
+                reply = self._update(client, message)
+            except Exception as error:
+                yield Failure(client, error)
+                return
+            yield reply
+
+    def _update(self, client: ClientId, message: Message) -> Reply:
+        examples = Examples(self.train.x, self.train.y, self.partition.rows(client))
+        reply, state = client_update(self.plan, self.engine, client, message, self.store.load(client), examples)
+        self.store.save(client, state)
+        return reply

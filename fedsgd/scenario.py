@@ -1,0 +1,197 @@
+"""A scenario: everything that a run depends on beside the data files, as plain frozen data; and its TOML form.
+
+Sections of the file are the fields of `Scenario`, keys are fields of the class that a section names. A wrong key, type or value
+is a ScenarioError that starts with the file and the dotted key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from fedsgd.clients import Weighting
+from fedsgd.component import Count, FieldError, Fraction, Natural, Share
+from fedsgd.compress import ErrorFeedback, Operator, Plain, Scheme
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.data import Partitioner, Source
+from fedsgd.data.datasets.digits import Digits
+from fedsgd.data.partitioners.iid import Iid
+from fedsgd.errors import ScenarioError, did_you_mean
+from fedsgd.models import Mlp, Model
+from fedsgd.optim import SGD, Optimizer
+from fedsgd.schema import Table, apply_settings, from_table, to_table
+
+
+@dataclass(frozen=True)
+class Data(Table):
+    """[data]: the dataset's own keys, and how it is split. source is inline: its keys stand in this table."""
+
+    source: Source = field(default=Digits(), metadata={"inline": True})
+    partition: Partitioner = Iid()
+
+
+@dataclass(frozen=True)
+class Client(Table):
+    """[client]: local training: `epochs` passes (1 unless `steps` is given) or `steps` steps of batches of `batch_size`."""
+
+    alternatives: ClassVar[tuple[str, ...]] = ("epochs", "steps")
+
+    optimizer: Optimizer = SGD()
+    epochs: Count | None = None
+    steps: Count | None = None
+    batch_size: Count | Literal["full"] = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 1)
+
+
+@dataclass(frozen=True)
+class Server(Table):
+    """[server]: who takes part (`cohort` clients a round, or a `fraction` of all, at least one), and the server's step."""
+
+    alternatives: ClassVar[tuple[str, ...]] = ("cohort", "fraction")
+
+    cohort: Count | None = None
+    fraction: Fraction | None = None
+    optimizer: Optimizer = field(default=SGD(lr=1.0), metadata={"preset": {"lr": 1.0}})
+    weighting: Weighting = "examples"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cohort is None and self.fraction is None:
+            object.__setattr__(self, "fraction", 1.0)
+
+
+@dataclass(frozen=True)
+class Uplink(Table):
+    """[uplink]: how clients' updates are compressed, and what happens to what was left out."""
+
+    compressor: Operator = DenseOperator()
+    error_feedback: Literal["none", "persist"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            self.scheme()
+        except FieldError as error:
+            raise FieldError("uplink", "error_feedback", error.problem) from None
+
+    def scheme(self) -> Scheme:
+        """The compressor with or without memory."""
+        if self.error_feedback == "none":
+            return Plain(self.compressor)
+        return ErrorFeedback(self.compressor, self.error_feedback)
+
+
+@dataclass(frozen=True)
+class Downlink(Table):
+    """[downlink]: how the model is sent to the clients: whole, by "dense", so far."""
+
+    compressor: Operator = DenseOperator()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.compressor, DenseOperator):
+            raise FieldError(
+                "downlink",
+                "compressor.name",
+                f'got "{self.compressor.name}", expected "dense": the downlink carries the whole model, and dropping '
+                "coordinates of a model is not compression of an update",
+            )
+
+
+@dataclass(frozen=True)
+class Evaluation(Table):
+    """[evaluation]: test the model after every `every` rounds, and after the last."""
+
+    every: Count = 1
+
+
+@dataclass(frozen=True)
+class Report(Table):
+    """[report]: what the summary answers: the first round that reaches `target_accuracy`."""
+
+    target_accuracy: Share | None = None
+
+
+@dataclass(frozen=True)
+class Stop(Table):
+    """[stop]: end the run after the first round that reaches `target_accuracy`."""
+
+    target_accuracy: Share | None = None
+
+
+@dataclass(frozen=True)
+class Scenario(Table):
+    """One experiment. name: what it is called; seed: of all randomness; rounds: how many at most."""
+
+    name: str  # type: ignore[misc]  # a component's name is its class's; a scenario's is its own
+    seed: Natural = 0
+    rounds: Count = 10
+    data: Data = Data()
+    model: Model = Mlp()
+    client: Client = Client()
+    server: Server = Server()
+    uplink: Uplink = Uplink()
+    downlink: Downlink = Downlink()
+    evaluation: Evaluation = Evaluation()
+    report: Report = Report()
+    stop: Stop = Stop()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name or any(c in self.name for c in "/\\\0"):
+            raise FieldError("scenario", "name", f"got {self.name!r}, expected a word that can name a folder")
+        if self.server.cohort is not None and self.server.cohort > self.data.partition.clients:
+            raise FieldError(
+                "scenario",
+                "server.cohort",
+                f"got {self.server.cohort} clients a round, but data.partition.clients is {self.data.partition.clients}",
+            )
+
+    @property
+    def cohort_size(self) -> int:
+        """m: `cohort`, or max(1, round(fraction · N)) (McMahan et al. 2017; a fraction of 0 means one client)."""
+        if self.server.cohort is not None:
+            return self.server.cohort
+        return max(1, round((self.server.fraction or 0.0) * self.data.partition.clients))
+
+    def to_toml(self) -> str:
+        """The resolved scenario: every key that has a value, defaults included. Loading it gives an equal scenario."""
+        import tomli_w
+
+        return tomli_w.dumps(to_table(self))
+
+    def replace(self, settings: Mapping[str, Any]) -> Scenario:
+        """This scenario with dotted keys set, as `--set` does: `{"uplink.compressor.density": 0.1}`."""
+        return from_dict(apply_settings(Scenario, to_table(self), settings))
+
+
+def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenario:
+    """The scenario in a TOML file, with dotted keys overridden by `settings`.
+
+    ScenarioError (`path: key: got ..., expected ...`) if the file is missing or anything in it is wrong.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, near) if near else ""
+        raise ScenarioError(f"{path}: cannot be read ({error.strerror}){hint}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: not valid TOML: {error}") from None
+    try:
+        return from_dict(apply_settings(Scenario, raw, settings or {}))
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}: {error}") from None
+
+
+def from_dict(raw: Mapping[str, Any]) -> Scenario:
+    """A scenario from nested tables, as TOML gives them."""
+    return from_table(Scenario, raw)

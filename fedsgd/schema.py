@@ -1,0 +1,185 @@
+"""Tables and components: nested mappings, as TOML gives them, to checked dataclasses and back; dotted settings over them."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from fedsgd.component import Component, FieldError, Registry, component_type, defaults, field_types
+from fedsgd.compress import COMPRESSORS, Operator
+from fedsgd.data import DATASETS, PARTITIONERS, Partitioner, Source
+from fedsgd.errors import ScenarioError, did_you_mean
+from fedsgd.models import MODELS, Model
+from fedsgd.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+
+FAMILIES: Mapping[type, Registry[Any]] = {
+    Source: DATASETS,
+    Partitioner: PARTITIONERS,
+    Model: MODELS,
+    Optimizer: OPTIMIZERS,
+    Schedule: SCHEDULES,
+    Operator: COMPRESSORS,
+}
+"""The component families that a scenario names members of."""
+
+
+@dataclass(frozen=True)
+class Table(Component):
+    """A section of a scenario. alternatives: keys that exclude each other, so that setting one unsets the others."""
+
+    alternatives: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [f"{key} = {getattr(self, key)}" for key in self.alternatives if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise FieldError(type(self).__name__, self.alternatives[0], f"got {' and '.join(given)}, expected only one of them")
+
+
+T = TypeVar("T", bound=Table)
+
+
+def from_table(cls: type[T], raw: Mapping[str, Any]) -> T:
+    """A table class from nested mappings; ScenarioError that starts with the dotted key of what is wrong."""
+    made: T = _table(cls, raw, "", {})
+    return made
+
+
+def to_table(component: Component) -> dict[str, Any]:
+    """Nested tables that `from_table` turns into an equal object; None is left out."""
+    out: dict[str, Any] = {} if isinstance(component, Table) else {"name": component.name}
+    for f in fields(component):
+        value = getattr(component, f.name)
+        if isinstance(value, Component):
+            out.update(to_table(value) if f.metadata.get("inline") else {f.name: to_table(value)})
+        elif value is not None and value != {}:
+            out[f.name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def describe(registry: Registry[Any]) -> list[dict[str, Any]]:
+    """Each member of a family: its name, the first line of its docstring, its keys with their defaults (None: unset)."""
+    members = []
+    for name in registry:
+        cls = registry[name]
+        keys = {key: _plain(value) for key, value in defaults(cls).items()}
+        members.append({"name": name, "summary": cls.summary(), "keys": keys})
+    return members
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Component):
+        return to_table(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+# ------------------------------------------------------------------------------------------------------ settings over a file
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`a.b=VALUE` → ("a.b", value): VALUE as TOML, or as a plain word or number where it is not valid TOML."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key or not all(key.split(".")):
+        raise ScenarioError(f"--set {text}: expected KEY=VALUE, for example uplink.compressor.density=0.1")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        try:
+            return key, float(value)
+        except ValueError:
+            return key, value.strip()
+
+
+def apply_settings(root: type, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables with dotted keys set. Setting a `name` drops the other keys of that component, so that they take the new
+    member's defaults; names are set first, whatever the order given."""
+    out = _copied(raw)
+    for dotted in sorted(settings, key=lambda k: (not k.endswith(".name"), k.count(".") if k.endswith(".name") else 0)):
+        *parents, leaf = dotted.split(".")
+        table, cls = out, root
+        for depth, part in enumerate(parents):
+            below = table.setdefault(part, {})
+            if isinstance(below, str):
+                below = table[part] = {"name": below}
+            if not isinstance(below, dict):
+                raise ScenarioError(f"{dotted}: {'.'.join(parents[: depth + 1])} is {below!r}, which has no keys")
+            table, cls = below, (component_type(field_types(cls).get(part)) or Component)
+        if leaf == "name" and parents:
+            kept = _own_fields(cls) if issubclass(cls, Table) else ()
+            for key in [k for k in table if k not in kept]:
+                del table[key]
+        if issubclass(cls, Table) and leaf in cls.alternatives:
+            for other in cls.alternatives:
+                table.pop(other, None)
+        table[leaf] = settings[dotted]
+    return out
+
+
+def _copied(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+
+
+# ------------------------------------------------------------------------------------------------------- tables to components
+
+
+def _own_fields(cls: type) -> list[str]:
+    return [f.name for f in fields(cls) if not f.metadata.get("inline")]
+
+
+def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any]) -> Any:
+    """An instance of a component or table class from its keys; path: where it stands, for messages."""
+    if not isinstance(raw, Mapping):
+        raise ScenarioError(f"{path}: expected a table, got {raw!r}")
+    inline = [f for f in fields(cls) if f.metadata.get("inline")]
+    own = _own_fields(cls)
+    rest = {key: value for key, value in raw.items() if key not in own}
+    if not inline:
+        for key in rest:
+            raise ScenarioError(f"{_join(path, key)}: unknown key{did_you_mean(key, own) or ', this table has none'}")
+    values = dict(preset)
+    for f in fields(cls):
+        annotation = component_type(field_types(cls)[f.name])
+        if f in inline:
+            if rest and annotation is not None:
+                values[f.name] = _member(FAMILIES[annotation], rest, path, {})
+        elif f.name in raw:
+            values[f.name] = _value(annotation, raw[f.name], _join(path, f.name), f.metadata.get("preset", {}))
+        elif f.default is MISSING and f.default_factory is MISSING and f.name not in values:
+            raise ScenarioError(f"{_join(path, f.name)}: missing")
+    try:
+        return cls(**values)
+    except FieldError as error:
+        raise ScenarioError(f"{_join(path, error.field)}: {error.problem}") from None
+
+
+def _value(annotation: type | None, raw: Any, path: str, preset: Mapping[str, Any]) -> Any:
+    if annotation is None:
+        return raw
+    if annotation in FAMILIES:
+        return _member(FAMILIES[annotation], raw, path, preset)
+    return _table(annotation, raw, path, preset)
+
+
+def _member(registry: Registry[Any], raw: Any, path: str, preset: Mapping[str, Any]) -> Any:
+    """The member of a family that `name` names; a string stands for a table with nothing but its name."""
+    table = {"name": raw} if isinstance(raw, str) else raw
+    if not isinstance(table, Mapping):
+        raise ScenarioError(f'{path}: expected a table with a name, like {{ name = "{next(iter(registry))}" }}, got {raw!r}')
+    implied = next((registry.implied[key] for key in table if key in registry.implied), None)
+    name = table.get("name", implied)
+    if name is None:
+        raise ScenarioError(f"{path}.name: missing{did_you_mean('', registry)}")
+    if not isinstance(name, str):
+        raise ScenarioError(f"{path}.name: expected the name of a {registry.family}, got {name!r}")
+    try:
+        cls = registry[name]
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}.name: {error}") from None
+    return _table(cls, {k: v for k, v in table.items() if k != "name"}, path, preset)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

@@ -1,0 +1,168 @@
+"""The frame: a fixed header, typed sections, a checksum. Everything that crosses the wire is one of these.
+
+    header   magic "fS", version u8, kind u8, codec u8, sections u8,
+             round u32, base round u32, acknowledged round u32, client u32, examples u32       26 bytes
+    section  part u8, length u32, then `length` bytes                                          5 bytes each, and the payload
+    check    CRC32 of all that stands before it                                                4 bytes
+
+Little-endian. Rounds count from 1, so that 0 can say "none". The payload of a section belongs to its compressor.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from fedsgd.errors import WireError
+
+MAGIC = b"fS"
+VERSION = 1
+ALL = 2**32 - 1
+"""The client field of a frame that is the same for every client."""
+MAX_SECTIONS = 255
+
+_HEADER = struct.Struct("<2sBBBBIIIII")
+_SECTION = struct.Struct("<BI")
+_CHECK = struct.Struct("<I")
+
+
+class Kind(IntEnum):
+    """What a frame is for."""
+
+    TASK = 1
+    MODEL = 2
+    UPDATE = 3
+
+
+class Part(IntEnum):
+    """What a section holds. The ledger counts INDEX and VALUE by themselves and all others as side information."""
+
+    INDEX = 1
+    VALUE = 2
+    SCALE = 3
+
+
+@dataclass(frozen=True)
+class Section:
+    """One typed stretch of bytes. offset: where its data stood in the frame it was read from, for messages only."""
+
+    part: Part
+    data: bytes | memoryview
+    offset: int = field(default=0, compare=False)
+
+
+Sections = tuple[Section, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """kind: what the frame is for; codec: the wire id of the compressor whose sections these are (0: none).
+
+    round: the round it belongs to; base: the round whose model it is relative to (0: absolute); acknowledged: the last round
+    in which the server accepted a reply of this client (0: none); client: whose it is, or ALL; examples: the client's number
+    of training examples (0 on the downlink).
+    """
+
+    kind: Kind
+    round: int
+    codec: int = 0
+    base: int = 0
+    acknowledged: int = 0
+    client: int = ALL
+    examples: int = 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A header and its sections."""
+
+    header: Header
+    sections: Sections = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The bytes of one frame by what they are for; they add up to its length.
+
+    header: frame header, section headers and checksum; side: scales and everything else that is neither index nor value.
+    """
+
+    header: int
+    index: int
+    value: int
+    side: int
+
+
+def overhead(n_sections: int) -> int:
+    """Bytes of a frame beside its sections' payload."""
+    return _HEADER.size + n_sections * _SECTION.size + _CHECK.size
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """The frame as bytes."""
+    h = frame.header
+    fixed = (h.round, h.base, h.acknowledged, h.client, h.examples)
+    if len(frame.sections) > MAX_SECTIONS or not all(0 <= value < 2**32 for value in fixed):
+        raise ValueError(f"does not fit a frame: {h}, {len(frame.sections)} sections")
+    pieces: list[bytes | memoryview] = [
+        _HEADER.pack(MAGIC, VERSION, h.kind, h.codec, len(frame.sections), *fixed),
+    ]
+    for section in frame.sections:
+        pieces += [_SECTION.pack(section.part, len(section.data)), section.data]
+    body = b"".join(pieces)
+    return body + _CHECK.pack(zlib.crc32(body))
+
+
+def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Frame:
+    """Inverse of `encode_frame`; WireError with offset and cause for anything else. Payloads are views, nothing is copied."""
+    view = memoryview(data)
+    if len(view) < overhead(0):
+        raise WireError(len(view), f"the frame ends after {len(view)} bytes, the shortest has {overhead(0)}")
+    if max_bytes is not None and len(view) > max_bytes:
+        raise WireError(0, f"a frame of {len(view)} bytes, at most {max_bytes} expected")
+    magic, version, kind, codec, n_sections, *fixed = _HEADER.unpack_from(view)
+    if magic != MAGIC:
+        raise WireError(0, f"magic is {magic!r}, expected {MAGIC!r}")
+    if version != VERSION:
+        raise WireError(2, f"version is {version}, expected {VERSION}")
+    end = len(view) - _CHECK.size
+    if zlib.crc32(view[:end]) != _CHECK.unpack_from(view, end)[0]:
+        raise WireError(end, "the checksum does not match")
+    if kind not in Kind.__members__.values():
+        raise WireError(3, f"unknown kind {kind}")
+    header = Header(Kind(kind), fixed[0], codec, *fixed[1:])
+    return Frame(header, _read_sections(view, n_sections, end))
+
+
+def _read_sections(view: memoryview, n_sections: int, end: int) -> Sections:
+    sections, at = [], _HEADER.size
+    for i in range(n_sections):
+        if at + _SECTION.size > end:
+            raise WireError(at, f"the frame ends before section {i + 1} of {n_sections}")
+        part, length = _SECTION.unpack_from(view, at)
+        start = at + _SECTION.size
+        if part not in Part.__members__.values():
+            raise WireError(at, f"unknown section part {part}")
+        if length > end - start:
+            raise WireError(at + 1, f"a section of {length} bytes, {end - start} are left")
+        sections.append(Section(Part(part), view[start : start + length], start))
+        at = start + length
+    if at != end:
+        raise WireError(at, f"{end - at} bytes after the last section")
+    return tuple(sections)
+
+
+def split_frame(data: bytes | memoryview) -> Split:
+    """The bytes of an encoded frame by part: read from the bytes themselves, not from what was meant to be sent."""
+    by_part = {Part.INDEX: 0, Part.VALUE: 0}
+    side = 0
+    frame = decode_frame(data)
+    for section in frame.sections:
+        if section.part in by_part:
+            by_part[section.part] += len(section.data)
+        else:
+            side += len(section.data)
+    header = len(data) - by_part[Part.INDEX] - by_part[Part.VALUE] - side
+    return Split(header, by_part[Part.INDEX], by_part[Part.VALUE], side)
