@@ -155,7 +155,7 @@ class Registry(Generic[C]):
         if name not in self._members:
             raise ScenarioError(f'got "{name}"{did_you_mean(name, self._members)}')
         cls = import_object(self._members[name])
-        if not (isinstance(cls, type) and issubclass(cls, self.base) and cls.name == name):
+        if not (isinstance(cls, type) and issubclass(cls, self.base) and getattr(cls, "name", None) == name):
             raise TypeError(f'{self._members[name]} is registered as {self.family} "{name}" but is {cls!r}')
         member: type[C] = cls
         return member

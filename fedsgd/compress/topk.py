@@ -96,4 +96,4 @@ class TopK(Operator):
         return min(1.0, kept_of(self.density, layout.size) / layout.size) * (1 - rounding)
 
     def kept(self, sections: Sections, layout: Layout) -> int:
-        return count_indices(sections[0].data)
+        return count_indices(sections[0].data, layout.size)

@@ -1,9 +1,10 @@
-"""Index sets: k ascending positions below P, coded by the shortest of three codecs.
+"""Index sets: k ascending positions below P, coded by the shortest of four codecs.
 
     section := tag u8, body
     0 Rice    k varint; a 5-bit parameter b for each block of 128 gaps; the low b bits of each gap; the rest in unary
     1 bitmap  P bits
     2 raw     k varint; each index in as few whole bytes as P - 1 needs
+    3 absent  as 0, for the positions that are not in the set
 
 A gap is the number of positions skipped. Positions of kept coordinates are close to a Bernoulli process, whose gaps are
 geometric, and Rice's code is the optimal code of a geometric source to within a few per cent (Golomb 1966; Rice 1979). A
@@ -23,7 +24,7 @@ from fedsgd.wire.frame import Section
 I64 = NDArray[np.int64]
 Bytes = bytes | memoryview
 
-RICE, BITMAP, RAW = 0, 1, 2
+RICE, BITMAP, RAW, ABSENT = 0, 1, 2, 3
 BLOCK = 128
 PARAMETER_BITS = 5
 
@@ -36,19 +37,17 @@ def max_index_bytes(size: int) -> int:
 def encode_indices(indices: I64, size: int) -> bytes:
     """indices: [k], strictly ascending, in [0, size)."""
     gaps = np.diff(indices, prepend=-1) - 1
-    parameters = _rice_parameters(gaps)
+    absent = np.diff(_others(indices, size), prepend=-1) - 1 if 2 * len(indices) > size else None
     raw_bytes = len(bits.pack_varint(len(gaps))) + _raw_width(size) * len(gaps)
-    lengths = [_rice_bytes(gaps, parameters), bits.n_bytes(size), raw_bytes]
-    tag = int(np.argmin(lengths))
-    if tag == RICE:
-        body = _encode_rice(gaps, parameters)
-    elif tag == BITMAP:
-        mask = np.zeros(size, dtype=np.uint8)
-        mask[indices] = 1
-        body = np.packbits(mask, bitorder="little").tobytes()
-    else:
+    absent_bytes = max_index_bytes(size) if absent is None else _rice_bytes(absent)
+    tag = int(np.argmin([_rice_bytes(gaps), bits.n_bytes(size), raw_bytes, absent_bytes]))
+    if tag == BITMAP:
+        body = np.packbits(_mask(indices, size), bitorder="little").tobytes()
+    elif tag == RAW:
         columns = indices.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : _raw_width(size)]
         body = bits.pack_varint(len(indices)) + columns.tobytes()
+    else:
+        body = _encode_rice(gaps if tag == RICE or absent is None else absent)
     return bytes([tag]) + body
 
 
@@ -70,22 +69,34 @@ def _decode(data: Bytes, size: int) -> I64:
         raise WireError(0, f"an index section of {len(data)} bytes, at most {max_index_bytes(size)} for {size} parameters")
     if data[0] == BITMAP:
         return _decode_bitmap(data[1:], size)
-    if data[0] not in (RICE, RAW):
+    if data[0] not in (RICE, RAW, ABSENT):
         raise WireError(0, f"unknown index codec {data[0]}")
     k, start = bits.unpack_varint(data, 1)
     if k > size:
         raise WireError(1, f"{k} indices, the model has {size} parameters")
-    indices = _decode_rice(data[start:], k, size) if data[0] == RICE else _decode_raw(data[start:], k, size)
+    indices = _decode_raw(data[start:], k, size) if data[0] == RAW else _decode_rice(data[start:], k, size)
     if k and int(indices[-1]) >= size:
         raise WireError(1, f"index {int(indices[-1])} is outside [0, {size})")
-    return indices
+    return _others(indices, size) if data[0] == ABSENT else indices
 
 
-def count_indices(data: Bytes) -> int:
-    """k of a section that `encode_indices` made, without decoding it."""
+def count_indices(data: Bytes, size: int) -> int:
+    """k of a section that `encode_indices` made for P = size, without decoding it."""
     if data[0] == BITMAP:
         return int(np.bitwise_count(np.frombuffer(data, dtype=np.uint8)[1:]).sum())
-    return bits.unpack_varint(data, 1)[0]
+    k = bits.unpack_varint(data, 1)[0]
+    return size - k if data[0] == ABSENT else k
+
+
+def _mask(indices: I64, size: int) -> NDArray[np.uint8]:
+    mask = np.zeros(size, dtype=np.uint8)
+    mask[indices] = 1
+    return mask
+
+
+def _others(indices: I64, size: int) -> I64:
+    """The positions below `size` that are not among `indices`."""
+    return np.flatnonzero(_mask(indices, size) == 0)
 
 
 def _blocks(k: int) -> I64:
@@ -106,13 +117,15 @@ def _rice_parameters(gaps: I64) -> I64:
     return cheapest
 
 
-def _rice_bytes(gaps: I64, parameters: I64) -> int:
+def _rice_bytes(gaps: I64) -> int:
+    parameters = _rice_parameters(gaps)
     widths = parameters[_blocks(len(gaps))]
     streams = [PARAMETER_BITS * len(parameters), int(widths.sum()), int((gaps >> widths).sum()) + len(gaps)]
     return len(bits.pack_varint(len(gaps))) + sum(bits.n_bytes(s) for s in streams)
 
 
-def _encode_rice(gaps: I64, parameters: I64) -> bytes:
+def _encode_rice(gaps: I64) -> bytes:
+    parameters = _rice_parameters(gaps)
     widths = parameters[_blocks(len(gaps))]
     head = bits.pack(parameters, np.full(len(parameters), PARAMETER_BITS, dtype=np.int64))
     return bits.pack_varint(len(gaps)) + head + bits.pack(gaps, widths) + bits.pack_unary(gaps >> widths)

@@ -1,0 +1,55 @@
+"""What many tests share: small data, small scenarios, the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from fedsgd.data import Dataset, Examples
+from fedsgd.scenario import Scenario, load
+
+ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("default")
+
+
+@pytest.fixture
+def root() -> Path:
+    """The project's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data, or skip."""
+    folder = Path(os.environ.get("FEDSGD_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"no real data in {folder}: set FEDSGD_DATA")
+    return folder
+
+
+@pytest.fixture
+def scenario() -> Callable[..., Scenario]:
+    """The quickstart at a tiny size, with dotted keys overridden: scenario({"rounds": 3})."""
+
+    def make(settings: dict[str, Any] | None = None) -> Scenario:
+        tiny = {"rounds": 3, "client.epochs": 1, "server.cohort": 4, "data.partition.clients": 8}
+        return load(ROOT / "scenarios" / "quickstart.toml", {**tiny, **(settings or {})})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def blobs() -> Dataset:
+    """Three Gaussian classes in eight dimensions: 120 training and 60 test examples."""
+    rng = np.random.default_rng(7)
+    y = rng.integers(0, 3, 180)
+    x = (rng.standard_normal((180, 8)) + 2 * np.eye(3, 8)[y]).astype(np.float32)
+    return Dataset(Examples(x[:120], y[:120]), Examples(x[120:], y[120:]), classes=3)

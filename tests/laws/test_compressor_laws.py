@@ -1,0 +1,110 @@
+"""The law suite over the whole registry: a new compressor is found and tested without a line here."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+import pkgutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import fedsgd.compress
+from fedsgd.compress import COMPRESSORS, Context, Operator, Scheme
+from fedsgd.compress import laws as compressor_laws
+from fedsgd.layout import F32, Layout
+from tests.laws.members import name_of, operators, schemes
+
+OPERATORS = list(operators())
+SCHEMES = list(schemes())
+
+# Normal numbers whose squares and sums of squares are finite in float32 too; ties and zeros are common.
+MAGNITUDES = st.one_of(
+    st.just(0.0),
+    st.sampled_from([1.0, -1.0, 0.5]),
+    st.floats(2**-50, 2**50, width=32),
+    st.floats(-(2**50), -(2**-50), width=32),
+)
+VECTORS = hnp.arrays(np.float32, st.integers(1, 300), elements=MAGNITUDES, fill=MAGNITUDES)
+DYADIC = hnp.arrays(np.float32, 24, elements=st.integers(-4096, 4096).map(lambda n: n / 64))
+
+
+@pytest.mark.parametrize("law", compressor_laws.INPUT_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("op", OPERATORS, ids=name_of)
+@settings(max_examples=40)
+@given(x=VECTORS, round=st.integers(1, 2**32 - 1), client=st.integers(0, 2**32 - 2))
+def test_laws_of_every_vector(law: Callable[..., None], op: Operator, x: F32, round: int, client: int) -> None:
+    law(op, x, Context(3, round, client, Layout.flat(len(x))))
+
+
+@pytest.mark.parametrize("law", compressor_laws.POPULATION_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("op", OPERATORS, ids=name_of)
+def test_laws_of_a_population(law: Callable[..., None], op: Operator) -> None:
+    law(op)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
+@settings(max_examples=30)
+@given(updates=st.lists(DYADIC, min_size=1, max_size=12), data=st.data())
+def test_telescoping(scheme: Scheme, updates: list[F32], data: st.DataObject) -> None:
+    lost = data.draw(st.lists(st.booleans(), min_size=len(updates), max_size=len(updates)))
+    compressor_laws.telescoping(scheme, updates, lost)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
+def test_what_is_withheld_is_bounded(scheme: Scheme) -> None:
+    compressor_laws.bounded(scheme)
+
+
+@pytest.mark.parametrize("member", [*OPERATORS, *SCHEMES], ids=name_of)
+def test_members_are_values(member: Operator | Scheme) -> None:
+    twin = pickle.loads(pickle.dumps(member))
+    assert twin == member
+    assert hash(twin) == hash(member)
+    with pytest.raises(AttributeError):
+        member.op = None  # type: ignore[union-attr, misc, assignment]
+
+
+def test_codec_ids_are_unique_and_nonzero() -> None:
+    codecs = [COMPRESSORS[name].codec for name in COMPRESSORS]
+    assert len(set(codecs)) == len(codecs)
+    assert all(0 < codec < 256 for codec in codecs)
+
+
+def test_every_operator_is_registered() -> None:
+    for module in pkgutil.iter_modules(fedsgd.compress.__path__, "fedsgd.compress."):
+        importlib.import_module(module.name)
+
+    def below(cls: type) -> set[type]:
+        return {cls}.union(*(below(sub) for sub in cls.__subclasses__()))
+
+    ours = {c for c in below(Operator) if c.__module__.startswith("fedsgd.") and not inspect.isabstract(c)}
+    assert ours == {COMPRESSORS[name] for name in COMPRESSORS}
+
+
+def test_check_scheme_runs_all_laws_on_a_good_member() -> None:
+    compressor_laws.check_scheme(SCHEMES[0])
+
+
+def test_a_mean_that_is_slightly_off_is_rejected() -> None:
+    """The statistical laws have teeth: 3 % of bias is found."""
+    from dataclasses import dataclass
+
+    from fedsgd.compress.base import Sparse, Update
+    from fedsgd.compress.randk import RandK
+    from fedsgd.errors import LawError
+    from fedsgd.wire import Sections
+
+    @dataclass(frozen=True)
+    class Tilted(RandK):
+        def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+            return super().encode(x * np.float32(1.03), ctx)
+
+    assert isinstance(Tilted(density=0.5).encode(np.ones(4, np.float32), Context(0, 1, 0, Layout.flat(4)))[1], Sparse)
+    with pytest.raises(LawError, match="mean"):
+        compressor_laws.mean(Tilted(density=0.9))

@@ -1,0 +1,85 @@
+"""The ledger's law: what it says is what crossed, to the byte."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from fedsgd.compress import Context
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.topk import TopK
+from fedsgd.errors import LawError
+from fedsgd.layout import Layout
+from fedsgd.ledger import DIGEST_COLUMNS, Ledger, canonical
+from fedsgd.loop import Crossing
+from fedsgd.wire import Frame, Header, Kind, encode_frame, overhead
+
+
+def crossings() -> list[Crossing]:
+    """A TASK, a MODEL and two UPDATE frames, one of them ternary."""
+    rng = np.random.default_rng(0)
+    x, layout = rng.standard_normal(500).astype(np.float32), Layout.flat(500)
+    out = [Crossing(1, 3, "down", Kind.TASK, encode_frame(Frame(Header(Kind.TASK, 1, client=3))), 0, 0.0, 0.0)]
+    plans = [(DenseOperator(), Kind.MODEL), (TopK(0.1), Kind.UPDATE), (TopK(0.1, "ternary"), Kind.UPDATE)]
+    for op, kind in plans:
+        sections, update = op.encode(x, Context(0, 1, 3, layout))
+        frame = encode_frame(Frame(Header(kind, 1, op.codec, client=3), sections))
+        out.append(Crossing(1, 3, "up" if kind is Kind.UPDATE else "down", kind, frame, update.kept, 0.1, 0.2))
+    return out
+
+
+def accounts_for_every_byte(ledger: Ledger) -> None:
+    """n_bytes is the frame's length, the parts add up to it, and the header is at least what a frame cannot do without."""
+    sent = crossings()
+    for crossing in sent:
+        ledger(crossing)
+    rows = ledger.table().to_pylist()
+    for crossing, row in zip(sent, rows, strict=True):
+        parts = sum(row[f"{part}_bytes"] for part in ("header", "index", "value", "side"))
+        good = row["n_bytes"] == len(crossing.frame) == parts and row["header_bytes"] >= overhead(0)
+        if not good:
+            raise LawError(f"every byte: a frame of {len(crossing.frame)} bytes is booked as {row}")
+
+
+def test_every_byte_is_accounted_for() -> None:
+    accounts_for_every_byte(Ledger())
+
+
+def test_totals_are_the_sums_of_the_rows() -> None:
+    ledger = Ledger()
+    accounts_for_every_byte(ledger)
+    rows = ledger.table().to_pylist()
+    for direction in ("up", "down"):
+        ours = [row for row in rows if row["direction"] == direction]
+        total = ledger.totals[direction]
+        assert total.frames == len(ours) == 2
+        assert total.n_bytes == sum(row["n_bytes"] for row in ours)
+        assert total.kept == sum(row["kept"] for row in ours)
+        for part in ("header", "index", "value", "side"):
+            assert getattr(total, part) == sum(row[f"{part}_bytes"] for row in ours)
+
+
+def test_the_digest_is_that_of_the_rows_without_timings() -> None:
+    ledger = Ledger()
+    accounts_for_every_byte(ledger)
+    text = "\t".join(DIGEST_COLUMNS).encode() + b"\n" + b"".join(canonical(row) for row in ledger.table().to_pylist())
+    assert ledger.sha256 == hashlib.sha256(text).hexdigest()
+
+    slower = Ledger()
+    for c in crossings():
+        slower(Crossing(c.round, c.client, c.direction, c.kind, c.frame, c.kept, 9.0, 9.0))
+    assert slower.sha256 == ledger.sha256
+
+    other = Ledger()
+    for c in crossings():
+        flipped = c.frame[:-1] + bytes([c.frame[-1] ^ 1])
+        other(Crossing(c.round, c.client, c.direction, c.kind, flipped, c.kept, 0.0, 0.0))
+    assert other.sha256 != ledger.sha256
+
+
+def test_a_frame_that_cannot_be_read_is_counted_all_the_same() -> None:
+    ledger = Ledger()
+    ledger(Crossing(1, 0, "up", Kind.UPDATE, b"garbage", 0, 0.0, 0.0))
+    (row,) = ledger.table().to_pylist()
+    assert (row["n_bytes"], row["side_bytes"], row["header_bytes"]) == (7, 7, 0)

@@ -1,0 +1,37 @@
+"""Laws that reject nothing prove nothing: each planted bug must fall, and by the law that is meant for it."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from fedsgd.compress import ErrorFeedback, Operator, Scheme
+from fedsgd.compress import laws as compressor_laws
+from fedsgd.compress.randk import RandK
+from fedsgd.errors import LawError, ScenarioError
+from tests.laws import planted
+from tests.laws.test_ledger_laws import accounts_for_every_byte
+
+
+@pytest.mark.parametrize(("op", "law"), planted.OPERATORS, ids=lambda v: getattr(v, "name", v))
+def test_a_planted_operator_is_rejected(op: Operator, law: str) -> None:
+    with warnings.catch_warnings(), pytest.raises(LawError, match=rf"^{law}: "):
+        warnings.simplefilter("ignore")
+        compressor_laws.check_operator(op)
+
+
+@pytest.mark.parametrize(("scheme", "law"), planted.SCHEMES, ids=lambda v: getattr(v, "name", v))
+def test_a_planted_scheme_is_rejected(scheme: Scheme, law: str) -> None:
+    with pytest.raises(LawError, match=rf"^{law}: "):
+        compressor_laws.check_scheme(scheme)
+
+
+def test_a_ledger_that_leaves_out_the_header_is_rejected() -> None:
+    with pytest.raises(LawError, match="every byte"):
+        accounts_for_every_byte(planted.LedgerWithoutHeaders())
+
+
+def test_error_feedback_itself_refuses_scaled_rand_k() -> None:
+    with pytest.raises(ScenarioError, match="grow without bound"):
+        ErrorFeedback(RandK(scaled=True))
