@@ -1,14 +1,14 @@
 """The laws of `base.py` as checks that anyone's compressor can be put through. Each raises LawError with its figures.
 
 INPUT_LAWS hold for every finite vector: a test draws the vectors. POPULATION_LAWS hold on average over vectors or over the
-shared randomness: they draw their own, always the same, so a verdict never changes from run to run. Statistical laws reject at
-SIGMAS standard errors.
+shared randomness: they draw their own, always the same, so a verdict never changes from run to run. Statistical laws
+reject at SIGMAS standard errors.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -48,7 +48,7 @@ def _same(a: F32, b: F32) -> bool:
     return a.shape == b.shape and bool((a == b).all())
 
 
-# ---------------------------------------------------------------------------------------------------- laws of every finite vector
+# ---------------------------------------------------------------------------------------------- laws of every finite vector
 
 
 def round_trip(op: Operator, x: F32, ctx: Context) -> None:
@@ -120,7 +120,8 @@ def _gaussian(rng: np.random.Generator, size: int) -> F32:
 def _scores(samples: F64) -> F64:
     """Standard scores of the column means of samples [draws, n] against zero; 0 where a column is all zero."""
     spread = np.sqrt(np.square(samples).sum(axis=0))
-    return np.divide(samples.sum(axis=0), spread, out=np.zeros_like(spread), where=spread > 0)
+    scores: F64 = np.divide(samples.sum(axis=0), spread, out=np.zeros_like(spread), where=spread > 0)
+    return scores
 
 
 def zero(op: Operator) -> None:
@@ -192,7 +193,7 @@ def no_slack(op: Operator) -> None:
 POPULATION_LAWS: Sequence[Callable[[Operator], None]] = (zero, ends, fair, mean, no_slack)
 
 
-# --------------------------------------------------------------------------------------------------------------- laws of schemes
+# ------------------------------------------------------------------------------------------------------------ laws of schemes
 
 
 def telescoping(scheme: Scheme, updates: Sequence[F32], lost: Sequence[bool]) -> None:
@@ -253,7 +254,3 @@ def check_scheme(scheme: Scheme) -> None:
     updates = [_gaussian(rng, SMALL) for _, rng in _contexts("telescoping", SMALL, 20)]
     telescoping(scheme, updates, [i % 3 == 1 for i in range(20)])
     bounded(scheme)
-
-
-LAWS: Mapping[str, Callable[..., None]] = {law.__name__: law for law in (*INPUT_LAWS, *POPULATION_LAWS, telescoping, bounded)}
-"""Every law by name."""

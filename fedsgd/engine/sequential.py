@@ -39,7 +39,7 @@ class Sequential:
     def _train_one(self, work: Work) -> Local:
         optimizer, n_steps = self.recipe.optimizer, self.recipe.n_steps(len(work.examples))
         lr = optimizer.rate(work.round)
-        x, y = (torch.from_numpy(a) for a in work.examples.gather())
+        x, y = _tensors(work.examples)
         start = torch.from_numpy(np.array(work.weights))
         w = start.clone()
         self._point_at(w)
@@ -66,7 +66,7 @@ class Sequential:
 
     def evaluate(self, weights: F32, examples: Examples) -> Mapping[str, float]:
         """ "loss" and each metric, as means over the examples, in slices of 1,000."""
-        x, y = (torch.from_numpy(a) for a in examples.gather())
+        x, y = _tensors(examples)
         self._point_at(torch.from_numpy(np.array(weights)))
         self.task.module.eval()
         totals = dict.fromkeys(["loss", *self.task.metrics], 0.0)
@@ -91,6 +91,12 @@ class Sequential:
         finally:
             for name, buffer in self.task.module.named_buffers():
                 buffer.copy_(self._buffers[name])
+
+
+def _tensors(examples: Examples) -> tuple[Tensor, Tensor]:
+    """x and y as tensors that share memory with the arrays, unless those are read-only."""
+    x, y = (torch.from_numpy(np.require(a, requirements="W")) for a in examples.gather())
+    return x, y
 
 
 def _take(x: Tensor, y: Tensor, batch: I64) -> tuple[Tensor, Tensor]:

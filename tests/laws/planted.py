@@ -11,8 +11,8 @@ from fedsgd.compress import Context, Dense, ErrorFeedback, Operator, Scheme, Sen
 from fedsgd.compress.base import Kind
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.topk import TopK, kept_of, top_k
-from fedsgd.ledger import Ledger
 from fedsgd.layout import F32, Layout
+from fedsgd.ledger import Ledger
 from fedsgd.loop import Crossing
 from fedsgd.wire import Part, Section, Sections, decode_values, encode_indices, encode_values
 

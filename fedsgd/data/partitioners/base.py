@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,9 @@ class Partitioner(Component, ABC):
     alone.
     """
 
+    by_class: ClassVar[bool] = True
+    """Whether the split looks at class labels; if not, any targets will do."""
+
     clients: Count = 100
 
     @abstractmethod
@@ -65,8 +68,11 @@ class Partitioner(Component, ABC):
 def partition(partitioner: Partitioner, labels: NDArray[Any], seed: int) -> Partition:
     """The split of the examples with these labels [n]; clients left empty are repaired.
 
-    DataError if there are more clients than examples.
+    DataError if there are more clients than examples, or no class labels where the partitioner needs them.
     """
+    if partitioner.by_class and (labels.ndim != 1 or labels.dtype.kind not in "iub"):
+        got = f"{labels.dtype} targets of shape {list(labels.shape)}"
+        raise DataError(f'"{partitioner.name}" splits by class label, expected integers [n], got {got}; "iid" splits anything')
     if partitioner.clients > len(labels):
         raise DataError(f"{partitioner.clients} clients cannot share {len(labels)} examples: at most one client an example")
     owner = partitioner.owners(labels, stream(seed, "partition"))

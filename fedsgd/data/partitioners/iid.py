@@ -16,6 +16,7 @@ class Iid(Partitioner):
     """Shuffle and deal: every client the same distribution, sizes equal to within one example."""
 
     name: ClassVar[str] = "iid"
+    by_class: ClassVar[bool] = False
 
     def owners(self, labels: NDArray[Any], rng: np.random.Generator) -> I64:
         return rng.permutation(np.arange(len(labels), dtype=np.int64) % self.clients)

@@ -1,0 +1,22 @@
+"""fedsgd from Python: what does top-k 1 % cost with 2, and with all, of 20 clients a round?
+
+python scenarios/simulation_script.py [ROUNDS]
+"""
+
+import sys
+from pathlib import Path
+
+import fedsgd
+
+rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+quickstart = fedsgd.load(Path(__file__).parent / "quickstart.toml", {"rounds": rounds, "report.target_accuracy": 0.9})
+
+for cohort in (2, 20):
+    scenario = quickstart.replace({"server.cohort": cohort})
+    result = fedsgd.run(scenario, on_round=lambda r: print(f"\rround {r.round}: accuracy {r.accuracy:.3f}", end=""))
+
+    summary, up = result.summary, result.summary["uplink"]
+    reached = summary["rounds_to_target"]
+    spent = f"{result.history[reached - 1].uplink_bytes:,} bytes up" if reached else "not in this run"
+    print(f"\n{cohort} clients a round: 90 % after {spent}; best {summary['best_accuracy']:.3f}")
+    print(f"  {up['n_bytes']:,} bytes up in all: {up['index']:,} positions, {up['value']:,} values, {up['header']:,} headers")

@@ -1,0 +1,276 @@
+"""The laws of engines, and the oracle against torch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fedsgd.data import Dataset, Examples
+from fedsgd.engine import Local, Recipe, Sequential, Work
+from fedsgd.engine.base import batches
+from fedsgd.errors import ModelError
+from fedsgd.models import Mlp, Task, make_task
+from fedsgd.optim import OPTIMIZERS, SGD, Momentum, PyTorchMomentum
+
+ENGINES: dict[str, Callable[[Task, Recipe], Sequential]] = {"sequential": Sequential}
+
+
+def work(task: Task, data: Dataset, client: int, round: int = 1, rows: slice = slice(0, 30)) -> Work:
+    return Work(0, round, client, task.initial, Examples(data.train.x, data.train.y, np.arange(120)[rows]))
+
+
+def dropout_module() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_a_result_does_not_depend_on_who_else_is_in_the_cohort(
+    engine: Callable[..., Sequential], optimizer: str, blobs: Dataset
+) -> None:
+    task = make_task(Mlp(), blobs, 0, module=dropout_module())
+    recipe = Recipe(OPTIMIZERS[optimizer](lr=0.1), 2, None, 7)
+    works = [work(task, blobs, c, rows=slice(10 * c, 10 * c + 5 + 10 * c)) for c in range(4)]
+    together = {local.client: local.update.tobytes() for local in engine(task, recipe).train(works)}
+    backwards = {local.client: local.update.tobytes() for local in engine(task, recipe).train(works[::-1])}
+    alone = {w.client: next(iter(engine(task, recipe).train([w]))).update.tobytes() for w in works}
+    assert together == backwards == alone
+    assert len(set(alone.values())) == 4
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
+def test_threads_and_global_generators_are_left_as_they_were(engine: Callable[..., Sequential], blobs: Dataset) -> None:
+    task = make_task(Mlp(), blobs, 0, module=dropout_module())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(5)
+        before = torch.get_rng_state(), np.random.get_state()[1].tobytes()  # type: ignore[index, union-attr]  # noqa: NPY002
+        list(engine(task, Recipe(SGD(), 1, None, 10)).train([work(task, blobs, 0)]))
+        engine(task, Recipe(SGD(), 1, None, 10)).evaluate(task.initial, blobs.test)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.random.get_state()[1].tobytes() == before[1]  # type: ignore[index, union-attr]  # noqa: NPY002
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
+def test_nothing_that_was_handed_over_is_written_to(engine: Callable[..., Sequential], blobs: Dataset) -> None:
+    task = make_task(Mlp(), blobs, 0)
+    given_work = work(task, blobs, 0)
+    for array in (given_work.weights, blobs.train.x):
+        array.flags.writeable = False
+    try:
+        list(engine(task, Recipe(Momentum(), 1, None, 10)).train([given_work]))
+        engine(task, Recipe(Momentum(), 1, None, 10)).evaluate(given_work.weights, Examples(blobs.train.x, blobs.train.y))
+    finally:
+        blobs.train.x.flags.writeable = True
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
+@settings(max_examples=25)
+@given(n=st.integers(0, 40), size=st.one_of(st.none(), st.integers(1, 50)), epochs=st.integers(1, 3), hidden=st.integers(1, 9))
+def test_the_plain_torch_loop_gives_the_same_bits(
+    engine: Callable[..., Sequential], blobs: Dataset, n: int, size: int | None, epochs: int, hidden: int
+) -> None:
+    """DataLoader-free, but nn.Module, backward() and torch.optim.SGD as in any tutorial; the empty client included."""
+    task = make_task(Mlp(hidden=(hidden,)), blobs, 0)
+    recipe = Recipe(PyTorchMomentum(lr=0.1), epochs, None, size)
+    job = work(task, blobs, 3, rows=slice(0, n))
+    (local,) = engine(task, recipe).train([job])
+    if recipe.n_steps(n) != 1:
+        assert local.update.tobytes() == (tutorial_loop(task, job, recipe) - task.initial).tobytes()
+    assert (local.examples, local.steps) == (n, recipe.n_steps(n))
+
+
+def tutorial_loop(task: Task, job: Work, recipe: Recipe) -> np.ndarray:
+    engine = Sequential(task, recipe)
+    engine._point_at(torch.from_numpy(task.initial.copy()))
+    module = task.module.train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=recipe.optimizer.lr, momentum=0.9, foreach=False)
+    x, y = (torch.from_numpy(a) for a in job.examples.gather())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for batch in batches(job, recipe):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x[batch]), y[batch]).backward()
+        optimizer.step()
+    torch.set_num_threads(threads)
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy()
+
+
+# ------------------------------------------------------------------------------------------------------- batches, exact numbers
+
+
+def steps_of(recipe: Recipe, n: int) -> list[int]:
+    data = Examples(np.zeros((n, 1)), np.zeros(n))
+    return [len(b) for b in batches(Work(0, 1, 0, np.zeros(1, np.float32), data), recipe)]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "size", "expected"),
+    [
+        (1, None, 10, [10, 10, 5]),
+        (2, None, 10, [10, 10, 5, 10, 10, 5]),
+        (1, None, None, [25]),
+        (3, None, 100, [25, 25, 25]),
+        (None, 1, None, [25]),
+        (None, 4, 10, [10, 10, 5, 10]),
+        (None, 1, 10, [10]),
+    ],
+)
+def test_steps_and_batch_sizes(epochs: int | None, steps: int | None, size: int | None, expected: list[int]) -> None:
+    recipe = Recipe(SGD(), epochs, steps, size)
+    assert steps_of(recipe, 25) == expected
+    assert recipe.n_steps(25) == len(expected)
+    assert recipe.n_steps(0) == 0
+
+
+def test_each_pass_sees_each_example_once_in_an_order_of_its_own(blobs: Dataset) -> None:
+    data = Examples(np.zeros((25, 1)), np.zeros(25))
+    job = Work(0, 1, 0, np.zeros(1, np.float32), data)
+    rows = np.concatenate(list(batches(job, Recipe(SGD(), 2, None, 10))))
+    assert sorted(rows[:25]) == sorted(rows[25:]) == list(range(25))
+    assert rows[:25].tolist() != rows[25:].tolist()
+    other_round = Work(0, 2, 0, np.zeros(1, np.float32), data)
+    assert rows.tolist() != np.concatenate(list(batches(other_round, Recipe(SGD(), 2, None, 10)))).tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------- one-step clients
+
+
+def test_a_one_step_client_hands_over_the_step_itself() -> None:
+    """w = 2^24, gradient 1, η = 1: w − 1 − w is -1 here, but with η = 0.25 the sum would swallow the step."""
+
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([2.0**24]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.w
+
+    data = Dataset(Examples(np.ones((4, 1), np.float32), np.zeros(4)), Examples(np.ones((1, 1), np.float32), np.zeros(1)), None)
+    task = make_task(Mlp(), data, 0, module=Scalar(), loss=lambda output, target: output.mean())
+    one = Sequential(task, Recipe(SGD(lr=0.25), None, 1, None))
+    (local,) = one.train([Work(0, 1, 0, task.initial, data.train)])
+    assert local.update.tolist() == [-0.25]
+    two = Sequential(task, Recipe(SGD(lr=0.25), None, 2, None))
+    (local,) = two.train([Work(0, 1, 0, task.initial, data.train)])
+    assert local.update.tolist() == [0.0]
+
+
+# --------------------------------------------------------------------------------------------------------------- modules of users
+
+
+def train_once(task: Task, data: Dataset) -> Local:
+    return next(iter(Sequential(task, Recipe(SGD(lr=0.1), 1, None, 10)).train([work(task, data, 0)])))
+
+
+def test_frozen_parameters_are_neither_trained_nor_sent(blobs: Dataset) -> None:
+    module = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3))
+    module[0].weight.requires_grad_(False)
+    frozen = module[0].weight.detach().clone()
+    task = make_task(Mlp(), blobs, 0, module=module)
+    assert task.layout.names == ("0.bias", "1.weight", "1.bias")
+    assert len(train_once(task, blobs).update) == task.layout.size == 4 + 12 + 3
+    assert torch.equal(task.module[0].weight, frozen)  # type: ignore[index, arg-type]
+
+
+def test_tied_parameters_are_sent_once_and_stay_tied(blobs: Dataset) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode = nn.Linear(8, 8, bias=False)
+            self.decode = nn.Linear(8, 8, bias=False)
+            self.decode.weight = self.encode.weight
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.decode(self.encode(x)))  # type: ignore[no-any-return]
+
+    task = make_task(Mlp(), blobs, 0, module=Tied())
+    assert task.layout.size == 64 + 24 + 3
+    train_once(task, blobs)
+    assert task.module.encode.weight is task.module.decode.weight  # type: ignore[union-attr]
+
+
+def test_the_users_module_is_left_alone(blobs: Dataset) -> None:
+    module = nn.Linear(8, 3)
+    before = module.weight.detach().clone()
+    train_once(make_task(Mlp(), blobs, 0, module=module), blobs)
+    assert torch.equal(module.weight, before)
+
+
+def test_buffers_that_a_module_changes_start_anew_for_every_client(blobs: Dataset) -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.linear(x) * self.calls  # type: ignore[no-any-return]
+
+    task = make_task(Mlp(), blobs, 0, module=Counter())
+    engine = Sequential(task, Recipe(SGD(lr=0.01), 1, None, 10))
+    first, second = (next(iter(engine.train([work(task, blobs, 0)]))) for _ in range(2))
+    assert first.update.tobytes() == second.update.tobytes()
+    assert float(task.module.calls) == 0  # type: ignore[arg-type]
+
+
+def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient(blobs: Dataset) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)  # type: ignore[no-any-return]
+
+    update = train_once(make_task(Mlp(), blobs, 0, module=Half()), blobs).update
+    assert np.abs(update[:27]).min() > 0
+    assert not update[27:].any()
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "batch norm": (lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3)), "1 is a BatchNorm1d with running statistics"),
+    "no parameters": (nn.ReLU, "nothing to train"),
+    "all frozen": (lambda: nn.Linear(8, 3).requires_grad_(False), "nothing to train"),
+    "double precision": (lambda: nn.Linear(8, 3).double(), "weight is torch.float64"),
+    "lazy": (lambda: nn.LazyLinear(3), "weight is not initialised yet"),
+    "not a module": (lambda: 7, "the model is int, expected a torch.nn.Module"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_modules_that_cannot_be_run_are_refused(make: Callable[[], nn.Module], message: str, blobs: Dataset) -> None:
+    with pytest.raises(ModelError, match=message):
+        make_task(Mlp(), blobs, 0, module=make())
+
+
+def test_a_loss_that_is_not_a_mean_is_refused(blobs: Dataset) -> None:
+    task = make_task(Mlp(), blobs, 0, loss=lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"))
+    with pytest.raises(ModelError, match=r"the loss has shape \[10\], expected a scalar"):
+        train_once(task, blobs)
+
+
+def test_evaluation_is_the_mean_over_all_examples_whatever_the_slices(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(Mlp(), blobs, 0, metrics={"first": lambda output, target: output[:, 0]})
+    engine = Sequential(task, Recipe(SGD(), 1, None, 10))
+    whole = engine.evaluate(task.initial, blobs.test)
+    monkeypatch.setattr("fedsgd.engine.sequential.EVALUATION_SLICE", 7)
+    sliced = engine.evaluate(task.initial, blobs.test)
+    assert set(whole) == {"loss", "accuracy", "first"}
+    assert sliced == pytest.approx(whole, rel=1e-6)
+    with torch.no_grad():
+        output = task.module(torch.from_numpy(blobs.test.x))
+    assert whole["accuracy"] == pytest.approx(float((output.argmax(1).numpy() == blobs.test.y).mean()))

@@ -1,0 +1,173 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fedsgd import console
+from fedsgd.cli import main
+
+TINY = ("--set", "rounds=2", "--set", "client.epochs=1")
+
+
+def fedsgd(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def quickstart(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return root / "scenarios" / "quickstart.toml"
+
+
+def test_run_prints_a_table_and_writes_a_folder(quickstart: Path) -> None:
+    result = fedsgd("run", quickstart, *TINY, "--out", "o")
+    assert result.exit_code == 0, result.output
+    for words in (
+        "uplink",
+        "downlink",
+        "header",
+        "index",
+        "value",
+        "side",
+        "times less",
+        "accuracy 0.",
+        "params_sha256",
+        "written to o",
+    ):
+        assert words in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    assert json.loads(Path("o/summary.json").read_text())["rounds"] == 2
+
+
+def test_json_is_all_there_is_on_standard_output(quickstart: Path) -> None:
+    result = fedsgd("run", quickstart, *TINY, "--out", "o", "--json", "--seed", "5")
+    assert json.loads(result.stdout) == json.loads(Path("o/summary.json").read_text())
+    assert json.loads(result.stdout)["seed"] == 5
+
+
+def test_runs_without_out_are_numbered(quickstart: Path) -> None:
+    for _ in range(2):
+        assert fedsgd("run", quickstart, *TINY, "--quiet").exit_code == 0
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["quickstart-1", "quickstart-2"]
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    result = fedsgd("run", quickstart, *TINY, "--out", "o")
+    assert "quickstart: round 1/2, accuracy 0." in result.stderr
+    assert "s left" in result.stderr
+    assert "round 1/2" not in result.stdout
+    assert fedsgd("run", quickstart, *TINY, "--out", "p", "--quiet").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("--set", "uplink.compressor.name=topkk"), 2, 'uplink.compressor.name: got "topkk", did you mean "top-k"?'),
+        (("--set", "rounds"), 2, "expected KEY=VALUE"),
+        (("--set", "data.name=mnist"), 1, "mnist: no folder given"),
+        (("--set", "data.name=mnist", "--data", "nowhere"), 1, "train-images-idx3-ubyte not found (looked for nowhere/mnist"),
+        (("--set", "data.partition.clients=2000"), 1, "2000 clients cannot share 1437 examples"),
+        (("--set", 'model={module="nowhere_at_all:f"}'), 2, 'model.module: cannot import "nowhere_at_all"'),
+        (("--set", "client.optimizer.lr=1e30", "--out", "o"), 1, "round 1, client"),
+        (("--out", "."), 2, "is not empty"),
+    ],
+)
+def test_errors_are_one_line_and_a_status(
+    quickstart: Path, arguments: tuple[str, ...], status: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDSGD_DATA", raising=False)
+    Path("something").touch()
+    result = fedsgd("run", quickstart, *arguments)
+    assert result.exit_code == status
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stderr.splitlines()[-1].startswith("fedsgd: ")
+    assert not Path("runs").exists()
+
+
+def test_an_interrupted_run_says_so(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsgd.experiment.run", interrupted)
+    result = fedsgd("run", quickstart)
+    assert (result.exit_code, result.stderr) == (130, "fedsgd: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("family", "member"),
+    [
+        ("compressors", "top-k"),
+        ("models", "2nn"),
+        ("datasets", "mnist"),
+        ("partitioners", "dirichlet"),
+        ("optimizers", "nesterov"),
+    ],
+)
+def test_list(family: str, member: str) -> None:
+    assert f"  {member}: " in fedsgd("list", family).stdout
+    names = [m["name"] for m in json.loads(fedsgd("list", family, "--json").stdout)]
+    assert member in names
+    assert family in json.loads(fedsgd("list", "--json").stdout)
+
+
+def test_a_users_module_is_found_where_they_stand(quickstart: Path) -> None:
+    Path("my_nets.py").write_text(
+        "from torch import nn\ndef make(width):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "fedsgd",
+        "run",
+        str(quickstart),
+        *TINY,
+        "--set",
+        'model={module="my_nets:make", arguments={width=5}}',
+        "--json",
+    ]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["parameters"] == 65 * 5 + 60
+
+
+HEAVY = ("torch", "flwr", "pyarrow", "sklearn", "rich", "numba", "pandas")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["--version"], ["list"], ["list", "models", "--json"]], ids=" ".join
+)
+def test_help_and_list_import_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from fedsgd.cli import main
+try:
+    main({arguments!r})
+except SystemExit as status:
+    assert not status.code
+loaded = [name for name in {HEAVY!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_a_wrong_scenario_is_refused_before_torch_is_imported(quickstart: Path) -> None:
+    code = f"""
+import sys
+from fedsgd.cli import main
+try:
+    main(["run", {str(quickstart)!r}, "--set", "rounds=0"])
+except SystemExit as status:
+    assert status.code == 2
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

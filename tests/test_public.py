@@ -1,0 +1,59 @@
+"""The names that users import."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import fedsgd
+from fedsgd import errors
+
+
+def test_all_is_sorted_and_every_name_is_there() -> None:
+    assert fedsgd.__all__ == sorted(fedsgd.__all__)
+    for name in fedsgd.__all__:
+        assert getattr(fedsgd, name) is not None
+    assert set(fedsgd._HOME) == set(fedsgd.__all__) <= set(dir(fedsgd))
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = fedsgd.nope  # type: ignore[attr-defined]
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    code = "import sys, fedsgd; assert not {'numpy', 'torch', 'click', 'msgspec'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_error_is_in_the_tree_and_the_tree_is_in_the_docstring() -> None:
+    ours = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
+    for error in ours:
+        assert issubclass(error, errors.FedsgdError)
+        assert error.__name__ in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.WireError(3, "x"),
+        errors.RunError(1, 2, "x"),
+        errors.NonFiniteError(1, None, "x"),
+        importlib.import_module("fedsgd.component").FieldError("top-k", "density", "x"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_errors_cross_processes(error: Exception) -> None:
+    import pickle
+
+    twin = pickle.loads(pickle.dumps(error))
+    assert (type(twin), str(twin), vars(twin)) == (type(error), str(error), vars(error))
+
+
+def test_the_nearest_name() -> None:
+    assert errors.did_you_mean("topk", ["top-k", "dense"]) == ', did you mean "top-k"?'
+    assert errors.did_you_mean("zip", ["top-k", "dense"]) == ', expected one of: "dense", "top-k"'
+    assert errors.did_you_mean("zip", []) == ""

@@ -1,0 +1,275 @@
+"""One round as functions: what is sent, what is folded, what is acknowledged, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsgd.build import Experiment, build
+from fedsgd.clients import ClientState, Pending
+from fedsgd.data import Dataset, Examples
+from fedsgd.errors import NonFiniteError, RunError, WireError
+from fedsgd.loop import Crossing, Failure, Outcome, run
+from fedsgd.rounds import (
+    Message,
+    Reply,
+    aggregate,
+    broadcast,
+    client_update,
+    decoded_model,
+    receive,
+    sample_cohort,
+    send,
+)
+from fedsgd.scenario import Scenario
+from fedsgd.wire import ALL, Frame, Kind, decode_frame, encode_frame
+
+Make = Callable[..., Scenario]
+
+
+def replies_of(experiment: Experiment, cohort: Sequence[int]) -> list[Reply]:
+    messages, _ = broadcast(experiment.plan, experiment.server, cohort)
+    return [o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)]
+
+
+def edited(frame: bytes, **changes: Any) -> bytes:
+    """The same frame with another header, properly sealed."""
+    decoded = decode_frame(frame)
+    return encode_frame(Frame(replace(decoded.header, **changes), decoded.sections))
+
+
+def test_a_message_is_a_task_of_ones_own_and_a_model_that_is_shared(scenario: Make) -> None:
+    experiment = build(scenario())
+    messages, _ = broadcast(experiment.plan, experiment.server, [1, 5])
+    tasks = [decode_frame(messages[c][0]).header for c in (1, 5)]
+    assert [(t.kind, t.round, t.client, t.acknowledged) for t in tasks] == [(Kind.TASK, 1, 1, 0), (Kind.TASK, 1, 5, 0)]
+    assert messages[1][1] is messages[5][1]
+    assert decode_frame(messages[1][1]).header.client == ALL
+
+
+def test_replies_are_folded_in_client_order_whatever_order_they_came_in(scenario: Make) -> None:
+    experiment = build(scenario({"server.cohort": 8, "uplink.compressor.name": "dense"}))
+    replies = replies_of(experiment, range(8))
+    forwards, backwards = (aggregate(experiment.plan, experiment.server, order)[0] for order in (replies, replies[::-1]))
+    assert forwards.weights.tobytes() == backwards.weights.tobytes()
+    assert forwards.model == backwards.model
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+def test_the_mean_is_weighted_as_asked(scenario: Make, weighting: str) -> None:
+    experiment = build(scenario({"server.weighting": weighting, "uplink.compressor.name": "dense"}))
+    replies = replies_of(experiment, [0, 3, 4])
+    frames = [decode_frame(r.frames[0]) for r in replies]
+    counts = np.array([f.header.examples if weighting == "examples" else 1 for f in frames], dtype=np.float64)
+    assert len(set(counts)) == (3 if weighting == "examples" else 1)
+    updates = [np.frombuffer(f.sections[0].data, "<f4").astype(np.float64) for f in frames]
+    mean = sum(w * u for w, u in zip(counts / counts.sum(), updates, strict=True)).astype(np.float32)
+    after, _ = aggregate(experiment.plan, experiment.server, replies)
+    assert (after.weights == experiment.server.weights + mean).all()
+
+
+def test_fedsgd_on_everyone_is_a_step_of_gradient_descent_on_the_union(scenario: Make) -> None:
+    """One full-batch step a client, weighted by examples: the gradient of the whole training set."""
+    import torch
+
+    overrides = {
+        "client.steps": 1,
+        "client.batch_size": "full",
+        "client.optimizer.name": "sgd",
+        "client.optimizer.lr": 0.5,
+        "server.cohort": 8,
+        "uplink.compressor.name": "dense",
+    }
+    experiment = build(scenario(overrides))
+    after, _ = aggregate(experiment.plan, experiment.server, replies_of(experiment, range(8)))
+    module, train = experiment.task.module, experiment.dataset.train
+    experiment.engine.evaluate(experiment.server.weights, experiment.dataset.test)  # points the module at round 1's weights
+    loss = torch.nn.functional.cross_entropy(module(torch.from_numpy(train.x)), torch.from_numpy(train.y))
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(module.parameters()))]).numpy()
+    assert after.weights == pytest.approx(experiment.server.weights - 0.5 * gradient, abs=1e-6)
+
+
+def test_cohorts_are_without_replacement_and_a_function_of_seed_and_round(scenario: Make) -> None:
+    plan = build(scenario()).plan
+    cohorts = [sample_cohort(plan, range(8), r) for r in range(1, 200)]
+    assert all(len(set(c)) == 4 == len(c) and c == sorted(c) for c in cohorts)
+    assert cohorts == [sample_cohort(plan, range(8), r) for r in range(1, 200)]
+    assert cohorts != [sample_cohort(replace(plan, seed=1), range(8), r) for r in range(1, 200)]
+    counts = np.bincount(np.concatenate(cohorts), minlength=8)
+    assert counts.min() > 70
+    assert counts.max() < 130
+
+
+def test_client_update_is_receive_train_send(scenario: Make) -> None:
+    experiment = build(scenario())
+    message = broadcast(experiment.plan, experiment.server, [2])[0][2]
+    examples = Examples(experiment.dataset.train.x, experiment.dataset.train.y, np.arange(30))
+    reply, state = client_update(experiment.plan, experiment.engine, 2, message, ClientState(), examples)
+    work, settled, seconds = receive(experiment.plan, 2, message, ClientState(), examples)
+    (local,) = experiment.engine.train([work])
+    again, _ = send(experiment.plan, local, work.round, settled, seconds)
+    assert reply.frames == again.frames
+    assert state.pending is not None
+    assert state.pending.round == 1
+
+
+def test_a_residual_is_settled_by_the_acknowledgement_in_the_next_task(scenario: Make) -> None:
+    """Accepted in round 1: the residual is what was left out. Not accepted: it is everything."""
+    received, lost = {"residual": np.float32([0, 1])}, {"residual": np.float32([5, 1])}
+    state = ClientState({}, Pending(3, received, lost))
+    assert state.settle(3) is received
+    assert state.settle(0) is lost
+    assert state.settle(2) is lost
+    assert ClientState(received).settle(9) is received
+
+
+def test_an_accepted_reply_is_acknowledged_and_a_lost_one_is_not(scenario: Make) -> None:
+    """Client 1's reply of round 1 never arrives: in round 2 it starts from all that it had."""
+    experiment = build(scenario({"server.cohort": 8}))
+    plan, server = experiment.plan, experiment.server
+    replies = [r for r in replies_of(experiment, range(8)) if r.client != 1]
+    store = experiment.runtime.store  # type: ignore[attr-defined]
+    after, _ = aggregate(plan, server, replies)
+    messages, _ = broadcast(plan, after, range(8))
+    for client in (0, 1):
+        state = store.load(client)
+        _, settled, _ = receive(plan, client, messages[client], state, Examples(np.zeros((1, 8, 8)), np.zeros(1)))
+        expected = state.pending.if_lost if client == 1 else state.pending.if_received
+        assert settled.scheme is expected
+        assert settled.pending is None
+
+
+BAD_REPLIES: dict[str, Callable[[Reply], Reply]] = {
+    "another client's": lambda r: replace(r, frames=(edited(r.frames[0], client=7),)),
+    "another round's": lambda r: replace(r, frames=(edited(r.frames[0], round=2),)),
+    "another codec's": lambda r: replace(r, frames=(edited(r.frames[0], codec=1),)),
+    "not an update": lambda r: replace(r, frames=(edited(r.frames[0], kind=Kind.MODEL),)),
+    "two frames": lambda r: replace(r, frames=r.frames * 2),
+    "no frame": lambda r: replace(r, frames=()),
+    "cut short": lambda r: replace(r, frames=(r.frames[0][:-1],)),
+    "far too long": lambda r: replace(r, frames=(r.frames[0] + bytes(10**6),)),
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
+def test_a_bad_reply_is_refused_and_changes_nothing(scenario: Make, spoil: Callable[[Reply], Reply]) -> None:
+    experiment = build(scenario())
+    before = experiment.server.weights.tobytes(), experiment.server.model
+    replies = replies_of(experiment, [0, 1, 2])
+    with pytest.raises(WireError):
+        aggregate(experiment.plan, experiment.server, [*replies[:2], spoil(replies[2])])
+    assert before == (experiment.server.weights.tobytes(), experiment.server.model)
+
+
+def test_a_client_refuses_a_message_that_is_not_for_it(scenario: Make) -> None:
+    experiment = build(scenario())
+    message = broadcast(experiment.plan, experiment.server, [2])[0][2]
+    examples = Examples(np.zeros((1, 8, 8)), np.zeros(1))
+    for bad in (message[:1], message[::-1], (edited(message[0], round=9), message[1])):
+        with pytest.raises(WireError):
+            receive(experiment.plan, 2, bad, ClientState(), examples)
+    with pytest.raises(WireError, match="client is 2, expected 3"):
+        receive(experiment.plan, 3, message, ClientState(), examples)
+
+
+def test_no_examples_at_all_is_an_error_and_not_a_division(scenario: Make) -> None:
+    experiment = build(scenario())
+    (reply,) = replies_of(experiment, [0])
+    nothing = replace(reply, frames=(edited(reply.frames[0], examples=0),))
+    with pytest.raises(RunError, match="round 1, server: no client of the cohort has any examples"):
+        aggregate(experiment.plan, experiment.server, [nothing])
+
+
+@pytest.mark.parametrize("values", ["float32", "bfloat16"])
+def test_clients_and_evaluation_use_the_model_that_was_decoded(scenario: Make, values: str) -> None:
+    experiment = build(scenario({"downlink.compressor.values": values}))
+    message = broadcast(experiment.plan, experiment.server, [0])[0][0]
+    work, _, _ = receive(experiment.plan, 0, message, ClientState(), Examples(np.zeros((1, 8, 8)), np.zeros(1)))
+    assert work.weights.tobytes() == decoded_model(experiment.plan, experiment.server).tobytes()
+    exact = work.weights.tobytes() == experiment.server.weights.tobytes()
+    assert exact == (values == "float32")
+
+
+# ------------------------------------------------------------------------------------------------------------------- the loop
+
+
+class Spy:
+    """Counts the bytes that go through, independently of the ledger."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.inner = experiment.runtime
+        self.down = self.up = 0
+
+    def clients(self) -> Sequence[int]:
+        return self.inner.clients()
+
+    def exchange(self, messages: Mapping[int, Message], timeout: float | None) -> Iterator[Outcome]:
+        self.down += sum(len(frame) for message in messages.values() for frame in message)
+        outcomes = list(self.inner.exchange(messages, timeout))
+        self.up += sum(len(frame) for o in outcomes if isinstance(o, Reply) for frame in o.frames)
+        yield from reversed(outcomes)
+
+
+def rounds(experiment: Experiment, n: int, runtime: Any = None) -> list[Crossing]:
+    seen: list[Crossing] = []
+    for _, _ in zip(
+        range(n), run(experiment.plan, experiment.server, runtime or experiment.runtime, seen.append), strict=False
+    ):
+        pass
+    return seen
+
+
+def test_the_observer_sees_what_the_runtime_carried_in_a_fixed_order(scenario: Make) -> None:
+    experiment = build(scenario())
+    spy = Spy(experiment)
+    seen = rounds(experiment, 2, spy)
+    assert sum(len(c.frame) for c in seen if c.direction == "down") == spy.down
+    assert sum(len(c.frame) for c in seen if c.direction == "up") == spy.up
+    # zip() asks the loop for one round more than it uses; the runtime's order is reversed, the observer's is not
+    for n in {c.round for c in seen}:
+        ups = [c.client for c in seen if c.round == n and c.direction == "up"]
+        assert ups == sorted(ups)
+    assert [c.frame for c in seen] == [c.frame for c in rounds(build(scenario()), 2)]
+
+
+def test_an_update_that_is_not_finite_names_client_and_round(scenario: Make) -> None:
+    experiment = build(scenario({"client.optimizer.lr": 1e30}))
+    with pytest.raises(
+        NonFiniteError, match=r"round \d+, client \d+: the update is not finite in \d+ of 4810 .* first (inf|-inf|nan) at"
+    ):
+        rounds(experiment, 5)
+
+
+def test_a_failing_client_ends_the_run_after_its_round_was_observed(scenario: Make, blobs: Dataset) -> None:
+    experiment = build(scenario())
+
+    class Broken(Spy):
+        def exchange(self, messages: Mapping[int, Message], timeout: float | None) -> Iterator[Outcome]:
+            outcomes = list(super().exchange(messages, timeout))
+            yield from outcomes[1:]
+            yield Failure(outcomes[0].client, ZeroDivisionError("in my loss"))
+
+    seen: list[Crossing] = []
+    with pytest.raises(RunError, match=r"round 1, client \d+: ZeroDivisionError: in my loss") as error:
+        next(run(experiment.plan, experiment.server, Broken(experiment), seen.append))
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+    assert [c.direction for c in seen] == ["down"] * 8 + ["up"] * 3
+
+
+def test_a_corrupted_reply_is_observed_and_ends_the_run(scenario: Make) -> None:
+    experiment = build(scenario())
+
+    class Noisy(Spy):
+        def exchange(self, messages: Mapping[int, Message], timeout: float | None) -> Iterator[Outcome]:
+            for outcome in super().exchange(messages, timeout):
+                assert isinstance(outcome, Reply)
+                yield replace(outcome, frames=(outcome.frames[0][:-3] + b"abc",))
+
+    seen: list[Crossing] = []
+    with pytest.raises(WireError, match="checksum"):
+        next(run(experiment.plan, experiment.server, Noisy(experiment), seen.append))
+    assert [c.kept for c in seen if c.direction == "up"] == [0] * 4

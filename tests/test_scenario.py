@@ -1,0 +1,206 @@
+"""Scenarios: what they hold, what their TOML may say, and what is said when it is wrong."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsgd.compress import ErrorFeedback, Operator, Plain
+from fedsgd.compress.randk import RandK
+from fedsgd.compress.topk import TopK
+from fedsgd.data.partitioners.iid import Iid
+from fedsgd.errors import ScenarioError
+from fedsgd.optim import SGD, Momentum, Step
+from fedsgd.scenario import Client, Data, Scenario, Server, Uplink, from_dict, load
+from fedsgd.schema import FAMILIES, describe, parse_setting
+
+Make = Callable[..., Scenario]
+
+
+def test_the_quickstart_says_what_the_design_says(root: Path) -> None:
+    s = load(root / "scenarios" / "quickstart.toml")
+    assert (s.name, s.seed, s.rounds, s.cohort_size) == ("quickstart", 0, 40, 10)
+    assert s.client == Client(Momentum(lr=0.05, momentum=0.9), epochs=5, batch_size=10)
+    assert s.uplink.scheme() == ErrorFeedback(TopK(0.01, "float32"), "persist")
+    assert s.report.target_accuracy == 0.9
+    assert s.stop.target_accuracy is None
+
+
+def test_a_name_is_all_that_a_scenario_needs() -> None:
+    s = from_dict({"name": "x"})
+    assert s == Scenario(name="x")
+    assert s.client.epochs == 1
+    assert s.cohort_size == 100
+
+
+def test_the_servers_step_size_is_one_unless_it_is_said() -> None:
+    assert from_dict({"name": "x", "server": {"optimizer": {"name": "momentum"}}}).server.optimizer.lr == 1.0
+    assert from_dict({"name": "x", "client": {"optimizer": {"name": "momentum"}}}).client.optimizer.lr == 0.1
+    assert from_dict({"name": "x", "server": {"optimizer": {"name": "sgd", "lr": 0.5}}}).server.optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "scenarios").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_resolved_form_is_equal_when_read_again(path: Path) -> None:
+    s = load(path)
+    assert from_dict(tomllib.loads(s.to_toml())) == s
+
+
+def test_every_member_of_every_family_survives_toml() -> None:
+    keys = {
+        "Source": "data",
+        "Partitioner": "data.partition",
+        "Model": "model",
+        "Optimizer": "client.optimizer",
+        "Schedule": "client.optimizer.schedule",
+        "Operator": "uplink.compressor",
+    }
+    for base, registry in FAMILIES.items():
+        for name in registry:
+            s = Scenario(name="x").replace({f"{keys[base.__name__]}.name": name})
+            assert from_dict(tomllib.loads(s.to_toml())) == s
+            assert f'name = "{name}"' in s.to_toml()
+
+
+def test_fraction_gives_at_least_one_client() -> None:
+    for fraction, m in ((0.0, 1), (0.1, 10), (0.014, 1), (1.0, 100)):
+        assert Scenario(name="x", server=Server(fraction=fraction)).cohort_size == m
+
+
+def test_a_string_stands_for_a_table_with_a_name() -> None:
+    assert from_dict({"name": "x", "uplink": {"compressor": "top-k"}}).uplink.compressor == TopK()
+
+
+def test_a_model_with_a_module_needs_no_name() -> None:
+    s = from_dict({"name": "x", "model": {"module": "a.b:c", "arguments": {"width": 3}}})
+    assert s.model.name == "module"
+    assert from_dict(tomllib.loads(s.to_toml())) == s
+
+
+def test_nested_members_and_python_form(scenario: Make) -> None:
+    s = scenario({"client.optimizer.schedule.name": "step", "client.optimizer.schedule.every": 5})
+    assert s.client.optimizer.schedule == Step(every=5)
+    built = Scenario(name="y", data=Data(partition=Iid(clients=3)), uplink=Uplink(RandK(scaled=False), "persist"))
+    assert isinstance(built.uplink.scheme(), ErrorFeedback)
+    assert isinstance(Scenario(name="y").uplink.scheme(), Plain)
+
+
+# ------------------------------------------------------------------------------------------------------------------- --set
+
+
+def test_setting_a_name_resets_the_other_keys_of_that_component(scenario: Make) -> None:
+    assert scenario({"uplink.compressor.density": 0.5}).uplink.compressor == TopK(0.5)
+    settings = {"uplink.error_feedback": "none", "uplink.compressor.density": 0.2, "uplink.compressor.name": "rand-k"}
+    assert scenario(settings).uplink.compressor == RandK(0.2)
+    assert scenario({"client.optimizer.name": "sgd"}).client.optimizer == SGD()
+    assert scenario({"uplink.compressor.name": "top-k"}).uplink.compressor == TopK()
+
+
+def test_setting_the_dataset_keeps_the_partition(scenario: Make) -> None:
+    assert scenario({"data.name": "mnist"}).data.partition == scenario().data.partition
+
+
+def test_setting_one_of_two_alternatives_unsets_the_other(scenario: Make) -> None:
+    s = scenario({"server.fraction": 0.5, "client.steps": 3})
+    assert (s.server.cohort, s.server.fraction) == (None, 0.5)
+    assert (s.client.epochs, s.client.steps) == (None, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("a.b=1", ("a.b", 1)),
+        ("a=1.5e-3", ("a", 0.0015)),
+        ("a=.01", ("a", 0.01)),
+        ("a=true", ("a", True)),
+        ("a=top-k", ("a", "top-k")),
+        ('a="x y"', ("a", "x y")),
+        ("a=[1, 2]", ("a", [1, 2])),
+        ("a=2nn", ("a", "2nn")),
+        ("a = b=c", ("a", "b=c")),
+        ("a=", ("a", "")),
+    ],
+)
+def test_settings_are_toml_values_or_plain_words(text: str, parsed: tuple[str, Any]) -> None:
+    assert parse_setting(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a..b=1", ".a=1"])
+def test_a_setting_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ScenarioError, match="expected KEY=VALUE"):
+        parse_setting(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------- messages
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "near name": ({"uplink.compressor.name": "topkk"}, 'uplink.compressor.name: got "topkk", did you mean "top-k"?'),
+    "far name": ({"uplink.compressor.name": "zip"}, 'got "zip", expected one of: "dense", "rand-k", "top-k"'),
+    "unknown key": ({"uplink.compressor.densty": 1}, 'uplink.compressor.densty: unknown key, did you mean "density"?'),
+    "unknown section": ({"uplnk.x": 1}, 'uplnk: unknown key, did you mean "uplink"?'),
+    "too large": ({"uplink.compressor.density": 5}, "uplink.compressor.density: expected float <= 1.0, got 5"),
+    "wrong type": ({"rounds": "40"}, "rounds: expected int, got '40'"),
+    "not whole": ({"rounds": 2.5}, "rounds: expected int, got 2.5"),
+    "a flag for a number": ({"rounds": True}, "rounds: expected int, got True"),
+    "not a number": ({"client.optimizer.lr": float("nan")}, "client.optimizer.lr: expected "),
+    "infinite": ({"client.optimizer.lr": float("inf")}, "client.optimizer.lr: expected a finite number, got inf"),
+    "in a list": ({"model.hidden": [3, "a"]}, "model.hidden: expected int at [1], got [3, 'a']"),
+    "literal": ({"uplink.error_feedback": "persit"}, 'uplink.error_feedback: got "persit", did you mean "persist"?'),
+    "word or number": ({"client.batch_size": "ful"}, 'client.batch_size: got "ful", did you mean "full"?'),
+    "table": ({"server": 3}, "server: expected a table, got 3"),
+    "component": ({"uplink.compressor": 3}, "uplink.compressor: expected a table with a name"),
+    "no name": ({"uplink.compressor": {}}, "uplink.compressor.name: missing, expected one of"),
+    "name not a word": ({"uplink.compressor": {"name": 3}}, "uplink.compressor.name: expected the name of a compressor, got 3"),
+    "below a value": ({"rounds.x": 1}, "rounds.x: rounds is 40, which has no keys"),
+    "cohort": ({"server.cohort": 30, "rounds": 40}, "server.cohort: got 30 clients a round, but data.partition.clients is 8"),
+    "schedule": ({"client.optimizer.schedule.name": "stp"}, 'client.optimizer.schedule.name: got "stp", did you mean "step"?'),
+    "inline": ({"data.clients": 3}, "data.clients: unknown key"),
+    "seed": ({"seed": -1}, "seed: expected int >= 0, got -1"),
+    "folder": ({"name": "a/b"}, "name: got 'a/b', expected a word that can name a folder"),
+    "memory": ({"uplink.compressor.name": "rand-k"}, "uplink.error_feedback: error feedback needs a contractive compressor"),
+    "downlink": ({"downlink.compressor.name": "top-k"}, 'downlink.compressor.name: got "top-k", expected "dense"'),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_said_with_file_and_key(root: Path, settings: dict[str, Any], message: str) -> None:
+    path = root / "scenarios" / "quickstart.toml"
+    base = {"data.partition.clients": 8} if "cohort" in str(settings) else {}
+    with pytest.raises(ScenarioError) as error:
+        load(path, {**base, **settings})
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+
+
+def test_two_alternatives_at_once_are_refused() -> None:
+    with pytest.raises(ScenarioError, match=r"server\.cohort: got cohort = 3 and fraction = 0.5, expected only one of them"):
+        from_dict({"name": "x", "server": {"cohort": 3, "fraction": 0.5}})
+
+
+def test_a_name_is_missing() -> None:
+    with pytest.raises(ScenarioError, match="name: missing"):
+        from_dict({})
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.toml").write_text("name = ")
+    with pytest.raises(ScenarioError, match=r'quikstart.toml: cannot be read .*did you mean "quickstart.toml"\?'):
+        load(tmp_path / "quikstart.toml")
+    with pytest.raises(ScenarioError, match=r"quickstart\.toml: not valid TOML: "):
+        load(tmp_path / "quickstart.toml")
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        load(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+    with pytest.raises(ScenarioError, match="not valid TOML"):
+        load(tmp_path / "latin.toml")
+
+
+def test_every_member_is_described_with_its_keys() -> None:
+    for registry in FAMILIES.values():
+        for member in describe(registry):
+            assert member["summary"].endswith(".")
+    (topk,) = (m for m in describe(FAMILIES[Operator]) if m["name"] == "top-k")
+    assert topk["keys"] == {"density": 0.01, "values": "float32"}
