@@ -1,0 +1,57 @@
+"""The laws of runtimes: one outcome for each message, and nothing but messages decides what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedsgd.build import build
+from fedsgd.clients import ClientState
+from fedsgd.data import Examples
+from fedsgd.loop import Failure
+from fedsgd.rounds import Reply, broadcast, client_update
+from fedsgd.scenario import Scenario
+
+Make = Callable[..., Scenario]
+RUNTIMES: dict[str, Callable[[Scenario], Any]] = {"in process": build}
+
+
+@pytest.mark.parametrize("make", RUNTIMES.values(), ids=RUNTIMES.keys())
+def test_clients_are_ascending_and_all_of_them(make: Callable[[Scenario], Any], scenario: Make) -> None:
+    assert list(make(scenario()).runtime.clients()) == list(range(8))
+
+
+@pytest.mark.parametrize("make", RUNTIMES.values(), ids=RUNTIMES.keys())
+def test_one_outcome_for_each_message_and_the_bytes_of_client_update(make: Callable[[Scenario], Any], scenario: Make) -> None:
+    experiment = make(scenario())
+    messages, _ = broadcast(experiment.plan, experiment.server, [1, 4, 6])
+    outcomes = {o.client: o for o in experiment.runtime.exchange(messages, None)}
+    assert set(outcomes) == {1, 4, 6}
+    reference = build(scenario())
+    for client, outcome in outcomes.items():
+        assert isinstance(outcome, Reply)
+        rows = reference.runtime.partition.rows(client)  # type: ignore[attr-defined]
+        examples = Examples(reference.dataset.train.x, reference.dataset.train.y, rows)
+        alone, _ = client_update(reference.plan, reference.engine, client, messages[client], ClientState(), examples)
+        assert outcome.frames == alone.frames
+
+
+@pytest.mark.parametrize("make", RUNTIMES.values(), ids=RUNTIMES.keys())
+def test_the_order_of_messages_does_not_matter(make: Callable[[Scenario], Any], scenario: Make) -> None:
+    forwards, backwards = make(scenario()), make(scenario())
+    messages, _ = broadcast(forwards.plan, forwards.server, range(8))
+    first = {o.client: o.frames for o in forwards.runtime.exchange(messages, None)}
+    second = {o.client: o.frames for o in backwards.runtime.exchange(dict(reversed(messages.items())), None)}
+    assert first == second
+
+
+@pytest.mark.parametrize("make", RUNTIMES.values(), ids=RUNTIMES.keys())
+def test_a_message_that_cannot_be_read_is_a_failure_and_not_an_exception(make: Callable[[Scenario], Any], scenario: Make) -> None:
+    experiment = make(scenario())
+    messages, _ = broadcast(experiment.plan, experiment.server, [2])
+    (outcome,) = experiment.runtime.exchange({2: (messages[2][0], b"garbage")}, None)
+    assert isinstance(outcome, Failure)
+    assert outcome.client == 2
+    assert "byte 7: the frame ends after 7 bytes" in str(outcome.error)
