@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedsgd.clients import MemoryStore
 from fedsgd.component import FieldError
-from fedsgd.data import Dataset, partition
+from fedsgd.data import Dataset, Examples, partition
 from fedsgd.engine import Engine, Recipe, Sequential
 from fedsgd.errors import ScenarioError
 from fedsgd.loop import Runtime
@@ -64,11 +64,13 @@ def build(
         downlink=scenario.downlink.compressor,
         optimizer=scenario.server.optimizer,
         weighting=scenario.server.weighting,
+        clients=scenario.data.partition.clients,
         cohort=scenario.cohort_size,
     )
     engine = Sequential(task, plan.recipe)
-    split = partition(scenario.data.partition, dataset.train.y, scenario.seed)
-    runtime = InProcess(plan, engine, MemoryStore(), dataset.train, split)
+    train = Examples(*dataset.train.gather())
+    split = partition(scenario.data.partition, train.y, scenario.seed)
+    runtime = InProcess(plan, engine, MemoryStore(), train, split)
     experiment = Experiment(scenario, dataset, task, plan, engine, runtime, start(plan, task.initial))
     if experiment.target_accuracy is not None and "accuracy" not in task.metrics:
         known = ", ".join(sorted(task.metrics)) or "none"

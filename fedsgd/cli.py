@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedsgd import __version__
-from fedsgd.errors import FedsgdError, OutputError, RunError, ScenarioError
+from fedsgd.errors import FedsgdError, OutputError, RunError, ScenarioError, WireError
 
 if TYPE_CHECKING:
     from fedsgd.scenario import Scenario
@@ -83,7 +86,8 @@ def run(
     if seed is not None:
         overrides["seed"] = seed
     resolved = load(scenario, overrides)
-    _run(resolved, out or _next_folder(resolved.name), overwrite, data, as_json, quiet)
+    with _numbered_folder(resolved.name) if out is None else nullcontext(out) as folder:
+        _run(resolved, folder, overwrite, data, as_json, quiet)
 
 
 def _run(scenario: Scenario, out: Path, overwrite: bool, data: Path | None, as_json: bool, quiet: bool) -> None:
@@ -94,7 +98,7 @@ def _run(scenario: Scenario, out: Path, overwrite: bool, data: Path | None, as_j
 
         try:
             result = run_scenario(scenario, out=out, overwrite=overwrite, data=data, on_round=on_round)
-        except RunError:
+        except (RunError, WireError):
             click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
             raise
     if as_json:
@@ -103,11 +107,25 @@ def _run(scenario: Scenario, out: Path, overwrite: bool, data: Path | None, as_j
         console.show_result(result)
 
 
-def _next_folder(name: str) -> Path:
-    n = 1
-    while (folder := Path("runs") / f"{name}-{n}").exists():
-        n += 1
-    return folder
+@contextmanager
+def _numbered_folder(name: str) -> Iterator[Path]:
+    """runs/NAME-N with the lowest N that is free, claimed by making it; gone again if nothing was written to it."""
+    runs = Path("runs")
+    for n in itertools.count(1):
+        folder = runs / f"{name}-{n}"
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose a folder with --out") from None
+    try:
+        yield folder
+    finally:
+        for made in (folder, runs):
+            with suppress(OSError):
+                made.rmdir()
 
 
 @main.command(name="list")

@@ -26,14 +26,21 @@ class Pending:
 
 @dataclass(frozen=True, eq=False)
 class ClientState:
-    """scheme: what the scheme remembers, settled; pending: what it will be once the last reply's fate is known."""
+    """scheme: what the scheme remembered before its last reply; pending: what it remembers once that reply's fate is known."""
 
     scheme: State = field(default_factory=dict)
     pending: Pending | None = None
 
-    def settle(self, acknowledged: int) -> State:
-        """The scheme's state, now that the server has said which round's reply it accepted last (0: none)."""
-        if self.pending is None:
+    def settle(self, round: int, acknowledged: int) -> State:
+        """The scheme's state for `round`, now that the server says which round's reply it accepted last (0: none).
+
+        A TASK that is delivered twice starts twice from the same state. ValueError if the server knows of a reply that this
+        state does not: it was restored from an older copy, and what it holds back may have been delivered since.
+        """
+        known = 0 if self.pending is None else self.pending.round
+        if acknowledged > known:
+            raise ValueError(f"the server accepted a reply of round {acknowledged}, this client's state ends at round {known}")
+        if self.pending is None or self.pending.round == round:
             return self.scheme
         return self.pending.if_received if acknowledged == self.pending.round else self.pending.if_lost
 

@@ -120,12 +120,12 @@ C = TypeVar("C", bound=Component)
 def import_object(path: str) -> Any:
     """What `my_package.my_module:attribute` names; ScenarioError says which half was not found."""
     module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ScenarioError(f'cannot import "{module_name}": {error}') from error
+    except Exception as error:  # the user's own module may fail in any way while it is imported
+        raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}') from error
     try:
         return getattr(module, attribute)
     except AttributeError:

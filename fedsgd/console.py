@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -29,7 +30,7 @@ def progress(scenario: Scenario, quiet: bool) -> Iterator[Callable[[Round], None
         yield None
     elif console.is_terminal:
         with _bar(console) as bar:
-            task = bar.add_task(scenario.name, total=scenario.rounds, state="preparing")
+            task = bar.add_task(escape(scenario.name), total=scenario.rounds, state="preparing")
 
             def show(record: Round) -> None:
                 bar.update(task, completed=record.round, state=_state(record))
@@ -62,7 +63,7 @@ def _lines(console: Console, scenario: Scenario) -> Callable[[Round], None]:
             shown = time.monotonic()
             left = spent / record.round * (scenario.rounds - record.round)
             line = f"{scenario.name}: round {record.round}/{scenario.rounds}, {_state(record)}, about {left:.0f} s left"
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     return show
 
@@ -78,11 +79,13 @@ def show_result(result: Result) -> None:
     console = Console(highlight=False)
     console.print(_bytes_table(result.summary))
     for line in _lines_of(result):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _bytes_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title=f"{summary['name']}: bytes on the wire", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(
+        title=escape(f"{summary['name']}: bytes on the wire"), title_justify="left", title_style="bold", box=SIMPLE_HEAD
+    )
     for heading in ("", "uplink", "downlink"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     up, down = summary["uplink"], summary["downlink"]

@@ -38,16 +38,18 @@ class ModelError(FedsgdError):
 class WireError(FedsgdError, ValueError):
     """Bytes that are not a valid frame.
 
-    offset: where in the frame the fault is, in bytes from its start; cause: what is wrong there.
+    offset: where in the frame the fault is, in bytes from its start; cause: what is wrong there; where: whose frame it is,
+    once that is known.
     """
 
-    def __init__(self, offset: int, cause: str) -> None:
-        super().__init__(f"byte {offset}: {cause}")
+    def __init__(self, offset: int, cause: str, where: str = "") -> None:
+        super().__init__(f"{where}byte {offset}: {cause}")
         self.offset = offset
         self.cause = cause
+        self.where = where
 
-    def __reduce__(self) -> tuple[type[WireError], tuple[int, str]]:
-        return type(self), (self.offset, self.cause)
+    def __reduce__(self) -> tuple[type[WireError], tuple[int, str, str]]:
+        return type(self), (self.offset, self.cause, self.where)
 
 
 class LawError(FedsgdError, AssertionError):

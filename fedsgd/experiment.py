@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -22,8 +23,8 @@ from fedsgd.build import Experiment, build
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import Dataset
-from fedsgd.errors import OutputError
-from fedsgd.layout import F32
+from fedsgd.errors import ModelError, OutputError, RunError
+from fedsgd.layout import F32, Layout
 from fedsgd.ledger import Ledger
 from fedsgd.loop import run as run_rounds
 from fedsgd.models import Loss, Metric
@@ -77,6 +78,7 @@ class Result:
     history: list[Round]
     ledger: Ledger
     parameters: F32
+    layout: Layout
     summary: Mapping[str, Any] = field(default_factory=dict)
     out: Path | None = None
 
@@ -102,6 +104,7 @@ def run(
     if not isinstance(scenario, Scenario):
         scenario = load(scenario)
     begun = time.perf_counter()
+    given = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
     experiment = build(scenario, data or os.environ.get("FEDSGD_DATA") or None, dataset, module, loss, metrics)
     folder = None if out is None else _prepare(Path(out), overwrite)
     if folder is not None:
@@ -118,10 +121,11 @@ def run(
             if on_round is not None:
                 on_round(record)
     summary = _summary(experiment, history, ledger, parameters, time.perf_counter() - begun)
+    summary["given_in_python"] = [name for name, value in given.items() if value is not None]
     if folder is not None:
         _save_parameters(folder / "params.safetensors", experiment, parameters)
-        _write(folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
-    return Result(scenario, history, ledger, parameters, summary, folder)
+        _write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
+    return Result(scenario, history, ledger, parameters, experiment.plan.layout, summary, folder)
 
 
 def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, Round]]:
@@ -134,7 +138,7 @@ def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, 
         last = done == scenario.rounds
         metrics = None
         if last or done % scenario.evaluation.every == 0:
-            metrics = experiment.engine.evaluate(decoded_model(plan, server), experiment.dataset.test)
+            metrics = _evaluate(experiment, server)
         up, down = ledger.totals["up"], ledger.totals["down"]
         seconds = time.perf_counter() - begun
         lr = plan.recipe.optimizer.rate(done)
@@ -144,6 +148,14 @@ def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, 
         stop = scenario.stop.target_accuracy
         if last or (stop is not None and record.accuracy is not None and record.accuracy >= stop):
             return
+
+
+def _evaluate(experiment: Experiment, server: Server) -> Mapping[str, float]:
+    """The metrics of the model that the clients of the coming round decode."""
+    try:
+        return experiment.engine.evaluate(decoded_model(experiment.plan, server), experiment.dataset.test)
+    except Exception as error:  # the user's module, loss or metrics
+        raise RunError(server.round - 1, None, f"evaluation: {type(error).__name__}: {error}") from error
 
 
 def _dense_update_bytes(plan: Plan) -> int:
@@ -167,7 +179,7 @@ def _summary(experiment: Experiment, history: list[Round], ledger: Ledger, param
         "cohort": experiment.plan.cohort,
         "final_accuracy": last.accuracy,
         "best_accuracy": max((accuracy for _, accuracy in reached), default=None),
-        "final_metrics": dict(last.metrics or {}),
+        "final_metrics": {name: value if math.isfinite(value) else None for name, value in (last.metrics or {}).items()},
         "target_accuracy": target,
         "rounds_to_target": next((r for r, accuracy in reached if target is not None and accuracy >= target), None),
         "uplink_bytes": up.n_bytes,
@@ -210,23 +222,30 @@ def _prepare(folder: Path, overwrite: bool) -> Path:
         raise OutputError(f"{folder}: cannot be made or read ({error.strerror})") from None
     if present and not overwrite:
         raise OutputError(f"{folder}: is not empty (it holds {', '.join(present[:3])}); choose another folder, or overwrite")
-    foreign = [name for name in present if name not in RUN_FILES]
-    if foreign:
-        raise OutputError(f"{folder}: holds {foreign[0]}, which no run wrote; choose another folder")
-    for name in present:
-        path = folder / name
-        if path.is_dir():
-            for segment in path.iterdir():
-                segment.unlink()
-            path.rmdir()
-        else:
-            path.unlink()
+    ours = [path for name in present for path in _of_a_run(folder / name)]
+    for path in ours:
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
     return folder
+
+
+def _of_a_run(path: Path) -> list[Path]:
+    """The path, after the segments below it, if a run wrote it, finished or killed; OutputError if it is anything else."""
+    name = path.name
+    temporary = [f".{known}.{end}" for known in RUN_FILES for end in ("partial", "merged", "segments")]
+    is_folder = path.is_dir() and not path.is_symlink()
+    below = sorted(path.iterdir()) if is_folder else []
+    foreign = [p for p in below if not p.name.strip(".").startswith("segment-") or p.is_dir()]
+    if name not in (*RUN_FILES, *temporary) or foreign or (is_folder and "parquet" not in name):
+        raise OutputError(f"{foreign[0] if foreign else path}: no run wrote this; choose another folder")
+    return [*below, path]
 
 
 @contextmanager
 def _recording(folder: Path | None, experiment: Experiment) -> Iterator[tuple[Ledger, TableWriter]]:
     """The ledger and the table of rounds; their files are finished however the run ends, short of a kill."""
+    for name in experiment.task.metrics:
+        if name in ROUND_COLUMNS:
+            raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has a column of that name')
     columns = {**ROUND_COLUMNS, **dict.fromkeys(experiment.task.metrics, float)}
     ledger = Ledger(folder and folder / "ledger.parquet")
     rounds = TableWriter(folder and folder / "rounds.parquet", columns)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from fedsgd.compress import ClientId, Operator
-from fedsgd.errors import FedsgdError, RunError, WireError
-from fedsgd.layout import Layout
+from fedsgd.compress import ClientId
+from fedsgd.errors import FedsgdError, RunError
 from fedsgd.rounds import Message, Plan, Reply, Server, aggregate, broadcast, sample_cohort
-from fedsgd.wire import Kind, decode_frame
+from fedsgd.wire import ALL, Kind, decode_frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +35,11 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Crossing:
-    """One frame that crossed the wire. kept: the number of coordinates it carried (0 for a TASK); decode_seconds: at the
-    server, the time to decode and add it, at the client, to check and decode the message (on its MODEL frame)."""
+    """One frame that crossed the wire. kept: the number of coordinates it carried (0 for a TASK, and for what was refused).
+
+    encode_seconds: the shared MODEL frame is encoded once, and that time stands on the first client's. decode_seconds: at the
+    server, the time to decode and add it; at the client, to check and decode the message (on its MODEL frame).
+    """
 
     round: int
     client: ClientId
@@ -63,17 +65,17 @@ def run(
     while True:
         cohort = sample_cohort(plan, clients, server.round)
         messages, server = broadcast(plan, server, cohort)
-        outcomes = {outcome.client: outcome for outcome in runtime.exchange(messages, timeout)}
+        outcomes = _collect(server.round, messages, runtime.exchange(messages, timeout))
         replies = [outcome for outcome in outcomes.values() if isinstance(outcome, Reply)]
         failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
         for crossing in _downlink(plan, server, messages, outcomes):
             observer(crossing)
         try:
             if failures:
-                raise _stopped(server.round, min(failures, key=lambda failure: failure.client))
+                raise _stopped(server.round, failures[0])
             following, seconds = aggregate(plan, server, replies)
         except FedsgdError:
-            for crossing in _uplink(plan, server, replies, {}):
+            for crossing in _uplink(plan, server, replies, None):
                 observer(crossing)
             raise
         for crossing in _uplink(plan, server, replies, seconds):
@@ -82,7 +84,19 @@ def run(
         yield server, cohort
 
 
-def _stopped(round: int, failure: Failure) -> RunError:
+def _collect(round: int, messages: Mapping[ClientId, Message], arriving: Iterator[Outcome]) -> dict[ClientId, Outcome]:
+    """Exactly one outcome for each message, ascending by client; a client of which nothing was heard has failed."""
+    outcomes: dict[ClientId, Outcome] = {}
+    for outcome in arriving:
+        if outcome.client not in messages or outcome.client in outcomes:
+            problem = "a second outcome" if outcome.client in outcomes else "an outcome though it was sent nothing"
+            raise RunError(round, outcome.client, f"the runtime gave {problem}")
+        outcomes[outcome.client] = outcome
+    silent = {client: Failure(client, TimeoutError("no reply")) for client in messages if client not in outcomes}
+    return dict(sorted({**outcomes, **silent}.items()))
+
+
+def _stopped(round: int, failure: Failure) -> FedsgdError:
     """The failing client and round in front of whatever went wrong there: the user's module, loss or data, or our own."""
     if isinstance(failure.error, RunError):
         return failure.error
@@ -94,25 +108,24 @@ def _stopped(round: int, failure: Failure) -> RunError:
 def _downlink(
     plan: Plan, server: Server, messages: Mapping[ClientId, Message], outcomes: Mapping[ClientId, Outcome]
 ) -> Iterator[Crossing]:
-    kept = _kept(plan.downlink, server.model, plan.layout)
+    kept = plan.downlink.kept(decode_frame(server.model).sections, plan.context(server.round, ALL))
+    encode_seconds = server.encode_seconds
     for client, (task, model) in messages.items():
         outcome = outcomes.get(client)
-        seconds = outcome.decode_seconds if isinstance(outcome, Reply) else 0.0
+        decode_seconds = outcome.decode_seconds if isinstance(outcome, Reply) else 0.0
         yield Crossing(server.round, client, "down", Kind.TASK, task, 0, 0.0, 0.0)
-        yield Crossing(server.round, client, "down", Kind.MODEL, model, kept, server.encode_seconds, seconds)
+        yield Crossing(server.round, client, "down", Kind.MODEL, model, kept, encode_seconds, decode_seconds)
+        encode_seconds = 0.0
 
 
-def _uplink(plan: Plan, server: Server, replies: Sequence[Reply], seconds: Mapping[ClientId, float]) -> Iterator[Crossing]:
-    for reply in sorted(replies, key=lambda r: r.client):
-        decode = seconds.get(reply.client, 0.0)
+def _uplink(
+    plan: Plan, server: Server, replies: Sequence[Reply], seconds: Mapping[ClientId, float] | None
+) -> Iterator[Crossing]:
+    """seconds None: the replies were not folded, so nothing in them can be relied on, but they did cross."""
+    for reply in replies:
         for frame in reply.frames:
-            kept = _kept(plan.uplink.op, frame, plan.layout)
-            yield Crossing(server.round, reply.client, "up", Kind.UPDATE, frame, kept, reply.encode_seconds, decode)
-
-
-def _kept(compressor: Operator, frame: bytes, layout: Layout) -> int:
-    """Coordinates in a frame that crossed; 0 in one that cannot be read, which is to be counted all the same."""
-    try:
-        return compressor.kept(decode_frame(frame).sections, layout)
-    except WireError:
-        return 0
+            kept, decode_seconds = 0, 0.0
+            if seconds is not None:
+                kept = plan.uplink.kept(decode_frame(frame).sections, plan.context(server.round, reply.client))
+                decode_seconds = seconds[reply.client]
+            yield Crossing(server.round, reply.client, "up", Kind.UPDATE, frame, kept, reply.encode_seconds, decode_seconds)

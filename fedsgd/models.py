@@ -7,6 +7,7 @@ one number per example, [B]. torch is imported where a module is built, so that 
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 
 from fedsgd.component import Component, Count, FieldError, Registry, import_object
 from fedsgd.data import Dataset
-from fedsgd.errors import ModelError, ScenarioError
+from fedsgd.errors import FedsgdError, ModelError, ScenarioError
 from fedsgd.layout import F32, Layout
 from fedsgd.rng import torch_seed
 
@@ -69,17 +70,39 @@ def make_task(
     """
     import torch
 
+    from fedsgd.torch_scope import one_thread, torch_generator
+
     if module is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(torch_seed(seed, "init"))
-            module = model.build(dataset.shape, dataset.classes)
+        with one_thread(), torch_generator(torch_seed(seed, "init")):
+            module = _built(model, dataset)
     else:
-        module = copy.deepcopy(module)
+        module = _copy(module)
     named = {} if dataset.classes is None else {"accuracy": accuracy}
     named.update({name: _imported(path, f"metrics.{name}") for name, path in model.metrics.items()})
+    named.update(metrics or {})
+    if "loss" in named:
+        raise ModelError('a metric cannot be called "loss": that is what the loss is reported as')
     if loss is None:
         loss = _imported(model.loss, "loss") if model.loss else torch.nn.functional.cross_entropy
-    return Task(module, loss, {**named, **(metrics or {})}, *_trainable(module))
+    if isinstance(loss, type):
+        raise ModelError(f"the loss is the class {loss.__name__}, expected a function or an instance: {loss.__name__}()")
+    return Task(module, loss, named, *_trainable(module))
+
+
+def _built(model: Model, dataset: Dataset) -> nn.Module:
+    try:
+        return model.build(dataset.shape, dataset.classes)
+    except FedsgdError:
+        raise
+    except Exception as error:  # the user's own factory may fail in any way
+        raise ModelError(f"{model.name}: cannot be built: {type(error).__name__}: {error}") from error
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # tensors that are not leaves, and whatever the user's own attributes do
+        raise ModelError(f"the module cannot be copied ({error}); give a function that makes it as [model] module") from error
 
 
 def _imported(path: str, field: str) -> Callable[..., Any]:
@@ -179,10 +202,10 @@ class UserModule(Model):
     def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
         built = _imported(self.module, "module")
         try:
-            module = built(**self.arguments)
+            inspect.signature(built).bind(**self.arguments)
         except TypeError as error:
             raise FieldError("model", "arguments", f"{self.module} does not take {self.arguments}: {error}") from error
-        return module  # type: ignore[no-any-return]  # `_trainable` checks it
+        return built(**self.arguments)  # type: ignore[no-any-return]  # `_trainable` checks it
 
 
 MODELS: Registry[Model] = Registry(

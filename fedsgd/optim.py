@@ -207,8 +207,11 @@ def server_step(
     """
     import torch
 
-    w = torch.from_numpy(weights.copy())
-    buffers = {name: torch.from_numpy(value.copy()) for name, value in state.items()} or optimizer.init(w)
-    direction, alpha = optimizer.step(w, torch.from_numpy(np.negative(update)), buffers, optimizer.rate(round))
-    w.add_(direction, alpha=alpha)
+    from fedsgd.torch_scope import one_thread
+
+    with one_thread():
+        w = torch.from_numpy(weights.copy())
+        buffers = {name: torch.from_numpy(value.copy()) for name, value in state.items()} or optimizer.init(w)
+        direction, alpha = optimizer.step(w, torch.from_numpy(np.negative(update)), buffers, optimizer.rate(round))
+        w.add_(direction, alpha=alpha)
     return w.numpy(), {name: value.numpy() for name, value in buffers.items()}

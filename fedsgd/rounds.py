@@ -18,23 +18,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fedsgd.clients import ClientState, Pending, Weighting
-from fedsgd.compress import ClientId, Context, Operator, Received, Scheme, State
+from fedsgd.compress import ClientId, Context, Gathering, Operator, Received, Scheme, State
 from fedsgd.data import Examples
 from fedsgd.engine import Engine, Local, Recipe, Work
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.layout import F32, Layout
 from fedsgd.optim import Optimizer, server_step
 from fedsgd.rng import stream
-from fedsgd.wire import Frame, Header, Kind, decode_frame, encode_frame, overhead
+from fedsgd.wire import ALL, MAX_SECTIONS, Frame, Header, Kind, decode_frame, encode_frame, overhead
 
 Message = tuple[bytes, ...]
 """The frames of one client in one direction: TASK and MODEL down, UPDATE up."""
-MAX_UPDATE_SECTIONS = 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What server and clients agree on before the first round."""
+    """What server and clients agree on before the first round. clients: N; cohort: m."""
 
     seed: int
     layout: Layout
@@ -43,15 +42,16 @@ class Plan:
     downlink: Operator
     optimizer: Optimizer
     weighting: Weighting
+    clients: int
     cohort: int
 
     def context(self, round: int, client: ClientId) -> Context:
         """What both ends of a frame know without being told."""
         return Context(self.seed, round, client, self.layout)
 
-    def max_frame(self, compressor: Operator) -> int:
+    def max_frame(self, compressor: Operator | Scheme) -> int:
         """The longest valid frame of this compressor: nothing longer is looked at."""
-        return overhead(MAX_UPDATE_SECTIONS) + compressor.max_bytes(self.layout)
+        return overhead(MAX_SECTIONS) + compressor.max_bytes(self.layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def start(plan: Plan, weights: F32) -> Server:
 def _publish(plan: Plan, server: Server) -> Server:
     """Encode the model that the clients of the coming round will get."""
     begun = time.perf_counter()
-    sections, _ = plan.downlink.encode(server.weights, plan.context(server.round, 0))
+    sections, _ = plan.downlink.encode(server.weights, plan.context(server.round, ALL))
     frame = encode_frame(Frame(Header(Kind.MODEL, server.round, plan.downlink.codec), sections))
     return replace(server, model=frame, encode_seconds=time.perf_counter() - begun)
 
@@ -118,10 +118,12 @@ def broadcast(plan: Plan, server: Server, cohort: Sequence[ClientId]) -> tuple[d
 def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Server, Mapping[ClientId, float]]:
     """(the server of the next round, seconds to decode and add each client's reply).
 
-    The replies are folded in ascending client order whatever order they came in, weighted by examples or uniformly. A bad
-    frame raises WireError before anything has changed.
+    The replies are folded in ascending client order whatever order they came in, weighted by examples (for whose number the
+    client's word is taken) or uniformly. A bad frame raises WireError, with its client, before anything has changed.
     """
     ordered = sorted(replies, key=lambda reply: reply.client)
+    if len({reply.client for reply in ordered}) != len(ordered):
+        raise RunError(server.round, None, "two replies of one client")
     frames = [_open_update(plan, reply, server.round) for reply in ordered]
     shares = np.array([f.header.examples if plan.weighting == "examples" else 1 for f in frames], dtype=np.float64)
     if not shares.sum() > 0:
@@ -134,7 +136,11 @@ def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Ser
             yield Received(frame.sections, float(share), plan.context(server.round, frame.header.client))
             seconds[frame.header.client] = time.perf_counter() - begun
 
-    update, uplink = plan.uplink.fold(server.uplink, timed(), plan.layout)
+    try:
+        gathering = Gathering(plan.seed, server.round, plan.layout, plan.clients)
+        update, uplink = plan.uplink.fold(server.uplink, timed(), gathering)
+    except WireError as error:
+        raise _placed(error, server.round, ordered[len(seconds)].client) from None
     weights, velocity = server_step(plan.optimizer, server.weights, update, server.velocity, server.round)
     if not np.isfinite(weights).all():
         raise NonFiniteError(server.round, None, f"after the server's step {_first_bad(weights, plan.layout)}")
@@ -146,11 +152,18 @@ def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Ser
 
 
 def _open_update(plan: Plan, reply: Reply, round: int) -> Frame:
-    if len(reply.frames) != 1:
-        raise WireError(0, f"client {reply.client} sent {len(reply.frames)} frames, expected one UPDATE")
-    frame = decode_frame(reply.frames[0], plan.max_frame(plan.uplink.op))
-    _expect(frame.header, Kind.UPDATE, round, reply.client, plan.uplink.op.codec)
+    try:
+        if len(reply.frames) != 1:
+            raise WireError(0, f"{len(reply.frames)} frames, expected one UPDATE")
+        frame = decode_frame(reply.frames[0], plan.max_frame(plan.uplink))
+        _expect(frame.header, Kind.UPDATE, round, reply.client, plan.uplink.codec)
+    except WireError as error:
+        raise _placed(error, round, reply.client) from None
     return frame
+
+
+def _placed(error: WireError, round: int, client: ClientId) -> WireError:
+    return WireError(error.offset, error.cause, f"round {round}, client {client}: ")
 
 
 def _expect(header: Header, kind: Kind, round: int, client: ClientId | None, codec: int) -> None:
@@ -177,18 +190,26 @@ def receive(
     _expect(task, Kind.TASK, task.round, client, 0)
     weights = _decode_model(plan, message[1], task.round)
     seconds = time.perf_counter() - begun
-    settled = ClientState(state.settle(task.acknowledged))
+    try:
+        settled = ClientState(state.settle(task.round, task.acknowledged))
+    except ValueError as error:
+        raise RunError(task.round, client, str(error)) from None
     return Work(plan.seed, task.round, client, weights, examples), settled, seconds
 
 
 def send(plan: Plan, local: Local, round: int, state: ClientState, decode_seconds: float) -> tuple[Reply, ClientState]:
-    """(the reply, the state pending its acknowledgement). NonFiniteError for an update that is not finite."""
+    """(the reply, the state pending its acknowledgement). NonFiniteError if the update, or what is to be remembered, is not
+    finite."""
     if not np.isfinite(local.update).all():
         cause = f"the update {_first_bad(local.update, plan.layout)}; is the step size too large?"
         raise NonFiniteError(round, local.client, cause)
     begun = time.perf_counter()
-    sent = plan.uplink.send(local.update, state.scheme, plan.context(round, local.client))
-    header = Header(Kind.UPDATE, round, plan.uplink.op.codec, base=round, client=local.client, examples=local.examples)
+    with np.errstate(over="ignore", invalid="ignore"):
+        sent = plan.uplink.send(local.update, state.scheme, plan.context(round, local.client))
+    for name, value in (*sent.state.items(), *sent.state_if_lost.items()):
+        if not np.isfinite(value).all():
+            raise NonFiniteError(round, local.client, f"what the client remembers ({name}) {_first_bad(value, plan.layout)}")
+    header = Header(Kind.UPDATE, round, plan.uplink.codec, base=round, client=local.client, examples=local.examples)
     frame = encode_frame(Frame(header, sent.sections))
     seconds = time.perf_counter() - begun
     pending = replace(state, pending=Pending(round, sent.state, sent.state_if_lost))
@@ -207,7 +228,7 @@ def client_update(
 def _decode_model(plan: Plan, frame: bytes, round: int) -> F32:
     decoded = decode_frame(frame, plan.max_frame(plan.downlink))
     _expect(decoded.header, Kind.MODEL, round, None, plan.downlink.codec)
-    return plan.downlink.decode(decoded.sections, plan.context(round, 0)).to_dense()
+    return plan.downlink.decode(decoded.sections, plan.context(round, ALL)).to_dense()
 
 
 def _first_bad(vector: F32, layout: Layout) -> str:

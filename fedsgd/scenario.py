@@ -184,7 +184,7 @@ def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenari
         near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         hint = did_you_mean(path.name, near) if near else ""
         raise ScenarioError(f"{path}: cannot be read ({error.strerror}){hint}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ScenarioError(f"{path}: not valid TOML: {error}") from None
     try:
         return from_dict(apply_settings(Scenario, raw, settings or {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -95,27 +95,36 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def apply_settings(root: type, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables with dotted keys set. Setting a `name` drops the other keys of that component, so that they take the new
-    member's defaults; names are set first, whatever the order given."""
+    member's defaults. Whatever the order given, outer keys are set before inner ones, and names before their neighbours."""
     out = _copied(raw)
-    for dotted in sorted(settings, key=lambda k: (not k.endswith(".name"), k.count(".") if k.endswith(".name") else 0)):
+    for dotted in sorted(settings, key=lambda key: (key.count("."), not key.endswith(".name"))):
         *parents, leaf = dotted.split(".")
-        table, cls = out, root
-        for depth, part in enumerate(parents):
-            below = table.setdefault(part, {})
-            if isinstance(below, str):
-                below = table[part] = {"name": below}
-            if not isinstance(below, dict):
-                raise ScenarioError(f"{dotted}: {'.'.join(parents[: depth + 1])} is {below!r}, which has no keys")
-            table, cls = below, (component_type(field_types(cls).get(part)) or Component)
-        if leaf == "name" and parents:
+        table, cls = _descend(root, out, parents, dotted)
+        if leaf == "name" and parents and cls is not None:
             kept = _own_fields(cls) if issubclass(cls, Table) else ()
             for key in [k for k in table if k not in kept]:
                 del table[key]
-        if issubclass(cls, Table) and leaf in cls.alternatives:
+        if cls is not None and issubclass(cls, Table) and leaf in cls.alternatives:
             for other in cls.alternatives:
                 table.pop(other, None)
         table[leaf] = settings[dotted]
     return out
+
+
+def _descend(root: type, table: dict[str, Any], parents: list[str], dotted: str) -> tuple[dict[str, Any], type | None]:
+    """(the table that the parents lead to, the class it is to become or None if it is plain data). Tables on the way are made;
+    a component that is not there yet starts as its default."""
+    cls: type | None = root
+    for depth, part in enumerate(parents):
+        default = None if cls is None else defaults(cls).get(part)
+        if part not in table:
+            table[part] = to_table(default) if isinstance(default, Component) and not isinstance(default, Table) else {}
+        if isinstance(table[part], str):
+            table[part] = {"name": table[part]}
+        if not isinstance(table[part], dict):
+            raise ScenarioError(f"{dotted}: {'.'.join(parents[: depth + 1])} is {table[part]!r}, which has no keys")
+        table, cls = table[part], None if cls is None else component_type(field_types(cls).get(part))
+    return table, cls
 
 
 def _copied(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,8 +138,9 @@ def _own_fields(cls: type) -> list[str]:
     return [f.name for f in fields(cls) if not f.metadata.get("inline")]
 
 
-def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any]) -> Any:
-    """An instance of a component or table class from its keys; path: where it stands, for messages."""
+def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Sequence[str] = ()) -> Any:
+    """An instance of a component or table class from its keys; path: where it stands, for messages; beside: keys that may stand
+    in the same table and have been taken out of it, for messages too."""
     if not isinstance(raw, Mapping):
         raise ScenarioError(f"{path}: expected a table, got {raw!r}")
     inline = [f for f in fields(cls) if f.metadata.get("inline")]
@@ -138,13 +148,13 @@ def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any]) -> Any:
     rest = {key: value for key, value in raw.items() if key not in own}
     if not inline:
         for key in rest:
-            raise ScenarioError(f"{_join(path, key)}: unknown key{did_you_mean(key, own) or ', this table has none'}")
+            raise ScenarioError(f"{_join(path, key)}: unknown key{did_you_mean(key, [*own, *beside])}")
     values = dict(preset)
     for f in fields(cls):
         annotation = component_type(field_types(cls)[f.name])
         if f in inline:
             if rest and annotation is not None:
-                values[f.name] = _member(FAMILIES[annotation], rest, path, {})
+                values[f.name] = _member(FAMILIES[annotation], rest, path, {}, own)
         elif f.name in raw:
             values[f.name] = _value(annotation, raw[f.name], _join(path, f.name), f.metadata.get("preset", {}))
         elif f.default is MISSING and f.default_factory is MISSING and f.name not in values:
@@ -163,7 +173,7 @@ def _value(annotation: type | None, raw: Any, path: str, preset: Mapping[str, An
     return _table(annotation, raw, path, preset)
 
 
-def _member(registry: Registry[Any], raw: Any, path: str, preset: Mapping[str, Any]) -> Any:
+def _member(registry: Registry[Any], raw: Any, path: str, preset: Mapping[str, Any], beside: Sequence[str] = ()) -> Any:
     """The member of a family that `name` names; a string stands for a table with nothing but its name."""
     table = {"name": raw} if isinstance(raw, str) else raw
     if not isinstance(table, Mapping):
@@ -178,7 +188,7 @@ def _member(registry: Registry[Any], raw: Any, path: str, preset: Mapping[str, A
         cls = registry[name]
     except ScenarioError as error:
         raise ScenarioError(f"{path}.name: {error}") from None
-    return _table(cls, {k: v for k, v in table.items() if k != "name"}, path, preset)
+    return _table(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*beside, "name"])
 
 
 def _join(path: str, key: str) -> str:

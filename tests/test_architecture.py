@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fedsgd"
 # Lowest first. A module may import from its own floor's package and from floors below.
 FLOORS = [
     ["errors"],
-    ["component", "rng", "layout"],
+    ["component", "rng", "layout", "torch_scope"],
     ["wire"],
     ["compress"],
     ["optim", "data"],
@@ -38,7 +38,7 @@ FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 # The few modules that may import each dependency; anything not named here may not be imported at all.
 DOORS = {
     "numpy": None,
-    "torch": {"models", "optim", "engine", "build", "experiment"},
+    "torch": {"torch_scope", "models", "optim", "engine", "build", "experiment"},
     "msgspec": {"component"},
     "tomli_w": {"scenario"},
     "click": {"cli"},

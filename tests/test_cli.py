@@ -58,6 +58,13 @@ def test_runs_without_out_are_numbered(quickstart: Path) -> None:
     assert sorted(p.name for p in Path("runs").iterdir()) == ["quickstart-1", "quickstart-2"]
 
 
+def test_brackets_in_names_are_only_brackets(quickstart: Path) -> None:
+    result = fedsgd("run", quickstart, *TINY, "--set", "name=o[/b]x".replace("/", "|"), "--out", "p[bold]q")
+    assert result.exit_code == 0
+    assert "o[|b]x: bytes on the wire" in result.stdout
+    assert "written to p[bold]q" in result.stdout
+
+
 def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
     quickstart: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback, Plain, Sparse
 from fedsgd.compress.randk import RandK, shared_support
 from fedsgd.compress.topk import TopK, kept_of, top_k
-from fedsgd.errors import ScenarioError, WireError
+from fedsgd.errors import NonFiniteError, ScenarioError, WireError
 from fedsgd.layout import F32, Layout
 
 
@@ -61,7 +61,7 @@ def test_fewer_non_zeros_than_k_are_not_filled_up() -> None:
 
 def test_more_coordinates_than_k_are_refused() -> None:
     sections, _ = TopK(0.5).encode(np.ones(10, np.float32), context(10))
-    with pytest.raises(WireError, match="5 coordinates, at most 2"):
+    with pytest.raises(WireError, match="5 indices, expected 0 to 2"):
         TopK(0.2).decode(sections, context(10))
 
 
@@ -139,3 +139,8 @@ def test_adding_multiplies_in_the_type_of_the_sum() -> None:
 def test_bad_hyper_parameters_cannot_exist(bad: dict[str, object]) -> None:
     with pytest.raises(ScenarioError, match=r"^top-k\.(density|values): "):
         COMPRESSORS["top-k"](**bad)
+
+
+def test_scaling_that_leaves_float32_names_round_and_client() -> None:
+    with pytest.raises(NonFiniteError, match=r"round 3, client 4: scaling the update by P/k = 2 leaves"):
+        RandK(0.5).encode(np.full(4, 3e38, np.float32), context(4, 3, 4))

@@ -103,9 +103,38 @@ def test_examples_are_gathered_when_asked_for() -> None:
     assert Examples(x, y).gather()[0] is x
 
 
-def test_a_dataset_without_examples_is_refused() -> None:
-    some, none = Examples(np.zeros((3, 2)), np.zeros(3)), Examples(np.zeros((0, 2)), np.zeros(0))
-    with pytest.raises(DataError, match="no test examples"):
-        Dataset(some, none, 2)
-    with pytest.raises(DataError, match="3 training examples but 2 targets"):
-        Dataset(Examples(np.zeros((3, 2)), np.zeros(2)), some, 2)
+def some(n: int = 3, dtype: str = "int64") -> Examples:
+    return Examples(np.zeros((n, 2)), np.zeros(n, dtype))
+
+
+REFUSED: dict[str, tuple[Examples, Examples, int | None, str]] = {
+    "no test examples": (some(), some(0), 2, "the dataset has no test examples"),
+    "no rows": (Examples(np.zeros((3, 2)), np.zeros(3, int), np.zeros(0, int)), some(), 2, "no training examples"),
+    "counts": (Examples(np.zeros((3, 2)), np.zeros(2, int)), some(), 2, "3 training examples but 2 targets"),
+    "lists": (Examples([[1.0]], np.zeros(1, int)), some(), 2, "the training examples are list, expected a numpy array"),  # type: ignore[arg-type]
+    "objects": (some(), Examples(np.array([None]), np.zeros(1, int)), 2, "the test examples are object of shape"),
+    "float labels": (some(dtype="float32"), some(), 2, "the training targets are float32 of shape .3., expected class labels"),
+    "label too large": (
+        some(),
+        Examples(np.zeros((1, 2)), np.array([2])),
+        2,
+        "the test labels run from 2 to 2, expected 0 to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("train", "test", "classes", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_dataset_that_does_not_fit_together_is_refused(
+    train: Examples, test: Examples, classes: int | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        Dataset(train, test, classes)
+
+
+def test_arrays_are_brought_into_the_form_that_models_compute_with() -> None:
+    x, y = np.arange(6, dtype=">f8").reshape(3, 2)[::-1], np.array([1, 0, 1], dtype=np.int32)
+    data = Dataset(Examples(x, y), Examples(x, y), 2)
+    assert (data.train.x.dtype, data.train.y.dtype) == (np.float32, np.int64)
+    assert data.train.x.tolist() == [[4, 5], [2, 3], [0, 1]]
+    regression = Dataset(Examples(x, x[:, :1]), Examples(x, x[:, :1]), None)
+    assert regression.test.y.dtype == np.float32

@@ -23,7 +23,7 @@ from torch import nn
 
 import fedsgd
 from fedsgd.data import Dataset, Examples
-from fedsgd.errors import OutputError, RunError, ScenarioError
+from fedsgd.errors import ModelError, OutputError, RunError, ScenarioError
 from fedsgd.experiment import RUN_FILES, Result, run
 from fedsgd.ledger import COLUMNS
 from fedsgd.scenario import Scenario, from_dict
@@ -89,6 +89,58 @@ def test_a_dense_run_has_ratio_one(scenario: Make) -> None:
     assert run(scenario({"uplink.compressor.name": "dense"})).summary["uplink_ratio"] == 1
 
 
+def test_rows_of_a_larger_set_are_what_is_trained_on(scenario: Make, blobs: Dataset) -> None:
+    """Examples(x, y, rows) is those rows: no other may be dealt to a client."""
+    s = Scenario(name="rows", rounds=1).replace({"data.partition.clients": 5})
+    x, y, rows = blobs.train.x, blobs.train.y, np.arange(30, 90)
+    part = Dataset(Examples(x, y, rows), blobs.test, 3)
+    copied = Dataset(Examples(x[rows], y[rows]), blobs.test, 3)
+    assert digests(run(s, dataset=part)) == digests(run(s, dataset=copied)) != digests(run(s, dataset=blobs))
+
+
+def test_the_summary_says_what_came_from_python(scenario: Make, blobs: Dataset) -> None:
+    s = Scenario(name="x", rounds=1).replace({"data.partition.clients": 5})
+    assert run(s, dataset=blobs).summary["given_in_python"] == ["dataset"]
+    assert run(scenario({"rounds": 1})).summary["given_in_python"] == []
+
+
+def test_what_is_not_finite_is_null_in_json(scenario: Make, blobs: Dataset, tmp_path: Path) -> None:
+    s = Scenario(name="x", rounds=1).replace({"data.partition.clients": 5})
+    run(s, dataset=blobs, metrics={"odd": lambda o, t: o[:, 0] / 0}, out=tmp_path / "r")
+    assert json.loads((tmp_path / "r" / "summary.json").read_text(), parse_constant=pytest.fail)["final_metrics"]["odd"] is None
+
+
+def test_a_metric_cannot_take_the_place_of_a_column(blobs: Dataset) -> None:
+    s = Scenario(name="x", rounds=1).replace({"data.partition.clients": 5})
+    with pytest.raises(ModelError, match='cannot be called "uplink_bytes"'):
+        run(s, dataset=blobs, metrics={"uplink_bytes": lambda o, t: o[:, 0]})
+
+
+def test_a_metric_that_fails_ends_the_run_with_the_round(blobs: Dataset) -> None:
+    s = Scenario(name="x", rounds=2).replace({"data.partition.clients": 5})
+    with pytest.raises(RunError, match="round 1, server: evaluation: ZeroDivisionError"):
+        run(s, dataset=blobs, metrics={"odd": lambda o, t: 1 / 0})
+
+
+def test_overwriting_takes_the_remains_of_a_killed_run_and_follows_no_links(scenario: Make, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (out / "rounds.parquet").mkdir(parents=True)
+    (out / "rounds.parquet" / "segment-000000.parquet").touch()
+    (out / "rounds.parquet" / ".segment-000001.parquet").touch()
+    (out / ".ledger.parquet.segments").mkdir()
+    (out / ".summary.json.partial").touch()
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    (out / "ledger.parquet").symlink_to(elsewhere)
+    run(scenario({"rounds": 1}), out=out, overwrite=True)
+    assert sorted(p.name for p in out.iterdir()) == sorted(RUN_FILES)
+    assert (elsewhere / "precious").exists()
+    (out / "params.safetensors").unlink()
+    (out / "params.safetensors").mkdir()
+    with pytest.raises(OutputError, match="no run wrote this"):
+        run(scenario({"rounds": 1}), out=out, overwrite=True)
+
+
 def test_nothing_is_written_unless_asked(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(scenario()).out is None
@@ -103,7 +155,7 @@ def test_a_folder_that_holds_something_is_not_written_to(scenario: Make, tmp_pat
     assert (tmp_path / "a" / "summary.json").read_bytes() == before
     assert run(scenario({"rounds": 1}), out=tmp_path / "a", overwrite=True).summary["rounds"] == 1
     (tmp_path / "a" / "thesis.tex").write_text("precious")
-    with pytest.raises(OutputError, match=r"thesis\.tex, which no run wrote"):
+    with pytest.raises(OutputError, match=r"thesis\.tex: no run wrote this"):
         run(scenario(), out=tmp_path / "a", overwrite=True)
     assert (tmp_path / "a" / "summary.json").exists()
     with pytest.raises(OutputError, match="cannot be made"):

@@ -28,6 +28,9 @@ def halved(output, target):
 def confident(output, target):
     return (output.softmax(1).max(1).values > 0.9).float()
 
+def fails():
+    raise TypeError("my own mistake")
+
 number = 3
 """
 
@@ -36,6 +39,7 @@ number = 3
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A user's module file, importable for one test."""
     (tmp_path / "own_model.py").write_text(OWN)
+    (tmp_path / "broken_model.py").write_text("def make_model(:")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_model", raising=False)
     return "own_model"
@@ -62,6 +66,18 @@ def test_initial_parameters_are_a_function_of_the_seed_and_leave_torch_alone() -
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_initial_parameters_do_not_depend_on_the_number_of_threads() -> None:
+    """orthogonal_ factorises a matrix, whose rounding differs between thread counts."""
+    from tests import orthogonal
+
+    digests, before = set(), torch.get_num_threads()
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        digests.add(make_task(UserModule(module=f"{orthogonal.__name__}:make"), images(8), 0).initial.tobytes())
+    torch.set_num_threads(before)
+    assert len(digests) == 1
+
+
 def test_a_module_of_the_users_own_with_loss_and_metric(own: str, blobs: Dataset) -> None:
     model = UserModule(f"{own}:halved", {"confident": f"{own}:confident"}, f"{own}:make_model", {"width": 6})
     task = make_task(model, blobs, 0)
@@ -77,6 +93,8 @@ def test_a_module_of_the_users_own_with_loss_and_metric(own: str, blobs: Dataset
         ({"module": "own_model"}, "module", 'expected "my_package.my_module:name"'),
         ({"module": "nowhere_to_be_found:make"}, "module", 'cannot import "nowhere_to_be_found"'),
         ({"module": "own_model:make_modle"}, "module", 'has no "make_modle", did you mean "make_model"'),
+        ({"module": ".own_model:make_model"}, "module", 'expected "my_package.my_module:name"'),
+        ({"module": "broken_model:make_model"}, "module", 'cannot import "broken_model": SyntaxError'),
         ({"module": "own_model:number"}, "module", "is 3, expected something to call"),
         ({"module": "own_model:make_model", "arguments": {"depth": 2}}, "arguments", "does not take"),
         ({"module": "own_model:make_model", "loss": "own_model:nope"}, "loss", 'has no "nope"'),
@@ -89,6 +107,11 @@ def test_what_cannot_be_imported_is_named(
     with pytest.raises(FieldError, match=message) as error:
         make_task(UserModule(**settings), blobs, 0)  # type: ignore[arg-type]
     assert error.value.field == field
+
+
+def test_a_factory_that_fails_is_named_with_its_error(own: str, blobs: Dataset) -> None:
+    with pytest.raises(ModelError, match="module: cannot be built: TypeError: my own mistake"):
+        make_task(UserModule(module=f"{own}:fails"), blobs, 0)
 
 
 def test_a_classifier_needs_classes() -> None:

@@ -12,6 +12,7 @@ import pytest
 from fedsgd.build import Experiment, build
 from fedsgd.clients import ClientState, Pending
 from fedsgd.data import Dataset, Examples
+from fedsgd.engine import Local
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.loop import Crossing, Failure, Outcome, run
 from fedsgd.rounds import (
@@ -26,7 +27,7 @@ from fedsgd.rounds import (
     send,
 )
 from fedsgd.scenario import Scenario
-from fedsgd.wire import ALL, Frame, Kind, decode_frame, encode_frame
+from fedsgd.wire import ALL, Frame, Kind, Part, Section, decode_frame, encode_frame
 
 Make = Callable[..., Scenario]
 
@@ -49,6 +50,11 @@ def test_a_message_is_a_task_of_ones_own_and_a_model_that_is_shared(scenario: Ma
     assert [(t.kind, t.round, t.client, t.acknowledged) for t in tasks] == [(Kind.TASK, 1, 1, 0), (Kind.TASK, 1, 5, 0)]
     assert messages[1][1] is messages[5][1]
     assert decode_frame(messages[1][1]).header.client == ALL
+
+
+def resectioned(frame: bytes, sections: tuple[Section, ...]) -> bytes:
+    """The same frame with other sections, properly sealed."""
+    return encode_frame(Frame(decode_frame(frame).header, sections))
 
 
 def test_replies_are_folded_in_client_order_whatever_order_they_came_in(scenario: Make) -> None:
@@ -121,10 +127,14 @@ def test_a_residual_is_settled_by_the_acknowledgement_in_the_next_task(scenario:
     """Accepted in round 1: the residual is what was left out. Not accepted: it is everything."""
     received, lost = {"residual": np.float32([0, 1])}, {"residual": np.float32([5, 1])}
     state = ClientState({}, Pending(3, received, lost))
-    assert state.settle(3) is received
-    assert state.settle(0) is lost
-    assert state.settle(2) is lost
-    assert ClientState(received).settle(9) is received
+    assert state.settle(5, 3) is received
+    assert state.settle(5, 0) is lost
+    assert state.settle(5, 2) is lost
+    assert ClientState(received).settle(1, 0) is received
+    before: dict[str, Any] = {}
+    assert ClientState(before, Pending(3, received, lost)).settle(3, 0) is before, "the same TASK again starts where it did"
+    with pytest.raises(ValueError, match="accepted a reply of round 4, this client's state ends at round 3"):
+        state.settle(5, 4)
 
 
 def test_an_accepted_reply_is_acknowledged_and_a_lost_one_is_not(scenario: Make) -> None:
@@ -150,6 +160,12 @@ BAD_REPLIES: dict[str, Callable[[Reply], Reply]] = {
     "not an update": lambda r: replace(r, frames=(edited(r.frames[0], kind=Kind.MODEL),)),
     "two frames": lambda r: replace(r, frames=r.frames * 2),
     "no frame": lambda r: replace(r, frames=()),
+    "no sections": lambda r: replace(r, frames=(resectioned(r.frames[0], ()),)),
+    "an empty index": lambda r: replace(r, frames=(resectioned(r.frames[0], (Section(Part.INDEX, b""),)),)),
+    "all positions": lambda r: replace(r, frames=(resectioned(r.frames[0], (Section(Part.INDEX, b"\x03\x00"),)),)),
+    "more absent than there are": lambda r: replace(
+        r, frames=(resectioned(r.frames[0], (Section(Part.INDEX, b"\x03\xff\xff\x03"),)),)
+    ),
     "cut short": lambda r: replace(r, frames=(r.frames[0][:-1],)),
     "far too long": lambda r: replace(r, frames=(r.frames[0] + bytes(10**6),)),
 }
@@ -160,7 +176,7 @@ def test_a_bad_reply_is_refused_and_changes_nothing(scenario: Make, spoil: Calla
     experiment = build(scenario())
     before = experiment.server.weights.tobytes(), experiment.server.model
     replies = replies_of(experiment, [0, 1, 2])
-    with pytest.raises(WireError):
+    with pytest.raises(WireError, match=r"^round 1, client 2: byte \d+: "):
         aggregate(experiment.plan, experiment.server, [*replies[:2], spoil(replies[2])])
     assert before == (experiment.server.weights.tobytes(), experiment.server.model)
 
@@ -273,3 +289,99 @@ def test_a_corrupted_reply_is_observed_and_ends_the_run(scenario: Make) -> None:
     with pytest.raises(WireError, match="checksum"):
         next(run(experiment.plan, experiment.server, Noisy(experiment), seen.append))
     assert [c.kept for c in seen if c.direction == "up"] == [0] * 4
+
+
+@pytest.mark.parametrize("spoil", BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
+def test_whatever_is_wrong_with_a_reply_the_loop_ends_with_a_wire_error(
+    scenario: Make, spoil: Callable[[Reply], Reply]
+) -> None:
+    experiment = build(scenario())
+
+    class Spoilt(Spy):
+        def exchange(self, messages: Mapping[int, Message], timeout: float | None) -> Iterator[Outcome]:
+            for outcome in super().exchange(messages, timeout):
+                assert isinstance(outcome, Reply)
+                yield spoil(outcome)
+
+    seen: list[Crossing] = []
+    with pytest.raises(WireError):
+        next(run(experiment.plan, experiment.server, Spoilt(experiment), seen.append))
+    frames = sum(len(spoil(r).frames) for r in replies_of(build(scenario()), sample_cohort(experiment.plan, range(8), 1)))
+    assert len([c for c in seen if c.direction == "up"]) == frames
+
+
+MISCARRIED: dict[str, tuple[Callable[[list[Outcome]], list[Outcome]], str]] = {
+    "twice": (lambda o: [*o, o[0]], r"round 1, client \d: the runtime gave a second outcome"),
+    "from a stranger": (
+        lambda o: [*o, Failure(99, OSError())],
+        "client 99: the runtime gave an outcome though it was sent nothing",
+    ),
+    "not at all": (lambda o: o[1:], r"round 1, client \d: TimeoutError: no reply"),
+    "none at all": (lambda o: [], r"round 1, client \d: TimeoutError: no reply"),
+}
+
+
+@pytest.mark.parametrize(("carry", "message"), MISCARRIED.values(), ids=MISCARRIED.keys())
+def test_one_outcome_for_each_client_is_all_that_is_taken(
+    scenario: Make, carry: Callable[[list[Outcome]], list[Outcome]], message: str
+) -> None:
+    experiment = build(scenario())
+
+    class Careless(Spy):
+        def exchange(self, messages: Mapping[int, Message], timeout: float | None) -> Iterator[Outcome]:
+            yield from carry(list(super().exchange(messages, timeout)))
+
+    with pytest.raises(RunError, match=message):
+        next(run(experiment.plan, experiment.server, Careless(experiment), lambda _: None))
+
+
+def test_two_replies_of_one_client_are_not_averaged(scenario: Make) -> None:
+    experiment = build(scenario())
+    (reply,) = replies_of(experiment, [0])
+    with pytest.raises(RunError, match="two replies of one client"):
+        aggregate(experiment.plan, experiment.server, [reply, reply])
+
+
+def test_a_task_that_arrives_twice_is_answered_twice_alike(scenario: Make) -> None:
+    experiment = build(scenario())
+    message = broadcast(experiment.plan, experiment.server, [2])[0][2]
+    examples = Examples(experiment.dataset.train.x, experiment.dataset.train.y, np.arange(30))
+    first, state = client_update(experiment.plan, experiment.engine, 2, message, ClientState(), examples)
+    second, again = client_update(experiment.plan, experiment.engine, 2, message, state, examples)
+    assert first.frames == second.frames
+    assert state.pending is not None
+    assert again.pending is not None
+    assert (state.pending.if_received["residual"] == again.pending.if_received["residual"]).all()
+
+
+def test_a_client_restored_from_an_old_copy_says_so(scenario: Make) -> None:
+    experiment = build(scenario())
+    server = replace(experiment.server, acknowledged={2: 1}, round=2)
+    message = broadcast(experiment.plan, server, [2])[0][2]
+    with pytest.raises(
+        RunError, match="round 2, client 2: the server accepted a reply of round 1, this client's state ends at round 0"
+    ):
+        receive(
+            experiment.plan,
+            2,
+            (*message[:1], edited(message[1], round=2)),
+            ClientState(),
+            Examples(np.zeros((1, 8, 8)), np.zeros(1)),
+        )
+
+
+def test_a_residual_that_overflows_names_round_and_client(scenario: Make) -> None:
+    plan = build(scenario({"uplink.compressor.name": "dense", "uplink.compressor.values": "bfloat16"})).plan
+    local = Local(3, np.full(plan.layout.size, 3e38, np.float32), 10, 5)
+    state = ClientState({"residual": np.full(plan.layout.size, 3e38, np.float32)})
+    with pytest.raises(
+        NonFiniteError, match=r"round 2, client 3: what the client remembers \(residual\) is not finite in 4810"
+    ):
+        send(plan, local, 2, state, 0.0)
+
+
+def test_the_models_encoding_is_timed_once_a_round(scenario: Make) -> None:
+    seen = rounds(build(scenario()), 1)
+    times = [c.encode_seconds for c in seen if c.kind is Kind.MODEL]
+    assert times[0] > 0
+    assert times[1:4] == [0, 0, 0]

@@ -99,6 +99,35 @@ def test_setting_a_name_resets_the_other_keys_of_that_component(scenario: Make) 
     assert scenario({"uplink.compressor.name": "top-k"}).uplink.compressor == TopK()
 
 
+def test_the_order_of_settings_does_not_matter(scenario: Make) -> None:
+    for settings in (
+        {"uplink.compressor": "top-k", "uplink.compressor.density": 0.5},
+        {"uplink.compressor.density": 0.5, "uplink.compressor": "top-k"},
+    ):
+        assert scenario(settings).uplink.compressor == TopK(0.5)
+
+
+def test_a_key_called_name_in_plain_data_is_a_key_like_any_other() -> None:
+    s = from_dict({"name": "x", "model": {"module": "a:b", "arguments": {"width": 3, "name": "p"}}})
+    assert s.replace({"model.arguments.name": "q"}).model.arguments == {"width": 3, "name": "q"}  # type: ignore[attr-defined]
+
+
+def test_setting_a_key_of_what_the_file_leaves_out_starts_from_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('name = "x"')
+    settings = {
+        "client.optimizer.lr": 0.2,
+        "data.partition.clients": 7,
+        "model.hidden": [3],
+        "server.optimizer.momentum": 0.5,
+        "server.optimizer.name": "nesterov",
+    }
+    assert load(path, settings) == load(path).replace(settings)
+    s = load(path, settings)
+    assert (s.client.optimizer.lr, s.data.partition, s.model.hidden) == (0.2, Iid(clients=7), (3,))  # type: ignore[attr-defined]
+    assert s.server.optimizer.lr == 1.0
+
+
 def test_setting_the_dataset_keeps_the_partition(scenario: Make) -> None:
     assert scenario({"data.name": "mnist"}).data.partition == scenario().data.partition
 
@@ -157,7 +186,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "below a value": ({"rounds.x": 1}, "rounds.x: rounds is 40, which has no keys"),
     "cohort": ({"server.cohort": 30, "rounds": 40}, "server.cohort: got 30 clients a round, but data.partition.clients is 8"),
     "schedule": ({"client.optimizer.schedule.name": "stp"}, 'client.optimizer.schedule.name: got "stp", did you mean "step"?'),
-    "inline": ({"data.clients": 3}, "data.clients: unknown key"),
+    "inline": ({"data.partitoin": 3}, 'data.partitoin: unknown key, did you mean "partition"?'),
+    "inline, far": ({"data.alpha": 3}, 'data.alpha: unknown key, expected one of: "name", "partition"'),
     "seed": ({"seed": -1}, "seed: expected int >= 0, got -1"),
     "folder": ({"name": "a/b"}, "name: got 'a/b', expected a word that can name a folder"),
     "memory": ({"uplink.compressor.name": "rand-k"}, "uplink.error_feedback: error feedback needs a contractive compressor"),

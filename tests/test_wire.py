@@ -132,6 +132,22 @@ def test_rice_is_near_the_bound_on_uniform_supports(density: float, limit: float
     assert 8 * len(encode_indices(support(k, n), n)) / bound < limit + 0.01
 
 
+def test_more_indices_than_expected_are_refused_before_they_are_expanded() -> None:
+    """Five bytes that stand for two million positions must not become two million positions."""
+    import tracemalloc
+
+    size = 2_000_000
+    everything = encode_indices(np.arange(size), size)
+    bitmap = bytes([index.BITMAP]) + b"\xff" * (size // 8)
+    tracemalloc.start()
+    for data in (everything, bitmap):
+        with pytest.raises(WireError, match="2000000 indices, expected 0 to 2000"):
+            decode_indices(Section(Part.INDEX, data), size, 2000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size
+
+
 def test_blocks_of_their_own_parameter_pay_on_clustered_supports() -> None:
     dense, sparse = support(4000, 20_000), 20_000 + support(400, 400_000)
     together = len(encode_indices(np.concatenate([dense, sparse]), 420_000))

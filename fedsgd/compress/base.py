@@ -126,18 +126,18 @@ class Operator(Component, ABC):
 
     @abstractmethod
     def decode(self, sections: Sections, ctx: Context) -> Update:
-        """Inverse of `encode`; WireError for anything that `encode` could not have made."""
+        """Inverse of `encode`; WireError for sections of wrong kind, length, range or finiteness, before they are expanded."""
 
     @abstractmethod
     def max_bytes(self, layout: Layout) -> int:
-        """The most that the sections' payload can weigh."""
+        """The most that the sections' payload can weigh, in any round."""
 
     @abstractmethod
     def contraction(self, layout: Layout) -> float:
         """δ of the contraction law, in (0, 1]; 0 if the operator is not contractive."""
 
     @abstractmethod
-    def kept(self, sections: Sections, layout: Layout) -> int:
+    def kept(self, sections: Sections, ctx: Context) -> int:
         """The number of coordinates that valid sections carry, without decoding them."""
 
 
@@ -151,6 +151,16 @@ class Sent:
 
 
 @dataclass(frozen=True)
+class Gathering:
+    """What a scheme knows of the round whose replies it folds. clients: N, all there are, in the cohort or not."""
+
+    seed: int
+    round: int
+    layout: Layout
+    clients: int
+
+
+@dataclass(frozen=True)
 class Received:
     """One client's sections at the server. weight: its share of the mean, all shares of a round adding up to 1."""
 
@@ -161,12 +171,26 @@ class Received:
 
 @dataclass(frozen=True)
 class Scheme(Component, ABC):
-    """An operator in a federation: what is remembered, and by whom.
+    """An operator in a federation: what is remembered, and by whom. It owns its frames: codec, max_bytes, kept.
 
-    Law (telescoping): over any sequence of sends, acknowledged or lost, Σ x = Σ decoded and acknowledged + `withheld`.
+    Law (telescoping), where `withheld` is not None: over any sequence of sends, acknowledged or lost, Σ x = Σ decoded and
+    acknowledged + `withheld`; and what is withheld stays bounded. A state that was handed in or out is never written to.
     """
 
     op: Operator
+
+    @property
+    def codec(self) -> int:
+        """The wire id of its frames; by default the operator's."""
+        return self.op.codec
+
+    def max_bytes(self, layout: Layout) -> int:
+        """The most that the sections' payload can weigh, in any round."""
+        return self.op.max_bytes(layout)
+
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        """The number of coordinates that valid sections carry, without decoding them."""
+        return self.op.kept(sections, ctx)
 
     @abstractmethod
     def send(self, x: F32, state: State, ctx: Context) -> Sent:
@@ -180,10 +204,10 @@ class Scheme(Component, ABC):
         """What one client's sections say."""
         return self.op.decode(sections, ctx)
 
-    def fold(self, server: State, replies: Iterable[Received], layout: Layout) -> tuple[F32, State]:
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
         """(the cohort's update [P], the server's next state). By default the weighted mean, added up in float64 in the order
         of `replies`, which the caller makes ascending by client."""
-        total = np.zeros(layout.size, dtype=np.float64)
+        total = np.zeros(gathering.layout.size, dtype=np.float64)
         for reply in replies:
             self.decode(reply.sections, reply.ctx).add_to(total, reply.weight)
         return total.astype(np.float32), server

@@ -43,5 +43,5 @@ class DenseOperator(Operator):
     def contraction(self, layout: Layout) -> float:
         return 1.0 if self.values == "float32" else float(1 - np.ldexp(1.0, -16))
 
-    def kept(self, sections: Sections, layout: Layout) -> int:
-        return layout.size
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return ctx.layout.size

@@ -10,6 +10,7 @@ import numpy as np
 from fedsgd.component import Share
 from fedsgd.compress.base import F32, I64, Context, Kind, Operator, Sparse, Update
 from fedsgd.compress.topk import kept_of
+from fedsgd.errors import NonFiniteError
 from fedsgd.layout import Layout
 from fedsgd.rng import shared_hash, shared_key
 from fedsgd.wire import DenseFormat, Sections, decode_values, encode_values, max_value_bytes
@@ -56,6 +57,8 @@ class RandK(Operator):
         support = shared_support(k, ctx)
         with np.errstate(over="ignore"):
             values = x[support] * np.float32(len(x) / k) if self.scaled else x[support]
+        if not np.isfinite(values).all():
+            raise NonFiniteError(ctx.round, ctx.client, f"scaling the update by P/k = {len(x) / k:g} leaves float32's range")
         sections, decoded = encode_values(values, self.values)
         return sections, Sparse(support, decoded, len(x))
 
@@ -73,5 +76,5 @@ class RandK(Operator):
         rounding = 2.0**-16 if self.values == "bfloat16" else 0.0
         return kept_of(self.density, layout.size) / layout.size * (1 - rounding)
 
-    def kept(self, sections: Sections, layout: Layout) -> int:
-        return kept_of(self.density, layout.size)
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return kept_of(self.density, ctx.layout.size)

@@ -80,9 +80,7 @@ class TopK(Operator):
         size = ctx.layout.size
         if not sections or sections[0].part != Part.INDEX:
             raise WireError(0, "the first section of a top-k update is not its index section")
-        indices = decode_indices(sections[0], size)
-        if len(indices) > kept_of(self.density, size):
-            raise WireError(sections[0].offset, f"{len(indices)} coordinates, at most {kept_of(self.density, size)} expected")
+        indices = decode_indices(sections[0], size, kept_of(self.density, size))
         return Sparse(indices, decode_values(sections[1:], len(indices), self.values), size)
 
     def max_bytes(self, layout: Layout) -> int:
@@ -95,5 +93,5 @@ class TopK(Operator):
         rounding = 2.0**-16 if self.values == "bfloat16" else 0.0
         return min(1.0, kept_of(self.density, layout.size) / layout.size) * (1 - rounding)
 
-    def kept(self, sections: Sections, layout: Layout) -> int:
-        return count_indices(sections[0].data, layout.size)
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return count_indices(sections[0].data, ctx.layout.size)

@@ -39,23 +39,49 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """train and test examples; classes: number of classes, or None where targets are not class labels."""
+    """train and test examples; classes: number of classes, or None where targets are not class labels.
+
+    Arrays are brought into the form that models compute with: contiguous, native bytes, floats as float32, class labels as
+    int64 in [0, classes). DataError for anything that is not an array of numbers, or does not fit together.
+    """
 
     train: Examples
     test: Examples
     classes: int | None
 
     def __post_init__(self) -> None:
-        for part, examples in (("training", self.train), ("test", self.test)):
-            if not len(examples):
+        for part, field in (("training", "train"), ("test", "test")):
+            examples = getattr(self, field)
+            x, y = _array(examples.x, f"{part} examples"), _array(examples.y, f"{part} targets")
+            if len(x) != len(y):
+                raise DataError(f"{len(x)} {part} examples but {len(y)} targets")
+            if self.classes is not None:
+                y = _labels(y, self.classes, part)
+            object.__setattr__(self, field, Examples(x, y, examples.rows))
+            if not len(getattr(self, field)):
                 raise DataError(f"the dataset has no {part} examples")
-            if len(examples.x) != len(examples.y):
-                raise DataError(f"{len(examples.x)} {part} examples but {len(examples.y)} targets")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example."""
         return tuple(self.train.x.shape[1:])
+
+
+def _array(values: Any, what: str) -> NDArray[Any]:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub" or not values.ndim:
+        got = f"{values.dtype} of shape {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise DataError(f"the {what} are {got}, expected a numpy array of numbers, one row an example")
+    native = np.dtype(np.float32) if values.dtype.kind == "f" else values.dtype.newbyteorder("=")
+    return np.ascontiguousarray(values, dtype=native)
+
+
+def _labels(y: NDArray[Any], classes: int, part: str) -> I64:
+    if y.dtype.kind not in "iu" or y.ndim != 1:
+        got = f"{y.dtype} of shape {list(y.shape)}"
+        raise DataError(f"the {part} targets are {got}, expected class labels: integers [n] (classes=None for other targets)")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise DataError(f"the {part} labels run from {y.min()} to {y.max()}, expected 0 to {classes - 1}")
+    return y.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)

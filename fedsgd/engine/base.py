@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedsgd import rng
@@ -68,7 +66,11 @@ class Local:
 
 
 class Engine(Protocol):
-    """Laws: each result depends on its own Work alone; torch's thread count and global generator are left as they were."""
+    """Laws: each result depends on its own Work alone; torch's thread count and global generator are left as they were.
+
+    What a module keeps in its buffers is put back after each client. What it keeps in Python attributes that its forward
+    changes is its own: such a module has no place in a federation, where clients do not share memory.
+    """
 
     @abstractmethod
     def train(self, works: Sequence[Work]) -> Iterator[Local]:
@@ -97,25 +99,3 @@ def batches(work: Work, recipe: Recipe) -> Iterator[I64]:
             if not left:
                 break
         epoch += 1
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Pin torch to one thread (results differ between 1, 2 and 4), and give the user's setting back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def torch_generator(seed: int) -> Iterator[None]:
-    """Seed torch's global generator, from which dropout draws, and give back the state it was in."""
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fedsgd.data import Examples
-from fedsgd.engine.base import I64, Local, Recipe, Work, batches, one_thread, torch_generator
+from fedsgd.engine.base import I64, Local, Recipe, Work, batches
 from fedsgd.errors import ModelError
 from fedsgd.layout import F32
 from fedsgd.models import Task
 from fedsgd.rng import torch_seed
+from fedsgd.torch_scope import one_thread, torch_generator
 
 EVALUATION_SLICE = 1000
 
@@ -58,9 +59,10 @@ class Sequential:
 
     def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """The gradient of the loss of one batch, flat [P]; zero for a parameter that the loss does not reach."""
-        loss = self.task.loss(self.task.module(x), y)
-        if loss.dim():
-            raise ModelError(f"the loss has shape {list(loss.shape)}, expected a scalar: the mean over the batch")
+        with torch.enable_grad():
+            loss = self.task.loss(self.task.module(x), y)
+        if not isinstance(loss, Tensor) or loss.dim():
+            raise ModelError(f"the loss is {_what(loss)}, expected a tensor that is a scalar: the mean over the batch")
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in gradients])
 
@@ -70,13 +72,16 @@ class Sequential:
         self._point_at(torch.from_numpy(np.array(weights)))
         self.task.module.eval()
         totals = dict.fromkeys(["loss", *self.task.metrics], 0.0)
-        with one_thread(), torch.inference_mode(), torch_generator(0), self._own_buffers():
+        with one_thread(), torch.no_grad(), torch_generator(0), self._own_buffers():
             for start in range(0, len(y), EVALUATION_SLICE):
                 target = y[start : start + EVALUATION_SLICE]
-                output = self.task.module(x[start : start + EVALUATION_SLICE])
+                output = self.task.module(x[start : start + EVALUATION_SLICE].clone())
                 totals["loss"] += float(self.task.loss(output, target)) * len(target)
                 for name, metric in self.task.metrics.items():
-                    totals[name] += float(metric(output, target).double().mean()) * len(target)
+                    score = metric(output, target)
+                    if not isinstance(score, Tensor) or not len(score.shape):
+                        raise ModelError(f"metric {name} is {_what(score)}, expected a tensor with one number per example")
+                    totals[name] += float(score.double().mean()) * len(target)
         return {name: total / len(y) for name, total in totals.items()}
 
     def _point_at(self, w: Tensor) -> None:
@@ -90,7 +95,17 @@ class Sequential:
             yield
         finally:
             for name, buffer in self.task.module.named_buffers():
-                buffer.copy_(self._buffers[name])
+                before = self._buffers.get(name)
+                if before is None or before.shape != buffer.shape:
+                    raise ModelError(
+                        f"buffer {name} appeared or changed its shape while the module ran; register it beforehand"
+                    )
+                with torch.no_grad():
+                    buffer.copy_(before)
+
+
+def _what(value: object) -> str:
+    return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _tensors(examples: Examples) -> tuple[Tensor, Tensor]:
@@ -100,7 +115,8 @@ def _tensors(examples: Examples) -> tuple[Tensor, Tensor]:
 
 
 def _take(x: Tensor, y: Tensor, batch: I64) -> tuple[Tensor, Tensor]:
+    """The examples of one batch as copies, so that a module that works in place changes them only for itself."""
     if len(batch) == len(y):
-        return x, y
+        return x.clone(), y.clone()
     rows = torch.from_numpy(batch)
     return x.index_select(0, rows), y.index_select(0, rows)

@@ -26,17 +26,16 @@ class InProcess:
         return range(len(self.partition))
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[Outcome]:
-        """One outcome per client, in the order of `messages`; ends at the first failure, since it ends the run.
+        """One outcome per client, in the order of `messages`; whatever goes wrong at a client is that client's failure.
 
         timeout is not used: nothing here waits for anything.
         """
         for client, message in messages.items():
             try:
-                reply = self._update(client, message)
+                outcome: Outcome = self._update(client, message)
             except Exception as error:
-                yield Failure(client, error)
-                return
-            yield reply
+                outcome = Failure(client, error)
+            yield outcome
 
     def _update(self, client: ClientId, message: Message) -> Reply:
         examples = Examples(self.train.x, self.train.y, self.partition.rows(client))

@@ -2,6 +2,7 @@
 
 from fedsgd.wire.frame import (
     ALL,
+    MAX_SECTIONS,
     Frame,
     Header,
     Kind,
@@ -19,6 +20,7 @@ from fedsgd.wire.values import DenseFormat, ValueFormat, decode_values, encode_v
 
 __all__ = [
     "ALL",
+    "MAX_SECTIONS",
     "DenseFormat",
     "Frame",
     "Header",

@@ -51,11 +51,16 @@ def pack_unary(values: I64) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
+def count_ones(data: Bytes) -> int:
+    """The number of 1 bits."""
+    return int(np.bitwise_count(np.frombuffer(data, dtype=np.uint8)).sum(dtype=np.int64))
+
+
 def unpack_unary(data: Bytes, count: int) -> I64:
     """Inverse of `pack_unary` for `count` values; the last 1 must stand in the last byte."""
+    if count_ones(data) != count:
+        raise WireError(0, f"{count_ones(data)} unary numbers, expected {count}")
     ones = np.flatnonzero(np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little"))
-    if len(ones) != count:
-        raise WireError(0, f"{len(ones)} unary numbers, expected {count}")
     if n_bytes(int(ones[-1]) + 1 if count else 0) != len(data):
         raise WireError(0, "bytes after the last unary number")
     out: I64 = np.diff(ones, prepend=-1) - 1

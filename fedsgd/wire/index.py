@@ -51,29 +51,30 @@ def encode_indices(indices: I64, size: int) -> bytes:
     return bytes([tag]) + body
 
 
-def decode_indices(section: Section, size: int) -> I64:
-    """Inverse of `encode_indices`; WireError unless the result is strictly ascending and below `size`.
+def decode_indices(section: Section, size: int, max_k: int | None = None) -> I64:
+    """Inverse of `encode_indices`; WireError unless the result is strictly ascending, below `size` and at most `max_k` long.
 
-    Nothing is allocated before the section's length has been held against P, and k against the section's length.
+    Nothing is expanded before the section's length has been held against P, and k against max_k and the section's length.
     """
     try:
-        return _decode(section.data, size)
+        return _decode(section.data, size, size if max_k is None else max_k)
     except WireError as error:
         raise WireError(section.offset + error.offset, error.cause) from None
 
 
-def _decode(data: Bytes, size: int) -> I64:
+def _decode(data: Bytes, size: int, max_k: int) -> I64:
     if not data:
         raise WireError(0, "an empty index section")
     if len(data) > max_index_bytes(size):
         raise WireError(0, f"an index section of {len(data)} bytes, at most {max_index_bytes(size)} for {size} parameters")
+    if data[0] not in (RICE, BITMAP, RAW, ABSENT):
+        raise WireError(0, f"unknown index codec {data[0]}")
+    kept = count_indices(data, size)
+    if not 0 <= kept <= max_k:
+        raise WireError(1, f"{kept} indices, expected 0 to {max_k}")
     if data[0] == BITMAP:
         return _decode_bitmap(data[1:], size)
-    if data[0] not in (RICE, RAW, ABSENT):
-        raise WireError(0, f"unknown index codec {data[0]}")
     k, start = bits.unpack_varint(data, 1)
-    if k > size:
-        raise WireError(1, f"{k} indices, the model has {size} parameters")
     indices = _decode_raw(data[start:], k, size) if data[0] == RAW else _decode_rice(data[start:], k, size)
     if k and int(indices[-1]) >= size:
         raise WireError(1, f"index {int(indices[-1])} is outside [0, {size})")
@@ -83,7 +84,7 @@ def _decode(data: Bytes, size: int) -> I64:
 def count_indices(data: Bytes, size: int) -> int:
     """k of a section that `encode_indices` made for P = size, without decoding it."""
     if data[0] == BITMAP:
-        return int(np.bitwise_count(np.frombuffer(data, dtype=np.uint8)[1:]).sum())
+        return bits.count_ones(data[1:])
     k = bits.unpack_varint(data, 1)[0]
     return size - k if data[0] == ABSENT else k
 

@@ -68,8 +68,8 @@ class SignInAByte(Operator):
     def contraction(self, layout: Layout) -> float:
         return 1 / layout.size
 
-    def kept(self, sections: Sections, layout: Layout) -> int:
-        return layout.size
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return ctx.layout.size
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class DividesByTheNorm(Operator):
     def contraction(self, layout: Layout) -> float:
         return 0.99
 
-    def kept(self, sections: Sections, layout: Layout) -> int:
-        return layout.size
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return ctx.layout.size
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,19 @@ class FeedbackOverScaledRandK(ErrorFeedback):
         pass
 
 
+@dataclass(frozen=True)
+class WritesToItsState(ErrorFeedback):
+    """Saves a copy by adding to the residual in place, which is still the state if the reply is lost."""
+
+    name: ClassVar[str] = "writes-to-its-state"
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        if "residual" in state:
+            state["residual"][:] += x
+            x = np.zeros_like(x)
+        return super().send(x, state, ctx)
+
+
 class LedgerWithoutHeaders(Ledger):
     """Counts sections only."""
 
@@ -172,5 +185,6 @@ OPERATORS: list[tuple[Operator, str]] = [
 SCHEMES: list[tuple[Scheme, str]] = [
     (ForgetfulFeedback(TopK(density=0.05)), "telescoping"),
     (CarelessFeedback(TopK(density=0.05)), "telescoping"),
+    (WritesToItsState(TopK(density=0.05)), "telescoping"),
     (FeedbackOverScaledRandK(RandK(density=0.25, scaled=True)), "bounded"),
 ]

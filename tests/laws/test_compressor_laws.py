@@ -39,7 +39,7 @@ DYADIC = hnp.arrays(np.float32, 24, elements=st.integers(-4096, 4096).map(lambda
 @settings(max_examples=40)
 @given(x=VECTORS, round=st.integers(1, 2**32 - 1), client=st.integers(0, 2**32 - 2))
 def test_laws_of_every_vector(law: Callable[..., None], op: Operator, x: F32, round: int, client: int) -> None:
-    law(op, x, Context(3, round, client, Layout.flat(len(x))))
+    law(op, x, Context(3, round, client, compressor_laws.layout_of(len(x))))
 
 
 @pytest.mark.parametrize("law", compressor_laws.POPULATION_LAWS, ids=lambda law: law.__name__)

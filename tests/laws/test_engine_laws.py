@@ -259,7 +259,7 @@ def test_modules_that_cannot_be_run_are_refused(make: Callable[[], nn.Module], m
 
 def test_a_loss_that_is_not_a_mean_is_refused(blobs: Dataset) -> None:
     task = make_task(Mlp(), blobs, 0, loss=lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"))
-    with pytest.raises(ModelError, match=r"the loss has shape \[10\], expected a scalar"):
+    with pytest.raises(ModelError, match=r"the loss is of shape \[10\], expected a tensor that is a scalar"):
         train_once(task, blobs)
 
 
@@ -274,3 +274,70 @@ def test_evaluation_is_the_mean_over_all_examples_whatever_the_slices(blobs: Dat
     with torch.no_grad():
         output = task.module(torch.from_numpy(blobs.test.x))
     assert whole["accuracy"] == pytest.approx(float((output.argmax(1).numpy() == blobs.test.y).mean()))
+
+
+def test_a_loss_or_metric_that_is_no_tensor_is_refused(blobs: Dataset) -> None:
+    with pytest.raises(ModelError, match="the loss is a float, expected a tensor"):
+        train_once(make_task(Mlp(), blobs, 0, loss=lambda o, t: 0.5), blobs)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ModelError, match=r"the loss is the class CrossEntropyLoss.*CrossEntropyLoss\(\)"):
+        make_task(Mlp(), blobs, 0, loss=nn.CrossEntropyLoss)  # type: ignore[arg-type]
+    task = make_task(Mlp(), blobs, 0, metrics={"half": lambda o, t: 0.5})  # type: ignore[dict-item, return-value]
+    with pytest.raises(ModelError, match="metric half is a float"):
+        Sequential(task, Recipe(SGD(), 1, None, 10)).evaluate(task.initial, blobs.test)
+    with pytest.raises(ModelError, match='cannot be called "loss"'):
+        make_task(Mlp(), blobs, 0, metrics={"loss": lambda o, t: t})
+
+
+def test_a_module_that_works_in_place_changes_nobodys_data(blobs: Dataset) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.mul_(0.5))  # type: ignore[no-any-return]
+
+    before = blobs.test.x.copy(), blobs.train.x.copy()
+    task = make_task(Mlp(), blobs, 0, module=InPlace())
+    engine = Sequential(task, Recipe(SGD(), 3, None, None))
+    assert engine.evaluate(task.initial, blobs.test) == engine.evaluate(task.initial, blobs.test)
+    list(engine.train([Work(0, 1, 0, task.initial, blobs.train)]))
+    assert (blobs.test.x == before[0]).all()
+    assert (blobs.train.x == before[1]).all()
+
+
+def test_buffers_may_be_reassigned_but_not_appear(blobs: Dataset) -> None:
+    class Moody(nn.Module):
+        def __init__(self, early: bool) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 3)
+            if early:
+                self.register_buffer("mask", torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not hasattr(self, "mask"):
+                self.register_buffer("mask", torch.ones(8))
+            self.mask = self.mask * 0.5
+            return self.linear(x * self.mask)  # type: ignore[no-any-return]
+
+    task = make_task(Mlp(), blobs, 0, module=Moody(early=True))
+    engine = Sequential(task, Recipe(SGD(), 1, None, 10))
+    engine.evaluate(task.initial, blobs.test)
+    updates = {next(iter(engine.train([work(task, blobs, 0)]))).update.tobytes() for _ in range(2)}
+    assert len(updates) == 1
+    with pytest.raises(ModelError, match="buffer mask appeared"):
+        train_once(make_task(Mlp(), blobs, 0, module=Moody(early=False)), blobs)
+
+
+def test_training_works_where_gradients_are_switched_off(blobs: Dataset) -> None:
+    task = make_task(Mlp(), blobs, 0)
+    with torch.no_grad():
+        inside = train_once(task, blobs)
+    assert inside.update.tobytes() == train_once(task, blobs).update.tobytes()
+
+
+def test_a_module_that_cannot_be_copied_is_refused(blobs: Dataset) -> None:
+    module = nn.Linear(8, 3)
+    module.extra = module.weight * 2  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="cannot be copied"):
+        make_task(Mlp(), blobs, 0, module=module)

@@ -48,7 +48,9 @@ def test_the_order_of_messages_does_not_matter(make: Callable[[Scenario], Any], 
 
 
 @pytest.mark.parametrize("make", RUNTIMES.values(), ids=RUNTIMES.keys())
-def test_a_message_that_cannot_be_read_is_a_failure_and_not_an_exception(make: Callable[[Scenario], Any], scenario: Make) -> None:
+def test_a_message_that_cannot_be_read_is_a_failure_and_not_an_exception(
+    make: Callable[[Scenario], Any], scenario: Make
+) -> None:
     experiment = make(scenario())
     messages, _ = broadcast(experiment.plan, experiment.server, [2])
     (outcome,) = experiment.runtime.exchange({2: (messages[2][0], b"garbage")}, None)

@@ -46,8 +46,11 @@ class Mnist(Source):
 def _find(folder: Path, stem: str) -> Path:
     candidates = [place / (stem + end) for place in (folder / "mnist", folder) for end in ("", ".gz")]
     for path in candidates:
-        if path.is_file():
-            return path
+        try:
+            if path.is_file():
+                return path
+        except OSError as error:
+            raise DataError(f"mnist: {folder}: cannot be looked into ({error.strerror})") from None
     looked = ", ".join(str(path) for path in candidates)
     raise DataError(f"mnist: {stem} not found (looked for {looked}): {WHERE_TO_GET_IT}")
 
