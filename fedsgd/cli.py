@@ -93,14 +93,14 @@ def run(
 def _run(scenario: Scenario, out: Path, overwrite: bool, data: Path | None, as_json: bool, quiet: bool) -> None:
     from fedsgd import console
 
-    with console.progress(scenario, quiet) as on_round:
-        from fedsgd.experiment import run as run_scenario
+    try:
+        with console.progress(scenario, quiet) as on_round:
+            from fedsgd.experiment import run as run_scenario
 
-        try:
             result = run_scenario(scenario, out=out, overwrite=overwrite, data=data, on_round=on_round)
-        except (RunError, WireError):
-            click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
-            raise
+    except (RunError, WireError, KeyboardInterrupt):
+        click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
+        raise
     if as_json:
         click.echo(json.dumps(result.summary, indent=2))
     else:

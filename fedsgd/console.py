@@ -30,7 +30,7 @@ def progress(scenario: Scenario, quiet: bool) -> Iterator[Callable[[Round], None
         yield None
     elif console.is_terminal:
         with _bar(console) as bar:
-            task = bar.add_task(escape(scenario.name), total=scenario.rounds, state="preparing")
+            task = bar.add_task("", total=scenario.rounds, state="preparing")
 
             def show(record: Round) -> None:
                 bar.update(task, completed=record.round, state=_state(record))
@@ -43,9 +43,9 @@ def progress(scenario: Scenario, quiet: bool) -> Iterator[Callable[[Round], None
 def _bar(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=20),
+        TextColumn("round"),
         MofNCompleteColumn(),
+        BarColumn(bar_width=8),
         TextColumn("{task.fields[state]}"),
         TimeRemainingColumn(compact=True),
         console=console,
@@ -69,9 +69,9 @@ def _lines(console: Console, scenario: Scenario) -> Callable[[Round], None]:
 
 
 def _state(record: Round) -> str:
-    accuracy = "" if record.accuracy is None else f"accuracy {record.accuracy:.3f} · "
+    accuracy = "" if record.accuracy is None else f"acc {record.accuracy:.3f} · "
     ratio = record.dense_uplink_bytes / record.uplink_bytes
-    return f"{accuracy}up {decimal(record.uplink_bytes)} ({ratio:.1f}× less) · down {decimal(record.downlink_bytes)}"
+    return f"{accuracy}up {decimal(record.uplink_bytes)} ({ratio:.1f}×) · down {decimal(record.downlink_bytes)}"
 
 
 def show_result(result: Result) -> None:

@@ -170,7 +170,7 @@ def _summary(experiment: Experiment, history: list[Round], ledger: Ledger, param
     reached = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
     target = experiment.target_accuracy
     up, down = ledger.totals["up"], ledger.totals["down"]
-    return {
+    summary = {
         "name": scenario.name,
         "seed": scenario.seed,
         "rounds": last.round,
@@ -179,7 +179,7 @@ def _summary(experiment: Experiment, history: list[Round], ledger: Ledger, param
         "cohort": experiment.plan.cohort,
         "final_accuracy": last.accuracy,
         "best_accuracy": max((accuracy for _, accuracy in reached), default=None),
-        "final_metrics": {name: value if math.isfinite(value) else None for name, value in (last.metrics or {}).items()},
+        "final_metrics": _nulled(last.metrics or {}),
         "target_accuracy": target,
         "rounds_to_target": next((r for r, accuracy in reached if target is not None and accuracy >= target), None),
         "uplink_bytes": up.n_bytes,
@@ -193,6 +193,12 @@ def _summary(experiment: Experiment, history: list[Round], ledger: Ledger, param
         "seconds": seconds,
         "versions": _versions(),
     }
+    return _nulled(summary)
+
+
+def _nulled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not finite as None: JSON knows neither infinities nor NaN."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
 def _versions() -> dict[str, str]:

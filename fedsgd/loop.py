@@ -127,5 +127,5 @@ def _uplink(
             kept, decode_seconds = 0, 0.0
             if seconds is not None:
                 kept = plan.uplink.kept(decode_frame(frame).sections, plan.context(server.round, reply.client))
-                decode_seconds = seconds[reply.client]
+                decode_seconds = seconds.get(reply.client, 0.0)
             yield Crossing(server.round, reply.client, "up", Kind.UPDATE, frame, kept, reply.encode_seconds, decode_seconds)

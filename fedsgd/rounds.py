@@ -129,18 +129,21 @@ def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Ser
     if not shares.sum() > 0:
         raise RunError(server.round, None, "no client of the cohort has any examples: there is nothing to average")
     seconds: dict[ClientId, float] = {}
+    at: ClientId | None = None
 
     def timed() -> Iterator[Received]:
+        nonlocal at
         for frame, share in zip(frames, shares / shares.sum(), strict=True):
-            begun = time.perf_counter()
-            yield Received(frame.sections, float(share), plan.context(server.round, frame.header.client))
-            seconds[frame.header.client] = time.perf_counter() - begun
+            at, begun = frame.header.client, time.perf_counter()
+            yield Received(frame.sections, float(share), plan.context(server.round, at))
+            seconds[at] = time.perf_counter() - begun
+        at = None
 
     try:
         gathering = Gathering(plan.seed, server.round, plan.layout, plan.clients)
         update, uplink = plan.uplink.fold(server.uplink, timed(), gathering)
     except WireError as error:
-        raise _placed(error, server.round, ordered[len(seconds)].client) from None
+        raise _placed(error, server.round, at) from None
     weights, velocity = server_step(plan.optimizer, server.weights, update, server.velocity, server.round)
     if not np.isfinite(weights).all():
         raise NonFiniteError(server.round, None, f"after the server's step {_first_bad(weights, plan.layout)}")
@@ -162,8 +165,9 @@ def _open_update(plan: Plan, reply: Reply, round: int) -> Frame:
     return frame
 
 
-def _placed(error: WireError, round: int, client: ClientId) -> WireError:
-    return WireError(error.offset, error.cause, f"round {round}, client {client}: ")
+def _placed(error: WireError, round: int, client: ClientId | None) -> WireError:
+    """The same error with whose frame it is in front, where that is known."""
+    return WireError(error.offset, error.cause, f"round {round}: " if client is None else f"round {round}, client {client}: ")
 
 
 def _expect(header: Header, kind: Kind, round: int, client: ClientId | None, codec: int) -> None:

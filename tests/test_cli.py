@@ -70,7 +70,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
 ) -> None:
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
-    assert "quickstart: round 1/2, accuracy 0." in result.stderr
+    assert "quickstart: round 1/2, acc 0." in result.stderr
     assert "s left" in result.stderr
     assert "round 1/2" not in result.stdout
     assert fedsgd("run", quickstart, *TINY, "--out", "p", "--quiet").stderr == ""
@@ -107,8 +107,9 @@ def test_an_interrupted_run_says_so(quickstart: Path, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fedsgd.experiment.run", interrupted)
-    result = fedsgd("run", quickstart)
-    assert (result.exit_code, result.stderr) == (130, "fedsgd: interrupted\n")
+    result = fedsgd("run", quickstart, "--out", "o")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == ["fedsgd: the ledger up to there is in o/ledger.parquet", "fedsgd: interrupted"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""The README is true: its commands are those that CI runs, its code runs, and its files are there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedsgd.component import import_object
+from fedsgd.compress import ErrorFeedback
+from fedsgd.compress import laws as compressor_laws
+from fedsgd.scenario import from_dict, load
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_two_commands_and_that_ci_runs_the_second() -> None:
+    first, second, *_ = blocks("sh")
+    assert first.strip() == "python -m pip install . && fedsgd run scenarios/quickstart.toml"
+    assert "python -m pytest" in second
+    assert second.strip() in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    for name in re.findall(r"`((?:fedsgd|scenarios|tests)/[\w./-]*)`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_scenario_is_listed() -> None:
+    for path in (ROOT / "scenarios").iterdir():
+        if path.suffix in (".toml", ".py"):
+            assert f"`scenarios/{path.name}`" in README
+
+
+def test_the_example_scenario_loads() -> None:
+    (text,) = blocks("toml")
+    scenario = from_dict(tomllib.loads(text))
+    assert from_dict(tomllib.loads(scenario.to_toml())) == scenario
+
+
+def test_the_settings_in_commands_are_settings() -> None:
+    from fedsgd.schema import parse_setting
+
+    commands = [line for block in blocks("sh") for line in block.splitlines() if "fedsgd run " in line]
+    assert len(commands) > 2
+    for command in commands:
+        (path,) = re.findall(r"scenarios/\w+\.toml", command)
+        load(ROOT / path, dict(parse_setting(text) for text in re.findall(r"--set (\S+)", command)))
+
+
+def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = (block for block in blocks("python") if "fedsgd.run(" in block)
+    monkeypatch.chdir(ROOT)
+    tiny = example.replace('{"', '{"rounds": 2, "client.epochs": 1, "', 1)
+    assert tiny != example
+    exec(tiny, {})
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_the_example_compressor_obeys_the_laws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = (block for block in blocks("python") if "class Sign" in block)
+    (tmp_path / "my_sign.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    compressor_laws.check_scheme(ErrorFeedback(import_object("my_sign:Sign")()))
