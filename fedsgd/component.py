@@ -59,9 +59,9 @@ def defaults(cls: type) -> Mapping[str, Any]:
 
 
 def component_type(annotation: Any) -> type | None:
-    """The component (or table) class that an annotation asks for, `X` of `X | None` too; None for plain values."""
+    """The component or table class that an annotation asks for, `X` of `X | None` too; None for plain values."""
     for candidate in (annotation, *typing.get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Component):
+        if isinstance(candidate, type) and issubclass(candidate, Checked):
             return candidate
     return None
 
@@ -94,10 +94,8 @@ def check_value(value: Any, annotation: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Component:
-    """Base of everything that a scenario names: hyper-parameters only, no state, compared and printed by value."""
-
-    name: ClassVar[str]
+class Checked:
+    """A frozen dataclass whose fields are held to their annotations when it is built."""
 
     def __post_init__(self) -> None:
         owner = getattr(self, "name", type(self).__name__)
@@ -107,6 +105,13 @@ class Component:
                 object.__setattr__(self, field, check_value(getattr(self, field), annotation))
             except ValueError as problem:
                 raise FieldError(owner, field, str(problem)) from None
+
+
+@dataclass(frozen=True)
+class Component(Checked):
+    """Base of everything that a scenario names: hyper-parameters only, no state, compared and printed by value."""
+
+    name: ClassVar[str]
 
     @classmethod
     def summary(cls) -> str:

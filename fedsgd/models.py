@@ -112,7 +112,8 @@ def _imported(path: str, field: str) -> Callable[..., Any]:
         raise FieldError("model", field, str(error)) from error
     if not callable(found):
         raise FieldError("model", field, f'"{path}" is {found!r}, expected something to call')
-    return found  # type: ignore[no-any-return]  # callable() does not tell mypy the signature
+    function: Callable[..., Any] = found
+    return function
 
 
 def _trainable(module: object) -> tuple[Layout, F32]:
@@ -205,7 +206,8 @@ class UserModule(Model):
             inspect.signature(built).bind(**self.arguments)
         except TypeError as error:
             raise FieldError("model", "arguments", f"{self.module} does not take {self.arguments}: {error}") from error
-        return built(**self.arguments)  # type: ignore[no-any-return]  # `_trainable` checks it
+        module: nn.Module = built(**self.arguments)
+        return module
 
 
 MODELS: Registry[Model] = Registry(

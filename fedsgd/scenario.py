@@ -130,7 +130,7 @@ class Stop(Table):
 class Scenario(Table):
     """One experiment. name: what it is called; seed: of all randomness; rounds: how many at most."""
 
-    name: str  # type: ignore[misc]  # a component's name is its class's; a scenario's is its own
+    name: str
     seed: Natural = 0
     rounds: Count = 10
     data: Data = Data()

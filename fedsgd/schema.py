@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
-from fedsgd.component import Component, FieldError, Registry, component_type, defaults, field_types
+from fedsgd.component import Checked, Component, FieldError, Registry, component_type, defaults, field_types
 from fedsgd.compress import COMPRESSORS, Operator
 from fedsgd.data import DATASETS, PARTITIONERS, Partitioner, Source
 from fedsgd.errors import ScenarioError, did_you_mean
@@ -26,7 +26,7 @@ FAMILIES: Mapping[type, Registry[Any]] = {
 
 
 @dataclass(frozen=True)
-class Table(Component):
+class Table(Checked):
     """A section of a scenario. alternatives: keys that exclude each other, so that setting one unsets the others."""
 
     alternatives: ClassVar[tuple[str, ...]] = ()
@@ -47,12 +47,12 @@ def from_table(cls: type[T], raw: Mapping[str, Any]) -> T:
     return made
 
 
-def to_table(component: Component) -> dict[str, Any]:
+def to_table(component: Checked) -> dict[str, Any]:
     """Nested tables that `from_table` turns into an equal object; None is left out."""
-    out: dict[str, Any] = {} if isinstance(component, Table) else {"name": component.name}
+    out: dict[str, Any] = {"name": component.name} if isinstance(component, Component) else {}
     for f in fields(component):
         value = getattr(component, f.name)
-        if isinstance(value, Component):
+        if isinstance(value, Checked):
             out.update(to_table(value) if f.metadata.get("inline") else {f.name: to_table(value)})
         elif value is not None and value != {}:
             out[f.name] = list(value) if isinstance(value, tuple) else value
@@ -118,7 +118,7 @@ def _descend(root: type, table: dict[str, Any], parents: list[str], dotted: str)
     for depth, part in enumerate(parents):
         default = None if cls is None else defaults(cls).get(part)
         if part not in table:
-            table[part] = to_table(default) if isinstance(default, Component) and not isinstance(default, Table) else {}
+            table[part] = to_table(default) if isinstance(default, Component) else {}
         if isinstance(table[part], str):
             table[part] = {"name": table[part]}
         if not isinstance(table[part], dict):

@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[Examples, Examples, int | None, str]] = {
     "no test examples": (some(), some(0), 2, "the dataset has no test examples"),
     "no rows": (Examples(np.zeros((3, 2)), np.zeros(3, int), np.zeros(0, int)), some(), 2, "no training examples"),
     "counts": (Examples(np.zeros((3, 2)), np.zeros(2, int)), some(), 2, "3 training examples but 2 targets"),
-    "lists": (Examples([[1.0]], np.zeros(1, int)), some(), 2, "the training examples are list, expected a numpy array"),  # type: ignore[arg-type]
+    "lists": (Examples([[1.0]], np.zeros(1, int)), some(), 2, "the training examples are list, expected a numpy array"),
     "objects": (some(), Examples(np.array([None]), np.zeros(1, int)), 2, "the test examples are object of shape"),
     "float labels": (some(dtype="float32"), some(), 2, "the training targets are float32 of shape .3., expected class labels"),
     "label too large": (

@@ -105,7 +105,7 @@ def test_what_cannot_be_imported_is_named(
     own: str, blobs: Dataset, settings: dict[str, object], field: str, message: str
 ) -> None:
     with pytest.raises(FieldError, match=message) as error:
-        make_task(UserModule(**settings), blobs, 0)  # type: ignore[arg-type]
+        make_task(UserModule(**settings), blobs, 0)
     assert error.value.field == field
 
 

@@ -96,7 +96,7 @@ def trained(optimizer: Optimizer, steps: int) -> np.ndarray:
 
 def trained_by_torch(steps: int, **options: float | bool) -> np.ndarray:
     module, (x, y) = network(), examples()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, foreach=False, **options)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, foreach=False, **options)
     for step in range(steps):
         rows = slice(step % 16 * 16, step % 16 * 16 + 16)
         optimizer.zero_grad()

@@ -142,7 +142,7 @@ def test_an_accepted_reply_is_acknowledged_and_a_lost_one_is_not(scenario: Make)
     experiment = build(scenario({"server.cohort": 8}))
     plan, server = experiment.plan, experiment.server
     replies = [r for r in replies_of(experiment, range(8)) if r.client != 1]
-    store = experiment.runtime.store  # type: ignore[attr-defined]
+    store = experiment.runtime.store
     after, _ = aggregate(plan, server, replies)
     messages, _ = broadcast(plan, after, range(8))
     for client in (0, 1):

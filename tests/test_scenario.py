@@ -109,7 +109,7 @@ def test_the_order_of_settings_does_not_matter(scenario: Make) -> None:
 
 def test_a_key_called_name_in_plain_data_is_a_key_like_any_other() -> None:
     s = from_dict({"name": "x", "model": {"module": "a:b", "arguments": {"width": 3, "name": "p"}}})
-    assert s.replace({"model.arguments.name": "q"}).model.arguments == {"width": 3, "name": "q"}  # type: ignore[attr-defined]
+    assert s.replace({"model.arguments.name": "q"}).model.arguments == {"width": 3, "name": "q"}
 
 
 def test_setting_a_key_of_what_the_file_leaves_out_starts_from_the_default(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_setting_a_key_of_what_the_file_leaves_out_starts_from_the_default(tmp_p
     }
     assert load(path, settings) == load(path).replace(settings)
     s = load(path, settings)
-    assert (s.client.optimizer.lr, s.data.partition, s.model.hidden) == (0.2, Iid(clients=7), (3,))  # type: ignore[attr-defined]
+    assert (s.client.optimizer.lr, s.data.partition, s.model.hidden) == (0.2, Iid(clients=7), (3,))
     assert s.server.optimizer.lr == 1.0
 
 

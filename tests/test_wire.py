@@ -226,7 +226,7 @@ HOSTILE_VALUES: dict[str, tuple[str, list[tuple[Part, bytes]]]] = {
 def test_hostile_value_sections_are_refused(form: str, parts: list[tuple[Part, bytes]]) -> None:
     assert form in FORMATS
     with pytest.raises(WireError):
-        decode_values(values_of(parts), 3, form)  # type: ignore[arg-type]
+        decode_values(values_of(parts), 3, form)
 
 
 # --------------------------------------------------------------------------------------------------------------------- frames

@@ -41,9 +41,7 @@ class Context:
 
 
 class Update(ABC):
-    """A decoded vector of `size` entries, in the form that is cheapest to add."""
-
-    size: int
+    """A decoded vector [P], in the form that is cheapest to add."""
 
     @property
     @abstractmethod
@@ -54,11 +52,9 @@ class Update(ABC):
     def add_to(self, out: NDArray[Any], weight: float) -> None:
         """out += weight · update, in place; the product is taken in out's dtype. out: [P]."""
 
+    @abstractmethod
     def to_dense(self) -> F32:
         """The update as a new float32 [P]."""
-        out = np.zeros(self.size, dtype=np.float32)
-        self.add_to(out, 1.0)
-        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +62,6 @@ class Dense(Update):
     """Every coordinate. values: [P]."""
 
     values: F32
-
-    @property
-    def size(self) -> int:  # type: ignore[override]  # a frozen dataclass states it once, as a property
-        return len(self.values)
 
     @property
     def kept(self) -> int:
@@ -84,7 +76,7 @@ class Dense(Update):
 
 @dataclass(frozen=True, eq=False)
 class Sparse(Update):
-    """k coordinates. indices: [k], strictly ascending; values: [k]; all others are zero."""
+    """k coordinates of `size` = P. indices: [k], strictly ascending; values: [k]; all others are zero."""
 
     indices: I64
     values: F32
@@ -96,6 +88,11 @@ class Sparse(Update):
 
     def add_to(self, out: NDArray[Any], weight: float) -> None:
         out[self.indices] += self.values.astype(out.dtype, copy=False) * out.dtype.type(weight)
+
+    def to_dense(self) -> F32:
+        out = np.zeros(self.size, dtype=np.float32)
+        out[self.indices] = self.values
+        return out
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def round_trip(op: Operator, x: F32, ctx: Context) -> None:
     _require(_same(x, before), "round_trip", op, "encode wrote to its input")
     decoded = _over_the_wire(op, sections, ctx)
     dense = decoded.to_dense()
-    _require(decoded.size == len(x), "round_trip", op, f"{decoded.size} coordinates decoded, expected {len(x)}")
+    _require(dense.shape == x.shape, "round_trip", op, f"{dense.shape} coordinates decoded, expected {x.shape}")
     _require(bool(np.isfinite(dense).all()), "round_trip", op, "decoded to a value that is not finite")
     wrong = np.flatnonzero(dense != update.to_dense())
     _require(not len(wrong), "round_trip", op, f"decoded differs from what encode returned at {wrong[:3]} and so on")

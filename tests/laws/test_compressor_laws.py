@@ -67,7 +67,7 @@ def test_members_are_values(member: Operator | Scheme) -> None:
     assert twin == member
     assert hash(twin) == hash(member)
     with pytest.raises(AttributeError):
-        member.op = None  # type: ignore[union-attr, misc, assignment]
+        member.op = None
 
 
 def test_codec_ids_are_unique_and_nonzero() -> None:

@@ -51,11 +51,11 @@ def test_threads_and_global_generators_are_left_as_they_were(engine: Callable[..
     torch.set_num_threads(2)
     try:
         torch.manual_seed(5)
-        before = torch.get_rng_state(), np.random.get_state()[1].tobytes()  # type: ignore[index, union-attr]  # noqa: NPY002
+        before = torch.get_rng_state(), np.random.get_state()[1].tobytes()  # noqa: NPY002
         list(engine(task, Recipe(SGD(), 1, None, 10)).train([work(task, blobs, 0)]))
         engine(task, Recipe(SGD(), 1, None, 10)).evaluate(task.initial, blobs.test)
         assert torch.equal(torch.get_rng_state(), before[0])
-        assert np.random.get_state()[1].tobytes() == before[1]  # type: ignore[index, union-attr]  # noqa: NPY002
+        assert np.random.get_state()[1].tobytes() == before[1]  # noqa: NPY002
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -181,7 +181,7 @@ def test_frozen_parameters_are_neither_trained_nor_sent(blobs: Dataset) -> None:
     task = make_task(Mlp(), blobs, 0, module=module)
     assert task.layout.names == ("0.bias", "1.weight", "1.bias")
     assert len(train_once(task, blobs).update) == task.layout.size == 4 + 12 + 3
-    assert torch.equal(task.module[0].weight, frozen)  # type: ignore[index, arg-type]
+    assert torch.equal(task.module[0].weight, frozen)
 
 
 def test_tied_parameters_are_sent_once_and_stay_tied(blobs: Dataset) -> None:
@@ -194,12 +194,12 @@ def test_tied_parameters_are_sent_once_and_stay_tied(blobs: Dataset) -> None:
             self.head = nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.decode(self.encode(x)))  # type: ignore[no-any-return]
+            return self.head(self.decode(self.encode(x)))
 
     task = make_task(Mlp(), blobs, 0, module=Tied())
     assert task.layout.size == 64 + 24 + 3
     train_once(task, blobs)
-    assert task.module.encode.weight is task.module.decode.weight  # type: ignore[union-attr]
+    assert task.module.encode.weight is task.module.decode.weight
 
 
 def test_the_users_module_is_left_alone(blobs: Dataset) -> None:
@@ -218,13 +218,13 @@ def test_buffers_that_a_module_changes_start_anew_for_every_client(blobs: Datase
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
-            return self.linear(x) * self.calls  # type: ignore[no-any-return]
+            return self.linear(x) * self.calls
 
     task = make_task(Mlp(), blobs, 0, module=Counter())
     engine = Sequential(task, Recipe(SGD(lr=0.01), 1, None, 10))
     first, second = (next(iter(engine.train([work(task, blobs, 0)]))) for _ in range(2))
     assert first.update.tobytes() == second.update.tobytes()
-    assert float(task.module.calls) == 0  # type: ignore[arg-type]
+    assert float(task.module.calls) == 0
 
 
 def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient(blobs: Dataset) -> None:
@@ -234,7 +234,7 @@ def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient(blobs: Dat
             self.used, self.unused = nn.Linear(8, 3), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.used(x)  # type: ignore[no-any-return]
+            return self.used(x)
 
     update = train_once(make_task(Mlp(), blobs, 0, module=Half()), blobs).update
     assert np.abs(update[:27]).min() > 0
@@ -278,10 +278,10 @@ def test_evaluation_is_the_mean_over_all_examples_whatever_the_slices(blobs: Dat
 
 def test_a_loss_or_metric_that_is_no_tensor_is_refused(blobs: Dataset) -> None:
     with pytest.raises(ModelError, match="the loss is a float, expected a tensor"):
-        train_once(make_task(Mlp(), blobs, 0, loss=lambda o, t: 0.5), blobs)  # type: ignore[arg-type, return-value]
+        train_once(make_task(Mlp(), blobs, 0, loss=lambda o, t: 0.5), blobs)
     with pytest.raises(ModelError, match=r"the loss is the class CrossEntropyLoss.*CrossEntropyLoss\(\)"):
-        make_task(Mlp(), blobs, 0, loss=nn.CrossEntropyLoss)  # type: ignore[arg-type]
-    task = make_task(Mlp(), blobs, 0, metrics={"half": lambda o, t: 0.5})  # type: ignore[dict-item, return-value]
+        make_task(Mlp(), blobs, 0, loss=nn.CrossEntropyLoss)
+    task = make_task(Mlp(), blobs, 0, metrics={"half": lambda o, t: 0.5})
     with pytest.raises(ModelError, match="metric half is a float"):
         Sequential(task, Recipe(SGD(), 1, None, 10)).evaluate(task.initial, blobs.test)
     with pytest.raises(ModelError, match='cannot be called "loss"'):
@@ -295,7 +295,7 @@ def test_a_module_that_works_in_place_changes_nobodys_data(blobs: Dataset) -> No
             self.linear = nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x.mul_(0.5))  # type: ignore[no-any-return]
+            return self.linear(x.mul_(0.5))
 
     before = blobs.test.x.copy(), blobs.train.x.copy()
     task = make_task(Mlp(), blobs, 0, module=InPlace())
@@ -318,7 +318,7 @@ def test_buffers_may_be_reassigned_but_not_appear(blobs: Dataset) -> None:
             if not hasattr(self, "mask"):
                 self.register_buffer("mask", torch.ones(8))
             self.mask = self.mask * 0.5
-            return self.linear(x * self.mask)  # type: ignore[no-any-return]
+            return self.linear(x * self.mask)
 
     task = make_task(Mlp(), blobs, 0, module=Moody(early=True))
     engine = Sequential(task, Recipe(SGD(), 1, None, 10))
@@ -338,6 +338,6 @@ def test_training_works_where_gradients_are_switched_off(blobs: Dataset) -> None
 
 def test_a_module_that_cannot_be_copied_is_refused(blobs: Dataset) -> None:
     module = nn.Linear(8, 3)
-    module.extra = module.weight * 2  # type: ignore[assignment]
+    module.extra = module.weight * 2
     with pytest.raises(ModelError, match="cannot be copied"):
         make_task(Mlp(), blobs, 0, module=module)

@@ -32,7 +32,7 @@ def test_one_outcome_for_each_message_and_the_bytes_of_client_update(make: Calla
     reference = build(scenario())
     for client, outcome in outcomes.items():
         assert isinstance(outcome, Reply)
-        rows = reference.runtime.partition.rows(client)  # type: ignore[attr-defined]
+        rows = reference.runtime.partition.rows(client)
         examples = Examples(reference.dataset.train.x, reference.dataset.train.y, rows)
         alone, _ = client_update(reference.plan, reference.engine, client, messages[client], ClientState(), examples)
         assert outcome.frames == alone.frames
