@@ -1,6 +1,6 @@
 """Parquet files that are written while a run goes, and can be read if it is killed. The only door to pyarrow.
 
-While the run goes, `ledger.parquet` is a folder of closed segments, which pandas, polars, DuckDB and pyarrow open like a
+While the run goes, `ledger.parquet` is a folder of closed segments, which pandas and pyarrow open like a
 file. At its end the segments are merged into one file of the same name.
 """
 

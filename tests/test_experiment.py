@@ -317,3 +317,10 @@ def test_a_killed_run_leaves_a_ledger_that_pandas_opens(root: Path, tmp_path: Pa
     assert len(ledger) == 30 * ledger["round"].max()
     assert rounds["round"].tolist() == list(range(1, len(rounds) + 1))
     assert len(rounds) == ledger["round"].max()
+
+
+def test_the_step_size_of_each_round_is_recorded(scenario: Make) -> None:
+    history = run(
+        scenario({"client.optimizer.lr": 0.4, "client.optimizer.schedule": {"name": "exponential", "gamma": 0.5}})
+    ).history
+    assert [r.lr for r in history] == [0.4, 0.2, 0.1]

@@ -385,3 +385,25 @@ def test_the_models_encoding_is_timed_once_a_round(scenario: Make) -> None:
     times = [c.encode_seconds for c in seen if c.kind is Kind.MODEL]
     assert times[0] > 0
     assert times[1:4] == [0, 0, 0]
+
+
+def test_the_servers_velocity_and_schedule_carry_over_the_rounds(scenario: Make) -> None:
+    """Three rounds by hand: v ← βv + η_t Δ; w ← w + v, with η_t halved every round."""
+    schedule = {"name": "exponential", "gamma": 0.5}
+    optimizer = {"name": "momentum", "lr": 0.8, "momentum": 0.5, "schedule": schedule}
+    experiment = build(
+        scenario({"server.optimizer": optimizer, "server.weighting": "uniform", "uplink.compressor.name": "dense"})
+    )
+    server, velocity = experiment.server, np.zeros(experiment.plan.layout.size)
+    exact = server.weights.astype(np.float64)
+    for t in range(3):
+        messages, _ = broadcast(experiment.plan, server, [0, 1])
+        replies = [o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)]
+        update = np.mean(
+            [np.frombuffer(decode_frame(r.frames[0]).sections[0].data, "<f4").astype(np.float64) for r in replies], 0
+        )
+        velocity = 0.5 * velocity + 0.8 * 0.5**t * update
+        exact += velocity
+        server, _ = aggregate(experiment.plan, server, replies)
+        assert server.weights == pytest.approx(exact, abs=1e-6)
+    assert server.round == 4

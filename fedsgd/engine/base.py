@@ -78,7 +78,7 @@ class Engine(Protocol):
 
     @abstractmethod
     def evaluate(self, weights: F32, examples: Examples) -> Mapping[str, float]:
-        """ "loss" and each metric, as means over the examples."""
+        """Means over the examples: "loss" and each metric."""
 
 
 def batches(work: Work, recipe: Recipe) -> Iterator[I64]:

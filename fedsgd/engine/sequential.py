@@ -67,7 +67,7 @@ class Sequential:
         return torch.cat([g.reshape(-1) for g in gradients])
 
     def evaluate(self, weights: F32, examples: Examples) -> Mapping[str, float]:
-        """ "loss" and each metric, as means over the examples, in slices of 1,000."""
+        """Means over the examples, taken in slices of 1,000: "loss" and each metric."""
         x, y = _tensors(examples)
         self._point_at(torch.from_numpy(np.array(weights)))
         self.task.module.eval()

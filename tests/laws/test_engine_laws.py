@@ -16,7 +16,7 @@ from fedsgd.engine import Local, Recipe, Sequential, Work
 from fedsgd.engine.base import batches
 from fedsgd.errors import ModelError
 from fedsgd.models import Mlp, Task, make_task
-from fedsgd.optim import OPTIMIZERS, SGD, Momentum, PyTorchMomentum
+from fedsgd.optim import OPTIMIZERS, SGD, Exponential, Momentum, PyTorchMomentum
 
 ENGINES: dict[str, Callable[[Task, Recipe], Sequential]] = {"sequential": Sequential}
 
@@ -341,3 +341,15 @@ def test_a_module_that_cannot_be_copied_is_refused(blobs: Dataset) -> None:
     module.extra = module.weight * 2
     with pytest.raises(ModelError, match="cannot be copied"):
         make_task(Mlp(), blobs, 0, module=module)
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
+def test_the_step_size_is_that_of_the_round(engine: Callable[..., Sequential], blobs: Dataset) -> None:
+    """0.4 quartered in round 3 is exactly 0.1."""
+    task = make_task(Mlp(), blobs, 0)
+    scheduled = engine(task, Recipe(SGD(lr=0.4, schedule=Exponential(gamma=0.5)), 1, None, 10))
+    constant = engine(task, Recipe(SGD(lr=0.1), 1, None, 10))
+    third = work(task, blobs, 0, round=3)
+    assert next(iter(scheduled.train([third]))).update.tobytes() == next(iter(constant.train([third]))).update.tobytes()
+    second = work(task, blobs, 0, round=2)
+    assert next(iter(scheduled.train([second]))).update.tobytes() != next(iter(constant.train([second]))).update.tobytes()
