@@ -116,8 +116,8 @@ def run(
             parameters = server.weights
             history.append(record)
             rounds.append(_row(record))
-            for table in (ledger, rounds):
-                table.flush()
+            if ledger.flush():
+                rounds.flush(force=True)
             if on_round is not None:
                 on_round(record)
     summary = _summary(experiment, history, ledger, parameters, time.perf_counter() - begun)

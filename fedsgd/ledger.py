@@ -128,9 +128,9 @@ class Ledger:
         """SHA-256 over the canonical rows so far."""
         return self._digest.hexdigest()
 
-    def flush(self) -> None:
-        """Put the rows of finished rounds where a killed run leaves them readable, every few seconds."""
-        self._writer.flush()
+    def flush(self) -> bool:
+        """Put the rows of finished rounds where a killed run leaves them readable, every few seconds; say if it was done."""
+        return self._writer.flush()
 
     def close(self) -> None:
         """Finish the file."""

@@ -41,11 +41,11 @@ class TableWriter:
         """Add a row; it is safe on disk after the next `flush`."""
         self._rows.append(row)
 
-    def flush(self, force: bool = False) -> None:
-        """Close a segment if there are rows and the last one was closed some seconds ago (or if forced)."""
+    def flush(self, force: bool = False) -> bool:
+        """Close a segment if there are rows and the last one was closed some seconds ago (or if forced); say if that was so."""
         due = force or len(self._rows) >= SEGMENT_ROWS or time.monotonic() - self._last_flush >= SEGMENT_SECONDS
         if not self._rows or not due:
-            return
+            return False
         segment = pa.Table.from_pylist(self._rows, schema=self.schema)
         self._rows = []
         if self.path is None:
@@ -56,6 +56,7 @@ class TableWriter:
             (self.path / f".{name}").rename(self.path / name)
         self._n_segments += 1
         self._last_flush = time.monotonic()
+        return True
 
     def close(self) -> None:
         """Merge the segments into one file. Segment by segment, so memory stays that of one."""

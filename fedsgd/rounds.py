@@ -159,7 +159,7 @@ def _open_update(plan: Plan, reply: Reply, round: int) -> Frame:
         if len(reply.frames) != 1:
             raise WireError(0, f"{len(reply.frames)} frames, expected one UPDATE")
         frame = decode_frame(reply.frames[0], plan.max_frame(plan.uplink))
-        _expect(frame.header, Kind.UPDATE, round, reply.client, plan.uplink.codec)
+        _expect(frame.header, Kind.UPDATE, round, reply.client, plan.uplink.codec, base=round)
     except WireError as error:
         raise _placed(error, round, reply.client) from None
     return frame
@@ -170,11 +170,15 @@ def _placed(error: WireError, round: int, client: ClientId | None) -> WireError:
     return WireError(error.offset, error.cause, f"round {round}: " if client is None else f"round {round}, client {client}: ")
 
 
-def _expect(header: Header, kind: Kind, round: int, client: ClientId | None, codec: int) -> None:
-    """WireError unless the header says what it must; client None: any."""
-    wanted = {"kind": (3, header.kind, kind), "codec": (4, header.codec, codec), "round": (6, header.round, round)}
-    if client is not None:
-        wanted["client"] = (18, header.client, client)
+def _expect(header: Header, kind: Kind, round: int, client: ClientId, codec: int, base: int = 0) -> None:
+    """WireError unless the header says what it must."""
+    wanted = {
+        "kind": (3, header.kind, kind),
+        "codec": (4, header.codec, codec),
+        "round": (6, header.round, round),
+        "base round": (10, header.base, base),
+        "client": (18, header.client, client),
+    }
     for name, (offset, got, expected) in wanted.items():
         if got != expected:
             raise WireError(offset, f"{name} is {got!s}, expected {expected!s}")
@@ -231,7 +235,7 @@ def client_update(
 
 def _decode_model(plan: Plan, frame: bytes, round: int) -> F32:
     decoded = decode_frame(frame, plan.max_frame(plan.downlink))
-    _expect(decoded.header, Kind.MODEL, round, None, plan.downlink.codec)
+    _expect(decoded.header, Kind.MODEL, round, ALL, plan.downlink.codec)
     return plan.downlink.decode(decoded.sections, plan.context(round, ALL)).to_dense()
 
 

@@ -36,6 +36,10 @@ def test_digits() -> None:
     assert data.train.y.dtype == np.int64
     assert (data.train.x.min(), data.train.x.max()) == (0, 1)
     assert set(np.unique(data.test.y)) == set(range(10))
+    from sklearn.datasets import load_digits
+
+    whole = sorted(image.tobytes() for image in (load_digits().images / 16).astype(np.float32))
+    assert sorted(image.tobytes() for image in np.concatenate([data.train.x, data.test.x])) == whole
 
 
 def test_mnist_is_the_mnist_that_everyone_has(data_folder: Path) -> None:

@@ -156,6 +156,7 @@ def test_an_accepted_reply_is_acknowledged_and_a_lost_one_is_not(scenario: Make)
 BAD_REPLIES: dict[str, Callable[[Reply], Reply]] = {
     "another client's": lambda r: replace(r, frames=(edited(r.frames[0], client=7),)),
     "another round's": lambda r: replace(r, frames=(edited(r.frames[0], round=2),)),
+    "on another model": lambda r: replace(r, frames=(edited(r.frames[0], base=0),)),
     "another codec's": lambda r: replace(r, frames=(edited(r.frames[0], codec=1),)),
     "not an update": lambda r: replace(r, frames=(edited(r.frames[0], kind=Kind.MODEL),)),
     "two frames": lambda r: replace(r, frames=r.frames * 2),
@@ -185,7 +186,8 @@ def test_a_client_refuses_a_message_that_is_not_for_it(scenario: Make) -> None:
     experiment = build(scenario())
     message = broadcast(experiment.plan, experiment.server, [2])[0][2]
     examples = Examples(np.zeros((1, 8, 8)), np.zeros(1))
-    for bad in (message[:1], message[::-1], (edited(message[0], round=9), message[1])):
+    another = edited(message[1], client=2)
+    for bad in (message[:1], message[::-1], (edited(message[0], round=9), message[1]), (message[0], another)):
         with pytest.raises(WireError):
             receive(experiment.plan, 2, bad, ClientState(), examples)
     with pytest.raises(WireError, match="client is 2, expected 3"):
@@ -407,3 +409,35 @@ def test_the_servers_velocity_and_schedule_carry_over_the_rounds(scenario: Make)
         server, _ = aggregate(experiment.plan, server, replies)
         assert server.weights == pytest.approx(exact, abs=1e-6)
     assert server.round == 4
+
+
+def test_an_acknowledgement_waits_for_a_client_that_sits_out(scenario: Make) -> None:
+    experiment = build(scenario())
+    server = experiment.server
+    for cohort in ([0, 1], [1, 2]):
+        messages, _ = broadcast(experiment.plan, server, cohort)
+        replies = [o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)]
+        server, _ = aggregate(experiment.plan, server, replies)
+    messages, _ = broadcast(experiment.plan, server, range(4))
+    assert [decode_frame(messages[c][0]).header.acknowledged for c in range(4)] == [1, 2, 2, 0]
+
+
+def test_every_crossing_says_what_it_carried_and_how_long_it_took(scenario: Make) -> None:
+    seen = rounds(build(scenario()), 1)
+    for c in seen:
+        assert c.kept == {Kind.TASK: 0, Kind.MODEL: 4810, Kind.UPDATE: 48}[c.kind]
+        assert (c.decode_seconds > 0) == (c.kind is not Kind.TASK)
+        if c.kind is Kind.UPDATE:
+            assert c.encode_seconds > 0
+
+
+def test_a_server_that_steps_too_far_says_so(scenario: Make) -> None:
+    with pytest.raises(NonFiniteError, match="round 1, server: after the server's step is not finite in"):
+        rounds(build(scenario({"server.optimizer.lr": 3e38, "client.optimizer.lr": 1.0})), 3)
+
+
+def test_the_seed_decides_the_split_and_the_initial_model(scenario: Make) -> None:
+    first, second = build(scenario()), build(scenario({"seed": 1}))
+    assert first.task.initial.tobytes() != second.task.initial.tobytes()
+    splits = [e.runtime.partition.order.tolist() for e in (first, second)]
+    assert splits[0] != splits[1]

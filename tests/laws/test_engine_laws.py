@@ -353,3 +353,62 @@ def test_the_step_size_is_that_of_the_round(engine: Callable[..., Sequential], b
     assert next(iter(scheduled.train([third]))).update.tobytes() == next(iter(constant.train([third]))).update.tobytes()
     second = work(task, blobs, 0, round=2)
     assert next(iter(scheduled.train([second]))).update.tobytes() != next(iter(constant.train([second]))).update.tobytes()
+
+
+def test_batches_are_drawn_anew_for_each_seed_round_and_client() -> None:
+    data = Examples(np.zeros((25, 1)), np.zeros(25))
+    orders = {
+        tuple(
+            np.concatenate(list(batches(Work(seed, round, client, np.zeros(1, np.float32), data), Recipe(SGD(), 1, None, 10))))
+        )
+        for seed in (0, 1)
+        for round in (1, 2)
+        for client in (0, 1)
+    }
+    assert len(orders) == 8
+
+
+def test_dropout_differs_between_clients_and_rounds_and_rests_in_evaluation(blobs: Dataset) -> None:
+    """Full batches of the same data, so that nothing else can differ."""
+    task = make_task(Mlp(), blobs, 0, module=dropout_module())
+    engine = Sequential(task, Recipe(SGD(lr=0.1), 2, None, None))
+    updates = [local.update.tobytes() for local in engine.train([work(task, blobs, c, r) for c in (0, 1) for r in (1, 2)])]
+    assert len(set(updates)) == 4
+    output = task.module.eval()
+    engine._point_at(torch.from_numpy(task.initial.copy()))
+    with torch.no_grad():
+        expected = float(nn.functional.cross_entropy(output(torch.from_numpy(blobs.test.x)), torch.from_numpy(blobs.test.y)))
+    task.module.train()
+    assert engine.evaluate(task.initial, blobs.test)["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_modules_run_on_one_thread(blobs: Dataset) -> None:
+    seen: set[int] = set()
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add(torch.get_num_threads())
+            return self.linear(x)
+
+    task = make_task(Mlp(), blobs, 0, module=Watching())
+    engine = Sequential(task, Recipe(SGD(), 1, None, 10))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    list(engine.train([work(task, blobs, 0)]))
+    engine.evaluate(task.initial, blobs.test)
+    torch.set_num_threads(before)
+    assert seen == {1}
+
+
+@pytest.mark.parametrize(("name", "multiple"), [("sgd", 1), ("momentum", 1), ("momentum-pytorch", 1), ("nesterov", 1.5)])
+def test_a_first_step_is_the_gradient_times_the_step_size(name: str, multiple: float, blobs: Dataset) -> None:
+    task = make_task(Mlp(), blobs, 0)
+    job = Work(0, 1, 0, task.initial, blobs.train)
+    options = {} if name == "sgd" else {"momentum": 0.5}
+    step = next(iter(Sequential(task, Recipe(OPTIMIZERS[name](lr=0.2, **options), None, 1, None)).train([job]))).update
+    gradient = -next(iter(Sequential(task, Recipe(SGD(lr=1.0), None, 1, None)).train([job]))).update
+    assert step == pytest.approx(-0.2 * multiple * gradient, rel=1e-6)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsgd.data import PARTITIONERS, Partition, partition
+from fedsgd.data.partitioners.base import _repair
 from fedsgd.data.partitioners.dirichlet import Dirichlet
 from fedsgd.data.partitioners.iid import Iid
 from fedsgd.data.partitioners.shards import Shards
@@ -120,3 +121,23 @@ def test_empty_clients_are_repaired_from_the_largest() -> None:
 def test_of_owners_by_hand() -> None:
     split = Partition.of_owners(np.array([1, 0, 2, 1]), 3)
     assert [split.rows(c).tolist() for c in range(3)] == [[1], [0, 3], [2]]
+
+
+def test_each_class_is_divided_by_a_draw_of_its_own() -> None:
+    split = partition(Dirichlet(clients=5, alpha=0.3), LABELS, 0)
+    counts = np.array([np.bincount(LABELS[split.rows(c)], minlength=10) for c in range(5)])
+    favourites = counts.argmax(axis=0)
+    assert len(set(favourites.tolist())) > 1
+
+
+def test_which_examples_of_a_class_share_a_shard_is_random() -> None:
+    rows = partition(Shards(clients=4), np.zeros(400, int), 0).rows(0)
+    assert np.diff(rows).max() > 1
+    assert set(np.diff(rows).tolist()) != {1, 201}
+
+
+def test_repair_takes_the_last_example_of_the_largest_client_the_lowest_of_equals() -> None:
+    """Sizes 3, 0, 3, 2, 0, 0: client 1 takes from 0, then 4 from 2, then, all being of size 2, 5 from 0."""
+    owner = np.array([0, 0, 0, 2, 2, 2, 3, 3])
+    assert _repair(owner, 6).tolist() == [0, 5, 1, 2, 2, 4, 3, 3]
+    assert owner.tolist() == [0, 0, 0, 2, 2, 2, 3, 3]
