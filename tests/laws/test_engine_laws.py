@@ -380,6 +380,8 @@ def test_dropout_differs_between_clients_and_rounds_and_rests_in_evaluation(blob
         expected = float(nn.functional.cross_entropy(output(torch.from_numpy(blobs.test.x)), torch.from_numpy(blobs.test.y)))
     task.module.train()
     assert engine.evaluate(task.initial, blobs.test)["loss"] == pytest.approx(expected, rel=1e-6)
+    again = [local.update.tobytes() for local in engine.train([work(task, blobs, 0, 1)])]
+    assert again == updates[:1], "an evaluation in between must not leave the module in evaluation mode"
 
 
 def test_modules_run_on_one_thread(blobs: Dataset) -> None:

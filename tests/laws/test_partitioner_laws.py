@@ -132,8 +132,7 @@ def test_each_class_is_divided_by_a_draw_of_its_own() -> None:
 
 def test_which_examples_of_a_class_share_a_shard_is_random() -> None:
     rows = partition(Shards(clients=4), np.zeros(400, int), 0).rows(0)
-    assert np.diff(rows).max() > 1
-    assert set(np.diff(rows).tolist()) != {1, 201}
+    assert (np.diff(rows) > 1).sum() > 20, "two contiguous shards would leave one gap at most"
 
 
 def test_repair_takes_the_last_example_of_the_largest_client_the_lowest_of_equals() -> None:
