@@ -99,7 +99,8 @@ def _run(scenario: Scenario, out: Path, overwrite: bool, data: Path | None, as_j
 
             result = run_scenario(scenario, out=out, overwrite=overwrite, data=data, on_round=on_round)
     except (RunError, WireError, KeyboardInterrupt):
-        click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
+        if (out / "ledger.parquet").exists():
+            click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
         raise
     if as_json:
         click.echo(json.dumps(result.summary, indent=2))

@@ -103,7 +103,8 @@ def test_errors_are_one_line_and_a_status(
 
 
 def test_an_interrupted_run_says_so(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
+    def interrupted(*_: object, out: Path, **__: object) -> None:
+        (out / "ledger.parquet").mkdir(parents=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fedsgd.experiment.run", interrupted)
