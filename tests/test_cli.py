@@ -43,7 +43,15 @@ def test_run_prints_a_table_and_writes_a_folder(quickstart: Path) -> None:
     ):
         assert words in result.stdout
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
-    assert json.loads(Path("o/summary.json").read_text())["rounds"] == 2
+    summary = json.loads(Path("o/summary.json").read_text())
+    up, down = summary["uplink"], summary["downlink"]
+    rows = [line.split() for line in result.stdout.splitlines()]
+    for part in ("header", "index", "value", "side", "frames"):
+        assert [part, f"{up[part]:,}", f"{down[part]:,}"] in rows
+    assert ["total", f"{up['n_bytes']:,}", f"{down['n_bytes']:,}"] in rows
+    assert f"uplink: {8 * up['n_bytes'] / up['kept']:.1f} bits per kept coordinate" in result.stdout
+    assert f"{8 * up['index'] / up['kept']:.2f} of them for its position" in result.stdout
+    assert summary["rounds"] == 2
 
 
 def test_json_is_all_there_is_on_standard_output(quickstart: Path) -> None:
@@ -71,6 +79,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
     assert "quickstart: round 1/2, acc 0." in result.stderr
+    assert "(67." in result.stderr
     assert "s left" in result.stderr
     assert "round 1/2" not in result.stdout
     assert fedsgd("run", quickstart, *TINY, "--out", "p", "--quiet").stderr == ""
@@ -180,3 +189,22 @@ except SystemExit as status:
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_the_time_left_is_that_of_the_rounds_left(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After rounds of 2 s and 4 s, four more of 3 s each are expected."""
+    from fedsgd.experiment import Round
+    from fedsgd.scenario import load
+
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as show:
+        assert show is not None
+        for number, seconds in ((1, 2.0), (2, 4.0)):
+            show(Round(number, 0.1, (0,), 1000, 5000, 70_000, None, seconds))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "quickstart: round 1/6, up 1.0 kB (70.0×) · down 5.0 kB, about 10 s left",
+        "quickstart: round 2/6, up 1.0 kB (70.0×) · down 5.0 kB, about 12 s left",
+    ]

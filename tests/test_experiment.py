@@ -67,7 +67,11 @@ def test_the_run_folder(scenario: Make, tmp_path: Path) -> None:
     rounds = pd.read_parquet(out / "rounds.parquet")
     assert rounds["round"].tolist() == [1, 2, 3]
     assert rounds["accuracy"].tolist() == [r.accuracy for r in result.history]
-    assert rounds["uplink_bytes"].tolist() == ledger[ledger.direction == "up"].groupby("round").n_bytes.sum().cumsum().tolist()
+    for column, direction in (("uplink_bytes", "up"), ("downlink_bytes", "down")):
+        assert rounds[column].tolist() == ledger[ledger.direction == direction].groupby("round").n_bytes.sum().cumsum().tolist()
+    models = ledger[ledger.kind == "MODEL"].groupby("round").frame_hash
+    assert models.nunique().tolist() == [1, 1, 1], "one model a round for all"
+    assert models.first().nunique() == 3, "another one each round"
 
 
 def test_the_summary_adds_up(scenario: Make) -> None:
@@ -181,6 +185,8 @@ def test_the_target_is_reported_or_ends_the_run(scenario: Make) -> None:
     assert first < 4
     stopped = run(scenario({"rounds": 4, "stop.target_accuracy": 0.2, "report.target_accuracy": 0.2}))
     assert stopped.summary["rounds"] == stopped.summary["rounds_to_target"] == first
+    only = run(scenario({"rounds": 4, "stop.target_accuracy": 0.2}).replace({"report": {}}))
+    assert (only.summary["target_accuracy"], only.summary["rounds_to_target"]) == (0.2, first)
     exactly = reported.history[1].accuracy
     assert run(scenario({"report.target_accuracy": exactly})).summary["rounds_to_target"] <= 2
     never = run(scenario({"report.target_accuracy": 1.0}))

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from fedsgd.build import recipe
 from fedsgd.compress import ErrorFeedback, Operator, Plain
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.topk import TopK
 from fedsgd.data.partitioners.iid import Iid
+from fedsgd.engine import Recipe
 from fedsgd.errors import ScenarioError
 from fedsgd.optim import SGD, Momentum, Step
 from fedsgd.scenario import Client, Data, Scenario, Server, Uplink, from_dict, load
@@ -66,8 +68,14 @@ def test_every_member_of_every_family_survives_toml() -> None:
 
 
 def test_fraction_gives_at_least_one_client() -> None:
-    for fraction, m in ((0.0, 1), (0.1, 10), (0.014, 1), (1.0, 100)):
+    for fraction, m in ((0.0, 1), (0.1, 10), (0.014, 1), (0.016, 2), (1.0, 100)):
         assert Scenario(name="x", server=Server(fraction=fraction)).cohort_size == m
+
+
+def test_a_recipe_is_what_the_client_table_says(scenario: Make) -> None:
+    s = scenario({"client.optimizer.weight_decay": 0.1, "client.optimizer.schedule.name": "step", "client.batch_size": "full"})
+    assert recipe(s) == Recipe(s.client.optimizer, 1, None, None)
+    assert recipe(scenario({"client.steps": 7})) == Recipe(scenario().client.optimizer, None, 7, 10)
 
 
 def test_a_string_stands_for_a_table_with_a_name() -> None:

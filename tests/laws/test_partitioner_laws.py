@@ -140,3 +140,8 @@ def test_repair_takes_the_last_example_of_the_largest_client_the_lowest_of_equal
     owner = np.array([0, 0, 0, 2, 2, 2, 3, 3])
     assert _repair(owner, 6).tolist() == [0, 5, 1, 2, 2, 4, 3, 3]
     assert owner.tolist() == [0, 0, 0, 2, 2, 2, 3, 3]
+
+
+def test_which_examples_of_a_class_a_client_gets_is_random() -> None:
+    rows = partition(Dirichlet(clients=4, alpha=100.0), np.zeros(400, int), 0).rows(0)
+    assert (np.diff(rows) > 1).sum() > 20
