@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,18 @@ def test_the_time_left_is_that_of_the_rounds_left(
         "quickstart: round 1/6, up 1.0 kB (70.0×) · down 5.0 kB, about 10 s left",
         "quickstart: round 2/6, up 1.0 kB (70.0×) · down 5.0 kB, about 12 s left",
     ]
+
+
+def test_a_terminal_gets_a_bar(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedsgd.experiment import Round
+    from fedsgd.scenario import load
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as show:
+        assert show is not None
+        show(Round(2, 0.1, (0,), 1000, 5000, 70_000, {"accuracy": 0.5}, 1.0))
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "2/6" in shown
+    assert "acc 0.500 · up 1.0 kB (70.0×) · down 5.0 kB" in shown
