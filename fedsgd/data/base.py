@@ -42,7 +42,8 @@ class Dataset:
     """train and test examples; classes: number of classes, or None where targets are not class labels.
 
     Arrays are brought into the form that models compute with: contiguous, native bytes, floats as float32, class labels as
-    int64 in [0, classes). DataError for anything that is not an array of numbers, or does not fit together.
+    int64 in [0, classes). Integer examples stay integers, as embeddings want them: images must be floats.
+    DataError for anything that is not an array of numbers, or does not fit together.
     """
 
     train: Examples

@@ -54,8 +54,7 @@ def test_more_clients_than_examples_is_an_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_hundred_thousand_clients_are_no_loop(name: str) -> None:
-    """Not a time limit: 100,000 clients must not cost many times what 1,000 do, beside the sort they share."""
+def test_a_hundred_thousand_clients_can_be_dealt_to(name: str) -> None:
     labels = np.random.default_rng(0).integers(0, 10, 300_000)
     split = partition(PARTITIONERS[name](clients=100_000), labels, 0)
     assert len(split) == 100_000
