@@ -59,7 +59,8 @@ def run(
 ) -> Iterator[tuple[Server, list[ClientId]]]:
     """Round after round without end: yields (the server after the round, the round's cohort). The caller decides when to stop.
 
-    A client that fails ends the run with its error, after the frames that did cross have been shown.
+    A client that fails ends the run with its error, after the frames that did cross have been shown. A runtime that breaks its
+    own contract (it raises, or gives two outcomes for a client) ends it at once, and that round is not shown.
     """
     clients = runtime.clients()
     while True:

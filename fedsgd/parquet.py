@@ -59,7 +59,10 @@ class TableWriter:
         return True
 
     def close(self) -> None:
-        """Merge the segments into one file. Segment by segment, so memory stays that of one."""
+        """Merge the segments into one file. Segment by segment, so memory stays that of one.
+
+        A kill between the two renames leaves the whole table as `.NAME.merged`, and its segments in `.NAME.segments`.
+        """
         self.flush(force=True)
         if self.path is None or not self.path.is_dir():
             return

@@ -1,4 +1,4 @@
-"""The README is true: its commands are those that CI runs, its code runs, and its files are there."""
+"""What a test can hold the README to: its commands are those that CI runs, its code runs, its files are there."""
 
 from __future__ import annotations
 
