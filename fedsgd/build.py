@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsgd.clients import MemoryStore
 from fedsgd.component import FieldError
-from fedsgd.data import Dataset, Examples, partition
+from fedsgd.data import ClientData, Dataset, Examples, deal
 from fedsgd.engine import Engine, Recipe, Sequential
-from fedsgd.errors import ScenarioError
+from fedsgd.errors import ModelError, ScenarioError
+from fedsgd.evaluation import Evaluator
 from fedsgd.loop import Runtime
 from fedsgd.models import Loss, Metric, Task, make_task
 from fedsgd.rounds import Plan, Server, start
+from fedsgd.run_folder import ROUND_COLUMNS
 from fedsgd.runtime import InProcess
 from fedsgd.scenario import Scenario
 
@@ -28,9 +31,12 @@ class Experiment:
 
     scenario: Scenario
     dataset: Dataset
+    train: ClientData
+    held_out: ClientData | None
     task: Task
     plan: Plan
     engine: Engine
+    evaluator: Evaluator
     runtime: Runtime
     server: Server
 
@@ -51,11 +57,12 @@ def build(
     """The experiment of a scenario. data: the folder of the data files; dataset, module, loss, metrics: take the place of what
     the scenario names."""
     if dataset is None:
-        dataset = scenario.data.source.load(None if data is None else Path(data))
-    try:
+        with _placed("data"):
+            dataset = scenario.data.source.load(None if data is None else Path(data))
+    with _placed("model"):
         task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
-    except FieldError as error:
-        raise ScenarioError(f"model.{error.field}: {error.problem}") from error
+    with _placed("data.partition"):
+        train, held_out = deal(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
     plan = Plan(
         seed=scenario.seed,
         layout=task.layout,
@@ -64,22 +71,70 @@ def build(
         downlink=scenario.downlink.compressor,
         optimizer=scenario.server.optimizer,
         weighting=scenario.server.weighting,
-        clients=scenario.data.partition.clients,
-        cohort=scenario.cohort_size,
+        clients=len(train),
+        cohort=scenario.cohort_size(len(train)),
     )
     engine = Sequential(task, plan.recipe)
-    train = Examples(*dataset.train.gather())
-    split = partition(scenario.data.partition, train.y, scenario.seed)
-    runtime = InProcess(plan, engine, MemoryStore(), train, split)
-    experiment = Experiment(scenario, dataset, task, plan, engine, runtime, start(plan, task.initial))
-    if experiment.target_accuracy is not None and "accuracy" not in task.metrics:
-        known = ", ".join(sorted(task.metrics)) or "none"
-        raise ScenarioError(f"report.target_accuracy: there is no metric named accuracy (metrics: {known})")
-    return experiment
+    evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)
+    runtime = InProcess(plan, engine, MemoryStore(), train)
+    server = start(plan, task.initial)
+    return Experiment(scenario, dataset, train, held_out, task, plan, engine, evaluator, runtime, server)
+
+
+def _evaluator(
+    scenario: Scenario, engine: Engine, task: Task, dataset: Dataset, train: ClientData, held_out: ClientData | None
+) -> Evaluator:
+    """What the scenario wants to know after a round, tried on two examples, so that a model that does not fit its data is found
+    out before the first round. ScenarioError or ModelError if it cannot be known."""
+    asked = scenario.evaluation
+    wants_accuracy = {
+        "report.target_accuracy": scenario.report.target_accuracy is not None,
+        "stop.target_accuracy": scenario.stop.target_accuracy is not None,
+        "evaluation.clients": asked.clients,
+    }
+    for key, wanted in wants_accuracy.items():
+        if wanted and "accuracy" not in task.metrics:
+            known = ", ".join(sorted(task.metrics)) or "none"
+            raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {known})")
+    if asked.clients and (held_out is None or not held_out.partition.sizes().any()):
+        raise ScenarioError("evaluation.clients: no client has test examples of its own; set data.held_out, for example to 0.2")
+    evaluator = Evaluator(
+        engine,
+        tuple(task.metrics),
+        dataset.test,
+        held_out if asked.clients else None,
+        train if asked.training else None,
+    )
+    for name in evaluator.names:
+        if name in ROUND_COLUMNS or evaluator.names.count(name) > 1:
+            raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has a column of that name')
+    _try(engine, task, dataset)
+    return evaluator
+
+
+def _try(engine: Engine, task: Task, dataset: Dataset) -> None:
+    x, y = dataset.test.gather()
+    try:
+        engine.evaluate(task.initial, Examples(x[:2], y[:2]))
+    except ModelError:
+        raise
+    except Exception as error:  # the user's module, loss or metrics
+        hint = "; integer examples are numbers of words or characters, give images as floats" if x.dtype.kind == "i" else ""
+        data = f"examples {x.dtype} {list(x.shape[1:])}, targets {y.dtype} {list(y.shape[1:])}"
+        raise ModelError(f"the model cannot be run on these data ({data}{hint}): {type(error).__name__}: {error}") from error
 
 
 def recipe(scenario: Scenario) -> Recipe:
     """How the scenario's clients train in one round."""
     client = scenario.client
     batch_size = None if client.batch_size == "full" else client.batch_size
-    return Recipe(client.optimizer, client.epochs, client.steps, batch_size)
+    return Recipe(client.optimizer, client.epochs, client.steps, batch_size, client.proximal)
+
+
+@contextmanager
+def _placed(table: str) -> Iterator[None]:
+    """A field that turns out to be wrong while something is built is named with its table."""
+    try:
+        yield
+    except FieldError as error:
+        raise ScenarioError(f"{table}.{error.field}: {error.problem}") from error

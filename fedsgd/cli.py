@@ -79,14 +79,14 @@ def run(
     The run folder gets scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json.
     Progress goes to standard error, results to standard output.
     """
-    from fedsgd.scenario import load
+    from fedsgd.scenario import in_file, load
     from fedsgd.schema import parse_setting
 
     overrides = dict(parse_setting(text) for text in settings)
     if seed is not None:
         overrides["seed"] = seed
     resolved = load(scenario, overrides)
-    with _numbered_folder(resolved.name) if out is None else nullcontext(out) as folder:
+    with in_file(scenario), _numbered_folder(resolved.name) if out is None else nullcontext(out) as folder:
         _run(resolved, folder, overwrite, data, as_json, quiet)
 
 
@@ -147,6 +147,7 @@ def list_members(family: str | None, as_json: bool) -> None:
         for member in members:
             shown = {key: "(unset)" if value is None else json.dumps(value) for key, value in member["keys"].items()}
             keys = ", ".join(f"{key} = {value}" for key, value in shown.items())
-            click.echo(f"  {click.style(member['name'], fg='cyan')}: {member['summary']}")
+            also = f" (or {', '.join(member['also'])})" if member["also"] else ""
+            click.echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
             if keys:
                 click.secho(f"      {keys}", dim=True)

@@ -141,13 +141,21 @@ class Registry(Generic[C]):
     """Name → component class. Members are given as `module:Class` and imported when first asked for.
 
     To add one: write its file, add its line where the registry is made. implied: key → the name that a table without `name`
-    has if it holds this key.
+    has if it holds this key. aliases: other names → the member's own.
     """
 
-    def __init__(self, family: str, base: type, members: Mapping[str, str], implied: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        family: str,
+        base: type,
+        members: Mapping[str, str],
+        implied: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         self.family = family
         self.base: Any = base
         self.implied = dict(implied or {})
+        self.aliases = dict(aliases or {})
         self._members = dict(members)
 
     def __iter__(self) -> Iterator[str]:
@@ -157,8 +165,9 @@ class Registry(Generic[C]):
         return len(self._members)
 
     def __getitem__(self, name: str) -> type[C]:
+        name = self.aliases.get(name, name)
         if name not in self._members:
-            raise ScenarioError(f'got "{name}"{did_you_mean(name, self._members)}')
+            raise ScenarioError(f'got "{name}"{did_you_mean(name, [*self._members, *self.aliases])}')
         cls = import_object(self._members[name])
         if not (isinstance(cls, type) and issubclass(cls, self.base) and getattr(cls, "name", None) == name):
             raise TypeError(f'{self._members[name]} is registered as {self.family} "{name}" but is {cls!r}')

@@ -1,7 +1,4 @@
-"""Running an experiment: rounds, evaluation, stopping, the ledger, and the run folder.
-
-The run folder holds scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json.
-"""
+"""Running an experiment: rounds, evaluation, stopping, the ledger, and the run folder."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,36 +20,25 @@ from fedsgd.build import Experiment, build
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import Dataset
-from fedsgd.errors import ModelError, OutputError, RunError
+from fedsgd.errors import RunError
 from fedsgd.layout import F32, Layout
 from fedsgd.ledger import Ledger
 from fedsgd.loop import run as run_rounds
 from fedsgd.models import Loss, Metric
 from fedsgd.parquet import TableWriter
 from fedsgd.rounds import Plan, Server, decoded_model
-from fedsgd.scenario import Scenario, load
+from fedsgd.run_folder import ROUND_COLUMNS, prepare, save_parameters, write
+from fedsgd.scenario import Scenario, in_file, load
 from fedsgd.wire import Frame, Header, Kind, encode_frame
 
 if TYPE_CHECKING:
     from torch import nn
 
-RUN_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", "params.safetensors", "summary.json")
-ROUND_COLUMNS: Mapping[str, type] = {
-    "round": int,
-    "lr": float,
-    "clients": int,
-    "uplink_bytes": int,
-    "downlink_bytes": int,
-    "dense_uplink_bytes": int,
-    "loss": float,
-    "seconds": float,
-}
-"""rounds.parquet: one row a round, bytes cumulative; one more float column for each metric, null where not evaluated."""
-
 
 @dataclass(frozen=True)
 class Round:
-    """One round, finished. Bytes are cumulative; metrics ("loss" and the task's own) is None where it was not evaluated."""
+    """One round, finished. Bytes are cumulative; metrics ("loss", the task's own, and what `[evaluation]` adds) is None where
+    it was not evaluated."""
 
     round: int
     lr: float
@@ -101,14 +87,16 @@ def run(
     data files, by default what FEDSGD_DATA names. dataset, module, loss, metrics: Python objects in place of what the scenario
     names. on_round: called after each round.
     """
+    where: AbstractContextManager[None] = nullcontext()
     if not isinstance(scenario, Scenario):
-        scenario = load(scenario)
+        where, scenario = in_file(Path(scenario)), load(scenario)
     begun = time.perf_counter()
     given = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
-    experiment = build(scenario, data or os.environ.get("FEDSGD_DATA") or None, dataset, module, loss, metrics)
-    folder = None if out is None else _prepare(Path(out), overwrite)
+    with where:
+        experiment = build(scenario, data or os.environ.get("FEDSGD_DATA") or None, dataset, module, loss, metrics)
+    folder = None if out is None else prepare(Path(out), overwrite)
     if folder is not None:
-        _write(folder / "scenario.toml", scenario.to_toml().encode())
+        write(folder / "scenario.toml", scenario.to_toml().encode())
     with _recording(folder, experiment) as (ledger, rounds):
         history: list[Round] = []
         parameters = experiment.task.initial
@@ -123,9 +111,27 @@ def run(
     summary = _summary(experiment, history, ledger, parameters, time.perf_counter() - begun)
     summary["given_in_python"] = [name for name, value in given.items() if value is not None]
     if folder is not None:
-        _save_parameters(folder / "params.safetensors", experiment, parameters)
-        _write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
+        save_parameters(folder / "params.safetensors", experiment.plan.layout, parameters)
+        write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
     return Result(scenario, history, ledger, parameters, experiment.plan.layout, summary, folder)
+
+
+@contextmanager
+def _recording(folder: Path | None, experiment: Experiment) -> Iterator[tuple[Ledger, TableWriter]]:
+    """The ledger and the table of rounds; their files are finished however the run ends, short of a kill."""
+    columns = {**ROUND_COLUMNS, **dict.fromkeys(experiment.evaluator.names, float)}
+    ledger = Ledger(folder and folder / "ledger.parquet")
+    rounds = TableWriter(folder and folder / "rounds.parquet", columns)
+    try:
+        yield ledger, rounds
+    finally:
+        ledger.close()
+        rounds.close()
+
+
+def _row(record: Round) -> dict[str, Any]:
+    row = {name: getattr(record, name, None) for name in ROUND_COLUMNS}
+    return {**row, "clients": len(record.cohort), **(record.metrics or {})}
 
 
 def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, Round]]:
@@ -153,7 +159,7 @@ def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, 
 def _evaluate(experiment: Experiment, server: Server) -> Mapping[str, float]:
     """The metrics of the model that the clients of the coming round decode."""
     try:
-        return experiment.engine.evaluate(decoded_model(experiment.plan, server), experiment.dataset.test)
+        return experiment.evaluator(decoded_model(experiment.plan, server))
     except Exception as error:  # the user's module, loss or metrics
         raise RunError(server.round - 1, None, f"evaluation: {type(error).__name__}: {error}") from error
 
@@ -175,12 +181,13 @@ def _summary(experiment: Experiment, history: list[Round], ledger: Ledger, param
         "seed": scenario.seed,
         "rounds": last.round,
         "parameters": experiment.plan.layout.size,
-        "clients": scenario.data.partition.clients,
+        "clients": experiment.plan.clients,
         "cohort": experiment.plan.cohort,
         "final_accuracy": last.accuracy,
         "best_accuracy": max((accuracy for _, accuracy in reached), default=None),
         "final_metrics": _nulled(last.metrics or {}),
         "target_accuracy": target,
+        "stopped_by": "rounds" if last.round == scenario.rounds else "target_accuracy",
         "rounds_to_target": next((r for r, accuracy in reached if target is not None and accuracy >= target), None),
         "uplink_bytes": up.n_bytes,
         "downlink_bytes": down.n_bytes,
@@ -214,68 +221,3 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
-
-
-# --------------------------------------------------------------------------------------------------------------- the run folder
-
-
-def _prepare(folder: Path, overwrite: bool) -> Path:
-    """The run folder, empty of an earlier run's files; OutputError if it holds anything and `overwrite` was not asked for."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(p.name for p in folder.iterdir())
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made or read ({error.strerror})") from None
-    if present and not overwrite:
-        raise OutputError(f"{folder}: is not empty (it holds {', '.join(present[:3])}); choose another folder, or overwrite")
-    ours = [path for name in present for path in _of_a_run(folder / name)]
-    for path in ours:
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    return folder
-
-
-def _of_a_run(path: Path) -> list[Path]:
-    """The path, after the segments below it, if a run wrote it, finished or killed; OutputError if it is anything else."""
-    name = path.name
-    temporary = [f".{known}.{end}" for known in RUN_FILES for end in ("partial", "merged", "segments")]
-    is_folder = path.is_dir() and not path.is_symlink()
-    below = sorted(path.iterdir()) if is_folder else []
-    foreign = [p for p in below if not p.name.strip(".").startswith("segment-") or p.is_dir()]
-    if name not in (*RUN_FILES, *temporary) or foreign or (is_folder and "parquet" not in name):
-        raise OutputError(f"{foreign[0] if foreign else path}: no run wrote this; choose another folder")
-    return [*below, path]
-
-
-@contextmanager
-def _recording(folder: Path | None, experiment: Experiment) -> Iterator[tuple[Ledger, TableWriter]]:
-    """The ledger and the table of rounds; their files are finished however the run ends, short of a kill."""
-    for name in experiment.task.metrics:
-        if name in ROUND_COLUMNS:
-            raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has a column of that name')
-    columns = {**ROUND_COLUMNS, **dict.fromkeys(experiment.task.metrics, float)}
-    ledger = Ledger(folder and folder / "ledger.parquet")
-    rounds = TableWriter(folder and folder / "rounds.parquet", columns)
-    try:
-        yield ledger, rounds
-    finally:
-        ledger.close()
-        rounds.close()
-
-
-def _row(record: Round) -> dict[str, Any]:
-    row = {name: getattr(record, name, None) for name in ROUND_COLUMNS}
-    return {**row, "clients": len(record.cohort), **(record.metrics or {})}
-
-
-def _save_parameters(path: Path, experiment: Experiment, parameters: F32) -> None:
-    from safetensors.numpy import save
-
-    tensors = {name: parameters[where].reshape(shape) for name, where, shape in experiment.plan.layout.slices()}
-    _write(path, save(tensors))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -59,19 +59,21 @@ def run(
 ) -> Iterator[tuple[Server, list[ClientId]]]:
     """Round after round without end: yields (the server after the round, the round's cohort). The caller decides when to stop.
 
-    A client that fails ends the run with its error, after the frames that did cross have been shown. A runtime that breaks its
-    own contract (it raises, or gives two outcomes for a client) ends it at once, and that round is not shown.
+    A client that fails ends the run with its error, and so does a runtime that breaks its own contract (it raises, or gives two
+    outcomes for a client), after the frames that did cross have been shown.
     """
     clients = runtime.clients()
     while True:
         cohort = sample_cohort(plan, clients, server.round)
         messages, server = broadcast(plan, server, cohort)
-        outcomes = _collect(server.round, messages, runtime.exchange(messages, timeout))
+        outcomes, broken = _collect(server.round, messages, runtime, timeout)
         replies = [outcome for outcome in outcomes.values() if isinstance(outcome, Reply)]
         failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
         for crossing in _downlink(plan, server, messages, outcomes):
             observer(crossing)
         try:
+            if broken is not None:
+                raise broken
             if failures:
                 raise _stopped(server.round, failures[0])
             following, seconds = aggregate(plan, server, replies)
@@ -85,16 +87,25 @@ def run(
         yield server, cohort
 
 
-def _collect(round: int, messages: Mapping[ClientId, Message], arriving: Iterator[Outcome]) -> dict[ClientId, Outcome]:
-    """Exactly one outcome for each message, ascending by client; a client of which nothing was heard has failed."""
+def _collect(
+    round: int, messages: Mapping[ClientId, Message], runtime: Runtime, timeout: float | None
+) -> tuple[dict[ClientId, Outcome], RunError | None]:
+    """(one outcome for each message, ascending by client, what the runtime did against its contract); a client of which nothing
+    was heard has failed."""
     outcomes: dict[ClientId, Outcome] = {}
-    for outcome in arriving:
-        if outcome.client not in messages or outcome.client in outcomes:
-            problem = "a second outcome" if outcome.client in outcomes else "an outcome though it was sent nothing"
-            raise RunError(round, outcome.client, f"the runtime gave {problem}")
-        outcomes[outcome.client] = outcome
+    broken: RunError | None = None
+    try:
+        for outcome in runtime.exchange(messages, timeout):
+            if outcome.client not in messages or outcome.client in outcomes:
+                problem = "a second outcome" if outcome.client in outcomes else "an outcome though it was sent nothing"
+                broken = RunError(round, outcome.client, f"the runtime gave {problem}")
+                break
+            outcomes[outcome.client] = outcome
+    except Exception as error:
+        broken = RunError(round, None, f"the runtime failed: {type(error).__name__}: {error}")
+        broken.__cause__ = error
     silent = {client: Failure(client, TimeoutError("no reply")) for client in messages if client not in outcomes}
-    return dict(sorted({**outcomes, **silent}.items()))
+    return dict(sorted({**outcomes, **silent}.items())), broken
 
 
 def _stopped(round: int, failure: Failure) -> FedsgdError:

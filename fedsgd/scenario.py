@@ -7,13 +7,14 @@ is a ScenarioError that starts with the file and the dotted key.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fedsgd.clients import Weighting
-from fedsgd.component import Count, FieldError, Fraction, Natural, Share
+from fedsgd.component import Coefficient, Count, FieldError, Fraction, Natural, NonNegative, Share
 from fedsgd.compress import ErrorFeedback, Operator, Plain, Scheme
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import Partitioner, Source
@@ -21,21 +22,28 @@ from fedsgd.data.datasets.digits import Digits
 from fedsgd.data.partitioners.iid import Iid
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import Mlp, Model
-from fedsgd.optim import SGD, Optimizer
+from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
 from fedsgd.schema import Table, apply_settings, from_table, to_table
 
 
 @dataclass(frozen=True)
 class Data(Table):
-    """[data]: the dataset's own keys, and how it is split. source is inline: its keys stand in this table."""
+    """[data]: the dataset's own keys, and how it is split. source is inline: its keys stand in this table.
+
+    held_out: the share of each client's examples that it does not train on, but is tested on.
+    """
 
     source: Source = field(default=Digits(), metadata={"inline": True})
     partition: Partitioner = Iid()
+    held_out: Coefficient = 0.0
 
 
 @dataclass(frozen=True)
 class Client(Table):
-    """[client]: local training: `epochs` passes (1 unless `steps` is given) or `steps` steps of batches of `batch_size`."""
+    """[client]: local training: `epochs` passes (1 unless `steps` is given) or `steps` steps of batches of `batch_size`.
+
+    proximal: FedProx's μ (Li et al. 2020), 0 being FedAvg: adds μ/2 · |w − w_received|² to the loss of each batch.
+    """
 
     alternatives: ClassVar[tuple[str, ...]] = ("epochs", "steps")
 
@@ -43,9 +51,14 @@ class Client(Table):
     epochs: Count | None = None
     steps: Count | None = None
     batch_size: Count | Literal["full"] = 10
+    proximal: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optimizer.server_only:
+            fit = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
+            problem = f'got "{self.optimizer.name}", which is for the server{did_you_mean("", fit)}'
+            raise FieldError("client", "optimizer.name", problem)
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 1)
 
@@ -107,9 +120,15 @@ class Downlink(Table):
 
 @dataclass(frozen=True)
 class Evaluation(Table):
-    """[evaluation]: test the model after every `every` rounds, and after the last."""
+    """[evaluation]: test the model after every `every` rounds, and after the last.
+
+    clients: also by client, on what each holds out: mean accuracy, that of the worst tenth, standard deviation. training:
+    also on all training examples. Neither crosses the wire: it is what somebody who sees all the data would measure.
+    """
 
     every: Count = 1
+    clients: bool = False
+    training: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,19 +166,19 @@ class Scenario(Table):
         super().__post_init__()
         if not self.name or any(c in self.name for c in "/\\\0"):
             raise FieldError("scenario", "name", f"got {self.name!r}, expected a word that can name a folder")
-        if self.server.cohort is not None and self.server.cohort > self.data.partition.clients:
-            raise FieldError(
-                "scenario",
-                "server.cohort",
-                f"got {self.server.cohort} clients a round, but data.partition.clients is {self.data.partition.clients}",
-            )
+        if self.data.partition.clients is not None:
+            self.cohort_size(self.data.partition.clients)
 
-    @property
-    def cohort_size(self) -> int:
-        """m: `cohort`, or max(1, round(fraction · N)) (McMahan et al. 2017; a fraction of 0 means one client)."""
-        if self.server.cohort is not None:
-            return self.server.cohort
-        return max(1, round((self.server.fraction or 0.0) * self.data.partition.clients))
+    def cohort_size(self, clients: int) -> int:
+        """m, the clients a round of `clients` in all: `cohort`, or max(1, round(fraction · N)) (McMahan et al. 2017; a fraction
+        of 0 means one client)."""
+        if self.server.cohort is None:
+            return max(1, round((self.server.fraction or 0.0) * clients))
+        if self.server.cohort > clients:
+            raise FieldError(
+                "scenario", "server.cohort", f"got {self.server.cohort} clients a round, but data.partition gives {clients}"
+            )
+        return self.server.cohort
 
     def to_toml(self) -> str:
         """The resolved scenario: every key that has a value, defaults included. Loading it gives an equal scenario."""
@@ -186,10 +205,17 @@ def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenari
         raise ScenarioError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ScenarioError(f"{path}: not valid TOML: {error}") from None
-    try:
+    with in_file(path):
         return from_dict(apply_settings(Scenario, raw, settings or {}))
+
+
+@contextmanager
+def in_file(path: Path) -> Iterator[None]:
+    """Puts the file in front of what is wrong in it, also where that turns out later, when something is built."""
+    try:
+        yield
     except ScenarioError as error:
-        raise ScenarioError(f"{path}: {error}") from None
+        raise ScenarioError(f"{path}: {error}") from error.__cause__
 
 
 def from_dict(raw: Mapping[str, Any]) -> Scenario:

@@ -60,12 +60,14 @@ def to_table(component: Checked) -> dict[str, Any]:
 
 
 def describe(registry: Registry[Any]) -> list[dict[str, Any]]:
-    """Each member of a family: its name, the first line of its docstring, its keys with their defaults (None: unset)."""
+    """Each member of a family: its name and other names, the first line of its docstring, its keys with their defaults
+    (None: unset; "required" where there is none)."""
     members = []
     for name in registry:
-        cls = registry[name]
-        keys = {key: _plain(value) for key, value in defaults(cls).items()}
-        members.append({"name": name, "summary": cls.summary(), "keys": keys})
+        cls: Any = registry[name]
+        keys = {key: _plain(defaults(cls).get(key, "required")) for key in field_types(cls)}
+        also = [alias for alias, member in registry.aliases.items() if member == name]
+        members.append({"name": name, "also": also, "summary": cls.summary(), "keys": keys})
     return members
 
 
@@ -94,12 +96,17 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def apply_settings(root: type, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables with dotted keys set. Setting a `name` drops the other keys of that component, so that they take the new
-    member's defaults. Whatever the order given, outer keys are set before inner ones, and names before their neighbours."""
+    """Nested tables with dotted keys set. Setting a `name`, or a key that implies another one, drops the other keys of that
+    component, so that they take the new member's defaults. Whatever the order given, outer keys are set before inner ones, and
+    names before their neighbours."""
     out = _copied(raw)
-    for dotted in sorted(settings, key=lambda key: (key.count("."), not key.endswith(".name"))):
+    naming = {"name", *(key for registry in FAMILIES.values() for key in registry.implied)}
+    for dotted in sorted(settings, key=lambda key: (key.count("."), key.split(".")[-1] not in naming)):
         *parents, leaf = dotted.split(".")
         table, cls = _descend(root, out, parents, dotted)
+        implied = FAMILIES[cls].implied.get(leaf) if cls is not None and cls in FAMILIES else None
+        if implied is not None and table.get("name", implied) != implied:
+            table.clear()
         if leaf == "name" and parents and cls is not None:
             kept = _own_fields(cls) if issubclass(cls, Table) else ()
             for key in [k for k in table if k not in kept]:
@@ -188,6 +195,8 @@ def _member(registry: Registry[Any], raw: Any, path: str, preset: Mapping[str, A
         cls = registry[name]
     except ScenarioError as error:
         raise ScenarioError(f"{path}.name: {error}") from None
+    common, own = defaults(registry.base), defaults(cls)
+    preset = {key: value for key, value in preset.items() if own[key] == common[key]}  # a default of its own comes first
     return _table(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*beside, "name"])
 
 

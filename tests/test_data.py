@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import io
 import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from fedsgd.component import FieldError
 from fedsgd.data import DATASETS, Dataset, Examples
+from fedsgd.data.datasets.cifar10 import Cifar10
+from fedsgd.data.datasets.hugging_face import HuggingFace
 from fedsgd.data.datasets.mnist import Mnist, read_idx
+from fedsgd.data.datasets.npz import Npz
+from fedsgd.data.datasets.shakespeare import Shakespeare
 from fedsgd.errors import DataError
 
 
@@ -107,8 +117,8 @@ def test_examples_are_gathered_when_asked_for() -> None:
     assert Examples(x, y).gather()[0] is x
 
 
-def some(n: int = 3, dtype: str = "int64") -> Examples:
-    return Examples(np.zeros((n, 2)), np.zeros(n, dtype))
+def some(n: int = 3, dtype: str = "int64", owner: object = None) -> Examples:
+    return Examples(np.zeros((n, 2)), np.zeros(n, dtype), None, owner)
 
 
 REFUSED: dict[str, tuple[Examples, Examples, int | None, str]] = {
@@ -118,6 +128,28 @@ REFUSED: dict[str, tuple[Examples, Examples, int | None, str]] = {
     "lists": (Examples([[1.0]], np.zeros(1, int)), some(), 2, "the training examples are list, expected a numpy array"),
     "objects": (some(), Examples(np.array([None]), np.zeros(1, int)), 2, "the test examples are object of shape"),
     "float labels": (some(dtype="float32"), some(), 2, "the training targets are float32 of shape .3., expected class labels"),
+    "not a number": (
+        Examples(np.array([[0.0, 1], [2, np.nan], [np.inf, 3]]), np.zeros(3, int)),
+        some(),
+        2,
+        "the training examples are not all finite float32 numbers, first in row 1",
+    ),
+    "too large for float32": (
+        some(),
+        Examples(np.full((1, 2), 1e39), np.zeros(1, int)),
+        2,
+        "the test examples are not all finite",
+    ),
+    "infinite targets": (some(), Examples(np.zeros((1, 2)), np.array([np.inf])), None, "the test targets are not all finite"),
+    "other shapes": (some(), Examples(np.zeros((1, 3)), np.zeros(1, int)), 2, r"different shapes: \[2\] and \[3\]"),
+    "owners of fewer": (
+        some(owner=np.zeros(2, int)),
+        some(),
+        2,
+        "the training owners are int64 of shape .2., expected a number",
+    ),
+    "owners by name": (some(owner=np.array(["a"] * 3)), some(), 2, "the training owners are <U1 of shape"),
+    "owners below zero": (some(), some(owner=np.array([0, -1, 2])), 2, "the test owners are int64"),
     "label too large": (
         some(),
         Examples(np.zeros((1, 2)), np.array([2])),
@@ -140,5 +172,281 @@ def test_arrays_are_brought_into_the_form_that_models_compute_with() -> None:
     data = Dataset(Examples(x, y), Examples(x, y), 2)
     assert (data.train.x.dtype, data.train.y.dtype) == (np.float32, np.int64)
     assert data.train.x.tolist() == [[4, 5], [2, 3], [0, 1]]
+    assert Dataset(Examples(y.astype(np.uint8), y), Examples(y, y), 2).train.x.dtype == np.int64
     regression = Dataset(Examples(x, x[:, :1]), Examples(x, x[:, :1]), None)
     assert regression.test.y.dtype == np.float32
+
+
+def test_rows_and_their_owners_are_gathered_once() -> None:
+    data = Dataset(Examples(np.zeros((4, 2)), np.arange(4), np.array([3, 1]), np.array([9, 8, 7, 6])), some(), 4)
+    assert data.train.y.tolist() == [3, 1]
+    assert data.train.owner is not None
+    assert data.train.owner.tolist() == [6, 8]
+    assert data.train.rows is None
+
+
+def test_sequences_of_labels_are_labels_and_names_fit_classes() -> None:
+    sequences = Examples(np.zeros((2, 3), int), np.array([[0, 1, 2], [2, 2, 2]]))
+    assert Dataset(sequences, sequences, 3, ("a", "b", "c")).class_names == ("a", "b", "c")
+    with pytest.raises(DataError, match="2 class names for 3 classes"):
+        Dataset(sequences, sequences, 3, ("a", "b"))
+    with pytest.raises(DataError, match="labels run from 0 to 2, expected 0 to 1"):
+        Dataset(sequences, sequences, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------------- cifar10
+
+
+def encoded(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> dict[str, object]:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def write_cifar(folder: Path, part: str, images: list[dict[str, object]], labels: list[int], column: str = "img") -> Path:
+    path = folder / f"{part}-00000-of-00001.parquet"
+    pq.write_table(pa.table({column: images, "label": labels}), path)
+    return path
+
+
+@pytest.mark.parametrize("column", ["img", "image"])
+def test_cifar10_from_the_files_of_the_hub(tmp_path: Path, column: str) -> None:
+    write_cifar(tmp_path, "train", [encoded((255, 0, 0)), encoded((0, 255, 51))], [3, 9], column)
+    write_cifar(tmp_path, "test", [encoded((0, 0, 255))], [0], column)
+    data = Cifar10().load(tmp_path)
+    assert (data.shape, data.classes, data.train.y.tolist(), data.test.y.tolist()) == ((3, 32, 32), 10, [3, 9], [0])
+    first = ((np.array([1, 0, 0]) - [0.4914, 0.4822, 0.4465]) / [0.2470, 0.2435, 0.2616]).astype(np.float32)
+    assert data.train.x[0, :, 5, 7] == pytest.approx(first, abs=1e-5)
+    assert data.class_names is not None
+    assert data.class_names[3] == "cat"
+
+
+def test_cifar10_is_the_cifar10_that_everyone_has(data_folder: Path) -> None:
+    data = Cifar10().load(data_folder)
+    assert (len(data.train), len(data.test), data.shape, data.classes) == (50_000, 10_000, (3, 32, 32), 10)
+    assert np.bincount(data.train.y).tolist() == [5000] * 10
+    assert np.bincount(data.test.y).tolist() == [1000] * 10
+    assert data.train.x.mean(axis=(0, 2, 3)) == pytest.approx([0, 0, 0], abs=0.01)
+    assert data.train.x.std(axis=(0, 2, 3)) == pytest.approx([1, 1, 1], abs=0.01)
+
+
+def test_corrupt_cifar10_files_are_named(tmp_path: Path) -> None:
+    write_cifar(tmp_path, "train", [encoded((1, 2, 3))], [3])
+    with pytest.raises(DataError, match=r"test\*.parquet not found .*uoft-cs/cifar10"):
+        Cifar10().load(tmp_path)
+    test = write_cifar(tmp_path, "test", [encoded((1, 2, 3)), {"bytes": b"GIF89a", "path": None}], [3, 4])
+    with pytest.raises(DataError, match=rf"{test}: row 1 is not an encoded image"):
+        Cifar10().load(tmp_path)
+    write_cifar(tmp_path, "test", [encoded((1, 2, 3), (28, 28))], [3])
+    with pytest.raises(DataError, match="row 0 is an image of 28×28, expected 32×32"):
+        Cifar10().load(tmp_path)
+    write_cifar(tmp_path, "test", [encoded((1, 2, 3))], [3], "picture")
+    with pytest.raises(DataError, match="columns picture, label; expected img and label"):
+        Cifar10().load(tmp_path)
+    test.write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        Cifar10().load(tmp_path)
+    write_cifar(tmp_path, "test", [encoded((1, 2, 3))], [10])
+    with pytest.raises(DataError, match="labels run from 10 to 10, expected 0 to 9"):
+        Cifar10().load(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------- shakespeare
+
+PLAY = """First Citizen:
+Before we proceed, hear me speak.
+Note: this is a line, not a role:
+
+All:
+Speak, speak.
+
+First Citizen:
+You are all resolved
+to die?
+Yes.
+
+MENENIUS:
+Soft.
+"""
+
+
+def play(tmp_path: Path, text: str = PLAY) -> Path:
+    (tmp_path / "input.txt").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_shakespeare_by_role(tmp_path: Path) -> None:
+    """First Citizen has five lines, four to train and one to test; the others have one line each and are left out."""
+    data = Shakespeare(unroll=3).load(play(tmp_path))
+    names = data.class_names
+    assert names is not None
+    assert "\n" in names
+    assert list(names) == sorted(names)
+    train, test = (["".join(names[c] for c in row) for row in part] for part in (data.train.x, data.test.x))
+    spoken = "Before we proceed, hear me speak.\nNote: this is a line, not a role:\nYou are all resolved\nto die?"
+    assert "".join(train) == spoken[: 3 * len(train)]
+    assert len(train) == (len(spoken) - 1) // 3
+    assert test == ["Yes"]
+    assert "".join(names[c] for c in data.test.y[0]) == "es."
+    assert data.train.owner is not None
+    assert set(data.train.owner.tolist()) == {0}
+
+
+def test_roles_are_numbered_in_the_order_in_which_they_speak(tmp_path: Path) -> None:
+    text = "".join(f"{role}:\nfirst line of {role}\nsecond line of {role}\n\n" for role in "ZAM")
+    data = Shakespeare(unroll=5).load(play(tmp_path, text))
+    assert data.train.owner is not None
+    assert data.test.owner is not None
+    assert data.train.owner.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.test.owner.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_the_real_plays(data_folder: Path) -> None:
+    data = Shakespeare().load(data_folder)
+    assert (data.shape, data.classes, len(data.train), len(data.test)) == ((80,), 65, 10_130, 2_439)
+    assert (data.train.x[:, 1:] == data.train.y[:, :-1]).all()
+    assert data.train.owner is not None
+    assert len(np.unique(data.train.owner)) == 243
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no role at all\n", "no speeches: expected ROLE:"),
+        ("A:\nshort\nshort\n", "no role speaks 81 characters"),
+        ("", "no speeches"),
+    ],
+)
+def test_text_that_is_no_play_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Shakespeare().load(play(tmp_path, text))
+    (tmp_path / "input.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read as text"):
+        Shakespeare().load(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- npz
+
+X, Y = np.arange(40, dtype=np.float64).reshape(20, 2), np.arange(20) % 4
+
+
+def npz(folder: Path, **arrays: object) -> Npz:
+    np.savez(folder / "own.npz", **arrays)
+    return Npz(path="own.npz")
+
+
+def test_own_arrays_with_a_test_part(tmp_path: Path) -> None:
+    data = npz(tmp_path, x_train=X, y_train=Y, x_test=X[:3], y_test=Y[:3], owner_train=Y, note=np.array(["mine"])).load(
+        tmp_path
+    )
+    assert (len(data.train), len(data.test), data.classes) == (20, 3, 4)
+    assert data.train.owner is not None
+
+
+def test_own_arrays_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = npz(tmp_path, x_train=X, y_train=Y, owner_train=Y)
+    monkeypatch.chdir(tmp_path)
+    data = source.load(None)
+    assert (len(data.train), len(data.test)) == (16, 4)
+    assert sorted([*data.train.x[:, 0].tolist(), *data.test.x[:, 0].tolist()]) == X[:, 0].tolist()
+    assert data.test.y.tolist() != Y[-4:].tolist()
+    assert data.test.owner is not None
+    assert data.test.owner.tolist() == data.test.y.tolist()
+
+
+def test_pixels_become_floats_other_integers_stay_and_floats_are_no_classes(tmp_path: Path) -> None:
+    pixels = npz(tmp_path, x_train=np.full((5, 2, 2), 255, np.uint8), y_train=np.zeros(5, np.uint8)).load(tmp_path)
+    assert (pixels.train.x.dtype, pixels.train.x.max(), pixels.classes) == (np.float32, 1, 1)
+    words = npz(tmp_path, x_train=X.astype(np.int32), y_train=X).load(tmp_path)
+    assert (words.train.x.dtype, words.classes) == (np.int64, None)
+    assert Npz(path="own.npz").load(tmp_path).train.y.dtype == np.float32
+    assert dataclasses.replace(npz(tmp_path, x_train=X, y_train=Y), classes=9).load(tmp_path).classes == 9
+
+
+def test_npz_files_that_will_not_do_are_named(tmp_path: Path) -> None:
+    bad: dict[str, dict[str, object]] = {
+        "has x, y, expected x_train and y_train": {"x": X, "y": Y},
+        "expected x_test and y_test": {"x_train": X, "y_train": Y, "x_test": X},
+        "20 training examples but 19 targets": {"x_train": X, "y_train": Y[1:]},
+        "without pickled objects": {"x_train": np.array([{}, {}]), "y_train": Y},
+    }
+    for message, arrays in bad.items():
+        with pytest.raises(DataError, match=message):
+            npz(tmp_path, **arrays).load(tmp_path)
+    np.save(tmp_path / "own.npz", X)
+    (tmp_path / "own.npz.npy").rename(tmp_path / "own.npz")
+    with pytest.raises(DataError, match="a single array, expected several"):
+        Npz(path="own.npz").load(tmp_path)
+    (tmp_path / "own.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(DataError, match=r"cannot be read as a file of numpy\.savez"):
+        Npz(path="own.npz").load(tmp_path)
+    with pytest.raises(DataError, match=r"npz: none.npz not found \(looked for .*none.npz, none.npz\)"):
+        Npz(path="none.npz").load(tmp_path)
+    with pytest.raises(TypeError, match="path"):
+        Npz()
+
+
+# -------------------------------------------------------------------------------------------------------------- hugging face
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and a cache of its own."""
+    import datasets
+
+    for name, value in (("HF_HUB_OFFLINE", True), ("HF_DATASETS_OFFLINE", True), ("HF_DATASETS_CACHE", tmp_path / "cache")):
+        monkeypatch.setattr(datasets.config, name, value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+def saved(folder: Path, **columns: object) -> HuggingFace:
+    """A dataset of the hub's form in a folder: two Parquet files that say what their columns are."""
+    import datasets
+
+    (folder / "mine").mkdir(exist_ok=True)
+    table = datasets.Dataset.from_dict(columns)
+    if "label" in columns:
+        table = table.cast_column("label", datasets.ClassLabel(names=["cat", "dog", "owl"]))
+    for part in ("train", "test"):
+        table.to_parquet(folder / "mine" / f"{part}.parquet")
+    return HuggingFace(path="mine", x="features")
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hugging_face_dataset_with_labels_and_owners(tmp_path: Path) -> None:
+    source = saved(tmp_path, features=[[0.5, 1.0], [2.0, 3.0], [4.0, 5.0]], label=[2, 0, 1], who=["zoe", "ann", "zoe"])
+    data = dataclasses.replace(source, owner="who").load(tmp_path)
+    assert (data.train.x.tolist(), data.train.y.tolist()) == ([[0.5, 1], [2, 3], [4, 5]], [2, 0, 1])
+    assert (data.classes, data.class_names) == (3, ("cat", "dog", "owl"))
+    assert data.train.owner is not None
+    assert data.train.owner.tolist() == [1, 0, 1]
+
+
+@pytest.mark.usefixtures("offline")
+def test_hugging_face_images_with_and_without_features(tmp_path: Path) -> None:
+    write_cifar(tmp_path, "train", [encoded((255, 0, 51)), encoded((0, 0, 0))], [1, 0])
+    write_cifar(tmp_path, "test", [encoded((0, 0, 0))], [1])
+    data = HuggingFace(path=str(tmp_path), x="img").load(None)
+    assert (data.shape, data.classes) == ((3, 32, 32), 2)
+    assert data.train.x[0, :, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+
+
+@pytest.mark.usefixtures("offline")
+def test_hugging_face_columns_splits_and_rows_that_will_not_do_are_named(tmp_path: Path) -> None:
+    source = saved(tmp_path, features=[[0.5], [1.0, 2.0]], label=[0, 1])
+    with pytest.raises(DataError, match=r"rows of column features have different shapes: \[1\], \[2\]"):
+        source.load(tmp_path)
+    for wrong, message in (
+        ({"x": "featurs"}, 'x: got "featurs", did you mean "features"'),
+        ({"train": "trian"}, 'train: got "trian", did you mean "train"'),
+        ({"owner": "user"}, 'owner: got "user"'),
+    ):
+        with pytest.raises(FieldError, match=message):
+            dataclasses.replace(source, **wrong).load(tmp_path)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hugging_face_dataset_that_is_not_in_the_cache_is_not_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="hugging-face: nobody/nothing cannot be loaded"):
+        HuggingFace(path="nobody/nothing").load(tmp_path)

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedsgd.component import FieldError
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ModelError
 from fedsgd.layout import Layout
-from fedsgd.models import MODELS, Mlp, TwoNN, UserModule, make_task
+from fedsgd.models import MODELS, Mlp, accuracy, make_task
+from fedsgd.models.layers import Residual
+from fedsgd.models.perceptrons import TwoNN
+from fedsgd.models.user import UserModule
 
 OWN = """
 import torch
@@ -45,23 +49,94 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_model"
 
 
-def images(side: int) -> Dataset:
-    some = Examples(np.zeros((2, side, side), np.float32), np.zeros(2, np.int64))
-    return Dataset(some, some, 10)
+def images(*shape: int, classes: int | None = 10) -> Dataset:
+    some = Examples(np.zeros((2, *shape), np.float32), np.zeros(2, np.int64))
+    return Dataset(some, some, classes)
+
+
+def characters(length: int, vocabulary: int) -> Dataset:
+    some = Examples(np.zeros((2, length), np.int64), np.zeros((2, length), np.int64))
+    return Dataset(some, some, vocabulary)
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "parameters"),
-    [("2nn", 28, 199_210), ("softmax", 28, 7850), ("mlp", 8, 64 * 64 + 64 + 650), ("mlp", 28, 50_890)],
+    ("name", "data", "parameters"),
+    [
+        ("2nn", images(28, 28), 199_210),
+        ("softmax", images(28, 28), 7850),
+        ("mlp", images(8, 8), 64 * 64 + 64 + 650),
+        ("mlp", images(28, 28), 50_890),
+        ("cnn", images(28, 28), 1_663_370),
+        ("cnn", images(1, 28, 28), 1_663_370),
+        ("lenet", images(3, 32, 32), 62_006),
+        ("cifar-cnn", images(3, 32, 32), 4_864 + 102_464 + 1_573_248 + 73_920 + 1_930),
+        ("cifar-cnn", images(3, 24, 24), 1_068_298),
+        ("resnet-20", images(3, 32, 32), 269_722),
+        ("char-lstm", characters(80, 65), 815_945),
+        ("char-lstm", characters(5, 90), 798_720 + 265 * 90),
+    ],
 )
-def test_parameter_counts(name: str, side: int, parameters: int) -> None:
-    assert make_task(MODELS[name](), images(side), 0).layout.size == parameters
+def test_parameter_counts(name: str, data: Dataset, parameters: int) -> None:
+    assert make_task(MODELS[name](), data, 0).layout.size == parameters
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (3, 32, 32), (3, 33, 20)], ids=str)
+@pytest.mark.parametrize("name", ["softmax", "mlp", "2nn", "cnn", "lenet", "cifar-cnn", "resnet-20"])
+def test_images_of_any_usual_shape_become_one_score_a_class(name: str, shape: tuple[int, ...]) -> None:
+    module = make_task(MODELS[name](), images(*shape, classes=7), 0).module
+    assert module(torch.zeros(4, *shape)).shape == (4, 7)
+
+
+def test_characters_become_scores_at_each_place() -> None:
+    task = make_task(MODELS["char-lstm"](), characters(9, 12), 0)
+    output = task.module(torch.arange(18).reshape(2, 9) % 12)
+    assert output.shape == (2, 12, 9)
+    changed = task.module(torch.tensor([[*range(8), 0]]))
+    earlier, last = (changed[0] - output[0]).detach()[:, :8], (changed[0] - output[0]).detach()[:, 8]
+    assert float(earlier.abs().max()) < 1e-6, "a later character has no say in an earlier place"
+    assert float(last.abs().max()) > 1e-3
+
+
+def test_accuracy_of_sequences_is_the_share_of_their_places() -> None:
+    output = torch.eye(3).expand(2, 3, 3)
+    assert accuracy(output, torch.tensor([[0, 1, 2], [0, 0, 0]])).tolist() == pytest.approx([1, 1 / 3])
+    assert accuracy(torch.eye(3), torch.tensor([0, 2, 2])).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("cnn", images(8), r"expected images .*, the examples have shape \[8\]"),
+        ("resnet-20", images(8), r"expected images"),
+        ("lenet", images(3, 8, 8), "images of 8×8 are too small for its pooling"),
+        ("char-lstm", images(28, 28), r"expected sequences of characters"),
+    ],
+)
+def test_data_that_a_model_cannot_take_are_refused(name: str, data: Dataset, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        make_task(MODELS[name](), data, 0)
+
+
+def test_residual_shortcuts_skip_pixels_and_fill_up_channels() -> None:
+    block = Residual(nn.Conv2d(2, 3, 1, stride=2, bias=False), stride=2, new_channels=1)
+    nn.init.zeros_(block.body.weight)
+    x = torch.arange(18.0).reshape(1, 2, 3, 3)
+    out = block(x)
+    assert out[0, 0].tolist() == [[0, 2], [6, 8]]
+    assert out[0, 1].tolist() == [[9, 11], [15, 17]]
+    assert not out[0, 2].any()
+
+
+def test_groups_divide_the_channels() -> None:
+    with pytest.raises(FieldError, match="groups: got 3, expected a divisor of 16"):
+        MODELS["resnet-20"](groups=3)
+    assert make_task(MODELS["resnet-20"](groups=16), images(3, 32, 32), 0).layout.size == 269_722
 
 
 def test_initial_parameters_are_a_function_of_the_seed_and_leave_torch_alone() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    a, b, c = (make_task(TwoNN(), images(8), seed).initial for seed in (0, 0, 1))
+    a, b, c = (make_task(TwoNN(), images(8, 8), seed).initial for seed in (0, 0, 1))
     assert a.tobytes() == b.tobytes() != c.tobytes()
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -73,13 +148,14 @@ def test_initial_parameters_do_not_depend_on_the_number_of_threads() -> None:
     digests, before = set(), torch.get_num_threads()
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
-        digests.add(make_task(UserModule(module=f"{orthogonal.__name__}:make"), images(8), 0).initial.tobytes())
+        digests.add(make_task(UserModule(module=f"{orthogonal.__name__}:make"), images(8, 8), 0).initial.tobytes())
     torch.set_num_threads(before)
     assert len(digests) == 1
 
 
 def test_a_module_of_the_users_own_with_loss_and_metric(own: str, blobs: Dataset) -> None:
-    model = UserModule(f"{own}:halved", {"confident": f"{own}:confident"}, f"{own}:make_model", {"width": 6})
+    metrics = {"confident": f"{own}:confident"}
+    model = UserModule(f"{own}:halved", metrics, {"width": 6}, module=f"{own}:make_model")
     task = make_task(model, blobs, 0)
     assert task.layout.size == 8 * 6 + 6 + 18 + 3
     assert set(task.metrics) == {"accuracy", "confident"}

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedsgd.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    SGD,
-    Exponential,
-    Momentum,
-    Nesterov,
-    Optimizer,
-    PyTorchMomentum,
-    Step,
-    server_step,
-)
+from fedsgd.component import FieldError
+from fedsgd.optim import OPTIMIZERS, SCHEDULES, SGD, Momentum, Nesterov, Optimizer, PyTorchMomentum, server_step
+from fedsgd.optim.adaptive import FedAdagrad, FedAdam, FedYogi
+from fedsgd.optim.schedules import Cosine, Exponential, InverseSqrt, Schedule, Step, WarmUp
+from fedsgd.scenario import Client
 
 WORKED_EXAMPLE = [4, 2.3, 0.31, -1.543, -2.9021, -3.54487, -3.414389, -2.6140783, -1.37098301, 0.021999353]
 
@@ -136,7 +132,7 @@ def test_clipping_shortens_the_gradient_to_the_norm_before_weight_decay() -> Non
 def test_schedules_start_at_one_and_count_rounds_from_one() -> None:
     assert [Step(every=2, gamma=0.5).factor(r) for r in range(1, 7)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
     assert [Exponential(gamma=0.5).factor(r) for r in range(1, 5)] == [1, 0.5, 0.25, 0.125]
-    for name in SCHEDULES:
+    for name in set(SCHEDULES) - {"warm-up"}:
         assert SCHEDULES[name]().factor(1) == 1
     assert SGD(lr=0.2, schedule=Exponential(gamma=0.5)).rate(3) == pytest.approx(0.05)
 
@@ -157,14 +153,115 @@ def test_the_server_with_sgd_at_one_adds_the_update() -> None:
     assert w.tolist() == [1, 2]
 
 
-def test_server_momentum_is_fedavgm() -> None:
-    """Against a few lines of float64: v ← βv + Δ; w ← w + ηv."""
-    w, v, state = np.zeros(3, np.float32), np.zeros(3), {}
-    exact = np.zeros(3)
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def fedavgm(x: np.ndarray, m: np.ndarray, v: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    m = 0.8 * m + d
+    return x + 0.5 * m, m, v
+
+
+def momentum(x: np.ndarray, m: np.ndarray, v: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    m = 0.8 * m + 0.5 * d
+    return x + m, m, v
+
+
+def fedadagrad(x: np.ndarray, m: np.ndarray, v: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    v = v + d**2
+    return x + 0.5 * d / (np.sqrt(v) + 0.1), m, v
+
+
+def fedadam(x: np.ndarray, m: np.ndarray, v: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    m, v = 0.8 * m + 0.2 * d, 0.95 * v + 0.05 * d**2
+    return x + 0.5 * m / (np.sqrt(v) + 0.1), m, v
+
+
+def fedyogi(x: np.ndarray, m: np.ndarray, v: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    m, v = 0.8 * m + 0.2 * d, v - 0.05 * d**2 * np.sign(v - d**2)
+    return x + 0.5 * m / (np.sqrt(v) + 0.1), m, v
+
+
+@pytest.mark.parametrize(
+    ("ours", "rule"),
+    [
+        (PyTorchMomentum(lr=0.5, momentum=0.8), fedavgm),
+        (Momentum(lr=0.5, momentum=0.8), momentum),
+        (FedAdagrad(lr=0.5, tau=0.1), fedadagrad),
+        (FedAdam(lr=0.5, beta1=0.8, beta2=0.95, tau=0.1), fedadam),
+        (FedYogi(lr=0.5, beta1=0.8, beta2=0.95, tau=0.1), fedyogi),
+    ],
+    ids=lambda value: value.name if isinstance(value, Optimizer) else "",
+)
+def test_server_optimizers_are_their_recurrence_in_float64(ours: Optimizer, rule: Rule) -> None:
+    """m and v as Reddi et al. 2021 begin: at 0 and τ². Updates of very different sizes, so that v matters."""
     rng = np.random.default_rng(0)
-    for round in range(1, 20):
-        update = rng.standard_normal(3).astype(np.float32)
-        w, state = server_step(Momentum(lr=0.5, momentum=0.8), w, update, state, round)
-        v = 0.8 * v + 0.5 * update.astype(np.float64)
-        exact += v
-    assert w == pytest.approx(exact, rel=1e-5)
+    x, m, v = np.zeros(5), np.zeros(5), np.full(5, 0.1**2)
+    weights, state = np.zeros(5, np.float32), {}
+    for round in range(1, 40):
+        update = (rng.standard_normal(5) * 10.0 ** rng.integers(-3, 2, 5)).astype(np.float32)
+        weights, state = server_step(ours, weights, update, state, round)
+        x, m, v = rule(x, m, v, update.astype(np.float64))
+        assert weights == pytest.approx(x, rel=2e-5, abs=1e-6)
+
+
+def test_fedadam_at_first_moves_each_coordinate_by_nearly_the_step_size_and_never_corrects_for_bias() -> None:
+    """Without bias correction, m = 0.1Δ and v = τ² + 0.01Δ² after the first round: η · 0.1|Δ|/(0.1|Δ| + τ) for a large Δ."""
+    after, _ = server_step(FedAdam(lr=0.3, beta2=0.99, tau=1e-6), np.zeros(2, np.float32), np.float32([5, -0.02]), {}, 1)
+    assert after == pytest.approx([0.3, -0.3], rel=1e-3)
+
+
+def test_other_names_of_server_optimizers() -> None:
+    assert OPTIMIZERS["fedavg"] is SGD
+    assert OPTIMIZERS["fedavgm"] is PyTorchMomentum
+    assert "fedavgm" not in list(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if OPTIMIZERS[name].server_only])
+def test_server_optimizers_are_refused_on_the_client(name: str) -> None:
+    with pytest.raises(
+        FieldError, match=rf'optimizer.name: got "{name}", which is for the server, expected one of: "momentum"'
+    ):
+        Client(optimizer=OPTIMIZERS[name]())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        (Cosine(length=4), [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0, 0]),
+        (Cosine(length=2, floor=0.2), [1, 0.6, 0.2, 0.2]),
+        (InverseSqrt(), [1, 0.5**0.5, 3**-0.5, 0.5]),
+        (WarmUp(length=4), [0.25, 0.5, 0.75, 1, 1, 1]),
+        (WarmUp(length=1), [1, 1]),
+        (WarmUp(length=3, then=Exponential(gamma=0.5)), [1 / 3, 2 / 3, 1, 0.5, 0.25]),
+    ],
+    ids=str,
+)
+def test_schedules_by_hand(schedule: Schedule, factors: list[float]) -> None:
+    assert [schedule.factor(t) for t in range(1, len(factors) + 1)] == pytest.approx(factors, abs=1e-12)
+
+
+def test_a_cosine_is_that_of_torch() -> None:
+    torch_optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(torch_optimizer, T_max=20, eta_min=0.03)
+    ours = SGD(lr=0.3, schedule=Cosine(length=20, floor=0.1))
+    for round in range(1, 22):
+        assert ours.rate(round) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        torch_optimizer.step()
+        theirs.step()
+
+
+def test_what_a_schedule_counts() -> None:
+    halving = Exponential(gamma=0.5)
+    rates = {
+        over: [SGD(lr=1.0, schedule=halving, schedule_over=over).rate(round, step, 3) for round in (1, 2) for step in (1, 2, 3)]
+        for over in ("rounds", "steps", "local-steps")
+    }
+    assert rates["rounds"] == [1, 1, 1, 0.5, 0.5, 0.5]
+    assert rates["steps"] == [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]
+    assert rates["local-steps"] == [1, 0.5, 0.25, 1, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+@given(t=st.integers(1, 10**6))
+def test_factors_are_shares_of_the_step_size(name: str, t: int) -> None:
+    assert 0 <= SCHEDULES[name]().factor(t) <= 1

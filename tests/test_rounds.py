@@ -312,6 +312,20 @@ def test_whatever_is_wrong_with_a_reply_the_loop_ends_with_a_wire_error(
     assert len([c for c in seen if c.direction == "up"]) == frames
 
 
+def test_a_runtime_that_breaks_down_ends_the_run_after_what_crossed_was_shown(scenario: Make) -> None:
+    experiment = build(scenario())
+
+    class Broken(Spy):
+        def exchange(self, messages: Mapping[int, Message], timeout: float | None) -> Iterator[Outcome]:
+            yield next(iter(super().exchange(messages, timeout)))
+            raise OSError("no route to host")
+
+    seen: list[Crossing] = []
+    with pytest.raises(RunError, match="round 1, server: the runtime failed: OSError: no route to host"):
+        next(run(experiment.plan, experiment.server, Broken(experiment), seen.append))
+    assert [c.direction for c in seen] == ["down"] * 8 + ["up"]
+
+
 MISCARRIED: dict[str, tuple[Callable[[list[Outcome]], list[Outcome]], str]] = {
     "twice": (lambda o: [*o, o[0]], r"round 1, client \d: the runtime gave a second outcome"),
     "from a stranger": (
@@ -439,5 +453,5 @@ def test_a_server_that_steps_too_far_says_so(scenario: Make) -> None:
 def test_the_seed_decides_the_split_and_the_initial_model(scenario: Make) -> None:
     first, second = build(scenario()), build(scenario({"seed": 1}))
     assert first.task.initial.tobytes() != second.task.initial.tobytes()
-    splits = [e.runtime.partition.order.tolist() for e in (first, second)]
+    splits = [e.train.partition.order.tolist() for e in (first, second)]
     assert splits[0] != splits[1]

@@ -16,7 +16,8 @@ from fedsgd.compress.topk import TopK
 from fedsgd.data.partitioners.iid import Iid
 from fedsgd.engine import Recipe
 from fedsgd.errors import ScenarioError
-from fedsgd.optim import SGD, Momentum, Step
+from fedsgd.optim import SGD, Momentum
+from fedsgd.optim.schedules import Step
 from fedsgd.scenario import Client, Data, Scenario, Server, Uplink, from_dict, load
 from fedsgd.schema import FAMILIES, describe, parse_setting
 
@@ -25,7 +26,7 @@ Make = Callable[..., Scenario]
 
 def test_the_quickstart_says_what_the_design_says(root: Path) -> None:
     s = load(root / "scenarios" / "quickstart.toml")
-    assert (s.name, s.seed, s.rounds, s.cohort_size) == ("quickstart", 0, 40, 10)
+    assert (s.name, s.seed, s.rounds, s.cohort_size(20)) == ("quickstart", 0, 40, 10)
     assert s.client == Client(Momentum(lr=0.05, momentum=0.9), epochs=5, batch_size=10)
     assert s.uplink.scheme() == ErrorFeedback(TopK(0.01, "float32"), "persist")
     assert s.report.target_accuracy == 0.9
@@ -36,7 +37,7 @@ def test_a_name_is_all_that_a_scenario_needs() -> None:
     s = from_dict({"name": "x"})
     assert s == Scenario(name="x")
     assert s.client.epochs == 1
-    assert s.cohort_size == 100
+    assert s.cohort_size(100) == 100
 
 
 def test_the_servers_step_size_is_one_unless_it_is_said() -> None:
@@ -51,6 +52,10 @@ def test_the_resolved_form_is_equal_when_read_again(path: Path) -> None:
     assert from_dict(tomllib.loads(s.to_toml())) == s
 
 
+REQUIRED = {"module": {"model.module": "m:f"}, "npz": {"data.path": "f"}, "hugging-face": {"data.path": "f"}}
+REQUIRED["flwr-datasets"] = {"data.partition.partitioner": "IidPartitioner"}
+
+
 def test_every_member_of_every_family_survives_toml() -> None:
     keys = {
         "Source": "data",
@@ -62,14 +67,15 @@ def test_every_member_of_every_family_survives_toml() -> None:
     }
     for base, registry in FAMILIES.items():
         for name in registry:
-            s = Scenario(name="x").replace({f"{keys[base.__name__]}.name": name})
+            key = "server.optimizer" if getattr(registry[name], "server_only", False) else keys[base.__name__]
+            s = Scenario(name="x").replace({f"{key}.name": name, **REQUIRED.get(name, {})})
             assert from_dict(tomllib.loads(s.to_toml())) == s
             assert f'name = "{name}"' in s.to_toml()
 
 
 def test_fraction_gives_at_least_one_client() -> None:
     for fraction, m in ((0.0, 1), (0.1, 10), (0.014, 1), (0.016, 2), (1.0, 100)):
-        assert Scenario(name="x", server=Server(fraction=fraction)).cohort_size == m
+        assert Scenario(name="x", server=Server(fraction=fraction)).cohort_size(100) == m
 
 
 def test_a_recipe_is_what_the_client_table_says(scenario: Make) -> None:
@@ -192,10 +198,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no name": ({"uplink.compressor": {}}, "uplink.compressor.name: missing, expected one of"),
     "name not a word": ({"uplink.compressor": {"name": 3}}, "uplink.compressor.name: expected the name of a compressor, got 3"),
     "below a value": ({"rounds.x": 1}, "rounds.x: rounds is 40, which has no keys"),
-    "cohort": ({"server.cohort": 30, "rounds": 40}, "server.cohort: got 30 clients a round, but data.partition.clients is 8"),
+    "cohort": ({"server.cohort": 30, "rounds": 40}, "server.cohort: got 30 clients a round, but data.partition gives 8"),
     "schedule": ({"client.optimizer.schedule.name": "stp"}, 'client.optimizer.schedule.name: got "stp", did you mean "step"?'),
     "inline": ({"data.partitoin": 3}, 'data.partitoin: unknown key, did you mean "partition"?'),
-    "inline, far": ({"data.alpha": 3}, 'data.alpha: unknown key, expected one of: "name", "partition"'),
+    "inline, far": ({"data.alpha": 3}, 'data.alpha: unknown key, expected one of: "held_out", "name", "partition"'),
     "seed": ({"seed": -1}, "seed: expected int >= 0, got -1"),
     "folder": ({"name": "a/b"}, "name: got 'a/b', expected a word that can name a folder"),
     "memory": ({"uplink.compressor.name": "rand-k"}, "uplink.error_feedback: error feedback needs a contractive compressor"),

@@ -20,12 +20,14 @@ I64 = NDArray[np.int64]
 class Examples:
     """n examples, or the rows `rows` of a larger set, gathered only when asked for.
 
-    x: [n, ...], usually float32; y: [n, ...], int64 class labels or any target that the loss takes.
+    x: [n, ...], usually float32; y: [n, ...], int64 class labels or any target that the loss takes; owner: [n], for data that
+    were made by somebody, a number for whose each example is.
     """
 
     x: NDArray[Any]
     y: NDArray[Any]
     rows: I64 | None = None
+    owner: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.y) if self.rows is None else len(self.rows)
@@ -41,26 +43,42 @@ class Examples:
 class Dataset:
     """train and test examples; classes: number of classes, or None where targets are not class labels.
 
-    Arrays are brought into the form that models compute with: contiguous, native bytes, floats as float32, class labels as
-    int64 in [0, classes). Integer examples stay integers, as embeddings want them: images must be floats.
-    DataError for anything that is not an array of numbers, or does not fit together.
+    Arrays are brought into the form that models compute with: contiguous, native bytes, `rows` gathered, floats as float32,
+    integers as int64. Integer examples stay integers, as embeddings want them: images must be floats. Class labels are
+    integers in [0, classes), [n] or, in sequences, [n, T]; class_names: what each is called.
+    DataError for anything that is not an array of finite numbers, or does not fit together.
     """
 
     train: Examples
     test: Examples
     classes: int | None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for part, field in (("training", "train"), ("test", "test")):
-            examples = getattr(self, field)
-            x, y = _array(examples.x, f"{part} examples"), _array(examples.y, f"{part} targets")
-            if len(x) != len(y):
-                raise DataError(f"{len(x)} {part} examples but {len(y)} targets")
-            if self.classes is not None:
-                y = _labels(y, self.classes, part)
-            object.__setattr__(self, field, Examples(x, y, examples.rows))
-            if not len(getattr(self, field)):
-                raise DataError(f"the dataset has no {part} examples")
+            object.__setattr__(self, field, self._checked(getattr(self, field), part))
+        if self.train.x.shape[1:] != self.test.x.shape[1:]:
+            shapes = f"{list(self.train.x.shape[1:])} and {list(self.test.x.shape[1:])}"
+            raise DataError(f"training and test examples have different shapes: {shapes}")
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise DataError(f"{len(self.class_names)} class names for {self.classes} classes")
+
+    def _checked(self, examples: Examples, part: str) -> Examples:
+        x, y = _array(examples.x, f"{part} examples"), _array(examples.y, f"{part} targets")
+        if len(x) != len(y):
+            raise DataError(f"{len(x)} {part} examples but {len(y)} targets")
+        if self.classes is not None:
+            _check_labels(y, self.classes, part)
+        owner = examples.owner
+        if owner is not None:
+            owner = _array(owner, f"{part} owners")
+            if owner.dtype.kind != "i" or owner.shape != (len(y),) or (len(owner) and owner.min() < 0):
+                raise DataError(f"the {part} owners are {_what(owner)}, expected a number from 0 for each of {len(y)} examples")
+        if examples.rows is not None:
+            x, y, owner = x[examples.rows], y[examples.rows], None if owner is None else owner[examples.rows]
+        if not len(y):
+            raise DataError(f"the dataset has no {part} examples")
+        return Examples(x, y, None, owner)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,21 +86,38 @@ class Dataset:
         return tuple(self.train.x.shape[1:])
 
 
+def as_floats(x: NDArray[Any]) -> NDArray[Any]:
+    """Pixels (uint8) as float32 in [0, 1]; anything else as it is."""
+    if x.dtype != np.uint8:
+        return x
+    scaled: NDArray[np.float32] = np.multiply(x, np.float32(1 / 255), dtype=np.float32)
+    return scaled
+
+
+def _what(values: Any) -> str:
+    return f"{values.dtype} of shape {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+
+
 def _array(values: Any, what: str) -> NDArray[Any]:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub" or not values.ndim:
-        got = f"{values.dtype} of shape {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
-        raise DataError(f"the {what} are {got}, expected a numpy array of numbers, one row an example")
-    native = np.dtype(np.float32) if values.dtype.kind == "f" else values.dtype.newbyteorder("=")
-    return np.ascontiguousarray(values, dtype=native)
+        raise DataError(f"the {what} are {_what(values)}, expected a numpy array of numbers, one row an example")
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what float32 cannot hold is found below
+            floats: NDArray[np.float32] = np.ascontiguousarray(values, dtype=np.float32)
+        if not np.isfinite(floats).all():
+            first = int(np.flatnonzero(~np.isfinite(floats.reshape(len(floats), -1)).all(axis=1))[0])
+            raise DataError(f"the {what} are not all finite float32 numbers, first in row {first}")
+        return floats
+    return np.ascontiguousarray(values, dtype=np.int64)
 
 
-def _labels(y: NDArray[Any], classes: int, part: str) -> I64:
-    if y.dtype.kind not in "iu" or y.ndim != 1:
-        got = f"{y.dtype} of shape {list(y.shape)}"
-        raise DataError(f"the {part} targets are {got}, expected class labels: integers [n] (classes=None for other targets)")
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+def _check_labels(y: NDArray[Any], classes: int, part: str) -> None:
+    if y.dtype.kind != "i":
+        raise DataError(
+            f"the {part} targets are {_what(y)}, expected class labels: integers [n] (classes=None for other targets)"
+        )
+    if y.size and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise DataError(f"the {part} labels run from {y.min()} to {y.max()}, expected 0 to {classes - 1}")
-    return y.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,22 @@ from fedsgd.layout import F32
 from fedsgd.optim import Optimizer
 
 I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a client trains in one round: `epochs` passes or `steps` steps (the other is None) of batches of `batch_size`
-    (None: all its examples at once). FedSGD is one step a round."""
+    (None: all its examples at once). FedSGD is one step a round.
+
+    proximal: μ of FedProx (Li et al. 2020, equation 2): μ(w − w_received) is added to each gradient, before it is clipped.
+    """
 
     optimizer: Optimizer
     epochs: int | None
     steps: int | None
     batch_size: int | None
+    proximal: float = 0.0
 
     def n_steps(self, n: int) -> int:
         """The number of steps that a client of n examples makes in a round; the last batch of a pass may be smaller."""
@@ -65,6 +70,20 @@ class Local:
     steps: int
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A model on n examples. loss: its mean; scores: each metric by example, [n]."""
+
+    loss: float
+    scores: Mapping[str, F64]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """ "loss" and the mean of each metric."""
+        with np.errstate(over="ignore", invalid="ignore"):  # a user's metric may be infinite
+            return {"loss": self.loss, **{name: float(score.mean()) for name, score in self.scores.items()}}
+
+
 class Engine(Protocol):
     """Laws: each result depends on its own Work alone; torch's thread count and global generator are left as they were.
 
@@ -77,8 +96,8 @@ class Engine(Protocol):
         """The results, in the order of `works`."""
 
     @abstractmethod
-    def evaluate(self, weights: F32, examples: Examples) -> Mapping[str, float]:
-        """Means over the examples: "loss" and each metric."""
+    def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P]."""
 
 
 def batches(work: Work, recipe: Recipe) -> Iterator[I64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsgd.data import Examples
-from fedsgd.engine.base import I64, Local, Recipe, Work, batches
+from fedsgd.engine.base import F64, I64, Evaluated, Local, Recipe, Work, batches
 from fedsgd.errors import ModelError
 from fedsgd.layout import F32
 from fedsgd.models import Task
@@ -39,7 +39,6 @@ class Sequential:
 
     def _train_one(self, work: Work) -> Local:
         optimizer, n_steps = self.recipe.optimizer, self.recipe.n_steps(len(work.examples))
-        lr = optimizer.rate(work.round)
         x, y = _tensors(work.examples)
         start = torch.from_numpy(np.array(work.weights))
         w = start.clone()
@@ -47,9 +46,11 @@ class Sequential:
         self.task.module.train()
         buffers = optimizer.init(w)
         only_step = torch.zeros_like(w)
-        for batch in batches(work, self.recipe):
+        for step, batch in enumerate(batches(work, self.recipe), start=1):
             gradient = self._gradient(*_take(x, y, batch))
-            direction, alpha = optimizer.step(w, gradient, buffers, lr)
+            if self.recipe.proximal:
+                gradient.add_(w - start, alpha=self.recipe.proximal)
+            direction, alpha = optimizer.step(w, gradient, buffers, optimizer.rate(work.round, step, n_steps))
             if n_steps == 1:
                 only_step = direction * alpha
             else:
@@ -66,23 +67,21 @@ class Sequential:
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in gradients])
 
-    def evaluate(self, weights: F32, examples: Examples) -> Mapping[str, float]:
-        """Means over the examples, taken in slices of 1,000: "loss" and each metric."""
+    def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P], in slices of 1,000 examples."""
         x, y = _tensors(examples)
         self._point_at(torch.from_numpy(np.array(weights)))
         self.task.module.eval()
-        totals = dict.fromkeys(["loss", *self.task.metrics], 0.0)
+        loss, scores = 0.0, {name: np.empty(len(y)) for name in self.task.metrics}
         with one_thread(), torch.no_grad(), torch_generator(0), self._own_buffers():
             for start in range(0, len(y), EVALUATION_SLICE):
-                target = y[start : start + EVALUATION_SLICE]
-                output = self.task.module(x[start : start + EVALUATION_SLICE].clone())
-                totals["loss"] += float(self.task.loss(output, target)) * len(target)
+                rows = slice(start, start + EVALUATION_SLICE)
+                target = y[rows]
+                output = self.task.module(x[rows].clone())
+                loss += float(self.task.loss(output, target)) * len(target)
                 for name, metric in self.task.metrics.items():
-                    score = metric(output, target)
-                    if not isinstance(score, Tensor) or not len(score.shape):
-                        raise ModelError(f"metric {name} is {_what(score)}, expected a tensor with one number per example")
-                    totals[name] += float(score.double().mean()) * len(target)
-        return {name: total / len(y) for name, total in totals.items()}
+                    scores[name][rows] = _by_example(name, metric(output, target), len(target))
+        return Evaluated(loss / len(y), scores)
 
     def _point_at(self, w: Tensor) -> None:
         for parameter, (_, where, shape) in zip(self._parameters, self.task.layout.slices(), strict=True):
@@ -102,6 +101,12 @@ class Sequential:
                     )
                 with torch.no_grad():
                     buffer.copy_(before)
+
+
+def _by_example(name: str, score: object, n: int) -> F64:
+    if not isinstance(score, Tensor) or tuple(score.shape) != (n,):
+        raise ModelError(f"metric {name} is {_what(score)}, expected a tensor with one number per example, of shape [{n}]")
+    return score.double().numpy()
 
 
 def _what(value: object) -> str:

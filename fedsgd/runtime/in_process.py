@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fedsgd.clients import ClientStore
 from fedsgd.compress import ClientId
-from fedsgd.data import Examples, Partition
+from fedsgd.data import ClientData
 from fedsgd.engine import Engine
 from fedsgd.loop import Failure, Outcome
 from fedsgd.rounds import Message, Plan, Reply, client_update
@@ -15,15 +15,14 @@ from fedsgd.rounds import Message, Plan, Reply, client_update
 class InProcess:
     """Runs the cohort's clients one after the other, each from its message, its state and its examples alone."""
 
-    def __init__(self, plan: Plan, engine: Engine, store: ClientStore, train: Examples, partition: Partition) -> None:
+    def __init__(self, plan: Plan, engine: Engine, store: ClientStore, data: ClientData) -> None:
         self.plan = plan
         self.engine = engine
         self.store = store
-        self.train = train
-        self.partition = partition
+        self.data = data
 
     def clients(self) -> Sequence[ClientId]:
-        return range(len(self.partition))
+        return range(len(self.data))
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[Outcome]:
         """One outcome per client, in the order of `messages`; whatever goes wrong at a client is that client's failure.
@@ -38,7 +37,7 @@ class InProcess:
             yield outcome
 
     def _update(self, client: ClientId, message: Message) -> Reply:
-        examples = Examples(self.train.x, self.train.y, self.partition.rows(client))
-        reply, state = client_update(self.plan, self.engine, client, message, self.store.load(client), examples)
+        state = self.store.load(client)
+        reply, state = client_update(self.plan, self.engine, client, message, state, self.data.of(client))
         self.store.save(client, state)
         return reply

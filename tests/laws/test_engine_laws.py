@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from fedsgd.engine import Local, Recipe, Sequential, Work
 from fedsgd.engine.base import batches
 from fedsgd.errors import ModelError
 from fedsgd.models import Mlp, Task, make_task
-from fedsgd.optim import OPTIMIZERS, SGD, Exponential, Momentum, PyTorchMomentum
+from fedsgd.models.perceptrons import Softmax
+from fedsgd.optim import OPTIMIZERS, SGD, Increment, Momentum, PyTorchMomentum
+from fedsgd.optim.schedules import Exponential, InverseSqrt
 
 ENGINES: dict[str, Callable[[Task, Recipe], Sequential]] = {"sequential": Sequential}
 
@@ -278,9 +281,9 @@ def test_a_loss_that_is_not_a_mean_is_refused(blobs: Dataset) -> None:
 def test_evaluation_is_the_mean_over_all_examples_whatever_the_slices(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     task = make_task(Mlp(), blobs, 0, metrics={"first": lambda output, target: output[:, 0]})
     engine = Sequential(task, Recipe(SGD(), 1, None, 10))
-    whole = engine.evaluate(task.initial, blobs.test)
+    whole = engine.evaluate(task.initial, blobs.test).means
     monkeypatch.setattr("fedsgd.engine.sequential.EVALUATION_SLICE", 7)
-    sliced = engine.evaluate(task.initial, blobs.test)
+    sliced = engine.evaluate(task.initial, blobs.test).means
     assert set(whole) == {"loss", "accuracy", "first"}
     assert sliced == pytest.approx(whole, rel=1e-6)
     with torch.no_grad():
@@ -312,7 +315,7 @@ def test_a_module_that_works_in_place_changes_nobodys_data(blobs: Dataset) -> No
     before = blobs.test.x.copy(), blobs.train.x.copy()
     task = make_task(Mlp(), blobs, 0, module=InPlace())
     engine = Sequential(task, Recipe(SGD(), 3, None, None))
-    assert engine.evaluate(task.initial, blobs.test) == engine.evaluate(task.initial, blobs.test)
+    assert engine.evaluate(task.initial, blobs.test).means == engine.evaluate(task.initial, blobs.test).means
     list(engine.train([Work(0, 1, 0, task.initial, blobs.train)]))
     assert (blobs.test.x == before[0]).all()
     assert (blobs.train.x == before[1]).all()
@@ -391,7 +394,7 @@ def test_dropout_differs_between_clients_and_rounds_and_rests_in_evaluation(blob
     with torch.no_grad():
         expected = float(nn.functional.cross_entropy(output(torch.from_numpy(blobs.test.x)), torch.from_numpy(blobs.test.y)))
     task.module.train()
-    assert engine.evaluate(task.initial, blobs.test)["loss"] == pytest.approx(expected, rel=1e-6)
+    assert engine.evaluate(task.initial, blobs.test).loss == pytest.approx(expected, rel=1e-6)
     again = [local.update.tobytes() for local in engine.train([work(task, blobs, 0, 1)])]
     assert again == updates[:1], "an evaluation in between must not leave the module in evaluation mode"
 
@@ -426,3 +429,40 @@ def test_a_first_step_is_the_gradient_times_the_step_size(name: str, multiple: f
     step = next(iter(Sequential(task, Recipe(OPTIMIZERS[name](lr=0.2, **options), None, 1, None)).train([job]))).update
     gradient = -next(iter(Sequential(task, Recipe(SGD(lr=1.0), None, 1, None)).train([job]))).update
     assert step == pytest.approx(-0.2 * multiple * gradient, rel=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
+@pytest.mark.parametrize("proximal", [0.0, 0.5])
+def test_fedprox_is_a_few_lines_of_float64(engine: Callable[..., Sequential], proximal: float, blobs: Dataset) -> None:
+    """Softmax regression by hand: the gradient of a batch is (p − 1_y) xᵀ, and μ(w − w_received) is added to it."""
+    task = make_task(Softmax(), blobs, 0)
+    job, recipe = work(task, blobs, 1), Recipe(SGD(lr=0.3), 2, None, 10, proximal)
+    (local,) = engine(task, recipe).train([job])
+    received = task.initial.astype(np.float64)
+    weight, bias = received[:24].reshape(3, 8), received[24:]
+    x, y = job.examples.gather()
+    for batch in batches(job, recipe):
+        logits = x[batch] @ weight.T + bias
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        error = p / p.sum(axis=1, keepdims=True) - np.eye(3)[y[batch]]
+        by_weight, by_bias = error.T @ x[batch] / len(batch), error.mean(axis=0)
+        weight = weight - 0.3 * (by_weight + proximal * (weight - received[:24].reshape(3, 8)))
+        bias = bias - 0.3 * (by_bias + proximal * (bias - received[24:]))
+    assert local.update == pytest.approx(np.concatenate([weight.ravel(), bias]) - received, abs=2e-6)
+
+
+@pytest.mark.parametrize("over", ["steps", "local-steps"])
+def test_a_schedule_over_steps_changes_the_step_size_within_a_round(over: str, blobs: Dataset) -> None:
+    """Three steps in round 2: by all steps so far the rates are those of t = 4, 5, 6, by local steps those of 1, 2, 3."""
+    task = make_task(Softmax(), blobs, 0)
+    seen: list[float] = []
+
+    @dataclass(frozen=True)
+    class Watched(SGD):
+        def recurrence(self, g: Tensor, buffers: dict[str, Tensor], lr: float) -> Increment:
+            seen.append(lr)
+            return super().recurrence(g, buffers, lr)
+
+    recipe = Recipe(Watched(lr=1.0, schedule=InverseSqrt(), schedule_over=over), 1, None, 10)
+    list(Sequential(task, recipe).train([work(task, blobs, 0, round=2)]))
+    assert seen == pytest.approx([t**-0.5 for t in ((4, 5, 6) if over == "steps" else (1, 2, 3))])

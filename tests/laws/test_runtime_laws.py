@@ -9,7 +9,6 @@ import pytest
 
 from fedsgd.build import build
 from fedsgd.clients import ClientState
-from fedsgd.data import Examples
 from fedsgd.loop import Failure
 from fedsgd.rounds import Reply, broadcast, client_update
 from fedsgd.scenario import Scenario
@@ -32,8 +31,7 @@ def test_one_outcome_for_each_message_and_the_bytes_of_client_update(make: Calla
     reference = build(scenario())
     for client, outcome in outcomes.items():
         assert isinstance(outcome, Reply)
-        rows = reference.runtime.partition.rows(client)
-        examples = Examples(reference.dataset.train.x, reference.dataset.train.y, rows)
+        examples = reference.train.of(client)
         alone, _ = client_update(reference.plan, reference.engine, client, messages[client], ClientState(), examples)
         assert outcome.frames == alone.frames
 

@@ -9,5 +9,9 @@ DATASETS: Registry[Source] = Registry(
     {
         "digits": "fedsgd.data.datasets.digits:Digits",
         "mnist": "fedsgd.data.datasets.mnist:Mnist",
+        "cifar10": "fedsgd.data.datasets.cifar10:Cifar10",
+        "shakespeare": "fedsgd.data.datasets.shakespeare:Shakespeare",
+        "npz": "fedsgd.data.datasets.npz:Npz",
+        "hugging-face": "fedsgd.data.datasets.hugging_face:HuggingFace",
     },
 )

@@ -12,7 +12,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.data.base import Dataset, Examples, Source
+from fedsgd.data.base import Dataset, Examples, Source, as_floats
+from fedsgd.data.datasets.files import find
 from fedsgd.errors import DataError
 
 WHERE_TO_GET_IT = (
@@ -33,26 +34,20 @@ class Mnist(Source):
     name: ClassVar[str] = "mnist"
 
     def load(self, folder: Path | None) -> Dataset:
-        if folder is None:
-            raise DataError(f"mnist: no folder given: {WHERE_TO_GET_IT}")
         parts = []
         for stem in ("train", "t10k"):
-            images = _images(_find(folder, f"{stem}-images-idx3-ubyte"))
-            labels = _labels(_find(folder, f"{stem}-labels-idx1-ubyte"), len(images))
-            parts.append(Examples(np.multiply(images, np.float32(1 / 255), dtype=np.float32), labels))
+            images, labels = (
+                find(folder, "mnist", [f"{stem}-{kind}", f"{stem}-{kind}.gz"], WHERE_TO_GET_IT)
+                for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+            )
+            parts.append(_examples(images, labels))
         return Dataset(parts[0], parts[1], classes=10)
 
 
-def _find(folder: Path, stem: str) -> Path:
-    candidates = [place / (stem + end) for place in (folder / "mnist", folder) for end in ("", ".gz")]
-    for path in candidates:
-        try:
-            if path.is_file():
-                return path
-        except OSError as error:
-            raise DataError(f"mnist: {folder}: cannot be looked into ({error.strerror})") from None
-    looked = ", ".join(str(path) for path in candidates)
-    raise DataError(f"mnist: {stem} not found (looked for {looked}): {WHERE_TO_GET_IT}")
+def _examples(images_path: Path, labels_path: Path) -> Examples:
+    images = _images(images_path)
+    labels = _labels(labels_path, len(images))
+    return Examples(as_floats(images), labels)
 
 
 def _images(path: Path) -> NDArray[np.uint8]:

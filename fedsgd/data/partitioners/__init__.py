@@ -10,6 +10,11 @@ PARTITIONERS: Registry[Partitioner] = Registry(
         "iid": "fedsgd.data.partitioners.iid:Iid",
         "dirichlet": "fedsgd.data.partitioners.dirichlet:Dirichlet",
         "shards": "fedsgd.data.partitioners.shards:Shards",
+        "pathological": "fedsgd.data.partitioners.pathological:Pathological",
+        "quantity": "fedsgd.data.partitioners.quantity:Quantity",
+        "skewed": "fedsgd.data.partitioners.skewed:Skewed",
+        "natural": "fedsgd.data.partitioners.natural:Natural",
+        "flwr-datasets": "fedsgd.data.partitioners.flwr_datasets:FlwrDatasets",
     },
 )
 

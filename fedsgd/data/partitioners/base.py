@@ -1,7 +1,7 @@
 """How training examples are dealt to clients. n examples, N clients.
 
-A partitioner answers one question: whose is each example? Its answer is one client per example, so a split can neither lose
-an example nor give it twice.
+A partitioner answers one question: whose is each example? Its answer is one client per example, so a split cannot give an
+example twice, and loses none unless the answer is "nobody's".
 """
 
 from __future__ import annotations
@@ -9,31 +9,33 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.component import Component, Count
+from fedsgd.data.base import Examples
 from fedsgd.errors import DataError
 from fedsgd.rng import stream
 
 I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Client i has the examples order[bounds[i] : bounds[i + 1]]. order: [n], a permutation; bounds: [N + 1], ascending."""
+    """Client i has the examples order[bounds[i] : bounds[i + 1]]. order: distinct rows; bounds: [N + 1], ascending from 0."""
 
     order: I64
     bounds: I64
 
     @staticmethod
     def of_owners(owner: I64, clients: int) -> Partition:
-        """From the client of each example [n]; each client's examples are in ascending order."""
+        """From the client of each example [n], or −1 for nobody; each client's examples are in ascending order."""
         bounds = np.zeros(clients + 1, dtype=np.int64)
-        np.cumsum(np.bincount(owner, minlength=clients), out=bounds[1:])
-        return Partition(np.argsort(owner, kind="stable"), bounds)
+        np.cumsum(np.bincount(owner[owner >= 0], minlength=clients), out=bounds[1:])
+        return Partition(np.argsort(owner, kind="stable")[len(owner) - bounds[-1] :], bounds)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -46,37 +48,57 @@ class Partition:
         """How many examples each client has [N]."""
         return np.diff(self.bounds)
 
+    def clients(self) -> I64:
+        """The client of each entry of `order`."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.sizes())
+
 
 @dataclass(frozen=True)
 class Partitioner(Component, ABC):
-    """A way to deal n labelled examples to `clients` clients.
+    """A way to deal n examples to clients. clients: N; None, where a partitioner allows it: as many as it finds in the data.
 
-    Laws: every example has one owner in [0, clients); no client is left empty; the result depends on the labels and the seed
-    alone.
+    Laws: every example has one owner in [0, N), or, with a partitioner that says so, none; no client is left empty; the result
+    depends on the examples and the seed alone.
     """
 
     by_class: ClassVar[bool] = True
     """Whether the split looks at class labels; if not, any targets will do."""
 
-    clients: Count = 100
+    clients: Count | None = None
 
     @abstractmethod
-    def owners(self, labels: NDArray[Any], rng: np.random.Generator) -> I64:
-        """The client of each example. labels: [n]; returns [n] in [0, clients). May leave clients empty."""
+    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+        """The client of each of the n examples, [n] in [0, N), or −1 for nobody's. May leave clients empty."""
 
 
-def partition(partitioner: Partitioner, labels: NDArray[Any], seed: int) -> Partition:
-    """The split of the examples with these labels [n]; clients left empty are repaired.
+def partition(partitioner: Partitioner, examples: Examples, seed: int) -> Partition:
+    """The split of these examples (with no `rows`); clients left empty are repaired.
 
     DataError if there are more clients than examples, or no class labels where the partitioner needs them.
     """
-    if partitioner.by_class and (labels.ndim != 1 or labels.dtype.kind not in "iub"):
-        got = f"{labels.dtype} targets of shape {list(labels.shape)}"
+    if partitioner.by_class and (examples.y.ndim != 1 or examples.y.dtype.kind not in "iub"):
+        got = f"{examples.y.dtype} targets of shape {list(examples.y.shape)}"
         raise DataError(f'"{partitioner.name}" splits by class label, expected integers [n], got {got}; "iid" splits anything')
-    if partitioner.clients > len(labels):
-        raise DataError(f"{partitioner.clients} clients cannot share {len(labels)} examples: at most one client an example")
-    owner = partitioner.owners(labels, stream(seed, "partition"))
-    return Partition.of_owners(_repair(owner, partitioner.clients), partitioner.clients)
+    clients = partitioner.clients
+    if clients is not None and clients > len(examples):
+        raise DataError(f"{clients} clients cannot share {len(examples)} examples: at most one client an example")
+    owner = partitioner.owners(examples, stream(seed, "partition"))
+    if clients is None:
+        clients = int(owner.max()) + 1
+    return Partition.of_owners(_repair(owner, clients), clients)
+
+
+def cut(shares: F64, n: int) -> I64:
+    """The client of each of n places in a row, cut in proportion to `shares` [N], which add up to 1; returns [n], ascending."""
+    ends = np.rint(np.cumsum(shares) * n).astype(np.int64)
+    return np.searchsorted(ends, np.arange(n), side="right").clip(max=len(shares) - 1)
+
+
+def log_normal_shares(clients: int, sigma: float, rng: np.random.Generator) -> F64:
+    """Shares [N] that add up to 1, in proportion to exp(sigma · a standard normal)."""
+    weights = np.exp(sigma * rng.standard_normal(clients))
+    shares: F64 = weights / weights.sum()
+    return shares
 
 
 def _repair(owner: I64, clients: int) -> I64:

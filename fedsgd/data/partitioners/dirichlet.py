@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsgd.component import Positive
-from fedsgd.data.partitioners.base import I64, Partitioner
+from fedsgd.component import Count, Positive
+from fedsgd.data.base import Examples
+from fedsgd.data.partitioners.base import I64, Partitioner, cut
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,14 @@ class Dirichlet(Partitioner):
 
     name: ClassVar[str] = "dirichlet"
 
+    clients: Count = 100
     alpha: Positive = 1.0
 
-    def owners(self, labels: NDArray[Any], rng: np.random.Generator) -> I64:
+    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+        labels = examples.y
         owner = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))
             shares = rng.dirichlet(np.full(self.clients, self.alpha))
-            ends = np.rint(np.cumsum(shares) * len(members)).astype(np.int64)
-            owner[members] = np.searchsorted(ends, np.arange(len(members)), side="right").clip(max=self.clients - 1)
+            owner[members] = cut(shares, len(members))
         return owner

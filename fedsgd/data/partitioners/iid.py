@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fedsgd.component import Count
+from fedsgd.data.base import Examples
 from fedsgd.data.partitioners.base import I64, Partitioner
 
 
@@ -18,5 +19,7 @@ class Iid(Partitioner):
     name: ClassVar[str] = "iid"
     by_class: ClassVar[bool] = False
 
-    def owners(self, labels: NDArray[Any], rng: np.random.Generator) -> I64:
-        return rng.permutation(np.arange(len(labels), dtype=np.int64) % self.clients)
+    clients: Count = 100
+
+    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+        return rng.permutation(np.arange(len(examples), dtype=np.int64) % self.clients)

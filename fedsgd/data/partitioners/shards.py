@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsgd.component import Count
+from fedsgd.data.base import Examples
 from fedsgd.data.partitioners.base import I64, Partitioner
 from fedsgd.errors import DataError
 
@@ -23,9 +23,11 @@ class Shards(Partitioner):
 
     name: ClassVar[str] = "shards"
 
+    clients: Count = 100
     shards_per_client: Count = 2
 
-    def owners(self, labels: NDArray[Any], rng: np.random.Generator) -> I64:
+    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+        labels = examples.y
         n, shards = len(labels), self.clients * self.shards_per_client
         if shards > n:
             raise DataError(

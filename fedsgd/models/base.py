@@ -1,4 +1,4 @@
-"""Models: plain torch.nn.Modules by name, how a user brings their own, and what a run needs to know of one.
+"""What a model is: how to build a torch.nn.Module, and what a run needs to know of one.
 
 A loss takes (output, target) of a batch and returns the mean over it, a scalar. A metric takes (output, target) and returns
 one number per example, [B]. torch is imported where a module is built, so that settings can be read without it.
@@ -7,8 +7,6 @@ one number per example, [B]. torch is imported where a module is built, so that 
 from __future__ import annotations
 
 import copy
-import inspect
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fedsgd.component import Component, Count, FieldError, Registry, import_object
+from fedsgd.component import Component, FieldError, import_object
 from fedsgd.data import Dataset
 from fedsgd.errors import FedsgdError, ModelError, ScenarioError
 from fedsgd.layout import F32, Layout
@@ -51,9 +49,12 @@ class Model(Component, ABC):
     loss: str | None = None
     metrics: dict[str, str] = field(default_factory=dict)
 
+    classifies: ClassVar[bool] = True
+    """Whether it needs targets that are class labels."""
+
     @abstractmethod
-    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
-        """A freshly initialised module for examples of this shape and so many classes (None: not a classification)."""
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """A freshly initialised module for examples of this shape and so many classes (0: the targets are not labels)."""
 
 
 def make_task(
@@ -78,20 +79,24 @@ def make_task(
     else:
         module = _copy(module)
     named = {} if dataset.classes is None else {"accuracy": accuracy}
-    named.update({name: _imported(path, f"metrics.{name}") for name, path in model.metrics.items()})
+    named.update({name: imported(path, f"metrics.{name}") for name, path in model.metrics.items()})
     named.update(metrics or {})
     if "loss" in named:
         raise ModelError('a metric cannot be called "loss": that is what the loss is reported as')
     if loss is None:
-        loss = _imported(model.loss, "loss") if model.loss else torch.nn.functional.cross_entropy
+        loss = imported(model.loss, "loss") if model.loss else torch.nn.functional.cross_entropy
     if isinstance(loss, type):
         raise ModelError(f"the loss is the class {loss.__name__}, expected a function or an instance: {loss.__name__}()")
     return Task(module, loss, named, *_trainable(module))
 
 
 def _built(model: Model, dataset: Dataset) -> nn.Module:
+    if model.classifies and dataset.classes is None:
+        raise ModelError(
+            f"{model.name}: this model classifies, and the dataset's targets are not class labels; bring your own module"
+        )
     try:
-        return model.build(dataset.shape, dataset.classes)
+        return model.build(dataset.shape, dataset.classes or 0)
     except FedsgdError:
         raise
     except Exception as error:  # the user's own factory may fail in any way
@@ -105,7 +110,8 @@ def _copy(module: nn.Module) -> nn.Module:
         raise ModelError(f"the module cannot be copied ({error}); give a function that makes it as [model] module") from error
 
 
-def _imported(path: str, field: str) -> Callable[..., Any]:
+def imported(path: str, field: str) -> Callable[..., Any]:
+    """What `my_package.my_module:function` names, for a key of [model]; FieldError if it is not there or not to be called."""
     try:
         found = import_object(path)
     except ScenarioError as error:
@@ -142,82 +148,8 @@ def _trainable(module: object) -> tuple[Layout, F32]:
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
-    """1 where the largest output is the target's class, else 0. output: [B, classes]; target: [B]; returns [B]."""
-    return (output.argmax(dim=1) == target).float()
+    """1 where the largest output is the target's class, else 0; a sequence counts by the share of its places that are right.
 
-
-def _perceptron(shape: tuple[int, ...], hidden: tuple[int, ...], classes: int | None) -> nn.Module:
-    from torch import nn
-
-    if classes is None:
-        raise ModelError("this model classifies, and the dataset's targets are not class labels; bring your own module")
-    widths = [int(np.prod(shape)), *hidden, classes]
-    layers: list[nn.Module] = [nn.Flatten()]
-    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
-        layers += [nn.ReLU()] if i else []
-        layers.append(nn.Linear(n_in, n_out))
-    return nn.Sequential(*layers)
-
-
-@dataclass(frozen=True)
-class Softmax(Model):
-    """Softmax regression: one linear layer."""
-
-    name: ClassVar[str] = "softmax"
-
-    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
-        return _perceptron(shape, (), classes)
-
-
-@dataclass(frozen=True)
-class Mlp(Model):
-    """Fully connected layers with ReLU between them; `hidden` gives their widths."""
-
-    name: ClassVar[str] = "mlp"
-
-    hidden: tuple[Count, ...] = (64,)
-
-    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
-        return _perceptron(shape, self.hidden, classes)
-
-
-@dataclass(frozen=True)
-class TwoNN(Model):
-    """McMahan et al.'s 2NN: two hidden layers of 200 units with ReLU; 199,210 parameters on MNIST."""
-
-    name: ClassVar[str] = "2nn"
-
-    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
-        return _perceptron(shape, (200, 200), classes)
-
-
-@dataclass(frozen=True)
-class UserModule(Model):
-    """Your own torch.nn.Module: `module = "my_package.my_module:make_model"`, called with `arguments`."""
-
-    name: ClassVar[str] = "module"
-
-    module: str = ""
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
-        built = _imported(self.module, "module")
-        try:
-            inspect.signature(built).bind(**self.arguments)
-        except TypeError as error:
-            raise FieldError("model", "arguments", f"{self.module} does not take {self.arguments}: {error}") from error
-        module: nn.Module = built(**self.arguments)
-        return module
-
-
-MODELS: Registry[Model] = Registry(
-    "model",
-    Model,
-    {
-        "softmax": "fedsgd.models:Softmax",
-        "mlp": "fedsgd.models:Mlp",
-        "2nn": "fedsgd.models:TwoNN",
-        "module": "fedsgd.models:UserModule",
-    },
-    implied={"module": "module"},
-)
+    output: [B, classes] or [B, classes, T]; target: [B] or [B, T]; returns [B].
+    """
+    return (output.argmax(dim=1) == target).float().reshape(len(target), -1).mean(dim=1)

@@ -1,0 +1,76 @@
+"""CIFAR-10 from Parquet files, as the Hugging Face hub lays them out."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.data.base import Dataset, Examples, Source
+from fedsgd.data.datasets.files import find
+from fedsgd.errors import DataError
+
+WHERE_TO_GET_IT = (
+    "the Parquet files train-00000-of-00001.parquet and test-00000-of-00001.parquet are in the folder plain_text of "
+    "uoft-cs/cifar10 on the Hugging Face hub; put them into DIR or DIR/cifar10 and pass --data DIR or set FEDSGD_DATA"
+)
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MEAN = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)
+STD = np.array([0.2470, 0.2435, 0.2616], dtype=np.float32)
+"""Of each colour over the training images, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Cifar10(Source):
+    """CIFAR-10 from Parquet files: 50,000 + 10,000 colour images of 32×32, ten classes.
+
+    Krizhevsky 2009. x: float32 [n, 3, 32, 32], each colour with mean 0 and standard deviation 1 over the training images.
+    Files with a column `img` (or `image`) of encoded images, PNG or JPEG, and a column `label`: train*.parquet and
+    test*.parquet in DIR or DIR/cifar10, DIR being what --data or FEDSGD_DATA names.
+    """
+
+    name: ClassVar[str] = "cifar10"
+
+    def load(self, folder: Path | None) -> Dataset:
+        paths = [find(folder, "cifar10", [f"{part}*.parquet"], WHERE_TO_GET_IT) for part in ("train", "test")]
+        train, test = (_read(path) for path in paths)
+        return Dataset(train, test, classes=10, class_names=NAMES)
+
+
+def _read(path: Path) -> Examples:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error}): {WHERE_TO_GET_IT}") from error
+    columns = table.column_names
+    column = next((name for name in ("img", "image") if name in columns), None)
+    if column is None or "label" not in columns:
+        raise DataError(f"{path}: columns {', '.join(columns)}; expected img and label: {WHERE_TO_GET_IT}")
+    pixels = np.empty((table.num_rows, 32, 32, 3), dtype=np.uint8)
+    for row, cell in enumerate(table.column(column).to_pylist()):
+        pixels[row] = _pixels(cell, path, row)
+    x = np.empty((table.num_rows, 3, 32, 32), dtype=np.float32)
+    for colour in range(3):
+        x[:, colour] = (pixels[..., colour] / np.float32(255) - MEAN[colour]) / STD[colour]
+    return Examples(x, table.column("label").to_numpy())
+
+
+def _pixels(cell: Any, path: Path, row: int) -> NDArray[np.uint8]:
+    """One encoded image as [32, 32, 3]."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: row {row} is not an encoded image ({error})") from error
+    if pixels.shape != (32, 32, 3):
+        raise DataError(f"{path}: row {row} is an image of {pixels.shape[1]}×{pixels.shape[0]}, expected 32×32")
+    return pixels

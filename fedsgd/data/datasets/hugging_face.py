@@ -1,0 +1,91 @@
+"""Any dataset of the Hugging Face hub, or in its formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.component import FieldError
+from fedsgd.data.base import Dataset, Examples, Source, as_floats
+from fedsgd.data.extra import need
+from fedsgd.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class HuggingFace(Source):
+    """Any Hugging Face dataset: `path` as datasets.load_dataset takes it, a name on the hub or a folder. Needs an extra.
+
+    config: which of its configurations; train, test: its splits; x, y: the columns of examples and targets; owner: the column
+    that says whose each example is, for "natural". Images become float32 in [0, 1], [channels, height, width] or, without
+    colours, [height, width]; lists become arrays and must be of one length. Class labels (a ClassLabel column, or integers)
+    make it a classification. The cache of the library is used, and its HF_HUB_OFFLINE and HF_DATASETS_OFFLINE are obeyed.
+    A folder is looked for in --data DIR (or FEDSGD_DATA), if given, and then where you stand.
+    """
+
+    name: ClassVar[str] = "hugging-face"
+
+    path: str = field(kw_only=True)
+    config: str | None = None
+    train: str = "train"
+    test: str = "test"
+    x: str = "image"
+    y: str = "label"
+    owner: str | None = None
+
+    def load(self, folder: Path | None) -> Dataset:
+        library = need("datasets", "huggingface")
+        local = [place / self.path for place in (folder, Path()) if place is not None and (place / self.path).is_dir()]
+        try:
+            splits = library.load_dataset(str(local[0]) if local else self.path, self.config)
+        except Exception as error:  # a hub, a cache, a network and a parser may each fail in ways of their own
+            raise DataError(f"hugging-face: {self.path} cannot be loaded: {type(error).__name__}: {error}") from error
+        train, test = (self._table(splits, key) for key in ("train", "test"))
+        if isinstance(train.features[self.x], dict):  # {bytes, path}: images in a Parquet file that does not say so
+            train, test = (table.cast_column(self.x, library.Image()) for table in (train, test))
+        names = getattr(train.features[self.y], "names", None)
+        parts = [self._examples(table) for table in (train, test)]
+        owners = self._owners(train, test)
+        parts = [Examples(part.x, part.y, None, owner) for part, owner in zip(parts, owners, strict=True)]
+        classes = None
+        if parts[0].y.dtype.kind == "i" and all(part.y.size for part in parts):
+            classes = len(names) if names else max(int(part.y.max()) for part in parts) + 1
+        return Dataset(parts[0], parts[1], classes, tuple(names) if names else None)
+
+    def _table(self, splits: Any, key: str) -> Any:
+        split = getattr(self, key)
+        if split not in splits:
+            raise FieldError(self.name, key, f'got "{split}"{did_you_mean(split, splits)}')
+        table = splits[split]
+        for column in ("x", "y", "owner"):
+            wanted = getattr(self, column)
+            if wanted is not None and wanted not in table.column_names:
+                raise FieldError(self.name, column, f'got "{wanted}"{did_you_mean(wanted, table.column_names)}')
+        return table
+
+    def _examples(self, table: Any) -> Examples:
+        x = as_floats(_array(table[self.x], self.path, self.x))
+        if x.ndim == 4 and x.shape[-1] in (1, 3, 4):  # as PIL has them: channels last
+            x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        return Examples(x, _array(table[self.y], self.path, self.y))
+
+    def _owners(self, train: Any, test: Any) -> Sequence[NDArray[np.int64] | None]:
+        """Owners, whatever they are called, numbered in the order of their names."""
+        if self.owner is None:
+            return None, None
+        columns = [np.asarray(table[self.owner]) for table in (train, test)]
+        numbers = np.unique(np.concatenate(columns), return_inverse=True)[1].astype(np.int64)
+        return np.split(numbers, [len(columns[0])])
+
+
+def _array(column: Any, path: str, name: str) -> NDArray[Any]:
+    """A column as an array [n, ...]; images by their pixels."""
+    rows = [np.asarray(row) for row in column]
+    if len({(row.shape, row.dtype.kind) for row in rows}) > 1:
+        shapes = sorted({str(list(row.shape)) for row in rows})[:3]
+        raise DataError(f"hugging-face: {path}: rows of column {name} have different shapes: {', '.join(shapes)}, ...")
+    return np.stack(rows) if rows else np.empty(0)

@@ -1,0 +1,86 @@
+"""A user's own arrays."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.component import Count, Share
+from fedsgd.data.base import Dataset, Examples, Source, as_floats
+from fedsgd.errors import DataError
+from fedsgd.rng import stream
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test", "owner_train", "owner_test")
+
+
+@dataclass(frozen=True)
+class Npz(Source):
+    """Your own arrays: `path` names a file of numpy.savez with x_train and y_train, and x_test and y_test if there are any.
+
+    owner_train and owner_test, if there, say whose each example is (for "natural"). Without test examples, `test_share` of the
+    training examples, drawn once and for all, take their place. x of uint8 are pixels and become float32 in [0, 1]; other
+    integers stay (characters, words); floats become float32. Integer y [n] or [n, T] are class labels, `classes` of them, by
+    default as many as the largest says; float y are regression targets. Pickled objects are refused: they can run code.
+    A relative path is looked for in --data DIR (or FEDSGD_DATA), if given, and then where you stand.
+    """
+
+    name: ClassVar[str] = "npz"
+
+    path: str = field(kw_only=True)
+    classes: Count | None = None
+    test_share: Share = 0.2
+
+    def load(self, folder: Path | None) -> Dataset:
+        arrays = _read(self._found(folder))
+        x, y, owner = arrays["x_train"], arrays["y_train"], arrays.get("owner_train")
+        if len(x) != len(y):
+            raise DataError(f"{self.path}: {len(x)} training examples but {len(y)} targets")
+        if "x_test" in arrays:
+            train = Examples(x, y, None, owner)
+            test = Examples(arrays["x_test"], arrays["y_test"], None, arrays.get("owner_test"))
+        else:
+            train, test = self._split(x, y, owner)
+        classes = None
+        if y.dtype.kind in "iu" and y.size:
+            largest = max(int(part.max()) for part in (train.y, test.y) if part.size)
+            classes = self.classes or largest + 1
+        return Dataset(train, test, classes)
+
+    def _found(self, folder: Path | None) -> Path:
+        candidates = [place / self.path for place in (folder, Path()) if place is not None]
+        for path in candidates:
+            if path.is_file():
+                return path
+        raise DataError(f"npz: {self.path} not found (looked for {', '.join(map(str, candidates))})")
+
+    def _split(self, x: NDArray[Any], y: NDArray[Any], owner: NDArray[Any] | None) -> tuple[Examples, Examples]:
+        n_test = max(1, round(self.test_share * len(y)))
+        order = stream(0, "npz/test").permutation(len(y))
+        train, test = (
+            Examples(x, y, np.sort(rows), None if owner is None else owner) for rows in (order[n_test:], order[:n_test])
+        )
+        return train, test
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of the file; DataError unless it has what is needed."""
+    try:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise DataError(f"{path}: a single array, expected several: numpy.savez(path, x_train=..., y_train=...)")
+            arrays = {name: file[name] for name in ARRAYS if name in file.files}
+            names = ", ".join(file.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as a file of numpy.savez without pickled objects ({error})") from error
+    for wanted in (("x_train", "y_train"), ("x_test", "y_test")):
+        missing = [name for name in wanted if name not in arrays]
+        if missing and (wanted[0] == "x_train" or len(missing) == 1):
+            raise DataError(f"{path}: has {names or 'nothing'}, expected {' and '.join(wanted)}")
+    return {name: as_floats(a) if name.startswith("x_") else a for name, a in arrays.items()}

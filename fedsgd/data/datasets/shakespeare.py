@@ -1,0 +1,102 @@
+"""Shakespeare's plays by speaking role, for next-character prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from fedsgd.component import Count, Share
+from fedsgd.data.base import Dataset, Examples, Source
+from fedsgd.data.datasets.files import find
+from fedsgd.errors import DataError
+
+WHERE_TO_GET_IT = (
+    "input.txt is in data/tinyshakespeare of the GitHub repository karpathy/char-rnn; put it into DIR or DIR/shakespeare and "
+    "pass --data DIR or set FEDSGD_DATA"
+)
+
+
+@dataclass(frozen=True)
+class Shakespeare(Source):
+    """Shakespeare's plays by speaking role, for predicting the next character at each of `unroll` places.
+
+    McMahan et al. 2017, section 3: a role is a client; the first 80 % of its lines (1 − `test_share`) train, the others test,
+    at least one; roles with a single line are left out. A role's lines are joined and cut into windows of `unroll`
+    characters, which do not overlap; what does not fill a window is dropped, and so are roles without a window to train on.
+    Reads plain text in which a speech is `ROLE:` on a line, its lines, and an empty line. Roles of one name in different plays
+    are one. x, y: int64 [n, unroll], y one character later; owner: the role, in the order in which roles first speak.
+    """
+
+    name: ClassVar[str] = "shakespeare"
+
+    unroll: Count = 80
+    test_share: Share = 0.2
+
+    def load(self, folder: Path | None) -> Dataset:
+        path = find(folder, "shakespeare", ["input.txt"], WHERE_TO_GET_IT)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as text ({error}): {WHERE_TO_GET_IT}") from error
+        lines = _lines_by_role(text)
+        if not lines:
+            raise DataError(f"{path}: no speeches: expected ROLE: on a line, its lines, an empty line: {WHERE_TO_GET_IT}")
+        alphabet = sorted({character for spoken in lines.values() for line in spoken for character in line} | {"\n"})
+        train, test = self._windows(lines, alphabet)
+        return Dataset(train, test, len(alphabet), tuple(alphabet))
+
+    def _windows(self, lines: dict[str, list[str]], alphabet: list[str]) -> tuple[Examples, Examples]:
+        number = {character: i for i, character in enumerate(alphabet)}
+        windows: tuple[list[int], list[int]] = [], []
+        owners: tuple[list[int], list[int]] = [], []
+        role = 0
+        for spoken in lines.values():
+            n_test = max(1, round(self.test_share * len(spoken)))
+            parts = ["\n".join(part) for part in (spoken[:-n_test], spoken[-n_test:])]
+            if len(parts[0]) <= self.unroll:
+                continue
+            for part, found, owner in zip(parts, windows, owners, strict=True):
+                codes = [number[character] for character in part]
+                starts = range(0, len(codes) - self.unroll, self.unroll)
+                found.extend(code for start in starts for code in codes[start : start + self.unroll + 1])
+                owner.extend([role] * len(starts))
+            role += 1
+        if not owners[0] or not owners[1]:
+            raise DataError(f"shakespeare: no role speaks {self.unroll + 1} characters in both its training and its test lines")
+        train, test = (
+            _examples(np.array(found, dtype=np.int64).reshape(-1, self.unroll + 1), np.array(owner, dtype=np.int64))
+            for found, owner in zip(windows, owners, strict=True)
+        )
+        return train, test
+
+
+def _examples(
+    windows: np.ndarray[tuple[int, int], np.dtype[np.int64]], owner: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> Examples:
+    return Examples(windows[:, :-1], windows[:, 1:], None, owner)
+
+
+def _lines_by_role(text: str) -> dict[str, list[str]]:
+    """Role → all its lines, roles in the order in which they first speak."""
+    lines: dict[str, list[str]] = {}
+    for role, line in _speeches(text):
+        lines.setdefault(role, []).append(line)
+    return {role: spoken for role, spoken in lines.items() if len(spoken) > 1}
+
+
+def _speeches(text: str) -> Iterator[tuple[str, str]]:
+    """(role, line) of each line that is spoken."""
+    role: str | None = None
+    begins = True
+    for line in text.splitlines():
+        if not line.strip():
+            begins = True
+        elif begins and line.endswith(":"):
+            role, begins = line[:-1], False
+        elif role is not None:
+            yield role, line
+            begins = False

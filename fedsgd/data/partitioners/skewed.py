@@ -1,0 +1,50 @@
+"""Label skew and quantity skew together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedsgd.component import Count, Positive
+from fedsgd.data.base import Examples
+from fedsgd.data.partitioners.base import F64, I64, Partitioner, cut, log_normal_shares
+
+FITTING_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Skewed(Partitioner):
+    """Sizes log-normal (sigma), and each client's mixture of classes drawn from Dirichlet(alpha), independently.
+
+    With "dirichlet" alone, how skewed sizes are follows from alpha; here each is set by itself. Sizes and mixtures seldom
+    add up to the examples there are of each class, so the table of clients × classes is scaled by rows and columns in turn
+    until both fit (iterative proportional fitting, Deming and Stephan 1940), the classes last and exactly.
+    """
+
+    name: ClassVar[str] = "skewed"
+
+    clients: Count = 100
+    alpha: Positive = 0.5
+    sigma: Positive = 1.0
+
+    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+        classes, labels = np.unique(examples.y, return_inverse=True)
+        sizes = log_normal_shares(self.clients, self.sigma, rng)
+        mixtures = rng.dirichlet(np.full(len(classes), self.alpha), size=self.clients)
+        table = _fitted(mixtures, sizes, np.bincount(labels) / len(labels))
+        owner = np.empty(len(labels), dtype=np.int64)
+        for label in range(len(classes)):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            owner[members] = cut(table[:, label] / table[:, label].sum(), len(members))
+        return owner
+
+
+def _fitted(mixtures: F64, sizes: F64, classes: F64) -> F64:
+    """The table [N, C] nearest to mixtures · sizes whose columns add up to `classes` [C], and rows, nearly, to `sizes` [N]."""
+    table = (mixtures + 1e-12) * sizes[:, None]  # so that no class is with nobody
+    for _ in range(FITTING_ROUNDS):
+        table *= (sizes / table.sum(axis=1))[:, None]
+        table *= classes / table.sum(axis=0)
+    return table

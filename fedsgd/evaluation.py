@@ -1,0 +1,58 @@
+"""What a model is worth: on the test examples, by client, and on what it was trained on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsgd.data import ClientData, Examples
+from fedsgd.engine import Engine
+from fedsgd.layout import F32
+
+BY_CLIENT = ("client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """test: the examples that every evaluation is on. held_out: each client's own test examples, for accuracy by client;
+    train: what clients train on, for loss and metrics of training; None: not asked for."""
+
+    engine: Engine
+    metrics: tuple[str, ...]
+    test: Examples
+    held_out: ClientData | None
+    train: ClientData | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `__call__` gives, in order: "loss", the task's metrics, those by client, those of training."""
+        measured = ("loss", *self.metrics)
+        by_client = () if self.held_out is None else BY_CLIENT
+        return (*measured, *by_client, *(() if self.train is None else (f"train_{name}" for name in measured)))
+
+    def __call__(self, weights: F32) -> dict[str, float]:
+        """Name → value, for the model with these weights [P]."""
+        values = self.engine.evaluate(weights, self.test).means
+        if self.held_out is not None:
+            values.update(zip(BY_CLIENT, self._by_client(weights, self.held_out), strict=True))
+        if self.train is not None:
+            trained_on = self.engine.evaluate(weights, _all_of(self.train)).means
+            values.update({f"train_{name}": value for name, value in trained_on.items()})
+        return values
+
+    def _by_client(self, weights: F32, data: ClientData) -> tuple[float, float, float]:
+        """Accuracy over the clients that have test examples, each counting the same: mean, mean of the worst tenth (Li et al.
+        2020, "Fair resource allocation", rounded up), standard deviation."""
+        scores = self.engine.evaluate(weights, _all_of(data)).scores["accuracy"]
+        clients, sizes = data.partition.clients(), data.partition.sizes()
+        tested = sizes > 0
+        accuracy = np.bincount(clients, weights=scores, minlength=len(sizes))[tested] / sizes[tested]
+        worst = np.sort(accuracy)[: math.ceil(len(accuracy) / 10)]
+        return float(accuracy.mean()), float(worst.mean()), float(accuracy.std())
+
+
+def _all_of(data: ClientData) -> Examples:
+    """The examples of all clients, client after client."""
+    return Examples(data.examples.x, data.examples.y, data.partition.order)

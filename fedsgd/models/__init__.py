@@ -1,0 +1,24 @@
+"""Models, one file or a few lines each. To add one: write it, add its line here. torch is imported when one is built."""
+
+from fedsgd.component import Registry
+from fedsgd.models.base import Loss, Metric, Model, Task, accuracy, make_task
+from fedsgd.models.perceptrons import Mlp
+
+MODELS: Registry[Model] = Registry(
+    "model",
+    Model,
+    {
+        "softmax": "fedsgd.models.perceptrons:Softmax",
+        "mlp": "fedsgd.models.perceptrons:Mlp",
+        "2nn": "fedsgd.models.perceptrons:TwoNN",
+        "cnn": "fedsgd.models.convolutional:Cnn",
+        "lenet": "fedsgd.models.convolutional:LeNet",
+        "cifar-cnn": "fedsgd.models.convolutional:CifarCnn",
+        "resnet-20": "fedsgd.models.resnet:ResNet20",
+        "char-lstm": "fedsgd.models.char_lstm:CharLstm",
+        "module": "fedsgd.models.user:UserModule",
+    },
+    implied={"module": "module"},
+)
+
+__all__ = ["MODELS", "Loss", "Metric", "Mlp", "Model", "Task", "accuracy", "make_task"]

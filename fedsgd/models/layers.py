@@ -1,0 +1,39 @@
+"""Building blocks that torch.nn does not have. Imports torch, so import it where a module is built."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Residual(nn.Module):
+    """ReLU(body(x) + shortcut(x)); the shortcut has no parameters.
+
+    Where the body halves the image, the shortcut takes every second pixel, and channels that x has not are zero: option A of
+    He et al. 2016, section 4.2. x: [B, C, H, W].
+    """
+
+    def __init__(self, body: nn.Module, stride: int, new_channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.stride = stride
+        self.new_channels = new_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        return functional.relu(self.body(x) + functional.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels)))
+
+
+class LstmOutputs(nn.LSTM):
+    """nn.LSTM with the outputs of its last layer as its only result. x: [B, T, features]; returns [B, T, hidden]."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        outputs: Tensor = super().forward(x)[0]
+        return outputs
+
+
+class ClassesSecond(nn.Module):
+    """[B, T, classes] to [B, classes, T], where torch's losses look for the classes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)

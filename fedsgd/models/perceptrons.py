@@ -1,0 +1,58 @@
+"""Fully connected networks: softmax regression, MLPs of any shape, McMahan et al.'s 2NN."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from fedsgd.component import Count
+from fedsgd.models.base import Model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _perceptron(shape: tuple[int, ...], hidden: tuple[int, ...], classes: int) -> nn.Module:
+    from torch import nn
+
+    widths = [int(np.prod(shape)), *hidden, classes]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+        layers += [nn.ReLU()] if i else []
+        layers.append(nn.Linear(n_in, n_out))
+    return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True)
+class Softmax(Model):
+    """Softmax regression: one linear layer."""
+
+    name: ClassVar[str] = "softmax"
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        return _perceptron(shape, (), classes)
+
+
+@dataclass(frozen=True)
+class Mlp(Model):
+    """Fully connected layers with ReLU between them; `hidden` gives their widths."""
+
+    name: ClassVar[str] = "mlp"
+
+    hidden: tuple[Count, ...] = (64,)
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        return _perceptron(shape, self.hidden, classes)
+
+
+@dataclass(frozen=True)
+class TwoNN(Model):
+    """McMahan et al.'s 2NN: two hidden layers of 200 units with ReLU; 199,210 parameters on MNIST."""
+
+    name: ClassVar[str] = "2nn"
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        return _perceptron(shape, (200, 200), classes)

@@ -1,0 +1,87 @@
+"""Adaptive server optimisers: Reddi et al., "Adaptive federated optimization", ICLR 2021, algorithm 2.
+
+Δ the cohort's mean update, τ adaptivity, x the model; all products and roots by coordinate.
+
+    m ← β₁m + (1 − β₁)Δ                            m = 0 at first
+    v ← v + Δ²                                      fedadagrad
+    v ← β₂v + (1 − β₂)Δ²                            fedadam
+    v ← v − (1 − β₂)Δ² sign(v − Δ²)                 fedyogi      v = τ² at first, for all three
+    x ← x + η m/(√v + τ)
+
+As in the paper there is no bias correction. Flower's FedAdam is another rule: its v begins at 0, and it does correct η for
+the bias of both moments (flwr 1.41).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fedsgd.component import Coefficient, Positive
+from fedsgd.optim.base import Increment, Optimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsgd.optim.base import Buffers
+
+
+@dataclass(frozen=True)
+class Adaptive(Optimizer):
+    """What the three share: the first moment, the division, the initial values. Subclasses state how v grows."""
+
+    server_only: ClassVar[bool] = True
+
+    lr: Positive = 0.01
+    beta1: Coefficient = 0.9
+    tau: Positive = 1e-3
+
+    def init(self, w: Tensor) -> Buffers:
+        return {"first_moment": w.new_zeros(w.shape), "second_moment": w.new_full(w.shape, self.tau**2)}
+
+    def recurrence(self, g: Tensor, buffers: Buffers, lr: float) -> Increment:
+        m = buffers["first_moment"].mul_(self.beta1).add_(g, alpha=1 - self.beta1)
+        v = buffers["second_moment"]
+        self.accumulate(v, g.square())
+        return Increment(m / v.sqrt().add_(self.tau), -lr)
+
+    @abstractmethod
+    def accumulate(self, v: Tensor, squared: Tensor) -> None:
+        """Bring v up to date, in place, with the squared gradient."""
+
+
+@dataclass(frozen=True)
+class FedAdagrad(Adaptive):
+    """FedAdagrad, for the server: v ← v + Δ²; x ← x + ηm/(√v + τ). No bias correction; v = τ² at first."""
+
+    name: ClassVar[str] = "fedadagrad"
+
+    beta1: Coefficient = 0.0
+
+    def accumulate(self, v: Tensor, squared: Tensor) -> None:
+        v.add_(squared)
+
+
+@dataclass(frozen=True)
+class FedAdam(Adaptive):
+    """FedAdam, for the server: v ← β₂v + (1 − β₂)Δ²; x ← x + ηm/(√v + τ). No bias correction; v = τ² at first."""
+
+    name: ClassVar[str] = "fedadam"
+
+    beta2: Coefficient = 0.99
+
+    def accumulate(self, v: Tensor, squared: Tensor) -> None:
+        v.mul_(self.beta2).add_(squared, alpha=1 - self.beta2)
+
+
+@dataclass(frozen=True)
+class FedYogi(Adaptive):
+    """FedYogi, for the server: v ← v − (1 − β₂)Δ² sign(v − Δ²); x ← x + ηm/(√v + τ). No bias correction; v = τ² at first."""
+
+    name: ClassVar[str] = "fedyogi"
+
+    beta2: Coefficient = 0.99
+
+    def accumulate(self, v: Tensor, squared: Tensor) -> None:
+        v.addcmul_(squared, (v - squared).sign(), value=self.beta2 - 1)

@@ -1,0 +1,91 @@
+"""What an optimiser is: a gradient and a memory in, a step out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from fedsgd.component import Component, NonNegative, Positive
+from fedsgd.layout import F32
+from fedsgd.optim.schedules import Constant, Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    Buffers = dict[str, Tensor]
+
+
+class Increment(NamedTuple):
+    """The step alpha · direction, not yet multiplied out: w.add_(direction, alpha=alpha) then rounds once, as torch.optim does.
+
+    direction: [P], a buffer or the gradient itself, valid until the next step.
+    """
+
+    direction: Tensor
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Optimizer(Component, ABC):
+    """A rule that turns a gradient into a step. Subclasses are final and only state their recurrence.
+
+    lr: step size η before the schedule; clip_norm: g ← g · min(1, clip_norm/|g|) over the whole vector, before all else;
+    weight_decay: g ← g + weight_decay · w, as in torch.optim.SGD. schedule: what multiplies η as time goes by, and
+    schedule_over: what is time: "rounds"; "steps", all local steps of the client had it taken part in every round so far; or
+    "local-steps", which begin anew in each round. On the server a round is one step.
+    """
+
+    server_only: ClassVar[bool] = False
+
+    lr: Positive = 0.1
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive | None = None
+    schedule: Schedule = Constant()
+    schedule_over: Literal["rounds", "steps", "local-steps"] = "rounds"
+
+    def rate(self, round: int, step: int = 1, n_steps: int = 1) -> float:
+        """η in local step `step` of the `n_steps` that the client makes in `round`; all count from 1."""
+        times = {"rounds": round, "steps": (round - 1) * n_steps + step, "local-steps": step}
+        return self.lr * self.schedule.factor(times[self.schedule_over])
+
+    def init(self, w: Tensor) -> Buffers:
+        """Zero buffers for parameters w [P]."""
+        return {}
+
+    def step(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> Increment:
+        """The step at w [P] for gradient g [P]. Writes to g and to the buffers, never to w: adding it is the caller's."""
+        if self.clip_norm is not None:
+            norm = float(g.norm())
+            if norm > self.clip_norm:
+                g.mul_(self.clip_norm / norm)
+        if self.weight_decay:
+            g.add_(w, alpha=self.weight_decay)
+        return self.recurrence(g, buffers, lr)
+
+    @abstractmethod
+    def recurrence(self, g: Tensor, buffers: Buffers, lr: float) -> Increment:
+        """The rule itself, for a gradient that is already clipped and decayed."""
+
+
+def server_step(
+    optimizer: Optimizer, weights: F32, update: F32, state: Mapping[str, F32], round: int
+) -> tuple[F32, dict[str, F32]]:
+    """(next weights [P], next state): one step of `optimizer` on the pseudo-gradient −update. Nothing is written to.
+
+    With "sgd" and lr = 1 this is weights + update, so the weighted mean of the clients' models: FedAvg.
+    """
+    import torch
+
+    from fedsgd.torch_scope import one_thread
+
+    with one_thread():
+        w = torch.from_numpy(weights.copy())
+        buffers = {name: torch.from_numpy(value.copy()) for name, value in state.items()} or optimizer.init(w)
+        direction, alpha = optimizer.step(w, torch.from_numpy(np.negative(update)), buffers, optimizer.rate(round))
+        w.add_(direction, alpha=alpha)
+    return w.numpy(), {name: value.numpy() for name, value in buffers.items()}

@@ -1,0 +1,97 @@
+"""Step-size schedules: what the step size is multiplied by at time t = 1, 2, ..., in rounds or in local steps."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsgd.component import Component, Count, Fraction, Share
+
+
+@dataclass(frozen=True)
+class Schedule(Component, ABC):
+    """A factor in [0, 1] on the step size. The optimiser's `schedule_over` says what t counts."""
+
+    @abstractmethod
+    def factor(self, t: int) -> float:
+        """The multiplier at time t, which counts from 1."""
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same step size all the time."""
+
+    name: ClassVar[str] = "constant"
+
+    def factor(self, t: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Step(Schedule):
+    """Multiply by `gamma` after every `every` rounds (or steps)."""
+
+    name: ClassVar[str] = "step"
+
+    every: Count = 30
+    gamma: Share = 0.1
+
+    def factor(self, t: int) -> float:
+        return float(self.gamma ** ((t - 1) // self.every))
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """Multiply by `gamma` after every round (or step)."""
+
+    name: ClassVar[str] = "exponential"
+
+    gamma: Share = 0.99
+
+    def factor(self, t: int) -> float:
+        return float(self.gamma ** (t - 1))
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a cosine from 1 down to `floor`, which is reached after `length` rounds (or steps) and kept from there on.
+
+    floor + (1 − floor)(1 + cos(π(t − 1)/length))/2: Loshchilov and Hutter 2017, equation 5, without restarts.
+    """
+
+    name: ClassVar[str] = "cosine"
+
+    length: Count = 100
+    floor: Fraction = 0.0
+
+    def factor(self, t: int) -> float:
+        way = min(t - 1, self.length) / self.length
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * way)) / 2
+
+
+@dataclass(frozen=True)
+class InverseSqrt(Schedule):
+    """1/√t, the classical rate of SGD on convex losses (Zinkevich 2003)."""
+
+    name: ClassVar[str] = "inverse-sqrt"
+
+    def factor(self, t: int) -> float:
+        return 1 / math.sqrt(t)
+
+
+@dataclass(frozen=True)
+class WarmUp(Schedule):
+    """Rise linearly, t/`length`, for `length` rounds (or steps); the schedule `then` begins where the top is reached.
+
+    Gradual warm-up: Goyal et al. 2017, section 2.2.
+    """
+
+    name: ClassVar[str] = "warm-up"
+
+    length: Count = 5
+    then: Schedule = Constant()
+
+    def factor(self, t: int) -> float:
+        return t / self.length if t < self.length else self.then.factor(t - self.length + 1)

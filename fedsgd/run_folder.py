@@ -1,0 +1,62 @@
+"""The folder that a run writes: scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors, summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedsgd.errors import OutputError
+from fedsgd.layout import F32, Layout
+
+RUN_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", "params.safetensors", "summary.json")
+ROUND_COLUMNS: Mapping[str, type] = {
+    "round": int,
+    "lr": float,
+    "clients": int,
+    "uplink_bytes": int,
+    "downlink_bytes": int,
+    "dense_uplink_bytes": int,
+    "seconds": float,
+}
+"""rounds.parquet: one row a round, bytes cumulative; a float column for each metric, "loss" first, null where not evaluated."""
+
+
+def prepare(folder: Path, overwrite: bool) -> Path:
+    """The run folder, empty of an earlier run's files; OutputError if it holds anything and `overwrite` was not asked for."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        present = sorted(p.name for p in folder.iterdir())
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made or read ({error.strerror})") from None
+    if present and not overwrite:
+        raise OutputError(f"{folder}: is not empty (it holds {', '.join(present[:3])}); choose another folder, or overwrite")
+    ours = [path for name in present for path in _of_a_run(folder / name)]
+    for path in ours:
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    return folder
+
+
+def _of_a_run(path: Path) -> list[Path]:
+    """The path, after the segments below it, if a run wrote it, finished or killed; OutputError if it is anything else."""
+    name = path.name
+    temporary = [f".{known}.{end}" for known in RUN_FILES for end in ("partial", "merged", "segments")]
+    is_folder = path.is_dir() and not path.is_symlink()
+    below = sorted(path.iterdir()) if is_folder else []
+    foreign = [p for p in below if not p.name.strip(".").startswith("segment-") or p.is_dir()]
+    if name not in (*RUN_FILES, *temporary) or foreign or (is_folder and "parquet" not in name):
+        raise OutputError(f"{foreign[0] if foreign else path}: no run wrote this; choose another folder")
+    return [*below, path]
+
+
+def save_parameters(path: Path, layout: Layout, parameters: F32) -> None:
+    """The flat vector [P] as named tensors, in safetensors."""
+    from safetensors.numpy import save
+
+    write(path, save({name: parameters[where].reshape(shape) for name, where, shape in layout.slices()}))
+
+
+def write(path: Path, data: bytes) -> None:
+    """All of it or nothing."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)

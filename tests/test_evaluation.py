@@ -1,0 +1,139 @@
+"""What is measured beside the test examples: by client, on the training examples, by the user's own metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsgd.build import build
+from fedsgd.data import ClientData, Dataset, Examples, Partition
+from fedsgd.engine import Evaluated
+from fedsgd.errors import ModelError, ScenarioError
+from fedsgd.evaluation import Evaluator
+from fedsgd.experiment import run
+from fedsgd.scenario import Scenario
+
+Make = Callable[..., Scenario]
+
+
+class Fixed:
+    """An engine whose accuracy on an example is the example itself."""
+
+    def evaluate(self, weights: np.ndarray, examples: Examples) -> Evaluated:
+        return Evaluated(0.5, {"accuracy": examples.gather()[0].astype(np.float64)})
+
+    def train(self, works: Any) -> Any:
+        raise AssertionError
+
+
+def owned(scores: list[float], owner: list[int], clients: int) -> ClientData:
+    x = np.array(scores, dtype=np.float32)
+    return ClientData(Examples(x, np.zeros(len(x), int)), Partition.of_owners(np.array(owner), clients))
+
+
+def test_accuracy_by_client_by_hand() -> None:
+    """Clients have accuracy 1, 0.5, none (no examples), 0: the worst tenth of three is one client."""
+    held_out = owned([1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 3, -1], 4)
+    values = Evaluator(Fixed(), ("accuracy",), Examples(np.float32([1, 0]), np.zeros(2, int)), held_out, None)(np.zeros(1))
+    assert values["accuracy"] == 0.5
+    assert values["client_accuracy_mean"] == pytest.approx(0.5)
+    assert values["client_accuracy_worst_tenth"] == 0
+    assert values["client_accuracy_std"] == pytest.approx(np.sqrt(1 / 6))
+
+
+def test_the_worst_tenth_is_rounded_up_to_whole_clients() -> None:
+    scores = [i / 20 for i in range(21)]
+    values = Evaluator(
+        Fixed(), ("accuracy",), Examples(np.float32([1]), np.zeros(1, int)), owned(scores, [*range(21)], 21), None
+    )
+    assert values(np.zeros(1))["client_accuracy_worst_tenth"] == pytest.approx((0 + 0.05 + 0.1) / 3)
+
+
+def test_what_is_measured_is_what_is_named_and_recorded(scenario: Make, tmp_path: Path) -> None:
+    wanted = {"data.held_out": 0.25, "evaluation.clients": True, "evaluation.training": True, "evaluation.every": 2}
+    result = run(scenario(wanted), out=tmp_path / "run")
+    assert list(result.summary["final_metrics"]) == [
+        *("loss", "accuracy", "client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std"),
+        *("train_loss", "train_accuracy"),
+    ]
+    rounds = pq.read_table(tmp_path / "run" / "rounds.parquet").to_pydict()
+    assert rounds["train_accuracy"][-1] == result.summary["final_metrics"]["train_accuracy"]
+    assert rounds["client_accuracy_std"][0] is None
+
+
+def test_held_out_examples_are_not_trained_on_and_training_is_measured_on_what_is(scenario: Make) -> None:
+    experiment = build(scenario({"data.held_out": 0.5, "evaluation.clients": True, "evaluation.training": True}))
+    assert experiment.held_out is not None
+    rows = set(experiment.train.partition.order.tolist())
+    assert not rows & set(experiment.held_out.partition.order.tolist())
+    values = experiment.evaluator(experiment.task.initial)
+    own = experiment.dataset.train
+    alone = experiment.engine.evaluate(experiment.task.initial, Examples(own.x, own.y, np.array(sorted(rows)))).means
+    assert values["train_loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert values["train_accuracy"] == pytest.approx(alone["accuracy"], rel=1e-12)
+
+
+def test_accuracy_by_client_is_that_of_each_client_alone(scenario: Make) -> None:
+    experiment = build(scenario({"data.held_out": 0.3, "evaluation.clients": True}))
+    held_out = experiment.held_out
+    assert held_out is not None
+    alone = [
+        experiment.engine.evaluate(experiment.task.initial, held_out.of(c)).means["accuracy"]
+        for c in range(len(held_out))
+        if len(held_out.of(c))
+    ]
+    values = experiment.evaluator(experiment.task.initial)
+    assert values["client_accuracy_mean"] == pytest.approx(np.mean(alone), rel=1e-12)
+    assert values["client_accuracy_std"] == pytest.approx(np.std(alone), rel=1e-12)
+
+
+def test_accuracy_by_client_needs_examples_of_their_own(scenario: Make) -> None:
+    with pytest.raises(ScenarioError, match=r"evaluation.clients: no client has test examples of its own; set data.held_out"):
+        build(scenario({"evaluation.clients": True}))
+
+
+def test_accuracy_by_client_needs_an_accuracy() -> None:
+    some = Examples(np.zeros((4, 2), np.float32), np.zeros((4, 1), np.float32))
+    s = Scenario(name="x").replace({"data.partition.clients": 2, "data.held_out": 0.5, "evaluation.clients": True})
+    with pytest.raises(ScenarioError, match=r"evaluation.clients: there is no metric named accuracy \(metrics: none\)"):
+        build(s, dataset=Dataset(some, some, None), module=nn.Linear(2, 1), loss=nn.functional.mse_loss)
+
+
+@pytest.mark.parametrize("name", ["train_loss", "client_accuracy_std", "seconds"])
+def test_a_metric_cannot_take_the_name_of_another_column(name: str, scenario: Make) -> None:
+    wanted = {"data.held_out": 0.25, "evaluation.clients": True, "evaluation.training": True}
+    with pytest.raises(ModelError, match=f'cannot be called "{name}"'):
+        build(scenario(wanted), metrics={name: lambda o, t: t.float()})
+
+
+def test_a_model_that_does_not_fit_its_data_is_found_out_before_the_first_round(scenario: Make, blobs: Dataset) -> None:
+    with pytest.raises(
+        ModelError, match=r"cannot be run on these data \(examples float32 \[8, 8\], targets int64 \[\]\): Runtime"
+    ):
+        build(scenario(), module=nn.Linear(9, 10))
+    words = Dataset(*(Examples(part.x.astype(np.int64), part.y) for part in (blobs.train, blobs.test)), 3)
+    with pytest.raises(ModelError, match="integer examples are numbers of words or characters, give images as floats"):
+        build(scenario(), dataset=words)
+
+
+def test_metrics_have_one_number_for_each_example(blobs: Dataset) -> None:
+    def column(output: Tensor, target: Tensor) -> Tensor:
+        return torch.ones(len(target), 1)
+
+    s = Scenario(name="x").replace({"data.partition.clients": 5})
+    with pytest.raises(ModelError, match=r"metric column is of shape \[2, 1\], expected .* of shape \[2\]"):
+        run(s, dataset=blobs, metrics={"column": column})
+
+
+def test_what_turns_out_to_be_wrong_later_is_named_with_the_file(scenario: Make, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\n[model]\nmodule = "nowhere_to_be_found:make"\n')
+    with pytest.raises(ScenarioError, match=r'mine.toml: model.module: cannot import "nowhere_to_be_found"'):
+        run(path)

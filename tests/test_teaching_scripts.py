@@ -1,0 +1,260 @@
+"""The two scripts that teach momentum: their numbers are exact, their pictures open, their mistakes are named in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedsgd.optim import SGD, Momentum
+
+FOLDER = Path(__file__).parent.parent / "scenarios"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def parabola() -> ModuleType:
+    return script("parabola")
+
+
+@pytest.fixture(scope="module")
+def valley() -> ModuleType:
+    return script("valley")
+
+
+def refuses(module: ModuleType, argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script exits with 2, and the last line of stderr is its complaint."""
+    with pytest.raises(SystemExit) as stop:
+        module.main(argv)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert complaint in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def table(out: str) -> list[list[float]]:
+    return [[float(cell) for cell in line.split()] for line in out.splitlines() if line.split()[0].isdigit()]
+
+
+class TestParabola:
+    def test_the_first_steps_by_hand(self, parabola: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+        parabola.main([])
+        out = capsys.readouterr().out
+        rows = table(out)
+        assert [row[0] for row in rows] == list(range(11))
+        assert [row[1] for row in rows[:5]] == [5, 4, 3.2, 2.56, 2.048]
+        assert [row[4] for row in rows[:8]] == [5, 4, 2.3, 0.31, -1.543, -2.9021, -3.54487, -3.414389]
+        assert all(row[1] == row[2] and row[4] == row[5] for row in rows)
+        assert all(abs(row[3]) < 1e-14 and abs(row[6]) < 1e-14 for row in rows)
+        assert out.splitlines()[-1].endswith("modulus √β = 0.948683: the oscillation decays as β^(t/2).")
+
+    def test_the_columns_are_aligned(self, parabola: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+        parabola.main(["--lr", "2", "--steps", "30"])  # grows to 1e14: the cells change to powers of ten
+        lines = capsys.readouterr().out.splitlines()[:-2]
+        assert {len(line) for line in lines} == {len(lines[0])}
+        assert all(len(line.split()) == 7 for line in lines[1:])
+
+    @pytest.mark.parametrize(
+        ("lr", "momentum"),
+        [
+            (0.1, 0.9),  # complex roots
+            (0.49, 0.99),
+            (0.01, 0.5),  # real roots
+            (0.9, 0.05),  # real and negative
+            (0.3, 0.0),  # vanilla SGD: one root is zero
+            (0.125, 0.25),  # a double root, exact in binary
+            (0.005, 0.81),  # a double root, but for rounding
+            (1.125, 0.25),  # a negative one
+            (0.5, 0.0),  # at zero
+            (0.125 + 1e-12, 0.25),  # roots that nearly meet
+            (0.125 - 1e-14, 0.25),
+        ],
+    )
+    def test_the_closed_form_is_where_the_optimiser_goes(self, parabola: ModuleType, lr: float, momentum: float) -> None:
+        went = parabola.iterates(Momentum(lr=lr, momentum=momentum), 5.0, 100)
+        assert parabola.closed_form(lr, momentum, 5.0, 100) == pytest.approx(went, rel=0, abs=1e-9)
+        vanilla = parabola.iterates(SGD(lr=lr), 5.0, 100)
+        assert vanilla == pytest.approx([5 * (1 - 2 * lr) ** t for t in range(101)], rel=1e-14, abs=1e-9)
+
+    def test_the_roots_solve_their_equation(self, parabola: ModuleType) -> None:
+        for lr, momentum in ((0.1, 0.9), (0.01, 0.5), (0.005, 0.81)):
+            one, two = parabola.roots(lr, momentum)
+            assert one + two == pytest.approx(1 + momentum - 2 * lr)
+            assert one * two == pytest.approx(momentum)
+            assert abs(one) >= abs(two)
+
+    @pytest.mark.parametrize(
+        ("argv", "words"),
+        [
+            (["--lr", "0.125", "--momentum", "0.25"], "a double root 0.5"),
+            (["--lr", "0.01", "--momentum", "0.5"], "real roots 0.958174 and 0.521826"),
+            (["--lr", "2", "--momentum", "0.5"], "multiplies x by the first and diverges."),
+        ],
+    )
+    def test_the_last_line_says_which_case(
+        self, parabola: ModuleType, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        parabola.main(argv)
+        vanilla, momentum = capsys.readouterr().out.splitlines()[-2:]
+        assert words in momentum
+        assert vanilla.endswith("and diverges.") == (argv[1] == "2")
+
+    @pytest.mark.parametrize(
+        ("argv", "complaint"),
+        [
+            (["--lr", "0"], "lr: expected float > 0.0, got 0.0"),
+            (["--lr", "inf"], "lr: expected a finite number"),
+            (["--momentum", "1"], "momentum: expected float < 1.0, got 1.0"),
+            (["--momentum", "-0.1"], "momentum: expected float >= 0.0, got -0.1"),
+            (["--steps", "0"], "--steps: expected at least 1, got 0"),
+            (["--start", "nan"], "--start: expected a finite number, got nan"),
+            (["--lr", "ten"], "invalid float value: 'ten'"),
+            (["--lr", "1e200"], "outgrow a float64"),
+            (["--start", "1e308", "--lr", "2"], "outgrow a float64"),
+        ],
+    )
+    def test_bad_options(
+        self, parabola: ModuleType, argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        refuses(parabola, argv, complaint, capsys)
+
+
+class TestValley:
+    def test_momentum_arrives_first_by_default(
+        self, valley: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        valley.main([])
+        assert (tmp_path / "valley.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        out, err = capsys.readouterr()
+        assert out.splitlines() == [
+            "vanilla SGD: steps until the loss fell below a thousandth of its start: 62",
+            "momentum: steps until the loss fell below a thousandth of its start: 20",
+        ]
+        assert not err
+
+    def test_the_points_by_hand(self, valley: ModuleType) -> None:
+        vanilla = valley.descend("vanilla", SGD(lr=0.1), (1.0, 1.0), 4.0, 2)
+        np.testing.assert_allclose(vanilla.points, [[1, 1], [0.9, 0.6], [0.81, 0.36]])
+        np.testing.assert_allclose(vanilla.loss, [2.5, (0.81 + 4 * 0.36) / 2, (0.6561 + 4 * 0.1296) / 2])
+        momentum = valley.descend("momentum", Momentum(lr=0.1, momentum=0.5), (1.0, 1.0), 4.0, 2)
+        np.testing.assert_allclose(momentum.points, [[1, 1], [0.9, 0.6], [0.9 - 0.05 - 0.09, 0.6 - 0.2 - 0.24]])
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.6])
+    def test_the_bound_on_the_step_size_is_where_the_loss_starts_to_grow(self, valley: ModuleType, momentum: float) -> None:
+        bound = 2 * (1 + momentum) / 40
+        for lr, grows in ((0.99 * bound, False), (1.01 * bound, True)):
+            descent = valley.descend("momentum", Momentum(lr=lr, momentum=momentum), (-10.0, 2.0), 40.0, 2000)
+            assert descent.bound == pytest.approx(bound)
+            assert descent.diverges == grows
+            assert (descent.loss[-1] > descent.loss[0]) == grows
+
+    def test_who_starts_on_the_floor_feels_no_walls(self, valley: ModuleType) -> None:
+        assert not valley.descend("vanilla", SGD(lr=0.06), (-10.0, 0.0), 40.0, 5).diverges
+
+    def test_pictures_are_valid_and_the_same_each_time(self, valley: ModuleType, tmp_path: Path) -> None:
+        made = []
+        for run in ("a", "b"):
+            (tmp_path / run).mkdir()
+            png, svg, gif = (tmp_path / run / f"v.{suffix}" for suffix in ("png", "svg", "gif"))
+            valley.main(["--steps", "6", "--out", str(png), "--out", str(svg), "--animate", str(gif)])
+            made.append([path.read_bytes() for path in (png, svg, gif)])
+        assert made[0] == made[1]
+        assert made[0][0].startswith(b"\x89PNG\r\n\x1a\n")
+        root = ElementTree.fromstring(made[0][1])
+        assert root.tag == f"{SVG}svg"
+        assert len(list(root.iter(f"{SVG}path"))) > 100
+
+    def test_the_animation_draws_step_by_step(self, valley: ModuleType, tmp_path: Path) -> None:
+        path = tmp_path / "v.gif"
+        valley.main(["--steps", "6", "--out", str(tmp_path / "v.png"), "--animate", str(path)])
+        with Image.open(path) as gif:
+            assert gif.format == "GIF"
+            frames = []
+            for i in range(gif.n_frames):
+                gif.seek(i)
+                frames.append(gif.convert("RGB").tobytes())
+        assert len(set(frames)) == 7  # the start and six steps
+
+    @pytest.mark.parametrize(
+        ("options", "lines"),
+        [
+            (["--lr", "0.055"], ["vanilla SGD diverges: its step size 0.055 is above the largest stable one, 0.05"]),
+            (["--lr", "1e300"], ["vanilla SGD diverges", "momentum diverges"]),
+            (["--lr", "0.05"], []),  # on the bound: bounces for ever
+        ],
+    )
+    def test_divergence_is_said_and_drawn_at_the_scale_of_the_start(
+        self, valley: ModuleType, tmp_path: Path, options: list[str], lines: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        valley.main([*options, "--out", str(tmp_path / "v.png")])
+        out, err = capsys.readouterr()
+        assert len(err.splitlines()) == len(lines)
+        assert all(line.startswith(start) for line, start in zip(err.splitlines(), lines, strict=True))
+        assert out.splitlines()[0].endswith(": not reached")
+        args, descents = valley.parse(options)
+        figure, _ = valley.draw(descents, args.condition)
+        (left, right), (bottom, top) = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
+        assert -25 < left < -10 < 0 < right < 25
+        assert -10 < bottom < 0 < 2 < top < 10
+        assert figure.axes[1].get_ylim()[1] < 1e6
+
+    @pytest.mark.parametrize("start", [(-10, 0), (0, 2), (1, 100), (-1, -1)])
+    @pytest.mark.parametrize("condition", [1, 1000])
+    def test_x_and_y_have_one_scale_and_the_paths_are_inside(
+        self, valley: ModuleType, start: tuple[float, float], condition: float
+    ) -> None:
+        _, descents = valley.parse(["--start", *map(str, start), "--condition", str(condition), "--lr", "0.001"])
+        figure, _ = valley.draw(descents, condition)
+        axes = figure.axes[0]
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        assert (right - left) / (top - bottom) == pytest.approx(axes.bbox.width / axes.bbox.height)
+        for descent in descents:
+            x, y = descent.points.T
+            assert left < x.min() <= x.max() < right
+            assert bottom < y.min() <= y.max() < top
+
+    def test_the_legend_says_the_settings_and_how_far_each_ended(self, valley: ModuleType) -> None:
+        args, descents = valley.parse(["--steps", "3"])
+        figure, _ = valley.draw(descents, args.condition)
+        vanilla, momentum = (text.get_text() for text in figure.axes[0].get_legend().get_texts())
+        ends = [math.hypot(*descent.points[-1]) for descent in descents]
+        assert vanilla == f"vanilla SGD: step size η = 0.0475, momentum β = 0, ends {ends[0]:.2g} from the minimum"
+        assert momentum == f"momentum: step size η = 0.0475, momentum β = 0.6, ends {ends[1]:.2g} from the minimum"
+        assert figure.get_suptitle() == "Steps to a thousandth of the loss: vanilla SGD over 3, momentum over 3"
+
+    @pytest.mark.parametrize(
+        ("argv", "complaint"),
+        [
+            (["--lr", "0"], "lr: expected float > 0.0, got 0.0"),
+            (["--lr", "nan"], "lr: expected float > 0.0, got nan"),
+            (["--momentum", "1"], "momentum: expected float < 1.0, got 1.0"),
+            (["--momentum", "-0.1"], "momentum: expected float >= 0.0, got -0.1"),
+            (["--steps", "0"], "--steps: expected at least 1, got 0"),
+            (["--condition", "0.5"], "--condition: expected a number from 1 to 1e9, got 0.5"),
+            (["--condition", "nan"], "--condition: expected a number from 1 to 1e9, got nan"),
+            (["--start", "0", "0"], "--start: expected a point from 1e-9 to 1e9 away from the minimum"),
+            (["--start", "2", "nan"], "--start: expected a point from 1e-9 to 1e9 away from the minimum"),
+            (["--out", "v.jpg"], "argument --out: 'v.jpg' does not end in .png or .svg"),
+            (["--out", "no/such/folder/v.png"], "argument --out: there is no folder 'no/such/folder'"),
+            (["--animate", "v.mp4"], "argument --animate: 'v.mp4' does not end in .gif"),
+        ],
+    )
+    def test_bad_options(self, valley: ModuleType, argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+        refuses(valley, argv, complaint, capsys)
