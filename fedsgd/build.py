@@ -56,13 +56,9 @@ def build(
 ) -> Experiment:
     """The experiment of a scenario. data: the folder of the data files; dataset, module, loss, metrics: take the place of what
     the scenario names."""
-    if dataset is None:
-        with _placed("data"):
-            dataset = scenario.data.source.load(None if data is None else Path(data))
+    dataset, train, held_out = dealt(scenario, data, dataset)
     with _placed("model"):
         task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
-    with _placed("data.partition"):
-        train, held_out = deal(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
     plan = Plan(
         seed=scenario.seed,
         layout=task.layout,
@@ -79,6 +75,17 @@ def build(
     runtime = InProcess(plan, engine, MemoryStore(), train)
     server = start(plan, task.initial)
     return Experiment(scenario, dataset, train, held_out, task, plan, engine, evaluator, runtime, server)
+
+
+def dealt(
+    scenario: Scenario, data: str | Path | None, dataset: Dataset | None = None
+) -> tuple[Dataset, ClientData, ClientData | None]:
+    """(the dataset, what each client trains on, what each is tested on)."""
+    if dataset is None:
+        with _placed("data"):
+            dataset = scenario.data.source.load(None if data is None else Path(data))
+    with _placed("data.partition"):
+        return dataset, *deal(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
 
 
 def _evaluator(

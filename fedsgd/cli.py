@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,44 +48,62 @@ def main() -> None:
         sys.path.append(str(Path.cwd()))
 
 
+def _of_a_scenario(command: Callable[..., None]) -> Callable[..., None]:
+    """What every command that reads a scenario takes."""
+    decorators = [
+        click.argument("scenario", type=click.Path(path_type=Path)),
+        click.option(
+            "--set",
+            "settings",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Override a key of the scenario, e.g. uplink.compressor.density=0.1. Repeatable. Setting a `name` resets the "
+            "other keys of that component to the new member's defaults.",
+        ),
+        click.option(
+            "--data", type=click.Path(path_type=Path), envvar="FEDSGD_DATA", show_envvar=True, help="Folder of data files."
+        ),
+        click.option("--seed", type=int, help="Override the scenario's seed."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),
+        click.option("--quiet", is_flag=True, help="Show no progress."),
+    ]
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+def _load(path: Path, settings: tuple[str, ...], seed: int | None) -> Scenario:
+    from fedsgd.scenario import load
+    from fedsgd.schema import parse_setting
+
+    overrides = dict(parse_setting(text) for text in settings)
+    if seed is not None:
+        overrides["seed"] = seed
+    return load(path, overrides)
+
+
 @main.command()
-@click.argument("scenario", type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "settings",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Override a key of the scenario, e.g. uplink.compressor.density=0.1. Repeatable. Setting a `name` resets the other "
-    "keys of that component to the new member's defaults.",
-)
+@_of_a_scenario
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder to write. [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run folder.")
-@click.option("--data", type=click.Path(path_type=Path), envvar="FEDSGD_DATA", show_envvar=True, help="Folder of data files.")
-@click.option("--seed", type=int, help="Override the scenario's seed.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output, and nothing else there.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
 def run(
     scenario: Path,
     settings: tuple[str, ...],
-    out: Path | None,
-    overwrite: bool,
     data: Path | None,
     seed: int | None,
     as_json: bool,
     quiet: bool,
+    out: Path | None,
+    overwrite: bool,
 ) -> None:
     """Run the experiment that SCENARIO (a TOML file) describes.
 
     The run folder gets scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json.
     Progress goes to standard error, results to standard output.
     """
-    from fedsgd.scenario import in_file, load
-    from fedsgd.schema import parse_setting
+    from fedsgd.scenario import in_file
 
-    overrides = dict(parse_setting(text) for text in settings)
-    if seed is not None:
-        overrides["seed"] = seed
-    resolved = load(scenario, overrides)
+    resolved = _load(scenario, settings, seed)
     with in_file(scenario), _numbered_folder(resolved.name) if out is None else nullcontext(out) as folder:
         _run(resolved, folder, overwrite, data, as_json, quiet)
 
@@ -127,6 +145,44 @@ def _numbered_folder(name: str) -> Iterator[Path]:
         for made in (folder, runs):
             with suppress(OSError):
                 made.rmdir()
+
+
+@main.command()
+@_of_a_scenario
+@click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a file that ends in .png or .svg.")
+def partition(
+    scenario: Path,
+    settings: tuple[str, ...],
+    data: Path | None,
+    seed: int | None,
+    as_json: bool,
+    quiet: bool,
+    picture: Path | None,
+) -> None:
+    """Show how SCENARIO splits its data over clients: how many examples of which class each trains on.
+
+    Up to 20 clients have a row each, more are summarised; a picture has a bar for each of up to 40, or a map. "distance" is the
+    total variation between a client's class distribution and that of all clients: 0 the same, 1 nothing in common.
+    """
+    from fedsgd import console
+    from fedsgd.scenario import in_file
+    from fedsgd.splits import split_of
+
+    resolved = _load(scenario, settings, seed)
+    if picture is not None:
+        from fedsgd.pictures import check_format, draw_split
+
+        check_format(picture)
+    with in_file(scenario), console.waiting(f"reading {resolved.data.source.name}", quiet):
+        split = split_of(resolved, data)
+        if picture is not None:
+            draw_split(split, picture)
+    if as_json:
+        click.echo(json.dumps(split.to_json()))
+    else:
+        console.show_split(split)
+    if picture is not None:
+        click.echo(f"drawn to {picture}", err=True)
 
 
 @main.command(name="list")

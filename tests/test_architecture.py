@@ -30,8 +30,8 @@ FLOORS = [
     ["runtime", "parquet", "evaluation", "run_folder"],
     ["ledger"],
     ["build"],
-    ["experiment"],
-    ["console"],
+    ["experiment", "splits"],
+    ["console", "pictures"],
     ["cli"],
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,140 @@
+"""Pictures of a split, as PNG or SVG. The only door to matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+from numpy.typing import NDArray
+
+from fedsgd.errors import OutputError, did_you_mean
+from fedsgd.splits import F64, I64, Split
+
+FORMATS = (".png", ".svg")
+MOST_BARS = 40
+"""Up to so many clients each has a bar of its own; more become the columns of a map."""
+COLOURS = (*("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#666666"),)
+"""Paul Tol's "muted" scheme and a grey: distinct for colour-blind readers, and on paper."""
+REST = "#DDDDDD"
+MOST_COLUMNS = 1000
+THOUSANDS = StrMethodFormatter("{x:,.0f}")
+STYLE: Any = {"font.size": 10, "svg.hashsalt": "fedsgd", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def check_format(path: Path) -> None:
+    """OutputError unless a picture can be written there."""
+    if path.suffix.lower() not in FORMATS:
+        hint = did_you_mean(path.suffix, FORMATS)
+        raise OutputError(f'{path}: got a picture "{path.suffix}"{hint}')
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}")
+
+
+def draw_split(split: Split, path: Path) -> None:
+    """Who has what: a bar for each client, or for many clients a map of them. Equal splits give equal files."""
+    check_format(path)
+    with rc_context(STYLE):
+        figure = _bars(split) if len(split.sizes) <= MOST_BARS else _map(split)
+        try:
+            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _title(split: Split) -> str:
+    least, most = split.sizes.min(), split.sizes.max()
+    spread = f"{least:,} to {most:,} examples each, median {np.median(split.sizes):,.0f}"
+    if least == most:
+        spread = f"{least:,} examples each"
+    return f"{split.name}: {split.partition} over {len(split.sizes):,} clients, {spread}"
+
+
+def _stacks(split: Split) -> list[tuple[str, str, I64]]:
+    """(label, colour, targets of each client [N]), the most frequent classes by themselves, the others together."""
+    if split.counts is None:
+        return [("examples", COLOURS[0], split.sizes)]
+    by_frequency = np.argsort(-split.counts.sum(axis=0), kind="stable")
+    n_named = len(by_frequency) if len(by_frequency) <= len(COLOURS) else len(COLOURS) - 1
+    named = sorted(by_frequency[:n_named].tolist())
+    stacks = [(_shown(split.class_names[c]), colour, split.counts[:, c]) for c, colour in zip(named, COLOURS, strict=False)]
+    if n_named < len(by_frequency):
+        others = by_frequency[n_named:]
+        stacks.append((f"{len(others)} others", REST, split.counts[:, others].sum(axis=1)))
+    return stacks
+
+
+def _shown(name: str) -> str:
+    """A class name that can be seen."""
+    return {" ": "space", "\n": "line end"}.get(name, name).replace("$", r"\$")
+
+
+def _bars(split: Split) -> Figure:
+    n = len(split.sizes)
+    figure = Figure(figsize=(9, max(3.0, 1.8 + 0.24 * n)), layout="constrained")
+    ax = figure.add_subplot()
+    left = np.zeros(n)
+    for label, colour, widths in _stacks(split):
+        ax.barh(np.arange(n), widths, left=left, color=colour, edgecolor="white", linewidth=0.4, label=label, height=0.82)
+        left += widths
+    unit = "examples" if split.counts is None or split.counts.sum() == split.sizes.sum() else "targets"
+    ax.set(
+        ylabel="client", xlabel=f"{unit} that it trains on", ylim=(n - 0.4, -0.6), yticks=np.arange(0, n, 1 if n <= 20 else 5)
+    )
+    ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_formatter(THOUSANDS)
+    if split.counts is not None:
+        figure.legend(loc="outside right upper", frameon=False, handlelength=1.0)
+    figure.suptitle(_title(split), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def _map(split: Split) -> Figure:
+    """Clients as columns, sorted by their largest class and its share, so that likes stand together."""
+    shares = split.shares()
+    figure = Figure(figsize=(9, 2.8 if shares is None else 5.2), layout="constrained")
+    figure.suptitle(_title(split), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    if shares is None:
+        _size_panel(figure.add_subplot(), np.sort(split.sizes)[::-1])
+        return figure
+    order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))
+    grid = figure.add_gridspec(2, 1, height_ratios=(1, 2.6))
+    top = figure.add_subplot(grid[0])
+    _size_panel(top, split.sizes[order])
+    ax = figure.add_subplot(grid[1], sharex=top)
+    stacks = _stacks(split)
+    labels = [label for label, _, _ in stacks]
+    columns = np.array([counts for _, _, counts in stacks]) / sum(counts for _, _, counts in stacks)
+    extent = (0, len(order), len(labels) - 0.5, -0.5)
+    image = ax.imshow(
+        _binned(columns[:, order]), aspect="auto", cmap="cividis", vmin=0, vmax=1, extent=extent, interpolation="nearest"
+    )
+    ax.set(yticks=range(len(labels)), yticklabels=labels, ylabel="class", xlabel="clients, by largest class")
+    ax.xaxis.set_major_formatter(THOUSANDS)
+    ax.tick_params(axis="y", length=0)
+    figure.colorbar(image, ax=ax, label="share of the client's targets", pad=0.01)
+    return figure
+
+
+def _binned(values: NDArray[Any]) -> F64:
+    """Columns [..., N] as at most MOST_COLUMNS, each the mean of neighbours, so that none is skipped."""
+    n = values.shape[-1]
+    n_bins = min(n, MOST_COLUMNS)
+    starts = np.arange(n_bins) * n // n_bins
+    means: F64 = np.add.reduceat(values, starts, axis=-1) / np.diff(starts, append=n)
+    return means
+
+
+def _size_panel(ax: Axes, sizes: I64) -> None:
+    heights = _binned(sizes)
+    edges = np.linspace(0, len(sizes), len(heights) + 1)
+    ax.fill_between(edges, np.append(heights, heights[-1]), step="post", color=COLOURS[1], linewidth=0)
+    ax.yaxis.set_major_formatter(THOUSANDS)
+    if sizes.max() > 20 * max(1, np.median(sizes)):
+        ax.set_yscale("log")
+    ax.set(ylabel="examples", xlim=(0, len(sizes)), ylim=(None if ax.get_yscale() == "log" else 0, None))
+    ax.tick_params(labelbottom=False)
