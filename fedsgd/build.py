@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsgd.clients import MemoryStore
-from fedsgd.component import FieldError
-from fedsgd.data import ClientData, Dataset, Examples, deal
+from fedsgd.data import ClientData, Dataset, Examples
 from fedsgd.engine import Engine, Recipe, Sequential
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.evaluation import Evaluator
@@ -20,6 +18,8 @@ from fedsgd.rounds import Plan, Server, start
 from fedsgd.run_folder import ROUND_COLUMNS
 from fedsgd.runtime import InProcess
 from fedsgd.scenario import Scenario
+from fedsgd.schema import placed
+from fedsgd.splits import dealt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +57,7 @@ def build(
     """The experiment of a scenario. data: the folder of the data files; dataset, module, loss, metrics: take the place of what
     the scenario names."""
     dataset, train, held_out = dealt(scenario, data, dataset)
-    with _placed("model"):
+    with placed("model"):
         task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
     plan = Plan(
         seed=scenario.seed,
@@ -75,17 +75,6 @@ def build(
     runtime = InProcess(plan, engine, MemoryStore(), train)
     server = start(plan, task.initial)
     return Experiment(scenario, dataset, train, held_out, task, plan, engine, evaluator, runtime, server)
-
-
-def dealt(
-    scenario: Scenario, data: str | Path | None, dataset: Dataset | None = None
-) -> tuple[Dataset, ClientData, ClientData | None]:
-    """(the dataset, what each client trains on, what each is tested on)."""
-    if dataset is None:
-        with _placed("data"):
-            dataset = scenario.data.source.load(None if data is None else Path(data))
-    with _placed("data.partition"):
-        return dataset, *deal(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
 
 
 def _evaluator(
@@ -136,12 +125,3 @@ def recipe(scenario: Scenario) -> Recipe:
     client = scenario.client
     batch_size = None if client.batch_size == "full" else client.batch_size
     return Recipe(client.optimizer, client.epochs, client.steps, batch_size, client.proximal)
-
-
-@contextmanager
-def _placed(table: str) -> Iterator[None]:
-    """A field that turns out to be wrong while something is built is named with its table."""
-    try:
-        yield
-    except FieldError as error:
-        raise ScenarioError(f"{table}.{error.field}: {error.problem}") from error

@@ -201,9 +201,16 @@ def list_members(family: str | None, as_json: bool) -> None:
         if not family:
             click.secho(name, bold=True)
         for member in members:
-            shown = {key: "(unset)" if value is None else json.dumps(value) for key, value in member["keys"].items()}
+            shown = {key: _shown(value) for key, value in member["keys"].items()}
             keys = ", ".join(f"{key} = {value}" for key, value in shown.items())
             also = f" (or {', '.join(member['also'])})" if member["also"] else ""
             click.echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
             if keys:
                 click.secho(f"      {keys}", dim=True)
+
+
+def _shown(default: Any) -> str:
+    """A key's default as TOML has it, nearly; or that there is none."""
+    if default in (None, "required"):
+        return "(unset)" if default is None else "(required)"
+    return json.dumps(default)

@@ -188,8 +188,22 @@ def _bytes_table(summary: Mapping[str, Any]) -> Table:
     table.add_row("total", f"{up['n_bytes']:,}", f"{down['n_bytes']:,}", style="bold")
     table.add_row("frames", f"{up['frames']:,}", f"{down['frames']:,}")
     table.add_row("as dense float32", f"{summary['dense_uplink_bytes']:,}", "")
-    table.add_row("times less", f"{summary['uplink_ratio']:.1f}×", "", style="bold")
+    table.add_row("compression ratio", f"{summary['uplink_ratio']:.1f}×", "", style="bold")
     return table
+
+
+def _metrics(final: Mapping[str, float | None], best: float | None) -> Iterator[str]:
+    """A line for the test examples, one for the clients and one for training, as far as they were measured."""
+    lines: dict[str, list[str]] = {"": [], "client_accuracy_": [], "train_": []}
+    for name, value in final.items():
+        kind = next(prefix for prefix in ("client_accuracy_", "train_", "") if name.startswith(prefix))
+        figure = "not finite" if value is None else f"{value:.4f}"
+        if name == "accuracy" and best is not None:
+            figure += f" (best {best:.4f})"
+        lines[kind].append(f"{name.removeprefix(kind).replace('_', ' ') if kind else name} {figure}")
+    for title, kind in (("test", ""), ("accuracy by client", "client_accuracy_"), ("training", "train_")):
+        if lines[kind]:
+            yield f"{title}: {', '.join(lines[kind])}"
 
 
 def _lines_of(result: Result) -> Iterator[str]:
@@ -202,8 +216,9 @@ def _lines_of(result: Result) -> Iterator[str]:
     if up["kept"]:
         total, index = (8 * up[key] / up["kept"] for key in ("n_bytes", "index"))
         yield f"uplink: {total:.1f} bits per kept coordinate, {index:.2f} of them for its position"
-    if summary["final_accuracy"] is not None:
-        yield f"accuracy {summary['final_accuracy']:.4f}, best {summary['best_accuracy']:.4f}"
+    yield from _metrics(summary["final_metrics"], summary["best_accuracy"])
+    if summary["stopped_by"] != "rounds":
+        yield f"stopped after round {summary['rounds']}, by [stop] target_accuracy"
     if summary["target_accuracy"] is not None:
         reached = summary["rounds_to_target"]
         yield f"target {summary['target_accuracy']:g}: " + ("not reached" if reached is None else f"reached in round {reached}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -36,6 +37,15 @@ class Table(Checked):
         given = [f"{key} = {getattr(self, key)}" for key in self.alternatives if getattr(self, key) is not None]
         if len(given) > 1:
             raise FieldError(type(self).__name__, self.alternatives[0], f"got {' and '.join(given)}, expected only one of them")
+
+
+@contextmanager
+def placed(table: str) -> Iterator[None]:
+    """A field that turns out to be wrong while something is built is named with its table."""
+    try:
+        yield
+    except FieldError as error:
+        raise ScenarioError(f"{table}.{error.field}: {error.problem}") from error
 
 
 T = TypeVar("T", bound=Table)

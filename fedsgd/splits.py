@@ -1,4 +1,4 @@
-"""What a split over clients looks like: who has how many examples of which class.
+"""The split of a scenario's data over its clients, and what it looks like: who has how many examples of which class.
 
 N clients, C classes, n examples.
 """
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.build import dealt
-from fedsgd.data import ClientData, Dataset
+from fedsgd.data import ClientData, Dataset, deal
 from fedsgd.scenario import Scenario
+from fedsgd.schema import placed
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -66,8 +66,20 @@ class Split:
         }
 
 
+def dealt(
+    scenario: Scenario, data: str | Path | None, dataset: Dataset | None = None
+) -> tuple[Dataset, ClientData, ClientData | None]:
+    """(the scenario's dataset, what each client trains on, what each is tested on). data: the folder of the data files;
+    dataset: in the place of the scenario's own."""
+    if dataset is None:
+        with placed("data"):
+            dataset = scenario.data.source.load(None if data is None else Path(data))
+    with placed("data.partition"):
+        return dataset, *deal(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
+
+
 def split_of(scenario: Scenario, data: str | Path | None = None, dataset: Dataset | None = None) -> Split:
-    """The split of a scenario, as a run of it has it. data: the folder of the data files; dataset: in the place of its own."""
+    """The split of a scenario, as a run of it has it."""
     dataset, train, held_out = dealt(scenario, data, dataset)
     names: tuple[str, ...] = ()
     counts = None

@@ -36,6 +36,17 @@ def data_folder() -> Path:
 
 
 @pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and a cache of its own."""
+    import datasets
+
+    for name, value in (("HF_HUB_OFFLINE", True), ("HF_DATASETS_OFFLINE", True), ("HF_DATASETS_CACHE", tmp_path / "cache")):
+        monkeypatch.setattr(datasets.config, name, value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
 def scenario() -> Callable[..., Scenario]:
     """The quickstart at a tiny size, with dotted keys overridden: scenario({"rounds": 3})."""
 

@@ -27,10 +27,10 @@ FLOORS = [
     ["loop"],
     ["schema"],
     ["scenario"],
-    ["runtime", "parquet", "evaluation", "run_folder"],
+    ["runtime", "parquet", "evaluation", "run_folder", "splits"],
     ["ledger"],
     ["build"],
-    ["experiment", "splits"],
+    ["experiment"],
     ["console", "pictures"],
     ["cli"],
 ]

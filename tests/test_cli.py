@@ -37,7 +37,7 @@ def test_run_prints_a_table_and_writes_a_folder(quickstart: Path) -> None:
         "index",
         "value",
         "side",
-        "times less",
+        "compression ratio",
         "accuracy 0.",
         "params_sha256",
         "written to o",

@@ -389,17 +389,6 @@ def test_npz_files_that_will_not_do_are_named(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- hugging face
 
 
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and a cache of its own."""
-    import datasets
-
-    for name, value in (("HF_HUB_OFFLINE", True), ("HF_DATASETS_OFFLINE", True), ("HF_DATASETS_CACHE", tmp_path / "cache")):
-        monkeypatch.setattr(datasets.config, name, value)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-
-
 def saved(folder: Path, **columns: object) -> HuggingFace:
     """A dataset of the hub's form in a folder: two Parquet files that say what their columns are."""
     import datasets

@@ -33,6 +33,12 @@ def test_every_file_that_is_named_is_there() -> None:
         assert (ROOT / name).exists(), name
 
 
+def test_every_picture_is_there_and_every_one_that_is_there_is_shown() -> None:
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert len(shown) >= 2
+    assert {ROOT / path for path in shown} == set((ROOT / "scenarios" / "pictures").iterdir())
+
+
 def test_every_scenario_is_listed() -> None:
     for path in (ROOT / "scenarios").iterdir():
         if path.suffix in (".toml", ".py"):

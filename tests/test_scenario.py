@@ -16,7 +16,9 @@ from fedsgd.compress.topk import TopK
 from fedsgd.data.partitioners.iid import Iid
 from fedsgd.engine import Recipe
 from fedsgd.errors import ScenarioError
-from fedsgd.optim import SGD, Momentum
+from fedsgd.models.user import UserModule
+from fedsgd.optim import SGD, Momentum, Optimizer, PyTorchMomentum
+from fedsgd.optim.adaptive import FedAdam
 from fedsgd.optim.schedules import Step
 from fedsgd.scenario import Client, Data, Scenario, Server, Uplink, from_dict, load
 from fedsgd.schema import FAMILIES, describe, parse_setting
@@ -44,6 +46,41 @@ def test_the_servers_step_size_is_one_unless_it_is_said() -> None:
     assert from_dict({"name": "x", "server": {"optimizer": {"name": "momentum"}}}).server.optimizer.lr == 1.0
     assert from_dict({"name": "x", "client": {"optimizer": {"name": "momentum"}}}).client.optimizer.lr == 0.1
     assert from_dict({"name": "x", "server": {"optimizer": {"name": "sgd", "lr": 0.5}}}).server.optimizer.lr == 0.5
+
+
+def test_a_server_optimizer_with_a_step_size_of_its_own_keeps_it_and_other_names_are_understood() -> None:
+    def server(optimizer: object) -> Optimizer:
+        return from_dict({"name": "x", "server": {"optimizer": optimizer}}).server.optimizer
+
+    assert server("fedadam") == FedAdam(lr=0.01)
+    assert server("fedavgm") == PyTorchMomentum(lr=1.0)
+    assert server({"name": "fedavg", "lr": 0.5}) == SGD(lr=0.5)
+    with pytest.raises(ScenarioError, match=r'server\.optimizer.name: got "fedavgn", did you mean "fedavg"'):
+        server("fedavgn")
+
+
+def test_a_key_that_implies_a_member_replaces_the_one_that_was_named(scenario: Make) -> None:
+    """The quickstart names an MLP with hidden layers."""
+    own = scenario({"model.module": "m:f", "model.arguments.width": 3, "model.loss": "m:loss"})
+    assert own.model == UserModule(loss="m:loss", module="m:f", arguments={"width": 3})
+    again = own.replace({"model.module": "m:g"})
+    assert again.model == UserModule(loss="m:loss", module="m:g", arguments={"width": 3})
+
+
+def test_a_key_without_a_default_is_asked_for() -> None:
+    with pytest.raises(ScenarioError, match=r"^data\.path: missing$"):
+        from_dict({"name": "x", "data": {"name": "npz"}})
+    with pytest.raises(ScenarioError, match=r"^model\.module: missing$"):
+        from_dict({"name": "x", "model": {"name": "module"}})
+    keys = {m["name"]: m["keys"] for registry in FAMILIES.values() for m in describe(registry)}
+    assert keys["npz"] == {"path": "required", "classes": None, "test_share": 0.2}
+
+
+def test_cohorts_of_splits_whose_size_is_in_the_data() -> None:
+    s = from_dict({"name": "x", "data": {"name": "shakespeare", "partition": "natural"}, "server": {"cohort": 300}})
+    assert s.cohort_size(300) == 300
+    with pytest.raises(ScenarioError, match=r"server\.cohort: got 300 clients a round, but data.partition gives 243"):
+        s.cohort_size(243)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "scenarios").glob("*.toml")), ids=lambda p: p.stem)

@@ -2,39 +2,75 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from fedsgd.data import Dataset, Examples
+from fedsgd.data.datasets.mnist import read_idx
 from fedsgd.experiment import run
 from fedsgd.scenario import load
+from tests.test_data import idx
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
+SCENARIOS = sorted(FOLDER.glob("*.toml"))
 TINY = {"rounds": 2, "evaluation.every": 1, "client.steps": 2, "server.cohort": 2}
+FILES_OF_THE_USER = {"mnist", "cifar10", "shakespeare", "hugging-face"}
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda p: p.stem)
-def test_every_scenario_runs(path: Path, request: pytest.FixtureRequest) -> None:
-    scenario = load(path, TINY)
-    data = dataset = None
-    if scenario.data.source.name != "digits":
-        data = request.getfixturevalue("data_folder")
-        full = scenario.data.source.load(data)
-        dataset = Dataset(
-            Examples(full.train.x[:1000], full.train.y[:1000]), Examples(full.test.x[:200], full.test.y[:200]), full.classes
+@pytest.fixture(scope="session")
+def tiny_data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first examples of the real files, as the same kinds of files."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("mnist", "cifar10"):
+        (folder / name).mkdir()
+    for stem, n in (("train", 1000), ("t10k", 200)):
+        for kind, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)):
+            array = read_idx(data_folder / "mnist" / f"{stem}-{kind}.gz", dimensions)
+            (folder / "mnist" / f"{stem}-{kind}.gz").write_bytes(gzip.compress(idx(np.asarray(array[:n]))))
+    for part, n in (("train", 1000), ("test", 100)):
+        pq.write_table(
+            pq.read_table(data_folder / "cifar10" / f"{part}.parquet").slice(0, n), folder / f"cifar10/{part}.parquet"
         )
-    result = run(scenario, data=data, dataset=dataset)
+    text = (data_folder / "shakespeare" / "input.txt").read_text(encoding="utf-8")
+    (folder / "input.txt").write_text(text[:60_000], encoding="utf-8")
+    return folder
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
+def test_every_scenario_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    scenario = load(path, TINY)
+    data = request.getfixturevalue("tiny_data") if scenario.data.source.name in FILES_OF_THE_USER else None
+    monkeypatch.chdir(tmp_path)
+    for command in re.findall(r'^#   python -c "(.*)"$', path.read_text(), flags=re.MULTILINE):
+        subprocess.run([sys.executable, "-c", command], check=True)
+    result = run(scenario, data=data)
     assert result.summary["rounds"] == 2
     assert 0 <= result.summary["final_accuracy"] <= 1
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
 def test_every_scenario_is_called_what_its_file_is(path: Path) -> None:
     assert load(path).name == path.stem
     assert path.read_text().startswith("# ")
+    assert len(path.read_text().splitlines()) < 50
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
+def test_the_settings_that_comments_suggest_are_settings(path: Path) -> None:
+    from fedsgd.schema import parse_setting
+
+    comments = " ".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
+    settings = [parse_setting(text.rstrip(".,;")) for text in re.findall(r"--set (\S+)", comments)]
+    load(path, dict(settings))
 
 
 def test_the_simulation_script_runs() -> None:
