@@ -428,11 +428,19 @@ def test_hugging_face_columns_splits_and_rows_that_will_not_do_are_named(tmp_pat
         source.load(tmp_path)
     for wrong, message in (
         ({"x": "featurs"}, 'x: got "featurs", did you mean "features"'),
-        ({"train": "trian"}, 'train: got "trian", did you mean "train"'),
         ({"owner": "user"}, 'owner: got "user"'),
     ):
         with pytest.raises(FieldError, match=message):
             dataclasses.replace(source, **wrong).load(tmp_path)
+    with pytest.raises(DataError, match='mine cannot be loaded: ValueError: Unknown split "trian"'):
+        dataclasses.replace(source, train="trian").load(tmp_path)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hugging_face_split_may_be_a_part_of_one(tmp_path: Path) -> None:
+    source = saved(tmp_path, features=[[float(i)] for i in range(10)], label=[0, 1] * 5)
+    data = dataclasses.replace(source, train="train[:80%]", test="train[80%:]").load(tmp_path)
+    assert (data.train.x.ravel().tolist(), data.test.x.ravel().tolist()) == ([*range(8)], [8, 9])
 
 
 @pytest.mark.usefixtures("offline")

@@ -20,7 +20,8 @@ from fedsgd.errors import DataError, did_you_mean
 class HuggingFace(Source):
     """Any Hugging Face dataset: `path` as datasets.load_dataset takes it, a name on the hub or a folder. Needs an extra.
 
-    config: which of its configurations; train, test: its splits; x, y: the columns of examples and targets; owner: the column
+    config: which of its configurations; train, test: its splits, also in parts ("train[:80%]" and "train[80%:]" where there is
+    no test split); x, y: the columns of examples and targets; owner: the column
     that says whose each example is, for "natural". Images become float32 in [0, 1], [channels, height, width] or, without
     colours, [height, width]; lists become arrays and must be of one length. Class labels (a ClassLabel column, or integers)
     make it a classification. The cache of the library is used, and its HF_HUB_OFFLINE and HF_DATASETS_OFFLINE are obeyed.
@@ -41,10 +42,11 @@ class HuggingFace(Source):
         library = need("datasets", "huggingface")
         local = [place / self.path for place in (folder, Path()) if place is not None and (place / self.path).is_dir()]
         try:
-            splits = library.load_dataset(str(local[0]) if local else self.path, self.config)
+            where = str(local[0]) if local else self.path
+            train, test = library.load_dataset(where, self.config, split=[self.train, self.test])
         except Exception as error:  # a hub, a cache, a network and a parser may each fail in ways of their own
             raise DataError(f"hugging-face: {self.path} cannot be loaded: {type(error).__name__}: {error}") from error
-        train, test = (self._table(splits, key) for key in ("train", "test"))
+        self._check_columns(train.column_names)
         if isinstance(train.features[self.x], dict):  # {bytes, path}: images in a Parquet file that does not say so
             train, test = (table.cast_column(self.x, library.Image()) for table in (train, test))
         names = getattr(train.features[self.y], "names", None)
@@ -56,16 +58,11 @@ class HuggingFace(Source):
             classes = len(names) if names else max(int(part.y.max()) for part in parts) + 1
         return Dataset(parts[0], parts[1], classes, tuple(names) if names else None)
 
-    def _table(self, splits: Any, key: str) -> Any:
-        split = getattr(self, key)
-        if split not in splits:
-            raise FieldError(self.name, key, f'got "{split}"{did_you_mean(split, splits)}')
-        table = splits[split]
-        for column in ("x", "y", "owner"):
-            wanted = getattr(self, column)
-            if wanted is not None and wanted not in table.column_names:
-                raise FieldError(self.name, column, f'got "{wanted}"{did_you_mean(wanted, table.column_names)}')
-        return table
+    def _check_columns(self, columns: Sequence[str]) -> None:
+        for key in ("x", "y", "owner"):
+            wanted = getattr(self, key)
+            if wanted is not None and wanted not in columns:
+                raise FieldError(self.name, key, f'got "{wanted}"{did_you_mean(wanted, columns)}')
 
     def _examples(self, table: Any) -> Examples:
         x = as_floats(_array(table[self.x], self.path, self.x))
