@@ -7,12 +7,9 @@ next TASK frame says which round the server accepted last.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from fedsgd.compress import ClientId, State
-
-Weighting = Literal["examples", "uniform"]
-"""What a client's update counts in the mean: its number of training examples, or the same as every other."""
 
 
 @dataclass(frozen=True, eq=False)

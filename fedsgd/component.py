@@ -33,11 +33,12 @@ class FieldError(ScenarioError):
 
     def __init__(self, owner: str, field: str, problem: str) -> None:
         super().__init__(f"{owner}.{field}: {problem}")
+        self.owner = owner
         self.field = field
         self.problem = problem
 
     def __reduce__(self) -> tuple[type[FieldError], tuple[str, str, str]]:
-        return type(self), (str(self).split(".", 1)[0], self.field, self.problem)
+        return type(self), (self.owner, self.field, self.problem)
 
 
 @cache

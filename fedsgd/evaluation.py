@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsgd.arrays import F32
 from fedsgd.data import ClientData, Examples
 from fedsgd.engine import Engine
-from fedsgd.layout import F32
 
 BY_CLIENT = ("client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std")
 

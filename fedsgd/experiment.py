@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsgd.arrays import F32
 from fedsgd.build import Experiment, build
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import Dataset
 from fedsgd.errors import RunError
-from fedsgd.layout import F32, Layout
+from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
 from fedsgd.loop import run as run_rounds
 from fedsgd.models import Loss, Metric

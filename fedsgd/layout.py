@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsgd.errors import ModelError
-
-F32 = NDArray[np.float32]
 
 MAX_PARAMETERS = 2**31 - 1
 """The wire's index arithmetic is exact in 64 bits up to here."""

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
+from fedsgd.arrays import F64, I64
 from fedsgd.errors import OutputError, did_you_mean
-from fedsgd.splits import F64, I64, Split
+from fedsgd.splits import Split
 
 FORMATS = (".png", ".svg")
 MOST_BARS = 40

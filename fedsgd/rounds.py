@@ -14,18 +14,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
-from fedsgd.clients import ClientState, Pending, Weighting
+from fedsgd.arrays import F32
+from fedsgd.clients import ClientState, Pending
 from fedsgd.compress import ClientId, Context, Gathering, Operator, Received, Scheme, State
 from fedsgd.data import Examples
 from fedsgd.engine import Engine, Local, Recipe, Work
 from fedsgd.errors import NonFiniteError, RunError, WireError
-from fedsgd.layout import F32, Layout
+from fedsgd.layout import Layout
 from fedsgd.optim import Optimizer, server_step
 from fedsgd.rng import stream
-from fedsgd.wire import ALL, MAX_SECTIONS, Frame, Header, Kind, decode_frame, encode_frame, overhead
+from fedsgd.wire import ALL, HEADER_OFFSETS, MAX_SECTIONS, Frame, Header, Kind, decode_frame, encode_frame, overhead
+
+Weighting = Literal["examples", "uniform"]
+"""What a client's update counts in the mean: its number of training examples, or the same as every other."""
 
 Message = tuple[bytes, ...]
 """The frames of one client in one direction: TASK and MODEL down, UPDATE up."""
@@ -173,15 +178,15 @@ def _placed(error: WireError, round: int, client: ClientId | None) -> WireError:
 def _expect(header: Header, kind: Kind, round: int, client: ClientId, codec: int, base: int = 0) -> None:
     """WireError unless the header says what it must."""
     wanted = {
-        "kind": (3, header.kind, kind),
-        "codec": (4, header.codec, codec),
-        "round": (6, header.round, round),
-        "base round": (10, header.base, base),
-        "client": (18, header.client, client),
+        "kind": (header.kind, kind),
+        "codec": (header.codec, codec),
+        "round": (header.round, round),
+        "base": (header.base, base),
+        "client": (header.client, client),
     }
-    for name, (offset, got, expected) in wanted.items():
+    for name, (got, expected) in wanted.items():
         if got != expected:
-            raise WireError(offset, f"{name} is {got!s}, expected {expected!s}")
+            raise WireError(HEADER_OFFSETS[name], f"{name} is {got!s}, expected {expected!s}")
 
 
 # ---------------------------------------------------------------------------------------------------------- the client's side

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedsgd.arrays import F32
 from fedsgd.errors import OutputError
-from fedsgd.layout import F32, Layout
+from fedsgd.layout import Layout
 
 RUN_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", "params.safetensors", "summary.json")
 ROUND_COLUMNS: Mapping[str, type] = {

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from fedsgd.clients import Weighting
 from fedsgd.component import Coefficient, Count, FieldError, Fraction, Natural, NonNegative, Share
 from fedsgd.compress import ErrorFeedback, Operator, Plain, Scheme
 from fedsgd.compress.dense import DenseOperator
@@ -23,6 +22,7 @@ from fedsgd.data.partitioners.iid import Iid
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import Mlp, Model
 from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
+from fedsgd.rounds import Weighting
 from fedsgd.schema import Table, apply_settings, from_table, to_table
 
 

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fedsgd.arrays import F64, I64
 from fedsgd.data import ClientData, Dataset, deal
 from fedsgd.scenario import Scenario
 from fedsgd.schema import placed
-
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedsgd.arrays import F32
 from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback, Plain, Sparse
+from fedsgd.compress.base import kept_of
 from fedsgd.compress.randk import RandK, shared_support
-from fedsgd.compress.topk import TopK, kept_of, top_k
+from fedsgd.compress.topk import TopK, top_k
 from fedsgd.errors import NonFiniteError, ScenarioError, WireError
-from fedsgd.layout import F32, Layout
+from fedsgd.layout import Layout
 
 
 def context(size: int, round: int = 1, client: int = 0) -> Context:

@@ -18,11 +18,13 @@ from fedsgd.errors import WireError
 from fedsgd.layout import Layout
 from fedsgd.wire import (
     ALL,
+    HEADER_OFFSETS,
     Frame,
     Header,
     Kind,
     Part,
     Section,
+    ValueFormat,
     bits,
     decode_frame,
     decode_indices,
@@ -366,3 +368,19 @@ def test_a_mutated_frame_with_a_good_checksum_is_refused_or_harmless(name: str, 
     except WireError:
         return
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize(("form", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_a_value_that_is_not_finite_is_named_by_where_it_stands(form: ValueFormat, width: int) -> None:
+    body = np.array([1, np.inf, np.nan], "<f4").view("<u4")
+    data = (body >> (8 * (4 - width))).astype(f"<u{width}").tobytes()
+    with pytest.raises(WireError, match=f"byte {100 + width}: value 1 is inf"):
+        decode_values((Section(Part.VALUE, data, 100),), 3, form)
+
+
+def test_header_offsets_are_where_the_fields_stand() -> None:
+    frame = encode_frame(Frame(Header(Kind.UPDATE, 0x0A0B0C0D, 7, 0x01020304, 5, 0x11223344, 9)))
+    assert HEADER_OFFSETS["examples"] + 4 == 26
+    for name, value in (("round", 0x0A0B0C0D), ("base", 0x01020304), ("client", 0x11223344)):
+        at = HEADER_OFFSETS[name]
+        assert int.from_bytes(frame[at : at + 4], "little") == value

@@ -14,12 +14,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.arrays import F32, I64
 from fedsgd.component import Component
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 ClientId = int
 Kind = Literal["unbiased", "contractive", "neither"]
 State = Mapping[str, NDArray[Any]]
@@ -38,6 +37,11 @@ class Context:
     client: ClientId
     layout: Layout
     reference: F32 | None = None
+
+
+def kept_of(density: float, size: int) -> int:
+    """k = max(1, round(density · P)), halves to even as Python's round."""
+    return max(1, round(density * size))
 
 
 class Update(ABC):

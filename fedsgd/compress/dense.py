@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.compress.base import F32, Context, Dense, Kind, Operator, Update
+from fedsgd.arrays import F32
+from fedsgd.compress.base import Context, Dense, Kind, Operator, Update
 from fedsgd.layout import Layout
 from fedsgd.wire import DenseFormat, Sections, decode_values, encode_values, max_value_bytes
 

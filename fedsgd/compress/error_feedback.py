@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from fedsgd.arrays import F32
 from fedsgd.component import FieldError
-from fedsgd.compress.base import F32, Context, Scheme, Sent, State
+from fedsgd.compress.base import Context, Scheme, Sent, State
 from fedsgd.layout import Layout
 
 Policy = Literal["persist"]

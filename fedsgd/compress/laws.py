@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsgd.compress.base import F32, Context, Operator, Scheme, State, Update
+from fedsgd.arrays import F32, F64
+from fedsgd.compress.base import Context, Operator, Scheme, State, Update
 from fedsgd.errors import LawError
 from fedsgd.layout import Layout
 from fedsgd.rng import stream
 from fedsgd.wire import Frame, Header, Kind, Part, Sections, decode_frame, encode_frame
-
-F64 = NDArray[np.float64]
 
 SIGMAS = 6.0
 ROUNDING = 1e-6

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsgd.compress.base import F32, Context, Scheme, Sent, State
+from fedsgd.arrays import F32
+from fedsgd.compress.base import Context, Scheme, Sent, State
 from fedsgd.layout import Layout
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedsgd.arrays import F32, I64
 from fedsgd.component import Share
-from fedsgd.compress.base import F32, I64, Context, Kind, Operator, Sparse, Update
-from fedsgd.compress.topk import kept_of
+from fedsgd.compress.base import Context, Kind, Operator, Sparse, Update, kept_of
 from fedsgd.errors import NonFiniteError
 from fedsgd.layout import Layout
 from fedsgd.rng import shared_hash, shared_key

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedsgd.arrays import F32, I64
 from fedsgd.component import Share
-from fedsgd.compress.base import F32, I64, Context, Kind, Operator, Sparse, Update
+from fedsgd.compress.base import Context, Kind, Operator, Sparse, Update, kept_of
 from fedsgd.errors import WireError
 from fedsgd.layout import Layout
 from fedsgd.wire import (
@@ -24,11 +25,6 @@ from fedsgd.wire import (
     max_index_bytes,
     max_value_bytes,
 )
-
-
-def kept_of(density: float, size: int) -> int:
-    """k = max(1, round(density · P)), halves to even as Python's round."""
-    return max(1, round(density * size))
 
 
 def top_k(x: F32, k: int) -> I64:
@@ -79,7 +75,8 @@ class TopK(Operator):
     def decode(self, sections: Sections, ctx: Context) -> Update:
         size = ctx.layout.size
         if not sections or sections[0].part != Part.INDEX:
-            raise WireError(0, "the first section of a top-k update is not its index section")
+            where = sections[0].offset if sections else 0
+            raise WireError(where, "the first section of a top-k update is not its index section")
         indices = decode_indices(sections[0], size, kept_of(self.density, size))
         return Sparse(indices, decode_values(sections[1:], len(indices), self.values), size)
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.arrays import I64
 from fedsgd.component import Component
 from fedsgd.errors import DataError
-
-I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsgd import rng
+from fedsgd.arrays import F32, F64, I64
 from fedsgd.data import Examples
-from fedsgd.layout import F32
 from fedsgd.optim import Optimizer
-
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

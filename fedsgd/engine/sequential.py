@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsgd.arrays import F32, F64, I64
 from fedsgd.data import Examples
-from fedsgd.engine.base import F64, I64, Evaluated, Local, Recipe, Work, batches
+from fedsgd.engine.base import Evaluated, Local, Recipe, Work, batches
 from fedsgd.errors import ModelError
-from fedsgd.layout import F32
 from fedsgd.models import Task
 from fedsgd.rng import torch_seed
 from fedsgd.torch_scope import one_thread, torch_generator

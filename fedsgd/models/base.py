@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from fedsgd.arrays import F32
 from fedsgd.component import Component, FieldError, import_object
 from fedsgd.data import Dataset
 from fedsgd.errors import FedsgdError, ModelError, ScenarioError
-from fedsgd.layout import F32, Layout
+from fedsgd.layout import Layout
 from fedsgd.rng import torch_seed
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from fedsgd.arrays import F32
 from fedsgd.component import Component, NonNegative, Positive
-from fedsgd.layout import F32
 from fedsgd.optim.schedules import Constant, Schedule
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from fedsgd.wire.frame import (
     ALL,
+    HEADER_OFFSETS,
     MAX_SECTIONS,
     Frame,
     Header,
@@ -20,6 +21,7 @@ from fedsgd.wire.values import DenseFormat, ValueFormat, decode_values, encode_v
 
 __all__ = [
     "ALL",
+    "HEADER_OFFSETS",
     "MAX_SECTIONS",
     "DenseFormat",
     "Frame",

@@ -6,11 +6,10 @@ Bits are numbered from the least significant of the first byte. Whole arrays at 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fedsgd.arrays import I64
 from fedsgd.errors import WireError
 
-I64 = NDArray[np.int64]
 Bytes = bytes | memoryview
 
 

@@ -23,7 +23,21 @@ ALL = 2**32 - 1
 """The client field of a frame that is the same for every client."""
 MAX_SECTIONS = 255
 
-_HEADER = struct.Struct("<2sBBBBIIIII")
+_FIELDS = {
+    "magic": "2s",
+    "version": "B",
+    "kind": "B",
+    "codec": "B",
+    "sections": "B",
+    "round": "I",
+    "base": "I",
+    "acknowledged": "I",
+    "client": "I",
+    "examples": "I",
+}
+_HEADER = struct.Struct("<" + "".join(_FIELDS.values()))
+HEADER_OFFSETS = {name: struct.calcsize("<" + "".join([*_FIELDS.values()][:i])) for i, name in enumerate(_FIELDS)}
+"""Where each field of the header stands, for messages."""
 _SECTION = struct.Struct("<BI")
 _CHECK = struct.Struct("<I")
 
@@ -126,12 +140,12 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
     if magic != MAGIC:
         raise WireError(0, f"magic is {magic!r}, expected {MAGIC!r}")
     if version != VERSION:
-        raise WireError(2, f"version is {version}, expected {VERSION}")
+        raise WireError(HEADER_OFFSETS["version"], f"version is {version}, expected {VERSION}")
     end = len(view) - _CHECK.size
     if zlib.crc32(view[:end]) != _CHECK.unpack_from(view, end)[0]:
         raise WireError(end, "the checksum does not match")
     if kind not in Kind.__members__.values():
-        raise WireError(3, f"unknown kind {kind}")
+        raise WireError(HEADER_OFFSETS["kind"], f"unknown kind {kind}")
     header = Header(Kind(kind), fixed[0], codec, *fixed[1:])
     return Frame(header, _read_sections(view, n_sections, end))
 

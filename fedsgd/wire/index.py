@@ -17,11 +17,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.arrays import I64
 from fedsgd.errors import WireError
 from fedsgd.wire import bits
 from fedsgd.wire.frame import Section
 
-I64 = NDArray[np.int64]
 Bytes = bytes | memoryview
 
 RICE, BITMAP, RAW, ABSENT = 0, 1, 2, 3

@@ -11,11 +11,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.arrays import F32
 from fedsgd.errors import WireError
 from fedsgd.wire.bits import n_bytes
 from fedsgd.wire.frame import Part, Section, Sections
 
-F32 = NDArray[np.float32]
 DenseFormat = Literal["float32", "bfloat16"]
 """Formats that can hold a zero, and so can code every coordinate of a vector."""
 ValueFormat = Literal["float32", "bfloat16", "ternary"]
@@ -59,7 +59,7 @@ def decode_values(sections: Sections, k: int, form: ValueFormat) -> F32:
         values = _from_bfloat16(np.frombuffer(body.data, dtype="<u2"))
     if not np.isfinite(values).all():
         first = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise WireError(body.offset, f"value {first} is {values[first]}")
+        raise WireError(body.offset + first * len(body.data) // k, f"value {first} is {values[first]}")
     return values
 
 

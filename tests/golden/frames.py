@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsgd.arrays import F32
 from fedsgd.compress import Context, Operator
-from fedsgd.layout import F32, Layout
+from fedsgd.layout import Layout
 from fedsgd.wire import Frame, Header, Kind, encode_frame
 from tests.laws.members import name_of, operators
 

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedsgd.arrays import F32
 from fedsgd.compress import Context, Dense, ErrorFeedback, Operator, Scheme, Sent, Sparse, State, Update
-from fedsgd.compress.base import Kind
+from fedsgd.compress.base import Kind, kept_of
 from fedsgd.compress.randk import RandK
-from fedsgd.compress.topk import TopK, kept_of, top_k
-from fedsgd.layout import F32, Layout
+from fedsgd.compress.topk import TopK, top_k
+from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
 from fedsgd.loop import Crossing
 from fedsgd.wire import Part, Section, Sections, decode_values, encode_indices, encode_values

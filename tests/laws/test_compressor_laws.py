@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fedsgd.compress
+from fedsgd.arrays import F32
 from fedsgd.compress import COMPRESSORS, Context, Operator, Scheme
 from fedsgd.compress import laws as compressor_laws
-from fedsgd.layout import F32, Layout
+from fedsgd.layout import Layout
 from tests.laws.members import name_of, operators, schemes
 
 OPERATORS = list(operators())

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fedsgd.arrays import F64, I64
 from fedsgd.component import Component, Count
 from fedsgd.data.base import Examples
 from fedsgd.errors import DataError
 from fedsgd.rng import stream
-
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

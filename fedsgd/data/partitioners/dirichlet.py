@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedsgd.arrays import I64
 from fedsgd.component import Count, Positive
 from fedsgd.data.base import Examples
-from fedsgd.data.partitioners.base import I64, Partitioner, cut
+from fedsgd.data.partitioners.base import Partitioner, cut
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fedsgd.arrays import I64
 from fedsgd.component import Count, FieldError, import_object
 from fedsgd.data.base import Examples
 from fedsgd.data.extra import need
-from fedsgd.data.partitioners.base import I64, Partitioner
+from fedsgd.data.partitioners.base import Partitioner
 from fedsgd.errors import DataError, did_you_mean
 
 NOT_BY_ROWS = ("Vertical", "Partitioner")

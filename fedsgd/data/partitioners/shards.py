@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedsgd.arrays import I64
 from fedsgd.component import Count
 from fedsgd.data.base import Examples
-from fedsgd.data.partitioners.base import I64, Partitioner
+from fedsgd.data.partitioners.base import Partitioner
 from fedsgd.errors import DataError
 
 

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedsgd.arrays import F64, I64
 from fedsgd.component import Count, Positive
 from fedsgd.data.base import Examples
-from fedsgd.data.partitioners.base import F64, I64, Partitioner, cut, log_normal_shares
+from fedsgd.data.partitioners.base import Partitioner, cut, log_normal_shares
 
 FITTING_ROUNDS = 100
 
