@@ -59,6 +59,8 @@ def build(
     dataset, train, held_out = dealt(scenario, data, dataset)
     with placed("model"):
         task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
+    with placed(""):
+        cohort = scenario.cohort_size(len(train))
     plan = Plan(
         seed=scenario.seed,
         layout=task.layout,
@@ -68,7 +70,7 @@ def build(
         optimizer=scenario.server.optimizer,
         weighting=scenario.server.weighting,
         clients=len(train),
-        cohort=scenario.cohort_size(len(train)),
+        cohort=cohort,
     )
     engine = Sequential(task, plan.recipe)
     evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)

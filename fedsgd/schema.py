@@ -41,11 +41,11 @@ class Table(Checked):
 
 @contextmanager
 def placed(table: str) -> Iterator[None]:
-    """A field that turns out to be wrong while something is built is named with its table."""
+    """A field that turns out to be wrong while something is built is named with its table, "" being the scenario itself."""
     try:
         yield
     except FieldError as error:
-        raise ScenarioError(f"{table}.{error.field}: {error.problem}") from error
+        raise ScenarioError(f"{_join(table, error.field)}: {error.problem}") from error
 
 
 T = TypeVar("T", bound=Table)

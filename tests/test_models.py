@@ -108,7 +108,7 @@ def test_accuracy_of_sequences_is_the_share_of_their_places() -> None:
     [
         ("cnn", images(8), r"expected images .*, the examples have shape \[8\]"),
         ("resnet-20", images(8), r"expected images"),
-        ("lenet", images(3, 8, 8), "images of 8×8 are too small for its pooling"),
+        ("lenet", images(3, 8, 8), "^lenet: images of 8×8 are too small for its pooling"),
         ("char-lstm", images(28, 28), r"expected sequences of characters"),
     ],
 )

@@ -13,7 +13,7 @@ from fedsgd.build import Experiment, build
 from fedsgd.clients import ClientState, Pending
 from fedsgd.data import Dataset, Examples
 from fedsgd.engine import Local
-from fedsgd.errors import NonFiniteError, RunError, WireError
+from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
 from fedsgd.loop import Crossing, Failure, Outcome, run
 from fedsgd.rounds import (
     Message,
@@ -448,6 +448,13 @@ def test_every_crossing_says_what_it_carried_and_how_long_it_took(scenario: Make
 def test_a_server_that_steps_too_far_says_so(scenario: Make) -> None:
     with pytest.raises(NonFiniteError, match="round 1, server: after the server's step is not finite in"):
         rounds(build(scenario({"server.optimizer.lr": 3e38, "client.optimizer.lr": 1.0})), 3)
+
+
+def test_a_cohort_larger_than_the_split_turns_out_to_be_is_named_by_its_key(scenario: Make) -> None:
+    some = Examples(np.zeros((6, 8, 8), np.float32), np.arange(6), None, np.array([0, 0, 1, 1, 2, 2]))
+    natural = scenario({"server.cohort": 4}).replace({"data.partition": "natural"})
+    with pytest.raises(ScenarioError, match=r"^server\.cohort: got 4 clients a round, but data\.partition gives 3$"):
+        build(natural, dataset=Dataset(some, some, 10))
 
 
 def test_the_seed_decides_the_split_and_the_initial_model(scenario: Make) -> None:

@@ -98,6 +98,8 @@ def _built(model: Model, dataset: Dataset) -> nn.Module:
         )
     try:
         return model.build(dataset.shape, dataset.classes or 0)
+    except ModelError as error:
+        raise ModelError(f"{model.name}: {error}") from error
     except FedsgdError:
         raise
     except Exception as error:  # the user's own factory may fail in any way
