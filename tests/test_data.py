@@ -115,6 +115,8 @@ def test_examples_are_gathered_when_asked_for() -> None:
     assert len(some) == 2
     assert some.gather()[0].tolist() == [[8, 9], [2, 3]]
     assert Examples(x, y).gather()[0] is x
+    assert some.part(1, 5).gather()[1].tolist() == [1]
+    assert Examples(x, y).part(4, 9).gather()[1].tolist() == [4, 5]
 
 
 def some(n: int = 3, dtype: str = "int64", owner: object = None) -> Examples:

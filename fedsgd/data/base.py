@@ -37,6 +37,12 @@ class Examples:
             return self.x, self.y
         return self.x[self.rows], self.y[self.rows]
 
+    def part(self, start: int, stop: int) -> Examples:
+        """The examples from `start` to before `stop`, not gathered yet."""
+        if self.rows is None:
+            return Examples(self.x[start:stop], self.y[start:stop])
+        return Examples(self.x, self.y, self.rows[start:stop])
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

@@ -69,19 +69,17 @@ class Sequential:
 
     def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
         """The loss and the metrics of the model with these weights [P], in slices of 1,000 examples."""
-        x, y = _tensors(examples)
         self._point_at(torch.from_numpy(np.array(weights)))
         self.task.module.eval()
-        loss, scores = 0.0, {name: np.empty(len(y)) for name in self.task.metrics}
+        loss, scores = 0.0, {name: np.empty(len(examples)) for name in self.task.metrics}
         with one_thread(), torch.no_grad(), torch_generator(0), self._own_buffers():
-            for start in range(0, len(y), EVALUATION_SLICE):
-                rows = slice(start, start + EVALUATION_SLICE)
-                target = y[rows]
-                output = self.task.module(x[rows].clone())
+            for start in range(0, len(examples), EVALUATION_SLICE):
+                x, target = _tensors(examples.part(start, start + EVALUATION_SLICE))
+                output = self.task.module(x.clone())
                 loss += float(self.task.loss(output, target)) * len(target)
                 for name, metric in self.task.metrics.items():
-                    scores[name][rows] = _by_example(name, metric(output, target), len(target))
-        return Evaluated(loss / len(y), scores)
+                    scores[name][start : start + len(target)] = _by_example(name, metric(output, target), len(target))
+        return Evaluated(loss / len(examples), scores)
 
     def _point_at(self, w: Tensor) -> None:
         for parameter, (_, where, shape) in zip(self._parameters, self.task.layout.slices(), strict=True):

@@ -292,6 +292,32 @@ def test_flwr_shards_leave_examples_to_nobody() -> None:
     assert len(set(split.order.tolist())) == 400
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        flwr("ContinuousPartitioner", strictness=0.5),
+        flwr(
+            "DistributionPartitioner",
+            distribution_array=[[0.5, 0.5]] * 10,
+            num_unique_labels_per_partition=2,
+            preassigned_num_samples_per_label=5,
+        ),
+        flwr("ExponentialPartitioner", 4),
+        flwr("GroupedNaturalIdPartitioner", None, group_size=600),
+        flwr("InnerDirichletPartitioner", None, partition_sizes=[600] * 10, alpha=0.5),
+        flwr("LinearPartitioner"),
+        flwr("PathologicalPartitioner", num_classes_per_partition=3, class_assignment_mode="deterministic"),
+        flwr("SizePartitioner", None, partition_sizes=[600] * 10),
+        flwr("SquarePartitioner"),
+    ],
+    ids=lambda made: made.partitioner,
+)
+def test_flwr_partitioners_by_rows_all_fit(made: FlwrDatasets) -> None:
+    split = partition(made, LABELLED, 0)
+    assert len(split) == (4 if made.partitioner.startswith("Exponential") else 10)
+    assert len(set(split.order.tolist())) == len(split.order) > 0.9 * len(LABELS)
+
+
 def test_flwr_functions_and_arrays_are_given_as_toml_can() -> None:
     split = partition(flwr("IdToSizeFncPartitioner", 3, partition_id_to_size_fn="numpy:exp"), LABELLED, 0)
     assert np.diff(split.sizes()).min() > 0
