@@ -137,9 +137,9 @@ class Operator(Component, ABC):
     def contraction(self, layout: Layout) -> float:
         """δ of the contraction law, in (0, 1]; 0 if the operator is not contractive."""
 
-    @abstractmethod
     def kept(self, sections: Sections, ctx: Context) -> int:
-        """The number of coordinates that valid sections carry, without decoding them."""
+        """The number of coordinates that valid sections carry; override it where that is known without decoding them."""
+        return self.decode(sections, ctx).kept
 
 
 @dataclass(frozen=True)

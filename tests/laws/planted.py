@@ -69,9 +69,6 @@ class SignInAByte(Operator):
     def contraction(self, layout: Layout) -> float:
         return 1 / layout.size
 
-    def kept(self, sections: Sections, ctx: Context) -> int:
-        return ctx.layout.size
-
 
 @dataclass(frozen=True)
 class DividesByTheNorm(Operator):
@@ -98,9 +95,6 @@ class DividesByTheNorm(Operator):
 
     def contraction(self, layout: Layout) -> float:
         return 0.99
-
-    def kept(self, sections: Sections, ctx: Context) -> int:
-        return ctx.layout.size
 
 
 @dataclass(frozen=True)
