@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsgd.clients import MemoryStore
-from fedsgd.data import ClientData, Dataset, Examples
+from fedsgd.data import ClientData, Dataset
 from fedsgd.engine import Engine, Recipe, Sequential
 from fedsgd.errors import ModelError, ScenarioError
-from fedsgd.evaluation import Evaluator
+from fedsgd.evaluation import RESERVED, Evaluator
 from fedsgd.loop import Runtime
 from fedsgd.models import Loss, Metric, Task, make_task
 from fedsgd.rounds import Plan, Server, start
@@ -82,8 +82,8 @@ def build(
 def _evaluator(
     scenario: Scenario, engine: Engine, task: Task, dataset: Dataset, train: ClientData, held_out: ClientData | None
 ) -> Evaluator:
-    """What the scenario wants to know after a round, tried on two examples, so that a model that does not fit its data is found
-    out before the first round. ScenarioError or ModelError if it cannot be known."""
+    """What the scenario wants to know after a round, tried on a few examples, so that a model that does not fit its data is
+    found out before the first round. ScenarioError or ModelError if it cannot be known."""
     asked = scenario.evaluation
     wants_accuracy = {
         "report.target_accuracy": scenario.report.target_accuracy is not None,
@@ -104,16 +104,20 @@ def _evaluator(
         train if asked.training else None,
     )
     for name in evaluator.names:
-        if name in ROUND_COLUMNS or evaluator.names.count(name) > 1:
+        if name in ROUND_COLUMNS:
             raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has a column of that name')
+    for name in task.metrics:
+        if name.startswith(RESERVED):
+            raise ModelError(f'a metric cannot be called "{name}": names that begin with {" or ".join(RESERVED)} are taken')
     _try(engine, task, dataset)
     return evaluator
 
 
 def _try(engine: Engine, task: Task, dataset: Dataset) -> None:
-    x, y = dataset.test.gather()
+    x, y = dataset.train.gather()
     try:
-        engine.evaluate(task.initial, Examples(x[:2], y[:2]))
+        for part in (dataset.train, dataset.test):
+            engine.evaluate(task.initial, part.part(0, 2))
     except ModelError:
         raise
     except Exception as error:  # the user's module, loss or metrics

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +51,45 @@ def main() -> None:
         sys.path.append(str(Path.cwd()))
 
 
+@dataclass(frozen=True)
+class Given:
+    """What every command that reads a scenario is given."""
+
+    scenario: Path
+    settings: tuple[str, ...]
+    data: Path | None
+    seed: int | None
+    as_json: bool
+    quiet: bool
+
+    def load(self) -> Scenario:
+        """The scenario with its overrides."""
+        from fedsgd.scenario import load
+        from fedsgd.schema import parse_setting
+
+        overrides = dict(parse_setting(text) for text in self.settings)
+        if self.seed is not None:
+            overrides["seed"] = self.seed
+        return load(self.scenario, overrides)
+
+
 def _of_a_scenario(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command that reads a scenario takes."""
+    """The command with the parameters of `Given` in front of its own."""
+
+    @functools.wraps(command)
+    def called(
+        scenario: Path,
+        settings: tuple[str, ...],
+        data: Path | None,
+        seed: int | None,
+        as_json: bool,
+        quiet: bool,
+        **own: Any,
+    ) -> None:
+        if quiet:  # the datasets library has progress bars of its own
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        command(Given(scenario, settings, data, seed, as_json, quiet), **own)
+
     decorators = [
         click.argument("scenario", type=click.Path(path_type=Path)),
         click.option(
@@ -68,34 +108,15 @@ def _of_a_scenario(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--quiet", is_flag=True, help="Show no progress."),
     ]
     for decorate in reversed(decorators):
-        command = decorate(command)
-    return command
-
-
-def _load(path: Path, settings: tuple[str, ...], seed: int | None) -> Scenario:
-    from fedsgd.scenario import load
-    from fedsgd.schema import parse_setting
-
-    overrides = dict(parse_setting(text) for text in settings)
-    if seed is not None:
-        overrides["seed"] = seed
-    return load(path, overrides)
+        called = decorate(called)
+    return called
 
 
 @main.command()
 @_of_a_scenario
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder to write. [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run folder.")
-def run(
-    scenario: Path,
-    settings: tuple[str, ...],
-    data: Path | None,
-    seed: int | None,
-    as_json: bool,
-    quiet: bool,
-    out: Path | None,
-    overwrite: bool,
-) -> None:
+def run(given: Given, out: Path | None, overwrite: bool) -> None:
     """Run the experiment that SCENARIO (a TOML file) describes.
 
     The run folder gets scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json.
@@ -103,24 +124,24 @@ def run(
     """
     from fedsgd.scenario import in_file
 
-    resolved = _load(scenario, settings, seed)
-    with in_file(scenario), _numbered_folder(resolved.name) if out is None else nullcontext(out) as folder:
-        _run(resolved, folder, overwrite, data, as_json, quiet)
+    scenario = given.load()
+    with in_file(given.scenario), _numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
+        _run(scenario, given, folder, overwrite)
 
 
-def _run(scenario: Scenario, out: Path, overwrite: bool, data: Path | None, as_json: bool, quiet: bool) -> None:
+def _run(scenario: Scenario, given: Given, out: Path, overwrite: bool) -> None:
     from fedsgd import console
 
     try:
-        with console.progress(scenario, quiet) as on_round:
+        with console.progress(scenario, given.quiet) as on_round:
             from fedsgd.experiment import run as run_scenario
 
-            result = run_scenario(scenario, out=out, overwrite=overwrite, data=data, on_round=on_round)
+            result = run_scenario(scenario, out=out, overwrite=overwrite, data=given.data, on_round=on_round)
     except (RunError, WireError, KeyboardInterrupt):
         if (out / "ledger.parquet").exists():
             click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
         raise
-    if as_json:
+    if given.as_json:
         click.echo(json.dumps(result.summary, indent=2))
     else:
         console.show_result(result)
@@ -150,15 +171,7 @@ def _numbered_folder(name: str) -> Iterator[Path]:
 @main.command()
 @_of_a_scenario
 @click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a file that ends in .png or .svg.")
-def partition(
-    scenario: Path,
-    settings: tuple[str, ...],
-    data: Path | None,
-    seed: int | None,
-    as_json: bool,
-    quiet: bool,
-    picture: Path | None,
-) -> None:
+def partition(given: Given, picture: Path | None) -> None:
     """Show how SCENARIO splits its data over clients: how many examples of which class each trains on.
 
     Up to 20 clients have a row each, more are summarised; a picture has a bar for each of up to 40, or a map. "distance" is the
@@ -168,16 +181,16 @@ def partition(
     from fedsgd.scenario import in_file
     from fedsgd.splits import split_of
 
-    resolved = _load(scenario, settings, seed)
+    scenario = given.load()
     if picture is not None:
         from fedsgd.pictures import check_format, draw_split
 
         check_format(picture)
-    with in_file(scenario), console.waiting(f"reading {resolved.data.source.name}", quiet):
-        split = split_of(resolved, data)
+    with in_file(given.scenario), console.waiting(f"reading {scenario.data.source.name}", given.quiet):
+        split = split_of(scenario, given.data)
         if picture is not None:
             draw_split(split, picture)
-    if as_json:
+    if given.as_json:
         click.echo(json.dumps(split.to_json()))
     else:
         console.show_split(split)

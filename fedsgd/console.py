@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedsgd.evaluation import RESERVED
+
 if TYPE_CHECKING:
     from fedsgd.experiment import Result, Round
     from fedsgd.scenario import Scenario
@@ -107,24 +109,30 @@ def show_split(split: Split) -> None:
 
 
 def _clients_table(split: Split) -> Table:
-    columns: dict[str, list[str]] = {"client": [str(client) for client in range(len(split.sizes))]}
-    columns["examples"] = [f"{size:,}" for size in split.sizes]
+    columns = [("client", [str(client) for client in range(len(split.sizes))])]
+    columns.append(("examples", [f"{size:,}" for size in split.sizes]))
     if split.held_out is not None:
-        columns["held out"] = [f"{size:,}" for size in split.held_out]
+        columns.append(("held out", [f"{size:,}" for size in split.held_out]))
     shares = split.shares()
     if shares is not None:
-        columns["distance"] = [f"{distance:.2f}" for distance in split.measures()["distance"]]
+        columns.append(("distance", [f"{distance:.2f}" for distance in split.measures()["distance"]]))
         if len(split.class_names) <= MOST_CLASSES:
-            for label, name in enumerate(split.class_names):
-                columns[escape(_short(name, 3))] = [f"{100 * share:.0f}" if share else "·" for share in shares[:, label]]
+            for heading, of_class in zip(_headings(split.class_names), shares.T, strict=True):
+                columns.append((escape(heading), [f"{100 * share:.0f}" if share else "·" for share in of_class]))
         else:
-            columns["most frequent"] = [_most_frequent(split.class_names, share) for share in shares]
+            columns.append(("most frequent", [_most_frequent(split.class_names, share) for share in shares]))
     table = Table(box=SIMPLE_HEAD, padding=0)
-    for heading in columns:
+    for heading, _ in columns:
         table.add_column(heading, justify="left" if heading == "most frequent" else "right", no_wrap=True)
-    for row in zip(*columns.values(), strict=True):
+    for row in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*row)
     return table
+
+
+def _headings(names: Sequence[str]) -> Sequence[str]:
+    """Class names that are narrow, or the classes' numbers where narrow names would be alike."""
+    narrow = [_short(name, 3) for name in names]
+    return narrow if len(set(narrow)) == len(names) else [str(label) for label in range(len(names))]
 
 
 def _short(name: str, width: int = 12) -> str:
@@ -194,14 +202,14 @@ def _bytes_table(summary: Mapping[str, Any]) -> Table:
 
 def _metrics(final: Mapping[str, float | None], best: float | None) -> Iterator[str]:
     """A line for the test examples, one for the clients and one for training, as far as they were measured."""
-    lines: dict[str, list[str]] = {"": [], "client_accuracy_": [], "train_": []}
+    lines: dict[str, list[str]] = {kind: [] for kind in ("", *RESERVED)}
     for name, value in final.items():
-        kind = next(prefix for prefix in ("client_accuracy_", "train_", "") if name.startswith(prefix))
+        kind = next((prefix for prefix in RESERVED if name.startswith(prefix)), "")
         figure = "not finite" if value is None else f"{value:.4f}"
         if name == "accuracy" and best is not None:
             figure += f" (best {best:.4f})"
         lines[kind].append(f"{name.removeprefix(kind).replace('_', ' ') if kind else name} {figure}")
-    for title, kind in (("test", ""), ("accuracy by client", "client_accuracy_"), ("training", "train_")):
+    for title, kind in zip(("test", "accuracy by client", "training"), lines, strict=True):
         if lines[kind]:
             yield f"{title}: {', '.join(lines[kind])}"
 

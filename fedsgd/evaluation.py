@@ -12,6 +12,8 @@ from fedsgd.data import ClientData, Examples
 from fedsgd.engine import Engine
 
 BY_CLIENT = ("client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std")
+RESERVED = ("client_accuracy_", "train_")
+"""How the names of what is measured by client and on training examples begin; a user's metric may not."""
 
 
 @dataclass(frozen=True, eq=False)

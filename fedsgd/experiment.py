@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Round:
-    """One round, finished. Bytes are cumulative; metrics ("loss", the task's own, and what `[evaluation]` adds) is None where
-    it was not evaluated."""
+    """One round, finished. lr: the clients' step size, None where it changes within the round. Bytes are cumulative. metrics:
+    "loss", the task's own, and what `[evaluation]` adds; None where it was not evaluated."""
 
     round: int
-    lr: float
+    lr: float | None
     cohort: tuple[int, ...]
     uplink_bytes: int
     downlink_bytes: int
@@ -148,7 +148,8 @@ def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, 
             metrics = _evaluate(experiment, server)
         up, down = ledger.totals["up"], ledger.totals["down"]
         seconds = time.perf_counter() - begun
-        lr = plan.recipe.optimizer.rate(done)
+        client = plan.recipe.optimizer
+        lr = client.rate(done) if client.schedule_over == "rounds" else None
         record = Round(done, lr, tuple(cohort), up.n_bytes, down.n_bytes, dense * up.frames, metrics, seconds)
         begun = time.perf_counter()
         yield server, record

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from fedsgd.arrays import F64, I64
@@ -52,7 +52,7 @@ def _title(split: Split) -> str:
     spread = f"{least:,} to {most:,} examples each, median {np.median(split.sizes):,.0f}"
     if least == most:
         spread = f"{least:,} examples each"
-    return f"{split.name}: {split.partition} over {len(split.sizes):,} clients, {spread}"
+    return f"{_plain(split.name)}: {split.partition} over {len(split.sizes):,} clients, {spread}"
 
 
 def _stacks(split: Split) -> list[tuple[str, str, I64]]:
@@ -70,8 +70,15 @@ def _stacks(split: Split) -> list[tuple[str, str, I64]]:
 
 
 def _shown(name: str) -> str:
-    """A class name that can be seen."""
-    return {" ": "space", "\n": "line end"}.get(name, name).replace("$", r"\$")
+    """A class name that can be seen, and leaves room for the picture."""
+    visible = {" ": "space", "\n": "line end"}.get(name, name)
+    return _plain(visible if len(visible) <= 16 else visible[:15] + "…")
+
+
+def _plain(text: str) -> str:
+    """Without what matplotlib takes for mathematics, or for a label to be hidden."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _bars(split: Split) -> Figure:
@@ -87,6 +94,7 @@ def _bars(split: Split) -> Figure:
         ylabel="client", xlabel=f"{unit} that it trains on", ylim=(n - 0.4, -0.6), yticks=np.arange(0, n, 1 if n <= 20 else 5)
     )
     ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.xaxis.set_major_formatter(THOUSANDS)
     if split.counts is not None:
         figure.legend(loc="outside right upper", frameon=False, handlelength=1.0)
@@ -100,20 +108,21 @@ def _map(split: Split) -> Figure:
     figure = Figure(figsize=(9, 2.8 if shares is None else 5.2), layout="constrained")
     figure.suptitle(_title(split), x=0.01, ha="left", fontsize=11, fontweight="bold")
     if shares is None:
-        _size_panel(figure.add_subplot(), np.sort(split.sizes)[::-1])
+        ax = figure.add_subplot()
+        _size_panel(ax, np.sort(split.sizes)[::-1])
+        ax.set(xlabel="clients, by size")
         return figure
     order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))
     grid = figure.add_gridspec(2, 1, height_ratios=(1, 2.6))
     top = figure.add_subplot(grid[0])
     _size_panel(top, split.sizes[order])
+    top.tick_params(labelbottom=False)
     ax = figure.add_subplot(grid[1], sharex=top)
     stacks = _stacks(split)
     labels = [label for label, _, _ in stacks]
     columns = np.array([counts for _, _, counts in stacks]) / sum(counts for _, _, counts in stacks)
     extent = (0, len(order), len(labels) - 0.5, -0.5)
-    image = ax.imshow(
-        _binned(columns[:, order]), aspect="auto", cmap="cividis", vmin=0, vmax=1, extent=extent, interpolation="nearest"
-    )
+    image = ax.imshow(_binned(columns[:, order]), aspect="auto", cmap="cividis", vmin=0, extent=extent, interpolation="nearest")
     ax.set(yticks=range(len(labels)), yticklabels=labels, ylabel="class", xlabel="clients, by largest class")
     ax.xaxis.set_major_formatter(THOUSANDS)
     ax.tick_params(axis="y", length=0)
@@ -134,8 +143,11 @@ def _size_panel(ax: Axes, sizes: I64) -> None:
     heights = _binned(sizes)
     edges = np.linspace(0, len(sizes), len(heights) + 1)
     ax.fill_between(edges, np.append(heights, heights[-1]), step="post", color=COLOURS[1], linewidth=0)
-    ax.yaxis.set_major_formatter(THOUSANDS)
     if sizes.max() > 20 * max(1, np.median(sizes)):
         ax.set_yscale("log")
-    ax.set(ylabel="examples", xlim=(0, len(sizes)), ylim=(None if ax.get_yscale() == "log" else 0, None))
-    ax.tick_params(labelbottom=False)
+    else:
+        ax.set_ylim(0, None)
+        ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(THOUSANDS)
+    ax.set(ylabel="examples", xlim=(0, len(sizes)))

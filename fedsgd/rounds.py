@@ -14,13 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.clients import ClientState, Pending
-from fedsgd.compress import ClientId, Context, Gathering, Operator, Received, Scheme, State
+from fedsgd.compress import ClientId, Context, Gathering, Operator, Received, Scheme, State, Weighting
 from fedsgd.data import Examples
 from fedsgd.engine import Engine, Local, Recipe, Work
 from fedsgd.errors import NonFiniteError, RunError, WireError
@@ -28,9 +27,6 @@ from fedsgd.layout import Layout
 from fedsgd.optim import Optimizer, server_step
 from fedsgd.rng import stream
 from fedsgd.wire import ALL, HEADER_OFFSETS, MAX_SECTIONS, Frame, Header, Kind, decode_frame, encode_frame, overhead
-
-Weighting = Literal["examples", "uniform"]
-"""What a client's update counts in the mean: its number of training examples, or the same as every other."""
 
 Message = tuple[bytes, ...]
 """The frames of one client in one direction: TASK and MODEL down, UPDATE up."""

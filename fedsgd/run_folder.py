@@ -19,7 +19,8 @@ ROUND_COLUMNS: Mapping[str, type] = {
     "dense_uplink_bytes": int,
     "seconds": float,
 }
-"""rounds.parquet: one row a round, bytes cumulative; a float column for each metric, "loss" first, null where not evaluated."""
+"""rounds.parquet: one row a round; lr is null where it changes within a round; bytes are cumulative; and a float column for
+each metric, "loss" first, null where not evaluated."""
 
 
 def prepare(folder: Path, overwrite: bool) -> Path:

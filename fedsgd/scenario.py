@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fedsgd.component import Coefficient, Count, FieldError, Fraction, Natural, NonNegative, Share
-from fedsgd.compress import ErrorFeedback, Operator, Plain, Scheme
+from fedsgd.compress import ErrorFeedback, Operator, Plain, Scheme, Weighting
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import Partitioner, Source
 from fedsgd.data.datasets.digits import Digits
@@ -22,7 +22,6 @@ from fedsgd.data.partitioners.iid import Iid
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import Mlp, Model
 from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
-from fedsgd.rounds import Weighting
 from fedsgd.schema import Table, apply_settings, from_table, to_table
 
 
@@ -76,6 +75,9 @@ class Server(Table):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optimizer.schedule_over == "local-steps":
+            problem = 'got "local-steps", expected "rounds": the server makes one step a round'
+            raise FieldError("server", "optimizer.schedule_over", problem)
         if self.cohort is None and self.fraction is None:
             object.__setattr__(self, "fraction", 1.0)
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedsgd.errors import ScenarioError
+from fedsgd.component import FieldError
 from fedsgd.optim import SGD, Momentum
 
 DOUBLE = 1e-13  # roots whose discriminant is below this count as one: apart they would lose more digits to cancellation
@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rolling = closed_form(args.lr, args.momentum, args.start, args.steps)
         if not all(map(math.isfinite, [*vanilla, *rolling])):
             raise OverflowError
-    except ScenarioError as error:
-        parser.error(str(error))
+    except FieldError as error:
+        parser.error(f"argument --{error.field}: {error.problem}")
     except OverflowError:
         parser.error("the iterates outgrow a float64: take fewer steps or a smaller --lr")
     heads = ("vanilla", "x0 (1 − 2η)^t", "momentum", "from the roots")

@@ -27,7 +27,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedsgd.errors import ScenarioError
+from fedsgd.component import FieldError
 from fedsgd.optim import SGD, Momentum
 
 TARGET = 1e-3  # a descent has arrived when its loss is below this share of its start,
@@ -171,6 +171,8 @@ def file(text: str, suffixes: Sequence[str]) -> Path:
     path = Path(text)
     if path.suffix not in suffixes:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
     return path
@@ -195,8 +197,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Descent]
         parser.error(f"--start: expected a point from 1e-9 to 1e9 away from the minimum, got {args.start}")
     try:
         rules = {"vanilla SGD": SGD(lr=args.lr), "momentum": Momentum(lr=args.lr, momentum=args.momentum)}
-    except ScenarioError as error:
-        parser.error(str(error))
+    except FieldError as error:
+        parser.error(f"argument --{error.field}: {error.problem}")
     return args, [descend(name, rule, args.start, args.condition, args.steps) for name, rule in rules.items()]
 
 

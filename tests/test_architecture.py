@@ -49,7 +49,10 @@ DOORS = {
     "matplotlib": {"pictures"},
     "safetensors": {"run_folder"},
     "sklearn": {"data"},
+    "datasets": {"data"},
+    "flwr_datasets": {"data"},
 }
+EXTRAS = {"datasets": "huggingface", "flwr-datasets": "huggingface"}
 MAX_LINES = 320
 MAX_FUNCTION_LINES = 45
 EXEMPT = {"__init__", "__main__"}
@@ -70,6 +73,8 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"fedsgd.{a.name}" for a in node.names] if node.module == "fedsgd" else [node.module]
             yield from ((name, node.lineno) for name in names)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "need":
+            yield ast.literal_eval(node.args[0]), node.lineno
 
 
 MODULES = list(modules())
@@ -107,9 +112,11 @@ def test_each_dependency_has_its_doors(name: str, path: Path, tree: ast.Module) 
 def test_the_dependencies_are_those_of_the_project() -> None:
     import tomllib
 
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    names = {d.split(">")[0].split("<")[0].split("=")[0].strip() for d in declared}
-    imported = {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(top, top.replace("_", "-")) for top in DOORS}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {d.split(">")[0].split("<")[0].split("=")[0].strip() for d in project["dependencies"]}
+    for library, extra in EXTRAS.items():
+        assert any(declared.startswith(library) for declared in project["optional-dependencies"][extra])
+    imported = {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(top, top.replace("_", "-")) for top in DOORS} - {*EXTRAS}
     assert names - imported == {"flwr"}, "flwr waits for its runtime; everything else that is declared is used"
     assert imported <= names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import io
@@ -143,7 +144,20 @@ REFUSED: dict[str, tuple[Examples, Examples, int | None, str]] = {
         "the test examples are not all finite",
     ),
     "infinite targets": (some(), Examples(np.zeros((1, 2)), np.array([np.inf])), None, "the test targets are not all finite"),
-    "other shapes": (some(), Examples(np.zeros((1, 3)), np.zeros(1, int)), 2, r"different shapes: \[2\] and \[3\]"),
+    "other shapes": (some(), Examples(np.zeros((1, 3)), np.zeros(1, int)), 2, r"float32 \[2\] and float32 \[3\]"),
+    "other kinds": (
+        some(),
+        Examples(np.zeros((1, 2), int), np.zeros(1, int)),
+        2,
+        r"examples differ .*: float32 \[2\] and int64 \[2\]",
+    ),
+    "other targets": (
+        some(),
+        Examples(np.zeros((1, 2)), np.zeros((1, 2), int)),
+        2,
+        r"targets differ .*: int64 \[\] and int64 \[2\]",
+    ),
+    "beyond int64": (Examples(np.zeros((1, 2)), np.array([2**63], np.uint64)), some(), 2, "which int64 cannot hold"),
     "owners of fewer": (
         some(owner=np.zeros(2, int)),
         some(),
@@ -232,6 +246,15 @@ def test_cifar10_is_the_cifar10_that_everyone_has(data_folder: Path) -> None:
     assert data.train.x.std(axis=(0, 2, 3)) == pytest.approx([1, 1, 1], abs=0.01)
 
 
+def test_cifar10_in_several_files_is_read_whole(tmp_path: Path) -> None:
+    write_cifar(tmp_path, "test", [encoded((0, 0, 255))], [0])
+    for i in range(2):
+        pq.write_table(
+            pa.table({"img": [encoded((i, 0, 0))] * 3, "label": [i] * 3}), tmp_path / f"train-0000{i}-of-00002.parquet"
+        )
+    assert Cifar10().load(tmp_path).train.y.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_corrupt_cifar10_files_are_named(tmp_path: Path) -> None:
     write_cifar(tmp_path, "train", [encoded((1, 2, 3))], [3])
     with pytest.raises(DataError, match=r"test\*.parquet not found .*uoft-cs/cifar10"):
@@ -250,6 +273,9 @@ def test_corrupt_cifar10_files_are_named(tmp_path: Path) -> None:
         Cifar10().load(tmp_path)
     write_cifar(tmp_path, "test", [encoded((1, 2, 3))], [10])
     with pytest.raises(DataError, match="labels run from 10 to 10, expected 0 to 9"):
+        Cifar10().load(tmp_path)
+    pq.write_table(pa.table({"img": [encoded((1, 2, 3))], "label": pa.array([None], pa.int64())}), test)
+    with pytest.raises(DataError, match="1 labels are missing"):
         Cifar10().load(tmp_path)
 
 
@@ -363,6 +389,20 @@ def test_pixels_become_floats_other_integers_stay_and_floats_are_no_classes(tmp_
     assert (words.train.x.dtype, words.classes) == (np.int64, None)
     assert Npz(path="own.npz").load(tmp_path).train.y.dtype == np.float32
     assert dataclasses.replace(npz(tmp_path, x_train=X, y_train=Y), classes=9).load(tmp_path).classes == 9
+    assert npz(tmp_path, x_train=X, y_train=Y > 1).load(tmp_path).classes == 2
+    with pytest.raises(FieldError, match="classes: got 3, but y_train is float64: not class labels"):
+        dataclasses.replace(npz(tmp_path, x_train=X, y_train=X[:, 0]), classes=3).load(tmp_path)
+
+
+def test_a_damaged_npz_is_a_data_error_wherever_the_damage_is(tmp_path: Path) -> None:
+    npz(tmp_path, x_train=X, y_train=Y)
+    whole, rng = (tmp_path / "own.npz").read_bytes(), np.random.default_rng(0)
+    for at in rng.integers(0, len(whole), 300):
+        damaged = bytearray(whole)
+        damaged[at] ^= int(rng.integers(1, 256))
+        (tmp_path / "own.npz").write_bytes(bytes(damaged) if at % 3 else whole[:at])
+        with contextlib.suppress(DataError):
+            Npz(path="own.npz").load(tmp_path)
 
 
 def test_npz_files_that_will_not_do_are_named(tmp_path: Path) -> None:
@@ -371,6 +411,8 @@ def test_npz_files_that_will_not_do_are_named(tmp_path: Path) -> None:
         "expected x_test and y_test": {"x_train": X, "y_train": Y, "x_test": X},
         "20 training examples but 19 targets": {"x_train": X, "y_train": Y[1:]},
         "without pickled objects": {"x_train": np.array([{}, {}]), "y_train": Y},
+        "x_train and y_train have 0 and 1 dimensions": {"x_train": np.array(3.0), "y_train": Y},
+        "the largest label is 10995116277": {"x_train": X, "y_train": Y + 2**40},
     }
     for message, arrays in bad.items():
         with pytest.raises(DataError, match=message):
@@ -421,6 +463,35 @@ def test_hugging_face_images_with_and_without_features(tmp_path: Path) -> None:
     data = HuggingFace(path=str(tmp_path), x="img").load(None)
     assert (data.shape, data.classes) == ((3, 32, 32), 2)
     assert data.train.x[0, :, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("mode", "shape"), [("RGB", (3, 4, 6)), ("L", (4, 6)), ("1", (4, 6)), ("RGBA", (3, 4, 6)), ("P", (3, 4, 6))]
+)
+def test_hugging_face_images_of_any_usual_mode(tmp_path: Path, mode: str, shape: tuple[int, ...]) -> None:
+    """Six wide, four high, white but for one black pixel in the second row and third column."""
+    image = Image.new("RGB", (6, 4), (255, 255, 255))
+    image.putpixel((2, 1), (0, 0, 0))
+    buffer = io.BytesIO()
+    image.convert(mode).save(buffer, "PNG")
+    for part in ("train", "test"):
+        write_cifar(tmp_path, part, [{"bytes": buffer.getvalue(), "path": None}], [0])
+    data = HuggingFace(path=str(tmp_path), x="img").load(None)
+    assert data.shape == shape
+    assert (data.train.x[0, ..., 1, 2] == 0).all()
+    assert data.train.x.sum() == np.prod(shape) - np.prod(shape[:-2])
+
+
+@pytest.mark.usefixtures("offline")
+def test_hugging_face_rows_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_cifar(tmp_path, part, [{"bytes": b"not an image", "path": None}], [0])
+    with pytest.raises(DataError, match="column img: UnidentifiedImageError"):
+        HuggingFace(path=str(tmp_path), x="img").load(None)
+    source = saved(tmp_path, features=[[0.5], [1.0]], label=[0, 1], who=["ann", None])
+    with pytest.raises(FieldError, match='column "who" has missing values'):
+        dataclasses.replace(source, owner="who").load(tmp_path)
 
 
 @pytest.mark.usefixtures("offline")

@@ -106,11 +106,10 @@ def test_accuracy_by_client_needs_an_accuracy() -> None:
         build(s, dataset=Dataset(some, some, None), module=nn.Linear(2, 1), loss=nn.functional.mse_loss)
 
 
-@pytest.mark.parametrize("name", ["train_loss", "client_accuracy_std", "seconds"])
+@pytest.mark.parametrize("name", ["train_loss", "train_speed", "client_accuracy_std", "seconds"])
 def test_a_metric_cannot_take_the_name_of_another_column(name: str, scenario: Make) -> None:
-    wanted = {"data.held_out": 0.25, "evaluation.clients": True, "evaluation.training": True}
     with pytest.raises(ModelError, match=f'cannot be called "{name}"'):
-        build(scenario(wanted), metrics={name: lambda o, t: t.float()})
+        build(scenario(), metrics={name: lambda o, t: t.float()})
 
 
 def test_a_model_that_does_not_fit_its_data_is_found_out_before_the_first_round(scenario: Make, blobs: Dataset) -> None:
@@ -119,6 +118,12 @@ def test_a_model_that_does_not_fit_its_data_is_found_out_before_the_first_round(
     ):
         build(scenario(), module=nn.Linear(9, 10))
     words = Dataset(*(Examples(part.x.astype(np.int64), part.y) for part in (blobs.train, blobs.test)), 3)
+    text = Dataset(
+        Examples(np.full((4, 5), 7), np.zeros((4, 5), int)), Examples(np.zeros((4, 5), int), np.zeros((4, 5), int)), 3
+    )
+    own = Scenario(name="x").replace({"data.partition.clients": 2, "model.name": "char-lstm"})
+    with pytest.raises(ModelError, match=r"cannot be run on these data .*: IndexError"):
+        build(own, dataset=text)
     with pytest.raises(ModelError, match="integer examples are numbers of words or characters, give images as floats"):
         build(scenario(), dataset=words)
 

@@ -331,6 +331,12 @@ def test_a_killed_run_leaves_a_ledger_that_pandas_opens(root: Path, tmp_path: Pa
     assert 0 < len(rounds) <= ledger["round"].max(), "a kill may fall between the two"
 
 
+@pytest.mark.parametrize("over", ["steps", "local-steps"])
+def test_a_step_size_that_changes_within_a_round_is_not_recorded_as_one(scenario: Make, over: str) -> None:
+    result = run(scenario({"client.optimizer.schedule": {"name": "cosine"}, "client.optimizer.schedule_over": over}))
+    assert [r.lr for r in result.history] == [None] * 3
+
+
 def test_the_step_size_of_each_round_is_recorded(scenario: Make) -> None:
     history = run(
         scenario({"client.optimizer.lr": 0.4, "client.optimizer.schedule": {"name": "exponential", "gamma": 0.5}})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from fedsgd.component import FieldError
 from fedsgd.data import Dataset, Examples
@@ -21,7 +23,8 @@ from fedsgd.models.user import UserModule
 
 OWN = """
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 def make_model(width=4):
     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 3))
@@ -205,3 +208,91 @@ def test_layouts() -> None:
         Layout(("a", "a"), ((1,), (1,)))
     with pytest.raises(ModelError, match="0 trainable parameters"):
         Layout((), ())
+
+
+# --------------------------------------------------------------------- architectures, against functional torch with the same weights
+
+
+def parameters_of(name: str, data: Dataset, **settings: object) -> tuple[nn.Module, list[Tensor]]:
+    module = make_task(MODELS[name](**settings), data, 0).module
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.from_numpy(np.random.default_rng(p.numel()).standard_normal(p.shape).astype(np.float32) / 8))
+    return module, [p.detach() for p in module.parameters()]
+
+
+def dense(x: Tensor, rest: list[Tensor]) -> Tensor:
+    """Linear layers with ReLU between them."""
+    x = x.flatten(1)
+    for i in range(0, len(rest), 2):
+        x = functional.linear(x.relu() if i else x, rest[i], rest[i + 1])
+    return x
+
+
+IMAGES = torch.from_numpy(np.random.default_rng(1).standard_normal((3, 3, 32, 32)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "layers"), [("softmax", {}, 1), ("mlp", {"hidden": [9, 7, 5]}, 4), ("2nn", {}, 3)]
+)
+def test_perceptrons_have_relu_between_their_layers(name: str, settings: dict[str, object], layers: int) -> None:
+    module, weights = parameters_of(name, images(3, 32, 32), **settings)
+    assert len(weights) == 2 * layers
+    assert torch.equal(module(IMAGES), dense(IMAGES, weights))
+
+
+POOLED: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "cnn": (2, lambda x: functional.max_pool2d(x, 2)),
+    "lenet": (0, lambda x: functional.max_pool2d(x, 2)),
+    "cifar-cnn": (2, lambda x: functional.max_pool2d(x, 3, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", list(POOLED))
+def test_convolutional_networks_are_convolution_relu_pool_twice_then_dense(name: str) -> None:
+    padding, pool = POOLED[name]
+    module, w = parameters_of(name, images(3, 32, 32))
+    x = pool(functional.conv2d(IMAGES, w[0], w[1], padding=padding).relu())
+    x = pool(functional.conv2d(x, w[2], w[3], padding=padding).relu())
+    assert module(IMAGES).detach().numpy() == pytest.approx(dense(x, w[4:]).numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_resnet_is_that_of_he_et_al(groups: int) -> None:
+    """Section 4.2: 6n + 2 = 20 layers, strides 2 at the second and third stage, shortcut option A, ReLU after the sum."""
+    module, w = parameters_of("resnet-20", images(3, 32, 32), groups=groups)
+    rest = iter(w)
+
+    def convolution(x: Tensor, stride: int) -> Tensor:
+        x = functional.conv2d(x, next(rest), stride=stride, padding=1)
+        return functional.group_norm(x, groups, next(rest), next(rest))
+
+    x, sides = convolution(IMAGES, 1).relu(), []
+    for width in (16, 32, 64):
+        for _ in range(3):
+            stride = width // x.shape[1]
+            padded = torch.cat(
+                [x[:, :, ::stride, ::stride], x.new_zeros(len(x), width - x.shape[1], *[32 * 16 // width] * 2)], 1
+            )
+            x = (convolution(convolution(x, stride).relu(), 1) + padded).relu()
+            sides.append(x.shape[2])
+    assert sides == [32] * 3 + [16] * 3 + [8] * 3
+    expected = functional.linear(x.mean(dim=(2, 3)), next(rest), next(rest))
+    assert not list(rest)
+    assert module(IMAGES).detach().numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-4)
+
+
+def test_resnet_convolutions_start_as_in_he_et_al_2015() -> None:
+    task = make_task(MODELS["resnet-20"](), images(3, 32, 32), 0)
+    for name, where, shape in task.layout.slices():
+        if len(shape) == 4:
+            assert task.initial[where].std() == pytest.approx((2 / (shape[0] * 9)) ** 0.5, rel=0.12), name
+
+
+def test_the_character_lstm_remembers_along_the_text() -> None:
+    module, _ = parameters_of("char-lstm", characters(9, 12))
+    with torch.no_grad():
+        texts = torch.tensor([[0, *range(1, 9)], [5, *range(1, 9)], [0, *range(1, 9)]])
+        output = module(texts)
+    assert float((output[0] - output[1])[:, 8].abs().max()) > 1e-6, "the first character matters at the last place"
+    assert torch.equal(output[0], output[2]), "and who else is in the batch does not"

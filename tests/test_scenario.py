@@ -59,6 +59,11 @@ def test_a_server_optimizer_with_a_step_size_of_its_own_keeps_it_and_other_names
         server("fedavgn")
 
 
+def test_local_steps_are_none_of_the_servers() -> None:
+    with pytest.raises(ScenarioError, match=r"server\.optimizer\.schedule_over: got .local-steps., expected .rounds."):
+        from_dict({"name": "x", "server": {"optimizer": {"name": "sgd", "schedule_over": "local-steps"}}})
+
+
 def test_a_key_that_implies_a_member_replaces_the_one_that_was_named(scenario: Make) -> None:
     """The quickstart names an MLP with hidden layers."""
     own = scenario({"model.module": "m:f", "model.arguments.width": 3, "model.loss": "m:loss"})

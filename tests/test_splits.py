@@ -98,6 +98,14 @@ def test_few_clients_have_a_row_each(capsys: pytest.CaptureFixture[str]) -> None
     assert "7 training examples are nobody's" in table
 
 
+@pytest.mark.parametrize("names", [("class_0", "class_1", "class_2"), ("client", "cli", "examples"), ("a", "b", "distance")])
+def test_no_class_is_lost_whatever_it_is_called(names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    counts = np.array([[10, 30, 60], [10, 30, 60]])
+    assert re.search(
+        r"^ +0 +100 +0\.00 +10 +30 +60 *$", shown(Split("s", "p", names, counts, counts.sum(axis=1), None, 0), capsys), re.M
+    )
+
+
 @pytest.mark.parametrize("clients", [10, 20, 1000])
 def test_tables_fit_a_terminal(clients: int, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
@@ -112,11 +120,11 @@ def test_tables_fit_a_terminal(clients: int, capsys: pytest.CaptureFixture[str])
 def test_many_clients_are_summarised(capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.zeros((101, 2), dtype=int)
     counts[:, 0] = np.arange(1, 102)
-    counts[:50, 1] = 5
+    counts[:50, 1] = [5] * 40 + [1] * 10
     table = shown(Split("s", "p", ("a", "b"), counts, counts.sum(axis=1), None, 0), capsys)
-    assert re.search(r"examples +6 +16 +53 +91 +101", table)
+    assert re.search(r"examples +6 +16 +51 +91 +101", table)
     assert re.search(r"classes +1 +1 +1 +2 +2", table)
-    assert re.search(r"b +250 +50 +5", table)
+    assert re.search(r"b +210 +50 +5", table)
 
 
 def test_many_classes_are_named_by_frequency(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,16 +172,53 @@ def test_a_bar_is_as_long_as_what_the_client_has() -> None:
     assert made.counts is not None
     (ax,) = _bars(made).axes
     widths = np.array([[bar.get_width() for bar in container] for container in ax.containers])
+    lefts = np.array([[bar.get_x() for bar in container] for container in ax.containers])
     assert widths.T.tolist() == made.counts.tolist()
+    assert lefts.T.tolist() == (made.counts.cumsum(axis=1) - made.counts).tolist(), "one beside the other"
 
 
 def test_the_map_sorts_clients_by_their_largest_class() -> None:
     from fedsgd.pictures import _map
 
-    image = next(ax.images[0] for ax in _map(random_split(200, 5)).axes if ax.images)
-    columns = np.asarray(image.get_array())
+    made = random_split(200, 5)
+    top, below, _ = _map(made).axes
+    columns = np.asarray(below.images[0].get_array())
     assert (np.diff(columns.argmax(axis=0)) >= 0).all()
     assert columns.sum(axis=0) == pytest.approx(np.ones(200))
+    heights = top.collections[0].get_paths()[0].vertices[1:400:2, 1]
+    assert sorted(heights.tolist()) == sorted(made.sizes.tolist())
+    shares = made.shares()
+    assert shares is not None
+    for column, size in zip(columns.T, heights, strict=True):
+        assert any(np.allclose(share, column) and size == own for share, own in zip(shares, made.sizes, strict=True))
+
+
+def test_classes_beyond_the_palette_are_added_up() -> None:
+    from fedsgd.pictures import _stacks
+
+    counts = np.arange(1, 25).reshape(2, 12)
+    stacks = _stacks(Split("s", "p", tuple("abcdefghijkl"), counts, counts.sum(axis=1), None, 0))
+    assert [label for label, _, _ in stacks] == [*"defghijkl", "3 others"]
+    assert stacks[-1][2].tolist() == [1 + 2 + 3, 13 + 14 + 15]
+
+
+def test_names_that_matplotlib_would_hide_or_typeset_are_shown(tmp_path: Path) -> None:
+    from fedsgd.pictures import _bars
+
+    counts = np.ones((2, 3), dtype=int)
+    names = ("_hidden", "$x_1$", "n" * 300)
+    figure = _bars(Split("a$b$_{c", "p", names, counts, counts.sum(axis=1), None, 0))
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [" _hidden", r"\$x_1\$", "n" * 15 + "…"]
+    draw_split(Split("a$b$_{c", "p", names, counts, counts.sum(axis=1), None, 0), tmp_path / "s.png")
+
+
+def test_sizes_are_counted_in_whole_examples() -> None:
+    from fedsgd.pictures import _map
+
+    (ax,) = _map(Split("s", "p", (), None, np.ones(100, dtype=int), None, 0)).axes
+    assert all(float(tick).is_integer() for tick in ax.get_yticks())
+    assert ax.get_xlabel() == "clients, by size"
 
 
 def test_columns_beyond_a_thousand_are_means_of_neighbours() -> None:

@@ -16,6 +16,7 @@ from fedsgd.compress.base import (
     Sparse,
     State,
     Update,
+    Weighting,
 )
 from fedsgd.compress.error_feedback import ErrorFeedback
 from fedsgd.compress.plain import Plain
@@ -45,4 +46,5 @@ __all__ = [
     "Sparse",
     "State",
     "Update",
+    "Weighting",
 ]

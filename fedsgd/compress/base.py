@@ -21,6 +21,8 @@ from fedsgd.wire import Sections
 
 ClientId = int
 Kind = Literal["unbiased", "contractive", "neither"]
+Weighting = Literal["examples", "uniform"]
+"""What a client's update counts in the mean: its number of training examples, or the same as every other."""
 State = Mapping[str, NDArray[Any]]
 """What a scheme remembers, by name. An absent entry is zero; arrays in it are never written to."""
 

@@ -62,9 +62,10 @@ class Dataset:
     def __post_init__(self) -> None:
         for part, field in (("training", "train"), ("test", "test")):
             object.__setattr__(self, field, self._checked(getattr(self, field), part))
-        if self.train.x.shape[1:] != self.test.x.shape[1:]:
-            shapes = f"{list(self.train.x.shape[1:])} and {list(self.test.x.shape[1:])}"
-            raise DataError(f"training and test examples have different shapes: {shapes}")
+        for what, train, test in (("examples", self.train.x, self.test.x), ("targets", self.train.y, self.test.y)):
+            kinds = [f"{a.dtype} {list(a.shape[1:])}" for a in (train, test)]
+            if kinds[0] != kinds[1]:
+                raise DataError(f"training and test {what} differ in kind or shape: {kinds[0]} and {kinds[1]}")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise DataError(f"{len(self.class_names)} class names for {self.classes} classes")
 
@@ -99,6 +100,18 @@ def as_floats(x: NDArray[Any]) -> NDArray[Any]:
     return scaled
 
 
+def classes_in(*targets: NDArray[Any]) -> int | None:
+    """The number of classes that labels imply, one more than the largest; None where targets are not integers."""
+    if any(y.dtype.kind not in "iub" for y in targets):
+        return None
+    largest = max((int(y.max()) for y in targets if y.size), default=0)
+    if largest > 1000 + sum(y.size for y in targets):
+        raise DataError(
+            f"the largest label is {largest}, and there are not so many targets: labels are numbers from 0 to classes - 1"
+        )
+    return largest + 1
+
+
 def _what(values: Any) -> str:
     return f"{values.dtype} of shape {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
 
@@ -113,6 +126,8 @@ def _array(values: Any, what: str) -> NDArray[Any]:
             first = int(np.flatnonzero(~np.isfinite(floats.reshape(len(floats), -1)).all(axis=1))[0])
             raise DataError(f"the {what} are not all finite float32 numbers, first in row {first}")
         return floats
+    if values.dtype.kind == "u" and values.size and int(values.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"the {what} go up to {values.max()}, which int64 cannot hold")
     return np.ascontiguousarray(values, dtype=np.int64)
 
 

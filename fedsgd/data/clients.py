@@ -62,9 +62,10 @@ def _of_same_owners(dataset: Dataset, split: Partition) -> Partition | None:
     examples are with several clients."""
     if dataset.train.owner is None or dataset.test.owner is None:
         return None
-    trained, client = dataset.train.owner[split.order], split.clients()
-    client_of_owner = np.full(max(int(trained.max()), int(dataset.test.owner.max())) + 1, -1, dtype=np.int64)
-    client_of_owner[trained] = client
-    if (client_of_owner[trained] != client).any():
+    names, number = np.unique(np.concatenate([dataset.train.owner, dataset.test.owner]), return_inverse=True)
+    trained, tested = number[: len(dataset.train)][split.order], number[len(dataset.train) :]
+    client_of_owner = np.full(len(names), -1, dtype=np.int64)
+    client_of_owner[trained] = split.clients()
+    if (client_of_owner[trained] != split.clients()).any():
         return None
-    return Partition.of_owners(client_of_owner[dataset.test.owner], len(split))
+    return Partition.of_owners(client_of_owner[tested], len(split))

@@ -8,14 +8,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from fedsgd import rng
 from fedsgd.arrays import F32, F64, I64
 from fedsgd.data import Examples
-from fedsgd.optim import Optimizer
+from fedsgd.optim import Increment, Optimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsgd.optim.base import Buffers
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,13 @@ class Recipe:
             return self.steps
         per_epoch = 1 if self.batch_size is None else -(-n // self.batch_size)
         return per_epoch * (self.epochs or 0)
+
+    def increment(self, w: Tensor, start: Tensor, g: Tensor, buffers: Buffers, at: tuple[int, int, int]) -> Increment:
+        """The step at w [P] for a batch's gradient g [P], which it may write to; start: the received model [P]; at: (round,
+        step, steps of this client in the round), from 1. In this order: proximal term, clipping, weight decay, the rule."""
+        if self.proximal:
+            g.add_(w - start, alpha=self.proximal)
+        return self.optimizer.step(w, g, buffers, self.optimizer.rate(*at))
 
 
 @dataclass(frozen=True, eq=False)

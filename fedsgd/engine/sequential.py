@@ -38,19 +38,17 @@ class Sequential:
             yield local
 
     def _train_one(self, work: Work) -> Local:
-        optimizer, n_steps = self.recipe.optimizer, self.recipe.n_steps(len(work.examples))
+        n_steps = self.recipe.n_steps(len(work.examples))
         x, y = _tensors(work.examples)
         start = torch.from_numpy(np.array(work.weights))
         w = start.clone()
         self._point_at(w)
         self.task.module.train()
-        buffers = optimizer.init(w)
+        buffers = self.recipe.optimizer.init(w)
         only_step = torch.zeros_like(w)
         for step, batch in enumerate(batches(work, self.recipe), start=1):
             gradient = self._gradient(*_take(x, y, batch))
-            if self.recipe.proximal:
-                gradient.add_(w - start, alpha=self.recipe.proximal)
-            direction, alpha = optimizer.step(w, gradient, buffers, optimizer.rate(work.round, step, n_steps))
+            direction, alpha = self.recipe.increment(w, start, gradient, buffers, (work.round, step, n_steps))
             if n_steps == 1:
                 only_step = direction * alpha
             else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -208,6 +209,11 @@ def test_pathological_classes_are_divided_evenly_and_pairs_vary() -> None:
     assert len({tuple(np.flatnonzero(row)) for row in counts}) > 20
 
 
+def test_which_examples_of_a_class_a_pathological_client_gets_is_random() -> None:
+    rows = partition(Pathological(clients=4, classes_per_client=1), examples(np.zeros(400, int)), 0).rows(0)
+    assert (np.diff(rows) > 1).sum() > 20
+
+
 @pytest.mark.parametrize(
     ("clients", "classes", "message"),
     [(10, 11, "11 classes a client, but the data have 10"), (3, 2, "3 clients × 2 classes cannot hold the 10 classes")],
@@ -233,6 +239,17 @@ def test_skewed_survives_extreme_settings() -> None:
     split = partition(Skewed(clients=20, alpha=1e-6, sigma=5.0), LABELLED, 0)
     assert split.sizes().min() >= 1
     assert split.sizes().sum() == len(LABELS)
+
+
+@pytest.mark.parametrize("name", ["quantity", "skewed"])
+def test_a_sigma_beyond_all_measure_leaves_one_example_to_each_but_one(name: str) -> None:
+    sizes = np.sort(partition(PARTITIONERS[name](clients=50, sigma=1e6), LABELLED, 0).sizes())
+    assert sizes[:-1].tolist() == [1] * 49
+
+
+def test_an_alpha_that_floats_cannot_hold_is_an_error() -> None:
+    with pytest.raises(DataError, match="a setting is beyond what floats can hold"):
+        partition(Dirichlet(clients=50, alpha=1e308), LABELLED, 0)
 
 
 OWNERS = np.array([7, 7, 2, 9, 2, 7, 9, 4])
@@ -343,6 +360,37 @@ def test_flwr_partitioners_that_cannot_be_made_are_named(made: FlwrDatasets, err
         partition(made, LABELLED, 0)
 
 
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (flwr("IidPartitioner", num_partitions=3), "makes 3 partitions, but `clients` is 10"),
+        (flwr("IidPartitioner", num_partitions=20), "makes 20 partitions, but `clients` is 10"),
+        (flwr("NaturalIdPartitioner", 6500), "clients cannot share 6000 examples"),
+        (flwr("NaturalIdPartitioner", 10), "makes 6000 partitions, but `clients` is 10"),
+    ],
+)
+def test_flwr_partitions_of_another_number_than_asked_for_are_an_error(made: FlwrDatasets, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        partition(made, LABELLED, 0)
+
+
+@dataclass(frozen=True)
+class Careless(Partitioner):
+    """Gives examples to clients that there are not, or to fewer than there are."""
+
+    name: ClassVar[str] = "careless"
+    given: tuple[int, ...] = ()
+
+    def owners(self, examples: Examples, rng: np.random.Generator) -> np.ndarray:
+        return np.array(self.given)
+
+
+@pytest.mark.parametrize("given", [(0, 1, 2, 3), (0, 1, -1, -1)])
+def test_a_partitioner_that_miscounts_its_clients_is_found_out(given: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=r'"careless" deals .*, but `clients` is 3: each must get one'):
+        partition(Careless(clients=3, given=given), examples(np.zeros(4, int)), 0)
+
+
 def test_flwr_partitions_that_overlap_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr_datasets.partitioner import IidPartitioner
 
@@ -397,7 +445,7 @@ def test_which_examples_are_held_out_is_random() -> None:
 
 
 def test_clients_are_tested_on_the_test_examples_of_their_owners() -> None:
-    owner, test_owner = np.array([5, 5, 1, 8, 8]), np.array([8, 1, 3, 8])
+    owner, test_owner = np.array([5, 5, 1, 10**15, 10**15]), np.array([10**15, 1, 3, 10**15])
     data = dataset(np.zeros(5, int), owner, test_owner)
     _, test = deal(data, Natural(), 0.0, 0)
     assert test is not None

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.arrays import F32
 from fedsgd.data.base import Dataset, Examples, Source
 from fedsgd.data.datasets.files import find
 from fedsgd.errors import DataError
@@ -29,19 +30,31 @@ class Cifar10(Source):
     """CIFAR-10 from Parquet files: 50,000 + 10,000 colour images of 32×32, ten classes.
 
     Krizhevsky 2009. x: float32 [n, 3, 32, 32], each colour with mean 0 and standard deviation 1 over the training images.
-    Files with a column `img` (or `image`) of encoded images, PNG or JPEG, and a column `label`: train*.parquet and
+    Files with a column `img` (or `image`) of encoded images, PNG or JPEG, and a column `label`: all of train*.parquet and
     test*.parquet in DIR or DIR/cifar10, DIR being what --data or FEDSGD_DATA names.
     """
 
     name: ClassVar[str] = "cifar10"
 
     def load(self, folder: Path | None) -> Dataset:
-        paths = [find(folder, "cifar10", [f"{part}*.parquet"], WHERE_TO_GET_IT) for part in ("train", "test")]
-        train, test = (_read(path) for path in paths)
-        return Dataset(train, test, classes=10, class_names=NAMES)
+        parts = []
+        for part in ("train", "test"):
+            pieces = [_read(path) for path in find(folder, "cifar10", [f"{part}*.parquet"], WHERE_TO_GET_IT)]
+            pixels, labels = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+            parts.append(Examples(_standardised(pixels), labels))
+        return Dataset(parts[0], parts[1], classes=10, class_names=NAMES)
 
 
-def _read(path: Path) -> Examples:
+def _standardised(pixels: NDArray[np.uint8]) -> F32:
+    """[n, 32, 32, 3] to [n, 3, 32, 32]."""
+    x = np.empty((len(pixels), 3, 32, 32), dtype=np.float32)
+    for colour in range(3):
+        x[:, colour] = (pixels[..., colour] / np.float32(255) - MEAN[colour]) / STD[colour]
+    return x
+
+
+def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """(pixels [n, 32, 32, 3], labels [n]) of one file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -53,13 +66,12 @@ def _read(path: Path) -> Examples:
     column = next((name for name in ("img", "image") if name in columns), None)
     if column is None or "label" not in columns:
         raise DataError(f"{path}: columns {', '.join(columns)}; expected img and label: {WHERE_TO_GET_IT}")
+    if table.column("label").null_count:
+        raise DataError(f"{path}: {table.column('label').null_count} labels are missing")
     pixels = np.empty((table.num_rows, 32, 32, 3), dtype=np.uint8)
     for row, cell in enumerate(table.column(column).to_pylist()):
         pixels[row] = _pixels(cell, path, row)
-    x = np.empty((table.num_rows, 3, 32, 32), dtype=np.float32)
-    for colour in range(3):
-        x[:, colour] = (pixels[..., colour] / np.float32(255) - MEAN[colour]) / STD[colour]
-    return Examples(x, table.column("label").to_numpy())
+    return pixels, table.column("label").to_numpy()
 
 
 def _pixels(cell: Any, path: Path, row: int) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Looking for data files, and saying where one looked."""
+"""Looking for data files, and saying where they were looked for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 from fedsgd.errors import DataError
 
 
-def find(folder: Path | None, owner: str, names: Sequence[str], help: str) -> Path:
-    """The first of `names` that is a file in FOLDER/owner or in FOLDER; DataError that says where it was looked for.
-
-    A name may be a pattern; of several matches the first by name is taken. help: where to get the files.
-    """
+def find(folder: Path | None, owner: str, names: Sequence[str], help: str) -> list[Path]:
+    """The files that the first of `names` to match any stands for, in FOLDER/owner or in FOLDER, ascending; a name may be a
+    pattern. DataError that says where they were looked for. help: where to get them."""
     if folder is None:
         raise DataError(f"{owner}: no folder given: {help}")
     looked = [place / name for place in (folder / owner, folder) for name in names]
@@ -22,5 +20,5 @@ def find(folder: Path | None, owner: str, names: Sequence[str], help: str) -> Pa
         except OSError as error:
             raise DataError(f"{owner}: {folder}: cannot be looked into ({error.strerror})") from None
         if found:
-            return found[0]
+            return found
     raise DataError(f"{owner}: {names[0]} not found (looked for {', '.join(map(str, looked))}): {help}")

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.arrays import I64
 from fedsgd.component import FieldError
-from fedsgd.data.base import Dataset, Examples, Source, as_floats
+from fedsgd.data.base import Dataset, Examples, Source, as_floats, classes_in
 from fedsgd.data.extra import need
 from fedsgd.errors import DataError, did_you_mean
 
@@ -22,10 +23,11 @@ class HuggingFace(Source):
 
     config: which of its configurations; train, test: its splits, also in parts ("train[:80%]" and "train[80%:]" where there is
     no test split); x, y: the columns of examples and targets; owner: the column
-    that says whose each example is, for "natural". Images become float32 in [0, 1], [channels, height, width] or, without
-    colours, [height, width]; lists become arrays and must be of one length. Class labels (a ClassLabel column, or integers)
-    make it a classification. The cache of the library is used, and its HF_HUB_OFFLINE and HF_DATASETS_OFFLINE are obeyed.
-    A folder is looked for in --data DIR (or FEDSGD_DATA), if given, and then where you stand.
+    that says whose each example is, for "natural". Columns of images become float32 in [0, 1], [channels, height, width]
+    or, without colours, [height, width]; lists become arrays as they are, and must be of one length. Class labels (a
+    ClassLabel column, or integers) make it a classification. The cache of the library is used, and its HF_HUB_OFFLINE and
+    HF_DATASETS_OFFLINE are obeyed. A folder is looked for in --data DIR (or FEDSGD_DATA), if given, and then
+    where you stand.
     """
 
     name: ClassVar[str] = "hugging-face"
@@ -49,14 +51,11 @@ class HuggingFace(Source):
         self._check_columns(train.column_names)
         if isinstance(train.features[self.x], dict):  # {bytes, path}: images in a Parquet file that does not say so
             train, test = (table.cast_column(self.x, library.Image()) for table in (train, test))
-        names = getattr(train.features[self.y], "names", None)
-        parts = [self._examples(table) for table in (train, test)]
+        x, y = ([self._array(table, column) for table in (train, test)] for column in (self.x, self.y))
         owners = self._owners(train, test)
-        parts = [Examples(part.x, part.y, None, owner) for part, owner in zip(parts, owners, strict=True)]
-        classes = None
-        if parts[0].y.dtype.kind == "i" and all(part.y.size for part in parts):
-            classes = len(names) if names else max(int(part.y.max()) for part in parts) + 1
-        return Dataset(parts[0], parts[1], classes, tuple(names) if names else None)
+        parts = [Examples(x[i], y[i], None, owners[i]) for i in range(2)]
+        names = getattr(train.features[self.y], "names", None)
+        return Dataset(parts[0], parts[1], len(names) if names else classes_in(*y), tuple(names) if names else None)
 
     def _check_columns(self, columns: Sequence[str]) -> None:
         for key in ("x", "y", "owner"):
@@ -64,25 +63,33 @@ class HuggingFace(Source):
             if wanted is not None and wanted not in columns:
                 raise FieldError(self.name, key, f'got "{wanted}"{did_you_mean(wanted, columns)}')
 
-    def _examples(self, table: Any) -> Examples:
-        x = as_floats(_array(table[self.x], self.path, self.x))
-        if x.ndim == 4 and x.shape[-1] in (1, 3, 4):  # as PIL has them: channels last
-            x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        return Examples(x, _array(table[self.y], self.path, self.y))
+    def _array(self, table: Any, column: str) -> NDArray[Any]:
+        """A column as an array [n, ...]; images by their pixels."""
+        images = type(table.features[column]).__name__ == "Image"
+        try:
+            rows = [_pixels(row) if images else np.asarray(row) for row in table[column]]
+        except Exception as error:  # rows are decoded as they are read
+            raise DataError(f"hugging-face: {self.path}: column {column}: {type(error).__name__}: {error}") from error
+        if len({(row.shape, row.dtype.kind) for row in rows}) > 1:
+            shapes = ", ".join(sorted({str(list(row.shape)) for row in rows})[:3])
+            raise DataError(f"hugging-face: {self.path}: rows of column {column} have different shapes: {shapes}")
+        return np.stack(rows) if rows else np.empty(0)
 
-    def _owners(self, train: Any, test: Any) -> Sequence[NDArray[np.int64] | None]:
+    def _owners(self, train: Any, test: Any) -> Sequence[I64 | None]:
         """Owners, whatever they are called, numbered in the order of their names."""
         if self.owner is None:
             return None, None
-        columns = [np.asarray(table[self.owner]) for table in (train, test)]
-        numbers = np.unique(np.concatenate(columns), return_inverse=True)[1].astype(np.int64)
+        columns = [list(table[self.owner]) for table in (train, test)]
+        if len({type(name) for column in columns for name in column}) > 1:
+            raise FieldError(self.name, "owner", f'column "{self.owner}" has missing values, or values of different types')
+        numbers = np.unique(np.array(columns[0] + columns[1]), return_inverse=True)[1].astype(np.int64)
         return np.split(numbers, [len(columns[0])])
 
 
-def _array(column: Any, path: str, name: str) -> NDArray[Any]:
-    """A column as an array [n, ...]; images by their pixels."""
-    rows = [np.asarray(row) for row in column]
-    if len({(row.shape, row.dtype.kind) for row in rows}) > 1:
-        shapes = sorted({str(list(row.shape)) for row in rows})[:3]
-        raise DataError(f"hugging-face: {path}: rows of column {name} have different shapes: {', '.join(shapes)}, ...")
-    return np.stack(rows) if rows else np.empty(0)
+def _pixels(image: Any) -> NDArray[np.float32]:
+    """A PIL image as [channels, height, width] or, without colours, [height, width]; in [0, 1]."""
+    if image.mode in ("1", "L", "LA"):
+        return as_floats(np.asarray(image.convert("L")))
+    if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
+        raise ValueError(f"an image of mode {image.mode}, expected 8 bits a channel")
+    return as_floats(np.asarray(image.convert("RGB"))).transpose(2, 0, 1)

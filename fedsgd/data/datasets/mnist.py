@@ -37,7 +37,7 @@ class Mnist(Source):
         parts = []
         for stem in ("train", "t10k"):
             images, labels = (
-                find(folder, "mnist", [f"{stem}-{kind}", f"{stem}-{kind}.gz"], WHERE_TO_GET_IT)
+                find(folder, "mnist", [f"{stem}-{kind}", f"{stem}-{kind}.gz"], WHERE_TO_GET_IT)[0]
                 for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
             )
             parts.append(_examples(images, labels))

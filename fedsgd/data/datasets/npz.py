@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.component import Count, Share
-from fedsgd.data.base import Dataset, Examples, Source, as_floats
+from fedsgd.component import Count, FieldError, Share
+from fedsgd.data.base import Dataset, Examples, Source, as_floats, classes_in
 from fedsgd.errors import DataError
 from fedsgd.rng import stream
 
@@ -25,9 +25,9 @@ class Npz(Source):
 
     owner_train and owner_test, if there, say whose each example is (for "natural"). Without test examples, `test_share` of the
     training examples, drawn once and for all, take their place. x of uint8 are pixels and become float32 in [0, 1]; other
-    integers stay (characters, words); floats become float32. Integer y [n] or [n, T] are class labels, `classes` of them, by
-    default as many as the largest says; float y are regression targets. Pickled objects are refused: they can run code.
-    A relative path is looked for in --data DIR (or FEDSGD_DATA), if given, and then where you stand.
+    integers stay (characters, words); floats become float32. y of integers or booleans, [n] or [n, T], are class labels,
+    `classes` of them, by default as many as the largest says; floats are regression targets. Pickled objects are refused:
+    they can run code. A relative path is looked for in --data DIR (or FEDSGD_DATA), if given, and then where you stand.
     """
 
     name: ClassVar[str] = "npz"
@@ -39,6 +39,10 @@ class Npz(Source):
     def load(self, folder: Path | None) -> Dataset:
         arrays = _read(self._found(folder))
         x, y, owner = arrays["x_train"], arrays["y_train"], arrays.get("owner_train")
+        if not x.ndim or not y.ndim:
+            raise DataError(
+                f"{self.path}: x_train and y_train have {x.ndim} and {y.ndim} dimensions, expected one row an example"
+            )
         if len(x) != len(y):
             raise DataError(f"{self.path}: {len(x)} training examples but {len(y)} targets")
         if "x_test" in arrays:
@@ -46,10 +50,9 @@ class Npz(Source):
             test = Examples(arrays["x_test"], arrays["y_test"], None, arrays.get("owner_test"))
         else:
             train, test = self._split(x, y, owner)
-        classes = None
-        if y.dtype.kind in "iu" and y.size:
-            largest = max(int(part.max()) for part in (train.y, test.y) if part.size)
-            classes = self.classes or largest + 1
+        classes = classes_in(train.y, test.y) if self.classes is None else self.classes
+        if self.classes is not None and y.dtype.kind == "f":
+            raise FieldError(self.name, "classes", f"got {self.classes}, but y_train is {y.dtype}: not class labels")
         return Dataset(train, test, classes)
 
     def _found(self, folder: Path | None) -> Path:
@@ -77,7 +80,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
                 raise DataError(f"{path}: a single array, expected several: numpy.savez(path, x_train=..., y_train=...)")
             arrays = {name: file[name] for name in ARRAYS if name in file.files}
             names = ", ".join(file.files)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # NotImplementedError too
         raise DataError(f"{path}: cannot be read as a file of numpy.savez without pickled objects ({error})") from error
     for wanted in (("x_train", "y_train"), ("x_test", "y_test")):
         missing = [name for name in wanted if name not in arrays]

@@ -37,7 +37,7 @@ class Shakespeare(Source):
     test_share: Share = 0.2
 
     def load(self, folder: Path | None) -> Dataset:
-        path = find(folder, "shakespeare", ["input.txt"], WHERE_TO_GET_IT)
+        path = find(folder, "shakespeare", ["input.txt"], WHERE_TO_GET_IT)[0]
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -80,20 +80,27 @@ def partition(partitioner: Partitioner, examples: Examples, seed: int) -> Partit
     if clients is not None and clients > len(examples):
         raise DataError(f"{clients} clients cannot share {len(examples)} examples: at most one client an example")
     owner = partitioner.owners(examples, stream(seed, "partition"))
+    found = int(owner.max()) + 1
     if clients is None:
-        clients = int(owner.max()) + 1
+        clients = found
+    if found > clients or np.count_nonzero(owner >= 0) < clients:
+        dealt = f"{np.count_nonzero(owner >= 0)} examples to {found} clients"
+        raise DataError(f'"{partitioner.name}" deals {dealt}, but `clients` is {clients}: each must get one')
     return Partition.of_owners(_repair(owner, clients), clients)
 
 
 def cut(shares: F64, n: int) -> I64:
     """The client of each of n places in a row, cut in proportion to `shares` [N], which add up to 1; returns [n], ascending."""
+    if not abs(float(shares.sum()) - 1) < 1e-6:
+        raise DataError(f"the clients' shares add up to {shares.sum():g}, not to 1: a setting is beyond what floats can hold")
     ends = np.rint(np.cumsum(shares) * n).astype(np.int64)
     return np.searchsorted(ends, np.arange(n), side="right").clip(max=len(shares) - 1)
 
 
 def log_normal_shares(clients: int, sigma: float, rng: np.random.Generator) -> F64:
     """Shares [N] that add up to 1, in proportion to exp(sigma · a standard normal)."""
-    weights = np.exp(sigma * rng.standard_normal(clients))
+    exponents = sigma * rng.standard_normal(clients)
+    weights = np.exp(np.maximum(exponents - exponents.max(), -60))  # e⁻⁶⁰ of the largest is no example, but not yet 0
     shares: F64 = weights / weights.sum()
     return shares
 

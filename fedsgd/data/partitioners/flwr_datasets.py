@@ -47,6 +47,8 @@ class FlwrDatasets(Partitioner):
         try:
             partitioner.dataset = need("datasets", "huggingface").Dataset.from_dict(columns)
             clients = range(partitioner.num_partitions)
+            if self.clients not in (None, len(clients)):
+                raise DataError(f"{self.partitioner} makes {len(clients)} partitions, but `clients` is {self.clients}")
             parts = [np.asarray(partitioner.load_partition(client)["index"], dtype=np.int64) for client in clients]
         except DataError:
             raise

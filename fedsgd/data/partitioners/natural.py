@@ -18,8 +18,8 @@ from fedsgd.errors import DataError
 class Natural(Partitioner):
     """By owner: a client for each writer, speaker or user of the data; or whole owners dealt to `clients` clients.
 
-    Needs data that say whose each example is, as "shakespeare" does. Without `clients`, client i is owner i. With it, owners
-    are shuffled and dealt in turn, so clients have equal numbers of owners, to within one.
+    Needs data that say whose each example is, as "shakespeare" does. Without `clients`, clients are the owners in
+    ascending order. With it, owners are shuffled and dealt in turn, so clients have equal numbers of owners, to within one.
     """
 
     name: ClassVar[str] = "natural"

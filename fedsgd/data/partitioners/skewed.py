@@ -21,7 +21,7 @@ class Skewed(Partitioner):
 
     With "dirichlet" alone, how skewed sizes are follows from alpha; here each is set by itself. Sizes and mixtures seldom
     add up to the examples there are of each class, so the table of clients × classes is scaled by rows and columns in turn
-    until both fit (iterative proportional fitting, Deming and Stephan 1940), the classes last and exactly.
+    until both fit (iterative proportional fitting, Deming and Stephan 1940); in the end the classes fit exactly.
     """
 
     name: ClassVar[str] = "skewed"
@@ -34,18 +34,20 @@ class Skewed(Partitioner):
         classes, labels = np.unique(examples.y, return_inverse=True)
         sizes = log_normal_shares(self.clients, self.sigma, rng)
         mixtures = rng.dirichlet(np.full(len(classes), self.alpha), size=self.clients)
-        table = _fitted(mixtures, sizes, np.bincount(labels) / len(labels))
+        shares = _fitted(mixtures, sizes, np.bincount(labels) / len(labels))
         owner = np.empty(len(labels), dtype=np.int64)
         for label in range(len(classes)):
             members = rng.permutation(np.flatnonzero(labels == label))
-            owner[members] = cut(table[:, label] / table[:, label].sum(), len(members))
+            owner[members] = cut(shares[:, label], len(members))
         return owner
 
 
 def _fitted(mixtures: F64, sizes: F64, classes: F64) -> F64:
-    """The table [N, C] nearest to mixtures · sizes whose columns add up to `classes` [C], and rows, nearly, to `sizes` [N]."""
+    """Each client's share of each class, columns adding up to 1 [N, C]: from the table nearest to mixtures · sizes whose
+    columns add up to `classes` [C] and whose rows, nearly, to `sizes` [N]."""
     table = (mixtures + 1e-12) * sizes[:, None]  # so that no class is with nobody
     for _ in range(FITTING_ROUNDS):
-        table *= (sizes / table.sum(axis=1))[:, None]
         table *= classes / table.sum(axis=0)
-    return table
+        table *= (sizes / table.sum(axis=1))[:, None]
+    shares: F64 = table / table.sum(axis=0)
+    return shares
