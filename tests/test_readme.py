@@ -39,6 +39,13 @@ def test_every_picture_is_there_and_every_one_that_is_there_is_shown() -> None:
     assert {ROOT / path for path in shown} == set((ROOT / "scenarios" / "pictures").iterdir())
 
 
+def test_every_scenario_has_a_time() -> None:
+    rows = re.findall(r"^\| `scenarios/.*$", README, flags=re.MULTILINE)
+    assert len(rows) > 15
+    for row in rows:
+        assert re.search(r"\| \d+ s \|$", row), row
+
+
 def test_every_scenario_is_listed() -> None:
     for path in (ROOT / "scenarios").iterdir():
         if path.suffix in (".toml", ".py"):
@@ -54,8 +61,8 @@ def test_the_example_scenario_loads() -> None:
 def test_the_settings_in_commands_are_settings() -> None:
     from fedsgd.schema import parse_setting
 
-    commands = [line for block in blocks("sh") for line in block.splitlines() if "fedsgd run " in line]
-    assert len(commands) > 2
+    commands = [line for block in blocks("sh") for line in block.splitlines() if re.search("fedsgd (run|partition) ", line)]
+    assert len(commands) > 4
     for command in commands:
         (path,) = re.findall(r"scenarios/\w+\.toml", command)
         load(ROOT / path, dict(parse_setting(text) for text in re.findall(r"--set (\S+)", command)))
