@@ -19,7 +19,7 @@ from fedsgd.splits import Split
 FORMATS = (".png", ".svg")
 MOST_BARS = 40
 """Up to so many clients each has a bar of its own; more become the columns of a map."""
-COLOURS = (*("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#666666"),)
+COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#666666")
 """Paul Tol's "muted" scheme and a grey: distinct for colour-blind readers, and on paper."""
 REST = "#DDDDDD"
 MOST_COLUMNS = 1000
