@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsgd.arrays import F32
+from fedsgd.arrays import F32, F64
 from fedsgd.data import ClientData, Examples
 from fedsgd.engine import Engine
 
@@ -38,21 +38,27 @@ class Evaluator:
         """Name → value, for the model with these weights [P]."""
         values = self.engine.evaluate(weights, self.test).means
         if self.held_out is not None:
-            values.update(zip(BY_CLIENT, self._by_client(weights, self.held_out), strict=True))
+            values.update(_spread(self.by_client(weights, self.held_out)))
         if self.train is not None:
             trained_on = self.engine.evaluate(weights, _all_of(self.train)).means
             values.update({f"train_{name}": value for name, value in trained_on.items()})
         return values
 
-    def _by_client(self, weights: F32, data: ClientData) -> tuple[float, float, float]:
-        """Accuracy over the clients that have test examples, each counting the same: mean, mean of the worst tenth (Li et al.
-        2020, "Fair resource allocation", rounded up), standard deviation."""
+    def by_client(self, weights: F32, data: ClientData) -> F64:
+        """The accuracy of the model on each client's examples [N]; NaN for a client that has none."""
         scores = self.engine.evaluate(weights, _all_of(data)).scores["accuracy"]
-        clients, sizes = data.partition.clients(), data.partition.sizes()
-        tested = sizes > 0
-        accuracy = np.bincount(clients, weights=scores, minlength=len(sizes))[tested] / sizes[tested]
-        worst = np.sort(accuracy)[: math.ceil(len(accuracy) / 10)]
-        return float(accuracy.mean()), float(worst.mean()), float(accuracy.std())
+        sizes = data.partition.sizes()
+        totals = np.bincount(data.partition.clients(), weights=scores, minlength=len(sizes))
+        accuracy: F64 = np.divide(totals, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
+        return accuracy
+
+
+def _spread(accuracy: F64) -> dict[str, float]:
+    """Over the clients that have test examples, each counting the same: mean, mean of the worst tenth (Li et al. 2020, "Fair
+    resource allocation", rounded up to whole clients), standard deviation."""
+    known = np.sort(accuracy[~np.isnan(accuracy)])
+    worst = known[: math.ceil(len(known) / 10)]
+    return dict(zip(BY_CLIENT, (float(known.mean()), float(worst.mean()), float(known.std())), strict=True))
 
 
 def _all_of(data: ClientData) -> Examples:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsgd.arrays import F32
+from fedsgd.arrays import F32, F64
 from fedsgd.build import Experiment, build
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
@@ -28,7 +28,7 @@ from fedsgd.loop import run as run_rounds
 from fedsgd.models import Loss, Metric
 from fedsgd.parquet import TableWriter
 from fedsgd.rounds import Plan, Server, decoded_model
-from fedsgd.run_folder import ROUND_COLUMNS, prepare, save_parameters, write
+from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS, prepare, save_parameters, write
 from fedsgd.scenario import Scenario, in_file, load
 from fedsgd.wire import Frame, Header, Kind, encode_frame
 
@@ -58,14 +58,16 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A finished run. parameters: the server's final model, flat float32 [P], in the order of `layout`; summary: as in
-    summary.json; out: the run folder, if there is one."""
+    """A finished run. parameters: the server's final model, flat float32 [P], in the order of `layout`; client_accuracy: of
+    that model on each client's own test examples [N], NaN for a client without any, None if it was not asked for; summary: as
+    in summary.json; out: the run folder, if there is one."""
 
     scenario: Scenario
     history: list[Round]
     ledger: Ledger
     parameters: F32
     layout: Layout
+    client_accuracy: F64 | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
     out: Path | None = None
 
@@ -100,21 +102,24 @@ def run(
         write(folder / "scenario.toml", scenario.to_toml().encode())
     with _recording(folder, experiment) as (ledger, rounds):
         history: list[Round] = []
-        parameters = experiment.task.initial
+        last = experiment.server
         for server, record in _simulate(experiment, ledger):
-            parameters = server.weights
+            last = server
             history.append(record)
             rounds.append(_row(record))
             if ledger.flush():
                 rounds.flush(force=True)
             if on_round is not None:
                 on_round(record)
-    summary = _summary(experiment, history, ledger, parameters, time.perf_counter() - begun)
+    accuracy = _accuracy_by_client(experiment, last)
+    summary = _summary(experiment, history, ledger, last.weights, time.perf_counter() - begun)
     summary["given_in_python"] = [name for name, value in given.items() if value is not None]
     if folder is not None:
-        save_parameters(folder / "params.safetensors", experiment.plan.layout, parameters)
+        if accuracy is not None:
+            _save_clients(folder / "clients.parquet", experiment, accuracy)
+        save_parameters(folder / "params.safetensors", experiment.plan.layout, last.weights)
         write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
-    return Result(scenario, history, ledger, parameters, experiment.plan.layout, summary, folder)
+    return Result(scenario, history, ledger, last.weights, experiment.plan.layout, accuracy, summary, folder)
 
 
 @contextmanager
@@ -164,6 +169,24 @@ def _evaluate(experiment: Experiment, server: Server) -> Mapping[str, float]:
         return experiment.evaluator(decoded_model(experiment.plan, server))
     except Exception as error:  # the user's module, loss or metrics
         raise RunError(server.round - 1, None, f"evaluation: {type(error).__name__}: {error}") from error
+
+
+def _accuracy_by_client(experiment: Experiment, server: Server) -> F64 | None:
+    """Of the final model as clients decode it [N]; None if it was not asked for."""
+    held_out = experiment.evaluator.held_out
+    if held_out is None:
+        return None
+    return experiment.evaluator.by_client(decoded_model(experiment.plan, server), held_out)
+
+
+def _save_clients(path: Path, experiment: Experiment, accuracy: F64) -> None:
+    held_out = experiment.evaluator.held_out
+    tested = np.zeros(len(accuracy), dtype=int) if held_out is None else held_out.partition.sizes()
+    table = TableWriter(path, CLIENT_COLUMNS)
+    for client, sizes in enumerate(zip(experiment.train.partition.sizes().tolist(), tested.tolist(), strict=True)):
+        value = None if np.isnan(accuracy[client]) else float(accuracy[client])
+        table.append(dict(zip(CLIENT_COLUMNS, (client, *sizes, value), strict=True)))
+    table.close()
 
 
 def _dense_update_bytes(plan: Plan) -> int:

@@ -1,4 +1,5 @@
-"""The folder that a run writes: scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors, summary.json."""
+"""The folder that a run writes: scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors, summary.json; and
+clients.parquet where accuracy by client was asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from fedsgd.errors import OutputError
 from fedsgd.layout import Layout
 
 RUN_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", "params.safetensors", "summary.json")
+OPTIONAL_FILES = ("clients.parquet",)
 ROUND_COLUMNS: Mapping[str, type] = {
     "round": int,
     "lr": float,
@@ -21,6 +23,9 @@ ROUND_COLUMNS: Mapping[str, type] = {
 }
 """rounds.parquet: one row a round; lr is null where it changes within a round; bytes are cumulative; and a float column for
 each metric, "loss" first, null where not evaluated."""
+
+CLIENT_COLUMNS: Mapping[str, type] = {"client": int, "train_examples": int, "test_examples": int, "accuracy": float}
+"""clients.parquet: one row a client, after the last round; accuracy is null for a client that has no test examples."""
 
 
 def prepare(folder: Path, overwrite: bool) -> Path:
@@ -41,11 +46,12 @@ def prepare(folder: Path, overwrite: bool) -> Path:
 def _of_a_run(path: Path) -> list[Path]:
     """The path, after the segments below it, if a run wrote it, finished or killed; OutputError if it is anything else."""
     name = path.name
-    temporary = [f".{known}.{end}" for known in RUN_FILES for end in ("partial", "merged", "segments")]
+    known = (*RUN_FILES, *OPTIONAL_FILES)
+    temporary = [f".{file}.{end}" for file in known for end in ("partial", "merged", "segments")]
     is_folder = path.is_dir() and not path.is_symlink()
     below = sorted(path.iterdir()) if is_folder else []
     foreign = [p for p in below if not p.name.strip(".").startswith("segment-") or p.is_dir()]
-    if name not in (*RUN_FILES, *temporary) or foreign or (is_folder and "parquet" not in name):
+    if name not in (*known, *temporary) or foreign or (is_folder and "parquet" not in name):
         raise OutputError(f"{foreign[0] if foreign else path}: no run wrote this; choose another folder")
     return [*below, path]
 

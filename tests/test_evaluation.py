@@ -94,6 +94,22 @@ def test_accuracy_by_client_is_that_of_each_client_alone(scenario: Make) -> None
     assert values["client_accuracy_std"] == pytest.approx(np.std(alone), rel=1e-12)
 
 
+def test_the_accuracy_of_each_client_is_in_the_result_and_in_a_file(scenario: Make, tmp_path: Path) -> None:
+    asked = scenario({"data.held_out": 0.1, "evaluation.clients": True, "data.partition.clients": 300, "rounds": 1})
+    result = run(asked, out=tmp_path / "run")
+    accuracy, metrics = result.client_accuracy, result.summary["final_metrics"]
+    assert accuracy is not None
+    assert np.nanmean(accuracy) == pytest.approx(metrics["client_accuracy_mean"], rel=1e-12)
+    table = pq.read_table(tmp_path / "run" / "clients.parquet").to_pydict()
+    assert table["client"] == list(range(300))
+    assert sum(table["train_examples"]) + sum(table["test_examples"]) == 1437
+    assert [a is None for a in table["accuracy"]] == [n == 0 for n in table["test_examples"]] == np.isnan(accuracy).tolist()
+    assert any(n == 0 for n in table["test_examples"])
+    again = run(scenario({"rounds": 1}), out=tmp_path / "run", overwrite=True)
+    assert again.client_accuracy is None
+    assert not (tmp_path / "run" / "clients.parquet").exists()
+
+
 def test_accuracy_by_client_needs_examples_of_their_own(scenario: Make) -> None:
     with pytest.raises(ScenarioError, match=r"evaluation.clients: no client has test examples of its own; set data.held_out"):
         build(scenario({"evaluation.clients": True}))
