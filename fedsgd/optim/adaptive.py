@@ -8,8 +8,8 @@
     v ← v − (1 − β₂)Δ² sign(v − Δ²)                 fedyogi      v = τ² at first, for all three
     x ← x + η m/(√v + τ)
 
-The paper asks for v ≥ τ² at first, and has no bias correction. Flower's FedAdam is another rule: its v begins at 0, and it does correct η for
-the bias of both moments (flwr 1.41).
+The paper asks for v ≥ τ² at first, and has no bias correction. Flower's FedAdam is another rule: its v begins at 0, and it
+does correct η for the bias of both moments (flwr 1.41).
 """
 
 from __future__ import annotations
