@@ -119,7 +119,8 @@ def _of_a_scenario(command: Callable[..., None]) -> Callable[..., None]:
 def run(given: Given, out: Path | None, overwrite: bool) -> None:
     """Run the experiment that SCENARIO (a TOML file) describes.
 
-    The run folder gets scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json.
+    The run folder gets scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json; and
+    clients.parquet with [evaluation] clients = true.
     Progress goes to standard error, results to standard output.
     """
     from fedsgd.scenario import in_file

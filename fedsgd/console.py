@@ -101,6 +101,10 @@ def show_split(split: Split) -> None:
     console.print(title, style="bold", soft_wrap=True, markup=False)
     if few and split.counts is not None and len(split.class_names) <= MOST_CLASSES:
         console.print("by class: % of a client's examples; distance from the classes of all: 0 to 1")
+        numbers = [str(label) for label in range(len(split.class_names))]
+        if _headings(split.class_names) == numbers != list(split.class_names):
+            named = (f"{number} {_short(name)}" for number, name in zip(numbers, split.class_names, strict=True))
+            console.print(f"classes: {', '.join(named)}", markup=False)
     console.print(_clients_table(split) if few else _spread_table(split))
     if not few and split.counts is not None:
         console.print(_classes_table(split, split.counts))

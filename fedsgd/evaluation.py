@@ -34,18 +34,20 @@ class Evaluator:
         by_client = () if self.held_out is None else BY_CLIENT
         return (*measured, *by_client, *(() if self.train is None else (f"train_{name}" for name in measured)))
 
-    def __call__(self, weights: F32) -> dict[str, float]:
-        """Name → value, for the model with these weights [P]."""
+    def __call__(self, weights: F32) -> tuple[dict[str, float], F64 | None]:
+        """(name → value, the accuracy on each client's examples [N] if that was asked for) of the model with these weights [P].
+        The accuracy of a client that has no examples is NaN."""
         values = self.engine.evaluate(weights, self.test).means
+        accuracy = None
         if self.held_out is not None:
-            values.update(_spread(self.by_client(weights, self.held_out)))
+            accuracy = self._by_client(weights, self.held_out)
+            values.update(_spread(accuracy[self.held_out.partition.sizes() > 0]))
         if self.train is not None:
             trained_on = self.engine.evaluate(weights, _all_of(self.train)).means
             values.update({f"train_{name}": value for name, value in trained_on.items()})
-        return values
+        return values, accuracy
 
-    def by_client(self, weights: F32, data: ClientData) -> F64:
-        """The accuracy of the model on each client's examples [N]; NaN for a client that has none."""
+    def _by_client(self, weights: F32, data: ClientData) -> F64:
         scores = self.engine.evaluate(weights, _all_of(data)).scores["accuracy"]
         sizes = data.partition.sizes()
         totals = np.bincount(data.partition.clients(), weights=scores, minlength=len(sizes))
@@ -54,11 +56,12 @@ class Evaluator:
 
 
 def _spread(accuracy: F64) -> dict[str, float]:
-    """Over the clients that have test examples, each counting the same: mean, mean of the worst tenth (Li et al. 2020, "Fair
-    resource allocation", rounded up to whole clients), standard deviation."""
-    known = np.sort(accuracy[~np.isnan(accuracy)])
-    worst = known[: math.ceil(len(known) / 10)]
-    return dict(zip(BY_CLIENT, (float(known.mean()), float(worst.mean()), float(known.std())), strict=True))
+    """Over clients, each counting the same: mean, mean of the worst tenth (Li et al. 2020, "Fair resource allocation", rounded
+    up to whole clients), standard deviation; all NaN if one is, as a user's own accuracy may be."""
+    if not np.isfinite(accuracy).all():
+        return dict.fromkeys(BY_CLIENT, math.nan)
+    worst = np.sort(accuracy)[: math.ceil(len(accuracy) / 10)]
+    return dict(zip(BY_CLIENT, (float(accuracy.mean()), float(worst.mean()), float(accuracy.std())), strict=True))
 
 
 def _all_of(data: ClientData) -> Examples:

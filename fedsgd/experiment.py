@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Round:
-    """One round, finished. lr: the clients' step size, None where it changes within the round. Bytes are cumulative. metrics:
+    """One round, finished. lr: the clients' step size, None with a schedule over steps. Bytes are cumulative. metrics:
     "loss", the task's own, and what `[evaluation]` adds; None where it was not evaluated."""
 
     round: int
@@ -102,24 +102,23 @@ def run(
         write(folder / "scenario.toml", scenario.to_toml().encode())
     with _recording(folder, experiment) as (ledger, rounds):
         history: list[Round] = []
-        last = experiment.server
-        for server, record in _simulate(experiment, ledger):
-            last = server
+        for server, record, accuracy in _simulate(experiment, ledger):
+            last = server, accuracy
             history.append(record)
             rounds.append(_row(record))
             if ledger.flush():
                 rounds.flush(force=True)
             if on_round is not None:
                 on_round(record)
-    accuracy = _accuracy_by_client(experiment, last)
-    summary = _summary(experiment, history, ledger, last.weights, time.perf_counter() - begun)
+    server, accuracy = last
+    summary = _summary(experiment, history, ledger, server.weights, time.perf_counter() - begun)
     summary["given_in_python"] = [name for name, value in given.items() if value is not None]
     if folder is not None:
         if accuracy is not None:
             _save_clients(folder / "clients.parquet", experiment, accuracy)
-        save_parameters(folder / "params.safetensors", experiment.plan.layout, last.weights)
+        save_parameters(folder / "params.safetensors", experiment.plan.layout, server.weights)
         write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
-    return Result(scenario, history, ledger, last.weights, experiment.plan.layout, accuracy, summary, folder)
+    return Result(scenario, history, ledger, server.weights, experiment.plan.layout, accuracy, summary, folder)
 
 
 @contextmanager
@@ -140,43 +139,36 @@ def _row(record: Round) -> dict[str, Any]:
     return {**row, "clients": len(record.cohort), **(record.metrics or {})}
 
 
-def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, Round]]:
-    """Rounds until the last, or until the accuracy that `[stop]` asks for."""
+def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, Round, F64 | None]]:
+    """(the server, the round, accuracy by client if it was measured) until the last round, or the accuracy that `[stop]` asks
+    for."""
     scenario, plan = experiment.scenario, experiment.plan
     dense = _dense_update_bytes(plan)
     begun = time.perf_counter()
     for server, cohort in run_rounds(plan, experiment.server, experiment.runtime, ledger):
         done = server.round - 1
         last = done == scenario.rounds
-        metrics = None
+        metrics, accuracy = None, None
         if last or done % scenario.evaluation.every == 0:
-            metrics = _evaluate(experiment, server)
+            metrics, accuracy = _evaluate(experiment, server)
         up, down = ledger.totals["up"], ledger.totals["down"]
         seconds = time.perf_counter() - begun
         client = plan.recipe.optimizer
         lr = client.rate(done) if client.schedule_over == "rounds" else None
         record = Round(done, lr, tuple(cohort), up.n_bytes, down.n_bytes, dense * up.frames, metrics, seconds)
         begun = time.perf_counter()
-        yield server, record
+        yield server, record, accuracy
         stop = scenario.stop.target_accuracy
         if last or (stop is not None and record.accuracy is not None and record.accuracy >= stop):
             return
 
 
-def _evaluate(experiment: Experiment, server: Server) -> Mapping[str, float]:
-    """The metrics of the model that the clients of the coming round decode."""
+def _evaluate(experiment: Experiment, server: Server) -> tuple[Mapping[str, float], F64 | None]:
+    """The metrics, and accuracy by client, of the model that the clients of the coming round decode."""
     try:
         return experiment.evaluator(decoded_model(experiment.plan, server))
     except Exception as error:  # the user's module, loss or metrics
         raise RunError(server.round - 1, None, f"evaluation: {type(error).__name__}: {error}") from error
-
-
-def _accuracy_by_client(experiment: Experiment, server: Server) -> F64 | None:
-    """Of the final model as clients decode it [N]; None if it was not asked for."""
-    held_out = experiment.evaluator.held_out
-    if held_out is None:
-        return None
-    return experiment.evaluator.by_client(decoded_model(experiment.plan, server), held_out)
 
 
 def _save_clients(path: Path, experiment: Experiment, accuracy: F64) -> None:
@@ -184,7 +176,7 @@ def _save_clients(path: Path, experiment: Experiment, accuracy: F64) -> None:
     tested = np.zeros(len(accuracy), dtype=int) if held_out is None else held_out.partition.sizes()
     table = TableWriter(path, CLIENT_COLUMNS)
     for client, sizes in enumerate(zip(experiment.train.partition.sizes().tolist(), tested.tolist(), strict=True)):
-        value = None if np.isnan(accuracy[client]) else float(accuracy[client])
+        value = float(accuracy[client]) if np.isfinite(accuracy[client]) else None
         table.append(dict(zip(CLIENT_COLUMNS, (client, *sizes, value), strict=True)))
     table.close()
 

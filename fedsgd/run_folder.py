@@ -21,11 +21,12 @@ ROUND_COLUMNS: Mapping[str, type] = {
     "dense_uplink_bytes": int,
     "seconds": float,
 }
-"""rounds.parquet: one row a round; lr is null where it changes within a round; bytes are cumulative; and a float column for
+"""rounds.parquet: one row a round; lr is null with a schedule over steps; bytes are cumulative; and a float column for
 each metric, "loss" first, null where not evaluated."""
 
 CLIENT_COLUMNS: Mapping[str, type] = {"client": int, "train_examples": int, "test_examples": int, "accuracy": float}
-"""clients.parquet: one row a client, after the last round; accuracy is null for a client that has no test examples."""
+"""clients.parquet: one row a client, after the last round; accuracy is null where there are no test
+examples, or where it is not finite."""
 
 
 def prepare(folder: Path, overwrite: bool) -> Path:

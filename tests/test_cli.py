@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -59,6 +60,15 @@ def test_json_is_all_there_is_on_standard_output(quickstart: Path) -> None:
     result = fedsgd("run", quickstart, *TINY, "--out", "o", "--json", "--seed", "5")
     assert json.loads(result.stdout) == json.loads(Path("o/summary.json").read_text())
     assert json.loads(result.stdout)["seed"] == 5
+
+
+def test_quiet_is_also_for_the_libraries_that_load_data(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "0")  # so that it is put back afterwards
+    monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS")
+    assert fedsgd("run", quickstart, *TINY).exit_code == 0
+    assert "HF_DATASETS_DISABLE_PROGRESS_BARS" not in os.environ
+    assert fedsgd("run", quickstart, *TINY, "--quiet").exit_code == 0
+    assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
 
 
 def test_runs_without_out_are_numbered(quickstart: Path) -> None:

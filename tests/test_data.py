@@ -253,6 +253,14 @@ def test_cifar10_in_several_files_is_read_whole(tmp_path: Path) -> None:
             pa.table({"img": [encoded((i, 0, 0))] * 3, "label": [i] * 3}), tmp_path / f"train-0000{i}-of-00002.parquet"
         )
     assert Cifar10().load(tmp_path).train.y.tolist() == [0, 0, 0, 1, 1, 1]
+    (tmp_path / "train-00000-of-00002.parquet").rename(tmp_path / "train.parquet")
+    with pytest.raises(
+        DataError, match=r"train-00001-of-00002\.parquet, train\.parquet: expected one file, or all parts of one"
+    ):
+        Cifar10().load(tmp_path)
+    (tmp_path / "train.parquet").unlink()
+    with pytest.raises(DataError, match="expected one file, or all parts of one"):
+        Cifar10().load(tmp_path)
 
 
 def test_corrupt_cifar10_files_are_named(tmp_path: Path) -> None:
@@ -492,6 +500,13 @@ def test_hugging_face_rows_that_cannot_be_read_are_named(tmp_path: Path) -> None
     source = saved(tmp_path, features=[[0.5], [1.0]], label=[0, 1], who=["ann", None])
     with pytest.raises(FieldError, match='column "who" has missing values'):
         dataclasses.replace(source, owner="who").load(tmp_path)
+    for who in ([["a"], ["b", "c"]], [{"a": 1}, {"a": 2}], [[1], [2]]):
+        source = saved(tmp_path, features=[[0.5], [1.0]], label=[0, 1], who=who)
+        with pytest.raises(FieldError, match="no names or numbers"):
+            dataclasses.replace(source, owner="who").load(tmp_path)
+    for features in ([[0.5], None], [[0.5], [None]], [{"a": 1}, {"a": 2}]):
+        with pytest.raises(DataError, match="column features has missing values, or values that are no numbers"):
+            saved(tmp_path, features=features, label=[0, 1]).load(tmp_path)
 
 
 @pytest.mark.usefixtures("offline")

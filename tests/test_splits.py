@@ -117,6 +117,13 @@ def test_tables_fit_a_terminal(clients: int, capsys: pytest.CaptureFixture[str])
     assert len(table.splitlines()) < 32
 
 
+def test_numbers_in_the_place_of_names_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = np.ones((2, 2), dtype=int)
+    table = shown(Split("s", "p", ("class_a", "class_b"), counts, counts.sum(axis=1), None, 0), capsys)
+    assert "classes: 0 class_a, 1 class_b" in table
+    assert "classes:" not in shown(Split("s", "p", ("0", "1"), counts, counts.sum(axis=1), None, 0), capsys)
+
+
 def test_many_clients_are_summarised(capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.zeros((101, 2), dtype=int)
     counts[:, 0] = np.arange(1, 102)
@@ -214,10 +221,12 @@ def test_names_that_matplotlib_would_hide_or_typeset_are_shown(tmp_path: Path) -
 
 
 def test_sizes_are_counted_in_whole_examples() -> None:
-    from fedsgd.pictures import _map
+    from fedsgd.pictures import _bars, _map
 
     (ax,) = _map(Split("s", "p", (), None, np.ones(100, dtype=int), None, 0)).axes
     assert all(float(tick).is_integer() for tick in ax.get_yticks())
+    (bars,) = _bars(Split("s", "p", (), None, np.ones(3, dtype=int), None, 0)).axes
+    assert all(float(tick).is_integer() for tick in bars.get_xticks())
     assert ax.get_xlabel() == "clients, by size"
 
 

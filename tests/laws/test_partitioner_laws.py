@@ -366,6 +366,7 @@ def test_flwr_partitioners_that_cannot_be_made_are_named(made: FlwrDatasets, err
         (flwr("IidPartitioner", num_partitions=3), "makes 3 partitions, but `clients` is 10"),
         (flwr("IidPartitioner", num_partitions=20), "makes 20 partitions, but `clients` is 10"),
         (flwr("NaturalIdPartitioner", 6500), "clients cannot share 6000 examples"),
+        (flwr("IidPartitioner", None, num_partitions=6001), "6001 clients cannot share 6000 examples"),
         (flwr("NaturalIdPartitioner", 10), "makes 6000 partitions, but `clients` is 10"),
     ],
 )
@@ -385,9 +386,9 @@ class Careless(Partitioner):
         return np.array(self.given)
 
 
-@pytest.mark.parametrize("given", [(0, 1, 2, 3), (0, 1, -1, -1)])
+@pytest.mark.parametrize("given", [(0, 1, 2, 3), (0, 1, -1, -1), (-1, -1, -1, -1)])
 def test_a_partitioner_that_miscounts_its_clients_is_found_out(given: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r'"careless" deals .*, but `clients` is 3: each must get one'):
+    with pytest.raises(DataError, match=r'"careless" deals \d examples to \d clients; there are to be 3, and each must'):
         partition(Careless(clients=3, given=given), examples(np.zeros(4, int)), 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,10 +40,21 @@ class Cifar10(Source):
     def load(self, folder: Path | None) -> Dataset:
         parts = []
         for part in ("train", "test"):
-            pieces = [_read(path) for path in find(folder, "cifar10", [f"{part}*.parquet"], WHERE_TO_GET_IT)]
+            paths = find(folder, "cifar10", [f"{part}*.parquet"], WHERE_TO_GET_IT)
+            _check_complete(paths)
+            pieces = [_read(path) for path in paths]
             pixels, labels = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
             parts.append(Examples(_standardised(pixels), labels))
         return Dataset(parts[0], parts[1], classes=10, class_names=NAMES)
+
+
+def _check_complete(paths: list[Path]) -> None:
+    """DataError unless it is one file, or all of NAME-00000-of-N to NAME-(N−1)-of-N: never the same images twice."""
+    numbers = [re.search(r"-(\d+)-of-(\d+)$", path.stem) for path in paths]
+    found = [(int(number[1]), int(number[2])) for number in numbers if number]
+    if (len(paths) > 1 or found) and found != [(i, len(paths)) for i in range(len(paths))]:
+        names = ", ".join(path.name for path in paths)
+        raise DataError(f"{paths[0].parent}: {names}: expected one file, or all parts of one: NAME-00000-of-N.parquet and on")
 
 
 def _standardised(pixels: NDArray[np.uint8]) -> F32:

@@ -49,7 +49,11 @@ class HuggingFace(Source):
         except Exception as error:  # a hub, a cache, a network and a parser may each fail in ways of their own
             raise DataError(f"hugging-face: {self.path} cannot be loaded: {type(error).__name__}: {error}") from error
         self._check_columns(train.column_names)
-        if isinstance(train.features[self.x], dict):  # {bytes, path}: images in a Parquet file that does not say so
+        feature = train.features[self.x]  # of images in a Parquet file that does not say so: {bytes, path}
+        if isinstance(feature, dict) and set(feature) == {
+            "bytes",
+            "path",
+        }:
             train, test = (table.cast_column(self.x, library.Image()) for table in (train, test))
         x, y = ([self._array(table, column) for table in (train, test)] for column in (self.x, self.y))
         owners = self._owners(train, test)
@@ -67,9 +71,11 @@ class HuggingFace(Source):
         """A column as an array [n, ...]; images by their pixels."""
         images = type(table.features[column]).__name__ == "Image"
         try:
-            rows = [_pixels(row) if images else np.asarray(row) for row in table[column]]
+            rows = [_pixels(row) if images and row is not None else np.asarray(row) for row in table[column]]
         except Exception as error:  # rows are decoded as they are read
             raise DataError(f"hugging-face: {self.path}: column {column}: {type(error).__name__}: {error}") from error
+        if any(row.dtype.kind == "O" for row in rows):
+            raise DataError(f"hugging-face: {self.path}: column {column} has missing values, or values that are no numbers")
         if len({(row.shape, row.dtype.kind) for row in rows}) > 1:
             shapes = ", ".join(sorted({str(list(row.shape)) for row in rows})[:3])
             raise DataError(f"hugging-face: {self.path}: rows of column {column} have different shapes: {shapes}")
@@ -80,8 +86,12 @@ class HuggingFace(Source):
         if self.owner is None:
             return None, None
         columns = [list(table[self.owner]) for table in (train, test)]
-        if len({type(name) for column in columns for name in column}) > 1:
-            raise FieldError(self.name, "owner", f'column "{self.owner}" has missing values, or values of different types')
+        types = {type(name) for column in columns for name in column}
+        if len(types) > 1 or not types <= {str, int, float, bool}:
+            problem = (
+                f'column "{self.owner}" has missing values, values of different types, or values that are no names or numbers'
+            )
+            raise FieldError(self.name, "owner", problem)
         numbers = np.unique(np.array(columns[0] + columns[1]), return_inverse=True)[1].astype(np.int64)
         return np.split(numbers, [len(columns[0])])
 

@@ -80,12 +80,12 @@ def partition(partitioner: Partitioner, examples: Examples, seed: int) -> Partit
     if clients is not None and clients > len(examples):
         raise DataError(f"{clients} clients cannot share {len(examples)} examples: at most one client an example")
     owner = partitioner.owners(examples, stream(seed, "partition"))
-    found = int(owner.max()) + 1
+    found, n_dealt = int(owner.max()) + 1, np.count_nonzero(owner >= 0)
     if clients is None:
         clients = found
-    if found > clients or np.count_nonzero(owner >= 0) < clients:
-        dealt = f"{np.count_nonzero(owner >= 0)} examples to {found} clients"
-        raise DataError(f'"{partitioner.name}" deals {dealt}, but `clients` is {clients}: each must get one')
+    if not n_dealt or found > clients or n_dealt < clients:
+        wanted = f"there are to be {clients}, and each must get an example"
+        raise DataError(f'"{partitioner.name}" deals {n_dealt} examples to {found} clients; {wanted}')
     return Partition.of_owners(_repair(owner, clients), clients)
 
 
@@ -99,7 +99,8 @@ def cut(shares: F64, n: int) -> I64:
 
 def log_normal_shares(clients: int, sigma: float, rng: np.random.Generator) -> F64:
     """Shares [N] that add up to 1, in proportion to exp(sigma · a standard normal)."""
-    exponents = sigma * rng.standard_normal(clients)
+    with np.errstate(over="ignore"):  # the sum of shares tells
+        exponents = sigma * rng.standard_normal(clients)
     weights = np.exp(np.maximum(exponents - exponents.max(), -60))  # e⁻⁶⁰ of the largest is no example, but not yet 0
     shares: F64 = weights / weights.sum()
     return shares

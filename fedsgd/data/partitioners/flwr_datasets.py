@@ -49,6 +49,8 @@ class FlwrDatasets(Partitioner):
             clients = range(partitioner.num_partitions)
             if self.clients not in (None, len(clients)):
                 raise DataError(f"{self.partitioner} makes {len(clients)} partitions, but `clients` is {self.clients}")
+            if len(clients) > len(examples):
+                raise DataError(f"{len(clients)} clients cannot share {len(examples)} examples: at most one client an example")
             parts = [np.asarray(partitioner.load_partition(client)["index"], dtype=np.int64) for client in clients]
         except DataError:
             raise
