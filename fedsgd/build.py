@@ -103,12 +103,10 @@ def _evaluator(
         held_out if asked.clients else None,
         train if asked.training else None,
     )
-    for name in evaluator.names:
-        if name in ROUND_COLUMNS:
-            raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has a column of that name')
     for name in task.metrics:
-        if name.startswith(RESERVED):
-            raise ModelError(f'a metric cannot be called "{name}": names that begin with {" or ".join(RESERVED)} are taken')
+        if name in ROUND_COLUMNS or name.startswith(RESERVED):
+            taken = f"rounds.parquet has columns of its own: {', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED)}..."
+            raise ModelError(f'a metric cannot be called "{name}": {taken}')
     _try(engine, task, dataset)
     return evaluator
 

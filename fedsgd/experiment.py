@@ -20,7 +20,7 @@ from fedsgd.arrays import F32, F64
 from fedsgd.build import Experiment, build
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
-from fedsgd.data import Dataset
+from fedsgd.data import ClientData, Dataset
 from fedsgd.errors import RunError
 from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
@@ -114,8 +114,8 @@ def run(
     summary = _summary(experiment, history, ledger, server.weights, time.perf_counter() - begun)
     summary["given_in_python"] = [name for name, value in given.items() if value is not None]
     if folder is not None:
-        if accuracy is not None:
-            _save_clients(folder / "clients.parquet", experiment, accuracy)
+        if accuracy is not None and experiment.held_out is not None:
+            _save_clients(folder / "clients.parquet", experiment.train, experiment.held_out, accuracy)
         save_parameters(folder / "params.safetensors", experiment.plan.layout, server.weights)
         write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
     return Result(scenario, history, ledger, server.weights, experiment.plan.layout, accuracy, summary, folder)
@@ -171,13 +171,12 @@ def _evaluate(experiment: Experiment, server: Server) -> tuple[Mapping[str, floa
         raise RunError(server.round - 1, None, f"evaluation: {type(error).__name__}: {error}") from error
 
 
-def _save_clients(path: Path, experiment: Experiment, accuracy: F64) -> None:
-    held_out = experiment.evaluator.held_out
-    tested = np.zeros(len(accuracy), dtype=int) if held_out is None else held_out.partition.sizes()
+def _save_clients(path: Path, train: ClientData, held_out: ClientData, accuracy: F64) -> None:
     table = TableWriter(path, CLIENT_COLUMNS)
-    for client, sizes in enumerate(zip(experiment.train.partition.sizes().tolist(), tested.tolist(), strict=True)):
-        value = float(accuracy[client]) if np.isfinite(accuracy[client]) else None
-        table.append(dict(zip(CLIENT_COLUMNS, (client, *sizes, value), strict=True)))
+    sizes = (data.partition.sizes().tolist() for data in (train, held_out))
+    known = (value if math.isfinite(value) else None for value in accuracy.tolist())
+    for row in zip(range(len(train)), *sizes, known, strict=True):
+        table.append(dict(zip(CLIENT_COLUMNS, row, strict=True)))
     table.close()
 
 

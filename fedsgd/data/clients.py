@@ -48,13 +48,11 @@ def _hold_out(split: Partition, share: float, seed: int) -> tuple[Partition, Par
     n_held_out = np.where(sizes > 1, np.rint(share * sizes).clip(1, np.maximum(sizes - 1, 1)), 0)
     held_out = np.zeros(len(client), dtype=bool)
     held_out[shuffled] = rank < n_held_out[client]
-    n_rows = int(split.order.max()) + 1
-    parts = []
-    for chosen in (~held_out, held_out):
-        owner = np.full(n_rows, -1, dtype=np.int64)
-        owner[split.order[chosen]] = client[chosen]
-        parts.append(Partition.of_owners(owner, len(split)))
-    return parts[0], parts[1]
+    kept, out = (
+        Partition(split.order[chosen], np.searchsorted(client[chosen], np.arange(len(split) + 1)))
+        for chosen in (~held_out, held_out)
+    )
+    return kept, out
 
 
 def _of_same_owners(dataset: Dataset, split: Partition) -> Partition | None:

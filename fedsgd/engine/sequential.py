@@ -18,7 +18,7 @@ from fedsgd.rng import torch_seed
 from fedsgd.torch_scope import one_thread, torch_generator
 
 EVALUATION_SLICE = 100
-"""Small enough that the activations of a convolutional network stay in the cache."""
+"""Slices of 1,000 were 1.3 to 1.6 times slower on the convolutional networks, and no faster on the others."""
 
 
 class Sequential:

@@ -30,5 +30,5 @@ class CharLstm(Model):
 
         if len(shape) != 1:
             raise ModelError(f"expected sequences of characters [T], the examples have shape {list(shape)}")
-        lstm = LstmOutputs(8, 256, num_layers=2, batch_first=True)
+        lstm = LstmOutputs(nn.LSTM(8, 256, num_layers=2, batch_first=True))
         return nn.Sequential(nn.Embedding(classes, 8), lstm, nn.Linear(256, classes), ClassesSecond())

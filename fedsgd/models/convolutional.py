@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,21 +21,32 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def stacked(shape: tuple[int, ...], features: list[nn.Module], widths: list[int], classes: int) -> nn.Module:
-    """Feature layers, then fully connected ones of these widths with ReLU, then one linear layer."""
+def as_image(shape: tuple[int, ...]) -> list[nn.Module]:
+    """The layers that give images without channels one."""
+    from torch import nn
+
+    return [nn.Unflatten(1, (1, shape[0]))] if len(shape) == 2 else []
+
+
+def _network(
+    shape: tuple[int, ...], classes: int, channels: tuple[int, int], padding: int, pool: nn.Module, widths: tuple[int, ...]
+) -> nn.Module:
+    """Two 5×5 convolutions, each with ReLU and pooling; fully connected layers of these widths with ReLU; one linear layer."""
     import torch
     from torch import nn
 
     image = image_shape(shape)
-    as_image: list[nn.Module] = [nn.Unflatten(1, (1, image[1]))] if len(shape) == 2 else []
+    features: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise((image[0], *channels)):
+        features += [nn.Conv2d(n_in, n_out, 5, padding=padding), nn.ReLU(), pool]
     try:
-        sizes = [nn.Sequential(*features)(torch.zeros(1, *image)).numel(), *widths]
+        n_features = nn.Sequential(*features)(torch.zeros(1, *image)).numel()
     except RuntimeError:
         raise ModelError(f"images of {image[1]}×{image[2]} are too small for its pooling") from None
     dense: list[nn.Module] = []
-    for n_in, n_out in zip(sizes, widths, strict=False):
+    for n_in, n_out in itertools.pairwise((n_features, *widths)):
         dense += [nn.Linear(n_in, n_out), nn.ReLU()]
-    return nn.Sequential(*as_image, *features, nn.Flatten(), *dense, nn.Linear(sizes[-1], classes))
+    return nn.Sequential(*as_image(shape), *features, nn.Flatten(), *dense, nn.Linear(widths[-1], classes))
 
 
 @dataclass(frozen=True)
@@ -46,17 +58,14 @@ class Cnn(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        channels, _, _ = image_shape(shape)
-        first = [nn.Conv2d(channels, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
-        second = [nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
-        return stacked(shape, [*first, *second], [512], classes)
+        return _network(shape, classes, (32, 64), 2, nn.MaxPool2d(2), (512,))
 
 
 @dataclass(frozen=True)
 class LeNet(Model):
     """5×5×6, pool, 5×5×16, pool, 120, 84, with ReLU: the tutorial network of PyTorch and Flower; 62,006 parameters on CIFAR-10.
 
-    After LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998), with ReLU and max pooling. The fastest of the image models here.
+    After LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998), with ReLU and max pooling. The fastest convolutional model here.
     """
 
     name: ClassVar[str] = "lenet"
@@ -64,10 +73,7 @@ class LeNet(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        channels, _, _ = image_shape(shape)
-        first = [nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2)]
-        second = [nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)]
-        return stacked(shape, [*first, *second], [120, 84], classes)
+        return _network(shape, classes, (6, 16), 0, nn.MaxPool2d(2), (120, 84))
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,4 @@ class CifarCnn(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        channels, _, _ = image_shape(shape)
-        first = [nn.Conv2d(channels, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
-        second = [nn.Conv2d(64, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
-        return stacked(shape, [*first, *second], [384, 192], classes)
+        return _network(shape, classes, (64, 64), 2, nn.MaxPool2d(3, 2, padding=1), (384, 192))

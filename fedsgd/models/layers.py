@@ -24,11 +24,15 @@ class Residual(nn.Module):
         return functional.relu(self.body(x) + functional.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels)))
 
 
-class LstmOutputs(nn.LSTM):
-    """nn.LSTM with the outputs of its last layer as its only result. x: [B, T, features]; returns [B, T, hidden]."""
+class LstmOutputs(nn.Module):
+    """The outputs of an LSTM's last layer, without its final state. x: [B, T, features]; returns [B, T, hidden]."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        outputs: Tensor = super().forward(x)[0]
+    def __init__(self, lstm: nn.LSTM) -> None:
+        super().__init__()
+        self.lstm = lstm
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.lstm(x)[0]
         return outputs
 
 

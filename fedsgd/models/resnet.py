@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fedsgd.component import Count, FieldError
 from fedsgd.models.base import Model
-from fedsgd.models.convolutional import image_shape
+from fedsgd.models.convolutional import as_image, image_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,9 +40,8 @@ class ResNet20(Model):
 
         from fedsgd.models.layers import Residual
 
-        channels, height, _ = image_shape(shape)
-        layers: list[nn.Module] = [nn.Unflatten(1, (1, height))] if len(shape) == 2 else []
-        layers += [*self._convolution(channels, WIDTHS[0], 1), nn.ReLU()]
+        channels, _, _ = image_shape(shape)
+        layers = [*as_image(shape), *self._convolution(channels, WIDTHS[0], 1), nn.ReLU()]
         before = WIDTHS[0]
         for width in WIDTHS:
             for _ in range(BLOCKS):

@@ -8,6 +8,11 @@ from pathlib import Path
 from fedsgd.errors import DataError
 
 
+def places(folder: Path | None, path: str) -> list[Path]:
+    """Where a user's own path is looked for: in FOLDER if there is one, then where they stand."""
+    return [place / path for place in (folder, Path()) if place is not None]
+
+
 def find(folder: Path | None, owner: str, names: Sequence[str], help: str) -> list[Path]:
     """The files that the first of `names` to match any stands for, in FOLDER/owner or in FOLDER, ascending; a name may be a
     pattern. DataError that says where they were looked for. help: where to get them."""

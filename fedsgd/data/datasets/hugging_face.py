@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedsgd.arrays import I64
 from fedsgd.component import FieldError
 from fedsgd.data.base import Dataset, Examples, Source, as_floats, classes_in
+from fedsgd.data.datasets.files import places
 from fedsgd.data.extra import need
 from fedsgd.errors import DataError, did_you_mean
 
@@ -42,7 +43,7 @@ class HuggingFace(Source):
 
     def load(self, folder: Path | None) -> Dataset:
         library = need("datasets", "huggingface")
-        local = [place / self.path for place in (folder, Path()) if place is not None and (place / self.path).is_dir()]
+        local = [path for path in places(folder, self.path) if path.is_dir()]
         try:
             where = str(local[0]) if local else self.path
             train, test = library.load_dataset(where, self.config, split=[self.train, self.test])

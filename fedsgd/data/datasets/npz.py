@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedsgd.component import Count, FieldError, Share
 from fedsgd.data.base import Dataset, Examples, Source, as_floats, classes_in
+from fedsgd.data.datasets.files import places
 from fedsgd.errors import DataError
 from fedsgd.rng import stream
 
@@ -56,18 +57,15 @@ class Npz(Source):
         return Dataset(train, test, classes)
 
     def _found(self, folder: Path | None) -> Path:
-        candidates = [place / self.path for place in (folder, Path()) if place is not None]
-        for path in candidates:
+        for path in places(folder, self.path):
             if path.is_file():
                 return path
-        raise DataError(f"npz: {self.path} not found (looked for {', '.join(map(str, candidates))})")
+        raise DataError(f"npz: {self.path} not found (looked for {', '.join(map(str, places(folder, self.path)))})")
 
     def _split(self, x: NDArray[Any], y: NDArray[Any], owner: NDArray[Any] | None) -> tuple[Examples, Examples]:
         n_test = max(1, round(self.test_share * len(y)))
         order = stream(0, "npz/test").permutation(len(y))
-        train, test = (
-            Examples(x, y, np.sort(rows), None if owner is None else owner) for rows in (order[n_test:], order[:n_test])
-        )
+        train, test = (Examples(x, y, np.sort(rows), owner) for rows in (order[n_test:], order[:n_test]))
         return train, test
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from fedsgd.arrays import I64
 from fedsgd.component import Count, Share
 from fedsgd.data.base import Dataset, Examples, Source
 from fedsgd.data.datasets.files import find
@@ -51,33 +52,28 @@ class Shakespeare(Source):
 
     def _windows(self, lines: dict[str, list[str]], alphabet: list[str]) -> tuple[Examples, Examples]:
         number = {character: i for i, character in enumerate(alphabet)}
-        windows: tuple[list[int], list[int]] = [], []
-        owners: tuple[list[int], list[int]] = [], []
-        role = 0
+        roles = []
         for spoken in lines.values():
             n_test = max(1, round(self.test_share * len(spoken)))
-            parts = ["\n".join(part) for part in (spoken[:-n_test], spoken[-n_test:])]
-            if len(parts[0]) <= self.unroll:
-                continue
-            for part, found, owner in zip(parts, windows, owners, strict=True):
-                codes = [number[character] for character in part]
-                starts = range(0, len(codes) - self.unroll, self.unroll)
-                found.extend(code for start in starts for code in codes[start : start + self.unroll + 1])
-                owner.extend([role] * len(starts))
-            role += 1
-        if not owners[0] or not owners[1]:
+            parts = [self._cut([number[c] for c in "\n".join(part)]) for part in (spoken[:-n_test], spoken[-n_test:])]
+            if len(parts[0]):
+                roles.append(parts)
+        if not any(len(test) for _, test in roles):
             raise DataError(f"shakespeare: no role speaks {self.unroll + 1} characters in both its training and its test lines")
-        train, test = (
-            _examples(np.array(found, dtype=np.int64).reshape(-1, self.unroll + 1), np.array(owner, dtype=np.int64))
-            for found, owner in zip(windows, owners, strict=True)
-        )
+        train, test = (_examples(windows) for windows in zip(*roles, strict=True))
         return train, test
 
+    def _cut(self, codes: list[int]) -> I64:
+        """A text in windows that overlap by the one character that only the next window reads [w, unroll + 1]."""
+        starts = np.arange(0, len(codes) - self.unroll, self.unroll)
+        windows: I64 = np.array(codes, dtype=np.int64)[starts[:, None] + np.arange(self.unroll + 1)]
+        return windows
 
-def _examples(
-    windows: np.ndarray[tuple[int, int], np.dtype[np.int64]], owner: np.ndarray[tuple[int], np.dtype[np.int64]]
-) -> Examples:
-    return Examples(windows[:, :-1], windows[:, 1:], None, owner)
+
+def _examples(windows: Sequence[I64]) -> Examples:
+    """windows: those of each role."""
+    codes = np.concatenate(windows)
+    return Examples(codes[:, :-1], codes[:, 1:], None, np.repeat(np.arange(len(windows)), [len(w) for w in windows]))
 
 
 def _lines_by_role(text: str) -> dict[str, list[str]]:

@@ -77,8 +77,8 @@ def partition(partitioner: Partitioner, examples: Examples, seed: int) -> Partit
         got = f"{examples.y.dtype} targets of shape {list(examples.y.shape)}"
         raise DataError(f'"{partitioner.name}" splits by class label, expected integers [n], got {got}; "iid" splits anything')
     clients = partitioner.clients
-    if clients is not None and clients > len(examples):
-        raise DataError(f"{clients} clients cannot share {len(examples)} examples: at most one client an example")
+    if clients is not None:
+        check_room(clients, len(examples))
     owner = partitioner.owners(examples, stream(seed, "partition"))
     found, n_dealt = int(owner.max()) + 1, np.count_nonzero(owner >= 0)
     if clients is None:
@@ -87,6 +87,12 @@ def partition(partitioner: Partitioner, examples: Examples, seed: int) -> Partit
         wanted = f"there are to be {clients}, and each must get an example"
         raise DataError(f'"{partitioner.name}" deals {n_dealt} examples to {found} clients; {wanted}')
     return Partition.of_owners(_repair(owner, clients), clients)
+
+
+def check_room(clients: int, n: int) -> None:
+    """DataError unless so many clients can have an example each."""
+    if clients > n:
+        raise DataError(f"{clients} clients cannot share {n} examples: at most one client an example")
 
 
 def cut(shares: F64, n: int) -> I64:

@@ -12,7 +12,7 @@ from fedsgd.arrays import I64
 from fedsgd.component import Count, FieldError, import_object
 from fedsgd.data.base import Examples
 from fedsgd.data.extra import need
-from fedsgd.data.partitioners.base import Partitioner
+from fedsgd.data.partitioners.base import Partitioner, check_room
 from fedsgd.errors import DataError, did_you_mean
 
 NOT_BY_ROWS = ("Vertical", "Partitioner")
@@ -49,8 +49,7 @@ class FlwrDatasets(Partitioner):
             clients = range(partitioner.num_partitions)
             if self.clients not in (None, len(clients)):
                 raise DataError(f"{self.partitioner} makes {len(clients)} partitions, but `clients` is {self.clients}")
-            if len(clients) > len(examples):
-                raise DataError(f"{len(clients)} clients cannot share {len(examples)} examples: at most one client an example")
+            check_room(len(clients), len(examples))
             parts = [np.asarray(partitioner.load_partition(client)["index"], dtype=np.int64) for client in clients]
         except DataError:
             raise
