@@ -6,7 +6,10 @@ import contextlib
 import dataclasses
 import gzip
 import io
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -529,6 +532,29 @@ def test_a_hugging_face_split_may_be_a_part_of_one(tmp_path: Path) -> None:
     source = saved(tmp_path, features=[[float(i)] for i in range(10)], label=[0, 1] * 5)
     data = dataclasses.replace(source, train="train[:80%]", test="train[80%:]").load(tmp_path)
     assert (data.train.x.ravel().tolist(), data.test.x.ravel().tolist()) == ([*range(8)], [8, 9])
+
+
+CACHED = """
+from fedsgd.data import DATASETS
+
+data = DATASETS["hugging-face"](path="somebody/theirs", x="features").load(None)
+print(data.train.x.tolist(), data.classes)
+"""
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hugging_face_dataset_in_the_cache_is_found_offline(tmp_path: Path) -> None:
+    """The cache of a dataset of the hub, made from that of a folder: it differs by its names alone."""
+    import datasets
+
+    saved(tmp_path, features=[[0.5], [1.0]], label=[0, 1])
+    datasets.load_dataset(str(tmp_path / "mine"), cache_dir=str(tmp_path / "home" / "datasets"))
+    (tmp_path / "home" / "datasets" / "mine").rename(tmp_path / "home" / "datasets" / "somebody___theirs")
+    for path in (tmp_path / "home").rglob("mine-*.arrow"):
+        path.rename(path.with_name(path.name.replace("mine", "theirs")))
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", CACHED], env=environment, capture_output=True, text=True)
+    assert done.stdout == "[[0.5], [1.0]] 3\n", done.stderr
 
 
 @pytest.mark.usefixtures("offline")
