@@ -6,19 +6,20 @@ next TASK frame says which round the server accepted last.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fedsgd.compress import ClientId, State
+from fedsgd.compress import ClientId, Patch, State, undone
 
 
 @dataclass(frozen=True, eq=False)
 class Pending:
-    """The two possible states after the reply of `round`."""
+    """The state after the reply of `round` if the server accepts it, and what to undo in it if it does not."""
 
     round: int
     if_received: State
-    if_lost: State
+    undo: Mapping[str, Patch | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,9 @@ class ClientState:
             raise ValueError(f"the server accepted a reply of round {acknowledged}, this client's state ends at round {known}")
         if self.pending is None or self.pending.round == round:
             return self.scheme
-        return self.pending.if_received if acknowledged == self.pending.round else self.pending.if_lost
+        if acknowledged == self.pending.round:
+            return self.pending.if_received
+        return undone(self.pending.if_received, self.pending.undo)
 
 
 class ClientStore(Protocol):

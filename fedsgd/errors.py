@@ -16,7 +16,8 @@ Anything else that escapes is a bug of ours or of the user's own code.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class FedsgdError(Exception):
@@ -50,6 +51,15 @@ class WireError(FedsgdError, ValueError):
 
     def __reduce__(self) -> tuple[type[WireError], tuple[int, str, str]]:
         return type(self), (self.offset, self.cause, self.where)
+
+
+@contextmanager
+def within(offset: int) -> Iterator[None]:
+    """What reads a stretch of a frame counts from its own start: an error that leaves here counts from `offset` before it."""
+    try:
+        yield
+    except WireError as error:
+        raise WireError(offset + error.offset, error.cause, error.where) from None
 
 
 class LawError(FedsgdError, AssertionError):

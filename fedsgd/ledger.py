@@ -3,9 +3,9 @@
 | column | type | meaning |
 |---|---|---|
 | round | int | from 1 |
-| client | int | whose frame it is; a MODEL frame that all clients share crosses once for each, so it has a row for each |
+| client | int | whose frame it is; a frame that all clients share crosses once for each, so it has a row for each |
 | direction | str | "down" or "up" |
-| kind | str | "TASK", "MODEL" or "UPDATE" |
+| kind | str | "TASK", "MODEL", "REFERENCE" or "UPDATE" |
 | n_bytes | int | the frame's length: header_bytes + index_bytes + value_bytes + side_bytes |
 | header_bytes | int | frame header, section headers, checksum |
 | index_bytes | int | positions |
@@ -83,7 +83,7 @@ class Ledger:
     def __init__(self, path: Path | None = None) -> None:
         self._writer = TableWriter(path, COLUMNS)
         self._digest = hashlib.sha256("\t".join(DIGEST_COLUMNS).encode() + b"\n")
-        self._model: tuple[bytes, Split, str] | None = None
+        self._shared: dict[Kind, tuple[bytes, Split, str]] = {}
         self.totals = {"down": Traffic(), "up": Traffic()}
 
     def __call__(self, crossing: Crossing) -> None:
@@ -116,12 +116,13 @@ class Ledger:
         total.kept += crossing.kept
 
     def _read(self, crossing: Crossing) -> tuple[Split, str]:
-        """(bytes by part, hash); the MODEL frame that the whole cohort shares is read once."""
-        if crossing.kind is not Kind.MODEL:
+        """(bytes by part, hash); a frame that the whole cohort shares is read once."""
+        if crossing.kind not in (Kind.MODEL, Kind.REFERENCE):
             return _split_and_hash(crossing.frame)
-        if self._model is None or self._model[0] is not crossing.frame:
-            self._model = crossing.frame, *_split_and_hash(crossing.frame)
-        return self._model[1:]
+        known = self._shared.get(crossing.kind)
+        if known is None or known[0] is not crossing.frame:
+            known = self._shared[crossing.kind] = crossing.frame, *_split_and_hash(crossing.frame)
+        return known[1:]
 
     @property
     def sha256(self) -> str:

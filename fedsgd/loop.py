@@ -35,9 +35,10 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Crossing:
-    """One frame that crossed the wire. kept: the number of coordinates it carried (0 for a TASK, and for what was refused).
+    """One frame that crossed the wire. kept: the number of coordinates of a model or an update that it carried (0 for a TASK, a
+    REFERENCE, and what was refused).
 
-    encode_seconds: the shared MODEL frame is encoded once, and that time stands on the first client's. decode_seconds: at the
+    encode_seconds: the shared frames are encoded once, and that time stands on the first client's MODEL. decode_seconds: at the
     server, the time to decode and add it; at the client, to check and decode the message (on its MODEL frame).
     """
 
@@ -120,13 +121,15 @@ def _stopped(round: int, failure: Failure) -> FedsgdError:
 def _downlink(
     plan: Plan, server: Server, messages: Mapping[ClientId, Message], outcomes: Mapping[ClientId, Outcome]
 ) -> Iterator[Crossing]:
-    kept = plan.downlink.kept(decode_frame(server.model).sections, plan.context(server.round, ALL))
+    kept = plan.downlink.kept(decode_frame(server.shared[0]).sections, plan.context(server.round, ALL))
     encode_seconds = server.encode_seconds
-    for client, (task, model) in messages.items():
+    for client, (task, model, *reference) in messages.items():
         outcome = outcomes.get(client)
         decode_seconds = outcome.decode_seconds if isinstance(outcome, Reply) else 0.0
         yield Crossing(server.round, client, "down", Kind.TASK, task, 0, 0.0, 0.0)
         yield Crossing(server.round, client, "down", Kind.MODEL, model, kept, encode_seconds, decode_seconds)
+        for frame in reference:
+            yield Crossing(server.round, client, "down", Kind.REFERENCE, frame, 0, 0.0, 0.0)
         encode_seconds = 0.0
 
 

@@ -16,6 +16,7 @@ import hashlib
 import numpy as np
 
 from fedsgd.arrays import U64
+from fedsgd.kernel import helper
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -57,3 +58,12 @@ def shared_hash(key: int, counter: U64) -> U64:
     z = (z ^ (z >> np.uint64(27))) * _MIX2
     out: U64 = z ^ (z >> np.uint64(31))
     return out
+
+
+@helper
+def shared_word(key: np.uint64, counter: np.uint64) -> np.uint64:
+    """`shared_hash` of one counter, for kernels."""
+    z = (counter + np.uint64(1)) * _GOLDEN + key
+    z = (z ^ (z >> np.uint64(30))) * _MIX1
+    z = (z ^ (z >> np.uint64(27))) * _MIX2
+    return z ^ (z >> np.uint64(31))

@@ -14,22 +14,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsgd.arrays import F32
 from fedsgd.clients import ClientState, Pending
-from fedsgd.compress import ClientId, Context, Gathering, Operator, Received, Scheme, State, Weighting
+from fedsgd.compress import ClientId, Compressor, Context, Gathering, Operator, Received, Scheme, State, Weighting
 from fedsgd.data import Examples
 from fedsgd.engine import Engine, Local, Recipe, Work
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.layout import Layout
 from fedsgd.optim import Optimizer, server_step
 from fedsgd.rng import stream
+from fedsgd.vectors import all_finite
 from fedsgd.wire import ALL, HEADER_OFFSETS, MAX_SECTIONS, Frame, Header, Kind, decode_frame, encode_frame, overhead
 
 Message = tuple[bytes, ...]
-"""The frames of one client in one direction: TASK and MODEL down, UPDATE up."""
+"""The frames of one client in one direction: TASK, MODEL and perhaps REFERENCE down, UPDATE up."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,24 @@ class Plan:
     clients: int
     cohort: int
 
-    def context(self, round: int, client: ClientId) -> Context:
+    def context(self, round: int, client: ClientId, reference: F32 | None = None) -> Context:
         """What both ends of a frame know without being told."""
-        return Context(self.seed, round, client, self.layout)
+        return Context(self.seed, round, client, self.layout, reference, self.cohort)
 
-    def max_frame(self, compressor: Operator | Scheme) -> int:
+    def max_frame(self, compressor: Compressor) -> int:
         """The longest valid frame of this compressor: nothing longer is looked at."""
         return overhead(MAX_SECTIONS) + compressor.max_bytes(self.layout)
 
 
 @dataclass(frozen=True, eq=False)
 class Server:
-    """The server between two rounds. round: the one to come, from 1; weights: the exact model [P]; model: its MODEL frame as
-    every client of that round will get it; velocity, uplink: what the optimiser and the scheme remember; acknowledged: the
-    last round in which each client's reply was accepted."""
+    """The server between two rounds. round: the one to come, from 1; weights: the exact model [P]; shared: the MODEL frame, and
+    the REFERENCE frame of a scheme that has one, as every client of that round will get them; velocity, uplink: what the
+    optimiser and the scheme remember; acknowledged: the last round in which each client's reply was accepted."""
 
     round: int
     weights: F32
-    model: bytes
+    shared: Message
     encode_seconds: float
     velocity: State = field(default_factory=dict)
     uplink: State = field(default_factory=dict)
@@ -85,20 +88,23 @@ class Reply:
 
 def start(plan: Plan, weights: F32) -> Server:
     """The server before round 1, with initial weights [P]."""
-    return _publish(plan, Server(1, weights, b"", 0.0))
+    return _publish(plan, Server(1, weights, (), 0.0))
 
 
 def _publish(plan: Plan, server: Server) -> Server:
-    """Encode the model that the clients of the coming round will get."""
-    begun = time.perf_counter()
-    sections, _ = plan.downlink.encode(server.weights, plan.context(server.round, ALL))
-    frame = encode_frame(Frame(Header(Kind.MODEL, server.round, plan.downlink.codec), sections))
-    return replace(server, model=frame, encode_seconds=time.perf_counter() - begun)
+    """Encode what all clients of the coming round will get."""
+    begun, ctx = time.perf_counter(), plan.context(server.round, ALL)
+    sections, _ = plan.downlink.encode(server.weights, ctx)
+    shared = [encode_frame(Frame(Header(Kind.MODEL, server.round, plan.downlink.codec), sections))]
+    beside = plan.uplink.downlink(server.uplink, ctx)
+    if beside:
+        shared.append(encode_frame(Frame(Header(Kind.REFERENCE, server.round, plan.uplink.codec), beside)))
+    return replace(server, shared=tuple(shared), encode_seconds=time.perf_counter() - begun)
 
 
 def decoded_model(plan: Plan, server: Server) -> F32:
     """The model as clients of the coming round decode it [P]: what they train from, and what accuracy is measured on."""
-    return _decode_model(plan, server.model, server.round)
+    return _decode_model(plan, server.shared[0], server.round)
 
 
 def sample_cohort(plan: Plan, clients: Sequence[ClientId], round: int) -> list[ClientId]:
@@ -108,11 +114,11 @@ def sample_cohort(plan: Plan, clients: Sequence[ClientId], round: int) -> list[C
 
 
 def broadcast(plan: Plan, server: Server, cohort: Sequence[ClientId]) -> tuple[dict[ClientId, Message], Server]:
-    """(each client's message, the server): a TASK frame of its own and the MODEL frame that is shared."""
+    """(each client's message, the server): a TASK frame of its own and the frames that are shared."""
     messages: dict[ClientId, Message] = {}
     for client in cohort:
         header = Header(Kind.TASK, server.round, acknowledged=server.acknowledged.get(client, 0), client=client)
-        messages[client] = (encode_frame(Frame(header)), server.model)
+        messages[client] = (encode_frame(Frame(header)), *server.shared)
     return messages, server
 
 
@@ -188,50 +194,62 @@ def _expect(header: Header, kind: Kind, round: int, client: ClientId, codec: int
 # ---------------------------------------------------------------------------------------------------------- the client's side
 
 
-def receive(
-    plan: Plan, client: ClientId, message: Message, state: ClientState, examples: Examples
-) -> tuple[Work, ClientState, float]:
-    """(what there is to train, the state settled by what the server acknowledged, seconds to decode the message)."""
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A message, opened. work: what there is to train; state: the client's, settled by what the server acknowledged; reference:
+    what the scheme was told beside the model [P]; decode_seconds: what opening it took."""
+
+    work: Work
+    state: ClientState
+    reference: F32 | None
+    decode_seconds: float
+
+
+def receive(plan: Plan, client: ClientId, message: Message, state: ClientState, examples: Examples) -> Task:
+    """Open a message: the first of a client's three steps."""
     begun = time.perf_counter()
-    if len(message) != 2:
-        raise WireError(0, f"a message of {len(message)} frames, expected TASK and MODEL")
-    task = decode_frame(message[0], overhead(0)).header
-    _expect(task, Kind.TASK, task.round, client, 0)
-    weights = _decode_model(plan, message[1], task.round)
+    if len(message) not in (2, 3):
+        raise WireError(0, f"a message of {len(message)} frames, expected TASK and MODEL, and REFERENCE of some schemes")
+    header = decode_frame(message[0], overhead(0)).header
+    _expect(header, Kind.TASK, header.round, client, 0)
+    weights = _decode_model(plan, message[1], header.round)
+    reference = _decode_reference(plan, message[2:], header.round)
     seconds = time.perf_counter() - begun
     try:
-        settled = ClientState(state.settle(task.round, task.acknowledged))
+        settled = ClientState(state.settle(header.round, header.acknowledged))
     except ValueError as error:
-        raise RunError(task.round, client, str(error)) from None
-    return Work(plan.seed, task.round, client, weights, examples), settled, seconds
+        raise RunError(header.round, client, str(error)) from None
+    return Task(Work(plan.seed, header.round, client, weights, examples), settled, reference, seconds)
 
 
-def send(plan: Plan, local: Local, round: int, state: ClientState, decode_seconds: float) -> tuple[Reply, ClientState]:
+def send(plan: Plan, task: Task, local: Local) -> tuple[Reply, ClientState]:
     """(the reply, the state pending its acknowledgement). NonFiniteError if the update, or what is to be remembered, is not
     finite."""
-    if not np.isfinite(local.update).all():
+    round, client = task.work.round, local.client
+    if not all_finite(local.update):
         cause = f"the update {_first_bad(local.update, plan.layout)}; is the step size too large?"
-        raise NonFiniteError(round, local.client, cause)
+        raise NonFiniteError(round, client, cause)
     begun = time.perf_counter()
     with np.errstate(over="ignore", invalid="ignore"):
-        sent = plan.uplink.send(local.update, state.scheme, plan.context(round, local.client))
-    for name, value in (*sent.state.items(), *sent.state_if_lost.items()):
+        sent = plan.uplink.send(local.update, task.state.scheme, plan.context(round, client, task.reference))
+    remembered = [*sent.state.items(), *((name, patch.values) for name, patch in sent.undo.items() if patch is not None)]
+    for name, value in remembered:
         if not np.isfinite(value).all():
-            raise NonFiniteError(round, local.client, f"what the client remembers ({name}) {_first_bad(value, plan.layout)}")
-    header = Header(Kind.UPDATE, round, plan.uplink.codec, base=round, client=local.client, examples=local.examples)
+            raise NonFiniteError(round, client, f"what the client remembers ({name}) {_first_bad(value, plan.layout)}")
+    header = Header(Kind.UPDATE, round, plan.uplink.codec, base=round, client=client, examples=local.examples)
     frame = encode_frame(Frame(header, sent.sections))
     seconds = time.perf_counter() - begun
-    pending = replace(state, pending=Pending(round, sent.state, sent.state_if_lost))
-    return Reply(local.client, (frame,), decode_seconds, seconds), pending
+    pending = replace(task.state, pending=Pending(round, sent.state, sent.undo))
+    return Reply(client, (frame,), task.decode_seconds, seconds), pending
 
 
 def client_update(
     plan: Plan, engine: Engine, client: ClientId, message: Message, state: ClientState, examples: Examples
 ) -> tuple[Reply, ClientState]:
     """receive, train, send for one client."""
-    work, settled, seconds = receive(plan, client, message, state, examples)
-    (local,) = engine.train([work])
-    return send(plan, local, work.round, settled, seconds)
+    task = receive(plan, client, message, state, examples)
+    (local,) = engine.train([task.work])
+    return send(plan, task, local)
 
 
 def _decode_model(plan: Plan, frame: bytes, round: int) -> F32:
@@ -240,6 +258,16 @@ def _decode_model(plan: Plan, frame: bytes, round: int) -> F32:
     return plan.downlink.decode(decoded.sections, plan.context(round, ALL)).to_dense()
 
 
-def _first_bad(vector: F32, layout: Layout) -> str:
+def _decode_reference(plan: Plan, frames: Message, round: int) -> F32 | None:
+    if not frames:
+        return None
+    decoded = decode_frame(frames[0], overhead(MAX_SECTIONS) + plan.uplink.max_downlink(plan.layout))
+    _expect(decoded.header, Kind.REFERENCE, round, ALL, plan.uplink.codec)
+    return plan.uplink.read_downlink(decoded.sections, plan.context(round, ALL))
+
+
+def _first_bad(vector: NDArray[Any], layout: Layout) -> str:
+    """Where it first is not finite; named by the tensor if it is a vector over the parameters."""
     bad = np.flatnonzero(~np.isfinite(vector))
-    return f"is not finite in {len(bad)} of {len(vector)} coordinates, first {vector[bad[0]]} at {layout.locate(int(bad[0]))}"
+    where = layout.locate(int(bad[0])) if vector.shape == (layout.size,) else f"[{int(bad[0])}]"
+    return f"is not finite in {len(bad)} of {vector.size} coordinates, first {vector.flat[bad[0]]} at {where}"

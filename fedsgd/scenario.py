@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fedsgd.component import Coefficient, Count, FieldError, Fraction, Natural, NonNegative, Share
-from fedsgd.compress import ErrorFeedback, Operator, Plain, Scheme, Weighting
+from fedsgd.compress import Compressor, ErrorFeedback, Operator, Plain, Scheme, Weighting
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import Partitioner, Source
 from fedsgd.data.datasets.digits import Digits
@@ -84,10 +84,17 @@ class Server(Table):
 
 @dataclass(frozen=True)
 class Uplink(Table):
-    """[uplink]: how clients' updates are compressed, and what happens to what was left out."""
+    """[uplink]: how clients' updates are compressed, and what happens to what was left out.
 
-    compressor: Operator = DenseOperator()
-    error_feedback: Literal["none", "persist"] = "none"
+    error_feedback: "none", or the policy for the residual of a client that sits out: it may "persist", "decay" by
+    `residual_factor` for each round missed, or "reset" after more than `residual_rounds` of them. Compressors that have a
+    memory of their own (DGC, EF21, ...) take "none".
+    """
+
+    compressor: Compressor = DenseOperator()
+    error_feedback: Literal["none", "persist", "decay", "reset"] = "none"
+    residual_factor: Coefficient = 0.9
+    residual_rounds: Count = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,9 +105,16 @@ class Uplink(Table):
 
     def scheme(self) -> Scheme:
         """The compressor with or without memory."""
+        if isinstance(self.compressor, Scheme):
+            if self.error_feedback != "none":
+                problem = f'got "{self.error_feedback}", expected "none": {self.compressor.name} has a memory of its own'
+                raise FieldError("uplink", "error_feedback", problem)
+            return self.compressor
+        if not isinstance(self.compressor, Operator):
+            raise FieldError("uplink", "compressor", f"{self.compressor.name} is neither an operator nor a scheme")
         if self.error_feedback == "none":
             return Plain(self.compressor)
-        return ErrorFeedback(self.compressor, self.error_feedback)
+        return ErrorFeedback(self.compressor, self.error_feedback, self.residual_factor, self.residual_rounds)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from fedsgd.component import Checked, Component, FieldError, Registry, component_type, defaults, field_types
-from fedsgd.compress import COMPRESSORS, Operator
+from fedsgd.compress import COMPRESSORS, Compressor, Operator
 from fedsgd.data import DATASETS, PARTITIONERS, Partitioner, Source
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import MODELS, Model
@@ -21,6 +21,7 @@ FAMILIES: Mapping[type, Registry[Any]] = {
     Model: MODELS,
     Optimizer: OPTIMIZERS,
     Schedule: SCHEDULES,
+    Compressor: COMPRESSORS,
     Operator: COMPRESSORS,
 }
 """The component families that a scenario names members of."""
@@ -171,7 +172,7 @@ def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Se
         annotation = component_type(field_types(cls)[f.name])
         if f in inline:
             if rest and annotation is not None:
-                values[f.name] = _member(FAMILIES[annotation], rest, path, {}, own)
+                values[f.name] = _member(annotation, rest, path, {}, own)
         elif f.name in raw:
             values[f.name] = _value(annotation, raw[f.name], _join(path, f.name), f.metadata.get("preset", {}))
         elif f.default is MISSING and f.default_factory is MISSING and f.name not in values:
@@ -186,12 +187,13 @@ def _value(annotation: type | None, raw: Any, path: str, preset: Mapping[str, An
     if annotation is None:
         return raw
     if annotation in FAMILIES:
-        return _member(FAMILIES[annotation], raw, path, preset)
+        return _member(annotation, raw, path, preset)
     return _table(annotation, raw, path, preset)
 
 
-def _member(registry: Registry[Any], raw: Any, path: str, preset: Mapping[str, Any], beside: Sequence[str] = ()) -> Any:
-    """The member of a family that `name` names; a string stands for a table with nothing but its name."""
+def _member(base: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Sequence[str] = ()) -> Any:
+    """The member of a family that `name` names and that is a `base`; a string stands for a table with nothing but its name."""
+    registry = FAMILIES[base]
     table = {"name": raw} if isinstance(raw, str) else raw
     if not isinstance(table, Mapping):
         raise ScenarioError(f'{path}: expected a table with a name, like {{ name = "{next(iter(registry))}" }}, got {raw!r}')
@@ -205,6 +207,9 @@ def _member(registry: Registry[Any], raw: Any, path: str, preset: Mapping[str, A
         cls = registry[name]
     except ScenarioError as error:
         raise ScenarioError(f"{path}.name: {error}") from None
+    if not issubclass(cls, base):
+        fit = [member for member in registry if issubclass(registry[member], base)]
+        raise ScenarioError(f'{path}.name: got "{name}", which does not go here{did_you_mean("", fit)}')
     common, own = defaults(registry.base), defaults(cls)
     preset = {key: value for key, value in preset.items() if own[key] == common[key]}  # a default of its own comes first
     return _table(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*beside, "name"])

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "fedsgd"
 
 # Lowest first. A module may import from its own floor's package and from floors below.
 FLOORS = [
-    ["errors", "arrays"],
-    ["component", "rng", "layout", "torch_scope"],
+    ["errors", "arrays", "kernel"],
+    ["component", "rng", "layout", "torch_scope", "vectors"],
     ["wire"],
     ["compress"],
     ["optim", "data"],
@@ -39,6 +39,7 @@ FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 # The few modules that may import each dependency; anything not named here may not be imported at all.
 DOORS = {
     "numpy": None,
+    "numba": {"kernel"},
     "torch": {"torch_scope", "models", "optim", "engine", "build", "experiment"},
     "msgspec": {"component"},
     "tomli_w": {"scenario"},

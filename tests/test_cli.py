@@ -90,7 +90,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
     assert "quickstart: round 1/2, acc 0." in result.stderr
-    assert "(67." in result.stderr
+    assert "(74." in result.stderr
     assert "s left" in result.stderr
     assert "round 1/2" not in result.stdout
     assert fedsgd("run", quickstart, *TINY, "--out", "p", "--quiet").stderr == ""

@@ -86,7 +86,7 @@ def test_the_summary_adds_up(scenario: Make) -> None:
     for direction in ("uplink", "downlink"):
         parts = s[direction]
         assert parts["header"] + parts["index"] + parts["value"] + parts["side"] == parts["n_bytes"] == s[f"{direction}_bytes"]
-    assert s["dense_uplink_bytes"] == 12 * (4 * 4810 + overhead(1))
+    assert s["dense_uplink_bytes"] == 12 * (4 * 4810 + overhead(0) + 1 + 3)
     assert s["uplink_ratio"] == s["dense_uplink_bytes"] / s["uplink_bytes"]
     assert s["best_accuracy"] == max(r.accuracy for r in result.history if r.accuracy is not None)
 

@@ -11,13 +11,15 @@ import pytest
 
 from fedsgd.build import Experiment, build
 from fedsgd.clients import ClientState, Pending
+from fedsgd.compress import Patch
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import Local
+from fedsgd.engine import Local, Work
 from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
 from fedsgd.loop import Crossing, Failure, Outcome, run
 from fedsgd.rounds import (
     Message,
     Reply,
+    Task,
     aggregate,
     broadcast,
     client_update,
@@ -62,7 +64,7 @@ def test_replies_are_folded_in_client_order_whatever_order_they_came_in(scenario
     replies = replies_of(experiment, range(8))
     forwards, backwards = (aggregate(experiment.plan, experiment.server, order)[0] for order in (replies, replies[::-1]))
     assert forwards.weights.tobytes() == backwards.weights.tobytes()
-    assert forwards.model == backwards.model
+    assert forwards.shared == backwards.shared
 
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
@@ -115,9 +117,9 @@ def test_client_update_is_receive_train_send(scenario: Make) -> None:
     message = broadcast(experiment.plan, experiment.server, [2])[0][2]
     examples = Examples(experiment.dataset.train.x, experiment.dataset.train.y, np.arange(30))
     reply, state = client_update(experiment.plan, experiment.engine, 2, message, ClientState(), examples)
-    work, settled, seconds = receive(experiment.plan, 2, message, ClientState(), examples)
-    (local,) = experiment.engine.train([work])
-    again, _ = send(experiment.plan, local, work.round, settled, seconds)
+    task = receive(experiment.plan, 2, message, ClientState(), examples)
+    (local,) = experiment.engine.train([task.work])
+    again, _ = send(experiment.plan, task, local)
     assert reply.frames == again.frames
     assert state.pending is not None
     assert state.pending.round == 1
@@ -125,11 +127,14 @@ def test_client_update_is_receive_train_send(scenario: Make) -> None:
 
 def test_a_residual_is_settled_by_the_acknowledgement_in_the_next_task(scenario: Make) -> None:
     """Accepted in round 1: the residual is what was left out. Not accepted: it is everything."""
-    received, lost = {"residual": np.float32([0, 1])}, {"residual": np.float32([5, 1])}
+    received = {"residual": np.float32([0, 1]), "new": np.float32([7])}
+    lost: dict[str, Patch | None] = {"residual": Patch(np.array([0]), np.float32([5])), "new": None}
     state = ClientState({}, Pending(3, received, lost))
     assert state.settle(5, 3) is received
-    assert state.settle(5, 0) is lost
-    assert state.settle(5, 2) is lost
+    for acknowledged in (0, 2):
+        settled = state.settle(5, acknowledged)
+        assert {name: value.tolist() for name, value in settled.items()} == {"residual": [5, 1]}
+    assert received["residual"].tolist() == [0, 1]
     assert ClientState(received).settle(1, 0) is received
     before: dict[str, Any] = {}
     assert ClientState(before, Pending(3, received, lost)).settle(3, 0) is before, "the same TASK again starts where it did"
@@ -141,15 +146,22 @@ def test_an_accepted_reply_is_acknowledged_and_a_lost_one_is_not(scenario: Make)
     """Client 1's reply of round 1 never arrives: in round 2 it starts from all that it had."""
     experiment = build(scenario({"server.cohort": 8}))
     plan, server = experiment.plan, experiment.server
-    replies = [r for r in replies_of(experiment, range(8)) if r.client != 1]
+    everything = replies_of(experiment, range(8))
+    lost = everything[1]
+    replies = [r for r in everything if r.client != 1]
     store = experiment.runtime.store
     after, _ = aggregate(plan, server, replies)
     messages, _ = broadcast(plan, after, range(8))
     for client in (0, 1):
         state = store.load(client)
-        _, settled, _ = receive(plan, client, messages[client], state, Examples(np.zeros((1, 8, 8)), np.zeros(1)))
-        expected = state.pending.if_lost if client == 1 else state.pending.if_received
-        assert settled.scheme is expected
+        settled = receive(plan, client, messages[client], state, Examples(np.zeros((1, 8, 8)), np.zeros(1))).state
+        kept = state.pending.if_received["residual"]
+        assert (settled.scheme["residual"] is kept) == (client == 0)
+        if client == 1:
+            delivered = kept.copy()
+            scheme, ctx = plan.uplink, plan.context(1, 1)
+            scheme.decode(decode_frame(lost.frames[0]).sections, ctx).add_to(delivered, 1.0)
+            assert np.allclose(settled.scheme["residual"], delivered, atol=1e-7)
         assert settled.pending is None
 
 
@@ -175,11 +187,11 @@ BAD_REPLIES: dict[str, Callable[[Reply], Reply]] = {
 @pytest.mark.parametrize("spoil", BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
 def test_a_bad_reply_is_refused_and_changes_nothing(scenario: Make, spoil: Callable[[Reply], Reply]) -> None:
     experiment = build(scenario())
-    before = experiment.server.weights.tobytes(), experiment.server.model
+    before = experiment.server.weights.tobytes(), experiment.server.shared
     replies = replies_of(experiment, [0, 1, 2])
     with pytest.raises(WireError, match=r"^round 1, client 2: byte \d+: "):
         aggregate(experiment.plan, experiment.server, [*replies[:2], spoil(replies[2])])
-    assert before == (experiment.server.weights.tobytes(), experiment.server.model)
+    assert before == (experiment.server.weights.tobytes(), experiment.server.shared)
 
 
 def test_a_client_refuses_a_message_that_is_not_for_it(scenario: Make) -> None:
@@ -206,7 +218,7 @@ def test_no_examples_at_all_is_an_error_and_not_a_division(scenario: Make) -> No
 def test_clients_and_evaluation_use_the_model_that_was_decoded(scenario: Make, values: str) -> None:
     experiment = build(scenario({"downlink.compressor.values": values}))
     message = broadcast(experiment.plan, experiment.server, [0])[0][0]
-    work, _, _ = receive(experiment.plan, 0, message, ClientState(), Examples(np.zeros((1, 8, 8)), np.zeros(1)))
+    work = receive(experiment.plan, 0, message, ClientState(), Examples(np.zeros((1, 8, 8)), np.zeros(1))).work
     assert work.weights.tobytes() == decoded_model(experiment.plan, experiment.server).tobytes()
     exact = work.weights.tobytes() == experiment.server.weights.tobytes()
     assert exact == (values == "float32")
@@ -390,10 +402,11 @@ def test_a_residual_that_overflows_names_round_and_client(scenario: Make) -> Non
     plan = build(scenario({"uplink.compressor.name": "dense", "uplink.compressor.values": "bfloat16"})).plan
     local = Local(3, np.full(plan.layout.size, 3e38, np.float32), 10, 5)
     state = ClientState({"residual": np.full(plan.layout.size, 3e38, np.float32)})
+    task = Task(Work(0, 2, 3, local.update, Examples(np.zeros((1, 8, 8)), np.zeros(1))), state, None, 0.0)
     with pytest.raises(
         NonFiniteError, match=r"round 2, client 3: what the client remembers \(residual\) is not finite in 4810"
     ):
-        send(plan, local, 2, state, 0.0)
+        send(plan, task, local)
 
 
 def test_the_models_encoding_is_timed_once_a_round(scenario: Make) -> None:

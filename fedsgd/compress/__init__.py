@@ -6,10 +6,13 @@ To add an operator: write its file, add its line to COMPRESSORS.
 from fedsgd.component import Registry
 from fedsgd.compress.base import (
     ClientId,
+    Compressor,
     Context,
     Dense,
     Gathering,
     Operator,
+    OperatorScheme,
+    Patch,
     Received,
     Scheme,
     Sent,
@@ -17,13 +20,14 @@ from fedsgd.compress.base import (
     State,
     Update,
     Weighting,
+    undone,
 )
 from fedsgd.compress.error_feedback import ErrorFeedback
 from fedsgd.compress.plain import Plain
 
-COMPRESSORS: Registry[Operator] = Registry(
+COMPRESSORS: Registry[Compressor] = Registry(
     "compressor",
-    Operator,
+    Compressor,
     {
         "dense": "fedsgd.compress.dense:DenseOperator",
         "top-k": "fedsgd.compress.topk:TopK",
@@ -34,11 +38,14 @@ COMPRESSORS: Registry[Operator] = Registry(
 __all__ = [
     "COMPRESSORS",
     "ClientId",
+    "Compressor",
     "Context",
     "Dense",
     "ErrorFeedback",
     "Gathering",
     "Operator",
+    "OperatorScheme",
+    "Patch",
     "Plain",
     "Received",
     "Scheme",
@@ -47,4 +54,5 @@ __all__ = [
     "State",
     "Update",
     "Weighting",
+    "undone",
 ]

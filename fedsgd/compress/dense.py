@@ -5,44 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from fedsgd.arrays import F32
 from fedsgd.compress.base import Context, Dense, Kind, Operator, Update
 from fedsgd.layout import Layout
-from fedsgd.wire import DenseFormat, Sections, decode_values, encode_values, max_value_bytes
+from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max_value_bytes, value_error
 
 
 @dataclass(frozen=True)
 class DenseOperator(Operator):
-    """Every coordinate, as float32 (exact) or bfloat16 (half the bytes).
+    """Every coordinate, as float32 (exact), bfloat16 or float16 (half the bytes).
 
-    float32 is the baseline that all ratios refer to: 32 bits a parameter, δ = 1. bfloat16 rounds to nearest even with 8 bits
-    of significand, 16 bits a parameter: each coordinate is off by at most 2⁻⁸ of itself, so δ = 1 − 2⁻¹⁶ (for normal numbers;
-    below 1.2e-38 the relative error grows). A finite value is never rounded to infinity.
+    float32 is the baseline that all ratios refer to: 32 bits a parameter, δ = 1. bfloat16 rounds to nearest even with 8 bits of
+    significand: each coordinate is off by at most 2⁻⁸ of itself, so δ = 1 − 2⁻¹⁶ (for normal numbers; below 1.2e-38 the
+    relative error grows). float16 has 11 bits of significand over a power of two that the whole vector shares, without which
+    small updates would underflow: δ = 1 − 2⁻²¹. A finite value is never rounded to infinity.
+
+    entropy: code the exponents by how often they occur (no loss). On Gaussian values that takes float32 to 26.6 bits,
+    bfloat16 to 10.6 and float16 to 13.5, at several times the time.
     """
 
     name: ClassVar[str] = "dense"
     codec: ClassVar[int] = 1
 
-    values: DenseFormat = "float32"
+    values: FloatFormat = "float32"
+    entropy: bool = False
 
     @property
     def kind(self) -> Kind:
         return "contractive"
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
-        sections, decoded = encode_values(x, self.values)
+        sections, decoded = encode_values(x, self.values, entropy=self.entropy)
         return sections, Dense(decoded)
 
     def decode(self, sections: Sections, ctx: Context) -> Update:
-        return Dense(decode_values(sections, ctx.layout.size, self.values))
+        return Dense(decode_values(sections, ctx.layout.size, self.values, self.entropy))
 
     def max_bytes(self, layout: Layout) -> int:
         return max_value_bytes(layout.size, self.values)
 
     def contraction(self, layout: Layout) -> float:
-        return 1.0 if self.values == "float32" else float(1 - np.ldexp(1.0, -16))
+        return 1.0 - (value_error(self.values) or 0.0)
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return ctx.layout.size

@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsgd.arrays import F32
-from fedsgd.compress.base import Context, Scheme, Sent, State
+from fedsgd.compress.base import Context, OperatorScheme, Sent, State
 from fedsgd.layout import Layout
 
 
 @dataclass(frozen=True)
-class Plain(Scheme):
+class Plain(OperatorScheme):
     """The operator alone, on each round's update by itself. Nothing is remembered on either side."""
 
     name: ClassVar[str] = "plain"
+
+    @property
+    def codec(self) -> int:
+        """Its frames are the operator's."""
+        return self.op.codec
 
     def send(self, x: F32, state: State, ctx: Context) -> Sent:
         return Sent(self.op.encode(x, ctx)[0], {}, {})

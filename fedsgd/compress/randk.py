@@ -10,21 +10,23 @@ import numpy as np
 from fedsgd.arrays import F32, I64
 from fedsgd.component import Share
 from fedsgd.compress.base import Context, Kind, Operator, Sparse, Update, kept_of
+from fedsgd.compress.sparse import surviving
 from fedsgd.errors import NonFiniteError
+from fedsgd.kernel import kernel
 from fedsgd.layout import Layout
-from fedsgd.rng import shared_hash, shared_key
+from fedsgd.rng import shared_hash, shared_word
+from fedsgd.vectors import all_finite, energy
 from fedsgd.wire import DenseFormat, Sections, decode_values, encode_values, max_value_bytes
+from fedsgd.wire.bits import trailing_zeros
 
 
 def shared_support(k: int, ctx: Context) -> I64:
-    """The k positions of this client in this round, ascending: those whose shared 64-bit hashes are smallest.
+    """The k positions of this client in this round, ascending: every subset of size k is equally likely.
 
-    Every subset of size k is equally likely, up to the quality of the hash; no two hashes of one key are equal.
+    Floyd's sampling (Bentley and Floyd 1987) in k steps: for j from P − k to P − 1 draw t below j + 1, and take t, or j if t is
+    taken. t is the upper half of the product of j + 1 and the 64 shared random bits of counter j.
     """
-    size = ctx.layout.size
-    key = shared_key(ctx.seed, "rand-k", ctx.round, ctx.client)
-    hashes = shared_hash(key, np.arange(size, dtype=np.uint64))
-    return np.sort(np.argpartition(hashes, k - 1)[:k])
+    return _sample(k, ctx.layout.size, np.uint64(ctx.key("rand-k")))
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class RandK(Operator):
     C(x) keeps x_i on a random support of k = max(1, round(density · P)) (Wangni et al. 2018; Stich, Cordonnier and Jaggi
     2018). scaled: multiplied by P/k, so that E[C(x)] = x with variance (P/k − 1)|x|² (the default; kind "unbiased"). Not
     scaled: contractive in the mean, E|x − C(x)|² = (1 − k/P)|x|², and fit for error feedback, where the scaled form would let
-    the residual grow without bound. bfloat16 values round, so the scaled form is then only nearly unbiased: kind "neither".
+    the residual grow without bound. Values that are rounded to nearest make the scaled form only nearly unbiased: "neither".
     Zeros on the support are sent: the receiver cannot know them. There are no ternary values here for that reason.
     """
 
@@ -50,16 +52,16 @@ class RandK(Operator):
     def kind(self) -> Kind:
         if not self.scaled:
             return "contractive"
-        return "unbiased" if self.values == "float32" else "neither"
+        return "unbiased" if self.values in ("float32", "natural") else "neither"
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
         k = kept_of(self.density, len(x))
         support = shared_support(k, ctx)
         with np.errstate(over="ignore"):
             values = x[support] * np.float32(len(x) / k) if self.scaled else x[support]
-        if not np.isfinite(values).all():
+        if not all_finite(values):
             raise NonFiniteError(ctx.round, ctx.client, f"scaling the update by P/k = {len(x) / k:g} leaves float32's range")
-        sections, decoded = encode_values(values, self.values)
+        sections, decoded = encode_values(values, self.values, ctx.key("values"))
         return sections, Sparse(support, decoded, len(x))
 
     def decode(self, sections: Sections, ctx: Context) -> Update:
@@ -73,8 +75,45 @@ class RandK(Operator):
     def contraction(self, layout: Layout) -> float:
         if self.scaled:
             return 0.0
-        rounding = 2.0**-16 if self.values == "bfloat16" else 0.0
-        return kept_of(self.density, layout.size) / layout.size * (1 - rounding)
+        return surviving(kept_of(self.density, layout.size) / layout.size, self.values, layout)
+
+    def variance(self, x: F32) -> float | None:
+        if not self.scaled or self.values != "float32":
+            return None
+        return (len(x) / kept_of(self.density, len(x)) - 1) * energy(x)
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return kept_of(self.density, ctx.layout.size)
+
+
+def _sample_reference(k: int, size: int, key: np.uint64) -> I64:
+    words = shared_hash(int(key), np.arange(size - k, size, dtype=np.uint64))
+    taken: set[int] = set()
+    for j, word in zip(range(size - k, size), words.tolist(), strict=True):
+        t = word * (j + 1) >> 64
+        taken.add(j if t in taken else t)
+    return np.array(sorted(taken), dtype=np.int64)
+
+
+@kernel(_sample_reference)
+def _sample(k: int, size: int, key: np.uint64) -> I64:
+    """k of `size` positions, ascending. What is taken stands in a bitmap, which is in order by itself."""
+    taken = np.zeros((size + 63) // 64, dtype=np.uint64)
+    for j in range(size - k, size):
+        word, below = shared_word(key, np.uint64(j)), np.uint64(j + 1)
+        low = (word & np.uint64(0xFFFFFFFF)) * below >> np.uint64(32)
+        t = ((word >> np.uint64(32)) * below + low) >> np.uint64(32)
+        place = np.int64(t >> np.uint64(6))
+        if taken[place] >> (t & np.uint64(63)) & np.uint64(1):
+            taken[j >> 6] |= np.uint64(1) << np.uint64(j & 63)
+        else:
+            taken[place] |= np.uint64(1) << (t & np.uint64(63))
+    support = np.empty(k, dtype=np.int64)
+    count = 0
+    for i in range(taken.size):
+        word = taken[i]
+        while word != np.uint64(0):
+            support[count] = 64 * i + trailing_zeros(word)
+            count += 1
+            word &= word - np.uint64(1)
+    return support

@@ -17,13 +17,22 @@ from fedsgd.wire.frame import (
     split_frame,
 )
 from fedsgd.wire.index import count_indices, decode_indices, encode_indices, max_index_bytes
-from fedsgd.wire.values import DenseFormat, ValueFormat, decode_values, encode_values, max_value_bytes
+from fedsgd.wire.values import (
+    DenseFormat,
+    FloatFormat,
+    ValueFormat,
+    decode_values,
+    encode_values,
+    max_value_bytes,
+    value_error,
+)
 
 __all__ = [
     "ALL",
     "HEADER_OFFSETS",
     "MAX_SECTIONS",
     "DenseFormat",
+    "FloatFormat",
     "Frame",
     "Header",
     "Kind",
@@ -43,4 +52,5 @@ __all__ = [
     "max_value_bytes",
     "overhead",
     "split_frame",
+    "value_error",
 ]

@@ -2,7 +2,7 @@
 
     header   magic "fS", version u8, kind u8, codec u8, sections u8,
              round u32, base round u32, acknowledged round u32, client u32, examples u32       26 bytes
-    section  part u8, length u32, then `length` bytes                                          5 bytes each, and the payload
+    section  part u8, length as a varint, then `length` bytes                         2 to 6 bytes each, and the payload
     check    CRC32 of all that stands before it                                                4 bytes
 
 Little-endian. Rounds count from 1, so that 0 can say "none". The payload of a section belongs to its compressor.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from fedsgd.errors import WireError
+from fedsgd.wire.bits import pack_varint, unpack_varint
 
 MAGIC = b"fS"
 VERSION = 1
@@ -38,16 +39,18 @@ _FIELDS = {
 _HEADER = struct.Struct("<" + "".join(_FIELDS.values()))
 HEADER_OFFSETS = {name: struct.calcsize("<" + "".join([*_FIELDS.values()][:i])) for i, name in enumerate(_FIELDS)}
 """Where each field of the header stands, for messages."""
-_SECTION = struct.Struct("<BI")
+MAX_SECTION_HEADER = 1 + 5
 _CHECK = struct.Struct("<I")
 
 
 class Kind(IntEnum):
-    """What a frame is for."""
+    """What a frame is for: TASK tells a client its round, MODEL carries the parameters, UPDATE a client's answer, REFERENCE
+    what the scheme wants every client to know beside the model."""
 
     TASK = 1
     MODEL = 2
     UPDATE = 3
+    REFERENCE = 4
 
 
 class Part(IntEnum):
@@ -110,8 +113,8 @@ class Split:
 
 
 def overhead(n_sections: int) -> int:
-    """Bytes of a frame beside its sections' payload."""
-    return _HEADER.size + n_sections * _SECTION.size + _CHECK.size
+    """The most bytes that a frame has beside its sections' payload; exact for a frame without sections."""
+    return _HEADER.size + n_sections * MAX_SECTION_HEADER + _CHECK.size
 
 
 def encode_frame(frame: Frame) -> bytes:
@@ -124,7 +127,7 @@ def encode_frame(frame: Frame) -> bytes:
         _HEADER.pack(MAGIC, VERSION, h.kind, h.codec, len(frame.sections), *fixed),
     ]
     for section in frame.sections:
-        pieces += [_SECTION.pack(section.part, len(section.data)), section.data]
+        pieces += [bytes([section.part]) + pack_varint(len(section.data)), section.data]
     body = b"".join(pieces)
     return body + _CHECK.pack(zlib.crc32(body))
 
@@ -153,10 +156,10 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
 def _read_sections(view: memoryview, n_sections: int, end: int) -> Sections:
     sections, at = [], _HEADER.size
     for i in range(n_sections):
-        if at + _SECTION.size > end:
+        if at == end:
             raise WireError(at, f"the frame ends before section {i + 1} of {n_sections}")
-        part, length = _SECTION.unpack_from(view, at)
-        start = at + _SECTION.size
+        part = view[at]
+        length, start = unpack_varint(view[:end], at + 1)
         if part not in Part.__members__.values():
             raise WireError(at, f"unknown section part {part}")
         if length > end - start:

@@ -1,32 +1,29 @@
-"""Index sets: k ascending positions below P, coded by the shortest of four codecs.
+"""Index sets: k ascending positions below P, coded by the shortest of five codecs.
 
     section := tag u8, body
-    0 Rice    k varint; a 5-bit parameter b for each block of 128 gaps; the low b bits of each gap; the rest in unary
-    1 bitmap  P bits
-    2 raw     k varint; each index in as few whole bytes as P - 1 needs
-    3 absent  as 0, for the positions that are not in the set
+    0 Rice     k varint; the gaps before the positions in `gaps`' Rice code
+    1 bitmap   P bits
+    2 raw      k varint; each position in as few whole bytes as P - 1 needs
+    3 absent   as 0, for the positions that are not in the set
+    4 classes  k varint; the gaps in `gaps`' code of bit lengths
 
-A gap is the number of positions skipped. Positions of kept coordinates are close to a Bernoulli process, whose gaps are
-geometric, and Rice's code is the optimal code of a geometric source to within a few per cent (Golomb 1966; Rice 1979). A
-parameter a block, because real supports cluster by layer. The unary and the fixed bits stand in two streams, which costs
-nothing and lets numpy decode without a loop over symbols. Of equal lengths the lowest tag wins.
+Of equal lengths the lowest tag wins. What is longer than the bitmap is refused, whatever the tag.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsgd.arrays import I64
-from fedsgd.errors import WireError
-from fedsgd.wire import bits
+from fedsgd.arrays import I64, U8
+from fedsgd.errors import WireError, within
+from fedsgd.wire import bits, gaps
 from fedsgd.wire.frame import Section
 
 Bytes = bytes | memoryview
 
-RICE, BITMAP, RAW, ABSENT = 0, 1, 2, 3
-BLOCK = 128
-PARAMETER_BITS = 5
+RICE, BITMAP, RAW, ABSENT, CLASSES = range(5)
+FEWEST_CLASSES = 64
+"""With fewer gaps the table of their bit lengths is too heavy, and it is not tried."""
 
 
 def max_index_bytes(size: int) -> int:
@@ -36,18 +33,26 @@ def max_index_bytes(size: int) -> int:
 
 def encode_indices(indices: I64, size: int) -> bytes:
     """indices: [k], strictly ascending, in [0, size)."""
-    gaps = np.diff(indices, prepend=-1) - 1
-    absent = np.diff(_others(indices, size), prepend=-1) - 1 if 2 * len(indices) > size else None
-    raw_bytes = len(bits.pack_varint(len(gaps))) + _raw_width(size) * len(gaps)
-    absent_bytes = max_index_bytes(size) if absent is None else _rice_bytes(absent)
-    tag = int(np.argmin([_rice_bytes(gaps), bits.n_bytes(size), raw_bytes, absent_bytes]))
+    k, between = len(indices), _gaps_of(indices)
+    parameters, rice_bytes = gaps.rice_plan(between)
+    count = bits.pack_varint(k)
+    lengths = {RICE: len(count) + rice_bytes, BITMAP: bits.n_bytes(size), RAW: len(count) + _raw_width(size) * k}
+    absent = classes = b""
+    if 2 * k > size:
+        absent = _encode_rice(_others(indices, size))
+        lengths[ABSENT] = len(absent)
+    if k >= FEWEST_CLASSES:
+        classes = count + gaps.encode_classes(between)
+        lengths[CLASSES] = len(classes)
+    tag = min(lengths, key=lambda tag: (lengths[tag], tag))
     if tag == BITMAP:
         body = np.packbits(_mask(indices, size), bitorder="little").tobytes()
     elif tag == RAW:
-        columns = indices.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : _raw_width(size)]
-        body = bits.pack_varint(len(indices)) + columns.tobytes()
+        body = count + indices.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : _raw_width(size)].tobytes()
+    elif tag == RICE:
+        body = count + gaps.encode_rice(between, parameters)
     else:
-        body = _encode_rice(gaps if tag == RICE or absent is None else absent)
+        body = absent if tag == ABSENT else classes
     return bytes([tag]) + body
 
 
@@ -56,10 +61,8 @@ def decode_indices(section: Section, size: int, max_k: int | None = None) -> I64
 
     Nothing is expanded before the section's length has been held against P, and k against max_k and the section's length.
     """
-    try:
+    with within(section.offset):
         return _decode(section.data, size, size if max_k is None else max_k)
-    except WireError as error:
-        raise WireError(section.offset + error.offset, error.cause) from None
 
 
 def _decode(data: Bytes, size: int, max_k: int) -> I64:
@@ -67,7 +70,7 @@ def _decode(data: Bytes, size: int, max_k: int) -> I64:
         raise WireError(0, "an empty index section")
     if len(data) > max_index_bytes(size):
         raise WireError(0, f"an index section of {len(data)} bytes, at most {max_index_bytes(size)} for {size} parameters")
-    if data[0] not in (RICE, BITMAP, RAW, ABSENT):
+    if data[0] > CLASSES:
         raise WireError(0, f"unknown index codec {data[0]}")
     kept = count_indices(data, size)
     if not 0 <= kept <= max_k:
@@ -75,9 +78,14 @@ def _decode(data: Bytes, size: int, max_k: int) -> I64:
     if data[0] == BITMAP:
         return _decode_bitmap(data[1:], size)
     k, start = bits.unpack_varint(data, 1)
-    indices = _decode_raw(data[start:], k, size) if data[0] == RAW else _decode_rice(data[start:], k, size)
-    if k and int(indices[-1]) >= size:
-        raise WireError(1, f"index {int(indices[-1])} is outside [0, {size})")
+    if data[0] == RAW:
+        return _decode_raw(data[start:], k, size)
+    with within(start):
+        between = gaps.decode_classes(data[start:], k) if data[0] == CLASSES else gaps.decode_rice(data[start:], k)
+    if k and int(between.max()) >= size:
+        raise WireError(start, f"a gap of {int(between.max())} positions, there are {size}")
+    indices = _positions(between)
+    _within(indices, size)
     return _others(indices, size) if data[0] == ABSENT else indices
 
 
@@ -89,7 +97,26 @@ def count_indices(data: Bytes, size: int) -> int:
     return size - k if data[0] == ABSENT else k
 
 
-def _mask(indices: I64, size: int) -> NDArray[np.uint8]:
+def _gaps_of(indices: I64) -> I64:
+    return np.diff(indices, prepend=-1) - 1
+
+
+def _positions(between: I64) -> I64:
+    indices: I64 = np.cumsum(between + 1) - 1
+    return indices
+
+
+def _encode_rice(indices: I64) -> bytes:
+    between = _gaps_of(indices)
+    return bits.pack_varint(len(indices)) + gaps.encode_rice(between, gaps.rice_plan(between)[0])
+
+
+def _within(indices: I64, size: int) -> None:
+    if len(indices) and int(indices[-1]) >= size:
+        raise WireError(1, f"index {int(indices[-1])} is outside [0, {size})")
+
+
+def _mask(indices: I64, size: int) -> U8:
     mask = np.zeros(size, dtype=np.uint8)
     mask[indices] = 1
     return mask
@@ -100,62 +127,12 @@ def _others(indices: I64, size: int) -> I64:
     return np.flatnonzero(_mask(indices, size) == 0)
 
 
-def _blocks(k: int) -> I64:
-    """The block of each of k gaps."""
-    out: I64 = np.arange(k, dtype=np.int64) // BLOCK
-    return out
-
-
-def _rice_parameters(gaps: I64) -> I64:
-    """The parameter of each block that makes it shortest, the lowest of equals. gaps: [k]; returns [ceil(k / 128)]."""
-    starts = np.arange(0, len(gaps), BLOCK)
-    if not len(starts):
-        return starts
-    counts = np.diff(starts, append=len(gaps))
-    widest = int(gaps.max()).bit_length()
-    costs = [counts * (1 + b) + np.add.reduceat(gaps >> b, starts) for b in range(min(widest, 31) + 1)]
-    cheapest: I64 = np.argmin(costs, axis=0)
-    return cheapest
-
-
-def _rice_bytes(gaps: I64) -> int:
-    parameters = _rice_parameters(gaps)
-    widths = parameters[_blocks(len(gaps))]
-    streams = [PARAMETER_BITS * len(parameters), int(widths.sum()), int((gaps >> widths).sum()) + len(gaps)]
-    return len(bits.pack_varint(len(gaps))) + sum(bits.n_bytes(s) for s in streams)
-
-
-def _encode_rice(gaps: I64) -> bytes:
-    parameters = _rice_parameters(gaps)
-    widths = parameters[_blocks(len(gaps))]
-    head = bits.pack(parameters, np.full(len(parameters), PARAMETER_BITS, dtype=np.int64))
-    return bits.pack_varint(len(gaps)) + head + bits.pack(gaps, widths) + bits.pack_unary(gaps >> widths)
-
-
-def _decode_rice(body: Bytes, k: int, size: int) -> I64:
-    n_blocks = (k + BLOCK - 1) // BLOCK
-    head = bits.n_bytes(PARAMETER_BITS * n_blocks)
-    if 8 * (len(body) - head) < k:
-        raise WireError(1, f"{k} Rice-coded indices cannot stand in {len(body)} bytes")
-    widths = bits.unpack(body[:head], np.full(n_blocks, PARAMETER_BITS, dtype=np.int64))[_blocks(k)]
-    fixed = bits.n_bytes(int(widths.sum()))
-    if len(body) < head + fixed:
-        raise WireError(1, f"the fixed bits need {fixed} bytes, {len(body) - head} are left")
-    quotients = bits.unpack_unary(body[head + fixed :], k)
-    if (quotients > (size >> widths)).any():
-        raise WireError(1, "a gap is larger than the model")
-    gaps = (quotients << widths) | bits.unpack(body[head : head + fixed], widths)
-    indices: I64 = np.cumsum(gaps + 1) - 1
-    return indices
-
-
 def _decode_bitmap(body: Bytes, size: int) -> I64:
     if len(body) != bits.n_bytes(size):
         raise WireError(1, f"a bitmap of {len(body)} bytes, expected {bits.n_bytes(size)}")
-    ones = np.flatnonzero(np.unpackbits(np.frombuffer(body, dtype=np.uint8), bitorder="little"))
-    if len(ones) and int(ones[-1]) >= size:
-        raise WireError(1, f"index {int(ones[-1])} is outside [0, {size})")
-    return ones
+    indices = bits.ones(body)
+    _within(indices, size)
+    return indices
 
 
 def _raw_width(size: int) -> int:
@@ -171,4 +148,5 @@ def _decode_raw(body: Bytes, k: int, size: int) -> I64:
     indices = columns.view("<u4").reshape(k).astype(np.int64)
     if k > 1 and (np.diff(indices) <= 0).any():
         raise WireError(1, "indices are not strictly ascending")
+    _within(indices, size)
     return indices

@@ -1,91 +1,224 @@
-"""Kept values as bytes: float32, bfloat16, or ternary (a sign bit each and one scale).
+"""Values as bytes, in one of seven formats. What comes back may differ from what went in (that is the loss of the format), but
+is always finite.
 
-`encode_values` and `decode_values` turn k float32 values into sections and back; what comes back may differ from what went
-in (that is the loss of the format), but is always finite.
+| format | a value | sections |
+|---|---|---|
+| float32, bfloat16 | the number, rounded to nearest even | VALUE |
+| float16 | the same over a common power of two | VALUE, SCALE |
+| natural | sign and power of two, rounded stochastically | VALUE |
+| int8, int4 | nearest of 255 or 15 levels up to the largest magnitude | VALUE, SCALE |
+| ternary | a sign bit; all have the mean magnitude; none is zero | VALUE, SCALE |
+
+The bytes are described in `floats` and `levels`; those of ternary are one bit each, 1 for minus, and a float32 scale.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsgd.arrays import F32
-from fedsgd.errors import WireError
-from fedsgd.wire.bits import n_bytes
+from fedsgd.arrays import F32, U8, U32
+from fedsgd.errors import WireError, within
+from fedsgd.vectors import bucket_peaks, first_bad, mean_magnitude
+from fedsgd.wire import floats, levels, rans
+from fedsgd.wire.bits import check_padding, n_bytes
 from fedsgd.wire.frame import Part, Section, Sections
 
-DenseFormat = Literal["float32", "bfloat16"]
+FloatFormat = Literal["float32", "bfloat16", "float16"]
+DenseFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4"]
 """Formats that can hold a zero, and so can code every coordinate of a vector."""
-ValueFormat = Literal["float32", "bfloat16", "ternary"]
-FORMATS: tuple[ValueFormat, ...] = get_args(ValueFormat)
+ValueFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary"]
+
+
+def encode_values(values: F32, form: ValueFormat, key: int = 0, entropy: bool = True) -> tuple[Sections, F32]:
+    """(sections, what they decode to). values: [k], finite; for "ternary" none is zero. key: of the shared randomness that
+    "natural" rounds by. entropy: whether floats may be entropy-coded."""
+    return _FORMATS[form].encode(values, key, entropy)
+
+
+def decode_values(sections: Sections, k: int, form: ValueFormat, entropy: bool = True) -> F32:
+    """The k values [k] of the given sections; WireError where lengths, padding or finiteness are not as they must be."""
+    levels.expect_parts(sections, _FORMATS[form].parts)
+    return _FORMATS[form].decode(sections, k, entropy)
 
 
 def max_value_bytes(k: int, form: ValueFormat) -> int:
-    """Payload bytes of k values, the scale included. Exact, not only a bound."""
-    return {"float32": 4 * k, "bfloat16": 2 * k, "ternary": n_bytes(k) + 4}[form]
+    """The most that the payload of k values weighs, the scale included."""
+    return _FORMATS[form].max_bytes(k)
 
 
-def encode_values(values: F32, form: ValueFormat) -> tuple[Sections, F32]:
-    """(sections, what they decode to). values: [k], finite; for "ternary" none is zero."""
-    if form == "float32":
-        return (Section(Part.VALUE, values.astype("<f4").tobytes()),), values
-    if form == "bfloat16":
-        halves = _to_bfloat16(values)
-        return (Section(Part.VALUE, halves.astype("<u2").tobytes()),), _from_bfloat16(halves)
-    negative = np.signbit(values)
-    scale = np.float32(np.abs(values.astype(np.float64)).mean() if len(values) else 0.0)
-    signs = np.packbits(negative, bitorder="little").tobytes()
-    sections = Section(Part.VALUE, signs), Section(Part.SCALE, scale.astype("<f4").tobytes())
-    return sections, np.where(negative, -scale, scale).astype(np.float32)
+def value_error(form: ValueFormat) -> float | None:
+    """The largest ‖decoded − values‖² / ‖values‖² there can be, in the mean for "natural"; None if that depends on the values:
+    of int8, int4 and ternary nothing is sure but that a part as large as the largest coordinate survives."""
+    return _FORMATS[form].error
 
 
-def decode_values(sections: Sections, k: int, form: ValueFormat) -> F32:
-    """The k values [k] of the given sections; WireError where lengths, padding or finiteness are not as they must be."""
-    expected = (Part.VALUE, Part.SCALE) if form == "ternary" else (Part.VALUE,)
-    if tuple(s.part for s in sections) != expected:
-        got = ", ".join(s.part.name for s in sections) or "none"
-        raise WireError(0, f"value sections {got}, expected {', '.join(p.name for p in expected)}")
-    body = sections[0]
-    n_body = n_bytes(k) if form == "ternary" else max_value_bytes(k, form)
-    if len(body.data) != n_body:
-        raise WireError(body.offset, f"{len(body.data)} bytes for {k} {form} values, expected {n_body}")
-    if form == "ternary":
-        return _decode_ternary(body, sections[1], k)
-    if form == "float32":
-        values = np.frombuffer(body.data, dtype="<f4").astype(np.float32)
-    else:
-        values = _from_bfloat16(np.frombuffer(body.data, dtype="<u2"))
-    if not np.isfinite(values).all():
-        first = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise WireError(body.offset + first * len(body.data) // k, f"value {first} is {values[first]}")
+class _Format(ABC):
+    parts: tuple[Part, ...]
+    error: float | None
+
+    @abstractmethod
+    def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]: ...
+
+    @abstractmethod
+    def decode(self, sections: Sections, k: int, entropy: bool) -> F32: ...
+
+    @abstractmethod
+    def max_bytes(self, k: int) -> int: ...
+
+
+def _finite(values: F32, section: Section) -> F32:
+    bad = first_bad(values)
+    if bad >= 0:
+        raise WireError(section.offset, f"value {bad} is {values[bad]}")
     return values
 
 
-def _decode_ternary(body: Section, scale_section: Section, k: int) -> F32:
-    if len(scale_section.data) != 4:
-        raise WireError(scale_section.offset, f"a scale of {len(scale_section.data)} bytes, expected 4")
-    scale = np.frombuffer(scale_section.data, dtype="<f4")[0].astype(np.float32)
-    if not np.isfinite(scale) or np.signbit(scale) or (scale > 0) != (k > 0):
-        raise WireError(scale_section.offset, f"a scale of {scale} for {k} values")
-    signs = np.unpackbits(np.frombuffer(body.data, dtype=np.uint8), bitorder="little")
-    if signs[k:].any():
-        raise WireError(body.offset, "padding bits are not zero")
-    values: F32 = np.where(signs[:k] == 1, -scale, scale).astype(np.float32)
-    return values
+def _words(section: Section, k: int, width: int, entropy: bool) -> U32:
+    with within(section.offset):
+        return floats.decode_words(section.data, k, width, entropy)
 
 
-def _to_bfloat16(values: F32) -> NDArray[np.uint16]:
-    """Round to nearest even in the upper 16 bits; a finite value never becomes infinite."""
-    word = values.view(np.uint32)
-    rounded = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    half = rounded.astype(np.uint16)
-    overflow = (half & np.uint16(0x7F80)) == np.uint16(0x7F80)
-    half[overflow] = (half[overflow] & np.uint16(0x8000)) | np.uint16(0x7F7F)
-    return half
+class _Float32(_Format):
+    parts = (Part.VALUE,)
+    error = 0.0
+
+    def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
+        return (Section(Part.VALUE, floats.encode_words(values.view(np.uint32), entropy)),), values
+
+    def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
+        values = _words(sections[0], k, 4, entropy).view(np.float32)
+        return _finite(values, sections[0])
+
+    def max_bytes(self, k: int) -> int:
+        return 1 + 4 * k
 
 
-def _from_bfloat16(halves: NDArray[np.uint16]) -> F32:
-    out: F32 = (halves.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return out
+class _Bfloat16(_Format):
+    parts = (Part.VALUE,)
+    error = 2.0**-16
+
+    def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
+        words = floats.to_bfloat16(values)
+        return (Section(Part.VALUE, floats.encode_words(words, entropy)),), floats.from_bfloat16(words.astype(np.uint32))
+
+    def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
+        return _finite(floats.from_bfloat16(_words(sections[0], k, 2, entropy)), sections[0])
+
+    def max_bytes(self, k: int) -> int:
+        return 1 + 2 * k
+
+
+class _Float16(_Format):
+    parts = (Part.VALUE, Part.SCALE)
+    error = 2.0**-21
+
+    def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
+        exponent = floats.half_exponent(values)
+        words = floats.to_float16(values, exponent)
+        sections = (
+            Section(Part.VALUE, floats.encode_words(words, entropy)),
+            Section(Part.SCALE, exponent.to_bytes(2, "little", signed=True)),
+        )
+        return sections, floats.from_float16(words.astype(np.uint32), exponent)
+
+    def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
+        exponent = int.from_bytes(sections[1].data, "little", signed=True)
+        if len(sections[1].data) != 2 or not floats.LEAST_EXPONENT <= exponent <= floats.GREATEST_EXPONENT:
+            raise WireError(sections[1].offset, f"an exponent of {exponent} in {len(sections[1].data)} bytes, expected 2")
+        words = _words(sections[0], k, 2, entropy)
+        if ((words & np.uint32(0x7C00)) == 0x7C00).any():
+            raise WireError(sections[0].offset, "a half that is not finite")
+        return _finite(floats.from_float16(words, exponent), sections[0])
+
+    def max_bytes(self, k: int) -> int:
+        return 3 + 2 * k
+
+
+class _Natural(_Format):
+    parts = (Part.VALUE,)
+    error = 1 / 8
+
+    def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
+        powers = floats.round_to_powers(values, key)
+        signs, exponents = (powers >> np.uint16(8)).astype(np.uint8), powers.astype(np.uint8)
+        body = np.packbits(signs, bitorder="little").tobytes() + rans.encode_symbols(exponents)
+        return (Section(Part.VALUE, body),), floats.from_powers(signs, exponents)
+
+    def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
+        body = sections[0]
+        with within(body.offset + n_bytes(k)):
+            exponents = rans.decode_symbols(body.data[n_bytes(k) :], k)
+        if k and int(exponents.max()) == 255:
+            raise WireError(body.offset, "an exponent of 255 is no power of two")
+        return floats.from_powers(_signs(body, k), exponents)
+
+    def max_bytes(self, k: int) -> int:
+        return n_bytes(k) + rans.max_symbol_bytes(k)
+
+
+@dataclass(frozen=True)
+class _Levels(_Format):
+    level: int
+    parts = (Part.VALUE, Part.SCALE)
+    error = None
+
+    def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
+        bucket = max(1, len(values))
+        scales = bucket_peaks(values, bucket)
+        chosen = levels.quantise(values, scales, self.level, bucket, None)
+        return levels.encode_levels(chosen, scales, self.level), levels.dequantise(chosen, scales, self.level, bucket)
+
+    def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
+        bucket = max(1, k)
+        return levels.dequantise(*levels.decode_levels(sections, k, self.level, bucket), self.level, bucket)
+
+    def max_bytes(self, k: int) -> int:
+        return levels.max_level_bytes(k, self.level, max(1, k))
+
+
+class _Ternary(_Format):
+    parts = (Part.VALUE, Part.SCALE)
+    error = None
+
+    def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
+        negative = np.signbit(values)
+        scale = np.float32(mean_magnitude(values))
+        signs = np.packbits(negative, bitorder="little").tobytes()
+        sections = Section(Part.VALUE, signs), Section(Part.SCALE, scale.astype("<f4").tobytes())
+        return sections, np.where(negative, -scale, scale).astype(np.float32)
+
+    def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
+        if len(sections[0].data) != n_bytes(k):
+            raise WireError(sections[0].offset, f"{len(sections[0].data)} bytes for {k} ternary values, expected {n_bytes(k)}")
+        (scale,) = levels.read_scales(sections[1], 1)
+        if (scale > 0) != (k > 0):
+            raise WireError(sections[1].offset, f"a scale of {scale} for {k} values")
+        values: F32 = np.where(_signs(sections[0], k) == 1, -scale, scale).astype(np.float32)
+        return values
+
+    def max_bytes(self, k: int) -> int:
+        return n_bytes(k) + 4
+
+
+def _signs(section: Section, k: int) -> U8:
+    """The k sign bits at the head of a section."""
+    packed = np.frombuffer(section.data, dtype=np.uint8)[: n_bytes(k)]
+    with within(section.offset):
+        check_padding(section.data, k)
+    return np.unpackbits(packed, count=k, bitorder="little")
+
+
+_FORMATS: Mapping[str, _Format] = {
+    "float32": _Float32(),
+    "bfloat16": _Bfloat16(),
+    "float16": _Float16(),
+    "natural": _Natural(),
+    "int8": _Levels(127),
+    "int4": _Levels(7),
+    "ternary": _Ternary(),
+}

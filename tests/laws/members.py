@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from fedsgd.component import field_types
 from fedsgd.compress import COMPRESSORS, ErrorFeedback, Operator, Plain, Scheme
+from fedsgd.compress.topk import TopK
 
 DENSITIES = (0.001, 0.1, 1.0)
 
@@ -15,10 +16,16 @@ DENSITIES = (0.001, 0.1, 1.0)
 def operators() -> Iterator[Operator]:
     """Found from the registry and the fields alone: each literal, each flag, and three densities."""
     for name in COMPRESSORS:
-        variants: list[Operator] = [COMPRESSORS[name]()]
-        for f in fields(COMPRESSORS[name]):
-            variants += [replace(op, **{f.name: choice}) for op in variants for choice in _choices(COMPRESSORS[name], f.name)]
-        yield from dict.fromkeys(variants)
+        if issubclass(COMPRESSORS[name], Operator):
+            yield from variants(COMPRESSORS[name])
+
+
+def variants(cls: type) -> list[Any]:
+    """A class at its defaults, and with one field after the other at each of its choices."""
+    made: list[Any] = [cls()]
+    for f in fields(cls):
+        made += [replace(member, **{f.name: choice}) for member in made for choice in _choices(cls, f.name)]
+    return [*dict.fromkeys(made)]
 
 
 def _choices(cls: type, field: str) -> tuple[object, ...]:
@@ -31,11 +38,15 @@ def _choices(cls: type, field: str) -> tuple[object, ...]:
 
 
 def schemes() -> Iterator[Scheme]:
-    """Every operator plain, and under error feedback where it contracts."""
+    """Every operator plain, and under error feedback where it contracts; and every scheme of the registry."""
     for op in operators():
         yield Plain(op)
         if op.kind == "contractive":
             yield ErrorFeedback(op)
+    yield from (ErrorFeedback(TopK(density=0.1), policy) for policy in ("decay", "reset"))
+    for name in COMPRESSORS:
+        if issubclass(COMPRESSORS[name], Scheme):
+            yield from variants(COMPRESSORS[name])
 
 
 def name_of(member: object) -> str:

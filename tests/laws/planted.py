@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.compress import Context, Dense, ErrorFeedback, Operator, Scheme, Sent, Sparse, State, Update
+from fedsgd.compress import Context, Dense, ErrorFeedback, Operator, Patch, Scheme, Sent, Sparse, State, Update
 from fedsgd.compress.base import Kind, kept_of
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.topk import TopK, top_k
@@ -28,7 +28,7 @@ class ForgetfulFeedback(ErrorFeedback):
         sent = super().send(x, state, ctx)
         rest = x.copy()
         self.op.decode(sent.sections, ctx).add_to(rest, -1.0)
-        return Sent(sent.sections, {"residual": rest}, sent.state_if_lost)
+        return Sent(sent.sections, {"residual": rest}, {"residual": Patch(None, sent.state_if_lost["residual"])})
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CarelessFeedback(ErrorFeedback):
 
     def send(self, x: F32, state: State, ctx: Context) -> Sent:
         sent = super().send(x, state, ctx)
-        return Sent(sent.sections, sent.state, sent.state)
+        return Sent(sent.sections, sent.state, {})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""What all sparsifiers share: the sections of some coordinates, and what the format of their values costs in contraction."""
+
+from __future__ import annotations
+
+from fedsgd.arrays import F32, I64
+from fedsgd.compress.base import Context, Sparse
+from fedsgd.errors import WireError
+from fedsgd.layout import Layout
+from fedsgd.wire import (
+    Part,
+    Section,
+    Sections,
+    ValueFormat,
+    count_indices,
+    decode_indices,
+    decode_values,
+    encode_indices,
+    encode_values,
+    max_index_bytes,
+    max_value_bytes,
+    value_error,
+)
+
+
+def encode_sparse(x: F32, indices: I64, form: ValueFormat, ctx: Context) -> tuple[Sections, Sparse]:
+    """An INDEX section and those of the values. x: [P]; indices: [k], ascending."""
+    value_sections, decoded = encode_values(x[indices], form, ctx.key("values"))
+    return (Section(Part.INDEX, encode_indices(indices, len(x))), *value_sections), Sparse(indices, decoded, len(x))
+
+
+def decode_sparse(sections: Sections, form: ValueFormat, ctx: Context, max_k: int | None = None) -> Sparse:
+    """Inverse of `encode_sparse`; WireError for more than `max_k` coordinates (default: P)."""
+    size = ctx.layout.size
+    if not sections or sections[0].part != Part.INDEX:
+        where = sections[0].offset if sections else 0
+        raise WireError(where, "the first section of a sparse update is not its index section")
+    indices = decode_indices(sections[0], size, max_k)
+    return Sparse(indices, decode_values(sections[1:], len(indices), form), size)
+
+
+def kept_sparse(sections: Sections, ctx: Context) -> int:
+    """The number of coordinates of valid sections."""
+    return count_indices(sections[0].data, ctx.layout.size)
+
+
+def max_sparse_bytes(k: int, form: ValueFormat, size: int) -> int:
+    """The most that k of `size` coordinates weigh. Raw positions are always a candidate, and so is the bitmap."""
+    return min(max_index_bytes(size), 6 + 4 * k) + max_value_bytes(k, form)
+
+
+def surviving(share: float, form: ValueFormat, layout: Layout) -> float:
+    """δ when a share of the energy is kept before the values are rounded: of some formats nothing is sure but that as much as
+    the largest coordinate survives."""
+    error = value_error(form)
+    return 1 / layout.size if error is None else min(1.0, share) * (1 - error)

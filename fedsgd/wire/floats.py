@@ -1,0 +1,239 @@
+"""Floating-point numbers: float32, bfloat16, float16 with a common scale, and powers of two with a sign.
+
+    plain     the numbers, little-endian, 4 or 2 bytes each
+    entropy   mode u8; 0: plain; 1: number of bytes of the symbols as a varint, the upper byte of each number rotated left
+              by one bit as symbols of `rans`, then the other bytes of each rotated number, little-endian
+    float16   SCALE: e as an int16; a number is half · 2^e
+    natural   a sign bit each; then the exponent byte of each number as a float32 as symbols of `rans`, 0 standing for zero
+
+Rotated by one bit the sign goes to the bottom and the upper byte holds the exponent (float32, bfloat16), or it and three bits
+of the mantissa (float16). The exponents of selected values carry one or two bits of information; signs and mantissas are noise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsgd.arrays import F32, U8, U16, U32, U64
+from fedsgd.errors import WireError, within
+from fedsgd.kernel import kernel
+from fedsgd.rng import shared_hash, shared_word
+from fedsgd.wire import bits, rans
+
+Bytes = bytes | memoryview
+
+PLAIN, ROTATED = 0, 1
+LEAST_EXPONENT, GREATEST_EXPONENT = -163, 113
+"""Of float16's common scale, from the smallest and the largest float32."""
+
+
+def encode_words(words: U32 | U16, entropy: bool) -> bytes:
+    """words: the bits of the numbers [k]."""
+    width = words.itemsize
+    plain = words.astype(f"<u{width}", copy=False).tobytes()
+    if not entropy:
+        return plain
+    if len(words) >= rans.SHORTEST:
+        upper, lower = _split(words.astype(np.uint32, copy=False), 8 * width)
+        symbols = rans.encode_symbols(upper)
+        coded = bytes([ROTATED]) + bits.pack_varint(len(symbols)) + symbols
+        if len(coded) + len(lower) < 1 + len(plain):
+            return coded + lower.tobytes()
+    return bytes([PLAIN]) + plain
+
+
+def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
+    """Inverse of `encode_words` for k numbers of `width` bytes; WireError where it is not valid."""
+    if entropy:
+        if not data or data[0] not in (PLAIN, ROTATED):
+            raise WireError(0, f"unknown mode {data[0]} of values" if data else "an empty section of values")
+        if data[0] == ROTATED:
+            return _decode_rotated(data, k, width)
+        data = data[1:]
+    if len(data) != k * width:
+        raise WireError(0, f"{len(data)} bytes for {k} values of {width} bytes")
+    return np.frombuffer(data, dtype=f"<u{width}").astype(np.uint32)
+
+
+def _decode_rotated(data: Bytes, k: int, width: int) -> U32:
+    length, at = bits.unpack_varint(data, 1)
+    if len(data) - at - length != k * (width - 1):
+        raise WireError(at, f"{len(data) - at} bytes for {k} values, of which {length} are symbols")
+    with within(at):
+        upper = rans.decode_symbols(data[at : at + length], k)
+    return _join(upper, np.frombuffer(data, dtype=np.uint8, offset=at + length), 8 * width)
+
+
+def to_bfloat16(values: F32) -> U16:
+    """Round to nearest even in the upper 16 bits; a finite value never becomes infinite. values: [k], finite."""
+    return _to_bfloat16(values.view(np.uint32))
+
+
+def from_bfloat16(words: U32) -> F32:
+    """The float32 that each word is the upper half of."""
+    return (words << np.uint32(16)).view(np.float32)
+
+
+def half_exponent(values: F32) -> int:
+    """e such that the largest magnitude is in [2¹⁴, 2¹⁵) · 2^e; 0 if all are zero. Nothing overflows float16's 65504, and what
+    underflows is 2⁻³⁹ of the largest: float16 without a scale loses small updates altogether."""
+    peak = float(np.abs(values).max(initial=0))
+    return int(np.frexp(peak)[1]) - 15 if peak else 0
+
+
+def to_float16(values: F32, exponent: int) -> U16:
+    """values · 2^−e rounded to the nearest half, ties to even. values: [k], finite, at most 2¹⁵ · 2^e."""
+    return _to_float16(values, float(np.ldexp(1.0, -exponent)))
+
+
+def from_float16(words: U32, exponent: int) -> F32:
+    """half · 2^e. words: [k], of finite halves."""
+    return _from_float16(words, float(np.ldexp(1.0, exponent)))
+
+
+def round_to_powers(values: F32, key: int) -> U16:
+    """sign << 8 | exponent of each value, rounded stochastically to a power of two: up with a probability of mantissa / 2²³, by
+    23 shared random bits, so that the mean is the value exactly (from 2¹²⁷ on always down). Subnormal numbers go to 0 or
+    2⁻¹²⁶."""
+    return _round_to_powers(values.view(np.uint32), np.uint64(key))
+
+
+def from_powers(signs: U8, exponents: U8) -> F32:
+    """± 2^(exponent − 127), or 0. signs: 0 or 1."""
+    words = signs.astype(np.uint32) << np.uint32(31) | exponents.astype(np.uint32) << np.uint32(23)
+    return words.view(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the kernels
+
+
+def _split_reference(words: U32, width: int) -> tuple[U8, U8]:
+    wide = words.astype(np.uint64)
+    rotated = (wide << np.uint64(1) | wide >> np.uint64(width - 1)) & np.uint64(2**width - 1)
+    columns = rotated.astype("<u8").view(np.uint8).reshape(-1, 8)
+    return columns[:, width // 8 - 1].copy(), columns[:, : width // 8 - 1].reshape(-1)
+
+
+@kernel(_split_reference)
+def _split(words: U32, width: int) -> tuple[U8, U8]:
+    """(the upper bytes [k], the lower bytes [k · (width / 8 − 1)]) of words of 32 or 16 bits, rotated left by one."""
+    upper = np.empty(words.size, dtype=np.uint8)
+    lower = np.empty(words.size * (width // 8 - 1), dtype=np.uint8)
+    if width == 32:
+        for i in range(words.size):
+            word = words[i]
+            upper[i] = np.uint8((word >> np.uint32(23)) & np.uint32(255))
+            lower[3 * i] = np.uint8(((word << np.uint32(1)) | (word >> np.uint32(31))) & np.uint32(255))
+            lower[3 * i + 1] = np.uint8((word >> np.uint32(7)) & np.uint32(255))
+            lower[3 * i + 2] = np.uint8((word >> np.uint32(15)) & np.uint32(255))
+    else:
+        for i in range(words.size):
+            word = words[i]
+            upper[i] = np.uint8((word >> np.uint32(7)) & np.uint32(255))
+            lower[i] = np.uint8(((word << np.uint32(1)) | (word >> np.uint32(15))) & np.uint32(255))
+    return upper, lower
+
+
+def _join_reference(upper: U8, lower: U8, width: int) -> U32:
+    columns = np.zeros((len(upper), 8), dtype=np.uint8)
+    columns[:, width // 8 - 1] = upper
+    columns[:, : width // 8 - 1] = lower.reshape(len(upper), -1)
+    rotated: U64 = columns.view("<u8").reshape(-1).astype(np.uint64)
+    return (rotated >> np.uint64(1) | (rotated & np.uint64(1)) << np.uint64(width - 1)).astype(np.uint32)
+
+
+@kernel(_join_reference)
+def _join(upper: U8, lower: U8, width: int) -> U32:
+    """Inverse of `_split`."""
+    words = np.empty(upper.size, dtype=np.uint32)
+    if width == 32:
+        for i in range(upper.size):
+            low = np.uint32(lower[3 * i])
+            middle = np.uint32(lower[3 * i + 1]) << np.uint32(7) | np.uint32(lower[3 * i + 2]) << np.uint32(15)
+            words[i] = (
+                np.uint32(upper[i]) << np.uint32(23) | middle | low >> np.uint32(1) | (low & np.uint32(1)) << np.uint32(31)
+            )
+    else:
+        for i in range(upper.size):
+            low = np.uint32(lower[i])
+            words[i] = np.uint32(upper[i]) << np.uint32(7) | low >> np.uint32(1) | (low & np.uint32(1)) << np.uint32(15)
+    return words
+
+
+def _to_bfloat16_reference(words: U32) -> U16:
+    wide = words.astype(np.uint64)
+    half = ((wide + np.uint64(0x7FFF) + (wide >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)
+    infinite = (half & np.uint16(0x7F80)) == np.uint16(0x7F80)
+    return np.where(infinite, (half & np.uint16(0x8000)) | np.uint16(0x7F7F), half)
+
+
+@kernel(_to_bfloat16_reference)
+def _to_bfloat16(words: U32) -> U16:
+    """The upper halves, rounded to nearest even, the largest finite one in place of infinity."""
+    out = np.empty(words.size, dtype=np.uint16)
+    for i in range(words.size):
+        half = (words[i] + np.uint32(0x7FFF) + (words[i] >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+        out[i] = np.uint16(half - np.uint32((half & np.uint32(0x7F80)) == np.uint32(0x7F80)))
+    return out
+
+
+def _to_float16_reference(values: F32, factor: float) -> U16:
+    return (values.astype(np.float64) * factor).astype(np.float16).view(np.uint16)
+
+
+@kernel(_to_float16_reference)
+def _to_float16(values: F32, factor: float) -> U16:
+    """The halves nearest to values · factor. From 2⁻¹⁴ on a half has 11 significant bits, below it is a multiple of 2⁻²⁴."""
+    scaled = np.empty(values.size, dtype=np.float32)
+    for i in range(values.size):
+        scaled[i] = np.float32(np.float64(values[i]) * factor)
+    words = scaled.view(np.uint32)
+    out = np.empty(values.size, dtype=np.uint16)
+    for i in range(values.size):
+        word = words[i] & np.uint32(0x7FFFFFFF)
+        normal = (word - np.uint32(0x38000000) + np.uint32(0xFFF) + (word >> np.uint32(13) & np.uint32(1))) >> np.uint32(13)
+        tiny = np.uint32(np.int32(np.rint(min(np.float32(abs(scaled[i])), np.float32(1)) * np.float32(2**24))))
+        magnitude = normal if word >= np.uint32(0x38800000) else tiny
+        out[i] = np.uint16(words[i] >> np.uint32(16) & np.uint32(0x8000) | magnitude)
+    return out
+
+
+def _from_float16_reference(words: U32, factor: float) -> F32:
+    with np.errstate(over="ignore"):
+        return (words.astype(np.uint16).view(np.float16).astype(np.float64) * factor).astype(np.float32)
+
+
+@kernel(_from_float16_reference)
+def _from_float16(words: U32, factor: float) -> F32:
+    """half · factor."""
+    units = np.empty(32, dtype=np.float64)  # the last bit of a half by its exponent
+    unit = factor * 2.0**-24
+    for e in range(32):
+        units[e] = unit
+        unit *= 2.0 if e else 1.0
+    out = np.empty(words.size, dtype=np.float32)
+    for i in range(words.size):
+        exponent = np.int64(words[i] >> np.uint32(10) & np.uint32(31))
+        mantissa = np.int64(words[i] & np.uint32(1023)) + (1024 if exponent > 0 else 0)
+        magnitude = np.float32(mantissa * units[exponent])
+        out[i] = -magnitude if words[i] & np.uint32(0x8000) else magnitude
+    return out
+
+
+def _round_to_powers_reference(words: U32, key: np.uint64) -> U16:
+    random = (shared_hash(int(key), np.arange(len(words), dtype=np.uint64)) >> np.uint64(41)).astype(np.uint32)
+    exponent = words >> np.uint32(23) & np.uint32(255)
+    up = (random < (words & np.uint32(0x7FFFFF))) & (exponent < 254)
+    return (words >> np.uint32(31) << np.uint32(8) | exponent + up).astype(np.uint16)
+
+
+@kernel(_round_to_powers_reference)
+def _round_to_powers(words: U32, key: np.uint64) -> U16:
+    """sign << 8 | exponent."""
+    out = np.empty(words.size, dtype=np.uint16)
+    for i in range(words.size):
+        random = np.uint32(shared_word(key, np.uint64(i)) >> np.uint64(41))
+        exponent = words[i] >> np.uint32(23) & np.uint32(255)
+        up = np.uint32(random < (words[i] & np.uint32(0x7FFFFF))) & np.uint32(exponent < np.uint32(254))
+        out[i] = np.uint16(words[i] >> np.uint32(31) << np.uint32(8) | exponent + up)
+    return out

@@ -1,0 +1,192 @@
+"""Few-bit levels: integers from −L to L with a scale for each bucket of coordinates.
+
+    VALUE   the levels plus L, in [0, 2L], as digits of base 2L + 1, as many to a byte as go in, the first being the lowest;
+            these bytes as symbols of `rans`
+    SCALE   a float32 for each bucket
+
+A coordinate decodes to level · scale / L, computed in float64 and rounded to float32. Several digits to a byte are quicker to
+code than one, and what neighbours have in common is found too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsgd.arrays import F32, U8, U64
+from fedsgd.errors import WireError, within
+from fedsgd.kernel import kernel
+from fedsgd.rng import shared_hash, shared_word
+from fedsgd.vectors import first_bad
+from fedsgd.wire import rans
+from fedsgd.wire.frame import Part, Section, Sections
+
+MAX_LEVEL = 127
+
+
+def digits_in_a_byte(base: int) -> int:
+    """How many digits of this base a byte holds: 8 bits, 5 trits, ..., 1 from base 17 on."""
+    count = 1
+    while base ** (count + 1) <= 256:
+        count += 1
+    return count
+
+
+def n_buckets(size: int, bucket: int) -> int:
+    """How many scales there are."""
+    return (size + bucket - 1) // bucket
+
+
+def max_level_bytes(size: int, level: int, bucket: int) -> int:
+    """The longest payload of `size` coordinates."""
+    digits = digits_in_a_byte(2 * level + 1)
+    return rans.max_symbol_bytes((size + digits - 1) // digits) + 4 * n_buckets(size, bucket)
+
+
+def quantise(x: F32, scales: F32, level: int, bucket: int, key: int | None) -> U8:
+    """The levels plus L of x [P]: |x_i| · L / scale rounded to nearest, halves to even, or with a key stochastically: up with a
+    probability equal to the fraction (of 32 shared random bits). scales: [ceil(P / bucket)], none less than a magnitude in its
+    bucket; level: L, at most 127."""
+    return _quantise(x, scales, level, bucket, np.uint64(key or 0), key is not None)
+
+
+def dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
+    """What the levels plus L decode to."""
+    return _dequantise(levels, scales, level, bucket)
+
+
+def encode_levels(levels: U8, scales: F32, level: int) -> Sections:
+    """levels: [P], the levels plus L; scales: [ceil(P / bucket)]."""
+    base = 2 * level + 1
+    packed = _pack_digits(levels, base, digits_in_a_byte(base))
+    return Section(Part.VALUE, rans.encode_symbols(packed)), Section(Part.SCALE, scales.astype("<f4").tobytes())
+
+
+def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tuple[U8, F32]:
+    """(levels plus L [size], scales); WireError where lengths or ranges are not as they must be."""
+    expect_parts(sections, (Part.VALUE, Part.SCALE))
+    base = 2 * level + 1
+    digits = digits_in_a_byte(base)
+    scales = read_scales(sections[1], n_buckets(size, bucket))
+    with within(sections[0].offset):
+        packed = rans.decode_symbols(sections[0].data, (size + digits - 1) // digits)
+    if len(packed) and int(packed.max()) >= base**digits:
+        raise WireError(sections[0].offset, f"a byte of {int(packed.max())}, below {base}^{digits} expected")
+    levels = _unpack_digits(packed, base, digits)
+    if levels[size:].any():
+        raise WireError(sections[0].offset, "padding digits are not zero")
+    return levels[:size], scales
+
+
+def expect_parts(sections: Sections, expected: tuple[Part, ...]) -> None:
+    """WireError unless the sections are of these parts, in this order."""
+    if tuple(s.part for s in sections) != expected:
+        got = ", ".join(s.part.name for s in sections) or "none"
+        where = sections[0].offset if sections else 0
+        raise WireError(where, f"value sections {got}, expected {', '.join(p.name for p in expected)}")
+
+
+def read_scales(section: Section, count: int) -> F32:
+    """`count` finite, non-negative scales [count]."""
+    if len(section.data) != 4 * count:
+        raise WireError(section.offset, f"{len(section.data)} bytes of scales, expected {4 * count}")
+    scales = np.frombuffer(section.data, dtype="<f4").astype(np.float32)
+    bad = first_bad(scales)
+    if bad < 0 and np.signbit(scales).any():
+        bad = int(np.signbit(scales).argmax())
+    if bad >= 0:
+        raise WireError(section.offset + 4 * bad, f"scale {bad} is {scales[bad]}")
+    return scales
+
+
+# ---------------------------------------------------------------------------------------------------------------- the kernels
+
+
+def _quantise_reference(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stochastic: bool) -> U8:
+    spread = np.repeat(scales.astype(np.float64), bucket)[: len(x)]
+    exact = np.abs(x.astype(np.float64)) * np.divide(level, spread, out=np.zeros(len(x)), where=spread > 0)
+    if stochastic:
+        words: U64 = shared_hash(int(key), np.arange(len(x), dtype=np.uint64)) >> np.uint64(32)
+        rounded = np.floor(exact + words * 2.0**-32)
+    else:
+        rounded = np.rint(exact)
+    magnitude = np.minimum(rounded, level)
+    levels: U8 = (level + np.where(x < 0, -magnitude, magnitude)).astype(np.uint8)
+    return levels
+
+
+@kernel(_quantise_reference)
+def _quantise(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stochastic: bool) -> U8:
+    """The levels plus L."""
+    out = np.empty(x.size, dtype=np.uint8)
+    for b in range(scales.size):
+        factor = level / np.float64(scales[b]) if scales[b] > 0 else 0.0
+        part = x[bucket * b : min(bucket * b + bucket, x.size)]
+        target = out[bucket * b : min(bucket * b + bucket, x.size)]
+        if stochastic:
+            for i in range(part.size):
+                word = shared_word(key, np.uint64(bucket * b + i)) >> np.uint64(32)
+                rounded = np.int32(np.float64(abs(part[i])) * factor + np.float64(np.int64(word)) * 2.0**-32)
+                magnitude = min(rounded, np.int32(level))
+                target[i] = np.uint8(level - magnitude if part[i] < 0 else level + magnitude)
+        else:
+            for i in range(part.size):
+                rounded = np.int32(np.rint(np.float64(abs(part[i])) * factor))
+                magnitude = min(rounded, np.int32(level))
+                target[i] = np.uint8(level - magnitude if part[i] < 0 else level + magnitude)
+    return out
+
+
+def _dequantise_reference(levels: U8, scales: F32, level: int, bucket: int) -> F32:
+    steps = np.repeat(scales.astype(np.float64) / level, bucket)[: len(levels)]
+    return ((levels.astype(np.int64) - level) * steps).astype(np.float32)
+
+
+@kernel(_dequantise_reference)
+def _dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
+    """(levels − L) · scale / L."""
+    out = np.empty(levels.size, dtype=np.float32)
+    for b in range(scales.size):
+        step = np.float64(scales[b]) / level
+        part = levels[bucket * b : min(bucket * b + bucket, levels.size)]
+        target = out[bucket * b : min(bucket * b + bucket, levels.size)]
+        for i in range(part.size):
+            target[i] = np.float32((np.int64(part[i]) - level) * step)
+    return out
+
+
+def _pack_digits_reference(digits: U8, base: int, count: int) -> U8:
+    rows = np.concatenate([digits, np.zeros(-len(digits) % count, dtype=np.uint8)]).reshape(-1, count)
+    packed: U8 = (rows * base ** np.arange(count)).sum(axis=1).astype(np.uint8)
+    return packed
+
+
+@kernel(_pack_digits_reference)
+def _pack_digits(digits: U8, base: int, count: int) -> U8:
+    """`count` digits to a byte, the first being the lowest; the last byte is filled up with zeros."""
+    out = np.empty((digits.size + count - 1) // count, dtype=np.uint8)
+    for i in range(out.size):
+        value = 0
+        for j in range(min(count, digits.size - i * count) - 1, -1, -1):
+            value = value * base + digits[i * count + j]
+        out[i] = value
+    return out
+
+
+def _unpack_digits_reference(packed: U8, base: int, count: int) -> U8:
+    return (packed[:, None] // base ** np.arange(count) % base).reshape(-1).astype(np.uint8)
+
+
+@kernel(_unpack_digits_reference)
+def _unpack_digits(packed: U8, base: int, count: int) -> U8:
+    """The digits, `count` for each byte."""
+    table = np.empty((256, count), dtype=np.uint8)
+    for value in range(256):
+        rest = value
+        for j in range(count):
+            table[value, j] = rest % base
+            rest //= base
+    out = np.empty(packed.size * count, dtype=np.uint8)
+    for i in range(packed.size):
+        for j in range(count):
+            out[i * count + j] = table[packed[i], j]
+    return out

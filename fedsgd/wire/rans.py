@@ -1,0 +1,278 @@
+"""Symbols of eight bits by a static range asymmetric numeral system (rANS), within a fraction of a per cent of their entropy.
+
+    symbols := mode u8, then
+    0 plain   the symbols themselves
+    1 rANS    table, four states u32, words u16 ...
+
+    table := lowest symbol u8, highest symbol u8, the frequency of each symbol from the lowest to the one before the highest
+             as a varint; what is missing from 4096 is the frequency of the highest
+
+The number of symbols n is not in it. Symbol i belongs to state i mod 4. A decoder begins with the four states as sent, and for
+each symbol in turn, x being its state and s the symbol in whose range [c, c + f) of the cumulated frequencies x mod 4096 falls:
+
+    x ← f · ⌊x / 4096⌋ + (x mod 4096) − c;   if x < 2¹⁵: x ← 2¹⁶ · x + the next word
+
+In the end every state is 2¹⁵ and every word is read, or the stream is not valid. Duda 2009 (arXiv 0902.0271); the interleaving
+is Giesen's (arXiv 1402.3392). The shorter of the two modes is sent, plain if they are equal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsgd.arrays import I64, U8, U16, U32, U64
+from fedsgd.errors import WireError
+from fedsgd.kernel import kernel
+from fedsgd.wire import bits
+
+Bytes = bytes | memoryview
+
+PLAIN, RANS = 0, 1
+SCALE_BITS = 12
+TOTAL = 1 << SCALE_BITS
+LOW = 1 << 15
+"""The lower end of a state's range, [2¹⁵, 2³¹)."""
+LANES = 4
+SHORTEST = 32
+"""With fewer symbols the table and the states weigh more than coding saves, and it is not tried."""
+
+
+def max_symbol_bytes(n: int) -> int:
+    """The longest form of n symbols."""
+    return 1 + n
+
+
+def encode_symbols(symbols: U8) -> bytes:
+    """symbols: uint8 [n]."""
+    if len(symbols) >= SHORTEST:
+        frequencies = normalise(_histogram(symbols))
+        table = _pack_table(frequencies)
+        words, states = _encode(symbols, frequencies)
+        if len(table) + 4 * LANES + 2 * len(words) < len(symbols):
+            return bytes([RANS]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+    return bytes([PLAIN]) + symbols.tobytes()
+
+
+def decode_symbols(data: Bytes, n: int) -> U8:
+    """Inverse of `encode_symbols` for n symbols, `data` being exactly theirs; WireError where it is not valid."""
+    if not data or data[0] not in (PLAIN, RANS):
+        raise WireError(0, f"unknown mode {data[0]} of a symbol stream" if data else "an empty symbol stream")
+    if data[0] == PLAIN:
+        if len(data) != 1 + n:
+            raise WireError(0, f"{len(data) - 1} plain symbols, expected {n}")
+        return np.frombuffer(data, dtype=np.uint8, offset=1)
+    frequencies, at = _unpack_table(data, 1)
+    body = np.frombuffer(data, dtype=np.uint8, offset=at)
+    if len(body) < 4 * LANES or len(body) % 2:
+        raise WireError(at, f"{len(body)} bytes of states and words, expected an even number from {4 * LANES}")
+    states = body[: 4 * LANES].copy().view("<u4").astype(np.uint64)
+    if not ((states >= LOW) & (states < LOW << 16)).all():
+        raise WireError(at, "a state is outside its range")
+    words = body[4 * LANES :].copy().view("<u2").astype(np.uint16)
+    symbols, good = _decode(words, states, frequencies, n)
+    if not good:
+        raise WireError(at, f"the stream does not end with its {n}th symbol")
+    return symbols
+
+
+# ------------------------------------------------------------------------------------------------------------------ the model
+
+
+def _normalise_reference(counts: I64) -> I64:
+    total = int(counts.sum())
+    scaled = counts * TOTAL
+    frequencies: I64 = np.maximum(scaled // total, counts > 0)
+    remainders = np.where(scaled >= total, scaled % total, -1)
+    missing = TOTAL - int(frequencies.sum())
+    if missing > 0:
+        frequencies[np.argsort(-remainders, kind="stable")[:missing]] += 1
+    for _ in range(-missing):
+        frequencies[np.argmax(frequencies)] -= 1
+    return frequencies
+
+
+@kernel(_normalise_reference)
+def normalise(counts: I64) -> I64:
+    """Frequencies that add up to 4096, at least 1 for each symbol that occurs, by largest remainder. counts: [256], not all 0.
+
+    Integers only, so that it is the same everywhere: shares are rounded down, then the largest remainders get one more each; if
+    the ones given to rare symbols are too many, the most frequent symbol pays for each in turn. Of equals the lowest symbol.
+    """
+    total = np.int64(0)
+    for s in range(256):
+        total += counts[s]
+    frequencies = np.zeros(256, dtype=np.int64)
+    remainders = np.full(256, -1, dtype=np.int64)
+    missing = 4096
+    for s in range(256):
+        scaled = counts[s] * 4096
+        if scaled >= total:
+            frequencies[s] = scaled // total
+            remainders[s] = scaled % total
+        elif scaled > 0:
+            frequencies[s] = 1
+        missing -= int(frequencies[s])
+    while missing > 0:
+        most = np.argmax(remainders)
+        frequencies[most] += 1
+        remainders[most] = -1
+        missing -= 1
+    while missing < 0:
+        frequencies[np.argmax(frequencies)] -= 1
+        missing += 1
+    return frequencies
+
+
+def _pack_table(frequencies: I64) -> bytes:
+    used = np.flatnonzero(frequencies)
+    lowest, highest = int(used[0]), int(used[-1])
+    return bytes([lowest, highest]) + b"".join(bits.pack_varint(int(f)) for f in frequencies[lowest:highest])
+
+
+def _unpack_table(data: Bytes, at: int) -> tuple[I64, int]:
+    """(frequencies [256], offset behind the table)."""
+    if len(data) < at + 2 or data[at] > data[at + 1]:
+        raise WireError(at, "a frequency table without a range of symbols")
+    frequencies = np.zeros(256, dtype=np.int64)
+    lowest, highest = data[at], data[at + 1]
+    at += 2
+    for symbol in range(lowest, highest):
+        frequencies[symbol], at = bits.unpack_varint(data, at)
+    frequencies[highest] = TOTAL - int(frequencies.sum())
+    if not frequencies[lowest] > 0 or not frequencies[highest] > 0:
+        raise WireError(at, f"the frequencies do not add up to {TOTAL}, or the range of symbols is wider than they are")
+    return frequencies, at
+
+
+# ---------------------------------------------------------------------------------------------------------------- the kernels
+
+
+def _histogram_reference(symbols: U8) -> I64:
+    return np.bincount(symbols, minlength=256).astype(np.int64)
+
+
+@kernel(_histogram_reference)
+def _histogram(symbols: U8) -> I64:
+    """How often each of 256 symbols occurs. Four tables, because equal neighbours would wait for each other's store."""
+    counts = np.zeros((4, 256), dtype=np.int64)
+    even = symbols.size - symbols.size % 4
+    for i in range(0, even, 4):
+        counts[0, symbols[i]] += 1
+        counts[1, symbols[i + 1]] += 1
+        counts[2, symbols[i + 2]] += 1
+        counts[3, symbols[i + 3]] += 1
+    for i in range(even, symbols.size):
+        counts[0, symbols[i]] += 1
+    for s in range(256):
+        counts[0, s] += counts[1, s] + counts[2, s] + counts[3, s]
+    total: I64 = counts[0]
+    return total
+
+
+def _encode_reference(symbols: U8, frequencies: I64) -> tuple[U16, U32]:
+    starts = np.cumsum(frequencies) - frequencies
+    states = [LOW] * LANES
+    words: list[int] = []
+    for i in reversed(range(len(symbols))):
+        f, c = int(frequencies[symbols[i]]), int(starts[symbols[i]])
+        x = states[i % LANES]
+        if x >= (LOW >> SCALE_BITS << 16) * f:
+            words.append(x & 0xFFFF)
+            x >>= 16
+        states[i % LANES] = (x // f << SCALE_BITS) + x % f + c
+    return np.array(words[::-1], dtype=np.uint16), np.array(states, dtype=np.uint32)
+
+
+@kernel(_encode_reference)
+def _encode(symbols: U8, frequencies: I64) -> tuple[U16, U32]:
+    """(words, states) of symbols that all have a frequency.
+
+    x // f without a division: x is below 2³¹, so with s = ⌈log₂ f⌉ and r = ⌈2^(31 + s) / f⌉ it is x · r >> 31 + s exactly
+    (Alverson 1991).
+    """
+    reciprocals = np.zeros(256, dtype=np.uint64)
+    shifts = np.zeros(256, dtype=np.uint64)
+    limits = np.zeros(256, dtype=np.uint64)
+    complements = np.zeros(256, dtype=np.uint64)  # 4096 - f: x // f * 4096 + x % f = x + x // f * (4096 - f)
+    starts = np.zeros(256, dtype=np.uint64)
+    start = np.int64(0)
+    for s in range(256):
+        f = frequencies[s]
+        if f > 0:
+            log = np.int64(0)
+            while (np.int64(1) << log) < f:
+                log += 1
+            reciprocals[s] = ((np.int64(1) << (31 + log)) + f - 1) // f
+            shifts[s] = 31 + log
+            limits[s] = f << 19
+            complements[s] = 4096 - f
+            starts[s] = start
+            start += f
+    words = np.empty(symbols.size + 1, dtype=np.uint16)
+    at = symbols.size
+    states = np.full(4, 1 << 15, dtype=np.uint64)
+    for i in range(symbols.size - 1, -1, -1):
+        lane = i & 3
+        s = symbols[i]
+        x = states[lane]
+        words[at] = np.uint16(x & np.uint64(0xFFFF))
+        full = x >= limits[s]
+        at -= int(full)
+        x = x >> np.uint64(16) if full else x
+        states[lane] = x + ((x * reciprocals[s]) >> shifts[s]) * complements[s] + starts[s]
+    return words[at + 1 :].copy(), states.astype(np.uint32)
+
+
+def _decode_reference(words: U16, states: U64, frequencies: I64, n: int) -> tuple[U8, bool]:
+    starts = np.cumsum(frequencies) - frequencies
+    symbol_of = np.repeat(np.arange(256), frequencies)
+    x = [int(state) for state in states]
+    symbols = np.zeros(n, dtype=np.uint8)
+    at = 0
+    for i in range(n):
+        lane, slot = i % LANES, x[i % LANES] % TOTAL
+        symbols[i] = symbol_of[slot]
+        x[lane] = int(frequencies[symbols[i]]) * (x[lane] >> SCALE_BITS) + slot - int(starts[symbols[i]])
+        if x[lane] < LOW:
+            if at == len(words):
+                return symbols, False
+            x[lane] = (x[lane] << 16) + int(words[at])
+            at += 1
+    return symbols, at == len(words) and x == [LOW] * LANES
+
+
+@kernel(_decode_reference)
+def _decode(words: U16, states: U64, frequencies: I64, n: int) -> tuple[U8, bool]:
+    """(symbols [n], whether the stream ended as it must). frequencies add up to 4096. Reads no further than its words."""
+    symbol_of = np.empty(4096, dtype=np.uint8)
+    frequency = np.empty(4096, dtype=np.uint64)
+    offset = np.empty(4096, dtype=np.uint64)
+    slot = 0
+    for s in range(256):
+        for j in range(frequencies[s]):
+            symbol_of[slot] = s
+            frequency[slot] = frequencies[s]
+            offset[slot] = j
+            slot += 1
+    padded = np.zeros(words.size + 1, dtype=np.uint64)
+    for i in range(words.size):
+        padded[i] = words[i]
+    x = np.empty(4, dtype=np.uint64)
+    for lane in range(4):
+        x[lane] = states[lane]
+    symbols = np.empty(n, dtype=np.uint8)
+    at = 0
+    for i in range(n):
+        lane = i & 3
+        slot = int(x[lane] & np.uint64(4095))
+        symbols[i] = symbol_of[slot]
+        y = frequency[slot] * (x[lane] >> np.uint64(12)) + offset[slot]
+        short = y < np.uint64(1 << 15)
+        x[lane] = (y << np.uint64(16)) | padded[at] if short else y
+        at += int(short)
+        if at > words.size:
+            return symbols, False
+    left = words.size - at
+    for lane in range(4):
+        left += int(x[lane] != np.uint64(1 << 15))
+    return symbols, left == 0
