@@ -25,6 +25,7 @@ Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Coefficient = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Level = Annotated[int, msgspec.Meta(ge=1, le=127)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 

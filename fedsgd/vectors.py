@@ -36,9 +36,9 @@ def all_finite(x: F32) -> bool:
 
 
 def _rounded_up(exact: F64) -> F32:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         near = exact.astype(np.float32)
-    return np.where(near < exact, np.nextafter(near, np.float32(np.inf)), near)
+        return np.where(near < exact, np.nextafter(near, np.float32(np.inf)), near)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels

@@ -32,6 +32,12 @@ COMPRESSORS: Registry[Compressor] = Registry(
         "dense": "fedsgd.compress.dense:DenseOperator",
         "top-k": "fedsgd.compress.topk:TopK",
         "rand-k": "fedsgd.compress.randk:RandK",
+        "threshold": "fedsgd.compress.threshold:Threshold",
+        "sign": "fedsgd.compress.sign:Sign",
+        "terngrad": "fedsgd.compress.terngrad:TernGrad",
+        "qsgd": "fedsgd.compress.qsgd:QSGD",
+        "natural": "fedsgd.compress.natural:Natural",
+        "integer": "fedsgd.compress.integer:Integer",
     },
 )
 

@@ -123,10 +123,13 @@ def _gaussian(rng: np.random.Generator, size: int) -> F32:
     return rng.standard_normal(size, dtype=np.float32)
 
 
-def _scores(samples: F64) -> F64:
-    """Standard scores of the column means of samples [draws, n] against zero; 0 where a column is all zero."""
-    spread = np.sqrt(np.square(samples).sum(axis=0))
-    scores: F64 = np.divide(samples.sum(axis=0), spread, out=np.zeros_like(spread), where=spread > 0)
+def _scores(samples: F64, scale: float) -> F64:
+    """Standard scores of the column means of samples [draws, n] against zero. What is rounding, on this scale, is none.
+
+    The spread counts one draw more, as far off as the worst of all: a rare and large error may not have come up where it could.
+    """
+    spread = np.sqrt(np.square(samples).sum(axis=0) + np.square(samples).max())
+    scores: F64 = samples.sum(axis=0) / (spread + np.sqrt(len(samples)) * ROUNDING * scale)
     return scores
 
 
@@ -176,7 +179,8 @@ def mean(op: Operator) -> None:
     x = _gaussian(stream(0, "laws/mean"), SMALL)
     if op.kind == "unbiased":
         errors = np.array([op.encode(x, ctx)[1].to_dense() - x for ctx, _ in _contexts("mean", SMALL, DRAWS)], dtype=np.float64)
-        scores = _scores(np.column_stack([errors, errors @ x.astype(np.float64)]))
+        norm = float(np.linalg.norm(x.astype(np.float64)))
+        scores = np.append(_scores(errors, norm), _scores((errors @ x.astype(np.float64))[:, None], norm**2))
         worst = float(np.abs(scores).max())
         _require(worst < SIGMAS, "mean", op, f"E[C(x)] is off x by {worst:.1f} standard errors")
     elif op.kind == "contractive" and not op.deterministic:

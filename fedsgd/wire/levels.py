@@ -54,27 +54,35 @@ def dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
     return _dequantise(levels, scales, level, bucket)
 
 
-def encode_levels(levels: U8, scales: F32, level: int) -> Sections:
-    """levels: [P], the levels plus L; scales: [ceil(P / bucket)]."""
-    base = 2 * level + 1
-    packed = _pack_digits(levels, base, digits_in_a_byte(base))
-    return Section(Part.VALUE, rans.encode_symbols(packed)), Section(Part.SCALE, scales.astype("<f4").tobytes())
+def encode_levels(levels: U8, scales: F32, level: int, entropy: bool = True) -> Sections:
+    """levels: [P], the levels plus L; scales: [ceil(P / bucket)]; entropy: whether to try rANS."""
+    body = encode_digits(levels, 2 * level + 1, entropy)
+    return Section(Part.VALUE, body), Section(Part.SCALE, scales.astype("<f4").tobytes())
 
 
 def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tuple[U8, F32]:
     """(levels plus L [size], scales); WireError where lengths or ranges are not as they must be."""
     expect_parts(sections, (Part.VALUE, Part.SCALE))
-    base = 2 * level + 1
-    digits = digits_in_a_byte(base)
     scales = read_scales(sections[1], n_buckets(size, bucket))
     with within(sections[0].offset):
-        packed = rans.decode_symbols(sections[0].data, (size + digits - 1) // digits)
-    if len(packed) and int(packed.max()) >= base**digits:
-        raise WireError(sections[0].offset, f"a byte of {int(packed.max())}, below {base}^{digits} expected")
-    levels = _unpack_digits(packed, base, digits)
-    if levels[size:].any():
-        raise WireError(sections[0].offset, "padding digits are not zero")
-    return levels[:size], scales
+        return decode_digits(sections[0].data, size, 2 * level + 1), scales
+
+
+def encode_digits(digits: U8, base: int, entropy: bool = True) -> bytes:
+    """digits: [n], below `base`."""
+    return rans.encode_symbols(_pack_digits(digits, base, digits_in_a_byte(base)), entropy)
+
+
+def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
+    """Inverse of `encode_digits` for n digits."""
+    count = digits_in_a_byte(base)
+    packed = rans.decode_symbols(data, (n + count - 1) // count)
+    if len(packed) and int(packed.max()) >= base**count:
+        raise WireError(0, f"a byte of {int(packed.max())}, below {base}^{count} expected")
+    digits = _unpack_digits(packed, base, count)
+    if digits[n:].any():
+        raise WireError(0, "padding digits are not zero")
+    return digits[:n]
 
 
 def expect_parts(sections: Sections, expected: tuple[Part, ...]) -> None:

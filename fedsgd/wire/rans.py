@@ -42,9 +42,9 @@ def max_symbol_bytes(n: int) -> int:
     return 1 + n
 
 
-def encode_symbols(symbols: U8) -> bytes:
-    """symbols: uint8 [n]."""
-    if len(symbols) >= SHORTEST:
+def encode_symbols(symbols: U8, entropy: bool = True) -> bytes:
+    """symbols: uint8 [n]; entropy: False to leave them plain."""
+    if entropy and len(symbols) >= SHORTEST:
         frequencies = normalise(_histogram(symbols))
         table = _pack_table(frequencies)
         words, states = _encode(symbols, frequencies)

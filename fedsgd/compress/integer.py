@@ -1,0 +1,70 @@
+"""Evenly spaced integers of 8 or 4 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fedsgd.arrays import F32
+from fedsgd.component import Count
+from fedsgd.compress.base import Context, Kind, Operator, Update
+from fedsgd.compress.quantise import decode_quantised, encode_quantised, rounding_variance
+from fedsgd.layout import Layout
+from fedsgd.vectors import bucket_peaks
+from fedsgd.wire import Sections
+from fedsgd.wire.levels import max_level_bytes
+
+
+@dataclass(frozen=True)
+class Integer(Operator):
+    """Every coordinate as an integer of 8 or 4 bits times its bucket's scale.
+
+    The largest magnitude of each bucket is 127 (7 of 4 bits), symmetrically, so that zero is a level. rounding "stochastic":
+    unbiased, variance Σ(s/L)² f(1 − f). "nearest": half the error, but biased; no coordinate moves by more than itself and the
+    largest of each bucket not at all, so δ is at least 1/bucket, and far more on any vector that is not nearly all zeros.
+
+    entropy: code the integers by how often they occur, at several times the time: Gaussian values take 6.6 bits of 8, and 3.1
+    of 4. Without it they take 8 and 4, and 32 more for each bucket.
+    """
+
+    name: ClassVar[str] = "integer"
+    codec: ClassVar[int] = 9
+
+    bits: Literal[8, 4] = 8
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    bucket: Count = 2048
+    entropy: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return "unbiased" if self.rounding == "stochastic" else "contractive"
+
+    @property
+    def deterministic(self) -> bool:
+        return self.rounding == "nearest"
+
+    @property
+    def level(self) -> int:
+        """L, the largest integer."""
+        return 127 if self.bits == 8 else 7
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        scales = bucket_peaks(x, self.bucket)
+        return encode_quantised(x, scales, self.level, self.bucket, ctx, not self.deterministic, self.entropy)
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        return decode_quantised(sections, self.level, self.bucket, ctx)
+
+    def max_bytes(self, layout: Layout) -> int:
+        return max_level_bytes(layout.size, self.level, self.bucket)
+
+    def contraction(self, layout: Layout) -> float:
+        return 1 / min(self.bucket, layout.size) if self.deterministic else 0.0
+
+    def variance(self, x: F32) -> float | None:
+        if self.deterministic:
+            return None
+        return rounding_variance(x, bucket_peaks(x, self.bucket), self.level, self.bucket)
+
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return ctx.layout.size

@@ -1,0 +1,35 @@
+"""What all quantisers to evenly spaced levels share: sections, sizes, and the exact variance of stochastic rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsgd.arrays import F32
+from fedsgd.compress.base import Context
+from fedsgd.compress.updates import Levels
+from fedsgd.errors import NonFiniteError
+from fedsgd.vectors import all_finite
+from fedsgd.wire import Sections
+from fedsgd.wire.levels import decode_levels, encode_levels, quantise
+
+
+def encode_quantised(
+    x: F32, scales: F32, level: int, bucket: int, ctx: Context, stochastic: bool, entropy: bool = True
+) -> tuple[Sections, Levels]:
+    """x [P] on 2L + 1 levels of each bucket's scale, L = level. scales: [ceil(P / bucket)], at least every magnitude."""
+    if not all_finite(scales):
+        raise NonFiniteError(ctx.round, ctx.client, "the norm of a bucket leaves float32's range")
+    levels = quantise(x, scales, level, bucket, ctx.key("rounding") if stochastic else None)
+    return encode_levels(levels, scales, level, entropy), Levels(levels, scales, level, bucket)
+
+
+def decode_quantised(sections: Sections, level: int, bucket: int, ctx: Context) -> Levels:
+    """Inverse of `encode_quantised`."""
+    return Levels(*decode_levels(sections, ctx.layout.size, level, bucket), level, bucket)
+
+
+def rounding_variance(x: F32, scales: F32, level: int, bucket: int) -> float:
+    """Σ(scale / L)² f(1 − f), f being the fraction of |x_i| L / scale: E|C(x) − x|² of stochastic rounding, exactly."""
+    steps = np.repeat(scales.astype(np.float64) / level, bucket)[: len(x)]
+    fraction = np.divide(np.abs(x.astype(np.float64)), steps, out=np.zeros(len(x)), where=steps > 0) % 1
+    return float((np.square(steps) * fraction * (1 - fraction)).sum())
