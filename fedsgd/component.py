@@ -60,8 +60,15 @@ def defaults(cls: type) -> Mapping[str, Any]:
     return found
 
 
+def item_type(annotation: Any) -> type | None:
+    """The component or table class X of `tuple[X, ...]`; None for anything else."""
+    return component_type(typing.get_args(annotation)[0]) if typing.get_origin(annotation) is tuple else None
+
+
 def component_type(annotation: Any) -> type | None:
     """The component or table class that an annotation asks for, `X` of `X | None` too; None for plain values."""
+    if typing.get_origin(annotation) is tuple:
+        return None
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Checked):
             return candidate
@@ -76,6 +83,11 @@ def _literals(annotation: Any) -> list[str]:
 
 def check_value(value: Any, annotation: Any) -> Any:
     """`value` as `annotation` wants it (a list becomes a tuple, 1 becomes 1.0), or ValueError that says what was expected."""
+    item = item_type(annotation)
+    if item is not None:
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"expected a list, got {value!r}")
+        return tuple(check_value(one, item) for one in value)
     expected = component_type(annotation)
     if expected is not None:
         if isinstance(value, expected) or (value is None and type(None) in typing.get_args(annotation)):

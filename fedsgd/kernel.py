@@ -52,7 +52,9 @@ class Kernel(Generic[P, R]):
         try:
             import numba
             from numba.extending import register_jitable
-        except ImportError:
+        except ModuleNotFoundError as error:
+            if error.name != "numba":  # it is there and broken: not a reason to be slow without a word
+                raise
             return None
         while _HELPERS:
             register_jitable(_HELPERS.pop())

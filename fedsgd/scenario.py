@@ -182,6 +182,10 @@ class Scenario(Table):
         super().__post_init__()
         if not self.name or any(c in self.name for c in "/\\\0"):
             raise FieldError("scenario", "name", f"got {self.name!r}, expected a word that can name a folder")
+        if self.uplink.scheme().uniform and self.server.weighting != "uniform":
+            name = self.uplink.compressor.name
+            problem = f'got "{self.server.weighting}", expected "uniform": {name} averages over all clients alike'
+            raise FieldError("scenario", "server.weighting", problem)
         if self.data.partition.clients is not None:
             self.cohort_size(self.data.partition.clients)
 

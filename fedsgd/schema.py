@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
-from fedsgd.component import Checked, Component, FieldError, Registry, component_type, defaults, field_types
+from fedsgd.component import Checked, Component, FieldError, Registry, component_type, defaults, field_types, item_type
 from fedsgd.compress import COMPRESSORS, Compressor, Operator
 from fedsgd.data import DATASETS, PARTITIONERS, Partitioner, Source
 from fedsgd.errors import ScenarioError, did_you_mean
@@ -66,7 +66,7 @@ def to_table(component: Checked) -> dict[str, Any]:
         if isinstance(value, Checked):
             out.update(to_table(value) if f.metadata.get("inline") else {f.name: to_table(value)})
         elif value is not None and value != {}:
-            out[f.name] = list(value) if isinstance(value, tuple) else value
+            out[f.name] = _plain(value)
     return out
 
 
@@ -83,9 +83,9 @@ def describe(registry: Registry[Any]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Component):
+    if isinstance(value, Checked):
         return to_table(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 # ------------------------------------------------------------------------------------------------------ settings over a file
@@ -174,13 +174,24 @@ def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Se
             if rest and annotation is not None:
                 values[f.name] = _member(annotation, rest, path, {}, own)
         elif f.name in raw:
-            values[f.name] = _value(annotation, raw[f.name], _join(path, f.name), f.metadata.get("preset", {}))
+            item = item_type(field_types(cls)[f.name])
+            values[f.name] = (
+                _value(annotation, raw[f.name], _join(path, f.name), f.metadata.get("preset", {}))
+                if item is None
+                else _items(item, raw[f.name], _join(path, f.name))
+            )
         elif f.default is MISSING and f.default_factory is MISSING and f.name not in values:
             raise ScenarioError(f"{_join(path, f.name)}: missing")
     try:
         return cls(**values)
     except FieldError as error:
         raise ScenarioError(f"{_join(path, error.field)}: {error.problem}") from None
+
+
+def _items(item: type, raw: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(raw, Sequence) or isinstance(raw, str):
+        raise ScenarioError(f"{path}: expected a list of tables, got {raw!r}")
+    return tuple(one if isinstance(one, item) else _value(item, one, f"{path}[{i}]", {}) for i, one in enumerate(raw))
 
 
 def _value(annotation: type | None, raw: Any, path: str, preset: Mapping[str, Any]) -> Any:

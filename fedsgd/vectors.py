@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsgd.arrays import F32, F64, I64
-from fedsgd.kernel import kernel
+from fedsgd.kernel import helper, kernel
 
 LANES = 64
 
@@ -44,15 +44,31 @@ def _rounded_up(exact: F64) -> F32:
 # ---------------------------------------------------------------------------------------------------------------- the kernels
 
 
+def lane_sum(terms: F64) -> float:
+    """The sum of the terms [n] in the order of this module: the obvious form of what kernels do with `folded`."""
+    rows = np.concatenate([terms, np.zeros(-len(terms) % LANES)]).reshape(-1, LANES)
+    lanes = np.add.accumulate(rows, axis=0)[-1] if len(rows) else np.zeros(LANES)
+    while len(lanes) > 1:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    return float(lanes[0])
+
+
+@helper
+def folded(lanes: F64) -> float:
+    """The sum of 64 running sums, in place, for kernels."""
+    half = 32
+    while half > 0:
+        for j in range(half):
+            lanes[j] += lanes[j + half]
+        half //= 2
+    total: float = lanes[0]
+    return total
+
+
 def _bucket_sums_reference(x: F32, bucket: int, power: int) -> F64:
     sums = []
     for start in range(0, len(x), bucket):
-        terms = np.abs(x[start : start + bucket].astype(np.float64)) ** power
-        rows = np.concatenate([terms, np.zeros(-len(terms) % LANES)]).reshape(-1, LANES)
-        lanes = np.add.accumulate(rows, axis=0)[-1]
-        while len(lanes) > 1:
-            lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
-        sums.append(lanes[0])
+        sums.append(lane_sum(np.abs(x[start : start + bucket].astype(np.float64)) ** power))
     return np.array(sums, dtype=np.float64)
 
 
@@ -77,12 +93,7 @@ def bucket_sums(x: F32, bucket: int, power: int) -> F64:
         for j in range(rest.size):
             value = np.float64(abs(rest[j]))
             lanes[j] += value * value if power == 2 else value
-        half = 32
-        while half > 0:
-            for j in range(half):
-                lanes[j] += lanes[j + half]
-            half //= 2
-        sums[b] = lanes[0]
+        sums[b] = folded(lanes)
     return sums
 
 

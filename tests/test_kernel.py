@@ -14,6 +14,9 @@ import pytest
 
 import fedsgd
 from fedsgd.arrays import F32
+from fedsgd.compress import select
+from fedsgd.compress.eden import CENTROIDS
+from fedsgd.compress.rotation import block_ends
 from fedsgd.kernel import KERNELS, Kernel, kernel
 from fedsgd.wire import floats, levels, rans
 
@@ -88,9 +91,19 @@ def half_words(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def candidates(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
-    magnitudes = rng.integers(0, 50, size).astype(np.uint32)
+    words = rng.integers(0, 50, size).astype(np.uint32) | rng.integers(0, 2, size).astype(np.uint32) << np.uint32(31)
     k = int(rng.integers(1, size + 1))
-    return np.cumsum(rng.integers(1, 9, size)), magnitudes, np.partition(magnitudes, size - k)[size - k], k
+    return np.cumsum(rng.integers(1, 9, size)), words, select._kth_largest.reference(words, k), k
+
+
+def padded(rng: np.random.Generator, size: int) -> F32:
+    x = np.zeros(int(block_ends(size)[-1]), dtype=np.float32)
+    x[:size] = small(floats_of(rng, size))
+    return x
+
+
+def matrix(rng: np.random.Generator, rows: int, columns: int) -> F32:
+    return small(floats_of(rng, rows * columns)).reshape(rows, columns)
 
 
 Case = Callable[[np.random.Generator, int], tuple[Any, ...]]
@@ -135,6 +148,49 @@ CASES: dict[str, Case] = {
         int(r.integers(n, 2 * n)),
     ),
     "compress.select._choose": candidates,
+    "compress.select._kth_largest": lambda r, n: (floats_of(r, n).view(np.uint32), int(r.integers(1, n + 1))),
+    "compress.updates._add_levels": lambda r, n: (
+        r.standard_normal(n),
+        r.integers(0, 2 * (c := level_case(r, n))[2] + 1, n).astype(np.uint8),
+        *c[1:],
+        float(r.random()),
+    ),
+    "compress.updates._add_signs": lambda r, n: (r.standard_normal(n), r.integers(0, 256, (n + 7) // 8).astype(np.uint8), 0.3),
+    "compress.updates.pack_signs": lambda r, n: (floats_of(r, n),),
+    "compress.rotation._signed": lambda r, n: (padded(r, n), U64(r.integers(2**63))),
+    "compress.rotation._transform": lambda r, n: (padded(r, n), block_ends(n)),
+    "compress.eden._quantise": lambda r, n: (
+        padded(r, n),
+        block_ends(n),
+        np.array(CENTROIDS[int(r.integers(1, 5))]),
+        bool(r.integers(2)),
+    ),
+    "compress.eden._scaled": lambda r, n: (
+        r.integers(0, 8, (e := block_ends(n))[-1]).astype(np.uint8),
+        r.random(len(e)).astype(np.float32),
+        e,
+        np.array(CENTROIDS[3]),
+    ),
+    "compress.count_sketch._sketch": lambda r, n: (
+        small(floats_of(r, n)),
+        int(r.choice([1, 3, 5])),
+        int(r.integers(1, n + 1)),
+        U64(r.integers(2**63)),
+    ),
+    "compress.count_sketch._unsketch": lambda r, n: (
+        r.standard_normal((int(r.choice([1, 3, 5])), 7)),
+        n,
+        U64(r.integers(2**63)),
+    ),
+    "compress.dgc._accumulate": lambda r, n: (
+        *(small(floats_of(r, n)) for _ in range(3)),
+        np.float32(0.9),
+        np.float32(r.choice([1, 0.3])),
+        bool(r.integers(2)),
+    ),
+    "compress.power_sgd._times": lambda r, n: (matrix(r, 3, n), matrix(r, n, 2)),
+    "compress.power_sgd._transposed_times": lambda r, n: (matrix(r, n, 5), matrix(r, n, 2)),
+    "compress.power_sgd._product": lambda r, n: (matrix(r, n, 2), matrix(r, 4, 2)),
     "compress.randk._sample": lambda r, n: (int(r.integers(1, n + 1)), n, U64(r.integers(2**63))),
 }
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsgd.compress import COMPRESSORS, Context, Operator
+from fedsgd.compress import COMPRESSORS, Compressor, Context
+from fedsgd.compress.laws import layout_of
 from fedsgd.compress.topk import TopK
 from fedsgd.errors import WireError
-from fedsgd.layout import Layout
 from fedsgd.wire import (
     ALL,
     HEADER_OFFSETS,
@@ -38,6 +38,7 @@ from fedsgd.wire import (
     overhead,
     split_frame,
 )
+from tests.laws.members import sections_of
 
 SIZE = 2000
 
@@ -51,11 +52,11 @@ def support(k: int, size: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(size, k, replace=False))
 
 
-def a_frame(op: Operator | None = None) -> bytes:
+def a_frame(op: Compressor | None = None) -> bytes:
     """An UPDATE frame over SIZE parameters."""
     op = op or TopK(0.05, "ternary")
     x = np.random.default_rng(1).standard_normal(SIZE).astype(np.float32)
-    sections, _ = op.encode(x, Context(0, 7, 3, Layout.flat(SIZE)))
+    sections = sections_of(op, x, Context(0, 7, 3, layout_of(SIZE)))
     return encode_frame(Frame(Header(Kind.UPDATE, 7, op.codec, 7, 0, 3, 60), sections))
 
 
@@ -314,11 +315,11 @@ def test_a_frame_longer_than_the_model_allows_is_not_looked_at() -> None:
         decode_frame(a_frame(), max_bytes=100)
 
 
-def decode_all(data: bytes, op: Operator) -> np.ndarray:
+def decode_all(data: bytes, op: Compressor) -> np.ndarray:
     """As the server does: the frame, then the update, then into the aggregate."""
     out = np.zeros(SIZE)
-    frame = decode_frame(data, overhead(8) + op.max_bytes(Layout.flat(SIZE)))
-    op.decode(frame.sections, Context(0, 7, 3, Layout.flat(SIZE))).add_to(out, 1.0)
+    frame = decode_frame(data, overhead(8) + op.max_bytes(layout_of(SIZE)))
+    op.decode(frame.sections, Context(0, 7, 3, layout_of(SIZE))).add_to(out, 1.0)
     return out
 
 

@@ -38,6 +38,17 @@ COMPRESSORS: Registry[Compressor] = Registry(
         "qsgd": "fedsgd.compress.qsgd:QSGD",
         "natural": "fedsgd.compress.natural:Natural",
         "integer": "fedsgd.compress.integer:Integer",
+        "eden": "fedsgd.compress.eden:Eden",
+        "drive": "fedsgd.compress.drive:Drive",
+        "count-sketch": "fedsgd.compress.count_sketch:CountSketch",
+        "scheduled": "fedsgd.compress.scheduled:Scheduled",
+        "per-layer": "fedsgd.compress.per_layer:PerLayer",
+        "dgc": "fedsgd.compress.dgc:DGC",
+        "stc": "fedsgd.compress.stc:STC",
+        "ef21": "fedsgd.compress.ef21:EF21",
+        "cafe": "fedsgd.compress.cafe:CAFe",
+        "power-sgd": "fedsgd.compress.power_sgd:PowerSGD",
+        "fetch-sgd": "fedsgd.compress.fetch_sgd:FetchSGD",
     },
 )
 

@@ -7,7 +7,7 @@ executable: `fedsgd.compress.laws`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -53,6 +53,12 @@ class Context:
 def kept_of(density: float, size: int) -> int:
     """k = max(1, round(density · P)), halves to even as Python's round."""
     return max(1, round(density * size))
+
+
+def staged(density: float, stages: Sequence[float], rounds: int, round: int) -> float:
+    """The density in `round` (from 1): each of `stages` for `rounds` rounds, then `density`."""
+    stage = (round - 1) // rounds if rounds else len(stages)
+    return stages[stage] if stage < len(stages) else density
 
 
 class Update(ABC):
@@ -142,7 +148,7 @@ class Operator(Compressor):
 
     Laws for all: decode(sections) equals the update that encode returned, bit for bit, is finite and of x's size; zero goes to
     zero; equal inputs give equal bytes; the sections hold every byte that is needed, weigh at most `max_bytes` and hold no
-    slack; `kept` of the sections is the update's; no stretch of the vector is favoured.
+    slack; `kept` of the sections is the update's; no stretch of the vector is favoured, if it is `even`.
     By kind, C(x) being what x decodes to: "unbiased": E[C(x)] = x, and where `variance` is known, E|C(x) − x|² is it;
     "contractive": |x − C(x)|² ≤ (1 − δ)|x|² + A with δ = `contraction` and A = `floor`, on each call if `deterministic`, else
     in the mean over the shared randomness, and never more than |x|²; "neither": the docstring says what holds instead.
@@ -151,6 +157,11 @@ class Operator(Compressor):
     @property
     def deterministic(self) -> bool:
         """False if the result depends on the context's shared randomness."""
+        return True
+
+    @property
+    def even(self) -> bool:
+        """False if it treats some stretches of the vector differently on purpose."""
         return True
 
     @property

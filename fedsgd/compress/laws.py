@@ -160,6 +160,8 @@ def fair(op: Operator) -> None:
 
     All positions have the same spread, so one is taken for all: where few draws hit a position its own would be a poor guess.
     """
+    if not op.even:
+        return
     rows = []
     for ctx, rng in _contexts("fair", SMALL, DRAWS):
         x = _gaussian(rng, SMALL).astype(np.float64)
@@ -205,11 +207,15 @@ def variance(op: Operator) -> None:
 
 
 def no_slack(op: Operator) -> None:
-    """Sections hold no bits that say nothing: zlib does not make less than half of them on Gaussian vectors."""
+    """Sections hold no bits that say nothing: zlib does not make less than half of them on Gaussian vectors.
+
+    A MANIFEST is left out: it says what belongs to whom, as a header does, and repeats from frame to frame.
+    """
     streams: dict[Part, list[bytes]] = {}
     for ctx, rng in _contexts("no_slack", 4096, 48):
         for section in op.encode(_gaussian(rng, 4096), ctx)[0]:
             streams.setdefault(section.part, []).append(bytes(section.data))
+    streams.pop(Part.MANIFEST, None)
     for part, pieces in streams.items():
         raw = b"".join(pieces)
         squeezed = len(zlib.compress(raw, 9))

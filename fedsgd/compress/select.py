@@ -18,115 +18,156 @@ SPARSEST_SAMPLE = 8
 """At least every how-many-th coordinate is left out of it."""
 
 
-def top_k(x: F32, k: int) -> I64:
-    """The positions of the k largest |x|, ascending; of equal magnitudes the lowest index wins; zeros are never chosen.
+def top_k(x: F32, k: int) -> tuple[I64, F32]:
+    """(positions, ascending, and values) of the k largest |x|; of equal magnitudes the lowest index wins; zeros are never
+    chosen.
 
-    x: [P], finite; returns [min(k, number of non-zeros)].
+    x: [P], finite; returns [min(k, number of non-zeros)] twice.
     """
-    keys = x.view(np.uint32)
-    bound = sampled_bound(keys, k)
+    words = x.view(np.uint32)
+    bound, room = sampled_bound(words, k)
     if bound > 1:
-        found, magnitudes = collect(keys, bound, capacity(k, len(keys)))
+        found, kept = _collected(words, bound, room)
         if len(found) >= k:
-            return best_of(found, magnitudes, k)
-    return best_of(*collect(keys, 1, len(keys)), k)
+            return _best_of(found, kept, k)
+    return _best_of(*_collected(words, 1, len(words)), k)
 
 
-def capacity(k: int, size: int) -> int:
-    """How many candidates there is room for: more than this and the sample was no good."""
-    return min(size, 4 * k + SAMPLE)
+def at_least(x: F32, threshold: float) -> tuple[I64, F32]:
+    """(positions, ascending, and values) of all |x| ≥ threshold, which is positive. x: [P], finite."""
+    bound = max(1, int(np.float32(threshold).view(np.uint32)))
+    found, words = _collected(x.view(np.uint32), bound, len(x))
+    return found, words.view(np.float32)
 
 
-def sampled_bound(keys: U32, k: int) -> int:
-    """A key that about k coordinates reach, rather more than fewer; 1, which every non-zero reaches, if most have to.
+def sampled_bound(words: U32, k: int) -> tuple[int, int]:
+    """(a magnitude that about k coordinates reach, rather more than fewer; how many more than that would show that the sample
+    was no good). 1, which every non-zero reaches, if most have to.
 
-    keys: [P], bits of floats. The count that it aims at lies four standard deviations above its mean.
+    words: [P], bits of floats. The count that it aims at lies four standard deviations above its mean.
     """
-    stride = max(SPARSEST_SAMPLE, len(keys) // SAMPLE)
-    sample = keys[::stride] & np.uint32(0x7FFFFFFF)
-    expected = k / len(keys) * len(sample)
+    stride = max(SPARSEST_SAMPLE, len(words) // SAMPLE)
+    sample = words[::stride] & np.uint32(0x7FFFFFFF)
+    expected = k / len(words) * len(sample)
     aim = int(expected + 4 * np.sqrt(expected) + 4)
     if aim >= len(sample):
-        return 1
-    return max(1, int(np.partition(sample, len(sample) - aim)[len(sample) - aim]))
+        return 1, len(words)
+    return max(1, _kth_largest(sample, aim)), min(len(words), max(4 * k + SAMPLE, 4 * aim * stride))
 
 
-def collect(keys: U32, bound: int, room: int) -> tuple[I64, U32]:
-    """(positions, ascending, and magnitudes) of the keys that reach `bound`; of too many only the first `room`, or none.
-
-    keys: [P], bits of floats; magnitudes: without sign.
-    """
-    found, magnitudes, count = _collect(keys, np.uint32(bound), room)
-    return found[:count], magnitudes[:count]
+def _collected(words: U32, bound: int, room: int) -> tuple[I64, U32]:
+    found, kept, count = _collect(words, np.uint32(bound), room)
+    return found[:count], kept[:count]
 
 
-def best_of(found: I64, magnitudes: U32, k: int) -> I64:
+def _best_of(found: I64, words: U32, k: int) -> tuple[I64, F32]:
     """The k of the candidates with the largest magnitudes, in their order; of equal ones the first."""
-    if len(found) <= k:
-        return found
-    cut = len(found) - k
-    threshold = np.partition(magnitudes, cut)[cut]
-    return _choose(found, magnitudes, threshold, k)
+    if len(found) > k:
+        found, words = _choose(found, words, _kth_largest(words, k), k)
+    return found, words.view(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels
 
 
-def _collect_reference(keys: U32, bound: np.uint32, room: int) -> tuple[I64, U32, int]:
-    magnitudes = keys & np.uint32(0x7FFFFFFF)
-    found = np.flatnonzero(magnitudes >= bound)
+def _collect_reference(words: U32, bound: np.uint32, room: int) -> tuple[I64, U32, int]:
+    found = np.flatnonzero((words & np.uint32(0x7FFFFFFF)) >= bound)
     if len(found) > room:
-        return found[:0], magnitudes[:0], 0
-    return found, magnitudes[found], len(found)
+        return found[:0], words[:0], 0
+    return found, words[found], len(found)
 
 
 @kernel(_collect_reference)
-def _collect(keys: U32, bound: np.uint32, room: int) -> tuple[I64, U32, int]:
-    """(positions, magnitudes, how many) of the keys that reach `bound`; none if there are more than `room`.
+def _collect(words: U32, bound: np.uint32, room: int) -> tuple[I64, U32, int]:
+    """(positions, words, how many) of the words whose magnitude reaches `bound`; none if there are more than `room`.
 
     64 comparisons become a word without a branch, and words without a hit, most of them at low densities, are passed over.
     """
     found = np.empty(room + 64, dtype=np.int64)
-    magnitudes = np.empty(room + 64, dtype=np.uint32)
+    kept = np.empty(room + 64, dtype=np.uint32)
     count = 0
-    for block in range(keys.size // 64):
-        part = keys[64 * block : 64 * block + 64]
+    for block in range(words.size // 64):
+        part = words[64 * block : 64 * block + 64]
         hits = np.uint64(0)
         for j in range(64):
             hits |= np.uint64((part[j] & np.uint32(0x7FFFFFFF)) >= bound) << np.uint64(j)
         while hits != np.uint64(0):
             j = trailing_zeros(hits)
             found[count] = 64 * block + j
-            magnitudes[count] = part[j] & np.uint32(0x7FFFFFFF)
+            kept[count] = part[j]
             count += 1
             hits &= hits - np.uint64(1)
         if count > room:
-            return found, magnitudes, 0
-    for i in range(keys.size - keys.size % 64, keys.size):
+            return found, kept, 0
+    for i in range(words.size - words.size % 64, words.size):
         found[count] = i
-        magnitudes[count] = keys[i] & np.uint32(0x7FFFFFFF)
-        count += int((keys[i] & np.uint32(0x7FFFFFFF)) >= bound)
-    return found, magnitudes, count if count <= room else 0
+        kept[count] = words[i]
+        count += int((words[i] & np.uint32(0x7FFFFFFF)) >= bound)
+    return found, kept, count if count <= room else 0
 
 
-def _choose_reference(found: I64, magnitudes: U32, threshold: np.uint32, k: int) -> I64:
+def _kth_largest_reference(words: U32, k: int) -> int:
+    cut = len(words) - k
+    return int(np.partition(words & np.uint32(0x7FFFFFFF), cut)[cut])
+
+
+@kernel(_kth_largest_reference)
+def _kth_largest(words: U32, k: int) -> int:
+    """The k-th largest magnitude, 1 ≤ k ≤ n: bit by bit would read them 31 times; counts of 11 bits at a time leave a few of
+    them after the first time."""
+    left = np.empty(words.size, dtype=np.uint32)
+    least, most = np.uint32(0xFFFFFFFF), np.uint32(0)
+    for i in range(words.size):
+        left[i] = words[i] & np.uint32(0x7FFFFFFF)
+        least, most = min(least, left[i]), max(most, left[i])
+    counts = np.empty(2048, dtype=np.int64)
+    n = words.size
+    while least < most:
+        shift = np.uint32(0)
+        while (most - least) >> shift >= np.uint32(2048):
+            shift += np.uint32(1)
+        for b in range(2048):
+            counts[b] = 0
+        for i in range(n):
+            counts[(left[i] - least) >> shift] += 1
+        chosen = 2047
+        while counts[chosen] < k:
+            k -= counts[chosen]
+            chosen -= 1
+        kept, low = 0, least
+        least, most = np.uint32(0xFFFFFFFF), np.uint32(0)
+        for i in range(n):
+            if (left[i] - low) >> shift == np.uint32(chosen):
+                left[kept] = left[i]
+                least, most = min(least, left[kept]), max(most, left[kept])
+                kept += 1
+        n = kept
+    return int(most)
+
+
+def _choose_reference(found: I64, words: U32, threshold: int, k: int) -> tuple[I64, U32]:
+    magnitudes = words & np.uint32(0x7FFFFFFF)
     above = np.flatnonzero(magnitudes > threshold)
     ties = np.flatnonzero(magnitudes == threshold)[: k - len(above)]
-    chosen: I64 = found[np.sort(np.concatenate([above, ties]))]
-    return chosen
+    order = np.sort(np.concatenate([above, ties]))
+    return found[order], words[order]
 
 
 @kernel(_choose_reference)
-def _choose(found: I64, magnitudes: U32, threshold: np.uint32, k: int) -> I64:
+def _choose(found: I64, words: U32, threshold: int, k: int) -> tuple[I64, U32]:
     """Those above the k-th largest magnitude, and as many of its equals, from the first, as are missing from k."""
+    limit = np.uint32(threshold)
     ties = k
     for i in range(found.size):
-        ties -= int(magnitudes[i] > threshold)
+        ties -= int((words[i] & np.uint32(0x7FFFFFFF)) > limit)
     chosen = np.empty(k + 1, dtype=np.int64)
+    kept = np.empty(k + 1, dtype=np.uint32)
     count = 0
     for i in range(found.size):
-        tie = int(magnitudes[i] == threshold) & int(ties > 0)
+        magnitude = words[i] & np.uint32(0x7FFFFFFF)
+        tie = int(magnitude == limit) & int(ties > 0)
         chosen[count] = found[i]
-        count += tie | int(magnitudes[i] > threshold)
+        kept[count] = words[i]
+        count += tie | int(magnitude > limit)
         ties -= tie
-    return chosen[:k]
+    return chosen[:k], kept[:k]

@@ -22,10 +22,11 @@ from fedsgd.wire import (
 )
 
 
-def encode_sparse(x: F32, indices: I64, form: ValueFormat, ctx: Context) -> tuple[Sections, Sparse]:
-    """An INDEX section and those of the values. x: [P]; indices: [k], ascending."""
-    value_sections, decoded = encode_values(x[indices], form, ctx.key("values"))
-    return (Section(Part.INDEX, encode_indices(indices, len(x))), *value_sections), Sparse(indices, decoded, len(x))
+def encode_sparse(indices: I64, values: F32, form: ValueFormat, ctx: Context) -> tuple[Sections, Sparse]:
+    """An INDEX section and those of the values. indices: [k], ascending; values: [k]."""
+    size = ctx.layout.size
+    value_sections, decoded = encode_values(values, form, ctx.key("values") if form == "natural" else 0)
+    return (Section(Part.INDEX, encode_indices(indices, size)), *value_sections), Sparse(indices, decoded, size)
 
 
 def decode_sparse(sections: Sections, form: ValueFormat, ctx: Context, max_k: int | None = None) -> Sparse:

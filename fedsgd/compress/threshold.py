@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from fedsgd.arrays import F32
 from fedsgd.component import Positive
 from fedsgd.compress.base import Context, Kind, Operator, Update
-from fedsgd.compress.select import collect
+from fedsgd.compress.select import at_least
 from fedsgd.compress.sparse import decode_sparse, encode_sparse, kept_sparse, max_sparse_bytes, surviving
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections, ValueFormat
@@ -41,8 +39,7 @@ class Threshold(Operator):
         return self.values != "natural"
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
-        bound = max(1, int(np.float32(self.threshold).view(np.uint32)))
-        return encode_sparse(x, collect(x.view(np.uint32), bound, len(x))[0], self.values, ctx)
+        return encode_sparse(*at_least(x, self.threshold), self.values, ctx)
 
     def decode(self, sections: Sections, ctx: Context) -> Update:
         return decode_sparse(sections, self.values, ctx)

@@ -42,7 +42,7 @@ class TopK(Operator):
         return self.values != "natural"
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
-        return encode_sparse(x, top_k(x, kept_of(self.density, len(x))), self.values, ctx)
+        return encode_sparse(*top_k(x, kept_of(self.density, len(x))), self.values, ctx)
 
     def decode(self, sections: Sections, ctx: Context) -> Update:
         return decode_sparse(sections, self.values, ctx, kept_of(self.density, ctx.layout.size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,24 @@ from fedsgd.arrays import F32, F64, U8
 from fedsgd.compress.base import Dense, Update
 from fedsgd.kernel import kernel
 from fedsgd.wire.levels import dequantise
+
+
+@dataclass(frozen=True, eq=False)
+class Deferred(Update):
+    """An update [P] that is worked out only if somebody asks: a client without a memory never does."""
+
+    kept_coordinates: int
+    make: Callable[[], Update]
+
+    @property
+    def kept(self) -> int:
+        return self.kept_coordinates
+
+    def add_to(self, out: NDArray[Any], weight: float) -> None:
+        self.make().add_to(out, weight)
+
+    def to_dense(self) -> F32:
+        return self.make().to_dense()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +104,21 @@ def _add_signs_reference(out: F64, packed: U8, amount: float) -> None:
 
 @kernel(_add_signs_reference)
 def _add_signs(out: F64, packed: U8, amount: float) -> None:
-    """out[i] += amount, or −amount where the bit is 1, in place."""
-    for byte in range(out.size // 8):
-        target = out[8 * byte : 8 * byte + 8]
-        signs = np.int64(packed[byte])
-        for j in range(8):
-            target[j] += amount * (1 - 2 * ((signs >> j) & 1))
-    for i in range(out.size - out.size % 8, out.size):
-        out[i] += amount * (1 - 2 * ((np.int64(packed[i >> 3]) >> (i & 7)) & 1))
+    """out[i] += amount, or −amount where the bit is 1, in place: the bit is the sign bit of what is added."""
+    plus = np.array([amount]).view(np.uint64)[0]
+    words = np.empty(64, dtype=np.uint64)
+    added = words.view(np.float64)
+    for block in range(out.size // 64):
+        part, target = packed[8 * block : 8 * block + 8], out[64 * block : 64 * block + 64]
+        signs = np.uint64(0)
+        for byte in range(8):
+            signs |= np.uint64(part[byte]) << np.uint64(8 * byte)
+        for j in range(64):
+            words[j] = plus ^ ((signs >> np.uint64(j) & np.uint64(1)) << np.uint64(63))
+        for j in range(64):
+            target[j] += added[j]
+    for i in range(out.size - out.size % 64, out.size):
+        out[i] += -amount if packed[i >> 3] & np.uint8(1 << (i & 7)) else amount
 
 
 def _pack_signs_reference(x: F32) -> U8:
@@ -103,13 +129,13 @@ def _pack_signs_reference(x: F32) -> U8:
 def pack_signs(x: F32) -> U8:
     """A bit for each coordinate [ceil(P / 8)], 1 for minus (and for -0.0), the first being the lowest."""
     words = x.view(np.uint32)
-    out = np.zeros((x.size + 7) // 8, dtype=np.uint8)
-    for byte in range(x.size // 8):
-        part = words[8 * byte : 8 * byte + 8]
-        signs = np.uint32(0)
-        for j in range(8):
-            signs |= part[j] >> np.uint32(31) << np.uint32(j)
-        out[byte] = np.uint8(signs)
-    for i in range(x.size - x.size % 8, x.size):
-        out[i >> 3] |= np.uint8(words[i] >> np.uint32(31) << np.uint32(i & 7))
-    return out
+    out = np.zeros((x.size + 63) // 64, dtype=np.uint64)
+    for block in range(x.size // 64):
+        part = words[64 * block : 64 * block + 64]
+        signs = np.uint64(0)
+        for j in range(64):
+            signs |= np.uint64(part[j] >> np.uint32(31)) << np.uint64(j)
+        out[block] = signs
+    for i in range(x.size - x.size % 64, x.size):
+        out[i >> 6] |= np.uint64(words[i] >> np.uint32(31)) << np.uint64(i & 63)
+    return out.view(np.uint8)[: (x.size + 7) // 8]

@@ -27,10 +27,10 @@ LEAST_EXPONENT, GREATEST_EXPONENT = -163, 113
 """Of float16's common scale, from the smallest and the largest float32."""
 
 
-def encode_words(words: U32 | U16, entropy: bool) -> bytes:
-    """words: the bits of the numbers [k]."""
+def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
+    """words: the bits of the numbers [k]. Without `entropy` the bytes may be a view of them."""
     width = words.itemsize
-    plain = words.astype(f"<u{width}", copy=False).tobytes()
+    plain = words.astype(f"<u{width}", copy=False).data.cast("B")
     if not entropy:
         return plain
     if len(words) >= rans.SHORTEST:
@@ -38,8 +38,8 @@ def encode_words(words: U32 | U16, entropy: bool) -> bytes:
         symbols = rans.encode_symbols(upper)
         coded = bytes([ROTATED]) + bits.pack_varint(len(symbols)) + symbols
         if len(coded) + len(lower) < 1 + len(plain):
-            return coded + lower.tobytes()
-    return bytes([PLAIN]) + plain
+            return b"".join([coded, lower.data])
+    return b"".join([bytes([PLAIN]), plain])
 
 
 def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
@@ -111,7 +111,7 @@ def _split_reference(words: U32, width: int) -> tuple[U8, U8]:
     wide = words.astype(np.uint64)
     rotated = (wide << np.uint64(1) | wide >> np.uint64(width - 1)) & np.uint64(2**width - 1)
     columns = rotated.astype("<u8").view(np.uint8).reshape(-1, 8)
-    return columns[:, width // 8 - 1].copy(), columns[:, : width // 8 - 1].reshape(-1)
+    return columns[:, width // 8 - 1].copy(), np.ascontiguousarray(columns[:, : width // 8 - 1]).reshape(-1)
 
 
 @kernel(_split_reference)

@@ -59,6 +59,8 @@ class Part(IntEnum):
     INDEX = 1
     VALUE = 2
     SCALE = 3
+    FACTOR = 4
+    MANIFEST = 5
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,10 @@ def encode_frame(frame: Frame) -> bytes:
     ]
     for section in frame.sections:
         pieces += [bytes([section.part]) + pack_varint(len(section.data)), section.data]
-    body = b"".join(pieces)
-    return body + _CHECK.pack(zlib.crc32(body))
+    check = 0
+    for piece in pieces:
+        check = zlib.crc32(piece, check)
+    return b"".join([*pieces, _CHECK.pack(check)])
 
 
 def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Frame:

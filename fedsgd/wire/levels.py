@@ -70,7 +70,12 @@ def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tup
 
 def encode_digits(digits: U8, base: int, entropy: bool = True) -> bytes:
     """digits: [n], below `base`."""
-    return rans.encode_symbols(_pack_digits(digits, base, digits_in_a_byte(base)), entropy)
+    count = digits_in_a_byte(base)
+    if base == 2:
+        packed = np.packbits(digits, bitorder="little")
+    else:
+        packed = digits if count == 1 else _pack_digits(digits, base, count)
+    return rans.encode_symbols(packed, entropy)
 
 
 def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
@@ -79,7 +84,10 @@ def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
     packed = rans.decode_symbols(data, (n + count - 1) // count)
     if len(packed) and int(packed.max()) >= base**count:
         raise WireError(0, f"a byte of {int(packed.max())}, below {base}^{count} expected")
-    digits = _unpack_digits(packed, base, count)
+    if base == 2:
+        digits = np.unpackbits(packed, bitorder="little")
+    else:
+        digits = packed if count == 1 else _unpack_digits(packed, base, count)
     if digits[n:].any():
         raise WireError(0, "padding digits are not zero")
     return digits[:n]
@@ -170,13 +178,23 @@ def _pack_digits_reference(digits: U8, base: int, count: int) -> U8:
 
 @kernel(_pack_digits_reference)
 def _pack_digits(digits: U8, base: int, count: int) -> U8:
-    """`count` digits to a byte, the first being the lowest; the last byte is filled up with zeros."""
-    out = np.empty((digits.size + count - 1) // count, dtype=np.uint8)
-    for i in range(out.size):
-        value = 0
-        for j in range(min(count, digits.size - i * count) - 1, -1, -1):
-            value = value * base + digits[i * count + j]
-        out[i] = value
+    """`count` digits to a byte, the first being the lowest; the last byte is filled up with zeros.
+
+    One place after the other; but pairs, which are what most numbers of levels make, at once.
+    """
+    out = np.zeros((digits.size + count - 1) // count, dtype=np.uint8)
+    if count == 2:
+        for i in range(digits.size // 2):
+            out[i] = np.uint8(digits[2 * i] + base * digits[2 * i + 1])
+        if digits.size % 2:
+            out[digits.size // 2] = digits[digits.size - 1]
+        return out
+    power = 1
+    for j in range(min(count, digits.size)):
+        place = digits[j:]
+        for i in range((place.size + count - 1) // count):
+            out[i] += np.uint8(power * place[i * count])
+        power *= base
     return out
 
 
@@ -187,14 +205,14 @@ def _unpack_digits_reference(packed: U8, base: int, count: int) -> U8:
 @kernel(_unpack_digits_reference)
 def _unpack_digits(packed: U8, base: int, count: int) -> U8:
     """The digits, `count` for each byte."""
-    table = np.empty((256, count), dtype=np.uint8)
-    for value in range(256):
-        rest = value
-        for j in range(count):
-            table[value, j] = rest % base
-            rest //= base
+    table = np.empty(256, dtype=np.uint8)
     out = np.empty(packed.size * count, dtype=np.uint8)
-    for i in range(packed.size):
-        for j in range(count):
-            out[i * count + j] = table[packed[i], j]
+    power = 1
+    for j in range(count if packed.size > 0 else 0):
+        for value in range(256):
+            table[value] = value // power % base
+        place = out[j:]
+        for i in range(packed.size):
+            place[i * count] = table[packed[i]]
+        power *= base
     return out

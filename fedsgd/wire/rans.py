@@ -18,6 +18,8 @@ is Giesen's (arXiv 1402.3392). The shorter of the two modes is sent, plain if th
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from fedsgd.arrays import I64, U8, U16, U32, U64
@@ -33,6 +35,8 @@ TOTAL = 1 << SCALE_BITS
 LOW = 1 << 15
 """The lower end of a state's range, [2¹⁵, 2³¹)."""
 LANES = 4
+LONG = 4096
+"""From so many symbols on it is worth asking first whether coding will save anything."""
 SHORTEST = 32
 """With fewer symbols the table and the states weigh more than coding saves, and it is not tried."""
 
@@ -45,12 +49,26 @@ def max_symbol_bytes(n: int) -> int:
 def encode_symbols(symbols: U8, entropy: bool = True) -> bytes:
     """symbols: uint8 [n]; entropy: False to leave them plain."""
     if entropy and len(symbols) >= SHORTEST:
-        frequencies = normalise(_histogram(symbols))
-        table = _pack_table(frequencies)
-        words, states = _encode(symbols, frequencies)
-        if len(table) + 4 * LANES + 2 * len(words) < len(symbols):
-            return bytes([RANS]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+        counts = _histogram(symbols)
+        frequencies = normalise(counts)
+        if len(symbols) < LONG or _estimate(counts, frequencies) < 8 * len(symbols):
+            table = _pack_table(frequencies)
+            words, states = _encode(symbols, frequencies)
+            if len(table) + 4 * LANES + 2 * len(words) < len(symbols):
+                return bytes([RANS]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
     return bytes([PLAIN]) + symbols.tobytes()
+
+
+def _estimate(counts: I64, frequencies: I64) -> int:
+    """Bits that the symbols will take, from what each costs."""
+    used = np.flatnonzero(counts)
+    return sum(int(n) * _cost(int(f)) for n, f in zip(counts[used], frequencies[used], strict=True)) // 256
+
+
+@cache
+def _cost(frequency: int) -> int:
+    """⌈256 log₂(4096 / frequency)⌉ by integers alone, so that no library's logarithm decides what is sent."""
+    return int((pow(TOTAL, 256) - 1) // pow(frequency, 256)).bit_length()
 
 
 def decode_symbols(data: Bytes, n: int) -> U8:

@@ -6,11 +6,28 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, Literal, get_args, get_origin
 
+from fedsgd.arrays import F32
 from fedsgd.component import field_types
-from fedsgd.compress import COMPRESSORS, ErrorFeedback, Operator, Plain, Scheme
+from fedsgd.compress import COMPRESSORS, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme
+from fedsgd.compress.cafe import CAFe
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.ef21 import EF21
+from fedsgd.compress.per_layer import PerLayer, Rule
+from fedsgd.compress.qsgd import QSGD
+from fedsgd.compress.randk import RandK
+from fedsgd.compress.scheduled import Scheduled
+from fedsgd.compress.sign import Sign
 from fedsgd.compress.topk import TopK
+from fedsgd.wire import Sections
 
 DENSITIES = (0.001, 0.1, 1.0)
+COMPOSED: tuple[Operator, ...] = (
+    PerLayer(TopK(0.1, "bfloat16"), biases=DenseOperator()),
+    PerLayer(RandK(0.25), rules=(Rule("mat*", QSGD()),), separate=True),
+    PerLayer(Scheduled(TopK(0.1), (0.5, 0.25), 2), biases=Sign(), separate=True),
+    Scheduled(RandK(0.05, scaled=False), (1.0, 0.5)),
+)
+"""Operators made of others."""
 
 
 def operators() -> Iterator[Operator]:
@@ -18,6 +35,7 @@ def operators() -> Iterator[Operator]:
     for name in COMPRESSORS:
         if issubclass(COMPRESSORS[name], Operator):
             yield from variants(COMPRESSORS[name])
+    yield from COMPOSED
 
 
 def variants(cls: type) -> list[Any]:
@@ -46,7 +64,17 @@ def schemes() -> Iterator[Scheme]:
     yield from (ErrorFeedback(TopK(density=0.1), policy) for policy in ("decay", "reset"))
     for name in COMPRESSORS:
         if issubclass(COMPRESSORS[name], Scheme):
-            yield from variants(COMPRESSORS[name])
+            cls: Any = COMPRESSORS[name]
+            yield from dict.fromkeys([cls(), *(cls(**{f.name: c}) for f in fields(cls) for c in _choices(cls, f.name))])
+    yield from (wrap(op) for wrap in (EF21, CAFe) for op in (Sign(), RandK(0.1, scaled=False), COMPOSED[0]))
+
+
+def sections_of(compressor: Compressor, x: F32, ctx: Context) -> Sections:
+    """What a client that remembers nothing yet sends."""
+    if isinstance(compressor, Operator):
+        return compressor.encode(x, ctx)[0]
+    assert isinstance(compressor, Scheme)
+    return compressor.send(x, {}, ctx).sections
 
 
 def name_of(member: object) -> str:

@@ -132,7 +132,7 @@ class CutOffInIndexOrder(TopK):
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
         k = kept_of(self.density, len(x))
-        passing = top_k(x, min(len(x), k + -(-k // 2)))
+        passing, _ = top_k(x, min(len(x), k + -(-k // 2)))
         indices = passing[:k]
         values, decoded = encode_values(x[indices], self.values)
         return (Section(Part.INDEX, encode_indices(indices, len(x))), *values), Sparse(indices, decoded, len(x))

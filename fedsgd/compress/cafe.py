@@ -1,0 +1,63 @@
+"""Clients send how they differ from the last round's mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedsgd.arrays import F32
+from fedsgd.component import FieldError
+from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Received, Sent, State
+from fedsgd.compress.sparse import decode_sparse, encode_sparse, max_sparse_bytes
+from fedsgd.compress.topk import TopK
+from fedsgd.layout import Layout
+from fedsgd.wire import Sections
+
+
+@dataclass(frozen=True)
+class CAFe(OperatorScheme):
+    """Client: C(x − r), r being the last round's mean update. Server: the mean of what it decodes, plus r, is the next r.
+
+    CAFe (arXiv 2512.22623). What clients have in common need not be sent again, and no client remembers anything, so nothing
+    goes stale when it sits out. The price is on the downlink: r is sent along with the model, exactly (float32, its exponents
+    coded), and its bytes are counted (a REFERENCE frame). In the first round r is zero. C must be contractive.
+    """
+
+    name: ClassVar[str] = "cafe"
+    codec: ClassVar[int] = 24
+
+    op: Operator = TopK()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.op.kind != "contractive":
+            raise FieldError(self.name, "op", f"CAFe needs a contractive compressor, and {self.op} is {self.op.kind}")
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        difference = x if ctx.reference is None else x - ctx.reference
+        return Sent(self.op.encode(difference, ctx)[0], {}, {})
+
+    def withheld(self, state: State, layout: Layout) -> F32 | None:
+        return None
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        update = self.mean(replies, gathering.layout)
+        if "reference" in server:
+            update = server["reference"] + update
+        return update, {"reference": update}
+
+    def downlink(self, server: State, ctx: Context) -> Sections:
+        if "reference" not in server:
+            return ()
+        reference: F32 = server["reference"]
+        indices = np.flatnonzero(reference)
+        return encode_sparse(indices, reference[indices], "float32", ctx)[0]
+
+    def read_downlink(self, sections: Sections, ctx: Context) -> F32 | None:
+        return decode_sparse(sections, "float32", ctx).to_dense()
+
+    def max_downlink(self, layout: Layout) -> int:
+        return max_sparse_bytes(layout.size, "float32", layout.size)

@@ -1,0 +1,138 @@
+"""Deep Gradient Compression: top-k of a momentum that is corrected for what was not sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedsgd.arrays import F32, I64
+from fedsgd.component import Coefficient, Natural, NonNegative, Share
+from fedsgd.compress.base import Context, Patch, Scheme, Sent, State, Update, kept_of, staged
+from fedsgd.compress.select import top_k
+from fedsgd.compress.sparse import decode_sparse, encode_sparse, kept_sparse, max_sparse_bytes
+from fedsgd.kernel import kernel
+from fedsgd.layout import Layout
+from fedsgd.vectors import energy
+from fedsgd.wire import Sections, ValueFormat
+
+TINY = np.float32(2.0**-126)
+
+
+@dataclass(frozen=True)
+class DGC(Scheme):
+    """Momentum correction, local accumulation, momentum factor masking and local clipping, with top-k.
+
+    Lin, Han, Mao, Wang and Dally, ICLR 2018 (arXiv 1712.01887). With g the client's update, its step size in it:
+
+        u ← βu + g;  v ← v + u;  send the largest of v;  v ← v − sent and u ← 0 where they were sent     (algorithms 2 and 3)
+
+    momentum: β. nesterov: u ← β(u + g), v ← v + u + g. masking: whether u is cleared where v was sent, so that old momentum
+    does not push a delayed coordinate on in a stale direction. clip: the threshold for the norm of the summed gradient; each of
+    m clients clips its own update at clip · √m first (the paper clips g/N at clip/√N), 0 for not at all. warm_up: densities of
+    the first rounds, each for `warm_up_rounds` of them (the paper's: 25, 6.25, 1.5625, 0.4 %); 0 for none. per_layer: the k
+    largest of each tensor with more than one dimension and all of the others, as in the paper's code, instead of the k largest
+    of all.
+
+    With every coordinate sent it is plain SGD (masking) or momentum SGD (no masking) bit for bit, and with β = 0 it is error
+    feedback over top-k. Σ sent + v = Σ u always. Values that are rounded for sending leave their rounding error in v. If a
+    reply is lost, what was masked comes back. It assumes one local step and every client in every round: after several local
+    steps g is no gradient, and u is as old as the client's last round; then momentum belongs on the server, and β = 0 here.
+    """
+
+    name: ClassVar[str] = "dgc"
+    codec: ClassVar[int] = 20
+
+    density: Share = 0.001
+    momentum: Coefficient = 0.9
+    values: ValueFormat = "float32"
+    nesterov: bool = False
+    masking: bool = True
+    clip: NonNegative = 0.0
+    warm_up: tuple[Share, ...] = (0.25, 0.0625, 0.015625, 0.004)
+    warm_up_rounds: Natural = 0
+    per_layer: bool = False
+
+    def density_in(self, round: int) -> float:
+        """The share of coordinates that is sent in `round`."""
+        return staged(self.density, self.warm_up, self.warm_up_rounds, round)
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        u, v = _accumulate(x, *self._memory(state, len(x)), np.float32(self.momentum), self._factor(x, ctx), self.nesterov)
+        sections, update = encode_sparse(*self._chosen(v, ctx), self.values, ctx)
+        chosen = update.indices
+        undo = {"u": Patch(chosen, u[chosen]), "v": Patch(chosen, v[chosen])}
+        v[chosen] -= update.values
+        if self.masking:
+            u[chosen] = 0
+        return Sent(sections, {"u": u, "v": v}, undo)
+
+    def withheld(self, state: State, layout: Layout) -> F32 | None:
+        if self.momentum:
+            return None
+        return state["v"] if "v" in state else np.zeros(layout.size, dtype=np.float32)
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        return decode_sparse(sections, self.values, ctx, self._most(ctx.layout, self.density_in(ctx.round)))
+
+    def max_bytes(self, layout: Layout) -> int:
+        densities = (self.density, *(self.warm_up if self.warm_up_rounds else ()))
+        return max(max_sparse_bytes(self._most(layout, density), self.values, layout.size) for density in densities)
+
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return kept_sparse(sections, ctx)
+
+    def _memory(self, state: State, size: int) -> tuple[F32, F32]:
+        if state:
+            return state["u"], state["v"]
+        return np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
+
+    def _factor(self, x: F32, ctx: Context) -> np.float32:
+        """What clipping multiplies the update by."""
+        norm, limit = float(np.sqrt(energy(x))), self.clip * float(np.sqrt(ctx.cohort))
+        return np.float32(limit / norm if self.clip and norm > limit else 1.0)
+
+    def _chosen(self, v: F32, ctx: Context) -> tuple[I64, F32]:
+        """The positions that are sent, ascending, and v there."""
+        density = self.density_in(ctx.round)
+        if not self.per_layer:
+            return top_k(v, kept_of(density, len(v)))
+        chosen = [(part.start, *top_k(v[part], k)) for part, k in _by_layer(ctx.layout, density)]
+        return np.concatenate([start + i for start, i, _ in chosen]), np.concatenate([values for _, _, values in chosen])
+
+    def _most(self, layout: Layout, density: float) -> int:
+        if not self.per_layer:
+            return kept_of(density, layout.size)
+        return sum(k for _, k in _by_layer(layout, density))
+
+
+def _by_layer(layout: Layout, density: float) -> list[tuple[slice, int]]:
+    """(stretch, k) of each tensor that has any coordinates."""
+    sizes = [(part, part.stop - part.start, len(shape)) for _, part, shape in layout.slices()]
+    return [(part, kept_of(density, size) if dimensions > 1 else size) for part, size, dimensions in sizes if size]
+
+
+# ---------------------------------------------------------------------------------------------------------------- the kernels
+
+
+def _accumulate_reference(x: F32, u: F32, v: F32, momentum: np.float32, factor: np.float32, nesterov: bool) -> tuple[F32, F32]:
+    g = x * factor
+    after = momentum * (u + g) if nesterov else momentum * u + g
+    after = np.where(np.abs(after) < TINY, np.float32(0), after)
+    return after, v + after + g if nesterov else v + after
+
+
+@kernel(_accumulate_reference)
+def _accumulate(x: F32, u: F32, v: F32, momentum: np.float32, factor: np.float32, nesterov: bool) -> tuple[F32, F32]:
+    """The next u and v [P]. A momentum that has decayed below the normal numbers is zero: 0.9^t would never get there by
+    itself, and arithmetic with subnormal numbers is many times slower."""
+    next_u = np.empty(x.size, dtype=np.float32)
+    next_v = np.empty(x.size, dtype=np.float32)
+    for i in range(x.size):
+        g = x[i] * factor
+        after = momentum * (u[i] + g) if nesterov else momentum * u[i] + g
+        after = np.float32(0) if abs(after) < TINY else after
+        next_u[i] = after
+        next_v[i] = v[i] + after + g if nesterov else v[i] + after
+    return next_u, next_v

@@ -1,0 +1,58 @@
+"""Each client and the server keep the same estimate of the client's update, and send its correction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedsgd.arrays import F32
+from fedsgd.component import FieldError
+from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Patch, Received, Sent, State, patch
+from fedsgd.compress.topk import TopK
+from fedsgd.layout import Layout
+
+
+@dataclass(frozen=True)
+class EF21(OperatorScheme):
+    """Client i: c = C(x_i − g_i); g_i ← g_i + c. Server: g ← g + Σ c / N; the update is g.
+
+    Richtárik, Sokolov and Fatkhullin 2021; with partial participation Fatkhullin et al. 2021: the mean runs over the whole
+    population, N clients, absent ones included with the estimate that they last sent. So all weigh the same (set
+    server.weighting = "uniform"), and until most clients have been seen the update is smaller than the cohort's. Any
+    contractive operator will do. Nothing is ever withheld: what was not sent is in the next difference again. If a reply is
+    lost, g_i is what it was before, at both ends.
+
+    The server keeps one vector, each client one.
+    """
+
+    name: ClassVar[str] = "ef21"
+    codec: ClassVar[int] = 23
+    uniform: ClassVar[bool] = True
+
+    op: Operator = TopK()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.op.kind != "contractive":
+            raise FieldError(self.name, "op", f"EF21 needs a contractive compressor, and {self.op} is {self.op.kind}")
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        estimate = state.get("estimate")
+        before = np.zeros(len(x), dtype=np.float32) if estimate is None else estimate
+        sections, correction = self.op.encode(x - before, ctx)
+        after = before.copy()
+        correction.add_to(after, 1.0)
+        undo: dict[str, Patch | None] = {"estimate": None if estimate is None else patch(before, correction)}
+        return Sent(sections, {"estimate": after}, undo)
+
+    def withheld(self, state: State, layout: Layout) -> F32 | None:
+        return None
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        total = np.zeros(gathering.layout.size) if "estimate" not in server else server["estimate"].copy()
+        for reply in replies:
+            self.decode(reply.sections, reply.ctx).add_to(total, 1 / gathering.clients)
+        return total.astype(np.float32), {"estimate": total}
