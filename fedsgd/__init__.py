@@ -6,6 +6,9 @@
     result = fedsgd.run(scenario, on_round=print)
     result.summary["uplink_bytes"], result.history, result.ledger.table(), result.parameters
 
+    certificate = fedsgd.certify("top-k", {"density": 0.01})
+    certificate.passed, certificate.laws, certificate.traffic, certificate.errors, certificate.throughput
+
 Names are imported when they are first used, so that `import fedsgd` is instant.
 """
 
@@ -15,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fedsgd.certificate import Certificate, certify
     from fedsgd.data import Dataset, Examples
     from fedsgd.errors import (
         DataError,
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Certificate": "certificate",
     "DataError": "errors",
     "Dataset": "data",
     "Examples": "data",
@@ -49,11 +54,13 @@ _HOME = {
     "Scenario": "scenario",
     "ScenarioError": "errors",
     "WireError": "errors",
+    "certify": "certificate",
     "load": "scenario",
     "run": "experiment",
 }
 
 __all__ = [
+    "Certificate",
     "DataError",
     "Dataset",
     "Examples",
@@ -69,6 +76,7 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "WireError",
+    "certify",
     "load",
     "run",
 ]

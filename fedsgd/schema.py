@@ -49,11 +49,11 @@ def placed(table: str) -> Iterator[None]:
         raise ScenarioError(f"{_join(table, error.field)}: {error.problem}") from error
 
 
-T = TypeVar("T", bound=Table)
+T = TypeVar("T", bound=Checked)
 
 
 def from_table(cls: type[T], raw: Mapping[str, Any]) -> T:
-    """A table class from nested mappings; ScenarioError that starts with the dotted key of what is wrong."""
+    """A table or component class from nested mappings; ScenarioError that starts with the dotted key of what is wrong."""
     made: T = _table(cls, raw, "", {})
     return made
 

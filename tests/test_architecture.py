@@ -31,6 +31,7 @@ FLOORS = [
     ["ledger"],
     ["build"],
     ["experiment"],
+    ["certificate"],
     ["console", "pictures"],
     ["cli"],
 ]

@@ -10,7 +10,7 @@ import pytest
 
 from fedsgd.component import import_object
 from fedsgd.compress import ErrorFeedback
-from fedsgd.compress import laws as compressor_laws
+from fedsgd.compress.suite import check
 from fedsgd.scenario import from_dict, load
 
 ROOT = Path(__file__).parent.parent
@@ -81,4 +81,4 @@ def test_the_example_compressor_obeys_the_laws(tmp_path: Path, monkeypatch: pyte
     (example,) = (block for block in blocks("python") if "class Sign" in block)
     (tmp_path / "my_sign.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    compressor_laws.check_scheme(ErrorFeedback(import_object("my_sign:Sign")()))
+    check(ErrorFeedback(import_object("my_sign:Sign")()))

@@ -18,6 +18,7 @@ import fedsgd.compress
 from fedsgd.arrays import F32
 from fedsgd.compress import COMPRESSORS, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme
 from fedsgd.compress import laws as compressor_laws
+from fedsgd.compress.suite import check
 from fedsgd.layout import Layout
 from tests.laws.members import name_of, operators, schemes
 
@@ -88,8 +89,8 @@ def test_every_compressor_is_registered() -> None:
     assert ours - {Plain, ErrorFeedback} == {COMPRESSORS[name] for name in COMPRESSORS}
 
 
-def test_check_scheme_runs_all_laws_on_a_good_member() -> None:
-    compressor_laws.check_scheme(SCHEMES[0])
+def test_the_suite_runs_all_laws_on_a_good_member() -> None:
+    check(SCHEMES[0])
 
 
 def test_a_mean_that_is_slightly_off_is_rejected() -> None:

@@ -1,0 +1,153 @@
+"""Making certificates."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedsgd import __version__
+from fedsgd.arrays import F32
+from fedsgd.certificate import clock, measure
+from fedsgd.certificate.base import Certificate, Delivery, Errors, Subject, Throughput, Traffic, Verdict
+from fedsgd.certificate.exchange import SEED, Exchange, digest, exchanges
+from fedsgd.certificate.fresh import fresh_digests
+from fedsgd.certificate.sample import Sample, draw
+from fedsgd.certificate.subject import Feedback, resolve
+from fedsgd.compress import COMPRESSORS, Context, Operator, OperatorScheme, Scheme
+from fedsgd.compress.laws import INPUT_LAWS
+from fedsgd.compress.suite import laws_of
+from fedsgd.errors import LawError
+
+ON_VECTORS = "It encodes, decodes and is measured on the certificate's own vectors, where the laws of every vector hold."
+REPRODUCIBLE = "An equal compressor in a fresh interpreter makes the same bytes of the same vectors."
+
+
+def certify(
+    compressor: str | Subject,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    error_feedback: Feedback = "none",
+    data: str = "real",
+    size: int | None = None,
+) -> Certificate:
+    """Put a compressor through all laws of its kind, and measure its bytes, errors and times.
+
+    compressor: one of your own, a registered name, or `my_package.my_module:MyCompressor`; settings: for a name, its fields by
+    dotted key. data: "real" (updates of a small federation, trained here in seconds), "gaussian" or "laplace" (independent
+    coordinates, `size` of them). An exception out of the compressor is a law that failed; ScenarioError is for what is asked.
+    """
+    subject = resolve(compressor, settings or {}, error_feedback)
+    return _certificates([subject], draw(data, size), laws=True)[0]
+
+
+def certify_all(*, data: str = "real", size: int | None = None, laws: bool = True) -> list[Certificate]:
+    """A certificate of every registered compressor at its defaults, by ascending bits per parameter.
+
+    data, size: as for `certify`; laws: try the law suite, which is most of the time it takes.
+    """
+    made = _certificates([resolve(name, {}, "none") for name in COMPRESSORS], draw(data, size), laws)
+    return sorted(made, key=lambda c: float("inf") if c.traffic is None else c.traffic.frame_bits_per_parameter)
+
+
+def _certificates(subjects: Sequence[Subject], sample: Sample, laws: bool) -> list[Certificate]:
+    fresh = fresh_digests(subjects, sample)
+    pool = clock.pool_of(sample)
+    return [_certificate(subject, sample, pool, of, laws) for subject, of in zip(subjects, fresh, strict=True)]
+
+
+def _certificate(subject: Subject, sample: Sample, pool: F32, fresh: tuple[str | None, str], laws: bool) -> Certificate:
+    verdicts = [_tried(law.name, law.statement, law.check, subject) for law in (laws_of(subject) if laws else ())]
+    figures = _Figures()
+    verdicts.append(_tried("vectors", ON_VECTORS, partial(figures.take, subject, sample, pool), subject))
+    verdicts.append(_reproducible(subject, figures.sha256, *fresh))
+    return Certificate(
+        fedsgd=__version__,
+        compressor=subject,
+        kind="scheme" if isinstance(subject, Scheme) else _kind(subject),
+        vectors=sample.vectors,
+        laws=tuple(verdicts),
+        frames_sha256=figures.sha256,
+        fresh_frames_sha256=fresh[0],
+        traffic=figures.traffic,
+        errors=figures.errors,
+        delivery=figures.delivery,
+        throughput=figures.throughput,
+    )
+
+
+class _Figures:
+    """What was measured before something went wrong, or all of it."""
+
+    def __init__(self) -> None:
+        self.sha256: str | None = None
+        self.traffic: Traffic | None = None
+        self.errors: Errors | None = None
+        self.delivery: Delivery | None = None
+        self.throughput: Throughput | None = None
+
+    def take(self, subject: Subject, sample: Sample, pool: F32) -> None:
+        """Measure; whatever the compressor raises is let through."""
+        rounds: list[Exchange] = [*exchanges(subject, sample.updates, sample.layout)]
+        self.sha256 = digest(rounds)
+        self.traffic = measure.traffic(subject, sample, rounds)
+        if isinstance(subject, Operator):
+            self.errors = measure.errors(subject, sample, rounds)
+        else:
+            self.delivery = measure.delivery(subject, sample, rounds)
+        self.throughput = clock.throughput(subject, sample, pool)
+        if isinstance(subject, Operator):
+            for client, x in enumerate(sample.updates[0]):
+                for law in INPUT_LAWS:
+                    law(subject, x.copy(), Context(SEED, 1, client, sample.layout))
+
+
+def _tried(law: str, statement: str, check: Callable[[], None], subject: Subject) -> Verdict:
+    """The verdict of one law. Whatever the compressor raises is a verdict too."""
+    try:
+        check()
+    except LawError as error:
+        return Verdict(law, statement, False, _without(str(error), (f"{law}: ", f"{subject}: ", *_inner(subject))))
+    except Exception as error:
+        return Verdict(law, statement, False, _named(error))
+    return Verdict(law, statement, True)
+
+
+def _without(message: str, words: Iterable[str]) -> str:
+    """The message without what stands beside it anyway."""
+    for word in words:
+        message = message.replace(word, "", 1)
+    return message
+
+
+def _inner(subject: Subject) -> list[str]:
+    return [f"{subject.op}: "] if isinstance(subject, OperatorScheme) else []
+
+
+def _named(error: Exception) -> str:
+    """An exception on one line: what it is, and the place in the code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {error}{where}".split())
+
+
+def _kind(op: Operator) -> str:
+    """The kind that an operator says it is."""
+    try:
+        return str(op.kind)
+    except Exception as error:
+        return _named(error)
+
+
+def _reproducible(subject: Subject, ours: str | None, theirs: str | None, why: str) -> Verdict:
+    if type(subject).__module__ == "__main__":
+        why = "its class is defined in __main__, which a fresh interpreter does not have; put it into a module"
+        return Verdict("reproducible", REPRODUCIBLE, None, why)
+    if ours is None:
+        return Verdict("reproducible", REPRODUCIBLE, None, "there are no frames to compare with")
+    if theirs is None:
+        return Verdict("reproducible", REPRODUCIBLE, False, why)
+    detail = "" if ours == theirs else f"SHA-256 of the frames {ours[:16]}... here, {theirs[:16]}... there"
+    return Verdict("reproducible", REPRODUCIBLE, ours == theirs, detail)

@@ -1,0 +1,490 @@
+"""Certificates: what is measured is exact where theory is, and whatever a compressor does wrong is in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import fedsgd
+from fedsgd.arrays import F32
+from fedsgd.certificate import Certificate, certify_all, clock, fresh, make, measure, report, sample
+from fedsgd.certificate.base import Subject
+from fedsgd.certificate.exchange import digest, exchanges
+from fedsgd.cli import main
+from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback, Gathering, Plain, Received, Sent, State
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.laws import INPUT_LAWS, POPULATION_LAWS
+from fedsgd.compress.randk import RandK
+from fedsgd.compress.topk import TopK
+from fedsgd.errors import OutputError, ScenarioError
+from fedsgd.wire import Sections, decode_values, encode_values
+from tests.laws import planted
+
+SMALL: dict[str, Any] = {"data": "gaussian", "size": 1000}
+MINE = """
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np
+from fedsgd.compress import Operator, Plain
+from fedsgd.compress.topk import TopK
+from fedsgd.compress.dense import DenseOperator
+
+print("a module may print")
+
+@dataclass(frozen=True)
+class Half(TopK):
+    name: ClassVar[str] = "half"
+    codec: ClassVar[int] = 210
+    density: float = 0.5
+
+@dataclass(frozen=True)
+class Raises(TopK):
+    name: ClassVar[str] = "raises"
+    codec: ClassVar[int] = 211
+    def encode(self, x, ctx):
+        if len(x) > 999:
+            raise IndexError("list index out of range")
+        return super().encode(x, ctx)
+
+@dataclass(frozen=True)
+class ByProcess(DenseOperator):
+    name: ClassVar[str] = "by-process"
+    codec: ClassVar[int] = 212
+    def encode(self, x, ctx):
+        return super().encode(np.full_like(x, os.getpid()), ctx)
+
+class Undecorated(TopK):
+    pass
+
+@dataclass(frozen=True)
+class Nameless(Operator):
+    pass
+
+@dataclass(frozen=True)
+class Wraps(Plain):
+    name: ClassVar[str] = "wraps"
+
+@dataclass(frozen=True)
+class Fussy(TopK):
+    name: ClassVar[str] = "fussy"
+    def __post_init__(self):
+        raise KeyError("no luck")
+
+not_a_class = 3
+"""
+
+
+@pytest.fixture
+def fresh_interpreter() -> None:
+    """A test that uses this one starts interpreters; all others compare within the process, which is quick."""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    def here(compressors: Sequence[Subject], drawn: sample.Sample) -> list[tuple[str | None, str]]:
+        found: list[tuple[str | None, str]] = []
+        for one in compressors:
+            try:
+                found.append((digest(exchanges(one, drawn.updates, drawn.layout)), ""))
+            except IndexError as error:
+                found.append((None, str(error)))
+        return found
+
+    if "fresh_interpreter" not in request.fixturenames:
+        monkeypatch.setattr(make, "fresh_digests", here)
+    monkeypatch.setattr(clock, "SECONDS", 0.0)
+    monkeypatch.setattr(clock, "LEAST_BYTES", 2**20)
+    monkeypatch.setattr(clock, "cache_bytes", lambda: None)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to work in, with a user's module in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (tmp_path / "mine_certified.py").write_text(MINE)
+    yield tmp_path
+    sys.modules.pop("mine_certified", None)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["certify", *(str(a) for a in arguments), "--data", "gaussian", "--size", "1000"])
+
+
+def broken(certificate: Certificate) -> dict[str, str]:
+    return {verdict.law: verdict.detail for verdict in certificate.laws if verdict.passed is False}
+
+
+# ------------------------------------------------------------------------------------------------------------- exact figures
+
+
+@pytest.mark.usefixtures("fresh_interpreter")
+def test_dense_float32_is_32_bits_a_parameter_and_loses_nothing() -> None:
+    made = fedsgd.certify("dense", **SMALL)
+    assert made.passed
+    assert made.traffic is not None
+    assert made.errors is not None
+    assert made.traffic.payload_bits_per_parameter == 32
+    assert made.traffic.frame_bits_per_parameter == 8 * (26 + 1 + 2 + 4 * 1000 + 4) / 1000
+    assert made.traffic.ratio_to_dense == 1.0
+    assert (made.traffic.kept, made.traffic.index, made.traffic.side, made.traffic.header) == (1000, 0, 0, 33)
+    assert made.traffic.position_bits_per_kept == pytest.approx(0, abs=1e-9)
+    assert (made.errors.error, made.errors.bias, made.errors.variance, made.errors.least_contraction) == (0, 0, 0, 1)
+    assert made.errors.stated_contraction == 1.0
+    assert made.frames_sha256 == made.fresh_frames_sha256
+
+
+def test_rand_k_has_the_variance_of_theory_and_the_bias_of_chance() -> None:
+    errors = fedsgd.certify("rand-k", {"density": 0.1}, **SMALL).errors
+    assert errors is not None
+    assert errors.stated_variance == pytest.approx(9)
+    assert errors.variance == pytest.approx(9, abs=5 * errors.variance_standard_error)
+    assert errors.chance_bias == pytest.approx(math.sqrt(errors.variance / errors.contexts))
+    assert errors.bias == pytest.approx(errors.chance_bias, rel=0.1)
+    assert errors.stated_contraction is None
+
+
+def test_top_k_is_biased_and_contracts_by_more_than_its_worst_case() -> None:
+    made = fedsgd.certify("top-k", {"density": 0.1}, **SMALL)
+    assert made.errors is not None
+    assert made.traffic is not None
+    assert made.errors.bias > 10 * made.errors.chance_bias / math.sqrt(made.errors.contexts)
+    assert made.errors.bias == pytest.approx(math.sqrt(made.errors.variance))
+    assert made.errors.stated_contraction == 0.1 < made.errors.least_contraction < made.errors.median_contraction < 0.6
+    assert made.traffic.kept == 100
+    bits = made.traffic.bits_per_kept
+    assert bits is not None
+    assert made.traffic.position_bits_per_kept is not None
+    assert made.traffic.position_bits_per_kept <= bits["index"] <= made.traffic.position_bits_per_kept + 0.5
+    assert bits["index"] == 8 * made.traffic.index / 100
+    assert sum(bits.values()) == pytest.approx(made.traffic.frame_bits_per_parameter * 10)
+
+
+@pytest.mark.parametrize(("n", "k"), [(5, 0), (5, 5), (5, 2), (1000, 10)])
+def test_log2_of_the_number_of_subsets(n: int, k: int) -> None:
+    assert measure.log2_choose(n, k) == pytest.approx(math.log2(math.comb(n, k)), abs=1e-9)
+
+
+def test_the_entropy_of_bytes() -> None:
+    assert measure._bits(np.array([4.0, 4.0])) == 8
+    assert measure._bits(np.array([7.0])) == 0
+    assert measure._bits(np.array([])) == 0
+
+
+def test_a_scheme_says_what_was_delivered_and_what_is_held_back() -> None:
+    made = fedsgd.certify("top-k", {"density": 0.1}, error_feedback="persist", **SMALL)
+    assert made.kind == "scheme"
+    assert made.errors is None
+    assert made.delivery is not None
+    assert 0.5 < made.delivery.delivered < 1
+    assert made.delivery.withheld is not None
+    assert made.delivery.most_withheld is not None
+    assert 0 < made.delivery.withheld <= made.delivery.most_withheld
+    assert made.error == made.delivery.error
+    everything = fedsgd.certify(ErrorFeedback(DenseOperator()), **SMALL).delivery
+    assert everything is not None
+    assert everything.delivered == pytest.approx(1)
+    assert (everything.error, everything.withheld) == (pytest.approx(0, abs=1e-12), 0)
+    nothing_kept_back = fedsgd.certify(Plain(RandK(scaled=False)), **SMALL).delivery
+    assert nothing_kept_back is not None
+    assert nothing_kept_back.withheld is None
+
+
+@dataclass(frozen=True)
+class Announces(Plain):
+    """Clients send what differs from the last aggregate, which they are told beside the model."""
+
+    name: ClassVar[str] = "announces"
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        return super().send(x if ctx.reference is None else x - ctx.reference, state, ctx)
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        update = self.mean(replies, gathering.layout)
+        if "last" in server:
+            update += server["last"]
+        return update, {"last": update}
+
+    def downlink(self, server: State, ctx: Context) -> Sections:
+        return encode_values(server["last"], "float32", 0, False)[0] if "last" in server else ()
+
+    def read_downlink(self, sections: Sections, ctx: Context) -> F32 | None:
+        return decode_values(sections, ctx.layout.size, "float32", False)
+
+
+def test_what_a_scheme_sends_beside_the_model_is_counted_and_read() -> None:
+    made = fedsgd.certify(Announces(DenseOperator()), **SMALL)
+    assert made.label == "announces(dense)"
+    assert made.traffic is not None
+    assert made.traffic.reference_bytes == 7 / 8 * (26 + 1 + 2 + 4000 + 4)
+    assert made.delivery is not None
+    assert made.delivery.delivered == pytest.approx(1)
+    assert made.delivery.error == pytest.approx(0, abs=1e-12)
+    assert "beside the model, bytes" in report.to_markdown(made)
+
+
+def test_every_law_of_the_suite_has_a_verdict() -> None:
+    names = [law.__name__ for law in (*POPULATION_LAWS, *INPUT_LAWS)]
+    made = fedsgd.certify("dense", **SMALL)
+    assert [v.law for v in made.laws] == [*names, "vectors", "reproducible"]
+    assert all(v.statement for v in made.laws)
+    made = fedsgd.certify(ErrorFeedback(DenseOperator()), **SMALL)
+    assert [v.law for v in made.laws] == [*names, "telescoping", "bounded", "vectors", "reproducible"]
+
+
+# ------------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("compressor", "law", "figures"),
+    [
+        (planted.SignInAByte(), "no_slack", "zlib makes"),
+        (planted.OffByOneAtTheEnd(density=0.05), "ends", "contraction: |x − C(x)|² = 2.25, at most"),
+        (planted.RandomButNeverTheLast(density=0.25), "fair", "position 63 of 64"),
+        (planted.ForgetfulFeedback(TopK(density=0.05)), "telescoping", "neither delivered nor withheld"),
+    ],
+    ids=lambda v: getattr(v, "name", ""),
+)
+def test_a_broken_law_is_reported_with_its_figures(compressor: Any, law: str, figures: str) -> None:
+    made = fedsgd.certify(compressor, **SMALL)
+    assert not made.passed
+    assert figures in broken(made)[law]
+    assert "laws broken" in report.to_markdown(made)
+    assert str(compressor) not in broken(made)[law]
+
+
+def test_a_broken_law_is_exit_status_1(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(root)])
+    result = run("tests.laws.planted:SignInAByte")
+    assert result.exit_code == 1
+    assert "BROKEN no_slack: zlib makes" in result.stdout
+    result = run("tests.laws.planted:DividesByTheNorm", "--json")
+    assert result.exit_code == 1
+    table = json.loads(result.stdout)
+    assert not table["passed"]
+    assert next(law["law"] for law in table["laws"] if not law["passed"]) == "zero"
+
+
+def test_an_exception_is_a_broken_law_that_names_it(here: Path) -> None:
+    result = run("mine_certified:Raises")
+    assert result.exit_code == 1
+    assert "BROKEN vectors: IndexError: list index out of range (mine_certified.py:" in result.stdout
+    assert "Traceback" not in result.output
+    made = fedsgd.certify("mine_certified:Raises", **SMALL)
+    assert made.traffic is None
+    assert made.to_json()["traffic"] is None
+    assert broken(made).keys() >= {"ends", "round_trip", "vectors"}
+    assert [v.passed for v in made.laws if v.law == "reproducible"] == [None]
+    assert "not tried" in report.to_markdown(made)
+    assert report.comparison([made])[0][2:7] == ("", "", "", "", "")
+
+
+@pytest.mark.usefixtures("fresh_interpreter")
+def test_bytes_that_differ_in_a_fresh_interpreter(here: Path) -> None:
+    made = fedsgd.certify("mine_certified:ByProcess", **SMALL)
+    assert made.frames_sha256 is not None
+    assert made.fresh_frames_sha256 is not None
+    assert made.frames_sha256 != made.fresh_frames_sha256
+    assert made.frames_sha256[:16] in broken(made)["reproducible"]
+
+
+def test_what_the_fresh_interpreter_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Local(TopK):
+        pass
+
+    drawn = sample.draw("gaussian", 10)
+    ((digest, why), (other, _)) = fresh.fresh_digests([Local(), TopK()], drawn)
+    assert digest is None
+    assert "cannot be pickled" in why
+    assert other is not None
+    monkeypatch.setattr(fresh, "COMMAND", "raise SystemExit('gone')")
+    assert fresh.fresh_digests([TopK()], drawn) == [(None, "the fresh interpreter ended with 1: gone")]
+
+
+# ------------------------------------------------------------------------------------------------------------ which compressor
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["topk"], 'compressor: got "topk", did you mean "top-k"?'),
+        (["a.b.C"], "a class of your own is named my_package.my_module:MyCompressor"),
+        (["top-k", "--set", "densty=0.1"], 'densty: unknown key, did you mean "density"?'),
+        (["top-k", "--set", "density=2"], "density: expected float <= 1.0, got 2"),
+        (["top-k", "--set", "density"], "expected KEY=VALUE"),
+        (["rand-k", "--error-feedback", "persist"], "error feedback needs a contractive compressor"),
+        (["nowhere_at_all:Thing"], 'cannot import "nowhere_at_all"'),
+        (["mine_certified:Halfs"], 'has no "Halfs", did you mean "Half"?'),
+        (["mine_certified:not_a_class"], '"mine_certified:not_a_class" is 3, expected a frozen dataclass'),
+        (["pathlib:Path"], '"pathlib:Path" is a class of pathlib.PurePath, expected a frozen dataclass'),
+        (["mine_certified:Undecorated"], "is not decorated with @dataclass(frozen=True)"),
+        (["mine_certified:Nameless"], "does not define codec, contraction, decode, encode, kind, max_bytes"),
+        (["mine_certified:Fussy"], "mine_certified:Fussy: cannot be built: KeyError: 'no luck'"),
+        (["mine_certified:Wraps"], "op: missing"),
+        (["mine_certified:Wraps", "--set", "op.name=topk"], 'op.name: got "topk", did you mean "top-k"?'),
+        (["mine_certified:Wraps", "--set", "op=dense", "--error-feedback", "persist"], "wraps has a memory of its own"),
+    ],
+)
+def test_a_wrong_question_is_answered_on_one_line(here: Path, arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert len(result.stderr.removeprefix("a module may print\n").splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either COMPRESSOR or --all"),
+        (["top-k", "--all"], "give either COMPRESSOR or --all"),
+        (["--all", "--json", "--markdown"], "give either --json or --markdown"),
+        (["--all", "--out", "o"], "are for one COMPRESSOR"),
+        (["top-k", "--no-laws"], "--no-laws goes with --all"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, message in result.stderr) == (2, True)
+
+
+def test_wrong_vectors_and_settings() -> None:
+    neither: Any = 3
+    with pytest.raises(ScenarioError, match="size: got 10, expected none"):
+        fedsgd.certify("dense", size=10)
+    with pytest.raises(ScenarioError, match="size: got 0"):
+        fedsgd.certify("dense", data="laplace", size=0)
+    with pytest.raises(ScenarioError, match='data: got "gauss", did you mean "gaussian"'):
+        fedsgd.certify("dense", data="gauss")
+    with pytest.raises(ScenarioError, match="density: settings are for a compressor that is given by name"):
+        fedsgd.certify(TopK(), {"density": 0.5}, **SMALL)
+    with pytest.raises(ScenarioError, match="expected a frozen dataclass"):
+        fedsgd.certify(neither, **SMALL)
+
+
+def test_a_class_of_the_users_own_is_certified(here: Path) -> None:
+    result = run("mine_certified:Half", "--json", "--set", "density=0.25")
+    assert result.exit_code == 0, result.output
+    table = json.loads(result.stdout)
+    assert table["compressor"] == {"name": "half", "density": 0.25, "values": "float32"}
+    assert result.stderr == "a module may print\n"
+    assert table["class"] == "mine_certified:Half"
+    assert table["traffic"]["kept"] == 250
+    result = run("mine_certified:Wraps", "--set", "op.name=top-k", "--set", "op.density=0.1")
+    assert result.exit_code == 0, result.output
+    assert "wraps(top-k) (scheme): all 15 laws hold" in result.stdout
+
+
+def test_the_command_finds_a_module_in_the_working_directory(here: Path, root: Path) -> None:
+    command = [sys.executable, "-m", "fedsgd", "certify", "mine_certified:Half", "--data", "laplace", "--size", "500"]
+    ours = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=False, env=ours)
+    assert (done.returncode, done.stderr) == (0, "a module may print\n")
+    assert "half (contractive): all 13 laws hold" in done.stdout
+
+
+# -------------------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_json_is_the_same_apart_from_times_and_the_folder_is_written(here: Path) -> None:
+    first, second = (run("top-k", "--out", "a/b", "--json") for _ in range(2))
+    assert first.exit_code == second.exit_code == 0
+    assert Path("a/b/certificate.json").read_text() == second.stdout
+    tables = [json.loads(result.stdout) for result in (first, second)]
+    times = [table.pop("throughput") for table in tables]
+    assert tables[0] == tables[1]
+    assert times[0]["encode_memcpys"] == times[0]["encode_seconds"] / times[0]["memcpy_seconds"]
+    assert tables[0]["format"] == 1
+    assert tables[0]["compressor"] == {"name": "top-k", "density": 0.01, "values": "float32"}
+    assert tables[0]["vectors"]["parameters"] == 1000
+    page = Path("a/b/certificate.md").read_text()
+    assert page.startswith("# top-k (contractive): all 13 laws hold\n")
+    assert r"| \|x − C(x)\|²/\|x\|² |" in page
+    assert tables[0]["frames_sha256"] in page
+    assert sorted(p.name for p in Path("a/b").iterdir()) == ["certificate.json", "certificate.md"]
+    assert first.stderr == "written to a/b\n"
+
+
+def test_a_folder_that_cannot_be_written(here: Path) -> None:
+    Path("file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        report.save(fedsgd.certify("dense", **SMALL), Path("file"))
+    result = run("dense", "--out", "file")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
+def test_the_table_fits_a_terminal_and_markdown_is_printed(here: Path) -> None:
+    result = run("top-k", "--error-feedback", "decay")
+    assert result.exit_code == 0
+    for words in ("bits/parameter, payload", "log₂C(P, k)/k", "withheld energy", "× memcpy", "frames_sha256", "bounded"):
+        assert words in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines() if line.startswith(" ")) <= 80
+    assert run("top-k", "--markdown").stdout.startswith("# top-k (contractive)")
+
+
+def test_all_compressors_in_one_table_by_bits_per_parameter() -> None:
+    result = run("--all", "--no-laws")
+    assert result.exit_code == 0, result.output
+    made = certify_all(laws=False, **SMALL)
+    assert {c.compressor.name for c in made} == set(COMPRESSORS)
+    bits = [c.traffic.frame_bits_per_parameter for c in made if c.traffic is not None]
+    assert len(bits) == len(COMPRESSORS)
+    assert bits == sorted(bits)
+    rows = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
+    labels = [c.label for c in made]
+    assert [row for row in rows if row in labels] == labels
+    page = run("--all", "--no-laws", "--markdown").stdout.splitlines()
+    assert page[0] == f"| {' | '.join(report.COLUMNS)} |"
+    assert [line.split(" | ")[0].removeprefix("| ") for line in page[2 : 2 + len(made)]] == labels
+    tables = json.loads(run("--all", "--no-laws", "--json").stdout)
+    assert [table["compressor"]["name"] for table in tables] == [c.compressor.name for c in made]
+    assert [len(table["laws"]) for table in tables] == [2] * len(made)
+
+
+# -------------------------------------------------------------------------------------------------------------------- vectors
+
+
+def test_real_vectors_are_updates_of_trained_clients_and_always_the_same() -> None:
+    made = sample.draw("real", None)
+    assert made.updates.shape == (8, 4, 200_650)
+    assert len(made.layout.names) == 6
+    flat = made.updates.reshape(32, -1)
+    assert len({row.tobytes() for row in flat}) == 32
+    assert (np.square(flat).sum(axis=1) > 0).all()
+    sample._trained.cache_clear()
+    assert sample.draw("real", None).vectors == made.vectors
+
+
+@pytest.mark.parametrize(("kind", "kurtosis"), [("gaussian", 3), ("laplace", 6)])
+def test_drawn_vectors_are_what_they_are_called(kind: str, kurtosis: float) -> None:
+    made = sample.draw(kind, 10_000)
+    x = made.updates.astype(np.float64)
+    assert (x**4).mean() / (x**2).mean() ** 2 == pytest.approx(kurtosis, rel=0.05)
+    assert made.layout.shapes == ((100, 100),)
+    assert sample.draw(kind, 3).layout.shapes == ((1, 1), (2,))
+
+
+def test_of_long_vectors_there_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "MOST_BYTES", 4 * 4 * 1000 * 3)
+    assert sample.draw("gaussian", 1000).updates.shape == (3, 4, 1000)
+    assert sample.draw("gaussian", 10_000).updates.shape == (1, 4, 10_000)
+
+
+def test_the_pool_is_larger_than_the_last_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = sample.draw("gaussian", 1000)
+    assert clock.pool_of(drawn).nbytes >= 2**20
+    monkeypatch.setattr(clock, "cache_bytes", lambda: 2**20)
+    pool = clock.pool_of(drawn)
+    assert pool.nbytes == 512 * 4000  # no more than 512 vectors
+    assert (pool[32] == drawn.updates[0, 0]).all()
