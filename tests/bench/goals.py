@@ -317,6 +317,7 @@ CASES: tuple[Case, ...] = (
     encoding("sign", 2, "sign"),
     decoding("sign", 1, "sign"),
     encoding("int8", 3, "integer", bits=8),
+    encoding("int8 nearest", None, "integer", bits=8, rounding="nearest"),
     encoding("qsgd", 12, "qsgd"),
     decoding("qsgd", 12, "qsgd"),
     encoding("eden 1 bit", 16, "eden", bits=1),
