@@ -158,8 +158,8 @@ class Clients:
 
     def encode_again(self, turn: int) -> bytes:
         """The sections and the frame of the support that was just sent."""
-        support, form = self.support, getattr(self.scheme, "values", "float32")
-        sections, _ = encode_sparse(self.bench.vector(turn), support, form, self.bench.ctx)
+        form: Any = getattr(self.scheme, "values", "float32")
+        sections, _ = encode_sparse(self.bench.vector(turn), self.support, form, self.bench.ctx)
         return self.bench.frame(sections, self.scheme.codec)
 
     def find_support(self) -> None:
