@@ -96,12 +96,6 @@ def candidates(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
     return np.cumsum(rng.integers(1, 9, size)), words, select._kth_largest.reference(words, k), k
 
 
-def padded(rng: np.random.Generator, size: int) -> F32:
-    x = np.zeros(int(block_ends(size)[-1]), dtype=np.float32)
-    x[:size] = small(floats_of(rng, size))
-    return x
-
-
 def matrix(rng: np.random.Generator, rows: int, columns: int) -> F32:
     return small(floats_of(rng, rows * columns)).reshape(rows, columns)
 
@@ -157,19 +151,20 @@ CASES: dict[str, Case] = {
     ),
     "compress.updates._add_signs": lambda r, n: (r.standard_normal(n), r.integers(0, 256, (n + 7) // 8).astype(np.uint8), 0.3),
     "compress.updates.pack_signs": lambda r, n: (floats_of(r, n),),
-    "compress.rotation._signed": lambda r, n: (padded(r, n), U64(r.integers(2**63))),
-    "compress.rotation._transform": lambda r, n: (padded(r, n), block_ends(n)),
     "compress.eden._quantise": lambda r, n: (
-        padded(r, n),
+        small(floats_of(r, n)),
         block_ends(n),
+        U64(r.integers(2**63)),
         np.array(CENTROIDS[int(r.integers(1, 5))]),
         bool(r.integers(2)),
     ),
-    "compress.eden._scaled": lambda r, n: (
+    "compress.eden._restore": lambda r, n: (
         r.integers(0, 8, (e := block_ends(n))[-1]).astype(np.uint8),
         r.random(len(e)).astype(np.float32),
         e,
+        U64(r.integers(2**63)),
         np.array(CENTROIDS[3]),
+        n,
     ),
     "compress.count_sketch._sketch": lambda r, n: (
         small(floats_of(r, n)),

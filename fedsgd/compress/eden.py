@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsgd.arrays import F32, F64, I64, U8
 from fedsgd.compress.base import Context, Dense, Kind, Operator, Update
-from fedsgd.compress.rotation import block_ends, rotate, unrotate
+from fedsgd.compress.rotation import block_ends, rotate, rotate_block, unrotate, unrotate_block
 from fedsgd.compress.updates import Deferred
 from fedsgd.errors import NonFiniteError, WireError, within
 from fedsgd.kernel import kernel
@@ -73,14 +73,11 @@ def encode_rotated(x: F32, bits: int, ctx: Context, purpose: str, unbiased: bool
     """Rotate, quantise to 2^bits centroids, and scale each block: by |y|²/⟨q, y⟩, or by ⟨q, y⟩/|q|², which has the least
     error. x: [P]."""
     ends, key, centroids = block_ends(len(x)), ctx.key(purpose), np.array(CENTROIDS[bits])
-    y = rotate(x, ends, key)
-    if not all_finite(y):
-        raise NonFiniteError(ctx.round, ctx.client, "rotating the update leaves float32's range")
-    digits, exact = _quantise(y, ends, centroids, unbiased)
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        digits, exact = _quantise(x, ends, np.uint64(key), centroids, unbiased)
         scales = exact.astype(np.float32)
     if not all_finite(scales):
-        raise NonFiniteError(ctx.round, ctx.client, "the scale of a rotated block leaves float32's range")
+        raise NonFiniteError(ctx.round, ctx.client, "rotating the update leaves float32's range")
     body = encode_digits(digits, 2**bits)
     sections = Section(Part.VALUE, body), Section(Part.SCALE, scales.astype("<f4").tobytes())
     return sections, Deferred(len(x), lambda: _decoded(digits, scales, ends, centroids, key, len(x)))
@@ -105,7 +102,7 @@ def max_rotated_bytes(size: int, bits: int) -> int:
 
 def _decoded(digits: U8, scales: F32, ends: I64, centroids: F64, key: int, size: int) -> Dense:
     with np.errstate(over="ignore", invalid="ignore"):
-        values = unrotate(_scaled(digits, scales, ends, centroids), ends, key, size)
+        values = _restore(digits, scales, ends, np.uint64(key), centroids, size)
     if not all_finite(values):
         raise WireError(0, "a scale so large that the update is not finite")
     return Dense(values)
@@ -114,7 +111,8 @@ def _decoded(digits: U8, scales: F32, ends: I64, centroids: F64, key: int, size:
 # ---------------------------------------------------------------------------------------------------------------- the kernels
 
 
-def _quantise_reference(y: F32, ends: I64, centroids: F64, unbiased: bool) -> tuple[U8, F64]:
+def _quantise_reference(x: F32, ends: I64, key: np.uint64, centroids: F64, unbiased: bool) -> tuple[U8, F64]:
+    y = rotate(x, ends, int(key))
     bounds = (centroids[1:] + centroids[:-1]) / 2
     digits = np.zeros(len(y), dtype=np.uint8)
     scales = np.zeros(len(ends))
@@ -134,28 +132,33 @@ def _quantise_reference(y: F32, ends: I64, centroids: F64, unbiased: bool) -> tu
 
 
 @kernel(_quantise_reference)
-def _quantise(y: F32, ends: I64, centroids: F64, unbiased: bool) -> tuple[U8, F64]:
-    """(digits, scales): of 2^bits digits the lower half are negative centroids, largest first. A block of zeros has scale 0.
+def _quantise(x: F32, ends: I64, key: np.uint64, centroids: F64, unbiased: bool) -> tuple[U8, F64]:
+    """(digits, scales) of x [P]: of 2^bits digits the lower half are negative centroids, largest first. A block of zeros has
+    scale 0.
 
-    The sums run over 64 lanes as those of `vectors` do.
+    Block by block, so that nothing leaves the cache. The sums run over 64 lanes as those of `vectors` do.
     """
     n = centroids.size
-    digits = np.empty(y.size, dtype=np.uint8)
+    digits = np.empty(ends[-1], dtype=np.uint8)
     scales = np.zeros(ends.size, dtype=np.float64)
+    whole, tile = np.empty(4096, dtype=np.float32), np.empty((64, 64), dtype=np.float32)
     squares, products, energies = np.empty(64), np.empty(64), np.empty(64)
     start = 0
     for b in range(ends.size):
-        size = ends[b] - start
+        block, source = whole[: ends[b] - start], x[start : min(ends[b], x.size)]
+        for i in range(block.size):
+            block[i] = source[i] if i < source.size else np.float32(0)
+        rotate_block(block, tile, key, start)
         for j in range(64):
             squares[j] = products[j] = energies[j] = 0.0
-        for row in range(size // 64):
-            part = y[start + 64 * row : start + 64 * row + 64]
+        for row in range(block.size // 64):
+            part = block[64 * row : 64 * row + 64]
             for j in range(64):
                 energies[j] += np.float64(part[j]) * np.float64(part[j])
         norm = np.sqrt(folded(energies))
-        unit = np.sqrt(np.float64(size)) / norm if norm > 0 else 0.0
-        for row in range(size // 64):
-            part = y[start + 64 * row : start + 64 * row + 64]
+        unit = np.sqrt(np.float64(block.size)) / norm if norm > 0 else 0.0
+        for row in range(block.size // 64):
+            part = block[64 * row : 64 * row + 64]
             target = digits[start + 64 * row : start + 64 * row + 64]
             for j in range(64):
                 magnitude = np.float64(abs(part[j]))
@@ -172,25 +175,30 @@ def _quantise(y: F32, ends: I64, centroids: F64, unbiased: bool) -> tuple[U8, F6
     return digits, scales
 
 
-def _scaled_reference(digits: U8, scales: F32, ends: I64, centroids: F64) -> F32:
+def _restore_reference(digits: U8, scales: F32, ends: I64, key: np.uint64, centroids: F64, size: int) -> F32:
     both = np.concatenate([-centroids[::-1], centroids])
-    sizes = np.diff(ends, prepend=0)
-    return (both[digits] * np.repeat(scales.astype(np.float64), sizes)).astype(np.float32)
+    y = (both[digits] * np.repeat(scales.astype(np.float64), np.diff(ends, prepend=0))).astype(np.float32)
+    return unrotate(y, ends, int(key), size)
 
 
-@kernel(_scaled_reference)
-def _scaled(digits: U8, scales: F32, ends: I64, centroids: F64) -> F32:
-    """S·q: each digit's centroid times its block's scale."""
+@kernel(_restore_reference)
+def _restore(digits: U8, scales: F32, ends: I64, key: np.uint64, centroids: F64, size: int) -> F32:
+    """The first `size` coordinates of R⁻¹ S q."""
     n = centroids.size
-    out = np.empty(digits.size, dtype=np.float32)
+    out = np.empty(size, dtype=np.float32)
     table = np.empty(2 * n, dtype=np.float32)
+    whole, tile = np.empty(4096, dtype=np.float32), np.empty((64, 64), dtype=np.float32)
     start = 0
     for b in range(ends.size):
         for c in range(n):
             table[n + c] = np.float32(centroids[c] * np.float64(scales[b]))
             table[n - 1 - c] = -table[n + c]
-        part, target = digits[start : ends[b]], out[start : ends[b]]
+        block, part = whole[: ends[b] - start], digits[start : ends[b]]
         for i in range(part.size):
-            target[i] = table[part[i]]
+            block[i] = table[part[i]]
+        unrotate_block(block, tile, key, start)
+        target = out[start : min(ends[b], size)]
+        for i in range(target.size):
+            target[i] = block[i]
         start = ends[b]
     return out

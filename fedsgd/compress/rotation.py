@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsgd.arrays import F32, I64
-from fedsgd.kernel import kernel
+from fedsgd.kernel import helper
 from fedsgd.rng import shared_hash, shared_word
 
 BLOCK = 4096
@@ -30,44 +30,29 @@ def block_ends(size: int) -> I64:
 
 
 def rotate(x: F32, ends: I64, key: int) -> F32:
-    """The rotated blocks, one behind the other [padded size]. x: [P]; ends: `block_ends(P)`."""
+    """The rotated blocks, one behind the other [padded size]: the obvious form of `rotate_block`. x: [P]; ends:
+    `block_ends(P)`."""
     padded = np.zeros(int(ends[-1]), dtype=np.float32)
     padded[: len(x)] = x
-    return _transform(_signed(padded, np.uint64(key)), ends)
+    return _transformed(_flipped(padded, key), ends)
 
 
 def unrotate(y: F32, ends: I64, key: int, size: int) -> F32:
-    """Inverse of `rotate`, up to rounding: the first `size` coordinates."""
-    return _signed(_transform(y, ends), np.uint64(key))[:size].copy()
+    """Inverse of `rotate`, up to rounding: the first `size` coordinates. The obvious form of `unrotate_block`."""
+    return _flipped(_transformed(y, ends), key)[:size]
 
 
-# ---------------------------------------------------------------------------------------------------------------- the kernels
-
-
-def _signed_reference(x: F32, key: np.uint64) -> F32:
-    words = shared_hash(int(key), np.arange((len(x) + 63) // 64, dtype=np.uint64))
-    negative = np.unpackbits(words.astype("<u8").view(np.uint8), count=len(x), bitorder="little")
+def _flipped(x: F32, key: int) -> F32:
+    words = shared_hash(key, np.arange(len(x) // 64, dtype=np.uint64))
+    negative = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")
     return np.where(negative == 1, -x, x)
 
 
-@kernel(_signed_reference)
-def _signed(x: F32, key: np.uint64) -> F32:
-    """x with random signs: bit i mod 64 of the shared word i // 64 flips coordinate i. x: [multiple of 64]."""
-    out = np.empty(x.size, dtype=np.float32)
-    bits, flipped = x.view(np.uint32), out.view(np.uint32)
-    for block in range(x.size // 64):
-        word = shared_word(key, np.uint64(block))
-        part, target = bits[64 * block : 64 * block + 64], flipped[64 * block : 64 * block + 64]
-        for j in range(64):
-            target[j] = part[j] ^ np.uint32(((word >> np.uint64(j)) & np.uint64(1)) << np.uint64(31))
-    return out
-
-
-def _transform_reference(x: F32, ends: I64) -> F32:
-    out = x.copy()
+def _transformed(x: F32, ends: I64) -> F32:
+    out = np.empty_like(x)
     start = 0
     for end in ends:
-        block = out[start:end]
+        block = x[start:end]
         half = len(block) // 2
         while half:
             pairs = block.reshape(-1, 2, half)
@@ -78,49 +63,68 @@ def _transform_reference(x: F32, ends: I64) -> F32:
     return out
 
 
-@kernel(_transform_reference)
-def _transform(x: F32, ends: I64) -> F32:
-    """The Hadamard transform of each block over the root of its size, by butterflies from far pairs to near ones.
+# ------------------------------------------------------------------------------------------------- for the loops of kernels
+
+
+@helper
+def rotate_block(block: F32, tile: F32, key: np.uint64, start: int) -> None:
+    """Signs, then the transform, of one block in place. block: [size]; tile: [64, 64], scratch; start: where the block begins
+    in the padded vector."""
+    _flip(block, key, start)
+    _hadamard(block, tile)
+
+
+@helper
+def unrotate_block(block: F32, tile: F32, key: np.uint64, start: int) -> None:
+    """The transform, then signs."""
+    _hadamard(block, tile)
+    _flip(block, key, start)
+
+
+@helper
+def _flip(block: F32, key: np.uint64, start: int) -> None:
+    """Random signs: bit i mod 64 of the shared word i // 64 flips coordinate i of the padded vector."""
+    bits = block.view(np.uint32)
+    for group in range(block.size // 64):
+        word = shared_word(key, np.uint64(start // 64 + group))
+        part = bits[64 * group : 64 * group + 64]
+        for j in range(64):
+            part[j] ^= np.uint32(((word >> np.uint64(j)) & np.uint64(1)) << np.uint64(31))
+
+
+@helper
+def _hadamard(block: F32, tile: F32) -> None:
+    """The Hadamard transform over the root of its size, by butterflies from far pairs to near ones.
 
     The last six steps stay within 64 neighbours; 64 of these at a time are transposed, so that they too run over long rows.
     """
-    out = np.empty(x.size, dtype=np.float32)
-    tile = np.empty((64, 64), dtype=np.float32)
-    start = 0
-    for b in range(ends.size):
-        size = ends[b] - start
-        block = out[start : start + size]
-        source = x[start : start + size]
-        for i in range(size):
-            block[i] = source[i]
-        half = size // 2
-        while half >= 64:
-            for base in range(0, size, 2 * half):
-                left, right = block[base : base + half], block[base + half : base + 2 * half]
-                for j in range(half):
-                    a, c = left[j], right[j]
-                    left[j] = a + c
-                    right[j] = a - c
-            half //= 2
-        factor = np.float32(1 / np.sqrt(size))
-        rows = size // 64
-        for r in range(rows):
-            row = block[64 * r : 64 * r + 64]
-            for j in range(64):
-                tile[j, r] = row[j]
-        half = 32
-        while half > 0:
-            for base in range(0, 64, 2 * half):
-                for i in range(base, base + half):
-                    left, right = tile[i], tile[i + half]
-                    for j in range(rows):
-                        a, c = left[j], right[j]
-                        left[j] = a + c
-                        right[j] = a - c
-            half //= 2
-        for r in range(rows):
-            row = block[64 * r : 64 * r + 64]
-            for j in range(64):
-                row[j] = tile[j, r] * factor
-        start = ends[b]
-    return out
+    size = block.size
+    half = size // 2
+    while half >= 64:
+        for base in range(0, size, 2 * half):
+            left, right = block[base : base + half], block[base + half : base + 2 * half]
+            for j in range(half):
+                a, c = left[j], right[j]
+                left[j] = a + c
+                right[j] = a - c
+        half //= 2
+    rows = size // 64
+    for r in range(rows):
+        row = block[64 * r : 64 * r + 64]
+        for j in range(64):
+            tile[j, r] = row[j]
+    half = 32
+    while half > 0:
+        for base in range(0, 64, 2 * half):
+            for i in range(base, base + half):
+                upper, lower = tile[i, :rows], tile[i + half, :rows]
+                for j in range(rows):
+                    a, c = upper[j], lower[j]
+                    upper[j] = a + c
+                    lower[j] = a - c
+        half //= 2
+    factor = np.float32(1 / np.sqrt(size))
+    for r in range(rows):
+        row = block[64 * r : 64 * r + 64]
+        for j in range(64):
+            row[j] = tile[j, r] * factor

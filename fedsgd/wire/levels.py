@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsgd.arrays import F32, U8, U64
+from fedsgd.arrays import F32, F64, U8
 from fedsgd.errors import WireError, within
 from fedsgd.kernel import kernel
 from fedsgd.rng import shared_hash, shared_word
@@ -117,12 +117,19 @@ def read_scales(section: Section, count: int) -> F32:
 # ---------------------------------------------------------------------------------------------------------------- the kernels
 
 
+def _random_reference(key: int, bucket: int, n: int) -> F64:
+    """The random numbers in [0, 1) of n coordinates of a bucket: 32 bits each, the lower half of a shared word first."""
+    words = shared_hash(key, np.uint64(bucket << 32) + np.arange((n + 1) // 2, dtype=np.uint64))
+    random: F64 = words.astype("<u8").view("<u4")[:n] * 2.0**-32
+    return random
+
+
 def _quantise_reference(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stochastic: bool) -> U8:
     spread = np.repeat(scales.astype(np.float64), bucket)[: len(x)]
     exact = np.abs(x.astype(np.float64)) * np.divide(level, spread, out=np.zeros(len(x)), where=spread > 0)
     if stochastic:
-        words: U64 = shared_hash(int(key), np.arange(len(x), dtype=np.uint64)) >> np.uint64(32)
-        rounded = np.floor(exact + words * 2.0**-32)
+        random = [_random_reference(int(key), b, len(x[b * bucket : (b + 1) * bucket])) for b in range(len(scales))]
+        rounded = np.floor(exact + np.concatenate([np.zeros(0), *random]))
     else:
         rounded = np.rint(exact)
     magnitude = np.minimum(rounded, level)
@@ -132,18 +139,24 @@ def _quantise_reference(x: F32, scales: F32, level: int, bucket: int, key: np.ui
 
 @kernel(_quantise_reference)
 def _quantise(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stochastic: bool) -> U8:
-    """The levels plus L."""
+    """The levels plus L. The random words of 128 coordinates are drawn before they are used: that way both loops are wide."""
     out = np.empty(x.size, dtype=np.uint8)
+    words = np.empty(64, dtype=np.uint64)
+    halves = words.view(np.uint32)
     for b in range(scales.size):
         factor = level / np.float64(scales[b]) if scales[b] > 0 else 0.0
         part = x[bucket * b : min(bucket * b + bucket, x.size)]
         target = out[bucket * b : min(bucket * b + bucket, x.size)]
         if stochastic:
-            for i in range(part.size):
-                word = shared_word(key, np.uint64(bucket * b + i)) >> np.uint64(32)
-                rounded = np.int32(np.float64(abs(part[i])) * factor + np.float64(np.int64(word)) * 2.0**-32)
-                magnitude = min(rounded, np.int32(level))
-                target[i] = np.uint8(level - magnitude if part[i] < 0 else level + magnitude)
+            for first in range(0, part.size, 128):
+                for j in range(64):
+                    words[j] = shared_word(key, (np.uint64(b) << np.uint64(32)) + np.uint64(first // 2 + j))
+                values, places = part[first : first + 128], target[first : first + 128]
+                for i in range(values.size):
+                    random = np.float64(np.int64(halves[i])) * 2.0**-32
+                    rounded = np.int32(np.float64(abs(values[i])) * factor + random)
+                    magnitude = min(rounded, np.int32(level))
+                    places[i] = np.uint8(level - magnitude if values[i] < 0 else level + magnitude)
         else:
             for i in range(part.size):
                 rounded = np.int32(np.rint(np.float64(abs(part[i])) * factor))

@@ -62,7 +62,8 @@ def encode_symbols(symbols: U8, entropy: bool = True) -> bytes:
 def _estimate(counts: I64, frequencies: I64) -> int:
     """Bits that the symbols will take, from what each costs."""
     used = np.flatnonzero(counts)
-    return sum(int(n) * _cost(int(f)) for n, f in zip(counts[used], frequencies[used], strict=True)) // 256
+    costs = [_cost(f) for f in frequencies[used].tolist()]
+    return int(counts[used] @ np.array(costs)) // 256
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsgd.arrays import I64, U8
+from fedsgd.arrays import F32, I64, U8
 from fedsgd.compress import COMPRESSORS, ErrorFeedback, Operator, Scheme, State
 from fedsgd.compress.base import kept_of
 from fedsgd.compress.select import top_k
@@ -157,15 +157,16 @@ class Clients:
         return self.bench.frame(sent.sections, self.scheme.codec)
 
     def encode_again(self, turn: int) -> bytes:
-        """The sections and the frame of the support that was just sent."""
+        """The sections and the frame of what was just sent."""
         form: Any = getattr(self.scheme, "values", "float32")
-        sections, _ = encode_sparse(self.bench.vector(turn), self.support, form, self.bench.ctx)
+        sections, _ = encode_sparse(self.support, self.values, form, self.bench.ctx)
         return self.bench.frame(sections, self.scheme.codec)
 
     def find_support(self) -> None:
-        """Decodes what was last sent for its positions."""
+        """Decodes what was last sent for its positions and values."""
         update: Any = self.scheme.decode(self.sent, self.bench.ctx)
         self.support: I64 = update.indices
+        self.values: F32 = update.values
 
 
 def dgc_step(bench: Bench) -> Work:
