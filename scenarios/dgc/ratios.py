@@ -1,0 +1,129 @@
+"""Deep Gradient Compression's compression ratios, by really encoding vectors of its networks.
+
+    python scenarios/dgc/ratios.py
+
+Lin et al. 2018, tables 2 to 4: ResNet-50 0.35 MB and 277×, AlexNet 0.39 MB and 597×, the PTB language model 0.42 MB and 462×.
+They follow from the wire that the paper uses: of each tensor with more than one dimension the largest 0.1 %, each as a float32
+and a 16-bit run of zeros; all other tensors whole. Beside them, the same coordinates in this project's own frames. The values
+are Gaussian, each tensor with a spread of its own; positions within a tensor are then uniform, the worst case for their code.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+
+from fedsgd.arrays import F32
+from fedsgd.compress import Context
+from fedsgd.compress.base import kept_of
+from fedsgd.compress.dgc import DGC
+from fedsgd.compress.select import top_k
+from fedsgd.layout import Layout
+from fedsgd.wire import Frame, Header, Kind, ValueFormat, encode_frame
+
+DENSITY = 0.001
+LONGEST_RUN = 2**16 - 1
+FORMATS: tuple[ValueFormat, ...] = ("float32", "bfloat16", "ternary")
+PAPER = {"ResNet-50": (0.35, 277), "AlexNet": (0.39, 597), "PTB LSTM": (0.42, 462)}
+
+
+def resnet_50() -> Iterator[tuple[int, ...]]:
+    """He et al. 2016: convolutions, each with the weight and bias of its batch norm, and a linear layer."""
+
+    def convolution(outputs: int, inputs: int, side: int) -> Iterator[tuple[int, ...]]:
+        yield from ((outputs, inputs, side, side), (outputs,), (outputs,))
+
+    yield from convolution(64, 3, 7)
+    inputs = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            yield from convolution(width, inputs, 1)
+            yield from convolution(width, width, 3)
+            yield from convolution(4 * width, width, 1)
+            if block == 0:
+                yield from convolution(4 * width, inputs, 1)
+            inputs = 4 * width
+    yield from ((1000, 2048), (1000,))
+
+
+def alexnet() -> Iterator[tuple[int, ...]]:
+    """Krizhevsky et al. 2012, with the second, fourth and fifth convolution in two halves."""
+    shapes = [(96, 3, 11, 11), (256, 48, 5, 5), (384, 256, 3, 3), (384, 192, 3, 3), (256, 192, 3, 3)]
+    for shape in [*shapes, (4096, 9216), (4096, 4096), (1000, 4096)]:
+        yield from (shape, shape[:1])
+
+
+def ptb_lstm() -> Iterator[tuple[int, ...]]:
+    """Two LSTM layers of 1,500 between an embedding of 10,000 words and a decoder that shares its weights."""
+    yield (10_000, 1500)
+    for _ in range(2):
+        yield from ((6000, 1500), (6000, 1500), (6000,), (6000,))
+    yield (10_000,)
+
+
+NETWORKS = {"ResNet-50": resnet_50, "AlexNet": alexnet, "PTB LSTM": ptb_lstm}
+
+
+def layout_of(network: str) -> Layout:
+    """Its tensors in one flat vector."""
+    shapes = tuple(NETWORKS[network]())
+    return Layout(tuple(f"tensor {i}" for i in range(len(shapes))), shapes)
+
+
+def gradient(layout: Layout) -> F32:
+    """Gaussian values with another spread in each tensor."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(layout.size, dtype=np.float32)
+    for _, part, shape in layout.slices():
+        x[part] *= np.float32(rng.lognormal() / math.sqrt(math.prod(shape[1:])))
+    return x
+
+
+def dgc_wire(x: F32, layout: Layout) -> bytes:
+    """The paper's message: (run of zeros u16, value f32) for what is kept of matrices, float32 for all else."""
+    out = []
+    for _, part, shape in layout.slices():
+        if len(shape) < 2:
+            out.append(x[part].tobytes())
+            continue
+        indices, values = top_k(x[part], kept_of(DENSITY, part.stop - part.start))
+        at = -1
+        for index, value in zip(indices.tolist(), values.tolist(), strict=True):
+            run = index - at - 1
+            while run > LONGEST_RUN:  # a zero in between, as run-length codes do it
+                out.append(struct.pack("<Hf", LONGEST_RUN, 0.0))
+                run -= LONGEST_RUN + 1
+            out.append(struct.pack("<Hf", run, value))
+            at = index
+    return b"".join(out)
+
+
+def our_frame(x: F32, layout: Layout, form: ValueFormat) -> bytes:
+    """The same coordinates as this project sends them."""
+    scheme = DGC(DENSITY, momentum=0.0, values=form, per_layer=True)
+    sent = scheme.send(x, {}, Context(0, 1, 0, layout))
+    return encode_frame(Frame(Header(Kind.UPDATE, 1, scheme.codec, 1, 0, 0, 1), sent.sections))
+
+
+def ratios(network: str) -> dict[str, tuple[float, float]]:
+    """(MiB, dense bytes divided by them) by wire: "DGC" and each format of ours."""
+    layout = layout_of(network)
+    x = gradient(layout)
+    sizes = {"DGC": len(dgc_wire(x, layout)), **{form: len(our_frame(x, layout, form)) for form in FORMATS}}
+    return {wire: (n_bytes / 2**20, 4 * layout.size / n_bytes) for wire, n_bytes in sizes.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{'network':<10} {'parameters':>11}  {'paper':>14}  {'DGC wire':>16}" + "".join(f"  {form:>16}" for form in FORMATS))
+    for network, (megabytes, ratio) in PAPER.items():
+        found = ratios(network)
+        cells = "".join(f"  {found[wire][0]:.4f} MiB {found[wire][1]:4.0f}×" for wire in ("DGC", *FORMATS))
+        print(f"{network:<10} {layout_of(network).size:>11,}  {megabytes:.2f} MB {ratio:>4}×{cells}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
