@@ -234,7 +234,7 @@ def send(plan: Plan, task: Task, local: Local) -> tuple[Reply, ClientState]:
         sent = plan.uplink.send(local.update, task.state.scheme, plan.context(round, client, task.reference))
     remembered = [*sent.state.items(), *((name, patch.values) for name, patch in sent.undo.items() if patch is not None)]
     for name, value in remembered:
-        if not np.isfinite(value).all():
+        if not (all_finite(value) if value.dtype == np.float32 else np.isfinite(value).all()):
             raise NonFiniteError(round, client, f"what the client remembers ({name}) {_first_bad(value, plan.layout)}")
     header = Header(Kind.UPDATE, round, plan.uplink.codec, base=round, client=client, examples=local.examples)
     frame = encode_frame(Frame(header, sent.sections))

@@ -78,7 +78,7 @@ def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_the_example_compressor_obeys_the_laws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = (block for block in blocks("python") if "class Sign" in block)
+    (example,) = (block for block in blocks("python") if "class MySign" in block)
     (tmp_path / "my_sign.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    check(ErrorFeedback(import_object("my_sign:Sign")()))
+    check(ErrorFeedback(import_object("my_sign:MySign")()))

@@ -19,9 +19,10 @@ from fedsgd.wire import Sections
 
 @dataclass(frozen=True)
 class CAFe(OperatorScheme):
-    """Client: C(x − r), r being the last round's mean update. Server: the mean of what it decodes, plus r, is the next r.
+    """How the update differs from the last round's mean is sent; the server adds that mean back.
 
-    CAFe (arXiv 2512.22623). What clients have in common need not be sent again, and no client remembers anything, so nothing
+    CAFe (arXiv 2512.22623). Client: C(x − r), r being the last round's mean update. Server: the mean of what it decodes, plus
+    r, is the next r. What clients have in common need not be sent again, and no client remembers anything, so nothing
     goes stale when it sits out. The price is on the downlink: r is sent along with the model, exactly (float32, its exponents
     coded), and its bytes are counted (a REFERENCE frame). In the first round r is zero. C must be contractive.
     """

@@ -17,13 +17,13 @@ from fedsgd.layout import Layout
 
 @dataclass(frozen=True)
 class EF21(OperatorScheme):
-    """Client i: c = C(x_i − g_i); g_i ← g_i + c. Server: g ← g + Σ c / N; the update is g.
+    """Client and server keep the same estimate of the client's update; its correction is sent.
 
-    Richtárik, Sokolov and Fatkhullin 2021; with partial participation Fatkhullin et al. 2021: the mean runs over the whole
-    population, N clients, absent ones included with the estimate that they last sent. So all weigh the same (set
-    server.weighting = "uniform"), and until most clients have been seen the update is smaller than the cohort's. Any
-    contractive operator will do. Nothing is ever withheld: what was not sent is in the next difference again. If a reply is
-    lost, g_i is what it was before, at both ends.
+    Client i: c = C(x_i − g_i); g_i ← g_i + c. Server: g ← g + Σ c / N; the update is g. Richtárik, Sokolov and Fatkhullin 2021;
+    with partial participation Fatkhullin et al. 2021: the mean runs over the whole population, N clients, absent ones included
+    with the estimate that they last sent. So all weigh the same (set server.weighting = "uniform"), and until most clients have
+    been seen the update is smaller than the cohort's. Any contractive operator will do. Nothing is ever withheld: what was not
+    sent is in the next difference again. If a reply is lost, g_i is what it was before, at both ends.
 
     The server keeps one vector, each client one.
     """

@@ -40,7 +40,7 @@ class FetchSGD(Scheme):
 
     density: Share = 0.1
     rows: Rows = 5
-    kept_share: Share = 0.01
+    kept_share: Share = 0.001
     momentum: Coefficient = 0.9
     masking: bool = True
     values: FloatFormat = "float32"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from fedsgd.compress import laws
+import numpy as np
+
+from fedsgd.compress import laws, scheme_laws
 from fedsgd.compress.base import Compressor, Operator, OperatorScheme, Scheme
 
 
@@ -20,17 +23,47 @@ class Law:
 
 
 def laws_of(compressor: Compressor) -> Iterator[Law]:
-    """Every law of an operator; of a scheme those of its operator, if it has one, and then its own."""
+    """Every law that says something of an operator; of a scheme those of its operator, if it has one, and then its own."""
     if isinstance(compressor, OperatorScheme):
         yield from laws_of(compressor.op)
     if isinstance(compressor, Operator):
         for population_law in laws.POPULATION_LAWS:
-            yield _stated(population_law, partial(population_law, compressor))
+            if _applies(population_law, compressor):
+                yield _stated(population_law, partial(population_law, compressor))
         for input_law in laws.INPUT_LAWS:
-            yield _stated(input_law, partial(laws.on_vectors, input_law, compressor))
+            if _applies(input_law, compressor):
+                yield _stated(input_law, partial(laws.on_vectors, input_law, compressor))
     if isinstance(compressor, Scheme):
-        yield _stated(laws.telescoping, partial(laws.on_updates, compressor))
-        yield _stated(laws.bounded, partial(laws.bounded, compressor))
+        for law in (scheme_laws.messages, scheme_laws.repeatable, scheme_laws.telescoping, scheme_laws.bounded):
+            if _applies(law, compressor):
+                check_law = scheme_laws.on_updates if law is scheme_laws.telescoping else law
+                yield _stated(law, partial(check_law, compressor))
+
+
+def _applies(law: Callable[..., None], compressor: Compressor) -> bool:
+    """Whether a law's condition holds. A compressor that cannot even say so is put through it."""
+    try:
+        return _CONDITIONS[law](compressor) if law in _CONDITIONS else True
+    except Exception:  # the user's own code
+        return True
+
+
+def _states_variance(op: Any) -> bool:
+    return op.kind == "unbiased" and op.variance(np.ones(laws.SMALL, dtype=np.float32)) is not None
+
+
+def _withholds(scheme: Any) -> bool:
+    return scheme.withheld({}, laws.layout_of(laws.SMALL)) is not None
+
+
+_CONDITIONS: Mapping[Callable[..., None], Callable[[Any], bool]] = {
+    laws.contraction: lambda op: op.kind == "contractive",
+    laws.fair: lambda op: op.even,
+    laws.mean: lambda op: op.kind == "unbiased" or (op.kind == "contractive" and not op.deterministic),
+    laws.variance: _states_variance,
+    scheme_laws.telescoping: _withholds,
+    scheme_laws.bounded: _withholds,
+}
 
 
 def _stated(law: Callable[..., None], check: Callable[[], None]) -> Law:

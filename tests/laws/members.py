@@ -12,6 +12,7 @@ from fedsgd.compress import COMPRESSORS, Compressor, Context, ErrorFeedback, Ope
 from fedsgd.compress.cafe import CAFe
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.compress.ef21 import EF21
+from fedsgd.compress.integer import Integer
 from fedsgd.compress.per_layer import PerLayer, Rule
 from fedsgd.compress.qsgd import QSGD
 from fedsgd.compress.randk import RandK
@@ -28,6 +29,19 @@ COMPOSED: tuple[Operator, ...] = (
     Scheduled(RandK(0.05, scaled=False), (1.0, 0.5)),
 )
 """Operators made of others."""
+PAIRS: tuple[Operator, ...] = (
+    TopK(0.1, "bfloat16"),
+    TopK(0.1, "ternary"),
+    TopK(1.0, "int8"),
+    RandK(0.1, "bfloat16", scaled=False),
+    RandK(0.25, "natural"),
+    RandK(0.25, "int4", scaled=False),
+    DenseOperator("bfloat16", entropy=True),
+    DenseOperator("float16", entropy=True),
+    Integer(4, "nearest"),
+    Integer(4, entropy=True),
+)
+"""Settings of two fields at once."""
 
 
 def operators() -> Iterator[Operator]:
@@ -35,15 +49,15 @@ def operators() -> Iterator[Operator]:
     for name in COMPRESSORS:
         if issubclass(COMPRESSORS[name], Operator):
             yield from variants(COMPRESSORS[name])
+    yield from PAIRS
     yield from COMPOSED
 
 
 def variants(cls: type) -> list[Any]:
-    """A class at its defaults, and with one field after the other at each of its choices."""
-    made: list[Any] = [cls()]
-    for f in fields(cls):
-        made += [replace(member, **{f.name: choice}) for member in made for choice in _choices(cls, f.name)]
-    return [*dict.fromkeys(made)]
+    """A class at its defaults, and with each field by itself at each of its choices; what matters in pairs is in PAIRS."""
+    plain: Any = cls()
+    changed = [replace(plain, **{f.name: choice}) for f in fields(cls) for choice in _choices(cls, f.name)]
+    return [*dict.fromkeys([plain, *changed])]
 
 
 def _choices(cls: type, field: str) -> tuple[object, ...]:
@@ -56,16 +70,13 @@ def _choices(cls: type, field: str) -> tuple[object, ...]:
 
 
 def schemes() -> Iterator[Scheme]:
-    """Every operator plain, and under error feedback where it contracts; and every scheme of the registry."""
-    for op in operators():
-        yield Plain(op)
-        if op.kind == "contractive":
-            yield ErrorFeedback(op)
+    """Some operators plain, all that contract under error feedback, and every scheme of the registry."""
+    yield from (Plain(op) for op in (TopK(), Sign(), QSGD(), COMPOSED[0]))
+    yield from (ErrorFeedback(op) for op in operators() if op.kind == "contractive")
     yield from (ErrorFeedback(TopK(density=0.1), policy) for policy in ("decay", "reset"))
     for name in COMPRESSORS:
         if issubclass(COMPRESSORS[name], Scheme):
-            cls: Any = COMPRESSORS[name]
-            yield from dict.fromkeys([cls(), *(cls(**{f.name: c}) for f in fields(cls) for c in _choices(cls, f.name))])
+            yield from variants(COMPRESSORS[name])
     yield from (wrap(op) for wrap in (EF21, CAFe) for op in (Sign(), RandK(0.1, scaled=False), COMPOSED[0]))
 
 

@@ -180,6 +180,6 @@ OPERATORS: list[tuple[Operator, str]] = [
 SCHEMES: list[tuple[Scheme, str]] = [
     (ForgetfulFeedback(TopK(density=0.05)), "telescoping"),
     (CarelessFeedback(TopK(density=0.05)), "telescoping"),
-    (WritesToItsState(TopK(density=0.05)), "telescoping"),
+    (WritesToItsState(TopK(density=0.05)), "repeatable"),
     (FeedbackOverScaledRandK(RandK(density=0.25, scaled=True)), "bounded"),
 ]

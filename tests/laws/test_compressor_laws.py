@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 import fedsgd.compress
 from fedsgd.arrays import F32
-from fedsgd.compress import COMPRESSORS, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme
+from fedsgd.compress import COMPRESSORS, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme, scheme_laws
 from fedsgd.compress import laws as compressor_laws
 from fedsgd.compress.suite import check
 from fedsgd.layout import Layout
@@ -55,12 +55,18 @@ def test_laws_of_a_population(law: Callable[..., None], op: Operator) -> None:
 @given(updates=st.lists(DYADIC, min_size=1, max_size=12), data=st.data())
 def test_telescoping(scheme: Scheme, updates: list[F32], data: st.DataObject) -> None:
     lost = data.draw(st.lists(st.booleans(), min_size=len(updates), max_size=len(updates)))
-    compressor_laws.telescoping(scheme, updates, lost)
+    scheme_laws.telescoping(scheme, updates, lost)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
 def test_what_is_withheld_is_bounded(scheme: Scheme) -> None:
-    compressor_laws.bounded(scheme)
+    scheme_laws.bounded(scheme)
+
+
+@pytest.mark.parametrize("law", [scheme_laws.messages, scheme_laws.repeatable], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
+def test_laws_of_every_scheme(law: Callable[..., None], scheme: Scheme) -> None:
+    law(scheme)
 
 
 @pytest.mark.parametrize("member", [*OPERATORS, *SCHEMES], ids=name_of)

@@ -1,0 +1,120 @@
+"""The laws of schemes as checks, as those of operators are in `laws`: what is said, remembered, delivered and held back.
+
+`messages` and `repeatable` hold for all; `telescoping` and `bounded` for schemes that keep something back and say what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fedsgd.arrays import F32
+from fedsgd.compress.base import Context, OperatorScheme, Scheme, Sent, State
+from fedsgd.compress.laws import ROUNDING, SMALL, contexts, gaussian, layout_of, over_the_wire, require
+from fedsgd.errors import LawError
+
+STEPS = 12
+
+
+def updates_of(scheme: Scheme) -> Iterator[tuple[Context, F32, State, Sent]]:
+    """(context, update, state, what is sent) over some rounds, one update being zero and one almost; every fourth is lost."""
+    state: State = {}
+    for ctx, rng in contexts("scheme", 1000, STEPS):
+        x = gaussian(rng, 1000) * np.float32(0 if ctx.round == 5 else 1)
+        x[: 990 if ctx.round == 6 else 0] = 0
+        sent = scheme.send(x, state, ctx)
+        yield ctx, x, state, sent
+        state = sent.state_if_lost if ctx.round % 4 == 3 else sent.state
+
+
+def messages(scheme: Scheme) -> None:
+    """Each message decodes, from its bytes alone, to a finite update of the right size; it carries as many coordinates as
+    `kept` says, and weighs at most max_bytes. What is remembered is finite, whether the reply arrives or not."""
+    for ctx, x, _, sent in updates_of(scheme):
+        update = over_the_wire(scheme, sent.sections, ctx)
+        dense = update.to_dense()
+        good = dense.shape == x.shape and bool(np.isfinite(dense).all())
+        said = f"{dense.shape} coordinates, expected {x.shape}, all finite"
+        require(good, "messages", scheme, f"round {ctx.round} decodes to {said}")
+        counts = scheme.kept(sent.sections, ctx), update.kept
+        require(counts[0] == counts[1], "messages", scheme, f"round {ctx.round}: kept and the update say {counts}")
+        n_bytes, limit = sum(len(s.data) for s in sent.sections), scheme.max_bytes(ctx.layout)
+        require(n_bytes <= limit, "messages", scheme, f"round {ctx.round}: {n_bytes} bytes, max_bytes says {limit}")
+        for state in (sent.state, sent.state_if_lost):
+            bad = [name for name, value in state.items() if not np.isfinite(value).all()]
+            require(not bad, "messages", scheme, f"round {ctx.round}: {', '.join(bad)} is not finite")
+
+
+def repeatable(scheme: Scheme) -> None:
+    """Equal updates and equal states give equal bytes and equal states, also from copies, as of a client that was put away and
+    fetched again; and neither is written to."""
+    for ctx, x, state, sent in updates_of(scheme):
+        given = {name: value.copy() for name, value in state.items()}
+        for array in (x, *given.values()):
+            array.flags.writeable = False
+        try:
+            again = scheme.send(x, given, ctx)
+        except ValueError as error:
+            raise LawError(f"repeatable: {scheme}: wrote to its update or its state: {error}") from error
+        same = [bytes(s.data) for s in sent.sections] == [bytes(s.data) for s in again.sections]
+        require(same, "repeatable", scheme, f"round {ctx.round}: bytes differ")
+        for one, other in ((sent.state, again.state), (sent.state_if_lost, again.state_if_lost)):
+            equal = one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+            require(equal, "repeatable", scheme, f"round {ctx.round}: states differ")
+
+
+def telescoping(scheme: Scheme, updates: Sequence[F32], lost: Sequence[bool]) -> None:
+    """Over updates x [P], Σ x = Σ delivered + withheld, whichever replies were lost."""
+    layout = layout_of(len(updates[0]))
+    given, delivered = np.zeros((2, layout.size))
+    state: State = {}
+    for i, (x, is_lost) in enumerate(zip(updates, lost, strict=True)):
+        ctx = Context(0, i + 1, 0, layout)
+        for array in (x, *state.values()):
+            array.flags.writeable = False
+        try:
+            sent = scheme.send(x, state, ctx)
+        except ValueError as error:
+            raise LawError(f"telescoping: {scheme}: wrote to its update or its state: {error}") from error
+        given += x
+        if is_lost:
+            state = sent.state_if_lost
+        else:
+            state = sent.state
+            scheme.decode(sent.sections, ctx).add_to(delivered, 1.0)
+    withheld = scheme.withheld(state, layout)
+    if withheld is None:
+        return
+    scale = ROUNDING * len(updates) * (1 + max(float(np.abs(x).sum()) for x in updates))
+    off = float(np.abs(given - delivered - withheld).max())
+    require(off <= scale, "telescoping", scheme, f"{off:.4g} of a coordinate was neither delivered nor withheld")
+
+
+def bounded(scheme: Scheme) -> None:
+    """What is withheld stays bounded: at most 4(1 − δ)/δ² of the largest update's energy, and 2A/δ, for a contraction
+    (Karimireddy et al. 2019, lemma 3), and never more than all that was ever given."""
+    steps, layout = 100, layout_of(SMALL)
+    delta, floor = 0.0, 0.0
+    if isinstance(scheme, OperatorScheme):
+        delta, floor = scheme.op.contraction(layout), scheme.op.floor(layout)
+    limit = min(float(steps**2), 4 * (1 - delta) / delta**2 if delta > 0 else np.inf)
+    least = 2 * floor / delta if delta > 0 else 0.0
+    state: State = {}
+    largest = 0.0
+    for ctx, rng in contexts("bounded", SMALL, steps):
+        x = gaussian(rng, SMALL)
+        largest = max(largest, float(np.square(x, dtype=np.float64).sum()))
+        with np.errstate(over="ignore", invalid="ignore"):
+            state = scheme.send(x, state, ctx).state
+            withheld = scheme.withheld(state, layout)
+            energy = 0.0 if withheld is None else float(np.square(withheld, dtype=np.float64).sum())
+        allowed = limit * largest + least
+        figures = f"after {ctx.round} rounds {energy:.4g} is withheld, at most {allowed:.4g} allowed"
+        require(energy <= allowed * (1 + ROUNDING) + ROUNDING, "bounded", scheme, figures)
+
+
+def on_updates(scheme: Scheme) -> None:
+    """The telescoping law on Gaussian updates, with every third reply lost."""
+    updates = [gaussian(rng, SMALL) for _, rng in contexts("telescoping", SMALL, 20)]
+    telescoping(scheme, updates, [i % 3 == 1 for i in range(20)])
