@@ -327,7 +327,7 @@ def test_what_the_fresh_interpreter_cannot_do_is_said(monkeypatch: pytest.Monkey
         (["top-k", "--set", "densty=0.1"], 'densty: unknown key, did you mean "density"?'),
         (["top-k", "--set", "density=2"], "density: expected float <= 1.0, got 2"),
         (["top-k", "--set", "density"], "expected KEY=VALUE"),
-        (["rand-k", "--error-feedback", "persist"], "error feedback needs a contractive compressor"),
+        (["rand-k", "--error-feedback", "persist"], "error-feedback needs a contractive compressor"),
         (["nowhere_at_all:Thing"], 'cannot import "nowhere_at_all"'),
         (["mine_certified:Halfs"], 'has no "Halfs", did you mean "Half"?'),
         (["mine_certified:not_a_class"], '"mine_certified:not_a_class" is 3, expected a frozen dataclass'),

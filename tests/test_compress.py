@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedsgd.arrays import F32
 from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback, Plain, Sparse
-from fedsgd.compress.base import kept_of
+from fedsgd.compress.density import kept_of
 from fedsgd.compress.randk import RandK, shared_support
 from fedsgd.compress.topk import TopK, top_k
 from fedsgd.errors import NonFiniteError, ScenarioError, WireError

@@ -105,7 +105,7 @@ CASES: dict[str, Case] = {
     "wire.bits._pack": packed_fields,
     "wire.bits._unpack": packed_words,
     "wire.bits._pack_unary": lambda r, n: ((v := r.integers(0, 90, n)), int(v.sum()) + n),
-    "wire.bits._ones": lambda r, n: ((w := r.integers(0, 2**63, n).astype(U64)), int(np.bitwise_count(w).sum())),
+    "wire.bits.ones_of": lambda r, n: ((w := r.integers(0, 2**63, n).astype(U64)), int(np.bitwise_count(w).sum())),
     "wire.gaps._plan": lambda r, n: (pareto(r, n),),
     "wire.gaps._bit_lengths": lambda r, n: (pareto(r, n),),
     "wire.rans._histogram": lambda r, n: (skewed(r, n),),

@@ -251,7 +251,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "inline, far": ({"data.alpha": 3}, 'data.alpha: unknown key, expected one of: "held_out", "name", "partition"'),
     "seed": ({"seed": -1}, "seed: expected int >= 0, got -1"),
     "folder": ({"name": "a/b"}, "name: got 'a/b', expected a word that can name a folder"),
-    "memory": ({"uplink.compressor.name": "rand-k"}, "uplink.error_feedback: error feedback needs a contractive compressor"),
+    "memory": ({"uplink.compressor.name": "rand-k"}, "uplink.error_feedback: error-feedback needs a contractive compressor"),
     "downlink": ({"downlink.compressor.name": "top-k"}, 'downlink.compressor.name: got "top-k", expected "dense"'),
 }
 

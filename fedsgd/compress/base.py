@@ -7,7 +7,7 @@ executable: `fedsgd.compress.laws`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.arrays import F32, I64
-from fedsgd.component import Component
+from fedsgd.component import Component, FieldError
 from fedsgd.errors import WireError
 from fedsgd.layout import Layout
 from fedsgd.rng import shared_key
@@ -48,17 +48,6 @@ class Context:
     def key(self, purpose: str) -> int:
         """The key of a shared randomness that is this client's in this round alone."""
         return shared_key(self.seed, purpose, self.round, self.client)
-
-
-def kept_of(density: float, size: int) -> int:
-    """k = max(1, round(density · P)), halves to even as Python's round."""
-    return max(1, round(density * size))
-
-
-def staged(density: float, stages: Sequence[float], rounds: int, round: int) -> float:
-    """The density in `round` (from 1): each of `stages` for `rounds` rounds, then `density`."""
-    stage = (round - 1) // rounds if rounds else len(stages)
-    return stages[stage] if stage < len(stages) else density
 
 
 class Update(ABC):
@@ -314,3 +303,12 @@ class OperatorScheme(Scheme):
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return self.op.kept(sections, ctx)
+
+
+def require_contractive(scheme: OperatorScheme, why: str = "what it has not sent would not shrink") -> None:
+    """FieldError unless the scheme's operator contracts."""
+    op = scheme.op
+    if op.kind != "contractive":
+        remedy = ", or scaled = false" if hasattr(op, "scaled") else ""
+        problem = f"{scheme.name} needs a contractive compressor, and {op} is {op.kind}: {why}{remedy}"
+        raise FieldError(scheme.name, "op", problem)

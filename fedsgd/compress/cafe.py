@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.component import FieldError
-from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Received, Sent, State
+from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Received, Sent, State, require_contractive
 from fedsgd.compress.sparse import decode_sparse, encode_sparse, max_sparse_bytes
 from fedsgd.compress.topk import TopK
 from fedsgd.layout import Layout
@@ -34,8 +33,7 @@ class CAFe(OperatorScheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.op.kind != "contractive":
-            raise FieldError(self.name, "op", f"CAFe needs a contractive compressor, and {self.op} is {self.op.kind}")
+        require_contractive(self)
 
     def send(self, x: F32, state: State, ctx: Context) -> Sent:
         difference = x if ctx.reference is None else x - ctx.reference

@@ -9,7 +9,8 @@ import numpy as np
 
 from fedsgd.arrays import F32, I64
 from fedsgd.component import Coefficient, Natural, NonNegative, Share
-from fedsgd.compress.base import Context, Patch, Scheme, Sent, State, Update, kept_of, staged
+from fedsgd.compress.base import Context, Patch, Scheme, Sent, State, Update
+from fedsgd.compress.density import kept_of, staged
 from fedsgd.compress.select import top_k
 from fedsgd.compress.sparse import decode_sparse, encode_sparse, kept_sparse, max_sparse_bytes
 from fedsgd.kernel import kernel

@@ -9,8 +9,18 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.component import FieldError
-from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Patch, Received, Sent, State, patch
+from fedsgd.compress.base import (
+    Context,
+    Gathering,
+    Operator,
+    OperatorScheme,
+    Patch,
+    Received,
+    Sent,
+    State,
+    patch,
+    require_contractive,
+)
 from fedsgd.compress.topk import TopK
 from fedsgd.layout import Layout
 
@@ -36,8 +46,7 @@ class EF21(OperatorScheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.op.kind != "contractive":
-            raise FieldError(self.name, "op", f"EF21 needs a contractive compressor, and {self.op} is {self.op.kind}")
+        require_contractive(self)
 
     def send(self, x: F32, state: State, ctx: Context) -> Sent:
         estimate = state.get("estimate")

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.component import Coefficient, Count, FieldError
-from fedsgd.compress.base import Context, OperatorScheme, Sent, State, patch
+from fedsgd.component import Coefficient, Count
+from fedsgd.compress.base import Context, OperatorScheme, Sent, State, patch, require_contractive
 from fedsgd.layout import Layout
 
 Policy = Literal["persist", "decay", "reset"]
@@ -39,13 +39,7 @@ class ErrorFeedback(OperatorScheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.op.kind != "contractive":
-            raise FieldError(
-                self.name,
-                "op",
-                f"error feedback needs a contractive compressor, and {self.op} is {self.op.kind}: its residual would grow "
-                'without bound; use error_feedback = "none"' + (", or scaled = false" if hasattr(self.op, "scaled") else ""),
-            )
+        require_contractive(self, 'its residual would grow without bound; use error_feedback = "none"')
 
     @property
     def codec(self) -> int:

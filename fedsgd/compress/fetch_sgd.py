@@ -10,8 +10,9 @@ import numpy as np
 
 from fedsgd.arrays import F32, F64
 from fedsgd.component import Coefficient, Share
-from fedsgd.compress.base import Context, Dense, Gathering, Received, Scheme, Sent, State, Update, kept_of
+from fedsgd.compress.base import Context, Dense, Gathering, Received, Scheme, Sent, State, Update
 from fedsgd.compress.count_sketch import Rows, n_columns, sketch, unsketch
+from fedsgd.compress.density import kept_of
 from fedsgd.compress.select import top_k
 from fedsgd.errors import NonFiniteError
 from fedsgd.layout import Layout

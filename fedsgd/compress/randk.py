@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import F32, I64
+from fedsgd.arrays import F32, I64, U64
 from fedsgd.component import Share
-from fedsgd.compress.base import Context, Kind, Operator, Sparse, Update, kept_of
+from fedsgd.compress.base import Context, Kind, Operator, Sparse, Update
+from fedsgd.compress.density import kept_of
 from fedsgd.compress.sparse import surviving
 from fedsgd.errors import NonFiniteError
 from fedsgd.kernel import kernel
@@ -17,7 +18,7 @@ from fedsgd.layout import Layout
 from fedsgd.rng import shared_hash, shared_word
 from fedsgd.vectors import all_finite, energy
 from fedsgd.wire import DenseFormat, Sections, decode_values, encode_values, max_value_bytes
-from fedsgd.wire.bits import trailing_zeros
+from fedsgd.wire.bits import ones_of
 
 
 def shared_support(k: int, ctx: Context) -> I64:
@@ -26,7 +27,7 @@ def shared_support(k: int, ctx: Context) -> I64:
     Floyd's sampling (Bentley and Floyd 1987) in k steps: for j from P − k to P − 1 draw t below j + 1, and take t, or j if t is
     taken. t is the upper half of the product of j + 1 and the 64 shared random bits of counter j.
     """
-    return _sample(k, ctx.layout.size, np.uint64(ctx.key("rand-k")))
+    return ones_of(_sample(k, ctx.layout.size, np.uint64(ctx.key("rand-k"))), k)
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,20 @@ class RandK(Operator):
         return kept_of(self.density, ctx.layout.size)
 
 
-def _sample_reference(k: int, size: int, key: np.uint64) -> I64:
+def _sample_reference(k: int, size: int, key: np.uint64) -> U64:
     words = shared_hash(int(key), np.arange(size - k, size, dtype=np.uint64))
     taken: set[int] = set()
     for j, word in zip(range(size - k, size), words.tolist(), strict=True):
         t = word * (j + 1) >> 64
         taken.add(j if t in taken else t)
-    return np.array(sorted(taken), dtype=np.int64)
+    mask = np.zeros(-(-size // 64) * 64, dtype=np.uint8)
+    mask[list(taken)] = 1
+    return np.packbits(mask, bitorder="little").view("<u8").astype(np.uint64)
 
 
 @kernel(_sample_reference)
-def _sample(k: int, size: int, key: np.uint64) -> I64:
-    """k of `size` positions, ascending. What is taken stands in a bitmap, which is in order by itself."""
+def _sample(k: int, size: int, key: np.uint64) -> U64:
+    """k of `size` positions as a bitmap, which is in order by itself."""
     taken = np.zeros((size + 63) // 64, dtype=np.uint64)
     for j in range(size - k, size):
         word, below = shared_word(key, np.uint64(j)), np.uint64(j + 1)
@@ -108,12 +111,4 @@ def _sample(k: int, size: int, key: np.uint64) -> I64:
             taken[j >> 6] |= np.uint64(1) << np.uint64(j & 63)
         else:
             taken[place] |= np.uint64(1) << (t & np.uint64(63))
-    support = np.empty(k, dtype=np.int64)
-    count = 0
-    for i in range(taken.size):
-        word = taken[i]
-        while word != np.uint64(0):
-            support[count] = 64 * i + trailing_zeros(word)
-            count += 1
-            word &= word - np.uint64(1)
-    return support
+    return taken

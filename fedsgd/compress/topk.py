@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from fedsgd.arrays import F32
 from fedsgd.component import Share
-from fedsgd.compress.base import Context, Kind, Operator, Update, kept_of
+from fedsgd.compress.base import Context, Kind, Operator, Update
+from fedsgd.compress.density import kept_of
 from fedsgd.compress.select import top_k
 from fedsgd.compress.sparse import decode_sparse, encode_sparse, kept_sparse, max_sparse_bytes, surviving
 from fedsgd.layout import Layout

@@ -51,14 +51,14 @@ def count_ones(data: Bytes) -> int:
 
 def ones(data: Bytes) -> I64:
     """The positions of the 1 bits, ascending."""
-    return _ones(_words64(data), count_ones(data))
+    return ones_of(_words64(data), count_ones(data))
 
 
 def unpack_unary(data: Bytes, count: int) -> I64:
     """Inverse of `pack_unary` for `count` values; the last 1 must stand in the last byte."""
     if count_ones(data) != count:
         raise WireError(0, f"{count_ones(data)} unary numbers, expected {count}")
-    ends = _ones(_words64(data), count)
+    ends = ones_of(_words64(data), count)
     if n_bytes(int(ends[-1]) + 1 if count else 0) != len(data):
         raise WireError(0, "bytes after the last unary number")
     out: I64 = np.diff(ends, prepend=-1) - 1
@@ -194,13 +194,13 @@ def trailing_zeros(word: np.uint64) -> int:
     return place
 
 
-def _ones_reference(words: U64, count: int) -> I64:
+def _ones_of_reference(words: U64, count: int) -> I64:
     return np.flatnonzero(np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little"))
 
 
-@kernel(_ones_reference)
-def _ones(words: U64, count: int) -> I64:
-    """Where the `count` 1 bits stand."""
+@kernel(_ones_of_reference)
+def ones_of(words: U64, count: int) -> I64:
+    """Where the `count` 1 bits of a bitmap stand, ascending."""
     positions = np.empty(count, dtype=np.int64)
     at = 0
     for i in range(words.size):

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.compress import Context
-from fedsgd.compress.base import kept_of
+from fedsgd.compress.density import kept_of
 from fedsgd.compress.dgc import DGC
 from fedsgd.compress.select import top_k
 from fedsgd.layout import Layout

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsgd.arrays import F32, I64, U8
 from fedsgd.compress import COMPRESSORS, ErrorFeedback, Operator, Scheme, State
-from fedsgd.compress.base import kept_of
+from fedsgd.compress.density import kept_of
 from fedsgd.compress.select import top_k
 from fedsgd.compress.sparse import encode_sparse
 from fedsgd.compress.topk import TopK

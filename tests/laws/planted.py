@@ -9,7 +9,8 @@ import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.compress import Context, Dense, ErrorFeedback, Operator, Patch, Scheme, Sent, Sparse, State, Update
-from fedsgd.compress.base import Kind, kept_of
+from fedsgd.compress.base import Kind
+from fedsgd.compress.density import kept_of
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.topk import TopK, top_k
 from fedsgd.layout import Layout
