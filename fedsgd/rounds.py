@@ -146,11 +146,14 @@ def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Ser
             seconds[at] = time.perf_counter() - begun
         at = None
 
+    gathering = Gathering(plan.seed, server.round, plan.layout, plan.clients)
     try:
-        gathering = Gathering(plan.seed, server.round, plan.layout, plan.clients)
-        update, uplink = plan.uplink.fold(server.uplink, timed(), gathering)
+        with np.errstate(over="ignore", invalid="ignore"):  # finite replies may still add up to what is not, round after round
+            update, uplink = plan.uplink.fold(server.uplink, timed(), gathering)
     except WireError as error:
         raise _placed(error, server.round, at) from None
+    if not all_finite(update):
+        raise NonFiniteError(server.round, None, f"the cohort's update {_first_bad(update, plan.layout)}")
     weights, velocity = server_step(plan.optimizer, server.weights, update, server.velocity, server.round)
     if not np.isfinite(weights).all():
         raise NonFiniteError(server.round, None, f"after the server's step {_first_bad(weights, plan.layout)}")
@@ -211,6 +214,8 @@ def receive(plan: Plan, client: ClientId, message: Message, state: ClientState, 
     if len(message) not in (2, 3):
         raise WireError(0, f"a message of {len(message)} frames, expected TASK and MODEL, and REFERENCE of some schemes")
     header = decode_frame(message[0], overhead(0)).header
+    if not header.round:
+        raise WireError(HEADER_OFFSETS["round"], "round is 0, expected one from 1 on")
     _expect(header, Kind.TASK, header.round, client, 0)
     weights = _decode_model(plan, message[1], header.round)
     reference = _decode_reference(plan, message[2:], header.round)

@@ -14,7 +14,7 @@ from fedsgd.arrays import F32
 from fedsgd.component import Checked
 from fedsgd.compress.base import Context, Kind, Operator, Sparse, Update
 from fedsgd.compress.topk import TopK
-from fedsgd.errors import WireError
+from fedsgd.errors import WireError, within
 from fedsgd.layout import Layout
 from fedsgd.rng import shared_key
 from fedsgd.wire import Part, Section, Sections
@@ -214,7 +214,8 @@ def _split(sections: Sections, n_groups: int) -> list[Sections]:
         count, at = manifest.data[at], at + 1
         for _ in range(count):
             part = manifest.data[at] if at < len(manifest.data) else 0
-            length, at = unpack_varint(manifest.data, at + 1)
+            with within(manifest.offset):
+                length, at = unpack_varint(manifest.data, at + 1)
             if part not in used or length > len(bodies[Part(part)].data) - used[Part(part)]:
                 raise WireError(manifest.offset + at, f"{length} bytes of part {part}, which are not there")
             body, start = bodies[Part(part)], used[Part(part)]

@@ -11,7 +11,9 @@ from fedsgd.component import Share
 from fedsgd.compress.base import Context, Gathering, Received, Scheme, Sent, State, Update
 from fedsgd.compress.error_feedback import ErrorFeedback
 from fedsgd.compress.topk import TopK
+from fedsgd.errors import NonFiniteError
 from fedsgd.layout import Layout
+from fedsgd.vectors import all_finite
 from fedsgd.wire import ALL, Sections
 
 
@@ -52,6 +54,8 @@ class STC(Scheme):
     def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
         ctx = Context(gathering.seed, gathering.round, ALL, gathering.layout)
         sent = self._server.send(self.mean(replies, gathering.layout), server, ctx)
+        if not all_finite(sent.state["residual"]):
+            raise NonFiniteError(gathering.round, None, "what the server has held back leaves float32's range")
         return self._server.decode(sent.sections, ctx).to_dense(), sent.state
 
     def max_bytes(self, layout: Layout) -> int:

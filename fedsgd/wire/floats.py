@@ -82,8 +82,12 @@ def half_exponent(values: F32) -> int:
 
 
 def to_float16(values: F32, exponent: int) -> U16:
-    """values · 2^−e rounded to the nearest half, ties to even. values: [k], finite, at most 2¹⁵ · 2^e."""
-    return _to_float16(values, float(np.ldexp(1.0, -exponent)))
+    """values · 2^−e rounded to the nearest half, ties to even, but never to what is infinite as a float32. values: [k], finite,
+    at most 2¹⁵ · 2^e."""
+    words = _to_float16(values, float(np.ldexp(1.0, -exponent)))
+    if exponent == GREATEST_EXPONENT:
+        words = np.minimum(words & np.uint16(0x7FFF), np.uint16(0x77FF)) | words & np.uint16(0x8000)
+    return words
 
 
 def from_float16(words: U32, exponent: int) -> F32:
@@ -137,7 +141,7 @@ def _split(words: U32, width: int) -> tuple[U8, U8]:
 def _join_reference(upper: U8, lower: U8, width: int) -> U32:
     columns = np.zeros((len(upper), 8), dtype=np.uint8)
     columns[:, width // 8 - 1] = upper
-    columns[:, : width // 8 - 1] = lower.reshape(len(upper), -1)
+    columns[:, : width // 8 - 1] = lower.reshape(len(upper), width // 8 - 1)  # not -1: there may be none
     rotated: U64 = columns.view("<u8").reshape(-1).astype(np.uint64)
     return (rotated >> np.uint64(1) | (rotated & np.uint64(1)) << np.uint64(width - 1)).astype(np.uint32)
 

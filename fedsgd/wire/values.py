@@ -127,9 +127,12 @@ class _Float16(_Format):
         return sections, floats.from_float16(words.astype(np.uint32), exponent)
 
     def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
+        if len(sections[1].data) != 2:  # looked at first: Python refuses to write out a number of thousands of digits
+            raise WireError(sections[1].offset, f"an exponent of {len(sections[1].data)} bytes, expected 2")
         exponent = int.from_bytes(sections[1].data, "little", signed=True)
-        if len(sections[1].data) != 2 or not floats.LEAST_EXPONENT <= exponent <= floats.GREATEST_EXPONENT:
-            raise WireError(sections[1].offset, f"an exponent of {exponent} in {len(sections[1].data)} bytes, expected 2")
+        if not floats.LEAST_EXPONENT <= exponent <= floats.GREATEST_EXPONENT:
+            limits = f"{floats.LEAST_EXPONENT} to {floats.GREATEST_EXPONENT}"
+            raise WireError(sections[1].offset, f"an exponent of {exponent}, expected {limits}")
         words = _words(sections[0], k, 2, entropy)
         if ((words & np.uint32(0x7C00)) == 0x7C00).any():
             raise WireError(sections[0].offset, "a half that is not finite")

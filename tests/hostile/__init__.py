@@ -1,0 +1,1 @@
+"""Hostile frames: the mutators that make them, and every decoder as a target that must withstand them."""

@@ -1,0 +1,167 @@
+"""No frame, however it was made, does more than be refused or decode to a finite vector of the right size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsgd.clients import ClientState
+from fedsgd.compress import Scheme
+from fedsgd.compress.cafe import CAFe
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.ef21 import EF21
+from fedsgd.compress.fetch_sgd import FetchSGD
+from fedsgd.compress.per_layer import PerLayer
+from fedsgd.compress.stc import STC
+from fedsgd.data import Examples
+from fedsgd.errors import NonFiniteError, WireError
+from fedsgd.rounds import Server, aggregate, broadcast, receive
+from fedsgd.vectors import first_bad
+from fedsgd.wire import Frame, Header, Kind, Part, Section, decode_values, encode_frame, encode_values, floats
+from fedsgd.wire.bits import pack_varint
+from tests import fuzz
+from tests.hostile.mutators import EDITS, mutant
+from tests.hostile.targets import CLIENT, Target, ViolationError, context, opened_server, reply_of, targets, vectors
+
+SIZE = 64
+TARGETS = [make() for size in (2, SIZE) for make in targets(size)]
+LARGEST = np.finfo(np.float32).max
+
+
+@settings(max_examples=15)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.name}-{target.size}")
+@given(r=st.randoms(use_true_random=False), donor=st.sampled_from(TARGETS))
+def test_a_hostile_frame_is_refused_or_harmless_and_both_kernels_agree(target: Target, r: Random, donor: Target) -> None:
+    data = mutant(r, r.choice(target.frames), donor.frames, target.size)
+    fuzz.compare(target, data, fuzz.verdict(target, data))
+
+
+def test_a_campaign_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fuzz.main(["--seconds", "2", "--seed", "5", "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["frames"] == figures["refused"] + figures["harmless"] > 100
+    assert figures["refused"] > 0 < figures["harmless"]
+    assert "0 violations" in capsys.readouterr().out
+
+
+def test_a_frame_follows_from_its_number() -> None:
+    assert [fuzz.pick(3, n)[1] for n in range(20)] == [fuzz.pick(3, n)[1] for n in range(20)]
+    assert len({fuzz.pick(3, n)[1] for n in range(20)}) > 10
+
+
+@pytest.mark.parametrize("edit", set(EDITS), ids=lambda edit: edit.__name__)
+def test_a_mutator_takes_any_section(edit: Callable[[Random, bytes, int], bytes]) -> None:
+    for seed in range(60):
+        for body in (b"", b"\x00", b"\x01\x80", bytes(range(256))):
+            assert isinstance(edit(Random(seed), body, seed), bytes)
+
+
+# --------------------------------------------------------------------------------------- the campaign finds what there is to find
+
+
+def wrong(data: bytes) -> np.ndarray:
+    raise IndexError("out of bounds")
+
+
+def hungry(data: bytes) -> np.ndarray:
+    return np.zeros(10**6)[:2]
+
+
+def lazy(data: bytes) -> np.ndarray:
+    raise ViolationError("not finite")
+
+
+@pytest.mark.parametrize(("opened", "what"), [(wrong, "IndexError"), (hungry, "allocated"), (lazy, "not finite")])
+def test_a_violation_is_reported_with_the_frame(opened: Callable[[bytes], np.ndarray], what: str) -> None:
+    campaign = fuzz.Campaign()
+    fuzz.attack(campaign, Target("bad", 2, (b"",), opened), b"\x01\x02", thorough=True)
+    (violation,) = campaign.violations
+    assert what in violation["what"]
+    assert violation["frame"] == "0102"
+
+
+def test_kernels_that_disagree_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_bad, "reference", lambda x: 5)
+
+    def odd(data: bytes) -> np.ndarray:
+        return np.array([first_bad(np.zeros(2, dtype=np.float32))])
+
+    with pytest.raises(ViolationError, match=r"the fast kernels say \[-1\], the obvious ones \[5\]"):
+        fuzz.compare(Target("odd", 2, (b"",), odd), b"", odd(b""))
+
+
+# ---------------------------------------------------------------------------------------------------------- what has been found
+
+
+def test_an_exponent_of_thousands_of_digits_is_refused_as_any_other() -> None:
+    """Python raises ValueError when a message is to hold an integer of more than 4300 digits."""
+    for scale in (b"", b"\x00", b"\xff" * 3, b"\x7f" * 2000):
+        with pytest.raises(WireError, match="an exponent of"):
+            decode_values((Section(Part.VALUE, b"\x00"), Section(Part.SCALE, scale)), 0, "float16")
+
+
+@pytest.mark.parametrize("exponent", [-164, 114, 2**15 - 1, -(2**15)])
+def test_an_exponent_out_of_range_is_refused(exponent: int) -> None:
+    scale = exponent.to_bytes(2, "little", signed=True)
+    with pytest.raises(WireError, match=f"an exponent of {exponent}, expected -163 to 113"):
+        decode_values((Section(Part.VALUE, b"\x00"), Section(Part.SCALE, scale)), 0, "float16")
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
+def test_no_values_at_all_may_be_entropy_coded(form: str) -> None:
+    """The obvious kernel could not tell the shape of nothing, where the fast one could."""
+    stream = b"\x00"
+    section = Section(Part.VALUE, bytes([floats.ROTATED]) + pack_varint(len(stream)) + stream)
+    assert len(decode_values((section,), 0, form)) == 0
+    with fuzz.obvious_kernels():
+        assert len(decode_values((section,), 0, form)) == 0
+
+
+def test_a_task_of_round_zero_is_refused() -> None:
+    """Rounds count from 1: a schedule of step sizes may divide by the root of the round."""
+    uplink = CAFe()
+    plan, server, _ = opened_server(uplink, SIZE)
+    message = broadcast(plan, server, [CLIENT])[0][CLIENT]
+    task = encode_frame(Frame(Header(Kind.TASK, 0, client=CLIENT)))
+    with pytest.raises(WireError, match="byte 6: round is 0"):
+        receive(plan, CLIENT, (task, *message[1:]), ClientState(), Examples(np.zeros((1, 1)), np.zeros(1)))
+
+
+def test_a_manifest_that_ends_within_a_length_says_where_in_the_frame() -> None:
+    member = PerLayer(DenseOperator())
+    sections = member.encode(next(vectors(SIZE)), context(SIZE))[0]
+    cut = Section(Part.MANIFEST, bytes(sections[0].data)[:2], 28)
+    with pytest.raises(WireError, match="byte 30: the section ends within"):
+        member.decode((cut, *sections[1:]), context(SIZE))
+
+
+@pytest.mark.parametrize("uplink", [EF21(DenseOperator()), CAFe(DenseOperator()), STC(1.0, 0.01), FetchSGD(1.0)], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_replies_that_add_up_to_infinity_stop_the_run_without_a_warning(uplink: Scheme, sign: int) -> None:
+    """Each frame is sound. What the server remembers grows by it in every round, until it leaves float32's range."""
+    plan, server, _ = opened_server(uplink, SIZE)
+    scale = 0.05 if isinstance(uplink, FetchSGD) else 0.99  # whose cells are sums
+    x = np.full(SIZE, sign * scale * LARGEST, dtype=np.float32)
+
+    def rounds(server: Server) -> None:
+        for _ in range(200):
+            server, _ = aggregate(plan, server, [reply_of(plan, client, server.round, x) for client in range(10)])
+
+    with pytest.raises(NonFiniteError, match="server: "):
+        rounds(server)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_numbers_stay_finite_as_halves(sign: int) -> None:
+    x = np.array([sign * LARGEST, sign * LARGEST / 2, 0, -0.0], dtype=np.float32)
+    sections, decoded = encode_values(x, "float16")
+    assert np.isfinite(decoded).all()
+    assert (decode_values(sections, 4, "float16") == decoded).all()
+    assert np.square((decoded.astype(np.float64) - x) / LARGEST).sum() < 2.0**-21
