@@ -1,4 +1,4 @@
-"""A campaign against every decoder: `python -m tests.fuzz [--seconds 600] [--seed N] [--first N] [--json FILE]`.
+"""A campaign against every decoder: `python -m tests.fuzz [--seconds 600] [--seed N] [--first N] [--only PATTERN] [--json FILE]`.
 
 Each frame follows from the seed and its number alone, so a number is enough to try it again. Numba's own arrays do not show in
 tracemalloc: run it with FEDSGD_KERNELS=numpy as well, and with NUMBA_BOUNDSCHECK=1 and a NUMBA_CACHE_DIR of its own.
@@ -17,9 +17,11 @@ import time
 import tracemalloc
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -156,33 +158,39 @@ def _thorough(campaign: Campaign, tally: Tally, target: Target, data: bytes, fou
     require(peak < MOST_BYTES + MOST_DENSE * dense, f"allocated {peak} bytes, the dense vector has {dense}")
 
 
-def pick(seed: int, number: int) -> tuple[Target, bytes]:
+@cache
+def chosen(size: int, only: str) -> list[Callable[[], Target]]:
+    """The targets of a size whose names match a pattern as in a shell."""
+    return [make for make in targets(size) if only == "*" or fnmatchcase(make().name, only)]
+
+
+def pick(seed: int, number: int, only: str = "*") -> tuple[Target, bytes]:
     """Frame `number`: its target, and its bytes."""
     r = Random(f"{seed}/{number}")
     size = r.choices(SIZES, SHARES.values())[0]
-    target = r.choice(targets(size))()
+    target = r.choice(chosen(size, only))()
     donor = r.choice(targets(r.choice((size, size, 7, 64))))()
     return target, mutant(r, r.choice(target.frames), donor.frames, size)
 
 
-def warm_up() -> None:
+def warm_up(only: str) -> None:
     """Open what is valid, plain and entropy-coded, so that kernels are compiled before anything is timed."""
     for size in SIZES[:-1]:
-        for make in targets(size):
+        for make in chosen(size, only):
             target = make()
             for frame in target.frames:
                 require(not isinstance(verdict(target, frame), str), f"{target.name}: a valid frame was refused")
 
 
-def run(seconds: float, seed: int, first: int = 0, progress: bool = False) -> Campaign:
+def run(seconds: float, seed: int, first: int = 0, only: str = "*", progress: bool = False) -> Campaign:
     """Attack for so many seconds after warming up."""
-    warm_up()
+    warm_up(only)
     campaign, begun, number, shown = Campaign(), time.monotonic(), first, 0.0
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while (elapsed := time.monotonic() - begun) < seconds:
         if progress:
             faulthandler.dump_traceback_later(HUNG_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
-        attack(campaign, *pick(seed, number), thorough=number % MEASURED == 0)
+        attack(campaign, *pick(seed, number, only), thorough=number % MEASURED == 0)
         number += 1
         if progress and elapsed - shown > 5:
             shown = elapsed
@@ -232,11 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="the number of the first frame")
+    parser.add_argument("--only", default="*", help="the decoders whose names match, as in a shell")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        campaign = run(options.seconds, options.seed, options.first, progress=True)
+        campaign = run(options.seconds, options.seed, options.first, options.only, progress=True)
     print(table(campaign))
     for violation in campaign.violations[:20]:
         print(f"VIOLATION {violation['target']} P = {violation['size']}: {violation['what']}\n  {violation['frame'][:2000]}")

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsgd.clients import ClientState
-from fedsgd.compress import Scheme
+from fedsgd.compress import Operator, Scheme
 from fedsgd.compress.cafe import CAFe
 from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.drive import Drive
+from fedsgd.compress.eden import Eden
 from fedsgd.compress.ef21 import EF21
 from fedsgd.compress.fetch_sgd import FetchSGD
 from fedsgd.compress.per_layer import PerLayer
@@ -165,3 +167,18 @@ def test_the_largest_numbers_stay_finite_as_halves(sign: int) -> None:
     assert np.isfinite(decoded).all()
     assert (decode_values(sections, 4, "float16") == decoded).all()
     assert np.square((decoded.astype(np.float64) - x) / LARGEST).sum() < 2.0**-21
+
+
+@pytest.mark.parametrize("member", [Eden(), Eden(4), Drive("least-squares")], ids=str)
+def test_what_a_rotation_cannot_bring_back_is_the_senders_fault(member: Operator) -> None:
+    """A frame of ours is never one that we would refuse."""
+    for exponent in range(100, 128):
+        x = np.full(SIZE, 2.0**exponent, dtype=np.float32)
+        try:
+            sections, update = member.encode(x, context(SIZE))
+        except NonFiniteError:
+            assert exponent > 115
+        else:
+            assert (member.decode(sections, context(SIZE)).to_dense() == update.to_dense()).all()
+    with pytest.raises(NonFiniteError, match="rotati"):
+        member.encode(np.full(SIZE, LARGEST, dtype=np.float32), context(SIZE))

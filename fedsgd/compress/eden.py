@@ -27,6 +27,8 @@ CENTROIDS = {
         1.2562311973471783, 1.6180463860218859, 2.069017226531389, 2.7325895709951724),
 }  # fmt: skip
 """The Lloyd–Max centroids of |N(0, 1)| for 1 to 4 bits, the sign being one of these: c_j = E[z | z nearest to c_j]."""
+SAFE_SCALE = 2.0**114
+"""Below it no sum of 4096 centroids times the scale leaves float32's range."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,13 @@ def encode_rotated(x: F32, bits: int, ctx: Context, purpose: str, unbiased: bool
         raise NonFiniteError(ctx.round, ctx.client, "rotating the update leaves float32's range")
     body = encode_digits(digits, 2**bits)
     sections = Section(Part.VALUE, body), Section(Part.SCALE, scales.astype("<f4").tobytes())
-    return sections, Deferred(len(x), lambda: _decoded(digits, scales, ends, centroids, key, len(x)))
+    update = Deferred(len(x), lambda: _decoded(digits, scales, ends, centroids, key, len(x)))
+    if float(scales.max()) >= SAFE_SCALE:
+        try:
+            update.to_dense()
+        except WireError as error:
+            raise NonFiniteError(ctx.round, ctx.client, f"rotating the update back: {error.cause}") from None
+    return sections, update
 
 
 def decode_rotated(sections: Sections, bits: int, ctx: Context, purpose: str) -> Dense:
