@@ -33,7 +33,7 @@ from tests.hostile.mutators import EDITS, mutant
 from tests.hostile.targets import CLIENT, Target, ViolationError, context, opened_server, reply_of, targets, vectors
 
 SIZE = 64
-TARGETS = [make() for size in (2, SIZE) for make in targets(size)]
+TARGETS = [make() for size in (7, SIZE) for make in targets(size)]
 LARGEST = np.finfo(np.float32).max
 
 

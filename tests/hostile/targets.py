@@ -51,7 +51,7 @@ from fedsgd.wire.bits import pack_varint
 from fedsgd.wire.levels import decode_digits, encode_digits
 from tests.laws.members import name_of, operators, schemes, sections_of
 
-SIZES = (1, 2, 7, 64, 2000, 70_000)
+SIZES = (1, 2, 7, 64, 1003, 2000, 70_000)
 ROUND, CLIENT = 3, 2
 
 
