@@ -123,7 +123,7 @@ def _quantise_reference(x: F32, ends: I64, key: np.uint64, centroids: F64, unbia
     y = rotate(x, ends, int(key))
     bounds = (centroids[1:] + centroids[:-1]) / 2
     digits = np.zeros(len(y), dtype=np.uint8)
-    scales = np.zeros(len(ends))
+    scales = np.empty(len(ends))
     start = 0
     for b, end in enumerate(ends):
         block = y[start:end].astype(np.float64)
@@ -133,7 +133,9 @@ def _quantise_reference(x: F32, ends: I64, key: np.uint64, centroids: F64, unbia
         digits[start:end] = np.where(block < 0, len(centroids) - 1 - level, len(centroids) + level)
         q = centroids[level]
         product, square = lane_sum(q * np.abs(block)), lane_sum(q * q)
-        if norm > 0:
+        if norm == 0:
+            scales[b] = 0.0
+        else:  # NaN too, where the rotation left float32's range
             scales[b] = norm * norm / product if unbiased else product / square
         start = end
     return digits, scales
@@ -148,7 +150,7 @@ def _quantise(x: F32, ends: I64, key: np.uint64, centroids: F64, unbiased: bool)
     """
     n = centroids.size
     digits = np.empty(ends[-1], dtype=np.uint8)
-    scales = np.zeros(ends.size, dtype=np.float64)
+    scales = np.empty(ends.size, dtype=np.float64)
     whole, tile = np.empty(4096, dtype=np.float32), np.empty((64, 64), dtype=np.float32)
     squares, products, energies = np.empty(64), np.empty(64), np.empty(64)
     start = 0
@@ -177,7 +179,9 @@ def _quantise(x: F32, ends: I64, key: np.uint64, centroids: F64, unbiased: bool)
                 products[j] += centroids[level] * magnitude
                 squares[j] += centroids[level] * centroids[level]
         product, square = folded(products), folded(squares)
-        if norm > 0:
+        if norm == 0:
+            scales[b] = 0.0
+        else:  # NaN too, where the rotation left float32's range
             scales[b] = norm * norm / product if unbiased else product / square
         start = ends[b]
     return digits, scales
