@@ -1,0 +1,521 @@
+"""A second decoder, written from fedsgd/wire/FORMAT.md alone: where the two agree, the page says enough.
+
+Plain and slow, numpy and the standard library only. What the page does not allow is a ValueError.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Table = dict[str, Any]
+Vector = npt.NDArray[np.float32]
+
+TASK, MODEL, UPDATE, REFERENCE = 1, 2, 3, 4
+INDEX, VALUE, SCALE, FACTOR, MANIFEST = 1, 2, 3, 4, 5
+NOBODY = 2**32 - 1
+CODECS = {
+    "dense": 1, "top-k": 2, "rand-k": 3, "threshold": 4, "sign": 5, "terngrad": 6, "qsgd": 7, "natural": 8, "integer": 9,
+    "eden": 10, "drive": 11, "count-sketch": 12, "per-layer": 13, "scheduled": 14,
+    "dgc": 20, "stc": 21, "power-sgd": 22, "ef21": 23, "cafe": 24, "fetch-sgd": 25,
+}  # fmt: skip
+CENTROIDS = {
+    1: [0.7978845608028654],
+    2: [0.45278003463649225, 1.5104176084990968],
+    3: [0.24509417894422184, 0.7560052812058778, 1.343909278505001, 2.151945704536989],
+    4: [0.12839502985114726, 0.38804829949029185, 0.6567591185324658, 0.9423404564869639,
+        1.2562311973471783, 1.6180463860218859, 2.069017226531389, 2.7325895709951724],
+}  # fmt: skip
+
+
+def need(fact: bool, what: str) -> None:
+    if not fact:
+        raise ValueError(what)
+
+
+class Reader:
+    """Bytes, read from the front."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, n: int) -> bytes:
+        need(n <= len(self.data) - self.at, "cut short")
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def end(self) -> None:
+        need(self.at == len(self.data), "bytes left over")
+
+    def number(self, n: int) -> int:
+        return int.from_bytes(self.take(n), "little")
+
+    def varint(self) -> int:
+        value = 0
+        for i in range(5):
+            byte = self.number(1)
+            value |= (byte & 127) << 7 * i
+            if byte < 128:
+                need(byte > 0 or i == 0, "varint longer than needed")
+                return value
+        raise ValueError("varint of more than five bytes")
+
+    def fields(self, widths: Sequence[int]) -> list[int]:
+        """Bit fields, filled up to a whole byte."""
+        total = sum(widths)
+        bits = "".join(f"{byte:08b}"[::-1] for byte in self.take((total + 7) // 8))
+        need("1" not in bits[total:], "padding")
+        values, at = [], 0
+        for width in widths:
+            values.append(int("0" + bits[at : at + width][::-1], 2))
+            at += width
+        return values
+
+    def unary(self, k: int) -> list[int]:
+        bits = np.unpackbits(np.frombuffer(self.data[self.at :], np.uint8), bitorder="little")
+        ones = np.flatnonzero(bits)[:k]
+        need(len(ones) == k, "unary cut short")
+        if k == 0:
+            return []
+        size = ones[-1] // 8 + 1
+        self.take(int(size))
+        need(not bits[ones[-1] + 1 : 8 * size].any(), "padding")
+        return (np.diff(ones, prepend=-1) - 1).tolist()
+
+    def float32s(self, k: int) -> Vector:
+        """What the page calls finite with sign bit 0, as every scale is."""
+        values = np.frombuffer(self.take(4 * k), "<f4")
+        need(bool(np.isfinite(values).all() and not np.signbit(values).any()), "scale")
+        return values
+
+
+class Sections:
+    """(part, data) of each; a codec takes its own from the front, and reads each to its end."""
+
+    def __init__(self, left: Sequence[tuple[int, bytes]]) -> None:
+        self.left, self.taken = [*left], list[Reader]()
+
+    def take(self, part: int) -> Reader:
+        need(bool(self.left) and self.left[0][0] == part, f"expected a section of part {part}")
+        self.taken.append(Reader(self.left.pop(0)[1]))
+        return self.taken[-1]
+
+    def end(self) -> None:
+        need(not self.left, "sections that the codec does not have")
+        for reader in self.taken:
+            reader.end()
+
+
+# Basic forms
+
+
+def symbols(data: Reader, n: int) -> npt.NDArray[np.uint8]:
+    """Up to the end of the data, unless the mode is 0."""
+    mode = data.number(1)
+    need(mode < 2, "mode of symbols")
+    if mode == 0:
+        return np.frombuffer(data.take(n), np.uint8)
+    low, high = data.number(1), data.number(1)
+    need(low <= high, "table")
+    frequencies = [data.varint() for _ in range(low, high)]
+    frequencies.append(4096 - sum(frequencies))
+    need(frequencies[0] >= 1 and frequencies[-1] >= 1, "frequencies")
+    sums = np.cumsum([0, *frequencies]).tolist()
+    symbol_at = np.repeat(np.arange(len(frequencies)), frequencies).tolist()
+    states = [data.number(4) for _ in range(4)]
+    need(all(2**15 <= x < 2**31 for x in states), "states")
+    out = np.empty(n, np.uint8)
+    for i in range(n):
+        x = states[i % 4]
+        s = symbol_at[x % 4096]
+        out[i] = low + s
+        x = frequencies[s] * (x // 4096) + x % 4096 - sums[s]
+        if x < 2**15:
+            x = 65536 * x + data.number(2)
+        states[i % 4] = x
+    need(states == [2**15] * 4, "states at the end")
+    data.end()
+    return out
+
+
+def digits(data: Reader, n: int, base: int) -> npt.NDArray[np.int64]:
+    d = max(i for i in range(9) if base**i <= 256)
+    packed = symbols(data, -(-n // d)).astype(np.int64)
+    need(bool((packed < base**d).all()), "digit")
+    unpacked = np.stack([packed // base**i % base for i in range(d)], axis=1).ravel()
+    need(not unpacked[n:].any(), "digits behind the last")
+    return unpacked[:n]
+
+
+def words(data: Reader, k: int, size: int, entropy: bool) -> npt.NDArray[np.unsignedinteger]:
+    mode = data.number(1) if entropy else 0
+    need(mode < 2, "mode of words")
+    if mode == 0:
+        return np.frombuffer(data.take(k * size), f"<u{size}")
+    upper = symbols(part := Reader(data.take(data.varint())), k)
+    part.end()
+    lower = np.frombuffer(data.take(k * (size - 1)), np.uint8).reshape(k, size - 1)
+    rotated = np.concatenate([lower, upper[:, None]], axis=1).reshape(-1).view(f"<u{size}")
+    return rotated >> 1 | rotated << (8 * size - 1)
+
+
+# Values of k coordinates
+
+
+def floats(data: Reader, values: str, k: int, entropy: bool, exponent: int) -> Vector:
+    """The three formats that consist of words."""
+    if values == "float32":
+        out = words(data, k, 4, entropy).view("<f4")
+    elif values == "bfloat16":
+        out = (words(data, k, 2, entropy).astype(np.uint32) << 16).view(np.float32)
+    else:
+        need(-163 <= exponent <= 113, "exponent")
+        out = (words(data, k, 2, entropy).view("<f2").astype(np.float64) * 2.0**exponent).astype(np.float32)
+    need(bool(np.isfinite(out).all()), "not finite")
+    return out
+
+
+def signs(data: Reader, k: int) -> Vector:
+    return 1 - 2 * np.array(data.fields([1] * k), np.float32)
+
+
+def numbers(sections: Sections, values: str, k: int, entropy: bool) -> Vector:
+    if values in ("int8", "int4"):
+        return levels(sections, k, 127 if values == "int8" else 7, k)
+    data = sections.take(VALUE)
+    if values == "natural":
+        minus = signs(data, k)
+        exponents = symbols(data, k)
+        need(bool((exponents < 255).all()), "exponent 255")
+        return minus * np.where(exponents > 0, 2.0 ** (exponents.astype(int) - 127), 0).astype(np.float32)
+    if values == "ternary":
+        scale = one_scale(sections)
+        need((scale > 0) == (k > 0), "ternary scale")
+        return signs(data, k) * scale
+    exponent = 0
+    if values == "float16":
+        exponent = int.from_bytes(sections.take(SCALE).take(2), "little", signed=True)
+    return floats(data, values, k, entropy, exponent)
+
+
+def one_scale(sections: Sections) -> np.float32:
+    (scale,) = sections.take(SCALE).float32s(1)
+    return scale
+
+
+def levels(sections: Sections, n: int, most: int, bucket: int) -> Vector:
+    data, scale = sections.take(VALUE), sections.take(SCALE)
+    level = digits(data, n, 2 * most + 1) - most
+    scales = scale.float32s(-(-n // bucket) if n else 0)
+    return (level * (scales.astype(np.float64) / most).repeat(bucket)[:n]).astype(np.float32)
+
+
+# Positions
+
+
+def positions(reader: Reader, size: int) -> npt.NDArray[np.int64]:
+    need(len(reader.data) <= 1 + (size + 7) // 8, "longer than a bitmap")
+    tag = reader.number(1)
+    need(tag < 5, "tag")
+    if tag == 1:
+        out = np.flatnonzero(reader.fields([1] * size))
+    else:
+        k = reader.varint()
+        need(k <= size, "more positions than coordinates")
+        if tag == 2:
+            width = max(1, ((size - 1).bit_length() + 7) // 8)
+            out = np.array([reader.number(width) for _ in range(k)], np.int64)
+        else:
+            out = np.cumsum(np.array((classes if tag == 4 else rice)(reader, k), np.int64) + 1) - 1
+        need(bool((np.diff(out, prepend=-1) > 0).all() and (out < size).all()), "positions")
+        if tag == 3:
+            out = np.setdiff1d(np.arange(size), out)
+    return out
+
+
+def rice(data: Reader, k: int) -> list[int]:
+    widths = data.fields([5] * -(-k // 128))
+    lower = data.fields([widths[i // 128] for i in range(k)])
+    return [(high << widths[i // 128]) + lower[i] for i, high in enumerate(data.unary(k))]
+
+
+def classes(data: Reader, k: int) -> list[int]:
+    part = Reader(data.take(data.varint()))
+    lengths = [int(length) for length in symbols(part, k)]
+    part.end()
+    need(all(length <= 31 for length in lengths), "bit length")
+    lower = data.fields([max(0, length - 1) for length in lengths])
+    return [low + (1 << length >> 1) for low, length in zip(lower, lengths, strict=True)]
+
+
+# Shared randomness
+
+
+def key_of(seed: int, purpose: str, *place: int) -> int:
+    return int.from_bytes(hashlib.sha256("/".join(map(str, [seed, purpose, *place])).encode()).digest()[:8], "little")
+
+
+def word(key: int, i: int) -> int:
+    z = ((i + 1) * 0x9E3779B97F4A7C15 + key) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+# Compressors
+
+
+class Place(NamedTuple):
+    """What both ends know of one frame, or of one group in it."""
+
+    seed: int
+    round: int
+    client: int
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def size(self) -> int:
+        return sum(map(prod, self.shapes.values()))
+
+    def key(self, purpose: str) -> int:
+        return key_of(self.seed, purpose, self.round, self.client)
+
+
+def share(density: float, size: float) -> int:
+    return max(1, round(density * size))
+
+
+def vector(table: Table, sections: Sections, at: Place) -> Vector:
+    """What the sections say under a compressor's settings."""
+    name, size = table["name"], at.size
+    match name:
+        case "dense":
+            return numbers(sections, table["values"], size, table["entropy"])
+        case "top-k" | "threshold" | "stc" | "dgc":
+            most = size
+            if name == "dgc":
+                density = of_round(table["warm_up"], table["warm_up_rounds"], at.round, table["density"])
+                sizes = [(prod(shape), len(shape)) for shape in at.shapes.values()] if table["per_layer"] else [(size, 2)]
+                most = sum(share(density, n) if dimensions > 1 else n for n, dimensions in sizes if n)
+            elif name != "threshold":
+                most = share(table["density"], size)
+            return sparse(sections, "ternary" if name == "stc" else table["values"], size, most)
+        case "rand-k":
+            k = share(table["density"], size)
+            return at_positions(sample(k, size, at.key("rand-k")), numbers(sections, table["values"], k, True), size)
+        case "sign":
+            return signs(sections.take(VALUE), size) * one_scale(sections)
+        case "terngrad":
+            return levels(sections, size, 1, size)
+        case "qsgd":
+            return levels(sections, size, table["levels"], table["bucket"])
+        case "natural":
+            return numbers(sections, "natural", size, False)
+        case "integer":
+            return levels(sections, size, 127 if table["bits"] == 8 else 7, table["bucket"])
+        case "eden" | "drive":
+            return rotated(sections, table.get("bits", 1), size, at.key(name))
+        case "count-sketch":
+            return sketch(table, sections, size, at.key(name))
+        case "fetch-sgd":
+            return sketch(table, sections, size, key_of(at.seed, name))
+        case "power-sgd":
+            return low_rank(table, sections, at)
+        case "scheduled":
+            op = table["op"]
+            density = of_round(table["densities"], table["rounds"], at.round, op["density"])
+            return vector({**op, "density": density}, sections, at)
+        case "ef21" | "cafe":
+            return vector(table["op"], sections, at)
+        case "per-layer":
+            return per_layer(table, sections, at)
+    raise ValueError(f"no codec for {name}")
+
+
+def of_round(densities: Sequence[float], rounds: int, number: int, own: float) -> float:
+    stage = (number - 1) // rounds if rounds else len(densities)
+    return densities[stage] if stage < len(densities) else own
+
+
+def at_positions(index: npt.NDArray[np.int64], values: Vector, size: int) -> Vector:
+    out = np.zeros(size, np.float32)
+    out[index] = values
+    return out
+
+
+def sparse(sections: Sections, values: str, size: int, most: int) -> Vector:
+    index = positions(sections.take(INDEX), size)
+    need(len(index) <= most, "too many coordinates")
+    return at_positions(index, numbers(sections, values, len(index), True), size)
+
+
+def sample(k: int, size: int, key: int) -> npt.NDArray[np.int64]:
+    taken: set[int] = set()
+    for j in range(size - k, size):
+        t = (j + 1) * word(key, j) >> 64
+        taken.add(j if t in taken else t)
+    return np.array(sorted(taken))
+
+
+def rotated(sections: Sections, bits: int, size: int, key: int) -> Vector:
+    blocks = [4096] * (size // 4096)
+    left = size % 4096
+    while left > 0:
+        blocks.append(max(64, 1 << left.bit_length() - 1))
+        left -= blocks[-1]
+    data, scale = sections.take(VALUE), sections.take(SCALE)
+    level = digits(data, sum(blocks), 2**bits)
+    scales = scale.float32s(len(blocks))
+    centroids = np.array([-c for c in reversed(CENTROIDS[bits])] + CENTROIDS[bits])
+    y = (centroids[level] * np.repeat(scales.astype(np.float64), blocks)).astype(np.float32)
+    for start, d in zip(np.cumsum([0, *blocks]), blocks, strict=False):
+        block, distance = y[start : start + d], d // 2
+        while distance:
+            a, b = block.reshape(-1, 2, distance).swapaxes(0, 1).copy()
+            block[:] = np.stack([a + b, a - b], axis=1).reshape(-1)
+            distance //= 2
+        block *= np.float32(1 / np.sqrt(d))
+    minus = [word(key, i // 64) >> i % 64 & 1 for i in range(size)]
+    return np.where(minus, -y[:size], y[:size])
+
+
+def sketch(table: Table, sections: Sections, size: int, key: int) -> Vector:
+    rows = table["rows"]
+    columns = max(1, round(table["density"] * size / rows))
+    cells = numbers(sections, table["values"], rows * columns, True).astype(np.float64)
+    found = np.empty((rows, size))
+    for r in range(rows):
+        for i in range(size):
+            w = word(key, i + r * 2**32)
+            cell = cells[r * columns + (columns * (w >> 32) >> 32)]
+            found[r, i] = -cell if w & 1 else cell
+    return np.sort(found, axis=0, kind="stable")[rows // 2].astype(np.float32)
+
+
+def low_rank(table: Table, sections: Sections, at: Place) -> Vector:
+    rank, values = table["rank"], table["values"]
+    sides = {name: (shape[0], prod(shape[1:])) for name, shape in at.shapes.items() if len(shape) > 1}
+    sides = {name: (n, m) for name, (n, m) in sides.items() if rank * (n + m) < n * m}
+    factor, value = sections.take(FACTOR), sections.take(VALUE)
+    factors = floats(factor, values, rank * sum(n + m for n, m in sides.values()), False, 0)
+    others = floats(value, values, at.size - sum(n * m for n, m in sides.values()), False, 0)
+    out = []
+    for name, shape in at.shapes.items():
+        if name in sides:
+            n, m = sides[name]
+            p, q, factors = np.split(factors, [n * rank, (n + m) * rank])
+            need(float(abs(p).max()) * float(abs(q).max()) * rank <= float(np.finfo(np.float32).max), "factors too large")
+            p, q = p.reshape(n, rank).astype(np.float64), q.reshape(m, rank).astype(np.float64)
+            matrix = np.zeros((n, m))
+            for r in range(rank):
+                matrix += p[:, r, None] * q[:, r]
+            out.append(matrix.astype(np.float32).ravel())
+        else:
+            own, others = np.split(others, [prod(shape)])
+            out.append(own)
+    return np.concatenate(out)
+
+
+def groups_of(table: Table, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[Table, list[str]]]:
+    groups: dict[object, tuple[Table, list[str]]] = {}
+    for name, shape in shapes.items():
+        if prod(shape) == 0:
+            continue
+        which: object = "rest"
+        op = table["op"]
+        if table.get("biases") and len(shape) <= 1:
+            which, op = "biases", table["biases"]
+        for i, rule in reversed([*enumerate(table["rules"])]):
+            if fnmatch.fnmatchcase(name, rule["pattern"]):
+                which, op = i, rule["op"]
+        groups.setdefault(name if table["separate"] else which, (op, []))[1].append(name)
+    yield from groups.values()
+
+
+def per_layer(table: Table, sections: Sections, at: Place) -> Vector:
+    manifest = sections.take(MANIFEST)
+    parts = [part for part, _ in sections.left]
+    need(parts == sorted({*parts} - {MANIFEST}), "parts behind a MANIFEST")
+    readers = {part: sections.take(part) for part in parts}
+    tensors: dict[str, Vector] = {}
+    for number, (op, names) in enumerate(groups_of(table, at.shapes)):
+        own: list[tuple[int, bytes]] = []
+        count = manifest.number(1)
+        need(count <= 8, "sections of a group")
+        for _ in range(count):
+            part, length = manifest.number(1), manifest.varint()
+            need(part in readers, "a part that is not there")
+            own.append((part, readers[part].take(length)))
+        shapes = {name: at.shapes[name] for name in names}
+        x = checked(op, Sections(own), at._replace(seed=key_of(at.seed, "group", number), shapes=shapes))
+        ends = np.cumsum([prod(shape) for shape in shapes.values()])[:-1]
+        tensors |= dict(zip(names, np.split(x, ends), strict=True))
+    return np.concatenate([tensors[name] for name in at.shapes if name in tensors])
+
+
+def checked(table: Table, sections: Sections, at: Place) -> Vector:
+    """Finite numbers from exactly the sections that the codec has."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = vector(table, sections, at)
+    sections.end()
+    need(bool(np.isfinite(out).all()), "not finite")
+    return out
+
+
+# Frames
+
+
+class Header(NamedTuple):
+    """The fields of a frame."""
+
+    kind: int
+    codec: int
+    round: int
+    base: int
+    acknowledged: int
+    client: int
+    examples: int
+
+
+def read(frame: bytes) -> tuple[Header, Sections]:
+    need(len(frame) >= 30 and zlib.crc32(frame[:-4]) == int.from_bytes(frame[-4:], "little"), "check")
+    data = Reader(frame[:-4])
+    need(data.take(2) == b"fS" and data.number(1) == 1, "magic, version")
+    kind, codec, count = data.number(1), data.number(1), data.number(1)
+    header = Header(kind, codec, *[data.number(4) for _ in range(5)])
+    need(TASK <= kind <= REFERENCE and header.round >= 1, "kind, round")
+    need((codec == 0) == (kind == TASK) and (codec == 0 or codec in CODECS.values()), "codec")
+    need(header.base == header.round if kind == UPDATE else header.base == header.examples == 0, "base, examples")
+    need(kind == TASK or header.acknowledged == 0, "fields of a TASK")
+    need(kind != TASK or count == 0, "sections of a TASK")
+    need((header.client == NOBODY) == (kind in (MODEL, REFERENCE)), "client")
+    sections: list[tuple[int, bytes]] = []
+    for _ in range(count):
+        part = data.number(1)
+        need(INDEX <= part <= MANIFEST, "part")
+        sections.append((part, data.take(data.varint())))
+    data.end()
+    return header, Sections(sections)
+
+
+def decode(
+    frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]], reference: Vector | None = None
+) -> Vector:
+    """The vector that a frame says, float32 [P]; `settings` is the compressor's plain table."""
+    header, sections = read(frame)
+    while settings["name"] in ("plain", "error-feedback"):
+        settings = settings["op"]
+    need(header.codec == CODECS[settings["name"]], "another codec")
+    at = Place(seed, header.round, header.client, shapes)
+    if header.kind == REFERENCE:
+        need(settings["name"] == "cafe", "a REFERENCE of another codec")
+        return checked({"name": "threshold", "values": "float32"}, sections, at)
+    out = checked(settings, sections, at)
+    return out if reference is None else out + reference

@@ -1,0 +1,250 @@
+"""fedsgd/wire/FORMAT.md is the whole format: a decoder that was written from it alone reads every frame to the same bits, and
+refuses what fedsgd refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedsgd.wire
+from fedsgd.arrays import F32
+from fedsgd.compress import COMPRESSORS, Compressor, Context, ErrorFeedback, Scheme
+from fedsgd.compress.laws import layout_of
+from fedsgd.compress.topk import TopK
+from fedsgd.errors import NonFiniteError, WireError
+from fedsgd.layout import Layout
+from fedsgd.schema import to_table
+from fedsgd.wire import Frame, Header, Kind, Part, Section, Sections, decode_frame, encode_frame
+from tests import second_decoder
+from tests.golden.frames import CONTEXT, FILE, compressors, frames
+from tests.laws.members import name_of, operators, sections_of, variants
+
+PAGE = (Path(fedsgd.wire.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+GOLDEN = {name: bytes.fromhex(frame) for name, frame in json.loads(FILE.read_text()).items()}
+MADE = {name: made for name, made, _ in frames()}
+KINDS = ("normal", "heavy", "clustered", "few", "half", "most", "zeros", "ties", "huge", "tiny")
+TRIES = 12
+"""Damaged copies of each golden frame."""
+
+
+def second(frame: bytes, made: Compressor, ctx: Context) -> F32:
+    """What the decoder of the page reads."""
+    shapes = dict(zip(ctx.layout.names, ctx.layout.shapes, strict=True))
+    return second_decoder.decode(frame, to_table(made), ctx.seed, shapes)
+
+
+def frame_of(made: Compressor, sections: Sections, ctx: Context) -> bytes:
+    return encode_frame(Frame(Header(Kind.UPDATE, ctx.round, made.codec, ctx.round, 0, ctx.client, 1), sections))
+
+
+def same(a: F32, b: F32) -> bool:
+    """Bit for bit: −0 is not 0."""
+    return a.dtype == b.dtype == np.float32 and a.tobytes() == b.tobytes()
+
+
+def members() -> list[Compressor]:
+    """Every operator at every setting, and every scheme with one setting after the other."""
+    schemes = [COMPRESSORS[name] for name in COMPRESSORS if issubclass(COMPRESSORS[name], Scheme)]
+    return [*operators(), ErrorFeedback(TopK()), *(made for cls in schemes for made in variants(cls))]
+
+
+def vector_of(kind: str, size: int, r: np.random.Generator) -> F32:
+    """A vector of one of the KINDS."""
+    x = r.standard_normal(size)
+    places = np.arange(size)
+    match kind:
+        case "heavy":
+            x = x**7
+        case "clustered":
+            x *= (places // 40 % 13 == 0) & (r.random(size) < 0.7)
+        case "few":
+            x *= r.random(size) < 0.0006
+        case "half":
+            x *= r.random(size) < 0.5
+        case "most":
+            x *= r.random(size) < 0.97
+        case "zeros":
+            x = np.where(places % 2, 0.0, -0.0)
+        case "ties":
+            x = np.round(x) / 4
+        case "huge":
+            x = np.clip(x, -3, 3) * 1e36
+        case "tiny":
+            x *= 1e-39
+    return x.astype(np.float32)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Which tags and modes the second decoder comes across."""
+    found: Counter[str] = Counter()
+
+    def watched(name: str) -> None:
+        inner = getattr(second_decoder, name)
+
+        def outer(data: second_decoder.Reader, *rest: Any) -> Any:
+            if name != "words" or rest[2]:
+                found[f"{name} {data.data[data.at]}"] += 1
+            return inner(data, *rest)
+
+        monkeypatch.setattr(second_decoder, name, outer)
+
+    for name in ("positions", "symbols", "words"):
+        watched(name)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------------ golden
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if name != "task"])
+def test_golden_frames_are_read_to_the_same_bits(name: str) -> None:
+    made = MADE[name]
+    assert made is not None
+    assert same(second(GOLDEN[name], made, CONTEXT), made.decode(decode_frame(GOLDEN[name]).sections, CONTEXT).to_dense())
+
+
+def test_golden_frames_are_of_every_codec() -> None:
+    assert {made.codec for made in compressors()} == {COMPRESSORS[name].codec for name in COMPRESSORS}
+
+
+def test_the_header_is_read_as_written() -> None:
+    header, sections = second_decoder.read(GOLDEN["task"])
+    assert header == second_decoder.Header(second_decoder.TASK, 0, 12, 0, 11, 5, 0)
+    assert not sections.left
+
+
+def test_a_reference_frame_is_read_and_added() -> None:
+    made: Any = COMPRESSORS["cafe"]()
+    shapes = dict(zip(CONTEXT.layout.names, CONTEXT.layout.shapes, strict=True))
+    reference = vector_of("ties", CONTEXT.layout.size, np.random.default_rng(0))
+    beside = made.downlink({"reference": reference}, CONTEXT)
+    frame = encode_frame(Frame(Header(Kind.REFERENCE, 12, made.codec), beside))
+    read = second_decoder.decode(frame, to_table(made), 42, shapes)
+    assert same(read, made.read_downlink(beside, CONTEXT))
+    update = GOLDEN[name_of(made)]
+    added = second_decoder.decode(update, to_table(made), 42, shapes, read)
+    assert same(added, second(update, made, CONTEXT) + read)
+
+
+# ------------------------------------------------------------------------------------------------------------------ random
+
+
+def cases() -> Iterator[tuple[Compressor, F32, Context]]:
+    """Every member on small vectors of all kinds in turn, and on a long one."""
+    r = np.random.default_rng(20)
+    for number, made in enumerate(members()):
+        for turn, size in enumerate((1, 5, 64, 300, 5000)):
+            kind = KINDS[(number + 3 * turn) % len(KINDS)]
+            ctx = Context(int(r.integers(2**40)), int(r.integers(1, 9)), int(r.integers(2**31)), layout_of(size))
+            yield made, vector_of(kind, size, r), ctx
+    thresholds: Any = COMPRESSORS["threshold"]
+    for kind in KINDS:
+        for size in (300, 5000, 70000):
+            yield thresholds(1e-3), vector_of(kind, size, r), Context(1, 2, 3, Layout.flat(size))
+
+
+def test_random_frames_are_read_to_the_same_bits(seen: Counter[str]) -> None:
+    unequal = []
+    coded = 0
+    for made, x, ctx in cases():
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                sections = sections_of(made, x, ctx)
+                expected = made.decode(sections, ctx).to_dense()
+        except NonFiniteError:
+            continue
+        coded += 1
+        if not same(second(frame_of(made, sections, ctx), made, ctx), expected):
+            unequal.append((made, ctx.layout.size))
+    assert not unequal
+    assert coded > 500
+    assert {*seen} == {*(f"positions {tag}" for tag in range(5)), "symbols 0", "symbols 1", "words 0", "words 1"}
+
+
+# ----------------------------------------------------------------------------------------------------------------- damaged
+
+
+def damaged(sections: Sections, r: np.random.Generator) -> Sections:
+    """One byte changed, a section cut or extended, left out, doubled or moved."""
+    found = [(section.part, bytearray(section.data)) for section in sections]
+    part, data = found[i := int(r.integers(len(found)))]
+    match int(r.integers(8)):
+        case 0:
+            del data[int(r.integers(len(data) + 1)) :]
+        case 1:
+            data += bytes([int(r.choice([0, 1, 255]))])
+        case 2:
+            found[i] = (Part(int(r.integers(1, 6))), data)
+        case 3:
+            del found[i]
+        case 4:
+            found.insert(int(r.integers(len(found) + 1)), (part, data))
+        case 5 if data:
+            data[int(r.integers(min(len(data), 8)))] = int(r.integers(256))
+        case _ if data:
+            data[int(r.integers(len(data)))] ^= 1 << int(r.integers(8))
+    return tuple(Section(part, bytes(data)) for part, data in found)
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if name != "task"])
+def test_both_refuse_the_same_or_read_the_same(name: str) -> None:
+    made, r = MADE[name], np.random.default_rng(len(name))
+    assert made is not None
+    for _ in range(TRIES):
+        frame = frame_of(made, damaged(decode_frame(GOLDEN[name]).sections, r), CONTEXT)
+        try:
+            expected = made.decode(decode_frame(frame).sections, CONTEXT).to_dense()
+        except WireError:
+            with pytest.raises(ValueError, match=r".") as refused:
+                second(frame, made, CONTEXT)
+            assert refused.type is ValueError
+        else:
+            assert same(second(frame, made, CONTEXT), expected)
+
+
+@pytest.mark.parametrize("at", range(26))
+def test_a_damaged_header_is_refused(at: int) -> None:
+    frame = bytearray(GOLDEN["task"])
+    frame[at] ^= 64
+    with pytest.raises(ValueError, match="check"):
+        second_decoder.read(bytes(frame))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        Header(Kind.UPDATE, 0, 5, 0, 0, 5, 1),
+        Header(Kind.UPDATE, 3, 5, 2, 0, 5, 1),
+        Header(Kind.UPDATE, 3, 5, 3, 2, 5, 1),
+        Header(Kind.UPDATE, 3, 5, 3),
+        Header(Kind.UPDATE, 3, 0, 3, 0, 5, 1),
+        Header(Kind.UPDATE, 3, 15, 3, 0, 5, 1),
+        Header(Kind.MODEL, 3, 1, 3),
+        Header(Kind.MODEL, 3, 1, 0, 0, 5),
+        Header(Kind.MODEL, 3, 1, examples=1),
+        Header(Kind.TASK, 3, 1, 0, 2, 5),
+    ],
+    ids=str,
+)
+def test_a_header_that_the_page_does_not_allow_is_refused(header: Header) -> None:
+    with pytest.raises(ValueError, match=r"round|base|fields|client|codec"):
+        second_decoder.read(encode_frame(Frame(header)))
+
+
+# -------------------------------------------------------------------------------------------------------------------- page
+
+
+def test_the_page_lists_the_registry() -> None:
+    listed = {
+        name: int(codec) for codec, name in re.findall(r"^\| (\d+) \| ([a-z0-9-]+) \|", PAGE.split("## Compressors")[1], re.M)
+    }
+    assert listed == {name: COMPRESSORS[name].codec for name in COMPRESSORS}
+    assert listed == second_decoder.CODECS
