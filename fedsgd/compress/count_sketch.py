@@ -124,7 +124,7 @@ def _unsketch_reference(table: F64, size: int, key: np.uint64) -> F64:
     for row in range(len(table)):
         column, sign = _cells(row, size, table.shape[1], key)
         estimates.append(sign * table[row, column])
-    middle: F64 = np.median(estimates, axis=0)
+    middle: F64 = np.sort(estimates, axis=0, kind="stable")[len(table) // 2]
     return middle
 
 
