@@ -188,6 +188,8 @@ def _expect(header: Header, kind: Kind, round: int, client: ClientId, codec: int
         "round": (header.round, round),
         "base": (header.base, base),
         "client": (header.client, client),
+        "acknowledged": (header.acknowledged, header.acknowledged if kind is Kind.TASK else 0),
+        "examples": (header.examples, header.examples if kind is Kind.UPDATE else 0),
     }
     for name, (got, expected) in wanted.items():
         if got != expected:

@@ -540,6 +540,11 @@ def test_per_layer_is_each_operator_on_its_own_tensors() -> None:
     assert got[128:].tolist() == x[128:].tolist()
 
 
+def test_per_layer_does_not_hold_another() -> None:
+    with pytest.raises(ScenarioError, match=r"per-layer\.op: an operator for each layer cannot be one"):
+        PerLayer(biases=PerLayer())
+
+
 def test_separate_tensors_have_their_own_k() -> None:
     layout = Layout(("a", "b"), ((10, 10), (10, 10)))
     x = np.concatenate([gaussian(100), 1000 * gaussian(100, 1)]).astype(np.float32)

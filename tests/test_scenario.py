@@ -120,6 +120,21 @@ def test_every_member_of_every_family_survives_toml() -> None:
             assert f'name = "{name}"' in s.to_toml()
 
 
+def test_rules_of_layers_are_tables_within_a_list(scenario: Make) -> None:
+    rules = [{"pattern": "1.*", "op": {"name": "top-k", "density": 0.5}}, {"pattern": "3.*", "op": "sign"}]
+    s = scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.rules": rules})
+    assert from_dict(tomllib.loads(s.to_toml())) == s
+    bad = [{"pattern": "1.*", "op": {"name": "top-k", "density": 5}}]
+    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules\[0\]\.op\.density: expected float <= 1\.0, got 5"):
+        scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.rules": bad})
+    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules: expected a list of tables, got 'x'"):
+        scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.rules": "x"})
+    with pytest.raises(
+        ScenarioError, match=r'uplink\.compressor\.op\.name: got "dgc", which does not go here, expected one of'
+    ):
+        scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.op": "dgc"})
+
+
 def test_fraction_gives_at_least_one_client() -> None:
     for fraction, m in ((0.0, 1), (0.1, 10), (0.014, 1), (0.016, 2), (1.0, 100)):
         assert Scenario(name="x", server=Server(fraction=fraction)).cohort_size(100) == m

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.arrays import F32
-from fedsgd.component import Checked
+from fedsgd.component import Checked, FieldError
 from fedsgd.compress.base import Context, Kind, Operator, Sparse, Update
 from fedsgd.compress.topk import TopK
 from fedsgd.errors import WireError, within
@@ -66,6 +66,11 @@ class PerLayer(Operator):
     biases: Operator | None = None
     rules: tuple[Rule, ...] = ()
     separate: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(isinstance(op, PerLayer) for op in self._operators()):
+            raise FieldError(self.name, "op", "an operator for each layer cannot be one for each layer itself; use more rules")
 
     @property
     def kind(self) -> Kind:
