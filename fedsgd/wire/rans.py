@@ -56,7 +56,7 @@ def encode_symbols(symbols: U8, entropy: bool = True) -> bytes:
             words, states = _encode(symbols, frequencies)
             if len(table) + 4 * LANES + 2 * len(words) < len(symbols):
                 return bytes([RANS]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
-    return bytes([PLAIN]) + symbols.tobytes()
+    return b"".join((bytes([PLAIN]), np.ascontiguousarray(symbols).data))
 
 
 def _estimate(counts: I64, frequencies: I64) -> int:
