@@ -1,7 +1,7 @@
 """Frames whose bytes must not change unnoticed: one for each codec and form of its sections, and a TASK.
 
-The format may still move until the codec's issue closes; whoever moves it runs `python -m tests.golden.frames` and commits the
-new file with the reason. Inputs are plain arithmetic, so that they are the same everywhere and for ever.
+`python -m tests.golden.frames` writes them. A new compressor adds to them; a byte of an old one that changes is a change of the
+format, with a new version of it. Inputs are plain arithmetic, so that they are the same everywhere and for ever.
 """
 
 from __future__ import annotations

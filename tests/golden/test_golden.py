@@ -8,6 +8,7 @@ import pytest
 
 from fedsgd.compress import Operator
 from fedsgd.wire import decode_frame
+from tests.golden import codecs
 from tests.golden.frames import CONTEXT, FILE, frames, vector
 from tests.laws.members import sections_of
 
@@ -36,3 +37,20 @@ def test_old_frames_can_be_read(name: str) -> None:
         assert (decoded == made.encode(vector(), CONTEXT)[1].to_dense()).all()
     else:
         assert (decoded == made.decode(sections_of(made, vector(), CONTEXT), CONTEXT).to_dense()).all()
+
+
+SECTIONS = dict(codecs.sections())
+CODECS = json.loads(codecs.FILE.read_text())
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_each_way_to_code_gives_the_bytes_that_it_gave(name: str) -> None:
+    assert set(SECTIONS) == set(CODECS)
+    assert SECTIONS[name].hex() == CODECS[name]
+
+
+def test_each_support_is_coded_the_way_that_it_stands_for() -> None:
+    tags = {name: SECTIONS[f"positions, {name}"][0] for name, _, _ in codecs.supports()}
+    assert tags == {"rice": 0, "bitmap": 1, "raw": 2, "absent": 3, "classes": 4, "none": 0}
+    assert (SECTIONS["symbols, plain"][0], SECTIONS["symbols, rANS"][0]) == (0, 1)
+    assert SECTIONS["values, float32"][0] == SECTIONS["values, bfloat16"][0] == SECTIONS["values, float16"][0] == 1
