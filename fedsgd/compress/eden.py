@@ -151,14 +151,14 @@ def _quantise(x: F32, ends: I64, key: np.uint64, centroids: F64, unbiased: bool)
     n = centroids.size
     digits = np.empty(ends[-1], dtype=np.uint8)
     scales = np.empty(ends.size, dtype=np.float64)
-    whole, tile = np.empty(4096, dtype=np.float32), np.empty((64, 64), dtype=np.float32)
+    whole = np.empty(4096, dtype=np.float32)
     squares, products, energies = np.empty(64), np.empty(64), np.empty(64)
     start = 0
     for b in range(ends.size):
         block, source = whole[: ends[b] - start], x[start : min(ends[b], x.size)]
         for i in range(block.size):
             block[i] = source[i] if i < source.size else np.float32(0)
-        rotate_block(block, tile, key, start)
+        rotate_block(block, key, start)
         for j in range(64):
             squares[j] = products[j] = energies[j] = 0.0
         for row in range(block.size // 64):
@@ -199,7 +199,7 @@ def _restore(digits: U8, scales: F32, ends: I64, key: np.uint64, centroids: F64,
     n = centroids.size
     out = np.empty(size, dtype=np.float32)
     table = np.empty(2 * n, dtype=np.float32)
-    whole, tile = np.empty(4096, dtype=np.float32), np.empty((64, 64), dtype=np.float32)
+    whole = np.empty(4096, dtype=np.float32)
     start = 0
     for b in range(ends.size):
         for c in range(n):
@@ -208,7 +208,7 @@ def _restore(digits: U8, scales: F32, ends: I64, key: np.uint64, centroids: F64,
         block, part = whole[: ends[b] - start], digits[start : ends[b]]
         for i in range(part.size):
             block[i] = table[part[i]]
-        unrotate_block(block, tile, key, start)
+        unrotate_block(block, key, start)
         target = out[start : min(ends[b], size)]
         for i in range(target.size):
             target[i] = block[i]

@@ -9,6 +9,8 @@ D decodes to H·D·x / √d with d the block's size: orthogonal, and its own inv
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedsgd.arrays import F32, I64
@@ -67,17 +69,16 @@ def _transformed(x: F32, ends: I64) -> F32:
 
 
 @helper
-def rotate_block(block: F32, tile: F32, key: np.uint64, start: int) -> None:
-    """Signs, then the transform, of one block in place. block: [size]; tile: [64, 64], scratch; start: where the block begins
-    in the padded vector."""
+def rotate_block(block: F32, key: np.uint64, start: int) -> None:
+    """Signs, then the transform, of one block in place. block: [size]; start: where it begins in the padded vector."""
     _flip(block, key, start)
-    _hadamard(block, tile)
+    _hadamard(block)
 
 
 @helper
-def unrotate_block(block: F32, tile: F32, key: np.uint64, start: int) -> None:
+def unrotate_block(block: F32, key: np.uint64, start: int) -> None:
     """The transform, then signs."""
-    _hadamard(block, tile)
+    _hadamard(block)
     _flip(block, key, start)
 
 
@@ -93,38 +94,45 @@ def _flip(block: F32, key: np.uint64, start: int) -> None:
 
 
 @helper
-def _hadamard(block: F32, tile: F32) -> None:
+def _hadamard(block: F32) -> None:
     """The Hadamard transform over the root of its size, by butterflies from far pairs to near ones.
 
-    The last six steps stay within 64 neighbours; 64 of these at a time are transposed, so that they too run over long rows.
+    Three steps at a time where the distances are known to the compiler: eight numbers stay in registers through all three.
     """
-    size = block.size
-    half = size // 2
+    half = block.size // 2
     while half >= 64:
-        for base in range(0, size, 2 * half):
+        for base in range(0, block.size, 2 * half):
             left, right = block[base : base + half], block[base + half : base + 2 * half]
             for j in range(half):
-                a, c = left[j], right[j]
-                left[j] = a + c
-                right[j] = a - c
+                a, b = left[j], right[j]
+                left[j] = a + b
+                right[j] = a - b
         half //= 2
-    rows = size // 64
-    for r in range(rows):
-        row = block[64 * r : 64 * r + 64]
-        for j in range(64):
-            tile[j, r] = row[j]
-    half = 32
-    while half > 0:
-        for base in range(0, 64, 2 * half):
-            for i in range(base, base + half):
-                upper, lower = tile[i, :rows], tile[i + half, :rows]
-                for j in range(rows):
-                    a, c = upper[j], lower[j]
-                    upper[j] = a + c
-                    lower[j] = a - c
-        half //= 2
-    factor = np.float32(1 / np.sqrt(size))
-    for r in range(rows):
-        row = block[64 * r : 64 * r + 64]
-        for j in range(64):
-            row[j] = tile[j, r] * factor
+    for group in range(block.size // 64):
+        part = block[64 * group : 64 * group + 64]
+        for j in range(8):
+            low = _eight(
+                part[j], part[j + 8], part[j + 16], part[j + 24], part[j + 32], part[j + 40], part[j + 48], part[j + 56]
+            )
+            part[j], part[j + 8], part[j + 16], part[j + 24] = low[0], low[1], low[2], low[3]
+            part[j + 32], part[j + 40], part[j + 48], part[j + 56] = low[4], low[5], low[6], low[7]
+    factor = np.float32(1 / np.sqrt(block.size))
+    for group in range(block.size // 8):
+        part = block[8 * group : 8 * group + 8]
+        last = _eight(part[0], part[1], part[2], part[3], part[4], part[5], part[6], part[7])
+        for j in range(8):
+            part[j] = last[j] * factor
+
+
+@helper
+def _eight(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
+    """Three steps of butterflies over eight numbers: at distance four, two and one."""
+    a, e = a + e, a - e
+    b, f = b + f, b - f
+    c, g = c + g, c - g
+    d, h = d + h, d - h
+    a, c = a + c, a - c
+    b, d = b + d, b - d
+    e, g = e + g, e - g
+    f, h = f + h, f - h
+    return a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h
