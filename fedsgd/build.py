@@ -61,6 +61,8 @@ def build(
         task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
     with placed(""):
         cohort = scenario.cohort_size(len(train))
+    with placed("uplink.compressor"):
+        scenario.uplink.scheme().check_layout(task.layout)
     plan = Plan(
         seed=scenario.seed,
         layout=task.layout,

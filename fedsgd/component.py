@@ -25,6 +25,8 @@ Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Coefficient = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Bucket = Annotated[int, msgspec.Meta(ge=16)]
+"""Coordinates that share a scale: with fewer the scales weigh more than what they are for."""
 Level = Annotated[int, msgspec.Meta(ge=1, le=127)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 

@@ -134,6 +134,7 @@ def _descend(root: type, table: dict[str, Any], parents: list[str], dotted: str)
     a component that is not there yet starts as its default."""
     cls: type | None = root
     for depth, part in enumerate(parents):
+        cls = _member_class(cls, table)
         default = None if cls is None else defaults(cls).get(part)
         if part not in table:
             table[part] = to_table(default) if isinstance(default, Component) else {}
@@ -143,6 +144,15 @@ def _descend(root: type, table: dict[str, Any], parents: list[str], dotted: str)
             raise ScenarioError(f"{dotted}: {'.'.join(parents[: depth + 1])} is {table[part]!r}, which has no keys")
         table, cls = table[part], None if cls is None else component_type(field_types(cls).get(part))
     return table, cls
+
+
+def _member_class(cls: type | None, table: Mapping[str, Any]) -> type | None:
+    """Of a family the member that the table names, if there is one: it may have keys that not all of the family have."""
+    name = table.get("name")
+    if cls is None or cls not in FAMILIES or name not in {*FAMILIES[cls], *FAMILIES[cls].aliases}:
+        return cls
+    member: type = FAMILIES[cls][str(name)]
+    return member
 
 
 def _copied(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,19 +221,23 @@ def _member(base: type, raw: Any, path: str, preset: Mapping[str, Any], beside: 
     implied = next((registry.implied[key] for key in table if key in registry.implied), None)
     name = table.get("name", implied)
     if name is None:
-        raise ScenarioError(f"{path}.name: missing{did_you_mean('', registry)}")
+        raise ScenarioError(f"{path}.name: missing{did_you_mean('', _fitting(registry, base))}")
     if not isinstance(name, str):
         raise ScenarioError(f"{path}.name: expected the name of a {registry.family}, got {name!r}")
-    try:
-        cls = registry[name]
-    except ScenarioError as error:
-        raise ScenarioError(f"{path}.name: {error}") from None
+    if name not in registry and name not in registry.aliases:
+        known = [*_fitting(registry, base), *(registry.aliases if base is registry.base else ())]
+        raise ScenarioError(f'{path}.name: got "{name}"{did_you_mean(name, known)}')
+    cls = registry[name]
     if not issubclass(cls, base):
-        fit = [member for member in registry if issubclass(registry[member], base)]
-        raise ScenarioError(f'{path}.name: got "{name}", which does not go here{did_you_mean("", fit)}')
+        raise ScenarioError(f'{path}.name: got "{name}", which does not go here{did_you_mean("", _fitting(registry, base))}')
     common, own = defaults(registry.base), defaults(cls)
     preset = {key: value for key, value in preset.items() if own[key] == common[key]}  # a default of its own comes first
     return _table(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*beside, "name"])
+
+
+def _fitting(registry: Registry[Any], base: type) -> list[str]:
+    """The members that are a `base`."""
+    return list(registry) if base is registry.base else [name for name in registry if issubclass(registry[name], base)]
 
 
 def _join(path: str, key: str) -> str:

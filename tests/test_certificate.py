@@ -386,7 +386,7 @@ def test_a_class_of_the_users_own_is_certified(here: Path) -> None:
     assert table["traffic"]["kept"] == 250
     result = run("mine_certified:Wraps", "--set", "op.name=top-k", "--set", "op.density=0.1")
     assert result.exit_code == 0, result.output
-    assert "wraps(top-k) (scheme): all 13 laws hold" in result.stdout
+    assert "wraps(top-k) (scheme): all 14 laws hold" in result.stdout
 
 
 def test_the_command_finds_a_module_in_the_working_directory(here: Path, root: Path) -> None:
@@ -394,7 +394,7 @@ def test_the_command_finds_a_module_in_the_working_directory(here: Path, root: P
     ours = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=False, env=ours)
     assert (done.returncode, done.stderr) == (0, "a module may print\n")
-    assert "half (contractive): all 11 laws hold" in done.stdout
+    assert "half (contractive): all 12 laws hold" in done.stdout
 
 
 # -------------------------------------------------------------------------------------------------------------------- outputs
@@ -412,7 +412,7 @@ def test_json_is_the_same_apart_from_times_and_the_folder_is_written(here: Path)
     assert tables[0]["compressor"] == {"name": "top-k", "density": 0.01, "values": "float32"}
     assert tables[0]["vectors"]["parameters"] == 1000
     page = Path("a/b/certificate.md").read_text()
-    assert page.startswith("# top-k (contractive): all 11 laws hold\n")
+    assert page.startswith("# top-k (contractive): all 12 laws hold\n")
     assert r"| \|x − C(x)\|²/\|x\|² |" in page
     assert tables[0]["frames_sha256"] in page
     assert sorted(p.name for p in Path("a/b").iterdir()) == ["certificate.json", "certificate.md"]

@@ -316,6 +316,18 @@ def test_dgc_clips_at_the_root_of_the_cohort() -> None:
     assert DGC(1.0).decode(untouched.sections, at(2)).to_dense().tolist() == [3, 4]
 
 
+def test_what_dgc_holds_back_is_not_claimed_where_clipping_has_changed_it() -> None:
+    layout = Layout.flat(4)
+    assert DGC(momentum=0.0, clip=1.0).withheld({}, layout) is None
+    assert DGC(momentum=0.0).withheld({}, layout) is not None
+
+
+def test_natural_values_of_subnormal_numbers_are_zero() -> None:
+    x = np.full(8, 1e-40, dtype=np.float32)
+    assert not decoded(Natural(), x, at(8)).any()
+    assert Natural().variance(x) == pytest.approx(8 * float(x[0]) ** 2)
+
+
 def test_dgcs_warm_up_is_the_published_one() -> None:
     scheme = DGC(0.001, warm_up_rounds=2)
     sparsities = [round(100 * (1 - scheme.density_in(r)), 4) for r in range(1, 11)]
@@ -365,6 +377,15 @@ def test_ef21s_server_holds_the_mean_of_its_clients_estimates() -> None:
         assert update == pytest.approx(mean, abs=1e-6)
     target = sum(gaussian(60, c).astype(np.float64) for c in range(3)) / 4
     assert np.square(update - target).sum() < 1e-9, "on constant updates the estimates arrive"
+
+
+def test_ef21s_two_ends_do_not_drift_apart() -> None:
+    """Updates that shrink a thousandfold over five hundred rounds: what adds up in float32 would be off by more than is left."""
+    scheme, states, server = EF21(TopK(0.1)), [{}], {}
+    for r in range(1, 501):
+        update, server = fold(scheme, server, [gaussian(50, r) * np.float32(10 ** (-r / 100))], states, r, 1)
+    assert np.abs(server["estimate"] - states[0]["estimate"]).max() < 1e-13
+    assert update == pytest.approx(states[0]["estimate"], rel=1e-6)
 
 
 def test_ef21_forgets_nothing_and_invents_nothing_when_a_reply_is_lost() -> None:

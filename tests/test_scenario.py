@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedsgd.build import recipe
+from fedsgd.build import build, recipe
 from fedsgd.compress import ErrorFeedback, Operator, Plain
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.topk import TopK
@@ -133,6 +133,33 @@ def test_rules_of_layers_are_tables_within_a_list(scenario: Make) -> None:
         ScenarioError, match=r'uplink\.compressor\.op\.name: got "dgc", which does not go here, expected one of'
     ):
         scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.op": "dgc"})
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("ef21", "op"), ("cafe", "op"), ("scheduled", "op"), ("per-layer", "biases")])
+def test_settings_reach_into_a_compressor_within_a_compressor(scenario: Make, outer: str, inner: str) -> None:
+    key = f"uplink.compressor.{inner}"
+    base = {"uplink.compressor.name": outer, "uplink.error_feedback": "none", "server.weighting": "uniform"}
+    s = scenario({**base, f"{key}.name": "top-k", f"{key}.density": 0.5})
+    assert getattr(s.uplink.compressor, inner) == TopK(0.5)
+    again = s.replace({f"{key}.name": "rand-k", f"{key}.scaled": False})
+    assert getattr(again.uplink.compressor, inner) == RandK(scaled=False), "a new name takes its own defaults"
+    if inner == "op":
+        assert scenario({**base, "uplink.compressor.op.density": 0.25}).uplink.compressor.op == TopK(0.25)
+
+
+def test_only_what_fits_is_offered_for_an_operator(scenario: Make) -> None:
+    with pytest.raises(ScenarioError) as missing:
+        scenario({"uplink.compressor": {"name": "scheduled", "op": {"density": 0.5}}})
+    assert "missing, expected one of" in str(missing.value)
+    assert '"dgc"' not in str(missing.value)
+
+
+def test_a_rule_that_matches_no_tensor_is_an_error(scenario: Make) -> None:
+    s = scenario({"uplink.compressor": {"name": "per-layer", "rules": [{"pattern": "1.wieght", "op": "dense"}]}})
+    with pytest.raises(
+        ScenarioError, match=r'^uplink\.compressor\.rules: pattern "1\.wieght" matches no tensor.*did you mean "1\.weight"'
+    ):
+        build(s)
 
 
 def test_fraction_gives_at_least_one_client() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.arrays import F32, I64
-from fedsgd.component import Component, FieldError
+from fedsgd.component import Component
 from fedsgd.errors import WireError
 from fedsgd.layout import Layout
 from fedsgd.rng import shared_key
@@ -130,6 +130,10 @@ class Compressor(Component, ABC):
         """The number of coordinates that valid sections carry; override it where that is known without decoding them."""
         return self.decode(sections, ctx).kept
 
+    def check_layout(self, layout: Layout) -> None:
+        """FieldError if a setting makes no sense for this model."""
+        return
+
 
 @dataclass(frozen=True)
 class Operator(Compressor):
@@ -147,6 +151,11 @@ class Operator(Compressor):
     def deterministic(self) -> bool:
         """False if the result depends on the context's shared randomness."""
         return True
+
+    @property
+    def exact(self) -> bool:
+        """True if nothing is ever lost: unbiased and contractive at once."""
+        return False
 
     @property
     def even(self) -> bool:
@@ -180,7 +189,7 @@ class Patch:
     """Entries of a vector to write back. indices: [k], or None for all of them; values: [k] or [P]."""
 
     indices: I64 | None
-    values: F32
+    values: NDArray[Any]
 
     def written_to(self, vector: NDArray[Any]) -> NDArray[Any]:
         """A copy of `vector` with the entries in place."""
@@ -191,7 +200,7 @@ class Patch:
         return out
 
 
-def patch(before: F32, update: Update) -> Patch:
+def patch(before: NDArray[Any], update: Update) -> Patch:
     """What undoes, in a vector that was `before`, whatever was done to it where `update` has coordinates."""
     if isinstance(update, Sparse):
         return Patch(update.indices, before[update.indices])
@@ -304,11 +313,5 @@ class OperatorScheme(Scheme):
     def kept(self, sections: Sections, ctx: Context) -> int:
         return self.op.kept(sections, ctx)
 
-
-def require_contractive(scheme: OperatorScheme, why: str = "what it has not sent would not shrink") -> None:
-    """FieldError unless the scheme's operator contracts."""
-    op = scheme.op
-    if op.kind != "contractive":
-        remedy = ", or scaled = false" if hasattr(op, "scaled") else ""
-        problem = f"{scheme.name} needs a contractive compressor, and {op} is {op.kind}: {why}{remedy}"
-        raise FieldError(scheme.name, "op", problem)
+    def check_layout(self, layout: Layout) -> None:
+        self.op.check_layout(layout)

@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Received, Sent, State, require_contractive
+from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Received, Sent, State
+from fedsgd.compress.error_feedback import require_contractive
 from fedsgd.compress.sparse import decode_sparse, encode_sparse, max_sparse_bytes
 from fedsgd.compress.topk import TopK
 from fedsgd.layout import Layout

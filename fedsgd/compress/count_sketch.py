@@ -51,7 +51,8 @@ class CountSketch(Operator):
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
         key = ctx.key(self.name)
-        table = sketch(x, self.rows, n_columns(len(x), self.density, self.rows), key).astype(np.float32).reshape(-1)
+        with np.errstate(over="ignore"):
+            table = sketch(x, self.rows, n_columns(len(x), self.density, self.rows), key).astype(np.float32).reshape(-1)
         if not all_finite(table):
             raise NonFiniteError(ctx.round, ctx.client, "a sum in the sketch leaves float32's range")
         sections, decoded = encode_values(table, self.values)

@@ -34,6 +34,10 @@ class DenseOperator(Operator):
     def kind(self) -> Kind:
         return "contractive"
 
+    @property
+    def exact(self) -> bool:
+        return self.values == "float32"
+
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
         sections, decoded = encode_values(x, self.values, entropy=self.entropy)
         return sections, Dense(decoded)

@@ -36,10 +36,11 @@ class DGC(Scheme):
     largest of each tensor with more than one dimension and all of the others, as in the paper's code, instead of the k largest
     of all.
 
-    With every coordinate sent it is plain SGD (masking) or momentum SGD (no masking) bit for bit, and with β = 0 it is error
-    feedback over top-k. Σ sent + v = Σ u always. Values that are rounded for sending leave their rounding error in v. If a
-    reply is lost, what was masked comes back. It assumes one local step and every client in every round: after several local
-    steps g is no gradient, and u is as old as the client's last round; then momentum belongs on the server, and β = 0 here.
+    With every coordinate sent it is plain SGD (masking) or momentum SGD (no masking) bit for bit, and with β = 0 and no clip it
+    is error feedback over top-k. Σ sent + v = Σ u always. Values that are rounded for sending leave their rounding error in v.
+    If a reply is lost, what was masked comes back. It assumes one local step and every client in every round: after several
+    local steps g is no gradient, and u is as old as the client's last round; then momentum belongs on the server, and β = 0
+    here.
     """
 
     name: ClassVar[str] = "dgc"
@@ -70,7 +71,7 @@ class DGC(Scheme):
         return Sent(sections, {"u": u, "v": v}, undo)
 
     def withheld(self, state: State, layout: Layout) -> F32 | None:
-        if self.momentum:
+        if self.momentum or self.clip:
             return None
         return state["v"] if "v" in state else np.zeros(layout.size, dtype=np.float32)
 

@@ -19,8 +19,8 @@ from fedsgd.compress.base import (
     Sent,
     State,
     patch,
-    require_contractive,
 )
+from fedsgd.compress.error_feedback import require_contractive
 from fedsgd.compress.topk import TopK
 from fedsgd.layout import Layout
 
@@ -35,7 +35,8 @@ class EF21(OperatorScheme):
     been seen the update is smaller than the cohort's. Any contractive operator will do. Nothing is ever withheld: what was not
     sent is in the next difference again. If a reply is lost, g_i is what it was before, at both ends.
 
-    The server keeps one vector, each client one.
+    The server keeps one vector, each client one, both in float64: corrections add up over a whole run, and in float32 the two
+    would drift apart.
     """
 
     name: ClassVar[str] = "ef21"
@@ -50,8 +51,8 @@ class EF21(OperatorScheme):
 
     def send(self, x: F32, state: State, ctx: Context) -> Sent:
         estimate = state.get("estimate")
-        before = np.zeros(len(x), dtype=np.float32) if estimate is None else estimate
-        sections, correction = self.op.encode(x - before, ctx)
+        before = np.zeros(len(x)) if estimate is None else estimate
+        sections, correction = self.op.encode((x - before).astype(np.float32), ctx)
         after = before.copy()
         correction.add_to(after, 1.0)
         undo: dict[str, Patch | None] = {"estimate": None if estimate is None else patch(before, correction)}

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.component import Coefficient, Count
-from fedsgd.compress.base import Context, OperatorScheme, Sent, State, patch, require_contractive
+from fedsgd.component import Coefficient, Count, FieldError
+from fedsgd.compress.base import Context, OperatorScheme, Sent, State, patch
 from fedsgd.layout import Layout
 
 Policy = Literal["persist", "decay", "reset"]
@@ -68,3 +68,12 @@ class ErrorFeedback(OperatorScheme):
     def withheld(self, state: State, layout: Layout) -> F32 | None:
         residual = state.get("residual")
         return np.zeros(layout.size, dtype=np.float32) if residual is None else residual
+
+
+def require_contractive(scheme: OperatorScheme, why: str = "what it has not sent would not shrink") -> None:
+    """FieldError unless the scheme's operator contracts."""
+    op = scheme.op
+    if op.kind != "contractive":
+        remedy = ", or scaled = false" if hasattr(op, "scaled") else ""
+        problem = f"{scheme.name} needs a contractive compressor, and {op} is {op.kind}: {why}{remedy}"
+        raise FieldError(scheme.name, "op", problem)

@@ -27,13 +27,14 @@ class FetchSGD(Scheme):
 
     FetchSGD (Rothchild et al. 2020, algorithm 1), with S the mean of the clients' tables, the step size being in them already:
 
-        S_u ← ρ S_u + S;  S_e ← S_e + S_u;  Δ = the kept · P largest of unsketch(S_e);  S_e ← S_e − sketch(Δ);  the update is Δ
+        S_u ← ρ S_u + S;  S_e ← S_e + S_u;  Δ = the kept_share · P largest of unsketch(S_e);  S_e ← S_e − sketch(Δ);  the update
+        is Δ
 
     Sketches are linear, so all of this is as if it were done on the vectors, and clients remember nothing: nothing goes stale
     however seldom they take part. The hash is the same for all clients and rounds, or tables could not be added. density: cells
-    of the table for each parameter; kept: the share of coordinates that a round changes; masking: clear S_u in the cells of Δ,
-    as DGC does with its momentum. The table has to be large enough for the coordinates that stand out to be read: below a few
-    thousand columns small models drown in collisions. 32 · density bits a parameter.
+    of the table for each parameter; kept_share: the share of coordinates that a round changes; masking: clear S_u in the cells
+    of Δ, as DGC does with its momentum. The table has to be large enough for the coordinates that stand out to be read: below a
+    few thousand columns small models drown in collisions. 32 · density bits a parameter.
     """
 
     name: ClassVar[str] = "fetch-sgd"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fedsgd.arrays import F32
-from fedsgd.component import Count
+from fedsgd.component import Bucket
 from fedsgd.compress.base import Context, Kind, Operator, Update
 from fedsgd.compress.quantise import decode_quantised, encode_quantised, rounding_variance
 from fedsgd.layout import Layout
@@ -23,7 +23,7 @@ class Integer(Operator):
     unbiased, variance Σ(s/L)² f(1 − f). "nearest": half the error, but biased; no coordinate moves by more than itself and the
     largest of each bucket not at all, so δ is at least 1/bucket, and far more on any vector that is not nearly all zeros.
 
-    entropy: code the integers by how often they occur, at several times the time: Gaussian values take 6.6 bits of 8, and 3.1
+    entropy: code the integers by how often they occur, at several times the time: Gaussian values take 7.2 bits of 8, and 3.1
     of 4. Without it they take 8 and 4, and 32 more for each bucket.
     """
 
@@ -32,7 +32,7 @@ class Integer(Operator):
 
     bits: Literal[8, 4] = 8
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    bucket: Count = 2048
+    bucket: Bucket = 2048
     entropy: bool = False
 
     @property

@@ -15,10 +15,10 @@ import numpy as np
 
 from fedsgd.arrays import F32, F64
 from fedsgd.compress.base import Compressor, Context, Operator, Update
-from fedsgd.errors import LawError
+from fedsgd.errors import LawError, WireError
 from fedsgd.layout import Layout
 from fedsgd.rng import stream
-from fedsgd.wire import Frame, Header, Kind, Part, Sections, decode_frame, encode_frame
+from fedsgd.wire import Frame, Header, Kind, Part, Section, Sections, decode_frame, encode_frame
 
 SIGMAS = 6.0
 ROUNDING = 1e-6
@@ -226,7 +226,26 @@ def no_slack(op: Operator) -> None:
         require(squeezed >= MIN_DENSITY * len(raw) - TAG_BYTES * len(pieces), "no_slack", op, figures)
 
 
-POPULATION_LAWS: Sequence[Callable[[Operator], None]] = (zero, ends, fair, mean, variance, no_slack)
+def strict(op: Operator) -> None:
+    """Sections of another part, one too few and one too many are WireErrors: a receiver believes nothing."""
+    for ctx, rng in contexts("strict", SMALL, 1):
+        good = op.encode(gaussian(rng, SMALL), ctx)[0]
+        other = [Section(Part.MANIFEST if s.part != Part.MANIFEST else Part.INDEX, s.data) for s in good]
+        wrong = [(*good[:i], other[i], *good[i + 1 :]) for i in range(len(good))]
+        for sections in [*wrong, good[:-1], (*good, Section(Part.SCALE, b"")), ()]:
+            if sections == good:
+                continue
+            try:
+                over_the_wire(op, sections, ctx)
+            except WireError:
+                continue
+            except Exception as error:
+                raise LawError(f"strict: {op}: {type(error).__name__} instead of a WireError: {error}") from error
+            parts = ", ".join(s.part.name for s in sections) or "none"
+            raise LawError(f"strict: {op}: takes sections {parts}, sends {', '.join(s.part.name for s in good)}")
+
+
+POPULATION_LAWS: Sequence[Callable[[Operator], None]] = (zero, ends, fair, mean, variance, no_slack, strict)
 
 
 # ------------------------------------------------------------------------------------------------------- laws on drawn vectors

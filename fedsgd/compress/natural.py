@@ -20,7 +20,7 @@ class Natural(Operator):
     Natural compression (Horváth et al. 2019): the mantissa decides the odds and is not sent, so E[C(x)] = x and the variance is
     Σ 4^e m(1 − m) for |x_i| = 2^e (1 + m), at most |x|²/8. No scale, no bucket: it is as good for small coordinates as for
     large ones. 9 bits, a sign and an exponent; the exponents of a Gaussian vector take 2.6 of their 8. From 2¹²⁷ on it rounds
-    down.
+    down, and below 2⁻¹²⁶ to zero.
     """
 
     name: ClassVar[str] = "natural"
@@ -46,9 +46,10 @@ class Natural(Operator):
 
     def variance(self, x: F32) -> float | None:
         words = x.view(np.uint32)
-        exponent = np.maximum((words >> np.uint32(23) & np.uint32(255)).astype(np.int64), 1) - 127
+        exponent = (words >> np.uint32(23) & np.uint32(255)).astype(np.int64)
         mantissa = (words & np.uint32(0x7FFFFF)) / 2.0**23
-        return float((np.ldexp(1.0, 2 * exponent) * mantissa * (1 - mantissa)).sum())
+        normal = np.ldexp(1.0, 2 * (exponent - 127)) * mantissa * (1 - mantissa)
+        return float(np.where(exponent > 0, normal, np.square(x.astype(np.float64))).sum())
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return ctx.layout.size

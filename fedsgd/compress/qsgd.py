@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fedsgd.arrays import F32
-from fedsgd.component import Count, Level
+from fedsgd.component import Bucket, Level
 from fedsgd.compress.base import Context, Kind, Operator, Update
 from fedsgd.compress.quantise import decode_quantised, encode_quantised, rounding_variance
 from fedsgd.layout import Layout
@@ -33,7 +33,7 @@ class QSGD(Operator):
     deterministic: ClassVar[bool] = False
 
     levels: Level = 4
-    bucket: Count = 512
+    bucket: Bucket = 512
     norm: Literal["l2", "max"] = "l2"
 
     @property

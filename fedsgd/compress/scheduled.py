@@ -46,6 +46,10 @@ class Scheduled(Operator):
     def deterministic(self) -> bool:
         return self.op.deterministic
 
+    @property
+    def even(self) -> bool:
+        return self.op.even
+
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
         return self.at(ctx.round).encode(x, ctx)
 
@@ -60,6 +64,9 @@ class Scheduled(Operator):
 
     def floor(self, layout: Layout) -> float:
         return max(op.floor(layout) for op in self._all())
+
+    def check_layout(self, layout: Layout) -> None:
+        self.op.check_layout(layout)
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return self.at(ctx.round).kept(sections, ctx)

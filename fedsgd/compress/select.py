@@ -35,7 +35,8 @@ def top_k(x: F32, k: int) -> tuple[I64, F32]:
 
 def at_least(x: F32, threshold: float) -> tuple[I64, F32]:
     """(positions, ascending, and values) of all |x| ≥ threshold, which is positive. x: [P], finite."""
-    bound = max(1, int(np.float32(threshold).view(np.uint32)))
+    with np.errstate(over="ignore", under="ignore"):
+        bound = max(1, int(np.float32(threshold).view(np.uint32)))
     found, words = _collected(x.view(np.uint32), bound, len(x))
     return found, words.view(np.float32)
 

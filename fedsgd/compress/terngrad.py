@@ -60,5 +60,6 @@ class TernGrad(Operator):
     def _clipped(self, x: F32) -> F32:
         if not self.clip:
             return x
-        limit = np.float32(self.clip * np.sqrt(energy(x) / len(x)))
+        with np.errstate(over="ignore"):
+            limit = np.float32(self.clip * np.sqrt(energy(x) / len(x)))
         return np.clip(x, -limit, limit)

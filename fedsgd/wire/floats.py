@@ -97,8 +97,7 @@ def from_float16(words: U32, exponent: int) -> F32:
 
 def round_to_powers(values: F32, key: int) -> U16:
     """sign << 8 | exponent of each value, rounded stochastically to a power of two: up with a probability of mantissa / 2²³, by
-    23 shared random bits, so that the mean is the value exactly (from 2¹²⁷ on always down). Subnormal numbers go to 0 or
-    2⁻¹²⁶."""
+    23 shared random bits, so that the mean is the value exactly (from 2¹²⁷ on always down). Subnormal numbers go to 0."""
     return _round_to_powers(values.view(np.uint32), np.uint64(key))
 
 
@@ -227,7 +226,7 @@ def _from_float16(words: U32, factor: float) -> F32:
 def _round_to_powers_reference(words: U32, key: np.uint64) -> U16:
     random = (shared_hash(int(key), np.arange(len(words), dtype=np.uint64)) >> np.uint64(41)).astype(np.uint32)
     exponent = words >> np.uint32(23) & np.uint32(255)
-    up = (random < (words & np.uint32(0x7FFFFF))) & (exponent < 254)
+    up = (random < (words & np.uint32(0x7FFFFF))) & (exponent < 254) & (exponent > 0)
     return (words >> np.uint32(31) << np.uint32(8) | exponent + up).astype(np.uint16)
 
 
@@ -238,6 +237,7 @@ def _round_to_powers(words: U32, key: np.uint64) -> U16:
     for i in range(words.size):
         random = np.uint32(shared_word(key, np.uint64(i)) >> np.uint64(41))
         exponent = words[i] >> np.uint32(23) & np.uint32(255)
-        up = np.uint32(random < (words[i] & np.uint32(0x7FFFFF))) & np.uint32(exponent < np.uint32(254))
+        ordinary = np.uint32(exponent < np.uint32(254)) & np.uint32(exponent > np.uint32(0))
+        up = np.uint32(random < (words[i] & np.uint32(0x7FFFFF))) & ordinary
         out[i] = np.uint16(words[i] >> np.uint32(31) << np.uint32(8) | exponent + up)
     return out

@@ -52,8 +52,9 @@ def max_value_bytes(k: int, form: ValueFormat) -> int:
 
 
 def value_error(form: ValueFormat) -> float | None:
-    """The largest ‖decoded − values‖² / ‖values‖² there can be, in the mean for "natural"; None if that depends on the values:
-    of int8, int4 and ternary nothing is sure but that a part as large as the largest coordinate survives."""
+    """The largest ‖decoded − values‖² / ‖values‖² there can be of normal numbers, in the mean for "natural"; None if that
+    depends on the values: of int8, int4 and ternary nothing is sure but that a part as large as the largest coordinate
+    survives."""
     return _FORMATS[form].error
 
 

@@ -12,6 +12,7 @@ from fedsgd.compress import Context, Dense, ErrorFeedback, Operator, Patch, Sche
 from fedsgd.compress.base import Kind
 from fedsgd.compress.density import kept_of
 from fedsgd.compress.randk import RandK
+from fedsgd.compress.sign import Sign
 from fedsgd.compress.topk import TopK, top_k
 from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
@@ -140,6 +141,18 @@ class CutOffInIndexOrder(TopK):
 
 
 @dataclass(frozen=True)
+class TakesAnyPart(Sign):
+    """Goes by the order of its sections and never looks at what they are."""
+
+    name: ClassVar[str] = "takes-any-part"
+    codec: ClassVar[int] = 206
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        parts = (Part.VALUE, Part.SCALE)
+        return super().decode(tuple(Section(part, s.data) for part, s in zip(parts, sections, strict=False)), ctx)
+
+
+@dataclass(frozen=True)
 class FeedbackOverScaledRandK(ErrorFeedback):
     """Error feedback without its refusal of operators that do not contract."""
 
@@ -177,6 +190,7 @@ OPERATORS: list[tuple[Operator, str]] = [
     (OffByOneAtTheEnd(density=0.05), "contraction"),
     (RandomButNeverTheLast(density=0.25), "fair"),
     (CutOffInIndexOrder(density=0.25), "fair"),
+    (TakesAnyPart(), "strict"),
 ]
 SCHEMES: list[tuple[Scheme, str]] = [
     (ForgetfulFeedback(TopK(density=0.05)), "telescoping"),
