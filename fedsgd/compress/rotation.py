@@ -4,7 +4,7 @@ A rotated block looks Gaussian whatever it was, which is what makes one scale an
 into blocks of 4096, what is left into smaller powers of two down to 64, and the last piece is filled up with zeros: padding the
 whole vector to a power of two could double the bits. Ailon and Chazelle 2009; Suresh et al. 2017.
 
-D decodes to H·D·x / √d with d the block's size: orthogonal, and its own inverse but for the order of H and D.
+A block x becomes H·D·x / √d: D the signs, H the Hadamard matrix, d its size. That is orthogonal; backwards it is D·H·y / √d.
 """
 
 from __future__ import annotations

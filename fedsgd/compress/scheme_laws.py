@@ -28,6 +28,16 @@ def updates_of(scheme: Scheme) -> Iterator[tuple[Context, F32, State, Sent]]:
         state = sent.state_if_lost if ctx.round % 4 == 3 else sent.state
 
 
+def _locked(law: str, scheme: Scheme, x: F32, state: State, ctx: Context) -> Sent:
+    """What is sent, of an update and a state that cannot be written to."""
+    for array in (x, *state.values()):
+        array.flags.writeable = False
+    try:
+        return scheme.send(x, state, ctx)
+    except ValueError as error:
+        raise LawError(f"{law}: {scheme}: wrote to its update or its state: {error}") from error
+
+
 def messages(scheme: Scheme) -> None:
     """Each message decodes, from its bytes alone, to a finite update of the right size; it carries as many coordinates as
     `kept` says, and weighs at most max_bytes. What is remembered is finite, whether the reply arrives or not."""
@@ -50,13 +60,7 @@ def repeatable(scheme: Scheme) -> None:
     """Equal updates and equal states give equal bytes and equal states, also from copies, as of a client that was put away and
     fetched again; and neither is written to."""
     for ctx, x, state, sent in updates_of(scheme):
-        given = {name: value.copy() for name, value in state.items()}
-        for array in (x, *given.values()):
-            array.flags.writeable = False
-        try:
-            again = scheme.send(x, given, ctx)
-        except ValueError as error:
-            raise LawError(f"repeatable: {scheme}: wrote to its update or its state: {error}") from error
+        again = _locked("repeatable", scheme, x, {name: value.copy() for name, value in state.items()}, ctx)
         same = [bytes(s.data) for s in sent.sections] == [bytes(s.data) for s in again.sections]
         require(same, "repeatable", scheme, f"round {ctx.round}: bytes differ")
         for one, other in ((sent.state, again.state), (sent.state_if_lost, again.state_if_lost)):
@@ -71,12 +75,7 @@ def telescoping(scheme: Scheme, updates: Sequence[F32], lost: Sequence[bool]) ->
     state: State = {}
     for i, (x, is_lost) in enumerate(zip(updates, lost, strict=True)):
         ctx = Context(0, i + 1, 0, layout)
-        for array in (x, *state.values()):
-            array.flags.writeable = False
-        try:
-            sent = scheme.send(x, state, ctx)
-        except ValueError as error:
-            raise LawError(f"telescoping: {scheme}: wrote to its update or its state: {error}") from error
+        sent = _locked("telescoping", scheme, x, state, ctx)
         given += x
         if is_lost:
             state = sent.state_if_lost

@@ -10,12 +10,12 @@ import numpy as np
 from fedsgd.arrays import F32
 from fedsgd.compress.base import Context, Kind, Operator, Update
 from fedsgd.compress.updates import Signs, pack_signs
-from fedsgd.errors import WireError, within
 from fedsgd.layout import Layout
 from fedsgd.vectors import mean_magnitude
 from fedsgd.wire import Part, Section, Sections
-from fedsgd.wire.bits import check_padding, n_bytes
+from fedsgd.wire.bits import n_bytes
 from fedsgd.wire.levels import expect_parts, read_scales
+from fedsgd.wire.values import read_signs
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,9 @@ class Sign(Operator):
 
     def decode(self, sections: Sections, ctx: Context) -> Update:
         expect_parts(sections, (Part.VALUE, Part.SCALE))
-        body, size = sections[0], ctx.layout.size
-        if len(body.data) != n_bytes(size):
-            raise WireError(body.offset, f"{len(body.data)} bytes of signs for {size} coordinates, expected {n_bytes(size)}")
-        with within(body.offset):
-            check_padding(body.data, size)
+        packed = read_signs(sections[0], ctx.layout.size, "signs")
         (scale,) = read_scales(sections[1], 1)
-        return Signs(np.frombuffer(body.data, dtype=np.uint8), scale, size)
+        return Signs(packed, scale, ctx.layout.size)
 
     def max_bytes(self, layout: Layout) -> int:
         return n_bytes(layout.size) + 4

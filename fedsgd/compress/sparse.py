@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
+
 from fedsgd.arrays import F32, I64
-from fedsgd.compress.base import Context, Sparse
+from fedsgd.compress.base import Context, Kind, Operator, Sparse
 from fedsgd.errors import WireError
 from fedsgd.layout import Layout
 from fedsgd.wire import (
@@ -20,6 +23,28 @@ from fedsgd.wire import (
     max_value_bytes,
     value_error,
 )
+
+
+@dataclass(frozen=True)
+class Sparsifier(Operator):
+    """An operator that keeps some large coordinates and sends where they are: contractive, whatever format the values have."""
+
+    @property
+    @abstractmethod
+    def values(self) -> ValueFormat:
+        """The format of the values: a field of each member."""
+
+    @property
+    def kind(self) -> Kind:
+        return "contractive"
+
+    @property
+    def deterministic(self) -> bool:
+        """The rounding of "natural" values is random."""
+        return self.values != "natural"
+
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return kept_sparse(sections, ctx)
 
 
 def encode_sparse(indices: I64, values: F32, form: ValueFormat, ctx: Context) -> tuple[Sections, Sparse]:

@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from fedsgd.arrays import F32
 from fedsgd.component import Positive
-from fedsgd.compress.base import Context, Kind, Operator, Update
+from fedsgd.compress.base import Context, Update
 from fedsgd.compress.select import at_least
-from fedsgd.compress.sparse import decode_sparse, encode_sparse, kept_sparse, max_sparse_bytes, surviving
+from fedsgd.compress.sparse import Sparsifier, decode_sparse, encode_sparse, max_sparse_bytes, surviving
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections, ValueFormat
 
 
 @dataclass(frozen=True)
-class Threshold(Operator):
+class Threshold(Sparsifier):
     """The coordinates whose magnitude is at least `threshold`, however many there are.
 
     Hard threshold (Dryden et al. 2016; Sahu et al. 2021, who show that under error feedback it spends a budget of bytes over a
@@ -31,14 +31,6 @@ class Threshold(Operator):
     threshold: Positive = 0.001
     values: ValueFormat = "float32"
 
-    @property
-    def kind(self) -> Kind:
-        return "contractive"
-
-    @property
-    def deterministic(self) -> bool:
-        return self.values != "natural"
-
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
         return encode_sparse(*at_least(x, self.threshold), self.values, ctx)
 
@@ -53,6 +45,3 @@ class Threshold(Operator):
 
     def floor(self, layout: Layout) -> float:
         return layout.size * self.threshold**2
-
-    def kept(self, sections: Sections, ctx: Context) -> int:
-        return kept_sparse(sections, ctx)

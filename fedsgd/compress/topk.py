@@ -7,16 +7,16 @@ from typing import ClassVar
 
 from fedsgd.arrays import F32
 from fedsgd.component import Share
-from fedsgd.compress.base import Context, Kind, Operator, Update
+from fedsgd.compress.base import Context, Update
 from fedsgd.compress.density import kept_of
 from fedsgd.compress.select import top_k
-from fedsgd.compress.sparse import decode_sparse, encode_sparse, kept_sparse, max_sparse_bytes, surviving
+from fedsgd.compress.sparse import Sparsifier, decode_sparse, encode_sparse, max_sparse_bytes, surviving
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections, ValueFormat
 
 
 @dataclass(frozen=True)
-class TopK(Operator):
+class TopK(Sparsifier):
     """The k largest coordinates by magnitude, with their positions.
 
     C(x) keeps x_i for the k = max(1, round(density · P)) largest |x_i| over the whole vector (Aji and Heafield 2017; Stich,
@@ -33,15 +33,6 @@ class TopK(Operator):
     density: Share = 0.01
     values: ValueFormat = "float32"
 
-    @property
-    def kind(self) -> Kind:
-        return "contractive"
-
-    @property
-    def deterministic(self) -> bool:
-        """The rounding of "natural" values is random."""
-        return self.values != "natural"
-
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
         return encode_sparse(*top_k(x, kept_of(self.density, len(x))), self.values, ctx)
 
@@ -53,6 +44,3 @@ class TopK(Operator):
 
     def contraction(self, layout: Layout) -> float:
         return surviving(kept_of(self.density, layout.size) / layout.size, self.values, layout)
-
-    def kept(self, sections: Sections, ctx: Context) -> int:
-        return kept_sparse(sections, ctx)

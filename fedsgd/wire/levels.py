@@ -20,8 +20,6 @@ from fedsgd.vectors import first_bad
 from fedsgd.wire import rans
 from fedsgd.wire.frame import Part, Section, Sections
 
-MAX_LEVEL = 127
-
 
 def digits_in_a_byte(base: int) -> int:
     """How many digits of this base a byte holds: 8 bits, 5 trits, ..., 1 from base 17 on."""

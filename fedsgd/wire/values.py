@@ -159,7 +159,8 @@ class _Natural(_Format):
             exponents = rans.decode_symbols(body.data[n_bytes(k) :], k)
         if k and int(exponents.max()) == 255:
             raise WireError(body.offset, "an exponent of 255 is no power of two")
-        return floats.from_powers(_signs(body, k), exponents)
+        signs = read_signs(Section(body.part, body.data[: n_bytes(k)], body.offset), k, "natural values")
+        return floats.from_powers(np.unpackbits(signs, count=k, bitorder="little"), exponents)
 
     def max_bytes(self, k: int) -> int:
         return n_bytes(k) + rans.max_symbol_bytes(k)
@@ -197,24 +198,24 @@ class _Ternary(_Format):
         return sections, np.where(negative, -scale, scale).astype(np.float32)
 
     def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
-        if len(sections[0].data) != n_bytes(k):
-            raise WireError(sections[0].offset, f"{len(sections[0].data)} bytes for {k} ternary values, expected {n_bytes(k)}")
+        negative = np.unpackbits(read_signs(sections[0], k, "ternary values"), count=k, bitorder="little")
         (scale,) = levels.read_scales(sections[1], 1)
         if (scale > 0) != (k > 0):
             raise WireError(sections[1].offset, f"a scale of {scale} for {k} values")
-        values: F32 = np.where(_signs(sections[0], k) == 1, -scale, scale).astype(np.float32)
+        values: F32 = np.where(negative == 1, -scale, scale).astype(np.float32)
         return values
 
     def max_bytes(self, k: int) -> int:
         return n_bytes(k) + 4
 
 
-def _signs(section: Section, k: int) -> U8:
-    """The k sign bits at the head of a section."""
-    packed = np.frombuffer(section.data, dtype=np.uint8)[: n_bytes(k)]
+def read_signs(section: Section, k: int, form: str) -> U8:
+    """The k sign bits of a section that holds nothing else, still packed; form: what they are the signs of, for messages."""
+    if len(section.data) != n_bytes(k):
+        raise WireError(section.offset, f"{len(section.data)} bytes for {k} {form}, expected {n_bytes(k)}")
     with within(section.offset):
         check_padding(section.data, k)
-    return np.unpackbits(packed, count=k, bitorder="little")
+    return np.frombuffer(section.data, dtype=np.uint8)
 
 
 _FORMATS: Mapping[str, _Format] = {
