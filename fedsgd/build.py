@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsgd.clients import MemoryStore
 from fedsgd.data import ClientData, Dataset
-from fedsgd.engine import Engine, Recipe, Sequential
+from fedsgd.engine import Chosen, Engine, Recipe, batch_sizes, choose
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.evaluation import RESERVED, Evaluator
 from fedsgd.loop import Runtime
 from fedsgd.models import Loss, Metric, Task, make_task
+from fedsgd.optim import SGD
 from fedsgd.rounds import Plan, Server, start
 from fedsgd.run_folder import ROUND_COLUMNS
 from fedsgd.runtime import InProcess
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """A scenario, composed: what the loop runs, and what its result is measured on."""
+    """A scenario, composed: what the loop runs, and what its result is measured on. scenario: with the engine that was chosen;
+    chosen: that engine, and why."""
 
     scenario: Scenario
     dataset: Dataset
@@ -36,6 +38,7 @@ class Experiment:
     task: Task
     plan: Plan
     engine: Engine
+    chosen: Chosen
     evaluator: Evaluator
     runtime: Runtime
     server: Server
@@ -74,18 +77,21 @@ def build(
         clients=len(train),
         cohort=cohort,
     )
-    engine = Sequential(task, plan.recipe)
+    _try(task, dataset)
+    asked, sizes = scenario.engine, batch_sizes(train.partition.sizes(), plan.recipe)
+    chosen = Chosen(asked.name, asked.update, asked.stack)
+    engine, chosen = choose(chosen, task, plan.recipe, dataset.train, sizes, cohort)
+    scenario = replace(scenario, engine=replace(asked, name=chosen.name, stack=chosen.stack))
     evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)
     runtime = InProcess(plan, engine, MemoryStore(), train)
     server = start(plan, task.initial)
-    return Experiment(scenario, dataset, train, held_out, task, plan, engine, evaluator, runtime, server)
+    return Experiment(scenario, dataset, train, held_out, task, plan, engine, chosen, evaluator, runtime, server)
 
 
 def _evaluator(
     scenario: Scenario, engine: Engine, task: Task, dataset: Dataset, train: ClientData, held_out: ClientData | None
 ) -> Evaluator:
-    """What the scenario wants to know after a round, tried on a few examples, so that a model that does not fit its data is
-    found out before the first round. ScenarioError or ModelError if it cannot be known."""
+    """What the scenario wants to know after a round. ScenarioError or ModelError if it cannot be known."""
     asked = scenario.evaluation
     wants_accuracy = {
         "report.target_accuracy": scenario.report.target_accuracy is not None,
@@ -109,15 +115,17 @@ def _evaluator(
         if name in ROUND_COLUMNS or name.startswith(RESERVED):
             taken = f"rounds.parquet has columns of its own: {', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED)}..."
             raise ModelError(f'a metric cannot be called "{name}": {taken}')
-    _try(engine, task, dataset)
     return evaluator
 
 
-def _try(engine: Engine, task: Task, dataset: Dataset) -> None:
+def _try(task: Task, dataset: Dataset) -> None:
+    """Evaluate a few examples, so that a model that does not fit its data is found out before anything is made of it."""
+    from fedsgd.engine.sequential import Sequential
+
     x, y = dataset.train.gather()
     try:
         for part in (dataset.train, dataset.test):
-            engine.evaluate(task.initial, part.part(0, 2))
+            Sequential(task, Recipe(SGD(), 1, None, None)).evaluate(task.initial, part.part(0, 2))
     except ModelError:
         raise
     except Exception as error:  # the user's module, loss or metrics

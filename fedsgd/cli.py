@@ -135,10 +135,10 @@ def _run(scenario: Scenario, given: Given, out: Path, overwrite: bool) -> None:
     from fedsgd import console
 
     try:
-        with console.progress(scenario, given.quiet) as on_round:
+        with console.progress(scenario, given.quiet) as shown:
             from fedsgd.experiment import run as run_scenario
 
-            result = run_scenario(scenario, out=out, overwrite=overwrite, data=given.data, on_round=on_round)
+            result = run_scenario(scenario, out=out, overwrite=overwrite, data=given.data, **shown._asdict())
     except (RunError, WireError, KeyboardInterrupt):
         if (out / "ledger.parquet").exists():
             click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from fedsgd.evaluation import RESERVED
 
 if TYPE_CHECKING:
     from fedsgd.certificate import Certificate
+    from fedsgd.engine import Chosen
     from fedsgd.experiment import Result, Round
     from fedsgd.scenario import Scenario
     from fedsgd.splits import Split
@@ -31,12 +32,23 @@ LINE_SECONDS = 5.0
 """Where there is no terminal, a line of progress at most this often."""
 
 
+class Shown(NamedTuple):
+    """What to call so that a run is shown on standard error; None if nothing is to be shown."""
+
+    on_engine: Callable[[Chosen], None] | None = None
+    on_round: Callable[[Round], None] | None = None
+
+
 @contextmanager
-def progress(scenario: Scenario, quiet: bool) -> Iterator[Callable[[Round], None] | None]:
-    """What to call after each round, so that it is shown on standard error; None if nothing is to be shown."""
+def progress(scenario: Scenario, quiet: bool) -> Iterator[Shown]:
+    """Shows how far a run is."""
     console = Console(stderr=True)
+
+    def chosen(engine: Chosen) -> None:
+        console.print(f"engine: {engine}", highlight=False, soft_wrap=True, markup=False)
+
     if quiet:
-        yield None
+        yield Shown()
     elif console.is_terminal:
         with _bar(console) as bar:
             task = bar.add_task("", total=scenario.rounds, state="preparing")
@@ -44,9 +56,9 @@ def progress(scenario: Scenario, quiet: bool) -> Iterator[Callable[[Round], None
             def show(record: Round) -> None:
                 bar.update(task, completed=record.round, state=_state(record))
 
-            yield show
+            yield Shown(chosen, show)
     else:
-        yield _lines(console, scenario)
+        yield Shown(chosen, _lines(console, scenario))
 
 
 def _bar(console: Console) -> Progress:

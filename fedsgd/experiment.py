@@ -21,6 +21,7 @@ from fedsgd.build import Experiment, build
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import ClientData, Dataset
+from fedsgd.engine import Chosen
 from fedsgd.errors import RunError
 from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
@@ -82,13 +83,14 @@ def run(
     module: nn.Module | None = None,
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    on_engine: Callable[[Chosen], None] | None = None,
     on_round: Callable[[Round], None] | None = None,
 ) -> Result:
     """Run a scenario (or the file that holds one) to its end.
 
     out: the run folder to write, which must be new or empty unless `overwrite`; None writes nothing. data: the folder of the
     data files, by default what FEDSGD_DATA names. dataset, module, loss, metrics: Python objects in place of what the scenario
-    names. on_round: called after each round.
+    names. on_engine: called with the engine that was chosen, before the first round; on_round: after each round.
     """
     where: AbstractContextManager[None] = nullcontext()
     if not isinstance(scenario, Scenario):
@@ -97,6 +99,9 @@ def run(
     given = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
     with where:
         experiment = build(scenario, data or os.environ.get("FEDSGD_DATA") or None, dataset, module, loss, metrics)
+    scenario = experiment.scenario
+    if on_engine is not None:
+        on_engine(experiment.chosen)
     folder = None if out is None else prepare(Path(out), overwrite)
     if folder is not None:
         write(folder / "scenario.toml", scenario.to_toml().encode())
@@ -199,6 +204,7 @@ def _summary(experiment: Experiment, history: list[Round], ledger: Ledger, param
         "parameters": experiment.plan.layout.size,
         "clients": experiment.plan.clients,
         "cohort": experiment.plan.cohort,
+        "engine": asdict(experiment.chosen),
         "final_accuracy": last.accuracy,
         "best_accuracy": max((accuracy for _, accuracy in reached), default=None),
         "final_metrics": _nulled(last.metrics or {}),

@@ -19,6 +19,7 @@ from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import Partitioner, Source
 from fedsgd.data.datasets.digits import Digits
 from fedsgd.data.partitioners.iid import Iid
+from fedsgd.engine import EngineName, Update
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import Mlp, Model
 from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
@@ -60,6 +61,25 @@ class Client(Table):
             raise FieldError("client", "optimizer.name", problem)
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 1)
+
+
+@dataclass(frozen=True)
+class Engine(Table):
+    """[engine]: what computes the clients' training: "sequential", plain autograd, the oracle; "captured", a recording of a
+    step; "stacked", the same for `stack` clients at a time; or "auto", by a rule on the model and the cohort. What was chosen
+    stands in the scenario that the run folder gets.
+
+    update: "exact" gives the oracle's numbers to the last bit (but for stacks); "fused" is quicker, and some 1e-6 away.
+    """
+
+    name: EngineName = "auto"
+    update: Update = "fused"
+    stack: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stack is not None and self.name in ("sequential", "captured"):
+            raise FieldError("engine", "stack", f"got {self.stack}, which is for stacked clients, with {self.name}")
 
 
 @dataclass(frozen=True)
@@ -171,6 +191,7 @@ class Scenario(Table):
     data: Data = Data()
     model: Model = Mlp()
     client: Client = Client()
+    engine: Engine = Engine()
     server: Server = Server()
     uplink: Uplink = Uplink()
     downlink: Downlink = Downlink()

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from fedsgd import console
 from fedsgd.cli import main
+from fedsgd.engine import Chosen
 
 TINY = ("--set", "rounds=2", "--set", "client.epochs=1")
 
@@ -210,7 +211,7 @@ def test_the_time_left_is_that_of_the_rounds_left(
     from fedsgd.scenario import load
 
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
-    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as show:
+    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (_, show):
         assert show is not None
         for number, seconds in ((1, 2.0), (2, 4.0)):
             show(Round(number, 0.1, (0,), 1000, 5000, 70_000, None, seconds))
@@ -228,9 +229,12 @@ def test_a_terminal_gets_a_bar(root: Path, capsys: pytest.CaptureFixture[str], m
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
-    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as show:
+    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (chosen, show):
+        assert chosen is not None
         assert show is not None
+        chosen(Chosen("captured", "fused", None, "not all its layers are linear"))
         show(Round(2, 0.1, (0,), 1000, 5000, 70_000, {"accuracy": 0.5}, 1.0))
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "engine: captured, fused update: not all its layers are linear" in shown
     assert "2/6" in shown
     assert "acc 0.500 · up 1.0 kB (70.0×) · down 5.0 kB" in shown

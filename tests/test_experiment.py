@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def test_the_run_folder(scenario: Make, tmp_path: Path) -> None:
     assert result.out == out
     summary = json.loads((out / "summary.json").read_text())
     assert summary == result.summary
-    assert from_dict(tomllib.loads((out / "scenario.toml").read_text())) == scenario()
+    resolved = from_dict(tomllib.loads((out / "scenario.toml").read_text()))
+    assert resolved == result.scenario == replace(scenario(), engine=resolved.engine)
+    assert resolved.engine.name == summary["engine"]["name"] != "auto"
 
     tensors = load_file(out / "params.safetensors")
     assert {name: t.shape for name, t in tensors.items()} == {

@@ -37,6 +37,14 @@ class Examples:
             return self.x, self.y
         return self.x[self.rows], self.y[self.rows]
 
+    def take(self, places: I64) -> Examples:
+        """The examples at these places among them, not gathered yet."""
+        return Examples(self.x, self.y, self.rows_at(places))
+
+    def rows_at(self, places: I64) -> I64:
+        """The rows of x and y where the examples at these places are."""
+        return places if self.rows is None else self.rows[places]
+
     def part(self, start: int, stop: int) -> Examples:
         """The examples from `start` to before `stop`, not gathered yet."""
         if self.rows is None:

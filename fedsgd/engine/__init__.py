@@ -1,6 +1,23 @@
-"""Local training of a cohort."""
+"""Local training of a cohort. An engine's own module imports torch; what is here does not.
 
-from fedsgd.engine.base import Engine, Evaluated, Local, Recipe, Work
-from fedsgd.engine.sequential import Sequential
+sequential   one client after the other, plain autograd: the oracle
+captured     the step recorded once, rewritten, replayed without autograd
+stacked      the same for many clients at once
+"""
 
-__all__ = ["Engine", "Evaluated", "Local", "Recipe", "Sequential", "Work"]
+from fedsgd.engine.base import Engine, EngineName, Evaluated, Local, Recipe, Update, Work
+from fedsgd.engine.choice import Chosen, batch_sizes, choose, make_engine
+
+__all__ = [
+    "Chosen",
+    "Engine",
+    "EngineName",
+    "Evaluated",
+    "Local",
+    "Recipe",
+    "Update",
+    "Work",
+    "batch_sizes",
+    "choose",
+    "make_engine",
+]

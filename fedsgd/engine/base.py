@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedsgd.optim.base import Buffers
+
+
+EngineName = Literal["auto", "sequential", "captured", "stacked"]
+Update = Literal["exact", "fused"]
 
 
 @dataclass(frozen=True)
@@ -92,24 +96,33 @@ class Evaluated:
             return {"loss": self.loss, **{name: float(score.mean()) for name, score in self.scores.items()}}
 
 
+class CaptureError(Exception):
+    """Why an engine cannot train a task. Nobody's mistake: another engine can."""
+
+
 class Engine(Protocol):
     """Laws: each result depends on its own Work alone; torch's thread count and global generator are left as they were.
+
+    together: how many works it likes to be given at once.
 
     What a module keeps in its buffers is put back after each client. What it keeps in Python attributes that its forward
     changes is its own: such a module has no place in a federation, where clients do not share memory.
     """
 
+    together: int
+
     @abstractmethod
     def train(self, works: Sequence[Work]) -> Iterator[Local]:
-        """The results, in the order of `works`."""
+        """A result for each of `works`, in any order."""
 
     @abstractmethod
     def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
         """The loss and the metrics of the model with these weights [P]."""
 
 
-def batches(work: Work, recipe: Recipe) -> Iterator[I64]:
-    """The examples of each step, [B] or fewer at the end of a pass; every pass has an order of its own.
+def passes(work: Work, recipe: Recipe) -> Iterator[tuple[I64, int]]:
+    """(the order of the examples [n], the number of steps) of each pass; every pass has an order of its own, the last may stop
+    early.
 
     Full batches are in the order of the data, so that they add up the same in every round.
     """
@@ -120,9 +133,22 @@ def batches(work: Work, recipe: Recipe) -> Iterator[I64]:
             order = np.arange(n, dtype=np.int64)
         else:
             order = rng.stream(work.seed, "batches", work.round, work.client, epoch).permutation(n)
-        for start in range(0, n, size):
-            yield order[start : start + size]
-            left -= 1
-            if not left:
-                break
+        n_steps = min(left, -(-n // size))
+        yield order, n_steps
+        left -= n_steps
         epoch += 1
+
+
+def batches(work: Work, recipe: Recipe) -> Iterator[I64]:
+    """The examples of each step, [B] or fewer at the end of a pass."""
+    size = recipe.batch_size or len(work.examples)
+    for order, n_steps in passes(work, recipe):
+        for step in range(n_steps):
+            yield order[step * size : (step + 1) * size]
+
+
+def step_sizes(n: int, recipe: Recipe) -> list[int]:
+    """The sizes of the batches that a client of n examples makes in a round."""
+    size, n_steps = recipe.batch_size or n, recipe.n_steps(n)
+    full = [size] if n_steps and n >= size else []
+    return [*full, n % size] if n_steps > n // max(size, 1) and n % size else full

@@ -59,10 +59,18 @@ class Optimizer(Component, ABC):
 
     def step(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> Increment:
         """The step at w [P] for gradient g [P]. Writes to g and to the buffers, never to w: adding it is the caller's."""
+        self.clip(g)
+        return self.after_clipping(w, g, buffers, lr)
+
+    def clip(self, g: Tensor) -> None:
+        """Clip a gradient [P] in place."""
         if self.clip_norm is not None:
             norm = float(g.norm())
             if norm > self.clip_norm:
                 g.mul_(self.clip_norm / norm)
+
+    def after_clipping(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> Increment:
+        """The same for a gradient that is clipped already. Coordinate by coordinate, so w and g may have any shape."""
         if self.weight_decay:
             g.add_(w, alpha=self.weight_decay)
         return self.recurrence(g, buffers, lr)

@@ -1,0 +1,117 @@
+"""One training step as a graph: every tensor operation that the module, the loss and autograd call, recorded as it happens.
+
+torch's own tracer, `make_fx`, records the same operations; but it imports a compiler (1.8 s) that nothing here needs.
+
+In a graph, a placeholder whose meta has a "value" stands for a tensor that is the same object in every step (a parameter, a
+buffer, a constant), and "varies" says whether what is in it may change; the others are what each step is given.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from fedsgd.engine.base import CaptureError
+
+
+@dataclass(frozen=True)
+class Like:
+    """What is known of a tensor before there is one."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(tensor: Tensor) -> Like:
+        """Of this tensor."""
+        return Like(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+
+class Recorder(TorchDispatchMode):
+    """Records below autograd: what it sees is the forward and the backward pass, in the order in which they happen."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch imports its compiler, to keep it away from here."""
+        return False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self._nodes: dict[int, Node] = {}
+        self._alive: list[Tensor] = []  # so that no two tensors have the same id
+
+    def input(self, name: str, tensor: Tensor, fixed: bool, varies: bool = True) -> Node:
+        """A placeholder for `tensor`; fixed: it is this very tensor in every step; varies: what is in it may change."""
+        node = self.graph.placeholder(name)
+        if fixed:
+            node.meta.update(value=tensor.detach(), varies=varies)
+        self._note(tensor, node)
+        return node
+
+    def node(self, tensor: Tensor) -> Node:
+        """What computed this tensor; a constant if nothing that was recorded did."""
+        known = self._nodes.get(id(tensor))
+        if known is not None:
+            return known
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            return self.input("constant", tensor, fixed=True, varies=False)
+
+    def _note(self, tensor: Tensor, node: Node) -> None:
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)
+        node.meta["like"] = Like.of(tensor)
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        _check(func, args)
+        given = tree_map_only(Tensor, self.node, (args, dict(kwargs or {})))
+        out = func(*args, **(kwargs or {}))
+        node = self.graph.call_function(func, *given)
+        if isinstance(out, Tensor):
+            self._note(out, node)
+        elif isinstance(out, tuple | list):
+            for i, part in enumerate(out):
+                if isinstance(part, Tensor):
+                    self._note(part, self.graph.call_function(operator.getitem, (node, i)))
+        elif out is not None:
+            raise CaptureError(f"{func} gives a {type(out).__name__}, not a tensor")
+        return out
+
+
+def _check(func: OpOverload, args: tuple[Any, ...]) -> None:
+    """CaptureError for an operation after which the next ones may be others for other data."""
+    if torch.Tag.data_dependent_output in func.tags:
+        raise CaptureError(f"{func} reads a number out of a tensor, so that what comes next may depend on the data")
+    if torch.Tag.dynamic_output_shape in func.tags:
+        indices = args[1] if func is torch.ops.aten.index.Tensor else ()
+        if not indices or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):  # a mask
+            raise CaptureError(f"{func} gives a shape that depends on the data")
+
+
+def record(
+    step: Callable[[], Sequence[Tensor]], fixed: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> tuple[Graph, list[Node]]:
+    """(the graph of what `step` calls, the nodes of what it returns); the graph has no output yet.
+
+    fixed: by name, the tensors that are the same objects in every step; given: those that each step brings.
+    """
+    recorder = Recorder()
+    for name, tensor in fixed.items():
+        recorder.input(name, tensor, fixed=True)
+    for name, tensor in given.items():
+        recorder.input(name, tensor, fixed=False)
+    with recorder:
+        results = step()
+    return recorder.graph, [recorder.node(result) for result in results]

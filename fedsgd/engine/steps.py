@@ -1,0 +1,187 @@
+"""The step of one batch size: recorded, rewritten, compiled, and tried against plain autograd before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.fx import Graph, Node
+
+from fedsgd.arrays import F32
+from fedsgd.data import Examples
+from fedsgd.engine.arrangement import Arrangement
+from fedsgd.engine.base import CaptureError
+from fedsgd.engine.network import Network, tensors
+from fedsgd.engine.passes import clean, fold_update, is_random, write_gradients
+from fedsgd.engine.program import compiled
+from fedsgd.engine.recorder import record
+from fedsgd.optim import SGD, Momentum, Optimizer, PyTorchMomentum
+from fedsgd.torch_scope import torch_generator
+
+CLOSE = 1e-4
+"""How far a step that adds up in another order may be from autograd's: the norm of the difference by that of the gradient."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """An update that a step can make itself. t ← beta·t + alpha·g, where t is the velocity, or w if there is none; then
+    w ← w + gamma·t. alpha, gamma None: −η."""
+
+    velocity: bool = False
+    beta: float = 1.0
+    alpha: float | None = None
+    gamma: float | None = None
+
+
+def folded(optimizer: Optimizer, proximal: float) -> Folded | None:
+    """How this optimiser's update is folded into the step; None if it needs the gradient itself."""
+    if optimizer.clip_norm is not None or optimizer.weight_decay or proximal:
+        return None
+    if type(optimizer) is SGD:
+        return Folded()
+    if type(optimizer) is Momentum:
+        return Folded(velocity=True, beta=optimizer.momentum, gamma=1.0)
+    if type(optimizer) is PyTorchMomentum:
+        return Folded(velocity=True, beta=optimizer.momentum, alpha=1.0)
+    return None
+
+
+class Workspace:
+    """What all steps of an engine work on: flat vectors [P] and the module's buffers, each its own and never replaced.
+
+    w: the parameters; g: the gradient; memory: what the optimiser remembers.
+    """
+
+    def __init__(self, network: Network, arrangement: Arrangement, optimizer: Optimizer) -> None:
+        self.network = network
+        self.arrangement = arrangement
+        self.w = torch.zeros(arrangement.layout.size)
+        self.g = torch.zeros_like(self.w)
+        self.memory = optimizer.init(self.w)
+        self.leaves = [view.detach().requires_grad_() for view in arrangement.views(self.w)]
+        self._g_views = arrangement.views(self.g)
+        self.buffers = {name: b.clone() for name, b in network.task.module.named_buffers(remove_duplicate=False)}
+        self._initial = {name: b.clone() for name, b in self.buffers.items()}
+        by_parameter = {id(p): leaf for p, leaf in zip(network.parameters, self.leaves, strict=True)}
+        every = network.task.module.named_parameters(remove_duplicate=False)
+        self._parameters = {name: by_parameter[id(p)] for name, p in every if id(p) in by_parameter}
+
+    def begin(self, weights: F32) -> None:
+        """What a client begins with: the received model [P], nothing remembered, the module's buffers as they were made."""
+        self.arrangement.load(self.w, weights)
+        for value in self.memory.values():
+            value.zero_()
+        for name, value in self._initial.items():
+            self.buffers[name].copy_(value)
+
+    def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Those of one batch's loss for each parameter at w, by autograd."""
+        swapped = {**self._parameters, **self.buffers}
+        with torch.enable_grad():
+            loss = self.network.task.loss(functional_call(self.network.task.module, swapped, (x,), tie_weights=False), y)
+        gradients = torch.autograd.grad(loss, self.leaves, materialize_grads=True)
+        for name, buffer in self.buffers.items():
+            if swapped[name] is not buffer:  # the module put another in its place
+                buffer.copy_(swapped[name].detach())
+        return gradients
+
+    def step_by_step(self, x: Tensor, y: Tensor) -> None:
+        """Leave the gradient of one batch in g, without a recording."""
+        for view, gradient in zip(self._g_views, self.gradients(x, y), strict=True):
+            view.copy_(gradient)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One batch: `gradient(x, y)` leaves the gradient in g; `update(x, y, −η)`, if there is one, makes the whole step."""
+
+    gradient: Callable[[Tensor, Tensor], None]
+    update: Callable[[Tensor, Tensor, float], None] | None = None
+    random: bool = False
+
+
+def capture(space: Workspace, fold: Folded | None, first: Examples, second: Examples) -> Step:
+    """The step for batches of this size, tried on two of them; CaptureError if it cannot be had, or is not autograd's."""
+    try:
+        space.network.task.module.train()
+        space.begin(space.network.task.initial)
+        with torch.no_grad(), torch_generator(0):
+            graph, gradients = _recorded(space, first)
+            random = any(is_random(node) for node in graph.nodes)
+            write_gradients(graph, gradients, placeholders_for(graph, "g", space.arrangement.views(space.g)))
+            step = Step(_replay(graph), None if fold is None else _update(space, fold, first), random)
+            for batch in (first, second):
+                _try(space, step, *tensors(batch))
+    except CaptureError:
+        raise
+    except Exception as error:  # whatever the module does that is not made for being recorded
+        raise CaptureError(f"{type(error).__name__}: {error}") from error
+    return step
+
+
+def _recorded(space: Workspace, batch: Examples) -> tuple[Graph, list[Node]]:
+    """(a cleaned graph without an output, the nodes of the gradients)."""
+    x, y = tensors(batch)
+    fixed = {f"w{i}": leaf for i, leaf in enumerate(space.leaves)} | {f"b{i}": b for i, b in enumerate(space.buffers.values())}
+    graph, gradients = record(lambda: space.gradients(x, y), fixed, {"x": x, "y": y})
+    return graph, clean(graph, gradients)
+
+
+def placeholders_for(graph: Graph, name: str, values: Sequence[Tensor]) -> list[Node]:
+    """Placeholders for tensors that the update works on."""
+    nodes = []
+    with graph.inserting_before(next(iter(graph.nodes))):
+        for i, value in enumerate(values):
+            nodes.append(graph.placeholder(f"{name}{i}"))
+            nodes[-1].meta.update(value=value, varies=True)
+    return nodes
+
+
+def _update(space: Workspace, fold: Folded, batch: Examples) -> Callable[..., None]:
+    """The step with the update folded in."""
+    graph, gradients = _recorded(space, batch)
+    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
+        rate = graph.placeholder("minus_lr")
+    target = space.memory["velocity"] if fold.velocity else space.w
+    alpha = rate if fold.alpha is None else fold.alpha
+    fold_update(graph, gradients, placeholders_for(graph, "t", space.arrangement.views(target)), fold.beta, alpha)
+    if fold.velocity:
+        w, velocity = placeholders_for(graph, "flat", [space.w, target])
+        graph.call_function(Tensor.add_, (w, velocity), {"alpha": rate if fold.gamma is None else fold.gamma})
+    return _replay(graph)
+
+
+def _replay(graph: Graph) -> Callable[..., None]:
+    """torch's fused RNN keeps what its backward pass needs only where gradients are on; nothing here asks for any."""
+    needs_grad = any("mkldnn_rnn_layer" in str(node.target) for node in graph.nodes)
+    step = compiled(graph)
+    return torch.enable_grad()(step) if needs_grad else step
+
+
+def _try(space: Workspace, step: Step, x: Tensor, y: Tensor) -> None:
+    """CaptureError unless the step gives autograd's gradient, to the bit if nothing is arranged in another way."""
+    network, arrangement = space.network, space.arrangement
+    weights = torch.empty_like(space.w).copy_(torch.from_numpy(arrangement.unload(space.w)))  # aligned as the oracle's
+    with torch_generator(0), network.own_buffers():
+        network.point_at(Arrangement(arrangement.layout).views(weights))
+        expected = torch.cat([g.reshape(-1) for g in network.gradients(x.clone(), y.clone())])
+    space.begin(weights.numpy())
+    with torch_generator(0):
+        step.gradient(x.clone(), y.clone())
+    gradient = torch.from_numpy(arrangement.unload(space.g))
+    off, scale = float((gradient - expected).norm()), float(expected.norm())
+    if not (off <= CLOSE * scale if arrangement.channels_last else torch.equal(gradient, expected)):
+        raise CaptureError(f"the gradient is not autograd's: off by {off:.3g}, its norm is {scale:.3g}")
+    after = weights - expected
+    if step.update is None:
+        space.w.sub_(space.g)
+    else:
+        space.begin(weights.numpy())
+        with torch_generator(0):
+            step.update(x.clone(), y.clone(), -1.0)
+        off = float((torch.from_numpy(arrangement.unload(space.w)) - after).norm())
+        if not off <= CLOSE * (scale + float(weights.norm())):
+            raise CaptureError(f"the step is not autograd's: off by {off:.3g}, the gradient's norm is {scale:.3g}")

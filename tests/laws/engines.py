@@ -1,0 +1,45 @@
+"""The engines that the laws are tried on: from (task, recipe, data) to an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fedsgd.data import Dataset
+from fedsgd.engine import Engine, Recipe
+from fedsgd.engine.captured import Captured
+from fedsgd.engine.sequential import Sequential
+from fedsgd.engine.stacked import Stacked
+from fedsgd.models import Task
+
+Make = Callable[[Task, Recipe, Dataset], Engine]
+
+
+def _sizes(recipe: Recipe, data: Dataset) -> list[int]:
+    first = min(recipe.batch_size or 30, len(data.train))
+    return [first, *(size for size in range(1, 51) if size != first)]
+
+
+ENGINES: dict[str, Make] = {
+    "sequential": lambda task, recipe, data: Sequential(task, recipe),
+    "captured, exact": lambda task, recipe, data: Captured(task, recipe, data.train, _sizes(recipe, data), "exact"),
+    "captured, fused": lambda task, recipe, data: Captured(task, recipe, data.train, _sizes(recipe, data), "fused"),
+    "captured, one size": lambda task, recipe, data: Captured(task, recipe, data.train, _sizes(recipe, data)[:1], "fused"),
+    "stacked, exact": lambda task, recipe, data: Stacked(task, recipe, data.train, _sizes(recipe, data)[:1], "exact", 3),
+    "stacked, fused": lambda task, recipe, data: Stacked(task, recipe, data.train, _sizes(recipe, data)[:1], "fused", 3),
+}
+EXACT = ("sequential", "captured, exact")
+"""These have the oracle's bits."""
+OF_UPDATE, OF_MODEL = 2e-5, 1e-6
+"""How far the others may be after some twenty steps of a small model: the norm of the difference, as a share of the update's, and
+of the model's, since a parameter is rounded whenever it changes."""
+
+
+def assert_agree(name: str, update: np.ndarray, expected: np.ndarray, model: np.ndarray) -> None:
+    """The engine of that name gave this update for that model, the oracle the expected one."""
+    if name in EXACT:
+        assert update.tobytes() == expected.tobytes()
+    else:
+        bound = OF_UPDATE * np.linalg.norm(expected) + OF_MODEL * np.linalg.norm(model)
+        assert np.linalg.norm(update - expected) <= bound

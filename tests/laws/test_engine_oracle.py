@@ -1,0 +1,215 @@
+"""Every engine against the oracle, on random small models: layers, losses, sizes, optimisers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsgd.data import Dataset, Examples
+from fedsgd.engine import Recipe, Work
+from fedsgd.engine.base import CaptureError
+from fedsgd.engine.sequential import Sequential
+from fedsgd.models import Loss, Mlp, Task, make_task
+from fedsgd.models.layers import ClassesSecond, LstmOutputs, Residual
+from fedsgd.optim import OPTIMIZERS, Optimizer
+from fedsgd.optim.schedules import Exponential
+from tests.laws.engines import ENGINES, assert_agree
+
+CLASSES = 4
+CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
+
+
+def one_hot(target: Tensor) -> Tensor:
+    return torch.eye(CLASSES)[target]
+
+
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": functional.cross_entropy,
+    "smoothed": nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 0.5, 1.0])),
+    "squares": lambda output, target: functional.mse_loss(output, one_hot(target)),
+    "log-likelihood": lambda output, target: functional.nll_loss(functional.log_softmax(output, dim=1), target),
+    "logistic": lambda output, target: functional.binary_cross_entropy_with_logits(output, one_hot(target)),
+    "huber": lambda output, target: functional.smooth_l1_loss(output, one_hot(target)),
+}
+ACTIVATIONS: list[Callable[[], nn.Module]] = [
+    nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, lambda: nn.ReLU(inplace=True), nn.Hardtanh,
+]  # fmt: skip
+BETWEEN: dict[str, Callable[[int], nn.Module]] = {
+    "nothing": lambda width: nn.Identity(),
+    "layer norm": nn.LayerNorm,
+    "dropout": lambda width: nn.Dropout(0.3),
+}
+
+
+class Tied(nn.Module):
+    """One weight in two places, one parameter that nothing reaches, one that is frozen."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.second.weight = self.first.weight
+        self.unused = nn.Parameter(torch.ones(3))
+        self.frozen = nn.Parameter(torch.full((width,), 0.5), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(torch.tanh(self.first(x))) * self.frozen
+        return y
+
+
+class Counting(nn.Module):
+    """A buffer that is changed in place, and one that is replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return x / (1 + 0.1 * self.calls) + self.mean
+
+
+@st.composite
+def perceptrons(draw: st.DrawFn) -> nn.Sequential:
+    widths = [8, *draw(st.lists(st.sampled_from((4, 8, 8, 5)), max_size=2)), CLASSES]
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n_out, bias=draw(st.booleans()))]
+        if n_out is not widths[-1] or len(layers) < len(widths) - 1:
+            layers += [BETWEEN[draw(st.sampled_from(sorted(BETWEEN)))](n_out), draw(st.sampled_from(ACTIVATIONS))()]
+    extra = draw(st.sampled_from(("", "tied", "counting")))
+    if extra:
+        layers.insert(0, Tied(8) if extra == "tied" else Counting())
+    return nn.Sequential(*layers)
+
+
+@st.composite
+def convolutional(draw: st.DrawFn) -> nn.Sequential:
+    channels = draw(st.sampled_from((2, 4)))
+    norm = draw(
+        st.sampled_from((nn.Identity(), nn.GroupNorm(2, channels), nn.BatchNorm2d(channels, track_running_stats=False)))
+    )
+    pool = draw(st.sampled_from((nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3))))
+    body = nn.Conv2d(channels, channels, 3, padding=1, groups=draw(st.sampled_from((1, 2))))
+    middle = draw(st.sampled_from((nn.Identity(), Residual(body, 1, 0), nn.Dropout2d(0.2))))
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv2d(1, channels, 3, padding=1), norm, nn.ReLU(), pool, middle, nn.Flatten(),
+        nn.Linear(9 * channels, CLASSES),
+    )  # fmt: skip
+
+
+@st.composite
+def recurrent(draw: st.DrawFn) -> nn.Sequential:
+    kind = draw(st.sampled_from((nn.LSTM, nn.GRU, nn.RNN)))
+    layers = draw(st.integers(1, 2))
+    cell = kind(3, 5, num_layers=layers, batch_first=True)
+    if draw(st.booleans()):
+        return nn.Sequential(nn.Embedding(7, 3), LstmOutputs(cell), nn.Linear(5, CLASSES), ClassesSecond(), Last())
+    return nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(32, CLASSES))
+
+
+class Last(nn.Module):
+    """The classes at the last place of a sequence."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, -1]
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    name = draw(st.sampled_from(CLIENT_OPTIMIZERS))
+    settings: dict[str, object] = {
+        "lr": draw(st.sampled_from((0.05, 0.01))),
+        "weight_decay": draw(st.sampled_from((0.0, 0.0, 0.01))),
+        "clip_norm": draw(st.sampled_from((None, None, 0.5))),
+        "schedule": draw(st.sampled_from((OPTIMIZERS[name]().schedule, Exponential(gamma=0.9)))),
+        "schedule_over": draw(st.sampled_from(("rounds", "steps", "local-steps"))),
+    }
+    optimizer: Optimizer = OPTIMIZERS[name](**settings)
+    epochs, steps = draw(st.sampled_from(((1, None), (2, None), (None, 1), (None, 5))))
+    return Recipe(optimizer, epochs, steps, draw(st.sampled_from((None, 1, 2, 3, 7))), draw(st.sampled_from((0.0, 0.0, 0.1))))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    task: Task
+    data: Dataset
+    recipe: Recipe
+    works: list[Work]
+
+    def __repr__(self) -> str:
+        return f"{self.task.module}, {self.task.loss}, {self.recipe}, examples {[len(work.examples) for work in self.works]}"
+
+
+@st.composite
+def cases(draw: st.DrawFn, modules: st.SearchStrategy[nn.Sequential], words: bool = False, image: bool = False) -> Case:
+    seed = draw(st.integers(0, 2**16))
+    rng = np.random.default_rng(seed)
+    shape = (6, 6) if image else (8,)
+    x = rng.integers(0, 7, (40, *shape)) if words else rng.standard_normal((40, *shape)).astype(np.float32)
+    y = rng.integers(0, CLASSES, 40)
+    data = Dataset(Examples(x, y), Examples(x[:5], y[:5]), CLASSES)
+    torch_state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # the module's initial parameters; the strategies draw nothing from torch
+    try:
+        module = draw(modules)
+    finally:
+        torch.set_rng_state(torch_state)
+    task = make_task(Mlp(), data, seed, module=module, loss=LOSSES[draw(st.sampled_from(sorted(LOSSES)))])
+    ns = draw(st.lists(st.integers(0, 16), min_size=1, max_size=5))
+    works = [
+        Work(seed, 3, i, task.initial, Examples(data.train.x, data.train.y, rng.permutation(40)[:n])) for i, n in enumerate(ns)
+    ]
+    return Case(task, data, draw(recipes()), works)
+
+
+def hold_to_the_oracle(case: Case, name: str) -> None:
+    try:
+        engine = ENGINES[name](case.task, case.recipe, case.data)
+        trained = {local.client: local for local in engine.train(case.works)}
+    except CaptureError:
+        if "stacked" in name:
+            return
+        raise
+    expected = {local.client: local for local in Sequential(case.task, case.recipe).train(case.works)}
+    assert trained.keys() == expected.keys()
+    for client, local in expected.items():
+        got = trained[client]
+        assert (got.examples, got.steps) == (local.examples, local.steps)
+        assert_agree(name, got.update, local.update, case.task.initial)
+    alone = {work.client: next(iter(engine.train([work]))).update.tobytes() for work in case.works}
+    assert alone == {client: local.update.tobytes() for client, local in trained.items()}
+
+
+FAST = [name for name in ENGINES if name != "sequential"]
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=40)
+@given(case=cases(perceptrons()))
+def test_perceptrons(name: str, case: Case) -> None:
+    hold_to_the_oracle(case, name)
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=20)
+@given(case=cases(convolutional(), image=True))
+def test_convolutional_networks(name: str, case: Case) -> None:
+    hold_to_the_oracle(case, name)
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=20)
+@given(case=cases(recurrent(), words=True))
+def test_words(name: str, case: Case) -> None:
+    hold_to_the_oracle(case, name)
