@@ -200,18 +200,36 @@ def _expect(header: Header, kind: Kind, round: int, client: ClientId, codec: int
 
 
 @dataclass(frozen=True, eq=False)
+class Opened:
+    """The frames that the clients of a round share, decoded. weights: the model [P]; reference: what the scheme was told beside
+    it [P]; both are shared by all who are handed this, and never written to. seconds: what decoding took, as it would take each
+    client that has a processor of its own."""
+
+    round: int
+    frames: Message
+    weights: F32
+    reference: F32 | None
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A message, opened. work: what there is to train; state: the client's, settled by what the server acknowledged; reference:
-    what the scheme was told beside the model [P]; decode_seconds: what opening it took."""
+    """A message, opened. work: what there is to train; state: the client's, settled by what the server acknowledged; shared:
+    what other clients of the round were sent too; decode_seconds: what opening it all takes."""
 
     work: Work
     state: ClientState
-    reference: F32 | None
+    shared: Opened
     decode_seconds: float
 
 
-def receive(plan: Plan, client: ClientId, message: Message, state: ClientState, examples: Examples) -> Task:
-    """Open a message: the first of a client's three steps."""
+def receive(
+    plan: Plan, client: ClientId, message: Message, state: ClientState, examples: Examples, last: Opened | None = None
+) -> Task:
+    """Open a message: the first of a client's three steps.
+
+    last: the `shared` of a message that was opened before, perhaps another client's: the same frames are not decoded again.
+    """
     begun = time.perf_counter()
     if len(message) not in (2, 3):
         raise WireError(0, f"a message of {len(message)} frames, expected TASK and MODEL, and REFERENCE of some schemes")
@@ -219,14 +237,20 @@ def receive(plan: Plan, client: ClientId, message: Message, state: ClientState, 
     if not header.round:
         raise WireError(HEADER_OFFSETS["round"], "round is 0, expected one from 1 on")
     _expect(header, Kind.TASK, header.round, client, 0)
-    weights = _decode_model(plan, message[1], header.round)
-    reference = _decode_reference(plan, message[2:], header.round)
     seconds = time.perf_counter() - begun
+    if last is None or (last.round, last.frames) != (header.round, message[1:]):
+        last = _open_shared(plan, message[1:], header.round)
     try:
         settled = ClientState(state.settle(header.round, header.acknowledged))
     except ValueError as error:
         raise RunError(header.round, client, str(error)) from None
-    return Task(Work(plan.seed, header.round, client, weights, examples), settled, reference, seconds)
+    return Task(Work(plan.seed, header.round, client, last.weights, examples), settled, last, seconds + last.seconds)
+
+
+def _open_shared(plan: Plan, frames: Message, round: int) -> Opened:
+    begun = time.perf_counter()
+    weights, reference = _decode_model(plan, frames[0], round), _decode_reference(plan, frames[1:], round)
+    return Opened(round, frames, weights, reference, time.perf_counter() - begun)
 
 
 def send(plan: Plan, task: Task, local: Local) -> tuple[Reply, ClientState]:
@@ -238,7 +262,7 @@ def send(plan: Plan, task: Task, local: Local) -> tuple[Reply, ClientState]:
         raise NonFiniteError(round, client, cause)
     begun = time.perf_counter()
     with np.errstate(over="ignore", invalid="ignore"):
-        sent = plan.uplink.send(local.update, task.state.scheme, plan.context(round, client, task.reference))
+        sent = plan.uplink.send(local.update, task.state.scheme, plan.context(round, client, task.shared.reference))
     remembered = [*sent.state.items(), *((name, patch.values) for name, patch in sent.undo.items() if patch is not None)]
     for name, value in remembered:
         if not (all_finite(value) if value.dtype == np.float32 else np.isfinite(value).all()):

@@ -27,7 +27,7 @@ class Fixed:
     """An engine whose accuracy on an example is the example itself."""
 
     def evaluate(self, weights: np.ndarray, examples: Examples) -> Evaluated:
-        return Evaluated(0.5, {"accuracy": examples.gather()[0].astype(np.float64)})
+        return Evaluated(len(examples), [0.5 * len(examples)], {"accuracy": examples.gather()[0].astype(np.float64)})
 
     def train(self, works: Any) -> Any:
         raise AssertionError
@@ -191,3 +191,26 @@ def test_each_client_is_evaluated_once_a_round(scenario: Make) -> None:
     held_out = build(scenario({"data.held_out": 0.2})).held_out
     assert held_out is not None
     assert seen == 2 * (360 + int(held_out.partition.sizes().sum())) + 4, "and four to try"
+
+
+def test_an_evaluation_is_made_of_its_slices(scenario: Make) -> None:
+    """So that others may take some of them: also with a module that draws numbers, and keeps some, while it is evaluated."""
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += 1
+            return self.linear(nn.functional.dropout(x.flatten(1), 0.5)) * self.seen
+
+    experiment = build(scenario(), module=Noisy(), loss=lambda o, t: nn.functional.cross_entropy(o.double(), t))
+    test, weights, engine = experiment.dataset.test, experiment.task.initial, experiment.engine
+    parts = [test.part(0, 200), test.part(200, 300), test.part(300, len(test))]
+    whole, joined = engine.evaluate(weights, test), Evaluated.joined([engine.evaluate(weights, part) for part in parts])
+    assert whole.losses == joined.losses
+    assert len(whole.losses) == 4
+    assert whole.means == joined.means
+    assert whole.scores["accuracy"].tobytes() == joined.scores["accuracy"].tobytes()

@@ -18,6 +18,7 @@ from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
 from fedsgd.loop import Crossing, Failure, Outcome, run
 from fedsgd.rounds import (
     Message,
+    Opened,
     Reply,
     Task,
     aggregate,
@@ -36,7 +37,8 @@ Make = Callable[..., Scenario]
 
 def replies_of(experiment: Experiment, cohort: Sequence[int]) -> list[Reply]:
     messages, _ = broadcast(experiment.plan, experiment.server, cohort)
-    return [o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)]
+    replies = [o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)]
+    return sorted(replies, key=lambda reply: reply.client)
 
 
 def edited(frame: bytes, **changes: Any) -> bytes:
@@ -123,6 +125,21 @@ def test_client_update_is_receive_train_send(scenario: Make) -> None:
     assert reply.frames == again.frames
     assert state.pending is not None
     assert state.pending.round == 1
+
+
+def test_frames_that_clients_share_are_decoded_once(scenario: Make) -> None:
+    experiment = build(scenario({"uplink.compressor.name": "cafe", "uplink.error_feedback": "none"}))
+    messages, _ = broadcast(experiment.plan, experiment.server, [2, 5])
+    examples = Examples(experiment.dataset.train.x, experiment.dataset.train.y, np.arange(30))
+    first = receive(experiment.plan, 2, messages[2], ClientState(), examples)
+    second = receive(experiment.plan, 5, messages[5], ClientState(), examples, first.shared)
+    assert second.shared is first.shared
+    assert second.decode_seconds >= first.shared.seconds > 0, "each would have to decode them by itself"
+    for edit in ({"round": 2}, {"base": 1}):
+        with pytest.raises(WireError):
+            receive(experiment.plan, 5, (messages[5][0], edited(messages[5][1], **edit)), ClientState(), examples, first.shared)
+    with pytest.raises(WireError, match="round is 1, expected 2"):
+        receive(experiment.plan, 5, (edited(messages[5][0], round=2), *messages[5][1:]), ClientState(), examples, first.shared)
 
 
 def test_a_residual_is_settled_by_the_acknowledgement_in_the_next_task(scenario: Make) -> None:
@@ -402,7 +419,8 @@ def test_a_residual_that_overflows_names_round_and_client(scenario: Make) -> Non
     plan = build(scenario({"uplink.compressor.name": "dense", "uplink.compressor.values": "bfloat16"})).plan
     local = Local(3, np.full(plan.layout.size, 3e38, np.float32), 10, 5)
     state = ClientState({"residual": np.full(plan.layout.size, 3e38, np.float32)})
-    task = Task(Work(0, 2, 3, local.update, Examples(np.zeros((1, 8, 8)), np.zeros(1))), state, None, 0.0)
+    work = Work(0, 2, 3, local.update, Examples(np.zeros((1, 8, 8)), np.zeros(1)))
+    task = Task(work, state, Opened(2, (), local.update, None, 0.0), 0.0)
     with pytest.raises(
         NonFiniteError, match=r"round 2, client 3: what the client remembers \(residual\) is not finite in 4810"
     ):

@@ -5,10 +5,11 @@ captured     the step recorded once, rewritten, replayed without autograd
 stacked      the same for many clients at once
 """
 
-from fedsgd.engine.base import Engine, EngineName, Evaluated, Local, Recipe, Update, Work
+from fedsgd.engine.base import EVALUATION_SLICE, Engine, EngineName, Evaluated, Local, Recipe, Update, Work
 from fedsgd.engine.choice import Chosen, batch_sizes, choose, make_engine
 
 __all__ = [
+    "EVALUATION_SLICE",
     "Chosen",
     "Engine",
     "EngineName",

@@ -84,10 +84,27 @@ class Local:
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """A model on n examples. loss: its mean; scores: each metric by example, [n]."""
+    """A model on n examples. losses: the loss added up over each slice of `EVALUATION_SLICE` of them, in order; scores: each
+    metric by example, [n]."""
 
-    loss: float
+    examples: int
+    losses: Sequence[float]
     scores: Mapping[str, F64]
+
+    @staticmethod
+    def joined(parts: Sequence[Evaluated]) -> Evaluated:
+        """Parts that follow each other, each but the last whole slices: what evaluating them at once would give."""
+        losses = [loss for part in parts for loss in part.losses]
+        scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores}
+        return Evaluated(sum(part.examples for part in parts), losses, scores)
+
+    @property
+    def loss(self) -> float:
+        """The mean over the examples. Slices are added in their order, whoever evaluated them; sum() would compensate."""
+        total = 0.0
+        for loss in self.losses:
+            total += loss
+        return total / self.examples
 
     @property
     def means(self) -> dict[str, float]:
@@ -96,12 +113,17 @@ class Evaluated:
             return {"loss": self.loss, **{name: float(score.mean()) for name, score in self.scores.items()}}
 
 
+EVALUATION_SLICE = 100
+"""Slices of 1,000 were 1.3 to 1.6 times slower on the convolutional networks, and no faster on the others."""
+
+
 class CaptureError(Exception):
     """Why an engine cannot train a task. Nobody's mistake: another engine can."""
 
 
 class Engine(Protocol):
-    """Laws: each result depends on its own Work alone; torch's thread count and global generator are left as they were.
+    """Laws: each result depends on its own Work alone, and the evaluation of each slice on that slice; torch's thread count and
+    global generator are left as they were.
 
     together: how many works it likes to be given at once.
 

@@ -8,36 +8,27 @@ from fedsgd.clients import ClientStore
 from fedsgd.compress import ClientId
 from fedsgd.data import ClientData
 from fedsgd.engine import Engine
-from fedsgd.loop import Failure, Outcome
-from fedsgd.rounds import Message, Plan, Reply, client_update
+from fedsgd.loop import Outcome
+from fedsgd.rounds import Message, Plan
+from fedsgd.runtime.host import Host, chunks
 
 
 class InProcess:
-    """Runs the cohort's clients one after the other, each from its message, its state and its examples alone."""
+    """Runs the cohort's clients here, as many at once as the engine likes to train together."""
 
     def __init__(self, plan: Plan, engine: Engine, store: ClientStore, data: ClientData) -> None:
-        self.plan = plan
-        self.engine = engine
         self.store = store
-        self.data = data
+        self._host = Host(plan, engine, store, data)
 
     def clients(self) -> Sequence[ClientId]:
-        return range(len(self.data))
+        """All clients there are, ascending."""
+        return range(len(self._host.data))
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[Outcome]:
-        """One outcome per client, in the order of `messages`; whatever goes wrong at a client is that client's failure.
+        """One outcome per client; whatever goes wrong at a client is that client's failure.
 
         timeout is not used: nothing here waits for anything.
         """
-        for client, message in messages.items():
-            try:
-                outcome: Outcome = self._update(client, message)
-            except Exception as error:
-                outcome = Failure(client, error)
-            yield outcome
-
-    def _update(self, client: ClientId, message: Message) -> Reply:
-        state = self.store.load(client)
-        reply, state = client_update(self.plan, self.engine, client, message, state, self.data.of(client))
-        self.store.save(client, state)
-        return reply
+        host = self._host
+        for chunk in chunks(list(messages), host.data.partition.sizes(), host.engine.together):
+            yield from host.answer({client: messages[client] for client in chunk})

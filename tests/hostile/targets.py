@@ -264,7 +264,7 @@ def _open_message(uplink: Scheme, size: int, place: int, data: bytes) -> NDArray
     require(task.work.round >= 1, f"training in round {task.work.round}")
     require(task.work.weights.shape == (size,), "a model of the wrong size")
     require(bool(np.isfinite(task.work.weights).all()), "a weight that is not finite")
-    reference = np.zeros(size, dtype=np.float32) if task.reference is None else task.reference
+    reference = np.zeros(size, dtype=np.float32) if task.shared.reference is None else task.shared.reference
     require(reference.shape == (size,) and bool(np.isfinite(reference).all()), "a reference that is not one")
     return np.concatenate([task.work.weights, reference])
 

@@ -1,0 +1,74 @@
+"""The clients that live in one process: messages in, replies out. Whatever carries them is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from fedsgd.arrays import I64
+from fedsgd.clients import ClientStore
+from fedsgd.compress import ClientId
+from fedsgd.data import ClientData
+from fedsgd.engine import Engine, Local
+from fedsgd.loop import Failure, Outcome
+from fedsgd.rounds import Message, Opened, Plan, Task, receive, send
+
+
+def chunks(clients: Sequence[ClientId], sizes: I64, together: int) -> list[list[ClientId]]:
+    """The clients, `together` at a time, by number of examples [N], largest first: who trains together takes about the same
+    number of steps, and what is handed out last is short."""
+    ordered = sorted(clients, key=lambda client: (-sizes[client], client))
+    return [ordered[i : i + together] for i in range(0, len(ordered), together)]
+
+
+class Host:
+    """Opens messages, trains, and encodes replies, for each client from its message, its state and its examples alone.
+
+    The frames that clients share are decoded once, not once a client.
+    """
+
+    def __init__(self, plan: Plan, engine: Engine, store: ClientStore, data: ClientData) -> None:
+        self.plan = plan
+        self.engine = engine
+        self.store = store
+        self.data = data
+        self._opened: Opened | None = None
+
+    def answer(self, messages: Mapping[ClientId, Message]) -> Iterator[Outcome]:
+        """One outcome per client, in any order; whatever goes wrong at a client is that client's failure."""
+        tasks: dict[ClientId, Task] = {}
+        for client, message in messages.items():
+            try:
+                tasks[client] = self._receive(client, message)
+            except Exception as error:
+                yield Failure(client, error)
+        yield from self._train(tasks)
+
+    def _receive(self, client: ClientId, message: Message) -> Task:
+        task = receive(self.plan, client, message, self.store.load(client), self.data.of(client), self._opened)
+        self._opened = task.shared
+        return task
+
+    def _train(self, tasks: Mapping[ClientId, Task]) -> Iterator[Outcome]:
+        """Where training several at once fails, those without a result train once more alone, so that it is one's failure."""
+        left = dict(tasks)
+        try:
+            for local in self.engine.train([task.work for task in tasks.values()]):
+                yield self._send(left.pop(local.client), local)
+            if left:
+                raise RuntimeError(f"the engine gave no result for {', '.join(map(str, left))}")
+        except Exception as error:
+            if not left:
+                raise
+            for client, task in left.items():
+                if len(tasks) == 1:
+                    yield Failure(client, error)
+                else:
+                    yield from self._train({client: task})
+
+    def _send(self, task: Task, local: Local) -> Outcome:
+        try:
+            reply, state = send(self.plan, task, local)
+            self.store.save(local.client, state)
+        except Exception as error:
+            return Failure(local.client, error)
+        return reply
