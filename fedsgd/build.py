@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsgd.clients import MemoryStore
 from fedsgd.data import ClientData, Dataset
-from fedsgd.engine import Chosen, Engine, Recipe, batch_sizes, choose
+from fedsgd.engine import Chosen, Engine, Recipe, batch_sizes, choose, make_engine
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.evaluation import RESERVED, Evaluator
 from fedsgd.loop import Runtime
@@ -17,7 +19,12 @@ from fedsgd.models import Loss, Metric, Task, make_task
 from fedsgd.optim import SGD
 from fedsgd.rounds import Plan, Server, start
 from fedsgd.run_folder import ROUND_COLUMNS
-from fedsgd.runtime import InProcess
+from fedsgd.runtime import InProcess, Workers
+from fedsgd.runtime.channel import Outbox
+from fedsgd.runtime.processes import Shared, hired
+from fedsgd.runtime.shared import Blob
+from fedsgd.runtime.store import SharedStore
+from fedsgd.runtime.worker import Assignment, MakeEngine, evaluation_sets
 from fedsgd.scenario import Scenario
 from fedsgd.schema import placed
 from fedsgd.splits import dealt
@@ -28,8 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """A scenario, composed: what the loop runs, and what its result is measured on. scenario: with the engine that was chosen;
-    chosen: that engine, and why."""
+    """A scenario, composed: what the loop runs, and what its result is measured on. scenario: with the engine that was chosen.
+
+    chosen: that engine, and why; make_engine: makes another like it; shared: dataset, train and held_out where other processes
+    see them too, None if there are to be none.
+    """
 
     scenario: Scenario
     dataset: Dataset
@@ -42,6 +52,8 @@ class Experiment:
     evaluator: Evaluator
     runtime: Runtime
     server: Server
+    make_engine: MakeEngine
+    shared: Blob | None
 
     @property
     def target_accuracy(self) -> float | None:
@@ -56,10 +68,15 @@ def build(
     module: nn.Module | None = None,
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    *,
+    share: bool = False,
 ) -> Experiment:
     """The experiment of a scenario. data: the folder of the data files; dataset, module, loss, metrics: take the place of what
-    the scenario names."""
+    the scenario names; share: whether `with_workers` may follow."""
     dataset, train, held_out = dealt(scenario, data, dataset)
+    shared = Blob.of((dataset, train, held_out)) if share else None
+    if shared is not None:  # in the place of the arrays that were read, which can go
+        dataset, train, held_out = shared.load()
     with placed("model"):
         task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
     with placed(""):
@@ -81,11 +98,34 @@ def build(
     asked, sizes = scenario.engine, batch_sizes(train.partition.sizes(), plan.recipe)
     chosen = Chosen(asked.name, asked.update, asked.stack)
     engine, chosen = choose(chosen, task, plan.recipe, dataset.train, sizes, cohort)
+    make = partial(make_engine, chosen, sizes)
     scenario = replace(scenario, engine=replace(asked, name=chosen.name, stack=chosen.stack))
     evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)
     runtime = InProcess(plan, engine, MemoryStore(), train)
     server = start(plan, task.initial)
-    return Experiment(scenario, dataset, train, held_out, task, plan, engine, chosen, evaluator, runtime, server)
+    return Experiment(scenario, dataset, train, held_out, task, plan, engine, chosen, evaluator, runtime, server, make, shared)
+
+
+@contextmanager
+def with_workers(experiment: Experiment, workers: int) -> Iterator[Experiment]:
+    """The experiment with its clients trained, and its model evaluated, by so many processes; by this one if it is one. No
+    result depends on it. ModelError if something cannot be sent to another process."""
+    if workers == 1:
+        yield experiment
+        return
+    if experiment.shared is None:
+        raise ValueError("its data are in this process alone: build it with share=True")
+    task, outbox = experiment.task, Outbox()
+    assignment = Blob.of(Assignment(experiment.plan, task, experiment.make_engine))
+    shared = Shared(assignment, experiment.shared, SharedStore(experiment.plan.clients))
+    sets = evaluation_sets(experiment.dataset.test, experiment.train, experiment.held_out)
+    try:
+        with hired(workers, shared, outbox) as lines:
+            runtime = Workers(lines, outbox, experiment.engine, experiment.train, sets, task)
+            yield replace(experiment, runtime=runtime, evaluator=replace(experiment.evaluator, engine=runtime))
+    finally:
+        for file in (outbox.file, shared.assignment.file, shared.store.file):
+            file.close()
 
 
 def _evaluator(

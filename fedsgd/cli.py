@@ -117,28 +117,43 @@ def _of_a_scenario(command: Callable[..., None]) -> Callable[..., None]:
 @_of_a_scenario
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder to write. [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run folder.")
-def run(given: Given, out: Path | None, overwrite: bool) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Train clients in K processes, one a core. Results do not depend on it.",
+)
+def run(given: Given, out: Path | None, overwrite: bool, workers: int) -> None:
     """Run the experiment that SCENARIO (a TOML file) describes.
 
     The run folder gets scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json; and
     clients.parquet with [evaluation] clients = true.
     Progress goes to standard error, results to standard output.
     """
+    from fedsgd.forking import begin
     from fedsgd.scenario import in_file
 
     scenario = given.load()
+    begin(workers)  # before torch is imported here, so that it is imported there at the same time
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores and not given.quiet:
+        click.echo(
+            f"fedsgd: {workers} workers share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True
+        )
     with in_file(given.scenario), _numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
-        _run(scenario, given, folder, overwrite)
+        _run(scenario, given, folder, overwrite, workers)
 
 
-def _run(scenario: Scenario, given: Given, out: Path, overwrite: bool) -> None:
+def _run(scenario: Scenario, given: Given, out: Path, overwrite: bool, workers: int) -> None:
     from fedsgd import console
 
     try:
         with console.progress(scenario, given.quiet) as shown:
             from fedsgd.experiment import run as run_scenario
 
-            result = run_scenario(scenario, out=out, overwrite=overwrite, data=given.data, **shown._asdict())
+            result = run_scenario(scenario, out=out, overwrite=overwrite, data=given.data, workers=workers, **shown._asdict())
     except (RunError, WireError, KeyboardInterrupt):
         if (out / "ledger.parquet").exists():
             click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from fedsgd.arrays import F32, F64
 from fedsgd.data import ClientData, Examples
-from fedsgd.engine import Engine
+from fedsgd.engine import Evaluated
 
 BY_CLIENT = ("client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std")
 RESERVED = ("client_accuracy_", "train_")
 """How the names of what is measured by client and on training examples begin; a user's metric may not."""
+
+
+class Evaluates(Protocol):
+    """An engine, or whoever shares an evaluation out to several."""
+
+    def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +29,7 @@ class Evaluator:
     """test: the examples that every evaluation is on. held_out: each client's own test examples, for accuracy by client;
     train: what clients train on, for loss and metrics of training; None: not asked for."""
 
-    engine: Engine
+    engine: Evaluates
     metrics: tuple[str, ...]
     test: Examples
     held_out: ClientData | None
@@ -43,12 +51,12 @@ class Evaluator:
             accuracy = self._by_client(weights, self.held_out)
             values.update(_spread(accuracy[self.held_out.partition.sizes() > 0]))
         if self.train is not None:
-            trained_on = self.engine.evaluate(weights, _all_of(self.train)).means
+            trained_on = self.engine.evaluate(weights, self.train.all()).means
             values.update({f"train_{name}": value for name, value in trained_on.items()})
         return values, accuracy
 
     def _by_client(self, weights: F32, data: ClientData) -> F64:
-        scores = self.engine.evaluate(weights, _all_of(data)).scores["accuracy"]
+        scores = self.engine.evaluate(weights, data.all()).scores["accuracy"]
         sizes = data.partition.sizes()
         totals = np.bincount(data.partition.clients(), weights=scores, minlength=len(sizes))
         accuracy: F64 = np.divide(totals, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
@@ -62,8 +70,3 @@ def _spread(accuracy: F64) -> dict[str, float]:
         return dict.fromkeys(BY_CLIENT, math.nan)
     worst = np.sort(accuracy)[: math.ceil(len(accuracy) / 10)]
     return dict(zip(BY_CLIENT, (float(accuracy.mean()), float(worst.mean()), float(accuracy.std())), strict=True))
-
-
-def _all_of(data: ClientData) -> Examples:
-    """The examples of all clients, client after client."""
-    return Examples(data.examples.x, data.examples.y, data.partition.order)

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsgd.arrays import F32, F64
-from fedsgd.build import Experiment, build
+from fedsgd.build import Experiment, build, with_workers
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import ClientData, Dataset
 from fedsgd.engine import Chosen
 from fedsgd.errors import RunError
+from fedsgd.forking import begin
 from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
 from fedsgd.loop import run as run_rounds
@@ -85,27 +86,29 @@ def run(
     metrics: Mapping[str, Metric] | None = None,
     on_engine: Callable[[Chosen], None] | None = None,
     on_round: Callable[[Round], None] | None = None,
+    workers: int = 1,
 ) -> Result:
     """Run a scenario (or the file that holds one) to its end.
 
     out: the run folder to write, which must be new or empty unless `overwrite`; None writes nothing. data: the folder of the
     data files, by default what FEDSGD_DATA names. dataset, module, loss, metrics: Python objects in place of what the scenario
-    names. on_engine: called with the engine that was chosen, before the first round; on_round: after each round.
+    names. on_engine: called with the engine that was chosen, before the first round; on_round: after each round. workers:
+    processes that clients train in, one thread each; results do not depend on it. With several, a script must start its run
+    under `if __name__ == "__main__":`.
     """
+    begin(workers)
     where: AbstractContextManager[None] = nullcontext()
     if not isinstance(scenario, Scenario):
         where, scenario = in_file(Path(scenario)), load(scenario)
     begun = time.perf_counter()
     given = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
     with where:
-        experiment = build(scenario, data or os.environ.get("FEDSGD_DATA") or None, dataset, module, loss, metrics)
+        folder_of_data = data or os.environ.get("FEDSGD_DATA") or None
+        experiment = build(scenario, folder_of_data, dataset, module, loss, metrics, share=workers > 1)
     scenario = experiment.scenario
     if on_engine is not None:
         on_engine(experiment.chosen)
-    folder = None if out is None else prepare(Path(out), overwrite)
-    if folder is not None:
-        write(folder / "scenario.toml", scenario.to_toml().encode())
-    with _recording(folder, experiment) as (ledger, rounds):
+    with with_workers(experiment, workers) as experiment, _recording(experiment, out, overwrite) as (folder, ledger, rounds):
         history: list[Round] = []
         for server, record, accuracy in _simulate(experiment, ledger):
             last = server, accuracy
@@ -117,23 +120,35 @@ def run(
                 on_round(record)
     server, accuracy = last
     summary = _summary(experiment, history, ledger, server.weights, time.perf_counter() - begun)
+    summary["workers"] = workers
     summary["given_in_python"] = [name for name, value in given.items() if value is not None]
+    result = Result(scenario, history, ledger, server.weights, experiment.plan.layout, accuracy, summary, folder)
     if folder is not None:
-        if accuracy is not None and experiment.held_out is not None:
-            _save_clients(folder / "clients.parquet", experiment.train, experiment.held_out, accuracy)
-        save_parameters(folder / "params.safetensors", experiment.plan.layout, server.weights)
-        write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
-    return Result(scenario, history, ledger, server.weights, experiment.plan.layout, accuracy, summary, folder)
+        _save(folder, result, experiment)
+    return result
+
+
+def _save(folder: Path, result: Result, experiment: Experiment) -> None:
+    """What is known when a run is over."""
+    if result.client_accuracy is not None and experiment.held_out is not None:
+        _save_clients(folder / "clients.parquet", experiment.train, experiment.held_out, result.client_accuracy)
+    save_parameters(folder / "params.safetensors", result.layout, result.parameters)
+    write(folder / "summary.json", json.dumps(result.summary, indent=2, allow_nan=False).encode() + b"\n")
 
 
 @contextmanager
-def _recording(folder: Path | None, experiment: Experiment) -> Iterator[tuple[Ledger, TableWriter]]:
-    """The ledger and the table of rounds; their files are finished however the run ends, short of a kill."""
+def _recording(
+    experiment: Experiment, out: str | Path | None, overwrite: bool
+) -> Iterator[tuple[Path | None, Ledger, TableWriter]]:
+    """(the run folder, the ledger, the table of rounds); files are finished however the run ends, short of a kill."""
+    folder = None if out is None else prepare(Path(out), overwrite)
+    if folder is not None:
+        write(folder / "scenario.toml", experiment.scenario.to_toml().encode())
     columns = {**ROUND_COLUMNS, **dict.fromkeys(experiment.evaluator.names, float)}
     ledger = Ledger(folder and folder / "ledger.parquet")
     rounds = TableWriter(folder and folder / "rounds.parquet", columns)
     try:
-        yield ledger, rounds
+        yield folder, ledger, rounds
     finally:
         ledger.close()
         rounds.close()

@@ -28,3 +28,8 @@ def torch_generator(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(before)
+
+
+def only_one_thread() -> None:
+    """Pin torch to one thread for good, in a process that is one of several."""
+    torch.set_num_threads(1)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fedsgd"
 # Lowest first. A module may import from its own floor's package and from floors below.
 FLOORS = [
     ["errors", "arrays", "kernel"],
-    ["component", "rng", "layout", "torch_scope", "vectors"],
+    ["component", "rng", "layout", "torch_scope", "vectors", "forking"],
     ["wire"],
     ["compress"],
     ["optim", "data"],

@@ -263,7 +263,7 @@ def test_what_cannot_be_captured_is_trained_by_autograd(make: Callable[[], nn.Mo
     assert chosen.name == "sequential"
     assert reason in chosen.reason
     with pytest.raises(ModelError, match=f"the captured engine cannot train it: .*{reason}"):
-        make_engine(Chosen("captured"), task, recipe, blobs.train, [10])
+        make_engine(Chosen("captured"), [10], task, recipe, blobs.train)
 
 
 def test_a_mask_is_written_through_and_captured(blobs: Dataset) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from fedsgd.build import Experiment, build
 from fedsgd.clients import MemoryStore
-from fedsgd.engine import Local, Sequential, Work
+from fedsgd.engine import Local, Work
+from fedsgd.engine.sequential import Sequential
 from fedsgd.loop import Failure
 from fedsgd.rounds import Reply, broadcast
 from fedsgd.runtime import InProcess
@@ -50,7 +51,10 @@ def test_an_engine_gets_as_many_at_once_as_it_likes(scenario: Make) -> None:
     engine = InBatches(experiment.task, experiment.plan.recipe)
     messages, _ = broadcast(experiment.plan, experiment.server, [0, 1, 2, 3])
     batched = list(with_engine(experiment, engine).exchange(messages, None))
-    alone = {o.client: o for o in build(scenario()).runtime.exchange(messages, None)}
+    alone = {
+        o.client: o
+        for o in with_engine(experiment, Sequential(experiment.task, experiment.plan.recipe)).exchange(messages, None)
+    }
     assert [len(batch) for batch in engine.batches] == [3, 1]
     assert [o.client for o in batched[:3]] == engine.batches[0][::-1]
     for outcome in batched:

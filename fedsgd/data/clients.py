@@ -25,6 +25,10 @@ class ClientData:
         """One client's examples, as rows of all."""
         return Examples(self.examples.x, self.examples.y, self.partition.rows(client))
 
+    def all(self) -> Examples:
+        """The examples of all clients, client after client."""
+        return Examples(self.examples.x, self.examples.y, self.partition.order)
+
 
 def deal(dataset: Dataset, partitioner: Partitioner, held_out: float, seed: int) -> tuple[ClientData, ClientData | None]:
     """(what each client trains on, what it is tested on).

@@ -31,10 +31,11 @@ class Captured:
     that needs the gradient itself is exact in its update either way.
     """
 
+    together = 1
+
     def __init__(self, task: Task, recipe: Recipe, like: Examples, sizes: Sequence[int], update: Update = "fused") -> None:
         """CaptureError, with the reason, if the module cannot be captured."""
         self.recipe = recipe
-        self.together = 1
         self._network = Network(task)
         self._like = like
         self._sizes = frozenset(sizes)

@@ -44,7 +44,7 @@ class Chosen:
         return f"{self.name}{update}{stack}: {self.reason}"
 
 
-def make_engine(chosen: Chosen, task: Task, recipe: Recipe, like: Examples, sizes: Sequence[int]) -> Engine:
+def make_engine(chosen: Chosen, sizes: Sequence[int], task: Task, recipe: Recipe, like: Examples) -> Engine:
     """That engine; ModelError if it cannot train this task. like: training examples; sizes: see `batch_sizes`."""
     try:
         return _made(chosen, task, recipe, like, sizes)
@@ -58,7 +58,7 @@ def choose(
     """(the engine, what it is). For "auto": stacked if the rule and the module allow it, else captured if the module does, else
     sequential."""
     if asked.name != "auto":
-        return make_engine(asked, task, recipe, like, sizes), asked
+        return make_engine(asked, sizes, task, recipe, like), asked
     against = _against_stacking(task, sizes, cohort)
     tried: list[tuple[EngineName, str]] = [("captured", against)]
     if not against:

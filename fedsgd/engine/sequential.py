@@ -21,9 +21,10 @@ from fedsgd.torch_scope import one_thread, torch_generator
 class Sequential:
     """The parameters of the task's module are views of one flat vector w [P], so a step is one operation on it."""
 
+    together = 1
+
     def __init__(self, task: Task, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.together = 1
         self._network = Network(task)
         self._arrangement = Arrangement(task.layout)
 

@@ -7,6 +7,7 @@ one number per example, [B]. torch is imported where a module is built, so that 
 from __future__ import annotations
 
 import copy
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,10 @@ class Task:
     metrics: Mapping[str, Metric]
     layout: Layout
     initial: F32
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """By torch, which writes what tensors share once. ModelError if something cannot be sent to another process."""
+        return _rebuilt, (_saved(self.module, self.loss, self.metrics), self.layout, self.initial)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,42 @@ def make_task(
     if isinstance(loss, type):
         raise ModelError(f"the loss is the class {loss.__name__}, expected a function or an instance: {loss.__name__}()")
     return Task(module, loss, named, *_trainable(module))
+
+
+ELSEWHERE = (
+    "define it in a module of its own and name it in [model], as module, loss or metrics, in the form "
+    '"package.module:function", or run with workers = 1'
+)
+
+
+def _saved(module: nn.Module, loss: Loss, metrics: Mapping[str, Metric]) -> bytes:
+    try:
+        return _as_bytes((module, loss, metrics))
+    except Exception as error:  # the user's own attributes may be anything
+        for name, part in {"module": module, "loss": loss, **{f"metric {n}": m for n, m in metrics.items()}}.items():
+            try:
+                _as_bytes(part)
+            except Exception as reason:
+                raise ModelError(f"the {name} cannot be sent to worker processes ({reason}): {ELSEWHERE}") from reason
+        raise ModelError(f"the model cannot be sent to worker processes ({error}): {ELSEWHERE}") from error
+
+
+def _as_bytes(value: object) -> bytes:
+    import torch
+
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def _rebuilt(saved: bytes, layout: Layout, initial: F32) -> Task:
+    import torch
+
+    try:
+        module, loss, metrics = torch.load(io.BytesIO(saved), weights_only=False)
+    except Exception as error:  # a class of a notebook is nowhere else
+        raise ModelError(f"the model cannot be made again in a worker process ({error}): {ELSEWHERE}") from error
+    return Task(module, loss, metrics, layout, initial)
 
 
 def _built(model: Model, dataset: Dataset) -> nn.Module:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from fedsgd.build import build
+from fedsgd.build import Experiment, build, with_workers
 from fedsgd.clients import ClientState
 from fedsgd.loop import Failure
 from fedsgd.rounds import Reply, broadcast, client_update
 from fedsgd.scenario import Scenario
 
 Make = Callable[..., Scenario]
-RUNTIMES: dict[str, Callable[[Scenario], Any]] = {"in process": build}
+RUNTIMES = {"in process": 1, "two workers": 2}
+"""Name → the number of processes."""
 
 
-@pytest.mark.parametrize("make", RUNTIMES.values(), ids=RUNTIMES.keys())
-def test_clients_are_ascending_and_all_of_them(make: Callable[[Scenario], Any], scenario: Make) -> None:
+@pytest.fixture(params=RUNTIMES.values(), ids=RUNTIMES.keys())
+def make(request: Any) -> Iterator[Callable[[Scenario], Experiment]]:
+    """Builds experiments whose runtimes last as long as the test."""
+    with ExitStack() as stack:
+        yield lambda scenario: stack.enter_context(with_workers(build(scenario, share=True), request.param))
+
+
+def test_clients_are_ascending_and_all_of_them(make: Callable[[Scenario], Experiment], scenario: Make) -> None:
     assert list(make(scenario()).runtime.clients()) == list(range(8))
 
 
-@pytest.mark.parametrize("make", RUNTIMES.values(), ids=RUNTIMES.keys())
-def test_one_outcome_for_each_message_and_the_bytes_of_client_update(make: Callable[[Scenario], Any], scenario: Make) -> None:
+def test_one_outcome_for_each_message_and_the_bytes_of_client_update(
+    make: Callable[[Scenario], Experiment], scenario: Make
+) -> None:
     experiment = make(scenario())
     messages, _ = broadcast(experiment.plan, experiment.server, [1, 4, 6])
     outcomes = {o.client: o for o in experiment.runtime.exchange(messages, None)}
@@ -36,8 +45,7 @@ def test_one_outcome_for_each_message_and_the_bytes_of_client_update(make: Calla
         assert outcome.frames == alone.frames
 
 
-@pytest.mark.parametrize("make", RUNTIMES.values(), ids=RUNTIMES.keys())
-def test_the_order_of_messages_does_not_matter(make: Callable[[Scenario], Any], scenario: Make) -> None:
+def test_the_order_of_messages_does_not_matter(make: Callable[[Scenario], Experiment], scenario: Make) -> None:
     forwards, backwards = make(scenario()), make(scenario())
     messages, _ = broadcast(forwards.plan, forwards.server, range(8))
     first = {o.client: o.frames for o in forwards.runtime.exchange(messages, None)}
@@ -45,9 +53,8 @@ def test_the_order_of_messages_does_not_matter(make: Callable[[Scenario], Any], 
     assert first == second
 
 
-@pytest.mark.parametrize("make", RUNTIMES.values(), ids=RUNTIMES.keys())
 def test_a_message_that_cannot_be_read_is_a_failure_and_not_an_exception(
-    make: Callable[[Scenario], Any], scenario: Make
+    make: Callable[[Scenario], Experiment], scenario: Make
 ) -> None:
     experiment = make(scenario())
     messages, _ = broadcast(experiment.plan, experiment.server, [2])

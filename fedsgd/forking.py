@@ -1,0 +1,53 @@
+"""The beginning of worker processes, before anything heavy is imported here: it imports what they need, meanwhile.
+
+They are forked from a server that has imported all that they need and nothing else (or started afresh where there is none). As
+always with multiprocessing they import the main script too, and must not run it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fedsgd.errors import ScenarioError
+
+NAME = "fedsgd-worker-"
+"""How the names of worker processes begin."""
+FORKED = "forkserver" in mp.get_all_start_methods()
+UNGUARDED = 79
+"""The exit status of a worker that was about to run the script that it imports."""
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def begin(workers: int) -> None:
+    """Let the imports of so many workers to come begin now, if there are to be several. ScenarioError for a number that makes
+    no sense. Ends this process if it is a worker, which has got here by importing a script that lacks its guard."""
+    if mp.current_process().name.startswith(NAME):
+        os._exit(UNGUARDED)
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ScenarioError(f"workers: got {workers!r}, expected how many processes clients are to train in: 1 or more")
+    if workers > 1 and not hasattr(os, "preadv"):
+        raise ScenarioError(f"workers: got {workers}, expected 1: this system has not what several need")
+    if workers > 1 and FORKED:
+        from multiprocessing import forkserver
+
+        mp.set_forkserver_preload(["fedsgd.runtime.preload"])
+        with one_thread_each():
+            forkserver.ensure_running()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Libraries that count processors when they are loaded find one in processes that are started here."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
