@@ -1,0 +1,1 @@
+"""fedsgd and three other simulators on the same work."""

@@ -1,0 +1,77 @@
+"""pfl-research 0.6.0 by the API of its tutorials: `FederatedAveraging` over `SimulatedBackend` and `PyTorchModel`.
+
+One process, as without a launcher. Each user is a `PyTorchTensorDataset`; users are drawn by the sampler that its documentation
+recommends ("minimize_reuse"), updates weighted by data points. Batches come in the same order each time, as its data sets do
+not shuffle. pfl evaluates the users of round one before and after training, and there is no turning that off: `metrics`, which
+is for pfl's users to write, counts examples there and computes nothing. A callback takes the time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pfl.aggregate.simulate import SimulatedBackend
+from pfl.aggregate.weighting import WeightByDatapoints
+from pfl.algorithm.base import NNAlgorithmParams
+from pfl.algorithm.federated_averaging import FederatedAveraging
+from pfl.callback.base import TrainingProcessCallback
+from pfl.data.federated_dataset import FederatedDataset
+from pfl.data.pytorch import PyTorchTensorDataset
+from pfl.data.sampling import get_user_sampler
+from pfl.hyperparam.base import NNTrainHyperParams
+from pfl.metrics import Metrics, Weighted
+from pfl.model.pytorch import PyTorchModel
+from torch import Tensor, nn
+
+from tests.bench.peers.work import Clock, Work, client_part, drive, layers
+
+
+class Classifier(nn.Sequential):
+    """A module as pfl wants it."""
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean over a batch."""
+        return nn.functional.cross_entropy(self(x), y)
+
+    def metrics(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        """Nothing that costs."""
+        return {"examples": Weighted.from_unweighted(len(y))}
+
+
+class Stamp(TrainingProcessCallback):
+    """Takes the time after each round."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def after_central_iteration(self, *args: Any, **kwargs: Any) -> tuple[bool, Metrics]:
+        """Go on."""
+        self.clock.stamp()
+        return False, Metrics()
+
+
+def run(work: Work, clock: Clock) -> nn.Module:
+    """The trained model."""
+    users = FederatedDataset(
+        lambda user: PyTorchTensorDataset(client_part(work, user), user_id=user),
+        get_user_sampler("minimize_reuse", range(work.clients)),
+    )
+    module = Classifier(*layers(work.model))
+    FederatedAveraging().run(
+        NNAlgorithmParams(
+            central_num_iterations=work.rounds,
+            evaluation_frequency=work.rounds,
+            train_cohort_size=work.cohort,
+            val_cohort_size=None,
+        ),
+        SimulatedBackend(training_data=users, val_data=users, postprocessors=[WeightByDatapoints()]),
+        PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0)),
+        NNTrainHyperParams(local_num_epochs=work.epochs, local_learning_rate=work.lr, local_batch_size=work.batch_size),
+        callbacks=[Stamp(clock)],
+    )
+    return module
+
+
+if __name__ == "__main__":
+    drive(run)
