@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,12 +17,13 @@ from fedsgd.evaluation import RESERVED, Evaluator
 from fedsgd.loop import Runtime
 from fedsgd.models import Loss, Metric, Task, make_task
 from fedsgd.optim import SGD
+from fedsgd.profiling import Phase
 from fedsgd.rounds import Plan, Server, start
 from fedsgd.run_folder import ROUND_COLUMNS
 from fedsgd.runtime import InProcess, Workers
 from fedsgd.runtime.channel import Outbox
 from fedsgd.runtime.processes import Shared, hired
-from fedsgd.runtime.shared import Blob
+from fedsgd.runtime.shared import Blob, SharedFile
 from fedsgd.runtime.store import SharedStore
 from fedsgd.runtime.worker import Assignment, MakeEngine, evaluation_sets
 from fedsgd.scenario import Scenario
@@ -38,7 +39,7 @@ class Experiment:
     """A scenario, composed: what the loop runs, and what its result is measured on. scenario: with the engine that was chosen.
 
     chosen: that engine, and why; make_engine: makes another like it; shared: dataset, train and held_out where other processes
-    see them too, None if there are to be none.
+    see them too, None if there are to be none; spent: seconds by phase of all workers together, None without workers.
     """
 
     scenario: Scenario
@@ -54,6 +55,7 @@ class Experiment:
     server: Server
     make_engine: MakeEngine
     shared: Blob | None
+    spent: Callable[[], dict[Phase, float]] | None = None
 
     @property
     def target_accuracy(self) -> float | None:
@@ -107,9 +109,10 @@ def build(
 
 
 @contextmanager
-def with_workers(experiment: Experiment, workers: int) -> Iterator[Experiment]:
+def with_workers(experiment: Experiment, workers: int, profile: bool = False) -> Iterator[Experiment]:
     """The experiment with its clients trained, and its model evaluated, by so many processes; by this one if it is one. No
-    result depends on it. ModelError if something cannot be sent to another process."""
+    result depends on it. profile: whether `spent` is to say what they spend their time on. ModelError if something cannot be
+    sent to another process."""
     if workers == 1:
         yield experiment
         return
@@ -117,15 +120,18 @@ def with_workers(experiment: Experiment, workers: int) -> Iterator[Experiment]:
         raise ValueError("its data are in this process alone: build it with share=True")
     task, outbox = experiment.task, Outbox()
     assignment = Blob.of(Assignment(experiment.plan, task, experiment.make_engine))
-    shared = Shared(assignment, experiment.shared, SharedStore(experiment.plan.clients))
+    clock = SharedFile() if profile else None
+    shared = Shared(assignment, experiment.shared, SharedStore(experiment.plan.clients), clock)
     sets = evaluation_sets(experiment.dataset.test, experiment.train, experiment.held_out)
     try:
         with hired(workers, shared, outbox) as lines:
             runtime = Workers(lines, outbox, experiment.engine, experiment.train, sets, task)
-            yield replace(experiment, runtime=runtime, evaluator=replace(experiment.evaluator, engine=runtime))
+            evaluator = replace(experiment.evaluator, engine=runtime)
+            yield replace(experiment, runtime=runtime, evaluator=evaluator, spent=partial(shared.spent, workers))
     finally:
-        for file in (outbox.file, shared.assignment.file, shared.store.file):
-            file.close()
+        for file in (outbox.file, shared.assignment.file, shared.store.file, clock):
+            if file is not None:
+                file.close()
 
 
 def _evaluator(

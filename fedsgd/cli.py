@@ -125,7 +125,8 @@ def _of_a_scenario(command: Callable[..., None]) -> Callable[..., None]:
     metavar="K",
     help="Train clients in K processes, one a core. Results do not depend on it.",
 )
-def run(given: Given, out: Path | None, overwrite: bool, workers: int) -> None:
+@click.option("--profile", is_flag=True, help="Also print where the time of a round went.")
+def run(given: Given, out: Path | None, overwrite: bool, workers: int, profile: bool) -> None:
     """Run the experiment that SCENARIO (a TOML file) describes.
 
     The run folder gets scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json; and
@@ -143,17 +144,17 @@ def run(given: Given, out: Path | None, overwrite: bool, workers: int) -> None:
             f"fedsgd: {workers} workers share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True
         )
     with in_file(given.scenario), _numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
-        _run(scenario, given, folder, overwrite, workers)
+        _run(scenario, given, folder, overwrite=overwrite, workers=workers, profile=profile)
 
 
-def _run(scenario: Scenario, given: Given, out: Path, overwrite: bool, workers: int) -> None:
+def _run(scenario: Scenario, given: Given, out: Path, **options: Any) -> None:
     from fedsgd import console
 
     try:
         with console.progress(scenario, given.quiet) as shown:
             from fedsgd.experiment import run as run_scenario
 
-            result = run_scenario(scenario, out=out, overwrite=overwrite, data=given.data, workers=workers, **shown._asdict())
+            result = run_scenario(scenario, out=out, data=given.data, **options, **shown._asdict())
     except (RunError, WireError, KeyboardInterrupt):
         if (out / "ledger.parquet").exists():
             click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)

@@ -198,6 +198,24 @@ def show_result(result: Result) -> None:
     console.print(_bytes_table(result.summary))
     for line in _lines_of(result):
         console.print(line, soft_wrap=True, markup=False)
+    if "profile" in result.summary:
+        console.print(_profile_table(result.summary["profile"]))
+
+
+def _profile_table(profile: Mapping[str, Mapping[str, float]]) -> Table:
+    """Milliseconds a round by phase, and the share of each."""
+    table = Table(title="a round, in milliseconds", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("")
+    for where in profile:
+        for heading in (f"all {where}" if where == "workers" else where, "%"):
+            table.add_column(heading, justify="right", no_wrap=True)
+    totals = {where: sum(spent.values()) for where, spent in profile.items()}
+    for phase in profile["server"]:
+        cells = [(1e3 * spent[phase], 100 * spent[phase] / totals[where]) for where, spent in profile.items()]
+        table.add_row(phase, *(f"{figure:.1f}" for cell in cells for figure in cell))
+    table.add_section()
+    table.add_row("total", *(text for total in totals.values() for text in (f"{1e3 * total:.1f}", "")), style="bold")
+    return table
 
 
 def _bytes_table(summary: Mapping[str, Any]) -> Table:

@@ -29,6 +29,7 @@ from fedsgd.ledger import Ledger
 from fedsgd.loop import run as run_rounds
 from fedsgd.models import Loss, Metric
 from fedsgd.parquet import TableWriter
+from fedsgd.profiling import Account, Within, measured, phased
 from fedsgd.rounds import Plan, Server, decoded_model
 from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS, prepare, save_parameters, write
 from fedsgd.scenario import Scenario, in_file, load
@@ -87,6 +88,7 @@ def run(
     on_engine: Callable[[Chosen], None] | None = None,
     on_round: Callable[[Round], None] | None = None,
     workers: int = 1,
+    profile: bool = False,
 ) -> Result:
     """Run a scenario (or the file that holds one) to its end.
 
@@ -94,7 +96,7 @@ def run(
     data files, by default what FEDSGD_DATA names. dataset, module, loss, metrics: Python objects in place of what the scenario
     names. on_engine: called with the engine that was chosen, before the first round; on_round: after each round. workers:
     processes that clients train in, one thread each; results do not depend on it. With several, a script must start its run
-    under `if __name__ == "__main__":`.
+    under `if __name__ == "__main__":`. profile: whether the summary says where the time of a round went.
     """
     begin(workers)
     where: AbstractContextManager[None] = nullcontext()
@@ -108,19 +110,17 @@ def run(
     scenario = experiment.scenario
     if on_engine is not None:
         on_engine(experiment.chosen)
-    with with_workers(experiment, workers) as experiment, _recording(experiment, out, overwrite) as (folder, ledger, rounds):
-        history: list[Round] = []
-        for server, record, accuracy in _simulate(experiment, ledger):
-            last = server, accuracy
-            history.append(record)
-            rounds.append(_row(record))
-            if ledger.flush():
-                rounds.flush(force=True)
-            if on_round is not None:
-                on_round(record)
-    server, accuracy = last
+    account = Account() if profile else None
+    with (
+        measured(None if account is None else account.profile),
+        with_workers(experiment, workers, profile) as experiment,
+        _recording(experiment, out, overwrite) as (folder, ledger, rounds),
+    ):
+        history, server, accuracy = _run(experiment, ledger, rounds, on_round, account)
     summary = _summary(experiment, history, ledger, server.weights, time.perf_counter() - begun)
     summary["workers"] = workers
+    if account is not None:
+        summary["profile"] = account.per_round()
     summary["given_in_python"] = [name for name, value in given.items() if value is not None]
     result = Result(scenario, history, ledger, server.weights, experiment.plan.layout, accuracy, summary, folder)
     if folder is not None:
@@ -154,6 +154,29 @@ def _recording(
         rounds.close()
 
 
+def _run(
+    experiment: Experiment,
+    ledger: Ledger,
+    rounds: TableWriter,
+    on_round: Callable[[Round], None] | None,
+    account: Account | None,
+) -> tuple[list[Round], Server, F64 | None]:
+    """(all rounds, the server after them, accuracy by client if it was measured)."""
+    history: list[Round] = []
+    for server, record, accuracy in _simulate(experiment, ledger):
+        last = server, accuracy
+        history.append(record)
+        with Within("ledger"):
+            rounds.append(_row(record))
+            if ledger.flush():
+                rounds.flush(force=True)
+            if on_round is not None:
+                on_round(record)
+        if account is not None:
+            account.after_round(experiment.spent)
+    return history, *last
+
+
 def _row(record: Round) -> dict[str, Any]:
     row = {name: getattr(record, name, None) for name in ROUND_COLUMNS}
     return {**row, "clients": len(record.cohort), **(record.metrics or {})}
@@ -183,6 +206,7 @@ def _simulate(experiment: Experiment, ledger: Ledger) -> Iterator[tuple[Server, 
             return
 
 
+@phased("evaluate")
 def _evaluate(experiment: Experiment, server: Server) -> tuple[Mapping[str, float], F64 | None]:
     """The metrics, and accuracy by client, of the model that the clients of the coming round decode."""
     try:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from fedsgd.errors import WireError
 from fedsgd.loop import Crossing
 from fedsgd.parquet import TableWriter
-from fedsgd.wire import Kind, Split, split_frame
+from fedsgd.wire import Frame, Kind, Split, split_frame, split_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,10 +68,10 @@ def canonical(row: Mapping[str, Any]) -> bytes:
     return ("\t".join(str(row[name]) for name in DIGEST_COLUMNS) + "\n").encode()
 
 
-def _split_and_hash(frame: bytes) -> tuple[Split, str]:
-    """A frame that cannot be read counts as side information: it crossed all the same."""
+def _split_and_hash(frame: bytes, opened: Frame | None) -> tuple[Split, str]:
+    """A frame that cannot be read counts as side information: it crossed all the same. opened: what it decodes to, if known."""
     try:
-        split = split_frame(frame)
+        split = split_frame(frame) if opened is None else split_of(opened, len(frame))
     except WireError:
         split = Split(0, 0, 0, len(frame))
     return split, hashlib.blake2b(frame, digest_size=16).hexdigest()
@@ -118,10 +118,10 @@ class Ledger:
     def _read(self, crossing: Crossing) -> tuple[Split, str]:
         """(bytes by part, hash); a frame that the whole cohort shares is read once."""
         if crossing.kind not in (Kind.MODEL, Kind.REFERENCE):
-            return _split_and_hash(crossing.frame)
+            return _split_and_hash(crossing.frame, crossing.opened)
         known = self._shared.get(crossing.kind)
         if known is None or known[0] is not crossing.frame:
-            known = self._shared[crossing.kind] = crossing.frame, *_split_and_hash(crossing.frame)
+            known = self._shared[crossing.kind] = crossing.frame, *_split_and_hash(crossing.frame, crossing.opened)
         return known[1:]
 
     @property

@@ -8,8 +8,9 @@ from typing import Literal, Protocol
 
 from fedsgd.compress import ClientId
 from fedsgd.errors import FedsgdError, RunError
-from fedsgd.rounds import Message, Plan, Reply, Server, aggregate, broadcast, sample_cohort
-from fedsgd.wire import ALL, Kind, decode_frame
+from fedsgd.profiling import Within
+from fedsgd.rounds import Folded, Message, Plan, Reply, Server, aggregate, broadcast, sample_cohort
+from fedsgd.wire import ALL, Frame, Kind, decode_frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Runtime(Protocol):
 @dataclass(frozen=True, eq=False)
 class Crossing:
     """One frame that crossed the wire. kept: the number of coordinates of a model or an update that it carried (0 for a TASK, a
-    REFERENCE, and what was refused).
+    REFERENCE, and what was refused); opened: what it decodes to, where that is known already.
 
     encode_seconds: the shared frames are encoded once, and that time stands on the first client's MODEL. decode_seconds: at the
     server, the time to decode and add it; at the client, to check and decode the message (on its MODEL frame).
@@ -50,6 +51,7 @@ class Crossing:
     kept: int
     encode_seconds: float
     decode_seconds: float
+    opened: Frame | None = None
 
 
 Observer = Callable[[Crossing], None]
@@ -70,20 +72,22 @@ def run(
         outcomes, broken = _collect(server.round, messages, runtime, timeout)
         replies = [outcome for outcome in outcomes.values() if isinstance(outcome, Reply)]
         failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
-        for crossing in _downlink(plan, server, messages, outcomes):
-            observer(crossing)
+        with Within("ledger"):
+            for crossing in _downlink(plan, server, messages, outcomes):
+                observer(crossing)
         try:
             if broken is not None:
                 raise broken
             if failures:
                 raise _stopped(server.round, failures[0])
-            following, seconds = aggregate(plan, server, replies)
+            following, folded = aggregate(plan, server, replies)
         except FedsgdError:
             for crossing in _uplink(plan, server, replies, None):
                 observer(crossing)
             raise
-        for crossing in _uplink(plan, server, replies, seconds):
-            observer(crossing)
+        with Within("ledger"):
+            for crossing in _uplink(plan, server, replies, folded):
+                observer(crossing)
         server = following
         yield server, cohort
 
@@ -121,26 +125,28 @@ def _stopped(round: int, failure: Failure) -> FedsgdError:
 def _downlink(
     plan: Plan, server: Server, messages: Mapping[ClientId, Message], outcomes: Mapping[ClientId, Outcome]
 ) -> Iterator[Crossing]:
-    kept = plan.downlink.kept(decode_frame(server.shared[0]).sections, plan.context(server.round, ALL))
+    opened = decode_frame(server.shared[0])
+    kept = plan.downlink.kept(opened.sections, plan.context(server.round, ALL))
     encode_seconds = server.encode_seconds
     for client, (task, model, *reference) in messages.items():
         outcome = outcomes.get(client)
         decode_seconds = outcome.decode_seconds if isinstance(outcome, Reply) else 0.0
         yield Crossing(server.round, client, "down", Kind.TASK, task, 0, 0.0, 0.0)
-        yield Crossing(server.round, client, "down", Kind.MODEL, model, kept, encode_seconds, decode_seconds)
+        yield Crossing(server.round, client, "down", Kind.MODEL, model, kept, encode_seconds, decode_seconds, opened)
         for frame in reference:
             yield Crossing(server.round, client, "down", Kind.REFERENCE, frame, 0, 0.0, 0.0)
         encode_seconds = 0.0
 
 
 def _uplink(
-    plan: Plan, server: Server, replies: Sequence[Reply], seconds: Mapping[ClientId, float] | None
+    plan: Plan, server: Server, replies: Sequence[Reply], folded: Mapping[ClientId, Folded] | None
 ) -> Iterator[Crossing]:
-    """seconds None: the replies were not folded, so nothing in them can be relied on, but they did cross."""
+    """folded None: the replies were not folded, so nothing in them can be relied on, but they did cross."""
     for reply in replies:
         for frame in reply.frames:
-            kept, decode_seconds = 0, 0.0
-            if seconds is not None:
-                kept = plan.uplink.kept(decode_frame(frame).sections, plan.context(server.round, reply.client))
-                decode_seconds = seconds.get(reply.client, 0.0)
-            yield Crossing(server.round, reply.client, "up", Kind.UPDATE, frame, kept, reply.encode_seconds, decode_seconds)
+            kept, decode_seconds, opened = 0, 0.0, None
+            if folded is not None:
+                opened, decode_seconds = folded[reply.client]
+                kept = plan.uplink.kept(opened.sections, plan.context(server.round, reply.client))
+            encode_seconds = reply.encode_seconds
+            yield Crossing(server.round, reply.client, "up", Kind.UPDATE, frame, kept, encode_seconds, decode_seconds, opened)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from fedsgd.engine import Engine, Local, Recipe, Work
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.layout import Layout
 from fedsgd.optim import Optimizer, server_step
+from fedsgd.profiling import Within, phased
 from fedsgd.rng import stream
 from fedsgd.vectors import all_finite
 from fedsgd.wire import ALL, HEADER_OFFSETS, MAX_SECTIONS, Frame, Header, Kind, decode_frame, encode_frame, overhead
@@ -83,6 +84,13 @@ class Reply:
     encode_seconds: float
 
 
+class Folded(NamedTuple):
+    """A reply that is part of the next model. frame: decoded; seconds: what decoding and adding its sections took."""
+
+    frame: Frame
+    seconds: float
+
+
 # ---------------------------------------------------------------------------------------------------------- the server's side
 
 
@@ -122,8 +130,9 @@ def broadcast(plan: Plan, server: Server, cohort: Sequence[ClientId]) -> tuple[d
     return messages, server
 
 
-def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Server, Mapping[ClientId, float]]:
-    """(the server of the next round, seconds to decode and add each client's reply).
+@phased("aggregate")
+def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Server, Mapping[ClientId, Folded]]:
+    """(the server of the next round, what became of each client's reply).
 
     The replies are folded in ascending client order whatever order they came in, weighted by examples (for whose number the
     client's word is taken) or uniformly. A bad frame raises WireError, with its client, before anything has changed.
@@ -135,7 +144,7 @@ def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Ser
     shares = np.array([f.header.examples if plan.weighting == "examples" else 1 for f in frames], dtype=np.float64)
     if not shares.sum() > 0:
         raise RunError(server.round, None, "no client of the cohort has any examples: there is nothing to average")
-    seconds: dict[ClientId, float] = {}
+    folded: dict[ClientId, Folded] = {}
     at: ClientId | None = None
 
     def timed() -> Iterator[Received]:
@@ -143,7 +152,7 @@ def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Ser
         for frame, share in zip(frames, shares / shares.sum(), strict=True):
             at, begun = frame.header.client, time.perf_counter()
             yield Received(frame.sections, float(share), plan.context(server.round, at))
-            seconds[at] = time.perf_counter() - begun
+            folded[at] = Folded(frame, time.perf_counter() - begun)
         at = None
 
     gathering = Gathering(plan.seed, server.round, plan.layout, plan.clients)
@@ -161,7 +170,7 @@ def aggregate(plan: Plan, server: Server, replies: Sequence[Reply]) -> tuple[Ser
     following = replace(
         server, round=server.round + 1, weights=weights, velocity=velocity, uplink=uplink, acknowledged=acknowledged
     )
-    return _publish(plan, following), seconds
+    return _publish(plan, following), folded
 
 
 def _open_update(plan: Plan, reply: Reply, round: int) -> Frame:
@@ -261,7 +270,7 @@ def send(plan: Plan, task: Task, local: Local) -> tuple[Reply, ClientState]:
         cause = f"the update {_first_bad(local.update, plan.layout)}; is the step size too large?"
         raise NonFiniteError(round, client, cause)
     begun = time.perf_counter()
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"), Within("compress"):
         sent = plan.uplink.send(local.update, task.state.scheme, plan.context(round, client, task.shared.reference))
     remembered = [*sent.state.items(), *((name, patch.values) for name, patch in sent.undo.items() if patch is not None)]
     for name, value in remembered:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fedsgd"
 
 # Lowest first. A module may import from its own floor's package and from floors below.
 FLOORS = [
-    ["errors", "arrays", "kernel"],
+    ["errors", "arrays", "kernel", "profiling"],
     ["component", "rng", "layout", "torch_scope", "vectors", "forking"],
     ["wire"],
     ["compress"],

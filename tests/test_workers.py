@@ -197,7 +197,7 @@ class ThreeAtOnce(Sequential):
 
 
 def test_engines_get_as_many_clients_at_once_as_they_like(scenario: Make) -> None:
-    reference = build(scenario())
+    reference = build(scenario({"engine.name": "sequential"}))
     messages, _ = broadcast(reference.plan, reference.server, range(8))
     expected = {o.client: o.frames for o in reference.runtime.exchange(messages, None) if isinstance(o, Reply)}
     experiment = build(scenario(), share=True)

@@ -18,6 +18,7 @@ from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, W
 from fedsgd.engine.network import Network, shared
 from fedsgd.engine.steps import Step, Workspace, capture, folded
 from fedsgd.models import Task
+from fedsgd.profiling import phased
 from fedsgd.rng import torch_seed
 from fedsgd.torch_scope import one_thread, torch_generator
 
@@ -132,6 +133,7 @@ class Gathered:
         self._array: NDArray[Any] | None = None
         self._source = self._rows = torch.empty(0)
 
+    @phased("gather")
     def take(self, array: NDArray[Any], rows: Tensor) -> Tensor:
         """These rows of it, valid until the next are taken."""
         if self._array is not array:

@@ -17,6 +17,7 @@ from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import EVALUATION_SLICE, Evaluated
 from fedsgd.errors import ModelError
 from fedsgd.models import Task
+from fedsgd.profiling import phased
 from fedsgd.torch_scope import one_thread, torch_generator
 
 
@@ -89,6 +90,7 @@ def _what(value: object) -> str:
     return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
+@phased("gather")
 def tensors(examples: Examples) -> tuple[Tensor, Tensor]:
     """x and y of these examples as copies, so that a module that works in place changes them only for itself."""
     if examples.rows is None:

@@ -10,6 +10,7 @@ from fedsgd.compress import ClientId
 from fedsgd.data import ClientData
 from fedsgd.engine import Engine, Local
 from fedsgd.loop import Failure, Outcome
+from fedsgd.profiling import each_phased
 from fedsgd.rounds import Message, Opened, Plan, Task, receive, send
 
 
@@ -52,7 +53,7 @@ class Host:
         """Where training several at once fails, those without a result train once more alone, so that it is one's failure."""
         left = dict(tasks)
         try:
-            for local in self.engine.train([task.work for task in tasks.values()]):
+            for local in each_phased("train", self.engine.train([task.work for task in tasks.values()])):
                 yield self._send(left.pop(local.client), local)
             if left:
                 raise RuntimeError(f"the engine gave no result for {', '.join(map(str, left))}")

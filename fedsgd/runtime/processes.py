@@ -6,15 +6,17 @@ import multiprocessing as mp
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from struct import calcsize
 
 from fedsgd.errors import RunError, ScenarioError
 from fedsgd.forking import FORKED, NAME, UNGUARDED, begin, one_thread_each
+from fedsgd.profiling import LAYOUT, PHASES, Phase, Profile, measured, unpack
 from fedsgd.runtime import protocol
 from fedsgd.runtime.channel import Outbox, PipeChannel
 from fedsgd.runtime.host import Host
@@ -32,11 +34,21 @@ SECONDS = 5.0
 @dataclass(frozen=True, eq=False)
 class Shared:
     """What all workers are given, in memory that they share. assignment: an Assignment; data: (dataset, what clients train on,
-    what they are tested on)."""
+    what they are tested on); clock: where each writes what it spends its time on, None if nobody asks."""
 
     assignment: Blob
     data: Blob
     store: SharedStore
+    clock: SharedFile | None = None
+
+    def spent(self, workers: int) -> dict[Phase, float]:
+        """Seconds by phase, of so many workers together."""
+        total = dict.fromkeys(PHASES, 0.0)
+        if self.clock is not None:
+            for number in range(workers):
+                for phase, seconds in unpack(self.clock.read(number * calcsize(LAYOUT), calcsize(LAYOUT))).items():
+                    total[phase] += seconds
+        return total
 
 
 @contextmanager
@@ -52,7 +64,7 @@ def hired(n: int, shared: Shared, outbox: Outbox) -> Iterator[list[Line]]:
         for number in range(n):
             here, there = context.Pipe()
             inbox = Outbox()
-            given = (there, inbox, outbox.file, shared)
+            given = (number, there, inbox, outbox.file, shared)
             process = context.Process(target=work, args=given, name=f"{NAME}{number}", daemon=True)
             with one_thread_each(), there:
                 process.start()
@@ -108,7 +120,7 @@ def _end(processes: Sequence[BaseProcess], patience: float) -> None:
 # ------------------------------------------------------------------------------------------------------- in the worker process
 
 
-def work(pipe: Connection, outbox: Outbox, inbox: SharedFile, shared: Shared) -> None:
+def work(number: int, pipe: Connection, outbox: Outbox, inbox: SharedFile, shared: Shared) -> None:
     """All that a worker process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the server, whose end is noticed here
     threading.Thread(target=_end_with_the_server, daemon=True).start()
@@ -116,20 +128,30 @@ def work(pipe: Connection, outbox: Outbox, inbox: SharedFile, shared: Shared) ->
     channel = PipeChannel(pipe, outbox, inbox)
     with suppress(EOFError, OSError):
         try:
-            worker = _worker(channel, outbox, shared)
+            profile = None if shared.clock is None else Profile()
+            worker = _worker(channel, outbox, shared, partial(_note, number, shared.clock, profile))
         except Exception as error:
             channel.send(*protocol.failed(error))
             return
-        channel.send(*protocol.READY)
-        worker.serve()
+        with measured(profile):
+            worker.done()
+            channel.send(*protocol.READY)
+            worker.serve()
 
 
-def _worker(channel: PipeChannel, outbox: Outbox, shared: Shared) -> Worker:
+def _note(number: int, clock: SharedFile | None, profile: Profile | None) -> None:
+    """Write what this process has spent its time on to where the server finds it."""
+    if clock is not None and profile is not None:
+        profile.charge()
+        clock.write(number * calcsize(LAYOUT), profile.pack())
+
+
+def _worker(channel: PipeChannel, outbox: Outbox, shared: Shared, done: Callable[[], None]) -> Worker:
     assignment: Assignment = shared.assignment.load()
     dataset, train, held_out = shared.data.load()
     engine = assignment.make_engine(assignment.task, assignment.plan.recipe, dataset.train)
     host = Host(assignment.plan, engine, shared.store, train)
-    return Worker(channel, outbox, host, evaluation_sets(dataset.test, train, held_out))
+    return Worker(channel, outbox, host, evaluation_sets(dataset.test, train, held_out), done)
 
 
 def _end_with_the_server() -> None:

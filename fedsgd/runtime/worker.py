@@ -34,9 +34,12 @@ def evaluation_sets(test: Examples, train: ClientData, held_out: ClientData | No
 
 
 class Worker:
-    """Trains its host's clients and evaluates parts of `sets`, one message after the other."""
+    """Trains its host's clients and evaluates parts of `sets`, one message after the other. done: called after each."""
 
-    def __init__(self, channel: Channel, outbox: Outbox, host: Host, sets: Sequence[Examples]) -> None:
+    def __init__(
+        self, channel: Channel, outbox: Outbox, host: Host, sets: Sequence[Examples], done: Callable[[], None]
+    ) -> None:
+        self.done = done
         self.channel = channel
         self.outbox = outbox
         self.host = host
@@ -57,6 +60,7 @@ class Worker:
             else:
                 self._say(self._evaluate(head, frames))
             sys.stdout.flush()  # what the user's own code printed, should this process be killed
+            self.done()
             self._say(protocol.DONE)
 
     def _evaluate(self, head: bytes, frames: Sequence[bytes]) -> Said:

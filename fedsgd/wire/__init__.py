@@ -15,6 +15,7 @@ from fedsgd.wire.frame import (
     encode_frame,
     overhead,
     split_frame,
+    split_of,
 )
 from fedsgd.wire.index import count_indices, decode_indices, encode_indices, max_index_bytes
 from fedsgd.wire.values import (
@@ -52,5 +53,6 @@ __all__ = [
     "max_value_bytes",
     "overhead",
     "split_frame",
+    "split_of",
     "value_error",
 ]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from fedsgd.errors import WireError
+from fedsgd.profiling import phased
 from fedsgd.wire.bits import pack_varint, unpack_varint
 
 MAGIC = b"fS"
@@ -119,6 +120,7 @@ def overhead(n_sections: int) -> int:
     return _HEADER.size + n_sections * MAX_SECTION_HEADER + _CHECK.size
 
 
+@phased("encode")
 def encode_frame(frame: Frame) -> bytes:
     """The frame as bytes."""
     h = frame.header
@@ -136,6 +138,7 @@ def encode_frame(frame: Frame) -> bytes:
     return b"".join([*pieces, _CHECK.pack(check)])
 
 
+@phased("decode")
 def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Frame:
     """Inverse of `encode_frame`; WireError with offset and cause for anything else. Payloads are views, nothing is copied."""
     view = memoryview(data)
@@ -177,13 +180,17 @@ def _read_sections(view: memoryview, n_sections: int, end: int) -> Sections:
 
 def split_frame(data: bytes | memoryview) -> Split:
     """The bytes of an encoded frame by part: read from the bytes themselves, not from what was meant to be sent."""
+    return split_of(decode_frame(data), len(data))
+
+
+def split_of(frame: Frame, n_bytes: int) -> Split:
+    """The same of a frame of so many bytes that has been decoded from them."""
     by_part = {Part.INDEX: 0, Part.VALUE: 0}
     side = 0
-    frame = decode_frame(data)
     for section in frame.sections:
         if section.part in by_part:
             by_part[section.part] += len(section.data)
         else:
             side += len(section.data)
-    header = len(data) - by_part[Part.INDEX] - by_part[Part.VALUE] - side
+    header = n_bytes - by_part[Part.INDEX] - by_part[Part.VALUE] - side
     return Split(header, by_part[Part.INDEX], by_part[Part.VALUE], side)

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedsgd.arrays import I64, U8
 from fedsgd.errors import WireError, within
+from fedsgd.profiling import phased
 from fedsgd.wire import bits, gaps
 from fedsgd.wire.frame import Section
 
@@ -31,6 +32,7 @@ def max_index_bytes(size: int) -> int:
     return 1 + bits.n_bytes(size)
 
 
+@phased("encode")
 def encode_indices(indices: I64, size: int) -> bytes:
     """indices: [k], strictly ascending, in [0, size)."""
     k, between = len(indices), _gaps_of(indices)
@@ -56,6 +58,7 @@ def encode_indices(indices: I64, size: int) -> bytes:
     return bytes([tag]) + body
 
 
+@phased("decode")
 def decode_indices(section: Section, size: int, max_k: int | None = None) -> I64:
     """Inverse of `encode_indices`; WireError unless the result is strictly ascending, below `size` and at most `max_k` long.
 

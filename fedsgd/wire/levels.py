@@ -15,6 +15,7 @@ import numpy as np
 from fedsgd.arrays import F32, F64, U8
 from fedsgd.errors import WireError, within
 from fedsgd.kernel import kernel
+from fedsgd.profiling import phased
 from fedsgd.rng import shared_hash, shared_word
 from fedsgd.vectors import first_bad
 from fedsgd.wire import rans
@@ -52,12 +53,14 @@ def dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
     return _dequantise(levels, scales, level, bucket)
 
 
+@phased("encode")
 def encode_levels(levels: U8, scales: F32, level: int, entropy: bool = True) -> Sections:
     """levels: [P], the levels plus L; scales: [ceil(P / bucket)]; entropy: whether to try rANS."""
     body = encode_digits(levels, 2 * level + 1, entropy)
     return Section(Part.VALUE, body), Section(Part.SCALE, scales.astype("<f4").tobytes())
 
 
+@phased("decode")
 def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tuple[U8, F32]:
     """(levels plus L [size], scales); WireError where lengths or ranges are not as they must be."""
     expect_parts(sections, (Part.VALUE, Part.SCALE))
@@ -66,6 +69,7 @@ def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tup
         return decode_digits(sections[0].data, size, 2 * level + 1), scales
 
 
+@phased("encode")
 def encode_digits(digits: U8, base: int, entropy: bool = True) -> bytes:
     """digits: [n], below `base`."""
     count = digits_in_a_byte(base)
@@ -76,6 +80,7 @@ def encode_digits(digits: U8, base: int, entropy: bool = True) -> bytes:
     return rans.encode_symbols(packed, entropy)
 
 
+@phased("decode")
 def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
     """Inverse of `encode_digits` for n digits."""
     count = digits_in_a_byte(base)

@@ -23,6 +23,7 @@ import numpy as np
 
 from fedsgd.arrays import F32, U8, U32
 from fedsgd.errors import WireError, within
+from fedsgd.profiling import phased
 from fedsgd.vectors import bucket_peaks, first_bad, mean_magnitude
 from fedsgd.wire import floats, levels, rans
 from fedsgd.wire.bits import check_padding, n_bytes
@@ -34,12 +35,14 @@ DenseFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4
 ValueFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary"]
 
 
+@phased("encode")
 def encode_values(values: F32, form: ValueFormat, key: int = 0, entropy: bool = True) -> tuple[Sections, F32]:
     """(sections, what they decode to). values: [k], finite; for "ternary" none is zero. key: of the shared randomness that
     "natural" rounds by. entropy: whether floats may be entropy-coded."""
     return _FORMATS[form].encode(values, key, entropy)
 
 
+@phased("decode")
 def decode_values(sections: Sections, k: int, form: ValueFormat, entropy: bool = True) -> F32:
     """The k values [k] of the given sections; WireError where lengths, padding or finiteness are not as they must be."""
     levels.expect_parts(sections, _FORMATS[form].parts)
