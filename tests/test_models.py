@@ -296,3 +296,39 @@ def test_the_character_lstm_remembers_along_the_text() -> None:
         output = module(texts)
     assert float((output[0] - output[1])[:, 8].abs().max()) > 1e-6, "the first character matters at the last place"
     assert torch.equal(output[0], output[2]), "and who else is in the batch does not"
+
+
+def normalised(policy: str, blobs: Dataset) -> nn.Module:
+    made = nn.Sequential(
+        nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Sequential(nn.Linear(32, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    )
+    with torch.no_grad():
+        made[1].weight.mul_(3)
+        made[2][1].bias.add_(1)
+    return make_task(Mlp(batch_norm=policy), blobs, 0, module=made).module
+
+
+def test_batch_norm_by_each_batch_keeps_nothing(blobs: Dataset) -> None:
+    module = normalised("batch", blobs)
+    assert not dict(module.named_buffers())
+    x = torch.from_numpy(blobs.train.x)
+    with torch.no_grad():
+        assert torch.equal(module.train()(x), module.eval()(x))
+        hidden = module[1](module[0](x))
+    assert hidden.mean(0).numpy() == pytest.approx(0, abs=1e-5)
+    assert hidden.std(0).numpy() == pytest.approx(3, rel=0.01)
+
+
+def test_group_norm_takes_its_place_and_its_parameters(blobs: Dataset) -> None:
+    module = normalised("group", blobs)
+    assert [(n.num_groups, n.num_channels) for n in module.modules() if isinstance(n, nn.GroupNorm)] == [(2, 32), (1, 6)]
+    assert module[1].weight.detach().tolist() == [3.0] * 32
+    assert module[2][1].bias.detach().tolist() == [1.0] * 6
+    x = torch.from_numpy(blobs.train.x)
+    with torch.no_grad():
+        assert module(x)[:1].numpy() == pytest.approx(module(x[:1]).numpy(), abs=1e-5)
+
+
+def test_batch_norm_is_refused_unless_somebody_decides(blobs: Dataset) -> None:
+    with pytest.raises(ModelError, match='set model.batch_norm to "group" or "batch"'):
+        normalised("refuse", blobs)

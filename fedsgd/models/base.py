@@ -11,7 +11,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -50,10 +50,13 @@ class Task:
 @dataclass(frozen=True)
 class Model(Component, ABC):
     """How to build a module. loss, metrics: `my_package.my_module:function`; by default cross-entropy and, on class labels,
-    accuracy."""
+    accuracy. batch_norm: what becomes of batch norm, whose running statistics no federation can average as it does gradients:
+    "refuse" it; normalise by "batch", in evaluation too (slices of 100 examples); or replace it by "group" norm, 16 channels a
+    group."""
 
     loss: str | None = None
     metrics: dict[str, str] = field(default_factory=dict)
+    batch_norm: Literal["refuse", "batch", "group"] = field(default="refuse", kw_only=True)
 
     classifies: ClassVar[bool] = True
     """Whether it needs targets that are class labels."""
@@ -77,6 +80,7 @@ def make_task(
     """
     import torch
 
+    from fedsgd.models.batch_norm import settle_batch_norm
     from fedsgd.torch_scope import one_thread, torch_generator
 
     if module is None:
@@ -84,6 +88,8 @@ def make_task(
             module = _built(model, dataset)
     else:
         module = _copy(module)
+    if isinstance(module, torch.nn.Module):
+        settle_batch_norm(module, model.batch_norm)
     named = {} if dataset.classes is None else {"accuracy": accuracy}
     named.update({name: imported(path, f"metrics.{name}") for name, path in model.metrics.items()})
     named.update(metrics or {})
@@ -177,7 +183,7 @@ def _trainable(module: object) -> tuple[Layout, F32]:
         if getattr(child, "track_running_stats", False):
             raise ModelError(
                 f"{name or 'the model'} is a {type(child).__name__} with running statistics, which are not gradients and would "
-                "silently differ between clients; use torch.nn.GroupNorm, or track_running_stats=False"
+                'silently differ between clients; use torch.nn.GroupNorm, or set model.batch_norm to "group" or "batch"'
             )
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not trainable:
