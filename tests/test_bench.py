@@ -11,10 +11,14 @@ import pytest
 from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback
 from fedsgd.compress.topk import TopK
 from fedsgd.layout import Layout
+from fedsgd.torch_scope import one_thread
 from tests.bench.codec import main
+from tests.bench.engine import Workload, measure, table, verdicts
 from tests.bench.goals import CASES, Clients, Work, timed
 from tests.bench.measure import Bench, Effort
 from tests.bench.rivals import dgc_selection, fedlab_compressors, torch_top_k
+from tests.bench.rounds import images
+from tests.bench.rounds import main as rounds_main
 
 SIZES = (2000, 5000)
 AWAITED = {"dgc", "sign", "int8", "qsgd", "eden"} - {"int8" if name == "integer" else name for name in COMPRESSORS}
@@ -62,3 +66,37 @@ def test_the_rivals_select_what_is_large() -> None:
     found = dgc_selection(x, k)
     assert 0 < len(found) <= 1.3 * k
     assert abs(x[found]).min() >= 0.8 * abs(x[list(exact)]).min()
+
+
+def test_the_engine_benchmark_tries_every_engine_and_holds_it_to_the_oracle() -> None:
+    load = Workload("tiny", "softmax", (8, 8), 9, 6, 4, {"stacked": 1e-9})
+    with one_thread():
+        figures = measure(load, 1)
+    assert [f.how for f in figures] == [
+        "naive loop", "sequential", "captured, exact", "captured, fused", "stacked, exact", "stacked, fused", "floor",
+    ]  # fmt: skip
+    assert all(math.isfinite(f.seconds) and f.seconds > 0 for f in figures)
+    assert [f.how for f in figures if f.note] == ["stacked, fused"]
+    assert [f.how for f in figures if f.goal] == ["stacked, fused"]
+    assert figures[1].off == figures[2].off == 0
+    assert "[green]pass[/]" in str(table(figures).columns[5]._cells)
+
+
+def test_the_loop_by_hand_is_the_network(tmp_path: Path) -> None:
+    load = Workload("2NN, B = 10", "2nn", (4, 4), 2, 7, 5, {})
+    with one_thread():
+        figures = measure(load, 1)
+    (hand,) = (f for f in figures if f.how == "by hand")
+    assert hand.off < 1e-5
+    assert any("the loop by hand" in line for line in verdicts(figures))
+
+
+def test_the_benchmark_of_rounds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setattr("tests.bench.rounds.images", lambda: images(examples=10))
+    rounds_main(["--rounds", "4", "--turns", "1", "--only", "2nn", "--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [f["what"] for f in figures] == [
+        "training alone", "dense", "dense, two workers", "top-k 1 %", "top-k 1 %, two workers",
+    ]  # fmt: skip
+    assert all(math.isfinite(f["seconds"]) for f in figures)
+    assert "× training alone" in capsys.readouterr().out

@@ -94,7 +94,7 @@ class Captured:
         start = space.w.clone() if self.recipe.proximal else space.w
         space.network.task.module.train()
         for number, (x, y) in enumerate(self._batches(work), start=1):
-            step, at = steps[len(y)], (work.round, number, n_steps)
+            step, at = steps[y.shape[0]], (work.round, number, n_steps)
             if step is not None and step.update is not None and n_steps > 1:
                 step.update(x, y, -optimizer.rate(*at))
                 continue
@@ -132,16 +132,23 @@ class Gathered:
     def __init__(self) -> None:
         self._array: NDArray[Any] | None = None
         self._source = self._rows = torch.empty(0)
+        self._beginnings: dict[int, Tensor] = {}
 
     @phased("gather")
     def take(self, array: NDArray[Any], rows: Tensor) -> Tensor:
         """These rows of it, valid until the next are taken."""
         if self._array is not array:
-            self._array, self._source = array, shared(array)
-        if (
-            len(self._rows) < len(rows)
-            or self._rows.shape[1:] != self._source.shape[1:]
-            or self._rows.dtype != self._source.dtype
-        ):
-            self._rows = torch.empty((len(rows), *self._source.shape[1:]), dtype=self._source.dtype)
-        return torch.index_select(self._source, 0, rows, out=self._rows[: len(rows)])
+            self._array, self._source, self._beginnings = array, shared(array), {}
+        n = rows.numel()
+        beginning = self._beginnings.get(n)
+        if beginning is None:
+            beginning = self._beginning(n)
+        return torch.index_select(self._source, 0, rows, out=beginning)
+
+    def _beginning(self, n: int) -> Tensor:
+        """Room for n rows: the beginning of what there is, if that is enough."""
+        shape = self._source.shape[1:]
+        if self._rows.shape[0] < n or self._rows.shape[1:] != shape or self._rows.dtype != self._source.dtype:
+            self._rows, self._beginnings = torch.empty((n, *shape), dtype=self._source.dtype), {}
+        self._beginnings[n] = self._rows[:n]
+        return self._beginnings[n]
