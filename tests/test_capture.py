@@ -324,6 +324,12 @@ def test_dropout_is_never_stacked(blobs: Dataset) -> None:
     assert "draws random numbers" in chosen.reason
 
 
+def test_without_examples_there_is_nothing_to_record(blobs: Dataset) -> None:
+    task = make_task(Mlp(), blobs, 0)
+    engine, chosen = choose(Chosen(), task, Recipe(SGD(), 1, None, 10), blobs.train, [], 40)
+    assert (type(engine), chosen.name, chosen.reason) == (Sequential, "sequential", "no client has any examples")
+
+
 def test_the_most_frequent_batch_sizes_come_first() -> None:
     counts = np.array([25, 25, 10, 7, 0])
     assert batch_sizes(counts, Recipe(SGD(), 1, None, 10)) == [10, 5, 7]

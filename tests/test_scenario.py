@@ -81,6 +81,15 @@ def test_a_key_without_a_default_is_asked_for() -> None:
     assert keys["npz"] == {"path": "required", "classes": None, "test_share": 0.2}
 
 
+def test_engines_and_what_goes_with_which() -> None:
+    with pytest.raises(ScenarioError, match=r"engine\.stack: got 8, which is for stacked clients, with captured"):
+        from_dict({"name": "x", "engine": {"name": "captured", "stack": 8}})
+    with pytest.raises(ScenarioError, match=r'engine\.name: got "serial", did you mean "sequential"'):
+        from_dict({"name": "x", "engine": {"name": "serial"}})
+    resolved = from_dict({"name": "x", "engine": {"name": "stacked", "update": "exact", "stack": 8}})
+    assert from_dict(tomllib.loads(resolved.to_toml())) == resolved
+
+
 def test_cohorts_of_splits_whose_size_is_in_the_data() -> None:
     s = from_dict({"name": "x", "data": {"name": "shakespeare", "partition": "natural"}, "server": {"cohort": 300}})
     assert s.cohort_size(300) == 300

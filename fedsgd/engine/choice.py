@@ -59,6 +59,9 @@ def choose(
     sequential."""
     if asked.name != "auto":
         return make_engine(asked, sizes, task, recipe, like), asked
+    if not sizes:
+        chosen = replace(asked, name="sequential", stack=None, reason="no client has any examples")
+        return _made(chosen, task, recipe, like, sizes), chosen
     against = _against_stacking(task, sizes, cohort)
     tried: list[tuple[EngineName, str]] = [("captured", against)]
     if not against:
