@@ -2,6 +2,8 @@
 
 import numpy as np
 
+import fedsgd.engine.captured
+import fedsgd.engine.stacked
 import fedsgd.runtime.processes
 from fedsgd.vectors import all_finite
 
