@@ -245,10 +245,79 @@ class Remembering(Branching):
         return self.linear(x) * self.calls
 
 
+class Annealing(Branching):
+    """Reads a schedule out of a buffer; it says nothing new in the first steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.step += 1
+        return self.linear(x) * (1.0 if self.step.tolist() < 5 else 0.1)
+
+
+class Alternating(Remembering):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x) * (1 + self.calls % 2)
+
+
+class Drawing(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x * torch.rand(8, generator=torch.Generator().manual_seed(1)))
+
+
+class Renormed(Branching):
+    """As in EEGNet: each row of the weight is scaled down to a norm, once it is longer; here not at the beginning."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.linear.weight.data = torch.renorm(self.linear.weight.data, 2, 0, 1.2)
+        return self.linear(x)
+
+
+class Averaging(Branching):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x - self.mean)
+        self.mean.data = 0.9 * self.mean.data + 0.1 * x.mean(0)
+        return y
+
+
+class Aliased(Branching):
+    """One buffer of two names, read by one and then changed by the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("calls", self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x) / self.scale.clone()
+        self.calls += 1
+        return y
+
+
+class Bounded(Branching):
+    """Scales by a norm taken of .data, which changes nothing before the weight has grown."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.linear.weight.data.norm()
+        return functional.linear(x, self.linear.weight * (norm.clamp(max=1.5) / norm), self.linear.bias)
+
+
 UNCAPTURABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a branch on data": (Branching, "reads a number out of a tensor"),
-    "numpy": (Peeking, "not autograd's"),
+    "numpy": (Peeking, "numpy reads numbers out of a tensor"),
+    "a schedule in a buffer": (Annealing, "tolist reads numbers out of a tensor"),
     "an attribute": (Remembering, "not autograd's"),
+    "an attribute, every other time": (Alternating, "not autograd's"),
+    "a generator": (Drawing, "a generator of its own"),
+    "other memory for a parameter": (Renormed, "other memory behind a parameter or buffer"),
+    "other memory for a buffer": (Averaging, "other memory behind a parameter or buffer"),
 }
 
 
@@ -272,6 +341,30 @@ def test_a_mask_is_written_through_and_captured(blobs: Dataset) -> None:
     (expected,) = Sequential(task, recipe).train([job])
     (got,) = Captured(task, recipe, blobs.train, [10], "exact").train([job])
     assert got.update.tobytes() == expected.update.tobytes()
+
+
+@pytest.mark.parametrize("make", [Aliased, Bounded])
+def test_what_later_steps_see_is_captured(make: Callable[[], nn.Module], blobs: Dataset) -> None:
+    torch.manual_seed(0)
+    task, recipe = make_task(Mlp(), blobs, 0, module=make()), Recipe(SGD(lr=1.0), 3, None, 10)
+    job = Work(0, 1, 0, task.initial, blobs.train)
+    (expected,) = Sequential(task, recipe).train([job])
+    (got,) = Captured(task, recipe, blobs.train, [10], "exact").train([job])
+    assert got.update.tobytes() == expected.update.tobytes()
+
+
+def test_a_metric_that_needs_the_usual_order_of_channels_gets_it() -> None:
+    x = np.random.default_rng(0).random((20, 3, 6, 6), np.float32)
+    data = Dataset(Examples(x, x), Examples(x[:5], x[:5]), None)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
+
+    def error(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).view(len(output), -1).square().mean(dim=1)
+
+    task = make_task(Mlp(), data, 0, module=module, loss=functional.mse_loss, metrics={"error": error})
+    recipe = Recipe(SGD(), 1, None, 10)
+    expected = Sequential(task, recipe).evaluate(task.initial, data.test).means
+    assert Captured(task, recipe, data.train, [10]).evaluate(task.initial, data.test).means == expected
 
 
 def test_a_module_that_is_wrong_is_told_so_by_the_oracle(blobs: Dataset) -> None:
@@ -315,6 +408,19 @@ def test_a_stack_whose_clients_are_not_independent_is_not_chosen(blobs: Dataset)
     _, chosen = choose(Chosen(), task, Recipe(SGD(), 1, None, 33), blobs.train, [33], 40)
     assert chosen.name == "captured"
     assert "a client's result depends on who else is in its stack" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("activation", "width", "stacks"), [(nn.Sigmoid, 5, False), (nn.ReLU, 5, True), (nn.Sigmoid, 32, True)]
+)
+def test_an_activation_that_rounds_by_place_is_stacked_only_where_it_cannot(
+    activation: Callable[[], nn.Module], width: int, stacks: bool, blobs: Dataset
+) -> None:
+    """The end of a tensor, where vectors of numbers do not fit, is computed in another way."""
+    task = make_task(Mlp(), blobs, 0, module=nn.Sequential(nn.Linear(8, width), activation(), nn.Linear(width, 4)))
+    _, chosen = choose(Chosen(), task, Recipe(SGD(), 1, None, 8), blobs.train, [8, 1], 40)
+    assert (chosen.name == "stacked") == stacks
+    assert stacks or "aten.sigmoid.default rounds a number by where it stands" in chosen.reason
 
 
 def test_dropout_is_never_stacked(blobs: Dataset) -> None:

@@ -28,10 +28,12 @@ class Network:
         self.task = task
         by_name = dict(task.module.named_parameters())
         self.parameters = [by_name[name] for name in task.layout.names]
+        self._views: list[Tensor] = [parameter.detach() for parameter in self.parameters]
         self._buffers = {name: buffer.clone() for name, buffer in task.module.named_buffers()}
 
     def point_at(self, views: Sequence[Tensor]) -> None:
         """Make these tensors, in the layout's order, the module's parameters."""
+        self._views = list(views)
         for parameter, view in zip(self.parameters, views, strict=True):
             parameter.data = view
 
@@ -45,7 +47,12 @@ class Network:
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """The gradient of the loss of one batch for each parameter; zero for one that the loss does not reach."""
-        return torch.autograd.grad(self.loss(x, y), self.parameters, materialize_grads=True)
+        gradients = torch.autograd.grad(self.loss(x, y), self.parameters, materialize_grads=True)
+        for parameter, view in zip(self.parameters, self._views, strict=True):
+            if parameter.data_ptr() != view.data_ptr():  # the module assigned to its .data: that is its value from now on
+                view.copy_(parameter.detach())
+                parameter.data = view
+        return gradients
 
     def evaluate(self, weights: F32, examples: Examples, arrangement: Arrangement) -> Evaluated:
         """The loss and the metrics of the model with these weights [P], in slices of 100 examples."""

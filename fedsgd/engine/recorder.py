@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from fedsgd.engine.base import CaptureError
+
+LEAVING = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
+"""How numbers leave a tensor without an operation."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.graph = Graph()
         self._nodes: dict[int, Node] = {}
+        self._places: dict[tuple[int, Like], Node] = {}
         self._alive: list[Tensor] = []  # so that no two tensors have the same id
 
     def input(self, name: str, tensor: Tensor, fixed: bool, varies: bool = True) -> Node:
@@ -61,14 +66,14 @@ class Recorder(TorchDispatchMode):
 
     def node(self, tensor: Tensor) -> Node:
         """What computed this tensor; a constant if nothing that was recorded did."""
-        known = self._nodes.get(id(tensor))
+        known = self._nodes.get(id(tensor)) or self._places.get(_place(tensor))
         if known is not None:
             return known
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
             return self.input("constant", tensor, fixed=True, varies=False)
 
     def _note(self, tensor: Tensor, node: Node) -> None:
-        self._nodes[id(tensor)] = node
+        self._nodes[id(tensor)] = self._places[_place(tensor)] = node
         self._alive.append(tensor)
         node.meta["like"] = Like.of(tensor)
 
@@ -76,6 +81,8 @@ class Recorder(TorchDispatchMode):
         self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         _check(func, args)
+        if any(isinstance(value, torch.Generator) for value in (kwargs or {}).values()):
+            raise CaptureError(f"{func} draws from a generator of its own")
         given = tree_map_only(Tensor, self.node, (args, dict(kwargs or {})))
         out = func(*args, **(kwargs or {}))
         node = self.graph.call_function(func, *given)
@@ -88,6 +95,20 @@ class Recorder(TorchDispatchMode):
         elif out is not None:
             raise CaptureError(f"{func} gives a {type(out).__name__}, not a tensor")
         return out
+
+
+def _place(tensor: Tensor) -> tuple[int, Like]:
+    """Where its numbers are: what `.data` gives is another tensor, which no operation made, in the same place."""
+    return (tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else id(tensor)), Like.of(tensor)
+
+
+class Watch(TorchFunctionMode):
+    """CaptureError where numbers leave tensors in a way that a `Recorder` does not see."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func in LEAVING:
+            raise CaptureError(f"{func.__name__} reads numbers out of a tensor, so that what comes next may depend on the data")
+        return func(*args, **(kwargs or {}))
 
 
 def _check(func: OpOverload, args: tuple[Any, ...]) -> None:
@@ -112,6 +133,6 @@ def record(
         recorder.input(name, tensor, fixed=True)
     for name, tensor in given.items():
         recorder.input(name, tensor, fixed=False)
-    with recorder:
+    with recorder, Watch():
         results = step()
     return recorder.graph, [recorder.node(result) for result in results]

@@ -348,6 +348,28 @@ def test_buffers_may_be_reassigned_but_not_appear(blobs: Dataset) -> None:
         train_once(make_task(Mlp(), blobs, 0, module=Moody(early=False)), blobs)
 
 
+def test_a_parameter_whose_data_is_assigned_to_goes_on_from_there(blobs: Dataset) -> None:
+    """As in EEGNet, whose weights are scaled down to a norm in every step."""
+
+    class Renormed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data = torch.renorm(self.weight.data, 2, 0, 0.5)
+            return super().forward(x)
+
+    task = make_task(Mlp(), blobs, 0, module=Renormed(8, 3))
+    recipe, job = Recipe(SGD(lr=0.5), 2, None, 10), work(task, blobs, 0)
+    (local,) = Sequential(task, recipe).train([job])
+    weight, bias = (torch.from_numpy(part.copy()) for part in np.split(task.initial, [24]))
+    for batch in batches(job, recipe):
+        x, y = (torch.from_numpy(part) for part in job.examples.take(batch).gather())
+        weight = torch.renorm(weight.view(3, 8), 2, 0, 0.5).requires_grad_()
+        loss = nn.functional.cross_entropy(nn.functional.linear(x, weight, bias.requires_grad_()), y)
+        by_weight, by_bias = torch.autograd.grad(loss, (weight, bias))
+        weight, bias = (weight - 0.5 * by_weight).detach(), (bias - 0.5 * by_bias).detach()
+    expected = np.concatenate([weight.numpy().ravel(), bias.numpy()]) - task.initial
+    assert local.update == pytest.approx(expected, abs=1e-5)
+
+
 def test_training_works_where_gradients_are_switched_off(blobs: Dataset) -> None:
     task = make_task(Mlp(), blobs, 0)
     with torch.no_grad():
