@@ -33,7 +33,7 @@ from fedsgd.forking import NAME, begin
 from fedsgd.loop import Failure
 from fedsgd.models import Task
 from fedsgd.rounds import Reply, broadcast
-from fedsgd.runtime import Workers
+from fedsgd.runtime import Workers, protocol
 from fedsgd.scenario import Scenario
 
 Make = Callable[..., Scenario]
@@ -194,6 +194,21 @@ class ThreeAtOnce(Sequential):
         if any(work.client == 5 for work in works):
             raise ZeroDivisionError(f"with {len(works)}")
         return super().train(works[::-1])
+
+
+def test_there_are_clients_for_every_worker_where_one_stack_could_take_them_all(
+    scenario: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[list[int]] = []
+    train = protocol.train
+    monkeypatch.setattr(protocol, "train", lambda messages: parts.append(sorted(messages)) or train(messages))
+    experiment = build(scenario({"engine": {"name": "stacked", "stack": 8}}), share=True)
+    messages, _ = broadcast(experiment.plan, experiment.server, range(8))
+    expected = {o.client: o.frames for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)}
+    with with_workers(experiment, 2) as shared:
+        outcomes = list(shared.runtime.exchange(messages, None))
+    assert [len(part) for part in parts] == [4, 4]
+    assert {o.client: o.frames for o in outcomes if isinstance(o, Reply)} == expected
 
 
 def test_engines_get_as_many_clients_at_once_as_they_like(scenario: Make) -> None:

@@ -63,8 +63,8 @@ class Workers:
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[Outcome]:
         """One outcome per client, as they come; those of a worker that ends have failed, and so has who takes too long."""
-        fair = -(-len(messages) // max(len(self.lines), 1))  # who trains with whom changes no result
-        parts = chunks(list(messages), self.data.partition.sizes(), max(1, min(self.engine.together, fair)))
+        each = -(-len(messages) // max(len(self.lines), 1))  # so that there is a part for every worker
+        parts = chunks(list(messages), self.data.partition.sizes(), max(1, min(self.engine.together, each)))
         jobs = [protocol.train({client: messages[client] for client in part}) for part in parts]
         unheard = {client: None for part in parts for client in part}
         for job, answer in self._share_out(jobs, timeout):
