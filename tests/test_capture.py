@@ -20,6 +20,7 @@ from fedsgd.engine.passes import bind, clean, drop_dead, drop_views, fold_update
 from fedsgd.engine.program import Program, compiled
 from fedsgd.engine.recorder import record
 from fedsgd.engine.sequential import Sequential
+from fedsgd.engine.stacked import Stacked
 from fedsgd.errors import ModelError
 from fedsgd.layout import Layout
 from fedsgd.models import MODELS, Mlp, make_task
@@ -421,6 +422,24 @@ def test_an_activation_that_rounds_by_place_is_stacked_only_where_it_cannot(
     _, chosen = choose(Chosen(), task, Recipe(SGD(), 1, None, 8), blobs.train, [8, 1], 40)
     assert (chosen.name == "stacked") == stacks
     assert stacks or "aten.sigmoid.default rounds a number by where it stands" in chosen.reason
+
+
+class Elsewhere(Branching):
+    """Uses a parameter by another way than its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = [self.linear.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weights[0], self.linear.bias)
+
+
+@pytest.mark.parametrize(("make", "reason"), [(Elsewhere, "not autograd's"), (Alternating, "depends on those before it")])
+def test_a_stack_is_held_to_the_oracle(make: Callable[[], nn.Module], reason: str, blobs: Dataset) -> None:
+    task = make_task(Mlp(), blobs, 0, module=make())
+    with pytest.raises(CaptureError, match=reason):
+        Stacked(task, Recipe(SGD(), 1, None, 10), blobs.train, [10])
 
 
 def test_dropout_is_never_stacked(blobs: Dataset) -> None:

@@ -127,8 +127,8 @@ class Engine(Protocol):
 
     together: how many works it likes to be given at once.
 
-    What a module keeps in its buffers is put back after each client. What it keeps in Python attributes that its forward
-    changes is its own: such a module has no place in a federation, where clients do not share memory.
+    What a module, or a loss that is one, keeps in its buffers is put back after each client. What it keeps in Python attributes
+    that its forward changes is its own: such a module has no place in a federation, where clients do not share memory.
     """
 
     together: int

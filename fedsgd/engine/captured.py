@@ -81,7 +81,7 @@ class Captured:
         """The results, in the order of `works`."""
         for work in works:
             steps = {size: self._step(size) for size in step_sizes(len(work.examples), self.recipe)}
-            with one_thread(), torch.no_grad(), self._randomness(work, steps.values()):
+            with one_thread(), torch.no_grad(), self._network.own_buffers(), self._randomness(work, steps.values()):
                 local = self._train_one(work, steps)
             yield local
 

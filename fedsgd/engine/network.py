@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsgd.arrays import F32, F64
 from fedsgd.data import Examples
@@ -29,7 +29,8 @@ class Network:
         by_name = dict(task.module.named_parameters())
         self.parameters = [by_name[name] for name in task.layout.names]
         self._views: list[Tensor] = [parameter.detach() for parameter in self.parameters]
-        self._buffers = {name: buffer.clone() for name, buffer in task.module.named_buffers()}
+        self._stateful = [part for part in (task.module, task.loss) if isinstance(part, nn.Module)]
+        self._buffers = [{name: buffer.clone() for name, buffer in part.named_buffers()} for part in self._stateful]
 
     def point_at(self, views: Sequence[Tensor]) -> None:
         """Make these tensors, in the layout's order, the module's parameters."""
@@ -73,12 +74,17 @@ class Network:
 
     @contextmanager
     def own_buffers(self) -> Iterator[None]:
-        """Buffers that a module changes while it runs are as they were for the next client."""
+        """Buffers that a module, or a loss that is one, changes while it runs are as they were for the next client."""
+        self._put_back()
         try:
             yield
         finally:
-            for name, buffer in self.task.module.named_buffers():
-                before = self._buffers.get(name)
+            self._put_back()
+
+    def _put_back(self) -> None:
+        for part, known in zip(self._stateful, self._buffers, strict=True):
+            for name, buffer in part.named_buffers():
+                before = known.get(name)
                 if before is None or before.shape != buffer.shape:
                     raise ModelError(
                         f"buffer {name} appeared or changed its shape while the module ran; register it beforehand"

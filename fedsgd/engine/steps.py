@@ -66,17 +66,21 @@ class Workspace:
         mine = {id(b): b.clone() for b in network.task.module.buffers()}  # one tensor, however many names it has
         self.buffers = {name: mine[id(b)] for name, b in network.task.module.named_buffers(remove_duplicate=False)}
         self._initial = {name: b.clone() for name, b in self.buffers.items()}
+        loss = network.task.loss
+        self._of_loss = [(b, b.clone()) for b in loss.buffers()] if isinstance(loss, torch.nn.Module) else []
         by_parameter = {id(p): leaf for p, leaf in zip(network.parameters, self.leaves, strict=True)}
         every = network.task.module.named_parameters(remove_duplicate=False)
         self._parameters = {name: by_parameter[id(p)] for name, p in every if id(p) in by_parameter}
 
     def begin(self, weights: F32) -> None:
-        """What a client begins with: the received model [P], nothing remembered, the module's buffers as they were made."""
+        """What a client begins with: the received model [P], nothing remembered, all buffers as they were made."""
         self.arrangement.load(self.w, weights)
         for value in self.memory.values():
             value.zero_()
         for name, value in self._initial.items():
             self.buffers[name].copy_(value)
+        for buffer, value in self._of_loss:  # these are the loss's own
+            buffer.copy_(value)
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Those of one batch's loss for each parameter at w, by autograd."""

@@ -83,10 +83,12 @@ def make_task(
     from fedsgd.models.batch_norm import settle_batch_norm
     from fedsgd.torch_scope import one_thread, torch_generator
 
+    given = module is not None
     if module is None:
         with one_thread(), torch_generator(torch_seed(seed, "init")):
             module = _built(model, dataset)
-    else:
+    _check_hooks(module)
+    if given:
         module = _copy(module)
     if isinstance(module, torch.nn.Module):
         settle_batch_norm(module, model.batch_norm)
@@ -170,6 +172,16 @@ def imported(path: str, field: str) -> Callable[..., Any]:
         raise FieldError("model", field, f'"{path}" is {found!r}, expected something to call')
     function: Callable[..., Any] = found
     return function
+
+
+def _check_hooks(module: object) -> None:
+    """ModelError for hooks on parameters: a copy of the module, here or in a worker process, does not have them."""
+    import torch
+
+    if isinstance(module, torch.nn.Module):
+        for name, p in module.named_parameters():
+            if p._backward_hooks or p._post_accumulate_grad_hooks:
+                raise ModelError(f"{name} has a hook, which a copy of the module loses; register it on a module instead")
 
 
 def _trainable(module: object) -> tuple[Layout, F32]:

@@ -246,6 +246,31 @@ def test_buffers_that_a_module_changes_start_anew_for_every_client(blobs: Datase
     assert float(task.module.calls) == 0
 
 
+class Centred(nn.Module):
+    """A loss with a running mean of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(output - self.mean, target)
+        self.mean.mul_(0.9).add_(output.detach().mean(0), alpha=0.1)
+        return loss
+
+
+@pytest.mark.parametrize("engine", ["sequential", "captured, exact"])
+def test_buffers_of_a_loss_start_anew_for_every_client_and_evaluation(engine: str, blobs: Dataset) -> None:
+    task, recipe = make_task(Mlp(), blobs, 0, loss=Centred()), Recipe(SGD(lr=0.5), 2, None, 10)
+    (expected,) = Sequential(make_task(Mlp(), blobs, 0, loss=Centred()), recipe).train([work(task, blobs, 0)])
+    trained = ENGINES[engine](task, recipe, blobs)
+    before = trained.evaluate(task.initial, blobs.test).loss
+    for _ in range(2):
+        (local,) = trained.train([work(task, blobs, 0)])
+        assert local.update.tobytes() == expected.update.tobytes()
+        assert trained.evaluate(task.initial, blobs.test).loss == before
+
+
 def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient(blobs: Dataset) -> None:
     class Half(nn.Module):
         def __init__(self) -> None:
@@ -260,12 +285,18 @@ def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient(blobs: Dat
     assert not update[27:].any()
 
 
+def hooked(module: nn.Linear) -> nn.Linear:
+    module.weight.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    return module
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "batch norm": (lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3)), "1 is a BatchNorm1d with running statistics"),
     "no parameters": (nn.ReLU, "nothing to train"),
     "all frozen": (lambda: nn.Linear(8, 3).requires_grad_(False), "nothing to train"),
     "double precision": (lambda: nn.Linear(8, 3).double(), "weight is torch.float64"),
     "lazy": (lambda: nn.LazyLinear(3), "weight is not initialised yet"),
+    "a hook": (lambda: hooked(nn.Linear(8, 3)), "weight has a hook"),
     "not a module": (lambda: 7, "the model is int, expected a torch.nn.Module"),
 }
 
