@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -288,6 +289,13 @@ class Averaging(Branching):
         return y
 
 
+class Skipping(Branching):
+    """Stochastic depth by Python's generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x if random.random() > 1e-9 else -x)
+
+
 class Aliased(Branching):
     """One buffer of two names, read by one and then changed by the other."""
 
@@ -316,6 +324,7 @@ UNCAPTURABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a schedule in a buffer": (Annealing, "tolist reads numbers out of a tensor"),
     "an attribute": (Remembering, "not autograd's"),
     "an attribute, every other time": (Alternating, "not autograd's"),
+    "Python's generator": (Skipping, "draws from Python's random"),
     "a generator": (Drawing, "a generator of its own"),
     "other memory for a parameter": (Renormed, "other memory behind a parameter or buffer"),
     "other memory for a buffer": (Averaging, "other memory behind a parameter or buffer"),

@@ -85,6 +85,8 @@ def _made(chosen: Chosen, task: Task, recipe: Recipe, like: Examples, sizes: Seq
 
     if chosen.name == "captured" and sizes:
         return Captured(task, recipe, like, sizes, chosen.update)
+    if chosen.name == "stacked" and len(sizes) == MOST_SIZES:
+        raise CaptureError("its clients' batches have too many sizes for a stack")
     if chosen.name == "stacked" and sizes:
         return Stacked(task, recipe, like, sizes, chosen.update, chosen.stack or DEFAULT_STACK)
     return Sequential(task, recipe)
@@ -98,8 +100,6 @@ def _against_stacking(task: Task, sizes: Sequence[int], cohort: int) -> str:
         return f"{task.layout.size:,} parameters, more than {MOST_STACKED_PARAMETERS:,}, gain nothing in a stack"
     if cohort < FEWEST_STACKED_CLIENTS:
         return f"{cohort} clients a round, fewer than {FEWEST_STACKED_CLIENTS}, gain nothing in a stack"
-    if len(sizes) == MOST_SIZES:
-        return "its clients' batches have too many sizes for a stack"
     return ""
 
 

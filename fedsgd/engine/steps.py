@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -115,9 +116,9 @@ def capture(space: Workspace, fold: Folded | None, first: Examples, second: Exam
         space.begin(space.network.task.initial)
         with torch.no_grad(), torch_generator(0):
             graph, gradients = _recorded(space, first)
-            random = any(is_random(node) for node in graph.nodes)
+            draws = any(is_random(node) for node in graph.nodes)
             write_gradients(graph, gradients, placeholders_for(graph, "g", space.arrangement.views(space.g)))
-            step = Step(_replay(graph), None if fold is None else _update(space, fold, first), random)
+            step = Step(_replay(graph), None if fold is None else _update(space, fold, first), draws)
             for batch in (first, second):
                 _try(space, step, *tensors(batch))
     except CaptureError:
@@ -132,7 +133,10 @@ def _recorded(space: Workspace, batch: Examples) -> tuple[Graph, list[Node]]:
     x, y = tensors(batch)
     fixed = {f"w{i}": leaf for i, leaf in enumerate(space.leaves)} | {f"b{i}": b for i, b in enumerate(space.buffers.values())}
     places = {name: tensor.data_ptr() for name, tensor in fixed.items()}
+    drawn = random.getstate()
     graph, gradients = record(lambda: space.gradients(x, y), fixed, {"x": x, "y": y})
+    if random.getstate() != drawn:
+        raise CaptureError("the module draws from Python's random, which a recording would not")
     if places != {name: tensor.data_ptr() for name, tensor in fixed.items()}:
         raise CaptureError("the module puts other memory behind a parameter or buffer, as assigning to its .data does")
     return graph, clean(graph, gradients)

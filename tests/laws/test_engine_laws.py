@@ -292,6 +292,7 @@ def hooked(module: nn.Linear) -> nn.Linear:
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "batch norm": (lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3)), "1 is a BatchNorm1d with running statistics"),
+    "sparse gradients": (lambda: nn.Sequential(nn.Embedding(5, 2, sparse=True)), "0 gives sparse gradients"),
     "no parameters": (nn.ReLU, "nothing to train"),
     "all frozen": (lambda: nn.Linear(8, 3).requires_grad_(False), "nothing to train"),
     "double precision": (lambda: nn.Linear(8, 3).double(), "weight is torch.float64"),
