@@ -471,3 +471,11 @@ def test_the_most_frequent_batch_sizes_come_first() -> None:
     assert batch_sizes(counts, Recipe(SGD(), None, 1, 10)) == [10, 7]
     assert batch_sizes(np.array([0, 0]), Recipe(SGD(), 1, None, 10)) == []
     assert len(batch_sizes(np.arange(1, 90), Recipe(Momentum(), 1, None, None))) == 32
+
+
+@pytest.mark.parametrize("name", ["cnn", "lenet", "cifar-cnn", "resnet-20"])
+def test_our_convolutional_networks_have_their_channels_last(name: str) -> None:
+    """The trial that decides it must not fail for rounding."""
+    data = images(shape=(28, 28) if name == "cnn" else (3, 32, 32))
+    engine = Captured(make_task(MODELS[name](), data, 0), Recipe(SGD(lr=0.1), 1, None, 10), data.train, [10])
+    assert engine._space.arrangement.channels_last

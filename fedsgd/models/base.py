@@ -198,9 +198,7 @@ def _trainable(module: object) -> tuple[Layout, F32]:
                 'silently differ between clients; use torch.nn.GroupNorm, or set model.batch_norm to "group" or "batch"'
             )
         if isinstance(child, torch.nn.Embedding | torch.nn.EmbeddingBag) and child.sparse:
-            raise ModelError(
-                f"{name or 'the model'} gives sparse gradients, which no engine trains on; make it with sparse=False"
-            )
+            raise ModelError(f"{name or 'the model'} gives sparse gradients, which no engine takes; make it with sparse=False")
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not trainable:
         raise ModelError("the model has no parameter that requires a gradient: there is nothing to train or to send")
