@@ -69,7 +69,7 @@ class Engine(Table):
     step; "stacked", the same for `stack` clients at a time; or "auto", by a rule on the model and the cohort. What was chosen
     stands in the scenario that the run folder gets.
 
-    update: "exact" gives the oracle's numbers to the last bit (but for stacks); "fused" is quicker, and some 1e-6 away.
+    update: "exact" gives the oracle's numbers to the last bit (but for stacks); "fused" is quicker, and rounds otherwise.
     """
 
     name: EngineName = "auto"

@@ -16,11 +16,11 @@ from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, step_sizes
 from fedsgd.engine.captured import Gathered
 from fedsgd.engine.network import Network, tensors
-from fedsgd.engine.passes import fold_update, write_gradients
+from fedsgd.engine.passes import write_gradients
 from fedsgd.engine.program import Program
 from fedsgd.engine.schedule import Run, runs
 from fedsgd.engine.stacks import FEW, stacked_step
-from fedsgd.engine.steps import CLOSE, Folded, Workspace, folded, placeholders_for
+from fedsgd.engine.steps import CLOSE, Folded, Workspace, append_update, folded, placeholders_for
 from fedsgd.layout import Layout
 from fedsgd.models import Task
 from fedsgd.torch_scope import one_thread
@@ -75,13 +75,8 @@ def _folded(space: Workspace, stacks: Stacks, fold: Folded, batch: Examples) -> 
     """The step with the update folded in."""
     graph, gradients = stacked_step(space, batch, stacks.most)
     _stand_for(graph, stacks.w)
-    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
-        rate = graph.placeholder("minus_lr")
-    into = placeholders_for(graph, "t", [memory["velocity"] for memory in stacks.memory] if fold.velocity else stacks.w)
-    fold_update(graph, gradients, into, fold.beta, rate if fold.alpha is None else fold.alpha)
-    if fold.velocity:
-        w = placeholders_for(graph, "u", stacks.w)
-        graph.call_function(torch._foreach_add_, (w, into), {"alpha": rate if fold.gamma is None else fold.gamma})
+    targets = [memory["velocity"] for memory in stacks.memory] if fold.velocity else stacks.w
+    append_update(graph, gradients, fold, targets, (stacks.w, targets))
     return Program(graph)
 
 

@@ -24,7 +24,7 @@ from fedsgd.engine.base import CaptureError
 from fedsgd.engine.network import tensors
 from fedsgd.engine.passes import clean, drop_dead, drop_views, is_random, written
 from fedsgd.engine.recorder import record
-from fedsgd.engine.steps import Workspace
+from fedsgd.engine.steps import Workspace, recorded
 
 FEW = 3
 """The other number of clients that a step is recorded for."""
@@ -44,9 +44,7 @@ def stacked_step(space: Workspace, batch: Examples, most: int) -> tuple[Graph, l
 
 
 def _one_client(space: Workspace, batch: Examples) -> tuple[Graph, list[Node]]:
-    x, y = tensors(batch)
-    fixed = {f"w{i}": leaf for i, leaf in enumerate(space.leaves)} | {f"b{i}": b for i, b in enumerate(space.buffers.values())}
-    graph, gradients = record(lambda: space.gradients(x, y), fixed, {"x": x, "y": y})
+    graph, gradients = recorded(space, batch)
     output = graph.output(tuple(gradients))
     drop_dead(graph)
     drop_views(graph)

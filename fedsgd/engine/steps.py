@@ -119,7 +119,8 @@ def capture(space: Workspace, fold: Folded | None, first: Examples, second: Exam
         space.network.task.module.train()
         space.begin(space.network.task.initial)
         with torch.no_grad(), torch_generator(0):
-            graph, gradients = _recorded(space, first)
+            graph, gradients = recorded(space, first)
+            gradients = clean(graph, gradients)
             draws = any(is_random(node) for node in graph.nodes)
             write_gradients(graph, gradients, placeholders_for(graph, "g", space.arrangement.views(space.g)))
             step = Step(_replay(graph), None if fold is None else _update(space, fold, first), draws)
@@ -132,8 +133,8 @@ def capture(space: Workspace, fold: Folded | None, first: Examples, second: Exam
     return step
 
 
-def _recorded(space: Workspace, batch: Examples) -> tuple[Graph, list[Node]]:
-    """(a cleaned graph without an output, the nodes of the gradients)."""
+def recorded(space: Workspace, batch: Examples) -> tuple[Graph, list[Node]]:
+    """(the graph of one batch's gradients, the nodes of these), as recorded; CaptureError for what a recording misses."""
     x, y = tensors(batch)
     fixed = {f"w{i}": leaf for i, leaf in enumerate(space.leaves)} | {f"b{i}": b for i, b in enumerate(space.buffers.values())}
     places = {name: tensor.data_ptr() for name, tensor in fixed.items()}
@@ -143,7 +144,7 @@ def _recorded(space: Workspace, batch: Examples) -> tuple[Graph, list[Node]]:
         raise CaptureError("the module draws from Python's random, which a recording would not")
     if places != {name: tensor.data_ptr() for name, tensor in fixed.items()}:
         raise CaptureError("the module puts other memory behind a parameter or buffer, as assigning to its .data does")
-    return graph, clean(graph, gradients)
+    return graph, gradients
 
 
 def placeholders_for(graph: Graph, name: str, values: Sequence[Tensor]) -> list[Node]:
@@ -158,16 +159,28 @@ def placeholders_for(graph: Graph, name: str, values: Sequence[Tensor]) -> list[
 
 def _update(space: Workspace, fold: Folded, batch: Examples) -> Callable[..., None]:
     """The step with the update folded in."""
-    graph, gradients = _recorded(space, batch)
+    graph, gradients = recorded(space, batch)
+    target = space.memory["velocity"] if fold.velocity else space.w
+    append_update(graph, clean(graph, gradients), fold, space.arrangement.views(target), ([space.w], [target]))
+    return _replay(graph)
+
+
+def append_update(
+    graph: Graph,
+    gradients: Sequence[Node],
+    fold: Folded,
+    targets: Sequence[Tensor],
+    whole: tuple[Sequence[Tensor], Sequence[Tensor]],
+) -> None:
+    """End a step with its update; −η is the last thing that it is given. targets: a tensor for each gradient, the velocity's or
+    the parameters'; whole: (the parameters, the velocity), in as few tensors as they stand in."""
     with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
         rate = graph.placeholder("minus_lr")
-    target = space.memory["velocity"] if fold.velocity else space.w
-    alpha = rate if fold.alpha is None else fold.alpha
-    fold_update(graph, gradients, placeholders_for(graph, "t", space.arrangement.views(target)), fold.beta, alpha)
+    into = placeholders_for(graph, "t", targets)
+    fold_update(graph, gradients, into, fold.beta, rate if fold.alpha is None else fold.alpha)
     if fold.velocity:
-        w, velocity = placeholders_for(graph, "flat", [space.w, target])
-        graph.call_function(Tensor.add_, (w, velocity), {"alpha": rate if fold.gamma is None else fold.gamma})
-    return _replay(graph)
+        w, velocity = (placeholders_for(graph, name, tensors) for name, tensors in zip("uv", whole, strict=True))
+        graph.call_function(torch._foreach_add_, (w, velocity), {"alpha": rate if fold.gamma is None else fold.gamma})
 
 
 def _replay(graph: Graph) -> Callable[..., None]:
