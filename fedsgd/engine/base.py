@@ -5,9 +5,10 @@ n examples of a client, B batch size, P parameters.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -33,6 +34,8 @@ class Recipe:
     (None: all its examples at once). FedSGD is one step a round.
 
     proximal: μ of FedProx (Li et al. 2020, equation 2): μ(w − w_received) is added to each gradient, before it is clipped.
+    carry: a client's optimiser goes on with the buffers that it had after the client's last round; else they start at zero in
+    each round. corrected: each client has a vector that is added to its gradients, see `Work`.
     """
 
     optimizer: Optimizer
@@ -40,6 +43,8 @@ class Recipe:
     steps: int | None
     batch_size: int | None
     proximal: float = 0.0
+    carry: bool = False
+    corrected: bool = False
 
     def n_steps(self, n: int) -> int:
         """The number of steps that a client of n examples makes in a round; the last batch of a pass may be smaller."""
@@ -50,36 +55,84 @@ class Recipe:
         per_epoch = 1 if self.batch_size is None else -(-n // self.batch_size)
         return per_epoch * (self.epochs or 0)
 
-    def increment(self, w: Tensor, start: Tensor, g: Tensor, buffers: Buffers, at: tuple[int, int, int]) -> Increment:
+    def increment(
+        self,
+        w: Tensor,
+        start: Tensor,
+        g: Tensor,
+        buffers: Buffers,
+        at: tuple[int, int, int],
+        correction: Tensor | None = None,
+    ) -> Increment:
         """The step at w [P] for a batch's gradient g [P], which it may write to; start: the received model [P]; at: (round,
-        step, steps of this client in the round), from 1. In this order: proximal term, clipping, weight decay, the rule."""
+        step, steps of this client in the round), from 1; correction: what is added to g [P]. In this order: proximal term,
+        correction, clipping, weight decay, the rule."""
         if self.proximal:
             g.add_(w - start, alpha=self.proximal)
+        if correction is not None:
+            g.add_(correction)
         return self.optimizer.step(w, g, buffers, self.optimizer.rate(*at))
+
+    def displacement(self, n_examples: int, round: int) -> float:
+        """By how much a constant gradient of one moves each coordinate of a client of so many examples in this round, against
+        the gradient: FedNova's ‖a_i‖₁ with the step sizes in it (Wang et al. 2020, "Tackling the objective inconsistency
+        problem", section 4). Schedule, momentum and proximal term count; buffers start at zero; clipping, correction and
+        weight decay are left out. τη for τ steps of SGD; 0 without examples."""
+        return _displacement(self, self.n_steps(n_examples), round)
+
+    def travelled(self, n_examples: int, round: int) -> float:
+        """The sum of the step sizes η over the steps of a client of so many examples in this round: SCAFFOLD's Kη (Karimireddy
+        et al. 2020, algorithm 1)."""
+        n_steps = self.n_steps(n_examples)
+        return float(sum(self.optimizer.rate(round, step, n_steps) for step in range(1, n_steps + 1)))
+
+
+@functools.lru_cache(4096)
+def _displacement(recipe: Recipe, n_steps: int, round: int) -> float:
+    """`Recipe.displacement`, by its own recurrence on one number."""
+    import torch
+
+    plain = replace(recipe, optimizer=replace(recipe.optimizer, clip_norm=None, weight_decay=0.0))
+    start = torch.zeros(1, dtype=torch.float64)
+    w, buffers = start.clone(), recipe.optimizer.init(start)
+    with torch.no_grad():
+        for step in range(1, n_steps + 1):
+            direction, alpha = plain.increment(w, start, torch.ones_like(w), buffers, (round, step, n_steps))
+            w.add_(direction, alpha=alpha)
+    return -float(w)
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One client's task in one round. weights: the decoded model [P], never written to."""
+    """One client's task in one round. Nothing that it has is written to.
+
+    weights: the decoded model [P]. memory: what the optimiser begins with if the recipe says `carry`, by the names that
+    `Optimizer.init` gives, each [P]; what is absent is zero. correction: what is added to the gradient of each batch [P] if the
+    recipe says `corrected`, SCAFFOLD's c − c_i (Karimireddy et al. 2020, algorithm 1); None: zero.
+    """
 
     seed: int
     round: int
     client: int
     weights: F32
     examples: Examples
+    memory: Mapping[str, F32] = field(default_factory=dict)
+    correction: F32 | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Local:
     """What a client's training gave. update: w_local − w_received [P], or the step itself if it was the only one.
 
-    (w + s) − w is not s in floating point, so a one-step client hands over s.
+    (w + s) − w is not s in floating point, so a one-step client hands over s. memory: if the recipe says `carry`, the
+    optimiser's buffers after the last step, each [P], in memory of their own; else nothing.
     """
 
     client: int
     update: F32
     examples: int
     steps: int
+    memory: Mapping[str, F32] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +193,19 @@ class Engine(Protocol):
     @abstractmethod
     def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
         """The loss and the metrics of the model with these weights [P]."""
+
+
+def beginning(work: Work, recipe: Recipe) -> tuple[Mapping[str, F32], F32 | None]:
+    """What a client begins with besides the model: (the optimiser's buffers, what is added to each gradient [P], None if that
+    is nothing for all clients).
+
+    A zero in a correction becomes −0: to add that changes nothing, not even the sign of a zero.
+    """
+    memory: Mapping[str, F32] = work.memory if recipe.carry else {}
+    if not recipe.corrected:
+        return memory, None
+    correction = np.zeros_like(work.weights) if work.correction is None else work.correction
+    return memory, np.negative(0 - correction)
 
 
 def passes(work: Work, recipe: Recipe) -> Iterator[tuple[I64, int]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
-from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, passes, step_sizes
+from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, beginning, passes, step_sizes
 from fedsgd.engine.network import Network, shared
 from fedsgd.engine.steps import Step, Workspace, capture, folded
 from fedsgd.models import Task
@@ -40,7 +40,7 @@ class Captured:
         self._network = Network(task)
         self._like = like
         self._sizes = frozenset(sizes)
-        self._fold = folded(recipe.optimizer, recipe.proximal) if update == "fused" else None
+        self._fold = folded(recipe) if update == "fused" else None
         self._x, self._y = Gathered(), Gathered()
         has_images = update == "fused" and any(len(shape) == 4 for shape in task.layout.shapes)
         self._space, self._steps = self._first_step(sizes[0], has_images)
@@ -93,7 +93,9 @@ class Captured:
 
     def _train_one(self, work: Work, steps: Mapping[int, Step | None]) -> Local:
         space, optimizer, n_steps = self._space, self.recipe.optimizer, self.recipe.n_steps(len(work.examples))
-        space.begin(work.weights)
+        memory, correction = beginning(work, self.recipe)
+        space.begin(work.weights, memory)
+        added = None if correction is None else space.arranged(correction)
         start = space.w.clone() if self.recipe.proximal else space.w
         space.network.task.module.train()
         for number, (x, y) in enumerate(self._batches(work), start=1):
@@ -105,13 +107,19 @@ class Captured:
                 space.step_by_step(x, y)
             else:
                 step.gradient(x, y)
-            direction, alpha = self.recipe.increment(space.w, start, space.g, space.memory, at)
+            direction, alpha = self.recipe.increment(space.w, start, space.g, space.memory, at, added)
             if n_steps == 1:
-                return Local(work.client, space.arrangement.unload(direction * alpha), len(work.examples), 1)
+                return self._local(work, space.arrangement.unload(direction * alpha))
             space.w.add_(direction, alpha=alpha)
         update = space.arrangement.unload(space.w)
         np.subtract(update, work.weights, out=update)
-        return Local(work.client, update, len(work.examples), n_steps)
+        return self._local(work, update)
+
+    def _local(self, work: Work, update: F32) -> Local:
+        """The result, with what is now remembered."""
+        space, n = self._space, len(work.examples)
+        kept = {name: space.arrangement.unload(value) for name, value in space.memory.items()} if self.recipe.carry else {}
+        return Local(work.client, update, n, self.recipe.n_steps(n), kept)
 
     def _batches(self, work: Work) -> Iterator[tuple[Tensor, Tensor]]:
         """The examples of each step."""

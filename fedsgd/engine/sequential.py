@@ -11,8 +11,8 @@ from torch import Tensor
 from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
-from fedsgd.engine.base import Evaluated, Local, Recipe, Work, batches
-from fedsgd.engine.network import Network, tensors
+from fedsgd.engine.base import Evaluated, Local, Recipe, Work, batches, beginning
+from fedsgd.engine.network import Network, shared, tensors
 from fedsgd.models import Task
 from fedsgd.rng import torch_seed
 from fedsgd.torch_scope import one_thread, torch_generator
@@ -42,17 +42,22 @@ class Sequential:
         w = start.clone()
         self._network.point_at(self._arrangement.views(w))
         self._network.task.module.train()
+        memory, correction = beginning(work, self.recipe)
+        added = None if correction is None else torch.from_numpy(correction)
         buffers = self.recipe.optimizer.init(w)
+        for name, value in memory.items():
+            buffers[name].copy_(shared(value))
         only_step = torch.zeros_like(w)
         for step, batch in enumerate(batches(work, self.recipe), start=1):
             gradient = self._gradient(work.examples.take(batch))
-            direction, alpha = self.recipe.increment(w, start, gradient, buffers, (work.round, step, n_steps))
+            direction, alpha = self.recipe.increment(w, start, gradient, buffers, (work.round, step, n_steps), added)
             if n_steps == 1:
                 only_step = direction * alpha
             else:
                 w.add_(direction, alpha=alpha)
         update = only_step if n_steps == 1 else w - start
-        return Local(work.client, update.numpy(), len(work.examples), n_steps)
+        kept = {name: value.numpy() for name, value in buffers.items()} if self.recipe.carry else {}
+        return Local(work.client, update.numpy(), len(work.examples), n_steps, kept)
 
     def _gradient(self, batch: Examples) -> Tensor:
         """The gradient of the loss of one batch, flat [P]."""

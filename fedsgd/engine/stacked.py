@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch.fx import Graph
 from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
-from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, step_sizes
+from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, beginning, step_sizes
 from fedsgd.engine.captured import Gathered
-from fedsgd.engine.network import Network, tensors
+from fedsgd.engine.network import Network, shared, tensors
 from fedsgd.engine.passes import write_gradients
 from fedsgd.engine.program import Program
 from fedsgd.engine.schedule import Run, runs
@@ -36,17 +36,35 @@ class Stacks:
         self.g = [torch.zeros_like(w) for w in self.w]
         self.memory = [recipe.optimizer.init(w) for w in self.w]
         self.received: list[Tensor] = []
+        self.corrections: list[Tensor] = []
 
     def begin(self, models: Sequence[F32]) -> None:
-        """A client for each of these models [P], which it received; nothing remembered."""
+        """A client for each of these models [P], which it received; nothing remembered, nothing to correct."""
         same = all(model is models[0] for model in models)
-        rows = np.stack(models[:1] if same else models)
-        self.received = [torch.from_numpy(rows[:, where]).view(-1, *shape) for _, where, shape in self.layout.slices()]
+        self.received, self.corrections = self._tensors(np.stack(models[:1] if same else models)), []
         for w, received in zip(self.w, self.received, strict=True):
             w[: len(models)] = received
         for memory in self.memory:
             for value in memory.values():
                 value[: len(models)] = 0
+
+    def go_on(self, client: int, memory: Mapping[str, F32]) -> None:
+        """Let this client begin with what its optimiser remembers, each [P]."""
+        for name, values in memory.items():
+            for buffers, part in zip(self.memory, self._tensors(values[np.newaxis]), strict=True):
+                buffers[name][client] = part[0]
+
+    def correct(self, corrections: Sequence[F32]) -> None:
+        """What is added to the gradients of each client [P]."""
+        self.corrections = self._tensors(np.stack(corrections))
+
+    def remembered(self, k: int) -> dict[str, F32]:
+        """What the optimisers of the first k clients remember, [k, P] each."""
+        return {name: self.flat([memory[name][:k] for memory in self.memory]) for name in self.memory[0]}
+
+    def _tensors(self, rows: F32) -> list[Tensor]:
+        """Rows [k, P] as tensors [k, *shape], in the rows' memory."""
+        return [shared(rows[:, where]).view(-1, *shape) for _, where, shape in self.layout.slices()]
 
     def updates(self, k: int) -> F32:
         """What the first k clients' training gave: w − received, [k, P]."""
@@ -103,7 +121,7 @@ class Stacked:
         self.together = together
         self._network = Network(task)
         self._like = like
-        self._fold = folded(recipe.optimizer, recipe.proximal) if update == "fused" else None
+        self._fold = folded(recipe) if update == "fused" else None
         self._space = Workspace(self._network, Arrangement(task.layout), recipe.optimizer)
         self._stacks = Stacks(task.layout, recipe, max(together, FEW + 1))
         self._x, self._y = Gathered(), Gathered()
@@ -127,7 +145,7 @@ class Stacked:
         for size in {size for n in {len(work.examples) for work in works} for size in step_sizes(n, self.recipe)}:
             self._step(size)
         with one_thread(), torch.no_grad():
-            stacks.begin([work.weights for work in works])
+            self._begin(works)
             only: dict[int, F32] = {}
             for run in runs(works, self.recipe):
                 x, y = self._gather(works[0].examples, run)
@@ -140,8 +158,22 @@ class Stacked:
                 if steps is not None:
                     only.update(zip(range(run.start, run.stop), steps, strict=True))
             updates = stacks.updates(len(works))
+            remembered = stacks.remembered(len(works)) if self.recipe.carry else {}
         for i, work in enumerate(works):
-            yield Local(work.client, only.get(i, updates[i]), len(work.examples), counts[i])
+            memory = {name: rows[i].copy() for name, rows in remembered.items()}
+            yield Local(work.client, only.get(i, updates[i]), len(work.examples), counts[i], memory)
+
+    def _begin(self, works: Sequence[Work]) -> None:
+        """What the clients of a stack begin with."""
+        self._stacks.begin([work.weights for work in works])
+        corrections = []
+        for i, work in enumerate(works):
+            memory, correction = beginning(work, self.recipe)
+            self._stacks.go_on(i, memory)
+            if correction is not None:
+                corrections.append(correction)
+        if corrections:
+            self._stacks.correct(corrections)
 
     def _gather(self, examples: Examples, run: Run) -> tuple[Tensor, Tensor]:
         """x and y of the run's batches, [k, B, ...]."""
@@ -158,6 +190,8 @@ class Stacked:
         if self.recipe.proximal:
             for (w, g), received in zip(parts, stacks.received, strict=True):
                 g.add_(w - (received[clients] if len(received) > 1 else received), alpha=self.recipe.proximal)
+        for (_, g), correction in zip(parts, stacks.corrections, strict=False):  # there may be none at all
+            g.add_(correction[clients])
         if optimizer.clip_norm is not None:
             self._clip([g for _, g in parts])
         for (w, g), memory in zip(parts, stacks.memory, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
-from fedsgd.engine.base import CaptureError
+from fedsgd.engine.base import CaptureError, Recipe
 from fedsgd.engine.network import Network, tensors
 from fedsgd.engine.passes import clean, fold_update, is_random, write_gradients
 from fedsgd.engine.program import compiled
@@ -41,9 +41,10 @@ class Folded:
     gamma: float | None = None
 
 
-def folded(optimizer: Optimizer, proximal: float) -> Folded | None:
-    """How this optimiser's update is folded into the step; None if it needs the gradient itself."""
-    if optimizer.clip_norm is not None or optimizer.weight_decay or proximal:
+def folded(recipe: Recipe) -> Folded | None:
+    """How the update is folded into the step; None if it needs the gradient itself."""
+    optimizer = recipe.optimizer
+    if optimizer.clip_norm is not None or optimizer.weight_decay or recipe.proximal or recipe.corrected:
         return None
     if type(optimizer) is SGD:
         return Folded()
@@ -77,15 +78,24 @@ class Workspace:
         every = network.task.module.named_parameters(remove_duplicate=False)
         self._parameters = {name: by_parameter[id(p)] for name, p in every if id(p) in by_parameter}
 
-    def begin(self, weights: F32) -> None:
-        """What a client begins with: the received model [P], nothing remembered, all buffers as they were made."""
+    def begin(self, weights: F32, memory: Mapping[str, F32] | None = None) -> None:
+        """What a client begins with: the received model [P], what the optimiser remembers (zero where absent), all buffers as
+        they were made."""
         self.arrangement.load(self.w, weights)
         for value in self.memory.values():
             value.zero_()
+        for name, remembered in (memory or {}).items():
+            self.arrangement.load(self.memory[name], remembered)
         for name, value in self._initial.items():
             self.buffers[name].copy_(value)
         for buffer, value in self._of_loss:  # these are the loss's own
             buffer.copy_(value)
+
+    def arranged(self, values: F32) -> Tensor:
+        """A vector [P] that stands as on the wire, in the order of w."""
+        flat = torch.empty_like(self.w)
+        self.arrangement.load(flat, values)
+        return flat
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Those of one batch's loss for each parameter at w, by autograd."""

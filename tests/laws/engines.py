@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedsgd.data import Dataset
-from fedsgd.engine import Engine, Recipe
+from fedsgd.engine import Engine, Local, Recipe
 from fedsgd.engine.captured import Captured
 from fedsgd.engine.sequential import Sequential
 from fedsgd.engine.stacked import Stacked
@@ -43,3 +43,8 @@ def assert_agree(name: str, update: np.ndarray, expected: np.ndarray, model: np.
     else:
         bound = OF_UPDATE * np.linalg.norm(expected) + OF_MODEL * np.linalg.norm(model)
         assert np.linalg.norm(update - expected) <= bound
+
+
+def bits(local: Local) -> tuple[bytes, dict[str, bytes]]:
+    """All numbers of a result."""
+    return local.update.tobytes(), {name: value.tobytes() for name, value in local.memory.items()}

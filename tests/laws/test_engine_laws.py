@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -79,10 +79,14 @@ def test_threads_and_global_generators_are_left_as_they_were(engine: Make, blobs
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
 def test_nothing_that_was_handed_over_is_written_to(engine: Make, blobs: Dataset) -> None:
     task = make_task(Mlp(), blobs, 0)
-    given_work = work(task, blobs, 0)
-    for array in (given_work.weights, blobs.train.x):
+    memory, correction = np.ones((2, task.layout.size), np.float32)
+    given_work = replace(work(task, blobs, 0), memory={"velocity": memory}, correction=correction)
+    for array in (given_work.weights, memory, correction, blobs.train.x):
         array.flags.writeable = False
     try:
+        recipe = Recipe(Momentum(), 1, None, 10, carry=True, corrected=True)
+        (local,) = engine(task, recipe, blobs).train([given_work])
+        assert not np.shares_memory(local.memory["velocity"], memory)
         list(engine(task, Recipe(Momentum(), 1, None, 10), blobs).train([given_work]))
         engine(task, Recipe(Momentum(), 1, None, 10), blobs).evaluate(
             given_work.weights, Examples(blobs.train.x, blobs.train.y)

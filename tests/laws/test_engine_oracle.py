@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedsgd.arrays import F32
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import Recipe, Work
+from fedsgd.engine import Local, Recipe, Work
 from fedsgd.engine.base import CaptureError
 from fedsgd.engine.sequential import Sequential
 from fedsgd.models import Loss, Mlp, Task, make_task
 from fedsgd.models.layers import ClassesSecond, LstmOutputs, Residual
 from fedsgd.optim import OPTIMIZERS, Optimizer
 from fedsgd.optim.schedules import Exponential
-from tests.laws.engines import ENGINES, assert_agree
+from tests.laws.engines import ENGINES, assert_agree, bits
 
 CLASSES = 4
 CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
@@ -137,7 +138,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     }
     optimizer: Optimizer = OPTIMIZERS[name](**settings)
     epochs, steps = draw(st.sampled_from(((1, None), (2, None), (None, 1), (None, 5))))
-    return Recipe(optimizer, epochs, steps, draw(st.sampled_from((None, 1, 2, 3, 7))), draw(st.sampled_from((0.0, 0.0, 0.1))))
+    size, proximal = draw(st.sampled_from((None, 1, 2, 3, 7))), draw(st.sampled_from((0.0, 0.0, 0.1)))
+    return Recipe(optimizer, epochs, steps, size, proximal, carry=draw(st.booleans()), corrected=draw(st.booleans()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +169,18 @@ def cases(draw: st.DrawFn, modules: st.SearchStrategy[nn.Sequential], words: boo
         torch.set_rng_state(torch_state)
     task = make_task(Mlp(), data, seed, module=module, loss=LOSSES[draw(st.sampled_from(sorted(LOSSES)))])
     ns = draw(st.lists(st.integers(0, 16), min_size=1, max_size=5))
-    works = [
-        Work(seed, 3, i, task.initial, Examples(data.train.x, data.train.y, rng.permutation(40)[:n])) for i, n in enumerate(ns)
-    ]
-    return Case(task, data, draw(recipes()), works)
+    recipe, works = draw(recipes()), []
+    for client, n in enumerate(ns):
+        job = Work(seed, 3, client, task.initial, Examples(data.train.x, data.train.y, rng.permutation(40)[:n]))
+        if draw(st.booleans()):  # both are left aside unless the recipe asks for them
+            memory = recipe.optimizer.init(torch.zeros(task.layout.size))
+            job = replace(job, memory={name: small(rng, task) for name in memory}, correction=small(rng, task))
+        works.append(job)
+    return Case(task, data, recipe, works)
+
+
+def small(rng: np.random.Generator, task: Task) -> F32:
+    return (0.01 * rng.standard_normal(task.layout.size)).astype(np.float32)
 
 
 def hold_to_the_oracle(case: Case, name: str) -> None:
@@ -181,14 +191,28 @@ def hold_to_the_oracle(case: Case, name: str) -> None:
         if "stacked" in name:
             return
         raise
-    expected = {local.client: local for local in Sequential(case.task, case.recipe).train(case.works)}
+    oracle = Sequential(case.task, case.recipe)
+    expected = {local.client: local for local in oracle.train(case.works)}
+    agree(name, case, trained, expected)
+    alone = {work.client: bits(next(iter(engine.train([work])))) for work in case.works}
+    assert alone == {client: bits(local) for client, local in trained.items()}
+    if case.recipe.carry:  # the next round, with what each engine remembers itself
+        trained = {local.client: local for local in engine.train(next_round(case.works, trained))}
+        agree(name, case, trained, {local.client: local for local in oracle.train(next_round(case.works, expected))})
+
+
+def next_round(works: list[Work], trained: dict[int, Local]) -> list[Work]:
+    return [replace(work, round=work.round + 1, memory=trained[work.client].memory) for work in works]
+
+
+def agree(name: str, case: Case, trained: dict[int, Local], expected: dict[int, Local]) -> None:
     assert trained.keys() == expected.keys()
     for client, local in expected.items():
         got = trained[client]
-        assert (got.examples, got.steps) == (local.examples, local.steps)
+        assert (got.examples, got.steps, got.memory.keys()) == (local.examples, local.steps, local.memory.keys())
         assert_agree(name, got.update, local.update, case.task.initial)
-    alone = {work.client: next(iter(engine.train([work]))).update.tobytes() for work in case.works}
-    assert alone == {client: local.update.tobytes() for client, local in trained.items()}
+        for key, value in local.memory.items():
+            assert_agree(name, got.memory[key], value, case.task.initial)
 
 
 FAST = [name for name in ENGINES if name != "sequential"]
