@@ -108,7 +108,8 @@ class Work:
 
     weights: the decoded model [P]. memory: what the optimiser begins with if the recipe says `carry`, by the names that
     `Optimizer.init` gives, each [P]; what is absent is zero. correction: what is added to the gradient of each batch [P] if the
-    recipe says `corrected`, SCAFFOLD's c − c_i (Karimireddy et al. 2020, algorithm 1); None: zero.
+    recipe says `corrected`, SCAFFOLD's c − c_i (Karimireddy et al. 2020, algorithm 1); None: zero. buffers: batch norm's
+    running statistics before training [S], as `Task.buffers` describes them; None: as the module was made.
     """
 
     seed: int
@@ -118,6 +119,7 @@ class Work:
     examples: Examples
     memory: Mapping[str, F32] = field(default_factory=dict)
     correction: F32 | None = None
+    buffers: F32 | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,8 @@ class Local:
     """What a client's training gave. update: w_local − w_received [P], or the step itself if it was the only one.
 
     (w + s) − w is not s in floating point, so a one-step client hands over s. memory: if the recipe says `carry`, the
-    optimiser's buffers after the last step, each [P], in memory of their own; else nothing.
+    optimiser's buffers after the last step, each [P], in memory of their own; else nothing. buffers: batch norm's running
+    statistics after training [S]; None if the task has none.
     """
 
     client: int
@@ -133,6 +136,7 @@ class Local:
     examples: int
     steps: int
     memory: Mapping[str, F32] = field(default_factory=dict)
+    buffers: F32 | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,8 +184,9 @@ class Engine(Protocol):
 
     together: how many works it likes to be given at once.
 
-    What a module, or a loss that is one, keeps in its buffers is put back after each client. What it keeps in Python attributes
-    that its forward changes is its own: such a module has no place in a federation, where clients do not share memory.
+    What a module, or a loss that is one, keeps in its buffers is put back after each client; batch norm's running statistics,
+    if the task has them, come with each Work and go with its result. What a module keeps in Python attributes that its forward
+    changes is its own: such a module has no place in a federation, where clients do not share memory.
     """
 
     together: int
@@ -191,8 +196,8 @@ class Engine(Protocol):
         """A result for each of `works`, in any order."""
 
     @abstractmethod
-    def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
-        """The loss and the metrics of the model with these weights [P]."""
+    def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""
 
 
 def beginning(work: Work, recipe: Recipe) -> tuple[Mapping[str, F32], F32 | None]:

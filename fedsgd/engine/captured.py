@@ -15,7 +15,7 @@ from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, beginning, passes, step_sizes
-from fedsgd.engine.network import Network, shared
+from fedsgd.engine.network import Network, shared, without_statistics
 from fedsgd.engine.steps import Step, Workspace, capture, folded
 from fedsgd.models import Task
 from fedsgd.profiling import phased
@@ -37,7 +37,7 @@ class Captured:
     def __init__(self, task: Task, recipe: Recipe, like: Examples, sizes: Sequence[int], update: Update = "fused") -> None:
         """CaptureError, with the reason, if the module cannot be captured."""
         self.recipe = recipe
-        self._network = Network(task)
+        self._network = without_statistics(Network(task))
         self._like = like
         self._sizes = frozenset(sizes)
         self._fold = folded(recipe) if update == "fused" else None
@@ -129,9 +129,9 @@ class Captured:
             for batch in rows[:n_steps]:
                 yield self._x.take(work.examples.x, batch), self._y.take(work.examples.y, batch)
 
-    def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
-        """The loss and the metrics of the model with these weights [P]."""
-        return self._network.evaluate(weights, examples, self._space.arrangement)
+    def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""
+        return self._network.evaluate(weights, examples, self._space.arrangement, buffers)
 
 
 class Gathered:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsgd.arrays import F32, F64
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
-from fedsgd.engine.base import EVALUATION_SLICE, Evaluated
+from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated
 from fedsgd.errors import ModelError
 from fedsgd.models import Task
 from fedsgd.profiling import phased
@@ -55,8 +55,9 @@ class Network:
                 parameter.data = view
         return gradients
 
-    def evaluate(self, weights: F32, examples: Examples, arrangement: Arrangement) -> Evaluated:
-        """The loss and the metrics of the model with these weights [P], in slices of 100 examples."""
+    def evaluate(self, weights: F32, examples: Examples, arrangement: Arrangement, statistics: F32 | None = None) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P] and running statistics [S], in slices of 100
+        examples."""
         flat = torch.empty(len(weights))
         arrangement.load(flat, weights)
         self.point_at(arrangement.views(flat))
@@ -64,7 +65,7 @@ class Network:
         losses, scores = [], {name: np.empty(len(examples)) for name in self.task.metrics}
         with one_thread(), torch.no_grad():
             for start in range(0, len(examples), EVALUATION_SLICE):
-                with torch_generator(0), self.own_buffers():
+                with torch_generator(0), self.own_buffers(statistics):
                     x, target = tensors(examples.part(start, start + EVALUATION_SLICE))
                     output = self.task.module(x)
                     losses.append(float(self.task.loss(output, target)) * len(target))
@@ -73,13 +74,31 @@ class Network:
         return Evaluated(len(examples), losses, scores)
 
     @contextmanager
-    def own_buffers(self) -> Iterator[None]:
-        """Buffers that a module, or a loss that is one, changes while it runs are as they were for the next client."""
+    def own_buffers(self, statistics: F32 | None = None) -> Iterator[None]:
+        """Buffers that a module, or a loss that is one, changes while it runs are as they were for the next client. statistics:
+        batch norm's own [S] to begin with; None: as it was made."""
         self._put_back()
         try:
+            if statistics is not None:
+                self._load_statistics(statistics)
             yield
         finally:
             self._put_back()
+
+    def _load_statistics(self, statistics: F32) -> None:
+        layout = self.task.buffers
+        if layout is None or statistics.shape != (layout.size,):
+            expected = "none" if layout is None else f"[{layout.size}]"
+            raise ValueError(f"running statistics of shape {list(statistics.shape)}, this model has {expected}")
+        for name, where, shape in layout.slices():
+            self.task.module.get_buffer(name).copy_(shared(statistics[where]).view(shape))
+
+    def statistics(self) -> F32 | None:
+        """Batch norm's running statistics as they are [S]; None if the task has none."""
+        if self.task.buffers is None:
+            return None
+        statistics: F32 = np.concatenate([self.task.module.get_buffer(n).numpy().reshape(-1) for n in self.task.buffers.names])
+        return statistics
 
     def _put_back(self) -> None:
         for part, known in zip(self._stateful, self._buffers, strict=True):
@@ -91,6 +110,13 @@ class Network:
                     )
                 with torch.no_grad():
                     buffer.copy_(before)
+
+
+def without_statistics(network: Network) -> Network:
+    """The network; CaptureError if running statistics come and go with its clients: a step that is tried compares gradients."""
+    if network.task.buffers is not None:
+        raise CaptureError("batch norm keeps running statistics")
+    return network
 
 
 def _by_example(name: str, score: object, n: int) -> F64:

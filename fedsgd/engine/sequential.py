@@ -32,7 +32,7 @@ class Sequential:
         """The results, in the order of `works`."""
         for work in works:
             seed = torch_seed(work.seed, "module", work.round, work.client)
-            with one_thread(), torch_generator(seed), self._network.own_buffers():
+            with one_thread(), torch_generator(seed), self._network.own_buffers(work.buffers):
                 local = self._train_one(work)
             yield local
 
@@ -57,12 +57,12 @@ class Sequential:
                 w.add_(direction, alpha=alpha)
         update = only_step if n_steps == 1 else w - start
         kept = {name: value.numpy() for name, value in buffers.items()} if self.recipe.carry else {}
-        return Local(work.client, update.numpy(), len(work.examples), n_steps, kept)
+        return Local(work.client, update.numpy(), len(work.examples), n_steps, kept, self._network.statistics())
 
     def _gradient(self, batch: Examples) -> Tensor:
         """The gradient of the loss of one batch, flat [P]."""
         return torch.cat([g.reshape(-1) for g in self._network.gradients(*tensors(batch))])
 
-    def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
-        """The loss and the metrics of the model with these weights [P]."""
-        return self._network.evaluate(weights, examples, self._arrangement)
+    def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""
+        return self._network.evaluate(weights, examples, self._arrangement, buffers)

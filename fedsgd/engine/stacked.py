@@ -15,7 +15,7 @@ from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, beginning, step_sizes
 from fedsgd.engine.captured import Gathered
-from fedsgd.engine.network import Network, shared, tensors
+from fedsgd.engine.network import Network, shared, tensors, without_statistics
 from fedsgd.engine.passes import write_gradients
 from fedsgd.engine.program import Program
 from fedsgd.engine.schedule import Run, runs
@@ -119,7 +119,7 @@ class Stacked:
         """CaptureError, with the reason, if the module cannot be stacked."""
         self.recipe = recipe
         self.together = together
-        self._network = Network(task)
+        self._network = without_statistics(Network(task))
         self._like = like
         self._fold = folded(recipe) if update == "fused" else None
         self._space = Workspace(self._network, Arrangement(task.layout), recipe.optimizer)
@@ -258,6 +258,6 @@ class Stacked:
                 if not off <= CLOSE * (scale + (float(np.linalg.norm(model)) if rate else 0)):
                     raise CaptureError(f"the step is not autograd's: off by {off:.3g}, the gradient's norm is {scale:.3g}")
 
-    def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
-        """The loss and the metrics of the model with these weights [P]."""
-        return self._network.evaluate(weights, examples, self._space.arrangement)
+    def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""
+        return self._network.evaluate(weights, examples, self._space.arrangement, buffers)

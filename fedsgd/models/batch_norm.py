@@ -3,24 +3,48 @@ between clients (Hsieh et al. 2020 show what that does). Imports torch, so impor
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedsgd.models.base import BatchNorm
 
 CHANNELS_A_GROUP = 16
 """What Wu and He 2018 found to do as well as 32 groups, and which any width allows."""
 
 
-def settle_batch_norm(module: nn.Module, policy: Literal["refuse", "batch", "group"]) -> None:
-    """Change the module's batch norms in place as `Model.batch_norm` says; "refuse" leaves them."""
-    if policy == "refuse":
+def settle_batch_norm(module: nn.Module, policy: BatchNorm) -> None:
+    """Change the module's batch norms in place as "batch" and "group" say; the other policies leave them."""
+    if policy not in ("batch", "group"):
         return
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _BatchNorm) and child.track_running_stats:
                 setattr(parent, name, _as_group_norm(child) if policy == "group" else _of_each_batch(child))
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether it is one of torch's, of any number of dimensions."""
+    return isinstance(module, _BatchNorm)
+
+
+def affine_parameters(module: nn.Module) -> set[nn.Parameter]:
+    """The scales and shifts of its batch norms."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    return {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
+
+
+def running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """(name, buffer) of the means and variances that its batch norms keep, in the order of the module's layers, shared ones
+    once; the counters of batches are not among them."""
+    kept = {
+        id(buffer)
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats
+        for buffer in (norm.running_mean, norm.running_var)
+        if buffer is not None
+    }
+    return [(name, buffer) for name, buffer in module.named_buffers() if id(buffer) in kept]
 
 
 def _of_each_batch(norm: _BatchNorm) -> _BatchNorm:
