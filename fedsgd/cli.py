@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedsgd.certificate import Certificate
     from fedsgd.scenario import Scenario
 
-FAMILIES = ("compressors", "datasets", "models", "optimizers", "partitioners", "schedules")
+FAMILIES = ("compressors", "datasets", "durations", "models", "optimizers", "partitioners", "samplers", "schedules")
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -296,7 +296,7 @@ def list_members(family: str | None, as_json: bool) -> None:
     """List what a scenario can name, with keys and defaults: one FAMILY, or all."""
     from fedsgd import schema
 
-    registries = {f"{registry.family}s": registry for registry in schema.FAMILIES.values()}
+    registries = {registry.plural: registry for registry in schema.FAMILIES.values()}
     listing = {name: schema.describe(registries[name]) for name in ([family] if family else FAMILIES)}
     if as_json:
         click.echo(json.dumps(listing[family] if family else listing, indent=2))

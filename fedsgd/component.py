@@ -157,7 +157,7 @@ class Registry(Generic[C]):
     """Name → component class. Members are given as `module:Class` and imported when first asked for.
 
     To add one: write its file, add its line where the registry is made. implied: key → the name that a table without `name`
-    has if it holds this key. aliases: other names → the member's own.
+    has if it holds this key. aliases: other names → the member's own. plural: of `family`, for listings.
     """
 
     def __init__(
@@ -167,8 +167,10 @@ class Registry(Generic[C]):
         members: Mapping[str, str],
         implied: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
+        plural: str | None = None,
     ) -> None:
         self.family = family
+        self.plural = f"{family}s" if plural is None else plural
         self.base: Any = base
         self.implied = dict(implied or {})
         self.aliases = dict(aliases or {})

@@ -14,6 +14,7 @@ from fedsgd.data import DATASETS, PARTITIONERS, Partitioner, Source
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import MODELS, Model
 from fedsgd.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+from fedsgd.participation import DURATIONS, SAMPLERS, Durations, Sampler
 
 FAMILIES: Mapping[type, Registry[Any]] = {
     Source: DATASETS,
@@ -23,6 +24,8 @@ FAMILIES: Mapping[type, Registry[Any]] = {
     Schedule: SCHEDULES,
     Compressor: COMPRESSORS,
     Operator: COMPRESSORS,
+    Sampler: SAMPLERS,
+    Durations: DURATIONS,
 }
 """The component families that a scenario names members of."""
 

@@ -19,7 +19,7 @@ FLOORS = [
     ["component", "rng", "layout", "torch_scope", "vectors", "forking"],
     ["wire"],
     ["compress"],
-    ["optim", "data"],
+    ["optim", "data", "participation"],
     ["models"],
     ["engine"],
     ["clients"],

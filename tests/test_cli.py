@@ -142,6 +142,8 @@ def test_an_interrupted_run_says_so(quickstart: Path, monkeypatch: pytest.Monkey
         ("datasets", "mnist"),
         ("partitioners", "dirichlet"),
         ("optimizers", "nesterov"),
+        ("samplers", "weighted"),
+        ("durations", "log-normal"),
     ],
 )
 def test_list(family: str, member: str) -> None:

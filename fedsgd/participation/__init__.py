@@ -1,0 +1,28 @@
+"""Who takes part in a round, and how long clients take. To add a member: write its file, add its line here.
+
+N clients in all, m of them wanted in a round.
+"""
+
+from fedsgd.component import Registry
+from fedsgd.participation.base import Draw, Drawn, Population, Sampler
+from fedsgd.participation.durations import Durations
+from fedsgd.participation.replies import in_time, lost
+
+SAMPLERS: Registry[Sampler] = Registry(
+    "sampler",
+    Sampler,
+    {
+        "uniform": "fedsgd.participation.uniform:Uniform",
+        "weighted": "fedsgd.participation.weighted:Weighted",
+        "cyclic": "fedsgd.participation.cyclic:Cyclic",
+        "trace": "fedsgd.participation.trace:Trace",
+    },
+)
+DURATIONS: Registry[Durations] = Registry(
+    "duration model",
+    Durations,
+    {"log-normal": "fedsgd.participation.log_normal:LogNormal"},
+    plural="durations",
+)
+
+__all__ = ["DURATIONS", "SAMPLERS", "Draw", "Drawn", "Durations", "Population", "Sampler", "in_time", "lost"]

@@ -1,0 +1,66 @@
+"""Who takes part in a round: the contract of samplers. N clients in all, m of them wanted.
+
+A sampler is used in two steps, because a federation may have a million clients and a round a hundred: `over` does once what
+depends on N, and returns a function whose cost a round does not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from fedsgd.arrays import F64, I64
+from fedsgd.component import Component
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """What clients are drawn from. seed: the scenario's; clients: N, called 0 to N − 1; sizes: gives the number of examples of
+    each client [N], and is called only by samplers that look at it; folder: where data files are looked for."""
+
+    seed: int
+    clients: int
+    sizes: Callable[[], I64]
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A round's clients. cohort: distinct, ascending.
+
+    chances: the inclusion probability of each [len(cohort)], in (0, 1], where a mean over the cohort is to be corrected for
+    it: Σ x_i / chance_i over the cohort has the mean Σ x_i over all clients (Horvitz and Thompson 1952). None: no correction.
+    """
+
+    cohort: tuple[int, ...]
+    chances: F64 | None = None
+
+
+Draw = Callable[[int, int], Drawn]
+"""(round, from 1; m, in [0, N]) to who takes part. ValueError for any other m."""
+
+
+@dataclass(frozen=True)
+class Sampler(Component, ABC):
+    """A rule for who takes part in each round.
+
+    Laws: a cohort's clients are distinct, ascending and in [0, N); there are m of them, or at most m with a sampler that knows
+    who is available; the result depends on the population, m, the seed and the round alone, whatever was drawn before; a
+    draw's time and memory do not grow with N (but for the log N of a search).
+    """
+
+    fills: ClassVar[bool] = True
+    """Whether a cohort always has the m clients that were wanted; if not, it may have fewer, and none."""
+
+    @abstractmethod
+    def over(self, population: Population) -> Draw:
+        """What draws this population's cohorts. DataError if a file that is needed is missing or wrong."""
+
+
+def check_wanted(wanted: int, clients: int) -> None:
+    """ValueError unless so many distinct clients can be drawn."""
+    if not 0 <= wanted <= clients:
+        raise ValueError(f"{wanted} distinct clients wanted of {clients}")

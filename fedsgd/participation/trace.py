@@ -1,0 +1,100 @@
+"""Clients that come and go, as a file says."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from fedsgd.component import Natural
+from fedsgd.errors import DataError
+from fedsgd.participation.base import Draw, Drawn, Population, Sampler, check_wanted
+from fedsgd.participation.intervals import LATEST, Intervals
+from fedsgd.rng import stream
+
+HEADER = ("client", "first_round", "last_round")
+
+
+@dataclass(frozen=True)
+class Trace(Sampler):
+    """Whoever is there, as a file says: m of them uniformly, all of them if they are fewer, none if there is nobody.
+
+    `file` is a CSV file with the header client,first_round,last_round: a client, from 0 on, is there from a round, which count
+    from 1, to another, both included. A client may have several lines; one without a line is never there. With `period`, the
+    trace repeats every so many rounds. A relative path is looked for in --data DIR (or FEDSGD_DATA), if given, and then where
+    you stand.
+    """
+
+    name: ClassVar[str] = "trace"
+    fills: ClassVar[bool] = False
+
+    file: str = field(kw_only=True)
+    period: Natural = 0
+
+    def over(self, population: Population) -> Draw:
+        lines = np.array(list(_lines(self._found(population.folder), population.clients, self.period)), dtype=np.int64)
+        trace = Intervals.of(*lines.T)
+
+        def draw(round: int, wanted: int) -> Drawn:
+            check_wanted(wanted, population.clients)
+            there = trace.holding((round - 1) % self.period + 1 if self.period else round)
+            ends = np.cumsum([len(some) for some in there], dtype=np.int64)
+            if not there or ends[-1] <= wanted:
+                return Drawn(tuple(sorted(client for some in there for client in some.tolist())))
+            chosen = stream(population.seed, "cohort", round).choice(ends[-1], size=wanted, replace=False)
+            which = np.searchsorted(ends, chosen, side="right")
+            return Drawn(tuple(sorted(int(there[w][i - ends[w]]) for w, i in zip(which, chosen, strict=True))))
+
+        return draw
+
+    def _found(self, folder: Path | None) -> Path:
+        looked = [place / self.file for place in (folder, Path()) if place is not None]
+        for path in looked:
+            if path.is_file():
+                return path
+        raise DataError(f"trace: {self.file} not found (looked for {', '.join(map(str, looked))})")
+
+
+def _lines(path: Path, clients: int, period: int) -> Iterator[tuple[int, int, int]]:
+    """(client, first round, last round) of each line; DataError that names the file and the line where something is wrong."""
+    n_lines = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = tuple(cell.strip() for cell in next(reader, []))
+            if header != HEADER:
+                raise DataError(f"{path}: line 1: expected the header {','.join(HEADER)}, got {','.join(header) or 'nothing'}")
+            for cells in filter(None, reader):
+                try:
+                    yield _checked(cells, clients, period)
+                except ValueError as problem:
+                    raise DataError(f"{path}: line {reader.line_num}: {problem}") from None
+                n_lines += 1
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV ({error})") from error
+    if not n_lines:
+        raise DataError(f"{path}: nobody is ever there: expected lines below the header, got none")
+
+
+def _checked(cells: list[str], clients: int, period: int) -> tuple[int, int, int]:
+    """A line's numbers; ValueError says what was expected."""
+    if len(cells) != len(HEADER):
+        raise ValueError(f"expected {len(HEADER)} values ({', '.join(HEADER)}), got {len(cells)}")
+    for key, cell in zip(HEADER, cells, strict=True):
+        if not re.fullmatch(r"\s*[0-9]{1,18}\s*", cell):
+            raise ValueError(f"{key}: expected a whole number, got {cell!r}")
+    client, first, last = map(int, cells)
+    if client >= clients:
+        raise ValueError(f"client: expected 0 to {clients - 1}, got {client}")
+    if not first:
+        raise ValueError("first_round: expected a round, which count from 1, got 0")
+    if last < first:
+        raise ValueError(f"last_round: expected {first}, the line's first_round, or later, got {last}")
+    if last > (period or LATEST):
+        raise ValueError(f"last_round: expected at most {f'{period}, the period' if period else LATEST}, got {last}")
+    return client, first, last
