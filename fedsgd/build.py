@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fedsgd.clients import MemoryStore
 from fedsgd.data import ClientData, Dataset
 from fedsgd.engine import Chosen, Engine, Recipe, batch_sizes, choose, make_engine
-from fedsgd.errors import ModelError, ScenarioError
+from fedsgd.errors import DataError, ModelError, ScenarioError
 from fedsgd.evaluation import RESERVED, Evaluator
 from fedsgd.loop import Runtime
 from fedsgd.models import Loss, Metric, Task, make_task
@@ -25,7 +25,7 @@ from fedsgd.runtime.channel import Outbox
 from fedsgd.runtime.processes import Shared, hired
 from fedsgd.runtime.shared import Blob, SharedFile
 from fedsgd.runtime.store import SharedStore
-from fedsgd.runtime.worker import Assignment, MakeEngine, evaluation_sets
+from fedsgd.runtime.worker import Assignment, MakeEngine
 from fedsgd.scenario import Scenario
 from fedsgd.schema import placed
 from fedsgd.splits import dealt
@@ -97,7 +97,8 @@ def build(
         cohort=cohort,
     )
     _try(task, dataset)
-    asked, sizes = scenario.engine, batch_sizes(train.partition.sizes(), plan.recipe)
+    counts, having = train.distinct_sizes()
+    asked, sizes = scenario.engine, batch_sizes(counts, plan.recipe, having)
     chosen = Chosen(asked.name, asked.update, asked.stack)
     engine, chosen = choose(chosen, task, plan.recipe, dataset.train, sizes, cohort)
     make = partial(make_engine, chosen, sizes)
@@ -119,10 +120,11 @@ def with_workers(experiment: Experiment, workers: int, profile: bool = False) ->
     if experiment.shared is None:
         raise ValueError("its data are in this process alone: build it with share=True")
     task, outbox = experiment.task, Outbox()
-    assignment = Blob.of(Assignment(experiment.plan, task, experiment.make_engine))
+    training, by_client = experiment.evaluator.train is not None, experiment.evaluator.held_out is not None
+    assignment = Assignment(experiment.plan, task, experiment.make_engine, training, by_client)
     clock = SharedFile() if profile else None
-    shared = Shared(assignment, experiment.shared, SharedStore(experiment.plan.clients), clock)
-    sets = evaluation_sets(experiment.dataset.test, experiment.train, experiment.held_out)
+    shared = Shared(Blob.of(assignment), experiment.shared, SharedStore(experiment.plan.clients), clock)
+    sets = assignment.sets(experiment.dataset.test, experiment.train, experiment.held_out)
     try:
         with hired(workers, shared, outbox) as lines:
             runtime = Workers(lines, outbox, experiment.engine, experiment.train, sets, task)
@@ -148,8 +150,16 @@ def _evaluator(
         if wanted and "accuracy" not in task.metrics:
             known = ", ".join(sorted(task.metrics)) or "none"
             raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {known})")
-    if asked.clients and (held_out is None or not held_out.partition.sizes().any()):
+    if asked.clients and (held_out is None or not held_out.distinct_sizes()[0].any()):
         raise ScenarioError("evaluation.clients: no client has test examples of its own; set data.held_out, for example to 0.2")
+    for key, data in (("clients", held_out if asked.clients else None), ("training", train if asked.training else None)):
+        try:
+            if data is not None:
+                data.all()
+        except DataError as error:
+            raise ScenarioError(
+                f"evaluation.{key}: {error}; the test examples are those of clients that never train"
+            ) from error
     evaluator = Evaluator(
         engine,
         tuple(task.metrics),

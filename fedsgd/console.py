@@ -110,7 +110,7 @@ def show_split(split: Split) -> None:
     """The table of a split, on standard output: every client if they fit on a screen, else how they are spread."""
     console = Console(highlight=False)
     few = len(split.sizes) <= MOST_ROWS
-    title = f"{split.name}: {split.partition}, {len(split.sizes):,} clients, {split.sizes.sum():,} training examples"
+    title = f"{split.name}: {split.partition}, {split.who}, {split.sizes.sum():,} training examples"
     console.print(title, style="bold", soft_wrap=True, markup=False)
     if few and split.counts is not None and len(split.class_names) <= MOST_CLASSES:
         console.print("by class: % of a client's examples; distance from the classes of all: 0 to 1")

@@ -49,7 +49,7 @@ class Evaluator:
         accuracy = None
         if self.held_out is not None:
             accuracy = self._by_client(weights, self.held_out)
-            values.update(_spread(accuracy[self.held_out.partition.sizes() > 0]))
+            values.update(_spread(accuracy[self.held_out.sizes() > 0]))
         if self.train is not None:
             trained_on = self.engine.evaluate(weights, self.train.all()).means
             values.update({f"train_{name}": value for name, value in trained_on.items()})
@@ -57,8 +57,8 @@ class Evaluator:
 
     def _by_client(self, weights: F32, data: ClientData) -> F64:
         scores = self.engine.evaluate(weights, data.all()).scores["accuracy"]
-        sizes = data.partition.sizes()
-        totals = np.bincount(data.partition.clients(), weights=scores, minlength=len(sizes))
+        sizes = data.sizes()
+        totals = np.bincount(np.repeat(np.arange(len(sizes)), sizes), weights=scores, minlength=len(sizes))
         accuracy: F64 = np.divide(totals, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
         return accuracy
 

@@ -217,7 +217,7 @@ def _evaluate(experiment: Experiment, server: Server) -> tuple[Mapping[str, floa
 
 def _save_clients(path: Path, train: ClientData, held_out: ClientData, accuracy: F64) -> None:
     table = TableWriter(path, CLIENT_COLUMNS)
-    sizes = (data.partition.sizes().tolist() for data in (train, held_out))
+    sizes = (data.sizes().tolist() for data in (train, held_out))
     known = (value if math.isfinite(value) else None for value in accuracy.tolist())
     for row in zip(range(len(train)), *sizes, known, strict=True):
         table.append(dict(zip(CLIENT_COLUMNS, row, strict=True)))

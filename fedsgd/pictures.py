@@ -52,7 +52,7 @@ def _title(split: Split) -> str:
     spread = f"{least:,} to {most:,} examples each, median {np.median(split.sizes):,.0f}"
     if least == most:
         spread = f"{least:,} examples each"
-    return f"{_plain(split.name)}: {split.partition} over {len(split.sizes):,} clients, {spread}"
+    return f"{_plain(split.name)}: {split.partition} over {split.who}, {spread}"
 
 
 def _stacks(split: Split) -> list[tuple[str, str, I64]]:

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal
 from fedsgd.component import Coefficient, Count, FieldError, Fraction, Natural, NonNegative, Share
 from fedsgd.compress import Compressor, ErrorFeedback, Operator, Plain, Scheme, Weighting
 from fedsgd.compress.dense import DenseOperator
-from fedsgd.data import Partitioner, Source
+from fedsgd.data import Partitioner, Population, Source
 from fedsgd.data.datasets.digits import Digits
 from fedsgd.data.partitioners.iid import Iid
+from fedsgd.data.partitioners.natural import Natural as ByClient
 from fedsgd.engine import EngineName, Update
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import Mlp, Model
@@ -30,12 +31,26 @@ from fedsgd.schema import Table, apply_settings, from_table, to_table
 class Data(Table):
     """[data]: the dataset's own keys, and how it is split. source is inline: its keys stand in this table.
 
+    partition: a source that has clients of its own (a `Population`) is not split: left at its default this becomes "natural".
     held_out: the share of each client's examples that it does not train on, but is tested on.
     """
 
     source: Source = field(default=Digits(), metadata={"inline": True})
     partition: Partitioner = Iid()
     held_out: Coefficient = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.source, Population):
+            if self.partition not in (Iid(), ByClient()):
+                owns = f"{self.source.name} has clients of its own: set data.clients, and leave data.partition out"
+                raise FieldError("data", "partition", f"got {self.partition}, but {owns}")
+            object.__setattr__(self, "partition", ByClient())
+
+    @property
+    def n_clients(self) -> int | None:
+        """N, or None where it is only found in the data."""
+        return self.source.clients if isinstance(self.source, Population) else self.partition.clients
 
 
 @dataclass(frozen=True)
@@ -207,8 +222,8 @@ class Scenario(Table):
             name = self.uplink.compressor.name
             problem = f'got "{self.server.weighting}", expected "uniform": {name} averages over all clients alike'
             raise FieldError("scenario", "server.weighting", problem)
-        if self.data.partition.clients is not None:
-            self.cohort_size(self.data.partition.clients)
+        if self.data.n_clients is not None:
+            self.cohort_size(self.data.n_clients)
 
     def cohort_size(self, clients: int) -> int:
         """m, the clients a round of `clients` in all: `cohort`, or max(1, round(fraction · N)) (McMahan et al. 2017; a fraction
@@ -216,8 +231,9 @@ class Scenario(Table):
         if self.server.cohort is None:
             return max(1, round((self.server.fraction or 0.0) * clients))
         if self.server.cohort > clients:
+            key = "data.clients" if isinstance(self.data.source, Population) else "data.partition"
             raise FieldError(
-                "scenario", "server.cohort", f"got {self.server.cohort} clients a round, but data.partition gives {clients}"
+                "scenario", "server.cohort", f"got {self.server.cohort} clients a round, but {key} gives {clients}"
             )
         return self.server.cohort
 

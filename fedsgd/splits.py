@@ -12,16 +12,20 @@ from typing import Any
 import numpy as np
 
 from fedsgd.arrays import F64, I64
-from fedsgd.data import ClientData, Dataset, deal
+from fedsgd.data import ClientData, Dataset, Dealt, Population, deal, populated
 from fedsgd.scenario import Scenario
 from fedsgd.schema import placed
+
+MOST_MADE = 1000
+"""Of clients whose data are made for the purpose, so many are looked at."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """counts: targets of each class that each client trains on [N, C], or None where targets are not class labels; sizes: the
-    examples that it trains on [N]; held_out: those it is tested on [N], or None; left_out: training examples that nobody has.
-    A target is an example, or in sequences a place of one."""
+    examples that it trains on [N]; held_out: those it is tested on [N], or None; left_out: training examples that nobody has;
+    registered: all clients there are, where these are but the first N of them. A target is an example, or in sequences a place
+    of one."""
 
     name: str
     partition: str
@@ -30,6 +34,13 @@ class Split:
     sizes: I64
     held_out: I64 | None
     left_out: int
+    registered: int | None = None
+
+    @property
+    def who(self) -> str:
+        """Which clients these are, in words."""
+        n = f"{len(self.sizes):,}"
+        return f"{n} clients" if self.registered is None else f"the first {n} of {self.registered:,} clients"
 
     def shares(self) -> F64 | None:
         """The class distribution of each client [N, C]; rows add up to 1."""
@@ -55,6 +66,7 @@ class Split:
             "name": self.name,
             "partition": self.partition,
             "clients": len(self.sizes),
+            "registered": self.registered or len(self.sizes),
             "left_out": self.left_out,
             "class_names": list(self.class_names),
             "sizes": self.sizes.tolist(),
@@ -68,32 +80,44 @@ def dealt(
 ) -> tuple[Dataset, ClientData, ClientData | None]:
     """(the scenario's dataset, what each client trains on, what each is tested on). data: the folder of the data files;
     dataset: in the place of the scenario's own."""
+    source = scenario.data.source
     if dataset is None:
         with placed("data"):
-            dataset = scenario.data.source.load(None if data is None else Path(data))
+            if isinstance(source, Population):
+                return populated(source, scenario.data.held_out, scenario.seed)
+            dataset = source.load(None if data is None else Path(data))
     with placed("data.partition"):
         return dataset, *deal(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
 
 
 def split_of(scenario: Scenario, data: str | Path | None = None, dataset: Dataset | None = None) -> Split:
-    """The split of a scenario, as a run of it has it."""
-    dataset, train, held_out = dealt(scenario, data, dataset)
+    """The split of a scenario, as a run of it has it; of a population, its first `MOST_MADE` clients."""
+    dataset, everyone, held_out = dealt(scenario, data, dataset)
+    train = everyone.first(MOST_MADE)
+    registered = None if len(train) == len(everyone) else len(everyone)
+    held_out = held_out and held_out.first(len(train))
     names: tuple[str, ...] = ()
     counts = None
     if dataset.classes is not None:
         names = dataset.class_names or tuple(str(label) for label in range(dataset.classes))
         counts = _counts(train, dataset.classes)
-    sizes = train.partition.sizes()
-    tested = None if held_out is None else held_out.partition.sizes()
-    used = int(sizes.sum())
-    if held_out is not None and held_out.examples is train.examples:
-        used += int(held_out.partition.sizes().sum())
-    return Split(scenario.name, scenario.data.partition.name, names, counts, sizes, tested, len(dataset.train) - used)
+    sizes = train.sizes()
+    tested = None if held_out is None else held_out.sizes()
+    left_out = _left_out(train, held_out) if isinstance(train, Dealt) else 0
+    return Split(scenario.name, scenario.data.partition.name, names, counts, sizes, tested, left_out, registered)
+
+
+def _left_out(train: Dealt, held_out: ClientData | None) -> int:
+    """Examples that no client trains on, and that none holds out."""
+    used = int(train.sizes().sum())
+    if isinstance(held_out, Dealt) and held_out.examples is train.examples:
+        used += int(held_out.sizes().sum())
+    return len(train.examples) - used
 
 
 def _counts(data: ClientData, classes: int) -> I64:
     """Targets of each class that each client has [N, C]."""
-    labels = data.examples.y[data.partition.order]
-    client = data.partition.clients().reshape(-1, *[1] * (labels.ndim - 1))
+    labels = data.all().targets()
+    client = np.repeat(np.arange(len(data)), data.sizes()).reshape(-1, *[1] * (labels.ndim - 1))
     cells = np.bincount((client * classes + labels).ravel(), minlength=len(data) * classes)
     return cells.reshape(len(data), classes)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsgd.build import build
-from fedsgd.data import ClientData, Dataset, Examples, Partition
+from fedsgd.data import Dataset, Dealt, Examples, Partition
 from fedsgd.engine import Evaluated
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.evaluation import Evaluator
@@ -33,9 +33,9 @@ class Fixed:
         raise AssertionError
 
 
-def owned(scores: list[float], owner: list[int], clients: int) -> ClientData:
+def owned(scores: list[float], owner: list[int], clients: int) -> Dealt:
     x = np.array(scores, dtype=np.float32)
-    return ClientData(Examples(x, np.zeros(len(x), int)), Partition.of_owners(np.array(owner), clients))
+    return Dealt(Examples(x, np.zeros(len(x), int)), Partition.of_owners(np.array(owner), clients))
 
 
 def test_accuracy_by_client_by_hand() -> None:

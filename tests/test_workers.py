@@ -143,7 +143,8 @@ def test_the_number_of_workers_changes_nothing(scenario: Make, settings: dict[st
 
 
 def test_evaluation_is_bit_for_bit_that_of_one_engine(scenario: Make) -> None:
-    experiment = build(scenario(), loss=double, metrics={"largest": largest}, share=True)
+    asked = scenario({"evaluation.training": True})
+    experiment = build(asked, loss=double, metrics={"largest": largest}, share=True)
     weights, test, train = experiment.task.initial, experiment.dataset.test, experiment.train.all()
     with with_workers(experiment, 2) as shared:
         runtime = shared.runtime

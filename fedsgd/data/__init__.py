@@ -1,19 +1,23 @@
 """Datasets and how they are split over clients."""
 
-from fedsgd.data.base import Dataset, Examples, Source
-from fedsgd.data.clients import ClientData, deal
+from fedsgd.data.base import ClientData, Dataset, Examples, Source
+from fedsgd.data.clients import Dealt, deal
 from fedsgd.data.datasets import DATASETS
 from fedsgd.data.partitioners import PARTITIONERS, Partition, Partitioner, partition
+from fedsgd.data.population import Population, populated
 
 __all__ = [
     "DATASETS",
     "PARTITIONERS",
     "ClientData",
     "Dataset",
+    "Dealt",
     "Examples",
     "Partition",
     "Partitioner",
+    "Population",
     "Source",
     "deal",
     "partition",
+    "populated",
 ]

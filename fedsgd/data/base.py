@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ class Examples:
         if self.rows is None:
             return self.x, self.y
         return self.x[self.rows], self.y[self.rows]
+
+    def targets(self) -> NDArray[Any]:
+        """y of these examples alone."""
+        return self.y if self.rows is None else self.y[self.rows]
 
     def take(self, places: I64) -> Examples:
         """The examples at these places among them, not gathered yet."""
@@ -146,6 +151,40 @@ def _check_labels(y: NDArray[Any], classes: int, part: str) -> None:
         )
     if y.size and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise DataError(f"the {part} labels run from {y.min()} to {y.max()}, expected 0 to {classes - 1}")
+
+
+class ClientData(ABC):
+    """The examples of N clients, numbered from 0. Only `sizes` and `all` are about every client and cost as much; the others
+    cost what the clients that are asked for cost, however many there are."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """N."""
+
+    @abstractmethod
+    def of(self, client: int) -> Examples:
+        """One client's examples."""
+
+    @abstractmethod
+    def sizes_of(self, clients: Sequence[int]) -> I64:
+        """How many examples each of these clients has [len(clients)]."""
+
+    @abstractmethod
+    def sizes(self) -> I64:
+        """How many examples each client has [N]."""
+
+    @abstractmethod
+    def distinct_sizes(self) -> tuple[I64, I64]:
+        """(the numbers of examples that clients have, ascending, how many clients have each)."""
+
+    @abstractmethod
+    def all(self) -> Examples:
+        """The examples of all clients, client after client, the same arrays at each call. DataError if they are too many to be
+        looked at together."""
+
+    @abstractmethod
+    def first(self, most: int) -> ClientData:
+        """The first `most` clients of those whose data are made when they are asked for; all of those that have theirs."""
 
 
 @dataclass(frozen=True)

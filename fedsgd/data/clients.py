@@ -1,19 +1,22 @@
-"""A dataset in the hands of its clients: what each trains on, and what each is tested on."""
+"""A dataset dealt to its clients: what each trains on, and what each is tested on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedsgd.data.base import Dataset, Examples
+from fedsgd.arrays import I64
+from fedsgd.data.base import ClientData, Dataset, Examples
 from fedsgd.data.partitioners import Partition, Partitioner, partition
+from fedsgd.data.population import held_out_sizes
 from fedsgd.rng import stream
 
 
 @dataclass(frozen=True, eq=False)
-class ClientData:
-    """Examples, and whose they are. Clients are numbered from 0."""
+class Dealt(ClientData):
+    """Examples that lie in memory, and whose they are."""
 
     examples: Examples
     partition: Partition
@@ -25,12 +28,30 @@ class ClientData:
         """One client's examples, as rows of all."""
         return Examples(self.examples.x, self.examples.y, self.partition.rows(client))
 
+    def sizes_of(self, clients: Sequence[int]) -> I64:
+        """How many examples each of these clients has [len(clients)]."""
+        chosen, bounds = np.asarray(clients, dtype=np.int64), self.partition.bounds
+        sizes: I64 = bounds[chosen + 1] - bounds[chosen]
+        return sizes
+
+    def sizes(self) -> I64:
+        """How many examples each client has [N]."""
+        return self.partition.sizes()
+
+    def distinct_sizes(self) -> tuple[I64, I64]:
+        """(the numbers of examples that clients have, ascending, how many clients have each)."""
+        return np.unique(self.partition.sizes(), return_counts=True)
+
     def all(self) -> Examples:
-        """The examples of all clients, client after client."""
+        """The examples of all clients, client after client, as rows of all."""
         return Examples(self.examples.x, self.examples.y, self.partition.order)
 
+    def first(self, most: int) -> Dealt:
+        """All of them: they have their examples."""
+        return self
 
-def deal(dataset: Dataset, partitioner: Partitioner, held_out: float, seed: int) -> tuple[ClientData, ClientData | None]:
+
+def deal(dataset: Dataset, partitioner: Partitioner, held_out: float, seed: int) -> tuple[Dealt, Dealt | None]:
     """(what each client trains on, what it is tested on).
 
     held_out: the share of each client's examples that is taken out of its training at random: at least one, and never all,
@@ -40,18 +61,17 @@ def deal(dataset: Dataset, partitioner: Partitioner, held_out: float, seed: int)
     split = partition(partitioner, dataset.train, seed)
     if held_out:
         train, test = _hold_out(split, held_out, seed)
-        return ClientData(dataset.train, train), ClientData(dataset.train, test)
+        return Dealt(dataset.train, train), Dealt(dataset.train, test)
     by_owner = _of_same_owners(dataset, split)
-    return ClientData(dataset.train, split), None if by_owner is None else ClientData(dataset.test, by_owner)
+    return Dealt(dataset.train, split), None if by_owner is None else Dealt(dataset.test, by_owner)
 
 
 def _hold_out(split: Partition, share: float, seed: int) -> tuple[Partition, Partition]:
     client, sizes = split.clients(), split.sizes()
     shuffled = np.lexsort((stream(seed, "held-out").random(len(client)), client))
     rank = np.arange(len(client)) - np.repeat(split.bounds[:-1], sizes)
-    n_held_out = np.where(sizes > 1, np.rint(share * sizes).clip(1, np.maximum(sizes - 1, 1)), 0)
     held_out = np.zeros(len(client), dtype=bool)
-    held_out[shuffled] = rank < n_held_out[client]
+    held_out[shuffled] = rank < held_out_sizes(sizes, share)[client]
     kept, out = (
         Partition(split.order[chosen], np.searchsorted(client[chosen], np.arange(len(split) + 1)))
         for chosen in (~held_out, held_out)

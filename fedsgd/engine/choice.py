@@ -110,12 +110,13 @@ def _is_linear(module: nn.Module) -> bool:
     return not module._parameters or type(module) in (nn.Linear, nn.Embedding)
 
 
-def batch_sizes(counts: I64, recipe: Recipe) -> list[int]:
-    """The sizes of the batches of clients with so many examples each [N], the most frequent first, at most 32."""
+def batch_sizes(counts: I64, recipe: Recipe, clients: I64 | None = None) -> list[int]:
+    """The sizes of the batches of clients with so many examples each, the most frequent first, at most 32. clients: how many
+    have each of these counts, one if not given; of the same length."""
     steps: Counter[int] = Counter()
-    for n, clients in zip(*np.unique(counts, return_counts=True), strict=True):
+    for n, n_clients in zip(*np.unique(counts, return_counts=True) if clients is None else (counts, clients), strict=True):
         sizes = step_sizes(int(n), recipe)
         for size in sizes:
             remainder = len(sizes) == 2 and size == sizes[1]
-            steps[size] += int(clients) * (1 if remainder else max(1, int(n) // size))
+            steps[size] += int(n_clients) * (1 if remainder else max(1, int(n) // size))
     return [size for size, _ in sorted(steps.items(), key=lambda item: (-item[1], -item[0]))[:MOST_SIZES]]

@@ -15,9 +15,9 @@ from fedsgd.rounds import Message, Opened, Plan, Task, receive, send
 
 
 def chunks(clients: Sequence[ClientId], sizes: I64, together: int) -> list[list[ClientId]]:
-    """The clients, `together` at a time, by number of examples [N], largest first: who trains together takes about the same
-    number of steps, and what is handed out last is short."""
-    ordered = sorted(clients, key=lambda client: (-sizes[client], client))
+    """The clients, `together` at a time, by their number of examples [len(clients)], largest first: who trains together takes
+    about the same number of steps, and what is handed out last is short."""
+    ordered = [client for _, client in sorted(zip((-sizes).tolist(), clients, strict=True))]
     return [ordered[i : i + together] for i in range(0, len(ordered), together)]
 
 

@@ -29,6 +29,6 @@ class InProcess:
 
         timeout is not used: nothing here waits for anything.
         """
-        host = self._host
-        for chunk in chunks(list(messages), host.data.partition.sizes(), host.engine.together):
+        host, clients = self._host, list(messages)
+        for chunk in chunks(clients, host.data.sizes_of(clients), host.engine.together):
             yield from host.answer({client: messages[client] for client in chunk})

@@ -23,7 +23,7 @@ from fedsgd.runtime.host import Host
 from fedsgd.runtime.protocol import Verb
 from fedsgd.runtime.shared import Blob, SharedFile
 from fedsgd.runtime.store import SharedStore
-from fedsgd.runtime.worker import Assignment, Worker, evaluation_sets
+from fedsgd.runtime.worker import Assignment, Worker
 from fedsgd.runtime.workers import Line
 from fedsgd.torch_scope import only_one_thread
 
@@ -151,7 +151,7 @@ def _worker(channel: PipeChannel, outbox: Outbox, shared: Shared, done: Callable
     dataset, train, held_out = shared.data.load()
     engine = assignment.make_engine(assignment.task, assignment.plan.recipe, dataset.train)
     host = Host(assignment.plan, engine, shared.store, train)
-    return Worker(channel, outbox, host, evaluation_sets(dataset.test, train, held_out), done)
+    return Worker(channel, outbox, host, assignment.sets(dataset.test, train, held_out), done)
 
 
 def _end_with_the_server() -> None:

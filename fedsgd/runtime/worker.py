@@ -21,16 +21,20 @@ MakeEngine = Callable[[Task, Recipe, Examples], Engine]
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """All that a worker is told before the first round, pickled once for all."""
+    """All that a worker is told before the first round, pickled once for all. training, by_client: whether the model is
+    evaluated on what clients train on, and on what they are tested on, too."""
 
     plan: Plan
     task: Task
     make_engine: MakeEngine
+    training: bool = False
+    by_client: bool = False
 
-
-def evaluation_sets(test: Examples, train: ClientData, held_out: ClientData | None) -> list[Examples]:
-    """What a model may be evaluated on, in an order that server and workers agree on."""
-    return [test, train.all(), *([] if held_out is None else [held_out.all()])]
+    def sets(self, test: Examples, train: ClientData, held_out: ClientData | None) -> list[Examples]:
+        """What the model is evaluated on, in an order that server and workers agree on. Nothing else: examples of all clients
+        may have to be made."""
+        parts = (train if self.training else None, held_out if self.by_client else None)
+        return [test, *(part.all() for part in parts if part is not None)]
 
 
 class Worker:

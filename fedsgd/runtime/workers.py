@@ -42,7 +42,7 @@ class Workers:
     """A runtime whose clients are wherever there is a worker for them, and an evaluator that shares out what it is given.
 
     outbox: that of all the lines; engine: one like the workers', for what is too small to be sent anywhere; data: what clients
-    train on; sets: as `evaluation_sets` has them; task: what is trained.
+    train on; sets: as `Assignment.sets` has them; task: what is trained.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class Workers:
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[Outcome]:
         """One outcome per client, as they come; those of a worker that ends have failed, and so has who takes too long."""
         each = -(-len(messages) // max(len(self.lines), 1))  # so that there is a part for every worker
-        parts = chunks(list(messages), self.data.partition.sizes(), max(1, min(self.engine.together, each)))
+        clients = list(messages)
+        parts = chunks(clients, self.data.sizes_of(clients), max(1, min(self.engine.together, each)))
         jobs = [protocol.train({client: messages[client] for client in part}) for part in parts]
         unheard = {client: None for part in parts for client in part}
         for job, answer in self._share_out(jobs, timeout):

@@ -11,6 +11,7 @@ DATASETS: Registry[Source] = Registry(
         "mnist": "fedsgd.data.datasets.mnist:Mnist",
         "cifar10": "fedsgd.data.datasets.cifar10:Cifar10",
         "shakespeare": "fedsgd.data.datasets.shakespeare:Shakespeare",
+        "synthetic": "fedsgd.data.datasets.synthetic:Synthetic",
         "npz": "fedsgd.data.datasets.npz:Npz",
         "hugging-face": "fedsgd.data.datasets.hugging_face:HuggingFace",
     },
