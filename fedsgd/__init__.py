@@ -31,8 +31,9 @@ if TYPE_CHECKING:
         ScenarioError,
         WireError,
     )
-    from fedsgd.experiment import Result, Round, run
+    from fedsgd.experiment import Result, run
     from fedsgd.ledger import Ledger
+    from fedsgd.record import Round
     from fedsgd.scenario import Scenario, load
 
 __version__ = "0.1.0"
@@ -49,7 +50,7 @@ _HOME = {
     "NonFiniteError": "errors",
     "OutputError": "errors",
     "Result": "experiment",
-    "Round": "experiment",
+    "Round": "record",
     "RunError": "errors",
     "Scenario": "scenario",
     "ScenarioError": "errors",

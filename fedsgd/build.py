@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from fedsgd.clients import MemoryStore
+from fedsgd.arrays import F32
+from fedsgd.clients import OWN, ClientStore, MemoryStore, part_of
 from fedsgd.data import ClientData, Dataset
 from fedsgd.engine import Chosen, Engine, Recipe, batch_sizes, choose, make_engine
 from fedsgd.errors import DataError, ModelError, ScenarioError
-from fedsgd.evaluation import RESERVED, Evaluator
+from fedsgd.evaluation import RESERVED, Evaluator, Own
 from fedsgd.loop import Runtime
 from fedsgd.models import Loss, Metric, Task, make_task
 from fedsgd.optim import SGD
+from fedsgd.participation import Attendance, Pool
 from fedsgd.profiling import Phase
-from fedsgd.rounds import Plan, Server, start
+from fedsgd.rounds import BatchNorm, Plan, Server, start
 from fedsgd.run_folder import ROUND_COLUMNS
 from fedsgd.runtime import InProcess, Workers
 from fedsgd.runtime.channel import Outbox
 from fedsgd.runtime.processes import Shared, hired
 from fedsgd.runtime.shared import Blob, SharedFile
-from fedsgd.runtime.store import SharedStore
+from fedsgd.runtime.store import SlotModels, SlotStore, footprint
 from fedsgd.runtime.worker import Assignment, MakeEngine
 from fedsgd.scenario import Scenario
 from fedsgd.schema import placed
 from fedsgd.splits import dealt
+from fedsgd.state_plan import StatePlan, plan_states, typical_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,8 +42,9 @@ if TYPE_CHECKING:
 class Experiment:
     """A scenario, composed: what the loop runs, and what its result is measured on. scenario: with the engine that was chosen.
 
-    chosen: that engine, and why; make_engine: makes another like it; shared: dataset, train and held_out where other processes
-    see them too, None if there are to be none; spent: seconds by phase of all workers together, None without workers.
+    attendance: who is asked in a round, and whose reply is taken; states: where what clients remember is; chosen: that engine,
+    and why; make_engine: makes another like it; shared: dataset, train and held_out where other processes see them too, None if
+    there are to be none; spent: seconds by phase of all workers together, None without workers.
     """
 
     scenario: Scenario
@@ -52,6 +57,8 @@ class Experiment:
     chosen: Chosen
     evaluator: Evaluator
     runtime: Runtime
+    attendance: Attendance
+    states: StatePlan
     server: Server
     make_engine: MakeEngine
     shared: Blob | None
@@ -81,57 +88,151 @@ def build(
         dataset, train, held_out = shared.load()
     with placed("model"):
         task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
+    plan = _plan(scenario, task, train)
+    _try(task, dataset)
+    engine, chosen, make = _engine(scenario, task, plan, dataset, train)
+    scenario = replace(scenario, engine=replace(scenario.engine, name=chosen.name, stack=chosen.stack))
+    store = MemoryStore()
+    evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)
+    evaluator = replace(evaluator, own=_own(plan, store))
+    runtime = InProcess(plan, engine, store, train)
+    server = start(plan, task.initial[: plan.layout.size])
+    attending = _attendance(scenario, train, plan.cohort, data)
+    states = _states(scenario, plan, attending.asked, task.layout.size)
+    return Experiment(
+        scenario,
+        dataset,
+        train,
+        held_out,
+        task,
+        plan,
+        engine,
+        chosen,
+        evaluator,
+        runtime,
+        attending,
+        states,
+        server,
+        make,
+        shared,
+    )
+
+
+def _engine(
+    scenario: Scenario, task: Task, plan: Plan, dataset: Dataset, train: ClientData
+) -> tuple[Engine, Chosen, MakeEngine]:
+    """(the engine, which it is and why, what makes another like it)."""
+    counts, having = train.distinct_sizes()
+    asked, sizes = scenario.engine, batch_sizes(counts, plan.recipe, having)
+    chosen = Chosen(asked.name, asked.update, asked.stack)
+    engine, chosen = choose(chosen, task, plan.recipe, dataset.train, sizes, plan.cohort)
+    return engine, chosen, partial(make_engine, chosen, sizes)
+
+
+def _plan(scenario: Scenario, task: Task, train: ClientData) -> Plan:
     with placed(""):
         cohort = scenario.cohort_size(len(train))
     with placed("uplink.compressor"):
-        scenario.uplink.scheme().check_layout(task.layout)
-    plan = Plan(
+        scenario.uplink.scheme().check_layout(task.shared_layout)
+    with placed("downlink.compressor"):
+        scenario.downlink.compressor.check_layout(task.shared_layout)
+    batch_norm = None
+    if task.n_local or task.initial_buffers is not None:
+        policy: Literal["mean", "local"] = "local" if scenario.model.batch_norm == "local" else "mean"
+        batch_norm = BatchNorm(policy, task.initial_buffers, task.initial[task.shared_layout.size :])
+    return Plan(
         seed=scenario.seed,
-        layout=task.layout,
+        layout=task.shared_layout,
         recipe=recipe(scenario),
         uplink=scenario.uplink.scheme(),
-        downlink=scenario.downlink.compressor,
+        downlink=scenario.downlink.link(),
         optimizer=scenario.server.optimizer,
         weighting=scenario.server.weighting,
         clients=len(train),
         cohort=cohort,
+        examples=_total(train) if scenario.server.sampler.corrects else 0,
+        normalised=scenario.server.normalisation == "fednova",
+        batch_norm=batch_norm,
+        bfloat16_states=scenario.state.precision == "bfloat16",
     )
-    _try(task, dataset)
-    counts, having = train.distinct_sizes()
-    asked, sizes = scenario.engine, batch_sizes(counts, plan.recipe, having)
-    chosen = Chosen(asked.name, asked.update, asked.stack)
-    engine, chosen = choose(chosen, task, plan.recipe, dataset.train, sizes, cohort)
-    make = partial(make_engine, chosen, sizes)
-    scenario = replace(scenario, engine=replace(asked, name=chosen.name, stack=chosen.stack))
-    evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)
-    runtime = InProcess(plan, engine, MemoryStore(), train)
-    server = start(plan, task.initial)
-    return Experiment(scenario, dataset, train, held_out, task, plan, engine, chosen, evaluator, runtime, server, make, shared)
+
+
+def _total(data: ClientData) -> int:
+    """How many examples all clients have together."""
+    each, clients = data.distinct_sizes()
+    return int(each @ clients)
+
+
+def _own(plan: Plan, store: ClientStore) -> Own | None:
+    """What of its model each client has for itself, None if that is nothing."""
+    norm = plan.batch_norm
+    if norm is None or norm.policy != "local":
+        return None
+
+    def own(client: int) -> tuple[F32, F32 | None]:
+        found = part_of(store.load(client).latest, OWN)
+        return found.get("parameters", norm.local), found.get("statistics", norm.initial)
+
+    return own
+
+
+def _attendance(scenario: Scenario, train: ClientData, cohort: int, folder: str | Path | None) -> Attendance:
+    asked, where = scenario.participation, None if folder is None else Path(folder)
+    with placed("server.sampler"):
+        draw = scenario.server.sampler.over(Pool(scenario.seed, len(train), train.sizes, where))
+    return Attendance(
+        scenario.seed, draw, len(train), cohort, asked.over_selection, asked.dropout, asked.deadline, asked.durations
+    )
+
+
+def _states(scenario: Scenario, plan: Plan, asked: int, size: int) -> StatePlan:
+    """Where what clients remember will be. asked: how many of them a round; size: of the vector that they train."""
+    kept = scenario.rounds if plan.downlink.remember is None else min(scenario.rounds, plan.downlink.remember)
+    models = min(plan.clients, kept + 1) * plan.layout.size * 4 if plan.downlink.needs_held else 0
+    folder = Path(scenario.state.folder or tempfile.gettempdir())
+    state, typical = scenario.state, typical_state(plan, size)
+    each = footprint(typical) if typical.latest else 0
+    return plan_states(
+        plan.clients, asked, scenario.rounds, each, models=models, where=state.store, budget=state.n_bytes, folder=folder
+    )
 
 
 @contextmanager
 def with_workers(experiment: Experiment, workers: int, profile: bool = False) -> Iterator[Experiment]:
-    """The experiment with its clients trained, and its model evaluated, by so many processes; by this one if it is one. No
-    result depends on it. profile: whether `spent` is to say what they spend their time on. ModelError if something cannot be
-    sent to another process."""
-    if workers == 1:
+    """The experiment with its clients trained, and its model evaluated, by so many processes, by this one if it is one; and
+    with their states where its plan says. No result depends on either. profile: whether `spent` is to say what they spend their
+    time on. ModelError if something cannot be sent to another process, OutputError if nothing can be kept on disk."""
+    if workers == 1 and experiment.states.place == "memory":
         yield experiment
         return
+    with closing(experiment.states.shared_store()) as store:
+        if workers == 1:
+            runtime = InProcess(experiment.plan, experiment.engine, store, experiment.train)
+            evaluator = replace(experiment.evaluator, own=_own(experiment.plan, store))
+            yield replace(experiment, runtime=runtime, evaluator=evaluator)
+        else:
+            with _hired(experiment, workers, profile, store) as experiment:
+                yield experiment
+
+
+@contextmanager
+def _hired(experiment: Experiment, workers: int, profile: bool, store: SlotStore) -> Iterator[Experiment]:
     if experiment.shared is None:
         raise ValueError("its data are in this process alone: build it with share=True")
     task, outbox = experiment.task, Outbox()
     training, by_client = experiment.evaluator.train is not None, experiment.evaluator.held_out is not None
     assignment = Assignment(experiment.plan, task, experiment.make_engine, training, by_client)
     clock = SharedFile() if profile else None
-    shared = Shared(Blob.of(assignment), experiment.shared, SharedStore(experiment.plan.clients), clock)
+    models = SlotModels(experiment.scenario.rounds)
+    shared = Shared(Blob.of(assignment), experiment.shared, store, models, clock)
     sets = assignment.sets(experiment.dataset.test, experiment.train, experiment.held_out)
     try:
         with hired(workers, shared, outbox) as lines:
             runtime = Workers(lines, outbox, experiment.engine, experiment.train, sets, task)
-            evaluator = replace(experiment.evaluator, engine=runtime)
+            evaluator = replace(experiment.evaluator, engine=runtime, own=_own(experiment.plan, store))
             yield replace(experiment, runtime=runtime, evaluator=evaluator, spent=partial(shared.spent, workers))
     finally:
-        for file in (outbox.file, shared.assignment.file, shared.store.file, clock):
+        for file in (outbox.file, shared.assignment.file, models, clock):
             if file is not None:
                 file.close()
 
@@ -150,6 +251,9 @@ def _evaluator(
         if wanted and "accuracy" not in task.metrics:
             known = ", ".join(sorted(task.metrics)) or "none"
             raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {known})")
+    if task.n_local and (asked.training or not asked.clients):
+        problem = "no two clients have the same model: set evaluation.clients = true, and leave evaluation.training out"
+        raise ScenarioError(f'model.batch_norm: with "local", {problem}')
     if asked.clients and (held_out is None or not held_out.distinct_sizes()[0].any()):
         raise ScenarioError("evaluation.clients: no client has test examples of its own; set data.held_out, for example to 0.2")
     for key, data in (("clients", held_out if asked.clients else None), ("training", train if asked.training else None)):
@@ -194,4 +298,5 @@ def recipe(scenario: Scenario) -> Recipe:
     """How the scenario's clients train in one round."""
     client = scenario.client
     batch_size = None if client.batch_size == "full" else client.batch_size
-    return Recipe(client.optimizer, client.epochs, client.steps, batch_size, client.proximal)
+    carry, corrected = client.velocity == "carry", scenario.uplink.scheme().corrects
+    return Recipe(client.optimizer, client.epochs, client.steps, batch_size, client.proximal, carry, corrected)

@@ -20,6 +20,7 @@ import msgspec
 from fedsgd.errors import ScenarioError, did_you_mean
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+AtLeastOne = Annotated[float, msgspec.Meta(ge=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Coefficient = Annotated[float, msgspec.Meta(ge=0, lt=1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,20 +21,26 @@ RESERVED = ("client_accuracy_", "train_")
 class Evaluates(Protocol):
     """An engine, or whoever shares an evaluation out to several."""
 
-    def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
-        """The loss and the metrics of the model with these weights [P]."""
+    def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P] and running statistics [S]."""
+
+
+Own = Callable[[int], tuple[F32, F32 | None]]
+"""(the parameters of a client's model that never leave it [L], its running statistics [S])."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
     """test: the examples that every evaluation is on. held_out: each client's own test examples, for accuracy by client;
-    train: what clients train on, for loss and metrics of training; None: not asked for."""
+    train: what clients train on, for loss and metrics of training; None: not asked for. own: what of its model each client has
+    for itself; then there is no one model to test, and all figures are of the clients' own models on their own examples."""
 
     engine: Evaluates
     metrics: tuple[str, ...]
     test: Examples
     held_out: ClientData | None
     train: ClientData | None
+    own: Own | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -42,21 +49,35 @@ class Evaluator:
         by_client = () if self.held_out is None else BY_CLIENT
         return (*measured, *by_client, *(() if self.train is None else (f"train_{name}" for name in measured)))
 
-    def __call__(self, weights: F32) -> tuple[dict[str, float], F64 | None]:
-        """(name → value, the accuracy on each client's examples [N] if that was asked for) of the model with these weights [P].
-        The accuracy of a client that has no examples is NaN."""
-        values = self.engine.evaluate(weights, self.test).means
+    def __call__(self, weights: F32, buffers: F32 | None = None) -> tuple[dict[str, float], F64 | None]:
+        """(name → value, the accuracy on each client's examples [N] if that was asked for) of the model with these weights [P]
+        and running statistics [S]. The accuracy of a client that has no examples is NaN."""
+        if self.own is not None and self.held_out is not None:
+            return self._of_own_models(weights, self.own, self.held_out)
+        values = self.engine.evaluate(weights, self.test, buffers).means
         accuracy = None
         if self.held_out is not None:
-            accuracy = self._by_client(weights, self.held_out)
+            accuracy = self._by_client(weights, self.held_out, buffers)
             values.update(_spread(accuracy[self.held_out.sizes() > 0]))
         if self.train is not None:
-            trained_on = self.engine.evaluate(weights, self.train.all()).means
+            trained_on = self.engine.evaluate(weights, self.train.all(), buffers).means
             values.update({f"train_{name}": value for name, value in trained_on.items()})
         return values, accuracy
 
-    def _by_client(self, weights: F32, data: ClientData) -> F64:
-        scores = self.engine.evaluate(weights, data.all()).scores["accuracy"]
+    def _of_own_models(self, weights: F32, own: Own, data: ClientData) -> tuple[dict[str, float], F64]:
+        """The same of each client's own model on its own examples; means are over the examples of all."""
+        sizes = data.sizes()
+        accuracy, total = np.full(len(data), np.nan), dict.fromkeys(("loss", *self.metrics), 0.0)
+        for client in np.flatnonzero(sizes).tolist():
+            parameters, statistics = own(client)
+            means = self.engine.evaluate(np.concatenate([weights, parameters]), data.of(client), statistics).means
+            accuracy[client] = means["accuracy"]
+            total = {name: value + means[name] * float(sizes[client]) for name, value in total.items()}
+        values = {name: value / float(sizes.sum()) for name, value in total.items()}
+        return {**values, **_spread(accuracy[sizes > 0])}, accuracy
+
+    def _by_client(self, weights: F32, data: ClientData, buffers: F32 | None) -> F64:
+        scores = self.engine.evaluate(weights, data.all(), buffers).scores["accuracy"]
         sizes = data.sizes()
         totals = np.bincount(np.repeat(np.arange(len(sizes)), sizes), weights=scores, minlength=len(sizes))
         accuracy: F64 = np.divide(totals, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)

@@ -5,13 +5,15 @@
 | round | int | from 1 |
 | client | int | whose frame it is; a frame that all clients share crosses once for each, so it has a row for each |
 | direction | str | "down" or "up" |
-| kind | str | "TASK", "MODEL", "REFERENCE" or "UPDATE" |
+| kind | str | "TASK", "MODEL", "BUFFERS", "REFERENCE", "UPDATE" or "RESYNC" |
+| base | int | the round of the model that it builds on, 0 for none |
 | n_bytes | int | the frame's length: header_bytes + index_bytes + value_bytes + side_bytes |
 | header_bytes | int | frame header, section headers, checksum |
 | index_bytes | int | positions |
 | value_bytes | int | values |
 | side_bytes | int | scales and all other sections |
 | kept | int | coordinates that the frame carries |
+| fate | str | "received"; "lost": sent, and never arrived; "late": thrown away by the server; "refused": it could not be read |
 | frame_hash | str | BLAKE2b of the frame, 16 bytes in hexadecimal |
 | encode_seconds | float | not part of the digest |
 | decode_seconds | float | not part of the digest |
@@ -23,12 +25,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsgd.errors import WireError
 from fedsgd.loop import Crossing
 from fedsgd.parquet import TableWriter
-from fedsgd.wire import Frame, Kind, Split, split_frame, split_of
+from fedsgd.wire import Frame, Kind, Split, decode_frame, split_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,12 +40,14 @@ DIGEST_COLUMNS: Mapping[str, type] = {
     "client": int,
     "direction": str,
     "kind": str,
+    "base": int,
     "n_bytes": int,
     "header_bytes": int,
     "index_bytes": int,
     "value_bytes": int,
     "side_bytes": int,
     "kept": int,
+    "fate": str,
     "frame_hash": str,
 }
 """The deterministic columns, in the order in which they enter `sha256`."""
@@ -52,10 +56,14 @@ COLUMNS: Mapping[str, type] = {**DIGEST_COLUMNS, "encode_seconds": float, "decod
 
 @dataclass
 class Traffic:
-    """Bytes in one direction, by what they are for, and the frames that they came in."""
+    """Bytes that were sent in one direction, by what they are for, and the frames that they were sent in. received: those of
+    frames that arrived and were taken; broadcast: what there would be to send if all who are sent the same frame in a round
+    heard it at once."""
 
     frames: int = 0
     n_bytes: int = 0
+    received: int = 0
+    broadcast: int = 0
     header: int = 0
     index: int = 0
     value: int = 0
@@ -68,13 +76,23 @@ def canonical(row: Mapping[str, Any]) -> bytes:
     return ("\t".join(str(row[name]) for name in DIGEST_COLUMNS) + "\n").encode()
 
 
-def _split_and_hash(frame: bytes, opened: Frame | None) -> tuple[Split, str]:
+class _Read(NamedTuple):
+    """What the bytes of a frame say."""
+
+    frame: bytes
+    split: Split
+    base: int
+    hash: str
+
+
+def _read(frame: bytes, opened: Frame | None) -> _Read:
     """A frame that cannot be read counts as side information: it crossed all the same. opened: what it decodes to, if known."""
     try:
-        split = split_frame(frame) if opened is None else split_of(opened, len(frame))
+        opened = decode_frame(frame) if opened is None else opened
+        split, base = split_of(opened, len(frame)), opened.header.base
     except WireError:
-        split = Split(0, 0, 0, len(frame))
-    return split, hashlib.blake2b(frame, digest_size=16).hexdigest()
+        split, base = Split(0, 0, 0, len(frame)), 0
+    return _Read(frame, split, base, hashlib.blake2b(frame, digest_size=16).hexdigest())
 
 
 class Ledger:
@@ -83,23 +101,27 @@ class Ledger:
     def __init__(self, path: Path | None = None) -> None:
         self._writer = TableWriter(path, COLUMNS)
         self._digest = hashlib.sha256("\t".join(DIGEST_COLUMNS).encode() + b"\n")
-        self._shared: dict[Kind, tuple[bytes, Split, str]] = {}
+        self._shared: dict[int, _Read] = {}
+        self._earlier: dict[int, _Read] = {}
+        self._round = 0
         self.totals = {"down": Traffic(), "up": Traffic()}
 
     def __call__(self, crossing: Crossing) -> None:
         """Write the row of one frame."""
-        split, frame_hash = self._read(crossing)
+        first, (_, split, base, frame_hash) = self._known(crossing)
         row = {
             "round": crossing.round,
             "client": crossing.client,
             "direction": crossing.direction,
             "kind": crossing.kind.name,
+            "base": base,
             "n_bytes": len(crossing.frame),
             "header_bytes": split.header,
             "index_bytes": split.index,
             "value_bytes": split.value,
             "side_bytes": split.side,
             "kept": crossing.kept,
+            "fate": crossing.fate,
             "frame_hash": frame_hash,
             "encode_seconds": crossing.encode_seconds,
             "decode_seconds": crossing.decode_seconds,
@@ -109,20 +131,28 @@ class Ledger:
         total = self.totals[crossing.direction]
         total.frames += 1
         total.n_bytes += len(crossing.frame)
+        total.received += len(crossing.frame) * (crossing.fate == "received")
+        total.broadcast += len(crossing.frame) * first
         total.header += split.header
         total.index += split.index
         total.value += split.value
         total.side += split.side
         total.kept += crossing.kept
 
-    def _read(self, crossing: Crossing) -> tuple[Split, str]:
-        """(bytes by part, hash); a frame that the whole cohort shares is read once."""
-        if crossing.kind not in (Kind.MODEL, Kind.REFERENCE):
-            return _split_and_hash(crossing.frame, crossing.opened)
-        known = self._shared.get(crossing.kind)
-        if known is None or known[0] is not crossing.frame:
-            known = self._shared[crossing.kind] = crossing.frame, *_split_and_hash(crossing.frame, crossing.opened)
-        return known[1:]
+    def _known(self, crossing: Crossing) -> tuple[bool, _Read]:
+        """(whether this frame crosses for the first time in its round, what it says); one that clients share is read once, also
+        if it was sent in the round before."""
+        frame, key = crossing.frame, id(crossing.frame)
+        if crossing.round != self._round:
+            self._round, self._earlier, self._shared = crossing.round, self._shared, {}
+        if crossing.kind not in (Kind.MODEL, Kind.BUFFERS, Kind.REFERENCE):
+            return True, _read(frame, crossing.opened)
+        known = self._shared.get(key)
+        if known is not None and known.frame is frame:
+            return False, known
+        earlier = self._earlier.get(key)
+        self._shared[key] = earlier if earlier is not None and earlier.frame is frame else _read(frame, crossing.opened)
+        return True, self._shared[key]
 
     @property
     def sha256(self) -> str:

@@ -16,13 +16,20 @@ ROUND_COLUMNS: Mapping[str, type] = {
     "round": int,
     "lr": float,
     "clients": int,
+    "accepted": int,
+    "failures": int,
     "uplink_bytes": int,
+    "uplink_received_bytes": int,
     "downlink_bytes": int,
+    "downlink_broadcast_bytes": int,
     "dense_uplink_bytes": int,
+    "dense_downlink_bytes": int,
+    "residual_norm": float,
+    "rounds_missed": float,
     "seconds": float,
 }
-"""rounds.parquet: one row a round; lr is null with a schedule over steps; bytes are cumulative; and a float column for
-each metric, "loss" first, null where not evaluated."""
+"""rounds.parquet: one row a round, with what `Round` says (clients, accepted and failures: how many); lr is null with a
+schedule over steps; and a float column for each metric, "loss" first, null where not evaluated."""
 
 CLIENT_COLUMNS: Mapping[str, type] = {"client": int, "train_examples": int, "test_examples": int, "accuracy": float}
 """clients.parquet: one row a client, after the last round; accuracy is null where there are no test

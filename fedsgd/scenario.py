@@ -9,191 +9,29 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from fedsgd.component import Coefficient, Count, FieldError, Fraction, Natural, NonNegative, Share
-from fedsgd.compress import Compressor, ErrorFeedback, Operator, Plain, Scheme, Weighting
-from fedsgd.compress.dense import DenseOperator
-from fedsgd.data import Partitioner, Population, Source
-from fedsgd.data.datasets.digits import Digits
-from fedsgd.data.partitioners.iid import Iid
-from fedsgd.data.partitioners.natural import Natural as ByClient
-from fedsgd.engine import EngineName, Update
+from fedsgd.component import Count, FieldError, Natural
+from fedsgd.compress import Scheme
+from fedsgd.data import Population
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import Mlp, Model
-from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
 from fedsgd.schema import Table, apply_settings, from_table, to_table
-
-
-@dataclass(frozen=True)
-class Data(Table):
-    """[data]: the dataset's own keys, and how it is split. source is inline: its keys stand in this table.
-
-    partition: a source that has clients of its own (a `Population`) is not split: left at its default this becomes "natural".
-    held_out: the share of each client's examples that it does not train on, but is tested on.
-    """
-
-    source: Source = field(default=Digits(), metadata={"inline": True})
-    partition: Partitioner = Iid()
-    held_out: Coefficient = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.source, Population):
-            if self.partition not in (Iid(), ByClient()):
-                owns = f"{self.source.name} has clients of its own: set data.clients, and leave data.partition out"
-                raise FieldError("data", "partition", f"got {self.partition}, but {owns}")
-            object.__setattr__(self, "partition", ByClient())
-
-    @property
-    def n_clients(self) -> int | None:
-        """N, or None where it is only found in the data."""
-        return self.source.clients if isinstance(self.source, Population) else self.partition.clients
-
-
-@dataclass(frozen=True)
-class Client(Table):
-    """[client]: local training: `epochs` passes (1 unless `steps` is given) or `steps` steps of batches of `batch_size`.
-
-    proximal: FedProx's μ (Li et al. 2020), 0 being FedAvg: adds μ/2 · |w − w_received|² to the loss of each batch.
-    """
-
-    alternatives: ClassVar[tuple[str, ...]] = ("epochs", "steps")
-
-    optimizer: Optimizer = SGD()
-    epochs: Count | None = None
-    steps: Count | None = None
-    batch_size: Count | Literal["full"] = 10
-    proximal: NonNegative = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.optimizer.server_only:
-            fit = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
-            problem = f'got "{self.optimizer.name}", which is for the server{did_you_mean("", fit)}'
-            raise FieldError("client", "optimizer.name", problem)
-        if self.epochs is None and self.steps is None:
-            object.__setattr__(self, "epochs", 1)
-
-
-@dataclass(frozen=True)
-class Engine(Table):
-    """[engine]: what computes the clients' training: "sequential", plain autograd, the oracle; "captured", a recording of a
-    step; "stacked", the same for `stack` clients at a time; or "auto", by a rule on the model and the cohort. What was chosen
-    stands in the scenario that the run folder gets.
-
-    update: "exact" gives the oracle's numbers to the last bit (but for stacks); "fused" is quicker, and rounds otherwise.
-    """
-
-    name: EngineName = "auto"
-    update: Update = "fused"
-    stack: Count | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stack is not None and self.name in ("sequential", "captured"):
-            raise FieldError("engine", "stack", f"got {self.stack}, which is for stacked clients, with {self.name}")
-
-
-@dataclass(frozen=True)
-class Server(Table):
-    """[server]: who takes part (`cohort` clients a round, or a `fraction` of all, at least one), and the server's step."""
-
-    alternatives: ClassVar[tuple[str, ...]] = ("cohort", "fraction")
-
-    cohort: Count | None = None
-    fraction: Fraction | None = None
-    optimizer: Optimizer = field(default=SGD(lr=1.0), metadata={"preset": {"lr": 1.0}})
-    weighting: Weighting = "examples"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.optimizer.schedule_over == "local-steps":
-            problem = 'got "local-steps", expected "rounds": the server makes one step a round'
-            raise FieldError("server", "optimizer.schedule_over", problem)
-        if self.cohort is None and self.fraction is None:
-            object.__setattr__(self, "fraction", 1.0)
-
-
-@dataclass(frozen=True)
-class Uplink(Table):
-    """[uplink]: how clients' updates are compressed, and what happens to what was left out.
-
-    error_feedback: "none", or the policy for the residual of a client that sits out: it may "persist", "decay" by
-    `residual_factor` for each round missed, or "reset" after more than `residual_rounds` of them. Compressors that have a
-    memory of their own (DGC, EF21, ...) take "none".
-    """
-
-    compressor: Compressor = DenseOperator()
-    error_feedback: Literal["none", "persist", "decay", "reset"] = "none"
-    residual_factor: Coefficient = 0.9
-    residual_rounds: Count = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            self.scheme()
-        except FieldError as error:
-            raise FieldError("uplink", "error_feedback", error.problem) from None
-
-    def scheme(self) -> Scheme:
-        """The compressor with or without memory."""
-        if isinstance(self.compressor, Scheme):
-            if self.error_feedback != "none":
-                problem = f'got "{self.error_feedback}", expected "none": {self.compressor.name} has a memory of its own'
-                raise FieldError("uplink", "error_feedback", problem)
-            return self.compressor
-        if not isinstance(self.compressor, Operator):
-            raise FieldError("uplink", "compressor", f"{self.compressor.name} is neither an operator nor a scheme")
-        if self.error_feedback == "none":
-            return Plain(self.compressor)
-        return ErrorFeedback(self.compressor, self.error_feedback, self.residual_factor, self.residual_rounds)
-
-
-@dataclass(frozen=True)
-class Downlink(Table):
-    """[downlink]: how the model is sent to the clients: whole, by "dense", so far."""
-
-    compressor: Operator = DenseOperator()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.compressor, DenseOperator):
-            raise FieldError(
-                "downlink",
-                "compressor.name",
-                f'got "{self.compressor.name}", expected "dense": the downlink carries the whole model, and dropping '
-                "coordinates of a model is not compression of an update",
-            )
-
-
-@dataclass(frozen=True)
-class Evaluation(Table):
-    """[evaluation]: test the model after every `every` rounds, and after the last.
-
-    clients: also by client, on what each holds out: mean accuracy, that of the worst tenth, standard deviation. training:
-    also on all training examples. Neither crosses the wire: it is what somebody who sees all the data would measure.
-    """
-
-    every: Count = 1
-    clients: bool = False
-    training: bool = False
-
-
-@dataclass(frozen=True)
-class Report(Table):
-    """[report]: what the summary answers: the first round that reaches `target_accuracy`."""
-
-    target_accuracy: Share | None = None
-
-
-@dataclass(frozen=True)
-class Stop(Table):
-    """[stop]: end the run after the first round that reaches `target_accuracy`."""
-
-    target_accuracy: Share | None = None
+from fedsgd.tables import (
+    Client,
+    Data,
+    Downlink,
+    Engine,
+    Evaluation,
+    Participation,
+    Report,
+    Server,
+    State,
+    Stop,
+    Uplink,
+)
 
 
 @dataclass(frozen=True)
@@ -208,8 +46,10 @@ class Scenario(Table):
     client: Client = Client()
     engine: Engine = Engine()
     server: Server = Server()
+    participation: Participation = Participation()
     uplink: Uplink = Uplink()
     downlink: Downlink = Downlink()
+    state: State = State()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     stop: Stop = Stop()
@@ -218,12 +58,31 @@ class Scenario(Table):
         super().__post_init__()
         if not self.name or any(c in self.name for c in "/\\\0"):
             raise FieldError("scenario", "name", f"got {self.name!r}, expected a word that can name a folder")
-        if self.uplink.scheme().uniform and self.server.weighting != "uniform":
-            name = self.uplink.compressor.name
-            problem = f'got "{self.server.weighting}", expected "uniform": {name} averages over all clients alike'
-            raise FieldError("scenario", "server.weighting", problem)
+        self._check_weights(self.uplink.scheme())
         if self.data.n_clients is not None:
             self.cohort_size(self.data.n_clients)
+
+    def _check_weights(self, scheme: Scheme) -> None:
+        """FieldError for settings that contradict each other across tables."""
+        name, server, client = self.uplink.compressor.name, self.server, self.client
+        if scheme.uniform and server.weighting != "uniform":
+            problem = f'got "{server.weighting}", expected "uniform": {name} averages over all clients alike'
+            raise FieldError("scenario", "server.weighting", problem)
+        if scheme.convex and (server.sampler.corrects or server.normalisation != "none"):
+            key, got = ("sampler", server.sampler.name) if server.sampler.corrects else ("normalisation", server.normalisation)
+            problem = f'got "{got}", which weighs updates so that they do not add up to one mean, as {name} needs'
+            raise FieldError("scenario", f"server.{key}", problem)
+        plain = client.optimizer.name == "sgd" and client.optimizer.clip_norm is None and not client.optimizer.weight_decay
+        if scheme.corrects and not (plain and not client.proximal):
+            problem = (
+                f"{name} reads the mean gradient off the update, expected plain sgd: no momentum, clipping, decay or proximal"
+            )
+            raise FieldError("scenario", "client.optimizer", problem)
+        if scheme.mirrored and self.state.precision != "float32":
+            problem = (
+                f'got "{self.state.precision}", expected "float32": the server keeps the sum of what clients of {name} keep'
+            )
+            raise FieldError("scenario", "state.precision", problem)
 
     def cohort_size(self, clients: int) -> int:
         """m, the clients a round of `clients` in all: `cohort`, or max(1, round(fraction · N)) (McMahan et al. 2017; a fraction

@@ -22,10 +22,10 @@ FAMILIES: Mapping[type, Registry[Any]] = {
     Model: MODELS,
     Optimizer: OPTIMIZERS,
     Schedule: SCHEDULES,
-    Compressor: COMPRESSORS,
-    Operator: COMPRESSORS,
     Sampler: SAMPLERS,
     Durations: DURATIONS,
+    Compressor: COMPRESSORS,
+    Operator: COMPRESSORS,
 }
 """The component families that a scenario names members of."""
 

@@ -48,10 +48,11 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def scenario() -> Callable[..., Scenario]:
-    """The quickstart at a tiny size, with dotted keys overridden: scenario({"rounds": 3})."""
+    """The quickstart at a tiny size, the whole model down, with dotted keys overridden: scenario({"rounds": 3})."""
 
     def make(settings: dict[str, Any] | None = None) -> Scenario:
         tiny = {"rounds": 3, "client.epochs": 1, "server.cohort": 4, "data.partition.clients": 8}
+        tiny["downlink.policy"] = "model"
         return load(ROOT / "scenarios" / "quickstart.toml", {**tiny, **(settings or {})})
 
     return make

@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 
 from fedsgd.errors import WireError
 from fedsgd.kernel import Kernel
+from tests.hostile.basis import SIZES, Target, ViolationError, require
 from tests.hostile.mutators import mutant
-from tests.hostile.targets import SIZES, Target, ViolationError, require, targets
+from tests.hostile.targets import targets
 
 SHARES = dict(zip(SIZES, (1, 1, 2, 4, 3, 3, 1), strict=True))
 """How often each size is drawn."""

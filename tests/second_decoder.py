@@ -18,13 +18,14 @@ import numpy.typing as npt
 Table = dict[str, Any]
 Vector = npt.NDArray[np.float32]
 
-TASK, MODEL, UPDATE, REFERENCE = 1, 2, 3, 4
-INDEX, VALUE, SCALE, FACTOR, MANIFEST = 1, 2, 3, 4, 5
+TASK, MODEL, UPDATE, REFERENCE, RESYNC, BUFFERS = 1, 2, 3, 4, 5, 6
+INDEX, VALUE, SCALE, FACTOR, MANIFEST, CONTROL, BUFFER = 1, 2, 3, 4, 5, 6, 7
 NOBODY = 2**32 - 1
+CHANGES = 40
 CODECS = {
     "dense": 1, "top-k": 2, "rand-k": 3, "threshold": 4, "sign": 5, "terngrad": 6, "qsgd": 7, "natural": 8, "integer": 9,
     "eden": 10, "drive": 11, "count-sketch": 12, "per-layer": 13, "scheduled": 14,
-    "dgc": 20, "stc": 21, "power-sgd": 22, "ef21": 23, "cafe": 24, "fetch-sgd": 25,
+    "dgc": 20, "stc": 21, "power-sgd": 22, "ef21": 23, "cafe": 24, "fetch-sgd": 25, "scaffold": 26,
 }  # fmt: skip
 CENTROIDS = {
     1: [0.7978845608028654],
@@ -273,12 +274,14 @@ def word(key: int, i: int) -> int:
 
 
 class Place(NamedTuple):
-    """What both ends know of one frame, or of one group in it."""
+    """What both ends know of one frame, or of one group in it. rest: what stands where the sections have no position; −0 is what
+    changes nothing when it is added."""
 
     seed: int
     round: int
     client: int
     shapes: dict[str, tuple[int, ...]]
+    rest: float = 0.0
 
     @property
     def size(self) -> int:
@@ -306,10 +309,11 @@ def vector(table: Table, sections: Sections, at: Place) -> Vector:
                 most = sum(share(density, n) if dimensions > 1 else n for n, dimensions in sizes if n)
             elif name != "threshold":
                 most = share(table["density"], size)
-            return sparse(sections, "ternary" if name == "stc" else table["values"], size, most)
+            index, values = sparse(sections, "ternary" if name == "stc" else table["values"], size, most)
+            return at_positions(index, values, at)
         case "rand-k":
             k = share(table["density"], size)
-            return at_positions(sample(k, size, at.key("rand-k")), numbers(sections, table["values"], k, True), size)
+            return at_positions(sample(k, size, at.key("rand-k")), numbers(sections, table["values"], k, True), at)
         case "sign":
             return signs(sections.take(VALUE), size) * one_scale(sections)
         case "terngrad":
@@ -344,16 +348,16 @@ def of_round(densities: Sequence[float], rounds: int, number: int, own: float) -
     return densities[stage] if stage < len(densities) else own
 
 
-def at_positions(index: npt.NDArray[np.int64], values: Vector, size: int) -> Vector:
-    out = np.zeros(size, np.float32)
+def at_positions(index: npt.NDArray[np.int64], values: Vector, at: Place) -> Vector:
+    out = np.full(at.size, at.rest, np.float32)
     out[index] = values
     return out
 
 
-def sparse(sections: Sections, values: str, size: int, most: int) -> Vector:
+def sparse(sections: Sections, values: str, size: int, most: int) -> tuple[npt.NDArray[np.int64], Vector]:
     index = positions(sections.take(INDEX), size)
     need(len(index) <= most, "too many coordinates")
-    return at_positions(index, numbers(sections, values, len(index), True), size)
+    return index, numbers(sections, values, len(index), True)
 
 
 def sample(k: int, size: int, key: int) -> npt.NDArray[np.int64]:
@@ -490,32 +494,59 @@ def read(frame: bytes) -> tuple[Header, Sections]:
     need(data.take(2) == b"fS" and data.number(1) == 1, "magic, version")
     kind, codec, count = data.number(1), data.number(1), data.number(1)
     header = Header(kind, codec, *[data.number(4) for _ in range(5)])
-    need(TASK <= kind <= REFERENCE and header.round >= 1, "kind, round")
-    need((codec == 0) == (kind == TASK) and (codec == 0 or codec in CODECS.values()), "codec")
-    need(header.base == header.round if kind == UPDATE else header.base == header.examples == 0, "base, examples")
-    need(kind == TASK or header.acknowledged == 0, "fields of a TASK")
-    need(kind != TASK or count == 0, "sections of a TASK")
-    need((header.client == NOBODY) == (kind in (MODEL, REFERENCE)), "client")
+    need(TASK <= kind <= BUFFERS and header.round >= 1, "kind, round")
+    fitting = {MODEL: {c for c in CODECS.values() if c < 20} | {CHANGES}, UPDATE: {*CODECS.values()}, REFERENCE: {24, 26}}
+    need(codec in fitting.get(kind, {0}), "codec")
+    bases = {UPDATE: [header.round], REFERENCE: [0], BUFFERS: [0]}
+    need(header.base in bases.get(kind, range(codec == CHANGES, header.round)), "base")
+    need(header.acknowledged in {TASK: range(header.round), RESYNC: range(2**32)}.get(kind, [0]), "acknowledged")
+    need(kind == UPDATE or header.examples == 0, "examples")
+    need((header.client == NOBODY) == (kind in (MODEL, REFERENCE, BUFFERS)), "client")
+    need(count in {TASK: [0], RESYNC: [0], BUFFERS: [1]}.get(kind, range(256)), "sections")
     sections: list[tuple[int, bytes]] = []
     for _ in range(count):
         part = data.number(1)
-        need(INDEX <= part <= MANIFEST, "part")
+        need(INDEX <= part <= BUFFER, "part")
         sections.append((part, data.take(data.varint())))
     data.end()
     return header, Sections(sections)
 
 
-def decode(
-    frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]], reference: Vector | None = None
-) -> Vector:
-    """The vector that a frame says, float32 [P]; `settings` is the compressor's plain table."""
+class Update(NamedTuple):
+    """An UPDATE. control: what changed in the client's control variate; statistics: its own; None where there are none."""
+
+    update: Vector
+    control: Vector | None
+    statistics: Vector | None
+
+
+def inner(settings: Table) -> Table:
+    """The compressor whose codec it is."""
+    while settings["name"] in ("plain", "error-feedback", "ageing"):
+        settings = settings["scheme" if settings["name"] == "ageing" else "op"]
+    return settings
+
+
+def plain_words(data: Reader, values: str, k: int) -> Vector:
+    need(len(data.data) == k * (2 if values == "bfloat16" else 4), "length")
+    return floats(data, values, k, False, 0)
+
+
+def open_update(frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]], statistics: int = 0) -> Update:
     header, sections = read(frame)
-    while settings["name"] in ("plain", "error-feedback"):
-        settings = settings["op"]
-    need(header.codec == CODECS[settings["name"]], "another codec")
+    settings, control, own = inner(settings), None, None
+    need(header.kind == UPDATE and header.codec == CODECS[settings["name"]], "another kind or codec")
     at = Place(seed, header.round, header.client, shapes)
-    if header.kind == REFERENCE:
-        need(settings["name"] == "cafe", "a REFERENCE of another codec")
-        return checked({"name": "threshold", "values": "float32"}, sections, at)
-    out = checked(settings, sections, at)
-    return out if reference is None else out + reference
+    if statistics:
+        need(bool(sections.left) and sections.left[-1][0] == BUFFER, "no statistics")
+        own = plain_words(Reader(sections.left.pop()[1]), "float32", statistics)
+    if settings["name"] == "scaffold":
+        control, settings = plain_words(sections.take(CONTROL), settings["values"], at.size), settings["op"]
+    return Update(checked(settings, sections, at), control, own)
+
+
+def open_reference(frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]]) -> tuple[Header, Vector]:
+    header, sections = read(frame)
+    need(header.kind == REFERENCE and header.codec == CODECS[inner(settings)["name"]], "another kind or codec")
+    at = Place(seed, header.round, header.client, shapes)
+    return header, checked({"name": "threshold", "values": "float32"}, sections, at)

@@ -12,6 +12,8 @@ from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback
 from fedsgd.compress.topk import TopK
 from fedsgd.layout import Layout
 from fedsgd.torch_scope import one_thread
+from tests.bench.clients import Figure, Way, line, verdict
+from tests.bench.clients import main as clients_main
 from tests.bench.codec import main
 from tests.bench.engine import Workload, measure, table, verdicts
 from tests.bench.goals import CASES, Clients, Work, timed
@@ -100,3 +102,24 @@ def test_the_benchmark_of_rounds(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     ]  # fmt: skip
     assert all(math.isfinite(f["seconds"]) for f in figures)
     assert "× training alone" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_registered_clients(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    clients_main(["--clients", "300,100", "--rounds", "4", "--turns", "1", "--only", "disk", "--json", str(file)])
+    report = json.loads(file.read_text())
+    assert [(f["clients"], f["states"]) for f in report["figures"]] == [(100, 0), (300, 0)]
+    assert [f["seen"] for f in report["figures"]] == [100, pytest.approx(240, abs=40)]
+    assert all(math.isfinite(f[key]) and f[key] > 0 for f in report["figures"] for key in ("seconds", "peak"))
+    assert "bytes a registered client (≤ 16: " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        clients_main(["--clients", "300,300"])
+
+
+def test_what_states_take_is_no_growth_with_the_clients() -> None:
+    figures = [
+        Figure("x", n, n / 100, 10**6 + 8 * n + 1000 * seen, 1000 * seen, seen) for n, seen in ((100, 9), (300, 7), (900, 90))
+    ]
+    told = verdict(Way("x", {}, 8.5), figures)
+    assert told.growth == pytest.approx(8)
+    assert line(told) == "x: a round 9.00 × (≤ 1.15: miss), +8.0 bytes a registered client (≤ 8.5: pass)"

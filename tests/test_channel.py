@@ -83,7 +83,11 @@ def test_replies_and_evaluations() -> None:
     assert str(again.losses) == str(evaluated.losses)
     assert again.examples == 150
     assert {n: s.tobytes() for n, s in again.scores.items()} == {n: s.tobytes() for n, s in evaluated.scores.items()}
-    which, start, stop, weights = protocol.read_evaluate(*protocol.evaluate(2, 100, 200, np.float32([1, 2]).tobytes()))
+    model = [np.float32([1, 2]).tobytes(), np.float32([3]).tobytes()]
+    which, start, stop, weights, buffers = protocol.read_evaluate(*protocol.evaluate(2, 100, 200, model))
+    assert buffers is not None
+    assert buffers.tolist() == [3]
+    assert protocol.read_evaluate(*protocol.evaluate(2, 100, 200, model[:1]))[-1] is None
     assert (which, start, stop, weights.tolist()) == (2, 100, 200, [1, 2])
 
 

@@ -14,7 +14,11 @@ from click.testing import CliRunner, Result
 
 from fedsgd import console
 from fedsgd.cli import main
+from fedsgd.console import live
 from fedsgd.engine import Chosen
+from fedsgd.record import Round
+from fedsgd.sizes import size_text
+from fedsgd.state_plan import StatePlan
 
 TINY = ("--set", "rounds=2", "--set", "client.epochs=1")
 
@@ -54,6 +58,7 @@ def test_run_prints_a_table_and_writes_a_folder(quickstart: Path) -> None:
     assert ["total", f"{up['n_bytes']:,}", f"{down['n_bytes']:,}"] in rows
     assert f"uplink: {8 * up['n_bytes'] / up['kept']:.1f} bits per kept coordinate" in result.stdout
     assert f"{8 * up['index'] / up['kept']:.2f} of them for its position" in result.stdout
+    assert f"\npeak memory {size_text(summary['peak_memory_bytes'])}\n" in result.stdout
     assert summary["rounds"] == 2
 
 
@@ -88,7 +93,7 @@ def test_brackets_in_names_are_only_brackets(quickstart: Path) -> None:
 def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
     quickstart: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(live, "LINE_SECONDS", 0.0)
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
     assert "quickstart: round 1/2, acc 0." in result.stderr
     assert "(74." in result.stderr
@@ -205,38 +210,44 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
+def record(number: int, metrics: dict[str, float] | None, seconds: float) -> Round:
+    """A round of one client."""
+    return Round(number, 0.1, (0,), (0,), 1000, 1000, 5000, 5000, 70_000, 70_000, None, None, metrics, seconds)
+
+
 def test_the_time_left_is_that_of_the_rounds_left(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After rounds of 2 s and 4 s, four more of 3 s each are expected."""
-    from fedsgd.experiment import Round
     from fedsgd.scenario import load
 
-    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
-    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (_, show):
+    monkeypatch.setattr(live, "LINE_SECONDS", 0.0)
+    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (_, _, show):
         assert show is not None
         for number, seconds in ((1, 2.0), (2, 4.0)):
-            show(Round(number, 0.1, (0,), 1000, 5000, 70_000, None, seconds))
+            show(record(number, None, seconds))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "quickstart: round 1/6, up 1.0 kB (70.0×) · down 5.0 kB, about 10 s left",
-        "quickstart: round 2/6, up 1.0 kB (70.0×) · down 5.0 kB, about 12 s left",
+        "quickstart: round 1/6, up 1.0 kB (70.0×) · down 5.0 kB (14.0×), about 10 s left",
+        "quickstart: round 2/6, up 1.0 kB (70.0×) · down 5.0 kB (14.0×), about 12 s left",
     ]
 
 
 def test_a_terminal_gets_a_bar(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedsgd.experiment import Round
     from fedsgd.scenario import load
 
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
-    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (chosen, show):
+    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (chosen, planned, show):
         assert chosen is not None
+        assert planned is not None
         assert show is not None
+        planned(StatePlan(10, 10, 1000, 0, "memory", 2**30))
         chosen(Chosen("captured", "fused", None, "not all its layers are linear"))
-        show(Round(2, 0.1, (0,), 1000, 5000, 70_000, {"accuracy": 0.5}, 1.0))
+        show(record(2, {"accuracy": 0.5}, 1.0))
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert "engine: captured, fused update: not all its layers are linear" in shown
+    assert "client state: at most 10 of 10 clients × 1 kB = 10 kB, in memory (budget 1 GiB)" in shown
     assert "2/6" in shown
-    assert "acc 0.500 · up 1.0 kB (70.0×) · down 5.0 kB" in shown
+    assert "acc 0.500 · up 1.0 kB (70.0×) · down 5.0 kB (14.0×)" in shown

@@ -84,6 +84,7 @@ def test_the_summary_adds_up(scenario: Make) -> None:
     for key in (
         *("name", "seed", "rounds", "parameters", "final_accuracy", "best_accuracy", "target_accuracy", "rounds_to_target"),
         *("uplink_bytes", "downlink_bytes", "dense_uplink_bytes", "uplink_ratio", "params_sha256", "ledger_sha256", "seconds"),
+        "peak_memory_bytes",
     ):
         assert key in s
     for direction in ("uplink", "downlink"):

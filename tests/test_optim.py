@@ -16,7 +16,7 @@ from fedsgd.component import FieldError
 from fedsgd.optim import OPTIMIZERS, SCHEDULES, SGD, Momentum, Nesterov, Optimizer, PyTorchMomentum, server_step
 from fedsgd.optim.adaptive import FedAdagrad, FedAdam, FedYogi
 from fedsgd.optim.schedules import Cosine, Exponential, InverseSqrt, Schedule, Step, WarmUp
-from fedsgd.scenario import Client
+from fedsgd.tables import Client
 
 WORKED_EXAMPLE = [4, 2.3, 0.31, -1.543, -2.9021, -3.54487, -3.414389, -2.6140783, -1.37098301, 0.021999353]
 
@@ -147,8 +147,9 @@ def test_a_step_writes_to_gradient_and_buffers_only(name: str) -> None:
 
 def test_the_server_with_sgd_at_one_adds_the_update() -> None:
     w, update = np.float32([1, 2]), np.float32([0.25, -0.5])
-    after, state = server_step(SGD(lr=1.0), w, update, {}, 1)
+    after, step, state = server_step(SGD(lr=1.0), w, update, {}, 1)
     assert after.tolist() == [1.25, 1.5]
+    assert step.tolist() == [0.25, -0.5], "the step itself, which after - w need not be"
     assert state == {}
     assert w.tolist() == [1, 2]
 
@@ -199,14 +200,14 @@ def test_server_optimizers_are_their_recurrence_in_float64(ours: Optimizer, rule
     weights, state = np.zeros(5, np.float32), {}
     for round in range(1, 40):
         update = (rng.standard_normal(5) * 10.0 ** rng.integers(-3, 2, 5)).astype(np.float32)
-        weights, state = server_step(ours, weights, update, state, round)
+        weights, _, state = server_step(ours, weights, update, state, round)
         x, m, v = rule(x, m, v, update.astype(np.float64))
         assert weights == pytest.approx(x, rel=2e-5, abs=1e-6)
 
 
 def test_fedadam_at_first_moves_each_coordinate_by_nearly_the_step_size_and_never_corrects_for_bias() -> None:
     """Without bias correction, m = 0.1Δ and v = τ² + 0.01Δ² after the first round: η · 0.1|Δ|/(0.1|Δ| + τ) for a large Δ."""
-    after, _ = server_step(FedAdam(lr=0.3, beta2=0.99, tau=1e-6), np.zeros(2, np.float32), np.float32([5, -0.02]), {}, 1)
+    after, _, _ = server_step(FedAdam(lr=0.3, beta2=0.99, tau=1e-6), np.zeros(2, np.float32), np.float32([5, -0.02]), {}, 1)
     assert after == pytest.approx([0.3, -0.3], rel=1e-3)
 
 

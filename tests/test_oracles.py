@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedsgd.arrays import F32
-from fedsgd.compress import Context, ErrorFeedback, Gathering, Operator, Received, Scheme, State
+from fedsgd.compress import Ageing, Context, ErrorFeedback, Gathering, Operator, Received, Scheme, State
 from fedsgd.compress.cafe import CAFe
 from fedsgd.compress.count_sketch import CountSketch, sketch, unsketch
 from fedsgd.compress.dense import DenseOperator
@@ -31,13 +31,13 @@ from fedsgd.compress.randk import RandK
 from fedsgd.compress.rotation import block_ends, rotate, unrotate
 from fedsgd.compress.scheduled import Scheduled
 from fedsgd.compress.sign import Sign
-from fedsgd.compress.stc import STC
 from fedsgd.compress.terngrad import TernGrad
 from fedsgd.compress.threshold import Threshold
 from fedsgd.compress.topk import TopK
+from fedsgd.downlink import Downlink, advance, begin
 from fedsgd.errors import ScenarioError
 from fedsgd.layout import Layout
-from fedsgd.wire import gaps
+from fedsgd.wire import ALL, gaps
 
 
 def gaussian(size: int, seed: int = 0) -> F32:
@@ -228,7 +228,8 @@ def test_float16_with_a_scale_does_not_lose_small_updates() -> None:
 @pytest.mark.parametrize(("policy", "expected"), [("persist", 2.0), ("decay", 0.5), ("reset", 0.0)])
 def test_what_becomes_of_a_residual_while_its_client_is_away(policy: Any, expected: float) -> None:
     """2 is left in round 1; the client is back in round 4, two rounds missed, with an update of 0."""
-    scheme = ErrorFeedback(TopK(1 / 2), policy, factor=0.5, rounds=1)
+    feedback = ErrorFeedback(TopK(1 / 2))
+    scheme = feedback if policy == "persist" else Ageing(feedback, policy, factor=0.5, rounds=1)
     first = scheme.send(np.array([3, 2], dtype=np.float32), {}, at(2, 1))
     back = scheme.send(np.zeros(2, dtype=np.float32), first.state, at(2, 4))
     assert scheme.decode(back.sections, at(2, 4)).to_dense().tolist() == [0, expected]
@@ -428,17 +429,20 @@ def test_cafes_reference_crosses_without_loss() -> None:
 
 
 def test_stcs_server_changes_k_coordinates_and_keeps_the_rest() -> None:
-    scheme, states, server = STC(0.1, 0.05), [{}, {}], {}
-    given, changed = np.zeros((2, 100))
+    """Sattler et al. 2019, algorithm 2, at the server: the step and the residual compressed, the rest kept."""
+    link, layout = Downlink("error-feedback", TopK(0.05, "ternary")), Layout.flat(100)
+    public = begin(link, np.zeros(100, dtype=np.float32), lambda r: Context(0, r, ALL, layout))
+    given, weights = np.zeros(100), public.model
     for r in range(1, 20):
-        updates = [dyadic(100, 2 * r), dyadic(100, 2 * r + 1)]
-        given += (updates[0] + updates[1]) / 2
-        update, server = fold(scheme, server, updates, states, r, 2)
-        changed += update
-        assert np.count_nonzero(update) == 5
-        assert len(set(np.abs(update[update != 0]))) == 1
-    held = (states[0]["residual"] + states[1]["residual"]) / 2
-    assert changed + server["residual"] + held == pytest.approx(given, abs=1e-2)
+        step = dyadic(100, r)
+        given += step
+        before = weights
+        weights, public = advance(link, public, weights + step, step, lambda r: Context(0, r, ALL, layout))
+        change = weights - before
+        assert np.count_nonzero(change) == 5
+        assert weights.tobytes() == public.model.tobytes(), "the server goes on from what its clients have"
+    assert public.residual is not None
+    assert weights + public.residual == pytest.approx(given, abs=1e-4)
 
 
 def test_sketches_add_up_and_are_read_where_something_stands_out() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedsgd.component import FieldError
 from fedsgd.errors import DataError, ScenarioError
-from fedsgd.participation import DURATIONS, SAMPLERS, Draw, Durations, Population, Sampler, in_time, lost
+from fedsgd.participation import DURATIONS, SAMPLERS, Attendance, Draw, Durations, Pool, Sampler, in_time, lost
 from fedsgd.participation.cyclic import Cyclic
 from fedsgd.participation.intervals import LATEST, Intervals
 from fedsgd.participation.log_normal import LogNormal
@@ -27,15 +27,15 @@ from fedsgd.rng import stream
 from fedsgd.schema import Table, from_table, to_table
 
 
-def population(clients: int, seed: int = 0, folder: Path | None = None) -> Population:
+def pool(clients: int, seed: int = 0, folder: Path | None = None) -> Pool:
     def sizes() -> np.ndarray:
         raise AssertionError("nobody's business")
 
-    return Population(seed, clients, sizes, folder)
+    return Pool(seed, clients, sizes, folder)
 
 
-def of_sizes(*sizes: int, seed: int = 0) -> Population:
-    return Population(seed, len(sizes), lambda: np.array(sizes))
+def of_sizes(*sizes: int, seed: int = 0) -> Pool:
+    return Pool(seed, len(sizes), lambda: np.array(sizes))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def test_every_member_survives_toml() -> None:
 @pytest.mark.parametrize(("clients", "wanted"), [(5, 5), (100, 10), (20_000, 1000), (1_000_000, 100)])
 def test_uniform_draws_what_has_always_been_drawn(clients: int, wanted: int) -> None:
     """The expression that recorded runs were made with."""
-    draw = Uniform().over(population(clients, seed=7))
+    draw = Uniform().over(pool(clients, seed=7))
     for round in (1, 2, 50):
         chosen = stream(7, "cohort", round).choice(clients, size=wanted, replace=False)
         assert draw(round, wanted).cohort == tuple(sorted(chosen.tolist()))
@@ -146,7 +146,7 @@ def test_weighted_gives_the_smallest_a_chance_too() -> None:
 def test_weighted_holds_for_a_million_clients() -> None:
     sizes = np.random.default_rng(0).integers(1, 1000, 10**6)
     sizes[::100_000] = 10**9
-    draw = Weighted().over(Population(0, 10**6, lambda: sizes))
+    draw = Weighted().over(Pool(0, 10**6, lambda: sizes))
     small = np.arange(10**6) % 100_000 != 0
     for round in range(1, 20):
         drawn = draw(round, 1000)
@@ -163,7 +163,7 @@ def test_weighted_holds_for_a_million_clients() -> None:
 @given(clients=st.integers(1, 40), seed=st.integers(0, 100), data=st.data())
 def test_cyclic_lets_nobody_wait_longer_than_a_turn(clients: int, seed: int, data: st.DataObject) -> None:
     wanted = data.draw(st.integers(1, clients))
-    draw = Cyclic().over(population(clients, seed))
+    draw = Cyclic().over(pool(clients, seed))
     seen: Counter[int] = Counter(dict.fromkeys(range(clients), 0))
     for round in range(1, clients + 1):
         seen.update(draw(round, wanted).cohort)
@@ -172,7 +172,7 @@ def test_cyclic_lets_nobody_wait_longer_than_a_turn(clients: int, seed: int, dat
 
 
 def test_the_order_of_turns_is_shuffled() -> None:
-    firsts = {Cyclic().over(population(100, seed))(1, 10).cohort for seed in range(5)}
+    firsts = {Cyclic().over(pool(100, seed))(1, 10).cohort for seed in range(5)}
     assert len(firsts | {tuple(range(10))}) == 6
 
 
@@ -201,7 +201,7 @@ def test_intervals_reach_to_their_limits() -> None:
 
 def made(tmp_path: Path, text: str | bytes, clients: int = 5, period: int = 0) -> Draw:
     (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return Trace(file="t.csv", period=period).over(population(clients, folder=tmp_path))
+    return Trace(file="t.csv", period=period).over(pool(clients, folder=tmp_path))
 
 
 def test_a_trace_says_who_is_there(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_trace_is_drawn_from_uniformly(tmp_path: Path) -> None:
 def test_when_all_are_there_a_trace_draws_what_uniform_does(tmp_path: Path) -> None:
     """However their lines say so."""
     lines = [f"{c},1,10\n" if c % 3 else f"{c},6,10\n{c},1,5\n" for c in reversed(range(500))]
-    draw, plain = made(tmp_path, LINES + "".join(lines), clients=500), Uniform().over(population(500))
+    draw, plain = made(tmp_path, LINES + "".join(lines), clients=500), Uniform().over(pool(500))
     assert [draw(r, 90).cohort for r in range(1, 11)] == [plain(r, 90).cohort for r in range(1, 11)]
 
 
@@ -242,13 +242,13 @@ def test_a_trace_is_looked_for_in_the_folder_and_then_here(tmp_path: Path, monke
     (tmp_path / "d").mkdir()
     Path("t.csv").write_text(LINES + "1,1,1\n")
     trace = Trace(file="t.csv")
-    assert trace.over(population(5))(1, 5).cohort == (1,)
-    assert trace.over(population(5, folder=tmp_path / "d"))(1, 5).cohort == (1,)
+    assert trace.over(pool(5))(1, 5).cohort == (1,)
+    assert trace.over(pool(5, folder=tmp_path / "d"))(1, 5).cohort == (1,)
     (tmp_path / "d" / "t.csv").write_text(LINES + "2,1,1\n")
-    assert trace.over(population(5, folder=tmp_path / "d"))(1, 5).cohort == (2,)
-    assert Trace(file=str(tmp_path / "t.csv")).over(population(5))(1, 5).cohort == (1,)
+    assert trace.over(pool(5, folder=tmp_path / "d"))(1, 5).cohort == (2,)
+    assert Trace(file=str(tmp_path / "t.csv")).over(pool(5))(1, 5).cohort == (1,)
     with pytest.raises(DataError, match=r"^trace: u\.csv not found \(looked for .*d/u\.csv, u\.csv\)$"):
-        Trace(file="u.csv").over(population(5, folder=tmp_path / "d"))
+        Trace(file="u.csv").over(pool(5, folder=tmp_path / "d"))
     with pytest.raises(ScenarioError, match=r"^sampler\.file: missing$"):
         from_table(Both, {"sampler": {"name": "trace"}})
 
@@ -341,6 +341,14 @@ def test_the_first_replies_in_time_are_accepted(
 ) -> None:
     assert in_time(seconds, wanted, deadline) == accepted
     assert in_time(dict(reversed(seconds.items())), wanted, deadline) == accepted
+
+
+@pytest.mark.parametrize(
+    ("wanted", "over_selection", "asked"),
+    [(100, 1.1, 110), (50, 1.1, 55), (10, 1.3, 13), (10, 1.25, 13), (7, 1.0, 7), (900, 2.0, 1000)],
+)
+def test_over_selection_asks_as_many_as_the_decimal_says(wanted: int, over_selection: float, asked: int) -> None:
+    assert Attendance(0, Uniform().over(pool(1000)), 1000, wanted, over_selection).asked == asked
 
 
 def test_replies_are_lost_with_their_probability() -> None:

@@ -47,9 +47,9 @@ def test_every_scenario_has_a_time() -> None:
 
 
 def test_every_scenario_is_listed() -> None:
-    for path in (ROOT / "scenarios").iterdir():
+    for path in (ROOT / "scenarios").rglob("*.*"):
         if path.suffix in (".toml", ".py"):
-            assert f"`scenarios/{path.name}`" in README
+            assert f"`{path.relative_to(ROOT)}`" in README
 
 
 def test_the_example_scenario_loads() -> None:

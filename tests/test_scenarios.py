@@ -18,7 +18,7 @@ from fedsgd.scenario import load
 from tests.test_data import idx
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
-SCENARIOS = sorted(FOLDER.glob("*.toml"))
+SCENARIOS = sorted(FOLDER.rglob("*.toml"))
 TINY = {"rounds": 2, "evaluation.every": 1, "client.steps": 2, "server.cohort": 2}
 FILES_OF_THE_USER = {"mnist", "cifar10", "shakespeare", "hugging-face"}
 
@@ -78,3 +78,29 @@ def test_the_simulation_script_runs() -> None:
     assert "2 clients a round" in done.stdout
     assert "20 clients a round" in done.stdout
     assert len((FOLDER / "simulation_script.py").read_text().splitlines()) < 30
+
+
+def test_the_comparison_of_methods_goes_on_where_it_was_interrupted(tiny_data: Path, tmp_path: Path) -> None:
+    options = ["--rounds", "2", "--seeds", "2", "--rates", "0.2", "0.4", "--splits", "IID", "--jobs", "2"]
+    command = [sys.executable, FOLDER / "participation" / "compare.py", *options, "--data", tiny_data]
+    results = tmp_path / "results.jsonl"
+    done = [
+        subprocess.run(
+            [*command, "--results", results, "--methods", *methods], check=True, capture_output=True, text=True, cwd=tmp_path
+        )
+        for methods in (["dense"], ["dense", "STC both ways"], ["dense", "STC both ways"])
+    ]
+    assert [len(run.stderr.splitlines()) for run in done] == [4, 4, 0], "each run is made once"
+    assert done[1].stdout == done[2].stdout
+    rows = [line.split(" | ") for line in done[1].stdout.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["| dense", "| STC both ways"]
+    assert all(" ± " in row[1] for row in rows[2:])
+    assert float(rows[2][3]) > 50 * float(rows[3][3]), "megabytes up"
+
+
+def test_what_becomes_of_batch_norm_is_shown(tmp_path: Path) -> None:
+    command = [sys.executable, FOLDER / "participation" / "batch_norm.py", "2"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    policies = {line.split(":")[0].strip(): line for line in done.stdout.splitlines()}
+    assert list(policies) == ["group", "batch", "mean", "local"]
+    assert {name for name, line in policies.items() if not line.endswith(" 0 of them statistics")} == {"mean"}

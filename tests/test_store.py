@@ -1,9 +1,18 @@
-"""Client states in shared memory: what is saved is what is loaded, by whichever process, however often and of whatever size."""
+"""Client states, in memory and on disk: what is saved is what is loaded, by whichever process, however often and of whatever
+size, and with however many clients; and nothing is left behind, however it ends."""
 
 from __future__ import annotations
 
+import gc
 import multiprocessing as mp
-from collections.abc import Mapping
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +21,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedsgd.clients import ClientState, Pending
-from fedsgd.compress import Patch
-from fedsgd.runtime.store import SharedStore
+from fedsgd.build import build, with_workers
+from fedsgd.clients import (
+    ClientState,
+    ClientStore,
+    MemoryStore,
+    Pending,
+    rounded_client,
+    widened_client,
+)
+from fedsgd.compress import Patch, undone
+from fedsgd.errors import OutputError
+from fedsgd.rounds import aggregate, broadcast
+from fedsgd.runtime.store import PAGE, SlotStore, footprint, packed
+from fedsgd.scenario import Scenario
+from fedsgd.wire import encode_values
+
+FOLDER = Path(tempfile.gettempdir())
+STORES: dict[str, Callable[[int], ClientStore]] = {
+    "memory": lambda n: MemoryStore(),
+    "nameless": SlotStore,
+    "disk": lambda n: SlotStore(n, FOLDER),
+}
+linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks at /proc")
 
 DTYPES = st.sampled_from(["<f4", "<f8", "<i8", "|u1", "<u2", "|b1", ">f4"])
 ARRAYS = hnp.arrays(DTYPES, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=40))
 STATES = st.dictionaries(st.text(max_size=8), ARRAYS, max_size=3)
 PATCHES = st.none() | st.builds(Patch, st.none() | hnp.arrays(np.int64, st.integers(0, 50)), ARRAYS)
 PENDING = st.none() | st.builds(
-    Pending, st.integers(1, 2**32), STATES, st.dictionaries(st.text(max_size=8), PATCHES, max_size=3)
+    Pending,
+    st.integers(1, 2**32),
+    STATES,
+    st.dictionaries(st.text(max_size=8), PATCHES, max_size=3),
+    st.none() | st.binary(max_size=99),
 )
-CLIENT_STATES = st.builds(ClientState, STATES, PENDING)
+CLIENT_STATES = st.builds(ClientState, STATES, PENDING, st.integers(0, 2**32))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -36,10 +69,11 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@pytest.mark.parametrize("made", STORES.values(), ids=STORES.keys())
 @settings(max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 3), CLIENT_STATES), min_size=1, max_size=5))
-def test_what_is_saved_last_is_what_is_loaded(saves: list[tuple[int, ClientState]]) -> None:
-    store, kept = SharedStore(4), dict.fromkeys(range(4), ClientState())
+@given(saves=st.lists(st.tuples(st.integers(0, 3), CLIENT_STATES), min_size=1, max_size=5))
+def test_what_is_saved_last_is_what_is_loaded(made: Callable[[int], ClientStore], saves: list[tuple[int, ClientState]]) -> None:
+    store, kept = made(4), dict.fromkeys(range(4), ClientState())
     for client, state in saves:
         store.save(client, state)
         kept[client] = state
@@ -48,23 +82,23 @@ def test_what_is_saved_last_is_what_is_loaded(saves: list[tuple[int, ClientState
 
 
 def test_loaded_arrays_are_ones_own_and_not_read_only() -> None:
-    store = SharedStore(1)
+    store = SlotStore(1)
     store.save(0, ClientState({"residual": np.arange(5.0)}))
-    store.load(0).scheme["residual"][:] = 7
-    assert store.load(0).scheme["residual"].tolist() == [0, 1, 2, 3, 4]
+    store.load(0).memory["residual"][:] = 7
+    assert store.load(0).memory["residual"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_an_array_that_is_there_twice_is_kept_once() -> None:
-    store, once, twice = SharedStore(2), np.ones(10**5), np.ones(10**5)
+    store, once, twice = SlotStore(2), np.ones(10**5), np.ones(10**5)
     store.save(0, ClientState({"a": once}))
     store.save(1, ClientState({"a": twice, "b": twice}))
-    used = [store._slot(client)[2] for client in (0, 1)]
+    used = [store._number(store._slot(client)[0]) for client in (0, 1)]
     assert used[1] < used[0] + 100
     assert same(store.load(1), ClientState({"a": twice, "b": twice}))
 
 
 def test_slots_are_used_again() -> None:
-    store = SharedStore(3)
+    store = SlotStore(3)
     states = [ClientState({"a": np.ones(n)}) for n in (1000, 10_000)]
     for _ in range(3):
         for state in states:
@@ -77,8 +111,17 @@ def test_slots_are_used_again() -> None:
     assert all(same(store.load(c), states[0 if c else 1]) for c in range(3))
 
 
+def test_a_client_that_remembers_nothing_but_its_round_takes_64_bytes() -> None:
+    store = SlotStore(2)
+    before = store._number(0)
+    nothing = ClientState({}, Pending(10**6, {}, {}))
+    store.save(1, nothing)
+    assert store._number(0) == before + 64 == before + footprint(nothing)
+    assert same(store.load(1), nothing)
+
+
 def test_clients_that_are_not_there_and_arrays_that_are_none_are_refused() -> None:
-    store = SharedStore(3)
+    store = SlotStore(3)
     for client in (-1, 3):
         with pytest.raises(IndexError, match=f"client {client} of 3"):
             store.load(client)
@@ -86,19 +129,252 @@ def test_clients_that_are_not_there_and_arrays_that_are_none_are_refused() -> No
         store.save(0, ClientState({"words": np.array(["a", None], dtype=object)}))
 
 
-def fill(store: SharedStore, first: int, n: int) -> None:
+def fill(store: SlotStore, first: int, n: int) -> None:
     for size in (1, 10, 600, 5000, 70_000):
         for client in range(first, n, 2):
             store.save(client, ClientState({"residual": np.full(size + client, client, np.float32)}))
 
 
-def test_processes_that_save_at_once_do_not_get_in_each_others_way() -> None:
-    store = SharedStore(40)
+@pytest.mark.parametrize("folder", [None, FOLDER])
+def test_processes_that_save_at_once_do_not_get_in_each_others_way(folder: Path | None) -> None:
+    store = SlotStore(40, folder)
     helper = mp.get_context("spawn").Process(target=fill, args=(store, 0, 40))
     helper.start()
     fill(store, 1, 40)
     helper.join(60)
     assert helper.exitcode == 0
     for client in range(40):
-        residual = store.load(client).scheme["residual"]
+        residual = store.load(client).memory["residual"]
         assert residual.tolist() == [client] * (70_000 + client)
+
+
+# ------------------------------------------------------------------------------------------------------------------- at scale
+
+
+def taken(store: SlotStore) -> int:
+    """What the file takes, in bytes: pages that nothing was written to take nothing."""
+    return os.fstat(store.file.descriptor).st_blocks * 512
+
+
+@pytest.mark.parametrize("folder", [None, FOLDER])
+def test_clients_that_never_take_part_cost_nothing(folder: Path | None) -> None:
+    state = ClientState({"residual": np.ones(3000, np.float32)})
+    sizes = []
+    for clients in (10**4, 10**7):
+        store = SlotStore(clients, folder)
+        assert taken(store) <= 2 * PAGE
+        chosen = np.random.default_rng(clients).choice(clients, 100, replace=False).tolist()
+        tracemalloc.start()
+        for client in chosen:
+            store.save(client, state)
+            assert same(store.load(client), state)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 10 * footprint(state)
+        sizes.append(taken(store))
+        assert store.load(chosen[0] + 1 if chosen[0] + 1 not in chosen else chosen[0] - 1).memory == {}
+        store.close()
+    assert footprint(state) == 3 * PAGE
+    assert sizes[1] <= 100 * (footprint(state) + 2 * PAGE) + 2 * PAGE, "pages that begin or end in between, and of the index"
+    assert sizes[1] - sizes[0] <= 100 * PAGE
+
+
+@given(CLIENT_STATES)
+def test_the_footprint_is_what_is_written_and_less_than_a_page_or_as_much_again(state: ClientState) -> None:
+    written = sum(-(-len(part) // 64) * 64 for part in packed(state))
+    assert 0 <= footprint(state) - written < min(PAGE, written)
+
+
+# -------------------------------------------------------------------------------------------------------------- nothing is left
+
+
+def test_a_file_on_disk_has_no_name(tmp_path: Path) -> None:
+    store = SlotStore(3, tmp_path)
+    store.save(1, ClientState({"a": np.ones(10)}))
+    assert list(tmp_path.iterdir()) == []
+    store.close()
+    with pytest.raises(OutputError, match=r"nowhere: no file can be made there \(No such file or directory\)"):
+        SlotStore(3, tmp_path / "nowhere")
+
+
+@linux
+def test_what_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib, numpy as np\n"
+        "from fedsgd.clients import ClientState\n"
+        "from fedsgd.runtime.store import SlotStore\n"
+        "store = SlotStore(10, pathlib.Path(sys.argv[1]))\n"
+        "store.save(0, ClientState({'a': np.ones(10**6)}))\n"
+        "print('saved', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"saved\n"
+        assert list(tmp_path.iterdir()) == []
+        process.send_signal(signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def files_in(folder: Path) -> list[str]:
+    """Files that this process has open there, those without a name too."""
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            links.append(str(descriptor.readlink()))
+        except OSError:
+            continue
+    return [link for link in links if link.startswith(str(folder))]
+
+
+@linux
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_file_is_gone_after_an_exception(scenario: Callable[..., Scenario], workers: int, tmp_path: Path) -> None:
+    experiment = build(scenario({"state.store": "disk", "state.folder": str(tmp_path)}), share=True)
+
+    def fails() -> None:
+        with with_workers(experiment, workers):
+            assert len(files_in(tmp_path)) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    gc.collect()
+    assert files_in(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_is_no_room_the_state_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, small, large = SlotStore(2), ClientState({"a": np.ones(3)}), ClientState({"a": np.ones(10**4)})
+    store.save(0, small)
+
+    def full(*arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedsgd.runtime.store.SlotStore._taken", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.save(0, large)
+    assert same(store.load(0), small)
+    original, calls = os.pwrite, []
+
+    def soon_full(descriptor: int, data: Any, at: int) -> int:
+        calls.append(at)
+        return original(descriptor, data, at) if len(data) < 10**4 else full()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", soon_full)
+        with pytest.raises(OSError, match="No space left"):
+            store.save(0, large)
+    assert calls
+    assert same(store.load(0), small)
+
+
+# ---------------------------------------------------------------------------------------------- the same run wherever states are
+
+
+@pytest.mark.parametrize("compressor", ["top-k", "dgc", "ef21"])
+def test_a_run_is_the_same_wherever_states_are_kept(scenario: Callable[..., Scenario], compressor: str, tmp_path: Path) -> None:
+    own = {} if compressor == "top-k" else {"uplink.error_feedback": "none", "server.weighting": "uniform"}
+    asked = {"uplink.compressor.name": compressor, "downlink.policy": "difference", "state.folder": str(tmp_path), **own}
+    frames = []
+    for workers, store in ((1, "memory"), (1, "disk"), (2, "memory"), (2, "disk")):
+        with with_workers(build(scenario({**asked, "state.store": store}), share=True), workers) as experiment:
+            server, sent = experiment.server, []
+            for cohort in ([0, 1, 2, 3], [0, 2, 4, 6], [7, 3, 2, 0]):
+                messages, server = broadcast(experiment.plan, server, sorted(cohort))
+                replies = sorted(experiment.runtime.exchange(messages, None), key=lambda reply: reply.client)
+                sent.append([reply.frames for reply in replies])
+                server, _ = aggregate(experiment.plan, server, replies)
+            frames.append(sent)
+    assert all(sent == frames[0] for sent in frames)
+
+
+# ------------------------------------------------------------------------------------------------------------------ at half size
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FLOATS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9), elements=FINITE)
+OTHERS = hnp.arrays(
+    st.sampled_from(["<f8", "<i8", "|u1", "|b1", ">f4", "<u4"]), hnp.array_shapes(min_dims=0, max_dims=2, min_side=0)
+)
+MIXED = st.dictionaries(st.sampled_from("abcdef"), FLOATS | OTHERS, max_size=5)
+MIXED_CLIENTS = st.builds(
+    ClientState,
+    MIXED,
+    st.none()
+    | st.builds(
+        Pending,
+        st.integers(1, 99),
+        MIXED,
+        st.dictionaries(st.sampled_from("abcdef"), st.none() | st.builds(Patch, st.none(), FLOATS | OTHERS), max_size=3),
+    ),
+)
+
+
+@settings(max_examples=60)
+@given(MIXED)
+def test_float32_is_rounded_to_nearest_even_and_nothing_else_is_touched(memory: dict[str, Any]) -> None:
+    half = rounded_client(ClientState(memory))
+    back = widened_client(half)
+    assert list(half.memory) == list(back.memory) == list(memory)
+    for name, array in memory.items():
+        found = back.memory[name]
+        assert (found.shape, found.dtype) == (array.shape, array.dtype)
+        if array.dtype == np.float32:
+            assert half.memory[name].dtype == np.uint16
+            assert half.memory[name].nbytes * 2 == array.nbytes
+            assert found.tobytes() == encode_values(array.reshape(-1), "bfloat16")[1].tobytes()
+            assert np.isfinite(found).all()
+        else:
+            assert half.memory[name] is array
+    assert same(rounded_client(back), half), "rounding twice is rounding once"
+
+
+@settings(max_examples=60)
+@given(MIXED_CLIENTS)
+def test_all_that_a_client_remembers_is_rounded_and_kept_alike_by_every_store(state: ClientState) -> None:
+    half, expected = rounded_client(state), widened_client(rounded_client(state))
+    for made in STORES.values():
+        store = made(1)
+        store.save(0, half)
+        assert same(widened_client(store.load(0)), expected)
+    if state.pending is not None:
+        assert expected.pending is not None
+        assert same(expected.pending.if_received, widened_client(rounded_client(ClientState(state.pending.if_received))).memory)
+
+
+def test_what_is_part_of_the_model_is_never_rounded() -> None:
+    third = np.full(3, 1 / 3, np.float32)
+    half = rounded_client(ClientState({"own/parameters": third, "scheme/residual": third}))
+    assert half.memory["own/parameters"] is third
+    assert half.memory["scheme/residual"].dtype == np.uint16
+
+
+def test_what_is_undone_is_the_rounded_state_from_before() -> None:
+    """Rounded before or after it is undone: the same, so what a lost reply leaves does not depend on when it is rounded."""
+    before, indices = np.float32(np.random.default_rng(0).standard_normal(50)), np.array([3, 7, 20])
+    after = before.copy()
+    after[indices] = 0
+    kept = rounded_client(ClientState({"r": before}, Pending(1, {"r": after}, {"r": Patch(indices, before[indices])})))
+    pending = widened_client(kept).pending
+    assert pending is not None
+    assert same(undone(pending.if_received, pending.undo), widened_client(rounded_client(ClientState({"r": before}))).memory)
+
+
+def test_an_array_that_is_there_twice_is_rounded_once() -> None:
+    array = np.ones(10, np.float32)
+    state = rounded_client(ClientState({"a": array}, Pending(1, {"a": array}, {"a": Patch(None, array)})))
+    assert state.pending is not None
+    assert state.memory["a"] is state.pending.if_received["a"]
+    undo = state.pending.undo["a"]
+    assert undo is not None
+    assert undo.values is state.memory["a"]
+
+
+def test_the_largest_stay_finite_and_what_cannot_be_told_apart_is_refused() -> None:
+    most = np.finfo(np.float32).max
+    back = widened_client(rounded_client(ClientState({"a": np.float32([most, -most, 1e-45, 0.0, -0.0])}))).memory["a"]
+    assert np.isfinite(back).all()
+    assert back[0] == -back[1] == np.float32(3.3895314e38)
+    with pytest.raises(TypeError, match=r"what a client remembers \(a\) is uint16"):
+        rounded_client(ClientState({"a": np.zeros(3, np.uint16)}))

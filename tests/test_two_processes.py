@@ -55,7 +55,8 @@ class OverAPipe:
 
 
 def of(name: str, scenario: Any) -> Scenario:
-    uniform = {"server.weighting": "uniform"} if name == "ef21" else {}
+    uniform = {"server.weighting": "uniform"} if name in ("ef21", "scaffold") else {}
+    plain = {"client.optimizer.name": "sgd"} if name == "scaffold" else {}
     made: Scenario = scenario(
         {
             "rounds": ROUNDS,
@@ -63,6 +64,7 @@ def of(name: str, scenario: Any) -> Scenario:
             "uplink.compressor.name": name,
             "uplink.error_feedback": "none",
             **uniform,
+            **plain,
         }
     )
     return made
@@ -72,7 +74,7 @@ def outcome(s: Scenario, runtime: Any = None) -> tuple[bytes, str, int]:
     """(the final weights, the ledger's digest, bytes up) of some rounds."""
     experiment = build(s)
     ledger = Ledger()
-    rounds = run(experiment.plan, experiment.server, runtime or experiment.runtime, ledger)
+    rounds = run(experiment.plan, experiment.server, runtime or experiment.runtime, experiment.attendance, ledger)
     for server, _ in rounds:
         if server.round > ROUNDS:
             return server.weights.tobytes(), ledger.sha256, ledger.totals["up"].n_bytes
@@ -92,7 +94,7 @@ def elsewhere() -> Iterator[Connection]:
     assert process.exitcode == 0
 
 
-MEMORY = ["dgc", "stc", "ef21", "cafe", "power-sgd", "fetch-sgd"]
+MEMORY = ["dgc", "stc", "ef21", "cafe", "power-sgd", "fetch-sgd", "scaffold"]
 
 
 @pytest.mark.parametrize("name", MEMORY)

@@ -106,7 +106,7 @@ def _trained() -> Sample:
             decoded = plan.uplink.decode(decode_frame(crossing.frame).sections, ctx)
             updates[crossing.round - 1, crossing.client] = decoded.to_dense()
 
-    for server, _ in run(plan, experiment.server, experiment.runtime, keep):
+    for server, _ in run(plan, experiment.server, experiment.runtime, experiment.attendance, keep):
         if server.round > ROUNDS:
             break
     updates.flags.writeable = False

@@ -4,26 +4,22 @@ To add an operator: write its file, add its line to COMPRESSORS.
 """
 
 from fedsgd.component import Registry
+from fedsgd.compress.ageing import Ageing
 from fedsgd.compress.base import (
     ClientId,
     Compressor,
     Context,
-    Dense,
     Gathering,
     Operator,
     OperatorScheme,
-    Patch,
     Received,
     Scheme,
     Sent,
-    Sparse,
-    State,
-    Update,
     Weighting,
-    undone,
 )
 from fedsgd.compress.error_feedback import ErrorFeedback
 from fedsgd.compress.plain import Plain
+from fedsgd.compress.update import Dense, Patch, Sparse, State, Update, undone
 
 COMPRESSORS: Registry[Compressor] = Registry(
     "compressor",
@@ -49,11 +45,13 @@ COMPRESSORS: Registry[Compressor] = Registry(
         "cafe": "fedsgd.compress.cafe:CAFe",
         "power-sgd": "fedsgd.compress.power_sgd:PowerSGD",
         "fetch-sgd": "fedsgd.compress.fetch_sgd:FetchSGD",
+        "scaffold": "fedsgd.compress.scaffold:Scaffold",
     },
 )
 
 __all__ = [
     "COMPRESSORS",
+    "Ageing",
     "ClientId",
     "Compressor",
     "Context",

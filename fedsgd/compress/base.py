@@ -9,25 +9,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsgd.arrays import F32, I64
+from fedsgd.arrays import F32
 from fedsgd.component import Component
+from fedsgd.compress.update import Patch, State, Update, undone
 from fedsgd.errors import WireError
 from fedsgd.layout import Layout
 from fedsgd.rng import shared_key
-from fedsgd.vectors import scatter_add
 from fedsgd.wire import Sections
 
 ClientId = int
 Kind = Literal["unbiased", "contractive", "neither"]
 Weighting = Literal["examples", "uniform"]
 """What a client's update counts in the mean: its number of training examples, or the same as every other."""
-State = Mapping[str, NDArray[Any]]
-"""What a scheme remembers, by name. An absent entry is zero; arrays in it are never written to."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Context:
     """What both ends know without being told: all shared randomness is a hash of it.
 
     reference: what the server sent along with the model for the scheme's use [P], None where it sent nothing; cohort: m, the
-    number of clients whose updates are averaged.
+    number of clients whose updates are averaged; travelled: the sum of the step sizes of the client's local steps.
     """
 
     seed: int
@@ -44,68 +41,11 @@ class Context:
     layout: Layout
     reference: F32 | None = None
     cohort: int = 1
+    travelled: float = 1.0
 
     def key(self, purpose: str) -> int:
         """The key of a shared randomness that is this client's in this round alone."""
         return shared_key(self.seed, purpose, self.round, self.client)
-
-
-class Update(ABC):
-    """A decoded vector [P], in the form that is cheapest to add."""
-
-    @property
-    @abstractmethod
-    def kept(self) -> int:
-        """The number of coordinates that were sent."""
-
-    @abstractmethod
-    def add_to(self, out: NDArray[Any], weight: float) -> None:
-        """out += weight · update, in place; the product is taken in out's dtype. out: [P]."""
-
-    @abstractmethod
-    def to_dense(self) -> F32:
-        """The update as a new float32 [P]."""
-
-
-@dataclass(frozen=True, eq=False)
-class Dense(Update):
-    """Every coordinate. values: [P]."""
-
-    values: F32
-
-    @property
-    def kept(self) -> int:
-        return len(self.values)
-
-    def add_to(self, out: NDArray[Any], weight: float) -> None:
-        out += self.values.astype(out.dtype, copy=False) * out.dtype.type(weight)
-
-    def to_dense(self) -> F32:
-        return self.values.copy()
-
-
-@dataclass(frozen=True, eq=False)
-class Sparse(Update):
-    """k coordinates of `size` = P. indices: [k], strictly ascending; values: [k]; all others are zero."""
-
-    indices: I64
-    values: F32
-    size: int
-
-    @property
-    def kept(self) -> int:
-        return len(self.indices)
-
-    def add_to(self, out: NDArray[Any], weight: float) -> None:
-        if out.dtype == np.float64:
-            scatter_add(out, self.indices, self.values, float(weight))
-        else:
-            out[self.indices] += self.values.astype(out.dtype, copy=False) * out.dtype.type(weight)
-
-    def to_dense(self) -> F32:
-        out = np.zeros(self.size, dtype=np.float32)
-        out[self.indices] = self.values
-        return out
 
 
 @dataclass(frozen=True)
@@ -184,29 +124,6 @@ class Operator(Compressor):
         return None
 
 
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """Entries of a vector to write back. indices: [k], or None for all of them; values: [k] or [P]."""
-
-    indices: I64 | None
-    values: NDArray[Any]
-
-    def written_to(self, vector: NDArray[Any]) -> NDArray[Any]:
-        """A copy of `vector` with the entries in place."""
-        if self.indices is None:
-            return self.values
-        out = vector.copy()
-        out[self.indices] = self.values
-        return out
-
-
-def patch(before: NDArray[Any], update: Update) -> Patch:
-    """What undoes, in a vector that was `before`, whatever was done to it where `update` has coordinates."""
-    if isinstance(update, Sparse):
-        return Patch(update.indices, before[update.indices])
-    return Patch(None, before)
-
-
 @dataclass(frozen=True)
 class Sent:
     """What `Scheme.send` leaves behind: the bytes, the next state if the server acknowledges, and how that state differs if it
@@ -222,17 +139,6 @@ class Sent:
         return undone(self.state, self.undo)
 
 
-def undone(state: State, undo: Mapping[str, Patch | None]) -> State:
-    """`state` with the patches of `undo`, as new arrays where they differ."""
-    out = dict(state)
-    for name, patch in undo.items():
-        if patch is None:
-            out.pop(name, None)
-        else:
-            out[name] = patch.written_to(out[name]) if name in out else patch.values
-    return out
-
-
 @dataclass(frozen=True)
 class Gathering:
     """What a scheme knows of the round whose replies it folds. clients: N, all there are, in the cohort or not."""
@@ -245,7 +151,8 @@ class Gathering:
 
 @dataclass(frozen=True)
 class Received:
-    """One client's sections at the server. weight: its share of the mean, all shares of a round adding up to 1."""
+    """One client's sections at the server. weight: its share of the mean. The shares of a round add up to 1, but where they are
+    corrected for chances of taking part, or for how far local steps go."""
 
     sections: Sections
     weight: float
@@ -262,6 +169,16 @@ class Scheme(Compressor):
 
     uniform: ClassVar[bool] = False
     """True if the server's arithmetic needs every client to weigh the same."""
+    convex: ClassVar[bool] = False
+    """True if the server's arithmetic needs shares that add up to 1."""
+    mirrored: ClassVar[bool] = False
+    """True if the server keeps the sum of something that each client keeps too: then a client that lost its state cannot go on,
+    and what it keeps may not be rounded."""
+    corrects: ClassVar[bool] = False
+    """True if clients train with a correction of each gradient: `correction`."""
+    backlog: ClassVar[tuple[str, ...]] = ()
+    """The entries of a client's state that are updates not sent yet, and so grow stale while it is away; the last of them is
+    what is held back."""
 
     @abstractmethod
     def send(self, x: F32, state: State, ctx: Context) -> Sent:
@@ -270,6 +187,15 @@ class Scheme(Compressor):
     @abstractmethod
     def withheld(self, state: State, layout: Layout) -> F32 | None:
         """What has been kept back so far and will still be sent [P]; None if the scheme keeps nothing back, or changes it."""
+
+    def held_back(self, state: State) -> F32 | None:
+        """What a client has accumulated and not sent [P]; None if it has nothing of the kind. Unlike `withheld`, this may be
+        changed before it is sent."""
+        return state.get(self.backlog[-1]) if self.backlog else None
+
+    def correction(self, state: State, ctx: Context) -> F32 | None:
+        """What a client adds to each gradient of its local training in this round [P], given what it remembers."""
+        return None
 
     def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
         """(the cohort's update [P], the server's next state). By default the weighted mean."""
@@ -293,9 +219,7 @@ class Scheme(Compressor):
 
     def read_downlink(self, sections: Sections, ctx: Context) -> F32 | None:
         """What `downlink` sent, at the client: its `Context.reference`."""
-        if sections:
-            raise WireError(sections[0].offset, f"{self.name} expects nothing beside the model")
-        return None
+        raise WireError(sections[0].offset if sections else 0, f"{self.name} expects nothing beside the model")
 
 
 @dataclass(frozen=True)

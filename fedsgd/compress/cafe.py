@@ -6,19 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from fedsgd.arrays import F32
-from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Received, Sent, State
+from fedsgd.compress.base import Context, Gathering, Operator, Received, Sent
 from fedsgd.compress.error_feedback import require_contractive
-from fedsgd.compress.sparse import decode_sparse, encode_sparse, max_sparse_bytes
+from fedsgd.compress.reference import WithReference
 from fedsgd.compress.topk import TopK
+from fedsgd.compress.update import State
 from fedsgd.layout import Layout
-from fedsgd.wire import Sections
 
 
 @dataclass(frozen=True)
-class CAFe(OperatorScheme):
+class CAFe(WithReference):
     """How the update differs from the last round's mean is sent; the server adds that mean back.
 
     CAFe (arXiv 2512.22623). Client: C(x − r), r being the last round's mean update. Server: the mean of what it decodes, plus
@@ -29,6 +27,7 @@ class CAFe(OperatorScheme):
 
     name: ClassVar[str] = "cafe"
     codec: ClassVar[int] = 24
+    convex: ClassVar[bool] = True
 
     op: Operator = TopK()
 
@@ -48,16 +47,3 @@ class CAFe(OperatorScheme):
         if "reference" in server:
             update = server["reference"] + update
         return update, {"reference": update}
-
-    def downlink(self, server: State, ctx: Context) -> Sections:
-        if "reference" not in server:
-            return ()
-        reference: F32 = server["reference"]
-        indices = np.flatnonzero(reference)
-        return encode_sparse(indices, reference[indices], "float32", ctx)[0]
-
-    def read_downlink(self, sections: Sections, ctx: Context) -> F32 | None:
-        return decode_sparse(sections, "float32", ctx).to_dense()
-
-    def max_downlink(self, layout: Layout) -> int:
-        return max_sparse_bytes(layout.size, "float32", layout.size)

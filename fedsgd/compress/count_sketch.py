@@ -9,7 +9,8 @@ import numpy as np
 
 from fedsgd.arrays import F32, F64, I64
 from fedsgd.component import Share
-from fedsgd.compress.base import Context, Dense, Kind, Operator, Update
+from fedsgd.compress.base import Context, Kind, Operator
+from fedsgd.compress.update import Dense, Update
 from fedsgd.compress.updates import Deferred
 from fedsgd.errors import NonFiniteError
 from fedsgd.kernel import helper, kernel

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsgd.arrays import F32
-from fedsgd.compress.base import Context, Dense, Kind, Operator, Update
+from fedsgd.compress.base import Context, Kind, Operator
+from fedsgd.compress.update import Dense, Update
 from fedsgd.layout import Layout
 from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max_value_bytes, value_error
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from fedsgd.arrays import F32, I64
 from fedsgd.component import Coefficient, Natural, NonNegative, Share
-from fedsgd.compress.base import Context, Patch, Scheme, Sent, State, Update
+from fedsgd.compress.base import Context, Scheme, Sent
 from fedsgd.compress.density import kept_of, staged
 from fedsgd.compress.select import top_k
 from fedsgd.compress.sparse import decode_sparse, encode_sparse, kept_sparse, max_sparse_bytes
+from fedsgd.compress.update import Patch, State, Update
 from fedsgd.kernel import kernel
 from fedsgd.layout import Layout
 from fedsgd.vectors import energy
@@ -45,6 +46,7 @@ class DGC(Scheme):
 
     name: ClassVar[str] = "dgc"
     codec: ClassVar[int] = 20
+    backlog: ClassVar[tuple[str, ...]] = ("u", "v")
 
     density: Share = 0.001
     momentum: Coefficient = 0.9

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fedsgd.arrays import F32
-from fedsgd.compress.base import Context, Kind, Operator, Update
+from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.eden import decode_rotated, encode_rotated, max_rotated_bytes
+from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections
 

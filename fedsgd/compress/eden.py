@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedsgd.arrays import F32, F64, I64, U8
-from fedsgd.compress.base import Context, Dense, Kind, Operator, Update
+from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.rotation import block_ends, rotate, rotate_block, unrotate, unrotate_block
+from fedsgd.compress.update import Dense, Update
 from fedsgd.compress.updates import Deferred
 from fedsgd.errors import NonFiniteError, WireError, within
 from fedsgd.kernel import kernel

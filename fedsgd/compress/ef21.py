@@ -9,19 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.compress.base import (
-    Context,
-    Gathering,
-    Operator,
-    OperatorScheme,
-    Patch,
-    Received,
-    Sent,
-    State,
-    patch,
-)
+from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Received, Sent
 from fedsgd.compress.error_feedback import require_contractive
 from fedsgd.compress.topk import TopK
+from fedsgd.compress.update import Patch, State, patch
 from fedsgd.layout import Layout
 
 
@@ -42,6 +33,8 @@ class EF21(OperatorScheme):
     name: ClassVar[str] = "ef21"
     codec: ClassVar[int] = 23
     uniform: ClassVar[bool] = True
+    convex: ClassVar[bool] = True
+    mirrored: ClassVar[bool] = True
 
     op: Operator = TopK()
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.component import Coefficient, Count, FieldError
-from fedsgd.compress.base import Context, OperatorScheme, Sent, State, patch
+from fedsgd.component import FieldError
+from fedsgd.compress.base import Context, OperatorScheme, Sent
+from fedsgd.compress.update import State, patch
 from fedsgd.layout import Layout
-
-Policy = Literal["persist", "decay", "reset"]
 
 
 @dataclass(frozen=True)
@@ -23,19 +22,14 @@ class ErrorFeedback(OperatorScheme):
     residual stays right when the step size changes. If the reply is lost the residual becomes a: nothing was delivered, so
     nothing may be forgotten.
 
-    policy: what happens to the residual of a client that sits out. It was computed on an older model, and says less about the
-    present one with every round. "persist": it waits unchanged; "decay": it shrinks by `factor` for each round missed; "reset":
-    it is dropped if more than `rounds` were missed. With every client in every round the three are the same.
+    The residual of a client that sits out waits for it unchanged; `Ageing` has other policies.
 
     The operator must contract: |a − C(a)|² ≤ (1 − δ)|a|² + A is what bounds the residual. Over scaled rand-k it grows by a
     factor of P/k − 1 a round, so that is refused.
     """
 
     name: ClassVar[str] = "error-feedback"
-
-    policy: Policy = "persist"
-    factor: Coefficient = 0.9
-    rounds: Count = 10
+    backlog: ClassVar[tuple[str, ...]] = ("residual",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,23 +41,12 @@ class ErrorFeedback(OperatorScheme):
         return self.op.codec
 
     def send(self, x: F32, state: State, ctx: Context) -> Sent:
-        residual = self._residual(state, ctx.round)
+        residual = state.get("residual")
         accumulated = x if residual is None else residual + x
         sections, decoded = self.op.encode(accumulated, ctx)
         rest = accumulated.copy()
         decoded.add_to(rest, -1.0)
-        kept: State = {"residual": rest, "round": np.array(ctx.round)}
-        return Sent(sections, kept, {"residual": patch(accumulated, decoded)})
-
-    def _residual(self, state: State, round: int) -> F32 | None:
-        """What is left of the residual in `round`, by the policy."""
-        residual = state.get("residual")
-        if residual is None or self.policy == "persist":
-            return residual
-        missed = max(0, round - int(state["round"]) - 1)
-        if self.policy == "decay":
-            return residual * np.float32(self.factor**missed) if missed else residual
-        return None if missed > self.rounds else residual
+        return Sent(sections, {"residual": rest}, {"residual": patch(accumulated, decoded)})
 
     def withheld(self, state: State, layout: Layout) -> F32 | None:
         residual = state.get("residual")

@@ -10,10 +10,11 @@ import numpy as np
 
 from fedsgd.arrays import F32, F64
 from fedsgd.component import Coefficient, Share
-from fedsgd.compress.base import Context, Dense, Gathering, Received, Scheme, Sent, State, Update
+from fedsgd.compress.base import Context, Gathering, Received, Scheme, Sent
 from fedsgd.compress.count_sketch import Rows, n_columns, sketch, unsketch
 from fedsgd.compress.density import kept_of
 from fedsgd.compress.select import top_k
+from fedsgd.compress.update import Dense, State, Update
 from fedsgd.errors import NonFiniteError
 from fedsgd.layout import Layout
 from fedsgd.rng import shared_key

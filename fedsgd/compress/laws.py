@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from fedsgd.arrays import F32, F64
-from fedsgd.compress.base import Compressor, Context, Operator, Update
+from fedsgd.compress.base import Compressor, Context, Operator
+from fedsgd.compress.update import Update
 from fedsgd.errors import LawError, WireError
 from fedsgd.layout import Layout
 from fedsgd.rng import stream

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.compress.base import Context, Dense, Kind, Operator, Update
+from fedsgd.compress.base import Context, Kind, Operator
+from fedsgd.compress.update import Dense, Update
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections, decode_values, encode_values, max_value_bytes
 

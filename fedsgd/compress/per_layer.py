@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from fedsgd.arrays import F32
 from fedsgd.component import Checked, FieldError
-from fedsgd.compress.base import Context, Kind, Operator, Sparse, Update
+from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.topk import TopK
+from fedsgd.compress.update import Sparse, Update
 from fedsgd.errors import WireError, did_you_mean, within
 from fedsgd.layout import Layout
 from fedsgd.rng import shared_key
@@ -167,7 +168,7 @@ class Joined(Update):
             elif isinstance(update, Sparse):
                 _placed(update, group, self.size).add_to(out, weight)
             else:
-                summed = np.zeros(group.layout.size, dtype=out.dtype)
+                summed = np.full(group.layout.size, -0.0, dtype=out.dtype)  # which changes nothing that it is added to
                 update.add_to(summed, weight)
                 for part, a, b in zip(group.parts, group.layout.offsets[:-1], group.layout.offsets[1:], strict=True):
                     out[part] += summed[a:b]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsgd.arrays import F32
-from fedsgd.compress.base import Context, OperatorScheme, Sent, State
+from fedsgd.compress.base import Context, OperatorScheme, Sent
+from fedsgd.compress.update import State
 from fedsgd.layout import Layout
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from fedsgd.arrays import F32, F64
 from fedsgd.component import Count
-from fedsgd.compress.base import Context, Patch, Scheme, Sent, State, Update
+from fedsgd.compress.base import Context, Scheme, Sent
+from fedsgd.compress.update import Patch, State, Update
 from fedsgd.errors import NonFiniteError, WireError
 from fedsgd.kernel import kernel
 from fedsgd.layout import Layout
@@ -109,6 +110,7 @@ class PowerSGD(Scheme):
 
     name: ClassVar[str] = "power-sgd"
     codec: ClassVar[int] = 22
+    backlog: ClassVar[tuple[str, ...]] = ("residual",)
 
     rank: Count = 2
     values: Literal["float32", "bfloat16"] = "float32"

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from fedsgd.arrays import F32
 from fedsgd.component import Bucket, Level
-from fedsgd.compress.base import Context, Kind, Operator, Update
+from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.quantise import decode_quantised, encode_quantised, rounding_variance
+from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
 from fedsgd.vectors import bucket_peaks, norms
 from fedsgd.wire import Sections

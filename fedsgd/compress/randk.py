@@ -9,9 +9,10 @@ import numpy as np
 
 from fedsgd.arrays import F32, I64, U64
 from fedsgd.component import Share
-from fedsgd.compress.base import Context, Kind, Operator, Sparse, Update
+from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.density import kept_of
 from fedsgd.compress.sparse import surviving
+from fedsgd.compress.update import Sparse, Update
 from fedsgd.errors import NonFiniteError
 from fedsgd.kernel import kernel
 from fedsgd.layout import Layout

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from fedsgd.arrays import F32
 from fedsgd.component import Count, FieldError, Share, field_types
-from fedsgd.compress.base import Context, Kind, Operator, Update
+from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.density import staged
 from fedsgd.compress.topk import TopK
+from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections
 

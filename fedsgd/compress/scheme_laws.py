@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.compress.base import Context, OperatorScheme, Scheme, Sent, State
+from fedsgd.compress.base import Context, OperatorScheme, Scheme, Sent
 from fedsgd.compress.laws import ROUNDING, SMALL, contexts, gaussian, layout_of, over_the_wire, require
+from fedsgd.compress.update import State
 from fedsgd.errors import LawError
 
 STEPS = 12

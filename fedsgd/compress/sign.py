@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.compress.base import Context, Kind, Operator, Update
+from fedsgd.compress.base import Context, Kind, Operator
+from fedsgd.compress.update import Update
 from fedsgd.compress.updates import Signs, pack_signs
 from fedsgd.layout import Layout
 from fedsgd.vectors import mean_magnitude

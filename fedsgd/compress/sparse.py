@@ -6,7 +6,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from fedsgd.arrays import F32, I64
-from fedsgd.compress.base import Context, Kind, Operator, Sparse
+from fedsgd.compress.base import Context, Kind, Operator
+from fedsgd.compress.update import Sparse
 from fedsgd.errors import WireError
 from fedsgd.layout import Layout
 from fedsgd.wire import (

@@ -9,8 +9,9 @@ import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.component import NonNegative
-from fedsgd.compress.base import Context, Kind, Operator, Update
+from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.quantise import decode_quantised, encode_quantised, rounding_variance
+from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
 from fedsgd.vectors import bucket_peaks, energy
 from fedsgd.wire import Sections

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from fedsgd.arrays import F32
 from fedsgd.component import Positive
-from fedsgd.compress.base import Context, Update
+from fedsgd.compress.base import Context
 from fedsgd.compress.select import at_least
 from fedsgd.compress.sparse import Sparsifier, decode_sparse, encode_sparse, max_sparse_bytes, surviving
+from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections, ValueFormat
 

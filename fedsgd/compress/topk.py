@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from fedsgd.arrays import F32
 from fedsgd.component import Share
-from fedsgd.compress.base import Context, Update
+from fedsgd.compress.base import Context
 from fedsgd.compress.density import kept_of
 from fedsgd.compress.select import top_k
 from fedsgd.compress.sparse import Sparsifier, decode_sparse, encode_sparse, max_sparse_bytes, surviving
+from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections, ValueFormat
 

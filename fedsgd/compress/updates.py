@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.arrays import F32, F64, U8
-from fedsgd.compress.base import Dense, Update
+from fedsgd.compress.update import Dense, Update
 from fedsgd.kernel import kernel
 from fedsgd.wire.levels import dequantise
 

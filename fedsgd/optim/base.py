@@ -82,8 +82,9 @@ class Optimizer(Component, ABC):
 
 def server_step(
     optimizer: Optimizer, weights: F32, update: F32, state: Mapping[str, F32], round: int
-) -> tuple[F32, dict[str, F32]]:
-    """(next weights [P], next state): one step of `optimizer` on the pseudo-gradient −update. Nothing is written to.
+) -> tuple[F32, F32, dict[str, F32]]:
+    """(next weights [P], the step that led there [P], next state): one step of `optimizer` on the pseudo-gradient −update.
+    Nothing is written to.
 
     With "sgd" and lr = 1 this is weights + update, so the weighted mean of the clients' models: FedAvg.
     """
@@ -96,4 +97,5 @@ def server_step(
         buffers = {name: torch.from_numpy(value.copy()) for name, value in state.items()} or optimizer.init(w)
         direction, alpha = optimizer.step(w, torch.from_numpy(np.negative(update)), buffers, optimizer.rate(round))
         w.add_(direction, alpha=alpha)
-    return w.numpy(), {name: value.numpy() for name, value in buffers.items()}
+        step = direction * alpha
+    return w.numpy(), step.numpy(), {name: value.numpy() for name, value in buffers.items()}

@@ -4,7 +4,8 @@ N clients in all, m of them wanted in a round.
 """
 
 from fedsgd.component import Registry
-from fedsgd.participation.base import Draw, Drawn, Population, Sampler
+from fedsgd.participation.attendance import Attendance, Fate
+from fedsgd.participation.base import Draw, Drawn, Pool, Sampler
 from fedsgd.participation.durations import Durations
 from fedsgd.participation.replies import in_time, lost
 
@@ -25,4 +26,16 @@ DURATIONS: Registry[Durations] = Registry(
     plural="durations",
 )
 
-__all__ = ["DURATIONS", "SAMPLERS", "Draw", "Drawn", "Durations", "Population", "Sampler", "in_time", "lost"]
+__all__ = [
+    "DURATIONS",
+    "SAMPLERS",
+    "Attendance",
+    "Draw",
+    "Drawn",
+    "Durations",
+    "Fate",
+    "Pool",
+    "Sampler",
+    "in_time",
+    "lost",
+]

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fedsgd.arrays import F64, I64
+import numpy as np
+
+from fedsgd.arrays import F64, I32, I64
 from fedsgd.component import Component
+from fedsgd.rng import stream
 
 
 @dataclass(frozen=True, eq=False)
-class Population:
+class Pool:
     """What clients are drawn from. seed: the scenario's; clients: N, called 0 to N − 1; sizes: gives the number of examples of
     each client [N], and is called only by samplers that look at it; folder: where data files are looked for."""
 
@@ -48,16 +51,28 @@ class Sampler(Component, ABC):
     """A rule for who takes part in each round.
 
     Laws: a cohort's clients are distinct, ascending and in [0, N); there are m of them, or at most m with a sampler that knows
-    who is available; the result depends on the population, m, the seed and the round alone, whatever was drawn before; a
+    who is available; the result depends on the pool, m, the seed and the round alone, whatever was drawn before; a
     draw's time and memory do not grow with N (but for the log N of a search).
     """
 
     fills: ClassVar[bool] = True
     """Whether a cohort always has the m clients that were wanted; if not, it may have fewer, and none."""
+    corrects: ClassVar[bool] = False
+    """Whether it hands on chances, so that the mean is corrected for them."""
 
     @abstractmethod
-    def over(self, population: Population) -> Draw:
-        """What draws this population's cohorts. DataError if a file that is needed is missing or wrong."""
+    def over(self, pool: Pool) -> Draw:
+        """What draws this pool's cohorts. DataError if a file that is needed is missing or wrong."""
+
+
+def shuffled(pool: Pool) -> I32 | I64:
+    """All clients in an order that is shuffled once for the run [N]: four bytes each, as long as that holds their numbers."""
+    return narrowed(stream(pool.seed, "cohort/order").permutation(pool.clients))
+
+
+def narrowed(numbers: I64) -> I32 | I64:
+    """Numbers from 0 to one less than how many they are, in four bytes each if these hold all of them, and how many [N]."""
+    return numbers.astype(np.int32) if len(numbers) <= np.iinfo(np.int32).max else numbers
 
 
 def check_wanted(wanted: int, clients: int) -> None:

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.participation.base import Draw, Drawn, Population, Sampler, check_wanted
-from fedsgd.rng import stream
+from fedsgd.participation.base import Draw, Drawn, Pool, Sampler, check_wanted, shuffled
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,12 @@ class Cyclic(Sampler):
 
     name: ClassVar[str] = "cyclic"
 
-    def over(self, population: Population) -> Draw:
-        order = stream(population.seed, "cohort/order").permutation(population.clients)
+    def over(self, pool: Pool) -> Draw:
+        order = shuffled(pool)
 
         def draw(round: int, wanted: int) -> Drawn:
-            check_wanted(wanted, population.clients)
-            begin = (round - 1) * wanted % population.clients
-            return Drawn(tuple(sorted(order[(begin + np.arange(wanted)) % population.clients].tolist())))
+            check_wanted(wanted, pool.clients)
+            begin = (round - 1) * wanted % pool.clients
+            return Drawn(tuple(sorted(order[(begin + np.arange(wanted)) % pool.clients].tolist())))
 
         return draw

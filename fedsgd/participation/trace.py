@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsgd.component import Natural
 from fedsgd.errors import DataError
-from fedsgd.participation.base import Draw, Drawn, Population, Sampler, check_wanted
+from fedsgd.participation.base import Draw, Drawn, Pool, Sampler, check_wanted
 from fedsgd.participation.intervals import LATEST, Intervals
 from fedsgd.rng import stream
 
@@ -36,17 +36,17 @@ class Trace(Sampler):
     file: str = field(kw_only=True)
     period: Natural = 0
 
-    def over(self, population: Population) -> Draw:
-        lines = np.array(list(_lines(self._found(population.folder), population.clients, self.period)), dtype=np.int64)
+    def over(self, pool: Pool) -> Draw:
+        lines = np.array(list(_lines(self._found(pool.folder), pool.clients, self.period)), dtype=np.int64)
         trace = Intervals.of(*lines.T)
 
         def draw(round: int, wanted: int) -> Drawn:
-            check_wanted(wanted, population.clients)
+            check_wanted(wanted, pool.clients)
             there = trace.holding((round - 1) % self.period + 1 if self.period else round)
             ends = np.cumsum([len(some) for some in there], dtype=np.int64)
             if not there or ends[-1] <= wanted:
                 return Drawn(tuple(sorted(client for some in there for client in some.tolist())))
-            chosen = stream(population.seed, "cohort", round).choice(ends[-1], size=wanted, replace=False)
+            chosen = stream(pool.seed, "cohort", round).choice(ends[-1], size=wanted, replace=False)
             which = np.searchsorted(ends, chosen, side="right")
             return Drawn(tuple(sorted(int(there[w][i - ends[w]]) for w, i in zip(which, chosen, strict=True))))
 

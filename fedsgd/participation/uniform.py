@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsgd.participation.base import Draw, Drawn, Population, Sampler, check_wanted
+from fedsgd.participation.base import Draw, Drawn, Pool, Sampler, check_wanted
 from fedsgd.rng import stream
 
 
@@ -19,10 +19,10 @@ class Uniform(Sampler):
 
     name: ClassVar[str] = "uniform"
 
-    def over(self, population: Population) -> Draw:
+    def over(self, pool: Pool) -> Draw:
         def draw(round: int, wanted: int) -> Drawn:
-            check_wanted(wanted, population.clients)
-            chosen = stream(population.seed, "cohort", round).choice(population.clients, size=wanted, replace=False)
+            check_wanted(wanted, pool.clients)
+            chosen = stream(pool.seed, "cohort", round).choice(pool.clients, size=wanted, replace=False)
             return Drawn(tuple(sorted(chosen.tolist())))
 
         return draw

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import I64
+from fedsgd.arrays import I32, I64
 from fedsgd.component import NonNegative
 from fedsgd.errors import DataError
-from fedsgd.participation.base import Draw, Drawn, Population, Sampler, check_wanted
+from fedsgd.participation.base import Draw, Drawn, Pool, Sampler, check_wanted, narrowed, shuffled
 from fedsgd.rng import stream
 
 
@@ -26,18 +26,18 @@ class Weighted(Sampler):
     """
 
     name: ClassVar[str] = "weighted"
+    corrects: ClassVar[bool] = True
 
     exponent: NonNegative = 1.0
 
-    def over(self, population: Population) -> Draw:
-        order = stream(population.seed, "cohort/order").permutation(population.clients)
-        line = _Line.of(_ticks(population.sizes(), self.exponent), order)
+    def over(self, pool: Pool) -> Draw:
+        line = _Line.of(_ticks(pool.sizes(), self.exponent), shuffled(pool))
 
         def draw(round: int, wanted: int) -> Drawn:
-            check_wanted(wanted, population.clients)
+            check_wanted(wanted, pool.clients)
             if wanted > line.drawable:
                 raise DataError(f'"weighted" is to draw {wanted} clients a round, but only {line.drawable} have any examples')
-            return line.draw(wanted, stream(population.seed, "cohort", round))
+            return line.draw(wanted, stream(pool.seed, "cohort", round))
 
         return draw
 
@@ -48,67 +48,77 @@ def _ticks(sizes: I64, exponent: float) -> I64:
     Integers, so that no rounding decides who is drawn: chances are those of the integers, exactly.
     """
     scale = 2.0 ** min(52, 62 - len(sizes).bit_length())
-    ticks = np.rint((sizes / max(1, sizes.max())) ** exponent * scale).astype(np.int64)
-    return np.where((sizes > 0) | (exponent == 0), np.maximum(ticks, 1), 0)
+    shares = sizes / max(1, sizes.max())  # in place from here on: there may be millions of them
+    shares **= exponent
+    shares *= scale
+    ticks: I64 = np.rint(shares, out=shares).astype(np.int64)
+    np.maximum(ticks, 1, out=ticks)
+    if exponent:
+        ticks[sizes <= 0] = 0
+    return ticks
 
 
 @dataclass(frozen=True, eq=False)
 class _Line:
-    """Clients laid end to end on a line, each as long as its ticks: what systematic sampling walks along.
+    """Clients laid end to end on a line, each as long as its ticks: what systematic sampling walks along. 16 bytes each.
 
-    ticks: of each client [N]; order: the clients as they lie [N]; place: of each client in `order` [N]; ends: where each place
-    ends [N]; ranked: clients by ticks, most first [N]; rest: the ticks of ranked[k:], for each k [N]; drawable: how many
-    clients have ticks.
+    order: the clients as they lie, place by place [N]; bounds: where places begin and, one further on, end [N + 1]; ranked:
+    places by ticks, most first [N]; drawable: how many clients have ticks.
     """
 
-    ticks: I64
-    order: I64
-    place: I64
-    ends: I64
-    ranked: I64
-    rest: I64
+    order: I32 | I64
+    bounds: I64
+    ranked: I32 | I64
     drawable: int
 
     @staticmethod
-    def of(ticks: I64, order: I64) -> _Line:
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        ranked = np.argsort(-ticks, kind="stable")
-        rest = np.cumsum(ticks[ranked][::-1])[::-1]
-        return _Line(ticks, order, place, np.cumsum(ticks[order]), ranked, rest, int(np.count_nonzero(ticks)))
+    def of(ticks: I64, order: I32 | I64) -> _Line:
+        laid, bounds = ticks[order], np.zeros(len(order) + 1, dtype=np.int64)
+        np.cumsum(laid, out=bounds[1:])
+        drawable = int(np.count_nonzero(laid))
+        ranked = narrowed(np.argsort(np.negative(laid, out=laid), kind="stable"))
+        return _Line(order, bounds, ranked, drawable)
 
-    def certain(self, wanted: int) -> int:
-        """How many clients are sure to be among `wanted`: the least k for which nobody in ranked[k:] has a chance above 1.
+    def ticks(self, places: I32 | I64) -> I64:
+        """Of who lies at these places [len(places)]."""
+        ticks: I64 = self.bounds[places + 1] - self.bounds[places]
+        return ticks
 
-        That nobody has, (wanted − k) · largest ≤ their sum, stays true as k grows; and it is true for k = wanted − 1.
+    def certain(self, wanted: int) -> tuple[int, int]:
+        """(how many clients are sure to be among `wanted`, at least 1, the ticks of all others).
+
+        It is the least k for which nobody in ranked[k:] has a chance above 1. That nobody has, (wanted − k) · largest ≤ their
+        sum, stays true as k grows; and it is true for k = wanted − 1. Clients with as many ticks are all before k, or none.
         """
+        most = self.ticks(self.ranked[:wanted])
+        rest = self.bounds[-1] - np.cumsum(most) + most  # the ticks of ranked[k:], for each k
 
         def fair(k: int) -> bool:
-            return (wanted - k) * int(self.ticks[self.ranked[k]]) <= int(self.rest[k])
+            return (wanted - k) * int(most[k]) <= int(rest[k])
 
-        return bisect_left(range(wanted), True, key=fair)
+        k = bisect_left(range(wanted), True, key=fair)
+        return k, int(rest[k])
 
     def draw(self, wanted: int, rng: np.random.Generator) -> Drawn:
         """`wanted` clients, in [0, drawable]: O(wanted · log N)."""
         if not wanted:
             return Drawn((), np.empty(0))
-        k = self.certain(wanted)
-        length, points = int(self.rest[k]), wanted - k
+        k, length = self.certain(wanted)
+        points = wanted - k
         start = int(rng.integers(length))
         # A point every length/points ticks from start/points on. Over all starts the points meet each tick of the line equally
         # often, and no two of them the same client, as none is longer than their distance. Python's integers do not overflow.
         at = np.array([(t * length + start) // points for t in range(points)], dtype=np.int64)
-        drawn = self.order[np.searchsorted(self.ends, self._past(self.ranked[:k], at), side="right")]
-        chances = np.concatenate([np.ones(k), np.minimum(1.0, self.ticks[drawn] * (points / length))])
-        cohort = np.concatenate([self.ranked[:k], drawn])
+        drawn = np.searchsorted(self.bounds[1:], self._past(self.ranked[:k], at), side="right")
+        chances = np.concatenate([np.ones(k), np.minimum(1.0, self.ticks(drawn) * (points / length))])
+        cohort = self.order[np.concatenate([self.ranked[:k], drawn])]
         ascending = np.argsort(cohort)
         return Drawn(tuple(cohort[ascending].tolist()), chances[ascending])
 
-    def _past(self, without: I64, at: I64) -> I64:
-        """Where these points of the line without some clients lie on the whole line. without: clients; at: [points]."""
-        places = np.sort(self.place[without])
-        lengths = self.ticks[self.order[places]]
-        removed = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-        seams = self.ends[places] - removed[1:]  # where each of them was cut out of the line
+    def _past(self, without: I32 | I64, at: I64) -> I64:
+        """Where these points of the line without some places lie on the whole line. at: [points]."""
+        places = without[np.argsort(without)]
+        removed = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.ticks(places))])
+        seams = self.bounds[places + 1] - removed[1:]  # where each of them was cut out of the line
         past: I64 = at + removed[np.searchsorted(seams, at, side="right")]
         return past

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from fedsgd.arrays import I64
-from fedsgd.clients import ClientStore
+from fedsgd.clients import ClientState, ClientStore, Models, rounded_client, widened_client
 from fedsgd.compress import ClientId
 from fedsgd.data import ClientData
 from fedsgd.engine import Engine, Local
 from fedsgd.loop import Failure, Outcome
 from fedsgd.profiling import each_phased
-from fedsgd.rounds import Message, Opened, Plan, Task, receive, send
+from fedsgd.rounds import Answer, Message, Plan, Shelf, Task, receive, send
 
 
 def chunks(clients: Sequence[ClientId], sizes: I64, together: int) -> list[list[ClientId]]:
@@ -24,30 +24,44 @@ def chunks(clients: Sequence[ClientId], sizes: I64, together: int) -> list[list[
 class Host:
     """Opens messages, trains, and encodes replies, for each client from its message, its state and its examples alone.
 
-    The frames that clients share are decoded once, not once a client.
+    The frames that clients share are decoded once, not once a client, and a model that several of them keep is there once.
     """
 
-    def __init__(self, plan: Plan, engine: Engine, store: ClientStore, data: ClientData) -> None:
+    def __init__(self, plan: Plan, engine: Engine, store: ClientStore, data: ClientData, models: Models | None = None) -> None:
         self.plan = plan
         self.engine = engine
         self.store = store
         self.data = data
-        self._opened: Opened | None = None
+        self._shelf = Shelf(models)
 
     def answer(self, messages: Mapping[ClientId, Message]) -> Iterator[Outcome]:
         """One outcome per client, in any order; whatever goes wrong at a client is that client's failure."""
         tasks: dict[ClientId, Task] = {}
         for client, message in messages.items():
             try:
-                tasks[client] = self._receive(client, message)
+                task = self._receive(client, message)
             except Exception as error:
                 yield Failure(client, error)
+                continue
+            if isinstance(task, Task):
+                tasks[client] = task
+            else:
+                yield task.reply
         yield from self._train(tasks)
 
-    def _receive(self, client: ClientId, message: Message) -> Task:
-        task = receive(self.plan, client, message, self.store.load(client), self.data.of(client), self._opened)
-        self._opened = task.shared
+    def _receive(self, client: ClientId, message: Message) -> Task | Answer:
+        before = self.store.load(client)
+        if self.plan.bfloat16_states:
+            before = widened_client(before)
+        task = receive(self.plan, client, message, before, self.data.of(client), self._shelf)
+        if isinstance(task, Answer):
+            self._save(client, before.held, task.state)
         return task
+
+    def _save(self, client: ClientId, held: int, state: ClientState) -> None:
+        """held: the round of the model that the client kept so far."""
+        self.store.save(client, rounded_client(state) if self.plan.bfloat16_states else state)
+        self._shelf.models.moved(held, state.held)
 
     def _train(self, tasks: Mapping[ClientId, Task]) -> Iterator[Outcome]:
         """Where training several at once fails, those without a result train once more alone, so that it is one's failure."""
@@ -69,7 +83,7 @@ class Host:
     def _send(self, task: Task, local: Local) -> Outcome:
         try:
             reply, state = send(self.plan, task, local)
-            self.store.save(local.client, state)
+            self._save(local.client, task.held, state)
         except Exception as error:
             return Failure(local.client, error)
         return reply

@@ -22,7 +22,7 @@ from fedsgd.runtime.channel import Outbox, PipeChannel
 from fedsgd.runtime.host import Host
 from fedsgd.runtime.protocol import Verb
 from fedsgd.runtime.shared import Blob, SharedFile
-from fedsgd.runtime.store import SharedStore
+from fedsgd.runtime.store import SlotModels, SlotStore
 from fedsgd.runtime.worker import Assignment, Worker
 from fedsgd.runtime.workers import Line
 from fedsgd.torch_scope import only_one_thread
@@ -34,11 +34,13 @@ SECONDS = 5.0
 @dataclass(frozen=True, eq=False)
 class Shared:
     """What all workers are given, in memory that they share. assignment: an Assignment; data: (dataset, what clients train on,
-    what they are tested on); clock: where each writes what it spends its time on, None if nobody asks."""
+    what they are tested on); models: those that clients keep; clock: where each writes what it spends its time on, None if
+    nobody asks."""
 
     assignment: Blob
     data: Blob
-    store: SharedStore
+    store: SlotStore
+    models: SlotModels
     clock: SharedFile | None = None
 
     def spent(self, workers: int) -> dict[Phase, float]:
@@ -150,7 +152,7 @@ def _worker(channel: PipeChannel, outbox: Outbox, shared: Shared, done: Callable
     assignment: Assignment = shared.assignment.load()
     dataset, train, held_out = shared.data.load()
     engine = assignment.make_engine(assignment.task, assignment.plan.recipe, dataset.train)
-    host = Host(assignment.plan, engine, shared.store, train)
+    host = Host(assignment.plan, engine, shared.store, train, shared.models)
     return Worker(channel, outbox, host, assignment.sets(dataset.test, train, held_out), done)
 
 

@@ -1,9 +1,9 @@
 """What a server and a worker say to each other, as the head and the frames of a message. Nothing is pickled but errors.
 
 server  TRAIN      clients and their messages
-        EVALUATE   which set, from which example to which; frames: the weights
+        EVALUATE   which set, from which example to which; frames: the model
 worker  READY      or FAILED, once, at its start
-        REPLY      client, seconds; frames: the reply's
+        REPLY      client, seconds, steps and what else is known; frames: the reply's
         FAILED     client; frames: the error
         EVALUATED  examples; frames: the losses of the slices, each metric by example
         DONE       with what it was told last but not answered so far
@@ -39,7 +39,7 @@ class Verb(IntEnum):
 
 Said = tuple[bytes, Sequence[bytes]]
 """(head, frames)."""
-_REPLY = struct.Struct("<Bqdd")
+_REPLY = struct.Struct("<Bqddqddq")
 _NUMBER = struct.Struct("<Bq")
 READY: Said = bytes([Verb.READY]), ()
 DONE: Said = bytes([Verb.DONE]), ()
@@ -70,26 +70,28 @@ def read_train(head: bytes, frames: Sequence[bytes]) -> dict[ClientId, Message]:
     return messages
 
 
-def evaluate(which: int, start: int, stop: int, weights: bytes) -> Said:
-    """Examples `start` to before `stop` of a set; weights: float32 [P]."""
-    return _with_numbers(Verb.EVALUATE, [which, start, stop]), [weights]
+def evaluate(which: int, start: int, stop: int, model: Sequence[bytes]) -> Said:
+    """Examples `start` to before `stop` of a set; model: weights, float32 [P], and running statistics, if there are any [S]."""
+    return _with_numbers(Verb.EVALUATE, [which, start, stop]), model
 
 
-def read_evaluate(head: bytes, frames: Sequence[bytes]) -> tuple[int, int, int, F32]:
+def read_evaluate(head: bytes, frames: Sequence[bytes]) -> tuple[int, int, int, F32, F32 | None]:
     """Inverse of `evaluate`."""
     which, start, stop = _numbers(head)
-    return which, start, stop, np.frombuffer(frames[0], dtype=np.float32).copy()
+    weights, *buffers = (np.frombuffer(frame, dtype=np.float32).copy() for frame in frames)
+    return which, start, stop, weights, buffers[0] if buffers else None
 
 
 def reply(of: Reply) -> Said:
     """A client's reply."""
-    return _REPLY.pack(Verb.REPLY, of.client, of.decode_seconds, of.encode_seconds), of.frames
+    known = of.decode_seconds, of.encode_seconds, of.steps, of.withheld, of.withheld_if_lost, of.missed
+    return _REPLY.pack(Verb.REPLY, of.client, *known), of.frames
 
 
 def read_reply(head: bytes, frames: Sequence[bytes]) -> Reply:
     """Inverse of `reply`."""
-    _, client, decode_seconds, encode_seconds = _REPLY.unpack(head)
-    return Reply(client, tuple(frames), decode_seconds, encode_seconds)
+    _, client, *known = _REPLY.unpack(head)
+    return Reply(client, tuple(frames), *known)
 
 
 def evaluated(of: Evaluated) -> Said:

@@ -1,4 +1,4 @@
-"""Memory that the processes of a run share: files without a name, which are gone when the last of them is, however it ends."""
+"""What the processes of a run share: files without a name, which are gone when the last of them is, however it ends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from multiprocessing import reduction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedsgd.arrays import U8
+from fedsgd.errors import OutputError
 
 ALIGNMENT = 64
 """Arrays begin at multiples of this many bytes."""
@@ -30,6 +32,15 @@ class SharedFile:
     def __init__(self, descriptor: int | None = None) -> None:
         self.descriptor = _nameless() if descriptor is None else descriptor
         self.close = weakref.finalize(self, os.close, self.descriptor)
+
+    @staticmethod
+    def on_disk(folder: Path) -> SharedFile:
+        """One that lies in this folder and not in memory: it has no name there, so nothing is left of it even if every process
+        is killed. OutputError if there can be none."""
+        try:
+            return SharedFile(_unlinked(folder))
+        except OSError as error:
+            raise OutputError(f"{folder}: no file can be made there ({error.strerror})") from None
 
     def __reduce__(self) -> tuple[Any, tuple[Any]]:
         return _arrived, (reduction.DupFd(self.descriptor),)
@@ -66,7 +77,11 @@ def _arrived(descriptor: Any) -> SharedFile:
 def _nameless() -> int:
     if hasattr(os, "memfd_create"):  # in memory, whatever the size of /dev/shm
         return os.memfd_create("fedsgd", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile(prefix="fedsgd-") as file:
+    return _unlinked(None)
+
+
+def _unlinked(folder: Path | None) -> int:
+    with tempfile.TemporaryFile(prefix="fedsgd-", dir=folder) as file:
         return os.dup(file.fileno())
 
 

@@ -68,9 +68,9 @@ class Worker:
             self._say(protocol.DONE)
 
     def _evaluate(self, head: bytes, frames: Sequence[bytes]) -> Said:
-        which, start, stop, weights = protocol.read_evaluate(head, frames)
+        which, start, stop, weights, buffers = protocol.read_evaluate(head, frames)
         try:
-            return protocol.evaluated(self.host.engine.evaluate(weights, self.sets[which].part(start, stop)))
+            return protocol.evaluated(self.host.engine.evaluate(weights, self.sets[which].part(start, stop), buffers))
         except Exception as error:  # the user's module, loss or metrics
             return protocol.failed(error)
 

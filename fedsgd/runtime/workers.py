@@ -81,14 +81,15 @@ class Workers:
         for client in unheard:
             yield Failure(client, TimeoutError("no reply" if timeout is None else f"no reply within {timeout:g} s"))
 
-    def evaluate(self, weights: F32, examples: Examples) -> Evaluated:
-        """The loss and the metrics of the model with these weights [P]: bit for bit what one engine gives."""
+    def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> Evaluated:
+        """The loss and the metrics of the model with these weights [P] and running statistics [S]: bit for bit what one engine
+        gives."""
         which = next((i for i, known in enumerate(self.sets) if _same(known, examples)), None)
         slices = -(-len(examples) // EVALUATION_SLICE)
         if which is None or slices < 2 or len(examples) * self.size < SMALL:
-            return self.engine.evaluate(weights, examples)
+            return self.engine.evaluate(weights, examples, buffers)
         length = -(-slices // (PARTS * max(len(self.lines), 1))) * EVALUATION_SLICE
-        data = weights.tobytes()
+        data = [values.tobytes() for values in (weights, buffers) if values is not None]
         jobs = [
             protocol.evaluate(which, start, min(start + length, len(examples)), data)
             for start in range(0, len(examples), length)

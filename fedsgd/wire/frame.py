@@ -45,13 +45,17 @@ _CHECK = struct.Struct("<I")
 
 
 class Kind(IntEnum):
-    """What a frame is for: TASK tells a client its round, MODEL carries the parameters, UPDATE a client's answer, REFERENCE
-    what the scheme wants every client to know beside the model."""
+    """What a frame is for: TASK tells a client its round, MODEL carries the parameters, or how they differ from an earlier
+    round's, UPDATE a client's answer, REFERENCE what the scheme wants every client to know beside the model. RESYNC is the
+    answer of a client that cannot follow: it has lost the model that its message builds on, or what it remembered. BUFFERS
+    carries what a module keeps beside its parameters."""
 
     TASK = 1
     MODEL = 2
     UPDATE = 3
     REFERENCE = 4
+    RESYNC = 5
+    BUFFERS = 6
 
 
 class Part(IntEnum):
@@ -62,6 +66,8 @@ class Part(IntEnum):
     SCALE = 3
     FACTOR = 4
     MANIFEST = 5
+    CONTROL = 6
+    BUFFER = 7
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,10 @@ Sections = tuple[Section, ...]
 class Header:
     """kind: what the frame is for; codec: the wire id of the compressor whose sections these are (0: none).
 
-    round: the round it belongs to; base: the round whose model it is relative to (0: absolute); acknowledged: the last round
-    in which the server accepted a reply of this client (0: none); client: whose it is, or ALL; examples: the client's number
-    of training examples (0 on the downlink).
+    round: the round it belongs to; base: the round whose model it is relative to (0: absolute; in a TASK, of the message's
+    first MODEL; in a RESYNC, the model that the client has); acknowledged: the last round in which the server accepted a reply
+    of this client (0: none; in a RESYNC, the last reply that the client knows of); client: whose it is, or ALL; examples: the
+    client's number of training examples (0 on the downlink).
     """
 
     kind: Kind
@@ -158,6 +165,12 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
         raise WireError(HEADER_OFFSETS["kind"], f"unknown kind {kind}")
     header = Header(Kind(kind), fixed[0], codec, *fixed[1:])
     return Frame(header, _read_sections(view, n_sections, end))
+
+
+def kind_of(data: bytes | memoryview) -> int:
+    """The kind that a frame says it has, without any check of the rest; 0 where it is too short to say."""
+    at = HEADER_OFFSETS["kind"]
+    return data[at] if len(data) > at else 0
 
 
 def _read_sections(view: memoryview, n_sections: int, end: int) -> Sections:

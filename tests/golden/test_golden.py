@@ -9,11 +9,12 @@ import pytest
 from fedsgd.compress import Operator
 from fedsgd.wire import decode_frame
 from tests.golden import codecs
-from tests.golden.frames import CONTEXT, FILE, frames, vector
+from tests.golden.frames import CONTEXT, FILE, frames, others, vector
 from tests.laws.members import sections_of
 
 GOLDEN = json.loads(FILE.read_text())
 FRAMES = {name: (op, frame) for name, op, frame in frames()}
+OTHERS = dict(others())
 
 
 def test_every_member_has_a_golden_frame() -> None:
@@ -29,9 +30,11 @@ def test_the_bytes_are_what_they_were(name: str) -> None:
 def test_old_frames_can_be_read(name: str) -> None:
     made = FRAMES[name][0]
     frame = decode_frame(bytes.fromhex(GOLDEN[name]))
-    assert (frame.header.round, frame.header.client) == (12, 5)
+    assert frame.header.round == 12
     if made is None:
+        assert frame == OTHERS[name]
         return
+    assert frame.header.client == 5
     decoded = made.decode(frame.sections, CONTEXT).to_dense()
     if isinstance(made, Operator):
         assert (decoded == made.encode(vector(), CONTEXT)[1].to_dense()).all()

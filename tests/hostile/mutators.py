@@ -11,7 +11,18 @@ from random import Random
 import numpy as np
 
 from fedsgd.errors import WireError
-from fedsgd.wire import MAX_SECTIONS, Frame, Part, Section, decode_frame, encode_frame, encode_indices, index, overhead
+from fedsgd.wire import (
+    HEADER_OFFSETS,
+    MAX_SECTIONS,
+    Frame,
+    Part,
+    Section,
+    decode_frame,
+    encode_frame,
+    encode_indices,
+    index,
+    overhead,
+)
 from fedsgd.wire.bits import pack_varint, unpack_varint
 
 HEADER = overhead(0) - 4
@@ -37,8 +48,10 @@ def mutant(r: Random, frame: bytes, others: Sequence[bytes], size: int) -> bytes
     data = frame
     for _ in range(r.choice((1, 1, 1, 2, 2, 3))):
         how = r.randrange(20)
-        if how < 17:
+        if how < 15:
             data = _of_sections(r, data, others, size)
+        elif how < 17:
+            data = _of_header(r, data)
         elif how < 19:
             data = _sealed(_of_bytes(r, data[:-4]))
         else:
@@ -68,6 +81,17 @@ def _of_bytes(r: Random, data: bytes) -> bytes:
         at = r.randrange(min(len(data), HEADER) or 1)
         return data[:at] + bytes([r.randrange(256)]) + data[at + 1 :]
     return _flipped(r, data, 0)
+
+
+def _of_header(r: Random, data: bytes) -> bytes:
+    """Another number in one field of the header: that of another kind or codec, a round nearby, one of the ends."""
+    name = r.choice(("kind", "codec", "round", "base", "base", "acknowledged", "client", "examples"))
+    at, wide = HEADER_OFFSETS[name], name not in ("kind", "codec")
+    if len(data) < HEADER:
+        return _sealed(_of_bytes(r, data[:-4]))
+    near = r.choice((*range(8), 40, 255))
+    value = struct.pack("<I", r.choice((near, near, *HUGE[:7]))) if wide else bytes([near])
+    return _sealed(data[:at] + value + data[at + len(value) : -4])
 
 
 def _pieces(data: bytes) -> Pieces | None:

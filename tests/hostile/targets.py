@@ -4,29 +4,14 @@ comes out. What it may do is return a vector or raise WireError."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.arrays import F32
-from fedsgd.clients import ClientState
-from fedsgd.compress import Compressor, Context, Plain, Scheme, Sparse
-from fedsgd.compress.cafe import CAFe
-from fedsgd.compress.dense import DenseOperator
-from fedsgd.compress.ef21 import EF21
-from fedsgd.compress.fetch_sgd import FetchSGD
-from fedsgd.compress.laws import layout_of
-from fedsgd.compress.power_sgd import PowerSGD
-from fedsgd.compress.stc import STC
-from fedsgd.compress.topk import TopK
-from fedsgd.data import Examples
-from fedsgd.engine import Recipe
-from fedsgd.errors import RunError, WireError
-from fedsgd.optim import SGD
-from fedsgd.rounds import Plan, Reply, Server, aggregate, broadcast, receive, start
+from fedsgd.compress import Compressor, Sparse
+from fedsgd.errors import WireError
 from fedsgd.wire import (
     MAX_SECTIONS,
     Frame,
@@ -49,41 +34,9 @@ from fedsgd.wire import (
 )
 from fedsgd.wire.bits import pack_varint
 from fedsgd.wire.levels import decode_digits, encode_digits
+from tests.hostile.basis import CLIENT, ROUND, Target, context, require, vectors
+from tests.hostile.rounds import round_targets
 from tests.laws.members import name_of, operators, schemes, sections_of
-
-SIZES = (1, 2, 7, 64, 1003, 2000, 70_000)
-ROUND, CLIENT = 3, 2
-
-
-class ViolationError(AssertionError):
-    """A decoder let something through, or refused it in the wrong way."""
-
-
-def require(condition: bool, what: str) -> None:
-    """A violation unless the condition holds."""
-    if not condition:
-        raise ViolationError(what)
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """One decoder at one size. frames: valid ones; open: what the bytes decode to, WireError where they are refused."""
-
-    name: str
-    size: int
-    frames: tuple[bytes, ...]
-    open: Callable[[bytes], NDArray[Any]]
-
-
-def vectors(size: int) -> Iterator[F32]:
-    """Noise, noise with a few large coordinates, zeros, and all the same."""
-    rng = np.random.default_rng(size)
-    x = rng.standard_normal(size).astype(np.float32)
-    yield x
-    yield (x * (1 + 50 * (rng.random(size) < 0.02))).astype(np.float32)
-    yield np.zeros(size, dtype=np.float32)
-    yield np.full(size, np.float32(0.5))
-
 
 # ---------------------------------------------------------------------------------------------------------------- compressors
 
@@ -92,11 +45,6 @@ def members() -> dict[str, Compressor]:
     """Every operator and every scheme that does more than pass an operator's frames on, by name."""
     own = [scheme for scheme in schemes() if "codec" in type(scheme).__dict__ and isinstance(type(scheme).codec, int)]
     return {name_of(member): member for member in [*operators(), *own]}
-
-
-def context(size: int) -> Context:
-    """What both ends know."""
-    return Context(0, ROUND, CLIENT, layout_of(size))
 
 
 def sealed(sections: Sections, codec: int = 0) -> bytes:
@@ -214,74 +162,6 @@ def _digits_target(base: int, n: int) -> Target:
     return Target(f"digits of base {base}", n, frames, partial(_open_digits, base, n))
 
 
-# ----------------------------------------------------------------------------------------------------------------- the rounds
-
-UPLINKS: tuple[Scheme, ...] = (Plain(TopK(0.1)), EF21(TopK(0.5)), STC(0.1, 0.1), CAFe(TopK(0.1)), FetchSGD(0.5), PowerSGD())
-
-
-@cache
-def opened_server(uplink: Scheme, size: int) -> tuple[Plan, Server, Reply]:
-    """A server in round 3, and a good reply of client 1."""
-    recipe = Recipe(SGD(), 1, None, None)
-    plan = Plan(0, layout_of(size), recipe, uplink, DenseOperator(), SGD(lr=1.0), "examples", 10, 2)
-    x = next(vectors(size))
-    server = replace(start(plan, x), round=ROUND - 1)
-    server, _ = aggregate(plan, server, [reply_of(plan, 1, ROUND - 1, x)])
-    return plan, server, reply_of(plan, 1, ROUND, x)
-
-
-def reply_of(plan: Plan, client: int, round: int, x: F32) -> Reply:
-    """What a client that remembers nothing sends for the update x."""
-    header = Header(Kind.UPDATE, round, plan.uplink.codec, round, 0, client, 60)
-    return Reply(
-        client, (encode_frame(Frame(header, plan.uplink.send(x, {}, plan.context(round, client)).sections)),), 0.0, 0.0
-    )
-
-
-def _open_reply(uplink: Scheme, size: int, data: bytes) -> NDArray[Any]:
-    plan, server, good = opened_server(uplink, size)
-    before = server.weights.tobytes(), {name: value.tobytes() for name, value in server.uplink.items()}
-    try:
-        after, _ = aggregate(plan, server, [good, Reply(CLIENT, (data,), 0.0, 0.0)])
-    finally:
-        now = server.weights.tobytes(), {name: value.tobytes() for name, value in server.uplink.items()}
-        require(now == before and server.round == ROUND, "the server was written to")
-    require(bool(np.isfinite(after.weights).all()), "a weight that is not finite")
-    return after.weights
-
-
-def _open_message(uplink: Scheme, size: int, place: int, data: bytes) -> NDArray[Any]:
-    plan, server, _ = opened_server(uplink, size)
-    message = list(broadcast(plan, server, [CLIENT])[0][CLIENT])
-    message[place:] = [data, *message[place + 1 :]]
-    nothing = Examples(np.zeros((1, 1)), np.zeros(1))
-    try:
-        task = receive(plan, CLIENT, tuple(message), ClientState(), nothing)
-    except RunError as error:
-        if "the server accepted a reply" in error.cause:  # a sound frame of a server that remembers another client than this
-            raise WireError(0, error.cause) from None
-        raise
-    require(task.work.round >= 1, f"training in round {task.work.round}")
-    require(task.work.weights.shape == (size,), "a model of the wrong size")
-    require(bool(np.isfinite(task.work.weights).all()), "a weight that is not finite")
-    reference = np.zeros(size, dtype=np.float32) if task.shared.reference is None else task.shared.reference
-    require(reference.shape == (size,) and bool(np.isfinite(reference).all()), "a reference that is not one")
-    return np.concatenate([task.work.weights, reference])
-
-
-def _round_targets(size: int) -> Iterator[Target]:
-    for uplink in UPLINKS:
-        plan, server, _ = opened_server(uplink, size)
-        frames = tuple(reply_of(plan, CLIENT, ROUND, x).frames[0] for x in vectors(size))
-        yield Target(f"UPDATE {uplink.name}", size, frames, partial(_open_reply, uplink, size))
-    uplink = CAFe(TopK(0.1))
-    plan, server, _ = opened_server(uplink, size)
-    message = broadcast(plan, server, [CLIENT])[0][CLIENT]
-    for place, frame in enumerate(message):
-        kind = ("TASK", "MODEL", "REFERENCE")[place]
-        yield Target(kind, size, (frame,), partial(_open_message, uplink, size, place))
-
-
 # ----------------------------------------------------------------------------------------------------------------------- all
 
 
@@ -296,14 +176,5 @@ def targets(size: int) -> tuple[Callable[[], Target], ...]:
     if size == 1:  # nothing at all is what a sparsifier of zeros sends
         made += [partial(_values_target, form, True, 0) for form in ("float32", "float16", "natural", "int4", "ternary")]
         made += [partial(_symbols_target, 0), partial(_digits_target, 3, 0)]
-    made += [partial(_nth_round_target, size, n) for n in range(len(UPLINKS) + 3)]
+    made += [partial(make, size) for make in round_targets()]
     return tuple(cache(make) for make in made)
-
-
-@cache
-def _all_round_targets(size: int) -> tuple[Target, ...]:
-    return tuple(_round_targets(size))
-
-
-def _nth_round_target(size: int, n: int) -> Target:
-    return _all_round_targets(size)[n]

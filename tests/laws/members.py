@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from fedsgd.arrays import F32
 from fedsgd.component import field_types
-from fedsgd.compress import COMPRESSORS, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme
+from fedsgd.compress import COMPRESSORS, Ageing, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme
 from fedsgd.compress.cafe import CAFe
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.compress.ef21 import EF21
@@ -73,7 +73,7 @@ def schemes() -> Iterator[Scheme]:
     """Some operators plain, all that contract under error feedback, and every scheme of the registry."""
     yield from (Plain(op) for op in (TopK(), Sign(), QSGD(), COMPOSED[0]))
     yield from (ErrorFeedback(op) for op in operators() if op.kind == "contractive")
-    yield from (ErrorFeedback(TopK(density=0.1), policy) for policy in ("decay", "reset"))
+    yield from (Ageing(ErrorFeedback(TopK(density=0.1)), policy) for policy in ("decay", "reset"))
     for name in COMPRESSORS:
         if issubclass(COMPRESSORS[name], Scheme):
             yield from variants(COMPRESSORS[name])

@@ -16,9 +16,10 @@ from hypothesis.extra import numpy as hnp
 
 import fedsgd.compress
 from fedsgd.arrays import F32
-from fedsgd.compress import COMPRESSORS, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme, scheme_laws
+from fedsgd.compress import COMPRESSORS, Ageing, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme, scheme_laws
 from fedsgd.compress import laws as compressor_laws
 from fedsgd.compress.suite import check
+from fedsgd.downlink import CHANGES
 from fedsgd.layout import Layout
 from tests.laws.members import name_of, operators, schemes
 
@@ -80,7 +81,7 @@ def test_members_are_values(member: Operator | Scheme) -> None:
 
 def test_codec_ids_are_unique_and_nonzero() -> None:
     codecs = [COMPRESSORS[name]().codec for name in COMPRESSORS]
-    assert len(set(codecs)) == len(codecs)
+    assert len({*codecs, CHANGES}) == len(codecs) + 1
     assert all(0 < codec < 256 for codec in codecs)
 
 
@@ -92,7 +93,7 @@ def test_every_compressor_is_registered() -> None:
         return {cls}.union(*(below(sub) for sub in cls.__subclasses__()))
 
     ours = {c for c in below(Compressor) if c.__module__.startswith("fedsgd.") and not inspect.isabstract(c)}
-    assert ours - {Plain, ErrorFeedback} == {COMPRESSORS[name] for name in COMPRESSORS}
+    assert ours - {Plain, ErrorFeedback, Ageing} == {COMPRESSORS[name] for name in COMPRESSORS}
 
 
 def test_the_suite_runs_all_laws_on_a_good_member() -> None:
@@ -103,8 +104,8 @@ def test_a_mean_that_is_slightly_off_is_rejected() -> None:
     """The statistical laws have teeth: 3 % of bias is found."""
     from dataclasses import dataclass
 
-    from fedsgd.compress.base import Sparse, Update
     from fedsgd.compress.randk import RandK
+    from fedsgd.compress.update import Sparse, Update
     from fedsgd.errors import LawError
     from fedsgd.wire import Sections
 

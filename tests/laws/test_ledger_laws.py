@@ -93,4 +93,4 @@ def test_the_digest_never_changes() -> None:
     assert ledger.sha256 == DIGEST
 
 
-DIGEST = "b1c1f09d4f4c539e7f9ad552bea66643d924d15ba64231d2f8152f56cb06a0a4"
+DIGEST = "ec2dd5b0fa5bcdb5054ff5769a14d454b06627f9b0c6d362e1eb66b3fb3eee6a"

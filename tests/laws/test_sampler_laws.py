@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsgd.participation import SAMPLERS, Draw, Population
+from fedsgd.participation import SAMPLERS, Draw, Pool
 
 NAMES = list(SAMPLERS)
 FILES = itertools.count()
@@ -36,7 +36,7 @@ def over(name: str, folder: Path, seed: int, sizes: np.ndarray, trace: Sequence[
     own: dict[str, Any] = {}
     if name == "trace":
         own = {"file": write_trace(folder, [(c, 1, 10**5) for c in range(len(sizes))] if trace is None else trace)}
-    return SAMPLERS[name](**own).over(Population(seed, len(sizes), lambda: sizes, folder))
+    return SAMPLERS[name](**own).over(Pool(seed, len(sizes), lambda: sizes, folder))
 
 
 def some_sizes(clients: int) -> np.ndarray:

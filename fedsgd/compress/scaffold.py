@@ -1,0 +1,94 @@
+"""Control variates: each client corrects its steps by how its gradients differ from everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from fedsgd.arrays import F32, F64
+from fedsgd.compress.base import Context, Gathering, Operator, Received, Sent
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.reference import WithReference
+from fedsgd.compress.update import Patch, State, Update
+from fedsgd.errors import WireError
+from fedsgd.layout import Layout
+from fedsgd.wire import Part, Section, Sections, decode_values, encode_values, max_value_bytes
+
+
+@dataclass(frozen=True)
+class Scaffold(WithReference):
+    """SCAFFOLD: local steps corrected by control variates.
+
+    Karimireddy et al. 2020 (algorithm 1, option II). Local step: w ← w − η(g − c_i + c). After K of them, x being the local
+    update: c_i⁺ = c_i − c − x / Kη; the client sends x and c_i⁺ − c_i. Server: the mean of x is the update; c ← c + Σ (c_i⁺ −
+    c_i) / N over the cohort. c goes down beside the model (a REFERENCE frame), so in both directions a message weighs about
+    twice a dense one; all of it is counted. x may be compressed by `op`, control variates are sent in `values`.
+
+    Kη is the sum of the step sizes; clients have to train with plain SGD, or x / Kη is no mean gradient; where it is 0 (no
+    examples, or a schedule that ends at 0) c_i stays. If a reply is lost, c_i is what it was before. All clients weigh the
+    same. The server keeps one vector and each client one.
+    """
+
+    name: ClassVar[str] = "scaffold"
+    codec: ClassVar[int] = 26
+    uniform: ClassVar[bool] = True
+    convex: ClassVar[bool] = True
+    mirrored: ClassVar[bool] = True
+    corrects: ClassVar[bool] = True
+
+    op: Operator = DenseOperator()
+    values: Literal["float32", "bfloat16"] = "float32"
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        own = state.get("control")
+        travelled = np.float32(ctx.travelled)
+        if travelled:
+            change = -x / travelled
+            change = change if ctx.reference is None else change - ctx.reference
+        else:  # no step was made, by which its gradients could be known
+            change = np.zeros_like(x)
+        (coded,), decoded = encode_values(change, self.values, entropy=False)
+        sections, _ = self.op.encode(x, ctx)
+        after: F64 = decoded.astype(np.float64) if own is None else own + decoded
+        undo = None if own is None else Patch(None, own)
+        return Sent((Section(Part.CONTROL, coded.data), *sections), {"control": after}, {"control": undo})
+
+    def correction(self, state: State, ctx: Context) -> F32 | None:
+        """c − c_i."""
+        if "control" not in state:
+            return ctx.reference
+        own: F32 = state["control"].astype(np.float32)
+        return -own if ctx.reference is None else ctx.reference - own
+
+    def withheld(self, state: State, layout: Layout) -> F32 | None:
+        return None
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        self._change(sections, ctx.layout)
+        return self.op.decode(sections[1:], ctx)
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        total = np.zeros(gathering.layout.size) if "reference" not in server else server["reference"].copy()
+
+        def counted() -> Iterator[Received]:
+            for reply in replies:
+                np.add(total, self._change(reply.sections, gathering.layout) / gathering.clients, out=total)
+                yield reply
+
+        return self.mean(counted(), gathering.layout), {"reference": total}
+
+    def max_bytes(self, layout: Layout) -> int:
+        return max_value_bytes(layout.size, self.values) + self.op.max_bytes(layout)
+
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return self.op.kept(sections[1:], ctx)
+
+    def _change(self, sections: Sections, layout: Layout) -> F64:
+        """c_i⁺ − c_i [P]."""
+        if not sections or sections[0].part != Part.CONTROL:
+            raise WireError(sections[0].offset if sections else 0, "the first section is not the control variate's")
+        coded = Section(Part.VALUE, sections[0].data, sections[0].offset)
+        return decode_values((coded,), layout.size, self.values, entropy=False).astype(np.float64)

@@ -1,0 +1,18 @@
+"""What a person sees of a run in a terminal: progress while it goes, tables at its end. The only door to rich."""
+
+from fedsgd.console.certificates import show_certificate, show_comparison
+from fedsgd.console.live import Shown, progress, waiting
+from fedsgd.console.results import show_result
+from fedsgd.console.splits import MOST_CLASSES, MOST_ROWS, show_split
+
+__all__ = [
+    "MOST_CLASSES",
+    "MOST_ROWS",
+    "Shown",
+    "progress",
+    "show_certificate",
+    "show_comparison",
+    "show_result",
+    "show_split",
+    "waiting",
+]

@@ -1,0 +1,104 @@
+"""Progress on standard error while a run goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from fedsgd.engine import Chosen
+    from fedsgd.record import Round
+    from fedsgd.scenario import Scenario
+    from fedsgd.state_plan import StatePlan
+
+LINE_SECONDS = 5.0
+"""Where there is no terminal, a line of progress at most this often."""
+
+
+class Shown(NamedTuple):
+    """What to call so that a run is shown on standard error; None if nothing is to be shown."""
+
+    on_engine: Callable[[Chosen], None] | None = None
+    on_states: Callable[[StatePlan], None] | None = None
+    on_round: Callable[[Round], None] | None = None
+
+
+@contextmanager
+def progress(scenario: Scenario, quiet: bool) -> Iterator[Shown]:
+    """Shows how far a run is."""
+    console = Console(stderr=True)
+
+    def chosen(engine: Chosen) -> None:
+        console.print(f"engine: {engine}", highlight=False, soft_wrap=True, markup=False)
+
+    def planned(states: StatePlan) -> None:
+        console.print(str(states), highlight=False, soft_wrap=True, markup=False)
+
+    if quiet:
+        yield Shown()
+    elif console.is_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task("", total=scenario.rounds, state="preparing")
+
+            def show(record: Round) -> None:
+                bar.update(task, completed=record.round, state=_state(record))
+
+            yield Shown(chosen, planned, show)
+    else:
+        yield Shown(chosen, planned, _lines(console, scenario))
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("round"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=8),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+    )
+
+
+def _lines(console: Console, scenario: Scenario) -> Callable[[Round], None]:
+    shown, spent = time.monotonic(), 0.0
+
+    def show(record: Round) -> None:
+        nonlocal shown, spent
+        spent += record.seconds
+        if time.monotonic() - shown >= LINE_SECONDS:
+            shown = time.monotonic()
+            left = spent / record.round * (scenario.rounds - record.round)
+            line = f"{scenario.name}: round {record.round}/{scenario.rounds}, {_state(record)}, about {left:.0f} s left"
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    return show
+
+
+def _state(record: Round) -> str:
+    accuracy = "" if record.accuracy is None else f"acc {record.accuracy:.3f} · "
+    up = _priced(record.uplink_bytes, record.dense_uplink_bytes)
+    return f"{accuracy}up {up} · down {_priced(record.downlink_bytes, record.dense_downlink_bytes)}"
+
+
+def _priced(n_bytes: int, dense: int) -> str:
+    """Bytes, and how many times less than dense float32 that is."""
+    return f"{decimal(n_bytes)} ({dense / n_bytes:.1f}×)" if n_bytes else "nothing"
+
+
+@contextmanager
+def waiting(what: str, quiet: bool) -> Iterator[None]:
+    """A sign of life on standard error, in a terminal, while something takes its time."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield
+    else:
+        with console.status(what):
+            yield

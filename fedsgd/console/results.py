@@ -1,0 +1,123 @@
+"""The closing tables of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedsgd.evaluation import RESERVED
+from fedsgd.sizes import size_text
+
+if TYPE_CHECKING:
+    from fedsgd.experiment import Result
+
+
+def show_result(result: Result) -> None:
+    """The closing tables, on standard output."""
+    console = Console(highlight=False)
+    console.print(_bytes_table(result.summary))
+    for line in _lines_of(result):
+        console.print(line, soft_wrap=True, markup=False)
+    if "profile" in result.summary:
+        console.print(_profile_table(result.summary["profile"]))
+
+
+def _profile_table(profile: Mapping[str, Mapping[str, float]]) -> Table:
+    """Milliseconds a round by phase, and the share of each."""
+    table = Table(title="a round, in milliseconds", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("")
+    for where in profile:
+        for heading in (f"all {where}" if where == "workers" else where, "%"):
+            table.add_column(heading, justify="right", no_wrap=True)
+    totals = {where: sum(spent.values()) for where, spent in profile.items()}
+    for phase in profile["server"]:
+        cells = [(1e3 * spent[phase], 100 * spent[phase] / totals[where]) for where, spent in profile.items()]
+        table.add_row(phase, *(f"{figure:.1f}" for cell in cells for figure in cell))
+    table.add_section()
+    table.add_row("total", *(text for total in totals.values() for text in (f"{1e3 * total:.1f}", "")), style="bold")
+    return table
+
+
+def _bytes_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(
+        title=escape(f"{summary['name']}: bytes on the wire"), title_justify="left", title_style="bold", box=SIMPLE_HEAD
+    )
+    for heading in ("", "uplink", "downlink"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    up, down = summary["uplink"], summary["downlink"]
+    for part in ("header", "index", "value", "side"):
+        table.add_row(part, *(f"{traffic[part]:,}" for traffic in (up, down)))
+    table.add_section()
+    table.add_row("total", f"{up['n_bytes']:,}", f"{down['n_bytes']:,}", style="bold")
+    table.add_row("frames", f"{up['frames']:,}", f"{down['frames']:,}")
+    if up["received"] < up["n_bytes"]:
+        table.add_row("of these received", f"{up['received']:,}", "")
+    table.add_row("if broadcast", "", f"{down['broadcast']:,}")
+    table.add_row("as dense float32", *(f"{summary[f'dense_{link}_bytes']:,}" for link in ("uplink", "downlink")))
+    ratios = (summary[f"{link}_ratio"] for link in ("uplink", "downlink"))
+    table.add_row("compression ratio", *("" if ratio is None else f"{ratio:.1f}×" for ratio in ratios), style="bold")
+    return table
+
+
+def _metrics(final: Mapping[str, float | None], best: float | None) -> Iterator[str]:
+    """A line for the test examples, one for the clients and one for training, as far as they were measured."""
+    lines: dict[str, list[str]] = {kind: [] for kind in ("", *RESERVED)}
+    for name, value in final.items():
+        kind = next((prefix for prefix in RESERVED if name.startswith(prefix)), "")
+        figure = "not finite" if value is None else f"{value:.4f}"
+        if name == "accuracy" and best is not None:
+            figure += f" (best {best:.4f})"
+        lines[kind].append(f"{name.removeprefix(kind).replace('_', ' ') if kind else name} {figure}")
+    for title, kind in zip(("test", "accuracy by client", "training"), lines, strict=True):
+        if lines[kind]:
+            yield f"{title}: {', '.join(lines[kind])}"
+
+
+def _lines_of(result: Result) -> Iterator[str]:
+    summary = result.summary
+    up = summary["uplink"]
+    yield (
+        f"{summary['parameters']:,} parameters, {summary['clients']:,} clients, {summary['cohort']:,} a round, "
+        f"{summary['rounds']:,} rounds, {summary['seconds']:.1f} s"
+    )
+    if summary["peak_memory_bytes"] is not None:
+        yield f"peak memory {size_text(summary['peak_memory_bytes'])}"
+    if up["kept"]:
+        total, index = (8 * up[key] / up["kept"] for key in ("n_bytes", "index"))
+        yield f"uplink: {total:.1f} bits per kept coordinate, {index:.2f} of them for its position"
+    if summary["failures"]:
+        yield f"clients that broke down: {summary['failures']:,} times, first in {summary['first_failure']}"
+    if summary["residuals"] is not None:
+        yield from _residuals(summary["residuals"])
+    if summary["batch_norm"] is not None:
+        yield BATCH_NORM[summary["batch_norm"]]
+    yield from _metrics(summary["final_metrics"], summary["best_accuracy"])
+    if summary["stopped_by"] != "rounds":
+        yield f"stopped after round {summary['rounds']}, by [stop] target_accuracy"
+    if summary["target_accuracy"] is not None:
+        reached = summary["rounds_to_target"]
+        yield f"target {summary['target_accuracy']:g}: " + ("not reached" if reached is None else f"reached in round {reached}")
+    yield f"params_sha256 {summary['params_sha256']}"
+    yield f"ledger_sha256 {summary['ledger_sha256']}"
+    if result.out is not None:
+        yield f"written to {result.out}"
+
+
+BATCH_NORM = {
+    "mean": "batch norm: statistics are sent as float32 and averaged, counters are not",
+    "local": "batch norm: stays at each client, whose own model is tested on its own data",
+}
+
+
+def _residuals(report: Mapping[str, Any]) -> Iterator[str]:
+    """What clients hold back, and for how long they were away."""
+    norms = f"norm {report['norm_median']:.3g} in the median, {report['norm_max']:.3g} at most"
+    yield f"held back by {report['clients']:,} clients: {norms}"
+    if report["rounds_missed_max"] is not None:
+        missed = f"{report['rounds_missed_median']:g} in the median, {report['rounds_missed_max']} at most"
+        yield f"rounds missed before a client came back: {missed}"

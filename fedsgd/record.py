@@ -1,0 +1,171 @@
+"""What is written down of a run: a record a round, and a summary of all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedsgd.arrays import F32
+from fedsgd.build import Experiment
+from fedsgd.compress import Context
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.ledger import Ledger, Traffic
+from fedsgd.memory import peak_memory
+from fedsgd.rounds import Plan, Reply
+from fedsgd.wire import Frame, Header, Kind, encode_frame
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, finished. lr: the clients' step size, None with a schedule over steps. cohort: who was sent a message;
+    accepted: whose reply is in the model; failures: what went wrong at those that broke down. metrics: "loss", the task's own,
+    and what `[evaluation]` adds; None where it was not evaluated.
+
+    Bytes are cumulative: of frames that were sent, up and down, to each client by itself; received: of updates that arrived and
+    were taken; broadcast: of the downlink, if all who are sent the same frame heard it at once; dense: what as many dense
+    float32 frames would weigh. residual_norm: of what a client of the cohort holds back after the round, in the mean;
+    rounds_missed: since it last took part, in the mean over those that had before; None where there is nothing of the kind.
+    """
+
+    round: int
+    lr: float | None
+    cohort: tuple[int, ...]
+    accepted: tuple[int, ...]
+    uplink_bytes: int
+    uplink_received_bytes: int
+    downlink_bytes: int
+    downlink_broadcast_bytes: int
+    dense_uplink_bytes: int
+    dense_downlink_bytes: int
+    residual_norm: float | None
+    rounds_missed: float | None
+    metrics: Mapping[str, float] | None
+    seconds: float
+    failures: tuple[str, ...] = ()
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy on the test examples after this round, if it was measured."""
+        return None if self.metrics is None else self.metrics.get("accuracy")
+
+
+@dataclass
+class Residuals:
+    """What clients hold back, and how stale it gets. norms: of each client's, after its last reply; missed: the rounds that
+    clients missed between two in which they took part, all of them."""
+
+    norms: dict[int, float] = field(default_factory=dict)
+    missed: list[int] = field(default_factory=list)
+
+    def add(self, replies: Sequence[Reply], accepted: Collection[int]) -> tuple[float | None, float | None]:
+        """(mean norm, mean rounds missed) of a round's replies; None where there is none. accepted: whose were."""
+        taken = set(accepted)
+        held = {reply.client: reply.withheld if reply.client in taken else reply.withheld_if_lost for reply in replies}
+        norms = {client: norm for client, norm in held.items() if not math.isnan(norm)}
+        missed = [reply.missed for reply in replies if reply.missed >= 0]
+        self.norms.update(norms)
+        self.missed += missed
+        return _mean(list(norms.values())), _mean(missed)
+
+    def report(self) -> dict[str, float | int | None] | None:
+        """Figures over all clients that hold anything back; None if there are none."""
+        if not self.norms:
+            return None
+        norms = list(self.norms.values())
+        return {
+            "clients": len(norms),
+            "norm_median": statistics.median(norms),
+            "norm_max": max(norms),
+            "rounds_missed_median": statistics.median(self.missed) if self.missed else None,
+            "rounds_missed_max": max(self.missed, default=None),
+        }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def dense_frame_bytes(plan: Plan) -> int:
+    """The length of a frame, up or down, that carries every coordinate as float32, by encoding one: the base of all ratios."""
+    zeros = np.zeros(plan.layout.size, dtype=np.float32)
+    sections, _ = DenseOperator().encode(zeros, Context(plan.seed, 1, 0, plan.layout))
+    return len(encode_frame(Frame(Header(Kind.UPDATE, 1, DenseOperator.codec), sections)))
+
+
+def summarised(
+    experiment: Experiment, history: Sequence[Round], ledger: Ledger, residuals: Residuals, parameters: F32, seconds: float
+) -> dict[str, Any]:
+    """The figures of a finished run, as summary.json has them. parameters: the server's final model [P]."""
+    scenario, last = experiment.scenario, history[-1]
+    reached = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
+    target = experiment.target_accuracy
+    failures = [failure for record in history for failure in record.failures]
+    up, down, folder = ledger.totals["up"], ledger.totals["down"], experiment.states.folder
+    summary = {
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "rounds": last.round,
+        "parameters": experiment.plan.layout.size,
+        "clients": experiment.plan.clients,
+        "cohort": experiment.plan.cohort,
+        "engine": asdict(experiment.chosen),
+        "final_accuracy": last.accuracy,
+        "best_accuracy": max((accuracy for _, accuracy in reached), default=None),
+        "final_metrics": _nulled(last.metrics or {}),
+        "target_accuracy": target,
+        "stopped_by": "rounds" if last.round == scenario.rounds else "target_accuracy",
+        "rounds_to_target": next((r for r, accuracy in reached if target is not None and accuracy >= target), None),
+        "failures": len(failures),
+        "first_failure": next(iter(failures), None),
+        "batch_norm": None if experiment.plan.batch_norm is None else experiment.plan.batch_norm.policy,
+        "uplink_bytes": up.n_bytes,
+        "uplink_received_bytes": up.received,
+        "downlink_bytes": down.n_bytes,
+        "downlink_broadcast_bytes": down.broadcast,
+        "dense_uplink_bytes": last.dense_uplink_bytes,
+        "dense_downlink_bytes": last.dense_downlink_bytes,
+        "uplink_ratio": _ratio(last.dense_uplink_bytes, up),
+        "downlink_ratio": _ratio(last.dense_downlink_bytes, down),
+        "states": {**asdict(experiment.states), "folder": folder and str(folder), "text": str(experiment.states)},
+        "residuals": residuals.report(),
+        "uplink": asdict(up),
+        "downlink": asdict(down),
+        "params_sha256": hashlib.sha256(parameters.astype("<f4").tobytes()).hexdigest(),
+        "ledger_sha256": ledger.sha256,
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory(),
+        "versions": _versions(),
+    }
+    return _nulled(summary)
+
+
+def _ratio(dense: int, traffic: Traffic) -> float | None:
+    """How many times more dense frames weigh than what was sent; None if nothing was."""
+    return dense / traffic.n_bytes if traffic.n_bytes else None
+
+
+def _nulled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not finite as None: JSON knows neither infinities nor NaN."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+
+
+def _versions() -> dict[str, str]:
+    """What the digests hold for: the same build on the same processor type."""
+    import torch
+
+    from fedsgd import __version__
+
+    return {
+        "fedsgd": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
