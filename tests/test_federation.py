@@ -371,7 +371,7 @@ def gradient(module: nn.Module, flat: torch.Tensor, x: torch.Tensor, y: torch.Te
 
 
 def test_fednova_weighs_by_how_far_steps_go(scenario: Make) -> None:
-    """d_i = x_i / a_i; the mean moves by Σ p_i a_i · Σ p_i d_i (Wang et al. 2020, equations 4 and 5)."""
+    """d_i = x_i / a_i; the mean moves by Σ p_i a_i · Σ p_i d_i (Wang et al. 2020)."""
     settings = {**PLAIN, "client.optimizer.name": "momentum", "client.epochs": 2, "client.batch_size": 20}
     experiment = build(scenario({**settings, "server.normalisation": "fednova"}))
     plan, server = experiment.plan, experiment.server

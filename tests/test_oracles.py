@@ -429,7 +429,7 @@ def test_cafes_reference_crosses_without_loss() -> None:
 
 
 def test_stcs_server_changes_k_coordinates_and_keeps_the_rest() -> None:
-    """Sattler et al. 2019, algorithm 2, at the server: the step and the residual compressed, the rest kept."""
+    """Sattler et al. 2019, at the server: the step and the residual compressed, the rest kept."""
     link, layout = Downlink("error-feedback", TopK(0.05, "ternary")), Layout.flat(100)
     public = begin(link, np.zeros(100, dtype=np.float32), lambda r: Context(0, r, ALL, layout))
     given, weights = np.zeros(100), public.model

@@ -6,10 +6,10 @@ the server's own:
     model           the model itself, each round, as the compressor sends it; who was away has missed nothing
     difference      the coordinates that changed since the last round, with their new values: exact
     plain           public ← public + C(step); the server goes on from there, and what C dropped is forgotten
-    error-feedback  a = residual + step; public ← public + C(a); residual ← a − C(a): the downlink of STC (Sattler et al. 2019,
-                    algorithm 2). The server goes on from the public model
+    error-feedback  a = residual + step; public ← public + C(a); residual ← a − C(a): the downlink of STC (Sattler et al. 2019).
+                    The server goes on from the public model
     shift           public ← public + C(w − public), w being the server's own model, which is never rounded: EF21-P
-                    (Gruntkowska, Tyurin and Richtárik 2023, algorithm 1)
+                    (Gruntkowska, Tyurin and Richtárik 2023)
 
 step is what the server's optimiser did, not w − public: that holds the residual already, and feeding it back twice diverges.
 Where the optimiser does not look at the model (no weight decay), the last two send the same but for rounding, because w −
