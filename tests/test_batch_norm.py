@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from fedsgd.arrays import F32
 from fedsgd.data import Dataset, Examples
 from fedsgd.engine import Chosen, Recipe, Work, choose, make_engine
-from fedsgd.engine.base import CaptureError, batches
+from fedsgd.engine.base import CaptureError
 from fedsgd.engine.captured import Captured
 from fedsgd.engine.sequential import Sequential
 from fedsgd.engine.stacked import Stacked
 from fedsgd.errors import ModelError
 from fedsgd.models import Mlp, Task, make_task
 from fedsgd.optim import SGD, PyTorchMomentum
+from tests.laws.engines import train_by_pytorch
 
 RNG = np.random.default_rng(3)
 X = RNG.random((60, 3, 6, 6), np.float32)
@@ -197,15 +198,7 @@ def by_pytorch(task: Task, job: Work, recipe: Recipe) -> tuple[np.ndarray, np.nd
         for named, layout, values in ((parameters, task.layout, job.weights), (buffers, task.buffers, job.buffers)):
             for name, where, shape in layout.slices() if values is not None else ():
                 named[name].copy_(torch.from_numpy(values[where].reshape(shape)))
-    optimizer = torch.optim.SGD(module.train().parameters(), lr=recipe.optimizer.lr, momentum=0.9, foreach=False)
-    x, y = (torch.from_numpy(array) for array in job.examples.gather())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for batch in batches(job, recipe):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(module(x[batch]), y[batch]).backward()
-        optimizer.step()
-    torch.set_num_threads(threads)
+    train_by_pytorch(module, job, recipe)
     flat = [
         torch.cat([named[name].detach().reshape(-1) for name in layout.names]).numpy()
         for named, layout in ((parameters, task.layout), (buffers, task.buffers))

@@ -19,10 +19,11 @@ from tests.bench.peers import fedsgd, work
 from tests.bench.peers.contenders import PEERS, Peer, PeerError, figure
 from tests.bench.peers.measure import Spec, measured
 from tests.bench.peers.work import WORKS, Report
+from tests.systems import linux
 
 comparison = importlib.import_module("tests.bench.peers.__main__")
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
+pytestmark = linux
 
 TINY = replace(WORKS["tiny"], rounds=3)
 ONE_CORE = PEERS[0]

@@ -36,6 +36,7 @@ from fedsgd.rounds import aggregate, broadcast
 from fedsgd.runtime.store import PAGE, SlotStore, footprint, packed
 from fedsgd.scenario import Scenario
 from fedsgd.wire import encode_values
+from tests.systems import linux
 
 FOLDER = Path(tempfile.gettempdir())
 STORES: dict[str, Callable[[int], ClientStore]] = {
@@ -43,7 +44,6 @@ STORES: dict[str, Callable[[int], ClientStore]] = {
     "nameless": SlotStore,
     "disk": lambda n: SlotStore(n, FOLDER),
 }
-linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks at /proc")
 
 DTYPES = st.sampled_from(["<f4", "<f8", "<i8", "|u1", "<u2", "|b1", ">f4"])
 ARRAYS = hnp.arrays(DTYPES, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=40))

@@ -35,9 +35,9 @@ from fedsgd.models import Task
 from fedsgd.rounds import Reply, broadcast
 from fedsgd.runtime import Workers, protocol
 from fedsgd.scenario import Scenario
+from tests.systems import linux
 
 Make = Callable[..., Scenario]
-linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks at /proc")
 
 
 @pytest.fixture(autouse=True)

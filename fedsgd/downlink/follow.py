@@ -12,7 +12,7 @@ from fedsgd.compress.sparse import decode_sparse
 from fedsgd.downlink.frames import CHANGES, ContextOf, Downlink, max_model_bytes
 from fedsgd.errors import WireError
 from fedsgd.vectors import all_finite
-from fedsgd.wire import ALL, HEADER_OFFSETS, Frame, Kind, decode_frame
+from fedsgd.wire import ALL, HEADER_OFFSETS, Frame, Kind, decode_frame, expect
 
 
 def follow(
@@ -61,20 +61,9 @@ def _opened(link: Downlink, data: bytes, base: int, context: ContextOf) -> Frame
     layout = context(1).layout
     frame = decode_frame(data, max_model_bytes(link, layout))
     header = frame.header
-    codecs = (
-        (link.whole.codec,) if not base else (CHANGES, *(() if link.policy in ("model", "difference") else (link.op.codec,)))
-    )
-    wanted = {
-        "kind": (header.kind, (Kind.MODEL,)),
-        "codec": (header.codec, codecs),
-        "base": (header.base, (base,)),
-        "client": (header.client, (ALL,)),
-        "acknowledged": (header.acknowledged, (0,)),
-        "examples": (header.examples, (0,)),
-    }
-    for name, (got, fit) in wanted.items():
-        if got not in fit:
-            raise WireError(HEADER_OFFSETS[name], f"{name} is {got!s}, expected {' or '.join(map(str, fit))}")
+    additive = () if link.policy in ("model", "difference") else (link.op.codec,)
+    codecs = (CHANGES, *additive) if base else (link.whole.codec,)
+    expect(header, kind=(Kind.MODEL,), codec=codecs, base=(base,), client=(ALL,), acknowledged=(0,), examples=(0,))
     if header.round <= base or (base and header.codec != CHANGES and header.round != base + 1):
         raise WireError(HEADER_OFFSETS["round"], f"round is {header.round}, on a model of round {base}")
     return frame

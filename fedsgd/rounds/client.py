@@ -19,11 +19,23 @@ from fedsgd.downlink import follow
 from fedsgd.engine import Engine, Local, Work
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.profiling import Within
-from fedsgd.rounds.plan import Message, Plan, Reply, expect, first_bad
+from fedsgd.rounds.plan import Message, Plan, Reply, first_bad
 from fedsgd.rounds.statistics import opened as statistics_of
 from fedsgd.rounds.statistics import section_of
 from fedsgd.vectors import all_finite, energy
-from fedsgd.wire import ALL, HEADER_OFFSETS, MAX_SECTIONS, Frame, Header, Kind, decode_frame, encode_frame, kind_of, overhead
+from fedsgd.wire import (
+    ALL,
+    HEADER_OFFSETS,
+    MAX_SECTIONS,
+    Frame,
+    Header,
+    Kind,
+    decode_frame,
+    encode_frame,
+    expect,
+    kind_of,
+    overhead,
+)
 
 SCHEME, OPTIMIZER = "scheme", "optimizer"
 """Whose a part of what a client remembers is: the compression scheme's, or the local optimiser's."""
@@ -121,7 +133,7 @@ def receive(
     header = decode_frame(message[0], overhead(0)).header
     if not header.round:
         raise WireError(HEADER_OFFSETS["round"], "round is 0, expected one from 1 on")
-    expect(header, Kind.TASK, header.round, client, 0)
+    expect(header, kind=(Kind.TASK,), codec=(0,), client=(client,), examples=(0,))
     if header.base >= header.round or header.acknowledged >= header.round:
         name = "base" if header.base >= header.round else "acknowledged"
         raise WireError(HEADER_OFFSETS[name], f"{name} is {getattr(header, name)}, expected a round before {header.round}")
@@ -259,5 +271,6 @@ def _sorted(plan: Plan, frames: Message) -> tuple[Message, dict[int, bytes]]:
 
 def _reference(plan: Plan, frame: bytes, round: int) -> F32 | None:
     decoded = decode_frame(frame, overhead(MAX_SECTIONS) + plan.uplink.max_downlink(plan.layout))
-    expect(decoded.header, Kind.REFERENCE, round, ALL, plan.uplink.codec)
+    fixed = {"base": (0,), "client": (ALL,), "acknowledged": (0,), "examples": (0,)}
+    expect(decoded.header, kind=(Kind.REFERENCE,), codec=(plan.uplink.codec,), round=(round,), **fixed)
     return plan.uplink.read_downlink(decoded.sections, plan.context(round, ALL))

@@ -12,11 +12,10 @@ from fedsgd.arrays import F32
 from fedsgd.compress import ClientId, Context, Scheme, Weighting
 from fedsgd.downlink import Downlink
 from fedsgd.engine import Recipe
-from fedsgd.errors import WireError
 from fedsgd.layout import Layout
 from fedsgd.optim import Optimizer
 from fedsgd.rounds.statistics import BatchNorm, max_section_bytes
-from fedsgd.wire import HEADER_OFFSETS, MAX_SECTIONS, Header, Kind, overhead
+from fedsgd.wire import MAX_SECTIONS, overhead
 
 Message = tuple[bytes, ...]
 """The frames of one client in one direction: TASK, one or more MODEL and perhaps REFERENCE down; UPDATE or RESYNC up."""
@@ -69,22 +68,6 @@ class Reply:
     withheld: float = float("nan")
     withheld_if_lost: float = float("nan")
     missed: int = -1
-
-
-def expect(header: Header, kind: Kind, round: int, client: ClientId, codec: int, base: int = 0) -> None:
-    """WireError unless the header says what it must; what else a kind says there may be anything."""
-    wanted = {
-        "kind": (header.kind, kind),
-        "codec": (header.codec, codec),
-        "round": (header.round, round),
-        "base": (header.base, header.base if kind in (Kind.TASK, Kind.RESYNC) else base),
-        "client": (header.client, client),
-        "acknowledged": (header.acknowledged, header.acknowledged if kind in (Kind.TASK, Kind.RESYNC) else 0),
-        "examples": (header.examples, header.examples if kind is Kind.UPDATE else 0),
-    }
-    for name, (got, expected) in wanted.items():
-        if got != expected:
-            raise WireError(HEADER_OFFSETS[name], f"{name} is {got!s}, expected {expected!s}")
 
 
 def first_bad(vector: NDArray[Any], layout: Layout) -> str:

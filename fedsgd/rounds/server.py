@@ -19,10 +19,10 @@ from fedsgd.downlink import Encoded, Post, Published, advance, begin
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.optim import server_step
 from fedsgd.profiling import phased
-from fedsgd.rounds.plan import Message, Plan, Reply, expect, first_bad
+from fedsgd.rounds.plan import Message, Plan, Reply, first_bad
 from fedsgd.rounds.statistics import Opened, framed, mean, taken_off
 from fedsgd.vectors import all_finite
-from fedsgd.wire import ALL, HEADER_OFFSETS, Frame, Header, Kind, Sections, decode_frame, encode_frame, overhead
+from fedsgd.wire import ALL, HEADER_OFFSETS, Frame, Header, Kind, Sections, decode_frame, encode_frame, expect, overhead
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +186,8 @@ def open_update(plan: Plan, reply: Reply, round: int) -> Opened:
         if len(reply.frames) != 1:
             raise WireError(0, f"{len(reply.frames)} frames, expected one UPDATE")
         frame = decode_frame(reply.frames[0], plan.max_update)
-        expect(frame.header, Kind.UPDATE, round, reply.client, plan.uplink.codec, base=round)
+        codec, client = (plan.uplink.codec,), (reply.client,)
+        expect(frame.header, kind=(Kind.UPDATE,), codec=codec, round=(round,), base=(round,), client=client, acknowledged=(0,))
         return taken_off(frame, plan.batch_norm)
     except WireError as error:
         raise _placed(error, round, reply.client) from None
@@ -197,7 +198,7 @@ def open_resync(reply: Reply, round: int) -> Frame:
     if len(reply.frames) != 1:
         raise WireError(0, f"{len(reply.frames)} frames, expected one RESYNC")
     frame = decode_frame(reply.frames[0], overhead(0))
-    expect(frame.header, Kind.RESYNC, round, reply.client, 0)
+    expect(frame.header, kind=(Kind.RESYNC,), codec=(0,), round=(round,), client=(reply.client,), examples=(0,))
     if frame.header.base >= round:
         raise WireError(HEADER_OFFSETS["base"], f"base is {frame.header.base}, expected a round before {round}")
     return frame

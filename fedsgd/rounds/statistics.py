@@ -27,6 +27,7 @@ from fedsgd.wire import (
     decode_values,
     encode_frame,
     encode_values,
+    expect,
     max_value_bytes,
     overhead,
 )
@@ -91,8 +92,8 @@ def framed(round: int, statistics: F32) -> Encoded:
 def opened(data: bytes, norm: BatchNorm, round: int) -> F32:
     """Inverse of `framed`."""
     frame = decode_frame(data, overhead(1) + max_section_bytes(norm))
-    if frame.header != Header(Kind.BUFFERS, round, client=ALL):
-        raise WireError(0, f"the header is {frame.header}, expected BUFFERS of round {round} for all")
+    fixed = {"codec": (0,), "base": (0,), "client": (ALL,), "acknowledged": (0,), "examples": (0,)}
+    expect(frame.header, kind=(Kind.BUFFERS,), round=(round,), **fixed)
     if [section.part for section in frame.sections] != [Part.BUFFER]:
         raise WireError(overhead(0), "expected one section, of buffers")
     return _read(frame.sections[0], norm.n_sent)

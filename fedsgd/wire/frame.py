@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -165,6 +166,14 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
         raise WireError(HEADER_OFFSETS["kind"], f"unknown kind {kind}")
     header = Header(Kind(kind), fixed[0], codec, *fixed[1:])
     return Frame(header, _read_sections(view, n_sections, end))
+
+
+def expect(header: Header, **fit: Sequence[int]) -> None:
+    """WireError unless each of these fields of the header has one of its values; other fields may say anything."""
+    for name, allowed in fit.items():
+        got = getattr(header, name)
+        if got not in allowed:
+            raise WireError(HEADER_OFFSETS[name], f"{name} is {got!s}, expected {' or '.join(map(str, allowed))}")
 
 
 def kind_of(data: bytes | memoryview) -> int:

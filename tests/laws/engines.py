@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
+from torch import nn
 
 from fedsgd.data import Dataset
-from fedsgd.engine import Engine, Local, Recipe
+from fedsgd.engine import Engine, Local, Recipe, Work
+from fedsgd.engine.base import batches
 from fedsgd.engine.captured import Captured
 from fedsgd.engine.sequential import Sequential
 from fedsgd.engine.stacked import Stacked
 from fedsgd.models import Task
+from fedsgd.torch_scope import one_thread
 
 Make = Callable[[Task, Recipe, Dataset], Engine]
 
@@ -48,3 +52,14 @@ def assert_agree(name: str, update: np.ndarray, expected: np.ndarray, model: np.
 def bits(local: Local) -> tuple[bytes, dict[str, bytes]]:
     """All numbers of a result."""
     return local.update.tobytes(), {name: value.tobytes() for name, value in local.memory.items()}
+
+
+def train_by_pytorch(module: nn.Module, job: Work, recipe: Recipe) -> None:
+    """A tutorial's loop on a job's batches, with momentum 0.9, on one thread: the module is left as it is after training."""
+    optimizer = torch.optim.SGD(module.train().parameters(), lr=recipe.optimizer.lr, momentum=0.9, foreach=False)
+    x, y = (torch.from_numpy(array) for array in job.examples.gather())
+    with one_thread():
+        for batch in batches(job, recipe):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(x[batch]), y[batch]).backward()
+            optimizer.step()

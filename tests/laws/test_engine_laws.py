@@ -22,7 +22,7 @@ from fedsgd.models import Mlp, Task, make_task
 from fedsgd.models.perceptrons import Softmax
 from fedsgd.optim import OPTIMIZERS, SGD, Increment, Momentum, PyTorchMomentum
 from fedsgd.optim.schedules import Exponential, InverseSqrt
-from tests.laws.engines import ENGINES, Make, assert_agree
+from tests.laws.engines import ENGINES, Make, assert_agree, train_by_pytorch
 
 
 def work(task: Task, data: Dataset, client: int, round: int = 1, rows: slice = slice(0, 30)) -> Work:
@@ -116,17 +116,8 @@ def test_the_plain_torch_loop_gives_the_same(
 def tutorial_loop(task: Task, job: Work, recipe: Recipe) -> np.ndarray:
     engine = Sequential(task, recipe)
     engine._network.point_at(engine._arrangement.views(torch.from_numpy(task.initial.copy())))
-    module = task.module.train()
-    optimizer = torch.optim.SGD(module.parameters(), lr=recipe.optimizer.lr, momentum=0.9, foreach=False)
-    x, y = (torch.from_numpy(a) for a in job.examples.gather())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for batch in batches(job, recipe):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(module(x[batch]), y[batch]).backward()
-        optimizer.step()
-    torch.set_num_threads(threads)
-    return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy()
+    train_by_pytorch(task.module, job, recipe)
+    return torch.cat([p.detach().reshape(-1) for p in task.module.parameters()]).numpy()
 
 
 # ------------------------------------------------------------------------------------------------------- batches, exact numbers
