@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fedsgd.certificate import Certificate, certify
     from fedsgd.data import Dataset, Examples
+    from fedsgd.deployment import Deployed, deploy
     from fedsgd.errors import (
         DataError,
+        DeploymentError,
         FedsgdError,
         LawError,
         ModelError,
@@ -42,6 +44,8 @@ _HOME = {
     "Certificate": "certificate",
     "DataError": "errors",
     "Dataset": "data",
+    "Deployed": "deployment",
+    "DeploymentError": "errors",
     "Examples": "data",
     "FedsgdError": "errors",
     "LawError": "errors",
@@ -56,6 +60,7 @@ _HOME = {
     "ScenarioError": "errors",
     "WireError": "errors",
     "certify": "certificate",
+    "deploy": "deployment",
     "load": "scenario",
     "run": "experiment",
 }
@@ -64,6 +69,8 @@ __all__ = [
     "Certificate",
     "DataError",
     "Dataset",
+    "Deployed",
+    "DeploymentError",
     "Examples",
     "FedsgdError",
     "LawError",
@@ -78,6 +85,7 @@ __all__ = [
     "ScenarioError",
     "WireError",
     "certify",
+    "deploy",
     "load",
     "run",
 ]

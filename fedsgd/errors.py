@@ -7,6 +7,7 @@
     ├── WireError          bytes that are not a valid frame: offset and cause           (also a ValueError)
     ├── LawError           a compressor, scheme or ledger breaks its contract           (also an AssertionError)
     ├── OutputError        the run folder cannot be written as asked
+    ├── DeploymentError    processes of a deployment do not start, or died
     └── RunError           a run stopped: the round, and the client where there is one
         └── NonFiniteError an update or a model is not finite
 
@@ -39,18 +40,19 @@ class ModelError(FedsgdError):
 class WireError(FedsgdError, ValueError):
     """Bytes that are not a valid frame.
 
-    offset: where in the frame the fault is, in bytes from its start; cause: what is wrong there; where: whose frame it is,
-    once that is known.
+    offset: where in the frame the fault is, in bytes from its start; cause: what is wrong there; where: whose frame it is, and
+    client: that client, once that is known.
     """
 
-    def __init__(self, offset: int, cause: str, where: str = "") -> None:
+    def __init__(self, offset: int, cause: str, where: str = "", client: int | None = None) -> None:
         super().__init__(f"{where}byte {offset}: {cause}")
         self.offset = offset
         self.cause = cause
         self.where = where
+        self.client = client
 
-    def __reduce__(self) -> tuple[type[WireError], tuple[int, str, str]]:
-        return type(self), (self.offset, self.cause, self.where)
+    def __reduce__(self) -> tuple[type[WireError], tuple[int, str, str, int | None]]:
+        return type(self), (self.offset, self.cause, self.where, self.client)
 
 
 @contextmanager
@@ -59,7 +61,7 @@ def within(offset: int) -> Iterator[None]:
     try:
         yield
     except WireError as error:
-        raise WireError(offset + error.offset, error.cause, error.where) from None
+        raise WireError(offset + error.offset, error.cause, error.where, error.client) from None
 
 
 class LawError(FedsgdError, AssertionError):
@@ -68,6 +70,10 @@ class LawError(FedsgdError, AssertionError):
 
 class OutputError(FedsgdError):
     """The run folder exists already, or cannot be written."""
+
+
+class DeploymentError(FedsgdError):
+    """Processes that a deployment is made of did not start, or died: which, and where its log is."""
 
 
 class RunError(FedsgdError):

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ from fedsgd.arrays import F32, F64
 from fedsgd.build import Experiment, build, with_workers
 from fedsgd.data import ClientData, Dataset
 from fedsgd.engine import Chosen
-from fedsgd.errors import RunError
+from fedsgd.errors import RunError, ScenarioError
 from fedsgd.forking import begin
 from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
-from fedsgd.loop import as_error
+from fedsgd.loop import Runtime, as_error
 from fedsgd.loop import run as run_rounds
 from fedsgd.models import Loss, Metric
 from fedsgd.parquet import TableWriter
@@ -33,6 +33,8 @@ from fedsgd.state_plan import StatePlan
 
 if TYPE_CHECKING:
     from torch import nn
+
+CarriedBy = Callable[[Experiment], Runtime]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ def run(
     on_round: Callable[[Round], None] | None = None,
     workers: int = 1,
     profile: bool = False,
+    carried_by: CarriedBy | None = None,
 ) -> Result:
     """Run a scenario (or the file that holds one) to its end.
 
@@ -75,7 +78,8 @@ def run(
     names. on_engine: called with the engine that was chosen, on_states: with where what clients remember will be, before the
     first round; on_round: after each round. workers: processes that clients train in, one thread each; results do not depend on
     it. With several, a script must start its run under `if __name__ == "__main__":`. profile: whether the summary says where
-    the time of a round went.
+    the time of a round went. carried_by: gives, for the built experiment, the runtime that reaches its clients, in place of
+    this process or workers; then what clients remember is where they are.
     """
     begin(workers)
     where: AbstractContextManager[None] = nullcontext()
@@ -91,7 +95,7 @@ def run(
     account = Account() if profile else None
     with (
         measured(None if account is None else account.profile),
-        with_workers(experiment, workers, profile) as experiment,
+        _reaching(experiment, workers, profile, carried_by) as experiment,
         _recording(experiment, out, overwrite) as (folder, ledger, rounds),
     ):
         residuals = Residuals()
@@ -105,6 +109,17 @@ def run(
     if folder is not None:
         _save(folder, result, experiment)
     return result
+
+
+def _reaching(
+    experiment: Experiment, workers: int, profile: bool, carried_by: CarriedBy | None
+) -> AbstractContextManager[Experiment]:
+    """The experiment with its clients where they are."""
+    if carried_by is None:
+        return with_workers(experiment, workers, profile)
+    if experiment.evaluator.own is not None:
+        raise ScenarioError('model.batch_norm: got "local", but a client\'s own model is nowhere but at that client')
+    return nullcontext(replace(experiment, runtime=carried_by(experiment), states=replace(experiment.states, place="nodes")))
 
 
 def _announce(

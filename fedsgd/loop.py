@@ -65,7 +65,7 @@ Observer = Callable[[Crossing], None]
 @dataclass(frozen=True, eq=False)
 class Attended:
     """Who was there in a round. cohort: who was sent a message; accepted: whose reply is in the model, ascending; replies: of
-    all from whom one came, ascending; failures: who gave none, and why."""
+    all from whom one came, ascending; failures: who gave none, or none that could be read, and why."""
 
     cohort: tuple[ClientId, ...]
     accepted: tuple[ClientId, ...]
@@ -105,9 +105,10 @@ def run(
 ) -> Iterator[tuple[Server, Attended]]:
     """Round after round without end: yields (the server after the round, who was there). The caller decides when to stop.
 
-    A client that fails ends the run with its error, or counts as one whose reply never arrived (on_failure = "continue"). A
-    runtime that breaks its own contract (it raises, or gives two outcomes for a client) ends it in any case, after the frames
-    that did cross have been shown; and so does one of its processes that dies (ChildProcessError), which is no client's doing.
+    A client that fails, or whose reply cannot be read, ends the run with its error, or counts as one whose reply never arrived
+    (on_failure = "continue"). A runtime that breaks its own contract (it raises, or gives two outcomes for a client) ends it in
+    any case, after the frames that did cross have been shown; and so does one of its processes that dies (ChildProcessError),
+    which is no client's doing.
     """
     while True:
         drawn = attendance.invited(server.round)
@@ -121,17 +122,35 @@ def run(
             fatal = [f for f in failures if on_failure == "stop" or isinstance(f.error, ChildProcessError)]
             if fatal:
                 raise as_error(server.round, fatal[0])
-            following, folded = aggregate(plan, exchanged.server, accepted, _chances(drawn, accepted))
+            following, folded, refused = _aggregated(plan, exchanged.server, drawn, accepted, on_failure == "continue")
         except FedsgdError:
             fates = {client: "refused" if fate == "received" else fate for client, fate in fates.items()}
             for crossing in _uplink(plan, server, replies, fates, {}):
                 observer(crossing)
             raise
+        failures += refused
+        fates = {**fates, **dict.fromkeys((failure.client for failure in refused), "refused")}
         with Within("ledger"):
             for crossing in _uplink(plan, server, replies, fates, folded):
                 observer(crossing)
         server = following
         yield server, Attended(drawn.cohort, tuple(folded), tuple(replies), tuple(failures))
+
+
+def _aggregated(
+    plan: Plan, server: Server, drawn: Drawn, accepted: Sequence[Reply], forgiving: bool
+) -> tuple[Server, Mapping[ClientId, Folded], list[Failure]]:
+    """(the server of the next round, what became of each reply, whose could not be read). forgiving: whether the round goes on
+    without those; aggregating changes nothing, so it can begin again."""
+    refused: list[Failure] = []
+    while True:
+        left = [reply for reply in accepted if reply.client not in {failure.client for failure in refused}]
+        try:
+            return (*aggregate(plan, server, left, _chances(drawn, left)), refused)
+        except WireError as error:
+            if not forgiving or error.client is None:
+                raise
+            refused.append(Failure(error.client, error))
 
 
 def _chances(drawn: Drawn, accepted: Sequence[Reply]) -> dict[ClientId, float] | None:
@@ -193,7 +212,7 @@ def _exchange(
 
 def as_error(round: int, failure: Failure) -> FedsgdError:
     """The failing client and round in front of whatever went wrong there: the user's module, loss or data, or our own."""
-    if isinstance(failure.error, RunError):
+    if isinstance(failure.error, RunError) or (isinstance(failure.error, WireError) and failure.error.client is not None):
         return failure.error
     error = RunError(round, failure.client, f"{type(failure.error).__name__}: {failure.error}")
     error.__cause__ = failure.error

@@ -28,14 +28,14 @@ Where = Literal["memory", "disk", "auto"]
 @dataclass(frozen=True)
 class StatePlan:
     """What clients remember, and where. clients: N; seen: how many of them will have taken part at most; bytes_per_client: of
-    one state as it is kept; models: bytes of what else is held in memory; place: where states are kept; budget: bytes that may
-    be used in memory; folder: where states on disk are."""
+    one state as it is kept; models: bytes of what else is held in memory; place: where states are kept, at the clients' own
+    "nodes" if those are elsewhere; budget: bytes that may be used in memory; folder: where states on disk are."""
 
     clients: int
     seen: int
     bytes_per_client: int
     models: int
-    place: Literal["memory", "disk"]
+    place: Literal["memory", "disk", "nodes"]
     budget: int
     folder: Path | None = None
 
@@ -50,6 +50,8 @@ class StatePlan:
         return f"client state: {_amount(self)}, {self._kept()}"
 
     def _kept(self) -> str:
+        if self.place == "nodes":
+            return "on the disks of their nodes"
         if self.place == "disk":
             return f"on disk in {self.folder}"
         beside = f" beside {size_text(self.models)} of models" if self.models else ""

@@ -222,7 +222,7 @@ def test_the_time_left_is_that_of_the_rounds_left(
     from fedsgd.scenario import load
 
     monkeypatch.setattr(live, "LINE_SECONDS", 0.0)
-    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (_, _, show):
+    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (_, _, show, *_):
         assert show is not None
         for number, seconds in ((1, 2.0), (2, 4.0)):
             show(record(number, None, seconds))
@@ -239,7 +239,12 @@ def test_a_terminal_gets_a_bar(root: Path, capsys: pytest.CaptureFixture[str], m
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
-    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (chosen, planned, show):
+    with console.progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (
+        chosen,
+        planned,
+        show,
+        *_,
+    ):
         assert chosen is not None
         assert planned is not None
         assert show is not None

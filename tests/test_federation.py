@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from fedsgd.clients import MemoryModels
 from fedsgd.console import show_result
 from fedsgd.data import Dataset
 from fedsgd.engine import Work
-from fedsgd.errors import NonFiniteError, RunError, ScenarioError
+from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
 from fedsgd.ledger import Ledger
-from fedsgd.loop import Crossing, Failure, Outcome, Runtime, run
+from fedsgd.loop import Crossing, Failure, Outcome, Runtime, as_error, run
 from fedsgd.record import Residuals
 from fedsgd.rounds import Message, Reply, Shelf, aggregate, broadcast
+from fedsgd.runtime.folder import FolderModels, FolderStore
 from fedsgd.runtime.store import SlotModels
 from fedsgd.scenario import Scenario
-from fedsgd.wire import Frame, Header, Kind, Part, decode_frame, encode_frame
+from fedsgd.wire import Frame, Header, Kind, Part, Section, decode_frame, encode_frame
 
 Make = Callable[..., Scenario]
 DENSE = {"uplink.compressor.name": "dense", "uplink.error_feedback": "none"}
@@ -136,6 +138,33 @@ def test_a_client_that_breaks_down_may_count_as_one_that_was_lost(scenario: Make
     fragile.change = failing(ChildProcessError("killed"))
     with pytest.raises(RunError, match="round 1, client 3: ChildProcessError: killed"):
         next(run(*parts, on_failure="continue"))
+
+
+@pytest.mark.parametrize("where", ["header", "values"])
+def test_a_reply_that_cannot_be_read_may_count_as_one_that_was_lost(scenario: Make, where: str) -> None:
+    """Whether it is found when the frame is opened or when it is decoded; its client still has what it sent."""
+
+    def garbled(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+        for outcome in outcomes:
+            if outcome.client == 3 and isinstance(outcome, Reply):
+                frame = decode_frame(outcome.frames[0])
+                sections = tuple(Section(s.part, b"\xff" * len(s.data)) for s in frame.sections)
+                bad = encode_frame(Frame(frame.header, sections)) if where == "values" else outcome.frames[0][:-1]
+                outcome = replace(outcome, frames=(bad,))
+            yield outcome
+
+    experiment = build(scenario({"server.cohort": 8}))
+    parts = experiment.plan, experiment.server, Altered(experiment.runtime, garbled), experiment.attendance
+    with pytest.raises(WireError, match="round 1, client 3: byte"):
+        next(run(*parts, lambda _: None))
+    seen: list[Crossing] = []
+    rounds = run(*parts, seen.append, on_failure="continue")
+    server, attended = next(rounds)
+    assert attended.accepted == (0, 1, 2, 4, 5, 6, 7)
+    assert next(str(as_error(1, failure)) for failure in attended.failures).startswith("round 1, client 3: byte")
+    assert {c.client for c in seen if c.fate == "refused"} == {3}
+    assert server.acknowledged.get(3) == 0
+    assert server.acknowledged.get(4) == 1
 
 
 def test_clients_that_break_down_are_told_of(scenario: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,11 +291,11 @@ def test_models_that_no_client_keeps_are_let_go(scenario: Make) -> None:
     assert set(models._models) == {state.held for state in states if state.held}
 
 
-def test_models_that_no_difference_builds_on_any_more_are_let_go(scenario: Make) -> None:
+def test_models_that_no_difference_builds_on_any_more_are_let_go(scenario: Make, tmp_path: Path) -> None:
     """The plan of states counts on it."""
     s = scenario({"server.cohort": 1, "rounds": 12, "downlink.policy": "difference", "downlink.remember": 2})
     shared, ends = SlotModels(12), []
-    for models in (MemoryModels(), shared):
+    for models in (MemoryModels(), shared, FolderModels(FolderStore(tmp_path))):
         experiment = build(s)
         runtime: Any = experiment.runtime
         runtime._host._shelf = Shelf(models)

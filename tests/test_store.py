@@ -33,16 +33,19 @@ from fedsgd.clients import (
 from fedsgd.compress import Patch, undone
 from fedsgd.errors import OutputError
 from fedsgd.rounds import aggregate, broadcast
+from fedsgd.runtime.folder import FolderStore
 from fedsgd.runtime.store import PAGE, SlotStore, footprint, packed
 from fedsgd.scenario import Scenario
 from fedsgd.wire import encode_values
 from tests.systems import linux
 
 FOLDER = Path(tempfile.gettempdir())
+OURS = tempfile.TemporaryDirectory(prefix="fedsgd-test-")
 STORES: dict[str, Callable[[int], ClientStore]] = {
     "memory": lambda n: MemoryStore(),
     "nameless": SlotStore,
     "disk": lambda n: SlotStore(n, FOLDER),
+    "folder": lambda n: FolderStore(Path(tempfile.mkdtemp(dir=OURS.name))),
 }
 
 DTYPES = st.sampled_from(["<f4", "<f8", "<i8", "|u1", "<u2", "|b1", ">f4"])

@@ -1,7 +1,7 @@
 """What a person sees of a run in a terminal: progress while it goes, tables at its end. The only door to rich."""
 
 from fedsgd.console.certificates import show_certificate, show_comparison
-from fedsgd.console.live import Shown, progress, waiting
+from fedsgd.console.live import Shown, deployment_progress, progress, waiting
 from fedsgd.console.results import show_result
 from fedsgd.console.splits import MOST_CLASSES, MOST_ROWS, show_split
 
@@ -9,6 +9,7 @@ __all__ = [
     "MOST_CLASSES",
     "MOST_ROWS",
     "Shown",
+    "deployment_progress",
     "progress",
     "show_certificate",
     "show_comparison",

@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from fedsgd.deployment import Watched
     from fedsgd.engine import Chosen
     from fedsgd.record import Round
     from fedsgd.scenario import Scenario
@@ -24,9 +25,11 @@ LINE_SECONDS = 5.0
 class Shown(NamedTuple):
     """What to call so that a run is shown on standard error; None if nothing is to be shown."""
 
-    on_engine: Callable[[Chosen], None] | None = None
+    on_engine: Callable[[Chosen | str], None] | None = None
     on_states: Callable[[StatePlan], None] | None = None
     on_round: Callable[[Round], None] | None = None
+    on_state: Callable[[str], None] | None = None
+    on_trouble: Callable[[str], None] | None = None
 
 
 @contextmanager
@@ -34,11 +37,14 @@ def progress(scenario: Scenario, quiet: bool) -> Iterator[Shown]:
     """Shows how far a run is."""
     console = Console(stderr=True)
 
-    def chosen(engine: Chosen) -> None:
-        console.print(f"engine: {engine}", highlight=False, soft_wrap=True, markup=False)
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def chosen(engine: Chosen | str) -> None:
+        say(f"engine: {engine}")
 
     def planned(states: StatePlan) -> None:
-        console.print(str(states), highlight=False, soft_wrap=True, markup=False)
+        say(str(states))
 
     if quiet:
         yield Shown()
@@ -49,9 +55,12 @@ def progress(scenario: Scenario, quiet: bool) -> Iterator[Shown]:
             def show(record: Round) -> None:
                 bar.update(task, completed=record.round, state=_state(record))
 
-            yield Shown(chosen, planned, show)
+            def wait(what: str) -> None:
+                bar.update(task, state=what)
+
+            yield Shown(chosen, planned, show, wait, say)
     else:
-        yield Shown(chosen, planned, _lines(console, scenario))
+        yield Shown(chosen, planned, _lines(console, scenario), lambda what: say(f"{scenario.name}: {what}"), say)
 
 
 def _bar(console: Console) -> Progress:
@@ -91,6 +100,16 @@ def _state(record: Round) -> str:
 def _priced(n_bytes: int, dense: int) -> str:
     """Bytes, and how many times less than dense float32 that is."""
     return f"{decimal(n_bytes)} ({dense / n_bytes:.1f}×)" if n_bytes else "nothing"
+
+
+@contextmanager
+def deployment_progress(scenario: Scenario, quiet: bool) -> Iterator[Watched]:
+    """Shows how far a deployment is."""
+    from fedsgd.deployment import Watched
+
+    with progress(scenario, quiet) as shown:
+        known = {"on_state", "on_trouble", "on_engine", "on_round"}
+        yield Watched(**{name: call for name, call in shown._asdict().items() if name in known and call is not None})
 
 
 @contextmanager

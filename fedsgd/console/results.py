@@ -14,13 +14,16 @@ from fedsgd.evaluation import RESERVED
 from fedsgd.sizes import size_text
 
 if TYPE_CHECKING:
+    from fedsgd.deployment import Deployed
     from fedsgd.experiment import Result
 
 
-def show_result(result: Result) -> None:
+def show_result(result: Result | Deployed) -> None:
     """The closing tables, on standard output."""
     console = Console(highlight=False)
     console.print(_bytes_table(result.summary))
+    if "flower" in result.summary:
+        console.print(_transport_table(result.summary))
     for line in _lines_of(result):
         console.print(line, soft_wrap=True, markup=False)
     if "profile" in result.summary:
@@ -64,6 +67,38 @@ def _bytes_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+WAY = {
+    "frame_bytes": "frames, a shared one once a node",
+    "message_bytes": "in Flower's messages",
+    "socket_bytes": "on sockets, in rounds",
+    "outside_rounds": "on sockets, before and after",
+}
+
+
+def _transport_table(summary: Mapping[str, Any]) -> Table:
+    """What became of the frames on their way, each step with how many times the one before it is."""
+    flower = summary["flower"]
+    title = f"over Flower {flower['version']}: {flower['nodes']} nodes{', TLS' * flower['tls']}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for heading in ("", "uplink", "", "downlink", ""):
+        table.add_column(heading, justify="right" if heading or table.columns else "left", no_wrap=True)
+    ways = [flower["transport"][direction] for direction in ("up", "down")]
+    before = [summary["uplink"]["n_bytes"], summary["downlink"]["n_bytes"]]
+    table.add_row("frames, one for each client", f"{before[0]:,}", "", f"{before[1]:,}", "")
+    for key, name in WAY.items():
+        figures = [way[key] for way in ways]
+        if None in figures:
+            continue
+        ratios = [f"×{n / b:.2f}" if b and key != "outside_rounds" else "" for n, b in zip(figures, before, strict=True)]
+        table.add_row(name, f"{figures[0]:,}", ratios[0], f"{figures[1]:,}", ratios[1])
+        before = figures
+    if flower["counted_by_flower"] is not None:
+        table.add_row(
+            "by Flower's own counter", *(v for d in ("up", "down") for v in (f"{flower['counted_by_flower'][d]:,}", ""))
+        )
+    return table
+
+
 def _metrics(final: Mapping[str, float | None], best: float | None) -> Iterator[str]:
     """A line for the test examples, one for the clients and one for training, as far as they were measured."""
     lines: dict[str, list[str]] = {kind: [] for kind in ("", *RESERVED)}
@@ -78,13 +113,15 @@ def _metrics(final: Mapping[str, float | None], best: float | None) -> Iterator[
             yield f"{title}: {', '.join(lines[kind])}"
 
 
-def _lines_of(result: Result) -> Iterator[str]:
+def _lines_of(result: Result | Deployed) -> Iterator[str]:
     summary = result.summary
     up = summary["uplink"]
     yield (
         f"{summary['parameters']:,} parameters, {summary['clients']:,} clients, {summary['cohort']:,} a round, "
         f"{summary['rounds']:,} rounds, {summary['seconds']:.1f} s"
     )
+    if "flower" in summary and summary["flower"]["round_seconds_median"] is not None:
+        yield f"a round took {summary['flower']['round_seconds_median']:.2f} s in the median"
     if summary["peak_memory_bytes"] is not None:
         yield f"peak memory {size_text(summary['peak_memory_bytes'])}"
     if up["kept"]:

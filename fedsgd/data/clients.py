@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,13 @@ class Dealt(ClientData):
     def first(self, most: int) -> Dealt:
         """All of them: they have their examples."""
         return self
+
+    def only(self, is_one: Callable[[int], bool]) -> Dealt:
+        """The same for clients of which this is true; of the others there is nothing left."""
+        rows = [self.partition.rows(client) if is_one(client) else self.partition.order[:0] for client in range(len(self))]
+        x, y = Examples(self.examples.x, self.examples.y, np.concatenate(rows)).gather()
+        bounds = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        return Dealt(Examples(x, y), Partition(np.arange(len(y), dtype=np.int64), bounds))
 
 
 def deal(dataset: Dataset, partitioner: Partitioner, held_out: float, seed: int) -> tuple[Dealt, Dealt | None]:

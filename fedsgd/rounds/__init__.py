@@ -11,7 +11,7 @@ message, because it lost the model that it builds on or what it remembered, answ
 
 from fedsgd.rounds.client import Answer, Opened, Shelf, Task, client_update, receive, send
 from fedsgd.rounds.plan import Message, Plan, Reply
-from fedsgd.rounds.server import Folded, Server, again, aggregate, broadcast, start
+from fedsgd.rounds.server import Folded, Server, again, aggregate, broadcast, moved_to, start
 from fedsgd.rounds.statistics import BatchNorm
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "aggregate",
     "broadcast",
     "client_update",
+    "moved_to",
     "receive",
     "send",
     "start",

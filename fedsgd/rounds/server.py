@@ -121,6 +121,15 @@ def aggregate(
     return _next(plan, after, weights, step), folded
 
 
+def moved_to(plan: Plan, server: Server, weights: F32, accepted: Sequence[ClientId]) -> Server:
+    """The server of the next round where something else than `aggregate` made its model of the replies, as somebody's own
+    strategy does. weights: that model [P]; accepted: whose replies are in it. NonFiniteError if it is not finite."""
+    if not all_finite(weights):
+        raise NonFiniteError(server.round, None, f"after the server's step {first_bad(weights, plan.layout)}")
+    acknowledged = server.acknowledged.having(accepted, server.round)
+    return _next(plan, replace(server, acknowledged=acknowledged), weights, weights - server.weights)
+
+
 def _fold(plan: Plan, server: Server, updates: Sequence[Opened], shares: F64) -> tuple[F32, State, list[float]]:
     """(the cohort's update [P], what the scheme remembers at the server, the seconds that each reply took)."""
     seconds: list[float] = []
@@ -206,4 +215,5 @@ def open_resync(reply: Reply, round: int) -> Frame:
 
 def _placed(error: WireError, round: int, client: ClientId | None) -> WireError:
     """The same error with whose frame it is in front, where that is known."""
-    return WireError(error.offset, error.cause, f"round {round}: " if client is None else f"round {round}, client {client}: ")
+    where = f"round {round}: " if client is None else f"round {round}, client {client}: "
+    return WireError(error.offset, error.cause, where, client)

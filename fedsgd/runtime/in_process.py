@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from fedsgd.clients import ClientStore
+from fedsgd.clients import ClientStore, Models
 from fedsgd.compress import ClientId
 from fedsgd.data import ClientData
 from fedsgd.engine import Engine
@@ -16,9 +16,9 @@ from fedsgd.runtime.host import Host, chunks
 class InProcess:
     """Runs the cohort's clients here, as many at once as the engine likes to train together."""
 
-    def __init__(self, plan: Plan, engine: Engine, store: ClientStore, data: ClientData) -> None:
+    def __init__(self, plan: Plan, engine: Engine, store: ClientStore, data: ClientData, models: Models | None = None) -> None:
         self.store = store
-        self._host = Host(plan, engine, store, data)
+        self._host = Host(plan, engine, store, data, models)
 
     def clients(self) -> Sequence[ClientId]:
         """All clients there are, ascending."""

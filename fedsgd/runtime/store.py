@@ -34,7 +34,7 @@ PAGE = 4096
 """What systems keep in memory and on disk, or not, in one piece."""
 _NUMBER = struct.Struct("<Q")
 _COUNT = struct.Struct("<q")
-_HEAD = struct.Struct("<QI")
+HEAD = struct.Struct("<QI")
 _INDEX = _NUMBER.size * (1 + SIZES)
 
 Named = tuple[str, str, NDArray[Any] | None]
@@ -209,15 +209,15 @@ def packed(state: ClientState) -> list[bytes | memoryview]:
             at += aligned(array.nbytes)
         described.append([what, name, array.dtype.str, array.shape, places[id(array)]])
     text = json.dumps([state.held, state.pending and state.pending.round, described]).encode()
-    used = aligned(_HEAD.size + len(text)) + at
-    return [_HEAD.pack(used, len(text)) + text, *stretches]
+    used = aligned(HEAD.size + len(text)) + at
+    return [HEAD.pack(used, len(text)) + text, *stretches]
 
 
 def unpacked(data: U8) -> ClientState:
     """Inverse of `packed`, of the stretches one after the other. The arrays are views of `data`."""
-    _, length = _HEAD.unpack_from(data.data)
-    held, round, described = json.loads(data[_HEAD.size : _HEAD.size + length].tobytes())
-    first = aligned(_HEAD.size + length)
+    _, length = HEAD.unpack_from(data.data)
+    held, round, described = json.loads(data[HEAD.size : HEAD.size + length].tobytes())
+    first = aligned(HEAD.size + length)
     parts: dict[str, dict[str, Any]] = {"memory": {}, "if_received": {}, "undo": {}, "indices": {}, "reply": {}}
     for what, name, dtype, shape, at in described:
         array = None

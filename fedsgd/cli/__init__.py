@@ -1,0 +1,6 @@
+"""The command line. Everything heavy is imported inside the commands, so that `--help` answers at once."""
+
+from fedsgd.cli import compressors, deployments, runs
+from fedsgd.cli.base import main
+
+__all__ = ["compressors", "deployments", "main", "runs"]

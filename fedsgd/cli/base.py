@@ -1,0 +1,142 @@
+"""What all commands have in common: errors in one line, the options of a scenario, the run folder."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedsgd import __version__
+from fedsgd.errors import DeploymentError, FedsgdError, OutputError, RunError, ScenarioError, WireError
+
+if TYPE_CHECKING:
+    from fedsgd.scenario import Scenario
+
+USAGE, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class _Group(click.Group):
+    """Turns our own errors into one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FedsgdError as error:
+            click.echo(f"fedsgd: {error}", err=True)
+            ctx.exit(USAGE if isinstance(error, ScenarioError | OutputError) else FAILED)
+        except KeyboardInterrupt:
+            click.echo("fedsgd: interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="fedsgd")
+def main() -> None:
+    """Federated training in which every byte is encoded, decoded, counted and explained.
+
+    Exit status: 0 done; 1 a run or its data failed; 2 a setting, option or output folder is wrong; 130 interrupted.
+    """
+    # A user's own module is looked for where they stand, as `python -m` would; installed packages come first.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What every command that reads a scenario is given."""
+
+    scenario: Path
+    settings: tuple[str, ...]
+    data: Path | None
+    seed: int | None
+    as_json: bool
+    quiet: bool
+
+    def load(self) -> Scenario:
+        """The scenario with its overrides."""
+        from fedsgd.scenario import load
+        from fedsgd.schema import parse_setting
+
+        overrides = dict(parse_setting(text) for text in self.settings)
+        if self.seed is not None:
+            overrides["seed"] = self.seed
+        return load(self.scenario, overrides)
+
+
+def of_a_scenario(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the parameters of `Given` in front of its own."""
+
+    @functools.wraps(command)
+    def called(
+        scenario: Path,
+        settings: tuple[str, ...],
+        data: Path | None,
+        seed: int | None,
+        as_json: bool,
+        quiet: bool,
+        **own: Any,
+    ) -> None:
+        if quiet:  # the datasets library has progress bars of its own
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        command(Given(scenario, settings, data, seed, as_json, quiet), **own)
+
+    decorators = [
+        click.argument("scenario", type=click.Path(path_type=Path)),
+        click.option(
+            "--set",
+            "settings",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Override a key of the scenario, e.g. uplink.compressor.density=0.1. Repeatable. Setting a `name` resets the "
+            "other keys of that component to the new member's defaults.",
+        ),
+        click.option(
+            "--data", type=click.Path(path_type=Path), envvar="FEDSGD_DATA", show_envvar=True, help="Folder of data files."
+        ),
+        click.option("--seed", type=int, help="Override the scenario's seed."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),
+        click.option("--quiet", is_flag=True, help="Show no progress."),
+    ]
+    for decorate in reversed(decorators):
+        called = decorate(called)
+    return called
+
+
+@contextmanager
+def ledger_is_told_of(out: Path) -> Iterator[None]:
+    """Where a run breaks off, say where its ledger is, if there is one."""
+    try:
+        yield
+    except (RunError, WireError, DeploymentError, KeyboardInterrupt):
+        if (out / "ledger.parquet").exists():
+            click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
+        raise
+
+
+@contextmanager
+def numbered_folder(name: str) -> Iterator[Path]:
+    """runs/NAME-N with the lowest N that is free, claimed by making it; gone again if nothing was written to it."""
+    runs = Path("runs")
+    for n in itertools.count(1):
+        folder = runs / f"{name}-{n}"
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose a folder with --out") from None
+    try:
+        yield folder
+    finally:
+        for made in (folder, runs):
+            with suppress(OSError):
+                made.rmdir()

@@ -1,0 +1,123 @@
+"""`fedsgd certify` and `fedsgd list`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedsgd.cli.base import FAILED, main
+
+if TYPE_CHECKING:
+    from fedsgd.certificate import Certificate
+
+FAMILIES = ("compressors", "datasets", "durations", "models", "optimizers", "partitioners", "samplers", "schedules")
+
+
+@main.command()
+@click.argument("compressor", required=False)
+@click.option("--all", "every", is_flag=True, help="One table of every registered compressor at its defaults.")
+@click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a field of COMPRESSOR, e.g. density=0.1. Repeatable."
+)
+@click.option("--error-feedback", type=click.Choice(("none", "persist", "decay", "reset")), default="none", show_default=True)
+@click.option("--data", type=click.Choice(("real", "gaussian", "laplace")), default="real", show_default=True)
+@click.option("--size", type=int, help="P of gaussian and laplace vectors.  [default: 200000]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write certificate.json and certificate.md to.")
+@click.option("--no-laws", is_flag=True, help="With --all: measure only, without the law suite.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
+@click.option("--markdown", is_flag=True, help="Print Markdown on standard output.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def certify(
+    compressor: str | None,
+    every: bool,
+    out: Path | None,
+    as_json: bool,
+    markdown: bool,
+    quiet: bool,
+    **asked: Any,
+) -> None:
+    """Put COMPRESSOR through the laws of its kind, and measure its bytes, errors and times.
+
+    COMPRESSOR is a registered name (see `fedsgd list compressors`) or my_package.my_module:MyCompressor. Real vectors are the
+    updates of a small federation that is trained here first, in seconds, from data that come with scikit-learn.
+
+    Exit status 1 if a law is broken.
+    """
+    if every == (compressor is not None):
+        raise click.UsageError("give either COMPRESSOR or --all")
+    if as_json and markdown:
+        raise click.UsageError("give either --json or --markdown")
+    if every and (asked["settings"] or out or asked["error_feedback"] != "none"):
+        raise click.UsageError("--set, --error-feedback and --out are for one COMPRESSOR")
+    if asked["no_laws"] and not every:
+        raise click.UsageError("--no-laws goes with --all")
+    from fedsgd import console
+    from fedsgd.certificate import report
+
+    # What somebody's own module prints does not get into our output.
+    with console.waiting(f"certifying {compressor or 'all compressors'}", quiet), redirect_stdout(sys.stderr):
+        made = _certificates(compressor, **asked)
+    if out is not None:
+        report.save(made[0], out)
+    if as_json:
+        click.echo(report.to_text(*made, together=every))
+    elif markdown:
+        click.echo(report.comparison_markdown(made) if every else report.to_markdown(made[0]), nl=False)
+    elif every:
+        console.show_comparison(made)
+    else:
+        console.show_certificate(made[0])
+    if out is not None:
+        click.echo(f"written to {out}", err=True)
+    if not all(certificate.passed for certificate in made):
+        click.get_current_context().exit(FAILED)
+
+
+def _certificates(
+    compressor: str | None, settings: Sequence[str], error_feedback: Any, data: str, size: int | None, no_laws: bool
+) -> list[Certificate]:
+    from fedsgd.certificate import certify as certify_one
+    from fedsgd.certificate import certify_all
+    from fedsgd.schema import parse_setting
+
+    if compressor is None:
+        return certify_all(data=data, size=size, laws=not no_laws)
+    given = dict(parse_setting(text) for text in settings)
+    return [certify_one(compressor, given, error_feedback=error_feedback, data=data, size=size)]
+
+
+@main.command(name="list")
+@click.argument("family", type=click.Choice(FAMILIES), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def list_members(family: str | None, as_json: bool) -> None:
+    """List what a scenario can name, with keys and defaults: one FAMILY, or all."""
+    from fedsgd import schema
+
+    registries = {registry.plural: registry for registry in schema.FAMILIES.values()}
+    listing = {name: schema.describe(registries[name]) for name in ([family] if family else FAMILIES)}
+    if as_json:
+        click.echo(json.dumps(listing[family] if family else listing, indent=2))
+        return
+    for name, members in listing.items():
+        if not family:
+            click.secho(name, bold=True)
+        for member in members:
+            shown = {key: _shown(value) for key, value in member["keys"].items()}
+            keys = ", ".join(f"{key} = {value}" for key, value in shown.items())
+            also = f" (or {', '.join(member['also'])})" if member["also"] else ""
+            click.echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
+            if keys:
+                click.secho(f"      {keys}", dim=True)
+
+
+def _shown(default: Any) -> str:
+    """A key's default as TOML has it, nearly; or that there is none."""
+    if default in (None, "required"):
+        return "(unset)" if default is None else "(required)"
+    return json.dumps(default)

@@ -1,0 +1,174 @@
+"""A SuperLink and its SuperNodes on this machine's loopback, for as long as a context lasts."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedsgd.deployment import certificates, launchers, processes
+from fedsgd.deployment.certificates import Certificates
+from fedsgd.deployment.proxy import CountingProxy
+from fedsgd.errors import DeploymentError
+
+CONNECTION = "here"
+TRIES = 5
+"""A port that is free when it is looked for may be taken when it is wanted."""
+LINK_SECONDS = 60.0
+"""For a SuperLink to answer: two on a quiet machine."""
+BIND_SECONDS = 0.1
+IN_USE = "address already in use"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """nodes: how many; tls: whether nodes and server talk by TLS; measured: whether all bytes on nodes' sockets are counted;
+    warm: whether ClientApps are forked from a process that is ready. scenario, data: what such a process gets ready."""
+
+    nodes: int
+    scenario: str
+    data: str
+    tls: bool = False
+    measured: bool = False
+    warm: bool = True
+
+
+@dataclass
+class Federation:
+    """What is running. port: the SuperLink's; superlink, nodes: the processes, by partition; logs: the folder of their logs;
+    proxies: by partition, where bytes are counted."""
+
+    asked: Asked
+    folder: Path
+    logs: Path
+    env: dict[str, str]
+    secrets: Certificates | None = None
+    port: int = 0
+    superlink: subprocess.Popen[bytes] | None = None
+    nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    proxies: dict[int, CountingProxy] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Path:
+        """The FLWR_HOME of all its processes."""
+        return self.folder / "home"
+
+    def start_link(self) -> None:
+        """Start the SuperLink, and wait until it answers. DeploymentError if it does not."""
+        security = ["--insecure"]
+        if self.secrets is not None:
+            security = [f"--ssl-{name}={path}" for name, path in self._tls_files(self.secrets)]
+        for _ in range(TRIES):
+            self.port = processes.free_port()
+            options = ["--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(self.port)]
+            self.superlink = self._start("superlink", ["flower-superlink", *security, *options])
+            if self._answers():
+                break
+            if IN_USE not in self.log("superlink").read_text(errors="replace").lower():
+                raise self.died("the SuperLink", self.superlink, "superlink")
+        else:
+            raise DeploymentError(f"no free port for the SuperLink after {TRIES} tries; its log is {self.log('superlink')}")
+        self.home.mkdir(exist_ok=True)
+        (self.home / "config.toml").write_text(self._connection(), encoding="utf-8")
+
+    def start_node(self, partition: int) -> None:
+        """Start the SuperNode of this partition, again if it was started before."""
+        asked, to = self.asked, self.port
+        if asked.measured:
+            if partition not in self.proxies:
+                self.proxies[partition] = CountingProxy(self.port)
+            to = self.proxies[partition].port
+        security = ["--insecure"] if self.secrets is None else ["--root-certificates", str(self.secrets.authority)]
+        config = f"partition-id={partition} num-partitions={asked.nodes}"
+        place = ["--superlink", f"127.0.0.1:{to}", "--host", "127.0.0.1", "--port", str(processes.free_port())]
+        command = ["flower-supernode", *security, *place, "--max-retries", "20", "--node-config", config]
+        self.nodes[partition] = self._start(f"node-{partition}", command)
+
+    def start_warm(self, scenario_file: Path) -> None:
+        """Start what ClientApps are forked from; they wait for it. Where it ends early, each is started by itself."""
+        import sys
+
+        address = self.folder / "warm"
+        Path(f"{address}.starting").touch()
+        self.env[launchers.SOCKET] = str(address)
+        command = [sys.executable, "-m", "fedsgd.deployment.warm", str(address), str(scenario_file), self.asked.data]
+        self._start("warm", command)
+
+    def restart_where_the_port_was_taken(self, partition: int) -> bool:
+        """Whether that is why this node ended, and it was started once more."""
+        text = self.log(f"node-{partition}").read_text(errors="replace").lower()
+        if self.nodes[partition].poll() is None or not 0 < text.count(IN_USE) < TRIES:
+            return False
+        self.start_node(partition)
+        return True
+
+    def log(self, name: str) -> Path:
+        """Where a process's log is."""
+        return self.logs / f"{name}.log"
+
+    def died(self, what: str, process: subprocess.Popen[bytes], log: str) -> DeploymentError:
+        """The error that says so."""
+        how = processes.ended(process) or f"does not answer after {LINK_SECONDS:g} s"
+        path = self.log(log)
+        return DeploymentError(f"{what} (process {process.pid}) {how}; its log is {path}{processes.tail(path)}")
+
+    def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        env = {**self.env, "FEDSGD_STATE": str(self.folder / "state" / name)}
+        program = command[0] if Path(command[0]).is_absolute() else launchers.own(command[0])
+        return processes.start([program, *command[1:]], env, self.log(name))
+
+    def _answers(self) -> bool:
+        """Whether the SuperLink is ready; False if it ended."""
+        assert self.superlink is not None
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if self.secrets is not None:
+            handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(self.secrets.authority))))
+        opener = urllib.request.build_opener(*handlers)
+        url = f"http{'s' * (self.secrets is not None)}://127.0.0.1:{self.port}/health"
+        deadline = time.monotonic() + LINK_SECONDS
+        while time.monotonic() < deadline and self.superlink.poll() is None:
+            try:
+                with opener.open(url, timeout=5):
+                    return True
+            except OSError:
+                time.sleep(BIND_SECONDS)
+        return False
+
+    def _connection(self) -> str:
+        security = "insecure = true" if self.secrets is None else f'root-certificates = "{self.secrets.authority}"'
+        place = f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{self.port}"\n'
+        return f"{place}{security}\n"
+
+    def _tls_files(self, secrets: Certificates) -> Iterator[tuple[str, Path]]:
+        yield from (("ca-certfile", secrets.authority), ("certfile", secrets.certificate), ("keyfile", secrets.key))
+
+
+@contextmanager
+def federation(asked: Asked, folder: Path, logs: Path) -> Iterator[Federation]:
+    """The SuperLink is up and the SuperNodes are starting. However the context is left, no process and no port is left behind.
+
+    folder: for all that is needed meanwhile, on a short path (a socket's name has room for a hundred characters)."""
+    (folder / "home").mkdir(parents=True)
+    logs.mkdir(parents=True, exist_ok=True)
+    bin_folder = launchers.make(folder / "bin", logs / "serverapp.log")
+    secrets = certificates.make(folder) if asked.tls else None
+    made = Federation(asked, folder, logs, processes.environment(folder / "home", bin_folder), secrets)
+    try:
+        if asked.warm:
+            scenario_file = folder / "scenario.toml"
+            scenario_file.write_text(asked.scenario, encoding="utf-8")
+            made.start_warm(scenario_file)
+        made.start_link()
+        for partition in range(asked.nodes):
+            made.start_node(partition)
+        yield made
+    finally:
+        first = [*made.nodes.values(), *([] if made.superlink is None else [made.superlink])]
+        processes.stop(made.home, first)
+        for proxy in made.proxies.values():
+            proxy.close()

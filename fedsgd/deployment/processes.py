@@ -1,0 +1,119 @@
+"""The processes of a deployment: how they are started, what they left in their logs, and that none of them is left.
+
+Flower's processes start others, some in sessions of their own, so they are not found by who started them: all of them, and
+nothing else, have this deployment's own FLWR_HOME in their environment.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from fedsgd.forking import THREADS
+
+POLITE_SECONDS = 5.0
+"""What processes are given to end by themselves."""
+TAIL_LINES = 15
+
+
+def environment(home: Path, first_on_path: Path) -> dict[str, str]:
+    """Of all processes of a deployment whose FLWR_HOME this is: nothing phones home, nothing is installed, no proxy is asked
+    for what is on this machine, one thread each; and a user's own modules are found where they stand. first_on_path: where
+    commands are looked for before the environment's own."""
+    path = [str(first_on_path), sysconfig.get_path("scripts"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    python_path = [os.environ.get("PYTHONPATH", ""), str(Path.cwd())]
+    return {
+        **os.environ,
+        **dict.fromkeys(THREADS, "1"),
+        "PATH": os.pathsep.join(path),
+        "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
+        "PYTHONUNBUFFERED": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+
+
+def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """The process, which Ctrl-C in our terminal does not reach. What it and its children print is added to the log."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens at now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+    return port
+
+
+def ended(process: subprocess.Popen[bytes]) -> str | None:
+    """How it ended, None if it has not."""
+    status = process.poll()
+    if status is None:
+        return None
+    if status >= 0:
+        return f"ended with exit status {status}"
+    with suppress(ValueError):
+        from signal import Signals
+
+        return f"was killed by {Signals(-status).name}"
+    return f"was killed by signal {-status}"
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, each behind a bar; nothing if there are none."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "".join(f"\n  | {line}" for line in lines[-TAIL_LINES:] if line.strip())
+
+
+def of(home: Path) -> list[psutil.Process]:
+    """All processes that run with this FLWR_HOME, but for this one."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == str(home):
+                found.append(process)
+    return found
+
+
+def stop(home: Path, first: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+    """End all processes of a deployment: politely, these first, and then not."""
+    for process in first:
+        with suppress(OSError):
+            process.terminate()
+    psutil.wait_procs(_known(first), timeout=POLITE_SECONDS)
+    for kill in (False, True, True):  # one that was just being started may not have been there the first time
+        left = of(home)
+        for other in left:
+            with suppress(psutil.Error):
+                other.kill() if kill else other.terminate()
+        psutil.wait_procs(left, timeout=POLITE_SECONDS)
+    for process in first:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(POLITE_SECONDS)
+
+
+def _known(processes: Sequence[subprocess.Popen[bytes]]) -> list[psutil.Process]:
+    found = []
+    for process in processes:
+        with suppress(psutil.Error):
+            found.append(psutil.Process(process.pid))
+    return found

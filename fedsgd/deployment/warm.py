@@ -1,0 +1,157 @@
+"""A process that has imported what a ClientApp needs, and built the scenario, and is forked for each message.
+
+    python -m fedsgd.deployment.warm SOCKET SCENARIO DATA
+
+Flower starts a process for each message, because no two of them may have anything to do with each other. A fork is just as much
+a process of its own, with its own id, environment, output and end; it only has its imports behind it.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from contextlib import suppress
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from fedsgd.deployment.launchers import CLIENT
+
+PARENT_SECONDS = 1.0
+"""Between two looks whether who started us is still there."""
+
+
+class Warm:
+    """Forks for whoever asks at this socket. command: what the fork runs."""
+
+    def __init__(self, listener: socket.socket, command: Any) -> None:
+        self._command = command
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._forks: dict[int, socket.socket] = {}
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._woken, wake = socket.socketpair()
+        for end in (self._woken, wake):
+            end.setblocking(False)
+        self._wake = wake
+        signal.set_wakeup_fd(wake.fileno())
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        """Until the process that started this one is gone."""
+        parent = os.getppid()
+        while os.getppid() == parent:
+            for key, _ in self._selector.select(PARENT_SECONDS):
+                if key.fileobj is self._listener:
+                    self._fork(self._listener.accept()[0])
+                elif key.fileobj is self._woken:
+                    self._woken.recv(4096)
+                else:
+                    self._forsaken(key.fileobj)
+            self._reap()
+        for pid in self._forks:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _fork(self, line: socket.socket) -> None:
+        size, files, *_ = socket.recv_fds(line, 8, 3)
+        data = b""
+        while len(data) < int.from_bytes(size, "little"):
+            data += line.recv(1 << 16)
+        pid = os.fork()
+        if pid:
+            for file in files:
+                os.close(file)
+            self._forks[pid] = line
+            self._selector.register(line, selectors.EVENT_READ)
+            return
+        try:
+            self._become(json.loads(data), files)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            status = 1
+        else:
+            status = 0
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+    def _become(self, asked: dict[str, Any], files: list[int]) -> None:
+        """What the command would be if it had been started where and how the asker was."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        for end in (self._listener, self._woken, self._wake, *self._forks.values()):
+            end.close()
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        os.chdir(asked["folder"])
+        sys.argv = [CLIENT, *asked["arguments"]]
+        self._command()
+
+    def _forsaken(self, line: Any) -> None:
+        """Who asked is gone, so nobody wants what the fork does."""
+        self._selector.unregister(line)
+        for pid, asker in self._forks.items():
+            if asker is line:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGTERM)
+
+    def _reap(self) -> None:
+        while self._forks:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            line = self._forks.pop(pid)
+            with suppress(KeyError):
+                self._selector.unregister(line)
+            with suppress(OSError):
+                line.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+            line.close()
+
+
+def main() -> None:
+    """Import, build, listen."""
+    address, scenario, data = sys.argv[1:]
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        command = _prepared(Path(scenario), data)
+        listener.bind(address)
+        listener.listen()
+    finally:
+        Path(f"{address}.starting").unlink(missing_ok=True)
+    Warm(listener, command).serve()
+
+
+def _prepared(scenario: Path, data: str) -> Any:
+    """The command, when all that it will need is there."""
+    (command,) = entry_points(group="console_scripts", name=CLIENT)
+    loaded = command.load()
+    importlib.import_module("fedsgd.flower.client")
+    importlib.import_module("fedsgd.runtime.preload")
+    from fedsgd.flower.node import Source, build_here
+    from fedsgd.torch_scope import only_one_thread
+
+    only_one_thread()
+    with suppress(Exception):  # the nodes will say what is wrong, and that they cannot take part
+        build_here(Source(scenario.read_text(encoding="utf-8"), data))
+    gc.collect()
+    gc.freeze()  # so that collecting garbage in a fork does not copy what it shares
+    return loaded
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Flower: fedsgd's own scenarios as a real deployment."""

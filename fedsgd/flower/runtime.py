@@ -1,0 +1,218 @@
+"""The runtime that carries frames over Flower's transport: one message for each node and round, with the frames of all of the
+round's clients that live there. Client c of N nodes lives at node c mod N, the one whose partition-id that is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flwr.app import ConfigRecord, MessageType, RecordDict
+from flwr.app import Message as FlowerMessage
+from flwr.serverapp import Grid
+
+from fedsgd.compress import ClientId
+from fedsgd.errors import RunError, WireError
+from fedsgd.flower import said
+from fedsgd.flower.records import KEY, message_bytes, put, take
+from fedsgd.loop import Failure, Outcome
+from fedsgd.rounds import Message
+
+POLL_SECONDS = 0.02, 0.25
+"""Between two looks for replies: at first, and at most. (`Grid.send_and_receive` waits for three seconds.)"""
+FIRST_SECONDS = 120.0
+"""For nodes to be there and to have answered for the first time."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A message that crossed between the server and a node. frame_bytes: of all frames in it, those that clients share once;
+    message_bytes: of the objects that Flower makes of it; process: which answered, 0 on the way down; seconds: that it took
+    there, 0.0 on the way down."""
+
+    round: int
+    node: int
+    direction: Literal["down", "up"]
+    frame_bytes: int
+    message_bytes: int
+    process: int = 0
+    seconds: float = 0.0
+
+
+class FlowerRuntime:
+    """A runtime over a Grid.
+
+    clients: N; nodes: how many SuperNodes there are to be; timeout: seconds that a round may take, None: as long as it takes;
+    on_carried: sees every message; hello: what a node says to the first message, if it is ready.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int,
+        nodes: int,
+        timeout: float | None = None,
+        on_carried: Callable[[Carried], None] = lambda carried: None,
+        hello: str = "",
+    ) -> None:
+        self.timeout = timeout
+        self._grid = grid
+        self._clients = clients
+        self._n_nodes = nodes
+        self._on_carried = on_carried
+        self._hello = hello
+        self._nodes: dict[int, int] = {}  # partition → Flower's id of the node, which is another after each start
+        self._met: set[int] = set()
+
+    def clients(self) -> Sequence[ClientId]:
+        """All clients there are, ascending."""
+        return range(self._clients)
+
+    def meet(self, seconds: float = FIRST_SECONDS) -> None:
+        """Wait until all nodes are there and know who they are. RunError if they are not within this time, or if one is not fit
+        for the run."""
+        deadline = time.monotonic() + seconds
+        asked: dict[str, int] = {}
+        while True:
+            asked |= self._introduced(set(self._grid.get_node_ids()) - self._met)
+            for reply in list(self._pulled(asked)):
+                self._know(asked.pop(reply.metadata.reply_to_message_id), reply)
+            missing = sorted(set(range(self._n_nodes)) - set(self._nodes))
+            if not missing:
+                return
+            if time.monotonic() >= deadline:
+                cause = f"node{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} did not answer"
+                raise RunError(1, None, f"{len(self._nodes)} of {self._n_nodes} nodes are ready after {seconds:g} s: {cause}")
+            time.sleep(POLL_SECONDS[1])
+
+    def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[Outcome]:
+        """One outcome per client, as nodes answer; the clients of a node that fails have failed, and so have those of one that
+        takes too long."""
+        limit = self.timeout if timeout is None else timeout
+        deadline = None if limit is None else time.monotonic() + limit
+        self._look_for_returned(deadline)
+        by_node: dict[int, dict[ClientId, Message]] = {}
+        for client, message in messages.items():
+            by_node.setdefault(client % self._n_nodes, {})[client] = message
+        (round,) = {_round_of(message) for message in messages.values()}
+        waiting: dict[str, int] = {}
+        for node, pushed in self._pushed(round, by_node, limit):
+            if pushed is None:
+                yield from self._failed(by_node[node], node, "it is not connected")
+            else:
+                waiting[pushed] = node
+        for node, reply in self._replies(waiting, deadline):
+            yield from self._outcomes(round, node, by_node[node], reply)
+        for node in waiting.values():
+            yield from self._failed(by_node[node], node, f"no answer within {limit:g} s", TimeoutError)
+
+    def _pushed(
+        self, round: int, by_node: Mapping[int, Mapping[ClientId, Message]], ttl: float | None
+    ) -> Iterator[tuple[int, str | None]]:
+        """(node, Flower's id of the message to it, None if it could not be sent)."""
+        made: dict[int, FlowerMessage] = {}
+        for node, messages in by_node.items():
+            if node not in self._nodes:
+                yield node, None
+                continue
+            data = said.request(messages)
+            content, to = put(RecordDict(), data), self._nodes[node]
+            made[node] = FlowerMessage(content, to, MessageType.TRAIN, ttl=ttl, group_id=str(round))
+            self._on_carried(Carried(round, node, "down", said.frame_bytes(data), message_bytes(made[node])))
+        ids = self._grid.push_messages(list(made.values())) if made else ()
+        yield from zip(made, (pushed or None for pushed in ids), strict=True)
+
+    def _replies(self, waiting: dict[str, int], deadline: float | None) -> Iterator[tuple[int, FlowerMessage]]:
+        """(node, its reply) as they come, each taken out of those that are waited for, until the deadline."""
+        pause = POLL_SECONDS[0]
+        while waiting:
+            replies = list(self._pulled(waiting))
+            for reply in replies:
+                yield waiting.pop(reply.metadata.reply_to_message_id), reply
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+            pause = POLL_SECONDS[0] if replies else min(1.5 * pause, POLL_SECONDS[1])
+            if waiting:
+                time.sleep(pause)
+
+    def _outcomes(self, round: int, node: int, messages: Mapping[ClientId, Message], reply: FlowerMessage) -> Iterator[Outcome]:
+        if reply.has_error():
+            yield from self._failed(messages, node, _reason(reply))
+            return
+        try:
+            data = take(reply.content)
+            answered = said.read_answer(data, round, messages)
+        except WireError as error:
+            yield from self._failed(messages, node, f"its answer cannot be read: {error}")
+            return
+        size = said.frame_bytes(data)
+        self._on_carried(Carried(round, node, "up", size, message_bytes(reply), answered.process, answered.seconds))
+        yield from answered.outcomes
+        silent = set(messages) - {outcome.client for outcome in answered.outcomes}
+        yield from self._failed(sorted(silent), node, "its answer says nothing of this client")
+
+    def _failed(
+        self, clients: Iterable[ClientId], node: int, why: str, kind: type[OSError] = ConnectionError
+    ) -> Iterator[Failure]:
+        for client in clients:
+            yield Failure(client, kind(f"node {node}: {why}"))
+
+    def _look_for_returned(self, deadline: float | None) -> None:
+        """A node that was started again has another id: ask those that are new who they are."""
+        online = set(self._grid.get_node_ids())
+        if online >= set(self._nodes.values()) and not online - self._met:
+            return
+        asked = self._introduced(online - self._met)
+        for _, reply in self._replies(asked, deadline if deadline is not None else time.monotonic() + FIRST_SECONDS):
+            self._know(reply.metadata.src_node_id, reply)
+
+    def _introduced(self, nodes: Collection[int]) -> dict[str, int]:
+        """Message id → node, of those that were asked who they are."""
+        self._met |= set(nodes)
+        messages = [
+            FlowerMessage(RecordDict({KEY: ConfigRecord({"hello": self._hello})}), node, MessageType.QUERY, group_id="0")
+            for node in nodes
+        ]
+        ids = self._grid.push_messages(messages) if messages else ()
+        return {pushed: node for pushed, node in zip(ids, nodes, strict=True) if pushed}
+
+    def _know(self, node: int, reply: FlowerMessage) -> None:
+        """Who a node says it is. RunError if it is not fit for the run."""
+        if reply.has_error():
+            raise RunError(1, None, f"a node cannot take part: {_reason(reply)}")
+        record = reply.content.get(KEY)
+        values = dict(record) if isinstance(record, ConfigRecord) else {}
+        partition, n, trouble = (values.get(key) for key in ("partition-id", "num-partitions", "trouble"))
+        if not isinstance(partition, int) or n != self._n_nodes or not 0 <= partition < self._n_nodes:
+            expected = f"expected a partition-id below {self._n_nodes} of as many"
+            raise RunError(1, None, f"a node says that it is partition {partition!r} of {n!r}, {expected}")
+        if trouble:
+            raise RunError(1, None, f"node {partition}: cannot take part: {trouble!s}")
+        self._nodes[partition] = node
+
+    def _pulled(self, waiting: Mapping[str, int]) -> Iterator[FlowerMessage]:
+        replies = self._grid.pull_messages(list(waiting)) if waiting else ()
+        return (reply for reply in replies if reply.metadata.reply_to_message_id in waiting)
+
+
+def _round_of(message: Message) -> int:
+    from fedsgd.wire import decode_frame, overhead
+
+    return decode_frame(message[0], overhead(0)).header.round
+
+
+def _reason(reply: FlowerMessage) -> str:
+    """Flower's error in words: those of its own are put together from a class and a text."""
+    code, reason = reply.error.code, reply.error.reason or "no reason was given"
+    return f"{_CODES.get(code, f'error {code}')}: {reason}"
+
+
+_CODES = {
+    1: "its app cannot be loaded",
+    2: "its app raised",
+    3: "message lost",
+    4: "reply lost",
+    5: "it is gone",
+    8: "its app died",
+}

@@ -1,0 +1,356 @@
+"""Frames over Flower, with nodes in this process: the results of a simulation, and what becomes of nodes that fail."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedsgd
+from fedsgd.build import build
+from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
+from fedsgd.experiment import run
+from fedsgd.loop import Failure
+from fedsgd.rounds import Reply, broadcast
+from fedsgd.runtime import parcel, protocol
+from fedsgd.scenario import Scenario
+from tests.flower_grid import GridHere, identity
+
+from flwr.app import ConfigRecord, RecordDict  # isort: skip
+
+from fedsgd.flower import node, said  # isort: skip
+from fedsgd.flower.client import app  # isort: skip
+from fedsgd.flower.records import LARGE, put, take  # isort: skip
+from fedsgd.flower.runtime import Carried, FlowerRuntime  # isort: skip
+
+Make = Callable[..., Scenario]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where nodes keep what they remember."""
+    monkeypatch.setenv("FEDSGD_STATE", str(tmp_path / "state"))
+    node.BUILT.clear()
+    with identity(1):
+        yield tmp_path / "state"
+
+
+def grid_of(scenario: Scenario, nodes: int, data: Path | None = None) -> GridHere:
+    return GridHere.of(app, nodes, scenario=scenario.to_toml(), data=str(data or ""))
+
+
+def run_over(grid: GridHere, scenario: Scenario, carried: list[Carried] | None = None, **given: Any) -> fedsgd.Result:
+    def runtime(experiment: Any) -> FlowerRuntime:
+        seen = [] if carried is None else carried
+        made = FlowerRuntime(grid, len(experiment.train), len(grid.nodes), 5.0, seen.append, str(experiment.chosen))  # type: ignore[arg-type]
+        made.meet(5.0)
+        return made
+
+    return run(scenario, carried_by=runtime, **given)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "dense": {"uplink.compressor.name": "dense", "uplink.error_feedback": "none"},
+    "dgc": {"uplink.compressor.name": "dgc", "uplink.error_feedback": "none", "uplink.compressor.momentum": 0.0},
+    "stc both ways": {
+        "uplink.compressor.name": "stc",
+        "uplink.error_feedback": "none",
+        "downlink.policy": "error-feedback",
+        "downlink.compressor.name": "top-k",
+        "downlink.compressor.values": "ternary",
+    },
+    "qsgd": {"uplink.compressor.name": "qsgd", "uplink.error_feedback": "none", "downlink.policy": "difference"},
+    "eden": {"uplink.compressor.name": "eden", "uplink.error_feedback": "none"},
+    "scaffold": {
+        "uplink.compressor.name": "scaffold",
+        "uplink.error_feedback": "none",
+        "client.optimizer.name": "sgd",
+        "server.weighting": "uniform",
+    },
+    "cafe": {"uplink.compressor.name": "cafe", "uplink.error_feedback": "none"},
+    "carried momentum, bfloat16 states": {"client.velocity": "carry", "state.precision": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize(("way", "engine"), [*((way, "sequential") for way in WAYS), ("dgc", "auto"), ("eden", "stacked")])
+def test_the_results_of_a_simulation(scenario: Make, way: str, engine: str) -> None:
+    s = scenario({**WAYS[way], "engine.name": engine, "rounds": 4, "server.cohort": 5})
+    here = fedsgd.run(s)
+    over = run_over(grid_of(s, 3), s)
+    for digest in ("params_sha256", "ledger_sha256"):
+        assert over.summary[digest] == here.summary[digest]
+    assert over.summary["residuals"] == here.summary["residuals"]
+    assert [record.metrics for record in over.history] == [record.metrics for record in here.history]
+    assert over.summary["states"]["place"] == "nodes"
+
+
+def test_one_message_for_each_node_and_round_with_shared_frames_in_it_once(scenario: Make) -> None:
+    s, carried = scenario({"rounds": 2, "server.cohort": 8, "engine.name": "sequential"}), []
+    grid = grid_of(s, 3)
+    result = run_over(grid, s, carried)
+    assert [(c.round, c.node, c.direction) for c in carried if c.direction == "down"] == [
+        (round, node, "down") for round in (1, 2) for node in range(3)
+    ]
+    assert [node.asked for node in grid.nodes.values()] == [3, 3, 3], "a hello, and two rounds"
+    rows = result.ledger.table().to_pylist()
+    model = next(row["n_bytes"] for row in rows if row["kind"] == "MODEL")
+    task = next(row["n_bytes"] for row in rows if row["kind"] == "TASK")
+    for c in carried:
+        clients = [client for client in range(8) if client % 3 == c.node]
+        if c.direction == "down":
+            assert c.frame_bytes == model + task * len(clients)
+        else:
+            sent = [
+                row["n_bytes"]
+                for row in rows
+                if (row["round"], row["kind"]) == (c.round, "UPDATE") and row["client"] in clients
+            ]
+            assert c.frame_bytes == sum(sent)
+        assert c.frame_bytes < c.message_bytes < c.frame_bytes + 3000
+
+
+def test_a_large_message_goes_in_pieces_and_arrives() -> None:
+    for size in (0, LARGE, LARGE + 1):
+        data = bytes(size)
+        assert take(put(RecordDict(), data)) == data
+    with pytest.raises(WireError, match='expected a record "fedsgd"'):
+        take(RecordDict({"other": ConfigRecord({"frames": b"x"})}))
+
+
+def test_a_node_keeps_what_it_needs_and_builds_the_scenario_once(
+    scenario: Make, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = scenario({"rounds": 3})
+    built = []
+    real = node._built
+    monkeypatch.setattr(node, "_built", lambda *given: built.append(given) or real(*given))
+    kept = run_over(grid_of(s, 2), s)
+    assert len(built) == 2, "one for each node"
+    shutil.rmtree(place)
+    node.build_here(node.Source(s.to_toml(), ""))
+    warm = run_over(grid_of(s, 2), s)
+    assert len(built) == 3
+    assert warm.summary["params_sha256"] == kept.summary["params_sha256"]
+
+
+def test_a_node_has_the_examples_of_its_own_clients_alone(scenario: Make, place: Path) -> None:
+    s = scenario({"rounds": 1})
+    run_over(grid_of(s, 2), s)
+    experiment, source = build(s), node.Source(s.to_toml(), "")
+    for partition in (0, 1):
+        kept = node._kept(place / "run-77" / f"node-{partition}" / node.FILE, source)
+        assert kept is not None
+        for client in range(8):
+            here = client % 2 == partition
+            assert len(kept.data.of(client)) == (len(experiment.train.of(client)) if here else 0)
+            for mine, whole in zip(kept.data.of(client).gather(), experiment.train.of(client).gather(), strict=True):
+                assert not here or mine.tobytes() == whole.tobytes()
+    assert node._kept(place / "run-77" / "node-0" / node.FILE, node.Source("another", "")) is None
+
+
+# --------------------------------------------------------------------------------------------------------------------------- faults
+
+
+def started(scenario: Scenario, nodes: int = 2, timeout: float = 0.3) -> tuple[Any, GridHere, FlowerRuntime]:
+    experiment, grid = build(scenario), grid_of(scenario, nodes)
+    runtime = FlowerRuntime(grid, 8, nodes, timeout)  # type: ignore[arg-type]
+    runtime.meet(5.0)
+    return experiment, grid, runtime
+
+
+def outcomes(runtime: FlowerRuntime, experiment: Any, cohort: Sequence[int] = range(4)) -> dict[int, str]:
+    """Client → what went wrong, or nothing."""
+    messages, _ = broadcast(experiment.plan, experiment.server, cohort)
+    return {
+        o.client: f"{type(o.error).__name__}: {o.error}" if isinstance(o, Failure) else ""
+        for o in runtime.exchange(messages, None)
+    }
+
+
+def test_a_node_that_is_gone_or_silent_or_not_connected_fails_its_clients(scenario: Make) -> None:
+    experiment, grid, runtime = started(scenario())
+    first = grid.id_of(1)
+    for trouble, expected in (
+        (grid.gone, "ConnectionError: node 1: it is gone: Node Unavailable"),
+        (grid.silent, "TimeoutError: node 1: no answer within 0.3 s"),
+        (grid.unsent, "ConnectionError: node 1: it is not connected"),
+    ):
+        trouble.add(first)
+        assert outcomes(runtime, experiment) == {0: "", 1: expected, 2: "", 3: expected}
+        trouble.clear()
+
+
+def test_a_corrupted_reply_fails_the_clients_of_its_node(scenario: Make) -> None:
+    experiment, grid, runtime = started(scenario())
+    for bad in (b"", b"\0" * 40, bytes(range(200))):
+        grid.altered = lambda to, content, bad=bad: put(RecordDict(), bad + b"!") if to == grid.id_of(0) else content
+        found = outcomes(runtime, experiment)
+        assert found[1] == found[3] == ""
+        assert found[0].startswith("ConnectionError: node 0: its answer cannot be read: byte")
+    grid.altered = lambda to, content: RecordDict() if to == grid.id_of(0) else content
+    assert "the message has no bytes of ours" in outcomes(runtime, experiment)[2]
+
+
+def test_an_app_that_raises_and_a_client_that_does(scenario: Make, place: Path) -> None:
+    experiment, grid, runtime = started(scenario())
+    (place / "run-77" / "node-1" / "client-1").mkdir()
+    found = outcomes(runtime, experiment)
+    assert found[0] == found[2] == found[3] == "", "one client's failure is not the others'"
+    assert "client 1: IsADirectoryError" in found[1]
+    grid.nodes[grid.id_of(1)].settings = {}
+    assert "node 1: its app raised: <class 'KeyError'>" in outcomes(runtime, experiment)[3]
+
+
+def test_what_a_client_says_went_wrong_is_what_the_server_says(scenario: Make) -> None:
+    s = scenario({"client.optimizer.lr": 1e38, "client.epochs": 2})
+    with pytest.raises(NonFiniteError, match=r"round 1, client \d: the update is not finite"):
+        run_over(grid_of(s, 2), s)
+
+
+def test_nodes_that_do_not_come_and_nodes_that_are_not_fit(scenario: Make) -> None:
+    s = scenario()
+    grid = grid_of(s, 3)
+    grid.silent.add(grid.id_of(1))
+    runtime = FlowerRuntime(grid, 8, 3)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"2 of 3 nodes are ready after 0.2 s: node 1 did not answer"):
+        runtime.meet(0.2)
+    with pytest.raises(RunError, match=r"node \d: cannot take part: its engine would be .*; the server expects another"):
+        FlowerRuntime(grid_of(s, 2), 8, 2, hello="another").meet(5.0)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"a node says that it is partition \d of 2, expected a partition-id below 3 of as many"):
+        FlowerRuntime(GridHere.of(app, 2, scenario=s.to_toml(), data=""), 8, 3).meet(5.0)  # type: ignore[arg-type]
+    wrong = GridHere.of(app, 1, scenario=s.to_toml().replace('"digits"', '"mnist"'), data="/nowhere")
+    with pytest.raises(RunError, match=r"node 0: cannot take part: .*/nowhere"):
+        FlowerRuntime(wrong, 8, 1).meet(5.0)  # type: ignore[arg-type]
+
+
+def test_models_that_stay_at_their_clients_cannot_be_tested_from_afar(scenario: Make) -> None:
+    from torch import nn
+
+    def module() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+    local = {"model.batch_norm": "local", "evaluation.clients": True, "data.held_out": 0.2, "engine.name": "sequential"}
+    s = scenario(local)
+    with pytest.raises(ScenarioError, match="nowhere but at that client"):
+        run_over(grid_of(s, 2), s, module=module())
+
+
+@pytest.mark.parametrize("lost", ["memory", "disk", "both", "an old copy of the disk"])
+@pytest.mark.parametrize("policy", ["model", "difference"])
+def test_a_node_that_comes_back_is_caught_up(scenario: Make, place: Path, lost: str, policy: str) -> None:
+    """What it lost is gone, and nothing is counted twice: its clients send what they hold now."""
+    s = scenario({"rounds": 6, "server.cohort": 8, "downlink.policy": policy, "engine.name": "sequential"})
+    here = fedsgd.run(s)
+    grid, copy = grid_of(s, 2), place.parent / "copy"
+
+    def after_round(record: fedsgd.Round) -> None:
+        if record.round == 1:
+            shutil.copytree(place / "run-77" / "node-1", copy)
+        if record.round != 3:
+            return
+        if lost in ("memory", "both"):
+            grid.restart(1)
+        if lost in ("disk", "both"):
+            shutil.rmtree(place / "run-77" / "node-1")
+        if lost == "an old copy of the disk":
+            shutil.rmtree(place / "run-77" / "node-1")
+            shutil.copytree(copy, place / "run-77" / "node-1")
+
+    over = run_over(grid, s, on_round=after_round)
+    rows = over.ledger.table().to_pylist()
+    resyncs = [(row["round"], row["client"]) for row in rows if row["kind"] == "RESYNC"]
+    if lost == "memory":
+        assert over.summary["ledger_sha256"] == here.summary["ledger_sha256"], "its disk has everything"
+    else:
+        assert resyncs == [(4, client) for client in (1, 3, 5, 7)]
+        assert over.summary["failures"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ what crosses a network
+
+
+SAID = st.lists(st.tuples(st.binary(max_size=20), st.lists(st.binary(max_size=50), max_size=4)), max_size=5)
+
+
+@given(SAID)
+def test_a_parcel_holds_what_was_put_in(parts: list[tuple[bytes, list[bytes]]]) -> None:
+    assert [(head, list(frames)) for head, frames in parcel.unpacked(parcel.packed(parts))] == parts
+
+
+def answers() -> bytes:
+    replies = [Reply(client, (bytes([client]) * 30,), 0.1, 0.2, 3) for client in (1, 4)]
+    failures = [Failure(6, RunError(2, 6, "gone")), Failure(8, NonFiniteError(2, 8, "nan")), Failure(9, OSError("disk"))]
+    return said.answer(12345, 0.5, [*replies, *failures])
+
+
+def test_an_answer_is_read_as_it_was_given() -> None:
+    found = said.read_answer(answers(), 2, range(10))
+    assert (found.process, found.seconds) == (12345, 0.5)
+    assert [outcome.client for outcome in found.outcomes] == [1, 4, 6, 8, 9]
+    assert said.frame_bytes(answers()) == 60
+    errors = [outcome.error for outcome in found.outcomes if isinstance(outcome, Failure)]
+    assert [(type(e).__name__, str(e)) for e in errors] == [
+        ("RunError", "round 2, client 6: gone"),
+        ("NonFiniteError", "round 2, client 8: nan"),
+        ("RunError", "round 2, client 9: OSError: disk"),
+    ]
+    with pytest.raises(WireError, match="not asked for"):
+        said.read_answer(answers(), 2, range(9))
+    twice = parcel.packed([*parcel.unpacked(answers()), list(parcel.unpacked(answers()))[1]])
+    with pytest.raises(WireError, match="two outcomes of a client"):
+        said.read_answer(twice, 2, range(10))
+
+
+@settings(max_examples=300)
+@given(st.randoms(use_true_random=False))
+def test_whatever_comes_over_the_network_is_read_or_refused(rng: random.Random) -> None:
+    data = bytearray(answers())
+    for _ in range(rng.randint(1, 4)):
+        change, at = rng.randint(0, 3), rng.randrange(len(data) or 1)
+        if change == 0:
+            data[at:at] = rng.randbytes(rng.randint(1, 9))
+        elif change == 1:
+            del data[at : at + rng.randint(1, 30)]
+        elif change == 2 and data:
+            data[at] = rng.randrange(256)
+        else:
+            data[at : at + 8] = b"\xff" * 8
+    try:
+        found = said.read_answer(bytes(data), 2, range(10))
+    except WireError:
+        return
+    for outcome in found.outcomes:
+        assert isinstance(outcome, Reply | Failure)
+
+
+def test_nothing_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*given: Any) -> Any:
+        raise AssertionError("it was")
+
+    monkeypatch.setattr(protocol.pickle, "loads", never)
+    test_an_answer_is_read_as_it_was_given()
+    head, frames = protocol.failed(ValueError("x"), 3)
+    with pytest.raises(WireError, match="not one of a node"):
+        said.read_answer(parcel.packed([(said._NODE.pack(1, 0.0), ()), (head, frames)]), 2, range(10))
+
+
+def test_a_request_is_read_as_it_was_made() -> None:
+    shared = b"model"
+    messages = {1: (b"task 1", shared), 4: (b"task 4", shared)}
+    data = said.request(messages)
+    assert said.read_request(data) == messages
+    assert said.frame_bytes(data) == 17
+    for bad in (b"", data[:-1], answers()):
+        with pytest.raises(WireError):
+            said.read_request(bad)
+
+
+def test_numbers_of_clients_survive(scenario: Make) -> None:
+    assert np.int64(3) == next(iter(said.read_request(said.request({3: (b"a",)}))))
