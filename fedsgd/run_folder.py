@@ -1,5 +1,5 @@
 """The folder that a run writes: scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors, summary.json; and
-clients.parquet where accuracy by client was asked for."""
+clients.parquet where accuracy by client was asked for, transport.parquet where it was a deployment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedsgd.errors import OutputError
 from fedsgd.layout import Layout
 
 RUN_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", "params.safetensors", "summary.json")
-OPTIONAL_FILES = ("clients.parquet",)
+OPTIONAL_FILES = ("clients.parquet", "transport.parquet")
 ROUND_COLUMNS: Mapping[str, type] = {
     "round": int,
     "lr": float,

@@ -22,7 +22,13 @@ def main() -> int:
     line = _connected(address)
     if line is None:
         os.execv(command, [command, *arguments])
-    asked = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109 - importing pathlib takes longer than all the rest
+    folder = os.getcwd()  # noqa: PTH109 - importing pathlib takes longer than all the rest
+    asked = {
+        "command": command.rpartition("/")[2],
+        "arguments": arguments,
+        "environment": dict(os.environ),
+        "folder": folder,
+    }
     data = json.dumps(asked).encode()
     socket.send_fds(line, [len(data).to_bytes(8, "little")], [0, 1, 2])
     line.sendall(data)

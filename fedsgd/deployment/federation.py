@@ -41,7 +41,8 @@ class Asked:
 @dataclass
 class Federation:
     """What is running. port: the SuperLink's; superlink, nodes: the processes, by partition; logs: the folder of their logs;
-    proxies: by partition, where bytes are counted."""
+    proxies: by partition, where bytes are counted; started: all processes that were, in this order; addresses: at which they
+    serve their own children."""
 
     asked: Asked
     folder: Path
@@ -52,6 +53,8 @@ class Federation:
     superlink: subprocess.Popen[bytes] | None = None
     nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     proxies: dict[int, CountingProxy] = field(default_factory=dict)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -64,9 +67,9 @@ class Federation:
         if self.secrets is not None:
             security = [f"--ssl-{name}={path}" for name, path in self._tls_files(self.secrets)]
         for _ in range(TRIES):
-            self.port = processes.free_port()
+            self.port = self._port()
             options = ["--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(self.port)]
-            self.superlink = self._start("superlink", ["flower-superlink", *security, *options])
+            self.superlink = self.start("superlink", ["flower-superlink", *security, *options])
             if self._answers():
                 break
             if IN_USE not in self.log("superlink").read_text(errors="replace").lower():
@@ -85,9 +88,9 @@ class Federation:
             to = self.proxies[partition].port
         security = ["--insecure"] if self.secrets is None else ["--root-certificates", str(self.secrets.authority)]
         config = f"partition-id={partition} num-partitions={asked.nodes}"
-        place = ["--superlink", f"127.0.0.1:{to}", "--host", "127.0.0.1", "--port", str(processes.free_port())]
+        place = ["--superlink", f"127.0.0.1:{to}", "--host", "127.0.0.1", "--port", str(self._port())]
         command = ["flower-supernode", *security, *place, "--max-retries", "20", "--node-config", config]
-        self.nodes[partition] = self._start(f"node-{partition}", command)
+        self.nodes[partition] = self.start(f"node-{partition}", command)
 
     def start_warm(self, scenario_file: Path) -> None:
         """Start what ClientApps are forked from; they wait for it. Where it ends early, each is started by itself."""
@@ -97,7 +100,7 @@ class Federation:
         Path(f"{address}.starting").touch()
         self.env[launchers.SOCKET] = str(address)
         command = [sys.executable, "-m", "fedsgd.deployment.warm", str(address), str(scenario_file), self.asked.data]
-        self._start("warm", command)
+        self.start("warm", command)
 
     def restart_where_the_port_was_taken(self, partition: int) -> bool:
         """Whether that is why this node ended, and it was started once more."""
@@ -117,10 +120,17 @@ class Federation:
         path = self.log(log)
         return DeploymentError(f"{what} (process {process.pid}) {how}; its log is {path}{processes.tail(path)}")
 
-    def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+    def start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a command, one of Flower's or with its path, that ends with the deployment."""
         env = {**self.env, "FEDSGD_STATE": str(self.folder / "state" / name)}
         program = command[0] if Path(command[0]).is_absolute() else launchers.own(command[0])
-        return processes.start([program, *command[1:]], env, self.log(name))
+        self.started.append(processes.start([program, *command[1:]], env, self.log(name)))
+        return self.started[-1]
+
+    def _port(self) -> int:
+        port = processes.free_port()
+        self.addresses.append(f"127.0.0.1:{port}")
+        return port
 
     def _answers(self) -> bool:
         """Whether the SuperLink is ready; False if it ended."""
@@ -168,7 +178,6 @@ def federation(asked: Asked, folder: Path, logs: Path) -> Iterator[Federation]:
             made.start_node(partition)
         yield made
     finally:
-        first = [*made.nodes.values(), *([] if made.superlink is None else [made.superlink])]
-        processes.stop(made.home, first)
+        processes.stop(made.home, made.started[::-1], made.addresses)  # nodes before their server
         for proxy in made.proxies.values():
             proxy.close()

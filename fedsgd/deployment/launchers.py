@@ -1,8 +1,8 @@
 """Commands that stand before Flower's own on PATH, under the same names and with the same arguments.
 
-A SuperExec starts `flwr-serverapp` and `flwr-clientapp` by name; which program that is, is PATH's business. Ours adds the
-output of a ServerApp, which Flower throws away, to a log; and has a ClientApp forked from a process that has imported all of it
-(`fedsgd.deployment.warm`), where there is one. Otherwise it becomes Flower's own command.
+A SuperExec starts `flwr-serverapp` and `flwr-clientapp` by name, and is itself started so; which program that is, is PATH's
+business. Ours add the output of a ServerApp, which Flower throws away, to a log; and have them forked from a process that has
+imported everything (`fedsgd.deployment.warm`), where there is one. Otherwise they become Flower's own commands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedsgd.errors import OutputError
 
-CLIENT, SERVER = "flwr-clientapp", "flwr-serverapp"
+CLIENT, SERVER, EXECUTOR = "flwr-clientapp", "flwr-serverapp", "flower-superexec"
 SOCKET = "FEDSGD_WARM_SOCKET"
 """Names the socket of the process to be forked; without it there is none."""
 
@@ -23,12 +23,15 @@ SOCKET = "FEDSGD_WARM_SOCKET"
 def make(folder: Path, server_log: Path) -> Path:
     """The folder with the commands. OutputError if Flower's own are not there."""
     folder.mkdir()
-    python, ask = sys.executable, Path(__file__).with_name("ask.py")
-    client, server = (shlex.quote(own(name)) for name in (CLIENT, SERVER))
-    # -S and -I: without the environment's packages, Python is there in milliseconds.
-    asking = f'exec {shlex.quote(python)} -I -S {shlex.quote(str(ask))} "${SOCKET}" {client} "$@"'
-    _write(folder / CLIENT, f'[ -n "${SOCKET}" ] || exec {client} "$@"\n{asking}')
-    _write(folder / SERVER, f'exec {server} "$@" >>{shlex.quote(str(server_log))} 2>&1')
+    python, ask = shlex.quote(sys.executable), shlex.quote(str(Path(__file__).with_name("ask.py")))
+    for name in (CLIENT, SERVER, EXECUTOR):
+        command = shlex.quote(own(name))
+        to_log = f"exec >>{shlex.quote(str(server_log))} 2>&1\n" if name == SERVER else ""
+        # -S and -I: without the environment's packages, Python is there in milliseconds.
+        asking = f'exec {python} -I -S {ask} "${SOCKET}" {command} "$@"'
+        path = folder / name
+        path.write_text(f'#!/bin/sh\n{to_log}[ -n "${SOCKET}" ] || exec {command} "$@"\n{asking}\n')
+        path.chmod(0o700)
     return folder
 
 
@@ -38,8 +41,3 @@ def own(name: str) -> str:
     if found is None:
         raise OutputError(f"{name}: no such command; it comes with flwr, which is not installed for {sys.executable}")
     return found
-
-
-def _write(path: Path, line: str) -> None:
-    path.write_text(f"#!/bin/sh\n{line}\n")
-    path.chmod(0o700)

@@ -7,11 +7,13 @@ nothing else, have this deployment's own FLWR_HOME in their environment.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +22,11 @@ import psutil
 from fedsgd.forking import THREADS
 
 POLITE_SECONDS = 5.0
-"""What processes are given to end by themselves."""
-TAIL_LINES = 15
+"""What nodes and server are given to end by themselves."""
+LEFT_SECONDS = 1.0
+"""What all others are given: some sleep between two tries to reach who is gone."""
+TAIL_LINES = 8
+_DECORATION = re.compile(r"\x1b\[[0-9;]*m|^(INFO|WARNING) *: *$")
 
 
 def environment(home: Path, first_on_path: Path) -> dict[str, str]:
@@ -81,39 +86,43 @@ def tail(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    return "".join(f"\n  | {line}" for line in lines[-TAIL_LINES:] if line.strip())
+    said = [plain for line in lines if (plain := _DECORATION.sub("", _DECORATION.sub("", line)).strip())]
+    return "".join(f"\n  | {line}" for line in said[-TAIL_LINES:])
 
 
-def of(home: Path) -> list[psutil.Process]:
-    """All processes that run with this FLWR_HOME, but for this one."""
+def of(home: Path, addresses: Collection[str] = ()) -> list[psutil.Process]:
+    """All processes that run with this FLWR_HOME, but for this one. A SuperExec hides its environment from all but root: it is
+    known by the address that it was told to serve, one of these."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == str(home):
+            if process.pid != os.getpid() and _belongs(process, str(home), addresses):
                 found.append(process)
     return found
 
 
-def stop(home: Path, first: Sequence[subprocess.Popen[bytes]] = ()) -> None:
-    """End all processes of a deployment: politely, these first, and then not."""
-    for process in first:
+def stop(home: Path, started: Sequence[subprocess.Popen[bytes]], addresses: Collection[str] = ()) -> None:
+    """End all processes of a deployment: those that we started politely, and whatever they left."""
+    for process in started:
         with suppress(OSError):
             process.terminate()
-    psutil.wait_procs(_known(first), timeout=POLITE_SECONDS)
+    until = time.monotonic() + POLITE_SECONDS
+    for process in started:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
     for kill in (False, True, True):  # one that was just being started may not have been there the first time
-        left = of(home)
+        left = of(home, addresses)
         for other in left:
             with suppress(psutil.Error):
                 other.kill() if kill else other.terminate()
-        psutil.wait_procs(left, timeout=POLITE_SECONDS)
-    for process in first:
+        psutil.wait_procs(left, timeout=LEFT_SECONDS)
+    for process in started:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(POLITE_SECONDS)
+            process.wait(LEFT_SECONDS)
 
 
-def _known(processes: Sequence[subprocess.Popen[bytes]]) -> list[psutil.Process]:
-    found = []
-    for process in processes:
-        with suppress(psutil.Error):
-            found.append(psutil.Process(process.pid))
-    return found
+def _belongs(process: psutil.Process, home: str, addresses: Collection[str]) -> bool:
+    try:
+        return process.environ().get("FLWR_HOME") == home
+    except psutil.AccessDenied:
+        return not set(addresses).isdisjoint(process.cmdline())

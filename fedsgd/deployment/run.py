@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedsgd.deployment import bundle, launchers, processes, transport
+from fedsgd.deployment import bundle, launchers, transport
 from fedsgd.deployment.federation import CONNECTION, Asked, Federation, federation
 from fedsgd.deployment.proxy import Seen
 from fedsgd.deployment.watch import Told, Watch, Watched
@@ -107,8 +107,7 @@ def _run(
         "events": str(events),
     }
     app = bundle.write(made.folder / "app", {**asked, **settings})
-    command = [launchers.own("flwr"), "run", str(app), CONNECTION, "--format", "json"]
-    submission = processes.start(command, made.env, made.log("submission"))
+    submission = made.start("submission", ["flwr", "run", str(app), CONNECTION, "--format", "json"])
     watched.on_state("submitting the app")
     return Watch(made, events, submission, watched, start_seconds, goes_on).until_done()
 

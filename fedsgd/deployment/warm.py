@@ -1,9 +1,9 @@
-"""A process that has imported what a ClientApp needs, and built the scenario, and is forked for each message.
+"""A process that has imported what Flower's apps need, and built the scenario, and is forked for each of them.
 
     python -m fedsgd.deployment.warm SOCKET SCENARIO DATA
 
-Flower starts a process for each message, because no two of them may have anything to do with each other. A fork is just as much
-a process of its own, with its own id, environment, output and end; it only has its imports behind it.
+Flower starts a ClientApp for each message, because no two of them may have anything to do with each other. A fork is just as
+much a process of its own, with its own id, environment, output and end; it only has its imports behind it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import selectors
 import signal
 import socket
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from fedsgd.deployment.launchers import CLIENT
+from fedsgd.deployment.launchers import CLIENT, EXECUTOR, SERVER
 
 PARENT_SECONDS = 1.0
 """Between two looks whether who started us is still there."""
 
 
 class Warm:
-    """Forks for whoever asks at this socket. command: what the fork runs."""
+    """Forks for whoever asks at this socket. commands: what a fork may run, by name."""
 
-    def __init__(self, listener: socket.socket, command: Any) -> None:
-        self._command = command
+    def __init__(self, listener: socket.socket, commands: Mapping[str, Callable[[], Any]]) -> None:
+        self._commands = commands
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._forks: dict[int, socket.socket] = {}
@@ -99,8 +100,8 @@ class Warm:
         os.environ.clear()
         os.environ.update(asked["environment"])
         os.chdir(asked["folder"])
-        sys.argv = [CLIENT, *asked["arguments"]]
-        self._command()
+        sys.argv = [asked["command"], *asked["arguments"]]
+        self._commands[asked["command"]]()
 
     def _forsaken(self, line: Any) -> None:
         """Who asked is gone, so nobody wants what the fork does."""
@@ -128,20 +129,22 @@ def main() -> None:
     address, scenario, data = sys.argv[1:]
     listener = socket.socket(socket.AF_UNIX)
     try:
-        command = _prepared(Path(scenario), data)
+        commands = _prepared(Path(scenario), data)
         listener.bind(address)
         listener.listen()
     finally:
         Path(f"{address}.starting").unlink(missing_ok=True)
-    Warm(listener, command).serve()
+    Warm(listener, commands).serve()
 
 
-def _prepared(scenario: Path, data: str) -> Any:
-    """The command, when all that it will need is there."""
-    (command,) = entry_points(group="console_scripts", name=CLIENT)
-    loaded = command.load()
-    importlib.import_module("fedsgd.flower.client")
-    importlib.import_module("fedsgd.runtime.preload")
+def _prepared(scenario: Path, data: str) -> dict[str, Callable[[], Any]]:
+    """The commands, when all that they will need is there."""
+    loaded: dict[str, Callable[[], Any]] = {}
+    for name in (CLIENT, SERVER, EXECUTOR):
+        (command,) = entry_points(group="console_scripts", name=name)
+        loaded[name] = command.load()
+    for module in ("fedsgd.flower.client", "fedsgd.flower.server", "fedsgd.runtime.preload"):
+        importlib.import_module(module)
     from fedsgd.flower.node import Source, build_here
     from fedsgd.torch_scope import only_one_thread
 

@@ -22,7 +22,7 @@ from fedsgd.record import Round
 LOOK_SECONDS = 0.05
 SUBMITTED = '"success": true'
 """What `flwr run` prints if all is well; its exit status is 0 in any case."""
-_NODE = re.compile(r"node (\d+): ")
+_NODE = re.compile(r"\bnodes? (\d+)")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Watch:
     def _explained(self, event: Mapping[str, Any]) -> FedsgdError:
         """What the ServerApp raised; where it was about a node, with that node's log."""
         named = _NODE.search(event["text"])
-        if named is not None:
+        if named is not None and "round" in event:
             return DeploymentError(f"{event['text']}{self._logs(f'node-{named[1]}')}")
         kind = getattr(errors, event["kind"], None)
         if kind is None:

@@ -1,1 +1,28 @@
-"""Flower: fedsgd's own scenarios as a real deployment."""
+"""Flower: compression for anybody's app, and fedsgd's own scenarios as a real deployment.
+
+    from fedsgd.flower import CompressedStrategy, compression_mod
+
+    app = ClientApp(mods=[compression_mod()])
+    strategy = CompressedStrategy(FedAvg(), {"name": "top-k", "density": 0.01}, error_feedback="persist")
+
+Names are imported when they are first used: a ClientApp is a new process for each message, and its imports are its time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedsgd.flower.mod import compression_mod
+    from fedsgd.flower.strategy import CompressedStrategy
+
+_HOME = {"CompressedStrategy": "strategy", "compression_mod": "mod"}
+
+__all__ = ["CompressedStrategy", "compression_mod"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"fedsgd.flower.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'fedsgd.flower' has no attribute {name!r}")

@@ -21,6 +21,8 @@ from fedsgd.rounds import Message
 
 POLL_SECONDS = 0.02, 0.25
 """Between two looks for replies: at first, and at most. (`Grid.send_and_receive` waits for three seconds.)"""
+TTL_SECONDS = 1.0
+"""That Flower keeps a message longer than we wait, so that it is we who say what was late."""
 FIRST_SECONDS = 120.0
 """For nodes to be there and to have answered for the first time."""
 
@@ -97,7 +99,7 @@ class FlowerRuntime:
             by_node.setdefault(client % self._n_nodes, {})[client] = message
         (round,) = {_round_of(message) for message in messages.values()}
         waiting: dict[str, int] = {}
-        for node, pushed in self._pushed(round, by_node, limit):
+        for node, pushed in self._pushed(round, by_node, None if limit is None else limit + TTL_SECONDS):
             if pushed is None:
                 yield from self._failed(by_node[node], node, "it is not connected")
             else:

@@ -1,0 +1,166 @@
+"""Compression in somebody's ClientApp: the half that runs on the node.
+
+P numbers in the vector of the model's float32 arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from fedsgd.arrays import F32
+from fedsgd.clients import ClientState
+from fedsgd.data import Examples
+from fedsgd.engine import Local
+from fedsgd.errors import ModelError, OutputError, RunError
+from fedsgd.flower.app_terms import Request, answered, is_asked, read_request, without
+from fedsgd.flower.place import commit, store_of
+from fedsgd.flower.records import KEY, put
+from fedsgd.rounds import Answer, Plan, Shelf, Task, receive, send
+from fedsgd.rounds import Message as Frames
+from fedsgd.runtime.folder import FolderModels, FolderStore
+from fedsgd.wire import Kind, decode_frame, kind_of, overhead
+
+_LAST = "fedsgd-last"
+"""The records of the Context's state that have the last reply, in case it is asked for once more, begin with this."""
+_NOTHING = Examples(np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.float32))
+
+
+def compression_mod() -> Mod:
+    """A mod for any ClientApp of Flower's message API: `ClientApp(mods=[compression_mod()])`. Put it first, so that other mods
+    see arrays as ever.
+
+    It needs no settings, they come with the messages of a `CompressedStrategy`: the app gets the arrays that the message stands
+    for, and of the arrays that it replies with, the difference to those is sent. What a scheme remembers stays on this node's
+    disk (see `fedsgd.flower.place`). Messages of other strategies, and replies without arrays or with an error, pass untouched.
+
+    In the app's place it raises, and Flower reports, ModelError for arrays that are not the model's, NonFiniteError for an
+    update that is not finite, WireError for a message that cannot be read and OutputError for a disk that cannot be used.
+    """
+    return _compressed
+
+
+def _compressed(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    if not (message.has_content() and is_asked(message.content)):
+        return call_next(message, context)
+    node = _Node.of(message, context)
+    if message.metadata.message_type.split(".")[0] == "evaluate":
+        return node.evaluate(message, call_next)
+    return node.train(message, call_next)
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """This node, for one message."""
+
+    context: Context
+    request: Request
+    plan: Plan
+    client: int
+    store: FolderStore
+    shelf: Shelf
+
+    @staticmethod
+    def of(message: Message, context: Context) -> _Node:
+        """What is needed to answer a message."""
+        request = read_request(message.content)
+        store = store_of(context, f"app-{request.terms.session}")
+        client = decode_frame(request.frames[0], overhead(0)).header.client
+        return _Node(context, request, request.terms.plan(), client, store, Shelf(FolderModels(store)))
+
+    def evaluate(self, message: Message, call_next: ClientAppCallable) -> Message:
+        """The app's reply to the whole model; what is remembered is not touched."""
+        held = ClientState(held=self.store.load(self.client).held)
+        task = receive(self.plan, self.client, self.request.frames, held, _NOTHING, self.shelf)
+        if isinstance(task, Answer):
+            return self._reply(message, task.reply.frames)
+        return call_next(self._opened(message, task), self.context)
+
+    def train(self, message: Message, call_next: ClientAppCallable) -> Message:
+        """The app's reply, with the update in the place of its arrays."""
+        before = self.store.load(self.client)
+        task = receive(self.plan, self.client, self.request.frames, before, _NOTHING, self.shelf)
+        if isinstance(task, Answer):
+            if kind_of(task.reply.frames[0]) == Kind.UPDATE:
+                return self._once_more(message, task)
+            self._keep(before, task.state)
+            return self._reply(message, task.reply.frames)
+        reply = call_next(self._opened(message, task), self.context)
+        if reply.has_error() or not reply.content.array_records:
+            return reply
+        key = _model_in(reply.content, self.request.terms.key)
+        arrays = reply.content.array_records[key]
+        update = self._vector(arrays) - task.opened.weights
+        local = Local(self.client, update, _examples(reply.content, self.request.terms.weighted_by), 1)
+        sent, after = send(self.plan, task, local)
+        data = answered(key, sent.frames, self.request.terms, arrays)
+        reply.content = put(without(reply.content, key, {}), data)
+        self._remember(reply.content, task.work.round, after.pending is not None and after.pending.reply is not None)
+        self._keep(before, after)
+        return reply
+
+    def _opened(self, message: Message, task: Task) -> Message:
+        """The message as the strategy under ours made it."""
+        terms = self.request.terms
+        arrays = terms.model.record(task.opened.weights, self.request.aside)
+        message.content = without(message.content, KEY, {terms.key: arrays})
+        return message
+
+    def _vector(self, arrays: ArrayRecord) -> F32:
+        try:
+            return self.request.terms.model.vector(arrays)
+        except ModelError as error:
+            raise ModelError(f"the reply's arrays are not those of the model that was sent: {error}") from None
+
+    def _reply(self, message: Message, frames: Frames) -> Message:
+        """An answer that the app knows nothing of."""
+        data = answered(self.request.terms.key, frames, self.request.terms, None)
+        return Message(put(RecordDict(), data), reply_to=message)
+
+    def _keep(self, before: ClientState, after: ClientState) -> None:
+        try:
+            self.store.save(self.client, after)
+            self.shelf.models.moved(before.held, after.held)
+            commit(self.context, self.store)
+        except OSError as error:
+            raise OutputError(f"{self.store.folder}: what the client remembers cannot be kept ({error.strerror})") from None
+
+    def _remember(self, content: RecordDict, round: int, needed: bool) -> None:
+        """Keep a reply that may not be made a second time: the scheme would take the update for another one."""
+        state = self.context.state
+        for name in [name for name in state if name.startswith(_LAST)]:
+            del state[name]
+        if needed:
+            state[_LAST] = ConfigRecord({"session": self.request.terms.session, "round": round})
+            for name, record in content.items():
+                state[f"{_LAST}/{name}"] = record
+
+    def _once_more(self, message: Message, answer: Answer) -> Message:
+        state, round = self.context.state, answer.state.known
+        at = ConfigRecord({"session": self.request.terms.session, "round": round})
+        if state.get(_LAST) != at:
+            raise RunError(round, self.client, "it has replied to this message before, and does not have that reply any more")
+        prefix = f"{_LAST}/"
+        records = {name.removeprefix(prefix): record for name, record in state.items() if name.startswith(prefix)}
+        return Message(RecordDict(records), reply_to=message)
+
+
+def _model_in(content: RecordDict, key: str) -> str:
+    """The record of a reply that has the model."""
+    found = list(content.array_records)
+    if key not in found and len(found) > 1:
+        raise ModelError(f'the reply has the ArrayRecords {", ".join(found)}, expected one of them to be "{key}"')
+    return key if key in found else found[0]
+
+
+def _examples(content: RecordDict, weighted_by: str) -> int:
+    """How many examples the reply says that it was trained on; 1 if it does not say."""
+    for record in content.metric_records.values():
+        value = record.get(weighted_by, record.get("num-examples"))
+        if isinstance(value, int | float) and math.isfinite(value):
+            return min(max(round(value), 0), 2**32 - 1)
+    return 1

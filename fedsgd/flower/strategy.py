@@ -1,0 +1,279 @@
+"""Compression in somebody's ServerApp: the half that runs on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from logging import getLogger
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedsgd.compress import Compressor
+from fedsgd.errors import ScenarioError, WireError
+from fedsgd.flower.app_asked import Asked, Traffic
+from fedsgd.flower.app_model import n_bytes
+from fedsgd.flower.app_session import Session, downlink_of, uplink_of
+from fedsgd.flower.app_terms import ours
+from fedsgd.flower.records import KEY
+from fedsgd.wire import Frame
+
+EXACT = ("*running_mean", "*running_var", "*num_batches_tracked")
+"""What batch norm keeps beside its parameters: a compressed variance might be negative."""
+_UNKNOWN = 0
+"""Flower's code of an error that has none."""
+_LOG = getLogger("flwr")
+
+
+class CompressedStrategy(Strategy):
+    """Any strategy of Flower's message API, with compressed updates, if the ClientApp has `mods=[compression_mod()]`.
+
+    inner: the strategy, which sees arrays as ever: of a reply, the model that it got from `inner` plus the update that arrived.
+    compressor: a name as in a scenario's `[uplink]`, a table with its settings or a `Compressor`; error_feedback: "none",
+    "persist", "decay" or "reset"; downlink: a table as `[downlink]`, by default the whole model, uncompressed; seed: of the
+    randomness that both ends share; exact: patterns of the names of arrays that travel as they are, bit for bit, as do all
+    that are not float32.
+
+    traffic: what crossed, round by round. ScenarioError for a setting that is wrong, and for a compressor that does not leave
+    each client's arrays to the strategy; ModelError, in the first round, for a model without float32 arrays.
+
+    A client's reply counts as received once `inner` has made a model, whatever it did with that reply. One that cannot be read
+    is an error of its node, and the client keeps what it held back. Arrays that the caller changes between rounds are sent
+    whole. A mean of equal numbers is that number here: what `inner` only rounds, where no client changed anything, is not sent.
+    What a node remembers is gone if it is started again without a key of its own (node authentication), because Flower then
+    takes it for another node.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        compressor: str | Mapping[str, Any] | Compressor = "top-k",
+        *,
+        error_feedback: str = "none",
+        downlink: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        exact: Sequence[str] = EXACT,
+    ) -> None:
+        if not isinstance(inner, Strategy):
+            raise ScenarioError(f"inner: got {inner!r}, expected a strategy of flwr.serverapp.strategy, like FedAvg()")
+        if not isinstance(seed, int) or seed < 0:
+            raise ScenarioError(f"seed: got {seed!r}, expected a whole number from 0 on")
+        if isinstance(exact, str):
+            raise ScenarioError(f'exact: got "{exact}", expected a list of patterns')
+        self.inner = inner
+        self.traffic: list[Traffic] = []
+        self._tables = uplink_of(compressor, error_feedback), downlink_of(downlink)
+        self._seed, self._exact = seed, tuple(exact)
+        self._session: Session | None = None
+        self._train: Asked | None = None
+        self._evaluate: Asked | None = None
+        self._grid: Grid | None = None
+        self._timeout: float | None = 3600.0
+        self._heard: set[int] = set()
+        self._said: set[str] = set()
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Flower's own loop over rounds, with this strategy."""
+        self._timeout = timeout
+        if type(self.inner).start is not Strategy.start:
+            self._warn("start", f"{type(self.inner).__name__} has a start() of its own, which is not used")
+        return super().start(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
+
+    def summary(self) -> None:
+        """Log what is compressed how, and the inner strategy's summary."""
+        uplink, downlink = self._tables
+        _LOG.info("\t├──> Compression by fedsgd:")
+        _LOG.info("\t│\t├── Uplink: %s, error feedback: %s", uplink.compressor, uplink.error_feedback)
+        _LOG.info("\t│\t└── Downlink: %s, %s", downlink.policy, downlink.compressor)
+        self.inner.summary()
+
+    # ------------------------------------------------------------------------------------------------------------- training
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """The inner strategy's messages, with ours in the place of the model. NonFiniteError for a model that is not finite."""
+        self._grid, self._train = grid, None
+        messages = list(self.inner.configure_train(server_round, arrays, config, grid))
+        if messages:
+            session = self._session_from(arrays)
+            weighted_by = _setting(self.inner, "weighted_by_key", "num-examples")
+            asked = Asked(server_round, "train", arrays)
+            self._write(asked, messages, lambda contents, key: session.train(contents, arrays, key, weighted_by))
+            self._train = asked
+        return messages
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """What the inner strategy makes of the replies, and what the next round begins from: where the downlink loses
+        something, the model that clients will have. NonFiniteError if that is not finite."""
+        session, asked = self._session, self._train
+        if session is None or asked is None:
+            return self.inner.aggregate_train(server_round, replies)
+        self._train = None
+        settled, accepted = self._settled(session, asked, replies)
+        self._count(asked)
+        arrays, metrics = self.inner.aggregate_train(server_round, settled)
+        problem = None if arrays is None else session.model.problem(arrays)
+        if problem is not None:
+            self._warn("model", f"{problem}: the strategy has made another model, which begins anew")
+            return arrays, metrics
+        return session.moved(arrays, accepted), metrics
+
+    def _session_from(self, arrays: ArrayRecord) -> Session:
+        if self._session is None or self._session.model.problem(arrays) is not None:
+            self._session = Session(*self._tables, self._seed, arrays, self._exact)
+            layout, aside = self._session.model.layout, self._session.model.aside
+            _LOG.info("fedsgd: %d arrays of %s numbers are compressed", len(layout.names), f"{layout.size:,}")
+            if aside:
+                _LOG.info("fedsgd: %d arrays travel as they are: %s", len(aside), ", ".join(list(aside)[:5]))
+        else:
+            self._session.go_on_from(arrays)
+        return self._session
+
+    # ----------------------------------------------------------------------------------------------------------- evaluation
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """The inner strategy's messages. The model goes the way of the downlink there too, if it is the one that the
+        coming round will begin from."""
+        self._grid, self._evaluate = grid, None
+        messages = list(self.inner.configure_evaluate(server_round, arrays, config, grid))
+        session = self._session
+        if messages and session is not None and session.goes_on_from(arrays):
+            asked = Asked(server_round, "evaluate", arrays)
+            self._write(asked, messages, lambda contents, key: session.evaluate(contents, arrays, key))
+            self._evaluate = asked
+        return messages
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """What the inner strategy makes of the replies."""
+        session, asked = self._session, self._evaluate
+        if session is None or asked is None:
+            return self.inner.aggregate_evaluate(server_round, replies)
+        self._evaluate = None
+        settled, _ = self._settled(session, asked, replies)
+        self._count(asked)
+        return self.inner.aggregate_evaluate(server_round, settled)
+
+    # -------------------------------------------------------------------------------------------------------------- messages
+
+    def _write(self, asked: Asked, messages: Sequence[Message], write: Callable[..., dict[int, RecordDict]]) -> None:
+        """Put ours into each message that has the model in it; of a node's several, into the first."""
+        key = next((found for m in messages if (found := _key_of(m.content, asked.arrays)) is not None), None)
+        for message in messages:
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type.split(".")[0]
+            fits = key is not None and message.content.get(key) == asked.arrays
+            if fits and kind == asked.what and node not in asked.messages:
+                asked.messages[node], asked.contents[node] = message, message.content
+            else:
+                self._warn("plain", f"the strategy sends node {node} something else than the model: it is sent as it is")
+        for node, content in write(asked.contents, key).items() if asked.contents else ():
+            asked.messages[node].content = content
+            asked.down += ours(content)
+
+    def _settled(self, session: Session, asked: Asked, replies: Iterable[Message]) -> tuple[list[Message], list[int]]:
+        """(the replies as they would be without us, the nodes whose update is in them). Who could not follow is asked again."""
+        settled: list[Message] = []
+        accepted: list[int] = []
+        resyncs = self._open(session, asked, replies, settled, accepted)
+        if resyncs:
+            assert self._grid is not None
+            frames = {session.numbers[node]: frame for node, frame in resyncs.items()}
+            contents = session.again({node: asked.contents[node] for node in resyncs}, frames, asked.arrays)
+            messages = []
+            for node, content in contents.items():
+                was = asked.messages[node].metadata
+                messages.append(Message(content, node, was.message_type, ttl=was.ttl, group_id=was.group_id))
+                asked.messages[node] = messages[-1]
+                asked.answered.discard(node)
+                asked.down += ours(content)
+            more = self._grid.send_and_receive(messages, timeout=self._timeout)
+            for node in self._open(session, asked, more, settled, accepted):
+                settled.append(self._failed(asked, node, "it asked for another message twice"))
+        return settled, accepted
+
+    def _open(
+        self, session: Session, asked: Asked, replies: Iterable[Message], settled: list[Message], accepted: list[int]
+    ) -> dict[int, Frame]:
+        """Who could not follow, and what they said; the other replies go to `settled`."""
+        resyncs: dict[int, Frame] = {}
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if reply.has_error() or KEY not in reply.content:
+                self._suspect(session, asked, node, reply)
+                settled.append(reply)
+                continue
+            self._heard.add(node)
+            if node not in asked.messages:
+                self._warn("unasked", f"node {node} replies to nothing that it was asked in this round")
+                continue
+            try:
+                asked.up += ours(reply.content)
+                if node in asked.answered:
+                    raise WireError(0, "the second reply to one message")
+                asked.answered.add(node)
+                opened = session.restored(reply)
+            except WireError as error:
+                settled.append(self._failed(asked, node, str(error)))
+                continue
+            if isinstance(opened, Frame):
+                resyncs[node] = opened
+                continue
+            reply.content = opened
+            asked.plain_up += sum(map(n_bytes, opened.array_records.values()))
+            settled.append(reply)
+            accepted.append(node)
+        return resyncs
+
+    def _failed(self, asked: Asked, node: int, reason: str) -> Message:
+        """An error in the place of a reply that is of no use."""
+        _LOG.warning("fedsgd: the reply of node %d is left out: %s", node, reason)
+        return Message(Error(_UNKNOWN, f"fedsgd: {reason}"), reply_to=asked.messages[node])
+
+    def _suspect(self, session: Session, asked: Asked, node: int, reply: Message) -> None:
+        """Say what may be wrong with a node that was asked in our way and does not answer in it."""
+        if asked.what == "train" and not reply.has_error():
+            session.taken_plain()
+        if node in self._heard or node not in asked.messages:
+            return
+        remedy = "its ClientApp needs mods=[compression_mod()]"
+        if reply.has_error():
+            self._warn(
+                "error", f"node {node} failed at its first compressed message ({reply.error.reason}); if it has not, {remedy}"
+            )
+        elif reply.content.array_records:
+            self._warn(
+                "arrays", f"node {node} replies with plain arrays, which are taken as they are; to compress them, {remedy}"
+            )
+
+    def _count(self, asked: Asked) -> None:
+        if asked.contents:
+            self.traffic.append(asked.traffic())
+            _LOG.info("fedsgd: %s", self.traffic[-1])
+
+    def _warn(self, what: str, text: str) -> None:
+        """Once for each kind."""
+        if what not in self._said:
+            self._said.add(what)
+            _LOG.warning("fedsgd: %s", text)
+
+
+def _key_of(content: RecordDict, arrays: ArrayRecord) -> str | None:
+    """The record of a message that is the model."""
+    return next((key for key, record in content.array_records.items() if record is arrays or record == arrays), None)
+
+
+def _setting(strategy: Any, name: str, default: str) -> str:
+    """Of a strategy, or of the one that it wraps."""
+    while strategy is not None:
+        if isinstance(found := getattr(strategy, name, None), str):
+            return found
+        strategy = getattr(strategy, "strategy", None)
+    return default

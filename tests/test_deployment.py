@@ -1,0 +1,273 @@
+"""Real deployments: SuperLinks and SuperNodes as processes, over Flower's own transport. Parity with a simulation, and faults."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import fedsgd
+from fedsgd.deployment import Deployed, Watched, deploy, processes
+from fedsgd.deployment.federation import Federation
+from fedsgd.errors import DataError, DeploymentError, NonFiniteError, OutputError, ScenarioError
+from fedsgd.scenario import Scenario
+
+Make = Callable[..., Scenario]
+SMALL = {"rounds": 2, "engine.name": "sequential"}
+NO_FEEDBACK = {"uplink.error_feedback": "none"}
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dense, TLS": ({"uplink.compressor.name": "dense", **NO_FEEDBACK}, {"tls": True}),
+    "dgc, cold": ({"uplink.compressor.name": "dgc", "uplink.compressor.momentum": 0.0, **NO_FEEDBACK}, {"warm": False}),
+    "stc both ways": (
+        {
+            "uplink.compressor.name": "stc",
+            "downlink.policy": "error-feedback",
+            "downlink.compressor.name": "top-k",
+            "downlink.compressor.values": "ternary",
+            **NO_FEEDBACK,
+        },
+        {},
+    ),
+    "qsgd": ({"uplink.compressor.name": "qsgd", "downlink.policy": "difference", **NO_FEEDBACK}, {}),
+    "eden": ({"uplink.compressor.name": "eden", **NO_FEEDBACK}, {}),
+}
+
+
+def ours() -> set[int]:
+    """Processes of deployments that this process started: all of them have its own id in their environment."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FEDSGD_TEST_OF") == str(os.getpid()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return found - {os.getpid()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process and no port, however the test ends."""
+    monkeypatch.setenv("FEDSGD_TEST_OF", str(os.getpid()))
+    ports: list[int] = []
+    real = processes.free_port
+    monkeypatch.setattr(processes, "free_port", lambda: ports.append(real()) or ports[-1])
+    yield
+    assert ours() == set()
+    for port in ports:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(("127.0.0.1", port))
+
+
+def deployed(scenario: Scenario, out: Path, **given: Any) -> Deployed:
+    return deploy(scenario, out, **{"nodes": 2, **given})
+
+
+def frame_rows(path: Path) -> list[dict[str, Any]]:
+    """All that is not a time."""
+    table = pq.read_table(path)
+    return table.drop_columns([name for name in table.column_names if name.endswith("_seconds")]).to_pylist()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_bits_and_the_same_frames_as_a_simulation(scenario: Make, tmp_path: Path, way: str) -> None:
+    settings, options = WAYS[way]
+    s = scenario({**SMALL, **settings})
+    here = fedsgd.run(s, out=tmp_path / "here")
+    over = deployed(s, tmp_path / "over", measure_socket=True, **options)
+    assert over.summary["params_sha256"] == here.summary["params_sha256"]
+    assert over.summary["ledger_sha256"] == here.summary["ledger_sha256"]
+    assert frame_rows(tmp_path / "over" / "ledger.parquet") == frame_rows(tmp_path / "here" / "ledger.parquet")
+    assert (tmp_path / "over" / "params.safetensors").read_bytes() == (tmp_path / "here" / "params.safetensors").read_bytes()
+    rows = pq.read_table(tmp_path / "over" / "transport.parquet").to_pylist()
+    check_that_it_was_a_deployment(rows, over.summary, tls=bool(options.get("tls")))
+
+
+def check_that_it_was_a_deployment(rows: list[dict[str, Any]], summary: Any, tls: bool) -> None:
+    """Other processes trained, a new one for each message, and what was sent went over sockets."""
+    answered = [row for row in rows if row["round"] and row["direction"] == "up" and row["messages"]]
+    pids = [row["process"] for row in answered]
+    assert len(set(pids)) == len(pids) >= 2
+    assert os.getpid() not in pids
+    for row in rows:
+        if row["round"]:
+            assert row["frame_bytes"] < row["message_bytes"] or not row["messages"]
+            assert row["socket_bytes"] > row["message_bytes"]
+    totals = summary["flower"]["transport"]
+    counted = summary["flower"]["counted_by_flower"]
+    for direction in ("up", "down"):
+        assert totals[direction]["frame_bytes"] <= summary[f"{direction}link"]["n_bytes"]
+        assert (
+            totals[direction]["message_bytes"]
+            <= counted[direction]
+            <= totals[direction]["socket_bytes"] + totals[direction]["outside_rounds"]
+        )
+        assert totals[direction]["outside_rounds"] > (2000 if tls else 500)
+
+
+class Breaking:
+    """Does something to the federation when a round is over."""
+
+    def __init__(self, what: Callable[[Federation], None], after: int = 1) -> None:
+        self.what = what
+        self.after = after
+        self.made: list[Federation] = []
+        self.troubles: list[str] = []
+        self.rounds: list[Any] = []
+        self.watched = Watched(on_up=self.made.append, on_round=self.on_round, on_trouble=self.troubles.append)
+
+    def on_round(self, record: Any) -> None:
+        self.rounds.append(record)
+        if record.round == self.after:
+            self.what(self.made[0])
+
+
+def killed(made: Federation) -> None:
+    made.nodes[1].kill()
+
+
+def stopped(made: Federation) -> None:
+    """It hangs, and its connections stay open."""
+    os.kill(made.nodes[1].pid, signal.SIGSTOP)
+
+
+def test_the_run_goes_on_without_a_node_that_was_killed(scenario: Make, tmp_path: Path) -> None:
+    s = scenario({**SMALL, "rounds": 3, "server.cohort": 8, "participation.on_failure": "continue"})
+    breaking = Breaking(killed)
+    over = deployed(s, tmp_path / "over", watched=breaking.watched, logs=tmp_path / "logs", round_seconds=15.0)
+    pid = breaking.made[0].nodes[1].pid
+    log = tmp_path / "logs" / "node-1.log"
+    assert breaking.troubles == [
+        f"node 1 (process {pid}) was killed by SIGKILL; its log is {log}; the run goes on without its clients"
+    ]
+    assert [record.accepted for record in breaking.rounds] == [tuple(range(8)), (0, 2, 4, 6), (0, 2, 4, 6)]
+    assert all("node 1: " in failure for failure in breaking.rounds[1].failures)
+    assert over.summary["rounds"] == 3
+    assert over.summary["failures"] == 8
+    assert log.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (killed, r"node 1 \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
+        (stopped, r"round 2, client 1: TimeoutError: node 1: no answer within 4 s; its log is (\S+)"),
+        (lambda made: made.superlink.kill(), r"the SuperLink \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
+    ],
+    ids=["node killed", "node hangs", "SuperLink killed"],
+)
+def test_what_died_is_said_within_a_stated_time(
+    scenario: Make, tmp_path: Path, what: Callable[[Federation], None], message: str
+) -> None:
+    import re
+
+    breaking, at = Breaking(what), [0.0]
+    real = breaking.what
+    breaking.what = lambda made: (real(made), at.__setitem__(0, time.monotonic()))[0]
+    with pytest.raises(DeploymentError) as caught:
+        deployed(
+            scenario({**SMALL, "rounds": 9, "server.cohort": 8}), tmp_path / "over", watched=breaking.watched, round_seconds=4.0
+        )
+    assert time.monotonic() - at[0] < 40
+    found = re.match(message, str(caught.value))
+    assert found, str(caught.value)
+    assert Path(found[1]).stat().st_size > 0, "its log is still there"
+    ledger = frame_rows(tmp_path / "over" / "ledger.parquet")
+    assert {row["round"] for row in ledger} <= {1, 2}
+    assert ledger
+
+
+def test_a_node_that_does_not_come(scenario: Make, tmp_path: Path) -> None:
+    watched = Watched(on_up=stopped)
+    with pytest.raises(DeploymentError, match=r"1 of 2 nodes are ready after 25 s: node 1 did not answer"):
+        deployed(scenario(SMALL), tmp_path / "over", watched=watched, start_seconds=25.0)
+    with pytest.raises(ScenarioError, match="nodes: got 9, expected 1 to 8, the clients that there are"):
+        deployed(scenario(SMALL), tmp_path / "over", nodes=9)
+
+
+def test_ports_that_are_taken_are_not_insisted_on(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, wanted = processes.free_port, []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        def free_port() -> int:
+            wanted.append(0)
+            return port if len(wanted) in (1, 3) else real()  # the SuperLink's, and the first node's
+
+        monkeypatch.setattr(processes, "free_port", free_port)
+        over = deployed(scenario({**SMALL, "rounds": 1}), tmp_path / "over")
+    assert len(wanted) == 5
+    assert over.summary["failures"] == 0
+
+
+def test_errors_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> None:
+    """A client's, and the server's before the first round."""
+    diverging = scenario({**SMALL, "client.optimizer.lr": 1e38, "client.epochs": 2})
+    with pytest.raises(NonFiniteError, match=r"round 1, client \d: the update is not finite"):
+        deployed(diverging, tmp_path / "over")
+    without = scenario({**SMALL, "data.name": "mnist", "model.name": "softmax"})
+    with pytest.raises(DataError, match=f"{tmp_path}"):
+        deployed(without, tmp_path / "other", data=tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(OutputError, match="is not empty"):
+        deployed(scenario(SMALL), tmp_path / "mine")
+
+
+def test_ctrl_c_stops_everything(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "over"
+    settings = ["--set", "rounds=200", "--set", "client.epochs=1", "--set", "server.cohort=4"]
+    command = [sys.executable, "-m", "fedsgd", "flower", str(root / "scenarios" / "quickstart.toml"), *settings, "--nodes", "2"]
+    with subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        said = []
+        for line in running.stderr:
+            said.append(line)
+            if "round 1" in line:
+                break
+        assert len(ours()) >= 7, "a SuperLink, two SuperNodes, what they start, and the command"
+        running.send_signal(signal.SIGINT)
+        rest = running.stderr.read()
+    assert running.returncode == 130, "".join(said) + rest
+    assert rest.splitlines()[-1] == "fedsgd: interrupted"
+
+
+def test_the_command_prints_what_was_measured(root: Path, tmp_path: Path) -> None:
+    """And what it prints as JSON is what it wrote."""
+    import json
+
+    settings = ["--set", "rounds=1", "--set", "client.epochs=1"]
+    command = [sys.executable, "-m", "fedsgd", "flower", str(root / "scenarios" / "quickstart.toml"), *settings]
+    options = ["--nodes", "1", "--measure-socket", "--keep-logs", str(tmp_path / "logs"), "--json", "--quiet"]
+    done = subprocess.run([*command, *options, "--out", str(tmp_path / "over")], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == json.loads((tmp_path / "over" / "summary.json").read_text())
+    assert done.stderr == ""
+    from fedsgd.console import show_result
+
+    shown: list[str] = []
+    from rich.console import Console
+
+    Console.print, real = lambda self, *what, **how: shown.extend(map(str, what)), Console.print  # type: ignore[method-assign]
+    try:
+        show_result(Deployed(json.loads(done.stdout), tmp_path / "over"))
+    finally:
+        Console.print = real  # type: ignore[method-assign]
+    assert any(line.startswith("a round took ") for line in shown)
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {
+        "node-0.log",
+        "serverapp.log",
+        "submission.log",
+        "superlink.log",
+        "warm.log",
+    }

@@ -1,0 +1,1012 @@
+"""Compression in somebody's Flower app: the strategy and the mod, over a grid in this process.
+
+Messages go through Flower's own packing, so that what an app gets is what it would get over a network. "Training" adds a
+fixed update. Where figures are to agree to the last bit, they are multiples of 2⁻¹⁰ and small: then float arithmetic is exact,
+in whatever order.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import random
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():  # what Flower's command line uses of click is on its way out
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import flwr.supercore.logger  # noqa: F401
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    QFedAvg,
+    Strategy,
+)
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsgd.clients import MemoryModels, MemoryStore
+from fedsgd.compress import Context as Known
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.topk import TopK
+from fedsgd.engine import Local
+from fedsgd.errors import ModelError, NonFiniteError, ScenarioError, WireError
+from fedsgd.flower import CompressedStrategy, compression_mod
+from fedsgd.flower.app_model import arranged
+from fedsgd.flower.app_terms import Terms, ours, read_answer, read_request, read_terms
+from fedsgd.flower.mod import _NOTHING
+from fedsgd.flower.records import KEY, LARGE, message_bytes, put, take
+from fedsgd.optim import SGD
+from fedsgd.rounds import Shelf, Task, aggregate, broadcast, moved_to, receive, send, start
+from fedsgd.runtime import parcel
+from fedsgd.runtime.folder import FolderStore
+from fedsgd.torch_scope import one_thread, torch_generator
+from fedsgd.wire import Frame, Header, Kind, decode_frame, encode_frame, kind_of
+from tests.flower_grid import RUN, carried, identity
+
+SHAPES = {"fc.weight": (20, 10), "fc.bias": (20,), "scale": ()}
+SIZE = 221
+NODES = (2**63 + 11, 7, 2**40, 5 * 2**50)
+TOP_K = {"name": "top-k", "density": 0.05}
+
+
+def model(seed: int = 0, **more: np.ndarray) -> ArrayRecord:
+    """An app's arrays: multiples of 2⁻¹⁰."""
+    rng = np.random.default_rng(seed)
+    arrays = {name: (rng.integers(-999, 999, shape) / 1024).astype(np.float32) for name, shape in SHAPES.items()}
+    return ArrayRecord({name: Array(np.asarray(value)) for name, value in (arrays | more).items()})
+
+
+def plain(arrays: ArrayRecord) -> dict[str, np.ndarray]:
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def flat(arrays: ArrayRecord) -> np.ndarray:
+    return np.concatenate([arrays[name].numpy().reshape(-1) for name in SHAPES])
+
+
+def step(node: int, round: int) -> np.ndarray:
+    """What a node's training adds in a round [P]."""
+    rng = np.random.default_rng([node % 1000, round])
+    return (rng.integers(-64, 64, SIZE) / 1024).astype(np.float32)
+
+
+@dataclass(eq=False)
+class Node:
+    """A SuperNode. got: the arrays that its app was given, by type of message; reply: what it says instead of training; own: what
+    it trains from instead of what it was sent."""
+
+    id: int
+    number: int
+    mods: list[Any] = field(default_factory=lambda: [compression_mod()])
+    reply: Callable[[Message, ArrayRecord], RecordDict | Error] | None = None
+    own: ArrayRecord | None = None
+    examples: int = 10
+    got: list[tuple[str, ArrayRecord, RecordDict]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.forget()
+        self.app = ClientApp(mods=self.mods)
+        self.app.train()(self._train)
+        self.app.evaluate()(self._evaluate)
+
+    def forget(self) -> None:
+        """As if the SuperNode was started again: its memory is empty."""
+        self.context = Context(RUN, self.id, {"partition-id": self.number}, RecordDict(), {})
+
+    def _train(self, message: Message, context: Context) -> Message:
+        arrays = message.content.array_records["arrays"] if self.own is None else self.own
+        self.got.append(("train", arrays, message.content))
+        if self.reply is not None:
+            return Message(self.reply(message, arrays), reply_to=message)  # type: ignore[arg-type]
+        round = message.content.config_records["config"]["server-round"]
+        return Message(trained(arrays, step(self.number, int(round)), self.examples), reply_to=message)  # type: ignore[arg-type]
+
+    def _evaluate(self, message: Message, context: Context) -> Message:
+        arrays = message.content.array_records["arrays"]
+        self.got.append(("evaluate", arrays, message.content))
+        metrics = MetricRecord({"num-examples": 10, "sum": float(flat(arrays).sum())})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def trained(arrays: ArrayRecord, by: np.ndarray, examples: int = 10) -> RecordDict:
+    """An app's reply."""
+    out, at = {}, 0
+    for name, value in plain(arrays).items():
+        out[name] = value
+        if name in SHAPES:
+            out[name] = np.asarray(value + by[at : at + value.size].reshape(value.shape))
+            at += value.size
+    record = ArrayRecord({name: Array(value) for name, value in out.items()})
+    return RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": examples, "loss": 0.5})})
+
+
+class Grid:
+    """Carries messages to nodes of this process. sent: what went down and up, in order; lost: nodes whose replies never arrive;
+    altered: what becomes of a reply on its way; weighed: what Flower would send of each message, in bytes."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self.nodes = {node.id: node for node in nodes}
+        self.sent: list[tuple[str, int, RecordDict]] = []
+        self.weighed: list[tuple[str, int]] = []
+        self.lost: set[int] = set()
+        self.altered: Callable[[int, RecordDict], RecordDict] = lambda node, content: content
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = []
+        for message in list(messages):
+            id = message.metadata.dst_node_id
+            self.sent.append(("down", id, message.content))
+            self.weighed.append(("down", message_bytes(message)))
+            arrived = carried(message)
+            try:
+                reply = self.nodes[id].app(arrived, self.nodes[id].context)
+            except Exception as error:
+                reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=arrived)
+            reply.metadata.__dict__["_src_node_id"] = id
+            if reply.has_content():
+                self.sent.append(("up", id, reply.content))
+                reply.content = self.altered(id, reply.content)
+            self.weighed.append(("up", message_bytes(reply)))
+            if id not in self.lost:
+                replies.append(carried(reply))
+        return replies
+
+
+def grid(mods: bool = True, nodes: Iterable[int] = NODES) -> Grid:
+    return Grid([Node(id, i, [compression_mod()] if mods else []) for i, id in enumerate(nodes)])
+
+
+def rounds(
+    strategy: Strategy, over: Grid, arrays: ArrayRecord, n: int, first: int = 1, before: Callable[[int], None] | None = None
+) -> Iterator[tuple[ArrayRecord, MetricRecord | None]]:
+    """Flower's loop: (the model, the metrics) after each round."""
+    for round in range(first, first + n):
+        if before is not None:
+            before(round)
+        messages = strategy.configure_train(round, arrays, ConfigRecord(), over)  # type: ignore[arg-type]
+        made, metrics = strategy.aggregate_train(round, over.send_and_receive(messages))
+        arrays = arrays if made is None else made
+        yield arrays, metrics
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where nodes keep what they remember."""
+    monkeypatch.setenv("FEDSGD_STATE", str(tmp_path / "state"))
+    random.seed(0)  # Flower draws its cohorts from Python's global generator
+    with identity(1):
+        yield tmp_path / "state"
+
+
+def losing(over: Grid, nodes: Iterable[int]) -> None:
+    """From now on, the replies of these nodes never arrive."""
+    over.lost = set(nodes)
+
+
+def folder_of(place: Path, node: Node) -> Path:
+    (folder,) = (place / f"run-{RUN}").glob(f"node-{node.number}-app-*")
+    return folder
+
+
+def frames_of(over: Grid) -> list[tuple[str, int, tuple[bytes, ...]]]:
+    """All frames that crossed."""
+    read = {"down": lambda content: read_request(content).frames, "up": lambda content: read_answer(content).frames}
+    return [(way, node, read[way](content)) for way, node, content in over.sent if KEY in content]
+
+
+# ------------------------------------------------------------------------------------------------------------------- parity
+
+
+class Told(FedAvg):
+    """FedAvg that says what it was told, by node, and what it made of it [P]; one of each a round."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.told: list[dict[int, np.ndarray]] = []
+        self.made: list[np.ndarray | None] = []
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        replies = list(replies)
+        self.told.append({r.metadata.src_node_id: flat(r.content.array_records["arrays"]) for r in replies if r.has_content()})
+        made, metrics = super().aggregate_train(server_round, replies)
+        self.made.append(None if made is None else flat(made))
+        return made, metrics
+
+
+EXACT_SUMS = [
+    ({"compressor": TOP_K, "error_feedback": "persist"}, None),
+    ({"compressor": "dense"}, {"policy": "difference"}),
+    ({"compressor": TOP_K, "error_feedback": "persist"}, {"policy": "difference"}),
+    ({"compressor": TOP_K, "error_feedback": "persist"}, {"policy": "error-feedback", "compressor": TOP_K}),
+    ({"compressor": TOP_K, "error_feedback": "persist"}, {"policy": "shift", "compressor": TOP_K}),
+    ({"compressor": {"name": "dgc", "density": 0.05, "momentum": 0.5}}, {"policy": "difference"}),
+]
+ROUNDED = [
+    ({"compressor": {"name": "qsgd"}, "seed": 3}, {"policy": "difference"}),
+    ({"compressor": {"name": "eden"}, "seed": 3}, {"policy": "plain", "compressor": {"name": "rand-k", "density": 0.2}}),
+    ({"compressor": {"name": "rand-k", "density": 0.1, "scaled": False}, "error_feedback": "decay"}, None),
+    ({"compressor": {"name": "power-sgd", "rank": 1}}, {"policy": "error-feedback", "compressor": "sign"}),
+    ({"compressor": "stc"}, {"policy": "shift", "compressor": "sign"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "downlink", "exact"), [(*case, True) for case in EXACT_SUMS] + [(*case, False) for case in ROUNDED]
+)
+def test_the_frames_and_the_model_are_those_of_our_own_rounds(
+    settings: dict[str, Any], downlink: dict[str, Any] | None, exact: bool
+) -> None:
+    """Where sums are exact, our own `aggregate` leads to the same model. Else it is taken over from the strategy, and every
+    frame in both directions is still the same."""
+    inner, over = Told(), grid()
+    strategy = CompressedStrategy(inner, downlink=downlink, **settings)
+    after = list(rounds(strategy, over, model(), 5, before=lambda round: losing(over, NODES[:2] if round == 3 else ())))
+    session = strategy._session
+    assert session is not None
+
+    plan, numbers = replace(session.plan, optimizer=SGD(lr=1.0)), session.numbers
+    server, store, shelf = start(plan, flat(model())), MemoryStore(), {c: Shelf(MemoryModels()) for c in numbers.values()}
+    asked = iter(frames_of(over))
+    for round, (arrays, _) in enumerate(after, 1):
+        messages, server = broadcast(plan, server, list(numbers.values()))
+        replies, nodes = [], {number: node for node, number in numbers.items()}
+        for _ in nodes:
+            way, node, frames = next(asked)
+            client = numbers[node]
+            assert (way, frames) == ("down", messages[client]), "the message"
+            task = receive(plan, client, frames, store.load(client), _NOTHING, shelf[client])
+            assert isinstance(task, Task)
+            w = task.opened.weights
+            x = (w + step(over.nodes[node].number, round)) - w
+            reply, state = send(plan, task, Local(client, x, 10, 1))
+            shelf[client].models.moved(store.load(client).held, state.held)
+            store.save(client, state)
+            assert next(asked) == ("up", node, reply.frames), "the reply"
+            if not (round == 3 and node in NODES[:2]):
+                replies.append(reply)
+        if exact:
+            server, _ = aggregate(plan, server, replies)
+        else:
+            server = moved_to(plan, server, inner.made[round - 1], [reply.client for reply in replies])
+        assert np.array_equal(server.weights, flat(arrays)), "the model"
+
+
+DENSE_BELOW = [
+    FedAvg,
+    FedAvgM,
+    FedProx,
+    FedAdam,
+    FedYogi,
+    FedMedian,
+    lambda: FedTrimmedAvg(beta=0.25),
+    lambda: Krum(num_malicious_nodes=1),
+    lambda: QFedAvg(train_loss_key="loss", client_learning_rate=0.1),
+    lambda: DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.0, 0.5, 4),
+    lambda: FedAvgM(server_learning_rate=0.5, server_momentum=0.9),
+]
+
+
+@pytest.mark.parametrize("downlink", [None, {"policy": "difference"}], ids=["model", "difference"])
+@pytest.mark.parametrize("inner", DENSE_BELOW, ids=lambda make: getattr(make, "__name__", "settings"))
+def test_a_strategy_works_as_it_does_alone(inner: Callable[[], Strategy], downlink: dict[str, Any] | None) -> None:
+    """Where nothing is lost. FedAdam and FedYogi return float64 where clients have float32, hence the tolerance."""
+    alone, over = grid(mods=False), grid()
+    expected = list(rounds(inner(), alone, model(), 4))
+    random.seed(0)  # Krum breaks ties by the order of replies
+    strategy = CompressedStrategy(inner(), "dense", downlink=downlink)
+    for (arrays, metrics), (wanted, wanted_metrics) in zip(rounds(strategy, over, model(), 4), expected, strict=True):
+        np.testing.assert_allclose(flat(arrays), flat(wanted), rtol=2e-6, atol=2e-7)
+        assert metrics == wanted_metrics
+        assert {array.dtype for array in arrays.values()} == {"float32"}
+    assert not np.array_equal(flat(model()), flat(arrays))
+
+
+@pytest.mark.parametrize("policy", ["error-feedback", "shift"])
+def test_a_strategy_that_keeps_the_model_itself_goes_on_from_the_one_that_was_published(policy: str) -> None:
+    """FedAvgM goes on from the record that it made. What the downlink holds back would come in a second time with each round,
+    and grow, if that were not the model that clients have."""
+    over = grid()
+    strategy = CompressedStrategy(
+        FedAvgM(server_momentum=0.5), "dense", downlink={"policy": policy, "compressor": {"name": "top-k", "density": 0.1}}
+    )
+    plain_strategy, alone = FedAvgM(server_momentum=0.5), grid(mods=False)
+    n = 30
+    list(rounds(strategy, over, model(), n))
+    *_, (wanted, _) = rounds(plain_strategy, alone, model(), n)
+    session = strategy._session
+    assert session is not None
+    public, residual = session.server.public.model, session.server.public.residual
+    held = session.server.weights - public if residual is None else residual
+    np.testing.assert_allclose(public + held, flat(wanted), atol=1e-4)
+    assert np.linalg.norm(held) < np.linalg.norm(flat(wanted) - flat(model()))
+
+
+# -------------------------------------------------------------------------------------------------- what clients hold back
+
+
+def residual_of(place: Path, node: Node) -> np.ndarray:
+    """What a node holds back if its last reply was received [P]."""
+    (client,) = [int(path.name.removeprefix("client-")) for path in folder_of(place, node).glob("client-*")]
+    return FolderStore(folder_of(place, node)).load(client).latest["scheme/residual"]
+
+
+@pytest.mark.parametrize("trouble", ["nothing", "lost replies", "corrupted replies"])
+def test_what_was_sent_and_what_is_held_back_add_up_to_the_updates(place: Path, trouble: str) -> None:
+    inner, over = Told(), grid()
+    strategy = CompressedStrategy(inner, TOP_K, error_feedback="persist")
+    bad = {2: NODES[:2], 4: NODES[1:3], 5: NODES[1:3]}
+
+    def before(round: int) -> None:
+        now = bad.get(round, ())
+        if trouble == "lost replies":
+            losing(over, now)
+        elif trouble == "corrupted replies":
+            over.altered = lambda node, content: flipped(content, 60) if node in now else content
+
+    model_before, sent = flat(model()), {node: np.zeros(SIZE) for node in NODES}
+    for round, (arrays, _) in enumerate(rounds(strategy, over, model(), 7, before=before)):
+        for node, local in inner.told[round].items():
+            sent[node] += local - model_before
+        model_before = flat(arrays)
+    expected = 4 if trouble == "nothing" else 2
+    assert [len(told) for told in inner.told] == [4, expected, 4, expected, expected, 4, 4]
+    for node in over.nodes.values():
+        updates = sum(step(node.number, round).astype(np.float64) for round in range(1, 8))
+        held = residual_of(place, node)
+        assert np.array_equal(sent[node.id] + held, updates)
+        assert np.any(held)
+
+
+def flipped(content: RecordDict, at: int) -> RecordDict:
+    """A reply with one bit of ours turned over."""
+    data = bytearray(take(content))
+    data[at] ^= 4
+    return put(RecordDict(dict(content)), bytes(data))
+
+
+def test_a_corrupted_reply_is_an_error_of_its_node(caplog: pytest.LogCaptureFixture) -> None:
+    inner, over = Told(), grid()
+    over.altered = lambda node, content: flipped(content, 60) if node == NODES[1] else content
+    strategy = CompressedStrategy(inner, "dense")
+    ((arrays, metrics),) = rounds(strategy, over, model(), 1)
+    assert sorted(inner.told[0]) == sorted({*NODES} - {NODES[1]})
+    assert metrics == {"loss": pytest.approx(0.5)}
+    assert f"the reply of node {NODES[1]} is left out" in caplog.text
+    assert "checksum" in caplog.text
+    assert f"Received error in reply from node {NODES[1]}: fedsgd: round 1, client" in caplog.text
+    mean = np.mean([step(i, 1) for i in (0, 2, 3)], axis=0)
+    np.testing.assert_allclose(flat(arrays), flat(model()) + mean, atol=1e-6)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.sampled_from(["flip", "cut", "grow", "swap"]))
+def test_no_bytes_of_a_node_stop_a_round(seed: int, how: str) -> None:
+    """Whatever a node says in our record, the others' replies are aggregated."""
+    rng = np.random.default_rng(seed)
+
+    def altered(node: int, content: RecordDict) -> RecordDict:
+        if node != NODES[0]:
+            return content
+        data = take(content)
+        at = int(rng.integers(0, len(data)))
+        if how == "flip":
+            return flipped(content, at)
+        other = {"cut": data[:at], "grow": data[:at] + rng.bytes(9) + data[at:], "swap": data[at:] + data[:at]}[how]
+        return put(RecordDict(dict(content)), other)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIdentity, "_run_id", seed)
+        inner, over = Told(), grid()
+        for node in over.nodes.values():
+            node.context.run_id = seed
+        over.altered = altered
+        ((arrays, _),) = rounds(CompressedStrategy(inner, TOP_K), over, model(3, steps=np.int64(4)), 1)
+    assert {*NODES[1:]} <= {*inner.told[0]}
+    assert np.isfinite(flat(arrays)).all()
+
+
+def with_update(content: RecordDict, x: np.ndarray) -> RecordDict:
+    """A reply whose update is another one: a valid frame."""
+    (key, (frame,)), aside = parcel.unpacked(take(content))
+    sections = DenseOperator().encode(x.astype(np.float32), Known(0, 1, 0, arranged(model(), ()).layout))[0]
+    return put(
+        RecordDict(dict(content)), parcel.packed([(key, (encode_frame(Frame(decode_frame(frame).header, sections)),)), aside])
+    )
+
+
+def with_aside(content: RecordDict, **fields: Any) -> RecordDict:
+    """A reply whose exact array says something else of itself."""
+    said, (head, frames) = parcel.unpacked(take(content))
+    of = dict(zip(("name", "dtype", "shape", "stype"), json.loads(head)[0], strict=True)) | {"data": frames[0]} | fields
+    told = json.dumps([[of["name"], of["dtype"], of["shape"], of["stype"]]]).encode()
+    return put(RecordDict(dict(content)), parcel.packed([said, (told, [of["data"]])]))
+
+
+def with_key(content: RecordDict, key: bytes) -> RecordDict:
+    """A reply that says that it stands for another record."""
+    (_, frames), aside = parcel.unpacked(take(content))
+    return put(RecordDict(dict(content)), parcel.packed([(key, frames), aside]))
+
+
+HOSTILE: list[tuple[Callable[[RecordDict], RecordDict], str]] = [
+    (lambda content: with_update(content, np.full(SIZE, 3e38)), "leaves float32's range"),
+    (lambda content: with_aside(content, stype="pickle"), '"steps" is no array of numbers of shape (2,)'),
+    (lambda content: with_aside(content, data=Array(np.array(["a", "b"])).data), '"steps" is no array of numbers'),
+    (lambda content: with_aside(content, data=Array(np.zeros(10**4)).data), '"steps" is no array of numbers'),
+    (lambda content: with_aside(content, data=b""), '"steps" is no array of numbers'),
+    (lambda content: with_aside(content, name="step"), "the arrays beside the update are ['step'], expected ['steps']"),
+    (lambda content: with_aside(content, shape=4), "cannot be read"),
+    (lambda content: with_key(content, b"metrics"), 'the reply has a record "metrics" already'),
+    (lambda content: with_key(content, b"\xff"), "the name of the record is no text"),
+    (lambda content: put(RecordDict(dict(content)), b""), "0 parts, expected 2"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), HOSTILE, ids=[said[:20] for _, said in HOSTILE])
+def test_a_reply_that_would_break_the_strategy_is_left_out(
+    change: Callable[[RecordDict], RecordDict], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner, over = Told(), grid()
+    over.altered = lambda node, content: change(content) if node == NODES[0] else content
+    given = model(0, steps=np.array([1, 2]), scale=np.array(3e38, dtype=np.float32))
+    ((arrays, _),) = rounds(CompressedStrategy(inner, "dense"), over, given, 1)
+    assert sorted(inner.told[0]) == sorted(NODES[1:])
+    assert said in caplog.text
+    assert np.isfinite(flat(arrays)).all()
+
+
+def test_a_node_that_replies_twice_counts_once(caplog: pytest.LogCaptureFixture) -> None:
+    inner, over = Told(), grid()
+    strategy = CompressedStrategy(inner, "dense")
+    replies = over.send_and_receive(strategy.configure_train(1, model(), ConfigRecord(), over))  # type: ignore[arg-type]
+    arrays, _ = strategy.aggregate_train(1, [*replies, carried(replies[0])])
+    assert arrays is not None
+    np.testing.assert_allclose(flat(arrays), flat(model()) + np.mean([step(i, 1) for i in range(4)], axis=0), atol=1e-6)
+    assert "is left out: byte 0: the second reply to one message" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------- nodes that forget
+
+
+FOLLOWING = {"policy": "difference"}
+
+
+def test_a_node_whose_disk_was_wiped_is_caught_up(place: Path) -> None:
+    over = grid()
+    strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=FOLLOWING)
+
+    def before(round: int) -> None:
+        if round == 3:
+            shutil.rmtree(folder_of(place, over.nodes[NODES[2]]))
+
+    after = list(rounds(strategy, over, model(), 4, before=before))
+    kinds = [kind_of(frames[0]) for way, node, frames in frames_of(over) if way == "up" and node == NODES[2]]
+    assert kinds == [Kind.UPDATE, Kind.UPDATE, Kind.RESYNC, Kind.UPDATE, Kind.UPDATE]
+    others = [kind_of(frames[0]) for way, node, frames in frames_of(over) if way == "up" and node != NODES[2]]
+    assert set(others) == {Kind.UPDATE}
+    for node in over.nodes.values():
+        assert len(node.got) == 4, "the app is asked once a round"
+        for (_, got, _), (sent, _) in zip(node.got[1:], after, strict=False):
+            assert np.array_equal(flat(got), flat(sent)), "all train from the same model"
+    assert sum(t.down for t in strategy.traffic) == sum(ours(content) for way, _, content in over.sent if way == "down")
+    assert sum(t.up for t in strategy.traffic) == sum(ours(content) for way, _, content in over.sent if way == "up")
+
+
+def test_a_node_that_can_never_follow_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    inner, over = Told(), grid()
+
+    def lost(node: int, content: RecordDict) -> RecordDict:
+        (key, _), _ = parcel.unpacked(take(content))
+        resync = encode_frame(Frame(Header(Kind.RESYNC, 1, client=[*strategy._session.numbers].index(node))))  # type: ignore[union-attr]
+        return put(RecordDict(), parcel.packed([(key, (resync,)), (b"", ())])) if node == 7 else content
+
+    over.altered = lost
+    strategy = CompressedStrategy(inner, TOP_K)
+    list(rounds(strategy, over, model(), 1))
+    assert sorted(inner.told[0]) == sorted({*NODES} - {7})
+    assert [node for way, node, _ in over.sent if way == "down"].count(7) == 2
+    assert "it asked for another message twice" in caplog.text
+
+
+def test_a_node_that_was_started_again_still_has_its_disk(place: Path) -> None:
+    """With a key of its own Flower knows it again; its memory is empty."""
+    inner, over = Told(), grid()
+    strategy = CompressedStrategy(inner, TOP_K, error_feedback="persist", downlink=FOLLOWING)
+    list(rounds(strategy, over, model(), 4, before=lambda round: over.nodes[NODES[0]].forget() if round == 3 else None))
+    assert {kind_of(frames[0]) for way, _, frames in frames_of(over) if way == "up"} == {Kind.UPDATE}
+    held = residual_of(place, over.nodes[NODES[0]])
+    total = sum(step(0, round).astype(np.float64) for round in range(1, 5))
+    assert 0 < np.linalg.norm(held) < np.linalg.norm(total)
+    untouched = grid()
+    list(rounds(CompressedStrategy(Told(), TOP_K, error_feedback="persist", downlink=FOLLOWING), untouched, model(), 4))
+    first, second = (
+        [frames for way, node, frames in frames_of(g) if way == "up" and node == NODES[0]] for g in (over, untouched)
+    )
+    assert first == second
+
+
+def test_two_federations_of_one_run_keep_apart(place: Path) -> None:
+    """As if each was alone, although both are at the same nodes and begin at round 1."""
+    settings: dict[str, Any] = {"compressor": TOP_K, "error_feedback": "persist", "downlink": FOLLOWING}
+    alone = [list(rounds(CompressedStrategy(FedAvg(), **settings), grid(), model(seed), 4)) for seed in (1, 2)]
+    shutil.rmtree(place)
+    over = grid()
+    both = [rounds(CompressedStrategy(FedAvg(), **settings), over, model(seed), 4) for seed in (1, 2)]
+    for _ in range(4):
+        for run, expected in zip(both, alone, strict=True):
+            assert np.array_equal(flat(next(run)[0]), flat(expected.pop(0)[0]))
+
+
+def test_a_message_that_comes_twice_is_answered_twice_and_trained_on_once() -> None:
+    over = grid(nodes=NODES[:1])
+    (node,) = over.nodes.values()
+    strategy = CompressedStrategy(FedAvg(min_train_nodes=1, min_available_nodes=1), TOP_K, error_feedback="persist")
+    (message,) = strategy.configure_train(1, model(), ConfigRecord(), over)  # type: ignore[arg-type]
+    first, second = (over.send_and_receive([carried(message)])[0] for _ in range(2))
+    assert len(node.got) == 1
+    assert first.content == second.content
+    assert second.content.metric_records["metrics"]["loss"] == 0.5
+    node.forget()
+    (third,) = over.send_and_receive([carried(message)])
+    assert "does not have that reply any more" in str(third.error.reason)
+    assert len(node.got) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- the arrays
+
+
+def test_arrays_that_are_no_parameters_travel_bit_for_bit() -> None:
+    beside: dict[str, Any] = {
+        "bn.running_var": np.array([1e-30, 3.0], dtype=np.float32),
+        "bn.num_batches_tracked": np.array(2**53 + 1),
+        "table": np.array([[1 / 3], [np.pi]]),
+        "flags": np.array([True, False]),
+    }
+    over = grid(nodes=NODES[:2])
+    given = model(0, **beside)
+    inner = Told()
+    strategy = CompressedStrategy(inner, TOP_K)
+    ((arrays, _),) = rounds(strategy, over, given, 1)
+    for node in over.nodes.values():
+        got = plain(node.got[0][1])
+        assert list(got) == list(given), "in the order of the server"
+        for name, value in beside.items():
+            assert got[name].dtype == value.dtype
+            assert got[name].tobytes() == value.tobytes()
+    np.testing.assert_array_equal(arrays["bn.running_var"].numpy(), beside["bn.running_var"])
+    np.testing.assert_array_equal(arrays["table"].numpy(), beside["table"])
+    assert [path for path in given if path not in arranged(given, ("*running_var",)).layout.names] == list(beside)
+
+
+def test_arrays_that_the_caller_changed_are_what_clients_train_from() -> None:
+    over = grid()
+    lossy = {"policy": "error-feedback", "compressor": TOP_K}
+    strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=lossy)
+    list(rounds(strategy, over, model(), 2))
+    changed = model(9)
+    *_, (after, _) = rounds(strategy, over, changed, 2, first=3)
+    for node in over.nodes.values():
+        assert np.array_equal(flat(node.got[2][1]), flat(changed))
+    assert not np.array_equal(flat(after), flat(changed))
+    assert strategy.traffic[2].down > strategy.traffic[1].down
+
+
+def test_a_round_that_nobody_ended_is_over_when_the_next_one_begins() -> None:
+    over = grid()
+    strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=FOLLOWING)
+    over.send_and_receive(strategy.configure_train(1, model(), ConfigRecord(), over))  # type: ignore[arg-type]
+    list(rounds(strategy, over, model(), 2))
+    assert [len(node.got) for node in over.nodes.values()] == [3] * 4
+    assert {kind_of(frames[0]) for way, _, frames in frames_of(over) if way == "up"} == {Kind.UPDATE}
+
+
+def test_the_rounding_of_a_mean_is_not_sent() -> None:
+    """With unequal weights Flower's mean of equal numbers is not that number. Nobody changed these coordinates."""
+    over = grid()
+    for i, node in enumerate(over.nodes.values()):
+        node.examples = 7 + 3 * i
+    inner = Told()
+    strategy = CompressedStrategy(inner, {"name": "top-k", "density": 0.02}, error_feedback="persist", downlink=FOLLOWING)
+    before = flat(model())
+    for round, (arrays, _) in enumerate(rounds(strategy, over, model(), 3)):
+        touched = np.any([local != before for local in inner.told[round].values()], axis=0)
+        assert touched.sum() <= 4 * 4
+        assert np.array_equal(flat(arrays)[~touched], before[~touched])
+        assert np.array_equal(flat(arrays)[touched], inner.made[round][touched])  # type: ignore[index]
+        noise = inner.made[round][~touched] != before[~touched]  # type: ignore[index]
+        assert noise.mean() > 0.1, "Flower's own mean"
+        before = flat(arrays)
+    assert strategy.traffic[-1].down < 4 * 450
+
+
+@pytest.mark.parametrize("mods", [True, False], ids=["compressed", "plain"])
+def test_the_smallest_change_of_a_client_is_no_rounding(mods: bool) -> None:
+    over, given = grid(mods), model()
+    changed = ArrayRecord({name: Array(np.asarray(np.nextafter(value, np.float32(2)))) for name, value in plain(given).items()})
+    for node in over.nodes.values():
+        node.own = None if mods else given
+        node.reply = lambda message, arrays: RecordDict(
+            {"arrays": changed.copy(), "metrics": MetricRecord({"num-examples": 8})}
+        )
+    ((arrays, _),) = rounds(CompressedStrategy(FedAvg(), "dense"), over, given, 1)
+    assert np.array_equal(flat(arrays), flat(changed))
+
+
+def test_what_a_strategy_moves_by_itself_is_sent() -> None:
+    """A step of the server's own momentum is no rounding, where no client has changed anything."""
+    over = grid()
+    strategy = CompressedStrategy(FedAvgM(server_momentum=0.9), {"name": "top-k", "density": 0.02}, downlink=FOLLOWING)
+    alone = grid(mods=False)
+    for node in alone.nodes.values():  # the same updates, without any compression
+        node.reply = lambda message, arrays, node=node: trained(
+            arrays, top(step(node.number, int(message.content["config"]["server-round"])))
+        )  # type: ignore[misc, arg-type, index]
+    after, expected = (list(rounds(s, g, model(), 4)) for s, g in ((strategy, over), (FedAvgM(server_momentum=0.9), alone)))
+    for (arrays, _), (wanted, _) in zip(after, expected, strict=True):
+        np.testing.assert_allclose(flat(arrays), flat(wanted), rtol=2e-6, atol=2e-7)
+
+
+def top(x: np.ndarray, k: int = 4) -> np.ndarray:
+    """The k largest, of equals the first [P]."""
+    out = np.zeros_like(x)
+    chosen = np.argsort(-np.abs(x), kind="stable")[:k]
+    out[chosen] = x[chosen]
+    return out
+
+
+def test_without_any_reply_the_model_stays() -> None:
+    over = grid()
+    strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=FOLLOWING)
+    given = model()
+    after = list(rounds(strategy, over, given, 3, before=lambda round: losing(over, NODES if round == 1 else ())))
+    assert after[0][0] is given
+    assert not np.array_equal(flat(after[2][0]), flat(given))
+    assert [len(node.got) for node in over.nodes.values()] == [3] * 4
+
+
+def test_a_strategy_that_makes_another_model_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
+    class Growing(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            made, metrics = super().aggregate_train(server_round, replies)
+            assert made is not None
+            made["more"] = Array(np.zeros(3, dtype=np.float32))
+            return made, metrics
+
+    over = grid()
+    strategy = CompressedStrategy(Growing(), TOP_K)
+    ((arrays, _),) = rounds(strategy, over, model(), 1)
+    assert "more" in arrays
+    assert 'got an array "more", which the model does not have' in caplog.text
+    ((arrays, _),) = rounds(strategy, over, arrays, 1, first=2)
+    assert list(over.nodes[7].got[1][1]) == [*SHAPES, "more"]
+
+
+def test_a_large_record_is_an_array(place: Path) -> None:
+    big = np.arange(LARGE // 4 + 1, dtype=np.float32) / 1024
+    over = grid(nodes=NODES[:2])
+    ((arrays, _),) = rounds(CompressedStrategy(FedAvg(), TOP_K), over, model(0, big=big), 1)
+    assert isinstance(over.sent[0][2][KEY], ArrayRecord)
+    assert isinstance(over.sent[1][2][KEY], ConfigRecord)
+    np.testing.assert_array_equal(arrays["big"].numpy(), big)
+
+
+# -------------------------------------------------------------------------------------------------- the strategy's own loop
+
+
+def test_flowers_own_loop_runs_it_and_the_bytes_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    over, given = grid(), model()
+    strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=FOLLOWING)
+    with caplog.at_level(logging.INFO, "flwr"):
+        result = strategy.start(over, given, num_rounds=3)  # type: ignore[arg-type]
+    assert len(result.train_metrics_clientapp) == len(result.evaluate_metrics_clientapp) == 3
+    seen = [arrays for kind, arrays, _ in over.nodes[7].got if kind == "evaluate"]
+    assert np.array_equal(flat(seen[-1]), flat(result.arrays)), "clients are tested with the model that there is"
+    assert result.evaluate_metrics_clientapp[3]["sum"] == pytest.approx(float(flat(result.arrays).sum()))
+
+    rows = strategy.traffic
+    assert [(row.round, row.what, row.nodes) for row in rows] == [
+        (r, what, 4) for r in (1, 2, 3) for what in ("train", "evaluate")
+    ]
+    each = sum(len(array.data) for array in given.values())
+    assert all(row.plain_down == 4 * each for row in rows)
+    assert [row.plain_up for row in rows] == [4 * each, 0] * 3
+    records = {"up": 0, "down": 0}
+    for way, _, content in over.sent:
+        for name in (KEY, "fedsgd-task"):
+            record = content.get(name)
+            records[way] += sum(map(len, record.values())) if isinstance(record, ConfigRecord) else 0  # type: ignore[arg-type]
+    assert records == {"up": sum(row.up for row in rows), "down": sum(row.down for row in rows)}
+    assert rows[0].down > rows[2].down, "a difference is less than the model"
+    line = f"fedsgd: round 2: {rows[2].up:,} bytes up ({rows[2].plain_up / rows[2].up:.1f}x less), {rows[2].down:,} down ("
+    assert line in caplog.text
+    assert f"fedsgd: round 2, evaluation: {rows[3].down:,} bytes down" in caplog.text
+    assert "Uplink: TopK(" in caplog.text
+
+
+def test_what_several_nodes_are_sent_is_one_object() -> None:
+    """So Flower stores it once."""
+    over = grid()
+    list(rounds(CompressedStrategy(FedAvg(), TOP_K, downlink=FOLLOWING), over, model(), 2))
+    down = [content for way, _, content in over.sent if way == "down"]
+    for round in (down[:4], down[4:]):
+        assert len({id(content[KEY]) for content in round}) == 1
+        assert len({content["fedsgd-task"].object_id for content in round}) == 4
+        assert all("arrays" not in content and "config" in content for content in round)
+
+
+def test_a_node_without_the_model_is_caught_up_before_it_evaluates(place: Path) -> None:
+    over = grid()
+    strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=FOLLOWING)
+    *_, (arrays, _) = rounds(strategy, over, model(), 2)
+    shutil.rmtree(folder_of(place, over.nodes[7]))
+    before = {node: folder_of(place, over.nodes[node]) for node in NODES if node != 7}
+    held = {node: sorted((p.name, p.read_bytes()) for p in folder.glob("client-*")) for node, folder in before.items()}
+    messages = strategy.configure_evaluate(2, arrays, ConfigRecord(), over)  # type: ignore[arg-type]
+    metrics = strategy.aggregate_evaluate(2, over.send_and_receive(messages))
+    assert metrics is not None
+    assert all(
+        kind == "evaluate" and np.array_equal(flat(got), flat(arrays))
+        for kind, got, _ in (n.got[-1] for n in over.nodes.values())
+    )
+    ups = [kind_of(frames[0]) for way, _, frames in frames_of(over)[-3:] if way == "up"]
+    assert ups == [Kind.RESYNC]
+    for node, folder in before.items():
+        assert sorted((p.name, p.read_bytes()) for p in folder.glob("client-*")) == held[node], "an evaluation leaves no trace"
+    list(rounds(strategy, over, arrays, 1, first=3))
+
+
+def test_an_evaluation_of_other_arrays_is_the_inner_strategys_own() -> None:
+    over = grid()
+    strategy = CompressedStrategy(FedAvg(), TOP_K)
+    list(rounds(strategy, over, model(), 1))
+    other = model(5)
+    messages = list(strategy.configure_evaluate(1, other, ConfigRecord(), over))  # type: ignore[arg-type]
+    assert all(message.content.array_records["arrays"] == other for message in messages)
+    strategy.aggregate_evaluate(1, over.send_and_receive(messages))
+    assert np.array_equal(flat(over.nodes[7].got[-1][1]), flat(other))
+    assert [row.what for row in strategy.traffic] == ["train"]
+
+
+def test_mods_behind_ours_see_arrays() -> None:
+    seen: list[list[str]] = []
+
+    def looking(message: Message, context: Context, call_next: Any) -> Message:
+        reply: Message = call_next(message, context)
+        seen.append([*message.content, *reply.content])
+        return reply
+
+    over = Grid([Node(id, i, [compression_mod(), looking]) for i, id in enumerate(NODES)])
+    list(rounds(CompressedStrategy(FedAvg(), TOP_K), over, model(), 1))
+    assert [sorted(names) for names in seen] == [["arrays", "arrays", "config", "metrics"]] * 4
+
+
+# ------------------------------------------------------------------------------------------------------------------ errors
+
+
+REFUSED = [
+    ({"compressor": "topk"}, 'compressor.name: got "topk", did you mean "top-k"?'),
+    ({"compressor": {"name": "top-k", "densty": 0.1}}, 'compressor.densty: unknown key, did you mean "density"?'),
+    ({"compressor": {"name": "top-k", "density": 2.0}}, "compressor.density: expected float <= 1.0, got 2.0"),
+    ({"compressor": "cafe"}, 'compressor.name: got "cafe", whose server works on the whole cohort'),
+    ({"compressor": "scaffold"}, 'expected one of: "count-sketch", "dense", "dgc"'),
+    ({"compressor": "ef21"}, 'compressor.name: got "ef21"'),
+    ({"compressor": "fetch-sgd"}, 'compressor.name: got "fetch-sgd"'),
+    ({"error_feedback": "always"}, 'error_feedback: got "always", expected one of'),
+    ({"compressor": "rand-k", "error_feedback": "persist"}, "error_feedback: "),
+    ({"downlink": {"policy": "differences"}}, 'downlink.policy: got "differences", did you mean "difference"?'),
+    ({"downlink": {"policy": "model", "compressor": "top-k"}}, 'downlink.compressor.name: got "top-k", expected "dense"'),
+    ({"downlink": {"polcy": "model"}}, 'downlink.polcy: unknown key, did you mean "policy"?'),
+    ({"seed": -1}, "seed: got -1, expected a whole number from 0 on"),
+    ({"exact": "*bn*"}, 'exact: got "*bn*", expected a list of patterns'),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), REFUSED, ids=lambda v: v if isinstance(v, str) else "")
+def test_settings_that_are_wrong_are_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        CompressedStrategy(FedAvg(), **settings)
+    assert said in str(caught.value)
+
+
+def test_a_compressor_may_be_an_object() -> None:
+    strategy = CompressedStrategy(FedAvg(), TopK(density=0.25))
+    assert strategy._tables[0].compressor == TopK(density=0.25)
+
+    class Mine(TopK):
+        pass
+
+    with pytest.raises(ScenarioError, match="clients would not know by its name"):
+        CompressedStrategy(FedAvg(), Mine())
+
+
+def test_a_class_is_no_strategy() -> None:
+    with pytest.raises(ScenarioError, match=r"inner: got <class .*FedAvg.*>, expected a strategy"):
+        CompressedStrategy(FedAvg)  # type: ignore[arg-type]
+
+
+def test_a_model_without_float32_cannot_be_compressed() -> None:
+    arrays = ArrayRecord({"coef": Array(np.zeros(3))})
+    with pytest.raises(ModelError, match='got "coef" of float64, expected float32 arrays'):
+        list(rounds(CompressedStrategy(FedAvg()), grid(), arrays, 1))
+
+
+def test_a_setting_that_does_not_fit_the_model_is_named() -> None:
+    strategy = CompressedStrategy(FedAvg(), {"name": "per-layer", "rules": [{"pattern": "nowhere*", "op": "dense"}]})
+    with pytest.raises(ScenarioError, match=r"^compressor\.rules"):
+        list(rounds(strategy, grid(), model(), 1))
+
+
+def test_a_node_without_the_mod_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    over = grid()
+    over.nodes[7] = Node(7, 1, [])
+    inner = Told()
+    list(rounds(CompressedStrategy(inner, TOP_K), over, model(), 2))
+    assert [sorted(told) for told in inner.told] == [sorted({*NODES} - {7})] * 2
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "node 7 failed at its first compressed message (<class 'KeyError'>" in warning
+    assert "its ClientApp needs mods=[compression_mod()]" in warning
+
+
+def test_plain_arrays_are_taken_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    """From an app without the mod that has arrays of its own."""
+    over = grid()
+    over.nodes[7] = Node(7, 1, [])
+    over.nodes[7].own = model(4)
+    inner = Told()
+    list(rounds(CompressedStrategy(inner, TOP_K), over, model(), 2))
+    assert np.array_equal(inner.told[1][7], flat(model(4)) + step(1, 2))
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "node 7 replies with plain arrays, which are taken as they are" in warning
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (lambda arrays: {"fc.bias": arrays["fc.bias"]}, 'got no array "fc.weight", expected one of shape (20, 10)'),
+        (
+            lambda arrays: {**arrays, "fc.bias": Array(np.zeros(3, dtype=np.float32))},
+            'got "fc.bias" of shape (3,), expected (20,)',
+        ),
+        (
+            lambda arrays: {**arrays, "fc.bia": arrays["fc.bias"]},
+            'got an array "fc.bia", which the model does not have, did you mean',
+        ),
+        (lambda arrays: {**arrays, "scale": Array(np.array(3))}, 'got "scale" of type int64, expected float32'),
+        (
+            lambda arrays: {**arrays, "scale": Array(np.array(np.nan, dtype=np.float32))},
+            "is not finite in 1 of 221 coordinates",
+        ),
+    ],
+)
+def test_a_reply_that_is_no_version_of_the_model_says_why(
+    reply: Callable[[Mapping[str, Array]], Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = grid()
+    metrics = MetricRecord({"num-examples": 10, "loss": 0.5})
+    over.nodes[7].reply = lambda message, arrays: RecordDict({"arrays": ArrayRecord(reply(dict(arrays))), "metrics": metrics})
+    inner = Told()
+    list(rounds(CompressedStrategy(inner, TOP_K), over, model(), 1))
+    assert sorted(inner.told[0]) == sorted({*NODES} - {7})
+    assert said in caplog.text
+
+
+def test_what_is_not_ours_passes_untouched() -> None:
+    mod = compression_mod()
+    context = Context(1, 1, {}, RecordDict(), {})
+    message = Message(RecordDict({"arrays": model()}), 7, "train")
+    assert mod(message, context, lambda m, c: m) is message
+    over = grid()
+    over.nodes[7].reply = lambda message, arrays: Error(2, "mine")
+    over.nodes[NODES[0]].reply = lambda message, arrays: RecordDict({"metrics": MetricRecord({"num-examples": 1})})
+    messages = CompressedStrategy(FedAvg(), TOP_K).configure_train(1, model(), ConfigRecord(), over)  # type: ignore[arg-type]
+    replies = {reply.metadata.src_node_id: reply for reply in over.send_and_receive(messages)}
+    assert replies[7].error.reason == "mine"
+    assert list(replies[NODES[0]].content) == ["metrics"]
+
+
+def test_a_model_that_is_not_finite_ends_the_run() -> None:
+    class Broken(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            return model(0, scale=np.array(np.inf, dtype=np.float32)), None
+
+    with pytest.raises(NonFiniteError, match="round 1, server: after the server's step is not finite in 1"):
+        list(rounds(CompressedStrategy(Broken()), grid(), model(), 1))
+
+
+def test_settings_of_another_release_are_refused() -> None:
+    strategy = CompressedStrategy(FedAvg(), TOP_K)
+    terms = Terms(*strategy._tables, arranged(model(), ()))
+    assert read_terms(terms.packed()) == terms
+    for data in (b"", b"x" * 50, terms.packed()[:-9]):
+        with pytest.raises(WireError, match="cannot be read"):
+            read_terms(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsgd.flower.app_terms.VERSION", 2)
+        later = terms.packed()
+    with pytest.raises(WireError, match="another release"):
+        read_terms(later)
+
+
+def test_a_node_imports_no_more_than_it_needs() -> None:
+    """A ClientApp is a new process for each message."""
+    heavy = {"torch", "numba", "pyarrow", "sklearn", "matplotlib", "ray"}
+    code = f"import sys, fedsgd.flower; fedsgd.flower.compression_mod(); print(sorted({heavy!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------------ the example's two lines
+
+APP = Path(__file__).parent.parent / "scenarios" / "flower_app"
+
+
+def write_app(to: Path, compressed: bool) -> Path:
+    """The example, as it is or without its two lines and what they import."""
+    shutil.copytree(APP, to, ignore=shutil.ignore_patterns("__pycache__"))
+    if not compressed:
+        for path in (to / "digits_app").glob("*_app.py"):
+            lines = [
+                line for line in path.read_text().splitlines() if not re.search(r"import fedsgd|from fedsgd| Compressed", line)
+            ]
+            path.write_text("\n".join(lines).replace("mods=[compression_mod()]", "") + "\n")
+            assert not re.search(r"compression_mod|CompressedStrategy|import.*fedsgd", path.read_text())
+    return to
+
+
+def test_the_example_has_two_lines_of_ours(tmp_path: Path) -> None:
+    changed = []
+    for path in (write_app(tmp_path / "app", compressed=False) / "digits_app").glob("*.py"):
+        was = (APP / "digits_app" / path.name).read_text().splitlines()
+        changed += [line for line in was if line not in path.read_text().splitlines() and "import" not in line]
+    assert len(changed) == 2
+    assert {line.split("(")[0].strip() for line in changed} == {"app = ClientApp", "strategy = CompressedStrategy"}
+
+
+def test_the_example_trains_with_and_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process; what crosses is what would cross a network."""
+    config = {"num-server-rounds": 4, "local-epochs": 2, "learning-rate": 0.1}
+    crossed, accuracy = {}, {}
+    for compressed in (False, True):
+        monkeypatch.syspath_prepend(str(write_app(tmp_path / f"app-{compressed}", compressed)))
+        for name in [name for name in sys.modules if name.startswith("digits_app")]:
+            monkeypatch.delitem(sys.modules, name)
+        client, server = (importlib.import_module(f"digits_app.{side}_app").app for side in ("client", "server"))
+        over = grid()
+        for node in over.nodes.values():
+            node.app = client
+            node.context = Context(RUN, node.id, {"partition-id": node.number, "num-partitions": 4}, RecordDict(), dict(config))
+        with one_thread(), torch_generator(0):
+            server(over, Context(RUN, 1, {}, RecordDict(), dict(config)))
+        crossed[compressed] = {way: sum(n for w, n in over.weighed if w == way) for way in ("up", "down")}
+        metrics = [content.metric_records["metrics"] for way, _, content in over.sent if way == "up"]
+        last = [float(m["accuracy"]) for m in metrics if "accuracy" in m][-4:]  # type: ignore[arg-type]
+        accuracy[compressed] = np.mean(last)
+    assert min(accuracy.values()) > 0.7
+    assert crossed[False]["up"] > 30 * crossed[True]["up"]
+    assert crossed[False]["down"] > 3 * crossed[True]["down"]
