@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-with warnings.catch_warnings():  # what Flower's command line uses of click is on its way out
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import flwr.supercore.logger  # noqa: F401
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp

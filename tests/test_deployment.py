@@ -162,7 +162,7 @@ def test_the_run_goes_on_without_a_node_that_was_killed(scenario: Make, tmp_path
     ("what", "message"),
     [
         (killed, r"node 1 \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
-        (stopped, r"round 2, client 1: TimeoutError: node 1: no answer within 4 s; its log is (\S+)"),
+        (stopped, r"round 2, client 1: TimeoutError: node 1: no answer within 15 s; its log is (\S+)"),
         (lambda made: made.superlink.kill(), r"the SuperLink \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
     ],
     ids=["node killed", "node hangs", "SuperLink killed"],
@@ -177,11 +177,14 @@ def test_what_died_is_said_within_a_stated_time(
     breaking.what = lambda made: (real(made), at.__setitem__(0, time.monotonic()))[0]
     with pytest.raises(DeploymentError) as caught:
         deployed(
-            scenario({**SMALL, "rounds": 9, "server.cohort": 8}), tmp_path / "over", watched=breaking.watched, round_seconds=4.0
+            scenario({**SMALL, "rounds": 9, "server.cohort": 8}),
+            tmp_path / "over",
+            watched=breaking.watched,
+            round_seconds=15.0,
         )
-    assert time.monotonic() - at[0] < 40
     found = re.match(message, str(caught.value))
     assert found, str(caught.value)
+    assert time.monotonic() - at[0] < 60
     assert Path(found[1]).stat().st_size > 0, "its log is still there"
     ledger = frame_rows(tmp_path / "over" / "ledger.parquet")
     assert {row["round"] for row in ledger} <= {1, 2}

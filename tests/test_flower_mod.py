@@ -11,11 +11,9 @@ import importlib
 import json
 import logging
 import random
-import re
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,11 +21,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-with warnings.catch_warnings():  # what Flower's command line uses of click is on its way out
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import flwr.supercore.logger  # noqa: F401
-
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
@@ -64,6 +57,7 @@ from fedsgd.runtime import parcel
 from fedsgd.runtime.folder import FolderStore
 from fedsgd.torch_scope import one_thread, torch_generator
 from fedsgd.wire import Frame, Header, Kind, decode_frame, encode_frame, kind_of
+from tests.flower_example import APP, write_app
 from tests.flower_grid import RUN, carried, identity
 
 SHAPES = {"fc.weight": (20, 10), "fc.bias": (20,), "scale": ()}
@@ -962,21 +956,6 @@ def test_a_node_imports_no_more_than_it_needs() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ the example's two lines
-
-APP = Path(__file__).parent.parent / "scenarios" / "flower_app"
-
-
-def write_app(to: Path, compressed: bool) -> Path:
-    """The example, as it is or without its two lines and what they import."""
-    shutil.copytree(APP, to, ignore=shutil.ignore_patterns("__pycache__"))
-    if not compressed:
-        for path in (to / "digits_app").glob("*_app.py"):
-            lines = [
-                line for line in path.read_text().splitlines() if not re.search(r"import fedsgd|from fedsgd| Compressed", line)
-            ]
-            path.write_text("\n".join(lines).replace("mods=[compression_mod()]", "") + "\n")
-            assert not re.search(r"compression_mod|CompressedStrategy|import.*fedsgd", path.read_text())
-    return to
 
 
 def test_the_example_has_two_lines_of_ours(tmp_path: Path) -> None:

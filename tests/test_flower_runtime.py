@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,18 +18,15 @@ import fedsgd
 from fedsgd.build import build
 from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
 from fedsgd.experiment import run
+from fedsgd.flower import node, said
+from fedsgd.flower.client import app
+from fedsgd.flower.records import LARGE, put, take
+from fedsgd.flower.runtime import Carried, FlowerRuntime
 from fedsgd.loop import Failure
 from fedsgd.rounds import Reply, broadcast
 from fedsgd.runtime import parcel, protocol
 from fedsgd.scenario import Scenario
 from tests.flower_grid import GridHere, identity
-
-from flwr.app import ConfigRecord, RecordDict  # isort: skip
-
-from fedsgd.flower import node, said  # isort: skip
-from fedsgd.flower.client import app  # isort: skip
-from fedsgd.flower.records import LARGE, put, take  # isort: skip
-from fedsgd.flower.runtime import Carried, FlowerRuntime  # isort: skip
 
 Make = Callable[..., Scenario]
 

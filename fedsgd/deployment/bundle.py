@@ -22,20 +22,25 @@ fab-format-version = 1
 flwr-version-target = "{flwr}"
 
 [tool.flwr.app.components]
-serverapp = "fedsgd.flower.server:app"
-clientapp = "fedsgd.flower.client:app"
+serverapp = "{server}"
+clientapp = "{client}"
 
 [tool.flwr.app.config]
 {settings}
 """
 
 
-def write(folder: Path, settings: Mapping[str, Setting]) -> Path:
-    """The app's folder, which is made."""
+def write(
+    folder: Path,
+    settings: Mapping[str, Setting],
+    server: str = "fedsgd.flower.server:app",
+    client: str = "fedsgd.flower.client:app",
+) -> Path:
+    """The app's folder, which is made. server, client: where the apps are."""
     folder.mkdir()
     (folder / "LICENSE").touch()
     lines = "\n".join(f"{name} = {_toml(value)}" for name, value in settings.items())
-    project = PROJECT.format(flwr=version("flwr"), settings=lines)
+    project = PROJECT.format(flwr=version("flwr"), settings=lines, server=server, client=client)
     (folder / "pyproject.toml").write_text(project, encoding="utf-8")
     return folder
 

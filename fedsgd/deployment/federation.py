@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,18 +22,21 @@ TRIES = 5
 """A port that is free when it is looked for may be taken when it is wanted."""
 LINK_SECONDS = 60.0
 """For a SuperLink to answer: two on a quiet machine."""
+COMMAND_SECONDS = 60.0
+"""For one of Flower's commands to answer."""
 BIND_SECONDS = 0.1
 IN_USE = "address already in use"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """nodes: how many; tls: whether nodes and server talk by TLS; measured: whether all bytes on nodes' sockets are counted;
-    warm: whether ClientApps are forked from a process that is ready. scenario, data: what such a process gets ready."""
+    """nodes: how many; scenario, data: what is to be run, nothing if it is somebody's own app; tls: whether nodes and server
+    talk by TLS; measured: whether all bytes on nodes' sockets are counted; warm: whether Flower's apps are forked from a
+    process that is ready."""
 
     nodes: int
-    scenario: str
-    data: str
+    scenario: str = ""
+    data: str = ""
     tls: bool = False
     measured: bool = False
     warm: bool = True
@@ -101,6 +105,20 @@ class Federation:
         self.env[launchers.SOCKET] = str(address)
         command = [sys.executable, "-m", "fedsgd.deployment.warm", str(address), str(scenario_file), self.asked.data]
         self.start("warm", command)
+
+    def submit(self, app: Path) -> subprocess.Popen[bytes]:
+        """Submit an app (its folder) by `flwr run`. The process ends with the run, whose log it prints."""
+        return self.start("submission", ["flwr", "run", str(app), CONNECTION, "--stream"])
+
+    def counted(self) -> dict[str, int] | None:
+        """Flower's own counter of its only run's bytes, at the SuperLink, without headers and polls; None if there is none."""
+        command = [launchers.own("flwr"), "list", CONNECTION, "--format", "json"]
+        with suppress(subprocess.SubprocessError, ValueError, LookupError, OSError):
+            done = subprocess.run(command, env=self.env, capture_output=True, timeout=COMMAND_SECONDS, check=True)
+            (run,) = json.loads(done.stdout)["runs"]
+            traffic = run["network-traffic"]
+            return {"down": int(traffic["outbound-bytes"]), "up": int(traffic["inbound-bytes"])}
+        return None
 
     def restart_where_the_port_was_taken(self, partition: int) -> bool:
         """Whether that is why this node ended, and it was started once more."""

@@ -104,21 +104,25 @@ def of(home: Path, addresses: Collection[str] = ()) -> list[psutil.Process]:
 def stop(home: Path, started: Sequence[subprocess.Popen[bytes]], addresses: Collection[str] = ()) -> None:
     """End all processes of a deployment: those that we started politely, and whatever they left."""
     for process in started:
-        with suppress(OSError):
-            process.terminate()
-    until = time.monotonic() + POLITE_SECONDS
+        process.terminate()
+    _wait(started, POLITE_SECONDS)
     for process in started:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, until - time.monotonic()))
+        process.kill()
+    _wait(started, LEFT_SECONDS)
     for kill in (False, True, True):  # one that was just being started may not have been there the first time
         left = of(home, addresses)
         for other in left:
             with suppress(psutil.Error):
                 other.kill() if kill else other.terminate()
         psutil.wait_procs(left, timeout=LEFT_SECONDS)
+
+
+def _wait(started: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Until all of them have ended, for so long at most."""
+    until = time.monotonic() + seconds
     for process in started:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(LEFT_SECONDS)
+            process.wait(max(0.0, until - time.monotonic()))
 
 
 def _belongs(process: psutil.Process, home: str, addresses: Collection[str]) -> bool:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import statistics
-import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedsgd.deployment import bundle, launchers, transport
-from fedsgd.deployment.federation import CONNECTION, Asked, Federation, federation
+from fedsgd.deployment import bundle, transport
+from fedsgd.deployment.federation import Asked, Federation, federation
 from fedsgd.deployment.proxy import Seen
 from fedsgd.deployment.watch import Told, Watch, Watched
 from fedsgd.errors import DeploymentError, ScenarioError
@@ -30,7 +28,6 @@ from fedsgd.scenario import Scenario, in_file, load
 
 START_SECONDS = 120.0
 ROUND_SECONDS = 600.0
-COMMAND_SECONDS = 60.0
 _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -90,7 +87,7 @@ def deploy(
         watched = Watched() if watched is None else watched
         watched.on_up(made)
         told = _run(made, settings, watched, scenario.participation.on_failure == "continue", start_seconds)
-        counted = _counted(made) if measure_socket else None
+        counted = made.counted() if measure_socket else None
         seen = {node: list(proxy.seen) for node, proxy in made.proxies.items()} if measure_socket else None
     return _finished(folder, asked, told, seen, counted)
 
@@ -107,23 +104,9 @@ def _run(
         "events": str(events),
     }
     app = bundle.write(made.folder / "app", {**asked, **settings})
-    submission = made.start("submission", ["flwr", "run", str(app), CONNECTION, "--format", "json"])
+    submission = made.submit(app)
     watched.on_state("submitting the app")
     return Watch(made, events, submission, watched, start_seconds, goes_on).until_done()
-
-
-def _counted(made: Federation) -> dict[str, int] | None:
-    """Flower's own counter of the run's bytes, without headers and polls; None if it cannot be had."""
-    found = re.search(r'"run-id":\s*"(\d+)"', made.log("submission").read_text(errors="replace"))
-    if found is None:
-        return None
-    command = [launchers.own("flwr"), "list", CONNECTION, "--run-id", found[1], "--format", "json"]
-    with suppress(subprocess.SubprocessError, ValueError, LookupError, OSError):
-        listed = subprocess.run(command, env=made.env, capture_output=True, timeout=COMMAND_SECONDS, check=True).stdout
-        (run,) = json.loads(listed)["runs"]
-        traffic = run["network-traffic"]  # as the SuperLink sees it
-        return {"down": int(traffic["outbound-bytes"]), "up": int(traffic["inbound-bytes"])}
-    return None
 
 
 def _finished(

@@ -20,8 +20,8 @@ from fedsgd.errors import DeploymentError, FedsgdError, RunError, WireError
 from fedsgd.record import Round
 
 LOOK_SECONDS = 0.05
-SUBMITTED = '"success": true'
-"""What `flwr run` prints if all is well; its exit status is 0 in any case."""
+SUBMITTED = "Successfully started run"
+"""What `flwr run` prints if it did; its exit status says nothing of it."""
 _NODE = re.compile(r"\bnodes? (\d+)")
 
 

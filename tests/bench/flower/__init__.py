@@ -1,0 +1,1 @@
+"""What Flower costs around the frames: bytes and seconds."""

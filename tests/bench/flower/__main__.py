@@ -1,0 +1,195 @@
+"""What a deployment by Flower costs beside the frames.
+
+    python -m tests.bench.flower [overhead] [app] [rounds] [--turns N] [--rounds R] [--json FILE]
+
+overhead: payloads of 1 kB, 100 kB and 10 MB there and back between a SuperLink and a SuperNode: what Flower's message weighs,
+and what the node's socket carried from the moment it was sent until the reply was there, polls of that time included; medians.
+app: scenarios/flower_app on four nodes, without its two lines and with them: bytes by Flower's own counter and on the sockets.
+rounds: seconds a round of the quickstart on four nodes, its apps started from nothing as Flower does it, and forked from a
+process that is ready; beside the same rounds in one process.
+
+Each deployment is stopped before the next one starts. Times are noisy on a machine that others use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import fedsgd
+from fedsgd.deployment import bundle, deploy, transport
+from fedsgd.deployment.federation import Asked, Federation, federation
+from tests.flower_example import write_app
+
+ROOT = Path(__file__).parents[3]
+SIZES = (1_000, 100_000, 10_000_000)
+LOOK_SECONDS = 0.02
+NODES = 4
+
+
+@contextmanager
+def deployed(nodes: int, warm: bool = True) -> Iterator[Federation]:
+    """A federation whose sockets are measured."""
+    with tempfile.TemporaryDirectory(prefix="fedsgd-bench-") as folder:
+        place = Path(folder)
+        with federation(Asked(nodes, measured=True, warm=warm), place / "run", place / "logs") as made:
+            yield made
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The events of a ServerApp."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- overhead
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Bytes of one payload in one direction; medians of the turns."""
+
+    payload: int
+    direction: str
+    message: int
+    socket: int
+
+
+def overhead(turns: int) -> list[Overhead]:
+    """For each size, down and up."""
+    with deployed(1) as made:
+        events = made.folder / "events.jsonl"
+        settings: dict[str, bundle.Setting] = {"events": str(events), "sizes": " ".join(map(str, SIZES)), "turns": turns}
+        apps = "tests.bench.flower.echo:server", "tests.bench.flower.echo:client"
+        made.submit(bundle.write(made.folder / "app", settings, *apps)).wait()
+        seen = list(made.proxies[0].seen)
+        told = lines_of(events) if events.exists() else []
+        if not told or told.pop()["event"] != "done":
+            raise SystemExit(made.log("serverapp").read_text(errors="replace")[-3000:])
+    found = []
+    for size in SIZES:
+        for direction in ("down", "up"):
+            here = [event for event in told if event["size"] == size]
+            sockets = [
+                sum(s.n_bytes for s in seen if s.direction == direction and event["begun"] <= s.at <= event["at"])
+                for event in here
+            ]
+            found.append(Overhead(size, direction, int(median(e[direction] for e in here)), int(median(sockets))))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ app
+
+
+@dataclass(frozen=True)
+class AppRun:
+    """Bytes of a run of the example: by Flower's own counter, and on the nodes' sockets, each round (the first apart)."""
+
+    compressed: bool
+    rounds: int
+    counted_up: int
+    counted_down: int
+    socket_up: tuple[int, ...]
+    socket_down: tuple[int, ...]
+    accuracy: float
+
+
+def app_run(compressed: bool, rounds: int) -> AppRun:
+    """A run of the example app."""
+    with deployed(NODES) as made:
+        app = write_app(made.folder / "app", compressed)
+        project = app / "pyproject.toml"
+        project.write_text(re.sub(r"num-server-rounds = \d+", f"num-server-rounds = {rounds}", project.read_text()))
+        submission, log, ends = made.submit(app), made.log("serverapp"), list[float]()
+        while submission.poll() is None:
+            text = log.read_text(errors="replace") if log.exists() else ""
+            begun = len(re.findall(r"\[ROUND \d+/\d+\]", text)) + ("Strategy execution finished" in text)
+            ends += [time.monotonic()] * (begun - len(ends))
+            time.sleep(LOOK_SECONDS)
+        if len(ends) != rounds + 1:
+            raise SystemExit(text[-3000:])
+        counted = made.counted() or {"up": 0, "down": 0}
+        rows = transport.rows([], ends, {node: list(proxy.seen) for node, proxy in made.proxies.items()})
+    by_round = {
+        d: tuple(sum(r["socket_bytes"] for r in rows if (r["round"], r["direction"]) == (n, d)) for n in range(1, rounds + 1))
+        for d in ("up", "down")
+    }
+    accuracies = [float(found) for found in re.findall(r"'accuracy': ([0-9.]+)", text)]
+    return AppRun(compressed, rounds, counted["up"], counted["down"], by_round["up"], by_round["down"], accuracies[-1])
+
+
+# --------------------------------------------------------------------------------------------------------------------------- rounds
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Seconds of the quickstart. round: the median; start: until the nodes are ready."""
+
+    how: str
+    round: float
+    answering: float | None
+
+
+def rounds_of(rounds: int) -> list[Rounds]:
+    """Flower's way, a warm process's, and one process."""
+    scenario = fedsgd.load(ROOT / "scenarios" / "quickstart.toml", {"rounds": rounds})
+    found = []
+    for how, warm in (("cold", False), ("warm", True)):
+        with tempfile.TemporaryDirectory() as folder:
+            import pyarrow.parquet as pq
+
+            done = deploy(scenario, Path(folder) / "run", nodes=NODES, warm=warm)
+            rows = pq.read_table(Path(folder) / "run" / transport.FILE).to_pylist()
+        answering = median(row["seconds"] for row in rows if row["round"] and row["seconds"] is not None)
+        found.append(Rounds(how, done.summary["flower"]["round_seconds_median"], answering))
+    alone = fedsgd.run(scenario)
+    found.append(Rounds("one process", median(record.seconds for record in alone.history), None))
+    return found
+
+
+def show(figures: list[Any], title: str) -> None:
+    """A table of dataclasses."""
+    table = Table(title=title, title_justify="left")
+    for name in asdict(figures[0]):
+        table.add_column(name, justify="right")
+    for figure in figures:
+        table.add_row(
+            *(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in asdict(figure).values())
+        )
+    Console().print(table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is asked for, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["overhead", "app", "rounds", []], default=[])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args(arguments)
+    made: dict[str, list[Any]] = {}
+    for what in asked.what or ["overhead", "app", "rounds"]:
+        if what == "overhead":
+            made[what] = overhead(asked.turns)
+        elif what == "app":
+            made[what] = [app_run(compressed, asked.rounds) for compressed in (False, True)]
+        else:
+            made[what] = rounds_of(asked.rounds)
+        show(made[what], what)
+    if asked.json is not None:
+        asked.json.write_text(json.dumps({name: [asdict(f) for f in figures] for name, figures in made.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

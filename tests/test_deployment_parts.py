@@ -1,0 +1,437 @@
+"""The parts of a deployment by themselves: the proxy that counts, certificates, the table of what became of frames, commands that
+stand before Flower's own, and what is made of what a ServerApp tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from fedsgd.deployment import Watched, bundle, certificates, launchers, processes, transport
+from fedsgd.deployment.federation import Asked, Federation
+from fedsgd.deployment.proxy import CountingProxy, Seen
+from fedsgd.deployment.warm import Warm
+from fedsgd.deployment.watch import Watch
+from fedsgd.errors import DataError, DeploymentError, FedsgdError, NonFiniteError, OutputError, RunError, WireError
+
+# ---------------------------------------------------------------------------------------------------------------------------- proxy
+
+
+@pytest.fixture
+def shouting() -> Iterator[int]:
+    """A server that answers each connection's bytes twice over when it has them all; its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                line, _ = listener.accept()
+            except OSError:
+                return
+            with line:
+                data = b""
+                while part := line.recv(1 << 16):
+                    data += part
+                line.sendall(data * 2)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield listener.getsockname()[1]
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+
+
+def asked(port: int, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port)) as line:
+        line.sendall(data)
+        line.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := line.recv(1 << 16):
+            answer += part
+    return answer
+
+
+def test_every_byte_is_passed_on_and_counted_once(shouting: int) -> None:
+    proxy = CountingProxy(shouting)
+    try:
+        for n in (0, 1, 100_000):
+            assert asked(proxy.port, b"x" * n) == b"x" * (2 * n)
+    finally:
+        proxy.close()
+    for direction, total in (("up", 100_001), ("down", 200_002)):
+        assert sum(seen.n_bytes for seen in proxy.seen if seen.direction == direction) == total
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", proxy.port))
+
+
+def test_a_proxy_before_nothing_hangs_up_and_one_that_is_closed_cuts_its_lines() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        proxy = CountingProxy(port)
+        with socket.create_connection(("127.0.0.1", proxy.port)) as line:
+            listener.accept()[0].close()
+            assert line.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", proxy.port)) as line, listener.accept()[0]:
+            proxy.close()
+            assert line.recv(1) == b""
+    alone = CountingProxy(port)
+    with socket.create_connection(("127.0.0.1", alone.port)) as line:
+        assert line.recv(1) == b""
+    alone.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == f"proxy-{proxy.port}"]
+
+
+# --------------------------------------------------------------------------------------------------------------------- certificates
+
+
+def test_certificates_hold_for_this_machine_and_by_their_own_authority(tmp_path: Path) -> None:
+    made, other = certificates.make(tmp_path), tmp_path / "other"
+    other.mkdir()
+    assert made.key.stat().st_mode & 0o077 == 0
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(made.certificate, made.key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for _ in range(4):
+                line, _ = listener.accept()
+                try:
+                    with server.wrap_socket(line, server_side=True) as talking:
+                        talking.sendall(b"hello")
+                except (ssl.SSLError, OSError):
+                    line.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        for authority, name, expected in (
+            (made.authority, "127.0.0.1", b"hello"),
+            (made.authority, "localhost", b"hello"),
+            (made.authority, "example.org", None),
+            (certificates.make(other).authority, "localhost", None),
+        ):
+            client = ssl.create_default_context(cafile=str(authority))
+            with socket.create_connection(listener.getsockname()) as line:
+                if expected is None:
+                    with pytest.raises(ssl.SSLCertVerificationError):
+                        client.wrap_socket(line, server_hostname=name)
+                else:
+                    with client.wrap_socket(line, server_hostname=name) as talking:
+                        assert talking.recv(5) == expected
+
+
+# ------------------------------------------------------------------------------------------------------------------------ transport
+
+
+def carried(round: int, node: int, direction: str, n: int, process: int = 0) -> dict[str, Any]:
+    given = {"round": round, "node": node, "direction": direction, "frame_bytes": n, "message_bytes": n + 300}
+    return {**given, "process": process, "seconds": 0.5 if process else 0.0}
+
+
+CARRIED = [
+    carried(1, 0, "down", 1000),
+    carried(1, 0, "up", 10, 77),
+    carried(1, 1, "down", 2000),
+    carried(2, 0, "down", 1000),
+    carried(2, 0, "down", 1),  # who could not follow had a second message
+    carried(2, 0, "up", 10, 78),
+    carried(2, 0, "up", 5, 79),
+]
+SEEN = {
+    0: [Seen(9.0, "up", 1), Seen(10.5, "up", 100), Seen(11.0, "down", 7000), Seen(15.0, "up", 200), Seen(21.0, "up", 5)],
+    1: [],
+}
+
+
+def test_bytes_on_sockets_are_those_of_the_round_that_they_fell_into(tmp_path: Path) -> None:
+    """Ready at 10, rounds over at 11 and 20."""
+    rows = transport.rows(CARRIED, [10.0, 11.0, 20.0], SEEN)
+    transport.save(tmp_path / "transport.parquet", rows)
+    assert pq.read_table(tmp_path / "transport.parquet").to_pylist() == rows
+    assert list(rows[0]) == list(transport.COLUMNS)
+    told = {(r["round"], r["node"], r["direction"]): list(r.values())[3:] for r in rows}
+    assert told == {
+        (0, 0, "up"): [0, 0, 0, 6, None, None],
+        (1, 0, "down"): [1, 1000, 1300, 7000, None, None],
+        (1, 0, "up"): [1, 10, 310, 100, 77, 0.5],
+        (1, 1, "down"): [1, 2000, 2300, 0, None, None],
+        (2, 0, "down"): [2, 1001, 1601, 0, None, None],
+        (2, 0, "up"): [2, 15, 615, 200, 79, 1.0],
+    }
+    assert transport.totals(rows) == {
+        "down": {"messages": 4, "frame_bytes": 4001, "message_bytes": 5201, "socket_bytes": 7000, "outside_rounds": None},
+        "up": {"messages": 3, "frame_bytes": 25, "message_bytes": 925, "socket_bytes": 300, "outside_rounds": 6},
+    }
+
+
+def test_what_was_not_measured_is_not_nothing() -> None:
+    rows = transport.rows(CARRIED, [10.0, 11.0, 20.0], None)
+    assert {row["socket_bytes"] for row in rows} == {None}
+    assert {totals["socket_bytes"] for totals in transport.totals(rows).values()} == {None}
+
+
+def test_settings_of_the_app_survive_toml(tmp_path: Path) -> None:
+    settings: dict[str, bundle.Setting] = {"a": 'x = "é\n\\ ü\x7f\t"', "b": 3, "c": 0.5, "d": True}
+    folder = bundle.write(tmp_path / "app", settings)
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["flwr"]["app"]["config"] == settings
+
+
+# ------------------------------------------------------------------------------------------------------------------------ processes
+
+
+def test_only_processes_of_the_deployment_are_ended_and_all_of_them(tmp_path: Path) -> None:
+    """Also those that others started, in sessions of their own, and that do not want to."""
+    home, code = (
+        tmp_path / "home",
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(99)",
+    )
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True); {code}"
+    env = processes.environment(home, tmp_path)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as stranger:
+        ours = processes.start([sys.executable, "-c", parent], env, tmp_path / "log")
+        while (tmp_path / "log").read_text() != "1\n1\n":
+            time.sleep(0.02)
+        assert len(found := processes.of(home)) == 2
+        processes.stop(home, [ours])
+        assert processes.of(home) == []
+        assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in found)
+        assert processes.ended(ours) == "was killed by SIGKILL"
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_log_ends_with_what_was_said_last(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert processes.tail(log) == ""
+    log.write_text(
+        "".join(f"line {i}\n" for i in range(20)) + "\x1b[92mINFO \x1b[0m:      \n\x1b[92mINFO \x1b[0m:      the end\n\n"
+    )
+    lines = processes.tail(log).splitlines()
+    assert lines[1] == "  | line 13"
+    assert lines[-1] == "  | INFO :      the end"
+
+
+def test_flowers_commands_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match="flwr-nothing: no such command; it comes with flwr"):
+        launchers.own("flwr-nothing")
+    assert Path(launchers.own(launchers.CLIENT)).name == launchers.CLIENT
+
+
+# ----------------------------------------------------------------------------------------------------------------- a warm process
+
+COMMAND = """
+import os, sys
+print(os.getpid(), os.getppid(), *sys.argv[1:], os.environ["WHO"], os.getcwd(), flush=True)
+if sys.argv[1] == "raise":
+    raise KeyError("gone")
+if sys.argv[1] == "wait":
+    import time
+    time.sleep(99)
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """(the socket of a process that forks for whoever asks, the process)."""
+    (tmp_path / "command.py").write_text(COMMAND)
+    code = f"""
+import runpy, socket, sys
+from fedsgd.deployment.warm import Warm
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("{tmp_path}/s")
+listener.listen()
+run = lambda: runpy.run_path("{tmp_path}/command.py", run_name="__main__")
+Warm(listener, {{"flwr-clientapp": run}}).serve()
+"""
+    (tmp_path / "s.starting").touch()
+    process = subprocess.Popen([sys.executable, "-c", code])
+    yield tmp_path / "s", process
+    process.kill()
+    process.wait()
+
+
+def ask(address: Path, *arguments: str, **given: Any) -> subprocess.Popen[str]:
+    script = Path(launchers.__file__).with_name("ask.py")
+    command = [sys.executable, "-I", "-S", str(script), str(address), "/nowhere/flwr-clientapp", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **given)
+
+
+def test_a_fork_is_a_process_of_its_own_where_and_as_whoever_asked(warm: tuple[Path, Any], tmp_path: Path) -> None:
+    address, process = warm
+    (tmp_path / "there").mkdir()
+    seen = set()
+    for status in (0, 3, 0):
+        asking = ask(address, "a b", str(status), cwd=tmp_path / "there", env={**os.environ, "WHO": f"me {status}"})
+        out, err = asking.communicate(timeout=60)
+        assert (asking.returncode, err) == (status, "")
+        pid, parent, rest = out.strip().split(" ", 2)
+        assert rest == f"a b {status} me {status} {tmp_path / 'there'}"
+        assert int(parent) == process.pid
+        seen.add(int(pid))
+    assert len(seen) == 3
+    assert process.pid not in seen
+    failing = ask(address, "raise", env={**os.environ, "WHO": "me"})
+    _, err = failing.communicate(timeout=60)
+    assert failing.returncode == 1
+    assert "KeyError: 'gone'" in err
+
+
+def test_a_fork_that_nobody_waits_for_is_ended(warm: tuple[Path, Any]) -> None:
+    asking = ask(warm[0], "wait", env={**os.environ, "WHO": "me"})
+    assert asking.stdout is not None
+    fork = psutil.Process(int(asking.stdout.readline().split()[0]))
+    asking.kill()
+    asking.communicate()
+    fork.wait(10)
+
+
+def test_whoever_asks_a_warm_process_that_dies_is_told(warm: tuple[Path, Any]) -> None:
+    asking = ask(warm[0], "wait", env={**os.environ, "WHO": "me"})
+    assert asking.stdout is not None
+    fork = psutil.Process(int(asking.stdout.readline().split()[0]))
+    warm[1].send_signal(signal.SIGSTOP)  # so that it does not see to the fork
+    fork.kill()
+    warm[1].kill()
+    asking.communicate(timeout=30)
+    assert asking.returncode == 1
+
+
+def test_where_nobody_answers_it_is_flowers_own_command(tmp_path: Path) -> None:
+    command = tmp_path / "flwr-clientapp"
+    command.write_text('#!/bin/sh\necho own "$@"\n')
+    command.chmod(0o700)
+    script = Path(launchers.__file__).with_name("ask.py")
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(script), str(tmp_path / "s"), str(command), "a", "b c"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "own a b c\n"
+
+
+def test_a_warm_process_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    assert Warm.serve.__doc__
+    code = f"""
+import subprocess, sys, time
+inner = '''
+import socket
+from fedsgd.deployment.warm import Warm
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("{tmp_path}/s")
+listener.listen()
+print("listening", flush=True)
+Warm(listener, {{}}).serve()
+'''
+child = subprocess.Popen([sys.executable, "-c", inner], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    try:
+        psutil.Process(int(done.stdout)).wait(10)
+    except psutil.NoSuchProcess:
+        return
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- watch
+
+
+def watching(tmp_path: Path, *events: dict[str, Any], watched: Watched | None = None) -> Watch:
+    """One that hears these events."""
+    made = Federation(Asked(2), tmp_path, tmp_path, {})
+    (tmp_path / "events").write_text("".join(json.dumps({"at": 1.0, **event}) + "\n" for event in events))
+    submission = subprocess.Popen(["true"])
+    submission.wait()
+    (tmp_path / "submission.log").write_text("Successfully started run 1")
+    return Watch(made, tmp_path / "events", submission, watched or Watched(), 5.0, False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RunError(3, 5, "gone"),
+        RunError(3, None, "gone"),
+        NonFiniteError(3, 5, "nan"),
+        WireError(7, "bad", "round 3, client 5: ", 5),
+        DataError("no data"),
+        OutputError("no room"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_our_own_errors_are_made_again(tmp_path: Path, error: FedsgdError) -> None:
+    from fedsgd.flower.server import _PARTS
+
+    parts = {name: getattr(error, name) for name in _PARTS if hasattr(error, name)}
+    watch = watching(tmp_path, {"event": "error", "kind": type(error).__name__, "text": str(error), **parts})
+    with pytest.raises(type(error)) as caught:
+        watch.until_done()
+    assert str(caught.value) == str(error)
+    assert vars(caught.value) == vars(error)
+
+
+def test_other_errors_are_the_server_apps_and_nodes_have_their_log_named(tmp_path: Path) -> None:
+    (tmp_path / "serverapp.log").write_text("Traceback\n")
+    with pytest.raises(DeploymentError, match=r"the ServerApp failed: KeyError: 1; its log is .*serverapp.log\n  \| Traceback"):
+        watching(tmp_path, {"event": "error", "kind": "", "text": "KeyError: 1"}).until_done()
+    error = RunError(3, 5, "TimeoutError: node 1: no answer within 4 s")
+    told = {"event": "error", "kind": "RunError", "text": str(error), "round": 3, "client": 5, "cause": error.cause}
+    with pytest.raises(DeploymentError, match=r"client 5: TimeoutError: node 1: no answer within 4 s; its log is .*node-1.log"):
+        watching(tmp_path, told).until_done()
+
+
+def test_a_server_app_that_dies_or_never_begins_is_missed(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with pytest.raises(DeploymentError, match=rf"the ServerApp \(process {gone.pid}\) died; its log is"):
+        watching(tmp_path, {"event": "begun", "process": gone.pid}).until_done()
+    watch = watching(tmp_path)
+    watch._until = time.monotonic() + 0.2
+    with pytest.raises(DeploymentError, match="the ServerApp did not begin within 5 s; its log is"):
+        watch.until_done()
+    (tmp_path / "submission.log").write_text("Connection refused\n")
+    with pytest.raises(
+        DeploymentError,
+        match=r"the app could not be submitted: `flwr run` ended with exit status 0; its log is .*\n  \| Connection refused",
+    ):
+        watching_again(tmp_path).until_done()
+
+
+def watching_again(tmp_path: Path) -> Watch:
+    text = (tmp_path / "submission.log").read_text()
+    watch = watching(tmp_path)
+    (tmp_path / "submission.log").write_text(text)
+    return watch
+
+
+def test_lines_are_heard_when_they_are_complete(tmp_path: Path) -> None:
+    said: list[str] = []
+    watch = watching(tmp_path, {"event": "begun", "process": os.getpid()}, watched=Watched(on_state=said.append))
+    line = json.dumps({"event": "done", "at": 2.0}) + "\n"
+
+    def write() -> None:
+        for part in (line[:5], line[5:]):
+            time.sleep(0.2)
+            with (tmp_path / "events").open("a") as file:
+                file.write(part)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert watch.until_done().done
+    thread.join()
+    assert said == ["building the scenario"]
