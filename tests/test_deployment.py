@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,10 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import fedsgd
+from fedsgd.console import show_result
 from fedsgd.deployment import Deployed, Watched, deploy, processes
-from fedsgd.deployment.federation import Federation
+from fedsgd.deployment.federation import Asked, Federation, federation
 from fedsgd.errors import DataError, DeploymentError, NonFiniteError, OutputError, ScenarioError
 from fedsgd.scenario import Scenario
+from tests.flower_example import write_app
 
 Make = Callable[..., Scenario]
 SMALL = {"rounds": 2, "engine.name": "sequential"}
@@ -170,8 +174,6 @@ def test_the_run_goes_on_without_a_node_that_was_killed(scenario: Make, tmp_path
 def test_what_died_is_said_within_a_stated_time(
     scenario: Make, tmp_path: Path, what: Callable[[Federation], None], message: str
 ) -> None:
-    import re
-
     breaking, at = Breaking(what), [0.0]
     real = breaking.what
     breaking.what = lambda made: (real(made), at.__setitem__(0, time.monotonic()))[0]
@@ -228,6 +230,25 @@ def test_errors_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> Non
         deployed(scenario(SMALL), tmp_path / "mine")
 
 
+def test_the_example_app_runs_as_it_is(tmp_path: Path) -> None:
+    """By `flwr run`, on four nodes: what its log says of bytes is what the sockets carried, and Flower's own bytes."""
+    with federation(Asked(4, measured=True), tmp_path / "run", tmp_path / "logs") as made:
+        app = write_app(made.folder / "app", compressed=True)
+        project = app / "pyproject.toml"
+        project.write_text(project.read_text().replace("num-server-rounds = 10", "num-server-rounds = 2"))
+        made.submit(app, stream=True).wait()
+        counted, log = made.counted(), made.log("serverapp").read_text()
+        seen = [seen for proxy in made.proxies.values() for seen in proxy.seen]
+    said = {what: int(n.replace(",", "")) for what, n in re.findall(r"fedsgd: (round \d.*?): ([\d,]+) bytes", log)}
+    assert list(said) == ["round 1", "round 1, evaluation", "round 2", "round 2, evaluation"], log[-2000:]
+    up = said["round 1"] + said["round 2"]
+    assert counted is not None
+    assert up < counted["up"] < up + 16 * 5000
+    assert counted["up"] < sum(s.n_bytes for s in seen if s.direction == "up")
+    assert up < 2 * 4 * 55_210 * 4 / 60, "a sixtieth of the arrays"
+    assert "accuracy" in log
+
+
 def test_ctrl_c_stops_everything(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "over"
     settings = ["--set", "rounds=200", "--set", "client.epochs=1", "--set", "server.cohort=4"]
@@ -246,27 +267,23 @@ def test_ctrl_c_stops_everything(root: Path, tmp_path: Path) -> None:
     assert rest.splitlines()[-1] == "fedsgd: interrupted"
 
 
-def test_the_command_prints_what_was_measured(root: Path, tmp_path: Path) -> None:
+def test_the_command_prints_what_was_measured(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what it prints as JSON is what it wrote."""
-    import json
-
     settings = ["--set", "rounds=1", "--set", "client.epochs=1"]
     command = [sys.executable, "-m", "fedsgd", "flower", str(root / "scenarios" / "quickstart.toml"), *settings]
     options = ["--nodes", "1", "--measure-socket", "--keep-logs", str(tmp_path / "logs"), "--json", "--quiet"]
     done = subprocess.run([*command, *options, "--out", str(tmp_path / "over")], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout) == json.loads((tmp_path / "over" / "summary.json").read_text())
     assert done.stderr == ""
-    from fedsgd.console import show_result
-
-    shown: list[str] = []
-    from rich.console import Console
-
-    Console.print, real = lambda self, *what, **how: shown.extend(map(str, what)), Console.print  # type: ignore[method-assign]
-    try:
-        show_result(Deployed(json.loads(done.stdout), tmp_path / "over"))
-    finally:
-        Console.print = real  # type: ignore[method-assign]
-    assert any(line.startswith("a round took ") for line in shown)
+    monkeypatch.setenv("COLUMNS", "120")
+    show_result(Deployed(json.loads(done.stdout), tmp_path / "over"))
+    shown = capsys.readouterr().out
+    way = json.loads(done.stdout)["flower"]["transport"]["up"]
+    for title, key in (("on sockets, in rounds", "socket_bytes"), ("in Flower's messages", "message_bytes")):
+        assert re.search(rf"{title} +{way[key]:,} +×", shown), shown
+    assert "a round took " in shown
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {
         "node-0.log",
         "serverapp.log",

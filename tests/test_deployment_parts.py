@@ -214,6 +214,20 @@ def test_only_processes_of_the_deployment_are_ended_and_all_of_them(tmp_path: Pa
         stranger.kill()
 
 
+def test_a_process_that_hides_its_environment_is_known_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a SuperExec does from all but root."""
+
+    def denied(self: psutil.Process) -> dict[str, str]:
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "environ", denied)
+    address = "127.0.0.1:1"
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)", "--runtime-api-address", address]) as hidden:
+        assert [process.pid for process in processes.of(tmp_path, [address])] == [hidden.pid]
+        assert processes.of(tmp_path, ["127.0.0.1:2"]) == []
+        hidden.kill()
+
+
 def test_a_log_ends_with_what_was_said_last(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert processes.tail(log) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from fedsgd.loop import Failure
 from fedsgd.rounds import Reply, broadcast
 from fedsgd.runtime import parcel, protocol
 from fedsgd.scenario import Scenario
-from tests.flower_grid import GridHere, identity
+from tests.flower_grid import GridHere, NodeHere, identity
 
 Make = Callable[..., Scenario]
 
@@ -226,6 +227,20 @@ def test_nodes_that_do_not_come_and_nodes_that_are_not_fit(scenario: Make) -> No
     wrong = GridHere.of(app, 1, scenario=s.to_toml().replace('"digits"', '"mnist"'), data="/nowhere")
     with pytest.raises(RunError, match=r"node 0: cannot take part: .*/nowhere"):
         FlowerRuntime(wrong, 8, 1).meet(5.0)  # type: ignore[arg-type]
+
+
+def test_strangers_that_come_later_are_left_alone(scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not fit, and one that says nothing: that one is waited for once."""
+    monkeypatch.setattr("fedsgd.flower.runtime.RETURN_SECONDS", 0.2)
+    experiment, grid, runtime = started(scenario(), timeout=30.0)
+    grid.nodes[5] = NodeHere(0, 7, grid.nodes[grid.id_of(0)].settings)
+    grid.nodes[6] = NodeHere(1, 2, grid.nodes[grid.id_of(0)].settings)
+    grid.silent.add(6)
+    for least, most in ((0.2, 20.0), (0.0, 0.2)):
+        begun = time.monotonic()
+        runtime._look_for_returned(None)
+        assert least <= time.monotonic() - begun < most
+        assert set(outcomes(runtime, experiment).values()) == {""}
 
 
 def test_models_that_stay_at_their_clients_cannot_be_tested_from_afar(scenario: Make) -> None:

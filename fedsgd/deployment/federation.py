@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -44,9 +45,9 @@ class Asked:
 
 @dataclass
 class Federation:
-    """What is running. port: the SuperLink's; superlink, nodes: the processes, by partition; logs: the folder of their logs;
-    proxies: by partition, where bytes are counted; started: all processes that were, in this order; addresses: at which they
-    serve their own children."""
+    """What is running. port: the SuperLink's; superlink, nodes, warm: the processes, nodes by partition; logs: the folder of their
+    logs; proxies: by partition, where bytes are counted; started: all processes that were, in this order; addresses: at which
+    they serve their own children."""
 
     asked: Asked
     folder: Path
@@ -55,6 +56,7 @@ class Federation:
     secrets: Certificates | None = None
     port: int = 0
     superlink: subprocess.Popen[bytes] | None = None
+    warm: subprocess.Popen[bytes] | None = None
     nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     proxies: dict[int, CountingProxy] = field(default_factory=dict)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -98,17 +100,20 @@ class Federation:
 
     def start_warm(self, scenario_file: Path) -> None:
         """Start what ClientApps are forked from; they wait for it. Where it ends early, each is started by itself."""
-        import sys
-
         address = self.folder / "warm"
         Path(f"{address}.starting").touch()
         self.env[launchers.SOCKET] = str(address)
         command = [sys.executable, "-m", "fedsgd.deployment.warm", str(address), str(scenario_file), self.asked.data]
-        self.start("warm", command)
+        self.warm = self.start("warm", command)
 
-    def submit(self, app: Path) -> subprocess.Popen[bytes]:
-        """Submit an app (its folder) by `flwr run`. The process ends with the run, whose log it prints."""
-        return self.start("submission", ["flwr", "run", str(app), CONNECTION, "--stream"])
+    def look_after_warm(self) -> None:
+        """Nobody waits for it any longer if it has ended."""
+        if self.warm is not None and self.warm.poll() is not None:
+            (self.folder / "warm.starting").unlink(missing_ok=True)
+
+    def submit(self, app: Path, *, stream: bool = False) -> subprocess.Popen[bytes]:
+        """Submit an app (its folder) by `flwr run`. stream: whether the process prints the run's log, and ends with it."""
+        return self.start("submission", ["flwr", "run", str(app), CONNECTION, *(["--stream"] if stream else [])])
 
     def counted(self) -> dict[str, int] | None:
         """Flower's own counter of its only run's bytes, at the SuperLink, without headers and polls; None if there is none."""

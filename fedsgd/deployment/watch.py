@@ -115,6 +115,7 @@ class Watch:
     def _look(self) -> None:
         """DeploymentError if somebody died without whom there is no run."""
         made = self._made
+        made.look_after_warm()
         if made.superlink is not None and made.superlink.poll() is not None:
             raise made.died("the SuperLink", made.superlink, "superlink")
         how = processes.ended(self._submission)

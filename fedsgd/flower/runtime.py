@@ -23,6 +23,8 @@ POLL_SECONDS = 0.02, 0.25
 """Between two looks for replies: at first, and at most. (`Grid.send_and_receive` waits for three seconds.)"""
 TTL_SECONDS = 1.0
 """That Flower keeps a message longer than we wait, so that it is we who say what was late."""
+RETURN_SECONDS = 30.0
+"""For a node that has come back to say who it is, before a round goes on without waiting for it."""
 FIRST_SECONDS = 120.0
 """For nodes to be there and to have answered for the first time."""
 
@@ -66,6 +68,7 @@ class FlowerRuntime:
         self._hello = hello
         self._nodes: dict[int, int] = {}  # partition → Flower's id of the node, which is another after each start
         self._met: set[int] = set()
+        self._asked: dict[str, int] = {}  # who has not said yet who it is: message id → node
 
     def clients(self) -> Sequence[ClientId]:
         """All clients there are, ascending."""
@@ -75,11 +78,10 @@ class FlowerRuntime:
         """Wait until all nodes are there and know who they are. RunError if they are not within this time, or if one is not fit
         for the run."""
         deadline = time.monotonic() + seconds
-        asked: dict[str, int] = {}
         while True:
-            asked |= self._introduced(set(self._grid.get_node_ids()) - self._met)
-            for reply in list(self._pulled(asked)):
-                self._know(asked.pop(reply.metadata.reply_to_message_id), reply)
+            self._introduce(set(self._grid.get_node_ids()) - self._met)
+            for reply in list(self._pulled(self._asked)):
+                self._know(self._asked.pop(reply.metadata.reply_to_message_id), reply)
             missing = sorted(set(range(self._n_nodes)) - set(self._nodes))
             if not missing:
                 return
@@ -161,23 +163,26 @@ class FlowerRuntime:
             yield Failure(client, kind(f"node {node}: {why}"))
 
     def _look_for_returned(self, deadline: float | None) -> None:
-        """A node that was started again has another id: ask those that are new who they are."""
-        online = set(self._grid.get_node_ids())
-        if online >= set(self._nodes.values()) and not online - self._met:
-            return
-        asked = self._introduced(online - self._met)
-        for _, reply in self._replies(asked, deadline if deadline is not None else time.monotonic() + FIRST_SECONDS):
-            self._know(reply.metadata.src_node_id, reply)
+        """A node that was started again has another id: ask those that are new who they are. One that does not answer soon is
+        heard later, and one that is not fit is left alone."""
+        new = set(self._grid.get_node_ids()) - self._met
+        self._introduce(new)
+        until = time.monotonic() + (RETURN_SECONDS if new else 0.0)
+        for node, reply in self._replies(self._asked, until if deadline is None else min(until, deadline)):
+            try:
+                self._know(node, reply)
+            except RunError as error:
+                print(f"fedsgd: {error.cause}; the run goes on without it", flush=True)
 
-    def _introduced(self, nodes: Collection[int]) -> dict[str, int]:
-        """Message id → node, of those that were asked who they are."""
+    def _introduce(self, nodes: Collection[int]) -> None:
+        """Ask them who they are."""
         self._met |= set(nodes)
         messages = [
             FlowerMessage(RecordDict({KEY: ConfigRecord({"hello": self._hello})}), node, MessageType.QUERY, group_id="0")
             for node in nodes
         ]
         ids = self._grid.push_messages(messages) if messages else ()
-        return {pushed: node for pushed, node in zip(ids, nodes, strict=True) if pushed}
+        self._asked.update((pushed, node) for pushed, node in zip(ids, nodes, strict=True) if pushed)
 
     def _know(self, node: int, reply: FlowerMessage) -> None:
         """Who a node says it is. RunError if it is not fit for the run."""

@@ -72,7 +72,7 @@ def overhead(turns: int) -> list[Overhead]:
         events = made.folder / "events.jsonl"
         settings: dict[str, bundle.Setting] = {"events": str(events), "sizes": " ".join(map(str, SIZES)), "turns": turns}
         apps = "tests.bench.flower.echo:server", "tests.bench.flower.echo:client"
-        made.submit(bundle.write(made.folder / "app", settings, *apps)).wait()
+        made.submit(bundle.write(made.folder / "app", settings, *apps), stream=True).wait()
         seen = list(made.proxies[0].seen)
         told = lines_of(events) if events.exists() else []
         if not told or told.pop()["event"] != "done":
@@ -111,7 +111,7 @@ def app_run(compressed: bool, rounds: int) -> AppRun:
         app = write_app(made.folder / "app", compressed)
         project = app / "pyproject.toml"
         project.write_text(re.sub(r"num-server-rounds = \d+", f"num-server-rounds = {rounds}", project.read_text()))
-        submission, log, ends = made.submit(app), made.log("serverapp"), list[float]()
+        submission, log, ends = made.submit(app, stream=True), made.log("serverapp"), list[float]()
         while submission.poll() is None:
             text = log.read_text(errors="replace") if log.exists() else ""
             begun = len(re.findall(r"\[ROUND \d+/\d+\]", text)) + ("Strategy execution finished" in text)
