@@ -45,9 +45,9 @@ class Asked:
 
 @dataclass
 class Federation:
-    """What is running. port: the SuperLink's; superlink, nodes, warm: the processes, nodes by partition; logs: the folder of their
-    logs; proxies: by partition, where bytes are counted; started: all processes that were, in this order; addresses: at which
-    they serve their own children."""
+    """What is running. port: the SuperLink's; superlink, nodes, warm: the processes, nodes by partition; logs: the folder of
+    their logs; proxies: by partition, where bytes are counted; started: all processes that were, in this order; addresses: at
+    which they serve their own children."""
 
     asked: Asked
     folder: Path
