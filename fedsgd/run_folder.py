@@ -38,6 +38,13 @@ examples, or where it is not finite."""
 
 def prepare(folder: Path, overwrite: bool) -> Path:
     """The run folder, empty of an earlier run's files; OutputError if it holds anything and `overwrite` was not asked for."""
+    for path in check(folder, overwrite):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    return folder
+
+
+def check(folder: Path, overwrite: bool) -> list[Path]:
+    """What `prepare` would remove, and the same errors; the folder is made, and nothing is removed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         present = sorted(p.name for p in folder.iterdir())
@@ -45,10 +52,7 @@ def prepare(folder: Path, overwrite: bool) -> Path:
         raise OutputError(f"{folder}: cannot be made or read ({error.strerror})") from None
     if present and not overwrite:
         raise OutputError(f"{folder}: is not empty (it holds {', '.join(present[:3])}); choose another folder, or overwrite")
-    ours = [path for name in present for path in _of_a_run(folder / name)]
-    for path in ours:
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    return folder
+    return [path for name in present for path in _of_a_run(folder / name)]
 
 
 def _of_a_run(path: Path) -> list[Path]:

@@ -131,6 +131,7 @@ def test_errors_are_one_line_and_a_status(
 def test_an_interrupted_run_says_so(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, out: Path, **__: object) -> None:
         (out / "ledger.parquet").mkdir(parents=True)
+        (out / "ledger.parquet" / "segment-000000.parquet").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fedsgd.experiment.run", interrupted)

@@ -20,7 +20,7 @@ import pytest
 
 import fedsgd
 from fedsgd.console import show_result
-from fedsgd.deployment import Deployed, Watched, deploy, processes
+from fedsgd.deployment import Deployed, Watched, deploy, processes, watch
 from fedsgd.deployment.federation import Asked, Federation, federation
 from fedsgd.errors import DataError, DeploymentError, NonFiniteError, OutputError, ScenarioError
 from fedsgd.scenario import Scenario
@@ -146,6 +146,11 @@ def stopped(made: Federation) -> None:
     os.kill(made.nodes[1].pid, signal.SIGSTOP)
 
 
+def link_stopped(made: Federation) -> None:
+    assert made.superlink is not None
+    os.kill(made.superlink.pid, signal.SIGSTOP)
+
+
 def test_the_run_goes_on_without_a_node_that_was_killed(scenario: Make, tmp_path: Path) -> None:
     s = scenario({**SMALL, "rounds": 3, "server.cohort": 8, "participation.on_failure": "continue"})
     breaking = Breaking(killed)
@@ -168,12 +173,15 @@ def test_the_run_goes_on_without_a_node_that_was_killed(scenario: Make, tmp_path
         (killed, r"node 1 \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
         (stopped, r"round 2, client 1: TimeoutError: node 1: no answer within 15 s; its log is (\S+)"),
         (lambda made: made.superlink.kill(), r"the SuperLink \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
+        (link_stopped, r"the SuperLink \(process \d+\) does not answer after 8 s; its log is (\S+)"),
     ],
-    ids=["node killed", "node hangs", "SuperLink killed"],
+    ids=["node killed", "node hangs", "SuperLink killed", "SuperLink hangs"],
 )
 def test_what_died_is_said_within_a_stated_time(
-    scenario: Make, tmp_path: Path, what: Callable[[Federation], None], message: str
+    scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Callable[[Federation], None], message: str
 ) -> None:
+    if what is link_stopped:
+        monkeypatch.setattr(watch, "SILENT_SECONDS", 8.0)
     breaking, at = Breaking(what), [0.0]
     real = breaking.what
     breaking.what = lambda made: (real(made), at.__setitem__(0, time.monotonic()))[0]
@@ -224,6 +232,16 @@ def test_errors_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> Non
     without = scenario({**SMALL, "data.name": "mnist", "model.name": "softmax"})
     with pytest.raises(DataError, match=f"{tmp_path}"):
         deployed(without, tmp_path / "other", data=tmp_path)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "summary.json").write_text("{}")
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(DataError):
+        deployed(without, tmp_path / "kept", data=tmp_path, overwrite=True)
+    assert (tmp_path / "kept" / "summary.json").read_text() == "{}", "what was there is there until there is something else"
+    with pytest.raises(OutputError, match="logs cannot be in the run folder"):
+        deployed(without, tmp_path / "over2", logs=tmp_path / "over2" / "logs")
+    with pytest.raises(OutputError, match="no folder for logs"):
+        deployed(without, tmp_path / "over3", logs=tmp_path / "mine.txt" / "logs")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(OutputError, match="is not empty"):
@@ -265,6 +283,32 @@ def test_ctrl_c_stops_everything(root: Path, tmp_path: Path) -> None:
         rest = running.stderr.read()
     assert running.returncode == 130, "".join(said) + rest
     assert rest.splitlines()[-1] == "fedsgd: interrupted"
+
+
+def test_what_is_being_stopped_is_stopped_to_the_end_and_the_run_is_a_finished_one(root: Path, tmp_path: Path) -> None:
+    """Ctrl-C comes when the results are there and the processes still are."""
+    out = tmp_path / "over"
+    settings = ["--set", "rounds=1", "--set", "client.epochs=1", "--json", "--nodes", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedsgd",
+        "flower",
+        str(root / "scenarios" / "quickstart.toml"),
+        *settings,
+        "--out",
+        str(out),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and not (out / "summary.json").exists():
+            time.sleep(0.02)
+        time.sleep(0.3)
+        running.send_signal(signal.SIGINT)
+        said, _ = running.communicate()
+    assert running.returncode in (0, 130)
+    assert ours() == set()
+    if running.returncode == 0:
+        assert json.loads(said)["flower"]["nodes"] == 1
 
 
 def test_the_command_prints_what_was_measured(

@@ -325,6 +325,19 @@ def test_whoever_asks_a_warm_process_that_dies_is_told(warm: tuple[Path, Any]) -
     assert asking.returncode == 1
 
 
+def test_who_does_not_say_all_of_it_holds_nobody_up(warm: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for said in (b"", b"\xff\0\0\0\0\0\0\0", b"\xff\0\0\0\0\0\0\0{"):
+        line = socket.socket(socket.AF_UNIX)
+        deadline = time.monotonic() + 30
+        while line.connect_ex(str(warm[0])) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if said:
+            socket.send_fds(line, [said], [0, 1, 2])
+        line.close()
+    out, _ = ask(warm[0], "a", "0", env={**os.environ, "WHO": "me"}).communicate(timeout=60)
+    assert " a 0 me " in out
+
+
 def test_where_nobody_answers_it_is_flowers_own_command(tmp_path: Path) -> None:
     command = tmp_path / "flwr-clientapp"
     command.write_text('#!/bin/sh\necho own "$@"\n')
@@ -364,6 +377,33 @@ print(child.pid, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- watch
+
+
+def test_a_user_is_asked_for_no_proxy_that_there_is_none_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", ".corp.example")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    env = processes.environment(tmp_path, tmp_path)
+    assert env["no_proxy"] == env["NO_PROXY"] == ".corp.example,127.0.0.1,localhost"
+    assert env.get("PYTHONPATH") == os.environ.get("PYTHONPATH"), "a user's random.py is not the standard library's"
+    assert env["FEDSGD_FOLDER"] == str(Path.cwd())
+
+
+def test_what_is_ignored_stays_ignored_and_a_stop_is_not_broken_off() -> None:
+    from fedsgd.deployment.run import _on_signals
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _on_signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        with _on_signals() as signals:
+            signals.hold()
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def watching(tmp_path: Path, *events: dict[str, Any], watched: Watched | None = None) -> Watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
@@ -20,6 +21,7 @@ from fedsgd.build import build
 from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
 from fedsgd.experiment import run
 from fedsgd.flower import node, said
+from fedsgd.flower import place as place_module
 from fedsgd.flower.client import app
 from fedsgd.flower.records import LARGE, put, take
 from fedsgd.flower.runtime import Carried, FlowerRuntime
@@ -238,7 +240,7 @@ def test_strangers_that_come_later_are_left_alone(scenario: Make, monkeypatch: p
     grid.silent.add(6)
     for least, most in ((0.2, 20.0), (0.0, 0.2)):
         begun = time.monotonic()
-        runtime._look_for_returned(None)
+        runtime._look_for_returned()
         assert least <= time.monotonic() - begun < most
         assert set(outcomes(runtime, experiment).values()) == {""}
 
@@ -341,6 +343,46 @@ def test_whatever_comes_over_the_network_is_read_or_refused(rng: random.Random) 
         return
     for outcome in found.outcomes:
         assert isinstance(outcome, Reply | Failure)
+
+
+def test_figures_beside_the_frames_that_cannot_be_are_refused() -> None:
+    """They end up in the summary and in tables."""
+    good = {
+        "decode_seconds": 0.1,
+        "encode_seconds": 0.2,
+        "steps": 3,
+        "withheld": float("nan"),
+        "withheld_if_lost": 1.0,
+        "missed": -1,
+    }
+    bad: list[dict[str, Any]] = [{"decode_seconds": float("nan")}, {"encode_seconds": -1.0}, {"steps": -5}, {"steps": 2**40}]
+    bad += [{"withheld": float("inf")}, {"withheld": -3.0}, {"missed": 2**62}, {"missed": 2}, {"missed": -2}]
+    said.read_answer(said.answer(1, 0.0, [Reply(1, (b"x",), **good)]), 2, [1])
+    for wrong in bad:
+        with pytest.raises(WireError):
+            said.read_answer(said.answer(1, 0.0, [Reply(1, (b"x",), **{**good, **wrong})]), 2, [1])
+    for process, seconds in ((2**63, 0.0), (1, float("inf")), (1, -1.0)):
+        with pytest.raises(WireError):
+            said.read_answer(said.answer(process, seconds, []), 2, [])
+
+
+@pytest.mark.parametrize("numbers", [[3, -2], [3, 9], [3, 1, 5], [3, 1, -1], [3]])
+def test_a_request_for_frames_that_are_not_there_is_refused(numbers: list[int]) -> None:
+    head = bytes([protocol.Verb.TRAIN]) + np.array(numbers, dtype="<i8").tobytes()
+    with pytest.raises(WireError, match="does not say what to train"):
+        said.read_request(parcel.packed([(head, [b"frame"])]))
+
+
+def test_old_runs_are_removed_by_whoever_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody minds if another node was quicker."""
+    old = tmp_path / "run-1" / "node-0"
+    old.mkdir(parents=True)
+    for path in (old, old.parent):
+        os.utime(path, (1, 1))
+    (tmp_path / "run-2" / "node-0").mkdir(parents=True)
+    (tmp_path / "run-3").symlink_to(tmp_path / "gone")
+    place_module._remove_old(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"run-2", "run-3"}
 
 
 def test_nothing_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,8 @@ def ledger_is_told_of(out: Path) -> Iterator[None]:
     try:
         yield
     except (RunError, WireError, DeploymentError, KeyboardInterrupt):
-        if (out / "ledger.parquet").exists():
+        ledger = out / "ledger.parquet"
+        if ledger.is_file() or (ledger.is_dir() and any(ledger.iterdir())):
             click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
         raise
 

@@ -50,6 +50,9 @@ def flower(
     from fedsgd.scenario import in_file
 
     scenario = given.load()
+    clients = scenario.data.n_clients
+    if clients is not None and nodes > clients:
+        raise click.BadParameter(f"got {nodes}, but there are {clients} clients to be spread over them", param_hint="--nodes")
     with in_file(given.scenario), numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
         with ledger_is_told_of(folder), console.deployment_progress(scenario, given.quiet) as watched:
             from fedsgd.deployment import deploy

@@ -94,7 +94,8 @@ def _transport_table(summary: Mapping[str, Any]) -> Table:
         before = figures
     if flower["counted_by_flower"] is not None:
         table.add_row(
-            "by Flower's own counter", *(v for d in ("up", "down") for v in (f"{flower['counted_by_flower'][d]:,}", ""))
+            "all of it by Flower's own counter",
+            *(v for d in ("up", "down") for v in (f"{flower['counted_by_flower'][d]:,}", "")),
         )
     return table
 

@@ -8,21 +8,23 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 from fedsgd.deployment import certificates, launchers, processes
 from fedsgd.deployment.certificates import Certificates
 from fedsgd.deployment.proxy import CountingProxy
-from fedsgd.errors import DeploymentError
+from fedsgd.errors import DeploymentError, OutputError
 
 CONNECTION = "here"
 TRIES = 5
 """A port that is free when it is looked for may be taken when it is wanted."""
 LINK_SECONDS = 60.0
 """For a SuperLink to answer: two on a quiet machine."""
+PROBE_SECONDS = 5.0
 COMMAND_SECONDS = 60.0
 """For one of Flower's commands to answer."""
 BIND_SECONDS = 0.1
@@ -103,6 +105,7 @@ class Federation:
         address = self.folder / "warm"
         Path(f"{address}.starting").touch()
         self.env[launchers.SOCKET] = str(address)
+        self.addresses.append(str(address))  # what it forks has its command line
         command = [sys.executable, "-m", "fedsgd.deployment.warm", str(address), str(scenario_file), self.asked.data]
         self.warm = self.start("warm", command)
 
@@ -137,9 +140,9 @@ class Federation:
         """Where a process's log is."""
         return self.logs / f"{name}.log"
 
-    def died(self, what: str, process: subprocess.Popen[bytes], log: str) -> DeploymentError:
-        """The error that says so."""
-        how = processes.ended(process) or f"does not answer after {LINK_SECONDS:g} s"
+    def died(self, what: str, process: subprocess.Popen[bytes], log: str, seconds: float = LINK_SECONDS) -> DeploymentError:
+        """The error that says so. seconds: for which it has not answered, if it has not ended."""
+        how = processes.ended(process) or f"does not answer after {seconds:g} s"
         path = self.log(log)
         return DeploymentError(f"{what} (process {process.pid}) {how}; its log is {path}{processes.tail(path)}")
 
@@ -158,19 +161,24 @@ class Federation:
     def _answers(self) -> bool:
         """Whether the SuperLink is ready; False if it ended."""
         assert self.superlink is not None
+        deadline = time.monotonic() + LINK_SECONDS
+        while time.monotonic() < deadline and self.superlink.poll() is None:
+            if self.link_answers():  # and it is not a stranger at a port that was taken
+                return self.superlink.poll() is None
+            time.sleep(BIND_SECONDS)
+        return False
+
+    def link_answers(self) -> bool:
+        """Whether the SuperLink answers now, within some seconds."""
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
         if self.secrets is not None:
             handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(self.secrets.authority))))
-        opener = urllib.request.build_opener(*handlers)
         url = f"http{'s' * (self.secrets is not None)}://127.0.0.1:{self.port}/health"
-        deadline = time.monotonic() + LINK_SECONDS
-        while time.monotonic() < deadline and self.superlink.poll() is None:
-            try:
-                with opener.open(url, timeout=5):
-                    return True
-            except OSError:
-                time.sleep(BIND_SECONDS)
-        return False
+        try:
+            with urllib.request.build_opener(*handlers).open(url, timeout=PROBE_SECONDS):
+                return True
+        except (OSError, HTTPException):
+            return False
 
     def _connection(self) -> str:
         security = "insecure = true" if self.secrets is None else f'root-certificates = "{self.secrets.authority}"'
@@ -181,13 +189,24 @@ class Federation:
         yield from (("ca-certfile", secrets.authority), ("certfile", secrets.certificate), ("keyfile", secrets.key))
 
 
+LOGS = ("superlink", "serverapp", "submission", "warm", "node-*")
+
+
 @contextmanager
-def federation(asked: Asked, folder: Path, logs: Path) -> Iterator[Federation]:
+def federation(asked: Asked, folder: Path, logs: Path, on_stop: Callable[[], None] = lambda: None) -> Iterator[Federation]:
     """The SuperLink is up and the SuperNodes are starting. However the context is left, no process and no port is left behind.
 
-    folder: for all that is needed meanwhile, on a short path (a socket's name has room for a hundred characters)."""
+    folder: for all that is needed meanwhile, on a short path (a socket's name has room for a hundred characters); logs: where
+    the logs go, in the place of those of an earlier deployment; on_stop: called before anything is stopped. OutputError if
+    there can be no logs."""
     (folder / "home").mkdir(parents=True)
-    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        for earlier in (path for name in LOGS for path in logs.glob(f"{name}.log")):
+            earlier.unlink()
+        (logs / "superlink.log").touch()
+    except OSError as error:
+        raise OutputError(f"{logs}: no folder for logs ({error.strerror})") from None
     bin_folder = launchers.make(folder / "bin", logs / "serverapp.log")
     secrets = certificates.make(folder) if asked.tls else None
     made = Federation(asked, folder, logs, processes.environment(folder / "home", bin_folder), secrets)
@@ -201,6 +220,9 @@ def federation(asked: Asked, folder: Path, logs: Path) -> Iterator[Federation]:
             made.start_node(partition)
         yield made
     finally:
-        processes.stop(made.home, made.started[::-1], made.addresses)  # nodes before their server
-        for proxy in made.proxies.values():
-            proxy.close()
+        on_stop()
+        try:
+            processes.stop(made.home, made.started[::-1], made.addresses)  # nodes before their server
+        finally:
+            for proxy in made.proxies.values():
+                proxy.close()

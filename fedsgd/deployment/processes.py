@@ -34,19 +34,20 @@ def environment(home: Path, first_on_path: Path) -> dict[str, str]:
     for what is on this machine, one thread each; and a user's own modules are found where they stand. first_on_path: where
     commands are looked for before the environment's own."""
     path = [str(first_on_path), sysconfig.get_path("scripts"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    python_path = [os.environ.get("PYTHONPATH", ""), str(Path.cwd())]
+    direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost")))
     return {
         **os.environ,
         **dict.fromkeys(THREADS, "1"),
         "PATH": os.pathsep.join(path),
-        "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
+        "FEDSGD_FOLDER": str(Path.cwd()),
         "PYTHONUNBUFFERED": "1",
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        "NO_PROXY": "127.0.0.1,localhost",
+        "NO_PROXY": direct,
+        "no_proxy": direct,  # of the two, this one would win
     }
 
 

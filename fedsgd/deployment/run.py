@@ -22,8 +22,8 @@ from fedsgd.deployment import bundle, transport
 from fedsgd.deployment.federation import Asked, Federation, federation
 from fedsgd.deployment.proxy import Seen
 from fedsgd.deployment.watch import Told, Watch, Watched
-from fedsgd.errors import DeploymentError, ScenarioError
-from fedsgd.run_folder import prepare, write
+from fedsgd.errors import DeploymentError, OutputError, ScenarioError
+from fedsgd.run_folder import check, write
 from fedsgd.scenario import Scenario, in_file, load
 
 START_SECONDS = 120.0
@@ -77,19 +77,25 @@ def deploy(
         raise ScenarioError(f"nodes: got {nodes}, expected 1 {most}")
     where = data or os.environ.get("FEDSGD_DATA")
     asked = Asked(nodes, scenario.to_toml(), str(Path(where).absolute()) if where else "", tls, measure_socket, warm)
-    folder = prepare(Path(out), overwrite).absolute()
+    folder = Path(out).absolute()
+    if logs is not None and folder.resolve() in (Path(logs).resolve(), *Path(logs).resolve().parents):
+        raise OutputError(f"{logs}: logs cannot be in the run folder {out}; choose another place for them")
+    check(folder, overwrite)  # what is there is replaced when the nodes are ready, and not before
     settings: dict[str, bundle.Setting] = {
         "out": str(folder),
         "start-seconds": float(start_seconds),
         "round-seconds": float(round_seconds),
     }
-    with _on_signals(), _temporary(logs) as (temporary, log_folder), federation(asked, temporary, log_folder) as made:
-        watched = Watched() if watched is None else watched
-        watched.on_up(made)
-        told = _run(made, settings, watched, scenario.participation.on_failure == "continue", start_seconds)
-        counted = made.counted() if measure_socket else None
-        seen = {node: list(proxy.seen) for node, proxy in made.proxies.items()} if measure_socket else None
-    return _finished(folder, asked, told, seen, counted)
+    with _on_signals() as signals, _temporary(logs) as place:
+        with federation(asked, place.work, place.logs, signals.hold) as made:
+            watched = Watched() if watched is None else watched
+            watched.on_up(made)
+            told = _run(made, settings, watched, scenario.participation.on_failure == "continue", start_seconds)
+            signals.hold()
+            place.keep |= told.troubled
+            counted = made.counted() if measure_socket else None
+            seen = {node: list(proxy.seen) for node, proxy in made.proxies.items()} if measure_socket else None
+        return _finished(folder, asked, told, seen, counted)
 
 
 def _run(
@@ -131,41 +137,66 @@ def _finished(
     return Deployed(summary, out)
 
 
+@dataclass
+class _Place:
+    """work: a folder for the time being; logs: the folder for logs; keep: whether these are kept though nobody asked."""
+
+    work: Path
+    logs: Path
+    keep: bool = False
+
+
 @contextmanager
-def _temporary(logs: str | Path | None) -> Iterator[tuple[Path, Path]]:
-    """(a folder for the time being, the folder for logs). Logs that nobody asked for are kept if something goes wrong."""
-    log_folder = Path(tempfile.mkdtemp(prefix="fedsgd-logs-")) if logs is None else Path(logs).absolute()
-    with tempfile.TemporaryDirectory(prefix="fedsgd-", ignore_cleanup_errors=True) as folder:
+def _temporary(logs: str | Path | None) -> Iterator[_Place]:
+    """Logs that nobody asked for are kept if any were named to the user. OutputError if there is no room for any of it."""
+    try:
+        log_folder = Path(tempfile.mkdtemp(prefix="fedsgd-logs-")) if logs is None else Path(logs).absolute()
+        temporary = tempfile.TemporaryDirectory(prefix="fedsgd-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OutputError(f"{tempfile.gettempdir()}: no temporary folder can be made ({error.strerror})") from None
+    with temporary as folder:
+        place = _Place(Path(folder) / "run", log_folder)
         try:
-            yield Path(folder) / "run", log_folder
+            yield place
         except DeploymentError:
+            place.keep = True
             raise
-        except BaseException:
-            if logs is None:
+        finally:
+            if logs is None and not place.keep:
                 shutil.rmtree(log_folder, ignore_errors=True)
-            raise
-    if logs is None:
-        shutil.rmtree(log_folder, ignore_errors=True)
 
 
-@contextmanager
-def _on_signals() -> Iterator[None]:
+class _Signals:
     """Whatever asks us to end does so as Ctrl-C does, once: what is being stopped then is stopped to the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
 
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if not asked:
-            asked = True
+    def __init__(self) -> None:
+        self._held = False
+
+    def hold(self) -> None:
+        """From now on nothing is broken off."""
+        self._held = True
+
+    def end(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if not self._held:
+            self._held = True
             raise KeyboardInterrupt
 
+
+@contextmanager
+def _on_signals() -> Iterator[_Signals]:
+    """What is ignored (under nohup, or in the background of a script) stays ignored."""
+    signals = _Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
     known = [getattr(signal, name) for name in _STOPPING if hasattr(signal, name)]
-    before = {number: signal.signal(number, end) for number in known}
+    before = {number: signal.getsignal(number) for number in known}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, signals.end)
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

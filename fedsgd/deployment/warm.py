@@ -24,6 +24,8 @@ from typing import Any
 
 from fedsgd.deployment.launchers import CLIENT, EXECUTOR, SERVER
 
+ASK_SECONDS = 5.0
+"""For who asks to have said all of it."""
 PARENT_SECONDS = 1.0
 """Between two looks whether who started us is still there."""
 
@@ -62,10 +64,12 @@ class Warm:
                 os.kill(pid, signal.SIGTERM)
 
     def _fork(self, line: socket.socket) -> None:
-        size, files, *_ = socket.recv_fds(line, 8, 3)
-        data = b""
-        while len(data) < int.from_bytes(size, "little"):
-            data += line.recv(1 << 16)
+        data, files = _heard(line)
+        if data is None:
+            for file in files:
+                os.close(file)
+            line.close()
+            return
         pid = os.fork()
         if pid:
             for file in files:
@@ -122,6 +126,24 @@ class Warm:
             with suppress(OSError):
                 line.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
             line.close()
+
+
+def _heard(line: socket.socket) -> tuple[bytes | None, list[int]]:
+    """(what is asked, the asker's files); None if who asks does not say it all, and soon."""
+    files: list[int] = []
+    try:
+        line.settimeout(ASK_SECONDS)
+        size, files, *_ = socket.recv_fds(line, 8, 3)
+        data = b""
+        while len(data) < int.from_bytes(size, "little"):
+            part = line.recv(1 << 16)
+            if not part:
+                return None, files
+            data += part
+        line.settimeout(None)
+    except OSError:
+        return None, files
+    return (data if len(files) == 3 else None), files
 
 
 def main() -> None:

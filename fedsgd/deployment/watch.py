@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,9 +21,13 @@ from fedsgd.errors import DeploymentError, FedsgdError, RunError, WireError
 from fedsgd.record import Round
 
 LOOK_SECONDS = 0.05
+PROBE_EVERY, SILENT_SECONDS = 5.0, 60.0
+"""How often the SuperLink is asked whether it is well, and after how long without an answer of it, or a word of the ServerApp,
+the run is given up: Flower itself would go on trying."""
 SUBMITTED = "Successfully started run"
 """What `flwr run` prints if it did; its exit status says nothing of it."""
-_NODE = re.compile(r"\bnodes? (\d+)")
+_NODE = re.compile(r"(?:(?:Connection|Timeout)Error: |\d+ of \d+ nodes are ready after [^:]*: )?nodes? (\d+)\b")
+"""How the causes begin that FlowerRuntime gives."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,14 @@ class Watched:
 @dataclass
 class Told:
     """What the ServerApp told so far. process: its id; carried: the messages; ready, ends: when the nodes were ready, and when
-    each round was over; done: whether the run is over."""
+    each round was over; done: whether the run is over; troubled: whether anything died without which it went on."""
 
     process: int = 0
     carried: list[dict[str, Any]] = field(default_factory=list)
     ready: float | None = None
     ends: list[float] = field(default_factory=list)
     done: bool = False
+    troubled: bool = False
 
 
 class Watch:
@@ -71,13 +77,23 @@ class Watch:
         self._start_seconds = start_seconds
         self._goes_on = goes_on
         self._gone: dict[int, int] = {}
+        self._heard = self._answered = time.monotonic()
+        self._over = threading.Event()
 
     def until_done(self) -> Told:
         """Returns when the run is over; raises what the ServerApp raised, or DeploymentError for who died."""
+        threading.Thread(target=self._probe, name="probe", daemon=True).start()
+        try:
+            return self._until_done()
+        finally:
+            self._over.set()
+
+    def _until_done(self) -> Told:
         with self._events.open(encoding="utf-8") as file:
             while True:
                 dead = self._server_is_dead()
                 for event in _lines(file):
+                    self._heard = time.monotonic()
                     self._hear(event)
                 if self.told.done:
                     return self.told
@@ -85,6 +101,12 @@ class Watch:
                     raise DeploymentError(f"the ServerApp (process {self.told.process}) died{self._logs('serverapp')}")
                 self._look()
                 time.sleep(LOOK_SECONDS)
+
+    def _probe(self) -> None:
+        """Beside the rest, because whoever hangs does not answer at once."""
+        while not self._over.wait(PROBE_EVERY):
+            if self._made.superlink is None or self._made.link_answers():
+                self._answered = time.monotonic()
 
     def _hear(self, event: dict[str, Any]) -> None:
         at, told = event.pop("at"), self.told
@@ -118,6 +140,12 @@ class Watch:
         made.look_after_warm()
         if made.superlink is not None and made.superlink.poll() is not None:
             raise made.died("the SuperLink", made.superlink, "superlink")
+        now = time.monotonic()
+        if made.superlink is not None and now - self._answered > SILENT_SECONDS:
+            raise made.died("the SuperLink", made.superlink, "superlink", SILENT_SECONDS)
+        if self.told.process and now - self._heard > SILENT_SECONDS:
+            silent = f"the ServerApp (process {self.told.process}) has said nothing for {SILENT_SECONDS:g} s"
+            raise DeploymentError(f"{silent}{self._logs('serverapp')}")
         how = processes.ended(self._submission)
         if how is not None and not self.told.process and SUBMITTED not in made.log("submission").read_text(errors="replace"):
             raise DeploymentError(f"the app could not be submitted: `flwr run` {how}{self._logs('submission')}")
@@ -133,6 +161,7 @@ class Watch:
             alone = all(other.poll() is not None for other in made.nodes.values())
             if self.told.ready is None or alone or not self._goes_on:
                 raise error
+            self.told.troubled = True
             self._watched.on_trouble(f"{str(error).splitlines()[0]}; the run goes on without its clients")
 
     def _server_is_dead(self) -> bool:
@@ -146,8 +175,8 @@ class Watch:
 
     def _explained(self, event: Mapping[str, Any]) -> FedsgdError:
         """What the ServerApp raised; where it was about a node, with that node's log."""
-        named = _NODE.search(event["text"])
-        if named is not None and "round" in event:
+        named = _NODE.match(event.get("cause", ""))
+        if named is not None:
             return DeploymentError(f"{event['text']}{self._logs(f'node-{named[1]}')}")
         kind = getattr(errors, event["kind"], None)
         if kind is None:

@@ -79,6 +79,8 @@ def read_terms(data: bytes) -> Terms:
         names, shapes, exact = said.pop("model")
         aside = set(exact)
         model = Arrangement(tuple(names), tuple(map(tuple, shapes)), tuple(i in aside for i in range(len(names))))
+        if not all(isinstance(said[name], int) for name in ("seed", "session", "cohort")):
+            raise WireError(0, "the server's settings have no numbers where they should")
         uplink, downlink = from_table(Uplink, said.pop("uplink")), from_table(Downlink, said.pop("downlink"))
         return Terms(uplink, downlink, model, **said)
     except FedsgdError as error:

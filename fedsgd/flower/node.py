@@ -18,6 +18,7 @@ from pathlib import Path
 from fedsgd.data import ClientData, Examples
 from fedsgd.data.clients import Dealt
 from fedsgd.engine import Chosen, Engine
+from fedsgd.flower.place import find_modules
 from fedsgd.models import Task
 from fedsgd.rounds import Plan
 from fedsgd.runtime.folder import FolderModels, FolderStore
@@ -56,6 +57,7 @@ def runtime(store: FolderStore, built: Built) -> InProcess:
 
 def opened(store: FolderStore, source: Source, lives_here: Callable[[int], bool]) -> Built:
     """The scenario, as quickly as this process can have it. lives_here: whether a client is one of this node's."""
+    find_modules()
     if source in BUILT:
         return BUILT[source]
     return _kept(store.folder / FILE, source) or _built(source, store.folder / FILE, lives_here)
@@ -63,6 +65,7 @@ def opened(store: FolderStore, source: Source, lives_here: Callable[[int], bool]
 
 def build_here(source: Source) -> None:
     """Build it for all processes that will be forked from this one."""
+    find_modules()
     BUILT[source] = _built(source)
 
 

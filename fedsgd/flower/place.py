@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
@@ -35,6 +37,8 @@ def store_of(context: Context, name: str = "") -> FolderStore:
     try:
         if not folder.exists():
             _remove_old(folder.parent.parent)
+            for above in (folder.parent.parent, folder.parent):
+                above.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = FolderStore(folder)
         known = context.state.get(KEY)
         here = known if isinstance(known, ConfigRecord) and known.get("folder") == str(folder) else ConfigRecord()
@@ -51,6 +55,13 @@ def commit(context: Context, store: FolderStore) -> None:
     context.state[KEY] = ConfigRecord({"folder": str(store.folder), "generation": store.commit()})
 
 
+def find_modules() -> None:
+    """Let a user's own modules be found where the user stands (FEDSGD_FOLDER), behind all that is installed."""
+    folder = os.environ.get("FEDSGD_FOLDER")
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
+
+
 def _root() -> Path:
     if named := os.environ.get("FEDSGD_STATE"):
         return Path(named)
@@ -61,5 +72,6 @@ def _root() -> Path:
 def _remove_old(root: Path) -> None:
     before = time.time() - DAYS_KEPT * 86400
     for run in root.glob(f"{_RUN}*") if root.is_dir() else ():
-        if max(path.stat().st_mtime for path in (run, *run.glob("*"))) < before:
-            shutil.rmtree(run, ignore_errors=True)
+        with suppress(OSError):  # another node may be at it too
+            if max(path.stat().st_mtime for path in (run, *run.glob("*"))) < before:
+                shutil.rmtree(run, ignore_errors=True)

@@ -94,8 +94,8 @@ class FlowerRuntime:
         """One outcome per client, as nodes answer; the clients of a node that fails have failed, and so have those of one that
         takes too long."""
         limit = self.timeout if timeout is None else timeout
+        self._look_for_returned()
         deadline = None if limit is None else time.monotonic() + limit
-        self._look_for_returned(deadline)
         by_node: dict[int, dict[ClientId, Message]] = {}
         for client, message in messages.items():
             by_node.setdefault(client % self._n_nodes, {})[client] = message
@@ -162,13 +162,13 @@ class FlowerRuntime:
         for client in clients:
             yield Failure(client, kind(f"node {node}: {why}"))
 
-    def _look_for_returned(self, deadline: float | None) -> None:
+    def _look_for_returned(self) -> None:
         """A node that was started again has another id: ask those that are new who they are. One that does not answer soon is
         heard later, and one that is not fit is left alone."""
         new = set(self._grid.get_node_ids()) - self._met
         self._introduce(new)
         until = time.monotonic() + (RETURN_SECONDS if new else 0.0)
-        for node, reply in self._replies(self._asked, until if deadline is None else min(until, deadline)):
+        for node, reply in self._replies(self._asked, until):
             try:
                 self._know(node, reply)
             except RunError as error:

@@ -8,6 +8,7 @@ node    first    which process answers, and how long it took
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ def read_answer(data: bytes, round: int, asked: Collection[ClientId]) -> Answere
     try:
         (head, _), *rest = parcel.unpacked(data)
         process, seconds = _NODE.unpack(head)
+        if process >= 2**31 or not 0 <= seconds < math.inf:
+            raise WireError(0, f"process {process} was at it for {seconds} s")
         outcomes = tuple(_read_outcome(of, frames, round) for of, frames in rest)
     except (ValueError, IndexError, struct.error) as error:
         raise error if isinstance(error, WireError) else WireError(0, "the answer is not one of a node") from None
@@ -80,6 +83,17 @@ def _frames(data: bytes) -> Iterator[bytes]:
             yield from frames
 
 
+def _sensible(reply: Reply, round: int) -> Reply:
+    """The reply; WireError for figures beside its frames that cannot be. Nothing but the client's word stands for them."""
+    seconds = reply.decode_seconds, reply.encode_seconds
+    norms = [norm for norm in (reply.withheld, reply.withheld_if_lost) if not math.isnan(norm)]
+    if not all(0 <= figure < math.inf for figure in (*seconds, *norms)):
+        raise WireError(0, f"seconds {seconds} and norms {norms} of client {reply.client}, expected finite ones from 0 on")
+    if not (0 <= reply.steps < 2**31 and -1 <= reply.missed < round):
+        raise WireError(0, f"{reply.steps} steps and {reply.missed} missed rounds of client {reply.client} in round {round}")
+    return reply
+
+
 def _outcome(outcome: Outcome) -> Said:
     if isinstance(outcome, Reply):
         return protocol.reply(outcome)
@@ -92,7 +106,7 @@ def _outcome(outcome: Outcome) -> Said:
 
 def _read_outcome(head: bytes, frames: Sequence[bytes], round: int) -> Outcome:
     if protocol.verb(head) is Verb.REPLY:
-        return protocol.read_reply(head, frames)
+        return _sensible(protocol.read_reply(head, frames), round)
     _, client = _CLIENT.unpack(head)
     kind, cause = frames
     made = _KINDS.get(kind, RunError)(round, client, cause.decode(errors="replace"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -18,10 +20,12 @@ from flwr.serverapp import Grid, ServerApp
 from fedsgd.build import Experiment
 from fedsgd.errors import FedsgdError
 from fedsgd.experiment import run
+from fedsgd.flower.place import find_modules
 from fedsgd.flower.runtime import Carried, FlowerRuntime
 from fedsgd.scenario import from_dict
 
 app = ServerApp()
+ALIVE_SECONDS = 5.0
 _PARTS = ("round", "client", "cause", "offset", "where")
 """Of our own errors, from which they can be made again."""
 
@@ -32,11 +36,30 @@ class Events:
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
+        self._lock = threading.Lock()
 
     def tell(self, event: str, **values: Any) -> None:
         """One line."""
-        self._file.write(json.dumps({"event": event, "at": time.monotonic(), **values}) + "\n")
-        self._file.flush()
+        with self._lock:
+            self._file.write(json.dumps({"event": event, "at": time.monotonic(), **values}) + "\n")
+            self._file.flush()
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Say every few seconds that this process is there."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(ALIVE_SECONDS):
+                self.tell("alive")
+
+        thread = threading.Thread(target=beat, name="alive", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 @app.main()
@@ -47,7 +70,8 @@ def main(grid: Grid, context: Context) -> None:
         events = Events(file)
         events.tell("begun", process=os.getpid())
         try:
-            _run(grid, asked, events)
+            with events.alive():
+                _run(grid, asked, events)
         except Exception as error:
             own = isinstance(error, FedsgdError)
             parts = {name: getattr(error, name) for name in _PARTS if own and hasattr(error, name)}
@@ -58,6 +82,8 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, asked: Mapping[str, Any], events: Events) -> None:
+    find_modules()
+
     def carried_by(experiment: Experiment) -> FlowerRuntime:
         def on_carried(carried: Carried) -> None:
             events.tell("carried", **asdict(carried))

@@ -65,6 +65,8 @@ def read_train(head: bytes, frames: Sequence[bytes]) -> dict[ClientId, Message]:
     numbers, messages, at = _numbers(head), {}, 0
     while at < len(numbers):
         client, n = numbers[at : at + 2]
+        if n < 0 or at + 2 + n > len(numbers) or not all(0 <= place < len(frames) for place in numbers[at + 2 : at + 2 + n]):
+            raise ValueError("a message of frames that are not there")
         messages[client] = tuple(frames[place] for place in numbers[at + 2 : at + 2 + n])
         at += 2 + n
     return messages

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import tempfile
 import time
@@ -42,6 +43,7 @@ NODES = 4
 @contextmanager
 def deployed(nodes: int, warm: bool = True) -> Iterator[Federation]:
     """A federation whose sockets are measured."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))  # for our own app
     with tempfile.TemporaryDirectory(prefix="fedsgd-bench-") as folder:
         place = Path(folder)
         with federation(Asked(nodes, measured=True, warm=warm), place / "run", place / "logs") as made:

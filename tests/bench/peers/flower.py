@@ -36,7 +36,7 @@ def environment(folder: Path) -> dict[str, str]:
     env = {name: value for name, value in processes.environment(home, folder).items() if name not in THREADS}  # Ray's business
     return {
         **env,
-        "PYTHONPATH": os.pathsep.join((root, env["PYTHONPATH"])),
+        "PYTHONPATH": os.pathsep.join((root, env.get("PYTHONPATH", ""))),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # wherever it runs, Ray then listens at 127.0.0.1 alone
         "RAY_TMPDIR": str(home),
