@@ -16,6 +16,8 @@ from tests.bench.clients import Figure, Way, line, verdict
 from tests.bench.clients import main as clients_main
 from tests.bench.codec import main
 from tests.bench.engine import Workload, measure, table, verdicts
+from tests.bench.flower.__main__ import Overhead, show
+from tests.bench.flower.__main__ import main as flower_main
 from tests.bench.goals import CASES, Clients, Work, timed
 from tests.bench.measure import Bench, Effort
 from tests.bench.rivals import dgc_selection, fedlab_compressors, torch_top_k
@@ -42,6 +44,14 @@ def test_every_goal_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(len(line) <= 120 for line in shown.splitlines()[:-1])
     assert all(case.what in shown for case in CASES)
     assert "P = 5,000: " in shown.splitlines()[-1]
+
+
+def test_parts_of_the_benchmark_of_flower_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        flower_main(["overheads"])
+    assert "got overheads, expected some of overhead, app, rounds" in capsys.readouterr().err
+    show([Overhead(1000, "up", 1396, 10_995)], "overhead")
+    assert "10,995" in capsys.readouterr().out
 
 
 def test_only_some_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,16 @@ def test_generations_are_counted_over_processes(tmp_path: Path) -> None:
     assert (FolderStore(tmp_path).generation, list(tmp_path.iterdir())) == (0, [])
 
 
+def test_a_process_that_was_taken_for_dead_cannot_bring_back_what_is_old(tmp_path: Path) -> None:
+    late, next_one = FolderStore(tmp_path), FolderStore(tmp_path)
+    next_one.save(1, state(5))
+    next_one.commit()
+    next_one.save(1, state(6))
+    with pytest.raises(RuntimeError, match="another process went on from here, from generation 0 to 1"):
+        late.save(1, state(4))
+    assert FolderStore(tmp_path).load(1).held == 6
+
+
 @pytest.mark.parametrize("change", ["flipped", "cut", "empty", "longer"])
 def test_a_state_that_cannot_be_read_is_as_good_as_lost(tmp_path: Path, change: str) -> None:
     FolderStore(tmp_path).save(1, state())

@@ -48,7 +48,11 @@ class FolderStore:
         return ClientState() if state is None else state
 
     def save(self, client: ClientId, state: ClientState) -> None:
-        """Keep it. OSError if there is no more room; then the state is still what it was."""
+        """Keep it. OSError if there is no more room, RuntimeError if another process has committed since this store was opened:
+        then this one was taken for dead, and what it has is old. Either way the state is still what it was."""
+        now = _number(self.folder / GENERATION)
+        if now != self.generation:
+            raise RuntimeError(f"{self.folder}: another process went on from here, from generation {self.generation} to {now}")
         _write(self.folder / f"{CLIENT}{client}", state)
 
     def commit(self) -> int:

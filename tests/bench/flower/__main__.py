@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[3]
 SIZES = (1_000, 100_000, 10_000_000)
 LOOK_SECONDS = 0.02
 NODES = 4
+PARTS = ("overhead", "app", "rounds")
 
 
 @contextmanager
@@ -175,13 +176,15 @@ def show(figures: list[Any], title: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Measure what is asked for, all by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["overhead", "app", "rounds", []], default=[])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("what", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them by default")
+    parser.add_argument("--turns", type=int, default=5, help="how often each payload is sent")
+    parser.add_argument("--rounds", type=int, default=5, help="of app and of rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     asked = parser.parse_args(arguments)
+    if unknown := set(asked.what) - set(PARTS):
+        parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
     made: dict[str, list[Any]] = {}
-    for what in asked.what or ["overhead", "app", "rounds"]:
+    for what in asked.what or PARTS:
         if what == "overhead":
             made[what] = overhead(asked.turns)
         elif what == "app":
