@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -75,7 +76,7 @@ def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def deployed(scenario: Scenario, out: Path, **given: Any) -> Deployed:
-    return deploy(scenario, out, **{"nodes": 2, **given})
+    return deploy(scenario, out, **{"nodes": 2, "logs": out.with_name(f"logs-of-{out.name}"), **given})
 
 
 def frame_rows(path: Path) -> list[dict[str, Any]]:
@@ -182,6 +183,7 @@ def test_what_died_is_said_within_a_stated_time(
 ) -> None:
     if what is link_stopped:
         monkeypatch.setattr(watch, "SILENT_SECONDS", 8.0)
+    given = {"logs": None} if what is killed else {}  # nobody asked for logs: they are kept all the same
     breaking, at = Breaking(what), [0.0]
     real = breaking.what
     breaking.what = lambda made: (real(made), at.__setitem__(0, time.monotonic()))[0]
@@ -191,11 +193,14 @@ def test_what_died_is_said_within_a_stated_time(
             tmp_path / "over",
             watched=breaking.watched,
             round_seconds=15.0,
+            **given,
         )
     found = re.match(message, str(caught.value))
     assert found, str(caught.value)
     assert time.monotonic() - at[0] < 60
     assert Path(found[1]).stat().st_size > 0, "its log is still there"
+    if given:
+        shutil.rmtree(Path(found[1]).parent)
     ledger = frame_rows(tmp_path / "over" / "ledger.parquet")
     assert {row["round"] for row in ledger} <= {1, 2}
     assert ledger

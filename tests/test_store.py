@@ -6,12 +6,13 @@ from __future__ import annotations
 import gc
 import multiprocessing as mp
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,13 @@ from fedsgd.wire import encode_values
 from tests.systems import linux
 
 FOLDER = Path(tempfile.gettempdir())
-OURS = tempfile.TemporaryDirectory(prefix="fedsgd-test-")
+OURS: list[str] = []
+"""Folders that were made here."""
 STORES: dict[str, Callable[[int], ClientStore]] = {
     "memory": lambda n: MemoryStore(),
     "nameless": SlotStore,
     "disk": lambda n: SlotStore(n, FOLDER),
-    "folder": lambda n: FolderStore(Path(tempfile.mkdtemp(dir=OURS.name))),
+    "folder": lambda n: FolderStore(Path(OURS.append(tempfile.mkdtemp(prefix="fedsgd-test-")) or OURS[-1])),
 }
 
 DTYPES = st.sampled_from(["<f4", "<f8", "<i8", "|u1", "<u2", "|b1", ">f4"])
@@ -60,6 +62,14 @@ PENDING = st.none() | st.builds(
     st.none() | st.binary(max_size=99),
 )
 CLIENT_STATES = st.builds(ClientState, STATES, PENDING, st.integers(0, 2**32))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Test processes do not end in a way that would see to it."""
+    yield
+    for folder in OURS:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def same(a: Any, b: Any) -> bool:
