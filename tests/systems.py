@@ -8,5 +8,5 @@ import pytest
 
 linux = pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(),
-    reason="it counts a process's open files, or reads its memory, in /proc: no other system has that, and nothing of ours does",
+    reason="it counts a process's open files, or reads its memory, in /proc, which only Linux has; what is tested needs no /proc",
 )

@@ -75,7 +75,7 @@ def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             s.bind(("127.0.0.1", port))
 
 
-def deployed(scenario: Scenario, out: Path, **given: Any) -> Deployed:
+def deployed(scenario: Scenario | Path, out: Path, **given: Any) -> Deployed:
     return deploy(scenario, out, **{"nodes": 2, "logs": out.with_name(f"logs-of-{out.name}"), **given})
 
 
@@ -224,7 +224,9 @@ def test_ports_that_are_taken_are_not_insisted_on(scenario: Make, tmp_path: Path
             return port if len(wanted) in (1, 3) else real()  # the SuperLink's, and the first node's
 
         monkeypatch.setattr(processes, "free_port", free_port)
-        over = deployed(scenario({**SMALL, "rounds": 1}), tmp_path / "over")
+        file = tmp_path / "mine.toml"  # a path will do for a scenario
+        file.write_text(scenario({**SMALL, "rounds": 1}).to_toml())
+        over = deployed(file, tmp_path / "over")
     assert len(wanted) == 5
     assert over.summary["failures"] == 0
 
@@ -240,6 +242,10 @@ def test_errors_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> Non
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "summary.json").write_text("{}")
     (tmp_path / "mine.txt").touch()
+    (tmp_path / "wrong.toml").write_text('name = "x"\nround = 3\n')
+    with pytest.raises(ScenarioError, match=r"^\S+wrong.toml: round: .*did you mean") as caught:
+        deployed(tmp_path / "wrong.toml", tmp_path / "over")
+    assert str(caught.value).count("wrong.toml") == 1
     with pytest.raises(DataError):
         deployed(without, tmp_path / "kept", data=tmp_path, overwrite=True)
     assert (tmp_path / "kept" / "summary.json").read_text() == "{}", "what was there is there until there is something else"

@@ -3,6 +3,7 @@ stand before Flower's own, and what is made of what a ServerApp tells."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -243,6 +244,15 @@ def test_flowers_commands_that_are_not_there_are_named(monkeypatch: pytest.Monke
     with pytest.raises(OutputError, match="flwr-nothing: no such command; it comes with flwr"):
         launchers.own("flwr-nothing")
     assert Path(launchers.own(launchers.CLIENT)).name == launchers.CLIENT
+
+
+def test_the_command_has_the_defaults_of_the_function() -> None:
+    from fedsgd.cli.deployments import flower
+    from fedsgd.deployment import deploy
+
+    options = {option.name: option.default for option in flower.params}
+    for name in ("start_seconds", "round_seconds"):
+        assert options[name] == inspect.signature(deploy).parameters[name].default
 
 
 # ----------------------------------------------------------------------------------------------------------------- a warm process

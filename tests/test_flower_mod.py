@@ -114,9 +114,9 @@ class Node:
         arrays = message.content.array_records["arrays"] if self.own is None else self.own
         self.got.append(("train", arrays, message.content))
         if self.reply is not None:
-            return Message(self.reply(message, arrays), reply_to=message)  # type: ignore[arg-type]
+            return Message(self.reply(message, arrays), reply_to=message)
         round = message.content.config_records["config"]["server-round"]
-        return Message(trained(arrays, step(self.number, int(round)), self.examples), reply_to=message)  # type: ignore[arg-type]
+        return Message(trained(arrays, step(self.number, int(round)), self.examples), reply_to=message)
 
     def _evaluate(self, message: Message, context: Context) -> Message:
         arrays = message.content.array_records["arrays"]
@@ -183,7 +183,7 @@ def rounds(
     for round in range(first, first + n):
         if before is not None:
             before(round)
-        messages = strategy.configure_train(round, arrays, ConfigRecord(), over)  # type: ignore[arg-type]
+        messages = strategy.configure_train(round, arrays, ConfigRecord(), over)
         made, metrics = strategy.aggregate_train(round, over.send_and_receive(messages))
         arrays = arrays if made is None else made
         yield arrays, metrics
@@ -478,7 +478,7 @@ def test_a_reply_that_would_break_the_strategy_is_left_out(
 def test_a_node_that_replies_twice_counts_once(caplog: pytest.LogCaptureFixture) -> None:
     inner, over = Told(), grid()
     strategy = CompressedStrategy(inner, "dense")
-    replies = over.send_and_receive(strategy.configure_train(1, model(), ConfigRecord(), over))  # type: ignore[arg-type]
+    replies = over.send_and_receive(strategy.configure_train(1, model(), ConfigRecord(), over))
     arrays, _ = strategy.aggregate_train(1, [*replies, carried(replies[0])])
     assert arrays is not None
     np.testing.assert_allclose(flat(arrays), flat(model()) + np.mean([step(i, 1) for i in range(4)], axis=0), atol=1e-6)
@@ -517,7 +517,7 @@ def test_a_node_that_can_never_follow_is_left_out(caplog: pytest.LogCaptureFixtu
 
     def lost(node: int, content: RecordDict) -> RecordDict:
         (key, _), _ = parcel.unpacked(take(content))
-        resync = encode_frame(Frame(Header(Kind.RESYNC, 1, client=[*strategy._session.numbers].index(node))))  # type: ignore[union-attr]
+        resync = encode_frame(Frame(Header(Kind.RESYNC, 1, client=[*strategy._session.numbers].index(node))))
         return put(RecordDict(), parcel.packed([(key, (resync,)), (b"", ())])) if node == 7 else content
 
     over.altered = lost
@@ -561,7 +561,7 @@ def test_a_message_that_comes_twice_is_answered_twice_and_trained_on_once() -> N
     over = grid(nodes=NODES[:1])
     (node,) = over.nodes.values()
     strategy = CompressedStrategy(FedAvg(min_train_nodes=1, min_available_nodes=1), TOP_K, error_feedback="persist")
-    (message,) = strategy.configure_train(1, model(), ConfigRecord(), over)  # type: ignore[arg-type]
+    (message,) = strategy.configure_train(1, model(), ConfigRecord(), over)
     first, second = (over.send_and_receive([carried(message)])[0] for _ in range(2))
     assert len(node.got) == 1
     assert first.content == second.content
@@ -614,7 +614,7 @@ def test_arrays_that_the_caller_changed_are_what_clients_train_from() -> None:
 def test_a_round_that_nobody_ended_is_over_when_the_next_one_begins() -> None:
     over = grid()
     strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=FOLLOWING)
-    over.send_and_receive(strategy.configure_train(1, model(), ConfigRecord(), over))  # type: ignore[arg-type]
+    over.send_and_receive(strategy.configure_train(1, model(), ConfigRecord(), over))
     list(rounds(strategy, over, model(), 2))
     assert [len(node.got) for node in over.nodes.values()] == [3] * 4
     assert {kind_of(frames[0]) for way, _, frames in frames_of(over) if way == "up"} == {Kind.UPDATE}
@@ -632,8 +632,8 @@ def test_the_rounding_of_a_mean_is_not_sent() -> None:
         touched = np.any([local != before for local in inner.told[round].values()], axis=0)
         assert touched.sum() <= 4 * 4
         assert np.array_equal(flat(arrays)[~touched], before[~touched])
-        assert np.array_equal(flat(arrays)[touched], inner.made[round][touched])  # type: ignore[index]
-        noise = inner.made[round][~touched] != before[~touched]  # type: ignore[index]
+        assert np.array_equal(flat(arrays)[touched], inner.made[round][touched])
+        noise = inner.made[round][~touched] != before[~touched]
         assert noise.mean() > 0.1, "Flower's own mean"
         before = flat(arrays)
     assert strategy.traffic[-1].down < 4 * 450
@@ -660,7 +660,7 @@ def test_what_a_strategy_moves_by_itself_is_sent() -> None:
     for node in alone.nodes.values():  # the same updates, without any compression
         node.reply = lambda message, arrays, node=node: trained(
             arrays, top(step(node.number, int(message.content["config"]["server-round"])))
-        )  # type: ignore[misc, arg-type, index]
+        )
     after, expected = (list(rounds(s, g, model(), 4)) for s, g in ((strategy, over), (FedAvgM(server_momentum=0.9), alone)))
     for (arrays, _), (wanted, _) in zip(after, expected, strict=True):
         np.testing.assert_allclose(flat(arrays), flat(wanted), rtol=2e-6, atol=2e-7)
@@ -717,7 +717,7 @@ def test_flowers_own_loop_runs_it_and_the_bytes_are_told(caplog: pytest.LogCaptu
     over, given = grid(), model()
     strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=FOLLOWING)
     with caplog.at_level(logging.INFO, "flwr"):
-        result = strategy.start(over, given, num_rounds=3)  # type: ignore[arg-type]
+        result = strategy.start(over, given, num_rounds=3)
     assert len(result.train_metrics_clientapp) == len(result.evaluate_metrics_clientapp) == 3
     seen = [arrays for kind, arrays, _ in over.nodes[7].got if kind == "evaluate"]
     assert np.array_equal(flat(seen[-1]), flat(result.arrays)), "clients are tested with the model that there is"
@@ -734,7 +734,7 @@ def test_flowers_own_loop_runs_it_and_the_bytes_are_told(caplog: pytest.LogCaptu
     for way, _, content in over.sent:
         for name in (KEY, "fedsgd-task"):
             record = content.get(name)
-            records[way] += sum(map(len, record.values())) if isinstance(record, ConfigRecord) else 0  # type: ignore[arg-type]
+            records[way] += sum(map(len, record.values())) if isinstance(record, ConfigRecord) else 0
     assert records == {"up": sum(row.up for row in rows), "down": sum(row.down for row in rows)}
     assert rows[0].down > rows[2].down, "a difference is less than the model"
     line = f"fedsgd: round 2: {rows[2].up:,} bytes up ({rows[2].plain_up / rows[2].up:.1f}x less), {rows[2].down:,} down ("
@@ -761,7 +761,7 @@ def test_a_node_without_the_model_is_caught_up_before_it_evaluates(place: Path) 
     shutil.rmtree(folder_of(place, over.nodes[7]))
     before = {node: folder_of(place, over.nodes[node]) for node in NODES if node != 7}
     held = {node: sorted((p.name, p.read_bytes()) for p in folder.glob("client-*")) for node, folder in before.items()}
-    messages = strategy.configure_evaluate(2, arrays, ConfigRecord(), over)  # type: ignore[arg-type]
+    messages = strategy.configure_evaluate(2, arrays, ConfigRecord(), over)
     metrics = strategy.aggregate_evaluate(2, over.send_and_receive(messages))
     assert metrics is not None
     assert all(
@@ -780,7 +780,7 @@ def test_an_evaluation_of_other_arrays_is_the_inner_strategys_own() -> None:
     strategy = CompressedStrategy(FedAvg(), TOP_K)
     list(rounds(strategy, over, model(), 1))
     other = model(5)
-    messages = list(strategy.configure_evaluate(1, other, ConfigRecord(), over))  # type: ignore[arg-type]
+    messages = list(strategy.configure_evaluate(1, other, ConfigRecord(), over))
     assert all(message.content.array_records["arrays"] == other for message in messages)
     strategy.aggregate_evaluate(1, over.send_and_receive(messages))
     assert np.array_equal(flat(over.nodes[7].got[-1][1]), flat(other))
@@ -841,7 +841,7 @@ def test_a_compressor_may_be_an_object() -> None:
 
 def test_a_class_is_no_strategy() -> None:
     with pytest.raises(ScenarioError, match=r"inner: got <class .*FedAvg.*>, expected a strategy"):
-        CompressedStrategy(FedAvg)  # type: ignore[arg-type]
+        CompressedStrategy(FedAvg)
 
 
 def test_a_model_without_float32_cannot_be_compressed() -> None:
@@ -918,7 +918,7 @@ def test_what_is_not_ours_passes_untouched() -> None:
     over = grid()
     over.nodes[7].reply = lambda message, arrays: Error(2, "mine")
     over.nodes[NODES[0]].reply = lambda message, arrays: RecordDict({"metrics": MetricRecord({"num-examples": 1})})
-    messages = CompressedStrategy(FedAvg(), TOP_K).configure_train(1, model(), ConfigRecord(), over)  # type: ignore[arg-type]
+    messages = CompressedStrategy(FedAvg(), TOP_K).configure_train(1, model(), ConfigRecord(), over)
     replies = {reply.metadata.src_node_id: reply for reply in over.send_and_receive(messages)}
     assert replies[7].error.reason == "mine"
     assert list(replies[NODES[0]].content) == ["metrics"]
@@ -984,7 +984,7 @@ def test_the_example_trains_with_and_without_them(tmp_path: Path, monkeypatch: p
             server(over, Context(RUN, 1, {}, RecordDict(), dict(config)))
         crossed[compressed] = {way: sum(n for w, n in over.weighed if w == way) for way in ("up", "down")}
         metrics = [content.metric_records["metrics"] for way, _, content in over.sent if way == "up"]
-        last = [float(m["accuracy"]) for m in metrics if "accuracy" in m][-4:]  # type: ignore[arg-type]
+        last = [float(m["accuracy"]) for m in metrics if "accuracy" in m][-4:]
         accuracy[compressed] = np.mean(last)
     assert min(accuracy.values()) > 0.7
     assert crossed[False]["up"] > 30 * crossed[True]["up"]

@@ -50,7 +50,7 @@ def grid_of(scenario: Scenario, nodes: int, data: Path | None = None) -> GridHer
 def run_over(grid: GridHere, scenario: Scenario, carried: list[Carried] | None = None, **given: Any) -> fedsgd.Result:
     def runtime(experiment: Any) -> FlowerRuntime:
         seen = [] if carried is None else carried
-        made = FlowerRuntime(grid, len(experiment.train), len(grid.nodes), 5.0, seen.append, str(experiment.chosen))  # type: ignore[arg-type]
+        made = FlowerRuntime(grid, len(experiment.train), len(grid.nodes), 5.0, seen.append, str(experiment.chosen))
         made.meet(5.0)
         return made
 
@@ -161,7 +161,7 @@ def test_a_node_has_the_examples_of_its_own_clients_alone(scenario: Make, place:
 
 def started(scenario: Scenario, nodes: int = 2, timeout: float = 0.3) -> tuple[Any, GridHere, FlowerRuntime]:
     experiment, grid = build(scenario), grid_of(scenario, nodes)
-    runtime = FlowerRuntime(grid, 8, nodes, timeout)  # type: ignore[arg-type]
+    runtime = FlowerRuntime(grid, 8, nodes, timeout)
     runtime.meet(5.0)
     return experiment, grid, runtime
 
@@ -219,16 +219,16 @@ def test_nodes_that_do_not_come_and_nodes_that_are_not_fit(scenario: Make) -> No
     s = scenario()
     grid = grid_of(s, 3)
     grid.silent.add(grid.id_of(1))
-    runtime = FlowerRuntime(grid, 8, 3)  # type: ignore[arg-type]
+    runtime = FlowerRuntime(grid, 8, 3)
     with pytest.raises(RunError, match=r"2 of 3 nodes are ready after 0.2 s: node 1 did not answer"):
         runtime.meet(0.2)
     with pytest.raises(RunError, match=r"node \d: cannot take part: its engine would be .*; the server expects another"):
-        FlowerRuntime(grid_of(s, 2), 8, 2, hello="another").meet(5.0)  # type: ignore[arg-type]
+        FlowerRuntime(grid_of(s, 2), 8, 2, hello="another").meet(5.0)
     with pytest.raises(RunError, match=r"a node says that it is partition \d of 2, expected a partition-id below 3 of as many"):
-        FlowerRuntime(GridHere.of(app, 2, scenario=s.to_toml(), data=""), 8, 3).meet(5.0)  # type: ignore[arg-type]
+        FlowerRuntime(GridHere.of(app, 2, scenario=s.to_toml(), data=""), 8, 3).meet(5.0)
     wrong = GridHere.of(app, 1, scenario=s.to_toml().replace('"digits"', '"mnist"'), data="/nowhere")
     with pytest.raises(RunError, match=r"node 0: cannot take part: .*/nowhere"):
-        FlowerRuntime(wrong, 8, 1).meet(5.0)  # type: ignore[arg-type]
+        FlowerRuntime(wrong, 8, 1).meet(5.0)
 
 
 def test_strangers_that_come_later_are_left_alone(scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,11 +92,9 @@ def _transport_table(summary: Mapping[str, Any]) -> Table:
         ratios = [f"×{n / b:.2f}" if b and key != "outside_rounds" else "" for n, b in zip(figures, before, strict=True)]
         table.add_row(name, f"{figures[0]:,}", ratios[0], f"{figures[1]:,}", ratios[1])
         before = figures
-    if flower["counted_by_flower"] is not None:
-        table.add_row(
-            "all of it by Flower's own counter",
-            *(v for d in ("up", "down") for v in (f"{flower['counted_by_flower'][d]:,}", "")),
-        )
+    counted = flower["counted_by_flower"]
+    if counted is not None:
+        table.add_row("all of it by Flower's own counter", f"{counted['up']:,}", "", f"{counted['down']:,}", "")
     return table
 
 

@@ -22,17 +22,12 @@ def main() -> int:
     line = _connected(address)
     if line is None:
         os.execv(command, [command, *arguments])
-    folder = os.getcwd()  # noqa: PTH109 - importing pathlib takes longer than all the rest
-    asked = {
-        "command": command.rpartition("/")[2],
-        "arguments": arguments,
-        "environment": dict(os.environ),
-        "folder": folder,
-    }
+    asked = {"command": command.rpartition("/")[2], "arguments": arguments, "environment": dict(os.environ)}
     data = json.dumps(asked).encode()
-    socket.send_fds(line, [len(data).to_bytes(8, "little")], [0, 1, 2])
+    folder = os.open(".", os.O_RDONLY)
+    socket.send_fds(line, [len(data).to_bytes(8, "little")], [0, 1, 2, folder])
     line.sendall(data)
-    answer = line.recv(1)  # nothing: the warm process was killed, and its fork with it
+    answer = line.recv(1)  # nothing: the warm process was killed, and how the fork ends nobody will know
     return answer[0] if answer else 1
 
 
@@ -45,7 +40,7 @@ def _connected(address: str) -> socket.socket | None:
             line.connect(address)
             return line
         except OSError:
-            if not os.path.exists(f"{address}.starting") or time.monotonic() > deadline:  # noqa: PTH110
+            if not os.access(f"{address}.starting", os.F_OK) or time.monotonic() > deadline:
                 return None
         time.sleep(0.02)
 

@@ -29,6 +29,8 @@ COMMAND_SECONDS = 60.0
 """For one of Flower's commands to answer."""
 BIND_SECONDS = 0.1
 IN_USE = "address already in use"
+LOGS = ("superlink", "serverapp", "submission", "warm", "node-*")
+"""What logs are called, as patterns."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Federation:
         """Start the SuperLink, and wait until it answers. DeploymentError if it does not."""
         security = ["--insecure"]
         if self.secrets is not None:
-            security = [f"--ssl-{name}={path}" for name, path in self._tls_files(self.secrets)]
+            files = {"ca-certfile": self.secrets.authority, "certfile": self.secrets.certificate, "keyfile": self.secrets.key}
+            security = [f"--ssl-{name}={path}" for name, path in files.items()]
         for _ in range(TRIES):
             self.port = self._port()
             options = ["--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(self.port)]
@@ -84,7 +87,6 @@ class Federation:
                 raise self.died("the SuperLink", self.superlink, "superlink")
         else:
             raise DeploymentError(f"no free port for the SuperLink after {TRIES} tries; its log is {self.log('superlink')}")
-        self.home.mkdir(exist_ok=True)
         (self.home / "config.toml").write_text(self._connection(), encoding="utf-8")
 
     def start_node(self, partition: int) -> None:
@@ -184,12 +186,6 @@ class Federation:
         security = "insecure = true" if self.secrets is None else f'root-certificates = "{self.secrets.authority}"'
         place = f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{self.port}"\n'
         return f"{place}{security}\n"
-
-    def _tls_files(self, secrets: Certificates) -> Iterator[tuple[str, Path]]:
-        yield from (("ca-certfile", secrets.authority), ("certfile", secrets.certificate), ("keyfile", secrets.key))
-
-
-LOGS = ("superlink", "serverapp", "submission", "warm", "node-*")
 
 
 @contextmanager

@@ -9,11 +9,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 CHUNK = 1 << 16
 ACCEPT_SECONDS = 0.5
+JOIN_SECONDS = 5.0
 
 
 class Seen(NamedTuple):
@@ -35,18 +37,24 @@ class CountingProxy:
         self.port: int = self._listener.getsockname()[1]
         self._open = True
         self._lines: set[socket.socket] = set()
-        self._threads = [threading.Thread(target=self._accept, name=f"proxy-{self.port}", daemon=True)]
-        self._threads[0].start()
+        self._threads: list[threading.Thread] = []
+        self._acceptor = self._thread(self._accept)
 
     def close(self) -> None:
-        """Cut all connections and listen no longer."""
+        """Listen no longer, and cut all connections."""
         self._open = False
+        self._acceptor.join()
+        self._listener.close()
         for line in list(self._lines):
             with suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(2 * ACCEPT_SECONDS)
-        self._listener.close()
+            thread.join(JOIN_SECONDS)
+
+    def _thread(self, target: Callable[..., None], *given: Any) -> threading.Thread:
+        thread = threading.Thread(target=target, args=given, name=f"proxy-{self.port}", daemon=True)
+        thread.start()
+        return thread
 
     def _accept(self) -> None:
         while self._open:
@@ -61,14 +69,10 @@ class CountingProxy:
             except OSError:  # as the node would find it without us
                 node.close()
                 continue
-            ways: tuple[tuple[socket.socket, socket.socket, Literal["down", "up"]], ...]
-            ways = (node, link, "up"), (link, node, "down")
             self._lines |= {node, link}
-            pair = [threading.Thread(target=self._pass_on, args=way, name=f"proxy-{self.port}", daemon=True) for way in ways]
-            self._threads = [thread for thread in self._threads if thread.is_alive()] + pair
-            for thread in pair:
-                thread.start()
-            threading.Thread(target=self._closed, args=(node, link, pair), name=f"proxy-{self.port}", daemon=True).start()
+            pair = self._thread(self._pass_on, node, link, "up"), self._thread(self._pass_on, link, node, "down")
+            alive = [thread for thread in self._threads if thread.is_alive()]
+            self._threads = [*alive, self._thread(self._closed, node, link, pair)]
 
     def _pass_on(self, source: socket.socket, to: socket.socket, direction: Literal["down", "up"]) -> None:
         with suppress(OSError):
@@ -79,7 +83,8 @@ class CountingProxy:
         with suppress(OSError):
             to.shutdown(socket.SHUT_WR)
 
-    def _closed(self, node: socket.socket, link: socket.socket, pair: list[threading.Thread]) -> None:
+    def _closed(self, node: socket.socket, link: socket.socket, pair: Sequence[threading.Thread]) -> None:
+        """Both ends are let go of when nothing more comes either way."""
         for thread in pair:
             thread.join()
         for line in (node, link):

@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -60,17 +60,16 @@ def deploy(
     out: the run folder, as for `fedsgd.run`; nodes: SuperNodes, over which the clients are spread; tls: whether they talk to
     the SuperLink by TLS, with certificates made for the purpose; measure_socket: whether all bytes on their sockets are
     counted; warm: whether their apps are forked from a process that has imported everything; logs: the folder for the
-    processes' logs, None: they are gone with the deployment, unless it fails; start_seconds: for all nodes to be ready;
-    round_seconds: for a node's answer.
+    processes' logs, None: they are gone with the deployment, unless something died; start_seconds: for the ServerApp to begin,
+    and then for all nodes to be ready; round_seconds: for a node's answer.
 
     ScenarioError, OutputError and RunError as a simulation raises them; DeploymentError if a process that the run needs did not
     start, or died: which, and where its log is. With `[participation] on_failure = "continue"` the run goes on without a
     SuperNode that died, or does not answer in time.
     """
+    source: AbstractContextManager[None] = nullcontext()
     if not isinstance(scenario, Scenario):
-        path = Path(scenario)
-        with in_file(path):
-            scenario = load(path)
+        source, scenario = in_file(Path(scenario)), load(scenario)
     clients = scenario.data.n_clients
     if nodes < 1 or (clients is not None and nodes > clients):
         most = "or more" if clients is None else f"to {clients}, the clients that there are"
@@ -86,7 +85,7 @@ def deploy(
         "start-seconds": float(start_seconds),
         "round-seconds": float(round_seconds),
     }
-    with _on_signals() as signals, _temporary(logs) as place:
+    with source, _on_signals() as signals, _temporary(logs) as place:
         with federation(asked, place.work, place.logs, signals.hold) as made:
             watched = Watched() if watched is None else watched
             watched.on_up(made)

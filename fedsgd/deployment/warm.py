@@ -24,6 +24,8 @@ from typing import Any
 
 from fedsgd.deployment.launchers import CLIENT, EXECUTOR, SERVER
 
+FILES = 4
+"""That come with what is asked: the standard streams, and the folder."""
 ASK_SECONDS = 5.0
 """For who asks to have said all of it."""
 PARENT_SECONDS = 1.0
@@ -98,12 +100,14 @@ class Warm:
         self._selector.close()
         for end in (self._listener, self._woken, self._wake, *self._forks.values()):
             end.close()
-        for number, file in enumerate(files):
+        *streams, folder = files
+        for number, file in enumerate(streams):
             os.dup2(file, number)
+        os.fchdir(folder)
+        for file in files:
             os.close(file)
         os.environ.clear()
         os.environ.update(asked["environment"])
-        os.chdir(asked["folder"])
         sys.argv = [asked["command"], *asked["arguments"]]
         self._commands[asked["command"]]()
 
@@ -133,7 +137,7 @@ def _heard(line: socket.socket) -> tuple[bytes | None, list[int]]:
     files: list[int] = []
     try:
         line.settimeout(ASK_SECONDS)
-        size, files, *_ = socket.recv_fds(line, 8, 3)
+        size, files, *_ = socket.recv_fds(line, 8, FILES)
         data = b""
         while len(data) < int.from_bytes(size, "little"):
             part = line.recv(1 << 16)
@@ -143,7 +147,7 @@ def _heard(line: socket.socket) -> tuple[bytes | None, list[int]]:
         line.settimeout(None)
     except OSError:
         return None, files
-    return (data if len(files) == 3 else None), files
+    return (data if len(files) == FILES else None), files
 
 
 def main() -> None:

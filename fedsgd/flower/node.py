@@ -7,7 +7,6 @@ scenario already (`BUILT`) needs none of that.
 
 from __future__ import annotations
 
-import os
 import pickle
 import tomllib
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from fedsgd.engine import Chosen, Engine
 from fedsgd.flower.place import find_modules
 from fedsgd.models import Task
 from fedsgd.rounds import Plan
+from fedsgd.run_folder import write
 from fedsgd.runtime.folder import FolderModels, FolderStore
 from fedsgd.runtime.in_process import InProcess
 from fedsgd.runtime.worker import MakeEngine
@@ -77,7 +77,7 @@ def _built(source: Source, keep_in: Path | None = None, lives_here: Callable[[in
     if keep_in is not None:
         data = made.train.only(lives_here) if isinstance(made.train, Dealt) else made.train
         with suppress(Exception):  # somebody's own module may not be one that can be pickled: it is built for each message then
-            _keep(keep_in, pickle.dumps((source, made.plan, made.task, made.make_engine, made.chosen, data), protocol=5))
+            write(keep_in, pickle.dumps((source, made.plan, made.task, made.make_engine, made.chosen, data), protocol=5))
     return Built(made.plan, made.engine, made.train, made.chosen)
 
 
@@ -91,9 +91,3 @@ def _kept(path: Path, source: Source) -> Built | None:
     if known != source:
         return None
     return Built(plan, make_engine(task, plan.recipe, Examples(*data.first(1).all().gather())), data, chosen)
-
-
-def _keep(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -18,6 +18,7 @@ from fedsgd.flower import said
 from fedsgd.flower.records import KEY, message_bytes, put, take
 from fedsgd.loop import Failure, Outcome
 from fedsgd.rounds import Message
+from fedsgd.wire import decode_frame, overhead
 
 POLL_SECONDS = 0.02, 0.25
 """Between two looks for replies: at first, and at most. (`Grid.send_and_receive` waits for three seconds.)"""
@@ -25,8 +26,6 @@ TTL_SECONDS = 1.0
 """That Flower keeps a message longer than we wait, so that it is we who say what was late."""
 RETURN_SECONDS = 30.0
 """For a node that has come back to say who it is, before a round goes on without waiting for it."""
-FIRST_SECONDS = 120.0
-"""For nodes to be there and to have answered for the first time."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class FlowerRuntime:
         """All clients there are, ascending."""
         return range(self._clients)
 
-    def meet(self, seconds: float = FIRST_SECONDS) -> None:
+    def meet(self, seconds: float) -> None:
         """Wait until all nodes are there and know who they are. RunError if they are not within this time, or if one is not fit
         for the run."""
         deadline = time.monotonic() + seconds
@@ -204,8 +203,6 @@ class FlowerRuntime:
 
 
 def _round_of(message: Message) -> int:
-    from fedsgd.wire import decode_frame, overhead
-
     return decode_frame(message[0], overhead(0)).header.round
 
 
