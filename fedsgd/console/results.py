@@ -78,7 +78,7 @@ WAY = {
 def _transport_table(summary: Mapping[str, Any]) -> Table:
     """What became of the frames on their way, each step with how many times the one before it is."""
     flower = summary["flower"]
-    title = f"over Flower {flower['version']}: {flower['nodes']} nodes{', TLS' * flower['tls']}"
+    title = f"over Flower {flower['version']}: {flower['nodes']} node{'s' * (flower['nodes'] > 1)}{', TLS' * flower['tls']}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for heading in ("", "uplink", "", "downlink", ""):
         table.add_column(heading, justify="right" if heading or table.columns else "left", no_wrap=True)
