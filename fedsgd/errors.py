@@ -7,6 +7,7 @@
     ├── WireError          bytes that are not a valid frame: offset and cause           (also a ValueError)
     ├── LawError           a compressor, scheme or ledger breaks its contract           (also an AssertionError)
     ├── OutputError        the run folder cannot be written as asked
+    ├── ReportError        a finished run cannot be read, priced or compared as asked
     ├── DeploymentError    processes of a deployment do not start, or died
     └── RunError           a run stopped: the round, and the client where there is one
         └── NonFiniteError an update or a model is not finite
@@ -70,6 +71,10 @@ class LawError(FedsgdError, AssertionError):
 
 class OutputError(FedsgdError):
     """The run folder exists already, or cannot be written."""
+
+
+class ReportError(FedsgdError):
+    """A finished run cannot be read, priced or compared as asked."""
 
 
 class DeploymentError(FedsgdError):

@@ -15,8 +15,10 @@
 | kept | int | coordinates that the frame carries |
 | fate | str | "received"; "lost": sent, and never arrived; "late": thrown away by the server; "refused": it could not be read |
 | frame_hash | str | BLAKE2b of the frame, 16 bytes in hexadecimal |
-| encode_seconds | float | not part of the digest |
-| decode_seconds | float | not part of the digest |
+| steps | int | of an UPDATE: the local steps behind it; not part of the digest |
+| examples | int | of an UPDATE: what these steps took in, each example as often as it was in a batch; not part of the digest |
+| encode_seconds | float | a frame that clients share has it where it crosses first; not part of the digest |
+| decode_seconds | float | of an UPDATE with adding it; of a message down on its first MODEL; not part of the digest |
 """
 
 from __future__ import annotations
@@ -51,7 +53,13 @@ DIGEST_COLUMNS: Mapping[str, type] = {
     "frame_hash": str,
 }
 """The deterministic columns, in the order in which they enter `sha256`."""
-COLUMNS: Mapping[str, type] = {**DIGEST_COLUMNS, "encode_seconds": float, "decode_seconds": float}
+COLUMNS: Mapping[str, type] = {
+    **DIGEST_COLUMNS,
+    "steps": int,
+    "examples": int,
+    "encode_seconds": float,
+    "decode_seconds": float,
+}
 
 
 @dataclass
@@ -123,6 +131,8 @@ class Ledger:
             "kept": crossing.kept,
             "fate": crossing.fate,
             "frame_hash": frame_hash,
+            "steps": crossing.steps,
+            "examples": crossing.seen,
             "encode_seconds": crossing.encode_seconds,
             "decode_seconds": crossing.decode_seconds,
         }

@@ -44,7 +44,8 @@ class Crossing:
     opened: what it decodes to, where that is known already.
 
     encode_seconds: a frame that clients share is encoded once, and that time stands where it crossed first. decode_seconds: at
-    the server, the time to decode and add it; at the client, to check and decode the message (on its first MODEL frame).
+    the server, the time to decode and add it; at the client, to check and decode the message (on its first MODEL frame). steps,
+    seen: of an UPDATE, the local steps behind it, and the examples that they took in, by its client's word.
     """
 
     round: int
@@ -57,6 +58,8 @@ class Crossing:
     decode_seconds: float
     fate: Fate = "received"
     opened: Frame | None = None
+    steps: int = 0
+    seen: int = 0
 
 
 Observer = Callable[[Crossing], None]
@@ -267,6 +270,5 @@ def _uplink(
                 with suppress(WireError):  # nobody has looked at it
                     sections = open_update(plan, reply, server.round).sections
                     kept = plan.uplink.kept(sections, plan.context(server.round, reply.client))
-            yield Crossing(
-                server.round, reply.client, "up", Kind.UPDATE, frame, kept, reply.encode_seconds, decode_seconds, fate, opened
-            )
+            seconds, work = (reply.encode_seconds, decode_seconds), (reply.steps, reply.seen)
+            yield Crossing(server.round, reply.client, "up", Kind.UPDATE, frame, kept, *seconds, fate, opened, *work)

@@ -16,9 +16,11 @@ from fedsgd.arrays import F32
 from fedsgd.build import Experiment
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
+from fedsgd.engine.flops import training_flops
 from fedsgd.ledger import Ledger, Traffic
-from fedsgd.memory import peak_memory
+from fedsgd.memory import copy_seconds, peak_memory
 from fedsgd.rounds import Plan, Reply
+from fedsgd.target import crossing
 from fedsgd.wire import Frame, Header, Kind, encode_frame
 
 
@@ -106,6 +108,7 @@ def summarised(
     scenario, last = experiment.scenario, history[-1]
     reached = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
     target = experiment.target_accuracy
+    found = None if target is None else crossing(reached, target)
     failures = [failure for record in history for failure in record.failures]
     up, down, folder = ledger.totals["up"], ledger.totals["down"], experiment.states.folder
     summary = {
@@ -121,7 +124,7 @@ def summarised(
         "final_metrics": _nulled(last.metrics or {}),
         "target_accuracy": target,
         "stopped_by": "rounds" if last.round == scenario.rounds else "target_accuracy",
-        "rounds_to_target": next((r for r, accuracy in reached if target is not None and accuracy >= target), None),
+        "rounds_to_target": None if found is None else found.rounds,
         "failures": len(failures),
         "first_failure": next(iter(failures), None),
         "batch_norm": None if experiment.plan.batch_norm is None else experiment.plan.batch_norm.policy,
@@ -141,9 +144,19 @@ def summarised(
         "ledger_sha256": ledger.sha256,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(),
+        "work": work_of(experiment),
         "versions": _versions(),
     }
     return _nulled(summary)
+
+
+def work_of(experiment: Experiment) -> dict[str, float | str]:
+    """The units of what the ledger has of a run's work, which is what a price of computing and coding rests on.
+    flops_per_example: of training on one, forward and backward, and by which rule it was found; copy_seconds: what copying the
+    P float32 numbers took on this machine, for which encode_seconds and decode_seconds stand beside them."""
+    flops = training_flops(experiment.task, experiment.dataset.train)
+    copying = copy_seconds(experiment.plan.layout.size)
+    return {"flops_per_example": flops.per_example, "flops_rule": flops.rule, "copy_seconds": copying}
 
 
 def _ratio(dense: int, traffic: Traffic) -> float | None:

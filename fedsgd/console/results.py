@@ -136,8 +136,9 @@ def _lines_of(result: Result | Deployed) -> Iterator[str]:
     if summary["stopped_by"] != "rounds":
         yield f"stopped after round {summary['rounds']}, by [stop] target_accuracy"
     if summary["target_accuracy"] is not None:
-        reached = summary["rounds_to_target"]
-        yield f"target {summary['target_accuracy']:g}: " + ("not reached" if reached is None else f"reached in round {reached}")
+        rounds = summary["rounds_to_target"]
+        reached = "not reached" if rounds is None else f"reached after {rounds:.1f} rounds"
+        yield f"target {summary['target_accuracy']:g}: {reached}"
     yield f"params_sha256 {summary['params_sha256']}"
     yield f"ledger_sha256 {summary['ledger_sha256']}"
     if result.out is not None:

@@ -55,6 +55,14 @@ class Recipe:
         per_epoch = 1 if self.batch_size is None else -(-n // self.batch_size)
         return per_epoch * (self.epochs or 0)
 
+    def n_seen(self, n: int) -> int:
+        """The number of examples that these steps take in, each counted as often as it is in a batch."""
+        size = self.batch_size or n
+        if n <= size:
+            return n * self.n_steps(n)
+        passes, rest = divmod(self.n_steps(n), -(-n // size))
+        return passes * n + rest * size
+
     def increment(
         self,
         w: Tensor,

@@ -89,8 +89,9 @@ def _sensible(reply: Reply, round: int) -> Reply:
     norms = [norm for norm in (reply.withheld, reply.withheld_if_lost) if not math.isnan(norm)]
     if not all(0 <= figure < math.inf for figure in (*seconds, *norms)):
         raise WireError(0, f"seconds {seconds} and norms {norms} of client {reply.client}, expected finite ones from 0 on")
-    if not (0 <= reply.steps < 2**31 and -1 <= reply.missed < round):
-        raise WireError(0, f"{reply.steps} steps and {reply.missed} missed rounds of client {reply.client} in round {round}")
+    if not (0 <= reply.steps < 2**31 and -1 <= reply.missed < round and 0 <= reply.seen < 2**53):
+        said = f"{reply.steps} steps on {reply.seen} examples and {reply.missed} missed rounds"
+        raise WireError(0, f"{said} of client {reply.client} in round {round}")
     return reply
 
 

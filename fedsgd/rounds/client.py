@@ -143,7 +143,8 @@ def receive(
     if header.acknowledged > state.known:
         return _forgotten(plan, client, header, state)
     if state.pending is not None and state.pending.round == header.round and state.pending.reply is not None:
-        return Answer(Reply(client, (state.pending.reply,), seconds, 0.0, plan.recipe.n_steps(len(examples))), state)
+        steps, seen = plan.recipe.n_steps(len(examples)), plan.recipe.n_seen(len(examples))
+        return Answer(Reply(client, (state.pending.reply,), seconds, 0.0, steps, seen=seen), state)
     held = state.held if state.held <= header.round and shelf.models.has(state.held) else 0
     if header.base > held:
         return Answer(_resync(client, header.round, held, state.known), replace(state, held=held))
@@ -214,7 +215,8 @@ def send(plan: Plan, task: Task, local: Local) -> tuple[Reply, ClientState]:
     seconds = time.perf_counter() - begun
     after = {**with_part(SCHEME, sent.state), **with_part(OPTIMIZER, local.memory), **with_part(OWN, own)}
     pending = Pending(round, after, with_part(SCHEME, sent.undo), frame if after else None)
-    reply = Reply(client, (frame,), task.decode_seconds, seconds, local.steps, *_norms(plan, sent), task.missed)
+    seen = plan.recipe.n_seen(local.examples)
+    reply = Reply(client, (frame,), task.decode_seconds, seconds, local.steps, *_norms(plan, sent), task.missed, seen)
     return reply, ClientState({}, pending, task.state.held)
 
 

@@ -57,7 +57,8 @@ class Reply:
 
     What an observer in the same process may know beside: steps: local steps that were made; withheld, withheld_if_lost: the
     norm of what the client holds back if this reply is accepted, and if it is not, NaN where its scheme holds nothing back;
-    missed: the rounds that it missed since it last took part, −1 for the first time.
+    missed: the rounds that it missed since it last took part, −1 for the first time; seen: the examples that its steps took in,
+    each counted as often as it was in a batch.
     """
 
     client: ClientId
@@ -68,6 +69,7 @@ class Reply:
     withheld: float = float("nan")
     withheld_if_lost: float = float("nan")
     missed: int = -1
+    seen: int = 0
 
 
 def first_bad(vector: NDArray[Any], layout: Layout) -> str:

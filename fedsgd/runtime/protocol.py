@@ -39,7 +39,7 @@ class Verb(IntEnum):
 
 Said = tuple[bytes, Sequence[bytes]]
 """(head, frames)."""
-_REPLY = struct.Struct("<Bqddqddq")
+_REPLY = struct.Struct("<Bqddqddqq")
 _NUMBER = struct.Struct("<Bq")
 READY: Said = bytes([Verb.READY]), ()
 DONE: Said = bytes([Verb.DONE]), ()
@@ -86,7 +86,7 @@ def read_evaluate(head: bytes, frames: Sequence[bytes]) -> tuple[int, int, int, 
 
 def reply(of: Reply) -> Said:
     """A client's reply."""
-    known = of.decode_seconds, of.encode_seconds, of.steps, of.withheld, of.withheld_if_lost, of.missed
+    known = of.decode_seconds, of.encode_seconds, of.steps, of.withheld, of.withheld_if_lost, of.missed, of.seen
     return _REPLY.pack(Verb.REPLY, of.client, *known), of.frames
 
 
