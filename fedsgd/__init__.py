@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ModelError,
         NonFiniteError,
         OutputError,
+        ReportError,
         RunError,
         ScenarioError,
         WireError,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from fedsgd.ledger import Ledger
     from fedsgd.record import Round
     from fedsgd.scenario import Scenario, load
+    from fedsgd.sweeps import sweep
+    from fedsgd.track import Tracker
 
 __version__ = "0.1.0"
 
@@ -53,16 +56,19 @@ _HOME = {
     "ModelError": "errors",
     "NonFiniteError": "errors",
     "OutputError": "errors",
+    "ReportError": "errors",
     "Result": "experiment",
     "Round": "record",
     "RunError": "errors",
     "Scenario": "scenario",
     "ScenarioError": "errors",
+    "Tracker": "track",
     "WireError": "errors",
     "certify": "certificate",
     "deploy": "deployment",
     "load": "scenario",
     "run": "experiment",
+    "sweep": "sweeps",
 }
 
 __all__ = [
@@ -78,16 +84,19 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OutputError",
+    "ReportError",
     "Result",
     "Round",
     "RunError",
     "Scenario",
     "ScenarioError",
+    "Tracker",
     "WireError",
     "certify",
     "deploy",
     "load",
     "run",
+    "sweep",
 ]
 
 

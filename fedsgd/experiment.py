@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from fedsgd.rounds import Server
 from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS, prepare, save_parameters, write
 from fedsgd.scenario import Scenario, in_file, load
 from fedsgd.state_plan import StatePlan
+from fedsgd.track import Begun, Ended, Followed, Tracker
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,6 +68,7 @@ def run(
     on_engine: Callable[[Chosen], None] | None = None,
     on_states: Callable[[StatePlan], None] | None = None,
     on_round: Callable[[Round], None] | None = None,
+    trackers: Sequence[Tracker] = (),
     workers: int = 1,
     profile: bool = False,
     carried_by: CarriedBy | None = None,
@@ -76,10 +78,11 @@ def run(
     out: the run folder to write, which must be new or empty unless `overwrite`; None writes nothing. data: the folder of the
     data files, by default what FEDSGD_DATA names. dataset, module, loss, metrics: Python objects in place of what the scenario
     names. on_engine: called with the engine that was chosen, on_states: with where what clients remember will be, before the
-    first round; on_round: after each round. workers: processes that clients train in, one thread each; results do not depend on
-    it. With several, a script must start its run under `if __name__ == "__main__":`. profile: whether the summary says where
-    the time of a round went. carried_by: gives, for the built experiment, the runtime that reaches its clients, in place of
-    this process or workers; then what clients remember is where they are.
+    first round; on_round: after each round. trackers: told of the beginning, of each round and of the end, whatever it is; one
+    that raises is reported by a TrackerWarning, and the run goes on without it. workers: processes that clients train in, one
+    thread each; results do not depend on it. With several, a script must start its run under `if __name__ == "__main__":`.
+    profile: whether the summary says where the time of a round went. carried_by: gives, for the built experiment, the runtime
+    that reaches its clients, in place of this process or workers; then what clients remember is where they are.
     """
     begin(workers)
     where: AbstractContextManager[None] = nullcontext()
@@ -93,21 +96,20 @@ def run(
     scenario = experiment.scenario
     _announce(experiment, on_engine, on_states)
     account = Account() if profile else None
-    with (
-        measured(None if account is None else account.profile),
-        _reaching(experiment, workers, profile, carried_by) as experiment,
-        _recording(experiment, out, overwrite) as (folder, ledger, rounds),
-    ):
-        residuals = Residuals()
-        history, server, accuracy = _run(experiment, ledger, rounds, residuals, on_round, account)
-    summary = summarised(experiment, history, ledger, residuals, server.weights, time.perf_counter() - begun)
-    summary["workers"] = workers
-    if account is not None:
-        summary["profile"] = account.per_round()
-    summary["given_in_python"] = [name for name, value in given.items() if value is not None]
-    result = Result(scenario, history, ledger, server.weights, experiment.plan.layout, accuracy, summary, folder)
-    if folder is not None:
-        _save(folder, result, experiment)
+    with Followed(trackers) as followed:
+        with (
+            measured(None if account is None else account.profile),
+            _reaching(experiment, workers, profile, carried_by) as experiment,
+            _recording(experiment, out, overwrite) as (folder, ledger, rounds),
+        ):
+            followed.begin(Begun(scenario, folder))
+            residuals = Residuals()
+            history, server, accuracy = _run(experiment, ledger, rounds, residuals, (on_round, followed.round), account)
+        summary = summarised(experiment, history, ledger, residuals, server.weights, time.perf_counter() - begun)
+        summary |= _of_the_call(workers, account, given)
+        result = Result(scenario, history, ledger, server.weights, experiment.plan.layout, accuracy, summary, folder)
+        _save(result, experiment)
+        followed.end(Ended(summary))
     return result
 
 
@@ -133,8 +135,17 @@ def _announce(
         on_states(experiment.states)
 
 
-def _save(folder: Path, result: Result, experiment: Experiment) -> None:
+def _of_the_call(workers: int, account: Account | None, given: Mapping[str, object]) -> dict[str, Any]:
+    """What the summary says of how `run` was called, and of what no scenario names."""
+    profile = {} if account is None else {"profile": account.per_round()}
+    return {"workers": workers, **profile, "given_in_python": [name for name, value in given.items() if value is not None]}
+
+
+def _save(result: Result, experiment: Experiment) -> None:
     """What is known when a run is over."""
+    folder = result.out
+    if folder is None:
+        return
     if result.client_accuracy is not None and experiment.held_out is not None:
         _save_clients(folder / "clients.parquet", experiment.train, experiment.held_out, result.client_accuracy)
     save_parameters(folder / "params.safetensors", result.layout, result.parameters)
@@ -164,7 +175,7 @@ def _run(
     ledger: Ledger,
     rounds: TableWriter,
     residuals: Residuals,
-    on_round: Callable[[Round], None] | None,
+    on_round: Sequence[Callable[[Round], None] | None],
     account: Account | None,
 ) -> tuple[list[Round], Server, F64 | None]:
     """(all rounds, the server after them, accuracy by client if it was measured)."""
@@ -176,8 +187,9 @@ def _run(
             rounds.append(_row(record))
             if ledger.flush():
                 rounds.flush(force=True)
-            if on_round is not None:
-                on_round(record)
+            for call in on_round:
+                if call is not None:
+                    call(record)
         if account is not None:
             account.after_round(experiment.spent)
     return history, *last

@@ -16,10 +16,10 @@ PACKAGE = ROOT / "fedsgd"
 # Lowest first. A module may import from its own floor's package and from floors below.
 FLOORS = [
     ["errors", "arrays", "kernel", "profiling", "memory"],
-    ["component", "rng", "layout", "torch_scope", "vectors", "forking", "sizes"],
+    ["component", "rng", "layout", "torch_scope", "vectors", "forking", "sizes", "units", "target"],
     ["wire"],
     ["compress"],
-    ["optim", "data", "participation", "downlink"],
+    ["optim", "data", "participation", "downlink", "network"],
     ["models"],
     ["engine"],
     ["clients"],
@@ -32,7 +32,10 @@ FLOORS = [
     ["ledger", "state_plan"],
     ["build"],
     ["record"],
+    ["track"],
     ["experiment"],
+    ["sweeps"],
+    ["report"],
     ["flower"],
     ["deployment"],
     ["certificate"],
@@ -52,7 +55,9 @@ DOORS = {
     "rich": {"console"},
     "pyarrow": {"parquet", "ledger", "data"},
     "PIL": {"data"},
-    "matplotlib": {"pictures"},
+    "matplotlib": {"pictures", "report"},
+    "jinja2": {"report"},
+    "pint": {"units"},
     "safetensors": {"run_folder"},
     "sklearn": {"data"},
     "flwr": {"flower"},
@@ -60,8 +65,10 @@ DOORS = {
     "psutil": {"deployment"},
     "datasets": {"data"},
     "flwr_datasets": {"data"},
+    "tensorboard": {"track"},
+    "mlflow": {"track"},
 }
-EXTRAS = {"datasets": "huggingface", "flwr-datasets": "huggingface"}
+EXTRAS = {"datasets": "huggingface", "flwr-datasets": "huggingface", "tensorboard": "tensorboard", "mlflow": "mlflow"}
 MAX_LINES = 320
 MAX_FUNCTION_LINES = 45
 EXEMPT = {"__init__", "__main__"}

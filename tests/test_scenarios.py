@@ -18,7 +18,8 @@ from fedsgd.scenario import load
 from tests.test_data import idx
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
-SCENARIOS = sorted(path for path in FOLDER.rglob("*.toml") if path.name != "pyproject.toml")  # a Flower app has one
+NO_SCENARIOS = ("pyproject.toml", "methods.toml")  # of a Flower app; of a sweep
+SCENARIOS = sorted(path for path in FOLDER.rglob("*.toml") if path.name not in NO_SCENARIOS)
 TINY = {"rounds": 2, "evaluation.every": 1, "client.steps": 2, "server.cohort": 2}
 FILES_OF_THE_USER = {"mnist", "cifar10", "shakespeare", "hugging-face"}
 

@@ -1,6 +1,6 @@
 """The command line. Everything heavy is imported inside the commands, so that `--help` answers at once."""
 
-from fedsgd.cli import compressors, deployments, runs
+from fedsgd.cli import compressors, deployments, reports, runs, sweeps
 from fedsgd.cli.base import main
 
-__all__ = ["compressors", "deployments", "main", "runs"]
+__all__ = ["compressors", "deployments", "main", "reports", "runs", "sweeps"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fedsgd.certificate import Certificate
 
 FAMILIES = ("compressors", "datasets", "durations", "models", "optimizers", "partitioners", "samplers", "schedules")
+PROFILES = ("networks", "devices")
 
 
 @main.command()
@@ -93,11 +95,16 @@ def _certificates(
 
 
 @main.command(name="list")
-@click.argument("family", type=click.Choice(FAMILIES), required=False)
+@click.argument("family", type=click.Choice((*FAMILIES, *PROFILES)), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def list_members(family: str | None, as_json: bool) -> None:
-    """List what a scenario can name, with keys and defaults: one FAMILY, or all."""
+    """List what a scenario can name, with keys and defaults: one FAMILY, or all; and the networks and devices that a price can
+    name, each with the source of its figures."""
     from fedsgd import schema
+
+    if family in PROFILES:
+        _list_profiles(family, as_json)
+        return
 
     registries = {registry.plural: registry for registry in schema.FAMILIES.values()}
     listing = {name: schema.describe(registries[name]) for name in ([family] if family else FAMILIES)}
@@ -114,6 +121,18 @@ def list_members(family: str | None, as_json: bool) -> None:
             click.echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
             if keys:
                 click.secho(f"      {keys}", dim=True)
+
+
+def _list_profiles(kind: str, as_json: bool) -> None:
+    from fedsgd.network.profiles import devices, networks
+
+    known: Mapping[str, Any] = networks() if kind == "networks" else devices()
+    if as_json:
+        click.echo(json.dumps({name: asdict(profile) for name, profile in known.items()}, indent=2))
+        return
+    for name, profile in known.items():
+        click.echo(f"  {click.style(name, fg='cyan')}: {profile.title}: {profile}")
+        click.secho(f"      {profile.source}", dim=True)
 
 
 def _shown(default: Any) -> str:

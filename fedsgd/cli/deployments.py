@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedsgd.cli.base import Given, ledger_is_told_of, main, numbered_folder, of_a_scenario
+from fedsgd.cli.tracking import asked, deployment_followed, lost_trackers_are_told_of, tracked
+from fedsgd.track import Ended, Tracker
+
+if TYPE_CHECKING:
+    from fedsgd.scenario import Scenario
 
 
 @main.command()
@@ -26,17 +33,16 @@ from fedsgd.cli.base import Given, ledger_is_told_of, main, numbered_folder, of_
 @click.option("--round-seconds", type=click.FloatRange(min=1), default=600.0, show_default=True, help="For a node's answer.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder to write. [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run folder.")
+@tracked
 def flower(
     given: Given,
     nodes: int,
-    tls: bool,
-    measure_socket: bool,
     keep_logs: Path | None,
     cold: bool,
-    start_seconds: float,
-    round_seconds: float,
     out: Path | None,
-    overwrite: bool,
+    track: tuple[str, ...],
+    networks: str | None,
+    **options: Any,
 ) -> None:
     """Run SCENARIO (a TOML file) as a real deployment: Flower's SuperLink and N SuperNodes as processes of this machine.
 
@@ -46,32 +52,31 @@ def flower(
     A node that dies, or does not answer in time, ends the run, or with [participation] on_failure = "continue" counts as
     clients whose replies never arrived. Everything that was started is stopped, however the run ends.
     """
-    from fedsgd import console
     from fedsgd.scenario import in_file
 
     scenario = given.load()
+    trackers = asked(track, networks)
     clients = scenario.data.n_clients
     if clients is not None and nodes > clients:
         raise click.BadParameter(f"got {nodes}, but there are {clients} clients to be spread over them", param_hint="--nodes")
     with in_file(given.scenario), numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
-        with ledger_is_told_of(folder), console.deployment_progress(scenario, given.quiet) as watched:
-            from fedsgd.deployment import deploy
+        _deploy(scenario, given, folder, nodes=nodes, warm=not cold, logs=keep_logs, trackers=trackers, **options)
 
-            deployed = deploy(
-                scenario,
-                folder,
-                nodes=nodes,
-                tls=tls,
-                measure_socket=measure_socket,
-                warm=not cold,
-                overwrite=overwrite,
-                data=given.data,
-                logs=keep_logs,
-                start_seconds=start_seconds,
-                round_seconds=round_seconds,
-                watched=watched,
-            )
-        if given.as_json:
-            click.echo(json.dumps(deployed.summary, indent=2))
-        else:
-            console.show_result(deployed)
+
+def _deploy(scenario: Scenario, given: Given, out: Path, trackers: Sequence[Tracker], **options: Any) -> None:
+    from fedsgd import console
+
+    with (
+        ledger_is_told_of(out),
+        lost_trackers_are_told_of(),
+        console.deployment_progress(scenario, given.quiet) as shown,
+        deployment_followed(trackers, scenario, out, shown) as (watched, followed),
+    ):
+        from fedsgd.deployment import deploy
+
+        deployed = deploy(scenario, out, data=given.data, watched=watched, **options)
+        followed.end(Ended(deployed.summary))
+    if given.as_json:
+        click.echo(json.dumps(deployed.summary, indent=2))
+    else:
+        console.show_result(deployed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd.cli.base import Given, ledger_is_told_of, main, numbered_folder, of_a_scenario
+from fedsgd.cli.tracking import asked, lost_trackers_are_told_of, tracked
 
 if TYPE_CHECKING:
     from fedsgd.scenario import Scenario
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     metavar="K",
     help="Train clients in K processes, one a core. Results do not depend on it.",
 )
+@tracked
 @click.option("--profile", is_flag=True, help="Also print where the time of a round went.")
-def run(given: Given, out: Path | None, overwrite: bool, workers: int, profile: bool) -> None:
+def run(given: Given, out: Path | None, overwrite: bool, workers: int, profile: bool, **tracking: Any) -> None:
     """Run the experiment that SCENARIO (a TOML file) describes.
 
     The run folder gets scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json; and
@@ -41,19 +43,20 @@ def run(given: Given, out: Path | None, overwrite: bool, workers: int, profile: 
 
     scenario = given.load()
     begin(workers)  # before torch is imported here, so that it is imported there at the same time
+    trackers = asked(**tracking)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers > cores and not given.quiet:
         click.echo(
             f"fedsgd: {workers} workers share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True
         )
     with in_file(given.scenario), numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
-        _run(scenario, given, folder, overwrite=overwrite, workers=workers, profile=profile)
+        _run(scenario, given, folder, overwrite=overwrite, workers=workers, trackers=trackers, profile=profile)
 
 
 def _run(scenario: Scenario, given: Given, out: Path, **options: Any) -> None:
     from fedsgd import console
 
-    with ledger_is_told_of(out), console.progress(scenario, given.quiet) as shown:
+    with ledger_is_told_of(out), lost_trackers_are_told_of(), console.progress(scenario, given.quiet) as shown:
         from fedsgd.experiment import run as run_scenario
 
         result = run_scenario(

@@ -1,0 +1,92 @@
+"""`--track`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedsgd.track import TRACKERS, Begun, Followed, Tracker, TrackerWarning, tracker
+
+if TYPE_CHECKING:
+    from fedsgd.deployment import Watched
+    from fedsgd.record import Round
+    from fedsgd.scenario import Scenario
+
+_track: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--track",
+    type=click.Choice([*TRACKERS]),
+    multiple=True,
+    help="Also record the run there, over rounds, bytes and the time on networks. Repeatable. tensorboard: event files in the "
+    "folder tensorboard/RUN beside the run folder, so that `tensorboard --logdir runs/tensorboard` shows all. mlflow: what "
+    "MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME name, otherwise mlflow.db beside the run folder. Each is an extra to be "
+    "installed: 'fedsgd[tensorboard]', 'fedsgd[mlflow]'.",
+)
+_networks: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--network",
+    "networks",
+    metavar="NAME,...",
+    help="With --track: at the end of the run also over the time on these networks; `fedsgd list networks` has them.",
+)
+
+
+def tracked(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with both options; they are what `asked` takes."""
+    return _track(_networks(command))
+
+
+@contextmanager
+def lost_trackers_are_told_of() -> Iterator[None]:
+    """A line on standard error for a tracker that failed; other warnings as ever."""
+    with warnings.catch_warnings():
+        as_ever = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, TrackerWarning):
+                click.echo(f"fedsgd: {message}", err=True)
+            else:
+                as_ever(message, category, *where, **more)
+
+        warnings.simplefilter("always", TrackerWarning)
+        warnings.showwarning = show
+        yield
+
+
+def asked(track: Sequence[str], networks: str | None) -> list[Tracker]:
+    """The trackers of these names, each once. ScenarioError for one that is not installed, or a network that there is not."""
+    if networks is not None and not track:
+        raise click.UsageError("--network goes with --track; `fedsgd price` prices a run that is over")
+    terms = {}
+    if networks is not None:
+        from fedsgd.network import ask
+
+        terms = {name.strip(): ask(name.strip()) for name in networks.split(",")}
+    trackers = [tracker(name) for name in dict.fromkeys(track)]
+    if not terms:
+        return trackers
+    from fedsgd.report.following import OnNetworks
+
+    return [OnNetworks(one, terms) for one in trackers]
+
+
+@contextmanager
+def deployment_followed(
+    trackers: Sequence[Tracker], scenario: Scenario, folder: Path, watched: Watched
+) -> Iterator[tuple[Watched, Followed]]:
+    """What is called while a deployment runs, the trackers too: from when its ServerApp has built the scenario."""
+    with Followed(trackers) as followed:
+
+        def on_engine(text: str) -> None:
+            watched.on_engine(text)
+            followed.begin(Begun(scenario, folder))
+
+        def on_round(record: Round) -> None:
+            watched.on_round(record)
+            followed.round(record)
+
+        yield replace(watched, on_engine=on_engine, on_round=on_round), followed

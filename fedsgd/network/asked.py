@@ -1,0 +1,129 @@
+"""What a price is asked for, in words: the names of profiles, and quantities with their units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedsgd.component import FieldError
+from fedsgd.errors import ScenarioError
+from fedsgd.network.base import Device, Link, Network
+from fedsgd.network.draws import Constant, Draws, LogNormal, read
+from fedsgd.network.profiles import DEFAULT_DEVICE, DEFAULT_SERVER, device, network
+from fedsgd.network.timeline import Terms
+from fedsgd.units import parse_flops, parse_rate, parse_seconds, parse_size
+
+MOST_SPREAD = 10
+"""Standard deviations of a logarithm: with 10, clients differ by factors of billions."""
+
+
+def ask(
+    network_name: str | None = None,
+    *,
+    up: str | None = None,
+    down: str | None = None,
+    latency: str | None = None,
+    jitter: str | None = None,
+    spread: float | None = None,
+    trace: Path | None = None,
+    server_up: str | None = None,
+    server_down: str | None = None,
+    broadcast: bool = False,
+    overhead_up: str | None = None,
+    overhead_down: str | None = None,
+    device_name: str = DEFAULT_DEVICE,
+    flops: str | None = None,
+    device_spread: float = 0.0,
+    server_name: str = DEFAULT_SERVER,
+    deadline: str | None = None,
+) -> Terms:
+    """The terms of a price. network_name: a profile, of which the other figures of the link take the place; without one, or a
+    trace, up and down are needed. ScenarioError that starts with the option that is wrong."""
+    if trace is not None and spread is not None:
+        raise ScenarioError(f"--spread: got {spread:g} beside a trace, which says by itself how links differ")
+    link, draws, named = _link(network_name, up, down, trace)
+    link = replace(
+        link,
+        latency_seconds=_read("--latency", parse_seconds, latency, link.latency_seconds),
+        jitter_seconds=_read("--jitter", parse_seconds, jitter, link.jitter_seconds),
+    )
+    asked = Network(
+        link,
+        LogNormal(_read("--spread", _spread, spread)) if spread else draws,
+        _read("--server-up", parse_rate, server_up),
+        _read("--server-down", parse_rate, server_down),
+        "broadcast" if broadcast else "unicast",
+        _read("--overhead-up", parse_size, overhead_up, 0.0),
+        _read("--overhead-down", parse_size, overhead_down, 0.0),
+        named.title if named else "",
+        named.source if named else "",
+    )
+    seconds = _read("--deadline", parse_seconds, deadline)
+    if seconds == 0:
+        raise ScenarioError(f"--deadline: got {deadline!r}, expected a time above 0")
+    return Terms(asked, _client(device_name, flops, device_spread), _device("--server", server_name), seconds)
+
+
+def _client(name: str, flops: str | None, spread: float) -> Device:
+    """What clients compute on."""
+    made = replace(_device("--device", name), spread=_read("--device-spread", _spread, spread))
+    if flops is None:
+        return made
+    return replace(made, flops_per_second=_read("--flops", parse_flops, flops), title="", source="as asked for")
+
+
+def _link(name: str | None, up: str | None, down: str | None, trace: Path | None) -> tuple[Link, Draws, Network | None]:
+    """(the link in the middle, how others differ from it, the profile)."""
+    draws: Draws = Constant()
+    named = None
+    if name is not None:
+        with _option("--network"):
+            named = network(name)
+    if trace is not None:
+        traced = read(trace)
+        middle = Link(traced.up_bits_per_second, traced.down_bits_per_second, traced.latency_seconds)
+        draws = traced.draws
+    elif named is not None:
+        middle = named.link
+    elif up is None or down is None:
+        missing = [option for option, given in (("--up", up), ("--down", down)) if given is None]
+        raise ScenarioError(f"{missing[0]}: expected a rate, or a network by its name, or a trace")
+    else:
+        middle = Link(1.0, 1.0)
+    rates = (
+        _read("--up", parse_rate, up, middle.up_bits_per_second),
+        _read("--down", parse_rate, down, middle.down_bits_per_second),
+    )
+    return replace(middle, up_bits_per_second=rates[0], down_bits_per_second=rates[1]), draws, named
+
+
+def _device(option: str, name: str) -> Device:
+    with _option(option):
+        return device(name)
+
+
+def _spread(value: float) -> float:
+    if not 0 <= value <= MOST_SPREAD:
+        raise ScenarioError(f"got {value:g}, expected a number from 0 to {MOST_SPREAD}")
+    return value
+
+
+def _read(option: str, parse: Callable[[Any], float], given: Any, default: Any = None) -> Any:
+    """What an option says, or the default where it is not given."""
+    if given is None:
+        return default
+    with _option(option):
+        return parse(given)
+
+
+@contextmanager
+def _option(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FieldError:
+        raise
+    except ScenarioError as error:
+        raise ScenarioError(f"{name}: {error}") from None

@@ -1,0 +1,82 @@
+"""What a network and its devices are like: the figures that a price rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsgd.component import Checked, NonNegative, Positive
+from fedsgd.network.draws import Constant, Draws
+from fedsgd.sizes import size_text
+from fedsgd.units import flops_text, rate_text, seconds_text
+
+
+@dataclass(frozen=True)
+class Link(Checked):
+    """A client's link, which loses nothing. A message of n bytes takes latency + jitter + 8n / rate.
+
+    up_bits_per_second, down_bits_per_second: of the client that is in the middle of them; latency_seconds: one way, so half of
+    a ping; jitter_seconds: the mean of an exponential delay that each message has beside.
+    """
+
+    up_bits_per_second: Positive
+    down_bits_per_second: Positive
+    latency_seconds: NonNegative = 0.0
+    jitter_seconds: NonNegative = 0.0
+
+    def __str__(self) -> str:
+        up, down = rate_text(self.up_bits_per_second), rate_text(self.down_bits_per_second)
+        jitter = f" + {seconds_text(self.jitter_seconds)}" if self.jitter_seconds else ""
+        return f"{up} up, {down} down, {seconds_text(self.latency_seconds)}{jitter} one way"
+
+
+@dataclass(frozen=True)
+class Network(Checked):
+    """The links of a federation.
+
+    link: of the client in the middle; draws: how others differ from it. server_up_bits_per_second,
+    server_down_bits_per_second: what the server's own link takes in from all clients together and gives out to them, None for
+    no limit. All clients of a round being served alike, none is done before all bytes have passed that link, so this is exact
+    for clients alike, and the least that it can be for others.
+
+    downlink: "unicast": each client is sent its frames by itself; "broadcast": all clients hear one channel, on which each
+    distinct frame of a round goes once. up_overhead_bytes, down_overhead_bytes: what the transport adds to each message.
+    """
+
+    link: Link
+    draws: Draws = Constant()
+    server_up_bits_per_second: Positive | None = None
+    server_down_bits_per_second: Positive | None = None
+    downlink: Literal["unicast", "broadcast"] = "unicast"
+    up_overhead_bytes: NonNegative = 0.0
+    down_overhead_bytes: NonNegative = 0.0
+    title: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        parts = [str(self.link), *([str(self.draws)] if self.draws != Constant() else [])]
+        for rate, where in ((self.server_up_bits_per_second, "into"), (self.server_down_bits_per_second, "out of")):
+            if rate is not None:
+                parts.append(f"{rate_text(rate)} {where} the server")
+        if self.downlink == "broadcast":
+            parts.append("downlink broadcast")
+        for n_bytes, way in ((self.up_overhead_bytes, "up"), (self.down_overhead_bytes, "down")):
+            if n_bytes:
+                parts.append(f"{n_bytes:,.0f} B more a message {way}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Device(Checked):
+    """What computes. flops_per_second: sustained in training, not a data sheet's peak; copy_bytes_per_second: of a copy in
+    memory, the measure of encoding and decoding; spread: the standard deviation of the logarithm of clients' speeds."""
+
+    flops_per_second: Positive
+    copy_bytes_per_second: Positive
+    spread: NonNegative = 0.0
+    title: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        spread = f", spread {self.spread:g}" if self.spread else ""
+        return f"{flops_text(self.flops_per_second)}, copies {size_text(round(self.copy_bytes_per_second))}/s{spread}"

@@ -1,0 +1,162 @@
+"""How the links of clients differ."""
+
+from __future__ import annotations
+
+import csv
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fedsgd.arrays import F64, I64
+from fedsgd.component import Checked, NonNegative
+from fedsgd.errors import DataError
+from fedsgd.rng import stream
+
+_BLOCK = 1024
+HEADER = ("client", "up_bits_per_second", "down_bits_per_second", "latency_seconds")
+
+
+class Factors(NamedTuple):
+    """Of clients [n]: by what their rates are the network's, and by how many seconds their latency is more than it."""
+
+    up: F64
+    down: F64
+    latency_seconds: F64
+
+
+@dataclass(frozen=True)
+class Draws(Checked, ABC):
+    """A client's link, compared with that of the client in the middle.
+
+    Laws: factors are above 0 and finite, latencies at least minus the network's; they depend on (seed, client) alone.
+    """
+
+    @abstractmethod
+    def factors(self, seed: int, clients: I64) -> Factors:
+        """Of these clients [n]."""
+
+
+@dataclass(frozen=True)
+class Constant(Draws):
+    """All links are alike."""
+
+    def factors(self, seed: int, clients: I64) -> Factors:
+        ones = np.ones(len(clients))
+        return Factors(ones, ones, np.zeros(len(clients)))
+
+    def __str__(self) -> str:
+        return "all links alike"
+
+
+@dataclass(frozen=True)
+class LogNormal(Draws):
+    """Both rates of a client times exp(spread · z), z standard normal, the same for both: a slow link is slow both ways. With
+    spread 0.5 two clients in three are within a factor 1.65 of the one in the middle."""
+
+    spread: NonNegative = 0.5
+
+    def factors(self, seed: int, clients: I64) -> Factors:
+        factor = log_normal(seed, "link", clients, self.spread)
+        return Factors(factor, factor, np.zeros(len(clients)))
+
+    def __str__(self) -> str:
+        return f"log-normal rates, spread {self.spread:g}"
+
+
+def log_normal(seed: int, purpose: str, clients: I64, spread: float) -> F64:
+    """exp(spread · z) for each client [n]; a client's z depends on (seed, purpose, client) alone."""
+    if not spread or not len(clients):
+        return np.ones(len(clients))
+    z = np.empty(len(clients))
+    blocks = clients // _BLOCK
+    for block in np.unique(blocks).tolist():
+        which = blocks == block
+        z[which] = stream(seed, purpose, block).standard_normal(_BLOCK)[clients[which] % _BLOCK]
+    with np.errstate(over="ignore"):
+        factors: F64 = np.exp(spread * z)
+    if not np.all(np.isfinite(factors) & (factors > 0)):
+        raise DataError(f"spread {spread:g}: a client's speed is beyond what floats can hold")
+    return factors
+
+
+@dataclass(frozen=True)
+class Trace(Draws):
+    """Links as measured: `rates` and `latencies` by client, relative to the medians, which are the network's (see `read`).
+
+    A client whose number is not in the file has the link of its number modulo the number of lines.
+    """
+
+    file: str
+    up: tuple[float, ...]
+    down: tuple[float, ...]
+    latency: tuple[float, ...]
+
+    def factors(self, seed: int, clients: I64) -> Factors:
+        at = clients % len(self.up)
+        return Factors(np.array(self.up)[at], np.array(self.down)[at], np.array(self.latency)[at])
+
+    def __str__(self) -> str:
+        return f"links of {len(self.up):,} clients from {self.file}"
+
+
+class Traced(NamedTuple):
+    """A trace, and the medians that it is relative to."""
+
+    draws: Trace
+    up_bits_per_second: float
+    down_bits_per_second: float
+    latency_seconds: float
+
+
+def read(path: Path) -> Traced:
+    """A CSV file with the header client,up_bits_per_second,down_bits_per_second,latency_seconds, a line for each of the clients
+    0, 1, ... in any order. DataError that names the file and the line where something is wrong."""
+    rows: dict[int, tuple[float, float, float]] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = tuple(cell.strip() for cell in next(reader, []))
+            if header != HEADER:
+                raise DataError(f"{path}: line 1: expected the header {','.join(HEADER)}, got {','.join(header) or 'nothing'}")
+            for cells in filter(None, reader):
+                try:
+                    client, link = _checked(cells)
+                    if client in rows:
+                        raise ValueError(f"client: {client} was there before")
+                except ValueError as problem:
+                    raise DataError(f"{path}: line {reader.line_num}: {problem}") from None
+                rows[client] = link
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV ({error})") from error
+    if not rows:
+        raise DataError(f"{path}: expected lines below the header, got none")
+    missing = next((client for client in range(len(rows)) if client not in rows), None)
+    if missing is not None:
+        raise DataError(f"{path}: {len(rows)} lines, expected the clients 0 to {len(rows) - 1}, but {missing} is not there")
+    up, down, latency = (np.array(values) for values in zip(*(rows[client] for client in range(len(rows))), strict=True))
+    middle = [float(np.median(values)) for values in (up, down, latency)]
+    relative = (up / middle[0], down / middle[1], latency - middle[2])
+    return Traced(Trace(path.name, *(tuple(values.tolist()) for values in relative)), *middle)
+
+
+def _checked(cells: list[str]) -> tuple[int, tuple[float, float, float]]:
+    """A line's numbers; ValueError says what was expected."""
+    if len(cells) != len(HEADER):
+        raise ValueError(f"expected {len(HEADER)} values ({', '.join(HEADER)}), got {len(cells)}")
+    if not cells[0].strip().isdecimal():
+        raise ValueError(f"client: expected a whole number from 0 on, got {cells[0]!r}")
+    numbers = []
+    for key, cell in zip(HEADER[1:], cells[1:], strict=True):
+        try:
+            value = float(cell)
+        except ValueError:
+            raise ValueError(f"{key}: expected a number, got {cell!r}") from None
+        least = "from 0 on" if key == "latency_seconds" else "above 0"
+        if not math.isfinite(value) or value < 0 or (not value and least == "above 0"):
+            raise ValueError(f"{key}: expected a finite number {least}, got {cell.strip()}")
+        numbers.append(value)
+    return int(cells[0]), (numbers[0], numbers[1], numbers[2])

@@ -1,0 +1,144 @@
+"""Methods side by side: what each takes to a target, in rounds, bytes, seconds and money."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedsgd.network import Terms
+from fedsgd.report.methods import Method
+from fedsgd.report.price import BreakEven, Priced, Racer, all_break_evens, price, reach
+from fedsgd.report.runs import Run
+from fedsgd.target import Crossing, Seeds, crossing, over_seeds
+
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class OnNetwork:
+    """seconds: to the target, or to the end of the run if there is none; a_round: in the mean over all rounds; cost: of the
+    bytes up and down until then, None if no price was given. Each over the seeds."""
+
+    seconds: Seeds
+    a_round: Seeds
+    cost: Seeds | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method. best: the largest accuracy of each run; rounds and bytes: to the target, or to the end of the run if there is
+    none; on: by the name of the network; not_priced: why there is none. All over the seeds; a failed seed, whose run ended in
+    an error, does not reach anything."""
+
+    label: str
+    tuned: Mapping[str, Any]
+    at_edge: tuple[str, ...]
+    uncompressed: bool
+    seeds: int
+    failed: int
+    best: Seeds
+    rounds: Seeds
+    up_bytes: Seeds
+    down_bytes: Seeds
+    all_bytes: Seeds
+    on: Mapping[str, OnNetwork]
+    not_priced: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """target: the accuracy to be reached, None for the end of each run; terms: by the name of the network; rows: in the order
+    of the methods; break_evens: of every two methods that have one, by network."""
+
+    target: float | None
+    terms: Mapping[str, Terms]
+    price_per_gigabyte: float | None
+    rows: tuple[Row, ...]
+    break_evens: Mapping[str, tuple[BreakEven, ...]]
+
+    @property
+    def baseline(self) -> Row:
+        """What others are measured by: the first that sends its updates as they are, or else the first."""
+        return next((row for row in self.rows if row.uncompressed), self.rows[0])
+
+
+def compare(
+    methods: Sequence[Method],
+    target: float | None = None,
+    terms: Mapping[str, Terms] | None = None,
+    price_per_gigabyte: float | None = None,
+) -> Comparison:
+    """See `Comparison`. terms: what to price on, by name; runs whose participation depended on time are not priced."""
+    terms = terms or {}
+    priced = {method.label: _priced(method, terms) for method in methods}
+    rows = tuple(_row(method, target, priced[method.label], price_per_gigabyte) for method in methods)
+    evens: dict[str, tuple[BreakEven, ...]] = {}
+    if target is not None:
+        for name, each in terms.items():
+            racers = [_racer(method, target, priced[method.label][name]) for method in methods if priced[method.label]]
+            evens[name] = tuple(all_break_evens(racers, each.network))
+    return Comparison(target, terms, price_per_gigabyte, rows, evens)
+
+
+def _priced(method: Method, terms: Mapping[str, Terms]) -> dict[str, list[Priced]]:
+    """Its runs by network; nothing where one of them cannot be priced."""
+    if not terms or any(run.time_dependent for run in method.runs):
+        return {}
+    by_run = [price(run, list(terms.values())) for run in method.runs]
+    return {name: [runs[i] for runs in by_run] for i, name in enumerate(terms)}
+
+
+def _racer(method: Method, target: float, runs: Sequence[Priced]) -> Racer:
+    return Racer(method.label, [*(reach(one, target) for one in runs), *[None] * method.chosen.failed])
+
+
+def _row(method: Method, target: float | None, priced: Mapping[str, Sequence[Priced]], per_gigabyte: float | None) -> Row:
+    chosen, ends = method.chosen, {run.folder: _end(run, target) for run in method.runs}
+
+    def at(run: Run, *columns: str) -> float | None:
+        end = ends[run.folder]
+        return None if end is None else sum(end.on(run.cumulative(column)) for column in columns)
+
+    rounds = chosen.figures(lambda run: None if (end := ends[run.folder]) is None else end.rounds)
+    return Row(
+        label=method.label,
+        tuned=chosen.tuned,
+        at_edge=method.at_edge,
+        uncompressed=method.uncompressed,
+        seeds=len(method.runs),
+        failed=chosen.failed,
+        best=chosen.best_accuracy(),
+        rounds=rounds,
+        up_bytes=chosen.figures(lambda run: at(run, "uplink_bytes")),
+        down_bytes=chosen.figures(lambda run: at(run, "downlink_bytes")),
+        all_bytes=chosen.figures(lambda run: at(run, "uplink_bytes", "downlink_bytes")),
+        on={name: _on(runs, ends, chosen.failed, per_gigabyte) for name, runs in priced.items()},
+        not_priced=next((run.time_dependent for run in method.runs if run.time_dependent), None),
+    )
+
+
+def _end(run: Run, target: float | None) -> Crossing | None:
+    """Where the run meets the target, or where it ends."""
+    return Crossing(run.n_rounds, run.n_rounds, 0.0) if target is None else crossing(run.measured, target)
+
+
+def _on(runs: Sequence[Priced], ends: Mapping[Any, Crossing | None], failed: int, per_gigabyte: float | None) -> OnNetwork:
+    none = [None] * failed
+    found = [(one, ends[one.run.folder]) for one in runs]
+    seconds = [None if end is None else end.on(one.seconds) for one, end in found]
+    cost = None
+    if per_gigabyte is not None:
+        spent = [None if end is None else _bytes_paid(one, end) / GIGABYTE * per_gigabyte for one, end in found]
+        cost = over_seeds([*spent, *none])
+    means = [float(one.seconds[-1]) / one.run.n_rounds for one in runs]
+    return OnNetwork(over_seeds([*seconds, *none]), over_seeds(means), cost)
+
+
+def _bytes_paid(one: Priced, end: Crossing) -> float:
+    return sum(end.on(one.run.cumulative(column)) for column in ("uplink_bytes", one.down_column))
+
+
+def evens_with(comparison: Comparison, network: str, label: str) -> Iterator[BreakEven]:
+    """The break-evens that one method has with others."""
+    return (even for even in comparison.break_evens[network] if label in (even.below, even.above))

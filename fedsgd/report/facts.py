@@ -1,0 +1,163 @@
+"""What a ledger says, read in stretches of whole rounds, so that memory does not grow with it but for what is kept.
+
+T trips: a client in a round; N clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import lgamma, log
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.arrays import F64, I64
+from fedsgd.errors import ReportError
+from fedsgd.network import Trips, Work
+from fedsgd.parquet import SEGMENT_ROWS, read_batches
+from fedsgd.report.runs import Run
+
+PARTS = ("header", "index", "value", "side")
+Batch = Mapping[str, Any]
+
+
+@dataclass(eq=False)
+class Facts:
+    """clients_up, clients_down: bytes of each client [N]; by_kind: bytes by part of each (direction, kind); index_bytes,
+    bound_bytes: of UPDATE frames that say where their coordinates are: what that takes, and log₂C(P, k) bits for each.
+    encode, decode, server: seconds of each UPDATE at the client, of each message there, and of each UPDATE at the server."""
+
+    clients_up: F64
+    clients_down: F64
+    by_kind: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    index_bytes: int = 0
+    bound_bytes: float = 0.0
+    encode: list[F64] = field(default_factory=list)
+    decode: list[F64] = field(default_factory=list)
+    server: list[F64] = field(default_factory=list)
+
+
+def read_facts(run: Run) -> Facts:
+    """One pass over the ledger."""
+    n_clients, parameters = int(run.summary["clients"]), int(run.summary["parameters"])
+    facts = Facts(np.zeros(n_clients), np.zeros(n_clients))
+    names = ["client", "direction", "kind", "fate", "n_bytes", *(f"{part}_bytes" for part in PARTS), "kept"]
+    for batch in read_batches(run.folder / "ledger.parquet", [*names, "encode_seconds", "decode_seconds"]):
+        _check_clients(run, batch, n_clients)
+        up, update, received = batch["direction"].are("up"), batch["kind"].are("UPDATE"), batch["fate"].are("received")
+        for rows, totals in ((up, facts.clients_up), (~up, facts.clients_down)):
+            totals += np.bincount(batch["client"][rows], batch["n_bytes"][rows], minlength=n_clients)
+        for kind in batch["kind"].names:
+            for direction, way in (("up", up), ("down", ~up)):
+                _add_parts(facts, direction, kind, way & batch["kind"].are(kind), batch)
+        placed = update & (batch["index_bytes"] > 0) & (batch["kept"] > 0)
+        facts.index_bytes += int(batch["index_bytes"][placed].sum())
+        kept, times = np.unique(batch["kept"][placed], return_counts=True)
+        bits = (log2_choose(parameters, k) * n for k, n in zip(kept.tolist(), times.tolist(), strict=True))
+        facts.bound_bytes += sum(bits) / 8
+        facts.encode.append(batch["encode_seconds"][update])
+        facts.server.append(batch["decode_seconds"][update & received])
+        decoded = batch["decode_seconds"][~up]
+        facts.decode.append(decoded[decoded > 0])
+    return facts
+
+
+def _add_parts(facts: Facts, direction: str, kind: str, rows: NDArray[np.bool_], batch: Batch) -> None:
+    if rows.any():
+        sums = facts.by_kind.setdefault((direction, kind), {"frames": 0, **dict.fromkeys(PARTS, 0)})
+        sums["frames"] += int(rows.sum())
+        for part in PARTS:
+            sums[part] += int(batch[f"{part}_bytes"][rows].sum())
+
+
+def _check_clients(run: Run, batch: Batch, n_clients: int) -> None:
+    least, most = int(batch["client"].min()), int(batch["client"].max())
+    if least < 0 or most >= n_clients:
+        bad = least if least < 0 else most
+        raise ReportError(f"{run.folder}/ledger.parquet: client {bad}, expected 0 to {n_clients - 1}, as summary.json says")
+
+
+def log2_choose(n: int, k: int) -> float:
+    """log₂ C(n, k): the bits that which k of n it is takes at least, if all sets are alike."""
+    return (lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)) / log(2)
+
+
+def work_of(run: Run, facts: Facts) -> Work:
+    """The run's work in units that are no machine's. Medians of what the ledger's clock has, as multiples of a copy on the same
+    machine, to two figures: more of it is noise."""
+    recorded = run.summary["work"]
+    copies = (
+        _two_figures(_median(seconds) / recorded["copy_seconds"]) for seconds in (facts.encode, facts.decode, facts.server)
+    )
+    return Work(int(run.summary["parameters"]), float(recorded["flops_per_example"]), *copies)
+
+
+def _median(parts: list[F64]) -> float:
+    values = np.concatenate(parts) if parts else np.zeros(0)
+    return float(np.median(values)) if len(values) else 0.0
+
+
+def _two_figures(value: float) -> float:
+    return float(f"{value:.1e}")
+
+
+def read_trips(run: Run, rows: int = SEGMENT_ROWS) -> Iterator[Trips]:
+    """Whole rounds, some `rows` of the ledger at a time."""
+    names = ["round", "client", "direction", "kind", "fate", "n_bytes", "examples"]
+    left: dict[str, NDArray[Any]] = {}
+    distinct = np.diff(run.cumulative("downlink_broadcast_bytes"))
+    first = 1
+    for batch in read_batches(run.folder / "ledger.parquet", names, rows):
+        plain = _plain(batch)
+        whole = {name: np.concatenate([left[name], plain[name]]) for name in plain} if left else plain
+        if (np.diff(whole["round"]) < 0).any():
+            raise ReportError(f"{run.folder}/ledger.parquet: its rows are not in the order of rounds")
+        last = int(whole["round"][-1])
+        done = whole["round"] < last
+        left = {name: values[~done] for name, values in whole.items()}
+        if done.any():
+            yield _trips({name: values[done] for name, values in whole.items()}, first, distinct[first - 1 : last - 1])
+            first = last
+    if left or first <= run.n_rounds:
+        none = {name: np.zeros(0, dtype=np.int64) for name in ("round", "client", "n_bytes", "examples")}
+        none |= {name: np.zeros(0, dtype=bool) for name in ("up", "opens", "resync", "taken")}
+        yield _trips(left or none, first, distinct[first - 1 :])
+
+
+def _plain(batch: Batch) -> dict[str, NDArray[Any]]:
+    """The words as what is asked of them."""
+    direction, kind, fate = batch["direction"], batch["kind"], batch["fate"]
+    numbers = {name: batch[name] for name in ("round", "client", "n_bytes", "examples")}
+    words = {
+        "up": direction.are("up"),
+        "opens": kind.are("TASK"),
+        "resync": kind.are("RESYNC"),
+        "taken": kind.are("UPDATE") & fate.are("received"),
+    }
+    return {**numbers, **words}
+
+
+def _trips(rows: Mapping[str, NDArray[Any]], first: int, distinct: F64) -> Trips:
+    """One for each client of each round. first: the first of these rounds; distinct: bytes of each of them [R]."""
+    n = int(rows["client"].max(initial=0)) + 1
+    keys, at = np.unique(rows["round"] * n + rows["client"], return_inverse=True)
+
+    def summed(values: NDArray[Any], where: NDArray[np.bool_]) -> I64:
+        return np.bincount(at[where], values[where], minlength=len(keys)).astype(np.int64)
+
+    up, n_bytes, ones = rows["up"], rows["n_bytes"], np.ones(len(at))
+    replied = summed(ones, up & ~rows["resync"]) > 0
+    return Trips(
+        first=first,
+        round=keys // n,
+        client=keys % n,
+        down_bytes=summed(n_bytes, ~up),
+        up_bytes=summed(n_bytes, up),
+        down_messages=summed(ones, ~up & rows["opens"]),
+        up_messages=summed(ones, up & rows["resync"]) + replied,
+        examples=summed(rows["examples"], up),
+        taken=summed(ones, rows["taken"]) > 0,
+        down_distinct_bytes=distinct,
+    )

@@ -1,0 +1,64 @@
+"""A report of runs: the page, or figures for a paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from fedsgd.errors import OutputError, ReportError
+from fedsgd.network import Terms
+from fedsgd.report.methods import Given, Method, gather
+from fedsgd.report.payload import Asked, payload
+from fedsgd.run_folder import write
+
+
+def make(
+    runs: Sequence[Given],
+    out: Path,
+    form: Literal["html", "pdf", "svg", "png"],
+    *,
+    target: float | None,
+    tuned: Sequence[str],
+    network: str,
+    terms: Terms,
+    price_per_gigabyte: float | None,
+    title: str | None,
+) -> list[Path]:
+    """Write it; the files that were written. form: "html", or "pdf", "svg", "png" for figures in the folder `out`."""
+    methods = gather(runs, target, tuned)
+    target = default_target(methods) if target is None else target
+    asked = Asked(title or _title(methods), target, terms, network, price_per_gigabyte)
+    if form != "html":
+        from fedsgd.report.figures import draw
+
+        return draw(methods, asked, out, form)
+    from fedsgd.report.page import render
+
+    if not out.parent.is_dir():
+        raise OutputError(f"{out}: there is no folder {out.parent}")
+    page = render(payload(methods, asked))
+    try:
+        write(out, page.encode())
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror})") from None
+    return [out]
+
+
+def default_target(methods: Sequence[Method]) -> float:
+    """What all runs were asked to reach, if that is the same, or else the highest whole percent that each method reaches in the
+    median over its seeds."""
+    asked = [run.settings.get(f"{table}.target_accuracy") for m in methods for run in m.runs for table in ("report", "stop")]
+    wanted = {float(one) for one in asked if one is not None}
+    if len(wanted) == 1:
+        return wanted.pop()
+    best = min(method.chosen.best_accuracy().median for method in methods)
+    if not best:
+        raise ReportError("no accuracy was measured in some of these runs: give --target")
+    return max(0.01, math.floor(100 * best) / 100)
+
+
+def _title(methods: Sequence[Method]) -> str:
+    names = list(dict.fromkeys(run.name for method in methods for run in method.runs))
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,0 +1,229 @@
+"""Which runs are one method, seen with several seeds: what a comparison compares."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsgd.errors import ReportError, did_you_mean
+from fedsgd.report.runs import Run, find, load_run
+from fedsgd.sweeps.naming import short_names, shown
+from fedsgd.target import Seeds, crossing, over_seeds
+
+APART = ("seed", "name")
+"""Settings that do not make another method; nor does anything of [engine] and [state], on which no bytes depend, [report] and
+[stop]."""
+APART_TABLES = ("engine", "report", "state", "stop")
+Settings = tuple[tuple[str, str], ...]
+Given = Path | str | tuple[str, Path | str]
+"""A path, or what to call the method in it and the path."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A method at one value of what was tuned. runs: ascending by seed; failed: how many seeds ended in an error (diverged)."""
+
+    tuned: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    failed: int = 0
+
+    def figures(self, of: Callable[[Run], float | None]) -> Seeds:
+        """Over all seeds; a failed one does not have it."""
+        return over_seeds([*(of(run) for run in self.runs), *[None] * self.failed])
+
+    def best_accuracy(self) -> Seeds:
+        """The largest of each run, over the seeds; a failed run's is 0."""
+        return over_seeds([*(best_accuracy(run) for run in self.runs), *[0.0] * self.failed])
+
+    def rounds_to(self, target: float) -> Seeds:
+        """By the one rule for it."""
+        return self.figures(lambda run: found.rounds if (found := crossing(run.measured, target)) else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """label: what it is called; chosen: the variant that it is shown at; variants: all that were tried; at_edge: tuned keys
+    whose chosen value is the least or largest that was tried, so that a better one may lie beyond."""
+
+    label: str
+    chosen: Variant
+    variants: tuple[Variant, ...]
+    at_edge: tuple[str, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Of the chosen variant."""
+        return self.chosen.runs
+
+    @property
+    def uncompressed(self) -> bool:
+        """Whether updates are sent as they are, in float32."""
+        settings = self.runs[0].settings
+        name, values = (settings.get(f"uplink.compressor.{key}") for key in ("name", "values"))
+        return name == "dense" and values in (None, "float32")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    label: str | None
+    tuned: tuple[tuple[str, Any], ...]
+    seed: int
+    run: Run | None
+
+
+def best_accuracy(run: Run) -> float:
+    """The largest that was measured; 0 if none was."""
+    return max((accuracy for _, accuracy in run.measured), default=0.0)
+
+
+def gather(paths: Sequence[Given], target: float | None = None, tuned: Sequence[str] = ()) -> list[Method]:
+    """The methods that these run folders, folders of them, and sweeps hold, in the order given. Runs that differ in nothing but
+    the seed (and what has no bearing on it) are one method; in a sweep a cell's label says so, and so does the label of a
+    (label, path), whose runs must be one method.
+
+    target: by it the best of tuned values is chosen: the one with the fewest rounds to it, or by default with the best
+    accuracy, in the median over seeds. tuned: keys to treat as tuned where no sweep says so. ReportError if a folder is no run,
+    or nothing is left.
+    """
+    entries = list(_entries(paths, tuned))
+    groups: dict[Any, dict[Any, dict[int, Run | None]]] = {}
+    labels: dict[Any, str | None] = {}
+    for entry in entries:
+        key = entry.label or _settings(entry.run, [name for name, _ in entry.tuned])
+        labels[key] = entry.label
+        seeds = groups.setdefault(key, {}).setdefault(entry.tuned, {})
+        seeds.setdefault(entry.seed, entry.run)  # the same run given twice is one
+    named = _named([key for key, label in labels.items() if label is None], labels)
+    methods = [_method(named[key], variants, target) for key, variants in groups.items()]
+    return [method for method in methods if method is not None]
+
+
+def _entries(paths: Sequence[Given], tuned: Sequence[str]) -> Iterator[_Entry]:
+    for given in paths:
+        label, path = (given[0], Path(given[1])) if isinstance(given, tuple) else (None, Path(given))
+        if (path / "sweep.json").is_file() and label is None:
+            yield from _of_sweep(path)
+            continue
+        seen: set[Settings] = set()
+        for folder in find(path):
+            run = load_run(folder)
+            for key in tuned:
+                if key not in run.settings:
+                    raise ReportError(f"{folder}: there is no setting {key} to be tuned{did_you_mean(key, run.settings)}")
+            seen.add(_settings(run, tuned))
+            if label is not None and len(seen) > 1:
+                raise ReportError(f"{label}={path}: holds runs that differ by more than their seed, such as {folder}")
+            yield _Entry(label, tuple((key, run.settings[key]) for key in tuned), run.seed, run)
+
+
+def _of_sweep(folder: Path) -> Iterator[_Entry]:
+    path = folder / "sweep.json"
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        known = [(c["state"], c["label"], tuple(c["tuned"].items()), c["seed"], folder / c["folder"]) for c in cells]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReportError(f"{path}: is not what a sweep writes ({type(error).__name__}: {error})") from None
+    for state, label, tuned, seed, where in known:
+        if state in ("finished", "failed"):
+            plain = tuple((key, json.dumps(value) if isinstance(value, list | dict) else value) for key, value in tuned)
+            yield _Entry(label, plain, seed, load_run(where) if state == "finished" else None)
+
+
+def _settings(run: Run | None, tuned: Sequence[str]) -> Settings:
+    """What makes a run the method that it is."""
+    assert run is not None
+    kept = (
+        (key, json.dumps(value, sort_keys=True))
+        for key, value in run.settings.items()
+        if key not in (*APART, *tuned) and key.split(".")[0] not in APART_TABLES
+    )
+    return tuple(sorted(kept))
+
+
+def _named(unnamed: Sequence[Settings], labels: Mapping[Any, str | None]) -> dict[Any, str]:
+    """A label for each method: a sweep's own, or how it compresses, with as many settings beside as tell it from the others."""
+    named = {key: label for key, label in labels.items() if label is not None}
+    taken = set(named.values())
+    for settings, words in _told_apart([dict(settings) for settings in unnamed]):
+        label = wanted = ", ".join(words)
+        n = 2
+        while label in taken:
+            label, n = f"{wanted} ({n})", n + 1
+        taken.add(label)
+        named[tuple(sorted(settings.items()))] = label
+    return named
+
+
+def _told_apart(every: Sequence[dict[str, str]]) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """(settings, words for them): those of the compressor, and where these are the same for several, those in which the several
+    differ."""
+    uplink = [key for key in _differing(every) if key.startswith("uplink")]
+    names = short_names(uplink)
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for settings in every:
+        name = json.loads(settings.get("uplink.compressor.name", '"run"'))
+        held = json.loads(settings.get("uplink.error_feedback", '"none"'))
+        feedback = {"none": [], "persist": ["error feedback"]}.get(held, [f"error feedback {held}"])
+        apart = ("uplink.compressor.name", "uplink.error_feedback")
+        others = [_word(key, settings[key], names) for key in uplink if key in settings and key not in apart]
+        groups.setdefault((name, *others, *feedback), []).append(settings)
+    for words, alike in groups.items():
+        beside = [key for key in _differing(alike) if not key.startswith("uplink")]
+        names = short_names(beside)
+        for settings in alike:
+            yield settings, [*words, *(_word(key, settings[key], names) for key in beside if key in settings)]
+
+
+def _differing(every: Sequence[Mapping[str, str]]) -> list[str]:
+    """The keys whose values differ among those that have them, names before their settings."""
+    values: dict[str, set[str]] = {}
+    for settings in every:
+        for key, value in settings.items():
+            values.setdefault(key, set()).add(value)
+    return sorted((key for key, known in values.items() if len(known) > 1), key=lambda key: (not key.endswith(".name"), key))
+
+
+def _word(key: str, value: str, names: Mapping[str, str]) -> str:
+    """A setting, shortly: a component's name speaks for itself."""
+    plain = json.loads(value)
+    name = key.removesuffix(".name") if key.endswith(".name") else names[key]
+    return f"{name} {shown(plain)}".replace("_", " ")
+
+
+def _method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], target: float | None) -> Method | None:
+    """At its best value of what was tuned; None if no run of it finished."""
+    made = []
+    for tuned, seeds in variants.items():
+        runs = tuple(run for _, run in sorted(seeds.items()) if run is not None)
+        made.append(Variant(dict(tuned), runs, len(seeds) - len(runs)))
+    finished = [variant for variant in made if variant.runs]
+    if not finished:
+        return None
+
+    def quality(variant: Variant) -> tuple[float, float]:
+        rounds = math.inf if target is None else variant.rounds_to(target).median
+        return rounds, -variant.best_accuracy().median
+
+    chosen = min(finished, key=quality)
+    return Method(label, chosen, tuple(made), _at_edge(chosen, made))
+
+
+def _at_edge(chosen: Variant, variants: Sequence[Variant]) -> tuple[str, ...]:
+    edge = []
+    for key, value in chosen.tuned.items():
+        tried = [variant.tuned[key] for variant in variants]
+        numbers = [one for one in tried if isinstance(one, int | float) and not isinstance(one, bool)]
+        if len(numbers) == len(tried) and len(set(tried)) > 1 and value in (min(tried), max(tried)):
+            edge.append(key)
+    return tuple(edge)
+
+
+def differing_settings(methods: Sequence[Method]) -> list[str]:
+    """The dotted keys in which they differ."""
+    every = [dict(_settings(method.runs[0], ())) for method in methods]
+    keys = sorted({key for settings in every for key in settings})
+    return [key for key in keys if len({settings.get(key) for settings in every}) > 1]

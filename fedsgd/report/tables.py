@@ -1,0 +1,215 @@
+"""A comparison as CSV, JSON, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedsgd.errors import OutputError, did_you_mean
+from fedsgd.report.compare import Comparison, Row
+from fedsgd.run_folder import write
+from fedsgd.sizes import size_text
+from fedsgd.target import Seeds
+from fedsgd.units import rate_text, seconds_text, three_figures
+
+NOT_REACHED = "not reached"
+Texts = Callable[[float], str]
+
+
+def cell(figures: Seeds, text: Texts, between: str = " ") -> str:
+    """The median over seeds and, of several, the least and the largest; how many reached it where not all did."""
+    if not figures.reached:
+        return NOT_REACHED
+    if math.isinf(figures.median):
+        return f"{NOT_REACHED}{between}({figures.reached} of {figures.n} do)"
+    high = text(figures.high) if math.isfinite(figures.high) else "∞"
+    low, middle = text(figures.low), text(figures.median)
+    if figures.n == 1 or (low, high) == (middle, middle):
+        return middle
+    number, _, unit = low.partition(" ")
+    least = number if unit and high.partition(" ")[2] == unit else low  # the unit once, where it is the same
+    return f"{middle}{between}({least} to {high})"
+
+
+def accuracy_text(value: float) -> str:
+    """Four decimals."""
+    return f"{value:.4f}"
+
+
+def bytes_text(value: float) -> str:
+    """Three figures."""
+    return size_text(round(value))
+
+
+def rounds_text(value: float) -> str:
+    """A decimal where it is not whole."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def headings(comparison: Comparison) -> list[str]:
+    """Of the table that people read."""
+    to = "in all" if comparison.target is None else f"to {comparison.target:g}"
+    names = ["method", "best accuracy", f"rounds {to}", f"up {to}", f"down {to}"]
+    for network in comparison.terms:
+        names += [f"time {to}, {network}", *([f"cost, {network}"] if comparison.price_per_gigabyte is not None else [])]
+    return names
+
+
+def cells(comparison: Comparison, row: Row, between: str = " ") -> list[str]:
+    """A row of it. between: the median and the spread."""
+    shown = [
+        label_of(row),
+        cell(row.best, accuracy_text, between),
+        cell(row.rounds, rounds_text, between),
+        cell(row.up_bytes, bytes_text, between),
+        cell(row.down_bytes, bytes_text, between),
+    ]
+    for network in comparison.terms:
+        on = row.on.get(network)
+        shown.append("not priced" if on is None else cell(on.seconds, seconds_text, between))
+        if comparison.price_per_gigabyte is not None:
+            shown.append("" if on is None or on.cost is None else cell(on.cost, three_figures, between))
+    return shown
+
+
+def label_of(row: Row) -> str:
+    """With what was tuned."""
+    tuned = ", ".join(f"{key.rpartition('.')[2]} {value}{'*' * (key in row.at_edge)}" for key, value in row.tuned.items())
+    return f"{row.label} ({tuned})" if tuned else row.label
+
+
+def notes(comparison: Comparison) -> Iterator[str]:
+    """What has to be said beside the table."""
+    if any(row.seeds + row.failed > 1 for row in comparison.rows):
+        yield "medians over seeds, with the least and the largest"
+    for row in comparison.rows:
+        if row.failed:
+            yield f"{row.label}: {row.failed} of {row.seeds + row.failed} seeds ended in an error, and count as not reached"
+        if row.not_priced and comparison.terms:
+            yield f"{row.label} is not priced: {row.not_priced}"
+    if any(row.at_edge for row in comparison.rows):
+        yield "* the best value is the least or the largest that was tried: a better one may lie beyond"
+    for name, terms in comparison.terms.items():
+        yield f"{name}: {terms.network}; clients compute {terms.device}; the server {terms.server}"
+
+
+def even_text(below: str, above: str, up_bits_per_second: float) -> str:
+    """A break-even in words."""
+    return f"{below} is sooner than {above} below {rate_text(up_bits_per_second)} up"
+
+
+def to_json(comparison: Comparison) -> str:
+    """All that is known, seeds' figures by median, low, high, reached and n; null for what is not reached."""
+    plain = {
+        "target": comparison.target,
+        "price_per_gigabyte": comparison.price_per_gigabyte,
+        "terms": {name: asdict(terms) for name, terms in comparison.terms.items()},
+        "methods": [asdict(row) for row in comparison.rows],
+        "break_evens": {name: [asdict(even) for even in evens] for name, evens in comparison.break_evens.items()},
+        "notes": list(notes(comparison)),
+    }
+    return json.dumps(_finite(plain), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_csv(comparison: Comparison) -> str:
+    """A row a method, plain numbers in base units; empty for what is not reached."""
+    out = io.StringIO()
+    rows = [dict(_flat(comparison, row)) for row in comparison.rows]
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _flat(comparison: Comparison, row: Row) -> Iterator[tuple[str, Any]]:
+    yield from (("method", row.label), ("seeds", row.seeds), ("failed", row.failed))
+    yield from ((f"tuned {key}", value) for key, value in row.tuned.items())
+    yield "target", "" if comparison.target is None else comparison.target
+    figures: dict[str, Seeds | None] = {
+        "best_accuracy": row.best,
+        "rounds": row.rounds,
+        "uplink_bytes": row.up_bytes,
+        "downlink_bytes": row.down_bytes,
+        "all_bytes": row.all_bytes,
+    }
+    for network, on in row.on.items():
+        figures |= {f"seconds {network}": on.seconds, f"seconds_a_round {network}": on.a_round, f"cost {network}": on.cost}
+    for name, seeds in figures.items():
+        if seeds is not None:
+            for key in ("median", "low", "high"):
+                value = getattr(seeds, key)
+                yield f"{name} {key}", value if math.isfinite(value) else ""
+            yield f"{name} reached", seeds.reached
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The table and its notes."""
+    rows = [headings(comparison), *(cells(comparison, row) for row in comparison.rows)]
+    lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    lines += ["", *(f"- {note}" for note in notes(comparison))]
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(comparison: Comparison) -> str:
+    """A tabular for booktabs, and its notes as comments."""
+    rows = [headings(comparison), *(cells(comparison, row) for row in comparison.rows)]
+    head, *body = (" & ".join(_escaped(text) for text in row) + r" \\" for row in rows)
+    lines = [f"% {note}" for note in notes(comparison)]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "∞": r"$\infty$",
+    "×": r"$\times$",
+    "µ": r"\textmu{}",
+    **{c: "\\" + c for c in "&%$#_{}"},
+}
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"[\\~^∞×µ&%$#_{}]", lambda found: _LATEX[found[0]], text)
+
+
+FORMATS: Mapping[str, Callable[[Comparison], str]] = {
+    ".csv": to_csv,
+    ".json": to_json,
+    ".md": to_markdown,
+    ".tex": to_latex,
+}
+
+
+def check(path: Path) -> None:
+    """OutputError unless a table can be written there."""
+    if path.suffix.lower() not in FORMATS:
+        raise OutputError(f'{path}: got a table "{path.suffix}"{did_you_mean(path.suffix, FORMATS)}')
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}")
+
+
+def save(comparison: Comparison, path: Path) -> None:
+    """In the format that the suffix says."""
+    check(path)
+    try:
+        write(path, FORMATS[path.suffix.lower()](comparison).encode())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None

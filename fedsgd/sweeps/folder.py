@@ -1,0 +1,115 @@
+"""What a sweep finds in its folder when it begins: the cells that are done, and what must not be touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedsgd.errors import OutputError, ScenarioError
+from fedsgd.run_folder import check, write
+from fedsgd.scenario import Scenario, load
+from fedsgd.schema import to_table
+from fedsgd.sweeps.cells import OWN_RESULTS, SWEEP_FILE, Cell, Planned, Sweep, keys_of
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """The folder, made if need be, for one sweep at a time. OutputError if it is not a sweep's, or another one is at it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        present = sorted(path.name for path in out.iterdir())
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be made or read ({error.strerror}); choose a folder with --out") from None
+    if present and SWEEP_FILE not in present:
+        shown = ", ".join(present[:3])
+        raise OutputError(f"{out}: holds no {SWEEP_FILE} (but {shown}), so it is not a sweep's; choose another folder")
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        yield
+        return
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone when this process is, however it ends
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OutputError(f"{out}: another sweep is writing to it") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def save(sweep: Sweep) -> None:
+    """Write sweep.json."""
+    write(sweep.out / SWEEP_FILE, sweep.to_json().encode())
+
+
+def as_found(out: Path, plan: Sequence[Planned], overwrite: bool, retry_failed: bool) -> Sweep:
+    """The planned cells, each as far as it is done already, and finished ones that are no longer asked for.
+
+    OutputError, and nothing is changed, if a cell is finished with another scenario, unless `overwrite`: then it is waiting.
+    """
+    before = {cell.folder: cell for cell in Sweep.read(out).cells} if (out / SWEEP_FILE).exists() else {}
+    cells = [_as_found(out, one, before.get(one.cell.folder), overwrite, retry_failed) for one in plan]
+    asked = {cell.folder for cell in cells}
+    others = [cell for cell in before.values() if cell.folder not in asked and _is_finished(out / cell.folder)]
+    cells += [replace(cell, state="finished", error=None, cause=None) for cell in others]
+    tuned, grid = keys_of(cell.tuned for cell in cells), keys_of(cell.grid for cell in cells)
+    return Sweep(out, plan[0].scenario.name, tuned, grid, tuple(cells))
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "summary.json").is_file()
+
+
+def _as_found(out: Path, one: Planned, before: Cell | None, overwrite: bool, retry_failed: bool) -> Cell:
+    folder, cell = out / one.cell.folder, one.cell
+    if not folder.exists():
+        return cell
+    check(folder, overwrite=True)
+    difference = _difference(folder / "scenario.toml", one.scenario)
+    if _is_finished(folder):
+        if not difference:
+            return replace(cell, state="finished")
+        if overwrite:
+            return cell
+        raise OutputError(
+            f'{folder}: cell "{cell}" is finished with another scenario: {difference}; choose another folder with --out, or '
+            "--overwrite"
+        )
+    if before is not None and before.state == "failed" and before.cause in OWN_RESULTS and not (retry_failed or difference):
+        return replace(cell, state="failed", error=before.error, cause=before.cause)
+    return cell
+
+
+def _difference(path: Path, asked: Scenario) -> str:
+    """What is another setting in the resolved scenario there than in the one asked for; nothing if none is."""
+    try:
+        there = load(path)
+    except ScenarioError as error:
+        return str(error)
+    if asked.engine.name == "auto":  # which is resolved there
+        there = there.replace({"engine": {**to_table(asked.engine), "update": there.engine.update}})
+    found, wanted = _flat(to_table(there)), _flat(to_table(asked))
+    for key in dict.fromkeys([*wanted, *found]):
+        if found.get(key) != wanted.get(key):
+            return f"{key} is {_said(found, key)} there, and {_said(wanted, key)} was asked for"
+    return ""
+
+
+def _said(table: Mapping[str, Any], key: str) -> str:
+    return repr(table[key]) if key in table else "unset"
+
+
+def _flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out.update(_flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value})
+    return out

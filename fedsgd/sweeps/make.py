@@ -1,0 +1,111 @@
+"""Making a sweep: what is asked, what is done already, and the rest run."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedsgd.errors import ScenarioError
+from fedsgd.forking import UNGUARDED
+from fedsgd.scenario import Scenario, load
+from fedsgd.sweeps.cells import OWN_RESULTS, Cell, Planned, Sweep, planned
+from fedsgd.sweeps.folder import as_found, held, save
+from fedsgd.sweeps.processes import Ended, OnRound, Outcome, in_processes, in_turn
+from fedsgd.sweeps.settings import Settings, check_grids, checked_methods, read_methods
+
+
+def sweep(
+    scenario: Scenario | str | Path,
+    *,
+    methods: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    tune: Mapping[str, Sequence[Any]] | None = None,
+    seeds: int = 1,
+    jobs: int = 1,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    on_begin: Callable[[Sweep], None] | None = None,
+    on_round: OnRound | None = None,
+    on_cell: Callable[[Sweep, Cell, float], None] | None = None,
+) -> Sweep:
+    """Run a scenario with every method, grid value, tuned value and seed, each into a run folder.
+
+    methods: label → settings over the scenario, nested or dotted; or a TOML file with a table for each. grid: dotted key → its
+    values, which become part of the label. tune: the same for what is to be chosen for each label by whoever compares. seeds:
+    how many, from the scenario's on. jobs: processes; results do not depend on it, and with several a script must start its
+    sweep under `if __name__ == "__main__":`. out: by default runs/NAME-sweep. What is finished there is not run again, nor
+    what failed by itself unless `retry_failed`; cells that are finished with another scenario are an OutputError, or run anew
+    with `overwrite`. Every cell's scenario is checked before any runs.
+
+    A RunError is a cell's own result. Any other error of ours ends the sweep if no cell has ended before, as with data that
+    are not there, and else counts as that cell's failure, which is tried again next time. on_begin: called with what is done
+    already; on_round: after each round, with one job; on_cell: after each cell, with the seconds that it took. Cells that run
+    in the same process have the peak memory of the largest so far.
+    """
+    if getattr(mp.current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)  # a process that was started for a cell is importing the script, which lacks its guard
+    for name, number in (("seeds", seeds), ("jobs", jobs)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ScenarioError(f"{name}: got {number!r}, expected 1 or more")
+    plan = _plan(scenario, methods, grid or {}, tune or {}, seeds)
+    folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else Path(out)
+    with held(folder):
+        made = as_found(folder, plan, overwrite, retry_failed)
+        save(made)
+        if on_begin is not None:
+            on_begin(made)
+        waiting = {cell.folder for cell in made.cells if cell.state == "waiting"}
+        todo = [one for one in plan if one.cell.folder in waiting]
+        with closing(_running(todo, folder, None if data is None else str(data), jobs, on_round)) as ended:
+            for cell, outcome in ended:
+                made = _with(made, cell, outcome)
+                save(made)
+                if on_cell is not None:
+                    on_cell(made, next(c for c in made.cells if c.folder == cell.folder), outcome.seconds)
+    return made
+
+
+def _plan(
+    scenario: Scenario | str | Path,
+    methods: str | Path | Mapping[str, Mapping[str, Any]] | None,
+    grid: Mapping[str, Sequence[Any]],
+    tune: Mapping[str, Sequence[Any]],
+    seeds: int,
+) -> list[Planned]:
+    """Every cell, checked."""
+    check_grids(grid, tune)
+    if not isinstance(scenario, Scenario):
+        scenario = load(scenario)
+    asked: Mapping[str, Settings] = {scenario.name: {}}
+    where = ""
+    if isinstance(methods, str | Path):
+        where, methods = f"{methods}: ", read_methods(Path(methods))
+    if methods is not None:
+        asked = checked_methods(methods, where)
+    return planned(scenario, asked, grid, tune, seeds, where)
+
+
+def _running(todo: Sequence[Planned], out: Path, data: str | None, jobs: int, on_round: OnRound | None) -> Ended:
+    """The cells as they end. An error that is none of the experiment's own is raised where nothing has been learnt before."""
+    if not todo:
+        return
+    learnt = False
+    cells = in_turn(todo, out, data, on_round) if jobs == 1 else in_processes(todo, out, data, jobs)
+    with closing(cells):
+        for cell, outcome in cells:
+            if outcome.cause is not None and outcome.cause not in OWN_RESULTS and not learnt:
+                raise outcome.as_error()
+            learnt = True
+            yield cell, outcome
+
+
+def _with(made: Sweep, cell: Cell, outcome: Outcome) -> Sweep:
+    ended = replace(cell, state="finished" if outcome.cause is None else "failed", error=outcome.error, cause=outcome.cause)
+    return replace(made, cells=tuple(ended if one.folder == cell.folder else one for one in made.cells))

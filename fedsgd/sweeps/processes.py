@@ -1,0 +1,130 @@
+"""Running cells, here one after the other, or in processes, several at a time."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsgd import errors
+from fedsgd.errors import FedsgdError, OutputError, ScenarioError
+from fedsgd.forking import UNGUARDED, one_thread_each
+from fedsgd.scenario import Scenario
+from fedsgd.sweeps.cells import Cell, Planned
+
+if TYPE_CHECKING:
+    from fedsgd.record import Round
+
+OnRound = Callable[[Cell, "Round"], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended. cause: the error's class in fedsgd.errors, None if all went well; error: what it says."""
+
+    seconds: float
+    cause: str | None = None
+    error: str | None = None
+
+    def as_error(self) -> FedsgdError:
+        """The error again, as one that has nothing but a message."""
+        known = {cls.__name__: cls for cls in (errors.DataError, errors.ModelError, errors.LawError, ScenarioError)}
+        return known.get(self.cause or "", FedsgdError)(self.error)
+
+
+Ended = Generator[tuple[Cell, Outcome], None, None]
+"""Cells as they end. To be closed."""
+
+
+def run_cell(scenario: Scenario, folder: Path, data: str | None, on_round: Callable[[Round], None] | None = None) -> Outcome:
+    """Run it into its folder. Only an OutputError, which is not of the experiment's making, and what is not ours are raised."""
+    from fedsgd.experiment import run
+
+    begun = time.perf_counter()
+    try:
+        run(scenario, out=folder, overwrite=True, data=data, on_round=on_round)
+    except OutputError:
+        raise
+    except FedsgdError as error:
+        cause = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
+        return Outcome(time.perf_counter() - begun, cause, str(error))
+    return Outcome(time.perf_counter() - begun)
+
+
+def in_turn(plan: Sequence[Planned], out: Path, data: str | None, on_round: OnRound | None) -> Ended:
+    """Runs the cells in this process."""
+    for one in plan:
+        show = None if on_round is None else _of(one.cell, on_round)
+        yield one.cell, run_cell(one.scenario, out / one.cell.folder, data, show)
+
+
+def _of(cell: Cell, on_round: OnRound) -> Callable[[Round], None]:
+    return lambda record: on_round(cell, record)
+
+
+def in_processes(plan: Sequence[Planned], out: Path, data: str | None, jobs: int) -> Ended:
+    """Runs the cells in so many processes, and gives them as they end. However this is left, none of these is left running; if
+    this process is killed they end by themselves. FedsgdError if one of them is."""
+    before, started = {*mp.active_children()}, set()
+    pool = ProcessPoolExecutor(min(jobs, len(plan)), mp.get_context("spawn"), initializer=_begin)
+    try:
+        with _without_interrupts(), one_thread_each():
+            futures: dict[Future[Outcome], Cell] = {}
+            for one in plan:
+                futures[pool.submit(run_cell, one.scenario, out / one.cell.folder, data)] = one.cell
+                started |= {*mp.active_children()} - before
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+        pool.shutdown()
+    except BrokenProcessPool:
+        pool.shutdown()
+        if any(process.exitcode == UNGUARDED for process in started):
+            raise ScenarioError(
+                "jobs: each process imports the script that is run, and this one starts a sweep when it is imported: "
+                'put that under `if __name__ == "__main__":`'
+            ) from None
+        raise FedsgdError("a process of the sweep was killed, perhaps for want of memory: try fewer --jobs") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in {*mp.active_children()} - before:
+            process.kill()
+        pool.shutdown()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started here are deaf to Ctrl-C from their first moment; what was pressed comes afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ----------------------------------------------------------------------------------------------------- in the process of a cell
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the sweep, which ends this process
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    sys.stdout = sys.stderr  # what somebody's own module prints is not a result
+
+
+def _end_with_the_sweep() -> None:
+    sweep = mp.parent_process()
+    if sweep is not None:
+        sweep.join()
+        os._exit(1)

@@ -1,0 +1,169 @@
+"""The protocol of trackers, and what keeps a run from harm by them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from fedsgd.record import Round
+    from fedsgd.scenario import Scenario
+
+Setting = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that is about to train. scenario: resolved; folder: the run folder, if there is one."""
+
+    scenario: Scenario
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The run folder's name; without one, the scenario's."""
+        return self.scenario.name if self.folder is None else self.folder.absolute().name
+
+    @property
+    def beside(self) -> Path:
+        """Where what several runs share is written: the run folder's parent; without one, what is the parent by default."""
+        return Path("runs").absolute() if self.folder is None else self.folder.absolute().parent
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Dotted key → value of every setting that has one, as `--set` takes them. A list is its JSON; tables in a list are
+        numbered from 0."""
+        from fedsgd.schema import to_table
+
+        return dict(_flat(to_table(self.scenario), ""))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that is over. summary: as in summary.json, None if it failed; error: what it failed of, KeyboardInterrupt too;
+    priced: label of a network → seconds there from the start to the end of each round."""
+
+    summary: Mapping[str, Any] | None = None
+    error: BaseException | None = None
+    priced: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+class Tracker(Protocol):
+    """Follows runs, one after the other. Who raises is reported once, and not called again in that run, which goes on."""
+
+    def begin(self, run: Begun) -> None:
+        """Before the first round, when the run folder is there."""
+
+    def round(self, record: Round) -> None:
+        """After each round."""
+
+    def end(self, ended: Ended) -> None:
+        """Once, however the run ended, short of a kill; the run folder is complete."""
+
+
+class TrackerWarning(RuntimeWarning):
+    """A tracker raised: which, and what."""
+
+
+class Followed:
+    """The trackers of one run. Used as a context, it tells them of an error that leaves it."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = list(trackers)
+        self._following: list[Tracker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self.end(Ended(error=error))
+
+    def begin(self, run: Begun) -> None:
+        """Tell all of them."""
+        for tracker in self._trackers:
+            self._following.append(tracker)  # from now on it is told of the end, of an interrupt in here too
+            self._tell(tracker, "begin", run)
+
+    def round(self, record: Round) -> None:
+        """Tell those that still follow."""
+        for tracker in tuple(self._following):
+            self._tell(tracker, "round", record)
+
+    def end(self, ended: Ended) -> None:
+        """Tell those that still follow, and nobody of anything after that."""
+        following, self._following = self._following, []
+        failures: list[str] = []
+        interrupt: BaseException | None = None
+        for tracker in following:
+            try:
+                tracker.end(ended)
+            except Exception as error:
+                failures.append(_failure(tracker, "end", error))
+            except BaseException as error:  # who is impatient in one tracker must not leave the others open
+                interrupt = error
+        for failure in failures:
+            warnings.warn(failure, TrackerWarning, stacklevel=2)
+        if interrupt is not None:
+            raise interrupt
+
+    def _tell(self, tracker: Tracker, what: str, of: Begun | Round) -> None:
+        try:
+            getattr(tracker, what)(of)
+        except Exception as error:
+            self._following = [other for other in self._following if other is not tracker]
+            warnings.warn(f"{_failure(tracker, what, error)}; the run goes on without it", TrackerWarning, stacklevel=3)
+
+
+def axes(record: Round) -> dict[str, int]:
+    """What a metric is drawn over → where this round is there; all but the network's time, which is known at the end."""
+    up, down = record.uplink_bytes, record.downlink_bytes
+    return {"round": record.round, "uplink bytes": up, "all bytes": up + down}
+
+
+def figures(record: Round) -> dict[str, float]:
+    """What is known of every round, by the names of rounds.parquet's columns; and how many times more dense frames weigh."""
+    up, down = record.uplink_bytes, record.downlink_bytes
+    known: dict[str, float | None] = {
+        "uplink_bytes": up,
+        "uplink_received_bytes": record.uplink_received_bytes,
+        "downlink_bytes": down,
+        "downlink_broadcast_bytes": record.downlink_broadcast_bytes,
+        "uplink_ratio": record.dense_uplink_bytes / up if up else None,
+        "downlink_ratio": record.dense_downlink_bytes / down if down else None,
+        "residual_norm": record.residual_norm,
+        "rounds_missed": record.rounds_missed,
+        "clients": len(record.cohort),
+        "accepted": len(record.accepted),
+        "failures": len(record.failures),
+        "lr": record.lr,
+        "seconds": record.seconds,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def milliseconds(ended: Ended, n_rounds: int) -> Iterator[tuple[str, list[int]]]:
+    """(a network's label, the time there at the end of each round, as whole steps). ValueError if it is not one a round."""
+    for network, seconds in ended.priced.items():
+        if len(seconds) != n_rounds:
+            raise ValueError(f"{network}: {len(seconds)} times for {n_rounds} rounds")
+        yield network, [round(1000 * s) for s in seconds]
+
+
+def _failure(tracker: Tracker, what: str, error: Exception) -> str:
+    return f"{type(tracker).__name__}.{what}: {type(error).__name__}: {error}"
+
+
+def _flat(value: Any, key: str) -> Iterator[tuple[str, Setting]]:
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _flat(one, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+        yield from _flat({str(i): one for i, one in enumerate(value)}, key)
+    else:
+        yield key, value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,0 +1,149 @@
+"""Quantities as people write them, with their units. The only door to pint.
+
+Bits and bytes are never confused: "Mbit/s" and "MB/s" are read, "Mb/s", "mbit/s" or a bare number are refused, since people
+mean either by them. Pint's own registry calls b a barn and lets m stand for milli in front of anything, so ours has nothing
+but what is wanted here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from fedsgd.errors import ScenarioError
+
+if TYPE_CHECKING:
+    import pint
+
+_DEFINITIONS = """
+kilo- = 1e3 = k-
+mega- = 1e6 = M-
+giga- = 1e9 = G-
+tera- = 1e12 = T-
+peta- = 1e15 = P-
+kibi- = 1024 = Ki-
+mebi- = 1048576 = Mi-
+gibi- = 1073741824 = Gi-
+tebi- = 1099511627776 = Ti-
+bit = [information]
+byte = 8 * bit = B
+second = [time] = s
+millisecond = 1e-3 * second = ms
+microsecond = 1e-6 * second = us = µs
+minute = 60 * second = min
+hour = 3600 * second = h
+day = 86400 * second = d
+bps = bit / second
+FLOP = [operation]
+FLOPS = FLOP / second
+"""
+
+_AMBIGUOUS = re.compile(
+    r"(?<![A-Za-z])([kKmMgGtT]i?)(b|B|bit|byte|bps|Bps|bits|bytes)(?![A-Za-z])|(?<![A-Za-z])(b)(?![A-Za-z])"
+)
+
+
+@cache
+def _registry() -> pint.UnitRegistry[Any]:
+    from pint import UnitRegistry
+
+    registry: pint.UnitRegistry[Any] = UnitRegistry(None, cache_folder=None)
+    registry.load_definitions(_DEFINITIONS.strip().splitlines())
+    return registry
+
+
+def _parsed(text: str, unit: str, example: str) -> float:
+    """The number of `unit` that `text` says; ScenarioError for anything that is not a quantity of that kind."""
+    problem = f"got {text[:50]!r}, expected {example}"
+    for found in _AMBIGUOUS.finditer(text):
+        prefix, name = found[1] or "", found[2] or found[3]
+        if name in ("b", "Bps") or (prefix and prefix[0] in "mKgt" and prefix != "Ki"):
+            meant = {"m": "M", "K": "k", "g": "G", "t": "T"}.get(prefix, prefix)
+            raise ScenarioError(f'{problem}: "{found[0]}" is ambiguous, write "{meant}bit" for bits or "{meant}B" for bytes')
+    found_number = re.match(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(.*)", text)
+    if not found_number or not re.fullmatch(r"[A-Za-zµ]+(\s*/\s*[A-Za-zµ]+)?\s*", found_number[2]):
+        hint = ", a number and its unit" if found_number and not found_number[2].strip() else ""
+        raise ScenarioError(problem + hint)
+    try:
+        value = float(_registry().Quantity(float(found_number[1]), found_number[2]).to(unit).magnitude)
+    except Exception as error:  # pint has no common base class for its errors, and raises others too
+        raise ScenarioError(f"{problem} ({str(error).rstrip('.')})") from None
+    if not math.isfinite(value):
+        raise ScenarioError(f"{problem}, finite")
+    return value
+
+
+def parse_rate(text: str) -> float:
+    """ "2 Mbit/s", "1.5 MB/s" or "300 Mbps" in bits per second, above 0. ScenarioError for anything else."""
+    example = 'a rate such as "2 Mbit/s" (bits) or "1.5 MB/s" (bytes)'
+    value = _parsed(text, "bit / second", example)
+    if value <= 0:
+        raise ScenarioError(f"got {text[:50]!r}, expected {example}, above 0")
+    return value
+
+
+def parse_seconds(text: str) -> float:
+    """ "50 ms", "1.5 s" or "2 min" in seconds, from 0 on. ScenarioError for anything else."""
+    return _parsed(text, "second", 'a time such as "50 ms" or "1.5 s"')
+
+
+def parse_flops(text: str) -> float:
+    """ "10 GFLOP/s" in floating-point operations per second, above 0. ScenarioError for anything else."""
+    example = 'a throughput such as "10 GFLOP/s"'
+    value = _parsed(text, "FLOP / second", example)
+    if value <= 0:
+        raise ScenarioError(f"got {text[:50]!r}, expected {example}, above 0")
+    return value
+
+
+def parse_size(text: str) -> float:
+    """ "3 kB" in bytes, from 0 on. ScenarioError for anything else."""
+    return _parsed(text, "byte", 'a size such as "3 kB"')
+
+
+def rate_text(bits_per_second: float) -> str:
+    """Three figures: "1.6 Mbit/s"."""
+    return _three(bits_per_second, ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"))
+
+
+def flops_text(flops_per_second: float) -> str:
+    """Three figures: "10 GFLOP/s"."""
+    return _three(flops_per_second, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s"))
+
+
+def _three(value: float, units: tuple[str, ...]) -> str:
+    power = next((power for power in range(len(units) - 1) if value < 999.5 * 1000**power), len(units) - 1)
+    return f"{three_figures(value / 1000**power)} {units[power]}"
+
+
+def three_figures(value: float) -> str:
+    """A number from 0 on with three significant figures, trailing zeros left out: "0.0123", "1.5", "250", "1,240"; the page's
+    script does the very same arithmetic, so that both show the same digits."""
+    if value >= 999.5:
+        return f"{math.floor(value + 0.5):,}"
+    if value < 1e-3:
+        return "0" if value == 0 else f"{value:.2e}"
+    digits = sum(value < bound for bound in (100.0, 10.0, 1.0, 0.1, 0.01))
+    text = f"{math.floor(value * 10**digits + 0.5) / 10**digits:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration as people say it: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h"."""
+    if seconds < 0.9995:
+        return f"{three_figures(seconds * 1000)} ms"
+    if seconds < 59.95:
+        return f"{three_figures(seconds)} s"
+    for (large, long), (small, short), most in (
+        (("min", 60), ("s", 1), 3600),
+        (("h", 3600), ("min", 60), 86400),
+        (("d", 86400), ("h", 3600), math.inf),
+    ):
+        whole = math.floor(seconds / short + 0.5) * short
+        if whole < most:
+            first, rest = divmod(whole, long)
+            tail = f" {rest // short:.0f} {small}" if rest else ""
+            return f"{first:,.0f} {large}{tail}"
+    raise AssertionError(seconds)

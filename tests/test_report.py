@@ -1,0 +1,614 @@
+"""From finished runs to answers: what is read, what is one method, what it takes to a target on networks it never saw."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+import fedsgd
+from fedsgd.cli import main
+from fedsgd.errors import OutputError, ReportError
+from fedsgd.network import Link, Network, Terms, Timeline, Trips, ask, device
+from fedsgd.report import Run, compare, gather, load_run
+from fedsgd.report.facts import log2_choose, read_facts, read_trips, work_of
+from fedsgd.report.following import OnNetworks
+from fedsgd.report.make import default_target
+from fedsgd.report.price import SPEEDS, Racer, Reach, break_evens, price, reach
+from fedsgd.report.tables import cell, rounds_text, save, to_latex, to_markdown
+from fedsgd.target import Crossing, crossing, over_seeds
+from fedsgd.track import Begun, Ended, TrackerWarning
+
+TINY = {"rounds": 6, "client.epochs": 1}
+METHODS: dict[str, dict[str, Any]] = {
+    "dense": {"uplink.compressor": {"name": "dense"}, "uplink.error_feedback": "none", "downlink.policy": "model"},
+    "topk": {},
+    "stc": {
+        "uplink.compressor": {"name": "stc", "density": 0.05},
+        "uplink.error_feedback": "none",
+        "downlink": {"policy": "error-feedback", "compressor": {"name": "top-k", "density": 0.1}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three methods with two seeds each, six rounds of the quickstart."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, settings in METHODS.items():
+        for seed in (0, 1):
+            scenario = fedsgd.load(root / "scenarios" / "quickstart.toml", {**TINY, **settings, "seed": seed})
+            fedsgd.run(scenario, out=folder / f"{name}-{seed}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stragglers(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stragglers") / "run"
+    fedsgd.run(
+        fedsgd.load(root / "scenarios" / "participation" / "stragglers.toml", {"rounds": 3, "client.epochs": 1}), out=folder
+    )
+    return folder
+
+
+def called(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+PHONE, SERVER = device("phone"), device("server")
+TERMS = Terms(Network(Link(1e6, 4e6, 0.02)), PHONE, SERVER)
+
+
+def all_trips(run: Run, *rows: int) -> Trips:
+    """All rounds in one."""
+    parts = list(read_trips(run, *rows))
+    return Trips(1, *(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Trips)[1:]))
+
+
+# ------------------------------------------------------------------------------------------------------------ reading a run
+
+
+def test_trips_are_what_pandas_says_of_the_ledger(runs: Path) -> None:
+    run = load_run(runs / "topk-0")
+    ledger = pd.read_parquet(runs / "topk-0" / "ledger.parquet")
+    sums = ledger.groupby(["round", "client", "direction"])["n_bytes"].sum().unstack(fill_value=0)
+    trips = all_trips(run)
+    assert list(zip(trips.round, trips.client, strict=True)) == list(sums.index)
+    assert trips.down_bytes.tolist() == sums["down"].tolist()
+    assert trips.up_bytes.tolist() == sums["up"].tolist()
+    examples = ledger[ledger.kind == "UPDATE"].set_index(["round", "client"])["examples"]
+    assert trips.examples.tolist() == [examples.get(key, 0) for key in sums.index]
+    assert (trips.down_messages == 1).all()
+    assert (trips.up_messages == 1).all()
+    assert trips.taken.all()
+    assert trips.down_distinct_bytes.sum() == run.summary["downlink_broadcast_bytes"]
+
+
+def test_the_ledger_has_the_work_behind_each_update(runs: Path, root: Path) -> None:
+    """One epoch of batches of ten: every example of the client once, a step for each batch."""
+    ledger = pd.read_parquet(runs / "topk-0" / "ledger.parquet")
+    updates = ledger[ledger.kind == "UPDATE"]
+    assert (updates.steps == -(-updates.examples // 10)).all()
+    assert (ledger[ledger.kind != "UPDATE"][["steps", "examples"]] == 0).all(axis=None)
+    from fedsgd.splits import split_of
+
+    sizes = split_of(fedsgd.load(root / "scenarios" / "quickstart.toml"), None).sizes
+    assert updates.examples.tolist() == [sizes[client] for client in updates.client]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 10_000])
+def test_stretches_of_any_length_say_the_same(runs: Path, rows: int) -> None:
+    run = load_run(runs / "topk-0")
+    whole, again, parts = all_trips(run), all_trips(run, rows), list(read_trips(run, rows))
+    assert len(parts) == (2 if rows == 10_000 else 6 if rows < 60 else len(parts))
+    for field in fields(Trips)[1:]:
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
+    assert [part.first for part in parts] == [int(part.round[0]) for part in parts]
+
+
+def test_rounds_in_which_nobody_was_there_are_rounds_too(root: Path, tmp_path: Path) -> None:
+    scenario = fedsgd.load(
+        root / "scenarios" / "quickstart.toml", {**TINY, "rounds": 5, "server.sampler": {"name": "trace", "file": "there.csv"}}
+    )
+    (tmp_path / "there.csv").write_text("client,first_round,last_round\n3,2,2\n4,4,4\n")
+    fedsgd.run(scenario, out=tmp_path / "run", data=tmp_path)
+    trips = all_trips(load_run(tmp_path / "run"))
+    assert trips.round.tolist() == [2, 4]
+    (priced,) = price(load_run(tmp_path / "run"), [TERMS])
+    assert (np.diff(priced.seconds) > 0).tolist() == [False, True, False, True, False]
+
+
+def test_facts_are_the_ledgers_sums(runs: Path) -> None:
+    run = load_run(runs / "topk-0")
+    facts = read_facts(run)
+    ledger = pd.read_parquet(runs / "topk-0" / "ledger.parquet")
+    by_client = ledger[ledger.direction == "up"].groupby("client")["n_bytes"].sum()
+    assert facts.clients_up.tolist() == [by_client.get(client, 0) for client in range(20)]
+    assert facts.clients_down.sum() == run.summary["downlink_bytes"]
+    assert facts.by_kind["up", "UPDATE"]["index"] == run.summary["uplink"]["index"] == facts.index_bytes
+    updates = ledger[ledger.kind == "UPDATE"]
+    assert facts.bound_bytes == pytest.approx(sum(log2_choose(4810, k) for k in updates.kept) / 8)
+    assert facts.bound_bytes < facts.index_bytes
+    work = work_of(run, facts)
+    copies = updates.encode_seconds.median() / run.summary["work"]["copy_seconds"]
+    assert work.encode_copies == pytest.approx(copies, rel=0.06), "to two figures"
+    assert work.flops_per_example == run.summary["work"]["flops_per_example"] == 20224
+
+
+def test_log2_choose_by_hand() -> None:
+    assert log2_choose(10, 3) == pytest.approx(math.log2(120))
+    assert log2_choose(7, 0) == log2_choose(7, 7) == pytest.approx(0)
+
+
+def test_flops_are_those_of_the_layers(runs: Path) -> None:
+    """64 → 64 → 10: two for each weight forward, as many for its gradient, and for what is passed on to all but the input."""
+    run = load_run(runs / "dense-0")
+    assert run.summary["work"]["flops_rule"] == "counted"
+    assert run.summary["work"]["flops_per_example"] == 2 * 2 * (64 * 64 + 64 * 10) + 2 * 64 * 10
+
+
+def test_a_module_in_which_nothing_can_be_counted_is_six_a_parameter() -> None:
+    import torch
+
+    from fedsgd.data import Examples
+    from fedsgd.data.base import Dataset
+    from fedsgd.engine.flops import training_flops
+    from fedsgd.models import Mlp
+    from fedsgd.models.base import make_task
+
+    class Scale(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(3))
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.calls > 1:
+                raise RuntimeError("not again")
+            return x * self.w
+
+    examples = Examples(np.ones((20, 3), dtype=np.float32), np.zeros(20, dtype=np.int64))
+    task = make_task(Mlp(), Dataset(examples, examples, 3), 0, module=Scale())
+    assert training_flops(task, examples) == (18.0, "six a parameter"), "elementwise: nothing that is counted"
+    assert training_flops(task, examples) == (18.0, "six a parameter"), "and a module that fails loses nobody a finished run"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda f: (f / "summary.json").unlink(), "has no summary.json: this run did not finish"),
+        (lambda f: (f / "ledger.parquet").unlink(), "there is no ledger.parquet"),
+        (lambda f: (f / "summary.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "summary.json").write_text('{"rounds": 6}'), "run it again with this version"),
+        (lambda f: (f / "scenario.toml").write_text("= 3"), "cannot be read"),
+        (lambda f: (f / "rounds.parquet").write_bytes(b"PAR1"), "cannot be read as Parquet"),
+    ],
+)
+def test_a_folder_that_is_no_finished_run_says_why(runs: Path, tmp_path: Path, spoil: Any, says: str) -> None:
+    shutil.copytree(runs / "topk-0", tmp_path / "run")
+    spoil(tmp_path / "run")
+    with pytest.raises(ReportError, match=says) as caught:
+        load_run(tmp_path / "run")
+    assert str(tmp_path / "run") in str(caught.value)
+
+
+def test_a_ledger_that_is_not_of_this_run_is_refused(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "topk-0", tmp_path / "run")
+    ledger = pd.read_parquet(runs / "topk-0" / "ledger.parquet")
+    ledger.drop(columns="examples").to_parquet(tmp_path / "run" / "ledger.parquet")
+    with pytest.raises(ReportError, match='has no column "examples"'):
+        list(read_trips(load_run(tmp_path / "run")))
+    ledger.iloc[::-1].to_parquet(tmp_path / "run" / "ledger.parquet")
+    with pytest.raises(ReportError, match="not in the order of rounds"):
+        list(read_trips(load_run(tmp_path / "run")))
+    ledger.assign(client=ledger.client + 1).to_parquet(tmp_path / "run" / "ledger.parquet")
+    with pytest.raises(ReportError, match="client 20, expected 0 to 19"):
+        read_facts(load_run(tmp_path / "run"))
+
+
+# --------------------------------------------------------------------------------------------------------------------- prices
+
+
+def test_a_price_by_hand(runs: Path) -> None:
+    """Every client of every round by pandas, on a link of 1 Mbit/s up and 4 down with 20 ms one way."""
+    run = load_run(runs / "topk-0")
+    (priced,) = price(run, [TERMS])
+    ledger = pd.read_parquet(runs / "topk-0" / "ledger.parquet")
+    table = ledger.pivot_table(index=["round", "client"], columns="direction", values="n_bytes", aggfunc="sum")
+    examples = ledger.groupby(["round", "client"])["examples"].sum()
+    copy = 4 * 4810 / PHONE.copy_bytes_per_second
+    each = 0.04 + table.down * 8 / 4e6 + table.up * 8 / 1e6 + examples * 20224 / PHONE.flops_per_second
+    each += copy * (priced.work.encode_copies + priced.work.decode_copies)
+    served = 10 * priced.work.server_copies * 4 * 4810 / SERVER.copy_bytes_per_second
+    np.testing.assert_allclose(np.diff(priced.seconds), each.groupby("round").max() + served, rtol=1e-9)
+    target = run.measured[-1][1]
+    reached = reach(priced, target)
+    found = crossing(run.measured, target)
+    assert reached is not None
+    assert found is not None
+    assert reached.seconds(1e6, 4e6, 0.02) == pytest.approx(found.on(priced.seconds))
+    assert reach(priced, 1.01) is None
+
+
+def test_several_terms_at_once_are_each_of_them_alone(runs: Path) -> None:
+    run = load_run(runs / "stc-1")
+    terms = [TERMS, ask("lora"), ask("10g", spread=0.5, broadcast=True, device_spread=0.3)]
+    for alone, together in zip(terms, price(run, terms), strict=True):
+        np.testing.assert_array_equal(price(run, [alone])[0].seconds, together.seconds)
+
+
+def test_a_run_that_depended_on_time_is_not_priced(stragglers: Path) -> None:
+    with pytest.raises(ReportError, match=r"cannot be priced on another network: \[participation\] deadline = 60 s decided"):
+        price(load_run(stragglers), [TERMS])
+    result = called("price", stragglers, "--network", "4g")
+    assert result.exit_code == 1
+    assert "deadline = 60 s" in result.stderr
+    assert not result.stdout
+    run = load_run(stragglers)
+    over = replace(run, settings={**run.settings, "participation.deadline": None})
+    assert over.time_dependent is not None
+    assert "over_selection = 1.5 took the first replies" in over.time_dependent
+    lost = replace(run, settings={**over.settings, "participation.over_selection": 1.0})
+    assert lost.time_dependent is None, "replies that get lost by chance do so on any network"
+
+
+def straight(label: str, fixed: float, bits: float, n: int = 1) -> Racer:
+    """A method of one round that takes fixed + bits/up seconds."""
+    one = {
+        name: np.zeros(1) for name in ("messages", "delay", "down", "coding", "shared_down", "shared_up", "serving", "waiting")
+    }
+    made = Timeline(offsets=np.array([0, 1]), compute=np.array([fixed]), up=np.array([bits]), **one)
+    return Racer(label, [Reach(made, Crossing(1, 1, 0.0))] * n)
+
+
+def test_the_break_even_of_two_straight_lines_is_where_they_meet() -> None:
+    """1 + 100/s against 3 + 20/s: equal at s = 40 000 bit/s, in units of kbit."""
+    net = Network(Link(1e6, 4e6))
+    dense, sparse = straight("dense", 1.0, 100_000), straight("sparse", 3.0, 20_000)
+    for pair in ((dense, sparse), (sparse, dense)):
+        (even,) = break_evens(*pair, net)
+        assert (even.below, even.above) == ("sparse", "dense")
+        assert even.up_bits_per_second == pytest.approx(40_000, rel=1e-9)
+    assert break_evens(dense, straight("worse", 2.0, 200_000), net) == []
+    assert break_evens(dense, straight("equal", 1.0, 100_000), net) == []
+    assert break_evens(dense, Racer("never", [None]), net) == []
+
+
+def test_two_lines_may_meet_twice() -> None:
+    """A maximum of lines against one line between its ends."""
+    net = Network(Link(1e6, 1e6))
+    one = {name: np.zeros(2) for name in ("messages", "delay", "down", "coding")}
+    shared = {name: np.zeros(1) for name in ("shared_down", "shared_up", "serving", "waiting")}
+    bent = Timeline(offsets=np.array([0, 2]), compute=np.array([10.0, 1.0]), up=np.array([0.0, 1e6]), **one, **shared)
+    racer = Racer("bent", [Reach(bent, Crossing(1, 1, 0.0))])
+    found = break_evens(racer, straight("line", 8.0, 3e5), net)
+    assert [(even.below, even.above) for even in found] == [("line", "bent"), ("bent", "line")]
+    assert [even.up_bits_per_second for even in found] == pytest.approx([7e5 / 7, 3e5 / 2])
+
+
+def test_a_median_over_seeds_with_one_that_never_gets_there() -> None:
+    some = Racer("some", [*straight("", 1.0, 0.0).reaches, *straight("", 2.0, 0.0).reaches, None])
+    assert some.seconds(1e6, 1e6, 0.0) == 2.0
+    assert math.isinf(Racer("half", [*straight("", 1.0, 0.0).reaches, None]).seconds(1e6, 1e6, 0.0))
+    assert len(SPEEDS) == 81
+    assert (SPEEDS[0], SPEEDS[-1]) == (100, 1e12)
+
+
+# -------------------------------------------------------------------------------------------------------------------- methods
+
+
+def test_runs_that_differ_by_their_seed_are_one_method(runs: Path) -> None:
+    methods = gather([runs])
+    labels = ["dense", "stc, density 0.05", "top-k, density 0.01, error feedback"]
+    assert [(method.label, [run.seed for run in method.runs]) for method in methods] == [(label, [0, 1]) for label in labels]
+    assert [method.uncompressed for method in methods] == [True, False, False]
+    twice = gather([runs / "topk-0", runs / "topk-0"])
+    assert len(twice[0].runs) == 1
+
+
+def test_runs_may_be_given_a_label(runs: Path) -> None:
+    one, other = gather([("mine", runs / "stc-0"), str(runs / "dense-0")])
+    assert (one.label, other.label) == ("mine", "dense")
+    with pytest.raises(ReportError, match="holds runs that differ by more than their seed"):
+        gather([("all", runs)])
+    result = called("compare", f"my own={runs / 'stc-0'}", runs / "dense-0", "--json")
+    assert [row["label"] for row in json.loads(result.stdout)["methods"]] == ["my own", "dense"]
+
+
+def test_what_does_not_matter_does_not_make_another_method(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "topk-0", tmp_path / "a")
+    text = (tmp_path / "a" / "scenario.toml").read_text()
+    (tmp_path / "a" / "scenario.toml").write_text(
+        text.replace('name = "stacked"', 'name = "sequential"').replace("seed = 0", "seed = 7")
+    )
+    assert len(gather([runs / "topk-0", tmp_path / "a"])) == 1
+    (tmp_path / "a" / "scenario.toml").write_text(text.replace("lr = 0.05", "lr = 0.07"))
+    one, other = gather([runs / "topk-0", tmp_path / "a"])
+    assert (one.label, other.label) == ("top-k, error feedback, lr 0.05", "top-k, error feedback, lr 0.07")
+
+
+def test_tuned_settings_are_shown_at_their_best(runs: Path, tmp_path: Path) -> None:
+    """The second learning rate is made better by hand in the rounds' table."""
+    shutil.copytree(runs / "topk-0", tmp_path / "worse")
+    shutil.copytree(runs / "topk-0", tmp_path / "better")
+    text = (tmp_path / "better" / "scenario.toml").read_text()
+    (tmp_path / "better" / "scenario.toml").write_text(text.replace("lr = 0.05", "lr = 0.07"))
+    rounds = pd.read_parquet(tmp_path / "better" / "rounds.parquet")
+    rounds.assign(accuracy=0.99).to_parquet(tmp_path / "better" / "rounds.parquet")
+    (method,) = gather([tmp_path / "worse", tmp_path / "better"], tuned=["client.optimizer.lr"])
+    assert method.chosen.tuned == {"client.optimizer.lr": 0.07}
+    assert method.at_edge == ("client.optimizer.lr",)
+    assert len(method.variants) == 2
+    (low,) = gather([tmp_path / "worse", tmp_path / "better"], target=0.05, tuned=["client.optimizer.lr"])
+    assert low.chosen.tuned == {"client.optimizer.lr": 0.07}, "both are there after a round, so by the accuracy"
+    with pytest.raises(ReportError, match=r"there is no setting client\.lr"):
+        gather([tmp_path], tuned=["client.lr"])
+
+
+def test_a_sweep_says_what_it_compares(runs: Path, tmp_path: Path) -> None:
+    cells = []
+    for seed in (0, 1):
+        shutil.copytree(runs / f"topk-{seed}", tmp_path / "sweep" / "a" / f"seed-{seed}")
+        cells.append(
+            {
+                "folder": f"a/seed-{seed}",
+                "label": "A",
+                "tuned": {"client.optimizer.lr": 0.05},
+                "seed": seed,
+                "state": "finished",
+            }
+        )
+    cells.append(
+        {"folder": "a/x", "label": "A", "tuned": {"client.optimizer.lr": 9.0}, "seed": 0, "state": "failed", "error": "NaN"}
+    )
+    cells.append({"folder": "a/y", "label": "A", "tuned": {"client.optimizer.lr": 9.0}, "seed": 1, "state": "waiting"})
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"cells": cells}))
+    (method,) = gather([tmp_path / "sweep"])
+    assert (method.label, len(method.runs), method.chosen.tuned) == ("A", 2, {"client.optimizer.lr": 0.05})
+    assert [variant.failed for variant in method.variants] == [0, 1]
+    assert method.at_edge == ("client.optimizer.lr",)
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"sweep\.json: is not what a sweep writes"):
+        gather([tmp_path / "sweep"])
+
+
+def test_where_there_is_nothing_it_is_said(tmp_path: Path, runs: Path) -> None:
+    with pytest.raises(ReportError, match="there is no such folder"):
+        gather([tmp_path / "none"])
+    with pytest.raises(ReportError, match="holds no finished run"):
+        gather([tmp_path])
+    with pytest.raises(ReportError, match=r"runs there: .*dense-0"):
+        gather([runs / "dense"])
+
+
+def test_the_target_of_a_report_that_is_given_none(runs: Path) -> None:
+    methods = gather([runs])
+    assert default_target(methods) == 0.9, "what the scenarios say"
+    free = [
+        replace(
+            m,
+            chosen=replace(
+                m.chosen,
+                runs=tuple(replace(r, settings={k: v for k, v in r.settings.items() if "target" not in k}) for r in m.runs),
+            ),
+        )
+        for m in methods
+    ]
+    least = min(m.chosen.best_accuracy().median for m in methods)
+    assert default_target(free) == math.floor(least * 100) / 100
+
+
+# --------------------------------------------------------------------------------------------------------------- comparisons
+
+
+def test_a_comparison_is_the_medians_of_the_runs(runs: Path) -> None:
+    methods = gather([runs])
+    target = 0.5
+    compared = compare(methods, target, {"slow": TERMS}, 0.1)
+    for method, row in zip(methods, compared.rows, strict=True):
+        found = [crossing(run.measured, target) for run in method.runs]
+        assert row.rounds == over_seeds([f and f.rounds for f in found])
+        bytes_up = [f and f.on(run.cumulative("uplink_bytes")) for f, run in zip(found, method.runs, strict=True)]
+        assert row.up_bytes == over_seeds(bytes_up)
+        priced = [price(run, [TERMS])[0] for run in method.runs]
+        assert row.on["slow"].seconds == over_seeds([f and f.on(p.seconds) for f, p in zip(found, priced, strict=True)])
+        cost = row.on["slow"].cost
+        assert cost is not None
+        if row.all_bytes.reached:
+            assert cost.low == pytest.approx(row.all_bytes.low * 0.1 / 1e9)
+    assert compared.baseline.label == "dense"
+    whole = compare(methods)
+    assert [row.rounds.median for row in whole.rows] == [6, 6, 6]
+    assert whole.rows[0].up_bytes.low == methods[0].runs[0].summary["uplink_bytes"]
+
+
+def test_broadcast_bytes_are_what_a_broadcast_costs(runs: Path) -> None:
+    methods = gather([runs / "dense-0"])
+    net = replace(TERMS.network, downlink="broadcast")
+    compared = compare(methods, None, {"b": replace(TERMS, network=net), "u": TERMS}, 1.0)
+    summary = methods[0].runs[0].summary
+    costs = [on.cost for on in compared.rows[0].on.values()]
+    assert [cost and cost.median * 1e9 for cost in costs] == pytest.approx(
+        [summary["uplink_bytes"] + summary[f"downlink_{kind}bytes"] for kind in ("broadcast_", "")]
+    )
+
+
+def test_cells_say_what_is_not_reached() -> None:
+    assert cell(over_seeds([None, None]), rounds_text) == "not reached"
+    assert cell(over_seeds([3, None, 5]), rounds_text) == "5 (3 to ∞)"
+    assert cell(over_seeds([3, None]), rounds_text) == "not reached (1 of 2 do)"
+    assert cell(over_seeds([3]), rounds_text) == "3"
+    assert cell(over_seeds([3, 3]), rounds_text) == "3"
+    assert cell(over_seeds([1, 2, 4.5]), lambda v: f"{v:g} kB") == "2 kB (1 to 4.5 kB)"
+
+
+def test_tables_in_four_formats(runs: Path, tmp_path: Path) -> None:
+    compared = compare(gather([runs]), 0.5, {"slow": TERMS})
+    for suffix in ("csv", "json", "md", "tex"):
+        save(compared, tmp_path / f"t.{suffix}")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    assert [row["method"] for row in rows] == [row.label for row in compared.rows]
+    assert float(rows[0]["uplink_bytes median"]) == compared.rows[0].up_bytes.median
+    plain = json.loads((tmp_path / "t.json").read_text())
+    assert plain["methods"][0]["rounds"]["median"] == compared.rows[0].rounds.median
+    assert plain["terms"]["slow"]["network"]["link"]["up_bits_per_second"] == 1e6
+    lines = to_markdown(compared).splitlines()
+    assert len({line.count("|") for line in lines[:5]}) == 1
+    assert lines[2].startswith("| dense | 0.")
+    latex = to_latex(compared)
+    assert latex.count(r"\\") == 4
+    assert r"\begin{tabular}{lrrrrr}" in latex
+    for bad, says in (("t.xls", 'got a table ".xls"'), ("none/t.csv", "there is no folder")):
+        with pytest.raises(OutputError, match=says):
+            save(compared, tmp_path / bad)
+
+
+def test_names_with_what_latex_and_markdown_read_are_escaped(runs: Path) -> None:
+    method = replace(gather([runs / "dense-0"])[0], label=r"50 % of_it & #1 ~ a|b {x} \y")
+    compared = compare([method])
+    assert r"50 \% of\_it \& \#1 \textasciitilde{} a|b \{x\} \textbackslash{}y" in to_latex(compared)
+    assert r"a\|b" in to_markdown(compared)
+
+
+# ----------------------------------------------------------------------------------------------------------- the command line
+
+
+def test_price_prints_the_soonest_first(runs: Path) -> None:
+    result = called("price", runs, "--network", "lora,10g", "--target", "0.3", "--price-per-gigabyte", "0.1")
+    assert result.exit_code == 0, result.output
+    compared = compare(gather([runs]), 0.3, {"lora": ask("lora"), "10g": ask("10g")}, 0.1)
+    lora = result.stdout.split("10g:")[0]
+    order = sorted(compared.rows, key=lambda row: row.on["lora"].seconds.median)
+    places = [lora.index(row.label.split(",")[0]) for row in order]
+    assert places == sorted(places)
+    assert "break-even" in result.stdout
+    assert "5.47 kbit/s up" in result.stdout
+    assert max(len(line) for line in result.stdout.split("break-even")[0].splitlines()) <= 80
+
+
+def test_price_as_json_has_everything(runs: Path) -> None:
+    result = called("price", runs, "--up", "2Mbit/s", "--down", "10Mbit/s", "--latency", "50ms", "--target", "0.3", "--json")
+    plain = json.loads(result.stdout)
+    assert plain["terms"]["as given"]["network"]["link"] == {
+        "up_bits_per_second": 2e6,
+        "down_bits_per_second": 1e7,
+        "latency_seconds": 0.05,
+        "jitter_seconds": 0.0,
+    }
+    assert {even["below"] for even in plain["break_evens"]["as given"]} <= {method["label"] for method in plain["methods"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--up", "2Mb/s", "--down", "10Mbit/s"), "--up: got '2Mb/s'"),
+        (("--up", "2Mbit/s"), "--down: expected a rate"),
+        (("--network", "4k"), '--network: got "4k"'),
+        ((), "--up: expected a rate, or a network by its name"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(runs: Path, options: tuple[str, ...], says: str) -> None:
+    result = called("price", runs, *options)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not result.stdout
+
+
+def test_compare_writes_what_it_prints(runs: Path, stragglers: Path, tmp_path: Path) -> None:
+    result = called(
+        "compare",
+        runs,
+        stragglers,
+        "--target",
+        "0.3",
+        "--network",
+        "3g",
+        "--out",
+        tmp_path / "t.md",
+        "--out",
+        tmp_path / "t.csv",
+    )
+    assert result.exit_code == 0, result.output
+    assert "not priced" in (tmp_path / "t.md").read_text()
+    assert "is not priced: [participation] deadline = 60 s" in result.stdout
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 5
+    refused = called("compare", runs, "--out", tmp_path / "t.doc")
+    assert refused.exit_code == 2
+    assert 'got a table ".doc"' in refused.stderr
+    assert json.loads(called("compare", runs, "--json").stdout)["target"] is None
+
+
+def test_the_profiles_are_listed_with_their_sources() -> None:
+    text = called("list", "networks").stdout
+    assert "satellite-geo" in text
+    assert "WebPageTest" in text
+    assert json.loads(called("list", "devices", "--json").stdout)["phone"]["flops_per_second"] == PHONE.flops_per_second
+
+
+# ------------------------------------------------------------------------------------------------------------------- trackers
+
+
+class Heard:
+    """A tracker that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.ended: list[Ended] = []
+        self.rounds: list[int] = []
+
+    def begin(self, run: Begun) -> None:
+        self.run = run
+
+    def round(self, record: fedsgd.Round) -> None:
+        self.rounds.append(record.round)
+
+    def end(self, ended: Ended) -> None:
+        self.ended.append(ended)
+
+
+def test_a_tracker_is_told_the_time_on_networks(root: Path, tmp_path: Path) -> None:
+    heard, terms = Heard(), {"4g": ask("4g"), "slow": TERMS}
+    scenario = fedsgd.load(root / "scenarios" / "quickstart.toml", {**TINY, "rounds": 3})
+    fedsgd.run(scenario, out=tmp_path / "run", trackers=[OnNetworks(heard, terms)])
+    (ended,) = heard.ended
+    assert heard.rounds == [1, 2, 3]
+    for (name, seconds), priced in zip(
+        ended.priced.items(), price(load_run(tmp_path / "run"), list(terms.values())), strict=True
+    ):
+        assert terms[name] == priced.terms
+        assert list(seconds) == priced.seconds[1:].tolist()
+
+
+def test_a_tracker_of_a_run_that_cannot_be_priced_is_told_the_rest(root: Path, tmp_path: Path) -> None:
+    settings = {"rounds": 2, "client.epochs": 1}
+    late = fedsgd.load(root / "scenarios" / "participation" / "stragglers.toml", settings)
+    for scenario, out, says in (
+        (late, tmp_path / "late", "deadline = 60 s"),
+        (fedsgd.load(root / "scenarios" / "quickstart.toml", settings), None, "without a run folder"),
+    ):
+        heard = Heard()
+        with pytest.warns(TrackerWarning, match=says):
+            fedsgd.run(scenario, out=out, trackers=[OnNetworks(heard, {"4g": ask("4g")})])
+        (ended,) = heard.ended
+        assert ended.summary is not None
+        assert not ended.priced
+
+
+def test_networks_go_with_trackers(root: Path) -> None:
+    alone = called("run", root / "scenarios" / "quickstart.toml", "--network", "4g")
+    assert alone.exit_code == 2
+    assert "--network goes with --track" in alone.stderr
+    unknown = called("run", root / "scenarios" / "quickstart.toml", "--track", "tensorboard", "--network", "brodband")
+    assert unknown.exit_code == 2
+    assert 'did you mean "broadband"' in unknown.stderr
