@@ -1,4 +1,4 @@
-"""Pictures of a split, as PNG or SVG. The only door to matplotlib."""
+"""Pictures of a split, as PNG or SVG. With the figures of a report the only door to matplotlib."""
 
 from __future__ import annotations
 

@@ -125,6 +125,8 @@ def summarised(
         "target_accuracy": target,
         "stopped_by": "rounds" if last.round == scenario.rounds else "target_accuracy",
         "rounds_to_target": None if found is None else found.rounds,
+        "uplink_bytes_to_target": None if found is None else found.on([0, *(r.uplink_bytes for r in history)]),
+        "downlink_bytes_to_target": None if found is None else found.on([0, *(r.downlink_bytes for r in history)]),
         "failures": len(failures),
         "first_failure": next(iter(failures), None),
         "batch_norm": None if experiment.plan.batch_norm is None else experiment.plan.batch_norm.policy,

@@ -16,7 +16,7 @@ for cohort in (2, 20):
     result = fedsgd.run(scenario, on_round=lambda r: print(f"\rround {r.round}: accuracy {r.accuracy:.3f}", end=""))
 
     summary, up = result.summary, result.summary["uplink"]
-    reached = summary["rounds_to_target"]
-    spent = f"{result.history[reached - 1].uplink_bytes:,} bytes up" if reached else "not in this run"
+    spent = summary["uplink_bytes_to_target"]
+    spent = "not in this run" if spent is None else f"{spent:,.0f} bytes up"
     print(f"\n{cohort} clients a round: 90 % after {spent}; best {summary['best_accuracy']:.3f}")
     print(f"  {up['n_bytes']:,} bytes up in all: {up['index']:,} positions, {up['value']:,} values, {up['header']:,} headers")

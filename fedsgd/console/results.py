@@ -137,7 +137,10 @@ def _lines_of(result: Result | Deployed) -> Iterator[str]:
         yield f"stopped after round {summary['rounds']}, by [stop] target_accuracy"
     if summary["target_accuracy"] is not None:
         rounds = summary["rounds_to_target"]
-        reached = "not reached" if rounds is None else f"reached after {rounds:.1f} rounds"
+        reached = "not reached"
+        if rounds is not None:
+            spent = (size_text(round(summary[f"{link}_bytes_to_target"])) for link in ("uplink", "downlink"))
+            reached = f"reached after {rounds:.1f} rounds, {' up and '.join(spent)} down"
         yield f"target {summary['target_accuracy']:g}: {reached}"
     yield f"params_sha256 {summary['params_sha256']}"
     yield f"ledger_sha256 {summary['ledger_sha256']}"

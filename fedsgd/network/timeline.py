@@ -225,9 +225,8 @@ def _shared(trips: Trips, at: I64, network: Network) -> tuple[F64, F64]:
         up = 8 * np.bincount(at, n_bytes, n_rounds) / network.server_up_bits_per_second
     if network.server_down_bits_per_second is not None:
         n_bytes = trips.down_bytes + trips.down_messages * network.down_overhead_bytes
-        each = np.bincount(at, n_bytes, n_rounds)
-        down = 8 * (_broadcast_bytes(trips, at, network) if network.downlink == "broadcast" else each)
-        down = down / network.server_down_bits_per_second
+        sent = _broadcast_bytes(trips, at, network) if network.downlink == "broadcast" else np.bincount(at, n_bytes, n_rounds)
+        down = 8 * sent / network.server_down_bits_per_second
     return down, up
 
 

@@ -1,0 +1,231 @@
+"""What figures for paper look like: one look a method, labels that fit, ticks in the units that people say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.artist import Artist
+from matplotlib.axis import Axis, XAxis
+from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+
+from fedsgd.sizes import size_text
+from fedsgd.units import rate_text, seconds_text
+
+ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
+"""Inches, as of most two-column papers."""
+SMALL = 7.0
+RULE = "#555555"
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # matplotlib brings it, so figures are the same everywhere
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "lines.markeredgewidth": 0.5,
+    "hatch.linewidth": 0.5,
+    "text.parse_math": False,  # "$" in a label is a dollar
+    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "fedsgd",
+    "savefig.dpi": 300,
+}
+COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#44AA99", "#DDAA33", "#AA4499")
+"""Paul Tol's "muted" scheme, its yellow darker: distinct for colour-blind readers."""
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
+LABEL_POINTS = 190.0
+"""As wide as a label may be, so that it fits beside its line in one column."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, the same in every figure. label: as shown."""
+
+    label: str
+    colour: str
+    dashes: Any
+    marker: str
+    place: int
+
+    def line(self) -> dict[str, Any]:
+        """For its lines. Markers stand at other places on each, so that those of equal lines are all seen."""
+        every = (0.02 + 0.05 * (self.place % 4), 0.2)
+        return {**self.dots(), "linestyle": self.dashes, "markevery": every, "gid": self.gid}
+
+    def dots(self) -> dict[str, Any]:
+        """For its markers."""
+        return {"color": self.colour, "marker": self.marker, "markeredgecolor": "white", "zorder": 3 + 0.01 * self.place}
+
+    @property
+    def gid(self) -> str:
+        """What its line is called in an SVG."""
+        return f"method-{self.place + 1}"
+
+
+@contextmanager
+def paper() -> Iterator[None]:
+    """In here figures are made and saved, whatever the user's own settings of matplotlib are."""
+    with style.context(["default", STYLE]):
+        yield
+
+
+def looks(labels: Sequence[str]) -> list[Look]:
+    """One for each method. With nine colours, four kinds of line and thirteen markers no two of the first 36 have the same
+    line, and no two of the first 117 the same colour and marker."""
+    return [
+        Look(label, COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)], i)
+        for i, label in enumerate(fitted(labels))
+    ]
+
+
+def fitted(labels: Sequence[str], points: float = LABEL_POINTS) -> list[str]:
+    """The labels, none wider than that, and those that differ still different."""
+    made: list[str] = []
+    for label in labels:
+        text, n = fit(label, points), 1
+        while text in made:
+            n += 1
+            text = fit(label, points, f" #{n}")
+        made.append(text)
+    return made
+
+
+def fit(label: str, points: float, end: str = "") -> str:
+    """On one line and cut to that width at the size of small print, without what cannot be shown or would be hidden."""
+    plain = "".join(c if c.isprintable() else " " for c in label)
+    plain = " ".join(plain.split()) or "(no name)"
+    plain = f" {plain}" if plain.startswith("_") else plain  # matplotlib hides labels that begin so
+    if width(plain + end) <= points:
+        return plain + end
+    low, high = 0, len(plain)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if width(f"{plain[:middle]}…{end}") <= points else (low, middle)
+    return f"{plain[:low].rstrip()}…{end}"
+
+
+def beside(label: str, note: str) -> str:
+    """A label and what is to be said of it, below it where both do not fit on a line."""
+    if not note:
+        return label
+    whole = f"{label} ({note})"
+    return whole if width(whole) <= LABEL_POINTS else f"{label}\n({note})"
+
+
+def width(text: str) -> float:
+    """In points at the size of small print."""
+    outline = TextPath((0, 0), text, size=SMALL).vertices
+    return float(np.ptp(outline[:, 0])) if len(outline) else 0.0
+
+
+def legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
+    """Under the axes, in as many columns as fit; the figure grows by it."""
+    handles, labels = [list(column) for column in zip(*entries, strict=True)]
+    figure_width, height = figure.get_size_inches()
+    widest = max(width(line) for label in labels for line in label.split("\n")) + 28
+    columns = max(1, min(4, len(labels), int((72 * figure_width - 8) / (widest + 6))))
+    rows = -(-len(labels) // columns)
+    lines = rows * max(label.count("\n") + 1 for label in labels)
+    figure.set_size_inches(figure_width, height + (10.5 * lines + 4) / 72)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=2.4,
+        handletextpad=0.6,
+        columnspacing=1.2,
+        labelspacing=0.3,
+        borderpad=0.2,
+        borderaxespad=0.2,
+    )
+
+
+@dataclass(frozen=True)
+class Unit:
+    """text: a figure with its unit; levels: from finest to coarsest, the places where ticks look well on a logarithmic axis;
+    whole: on a linear axis ticks are at multiples of the largest of these that is not above its end."""
+
+    text: Callable[[float], str]
+    levels: tuple[tuple[float, ...], ...]
+    whole: tuple[float, ...] = (1.0,)
+
+
+def _decades(low: int, high: int) -> tuple[tuple[float, ...], ...]:
+    fine = tuple(m * 10.0**k for k in range(low, high) for m in (1, 2, 5))
+    half = tuple(m * 10.0**k for k in range(low, high) for m in (1, 3))
+    return fine, half, *(tuple(10.0**k for k in range(low, high, step)) for step in (1, 3, 6))
+
+
+def _times() -> tuple[tuple[float, ...], ...]:
+    below = [m * 10.0**k for k in range(-9, 0) for m in (1, 2, 5)]
+    people = [m * unit for unit, steps in ((1, (1, 2, 5, 10, 20)), (60, (0.5, 1, 2, 5, 10, 20, 30))) for m in steps]
+    people += [3600.0 * m for m in (1, 2, 5, 12)]
+    days = [86400 * m * 10.0**k for k in range(9) for m in (1, 2, 5)]
+    tens = [10.0**k for k in range(-9, 2)]
+    coarse = [*tens, 60.0, 600.0, 3600.0, 36000.0, *(86400 * 4 * 10.0**k for k in range(9))]
+    coarser = [*(10.0**k for k in range(-9, 0, 3)), 1.0, 60.0, 3600.0, 86400.0, *(86400 * 10.0**k for k in range(2, 9, 2))]
+    return tuple(below + people + days), tuple(coarse), tuple(coarser)
+
+
+BYTES = Unit(lambda x: size_text(round(x)), _decades(0, 19))
+RATE = Unit(rate_text, _decades(-3, 16))
+SECONDS = Unit(lambda x: "0" if x == 0 else seconds_text(x), _times(), (86400.0, 3600.0, 60.0, 1.0))
+FRACTION = Unit(lambda x: f"{x:.4g}", _decades(-12, 2))
+NUMBER = Unit(lambda x: f"{x:,.6g}", _decades(-12, 16))
+
+
+def scale(axis: Axis, unit: Unit, low: float, high: float, most: int = 5, log: bool | None = None, pad: float = 0.03) -> None:
+    """Ticks with their unit, for figures from low to high: logarithmic if these span a factor of three (or as said), else
+    linear; at most so many, or one more on a linear axis."""
+    name = "x" if isinstance(axis, XAxis) else "y"
+    log = low > 0 and (high >= 3 * low if log is None else log)
+    axis.axes.set(**{f"{name}scale": "log" if log else "linear"})
+    inside = [[x for x in level if low * 0.999 <= x <= high * 1.001] for level in unit.levels]
+    few = next((ticks for ticks in inside if 2 <= len(ticks) <= most), None)
+    minor: list[float] = []
+    if log and few is not None:
+        finest = next(ticks for ticks in inside if len(ticks) <= 30 or ticks is few)
+        minor = [x for x in finest if x not in few]
+    else:
+        whole = next((one for one in unit.whole if one <= high), unit.whole[-1])
+        ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low / whole, high / whole)
+        few = [whole * float(x) for x in ticks if x > 0 or not log]
+    axis.set_major_locator(FixedLocator(few))
+    axis.set_minor_locator(FixedLocator(minor))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: unit.text(x)))
+    axis.set_minor_formatter(NullFormatter())
+    factor = max(high / low, 1.2) ** pad if log else 0.0
+    margin = pad * (high - low) or 0.05 * abs(high) or 1.0
+    start = low / factor if log else low - margin if low else 0.0
+    axis.axes.set(**{f"{name}lim": (start, high * factor if log else high + margin)})
+
+
+def bounds(values: Iterable[float]) -> tuple[float, float]:
+    """The least and the largest that are finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    return (min(finite), max(finite)) if finite else (0.0, 1.0)
