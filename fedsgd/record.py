@@ -106,9 +106,7 @@ def summarised(
 ) -> dict[str, Any]:
     """The figures of a finished run, as summary.json has them. parameters: the server's final model [P]."""
     scenario, last = experiment.scenario, history[-1]
-    reached = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
     target = experiment.target_accuracy
-    found = None if target is None else crossing(reached, target)
     failures = [failure for record in history for failure in record.failures]
     up, down, folder = ledger.totals["up"], ledger.totals["down"], experiment.states.folder
     summary = {
@@ -120,13 +118,11 @@ def summarised(
         "cohort": experiment.plan.cohort,
         "engine": asdict(experiment.chosen),
         "final_accuracy": last.accuracy,
-        "best_accuracy": max((accuracy for _, accuracy in reached), default=None),
+        "best_accuracy": max((r.accuracy for r in history if r.accuracy is not None), default=None),
         "final_metrics": _nulled(last.metrics or {}),
         "target_accuracy": target,
         "stopped_by": "rounds" if last.round == scenario.rounds else "target_accuracy",
-        "rounds_to_target": None if found is None else found.rounds,
-        "uplink_bytes_to_target": None if found is None else found.on([0, *(r.uplink_bytes for r in history)]),
-        "downlink_bytes_to_target": None if found is None else found.on([0, *(r.downlink_bytes for r in history)]),
+        **_to_target(history, target),
         "failures": len(failures),
         "first_failure": next(iter(failures), None),
         "batch_norm": None if experiment.plan.batch_norm is None else experiment.plan.batch_norm.policy,
@@ -150,6 +146,18 @@ def summarised(
         "versions": _versions(),
     }
     return _nulled(summary)
+
+
+def _to_target(history: Sequence[Round], target: float | None) -> dict[str, float | None]:
+    """Rounds and bytes until the target was reached, by the rule of `fedsgd.target`; None: it was not, or there is none."""
+    measured = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
+    found = None if target is None else crossing(measured, target)
+    axes = {
+        "rounds_to_target": range(len(history) + 1),
+        "uplink_bytes_to_target": [0, *(r.uplink_bytes for r in history)],
+        "downlink_bytes_to_target": [0, *(r.downlink_bytes for r in history)],
+    }
+    return {name: None if found is None else found.on(axis) for name, axis in axes.items()}
 
 
 def work_of(experiment: Experiment) -> dict[str, float | str]:

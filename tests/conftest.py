@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from hypothesis import settings
 
 from fedsgd.data import Dataset, Examples
 from fedsgd.scenario import Scenario, load
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,3 +70,22 @@ def blobs() -> Dataset:
     y = rng.integers(0, 3, 180)
     x = (rng.standard_normal((180, 8)) + 2 * np.eye(3, 8)[y]).astype(np.float32)
     return Dataset(Examples(x[:120], y[:120]), Examples(x[120:], y[120:]), classes=3)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium. Where there is none, or no Playwright to drive it, tests skip; under CI they fail.
+
+    Of a module, since Playwright's event loop is running in its thread as long as it is open.
+    """
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None or importlib.util.find_spec("playwright") is None:
+        missing = "Chromium on PATH: apt-get install chromium" if chromium is None else "Playwright: pip install playwright"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no {missing}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]
+        opened = playwright.chromium.launch(executable_path=chromium, args=sandbox)
+        yield opened
+        opened.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from tests.bench.flower.__main__ import Overhead, show
 from tests.bench.flower.__main__ import main as flower_main
 from tests.bench.goals import CASES, Clients, Work, timed
 from tests.bench.measure import Bench, Effort
+from tests.bench.report import ROOT, make_run
+from tests.bench.report import main as report_main
 from tests.bench.rivals import dgc_selection, fedlab_compressors, torch_top_k
 from tests.bench.rounds import images
 from tests.bench.rounds import main as rounds_main
@@ -133,3 +137,28 @@ def test_what_states_take_is_no_growth_with_the_clients() -> None:
     told = verdict(Way("x", {}, 8.5), figures)
     assert told.growth == pytest.approx(8)
     assert line(told) == "x: a round 9.00 × (≤ 1.15: miss), +8.0 bytes a registered client (≤ 8.5: pass)"
+
+
+def test_the_benchmark_of_reports_says_seconds_memory_and_the_pages_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_main(["--rows", "6000", "--json", str(tmp_path / "r.json")])
+    figures = json.loads((tmp_path / "r.json").read_text())
+    assert [figure["what"] for figure in figures] == ["read", "price", "report"]
+    for figure in figures:
+        assert figure["rows"] == 6000
+        assert figure["seconds"] > 0
+        assert figure["peak"] >= figure["before"]
+    assert 3e5 < figures[2]["page_bytes"] < 1e6
+    assert "× reading it" in capsys.readouterr().out
+
+
+def test_a_report_of_a_million_rows_needs_hardly_more_memory_than_one_of_a_tenth_and_makes_a_small_page(tmp_path: Path) -> None:
+    figures = []
+    for rows in (100_000, 1_000_000):
+        make_run(tmp_path / str(rows), rows)
+        command = [sys.executable, "-m", "tests.bench.report", "--one", str(tmp_path / str(rows)), "report"]
+        figures.append(json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout))
+    few, many = (figure["peak"] - figure["before"] for figure in figures)
+    assert many - few < 1e6 * 8 * 12, "less than a twelfth of what the ledger's columns take in memory"
+    assert figures[1]["page_bytes"] < 3e6

@@ -79,6 +79,31 @@ def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_the_queries_of_the_ledger_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the three libraries that are named; what they print stands in the README, but for digits of another machine."""
+    from fedsgd.experiment import run
+
+    queries = [block for block in blocks("python") if "quickstart-1/" in block]
+    assert [re.findall(r"^import (\w+)", query)[0] for query in queries] == ["pandas", "duckdb", "polars"]
+    run(load(ROOT / "scenarios" / "quickstart.toml"), out=tmp_path / "runs" / "quickstart-1")
+    monkeypatch.chdir(tmp_path)
+    for query in queries:
+        exec(query, {})
+    printed = capsys.readouterr().out
+    assert "bits_a_position" in printed
+    assert re.search(r"│ [67] +┆ 0\.9", printed)
+
+
+def test_the_columns_that_are_described_are_the_columns() -> None:
+    from fedsgd.ledger import COLUMNS
+    from fedsgd.run_folder import ROUND_COLUMNS
+
+    for file, columns in (("ledger", COLUMNS), ("rounds", ROUND_COLUMNS)):
+        (table,) = re.findall(rf"^\| `{file}\.parquet` \| \| \|\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
+        named = set(re.findall(r"`(\w+)`", table))
+        assert named - {"loss", "accuracy"} == set(columns)
+
+
 def test_the_example_compressor_obeys_the_laws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = (block for block in blocks("python") if "class MySign" in block)
     (tmp_path / "my_sign.py").write_text(example)

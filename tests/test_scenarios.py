@@ -14,7 +14,9 @@ import pytest
 
 from fedsgd.data.datasets.mnist import read_idx
 from fedsgd.experiment import run
+from fedsgd.report import gather
 from fedsgd.scenario import load
+from fedsgd.sweeps import sweep
 from tests.test_data import idx
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
@@ -56,6 +58,18 @@ def test_every_scenario_runs(
     result = run(scenario, data=data)
     assert result.summary["rounds"] == 2
     assert 0 <= result.summary["final_accuracy"] <= 1
+
+
+def test_every_method_of_the_compressors_sweep_runs(tiny_data: Path, tmp_path: Path) -> None:
+    folder = FOLDER / "compressors"
+    scenario = load(folder / "compressors.toml", TINY)
+    made = sweep(scenario, methods=folder / "methods.toml", out=tmp_path / "sweep", data=tiny_data)
+    methods = gather([tmp_path / "sweep"])
+    assert len(methods) == len(made.cells) == 13
+    assert [method.label for method in methods if method.uncompressed] == ["dense"]
+    up = {method.label: method.runs[0].summary["uplink"]["n_bytes"] for method in methods}
+    for name in ("top-k", "rand-k", "DGC", "STC", "EF21", "CAFe"):
+        assert up[f"{name} 0.1 %"] < up[f"{name} 1 %"] < up["dense"] / 40
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)

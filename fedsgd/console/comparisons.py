@@ -77,20 +77,21 @@ def _evens(comparison: Comparison) -> Iterator[str]:
     many = len(comparison.rows) > FEW
     for name, evens in comparison.break_evens.items():
         link = comparison.terms[name].network.link
-        ratio = f"{three_figures(link.down_bits_per_second / link.up_bits_per_second)} times as fast down"
+        times = three_figures(link.down_bits_per_second / link.up_bits_per_second)
+        ratio = f"downlinks {'as fast as' if times == '1' else f'{times} times as fast as'} uplinks"
         shown = list(evens_with(comparison, name, comparison.baseline.label)) if many else list(evens)
         of = f" with {comparison.baseline.label} (all are in --json)" if many else ""
         if not shown:
-            yield f"no break-even{of} between 100 bit/s and 1 Tbit/s, {ratio} as on {name}"
+            yield f"no break-even{of} between 100 bit/s and 1 Tbit/s up, with {ratio} as on {name}"
             continue
-        yield f"break-even{of}, {ratio} and with the latency of {name}:"
+        yield f"break-even{of}, with {ratio} and the latency of {name}:"
         for even in shown:
             yield f"  {even_text(even.below, even.above, even.up_bits_per_second)}"
 
 
 def _add_column(table: Table, heading: str, first: bool) -> None:
     """A method's name and its figures may take several lines."""
-    table.add_column(Text(heading), justify="left" if first else "right", min_width=14 if first else 5, overflow="fold")
+    table.add_column(Text(heading), justify="left" if first else "right", overflow="fold")
 
 
 def _cell(text: str) -> Text:

@@ -1,0 +1,322 @@
+/* The figures with a line for each method. Each is a function of (model, view) to {svg, columns, rows}: what is drawn, and a
+   function that gives the same as a table. view: {state, ranking, width, speeds: {curves, breakEvens}}. */
+"use strict";
+
+const fedsgdCurves = (() => {
+  const P = fedsgdPricing;
+  const D = fedsgdData;
+  const {
+    NARROW,
+    colour,
+    percent,
+    named,
+    shownOf,
+    size,
+    stroke,
+    plot,
+    nothing,
+    addLegend,
+    methodEntries,
+    addLetters,
+    logTicks,
+    scale,
+    timeScale,
+  } = fedsgdDraw;
+
+  const pointsOf = (line, logarithmic) =>
+    D.thinned(line.x, line.y, logarithmic)
+      .map((i) => ({ x: line.x[i], y: line.y[i], round: line.round[i] }))
+      .filter((p) => !logarithmic || p.x > 0);
+
+  function speed(model, view) {
+    const { state, width, speeds } = view;
+    const lines = shownOf(model, state).flatMap((method) => {
+      const points = Array.from(speeds.curves.get(method.index) || [], (seconds, i) => ({
+        method,
+        x: model.speeds[i],
+        y: seconds,
+      }));
+      const known = points.filter((point) => Number.isFinite(point.y));
+      return known.length ? [{ method, points: known }] : [];
+    });
+    if (!lines.length) return nothing("No method that is shown reaches the target on seconds that can be computed.");
+    const [height, marginLeft, marginRight] = [width < NARROW ? 320 : 430, 68, 34];
+    const all = lines.flatMap((line) => line.points);
+    const y = timeScale(
+      d3.extent(all, (point) => point.y).map((seconds, i) => seconds * [0.75, 1.2][i]),
+      800,
+    );
+    const x = { type: "log", domain: d3.extent(model.speeds), label: "uplink", labelAnchor: "right", tickFormat: P.rateText };
+    const switches = speeds.breakEvens.filter(
+      (one) => one.first && lines.some((line) => line.method === one.below) && lines.some((line) => line.method === one.above),
+    );
+    const now = lines.map(({ method }) => ({ method, y: view.ranking.find((row) => row.method === method).seconds }));
+    const svg = plot(width, {
+      height,
+      marginLeft,
+      marginRight,
+      x: { ...x, ticks: logTicks(x.domain, Math.max(3, Math.floor(width / 98))) },
+      y: { ...y, label: "time to the target", grid: true },
+      marks: [
+        Plot.ruleX([state.up], { stroke: "currentColor", strokeOpacity: 0.55 }),
+        Plot.text([state.up], { x: (d) => d, text: (d) => P.rateText(d), frameAnchor: "top", dy: -12, fill: "currentColor" }),
+        ...lines.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...stroke(method), clip: true })),
+        Plot.dot(
+          now.filter((one) => one.y && Number.isFinite(one.y.median)),
+          {
+            x: () => state.up,
+            y: (d) => d.y.median,
+            r: 3,
+            fill: (d) => colour(d.method),
+            stroke: "none",
+          },
+        ),
+        Plot.dot(switches, { x: "speed", y: "seconds", r: 5, fill: "var(--paper)", stroke: "currentColor", strokeWidth: 1.5 }),
+        Plot.tip(
+          all,
+          Plot.pointer({ x: "x", y: "y", title: (d) => `${named(d.method)}\n${P.rateText(d.x)} up: ${P.secondsText(d.y)}` }),
+        ),
+      ],
+    });
+    const [px, py] = [svg.scale("x"), svg.scale("y")];
+    const at = (i) => lines.map(({ method, points }) => ({ method, x: px.apply(points.at(i).x), y: py.apply(points.at(i).y) }));
+    addLetters(svg, at(-1), height - 40);
+    const columns = ["uplink_bits_per_second", "downlink_bits_per_second", ...lines.map(({ method }) => method.label)];
+    const table = () =>
+      Array.from(model.speeds, (s, i) => [
+        s,
+        s * (state.down / state.up),
+        ...lines.map(({ method }) => finite(speeds.curves.get(method.index)[i])),
+      ]);
+    return { svg: addLegend(svg, methodEntries(lines.map((line) => line.method)), width), columns, rows: table };
+  }
+
+  const finite = (value) => (Number.isFinite(value) ? value : "");
+
+  const AXES = {
+    up: { label: "uplink bytes, all clients", column: "uplink_bytes", of: (run) => run.up, text: size },
+    all: {
+      label: "bytes both ways, all clients",
+      column: "bytes",
+      of: (run) => run.up.map((n, i) => n + run.down[i]),
+      text: size,
+    },
+    rounds: { label: "rounds", column: "rounds", of: null, text: (n) => P.threeFigures(n), linear: true },
+    time: { label: "time on this network", column: "seconds", text: P.secondsText, time: true },
+  };
+
+  /* The lines of a method on an axis: one a seed, and their median. */
+  function accuracyLines(method, axis, state) {
+    if (axis.time && method.notPriced !== null) return null;
+    const each = method.runs.map((run) => {
+      const along = axis.time ? P.cumulative(run.timeline, state.up, state.down, state.latency) : axis.of && axis.of(run);
+      const { round, accuracy } = run.measured;
+      const y = state.best ? run.bestSoFar : accuracy;
+      return { seed: run.seed, round, x: axis.of === null ? round : round.map((r) => along[r]), y };
+    });
+    return { method, each, middle: D.medianLine(each, !axis.linear) };
+  }
+
+  /* What a pointer finds: enough of a line's points, since each of them costs a text. */
+  const some = (points) => points.filter((_, i) => i % Math.ceil(points.length / 80) === 0 || i === points.length - 1);
+
+  function accuracy(model, view) {
+    const { state, width } = view;
+    const axis = AXES[state.axis];
+    const lines = shownOf(model, state)
+      .map((method) => accuracyLines(method, axis, state))
+      .filter((line) => line && line.each.some((one) => one.x.length));
+    if (!lines.length) return nothing("Nothing to draw: no method is shown, or accuracy was not measured.");
+    const height = width < NARROW ? 320 : 430;
+    const drawn = lines.map((line) => ({
+      method: line.method,
+      middle: pointsOf(line.middle, !axis.linear),
+      thin: line.each.length > 1 ? line.each.map((one) => pointsOf(one, !axis.linear)) : [],
+    }));
+    const all = drawn.flatMap((line) => [line.middle, ...line.thin].flat());
+    const xs = all.map((point) => point.x);
+    const x = axis.time ? timeScale(xs, width) : scale(xs, axis.text, width, !axis.linear);
+    const svg = plot(width, {
+      height,
+      x: { ...x, label: axis.label, labelAnchor: "right" },
+      y: {
+        domain: d3.extent([...all.map((p) => p.y), state.target]),
+        nice: true,
+        grid: true,
+        label: "accuracy",
+        tickFormat: percent,
+        ticks: 8,
+      },
+      marks: [
+        Plot.ruleY([state.target], { stroke: "currentColor", strokeOpacity: 0.7, strokeDasharray: "4 3" }),
+        Plot.line(
+          drawn.flatMap(({ method, thin }) =>
+            thin.flatMap((points, i) => points.map((p) => ({ ...p, tone: colour(method), run: `${method.letter} ${i}` }))),
+          ),
+          {
+            x: "x",
+            y: "y",
+            z: "run",
+            stroke: "tone",
+            strokeWidth: 1,
+            strokeOpacity: 0.35,
+            strokeLinejoin: "round",
+          },
+        ),
+        ...drawn.map(({ method, middle }) => Plot.line(middle, { x: "x", y: "y", ...stroke(method) })),
+        Plot.tip(
+          drawn.flatMap(({ method, middle }) => some(middle).map((p) => ({ ...p, method }))),
+          Plot.pointer({
+            x: "x",
+            y: "y",
+            title: (d) =>
+              `${named(d.method)}\nround ${d.round}, ${axis.text(d.x)}${axis.linear ? " rounds" : ""}: ${percent(d.y)}`,
+          }),
+        ),
+      ],
+    });
+    const [px, py] = [svg.scale("x"), svg.scale("y")];
+    addLetters(
+      svg,
+      drawn
+        .filter((line) => line.middle.length)
+        .map(({ method, middle }) => ({ method, x: px.apply(middle.at(-1).x), y: py.apply(middle.at(-1).y) })),
+      height - 40,
+    );
+    const rows = () =>
+      lines.flatMap(({ method, each }) =>
+        each.flatMap((one) => Array.from(one.round, (r, i) => [method.label, one.seed, r, one.x[i], one.y[i]])),
+      );
+    return {
+      svg: addLegend(svg, methodEntries(drawn.map((line) => line.method)), width),
+      columns: ["method", "seed", "round", axis.column === "rounds" ? "rounds" : axis.column, "accuracy"],
+      rows,
+    };
+  }
+
+  function traffic(model, view) {
+    const { state, width } = view;
+    const methods = shownOf(model, state);
+    const lines = methods.flatMap((method) =>
+      ["up", "down"].map((way) => {
+        const each = method.runs.map((run) => run.traffic[way]);
+        const points = Array.from(each[0], (_, q) => ({
+          x: q / (each[0].length - 1),
+          y: P.median(each.map((one) => one[q])),
+          way,
+        }));
+        return { method, way, points };
+      }),
+    );
+    const drawn = lines
+      .map((line) => ({ ...line, points: line.points.filter((p) => p.y > 0) }))
+      .filter((line) => line.points.length);
+    if (!drawn.length) return nothing("No method that is shown sent anything.");
+    const narrow = width < NARROW;
+    const titles = { up: "uplink", down: "downlink" };
+    const facet = narrow ? "fy" : "fx";
+    const height = narrow ? 480 : 330;
+    const y = scale(
+      drawn.flatMap((line) => line.points.map((p) => p.y)),
+      size,
+      400,
+    );
+    const svg = plot(width, {
+      height,
+      marginTop: narrow ? 48 : 36,
+      marginRight: narrow ? 30 : 34,
+      [facet]: {
+        domain: ["up", "down"],
+        label: null,
+        axis: narrow ? null : "top",
+        tickFormat: (way) => titles[way],
+        padding: narrow ? 0.18 : 0.12,
+      },
+      x: {
+        domain: [0, 1],
+        label: "share of clients, by their bytes",
+        labelAnchor: "right",
+        tickFormat: percent,
+        ticks: narrow ? 4 : 5,
+      },
+      y: { ...y, grid: true, label: "bytes of a client" },
+      marks: [
+        ...(narrow
+          ? [
+              Plot.text(["up", "down"], {
+                fy: (d) => d,
+                text: (d) => titles[d],
+                frameAnchor: "top-left",
+                dy: -13,
+                fontWeight: 600,
+              }),
+            ]
+          : []),
+        ...drawn.map(({ method, way, points }) => Plot.line(points, { x: "x", y: "y", [facet]: () => way, ...stroke(method) })),
+      ],
+    });
+    const [px, py, pf] = [svg.scale("x"), svg.scale("y"), svg.scale(facet)];
+    for (const way of ["up", "down"]) {
+      const shift = pf.apply(way) - pf.apply("up");
+      const ends = drawn
+        .filter((line) => line.way === way)
+        .map(({ method, points }) => ({
+          method,
+          x: px.apply(points.at(-1).x) + (narrow ? 0 : shift),
+          y: py.apply(points.at(-1).y) + (narrow ? shift : 0),
+        }));
+      addLetters(svg, ends, narrow ? Infinity : height - 40);
+    }
+    const rows = () => lines.flatMap(({ method, way, points }) => points.map((p) => [method.label, way, p.x, p.y]));
+    return {
+      svg: addLegend(svg, methodEntries(methods), width),
+      columns: ["method", "direction", "share_of_clients", "bytes"],
+      rows,
+    };
+  }
+
+  /* A quantity over rounds that some methods have. */
+  function overRounds(key, label, column) {
+    return (model, view) => {
+      const { state, width } = view;
+      const lines = shownOf(model, state).flatMap((method) => {
+        const each = method.runs.map((run) => run[key]).filter((one) => one && one.round.length);
+        return each.length
+          ? [{ method, each, middle: D.medianLine(each.map((one) => ({ round: one.round, x: one.round, y: one.value }))) }]
+          : [];
+      });
+      if (!lines.length) return nothing("None of the methods that are shown has any.");
+      const drawn = lines
+        .map(({ method, middle }) => ({ method, points: pointsOf(middle, false) }))
+        .filter((line) => line.points.length);
+      const height = 280;
+      const svg = plot(width, {
+        height,
+        x: { label: "round", labelAnchor: "right", ticks: 5, domain: [0, d3.max(drawn, (line) => line.points.at(-1).x)] },
+        y: { label, grid: true, zero: true, ticks: 5, tickFormat: (n) => P.threeFigures(Math.max(0, n)) },
+        marks: [
+          Plot.ruleY([0]),
+          ...drawn.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...stroke(method, 1.5) })),
+        ],
+      });
+      const [px, py] = [svg.scale("x"), svg.scale("y")];
+      addLetters(
+        svg,
+        drawn.map(({ method, points }) => ({ method, x: px.apply(points.at(-1).x), y: py.apply(points.at(-1).y) })),
+        height - 40,
+      );
+      const rows = () =>
+        lines.flatMap(({ method, middle }) => Array.from(middle.round, (r, i) => [method.label, r, middle.y[i]]));
+      return {
+        svg: addLegend(svg, methodEntries(drawn.map((line) => line.method)), width),
+        columns: ["method", "round", column],
+        rows,
+      };
+    };
+  }
+
+  const missed = overRounds("missed", "rounds missed before", "rounds_missed");
+  const residual = overRounds("residual", "norm of the residual", "residual_norm");
+
+  return { speed, accuracy, traffic, missed, residual };
+})();

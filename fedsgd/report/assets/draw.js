@@ -1,0 +1,227 @@
+/* What figures are drawn with: scales, axes that can be read, legends, letters at the ends of lines. Colours are CSS variables,
+   resolved where a figure is saved. */
+"use strict";
+
+const fedsgdDraw = (() => {
+  const P = fedsgdPricing;
+  const DASHES = [null, "7 3", "2 2.5", "10 3 2 3", "14 4", "4 2 1 2"];
+  const COLOURS = 8;
+  const NARROW = 560;
+  const FONT = "system-ui, sans-serif";
+
+  const colour = (method) => `var(--m${method.index % COLOURS})`;
+  const dash = (method) => DASHES[method.index % DASHES.length];
+  const percent = (share) => `${Number((share * 100).toFixed(2))} %`;
+  const named = (method) => `${method.letter}  ${method.short}`;
+  const shownOf = (model, state) => model.methods.filter((method) => !state.hidden.has(method.index));
+  const size = (bytes) => P.sizeText(Math.round(bytes));
+
+  const pen = document.createElement("canvas").getContext("2d");
+  function textWidth(text, pixels = 12, weight = 400) {
+    pen.font = `${weight} ${pixels}px ${FONT}`;
+    return pen.measureText(text).width;
+  }
+  function cut(text, width) {
+    if (textWidth(text) <= width) return text;
+    let n = text.length;
+    while (n > 1 && textWidth(`${text.slice(0, n).trimEnd()}…`) > width) n--;
+    return `${text.slice(0, n).trimEnd()}…`;
+  }
+
+  /* A line of a method, as an attribute of a mark. */
+  const stroke = (method, width = 2, opacity = 1) => ({
+    stroke: colour(method),
+    strokeWidth: width,
+    strokeOpacity: opacity,
+    strokeDasharray: dash(method),
+    strokeLinejoin: "round",
+  });
+
+  /* Plot leaves out the texts of ticks between powers of ten, so axes write their own. */
+  function plot(width, { x, y, marks, ...options }) {
+    const axes = [
+      ["axisX", "gridX", x],
+      ["axisY", "gridY", y],
+    ].flatMap(([axis, grid, own]) => {
+      if (!Array.isArray(own.ticks)) return [];
+      return [
+        ...(own.grid ? [Plot[grid](own.ticks)] : []),
+        Plot[axis](own.ticks, { text: own.tickFormat, label: own.label, labelAnchor: own.labelAnchor }),
+      ];
+    });
+    const bare = (own) => (Array.isArray(own.ticks) ? { ...own, axis: null, grid: false } : own);
+    return Plot.plot({
+      x: bare(x),
+      y: bare(y),
+      marks: [...axes, ...marks],
+      width,
+      marginLeft: 56,
+      marginRight: 30,
+      marginBottom: 40,
+      marginTop: 28,
+      style: { fontSize: "12px", fontFamily: FONT, overflow: "visible" },
+      ...options,
+    });
+  }
+
+  const nothing = (text) => ({ svg: d3.create("p").attr("class", "nothing").text(text).node(), columns: [], rows: () => [] });
+
+  /* entries: [{label, colour, dash | dot | fill, method}] below a figure, as many to a line as fit. */
+  function addLegend(svg, entries, width) {
+    const [height, gap, lead] = [20, 18, 34];
+    const below = Number(svg.getAttribute("height"));
+    const root = d3
+      .select(svg)
+      .append("g")
+      .attr("class", "legend")
+      .attr("transform", `translate(0,${below})`)
+      .attr("text-anchor", "start");
+    let [x, y] = [4, 14];
+    for (const entry of entries) {
+      const label = cut(entry.label, Math.min(340, width - lead - 8));
+      const wide = lead + textWidth(label);
+      if (x > 4 && x + wide > width) [x, y] = [4, y + height];
+      const one = root.append("g").attr("transform", `translate(${x},${y})`);
+      if (entry.method) one.attr("class", "entry").attr("data-method", entry.method.index);
+      if (entry.dot) one.append("circle").attr("r", 5).attr("cx", 20).attr("fill", entry.colour);
+      else if (entry.fill)
+        one.append("rect").attr("width", 14).attr("height", 10).attr("x", 12).attr("y", -5).attr("fill", entry.fill);
+      else
+        one
+          .append("line")
+          .attr("x2", 28)
+          .attr("stroke", entry.colour)
+          .attr("stroke-width", 2.5)
+          .attr("stroke-dasharray", entry.dash);
+      one.append("text").attr("x", lead).attr("dy", "0.32em").text(label).append("title").text(entry.label);
+      x += wide + gap;
+    }
+    const total = below + y + 12;
+    d3.select(svg).attr("height", total).attr("viewBox", `0 0 ${width} ${total}`);
+    return svg;
+  }
+
+  const methodEntries = (methods) =>
+    methods.map((method) => ({ label: named(method), colour: colour(method), dash: dash(method), method }));
+
+  /* The letters of methods at the ends of their lines, moved apart where they would overlap. ends: [{method, x, y}], pixels. */
+  function addLetters(svg, ends, bottom, towards = 1) {
+    const apart = 13;
+    const near = (a, b) => Math.abs(a.x - b.x) < 26;
+    ends.sort((a, b) => a.y - b.y);
+    ends.forEach(
+      (end, i) =>
+        (end.at = Math.max(
+          end.y,
+          ...ends
+            .slice(0, i)
+            .filter((one) => near(one, end))
+            .map((one) => one.at + apart),
+        )),
+    );
+    for (let i = ends.length - 1; i >= 0; i--) {
+      ends[i].at = Math.min(
+        ends[i].at,
+        bottom,
+        ...ends
+          .slice(i + 1)
+          .filter((one) => near(one, ends[i]))
+          .map((one) => one.at - apart),
+      );
+    }
+    const root = d3
+      .select(svg)
+      .append("g")
+      .attr("font-weight", 600)
+      .attr("stroke-width", 3)
+      .attr("paint-order", "stroke")
+      .attr("text-anchor", towards > 0 ? "start" : "end");
+    for (const { method, x, y, at } of ends) {
+      if (Math.abs(at - y) > 3) {
+        root
+          .append("line")
+          .attr("x1", x + 2 * towards)
+          .attr("y1", y)
+          .attr("x2", x + 9 * towards)
+          .attr("y2", at)
+          .attr("stroke", colour(method))
+          .attr("stroke-opacity", 0.6)
+          .attr("stroke-width", 1);
+      }
+      root
+        .append("text")
+        .attr("x", x + (Math.abs(at - y) > 3 ? 11 : 6) * towards)
+        .attr("y", at)
+        .attr("dy", "0.32em")
+        .attr("fill", colour(method))
+        .attr("stroke", "var(--paper)")
+        .text(method.letter);
+    }
+  }
+
+  function logTicks(domain, most) {
+    const [low, high] = domain.map(Math.log10);
+    const every = Math.max(1, Math.ceil((high - low) / most));
+    return d3
+      .range(Math.ceil(low - 1e-9), Math.floor(high + 1e-9) + 1)
+      .filter((n) => n % every === 0)
+      .map((n) => 10 ** n);
+  }
+
+  /* Where there are few powers of ten, or none: as many of 1, 2, 5 to each of them as there is room for. */
+  function finerTicks([low, high], most) {
+    const powers = d3.range(Math.floor(Math.log10(low)), Math.log10(high)).map((n) => 10 ** n);
+    for (const steps of [[1, 2, 5], [1, 5], [1]]) {
+      const inside = powers.flatMap((power) => steps.map((step) => step * power)).filter((tick) => tick >= low && tick <= high);
+      if (inside.length > 1 && inside.length <= most) return inside;
+    }
+    return d3.ticks(low, high, Math.min(4, most));
+  }
+
+  const TIMES = [
+    1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 60, 600, 3600, 36000, 345600, 3456000, 34560000, 345600000, 3456000000,
+    34560000000,
+  ];
+  const timeTicks = ([low, high], most = 9) => {
+    const inside = TIMES.filter((seconds) => seconds >= low && seconds <= high);
+    const few = inside.filter((_, i) => (inside.length - 1 - i) % Math.ceil(inside.length / most) === 0);
+    return few.length > 1 ? few : d3.ticks(low, high, 4);
+  };
+
+  /* An axis of bytes, seconds or rounds that spreads over decades, or does not. */
+  function scale(values, text, width, logarithmic = true) {
+    const [low, high] = d3.extent(values);
+    const most = Math.max(3, Math.floor(width / 105));
+    if (!logarithmic) return { domain: [low, high], ticks: most, tickFormat: text };
+    const domain = low === high ? [low / 2, high * 2] : [low, high];
+    const ticks = Math.log10(domain[1] / domain[0]) < 2 ? finerTicks(domain, most) : logTicks(domain, most);
+    return { type: "log", domain, ticks, tickFormat: text };
+  }
+
+  function timeScale(values, width) {
+    const made = scale(values, P.secondsText, width);
+    return { ...made, ticks: timeTicks(made.domain, Math.max(3, Math.floor(width / 100))) };
+  }
+
+  return {
+    NARROW,
+    FONT,
+    colour,
+    dash,
+    percent,
+    named,
+    shownOf,
+    size,
+    textWidth,
+    cut,
+    stroke,
+    plot,
+    nothing,
+    addLegend,
+    methodEntries,
+    addLetters,
+    logTicks,
+    scale,
+    timeScale,
+  };
+})();

@@ -1,0 +1,233 @@
+/* The figures of what runs amount to. Each is a function of (model, view) to {svg, columns, rows}: what is drawn, and a
+   function that gives the same as a table. view: {state, ranking, width, speeds: {curves, breakEvens}}. */
+"use strict";
+
+const fedsgdTotals = (() => {
+  const P = fedsgdPricing;
+  const { NARROW, colour, percent, named, shownOf, size, textWidth, cut, plot, nothing, addLegend, scale } = fedsgdDraw;
+  const PARTS = [
+    ["header", "headers"],
+    ["index", "positions"],
+    ["value", "values"],
+    ["side", "side information"],
+  ];
+  const STACK = [
+    ["down", "down"],
+    ["compute", "compute"],
+    ["coding", "encode and decode"],
+    ["up", "up"],
+    ["serving", "server"],
+    ["waiting", "waiting for replies that never came"],
+  ];
+
+  function pareto(model, view) {
+    const { state, width } = view;
+    const spent = state.bytes === "up" ? (run) => run.up.at(-1) : (run) => run.up.at(-1) + run.down.at(-1);
+    const points = shownOf(model, state).map((method) => ({
+      method,
+      bytes: P.overSeeds(method.runs.map(spent)),
+      accuracy: P.overSeeds(method.runs.map((run) => run.best)),
+    }));
+    if (!points.length) return nothing("No method is shown.");
+    for (const p of points) {
+      p.dominated = points.some(
+        (q) =>
+          q.bytes.median <= p.bytes.median &&
+          q.accuracy.median >= p.accuracy.median &&
+          (q.bytes.median < p.bytes.median || q.accuracy.median > p.accuracy.median),
+      );
+    }
+    const front = points.filter((p) => !p.dominated).sort((a, b) => a.bytes.median - b.bytes.median);
+    const height = width < NARROW ? 300 : 380;
+    const [low, high] = d3.extent(points.flatMap((p) => [p.bytes.low, p.bytes.high]));
+    const x = scale([low / 1.15, high * 1.15], size, width);
+    const svg = plot(width, {
+      height,
+      x: { ...x, label: state.bytes === "up" ? "uplink bytes to the end" : "bytes both ways to the end", labelAnchor: "right" },
+      y: {
+        label: "best accuracy",
+        grid: true,
+        tickFormat: percent,
+        nice: true,
+        inset: 6,
+        ticks: 6,
+        domain: d3.extent(points.flatMap((p) => [p.accuracy.low, p.accuracy.high])),
+      },
+      marks: [
+        Plot.line(front, {
+          x: (p) => p.bytes.median,
+          y: (p) => p.accuracy.median,
+          curve: "step-after",
+          stroke: "currentColor",
+          strokeOpacity: 0.45,
+        }),
+        Plot.ruleX(points, {
+          x: (p) => p.bytes.median,
+          y1: (p) => p.accuracy.low,
+          y2: (p) => p.accuracy.high,
+          stroke: (p) => colour(p.method),
+          strokeOpacity: 0.6,
+        }),
+        Plot.ruleY(points, {
+          y: (p) => p.accuracy.median,
+          x1: (p) => p.bytes.low,
+          x2: (p) => p.bytes.high,
+          stroke: (p) => colour(p.method),
+          strokeOpacity: 0.6,
+        }),
+        Plot.dot(points, {
+          x: (p) => p.bytes.median,
+          y: (p) => p.accuracy.median,
+          r: 5.5,
+          strokeWidth: 2,
+          stroke: (p) => colour(p.method),
+          fill: (p) => (p.dominated ? "var(--paper)" : colour(p.method)),
+        }),
+        Plot.text(points, {
+          x: (p) => p.bytes.median,
+          y: (p) => p.accuracy.median,
+          text: (p) => p.method.letter,
+          dy: -14,
+          fontWeight: 600,
+          fill: (p) => colour(p.method),
+        }),
+        Plot.tip(
+          points,
+          Plot.pointer({
+            x: (p) => p.bytes.median,
+            y: (p) => p.accuracy.median,
+            title: (p) => `${named(p.method)}\n${size(p.bytes.median)}, ${percent(p.accuracy.median)}`,
+          }),
+        ),
+      ],
+    });
+    const rows = () =>
+      points.map((p) => [
+        p.method.label,
+        p.bytes.median,
+        p.bytes.low,
+        p.bytes.high,
+        p.accuracy.median,
+        p.accuracy.low,
+        p.accuracy.high,
+        p.dominated,
+      ]);
+    const entries = points.map(({ method }) => ({ label: named(method), colour: colour(method), dot: true, method }));
+    return {
+      svg: addLegend(svg, entries, width),
+      columns: ["method", "bytes", "bytes_least", "bytes_most", "accuracy", "accuracy_least", "accuracy_most", "dominated"],
+      rows,
+    };
+  }
+
+  const shareText = (share) => percent(Number(share.toPrecision(share > 0.99 && share < 1 ? 3 : 2)));
+
+  /* Stacked bars, level. list: [{label, parts: [numbers], text}], null between groups; names: [[key, label]] of the parts; tone: of
+     the CSS variables of their colours. */
+  function bars(width, list, names, tone, options) {
+    const marginLeft = Math.min(width * 0.36, 16 + Math.max(...list.filter(Boolean).map((bar) => textWidth(bar.label))));
+    const keys = list.map((_, i) => i);
+    const pieces = list.flatMap((bar, i) => {
+      let from = 0;
+      return bar ? bar.parts.map((value, part) => ({ i, part, value, from, to: (from += value) })) : [];
+    });
+    const used = names
+      .map((name, part) => ({ name, part }))
+      .filter(({ part }) => pieces.some((piece) => piece.part === part && piece.value > 0));
+    const most = Math.max(...pieces.map((piece) => piece.to), 1e-300);
+    const room = 20 + Math.max(...list.filter(Boolean).map((bar) => textWidth(bar.text)));
+    const inside = (piece) => ((piece.to - piece.from) / most) * (width - marginLeft - room);
+    const svg = plot(width, {
+      height: 62 + list.length * 19,
+      marginLeft,
+      marginRight: room,
+      marginTop: 6,
+      x: { domain: [0, most], ...options.x },
+      y: { type: "band", domain: keys, padding: 0.12, axis: null },
+      marks: [
+        Plot.gridX({ ticks: options.x.ticks }),
+        ...used.map(({ part }) =>
+          Plot.barX(
+            pieces.filter((piece) => piece.part === part),
+            { y: "i", x1: "from", x2: "to", fill: `var(--${tone}${part})`, insetRight: 0.5 },
+          ),
+        ),
+        Plot.text(
+          pieces.filter((piece) => options.share && inside(piece) > 36),
+          {
+            y: "i",
+            x: (piece) => (piece.from + piece.to) / 2,
+            text: (piece) => shareText(piece.value),
+            fill: (piece) => `var(--on-${tone}${piece.part})`,
+            fontSize: 11,
+          },
+        ),
+        Plot.text(
+          list.map((bar, i) => ({ bar, i })).filter(({ bar }) => bar),
+          { y: "i", x: ({ bar }) => d3.sum(bar.parts), text: ({ bar }) => bar.text, textAnchor: "start", dx: 6 },
+        ),
+        Plot.text(
+          list.map((bar, i) => ({ bar, i })).filter(({ bar }) => bar),
+          { y: "i", frameAnchor: "left", text: ({ bar }) => cut(bar.label, marginLeft - 14), textAnchor: "end", dx: -8 },
+        ),
+      ],
+    });
+    return addLegend(
+      svg,
+      used.map(({ name, part }) => ({ label: name[1], fill: `var(--${tone}${part})` })),
+      width,
+    );
+  }
+
+  function parts(model, view) {
+    const { state, width } = view;
+    const methods = shownOf(model, state);
+    if (!methods.length) return nothing("No method is shown.");
+    const rows = [];
+    const list = methods.flatMap((method, i) => [
+      ...(i ? [null] : []),
+      ...["up", "down"].map((way) => {
+        const known = PARTS.map(([key]) => method.runs[0].parts[way][key]);
+        const total = d3.sum(known);
+        rows.push([method.label, way, ...known]);
+        return {
+          label: way === "up" ? `${named(method)}   up` : "down",
+          parts: known.map((n) => (total ? n / total : 0)),
+          text: size(total),
+        };
+      }),
+    ]);
+    const x = { label: null, tickFormat: percent, ticks: width < NARROW ? 3 : 6 };
+    return {
+      svg: bars(width, list, PARTS, "p", { x, share: true }),
+      columns: ["method", "direction", ...PARTS.map(([key]) => `${key}_bytes`)],
+      rows: () => rows,
+    };
+  }
+
+  function round(model, view) {
+    const { state, width } = view;
+    const methods = shownOf(model, state).filter((method) => method.notPriced === null);
+    if (!methods.length) return nothing("No method that is shown can be priced.");
+    const rows = [];
+    const list = methods.map((method) => {
+      const stack = P.stack(method.runs[0].timeline, state.up, state.down, state.latency);
+      const means = STACK.map(([key]) => d3.mean(stack[key]));
+      rows.push([method.label, ...means]);
+      return { label: named(method), parts: means, text: P.secondsText(d3.sum(means)) };
+    });
+    const x = {
+      label: "time of a round, in the mean",
+      labelAnchor: "right",
+      tickFormat: P.secondsText,
+      ticks: width < NARROW ? 3 : 6,
+    };
+    return {
+      svg: bars(width, list, STACK, "s", { x }),
+      columns: ["method", ...STACK.map(([key]) => `${key}_seconds`)],
+      rows: () => rows,
+    };
+  }
+
+  return { pareto, parts, round };
+})();

@@ -1,0 +1,208 @@
+"""What things cost, as two languages have to agree on it: the report's Python and the arithmetic of its page.
+
+`python -m tests.golden.pricing` writes the vectors: what goes in and what Python makes of it. null stands for what JSON has no
+word for: not measured (NaN) among accuracies, not reached (infinite) among times.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsgd.network import Link, Network, Timeline
+from fedsgd.network.timeline import COLUMNS
+from fedsgd.report.price import SPEEDS, Racer, Reach, break_evens
+from fedsgd.sizes import size_text
+from fedsgd.target import crossing, over_seeds
+from fedsgd.units import rate_text, seconds_text, three_figures
+
+FILE = Path(__file__).parent / "pricing.json"
+SHARED = ("shared_down", "shared_up", "serving", "waiting")
+PLACES = [(1e3, 4e3, 0.0), (7.6e6, 29.5e6, 0.0105), (1.23e9, 1e9, 0.3), (1e12, 1e12, 2.0)]
+Columns = Mapping[str, Any]
+
+
+def timeline(columns: Columns) -> Timeline:
+    """As the payload has it: a column that is the same throughout is one number."""
+    offsets = np.array(columns["offsets"], dtype=np.int64)
+    sizes = {**dict.fromkeys(COLUMNS, int(offsets[-1])), **dict.fromkeys(SHARED, len(offsets) - 1)}
+    whole = {name: np.broadcast_to(np.array(columns[name], dtype=np.float64), size).copy() for name, size in sizes.items()}
+    return Timeline(offsets, **whole)
+
+
+def plain(**columns: Any) -> Columns:
+    """One candidate a round, and nothing but what is given."""
+    offsets = columns.pop("offsets", list(range(1 + max(len(v) for v in columns.values() if isinstance(v, list)))))
+    return {"offsets": offsets, **dict.fromkeys((*COLUMNS, *SHARED), 0.0), **columns}
+
+
+def drawn(rng: random.Random, rounds: int, bits: float) -> Columns:
+    """Rounds of one to six candidates, no column alike."""
+    counts = [rng.randint(1, 6) for _ in range(rounds)]
+    offsets = [sum(counts[:r]) for r in range(rounds + 1)]
+    n = offsets[-1]
+    scales = {"messages": 4.0, "delay": 0.02, "down": bits, "compute": 3.0, "coding": 0.2, "up": bits / 3}
+    columns: dict[str, Any] = {name: [rng.random() * scale for _ in range(n)] for name, scale in scales.items()}
+    columns["messages"] = [float(rng.randint(2, 4)) for _ in range(n)]
+    return {"offsets": offsets, **columns, **{name: [rng.random() for _ in range(rounds)] for name in SHARED}}
+
+
+def timelines() -> dict[str, Columns]:
+    """By name."""
+    rng = random.Random(29)
+    nobody = {"offsets": [0, 2, 3, 5], "messages": [2.0, 2.0, 0.0, 2.0, 2.0], "down": [8e6, 9e6, 0.0, 9e6, 7e6]}
+    early = {"messages": [2.0, 2.0, 4.0], "delay": [-0.5, -0.01, 0.25], "down": [1e4, 0.0, 3e3], "up": [0.0, 0.0, 1e3]}
+    return {
+        "one candidate, alike but for its work": plain(messages=2.0, down=154432.0, up=154192.0, compute=[0.1, 0.25, 0.1, 0.4]),
+        "a round of nobody": plain(**nobody, up=[1e6, 2e5, 0.0, 3e6, 3e6], compute=[1.0, 3.0, 0.0, 2.0, 2.0]),
+        "the server's link is the narrow one": plain(down=[1e6] * 3, up=1e5, shared_down=[9.0, 0.1, 4.5], shared_up=3.0),
+        "replies that never come": plain(messages=2.0, up=[1e6, 5e6, 1e4], serving=0.125, waiting=[60.0, 0.0, 60.0]),
+        "latency below the network's": plain(**early),
+        "two that are last together": plain(offsets=[0, 3], down=[0.0, 8e3, 0.0], up=[8e3, 0.0, 8e3], compute=[0.5, 0.5, 0.5]),
+        **{f"drawn, {rounds} rounds": drawn(rng, rounds, 10.0 ** (4 + i)) for i, rounds in enumerate((1, 7, 30))},
+    }
+
+
+def runs() -> dict[str, tuple[list[int], list[float | None], float]]:
+    """(rounds, accuracies, target) by name."""
+    known: list[float | None] = [0.3, 0.5, 0.45, None, 0.7]
+    return {
+        "not reached": ([1, 2, 3, 4, 5], known, 0.9),
+        "met by the first measurement": ([2, 4], [0.8, 0.9], 0.75),
+        "met exactly by the first": ([1, 2], [0.5, 0.6], 0.5),
+        "met exactly later": ([1, 2], [0.5, 0.6], 0.6),
+        "a dip before it": ([1, 2, 3, 4, 5], known, 0.6),
+        "nothing measured in between": ([1, 2, 3, 4, 5], [0.1, None, None, None, 0.9], 0.4),
+        "equal values": ([1, 2, 3, 4, 5], [0.5, 0.5, 0.5, 0.5, 0.51], 0.505),
+        "nothing measured": ([1, 2, 3], [None, None, None], 0.5),
+        "nothing measured at first": ([1, 2, 3], [None, 0.2, 0.6], 0.2),
+        "no measurements": ([], [], 0.5),
+        "measured now and then": ([10, 20, 25], [0.2, 0.35, 0.8], 0.61),
+    }
+
+
+def measured(rounds: Sequence[int], accuracies: Sequence[float | None]) -> list[tuple[int, float]]:
+    """As a run has it."""
+    return [(r, math.nan if a is None else a) for r, a in zip(rounds, accuracies, strict=True)]
+
+
+def races() -> dict[str, tuple[list[Columns | None], list[Columns | None]]]:
+    """The timelines of two methods, one a seed, None where the target is not reached; it is met after the last round."""
+    rng = random.Random(31)
+    dense = [drawn(rng, 12, 4e6) for _ in range(3)]
+    sparse = [{**drawn(rng, 15, 4e4), "compute": 4.0} for _ in range(3)]
+    bent = plain(
+        offsets=[0, 2], up=[0.0, 1e6], compute=[10.0, 0.0]
+    )  # below the straight one in the middle, above it at both ends
+    return {
+        "never": ([plain(up=[1e6])], [plain(up=[2e6], compute=1.0)]),
+        "alike": ([plain(up=[1e6])], [plain(up=[1e6])]),
+        "once": ([*dense], [*sparse]),
+        "once, a seed does not get there": ([*dense[:2], None], [*sparse]),
+        "not reached by half of them": ([dense[0], None], [*sparse]),
+        "twice": ([bent], [plain(up=[5e5], compute=6.0)]),
+    }
+
+
+def racer(label: str, lines: Sequence[Columns | None]) -> Racer:
+    """Its runs meet the target half-way through their last round."""
+    return Racer(label, [line and reach(line) for line in lines])
+
+
+def reach(line: Columns) -> Reach:
+    """Half-way through the last round."""
+    made = timeline(line)
+    end = len(made.waiting)
+    found = crossing([(end - 1, 0.25), (end, 0.75)] if end > 1 else [(end, 0.5)], 0.5)
+    assert found is not None
+    return Reach(made, found)
+
+
+def numbers() -> list[float]:
+    """Where texts may go wrong: at the bounds of units and digits, at halves, and anywhere."""
+    rng = random.Random(37)
+    bounds = [0.0, 1e-9, 9.994e-4, 1e-3, 0.00999, 0.01, 0.09996, 0.1, 0.9994, 0.9995, 1.0, 1.005, 1.125, 1.375, 9.994, 9.995]
+    bounds += [9.996]
+    bounds += [10.25, 10.75, 12.35, 59.94, 59.95, 59.949999, 60.0, 61.5, 99.94, 99.95, 99.96, 100.5, 101.5, 119.5, 999.4, 999.5]
+    bounds += [1000.5, 1125.0, 1375.0, 3569.6, 3599.4, 3599.5, 3600.0, 7230.0, 86369.0, 86399.0, 86400.0, 90000.0, 12345678.9]
+    bounds += [999499.0, 999500.0, 1.125e6, 2.5e7, 9.995e8, 1e12, 1.5e15, 7.25e15]
+    return bounds + [10.0 ** rng.uniform(-5, 15) for _ in range(150)]
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
+def _timelines() -> dict[str, Any]:
+    made = {}
+    for name, columns in timelines().items():
+        line = timeline(columns)
+        prices = [
+            {
+                "at": at,
+                "seconds": line.seconds(*at).tolist(),
+                "cumulative": line.cumulative(*at).tolist(),
+                "stack": {part: values.tolist() for part, values in line.stack(*at)._asdict().items()},
+            }
+            for at in PLACES
+        ]
+        made[name] = {"columns": columns, "prices": prices}
+    return made
+
+
+def _crossings() -> dict[str, Any]:
+    made = {}
+    for name, (rounds, accuracies, target) in runs().items():
+        found = crossing(measured(rounds, accuracies), target)
+        axis = [1.5 * r * r for r in range(max(rounds, default=0) + 1)]
+        given = {"rounds": rounds, "accuracies": accuracies, "target": target, "axis": axis}
+        made[name] = {**given, "crossing": found and {**asdict(found), "rounds": found.rounds}, "on": found and found.on(axis)}
+    return made
+
+
+def _medians() -> list[dict[str, Any]]:
+    cases: list[list[float | None]] = [[3.0], [3.0, 1.0, 2.0], [4.0, 1.0, None], [4.0, None], [None, None, 1.5], [None]]
+    cases.append([1.0, 2.5, 9.0, 10.0])
+    made = []
+    for figures in cases:
+        seeds = over_seeds(figures)
+        median, low, high = _finite([seeds.median, seeds.low, seeds.high])
+        made.append({"figures": figures, "median": median, "low": low, "high": high, "reached": seeds.reached, "n": seeds.n})
+    return made
+
+
+def _races() -> dict[str, Any]:
+    network = Network(Link(2e6, 5e6, 0.02))
+    made = {}
+    for name, lines in races().items():
+        first, second = racer("first", lines[0]), racer("second", lines[1])
+        found = [asdict(one) for one in break_evens(first, second, network)]
+        curves = [_finite(each.curve(network)) for each in (first, second)]
+        crossings = [[one and asdict(one.crossing) for one in each.reaches] for each in (first, second)]
+        made[name] = {"timelines": lines, "crossings": crossings, "curves": curves, "break_evens": found}
+    return {"link": {"up": 2e6, "down": 5e6, "latency": 0.02}, "speeds": list(SPEEDS), "races": made}
+
+
+def vectors() -> dict[str, Any]:
+    """All of them, as the file has them."""
+    texts = {"three_figures": three_figures, "seconds_text": seconds_text, "rate_text": rate_text}
+    table = {name: [[value, write(value)] for value in numbers()] for name, write in texts.items()}
+    sizes = [[n, size_text(n)] for n in sorted({int(value) for value in numbers()})]
+    return {
+        "timelines": _timelines(),
+        "crossings": _crossings(),
+        "medians": _medians(),
+        **_races(),
+        "texts": {**table, "size_text": sizes},
+    }
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(vectors(), allow_nan=False, separators=(",", ":")) + "\n")
