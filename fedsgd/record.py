@@ -125,6 +125,7 @@ def summarised(
         **_to_target(history, target),
         "failures": len(failures),
         "first_failure": next(iter(failures), None),
+        "timeouts": sum("TimeoutError: " in failure for failure in failures),
         "batch_norm": None if experiment.plan.batch_norm is None else experiment.plan.batch_norm.policy,
         "uplink_bytes": up.n_bytes,
         "uplink_received_bytes": up.received,

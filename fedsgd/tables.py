@@ -258,7 +258,7 @@ class Evaluation(Table):
 
 @dataclass(frozen=True)
 class Report(Table):
-    """[report]: what the summary answers: the first round that reaches `target_accuracy`."""
+    """[report]: what the summary answers: when `target_accuracy` is reached, by the rule of `fedsgd.target`."""
 
     target_accuracy: Share | None = None
 

@@ -31,7 +31,7 @@ bit = [information]
 byte = 8 * bit = B
 second = [time] = s
 millisecond = 1e-3 * second = ms
-microsecond = 1e-6 * second = us = µs
+microsecond = 1e-6 * second = us = µs = μs
 minute = 60 * second = min
 hour = 3600 * second = h
 day = 86400 * second = d
@@ -39,6 +39,9 @@ bps = bit / second
 FLOP = [operation]
 FLOPS = FLOP / second
 """
+
+LEAST, MOST = 1e-9, 1e18
+"""Of any quantity in its base unit, beside 0: nothing that anybody means is beyond, and no sum of it overflows."""
 
 _AMBIGUOUS = re.compile(
     r"(?<![A-Za-z])([kKmMgGtT]i?)(b|B|bit|byte|bps|Bps|bits|bytes)(?![A-Za-z])|(?<![A-Za-z])(b)(?![A-Za-z])"
@@ -63,15 +66,15 @@ def _parsed(text: str, unit: str, example: str) -> float:
             meant = {"m": "M", "K": "k", "g": "G", "t": "T"}.get(prefix, prefix)
             raise ScenarioError(f'{problem}: "{found[0]}" is ambiguous, write "{meant}bit" for bits or "{meant}B" for bytes')
     found_number = re.match(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(.*)", text)
-    if not found_number or not re.fullmatch(r"[A-Za-zµ]+(\s*/\s*[A-Za-zµ]+)?\s*", found_number[2]):
+    if not found_number or not re.fullmatch(r"[A-Za-zµμ]+(\s*/\s*[A-Za-zµμ]+)?\s*", found_number[2]):
         hint = ", a number and its unit" if found_number and not found_number[2].strip() else ""
         raise ScenarioError(problem + hint)
     try:
         value = float(_registry().Quantity(float(found_number[1]), found_number[2]).to(unit).magnitude)
-    except Exception as error:  # pint has no common base class for its errors, and raises others too
-        raise ScenarioError(f"{problem} ({str(error).rstrip('.')})") from None
-    if not math.isfinite(value):
-        raise ScenarioError(f"{problem}, finite")
+    except Exception:  # pint has no common base class for its errors, and raises others too
+        raise ScenarioError(f'{problem}, got the unit "{found_number[2].strip()}"') from None
+    if value and not LEAST <= value <= MOST:
+        raise ScenarioError(f"{problem}, between {LEAST:g} and {MOST:g} {unit}, or 0")
     return value
 
 
@@ -131,7 +134,9 @@ def three_figures(value: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration as people say it: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h"."""
+    """A duration as people say it: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h"; "∞"."""
+    if math.isinf(seconds):
+        return "∞"
     if seconds < 0.9995:
         return f"{three_figures(seconds * 1000)} ms"
     if seconds < 59.95:

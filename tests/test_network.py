@@ -150,11 +150,11 @@ def test_links_from_a_trace(tmp_path: Path) -> None:
         ),
         (
             "client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,0,1,0\n",
-            "line 2: up_bits_per_second: expected a finite number above 0",
+            "line 2: up_bits_per_second: expected a number above 0",
         ),
         (
             "client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,1,1,-1\n",
-            "latency_seconds: expected a finite number from 0 on",
+            "latency_seconds: expected a number from 0 on",
         ),
         (
             "client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,1,1,0\n0,1,1,0\n",
@@ -247,7 +247,7 @@ def test_the_stack_adds_up_to_the_round() -> None:
     assert parts.waiting[0] > 0
     assert parts.waiting[1] == 0
     assert parts.compute[1] == pytest.approx(10 * 1e6 / 1e9)
-    assert (parts.serving == 3 * 4000 / 1e4).all()
+    assert parts.serving.tolist() == pytest.approx([3 * 4000 / 1e4] * 2)
 
 
 @st.composite

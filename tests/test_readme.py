@@ -79,7 +79,9 @@ def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_the_queries_of_the_ledger_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_queries_of_the_ledger_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In the three libraries that are named; what they print stands in the README, but for digits of another machine."""
     from fedsgd.experiment import run
 

@@ -98,8 +98,8 @@ def _certificates(
 @click.argument("family", type=click.Choice((*FAMILIES, *PROFILES)), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def list_members(family: str | None, as_json: bool) -> None:
-    """List what a scenario can name, with keys and defaults: one FAMILY, or all; and the networks and devices that a price can
-    name, each with the source of its figures."""
+    """List what a scenario can name, with keys and defaults: one FAMILY, or all of them; or, where FAMILY is networks or
+    devices, what a price can name, each with the source of its figures."""
     from fedsgd import schema
 
     if family in PROFILES:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from fedsgd.cli.base import main
-from fedsgd.cli.reports import of_runs, of_terms, terms_of
+from fedsgd.cli.reports import Finite, note, of_runs, of_terms, terms_of
 from fedsgd.errors import OutputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @main.command()
 @of_runs
 @of_terms
-@click.option("--price-per-gigabyte", type=click.FloatRange(0, min_open=True), help="What 10⁹ bytes cost, in your currency.")
+@click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 10⁹ bytes cost, in your currency.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -77,6 +77,7 @@ def report(
             terms=terms,
             price_per_gigabyte=price_per_gigabyte,
             title=title,
+            say=note,
         )
     for path in written:
         click.echo(f"written to {path}")

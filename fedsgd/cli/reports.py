@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,21 @@ def _given(_context: click.Context, _parameter: click.Parameter, texts: Sequence
     return given
 
 
+class Finite(click.FloatRange):
+    """A number that is one: neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
 def of_runs(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the runs that it is about, and the target."""
     decorators = [
         click.argument("runs", nargs=-1, required=True, metavar="RUN...", callback=_given),
-        click.option("--target", type=click.FloatRange(0, 1, min_open=True), help="Accuracy to be reached, by McMahan's rule."),
+        click.option("--target", type=Finite(0, 1, min_open=True), help="Accuracy to be reached, by McMahan's rule."),
         click.option(
             "--tune",
             "tuned",
@@ -55,7 +66,7 @@ def of_terms(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--down", metavar="RATE", help="Its downlink, e.g. 10Mbit/s."),
         click.option("--latency", metavar="TIME", help="One way, half of a ping, e.g. 25ms."),
         click.option("--jitter", metavar="TIME", help="Mean of an exponential delay that each message has beside."),
-        click.option("--spread", type=float, help="Log-normal rates: 0.5 puts two clients in three within a factor 1.65."),
+        click.option("--spread", type=Finite(0), help="Log-normal rates: 0.5 puts two clients in three within a factor 1.65."),
         click.option(
             "--trace",
             type=click.Path(path_type=Path),
@@ -73,7 +84,9 @@ def of_terms(command: Callable[..., None]) -> Callable[..., None]:
             "--device", "device_name", metavar="NAME", default="phone", show_default=True, help="What clients compute on."
         ),
         click.option("--flops", metavar="RATE", help="Their sustained throughput in training, e.g. 10GFLOP/s."),
-        click.option("--device-spread", type=float, default=0.0, help="Log-normal speeds of clients.  [default: all alike]"),
+        click.option(
+            "--device-spread", type=Finite(0), default=0.0, help="Log-normal speeds of clients.  [default: all alike]"
+        ),
         click.option("--server", "server_name", metavar="NAME", default="server", show_default=True, help="What aggregates."),
         click.option("--deadline", metavar="TIME", help="How long the server waits for a reply that never comes."),
     ]
@@ -84,6 +97,11 @@ def of_terms(command: Callable[..., None]) -> Callable[..., None]:
         command(asked=asked, **options)
 
     return _with(decorators, called)
+
+
+def _was_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
 
 
 def _with(decorators: Sequence[Callable[..., Any]], command: Callable[..., None]) -> Callable[..., None]:
@@ -102,12 +120,17 @@ def terms_of(networks: str | None, asked: dict[str, Any]) -> dict[str, Terms]:
     return {name: ask(name, **asked) for name in dict.fromkeys(names)}
 
 
+def note(text: str) -> None:
+    """What has to be known beside the results."""
+    click.echo(f"fedsgd: {text}", err=True)
+
+
 def _gathered(runs: Sequence[Given], target: float | None, tuned: Sequence[str], quiet: bool) -> list[Method]:
     from fedsgd import console
     from fedsgd.report import gather
 
     with console.waiting("reading runs", quiet):
-        return gather(runs, target, tuned)
+        return gather(runs, target, tuned, note)
 
 
 def _compared(
@@ -123,7 +146,7 @@ def _compared(
 @main.command()
 @of_runs
 @of_terms
-@click.option("--price-per-gigabyte", type=click.FloatRange(0, min_open=True), help="What 10⁹ bytes cost, in your currency.")
+@click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 10⁹ bytes cost, in your currency.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
 def price(
     runs: list[Given],
@@ -164,7 +187,7 @@ def price(
 @main.command()
 @of_runs
 @of_terms
-@click.option("--price-per-gigabyte", type=click.FloatRange(0, min_open=True), help="What 10⁹ bytes cost, in your currency.")
+@click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 10⁹ bytes cost, in your currency.")
 @click.option(
     "--out",
     "outs",
@@ -199,6 +222,10 @@ def compare(
     for out in outs:
         tables.check(out)
     priced = networks is not None or asked["up"] is not None or asked["trace"] is not None
+    given = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS) if _was_given(name)]
+    if not priced and (given or price_per_gigabyte is not None):
+        option = f"--{(given or ['price_per_gigabyte'])[0].removesuffix('_name').replace('_', '-')}"
+        raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")
     terms = terms_of(networks, asked) if priced else {}
     comparison = _compared(_gathered(runs, target, tuned, quiet), target, terms, price_per_gigabyte, quiet)
     for out in outs:

@@ -53,6 +53,8 @@ def show_price(comparison: Comparison) -> None:
             table.add_row(*(_cell(text) for text in _priced(row, on, base)))
         console.print(table)
     _say(console, _evens(comparison))
+    if len(comparison.rows) > 1:
+        console.print(f"×: of the time of {comparison.baseline.label}", soft_wrap=True, markup=False)
     _say(console, tables.notes(comparison))
 
 
@@ -64,7 +66,7 @@ def _priced(row: Row, on: OnNetwork, base: OnNetwork | None) -> Iterator[str]:
     ratio = math.nan if base is None or not base.seconds.median else on.seconds.median / base.seconds.median
     yield f"{three_figures(ratio)}×" if math.isfinite(ratio) else ""
     yield seconds_text(on.a_round.median)
-    yield tables.cell(row.all_bytes, tables.bytes_text, "\n")
+    yield tables.cell(on.n_bytes, tables.bytes_text, "\n")
     if on.cost is not None:
         yield tables.cell(on.cost, three_figures, "\n")
 
@@ -72,8 +74,10 @@ def _priced(row: Row, on: OnNetwork, base: OnNetwork | None) -> Iterator[str]:
 def _evens(comparison: Comparison) -> Iterator[str]:
     """Where one stops being sooner than the other."""
     from fedsgd.report.compare import evens_with
-    from fedsgd.report.tables import even_text
+    from fedsgd.report.tables import evens_text
 
+    if len(comparison.rows) == 1:
+        return
     many = len(comparison.rows) > FEW
     for name, evens in comparison.break_evens.items():
         link = comparison.terms[name].network.link
@@ -85,8 +89,7 @@ def _evens(comparison: Comparison) -> Iterator[str]:
             yield f"no break-even{of} between 100 bit/s and 1 Tbit/s up, with {ratio} as on {name}"
             continue
         yield f"break-even{of}, with {ratio} and the latency of {name}:"
-        for even in shown:
-            yield f"  {even_text(even.below, even.above, even.up_bits_per_second)}"
+        yield from (f"  {text}" for text in evens_text(shown))
 
 
 def _add_column(table: Table, heading: str, first: bool) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from fedsgd.component import FieldError
 from fedsgd.errors import ScenarioError
 from fedsgd.network.base import Device, Link, Network
-from fedsgd.network.draws import Constant, Draws, LogNormal, read
+from fedsgd.network.draws import Constant, Draws, LogNormal, Trace, read
 from fedsgd.network.profiles import DEFAULT_DEVICE, DEFAULT_SERVER, device, network
 from fedsgd.network.timeline import Terms
-from fedsgd.units import parse_flops, parse_rate, parse_seconds, parse_size
+from fedsgd.units import parse_flops, parse_rate, parse_seconds, parse_size, seconds_text
 
 MOST_SPREAD = 10
 """Standard deviations of a logarithm: with 10, clients differ by factors of billions."""
@@ -45,6 +45,7 @@ def ask(
     if trace is not None and spread is not None:
         raise ScenarioError(f"--spread: got {spread:g} beside a trace, which says by itself how links differ")
     link, draws, named = _link(network_name, up, down, trace)
+    changed = any(given is not None for given in (up, down, latency, jitter, trace))
     link = replace(
         link,
         latency_seconds=_read("--latency", parse_seconds, latency, link.latency_seconds),
@@ -58,13 +59,23 @@ def ask(
         "broadcast" if broadcast else "unicast",
         _read("--overhead-up", parse_size, overhead_up, 0.0),
         _read("--overhead-down", parse_size, overhead_down, 0.0),
-        named.title if named else "",
-        named.source if named else "",
+        named.title if named and not changed else "",
+        named.source if named and not changed else "as asked for",
     )
+    _check_latency(asked, latency)
     seconds = _read("--deadline", parse_seconds, deadline)
     if seconds == 0:
         raise ScenarioError(f"--deadline: got {deadline!r}, expected a time above 0")
     return Terms(asked, _client(device_name, flops, device_spread), _device("--server", server_name), seconds)
+
+
+def _check_latency(network: Network, latency: str | None) -> None:
+    """ScenarioError if a client of the trace would be there before it was sent anything."""
+    if isinstance(network.draws, Trace):
+        below = -min(network.draws.latency)
+        if below > network.link.latency_seconds:
+            nearest = f"the trace's nearest client is {seconds_text(below)} below its median"
+            raise ScenarioError(f"--latency: got {latency!r}, expected at least that, since {nearest}")
 
 
 def _client(name: str, flops: str | None, spread: float) -> Device:

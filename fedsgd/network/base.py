@@ -36,8 +36,8 @@ class Network(Checked):
 
     link: of the client in the middle; draws: how others differ from it. server_up_bits_per_second,
     server_down_bits_per_second: what the server's own link takes in from all clients together and gives out to them, None for
-    no limit. All clients of a round being served alike, none is done before all bytes have passed that link, so this is exact
-    for clients alike, and the least that it can be for others.
+    no limit. It is as if all of a round began to load, and later to send, at once, and nobody were done before all bytes had
+    passed: exact for clients that are alike, too long where some send while others still compute.
 
     downlink: "unicast": each client is sent its frames by itself; "broadcast": all clients hear one channel, on which each
     distinct frame of a round goes once. up_overhead_bytes, down_overhead_bytes: what the transport adds to each message.
@@ -77,6 +77,11 @@ class Device(Checked):
     title: str = ""
     source: str = ""
 
+    @property
+    def copies_text(self) -> str:
+        """How quickly it copies."""
+        return f"copies {size_text(round(self.copy_bytes_per_second))}/s"
+
     def __str__(self) -> str:
         spread = f", spread {self.spread:g}" if self.spread else ""
-        return f"{flops_text(self.flops_per_second)}, copies {size_text(round(self.copy_bytes_per_second))}/s{spread}"
+        return f"{flops_text(self.flops_per_second)}, {self.copies_text}{spread}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedsgd.arrays import F64, I64
 from fedsgd.component import Checked, NonNegative
 from fedsgd.errors import DataError
 from fedsgd.rng import stream
+from fedsgd.units import LEAST, MOST
 
 _BLOCK = 1024
 HEADER = ("client", "up_bits_per_second", "down_bits_per_second", "latency_seconds")
@@ -156,7 +156,7 @@ def _checked(cells: list[str]) -> tuple[int, tuple[float, float, float]]:
         except ValueError:
             raise ValueError(f"{key}: expected a number, got {cell!r}") from None
         least = "from 0 on" if key == "latency_seconds" else "above 0"
-        if not math.isfinite(value) or value < 0 or (not value and least == "above 0"):
-            raise ValueError(f"{key}: expected a finite number {least}, got {cell.strip()}")
+        if not 0 <= value <= MOST or (value < LEAST and least == "above 0"):
+            raise ValueError(f"{key}: expected a number {least}, got {cell.strip()}")
         numbers.append(value)
     return int(cells[0]), (numbers[0], numbers[1], numbers[2])

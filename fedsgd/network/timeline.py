@@ -7,9 +7,9 @@ A round lasts until its slowest client is done:
 
 D_c, U_c: bits that the client is sent and sends, by its link's factor; M_c: how many messages; delay_c: jitter, and what its
 latency is beside the network's; SD, SU: the least that the server's own link takes for all of them; serving: the server's
-decoding. As everything in it grows with each figure of a client, a client of whom another one has no less of anything is never
-the last. Only the others, the round's candidates, are kept: a handful of a large cohort, so that a run can be priced again in
-no time, also in a browser. `report/assets/pricing.js` does the same arithmetic in the same order.
+encoding and decoding. As everything in it grows with each figure of a client, a client of whom another one has no less of
+anything is never the last. Only the others, the round's candidates, are kept: a handful of a large cohort, so that a run can be
+priced again in no time, also in a browser. `report/assets/pricing.js` does the same arithmetic in the same order.
 
 R rounds, T trips, C candidates of all rounds.
 """
@@ -33,24 +33,29 @@ from fedsgd.units import seconds_text
 
 FLOAT_BYTES = 4
 COLUMNS = ("messages", "delay", "down", "compute", "coding", "up")
+"""Of each candidate."""
+ROUND_COLUMNS = ("shared_down", "shared_up", "serving", "waiting", "due")
+"""Of each round."""
 
 
 @dataclass(frozen=True)
 class Work(Checked):
     """What a run recorded of its work, in units that are no machine's: parameters: P; flops_per_example: forward and backward;
     encode_copies, decode_copies: of an update at the client and of a message there, server_copies: of decoding and adding an
-    update, each as a multiple of copying the P float32 numbers in memory."""
+    update, sending_copies: of encoding what goes down in a round, each as a multiple of copying the P float32 numbers in
+    memory."""
 
     parameters: int
     flops_per_example: Positive
     encode_copies: NonNegative
     decode_copies: NonNegative
     server_copies: NonNegative
+    sending_copies: NonNegative = 0.0
 
 
 class Stack(NamedTuple):
-    """Where the time of each round goes, seconds [R]: of the client that is the last, and of the server (serving: its decoding;
-    waiting: for replies that never come, up to the deadline)."""
+    """Where the time of each round goes, seconds [R]: of the client that is the last, and of the server (serving: its encoding
+    and decoding; waiting: for replies that never come, up to the deadline)."""
 
     down: F64
     compute: F64
@@ -63,8 +68,9 @@ class Stack(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Timeline:
     """offsets: where the candidates of each round begin [R + 1]; of each candidate [C] messages, delay (seconds), down and up
-    (bits by the factor of the link), compute, coding (seconds); of each round [R] shared_down, shared_up, serving (seconds) and
-    waiting: the deadline where a reply never came and there is one, else 0."""
+    (bits by the factor of the link), compute, coding (seconds); of each round [R] shared_down, shared_up, serving (seconds),
+    waiting: the deadline where a reply never came and there is one, else 0; due: the deadline where a reply was taken and there
+    is one, else 0. A round whose last reply comes after it is due would have been another one: it takes infinitely long."""
 
     offsets: I64
     messages: F64
@@ -77,6 +83,7 @@ class Timeline:
     shared_up: F64
     serving: F64
     waiting: F64
+    due: F64
 
     def _legs(self, up_bps: float, down_bps: float, latency_seconds: float) -> tuple[F64, F64, F64]:
         """(on the way in either direction beside the bytes, down, up) of each candidate, seconds [C]."""
@@ -94,14 +101,15 @@ class Timeline:
 
     def seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> F64:
         """The duration of each round [R]. up_bps, down_bps: bits per second of the link in the middle."""
-        seconds: F64 = np.maximum(self.slowest(up_bps, down_bps, latency_seconds), self.waiting) + self.serving
-        return seconds
+        slowest = self.slowest(up_bps, down_bps, latency_seconds)
+        late = (self.due > 0) & (slowest > self.due)
+        return np.where(late, np.inf, np.maximum(slowest, self.waiting) + self.serving)
 
     def until(self, round: int) -> Timeline:
         """The first so many rounds."""
         end = self.offsets[round]
         columns = (getattr(self, name)[:end] for name in COLUMNS)
-        shared = (getattr(self, name)[:round] for name in ("shared_down", "shared_up", "serving", "waiting"))
+        shared = (getattr(self, name)[:round] for name in ROUND_COLUMNS)
         return Timeline(self.offsets[: round + 1], *columns, *shared)
 
     def cumulative(self, up_bps: float, down_bps: float, latency_seconds: float) -> F64:
@@ -127,7 +135,7 @@ class Terms(Checked):
     """What a run is priced on. device: what the clients compute on; server: what decodes and adds their updates.
 
     deadline_seconds: how long the server waits for a reply that never comes; None: such a round takes as long as if it had
-    come.
+    come, and a client of which nothing was heard counts with its download alone, since nobody knows what else it did.
     """
 
     network: Network
@@ -157,8 +165,7 @@ def _joined(parts: Sequence[Timeline]) -> Timeline:
     if not parts:
         raise ReportError("the ledger has no rows")
     counts = np.concatenate([np.diff(part.offsets) for part in parts])
-    names = (*COLUMNS, "shared_down", "shared_up", "serving", "waiting")
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in (*COLUMNS, *ROUND_COLUMNS))
     return Timeline(np.concatenate([[0], np.cumsum(counts)]), *columns)
 
 
@@ -170,7 +177,8 @@ def _part(trips: Trips, work: Work, seed: int, terms: Terms) -> Timeline:
     kept = np.ones(len(at), dtype=bool) if deadline is None else trips.taken
     lost = np.bincount(at[~trips.taken], minlength=n_rounds) > 0
     taken = np.bincount(at[trips.taken], minlength=n_rounds)
-    serving = taken * (work.server_copies * FLOAT_BYTES * work.parameters / server.copy_bytes_per_second)
+    copies = np.where(np.bincount(at, minlength=n_rounds) > 0, work.sending_copies, 0.0) + taken * work.server_copies
+    serving = copies * (FLOAT_BYTES * work.parameters / server.copy_bytes_per_second)
     # a round of nobody, or of nobody whose reply was taken, has one candidate that does nothing
     empty = np.flatnonzero(np.bincount(at[kept], minlength=n_rounds) == 0)
     at = np.concatenate([at[kept], empty])
@@ -179,8 +187,9 @@ def _part(trips: Trips, work: Work, seed: int, terms: Terms) -> Timeline:
     at, columns = at[order], columns[:, order]
     which = _skyline(at, np.stack([*columns[:3], columns[3] + columns[4], columns[5]]), n_rounds)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(at[which], minlength=n_rounds))])
-    waiting = np.where(lost, 0.0 if deadline is None else deadline, 0.0)
-    return Timeline(offsets, *(*columns[:, which], *shared, serving, waiting))
+    limit = 0.0 if deadline is None else deadline
+    waiting, due = np.where(lost, limit, 0.0), np.where(taken > 0, limit, 0.0)
+    return Timeline(offsets, *(*columns[:, which], *shared, serving, waiting, due))
 
 
 def _columns(trips: Trips, at: I64, network: Network, work: Work, device: Device, seed: int) -> F64:
@@ -209,9 +218,8 @@ def _columns(trips: Trips, at: I64, network: Network, work: Work, device: Device
 
 
 def _broadcast_bytes(trips: Trips, at: I64, network: Network) -> F64:
-    """What goes over the one channel in each round [R]."""
-    messages = np.zeros(len(trips.down_distinct_bytes))
-    np.maximum.at(messages, at, trips.down_messages)
+    """What goes over the one channel in each round [R]: each client has a message, with a frame of its own, in it."""
+    messages = np.bincount(at, trips.down_messages, len(trips.down_distinct_bytes))
     return trips.down_distinct_bytes + messages * network.down_overhead_bytes
 
 
@@ -221,7 +229,7 @@ def _shared(trips: Trips, at: I64, network: Network) -> tuple[F64, F64]:
     up: F64 = np.zeros(n_rounds)
     down: F64 = np.zeros(n_rounds)
     if network.server_up_bits_per_second is not None:
-        n_bytes = trips.up_bytes + trips.up_messages * network.up_overhead_bytes
+        n_bytes = (trips.up_bytes + trips.up_messages * network.up_overhead_bytes) * trips.taken  # lost is before it
         up = 8 * np.bincount(at, n_bytes, n_rounds) / network.server_up_bits_per_second
     if network.server_down_bits_per_second is not None:
         n_bytes = trips.down_bytes + trips.down_messages * network.down_overhead_bytes
@@ -266,7 +274,7 @@ def _check_deadline(whole: Timeline, terms: Terms) -> None:
     if deadline is None:
         return
     slowest = whole.slowest(link.up_bits_per_second, link.down_bits_per_second, link.latency_seconds)
-    late: Bools = slowest > deadline
+    late: Bools = (whole.due > 0) & (slowest > whole.due)
     if late.any():
         round = int(late.argmax())
         taken = f"a reply that was taken in round {round + 1} would come after {seconds_text(float(slowest[round]))}"

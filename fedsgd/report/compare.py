@@ -17,19 +17,23 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class OnNetwork:
-    """seconds: to the target, or to the end of the run if there is none; a_round: in the mean over all rounds; cost: of the
-    bytes up and down until then, None if no price was given. Each over the seeds."""
+    """seconds: to the target, or to the end of the run if there is none; a_round: in the mean over all rounds; n_bytes: what
+    goes over the network until then, with what the transport adds; cost: of that, None if no price was given; coding: its share
+    of the time of all rounds. Each over the seeds."""
 
     seconds: Seeds
     a_round: Seeds
+    n_bytes: Seeds
     cost: Seeds | None
+    coding: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method. best: the largest accuracy of each run; rounds and bytes: to the target, or to the end of the run if there is
-    none; on: by the name of the network; not_priced: why there is none. All over the seeds; a failed seed, whose run ended in
-    an error, does not reach anything."""
+    """A method. best: the largest accuracy of each run that finished, None if none was measured; rounds and bytes: to the
+    target, or to the end of the run if there is none; on: by the name of the network; not_priced: why there is none;
+    seed_numbers: of the runs that finished; silent: the most messages of a run after which nothing was heard. All over the
+    seeds; a failed seed, whose run ended in an error, does not reach anything."""
 
     label: str
     tuned: Mapping[str, Any]
@@ -37,13 +41,15 @@ class Row:
     uncompressed: bool
     seeds: int
     failed: int
-    best: Seeds
+    best: Seeds | None
     rounds: Seeds
     up_bytes: Seeds
     down_bytes: Seeds
     all_bytes: Seeds
     on: Mapping[str, OnNetwork]
     not_priced: str | None
+    seed_numbers: tuple[int, ...]
+    silent: int
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ def _row(method: Method, target: float | None, priced: Mapping[str, Sequence[Pri
         all_bytes=chosen.figures(lambda run: at(run, "uplink_bytes", "downlink_bytes")),
         on={name: _on(runs, ends, chosen.failed, per_gigabyte) for name, runs in priced.items()},
         not_priced=next((run.time_dependent for run in method.runs if run.time_dependent), None),
+        seed_numbers=tuple(run.seed for run in method.runs),
+        silent=max((one.facts.silent for runs in priced.values() for one in runs), default=0),
     )
 
 
@@ -127,16 +135,14 @@ def _on(runs: Sequence[Priced], ends: Mapping[Any, Crossing | None], failed: int
     none = [None] * failed
     found = [(one, ends[one.run.folder]) for one in runs]
     seconds = [None if end is None else end.on(one.seconds) for one, end in found]
+    n_bytes = [None if end is None else end.on(one.paid_bytes) for one, end in found]
     cost = None
     if per_gigabyte is not None:
-        spent = [None if end is None else _bytes_paid(one, end) / GIGABYTE * per_gigabyte for one, end in found]
+        spent = (None if each is None else each / GIGABYTE * per_gigabyte for each in n_bytes)
         cost = over_seeds([*spent, *none])
     means = [float(one.seconds[-1]) / one.run.n_rounds for one in runs]
-    return OnNetwork(over_seeds([*seconds, *none]), over_seeds(means), cost)
-
-
-def _bytes_paid(one: Priced, end: Crossing) -> float:
-    return sum(end.on(one.run.cumulative(column)) for column in ("uplink_bytes", one.down_column))
+    coding = max(((one.stack.coding + one.stack.serving).sum() / one.seconds[-1] for one in runs), default=0.0)
+    return OnNetwork(over_seeds([*seconds, *none]), over_seeds(means), over_seeds([*n_bytes, *none]), cost, float(coding))
 
 
 def evens_with(comparison: Comparison, network: str, label: str) -> Iterator[BreakEven]:

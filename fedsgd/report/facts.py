@@ -5,7 +5,7 @@ T trips: a client in a round; N clients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import lgamma, log
 from typing import Any
@@ -20,6 +20,7 @@ from fedsgd.parquet import SEGMENT_ROWS, read_batches
 from fedsgd.report.runs import Run
 
 PARTS = ("header", "index", "value", "side")
+QUICK = 0.1
 Batch = Mapping[str, Any]
 
 
@@ -27,28 +28,37 @@ Batch = Mapping[str, Any]
 class Facts:
     """clients_up, clients_down: bytes of each client [N]; by_kind: bytes by part of each (direction, kind); index_bytes,
     bound_bytes: of UPDATE frames that say where their coordinates are: what that takes, and log₂C(P, k) bits for each.
-    encode, decode, server: seconds of each UPDATE at the client, of each message there, and of each UPDATE at the server."""
+    up_messages, down_messages: of each round [R]; silent: messages after which nothing was heard of the client. encode, decode,
+    server: seconds of each UPDATE at the client, of each message there, and of each UPDATE at the server; sending: of each
+    round's downlink."""
 
     clients_up: F64
     clients_down: F64
+    up_messages: F64
+    down_messages: F64
+    silent: int = 0
     by_kind: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
     index_bytes: int = 0
     bound_bytes: float = 0.0
     encode: list[F64] = field(default_factory=list)
     decode: list[F64] = field(default_factory=list)
     server: list[F64] = field(default_factory=list)
+    sending: F64 = field(default_factory=lambda: np.zeros(0))
 
 
 def read_facts(run: Run) -> Facts:
-    """One pass over the ledger."""
-    n_clients, parameters = int(run.summary["clients"]), int(run.summary["parameters"])
-    facts = Facts(np.zeros(n_clients), np.zeros(n_clients))
-    names = ["client", "direction", "kind", "fate", "n_bytes", *(f"{part}_bytes" for part in PARTS), "kept"]
+    """One pass over the ledger. ReportError if it is not the ledger of this run."""
+    n_clients, parameters, ends = int(run.summary["clients"]), int(run.summary["parameters"]), run.n_rounds + 1
+    facts = Facts(np.zeros(n_clients), np.zeros(n_clients), np.zeros(ends), np.zeros(ends), sending=np.zeros(ends))
+    names = ["round", "client", "direction", "kind", "fate", "n_bytes", *(f"{part}_bytes" for part in PARTS), "kept"]
     for batch in read_batches(run.folder / "ledger.parquet", [*names, "encode_seconds", "decode_seconds"]):
-        _check_clients(run, batch, n_clients)
+        _check(run, batch)
         up, update, received = batch["direction"].are("up"), batch["kind"].are("UPDATE"), batch["fate"].are("received")
         for rows, totals in ((up, facts.clients_up), (~up, facts.clients_down)):
             totals += np.bincount(batch["client"][rows], batch["n_bytes"][rows], minlength=n_clients)
+        opens = batch["kind"].are("TASK")
+        for rows, messages in ((up, facts.up_messages), (opens, facts.down_messages)):
+            messages += np.bincount(batch["round"][rows], minlength=ends)
         for kind in batch["kind"].names:
             for direction, way in (("up", up), ("down", ~up)):
                 _add_parts(facts, direction, kind, way & batch["kind"].are(kind), batch)
@@ -57,11 +67,22 @@ def read_facts(run: Run) -> Facts:
         kept, times = np.unique(batch["kept"][placed], return_counts=True)
         bits = (log2_choose(parameters, k) * n for k, n in zip(kept.tolist(), times.tolist(), strict=True))
         facts.bound_bytes += sum(bits) / 8
-        facts.encode.append(batch["encode_seconds"][update])
-        facts.server.append(batch["decode_seconds"][update & received])
-        decoded = batch["decode_seconds"][~up]
-        facts.decode.append(decoded[decoded > 0])
+        _add_seconds(facts, batch, up, update, received)
+    facts.silent = int((facts.down_messages - facts.up_messages).clip(min=0).sum())
+    _check_whole(run, facts)
     return facts
+
+
+def _add_seconds(
+    facts: Facts, batch: Batch, up: NDArray[np.bool_], update: NDArray[np.bool_], received: NDArray[np.bool_]
+) -> None:
+    """What coding took; in the first round it takes longer, as loops are compiled then."""
+    later = (batch["round"] > 1) | (len(facts.sending) == 2)
+    facts.encode.append(batch["encode_seconds"][update & later])
+    facts.server.append(batch["decode_seconds"][update & received & later])
+    decoded = batch["decode_seconds"][~up & later]
+    facts.decode.append(decoded[decoded > 0])
+    facts.sending += np.bincount(batch["round"][~up], batch["encode_seconds"][~up], minlength=len(facts.sending))
 
 
 def _add_parts(facts: Facts, direction: str, kind: str, rows: NDArray[np.bool_], batch: Batch) -> None:
@@ -72,11 +93,24 @@ def _add_parts(facts: Facts, direction: str, kind: str, rows: NDArray[np.bool_],
             sums[part] += int(batch[f"{part}_bytes"][rows].sum())
 
 
-def _check_clients(run: Run, batch: Batch, n_clients: int) -> None:
-    least, most = int(batch["client"].min()), int(batch["client"].max())
-    if least < 0 or most >= n_clients:
-        bad = least if least < 0 else most
-        raise ReportError(f"{run.folder}/ledger.parquet: client {bad}, expected 0 to {n_clients - 1}, as summary.json says")
+def _check(run: Run, batch: Batch) -> None:
+    """ReportError for rows of clients or rounds that this run has not."""
+    for column, least, most, said in (
+        ("client", 0, int(run.summary["clients"]) - 1, "summary.json says"),
+        ("round", 1, run.n_rounds, "rounds.parquet has"),
+    ):
+        bad = next((v for v in (int(batch[column].min()), int(batch[column].max())) if not least <= v <= most), None)
+        if bad is not None:
+            raise ReportError(f"{run.folder}/ledger.parquet: {column} {bad}, expected {least} to {most}, as {said}")
+
+
+def _check_whole(run: Run, facts: Facts) -> None:
+    """ReportError for a ledger with other bytes than were counted while the run went."""
+    for link, seen in (("uplink", facts.clients_up), ("downlink", facts.clients_down)):
+        counted = run.rounds[f"{link}_bytes"][-1]
+        if seen.sum() != counted:
+            bytes_text = f"{seen.sum():,.0f} bytes of {link}, expected {counted:,.0f}, as rounds.parquet has"
+            raise ReportError(f"{run.folder}/ledger.parquet: {bytes_text}: it is cut, or of another run")
 
 
 def log2_choose(n: int, k: int) -> float:
@@ -85,18 +119,20 @@ def log2_choose(n: int, k: int) -> float:
 
 
 def work_of(run: Run, facts: Facts) -> Work:
-    """The run's work in units that are no machine's. Medians of what the ledger's clock has, as multiples of a copy on the same
-    machine, to two figures: more of it is noise."""
-    recorded = run.summary["work"]
-    copies = (
-        _two_figures(_median(seconds) / recorded["copy_seconds"]) for seconds in (facts.encode, facts.decode, facts.server)
-    )
+    """The run's work in units that are no machine's: what coding took by the clock of the machine that ran it, as multiples of
+    what a copy took there, to two figures. A busy machine only ever makes it longer, so the quickest tenth stands for all."""
+    recorded = run.summary.get("work")
+    if not isinstance(recorded, dict) or not {"copy_seconds", "flops_per_example"} <= recorded.keys():
+        raise ReportError(f"{run.folder}/summary.json: does not say what was computed; run it again with this version")
+    sending = facts.sending[2:] if run.n_rounds > 1 else facts.sending[1:]
+    taken = (facts.encode, facts.decode, facts.server, [sending])
+    copies = (_two_figures(_quick(seconds) / recorded["copy_seconds"]) for seconds in taken)
     return Work(int(run.summary["parameters"]), float(recorded["flops_per_example"]), *copies)
 
 
-def _median(parts: list[F64]) -> float:
+def _quick(parts: Sequence[F64]) -> float:
     values = np.concatenate(parts) if parts else np.zeros(0)
-    return float(np.median(values)) if len(values) else 0.0
+    return float(np.quantile(values, QUICK)) if len(values) else 0.0
 
 
 def _two_figures(value: float) -> float:

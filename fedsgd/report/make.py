@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +25,11 @@ def make(
     terms: Terms,
     price_per_gigabyte: float | None,
     title: str | None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Write it; the files that were written. form: "html", or "pdf", "svg", "png" for figures in the folder `out`."""
-    methods = gather(runs, target, tuned)
+    """Write it; the files that were written. form: "html", or "pdf", "svg", "png" for figures in the folder `out`; say: is told
+    of what is left out."""
+    methods = gather(runs, target, tuned, say)
     target = default_target(methods) if target is None else target
     asked = Asked(title or _title(methods), target, terms, network, price_per_gigabyte)
     if form != "html":
@@ -53,10 +55,11 @@ def default_target(methods: Sequence[Method]) -> float:
     wanted = {float(one) for one in asked if one is not None}
     if len(wanted) == 1:
         return wanted.pop()
-    best = min(method.chosen.best_accuracy().median for method in methods)
-    if not best:
-        raise ReportError("no accuracy was measured in some of these runs: give --target")
-    return max(0.01, math.floor(100 * best) / 100)
+    best = [method.chosen.best_accuracy() for method in methods]
+    known = [each.median for each in best if each is not None]
+    if not known:
+        raise ReportError("no accuracy was measured in these runs")
+    return max(0.01, math.floor(100 * min(known)) / 100)
 
 
 def _title(methods: Sequence[Method]) -> str:

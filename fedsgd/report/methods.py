@@ -35,9 +35,10 @@ class Variant:
         """Over all seeds; a failed one does not have it."""
         return over_seeds([*(of(run) for run in self.runs), *[None] * self.failed])
 
-    def best_accuracy(self) -> Seeds:
-        """The largest of each run, over the seeds; a failed run's is 0."""
-        return over_seeds([*(best_accuracy(run) for run in self.runs), *[0.0] * self.failed])
+    def best_accuracy(self) -> Seeds | None:
+        """The largest of each run that finished, over the seeds; None if none was measured."""
+        known = [best for run in self.runs if (best := best_accuracy(run)) is not None]
+        return over_seeds(known) if known else None
 
     def rounds_to(self, target: float) -> Seeds:
         """By the one rule for it."""
@@ -75,58 +76,96 @@ class _Entry:
     run: Run | None
 
 
-def best_accuracy(run: Run) -> float:
-    """The largest that was measured; 0 if none was."""
-    return max((accuracy for _, accuracy in run.measured), default=0.0)
+def best_accuracy(run: Run) -> float | None:
+    """The largest that was measured; None if none was."""
+    return max((accuracy for _, accuracy in run.measured), default=None)
 
 
-def gather(paths: Sequence[Given], target: float | None = None, tuned: Sequence[str] = ()) -> list[Method]:
+def gather(
+    paths: Sequence[Given],
+    target: float | None = None,
+    tuned: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Method]:
     """The methods that these run folders, folders of them, and sweeps hold, in the order given. Runs that differ in nothing but
     the seed (and what has no bearing on it) are one method; in a sweep a cell's label says so, and so does the label of a
-    (label, path), whose runs must be one method.
+    (label, path).
 
     target: by it the best of tuned values is chosen: the one with the fewest rounds to it, or by default with the best
-    accuracy, in the median over seeds. tuned: keys to treat as tuned where no sweep says so. ReportError if a folder is no run,
-    or nothing is left.
+    accuracy, in the median over seeds. tuned: keys to treat as tuned where no sweep says so. say: is told of what is left out.
+    ReportError if a folder is no run, if what is to be one method is several, or if nothing is left.
     """
-    entries = list(_entries(paths, tuned))
     groups: dict[Any, dict[Any, dict[int, Run | None]]] = {}
     labels: dict[Any, str | None] = {}
-    for entry in entries:
-        key = entry.label or _settings(entry.run, [name for name, _ in entry.tuned])
+    first: dict[Any, Run] = {}
+    for entry in _entries(paths, tuned, say):
+        keys = [name for name, _ in entry.tuned]
+        key = entry.label or _settings(entry.run, keys)
         labels[key] = entry.label
+        if entry.run is not None:
+            _check_alike(str(entry.label), first.setdefault(key, entry.run), entry.run, keys)
         seeds = groups.setdefault(key, {}).setdefault(entry.tuned, {})
-        seeds.setdefault(entry.seed, entry.run)  # the same run given twice is one
+        if seeds.get(entry.seed) is None:
+            seeds[entry.seed] = entry.run
+        elif entry.run is not None:
+            _check_same(seeds[entry.seed], entry.run)
     named = _named([key for key, label in labels.items() if label is None], labels)
-    methods = [_method(named[key], variants, target) for key, variants in groups.items()]
-    return [method for method in methods if method is not None]
+    methods = []
+    for key, variants in groups.items():
+        made = _method(named[key], variants, target)
+        if made is None:
+            say(f"{named[key]} is left out: all of its runs ended in an error")
+        else:
+            methods.append(made)
+    if not methods:
+        raise ReportError("no run that finished is left to be compared")
+    return methods
 
 
-def _entries(paths: Sequence[Given], tuned: Sequence[str]) -> Iterator[_Entry]:
+def _check_alike(label: str, one: Run, other: Run, tuned: Sequence[str]) -> None:
+    """ReportError unless two runs of a label are one experiment but for the seed and what was tuned."""
+    a, b = (dict(_settings(run, tuned)) for run in (one, other))
+    key = next((key for key in sorted({*a, *b}) if a.get(key) != b.get(key)), None)
+    if key is not None:
+        differ = f"{one.folder} has {key} = {a.get(key, 'none')}, {other.folder} has {b.get(key, 'none')}"
+        raise ReportError(f"{label}: holds runs that differ by more than their seed: {differ}")
+
+
+def _check_same(one: Run | None, other: Run) -> None:
+    """ReportError unless a run that is given twice is the same: equal settings and seed give equal bytes."""
+    assert one is not None
+    for digest in ("ledger_sha256", "params_sha256"):
+        if one.summary[digest] != other.summary[digest]:
+            alike = f"{one.folder} and {other.folder} have the same settings and seed"
+            raise ReportError(f"{alike}, and another {digest}: compare them as LABEL=RUN, or leave one out")
+
+
+def _entries(paths: Sequence[Given], tuned: Sequence[str], say: Callable[[str], None]) -> Iterator[_Entry]:
     for given in paths:
         label, path = (given[0], Path(given[1])) if isinstance(given, tuple) else (None, Path(given))
+        if label is not None and not label.isprintable():
+            raise ReportError(f"{label!r}: expected a label that can be printed in a line")
         if (path / "sweep.json").is_file() and label is None:
-            yield from _of_sweep(path)
+            yield from _of_sweep(path, say)
             continue
-        seen: set[Settings] = set()
         for folder in find(path):
             run = load_run(folder)
             for key in tuned:
                 if key not in run.settings:
                     raise ReportError(f"{folder}: there is no setting {key} to be tuned{did_you_mean(key, run.settings)}")
-            seen.add(_settings(run, tuned))
-            if label is not None and len(seen) > 1:
-                raise ReportError(f"{label}={path}: holds runs that differ by more than their seed, such as {folder}")
             yield _Entry(label, tuple((key, run.settings[key]) for key in tuned), run.seed, run)
 
 
-def _of_sweep(folder: Path) -> Iterator[_Entry]:
+def _of_sweep(folder: Path, say: Callable[[str], None]) -> Iterator[_Entry]:
     path = folder / "sweep.json"
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         known = [(c["state"], c["label"], tuple(c["tuned"].items()), c["seed"], folder / c["folder"]) for c in cells]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{path}: is not what a sweep writes ({type(error).__name__}: {error})") from None
+    waiting = sum(state not in ("finished", "failed") for state, *_ in known)
+    if waiting:
+        say(f"{folder}: {waiting} of {len(known)} cells have not been run yet")
     for state, label, tuned, seed, where in known:
         if state in ("finished", "failed"):
             plain = tuple((key, json.dumps(value) if isinstance(value, list | dict) else value) for key, value in tuned)
@@ -136,12 +175,16 @@ def _of_sweep(folder: Path) -> Iterator[_Entry]:
 def _settings(run: Run | None, tuned: Sequence[str]) -> Settings:
     """What makes a run the method that it is."""
     assert run is not None
-    kept = (
-        (key, json.dumps(value, sort_keys=True))
+    kept = {
+        key: value
         for key, value in run.settings.items()
-        if key not in (*APART, *tuned) and key.split(".")[0] not in APART_TABLES
-    )
-    return tuple(sorted(kept))
+        if key not in APART and key.split(".")[0] not in APART_TABLES and not any(f"{key}.".startswith(f"{t}.") for t in tuned)
+    }
+    if not any(key.startswith("model") for key in tuned):
+        kept["model.parameters"] = run.summary["parameters"]  # a module that is given in Python is in no setting
+    if run.summary.get("given_in_python"):
+        kept["given in Python"] = run.summary["given_in_python"]
+    return tuple(sorted((key, json.dumps(value, sort_keys=True)) for key, value in kept.items()))
 
 
 def _named(unnamed: Sequence[Settings], labels: Mapping[Any, str | None]) -> dict[Any, str]:
@@ -204,9 +247,9 @@ def _method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], target
     if not finished:
         return None
 
-    def quality(variant: Variant) -> tuple[float, float]:
-        rounds = math.inf if target is None else variant.rounds_to(target).median
-        return rounds, -variant.best_accuracy().median
+    def quality(variant: Variant) -> tuple[float, int, float]:
+        rounds, best = math.inf if target is None else variant.rounds_to(target).median, variant.best_accuracy()
+        return rounds, variant.failed, math.inf if best is None else -best.median
 
     chosen = min(finished, key=quality)
     return Method(label, chosen, tuple(made), _at_edge(chosen, made))
@@ -215,7 +258,7 @@ def _method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], target
 def _at_edge(chosen: Variant, variants: Sequence[Variant]) -> tuple[str, ...]:
     edge = []
     for key, value in chosen.tuned.items():
-        tried = [variant.tuned[key] for variant in variants]
+        tried = [variant.tuned[key] for variant in variants if key in variant.tuned]
         numbers = [one for one in tried if isinstance(one, int | float) and not isinstance(one, bool)]
         if len(numbers) == len(tried) and len(set(tried)) > 1 and value in (min(tried), max(tried)):
             edge.append(key)

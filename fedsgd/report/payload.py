@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from fedsgd import __version__
 from fedsgd.network import Terms
 from fedsgd.network.profiles import networks
-from fedsgd.network.timeline import COLUMNS
+from fedsgd.network.timeline import COLUMNS, ROUND_COLUMNS
 from fedsgd.report.facts import PARTS, Facts, read_facts
 from fedsgd.report.methods import Method, differing_settings
 from fedsgd.report.price import SPEEDS, Priced, price
@@ -26,7 +26,7 @@ from fedsgd.report.runs import Run
 FORMAT = 1
 QUANTILES = 101
 SHOWN_ROUNDS = 2000
-TIMELINE = ("offsets", *COLUMNS, "shared_down", "shared_up", "serving", "waiting")
+TIMELINE = ("offsets", *COLUMNS, *ROUND_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def _method(method: Method, terms: Terms, differing: Sequence[str]) -> dict[str,
 def _run(run: Run, terms: Terms) -> dict[str, Any]:
     if run.time_dependent is None:
         (priced,) = price(run, [terms])
-        facts, timeline = priced.facts, _timeline(priced)
+        facts, timeline, paid = priced.facts, _timeline(priced), array(priced.paid_bytes)
     else:
-        facts, timeline = read_facts(run), None
+        facts, timeline, paid = read_facts(run), None, None
     rounds, accuracies = zip(*run.measured, strict=True) if run.measured else ((), ())
     return {
         "folder": str(run.folder),
@@ -112,6 +112,7 @@ def _run(run: Run, terms: Terms) -> dict[str, Any]:
         "up": array(run.cumulative("uplink_bytes")),
         "down": array(run.cumulative("downlink_bytes")),
         "broadcast": array(run.cumulative("downlink_broadcast_bytes")),
+        "paid": paid,
         "dense": {"up": run.summary["dense_uplink_bytes"], "down": run.summary["dense_downlink_bytes"]},
         "residual_norm": _thinned(run, "residual_norm"),
         "rounds_missed": _thinned(run, "rounds_missed"),

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from fedsgd.arrays import F64
 from fedsgd.errors import ReportError
 from fedsgd.network import Network, Stack, Terms, Timeline, Work, timelines
 from fedsgd.report.facts import Facts, read_facts, read_trips, work_of
 from fedsgd.report.runs import Run
-from fedsgd.target import Crossing, crossing
+from fedsgd.target import Crossing, crossing, over_seeds
 
 SLOWEST_EXPONENT, FASTEST_EXPONENT, STEPS_A_DECADE = 2, 12, 8
 SPEEDS: tuple[float, ...] = tuple(
@@ -46,10 +48,14 @@ class Priced:
         link = self.terms.network.link
         return self.timeline.stack(link.up_bits_per_second, link.down_bits_per_second, link.latency_seconds)
 
-    @property
-    def down_column(self) -> str:
-        """Which bytes of the downlink are paid for."""
-        return "downlink_broadcast_bytes" if self.terms.network.downlink == "broadcast" else "downlink_bytes"
+    @cached_property
+    def paid_bytes(self) -> F64:
+        """What went over the network up to each round, 0 before the first [R + 1]: up and down, as it is broadcast or not, and
+        what the transport adds to each message."""
+        network, facts = self.terms.network, self.facts
+        down = "downlink_broadcast_bytes" if network.downlink == "broadcast" else "downlink_bytes"
+        added = facts.up_messages * network.up_overhead_bytes + facts.down_messages * network.down_overhead_bytes
+        return self.run.cumulative("uplink_bytes") + self.run.cumulative(down) + np.cumsum(added)
 
 
 def price(run: Run, terms: Sequence[Terms]) -> list[Priced]:
@@ -78,8 +84,9 @@ class Reach:
     crossing: Crossing
 
     def seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> float:
-        """To the target."""
-        return self.crossing.on(self.timeline.cumulative(up_bps, down_bps, latency_seconds))
+        """To the target; infinite where a reply that was taken would come after the deadline."""
+        spent = self.timeline.cumulative(up_bps, down_bps, latency_seconds)
+        return self.crossing.on(spent) if math.isfinite(spent[-1]) else math.inf
 
 
 def reach(priced: Priced, target: float) -> Reach | None:
@@ -106,9 +113,8 @@ class Racer:
 
     def seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> float:
         """To the target, the median over seeds; infinite: not reached by half of them."""
-        times = sorted(math.inf if one is None else one.seconds(up_bps, down_bps, latency_seconds) for one in self.reaches)
-        middle = len(times) // 2
-        return times[middle] if len(times) % 2 else (times[middle - 1] + times[middle]) / 2
+        times = (None if one is None else one.seconds(up_bps, down_bps, latency_seconds) for one in self.reaches)
+        return over_seeds(list(times)).median
 
     def curve(self, network: Network) -> list[float]:
         """Seconds to the target at each of SPEEDS, the network's ratio of down to up and its latency kept."""

@@ -17,6 +17,7 @@ from fedsgd.errors import ReportError
 from fedsgd.parquet import column_names, read_columns
 from fedsgd.run_folder import ROUND_COLUMNS, RUN_FILES
 
+SAID = ("clients", "parameters", "params_sha256", "ledger_sha256", "uplink", "downlink")
 NEEDED = ("scenario.toml", "rounds.parquet", "ledger.parquet", "summary.json")
 
 
@@ -65,10 +66,13 @@ class Run:
     def time_dependent(self) -> str | None:
         """Why this run cannot be priced on another network: who took part depended on time; None if it can."""
         deadline, over = (self.settings.get(f"participation.{key}") for key in ("deadline", "over_selection"))
+        timeouts = self.summary.get("timeouts") or 0
         if deadline is not None:
             how = f"[participation] deadline = {deadline:g} s decided whose reply was taken"
         elif over is not None and over > 1:
             how = f"[participation] over_selection = {over:g} took the first replies that came"
+        elif timeouts:
+            return f"{timeouts} replies did not come within the time that was waited for them, by the clock of the machine"
         else:
             return None
         return f"{how}, by simulated durations: on another network others would have taken part, and the run another one"
@@ -87,8 +91,10 @@ def load_run(folder: Path) -> Run:
         settings = dict(flat(tomllib.loads(text)))
     except (OSError, ValueError) as error:  # both kinds of decoding errors among them
         raise ReportError(f"{folder}: cannot be read: {error}") from None
-    if not isinstance(summary, dict) or "work" not in summary:
-        raise ReportError(f"{folder}/summary.json: does not say what was computed; run it again with this version")
+    for file, known, keys in (("summary.json", summary, SAID), ("scenario.toml", settings, ("name", "seed"))):
+        missing = [key for key in keys if not isinstance(known, dict) or key not in known]
+        if missing:
+            raise ReportError(f"{folder / file}: does not say {missing[0]}; was it written by an older version?")
     path = folder / "rounds.parquet"
     metrics = [name for name in column_names(path) if name not in ROUND_COLUMNS]
     columns = read_columns(path, [*ROUND_COLUMNS, *metrics])
@@ -116,6 +122,8 @@ def find(given: Path) -> list[Path]:
     """The run folders that a path means: itself, or all below it that are finished. ReportError if there are none."""
     if is_run(given):
         return [given]
+    if given.is_file():
+        raise ReportError(f"{given}: is a file, expected the run folder that it is in")
     if not given.is_dir():
         near = sorted(str(path.parent) for path in given.parent.glob("*/summary.json")) if given.parent.is_dir() else []
         hint = f"; runs there: {', '.join(near[:5])}" if near else ""

@@ -7,19 +7,24 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fedsgd.errors import OutputError, did_you_mean
+from fedsgd.network import Terms
 from fedsgd.report.compare import Comparison, Row
+from fedsgd.report.price import BreakEven
 from fedsgd.run_folder import write
 from fedsgd.sizes import size_text
+from fedsgd.sweeps.naming import short_names, shown
 from fedsgd.target import Seeds
 from fedsgd.units import rate_text, seconds_text, three_figures
 
 NOT_REACHED = "not reached"
+NOT_MEASURED = "not measured"
+MUCH = 0.1
 Texts = Callable[[float], str]
 
 
@@ -66,7 +71,7 @@ def cells(comparison: Comparison, row: Row, between: str = " ") -> list[str]:
     """A row of it. between: the median and the spread."""
     shown = [
         label_of(row),
-        cell(row.best, accuracy_text, between),
+        NOT_MEASURED if row.best is None else cell(row.best, accuracy_text, between),
         cell(row.rounds, rounds_text, between),
         cell(row.up_bytes, bytes_text, between),
         cell(row.down_bytes, bytes_text, between),
@@ -81,7 +86,8 @@ def cells(comparison: Comparison, row: Row, between: str = " ") -> list[str]:
 
 def label_of(row: Row) -> str:
     """With what was tuned."""
-    tuned = ", ".join(f"{key.rpartition('.')[2]} {value}{'*' * (key in row.at_edge)}" for key, value in row.tuned.items())
+    names = short_names(list(row.tuned))
+    tuned = ", ".join(f"{names[key]} {shown(value)}{'*' * (key in row.at_edge)}" for key, value in row.tuned.items())
     return f"{row.label} ({tuned})" if tuned else row.label
 
 
@@ -94,15 +100,38 @@ def notes(comparison: Comparison) -> Iterator[str]:
             yield f"{row.label}: {row.failed} of {row.seeds + row.failed} seeds ended in an error, and count as not reached"
         if row.not_priced and comparison.terms:
             yield f"{row.label} is not priced: {row.not_priced}"
+    if any(row.tuned for row in comparison.rows):
+        yield "tuned values are the best by the same accuracy and seeds that are shown"
     if any(row.at_edge for row in comparison.rows):
         yield "* the best value is the least or the largest that was tried: a better one may lie beyond"
+    if len({row.seed_numbers for row in comparison.rows}) > 1:
+        yield "the methods were not run with the same seeds"
     for name, terms in comparison.terms.items():
-        yield f"{name}: {terms.network}; clients compute {terms.device}; the server {terms.server}"
+        yield from _of_network(comparison, name, terms)
 
 
-def even_text(below: str, above: str, up_bits_per_second: float) -> str:
-    """A break-even in words."""
-    return f"{below} is sooner than {above} below {rate_text(up_bits_per_second)} up"
+def _of_network(comparison: Comparison, name: str, terms: Terms) -> Iterator[str]:
+    yield f"{name}: {terms.network}; clients compute {terms.device}; the server {terms.server.copies_text}"
+    for row in comparison.rows:
+        on = row.on.get(name)
+        if on is not None and on.coding > MUCH:
+            measured = "as measured on the machine that ran it, set beside a copy in memory there"
+            yield f"{name}: {100 * on.coding:.0f} % of {row.label}'s time is encoding and decoding, {measured}"
+        if on is not None and row.silent:
+            yield f"{row.label}: of {row.silent} messages nothing was heard; such a client counts with its download alone"
+
+
+def evens_text(evens: Iterable[BreakEven]) -> Iterator[str]:
+    """Break-evens in words, a line for each two methods: where the one that is sooner on the slowest links is so."""
+    pairs: dict[frozenset[str], list[BreakEven]] = {}
+    for even in evens:
+        pairs.setdefault(frozenset((even.below, even.above)), []).append(even)
+    for found in pairs.values():
+        rates = [rate_text(even.up_bits_per_second) for even in found]
+        ranges = [f"below {rates[0]}"]
+        for i in range(1, len(rates), 2):
+            ranges.append(f"between {rates[i]} and {rates[i + 1]}" if i + 1 < len(rates) else f"above {rates[i]}")
+        yield f"{found[0].below} is sooner than {found[0].above} {' and '.join(ranges)} up"
 
 
 def to_json(comparison: Comparison) -> str:
@@ -148,7 +177,8 @@ def _flat(comparison: Comparison, row: Row) -> Iterator[tuple[str, Any]]:
         "all_bytes": row.all_bytes,
     }
     for network, on in row.on.items():
-        figures |= {f"seconds {network}": on.seconds, f"seconds_a_round {network}": on.a_round, f"cost {network}": on.cost}
+        figures |= {f"seconds {network}": on.seconds, f"seconds_a_round {network}": on.a_round}
+        figures |= {f"bytes {network}": on.n_bytes, f"cost {network}": on.cost}
     for name, seeds in figures.items():
         if seeds is not None:
             for key in ("median", "low", "high"):
@@ -162,7 +192,8 @@ def to_markdown(comparison: Comparison) -> str:
     rows = [headings(comparison), *(cells(comparison, row) for row in comparison.rows)]
     lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
-    lines += ["", *(f"- {note}" for note in notes(comparison))]
+    evens = (f"{name}: {text}" for name, found in comparison.break_evens.items() for text in evens_text(found))
+    lines += ["", *(f"- {note}" for note in (*evens, *notes(comparison)))]
     return "\n".join(lines) + "\n"
 
 

@@ -18,13 +18,13 @@ import numpy as np
 
 from fedsgd.network import Link, Network, Timeline
 from fedsgd.network.timeline import COLUMNS
+from fedsgd.network.timeline import ROUND_COLUMNS as SHARED
 from fedsgd.report.price import SPEEDS, Racer, Reach, break_evens
 from fedsgd.sizes import size_text
 from fedsgd.target import crossing, over_seeds
 from fedsgd.units import rate_text, seconds_text, three_figures
 
 FILE = Path(__file__).parent / "pricing.json"
-SHARED = ("shared_down", "shared_up", "serving", "waiting")
 PLACES = [(1e3, 4e3, 0.0), (7.6e6, 29.5e6, 0.0105), (1.23e9, 1e9, 0.3), (1e12, 1e12, 2.0)]
 Columns = Mapping[str, Any]
 
@@ -51,7 +51,7 @@ def drawn(rng: random.Random, rounds: int, bits: float) -> Columns:
     scales = {"messages": 4.0, "delay": 0.02, "down": bits, "compute": 3.0, "coding": 0.2, "up": bits / 3}
     columns: dict[str, Any] = {name: [rng.random() * scale for _ in range(n)] for name, scale in scales.items()}
     columns["messages"] = [float(rng.randint(2, 4)) for _ in range(n)]
-    return {"offsets": offsets, **columns, **{name: [rng.random() for _ in range(rounds)] for name in SHARED}}
+    return {"offsets": offsets, **columns, **{name: [rng.random() for _ in range(rounds)] for name in SHARED}, "due": 0.0}
 
 
 def timelines() -> dict[str, Columns]:
@@ -64,6 +64,9 @@ def timelines() -> dict[str, Columns]:
         "a round of nobody": plain(**nobody, up=[1e6, 2e5, 0.0, 3e6, 3e6], compute=[1.0, 3.0, 0.0, 2.0, 2.0]),
         "the server's link is the narrow one": plain(down=[1e6] * 3, up=1e5, shared_down=[9.0, 0.1, 4.5], shared_up=3.0),
         "replies that never come": plain(messages=2.0, up=[1e6, 5e6, 1e4], serving=0.125, waiting=[60.0, 0.0, 60.0]),
+        "a reply that comes after it is due": plain(
+            messages=2.0, up=[1e6, 5e6, 1e4], waiting=[9.0, 0.0, 9.0], due=[9.0, 9.0, 0.0]
+        ),
         "latency below the network's": plain(**early),
         "two that are last together": plain(offsets=[0, 3], down=[0.0, 8e3, 0.0], up=[8e3, 0.0, 8e3], compute=[0.5, 0.5, 0.5]),
         **{f"drawn, {rounds} rounds": drawn(rng, rounds, 10.0 ** (4 + i)) for i, rounds in enumerate((1, 7, 30))},
@@ -108,6 +111,7 @@ def races() -> dict[str, tuple[list[Columns | None], list[Columns | None]]]:
         "once, a seed does not get there": ([*dense[:2], None], [*sparse]),
         "not reached by half of them": ([dense[0], None], [*sparse]),
         "twice": ([bent], [plain(up=[5e5], compute=6.0)]),
+        "only where replies come in time": ([plain(up=[1e6], due=20.0)], [plain(up=[1e5], compute=2.0)]),
     }
 
 
@@ -147,8 +151,8 @@ def _timelines() -> dict[str, Any]:
         prices = [
             {
                 "at": at,
-                "seconds": line.seconds(*at).tolist(),
-                "cumulative": line.cumulative(*at).tolist(),
+                "seconds": _finite(line.seconds(*at).tolist()),
+                "cumulative": _finite(line.cumulative(*at).tolist()),
                 "stack": {part: values.tolist() for part, values in line.stack(*at)._asdict().items()},
             }
             for at in PLACES

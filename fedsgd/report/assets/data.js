@@ -37,10 +37,11 @@ const fedsgdData = (() => {
     return {
       ...plain,
       measured: { round: numbers(plain.measured.round), accuracy },
-      best: accuracy.length ? Math.max(...P.bestSoFar(accuracy).slice(-1)) : 0,
+      best: accuracy.length ? P.bestSoFar(accuracy).at(-1) : NaN,
       bestSoFar: P.bestSoFar(accuracy),
       up: numbers(plain.up),
       down: numbers(broadcast ? plain.broadcast : plain.down),
+      paid: plain.paid && numbers(plain.paid),
       residual: series(plain.residual_norm),
       missed: series(plain.rounds_missed),
       traffic: { up: numbers(plain.clients_bytes.up), down: numbers(plain.clients_bytes.down) },
@@ -83,7 +84,7 @@ const fedsgdData = (() => {
 
   /* Whether a reply that was taken would come after the deadline: then others would have taken part. */
   function late(run, deadline, link) {
-    return deadline !== null && P.slowest(run.timeline, link.up, link.down, link.latency).some((seconds) => seconds > deadline);
+    return deadline !== null && !P.seconds(run.timeline, link.up, link.down, link.latency).every(Number.isFinite);
   }
 
   /* Of one method: where its runs meet the target, and what that takes, over its seeds. */
@@ -102,8 +103,8 @@ const fedsgdData = (() => {
       rounds: over((one) => one.rounds),
       up: over((one, each) => P.on(one, each.up)),
       down: over((one, each) => P.on(one, each.down)),
-      bytes: over((one, each) => P.on(one, each.up) + P.on(one, each.down)),
-      best: P.overSeeds([...method.runs.map((each) => each.best), ...lost.map(() => 0)]),
+      bytes: over((one, each) => (each.paid ? P.on(one, each.paid) : P.on(one, each.up) + P.on(one, each.down))),
+      best: P.overSeeds(method.runs.map((each) => each.best)),
       seconds:
         reaches && P.overSeeds(reaches.map((reach) => reach && P.reachSeconds(reach, state.up, state.down, state.latency))),
     };

@@ -11,7 +11,7 @@ const fedsgdDraw = (() => {
 
   const colour = (method) => `var(--m${method.index % COLOURS})`;
   const dash = (method) => DASHES[method.index % DASHES.length];
-  const percent = (share) => `${Number((share * 100).toFixed(2))} %`;
+  const percent = (share) => (Number.isNaN(share) ? "not measured" : `${Number((share * 100).toFixed(2))} %`);
   const named = (method) => `${method.letter}  ${method.short}`;
   const shownOf = (model, state) => model.methods.filter((method) => !state.hidden.has(method.index));
   const size = (bytes) => P.sizeText(Math.round(bytes));

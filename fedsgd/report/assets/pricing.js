@@ -4,7 +4,7 @@
 
 const fedsgdPricing = (() => {
   const COLUMNS = ["messages", "delay", "down", "compute", "coding", "up"];
-  const SHARED = ["shared_down", "shared_up", "serving", "waiting"];
+  const SHARED = ["shared_down", "shared_up", "serving", "waiting", "due"];
   const BISECTIONS = 50;
   const EQUAL = 1e-12;
 
@@ -46,10 +46,14 @@ const fedsgdPricing = (() => {
     return Float64Array.from({ length: line.rounds }, (_, r) => last(line, r, up, down, latency));
   }
 
-  /* The duration of each round [R]. up, down: bits per second of the link in the middle; latency: seconds, one way. */
+  /* The duration of each round [R], infinite where a reply that was taken would come after the deadline. up, down: bits per
+     second of the link in the middle; latency: seconds, one way. */
   function seconds(line, up, down, latency, rounds = line.rounds) {
     const out = new Float64Array(rounds);
-    for (let r = 0; r < rounds; r++) out[r] = Math.max(last(line, r, up, down, latency), line.waiting[r]) + line.serving[r];
+    for (let r = 0; r < rounds; r++) {
+      const end = last(line, r, up, down, latency);
+      out[r] = line.due[r] > 0 && end > line.due[r] ? Infinity : Math.max(end, line.waiting[r]) + line.serving[r];
+    }
     return out;
   }
 
@@ -127,7 +131,8 @@ const fedsgdPricing = (() => {
   /* Seconds to the target of one run. reach: {timeline, crossing} or null: not reached. */
   function reachSeconds(reach, up, down, latency) {
     if (reach === null) return Infinity;
-    return on(reach.crossing, cumulative(reach.timeline, up, down, latency, reach.crossing.after));
+    const spent = cumulative(reach.timeline, up, down, latency, reach.crossing.after);
+    return spent[reach.crossing.after] < Infinity ? on(reach.crossing, spent) : Infinity;
   }
 
   /* Seconds to the target, the median over seeds; infinite: not reached by half of them. racer: {label, reaches}. */

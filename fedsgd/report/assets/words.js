@@ -115,7 +115,7 @@ const fedsgdWords = (() => {
       (name) => `${name} = ${method.tuned[name]} is at the edge of what was tried: a better one may lie beyond`,
     );
     const failed = method.failed_seeds
-      ? [`${method.failed_seeds} of ${row.best.n} seeds failed; they count as not reached`]
+      ? [`${method.failed_seeds} of ${row.rounds.n} seeds failed; they count as not reached`]
       : [];
     const priced = method.notPriced !== null ? [method.notPriced] : [];
     const deadline = row.late
