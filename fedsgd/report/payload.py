@@ -64,7 +64,7 @@ def payload(methods: Sequence[Method], asked: Asked) -> dict[str, Any]:
             **asdict(network.link),
             "downlink": network.downlink,
             "device": _device(asked.terms.device),
-            "server": _device(asked.terms.server),
+            "server": {**_device(asked.terms.server), "text": asked.terms.server.copies_text},
             "deadline_seconds": asked.terms.deadline_seconds,
         },
         "networks": [

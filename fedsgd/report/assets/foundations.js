@@ -64,7 +64,7 @@ const fedsgdFoundations = (() => {
         "Deadline",
         [
           terms.deadline_seconds === null
-            ? "None: a reply that never came costs what it would have taken."
+            ? "None: a reply that never came costs what it would have taken, a client of which nothing was heard its download alone."
             : `${P.secondsText(terms.deadline_seconds)} for replies that never came.`,
         ],
       ],
@@ -72,7 +72,7 @@ const fedsgdFoundations = (() => {
       [
         "Work",
         [
-          "Counted: floating-point operations of training; encoding and decoding as multiples of a copy in memory, measured where the run was made, to two figures.",
+          "Floating-point operations of training are counted. Encoding and decoding are as many copies in memory as they took where the run was made, the quickest tenth of them, to two figures.",
         ],
       ],
       [

@@ -133,14 +133,14 @@ const fedsgdWords = (() => {
     const heads = [
       "",
       ["Method", "text"],
-      "Seeds",
-      "Best accuracy",
+      "Time",
+      `× ${model.baseline.letter}`,
       "Rounds",
       "Uplink",
       model.broadcast ? "Downlink, broadcast" : "Downlink",
-      "Time",
-      `× ${model.baseline.letter}`,
       ...(cost === null ? [] : ["Cost"]),
+      "Best accuracy",
+      "Seeds",
     ];
     $("ranking").tHead.replaceChildren(
       h(
@@ -176,16 +176,16 @@ const fedsgdWords = (() => {
         { "data-method": row.method.index, class: timed && i === 0 ? "best" : null },
         h("td", {}, timed ? String(i + 1) : "–"),
         name,
-        h("td", {}, `${row.rounds.reached} of ${row.rounds.n}`),
-        cell(row.best, percent),
-        cell(row.rounds, P.threeFigures),
-        cell(row.up, size),
-        cell(row.down, size),
         row.seconds
           ? cell(row.seconds, P.secondsText, { "data-seconds": true })
           : h("td", { class: "none", "data-seconds": true }, "no time"),
         h("td", { class: times === "–" ? "none" : null }, times),
+        cell(row.rounds, P.threeFigures),
+        cell(row.up, size),
+        cell(row.down, size),
         cost === null ? null : cell(row.bytes, (bytes) => P.threeFigures((bytes / 1e9) * cost)),
+        cell(row.best, percent),
+        h("td", {}, `${row.rounds.reached} of ${row.rounds.n}`),
       );
     });
     $("ranking").tBodies[0].replaceChildren(...body);
