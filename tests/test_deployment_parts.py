@@ -274,13 +274,13 @@ def warm(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """(the socket of a process that forks for whoever asks, the process)."""
     (tmp_path / "command.py").write_text(COMMAND)
     code = f"""
-import runpy, socket, sys
+import os, runpy, socket, sys
 from fedsgd.deployment.warm import Warm
 listener = socket.socket(socket.AF_UNIX)
 listener.bind("{tmp_path}/s")
 listener.listen()
 run = lambda: runpy.run_path("{tmp_path}/command.py", run_name="__main__")
-Warm(listener, {{"flwr-clientapp": run}}).serve()
+Warm(listener, {{"flwr-clientapp": run}}, os.getppid()).serve()
 """
     (tmp_path / "s.starting").touch()
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -367,13 +367,14 @@ def test_a_warm_process_ends_with_whoever_started_it(tmp_path: Path) -> None:
     code = f"""
 import subprocess, sys, time
 inner = '''
-import socket
+import os, socket
+parent = os.getppid()
 from fedsgd.deployment.warm import Warm
 listener = socket.socket(socket.AF_UNIX)
 listener.bind("{tmp_path}/s")
 listener.listen()
 print("listening", flush=True)
-Warm(listener, {{}}).serve()
+Warm(listener, {{}}, parent).serve()
 '''
 child = subprocess.Popen([sys.executable, "-c", inner], stdout=subprocess.PIPE)
 child.stdout.readline()

@@ -206,6 +206,30 @@ def test_break_evens_are_those_of_python(opened: Callable[..., Opened], known: d
             assert f"below {rate_text(one.up_bits_per_second)} of uplink" in words
 
 
+@pytest.mark.parametrize("back_after", [20, 80, 125, 160, 400])
+def test_break_evens_are_those_of_where_the_sliders_rest(
+    opened: Callable[..., Opened], known: dict[str, Any], methods: list[Method], back_after: int
+) -> None:
+    """There and back, before the first curve is computed and in the middle of it, and there again."""
+    page = opened(known).page
+    page.wait_for_selector(READY, state="attached")
+    moves = f"""async () => {{
+      const slider = document.getElementById("latency");
+      const to = (value) => {{ slider.value = value; slider.dispatchEvent(new Event("input", {{ bubbles: true }})); }};
+      const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+      const start = slider.value;
+      to(Number(start) + 60); await wait({back_after}); to(start); await wait({back_after}); to(Number(start) + 60);
+    }}"""
+    page.evaluate(moves)
+    settle(page)
+    page.wait_for_selector(READY, state="attached")
+    link = link_now(page)
+    assert link.latency_seconds > TERMS.network.link.latency_seconds
+    found = page.locator("#break-evens li").evaluate_all("(all) => all.map((one) => Number(one.dataset.speed))")
+    wanted = [one.up_bits_per_second for one in all_break_evens(racers(methods, TARGET), Network(link))]
+    assert sorted(found) == pytest.approx(sorted(wanted), rel=1e-9)
+
+
 def test_the_answer_is_a_sentence(opened: Callable[..., Opened], known: dict[str, Any], methods: list[Method]) -> None:
     page = opened(known).page
     first, *_ = expected(methods, TERMS.network.link, TARGET)
@@ -254,9 +278,39 @@ def test_down_follows_up_where_asked(opened: Callable[..., Opened], known: dict[
     now, link = link_now(page), TERMS.network.link
     ratio = link.down_bits_per_second / link.up_bits_per_second
     assert now.down_bits_per_second / now.up_bits_per_second == pytest.approx(ratio, rel=0.01)
+    before = link_now(page)
+    for key in ("End", "Home"):
+        press(page, "up", key)
+    press(page, "up", "PageUp", 3)
+    after = link_now(page)
+    ratios = [link.down_bits_per_second / link.up_bits_per_second for link in (before, after)]
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.02), "the ends of the scale do not wear it away"
 
 
-@pytest.mark.parametrize("address", ["#up=abc&down=-5&latency=1e99&target=7&axis=pie&hide=Z.&best=maybe", "#%E0%A4%A", "#"])
+def test_a_network_with_figures_of_ones_own_is_not_called_by_the_profiles_name(
+    opened: Callable[..., Opened], known: dict[str, Any]
+) -> None:
+    page = opened({**known, "terms": {**known["terms"], "title": "", "network": "4g"}}).page
+    assert page.inner_text("#answer").startswith("At 7.6 Mbit/s up")
+    names = page.locator("#preset option").all_inner_texts()
+    assert names[0] == "as asked for"
+    assert "4G (LTE), UK average" in names
+
+
+def test_a_target_of_ones_own_is_not_what_was_tuned_for(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
+    tuned = {"tuned": {"lr": 0.1}, "tried": [{"lr": 0.1}, {"lr": 0.2}]}
+    page = opened({**edited(known, tuned), "notes": ["something to be known"]}).page
+    assert "at lr 0.1, the best of 2 for 60 %" in page.inner_text("#ranking")
+    assert "something to be known." in page.inner_text("#notes")
+    assert "a report with that target" not in page.inner_text("#notes")
+    page.fill("#target-number", "70")
+    settle(page)
+    assert "tuned values are those that are best for 60 %, not for 70 %" in page.inner_text("#notes")
+
+
+@pytest.mark.parametrize(
+    "address", ["#up=abc&down=-5&latency=1e99&target=7&axis=pie&hide=Z.&best=maybe", "#%E0%A4%A", "#target=", "#"]
+)
 def test_a_bad_address_does_no_harm(opened: Callable[..., Opened], known: dict[str, Any], address: str) -> None:
     now = link_now(opened(known, address).page)
     assert 100 <= now.up_bits_per_second <= 1e12
@@ -319,12 +373,17 @@ def test_a_deadline_that_others_would_have_missed(opened: Callable[..., Opened],
     press(page, "up", "Home")
     assert {time for _, _, time, _ in row_texts(page)} == {"no time"}
     assert "after the deadline of 1 s" in page.inner_text("#notes")
+    page.check("input[name=axis][value=time]")
+    draw_all(page)
+    assert "no method is shown" in page.inner_text("#accuracy .plot")
+    assert "can be priced" in page.inner_text("#round .plot")
+    assert page.url.partition("#")[2].count("up=100"), "it goes on"
 
 
 def test_failed_seeds_and_the_edge_of_a_grid_are_marked(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
     grid = [{"client.learning_rate": rate} for rate in (0.05, 0.1, 0.2)]
     page = opened(edited(known, {"failed_seeds": 3, "at_edge": ["client.learning_rate"], "tuned": grid[2], "tried": grid})).page
-    assert "at client.learning_rate = 0.2, the best of 3 tried" in page.inner_text("#ranking")
+    assert "at learning_rate 0.2, the best of 3 for 60 %" in page.inner_text("#ranking")
     notes = page.inner_text("#notes")
     assert "client.learning_rate = 0.2 is at the edge of what was tried" in notes
     assert "3 of 5 seeds failed; they count as not reached" in notes
@@ -541,7 +600,7 @@ def test_figures_can_be_saved_as_tables(opened: Callable[..., Opened], known: di
 def test_the_tables_are_the_numbers(opened: Callable[..., Opened], known: dict[str, Any], methods: list[Method]) -> None:
     page = opened(known).page
     header, *rows = csv.reader(io.StringIO(saved(page, "accuracy", "csv").decode()))
-    assert header == ["method", "seed", "round", "uplink_bytes", "accuracy"]
+    assert header == ["method", "seed", "round", "uplink_bytes", "best_accuracy_so_far"]
     page.uncheck("#best")
     settle(page)
     _, *rows = csv.reader(io.StringIO(saved(page, "accuracy", "csv").decode()))

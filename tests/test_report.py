@@ -127,6 +127,7 @@ def test_rounds_in_which_nobody_was_there_are_rounds_too(root: Path, tmp_path: P
     assert trips.round.tolist() == [2, 4]
     (priced,) = price(load_run(tmp_path / "run"), [TERMS])
     assert (np.diff(priced.seconds) > 0).tolist() == [False, True, False, True, False]
+    assert priced.work.sending_copies > 0, "rounds of nobody are not the quickest"
 
 
 def test_facts_are_the_ledgers_sums(runs: Path) -> None:
@@ -191,6 +192,23 @@ def test_a_module_in_which_nothing_can_be_counted_is_six_a_parameter() -> None:
     assert training_flops(task, examples) == (18.0, "six a parameter"), "and a module that fails loses nobody a finished run"
 
 
+def said(folder: Path, **changes: Any) -> None:
+    """A summary that says something else."""
+    known = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**known, **changes}))
+
+
+@pytest.mark.parametrize(
+    "work", [None, {}, {"copy_seconds": 0, "flops_per_example": 1.0}, {"copy_seconds": "x", "flops_per_example": 1}]
+)
+def test_a_run_that_does_not_say_what_was_computed_is_compared_and_not_priced(runs: Path, tmp_path: Path, work: Any) -> None:
+    shutil.copytree(runs / "topk-0", tmp_path / "run")
+    said(tmp_path / "run", work=work)
+    assert compare(gather([tmp_path / "run"])).rows[0].rounds.median == 6
+    with pytest.raises(ReportError, match="does not say what was computed; run it again"):
+        price(load_run(tmp_path / "run"), [TERMS])
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -199,6 +217,9 @@ def test_a_module_in_which_nothing_can_be_counted_is_six_a_parameter() -> None:
         (lambda f: (f / "summary.json").write_text("{"), "cannot be read"),
         (lambda f: (f / "summary.json").write_text('{"rounds": 6}'), "does not say clients; was it written by an older"),
         (lambda f: (f / "summary.json").write_text("3"), "does not say clients"),
+        (lambda f: said(f, clients="x"), "does not say clients"),
+        (lambda f: said(f, versions=None), "does not say versions"),
+        (lambda f: said(f, uplink={}), "does not say what uplink is made of"),
         (lambda f: (f / "scenario.toml").write_text('name = "x"'), "does not say seed"),
         (lambda f: (f / "scenario.toml").write_text("= 3"), "cannot be read"),
         (lambda f: (f / "rounds.parquet").write_bytes(b"PAR1"), "cannot be read as Parquet"),
@@ -463,6 +484,34 @@ def test_the_target_of_a_report_that_is_given_none(runs: Path) -> None:
     best = [m.chosen.best_accuracy() for m in methods]
     least = min(each.median for each in best if each is not None)
     assert default_target(free) == math.floor(least * 100) / 100
+
+
+def test_a_report_chooses_tuned_values_by_its_own_target(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value is sooner at 0.9, which the scenarios ask for, and the other one better in the end."""
+    from fedsgd.report import make as module
+
+    for name, rate, accuracy in (
+        ("sooner", "0.05", [0.1, 0.91, 0.91, 0.91, 0.91, 0.91]),
+        ("better", "0.07", [0.1] * 4 + [0.9, 0.99]),
+    ):
+        folder = changed(runs / "topk-0", tmp_path / name, "lr = 0.05", f"lr = {rate}")
+        rounds = pd.read_parquet(folder / "rounds.parquet")
+        rounds.assign(accuracy=accuracy).to_parquet(folder / "rounds.parquet")
+    chosen: list[Any] = []
+    monkeypatch.setattr(module, "payload", lambda methods, asked: chosen.append((methods[0].chosen.tuned, asked.target)) or {})
+    monkeypatch.setattr("fedsgd.report.page.render", lambda known: "")
+    module.make(
+        [tmp_path / "sooner", tmp_path / "better"],
+        tmp_path / "r.html",
+        "html",
+        target=None,
+        tuned=["client.optimizer.lr"],
+        network="slow",
+        terms=TERMS,
+        price_per_gigabyte=None,
+        title=None,
+    )
+    assert chosen == [({"client.optimizer.lr": 0.05}, 0.9)]
 
 
 # --------------------------------------------------------------------------------------------------------------- comparisons

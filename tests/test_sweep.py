@@ -539,7 +539,8 @@ def test_jobs_change_nothing(tiny: Scenario, tmp_path: Path) -> None:
         assert alone["params_sha256"] == second["params_sha256"]
 
 
-def test_errors_come_back_from_processes(tiny: Scenario, tmp_path: Path) -> None:
+def test_errors_come_back_from_processes(tiny: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDSGD_DATA", raising=False)
     with pytest.raises(fedsgd.DataError, match="no folder given"):
         fedsgd.sweep(tiny.replace({"data.name": "mnist"}), seeds=2, jobs=2, out=tmp_path)
     made = fedsgd.sweep(tiny.replace({"client.optimizer.lr": 1e30}), jobs=2, out=tmp_path / "o")

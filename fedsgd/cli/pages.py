@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from fedsgd.cli.base import main
-from fedsgd.cli.reports import Finite, note, of_runs, of_terms, terms_of
+from fedsgd.cli.reports import names_a_link, note, of_runs, of_terms, terms_of
 from fedsgd.errors import OutputError
 
 if TYPE_CHECKING:
@@ -18,13 +18,10 @@ if TYPE_CHECKING:
 @main.command()
 @of_runs
 @of_terms
-@click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 10⁹ bytes cost, in your currency.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default="report.html",
-    show_default=True,
-    help="The page; a folder for figures with --format.",
+    help="The page, or with --format a folder for figures.  [default: report.html, or figures]",
 )
 @click.option(
     "--format",
@@ -43,7 +40,7 @@ def report(
     networks: str | None,
     asked: dict[str, Any],
     price_per_gigabyte: float | None,
-    out: Path,
+    out: Path | None,
     form: Literal["html", "pdf", "svg", "png"],
     title: str | None,
 ) -> None:
@@ -56,12 +53,11 @@ def report(
     from fedsgd import console
     from fedsgd.report.make import make
 
-    if out == Path("report.html") and form != "html":
-        out = Path("figures")
+    if out is None:
+        out = Path("report.html" if form == "html" else "figures")
     if form == "html" and out.is_dir():
         raise OutputError(f"{out}: is a folder, expected a file for the page")
-    link_given = networks is not None or asked["up"] is not None or asked["trace"] is not None
-    (name, terms), *more = terms_of(networks if link_given else "4g", asked).items()
+    (name, terms), *more = terms_of(networks if names_a_link(networks, asked) else "4g", asked).items()
     if more:
         raise click.BadParameter(
             f"got {networks}, expected one: the page begins with it, and has all others to choose", param_hint="--network"

@@ -59,7 +59,7 @@ def of_runs(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def of_terms(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with what a price is asked for; it gets `asked`, the options that say so."""
+    """The command with what a price is asked for: the networks' names, the price of bytes, and `asked`, the other options."""
     decorators = [
         click.option("--network", "networks", metavar="NAME,...", help="Networks by name; `fedsgd list networks` has them."),
         click.option("--up", metavar="RATE", help="Uplink of the client in the middle, e.g. 2Mbit/s."),
@@ -89,6 +89,7 @@ def of_terms(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--server", "server_name", metavar="NAME", default="server", show_default=True, help="What aggregates."),
         click.option("--deadline", metavar="TIME", help="How long the server waits for a reply that never comes."),
+        click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 10⁹ bytes cost, in your currency."),
     ]
 
     @functools.wraps(command)
@@ -120,6 +121,11 @@ def terms_of(networks: str | None, asked: dict[str, Any]) -> dict[str, Terms]:
     return {name: ask(name, **asked) for name in dict.fromkeys(names)}
 
 
+def names_a_link(networks: str | None, asked: dict[str, Any]) -> bool:
+    """Whether the options say what network to price on."""
+    return networks is not None or asked["up"] is not None or asked["trace"] is not None
+
+
 def note(text: str) -> None:
     """What has to be known beside the results."""
     click.echo(f"fedsgd: {text}", err=True)
@@ -146,7 +152,6 @@ def _compared(
 @main.command()
 @of_runs
 @of_terms
-@click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 10⁹ bytes cost, in your currency.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
 def price(
     runs: list[Given],
@@ -187,7 +192,6 @@ def price(
 @main.command()
 @of_runs
 @of_terms
-@click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 10⁹ bytes cost, in your currency.")
 @click.option(
     "--out",
     "outs",
@@ -221,7 +225,7 @@ def compare(
 
     for out in outs:
         tables.check(out)
-    priced = networks is not None or asked["up"] is not None or asked["trace"] is not None
+    priced = names_a_link(networks, asked)
     given = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS) if _was_given(name)]
     if not priced and (given or price_per_gigabyte is not None):
         option = f"--{(given or ['price_per_gigabyte'])[0].removesuffix('_name').replace('_', '-')}"

@@ -33,10 +33,12 @@ PARENT_SECONDS = 1.0
 
 
 class Warm:
-    """Forks for whoever asks at this socket. commands: what a fork may run, by name."""
+    """Forks for whoever asks at this socket. commands: what a fork may run, by name; parent: the process that started this one,
+    which may be gone by now."""
 
-    def __init__(self, listener: socket.socket, commands: Mapping[str, Callable[[], Any]]) -> None:
+    def __init__(self, listener: socket.socket, commands: Mapping[str, Callable[[], Any]], parent: int) -> None:
         self._commands = commands
+        self._parent = parent
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._forks: dict[int, socket.socket] = {}
@@ -51,8 +53,7 @@ class Warm:
 
     def serve(self) -> None:
         """Until the process that started this one is gone."""
-        parent = os.getppid()
-        while os.getppid() == parent:
+        while os.getppid() == self._parent:
             for key, _ in self._selector.select(PARENT_SECONDS):
                 if key.fileobj is self._listener:
                     self._fork(self._listener.accept()[0])
@@ -152,6 +153,7 @@ def _heard(line: socket.socket) -> tuple[bytes | None, list[int]]:
 
 def main() -> None:
     """Import, build, listen."""
+    parent = os.getppid()  # before anything that takes time
     address, scenario, data = sys.argv[1:]
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -160,7 +162,7 @@ def main() -> None:
         listener.listen()
     finally:
         Path(f"{address}.starting").unlink(missing_ok=True)
-    Warm(listener, commands).serve()
+    Warm(listener, commands, parent).serve()
 
 
 def _prepared(scenario: Path, data: str) -> dict[str, Callable[[], Any]]:

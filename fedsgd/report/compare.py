@@ -18,8 +18,8 @@ GIGABYTE = 1e9
 @dataclass(frozen=True)
 class OnNetwork:
     """seconds: to the target, or to the end of the run if there is none; a_round: in the mean over all rounds; n_bytes: what
-    goes over the network until then, with what the transport adds; cost: of that, None if no price was given; coding: its share
-    of the time of all rounds. Each over the seeds."""
+    goes over the network until then, with what the transport adds; cost: of that, None if no price was given; each over the
+    seeds. coding: its share of the time of all rounds, the most of any seed."""
 
     seconds: Seeds
     a_round: Seeds

@@ -28,9 +28,10 @@ Batch = Mapping[str, Any]
 class Facts:
     """clients_up, clients_down: bytes of each client [N]; by_kind: bytes by part of each (direction, kind); index_bytes,
     bound_bytes: of UPDATE frames that say where their coordinates are: what that takes, and log₂C(P, k) bits for each.
-    up_messages, down_messages: of each round [R]; silent: messages after which nothing was heard of the client. encode, decode,
-    server: seconds of each UPDATE at the client, of each message there, and of each UPDATE at the server; sending: of each
-    round's downlink."""
+
+    up_messages, down_messages: of each round, that of 0, in which there is nothing, first [R + 1]; sending: seconds of encoding
+    each round's downlink, likewise; silent: messages after which nothing was heard of the client. encode, decode, server:
+    seconds of each UPDATE at the client, of each message there, and of each UPDATE at the server."""
 
     clients_up: F64
     clients_down: F64
@@ -121,13 +122,16 @@ def log2_choose(n: int, k: int) -> float:
 def work_of(run: Run, facts: Facts) -> Work:
     """The run's work in units that are no machine's: what coding took by the clock of the machine that ran it, as multiples of
     what a copy took there, to two figures. A busy machine only ever makes it longer, so the quickest tenth stands for all."""
-    recorded = run.summary.get("work")
-    if not isinstance(recorded, dict) or not {"copy_seconds", "flops_per_example"} <= recorded.keys():
+    recorded: Any = run.summary.get("work")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    copy, flops = (recorded.get(key) for key in ("copy_seconds", "flops_per_example"))
+    if not all(isinstance(figure, int | float) and figure > 0 for figure in (copy, flops)):
         raise ReportError(f"{run.folder}/summary.json: does not say what was computed; run it again with this version")
     sending = facts.sending[2:] if run.n_rounds > 1 else facts.sending[1:]
+    sending = sending[sending > 0]  # nothing is encoded in a round of nobody
     taken = (facts.encode, facts.decode, facts.server, [sending])
-    copies = (_two_figures(_quick(seconds) / recorded["copy_seconds"]) for seconds in taken)
-    return Work(int(run.summary["parameters"]), float(recorded["flops_per_example"]), *copies)
+    copies = (_two_figures(_quick(seconds) / copy) for seconds in taken)
+    return Work(int(run.summary["parameters"]), float(flops), *copies)
 
 
 def _quick(parts: Sequence[F64]) -> float:

@@ -29,8 +29,8 @@ def make(
 ) -> list[Path]:
     """Write it; the files that were written. form: "html", or "pdf", "svg", "png" for figures in the folder `out`; say: is told
     of what is left out."""
+    target = default_target(gather(runs, None, tuned)) if target is None else target
     methods = gather(runs, target, tuned, say)
-    target = default_target(methods) if target is None else target
     asked = Asked(title or _title(methods), target, terms, network, price_per_gigabyte)
     if form != "html":
         from fedsgd.report.figures import draw
@@ -49,8 +49,8 @@ def make(
 
 
 def default_target(methods: Sequence[Method]) -> float:
-    """What all runs were asked to reach, if that is the same, or else the highest whole percent that each method reaches in the
-    median over its seeds."""
+    """What runs were asked to reach, if all that were asked say the same, or else the highest whole percent that each method
+    reaches in the median over its seeds."""
     asked = [run.settings.get(f"{table}.target_accuracy") for m in methods for run in m.runs for table in ("report", "stop")]
     wanted = {float(one) for one in asked if one is not None}
     if len(wanted) == 1:

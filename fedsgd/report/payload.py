@@ -7,7 +7,7 @@ Python does.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,7 +71,17 @@ def payload(methods: Sequence[Method], asked: Asked) -> dict[str, Any]:
             {"name": name, "title": one.title, "source": one.source, **asdict(one.link)} for name, one in networks().items()
         ],
         "methods": [_method(method, asked.terms, differing) for method in methods],
+        "notes": list(_notes(methods, asked)),
     }
+
+
+def _notes(methods: Sequence[Method], asked: Asked) -> Iterator[str]:
+    """What has to be known of all figures, wherever the sliders are."""
+    if len({tuple(run.seed for run in method.runs) for method in methods}) > 1:
+        yield "the methods were not run with the same seeds"
+    broken = [method.label for method in methods if any(run.summary.get("failures") for run in method.runs)]
+    if broken and asked.terms.deadline_seconds is None:
+        yield f"some clients of {', '.join(broken)} broke down; where nothing was heard of one, its download alone counts"
 
 
 def _device(device: Any) -> dict[str, Any]:

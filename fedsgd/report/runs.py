@@ -17,7 +17,18 @@ from fedsgd.errors import ReportError
 from fedsgd.parquet import column_names, read_columns
 from fedsgd.run_folder import ROUND_COLUMNS, RUN_FILES
 
-SAID = ("clients", "parameters", "params_sha256", "ledger_sha256", "uplink", "downlink")
+SAID = {
+    "clients": int,
+    "parameters": int,
+    "params_sha256": str,
+    "ledger_sha256": str,
+    "uplink": dict,
+    "downlink": dict,
+    "dense_uplink_bytes": int,
+    "dense_downlink_bytes": int,
+    "versions": dict,
+}
+PARTS = ("header", "index", "value", "side", "kept")
 NEEDED = ("scenario.toml", "rounds.parquet", "ledger.parquet", "summary.json")
 
 
@@ -91,10 +102,15 @@ def load_run(folder: Path) -> Run:
         settings = dict(flat(tomllib.loads(text)))
     except (OSError, ValueError) as error:  # both kinds of decoding errors among them
         raise ReportError(f"{folder}: cannot be read: {error}") from None
-    for file, known, keys in (("summary.json", summary, SAID), ("scenario.toml", settings, ("name", "seed"))):
-        missing = [key for key in keys if not isinstance(known, dict) or key not in known]
+    for file, known, kinds in (("summary.json", summary, SAID), ("scenario.toml", settings, {"name": str, "seed": int})):
+        missing = [key for key, kind in kinds.items() if not isinstance(known, dict) or not isinstance(known.get(key), kind)]
         if missing:
             raise ReportError(f"{folder / file}: does not say {missing[0]}; was it written by an older version?")
+    for link in ("uplink", "downlink"):
+        if not set(PARTS) <= summary[link].keys():
+            raise ReportError(
+                f"{folder}/summary.json: does not say what {link} is made of; was it written by an older version?"
+            )
     path = folder / "rounds.parquet"
     metrics = [name for name in column_names(path) if name not in ROUND_COLUMNS]
     columns = read_columns(path, [*ROUND_COLUMNS, *metrics])

@@ -98,7 +98,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
     for row in comparison.rows:
         if row.failed:
             yield f"{row.label}: {row.failed} of {row.seeds + row.failed} seeds ended in an error, and count as not reached"
-        if row.silent:
+        if row.silent and any(terms.deadline_seconds is None for terms in comparison.terms.values()):
             yield f"{row.label}: of {row.silent} messages nothing was heard; such a client counts with its download alone"
         if row.not_priced and comparison.terms:
             yield f"{row.label} is not priced: {row.not_priced}"

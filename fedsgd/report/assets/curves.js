@@ -106,8 +106,8 @@ const fedsgdCurves = (() => {
   };
 
   /* The lines of a method on an axis: one a seed, and their median. */
-  function accuracyLines(method, axis, state) {
-    if (axis.time && method.notPriced !== null) return null;
+  function accuracyLines(method, axis, state, ranking) {
+    if (axis.time && !ranking.find((row) => row.method === method).racer) return null;
     const each = method.runs.map((run) => {
       const along = axis.time ? P.cumulative(run.timeline, state.up, state.down, state.latency) : axis.of && axis.of(run);
       const { round, accuracy } = run.measured;
@@ -124,7 +124,7 @@ const fedsgdCurves = (() => {
     const { state, width } = view;
     const axis = AXES[state.axis];
     const lines = shownOf(model, state)
-      .map((method) => accuracyLines(method, axis, state))
+      .map((method) => accuracyLines(method, axis, state, view.ranking))
       .filter((line) => line && line.each.some((one) => one.x.length));
     if (!lines.length) return nothing("Nothing to draw: no method is shown, or accuracy was not measured.");
     const height = width < NARROW ? 320 : 430;
@@ -189,7 +189,7 @@ const fedsgdCurves = (() => {
       );
     return {
       svg: addLegend(svg, methodEntries(drawn.map((line) => line.method)), width),
-      columns: ["method", "seed", "round", axis.column === "rounds" ? "rounds" : axis.column, "accuracy"],
+      columns: ["method", "seed", "round", axis.column, state.best ? "best_accuracy_so_far" : "accuracy"],
       rows,
     };
   }

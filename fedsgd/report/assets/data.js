@@ -77,7 +77,7 @@ const fedsgdData = (() => {
     }));
     for (const method of methods) method.notPriced = (method.runs.find((each) => !each.timeline) || {}).not_priced || null;
     const first = methods.find((method) => method.uncompressed) || methods[0];
-    return { ...payload, methods, baseline: first, broadcast, speeds: numbers(payload.speeds) };
+    return { ...payload, notes: payload.notes || [], methods, baseline: first, broadcast, speeds: numbers(payload.speeds) };
   }
 
   const bits = (terms) => ({ up: terms.up_bits_per_second, down: terms.down_bits_per_second, latency: terms.latency_seconds });

@@ -131,6 +131,9 @@ const fedsgdFoundations = (() => {
   }
 
   function show(model) {
+    if (model.broadcast)
+      for (const id of ["parts", "traffic"])
+        document.querySelector(`#${id} figcaption`).append(" Downlink: as if each client were sent its frames by itself.");
     showPositions(model);
     showTerms(model);
     showReproduction(model);

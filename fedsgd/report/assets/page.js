@@ -43,8 +43,8 @@
     const asked = new URLSearchParams(location.hash.slice(1));
     const made = { ...start, hidden: new Set() };
     for (const [name, [low, high]] of Object.entries(LIMITS)) {
-      const value = Number(asked.get(name));
-      if (asked.has(name) && Number.isFinite(value)) made[name] = Math.min(high, Math.max(low, value));
+      const value = Number(asked.get(name) || NaN);
+      if (Number.isFinite(value)) made[name] = Math.min(high, Math.max(low, value));
     }
     for (const [name, known] of Object.entries(CHOICES)) if (known.includes(asked.get(name))) made[name] = asked.get(name);
     for (const name of ["best", "ratio"]) if (asked.has(name)) made[name] = asked.get(name) === "1";
@@ -116,9 +116,10 @@
 
   let presets = [];
   function makePresets() {
-    const asked = { name: "", title: model.terms.title || model.terms.network, link: D.bits(model.terms) };
-    const others = model.networks.filter((one) => one.name !== model.terms.network);
-    presets = [asked, ...others.map((one) => ({ name: one.name, title: one.title, link: D.bits(one) }))];
+    const profile = Boolean(model.terms.title); // its own figures, none of them asked for otherwise
+    const asked = { title: model.terms.title || "as asked for", link: D.bits(model.terms), named: profile };
+    const others = model.networks.filter((one) => !profile || one.name !== model.terms.network);
+    presets = [asked, ...others.map((one) => ({ title: one.title, link: D.bits(one), named: true }))];
     $("preset").append(
       ...presets.map((one, i) => h("option", { value: i }, one.title)),
       h("option", { value: "own", hidden: true }, "as set by the sliders"),
@@ -152,20 +153,32 @@
 
   function bindControls() {
     const on = (id, event, act) => $(id).addEventListener(event, (e) => act(e.target));
+    let ratio = state.down / state.up; // kept from when it was set: rounding and the ends of the scale would wear it away
     on("up", "input", ({ valueAsNumber }) => {
       const up = speedAt(valueAsNumber);
-      const follows = Math.min(1e12, Math.max(100, three(up * (state.down / state.up))));
+      if (!state.ratio) ratio = state.down / up;
+      const follows = Math.min(1e12, Math.max(100, three(up * ratio)));
       change(state.ratio ? { up, down: follows } : { up });
     });
-    on("down", "input", ({ valueAsNumber }) => change({ down: speedAt(valueAsNumber) }));
+    on("down", "input", ({ valueAsNumber }) => {
+      ratio = speedAt(valueAsNumber) / state.up;
+      change({ down: speedAt(valueAsNumber) });
+    });
     on("latency", "input", ({ valueAsNumber }) => change({ latency: latencyAt(valueAsNumber) }));
     on("target", "input", ({ valueAsNumber }) => change({ target: valueAsNumber / 1000 }));
     on("target-number", "input", ({ valueAsNumber }) => {
       if (valueAsNumber > 0 && valueAsNumber <= 100) change({ target: Number((valueAsNumber / 100).toPrecision(12)) });
     });
     on("target-number", "blur", () => showControls());
-    on("preset", "change", ({ value }) => value !== "own" && change({ ...presets[value].link }));
-    on("ratio", "change", ({ checked }) => change({ ratio: checked }));
+    on("preset", "change", ({ value }) => {
+      if (value === "own") return;
+      ratio = presets[value].link.down / presets[value].link.up;
+      change({ ...presets[value].link });
+    });
+    on("ratio", "change", ({ checked }) => {
+      ratio = state.down / state.up;
+      change({ ratio: checked });
+    });
     on("best", "change", ({ checked }) => change({ best: checked }));
     for (const name of ["axis", "bytes"]) {
       for (const radio of document.querySelectorAll(`input[name=${name}]`))
@@ -186,8 +199,6 @@
     );
     window.addEventListener("hashchange", () => change(fromAddress()));
   }
-
-  /* --- The answer and the ranking -------------------------------------------------------------------------------------------- */
 
   /* --- Figures --------------------------------------------------------------------------------------------------------------- */
 
@@ -255,7 +266,7 @@
     let closed = [];
     window.addEventListener("beforeprint", () => {
       drawAll(700);
-      closed = [...document.querySelectorAll("details.method:not([open])")];
+      closed = [...document.querySelectorAll("details.method:not([open]), #break-evens details:not([open])")];
       for (const details of closed) details.open = true;
     });
     window.addEventListener("afterprint", () => {
@@ -268,11 +279,12 @@
 
   function wantSpeeds() {
     const wanted = [state.down / state.up, state.latency, state.target, rows.map((row) => Boolean(row.racer))].join();
-    if (wanted === speeds.key) return showBreakEvens();
-    $("break-evens").dataset.done = "false";
     clearTimeout(wantSpeeds.timer);
-    job++;
-    wantSpeeds.timer = setTimeout(() => work(computing(wanted), job), speeds.key === null ? 0 : 120);
+    job++; // whatever is under way is for sliders as they were
+    if (wanted === speeds.key && speeds.done) return showBreakEvens();
+    $("break-evens").dataset.done = "false";
+    const steps = computing(wanted, { up: state.up, down: state.down, latency: state.latency }, rows);
+    wantSpeeds.timer = setTimeout(() => work(steps, job), speeds.key === null ? 0 : 120);
   }
 
   /* Goes on with a generator in slices, until it is done or another one is wanted. */
@@ -287,9 +299,9 @@
     }
   }
 
-  function* computing(wanted) {
-    const link = { up: state.up, down: state.down, latency: state.latency };
-    const racers = rows
+  /* All of it is for this link and these rows, wherever the sliders go meanwhile. */
+  function* computing(wanted, link, standing) {
+    const racers = standing
       .filter((row) => row.racer)
       .sort((a, b) => a.method.index - b.method.index)
       .map((row) => ({ ...row.racer, method: row.method }));
@@ -345,7 +357,7 @@
       one.first = [...one.times].every(([index, seconds]) => state.hidden.has(index) || seconds >= one.seconds * (1 - 1e-9));
     }
     const shown = speeds.breakEvens.filter((one) => !state.hidden.has(one.below.index) && !state.hidden.has(one.above.index));
-    W.showBreakEvens(model, shown, Boolean(speeds.done));
+    W.showBreakEvens(model, shown, speeds);
   }
 
   /* --- Start ----------------------------------------------------------------------------------------------------------------- */

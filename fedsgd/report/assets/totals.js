@@ -125,7 +125,10 @@ const fedsgdTotals = (() => {
   /* Stacked bars, level. list: [{label, parts: [numbers], text}], null between groups; names: [[key, label]] of the parts; tone: of
      the CSS variables of their colours. */
   function bars(width, list, names, tone, options) {
-    const marginLeft = Math.min(width * 0.36, 16 + Math.max(...list.filter(Boolean).map((bar) => textWidth(bar.label))));
+    const end = (bar) => bar.end || "";
+    const whole = (bar) => textWidth(`${bar.label}  ${end(bar)}`);
+    const marginLeft = Math.min(width * 0.36, 16 + Math.max(...list.filter(Boolean).map(whole)));
+    const labelOf = (bar) => `${cut(bar.label, marginLeft - 16 - textWidth(`  ${end(bar)}`))}  ${end(bar)}`.trim();
     const keys = list.map((_, i) => i);
     const pieces = list.flatMap((bar, i) => {
       let from = 0;
@@ -168,7 +171,7 @@ const fedsgdTotals = (() => {
         ),
         Plot.text(
           list.map((bar, i) => ({ bar, i })).filter(({ bar }) => bar),
-          { y: "i", frameAnchor: "left", text: ({ bar }) => cut(bar.label, marginLeft - 14), textAnchor: "end", dx: -8 },
+          { y: "i", frameAnchor: "left", text: ({ bar }) => labelOf(bar), textAnchor: "end", dx: -8 },
         ),
       ],
     });
@@ -189,9 +192,11 @@ const fedsgdTotals = (() => {
       ...["up", "down"].map((way) => {
         const known = PARTS.map(([key]) => method.runs[0].parts[way][key]);
         const total = d3.sum(known);
-        rows.push([method.label, way, ...known]);
+        const { index_bytes: index, bound_bytes: bound, kept } = method.runs[0].parts;
+        rows.push([method.label, way, ...known, ...(way === "up" ? [index, bound, kept] : ["", "", ""])]);
         return {
-          label: way === "up" ? `${named(method)}   up` : "down",
+          label: way === "up" ? named(method) : "",
+          end: way === "up" ? " up" : "down",
           parts: known.map((n) => (total ? n / total : 0)),
           text: size(total),
         };
@@ -200,14 +205,15 @@ const fedsgdTotals = (() => {
     const x = { label: null, tickFormat: percent, ticks: width < NARROW ? 3 : 6 };
     return {
       svg: bars(width, list, PARTS, "p", { x, share: true }),
-      columns: ["method", "direction", ...PARTS.map(([key]) => `${key}_bytes`)],
+      columns: ["method", "direction", ...PARTS.map(([key]) => `${key}_bytes`), "positions_bytes", "bound_bytes", "kept"],
       rows: () => rows,
     };
   }
 
   function round(model, view) {
     const { state, width } = view;
-    const methods = shownOf(model, state).filter((method) => method.notPriced === null);
+    const timed = new Set(view.ranking.filter((row) => row.racer).map((row) => row.method));
+    const methods = shownOf(model, state).filter((method) => timed.has(method));
     if (!methods.length) return nothing("No method that is shown can be priced.");
     const rows = [];
     const list = methods.map((method) => {

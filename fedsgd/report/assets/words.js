@@ -42,7 +42,7 @@ const fedsgdWords = (() => {
 
   /* The sentence at the top. preset: the network that the sliders stand for, or null. */
   function showAnswer(model, state, rows, preset) {
-    const where = preset ? `On ${preset.title} (${linkText(state)}), ` : `At ${linkText(state)}, `;
+    const where = preset && preset.named ? `On ${preset.title} (${linkText(state)}), ` : `At ${linkText(state)}, `;
     const timed = rows.filter((row) => row.seconds && row.seconds.median < Infinity);
     $("answer").replaceChildren(...(timed.length ? [where, ...soonest(timed, model, state, rows)] : withoutTime(state, rows)));
     $("soonest").textContent = timed.length ? `${timed[0].method.short} after ${P.secondsText(timed[0].seconds.median)}` : "";
@@ -73,7 +73,8 @@ const fedsgdWords = (() => {
         bold(size(fewest.up.median)),
         "; it has no time on this network (see below).",
       ];
-    const [best] = [...rows].sort((a, b) => b.best.median - a.best.median);
+    const [best] = rows.filter((row) => !Number.isNaN(row.best.median)).sort((a, b) => b.best.median - a.best.median);
+    if (!best) return ["In none of these runs was accuracy measured."];
     return [
       `No method reaches ${percent(state.target)} in these runs. The best, `,
       bold(best.method.short),
@@ -102,11 +103,10 @@ const fedsgdWords = (() => {
   }
 
   /* What stands below a method's name: the rest of its label, and at what of the tuned values it is shown. */
-  function below({ label, short, tuned, tried }) {
-    const at = Object.entries(tuned).map(([name, value]) => `${name} = ${value}`);
-    return [label.slice(short.length + 2), at.length ? `at ${at.join(", ")}, the best of ${tried.length} tried` : ""].filter(
-      Boolean,
-    );
+  function below({ label, short, tuned, tried }, target) {
+    const at = Object.entries(tuned).map(([name, value]) => `${name.split(".").at(-1)} ${value}`);
+    const best = `at ${at.join(", ")}, the best of ${tried.length} for ${percent(target)}`;
+    return [label.slice(short.length + 2), at.length ? best : ""].filter(Boolean);
   }
 
   function notesOf(row, terms) {
@@ -165,7 +165,7 @@ const fedsgdWords = (() => {
         key(row.method),
         row.method.short,
         marks,
-        ...below(row.method).map((text) => h("span", { class: "more", title: text }, text)),
+        ...below(row.method, model.target).map((text) => h("span", { class: "more", title: text }, text)),
       );
       const times =
         timed && base.seconds && base.seconds.median < Infinity
@@ -189,11 +189,16 @@ const fedsgdWords = (() => {
       );
     });
     $("ranking").tBodies[0].replaceChildren(...body);
-    $("notes").replaceChildren(...notes.map((text, i) => h("li", {}, h("sup", {}, String(i + 1)), ` ${text}.`)));
+    const asked = model.methods.some((method) => Object.keys(method.tuned).length) && state.target !== model.target;
+    const tuned = `tuned values are those that are best for ${percent(model.target)}, not for ${percent(state.target)}; a report with that target chooses anew`;
+    $("notes").replaceChildren(
+      ...notes.map((text, i) => h("li", {}, h("sup", {}, String(i + 1)), ` ${text}.`)),
+      ...[...(asked ? [tuned] : []), ...model.notes].map((text) => h("li", {}, `${text}.`)),
+    );
   }
 
   /* Break-evens: those where the soonest of the methods shown changes, and the others. */
-  function showBreakEvens(model, shown, done) {
+  function showBreakEvens(model, shown, { done = false, curves }) {
     const line = (one) =>
       h(
         "li",
@@ -204,7 +209,9 @@ const fedsgdWords = (() => {
         ` (${one.above.letter}) below ${P.rateText(one.speed)} of uplink, and later above.`,
       );
     const [leading, others] = [shown.filter((one) => one.first), shown.filter((one) => !one.first)];
-    const none = done ? "Whatever the speed, the order at the top is the same." : "Looking for break-evens …";
+    const racing = new Set([...curves].filter(([, curve]) => curve.some(Number.isFinite)).map(([index]) => index));
+    const same = racing.size > 1 ? "Whatever the speed, the order at the top is the same." : "";
+    const none = done ? same : "Looking for break-evens …";
     const open = $("break-evens").querySelector("details")?.open;
     const head = leading.length
       ? h("ul", { "aria-label": "Where the soonest method changes" }, ...leading.map(line))
