@@ -118,7 +118,8 @@ def _of_network(comparison: Comparison, name: str, terms: Terms) -> Iterator[str
     most, label = max(coding, default=(0.0, ""))
     if most > MUCH:
         measured = "as measured on the machine that ran it, set beside a copy in memory there"
-        yield f"{name}: encoding and decoding are {100 * most:.0f} % of the time of {label}, {measured}; of others less"
+        others = "; of others less" if len(coding) > 1 else ""
+        yield f"{name}: encoding and decoding are {100 * most:.0f} % of the time of {label}, {measured}{others}"
 
 
 def evens_text(evens: Iterable[BreakEven]) -> Iterator[str]:
