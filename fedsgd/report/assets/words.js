@@ -130,11 +130,13 @@ const fedsgdWords = (() => {
   function showRanking(model, state, rows) {
     const base = rows.find((row) => row.method === model.baseline);
     const cost = model.price_per_gigabyte;
+    const { short, letter } = model.baseline;
+    const baseline = short.length <= 10 ? short : letter;
     const heads = [
       "",
       ["Method", "text"],
       "Time",
-      `× ${model.baseline.letter}`,
+      `× ${baseline}`,
       "Rounds",
       "Uplink",
       model.broadcast ? "Downlink, broadcast" : "Downlink",
@@ -153,7 +155,7 @@ const fedsgdWords = (() => {
     );
     $("ranking-caption").textContent =
       `To ${percent(state.target)}: rounds, bytes of all clients and time; the median over seeds, with the least and the most below it. ` +
-      `× ${model.baseline.letter}: time as a multiple of ${model.baseline.short}'s.${cost === null ? "" : ` Cost: of the bytes both ways, at ${cost} a gigabyte.`}`;
+      `× ${baseline}: time as a multiple of ${short}'s.${cost === null ? "" : ` Cost: of the bytes both ways, at ${cost} a gigabyte.`}`;
     const notes = [];
     const body = rows.map((row, i) => {
       const timed = row.seconds && row.seconds.median < Infinity;
