@@ -128,6 +128,10 @@ def test_rounds_in_which_nobody_was_there_are_rounds_too(root: Path, tmp_path: P
     (priced,) = price(load_run(tmp_path / "run"), [TERMS])
     assert (np.diff(priced.seconds) > 0).tolist() == [False, True, False, True, False]
     assert priced.work.sending_copies > 0, "rounds of nobody are not the quickest"
+    (tmp_path / "there.csv").write_text("client,first_round,last_round\n3,90,90\n")
+    fedsgd.run(scenario, out=tmp_path / "nobody", data=tmp_path)
+    (row,) = compare(gather([tmp_path / "nobody"]), None, {"slow": TERMS}).rows
+    assert row.on["slow"].seconds.median == row.on["slow"].n_bytes.median == 0, "nobody ever came"
 
 
 def test_facts_are_the_ledgers_sums(runs: Path) -> None:

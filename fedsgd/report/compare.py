@@ -141,8 +141,14 @@ def _on(runs: Sequence[Priced], ends: Mapping[Any, Crossing | None], failed: int
         spent = (None if each is None else each / GIGABYTE * per_gigabyte for each in n_bytes)
         cost = over_seeds([*spent, *none])
     means = [float(one.seconds[-1]) / one.run.n_rounds for one in runs]
-    coding = max(((one.stack.coding + one.stack.serving).sum() / one.seconds[-1] for one in runs), default=0.0)
-    return OnNetwork(over_seeds([*seconds, *none]), over_seeds(means), over_seeds([*n_bytes, *none]), cost, float(coding))
+    coding = max((_coding(one) for one in runs), default=0.0)
+    return OnNetwork(over_seeds([*seconds, *none]), over_seeds(means), over_seeds([*n_bytes, *none]), cost, coding)
+
+
+def _coding(one: Priced) -> float:
+    """The share of encoding and decoding, at the client that is the last and at the server; 0 where nobody ever came."""
+    stack, all_of_it = one.stack, float(one.seconds[-1])
+    return float((stack.coding + stack.serving).sum()) / all_of_it if all_of_it else 0.0
 
 
 def evens_with(comparison: Comparison, network: str, label: str) -> Iterator[BreakEven]:
