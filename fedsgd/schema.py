@@ -73,6 +73,15 @@ def to_table(component: Checked) -> dict[str, Any]:
     return out
 
 
+def flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables; lists are values."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
 def describe(registry: Registry[Any]) -> list[dict[str, Any]]:
     """Each member of a family: its name and other names, the first line of its docstring, its keys with their defaults
     (None: unset; "required" where there is none)."""

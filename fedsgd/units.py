@@ -57,7 +57,7 @@ def _registry() -> pint.UnitRegistry[Any]:
     return registry
 
 
-def _parsed(text: str, unit: str, example: str) -> float:
+def _parsed(text: str, unit: str, example: str, above_0: bool = False) -> float:
     """The number of `unit` that `text` says; ScenarioError for anything that is not a quantity of that kind."""
     problem = f"got {text[:50]!r}, expected {example}"
     for found in _AMBIGUOUS.finditer(text):
@@ -75,16 +75,14 @@ def _parsed(text: str, unit: str, example: str) -> float:
         raise ScenarioError(f'{problem}, got the unit "{found_number[2].strip()}"') from None
     if value and not LEAST <= value <= MOST:
         raise ScenarioError(f"{problem}, between {LEAST:g} and {MOST:g} {unit}, or 0")
+    if above_0 and not value:
+        raise ScenarioError(f"{problem}, above 0")
     return value
 
 
 def parse_rate(text: str) -> float:
     """ "2 Mbit/s", "1.5 MB/s" or "300 Mbps" in bits per second, above 0. ScenarioError for anything else."""
-    example = 'a rate such as "2 Mbit/s" (bits) or "1.5 MB/s" (bytes)'
-    value = _parsed(text, "bit / second", example)
-    if value <= 0:
-        raise ScenarioError(f"got {text[:50]!r}, expected {example}, above 0")
-    return value
+    return _parsed(text, "bit / second", 'a rate such as "2 Mbit/s" (bits) or "1.5 MB/s" (bytes)', above_0=True)
 
 
 def parse_seconds(text: str) -> float:
@@ -94,11 +92,7 @@ def parse_seconds(text: str) -> float:
 
 def parse_flops(text: str) -> float:
     """ "10 GFLOP/s" in floating-point operations per second, above 0. ScenarioError for anything else."""
-    example = 'a throughput such as "10 GFLOP/s"'
-    value = _parsed(text, "FLOP / second", example)
-    if value <= 0:
-        raise ScenarioError(f"got {text[:50]!r}, expected {example}, above 0")
-    return value
+    return _parsed(text, "FLOP / second", 'a throughput such as "10 GFLOP/s"', above_0=True)
 
 
 def parse_size(text: str) -> float:

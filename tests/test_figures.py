@@ -192,7 +192,7 @@ def test_break_evens_are_marked_where_they_are(methods: list[Method]) -> None:
     assert expected, "dense needs fewer rounds and more bytes"
     figure = figures(methods[:2], question)["link-speed"]
     for gid in ("break-even", "soonest"):
-        marks = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines(figure, gid)]  # type: ignore[index]
+        marks = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines(figure, gid)]
         assert [x for x, _ in marks] == pytest.approx([each.up_bits_per_second for each in expected], rel=1e-12)
         for x, y in marks:
             for racer in racers:
@@ -217,7 +217,7 @@ def test_failed_seeds_are_told(methods: list[Method]) -> None:
     made = figures([shown_at(methods[0], failed=1)], asked())
     assert "dense (1 of 3 seeds failed)" in legend_of(made["accuracy-rounds"])
     (path,) = [path for path in made["link-speed"].axes[0].collections if len(path.get_paths())]
-    assert path.get_paths()[0].vertices[:, 1].max() > 1e3 * lines(made["link-speed"], "method-1")[0].get_ydata().max()  # type: ignore[union-attr, index]
+    assert path.get_paths()[0].vertices[:, 1].max() > 1e3 * lines(made["link-speed"], "method-1")[0].get_ydata().max()
 
 
 HOSTILE = ["$x_1", "_hidden", r"\frac{", "a\nb\x00c\x1b[0m", "%&<>\"'", "", "x" * 60, "x" * 61, "W" * 200, "$$", "\ud800"]
@@ -258,7 +258,7 @@ def test_thirteen_methods_fit_and_look_different(methods: list[Method], monkeypa
             assert box.x0 >= inside.x0 - 1, name
             assert box.x1 <= inside.x1 + 1, name
             for ax in figure.axes:
-                assert box.y1 <= ax.get_tightbbox().y0 + 1, f"{name}: the legend covers the axes"  # type: ignore[union-attr]
+                assert box.y1 <= ax.get_tightbbox().y0 + 1, f"{name}: the legend covers the axes"
 
 
 def test_nothing_is_cut_off(drawn: dict[str, Figure]) -> None:
@@ -276,10 +276,10 @@ def test_nothing_is_cut_off(drawn: dict[str, Figure]) -> None:
 def test_the_bars_of_the_anatomy_are_what_the_summary_says(drawn: dict[str, Figure], methods: list[Method]) -> None:
     bars: dict[float, float] = {}
     for patch in drawn["anatomy"].axes[0].patches:
-        row = round(patch.get_y() + patch.get_height() / 2, 6)  # type: ignore[attr-defined]
-        bars[row] = bars.get(row, 0.0) + patch.get_width()  # type: ignore[attr-defined]
+        row = round(patch.get_y() + patch.get_height() / 2, 6)
+        bars[row] = bars.get(row, 0.0) + patch.get_width()
     assert bars == pytest.approx({0.0: 100.0, 1.0: 100.0, 2.0: 100.0})
-    values = [patch.get_width() for patch in drawn["anatomy"].axes[0].patches if to_hex(patch.get_facecolor()) == "#4477aa"]  # type: ignore[attr-defined]
+    values = [patch.get_width() for patch in drawn["anatomy"].axes[0].patches if to_hex(patch.get_facecolor()) == "#4477aa"]
     sums = [
         [sum(run.summary["uplink"][part] for run in m.runs) for part in ("value", "index", "header", "side")] for m in methods
     ]
@@ -289,7 +289,7 @@ def test_the_bars_of_the_anatomy_are_what_the_summary_says(drawn: dict[str, Figu
 def test_the_bars_of_a_round_add_up_to_its_mean_duration(drawn: dict[str, Figure], methods: list[Method]) -> None:
     widths = [0.0, 0.0]
     for patch in drawn["round-time"].axes[0].patches:
-        widths[round(patch.get_y() + 0.2)] += patch.get_width()  # type: ignore[attr-defined]
+        widths[round(patch.get_y() + 0.2)] += patch.get_width()
     terms = asked().terms
     expected = [np.mean([np.diff(price(run, [terms])[0].seconds).mean() for run in method.runs]) for method in methods[:2]]
     assert widths == pytest.approx(expected)
@@ -303,7 +303,7 @@ def test_the_pareto_front_is_what_no_other_point_betters() -> None:
 def test_the_front_is_drawn_as_steps_through_the_best_points(drawn: dict[str, Figure]) -> None:
     (front,) = lines(drawn["pareto"], "front")
     assert front.get_drawstyle() == "steps-post"
-    dots = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines(drawn["pareto"], r"method-\d+")]  # type: ignore[index]
+    dots = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines(drawn["pareto"], r"method-\d+")]
     xy = np.asarray(front.get_xydata())[:-1]
     assert [tuple(point) for point in xy.tolist()] == pareto_front(dots)
 
@@ -360,7 +360,7 @@ def test_any_range_has_an_axis(low: float, high: float, log: Any) -> None:
 
 def test_what_cannot_be_written_is_said_before_anything_is(methods: list[Method], tmp_path: Path) -> None:
     with pytest.raises(OutputError, match='got the format "pfd", did you mean "pdf"'):
-        draw(methods, asked(), tmp_path / "out", "pfd")  # type: ignore[arg-type]
+        draw(methods, asked(), tmp_path / "out", "pfd")
     with pytest.raises(OutputError, match="there is no folder"):
         draw(methods, asked(), tmp_path / "no" / "such", "pdf")
     (tmp_path / "file").write_text("")

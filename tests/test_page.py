@@ -588,7 +588,7 @@ def test_figures_can_be_saved_as_pictures(opened: Callable[..., Opened], known: 
         assert tree.tag == "{http://www.w3.org/2000/svg}svg"
         assert "var(" not in svg
         assert "currentColor" not in svg
-        assert tree.find("{http://www.w3.org/2000/svg}rect").attrib["fill"] == "#ffffff"  # type: ignore[union-attr]
+        assert tree.find("{http://www.w3.org/2000/svg}rect").attrib["fill"] == "#ffffff"
     png = saved(page, "speed", "png")
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     assert int.from_bytes(png[16:20]) == 2 * page.locator("#speed .plot svg").evaluate("(svg) => svg.viewBox.baseVal.width")

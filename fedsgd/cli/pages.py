@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import click
 
 from fedsgd.cli.base import main
-from fedsgd.cli.reports import names_a_link, note, of_runs, of_terms, terms_of
+from fedsgd.cli.reports import Question, note, of_runs
 from fedsgd.errors import OutputError
-
-if TYPE_CHECKING:
-    from fedsgd.report.methods import Given
 
 
 @main.command()
 @of_runs
-@of_terms
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -33,13 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--title", help="[default: the scenario's name]")
 def report(
-    runs: list[Given],
-    target: float | None,
-    tuned: tuple[str, ...],
-    quiet: bool,
-    networks: str | None,
-    asked: dict[str, Any],
-    price_per_gigabyte: float | None,
+    question: Question,
     out: Path | None,
     form: Literal["html", "pdf", "svg", "png"],
     title: str | None,
@@ -57,21 +47,22 @@ def report(
         out = Path("report.html" if form == "html" else "figures")
     if form == "html" and out.is_dir():
         raise OutputError(f"{out}: is a folder, expected a file for the page")
-    (name, terms), *more = terms_of(networks if names_a_link(networks, asked) else "4g", asked).items()
+    (name, terms), *more = question.terms(None if question.names_a_link else "4g").items()
     if more:
         raise click.BadParameter(
-            f"got {networks}, expected one: the page begins with it, and has all others to choose", param_hint="--network"
+            f"got {question.networks}, expected one: the page begins with it, and has all others to choose",
+            param_hint="--network",
         )
-    with console.waiting("reading runs and replaying ledgers", quiet):
+    with console.waiting("reading runs and replaying ledgers", question.quiet):
         written = make(
-            runs,
+            question.runs,
             out,
             form,
-            target=target,
-            tuned=tuned,
+            target=question.target,
+            tuned=question.tuned,
             network=name,
             terms=terms,
-            price_per_gigabyte=price_per_gigabyte,
+            price_per_gigabyte=question.price_per_gigabyte,
             title=title,
             say=note,
         )

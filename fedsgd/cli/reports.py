@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,67 @@ class Finite(click.FloatRange):
         return number
 
 
+@dataclass(frozen=True)
+class Question:
+    """What every command that reads finished runs is given: the runs, the target, what was tuned; and what a price is for:
+    networks' names, the price of bytes, and all other options, as `fedsgd.network.ask` has them."""
+
+    runs: list[Given]
+    target: float | None
+    tuned: tuple[str, ...]
+    quiet: bool
+    networks: str | None
+    price_per_gigabyte: float | None
+    options: dict[str, Any]
+
+    @property
+    def names_a_link(self) -> bool:
+        """Whether it is said what network to price on."""
+        return self.networks is not None or self.options["up"] is not None or self.options["trace"] is not None
+
+    def terms(self, networks: str | None = None) -> dict[str, Terms]:
+        """By name: of each network that is asked for, or of the one that the options describe. networks: in place of those
+        that were given."""
+        from fedsgd.network import ask
+
+        asked = networks or self.networks
+        if not asked:
+            return {"as given": ask(None, **self.options)}
+        return {name: ask(name, **self.options) for name in dict.fromkeys(map(str.strip, asked.split(",")))}
+
+    def methods(self) -> list[Method]:
+        """What the runs are; what is left out is said."""
+        from fedsgd import console
+        from fedsgd.report import gather
+
+        with console.waiting("reading runs", self.quiet):
+            return gather(self.runs, self.target, self.tuned, note)
+
+    def compared(self, methods: Sequence[Method], terms: dict[str, Terms]) -> Comparison:
+        """The methods side by side."""
+        from fedsgd import console
+        from fedsgd.report.compare import compare as compare_methods
+
+        with console.waiting("replaying ledgers", self.quiet):
+            return compare_methods(methods, self.target, terms, self.price_per_gigabyte)
+
+
 def of_runs(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the runs that it is about, and the target."""
-    decorators = [
+    """The command with the parameters of `Question` in front of its own."""
+
+    @functools.wraps(command)
+    def called(**options: Any) -> None:
+        priced = {name: options.pop(name) for name in (*LINK_OPTIONS, *OTHER_OPTIONS)}
+        asked = {f.name: options.pop(f.name) for f in fields(Question) if f.name != "options"}
+        command(Question(**asked, options=priced), **options)
+
+    for decorate in reversed((*_of_runs(), *_of_terms())):
+        called = decorate(called)
+    return called
+
+
+def _of_runs() -> list[Callable[..., Any]]:
+    return [
         click.argument("runs", nargs=-1, required=True, metavar="RUN...", callback=_given),
         click.option("--target", type=Finite(0, 1, min_open=True), help="Accuracy to be reached, by McMahan's rule."),
         click.option(
@@ -55,12 +114,10 @@ def of_runs(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--quiet", is_flag=True, help="Show no progress."),
     ]
-    return _with(decorators, command)
 
 
-def of_terms(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with what a price is asked for: the networks' names, the price of bytes, and `asked`, the other options."""
-    decorators = [
+def _of_terms() -> list[Callable[..., Any]]:
+    return [
         click.option("--network", "networks", metavar="NAME,...", help="Networks by name; `fedsgd list networks` has them."),
         click.option("--up", metavar="RATE", help="Uplink of the client in the middle, e.g. 2Mbit/s."),
         click.option("--down", metavar="RATE", help="Its downlink, e.g. 10Mbit/s."),
@@ -92,38 +149,10 @@ def of_terms(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 10⁹ bytes cost, in your currency."),
     ]
 
-    @functools.wraps(command)
-    def called(**options: Any) -> None:
-        asked = {name: options.pop(name) for name in (*LINK_OPTIONS, *OTHER_OPTIONS)}
-        command(asked=asked, **options)
-
-    return _with(decorators, called)
-
 
 def _was_given(name: str) -> bool:
     source = click.get_current_context().get_parameter_source(name)
     return source is not click.core.ParameterSource.DEFAULT
-
-
-def _with(decorators: Sequence[Callable[..., Any]], command: Callable[..., None]) -> Callable[..., None]:
-    for decorate in reversed(decorators):
-        command = decorate(command)
-    return command
-
-
-def terms_of(networks: str | None, asked: dict[str, Any]) -> dict[str, Terms]:
-    """By name: of each network that is asked for, or of the one that the options describe."""
-    from fedsgd.network import ask
-
-    names = [name.strip() for name in networks.split(",")] if networks else []
-    if not names:
-        return {"as given": ask(None, **asked)}
-    return {name: ask(name, **asked) for name in dict.fromkeys(names)}
-
-
-def names_a_link(networks: str | None, asked: dict[str, Any]) -> bool:
-    """Whether the options say what network to price on."""
-    return networks is not None or asked["up"] is not None or asked["trace"] is not None
 
 
 def note(text: str) -> None:
@@ -131,38 +160,10 @@ def note(text: str) -> None:
     click.echo(f"fedsgd: {text}", err=True)
 
 
-def _gathered(runs: Sequence[Given], target: float | None, tuned: Sequence[str], quiet: bool) -> list[Method]:
-    from fedsgd import console
-    from fedsgd.report import gather
-
-    with console.waiting("reading runs", quiet):
-        return gather(runs, target, tuned, note)
-
-
-def _compared(
-    methods: Sequence[Method], target: float | None, terms: dict[str, Terms], cost: float | None, quiet: bool
-) -> Comparison:
-    from fedsgd import console
-    from fedsgd.report.compare import compare as compare_methods
-
-    with console.waiting("replaying ledgers", quiet):
-        return compare_methods(methods, target, terms, cost)
-
-
 @main.command()
 @of_runs
-@of_terms
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
-def price(
-    runs: list[Given],
-    target: float | None,
-    tuned: tuple[str, ...],
-    quiet: bool,
-    networks: str | None,
-    asked: dict[str, Any],
-    price_per_gigabyte: float | None,
-    as_json: bool,
-) -> None:
+def price(question: Question, as_json: bool) -> None:
     """How long finished runs would take on other networks, and what they would cost. Nothing is trained again.
 
     RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN. Runs that differ by their seed alone are one method. A
@@ -177,12 +178,12 @@ def price(
     from fedsgd.report import tables
     from fedsgd.report.price import check_time
 
-    terms = terms_of(networks, asked)
-    methods = _gathered(runs, target, tuned, quiet)
+    terms = question.terms()
+    methods = question.methods()
     for method in methods:
         for run in method.runs:
             check_time(run)
-    comparison = _compared(methods, target, terms, price_per_gigabyte, quiet)
+    comparison = question.compared(methods, terms)
     if as_json:
         click.echo(tables.to_json(comparison), nl=False)
     else:
@@ -191,7 +192,6 @@ def price(
 
 @main.command()
 @of_runs
-@of_terms
 @click.option(
     "--out",
     "outs",
@@ -201,17 +201,7 @@ def price(
     help="Also write the table: a file that ends in .csv, .json, .md or .tex. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
-def compare(
-    runs: list[Given],
-    target: float | None,
-    tuned: tuple[str, ...],
-    quiet: bool,
-    networks: str | None,
-    asked: dict[str, Any],
-    price_per_gigabyte: float | None,
-    outs: tuple[Path, ...],
-    as_json: bool,
-) -> None:
+def compare(question: Question, outs: tuple[Path, ...], as_json: bool) -> None:
     """Methods side by side: rounds and bytes to a target, and time and money on networks where --network (or --up and --down)
     asks for them.
 
@@ -225,13 +215,13 @@ def compare(
 
     for out in outs:
         tables.check(out)
-    priced = names_a_link(networks, asked)
+    priced = question.names_a_link
     given = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS) if _was_given(name)]
-    if not priced and (given or price_per_gigabyte is not None):
+    if not priced and (given or question.price_per_gigabyte is not None):
         option = f"--{(given or ['price_per_gigabyte'])[0].removesuffix('_name').replace('_', '-')}"
         raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")
-    terms = terms_of(networks, asked) if priced else {}
-    comparison = _compared(_gathered(runs, target, tuned, quiet), target, terms, price_per_gigabyte, quiet)
+    terms = question.terms() if priced else {}
+    comparison = question.compared(question.methods(), terms)
     for out in outs:
         tables.save(comparison, out)
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from fedsgd.arrays import F64, I64
 from fedsgd.component import Checked, NonNegative
+from fedsgd.csv_lines import read_lines
 from fedsgd.errors import DataError
 from fedsgd.rng import stream
 from fedsgd.units import LEAST, MOST
@@ -116,22 +116,15 @@ def read(path: Path) -> Traced:
     """A CSV file with the header client,up_bits_per_second,down_bits_per_second,latency_seconds, a line for each of the clients
     0, 1, ... in any order. DataError that names the file and the line where something is wrong."""
     rows: dict[int, tuple[float, float, float]] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = tuple(cell.strip() for cell in next(reader, []))
-            if header != HEADER:
-                raise DataError(f"{path}: line 1: expected the header {','.join(HEADER)}, got {','.join(header) or 'nothing'}")
-            for cells in filter(None, reader):
-                try:
-                    client, link = _checked(cells)
-                    if client in rows:
-                        raise ValueError(f"client: {client} was there before")
-                except ValueError as problem:
-                    raise DataError(f"{path}: line {reader.line_num}: {problem}") from None
-                rows[client] = link
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({error})") from error
+
+    def add(cells: list[str]) -> None:
+        client, link = _checked(cells)
+        if client in rows:
+            raise ValueError(f"client: {client} was there before")
+        rows[client] = link
+
+    for _ in read_lines(path, HEADER, add):
+        pass
     if not rows:
         raise DataError(f"{path}: expected lines below the header, got none")
     missing = next((client for client in range(len(rows)) if client not in rows), None)
@@ -145,8 +138,6 @@ def read(path: Path) -> Traced:
 
 def _checked(cells: list[str]) -> tuple[int, tuple[float, float, float]]:
     """A line's numbers; ValueError says what was expected."""
-    if len(cells) != len(HEADER):
-        raise ValueError(f"expected {len(HEADER)} values ({', '.join(HEADER)}), got {len(cells)}")
     if not cells[0].strip().isdecimal():
         raise ValueError(f"client: expected a whole number from 0 on, got {cells[0]!r}")
     numbers = []

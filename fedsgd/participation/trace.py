@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.component import Natural
+from fedsgd.csv_lines import read_lines
 from fedsgd.errors import DataError
 from fedsgd.participation.base import Draw, Drawn, Pool, Sampler, check_wanted
 from fedsgd.participation.intervals import LATEST, Intervals
@@ -37,7 +36,7 @@ class Trace(Sampler):
     period: Natural = 0
 
     def over(self, pool: Pool) -> Draw:
-        lines = np.array(list(_lines(self._found(pool.folder), pool.clients, self.period)), dtype=np.int64)
+        lines = np.array(_lines(self._found(pool.folder), pool.clients, self.period), dtype=np.int64)
         trace = Intervals.of(*lines.T)
 
         def draw(round: int, wanted: int) -> Drawn:
@@ -60,31 +59,16 @@ class Trace(Sampler):
         raise DataError(f"trace: {self.file} not found (looked for {', '.join(map(str, looked))})")
 
 
-def _lines(path: Path, clients: int, period: int) -> Iterator[tuple[int, int, int]]:
+def _lines(path: Path, clients: int, period: int) -> list[tuple[int, int, int]]:
     """(client, first round, last round) of each line; DataError that names the file and the line where something is wrong."""
-    n_lines = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = tuple(cell.strip() for cell in next(reader, []))
-            if header != HEADER:
-                raise DataError(f"{path}: line 1: expected the header {','.join(HEADER)}, got {','.join(header) or 'nothing'}")
-            for cells in filter(None, reader):
-                try:
-                    yield _checked(cells, clients, period)
-                except ValueError as problem:
-                    raise DataError(f"{path}: line {reader.line_num}: {problem}") from None
-                n_lines += 1
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({error})") from error
-    if not n_lines:
+    lines = list(read_lines(path, HEADER, lambda cells: _checked(cells, clients, period)))
+    if not lines:
         raise DataError(f"{path}: nobody is ever there: expected lines below the header, got none")
+    return lines
 
 
 def _checked(cells: list[str], clients: int, period: int) -> tuple[int, int, int]:
     """A line's numbers; ValueError says what was expected."""
-    if len(cells) != len(HEADER):
-        raise ValueError(f"expected {len(HEADER)} values ({', '.join(HEADER)}), got {len(cells)}")
     for key, cell in zip(HEADER, cells, strict=True):
         if not re.fullmatch(r"\s*[0-9]{1,18}\s*", cell):
             raise ValueError(f"{key}: expected a whole number, got {cell!r}")

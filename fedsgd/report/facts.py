@@ -19,15 +19,14 @@ from fedsgd.network import Trips, Work
 from fedsgd.parquet import SEGMENT_ROWS, read_batches
 from fedsgd.report.runs import Run
 
-PARTS = ("header", "index", "value", "side")
 QUICK = 0.1
 Batch = Mapping[str, Any]
 
 
 @dataclass(eq=False)
 class Facts:
-    """clients_up, clients_down: bytes of each client [N]; by_kind: bytes by part of each (direction, kind); index_bytes,
-    bound_bytes: of UPDATE frames that say where their coordinates are: what that takes, and log₂C(P, k) bits for each.
+    """clients_up, clients_down: bytes of each client [N]; index_bytes, bound_bytes: of UPDATE frames that say where their
+    coordinates are: what that takes, and log₂C(P, k) bits for each.
 
     up_messages, down_messages: of each round, that of 0, in which there is nothing, first [R + 1]; sending: seconds of encoding
     each round's downlink, likewise; silent: messages after which nothing was heard of the client. encode, decode, server:
@@ -38,7 +37,6 @@ class Facts:
     up_messages: F64
     down_messages: F64
     silent: int = 0
-    by_kind: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
     index_bytes: int = 0
     bound_bytes: float = 0.0
     encode: list[F64] = field(default_factory=list)
@@ -51,7 +49,7 @@ def read_facts(run: Run) -> Facts:
     """One pass over the ledger. ReportError if it is not the ledger of this run."""
     n_clients, parameters, ends = int(run.summary["clients"]), int(run.summary["parameters"]), run.n_rounds + 1
     facts = Facts(np.zeros(n_clients), np.zeros(n_clients), np.zeros(ends), np.zeros(ends), sending=np.zeros(ends))
-    names = ["round", "client", "direction", "kind", "fate", "n_bytes", *(f"{part}_bytes" for part in PARTS), "kept"]
+    names = ["round", "client", "direction", "kind", "fate", "n_bytes", "index_bytes", "kept"]
     for batch in read_batches(run.folder / "ledger.parquet", [*names, "encode_seconds", "decode_seconds"]):
         _check(run, batch)
         up, update, received = batch["direction"].are("up"), batch["kind"].are("UPDATE"), batch["fate"].are("received")
@@ -60,9 +58,6 @@ def read_facts(run: Run) -> Facts:
         opens = batch["kind"].are("TASK")
         for rows, messages in ((up, facts.up_messages), (opens, facts.down_messages)):
             messages += np.bincount(batch["round"][rows], minlength=ends)
-        for kind in batch["kind"].names:
-            for direction, way in (("up", up), ("down", ~up)):
-                _add_parts(facts, direction, kind, way & batch["kind"].are(kind), batch)
         placed = update & (batch["index_bytes"] > 0) & (batch["kept"] > 0)
         facts.index_bytes += int(batch["index_bytes"][placed].sum())
         kept, times = np.unique(batch["kept"][placed], return_counts=True)
@@ -84,14 +79,6 @@ def _add_seconds(
     decoded = batch["decode_seconds"][~up & later]
     facts.decode.append(decoded[decoded > 0])
     facts.sending += np.bincount(batch["round"][~up], batch["encode_seconds"][~up], minlength=len(facts.sending))
-
-
-def _add_parts(facts: Facts, direction: str, kind: str, rows: NDArray[np.bool_], batch: Batch) -> None:
-    if rows.any():
-        sums = facts.by_kind.setdefault((direction, kind), {"frames": 0, **dict.fromkeys(PARTS, 0)})
-        sums["frames"] += int(rows.sum())
-        for part in PARTS:
-            sums[part] += int(batch[f"{part}_bytes"][rows].sum())
 
 
 def _check(run: Run, batch: Batch) -> None:

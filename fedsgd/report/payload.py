@@ -18,13 +18,14 @@ from fedsgd import __version__
 from fedsgd.network import Terms
 from fedsgd.network.profiles import networks
 from fedsgd.network.timeline import COLUMNS, ROUND_COLUMNS
-from fedsgd.report.facts import PARTS, Facts, read_facts
+from fedsgd.report.facts import Facts, read_facts
 from fedsgd.report.methods import Method, differing_settings
 from fedsgd.report.price import SPEEDS, Priced, price
 from fedsgd.report.runs import Run
 
 FORMAT = 1
 QUANTILES = 101
+PARTS = ("header", "index", "value", "side")
 SHOWN_ROUNDS = 2000
 TIMELINE = ("offsets", *COLUMNS, *ROUND_COLUMNS)
 
@@ -123,7 +124,6 @@ def _run(run: Run, terms: Terms) -> dict[str, Any]:
         "down": array(run.cumulative("downlink_bytes")),
         "broadcast": array(run.cumulative("downlink_broadcast_bytes")),
         "paid": paid,
-        "dense": {"up": run.summary["dense_uplink_bytes"], "down": run.summary["dense_downlink_bytes"]},
         "residual_norm": _thinned(run, "residual_norm"),
         "rounds_missed": _thinned(run, "rounds_missed"),
         "parts": _parts(run, facts),
@@ -156,10 +156,8 @@ def _thinned(run: Run, column: str) -> dict[str, Any] | None:
 def _parts(run: Run, facts: Facts) -> dict[str, Any]:
     """Where the bytes went; index_bytes and bound_bytes: of the updates that say where their coordinates are."""
     totals = {way: {part: run.summary[f"{way}link"][part] for part in PARTS} for way in ("up", "down")}
-    kinds = [{"direction": way, "kind": kind, **sums} for (way, kind), sums in sorted(facts.by_kind.items())]
     return {
         **totals,
-        "kinds": kinds,
         "index_bytes": facts.index_bytes,
         "bound_bytes": facts.bound_bytes,
         "kept": run.summary["uplink"]["kept"],

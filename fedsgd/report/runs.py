@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from fedsgd.arrays import F64
 from fedsgd.errors import ReportError
 from fedsgd.parquet import column_names, read_columns
 from fedsgd.run_folder import ROUND_COLUMNS, RUN_FILES
+from fedsgd.schema import flat
 
 SAID = {
     "clients": int,
@@ -24,8 +25,6 @@ SAID = {
     "ledger_sha256": str,
     "uplink": dict,
     "downlink": dict,
-    "dense_uplink_bytes": int,
-    "dense_downlink_bytes": int,
     "versions": dict,
 }
 PARTS = ("header", "index", "value", "side", "kept")
@@ -118,15 +117,6 @@ def load_run(folder: Path) -> Run:
     if not np.array_equal(rounds["round"], np.arange(1, len(rounds["round"]) + 1)):
         raise ReportError(f"{path}: expected the rounds 1 to {len(rounds['round'])}, one row each")
     return Run(folder, settings, text, summary, rounds)
-
-
-def flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested tables; lists are values."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
 
 
 def is_run(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from fedsgd.errors import OutputError, ScenarioError
 from fedsgd.run_folder import check, write
 from fedsgd.scenario import Scenario, load
-from fedsgd.schema import to_table
+from fedsgd.schema import flat, to_table
 from fedsgd.sweeps.cells import OWN_RESULTS, SWEEP_FILE, Cell, Planned, Sweep, keys_of
 
 
@@ -97,7 +97,7 @@ def _difference(path: Path, asked: Scenario) -> str:
         return str(error)
     if asked.engine.name == "auto":  # which is resolved there
         there = there.replace({"engine": {**to_table(asked.engine), "update": there.engine.update}})
-    found, wanted = _flat(to_table(there)), _flat(to_table(asked))
+    found, wanted = dict(flat(to_table(there))), dict(flat(to_table(asked)))
     for key in dict.fromkeys([*wanted, *found]):
         if found.get(key) != wanted.get(key):
             return f"{key} is {_said(found, key)} there, and {_said(wanted, key)} was asked for"
@@ -106,10 +106,3 @@ def _difference(path: Path, asked: Scenario) -> str:
 
 def _said(table: Mapping[str, Any], key: str) -> str:
     return repr(table[key]) if key in table else "unset"
-
-
-def _flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in table.items():
-        out.update(_flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value})
-    return out

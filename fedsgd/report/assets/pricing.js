@@ -41,11 +41,6 @@ const fedsgdPricing = (() => {
     return slowest;
   }
 
-  /* When the last client of each round is done [R]. */
-  function slowest(line, up, down, latency) {
-    return Float64Array.from({ length: line.rounds }, (_, r) => last(line, r, up, down, latency));
-  }
-
   /* The duration of each round [R], infinite where a reply that was taken would come after the deadline. up, down: bits per
      second of the link in the middle; latency: seconds, one way. */
   function seconds(line, up, down, latency, rounds = line.rounds) {
@@ -233,7 +228,6 @@ const fedsgdPricing = (() => {
 
   return {
     timeline,
-    slowest,
     seconds,
     cumulative,
     stack,

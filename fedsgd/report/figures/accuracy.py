@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,6 +41,11 @@ def _along(run: Run, cumulative: F64) -> Curve:
     """Best accuracy so far against an axis that has a figure for after each round [R + 1]."""
     at = np.array([round for round, _ in run.measured], dtype=np.int64)
     return cumulative[at], np.array(best_so_far([accuracy for _, accuracy in run.measured]))
+
+
+def _alongs(cumulative: Callable[[Run], F64], one: Shown) -> list[Curve]:
+    """The same of each run, against what it says of that run."""
+    return [_along(run, cumulative(run)) for run in one.runs]
 
 
 def _accuracies(ax: Axes, bands: Sequence[tuple[Shown, Band]], target: float) -> None:
@@ -83,7 +89,7 @@ def accuracy_bytes(shown: Sequence[Shown], asked: Asked) -> Figure | None:
     figure = Figure(figsize=(TWO_COLUMNS, 2.3), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, label, bytes_of in zip(axes, ("uplink", "uplink and downlink"), (up_only, both_ways), strict=True):
-        bands = _bands(shown, lambda one, bytes_of=bytes_of: [_along(run, bytes_of(run)) for run in one.runs])  # type: ignore[misc]
+        bands = _bands(shown, partial(_alongs, bytes_of))
         if not bands:
             return None
         _accuracies(ax, bands, asked.target)
