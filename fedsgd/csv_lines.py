@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 
 def read_lines(path: Path, header: Sequence[str], read: Callable[[list[str]], T]) -> Iterator[T]:
-    """What `read` makes of each line that is not empty. It is given as many cells as the header has, and raises a ValueError for
-    what is wrong with them; that becomes a DataError with the file and the line."""
+    """What `read` makes of each line that is not empty. It is given as many cells as the header has, and raises a ValueError
+    for what is wrong with them; that becomes a DataError with the file and the line."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
