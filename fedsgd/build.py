@@ -82,6 +82,21 @@ def build(
 ) -> Experiment:
     """The experiment of a scenario. data: the folder of the data files; dataset, module, loss, metrics: take the place of what
     the scenario names; share: whether `with_workers` may follow."""
+    from fedsgd.torch_scope import isolated
+
+    with isolated():
+        return _build(scenario, data, dataset, module, loss, metrics, share)
+
+
+def _build(
+    scenario: Scenario,
+    data: str | Path | None,
+    dataset: Dataset | None,
+    module: nn.Module | None,
+    loss: Loss | None,
+    metrics: Mapping[str, Metric] | None,
+    share: bool,
+) -> Experiment:
     dataset, train, held_out = dealt(scenario, data, dataset)
     shared = Blob.of((dataset, train, held_out)) if share else None
     if shared is not None:  # in the place of the arrays that were read, which can go

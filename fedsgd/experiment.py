@@ -85,14 +85,35 @@ def run(
     that reaches its clients, in place of this process or workers; then what clients remember is where they are.
     """
     begin(workers)
+    from fedsgd.torch_scope import isolated
+
+    given = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
+    calls = on_engine, on_states, on_round
+    with isolated():
+        return _execute(scenario, out, overwrite, data, given, calls, trackers, workers, profile, carried_by)
+
+
+def _execute(
+    scenario: Scenario | str | Path,
+    out: str | Path | None,
+    overwrite: bool,
+    data: str | Path | None,
+    given: Mapping[str, Any],
+    calls: tuple[Callable[[Chosen], None] | None, Callable[[StatePlan], None] | None, Callable[[Round], None] | None],
+    trackers: Sequence[Tracker],
+    workers: int,
+    profile: bool,
+    carried_by: CarriedBy | None,
+) -> Result:
+    """Run a scenario with torch as in a fresh process; arguments as those of `run`, grouped."""
+    on_engine, on_states, on_round = calls
     where: AbstractContextManager[None] = nullcontext()
     if not isinstance(scenario, Scenario):
         where, scenario = in_file(Path(scenario)), load(scenario)
     begun = time.perf_counter()
-    given = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
     with where:
         folder_of_data = data or os.environ.get("FEDSGD_DATA") or None
-        experiment = build(scenario, folder_of_data, dataset, module, loss, metrics, share=workers > 1)
+        experiment = build(scenario, folder_of_data, **given, share=workers > 1)
     scenario = experiment.scenario
     _announce(experiment, on_engine, on_states)
     account = Account() if profile else None

@@ -55,7 +55,7 @@ from fedsgd.optim import SGD
 from fedsgd.rounds import Shelf, Task, aggregate, broadcast, moved_to, receive, send, start
 from fedsgd.runtime import parcel
 from fedsgd.runtime.folder import FolderStore
-from fedsgd.torch_scope import one_thread, torch_generator
+from fedsgd.torch_scope import one_thread, seeded_generators
 from fedsgd.wire import Frame, Header, Kind, decode_frame, encode_frame, kind_of
 from tests.flower_example import APP, write_app
 from tests.flower_grid import RUN, carried, identity
@@ -980,7 +980,7 @@ def test_the_example_trains_with_and_without_them(tmp_path: Path, monkeypatch: p
         for node in over.nodes.values():
             node.app = client
             node.context = Context(RUN, node.id, {"partition-id": node.number, "num-partitions": 4}, RecordDict(), dict(config))
-        with one_thread(), torch_generator(0):
+        with one_thread(), seeded_generators(0):
             server(over, Context(RUN, 1, {}, RecordDict(), dict(config)))
         crossed[compressed] = {way: sum(n for w, n in over.weighed if w == way) for way in ("up", "down")}
         metrics = [content.metric_records["metrics"] for way, _, content in over.sent if way == "up"]

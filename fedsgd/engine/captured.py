@@ -20,7 +20,7 @@ from fedsgd.engine.steps import Step, Workspace, capture, folded
 from fedsgd.models import Task
 from fedsgd.profiling import phased
 from fedsgd.rng import torch_seed
-from fedsgd.torch_scope import one_thread, torch_generator
+from fedsgd.torch_scope import one_thread, seeded_generators
 
 
 class Captured:
@@ -89,7 +89,7 @@ class Captured:
         """The client's own, as far as its steps draw any."""
         if not any(step is None or step.random for step in steps):
             return nullcontext()
-        return torch_generator(torch_seed(work.seed, "module", work.round, work.client))
+        return seeded_generators(torch_seed(work.seed, "module", work.round, work.client))
 
     def _train_one(self, work: Work, steps: Mapping[int, Step | None]) -> Local:
         space, optimizer, n_steps = self._space, self.recipe.optimizer, self.recipe.n_steps(len(work.examples))

@@ -14,7 +14,7 @@ from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.network import Network, tensors
 from fedsgd.models import Task
-from fedsgd.torch_scope import one_thread, torch_generator
+from fedsgd.torch_scope import one_thread, seeded_generators
 
 BATCH = 8
 A_PARAMETER = 6
@@ -47,7 +47,7 @@ def _counted(task: Task, examples: Examples) -> float:
     arrangement.load(flat, task.initial)
     network.point_at(arrangement.views(flat))
     was_training = task.module.training
-    with one_thread(), torch_generator(0), network.own_buffers(), _without_fused_layers():
+    with one_thread(), seeded_generators(0), network.own_buffers(), _without_fused_layers():
         task.module.train()
         with FlopCounterMode(display=False) as counter:
             network.gradients(*tensors(part))

@@ -18,7 +18,7 @@ from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated
 from fedsgd.errors import ModelError
 from fedsgd.models import Task
 from fedsgd.profiling import phased
-from fedsgd.torch_scope import one_thread, torch_generator
+from fedsgd.torch_scope import one_thread, seeded_generators
 
 
 class Network:
@@ -65,7 +65,7 @@ class Network:
         losses, scores = [], {name: np.empty(len(examples)) for name in self.task.metrics}
         with one_thread(), torch.no_grad():
             for start in range(0, len(examples), EVALUATION_SLICE):
-                with torch_generator(0), self.own_buffers(statistics):
+                with seeded_generators(0), self.own_buffers(statistics):
                     x, target = tensors(examples.part(start, start + EVALUATION_SLICE))
                     output = self.task.module(x)
                     losses.append(float(self.task.loss(output, target)) * len(target))

@@ -15,7 +15,7 @@ from fedsgd.engine.base import Evaluated, Local, Recipe, Work, batches, beginnin
 from fedsgd.engine.network import Network, shared, tensors
 from fedsgd.models import Task
 from fedsgd.rng import torch_seed
-from fedsgd.torch_scope import one_thread, torch_generator
+from fedsgd.torch_scope import one_thread, seeded_generators
 
 
 class Sequential:
@@ -32,7 +32,7 @@ class Sequential:
         """The results, in the order of `works`."""
         for work in works:
             seed = torch_seed(work.seed, "module", work.round, work.client)
-            with one_thread(), torch_generator(seed), self._network.own_buffers(work.buffers):
+            with one_thread(), seeded_generators(seed), self._network.own_buffers(work.buffers):
                 local = self._train_one(work)
             yield local
 

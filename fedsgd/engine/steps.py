@@ -20,7 +20,7 @@ from fedsgd.engine.passes import clean, fold_update, is_random, write_gradients
 from fedsgd.engine.program import compiled
 from fedsgd.engine.recorder import record
 from fedsgd.optim import SGD, Momentum, Optimizer, PyTorchMomentum
-from fedsgd.torch_scope import torch_generator
+from fedsgd.torch_scope import seeded_generators
 
 CLOSE = 1e-3
 """How far a step that adds up in another order may be from autograd's: the norm of the difference by that of the gradient. A
@@ -128,7 +128,7 @@ def capture(space: Workspace, fold: Folded | None, first: Examples, second: Exam
     try:
         space.network.task.module.train()
         space.begin(space.network.task.initial)
-        with torch.no_grad(), torch_generator(0):
+        with torch.no_grad(), seeded_generators(0):
             graph, gradients = recorded(space, first)
             gradients = clean(graph, gradients)
             draws = any(is_random(node) for node in graph.nodes)
@@ -206,14 +206,14 @@ def _try(space: Workspace, step: Step, x: Tensor, y: Tensor) -> None:
     network, arrangement = space.network, space.arrangement
     received = arrangement.unload(space.w)
     weights = torch.empty_like(space.w).copy_(torch.from_numpy(received))  # aligned as the oracle's
-    with torch_generator(0), network.own_buffers():
+    with seeded_generators(0), network.own_buffers():
         network.point_at(Arrangement(arrangement.layout).views(weights))
         expected = [torch.cat([g.reshape(-1) for g in network.gradients(x.clone(), y.clone())])]
         rate = min(1.0, TRIAL * float(weights.norm()) / max(float(expected[0].norm()), 1e-30))
         after = weights - rate * expected[0]  # a module may write to its parameters, as an embedding with max_norm does
         expected.append(torch.cat([g.reshape(-1) for g in network.gradients(x.clone(), y.clone())]))
     space.begin(received)
-    with torch_generator(0):
+    with seeded_generators(0):
         for wanted in expected:
             step.gradient(x.clone(), y.clone())
             gradient = torch.from_numpy(arrangement.unload(space.g))
@@ -224,7 +224,7 @@ def _try(space: Workspace, step: Step, x: Tensor, y: Tensor) -> None:
         space.w.sub_(space.g, alpha=rate)
     else:
         space.begin(received)
-        with torch_generator(0):
+        with seeded_generators(0):
             step.update(x.clone(), y.clone(), -rate)
         off = float((torch.from_numpy(arrangement.unload(space.w)) - after).norm())
         if not off <= CLOSE * rate * float(expected[0].norm()) + 1e-6 * float(weights.norm()):

@@ -14,12 +14,13 @@ from fedsgd.flower import node, said
 from fedsgd.flower.place import commit, store_of
 from fedsgd.flower.records import KEY, put, take
 from fedsgd.runtime.folder import FolderStore
-from fedsgd.torch_scope import only_one_thread
+from fedsgd.torch_scope import isolated, only_one_thread
 
 app = ClientApp()
 
 
 @app.query()
+@isolated()
 def hello(message: Message, context: Context) -> Message:
     """Who this node is, and whether it is fit for the run: whether it trains by the engine that the server expects."""
     only_one_thread()
@@ -36,6 +37,7 @@ def hello(message: Message, context: Context) -> Message:
 
 
 @app.train()
+@isolated()
 def train(message: Message, context: Context) -> Message:
     """One round of all clients in the message."""
     begun = time.perf_counter()

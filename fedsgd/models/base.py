@@ -99,11 +99,11 @@ def make_task(
     import torch
 
     from fedsgd.models.batch_norm import settle_batch_norm
-    from fedsgd.torch_scope import one_thread, torch_generator
+    from fedsgd.torch_scope import one_thread, seeded_generators
 
     given = module is not None
     if module is None:
-        with one_thread(), torch_generator(torch_seed(seed, "init")):
+        with one_thread(), seeded_generators(torch_seed(seed, "init")):
             module = _built(model, dataset)
     _check_hooks(module)
     if given:

@@ -25,7 +25,7 @@ from fedsgd.runtime.shared import Blob, SharedFile
 from fedsgd.runtime.store import SlotModels, SlotStore
 from fedsgd.runtime.worker import Assignment, Worker
 from fedsgd.runtime.workers import Line
-from fedsgd.torch_scope import only_one_thread
+from fedsgd.torch_scope import isolated, only_one_thread
 
 SECONDS = 5.0
 """What a process is given to end by itself."""
@@ -128,7 +128,7 @@ def work(number: int, pipe: Connection, outbox: Outbox, inbox: SharedFile, share
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     only_one_thread()
     channel = PipeChannel(pipe, outbox, inbox)
-    with suppress(EOFError, OSError):
+    with suppress(EOFError, OSError), isolated():
         try:
             profile = None if shared.clock is None else Profile()
             worker = _worker(channel, outbox, shared, partial(_note, number, shared.clock, profile))
