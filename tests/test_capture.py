@@ -324,7 +324,7 @@ UNCAPTURABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a schedule in a buffer": (Annealing, "tolist reads numbers out of a tensor"),
     "an attribute": (Remembering, "not autograd's"),
     "an attribute, every other time": (Alternating, "not autograd's"),
-    "Python's generator": (Skipping, "draws from Python's random"),
+    "Python's generator": (Skipping, "draws from numpy's or Python's global generator"),
     "a generator": (Drawing, "a generator of its own"),
     "other memory for a parameter": (Renormed, "other memory behind a parameter or buffer"),
     "other memory for a buffer": (Averaging, "other memory behind a parameter or buffer"),

@@ -71,15 +71,35 @@ class Recipe:
         buffers: Buffers,
         at: tuple[int, int, int],
         correction: Tensor | None = None,
+        unused: Sequence[slice] = (),
     ) -> Increment:
         """The step at w [P] for a batch's gradient g [P], which it may write to; start: the received model [P]; at: (round,
         step, steps of this client in the round), from 1; correction: what is added to g [P]. In this order: proximal term,
-        correction, clipping, weight decay, the rule."""
+        correction, clipping, weight decay, the rule.
+
+        unused: stretches of the parameters that the batch does not use. As in torch, which skips a parameter without a
+        gradient, they and their buffers stay as they are, unless the proximal term or a correction gives them a gradient.
+        """
         if self.proximal:
             g.add_(w - start, alpha=self.proximal)
         if correction is not None:
             g.add_(correction)
-        return self.optimizer.step(w, g, buffers, self.optimizer.rate(*at))
+        rate = self.optimizer.rate(*at)
+        if not unused or not self.skips_unused:
+            return self.optimizer.step(w, g, buffers, rate)
+        kept = [(value[where], value[where].clone()) for value in buffers.values() for where in unused]
+        direction, alpha = self.optimizer.step(w, g, buffers, rate)
+        direction = direction.clone()  # it may be one of the buffers
+        for where in unused:
+            direction[where] = 0
+        for stretch, value in kept:
+            stretch.copy_(value)
+        return Increment(direction, alpha)
+
+    @property
+    def skips_unused(self) -> bool:
+        """Whether a parameter that a batch does not use stays as it is; a proximal term or a correction reaches all of them."""
+        return not self.proximal and not self.corrected
 
     def displacement(self, n_examples: int, round: int) -> float:
         """By how much a constant gradient of one moves each coordinate of a client of so many examples in this round, against

@@ -104,10 +104,11 @@ class Captured:
                 step.update(x, y, -optimizer.rate(*at))
                 continue
             if step is None:
-                space.step_by_step(x, y)
+                unused: Sequence[slice] = space.step_by_step(x, y)
             else:
+                unused = step.unused
                 step.gradient(x, y)
-            direction, alpha = self.recipe.increment(space.w, start, space.g, space.memory, at, added)
+            direction, alpha = self.recipe.increment(space.w, start, space.g, space.memory, at, added, unused)
             if n_steps == 1:
                 return self._local(work, space.arrangement.unload(direction * alpha))
             space.w.add_(direction, alpha=alpha)

@@ -16,6 +16,7 @@ from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated
 from fedsgd.errors import ModelError
+from fedsgd.layout import Layout
 from fedsgd.models import Task
 from fedsgd.profiling import phased
 from fedsgd.torch_scope import one_thread, seeded_generators
@@ -46,14 +47,20 @@ class Network:
             raise ModelError(f"the loss is {_what(loss)}, expected a tensor that is a scalar: the mean over the batch")
         return loss
 
-    def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of the loss of one batch for each parameter; zero for one that the loss does not reach."""
-        gradients = torch.autograd.grad(self.loss(x, y), self.parameters, materialize_grads=True)
+    def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the loss of one batch for each parameter, None for one that the loss does not reach."""
+        gradients = torch.autograd.grad(self.loss(x, y), self.parameters, allow_unused=True)
         for parameter, view in zip(self.parameters, self._views, strict=True):
             if parameter.data_ptr() != view.data_ptr():  # the module assigned to its .data: that is its value from now on
                 view.copy_(parameter.detach())
                 parameter.data = view
         return gradients
+
+    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[slice]]:
+        """Return the gradient of one batch's loss [P], and the stretches of it that the batch does not use, where it is 0."""
+        gradients = self.gradients(x, y)
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
+        return torch.cat([part.reshape(-1) for part in parts]), unused(self.task.layout, gradients)
 
     def evaluate(self, weights: F32, examples: Examples, arrangement: Arrangement, statistics: F32 | None = None) -> Evaluated:
         """The loss and the metrics of the model with these weights [P] and running statistics [S], in slices of 100
@@ -117,6 +124,11 @@ def without_statistics(network: Network) -> Network:
     if network.task.buffers is not None:
         raise CaptureError("batch norm keeps running statistics")
     return network
+
+
+def unused(layout: Layout, gradients: Sequence[Tensor | None]) -> list[slice]:
+    """Return the stretches of a vector [P] whose parameters have no gradient."""
+    return [where for (_, where, _), gradient in zip(layout.slices(), gradients, strict=True) if gradient is None]
 
 
 def _by_example(name: str, score: object, n: int) -> F64:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedsgd.arrays import F32
 from fedsgd.data import Examples
@@ -49,8 +48,8 @@ class Sequential:
             buffers[name].copy_(shared(value))
         only_step = torch.zeros_like(w)
         for step, batch in enumerate(batches(work, self.recipe), start=1):
-            gradient = self._gradient(work.examples.take(batch))
-            direction, alpha = self.recipe.increment(w, start, gradient, buffers, (work.round, step, n_steps), added)
+            gradient, unused = self._network.gradient(*tensors(work.examples.take(batch)))
+            direction, alpha = self.recipe.increment(w, start, gradient, buffers, (work.round, step, n_steps), added, unused)
             if n_steps == 1:
                 only_step = direction * alpha
             else:
@@ -58,10 +57,6 @@ class Sequential:
         update = only_step if n_steps == 1 else w - start
         kept = {name: value.numpy() for name, value in buffers.items()} if self.recipe.carry else {}
         return Local(work.client, update.numpy(), len(work.examples), n_steps, kept, self._network.statistics())
-
-    def _gradient(self, batch: Examples) -> Tensor:
-        """The gradient of the loss of one batch, flat [P]."""
-        return torch.cat([g.reshape(-1) for g in self._network.gradients(*tensors(batch))])
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> Evaluated:
         """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""

@@ -77,21 +77,23 @@ class Stacks:
 
 
 class StackedStep:
-    """The step of one batch size, for the clients from `start` to before `stop` of the stack."""
+    """The step of one batch size, for the clients from `start` to before `stop` of the stack. used: whether batches use each
+    of the module's parameters."""
 
     def __init__(self, space: Workspace, stacks: Stacks, fold: Folded | None, batch: Examples) -> None:
-        graph, gradients = stacked_step(space, batch, stacks.most)
+        graph, gradients, unused = stacked_step(space, batch, stacks.most)
+        self.used = [where not in unused for _, where, _ in stacks.layout.slices()]
         _stand_for(graph, stacks.w)
         write_gradients(graph, gradients, placeholders_for(graph, "g", stacks.g))
         self.gradient = functools.lru_cache(512)(Program(graph).bound)
         self.update: Callable[[int, int], Callable[..., None]] | None = None
-        if fold is not None:
+        if fold is not None and fold.allows(unused):
             self.update = functools.lru_cache(512)(_folded(space, stacks, fold, batch).bound)
 
 
 def _folded(space: Workspace, stacks: Stacks, fold: Folded, batch: Examples) -> Program:
     """The step with the update folded in."""
-    graph, gradients = stacked_step(space, batch, stacks.most)
+    graph, gradients, _ = stacked_step(space, batch, stacks.most)
     _stand_for(graph, stacks.w)
     targets = [memory["velocity"] for memory in stacks.memory] if fold.velocity else stacks.w
     append_update(graph, gradients, fold, targets, (stacks.w, targets))
@@ -154,7 +156,7 @@ class Stacked:
                     step.update(run.start, run.stop)(run.stop - run.start, x, y, -run.rate)
                     continue
                 step.gradient(run.start, run.stop)(run.stop - run.start, x, y)
-                steps = self._exact(run)
+                steps = self._exact(run, step.used)
                 if steps is not None:
                     only.update(zip(range(run.start, run.stop), steps, strict=True))
             updates = stacks.updates(len(works))
@@ -181,9 +183,9 @@ class Stacked:
         x, y = self._x.take(examples.x, rows), self._y.take(examples.y, rows)
         return x.view(*shape, *x.shape[1:]), y.view(*shape, *y.shape[1:])
 
-    def _exact(self, run: Run) -> F32 | None:
-        """The optimiser's own step from the gradients; instead of making it, returned as rows [k, P] if it is all that these
-        clients do in the round."""
+    def _exact(self, run: Run, used: Sequence[bool]) -> F32 | None:
+        """The optimiser's own step from the gradients, for the parameters that the batch uses; instead of making it, returned
+        as rows [k, P] if it is all that these clients do in the round."""
         stacks, optimizer, clients = self._stacks, self.recipe.optimizer, slice(run.start, run.stop)
         made: list[Tensor] = []
         parts = [(w[clients], g[clients]) for w, g in zip(stacks.w, stacks.g, strict=True)]
@@ -194,7 +196,10 @@ class Stacked:
             g.add_(correction[clients])
         if optimizer.clip_norm is not None:
             self._clip([g for _, g in parts])
-        for (w, g), memory in zip(parts, stacks.memory, strict=True):
+        for (w, g), memory, moves in zip(parts, stacks.memory, used, strict=True):
+            if not moves and self.recipe.skips_unused:
+                made.append(torch.zeros_like(w))
+                continue
             buffers = {name: value[clients] for name, value in memory.items()}
             direction, alpha = optimizer.after_clipping(w, g, buffers, run.rate)
             if run.only:
@@ -250,7 +255,7 @@ class Stacked:
             rows = stacks.flat(together) if not rate else np.stack(models) - stacks.flat(together)
             for model, batch, row in list(zip(models, batches, rows, strict=True))[:FEW]:
                 self._network.point_at(self._space.arrangement.views(torch.from_numpy(model.copy())))
-                twice = [torch.cat([g.reshape(-1) for g in self._network.gradients(*batch)]) for _ in range(2)]
+                twice = [self._network.gradient(*batch)[0] for _ in range(2)]
                 if not torch.equal(*twice):
                     raise CaptureError("a step depends on those before it")
                 expected = twice[0].numpy()

@@ -32,19 +32,20 @@ LANES = 32
 """Kernels go through a tensor by so many numbers at once, or by a part of that, and take what is left at its end one by one."""
 
 
-def stacked_step(space: Workspace, batch: Examples, most: int) -> tuple[Graph, list[Node]]:
-    """(the graph of the gradients of k clients, `most` at most, the nodes of these). Its placeholders are w0, w1, ...
-    [k, *shape], x and y [k, B, ...], k, and constants: of one with a meta "blocks", each client has so many rows.
+def stacked_step(space: Workspace, batch: Examples, most: int) -> tuple[Graph, list[Node], list[slice]]:
+    """(the graph of the gradients of k clients, `most` at most, the nodes of these, the stretches of parameters that no batch
+    uses). Its placeholders are w0, w1, ... [k, *shape], x and y [k, B, ...], k, and constants: of one with a meta "blocks",
+    each client has so many rows.
 
     CaptureError if it cannot be had.
     """
-    one, gradients = _one_client(space, batch)
+    one, gradients, unused = _one_client(space, batch)
     few, many = (_of_clients(one, gradients, space, batch, k) for k in (FEW, most))
-    return _Merge(FEW, most)(few, many)
+    return *_Merge(FEW, most)(few, many), unused
 
 
-def _one_client(space: Workspace, batch: Examples) -> tuple[Graph, list[Node]]:
-    graph, gradients = recorded(space, batch)
+def _one_client(space: Workspace, batch: Examples) -> tuple[Graph, list[Node], list[slice]]:
+    graph, gradients, unused = recorded(space, batch)
     output = graph.output(tuple(gradients))
     drop_dead(graph)
     drop_views(graph)
@@ -58,7 +59,7 @@ def _one_client(space: Workspace, batch: Examples) -> tuple[Graph, list[Node]]:
             raise CaptureError(f"{node.target} rounds a number by where it stands, so a client's result by who else is there")
     gradients = list(output.args[0])
     graph.erase_node(output)
-    return graph, gradients
+    return graph, gradients, unused
 
 
 def _keeps_places(node: Node) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +14,12 @@ from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import CaptureError, Recipe
-from fedsgd.engine.network import Network, tensors
+from fedsgd.engine.network import Network, tensors, unused
 from fedsgd.engine.passes import clean, fold_update, is_random, write_gradients
 from fedsgd.engine.program import compiled
 from fedsgd.engine.recorder import record
 from fedsgd.optim import SGD, Momentum, Optimizer, PyTorchMomentum
-from fedsgd.torch_scope import seeded_generators
+from fedsgd.torch_scope import global_states, seeded_generators
 
 CLOSE = 1e-3
 """How far a step that adds up in another order may be from autograd's: the norm of the difference by that of the gradient. A
@@ -39,6 +38,10 @@ class Folded:
     beta: float = 1.0
     alpha: float | None = None
     gamma: float | None = None
+
+    def allows(self, unused: Sequence[slice]) -> bool:
+        """Return whether steps whose batches do not use these stretches can be folded: a velocity would move them."""
+        return not (self.velocity and unused)
 
 
 def folded(recipe: Recipe) -> Folded | None:
@@ -97,30 +100,37 @@ class Workspace:
         self.arrangement.load(flat, values)
         return flat
 
-    def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """Those of one batch's loss for each parameter at w, by autograd."""
+    def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of one batch's loss at w for each parameter, None for one that the loss does not reach."""
         swapped = {**self._parameters, **self.buffers}
         with torch.enable_grad():
             loss = self.network.task.loss(functional_call(self.network.task.module, swapped, (x,), tie_weights=False), y)
-        gradients = torch.autograd.grad(loss, self.leaves, materialize_grads=True)
+        gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
         for name, buffer in self.buffers.items():
             if swapped[name] is not buffer:  # the module put another in its place
                 buffer.copy_(swapped[name].detach())
         return gradients
 
-    def step_by_step(self, x: Tensor, y: Tensor) -> None:
-        """Leave the gradient of one batch in g, without a recording."""
-        for view, gradient in zip(self._g_views, self.gradients(x, y), strict=True):
-            view.copy_(gradient)
+    def step_by_step(self, x: Tensor, y: Tensor) -> list[slice]:
+        """Leave the gradient of one batch in g, without a recording; return the stretches that the batch does not use."""
+        gradients = self.gradients(x, y)
+        for view, gradient in zip(self._g_views, gradients, strict=True):
+            view.zero_() if gradient is None else view.copy_(gradient)
+        return unused(self.arrangement.layout, gradients)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One batch: `gradient(x, y)` leaves the gradient in g; `update(x, y, −η)`, if there is one, makes the whole step."""
+    """One batch: `gradient(x, y)` leaves the gradient in g; `update(x, y, −η)`, if there is one, makes the whole step.
+
+    Attributes:
+        unused: stretches of the parameters that no batch of this size uses.
+    """
 
     gradient: Callable[[Tensor, Tensor], None]
     update: Callable[[Tensor, Tensor, float], None] | None = None
     random: bool = False
+    unused: tuple[slice, ...] = ()
 
 
 def capture(space: Workspace, fold: Folded | None, first: Examples, second: Examples) -> Step:
@@ -129,11 +139,12 @@ def capture(space: Workspace, fold: Folded | None, first: Examples, second: Exam
         space.network.task.module.train()
         space.begin(space.network.task.initial)
         with torch.no_grad(), seeded_generators(0):
-            graph, gradients = recorded(space, first)
+            graph, gradients, skipped = recorded(space, first)
             gradients = clean(graph, gradients)
             draws = any(is_random(node) for node in graph.nodes)
             write_gradients(graph, gradients, placeholders_for(graph, "g", space.arrangement.views(space.g)))
-            step = Step(_replay(graph), None if fold is None else _update(space, fold, first), draws)
+            update = None if fold is None or not fold.allows(skipped) else _update(space, fold, first)
+            step = Step(_replay(graph), update, draws, tuple(skipped))
             for batch in (first, second):
                 _try(space, step, *tensors(batch))
     except CaptureError:
@@ -143,18 +154,25 @@ def capture(space: Workspace, fold: Folded | None, first: Examples, second: Exam
     return step
 
 
-def recorded(space: Workspace, batch: Examples) -> tuple[Graph, list[Node]]:
-    """(the graph of one batch's gradients, the nodes of these), as recorded; CaptureError for what a recording misses."""
+def recorded(space: Workspace, batch: Examples) -> tuple[Graph, list[Node], list[slice]]:
+    """(the graph of one batch's gradients, the nodes of these, the stretches of parameters that the batch does not use), as
+    recorded; CaptureError for what a recording misses."""
     x, y = tensors(batch)
     fixed = {f"w{i}": leaf for i, leaf in enumerate(space.leaves)} | {f"b{i}": b for i, b in enumerate(space.buffers.values())}
     places = {name: tensor.data_ptr() for name, tensor in fixed.items()}
-    drawn = random.getstate()
-    graph, gradients = record(lambda: space.gradients(x, y), fixed, {"x": x, "y": y})
-    if random.getstate() != drawn:
-        raise CaptureError("the module draws from Python's random, which a recording would not")
+    drawn, skipped = global_states(), list[slice]()
+
+    def gradients() -> list[Tensor]:
+        made = space.gradients(x, y)
+        skipped.extend(unused(space.arrangement.layout, made))
+        return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(space.leaves, made, strict=True)]
+
+    graph, nodes = record(gradients, fixed, {"x": x, "y": y})
+    if global_states()[1:] != drawn[1:]:  # what it draws from torch's is in the recording
+        raise CaptureError("the module draws from numpy's or Python's global generator, which a recording would not")
     if places != {name: tensor.data_ptr() for name, tensor in fixed.items()}:
         raise CaptureError("the module puts other memory behind a parameter or buffer, as assigning to its .data does")
-    return graph, gradients
+    return graph, nodes, skipped
 
 
 def placeholders_for(graph: Graph, name: str, values: Sequence[Tensor]) -> list[Node]:
@@ -169,7 +187,7 @@ def placeholders_for(graph: Graph, name: str, values: Sequence[Tensor]) -> list[
 
 def _update(space: Workspace, fold: Folded, batch: Examples) -> Callable[..., None]:
     """The step with the update folded in."""
-    graph, gradients = recorded(space, batch)
+    graph, gradients, _ = recorded(space, batch)
     target = space.memory["velocity"] if fold.velocity else space.w
     append_update(graph, clean(graph, gradients), fold, space.arrangement.views(target), ([space.w], [target]))
     return _replay(graph)
@@ -208,10 +226,10 @@ def _try(space: Workspace, step: Step, x: Tensor, y: Tensor) -> None:
     weights = torch.empty_like(space.w).copy_(torch.from_numpy(received))  # aligned as the oracle's
     with seeded_generators(0), network.own_buffers():
         network.point_at(Arrangement(arrangement.layout).views(weights))
-        expected = [torch.cat([g.reshape(-1) for g in network.gradients(x.clone(), y.clone())])]
+        expected = [network.gradient(x.clone(), y.clone())[0]]
         rate = min(1.0, TRIAL * float(weights.norm()) / max(float(expected[0].norm()), 1e-30))
         after = weights - rate * expected[0]  # a module may write to its parameters, as an embedding with max_norm does
-        expected.append(torch.cat([g.reshape(-1) for g in network.gradients(x.clone(), y.clone())]))
+        expected.append(network.gradient(x.clone(), y.clone())[0])
     space.begin(received)
     with seeded_generators(0):
         for wanted in expected:
