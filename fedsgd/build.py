@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fedsgd.arrays import F32
 from fedsgd.clients import OWN, ClientStore, MemoryStore, part_of
@@ -21,7 +21,7 @@ from fedsgd.models import Loss, Metric, Task, make_task
 from fedsgd.optim import SGD
 from fedsgd.participation import Attendance, Pool
 from fedsgd.profiling import Phase
-from fedsgd.rounds import BatchNorm, Plan, Server, start
+from fedsgd.rounds import CarriedBuffers, Plan, Server, start
 from fedsgd.run_folder import ROUND_COLUMNS
 from fedsgd.runtime import InProcess, Workers
 from fedsgd.runtime.channel import Outbox
@@ -151,10 +151,6 @@ def _plan(scenario: Scenario, task: Task, train: ClientData) -> Plan:
         scenario.uplink.scheme().check_layout(task.shared_layout)
     with placed("downlink.compressor"):
         scenario.downlink.compressor.check_layout(task.shared_layout)
-    batch_norm = None
-    if task.n_local or task.initial_buffers is not None:
-        policy: Literal["mean", "local"] = "local" if scenario.model.batch_norm == "local" else "mean"
-        batch_norm = BatchNorm(policy, task.initial_buffers, task.initial[task.shared_layout.size :])
     return Plan(
         seed=scenario.seed,
         layout=task.shared_layout,
@@ -167,9 +163,20 @@ def _plan(scenario: Scenario, task: Task, train: ClientData) -> Plan:
         cohort=cohort,
         examples=_total(train) if scenario.server.sampler.corrects else 0,
         normalised=scenario.server.normalisation == "fednova",
-        batch_norm=batch_norm,
+        buffers=_carried(task),
         bfloat16_states=scenario.state.precision == "bfloat16",
     )
+
+
+def _carried(task: Task) -> CarriedBuffers | None:
+    """Return what clients carry beside the parameters that are sent, None if that is nothing."""
+    values = task.initial_buffers
+    if values is None and not task.n_local:
+        return None
+    n_sent = 0 if values is None else len(values) - task.n_local_buffers
+    sent = values[:n_sent] if values is not None and n_sent else None
+    local = values[n_sent:] if values is not None and task.n_local_buffers else None
+    return CarriedBuffers(sent, local, task.initial[task.shared_layout.size :])
 
 
 def _total(data: ClientData) -> int:
@@ -180,13 +187,13 @@ def _total(data: ClientData) -> int:
 
 def _own(plan: Plan, store: ClientStore) -> Own | None:
     """What of its model each client has for itself, None if that is nothing."""
-    norm = plan.batch_norm
-    if norm is None or norm.policy != "local":
+    carried = plan.buffers
+    if carried is None or not carried.stay:
         return None
 
-    def own(client: int) -> tuple[F32, F32 | None]:
-        found = part_of(store.load(client).latest, OWN)
-        return found.get("parameters", norm.local), found.get("statistics", norm.initial)
+    def own(client: int, sent: F32 | None) -> tuple[F32, F32 | None]:
+        kept = part_of(store.load(client).latest, OWN)
+        return kept.get("parameters", carried.parameters), carried.joined(sent, kept.get("statistics"))
 
     return own
 
@@ -266,9 +273,10 @@ def _evaluator(
         if wanted and "accuracy" not in task.metrics:
             known = ", ".join(sorted(task.metrics)) or "none"
             raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {known})")
-    if task.n_local and (asked.training or not asked.clients):
+    if (task.n_local or task.n_local_buffers) and (asked.training or not asked.clients):
+        key = "batch_norm" if scenario.model.batch_norm == "local" else "buffers"
         problem = "no two clients have the same model: set evaluation.clients = true, and leave evaluation.training out"
-        raise ScenarioError(f'model.batch_norm: with "local", {problem}')
+        raise ScenarioError(f'model.{key}: with "local", {problem}')
     if asked.clients and (held_out is None or not held_out.distinct_sizes()[0].any()):
         raise ScenarioError("evaluation.clients: no client has test examples of its own; set data.held_out, for example to 0.2")
     for key, data in (("clients", held_out if asked.clients else None), ("training", train if asked.training else None)):

@@ -25,8 +25,9 @@ class Evaluates(Protocol):
         """The loss and the metrics of the model with these weights [P] and running statistics [S]."""
 
 
-Own = Callable[[int], tuple[F32, F32 | None]]
-"""(the parameters of a client's model that never leave it [L], its running statistics [S])."""
+Own = Callable[[int, F32 | None], tuple[F32, F32 | None]]
+"""From a client and the buffers that are averaged [S'] to (the parameters of its model that never leave it [L], all its buffers
+[S])."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Evaluator:
         """(name → value, the accuracy on each client's examples [N] if that was asked for) of the model with these weights [P]
         and running statistics [S]. The accuracy of a client that has no examples is NaN."""
         if self.own is not None and self.held_out is not None:
-            return self._of_own_models(weights, self.own, self.held_out)
+            return self._of_own_models(weights, buffers, self.own, self.held_out)
         values = self.engine.evaluate(weights, self.test, buffers).means
         accuracy = None
         if self.held_out is not None:
@@ -64,12 +65,12 @@ class Evaluator:
             values.update({f"train_{name}": value for name, value in trained_on.items()})
         return values, accuracy
 
-    def _of_own_models(self, weights: F32, own: Own, data: ClientData) -> tuple[dict[str, float], F64]:
+    def _of_own_models(self, weights: F32, buffers: F32 | None, own: Own, data: ClientData) -> tuple[dict[str, float], F64]:
         """The same of each client's own model on its own examples; means are over the examples of all."""
         sizes = data.sizes()
         accuracy, total = np.full(len(data), np.nan), dict.fromkeys(("loss", *self.metrics), 0.0)
         for client in np.flatnonzero(sizes).tolist():
-            parameters, statistics = own(client)
+            parameters, statistics = own(client, buffers)
             means = self.engine.evaluate(np.concatenate([weights, parameters]), data.of(client), statistics).means
             accuracy[client] = means["accuracy"]
             total = {name: value + means[name] * float(sizes[client]) for name, value in total.items()}

@@ -141,7 +141,8 @@ def _reaching(
     if carried_by is None:
         return with_workers(experiment, workers, profile)
     if experiment.evaluator.own is not None:
-        raise ScenarioError('model.batch_norm: got "local", but a client\'s own model is nowhere but at that client')
+        key = "batch_norm" if experiment.scenario.model.batch_norm == "local" else "buffers"
+        raise ScenarioError(f'model.{key}: got "local", but a client\'s own model is nowhere but at that client')
     return nullcontext(replace(experiment, runtime=carried_by(experiment), states=replace(experiment.states, place="nodes")))
 
 

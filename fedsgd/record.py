@@ -106,6 +106,7 @@ def summarised(
 ) -> dict[str, Any]:
     """The figures of a finished run, as summary.json has them. parameters: the server's final model [P]."""
     scenario, last = experiment.scenario, history[-1]
+    policy = scenario.model.batch_norm
     target = experiment.target_accuracy
     failures = [failure for record in history for failure in record.failures]
     up, down, folder = ledger.totals["up"], ledger.totals["down"], experiment.states.folder
@@ -126,7 +127,8 @@ def summarised(
         "failures": len(failures),
         "first_failure": next(iter(failures), None),
         "timeouts": sum("TimeoutError: " in failure for failure in failures),
-        "batch_norm": None if experiment.plan.batch_norm is None else experiment.plan.batch_norm.policy,
+        "batch_norm": policy if experiment.plan.buffers is not None and policy in ("mean", "local") else None,
+        "buffers": _buffers(experiment),
         "uplink_bytes": up.n_bytes,
         "uplink_received_bytes": up.received,
         "downlink_bytes": down.n_bytes,
@@ -147,6 +149,16 @@ def summarised(
         "versions": _versions(),
     }
     return _nulled(summary)
+
+
+def _buffers(experiment: Experiment) -> dict[str, int] | None:
+    """Return how many numbers beside the model's parameters each message carries ("sent"), and how many numbers of a model stay
+    at its client ("local"); None if there are none of either."""
+    carried = experiment.plan.buffers
+    if carried is None:
+        return None
+    local = 0 if carried.local is None else len(carried.local)
+    return {"sent": carried.n_sent, "local": local + len(carried.parameters)}
 
 
 def _to_target(history: Sequence[Round], target: float | None) -> dict[str, float | None]:

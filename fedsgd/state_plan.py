@@ -131,7 +131,7 @@ def typical_state(plan: Plan, size: int) -> ClientState:
     layout, trained = plan.layout, np.zeros(size, dtype=np.float32)
     opened, examples = Opened(trained[: layout.size], None, trained[: layout.size], 0.0), Examples(trained[:1], trained[:1])
     state = ClientState()
-    buffers = None if plan.batch_norm is None else plan.batch_norm.initial
+    buffers = None if plan.buffers is None else plan.buffers.joined(plan.buffers.sent, None)
     memory = {"velocity": trained} if plan.recipe.carry else {}
     for round in (1, 2):
         x = stream(plan.seed, "state/example", round).standard_normal(size, dtype=np.float32)

@@ -31,7 +31,7 @@ from fedsgd.downlink import CHANGES, Downlink, Policy
 from fedsgd.engine import Recipe
 from fedsgd.errors import RunError, WireError
 from fedsgd.optim import SGD
-from fedsgd.rounds import Answer, BatchNorm, Message, Plan, Reply, Server, Shelf, aggregate, broadcast, receive, start
+from fedsgd.rounds import Answer, CarriedBuffers, Message, Plan, Reply, Server, Shelf, aggregate, broadcast, receive, start
 from fedsgd.rounds.server import again, open_resync
 from fedsgd.rounds.statistics import section_of
 from fedsgd.schema import to_table
@@ -62,8 +62,8 @@ class Case(NamedTuple):
 def played(link: Downlink, uplink: Scheme, statistics: int) -> Case:
     """Rounds in which a few coordinates move, some of them back, and some to −0."""
     r = np.random.default_rng(7)
-    norm = BatchNorm("mean", r.random(statistics, dtype=np.float32), np.zeros(0, np.float32)) if statistics else None
-    plan = Plan(3, layout_of(SIZE), Recipe(SGD(), 1, None, None), uplink, link, SGD(lr=1.0), "uniform", 10, 2, batch_norm=norm)
+    norm = CarriedBuffers(r.random(statistics, dtype=np.float32), None, np.zeros(0, np.float32)) if statistics else None
+    plan = Plan(3, layout_of(SIZE), Recipe(SGD(), 1, None, None), uplink, link, SGD(lr=1.0), "uniform", 10, 2, buffers=norm)
     weights = np.where(np.arange(SIZE) % 3, r.standard_normal(SIZE), -0.0).astype(np.float32)
     server = start(plan, weights)
     servers, models = {1: server}, {1: server.public.model}
@@ -77,8 +77,8 @@ def played(link: Downlink, uplink: Scheme, statistics: int) -> Case:
 def reply_of(plan: Plan, client: int, round: int, x: F32) -> Reply:
     """What a client that remembers nothing sends for the update x."""
     sections = plan.uplink.send(x, {}, plan.context(round, client)).sections
-    if plan.batch_norm is not None:
-        sections = (*sections, section_of(np.full(plan.batch_norm.n_sent, client + round, np.float32)))
+    if plan.buffers is not None:
+        sections = (*sections, section_of(np.full(plan.buffers.n_sent, client + round, np.float32)))
     header = Header(Kind.UPDATE, round, plan.uplink.codec, round, 0, client, 60)
     return Reply(client, (encode_frame(Frame(header, sections)),), 0.0, 0.0)
 
@@ -98,7 +98,7 @@ CASES = {f"{name}-{uplink.name}": (link, uplink, statistics) for name, link, upl
 
 def agreed(plan: Plan) -> Agreed:
     shapes = dict(zip(plan.layout.names, plan.layout.shapes, strict=True))
-    statistics = 0 if plan.batch_norm is None else plan.batch_norm.n_sent
+    statistics = 0 if plan.buffers is None else plan.buffers.n_sent
     link = plan.downlink
     return Agreed(plan.seed, shapes, link.policy, to_table(link.op), to_table(plan.uplink), statistics)
 

@@ -330,5 +330,5 @@ def test_group_norm_takes_its_place_and_its_parameters(blobs: Dataset) -> None:
 
 
 def test_batch_norm_is_refused_unless_somebody_decides(blobs: Dataset) -> None:
-    with pytest.raises(ModelError, match=r'set model.batch_norm to "group", "batch", "mean" or "local"'):
+    with pytest.raises(ModelError, match=r'set model.batch_norm to "group", "batch", "mean", "local" or "frozen"'):
         normalised("refuse", blobs)

@@ -16,7 +16,7 @@ from fedsgd.engine import Local, Work
 from fedsgd.errors import ScenarioError
 from fedsgd.layout import Layout
 from fedsgd.optim import Momentum
-from fedsgd.rounds import BatchNorm, Opened, Task, send
+from fedsgd.rounds import CarriedBuffers, Opened, Task, send
 from fedsgd.runtime.store import footprint
 from fedsgd.sizes import budget_text, parse_bytes, size_text
 from fedsgd.state_plan import StatePlan, Where, free_bytes, plan_states, typical_state
@@ -130,8 +130,8 @@ def test_what_training_remembers_is_counted_too() -> None:
     agreed = replace(plan_of(), layout=LAYOUT)
     carrying = replace(agreed, recipe=replace(agreed.recipe, optimizer=Momentum(), carry=True))
     halved = replace(carrying, bfloat16_states=True)
-    norm = BatchNorm("local", np.ones(20_000, np.float32), np.ones(20_000, np.float32))
-    local = replace(agreed, batch_norm=norm)
+    norm = CarriedBuffers(None, np.ones(20_000, np.float32), np.ones(20_000, np.float32))
+    local = replace(agreed, buffers=norm)
     size = LAYOUT.size + 20_000
     none, velocity, half, own = (footprint(typical_state(p, size)) for p in (agreed, carrying, halved, local))
     assert none == 64

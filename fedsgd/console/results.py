@@ -130,8 +130,8 @@ def _lines_of(result: Result | Deployed) -> Iterator[str]:
         yield f"clients that broke down: {summary['failures']:,} times, first in {summary['first_failure']}"
     if summary["residuals"] is not None:
         yield from _residuals(summary["residuals"])
-    if summary["batch_norm"] is not None:
-        yield BATCH_NORM[summary["batch_norm"]]
+    if summary["buffers"] is not None:
+        yield from _buffers(summary["buffers"])
     yield from _metrics(summary["final_metrics"], summary["best_accuracy"])
     if summary["stopped_by"] != "rounds":
         yield f"stopped after round {summary['rounds']}, by [stop] target_accuracy"
@@ -148,10 +148,12 @@ def _lines_of(result: Result | Deployed) -> Iterator[str]:
         yield f"written to {result.out}"
 
 
-BATCH_NORM = {
-    "mean": "batch norm: statistics are sent as float32 and averaged, counters are not",
-    "local": "batch norm: stays at each client, whose own model is tested on its own data",
-}
+def _buffers(carried: Mapping[str, int]) -> Iterator[str]:
+    """Lines on what a model has beside the parameters that are sent."""
+    if carried["sent"]:
+        yield f"buffers: {carried['sent']:,} numbers are sent as float32 and averaged"
+    if carried["local"]:
+        yield f"{carried['local']:,} numbers stay at each client, whose own model is tested on its own data"
 
 
 def _residuals(report: Mapping[str, Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, beginning, passes, step_sizes
-from fedsgd.engine.network import Network, shared, without_statistics
+from fedsgd.engine.network import check_attributes, network_to_capture, shared
 from fedsgd.engine.steps import Step, Workspace, capture, folded
 from fedsgd.models import Task
 from fedsgd.profiling import phased
@@ -37,7 +37,7 @@ class Captured:
     def __init__(self, task: Task, recipe: Recipe, like: Examples, sizes: Sequence[int], update: Update = "fused") -> None:
         """CaptureError, with the reason, if the module cannot be captured."""
         self.recipe = recipe
-        self._network = without_statistics(Network(task))
+        self._network = network_to_capture(task)
         self._like = like
         self._sizes = frozenset(sizes)
         self._fold = folded(recipe) if update == "fused" else None
@@ -63,7 +63,9 @@ class Captured:
     def _capture(self, space: Workspace, size: int) -> Step:
         rows = np.arange(len(self._like))
         with one_thread(), self._network.own_buffers():
-            return capture(space, self._fold, self._like.take(rows[:size]), self._like.take(rows[::-1][:size].copy()))
+            step = capture(space, self._fold, self._like.take(rows[:size]), self._like.take(rows[::-1][:size].copy()))
+            check_attributes(self._network)
+            return step
 
     def _step(self, size: int) -> Step | None:
         """The step for batches of this size; None if they go through autograd."""
@@ -118,6 +120,7 @@ class Captured:
 
     def _local(self, work: Work, update: F32) -> Local:
         """The result, with what is now remembered."""
+        self._network.state.check_copies(self._space.buffers)
         space, n = self._space, len(work.examples)
         kept = {name: space.arrangement.unload(value) for name, value in space.memory.items()} if self.recipe.carry else {}
         return Local(work.client, update, n, self.recipe.n_steps(n), kept)

@@ -9,15 +9,17 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsgd.arrays import F32, F64
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated
+from fedsgd.engine.module_state import ModuleState
 from fedsgd.errors import ModelError
 from fedsgd.layout import Layout
 from fedsgd.models import Task
+from fedsgd.models.buffers import named_parameters
 from fedsgd.profiling import phased
 from fedsgd.torch_scope import one_thread, seeded_generators
 
@@ -27,11 +29,10 @@ class Network:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        by_name = dict(task.module.named_parameters())
+        by_name = named_parameters(task.parts)
         self.parameters = [by_name[name] for name in task.layout.names]
+        self.state = ModuleState(task)
         self._views: list[Tensor] = [parameter.detach() for parameter in self.parameters]
-        self._stateful = [part for part in (task.module, task.loss) if isinstance(part, nn.Module)]
-        self._buffers = [{name: buffer.clone() for name, buffer in part.named_buffers()} for part in self._stateful]
 
     def point_at(self, views: Sequence[Tensor]) -> None:
         """Make these tensors, in the layout's order, the module's parameters."""
@@ -82,48 +83,39 @@ class Network:
 
     @contextmanager
     def own_buffers(self, statistics: F32 | None = None) -> Iterator[None]:
-        """Buffers that a module, or a loss that is one, changes while it runs are as they were for the next client. statistics:
-        batch norm's own [S] to begin with; None: as it was made."""
-        self._put_back()
+        """Run the body with buffers and attributes as they were made, and put both back afterwards.
+
+        Args:
+            statistics: [S] float32, values of the buffers that clients carry; None: as they were made.
+        """
+        self.state.put_back()
         try:
             if statistics is not None:
-                self._load_statistics(statistics)
+                self.state.load(statistics)
             yield
         finally:
-            self._put_back()
-
-    def _load_statistics(self, statistics: F32) -> None:
-        layout = self.task.buffers
-        if layout is None or statistics.shape != (layout.size,):
-            expected = "none" if layout is None else f"[{layout.size}]"
-            raise ValueError(f"running statistics of shape {list(statistics.shape)}, this model has {expected}")
-        for name, where, shape in layout.slices():
-            self.task.module.get_buffer(name).copy_(shared(statistics[where]).view(shape))
-
-    def statistics(self) -> F32 | None:
-        """Batch norm's running statistics as they are [S]; None if the task has none."""
-        if self.task.buffers is None:
-            return None
-        statistics: F32 = np.concatenate([self.task.module.get_buffer(n).numpy().reshape(-1) for n in self.task.buffers.names])
-        return statistics
-
-    def _put_back(self) -> None:
-        for part, known in zip(self._stateful, self._buffers, strict=True):
-            for name, buffer in part.named_buffers():
-                before = known.get(name)
-                if before is None or before.shape != buffer.shape:
-                    raise ModelError(
-                        f"buffer {name} appeared or changed its shape while the module ran; register it beforehand"
-                    )
-                with torch.no_grad():
-                    buffer.copy_(before)
+            self.state.put_back()
 
 
-def without_statistics(network: Network) -> Network:
-    """The network; CaptureError if running statistics come and go with its clients: a step that is tried compares gradients."""
-    if network.task.buffers is not None:
-        raise CaptureError("batch norm keeps running statistics")
-    return network
+def network_to_capture(task: Task) -> Network:
+    """Return the network of a copy of the task, since trying to capture it runs the module.
+
+    Raises:
+        CaptureError: buffers come and go with the clients, and a step that is tried compares gradients only.
+    """
+    if task.buffers is not None:
+        raise CaptureError(f"training changes the buffer {task.buffers.names[0]}")
+    return Network(task.copied())
+
+
+def check_attributes(network: Network) -> None:
+    """Raise CaptureError if running the module changed one of its Python attributes, which a recording would not."""
+    network.state.put_back()
+    changed = network.state.attributes.changed
+    if changed is not None:
+        raise CaptureError(
+            f"running it changes its attribute {changed}, which a recording would not; it begins as it was made at each client"
+        )
 
 
 def unused(layout: Layout, gradients: Sequence[Tensor | None]) -> list[slice]:

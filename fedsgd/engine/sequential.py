@@ -56,7 +56,8 @@ class Sequential:
                 w.add_(direction, alpha=alpha)
         update = only_step if n_steps == 1 else w - start
         kept = {name: value.numpy() for name, value in buffers.items()} if self.recipe.carry else {}
-        return Local(work.client, update.numpy(), len(work.examples), n_steps, kept, self._network.statistics())
+        self._network.state.check()
+        return Local(work.client, update.numpy(), len(work.examples), n_steps, kept, self._network.state.read())
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> Evaluated:
         """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""

@@ -15,7 +15,7 @@ from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, beginning, step_sizes
 from fedsgd.engine.captured import Gathered
-from fedsgd.engine.network import Network, shared, tensors, without_statistics
+from fedsgd.engine.network import check_attributes, network_to_capture, shared, tensors
 from fedsgd.engine.passes import write_gradients
 from fedsgd.engine.program import Program
 from fedsgd.engine.schedule import Run, runs
@@ -121,7 +121,7 @@ class Stacked:
         """CaptureError, with the reason, if the module cannot be stacked."""
         self.recipe = recipe
         self.together = together
-        self._network = without_statistics(Network(task))
+        self._network = network_to_capture(task)
         self._like = like
         self._fold = folded(recipe) if update == "fused" else None
         self._space = Workspace(self._network, Arrangement(task.layout), recipe.optimizer)
@@ -226,6 +226,7 @@ class Stacked:
             try:
                 step = StackedStep(self._space, self._stacks, self._fold, self._some(size, 0))
                 self._try(step, size)
+                check_attributes(self._network)
             except CaptureError:
                 raise
             except Exception as error:  # whatever the module does that is not made for being recorded, or batched

@@ -72,14 +72,15 @@ class Workspace:
         self.memory = optimizer.init(self.w)
         self.leaves = [view.detach().requires_grad_() for view in arrangement.views(self.w)]
         self._g_views = arrangement.views(self.g)
-        mine = {id(b): b.clone() for b in network.task.module.buffers()}  # one tensor, however many names it has
-        self.buffers = {name: mine[id(b)] for name, b in network.task.module.named_buffers(remove_duplicate=False)}
+        parts = network.task.parts
+        mine = {id(b): b.clone() for _, part in parts for b in part.buffers()}  # one tensor, however many names it has
+        self._of_parts = [{n: mine[id(b)] for n, b in part.named_buffers(remove_duplicate=False)} for _, part in parts]
+        pairs = zip(parts, self._of_parts, strict=True)
+        self.buffers = {f"{prefix}{name}": b for (prefix, _), own in pairs for name, b in own.items()}
         self._initial = {name: b.clone() for name, b in self.buffers.items()}
-        loss = network.task.loss
-        self._of_loss = [(b, b.clone()) for b in loss.buffers()] if isinstance(loss, torch.nn.Module) else []
-        by_parameter = {id(p): leaf for p, leaf in zip(network.parameters, self.leaves, strict=True)}
-        every = network.task.module.named_parameters(remove_duplicate=False)
-        self._parameters = {name: by_parameter[id(p)] for name, p in every if id(p) in by_parameter}
+        leaves = {id(p): leaf for p, leaf in zip(network.parameters, self.leaves, strict=True)}
+        named = [part.named_parameters(remove_duplicate=False) for _, part in parts]
+        self._parameters = [{name: leaves[id(p)] for name, p in every if id(p) in leaves} for every in named]
 
     def begin(self, weights: F32, memory: Mapping[str, F32] | None = None) -> None:
         """What a client begins with: the received model [P], what the optimiser remembers (zero where absent), all buffers as
@@ -91,8 +92,6 @@ class Workspace:
             self.arrangement.load(self.memory[name], remembered)
         for name, value in self._initial.items():
             self.buffers[name].copy_(value)
-        for buffer, value in self._of_loss:  # these are the loss's own
-            buffer.copy_(value)
 
     def arranged(self, values: F32) -> Tensor:
         """A vector [P] that stands as on the wire, in the order of w."""
@@ -102,13 +101,19 @@ class Workspace:
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of one batch's loss at w for each parameter, None for one that the loss does not reach."""
-        swapped = {**self._parameters, **self.buffers}
+        swapped = [{**own, **buffers} for own, buffers in zip(self._parameters, self._of_parts, strict=True)]
+        loss, task = self.network.task.loss, self.network.task
         with torch.enable_grad():
-            loss = self.network.task.loss(functional_call(self.network.task.module, swapped, (x,), tie_weights=False), y)
-        gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
-        for name, buffer in self.buffers.items():
-            if swapped[name] is not buffer:  # the module put another in its place
-                buffer.copy_(swapped[name].detach())
+            output = functional_call(task.module, swapped[0], (x,), tie_weights=False)
+            if isinstance(loss, torch.nn.Module):
+                value = functional_call(loss, swapped[1], (output, y), tie_weights=False)
+            else:
+                value = loss(output, y)
+        gradients = torch.autograd.grad(value, self.leaves, allow_unused=True)
+        for used, own in zip(swapped, self._of_parts, strict=True):
+            for name, buffer in own.items():
+                if used[name] is not buffer:  # the module put another in its place
+                    buffer.copy_(used[name].detach())
         return gradients
 
     def step_by_step(self, x: Tensor, y: Tensor) -> list[slice]:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import copy
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.component import Component, FieldError, import_object
@@ -25,20 +23,30 @@ from fedsgd.rng import torch_seed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-BatchNorm = Literal["refuse", "batch", "group", "mean", "local"]
+BatchNorm = Literal["refuse", "batch", "group", "mean", "local", "frozen"]
 """What becomes of batch norm: see `Model`."""
+Buffers = Literal["refuse", "mean", "local"]
+"""What becomes of other buffers that training changes: see `Model`."""
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 Metric = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a run trains: a module, its loss, its metrics. layout and initial describe what trains, [P].
+    """Module that a run trains, with its loss and metrics.
 
-    module: owned by the run (its parameters are re-pointed at flat vectors); initial: float32 [P]. n_local: L, so many of the
-    last entries are parameters that never leave a client. buffers, initial_buffers: the running statistics of batch norm,
-    float32 [S], each layer's mean and variance in the order of the module's layers; None if none are kept. What else a module
-    has in its buffers, counters of batches among it, is not in there: it starts as it was made at every client.
+    Parameters and buffers of a loss that is a module are among those of the task, under names that begin with "loss.".
+
+    Attributes:
+        module: owned by the run; its parameters are re-pointed at flat vectors.
+        loss: maps (output, target) of a batch to a scalar.
+        metrics: by name, functions from (output, target) to one number per example.
+        layout: names and shapes of the parameters that train, P numbers.
+        initial: [P] float32, their values before round 1.
+        n_local: number of parameters, the last ones of `layout`, that never leave a client.
+        buffers: names and shapes of the buffers that clients carry from round to round, S numbers; None if there are none.
+        initial_buffers: [S] float32, their values before round 1. All other buffers are constant in training.
+        n_local_buffers: number of entries, the last ones of `buffers`, that never leave a client.
     """
 
     module: nn.Module
@@ -49,6 +57,22 @@ class Task:
     n_local: int = 0
     buffers: Layout | None = None
     initial_buffers: F32 | None = None
+    n_local_buffers: int = 0
+
+    @property
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """The module and, where it is one, the loss, each with the prefix of its names."""
+        from fedsgd.models.buffers import parts_of
+
+        return parts_of(self.module, self.loss)
+
+    def copied(self) -> Task:
+        """Return the task with a copy of its module and loss to try things on; with themselves where they cannot be copied."""
+        try:
+            module, loss = copy.deepcopy((self.module, self.loss))
+        except Exception:  # the user's own attributes may be anything
+            return self
+        return replace(self, module=module, loss=loss)
 
     @property
     def shared_layout(self) -> Layout:
@@ -60,7 +84,8 @@ class Task:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """By torch, which writes what tensors share once. ModelError if something cannot be sent to another process."""
-        described = (self.layout, self.initial, self.n_local, self.buffers, self.initial_buffers)
+        buffers = (self.buffers, self.initial_buffers, self.n_local_buffers)
+        described = (self.layout, self.initial, self.n_local, *buffers)
         return _rebuilt, (_saved(self.module, self.loss, self.metrics), *described)
 
 
@@ -69,12 +94,16 @@ class Model(Component, ABC):
     """How to build a module. loss, metrics: `my_package.my_module:function`; by default cross-entropy and, on class labels,
     accuracy. batch_norm: what becomes of batch norm, whose running statistics no federation can average as it does gradients:
     "refuse" it; normalise by "batch", in evaluation too (slices of 100 examples); replace it by "group" norm, 16 channels a
-    group; send its statistics as they are and take their "mean"; or keep it "local", parameters and statistics, at each
-    client (FedBN, Li et al. 2021)."""
+    group; send its statistics as they are and take their "mean"; keep it "local", parameters and statistics, at each
+    client (FedBN, Li et al. 2021); or keep it "frozen", a constant that costs no bytes. buffers: what becomes of other buffers
+    that training changes (spectral norm's vectors, a normaliser's moments): "refuse" them; send them as float32 and take their
+    "mean", integers rounded; or keep them "local". loss_parameters: train parameters of the loss too, and send them."""
 
     loss: str | None = None
     metrics: dict[str, str] = field(default_factory=dict)
     batch_norm: BatchNorm = field(default="refuse", kw_only=True)
+    buffers: Buffers = field(default="refuse", kw_only=True)
+    loss_parameters: bool = field(default=False, kw_only=True)
 
     classifies: ClassVar[bool] = True
     """Whether it needs targets that are class labels."""
@@ -99,17 +128,14 @@ def make_task(
     import torch
 
     from fedsgd.models.batch_norm import settle_batch_norm
+    from fedsgd.models.buffers import check_memory, parts_of
+    from fedsgd.models.describe import described
     from fedsgd.torch_scope import one_thread, seeded_generators
 
     given = module is not None
     if module is None:
         with one_thread(), seeded_generators(torch_seed(seed, "init")):
             module = _built(model, dataset)
-    _check_hooks(module)
-    if given:
-        module = _copy(module)
-    if isinstance(module, torch.nn.Module):
-        settle_batch_norm(module, model.batch_norm)
     named = {} if dataset.classes is None else {"accuracy": accuracy}
     named.update({name: imported(path, f"metrics.{name}") for name, path in model.metrics.items()})
     named.update(metrics or {})
@@ -119,7 +145,11 @@ def make_task(
         loss = imported(model.loss, "loss") if model.loss else torch.nn.functional.cross_entropy
     if isinstance(loss, type):
         raise ModelError(f"the loss is the class {loss.__name__}, expected a function or an instance: {loss.__name__}()")
-    return Task(module, loss, named, *_described(module, model.batch_norm))
+    _check_module(module)
+    check_memory(parts_of(module, loss))
+    module, loss = _copies(module, loss, given)
+    settle_batch_norm(module, model.batch_norm)
+    return described(module, loss, named, model, dataset)
 
 
 ELSEWHERE = (
@@ -173,11 +203,15 @@ def _built(model: Model, dataset: Dataset) -> nn.Module:
         raise ModelError(f"{model.name}: cannot be built: {type(error).__name__}: {error}") from error
 
 
-def _copy(module: nn.Module) -> nn.Module:
+def _copies(module: nn.Module, loss: Loss, given: bool) -> tuple[nn.Module, Loss]:
+    """Return copies, made together so that what they share stays shared. A module that was built here needs none."""
     try:
-        return copy.deepcopy(module)
+        if given:
+            return copy.deepcopy((module, loss))
+        return module, copy.deepcopy(loss)
     except Exception as error:  # tensors that are not leaves, and whatever the user's own attributes do
-        raise ModelError(f"the module cannot be copied ({error}); give a function that makes it as [model] module") from error
+        what = "the module" if given else "the loss"
+        raise ModelError(f"{what} cannot be copied ({error}); give a function that makes it as [model] module") from error
 
 
 def imported(path: str, field: str) -> Callable[..., Any]:
@@ -192,71 +226,15 @@ def imported(path: str, field: str) -> Callable[..., Any]:
     return function
 
 
-def _check_hooks(module: object) -> None:
-    """ModelError for hooks on parameters: a copy of the module, here or in a worker process, does not have them."""
+def _check_module(module: object) -> None:
+    """Raise ModelError for what is no module, and for hooks on parameters, which a copy of the module does not have."""
     import torch
-
-    if isinstance(module, torch.nn.Module):
-        for name, p in module.named_parameters():
-            if p._backward_hooks or p._post_accumulate_grad_hooks:
-                raise ModelError(f"{name} has a hook, which a copy of the module loses; register it on a module instead")
-
-
-def _described(module: object, policy: BatchNorm) -> tuple[Layout, F32, int, Layout | None, F32 | None]:
-    """(layout, initial values, n_local, buffers, initial buffers) of a task; ModelError for what cannot be run."""
-    import torch
-
-    from fedsgd.models.batch_norm import affine_parameters, running_statistics
 
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"the model is {type(module).__name__}, expected a torch.nn.Module")
-    _check_layers(module, policy)
-    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    if not trainable:
-        raise ModelError("the model has no parameter that requires a gradient: there is nothing to train or to send")
-    local = affine_parameters(module) if policy == "local" else set()
-    kept = [named for named in trainable if named[1] in local]
-    sent = [named for named in trainable if named[1] not in local]
-    if not sent:
-        raise ModelError('model.batch_norm is "local", and only batch norm has parameters to train: there is nothing to send')
-    layout, initial = _flat([*sent, *kept])
-    statistics = running_statistics(module) if policy in ("mean", "local") else []
-    return layout, initial, sum(p.numel() for _, p in kept), *(_flat(statistics) if statistics else (None, None))
-
-
-def _check_layers(module: nn.Module, policy: BatchNorm) -> None:
-    """ModelError for layers that no engine trains under this policy."""
-    import torch
-
-    from fedsgd.models.batch_norm import is_batch_norm
-
-    for name, child in module.named_modules():
-        if getattr(child, "track_running_stats", False) and not (policy in ("mean", "local") and is_batch_norm(child)):
-            remedy = (
-                "use torch.nn.GroupNorm, or make it with track_running_stats=False; model.batch_norm is about batch norm only"
-            )
-            if is_batch_norm(child):
-                remedy = 'use torch.nn.GroupNorm, or set model.batch_norm to "group", "batch", "mean" or "local"'
-            raise ModelError(
-                f"{name or 'the model'} is a {type(child).__name__} with running statistics, which are not gradients and would "
-                f"silently differ between clients; {remedy}"
-            )
-        if isinstance(child, torch.nn.Embedding | torch.nn.EmbeddingBag) and child.sparse:
-            raise ModelError(f"{name or 'the model'} gives sparse gradients, which no engine takes; make it with sparse=False")
-
-
-def _flat(named: Sequence[tuple[str, Tensor]]) -> tuple[Layout, F32]:
-    """(layout, values) of these tensors; ModelError unless they are of single precision and here."""
-    import torch
-    from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-
-    for name, tensor in named:
-        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-            raise ModelError(f"{name} is not initialised yet; run the lazy module once before handing it over")
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            raise ModelError(f"{name} is {tensor.dtype} on {tensor.device}, expected torch.float32 on cpu")
-    layout = Layout(tuple(name for name, _ in named), tuple(tuple(tensor.shape) for _, tensor in named))
-    return layout, np.concatenate([tensor.detach().numpy().reshape(-1) for _, tensor in named])
+    for name, p in module.named_parameters():
+        if p._backward_hooks or p._post_accumulate_grad_hooks:
+            raise ModelError(f"{name} has a hook, which a copy of the module loses; register it on a module instead")
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:

@@ -14,13 +14,16 @@ CHANNELS_A_GROUP = 16
 
 
 def settle_batch_norm(module: nn.Module, policy: BatchNorm) -> None:
-    """Change the module's batch norms in place as "batch" and "group" say; the other policies leave them."""
-    if policy not in ("batch", "group"):
+    """Replace the batch norms in a module in place as "batch", "group" and "frozen" say; the other policies leave them."""
+    replace = {"batch": _of_each_batch, "group": _as_group_norm, "frozen": FrozenBatchNorm}.get(policy)
+    if replace is None:
         return
+    made: dict[_BatchNorm, nn.Module] = {}
     for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if isinstance(child, _BatchNorm) and child.track_running_stats:
-                setattr(parent, name, _as_group_norm(child) if policy == "group" else _of_each_batch(child))
+                made[child] = made[child] if child in made else replace(child)
+                setattr(parent, name, made[child])
 
 
 def is_batch_norm(module: nn.Module) -> bool:
@@ -35,16 +38,38 @@ def affine_parameters(module: nn.Module) -> set[nn.Parameter]:
 
 
 def running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """(name, buffer) of the means and variances that its batch norms keep, in the order of the module's layers, shared ones
-    once; the counters of batches are not among them."""
+    """Return (name, buffer) of the means and variances that batch norms keep, in the order of the module's layers, each once.
+
+    A counter of batches is among them where the layer uses it: without a momentum it averages over all batches so far.
+    """
     kept = {
         id(buffer)
         for norm in module.modules()
         if isinstance(norm, _BatchNorm) and norm.track_running_stats
-        for buffer in (norm.running_mean, norm.running_var)
+        for buffer in (norm.running_mean, norm.running_var, norm.num_batches_tracked if norm.momentum is None else None)
         if buffer is not None
     }
     return [(name, buffer) for name, buffer in module.named_buffers() if id(buffer) in kept]
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm as a constant: statistics, scale and shift stay as they were made. All are buffers, under the same names."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            value = getattr(norm, name)
+            self.register_buffer(name, None if value is None else value.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 def _of_each_batch(norm: _BatchNorm) -> _BatchNorm:

@@ -12,11 +12,11 @@ message, because it lost the model that it builds on or what it remembered, answ
 from fedsgd.rounds.client import Answer, Opened, Shelf, Task, client_update, receive, send
 from fedsgd.rounds.plan import Message, Plan, Reply
 from fedsgd.rounds.server import Folded, Server, again, aggregate, broadcast, moved_to, start
-from fedsgd.rounds.statistics import BatchNorm
+from fedsgd.rounds.statistics import CarriedBuffers
 
 __all__ = [
     "Answer",
-    "BatchNorm",
+    "CarriedBuffers",
     "Folded",
     "Message",
     "Opened",

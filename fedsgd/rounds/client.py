@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsgd.arrays import F32
 from fedsgd.clients import OWN, ClientState, MemoryModels, Models, Pending, part_of, with_part
@@ -82,8 +84,8 @@ class Shelf:
         at, context = (task.round, task.base), lambda round: plan.context(round, ALL)
         weights = follow(plan.downlink, models, at, (held, before), context)
         statistics = None
-        if Kind.BUFFERS in beside and plan.batch_norm is not None:
-            statistics = statistics_of(beside[Kind.BUFFERS], plan.batch_norm, task.round)
+        if Kind.BUFFERS in beside and plan.buffers is not None:
+            statistics = statistics_of(beside[Kind.BUFFERS], plan.buffers, task.round)
         reference = _reference(plan, beside[Kind.REFERENCE], task.round) if Kind.REFERENCE in beside else None
         seconds = time.perf_counter() - begun
         if plan.downlink.needs_held:
@@ -161,11 +163,12 @@ def _work(plan: Plan, round: int, client: ClientId, opened: Opened, memory: Stat
     """What there is to train: with the parameters that never leave the client behind those that do."""
     correction = plan.uplink.correction(part_of(memory, SCHEME), plan.context(round, client, opened.reference))
     own, weights, statistics = part_of(memory, OWN), opened.weights, opened.statistics
-    if plan.batch_norm is not None and plan.batch_norm.policy == "local":
-        statistics = own.get("statistics", plan.batch_norm.initial)
-        local = own.get("parameters", plan.batch_norm.local)
-        weights = np.concatenate([weights, local])
-        correction = None if correction is None else np.concatenate([correction, np.zeros_like(local)])
+    if plan.buffers is not None:
+        statistics = plan.buffers.joined(statistics, own.get("statistics"))
+        local = own.get("parameters", plan.buffers.parameters)
+        if local.size:
+            weights = np.concatenate([weights, local])
+            correction = None if correction is None else np.concatenate([correction, np.zeros_like(local)])
     return Work(plan.seed, round, client, weights, examples, part_of(memory, OPTIMIZER), correction, statistics)
 
 
@@ -192,7 +195,7 @@ def send(plan: Plan, task: Task, local: Local) -> tuple[Reply, ClientState]:
         cause = f"the update {first_bad(local.update, plan.layout)}; is the step size too large?"
         raise NonFiniteError(round, client, cause)
     if local.buffers is not None and not all_finite(local.buffers):
-        raise NonFiniteError(round, client, f"the vector of batch norm's statistics {first_bad(local.buffers, plan.layout)}")
+        raise NonFiniteError(round, client, f"the vector of the module's buffers {first_bad(local.buffers, plan.layout)}")
     update = local.update[: plan.layout.size]
     begun = time.perf_counter()
     before = part_of(task.state.memory, SCHEME)
@@ -208,9 +211,9 @@ def send(plan: Plan, task: Task, local: Local) -> tuple[Reply, ClientState]:
             raise NonFiniteError(round, client, f"what the client remembers ({name}) {first_bad(value, plan.layout)}")
     header = Header(Kind.UPDATE, round, plan.uplink.codec, base=round, client=client, examples=local.examples)
     sections = sent.sections
-    if plan.batch_norm is not None and plan.batch_norm.n_sent:
+    if plan.buffers is not None and plan.buffers.n_sent:
         assert local.buffers is not None
-        sections = (*sections, section_of(local.buffers))
+        sections = (*sections, section_of(local.buffers[: plan.buffers.n_sent]))
     frame = encode_frame(Frame(header, sections))
     seconds = time.perf_counter() - begun
     after = {**with_part(SCHEME, sent.state), **with_part(OPTIMIZER, local.memory), **with_part(OWN, own)}
@@ -222,11 +225,14 @@ def send(plan: Plan, task: Task, local: Local) -> tuple[Reply, ClientState]:
 
 def _own(plan: Plan, work: Work, local: Local) -> State:
     """What of the model stays with the client. It stays as training left it whether or not the server hears of it."""
-    if plan.batch_norm is None or plan.batch_norm.policy == "mean":
-        return {}
+    own: dict[str, NDArray[Any]] = {}
     size = plan.layout.size
-    parameters: State = {"parameters": work.weights[size:] + local.update[size:]}
-    return parameters if local.buffers is None else {**parameters, "statistics": local.buffers}
+    if plan.buffers is not None and plan.buffers.parameters.size:
+        own["parameters"] = work.weights[size:] + local.update[size:]
+    if plan.buffers is not None and plan.buffers.local is not None:
+        assert local.buffers is not None
+        own["statistics"] = local.buffers[plan.buffers.n_sent :].copy()
+    return own
 
 
 def _norms(plan: Plan, sent: Sent) -> tuple[float, float]:
@@ -266,7 +272,7 @@ def _sorted(plan: Plan, frames: Message) -> tuple[Message, dict[int, bytes]]:
     models = frames[: len(frames) - len(beside)]
     if kinds[len(models) :] != sorted(beside, reverse=True):
         raise WireError(0, "the message has frames behind the MODEL that are not one BUFFERS and one REFERENCE at most")
-    if (Kind.BUFFERS in beside) != (plan.batch_norm is not None and plan.batch_norm.n_sent > 0):
+    if (Kind.BUFFERS in beside) != (plan.buffers is not None and plan.buffers.n_sent > 0):
         raise WireError(0, f"the message has {'a' if Kind.BUFFERS in beside else 'no'} BUFFERS frame")
     return models, beside
 

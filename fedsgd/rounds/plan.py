@@ -14,7 +14,7 @@ from fedsgd.downlink import Downlink
 from fedsgd.engine import Recipe
 from fedsgd.layout import Layout
 from fedsgd.optim import Optimizer
-from fedsgd.rounds.statistics import BatchNorm, max_section_bytes
+from fedsgd.rounds.statistics import CarriedBuffers, max_section_bytes
 from fedsgd.wire import MAX_SECTIONS, overhead
 
 Message = tuple[bytes, ...]
@@ -24,8 +24,8 @@ Message = tuple[bytes, ...]
 @dataclass(frozen=True)
 class Plan:
     """What server and clients agree on before the first round. clients: N; cohort: m; examples: of all clients together, 0
-    where nobody has to know; normalised: whether updates are weighed by how far their steps go (FedNova); batch_norm: what
-    becomes of running statistics, None if there are none; bfloat16_states: whether clients remember in half the precision."""
+    where nobody has to know; normalised: whether updates are weighed by how far their steps go (FedNova); buffers: those
+    that training changes, None if there are none; bfloat16_states: whether clients remember in half the precision."""
 
     seed: int
     layout: Layout
@@ -38,7 +38,7 @@ class Plan:
     cohort: int
     examples: int = 0
     normalised: bool = False
-    batch_norm: BatchNorm | None = None
+    buffers: CarriedBuffers | None = None
     bfloat16_states: bool = False
 
     def context(self, round: int, client: ClientId, reference: F32 | None = None, travelled: float = 1.0) -> Context:
@@ -48,7 +48,7 @@ class Plan:
     @property
     def max_update(self) -> int:
         """The longest valid UPDATE: nothing longer is looked at."""
-        return overhead(MAX_SECTIONS) + self.uplink.max_bytes(self.layout) + max_section_bytes(self.batch_norm)
+        return overhead(MAX_SECTIONS) + self.uplink.max_bytes(self.layout) + max_section_bytes(self.buffers)
 
 
 @dataclass(frozen=True, eq=False)

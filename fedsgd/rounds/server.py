@@ -56,7 +56,7 @@ class Folded(NamedTuple):
 def start(plan: Plan, weights: F32) -> Server:
     """The server before round 1, with initial weights [P]."""
     public = begin(plan.downlink, weights, lambda round: plan.context(round, ALL))
-    initial = None if plan.batch_norm is None else plan.batch_norm.sent
+    initial = None if plan.buffers is None else plan.buffers.sent
     return Server(1, weights, public, initial, () if initial is None else (framed(1, initial),))
 
 
@@ -197,7 +197,7 @@ def open_update(plan: Plan, reply: Reply, round: int) -> Opened:
         frame = decode_frame(reply.frames[0], plan.max_update)
         codec, client = (plan.uplink.codec,), (reply.client,)
         expect(frame.header, kind=(Kind.UPDATE,), codec=codec, round=(round,), base=(round,), client=client, acknowledged=(0,))
-        return taken_off(frame, plan.batch_norm)
+        return taken_off(frame, plan.buffers)
     except WireError as error:
         raise _placed(error, round, reply.client) from None
 

@@ -1,6 +1,7 @@
-"""The running statistics of batch norm on the wire: dense float32 means, counted like everything else.
+"""Buffers that training changes on the wire: dense float32 means, counted like everything else.
 
-S statistics: each layer's mean and variance. They are no gradients, so no compressor and no optimiser sees them.
+S numbers, of which S' are sent: batch norm's running statistics, and other buffers by `[model] buffers`. They are no gradients,
+so no compressor and no optimizer sees them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,24 +35,36 @@ from fedsgd.wire import (
 
 
 @dataclass(frozen=True, eq=False)
-class BatchNorm:
-    """What becomes of batch norm. policy: its running statistics are sent and averaged ("mean"), or they and its affine
-    parameters never leave a client ("local": FedBN, Li et al. 2021). initial: the statistics of a client that has none yet [S],
-    None if none are kept; local: the parameters that stay, as they are at first [L]; none under "mean"."""
+class CarriedBuffers:
+    """Buffers that clients carry from round to round, and the parameters that never leave a client (FedBN, Li et al. 2021).
 
-    policy: Literal["mean", "local"]
-    initial: F32 | None
-    local: F32
+    Attributes:
+        sent: [S'] float32, initial values of the buffers that are sent and averaged; None if there are none.
+        local: [S - S'] float32, initial values of the buffers that never leave a client; None if there are none.
+        parameters: [L] float32, initial values of the parameters that never leave a client.
+    """
 
-    @property
-    def sent(self) -> F32 | None:
-        """What the first message carries for it [S], None if messages carry nothing."""
-        return self.initial if self.policy == "mean" else None
+    sent: F32 | None
+    local: F32 | None
+    parameters: F32
 
     @property
     def n_sent(self) -> int:
-        """How many numbers each message carries for it."""
+        """S', how many numbers each message carries for them."""
         return 0 if self.sent is None else len(self.sent)
+
+    @property
+    def stay(self) -> bool:
+        """Whether anything of a model never leaves its client, so that no two clients have the same model."""
+        return self.local is not None or self.parameters.size > 0
+
+    def joined(self, sent: F32 | None, local: F32 | None) -> F32 | None:
+        """Return all buffers of a client [S], None if there are none: those that were sent [S'] and its own [S - S'].
+
+        Its own are the initial ones where `local` is None.
+        """
+        parts = [part for part in (sent, self.local if local is None else local) if part is not None]
+        return np.concatenate(parts) if parts else None
 
 
 def section_of(statistics: F32) -> Section:
@@ -60,9 +73,9 @@ def section_of(statistics: F32) -> Section:
     return Section(Part.BUFFER, coded.data)
 
 
-def max_section_bytes(norm: BatchNorm | None) -> int:
+def max_section_bytes(carried: CarriedBuffers | None) -> int:
     """The most that such a section weighs."""
-    return 0 if norm is None or not norm.n_sent else max_value_bytes(norm.n_sent, "float32")
+    return 0 if carried is None or not carried.n_sent else max_value_bytes(carried.n_sent, "float32")
 
 
 class Opened(NamedTuple):
@@ -73,13 +86,13 @@ class Opened(NamedTuple):
     statistics: F32 | None
 
 
-def taken_off(frame: Frame, norm: BatchNorm | None) -> Opened:
+def taken_off(frame: Frame, carried: CarriedBuffers | None) -> Opened:
     """An UPDATE, with what is the scheme's apart from the statistics."""
-    if norm is None or not norm.n_sent:
+    if carried is None or not carried.n_sent:
         return Opened(frame, frame.sections, None)
     if not frame.sections or frame.sections[-1].part != Part.BUFFER:
         raise WireError(frame.sections[-1].offset if frame.sections else 0, "the last section is not that of the statistics")
-    return Opened(frame, frame.sections[:-1], _read(frame.sections[-1], norm.n_sent))
+    return Opened(frame, frame.sections[:-1], _read(frame.sections[-1], carried.n_sent))
 
 
 def framed(round: int, statistics: F32) -> Encoded:
@@ -89,14 +102,14 @@ def framed(round: int, statistics: F32) -> Encoded:
     return Encoded(encode_frame(frame), frame, 0, time.perf_counter() - begun)
 
 
-def opened(data: bytes, norm: BatchNorm, round: int) -> F32:
+def opened(data: bytes, carried: CarriedBuffers, round: int) -> F32:
     """Inverse of `framed`."""
-    frame = decode_frame(data, overhead(1) + max_section_bytes(norm))
+    frame = decode_frame(data, overhead(1) + max_section_bytes(carried))
     fixed = {"codec": (0,), "base": (0,), "client": (ALL,), "acknowledged": (0,), "examples": (0,)}
     expect(frame.header, kind=(Kind.BUFFERS,), round=(round,), **fixed)
     if [section.part for section in frame.sections] != [Part.BUFFER]:
         raise WireError(overhead(0), "expected one section, of buffers")
-    return _read(frame.sections[0], norm.n_sent)
+    return _read(frame.sections[0], carried.n_sent)
 
 
 def mean(statistics: Sequence[F32], shares: F64) -> F32:

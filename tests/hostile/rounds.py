@@ -29,7 +29,7 @@ from fedsgd.downlink import CHANGES, Downlink
 from fedsgd.engine import Recipe
 from fedsgd.errors import RunError, WireError
 from fedsgd.optim import SGD
-from fedsgd.rounds import Answer, BatchNorm, Message, Plan, Reply, Server, Shelf, aggregate, broadcast, receive, start
+from fedsgd.rounds import Answer, CarriedBuffers, Message, Plan, Reply, Server, Shelf, aggregate, broadcast, receive, start
 from fedsgd.rounds.server import again, open_resync
 from fedsgd.rounds.statistics import section_of
 from fedsgd.wire import ALL, Frame, Header, Kind, decode_frame, encode_frame
@@ -49,9 +49,9 @@ NO_EXAMPLES = Examples(np.zeros((1, 1)), np.zeros(1))
 @cache
 def opened_server(uplink: Scheme, size: int, link: Downlink = WHOLE, statistics: int = 0) -> tuple[Plan, Server, Reply]:
     """A server in round 3, and a good reply of client 1."""
-    norm = BatchNorm("mean", np.ones(statistics, np.float32), np.zeros(0, np.float32)) if statistics else None
+    norm = CarriedBuffers(np.ones(statistics, np.float32), None, np.zeros(0, np.float32)) if statistics else None
     recipe = Recipe(SGD(), 1, None, None)
-    plan = Plan(0, layout_of(size), recipe, uplink, link, SGD(lr=1.0), "examples", 10, 2, batch_norm=norm)
+    plan = Plan(0, layout_of(size), recipe, uplink, link, SGD(lr=1.0), "examples", 10, 2, buffers=norm)
     x = next(vectors(size))
     server = start(plan, x)
     for round in range(1, ROUND):
@@ -63,8 +63,8 @@ def reply_of(plan: Plan, client: int, round: int, x: F32) -> Reply:
     """What a client that remembers nothing sends for the update x."""
     header = Header(Kind.UPDATE, round, plan.uplink.codec, round, 0, client, 60)
     sections = plan.uplink.send(x, {}, plan.context(round, client)).sections
-    if plan.batch_norm is not None:
-        sections = (*sections, section_of(np.arange(plan.batch_norm.n_sent, dtype=np.float32)))
+    if plan.buffers is not None:
+        sections = (*sections, section_of(np.arange(plan.buffers.n_sent, dtype=np.float32)))
     return Reply(client, (encode_frame(Frame(header, sections)),), 0.0, 0.0)
 
 
@@ -142,7 +142,7 @@ def _open_message(plan: Plan, message: Message, place: int, held: int, data: byt
         raise WireError(0, "the client asks for another message")
     require(task.work.round >= 1, f"training in round {task.work.round}")
     found = [task.work.weights, task.opened.reference, task.work.buffers]
-    sizes = [plan.layout.size, plan.layout.size, 0 if plan.batch_norm is None else plan.batch_norm.n_sent]
+    sizes = [plan.layout.size, plan.layout.size, 0 if plan.buffers is None else plan.buffers.n_sent]
     for vector, size in zip(found, sizes, strict=True):
         require(vector is None or (vector.shape == (size,) and bool(np.isfinite(vector).all())), "a vector that is not one")
     return np.concatenate([vector for vector in found if vector is not None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -223,22 +224,53 @@ def test_the_users_module_is_left_alone(blobs: Dataset) -> None:
     assert torch.equal(module.weight, before)
 
 
-def test_buffers_that_a_module_changes_start_anew_for_every_client(blobs: Dataset) -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(8, 3)
-            self.register_buffer("calls", torch.zeros(()))
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("offset", torch.ones(8))
 
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return self.linear(x) * self.calls
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x + self.offset) * self.calls
 
-    task = make_task(Mlp(), blobs, 0, module=Counter())
-    engine = Sequential(task, Recipe(SGD(lr=0.01), 1, None, 10))
+
+def test_buffer_that_training_changes_is_refused_by_name(blobs: Dataset) -> None:
+    with pytest.raises(ModelError, match=r"training changes the buffer calls, .* set model.buffers to"):
+        make_task(Mlp(), blobs, 0, module=Counter())
+
+
+@pytest.mark.parametrize("policy", ["mean", "local"])
+def test_buffer_under_a_policy_goes_on_from_the_work_and_constants_stay(policy: str, blobs: Dataset) -> None:
+    task = make_task(Mlp(buffers=policy), blobs, 0, module=Counter())
+    assert (task.buffers.names, task.n_local_buffers) == (("calls",), int(policy == "local"))
+    engine = Sequential(task, Recipe(SGD(lr=0.001), 1, None, 10))
     first, second = (next(iter(engine.train([work(task, blobs, 0)]))) for _ in range(2))
     assert first.update.tobytes() == second.update.tobytes()
-    assert float(task.module.calls) == 0
+    assert (first.buffers.tolist(), int(task.module.calls)) == ([3.0], 0)
+    later = next(iter(engine.train([replace(work(task, blobs, 0), buffers=first.buffers)])))
+    assert later.buffers.tolist() == [6.0]
+    assert later.update.tobytes() != first.update.tobytes()
+
+
+class Late(Counter):
+    """Changes its buffer from the third call on: later than the trial before round 1 looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        self.calls += int(self.seen > 2)
+        return self.linear(x + self.offset)
+
+
+def test_buffer_that_changes_after_the_trial_ends_the_training(blobs: Dataset) -> None:
+    task = make_task(Mlp(), blobs, 0, module=Late())
+    with pytest.raises(ModelError, match="buffer calls changed while a client trained"):
+        list(Sequential(task, Recipe(SGD(), 1, None, 10)).train([work(task, blobs, 0)]))
 
 
 class Centred(nn.Module):
@@ -254,15 +286,23 @@ class Centred(nn.Module):
         return loss
 
 
-@pytest.mark.parametrize("engine", ["sequential", "captured, exact"])
-def test_buffers_of_a_loss_start_anew_for_every_client_and_evaluation(engine: str, blobs: Dataset) -> None:
-    task, recipe = make_task(Mlp(), blobs, 0, loss=Centred()), Recipe(SGD(lr=0.5), 2, None, 10)
-    (expected,) = Sequential(make_task(Mlp(), blobs, 0, loss=Centred()), recipe).train([work(task, blobs, 0)])
-    trained = ENGINES[engine](task, recipe, blobs)
+def test_buffers_of_a_loss_have_the_policy_of_the_modules(blobs: Dataset) -> None:
+    with pytest.raises(ModelError, match=r"training changes the buffer loss\.mean"):
+        make_task(Mlp(), blobs, 0, loss=Centred())
+    task, recipe = make_task(Mlp(buffers="mean"), blobs, 0, loss=Centred()), Recipe(SGD(lr=0.5), 2, None, 10)
+    assert task.buffers.names == ("loss.mean",)
+    trained = Sequential(task, recipe)
     before = trained.evaluate(task.initial, blobs.test).loss
+    module, loss, job = copy.deepcopy(task.module), Centred(), work(task, blobs, 0)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    for batch in batches(job, recipe):
+        x, y = map(torch.from_numpy, job.examples.take(batch).gather())
+        optimizer.zero_grad()
+        loss(module(x), y).backward()
+        optimizer.step()
     for _ in range(2):
-        (local,) = trained.train([work(task, blobs, 0)])
-        assert local.update.tobytes() == expected.update.tobytes()
+        (local,) = trained.train([job])
+        assert local.buffers == pytest.approx(loss.mean.numpy(), abs=1e-6)
         assert trained.evaluate(task.initial, blobs.test).loss == before
 
 
@@ -366,7 +406,7 @@ def test_buffers_may_be_reassigned_but_not_appear(blobs: Dataset) -> None:
             self.mask = self.mask * 0.5
             return self.linear(x * self.mask)
 
-    task = make_task(Mlp(), blobs, 0, module=Moody(early=True))
+    task = make_task(Mlp(buffers="local"), blobs, 0, module=Moody(early=True))
     engine = Sequential(task, Recipe(SGD(), 1, None, 10))
     engine.evaluate(task.initial, blobs.test)
     updates = {next(iter(engine.train([work(task, blobs, 0)]))).update.tobytes() for _ in range(2)}

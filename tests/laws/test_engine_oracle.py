@@ -66,20 +66,6 @@ class Tied(nn.Module):
         return y
 
 
-class Counting(nn.Module):
-    """A buffer that is changed in place, and one that is replaced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
-        return x / (1 + 0.1 * self.calls) + self.mean
-
-
 @st.composite
 def perceptrons(draw: st.DrawFn) -> nn.Sequential:
     widths = [8, *draw(st.lists(st.sampled_from((4, 8, 8, 5)), max_size=2)), CLASSES]
@@ -88,9 +74,8 @@ def perceptrons(draw: st.DrawFn) -> nn.Sequential:
         layers += [nn.Linear(n_in, n_out, bias=draw(st.booleans()))]
         if n_out is not widths[-1] or len(layers) < len(widths) - 1:
             layers += [BETWEEN[draw(st.sampled_from(sorted(BETWEEN)))](n_out), draw(st.sampled_from(ACTIVATIONS))()]
-    extra = draw(st.sampled_from(("", "tied", "counting")))
-    if extra:
-        layers.insert(0, Tied(8) if extra == "tied" else Counting())
+    if draw(st.booleans()):
+        layers.insert(0, Tied(8))
     return nn.Sequential(*layers)
 
 

@@ -1,0 +1,145 @@
+"""From a module, a loss and policies to a `Task`: which parameters train, which buffers clients carry, and where each goes.
+
+Imports torch, so import it where a module is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from fedsgd.arrays import F32
+from fedsgd.data import Dataset
+from fedsgd.errors import ModelError
+from fedsgd.layout import Layout
+from fedsgd.models.base import Loss, Metric, Model, Task
+from fedsgd.models.batch_norm import affine_parameters, is_batch_norm, running_statistics
+from fedsgd.models.buffers import Parts, as_float32, changed_buffers, named_buffers, named_parameters, parts_of
+
+Named = Sequence[tuple[str, Tensor]]
+
+
+def described(module: nn.Module, loss: Loss, metrics: Mapping[str, Metric], model: Model, dataset: Dataset) -> Task:
+    """Return the task of a module and a loss under the policies of [model].
+
+    Raises:
+        ModelError: no engine can run them, or a policy refuses them.
+    """
+    parts = parts_of(module, loss)
+    _check_layers(parts)
+    _check_loss(parts, model)
+    sent, kept = _parameters(parts, model)
+    layout, initial = _flat([*sent, *kept])
+    averaged, local = _buffers(module, parts, changed_buffers(module, loss, dataset), model)
+    buffers, initial_buffers = _flat_buffers([*averaged, *local])
+    n_local = sum(parameter.numel() for _, parameter in kept)
+    n_local_buffers = sum(buffer.numel() for _, buffer in local)
+    return Task(module, loss, metrics, layout, initial, n_local, buffers, initial_buffers, n_local_buffers)
+
+
+def _check_layers(parts: Parts) -> None:
+    for prefix, part in parts:
+        for name, child in part.named_modules():
+            if isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.sparse:
+                where = f"{prefix}{name}" or "the model"
+                raise ModelError(f"{where} gives sparse gradients, which no engine takes; make it with sparse=False")
+
+
+def _check_loss(parts: Parts, model: Model) -> None:
+    """Raise ModelError for parameters of the loss that nobody said what to do with."""
+    in_module = {id(parameter) for parameter in parts[0][1].parameters()}
+    loss = parts[1][1] if len(parts) > 1 else None
+    own = [] if loss is None else [n for n, p in loss.named_parameters() if p.requires_grad and id(p) not in in_module]
+    if own and not model.loss_parameters:
+        raise ModelError(
+            f"the loss {type(loss).__name__} has parameters of its own ({', '.join(own[:3])}), which would not be trained; set "
+            "model.loss_parameters = true to train and send them, or requires_grad = False on them"
+        )
+    if model.loss_parameters and not own:
+        raise ModelError("model.loss_parameters is true, but the loss has no parameters that require a gradient")
+    names = {name.partition(".")[0] for name, _ in (*parts[0][1].named_parameters(), *parts[0][1].named_buffers())}
+    if loss is not None and "loss" in names and (own or any(True for _ in loss.buffers())):
+        raise ModelError(
+            'the module has a part called "loss", which is how parameters and buffers of the loss are named; rename it'
+        )
+
+
+def _parameters(parts: Parts, model: Model) -> tuple[Named, Named]:
+    """Return the parameters that are sent and those that never leave a client."""
+    trainable = [(name, p) for name, p in named_parameters(parts).items() if p.requires_grad]
+    if not trainable:
+        raise ModelError("the model has no parameter that requires a gradient: there is nothing to train or to send")
+    local = affine_parameters(parts[0][1]) if model.batch_norm == "local" else set()
+    sent = [named for named in trainable if named[1] not in local]
+    if not sent:
+        raise ModelError('model.batch_norm is "local", and only batch norm has parameters to train: there is nothing to send')
+    return sent, [named for named in trainable if named[1] in local]
+
+
+def _buffers(module: nn.Module, parts: Parts, changed: set[str] | None, model: Model) -> tuple[Named, Named]:
+    """Return the buffers that are sent and averaged, and those that never leave a client.
+
+    Args:
+        changed: names of the buffers that training changes, None if that is not known.
+    """
+    statistics = running_statistics(module)
+    of_batch_norm = {name for name, _ in statistics}
+    if model.batch_norm == "refuse" and (of_batch_norm if changed is None else of_batch_norm & changed):
+        raise ModelError(_refused_batch_norm(module))
+    appeared = (changed or set()) - named_buffers(parts).keys()
+    if appeared:
+        raise ModelError(f"buffer {min(appeared)} appeared while the module ran; register it beforehand")
+    carried = [] if model.batch_norm not in ("mean", "local") else statistics
+    others = [(n, b) for n, b in named_buffers(parts).items() if n in (changed or ()) and n not in of_batch_norm]
+    if others and model.buffers == "refuse":
+        names = ", ".join(name for name, _ in others[:3])
+        raise ModelError(
+            f"training changes the buffer {names}, which is no gradient and would silently differ between clients; set "
+            'model.buffers to "mean" (sent as float32 and averaged) or "local" (kept by each client)'
+        )
+    for name, buffer in others:
+        if model.buffers == "mean" and buffer.dtype == torch.bool:
+            raise ModelError(f'buffer {name} is torch.bool, which has no mean; set model.buffers to "local"')
+    averaged = [*(carried if model.batch_norm == "mean" else ()), *(others if model.buffers == "mean" else ())]
+    local = [*(carried if model.batch_norm == "local" else ()), *(others if model.buffers == "local" else ())]
+    return averaged, local
+
+
+def _refused_batch_norm(module: nn.Module) -> str:
+    name, child = next((n, c) for n, c in module.named_modules() if is_batch_norm(c) and c.track_running_stats)
+    return (
+        f"{name or 'the model'} is a {type(child).__name__} with running statistics, which are not gradients and would "
+        "silently differ between clients; use torch.nn.GroupNorm, or set model.batch_norm to "
+        '"group", "batch", "mean", "local" or "frozen"'
+    )
+
+
+def _flat(named: Named) -> tuple[Layout, F32]:
+    """Return (layout, values) of parameters; ModelError unless they are of single precision and on the CPU."""
+    for name, tensor in named:
+        _check_initialized(name, tensor)
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise ModelError(f"{name} is {tensor.dtype} on {tensor.device}, expected torch.float32 on cpu")
+    return _layout(named), np.concatenate([tensor.detach().numpy().reshape(-1) for _, tensor in named])
+
+
+def _flat_buffers(named: Named) -> tuple[Layout | None, F32 | None]:
+    """Return (layout, values) of buffers, nothing if there are none; ModelError unless float32 numbers can hold them."""
+    if not named:
+        return None, None
+    for name, tensor in named:
+        _check_initialized(name, tensor)
+    return _layout(named), np.concatenate([as_float32(name, buffer) for name, buffer in named])
+
+
+def _check_initialized(name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+        raise ModelError(f"{name} is not initialised yet; run the lazy module once before handing it over")
+
+
+def _layout(named: Named) -> Layout:
+    return Layout(tuple(name for name, _ in named), tuple(tuple(tensor.shape) for _, tensor in named))
