@@ -17,6 +17,7 @@ from fedsgd.build import Experiment, build, with_workers
 from fedsgd.data import ClientData, Dataset
 from fedsgd.engine import Chosen
 from fedsgd.errors import RunError, ScenarioError
+from fedsgd.final_model import FinalModel, final_model
 from fedsgd.forking import begin
 from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
@@ -27,13 +28,13 @@ from fedsgd.parquet import TableWriter
 from fedsgd.profiling import Account, Within, measured, phased
 from fedsgd.record import Residuals, Round, dense_frame_bytes, summarised
 from fedsgd.rounds import Server
-from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS, prepare, save_parameters, write
+from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS, prepare, write
 from fedsgd.scenario import Scenario, in_file, load
 from fedsgd.state_plan import StatePlan
 from fedsgd.track import Begun, Ended, Followed, Tracker
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 CarriedBy = Callable[[Experiment], Runtime]
 
@@ -43,7 +44,8 @@ class Result:
     """A finished run. parameters: the server's final model, flat float32 [P], in the order of `layout`; client_accuracy: of
     that model on each client's own test examples [N], NaN for a client without any, None if it was not asked for; summary: as
     in summary.json (its peak_memory_bytes is that of this process, the server's where there are workers, None where the system
-    does not say); out: the run folder, if there is one."""
+    does not say); out: the run folder, if there is one; state_dict: complete, of the model that was evaluated last, for
+    `module.load_state_dict(..., strict=True)`; what clients keep for themselves is in it as it was made."""
 
     scenario: Scenario
     history: list[Round]
@@ -53,6 +55,7 @@ class Result:
     client_accuracy: F64 | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
     out: Path | None = None
+    state_dict: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def run(
@@ -128,8 +131,11 @@ def _execute(
             history, server, accuracy = _run(experiment, ledger, rounds, residuals, (on_round, followed.round), account)
         summary = summarised(experiment, history, ledger, residuals, server.weights, time.perf_counter() - begun)
         summary |= _of_the_call(workers, account, given)
-        result = Result(scenario, history, ledger, server.weights, experiment.plan.layout, accuracy, summary, folder)
-        _save(result, experiment)
+        model = final_model(experiment, server)
+        summary["reported_model"] = model.reported
+        layout, state = experiment.plan.layout, model.evaluated or model.server
+        result = Result(scenario, history, ledger, server.weights, layout, accuracy, summary, folder, state)
+        _save(result, experiment, model)
         followed.end(Ended(summary))
     return result
 
@@ -163,14 +169,14 @@ def _of_the_call(workers: int, account: Account | None, given: Mapping[str, obje
     return {"workers": workers, **profile, "given_in_python": [name for name, value in given.items() if value is not None]}
 
 
-def _save(result: Result, experiment: Experiment) -> None:
+def _save(result: Result, experiment: Experiment, model: FinalModel) -> None:
     """What is known when a run is over."""
     folder = result.out
     if folder is None:
         return
     if result.client_accuracy is not None and experiment.held_out is not None:
         _save_clients(folder / "clients.parquet", experiment.train, experiment.held_out, result.client_accuracy)
-    save_parameters(folder / "params.safetensors", result.layout, result.parameters)
+    model.save(folder)
     write(folder / "summary.json", json.dumps(result.summary, indent=2, allow_nan=False).encode() + b"\n")
 
 

@@ -1,17 +1,25 @@
 """The folder that a run writes: scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors, summary.json; and
-clients.parquet where accuracy by client was asked for, transport.parquet where it was a deployment."""
+clients.parquet where accuracy by client was asked for, transport.parquet where it was a deployment.
+
+params.safetensors is the complete state dict of the server's model; summary.json says as "reported_model" whether the reported
+figures are of another one: evaluated.safetensors, the model as clients decode it, or clients.safetensors, what each client has
+for itself. loss.safetensors is the state of a loss that training changes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedsgd.arrays import F32
 from fedsgd.errors import OutputError
-from fedsgd.layout import Layout
 
-RUN_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", "params.safetensors", "summary.json")
-OPTIONAL_FILES = ("clients.parquet", "transport.parquet")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARAMETERS, EVALUATED, LOSS, CLIENTS = (f"{name}.safetensors" for name in ("params", "evaluated", "loss", "clients"))
+RUN_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", PARAMETERS, "summary.json")
+OPTIONAL_FILES = ("clients.parquet", "transport.parquet", EVALUATED, LOSS, CLIENTS)
 ROUND_COLUMNS: Mapping[str, type] = {
     "round": int,
     "lr": float,
@@ -68,11 +76,11 @@ def _of_a_run(path: Path) -> list[Path]:
     return [*below, path]
 
 
-def save_parameters(path: Path, layout: Layout, parameters: F32) -> None:
-    """The flat vector [P] as named tensors, in safetensors."""
-    from safetensors.numpy import save
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors, no two of which share memory, in safetensors."""
+    from safetensors.torch import save
 
-    write(path, save({name: parameters[where].reshape(shape) for name, where, shape in layout.slices()}))
+    write(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def write(path: Path, data: bytes) -> None:

@@ -31,7 +31,7 @@ FLOORS = [
     ["runtime", "parquet", "evaluation", "run_folder", "splits"],
     ["ledger", "state_plan"],
     ["build"],
-    ["record"],
+    ["record", "final_model"],
     ["track"],
     ["experiment"],
     ["sweeps"],
@@ -48,7 +48,7 @@ FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 DOORS = {
     "numpy": None,
     "numba": {"kernel"},
-    "torch": {"torch_scope", "models", "optim", "engine", "build", "experiment", "record"},
+    "torch": {"torch_scope", "models", "optim", "engine", "build", "experiment", "record", "final_model", "run_folder"},
     "msgspec": {"component"},
     "tomli_w": {"scenario"},
     "click": {"cli"},

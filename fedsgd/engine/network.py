@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -106,6 +106,21 @@ def network_to_capture(task: Task) -> Network:
     if task.buffers is not None:
         raise CaptureError(f"training changes the buffer {task.buffers.names[0]}")
     return Network(task.copied())
+
+
+def loaded_state(network: Network, weights: F32, buffers: F32 | None) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Return the state dicts of module and loss with weights [P] and buffers [S]; None for a loss that nothing changes."""
+    task, flat = network.task, torch.from_numpy(np.array(weights))
+    network.point_at(Arrangement(task.layout).views(flat))
+    carried = () if task.buffers is None else task.buffers.names
+    changes = any(name.startswith("loss.") for name in (*task.layout.names, *carried))
+    with network.own_buffers(buffers):
+        module, *loss = (_tensors_of(part.state_dict()) for _, part in task.parts)
+    return module, loss[0] if loss and changes else None
+
+
+def _tensors_of(state: Mapping[str, object]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def check_attributes(network: Network) -> None:

@@ -30,6 +30,7 @@ def described(module: nn.Module, loss: Loss, metrics: Mapping[str, Metric], mode
         ModelError: no engine can run them, or a policy refuses them.
     """
     parts = parts_of(module, loss)
+    _check_state(module)
     _check_layers(parts)
     _check_loss(parts, model)
     sent, kept = _parameters(parts, model)
@@ -39,6 +40,15 @@ def described(module: nn.Module, loss: Loss, metrics: Mapping[str, Metric], mode
     n_local = sum(parameter.numel() for _, parameter in kept)
     n_local_buffers = sum(buffer.numel() for _, buffer in local)
     return Task(module, loss, metrics, layout, initial, n_local, buffers, initial_buffers, n_local_buffers)
+
+
+def _check_state(module: nn.Module) -> None:
+    """Raise ModelError for state that no file of a run could hold, so that the model could not be restored."""
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"{name} in the module's state_dict is a {type(value).__name__}, expected a tensor: keep it in a buffer"
+            )
 
 
 def _check_layers(parts: Parts) -> None:

@@ -1,0 +1,102 @@
+"""Models at the end of a run as complete state dicts, so that what was reported can be restored.
+
+N clients, of which M have test examples of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedsgd.arrays import F32
+from fedsgd.build import Experiment
+from fedsgd.engine.network import Network, loaded_state
+from fedsgd.layout import Layout
+from fedsgd.models import Task
+from fedsgd.rounds import Server
+from fedsgd.run_folder import CLIENTS, EVALUATED, LOSS, PARAMETERS, save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class FinalModel:
+    """State dicts of a run's models, each for `module.load_state_dict(state, strict=True)`.
+
+    Attributes:
+        server: of the server's final model, with the buffers that are averaged.
+        evaluated: of the model that the reported figures are of, as clients decode it; None if it is the server's.
+        loss: of the loss, if training changes anything in it.
+        clients: if clients have models of their own, what never leaves them: "clients" [M] int64, those with test examples, and
+            each tensor [M, *shape] under its name. Their models are the evaluated one with these tensors in it.
+    """
+
+    server: State
+    evaluated: State | None = None
+    loss: State | None = None
+    clients: State | None = None
+
+    @property
+    def reported(self) -> str:
+        """The file of a run directory with the model that the reported figures are of."""
+        if self.clients is not None:
+            return CLIENTS
+        return PARAMETERS if self.evaluated is None else EVALUATED
+
+    def save(self, folder: Path) -> None:
+        """Write each state dict that there is to its file of a run directory."""
+        files = {PARAMETERS: self.server, EVALUATED: self.evaluated, LOSS: self.loss, CLIENTS: self.clients}
+        for name, state in files.items():
+            if state is not None:
+                save_tensors(folder / name, state)
+
+
+def final_model(experiment: Experiment, server: Server) -> FinalModel:
+    """Return the models that the server of a finished run stands for."""
+    task, network = experiment.task, Network(experiment.task)
+    carried = experiment.plan.buffers
+    buffers = None if carried is None else carried.joined(server.statistics, None)
+    local = task.initial[experiment.plan.layout.size :]
+    of_server, of_loss = loaded_state(network, np.concatenate([server.weights, local]), buffers)
+    evaluated = None
+    if server.public.model.tobytes() != server.weights.tobytes():
+        evaluated, of_loss = loaded_state(network, np.concatenate([server.public.model, local]), buffers)
+    return FinalModel(of_server, evaluated, of_loss, _of_clients(experiment, task))
+
+
+def _of_clients(experiment: Experiment, task: Task) -> State | None:
+    import torch
+
+    own, held_out = experiment.evaluator.own, experiment.held_out
+    if own is None or held_out is None:
+        return None
+    clients = np.flatnonzero(held_out.sizes())
+    sent = None if experiment.plan.buffers is None else experiment.plan.buffers.sent
+    n_sent = 0 if sent is None else len(sent)
+    parameters, buffers = [], []
+    for client in clients.tolist():
+        mine, every = own(client, sent)
+        parameters.append(mine)
+        buffers.append(np.zeros(0, np.float32) if every is None else every[n_sent:])
+    rows = _last(task.layout, task.n_local, np.stack(parameters))
+    if task.buffers is not None:
+        rows |= _last(task.buffers, task.n_local_buffers, np.stack(buffers))
+    tensors = {name: torch.from_numpy(values) for name, values in rows.items()}
+    return {"clients": torch.from_numpy(clients), **tensors}
+
+
+def _last(layout: Layout, n: int, rows: F32) -> dict[str, F32]:
+    """Return the tensors [M, *shape] in the last n entries of a layout, from rows [M, n]."""
+    start = layout.size - n
+    return {
+        name: rows[:, where.start - start : where.stop - start].reshape(len(rows), *shape)
+        for name, where, shape in layout.slices()
+        if where.start >= start
+    }
