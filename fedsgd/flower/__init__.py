@@ -14,12 +14,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fedsgd.flower.app_ties import tied_names
     from fedsgd.flower.mod import compression_mod
     from fedsgd.flower.strategy import CompressedStrategy
 
-_HOME = {"CompressedStrategy": "strategy", "compression_mod": "mod"}
+_HOME = {"CompressedStrategy": "strategy", "compression_mod": "mod", "tied_names": "app_ties"}
 
-__all__ = ["CompressedStrategy", "compression_mod"]
+__all__ = ["CompressedStrategy", "compression_mod", "tied_names"]
 
 
 def __getattr__(name: str) -> object:

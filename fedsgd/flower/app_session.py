@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +17,9 @@ from fedsgd.arrays import F32, Bools
 from fedsgd.compress import COMPRESSORS, Ageing, ClientId, Compressor, Operator, Scheme
 from fedsgd.downlink import begin
 from fedsgd.errors import ScenarioError, WireError, did_you_mean
-from fedsgd.flower.app_model import Arrangement, arranged, as_array, read_aside
-from fedsgd.flower.app_terms import Record, Terms, asked, read_answer, shared, without
+from fedsgd.flower.app_model import Arrangement, arranged, as_array, flat_values, read_aside
+from fedsgd.flower.app_terms import Answered, Record, Terms, asked, read_answer, read_groups, shared, without
+from fedsgd.flower.app_ties import TieState, same_bits
 from fedsgd.flower.records import KEY
 from fedsgd.rounds import Message as Frames
 from fedsgd.rounds import Plan, Reply, Server, again, broadcast, moved_to, start
@@ -68,10 +70,13 @@ def _usable() -> list[str]:
 
 class Session:
     """One model on its way through the rounds. Nodes are numbered in the order in which they are first asked; rounds are
-    counted here, because a strategy may be started again or end a round without its replies."""
+    counted here, because a strategy may be started again or end a round without its replies. ties: the names that are one
+    tensor; a session ends where they turn out to be others than it began with."""
 
-    def __init__(self, uplink: Uplink, downlink: Downlink, seed: int, arrays: ArrayRecord, exact: Sequence[str]) -> None:
-        model = arranged(arrays, exact)
+    def __init__(
+        self, uplink: Uplink, downlink: Downlink, seed: int, arrays: ArrayRecord, exact: Sequence[str], ties: TieState
+    ) -> None:
+        model = arranged(arrays, exact, ties.groups)
         with placed("compressor"):
             uplink.scheme().check_layout(model.layout)
         with placed("downlink.compressor"):
@@ -80,6 +85,9 @@ class Session:
         self.plan: Plan = self.terms.plan()
         self.server: Server = start(self.plan, model.vector(arrays))
         self.numbers: dict[int, ClientId] = {}
+        self.ties = ties
+        self.uncompressed: set[int] = set()
+        self.groups = ties.groups
         self._aside: Mapping[str, Array] = {}
         self._touched = np.zeros(model.layout.size, dtype=np.bool_)
         self._awaits = False
@@ -89,9 +97,14 @@ class Session:
         """What the app's arrays are."""
         return self.terms.model
 
+    @property
+    def is_over(self) -> bool:
+        """True if other names are one tensor than the session began with."""
+        return self.ties.groups != self.groups
+
     def goes_on_from(self, arrays: ArrayRecord) -> bool:
         """Whether these are the arrays that clients of the coming round are to have, to the last bit."""
-        if self.model.problem(arrays) is not None:
+        if self.model.problem(arrays) is not None or self.model.unequal(arrays):
             return False
         return np.array_equal(self.model.vector(arrays).view(np.uint32), self.server.weights.view(np.uint32))
 
@@ -108,7 +121,7 @@ class Session:
     ) -> dict[int, RecordDict]:
         """What each node is sent to train, from what the strategy would have sent it."""
         terms = replace(self.terms, cohort=max(1, len(contents)), key=key, weighted_by=weighted_by)
-        self.terms, self.plan, self._awaits = terms, terms.plan(), True
+        self.terms, self.plan, self._awaits, self.uncompressed = terms, terms.plan(), True, set()
         self._touched = np.zeros(self.model.layout.size, dtype=np.bool_)
         messages, self.server = broadcast(self.plan, self.server, [self._number(node) for node in contents])
         return self._written(contents, messages, arrays)
@@ -130,6 +143,8 @@ class Session:
         """What a node would have sent if nobody had compressed it; its RESYNC frame if it cannot follow. WireError, without any
         trace left of it, for what cannot be read."""
         said = read_answer(reply.content)
+        if not said.frames:
+            return self._take_uncompressed(reply, said)
         client = self.numbers[reply.metadata.src_node_id]
         given = Reply(client, said.frames, 0.0, 0.0)
         if len(said.frames) == 1 and kind_of(said.frames[0]) == Kind.RESYNC:
@@ -148,9 +163,37 @@ class Session:
         self._touched |= local != self.server.weights
         return without(reply.content, KEY, {said.key: record})
 
-    def taken_plain(self) -> None:
-        """The strategy has a reply of which nothing is known here."""
+    def _take_uncompressed(self, reply: Message, answer: Answered) -> RecordDict:
+        """Return a reply whose arrays came as they are, because the node found other names to be one tensor."""
+        arrays = reply.content.array_records.get(answer.key)
+        if arrays is None or answer.key == KEY:
+            raise WireError(0, f'the reply has neither an update nor a record "{answer.key}"')
+        problem = self.model.problem(arrays)
+        if problem is not None:
+            raise WireError(0, problem)
+        groups, values = read_groups(answer), self._values(arrays)
+        if any(not same_bits(values[group[0]], values[name]) for group in groups for name in group if name in values):
+            raise WireError(0, f"the reply has different values for {groups}, which it says are one tensor")
+        if not all(map(all_finite, values.values())):
+            raise WireError(0, "the reply's arrays are not finite")
+        self.ties.add_reply(self.model.tied, values, [group for group in groups if values.keys() >= set(group)])
+        self.uncompressed.add(reply.metadata.src_node_id)
         self._touched[:] = True
+        return without(reply.content, KEY, {})
+
+    def _values(self, arrays: ArrayRecord) -> Mapping[str, F32]:
+        try:
+            return self.model.values(arrays)
+        except Exception as error:  # whatever numpy says of bytes that are no array
+            raise WireError(0, f"the reply's arrays cannot be read ({error})") from None
+
+    def taken_plain(self, content: RecordDict) -> None:
+        """The strategy has a reply of which nothing is known here, but for the names that are not one tensor in it."""
+        self._touched[:] = True
+        for arrays in content.array_records.values():
+            with suppress(WireError):  # arrays that cannot be read are the strategy's own affair
+                if self.model.tied and self.model.problem(arrays) is None:
+                    self.ties.add_reply(self.model.tied, self._values(arrays), ())
 
     def moved(self, arrays: ArrayRecord | None, accepted: Sequence[int]) -> ArrayRecord | None:
         """The round is over. arrays: what the strategy made of it, None if nothing; accepted: the nodes whose replies it had.
@@ -161,14 +204,20 @@ class Session:
         before = self.server.weights
         made = before if arrays is None else self.model.vector(arrays)
         weights = np.where(self._rounding(made, len(accepted)), before, made)
-        taken = () if arrays is None else sorted(self.numbers[node] for node in accepted)
+        compressed = [node for node in accepted if node not in self.uncompressed]
+        taken = () if arrays is None else sorted(self.numbers[node] for node in compressed)
         self.server, self._awaits = moved_to(self.plan, self.server, weights, taken), False
         after = self.server.weights
         if arrays is None:
             return None if np.array_equal(before, after) else self.model.record(after, self._aside)
-        for name, part, shape in self.model.layout.slices():
-            if arrays[name].dtype != "float32" or not np.array_equal(made[part], after[part]):
-                arrays[name] = Array(as_array(after[part], shape))
+        return self.with_weights(arrays, after)
+
+    def with_weights(self, arrays: ArrayRecord, weights: F32) -> ArrayRecord:
+        """Return the same record with these weights [P], a tensor's under all its names."""
+        shapes = dict(zip(self.model.names, self.model.shapes, strict=True))
+        for name, part in self.model.parts.items():
+            if arrays[name].dtype != "float32" or not np.array_equal(flat_values(arrays[name]), weights[part]):
+                arrays[name] = Array(as_array(weights[part], shapes[name]))
         return arrays
 
     def _rounding(self, made: F32, n_replies: int) -> Bools:

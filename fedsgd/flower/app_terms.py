@@ -3,6 +3,7 @@
 server  record "fedsgd", the same for all nodes that build on the same model: the terms, with the MODEL frames; the exact arrays
         record "fedsgd-task", a node's own: its TASK frame
 node    record "fedsgd": which record this stands for, with the UPDATE or RESYNC frame; the exact arrays
+        or, with the app's own record left in its place: which record that is, without a frame; the names that are one tensor
 
 The terms come with each message, so a node needs no settings, and both ends always go by the same.
 """
@@ -20,6 +21,7 @@ from fedsgd.compress import Scheme
 from fedsgd.engine import Recipe
 from fedsgd.errors import FedsgdError, WireError
 from fedsgd.flower.app_model import Arrangement, read_aside, said_aside
+from fedsgd.flower.app_ties import Groups
 from fedsgd.flower.records import KEY, put, take
 from fedsgd.optim import SGD
 from fedsgd.rounds import Message, Plan
@@ -63,7 +65,10 @@ class Terms:
     def packed(self) -> bytes:
         """As bytes."""
         plain = {name: getattr(self, name) for name in ("seed", "session", "cohort", "key", "weighted_by")}
+        at = {name: i for i, name in enumerate(self.model.names)}
+        tied = [[at[name] for name in group] for group in self.model.tied]
         model = [self.model.names, self.model.shapes, [i for i, exact in enumerate(self.model.exact) if exact]]
+        model += [tied] if tied else []  # a node that knows no ties reads all other models, and refuses these
         tables = {"uplink": to_table(self.uplink), "downlink": to_table(self.downlink)}
         said = json.dumps({"version": VERSION, **plain, **tables, "model": model}, separators=(",", ":"))
         return zlib.compress(said.encode(), 9)
@@ -76,17 +81,21 @@ def read_terms(data: bytes) -> Terms:
         said = json.loads(unpacker.decompress(data, MAX_TERMS))
         if said.pop("version") != VERSION:
             raise WireError(0, "the server has another release of fedsgd than this node: they have to be the same")
-        names, shapes, exact = said.pop("model")
-        aside = set(exact)
-        model = Arrangement(tuple(names), tuple(map(tuple, shapes)), tuple(i in aside for i in range(len(names))))
+        model = _read_model(*said.pop("model"))
         if not all(isinstance(said[name], int) for name in ("seed", "session", "cohort")):
             raise WireError(0, "the server's settings have no numbers where they should")
         uplink, downlink = from_table(Uplink, said.pop("uplink")), from_table(Downlink, said.pop("downlink"))
         return Terms(uplink, downlink, model, **said)
     except FedsgdError as error:
         raise error if isinstance(error, WireError) else WireError(0, f"the server's settings: {error}") from None
-    except (zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (zlib.error, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise WireError(0, "the server's settings cannot be read") from None
+
+
+def _read_model(names: list[str], shapes: list[list[int]], exact: list[int], tied: Sequence[Sequence[int]] = ()) -> Arrangement:
+    aside = set(exact)
+    groups = tuple(tuple(names[i] for i in group) for group in tied)
+    return Arrangement(tuple(names), tuple(map(tuple, shapes)), tuple(i in aside for i in range(len(names))), groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +140,31 @@ def answered(key: str, frames: Message, terms: Terms, arrays: ArrayRecord | None
     return parcel.packed([(key.encode(), frames), (b"", ()) if arrays is None else said_aside(terms.model, arrays)])
 
 
+def answer_uncompressed(key: str, groups: Groups) -> bytes:
+    """Return the answer of a node whose arrays contradict the terms and stay in its reply.
+
+    Args:
+        key: the record that has the arrays.
+        groups: the names that are one tensor each in these arrays.
+    """
+    return parcel.packed([(key.encode(), ()), (json.dumps(groups).encode(), ())])
+
+
+def read_groups(answer: Answered) -> Groups:
+    """Return the groups of `answer_uncompressed`. WireError if there are none to be read."""
+    try:
+        groups = tuple(tuple(group) for group in json.loads(answer.aside[0]))
+    except (ValueError, TypeError, RecursionError):
+        raise WireError(0, "the names of one tensor cannot be read") from None
+    if not all(isinstance(name, str) for group in groups for name in group):
+        raise WireError(0, "the names of one tensor are no text")
+    return groups
+
+
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """What a node said. key: the record that it stands for; frames: UPDATE or RESYNC; n_bytes: of all of it."""
+    """What a node said. key: the record that it stands for; frames: UPDATE or RESYNC, none where the record itself is there;
+    n_bytes: of all of it."""
 
     key: str
     frames: Message

@@ -17,7 +17,9 @@ from fedsgd.clients import ClientState
 from fedsgd.data import Examples
 from fedsgd.engine import Local
 from fedsgd.errors import ModelError, OutputError, RunError
-from fedsgd.flower.app_terms import Request, answered, is_asked, read_request, without
+from fedsgd.flower.app_model import flat_values, is_float32
+from fedsgd.flower.app_terms import Request, answer_uncompressed, answered, is_asked, read_request, without
+from fedsgd.flower.app_ties import Groups, find_partial_sharing, observe_groups, same_bits, sort_groups
 from fedsgd.flower.place import commit, store_of
 from fedsgd.flower.records import KEY, put
 from fedsgd.rounds import Answer, Plan, Shelf, Task, receive, send
@@ -37,6 +39,7 @@ def compression_mod() -> Mod:
     It needs no settings, they come with the messages of a `CompressedStrategy`: the app gets the arrays that the message stands
     for, and of the arrays that it replies with, the difference to those is sent. What a scheme remembers stays on this node's
     disk (see `fedsgd.flower.place`). Messages of other strategies, and replies without arrays or with an error, pass untouched.
+    A reply passes uncompressed, too, where it shows that the server is wrong about the names that are one tensor.
 
     In the app's place it raises, and Flower reports, ModelError for arrays that are not the model's, NonFiniteError for an
     update that is not finite, WireError for a message that cannot be read and OutputError for a disk that cannot be used.
@@ -94,7 +97,12 @@ class _Node:
             return reply
         key = _model_in(reply.content, self.request.terms.key)
         arrays = reply.content.array_records[key]
-        update = self._vector(arrays) - task.opened.weights
+        vector = self._vector(arrays)
+        tied = self._check_ties(task, arrays)
+        if tied != self.request.terms.model.tied:
+            reply.content = put(reply.content, answer_uncompressed(key, tied))
+            return reply
+        update = vector - task.opened.weights
         local = Local(self.client, update, _examples(reply.content, self.request.terms.weighted_by), 1)
         sent, after = send(self.plan, task, local)
         data = answered(key, sent.frames, self.request.terms, arrays)
@@ -109,6 +117,29 @@ class _Node:
         arrays = terms.model.record(task.opened.weights, self.request.aside)
         message.content = without(message.content, KEY, {terms.key: arrays})
         return message
+
+    def _check_ties(self, task: Task, arrays: ArrayRecord) -> Groups:
+        """Return the names that are one tensor in a reply, in the server's order if they are those that the server assumes.
+
+        Raises:
+            ModelError: an array is the transpose or a part of a different one.
+        """
+        model = self.request.terms.model
+        before = {name: task.opened.weights[part] for name, part in model.parts.items()}
+        before |= {name: flat_values(array) for name, array in self.request.aside.items() if is_float32(array)}
+        after = {name: value for name, value in model.values(arrays).items() if name in before}
+        changed = {
+            name: value.reshape(arrays[name].shape) for name, value in after.items() if not same_bits(before[name], value)
+        }
+        sharing = find_partial_sharing(changed, model.aside)
+        if sharing is not None:
+            raise ModelError(
+                f"in the reply, {sharing}, and their compressed copies would drift apart: name both in "
+                "CompressedStrategy(exact=[...]), or keep one parameter and derive the other one in the model's forward()"
+            )
+        observed = observe_groups(model.tied, before, after)
+        groups = tuple(group for group in observed if not model.aside.keys() >= set(group))
+        return model.tied if sort_groups(model.tied) == groups else groups
 
     def _vector(self, arrays: ArrayRecord) -> F32:
         try:

@@ -13,9 +13,10 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedsgd.compress import Compressor
 from fedsgd.errors import ScenarioError, WireError
 from fedsgd.flower.app_asked import Asked, Traffic
-from fedsgd.flower.app_model import n_bytes
+from fedsgd.flower.app_model import guess_ties, n_bytes, tie_by_name
 from fedsgd.flower.app_session import Session, downlink_of, uplink_of
 from fedsgd.flower.app_terms import ours
+from fedsgd.flower.app_ties import TieState, describe_changes, name_pair, read_tied
 from fedsgd.flower.records import KEY
 from fedsgd.wire import Frame
 
@@ -33,7 +34,13 @@ class CompressedStrategy(Strategy):
     compressor: a name as in a scenario's `[uplink]`, a table with its settings or a `Compressor`; error_feedback: "none",
     "persist", "decay" or "reset"; downlink: a table as `[downlink]`, by default the whole model, uncompressed; seed: of the
     randomness that both ends share; exact: patterns of the names of arrays that travel as they are, bit for bit, as do all
-    that are not float32.
+    that are not float32; tied: groups of names that are one tensor each, like [("embed.weight", "head.weight")].
+
+    A tensor with several names (tied weights, a module that is registered twice) is sent once and restored under all names.
+    Names begin as one tensor where their initial arrays are equal and not constant. A reply that shows another truth travels
+    uncompressed, and the next round begins anew, with a warning; `tied` avoids that ([] for none, or what
+    `fedsgd.flower.tied_names` finds in a module). A reply in which an array is the transpose or some rows of a different one is
+    refused: name both in `exact`. Other views of the same memory are not found: name them there, too.
 
     traffic: what crossed, round by round. ScenarioError for a setting that is wrong, and for a compressor that does not leave
     each client's arrays to the strategy; ModelError, in the first round, for a model without float32 arrays.
@@ -54,6 +61,7 @@ class CompressedStrategy(Strategy):
         downlink: Mapping[str, Any] | None = None,
         seed: int = 0,
         exact: Sequence[str] = EXACT,
+        tied: Sequence[Sequence[str]] | None = None,
     ) -> None:
         if not isinstance(inner, Strategy):
             raise ScenarioError(f"inner: got {inner!r}, expected a strategy of flwr.serverapp.strategy, like FedAvg()")
@@ -64,7 +72,7 @@ class CompressedStrategy(Strategy):
         self.inner = inner
         self.traffic: list[Traffic] = []
         self._tables = uplink_of(compressor, error_feedback), downlink_of(downlink)
-        self._seed, self._exact = seed, tuple(exact)
+        self._seed, self._exact, self._tied = seed, tuple(exact), None if tied is None else read_tied(tied)
         self._session: Session | None = None
         self._train: Asked | None = None
         self._evaluate: Asked | None = None
@@ -121,21 +129,52 @@ class CompressedStrategy(Strategy):
         settled, accepted = self._settled(session, asked, replies)
         self._count(asked)
         arrays, metrics = self.inner.aggregate_train(server_round, settled)
+        if session.is_over:
+            return self._follow_ties(session, asked, arrays), metrics
+        if session.uncompressed:
+            nodes = sorted(session.uncompressed)
+            self._warn("split", f"nodes {nodes} have names of one tensor that are separate at others: they reply uncompressed")
         problem = None if arrays is None else session.model.problem(arrays)
         if problem is not None:
             self._warn("model", f"{problem}: the strategy has made another model, which begins anew")
             return arrays, metrics
+        if arrays is not None and (unequal := session.model.unequal(arrays)):
+            last = f'clients are sent the value of "{unequal[0][-1]}", which a module loads last'
+            self._warn(
+                "unequal", f"the strategy makes {name_pair(unequal)} differ, which are one tensor in all replies: {last}"
+            )
         return session.moved(arrays, accepted), metrics
 
+    def _follow_ties(self, session: Session, asked: Asked, arrays: ArrayRecord | None) -> ArrayRecord | None:
+        """Begin a session in which other names are one tensor, and return the arrays that it begins with."""
+        for what, change in describe_changes(session.groups, session.ties.groups).items():
+            self._warn(what, change)
+        if arrays is not None and session.model.problem(arrays) is not None:
+            self._session = None
+            return arrays
+        after = self._begin(asked.arrays if arrays is None else arrays, session.ties)
+        return None if arrays is None else after.with_weights(arrays, after.server.weights)
+
     def _session_from(self, arrays: ArrayRecord) -> Session:
-        if self._session is None or self._session.model.problem(arrays) is not None:
-            self._session = Session(*self._tables, self._seed, arrays, self._exact)
-            layout, aside = self._session.model.layout, self._session.model.aside
-            _LOG.info("fedsgd: %d arrays of %s numbers are compressed", len(layout.names), f"{layout.size:,}")
-            if aside:
-                _LOG.info("fedsgd: %d arrays travel as they are: %s", len(aside), ", ".join(list(aside)[:5]))
-        else:
-            self._session.go_on_from(arrays)
+        session = self._session
+        if session is None or session.model.problem(arrays) is not None:
+            groups = guess_ties(arrays, self._exact) if self._tied is None else tie_by_name(self._tied, arrays)
+            return self._begin(arrays, TieState(groups))
+        if session.model.unequal(arrays):
+            session.ties.keep_equal(session.model.values(arrays))
+        if session.is_over:
+            return self._begin(arrays, session.ties)
+        session.go_on_from(arrays)
+        return session
+
+    def _begin(self, arrays: ArrayRecord, ties: TieState) -> Session:
+        self._session = Session(*self._tables, self._seed, arrays, self._exact, ties)
+        model = self._session.model
+        _LOG.info("fedsgd: %d arrays of %s numbers are compressed", len(model.layout.names), f"{model.layout.size:,}")
+        if model.tied:
+            _LOG.info("fedsgd: %d tensors have several names and are sent once: %s", len(model.tied), name_pair(model.tied))
+        if model.aside:
+            _LOG.info("fedsgd: %d arrays travel as they are: %s", len(model.aside), ", ".join(list(model.aside)[:5]))
         return self._session
 
     # ----------------------------------------------------------------------------------------------------------- evaluation
@@ -227,7 +266,9 @@ class CompressedStrategy(Strategy):
                 resyncs[node] = opened
                 continue
             reply.content = opened
-            asked.plain_up += sum(map(n_bytes, opened.array_records.values()))
+            plain = sum(map(n_bytes, opened.array_records.values()))
+            asked.plain_up += plain
+            asked.up += plain if node in session.uncompressed else 0
             settled.append(reply)
             accepted.append(node)
         return resyncs
@@ -240,7 +281,7 @@ class CompressedStrategy(Strategy):
     def _suspect(self, session: Session, asked: Asked, node: int, reply: Message) -> None:
         """Say what may be wrong with a node that was asked in our way and does not answer in it."""
         if asked.what == "train" and not reply.has_error():
-            session.taken_plain()
+            session.taken_plain(reply.content)
         if node in self._heard or node not in asked.messages:
             return
         remedy = "its ClientApp needs mods=[compression_mod()]"
