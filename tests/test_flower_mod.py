@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
@@ -46,9 +48,9 @@ from fedsgd.compress.dense import DenseOperator
 from fedsgd.compress.topk import TopK
 from fedsgd.engine import Local
 from fedsgd.errors import ModelError, NonFiniteError, ScenarioError, WireError
-from fedsgd.flower import CompressedStrategy, compression_mod
+from fedsgd.flower import CompressedStrategy, compression_mod, tied_names
 from fedsgd.flower.app_model import arranged
-from fedsgd.flower.app_terms import Terms, ours, read_answer, read_request, read_terms
+from fedsgd.flower.app_terms import Terms, answer_uncompressed, ours, read_answer, read_request, read_terms
 from fedsgd.flower.mod import _NOTHING
 from fedsgd.flower.records import KEY, LARGE, message_bytes, put, take
 from fedsgd.optim import SGD
@@ -989,3 +991,378 @@ def test_the_example_trains_with_and_without_them(tmp_path: Path, monkeypatch: p
     assert min(accuracy.values()) > 0.7
     assert crossed[False]["up"] > 30 * crossed[True]["up"]
     assert crossed[False]["down"] > 3 * crossed[True]["down"]
+
+
+# ------------------------------------------------------------------------------------------------ tensors with several names
+
+
+RAND_K = {"name": "rand-k", "density": 0.05}
+TABLE = (np.random.default_rng(5).integers(-999, 999, (30, 8)) / 1024).astype(np.float32)
+ZEROS = np.zeros(8, dtype=np.float32)
+App = Callable[[Message, ArrayRecord], RecordDict]
+
+
+def record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+
+
+def app_with(*tensors: tuple[str, ...], still: Iterable[str] = ()) -> App:
+    """An app that adds a random update to each tensor of its module. tensors: groups of names that are one tensor each; as in
+    PyTorch, the value of the last name is loaded last. still: names that it does not train."""
+    first = {name: group[0] for group in tensors for name in group}
+    last = {name: group[-1] for group in tensors for name in group}
+
+    def reply(message: Message, arrays: ArrayRecord) -> RecordDict:
+        round, out = int(message.content.config_records["config"]["server-round"]), {}
+        for name, value in plain(arrays).items():
+            seed = [message.metadata.dst_node_id % 1000, round, *first.get(name, name).encode()]
+            loaded = plain(arrays)[last.get(name, name)]
+            step = np.random.default_rng(seed).integers(-64, 64, loaded.shape) / 1024
+            out[name] = (loaded + (0 if name in still else step)).astype(np.float32).reshape(value.shape)
+        return RecordDict({"arrays": record(out), "metrics": MetricRecord({"num-examples": 10})})
+
+    return reply
+
+
+def grid_of(app: App, n: int = 3) -> Grid:
+    over = grid(nodes=NODES[:n])
+    for node in over.nodes.values():
+        node.reply = app
+    return over
+
+
+def values_after(
+    strategy: CompressedStrategy, over: Grid, given: Mapping[str, np.ndarray], n: int
+) -> list[dict[str, np.ndarray]]:
+    """The arrays after each of n rounds."""
+    return [{k: v.copy() for k, v in plain(arrays).items()} for arrays, _ in rounds(strategy, over, record(given), n)]
+
+
+def uncompressed(over: Grid) -> list[bool]:
+    """For each reply, True if it has the arrays themselves."""
+    return ["arrays" in content for way, _, content in over.sent if way == "up"]
+
+
+TWO = {"e": TABLE, "mid": TABLE[:3] * 2, "o": TABLE}
+ONE = {name: value for name, value in TWO.items() if name != "o"}
+
+
+@pytest.mark.parametrize(
+    ("compressor", "downlink", "inner"),
+    [
+        (RAND_K, None, FedAvg),
+        (RAND_K, {"policy": "difference"}, FedAdam),
+        ("qsgd", {"policy": "error-feedback", "compressor": TOP_K}, FedMedian),
+        ("sign", {"policy": "plain", "compressor": RAND_K}, FedAvgM),
+    ],
+)
+def test_tied_weights_of_six_rounds_equal_those_under_one_name(
+    place: Path, compressor: Any, downlink: Any, inner: Callable[[], Strategy]
+) -> None:
+    two, one = (CompressedStrategy(inner(), compressor, downlink=downlink) for _ in range(2))
+    over, over_one = grid_of(app_with(("e", "o"))), grid_of(app_with())
+    tied = values_after(two, over, TWO, 6)
+    shutil.rmtree(place)
+    random.seed(0)  # the order of the cohort
+    single = values_after(one, over_one, ONE, 6)
+    for with_two, with_one in zip(tied, single, strict=True):
+        assert with_two["e"].tobytes() == with_two["o"].tobytes() == with_one["e"].tobytes()
+        assert with_two["mid"].tobytes() == with_one["mid"].tobytes()
+    assert not np.array_equal(tied[-1]["e"], TABLE)
+    assert frames_of(over) == frames_of(over_one), "each tensor is sent once"
+    for row, single_row in zip(two.traffic, one.traffic, strict=True):
+        assert row.up == single_row.up
+        assert 0 < row.down - single_row.down < 3 * 40, "one more name in the terms"
+        copies = 3 * len(Array(TABLE).data)
+        assert (row.plain_up - single_row.plain_up, row.plain_down - single_row.plain_down) == (copies, copies)
+
+
+def test_layers_that_begin_equal_are_separate_from_the_first_reply_on(caplog: pytest.LogCaptureFixture) -> None:
+    """As the layers of torch.nn.TransformerEncoder are, or a teacher and its student."""
+    given = {"layers.0.w": TABLE, "layers.0.b": ZEROS, "layers.1.w": TABLE, "layers.1.b": ZEROS}
+    over, alone = grid_of(app_with()), grid_of(app_with())
+    for node in alone.nodes.values():
+        node.app = Node(node.id, node.number, [], app_with()).app
+    strategy = CompressedStrategy(FedAvg(), "dense")
+    after = values_after(strategy, over, given, 3)
+    expected = [{k: v.copy() for k, v in plain(arrays).items()} for arrays, _ in rounds(FedAvg(), alone, record(given), 3)]
+    for values, wanted in zip(after, expected, strict=True):
+        for name, value in values.items():
+            np.testing.assert_allclose(value, wanted[name], atol=1e-6)
+    assert uncompressed(over) == [True] * 3 + [False] * 6
+    assert '"layers.0.w" and "layers.1.w" were taken for one tensor and differ in a reply' in caplog.text
+    assert "tied=tied_names(module)" in caplog.text
+    arrays = 3 * sum(len(Array(value).data) for value in given.values())
+    assert arrays < strategy.traffic[0].up < arrays + 600, "what travels uncompressed is counted"
+    assert strategy.traffic[0].plain_up == arrays
+
+
+def test_layers_that_begin_equal_are_compressed_at_once_if_the_caller_says_so() -> None:
+    over = grid_of(app_with())
+    strategy = CompressedStrategy(FedAvg(), RAND_K, tied=[])
+    values_after(strategy, over, {"a.w": TABLE, "b.w": TABLE}, 3)
+    assert uncompressed(over) == [False] * 9
+
+
+def test_arrays_that_are_equal_by_chance_are_not_tied() -> None:
+    """The frames are those of arrays that begin with other values."""
+    biases = {"a.bias": ZEROS, "b.bias": ZEROS, "a.scale": ZEROS + 1, "b.scale": ZEROS + 1, "w": TABLE}
+    over = grid_of(app_with())
+    strategy = CompressedStrategy(FedAvg(), "dense")
+    after = values_after(strategy, over, biases, 4)
+    assert strategy._session is not None
+    assert strategy._session.model.layout.names == tuple(biases)
+    assert uncompressed(over) == [False] * 12
+    steps = sum(np.mean([_step_of(node, round, "b.bias") for node in NODES[:3]], axis=0) for round in range(1, 5))
+    np.testing.assert_allclose(after[-1]["b.bias"], steps, atol=1e-6)
+    assert not np.array_equal(after[-1]["a.bias"], after[-1]["b.bias"])
+
+
+def _step_of(node: int, round: int, name: str) -> np.ndarray:
+    return np.random.default_rng([node % 1000, round, *name.encode()]).integers(-64, 64, ZEROS.shape) / 1024
+
+
+def test_a_tied_bias_that_begins_with_zeros_is_found_in_the_first_reply(caplog: pytest.LogCaptureFixture) -> None:
+    """A module under two names: its weights are known from the start."""
+    given = {"a.w": TABLE, "a.b": ZEROS, "a.s": np.float32(1), "b.w": TABLE, "b.b": ZEROS, "b.s": np.float32(1)}
+    over = grid_of(app_with(("a.w", "b.w"), ("a.b", "b.b"), ("a.s", "b.s")))
+    strategy = CompressedStrategy(FedAvg(), RAND_K)
+    after = values_after(strategy, over, given, 6)
+    for values in after:
+        assert all(values[f"a.{part}"].tobytes() == values[f"b.{part}"].tobytes() for part in "wbs")
+    assert uncompressed(over) == [True] * 3 + [False] * 15
+    assert '"a.b" and "b.b" (and 1 more) were taken for two tensors and are one in a reply' in caplog.text
+    assert strategy._session is not None
+    assert strategy._session.model.layout.names == ("a.w", "a.b", "a.s")
+
+
+def test_ties_that_the_caller_names_hold_from_the_first_round() -> None:
+    given = {"a.w": TABLE, "a.b": ZEROS, "b.w": TABLE, "b.b": ZEROS}
+    over = grid_of(app_with(("a.w", "b.w"), ("a.b", "b.b")))
+    strategy = CompressedStrategy(FedAvg(), RAND_K, tied=[["b.b", "a.b"], ("a.w", "b.w")])
+    after = values_after(strategy, over, given, 5)
+    assert all(values[f"a.{part}"].tobytes() == values[f"b.{part}"].tobytes() for values in after for part in "wb")
+    assert uncompressed(over) == [False] * 15
+
+
+def test_a_tied_tensor_that_the_caller_denies_is_found_in_the_replies() -> None:
+    """The values are those of the app's module in every round, whatever the server assumes."""
+    over = grid_of(app_with(("e", "o")))
+    after = values_after(CompressedStrategy(FedAvg(), RAND_K, tied=[]), over, TWO, 5)
+    assert all(values["e"].tobytes() == values["o"].tobytes() for values in after)
+    assert uncompressed(over) == [True] * 3 + [False] * 12
+
+
+def test_a_tied_tensor_that_no_client_trains_stays_equal_under_every_compressor() -> None:
+    given = {"a": TABLE, "b": TABLE, "w": TABLE * 3}
+    over = grid_of(app_with(("a", "b"), still=("a", "b")))
+    after = values_after(CompressedStrategy(FedAvg(), "sign"), over, given, 4)
+    assert all(values["a"].tobytes() == values["b"].tobytes() for values in after)
+
+
+def test_nodes_that_disagree_on_a_tie_reply_uncompressed_and_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    over = grid_of(app_with(("e", "o")))
+    over.nodes[7].reply = app_with()
+    after = values_after(CompressedStrategy(FedAvg(), "dense"), over, TWO, 4)
+    alone = grid_of(app_with(("e", "o")))
+    for node in alone.nodes.values():
+        node.app = Node(node.id, node.number, [], app_with() if node.id == 7 else app_with(("e", "o"))).app
+    for values, (wanted, _) in zip(after, rounds(FedAvg(), alone, record(TWO), 4), strict=True):
+        for name in TWO:
+            np.testing.assert_allclose(values[name], wanted[name].numpy(), atol=1e-6)
+    ups = [(node == 7, "arrays" in content) for way, node, content in over.sent if way == "up"]
+    assert sorted(ups[:3]) == [(False, False), (False, False), (True, True)], "the node whose names are separate"
+    assert sorted(ups[3:]) == [(False, True)] * 6 + [(True, False)] * 3, "the nodes whose names are not"
+    assert "have names of one tensor that are separate at others: they reply uncompressed" in caplog.text
+
+
+def test_arrays_that_the_caller_makes_differ_under_two_names_are_sent_as_they_are() -> None:
+    over = grid_of(app_with())
+    strategy = CompressedStrategy(FedAvg(), "dense")
+    session = strategy._session_from(record(TWO))
+    assert session.model.tied == (("e", "o"),)
+    other = record({**TWO, "o": TABLE * 2})
+    assert not session.goes_on_from(other)
+    list(rounds(strategy, over, other, 1))
+    for node in over.nodes.values():
+        got = plain(node.got[0][1])
+        assert np.array_equal(got["e"], TABLE)
+        assert np.array_equal(got["o"], TABLE * 2)
+
+
+def test_a_strategy_that_gives_tied_copies_other_values_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """As noise for differential privacy does. A module of PyTorch would train from the copy that it loads last."""
+
+    class Noisy(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            made, metrics = super().aggregate_train(server_round, replies)
+            assert made is not None
+            return record({name: value + i for i, (name, value) in enumerate(plain(made).items())}), metrics
+
+    over = grid_of(app_with(("e", "o")))
+    (after,) = values_after(CompressedStrategy(Noisy(), "dense"), over, TWO, 1)
+    mean = np.mean(
+        [np.random.default_rng([n % 1000, 1, *b"e"]).integers(-64, 64, TABLE.shape) / 1024 for n in NODES[:3]], axis=0
+    )
+    np.testing.assert_allclose(after["o"], TABLE + mean + 2, atol=1e-6)
+    assert after["e"].tobytes() == after["o"].tobytes()
+    assert 'the strategy makes "e" and "o" differ' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("other", "said"), [(TABLE.T.copy(), '"e" is "o" transposed'), (TABLE[4:19].copy(), '"o" is "e" in part')]
+)
+def test_a_view_of_another_parameter_is_refused_in_one_line(
+    other: np.ndarray, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reply(message: Message, arrays: ArrayRecord) -> RecordDict:
+        table = plain(arrays)["e"] + np.float32(0.5)
+        view = table.T.copy() if other.shape == TABLE.T.shape else table[4:19]
+        return RecordDict({"arrays": record({"e": table, "o": view, "w": TABLE}), "metrics": MetricRecord({"num-examples": 1})})
+
+    given = {"e": TABLE, "o": other, "w": TABLE * 2}
+    over = grid_of(reply)
+    values_after(CompressedStrategy(FedAvg(), RAND_K), over, given, 1)
+    assert f"ModelError'>:<'in the reply, {said}, and their compressed copies would drift apart: name both in" in caplog.text
+    assert uncompressed(over) == []
+
+    over = grid_of(reply)
+    strategy = CompressedStrategy(FedAvg(), RAND_K, exact=["e", "o"])
+    *_, after = values_after(strategy, over, given, 3)
+    np.testing.assert_allclose(after["e"], TABLE + 1.5, atol=1e-6)
+    np.testing.assert_allclose(after["o"], other + 1.5, atol=1e-6)
+
+
+def test_a_tied_tensor_that_is_exact_under_one_name_is_exact_under_both() -> None:
+    over = grid_of(app_with(("e", "o")))
+    after = values_after(CompressedStrategy(FedAvg(), RAND_K, exact=["e"]), over, TWO, 4)
+    for round, values in enumerate(after):
+        steps = sum(
+            np.mean(
+                [np.random.default_rng([n % 1000, r, *b"e"]).integers(-64, 64, TABLE.shape) / 1024 for n in NODES[:3]], axis=0
+            )
+            for r in range(1, round + 2)
+        )
+        np.testing.assert_allclose(values["o"], TABLE + steps, atol=1e-6)
+        assert values["e"].tobytes() == values["o"].tobytes()
+    assert uncompressed(over) == [True] * 3 + [False] * 9
+
+
+def test_exact_arrays_with_equal_bytes_are_sent_once() -> None:
+    def bytes_down(**more: Any) -> int:
+        over = grid(nodes=NODES[:2])
+        strategy = CompressedStrategy(FedAvg(), TOP_K)
+        list(rounds(strategy, over, model(0, **more), 1))
+        for node in over.nodes.values():
+            for name, value in more.items():
+                assert plain(node.got[0][1])[name].tobytes() == value.tobytes()
+        return strategy.traffic[0].down
+
+    wide = np.arange(500) / 3
+    once, twice = bytes_down(a=wide), bytes_down(a=wide, b=wide.copy(), c=np.array([7]))
+    assert twice - once < 2 * (len(Array(np.array([7])).data) + 200)
+
+
+def test_a_reply_that_claims_a_false_tie_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    claims = {
+        b'[["e", "mid"]]': "it says are one tensor",
+        b'[["e", 3]]': "are no text",
+        b"[4]": "cannot be read",
+        b"": "cannot be read",
+    }
+    for claim, said in claims.items():
+        data = parcel.packed([(b"arrays", ()), (claim, ())])
+        over = grid_of(app_with())
+        over.altered = lambda node, content, data=data: put(RecordDict(dict(content)), data) if node == 7 else content
+        strategy = CompressedStrategy(FedAvg(), "dense", tied=[])
+        list(rounds(strategy, over, record(ONE), 1))
+        assert strategy._session is not None
+        assert strategy._session.model.tied == ()
+        assert "the reply has neither an update nor a record" in caplog.text
+        reply = Message(RecordDict({"arrays": record(ONE)}), 7, "train")
+        reply.metadata.__dict__["_src_node_id"] = 7
+        reply.content = put(reply.content, data)
+        with pytest.raises(WireError, match=said):
+            strategy._session.restored(reply)
+    assert read_answer(put(RecordDict(), answer_uncompressed("arrays", (("a", "b"),)))).frames == ()
+
+
+REFUSED_TIES = [
+    ("e", "tied: got 'e', expected groups"),
+    (["e", "o"], "tied: got 'e', expected groups of two names or more"),
+    ([("e",)], r"tied: got \('e',\), expected groups of two names or more"),
+    ([("e", "o"), ("o", "mid")], 'tied: got "o" in two groups'),
+    ([("e", "oo")], 'tied: got "oo", which the model does not have, did you mean "o"'),
+    ([("e", "mid")], 'tied: got "e" and "mid", which differ in the model at the start'),
+]
+
+
+@pytest.mark.parametrize(("tied", "said"), REFUSED_TIES, ids=[said[:30] for _, said in REFUSED_TIES])
+def test_ties_that_cannot_be_are_refused_in_one_line(tied: Any, said: str) -> None:
+    with pytest.raises(ScenarioError, match=said) as caught:
+        list(rounds(CompressedStrategy(FedAvg(), RAND_K, tied=tied), grid_of(app_with()), record(TWO), 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_with_ties_are_read_back_and_bad_ones_refused() -> None:
+    terms = Terms(*CompressedStrategy(FedAvg(), TOP_K)._tables, arranged(record(TWO), (), (("e", "o"),)))
+    assert read_terms(terms.packed()) == terms
+    assert terms.model.layout.names == ("e", "mid")
+    for group in ([0, 9], [0, 1], [0, 0], [[0], [1]]):
+        said = json.loads(zlib.decompress(terms.packed()))
+        said["model"][3] = [group]
+        with pytest.raises(WireError):
+            read_terms(zlib.compress(json.dumps(said).encode()))
+
+
+def test_tied_names_of_a_module_are_those_of_one_tensor() -> None:
+    shared, norm = torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)
+    net = torch.nn.Sequential(shared, norm, torch.nn.ReLU(), shared, norm, torch.nn.Linear(4, 4))
+    names = {frozenset(group) for group in tied_names(net)}
+    parts = {"0": ("weight", "bias"), "1": ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    assert names == {frozenset((f"{at}.{part}", f"{int(at) + 3}.{part}")) for at, of in parts.items() for part in of}
+    assert tied_names(torch.nn.TransformerEncoderLayer(8, 2, 16)) == []
+    given = ArrayRecord(net.state_dict())
+    session = CompressedStrategy(FedAvg(), TOP_K, tied=tied_names(net))._session_from(given)
+    assert session.model.layout.names == ("0.weight", "0.bias", "1.weight", "1.bias", "5.weight", "5.bias")
+
+
+@pytest.mark.parametrize("view", [lambda w: w[:2], lambda w: w.t(), lambda w: w[:, 1]])
+def test_tied_names_of_overlapping_parameters_are_refused(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    net = torch.nn.Linear(4, 4, bias=False)
+    net.other = torch.nn.Parameter(view(net.weight.detach()))
+    with pytest.raises(ModelError, match="share memory and are not the same view"):
+        tied_names(net)
+
+
+def test_an_embedding_that_is_the_output_layer_too_is_one_tensor_over_five_rounds() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.o = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 50, bias=False)
+            self.o.weight = self.e.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.o(self.e(x))
+            return out
+
+    def train(message: Message, arrays: ArrayRecord) -> RecordDict:
+        net = Tied()
+        net.load_state_dict(arrays.to_torch_state_dict())
+        x = torch.randint(0, 50, (64,), generator=torch.Generator().manual_seed(message.metadata.dst_node_id % 1000))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for part in x.split(16):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(part), (part + 1) % 50).backward()
+            optimizer.step()
+        return RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": MetricRecord({"num-examples": 64})})
+
+    with one_thread(), torch_generator(0):
+        given = {name: value.numpy() for name, value in Tied().state_dict().items()}
+        over, exact = grid_of(train), grid_of(train)
+        after = values_after(CompressedStrategy(FedAvg(), RAND_K), over, given, 5)
+        (dense,) = values_after(CompressedStrategy(FedAvg(), "dense"), exact, given, 1)
+    assert all(values["e.weight"].tobytes() == values["o.weight"].tobytes() for values in after)
+    assert not np.array_equal(after[-1]["e.weight"], given["e.weight"])
+    replies = [plain(train(Message(RecordDict(), node, "train"), record(given))["arrays"])["e.weight"] for node in NODES[:3]]
+    np.testing.assert_allclose(dense["o.weight"], np.mean(replies, axis=0), atol=1e-6)
