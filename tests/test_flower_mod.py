@@ -1077,6 +1077,50 @@ def test_tied_weights_of_six_rounds_equal_those_under_one_name(
         assert (row.plain_up - single_row.plain_up, row.plain_down - single_row.plain_down) == (copies, copies)
 
 
+def test_a_tied_tensor_with_another_shape_under_its_second_name_stays_one() -> None:
+    over = grid_of(app_with(("e", "o")))
+    after = values_after(CompressedStrategy(FedAvg(), RAND_K), over, {**TWO, "o": TABLE.reshape(-1)}, 4)
+    assert all(values["e"].tobytes() == values["o"].tobytes() and values["o"].shape == (240,) for values in after)
+    assert uncompressed(over) == [False] * 12
+
+
+def test_three_names_of_which_two_are_one_tensor_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    over = grid_of(app_with(("a", "c")))
+    strategy = CompressedStrategy(FedAvg(), RAND_K)
+    after = values_after(strategy, over, {"a": TABLE, "b": TABLE, "c": TABLE}, 4)
+    assert all(values["a"].tobytes() == values["c"].tobytes() for values in after)
+    assert not np.array_equal(after[-1]["a"], after[-1]["b"])
+    assert strategy._session is not None
+    assert strategy._session.model.tied == (("a", "c"),)
+    assert '"a" and "b" (and 1 more) were taken for one tensor and differ in a reply' in caplog.text
+
+
+@pytest.mark.parametrize("tied", [None, []])
+def test_a_model_that_is_not_finite_when_ties_change_ends_the_run(tied: Any) -> None:
+    class Broken(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            made, metrics = super().aggregate_train(server_round, replies)
+            return record({**plain(made), "mid": TWO["mid"] * np.float32(np.inf)}), metrics
+
+    over = grid_of(app_with() if tied is None else app_with(("e", "o")))
+    with pytest.raises(NonFiniteError, match=r"round 1, server: .* not finite"):
+        list(rounds(CompressedStrategy(Broken(), RAND_K, tied=tied), over, record(TWO), 1))
+
+
+def test_clients_are_tested_with_the_same_model_where_ties_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.test_flower_mod.flat", lambda arrays: arrays["e"].numpy())
+    over = grid_of(app_with())
+    strategy = CompressedStrategy(FedAvg(), RAND_K, downlink=FOLLOWING)
+    result = strategy.start(over, record(TWO), num_rounds=3)
+    for node in over.nodes.values():
+        seen = [plain(arrays) for kind, arrays, _ in node.got if kind == "evaluate"]
+        assert [(len(seen)), *(seen[-1][name].tobytes() for name in TWO)] == [
+            3,
+            *(v.tobytes() for v in plain(result.arrays).values()),
+        ]
+    assert [(row.what, row.round) for row in strategy.traffic] == [(w, r) for r in (1, 2, 3) for w in ("train", "evaluate")]
+
+
 def test_layers_that_begin_equal_are_separate_from_the_first_reply_on(caplog: pytest.LogCaptureFixture) -> None:
     """As the layers of torch.nn.TransformerEncoder are, or a teacher and its student."""
     given = {"layers.0.w": TABLE, "layers.0.b": ZEROS, "layers.1.w": TABLE, "layers.1.b": ZEROS}
@@ -1173,7 +1217,7 @@ def test_nodes_that_disagree_on_a_tie_reply_uncompressed_and_are_named(caplog: p
     ups = [(node == 7, "arrays" in content) for way, node, content in over.sent if way == "up"]
     assert sorted(ups[:3]) == [(False, False), (False, False), (True, True)], "the node whose names are separate"
     assert sorted(ups[3:]) == [(False, True)] * 6 + [(True, False)] * 3, "the nodes whose names are not"
-    assert "have names of one tensor that are separate at others: they reply uncompressed" in caplog.text
+    assert "reply uncompressed: other nodes have other tied names" in caplog.text
 
 
 def test_arrays_that_the_caller_makes_differ_under_two_names_are_sent_as_they_are() -> None:

@@ -44,7 +44,8 @@ class Arrangement:
     def __post_init__(self) -> None:
         sizes = {name: math.prod(shape) for name, shape, exact in self._all if not exact}
         tied = [name for group in self.tied for name in group]
-        if len(set(tied)) != len(tied) or any(len({sizes.get(name) for name in group} - {None}) != 1 for group in self.tied):
+        found = [{sizes.get(name) for name in group} for group in self.tied]
+        if len(set(tied)) != len(tied) or any(len(size) != 1 or None in size for size in found):
             raise ModelError(f"got the names {tied} for tensors, expected arrays of one size, each in one group")
 
     @cached_property

@@ -220,6 +220,10 @@ class Session:
                 arrays[name] = Array(as_array(weights[part], shapes[name]))
         return arrays
 
+    def check_finite(self, arrays: ArrayRecord) -> None:
+        """Raise NonFiniteError for a model that the round must not end with."""
+        moved_to(self.plan, self.server, self.model.vector(arrays), ())
+
     def _rounding(self, made: F32, n_replies: int) -> Bools:
         """Where the strategy has averaged n equal numbers and got almost the same one [P]: no client changed anything there,
         and the difference is within the error of such a sum, (n + 2) · 2⁻²⁴ of it. It would be sent as if it was a change."""

@@ -209,8 +209,8 @@ def tied_names(module: Any) -> list[tuple[str, ...]]:
 
 
 def describe_changes(before: Groups, after: Groups) -> dict[str, str]:
-    """Return one sentence for groups that a strategy has given up, and one for groups that it has found."""
-    apart, tied = ([group for group in x if group not in y] for x, y in ((before, after), (after, before)))
+    """Return one sentence for pairs of names that a strategy has separated, and one for those that it has joined."""
+    apart, tied = sort_groups(_pairs(before) - _pairs(after)), sort_groups(_pairs(after) - _pairs(before))
     changes = {}
     if apart:
         changes["apart"] = f"{name_pair(apart)} were taken for one tensor and differ in a reply; {_CONSEQUENCE}"
@@ -223,6 +223,10 @@ def name_pair(groups: Sequence[Sequence[str]]) -> str:
     """Return the first two names of the first group for a message, and how many groups there are beyond it."""
     more = f" (and {len(groups) - 1} more)" if len(groups) > 1 else ""
     return f'"{groups[0][0]}" and "{groups[0][1]}"{more}'
+
+
+def _pairs(groups: Groups) -> set[tuple[str, ...]]:
+    return {pair for group in groups for pair in itertools.combinations(group, 2)}
 
 
 def _is_trained(names: Sequence[str], before: Values, after: Values) -> bool:

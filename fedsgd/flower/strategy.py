@@ -132,17 +132,14 @@ class CompressedStrategy(Strategy):
         if session.is_over:
             return self._follow_ties(session, asked, arrays), metrics
         if session.uncompressed:
-            nodes = sorted(session.uncompressed)
-            self._warn("split", f"nodes {nodes} have names of one tensor that are separate at others: they reply uncompressed")
+            self._warn("split", f"nodes {sorted(session.uncompressed)} reply uncompressed: other nodes have other tied names")
         problem = None if arrays is None else session.model.problem(arrays)
         if problem is not None:
             self._warn("model", f"{problem}: the strategy has made another model, which begins anew")
             return arrays, metrics
         if arrays is not None and (unequal := session.model.unequal(arrays)):
             last = f'clients are sent the value of "{unequal[0][-1]}", which a module loads last'
-            self._warn(
-                "unequal", f"the strategy makes {name_pair(unequal)} differ, which are one tensor in all replies: {last}"
-            )
+            self._warn("unequal", f"the strategy makes {name_pair(unequal)} differ, which are one tensor so far: {last}")
         return session.moved(arrays, accepted), metrics
 
     def _follow_ties(self, session: Session, asked: Asked, arrays: ArrayRecord | None) -> ArrayRecord | None:
@@ -152,6 +149,8 @@ class CompressedStrategy(Strategy):
         if arrays is not None and session.model.problem(arrays) is not None:
             self._session = None
             return arrays
+        if arrays is not None:
+            session.check_finite(arrays)
         after = self._begin(asked.arrays if arrays is None else arrays, session.ties)
         return None if arrays is None else after.with_weights(arrays, after.server.weights)
 
