@@ -129,9 +129,9 @@ def _execute(
             followed.begin(Begun(scenario, folder))
             residuals = Residuals()
             history, server, accuracy = _run(experiment, ledger, rounds, residuals, (on_round, followed.round), account)
+            model = final_model(experiment, server)
         summary = summarised(experiment, history, ledger, residuals, server.weights, time.perf_counter() - begun)
         summary |= _of_the_call(workers, account, given)
-        model = final_model(experiment, server)
         summary["reported_model"] = model.reported
         layout, state = experiment.plan.layout, model.evaluated or model.server
         result = Result(scenario, history, ledger, server.weights, layout, accuracy, summary, folder, state)

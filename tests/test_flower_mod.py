@@ -1401,7 +1401,7 @@ def test_an_embedding_that_is_the_output_layer_too_is_one_tensor_over_five_round
             optimizer.step()
         return RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": MetricRecord({"num-examples": 64})})
 
-    with one_thread(), torch_generator(0):
+    with one_thread(), seeded_generators(0):
         given = {name: value.numpy() for name, value in Tied().state_dict().items()}
         over, exact = grid_of(train), grid_of(train)
         after = values_after(CompressedStrategy(FedAvg(), RAND_K), over, given, 5)

@@ -47,6 +47,7 @@ class Task:
         buffers: names and shapes of the buffers that clients carry from round to round, S numbers; None if there are none.
         initial_buffers: [S] float32, their values before round 1. All other buffers are constant in training.
         n_local_buffers: number of entries, the last ones of `buffers`, that never leave a client.
+        source: how the module was made, for processes that it cannot be sent to; None if it was given.
     """
 
     module: nn.Module
@@ -58,6 +59,7 @@ class Task:
     buffers: Layout | None = None
     initial_buffers: F32 | None = None
     n_local_buffers: int = 0
+    source: ModuleSource | None = None
 
     @property
     def parts(self) -> list[tuple[str, nn.Module]]:
@@ -83,10 +85,40 @@ class Task:
         return Layout(self.layout.names[:n], self.layout.shapes[:n])
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        """By torch, which writes what tensors share once. ModelError if something cannot be sent to another process."""
+        """By torch, which writes what tensors share once; a module that it cannot write is made again in the other process.
+
+        ModelError if something cannot be sent to another process.
+        """
         buffers = (self.buffers, self.initial_buffers, self.n_local_buffers)
-        described = (self.layout, self.initial, self.n_local, *buffers)
-        return _rebuilt, (_saved(self.module, self.loss, self.metrics), *described)
+        described = (self.layout, self.initial, self.n_local, *buffers, self.source)
+        try:
+            saved = _saved(self.module, self.loss, self.metrics)
+        except ModelError:
+            if self.source is None:
+                raise
+            saved = _saved(None, self.loss, self.metrics)
+        return _rebuilt, (saved, *described)
+
+
+@dataclass(frozen=True)
+class ModuleSource:
+    """How a run makes its module: a model, for examples of a shape and a number of classes, with the run's seed."""
+
+    model: Model
+    shape: tuple[int, ...]
+    classes: int | None
+    seed: int
+
+    def build(self) -> nn.Module:
+        """Return a new module, always with the same initial values. ModelError if that cannot be done."""
+        from fedsgd.models.batch_norm import settle_batch_norm
+        from fedsgd.torch_scope import one_thread, seeded_generators
+
+        with one_thread(), seeded_generators(torch_seed(self.seed, "init")):
+            module = _built(self.model, self.shape, self.classes)
+        _check_module(module)
+        settle_batch_norm(module, self.model.batch_norm)
+        return module
 
 
 @dataclass(frozen=True)
@@ -130,12 +162,11 @@ def make_task(
     from fedsgd.models.batch_norm import settle_batch_norm
     from fedsgd.models.buffers import check_memory, parts_of
     from fedsgd.models.describe import described
-    from fedsgd.torch_scope import one_thread, seeded_generators
 
-    given = module is not None
+    source = None
     if module is None:
-        with one_thread(), seeded_generators(torch_seed(seed, "init")):
-            module = _built(model, dataset)
+        source = ModuleSource(model, dataset.shape, dataset.classes, seed)
+        module = source.build()
     named = {} if dataset.classes is None else {"accuracy": accuracy}
     named.update({name: imported(path, f"metrics.{name}") for name, path in model.metrics.items()})
     named.update(metrics or {})
@@ -147,9 +178,9 @@ def make_task(
         raise ModelError(f"the loss is the class {loss.__name__}, expected a function or an instance: {loss.__name__}()")
     _check_module(module)
     check_memory(parts_of(module, loss))
-    module, loss = _copies(module, loss, given)
+    module, loss = _copies(module, loss, given=source is None)
     settle_batch_norm(module, model.batch_norm)
-    return described(module, loss, named, model, dataset)
+    return replace(described(module, loss, named, model, dataset), source=source)
 
 
 ELSEWHERE = (
@@ -158,7 +189,7 @@ ELSEWHERE = (
 )
 
 
-def _saved(module: nn.Module, loss: Loss, metrics: Mapping[str, Metric]) -> bytes:
+def _saved(module: nn.Module | None, loss: Loss, metrics: Mapping[str, Metric]) -> bytes:
     try:
         return _as_bytes((module, loss, metrics))
     except Exception as error:  # the user's own attributes may be anything
@@ -166,8 +197,13 @@ def _saved(module: nn.Module, loss: Loss, metrics: Mapping[str, Metric]) -> byte
             try:
                 _as_bytes(part)
             except Exception as reason:
-                raise ModelError(f"the {name} cannot be sent to worker processes ({reason}): {ELSEWHERE}") from reason
-        raise ModelError(f"the model cannot be sent to worker processes ({error}): {ELSEWHERE}") from error
+                raise ModelError(f"the {name} cannot be sent to worker processes ({_line(reason)}): {ELSEWHERE}") from reason
+        raise ModelError(f"the model cannot be sent to worker processes ({_line(error)}): {ELSEWHERE}") from error
+
+
+def _line(error: Exception) -> str:
+    """Return an error's message in one line."""
+    return " ".join(str(error).split())
 
 
 def _as_bytes(value: object) -> bytes:
@@ -179,22 +215,25 @@ def _as_bytes(value: object) -> bytes:
 
 
 def _rebuilt(saved: bytes, *described: Any) -> Task:
+    source: ModuleSource | None = described[-1]
     import torch
 
     try:
         module, loss, metrics = torch.load(io.BytesIO(saved), weights_only=False)
     except Exception as error:  # a class of a notebook is nowhere else
-        raise ModelError(f"the model cannot be made again in a worker process ({error}): {ELSEWHERE}") from error
+        raise ModelError(f"the model cannot be made again in a worker process ({_line(error)}): {ELSEWHERE}") from error
+    if module is None and source is not None:
+        module = source.build()
     return Task(module, loss, metrics, *described)
 
 
-def _built(model: Model, dataset: Dataset) -> nn.Module:
-    if model.classifies and dataset.classes is None:
+def _built(model: Model, shape: tuple[int, ...], classes: int | None) -> nn.Module:
+    if model.classifies and classes is None:
         raise ModelError(
             f"{model.name}: this model classifies, and the dataset's targets are not class labels; bring your own module"
         )
     try:
-        return model.build(dataset.shape, dataset.classes or 0)
+        return model.build(shape, classes or 0)
     except ModelError as error:
         raise ModelError(f"{model.name}: {error}") from error
     except FedsgdError:
