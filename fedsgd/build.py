@@ -29,7 +29,7 @@ from fedsgd.runtime.processes import Shared, hired
 from fedsgd.runtime.shared import Blob, SharedFile
 from fedsgd.runtime.store import SlotModels, SlotStore, footprint
 from fedsgd.runtime.worker import Assignment, MakeEngine
-from fedsgd.scenario import Scenario
+from fedsgd.scenario import PythonObjects, Scenario
 from fedsgd.schema import placed
 from fedsgd.splits import dealt
 from fedsgd.state_plan import StatePlan, plan_states, typical_state
@@ -97,6 +97,8 @@ def _build(
     metrics: Mapping[str, Metric] | None,
     share: bool,
 ) -> Experiment:
+    objects = PythonObjects(dataset, module, loss, metrics)
+    objects.check(scenario)
     dataset, train, held_out = dealt(scenario, data, dataset)
     shared = Blob.of((dataset, train, held_out)) if share else None
     if shared is not None:  # in the place of the arrays that were read, which can go
@@ -106,7 +108,7 @@ def _build(
     plan = _plan(scenario, task, train)
     _try(task, dataset)
     engine, chosen, make = _engine(scenario, task, plan, dataset, train)
-    scenario = replace(scenario, engine=replace(scenario.engine, name=chosen.name, stack=chosen.stack))
+    scenario = objects.describe(replace(scenario, engine=replace(scenario.engine, name=chosen.name, stack=chosen.stack)))
     store = MemoryStore()
     evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)
     evaluator = replace(evaluator, own=_own(plan, store))

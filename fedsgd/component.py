@@ -7,6 +7,7 @@ hyper-parameter cannot exist. msgspec does the type work; this module is its onl
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import re
 import typing
@@ -158,7 +159,9 @@ class Registry(Generic[C]):
     """Name → component class. Members are given as `module:Class` and imported when first asked for.
 
     To add one: write its file, add its line where the registry is made. implied: key → the name that a table without `name`
-    has if it holds this key. aliases: other names → the member's own. plural: of `family`, for listings.
+    has if it holds this key. aliases: other names → the member's own. plural: of `family`, for listings. unlisted: members that
+    only resolved scenarios name, so that no listing and no suggestion has them. A name "package.module:Class" is a class of the
+    user's own.
     """
 
     def __init__(
@@ -169,6 +172,7 @@ class Registry(Generic[C]):
         implied: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
         plural: str | None = None,
+        unlisted: Mapping[str, str] | None = None,
     ) -> None:
         self.family = family
         self.plural = f"{family}s" if plural is None else plural
@@ -176,6 +180,7 @@ class Registry(Generic[C]):
         self.implied = dict(implied or {})
         self.aliases = dict(aliases or {})
         self._members = dict(members)
+        self._unlisted = dict(unlisted or {})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
@@ -183,12 +188,41 @@ class Registry(Generic[C]):
     def __len__(self) -> int:
         return len(self._members)
 
+    def knows(self, name: object) -> bool:
+        """Return whether a name is that of a member, listed or not, an alias, or of the form "package.module:Class"."""
+        return isinstance(name, str) and (":" in name or name in self._all or name in self.aliases)
+
+    def holds(self, cls: type) -> bool:
+        """Return whether a class is the one that its `name` stands for."""
+        name = getattr(cls, "name", None)
+        return name in self._all and self[str(name)] is cls
+
+    @property
+    def _all(self) -> Mapping[str, str]:
+        return {**self._members, **self._unlisted}
+
     def __getitem__(self, name: str) -> type[C]:
+        if ":" in name:
+            return self._own(name)
         name = self.aliases.get(name, name)
-        if name not in self._members:
+        if name not in self._all:
             raise ScenarioError(f'got "{name}"{did_you_mean(name, [*self._members, *self.aliases])}')
-        cls = import_object(self._members[name])
+        cls = import_object(self._all[name])
         if not (isinstance(cls, type) and issubclass(cls, self.base) and getattr(cls, "name", None) == name):
-            raise TypeError(f'{self._members[name]} is registered as {self.family} "{name}" but is {cls!r}')
+            raise TypeError(f'{self._all[name]} is registered as {self.family} "{name}" but is {cls!r}')
+        member: type[C] = cls
+        return member
+
+    def _own(self, path: str) -> type[C]:
+        """Import a user's own class; ScenarioError unless it can be a member of this family."""
+        cls = import_object(path)
+        base = f"{self.base.__module__}.{self.base.__qualname__}"
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise ScenarioError(f'got "{path}", which is {cls!r}, expected a subclass of {base}')
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+            raise ScenarioError(f'got "{path}", which does not define {missing}, expected a subclass of {base} that does')
+        if not isinstance(getattr(cls, "name", None), str):
+            raise ScenarioError(f'got "{path}", which has no name, expected name: ClassVar[str] = "..." in the class')
         member: type[C] = cls
         return member

@@ -9,15 +9,18 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedsgd.component import Count, FieldError, Natural
 from fedsgd.compress import Scheme
-from fedsgd.data import Population
+from fedsgd.data import Dataset, Population
+from fedsgd.data.datasets.given import GivenDataset
 from fedsgd.errors import ScenarioError, did_you_mean
-from fedsgd.models import Mlp, Model
+from fedsgd.models import Loss, Metric, Mlp, Model
+from fedsgd.models.user import GivenModule
+from fedsgd.python_objects import ask_for, drop_given, find_markers, reference
 from fedsgd.schema import Table, apply_settings, from_table, to_table
 from fedsgd.tables import (
     Client,
@@ -137,3 +140,33 @@ def in_file(path: Path) -> Iterator[None]:
 def from_dict(raw: Mapping[str, Any]) -> Scenario:
     """A scenario from nested tables, as TOML gives them."""
     return from_table(Scenario, raw)
+
+
+@dataclass(frozen=True, eq=False)
+class PythonObjects:
+    """Objects that take the place of what a scenario names: arguments of `fedsgd.run`; module: a torch.nn.Module."""
+
+    dataset: Dataset | None = None
+    module: Any = None
+    loss: Loss | None = None
+    metrics: Mapping[str, Metric] | None = None
+
+    def check(self, scenario: Scenario) -> None:
+        """Raise a ScenarioError if the scenario was made with Python objects that are not among these."""
+        given = [name for name in ("dataset", "module", "loss") if getattr(self, name) is not None]
+        missing = drop_given(find_markers(to_table(scenario)), given, self.metrics or ())
+        if missing:
+            raise ScenarioError(f"{next(iter(missing))}: {ask_for(missing)}")
+
+    def describe(self, scenario: Scenario) -> Scenario:
+        """Return the scenario that says what runs: each object by its import path, or by a marker."""
+        data, model = scenario.data, scenario.model
+        if self.dataset is not None:
+            data = replace(data, source=GivenDataset.of(self.dataset))
+        if self.module is not None:
+            model = GivenModule.of(self.module, model)
+        if self.loss is not None:
+            model = replace(model, loss=reference(self.loss))
+        if self.metrics:
+            model = replace(model, metrics={**model.metrics, **{name: reference(one) for name, one in self.metrics.items()}})
+        return replace(scenario, data=data, model=model)

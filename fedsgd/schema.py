@@ -5,16 +5,18 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from fedsgd.component import Checked, Component, FieldError, Registry, component_type, defaults, field_types, item_type
 from fedsgd.compress import COMPRESSORS, Compressor, Operator
 from fedsgd.data import DATASETS, PARTITIONERS, Partitioner, Source
-from fedsgd.errors import ScenarioError, did_you_mean
+from fedsgd.errors import FedsgdError, ScenarioError, did_you_mean
 from fedsgd.models import MODELS, Model
 from fedsgd.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from fedsgd.participation import DURATIONS, SAMPLERS, Durations, Sampler
+from fedsgd.python_objects import PYTHON_OBJECT, ask_for, find_markers, fingerprint, import_path, one_line
 
 FAMILIES: Mapping[type, Registry[Any]] = {
     Source: DATASETS,
@@ -55,22 +57,55 @@ def placed(table: str) -> Iterator[None]:
 T = TypeVar("T", bound=Checked)
 
 
-def from_table(cls: type[T], raw: Mapping[str, Any]) -> T:
-    """A table or component class from nested mappings; ScenarioError that starts with the dotted key of what is wrong."""
-    made: T = _table(cls, raw, "", {})
+_REGISTERED_ONLY: ContextVar[bool] = ContextVar("registered_only", default=False)
+
+
+def from_table(cls: type[T], raw: Mapping[str, Any], registered_only: bool = False) -> T:
+    """A table or component class from nested mappings; ScenarioError that starts with the dotted key of what is wrong.
+
+    registered_only: refuse a class of the user's own, "package.module:Class", before it is imported.
+    """
+    token = _REGISTERED_ONLY.set(registered_only)
+    try:
+        made: T = _table(cls, raw, "", {})
+    finally:
+        _REGISTERED_ONLY.reset(token)
     return made
 
 
-def to_table(component: Checked) -> dict[str, Any]:
-    """Nested tables that `from_table` turns into an equal object; None is left out."""
-    out: dict[str, Any] = {"name": component.name} if isinstance(component, Component) else {}
+def to_table(component: Checked, by_path: bool = True) -> dict[str, Any]:
+    """Return nested tables that `from_table` turns into an equal object; None is left out.
+
+    Args:
+        component: a table or component.
+        by_path: whether a component of a class that is not registered has its import path as `name`, or becomes a marker where
+            it has none; otherwise every component has the name that its class gives itself.
+    """
+    cls, name = type(component), {}
+    if isinstance(component, Component):
+        registry = next((FAMILIES[base] for base in FAMILIES if isinstance(component, base)), None)
+        own = by_path and registry is not None and not registry.holds(cls)
+        path = import_path(cls) if own else component.name
+        if registry is not None and path is None:
+            return _marker(component, registry)
+        name = {"name": path}
+    out: dict[str, Any] = name
     for f in fields(component):
         value = getattr(component, f.name)
         if isinstance(value, Checked):
-            out.update(to_table(value) if f.metadata.get("inline") else {f.name: to_table(value)})
+            part = to_table(value, by_path)
+            out.update(part if f.metadata.get("inline") else {f.name: part})
         elif value is not None and value != {}:
-            out[f.name] = _plain(value)
+            out[f.name] = _plain(value, by_path)
     return out
+
+
+def _marker(component: Component, registry: Registry[Any]) -> dict[str, Any]:
+    """Return the table that stands for a component whose class no other process can import."""
+    common = {f.name: getattr(component, f.name) for f in fields(registry.base)}
+    kept = {key: _plain(value) for key, value in common.items() if value is not None and value != {}}
+    marked = {"name": PYTHON_OBJECT, "description": one_line(repr(component)), "sha256": fingerprint(component)}
+    return {**marked, **kept}
 
 
 def flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -94,10 +129,10 @@ def describe(registry: Registry[Any]) -> list[dict[str, Any]]:
     return members
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, by_path: bool = True) -> Any:
     if isinstance(value, Checked):
-        return to_table(value)
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+        return to_table(value, by_path)
+    return [_plain(one, by_path) for one in value] if isinstance(value, tuple) else value
 
 
 # ------------------------------------------------------------------------------------------------------ settings over a file
@@ -161,9 +196,12 @@ def _descend(root: type, table: dict[str, Any], parents: list[str], dotted: str)
 def _member_class(cls: type | None, table: Mapping[str, Any]) -> type | None:
     """Of a family the member that the table names, if there is one: it may have keys that not all of the family have."""
     name = table.get("name")
-    if cls is None or cls not in FAMILIES or name not in {*FAMILIES[cls], *FAMILIES[cls].aliases}:
+    if cls is None or cls not in FAMILIES or not FAMILIES[cls].knows(name):
         return cls
-    member: type = FAMILIES[cls][str(name)]
+    try:
+        member: type = FAMILIES[cls][str(name)]
+    except ScenarioError:  # a class of the user's own that cannot be imported, which is said where it is built
+        return cls
     return member
 
 
@@ -236,15 +274,26 @@ def _member(base: type, raw: Any, path: str, preset: Mapping[str, Any], beside: 
         raise ScenarioError(f"{path}.name: missing{did_you_mean('', _fitting(registry, base))}")
     if not isinstance(name, str):
         raise ScenarioError(f"{path}.name: expected the name of a {registry.family}, got {name!r}")
-    if name not in registry and name not in registry.aliases:
+    is_path = ":" in name and not _REGISTERED_ONLY.get()
+    if not is_path and (":" in name or not registry.knows(name)):
+        if name == PYTHON_OBJECT:
+            raise ScenarioError(f"{path}.name: {ask_for(dict(find_markers(table, path)))}")
         known = [*_fitting(registry, base), *(registry.aliases if base is registry.base else ())]
         raise ScenarioError(f'{path}.name: got "{name}"{did_you_mean(name, known)}')
-    cls = registry[name]
+    try:
+        cls = registry[name]
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}.name: {error}") from error
     if not issubclass(cls, base):
         raise ScenarioError(f'{path}.name: got "{name}", which does not go here{did_you_mean("", _fitting(registry, base))}')
     common, own = defaults(registry.base), defaults(cls)
     preset = {key: value for key, value in preset.items() if own[key] == common[key]}  # a default of its own comes first
-    return _table(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*beside, "name"])
+    try:
+        return _table(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*beside, "name"])
+    except FedsgdError:
+        raise
+    except Exception as error:  # the checks and annotations of a class of the user's own may fail in any way
+        raise ScenarioError(f"{path}: {name} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def _fitting(registry: Registry[Any], base: type) -> list[str]:

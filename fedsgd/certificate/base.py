@@ -180,7 +180,7 @@ class Certificate:
         return {
             "format": FORMAT,
             "fedsgd": self.fedsgd,
-            "compressor": to_table(self.compressor),
+            "compressor": to_table(self.compressor, by_path=False),
             "class": self.source,
             "kind": self.kind,
             "vectors": asdict(self.vectors),

@@ -24,7 +24,7 @@ from fedsgd.deployment.proxy import Seen
 from fedsgd.deployment.watch import Told, Watch, Watched
 from fedsgd.errors import DeploymentError, OutputError, ScenarioError
 from fedsgd.run_folder import check, write
-from fedsgd.scenario import Scenario, in_file, load
+from fedsgd.scenario import PythonObjects, Scenario, in_file, load
 
 START_SECONDS = 120.0
 ROUND_SECONDS = 600.0
@@ -86,6 +86,7 @@ def deploy(
         "round-seconds": float(round_seconds),
     }
     with source, _on_signals() as signals, _temporary(logs) as place:
+        PythonObjects().check(scenario)
         with federation(asked, place.work, place.logs, signals.hold) as made:
             watched = Watched() if watched is None else watched
             watched.on_up(made)

@@ -35,8 +35,8 @@ _SESSIONS = itertools.count(1)
 def uplink_of(compressor: str | Mapping[str, object] | Compressor, error_feedback: str) -> Uplink:
     """The table of the uplink. ScenarioError, with the key, for a setting that is wrong, and for a compressor whose server does
     more than to decode each client's update: a strategy is to have every client's arrays."""
-    given = to_table(compressor) if isinstance(compressor, Compressor) else compressor
-    uplink = from_table(Uplink, {"compressor": given, "error_feedback": error_feedback})
+    given = to_table(compressor, by_path=False) if isinstance(compressor, Compressor) else compressor
+    uplink = from_table(Uplink, {"compressor": given, "error_feedback": error_feedback}, registered_only=True)
     if isinstance(compressor, Compressor) and uplink.compressor != compressor:
         raise ScenarioError(f"compressor: got {compressor!r}, which clients would not know by its name")
     if not _is_by_client(uplink.scheme()):
@@ -49,7 +49,7 @@ def uplink_of(compressor: str | Mapping[str, object] | Compressor, error_feedbac
 def downlink_of(table: Mapping[str, object] | None) -> Downlink:
     """The table of the downlink; by default the whole model. ScenarioError, with the key, for a setting that is wrong."""
     try:
-        return from_table(Downlink, {} if table is None else table)
+        return from_table(Downlink, {} if table is None else table, registered_only=True)
     except ScenarioError as error:
         raise ScenarioError(f"downlink.{error}") from None
 

@@ -84,7 +84,8 @@ def read_terms(data: bytes) -> Terms:
         model = _read_model(*said.pop("model"))
         if not all(isinstance(said[name], int) for name in ("seed", "session", "cohort")):
             raise WireError(0, "the server's settings have no numbers where they should")
-        uplink, downlink = from_table(Uplink, said.pop("uplink")), from_table(Downlink, said.pop("downlink"))
+        uplink = from_table(Uplink, said.pop("uplink"), registered_only=True)
+        downlink = from_table(Downlink, said.pop("downlink"), registered_only=True)
         return Terms(uplink, downlink, model, **said)
     except FedsgdError as error:
         raise error if isinstance(error, WireError) else WireError(0, f"the server's settings: {error}") from None

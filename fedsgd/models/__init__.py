@@ -19,6 +19,7 @@ MODELS: Registry[Model] = Registry(
         "module": "fedsgd.models.user:UserModule",
     },
     implied={"module": "module"},
+    unlisted={"python-object": "fedsgd.models.user:GivenModule"},
 )
 
 __all__ = ["MODELS", "Loss", "Metric", "Mlp", "Model", "Task", "accuracy", "make_task"]

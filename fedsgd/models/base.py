@@ -18,6 +18,7 @@ from fedsgd.component import Component, FieldError, import_object
 from fedsgd.data import Dataset
 from fedsgd.errors import FedsgdError, ModelError, ScenarioError
 from fedsgd.layout import Layout
+from fedsgd.python_objects import ask_for, find_markers, is_marker
 from fedsgd.rng import torch_seed
 
 if TYPE_CHECKING:
@@ -167,9 +168,11 @@ def make_task(
     if module is None:
         source = ModuleSource(model, dataset.shape, dataset.classes, seed)
         module = source.build()
-    named = {} if dataset.classes is None else {"accuracy": accuracy}
-    named.update({name: imported(path, f"metrics.{name}") for name, path in model.metrics.items()})
-    named.update(metrics or {})
+    named: dict[str, Metric] = {} if dataset.classes is None else {"accuracy": accuracy}
+    given_metrics = metrics or {}
+    for name, path in model.metrics.items():
+        named[name] = given_metrics[name] if name in given_metrics else imported(path, f"metrics.{name}")
+    named.update(given_metrics)
     if "loss" in named:
         raise ModelError('a metric cannot be called "loss": that is what the loss is reported as')
     if loss is None:
@@ -255,6 +258,8 @@ def _copies(module: nn.Module, loss: Loss, given: bool) -> tuple[nn.Module, Loss
 
 def imported(path: str, field: str) -> Callable[..., Any]:
     """What `my_package.my_module:function` names, for a key of [model]; FieldError if it is not there or not to be called."""
+    if is_marker(path):
+        raise FieldError("model", field, ask_for(dict(find_markers(path, f"model.{field}"))))
     try:
         found = import_object(path)
     except ScenarioError as error:

@@ -1,13 +1,14 @@
-"""A module of the user's own."""
+"""A module of the user's own: built by a function that the scenario names, or given in Python."""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedsgd.component import FieldError
 from fedsgd.models.base import Model, imported
+from fedsgd.python_objects import PYTHON_OBJECT, ask_for, describe_object, fingerprint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,3 +32,36 @@ class UserModule(Model):
             raise FieldError("model", "arguments", f"{self.module} does not take {self.arguments}: {error}") from error
         module: nn.Module = built(**self.arguments)
         return module
+
+
+@dataclass(frozen=True)
+class GivenModule(Model):
+    """Marker of a torch.nn.Module that was given in Python; it cannot be built.
+
+    Attributes:
+        description: the module's class and the number of its parameters.
+        sha256: fingerprint of the module without its numbers: classes, attributes, names and shapes of parameters.
+        initial_sha256: fingerprint of the module with its numbers: initial parameters and buffers too.
+    """
+
+    name: ClassVar[str] = PYTHON_OBJECT
+    classifies: ClassVar[bool] = False
+
+    description: str = field(default="", kw_only=True)
+    sha256: str = field(default="", kw_only=True)
+    initial_sha256: str | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def of(cls, module: nn.Module, model: Model) -> GivenModule:
+        """Return the marker of a module, with those settings of the scenario's model that hold for any module."""
+        count = sum(parameter.numel() for parameter in module.parameters())
+        return cls(
+            **{f.name: getattr(model, f.name) for f in fields(Model)},
+            description=f"{describe_object(module)}, {count:,} parameters",
+            sha256=fingerprint(module, values=False),
+            initial_sha256=fingerprint(module),
+        )
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """Refuse, with the sentence that says what to give."""
+        raise FieldError("model", "name", ask_for({"model.name": self.description}))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsgd.errors import OutputError, ScenarioError
-from fedsgd.scenario import Scenario, from_dict
+from fedsgd.scenario import PythonObjects, Scenario, from_dict
 from fedsgd.schema import apply_settings, to_table
 from fedsgd.sweeps.naming import settings_text, short_names, unique_slugs
 from fedsgd.sweeps.settings import Grid, Settings
@@ -121,6 +121,7 @@ def planned(base: Scenario, methods: Mapping[str, Settings], grid: Grid, tune: G
         try:
             ours = apply_settings(Scenario, table, methods[method])
             scenario = from_dict(apply_settings(Scenario, ours, {**point, **tuned, "seed": seed}))
+            PythonObjects().check(scenario)
         except ScenarioError as error:
             raise ScenarioError(_blamed(error, cell, table, methods[method], where)) from None
         out.append(Planned(cell, scenario))

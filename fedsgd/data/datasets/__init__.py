@@ -15,4 +15,5 @@ DATASETS: Registry[Source] = Registry(
         "npz": "fedsgd.data.datasets.npz:Npz",
         "hugging-face": "fedsgd.data.datasets.hugging_face:HuggingFace",
     },
+    unlisted={"python-object": "fedsgd.data.datasets.given:GivenDataset"},
 )

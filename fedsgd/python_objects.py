@@ -1,0 +1,221 @@
+"""Python objects in a scenario: import paths, markers for objects that no file can hold, and fingerprints.
+
+A marker stands in a resolved scenario for an object that was given in Python and that another process cannot import: a table
+with `name = "python-object"`, or a string that starts with that word. It describes the object, and refuses to run without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
+
+import numpy as np
+
+PYTHON_OBJECT = "python-object"
+_PREFIX = f"{PYTHON_OBJECT}: "
+_SHORT = 16
+_LONGEST = 160
+_MOST_OBJECTS = 10**6
+_NOT_CODE = ("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__firstlineno__", "__static_attributes__")
+_ARGUMENTS = {"data.name": "dataset=...", "model.name": "module=...", "model.loss": "loss=..."}
+_METRICS = "model.metrics."
+
+
+# ---------------------------------------------------------------------------------------------------------------- import paths
+
+
+def import_path(value: Any) -> str | None:
+    """Return the `package.module:name` from which another process imports this very object; None where it cannot."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or getattr(sys.modules.get(module), name, None) is not value:
+        return None
+    return f"{module}:{name}" if _can_be_found(module.partition(".")[0]) else None
+
+
+def _can_be_found(module: str) -> bool:
+    """Return whether a finder knows a top-level module; `__main__` and modules that were made in memory are known to none."""
+    if module in ("__main__", "__mp_main__"):
+        return False
+    finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+    return any(find(module, None) is not None for find in finders if find is not None)
+
+
+# --------------------------------------------------------------------------------------------------------------------- markers
+
+
+def reference(value: Any) -> str:
+    """Return the import path of a function or instance, or the marker string that stands for it."""
+    return import_path(value) or f"{_PREFIX}{describe_object(value)}, sha256 {fingerprint(value)}"
+
+
+def describe_object(value: Any) -> str:
+    """Return a function's, class's or instance's name in one line."""
+    named = value if isinstance(getattr(value, "__qualname__", None), str) else type(value)
+    return one_line(f"{named.__qualname__} of {named.__module__}")
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks, cut to a length that a message can hold."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def find_markers(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, description) of every marker in nested tables."""
+    if isinstance(value, Mapping):
+        if value.get("name") == PYTHON_OBJECT:
+            yield f"{key}.name" if key else "name", str(value.get("description", ""))
+        for name, part in value.items():
+            yield from find_markers(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from find_markers(part, f"{key}[{i}]")
+    elif is_marker(value):
+        yield key, value.removeprefix(_PREFIX)
+
+
+def is_marker(value: object) -> bool:
+    """Return whether a loss or a metric of a scenario is a marker."""
+    return isinstance(value, str) and value.startswith(_PREFIX)
+
+
+def drop_given(markers: Iterable[tuple[str, str]], given: Iterable[str], metrics: Iterable[str]) -> dict[str, str]:
+    """Return the markers, dotted key to description, whose objects are missing.
+
+    Args:
+        markers: (dotted key, description), as `find_markers` yields them.
+        given: names of the arguments of `fedsgd.run` that hold an object: dataset, module, loss.
+        metrics: names of the metrics that were given.
+    """
+    arguments = {f"{name}=..." for name in given}
+    filled = {key for key, argument in _ARGUMENTS.items() if argument in arguments} | {f"{_METRICS}{name}" for name in metrics}
+    return {key: description for key, description in markers if key not in filled}
+
+
+def ask_for(markers: Mapping[str, str]) -> str:
+    """Return the sentence that says which Python objects a scenario needs, and how to give them."""
+    held = "; ".join(f"{key.removesuffix('.name')}: {description}" for key, description in markers.items())
+    metrics = [f'"{key.removeprefix(_METRICS)}": ...' for key in markers if key.startswith(_METRICS)]
+    arguments = [_ARGUMENTS[key] for key in markers if key in _ARGUMENTS]
+    arguments += [f"metrics={{{', '.join(metrics)}}}"] if metrics else []
+    classes = [key for key in markers if key not in _ARGUMENTS and not key.startswith(_METRICS)]
+    ways = [f"give them again, fedsgd.run(..., {', '.join(arguments)})"] if arguments else []
+    if classes:
+        ways.append(f'define the class in a module and set {", ".join(classes)} to "my_package.my_module:MyClass"')
+    return f"this needs Python objects that no file can hold ({held}): {', and '.join(ways)}, or set others"
+
+
+# ---------------------------------------------------------------------------------------------------------------- fingerprints
+
+
+def fingerprint(value: Any, values: bool = True) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of an object's class, code, attributes and arrays.
+
+    What can be imported counts by its import path. The state of a C object that pickle cannot write does not count, nor does
+    anything after the first million objects.
+
+    Args:
+        value: any object.
+        values: whether the numbers in arrays and tensors count, beside their types and shapes.
+    """
+    digest = hashlib.sha256()
+    numbers: dict[int, int] = {}
+    kept: list[Any] = []  # so that no id is used twice
+    stack = [value]
+    while stack and len(kept) < _MOST_OBJECTS:
+        item = stack.pop()
+        digest.update(f"<{type(item).__module__}.{type(item).__qualname__}".encode())
+        if item is None or isinstance(item, bool | int | float | complex | str | bytes):
+            digest.update(repr(item).encode(errors="backslashreplace"))
+            continue
+        if id(item) in numbers:
+            digest.update(f"#{numbers[id(item)]}".encode())
+            continue
+        numbers[id(item)] = len(numbers)
+        kept.append(item)
+        array, parts = _take_apart(item)
+        digest.update(f"/{len(parts)}>".encode())
+        if array is not None and values:
+            digest.update(array)
+        stack.extend(reversed(parts))
+    return digest.hexdigest()[:_SHORT]
+
+
+def _as_array(item: Any) -> Any:
+    """Return the bytes of a numpy array or a dense tensor, [n] uint8; None for anything else."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and isinstance(item, torch.Tensor):
+        try:
+            return item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, lazy
+            return None
+    if isinstance(item, np.ndarray) and item.dtype != object:
+        return np.ascontiguousarray(item).reshape(-1).view(np.uint8)
+    return None
+
+
+def _take_apart(item: Any) -> tuple[Any, list[Any]]:
+    """Return (the bytes of an array or tensor, None for other objects; the parts of the object)."""
+    try:
+        array = _as_array(item)
+        if array is None:
+            return None, _parts(item)
+        return array, [str(item.dtype), *map(int, item.shape), bool(getattr(item, "requires_grad", False))]
+    except Exception:  # the user's own objects may raise anything, and a run does not end for want of a fingerprint
+        return None, []
+
+
+def _parts(item: Any) -> list[Any]:
+    """Return what an object consists of, in an order that does not depend on the process."""
+    if isinstance(item, Mapping):
+        return [part for key, value in item.items() for part in (key, _without_handles(key, value))]
+    if isinstance(item, set | frozenset):
+        return sorted(fingerprint(one) for one in item)
+    if isinstance(item, list | tuple):
+        return list(item)
+    if isinstance(item, np.ndarray):
+        return [list(item.shape), item.ravel().tolist()]
+    if isinstance(item, CodeType):
+        return [item.co_code, item.co_names, item.co_varnames, item.co_freevars, item.co_consts]
+    if isinstance(item, type | FunctionType):
+        path = import_path(item)
+        if path is not None:
+            return [path]
+    if isinstance(item, FunctionType):
+        cells = [cell.cell_contents for cell in item.__closure__ or () if _is_filled(cell)]
+        return [item.__code__, item.__defaults__, item.__kwdefaults__, cells]
+    if isinstance(item, type):
+        own = {name: part for name, part in vars(item).items() if name not in _NOT_CODE}
+        return [item.__qualname__, list(item.__bases__), own]
+    if isinstance(item, staticmethod | classmethod):
+        return [item.__func__]
+    if isinstance(item, property):
+        return [item.fget, item.fset, item.fdel]
+    return _reduced(item)
+
+
+def _without_handles(key: object, value: Any) -> Any:
+    """Return the hooks of a module without the numbers that torch gave them, which count all hooks of the process."""
+    is_hooks = isinstance(key, str) and key.endswith("_hooks") and isinstance(value, Mapping)
+    return list(value.values()) if is_hooks else value
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is cell.cell_contents
+    except ValueError:
+        return False
+
+
+def _reduced(item: Any) -> list[Any]:
+    """Return what pickle would write of an object; the class and the attributes where it cannot."""
+    try:
+        reduced = item.__reduce_ex__(4)
+    except Exception:  # parametrised modules refuse, and the user's own objects may raise anything
+        return [type(item), getattr(item, "__dict__", None)]
+    if isinstance(reduced, str):
+        return [reduced]
+    return [list(part) if isinstance(part, Iterator) else part for part in reduced]
