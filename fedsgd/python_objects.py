@@ -105,7 +105,7 @@ def ask_for(markers: Mapping[str, str]) -> str:
     ways = [f"give them again, fedsgd.run(..., {', '.join(arguments)})"] if arguments else []
     if classes:
         ways.append(f'define the class in a module and set {", ".join(classes)} to "my_package.my_module:MyClass"')
-    return f"this needs Python objects that no file can hold ({held}): {', and '.join(ways)}, or set others"
+    return f"this needs Python objects that no file can hold ({held}): {', and '.join(ways)}, or change these settings"
 
 
 # ---------------------------------------------------------------------------------------------------------------- fingerprints
@@ -125,7 +125,9 @@ def fingerprint(value: Any, values: bool = True) -> str:
     numbers: dict[int, int] = {}
     kept: list[Any] = []  # so that no id is used twice
     stack = [value]
-    while stack and len(kept) < _MOST_OBJECTS:
+    for _ in range(_MOST_OBJECTS):
+        if not stack:
+            break
         item = stack.pop()
         digest.update(f"<{type(item).__module__}.{type(item).__qualname__}".encode())
         if item is None or isinstance(item, bool | int | float | complex | str | bytes):

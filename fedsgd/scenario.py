@@ -151,10 +151,13 @@ class PythonObjects:
     loss: Loss | None = None
     metrics: Mapping[str, Metric] | None = None
 
-    def check(self, scenario: Scenario) -> None:
-        """Raise a ScenarioError if the scenario was made with Python objects that are not among these."""
+    def check(self, scenario: Scenario, elsewhere: bool = False) -> None:
+        """Raise a ScenarioError if the scenario needs Python objects that are not among these.
+
+        elsewhere: another process is to read the scenario, so that its components must be importable too.
+        """
         given = [name for name in ("dataset", "module", "loss") if getattr(self, name) is not None]
-        missing = drop_given(find_markers(to_table(scenario)), given, self.metrics or ())
+        missing = drop_given(find_markers(to_table(scenario, by_path=elsewhere)), given, self.metrics or ())
         if missing:
             raise ScenarioError(f"{next(iter(missing))}: {ask_for(missing)}")
 

@@ -86,7 +86,7 @@ def deploy(
         "round-seconds": float(round_seconds),
     }
     with source, _on_signals() as signals, _temporary(logs) as place:
-        PythonObjects().check(scenario)
+        PythonObjects().check(scenario, elsewhere=True)
         with federation(asked, place.work, place.logs, signals.hold) as made:
             watched = Watched() if watched is None else watched
             watched.on_up(made)

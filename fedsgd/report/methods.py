@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsgd.errors import ReportError, did_you_mean
+from fedsgd.python_objects import PYTHON_OBJECT
 from fedsgd.report.runs import Run, find, load_run
 from fedsgd.sweeps.naming import short_names, shown
 from fedsgd.target import Seeds, crossing, over_seeds
@@ -18,6 +19,9 @@ APART = ("seed", "name")
 """Settings that do not make another method; nor does anything of [engine] and [state], on which no bytes depend, [report] and
 [stop]."""
 APART_TABLES = ("engine", "report", "state", "stop")
+INITIAL = "model.initial_sha256"
+"""The fingerprint of the initial parameters of a module that was given in Python. Runs that differ in it alone may be repeats,
+or a trained and an untrained module: they are one method where a label says so."""
 Settings = tuple[tuple[str, str], ...]
 Given = Path | str | tuple[str, Path | str]
 """A path, or what to call the method in it and the path."""
@@ -109,7 +113,10 @@ def gather(
             seeds[entry.seed] = entry.run
         elif entry.run is not None:
             _check_same(seeds[entry.seed], entry.run)
-    named = _named([key for key, label in labels.items() if label is None], labels)
+    unnamed = [key for key, label in labels.items() if label is None]
+    if len({tuple(one for one in key if one[0] != INITIAL) for key in unnamed}) < len(unnamed):
+        say("runs that differ only in the initial parameters of their module are shown apart: give them one label, LABEL=RUN")
+    named = _named(unnamed, labels)
     methods = []
     for key, variants in groups.items():
         made = _method(named[key], variants, target)
@@ -123,9 +130,9 @@ def gather(
 
 
 def _check_alike(label: str, one: Run, other: Run, tuned: Sequence[str]) -> None:
-    """ReportError unless two runs of a label are one experiment but for the seed and what was tuned."""
+    """ReportError unless two runs of a label are one experiment but for the seed, what was tuned, and initial parameters."""
     a, b = (dict(_settings(run, tuned)) for run in (one, other))
-    key = next((key for key in sorted({*a, *b}) if a.get(key) != b.get(key)), None)
+    key = next((key for key in sorted({*a, *b} - {INITIAL}) if a.get(key) != b.get(key)), None)
     if key is not None:
         differ = f"{one.folder} has {key} = {a.get(key, 'none')}, {other.folder} has {b.get(key, 'none')}"
         raise ReportError(f"{label}: holds runs that differ by more than their seed: {differ}")
@@ -181,10 +188,22 @@ def _settings(run: Run | None, tuned: Sequence[str]) -> Settings:
         if key not in APART and key.split(".")[0] not in APART_TABLES and not any(f"{key}.".startswith(f"{t}.") for t in tuned)
     }
     if not any(key.startswith("model") for key in tuned):
-        kept["model.parameters"] = run.summary["parameters"]  # a module that is given in Python is in no setting
-    if run.summary.get("given_in_python"):
-        kept["given in Python"] = run.summary["given_in_python"]
+        kept["model.parameters"] = run.summary["parameters"]
+    undescribed = _undescribed(run)
+    if undescribed:
+        kept["given in Python"] = undescribed
     return tuple(sorted((key, json.dumps(value, sort_keys=True)) for key, value in kept.items()))
+
+
+def _undescribed(run: Run) -> list[str]:
+    """Return the arguments of `fedsgd.run` that the scenario does not describe; earlier releases described none."""
+    described = {
+        "dataset": run.settings.get("data.name") == PYTHON_OBJECT,
+        "module": run.settings.get("model.name") == PYTHON_OBJECT,
+        "loss": "model.loss" in run.settings,
+        "metrics": any(key.startswith("model.metrics.") for key in run.settings),
+    }
+    return [name for name in run.summary.get("given_in_python") or () if not described.get(name, False)]
 
 
 def _named(unnamed: Sequence[Settings], labels: Mapping[Any, str | None]) -> dict[Any, str]:

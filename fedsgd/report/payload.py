@@ -7,6 +7,7 @@ Python does.
 from __future__ import annotations
 
 import base64
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from fedsgd import __version__
 from fedsgd.network import Terms
 from fedsgd.network.profiles import networks
 from fedsgd.network.timeline import COLUMNS, ROUND_COLUMNS
+from fedsgd.python_objects import ask_for, find_markers
 from fedsgd.report.facts import Facts, read_facts
 from fedsgd.report.methods import Method, differing_settings
 from fedsgd.report.price import SPEEDS, Priced, price
@@ -119,6 +121,7 @@ def _run(run: Run, terms: Terms) -> dict[str, Any]:
         "digests": {key: run.summary[key] for key in ("params_sha256", "ledger_sha256")},
         "versions": run.summary["versions"],
         "scenario": run.text,
+        "needs": _needs(run),
         "measured": {"round": array(rounds), "accuracy": array(accuracies)},
         "up": array(run.cumulative("uplink_bytes")),
         "down": array(run.cumulative("downlink_bytes")),
@@ -131,6 +134,12 @@ def _run(run: Run, terms: Terms) -> dict[str, Any]:
         "timeline": timeline,
         "not_priced": run.time_dependent,
     }
+
+
+def _needs(run: Run) -> str | None:
+    """Return the sentence that says which Python objects a rerun of the scenario needs; None if it runs by itself."""
+    markers = dict(find_markers(tomllib.loads(run.text)))
+    return ask_for(markers) if markers else None
 
 
 def _timeline(priced: Priced) -> dict[str, Any]:

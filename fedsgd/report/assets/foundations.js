@@ -122,10 +122,11 @@ const fedsgdFoundations = (() => {
       ["ledger_sha256", run.digests.ledger_sha256],
       ["versions", versions],
     ];
+    const needs = run.needs ? [h("dt", {}, "needs"), h("dd", {}, `${run.needs}.`)] : [];
     return h(
       "div",
       { class: "run" },
-      h("dl", {}, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, h("code", {}, value))])),
+      h("dl", {}, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, h("code", {}, value))]), ...needs),
       h("details", { class: "scenario" }, h("summary", {}, "scenario.toml"), copy, text),
     );
   }

@@ -1,0 +1,409 @@
+"""Runs that are given Python objects: the scenario that they write says what ran, and a rerun of it is the same run or refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+import fedsgd
+from fedsgd.cli import main
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.topk import TopK
+from fedsgd.data import Dataset, Examples
+from fedsgd.data.base import Source
+from fedsgd.errors import DeploymentError, ReportError, ScenarioError
+from fedsgd.flower.app_session import downlink_of, uplink_of
+from fedsgd.models.user import GivenModule
+from fedsgd.optim import SGD
+from fedsgd.python_objects import fingerprint, import_path
+from fedsgd.report import gather
+from fedsgd.report.payload import Asked, payload
+from fedsgd.scenario import Scenario, load
+from fedsgd.sweeps import sweep
+from fedsgd.track.base import Begun
+
+Make = Callable[..., Scenario]
+HERE = __name__
+SHORT = {"rounds": 2, "report.target_accuracy": 0.05}
+
+
+def smoothed(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output, target, label_smoothing=0.3)
+
+
+def top2(output: Tensor, target: Tensor) -> Tensor:
+    return (output.topk(2).indices == target[:, None]).any(1).float()
+
+
+def make_net(width: int = 4) -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 10))
+
+
+NET = make_net()
+"""A module-level module: another process would import one with other initial parameters, so it has no import path."""
+
+
+@dataclass(frozen=True)
+class HalfDense(DenseOperator):
+    """Inherits the name "dense", but is another compressor."""
+
+    note: str = "half"
+
+
+class Renamed(TopK):
+    """Has the name of top-k, and would be taken for it."""
+
+
+@dataclass(frozen=True)
+class Waves(Source):
+    """A dataset of the user's own."""
+
+    name: ClassVar[str] = "waves"
+
+    size: int = 40
+
+    def load(self, folder: Path | None) -> Dataset:
+        """Return sines of two frequencies."""
+        y = np.arange(self.size) % 2
+        x = np.sin(np.arange(64)[None] * (y[:, None] + 1)).astype(np.float32)
+        return Dataset(Examples(x, y), Examples(x, y), 2)
+
+
+@dataclass(frozen=True)
+class Nameless(Source):
+    """Lacks a name."""
+
+    def load(self, folder: Path | None) -> Dataset:
+        """Return nothing of use."""
+        raise NotImplementedError
+
+
+def digests(result: fedsgd.Result) -> tuple[str, str]:
+    return result.summary["params_sha256"], result.summary["ledger_sha256"]
+
+
+def digits(shift: float = 0.0) -> Dataset:
+    rng = np.random.default_rng(0)
+    x, y = rng.random((90, 64)).astype(np.float32) + np.float32(shift), rng.integers(0, 10, 90)
+    return Dataset(Examples(x[:60], y[:60]), Examples(x[60:], y[60:]), 10)
+
+
+def one_line(error: BaseException) -> str:
+    text = str(error)
+    assert "\n" not in text
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------- importable objects
+
+
+def test_importable_loss_and_metric_rerun_from_the_file_alone_to_equal_digests(scenario: Make, tmp_path: Path) -> None:
+    s = scenario(SHORT)
+    first = fedsgd.run(s, loss=smoothed, metrics={"top2": top2}, out=tmp_path / "a")
+    assert (first.scenario.model.loss, first.scenario.model.metrics) == (f"{HERE}:smoothed", {"top2": f"{HERE}:top2"})
+    again = fedsgd.run(tmp_path / "a" / "scenario.toml", out=tmp_path / "b")
+    assert digests(again) == digests(first) != digests(fedsgd.run(s))
+    assert again.summary["final_metrics"] == first.summary["final_metrics"]
+    assert (first.summary["given_in_python"], again.summary["given_in_python"]) == (["loss", "metrics"], [])
+    assert len(gather([tmp_path / "a", tmp_path / "b"])) == 1, "the same method, however it was said"
+
+
+def test_given_metrics_are_merged_with_those_of_the_scenario_in_their_order(scenario: Make) -> None:
+    s = scenario({**SHORT, "model.metrics": {"a": f"{HERE}:top2", "b": "nowhere_at_all:f"}})
+    result = fedsgd.run(s, metrics={"b": top2, "c": lambda o, t: o[:, 0]})
+    assert [*result.scenario.model.metrics] == ["a", "b", "c"]
+    assert [*result.summary["final_metrics"]] == ["loss", "accuracy", "a", "b", "c"]
+    assert result.scenario.model.metrics["b"] == f"{HERE}:top2"
+    with pytest.raises(ScenarioError, match=r'model\.metrics\.c: .*fedsgd\.run\(\.\.\., metrics=\{"c": \.\.\.\}\)') as caught:
+        fedsgd.run(result.scenario)
+    one_line(caught.value)
+    assert digests(fedsgd.run(result.scenario, metrics={"c": lambda o, t: o[:, 0]})) == digests(result)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (nn.functional.cross_entropy, "torch.nn.functional:cross_entropy"),
+        (smoothed, f"{HERE}:smoothed"),
+        (HalfDense, f"{HERE}:HalfDense"),
+        (lambda o, t: o, None),
+        (make_net().forward, None),
+        (NET, None),
+        (nn.MSELoss(), None),
+    ],
+    ids=str,
+)
+def test_import_path_names_the_very_object_or_nothing(value: Any, expected: str | None) -> None:
+    assert import_path(value) == expected
+
+
+def test_import_path_of_a_module_made_in_memory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import ModuleType
+
+    made = ModuleType("made_in_memory")
+    exec("def f(output, target): return output.sum()", made.__dict__)
+    monkeypatch.setitem(sys.modules, "made_in_memory", made)
+    assert import_path(made.f) is None, "no other process can import it"
+
+
+# --------------------------------------------------------------------------------------------------------------- markers
+
+
+def test_module_is_written_as_a_marker_and_reruns_only_with_the_module(scenario: Make, tmp_path: Path) -> None:
+    s = scenario({**SHORT, "model.hidden": [7], "model.batch_norm": "group"})
+    first = fedsgd.run(s, module=make_net(), out=tmp_path / "a")
+    file = tmp_path / "a" / "scenario.toml"
+    model = load(file).model
+    assert isinstance(model, GivenModule)
+    assert model.batch_norm == "group", "it applies to any module"
+    assert "hidden" not in file.read_text(), "that of the file's model does not"
+    assert model.description == "Sequential of torch.nn.modules.container, 310 parameters"
+    with pytest.raises(ScenarioError) as caught:
+        fedsgd.run(file)
+    assert "model.name: this needs Python objects" in one_line(caught.value)
+    assert "310 parameters" in one_line(caught.value)
+    assert "fedsgd.run(..., module=...)" in one_line(caught.value)
+    again = fedsgd.run(file, module=make_net(), out=tmp_path / "b")
+    assert digests(again) == digests(first)
+    assert (tmp_path / "b" / "scenario.toml").read_text() == file.read_text()
+
+
+def test_dataset_is_written_as_a_marker_and_reruns_only_with_the_dataset(scenario: Make, tmp_path: Path) -> None:
+    first = fedsgd.run(scenario({**SHORT, "data.held_out": 0.2}), dataset=digits(), out=tmp_path / "a")
+    file = tmp_path / "a" / "scenario.toml"
+    data = load(file).data
+    assert (data.held_out, data.partition) == (0.2, scenario().data.partition)
+    assert "60 training and 30 test examples, float32 [64]" in file.read_text()
+    with pytest.raises(ScenarioError, match=r"scenario\.toml: data\.name: .*fedsgd\.run\(\.\.\., dataset=\.\.\.\)") as caught:
+        fedsgd.run(file)
+    one_line(caught.value)
+    assert digests(fedsgd.run(file, dataset=digits())) == digests(first)
+    other = fedsgd.run(file, dataset=digits(1e-3))
+    assert other.scenario != first.scenario, "other numbers, another fingerprint"
+
+
+def test_all_missing_objects_are_named_in_one_sentence(scenario: Make) -> None:
+    given: dict[str, Any] = {"dataset": digits(), "module": make_net(), "loss": nn.CrossEntropyLoss(), "metrics": {"z": top2}}
+    result = fedsgd.run(scenario(SHORT), **given)
+    with pytest.raises(ScenarioError, match=r"fedsgd\.run\(\.\.\., dataset=\.\.\., module=\.\.\., loss=\.\.\.\)"):
+        fedsgd.run(result.scenario)
+    assert digests(fedsgd.run(result.scenario, **given)) == digests(result)
+    named = result.scenario.replace({"data.name": "digits", "model.name": "mlp"})
+    assert named.model == scenario({"model.name": "mlp"}).model, "other settings take the place of a marker"
+
+
+def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fedsgd.run(scenario(SHORT), module=make_net(), dataset=digits(), out=tmp_path / "a")
+    file = str(tmp_path / "a" / "scenario.toml")
+    commands = (["run", file], ["partition", file], ["sweep", file], ["flower", file, "--nodes", "2"])
+    for command in commands:
+        result = CliRunner().invoke(main, [*command, "--quiet"])
+        assert result.exit_code == 2, (command, result.stderr)
+        assert "data.name: this needs Python objects" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists(), "nothing was begun"
+    with pytest.raises(ScenarioError, match="this needs Python objects"):
+        sweep(file, grid={"model.batch_norm": ["group", "mean"]})
+    with pytest.raises((ScenarioError, DeploymentError), match="this needs Python objects"):
+        fedsgd.deploy(file, tmp_path / "d", nodes=2)
+
+
+def test_trackers_are_told_of_the_marker(scenario: Make, tmp_path: Path) -> None:
+    result = fedsgd.run(scenario(SHORT), module=make_net())
+    settings = Begun(result.scenario).settings
+    assert settings["model.name"] == "python-object"
+    assert "310 parameters" in str(settings["model.description"])
+
+
+def test_marker_is_in_no_listing_and_no_suggestion(scenario: Make) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        scenario({"model.name": "zzz"})
+    assert "python-object" not in str(caught.value)
+    assert "python-object" not in CliRunner().invoke(main, ["list"]).output
+
+
+# ------------------------------------------------------------------------------------------------------------- components
+
+
+def with_compressor(s: Scenario, compressor: Any) -> Scenario:
+    return replace(s, uplink=replace(s.uplink, compressor=compressor, error_feedback="none"))
+
+
+def test_component_of_an_importable_class_is_written_by_its_path(scenario: Make, tmp_path: Path) -> None:
+    s = with_compressor(scenario(SHORT), HalfDense(note="mine"))
+    first = fedsgd.run(s, out=tmp_path / "a")
+    text = (tmp_path / "a" / "scenario.toml").read_text()
+    assert f'name = "{HERE}:HalfDense"\nvalues = "float32"\nentropy = false\nnote = "mine"' in text
+    again = fedsgd.run(tmp_path / "a" / "scenario.toml")
+    assert again.scenario == first.scenario
+    assert again.scenario.uplink.compressor == HalfDense(note="mine")
+    assert digests(again) == digests(first)
+    assert load(tmp_path / "a" / "scenario.toml", {"uplink.compressor.note": "other"}).uplink.compressor == HalfDense(
+        note="other"
+    )
+
+
+def test_source_of_an_importable_class_is_found_by_its_path(scenario: Make) -> None:
+    s = scenario({**SHORT, "data.name": f"{HERE}:Waves", "data.size": 24, "data.partition": {"name": "iid", "clients": 4}})
+    assert s.data.source == Waves(24)
+    assert fedsgd.run(s).scenario.data.source == Waves(24)
+
+
+def test_component_of_a_local_class_is_a_marker_that_refuses(scenario: Make, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Local(TopK):
+        """Has the name of top-k, and would be taken for it."""
+
+    fedsgd.run(with_compressor(scenario(SHORT), Local(density=0.5)), out=tmp_path / "a")
+    file = tmp_path / "a" / "scenario.toml"
+    assert 'name = "python-object"\ndescription = "test_component' in file.read_text()
+    with pytest.raises(ScenarioError) as caught:
+        load(file)
+    assert f"{file}: uplink.compressor.name: this needs Python objects" in one_line(caught.value)
+    assert "density=0.5" in str(caught.value)
+    assert "define the class in a module" in str(caught.value)
+    assert load(file, {"uplink.compressor.name": "dense"}).uplink.compressor == DenseOperator()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("uplink.compressor.name", "nowhere_at_all:Mine", 'cannot import "nowhere_at_all"'),
+        ("uplink.compressor.name", f"{HERE}:HalfDens", 'did you mean "HalfDense"'),
+        ("uplink.compressor.name", f"{HERE}:smoothed", "expected a subclass of fedsgd.compress.base.Compressor"),
+        ("uplink.compressor.name", f"{HERE}:Waves", "expected a subclass of fedsgd.compress.base.Compressor"),
+        ("uplink.compressor.name", "fedsgd.compress:Operator", "which does not define"),
+        ("downlink.compressor.name", "fedsgd.compress.scaffold:Scaffold", "which does not go here"),
+        ("data.name", f"{HERE}:Nameless", "which has no name"),
+        ("client.optimizer.name", ":", "expected"),
+    ],
+)
+def test_class_that_cannot_be_a_component_is_refused_in_one_line(scenario: Make, key: str, value: str, problem: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        scenario({key: value})
+    assert one_line(caught.value).split(": ")[1 if ".toml" in str(caught.value) else 0] == key
+    assert problem in str(caught.value)
+
+
+def test_class_named_by_a_server_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted_by_server.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ScenarioError, match=r'compressor\.name: got "planted_by_server:X"'):
+        uplink_of("planted_by_server:X", "none")
+    with pytest.raises(ScenarioError, match=r"compressor: got Renamed"):
+        uplink_of(Renamed(), "none")
+    with pytest.raises(ScenarioError, match=r'downlink\.compressor\.name: got "planted_by_server:X"'):
+        downlink_of({"policy": "error-feedback", "compressor": {"name": "planted_by_server:X"}})
+
+
+# ----------------------------------------------------------------------------------------------------------- fingerprints
+
+
+def local_loss(weight: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda output, target: weight * smoothed(output, target)
+
+
+def makers() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    yield "linear", lambda: nn.Linear(3, 4)
+    yield "lstm", lambda: nn.LSTM(3, 4)
+    yield "attention", lambda: nn.MultiheadAttention(8, 2)
+    yield "spectral norm", lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4))
+    yield "hooks", lambda: nn.utils.spectral_norm(nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in makers()])
+def test_fingerprint_of_a_module_tells_structure_from_numbers(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    one, other = make(), make()
+    torch.manual_seed(0)
+    same = make()
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+    assert fingerprint(one, values=False) == fingerprint(other, values=False)
+    other.requires_grad_(False)
+    assert fingerprint(one, values=False) != fingerprint(other, values=False), "frozen"
+
+
+def test_fingerprint_tells_code_closures_and_attributes_apart() -> None:
+    def net(text: str) -> type:
+        names: dict[str, Any] = {"nn": nn, "__name__": "__main__"}
+        exec(f"class Net(nn.Module):\n    def forward(self, x):\n        return {text}", names)
+        return names["Net"]
+
+    assert fingerprint(net("x.relu()")()) == fingerprint(net("x.relu()")()) != fingerprint(net("x.tanh()")())
+    assert fingerprint(local_loss(1.0)) == fingerprint(local_loss(1.0)) != fingerprint(local_loss(2.0))
+    assert fingerprint(nn.CrossEntropyLoss(label_smoothing=0.1)) != fingerprint(nn.CrossEntropyLoss())
+    assert fingerprint({1, 2, "three"}) == fingerprint({"three", 2, 1})
+    assert fingerprint(SGD(lr=0.1)) == fingerprint(SGD(lr=0.1)) != fingerprint(SGD(lr=0.2))
+    assert fingerprint(np.zeros((2, 3))) != fingerprint(np.zeros((3, 2)))
+    assert fingerprint(x for x in ()), "what pickle refuses has one too"
+
+
+def test_fingerprint_is_equal_in_another_process() -> None:
+    code = "[np.arange(3), {'a', 'b', 'c'}, lambda o, t: o in {'x', 'y', 'z'}, range(2), Path('x')]"
+    imports = "import numpy as np; from pathlib import Path; from fedsgd.python_objects import fingerprint"
+    command = [sys.executable, "-c", f"{imports}; print(fingerprint({code}))"]
+    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert there == fingerprint(eval(code))
+
+
+# ---------------------------------------------------------------------------------------------------------------- reports
+
+
+def test_runs_with_other_given_objects_are_not_repeats(scenario: Make, tmp_path: Path) -> None:
+    s = scenario(SHORT)
+    fedsgd.run(s, dataset=digits(), out=tmp_path / "a")
+    fedsgd.run(s.replace({"seed": 1}), dataset=digits(), out=tmp_path / "b")
+    fedsgd.run(s.replace({"seed": 2}), dataset=digits(0.5), out=tmp_path / "c")
+    methods = gather([tmp_path])
+    assert sorted([run.seed for run in method.runs] for method in methods) == [[0, 1], [2]]
+    assert any("sha256" in method.label for method in methods)
+    with pytest.raises(ReportError, match=r"x: holds runs that differ by more than their seed: .*data\.sha256"):
+        gather([("x", tmp_path)])
+
+
+def test_runs_with_other_initial_parameters_are_repeats_only_where_a_label_says_so(scenario: Make, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        module = make_net()
+        with torch.no_grad():
+            module[1].weight.add_(seed)
+        fedsgd.run(scenario({**SHORT, "seed": seed}), module=module, out=tmp_path / str(seed))
+    told: list[str] = []
+    assert len(gather([tmp_path], say=told.append)) == 2
+    assert any("LABEL=RUN" in line for line in told)
+    (method,) = gather([("mine", tmp_path)])
+    assert [run.seed for run in method.runs] == [0, 1]
+    fedsgd.run(scenario({**SHORT, "seed": 2}), module=make_net(5), out=tmp_path / "2")
+    with pytest.raises(ReportError, match=r"differ by more than their seed"):
+        gather([("mine", tmp_path)])
+
+
+def test_page_price_and_compare_take_a_run_of_given_objects(scenario: Make, tmp_path: Path) -> None:
+    fedsgd.run(scenario(SHORT), module=make_net(), loss=local_loss(1.0), out=tmp_path / "a")
+    fedsgd.run(scenario(SHORT), out=tmp_path / "b")
+    from fedsgd.network import Link, Network, Terms, device
+
+    terms = Terms(Network(Link(1e6, 4e6, 0.02)), device("phone"), device("server"))
+    given, plain = (
+        m["runs"][0] for m in payload(gather([tmp_path / "a", tmp_path / "b"]), Asked("x", 0.05, terms, "x"))["methods"]
+    )
+    assert 'name = "python-object"' in given["scenario"]
+    assert "fedsgd.run(..., module=..., loss=...)" in given["needs"]
+    assert plain["needs"] is None
+    for command in (
+        ["price", tmp_path / "a", "--network", "4g"],
+        ["compare", tmp_path / "a", tmp_path / "b", "--target", "0.05"],
+    ):
+        result = CliRunner().invoke(main, [str(one) for one in command])
+        assert result.exit_code == 0, result.output
