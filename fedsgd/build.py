@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """A scenario, composed: what the loop runs, and what its result is measured on. scenario: with the engine that was chosen.
+    """A scenario, composed: what the loop runs, and what its result is measured on. scenario: with the engine that was chosen,
+    and with what stands for Python objects.
 
     attendance: who is asked in a round, and whose reply is taken; states: where what clients remember is; chosen: that engine,
     and why; make_engine: makes another like it; shared: dataset, train and held_out where other processes see them too, None if

@@ -80,7 +80,8 @@ def run(
 
     out: the run folder to write, which must be new or empty unless `overwrite`; None writes nothing. data: the folder of the
     data files, by default what FEDSGD_DATA names. dataset, module, loss, metrics: Python objects in place of what the scenario
-    names. on_engine: called with the engine that was chosen, on_states: with where what clients remember will be, before the
+    names; scenario.toml has them as `module:name` where they can be imported, else as markers that a rerun refuses without
+    them. on_engine: called with the engine that was chosen, on_states: with where what clients remember will be, before the
     first round; on_round: after each round. trackers: told of the beginning, of each round and of the end, whatever it is; one
     that raises is reported by a TrackerWarning, and the run goes on without it. workers: processes that clients train in, one
     thread each; results do not depend on it. With several, a script must start its run under `if __name__ == "__main__":`.

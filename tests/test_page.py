@@ -350,6 +350,16 @@ def test_one_run(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
     draw_all(page)
 
 
+def test_reproduction_of_a_run_of_python_objects_says_what_it_needs(
+    opened: Callable[..., Opened], known: dict[str, Any]
+) -> None:
+    needs = 'this needs Python objects that no file can hold (model: Net, 90 parameters): give it by fedsgd.run("<b>")'
+    runs = [{**run, "needs": needs} for run in known["methods"][0]["runs"]]
+    page = opened(edited(known, {"runs": runs})).page
+    page.locator("#reproduction details").evaluate_all("(all) => all.forEach((one) => (one.open = true))")
+    assert page.inner_text("#reproduction").count(f"{needs}.") == len(runs), "and none of the other methods says so"
+
+
 def test_runs_without_a_time(opened: Callable[..., Opened], known: dict[str, Any], methods: list[Method]) -> None:
     why = "[participation] deadline = 60 s decided whose reply was taken"
     timeless = [{**run, "timeline": None, "not_priced": why} for run in known["methods"][0]["runs"]]
