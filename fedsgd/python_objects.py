@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -188,10 +188,13 @@ def _parts(item: Any) -> list[Any]:
             return [path]
     if isinstance(item, FunctionType):
         cells = [cell.cell_contents for cell in item.__closure__ or () if _is_filled(cell)]
-        return [item.__code__, item.__defaults__, item.__kwdefaults__, cells]
+        used = {name: item.__globals__[name] for name in _names(item.__code__) if name in item.__globals__}
+        return [item.__code__, item.__defaults__, item.__kwdefaults__, cells, used]
     if isinstance(item, type):
         own = {name: part for name, part in vars(item).items() if name not in _NOT_CODE}
         return [item.__qualname__, list(item.__bases__), own]
+    if isinstance(item, ModuleType):
+        return [item.__name__]
     if isinstance(item, staticmethod | classmethod):
         return [item.__func__]
     if isinstance(item, property):
@@ -203,6 +206,12 @@ def _without_handles(key: object, value: Any) -> Any:
     """Return the hooks of a module without the numbers that torch gave them, which count all hooks of the process."""
     is_hooks = isinstance(key, str) and key.endswith("_hooks") and isinstance(value, Mapping)
     return list(value.values()) if is_hooks else value
+
+
+def _names(code: CodeType) -> list[str]:
+    """Return the names that a function's code looks up, those of the functions in it too."""
+    inner = (name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part))
+    return list(dict.fromkeys([*code.co_names, *inner]))
 
 
 def _is_filled(cell: Any) -> bool:

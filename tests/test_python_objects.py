@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import fedsgd
 from fedsgd.cli import main
 from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.per_layer import PerLayer, Rule
 from fedsgd.compress.topk import TopK
 from fedsgd.data import Dataset, Examples
 from fedsgd.data.base import Source
@@ -277,6 +278,19 @@ def test_component_of_a_local_class_is_a_marker_that_refuses(scenario: Make, tmp
     assert load(file, {"uplink.compressor.name": "dense"}).uplink.compressor == DenseOperator()
 
 
+def test_component_of_a_local_class_inside_another_is_found(scenario: Make, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Local(DenseOperator):
+        """Has the name of dense."""
+
+    rules = PerLayer(rules=(Rule("*bias", Local()),))
+    s = with_compressor(scenario(SHORT), rules)
+    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules\[0\]\.op\.name: this needs Python objects"):
+        s.replace({"seed": 1})
+    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules\[0\]\.op\.name: this needs Python objects"):
+        fedsgd.deploy(s, tmp_path / "d", nodes=2)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
@@ -343,6 +357,8 @@ def test_fingerprint_tells_code_closures_and_attributes_apart() -> None:
 
     assert fingerprint(net("x.relu()")()) == fingerprint(net("x.relu()")()) != fingerprint(net("x.tanh()")())
     assert fingerprint(local_loss(1.0)) == fingerprint(local_loss(1.0)) != fingerprint(local_loss(2.0))
+    one, same, other = (eval("lambda o, t: W * smoothed(o, t)", {"W": w, "smoothed": smoothed}) for w in (1.0, 1.0, 2.0))
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other), "globals"
     assert fingerprint(nn.CrossEntropyLoss(label_smoothing=0.1)) != fingerprint(nn.CrossEntropyLoss())
     assert fingerprint({1, 2, "three"}) == fingerprint({"three", 2, 1})
     assert fingerprint(SGD(lr=0.1)) == fingerprint(SGD(lr=0.1)) != fingerprint(SGD(lr=0.2))
