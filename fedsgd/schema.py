@@ -81,15 +81,14 @@ def to_table(component: Checked, by_path: bool = True) -> dict[str, Any]:
         by_path: whether a component of a class that is not registered has its import path as `name`, or becomes a marker where
             it has none; otherwise every component has the name that its class gives itself.
     """
-    cls, name = type(component), {}
+    out: dict[str, Any] = {}
     if isinstance(component, Component):
         registry = next((FAMILIES[base] for base in FAMILIES if isinstance(component, base)), None)
-        own = by_path and registry is not None and not registry.holds(cls)
-        path = import_path(cls) if own else component.name
-        if registry is not None and path is None:
-            return _marker(component, registry)
-        name = {"name": path}
-    out: dict[str, Any] = name
+        out["name"] = component.name
+        if by_path and registry is not None and not registry.holds(type(component)):
+            out["name"] = import_path(type(component))
+            if out["name"] is None:
+                return _marker(component, registry)
     for f in fields(component):
         value = getattr(component, f.name)
         if isinstance(value, Checked):
@@ -293,7 +292,9 @@ def _member(base: type, raw: Any, path: str, preset: Mapping[str, Any], beside: 
     except FedsgdError:
         raise
     except Exception as error:  # the checks and annotations of a class of the user's own may fail in any way
-        raise ScenarioError(f"{path}: {name} cannot be built: {type(error).__name__}: {error}") from error
+        if not is_path:
+            raise
+        raise ScenarioError(one_line(f"{path}: {name} cannot be built: {type(error).__name__}: {error}")) from error
 
 
 def _fitting(registry: Registry[Any], base: type) -> list[str]:

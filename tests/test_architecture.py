@@ -16,7 +16,19 @@ PACKAGE = ROOT / "fedsgd"
 # Lowest first. A module may import from its own floor's package and from floors below.
 FLOORS = [
     ["errors", "arrays", "kernel", "profiling", "memory"],
-    ["component", "rng", "layout", "torch_scope", "vectors", "forking", "sizes", "units", "target", "csv_lines", "python_objects"],
+    [
+        "component",
+        "rng",
+        "layout",
+        "torch_scope",
+        "vectors",
+        "forking",
+        "sizes",
+        "units",
+        "target",
+        "csv_lines",
+        "python_objects",
+    ],
     ["wire"],
     ["compress"],
     ["optim", "data", "participation", "downlink", "network"],

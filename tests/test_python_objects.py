@@ -24,6 +24,7 @@ from fedsgd.data import Dataset, Examples
 from fedsgd.data.base import Source
 from fedsgd.errors import DeploymentError, ReportError, ScenarioError
 from fedsgd.flower.app_session import downlink_of, uplink_of
+from fedsgd.models import Mlp
 from fedsgd.models.user import GivenModule
 from fedsgd.optim import SGD
 from fedsgd.python_objects import fingerprint, import_path
@@ -79,6 +80,13 @@ class Waves(Source):
         y = np.arange(self.size) % 2
         x = np.sin(np.arange(64)[None] * (y[:, None] + 1)).astype(np.float32)
         return Dataset(Examples(x, y), Examples(x, y), 2)
+
+
+class Broken(Waves):
+    """Cannot be built."""
+
+    def __post_init__(self) -> None:
+        raise NameError("Unknown")
 
 
 @dataclass(frozen=True)
@@ -278,6 +286,26 @@ def test_component_of_a_local_class_is_a_marker_that_refuses(scenario: Make, tmp
     assert load(file, {"uplink.compressor.name": "dense"}).uplink.compressor == DenseOperator()
 
 
+def test_model_and_source_of_local_classes_are_markers_that_objects_can_fill(scenario: Make, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class LocalWaves(Waves):
+        """Like its base."""
+
+    @dataclass(frozen=True)
+    class LocalMlp(Mlp):
+        """Has the name of mlp."""
+
+    s = scenario({**SHORT, "data.partition": {"name": "iid", "clients": 4}})
+    s = replace(s, data=replace(s.data, source=LocalWaves()), model=LocalMlp(hidden=(5,), batch_norm="group"))
+    fedsgd.run(s, out=tmp_path / "a")
+    loaded = load(tmp_path / "a" / "scenario.toml")
+    assert (loaded.data.partition, loaded.model.batch_norm) == (s.data.partition, "group")
+    with pytest.raises(ScenarioError, match=r"LocalWaves\(size=40\).*LocalMlp\(.*run\(\.\.\., dataset=\.\.\., module=\.\.\.\)"):
+        fedsgd.run(loaded)
+    module = nn.Sequential(nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 2))
+    assert fedsgd.run(loaded, dataset=Waves().load(None), module=module).summary["parameters"] == 337
+
+
 def test_component_of_a_local_class_inside_another_is_found(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Local(DenseOperator):
@@ -302,12 +330,13 @@ def test_component_of_a_local_class_inside_another_is_found(scenario: Make, tmp_
         ("downlink.compressor.name", "fedsgd.compress.scaffold:Scaffold", "which does not go here"),
         ("data.name", f"{HERE}:Nameless", "which has no name"),
         ("client.optimizer.name", ":", "expected"),
+        ("data.name", f"{HERE}:Broken", "cannot be built: NameError"),
     ],
 )
 def test_class_that_cannot_be_a_component_is_refused_in_one_line(scenario: Make, key: str, value: str, problem: str) -> None:
     with pytest.raises(ScenarioError) as caught:
         scenario({key: value})
-    assert one_line(caught.value).split(": ")[1 if ".toml" in str(caught.value) else 0] == key
+    assert one_line(caught.value).split(": ")[1] in (key, key.removesuffix(".name"))
     assert problem in str(caught.value)
 
 
