@@ -66,8 +66,8 @@ def one_line(text: str) -> str:
 def find_markers(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, description) of every marker in nested tables."""
     if isinstance(value, Mapping):
-        if value.get("name") == PYTHON_OBJECT:
-            yield f"{key}.name" if key else "name", str(value.get("description", ""))
+        if key and value.get("name") == PYTHON_OBJECT:  # at the root it is what the scenario is called
+            yield f"{key}.name", str(value.get("description", ""))
         for name, part in value.items():
             yield from find_markers(part, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):

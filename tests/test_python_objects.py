@@ -241,6 +241,7 @@ def test_marker_is_in_no_listing_and_no_suggestion(scenario: Make) -> None:
         scenario({"model.name": "zzz"})
     assert "python-object" not in str(caught.value)
     assert "python-object" not in CliRunner().invoke(main, ["list"]).output
+    assert fedsgd.run(scenario({**SHORT, "name": "python-object"})).scenario.name == "python-object"
 
 
 # ------------------------------------------------------------------------------------------------------------- components
