@@ -9,9 +9,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -79,36 +78,103 @@ def component_type(annotation: Any) -> type | None:
     return None
 
 
-def _literals(annotation: Any) -> list[str]:
-    if typing.get_origin(annotation) is Literal:
-        return [a for a in typing.get_args(annotation) if isinstance(a, str)]
-    return [w for a in typing.get_args(annotation) for w in _literals(a)]
-
-
 def check_value(value: Any, annotation: Any) -> Any:
     """`value` as `annotation` wants it (a list becomes a tuple, 1 becomes 1.0), or ValueError that says what was expected."""
     item = item_type(annotation)
     if item is not None:
         if not isinstance(value, tuple | list):
-            raise ValueError(f"expected a list, got {value!r}")
+            raise ValueError(f"expected a list, got {value_text(value)}")
         return tuple(check_value(one, item) for one in value)
     expected = component_type(annotation)
     if expected is not None:
         if isinstance(value, expected) or (value is None and type(None) in typing.get_args(annotation)):
             return value
-        raise ValueError(f"expected a {expected.__name__}, got {value!r}")
-    options = _literals(annotation)
-    if options and isinstance(value, str) and value not in options:
-        raise ValueError(f'got "{value}"{did_you_mean(value, options)}')
+        raise ValueError(_problem(value, annotation))
     try:
         good = msgspec.convert(value, annotation, strict=True)
-    except msgspec.ValidationError as error:
-        text, _, where = str(error).replace("`", "").partition(" - at $")
-        at = f" at {where}" if where else ""
-        raise ValueError(f"{re.sub(', got .*', '', text).replace('Expected', 'expected')}{at}, got {value!r}") from None
+    except (msgspec.ValidationError, OverflowError):  # an integer that no float can hold overflows
+        raise ValueError(_problem(value, annotation)) from None
     if isinstance(good, float) and not math.isfinite(good):
         raise ValueError(f"expected a finite number, got {good!r}")
     return good
+
+
+# ------------------------------------------------------------------------------------------------- annotations in plain words
+
+_SHOWN_CHARACTERS = 80
+_NOTABLE_BOUND = 10**6
+"""A larger upper bound of an integer is named only where the value exceeds it."""
+
+
+def value_text(value: Any) -> str:
+    """Return a value as a message shows it, in one line of at most 80 characters: a text in double quotes, else its `repr`."""
+    text = f'"{value}"' if isinstance(value, str) and value.isprintable() else repr(value)
+    text = " ".join(line.strip() for line in text.splitlines())
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+def _problem(value: Any, annotation: Any) -> str:
+    """Return the message for a value that `annotation` does not take, with the position in a list or the key in a table."""
+    options = [option for option in _literals(annotation) if isinstance(option, str)]
+    if options and isinstance(value, str):
+        hint = did_you_mean(value, options)
+        if "did you mean" in hint or typing.get_origin(annotation) is Literal:
+            return f"got {value_text(value)}{hint}"
+    entries: Iterable[tuple[str, Any]] = ()
+    if typing.get_origin(annotation) is tuple and isinstance(value, tuple | list):
+        entries = ((f"[{i}]", one) for i, one in enumerate(value))
+    elif typing.get_origin(annotation) is dict and isinstance(value, Mapping):
+        entries = ((str(key), one) for key, one in value.items())
+    for where, entry in entries:
+        item = typing.get_args(annotation)[typing.get_origin(annotation) is dict]
+        try:
+            check_value(entry, item)
+        except ValueError:
+            return f"expected {_expected(item, entry)} at {where}, got {value_text(value)}"
+    return f"expected {_expected(annotation, value)}, got {value_text(value)}"
+
+
+def _literals(annotation: Any) -> list[Any]:
+    """Return the options of the `Literal` types in an annotation."""
+    if typing.get_origin(annotation) is Literal:
+        return list(typing.get_args(annotation))
+    return [option for argument in typing.get_args(annotation) for option in _literals(argument)]
+
+
+def _expected(annotation: Any, value: Any) -> str:
+    """Return what an annotation takes, in words; `value` decides whether a very large upper bound is named."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    component = component_type(annotation)
+    if component is not None:
+        article = "an" if component.__name__[0] in "AEIOU" else "a"
+        optional = " or None" if type(None) in arguments else ""
+        return f"{article} {component.__name__}{optional}"
+    if origin is Annotated:
+        return _number(arguments[0], arguments[1], value)
+    if origin is Literal:
+        named = [value_text(option) for option in arguments]
+        return f"{', '.join(named[:-1])} or {named[-1]}" if len(named) > 1 else named[0]
+    if origin is tuple:
+        return f"a list, each entry {_expected(arguments[0], value)}"
+    if origin is dict:
+        return "a table" if arguments[1] is Any else f"a table, each value {_expected(arguments[1], value)}"
+    if arguments:  # a union
+        words = [_expected(argument, value) for argument in arguments if argument is not type(None)]
+        unset = ", or the key left out" if type(None) in arguments else ""
+        return " or ".join(words) + unset
+    plain = {bool: "true or false", str: "a text in quotes", int: "a whole number", float: "a number"}
+    return plain.get(annotation, f"a {getattr(annotation, '__name__', annotation)}")
+
+
+def _number(kind: type, bounds: msgspec.Meta, value: Any) -> str:
+    """Return a number's kind and bounds in words: "a whole number from 1 to 127", "a number above 0 and at most 1"."""
+    noun = "a whole number" if kind is int else "a number"
+    exceeded = isinstance(value, int) and bounds.le is not None and value > bounds.le
+    most = None if kind is int and (bounds.le or 0) > _NOTABLE_BOUND and not exceeded else bounds.le
+    if bounds.ge is not None and most is not None:
+        return f"{noun} from {bounds.ge} to {most}"
+    named = (("above", bounds.gt), ("of at least", bounds.ge), ("below", bounds.lt), ("at most", most))
+    return " ".join([noun, " and ".join(f"{word} {bound}" for word, bound in named if bound is not None)]).rstrip()
 
 
 @dataclass(frozen=True)

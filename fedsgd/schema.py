@@ -9,7 +9,17 @@ from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
-from fedsgd.component import Checked, Component, FieldError, Registry, component_type, defaults, field_types, item_type
+from fedsgd.component import (
+    Checked,
+    Component,
+    FieldError,
+    Registry,
+    component_type,
+    defaults,
+    field_types,
+    item_type,
+    value_text,
+)
 from fedsgd.compress import COMPRESSORS, Compressor, Operator
 from fedsgd.data import DATASETS, PARTITIONERS, Partitioner, Source
 from fedsgd.errors import FedsgdError, ScenarioError, did_you_mean
@@ -219,7 +229,7 @@ def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Se
     """An instance of a component or table class from its keys; path: where it stands, for messages; beside: keys that may stand
     in the same table and have been taken out of it, for messages too."""
     if not isinstance(raw, Mapping):
-        raise ScenarioError(f"{path}: expected a table, got {raw!r}")
+        raise ScenarioError(f"{path}: expected a table, got {value_text(raw)}")
     inline = [f for f in fields(cls) if f.metadata.get("inline")]
     own = _own_fields(cls)
     rest = {key: value for key, value in raw.items() if key not in own}
@@ -249,7 +259,7 @@ def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Se
 
 def _items(item: type, raw: Any, path: str) -> tuple[Any, ...]:
     if not isinstance(raw, Sequence) or isinstance(raw, str):
-        raise ScenarioError(f"{path}: expected a list of tables, got {raw!r}")
+        raise ScenarioError(f"{path}: expected a list of tables, got {value_text(raw)}")
     return tuple(one if isinstance(one, item) else _value(item, one, f"{path}[{i}]", {}) for i, one in enumerate(raw))
 
 

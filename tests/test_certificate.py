@@ -325,7 +325,7 @@ def test_what_the_fresh_interpreter_cannot_do_is_said(monkeypatch: pytest.Monkey
         (["topk"], 'compressor: got "topk", did you mean "top-k"?'),
         (["a.b.C"], "a class of your own is named my_package.my_module:MyCompressor"),
         (["top-k", "--set", "densty=0.1"], 'densty: unknown key, did you mean "density"?'),
-        (["top-k", "--set", "density=2"], "density: expected float <= 1.0, got 2"),
+        (["top-k", "--set", "density=2"], "density: expected a number above 0 and at most 1, got 2"),
         (["top-k", "--set", "density"], "expected KEY=VALUE"),
         (["rand-k", "--error-feedback", "persist"], "error-feedback needs a contractive compressor"),
         (["nowhere_at_all:Thing"], 'cannot import "nowhere_at_all"'),

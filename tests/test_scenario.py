@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedsgd.build import build, recipe
+from fedsgd.component import Checked, FieldError, check_value, field_types
 from fedsgd.compress import ErrorFeedback, Operator, Plain
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.topk import TopK
@@ -139,9 +143,11 @@ def test_rules_of_layers_are_tables_within_a_list(scenario: Make) -> None:
     s = scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.rules": rules})
     assert from_dict(tomllib.loads(s.to_toml())) == s
     bad = [{"pattern": "1.*", "op": {"name": "top-k", "density": 5}}]
-    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules\[0\]\.op\.density: expected float <= 1\.0, got 5"):
+    with pytest.raises(
+        ScenarioError, match=r"uplink\.compressor\.rules\[0\]\.op\.density: expected a number above 0 and at most 1, got 5"
+    ):
         scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.rules": bad})
-    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules: expected a list of tables, got 'x'"):
+    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules: expected a list of tables, got \"x\""):
         scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.rules": "x"})
     with pytest.raises(
         ScenarioError, match=r'uplink\.compressor\.op\.name: got "dgc", which does not go here, expected one of'
@@ -287,13 +293,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "far name": ({"uplink.compressor.name": "zip"}, 'got "zip", expected one of: "cafe", "count-sketch", "dense", "dgc"'),
     "unknown key": ({"uplink.compressor.densty": 1}, 'uplink.compressor.densty: unknown key, did you mean "density"?'),
     "unknown section": ({"uplnk.x": 1}, 'uplnk: unknown key, did you mean "uplink"?'),
-    "too large": ({"uplink.compressor.density": 5}, "uplink.compressor.density: expected float <= 1.0, got 5"),
-    "wrong type": ({"rounds": "40"}, "rounds: expected int, got '40'"),
-    "not whole": ({"rounds": 2.5}, "rounds: expected int, got 2.5"),
-    "a flag for a number": ({"rounds": True}, "rounds: expected int, got True"),
+    "too large": (
+        {"uplink.compressor.density": 5},
+        "uplink.compressor.density: expected a number above 0 and at most 1, got 5",
+    ),
+    "wrong type": ({"rounds": "40"}, 'rounds: expected a whole number of at least 1, got "40"'),
+    "not whole": ({"rounds": 2.5}, "rounds: expected a whole number of at least 1, got 2.5"),
+    "a flag for a number": ({"rounds": True}, "rounds: expected a whole number of at least 1, got True"),
     "not a number": ({"client.optimizer.lr": float("nan")}, "client.optimizer.lr: expected "),
     "infinite": ({"client.optimizer.lr": float("inf")}, "client.optimizer.lr: expected a finite number, got inf"),
-    "in a list": ({"model.hidden": [3, "a"]}, "model.hidden: expected int at [1], got [3, 'a']"),
+    "in a list": ({"model.hidden": [3, "a"]}, "model.hidden: expected a whole number of at least 1 at [1], got [3, 'a']"),
     "literal": ({"uplink.error_feedback": "persit"}, 'uplink.error_feedback: got "persit", did you mean "persist"?'),
     "word or number": ({"client.batch_size": "ful"}, 'client.batch_size: got "ful", did you mean "full"?'),
     "table": ({"server": 3}, "server: expected a table, got 3"),
@@ -305,7 +314,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "schedule": ({"client.optimizer.schedule.name": "stp"}, 'client.optimizer.schedule.name: got "stp", did you mean "step"?'),
     "inline": ({"data.partitoin": 3}, 'data.partitoin: unknown key, did you mean "partition"?'),
     "inline, far": ({"data.alpha": 3}, 'data.alpha: unknown key, expected one of: "held_out", "name", "partition"'),
-    "seed": ({"seed": -1}, "seed: expected int >= 0, got -1"),
+    "seed": ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
     "folder": ({"name": "a/b"}, "name: got 'a/b', expected a word that can name a folder"),
     "memory": ({"uplink.compressor.name": "rand-k"}, "uplink.error_feedback: error-feedback needs a contractive compressor"),
     "downlink": ({"downlink.compressor.name": "top-k"}, 'downlink.compressor.name: got "top-k", expected "dense"'),
@@ -351,3 +360,79 @@ def test_every_member_is_described_with_its_keys() -> None:
             assert member["summary"].endswith(".")
     (topk,) = (m for m in describe(FAMILIES[Operator]) if m["name"] == "top-k")
     assert topk["keys"] == {"density": 0.01, "values": "float32"}
+
+
+WRONG_VALUES: dict[str, Any] = {
+    "word": "huge",
+    "number": 1.5,
+    "negative": -1,
+    "flag": True,
+    "not a number": float("nan"),
+    "infinite": float("inf"),
+    "list": [None],
+    "list of lists": [[1], ["a"]],
+    "table": {"a": None},
+    "lines": np.zeros((3, 3)),
+    "bytes": b"\n",
+    "long": "x" * 1000,
+}
+JARGON = re.compile(
+    r"\b(null|int|float|str|bool|array|object|Literal|enum|Invalid|NoneType|dict|tuple)\b|[<>]=|Annotated|msgspec"
+)
+
+
+def _checked_classes() -> list[type[Checked]]:
+    """Every registered component, every table of a scenario, and every other checked class that fedsgd defines."""
+    members = [registry[name] for registry in FAMILIES.values() for name in registry]
+    classes, waiting = dict.fromkeys(members), [Checked]
+    while waiting:
+        below = waiting.pop().__subclasses__()
+        waiting += below
+        classes.update(dict.fromkeys(cls for cls in below if cls.__module__.startswith("fedsgd.")))
+    return [cls for cls in classes if not inspect.isabstract(cls)]
+
+
+def test_wrong_value_for_any_field_is_refused_in_plain_words() -> None:
+    refused, kinds = 0, set()
+    for cls in _checked_classes():
+        for key, annotation in field_types(cls).items():
+            for value in WRONG_VALUES.values():
+                try:
+                    check_value(value, annotation)
+                except ValueError as problem:
+                    message, refused = str(FieldError(cls.__name__, key, str(problem))), refused + 1
+                    kinds.add(str(annotation))
+                    said = message.rpartition(", got ")[0] or message  # without the value
+                    assert message.startswith(f"{cls.__name__}.{key}: "), message
+                    assert "expected " in said, message
+                    assert not JARGON.search(said), message
+                    assert "\n" not in message, message
+                    assert len(message) < 260, message
+    assert refused > 1000
+    assert {str(annotation) for cls in _checked_classes() for annotation in field_types(cls).values()} == kinds
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"client.batch_size": "huge"}, 'client.batch_size: expected a whole number of at least 1 or "full", got "huge"'),
+        ({"client.steps": 0}, "client.steps: expected a whole number of at least 1, or the key left out, got 0"),
+        ({"server.fraction": 2}, "server.fraction: expected a number from 0 to 1, or the key left out, got 2"),
+        ({"evaluation.clients": 1}, "evaluation.clients: expected true or false, got 1"),
+        ({"state.folder": 3}, "state.folder: expected a text in quotes, or the key left out, got 3"),
+        ({"state.store": 3}, 'state.store: expected "auto", "memory" or "disk", got 3'),
+        ({"model.hidden": 3}, "model.hidden: expected a list, each entry a whole number of at least 1, got 3"),
+        ({"model.metrics": 3}, "model.metrics: expected a table, each value a text in quotes, got 3"),
+        ({"model.metrics": {"top": 3}}, "model.metrics: expected a text in quotes at top, got {'top': 3}"),
+        ({"data.held_out": 1}, "data.held_out: expected a number of at least 0 and below 1, got 1"),
+        (
+            {"uplink.compressor": {"name": "qsgd", "levels": 128}},
+            "uplink.compressor.levels: expected a whole number from 1 to 127, got 128",
+        ),
+        ({"uplink.compressor": {"name": "eden", "bits": 9}}, "uplink.compressor.bits: expected 1, 2, 3 or 4, got 9"),
+    ],
+)
+def test_wrong_value_message_names_key_and_options(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        Scenario(name="x").replace(settings)
+    assert str(refused.value) == message
