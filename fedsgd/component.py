@@ -218,7 +218,8 @@ def import_object(path: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError:
-        raise ScenarioError(f'"{module_name}" has no "{attribute}"{did_you_mean(attribute, dir(module))}') from None
+        names = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name, None))]
+        raise ScenarioError(f'"{module_name}" has no "{attribute}"{did_you_mean(attribute, names)}') from None
 
 
 class Registry(Generic[C]):

@@ -99,10 +99,21 @@ class NonFiniteError(RunError):
     """An update or a model holds an infinity or a NaN."""
 
 
+_LISTED = 30
+"""Names that a message lists at most."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """`, did you mean "top-k"?` where a valid name is near, else the list of valid names."""
+    """Return `, did you mean "top-k"?` where a valid name is near, else a list of at most 30 valid names.
+
+    Args:
+        word: the name that is not valid.
+        options: the names that are valid where `word` was given, and no others.
+    """
     known = sorted(options)
-    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    by_lower = {name.lower(): name for name in reversed(known)}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if near:
-        return f', did you mean "{near[0]}"?'
-    return ", expected one of: " + ", ".join(f'"{name}"' for name in known) if known else ""
+        return f', did you mean "{by_lower[near[0]]}"?'
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return ", expected one of: " + ", ".join(f'"{name}"' for name in known[:_LISTED]) + more if known else ""

@@ -119,7 +119,7 @@ def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenari
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        near = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
         hint = did_you_mean(path.name, near) if near else ""
         raise ScenarioError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

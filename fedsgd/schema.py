@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from fedsgd.component import (
@@ -241,11 +242,11 @@ def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Se
         annotation = component_type(field_types(cls)[f.name])
         if f in inline:
             if rest and annotation is not None:
-                values[f.name] = _member(annotation, rest, path, {}, own)
+                values[f.name] = _member(annotation, rest, path, f.metadata, own)
         elif f.name in raw:
             item = item_type(field_types(cls)[f.name])
             values[f.name] = (
-                _value(annotation, raw[f.name], _join(path, f.name), f.metadata.get("preset", {}))
+                _value(annotation, raw[f.name], _join(path, f.name), f.metadata)
                 if item is None
                 else _items(item, raw[f.name], _join(path, f.name))
             )
@@ -263,38 +264,53 @@ def _items(item: type, raw: Any, path: str) -> tuple[Any, ...]:
     return tuple(one if isinstance(one, item) else _value(item, one, f"{path}[{i}]", {}) for i, one in enumerate(raw))
 
 
-def _value(annotation: type | None, raw: Any, path: str, preset: Mapping[str, Any]) -> Any:
+def _value(annotation: type | None, raw: Any, path: str, metadata: Mapping[str, Any]) -> Any:
     if annotation is None:
         return raw
     if annotation in FAMILIES:
-        return _member(annotation, raw, path, preset)
-    return _table(annotation, raw, path, preset)
+        return _member(annotation, raw, path, metadata)
+    return _table(annotation, raw, path, metadata.get("preset", {}))
 
 
-def _member(base: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Sequence[str] = ()) -> Any:
-    """The member of a family that `name` names and that is a `base`; a string stands for a table with nothing but its name."""
-    registry = FAMILIES[base]
+def _member(base: type, raw: Any, path: str, metadata: Mapping[str, Any], beside: Sequence[str] = ()) -> Any:
+    """Return the member of a family that `name` names and that is a `base`; a string stands for a table with only a name.
+
+    Args:
+        base: the class that the field takes.
+        raw: the table, or the name.
+        path: dotted key of the table, for messages.
+        metadata: of the field. preset: defaults of the place. accepts: a function from a member's class to whether the
+            field takes that member, for suggestions; the owner of the field refuses the others itself.
+        beside: further keys that may stand in the same table, for messages.
+    """
+    registry, preset = FAMILIES[base], metadata.get("preset", {})
+    fitting = partial(_fitting, registry, base, metadata.get("accepts", lambda _: True))
     table = {"name": raw} if isinstance(raw, str) else raw
     if not isinstance(table, Mapping):
         raise ScenarioError(f'{path}: expected a table with a name, like {{ name = "{next(iter(registry))}" }}, got {raw!r}')
     implied = next((registry.implied[key] for key in table if key in registry.implied), None)
     name = table.get("name", implied)
     if name is None:
-        raise ScenarioError(f"{path}.name: missing{did_you_mean('', _fitting(registry, base))}")
+        for key in table:
+            hint = did_you_mean(str(key), registry.implied)
+            if "did you mean" in hint:
+                raise ScenarioError(f"{_join(path, key)}: unknown key{hint}")
+        raise ScenarioError(f"{path}.name: missing{did_you_mean('', fitting())}")
     if not isinstance(name, str):
         raise ScenarioError(f"{path}.name: expected the name of a {registry.family}, got {name!r}")
     is_path = ":" in name and not _REGISTERED_ONLY.get()
     if not is_path and (":" in name or not registry.knows(name)):
         if name == PYTHON_OBJECT:
             raise ScenarioError(f"{path}.name: {ask_for(dict(find_markers(table, path)))}")
-        known = [*_fitting(registry, base), *(registry.aliases if base is registry.base else ())]
+        members = fitting()
+        known = [*members, *(alias for alias, member in registry.aliases.items() if member in members)]
         raise ScenarioError(f'{path}.name: got "{name}"{did_you_mean(name, known)}')
     try:
         cls = registry[name]
     except ScenarioError as error:
         raise ScenarioError(f"{path}.name: {error}") from error
     if not issubclass(cls, base):
-        raise ScenarioError(f'{path}.name: got "{name}", which does not go here{did_you_mean("", _fitting(registry, base))}')
+        raise ScenarioError(f'{path}.name: got "{name}", which does not go here{did_you_mean("", fitting())}')
     common, own = defaults(registry.base), defaults(cls)
     preset = {key: value for key, value in preset.items() if own[key] == common[key]}  # a default of its own comes first
     try:
@@ -307,9 +323,9 @@ def _member(base: type, raw: Any, path: str, preset: Mapping[str, Any], beside: 
         raise ScenarioError(one_line(f"{path}: {name} cannot be built: {type(error).__name__}: {error}")) from error
 
 
-def _fitting(registry: Registry[Any], base: type) -> list[str]:
-    """The members that are a `base`."""
-    return list(registry) if base is registry.base else [name for name in registry if issubclass(registry[name], base)]
+def _fitting(registry: Registry[Any], base: type, accepts: Callable[[type], bool]) -> list[str]:
+    """Return the names of the members that are a `base` and that the field accepts."""
+    return [name for name in registry if issubclass(registry[name], base) and accepts(registry[name])]
 
 
 def _join(path: str, key: str) -> str:

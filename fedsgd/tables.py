@@ -50,6 +50,11 @@ class Data(Table):
         return self.source.clients if isinstance(self.source, Population) else self.partition.clients
 
 
+def _trains_clients(optimizer: type[Optimizer]) -> bool:
+    """Return whether a client may use an optimizer of this class."""
+    return not optimizer.server_only
+
+
 @dataclass(frozen=True)
 class Client(Table):
     """[client]: local training: `epochs` passes (1 unless `steps` is given) or `steps` steps of batches of `batch_size`.
@@ -60,7 +65,7 @@ class Client(Table):
 
     alternatives: ClassVar[tuple[str, ...]] = ("epochs", "steps")
 
-    optimizer: Optimizer = SGD()
+    optimizer: Optimizer = field(default=SGD(), metadata={"accepts": _trains_clients})
     epochs: Count | None = None
     steps: Count | None = None
     batch_size: Count | Literal["full"] = 10
@@ -72,7 +77,7 @@ class Client(Table):
         if self.velocity == "carry" and not hasattr(self.optimizer, "momentum"):
             raise FieldError("client", "velocity", f'got "carry", but {self.optimizer.name} has no velocity to carry over')
         if self.optimizer.server_only:
-            fit = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
+            fit = [name for name in OPTIMIZERS if _trains_clients(OPTIMIZERS[name])]
             problem = f'got "{self.optimizer.name}", which is for the server{did_you_mean("", fit)}'
             raise FieldError("client", "optimizer.name", problem)
         if self.epochs is None and self.steps is None:

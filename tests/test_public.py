@@ -55,5 +55,7 @@ def test_errors_cross_processes(error: Exception) -> None:
 
 def test_the_nearest_name() -> None:
     assert errors.did_you_mean("topk", ["top-k", "dense"]) == ', did you mean "top-k"?'
+    assert errors.did_you_mean("dirichletpartitoner", ["DirichletPartitioner"]) == ', did you mean "DirichletPartitioner"?'
+    assert errors.did_you_mean("?", [f"name-{i:02}" for i in range(50)]).endswith('"name-29" and 20 more')
     assert errors.did_you_mean("zip", ["top-k", "dense"]) == ', expected one of: "dense", "top-k"'
     assert errors.did_you_mean("zip", []) == ""

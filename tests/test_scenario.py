@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedsgd.build import build, recipe
-from fedsgd.component import Checked, FieldError, check_value, field_types
+from fedsgd.component import Checked, FieldError, check_value, field_types, import_object
 from fedsgd.compress import ErrorFeedback, Operator, Plain
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.topk import TopK
@@ -360,6 +360,53 @@ def test_every_member_is_described_with_its_keys() -> None:
             assert member["summary"].endswith(".")
     (topk,) = (m for m in describe(FAMILIES[Operator]) if m["name"] == "top-k")
     assert topk["keys"] == {"density": 0.01, "values": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "offers", "withholds"),
+    [
+        ({"client.optimizer": "adam"}, '"sgd"', "fedadam"),
+        ({"client.optimizer": "fedyogy"}, 'did you mean "fedavg"?', "fedyogi"),
+        ({"client.optimizer": {}}, '"sgd"', "fedadam"),
+        ({"server.optimizer": "adam"}, 'did you mean "fedadam"?', "sgd"),
+        ({"server.optimizer": "fedavgmm"}, 'did you mean "fedavgm"?', "sgd"),
+        ({"downlink.compressor": "scafold"}, '"top-k"', "scaffold"),
+        ({"uplink.compressor": "scafold"}, 'did you mean "scaffold"?', "top-k"),
+        ({"uplink.compressor": {"name": "ef21", "op": "qsg"}}, '"top-k"', "qsgd"),
+        ({"uplink.compressor": {"name": "cafe", "op": "randk"}}, 'did you mean "rand-k"?', "dense"),
+        ({"uplink.compressor": {"name": "scheduled", "op": "sgn"}}, '"rand-k"', "sign"),
+        ({"uplink.compressor": {"name": "per-layer", "op": "per-layr"}}, '"top-k"', "per-layer"),
+        ({"uplink.compressor": {"name": "per-layer", "rules": [{"pattern": "*", "op": "per-layr"}]}}, '"top-k"', "per-layer"),
+        ({"data.partition": "cyclik"}, '"iid"', "cyclic"),
+        ({"server.sampler": "iid"}, '"uniform"', "dirichlet"),
+        ({"client.optimizer.momentun": 0.9}, '"lr"', "momentum"),
+        ({"model": {"modul": "m:f"}}, 'model.modul: unknown key, did you mean "module"?', "mlp"),
+    ],
+)
+def test_suggestion_names_only_what_is_valid_there(settings: dict[str, Any], offers: str, withholds: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        Scenario(name="x").replace(settings)
+    hint = str(refused.value).partition("got ")[2] or str(refused.value)
+    assert offers in hint
+    assert f'"{withholds}"' not in hint
+
+
+def test_suggestion_for_a_missing_attribute_names_what_can_be_called() -> None:
+    with pytest.raises(ScenarioError, match='"math" has no "sqroot", did you mean "sqrt"'):
+        import_object("math:sqroot")
+    with pytest.raises(ScenarioError) as refused:
+        import_object("torch.nn:zzz")
+    assert "__" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
+    with pytest.raises(ScenarioError, match=r"expected one of: .*acos.* and \d+ more$"):
+        import_object("math:p")  # a number of the module is no function
+
+
+def test_missing_file_is_not_suggested_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").mkdir()
+    with pytest.raises(ScenarioError) as refused:
+        load(tmp_path / "x.toml")
+    assert "did you mean" not in str(refused.value)
 
 
 WRONG_VALUES: dict[str, Any] = {

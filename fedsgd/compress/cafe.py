@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fedsgd.arrays import F32
 from fedsgd.compress.base import Context, Gathering, Operator, Received, Sent
-from fedsgd.compress.error_feedback import require_contractive
+from fedsgd.compress.error_feedback import may_contract, require_contractive
 from fedsgd.compress.reference import WithReference
 from fedsgd.compress.topk import TopK
 from fedsgd.compress.update import State
@@ -29,7 +29,7 @@ class CAFe(WithReference):
     codec: ClassVar[int] = 24
     convex: ClassVar[bool] = True
 
-    op: Operator = TopK()
+    op: Operator = field(default=TopK(), metadata={"accepts": may_contract})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Received, Sent
-from fedsgd.compress.error_feedback import require_contractive
+from fedsgd.compress.error_feedback import may_contract, require_contractive
 from fedsgd.compress.topk import TopK
 from fedsgd.compress.update import Patch, State, patch
 from fedsgd.layout import Layout
@@ -36,7 +36,7 @@ class EF21(OperatorScheme):
     convex: ClassVar[bool] = True
     mirrored: ClassVar[bool] = True
 
-    op: Operator = TopK()
+    op: Operator = field(default=TopK(), metadata={"accepts": may_contract})
 
     def __post_init__(self) -> None:
         super().__post_init__()

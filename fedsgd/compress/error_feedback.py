@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.arrays import F32
-from fedsgd.component import FieldError
-from fedsgd.compress.base import Context, OperatorScheme, Sent
+from fedsgd.component import FieldError, defaults, field_types
+from fedsgd.compress.base import Context, Operator, OperatorScheme, Sent
 from fedsgd.compress.update import State, patch
 from fedsgd.layout import Layout
 
@@ -51,6 +51,11 @@ class ErrorFeedback(OperatorScheme):
     def withheld(self, state: State, layout: Layout) -> F32 | None:
         residual = state.get("residual")
         return np.zeros(layout.size, dtype=np.float32) if residual is None else residual
+
+
+def may_contract(operator: type[Operator]) -> bool:
+    """Return whether an operator of this class contracts, by default or unscaled."""
+    return {*field_types(operator)} != {*defaults(operator)} or operator().kind == "contractive" or hasattr(operator, "scaled")
 
 
 def require_contractive(scheme: OperatorScheme, why: str = "what it has not sent would not shrink") -> None:

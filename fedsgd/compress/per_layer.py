@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -25,12 +25,17 @@ MOST_SECTIONS = 8
 """Of one group; more is no operator's."""
 
 
+def _treats_one_vector(operator: type[Operator]) -> bool:
+    """Return whether operators of this class may be nested in `PerLayer`."""
+    return not issubclass(operator, PerLayer)
+
+
 @dataclass(frozen=True)
 class Rule(Checked):
     """The operator for tensors whose name matches a pattern as in a shell: `fc*.weight`."""
 
     pattern: str
-    op: Operator
+    op: Operator = field(metadata={"accepts": _treats_one_vector})
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ class PerLayer(Operator):
     name: ClassVar[str] = "per-layer"
     codec: ClassVar[int] = 13
 
-    op: Operator = TopK()
-    biases: Operator | None = None
+    op: Operator = field(default=TopK(), metadata={"accepts": _treats_one_vector})
+    biases: Operator | None = field(default=None, metadata={"accepts": _treats_one_vector})
     rules: tuple[Rule, ...] = ()
     separate: bool = False
 

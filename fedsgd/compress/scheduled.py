@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from fedsgd.arrays import F32
@@ -13,6 +13,11 @@ from fedsgd.compress.topk import TopK
 from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections
+
+
+def _has_density(operator: type[Operator]) -> bool:
+    """Return whether operators of this class have a density that a schedule can set."""
+    return "density" in field_types(operator)
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,13 @@ class Scheduled(Operator):
     name: ClassVar[str] = "scheduled"
     codec: ClassVar[int] = 14
 
-    op: Operator = TopK()
+    op: Operator = field(default=TopK(), metadata={"accepts": _has_density})
     densities: tuple[Share, ...] = (0.25, 0.0625, 0.015625, 0.004)
     rounds: Count = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "density" not in field_types(type(self.op)):
+        if not _has_density(type(self.op)):
             raise FieldError(self.name, "op", f"{self.op.name} has no density to schedule")
 
     def at(self, round: int) -> Operator:

@@ -36,6 +36,9 @@ def uplink_of(compressor: str | Mapping[str, object] | Compressor, error_feedbac
     """The table of the uplink. ScenarioError, with the key, for a setting that is wrong, and for a compressor whose server does
     more than to decode each client's update: a strategy is to have every client's arrays."""
     given = to_table(compressor, by_path=False) if isinstance(compressor, Compressor) else compressor
+    name = given.get("name") if isinstance(given, Mapping) else given
+    if isinstance(name, str) and name not in COMPRESSORS and ":" not in name:
+        raise ScenarioError(f'compressor.name: got "{name}"{did_you_mean(name, _usable())}')
     uplink = from_table(Uplink, {"compressor": given, "error_feedback": error_feedback}, registered_only=True)
     if isinstance(compressor, Compressor) and uplink.compressor != compressor:
         raise ScenarioError(f"compressor: got {compressor!r}, which clients would not know by its name")

@@ -86,7 +86,7 @@ def read_methods(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        near = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
         raise ScenarioError(f"{path}: cannot be read ({error.strerror}){did_you_mean(path.name, near)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         hint = '; a label with spaces is quoted: ["top-k 1 %"]' if isinstance(error, tomllib.TOMLDecodeError) else ""
