@@ -39,6 +39,9 @@ ROUND_COLUMNS: Mapping[str, type] = {
 """rounds.parquet: one row a round, with what `Round` says (clients, accepted and failures: how many); lr is null with a
 schedule over steps; and a float column for each metric, "loss" first, null where not evaluated."""
 
+OVERWRITE = "pass --overwrite (in Python: overwrite=True)"
+"""The option that replaces an earlier run, as messages name it."""
+
 CLIENT_COLUMNS: Mapping[str, type] = {"client": int, "train_examples": int, "test_examples": int, "accuracy": float}
 """clients.parquet: one row a client, after the last round; accuracy is null where there are no test
 examples, or where it is not finite."""
@@ -52,15 +55,29 @@ def prepare(folder: Path, overwrite: bool) -> Path:
 
 
 def check(folder: Path, overwrite: bool) -> list[Path]:
-    """What `prepare` would remove, and the same errors; the folder is made, and nothing is removed."""
+    """Return the paths that `prepare` would remove; the folder is made, and nothing is removed.
+
+    Args:
+        folder: the run folder.
+        overwrite: whether an earlier run there may be replaced.
+
+    Raises:
+        OutputError: the folder cannot be read, or holds an earlier run without `overwrite`, or files that no run wrote.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         present = sorted(p.name for p in folder.iterdir())
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made or read ({error.strerror})") from None
+    try:
+        owned, remedy = [path for name in present for path in _of_a_run(folder / name)], f", or {OVERWRITE}"
+    except OutputError:
+        if overwrite:
+            raise
+        remedy = ""  # of files that no run wrote, nothing is ever replaced
     if present and not overwrite:
-        raise OutputError(f"{folder}: is not empty (it holds {', '.join(present[:3])}); choose another folder, or overwrite")
-    return [path for name in present for path in _of_a_run(folder / name)]
+        raise OutputError(f"{folder}: is not empty (it holds {', '.join(present[:3])}); choose another folder{remedy}")
+    return owned
 
 
 def _of_a_run(path: Path) -> list[Path]:

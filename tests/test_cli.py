@@ -102,6 +102,14 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
     assert fedsgd("run", quickstart, *TINY, "--out", "p", "--quiet").stderr == ""
 
 
+def test_run_into_a_finished_run_names_the_overwrite_option(quickstart: Path) -> None:
+    assert fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet").exit_code == 0
+    again = fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet")
+    assert again.exit_code == 2
+    assert "choose another folder, or pass --overwrite" in again.stderr
+    assert fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet", "--overwrite").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

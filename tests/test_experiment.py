@@ -160,13 +160,15 @@ def test_nothing_is_written_unless_asked(scenario: Make, tmp_path: Path, monkeyp
 def test_a_folder_that_holds_something_is_not_written_to(scenario: Make, tmp_path: Path) -> None:
     run(scenario(), out=tmp_path / "a")
     before = (tmp_path / "a" / "summary.json").read_bytes()
-    with pytest.raises(OutputError, match="is not empty"):
+    with pytest.raises(OutputError, match=r"is not empty .* or pass --overwrite \(in Python: overwrite=True\)$"):
         run(scenario({"rounds": 1}), out=tmp_path / "a")
     assert (tmp_path / "a" / "summary.json").read_bytes() == before
     assert run(scenario({"rounds": 1}), out=tmp_path / "a", overwrite=True).summary["rounds"] == 1
     (tmp_path / "a" / "thesis.tex").write_text("precious")
     with pytest.raises(OutputError, match=r"thesis\.tex: no run wrote this"):
         run(scenario(), out=tmp_path / "a", overwrite=True)
+    with pytest.raises(OutputError, match=r"is not empty .* choose another folder$"):  # --overwrite would be refused too
+        run(scenario(), out=tmp_path / "a")
     assert (tmp_path / "a" / "summary.json").exists()
     with pytest.raises(OutputError, match="cannot be made"):
         run(scenario(), out=tmp_path / "a" / "thesis.tex")

@@ -367,7 +367,12 @@ def test_another_scenario_is_refused_and_nothing_is_run(tiny: Scenario, tmp_path
     other = tiny.replace({"client.batch_size": 7})
     with pytest.raises(OutputError) as refused:
         fedsgd.sweep(other, out=tmp_path, seeds=3)
-    for words in ("seed-0", 'cell "quickstart, seed 0"', "client.batch_size is 10 there, and 7 was asked for", "--overwrite"):
+    for words in (
+        "seed-0",
+        'cell "quickstart, seed 0"',
+        "client.batch_size is 10 there, and 7 was asked for",
+        "or pass --overwrite",
+    ):
         assert words in str(refused.value)
     assert (fake, stamps(tmp_path), (tmp_path / "sweep.json").read_text()) == ([], before, text)
     assert states(fedsgd.sweep(other, out=tmp_path, seeds=3, overwrite=True)) == ["finished"] * 3

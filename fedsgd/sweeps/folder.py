@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsgd.errors import OutputError, ScenarioError
-from fedsgd.run_folder import check, write
+from fedsgd.run_folder import OVERWRITE, check, write
 from fedsgd.scenario import Scenario, load
 from fedsgd.schema import flat, to_table
 from fedsgd.sweeps.cells import OWN_RESULTS, SWEEP_FILE, Cell, Planned, Sweep, keys_of
@@ -81,8 +81,8 @@ def _as_found(out: Path, one: Planned, before: Cell | None, overwrite: bool, ret
         if overwrite:
             return cell
         raise OutputError(
-            f'{folder}: cell "{cell}" is finished with another scenario: {difference}; choose another folder with --out, or '
-            "--overwrite"
+            f'{folder}: cell "{cell}" is finished with another scenario: {difference}; choose another folder with --out, '
+            f"or {OVERWRITE}"
         )
     if before is not None and before.state == "failed" and before.cause in OWN_RESULTS and not (retry_failed or difference):
         return replace(cell, state="failed", error=before.error, cause=before.cause)
