@@ -27,6 +27,7 @@ from fedsgd.network import (
     ask,
     device,
     network,
+    network_label,
     timelines,
 )
 from fedsgd.network.draws import log_normal, read
@@ -362,6 +363,30 @@ def test_what_is_asked_for_takes_the_place_of_the_profiles_figures() -> None:
     )
     assert terms.device.flops_per_second == 1e9
     assert "2 Mbit/s up, 1.6 Mbit/s down, 10 ms one way, log-normal rates, spread 0.3, downlink broadcast" in str(terms.network)
+
+
+@pytest.mark.parametrize(
+    ("options", "heading"),
+    [
+        ({}, "3g"),
+        ({"up": "1.6 Mbit/s", "latency": "0.05 s"}, "3g with 1.6 Mbit/s up, 50 ms one way"),
+        ({"down": "1.6 Mbit/s"}, "3g"),  # the profile's own figure
+        ({"jitter": "5 ms", "spread": 0.3}, "3g with jitter 5 ms, log-normal rates, spread 0.3"),
+        ({"server_up": "1 Gbit/s", "server_down": "2 Gbit/s"}, "3g with 1 Gbit/s into the server, 2 Gbit/s out of the server"),
+        (
+            {"broadcast": True, "overhead_up": "12 kB", "overhead_down": "3 kB"},
+            "3g with downlink broadcast, 12,000 B more a message up, 3,000 B more a message down",
+        ),
+        ({"flops": "1 GFLOP/s", "deadline": "5 s"}, "3g"),  # of the devices, not of the network
+    ],
+)
+def test_network_label_names_every_override(options: dict[str, Any], heading: str) -> None:
+    terms = ask("3g", **options)
+    assert network_label("3g", terms) == heading
+    assert (terms.network.title == network("3g").title) == (heading == "3g")
+    assert terms.network.source.endswith(network("3g").source)
+    overrides = heading.removeprefix("3g with ")
+    assert terms.network.source.startswith(f"as asked for: {overrides}; ") == (heading != "3g")
 
 
 @pytest.mark.parametrize(

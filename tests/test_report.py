@@ -742,6 +742,32 @@ def test_price_prints_the_soonest_first(runs: Path) -> None:
     assert max(len(line) for line in result.stdout.split("break-even")[0].splitlines()) <= 80
 
 
+OVERRIDES = ("--network", "4g", "--up", "1Mbit/s", "--spread", "0.5", "--deadline", "9s")
+OVERRIDDEN = "4g with 1 Mbit/s up, log-normal rates, spread 0.5"
+
+
+def test_price_heading_names_the_figures_that_were_used(runs: Path) -> None:
+    priced = called("price", runs, *OVERRIDES)
+    assert priced.exit_code == 0, priced.output
+    text = " ".join(priced.stdout.split())
+    assert f"{OVERRIDDEN}: 1 Mbit/s up, " in text
+    assert "copies 3 GB/s, waits 9 s for a reply" in text
+    assert "4g: " not in text
+    assert ask("4g").network.title not in text
+    assert f"4g: {ask('4g').network.title}" in " ".join(called("price", runs, "--network", "4g").stdout.split())
+
+
+def test_compare_and_report_name_the_figures_that_were_used(runs: Path, tmp_path: Path) -> None:
+    compared = called("compare", runs, *OVERRIDES, "--target", "0.3", "--out", tmp_path / "t.md", "--json")
+    assert list(json.loads(compared.stdout)["terms"]) == [OVERRIDDEN]
+    assert f"| time to 0.3, {OVERRIDDEN} |" in (tmp_path / "t.md").read_text()
+    made = called("report", runs, *OVERRIDES, "--target", "0.3", "--out", tmp_path / "page.html")
+    assert made.exit_code == 0, made.output
+    page = (tmp_path / "page.html").read_text()
+    assert f'"network":"{OVERRIDDEN}"' in page.replace('": "', '":"')
+    assert "as asked for: 1 Mbit/s up, log-normal rates, spread 0.5; all other figures: " in page
+
+
 def test_price_as_json_has_everything(runs: Path) -> None:
     result = called("price", runs, "--up", "2Mbit/s", "--down", "10Mbit/s", "--latency", "50ms", "--target", "0.3", "--json")
     plain = json.loads(result.stdout)

@@ -61,14 +61,18 @@ class Question:
         return self.networks is not None or self.options["up"] is not None or self.options["trace"] is not None
 
     def terms(self, networks: str | None = None) -> dict[str, Terms]:
-        """By name: of each network that is asked for, or of the one that the options describe. networks: in place of those
-        that were given."""
-        from fedsgd.network import ask
+        """Return the terms by heading, for each network asked for, or for the network that the options describe.
+
+        Args:
+            networks: names to use in place of those that were given.
+        """
+        from fedsgd.network import ask, network_label
 
         asked = networks or self.networks
         if not asked:
             return {"as given": ask(None, **self.options)}
-        return {name: ask(name, **self.options) for name in dict.fromkeys(map(str.strip, asked.split(",")))}
+        terms = {name: ask(name, **self.options) for name in dict.fromkeys(map(str.strip, asked.split(",")))}
+        return {network_label(name, each): each for name, each in terms.items()}
 
     def methods(self) -> list[Method]:
         """What the runs are; what is left out is said."""

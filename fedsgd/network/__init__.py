@@ -3,7 +3,7 @@
 Nothing here reads a clock, and nothing was sent over such a network: it is a model, every piece of it with a closed form.
 """
 
-from fedsgd.network.asked import ask
+from fedsgd.network.asked import ask, network_label
 from fedsgd.network.base import Device, Link, Network
 from fedsgd.network.draws import Constant, Draws, Factors, LogNormal, Trace
 from fedsgd.network.profiles import device, network
@@ -27,5 +27,6 @@ __all__ = [
     "ask",
     "device",
     "network",
+    "network_label",
     "timelines",
 ]

@@ -40,12 +40,28 @@ def ask(
     server_name: str = DEFAULT_SERVER,
     deadline: str | None = None,
 ) -> Terms:
-    """The terms of a price. network_name: a profile, of which the other figures of the link take the place; without one, or a
-    trace, up and down are needed. ScenarioError that starts with the option that is wrong."""
+    """Return the terms of a price.
+
+    Args:
+        network_name: a profile; the other figures override its own. Without a profile and without a trace, `up` and `down` are
+            required.
+        up, down: rates of the median client, such as "2 Mbit/s".
+        latency, jitter: one way, such as "25 ms".
+        spread: standard deviation of the logarithm of clients' rates.
+        trace: CSV file of measured links.
+        server_up, server_down: rates of the server's own link; None for no limit.
+        broadcast: whether each distinct frame goes down once.
+        overhead_up, overhead_down: what the transport adds to a message, such as "12 kB".
+        device_name, flops, device_spread: what clients compute on.
+        server_name: what aggregates.
+        deadline: how long the server waits for a reply that never comes.
+
+    Raises:
+        ScenarioError: an option is wrong; the message starts with its name.
+    """
     if trace is not None and spread is not None:
         raise ScenarioError(f"--spread: got {spread:g} beside a trace, which says by itself how links differ")
     link, draws, named = _link(network_name, up, down, trace)
-    changed = any(given is not None for given in (up, down, latency, jitter, trace))
     link = replace(
         link,
         latency_seconds=_read("--latency", parse_seconds, latency, link.latency_seconds),
@@ -59,14 +75,23 @@ def ask(
         "broadcast" if broadcast else "unicast",
         _read("--overhead-up", parse_size, overhead_up, 0.0),
         _read("--overhead-down", parse_size, overhead_down, 0.0),
-        named.title if named and not changed else "",
-        named.source if named and not changed else "as asked for",
+        source="as asked for",
     )
+    if named is not None:
+        overrides = asked.differences(named)
+        source = f"as asked for: {', '.join(overrides)}; all other figures: {named.source}" if overrides else named.source
+        asked = replace(asked, title="" if overrides else named.title, source=source)
     _check_latency(asked, latency)
     seconds = _read("--deadline", parse_seconds, deadline)
     if seconds == 0:
         raise ScenarioError(f"--deadline: got {deadline!r}, expected a time above 0")
     return Terms(asked, _client(device_name, flops, device_spread), _device("--server", server_name), seconds)
+
+
+def network_label(name: str, terms: Terms) -> str:
+    """Return the heading for terms that start from the profile `name`, with each override: "4g", "4g with 1 Mbit/s up"."""
+    overrides = terms.network.differences(network(name))
+    return f"{name} with {', '.join(overrides)}" if overrides else name
 
 
 def _check_latency(network: Network, latency: str | None) -> None:

@@ -54,7 +54,23 @@ class Network(Checked):
     source: str = ""
 
     def __str__(self) -> str:
-        parts = [str(self.link), *([str(self.draws)] if self.draws != Constant() else [])]
+        return ", ".join([str(self.link), *self._beyond_link()])
+
+    def differences(self, other: Network) -> list[str]:
+        """Return each figure of this network that is not that of `other`, in words: "1 Mbit/s up", "jitter 5 ms"."""
+        link, base = self.link, other.link
+        figures = (
+            (f"{rate_text(link.up_bits_per_second)} up", link.up_bits_per_second != base.up_bits_per_second),
+            (f"{rate_text(link.down_bits_per_second)} down", link.down_bits_per_second != base.down_bits_per_second),
+            (f"{seconds_text(link.latency_seconds)} one way", link.latency_seconds != base.latency_seconds),
+            (f"jitter {seconds_text(link.jitter_seconds)}", link.jitter_seconds != base.jitter_seconds),
+        )
+        known = other._beyond_link()
+        return [text for text, differs in figures if differs] + [text for text in self._beyond_link() if text not in known]
+
+    def _beyond_link(self) -> list[str]:
+        """Return what the network has beside the link of the median client, in words."""
+        parts = [str(self.draws)] if self.draws != Constant() else []
         for rate, where in ((self.server_up_bits_per_second, "into"), (self.server_down_bits_per_second, "out of")):
             if rate is not None:
                 parts.append(f"{rate_text(rate)} {where} the server")
@@ -63,7 +79,7 @@ class Network(Checked):
         for n_bytes, way in ((self.up_overhead_bytes, "up"), (self.down_overhead_bytes, "down")):
             if n_bytes:
                 parts.append(f"{n_bytes:,.0f} B more a message {way}")
-        return ", ".join(parts)
+        return parts
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 
 def _of_network(comparison: Comparison, name: str, terms: Terms) -> Iterator[str]:
-    yield f"{name}: {terms.network}; clients compute {terms.device}; the server {terms.server.copies_text}"
+    waits = "" if terms.deadline_seconds is None else f", waits {seconds_text(terms.deadline_seconds)} for a reply"
+    yield f"{name}: {terms.network}; clients compute {terms.device}; the server {terms.server.copies_text}{waits}"
     coding = [(row.on[name].coding, row.label) for row in comparison.rows if name in row.on]
     most, label = max(coding, default=(0.0, ""))
     if most > MUCH:
