@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 
 from fedsgd.arrays import F64, I64
-from fedsgd.data import ClientData, Dataset, Dealt, Population, deal, populated
+from fedsgd.data import IGNORED, ClientData, Dataset, Dealt, Population, check_dataset, deal, populated
 from fedsgd.scenario import Scenario
 from fedsgd.schema import placed
 
 MOST_MADE = 1000
 """Of clients whose data are made for the purpose, so many are looked at."""
+UNLABELLED = "ignored (-100)"
+"""Name of the group of targets that the loss ignores."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """counts: targets of each class that each client trains on [N, C], or None where targets are not class labels; sizes: the
+    """counts: targets of each class that each client trains on [N, C], or None where targets are not class labels; targets that
+    the loss ignores (-100), if there are any, are counted as a last class, `UNLABELLED`; sizes: the
     examples that it trains on [N]; held_out: those it is tested on [N], or None; left_out: training examples that nobody has;
     registered: all clients there are, where these are but the first N of them. A target is an example, or in sequences a place
     of one."""
@@ -86,6 +89,8 @@ def dealt(
             if isinstance(source, Population):
                 return populated(source, scenario.data.held_out, scenario.seed)
             dataset = source.load(None if data is None else Path(data))
+    else:
+        check_dataset(dataset)
     with placed("data.partition"):
         return dataset, *deal(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
 
@@ -100,7 +105,10 @@ def split_of(scenario: Scenario, data: str | Path | None = None, dataset: Datase
     counts = None
     if dataset.classes is not None:
         names = dataset.class_names or tuple(str(label) for label in range(dataset.classes))
-        counts = _counts(train, dataset.classes)
+        labels = train.all().targets()
+        if (labels == IGNORED).any():
+            names, labels = (*names, UNLABELLED), np.where(labels == IGNORED, dataset.classes, labels)
+        counts = _counts(labels, train.sizes(), len(names))
     sizes = train.sizes()
     tested = None if held_out is None else held_out.sizes()
     left_out = _left_out(train, held_out) if isinstance(train, Dealt) else 0
@@ -115,9 +123,8 @@ def _left_out(train: Dealt, held_out: ClientData | None) -> int:
     return len(train.examples) - used
 
 
-def _counts(data: ClientData, classes: int) -> I64:
-    """Targets of each class that each client has [N, C]."""
-    labels = data.all().targets()
-    client = np.repeat(np.arange(len(data)), data.sizes()).reshape(-1, *[1] * (labels.ndim - 1))
-    cells = np.bincount((client * classes + labels).ravel(), minlength=len(data) * classes)
-    return cells.reshape(len(data), classes)
+def _counts(labels: I64, sizes: I64, classes: int) -> I64:
+    """Count the targets of each class that each client has [N, C]. labels: [n] or [n, T], client after client; sizes: [N]."""
+    client = np.repeat(np.arange(len(sizes)), sizes).reshape(-1, *[1] * (labels.ndim - 1))
+    cells = np.bincount((client * classes + labels).ravel(), minlength=len(sizes) * classes)
+    return cells.reshape(len(sizes), classes)

@@ -7,25 +7,33 @@ import dataclasses
 import gzip
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from fedsgd.component import FieldError
-from fedsgd.data import DATASETS, Dataset, Examples
+from fedsgd.data import DATASETS, Dataset, Examples, check_dataset
 from fedsgd.data.datasets.cifar10 import Cifar10
 from fedsgd.data.datasets.hugging_face import HuggingFace
 from fedsgd.data.datasets.mnist import Mnist, read_idx
 from fedsgd.data.datasets.npz import Npz
 from fedsgd.data.datasets.shakespeare import Shakespeare
-from fedsgd.errors import DataError
+from fedsgd.errors import DataError, ScenarioError
+from fedsgd.scenario import Scenario, from_dict
+from fedsgd.splits import split_of
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -169,6 +177,39 @@ REFUSED: dict[str, tuple[Examples, Examples, int | None, str]] = {
     ),
     "owners by name": (some(owner=np.array(["a"] * 3)), some(), 2, "the training owners are <U1 of shape"),
     "owners below zero": (some(), some(owner=np.array([0, -1, 2])), 2, "the test owners are int64"),
+    "no numbers of classes": (some(), some(), 2.0, "classes is 2.0, expected a whole number of at least 1, or None"),
+    "classes by flag": (some(), some(), True, "classes is True, expected a whole number"),
+    "no classes": (some(), some(), 0, "classes is 0, expected a whole number of at least 1"),
+    "a pair": ((np.zeros((1, 2)), np.zeros(1, int)), some(), 2, r"the training part is a tuple, expected a fedsgd.Examples"),
+    "tensors": (
+        Examples(torch.zeros(1, 2), np.zeros(1, int)),
+        some(),
+        2,
+        r"examples are torch.Tensor, .*; its \.numpy\(\) is one",
+    ),
+    "a frame": (Examples(pd.DataFrame({"a": [1.0]}), np.zeros(1, int)), some(), 2, r"are pandas.DataFrame, .* its \.to_numpy"),
+    "text labels": (Examples(np.zeros((1, 2)), np.array(["cat"])), some(), 2, "numpy.unique.labels, return_inverse=True."),
+    "ragged": (Examples(np.array([[1], [1, 2]], object), np.zeros(2, int)), some(), 2, "rows of different lengths or kinds"),
+    "whole floats": (
+        Examples(np.zeros((1, 2)), np.array([1.0])),
+        some(),
+        2,
+        r"float32 of shape \[1\], expected class labels.*; y.astype\(numpy.int64\) makes integers",
+    ),
+    "rows by list": (Examples(np.zeros((1, 2)), np.zeros(1, int), [0]), some(), 2, "the training rows are list, expected"),
+    "rows beyond": (
+        Examples(np.zeros((1, 2)), np.zeros(1, int), np.array([1])),
+        some(),
+        2,
+        "rows run from 1 to 1, expected 0 to 0",
+    ),
+    "negative label": (
+        Examples(np.zeros((2, 2)), np.array([-1, 1])),
+        some(),
+        2,
+        "the training labels run from -1 to 1, expected 0 to 1, or -100 for a target that the loss ignores",
+    ),
+    "all ignored": (some(), Examples(np.zeros((1, 2)), np.array([-100])), 2, "all test labels are -100"),
     "label too large": (
         some(),
         Examples(np.zeros((1, 2)), np.array([2])),
@@ -184,6 +225,59 @@ def test_a_dataset_that_does_not_fit_together_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         Dataset(train, test, classes)
+
+
+GIVEN: dict[str, tuple[object, str]] = {
+    "tensors": (TensorDataset(torch.zeros(2, 2), torch.zeros(2)), r"got a torch.TensorDataset, .*tensor.numpy\(\) for tensor"),
+    "loader": (DataLoader(TensorDataset(torch.zeros(2, 2))), r"got a torch.DataLoader, .*batches = list\(loader\)"),
+    "subset": (Subset(TensorDataset(torch.zeros(2, 2)), [0]), r"got a torch.Subset, .*map\(numpy.stack, zip\(\*dataset\)\)"),
+    "frame": (pd.DataFrame({"a": [1]}), r"got a pandas.DataFrame, .*frame\[columns\].to_numpy\(\)"),
+    "pair": ((np.zeros((2, 2)), np.zeros(2)), "got a tuple, .*takes one pair of arrays"),
+    "dictionary": ({"train": 1}, "got a dict, .*takes one pair of arrays"),
+    "array": (np.zeros((2, 2)), "got a numpy.ndarray, .*takes one pair of arrays"),
+    "examples": (some(), "got a fedsgd.Examples, .*test examples are required too"),
+    "source": (Npz(path="x"), r"got a fedsgd.Npz, .*its load\(folder\) makes one"),
+    "path": ("data.npz", r"got a str, .*files are named in \[data\]"),
+    "class": (Dataset, "got the class Dataset, "),
+    "number": (3, "got a int, "),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), GIVEN.values(), ids=GIVEN.keys())
+def test_dataset_of_another_kind_is_refused_with_a_conversion(given: object, message: str) -> None:
+    with pytest.raises(DataError) as refused:
+        split_of(Scenario(name="x"), dataset=given)
+    assert "expected a fedsgd.Dataset(train, test, classes), with train and test a fedsgd.Examples(x, y)" in str(refused.value)
+    assert re.search(message, str(refused.value))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("offline")
+def test_dataset_of_hugging_face_is_refused_with_the_way_to_read_it() -> None:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"x": [1.0]})
+    for given in (table, datasets.DatasetDict(train=table)):
+        with pytest.raises(DataError, match=r"got a datasets.Dataset.*save_to_disk\(folder\) and set \[data\] name"):
+            check_dataset(given)
+
+
+def test_conversions_that_messages_name_make_the_arrays() -> None:
+    tensors = TensorDataset(torch.arange(6.0).reshape(3, 2), torch.tensor([1, 0, 1]))
+    x, y = (tensor.numpy() for tensor in tensors.tensors)
+    stacked = tuple(map(np.stack, zip(*Subset(tensors, [0, 1, 2]), strict=True)))
+    np.testing.assert_array_equal(stacked[0], x)
+    np.testing.assert_array_equal(stacked[1], y)
+    data = check_dataset(Dataset(Examples(x, y), Examples(*stacked), 2))
+    assert (data.train.x.tolist(), data.test.y.tolist()) == ([[0, 1], [2, 3], [4, 5]], [1, 0, 1])
+
+
+def test_classes_and_names_of_numpy_are_plain_afterwards() -> None:
+    data = Dataset(some(), some(), np.int64(2), ["a", "b"])
+    assert (data.classes, type(data.classes), data.class_names) == (2, int, ("a", "b"))
+    for names in ("ab", [1, 2], {"a": 0, "b": 1}):
+        with pytest.raises(DataError, match="expected a tuple of texts"):
+            Dataset(some(), some(), 2, names)
 
 
 def test_arrays_are_brought_into_the_form_that_models_compute_with() -> None:
@@ -441,6 +535,45 @@ def test_npz_files_that_will_not_do_are_named(tmp_path: Path) -> None:
         Npz()
 
 
+def test_npz_ignored_labels_are_no_class(tmp_path: Path) -> None:
+    y = np.where(np.arange(20) % 5 == 0, -100, Y)
+    data = npz(tmp_path, x_train=X, y_train=y, x_test=X, y_test=y).load(tmp_path)
+    assert (data.classes, data.train.y.tolist()) == (4, y.tolist())
+    for wrong, message in ((np.where(y < 0, -1, y), "run from -1 to 3"), (np.full(20, -100), "all training labels are -100")):
+        with pytest.raises(DataError, match=message):
+            npz(tmp_path, x_train=X, y_train=wrong, x_test=X, y_test=y).load(tmp_path)
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "pathological", "quantity", "skewed"])
+def test_ignored_labels_are_a_group_of_their_own_in_a_split(partition: str) -> None:
+    y = np.repeat([-100, 0, 1, 2], 10)
+    dataset = Dataset(Examples(np.zeros((40, 2)), y), some(), 3, ("a", "b", "c"))
+    split = split_of(Scenario(name="x").replace({"data.partition": {"name": partition, "clients": 4}}), dataset=dataset)
+    assert split.class_names == ("a", "b", "c", "ignored (-100)")
+    assert split.counts is not None
+    assert split.counts.sum(axis=0).tolist() == [10, 10, 10, 10]
+    assert split.counts.sum(axis=1).tolist() == split.sizes.tolist()
+    if partition == "pathological":
+        assert ((split.counts > 0).sum(axis=1) == 2).all()
+
+
+def test_ignored_positions_of_sequences_are_counted_apart() -> None:
+    y = np.array([[0, 1, -100], [1, -100, -100]])
+    dataset = Dataset(Examples(np.zeros((2, 3), int), y), Examples(np.zeros((1, 3), int), y[:1]), 2)
+    split = split_of(Scenario(name="x").replace({"data.partition.clients": 2}), dataset=dataset)
+    assert split.counts is not None
+    assert sorted(split.counts.tolist()) == [[0, 1, 2], [1, 1, 1]]
+
+
+def test_npz_text_labels_are_numbered_in_sorted_order(tmp_path: Path) -> None:
+    train, test = np.array(["owl", "cat", "Dog", "cat"]), np.array(["éland", "cat"])
+    data = npz(tmp_path, x_train=X[:4], y_train=train, x_test=X[:2], y_test=test).load(tmp_path)
+    assert data.class_names == ("Dog", "cat", "owl", "éland")
+    assert (data.train.y.tolist(), data.test.y.tolist(), data.classes) == ([2, 1, 0, 1], [3, 1], 4)
+    with pytest.raises(FieldError, match="classes: got 9, but the labels are 4 different texts"):
+        Npz(path="own.npz", classes=9).load(tmp_path)
+
+
 # -------------------------------------------------------------------------------------------------------------- hugging face
 
 
@@ -523,8 +656,9 @@ def test_hugging_face_columns_splits_and_rows_that_will_not_do_are_named(tmp_pat
     ):
         with pytest.raises(FieldError, match=message):
             dataclasses.replace(source, **wrong).load(tmp_path)
-    with pytest.raises(DataError, match='mine cannot be loaded: ValueError: Unknown split "trian"'):
-        dataclasses.replace(source, train="trian").load(tmp_path)
+    for part in ("train", "test"):
+        with pytest.raises(FieldError, match=f'{part}: got "trian", did you mean "train"'):
+            dataclasses.replace(source, **{part: "trian"}).load(tmp_path)
 
 
 @pytest.mark.usefixtures("offline")
@@ -561,3 +695,93 @@ def test_a_hugging_face_dataset_in_the_cache_is_found_offline(tmp_path: Path) ->
 def test_a_hugging_face_dataset_that_is_not_in_the_cache_is_not_downloaded(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hugging-face: nobody/nothing cannot be loaded"):
         HuggingFace(path="nobody/nothing").load(tmp_path)
+
+
+def table_of(n: int) -> Any:
+    import datasets
+
+    return datasets.Dataset.from_dict({"a": [float(i) for i in range(n)], "b": [*range(n)], "label": [i % 2 for i in range(n)]})
+
+
+@pytest.mark.usefixtures("offline")
+def test_hugging_face_folder_of_a_single_dataset_is_read_and_its_test_share_drawn(tmp_path: Path) -> None:
+    table_of(10).save_to_disk(tmp_path / "one")
+    source = HuggingFace(path="one", x="a", test_share=0.3)
+    data = source.load(tmp_path)
+    assert (len(data.train), len(data.test)) == (7, 3)
+    assert sorted([*data.train.x.tolist(), *data.test.x.tolist()]) == [*range(10)], "no test example is trained on"
+    assert (data.test.y == data.test.x % 2).all()
+    assert source.load(tmp_path).test.x.tolist() == data.test.x.tolist()
+    parts = dataclasses.replace(source, train="train[:80%]", test="train[80%:]").load(tmp_path)
+    assert (parts.train.x.tolist(), parts.test.x.tolist()) == ([*range(8)], [8, 9])
+    owned = dataclasses.replace(source, owner="b").load(tmp_path)
+    assert owned.test.owner is not None
+    assert owned.test.owner.tolist() == owned.test.x.tolist()
+    with pytest.raises(FieldError, match='test: got "tset", expected one of: "train"'):
+        dataclasses.replace(source, test="tset").load(tmp_path)
+
+
+@pytest.mark.usefixtures("offline")
+def test_hugging_face_folder_of_a_dataset_dict_is_read_by_its_splits(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.DatasetDict(train=table_of(4), validation=table_of(2)).save_to_disk(tmp_path / "two")
+    source = HuggingFace(path="two", x="a", test="validation")
+    assert [len(part) for part in (source.load(tmp_path).train, source.load(tmp_path).test)] == [4, 2]
+    with pytest.raises(FieldError, match='test: got "test", expected one of: "train", "validation"'):
+        HuggingFace(path="two", x="a").load(tmp_path)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the library's CSV reader
+def test_csv_with_several_feature_columns_and_text_labels(tmp_path: Path) -> None:
+    lines = ["width,height,kind,who", "1,0.5,owl,ann", "2,1.5,cat,zoe", "3,2.5,owl,ann", "4,3.5,Dog,zoe"]
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    whole = HuggingFace(path="own.csv", x=("width", "height"), y="kind", train="train", test="train[:2]").load(tmp_path)
+    assert whole.train.x.dtype == np.float32
+    assert whole.train.x.tolist() == [[1, 0.5], [2, 1.5], [3, 2.5], [4, 3.5]]
+    assert (whole.train.y.tolist(), whole.class_names, whole.classes) == ([2, 1, 2, 0], ("Dog", "cat", "owl"), 3)
+    assert whole.test.y.tolist() == [2, 1]
+    every = HuggingFace(path="own.csv", x="*", y="kind", owner="who", test="train[:2]").load(tmp_path)
+    assert every.train.x.tolist() == whole.train.x.tolist()
+    assert HuggingFace(path="own.csv", x=("height",), y="kind").load(tmp_path).shape == (1,)
+    for columns, message in (
+        ("*", r"column who holds texts, expected one number a row: name the columns of numbers in data.x"),
+        ((), "x: got no column, expected at least one of: width, height, kind, who"),
+        ("widht", 'x: got "widht", did you mean "width".*a list of columns of numbers, or "[*]"'),
+        (("width", "hight"), 'x: got "hight", did you mean "height"'),
+    ):
+        with pytest.raises((DataError, FieldError), match=message):
+            HuggingFace(path="own.csv", x=columns, y="kind").load(tmp_path)
+    (tmp_path / "own.csv").write_text("\n".join([*lines, ",1,cat,ann"]))
+    with pytest.raises(DataError, match="column width has missing values"):
+        HuggingFace(path="own.csv", x=("width", "height"), y="kind").load(tmp_path)
+    (tmp_path / "own.csv").write_text("\n".join([*lines, "1,1,,ann"]))
+    with pytest.raises(DataError, match="column kind has missing values"):
+        HuggingFace(path="own.csv", x=("width", "height"), y="kind").load(tmp_path)
+
+
+def test_feature_columns_survive_toml_and_settings() -> None:
+    source = {"name": "hugging-face", "path": "p", "x": ["a", "b"]}
+    scenario = Scenario(name="x").replace({"data": source})
+    assert scenario.data.source == HuggingFace(path="p", x=("a", "b"))
+    assert from_dict(tomllib.loads(scenario.to_toml())) == scenario
+    with pytest.raises(ScenarioError, match=r"data.x: expected a text in quotes or a list, each entry a text in quotes, got 3"):
+        Scenario(name="x").replace({"data": {**source, "x": 3}})
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("grey_test", [False, True])
+def test_grey_images_among_coloured_ones_get_three_equal_channels(tmp_path: Path, grey_test: bool) -> None:
+    buffers = []
+    for image in (Image.new("RGB", (32, 32), (255, 0, 51)), Image.new("L", (32, 32), 102)):
+        buffers.append(io.BytesIO())
+        image.save(buffers[-1], "PNG")
+    colour, grey = ({"bytes": buffer.getvalue(), "path": None} for buffer in buffers)
+    write_cifar(tmp_path, "train", [colour] if grey_test else [colour, grey], [0] if grey_test else [0, 1])
+    write_cifar(tmp_path, "test", [grey], [1])
+    data = HuggingFace(path=str(tmp_path), x="img").load(None)
+    assert data.shape == (3, 32, 32)
+    assert data.train.x[0, :, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+    for x in (data.test.x[0], data.train.x[-1])[: 1 if grey_test else 2]:
+        assert x[:, 5, 7].tolist() == pytest.approx([0.4] * 3)

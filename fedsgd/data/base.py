@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedsgd.arrays import I64
 from fedsgd.component import Component
+from fedsgd.data.labels import check_labels
 from fedsgd.errors import DataError
 
 
@@ -63,7 +64,8 @@ class Dataset:
 
     Arrays are brought into the form that models compute with: contiguous, native bytes, `rows` gathered, floats as float32,
     integers as int64. Integer examples stay integers, as embeddings want them: images must be floats. Class labels are
-    integers in [0, classes), [n] or, in sequences, [n, T]; class_names: what each is called.
+    integers in [0, classes), [n] or, in sequences, [n, T]; −100 marks a target that the loss ignores, and is no class.
+    class_names: what each class is called.
     DataError for anything that is not an array of finite numbers, or does not fit together.
     """
 
@@ -73,27 +75,44 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        self._check_classes()
         for part, field in (("training", "train"), ("test", "test")):
             object.__setattr__(self, field, self._checked(getattr(self, field), part))
         for what, train, test in (("examples", self.train.x, self.test.x), ("targets", self.train.y, self.test.y)):
             kinds = [f"{a.dtype} {list(a.shape[1:])}" for a in (train, test)]
             if kinds[0] != kinds[1]:
                 raise DataError(f"training and test {what} differ in kind or shape: {kinds[0]} and {kinds[1]}")
-        if self.class_names is not None and len(self.class_names) != self.classes:
-            raise DataError(f"{len(self.class_names)} class names for {self.classes} classes")
+
+    def _check_classes(self) -> None:
+        classes: Any = self.classes
+        names: Any = self.class_names
+        is_count = isinstance(classes, int | np.integer) and not isinstance(classes, bool) and classes >= 1
+        if classes is not None and not is_count:
+            raise DataError(f"classes is {classes!r}, expected a whole number of at least 1, or None for other targets")
+        if names is not None:
+            if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+                raise DataError(f"class_names is a {type(names).__name__}, expected a tuple of texts, one for each class")
+            object.__setattr__(self, "class_names", tuple(names))
+            if len(names) != classes:
+                raise DataError(f"{len(names)} class names for {classes} classes")
+        object.__setattr__(self, "classes", None if classes is None else int(classes))
 
     def _checked(self, examples: Examples, part: str) -> Examples:
+        if not isinstance(examples, Examples):
+            raise DataError(f"the {part} part is a {_what(examples)}, expected a fedsgd.Examples(x, y) of numpy arrays")
         x, y = _array(examples.x, f"{part} examples"), _array(examples.y, f"{part} targets")
         if len(x) != len(y):
             raise DataError(f"{len(x)} {part} examples but {len(y)} targets")
         if self.classes is not None:
-            _check_labels(y, self.classes, part)
+            _check_integers(y, part)
+            check_labels(y, self.classes, part)
         owner = examples.owner
         if owner is not None:
             owner = _array(owner, f"{part} owners")
             if owner.dtype.kind != "i" or owner.shape != (len(y),) or (len(owner) and owner.min() < 0):
                 raise DataError(f"the {part} owners are {_what(owner)}, expected a number from 0 for each of {len(y)} examples")
         if examples.rows is not None:
+            _check_rows(examples.rows, len(y), part)
             x, y, owner = x[examples.rows], y[examples.rows], None if owner is None else owner[examples.rows]
         if not len(y):
             raise DataError(f"the dataset has no {part} examples")
@@ -113,25 +132,17 @@ def as_floats(x: NDArray[Any]) -> NDArray[Any]:
     return scaled
 
 
-def classes_in(*targets: NDArray[Any]) -> int | None:
-    """The number of classes that labels imply, one more than the largest; None where targets are not integers."""
-    if any(y.dtype.kind not in "iub" for y in targets):
-        return None
-    largest = max((int(y.max()) for y in targets if y.size), default=0)
-    if largest > 1000 + sum(y.size for y in targets):
-        raise DataError(
-            f"the largest label is {largest}, and there are not so many targets: labels are numbers from 0 to classes - 1"
-        )
-    return largest + 1
-
-
 def _what(values: Any) -> str:
-    return f"{values.dtype} of shape {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+    if isinstance(values, np.ndarray):
+        return f"{values.dtype} of shape {list(values.shape)}"
+    kind = type(values)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
 def _array(values: Any, what: str) -> NDArray[Any]:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub" or not values.ndim:
-        raise DataError(f"the {what} are {_what(values)}, expected a numpy array of numbers, one row an example")
+        hint = _conversion(values, what)
+        raise DataError(f"the {what} are {_what(values)}, expected a numpy array of numbers, one row an example{hint}")
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what float32 cannot hold is found below
             floats: NDArray[np.float32] = np.ascontiguousarray(values, dtype=np.float32)
@@ -144,13 +155,28 @@ def _array(values: Any, what: str) -> NDArray[Any]:
     return np.ascontiguousarray(values, dtype=np.int64)
 
 
-def _check_labels(y: NDArray[Any], classes: int, part: str) -> None:
+def _conversion(values: Any, what: str) -> str:
+    """Return how values become an array of numbers, for a message."""
+    if not isinstance(values, np.ndarray):
+        method = next((f"its .{name}() is one" for name in ("numpy", "to_numpy") if hasattr(values, name)), None)
+        return f"; {method or 'numpy.asarray(...) makes one of rows of equal length'}"
+    if values.dtype.kind in "US" and "targets" in what:
+        return "; names, y = numpy.unique(labels, return_inverse=True) numbers labels that are texts"
+    return "; rows of different lengths or kinds make an object array" if values.dtype.kind == "O" else ""
+
+
+def _check_integers(y: NDArray[Any], part: str) -> None:
     if y.dtype.kind != "i":
-        raise DataError(
-            f"the {part} targets are {_what(y)}, expected class labels: integers [n] (classes=None for other targets)"
-        )
-    if y.size and not 0 <= int(y.min()) <= int(y.max()) < classes:
-        raise DataError(f"the {part} labels run from {y.min()} to {y.max()}, expected 0 to {classes - 1}")
+        hint = "; y.astype(numpy.int64) makes integers of whole numbers" if (y == np.rint(y)).all() else ""
+        problem = f"expected class labels: integers [n] (classes=None for other targets){hint}"
+        raise DataError(f"the {part} targets are {_what(y)}, {problem}")
+
+
+def _check_rows(rows: Any, n: int, part: str) -> None:
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu" or rows.ndim != 1:
+        raise DataError(f"the {part} rows are {_what(rows)}, expected a numpy array of integers [m]")
+    if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < n:
+        raise DataError(f"the {part} rows run from {rows.min()} to {rows.max()}, expected 0 to {n - 1}")
 
 
 class ClientData(ABC):

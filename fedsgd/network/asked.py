@@ -77,15 +77,20 @@ def ask(
         _read("--overhead-down", parse_size, overhead_down, 0.0),
         source="as asked for",
     )
-    if named is not None:
-        overrides = asked.differences(named)
-        source = f"as asked for: {', '.join(overrides)}; all other figures: {named.source}" if overrides else named.source
-        asked = replace(asked, title="" if overrides else named.title, source=source)
+    asked = asked if named is None else _with_source(asked, named)
     _check_latency(asked, latency)
     seconds = _read("--deadline", parse_seconds, deadline)
     if seconds == 0:
         raise ScenarioError(f"--deadline: got {deadline!r}, expected a time above 0")
     return Terms(asked, _client(device_name, flops, device_spread), _device("--server", server_name), seconds)
+
+
+def _with_source(network: Network, profile: Network) -> Network:
+    """Return a network that began as a profile with the source of its figures; the profile's title only if all are its own."""
+    overrides = network.differences(profile)
+    if not overrides:
+        return replace(network, title=profile.title, source=profile.source)
+    return replace(network, source=f"as asked for: {', '.join(overrides)}; all other figures: {profile.source}")
 
 
 def network_label(name: str, terms: Terms) -> str:

@@ -8,27 +8,40 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsgd.arrays import I64
-from fedsgd.component import FieldError
-from fedsgd.data.base import Dataset, Examples, Source, as_floats, classes_in
+from fedsgd.component import FieldError, Share
+from fedsgd.data.base import Dataset, Examples, Source
+from fedsgd.data.datasets.columns import read_features, read_labels
 from fedsgd.data.datasets.files import places
 from fedsgd.data.extra import need
+from fedsgd.data.labels import classes_in
 from fedsgd.errors import DataError, did_you_mean
+from fedsgd.rng import stream
+
+FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+"""End of a file's name → what the library calls the format."""
+ALL = "*"
 
 
 @dataclass(frozen=True)
 class HuggingFace(Source):
     """Any Hugging Face dataset: `path` as datasets.load_dataset takes it, a name on the hub or a folder. Needs an extra.
 
-    config: which of its configurations; train, test: its splits, also in parts ("train[:80%]" and "train[80%:]" where there is
-    no test split); x, y: the columns of examples and targets; owner: the column
-    that says whose each example is, for "natural". Columns of images become float32 in [0, 1], [channels, height, width]
-    or, without colours, [height, width]; lists become arrays as they are, and must be of one length. Class labels (a
-    ClassLabel column, or integers) make it a classification. The cache of the library is used, and its HF_HUB_OFFLINE and
-    HF_DATASETS_OFFLINE are obeyed. A folder is looked for in --data DIR (or FEDSGD_DATA), if given, and then
-    where you stand.
+    path: also a folder of `save_to_disk`, of a `DatasetDict` or of a single `Dataset`; or a file .csv, .json, .jsonl or
+    .parquet. A folder or file is looked for in --data DIR (or FEDSGD_DATA), if given, and then where you stand.
+    config: which of the dataset's configurations.
+    train, test: splits, also in parts ("train[:80%]" and "train[80%:]").
+    test_share: where there is one split only, as in a file or a folder of a single `Dataset`, and `test` is left at its
+    default, this share of the training examples, drawn once and for all, is taken out of training to test.
+    x: the column of examples; or a list of columns of numbers, or "*" for all but y and owner, which become a vector
+    [features] of float32. Images become float32 in [0, 1], [channels, height, width] or, where all are without colours,
+    [height, width]; grey images among coloured ones get three equal channels, and transparency is dropped. Lists become arrays
+    as they are, and must be of one length.
+    y: the column of targets. A ClassLabel column, integers or texts are class labels; texts are numbered in sorted order, and
+    `fedsgd partition` shows the names. A label of -100 is ignored by the loss.
+    owner: the column that says whose each example is, for "natural".
+    The cache of the library is used, and its HF_HUB_OFFLINE and HF_DATASETS_OFFLINE are obeyed.
     """
 
     name: ClassVar[str] = "hugging-face"
@@ -37,70 +50,96 @@ class HuggingFace(Source):
     config: str | None = None
     train: str = "train"
     test: str = "test"
-    x: str = "image"
+    x: str | tuple[str, ...] = "image"
     y: str = "label"
     owner: str | None = None
+    test_share: Share = 0.2
 
     def load(self, folder: Path | None) -> Dataset:
+        tables, drawn = self._splits(folder)
+        features = self._features(tables[0].column_names)
+        for table in tables:
+            self._check_columns(table.column_names, features)
+        where = f"hugging-face: {self.path}"
+        x = read_features(tables, features, isinstance(self.x, str) and self.x != ALL, where)
+        y, names = read_labels(tables, self.y, where)
+        owners = self._owners(tables)
+        parts = [Examples(x[i], y[i], None, owners[i]) for i in range(len(tables))]
+        if drawn:
+            parts = self._draw_test(parts[0])
+        return Dataset(parts[0], parts[1], len(names) if names else classes_in(*y), names)
+
+    def _splits(self, folder: Path | None) -> tuple[list[Any], bool]:
+        """(the tables of training and test examples, False), or (the table of both, True)."""
         library = need("datasets", "huggingface")
-        local = [path for path in places(folder, self.path) if path.is_dir()]
         try:
-            where = str(local[0]) if local else self.path
-            train, test = library.load_dataset(where, self.config, split=[self.train, self.test])
+            splits = self._load(library, folder)
+            only_one = self.test == "test" and len(splits) == 1 and "test" not in splits
+            keys = ("train",) if only_one else ("train", "test")
+            return [self._part(library, splits, key) for key in keys], only_one
+        except FieldError:
+            raise
         except Exception as error:  # a hub, a cache, a network and a parser may each fail in ways of their own
-            raise DataError(f"hugging-face: {self.path} cannot be loaded: {type(error).__name__}: {error}") from error
-        self._check_columns(train.column_names)
-        feature = train.features[self.x]  # of images in a Parquet file that does not say so: {bytes, path}
-        if isinstance(feature, dict) and set(feature) == {
-            "bytes",
-            "path",
-        }:
-            train, test = (table.cast_column(self.x, library.Image()) for table in (train, test))
-        x, y = ([self._array(table, column) for table in (train, test)] for column in (self.x, self.y))
-        owners = self._owners(train, test)
-        parts = [Examples(x[i], y[i], None, owners[i]) for i in range(2)]
-        names = getattr(train.features[self.y], "names", None)
-        return Dataset(parts[0], parts[1], len(names) if names else classes_in(*y), tuple(names) if names else None)
+            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(f"hugging-face: {self.path} cannot be loaded: {problem}") from error
 
-    def _check_columns(self, columns: Sequence[str]) -> None:
-        for key in ("x", "y", "owner"):
-            wanted = getattr(self, key)
-            if wanted is not None and wanted not in columns:
-                raise FieldError(self.name, key, f'got "{wanted}"{did_you_mean(wanted, columns)}')
+    def _load(self, library: Any, folder: Path | None) -> dict[str, Any]:
+        """Return the dataset's tables by the names of their splits."""
+        for place in places(folder, self.path):
+            if (place / "state.json").is_file():  # written by save_to_disk of a single Dataset
+                return {"train": library.load_from_disk(str(place))}
+            if (place / "dataset_dict.json").is_file():
+                return dict(library.load_from_disk(str(place)))
+            if place.is_file() and place.suffix.lower() in FORMATS:
+                return dict(library.load_dataset(FORMATS[place.suffix.lower()], self.config, data_files=str(place)))
+            if place.is_dir():
+                return dict(library.load_dataset(str(place), self.config))
+        return dict(library.load_dataset(self.path, self.config))
 
-    def _array(self, table: Any, column: str) -> NDArray[Any]:
-        """A column as an array [n, ...]; images by their pixels."""
-        images = type(table.features[column]).__name__ == "Image"
+    def _part(self, library: Any, splits: dict[str, Any], key: str) -> Any:
+        """Return what `train` or `test` names, such as "train[:80%]". FieldError if there is no such split."""
+        wanted = getattr(self, key)
         try:
-            rows = [_pixels(row) if images and row is not None else np.asarray(row) for row in table[column]]
-        except Exception as error:  # rows are decoded as they are read
-            raise DataError(f"hugging-face: {self.path}: column {column}: {type(error).__name__}: {error}") from error
-        if any(row.dtype.kind == "O" for row in rows):
-            raise DataError(f"hugging-face: {self.path}: column {column} has missing values, or values that are no numbers")
-        if len({(row.shape, row.dtype.kind) for row in rows}) > 1:
-            shapes = ", ".join(sorted({str(list(row.shape)) for row in rows})[:3])
-            raise DataError(f"hugging-face: {self.path}: rows of column {column} have different shapes: {shapes}")
-        return np.stack(rows) if rows else np.empty(0)
+            stretches = library.ReadInstruction.from_spec(wanted).to_absolute({name: len(splits[name]) for name in splits})
+        except (ValueError, AssertionError) as error:
+            split = wanted.partition("[")[0].partition("+")[0]
+            problem = did_you_mean(split, splits) if split not in splits else f": {error}"
+            raise FieldError(self.name, key, f'got "{wanted}"{problem}') from None
+        parts = [splits[one.splitname].select(range(one.from_, one.to)) for one in stretches]
+        return parts[0] if len(parts) == 1 else library.concatenate_datasets(parts)
 
-    def _owners(self, train: Any, test: Any) -> Sequence[I64 | None]:
+    def _features(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns of the examples."""
+        if self.x == ALL:
+            return tuple(name for name in columns if name not in (self.y, self.owner))
+        return (self.x,) if isinstance(self.x, str) else self.x
+
+    def _check_columns(self, columns: Sequence[str], features: Sequence[str]) -> None:
+        if not features:
+            raise FieldError(self.name, "x", f"got no column, expected at least one of: {', '.join(columns)}")
+        wanted = [*(("x", name) for name in features), ("y", self.y), *([("owner", self.owner)] if self.owner else [])]
+        for key, name in wanted:
+            if name not in columns:
+                more = '; a list of columns of numbers, or "*" for all but y and owner, makes a vector' if key == "x" else ""
+                raise FieldError(self.name, key, f'got "{name}"{did_you_mean(name, columns)}{more}')
+
+    def _draw_test(self, examples: Examples) -> list[Examples]:
+        """Return training and test examples: the latter are drawn by a generator of their own, whatever the seed is."""
+        n_test = max(1, round(self.test_share * len(examples)))
+        order = stream(0, "hugging-face/test").permutation(len(examples))
+        rows = (np.sort(order[n_test:]), np.sort(order[:n_test]))
+        return [Examples(examples.x, examples.y, part, examples.owner) for part in rows]
+
+    def _owners(self, tables: Sequence[Any]) -> Sequence[I64 | None]:
         """Owners, whatever they are called, numbered in the order of their names."""
         if self.owner is None:
-            return None, None
-        columns = [list(table[self.owner]) for table in (train, test)]
+            return [None] * len(tables)
+        columns = [list(table[self.owner]) for table in tables]
         types = {type(name) for column in columns for name in column}
         if len(types) > 1 or not types <= {str, int, float, bool}:
             problem = (
                 f'column "{self.owner}" has missing values, values of different types, or values that are no names or numbers'
             )
             raise FieldError(self.name, "owner", problem)
-        numbers = np.unique(np.array(columns[0] + columns[1]), return_inverse=True)[1].astype(np.int64)
-        return np.split(numbers, [len(columns[0])])
-
-
-def _pixels(image: Any) -> NDArray[np.float32]:
-    """A PIL image as [channels, height, width] or, without colours, [height, width]; in [0, 1]."""
-    if image.mode in ("1", "L", "LA"):
-        return as_floats(np.asarray(image.convert("L")))
-    if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
-        raise ValueError(f"an image of mode {image.mode}, expected 8 bits a channel")
-    return as_floats(np.asarray(image.convert("RGB"))).transpose(2, 0, 1)
+        numbers = np.unique(np.array([name for column in columns for name in column]), return_inverse=True)[1].astype(np.int64)
+        return np.split(numbers, np.cumsum([len(column) for column in columns])[:-1])

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.component import Count, FieldError, Share
-from fedsgd.data.base import Dataset, Examples, Source, as_floats, classes_in
+from fedsgd.data.base import Dataset, Examples, Source, as_floats
 from fedsgd.data.datasets.files import places
+from fedsgd.data.labels import classes_in, number_text_labels
 from fedsgd.errors import DataError
 from fedsgd.rng import stream
 
@@ -27,8 +28,10 @@ class Npz(Source):
     owner_train and owner_test, if there, say whose each example is (for "natural"). Without test examples, `test_share` of the
     training examples, drawn once and for all, take their place. x of uint8 are pixels and become float32 in [0, 1]; other
     integers stay (characters, words); floats become float32. y of integers or booleans, [n] or [n, T], are class labels,
-    `classes` of them, by default as many as the largest says; floats are regression targets. Pickled objects are refused:
-    they can run code. A relative path is looked for in --data DIR (or FEDSGD_DATA), if given, and then where you stand.
+    `classes` of them, by default as many as the largest says; a label of -100 is ignored by the loss, and is no class. y of
+    texts are class labels too, numbered in sorted order; `fedsgd partition` shows the names. Floats are regression targets.
+    Pickled objects are refused: they can run code. A relative path is looked for in --data DIR (or FEDSGD_DATA), if given,
+    and then where you stand.
     """
 
     name: ClassVar[str] = "npz"
@@ -38,7 +41,7 @@ class Npz(Source):
     test_share: Share = 0.2
 
     def load(self, folder: Path | None) -> Dataset:
-        arrays = _read(self._found(folder))
+        arrays, names = _numbered(_read(self._found(folder)))
         x, y, owner = arrays["x_train"], arrays["y_train"], arrays.get("owner_train")
         if not x.ndim or not y.ndim:
             raise DataError(
@@ -51,10 +54,13 @@ class Npz(Source):
             test = Examples(arrays["x_test"], arrays["y_test"], None, arrays.get("owner_test"))
         else:
             train, test = self._split(x, y, owner)
-        classes = classes_in(train.y, test.y) if self.classes is None else self.classes
+        implied = len(names) if names else classes_in(train.y, test.y)
+        classes = implied if self.classes is None else self.classes
+        if names and classes != len(names):
+            raise FieldError(self.name, "classes", f"got {classes}, but the labels are {len(names)} different texts")
         if self.classes is not None and y.dtype.kind == "f":
             raise FieldError(self.name, "classes", f"got {self.classes}, but y_train is {y.dtype}: not class labels")
-        return Dataset(train, test, classes)
+        return Dataset(train, test, classes, names)
 
     def _found(self, folder: Path | None) -> Path:
         for path in places(folder, self.path):
@@ -67,6 +73,15 @@ class Npz(Source):
         order = stream(0, "npz/test").permutation(len(y))
         train, test = (Examples(x, y, np.sort(rows), owner) for rows in (order[n_test:], order[:n_test]))
         return train, test
+
+
+def _numbered(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], tuple[str, ...] | None]:
+    """Return the arrays, labels that are texts numbered; and the names of the classes, None where labels are numbers."""
+    labels = {name: arrays[name] for name in ("y_train", "y_test") if name in arrays}
+    if not all(y.dtype.kind == "U" and y.ndim == 1 for y in labels.values()):
+        return arrays, None
+    numbers, names = number_text_labels(*(y.tolist() for y in labels.values()))
+    return {**arrays, **dict(zip(labels, numbers, strict=True))}, names
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,119 @@
+"""Columns of Hugging Face tables as arrays.
+
+n rows of a table; a column is read from every table at once, so that all tables get the same form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.data.base import as_floats
+from fedsgd.data.extra import need
+from fedsgd.data.labels import number_text_labels
+from fedsgd.errors import DataError
+
+_TEXTS = ("string", "large_string")
+
+
+def read_features(tables: Sequence[Any], columns: Sequence[str], alone: bool, where: str) -> list[NDArray[Any]]:
+    """Read the examples of each table.
+
+    Args:
+        tables: tables of one dataset.
+        columns: their columns of examples.
+        alone: whether the one column is an example by itself, in place of one of a vector's features.
+        where: the dataset, for messages.
+
+    Returns:
+        For each table [n, ...]: the column's rows if `alone`, otherwise float32 [n, features].
+
+    Raises:
+        DataError: values are missing, are no numbers, or have different shapes.
+    """
+    if alone:
+        return _read_rows(tables, columns[0], where)
+    by_column = [[_numbers(table, column, where) for column in columns] for table in tables]
+    return [np.stack(features, axis=1).astype(np.float32) for features in by_column]
+
+
+def read_labels(tables: Sequence[Any], column: str, where: str) -> tuple[list[NDArray[Any]], tuple[str, ...] | None]:
+    """Read the targets of each table.
+
+    Args:
+        tables: tables of one dataset.
+        column: their column of targets.
+        where: the dataset, for messages.
+
+    Returns:
+        The targets of each table, texts numbered in sorted order; and the names of the classes, None if they have none.
+
+    Raises:
+        DataError: values are missing, are no numbers, or have different shapes.
+    """
+    if any(getattr(table.features[column], "dtype", None) in _TEXTS for table in tables):
+        texts = [list(table[column]) for table in tables]
+        if not all(isinstance(label, str) for part in texts for label in part):
+            raise DataError(f"{where}: column {column} has missing values, or texts and numbers")
+        numbers, names = number_text_labels(*texts)
+        return [*numbers], names
+    named = getattr(tables[0].features[column], "names", None)
+    return _read_rows(tables, column, where), tuple(named) if named else None
+
+
+def _numbers(table: Any, column: str, where: str) -> NDArray[Any]:
+    """Return a column that has one number a row, [n]."""
+    values = np.asarray(list(table[column]))
+    if values.dtype.kind in "fiub" and values.ndim == 1:
+        return values
+    if values.dtype.kind == "O" and any(value is None for value in values):
+        raise DataError(f"{where}: column {column} has missing values")
+    feature = table.features[column]
+    dtype = getattr(feature, "dtype", None) or type(feature).__name__
+    kind = "texts" if dtype in _TEXTS else dtype
+    raise DataError(f"{where}: column {column} holds {kind}, expected one number a row: name the columns of numbers in data.x")
+
+
+def _read_rows(tables: Sequence[Any], column: str, where: str) -> list[NDArray[Any]]:
+    """Return a column's rows as arrays [n, ...]; images by their pixels."""
+    parts = [_rows(table, column, where) for table in tables]
+    rows = [row for part in parts for row in part]
+    if any(row.dtype.kind == "O" for row in rows):
+        raise DataError(f"{where}: column {column} has missing values, or values that are no numbers")
+    if _is_image(tables[0].features[column]) and len({row.ndim for row in rows}) > 1:  # grey ones among coloured ones
+        parts = [[row if row.ndim == 3 else np.repeat(row[None], 3, axis=0) for row in part] for part in parts]
+        rows = [row for part in parts for row in part]
+    if len({(row.shape, row.dtype.kind) for row in rows}) > 1:
+        shapes = ", ".join(sorted({str(list(row.shape)) for row in rows})[:3])
+        raise DataError(f"{where}: rows of column {column} have different shapes: {shapes}")
+    return [np.stack(part) if part else np.empty((0, *rows[0].shape) if rows else 0) for part in parts]
+
+
+def _rows(table: Any, column: str, where: str) -> list[NDArray[Any]]:
+    feature = table.features[column]
+    if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:  # images in a Parquet file that does not say so
+        table = table.cast_column(column, need("datasets", "huggingface").Image())
+    images = _is_image(feature)
+    try:
+        return [_pixels(row) if images and row is not None else np.asarray(row) for row in table[column]]
+    except Exception as error:  # rows are decoded as they are read
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{where}: column {column}: {problem}") from error
+
+
+def _is_image(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    return type(feature).__name__ == "Image"
+
+
+def _pixels(image: Any) -> NDArray[np.float32]:
+    """Return a PIL image as [channels, height, width] or, without colours, [height, width]; in [0, 1]."""
+    if image.mode in ("1", "L", "LA"):
+        return as_floats(np.asarray(image.convert("L")))
+    if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
+        raise ValueError(f"an image of mode {image.mode}, expected 8 bits a channel")
+    return as_floats(np.asarray(image.convert("RGB"))).transpose(2, 0, 1)
