@@ -113,6 +113,11 @@ def value_text(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
 
 
+def with_article(noun: str) -> str:
+    """Return a noun with its indefinite article."""
+    return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
+
+
 def _problem(value: Any, annotation: Any) -> str:
     """Return the message for a value that `annotation` does not take, with the position in a list or the key in a table."""
     options = [option for option in _literals(annotation) if isinstance(option, str)]
@@ -146,9 +151,8 @@ def _expected(annotation: Any, value: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     component = component_type(annotation)
     if component is not None:
-        article = "an" if component.__name__[0] in "AEIOU" else "a"
         optional = " or None" if type(None) in arguments else ""
-        return f"{article} {component.__name__}{optional}"
+        return f"{with_article(component.__name__)}{optional}"
     if origin is Annotated:
         return _number(arguments[0], arguments[1], value)
     if origin is Literal:

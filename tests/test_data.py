@@ -239,7 +239,7 @@ GIVEN: dict[str, tuple[object, str]] = {
     "source": (Npz(path="x"), r"got a fedsgd.Npz, .*its load\(folder\) makes one"),
     "path": ("data.npz", r"got a str, .*files are named in \[data\]"),
     "class": (Dataset, "got the class Dataset, "),
-    "number": (3, "got a int, "),
+    "number": (3, "got an int, "),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,6 +179,8 @@ def test_a_module_of_the_users_own_with_loss_and_metric(own: str, blobs: Dataset
         ({"module": "own_model:make_model", "arguments": {"depth": 2}}, "arguments", "does not take"),
         ({"module": "own_model:make_model", "loss": "own_model:nope"}, "loss", 'has no "nope"'),
         ({"module": "own_model:make_model", "metrics": {"m": "own_model:nope"}}, "metrics.m", 'has no "nope"'),
+        ({"module": "own_model:make_model", "metrics": {"m": "torch.nn:L1Loss"}}, "metrics.m", "is the class L1Loss, expected"),
+        ({"module": "own_model:make_model", "loss": "torch.nn:L1Loss"}, "loss", "is the class L1Loss, expected a function"),
     ],
 )
 def test_what_cannot_be_imported_is_named(
@@ -332,3 +335,31 @@ def test_group_norm_takes_its_place_and_its_parameters(blobs: Dataset) -> None:
 def test_batch_norm_is_refused_unless_somebody_decides(blobs: Dataset) -> None:
     with pytest.raises(ModelError, match=r'set model.batch_norm to "group", "batch", "mean", "local" or "frozen"'):
         normalised("refuse", blobs)
+
+
+def per_example(output: Tensor, target: Tensor) -> Tensor:
+    return (output.argmax(1) == target).float()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"module": nn.Linear}, r"module: got the class Linear, expected an instance of torch.nn.Module: call it, Linear\(\)"),
+        ({"module": lambda: nn.Linear(8, 3)}, "module: got a function, expected an instance of torch.nn.Module: call it"),
+        ({"module": "own:make"}, r'got the text "own:make", .*\[model\] module = "package.module:function"'),
+        ({"module": {"weight": 1}}, "module: got a dict, expected an instance of torch.nn.Module$"),
+        ({"loss": nn.L1Loss}, r"loss: got the class L1Loss, expected a function of .*, or an instance: L1Loss\(\)"),
+        ({"loss": "mse"}, r'loss: got the text "mse", .*\[model\] loss = "package.module:function"'),
+        ({"loss": 0.5}, "loss: got a float, expected a function"),
+        ({"metrics": [per_example]}, "metrics: got a list, expected a dictionary of functions by name"),
+        ({"metrics": per_example}, "metrics: got a function, expected a dictionary"),
+        ({"metrics": "accuracy"}, 'metrics: got the text "accuracy", expected a dictionary'),
+        ({"metrics": {"top": "accuracy"}}, r'metric "top": got the text "accuracy", .*\[model\] metrics.top = "package'),
+        ({"metrics": {"top": nn.L1Loss}}, r'metric "top": got the class L1Loss, .*: L1Loss\(\)'),
+        ({"metrics": {3: per_example}}, "metrics: got the name 3, expected a text"),
+    ],
+)
+def test_module_loss_and_metrics_of_another_kind_are_refused(given: dict[str, Any], message: str, blobs: Dataset) -> None:
+    with pytest.raises(ModelError, match=message) as refused:
+        make_task(Mlp(), blobs, 0, **given)
+    assert "\n" not in str(refused.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedsgd.component import with_article
 from fedsgd.data.base import Dataset
 from fedsgd.errors import DataError
 
@@ -41,4 +42,4 @@ def check_dataset(dataset: object) -> Dataset:
         raise DataError(f"dataset: got the class {dataset.__name__}, {EXPECTED}")
     kinds = [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(dataset).__mro__]
     conversion = next((f"; {_CONVERSIONS[kind]}" for kind in kinds if kind in _CONVERSIONS), "")
-    raise DataError(f"dataset: got a {kinds[0].removeprefix('builtins.')}, {EXPECTED}{conversion}")
+    raise DataError(f"dataset: got {with_article(kinds[0].removeprefix('builtins.'))}, {EXPECTED}{conversion}")

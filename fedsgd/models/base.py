@@ -163,7 +163,9 @@ def make_task(
     from fedsgd.models.batch_norm import settle_batch_norm
     from fedsgd.models.buffers import check_memory, parts_of
     from fedsgd.models.describe import described
+    from fedsgd.models.given import check_given
 
+    check_given(module, loss, metrics)
     source = None
     if module is None:
         source = ModuleSource(model, dataset.shape, dataset.classes, seed)
@@ -266,6 +268,8 @@ def imported(path: str, field: str) -> Callable[..., Any]:
         raise FieldError("model", field, str(error)) from error
     if not callable(found):
         raise FieldError("model", field, f'"{path}" is {found!r}, expected something to call')
+    if isinstance(found, type) and field != "module":
+        raise FieldError("model", field, f'"{path}" is the class {found.__name__}, expected a function or an instance')
     function: Callable[..., Any] = found
     return function
 

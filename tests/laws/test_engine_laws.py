@@ -333,7 +333,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "double precision": (lambda: nn.Linear(8, 3).double(), "weight is torch.float64"),
     "lazy": (lambda: nn.LazyLinear(3), "weight is not initialised yet"),
     "a hook": (lambda: hooked(nn.Linear(8, 3)), "weight has a hook"),
-    "not a module": (lambda: 7, "the model is int, expected a torch.nn.Module"),
+    "not a module": (lambda: 7, "module: got an int, expected an instance of torch.nn.Module"),
 }
 
 
@@ -365,7 +365,7 @@ def test_evaluation_is_the_mean_over_all_examples_whatever_the_slices(blobs: Dat
 def test_a_loss_or_metric_that_is_no_tensor_is_refused(blobs: Dataset) -> None:
     with pytest.raises(ModelError, match="the loss is a float, expected a tensor"):
         train_once(make_task(Mlp(), blobs, 0, loss=lambda o, t: 0.5), blobs)
-    with pytest.raises(ModelError, match=r"the loss is the class CrossEntropyLoss.*CrossEntropyLoss\(\)"):
+    with pytest.raises(ModelError, match=r"loss: got the class CrossEntropyLoss, .*or an instance: CrossEntropyLoss\(\)"):
         make_task(Mlp(), blobs, 0, loss=nn.CrossEntropyLoss)
     task = make_task(Mlp(), blobs, 0, metrics={"half": lambda o, t: 0.5})
     with pytest.raises(ModelError, match="metric half is a float"):

@@ -1,0 +1,66 @@
+"""Refusal of a module, a loss or metrics that were given in Python and are of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedsgd.component import value_text, with_article
+from fedsgd.errors import ModelError
+
+
+def check_given(module: object, loss: object, metrics: object) -> None:
+    """Check what `run` was given in place of what the scenario names; None is nothing given.
+
+    Raises:
+        ModelError: the module is no `torch.nn.Module`, the loss cannot be called, or the metrics are not callables by name.
+    """
+    if module is not None:
+        _check_module(module)
+    if loss is not None:
+        _check_callable(loss, "loss", "loss")
+    if metrics is None:
+        return
+    if not isinstance(metrics, Mapping):
+        raise ModelError(
+            f"metrics: got {_kind_of(metrics)}, expected a dictionary of functions by name: {{'accuracy': accuracy}}"
+        )
+    for name, metric in metrics.items():
+        if not isinstance(name, str):
+            raise ModelError(f"metrics: got the name {value_text(name)}, expected a text")
+        _check_callable(metric, f'metric "{name}"', f"metrics.{name}")
+
+
+def _check_module(module: object) -> None:
+    import torch
+
+    if isinstance(module, torch.nn.Module):
+        return
+    remedy = ""
+    if isinstance(module, str):
+        remedy = '; a name goes into the scenario: [model] module = "package.module:function"'
+    elif callable(module):
+        remedy = f": call it, {_name_of(module)}()"
+    raise ModelError(f"module: got {_kind_of(module)}, expected an instance of torch.nn.Module{remedy}")
+
+
+def _check_callable(value: object, what: str, key: str) -> None:
+    """Check a loss or a metric; `key`: where the scenario names it, in [model]."""
+    expected = f"{what}: got {_kind_of(value)}, expected a function of (output, target), or an instance"
+    if isinstance(value, str):
+        raise ModelError(f'{expected}; a name goes into the scenario: [model] {key} = "package.module:function"')
+    if isinstance(value, type):
+        raise ModelError(f"{expected}: {value.__name__}()")
+    if not callable(value):
+        raise ModelError(expected)
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, str):
+        return f"the text {value_text(value)}"
+    return with_article(type(value).__name__)
+
+
+def _name_of(value: object) -> str:
+    return getattr(value, "__name__", "module")
