@@ -21,9 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from fedsgd.cli import main
 from fedsgd.component import FieldError
 from fedsgd.data import DATASETS, Dataset, Examples, check_dataset
 from fedsgd.data.datasets.cifar10 import Cifar10
@@ -557,6 +559,17 @@ def test_ignored_labels_are_a_group_of_their_own_in_a_split(partition: str) -> N
         assert ((split.counts > 0).sum(axis=1) == 2).all()
 
 
+def test_partition_command_shows_the_number_of_each_text_label(tmp_path: Path) -> None:
+    kinds = ["owl", "cat", "Dog", "cat"] * 10
+    np.savez(tmp_path / "own.npz", x_train=np.zeros((40, 2)), y_train=np.array(kinds))
+    (tmp_path / "s.toml").write_text('name = "x"\ndata = { name = "npz", path = "own.npz" }\n')
+    for clients, shown in ((2, ["classes: 0 Dog, 1 cat, 2 owl"]), (30, ["0 Dog", "1 cat", "2 owl"])):
+        arguments = ("--data", str(tmp_path), "--set", f"data.partition.clients={clients}", "--quiet")
+        printed = CliRunner().invoke(main, ["partition", str(tmp_path / "s.toml"), *arguments])
+        assert printed.exit_code == 0, printed.output
+        assert all(text in printed.output for text in shown)
+
+
 def test_ignored_positions_of_sequences_are_counted_apart() -> None:
     y = np.array([[0, 1, -100], [1, -100, -100]])
     dataset = Dataset(Examples(np.zeros((2, 3), int), y), Examples(np.zeros((1, 3), int), y[:1]), 2)
@@ -759,6 +772,12 @@ def test_csv_with_several_feature_columns_and_text_labels(tmp_path: Path) -> Non
     (tmp_path / "own.csv").write_text("\n".join([*lines, "1,1,,ann"]))
     with pytest.raises(DataError, match="column kind has missing values"):
         HuggingFace(path="own.csv", x=("width", "height"), y="kind").load(tmp_path)
+
+
+@pytest.mark.usefixtures("offline")
+def test_missing_file_is_not_asked_for_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"hugging-face: none.csv not found \(looked for .*/none.csv, none.csv\)"):
+        HuggingFace(path="none.csv").load(tmp_path)
 
 
 def test_feature_columns_survive_toml_and_settings() -> None:

@@ -28,9 +28,8 @@ def show_split(split: Split) -> None:
     console.print(title, style="bold", soft_wrap=True, markup=False)
     if few and split.counts is not None and len(split.class_names) <= MOST_CLASSES:
         console.print("by class: % of a client's examples; distance from the classes of all: 0 to 1")
-        numbers = [str(label) for label in range(len(split.class_names))]
-        if _headings(split.class_names) == numbers != list(split.class_names):
-            named = (f"{number} {_short(name)}" for number, name in zip(numbers, split.class_names, strict=True))
+        named = [_numbered(split.class_names, label) for label in range(len(split.class_names))]
+        if named != [str(label) for label in range(len(named))]:
             console.print(f"classes: {', '.join(named)}", markup=False)
     console.print(_clients_table(split) if few else _spread_table(split))
     if not few and split.counts is not None:
@@ -62,8 +61,20 @@ def _clients_table(split: Split) -> Table:
 
 def _headings(names: Sequence[str]) -> Sequence[str]:
     """Class names that are narrow, or the classes' numbers where narrow names would be alike."""
+    from fedsgd.splits import UNLABELLED
+
     narrow = [_short(name, 3) for name in names]
-    return narrow if len(set(narrow)) == len(names) else [str(label) for label in range(len(names))]
+    if len(set(narrow)) == len(names):
+        return narrow
+    return [short if name == UNLABELLED else str(label) for label, (name, short) in enumerate(zip(names, narrow, strict=True))]
+
+
+def _numbered(names: Sequence[str], label: int) -> str:
+    """Return a class's number and name, or the name alone where that is the number, or of targets without a class."""
+    from fedsgd.splits import UNLABELLED
+
+    name = names[label]
+    return name if name in (str(label), UNLABELLED) else f"{label} {_short(name)}"
 
 
 def _short(name: str, width: int = 12) -> str:
@@ -100,7 +111,7 @@ def _classes_table(split: Split, counts: NDArray[np.int64]) -> Table:
     for label in labels if len(labels) <= MOST_CLASSES else most_frequent[:MOST_CLASSES]:
         of_class = counts[:, label]
         figures = (of_class.sum(), (of_class > 0).sum(), of_class.max())
-        table.add_row(escape(_short(split.class_names[label])), *(f"{f:,}" for f in figures))
+        table.add_row(escape(_numbered(split.class_names, label)), *(f"{f:,}" for f in figures))
     if len(labels) > MOST_CLASSES:
         table.add_row(f"{len(labels) - MOST_CLASSES} others", f"{counts[:, most_frequent[MOST_CLASSES:]].sum():,}", "", "")
     return table

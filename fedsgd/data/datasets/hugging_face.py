@@ -77,7 +77,7 @@ class HuggingFace(Source):
             only_one = self.test == "test" and len(splits) == 1 and "test" not in splits
             keys = ("train",) if only_one else ("train", "test")
             return [self._part(library, splits, key) for key in keys], only_one
-        except FieldError:
+        except (FieldError, DataError):
             raise
         except Exception as error:  # a hub, a cache, a network and a parser may each fail in ways of their own
             problem = " ".join(f"{type(error).__name__}: {error}".split())
@@ -94,6 +94,9 @@ class HuggingFace(Source):
                 return dict(library.load_dataset(FORMATS[place.suffix.lower()], self.config, data_files=str(place)))
             if place.is_dir():
                 return dict(library.load_dataset(str(place), self.config))
+        if Path(self.path).suffix.lower() in FORMATS:  # a file, and no name on the hub
+            looked_for = ", ".join(map(str, places(folder, self.path)))
+            raise DataError(f"hugging-face: {self.path} not found (looked for {looked_for})")
         return dict(library.load_dataset(self.path, self.config))
 
     def _part(self, library: Any, splits: dict[str, Any], key: str) -> Any:
