@@ -56,10 +56,11 @@ class Split:
         if self.counts is None or shares is None:
             return {"examples": self.sizes}
         overall = self.counts.sum(axis=0) / self.counts.sum()
+        classes = slice(len(self.class_names) - (UNLABELLED in self.class_names))  # of ignored targets there is no class
         return {
             "examples": self.sizes,
-            "classes": (self.counts > 0).sum(axis=1),
-            "largest class": shares.max(axis=1),
+            "classes": (self.counts[:, classes] > 0).sum(axis=1),
+            "largest class": shares[:, classes].max(axis=1),
             "distance": np.abs(shares - overall).sum(axis=1) / 2,
         }
 

@@ -555,6 +555,7 @@ def test_ignored_labels_are_a_group_of_their_own_in_a_split(partition: str) -> N
     assert split.counts is not None
     assert split.counts.sum(axis=0).tolist() == [10, 10, 10, 10]
     assert split.counts.sum(axis=1).tolist() == split.sizes.tolist()
+    assert split.measures()["classes"].tolist() == (split.counts[:, :3] > 0).sum(axis=1).tolist()
     if partition == "pathological":
         assert ((split.counts > 0).sum(axis=1) == 2).all()
 
