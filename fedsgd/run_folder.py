@@ -71,9 +71,9 @@ def check(folder: Path, overwrite: bool) -> list[Path]:
         raise OutputError(f"{folder}: cannot be made or read ({error.strerror})") from None
     try:
         owned, remedy = [path for name in present for path in _of_a_run(folder / name)], f", or {OVERWRITE}"
-    except OutputError:
+    except (OutputError, OSError) as error:
         if overwrite:
-            raise
+            raise OutputError(str(error)) from None
         remedy = ""  # of files that no run wrote, nothing is ever replaced
     if present and not overwrite:
         raise OutputError(f"{folder}: is not empty (it holds {', '.join(present[:3])}); choose another folder{remedy}")

@@ -744,6 +744,10 @@ def test_hugging_face_folder_of_a_dataset_dict_is_read_by_its_splits(tmp_path: P
     assert [len(part) for part in (source.load(tmp_path).train, source.load(tmp_path).test)] == [4, 2]
     with pytest.raises(FieldError, match='test: got "test", expected one of: "train", "validation"'):
         HuggingFace(path="two", x="a").load(tmp_path)
+    named = [table_of(2).cast_column("label", datasets.ClassLabel(names=names)) for names in (["cat", "dog"], ["dog", "cat"])]
+    datasets.DatasetDict(train=named[0], test=named[1]).save_to_disk(tmp_path / "three")
+    with pytest.raises(DataError, match="column label: training and test part name their classes differently"):
+        HuggingFace(path="three", x="a").load(tmp_path)
 
 
 @pytest.mark.usefixtures("offline")

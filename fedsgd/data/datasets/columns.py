@@ -60,8 +60,10 @@ def read_labels(tables: Sequence[Any], column: str, where: str) -> tuple[list[ND
             raise DataError(f"{where}: column {column} has missing values, or texts and numbers")
         numbers, names = number_text_labels(*texts)
         return [*numbers], names
-    named = getattr(tables[0].features[column], "names", None)
-    return _read_rows(tables, column, where), tuple(named) if named else None
+    named = {tuple(getattr(table.features[column], "names", None) or ()) for table in tables}
+    if len(named) > 1:
+        raise DataError(f"{where}: column {column}: training and test part name their classes differently")
+    return _read_rows(tables, column, where), named.pop() or None
 
 
 def _numbers(table: Any, column: str, where: str) -> NDArray[Any]:
