@@ -151,7 +151,7 @@ def test_given_metrics_are_merged_with_those_of_the_scenario_in_their_order(scen
         (NET, None),
         (nn.MSELoss(), None),
     ],
-    ids=str,
+    ids=["of torch", "function", "class", "lambda", "bound method", "module", "loss"],
 )
 def test_import_path_names_the_very_object_or_nothing(value: Any, expected: str | None) -> None:
     assert import_path(value) == expected
