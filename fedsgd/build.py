@@ -325,4 +325,5 @@ def recipe(scenario: Scenario) -> Recipe:
     client = scenario.client
     batch_size = None if client.batch_size == "full" else client.batch_size
     carry, corrected = client.velocity == "carry", scenario.uplink.scheme().corrects
-    return Recipe(client.optimizer, client.epochs, client.steps, batch_size, client.proximal, carry, corrected)
+    steps = (client.epochs, client.steps)
+    return Recipe(client.optimizer, *steps, batch_size, client.proximal, carry, corrected, client.last_batch)

@@ -14,7 +14,7 @@ from fedsgd.data.partitioners.iid import Iid
 from fedsgd.data.partitioners.natural import Natural as ByOwner
 from fedsgd.downlink import Downlink as Link
 from fedsgd.downlink import Policy
-from fedsgd.engine import EngineName, Update
+from fedsgd.engine import EngineName, LastBatch, Update
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
 from fedsgd.participation import Durations, Sampler
@@ -61,6 +61,8 @@ class Client(Table):
 
     proximal: FedProx's μ (Li et al. 2020), 0 being FedAvg: adds μ/2 · |w − w_received|² to the loss of each batch. velocity:
     what the optimiser remembers may "restart" at zero in each round, or be carried over from the client's last one ("carry").
+    last_batch: a smaller last batch of a pass is trained on ("keep"), left out ("drop", as with PyTorch's drop_last), or joined
+    to the batch before it ("merge"); a client with fewer examples than `batch_size` keeps its only batch.
     """
 
     alternatives: ClassVar[tuple[str, ...]] = ("epochs", "steps")
@@ -71,6 +73,7 @@ class Client(Table):
     batch_size: Count | Literal["full"] = 10
     proximal: NonNegative = 0.0
     velocity: Literal["restart", "carry"] = "restart"
+    last_batch: LastBatch = "keep"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ captured     the step recorded once, rewritten, replayed without autograd
 stacked      the same for many clients at once
 """
 
-from fedsgd.engine.base import EVALUATION_SLICE, Engine, EngineName, Evaluated, Local, Recipe, Update, Work
+from fedsgd.engine.base import EVALUATION_SLICE, Engine, EngineName, Evaluated, LastBatch, Local, Recipe, Update, Work
 from fedsgd.engine.choice import Chosen, batch_sizes, choose, make_engine
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Engine",
     "EngineName",
     "Evaluated",
+    "LastBatch",
     "Local",
     "Recipe",
     "Update",

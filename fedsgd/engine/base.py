@@ -26,12 +26,52 @@ if TYPE_CHECKING:
 
 EngineName = Literal["auto", "sequential", "captured", "stacked"]
 Update = Literal["exact", "fused"]
+LastBatch = Literal["keep", "drop", "merge"]
+"""Use of the examples that do not fill a last batch: see `Recipe`."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Batches of one pass over a client's examples.
+
+    Attributes:
+        size: examples in each batch but the last.
+        full: number of batches of `size` examples.
+        last: examples in the batch after these, 0 if there is none; never equal to `size`.
+    """
+
+    size: int
+    full: int
+    last: int
+
+    @property
+    def batches(self) -> int:
+        """Number of batches, which is the number of steps in a pass."""
+        return self.full + (self.last > 0)
+
+    @property
+    def examples(self) -> int:
+        """Number of examples in all batches together."""
+        return self.full * self.size + self.last
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of examples in each batch, in order."""
+        return [self.size] * self.full + [self.last] * (self.last > 0)
+
+    def batch(self, step: int) -> slice:
+        """Return the places of batch `step`, from 0, in the order of the pass."""
+        return slice(step * self.size, (step + 1) * self.size if step < self.full else self.examples)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a client trains in one round: `epochs` passes or `steps` steps (the other is None) of batches of `batch_size`
     (None: all its examples at once). FedSGD is one step a round.
+
+    last_batch: use of the examples of a pass that do not fill a last batch. "keep": a smaller batch; "drop": no batch, as with
+    PyTorch's DataLoader(drop_last=True); "merge": they join the batch before. Examples that fill no batch at all are the only
+    batch in all three. An update is weighted by all examples of its client in all three.
 
     proximal: μ of FedProx (Li et al. 2020, equation 2): μ(w − w_received) is added to each gradient, before it is clipped.
     carry: a client's optimiser goes on with the buffers that it had after the client's last round; else they start at zero in
@@ -45,23 +85,27 @@ class Recipe:
     proximal: float = 0.0
     carry: bool = False
     corrected: bool = False
+    last_batch: LastBatch = "keep"
+
+    def batch_plan(self, n: int) -> BatchPlan:
+        """Return the batches of one pass over n examples. Every count of steps, batches and examples follows from it."""
+        size = n if self.batch_size is None else min(self.batch_size, n)
+        full, rest = divmod(n, size) if size else (0, 0)
+        if not rest or self.last_batch == "drop":
+            return BatchPlan(size, full, 0)
+        return BatchPlan(size, full, rest) if self.last_batch == "keep" else BatchPlan(size, full - 1, size + rest)
 
     def n_steps(self, n: int) -> int:
-        """The number of steps that a client of n examples makes in a round; the last batch of a pass may be smaller."""
+        """The number of steps that a client of n examples makes in a round."""
         if n == 0:
             return 0
-        if self.steps is not None:
-            return self.steps
-        per_epoch = 1 if self.batch_size is None else -(-n // self.batch_size)
-        return per_epoch * (self.epochs or 0)
+        return self.batch_plan(n).batches * (self.epochs or 0) if self.steps is None else self.steps
 
     def n_seen(self, n: int) -> int:
         """The number of examples that these steps take in, each counted as often as it is in a batch."""
-        size = self.batch_size or n
-        if n <= size:
-            return n * self.n_steps(n)
-        passes, rest = divmod(self.n_steps(n), -(-n // size))
-        return passes * n + rest * size
+        plan = self.batch_plan(n)
+        passes, rest = divmod(self.n_steps(n), max(plan.batches, 1))
+        return passes * plan.examples + rest * plan.size
 
     def increment(
         self,
@@ -242,34 +286,34 @@ def beginning(work: Work, recipe: Recipe) -> tuple[Mapping[str, F32], F32 | None
 
 
 def passes(work: Work, recipe: Recipe) -> Iterator[tuple[I64, int]]:
-    """(the order of the examples [n], the number of steps) of each pass; every pass has an order of its own, the last may stop
-    early.
+    """(the order of the pass's examples [`BatchPlan.examples`], the number of steps) of each pass; every pass has an order of
+    its own, the last may stop early.
 
     Full batches are in the order of the data, so that they add up the same in every round.
     """
     n, left, epoch = len(work.examples), recipe.n_steps(len(work.examples)), 0
-    size = recipe.batch_size or n
+    plan = recipe.batch_plan(n)
     while left:
-        if size >= n:
+        if plan.batches == 1 and plan.examples == n:
             order = np.arange(n, dtype=np.int64)
         else:
-            order = rng.stream(work.seed, "batches", work.round, work.client, epoch).permutation(n)
-        n_steps = min(left, -(-n // size))
+            order = rng.stream(work.seed, "batches", work.round, work.client, epoch).permutation(n)[: plan.examples]
+        n_steps = min(left, plan.batches)
         yield order, n_steps
         left -= n_steps
         epoch += 1
 
 
 def batches(work: Work, recipe: Recipe) -> Iterator[I64]:
-    """The examples of each step, [B] or fewer at the end of a pass."""
-    size = recipe.batch_size or len(work.examples)
+    """The examples of each step, as `Recipe.batch_plan` divides a pass."""
+    plan = recipe.batch_plan(len(work.examples))
     for order, n_steps in passes(work, recipe):
         for step in range(n_steps):
-            yield order[step * size : (step + 1) * size]
+            yield order[plan.batch(step)]
 
 
 def step_sizes(n: int, recipe: Recipe) -> list[int]:
     """The sizes of the batches that a client of n examples makes in a round."""
-    size, n_steps = recipe.batch_size or n, recipe.n_steps(n)
-    full = [size] if n_steps and n >= size else []
-    return [*full, n % size] if n_steps > n // max(size, 1) and n % size else full
+    plan, n_steps = recipe.batch_plan(n), recipe.n_steps(n)
+    full = [plan.size] if n_steps and plan.full else []
+    return [*full, plan.last] if plan.last and n_steps > plan.full else full

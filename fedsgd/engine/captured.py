@@ -127,9 +127,9 @@ class Captured:
 
     def _batches(self, work: Work) -> Iterator[tuple[Tensor, Tensor]]:
         """The examples of each step."""
-        size = self.recipe.batch_size or len(work.examples)
+        sizes = self.recipe.batch_plan(len(work.examples)).sizes
         for order, n_steps in passes(work, self.recipe):
-            rows = torch.split(torch.from_numpy(work.examples.rows_at(order)), size)
+            rows = torch.split(torch.from_numpy(work.examples.rows_at(order)), sizes)
             for batch in rows[:n_steps]:
                 yield self._x.take(work.examples.x, batch), self._y.take(work.examples.y, batch)
 

@@ -115,8 +115,7 @@ def batch_sizes(counts: I64, recipe: Recipe, clients: I64 | None = None) -> list
     have each of these counts, one if not given; of the same length."""
     steps: Counter[int] = Counter()
     for n, n_clients in zip(*np.unique(counts, return_counts=True) if clients is None else (counts, clients), strict=True):
-        sizes = step_sizes(int(n), recipe)
-        for size in sizes:
-            remainder = len(sizes) == 2 and size == sizes[1]
-            steps[size] += int(n_clients) * (1 if remainder else max(1, int(n) // size))
+        plan = recipe.batch_plan(int(n))
+        for size in step_sizes(int(n), recipe):
+            steps[size] += int(n_clients) * (1 if size == plan.last else plan.full)
     return [size for size, _ in sorted(steps.items(), key=lambda item: (-item[1], -item[0]))[:MOST_SIZES]]

@@ -75,13 +75,13 @@ class _Group:
         self._recipe = recipe
         self._start, first = places[0]
         self._works = [work for _, work in places]
-        self._n, self._round = len(first.examples), first.round
-        self._n_steps = recipe.n_steps(self._n)
+        n, self._round = len(first.examples), first.round
+        self._plan, self._n_steps = recipe.batch_plan(n), recipe.n_steps(n)
         self._done = 0
         self._passes = [passes(work, recipe) for work in self._works]
 
     def next_pass(self) -> tuple[I64, int]:
-        """(the rows of the data in the order of the next pass [k, n], how many steps that is); no steps if there is none."""
+        """(the rows of the data in the order of the next pass [k, `BatchPlan.examples`], how many steps that is); no steps if there is none."""
         rows, n_steps = [], 0
         for work, each in zip(self._works, self._passes, strict=True):
             order, n_steps = next(each, (None, 0))
@@ -91,8 +91,7 @@ class _Group:
 
     def step(self, rows: I64, number: int) -> Run:
         """The step of that number, from 0, of a pass."""
-        size = self._recipe.batch_size or self._n
-        batch = rows[:, number * size : (number + 1) * size]
+        batch = rows[:, self._plan.batch(number)]
         self._done += 1
         rate = self._recipe.optimizer.rate(self._round, self._done, self._n_steps)
         return Run(self._start, self._start + len(self._works), batch.shape[1], rate, self._n_steps == 1, (batch,))
