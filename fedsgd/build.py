@@ -98,6 +98,8 @@ def _build(
     metrics: Mapping[str, Metric] | None,
     share: bool,
 ) -> Experiment:
+    from fedsgd.engine.trial import check_last_slices, check_training_steps
+
     objects = PythonObjects(dataset, module, loss, metrics)
     objects.check(scenario)
     dataset, train, held_out = dealt(scenario, data, dataset)
@@ -108,10 +110,12 @@ def _build(
         task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
     plan = _plan(scenario, task, train)
     _try(task, dataset)
+    check_training_steps(task, plan.recipe, train, dataset.train, scenario.seed)
     engine, chosen, make = _engine(scenario, task, plan, dataset, train)
     scenario = objects.describe(replace(scenario, engine=replace(scenario.engine, name=chosen.name, stack=chosen.stack)))
     store = MemoryStore()
     evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)
+    check_last_slices(task, evaluator.test, evaluator.held_out, evaluator.train)
     evaluator = replace(evaluator, own=_own(plan, store))
     runtime = InProcess(plan, engine, store, train)
     server = start(plan, task.initial[: plan.layout.size])

@@ -81,7 +81,8 @@ class _Group:
         self._passes = [passes(work, recipe) for work in self._works]
 
     def next_pass(self) -> tuple[I64, int]:
-        """(the rows of the data in the order of the next pass [k, `BatchPlan.examples`], how many steps that is); no steps if there is none."""
+        """(the rows of the data in the order of the next pass [k, `BatchPlan.examples`], how many steps that is); no steps if
+        there is none."""
         rows, n_steps = [], 0
         for work, each in zip(self._works, self._passes, strict=True):
             order, n_steps = next(each, (None, 0))

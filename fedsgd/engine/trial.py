@@ -1,0 +1,250 @@
+"""Trial of a training step at each batch size, and of evaluation on one example, before round 1.
+
+Both run on a copy of the task's module and loss. Torch's, numpy's and Python's global generators are restored afterwards.
+A module that cannot be copied is not tried. Imports torch, so import it where a run is built.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.random import mtrand
+
+from fedsgd.data import ClientData, Examples, Population
+from fedsgd.engine.arrangement import Arrangement
+from fedsgd.engine.base import EVALUATION_SLICE, LastBatch, Recipe, Work, batches, step_sizes
+from fedsgd.engine.network import Network, tensors
+from fedsgd.errors import FedsgdError, ModelError
+from fedsgd.models import Task
+from fedsgd.models.batch_norm import is_batch_norm
+from fedsgd.torch_scope import one_thread, torch_generator
+
+MOST_EXAMPLES = 2048
+"""Batch sizes are tried in ascending order up to this many examples in all: every size where batches have at most 63."""
+MOST_FREQUENT = 8
+"""Batch sizes of most clients that are tried in any case, as are the smallest and the largest."""
+LAST_BATCH: tuple[LastBatch, ...] = ("keep", "drop", "merge")
+
+
+@dataclass(frozen=True)
+class SizeUse:
+    """Clients that train on batches of one size.
+
+    Attributes:
+        counts: numbers of examples of these clients, ascending.
+        clients: number of clients with each of these.
+    """
+
+    counts: tuple[int, ...] = ()
+    clients: tuple[int, ...] = ()
+
+    def add(self, n: int, clients: int) -> SizeUse:
+        """Return the use with further clients of n examples."""
+        return SizeUse((*self.counts, n), (*self.clients, clients))
+
+
+def batch_size_uses(train: ClientData, recipe: Recipe) -> dict[int, SizeUse]:
+    """Return each batch size of each client's training, ascending, and its clients."""
+    uses: dict[int, SizeUse] = {}
+    for n, clients in zip(*(values.tolist() for values in train.distinct_sizes()), strict=True):
+        for size in step_sizes(n, recipe):
+            uses[size] = uses.get(size, SizeUse()).add(n, clients)
+    return dict(sorted(uses.items()))
+
+
+def sizes_to_try(uses: Mapping[int, SizeUse]) -> list[int]:
+    """Return the batch sizes that are tried, ascending: see `MOST_EXAMPLES` and `MOST_FREQUENT`."""
+    ascending = sorted(uses)
+    small = [size for size, total in zip(ascending, np.cumsum(ascending), strict=True) if total <= MOST_EXAMPLES]
+    frequent = sorted(ascending, key=lambda size: -sum(uses[size].clients))[:MOST_FREQUENT]
+    return sorted({*small, *frequent, *ascending[:1], *ascending[-1:]})
+
+
+class StepTrial:
+    """Training steps at the initial model, on a copy of the task's module.
+
+    Args:
+        task: module and loss to copy.
+        train: each client's training examples.
+        sample: examples for batches that no client has.
+        seed: the run's seed.
+    """
+
+    def __init__(self, task: Task, train: ClientData, sample: Examples, seed: int) -> None:
+        self._task = task
+        self._train = train
+        self._sample = sample
+        self._seed = seed
+        self._network: Network | None = None
+
+    def client_error(self, recipe: Recipe, n: int, size: int) -> Exception | None:
+        """Return the error of a step on a batch that a client of n examples has in round 1, None if the step succeeds."""
+        client = _client_with(self._train, n)
+        work = Work(self._seed, 1, client, self._task.initial, self._train.of(client))
+        return self._error(work.examples.take(next(batch for batch in batches(work, recipe) if len(batch) == size)))
+
+    def sample_error(self, size: int) -> Exception | None:
+        """Return the error of a step on this many examples of the sample, None if the step succeeds."""
+        return self._error(self._sample.take(np.arange(size, dtype=np.int64) % len(self._sample)))
+
+    def _error(self, batch: Examples) -> Exception | None:
+        if self._network is None:
+            self._network = network_copy(self._task)
+        try:
+            with _isolated(), self._network.own_buffers():
+                self._network.task.module.train()
+                self._network.gradients(*tensors(batch))
+        except Exception as error:  # the user's module or loss
+            self._network = None  # the failure may have left the copy in any state
+            return error
+        return None
+
+
+def check_training_steps(task: Task, recipe: Recipe, train: ClientData, sample: Examples, seed: int) -> None:
+    """Try a training step at each batch size that any client's training has.
+
+    Args:
+        task: module, loss and initial model.
+        recipe: the clients' training.
+        train: each client's training examples.
+        sample: training examples for batches that no client has, which show if another batch size succeeds.
+        seed: the run's seed, which decides the batches of round 1.
+
+    Raises:
+        ModelError: a step fails; with the number of clients that have such a batch, and the settings that avoid it.
+    """
+    if not _can_be_copied(task):
+        return
+    trial, uses = StepTrial(task, train, sample, seed), batch_size_uses(train, recipe)
+    results = {size: trial.client_error(recipe, uses[size].counts[0], size) for size in sizes_to_try(uses)}
+    failures = {size: error for size, error in results.items() if error is not None}
+    if not failures:
+        return
+    size, error = next(iter(failures.items()))
+    if len(failures) == len(results) and all(trial.sample_error(other) for other in (size + 1, 2 * size)):
+        every = f"every batch size that was tried, {size:,} to {_examples(max(2 * size, *results))}"
+        raise ModelError(f"a training step fails at {every}: {_in_one_line(error)}") from error
+    having = sum(uses[size].clients)
+    who = f"{having:,} of {len(train):,} client{'s' * (len(train) != 1)} {'has' if having == 1 else 'have'} such a batch"
+    advice = _advice(trial, recipe, size, uses[size], train)
+    message = f"a training step on a batch of {_examples(size)} fails ({who}): {_in_one_line(error)}; {advice}"
+    raise ModelError(message) from error
+
+
+def _advice(trial: StepTrial, recipe: Recipe, size: int, use: SizeUse, train: ClientData) -> str:
+    """Return the settings that avoid a batch of this size."""
+    only = [n for n in use.counts if n == size]
+    several = [n for n in use.counts if n != size]
+    n_only = sum(clients for n, clients in zip(use.counts, use.clients, strict=True) if n == size)
+    ways = []
+    options = [option for option in LAST_BATCH if several and _helps(trial, replace(recipe, last_batch=option), several)]
+    if options:
+        quoted = " or ".join(f'"{option}"' for option in options)
+        ways.append(f"set client.last_batch = {quoted}, or another client.batch_size")
+    elif several:
+        ways.append("set another client.batch_size")
+    if only:
+        source = getattr(train, "source", None)
+        keys = "data.examples" if isinstance(source, Population) else "another data.partition, or fewer of its clients"
+        who = "each client" if not several else f"the {n_only:,} of them that {'has' if n_only == 1 else 'have'} no other batch"
+        ways.append(f"give {who} more than {_examples(size)} ({keys})")
+    return "; ".join(ways)
+
+
+def _helps(trial: StepTrial, recipe: Recipe, counts: Sequence[int]) -> bool:
+    """Return whether every step of clients with these numbers of examples succeeds under a recipe."""
+    tried = {size: n for n in counts for size in step_sizes(n, recipe)}
+    return all(trial.client_error(recipe, n, size) is None for size, n in tried.items())
+
+
+def check_last_slices(task: Task, test: Examples, held_out: ClientData | None, train: ClientData | None) -> None:
+    """Try evaluation on one example, if a last slice of `EVALUATION_SLICE` examples has one.
+
+    Args:
+        task: module, loss, metrics and initial model.
+        test: the test examples.
+        held_out: each client's own test examples, None if no evaluation is on these.
+        train: each client's training examples, None if no evaluation is on these.
+
+    Raises:
+        ModelError: evaluation on one example fails; with the examples whose last slice has one.
+    """
+    for what, remedy, example in _single_slices(task, test, held_out, train):
+        if not _can_be_copied(task):
+            return
+        network = network_copy(task)
+        try:
+            with _isolated():
+                network.evaluate(task.initial, example, Arrangement(task.layout))
+        except Exception as error:  # the user's module, loss or metric
+            parts = network.task.module.modules()
+            by_batch = any(is_batch_norm(part) and not part.track_running_stats for part in parts)
+            hint = ', or another model.batch_norm than "batch"' if by_batch else ""
+            problem = f"evaluating 1 example fails, and the last slice of {what} has 1 (slices have {EVALUATION_SLICE})"
+            raise ModelError(f"{problem}: {_in_one_line(error)}; {remedy}{hint}") from error
+
+
+def _single_slices(
+    task: Task, test: Examples, held_out: ClientData | None, train: ClientData | None
+) -> Iterator[tuple[str, str, Examples]]:
+    """Yield (the examples in words, the way to avoid it, the example) for each last slice of one example."""
+    if len(test) % EVALUATION_SLICE == 1 and not (task.n_local and held_out is not None):  # then only clients' own are tested
+        yield f"the {len(test):,} test examples", "use another number of test examples", test.part(len(test) - 1, len(test))
+    if held_out is not None:
+        counts, clients = held_out.distinct_sizes()
+        single = counts % EVALUATION_SLICE == 1
+        if single.any():
+            own = held_out.of(_client_with(held_out, int(counts[single][0])))
+            what = f"the test examples of {clients[single].sum():,} of {len(held_out):,} clients"
+            yield what, "set another data.held_out", own.part(len(own) - 1, len(own))
+    if train is not None and len(train.all()) % EVALUATION_SLICE == 1:
+        n = len(train.all())
+        yield f"the {n:,} training examples", "set evaluation.training = false", train.all().part(n - 1, n)
+
+
+def network_copy(task: Task) -> Network:
+    """Return a network on a copy of the task's module and loss, at the task's initial model."""
+    module, loss = copy.deepcopy((task.module, task.loss))
+    network, flat = Network(replace(task, module=module, loss=loss)), torch.from_numpy(task.initial.copy())
+    network.point_at(Arrangement(task.layout).views(flat))
+    return network
+
+
+def _can_be_copied(task: Task) -> bool:
+    try:
+        copy.deepcopy((task.module, task.loss))
+    except Exception:  # a tensor with a gradient as an attribute, a lock, whatever the user's own attributes do
+        return False
+    return True
+
+
+@contextmanager
+def _isolated() -> Iterator[None]:
+    """One thread, and torch's, numpy's and Python's global generators restored afterwards."""
+    of_python, of_numpy = random.getstate(), mtrand.get_state()
+    try:
+        with one_thread(), torch_generator(0):
+            yield
+    finally:
+        random.setstate(of_python)
+        mtrand.set_state(of_numpy)
+
+
+def _client_with(data: ClientData, n: int) -> int:
+    """Return the first client with n examples; clients that are made from their number all have as many."""
+    return 0 if len(data.distinct_sizes()[0]) == 1 else int(np.argmax(data.sizes() == n))
+
+
+def _examples(n: int) -> str:
+    return f"{n:,} example{'s' * (n != 1)}"
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FedsgdError) else f"{type(error).__name__}: {text}"
