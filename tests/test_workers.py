@@ -78,10 +78,15 @@ def largest(output: Tensor, target: Tensor) -> Tensor:
     return output.max(dim=1).values
 
 
+LEARNT = 1.5
+"""A loss that the initial model does not have, and each client has in round 1."""
+
+
 def broken(output: Tensor, target: Tensor) -> Tensor:
-    if len(target) > 2:  # not while it is tried
+    loss = nn.functional.cross_entropy(output, target)
+    if loss.item() < LEARNT:
         raise ZeroDivisionError("in my loss")
-    return nn.functional.cross_entropy(output, target)
+    return loss
 
 
 class TwoPartsError(Exception):
@@ -92,9 +97,10 @@ class TwoPartsError(Exception):
 
 
 def oddly_broken(output: Tensor, target: Tensor) -> Tensor:
-    if len(target) > 2:
+    loss = nn.functional.cross_entropy(output, target)
+    if loss.item() < LEARNT:
         raise TwoPartsError("this", "that")
-    return nn.functional.cross_entropy(output, target)
+    return loss
 
 
 def deadly(output: Tensor, target: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def check_training_steps(task: Task, recipe: Recipe, train: ClientData, sample: 
     if not failures:
         return
     size, error = next(iter(failures.items()))
-    if len(failures) == len(results) and all(trial.sample_error(other) for other in (size + 1, 2 * size)):
+    if len(failures) == len(results) and all(trial.sample_error(other) is not None for other in (size + 1, 2 * size)):
         every = f"every batch size that was tried, {size:,} to {_examples(max(2 * size, *results))}"
         raise ModelError(f"a training step fails at {every}: {_in_one_line(error)}") from error
     having = sum(uses[size].clients)

@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import Local, Recipe, Work
+from fedsgd.engine import LastBatch, Local, Recipe, Work
 from fedsgd.engine.base import batches
 from fedsgd.engine.sequential import Sequential
 from fedsgd.errors import ModelError
@@ -98,14 +99,20 @@ def test_nothing_that_was_handed_over_is_written_to(engine: Make, blobs: Dataset
 
 @pytest.mark.parametrize("name", ENGINES)
 @settings(max_examples=25)
-@given(n=st.integers(0, 40), size=st.one_of(st.none(), st.integers(1, 50)), epochs=st.integers(1, 3), hidden=st.integers(1, 9))
+@given(
+    n=st.integers(0, 40),
+    size=st.one_of(st.none(), st.integers(1, 50)),
+    epochs=st.integers(1, 3),
+    hidden=st.integers(1, 9),
+    last_batch=st.sampled_from(get_args(LastBatch)),
+)
 def test_the_plain_torch_loop_gives_the_same(
-    name: str, blobs: Dataset, n: int, size: int | None, epochs: int, hidden: int
+    name: str, blobs: Dataset, n: int, size: int | None, epochs: int, hidden: int, last_batch: LastBatch
 ) -> None:
     """DataLoader-free, but nn.Module, backward() and torch.optim.SGD as in any tutorial; the empty client included."""
     hidden *= 4 if "stacked" in name else 1  # else products in a stack are not to the bit what they are alone
     task = make_task(Mlp(hidden=(hidden,)), blobs, 0)
-    recipe = Recipe(PyTorchMomentum(lr=0.1), epochs, None, size)
+    recipe = Recipe(PyTorchMomentum(lr=0.1), epochs, None, size, last_batch=last_batch)
     job = work(task, blobs, 3, rows=slice(0, n))
     (local,) = ENGINES[name](task, recipe, blobs).train([job])
     if recipe.n_steps(n) != 1:

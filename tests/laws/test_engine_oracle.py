@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from fedsgd.arrays import F32
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import Local, Recipe, Work
+from fedsgd.engine import LastBatch, Local, Recipe, Work
 from fedsgd.engine.base import CaptureError
 from fedsgd.engine.sequential import Sequential
 from fedsgd.models import Loss, Mlp, Task, make_task
@@ -124,7 +125,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     optimizer: Optimizer = OPTIMIZERS[name](**settings)
     epochs, steps = draw(st.sampled_from(((1, None), (2, None), (None, 1), (None, 5))))
     size, proximal = draw(st.sampled_from((None, 1, 2, 3, 7))), draw(st.sampled_from((0.0, 0.0, 0.1)))
-    return Recipe(optimizer, epochs, steps, size, proximal, carry=draw(st.booleans()), corrected=draw(st.booleans()))
+    carry, corrected, last_batch = draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from(get_args(LastBatch)))
+    return Recipe(optimizer, epochs, steps, size, proximal, carry, corrected, last_batch)
 
 
 @dataclass(frozen=True, eq=False)
