@@ -14,6 +14,7 @@ from fedsgd.arrays import F32
 from fedsgd.clients import OWN, ClientStore, MemoryStore, part_of
 from fedsgd.data import ClientData, Dataset
 from fedsgd.engine import Chosen, Engine, Recipe, batch_sizes, choose, make_engine
+from fedsgd.engine.trial import check_last_slices, check_training_steps
 from fedsgd.errors import DataError, ModelError, ScenarioError
 from fedsgd.evaluation import RESERVED, Evaluator, Own
 from fedsgd.loop import Runtime
@@ -98,8 +99,6 @@ def _build(
     metrics: Mapping[str, Metric] | None,
     share: bool,
 ) -> Experiment:
-    from fedsgd.engine.trial import check_last_slices, check_training_steps
-
     objects = PythonObjects(dataset, module, loss, metrics)
     objects.check(scenario)
     dataset, train, held_out = dealt(scenario, data, dataset)

@@ -108,10 +108,19 @@ def test_batch_of_one_with_batch_norm_is_refused_with_the_ways_to_go_on(
 FAILING: dict[str, tuple[int, dict[str, Any], Callable[[], nn.Module], Loss | None, str]] = {
     "shape": (504, {}, Reshaping, None, rf"on a batch of 1 example fails \(4 of 5 .*\): RuntimeError: .*; {DROP}"),
     "merged": (504, {"client__last_batch": "merge"}, Reshaping, None, rf"on a batch of 11 examples fails \(4 of .*; {DROP}"),
+    "merged only": (
+        80, {"client__last_batch": "merge"}, Reshaping, None, rf"on a batch of 16 examples fails \(5 of 5 .*; {DROP}"
+    ),
+    "fewer than ten": (
+        40, {}, Reshaping, None, r"on a batch of 8 examples fails \(5 of 5 .*; give each client more than 8 examples \(.*\)"
+    ),
+    "all of twelve": (
+        60, {"client__batch_size": 12}, Reshaping, None, r"fails at every batch size that was tried: RuntimeError: shape .*"
+    ),
     "squeezing loss": (501, {}, make_linear, squeezed, rf"on a batch of 1 example fails \(1 of 5 clients has .*; {LAST}"),
     "loss without graph": (
         501, {}, make_linear, detached,
-        "fails at every batch size that was tried, 1 to 10 examples: RuntimeError: element 0 of tensors does not .*",
+        "fails at every batch size that was tried: RuntimeError: element 0 of tensors does not .*",
     ),
 }  # fmt: skip
 

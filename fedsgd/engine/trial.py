@@ -1,7 +1,7 @@
 """Trial of a training step at each batch size, and of evaluation on one example, before round 1.
 
 Both run on a copy of the task's module and loss. Torch's, numpy's and Python's global generators are restored afterwards.
-A module that cannot be copied is not tried. Imports torch, so import it where a run is built.
+A module that cannot be copied is not tried. Torch is imported when a trial begins.
 """
 
 from __future__ import annotations
@@ -11,25 +11,23 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-import torch
 from numpy.random import mtrand
 
 from fedsgd.data import ClientData, Examples, Population
-from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import EVALUATION_SLICE, LastBatch, Recipe, Work, batches, step_sizes
-from fedsgd.engine.network import Network, tensors
 from fedsgd.errors import FedsgdError, ModelError
 from fedsgd.models import Task
-from fedsgd.models.batch_norm import is_batch_norm
-from fedsgd.torch_scope import one_thread, torch_generator
+
+if TYPE_CHECKING:
+    from fedsgd.engine.network import Network
 
 MOST_EXAMPLES = 2048
 """Batch sizes are tried in ascending order up to this many examples in all: every size where batches have at most 63."""
 MOST_FREQUENT = 8
 """Batch sizes of most clients that are tried in any case, as are the smallest and the largest."""
-LAST_BATCH: tuple[LastBatch, ...] = ("keep", "drop", "merge")
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,15 @@ def sizes_to_try(uses: Mapping[int, SizeUse]) -> list[int]:
     return sorted({*small, *frequent, *ascending[:1], *ascending[-1:]})
 
 
+def first_clients(data: ClientData) -> dict[int, int]:
+    """Return the first client with each number of examples. Clients that all have as many need no list of their sizes."""
+    counts, _ = data.distinct_sizes()
+    if len(counts) == 1:
+        return {int(counts[0]): 0}
+    sizes, clients = np.unique(data.sizes(), return_index=True)
+    return dict(zip(sizes.tolist(), clients.tolist(), strict=True))
+
+
 class StepTrial:
     """Training steps at the initial model, on a copy of the task's module.
 
@@ -81,19 +88,24 @@ class StepTrial:
         self._train = train
         self._sample = sample
         self._seed = seed
+        self._client_of = first_clients(train)
         self._network: Network | None = None
 
     def client_error(self, recipe: Recipe, n: int, size: int) -> Exception | None:
         """Return the error of a step on a batch that a client of n examples has in round 1, None if the step succeeds."""
-        client = _client_with(self._train, n)
+        client = self._client_of[n]
         work = Work(self._seed, 1, client, self._task.initial, self._train.of(client))
         return self._error(work.examples.take(next(batch for batch in batches(work, recipe) if len(batch) == size)))
 
-    def sample_error(self, size: int) -> Exception | None:
-        """Return the error of a step on this many examples of the sample, None if the step succeeds."""
-        return self._error(self._sample.take(np.arange(size, dtype=np.int64) % len(self._sample)))
+    def another_succeeds(self, recipe: Recipe, size: int) -> bool:
+        """Return whether a step on one example more, on twice as many, or on the recipe's batch size succeeds."""
+        others = {size + 1, 2 * size, recipe.batch_size or size} - {size}
+        rows = np.arange(max(others), dtype=np.int64) % len(self._sample)
+        return any(self._error(self._sample.take(rows[:other])) is None for other in sorted(others))
 
     def _error(self, batch: Examples) -> Exception | None:
+        from fedsgd.engine.network import tensors
+
         if self._network is None:
             self._network = network_copy(self._task)
         try:
@@ -127,9 +139,8 @@ def check_training_steps(task: Task, recipe: Recipe, train: ClientData, sample: 
     if not failures:
         return
     size, error = next(iter(failures.items()))
-    if len(failures) == len(results) and all(trial.sample_error(other) is not None for other in (size + 1, 2 * size)):
-        every = f"every batch size that was tried, {size:,} to {_examples(max(2 * size, *results))}"
-        raise ModelError(f"a training step fails at {every}: {_in_one_line(error)}") from error
+    if len(failures) == len(results) and not trial.another_succeeds(recipe, size):
+        raise ModelError(f"a training step fails at every batch size that was tried: {_in_one_line(error)}") from error
     having = sum(uses[size].clients)
     who = f"{having:,} of {len(train):,} client{'s' * (len(train) != 1)} {'has' if having == 1 else 'have'} such a batch"
     advice = _advice(trial, recipe, size, uses[size], train)
@@ -139,20 +150,21 @@ def check_training_steps(task: Task, recipe: Recipe, train: ClientData, sample: 
 
 def _advice(trial: StepTrial, recipe: Recipe, size: int, use: SizeUse, train: ClientData) -> str:
     """Return the settings that avoid a batch of this size."""
-    only = [n for n in use.counts if n == size]
-    several = [n for n in use.counts if n != size]
-    n_only = sum(clients for n, clients in zip(use.counts, use.clients, strict=True) if n == size)
+    fills = {n: recipe.batch_size is not None and n > recipe.batch_size for n in use.counts}  # a batch, with examples left over
+    several = [n for n, more in fills.items() if more]
+    n_only = sum(clients for n, clients in zip(use.counts, use.clients, strict=True) if not fills[n])
+    options = [option for option in get_args(LastBatch) if _helps(trial, replace(recipe, last_batch=option), several)]
+    too_few = n_only > 0 and trial.another_succeeds(recipe, size)
     ways = []
-    options = [option for option in LAST_BATCH if several and _helps(trial, replace(recipe, last_batch=option), several)]
-    if options:
+    if several and options:
         quoted = " or ".join(f'"{option}"' for option in options)
         ways.append(f"set client.last_batch = {quoted}, or another client.batch_size")
-    elif several:
+    elif several or not too_few:
         ways.append("set another client.batch_size")
-    if only:
+    if too_few:
         source = getattr(train, "source", None)
         keys = "data.examples" if isinstance(source, Population) else "another data.partition, or fewer of its clients"
-        who = "each client" if not several else f"the {n_only:,} of them that {'has' if n_only == 1 else 'have'} no other batch"
+        who = f"the {n_only:,} of them that {'has' if n_only == 1 else 'have'} no other batch" if several else "each client"
         ways.append(f"give {who} more than {_examples(size)} ({keys})")
     return "; ".join(ways)
 
@@ -175,6 +187,9 @@ def check_last_slices(task: Task, test: Examples, held_out: ClientData | None, t
     Raises:
         ModelError: evaluation on one example fails; with the examples whose last slice has one.
     """
+    from fedsgd.engine.arrangement import Arrangement
+    from fedsgd.models.batch_norm import is_batch_norm
+
     for what, remedy, example in _single_slices(task, test, held_out, train):
         if not _can_be_copied(task):
             return
@@ -200,7 +215,7 @@ def _single_slices(
         counts, clients = held_out.distinct_sizes()
         single = counts % EVALUATION_SLICE == 1
         if single.any():
-            own = held_out.of(_client_with(held_out, int(counts[single][0])))
+            own = held_out.of(first_clients(held_out)[int(counts[single][0])])
             what = f"the test examples of {clients[single].sum():,} of {len(held_out):,} clients"
             yield what, "set another data.held_out", own.part(len(own) - 1, len(own))
     if train is not None and len(train.all()) % EVALUATION_SLICE == 1:
@@ -210,6 +225,11 @@ def _single_slices(
 
 def network_copy(task: Task) -> Network:
     """Return a network on a copy of the task's module and loss, at the task's initial model."""
+    import torch
+
+    from fedsgd.engine.arrangement import Arrangement
+    from fedsgd.engine.network import Network
+
     module, loss = copy.deepcopy((task.module, task.loss))
     network, flat = Network(replace(task, module=module, loss=loss)), torch.from_numpy(task.initial.copy())
     network.point_at(Arrangement(task.layout).views(flat))
@@ -227,6 +247,8 @@ def _can_be_copied(task: Task) -> bool:
 @contextmanager
 def _isolated() -> Iterator[None]:
     """One thread, and torch's, numpy's and Python's global generators restored afterwards."""
+    from fedsgd.torch_scope import one_thread, torch_generator
+
     of_python, of_numpy = random.getstate(), mtrand.get_state()
     try:
         with one_thread(), torch_generator(0):
@@ -234,11 +256,6 @@ def _isolated() -> Iterator[None]:
     finally:
         random.setstate(of_python)
         mtrand.set_state(of_numpy)
-
-
-def _client_with(data: ClientData, n: int) -> int:
-    """Return the first client with n examples; clients that are made from their number all have as many."""
-    return 0 if len(data.distinct_sizes()[0]) == 1 else int(np.argmax(data.sizes() == n))
 
 
 def _examples(n: int) -> str:
