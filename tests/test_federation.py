@@ -506,7 +506,7 @@ def test_local_batch_norm_never_leaves_its_client(scenario: Make) -> None:
 
 def test_local_batch_norm_has_no_one_model_to_test(scenario: Make) -> None:
     with pytest.raises(ScenarioError, match=r'model\.batch_norm: with "local", .* set evaluation\.clients = true'):
-        build(scenario({**PLAIN, "model.batch_norm": "local"}), module=normed())
+        build(scenario({**PLAIN, "model.batch_norm": "local", "client.last_batch": "drop"}), module=normed())
 
 
 # -------------------------------------------------------------------------------------------------------------------- the figures

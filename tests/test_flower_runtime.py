@@ -252,7 +252,7 @@ def test_models_that_stay_at_their_clients_cannot_be_tested_from_afar(scenario: 
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
 
     local = {"model.batch_norm": "local", "evaluation.clients": True, "data.held_out": 0.2, "engine.name": "sequential"}
-    s = scenario(local)
+    s = scenario({**local, "client.last_batch": "drop"})
     with pytest.raises(ScenarioError, match="nowhere but at that client"):
         run_over(grid_of(s, 2), s, module=module())
 

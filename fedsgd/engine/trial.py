@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from numpy.random import mtrand
 
-from fedsgd.data import ClientData, Examples, Population
+from fedsgd.data import ClientData, Examples
+from fedsgd.data.population import Made
 from fedsgd.engine.base import EVALUATION_SLICE, LastBatch, Recipe, Work, batches, step_sizes
 from fedsgd.errors import FedsgdError, ModelError
 from fedsgd.models import Task
@@ -79,7 +80,7 @@ class StepTrial:
     Args:
         task: module and loss to copy.
         train: each client's training examples.
-        sample: examples for batches that no client has.
+        sample: examples for batches that no client has, and of clients that are made from their number.
         seed: the run's seed.
     """
 
@@ -94,14 +95,18 @@ class StepTrial:
     def client_error(self, recipe: Recipe, n: int, size: int) -> Exception | None:
         """Return the error of a step on a batch that a client of n examples has in round 1, None if the step succeeds."""
         client = self._client_of[n]
-        work = Work(self._seed, 1, client, self._task.initial, self._train.of(client))
+        examples = self._first(n) if isinstance(self._train, Made) else self._train.of(client)
+        work = Work(self._seed, 1, client, self._task.initial, examples)
         return self._error(work.examples.take(next(batch for batch in batches(work, recipe) if len(batch) == size)))
 
     def another_succeeds(self, recipe: Recipe, size: int) -> bool:
         """Return whether a step on one example more, on twice as many, or on the recipe's batch size succeeds."""
         others = {size + 1, 2 * size, recipe.batch_size or size} - {size}
-        rows = np.arange(max(others), dtype=np.int64) % len(self._sample)
-        return any(self._error(self._sample.take(rows[:other])) is None for other in sorted(others))
+        return any(self._error(self._first(other)) is None for other in sorted(others))
+
+    def _first(self, n: int) -> Examples:
+        """Return n examples of the sample, some of them twice if it has fewer."""
+        return self._sample.take(np.arange(n, dtype=np.int64) % len(self._sample))
 
     def _error(self, batch: Examples) -> Exception | None:
         from fedsgd.engine.network import tensors
@@ -125,7 +130,7 @@ def check_training_steps(task: Task, recipe: Recipe, train: ClientData, sample: 
         task: module, loss and initial model.
         recipe: the clients' training.
         train: each client's training examples.
-        sample: training examples for batches that no client has, which show if another batch size succeeds.
+        sample: training examples for batches that no client has, and of clients that are made from their number.
         seed: the run's seed, which decides the batches of round 1.
 
     Raises:
@@ -162,8 +167,7 @@ def _advice(trial: StepTrial, recipe: Recipe, size: int, use: SizeUse, train: Cl
     elif several or not too_few:
         ways.append("set another client.batch_size")
     if too_few:
-        source = getattr(train, "source", None)
-        keys = "data.examples" if isinstance(source, Population) else "another data.partition, or fewer of its clients"
+        keys = "data.examples" if isinstance(train, Made) else "another data.partition, or fewer of its clients"
         who = f"the {n_only:,} of them that {'has' if n_only == 1 else 'have'} no other batch" if several else "each client"
         ways.append(f"give {who} more than {_examples(size)} ({keys})")
     return "; ".join(ways)
