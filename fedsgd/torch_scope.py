@@ -64,25 +64,33 @@ def seeded_generators(seed: int) -> Iterator[None]:
         seed: in [0, 2^63), as `rng.torch_seed` gives it.
     """
     before = torch.default_generator.get_state(), mtrand.get_bit_generator(), _PYTHON.getstate()
+    numpy_state = _NUMPY.get_state(legacy=False)  # a normal number may be stored beside the bit generator
     if _DEPTH.value == len(_DEPTH.bits):
         _DEPTH.bits.append(numpy_random.MT19937(0))
     mtrand.set_bit_generator(_DEPTH.bits[_DEPTH.value])
     _DEPTH.value += 1
     try:
-        torch.default_generator.manual_seed(seed)
-        _NUMPY.seed([seed & 0xFFFFFFFF, seed >> 32])
-        _PYTHON.seed(seed)
+        seed_generators(seed)
         yield
     finally:
         _DEPTH.value -= 1
         torch.default_generator.set_state(before[0])
         mtrand.set_bit_generator(before[1])
+        if numpy_state.get("has_gauss"):
+            _NUMPY.set_state(numpy_state)
         _PYTHON.setstate(before[2])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators again, inside a scope of `seeded_generators`."""
+    torch.default_generator.manual_seed(seed)
+    _NUMPY.seed([seed & 0xFFFFFFFF, seed >> 32])
+    _PYTHON.seed(seed)
 
 
 def global_states() -> tuple[object, ...]:
     """Return the states of the global generators of torch, numpy and Python's `random`, comparable by ==."""
-    numpy_state: Any = mtrand.get_bit_generator().state
+    numpy_state = _NUMPY.get_state(legacy=False)
     return torch.default_generator.get_state().numpy().tobytes(), repr(numpy_state), _PYTHON.getstate()
 
 

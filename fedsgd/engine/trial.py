@@ -1,20 +1,15 @@
 """Trial of a training step at each batch size, and of evaluation on one example, before round 1.
 
-Both run on a copy of the task's module and loss. Torch's, numpy's and Python's global generators are restored afterwards.
-A module that cannot be copied is not tried. Torch is imported when a trial begins.
+Both run on a copy of the task's module and loss, where they can be copied. Torch is imported when a trial begins.
 """
 
 from __future__ import annotations
 
-import copy
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-from numpy.random import mtrand
 
 from fedsgd.data import ClientData, Examples
 from fedsgd.data.population import Made
@@ -110,11 +105,12 @@ class StepTrial:
 
     def _error(self, batch: Examples) -> Exception | None:
         from fedsgd.engine.network import tensors
+        from fedsgd.torch_scope import one_thread, seeded_generators
 
         if self._network is None:
             self._network = network_copy(self._task)
         try:
-            with _isolated(), self._network.own_buffers():
+            with one_thread(), seeded_generators(0), self._network.own_buffers():
                 self._network.task.module.train()
                 self._network.gradients(*tensors(batch))
         except Exception as error:  # the user's module or loss
@@ -136,8 +132,6 @@ def check_training_steps(task: Task, recipe: Recipe, train: ClientData, sample: 
     Raises:
         ModelError: a step fails; with the number of clients that have such a batch, and the settings that avoid it.
     """
-    if not _can_be_copied(task):
-        return
     trial, uses = StepTrial(task, train, sample, seed), batch_size_uses(train, recipe)
     results = {size: trial.client_error(recipe, uses[size].counts[0], size) for size in sizes_to_try(uses)}
     failures = {size: error for size, error in results.items() if error is not None}
@@ -195,12 +189,9 @@ def check_last_slices(task: Task, test: Examples, held_out: ClientData | None, t
     from fedsgd.models.batch_norm import is_batch_norm
 
     for what, remedy, example in _single_slices(task, test, held_out, train):
-        if not _can_be_copied(task):
-            return
         network = network_copy(task)
         try:
-            with _isolated():
-                network.evaluate(task.initial, example, Arrangement(task.layout))
+            network.evaluate(task.initial, example, Arrangement(task.layout))
         except Exception as error:  # the user's module, loss or metric
             parts = network.task.module.modules()
             by_batch = any(is_batch_norm(part) and not part.track_running_stats for part in parts)
@@ -213,7 +204,9 @@ def _single_slices(
     task: Task, test: Examples, held_out: ClientData | None, train: ClientData | None
 ) -> Iterator[tuple[str, str, Examples]]:
     """Yield (the examples in words, the way to avoid it, the example) for each last slice of one example."""
-    if len(test) % EVALUATION_SLICE == 1 and not (task.n_local and held_out is not None):  # then only clients' own are tested
+    if len(test) % EVALUATION_SLICE == 1 and not (
+        (task.n_local or task.n_local_buffers) and held_out is not None
+    ):  # then only clients' own are tested
         yield f"the {len(test):,} test examples", "use another number of test examples", test.part(len(test) - 1, len(test))
     if held_out is not None:
         counts, clients = held_out.distinct_sizes()
@@ -234,32 +227,9 @@ def network_copy(task: Task) -> Network:
     from fedsgd.engine.arrangement import Arrangement
     from fedsgd.engine.network import Network
 
-    module, loss = copy.deepcopy((task.module, task.loss))
-    network, flat = Network(replace(task, module=module, loss=loss)), torch.from_numpy(task.initial.copy())
+    network, flat = Network(task.copied()), torch.from_numpy(task.initial.copy())
     network.point_at(Arrangement(task.layout).views(flat))
     return network
-
-
-def _can_be_copied(task: Task) -> bool:
-    try:
-        copy.deepcopy((task.module, task.loss))
-    except Exception:  # a tensor with a gradient as an attribute, a lock, whatever the user's own attributes do
-        return False
-    return True
-
-
-@contextmanager
-def _isolated() -> Iterator[None]:
-    """One thread, and torch's, numpy's and Python's global generators restored afterwards."""
-    from fedsgd.torch_scope import one_thread, torch_generator
-
-    of_python, of_numpy = random.getstate(), mtrand.get_state()
-    try:
-        with one_thread(), torch_generator(0):
-            yield
-    finally:
-        random.setstate(of_python)
-        mtrand.set_state(of_numpy)
 
 
 def _examples(n: int) -> str:
