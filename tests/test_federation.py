@@ -477,7 +477,7 @@ def test_statistics_that_are_not_finite_are_their_clients_failure(scenario: Make
             return self.inner(x)
 
     s = scenario({**NORM, "model.batch_norm": "mean", "rounds": 2})
-    with pytest.raises(NonFiniteError, match=r"round 1, client \d: the vector of batch norm's statistics is not finite"):
+    with pytest.raises(NonFiniteError, match=r"round 1, client \d: the vector of the module's buffers is not finite"):
         fedsgd.run(s, module=Overflowing())
     result = fedsgd.run(s.replace({"participation.on_failure": "continue"}), module=Overflowing())
     assert result.summary["failures"] == 8
@@ -495,7 +495,7 @@ def test_local_batch_norm_never_leaves_its_client(scenario: Make) -> None:
         rounds = run(one.plan, one.server, one.runtime, one.attendance, lambda _: None)
         server, attended = next(rounds)
         assert one.evaluator.own is not None
-        here, there = (one.evaluator.own(client) for client in attended.accepted[:2])
+        here, there = (one.evaluator.own(client, None) for client in attended.accepted[:2])
         assert (here[0] != there[0]).any()
         assert (here[1] != there[1]).any()
         values, accuracy = one.evaluator(server.public.model)
