@@ -7,7 +7,7 @@ import math
 import platform
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from fedsgd.arrays import F32
 from fedsgd.build import Experiment
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
+from fedsgd.divergence import divergence
 from fedsgd.engine.flops import training_flops
 from fedsgd.ledger import Ledger, Traffic
 from fedsgd.memory import copy_seconds, peak_memory
@@ -118,9 +119,7 @@ def summarised(
         "clients": experiment.plan.clients,
         "cohort": experiment.plan.cohort,
         "engine": asdict(experiment.chosen),
-        "final_accuracy": last.accuracy,
-        "best_accuracy": max((r.accuracy for r in history if r.accuracy is not None), default=None),
-        "final_metrics": _nulled(last.metrics or {}),
+        **_measured(history, initial_metrics(experiment)),
         "target_accuracy": target,
         "stopped_by": "rounds" if last.round == scenario.rounds else "target_accuracy",
         **_to_target(history, target),
@@ -159,6 +158,36 @@ def _buffers(experiment: Experiment) -> dict[str, int] | None:
         return None
     local = 0 if carried.local is None else len(carried.local)
     return {"sent": carried.n_sent, "local": local + len(carried.parameters)}
+
+
+def initial_metrics(experiment: Experiment) -> dict[str, float] | None:
+    """Evaluate the initial model on the test examples, once the run is over.
+
+    Returns:
+        The metrics by name; None where clients' own models are evaluated, or where the user's module, loss or metrics fail.
+    """
+    evaluator, server = experiment.evaluator, experiment.server
+    if evaluator.own is not None:
+        return None
+    evaluator = replace(evaluator, engine=experiment.engine, held_out=None, train=None)  # workers are gone by now
+    try:
+        return evaluator(server.public.model, server.statistics)[0]
+    except Exception:  # code of the user: the results of a finished run are worth more than this comparison
+        return None
+
+
+def _measured(history: Sequence[Round], initial: Mapping[str, float] | None) -> dict[str, Any]:
+    """Return accuracy, metrics and divergence of a run. initial: metrics of the initial model, None if not known."""
+    last = history[-1]
+    evaluations = [(record.round, record.metrics) for record in history if record.metrics is not None]
+    norms = [record.residual_norm for record in history if record.residual_norm is not None]
+    return {
+        "final_accuracy": last.accuracy,
+        "best_accuracy": max((r.accuracy for r in history if r.accuracy is not None), default=None),
+        "initial_metrics": initial and _nulled(initial),
+        "final_metrics": _nulled(last.metrics or {}),
+        "diverged": divergence(evaluations, norms, initial),
+    }
 
 
 def _to_target(history: Sequence[Round], target: float | None) -> dict[str, float | None]:

@@ -190,7 +190,8 @@ def test_each_client_is_evaluated_once_a_round(scenario: Make) -> None:
     assert result.client_accuracy is not None
     held_out = build(scenario({"data.held_out": 0.2})).held_out
     assert held_out is not None
-    assert seen == 2 * (360 + int(held_out.partition.sizes().sum())) + 4, "and four to try"
+    by_client = int(held_out.partition.sizes().sum())
+    assert seen == 2 * (360 + by_client) + 4 + 360, "and four to try, and the initial model at the end"
 
 
 def test_an_evaluation_is_made_of_its_slices(scenario: Make) -> None:

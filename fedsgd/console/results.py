@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedsgd.divergence import HINT
 from fedsgd.evaluation import RESERVED
 from fedsgd.sizes import size_text
 
@@ -133,6 +134,8 @@ def _lines_of(result: Result | Deployed) -> Iterator[str]:
     if summary["buffers"] is not None:
         yield from _buffers(summary["buffers"])
     yield from _metrics(summary["final_metrics"], summary["best_accuracy"])
+    if summary["diverged"] is not None:
+        yield f"the run diverged: {summary['diverged']}; {HINT}"
     if summary["stopped_by"] != "rounds":
         yield f"stopped after round {summary['rounds']}, by [stop] target_accuracy"
     if summary["target_accuracy"] is not None:

@@ -97,7 +97,8 @@ def _ending(sweep: Sweep, cell: Cell, seconds: float) -> str:
         return _failure(cell)
     accuracy = summary["final_accuracy"]
     measured = "" if accuracy is None else f"accuracy {accuracy:.4f}, "
-    return f"{measured}up {size_text(summary['uplink_bytes'])}, {seconds:.1f} s"
+    warning = f", diverged: {summary['diverged']}" if summary.get("diverged") else ""
+    return f"{measured}up {size_text(summary['uplink_bytes'])}, {seconds:.1f} s{warning}"
 
 
 def _failure(cell: Cell) -> str:
@@ -118,6 +119,8 @@ def show_sweep(sweep: Sweep) -> None:
         table.add_row(escape(group), *_figures(sweep, cells))
     console.print(table)
     lines = [f"{cell}: {_failure(cell)}" for cell in sweep.cells if cell.state == "failed"]
+    summaries = ((cell, sweep.summary(cell) or {}) for cell in sweep.cells)
+    lines += [f"{cell}: diverged: {summary['diverged']}" for cell, summary in summaries if summary.get("diverged")]
     for line in (*lines, f"written to {sweep.out}", f"compare them: fedsgd compare {sweep.out}"):
         console.print(line, soft_wrap=True, markup=False)
 

@@ -1,0 +1,92 @@
+"""One rule that says whether a run diverged, for its summary, its closing table, comparisons and reports.
+
+The rule warns. It changes neither results nor the exit status.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+Measured = Sequence[tuple[int, Mapping[str, float]]]
+"""(round, metrics) of every evaluation, ascending; "loss" is among the metrics."""
+
+FEW_EVALUATIONS = 8
+"""Below this number of evaluations a loss that doubled diverged; from it on, a loss that is 1 % above its start did."""
+FEW_ROUNDS = 16
+"""Below this number of rounds residuals are not judged: they are filling up."""
+HINT = "try a smaller client.optimizer.lr"
+
+
+def divergence(
+    measured: Measured, residual_norms: Sequence[float] = (), initial: Mapping[str, float] | None = None
+) -> str | None:
+    """Return the evidence that a run diverged, in words, or None without any.
+
+    A level is the median over the last quarter of the evaluations, at least one. The start is the initial model, or the first
+    evaluation where the initial model is not known. A run diverged if one of these holds:
+
+    1. The last test loss is not finite.
+    2. The level of the test loss and the last test loss are above the start: by more than 1 % with at least
+       `FEW_EVALUATIONS` evaluations, else by more than the start itself. A model that learned is excepted: its accuracy rose by
+       a quarter of the way from the start to 1, so that a rising loss means overfitting.
+    3. Residual norms grow faster than in proportion to the rounds, over at least `FEW_ROUNDS` rounds: the median of the last
+       quarter is more than 7/3 of that of the second and more than 7/5 of that of the third, where proportional growth has
+       exactly these ratios. At the same time the test loss has stopped falling: its level is not below that of the second
+       quarter. Residuals that fill up to a plateau, as of a low density, do not count.
+
+    Args:
+        measured: (round, metrics) of every evaluation, ascending.
+        residual_norms: mean residual norm of a cohort's clients, for each round that has one.
+        initial: metrics of the initial model, None if not known.
+    """
+    if not measured:
+        return None
+    last_round, last = measured[-1]
+    if not math.isfinite(last["loss"]):
+        return f"test loss is not finite after round {last_round}"
+    start, where = (measured[0][1], f"after round {measured[0][0]}") if initial is None else (initial, "before round 1")
+    if _is_above(measured, start) and not _learned(measured, start):
+        return f"test loss {last['loss']:.3g} after round {last_round}, {start['loss']:.3g} {where}"
+    return _growth(measured, residual_norms)
+
+
+def _is_above(measured: Measured, start: Mapping[str, float]) -> bool:
+    """Compare the losses of the end with the start."""
+    if not math.isfinite(start["loss"]):
+        return False
+    losses = [_finite_or_infinite(metrics["loss"]) for _, metrics in measured]
+    share = 1.0 if len(losses) < FEW_EVALUATIONS else 0.01
+    limit = start["loss"] + share * abs(start["loss"])
+    return min(_quarter(losses, 4), losses[-1]) > limit
+
+
+def _learned(measured: Measured, start: Mapping[str, float]) -> bool:
+    """Check whether accuracy was measured and rose by a quarter of the way from the start to 1."""
+    known = [metrics["accuracy"] for _, metrics in measured if math.isfinite(metrics.get("accuracy", math.nan))]
+    before = start.get("accuracy", math.nan)
+    return bool(known) and math.isfinite(before) and _quarter(known, 4) - before >= (1 - before) / 4
+
+
+def _growth(measured: Measured, residual_norms: Sequence[float]) -> str | None:
+    """Return rule 3's evidence, None without any."""
+    norms = [_finite_or_infinite(norm) for norm in residual_norms]
+    if len(norms) < FEW_ROUNDS or len(measured) < 4:
+        return None
+    second, third, fourth = (_quarter(norms, n) for n in (2, 3, 4))
+    losses = [_finite_or_infinite(metrics["loss"]) for _, metrics in measured]
+    if fourth > 7 / 3 * second and fourth > 7 / 5 * third and _quarter(losses, 4) >= _quarter(losses, 2):
+        figures = f"{fourth:.3g} in the last quarter of the rounds, {second:.3g} in the second"
+        return f"residual norm {figures}, while the test loss no longer falls"
+    return None
+
+
+def _quarter(values: Sequence[float], n: int) -> float:
+    """Return the median of the n-th quarter of at least four values, or of the fourth quarter of any number."""
+    return statistics.median(values[(n - 1) * len(values) // 4 : n * len(values) // 4])
+
+
+def _finite_or_infinite(value: float) -> float:
+    """Return the value, infinity for NaN."""
+    return math.inf if math.isnan(value) else value

@@ -1,0 +1,199 @@
+"""Divergence: one rule over a run's history, and where its warning is shown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import fedsgd
+from fedsgd.cli import main
+from fedsgd.data import Dataset
+from fedsgd.divergence import divergence
+from fedsgd.scenario import Scenario
+
+Make = Callable[..., Scenario]
+DGC = {"uplink.compressor": {"name": "dgc", "density": 0.001}, "uplink.error_feedback": "none"}
+INITIAL = {"loss": 2.31, "accuracy": 0.1}
+FALLING = [2.3 * 0.95**r for r in range(1, 41)]
+NO_LONGER_FALLING = [1.0] * 40
+
+
+def evaluations(losses: Sequence[float], accuracy: float | None = None) -> list[tuple[int, dict[str, float]]]:
+    """An evaluation after every round. accuracy: of all of them."""
+    known = {} if accuracy is None else {"accuracy": accuracy}
+    return [(r, {"loss": loss, **known}) for r, loss in enumerate(losses, 1)]
+
+
+def test_divergence_loss_above_initial_is_named_with_both_losses() -> None:
+    losses = [2.31 + r / 4 for r in range(1, 41)]
+    found = divergence(evaluations(losses, 0.12), initial=INITIAL)
+    assert found == "test loss 12.3 after round 40, 2.31 before round 1"
+    unknown = divergence(evaluations(losses))
+    assert unknown == "test loss 12.3 after round 40, 2.56 after round 1"
+
+
+def test_divergence_loss_that_exploded_in_round_1_and_falls_since_is_found() -> None:
+    losses = [2.5e7 / 2**r for r in range(20)]
+    assert divergence(evaluations(losses, 0.1), initial=INITIAL) == "test loss 47.7 after round 20, 2.31 before round 1"
+    assert divergence(evaluations(losses, 0.1)) is None, "nothing in the history itself shows it"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_divergence_loss_that_is_not_finite_is_found(bad: float) -> None:
+    assert divergence(evaluations([*FALLING[:-1], bad], 0.9)) == "test loss is not finite after round 40"
+    assert divergence(evaluations([bad, *FALLING])) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "diverged"),
+    [
+        ([2.31 * 1.5], False),
+        ([2.31 * 2.01], True),
+        ([2.31 * 1.5] * 7, False),
+        ([2.31 * 1.5] * 8, True),
+        ([2.31 * 1.009] * 8, False),
+        ([2.31 * 1.011] * 8, True),
+        ([2.31 * 0.99] * 39 + [30.0], False),
+        ([30.0] * 39 + [2.31 * 0.99], False),
+    ],
+)
+def test_divergence_margin_depends_on_the_number_of_evaluations(losses: list[float], diverged: bool) -> None:
+    assert (divergence(evaluations(losses), initial=INITIAL) is not None) == diverged
+
+
+def test_divergence_negative_loss_margin_is_of_its_size() -> None:
+    assert divergence(evaluations([-3.0] * 10), initial={"loss": -2.0}) is None
+    assert divergence(evaluations([-1.9] * 10), initial={"loss": -2.0}) is not None
+    assert divergence(evaluations([-0.5]), initial={"loss": -2.0}) is None
+    assert divergence(evaluations([0.5]), initial={"loss": -2.0}) is not None
+
+
+@pytest.mark.parametrize(("accuracy", "diverged"), [(0.1, True), (0.32, True), (0.33, False), (0.9, False), (math.nan, True)])
+def test_divergence_model_that_learned_and_overfits_is_excepted(accuracy: float, diverged: bool) -> None:
+    """A quarter of the way from 0.1 to 1 is 0.325."""
+    found = divergence(evaluations([5.0] * 10, accuracy), initial=INITIAL)
+    assert (found is not None) == diverged
+
+
+@pytest.mark.parametrize(
+    ("norms", "losses", "diverged"),
+    [
+        ([1.2**r for r in range(40)], NO_LONGER_FALLING, True),
+        ([1.2**r for r in range(40)], FALLING, False),
+        ([1.2**r for r in range(15)], NO_LONGER_FALLING[:15], False),
+        ([1.2**r for r in range(16)], NO_LONGER_FALLING[:16], True),
+        ([r**2 for r in range(1, 41)], NO_LONGER_FALLING, True),
+        (list(range(1, 41)), NO_LONGER_FALLING, False),
+        ([math.sqrt(r) for r in range(1, 41)], NO_LONGER_FALLING, False),
+        ([1 - math.exp(-r / 10) for r in range(1, 41)], NO_LONGER_FALLING, False),
+        ([1.2 ** min(r, 20) for r in range(40)], NO_LONGER_FALLING, False),
+        ([math.inf] * 40, NO_LONGER_FALLING, False),
+    ],
+    ids=["exponential", "loss falls", "few rounds", "enough rounds", "square", "linear", "root", "plateau", "stopped", "inf"],
+)
+def test_divergence_residuals_count_if_they_outgrow_the_rounds(norms: list[float], losses: list[float], diverged: bool) -> None:
+    assert (divergence(evaluations(losses), norms, INITIAL) is not None) == diverged
+
+
+def test_divergence_growing_residuals_are_named_with_their_medians() -> None:
+    """Rounds 11 to 20 and 31 to 40 of r²: medians (15² + 16²) / 2 and (35² + 36²) / 2."""
+    found = divergence(evaluations(NO_LONGER_FALLING), [r**2 for r in range(1, 41)], INITIAL)
+    figures = "1.26e+03 in the last quarter of the rounds, 240 in the second"
+    assert found == f"residual norm {figures}, while the test loss no longer falls"
+
+
+def test_divergence_run_without_evaluations_has_none() -> None:
+    assert divergence([]) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- where it is shown
+
+
+def test_summary_initial_metrics_are_those_of_the_untrained_model(blobs: Dataset, scenario: Make) -> None:
+    """Plain PyTorch: the same initial weights, cross-entropy and accuracy on the same test examples."""
+    import torch
+
+    result = fedsgd.run(scenario({"model.hidden": [5], "data.partition.clients": 4, "rounds": 1}), dataset=blobs)
+    from fedsgd.build import build
+
+    weights = build(result.scenario, dataset=blobs).server.weights
+    tensors = [torch.tensor(weights[where].reshape(shape)) for _, where, shape in result.layout.slices()]
+    x, y = (torch.tensor(values) for values in blobs.test.gather())
+    output = torch.relu(x @ tensors[0].T + tensors[1]) @ tensors[2].T + tensors[3]
+    loss = torch.nn.functional.cross_entropy(output, y).item()
+    accuracy = (output.argmax(1) == y).double().mean().item()
+    assert result.summary["initial_metrics"] == pytest.approx({"loss": loss, "accuracy": accuracy}, rel=1e-6)
+    assert result.summary["diverged"] is None
+
+
+def test_initial_metrics_that_fail_lose_no_finished_run(blobs: Dataset, scenario: Make) -> None:
+    calls = 0
+
+    def fails_at_last(output: Any, target: Any) -> Any:
+        nonlocal calls
+        calls += len(output) == len(blobs.test.y)
+        if calls > 3:
+            raise ValueError("enough")
+        return (output.argmax(1) == target).float()
+
+    result = fedsgd.run(scenario({"data.partition.clients": 4}), dataset=blobs, metrics={"accuracy": fails_at_last})
+    assert calls == 4
+    assert result.summary["initial_metrics"] is None
+    assert result.summary["rounds"] == 3
+
+
+def called(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that learns and one that diverges, in three rounds of the quickstart."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, settings in {"good": {}, "bad": {"client.optimizer.lr": 50.0}}.items():
+        tiny = {"rounds": 3, "client.epochs": 1, **settings}
+        fedsgd.run(fedsgd.load(root / "scenarios" / "quickstart.toml", tiny), out=folder / name)
+    return folder
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return read
+
+
+def test_summary_says_what_diverged_and_nothing_of_an_ordinary_run(runs: Path) -> None:
+    bad, good = summary_of(runs / "bad"), summary_of(runs / "good")
+    loss, initial = bad["final_metrics"]["loss"], bad["initial_metrics"]["loss"]
+    assert loss > 2 * initial
+    assert initial == good["initial_metrics"]["loss"]
+    assert bad["diverged"] == f"test loss {loss:.3g} after round 3, {initial:.3g} before round 1"
+    assert good["diverged"] is None
+    assert good["final_metrics"]["loss"] < initial
+
+
+def test_run_that_diverges_warns_in_its_closing_table_and_exits_with_0(root: Path, tmp_path: Path) -> None:
+    quick = ("--quiet", "--set", "rounds=3", "--set", "client.epochs=1")
+    scenario = root / "scenarios" / "quickstart.toml"
+    bad = called("run", scenario, *quick, "--set", "client.optimizer.lr=50.0", "--out", tmp_path / "bad")
+    good = called("run", scenario, *quick, "--out", tmp_path / "good")
+    assert bad.exit_code == good.exit_code == 0
+    evidence = summary_of(tmp_path / "bad")["diverged"]
+    assert f"the run diverged: {evidence}; try a smaller client.optimizer.lr\n" in bad.stdout
+    assert "diverged" not in good.stdout
+
+
+@pytest.mark.parametrize(("settings", "diverged"), [({}, False), ({"uplink.compressor.density": 0.001}, False), (DGC, True)])
+def test_residuals_of_error_feedback_warn_only_where_they_grow_without_end(
+    root: Path, settings: dict[str, Any], diverged: bool
+) -> None:
+    """40 rounds of the quickstart: top-k fills up to a plateau, DGC with momentum at this rate does not."""
+    result = fedsgd.run(fedsgd.load(root / "scenarios" / "quickstart.toml", {"client.epochs": 2, **settings}))
+    evidence = result.summary["diverged"]
+    assert (evidence is not None) == diverged
+    assert not diverged or evidence.startswith("residual norm ")
