@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsgd.network import Terms
-from fedsgd.report.methods import Method
+from fedsgd.report.methods import Method, mixture
 from fedsgd.report.price import BreakEven, Priced, Racer, all_break_evens, price, reach
 from fedsgd.report.runs import Run
 from fedsgd.target import Crossing, Seeds, crossing, over_seeds
@@ -32,8 +32,8 @@ class OnNetwork:
 class Row:
     """A method. best: the largest accuracy of each run that finished, None if none was measured; rounds and bytes: to the
     target, or to the end of the run if there is none; on: by the name of the network; not_priced: why there is none;
-    seed_numbers: of the runs that finished; silent: the most messages of a run after which nothing was heard. All over the
-    seeds; a failed seed, whose run ended in an error, does not reach anything."""
+    seed_numbers: of the runs that finished; silent: the most messages of a run after which nothing was heard; diverged: the
+    evidence by seed. All over the seeds; a failed seed, whose run ended in an error, does not reach anything."""
 
     label: str
     tuned: Mapping[str, Any]
@@ -50,18 +50,21 @@ class Row:
     not_priced: str | None
     seed_numbers: tuple[int, ...]
     silent: int
+    diverged: Mapping[int, str]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """target: the accuracy to be reached, None for the end of each run; terms: by the name of the network; rows: in the order
-    of the methods; break_evens: of every two methods that have one, by network."""
+    of the methods; break_evens: of every two methods that have one, by network; mixture: a sentence that names in what the runs
+    differ beside their method, None if in nothing."""
 
     target: float | None
     terms: Mapping[str, Terms]
     price_per_gigabyte: float | None
     rows: tuple[Row, ...]
     break_evens: Mapping[str, tuple[BreakEven, ...]]
+    mixture: str | None = None
 
     @property
     def baseline(self) -> Row:
@@ -84,7 +87,7 @@ def compare(
         for name, each in terms.items():
             racers = [_racer(method, target, priced[method.label][name]) for method in methods if priced[method.label]]
             evens[name] = tuple(all_break_evens(racers, each.network))
-    return Comparison(target, terms, price_per_gigabyte, rows, evens)
+    return Comparison(target, terms, price_per_gigabyte, rows, evens, mixture(methods))
 
 
 def _priced(method: Method, terms: Mapping[str, Terms]) -> dict[str, list[Priced]]:
@@ -123,6 +126,7 @@ def _row(method: Method, target: float | None, priced: Mapping[str, Sequence[Pri
         not_priced=next((run.time_dependent for run in method.runs if run.time_dependent), None),
         seed_numbers=tuple(run.seed for run in method.runs),
         silent=max((one.facts.silent for runs in priced.values() for one in runs), default=0),
+        diverged=method.diverged,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from fedsgd.errors import OutputError, ReportError
 from fedsgd.network import Terms
-from fedsgd.report.methods import Given, Method, gather
+from fedsgd.report.methods import Given, Method, gather, mixture
 from fedsgd.report.payload import Asked, payload
 from fedsgd.run_folder import write
 
@@ -28,9 +28,12 @@ def make(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Write it; the files that were written. form: "html", or "pdf", "svg", "png" for figures in the folder `out`; say: is told
-    of what is left out."""
+    of what is left out, and of runs that differ in more than their method."""
     target = default_target(gather(runs, None, tuned)) if target is None else target
     methods = gather(runs, target, tuned, say)
+    mixed = mixture(methods)
+    if mixed is not None:
+        say(mixed)
     asked = Asked(title or _title(methods), target, terms, network, price_per_gigabyte)
     if form != "html":
         from fedsgd.report.figures import draw

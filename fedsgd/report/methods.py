@@ -22,6 +22,8 @@ APART_TABLES = ("engine", "report", "state", "stop")
 INITIAL = "model.initial_sha256"
 """The fingerprint of the initial parameters of a module that was given in Python. Runs that differ in it alone may be repeats,
 or a trained and an untrained module: they are one method where a label says so."""
+SHOWN_VALUES = 3
+"""How many values of what differs are written out."""
 Settings = tuple[tuple[str, str], ...]
 Given = Path | str | tuple[str, Path | str]
 """A path, or what to call the method in it and the path."""
@@ -70,6 +72,11 @@ class Method:
         settings = self.runs[0].settings
         name, values = (settings.get(f"uplink.compressor.{key}") for key in ("name", "values"))
         return name == "dense" and values in (None, "float32")
+
+    @property
+    def diverged(self) -> dict[int, str]:
+        """Evidence of divergence by seed, from the summaries of the runs that diverged."""
+        return {run.seed: str(run.summary["diverged"]) for run in self.runs if run.summary.get("diverged")}
 
 
 @dataclass(frozen=True)
@@ -289,3 +296,43 @@ def differing_settings(methods: Sequence[Method]) -> list[str]:
     every = [dict(_settings(method.runs[0], ())) for method in methods]
     keys = sorted({key for settings in every for key in settings})
     return [key for key in keys if len({settings.get(key) for settings in every}) > 1]
+
+
+def mixture(methods: Sequence[Method]) -> str | None:
+    """Return a sentence that names in which of dataset, partition, model, rounds and clients the methods differ, None if in
+    nothing of these: then their figures can be compared."""
+    topics = [_topics(method.runs[0]) for method in methods]
+    differences = []
+    for topic in topics[0]:
+        every = [each[topic] for each in topics]
+        keys = sorted({key for settings in every for key in settings}, key=lambda key: (not key.endswith("name"), key))
+        keys = [key for key in keys if len({settings.get(key) for settings in every}) > 1]
+        values = [", ".join(_value(key, settings[key]) for key in keys if key in settings) or "default" for settings in every]
+        distinct = list(dict.fromkeys(values))
+        more = [f"{len(distinct) - SHOWN_VALUES} more"] * (len(distinct) > SHOWN_VALUES)
+        if keys:
+            differences.append(f"{topic} ({'; '.join([*distinct[:SHOWN_VALUES], *more])})")
+    return f"the runs differ in more than their method: {', '.join(differences)}" if differences else None
+
+
+def _topics(run: Run) -> dict[str, dict[str, str]]:
+    """Return by topic the settings, as JSON, on which every figure of a run depends, whatever its method."""
+    settings = {key: json.dumps(value, sort_keys=True) for key, value in run.settings.items()}
+    tables = {
+        name: {k: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in ("data", "data.partition", "model")
+    }
+    data, partition, model = tables.values()
+    clients, parameters = (json.dumps(run.summary[key]) for key in ("clients", "parameters"))
+    return {
+        "dataset": {key: value for key, value in data.items() if key not in partition},
+        "partition": {key: value for key, value in partition.items() if key != "data.partition.clients"},
+        "model": {**model, "parameters": parameters},
+        "rounds": {"name": settings.get("rounds", "null")},
+        "clients": {"name": clients},
+    }
+
+
+def _value(key: str, value: str) -> str:
+    """Return a setting in words; a component's name speaks for itself."""
+    text = shown(json.loads(value))
+    return text if key.endswith("name") else f"{key.rpartition('.')[2].replace('_', ' ')} {text}"

@@ -21,7 +21,7 @@ from fedsgd.network.profiles import networks
 from fedsgd.network.timeline import COLUMNS, ROUND_COLUMNS
 from fedsgd.python_objects import ask_for, find_markers
 from fedsgd.report.facts import Facts, read_facts
-from fedsgd.report.methods import Method, differing_settings
+from fedsgd.report.methods import Method, differing_settings, mixture
 from fedsgd.report.price import SPEEDS, Priced, price
 from fedsgd.report.runs import Run
 
@@ -74,6 +74,7 @@ def payload(methods: Sequence[Method], asked: Asked) -> dict[str, Any]:
             {"name": name, "title": one.title, "source": one.source, **asdict(one.link)} for name, one in networks().items()
         ],
         "methods": [_method(method, asked.terms, differing) for method in methods],
+        "mixture": mixture(methods),
         "notes": list(_notes(methods, asked)),
     }
 
@@ -100,6 +101,7 @@ def _method(method: Method, terms: Terms, differing: Sequence[str]) -> dict[str,
         "tried": [dict(variant.tuned) for variant in method.variants],
         "at_edge": list(method.at_edge),
         "failed_seeds": method.chosen.failed,
+        "diverged": [{"seed": seed, "evidence": evidence} for seed, evidence in method.diverged.items()],
         "settings": {key: settings[key] for key in differing if key in settings},
         "runs": [_run(run, terms) for run in method.runs],
     }

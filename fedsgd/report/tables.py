@@ -93,11 +93,15 @@ def label_of(row: Row) -> str:
 
 def notes(comparison: Comparison) -> Iterator[str]:
     """What has to be said beside the table."""
+    if comparison.mixture is not None:
+        yield comparison.mixture
     if any(row.seeds + row.failed > 1 for row in comparison.rows):
         yield "medians over seeds, with the least and the largest"
     for row in comparison.rows:
         if row.failed:
             yield f"{row.label}: {row.failed} of {row.seeds + row.failed} seeds ended in an error, and count as not reached"
+        for seed, evidence in row.diverged.items():
+            yield f"{row.label}: the run with seed {seed} diverged: {evidence}"
         if row.silent and any(terms.deadline_seconds is None for terms in comparison.terms.values()):
             yield f"{row.label}: of {row.silent} messages nothing was heard; such a client counts with its download alone"
         if row.not_priced and comparison.terms:
@@ -144,6 +148,7 @@ def to_json(comparison: Comparison) -> str:
         "terms": {name: asdict(terms) for name, terms in comparison.terms.items()},
         "methods": [asdict(row) for row in comparison.rows],
         "break_evens": {name: [asdict(even) for even in evens] for name, evens in comparison.break_evens.items()},
+        "mixture": comparison.mixture,
         "notes": list(notes(comparison)),
     }
     return json.dumps(_finite(plain), indent=2, allow_nan=False) + "\n"
@@ -168,7 +173,7 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def _flat(comparison: Comparison, row: Row) -> Iterator[tuple[str, Any]]:
-    yield from (("method", row.label), ("seeds", row.seeds), ("failed", row.failed))
+    yield from (("method", row.label), ("seeds", row.seeds), ("failed", row.failed), ("diverged", len(row.diverged)))
     yield from ((f"tuned {key}", value) for key, value in row.tuned.items())
     yield "target", "" if comparison.target is None else comparison.target
     figures: dict[str, Seeds | None] = {

@@ -1,5 +1,6 @@
 /* The figures with a line for each method. Each is a function of (model, view) to {svg, columns, rows}: what is drawn, and a
-   function that gives the same as a table. view: {state, ranking, width, speeds: {curves, breakEvens}}. */
+   function that gives the same as a table. view: {state, ranking, width, speeds: {curves, breakEvens}, pending}, pending: the
+   curves of this state are still being computed. */
 "use strict";
 
 const fedsgdCurves = (() => {
@@ -16,7 +17,8 @@ const fedsgdCurves = (() => {
     plot,
     nothing,
     addLegend,
-    methodEntries,
+    lineEntries,
+    singlePoints,
     addLetters,
     logTicks,
     scale,
@@ -39,6 +41,7 @@ const fedsgdCurves = (() => {
       const known = points.filter((point) => Number.isFinite(point.y));
       return known.length ? [{ method, points: known }] : [];
     });
+    if (!lines.length && view.pending) return nothing("The curves are being computed …");
     if (!lines.length) return nothing("No method that is shown reaches the target on seconds that can be computed.");
     const [height, marginLeft, marginRight] = [width < NARROW ? 320 : 430, 68, 34];
     const all = lines.flatMap((line) => line.points);
@@ -88,7 +91,7 @@ const fedsgdCurves = (() => {
         s * (state.down / state.up),
         ...lines.map(({ method }) => finite(speeds.curves.get(method.index)[i])),
       ]);
-    return { svg: addLegend(svg, methodEntries(lines.map((line) => line.method)), width), columns, rows: table };
+    return { svg: addLegend(svg, lineEntries(lines), width), columns, rows: table };
   }
 
   const finite = (value) => (Number.isFinite(value) ? value : "");
@@ -120,6 +123,8 @@ const fedsgdCurves = (() => {
   /* What a pointer finds: enough of a line's points, since each of them costs a text. */
   const some = (points) => points.filter((_, i) => i % Math.ceil(points.length / 80) === 0 || i === points.length - 1);
 
+  const TARGET = { colour: "currentColor", dash: "4 3", width: 1, opacity: 0.7 };
+
   function accuracy(model, view) {
     const { state, width } = view;
     const axis = AXES[state.axis];
@@ -130,10 +135,10 @@ const fedsgdCurves = (() => {
     const height = width < NARROW ? 320 : 430;
     const drawn = lines.map((line) => ({
       method: line.method,
-      middle: pointsOf(line.middle, !axis.linear),
+      points: pointsOf(line.middle, !axis.linear),
       thin: line.each.length > 1 ? line.each.map((one) => pointsOf(one, !axis.linear)) : [],
     }));
-    const all = drawn.flatMap((line) => [line.middle, ...line.thin].flat());
+    const all = drawn.flatMap((line) => [line.points, ...line.thin].flat());
     const xs = all.map((point) => point.x);
     const x = axis.time ? timeScale(xs, width) : scale(xs, axis.text, width, !axis.linear);
     const svg = plot(width, {
@@ -148,7 +153,7 @@ const fedsgdCurves = (() => {
         ticks: 8,
       },
       marks: [
-        Plot.ruleY([state.target], { stroke: "currentColor", strokeOpacity: 0.7, strokeDasharray: "4 3" }),
+        Plot.ruleY([state.target], { stroke: "currentColor", strokeOpacity: TARGET.opacity, strokeDasharray: TARGET.dash }),
         Plot.line(
           drawn.flatMap(({ method, thin }) =>
             thin.flatMap((points, i) => points.map((p) => ({ ...p, tone: colour(method), run: `${method.letter} ${i}` }))),
@@ -163,9 +168,10 @@ const fedsgdCurves = (() => {
             strokeLinejoin: "round",
           },
         ),
-        ...drawn.map(({ method, middle }) => Plot.line(middle, { x: "x", y: "y", ...stroke(method) })),
+        ...drawn.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...stroke(method) })),
+        singlePoints(drawn),
         Plot.tip(
-          drawn.flatMap(({ method, middle }) => some(middle).map((p) => ({ ...p, method }))),
+          drawn.flatMap(({ method, points }) => some(points).map((p) => ({ ...p, method }))),
           Plot.pointer({
             x: "x",
             y: "y",
@@ -179,8 +185,8 @@ const fedsgdCurves = (() => {
     addLetters(
       svg,
       drawn
-        .filter((line) => line.middle.length)
-        .map(({ method, middle }) => ({ method, x: px.apply(middle.at(-1).x), y: py.apply(middle.at(-1).y) })),
+        .filter((line) => line.points.length)
+        .map(({ method, points }) => ({ method, x: px.apply(points.at(-1).x), y: py.apply(points.at(-1).y) })),
       height - 40,
     );
     const rows = () =>
@@ -188,7 +194,7 @@ const fedsgdCurves = (() => {
         each.flatMap((one) => Array.from(one.round, (r, i) => [method.label, one.seed, r, one.x[i], one.y[i]])),
       );
     return {
-      svg: addLegend(svg, methodEntries(drawn.map((line) => line.method)), width),
+      svg: addLegend(svg, [...lineEntries(drawn), { ...TARGET, label: `target ${percent(state.target)}` }], width),
       columns: ["method", "seed", "round", axis.column, state.best ? "best_accuracy_so_far" : "accuracy"],
       rows,
     };
@@ -268,8 +274,9 @@ const fedsgdCurves = (() => {
       addLetters(svg, ends, narrow ? Infinity : height - 40);
     }
     const rows = () => lines.flatMap(({ method, way, points }) => points.map((p) => [method.label, way, p.x, p.y]));
+    const entries = methods.map((method) => drawn.find((line) => line.method === method)).filter(Boolean);
     return {
-      svg: addLegend(svg, methodEntries(methods), width),
+      svg: addLegend(svg, lineEntries(entries), width),
       columns: ["method", "direction", "share_of_clients", "bytes"],
       rows,
     };
@@ -297,6 +304,7 @@ const fedsgdCurves = (() => {
         marks: [
           Plot.ruleY([0]),
           ...drawn.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...stroke(method, 1.5) })),
+          singlePoints(drawn),
         ],
       });
       const [px, py] = [svg.scale("x"), svg.scale("y")];
@@ -308,7 +316,7 @@ const fedsgdCurves = (() => {
       const rows = () =>
         lines.flatMap(({ method, middle }) => Array.from(middle.round, (r, i) => [method.label, r, middle.y[i]]));
       return {
-        svg: addLegend(svg, methodEntries(drawn.map((line) => line.method)), width),
+        svg: addLegend(svg, lineEntries(drawn), width),
         columns: ["method", "round", column],
         rows,
       };

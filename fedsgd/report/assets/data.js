@@ -33,11 +33,13 @@ const fedsgdData = (() => {
           .filter(([name]) => name !== "work")
           .map(([k, v]) => [k, column(v)]),
       );
-    const accuracy = numbers(plain.measured.accuracy);
+    const [round, accuracy] = [numbers(plain.measured.round), numbers(plain.measured.accuracy)];
+    const best = accuracy.length ? P.bestSoFar(accuracy).at(-1) : NaN;
     return {
       ...plain,
-      measured: { round: numbers(plain.measured.round), accuracy },
-      best: accuracy.length ? P.bestSoFar(accuracy).at(-1) : NaN,
+      measured: { round, accuracy },
+      best,
+      bestRound: round[accuracy.indexOf(best)], // the first round with this accuracy, undefined if none was measured
       bestSoFar: P.bestSoFar(accuracy),
       up: numbers(plain.up),
       down: numbers(broadcast ? plain.broadcast : plain.down),

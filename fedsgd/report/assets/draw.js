@@ -66,7 +66,8 @@ const fedsgdDraw = (() => {
 
   const nothing = (text) => ({ svg: d3.create("p").attr("class", "nothing").text(text).node(), columns: [], rows: () => [] });
 
-  /* entries: [{label, colour, dash | dot | fill, method}] below a figure, as many to a line as fit. */
+  /* Draw below a figure, as many to a line as fit, entries: [{label, colour, dash, width, opacity | dot, hollow | fill, method}].
+     The mark of an entry looks like the mark in the figure. */
   function addLegend(svg, entries, width) {
     const [height, gap, lead] = [20, 18, 34];
     const below = Number(svg.getAttribute("height"));
@@ -83,7 +84,14 @@ const fedsgdDraw = (() => {
       if (x > 4 && x + wide > width) [x, y] = [4, y + height];
       const one = root.append("g").attr("transform", `translate(${x},${y})`);
       if (entry.method) one.attr("class", "entry").attr("data-method", entry.method.index);
-      if (entry.dot) one.append("circle").attr("r", 5).attr("cx", 20).attr("fill", entry.colour);
+      if (entry.dot)
+        one
+          .append("circle")
+          .attr("r", 5)
+          .attr("cx", 20)
+          .attr("fill", entry.hollow ? "var(--paper)" : entry.colour)
+          .attr("stroke", entry.colour)
+          .attr("stroke-width", 2);
       else if (entry.fill)
         one.append("rect").attr("width", 14).attr("height", 10).attr("x", 12).attr("y", -5).attr("fill", entry.fill);
       else
@@ -91,7 +99,8 @@ const fedsgdDraw = (() => {
           .append("line")
           .attr("x2", 28)
           .attr("stroke", entry.colour)
-          .attr("stroke-width", 2.5)
+          .attr("stroke-width", entry.width || 2.5)
+          .attr("stroke-opacity", entry.opacity || null)
           .attr("stroke-dasharray", entry.dash);
       one.append("text").attr("x", lead).attr("dy", "0.32em").text(label).append("title").text(entry.label);
       x += wide + gap;
@@ -101,8 +110,23 @@ const fedsgdDraw = (() => {
     return svg;
   }
 
-  const methodEntries = (methods) =>
-    methods.map((method) => ({ label: named(method), colour: colour(method), dash: dash(method), method }));
+  const methodEntry = (method, how = {}) => ({
+    label: `${named(method)}${method.diverged.length ? " (diverged)" : ""}`,
+    colour: colour(method),
+    dash: dash(method),
+    method,
+    ...how,
+  });
+
+  /* Legend entries of lines: [{method, points}]. A line of one point is a dot. */
+  const lineEntries = (lines) => lines.map(({ method, points }) => methodEntry(method, { dot: points.length === 1 }));
+
+  /* Mark for the lines of one point, of which a line mark shows nothing. */
+  const singlePoints = (lines) =>
+    Plot.dot(
+      lines.filter(({ points }) => points.length === 1).map(({ method, points }) => ({ ...points[0], method })),
+      { x: "x", y: "y", r: 5, fill: (d) => colour(d.method) },
+    );
 
   /* The letters of methods at the ends of their lines, moved apart where they would overlap. ends: [{method, x, y}], pixels. */
   function addLetters(svg, ends, bottom, towards = 1) {
@@ -218,7 +242,9 @@ const fedsgdDraw = (() => {
     plot,
     nothing,
     addLegend,
-    methodEntries,
+    methodEntry,
+    lineEntries,
+    singlePoints,
     addLetters,
     logTicks,
     scale,

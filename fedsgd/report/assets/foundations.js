@@ -135,6 +135,8 @@ const fedsgdFoundations = (() => {
     if (model.broadcast)
       for (const id of ["parts", "traffic"])
         document.querySelector(`#${id} figcaption`).append(" Downlink: as if each client were sent its frames by itself.");
+    $("mixture").hidden = !model.mixture;
+    $("mixture").textContent = model.mixture ? `${model.mixture[0].toUpperCase()}${model.mixture.slice(1)}.` : "";
     showPositions(model);
     showTerms(model);
     showReproduction(model);

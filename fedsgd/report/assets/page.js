@@ -205,12 +205,15 @@
   function draw(id) {
     const place = document.querySelector(`#${id} .plot`);
     const width = Math.round(paper ? (place.closest(".halves") ? paper / 2 - 10 : paper) : place.clientWidth);
-    const made = DRAW[id](model, { state, ranking: rows, width, speeds });
+    const pending = id === "speed" && speeds.key !== speedsWanted();
+    const made = DRAW[id](model, { state, ranking: rows, width, speeds, pending });
+    place.classList.toggle("pending", pending);
     if (made.svg.tagName === "svg") {
       made.svg.setAttribute("role", "img");
       made.svg.setAttribute("aria-label", titleOf(id));
     }
-    for (const button of document.querySelectorAll(`#${id} .save button`)) button.disabled = made.svg.tagName !== "svg";
+    for (const button of document.querySelectorAll(`#${id} .save button`))
+      button.disabled = made.svg.tagName !== "svg" || pending;
     place.replaceChildren(made.svg);
     drawn.set(id, made);
     stale.delete(id);
@@ -277,8 +280,12 @@
 
   /* --- Break-evens: some work, so it is done beside, and only when the sliders rest ------------------------------------------ */
 
+  /* What the curves depend on. */
+  const speedsWanted = () =>
+    [state.down / state.up, state.latency, state.target, rows.map((row) => Boolean(row.racer))].join();
+
   function wantSpeeds() {
-    const wanted = [state.down / state.up, state.latency, state.target, rows.map((row) => Boolean(row.racer))].join();
+    const wanted = speedsWanted();
     clearTimeout(wantSpeeds.timer);
     job++; // whatever is under way is for sliders as they were
     if (wanted === speeds.key && speeds.done) return showBreakEvens();

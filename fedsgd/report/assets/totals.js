@@ -4,13 +4,14 @@
 
 const fedsgdTotals = (() => {
   const P = fedsgdPricing;
-  const { NARROW, colour, percent, named, shownOf, size, textWidth, cut, plot, nothing, addLegend, scale } = fedsgdDraw;
+  const { NARROW, colour, percent, named, shownOf, size, textWidth, cut, plot, nothing, addLegend, methodEntry, scale } = fedsgdDraw;
   const PARTS = [
     ["header", "headers"],
     ["index", "positions"],
     ["value", "values"],
     ["side", "side information"],
   ];
+  const FRONT = { label: "Pareto front", colour: "currentColor", width: 1.5, opacity: 0.45 };
   const STACK = [
     ["down", "down"],
     ["compute", "compute"],
@@ -20,15 +21,17 @@ const fedsgdTotals = (() => {
     ["waiting", "waiting for replies that never came"],
   ];
 
+  /* Bytes of all clients until the best accuracy was reached, as the figure for paper counts them. */
   function pareto(model, view) {
     const { state, width } = view;
-    const spent = state.bytes === "up" ? (run) => run.up.at(-1) : (run) => run.up.at(-1) + run.down.at(-1);
-    const points = shownOf(model, state).map((method) => ({
-      method,
-      bytes: P.overSeeds(method.runs.map(spent)),
-      accuracy: P.overSeeds(method.runs.map((run) => run.best)),
-    }));
-    if (!points.length) return nothing("No method is shown.");
+    const both = state.bytes === "all";
+    const spent = (run) => run.up[run.bestRound] + (both ? run.down[run.bestRound] : 0);
+    const points = shownOf(model, state).flatMap((method) => {
+      const runs = method.runs.filter((run) => run.bestRound !== undefined);
+      if (!runs.length) return [];
+      return [{ method, bytes: P.overSeeds(runs.map(spent)), accuracy: P.overSeeds(runs.map((run) => run.best)) }];
+    });
+    if (!points.length) return nothing("Nothing to draw: no method is shown, or accuracy was not measured.");
     for (const p of points) {
       p.dominated = points.some(
         (q) =>
@@ -39,11 +42,12 @@ const fedsgdTotals = (() => {
     }
     const front = points.filter((p) => !p.dominated).sort((a, b) => a.bytes.median - b.bytes.median);
     const height = width < NARROW ? 300 : 380;
+    const counted = `uplink${both ? ` and ${model.broadcast ? "broadcast " : ""}downlink` : ""} bytes`;
     const [low, high] = d3.extent(points.flatMap((p) => [p.bytes.low, p.bytes.high]));
     const x = scale([low / 1.15, high * 1.15], size, width);
     const svg = plot(width, {
       height,
-      x: { ...x, label: state.bytes === "up" ? "uplink bytes to the end" : "bytes both ways to the end", labelAnchor: "right" },
+      x: { ...x, label: `${counted} until then, all clients`, labelAnchor: "right" },
       y: {
         label: "best accuracy",
         grid: true,
@@ -58,8 +62,9 @@ const fedsgdTotals = (() => {
           x: (p) => p.bytes.median,
           y: (p) => p.accuracy.median,
           curve: "step-after",
-          stroke: "currentColor",
-          strokeOpacity: 0.45,
+          stroke: FRONT.colour,
+          strokeWidth: FRONT.width,
+          strokeOpacity: FRONT.opacity,
         }),
         Plot.ruleX(points, {
           x: (p) => p.bytes.median,
@@ -112,9 +117,9 @@ const fedsgdTotals = (() => {
         p.accuracy.high,
         p.dominated,
       ]);
-    const entries = points.map(({ method }) => ({ label: named(method), colour: colour(method), dot: true, method }));
+    const entries = points.map(({ method, dominated }) => methodEntry(method, { dot: true, hollow: dominated }));
     return {
-      svg: addLegend(svg, entries, width),
+      svg: addLegend(svg, front.length > 1 ? [...entries, FRONT] : entries, width),
       columns: ["method", "bytes", "bytes_least", "bytes_most", "accuracy", "accuracy_least", "accuracy_most", "dominated"],
       rows,
     };

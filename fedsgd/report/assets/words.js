@@ -109,6 +109,12 @@ const fedsgdWords = (() => {
     return [label.slice(short.length + 2), at.length ? best : ""].filter(Boolean);
   }
 
+  function warning({ method, rounds }) {
+    const [diverged, seeds] = [method.diverged.length, rounds.n];
+    const text = seeds === 1 ? "diverged" : `${diverged} of ${seeds} seeds diverged`;
+    return diverged ? h("span", { class: "warn" }, text) : null;
+  }
+
   function notesOf(row, terms) {
     const { method } = row;
     const edge = method.at_edge.map(
@@ -117,13 +123,16 @@ const fedsgdWords = (() => {
     const failed = method.failed_seeds
       ? [`${method.failed_seeds} of ${row.rounds.n} seeds failed; they count as not reached`]
       : [];
+    const diverged = method.diverged.map(
+      ({ seed, evidence }) => `the run with seed ${seed} diverged: ${evidence}; try a smaller client.optimizer.lr`,
+    );
     const priced = method.notPriced !== null ? [method.notPriced] : [];
     const deadline = row.late
       ? [
           `on this network a reply that was taken would come after the deadline of ${P.secondsText(terms.deadline_seconds)}: others would have taken part`,
         ]
       : [];
-    return [...edge, ...failed, ...priced, ...deadline];
+    return [...edge, ...failed, ...diverged, ...priced, ...deadline];
   }
 
   /* The table, and what is to be said about its rows. */
@@ -168,6 +177,7 @@ const fedsgdWords = (() => {
         row.method.short,
         marks,
         ...below(row.method, model.target).map((text) => h("span", { class: "more", title: text }, text)),
+        warning(row),
       );
       const times =
         timed && base.seconds && base.seconds.median < Infinity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,6 +35,7 @@ from fedsgd.target import best_so_far
 
 ACCURACY = "best accuracy so far"
 NOT_MEASURED = "not measured"
+OTHER_VALUE: dict[str, Any] = {"markersize": 3, "markerfacecolor": "white"}
 Curve = tuple[F64, F64]
 
 
@@ -148,8 +150,13 @@ def pareto(shown: Sequence[Shown], asked: Asked) -> Figure | None:
     front = pareto_front([(float(np.median(x)), float(np.median(y))) for x, y in found])
     xs, ys = [*(x for x, _ in front), ax.get_xlim()[1]], [*(y for _, y in front), front[-1][1]]
     ax.step(xs, ys, where="post", color=RULE, linewidth=0.8, gid="front")
-    ax.set(xlabel="uplink and downlink until then, all clients", ylabel="best accuracy")
+    broadcast = "broadcast " if down == "downlink_broadcast_bytes" else ""
+    ax.set(xlabel=f"uplink and {broadcast}downlink bytes until then, all clients", ylabel="best accuracy")
     entries = [one.entry("" if points[one][one.method.chosen] is not None else NOT_MEASURED, line=False) for one in shown]
+    if len(found) > sum(of_one[one.method.chosen] is not None for one, of_one in points.items()):
+        entries.append(
+            (Line2D([], [], linestyle="none", marker="o", color=RULE, **OTHER_VALUE), "other values that were tried")
+        )
     legend(figure, [*entries, (Line2D([], [], color=RULE, linewidth=0.8), "Pareto front")])
     return figure
 
@@ -159,7 +166,7 @@ def _draw_point(ax: Axes, one: Shown, point: Curve, chosen: bool) -> None:
     middle = np.median(point, axis=1)
     dots = {**one.look.dots(), "linestyle": "none"}
     if not chosen:
-        ax.plot(*middle, **{**dots, "markersize": 3, "markerfacecolor": "white", "markeredgecolor": one.look.colour})
+        ax.plot(*middle, **{**dots, **OTHER_VALUE, "markeredgecolor": one.look.colour})
         return
     (left, lower), (right, upper) = middle - np.min(point, axis=1), np.max(point, axis=1) - middle
     x, y = middle

@@ -28,6 +28,7 @@ STACK = {
     "waiting": ("waiting for lost replies", "#BBBBBB"),
 }
 THICK = 0.4
+BOUND: dict[str, Any] = {"marker": "|", "markersize": 11, "color": "black", "markeredgewidth": 1}
 Part = tuple[float, str]
 
 
@@ -35,23 +36,24 @@ def anatomy(shown: Sequence[Shown], asked: Asked) -> Figure:
     """Shares of the bytes by what they are, in either direction, the mean over seeds; the whole in bytes beside."""
     figure = Figure(figsize=(TWO_COLUMNS, _height(len(shown))), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    bounded = False
+    bounded, used = False, set[str]()
     for ax, way in zip(axes, ("uplink", "downlink"), strict=True):
         for i, one in enumerate(shown):
             sums = {part: float(np.mean([run.summary[way][part] for run in one.runs])) for part in PARTS}
             whole = sum(sums.values())
+            used |= {part for part, n in sums.items() if n}
             shares = [(100 * n / whole if whole else 0.0, PARTS[part]) for part, n in sums.items()]
             _bar(ax, i, shares, size_text(round(whole)), 100)
             bound = float(np.mean([facts.bound_bytes for facts in one.facts]))
             if way == "uplink" and bound:
                 bounded = True
                 at = 100 * (sums["value"] + bound) / whole
-                ax.plot([at, at], [i - THICK / 2 - 0.06, i + THICK / 2 + 0.06], color="black", linewidth=1, gid="bound")
+                ax.plot(at, i, linestyle="none", gid="bound", **BOUND)
         ax.set(xlim=(0, 100), xlabel=f"% of the {way}'s bytes")
         _names(ax, shown)
-    entries: list[tuple[Artist, str]] = [(Patch(facecolor=colour), part) for part, colour in PARTS.items()]
+    entries: list[tuple[Artist, str]] = [(Patch(facecolor=colour), part) for part, colour in PARTS.items() if part in used]
     if bounded:
-        entries.append((Line2D([], [], color="black", linewidth=1), "least that random positions take, log₂C(P, k)"))
+        entries.append((Line2D([], [], linestyle="none", **BOUND), "least that random positions take, log₂C(P, k)"))
     legend(figure, entries)
     return figure
 

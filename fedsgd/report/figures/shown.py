@@ -39,8 +39,11 @@ class Shown:
 
     def entry(self, why: str = "", line: bool = True) -> tuple[Artist, str]:
         """In a legend, of lines or of dots. why: it is not in the figure."""
-        failed = self.method.chosen.failed
-        notes = [*([f"{failed} of {failed + len(self.runs)} seeds failed"] if failed else []), *([why] if why else [])]
+        failed, diverged = self.method.chosen.failed, len(self.method.diverged)
+        n = failed + len(self.runs)
+        counts = ((failed, "failed"), (diverged, "diverged"))
+        notes = [how if n == 1 else f"{m} of {n} seeds {how}" for m, how in counts if m]
+        notes += [why] if why else []
         handle = Line2D([], [], **{**self.look.dots(), "linestyle": self.look.dashes if line else "none"})
         return handle, beside(self.look.label, ", ".join(notes))
 

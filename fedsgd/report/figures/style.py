@@ -13,6 +13,7 @@ from matplotlib import style
 from matplotlib.artist import Artist
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
@@ -143,7 +144,10 @@ def width(text: str) -> float:
 
 
 def legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
-    """Under the axes, in as many columns as fit; the figure grows by it."""
+    """Under the axes, in as many columns as fit; the figure grows by it. Short lines get the marker that their entry shows."""
+    for ax in figure.axes:
+        for line in ax.lines:
+            _keep_a_marker(line)
     handles, labels = [list(column) for column in zip(*entries, strict=True)]
     figure_width, height = figure.get_size_inches()
     widest = max(width(line) for label in labels for line in label.split("\n")) + 28
@@ -163,6 +167,18 @@ def legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
         borderpad=0.2,
         borderaxespad=0.2,
     )
+
+
+def _keep_a_marker(line: Line2D) -> None:
+    """Mark the first point of a line that ends before its first marker, as a line of one point does."""
+    every = line.get_markevery()
+    if not isinstance(every, tuple) or line.axes is None:
+        return
+    points = line.get_transform().transform(np.column_stack([line.get_xdata(), line.get_ydata()]).astype(np.float64))
+    points = points[np.isfinite(points).all(axis=1)]
+    length = np.hypot(*np.diff(points, axis=0).T).sum()
+    if length <= 1.1 * every[0] * np.hypot(line.axes.bbox.width, line.axes.bbox.height):
+        line.set_markevery([int(np.flatnonzero(np.isfinite(line.get_ydata()))[0])] if len(points) else None)
 
 
 @dataclass(frozen=True)
