@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,3 +200,42 @@ def test_residuals_of_error_feedback_warn_only_where_they_grow_without_end(
     evidence = result.summary["diverged"]
     assert (evidence is not None) == diverged
     assert not diverged or evidence.startswith("residual norm ")
+
+
+def test_compare_names_the_seed_that_diverged_in_every_format(runs: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / f"table{suffix}" for suffix in (".md", ".csv", ".json", ".tex")]
+    options = [option for out in outs for option in ("--out", out)]
+    result = called("compare", f"plain={runs / 'good'}", f"hot={runs / 'bad'}", *options)
+    assert result.exit_code == 0, result.output
+    note = f"hot: the run with seed 0 diverged: {summary_of(runs / 'bad')['diverged']}"
+    markdown, table, plain, latex = (out.read_text() for out in outs)
+    assert note in result.stdout
+    assert f"- {note}\n" in markdown
+    assert f"% {note}\n" in latex
+    assert note in json.loads(plain)["notes"]
+    assert [row["diverged"] for row in csv.DictReader(io.StringIO(table))] == ["0", "1"]
+    assert "plain: the run" not in result.stdout
+
+
+def test_sweep_names_the_cells_that_diverged_and_counts_them_as_finished(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    grid = ("--grid", "client.optimizer.lr=0.05,50.0", "--set", "rounds=3", "--set", "client.epochs=1")
+    result = called("sweep", root / "scenarios" / "quickstart.toml", *grid, "--out", out)
+    assert result.exit_code == 0, result.output
+    warnings = [line for line in result.stdout.splitlines() if "diverged" in line]
+    assert len(warnings) == 1
+    assert re.fullmatch(r".*lr 50, seed 0: diverged: test loss \S+ after round 3, \S+ before round 1", warnings[0])
+    ended = [line for line in result.stderr.splitlines() if "diverged" in line]
+    assert len(ended) == 1
+    assert "lr 50" in ended[0]
+
+
+def test_figures_mark_the_method_that_diverged_in_their_legend(runs: Path) -> None:
+    from fedsgd.network import Terms, device, network
+    from fedsgd.report import gather
+    from fedsgd.report.figures.shown import show
+    from fedsgd.report.payload import Asked
+
+    methods = gather([("plain", runs / "good"), ("hot", runs / "bad")])
+    shown = show(methods, Asked("Test", 0.5, Terms(network("4g"), device("phone"), device("server")), "4g"))
+    assert [one.entry()[1] for one in shown] == ["plain", "hot (diverged)"]

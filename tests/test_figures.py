@@ -24,6 +24,7 @@ from fedsgd.report import Method, gather, price
 from fedsgd.report.figures import FIGURES, Format, draw, figures
 from fedsgd.report.figures import style as look
 from fedsgd.report.figures.accuracy import pareto_front
+from fedsgd.report.figures.bars import PARTS
 from fedsgd.report.figures.shown import joined
 from fedsgd.report.payload import Asked
 from fedsgd.report.price import Racer, break_evens, reach
@@ -306,6 +307,55 @@ def test_the_front_is_drawn_as_steps_through_the_best_points(drawn: dict[str, Fi
     dots = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines(drawn["pareto"], r"method-\d+")]
     xy = np.asarray(front.get_xydata())[:-1]
     assert [tuple(point) for point in xy.tolist()] == pareto_front(dots)
+
+
+def measured_once(method: Method) -> Method:
+    """The method with the last evaluation alone."""
+    rounds = {"accuracy": np.where(np.arange(6) == 5, method.runs[0].accuracy, np.nan)}
+    return shown_at(method, runs=tuple(replace(run, rounds={**run.rounds, **rounds}) for run in method.runs[:1]))
+
+
+def test_line_of_one_point_has_the_marker_of_its_legend_entry(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one it would not be seen at all: markers begin some way along a line."""
+    only(monkeypatch, "accuracy-rounds", "accuracy-bytes")
+    for figure in figures([replace(measured_once(methods[0]), label=str(i)) for i in range(4)], asked()).values():
+        entries = figure.legends[0].legend_handles
+        for i, line in enumerate(lines(figure, r"method-\d+")):
+            assert line.get_markevery() == [0]
+            assert line.get_marker() == entries[i].get_marker()
+            assert len(line.get_xdata()) == 1
+
+
+def test_long_lines_keep_their_own_places_for_markers(drawn: dict[str, Figure]) -> None:
+    assert {line.get_markevery() for line in lines(drawn["accuracy-rounds"], "method-[12]")} == {(0.02, 0.2), (0.07, 0.2)}
+
+
+def test_legend_of_the_anatomy_has_the_parts_and_marks_that_are_drawn(drawn: dict[str, Figure], methods: list[Method]) -> None:
+    figure = drawn["anatomy"]
+    (bound, *_) = lines(figure, "bound")
+    handles = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))
+    mark = handles.pop("least that random positions take, log₂C(P, k)")
+    assert isinstance(mark, Line2D)
+    assert (mark.get_marker(), mark.get_linestyle()) == (bound.get_marker(), bound.get_linestyle()) == ("|", "None")
+    sizes = {
+        part: sum(run.summary[way][part] for m in methods for run in m.runs for way in ("uplink", "downlink")) for part in PARTS
+    }
+    assert list(handles) == [part for part, n in sizes.items() if n]
+    assert "side" not in handles
+
+
+def test_pareto_legend_has_other_tuned_values_where_they_are_drawn(
+    methods: list[Method], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, "pareto")
+    assert "other values that were tried" not in legend_of(figures(methods, asked())["pareto"])
+    tuned = replace(methods[0], variants=(methods[0].chosen, replace(methods[1].chosen, tuned={"lr": 0.1})))
+    figure = figures([tuned], asked())["pareto"]
+    mark = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))["other values that were tried"]
+    drawn = [line for line in figure.axes[0].lines if line.get_markersize() == 3]
+    assert len(drawn) == 1
+    assert isinstance(mark, Line2D)
+    assert (mark.get_markersize(), mark.get_markerfacecolor()) == (drawn[0].get_markersize(), drawn[0].get_markerfacecolor())
 
 
 def test_seeds_are_joined_where_all_have_begun_to_where_half_have_ended() -> None:

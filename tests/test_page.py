@@ -20,7 +20,7 @@ import fedsgd
 from fedsgd.network import Link, Network, Terms, device, network
 from fedsgd.report import Method, gather, price
 from fedsgd.report.page import ASSETS, SCRIPTS, render
-from fedsgd.report.payload import Asked, payload
+from fedsgd.report.payload import Asked, array, payload
 from fedsgd.report.price import Racer, all_break_evens, reach
 from fedsgd.target import over_seeds
 from fedsgd.units import parse_rate, parse_seconds, rate_text, seconds_text, three_figures
@@ -409,6 +409,141 @@ def test_nothing_was_measured(opened: Callable[..., Opened], known: dict[str, An
     assert "accuracy was not measured" in page.inner_text("#accuracy .plot")
 
 
+HELD_TIMERS = """() => {
+  const real = window.setTimeout;
+  const held = [];
+  window.setTimeout = (call, ...rest) => (window.released ? real(call, ...rest) : held.push(() => real(call, ...rest)));
+  window.release = () => { window.released = true; held.forEach((call) => call()); };
+}"""
+"""Timers, in which the curves are computed, wait until they are released."""
+NOT_REACHED = "No method that is shown reaches the target"
+
+
+def test_speed_figure_while_curves_are_computed_denies_no_method(
+    browser: Browser, known: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(render(known), encoding="utf-8")
+    page = browser.new_page()
+    page.add_init_script(f"({HELD_TIMERS})()")
+    page.goto(file.as_uri())
+    page.wait_for_selector("#speed .plot > *", state="attached")
+    assert "are being computed" in page.inner_text("#speed .plot")
+    assert NOT_REACHED not in page.inner_text("main")
+    assert page.is_disabled("#speed [data-save=csv]")
+    page.evaluate("release()")
+    page.wait_for_selector(READY, state="attached")
+    assert page.locator("#speed .plot svg").count() == 1
+    assert page.is_enabled("#speed [data-save=csv]")
+    page.close()
+
+
+def test_speed_figure_after_another_target_shows_what_holds_for_it(
+    opened: Callable[..., Opened], known: dict[str, Any]
+) -> None:
+    page = opened(known).page
+    page.locator("#speed").scroll_into_view_if_needed()
+    page.fill("#target-number", "99.9")
+    page.locator("#speed .plot").get_by_text(NOT_REACHED).wait_for()
+    script = """() => new Promise((done) => {
+      const number = document.getElementById("target-number");
+      number.value = 60;
+      number.dispatchEvent(new Event("input", { bubbles: true }));
+      requestAnimationFrame(() => requestAnimationFrame(() => done(document.querySelector("#speed .plot").textContent)));
+    })"""
+    assert NOT_REACHED not in page.evaluate(script), "the frame before its curves are there"
+    page.wait_for_selector("#speed .plot:not(.pending) svg")
+    assert page.locator("#speed .legend .entry").count() == 2
+
+
+def test_pareto_figure_counts_the_bytes_that_the_one_for_paper_counts(
+    opened: Callable[..., Opened], known: dict[str, Any], methods: list[Method]
+) -> None:
+    """Both against the run's own columns: bytes of all clients until the round of the best accuracy, median over seeds."""
+    from fedsgd.report.figures import figures
+
+    page = opened(known).page
+    paper = figures(methods, Asked("Digits", TARGET, TERMS, "4g"))["pareto"].axes[0]
+    points = {line.get_gid(): float(line.get_xdata()[0]) for line in paper.lines if str(line.get_gid()).startswith("method-")}
+    for choice, columns in (("all", ["uplink_bytes", "downlink_bytes"]), ("up", ["uplink_bytes"])):
+        page.check(f"input[name=bytes][value={choice}]")
+        settle(page)
+        spent = []
+        for method in methods:
+            best = [max(run.measured, key=lambda one: one[1])[0] for run in method.runs]
+            each = [sum(run.cumulative(name)[at] for name in columns) for run, at in zip(method.runs, best, strict=True)]
+            spent.append(over_seeds(each).median)
+        rows = list(csv.DictReader(io.StringIO(saved(page, "pareto", "csv").decode())))
+        assert [float(row["bytes"]) for row in rows] == spent
+        label = "uplink and downlink" if choice == "all" else "uplink"
+        assert f"{label} bytes until then, all clients" in (page.locator("#pareto .plot svg").text_content() or "")
+        if choice == "all":
+            assert [points[f"method-{i}"] for i in (1, 2, 3)] == spent
+            assert paper.get_xlabel() == f"{label} bytes until then, all clients"
+    assert any(run.measured[-1][1] < max(a for _, a in run.measured) for m in methods for run in m.runs), "not all at the end"
+
+
+def test_pareto_figure_of_a_broadcast_downlink_says_so(known: dict[str, Any], opened: Callable[..., Opened]) -> None:
+    page = opened({**known, "terms": {**known["terms"], "downlink": "broadcast"}}).page
+    draw_all(page)
+    assert "uplink and broadcast downlink bytes until then" in (page.locator("#pareto .plot svg").text_content() or "")
+
+
+def test_legend_marks_look_as_what_is_drawn(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
+    page = opened(known).page
+    draw_all(page)
+    script = """(figure) => {
+      const look = (one) => ["fill", "stroke"].map((name) => getComputedStyle(one)[name]);
+      const drawn = [...document.querySelectorAll(`#${figure} .plot g[aria-label=dot] circle`)].map(look);
+      return [drawn, [...document.querySelectorAll(`#${figure} .legend circle`)].map(look)];
+    }"""
+    drawn, legend = page.evaluate(script, "pareto")
+    assert legend == drawn
+    assert len(legend) == 3
+    names = page.locator("#pareto .legend text").evaluate_all("(all) => all.map((one) => one.firstChild.textContent)")
+    assert names[-1] == "Pareto front"
+    dashes = """(figure) => {
+      const dash = (one) => getComputedStyle(one).strokeDasharray;
+      const lines = [...document.querySelectorAll(`#${figure} .plot > svg > g[aria-label=line]`)].filter((g) => !g.getAttribute("stroke-opacity") || g.getAttribute("stroke-opacity") === "1");
+      return [lines.map(dash), [...document.querySelectorAll(`#${figure} .legend .entry line`)].map(dash)];
+    }"""
+    drawn, legend = page.evaluate(dashes, "accuracy")
+    assert legend == drawn[-3:]
+    assert "target 60 %" in (page.locator("#accuracy .legend").text_content() or "")
+
+
+def test_runs_with_one_evaluation_are_dots_in_figure_and_legend(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
+    once = [{**run, "measured": {"round": array([6]), "accuracy": array([0.5])}} for run in known["methods"][0]["runs"]]
+    page = opened(edited(known, {"runs": once})).page
+    draw_all(page)
+    assert page.locator("#accuracy .plot g[aria-label=dot] circle").count() == 1
+    entry = page.locator("#accuracy .legend [data-method='0']")
+    assert entry.locator("circle").count() == 1
+    assert entry.locator("line").count() == 0
+
+
+def test_page_flags_runs_that_differ_in_more_than_their_method(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
+    assert known["mixture"] is None
+    assert not opened(known).page.is_visible("#mixture")
+    sentence = "the runs differ in more than their method: dataset (digits; <b>mnist</b>)"
+    page = opened({**known, "mixture": sentence}, viewport={"width": 375, "height": 700}).page
+    assert page.inner_text("#mixture") == f"{sentence[0].upper()}{sentence[1:]}."
+    assert page.is_visible("#mixture")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_page_marks_methods_that_diverged(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
+    evidence = "test loss 12.3 after round 6, 2.31 before round 1"
+    page = opened(edited(known, {"diverged": [{"seed": 1, "evidence": evidence}]})).page
+    draw_all(page)
+    assert page.locator("#ranking .warn").all_inner_texts() == ["1 of 2 seeds diverged"]
+    assert f"the run with seed 1 diverged: {evidence}; try a smaller client.optimizer.lr." in page.inner_text("#notes")
+    entries = page.locator("#accuracy .legend .entry text").evaluate_all(
+        "(all) => all.map((one) => one.firstChild.textContent)"
+    )
+    assert [entry.endswith(" (diverged)") for entry in entries] == [True, False, False]
+
+
 FRAME = """() => new Promise((done) => {
   const slider = document.querySelector("#up");
   const times = [];
@@ -433,8 +568,6 @@ def test_long_runs_stay_quick(opened: Callable[..., Opened], known: dict[str, An
 
 def long_methods(known: Mapping[str, Any], methods: int, seeds: int, rounds: int, candidates: int) -> list[dict[str, Any]]:
     """Methods made up from the first real one."""
-    from fedsgd.report.payload import array
-
     model = known["methods"][0]["runs"][0]
     steps = list(range(1, rounds + 1))
 

@@ -25,6 +25,7 @@ from fedsgd.report import Run, compare, gather, load_run
 from fedsgd.report.facts import log2_choose, read_facts, read_trips, work_of
 from fedsgd.report.following import OnNetworks
 from fedsgd.report.make import default_target
+from fedsgd.report.methods import mixture
 from fedsgd.report.price import SPEEDS, BreakEven, Racer, Reach, break_evens, price, reach
 from fedsgd.report.tables import cell, evens_text, rounds_text, save, to_latex, to_markdown
 from fedsgd.target import Crossing, crossing, over_seeds
@@ -715,6 +716,58 @@ def test_a_run_without_accuracy_is_not_a_run_of_accuracy_zero(runs: Path, tmp_pa
     assert "not measured" in " ".join(called("compare", tmp_path / "run").stdout.split())
     with pytest.raises(ReportError, match="no accuracy was measured"):
         default_target([replace(method, chosen=replace(method.chosen, runs=(replace(method.runs[0], settings={}),)))])
+
+
+def altered(run: Run, summary: dict[str, Any] | None = None, **settings: Any) -> Run:
+    """The run with other settings, "." written as "__", and other figures in its summary."""
+    dotted = {key.replace("__", "."): value for key, value in settings.items()}
+    return replace(run, settings={**run.settings, **dotted}, summary={**run.summary, **(summary or {})})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"data__name": "mnist"}, "dataset (digits; mnist)"),
+        ({"data__held_out": 0.25}, "dataset (held out 0; held out 0.25)"),
+        ({"data__partition__alpha": 0.1}, "partition (alpha 1; alpha 0.1)"),
+        ({"model__hidden": [32, 16], "summary": {"parameters": 3000}}, "model (hidden 64, parameters 4810; hidden 32 16, parameters 3000)"),
+        ({"model__name": "cnn", "rounds": 9}, "model (mlp; cnn), rounds (6; 9)"),
+        ({"data__partition__clients": 30, "summary": {"clients": 30}}, "clients (20; 30)"),
+        ({"summary": {"parameters": 4811}}, "model (parameters 4810; parameters 4811)"),
+        ({"client__optimizer__lr": 0.3, "uplink__error_feedback": "none", "server__cohort": 3}, None),
+    ],
+)  # fmt: skip
+def test_mixture_names_what_differs_beside_the_method(runs: Path, change: dict[str, Any], expected: str | None) -> None:
+    methods = gather([("one", runs / "topk-0"), ("other", runs / "dense-0")])
+    other = replace(methods[1].chosen, runs=(altered(methods[1].runs[0], **change),))
+    sentence = mixture([methods[0], replace(methods[1], chosen=other)])
+    assert sentence == (None if expected is None else f"the runs differ in more than their method: {expected}")
+
+
+def test_mixture_of_many_values_names_the_first_three(runs: Path) -> None:
+    (method,) = gather([("one", runs / "topk-0")])
+    variants = [replace(method.chosen, runs=(altered(method.runs[0], rounds=n),)) for n in (1, 2, 2, 3, 4, 5)]
+    sentence = mixture([replace(method, chosen=variant) for variant in variants])
+    assert sentence == "the runs differ in more than their method: rounds (1; 2; 3; 2 more)"
+
+
+def test_compare_flags_runs_of_different_experiments_and_no_others(runs: Path, stragglers: Path) -> None:
+    alike = called("compare", runs)
+    mixed = called("compare", runs, stragglers)
+    assert "differ in more than their method" not in alike.stdout
+    assert (
+        "the runs differ in more than their method: partition (alpha 1; alpha 0.5), rounds (6; 3), clients (20; 40)"
+        in mixed.stdout
+    )
+    assert json.loads(called("compare", runs, stragglers, "--json").stdout)["mixture"].startswith("the runs differ in more")
+    assert json.loads(called("compare", runs, "--json").stdout)["mixture"] is None
+
+
+def test_report_of_figures_flags_runs_of_different_experiments(runs: Path, stragglers: Path, tmp_path: Path) -> None:
+    options = ("--network", "4g", "--target", "0.3", "--out")
+    result = called("report", runs / "topk-0", stragglers, *options, tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    assert "fedsgd: the runs differ in more than their method: " in result.stderr
 
 
 def test_break_evens_in_words() -> None:
