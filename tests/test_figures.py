@@ -315,8 +315,11 @@ def measured_once(method: Method) -> Method:
     return shown_at(method, runs=tuple(replace(run, rounds={**run.rounds, **rounds}) for run in method.runs[:1]))
 
 
-def test_line_of_one_point_has_the_marker_of_its_legend_entry(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without one it would not be seen at all: markers begin some way along a line."""
+def test_line_of_one_point_has_the_marker_of_its_legend_entry(
+    drawn: dict[str, Figure], methods: list[Method], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one it would not be seen at all: markers begin some way along a line, and those of long lines still do."""
+    assert {line.get_markevery() for line in lines(drawn["accuracy-rounds"], "method-[12]")} == {(0.02, 0.2), (0.07, 0.2)}
     only(monkeypatch, "accuracy-rounds", "accuracy-bytes")
     for figure in figures([replace(measured_once(methods[0]), label=str(i)) for i in range(4)], asked()).values():
         entries = figure.legends[0].legend_handles
@@ -324,10 +327,6 @@ def test_line_of_one_point_has_the_marker_of_its_legend_entry(methods: list[Meth
             assert line.get_markevery() == [0]
             assert line.get_marker() == entries[i].get_marker()
             assert len(line.get_xdata()) == 1
-
-
-def test_long_lines_keep_their_own_places_for_markers(drawn: dict[str, Figure]) -> None:
-    assert {line.get_markevery() for line in lines(drawn["accuracy-rounds"], "method-[12]")} == {(0.02, 0.2), (0.07, 0.2)}
 
 
 def test_legend_of_the_anatomy_has_the_parts_and_marks_that_are_drawn(drawn: dict[str, Figure], methods: list[Method]) -> None:
