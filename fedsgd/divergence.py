@@ -16,6 +16,8 @@ FEW_EVALUATIONS = 8
 """Below this number of evaluations a loss that doubled diverged; from it on, a loss that is 1 % above its start did."""
 FEW_ROUNDS = 16
 """Below this number of rounds residuals are not judged: they are filling up."""
+ACCURATE = 0.6
+"""From this accuracy on an initial model counts as trained before: any rise of its accuracy is learning."""
 HINT = "try a smaller client.optimizer.lr"
 
 
@@ -29,8 +31,8 @@ def divergence(
 
     1. The last test loss is not finite.
     2. The level of the test loss and the last test loss are above the start: by more than 1 % with at least
-       `FEW_EVALUATIONS` evaluations, else by more than the start itself. A model that learned is excepted: its accuracy rose by
-       a quarter of the way from the start to 1, so that a rising loss means overfitting.
+       `FEW_EVALUATIONS` evaluations, else by more than the start itself. A model that learned is excepted, since its rising
+       loss means overfitting: its accuracy rose by a quarter of the way from the start to 1, or rose from `ACCURATE` or more.
     3. Residual norms grow faster than in proportion to the rounds, over at least `FEW_ROUNDS` rounds: the median of the last
        quarter is more than 7/3 of that of the second and more than 7/5 of that of the third, where proportional growth has
        exactly these ratios. At the same time the test loss has stopped falling: its level is not below that of the second
@@ -63,10 +65,13 @@ def _is_above(measured: Measured, start: Mapping[str, float]) -> bool:
 
 
 def _learned(measured: Measured, start: Mapping[str, float]) -> bool:
-    """Check whether accuracy was measured and rose by a quarter of the way from the start to 1."""
+    """Check whether accuracy was measured and rose by as much as rule 2 says."""
     known = [metrics["accuracy"] for _, metrics in measured if math.isfinite(metrics.get("accuracy", math.nan))]
     before = start.get("accuracy", math.nan)
-    return bool(known) and math.isfinite(before) and _quarter(known, 4) - before >= (1 - before) / 4
+    if not known or not math.isfinite(before):
+        return False
+    rise = _quarter(known, 4) - before
+    return rise >= (1 - before) / 4 or (before >= ACCURATE and rise > 0)
 
 
 def _growth(measured: Measured, residual_norms: Sequence[float]) -> str | None:

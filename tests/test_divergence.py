@@ -85,6 +85,15 @@ def test_divergence_model_that_learned_and_overfits_is_excepted(accuracy: float,
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "diverged"),
+    [(0.9, 0.91, False), (0.9, 0.9, True), (0.9, 0.5, True), (0.59, 0.6, True), (0.6, 0.61, False)],
+)
+def test_divergence_model_that_was_trained_before_may_gain_little(before: float, after: float, diverged: bool) -> None:
+    found = divergence(evaluations([0.4] * 10, after), initial={"loss": 0.3, "accuracy": before})
+    assert (found is not None) == diverged
+
+
+@pytest.mark.parametrize(
     ("norms", "losses", "diverged"),
     [
         ([1.2**r for r in range(40)], NO_LONGER_FALLING, True),
@@ -228,6 +237,18 @@ def test_sweep_names_the_cells_that_diverged_and_counts_them_as_finished(root: P
     ended = [line for line in result.stderr.splitlines() if "diverged" in line]
     assert len(ended) == 1
     assert "lr 50" in ended[0]
+
+
+def test_page_payload_names_the_seed_that_diverged(runs: Path) -> None:
+    from fedsgd.network import Terms, device, network
+    from fedsgd.report import gather
+    from fedsgd.report.payload import Asked, payload
+
+    methods = gather([("plain", runs / "good"), ("hot", runs / "bad")])
+    known = payload(methods, Asked("Test", 0.5, Terms(network("4g"), device("phone"), device("server")), "4g"))
+    evidence = summary_of(runs / "bad")["diverged"]
+    text = f"the run with seed 0 diverged: {evidence}; try a smaller client.optimizer.lr"
+    assert [method["diverged"] for method in known["methods"]] == [[], [text]]
 
 
 def test_figures_mark_the_method_that_diverged_in_their_legend(runs: Path) -> None:

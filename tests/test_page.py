@@ -533,11 +533,11 @@ def test_page_flags_runs_that_differ_in_more_than_their_method(opened: Callable[
 
 
 def test_page_marks_methods_that_diverged(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
-    evidence = "test loss 12.3 after round 6, 2.31 before round 1"
-    page = opened(edited(known, {"diverged": [{"seed": 1, "evidence": evidence}]})).page
+    text = "the run with seed 1 diverged: test loss 12.3 after round 6, 2.31 before round 1; try a smaller client.optimizer.lr"
+    page = opened(edited(known, {"diverged": [text]})).page
     draw_all(page)
     assert page.locator("#ranking .warn").all_inner_texts() == ["1 of 2 seeds diverged"]
-    assert f"the run with seed 1 diverged: {evidence}; try a smaller client.optimizer.lr." in page.inner_text("#notes")
+    assert f"{text}." in page.inner_text("#notes")
     entries = page.locator("#accuracy .legend .entry text").evaluate_all(
         "(all) => all.map((one) => one.firstChild.textContent)"
     )

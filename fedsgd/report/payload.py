@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedsgd import __version__
+from fedsgd.divergence import HINT
 from fedsgd.network import Terms
 from fedsgd.network.profiles import networks
 from fedsgd.network.timeline import COLUMNS, ROUND_COLUMNS
@@ -101,7 +102,7 @@ def _method(method: Method, terms: Terms, differing: Sequence[str]) -> dict[str,
         "tried": [dict(variant.tuned) for variant in method.variants],
         "at_edge": list(method.at_edge),
         "failed_seeds": method.chosen.failed,
-        "diverged": [{"seed": seed, "evidence": evidence} for seed, evidence in method.diverged.items()],
+        "diverged": [f"the run with seed {seed} diverged: {text}; {HINT}" for seed, text in method.diverged.items()],
         "settings": {key: settings[key] for key in differing if key in settings},
         "runs": [_run(run, terms) for run in method.runs],
     }

@@ -4,7 +4,8 @@
 
 const fedsgdTotals = (() => {
   const P = fedsgdPricing;
-  const { NARROW, colour, percent, named, shownOf, size, textWidth, cut, plot, nothing, addLegend, methodEntry, scale } = fedsgdDraw;
+  const { NARROW, colour, percent, named, shownOf, size, textWidth, cut, plot, nothing, scale } = fedsgdDraw;
+  const { addLegend, methodEntry } = fedsgdDraw;
   const PARTS = [
     ["header", "headers"],
     ["index", "positions"],

@@ -109,6 +109,7 @@ const fedsgdWords = (() => {
     return [label.slice(short.length + 2), at.length ? best : ""].filter(Boolean);
   }
 
+  /* A mark below the name of a method whose runs diverged. */
   function warning({ method, rounds }) {
     const [diverged, seeds] = [method.diverged.length, rounds.n];
     const text = seeds === 1 ? "diverged" : `${diverged} of ${seeds} seeds diverged`;
@@ -123,16 +124,13 @@ const fedsgdWords = (() => {
     const failed = method.failed_seeds
       ? [`${method.failed_seeds} of ${row.rounds.n} seeds failed; they count as not reached`]
       : [];
-    const diverged = method.diverged.map(
-      ({ seed, evidence }) => `the run with seed ${seed} diverged: ${evidence}; try a smaller client.optimizer.lr`,
-    );
     const priced = method.notPriced !== null ? [method.notPriced] : [];
     const deadline = row.late
       ? [
           `on this network a reply that was taken would come after the deadline of ${P.secondsText(terms.deadline_seconds)}: others would have taken part`,
         ]
       : [];
-    return [...edge, ...failed, ...diverged, ...priced, ...deadline];
+    return [...edge, ...failed, ...method.diverged, ...priced, ...deadline];
   }
 
   /* The table, and what is to be said about its rows. */
