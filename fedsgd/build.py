@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from fedsgd.arrays import F32
 from fedsgd.clients import OWN, ClientStore, MemoryStore, part_of
 from fedsgd.data import ClientData, Dataset
-from fedsgd.engine import Chosen, Engine, Recipe, batch_sizes, choose, make_engine
+from fedsgd.engine import Chosen, Engine, EvaluationSets, Recipe, batch_sizes, choose, make_engine
 from fedsgd.engine.trial import check_last_slices, check_training_steps
-from fedsgd.errors import DataError, ModelError, ScenarioError
-from fedsgd.evaluation import RESERVED, Evaluator, Own
+from fedsgd.errors import ModelError
+from fedsgd.evaluation import RESERVED, Evaluator, Own, check_accuracy, select_evaluation_sets
 from fedsgd.loop import Runtime
 from fedsgd.models import Loss, Metric, Task, make_task
-from fedsgd.optim import SGD
 from fedsgd.participation import Attendance, Pool
 from fedsgd.profiling import Phase
 from fedsgd.rounds import CarriedBuffers, Plan, Server, start
@@ -108,7 +107,7 @@ def _build(
     with placed("model"):
         task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
     plan = _plan(scenario, task, train)
-    _try(task, dataset)
+    task = _try(task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
     check_training_steps(task, plan.recipe, train, dataset.train, scenario.seed)
     engine, chosen, make = _engine(scenario, task, plan, dataset, train)
     scenario = objects.describe(replace(scenario, engine=replace(scenario.engine, name=chosen.name, stack=chosen.stack)))
@@ -270,51 +269,31 @@ def _evaluator(
 ) -> Evaluator:
     """What the scenario wants to know after a round. ScenarioError or ModelError if it cannot be known."""
     asked = scenario.evaluation
-    wants_accuracy = {
-        "report.target_accuracy": scenario.report.target_accuracy is not None,
-        "stop.target_accuracy": scenario.stop.target_accuracy is not None,
-        "evaluation.clients": asked.clients,
-    }
-    for key, wanted in wants_accuracy.items():
-        if wanted and "accuracy" not in task.metrics:
-            known = ", ".join(sorted(task.metrics)) or "none"
-            raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {known})")
-    if (task.n_local or task.n_local_buffers) and (asked.training or not asked.clients):
-        key = "batch_norm" if scenario.model.batch_norm == "local" else "buffers"
-        problem = "no two clients have the same model: set evaluation.clients = true, and leave evaluation.training out"
-        raise ScenarioError(f'model.{key}: with "local", {problem}')
-    if asked.clients and (held_out is None or not held_out.distinct_sizes()[0].any()):
-        raise ScenarioError("evaluation.clients: no client has test examples of its own; set data.held_out, for example to 0.2")
-    for key, data in (("clients", held_out if asked.clients else None), ("training", train if asked.training else None)):
-        try:
-            if data is not None:
-                data.all()
-        except DataError as error:
-            raise ScenarioError(
-                f"evaluation.{key}: {error}; the test examples are those of clients that never train"
-            ) from error
-    evaluator = Evaluator(
+    check_accuracy(scenario, task)
+    for name in task.metrics:
+        if name in ROUND_COLUMNS or name.startswith(RESERVED):
+            taken = f"rounds.parquet has columns of its own: {', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED)}..."
+            raise ModelError(f'a metric cannot be called "{name}": {taken}')
+    return Evaluator(
         engine,
         tuple(task.metrics),
         dataset.test,
         held_out if asked.clients else None,
         train if asked.training else None,
     )
-    for name in task.metrics:
-        if name in ROUND_COLUMNS or name.startswith(RESERVED):
-            taken = f"rounds.parquet has columns of its own: {', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED)}..."
-            raise ModelError(f'a metric cannot be called "{name}": {taken}')
-    return evaluator
 
 
-def _try(task: Task, dataset: Dataset) -> None:
-    """Evaluate a few examples, so that a model that does not fit its data is found out before anything is made of it."""
-    from fedsgd.engine.sequential import Sequential
+def _try(task: Task, dataset: Dataset, sets: EvaluationSets) -> Task:
+    """Evaluate a few examples, so that a model that does not fit its data is found out before anything is made of it.
+
+    Returns:
+        The task with its metrics and the reduction of its loss as the trial settled them.
+    """
+    from fedsgd.engine.evaluation_trial import settle_evaluation
 
     x, y = dataset.train.gather()
     try:
-        for part in (dataset.train, dataset.test):
-            Sequential(task, Recipe(SGD(), 1, None, None)).evaluate(task.initial, part.part(0, 2))
+        return settle_evaluation(task, dataset, sets)
     except ModelError:
         raise
     except Exception as error:  # the user's module, loss or metrics

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsgd.arrays import F32, F64
-from fedsgd.data import ClientData, Examples
-from fedsgd.engine import Evaluated
+from fedsgd.data import ClientData, Dataset, Examples
+from fedsgd.engine import Evaluated, EvaluationSets
+from fedsgd.errors import DataError, ScenarioError
+from fedsgd.models import Task
+from fedsgd.scenario import Scenario
 
 BY_CLIENT = ("client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std")
 RESERVED = ("client_accuracy_", "train_")
@@ -25,6 +29,7 @@ class Evaluates(Protocol):
         """The loss and the metrics of the model with these weights [P] and running statistics [S]."""
 
 
+Mask = NDArray[np.bool_]
 Own = Callable[[int, F32 | None], tuple[F32, F32 | None]]
 """From a client and the buffers that are averaged [S'] to (the parameters of its model that never leave it [L], all its buffers
 [S])."""
@@ -52,43 +57,93 @@ class Evaluator:
 
     def __call__(self, weights: F32, buffers: F32 | None = None) -> tuple[dict[str, float], F64 | None]:
         """(name → value, the accuracy on each client's examples [N] if that was asked for) of the model with these weights [P]
-        and running statistics [S]. The accuracy of a client that has no examples is NaN."""
+        and running statistics [S]. The accuracy of a client without an example that counts is NaN."""
         if self.own is not None and self.held_out is not None:
             return self._of_own_models(weights, buffers, self.own, self.held_out)
         values = self.engine.evaluate(weights, self.test, buffers).means
         accuracy = None
         if self.held_out is not None:
-            accuracy = self._by_client(weights, self.held_out, buffers)
-            values.update(_spread(accuracy[self.held_out.sizes() > 0]))
+            accuracy, counted = self._by_client(weights, self.held_out, buffers)
+            values.update(_spread(accuracy[counted]))
         if self.train is not None:
             trained_on = self.engine.evaluate(weights, self.train.all(), buffers).means
             values.update({f"train_{name}": value for name, value in trained_on.items()})
         return values, accuracy
 
     def _of_own_models(self, weights: F32, buffers: F32 | None, own: Own, data: ClientData) -> tuple[dict[str, float], F64]:
-        """The same of each client's own model on its own examples; means are over the examples of all."""
-        sizes = data.sizes()
-        accuracy, total = np.full(len(data), np.nan), dict.fromkeys(("loss", *self.metrics), 0.0)
-        for client in np.flatnonzero(sizes).tolist():
-            parameters, statistics = own(client, buffers)
-            means = self.engine.evaluate(np.concatenate([weights, parameters]), data.of(client), statistics).means
-            accuracy[client] = means["accuracy"]
-            total = {name: value + means[name] * float(sizes[client]) for name, value in total.items()}
-        values = {name: value / float(sizes.sum()) for name, value in total.items()}
-        return {**values, **_spread(accuracy[sizes > 0])}, accuracy
+        """Evaluate each client's own model on its own examples.
 
-    def _by_client(self, weights: F32, data: ClientData, buffers: F32 | None) -> F64:
-        scores = self.engine.evaluate(weights, data.all(), buffers).scores["accuracy"]
-        sizes = data.sizes()
-        totals = np.bincount(np.repeat(np.arange(len(sizes)), sizes), weights=scores, minlength=len(sizes))
-        accuracy: F64 = np.divide(totals, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
-        return accuracy
+        Returns:
+            Figures of all clients together, and the accuracy of each client [N]. A metric is the mean over all examples. The
+            loss is the mean of the clients' losses, each weighted by the client's examples (for PyTorch's cross-entropy, by
+            its targets that count); a loss that adds up over examples is the sum of the clients' losses.
+        """
+        accuracy, counted = np.full(len(data), np.nan), np.zeros(len(data), dtype=bool)
+        totals, shares = (dict.fromkeys(("loss", *self.metrics), 0.0) for _ in range(2))
+        for client in np.flatnonzero(data.sizes()).tolist():
+            parameters, statistics = own(client, buffers)
+            result = self.engine.evaluate(np.concatenate([weights, parameters]), data.of(client), statistics)
+            for name, mean in result.means.items():
+                share = 1.0 if name == "loss" and result.summed else result.weight_of(name)
+                totals[name] += mean * share if share else 0.0
+                shares[name] = 1.0 if name == "loss" and result.summed else shares[name] + share
+            accuracy[client], counted[client] = result.means["accuracy"], result.weight_of("accuracy") > 0
+        values = {name: total / shares[name] if shares[name] else math.nan for name, total in totals.items()}
+        return {**values, **_spread(accuracy[counted])}, accuracy
+
+    def _by_client(self, weights: F32, data: ClientData, buffers: F32 | None) -> tuple[F64, Mask]:
+        """Return the accuracy of each client [N], and of which clients any example counts [N]."""
+        result = self.engine.evaluate(weights, data.all(), buffers)
+        counts, clients = result.weights_of("accuracy"), np.repeat(np.arange(len(data)), data.sizes())
+        scores = np.multiply(result.scores["accuracy"], counts, out=np.zeros(len(counts)), where=counts > 0)
+        total, n = (np.bincount(clients, weights=values, minlength=len(data)) for values in (scores, counts))
+        accuracy: F64 = np.divide(total, n, out=np.full(len(data), np.nan), where=n > 0)
+        return accuracy, n > 0
+
+
+def check_accuracy(scenario: Scenario, task: Task) -> None:
+    """Raise ScenarioError if the scenario asks for something that rests on an accuracy, and there is none."""
+    wants_accuracy = {
+        "report.target_accuracy": scenario.report.target_accuracy is not None,
+        "stop.target_accuracy": scenario.stop.target_accuracy is not None,
+        "evaluation.clients": scenario.evaluation.clients,
+    }
+    for key, wanted in wants_accuracy.items():
+        if wanted and "accuracy" not in task.metrics:
+            known = ", ".join(sorted(task.metrics)) or "none"
+            raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {known})")
+
+
+def select_evaluation_sets(
+    scenario: Scenario, task: Task, dataset: Dataset, train: ClientData, held_out: ClientData | None
+) -> EvaluationSets:
+    """Return the examples on which models will be evaluated; ScenarioError if there are none, or too many."""
+    asked = scenario.evaluation
+    stays = task.n_local + task.n_local_buffers > 0
+    if stays and (asked.training or not asked.clients):
+        key = "batch_norm" if scenario.model.batch_norm == "local" else "buffers"
+        problem = "no two clients have the same model: set evaluation.clients = true, and leave evaluation.training out"
+        raise ScenarioError(f'model.{key}: with "local", {problem}')
+    if asked.clients and (held_out is None or not held_out.distinct_sizes()[0].any()):
+        raise ScenarioError("evaluation.clients: no client has test examples of its own; set data.held_out, for example to 0.2")
+    sets = {} if stays else {"test": dataset.test}
+    for key, data in (("clients", held_out if asked.clients else None), ("training", train if asked.training else None)):
+        try:
+            if data is not None:
+                sets[key] = data.all()
+        except DataError as error:
+            raise ScenarioError(
+                f"evaluation.{key}: {error}; the test examples are those of clients that never train"
+            ) from error
+    if stays and held_out is not None:
+        return EvaluationSets({}, {"clients": (sets["clients"], held_out.distinct_sizes()[0])})
+    return EvaluationSets(sets, {})
 
 
 def _spread(accuracy: F64) -> dict[str, float]:
     """Over clients, each counting the same: mean, mean of the worst tenth (Li et al. 2020, "Fair resource allocation", rounded
-    up to whole clients), standard deviation; all NaN if one is, as a user's own accuracy may be."""
-    if not np.isfinite(accuracy).all():
+    up to whole clients), standard deviation; all NaN if one is, as a user's own accuracy may be, or if there are none."""
+    if not len(accuracy) or not np.isfinite(accuracy).all():
         return dict.fromkeys(BY_CLIENT, math.nan)
     worst = np.sort(accuracy)[: math.ceil(len(accuracy) / 10)]
     return dict(zip(BY_CLIENT, (float(accuracy.mean()), float(worst.mean()), float(accuracy.std())), strict=True))

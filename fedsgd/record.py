@@ -183,11 +183,16 @@ def _measured(history: Sequence[Round], initial: Mapping[str, float] | None) -> 
     norms = [record.residual_norm for record in history if record.residual_norm is not None]
     return {
         "final_accuracy": last.accuracy,
-        "best_accuracy": max((r.accuracy for r in history if r.accuracy is not None), default=None),
+        "best_accuracy": _best_accuracy(history),
         "initial_metrics": initial and _nulled(initial),
         "final_metrics": _nulled(last.metrics or {}),
         "diverged": divergence(evaluations, norms, initial),
     }
+
+
+def _best_accuracy(history: Sequence[Round]) -> float | None:
+    """Return the largest finite accuracy, None if there is none."""
+    return max((r.accuracy for r in history if r.accuracy is not None and math.isfinite(r.accuracy)), default=None)
 
 
 def _to_target(history: Sequence[Round], target: float | None) -> dict[str, float | None]:

@@ -72,6 +72,19 @@ def blobs() -> Dataset:
     return Dataset(Examples(x[:120], y[:120]), Examples(x[120:], y[120:]), classes=3)
 
 
+@pytest.fixture
+def failing_metrics(blobs: Dataset) -> dict[str, Callable[..., Any]]:
+    """A metric that fails when the test examples of `blobs` are evaluated again, after the trial before a run."""
+    evaluations = 0
+
+    def odd(output: Any, target: Any) -> Any:
+        nonlocal evaluations
+        evaluations += len(target) == len(blobs.test)
+        return target / (evaluations < 2 or 1 / 0)
+
+    return {"odd": odd}
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium. Where there is none, or no Playwright to drive it, tests skip; under CI they fail.

@@ -83,6 +83,10 @@ def test_replies_and_evaluations() -> None:
     assert str(again.losses) == str(evaluated.losses)
     assert again.examples == 150
     assert {n: s.tobytes() for n, s in again.scores.items()} == {n: s.tobytes() for n, s in evaluated.scores.items()}
+    weighed = Evaluated(3, [1.0, 2.0], {"a": np.ones(3), "b": np.zeros(3)}, {"b": np.arange(3.0)}, [0.5, 4.0], True)
+    again = protocol.read_evaluated(*protocol.evaluated(weighed), ["a", "b"])
+    assert (again.summed, again.loss_weights, list(again.weights)) == (True, [0.5, 4.0], ["b"])
+    assert again.weights["b"].tolist() == [0, 1, 2]
     model = [np.float32([1, 2]).tobytes(), np.float32([3]).tobytes()]
     which, start, stop, weights, buffers = protocol.read_evaluate(*protocol.evaluate(2, 100, 200, model))
     assert buffers is not None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import fedsgd
@@ -28,6 +29,7 @@ from fedsgd.report.make import default_target
 from fedsgd.report.methods import mixture
 from fedsgd.report.price import SPEEDS, BreakEven, Racer, Reach, break_evens, price, reach
 from fedsgd.report.tables import cell, evens_text, rounds_text, save, to_latex, to_markdown
+from fedsgd.scenario import Scenario
 from fedsgd.target import Crossing, crossing, over_seeds
 from fedsgd.track import Begun, Ended, TrackerWarning
 
@@ -489,6 +491,23 @@ def test_the_target_of_a_report_that_is_given_none(runs: Path) -> None:
     best = [m.chosen.best_accuracy() for m in methods]
     least = min(each.median for each in best if each is not None)
     assert default_target(free) == math.floor(least * 100) / 100
+
+
+def test_runs_without_an_accuracy_have_no_best_value_and_no_target(tmp_path: Path) -> None:
+    some = fedsgd.Examples(np.ones((20, 3), np.float32), np.ones((20, 1), np.float32))
+    data, basic = fedsgd.Dataset(some, some, None), {"data.partition.clients": 2, "engine.name": "sequential"}
+    for lr in (0.05, 0.07):
+        scenario = Scenario(name="x", rounds=1).replace({**basic, "client.optimizer.lr": lr})
+        loss = torch.nn.functional.mse_loss
+        fedsgd.run(scenario, dataset=data, module=torch.nn.Linear(3, 1), loss=loss, out=tmp_path / str(lr))
+    paths = [tmp_path / "0.05", tmp_path / "0.07"]
+    assert [method.chosen.best_accuracy() for method in gather(paths)] == [None, None]
+    with pytest.raises(
+        ReportError, match=r"no metric named accuracy, by which the best value of client.optimizer.lr is chosen"
+    ):
+        gather(paths, tuned=["client.optimizer.lr"])
+    with pytest.raises(ReportError, match="no metric named accuracy, which a target needs"):
+        gather(paths, target=0.5)
 
 
 def test_a_report_chooses_tuned_values_by_its_own_target(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ captured     the step recorded once, rewritten, replayed without autograd
 stacked      the same for many clients at once
 """
 
-from fedsgd.engine.base import EVALUATION_SLICE, Engine, EngineName, Evaluated, LastBatch, Local, Recipe, Update, Work
+from fedsgd.engine.base import Engine, EngineName, LastBatch, Local, Recipe, Update, Work
 from fedsgd.engine.choice import Chosen, batch_sizes, choose, make_engine
+from fedsgd.engine.evaluated import EVALUATION_SLICE, Evaluated, EvaluationSets
 
 __all__ = [
     "EVALUATION_SLICE",
@@ -14,6 +15,7 @@ __all__ = [
     "Engine",
     "EngineName",
     "Evaluated",
+    "EvaluationSets",
     "LastBatch",
     "Local",
     "Recipe",

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsgd.arrays import F32, F64
+from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated
 from fedsgd.engine.module_state import ModuleState
-from fedsgd.errors import ModelError
+from fedsgd.engine.slices import SliceResults, check_loss
 from fedsgd.layout import Layout
 from fedsgd.models import Task
 from fedsgd.models.buffers import named_parameters
@@ -43,10 +43,7 @@ class Network:
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of one batch, as a graph of autograd's."""
         with torch.enable_grad():
-            loss = self.task.loss(self.task.module(x), y)
-        if not isinstance(loss, Tensor) or loss.dim():
-            raise ModelError(f"the loss is {_what(loss)}, expected a tensor that is a scalar: the mean over the batch")
-        return loss
+            return check_loss(self.task.loss(self.task.module(x), y))
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of the loss of one batch for each parameter, None for one that the loss does not reach."""
@@ -70,16 +67,14 @@ class Network:
         arrangement.load(flat, weights)
         self.point_at(arrangement.views(flat))
         self.task.module.eval()
-        losses, scores = [], {name: np.empty(len(examples)) for name in self.task.metrics}
+        results = SliceResults(self.task, len(examples))
         with one_thread(), torch.no_grad():
             for start in range(0, len(examples), EVALUATION_SLICE):
                 with seeded_generators(0), self.own_buffers(statistics):
                     x, target = tensors(examples.part(start, start + EVALUATION_SLICE))
-                    output = self.task.module(x)
-                    losses.append(float(self.task.loss(output, target)) * len(target))
-                    for name, metric in self.task.metrics.items():
-                        scores[name][start : start + len(target)] = _by_example(name, metric(output, target), len(target))
-        return Evaluated(len(examples), losses, scores)
+                    results.add(self.task.module(x), target)
+            with seeded_generators(0), self.own_buffers(statistics):
+                return results.result()
 
     @contextmanager
     def own_buffers(self, statistics: F32 | None = None) -> Iterator[None]:
@@ -136,16 +131,6 @@ def check_attributes(network: Network) -> None:
 def unused(layout: Layout, gradients: Sequence[Tensor | None]) -> list[slice]:
     """Return the stretches of a vector [P] whose parameters have no gradient."""
     return [where for (_, where, _), gradient in zip(layout.slices(), gradients, strict=True) if gradient is None]
-
-
-def _by_example(name: str, score: object, n: int) -> F64:
-    if not isinstance(score, Tensor) or tuple(score.shape) != (n,):
-        raise ModelError(f"metric {name} is {_what(score)}, expected a tensor with one number per example, of shape [{n}]")
-    return score.double().numpy()
-
-
-def _what(value: object) -> str:
-    return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 @phased("gather")

@@ -1,8 +1,10 @@
 """Models, one file or a few lines each. To add one: write it, add its line here. torch is imported when one is built."""
 
 from fedsgd.component import Registry
-from fedsgd.models.base import Loss, Metric, Model, Task, accuracy, make_task
+from fedsgd.models.base import Loss, Metric, Model, Task, make_task
+from fedsgd.models.metrics import accuracy
 from fedsgd.models.perceptrons import Mlp
+from fedsgd.models.reduction import LossReduction
 
 MODELS: Registry[Model] = Registry(
     "model",
@@ -22,4 +24,4 @@ MODELS: Registry[Model] = Registry(
     unlisted={"python-object": "fedsgd.models.user:GivenModule"},
 )
 
-__all__ = ["MODELS", "Loss", "Metric", "Mlp", "Model", "Task", "accuracy", "make_task"]
+__all__ = ["MODELS", "Loss", "LossReduction", "Metric", "Mlp", "Model", "Task", "accuracy", "make_task"]

@@ -1,7 +1,8 @@
 """What a model is: how to build a torch.nn.Module, and what a run needs to know of one.
 
-A loss takes (output, target) of a batch and returns the mean over it, a scalar. A metric takes (output, target) and returns
-one number per example, [B]. torch is imported where a module is built, so that settings can be read without it.
+A loss takes (output, target) of a batch and returns a scalar. A metric takes (output, target) and returns one number per
+example, [B], or a pair of these numbers and their weights, [B] each. torch is imported where a module is built, so that
+settings can be read without it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from fedsgd.component import Component, FieldError, import_object
 from fedsgd.data import Dataset
 from fedsgd.errors import FedsgdError, ModelError, ScenarioError
 from fedsgd.layout import Layout
+from fedsgd.models.metrics import accuracy
+from fedsgd.models.reduction import LossReduction
 from fedsgd.python_objects import ask_for, find_markers, is_marker
 from fedsgd.rng import torch_seed
 
@@ -29,7 +32,7 @@ BatchNorm = Literal["refuse", "batch", "group", "mean", "local", "frozen"]
 Buffers = Literal["refuse", "mean", "local"]
 """What becomes of other buffers that training changes: see `Model`."""
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
-Metric = Callable[["Tensor", "Tensor"], "Tensor"]
+Metric = Callable[["Tensor", "Tensor"], "Tensor | tuple[Tensor, Tensor]"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,7 @@ class Task:
         initial_buffers: [S] float32, their values before round 1. All other buffers are constant in training.
         n_local_buffers: number of entries, the last ones of `buffers`, that never leave a client.
         source: how the module was made, for processes that it cannot be sent to; None if it was given.
+        reduction: how the loss of a set of examples is computed; None: as the loss alone says, see `models.losses`.
     """
 
     module: nn.Module
@@ -61,6 +65,7 @@ class Task:
     initial_buffers: F32 | None = None
     n_local_buffers: int = 0
     source: ModuleSource | None = None
+    reduction: LossReduction | None = None
 
     @property
     def parts(self) -> list[tuple[str, nn.Module]]:
@@ -78,6 +83,13 @@ class Task:
         return replace(self, module=module, loss=loss)
 
     @property
+    def loss_reduction(self) -> LossReduction:
+        """How the loss of a set of examples is computed."""
+        from fedsgd.models.losses import find_reduction
+
+        return self.reduction or LossReduction(find_reduction(self.loss))
+
+    @property
     def shared_layout(self) -> Layout:
         """What is sent: the first P − L parameters."""
         if not self.n_local:
@@ -91,7 +103,7 @@ class Task:
         ModelError if something cannot be sent to another process.
         """
         buffers = (self.buffers, self.initial_buffers, self.n_local_buffers)
-        described = (self.layout, self.initial, self.n_local, *buffers, self.source)
+        described = (self.layout, self.initial, self.n_local, *buffers, self.source, self.reduction)
         try:
             saved = _saved(self.module, self.loss, self.metrics)
         except ModelError:
@@ -125,7 +137,8 @@ class ModuleSource:
 @dataclass(frozen=True)
 class Model(Component, ABC):
     """How to build a module. loss, metrics: `my_package.my_module:function`; by default cross-entropy and, on class labels,
-    accuracy. batch_norm: what becomes of batch norm, whose running statistics no federation can average as it does gradients:
+    accuracy where it is defined for the outputs (see `metrics.Accuracy`). batch_norm: what becomes of batch norm, whose running
+    statistics no federation can average as it does gradients:
     "refuse" it; normalise by "batch", in evaluation too (slices of 100 examples); replace it by "group" norm, 16 channels a
     group; send its statistics as they are and take their "mean"; keep it "local", parameters and statistics, at each
     client (FedBN, Li et al. 2021); or keep it "frozen", a constant that costs no bytes. buffers: what becomes of other buffers
@@ -220,7 +233,7 @@ def _as_bytes(value: object) -> bytes:
 
 
 def _rebuilt(saved: bytes, *described: Any) -> Task:
-    source: ModuleSource | None = described[-1]
+    source: ModuleSource | None = described[-2]
     import torch
 
     try:
@@ -283,11 +296,3 @@ def _check_module(module: object) -> None:
     for name, p in module.named_parameters():
         if p._backward_hooks or p._post_accumulate_grad_hooks:
             raise ModelError(f"{name} has a hook, which a copy of the module loses; register it on a module instead")
-
-
-def accuracy(output: Tensor, target: Tensor) -> Tensor:
-    """1 where the largest output is the target's class, else 0; a sequence counts by the share of its places that are right.
-
-    output: [B, classes] or [B, classes, T]; target: [B] or [B, T]; returns [B].
-    """
-    return (output.argmax(dim=1) == target).float().reshape(len(target), -1).mean(dim=1)

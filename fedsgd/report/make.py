@@ -61,7 +61,7 @@ def default_target(methods: Sequence[Method]) -> float:
     best = [method.chosen.best_accuracy() for method in methods]
     known = [each.median for each in best if each is not None]
     if not known:
-        raise ReportError("no accuracy was measured in these runs")
+        raise ReportError("no accuracy was measured in these runs; give metrics.accuracy in [model], or use `fedsgd compare`")
     return max(0.01, math.floor(100 * min(known)) / 100)
 
 

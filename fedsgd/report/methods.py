@@ -46,6 +46,11 @@ class Variant:
         known = [best for run in self.runs if (best := best_accuracy(run)) is not None]
         return over_seeds(known) if known else None
 
+    @property
+    def has_accuracy(self) -> bool:
+        """Runs that have a metric named accuracy, even if it was never finite."""
+        return any("accuracy" in run.rounds for run in self.runs)
+
     def rounds_to(self, target: float) -> Seeds:
         """By the one rule for it."""
         return self.figures(lambda run: found.rounds if (found := crossing(run.measured, target)) else None)
@@ -277,6 +282,15 @@ def _method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], target
         rounds, best = math.inf if target is None else variant.rounds_to(target).median, variant.best_accuracy()
         return rounds, variant.failed, math.inf if best is None else -best.median
 
+    if not any(variant.has_accuracy for variant in finished):
+        if target is not None:
+            raise ReportError(f"{label}: its runs have no metric named accuracy, which a target needs")
+        if len(finished) > 1:
+            keys = ", ".join(finished[0].tuned)
+            raise ReportError(
+                f"{label}: its runs have no metric named accuracy, by which the best value of {keys} is chosen; give each as "
+                "LABEL=RUN"
+            )
     chosen = min(finished, key=quality)
     return Method(label, chosen, tuple(made), _at_edge(chosen, made))
 

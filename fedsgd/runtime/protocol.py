@@ -5,7 +5,8 @@ server  TRAIN      clients and their messages
 worker  READY      or FAILED, once, at its start
         REPLY      client, seconds, steps and what else is known; frames: the reply's
         FAILED     client; frames: the error
-        EVALUATED  examples; frames: the losses of the slices, each metric by example
+        EVALUATED  examples; frames: the losses of the slices, what they weigh, then for
+                   each metric its numbers by example and their weights; empty: no weights
         DONE       with what it was told last but not answered so far
 """
 
@@ -19,7 +20,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from fedsgd.arrays import F32
+from fedsgd.arrays import F32, F64
 from fedsgd.compress import ClientId
 from fedsgd.engine import Evaluated
 from fedsgd.rounds import Message, Reply
@@ -41,6 +42,7 @@ Said = tuple[bytes, Sequence[bytes]]
 """(head, frames)."""
 _REPLY = struct.Struct("<Bqddqddqq")
 _NUMBER = struct.Struct("<Bq")
+_EVALUATED = struct.Struct("<Bq?")
 READY: Said = bytes([Verb.READY]), ()
 DONE: Said = bytes([Verb.DONE]), ()
 
@@ -98,14 +100,20 @@ def read_reply(head: bytes, frames: Sequence[bytes]) -> Reply:
 
 def evaluated(of: Evaluated) -> Said:
     """What an evaluation gave."""
-    scores = [np.asarray(score, dtype=np.float64).tobytes() for score in of.scores.values()]
-    return _NUMBER.pack(Verb.EVALUATED, of.examples), [np.array(of.losses, dtype=np.float64).tobytes(), *scores]
+    arrays: list[Sequence[float] | F64] = [of.losses, of.loss_weights or ()]
+    for name, score in of.scores.items():
+        arrays += [score, of.weights.get(name, ())]
+    frames = [np.asarray(values, dtype=np.float64).tobytes() for values in arrays]
+    return _EVALUATED.pack(Verb.EVALUATED, of.examples, of.summed), frames
 
 
 def read_evaluated(head: bytes, frames: Sequence[bytes], metrics: Sequence[str]) -> Evaluated:
     """Inverse of `evaluated`. metrics: the task's, in its order."""
-    losses, *scores = (np.frombuffer(frame, dtype=np.float64) for frame in frames)
-    return Evaluated(_NUMBER.unpack(head)[1], losses.tolist(), dict(zip(metrics, scores, strict=True)))
+    losses, loss_weights, *arrays = (np.frombuffer(frame, dtype=np.float64) for frame in frames)
+    scores = dict(zip(metrics, arrays[::2], strict=True))
+    weights = {name: values for name, values in zip(metrics, arrays[1::2], strict=True) if len(values)}
+    _, examples, summed = _EVALUATED.unpack(head)
+    return Evaluated(examples, losses.tolist(), scores, weights, loss_weights.tolist() or None, summed)
 
 
 def failed(error: Exception, client: ClientId = -1) -> Said:

@@ -55,6 +55,7 @@ class Workers:
         self.sets = sets
         self.metrics = tuple(task.metrics)
         self.size = task.layout.size
+        self.reduction = task.loss_reduction
         self._lost = ChildProcessError("there are no workers")
 
     def clients(self) -> Sequence[ClientId]:
@@ -83,10 +84,11 @@ class Workers:
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> Evaluated:
         """The loss and the metrics of the model with these weights [P] and running statistics [S]: bit for bit what one engine
-        gives."""
+        gives. A loss that is computed in one call is left to the engine here: the outputs would have to be sent."""
         which = next((i for i, known in enumerate(self.sets) if _same(known, examples)), None)
         slices = -(-len(examples) // EVALUATION_SLICE)
-        if which is None or slices < 2 or len(examples) * self.size < SMALL:
+        small = slices < 2 or len(examples) * self.size < SMALL
+        if which is None or small or self.reduction.of(len(examples)) == "whole":
             return self.engine.evaluate(weights, examples, buffers)
         length = -(-slices // (PARTS * max(len(self.lines), 1))) * EVALUATION_SLICE
         data = [values.tobytes() for values in (weights, buffers) if values is not None]

@@ -1,0 +1,233 @@
+"""Trial of an evaluation before round 1: shapes, the built-in accuracy, and how the loss of a set is computed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsgd.arrays import I64
+from fedsgd.data import Dataset, Examples
+from fedsgd.engine.arrangement import Arrangement
+from fedsgd.engine.base import EVALUATION_SLICE
+from fedsgd.engine.evaluated import EvaluationSets
+from fedsgd.engine.network import Network, shared, tensors
+from fedsgd.engine.probes import check_metric, check_pairs, choose_reading
+from fedsgd.engine.slices import allocate, check_loss, check_scores, list_leaves, map_tree
+from fedsgd.errors import ModelError
+from fedsgd.models import LossReduction, Metric, Task, accuracy
+from fedsgd.models.losses import find_ignored_label, find_reduction, recognise_loss
+from fedsgd.models.metrics import Accuracy, explain_undefined, shape_text
+from fedsgd.sizes import budget_text, size_text
+from fedsgd.torch_scope import one_thread, seeded_generators
+
+LOSS_MEMORY = 2**30
+"""Bytes that the outputs of a set may take if its loss is computed in one call."""
+TRIED = 1000
+"""Most examples on which a loss is tried for being a mean or a sum over examples."""
+BROADCAST = "Using a target size"
+"""How PyTorch's warning begins that output and target differ in shape."""
+
+
+def settle_evaluation(task: Task, dataset: Dataset, sets: EvaluationSets) -> Task:
+    """Try an evaluation of the initial model.
+
+    Args:
+        task: the task as `make_task` returns it.
+        dataset: training and test examples.
+        sets: examples on which models will be evaluated.
+
+    Returns:
+        The task with the built-in accuracy as its outputs are read, or without it, and with the reduction of its loss.
+
+    Raises:
+        ModelError: the loss or a metric has another shape than expected, outputs and targets are broadcast, the built-in
+            accuracy is the only metric and not defined, or the loss of a set cannot be computed.
+    """
+    trial = _Trial(task)
+    with one_thread(), torch.no_grad(), _refuse_broadcast():
+        probe, target = trial.run(_select_probe(dataset.train))
+        losses = [float(check_loss(trial.loss(probe, target))) for _ in range(2)]
+        if recognise_loss(task.loss) is None:
+            check_pairs(trial.loss, probe, target)
+        metrics = _settle_metrics(task, trial, dataset, probe, target)
+        for name, metric in metrics.items():
+            check_metric(name, metric, probe, target)
+        first = None
+        for examples in sets.slices():
+            output, labels = trial.run(examples)
+            first = (output, labels) if first is None else first
+            for name, metric in metrics.items():
+                check_scores(name, metric(output, labels), len(labels))
+            if find_reduction(task.loss) != "whole":
+                check_loss(trial.loss(output, labels))
+        if find_reduction(task.loss) == "whole" and losses[0] == losses[1] != float(trial.loss(probe, target)):
+            raise ModelError(
+                "the loss depends on more than the output and the target, such as what the module stored when it last ran: "
+                "return that as a part of the output"
+            )
+        reduction = _settle_reduction(task, trial, sets, first)
+    return replace(task, metrics=metrics, reduction=reduction)
+
+
+class _Trial:
+    """The module of a task at its initial parameters."""
+
+    def __init__(self, task: Task) -> None:
+        self._network, self.task = Network(task), task
+        arrangement, flat = Arrangement(task.layout), torch.empty(len(task.initial))
+        arrangement.load(flat, task.initial)
+        self._network.point_at(arrangement.views(flat))
+        task.module.eval()
+
+    def run(self, examples: Examples) -> tuple[Any, Tensor]:
+        """Return (output, target) for these examples in one batch."""
+        with seeded_generators(0), self._network.own_buffers():
+            x, target = tensors(examples)
+            return self.task.module(x), target
+
+    def loss(self, output: Any, target: Tensor) -> Any:
+        """Return what the loss gives, with torch's generator seeded and buffers put back."""
+        if isinstance(output, Tensor):  # a loss may work in place
+            output = output.clone()
+        with seeded_generators(0), self._network.own_buffers():
+            return self.task.loss(output, target.clone())
+
+
+@contextmanager
+def _refuse_broadcast() -> Iterator[None]:
+    """Turn PyTorch's warning that output and target differ in shape into a ModelError."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=BROADCAST)
+        try:
+            yield
+        except UserWarning as warning:
+            if not str(warning).startswith(BROADCAST):
+                raise
+            shapes = str(warning).split(". ")[0].removeprefix("Using a ")
+            raise ModelError(
+                f"the loss would compare each output with the targets of all examples ({shapes}): give output and targets the "
+                "same shape"
+            ) from warning
+
+
+def cover_labels(targets: Any, most: int) -> I64:
+    """Return rows of targets [n, ...] that hold each distinct label, filled up with the first rows to at most `most`."""
+    rows = np.arange(min(most, len(targets)), dtype=np.int64)
+    if targets.dtype.kind in "iub" and targets.size:
+        _, first = np.unique(targets.reshape(-1), return_index=True)
+        having = np.unique(first // (targets.size // len(targets)))[:most]
+        rows = np.unique(np.concatenate([having, np.setdiff1d(rows, having)[: most - len(having)]]))
+    return rows
+
+
+def _select_probe(examples: Examples) -> Examples:
+    """Return one slice of examples with as many labels as a look at the first million finds."""
+    some = examples.targets()
+    some = some[: max(EVALUATION_SLICE, 10**6 * len(some) // max(some.size, 1))]
+    return examples.take(cover_labels(some, EVALUATION_SLICE))
+
+
+def _settle_metrics(task: Task, trial: _Trial, dataset: Dataset, output: Any, target: Tensor) -> dict[str, Metric]:
+    """Return the metrics with the built-in accuracy as the outputs are read; without it where it is not defined."""
+    metrics = dict(task.metrics)
+    if metrics.get("accuracy") is not accuracy or dataset.classes is None:
+        return metrics
+    reading, reason = choose_reading(task, trial.loss, output, target, dataset)
+    if reading is not None:
+        metrics["accuracy"] = Accuracy(reading, _ignored(task, dataset))
+        return metrics
+    del metrics["accuracy"]
+    if not metrics:
+        raise ModelError(explain_undefined(output, target, reason))
+    return metrics
+
+
+def _ignored(task: Task, dataset: Dataset) -> int | None:
+    """Return the label that the loss leaves out, if any example may have it."""
+    label = find_ignored_label(task.loss)
+    if label is None or label >= 0:
+        return label
+    return label if any((part.targets() == label).any() for part in (dataset.train, dataset.test)) else None
+
+
+def _settle_reduction(task: Task, trial: _Trial, sets: EvaluationSets, first: tuple[Any, Tensor] | None) -> LossReduction:
+    kind = find_reduction(task.loss)
+    if kind != "whole" or first is None:
+        return LossReduction(kind)
+    largest = _count_together(*first)
+    tried = {name: (examples, len(examples)) for name, examples in sets.together.items()}
+    tried |= {name: (examples, int(sizes.max())) for name, (examples, sizes) in sets.alone.items()}
+    larger: set[Literal["mean", "sum"] | None] = set()
+    for name, (examples, n) in tried.items():
+        if n <= largest:
+            _check_one_call(trial, name, examples.part(0, n), first[0])
+        if n > largest or name in sets.alone:
+            larger.add(_try_parts(trial, examples))
+        if (n > largest and larger & {None}) or len(larger) > 1:
+            raise ModelError(_explain_not_combined(name, n, first))
+    return LossReduction("whole", largest, larger.pop() if larger else None)
+
+
+def _count_together(output: Any, target: Tensor) -> int:
+    """Return the most examples whose outputs may be held for one call of the loss; one slice if they cannot be joined."""
+    try:
+        allocate(output, len(target), 0)
+    except ModelError:
+        return EVALUATION_SLICE
+    each = sum(leaf.nbytes for leaf in list_leaves(output)) / len(target)
+    return max(EVALUATION_SLICE, int(LOSS_MEMORY // max(each, 1)))
+
+
+def _check_one_call(trial: _Trial, name: str, examples: Examples, output: Any) -> None:
+    """Compute the loss on as many outputs as the set has examples: those of one slice, repeated."""
+    n = len(examples)
+    if n <= EVALUATION_SLICE:
+        output, target = trial.run(examples)
+    else:
+        output = map_tree(lambda leaf: leaf[torch.arange(n) % len(leaf)], output)
+        target = shared(examples.targets())
+    try:
+        loss = trial.loss(output, target)
+    except Exception as error:  # the user's loss may do anything
+        problem = f"{type(error).__name__}: {error}"
+        raise ModelError(f"the loss cannot be computed on the {n:,} {name} examples in one call ({problem})") from error
+    check_loss(loss)
+
+
+def _try_parts(trial: _Trial, examples: Examples) -> Literal["mean", "sum"] | None:
+    """Decide on some examples of a set if its loss is the mean or the sum over examples: in one batch and in three parts.
+
+    The examples hold every distinct label, and are sorted by label, so that parts differ in what they hold.
+    """
+    targets = examples.targets()
+    rows = cover_labels(targets, min(TRIED, len(targets)))
+    if targets.dtype.kind in "iub" and len(np.unique(targets[rows])) < len(np.unique(targets)):
+        return None
+    rows = rows[np.lexsort(targets[rows].reshape(len(rows), -1).T[::-1])]
+    parts = [part for part in np.split(rows, [len(rows) // 7 + 1, len(rows) // 2 + 1]) if len(part)]
+    if len(parts) < 2:
+        return None
+    whole, *losses = (float(check_loss(trial.loss(*trial.run(examples.take(part))))) for part in (rows, *parts))
+    mean = sum(loss * len(part) for loss, part in zip(losses, parts, strict=True)) / len(rows)
+    if math.isclose(whole, mean, rel_tol=1e-4, abs_tol=1e-9):
+        return "mean"
+    return "sum" if math.isclose(whole, sum(losses), rel_tol=1e-4, abs_tol=1e-9) else None
+
+
+def _explain_not_combined(name: str, n: int, first: tuple[Any, Tensor]) -> str:
+    output, target = first
+    held = sum(leaf.nbytes for leaf in list_leaves(output) if isinstance(leaf, Tensor)) * n // len(target)
+    shapes = ", ".join(shape_text(leaf) for leaf in list_leaves(output))
+    return (
+        f"the loss of the {n:,} {name} examples cannot be computed: in a trial it was neither a mean nor a sum over examples, "
+        f"and their outputs ({shapes}; {size_text(held)}) cannot be held for one call, which takes tensors [B, ...] of at most "
+        f"{budget_text(LOSS_MEMORY)} together; use a loss of torch.nn, or evaluate fewer examples"
+    )

@@ -1,0 +1,121 @@
+"""Reduction of losses: how the losses of slices of a set give the loss of the whole set. Imports torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsgd.models.base import Loss
+from fedsgd.models.reduction import Reduction
+
+IGNORED = -100
+"""Default of `ignore_index` in PyTorch."""
+COUNTING = ("cross_entropy", "nll_loss")
+"""Losses whose mean is over the targets that are not ignored, weighted by class."""
+MODULES: Mapping[type[nn.Module], str] = {
+    nn.CrossEntropyLoss: "cross_entropy",
+    nn.NLLLoss: "nll_loss",
+    nn.MSELoss: "mse_loss",
+    nn.L1Loss: "l1_loss",
+    nn.SmoothL1Loss: "smooth_l1_loss",
+    nn.HuberLoss: "huber_loss",
+    nn.BCELoss: "binary_cross_entropy",
+    nn.BCEWithLogitsLoss: "binary_cross_entropy_with_logits",
+    nn.SoftMarginLoss: "soft_margin_loss",
+    nn.PoissonNLLLoss: "poisson_nll_loss",
+    nn.KLDivLoss: "kl_div",
+    nn.HingeEmbeddingLoss: "hinge_embedding_loss",
+    nn.MultiMarginLoss: "multi_margin_loss",
+    nn.MultiLabelMarginLoss: "multilabel_margin_loss",
+    nn.MultiLabelSoftMarginLoss: "multilabel_soft_margin_loss",
+}
+FUNCTIONS: Mapping[Any, str] = {getattr(functional, name): name for name in MODULES.values()}
+OPTIONS = ("reduction", "weight", "ignore_index")
+LEGACY = ("size_average", "reduce")
+"""Deprecated options that change the reduction; a loss that names one is not recognised."""
+
+
+def recognise_loss(loss: Loss) -> tuple[str, dict[str, Any]] | None:
+    """Return the name of PyTorch's loss function and its options, or None for a loss of the user's own.
+
+    A `functools.partial` of such a function counts; a subclass or a module with hooks of its own does not.
+    """
+    if isinstance(loss, functools.partial):
+        name = _function_name(loss.func)
+        if name is None or loss.args or any(key in loss.keywords for key in LEGACY):
+            return None
+        return name, {key: loss.keywords[key] for key in OPTIONS if key in loss.keywords}
+    if isinstance(loss, nn.Module):
+        changed = loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss)
+        name = None if changed else MODULES.get(type(loss))
+        return None if name is None else (name, {key: getattr(loss, key) for key in OPTIONS if hasattr(loss, key)})
+    name = _function_name(loss)
+    return None if name is None else (name, {})
+
+
+def _function_name(function: Callable[..., Any]) -> str | None:
+    try:
+        return FUNCTIONS.get(function)
+    except TypeError:  # a callable that cannot be hashed
+        return None
+
+
+def find_reduction(loss: Loss) -> Reduction:
+    """Return how the losses of slices combine, as far as the loss itself says so: see `Reduction`."""
+    known = recognise_loss(loss)
+    if known is None:
+        return "whole"
+    name, options = known
+    reduction = options.get("reduction", "mean")
+    if name not in COUNTING and options.get("weight") is not None:  # such a weight may belong to places of a batch
+        return "whole"
+    if reduction == "sum":
+        return "sum"
+    if reduction not in ("mean", "batchmean"):
+        return "whole"
+    return "counted" if name in COUNTING else "mean"
+
+
+def is_cross_entropy(loss: Loss) -> bool:
+    """Tell if the loss is PyTorch's cross-entropy or negative log-likelihood, whose classes stand in the second axis."""
+    known = recognise_loss(loss)
+    return known is not None and known[0] in COUNTING
+
+
+def find_ignored_label(loss: Loss) -> int | None:
+    """Return the label that PyTorch's cross-entropy leaves out; None for any other loss."""
+    known = recognise_loss(loss)
+    return int(known[1].get("ignore_index", IGNORED)) if known is not None and known[0] in COUNTING else None
+
+
+def count_targets(loss: Loss, target: Tensor) -> float:
+    """Return the weight of a slice in the mean of PyTorch's cross-entropy.
+
+    Args:
+        loss: cross-entropy or negative log-likelihood with reduction "mean".
+        target: [B, ...] class labels, or probabilities of classes.
+
+    Returns:
+        The number of examples, places of one example as shares, less the ignored ones; with class weights, their sum
+        over the targets that are not ignored.
+    """
+    if target.is_floating_point():  # probabilities: PyTorch divides by the number of examples, whatever the weights
+        return float(len(target))
+    known = recognise_loss(loss)
+    options = {} if known is None else known[1]
+    counted = target[target != options.get("ignore_index", IGNORED)]
+    weight = options.get("weight")
+    if weight is not None:
+        return float(weight.detach().double()[counted].sum())
+    return counted.numel() * len(target) / max(target.numel(), 1)
+
+
+def weigh_slice(reduction: Reduction, loss: Loss, target: Tensor) -> float:
+    """Return by what the loss of one slice is multiplied before slices are added up."""
+    if reduction == "sum":
+        return 1.0
+    return count_targets(loss, target) if reduction == "counted" else float(len(target))
