@@ -18,6 +18,7 @@ Anything else that escapes is a bug of ours or of the user's own code.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -71,6 +72,12 @@ class LawError(FedsgdError, AssertionError):
 
 class OutputError(FedsgdError):
     """The run folder exists already, or cannot be written."""
+
+
+def cannot_write(path: object, error: OSError) -> OutputError:
+    """Return the error for a file or folder that cannot be written: which one, and the system's reason in a few words."""
+    reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+    return OutputError(f"{path}: cannot be written ({reason})")
 
 
 class ReportError(FedsgdError):

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from fedsgd.arrays import F32, F64
 from fedsgd.build import Experiment, build, with_workers
 from fedsgd.data import ClientData, Dataset
 from fedsgd.engine import Chosen
-from fedsgd.errors import RunError, ScenarioError
+from fedsgd.errors import OutputError, RunError, ScenarioError
 from fedsgd.final_model import FinalModel, final_model
 from fedsgd.forking import begin
 from fedsgd.layout import Layout
@@ -28,7 +28,7 @@ from fedsgd.parquet import TableWriter
 from fedsgd.profiling import Account, Within, measured, phased
 from fedsgd.record import Residuals, Round, dense_frame_bytes, summarised
 from fedsgd.rounds import Server
-from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS, prepare, write
+from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS, prepare, write, write_all
 from fedsgd.scenario import Scenario, in_file, load
 from fedsgd.state_plan import StatePlan
 from fedsgd.track import Begun, Ended, Followed, Tracker
@@ -121,12 +121,12 @@ def _execute(
     scenario = experiment.scenario
     _announce(experiment, on_engine, on_states)
     account = Account() if profile else None
-    with Followed(trackers) as followed:
+    with Followed(trackers) as followed, ExitStack() as files:
         with (
             measured(None if account is None else account.profile),
             _reaching(experiment, workers, profile, carried_by) as experiment,
-            _recording(experiment, out, overwrite) as (folder, ledger, rounds),
         ):
+            folder, ledger, rounds = files.enter_context(_recording(experiment, out, overwrite))
             followed.begin(Begun(scenario, folder))
             residuals = Residuals()
             history, server, accuracy = _run(experiment, ledger, rounds, residuals, (on_round, followed.round), account)
@@ -136,7 +136,7 @@ def _execute(
         summary["reported_model"] = model.reported
         layout, state = experiment.plan.layout, model.evaluated or model.server
         result = Result(scenario, history, ledger, server.weights, layout, accuracy, summary, folder, state)
-        _save(result, experiment, model)
+        _save(result, experiment, model, rounds)
         followed.end(Ended(summary))
     return result
 
@@ -170,22 +170,35 @@ def _of_the_call(workers: int, account: Account | None, given: Mapping[str, obje
     return {"workers": workers, **profile, "given_in_python": [name for name, value in given.items() if value is not None]}
 
 
-def _save(result: Result, experiment: Experiment, model: FinalModel) -> None:
-    """What is known when a run is over."""
+def _save(result: Result, experiment: Experiment, model: FinalModel, rounds: TableWriter) -> None:
+    """Write the files of a finished run: first the parameters and the summary, which only a new run could give again.
+
+    The tables come last: their rows are in segments already, and merging them needs as much room again.
+    """
     folder = result.out
     if folder is None:
         return
-    if result.client_accuracy is not None and experiment.held_out is not None:
-        _save_clients(folder / "clients.parquet", experiment.train, experiment.held_out, result.client_accuracy)
-    model.save(folder)
-    write(folder / "summary.json", json.dumps(result.summary, indent=2, allow_nan=False).encode() + b"\n")
+    summary = json.dumps(result.summary, indent=2, allow_nan=False).encode() + b"\n"
+    steps: dict[str, Callable[[], None]] = {
+        **model.files(folder),
+        "summary.json": lambda: write(folder / "summary.json", summary),
+    }
+    accuracy, held_out = result.client_accuracy, experiment.held_out
+    if accuracy is not None and held_out is not None:
+        path = folder / "clients.parquet"
+        steps["clients.parquet"] = lambda: _save_clients(path, experiment.train, held_out, accuracy)
+    write_all(folder, {**steps, "ledger.parquet": result.ledger.close, "rounds.parquet": rounds.close})
 
 
 @contextmanager
 def _recording(
     experiment: Experiment, out: str | Path | None, overwrite: bool
 ) -> Iterator[tuple[Path | None, Ledger, TableWriter]]:
-    """(the run folder, the ledger, the table of rounds); files are finished however the run ends, short of a kill."""
+    """Yield (the run folder, the ledger, the table of rounds).
+
+    `_save` finishes the tables of a run that succeeds. If the run fails they are finished here; an error of finishing them is
+    added to the run's own as a note. Where the files themselves are the problem the segments stay as they are.
+    """
     folder = None if out is None else prepare(Path(out), overwrite)
     if folder is not None:
         write(folder / "scenario.toml", experiment.scenario.to_toml().encode())
@@ -194,9 +207,15 @@ def _recording(
     rounds = TableWriter(folder and folder / "rounds.parquet", columns)
     try:
         yield folder, ledger, rounds
-    finally:
-        ledger.close()
-        rounds.close()
+    except OutputError:
+        raise
+    except BaseException as error:
+        for table in (ledger, rounds):
+            try:
+                table.close()
+            except OutputError as problem:
+                error.add_note(str(problem))
+        raise
 
 
 def _run(
@@ -214,7 +233,7 @@ def _run(
         history.append(record)
         with Within("ledger"):
             rounds.append(_row(record))
-            if ledger.flush():
+            if not _is_last(experiment.scenario, record) and ledger.flush():  # after the last one the parameters come first
                 rounds.flush(force=True)
             for call in on_round:
                 if call is not None:
@@ -274,9 +293,15 @@ def _simulate(experiment: Experiment, ledger: Ledger, residuals: Residuals) -> I
         )
         begun = time.perf_counter()
         yield server, record, accuracy
-        stop = scenario.stop.target_accuracy
-        if last or (stop is not None and record.accuracy is not None and record.accuracy >= stop):
+        if _is_last(scenario, record):
             return
+
+
+def _is_last(scenario: Scenario, record: Round) -> bool:
+    """Return whether a run ends with this round: all rounds are done, or `[stop] target_accuracy` is reached."""
+    stop = scenario.stop.target_accuracy
+    reached = stop is not None and record.accuracy is not None and record.accuracy >= stop
+    return record.round == scenario.rounds or reached
 
 
 @phased("evaluate")

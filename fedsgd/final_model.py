@@ -5,8 +5,9 @@ N clients, of which M have test examples of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,12 +51,10 @@ class FinalModel:
             return CLIENTS
         return PARAMETERS if self.evaluated is None else EVALUATED
 
-    def save(self, folder: Path) -> None:
-        """Write each state dict that there is to its file of a run directory."""
-        files = {PARAMETERS: self.server, EVALUATED: self.evaluated, LOSS: self.loss, CLIENTS: self.clients}
-        for name, state in files.items():
-            if state is not None:
-                save_tensors(folder / name, state)
+    def files(self, folder: Path) -> dict[str, Callable[[], None]]:
+        """Return, for each file of a run directory that there is, what writes it."""
+        states = {PARAMETERS: self.server, EVALUATED: self.evaluated, LOSS: self.loss, CLIENTS: self.clients}
+        return {name: partial(save_tensors, folder / name, state) for name, state in states.items() if state is not None}
 
 
 def final_model(experiment: Experiment, server: Server) -> FinalModel:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fedsgd.arrays import I32, Bools
-from fedsgd.errors import ReportError, did_you_mean
+from fedsgd.errors import OutputError, ReportError, cannot_write, did_you_mean
 
 SEGMENT_ROWS = 100_000
 SEGMENT_SECONDS = 2.0
@@ -31,7 +32,8 @@ _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 class TableWriter:
     """Rows to Parquet. columns: name → int, float or str; every column may hold None.
 
-    path None: the rows are only kept until `table` is asked for.
+    path None: the rows are only kept until `table` is asked for. Every method raises OutputError where the file system takes no
+    more; rows that could not be written are kept, and written by the next call that succeeds.
     """
 
     def __init__(self, path: Path | None, columns: Mapping[str, type]) -> None:
@@ -41,46 +43,78 @@ class TableWriter:
         self._closed: list[pa.Table] = []
         self._n_segments = 0
         self._last_flush = 0.0
+        self._n_written = 0
         if path is not None:
-            path.mkdir(parents=True)
+            try:
+                path.mkdir(parents=True)
+            except OSError as error:
+                raise cannot_write(path, error) from None
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row; it is safe on disk after the next `flush`."""
         self._rows.append(row)
 
     def flush(self, force: bool = False) -> bool:
-        """Close a segment if there are rows and the last one was closed some seconds ago (or if forced); say if that was so."""
+        """Close a segment if there are rows and the last one was closed some seconds ago (or if forced); say if that was so.
+
+        Raises:
+            OutputError: the segment cannot be written. The message says how many rows are safe; the rest stay in memory.
+        """
         due = force or len(self._rows) >= SEGMENT_ROWS or time.monotonic() - self._last_flush >= SEGMENT_SECONDS
         if not self._rows or not due:
             return False
         segment = pa.Table.from_pylist(self._rows, schema=self.schema)
-        self._rows = []
         if self.path is None:
             self._closed.append(segment)
         else:
-            name = f"segment-{self._n_segments:06d}.parquet"
-            pq.write_table(segment, self.path / f".{name}", compression="zstd")
-            (self.path / f".{name}").rename(self.path / name)
+            self._write_segment(segment, self.path)
+        self._n_written += len(self._rows)
+        self._rows = []
         self._n_segments += 1
         self._last_flush = time.monotonic()
         return True
 
+    def _write_segment(self, segment: pa.Table, folder: Path) -> None:
+        """Write a segment under a hidden name, and rename it once it is whole."""
+        name = f"segment-{self._n_segments:06d}.parquet"
+        try:
+            pq.write_table(segment, folder / f".{name}", compression="zstd")
+            (folder / f".{name}").rename(folder / name)
+        except OSError as error:
+            with suppress(OSError):
+                (folder / f".{name}").unlink(missing_ok=True)
+            total = self._n_written + segment.num_rows
+            raise OutputError(f"{cannot_write(folder, error)}: it has {self._n_written:,} of {total:,} rows") from None
+
     def close(self) -> None:
-        """Merge the segments into one file. Segment by segment, so memory stays that of one.
+        """Merge the segments into one file, segment by segment, so that memory stays that of one.
 
         A kill between the two renames leaves the whole table as `.NAME.merged`, and its segments in `.NAME.segments`.
+
+        Raises:
+            OutputError: there is no room for the merged file. The segments stay, and are read like one file.
         """
         self.flush(force=True)
         if self.path is None or not self.path.is_dir():
             return
         merged = self.path.with_name(f".{self.path.name}.merged")
         segments = self.path.with_name(f".{self.path.name}.segments")
-        with pq.ParquetWriter(merged, self.schema, compression="zstd") as writer:
-            for segment in sorted(self.path.glob("segment-*.parquet")):
-                writer.write_table(pq.read_table(segment, schema=self.schema))
-        self.path.rename(segments)
-        merged.rename(self.path)
-        shutil.rmtree(segments)
+        try:
+            with pq.ParquetWriter(merged, self.schema, compression="zstd") as writer:
+                for segment in sorted(self.path.glob("segment-*.parquet")):
+                    writer.write_table(pq.read_table(segment, schema=self.schema))
+            self.path.rename(segments)
+            merged.rename(self.path)
+        except OSError as error:
+            with suppress(OSError):
+                merged.unlink(missing_ok=True)
+            with suppress(OSError):
+                segments.rename(self.path)
+            problem = (
+                f"{cannot_write(self.path, error)} as one file: it stays a folder of segments with all {self._n_written:,} rows"
+            )
+            raise OutputError(problem) from None
+        shutil.rmtree(segments, ignore_errors=True)
 
     def table(self) -> pa.Table:
         """All rows so far."""
@@ -126,6 +160,19 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     if not batches:
         raise ReportError(f"{path}: has no rows")
     return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+
+def count_rows(path: Path) -> int:
+    """Return the number of rows of a table: a file, or a folder of segments.
+
+    Raises:
+        ReportError: the table cannot be read.
+    """
+    parts = path.glob("segment-*.parquet") if path.is_dir() else [path]
+    try:
+        return sum(pq.read_metadata(part).num_rows for part in parts)
+    except (OSError, pa.ArrowException) as error:
+        raise ReportError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
 
 
 def column_names(path: Path) -> list[str]:

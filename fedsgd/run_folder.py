@@ -8,11 +8,12 @@ for itself. loss.safetensors is the state of a loss that training changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsgd.errors import OutputError
+from fedsgd.errors import OutputError, cannot_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,10 @@ examples, or where it is not finite."""
 def prepare(folder: Path, overwrite: bool) -> Path:
     """The run folder, empty of an earlier run's files; OutputError if it holds anything and `overwrite` was not asked for."""
     for path in check(folder, overwrite):
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        try:
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError as error:
+            raise cannot_write(path, error) from None
     return folder
 
 
@@ -101,7 +105,40 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """All of it or nothing."""
+    """Write a whole file, or nothing: after an error or an interrupt no partial file is left.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from None
+        raise
+
+
+def write_all(folder: Path, steps: Mapping[str, Callable[[], object]]) -> None:
+    """Write the files of a finished run, each even if an earlier one could not be written.
+
+    Args:
+        folder: the run folder.
+        steps: name of each file, and the call that writes it, in order of importance.
+
+    Raises:
+        OutputError: a file could not be written. The message names the files that are safe, and each that is not.
+    """
+    safe, errors = [], []
+    for name, write_file in steps.items():
+        try:
+            write_file()
+        except OutputError as error:
+            errors.append(str(error))
+        else:
+            safe.append(name)
+    if errors:
+        raise OutputError(f"{'; '.join(errors)}; safe in {folder}: {', '.join(safe) or 'nothing'}")

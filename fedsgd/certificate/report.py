@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedsgd.certificate.base import Certificate, Delivery, Errors, Throughput, Traffic, Vectors
-from fedsgd.errors import OutputError
+from fedsgd.errors import cannot_write
 from fedsgd.run_folder import write
 
 Row = tuple[str, str, str]
@@ -23,10 +23,10 @@ def save(certificate: Certificate, folder: Path) -> None:
     """certificate.json and certificate.md, each all of it or nothing; OutputError where they cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "certificate.json", to_text(certificate).encode() + b"\n")
-        write(folder / "certificate.md", to_markdown(certificate).encode())
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+        raise cannot_write(folder, error) from None
+    write(folder / "certificate.json", to_text(certificate).encode() + b"\n")
+    write(folder / "certificate.md", to_markdown(certificate).encode())
 
 
 def to_text(*certificates: Certificate, together: bool = False) -> str:

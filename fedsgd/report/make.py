@@ -44,10 +44,7 @@ def make(
     if not out.parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.parent}")
     page = render(payload(methods, asked))
-    try:
-        write(out, page.encode())
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror})") from None
+    write(out, page.encode())
     return [out]
 
 

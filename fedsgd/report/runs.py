@@ -116,6 +116,9 @@ def load_run(folder: Path) -> Run:
     rounds = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
     if not np.array_equal(rounds["round"], np.arange(1, len(rounds["round"]) + 1)):
         raise ReportError(f"{path}: expected the rounds 1 to {len(rounds['round'])}, one row each")
+    if summary.get("rounds", len(rounds["round"])) != len(rounds["round"]):
+        problem = f"has {len(rounds['round'])} rounds, expected {summary['rounds']}, as summary.json says"
+        raise ReportError(f"{path}: {problem}: it could not be written to its end; run it again")
     return Run(folder, settings, text, summary, rounds)
 
 

@@ -247,7 +247,4 @@ def check(path: Path) -> None:
 def save(comparison: Comparison, path: Path) -> None:
     """In the format that the suffix says."""
     check(path)
-    try:
-        write(path, FORMATS[path.suffix.lower()](comparison).encode())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+    write(path, FORMATS[path.suffix.lower()](comparison).encode())

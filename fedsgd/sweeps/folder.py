@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsgd.errors import OutputError, ScenarioError
-from fedsgd.run_folder import OVERWRITE, check, write
+from fedsgd.errors import OutputError, ReportError, ScenarioError
+from fedsgd.parquet import count_rows
+from fedsgd.run_folder import OVERWRITE, RUN_FILES, check, write
 from fedsgd.scenario import Scenario, load
 from fedsgd.schema import flat, to_table
 from fedsgd.sweeps.cells import OWN_RESULTS, SWEEP_FILE, Cell, Planned, Sweep, keys_of
@@ -66,7 +68,16 @@ def as_found(out: Path, plan: Sequence[Planned], overwrite: bool, retry_failed: 
 
 
 def _is_finished(folder: Path) -> bool:
-    return (folder / "summary.json").is_file()
+    """Return whether a run folder has all its files, and its tables all their rows: the disk may have been full at the end."""
+    if not all((folder / name).exists() for name in RUN_FILES):
+        return False
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        frames = summary["uplink"]["frames"] + summary["downlink"]["frames"]
+        rows = (count_rows(folder / name) for name in ("rounds.parquet", "ledger.parquet"))
+        return (*rows,) == (summary["rounds"], frames)
+    except (OSError, ValueError, LookupError, TypeError, ReportError):
+        return False
 
 
 def _as_found(out: Path, one: Planned, before: Cell | None, overwrite: bool, retry_failed: bool) -> Cell:

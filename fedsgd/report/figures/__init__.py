@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from fedsgd.errors import OutputError, did_you_mean
+from fedsgd.errors import OutputError, cannot_write, did_you_mean
 from fedsgd.report.figures.accuracy import accuracy_bytes, accuracy_rounds, accuracy_time, pareto
 from fedsgd.report.figures.bars import anatomy, round_time
 from fedsgd.report.figures.clients import clients, memory
@@ -50,10 +50,10 @@ def draw(methods: Sequence[Method], asked: Asked, folder: Path, format: Format) 
         made = {name: _saved(figure, format) for name, figure in figures(methods, asked).items()}
     try:
         folder.mkdir(exist_ok=True)
-        for name, data in made.items():
-            write(folder / f"{name}.{format}", data)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+        raise cannot_write(folder, error) from None
+    for name, data in made.items():
+        write(folder / f"{name}.{format}", data)
     return [folder / f"{name}.{format}" for name in made]
 
 
