@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from fedsgd.scenario import PythonObjects, Scenario
 from fedsgd.schema import placed
 from fedsgd.splits import dealt
 from fedsgd.state_plan import StatePlan, plan_states, typical_state
+from fedsgd.user_files import temporary_folder, user_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -204,7 +204,7 @@ def _own(plan: Plan, store: ClientStore) -> Own | None:
 
 
 def _attendance(scenario: Scenario, train: ClientData, cohort: int, folder: str | Path | None) -> Attendance:
-    asked, where = scenario.participation, None if folder is None else Path(folder)
+    asked, where = scenario.participation, None if folder is None else user_path(folder)
     with placed("server.sampler"):
         draw = scenario.server.sampler.over(Pool(scenario.seed, len(train), train.sizes, where))
     return Attendance(
@@ -216,7 +216,7 @@ def _states(scenario: Scenario, plan: Plan, asked: int, size: int) -> StatePlan:
     """Where what clients remember will be. asked: how many of them a round; size: of the vector that they train."""
     kept = scenario.rounds if plan.downlink.remember is None else min(scenario.rounds, plan.downlink.remember)
     models = min(plan.clients, kept + 1) * plan.layout.size * 4 if plan.downlink.needs_held else 0
-    folder = Path(scenario.state.folder or tempfile.gettempdir())
+    folder = temporary_folder() if scenario.state.folder is None else user_path(scenario.state.folder)
     state, typical = scenario.state, typical_state(plan, size)
     each = footprint(typical) if typical.latest else 0
     return plan_states(

@@ -32,6 +32,7 @@ from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS, prepare, write, wri
 from fedsgd.scenario import Scenario, in_file, load
 from fedsgd.state_plan import StatePlan
 from fedsgd.track import Begun, Ended, Followed, Tracker
+from fedsgd.user_files import user_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -199,7 +200,7 @@ def _recording(
     `_save` finishes the tables of a run that succeeds. If the run fails they are finished here; an error of finishing them is
     added to the run's own as a note. Where the files themselves are the problem the segments stay as they are.
     """
-    folder = None if out is None else prepare(Path(out), overwrite)
+    folder = None if out is None else prepare(user_path(out), overwrite)
     if folder is not None:
         write(folder / "scenario.toml", experiment.scenario.to_toml().encode())
     columns = {**ROUND_COLUMNS, **dict.fromkeys(experiment.evaluator.names, float)}

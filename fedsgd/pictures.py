@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from fedsgd.matplotlib_scope import own_settings
+
+# isort: split
+# what is above is imported before matplotlib, and lets it be imported whatever MPLBACKEND names
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -14,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedsgd.arrays import F64, I64
 from fedsgd.errors import OutputError, did_you_mean
+from fedsgd.run_folder import write
 from fedsgd.splits import Split
 
 FORMATS = (".png", ".svg")
@@ -39,12 +44,12 @@ def check_format(path: Path) -> None:
 def draw_split(split: Split, path: Path) -> None:
     """Who has what: a bar for each client, or for many clients a map of them. Equal splits give equal files."""
     check_format(path)
-    with rc_context(STYLE):
+    data = io.BytesIO()
+    with own_settings(STYLE):
         figure = _bars(split) if len(split.sizes) <= MOST_BARS else _map(split)
-        try:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        format = path.suffix.lower().removeprefix(".")
+        figure.savefig(data, format=format, dpi=150, metadata={"Date": None} if format == "svg" else None)
+    write(path, data.getvalue())
 
 
 def _title(split: Split) -> str:

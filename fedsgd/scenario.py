@@ -35,6 +35,7 @@ from fedsgd.tables import (
     Stop,
     Uplink,
 )
+from fedsgd.user_files import read_text, user_path
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,14 @@ def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenari
 
     ScenarioError (`path: key: got ..., expected ...`) if the file is missing or anything in it is wrong.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(read_text(path))
     except OSError as error:
         near = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
         hint = did_you_mean(path.name, near) if near else ""
         raise ScenarioError(f"{path}: cannot be read ({error.strerror}){hint}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of decoding, of TOML, and of numbers with too many digits
         raise ScenarioError(f"{path}: not valid TOML: {error}") from None
     with in_file(path):
         return from_dict(apply_settings(Scenario, raw, settings or {}))

@@ -156,7 +156,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ScenarioError(f"--set {text}: expected KEY=VALUE, for example uplink.compressor.density=0.1")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # not TOML, or a number with too many digits
         try:
             return key, float(value)
         except ValueError:

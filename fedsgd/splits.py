@@ -15,6 +15,7 @@ from fedsgd.arrays import F64, I64
 from fedsgd.data import IGNORED, ClientData, Dataset, Dealt, Population, check_dataset, deal, populated
 from fedsgd.scenario import Scenario
 from fedsgd.schema import placed
+from fedsgd.user_files import user_path
 
 MOST_MADE = 1000
 """Of clients whose data are made for the purpose, so many are looked at."""
@@ -89,7 +90,7 @@ def dealt(
         with placed("data"):
             if isinstance(source, Population):
                 return populated(source, scenario.data.held_out, scenario.seed)
-            dataset = source.load(None if data is None else Path(data))
+            dataset = source.load(None if data is None else user_path(data))
     else:
         check_dataset(dataset)
     with placed("data.partition"):

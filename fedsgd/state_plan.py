@@ -100,13 +100,13 @@ def plan_states(
     if there is not None:
         problems.append(f"the disk of {folder} has {size_text(there)} free")
     elif where != "memory":
-        problems.append("no folder on disk is named")
+        problems.append("there is no temporary folder: name one with state.folder")
     raise ScenarioError(f"no room for client state: {_amount(in_memory)}, but {' and '.join(problems)}; {_ways_out(where)}")
 
 
 def _amount(plan: StatePlan) -> str:
     each, total = size_text(plan.bytes_per_client), size_text(plan.n_bytes)
-    return f"at most {plan.seen:,} of {plan.clients:,} clients × {each} = {total}"
+    return f"at most {plan.seen:,} of {plan.clients:,} clients x {each} = {total}"
 
 
 def _ways_out(where: Where) -> str:

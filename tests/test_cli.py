@@ -262,6 +262,6 @@ def test_a_terminal_gets_a_bar(root: Path, capsys: pytest.CaptureFixture[str], m
         show(record(2, {"accuracy": 0.5}, 1.0))
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert "engine: captured, fused update: not all its layers are linear" in shown
-    assert "client state: at most 10 of 10 clients × 1 kB = 10 kB, in memory (budget 1 GiB)" in shown
+    assert "client state: at most 10 of 10 clients x 1 kB = 10 kB, in memory (budget 1 GiB)" in shown
     assert "2/6" in shown
     assert "acc 0.500 · up 1.0 kB (70.0×) · down 5.0 kB (14.0×)" in shown

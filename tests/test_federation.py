@@ -538,7 +538,7 @@ def test_who_was_not_heard_holds_all_of_it_back(scenario: Make) -> None:
 def test_the_plan_of_states_is_told_before_the_first_round(scenario: Make) -> None:
     said: list[str] = []
     fedsgd.run(scenario({"rounds": 2}), on_states=lambda plan: said.append(str(plan)), on_round=lambda _: said.append("round"))
-    assert said[0].startswith("client state: at most 8 of 8 clients × ")
+    assert said[0].startswith("client state: at most 8 of 8 clients x ")
     assert said[1:] == ["round", "round"]
     with pytest.raises(
         ScenarioError, match=r"no room for client state: at most 8 of 8 clients .* the budget of memory is 1 kB"

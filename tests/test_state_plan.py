@@ -35,13 +35,13 @@ def plan(
 
 
 def test_the_plan_in_words() -> None:
-    assert str(plan()) == ("client state: at most 5,000 of 1,000,000 clients × 62.8 kB = 314 MB, in memory (budget 2 GiB)")
+    assert str(plan()) == ("client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, in memory (budget 2 GiB)")
     assert str(plan(models=7_700_000)) == (
-        "client state: at most 5,000 of 1,000,000 clients × 62.8 kB = 314 MB, in memory beside 7.7 MB of models (budget 2 GiB)"
+        "client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, in memory beside 7.7 MB of models (budget 2 GiB)"
     )
-    assert str(plan("disk")) == "client state: at most 5,000 of 1,000,000 clients × 62.8 kB = 314 MB, on disk in /data"
+    assert str(plan("disk")) == "client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, on disk in /data"
     assert str(plan(bytes_per_client=0)) == "client state: none, clients remember nothing"
-    assert str(plan(clients=70)).startswith("client state: at most 70 of 70 clients × 62.8 kB = 4.4 MB")
+    assert str(plan(clients=70)).startswith("client state: at most 70 of 70 clients x 62.8 kB = 4.4 MB")
 
 
 def test_auto_is_in_memory_while_it_fits_and_on_disk_from_then_on() -> None:
@@ -81,7 +81,7 @@ def test_where_there_is_no_room_it_says_what_is_needed_and_what_can_be_done(
     with pytest.raises(ScenarioError) as caught:
         plan(where, budget, free, folder and Path(folder))
     text = str(caught.value)
-    assert text.startswith("no room for client state: at most 5,000 of 1,000,000 clients × 62.8 kB = 314 MB, but ")
+    assert text.startswith("no room for client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, but ")
     assert said in text
     for way in ("bfloat16", "fewer rounds", "compressor without a memory"):
         assert way in text

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd import __version__
+from fedsgd.cli.streams import NO_ROOM, drop_output, echo, make_streams_safe
 from fedsgd.errors import DeploymentError, FedsgdError, OutputError, RunError, ScenarioError, WireError
+from fedsgd.user_files import user_path
 
 if TYPE_CHECKING:
     from fedsgd.scenario import Scenario
@@ -26,15 +28,27 @@ USAGE, FAILED, INTERRUPTED = 2, 1, 130
 class _Group(click.Group):
     """Turns our own errors into one line and an exit status."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the streams safe before anything is parsed or printed, then run as every command line does."""
+        make_streams_safe()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except FedsgdError as error:
-            click.echo(f"fedsgd: {error}", err=True)
+            for text in (str(error), *getattr(error, "__notes__", ())):
+                echo(f"fedsgd: {text}", err=True)
             ctx.exit(USAGE if isinstance(error, ScenarioError | OutputError) else FAILED)
         except KeyboardInterrupt:
-            click.echo("fedsgd: interrupted", err=True)
+            echo("fedsgd: interrupted", err=True)
             ctx.exit(INTERRUPTED)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            drop_output()
+            echo(f"fedsgd: {error.filename or 'standard output'}: {os.strerror(error.errno)}", err=True)
+            ctx.exit(USAGE)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,6 +61,17 @@ def main() -> None:
     # A user's own module is looked for where they stand, as `python -m` would; installed packages come first.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+
+
+class UserPath(click.Path):
+    """A path, in which a leading `~` is the home folder, also where the shell leaves it: --out=~/runs."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the expanded path."""
+        return user_path(Path(str(super().convert(value, param, ctx))))
 
 
 @dataclass(frozen=True)
@@ -89,7 +114,7 @@ def of_a_scenario(command: Callable[..., None]) -> Callable[..., None]:
         command(Given(scenario, settings, data, seed, as_json, quiet), **own)
 
     decorators = [
-        click.argument("scenario", type=click.Path(path_type=Path)),
+        click.argument("scenario", type=UserPath()),
         click.option(
             "--set",
             "settings",
@@ -98,9 +123,7 @@ def of_a_scenario(command: Callable[..., None]) -> Callable[..., None]:
             help="Override a key of the scenario, e.g. uplink.compressor.density=0.1. Repeatable. Setting a `name` resets the "
             "other keys of that component to the new member's defaults.",
         ),
-        click.option(
-            "--data", type=click.Path(path_type=Path), envvar="FEDSGD_DATA", show_envvar=True, help="Folder of data files."
-        ),
+        click.option("--data", type=UserPath(), envvar="FEDSGD_DATA", show_envvar=True, help="Folder of data files."),
         click.option("--seed", type=int, help="Override the scenario's seed."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),
         click.option("--quiet", is_flag=True, help="Show no progress."),
@@ -118,7 +141,7 @@ def ledger_is_told_of(out: Path) -> Iterator[None]:
     except (RunError, WireError, DeploymentError, KeyboardInterrupt):
         ledger = out / "ledger.parquet"
         if ledger.is_file() or (ledger.is_dir() and any(ledger.iterdir())):
-            click.echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
+            echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
         raise
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.base import FAILED, main
+from fedsgd.cli.base import FAILED, UserPath, main
+from fedsgd.cli.streams import echo, echo_json
 
 if TYPE_CHECKING:
     from fedsgd.certificate import Certificate
@@ -30,7 +31,7 @@ PROFILES = ("networks", "devices")
 @click.option("--error-feedback", type=click.Choice(("none", "persist", "decay", "reset")), default="none", show_default=True)
 @click.option("--data", type=click.Choice(("real", "gaussian", "laplace")), default="real", show_default=True)
 @click.option("--size", type=int, help="P of gaussian and laplace vectors.  [default: 200000]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write certificate.json and certificate.md to.")
+@click.option("--out", type=UserPath(), help="Folder to write certificate.json and certificate.md to.")
 @click.option("--no-laws", is_flag=True, help="With --all: measure only, without the law suite.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
 @click.option("--markdown", is_flag=True, help="Print Markdown on standard output.")
@@ -68,15 +69,15 @@ def certify(
     if out is not None:
         report.save(made[0], out)
     if as_json:
-        click.echo(report.to_text(*made, together=every))
+        echo_json(report.to_text(*made, together=every))
     elif markdown:
-        click.echo(report.comparison_markdown(made) if every else report.to_markdown(made[0]), nl=False)
+        echo(report.comparison_markdown(made) if every else report.to_markdown(made[0]), nl=False)
     elif every:
         console.show_comparison(made)
     else:
         console.show_certificate(made[0])
     if out is not None:
-        click.echo(f"written to {out}", err=True)
+        echo(f"written to {out}", err=True)
     if not all(certificate.passed for certificate in made):
         click.get_current_context().exit(FAILED)
 
@@ -109,18 +110,18 @@ def list_members(family: str | None, as_json: bool) -> None:
     registries = {registry.plural: registry for registry in schema.FAMILIES.values()}
     listing = {name: schema.describe(registries[name]) for name in ([family] if family else FAMILIES)}
     if as_json:
-        click.echo(json.dumps(listing[family] if family else listing, indent=2))
+        echo_json(json.dumps(listing[family] if family else listing, indent=2))
         return
     for name, members in listing.items():
         if not family:
-            click.secho(name, bold=True)
+            echo(name, bold=True)
         for member in members:
             shown = {key: _shown(value) for key, value in member["keys"].items()}
             keys = ", ".join(f"{key} = {value}" for key, value in shown.items())
             also = f" (or {', '.join(member['also'])})" if member["also"] else ""
-            click.echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
+            echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
             if keys:
-                click.secho(f"      {keys}", dim=True)
+                echo(f"      {keys}", dim=True)
 
 
 def _list_profiles(kind: str, as_json: bool) -> None:
@@ -128,11 +129,11 @@ def _list_profiles(kind: str, as_json: bool) -> None:
 
     known: Mapping[str, Any] = networks() if kind == "networks" else devices()
     if as_json:
-        click.echo(json.dumps({name: asdict(profile) for name, profile in known.items()}, indent=2))
+        echo_json(json.dumps({name: asdict(profile) for name, profile in known.items()}, indent=2))
         return
     for name, profile in known.items():
-        click.echo(f"  {click.style(name, fg='cyan')}: {profile.title}: {profile}")
-        click.secho(f"      {profile.source}", dim=True)
+        echo(f"  {click.style(name, fg='cyan')}: {profile.title}: {profile}")
+        echo(f"      {profile.source}", dim=True)
 
 
 def _shown(default: Any) -> str:

@@ -7,8 +7,9 @@ from typing import Literal
 
 import click
 
-from fedsgd.cli.base import main
+from fedsgd.cli.base import UserPath, main
 from fedsgd.cli.reports import Question, note, of_runs
+from fedsgd.cli.streams import echo
 from fedsgd.errors import OutputError
 
 
@@ -16,7 +17,7 @@ from fedsgd.errors import OutputError
 @of_runs
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="The page, or with --format a folder for figures.  [default: report.html, or figures]",
 )
 @click.option(
@@ -37,8 +38,8 @@ def report(
     """A page that answers what a federation costs, from finished runs: one file that works offline, with sliders for uplink,
     downlink and latency that price the runs anew.
 
-    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN. It begins with the network that is asked for, by default
-    4g, and with the target that is given, or the runs' own, or the highest that all methods reach.
+    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
+    RUN that exists. The page begins with the network that is asked for, by default 4g, and with the target that is given, or the runs' own, or the highest that all methods reach.
     """
     from fedsgd import console
     from fedsgd.report.make import make
@@ -67,4 +68,4 @@ def report(
             say=note,
         )
     for path in written:
-        click.echo(f"written to {path}")
+        echo(f"written to {path}")

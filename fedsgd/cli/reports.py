@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.base import main
+from fedsgd.cli.base import UserPath, main
+from fedsgd.cli.streams import echo, echo_json
+from fedsgd.user_files import user_path
 
 if TYPE_CHECKING:
     from fedsgd.network import Terms
@@ -24,12 +26,22 @@ OTHER_OPTIONS = ("overhead_up", "overhead_down", "device_name", "flops", "device
 
 
 def _given(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> list[Given]:
-    """A path each, or LABEL=PATH where there is no such path."""
-    given: list[Given] = []
-    for text in texts:
-        label, equals, path = text.partition("=")
-        given.append((label, Path(path)) if equals and not Path(text).exists() else Path(text))
-    return given
+    """Return a path each, or (label, path) of LABEL=PATH where there is no path of the whole text."""
+    return [_labelled(text) for text in texts]
+
+
+def _labelled(text: str) -> Given:
+    """Split LABEL=PATH at the last "=" behind which a path exists, at the first "=" where none does."""
+    whole = user_path(text)
+    if "=" not in text or whole.exists():
+        return whole
+    places = [at for at, character in enumerate(text) if character == "="]
+    at = next((at for at in reversed(places) if _exists(text[at + 1 :])), places[0])
+    return text[:at], user_path(text[at + 1 :])
+
+
+def _exists(path: str) -> bool:
+    return bool(path) and user_path(path).exists()
 
 
 class Finite(click.FloatRange):
@@ -130,7 +142,7 @@ def _of_terms() -> list[Callable[..., Any]]:
         click.option("--spread", type=Finite(0), help="Log-normal rates: 0.5 puts two clients in three within a factor 1.65."),
         click.option(
             "--trace",
-            type=click.Path(path_type=Path),
+            type=UserPath(),
             help="Links as measured: a CSV file with the columns client, "
             "up_bits_per_second, down_bits_per_second, latency_seconds.",
         ),
@@ -150,7 +162,7 @@ def _of_terms() -> list[Callable[..., Any]]:
         ),
         click.option("--server", "server_name", metavar="NAME", default="server", show_default=True, help="What aggregates."),
         click.option("--deadline", metavar="TIME", help="How long the server waits for a reply that never comes."),
-        click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 10⁹ bytes cost, in your currency."),
+        click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 1e9 bytes cost, in your currency."),
     ]
 
 
@@ -161,7 +173,7 @@ def _was_given(name: str) -> bool:
 
 def note(text: str) -> None:
     """What has to be known beside the results."""
-    click.echo(f"fedsgd: {text}", err=True)
+    echo(f"fedsgd: {text}", err=True)
 
 
 @main.command()
@@ -170,8 +182,8 @@ def note(text: str) -> None:
 def price(question: Question, as_json: bool) -> None:
     """How long finished runs would take on other networks, and what they would cost. Nothing is trained again.
 
-    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN. Runs that differ by their seed alone are one method. A
-    round lasts until its slowest client is done with download, computing, encoding and upload, and the server with decoding.
+    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
+    RUN that exists. Runs that differ by their seed alone are one method. A round lasts until its slowest client is done with download, computing, encoding and upload, and the server with decoding.
     Break-even: the uplink speed below which one method is sooner at the target than the other, the ratio of down to up and the
     latency kept.
 
@@ -189,7 +201,7 @@ def price(question: Question, as_json: bool) -> None:
             check_time(run)
     comparison = question.compared(methods, terms)
     if as_json:
-        click.echo(tables.to_json(comparison), nl=False)
+        echo_json(tables.to_json(comparison))
     else:
         console.show_price(comparison)
 
@@ -201,7 +213,7 @@ def price(question: Question, as_json: bool) -> None:
     "outs",
     multiple=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Also write the table: a file that ends in .csv, .json, .md or .tex. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
@@ -209,8 +221,8 @@ def compare(question: Question, outs: tuple[Path, ...], as_json: bool) -> None:
     """Methods side by side: rounds and bytes to a target, and time and money on networks where --network (or --up and --down)
     asks for them.
 
-    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN. Runs that differ by their seed alone are one method, shown
-    by its median.
+    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
+    RUN that exists. Runs that differ by their seed alone are one method, shown by its median.
     Without --target figures are those of whole runs. A setting that was tuned (in a sweep, or by --tune) is shown at the value
     that gets to the target in the fewest rounds, or without one to the best accuracy.
     """
@@ -229,8 +241,8 @@ def compare(question: Question, outs: tuple[Path, ...], as_json: bool) -> None:
     for out in outs:
         tables.save(comparison, out)
     if as_json:
-        click.echo(tables.to_json(comparison), nl=False)
+        echo_json(tables.to_json(comparison))
     else:
         console.show_comparison_of_runs(comparison)
     for out in outs:
-        click.echo(f"written to {out}", err=True)
+        echo(f"written to {out}", err=True)

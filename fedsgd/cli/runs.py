@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.base import Given, ledger_is_told_of, main, numbered_folder, of_a_scenario
+from fedsgd.cli.base import Given, UserPath, ledger_is_told_of, main, numbered_folder, of_a_scenario
+from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.tracking import asked, lost_trackers_are_told_of, tracked
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @main.command()
 @of_a_scenario
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder to write. [default: runs/NAME-N, the next free N]")
+@click.option("--out", type=UserPath(), help="Run folder to write. [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run folder.")
 @click.option(
     "--workers",
@@ -46,9 +47,7 @@ def run(given: Given, out: Path | None, overwrite: bool, workers: int, profile: 
     trackers = asked(**tracking)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers > cores and not given.quiet:
-        click.echo(
-            f"fedsgd: {workers} workers share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True
-        )
+        echo(f"fedsgd: {workers} workers share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True)
     with in_file(given.scenario), numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
         _run(scenario, given, folder, overwrite=overwrite, workers=workers, trackers=trackers, profile=profile)
 
@@ -69,14 +68,14 @@ def _run(scenario: Scenario, given: Given, out: Path, **options: Any) -> None:
             **options,
         )
     if given.as_json:
-        click.echo(json.dumps(result.summary, indent=2))
+        echo_json(json.dumps(result.summary, indent=2))
     else:
         console.show_result(result)
 
 
 @main.command()
 @of_a_scenario
-@click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a file that ends in .png or .svg.")
+@click.option("--picture", type=UserPath(), help="Also draw it: a file that ends in .png or .svg.")
 def partition(given: Given, picture: Path | None) -> None:
     """Show how SCENARIO splits its data over clients: how many examples of which class each trains on.
 
@@ -97,8 +96,8 @@ def partition(given: Given, picture: Path | None) -> None:
         if picture is not None:
             draw_split(split, picture)
     if given.as_json:
-        click.echo(json.dumps(split.to_json()))
+        echo_json(json.dumps(split.to_json()))
     else:
         console.show_split(split)
     if picture is not None:
-        click.echo(f"drawn to {picture}", err=True)
+        echo(f"drawn to {picture}", err=True)

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import click
 
-from fedsgd.cli.base import FAILED, Given, main, of_a_scenario
+from fedsgd.cli.base import FAILED, Given, UserPath, main, of_a_scenario
+from fedsgd.cli.streams import echo, echo_json
 
 
 @main.command()
 @of_a_scenario
 @click.option(
     "--methods",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="FILE",
     help="TOML: a table of settings for each method, by its label.",
 )
@@ -40,7 +41,7 @@ from fedsgd.cli.base import FAILED, Given, main, of_a_scenario
     metavar="N",
     help="Cells at a time, each in a process. Results do not depend on it.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the sweep. [default: runs/NAME-sweep]")
+@click.option("--out", type=UserPath(), help="Folder of the sweep. [default: runs/NAME-sweep]")
 @click.option("--overwrite", is_flag=True, help="Run cells anew that are finished with another scenario.")
 @click.option("--retry-failed", is_flag=True, help="Run cells again that failed.")
 def sweep(
@@ -76,7 +77,7 @@ def sweep(
     scenario, grids, tuned = given.load(), parse_grids(grid, "--grid"), parse_grids(tune, "--tune")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jobs > cores and not given.quiet:
-        click.echo(f"fedsgd: {jobs} jobs share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True)
+        echo(f"fedsgd: {jobs} jobs share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True)
     folder = Path("runs") / f"{scenario.name}-sweep" if out is None else out
     # What somebody's own module prints does not get into our output.
     with _finished_are_told_of(folder), console.sweep_progress(given.quiet) as shown, redirect_stdout(sys.stderr):
@@ -94,7 +95,7 @@ def sweep(
             **shown._asdict(),
         )
     if given.as_json:
-        click.echo(made.to_json(), nl=False)
+        echo_json(made.to_json())
     else:
         console.show_sweep(made)
     if any(cell.state == "failed" and not cell.diverged for cell in made.cells):
@@ -113,5 +114,5 @@ def _finished_are_told_of(out: Path) -> Iterator[None]:
         if not isinstance(error, ScenarioError | OutputError) and (out / SWEEP_FILE).is_file():
             cells = Sweep.read(out).cells
             done = sum(cell.state != "waiting" for cell in cells)
-            click.echo(f"fedsgd: {done} of {len(cells)} cells are done and kept in {out}; the same command goes on", err=True)
+            echo(f"fedsgd: {done} of {len(cells)} cells are done and kept in {out}; the same command goes on", err=True)
         raise

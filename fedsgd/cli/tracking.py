@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedsgd.cli.streams import echo
 from fedsgd.track import TRACKERS, Begun, Followed, Tracker, TrackerWarning, tracker
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def lost_trackers_are_told_of() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, TrackerWarning):
-                click.echo(f"fedsgd: {message}", err=True)
+                echo(f"fedsgd: {message}", err=True)
             else:
                 as_ever(message, category, *where, **more)
 

@@ -25,6 +25,7 @@ from fedsgd.deployment.watch import Told, Watch, Watched
 from fedsgd.errors import DeploymentError, OutputError, ScenarioError
 from fedsgd.run_folder import check, write
 from fedsgd.scenario import PythonObjects, Scenario, in_file, load
+from fedsgd.user_files import temporary_folder, user_path
 
 START_SECONDS = 120.0
 ROUND_SECONDS = 600.0
@@ -75,9 +76,10 @@ def deploy(
         most = "or more" if clients is None else f"to {clients}, the clients that there are"
         raise ScenarioError(f"nodes: got {nodes}, expected 1 {most}")
     where = data or os.environ.get("FEDSGD_DATA")
-    asked = Asked(nodes, scenario.to_toml(), str(Path(where).absolute()) if where else "", tls, measure_socket, warm)
-    folder = Path(out).absolute()
-    if logs is not None and folder.resolve() in (Path(logs).resolve(), *Path(logs).resolve().parents):
+    asked = Asked(nodes, scenario.to_toml(), str(user_path(where).absolute()) if where else "", tls, measure_socket, warm)
+    folder = user_path(out).absolute()
+    logs = None if logs is None else user_path(logs).absolute()
+    if logs is not None and folder.resolve() in (logs.resolve(), *logs.resolve().parents):
         raise OutputError(f"{logs}: logs cannot be in the run folder {out}; choose another place for them")
     check(folder, overwrite)  # what is there is replaced when the nodes are ready, and not before
     settings: dict[str, bundle.Setting] = {
@@ -147,13 +149,16 @@ class _Place:
 
 
 @contextmanager
-def _temporary(logs: str | Path | None) -> Iterator[_Place]:
+def _temporary(logs: Path | None) -> Iterator[_Place]:
     """Logs that nobody asked for are kept if any were named to the user. OutputError if there is no room for any of it."""
     try:
-        log_folder = Path(tempfile.mkdtemp(prefix="fedsgd-logs-")) if logs is None else Path(logs).absolute()
+        log_folder = Path(tempfile.mkdtemp(prefix="fedsgd-logs-")) if logs is None else logs
         temporary = tempfile.TemporaryDirectory(prefix="fedsgd-", ignore_cleanup_errors=True)
     except OSError as error:
-        raise OutputError(f"{tempfile.gettempdir()}: no temporary folder can be made ({error.strerror})") from None
+        where = temporary_folder() or "TMPDIR, /tmp, /var/tmp"
+        raise OutputError(
+            f"{where}: no temporary folder can be made ({error.strerror}); set TMPDIR to one that can be"
+        ) from None
     with temporary as folder:
         place = _Place(Path(folder) / "run", log_folder)
         try:

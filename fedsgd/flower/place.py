@@ -19,6 +19,7 @@ from flwr.app import ConfigRecord, Context
 from fedsgd.errors import OutputError
 from fedsgd.flower.records import KEY
 from fedsgd.runtime.folder import FolderStore
+from fedsgd.user_files import user_path
 
 DAYS_KEPT = 7
 _RUN = "run-"
@@ -64,7 +65,7 @@ def find_modules() -> None:
 
 def _root() -> Path:
     if named := os.environ.get("FEDSGD_STATE"):
-        return Path(named)
+        return user_path(named)
     home = os.environ.get("FLWR_HOME")
     return (Path(home) if home else Path.home() / ".flwr") / "fedsgd"
 

@@ -15,6 +15,7 @@ from fedsgd.network.draws import Constant, Draws, LogNormal, Trace, read
 from fedsgd.network.profiles import DEFAULT_DEVICE, DEFAULT_SERVER, device, network
 from fedsgd.network.timeline import Terms
 from fedsgd.units import parse_flops, parse_rate, parse_seconds, parse_size, seconds_text
+from fedsgd.user_files import user_path
 
 MOST_SPREAD = 10
 """Standard deviations of a logarithm: with 10, clients differ by factors of billions."""
@@ -124,7 +125,7 @@ def _link(name: str | None, up: str | None, down: str | None, trace: Path | None
         with _option("--network"):
             named = network(name)
     if trace is not None:
-        traced = read(trace)
+        traced = read(user_path(trace))
         middle = Link(traced.up_bits_per_second, traced.down_bits_per_second, traced.latency_seconds)
         draws = traced.draws
     elif named is not None:

@@ -15,6 +15,7 @@ from fedsgd.errors import DataError
 from fedsgd.participation.base import Draw, Drawn, Pool, Sampler, check_wanted
 from fedsgd.participation.intervals import LATEST, Intervals
 from fedsgd.rng import stream
+from fedsgd.user_files import user_path
 
 HEADER = ("client", "first_round", "last_round")
 
@@ -52,7 +53,7 @@ class Trace(Sampler):
         return draw
 
     def _found(self, folder: Path | None) -> Path:
-        looked = [place / self.file for place in (folder, Path()) if place is not None]
+        looked = [place / user_path(self.file) for place in (folder, Path()) if place is not None]
         for path in looked:
             if path.is_file():
                 return path

@@ -14,6 +14,7 @@ from fedsgd.python_objects import PYTHON_OBJECT
 from fedsgd.report.runs import Run, find, load_run
 from fedsgd.sweeps.naming import short_names, shown
 from fedsgd.target import Seeds, crossing, over_seeds
+from fedsgd.user_files import read_text, user_path
 
 APART = ("seed", "name")
 """Settings that do not make another method; nor does anything of [engine] and [state], on which no bytes depend, [report] and
@@ -161,7 +162,7 @@ def _check_same(one: Run | None, other: Run) -> None:
 
 def _entries(paths: Sequence[Given], tuned: Sequence[str], say: Callable[[str], None]) -> Iterator[_Entry]:
     for given in paths:
-        label, path = (given[0], Path(given[1])) if isinstance(given, tuple) else (None, Path(given))
+        label, path = (given[0], user_path(given[1])) if isinstance(given, tuple) else (None, user_path(given))
         if label is not None and not label.isprintable():
             raise ReportError(f"{label!r}: expected a label that can be printed in a line")
         if (path / "sweep.json").is_file() and label is None:
@@ -178,7 +179,7 @@ def _entries(paths: Sequence[Given], tuned: Sequence[str], say: Callable[[str], 
 def _of_sweep(folder: Path, say: Callable[[str], None]) -> Iterator[_Entry]:
     path = folder / "sweep.json"
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(read_text(path))["cells"]
         known = [(c["state"], c["label"], tuple(c["tuned"].items()), c["seed"], folder / c["folder"]) for c in cells]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{path}: is not what a sweep writes ({type(error).__name__}: {error})") from None

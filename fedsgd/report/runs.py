@@ -17,6 +17,7 @@ from fedsgd.errors import ReportError
 from fedsgd.parquet import column_names, read_columns
 from fedsgd.run_folder import ROUND_COLUMNS, RUN_FILES
 from fedsgd.schema import flat
+from fedsgd.user_files import read_text
 
 SAID = {
     "clients": int,
@@ -96,8 +97,8 @@ def load_run(folder: Path) -> Run:
     if missing:
         raise ReportError(f"{folder}: is not a run folder (there is no {missing[0]})")
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        text = (folder / "scenario.toml").read_text(encoding="utf-8")
+        summary = json.loads(read_text(folder / "summary.json"))
+        text = read_text(folder / "scenario.toml")
         settings = dict(flat(tomllib.loads(text)))
     except (OSError, ValueError) as error:  # both kinds of decoding errors among them
         raise ReportError(f"{folder}: cannot be read: {error}") from None

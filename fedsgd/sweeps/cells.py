@@ -14,6 +14,7 @@ from fedsgd.scenario import PythonObjects, Scenario, from_dict
 from fedsgd.schema import apply_settings, to_table
 from fedsgd.sweeps.naming import settings_text, short_names, unique_slugs
 from fedsgd.sweeps.settings import Grid, Settings
+from fedsgd.user_files import read_text
 
 SWEEP_FILE = "sweep.json"
 FORMAT = 1
@@ -67,7 +68,7 @@ class Sweep:
         """The one in that folder; OutputError if there is none."""
         path = Path(out) / SWEEP_FILE
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(read_text(path))
             if raw["format"] != FORMAT:
                 raise OutputError(f"{path}: got format {raw['format']!r}, expected {FORMAT}")
             cells = tuple(Cell(**cell) for cell in raw["cells"])

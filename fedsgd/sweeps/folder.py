@@ -12,7 +12,7 @@ from typing import Any
 
 from fedsgd.errors import OutputError, ReportError, ScenarioError
 from fedsgd.parquet import count_rows
-from fedsgd.run_folder import OVERWRITE, RUN_FILES, check, write
+from fedsgd.run_folder import OVERWRITE, check, write
 from fedsgd.scenario import Scenario, load
 from fedsgd.schema import flat, to_table
 from fedsgd.sweeps.cells import OWN_RESULTS, SWEEP_FILE, Cell, Planned, Sweep, keys_of
@@ -68,16 +68,20 @@ def as_found(out: Path, plan: Sequence[Planned], overwrite: bool, retry_failed: 
 
 
 def _is_finished(folder: Path) -> bool:
-    """Return whether a run folder has all its files, and its tables all their rows: the disk may have been full at the end."""
-    if not all((folder / name).exists() for name in RUN_FILES):
+    return (folder / "summary.json").is_file() and not _is_cut(folder)
+
+
+def _is_cut(folder: Path) -> bool:
+    """Return whether the disk was full when the run was over: no parameters beside the tables, or tables without their end."""
+    tables = [folder / name for name in ("rounds.parquet", "ledger.parquet")]
+    if not all(path.exists() for path in tables):
         return False
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        frames = summary["uplink"]["frames"] + summary["downlink"]["frames"]
-        rows = (count_rows(folder / name) for name in ("rounds.parquet", "ledger.parquet"))
-        return (*rows,) == (summary["rounds"], frames)
+        expected = [summary["rounds"], summary["uplink"]["frames"] + summary["downlink"]["frames"]]
+        return not (folder / "params.safetensors").exists() or [*map(count_rows, tables)] != expected
     except (OSError, ValueError, LookupError, TypeError, ReportError):
-        return False
+        return True
 
 
 def _as_found(out: Path, one: Planned, before: Cell | None, overwrite: bool, retry_failed: bool) -> Cell:

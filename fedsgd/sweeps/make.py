@@ -17,6 +17,7 @@ from fedsgd.sweeps.cells import OWN_RESULTS, Cell, Planned, Sweep, planned
 from fedsgd.sweeps.folder import as_found, held, save
 from fedsgd.sweeps.processes import Ended, OnRound, Outcome, in_processes, in_turn
 from fedsgd.sweeps.settings import Settings, check_grids, checked_methods, read_methods
+from fedsgd.user_files import user_path
 
 
 def sweep(
@@ -55,7 +56,7 @@ def sweep(
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ScenarioError(f"{name}: got {number!r}, expected 1 or more")
     plan = _plan(scenario, methods, grid or {}, tune or {}, seeds)
-    folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else Path(out)
+    folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else user_path(out)
     with held(folder):
         made = as_found(folder, plan, overwrite, retry_failed)
         save(made)
@@ -86,7 +87,7 @@ def _plan(
     asked: Mapping[str, Settings] = {scenario.name: {}}
     where = ""
     if isinstance(methods, str | Path):
-        where, methods = f"{methods}: ", read_methods(Path(methods))
+        where, methods = f"{methods}: ", read_methods(user_path(methods))
     if methods is not None:
         asked = checked_methods(methods, where)
     return planned(scenario, asked, grid, tune, seeds, where)

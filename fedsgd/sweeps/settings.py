@@ -11,6 +11,7 @@ from fedsgd.component import Component, component_type, field_types
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.scenario import Scenario
 from fedsgd.schema import FAMILIES, Table, parse_setting
+from fedsgd.user_files import read_text
 
 Settings = Mapping[str, Any]
 """Dotted key → value."""
@@ -38,7 +39,7 @@ def parse_grids(texts: Iterable[str], option: str) -> dict[str, list[Any]]:
 def _array(text: str, where: str) -> list[Any]:
     try:
         values = tomllib.loads(f"values = {text}")["values"]
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ScenarioError(f"{where}: not a TOML array: {error}; where values are arrays: [[64], [32, 32]]") from None
     return list(values)
 
@@ -84,11 +85,11 @@ def _same(one: Any, other: Any) -> bool:
 def read_methods(path: Path) -> dict[str, Any]:
     """Label → settings as nested tables, from a TOML file in which each table is a method."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         near = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
         raise ScenarioError(f"{path}: cannot be read ({error.strerror}){did_you_mean(path.name, near)}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         hint = '; a label with spaces is quoted: ["top-k 1 %"]' if isinstance(error, tomllib.TOMLDecodeError) else ""
         raise ScenarioError(f"{path}: not valid TOML: {error}{hint}") from None
 

@@ -20,6 +20,7 @@ from tensorboard.plugins.text import metadata as of_text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from fedsgd.track.base import Begun, Ended, axes, figures, milliseconds
+from fedsgd.user_files import user_path
 
 if TYPE_CHECKING:
     from fedsgd.record import Round
@@ -58,7 +59,7 @@ class TensorBoard:
     _past: list[tuple[float, Mapping[str, float]]]
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else user_path(folder)
 
     def begin(self, run: Begun) -> None:
         """The scenario, as text and as hyper-parameters."""

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsgd.errors import DataError
+from fedsgd.user_files import user_path
 
 
 def places(folder: Path | None, path: str) -> list[Path]:
     """Where a user's own path is looked for: in FOLDER if there is one, then where they stand."""
-    return [place / path for place in (folder, Path()) if place is not None]
+    return [place / user_path(path) for place in (folder, Path()) if place is not None]
 
 
 def find(folder: Path | None, owner: str, names: Sequence[str], help: str) -> list[Path]:

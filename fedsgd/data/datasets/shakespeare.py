@@ -14,6 +14,7 @@ from fedsgd.component import Count, Share
 from fedsgd.data.base import Dataset, Examples, Source
 from fedsgd.data.datasets.files import find
 from fedsgd.errors import DataError
+from fedsgd.user_files import read_text
 
 WHERE_TO_GET_IT = (
     "input.txt is in data/tinyshakespeare of the GitHub repository karpathy/char-rnn; put it into DIR or DIR/shakespeare and "
@@ -40,8 +41,8 @@ class Shakespeare(Source):
     def load(self, folder: Path | None) -> Dataset:
         path = find(folder, "shakespeare", ["input.txt"], WHERE_TO_GET_IT)[0]
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read as text ({error}): {WHERE_TO_GET_IT}") from error
         lines = _lines_by_role(text)
         if not lines:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from fedsgd.matplotlib_scope import own_settings
+
+# isort: split
+# what is above is imported before matplotlib, and lets it be imported whatever MPLBACKEND names
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +19,7 @@ from fedsgd.report.figures.bars import anatomy, round_time
 from fedsgd.report.figures.clients import clients, memory
 from fedsgd.report.figures.shown import Shown, show
 from fedsgd.report.figures.speeds import link_speed
-from fedsgd.report.figures.style import paper
+from fedsgd.report.figures.style import STYLE
 from fedsgd.report.methods import Method
 from fedsgd.report.payload import Asked
 from fedsgd.run_folder import write
@@ -46,7 +50,7 @@ def draw(methods: Sequence[Method], asked: Asked, folder: Path, format: Format) 
     of `price`.
     """
     check(folder, format)
-    with paper():
+    with own_settings(STYLE):
         made = {name: _saved(figure, format) for name, figure in figures(methods, asked).items()}
     try:
         folder.mkdir(exist_ok=True)
@@ -69,7 +73,7 @@ def check(folder: Path, format: str) -> None:
 
 def figures(methods: Sequence[Method], asked: Asked) -> dict[str, Figure]:
     """What `draw` saves, by name; each run is priced once."""
-    with paper():
+    with own_settings(STYLE):
         shown = show(methods, asked)
         made = {name: make(shown, asked) for name, make in FIGURES.items()}
     return {name: figure for name, figure in made.items() if figure is not None}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.artist import Artist
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
@@ -85,13 +83,6 @@ class Look:
     def gid(self) -> str:
         """What its line is called in an SVG."""
         return f"method-{self.place + 1}"
-
-
-@contextmanager
-def paper() -> Iterator[None]:
-    """In here figures are made and saved, whatever the user's own settings of matplotlib are."""
-    with style.context(["default", STYLE]):
-        yield
 
 
 def looks(labels: Sequence[str]) -> list[Look]:
