@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
 
 from fedsgd.errors import ScenarioError
+from fedsgd.user_files import temporary_folder
 
 NAME = "fedsgd-worker-"
 """How the names of worker processes begin."""
 FORKED = "forkserver" in mp.get_all_start_methods()
+MOST_PROCESSES = 4096
+"""Most workers, jobs or nodes that can be asked for."""
 UNGUARDED = 79
 """The exit status of a worker that was about to run the script that it imports."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -26,16 +32,40 @@ def begin(workers: int) -> None:
     no sense. Ends this process if it is a worker, which has got here by importing a script that lacks its guard."""
     if mp.current_process().name.startswith(NAME):
         os._exit(UNGUARDED)
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise ScenarioError(f"workers: got {workers!r}, expected how many processes clients are to train in: 1 or more")
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MOST_PROCESSES:
+        expected = f"how many processes clients are to train in: 1 to {MOST_PROCESSES}"
+        raise ScenarioError(f"workers: got {workers!r}, expected {expected}")
     if workers > 1 and not hasattr(os, "preadv"):
         raise ScenarioError(f"workers: got {workers}, expected 1: this system has not what several need")
-    if workers > 1 and FORKED:
+    if workers > 1 and start_method() == "forkserver":
         from multiprocessing import forkserver
 
         mp.set_forkserver_preload(["fedsgd.runtime.preload"])
-        with one_thread_each():
+        with one_thread_each(), main_is_importable():
             forkserver.ensure_running()
+
+
+def start_method() -> Literal["forkserver", "spawn"]:
+    """Return how worker processes start: a fork server needs a temporary folder for its socket, and some systems have none."""
+    return "forkserver" if FORKED and temporary_folder() is not None else "spawn"
+
+
+@contextmanager
+def main_is_importable() -> Iterator[None]:
+    """Start processes in this context that import no main script where there is no such file.
+
+    A script on standard input is called "<stdin>"; a file may be gone. A process that is started would fail to run it.
+    """
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if main is None or path is None or Path(path).exists():
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = path
 
 
 @contextmanager

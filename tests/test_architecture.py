@@ -16,21 +16,8 @@ PACKAGE = ROOT / "fedsgd"
 # Lowest first. A module may import from its own floor's package and from floors below.
 FLOORS = [
     ["errors", "arrays", "kernel", "profiling", "memory", "python_objects"],
-    [
-        "component",
-        "rng",
-        "layout",
-        "torch_scope",
-        "vectors",
-        "forking",
-        "sizes",
-        "units",
-        "target",
-        "divergence",
-        "csv_lines",
-        "user_files",
-        "matplotlib_scope",
-    ],
+    ["user_files", "matplotlib_scope"],
+    ["component", "rng", "layout", "torch_scope", "vectors", "forking", "sizes", "units", "target", "divergence", "csv_lines"],
     ["wire"],
     ["compress"],
     ["optim", "data", "participation", "downlink", "network"],

@@ -17,7 +17,7 @@ import click
 from fedsgd import __version__
 from fedsgd.cli.streams import NO_ROOM, drop_output, echo, make_streams_safe
 from fedsgd.errors import DeploymentError, FedsgdError, OutputError, RunError, ScenarioError, WireError
-from fedsgd.user_files import user_path
+from fedsgd.user_files import temporary_folder, user_path
 
 if TYPE_CHECKING:
     from fedsgd.scenario import Scenario
@@ -44,10 +44,13 @@ class _Group(click.Group):
             echo("fedsgd: interrupted", err=True)
             ctx.exit(INTERRUPTED)
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno in NO_ROOM:
+                drop_output()
+                echo(f"fedsgd: {error.filename or 'standard output'}: {os.strerror(error.errno)}", err=True)
+            elif temporary_folder() is None:  # libraries look for it when they are imported
+                echo("fedsgd: no temporary folder can be written; set TMPDIR to a folder that can be", err=True)
+            else:
                 raise
-            drop_output()
-            echo(f"fedsgd: {error.filename or 'standard output'}: {os.strerror(error.errno)}", err=True)
             ctx.exit(USAGE)
 
 

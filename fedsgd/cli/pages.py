@@ -39,7 +39,8 @@ def report(
     downlink and latency that price the runs anew.
 
     RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
-    RUN that exists. The page begins with the network that is asked for, by default 4g, and with the target that is given, or the runs' own, or the highest that all methods reach.
+    RUN that exists. The page begins with the network that is asked for, by default 4g, and with the target that is given,
+    or the runs' own, or the highest that all methods reach.
     """
     from fedsgd import console
     from fedsgd.report.make import make

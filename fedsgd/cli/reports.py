@@ -183,7 +183,8 @@ def price(question: Question, as_json: bool) -> None:
     """How long finished runs would take on other networks, and what they would cost. Nothing is trained again.
 
     RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
-    RUN that exists. Runs that differ by their seed alone are one method. A round lasts until its slowest client is done with download, computing, encoding and upload, and the server with decoding.
+    RUN that exists. Runs that differ by their seed alone are one method. A round lasts until its slowest client is
+    done with download, computing, encoding and upload, and the server with decoding.
     Break-even: the uplink speed below which one method is sooner at the target than the other, the ratio of down to up and the
     latency kept.
 

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from struct import calcsize
 
 from fedsgd.errors import RunError, ScenarioError
-from fedsgd.forking import FORKED, NAME, UNGUARDED, begin, one_thread_each
+from fedsgd.forking import NAME, UNGUARDED, begin, main_is_importable, one_thread_each, start_method
 from fedsgd.profiling import LAYOUT, PHASES, Phase, Profile, measured, unpack
 from fedsgd.runtime import protocol
 from fedsgd.runtime.channel import Outbox, PipeChannel
@@ -58,7 +58,7 @@ def hired(n: int, shared: Shared, outbox: Outbox) -> Iterator[list[Line]]:
     """n workers that are ready, for as long as the context lasts. They end by themselves where all went well, and when this
     process dies; if an error leaves the context they are killed."""
     begin(n)
-    context = mp.get_context("forkserver") if FORKED else mp.get_context("spawn")
+    context = mp.get_context("forkserver") if start_method() == "forkserver" else mp.get_context("spawn")
     processes: list[BaseProcess] = []
     lines: list[Line] = []
     patience = 0.0
@@ -68,7 +68,7 @@ def hired(n: int, shared: Shared, outbox: Outbox) -> Iterator[list[Line]]:
             inbox = Outbox()
             given = (number, there, inbox, outbox.file, shared)
             process = context.Process(target=work, args=given, name=f"{NAME}{number}", daemon=True)
-            with one_thread_each(), there:
+            with one_thread_each(), main_is_importable(), there:
                 process.start()
             processes.append(process)
             lines.append(Line(PipeChannel(here, outbox, inbox.file), partial(_end_of, process)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from fedsgd import errors
 from fedsgd.errors import FedsgdError, OutputError, ScenarioError
-from fedsgd.forking import UNGUARDED, one_thread_each
+from fedsgd.forking import UNGUARDED, main_is_importable, one_thread_each
 from fedsgd.scenario import Scenario
 from fedsgd.sweeps.cells import Cell, Planned
 
@@ -78,7 +78,7 @@ def in_processes(plan: Sequence[Planned], out: Path, data: str | None, jobs: int
     before, started = {*mp.active_children()}, set()
     pool = ProcessPoolExecutor(min(jobs, len(plan)), mp.get_context("spawn"), initializer=_begin)
     try:
-        with _without_interrupts(), one_thread_each():
+        with _without_interrupts(), one_thread_each(), main_is_importable():
             futures: dict[Future[Outcome], Cell] = {}
             for one in plan:
                 futures[pool.submit(run_cell, one.scenario, out / one.cell.folder, data)] = one.cell
