@@ -25,11 +25,13 @@ NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Coefficient = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Bucket = Annotated[int, msgspec.Meta(ge=16)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Bucket = Annotated[int, msgspec.Meta(ge=16, le=2**31 - 1)]
 """Coordinates that share a scale: with fewer the scales weigh more than what they are for."""
 Level = Annotated[int, msgspec.Meta(ge=1, le=127)]
-Natural = Annotated[int, msgspec.Meta(ge=0)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A 64-bit number, as TOML's integers are. All other integers are 32-bit numbers, as in frames."""
 
 
 class FieldError(ScenarioError):

@@ -22,6 +22,8 @@ NAME = "fedsgd-worker-"
 FORKED = "forkserver" in mp.get_all_start_methods()
 MOST_PROCESSES = 4096
 """Most workers, jobs or nodes that can be asked for."""
+MOST_SEEDS = 100_000
+"""Most seeds of a sweep."""
 UNGUARDED = 79
 """The exit status of a worker that was about to run the script that it imports."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -33,7 +35,7 @@ def begin(workers: int) -> None:
     if mp.current_process().name.startswith(NAME):
         os._exit(UNGUARDED)
     if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MOST_PROCESSES:
-        expected = f"how many processes clients are to train in: 1 to {MOST_PROCESSES}"
+        expected = f"how many processes clients are to train in: 1 or more, at most {MOST_PROCESSES}"
         raise ScenarioError(f"workers: got {workers!r}, expected {expected}")
     if workers > 1 and not hasattr(os, "preadv"):
         raise ScenarioError(f"workers: got {workers}, expected 1: this system has not what several need")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,7 +43,13 @@ class Kernel(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._chosen is None:
             self._chosen = self.compiled() or self.reference
-        return self._chosen(*args, **kwargs)
+        try:
+            return self._chosen(*args, **kwargs)
+        except OSError:  # what was compiled could not be stored, before the loop ran: its disk is full, or its folder is gone
+            import numba
+
+            self._chosen = cast("Callable[P, R]", numba.njit(nogil=True)(self.loop))
+            return self._chosen(*args, **kwargs)
 
     def compiled(self) -> Callable[P, R] | None:
         """The fast form; None without numba."""

@@ -176,9 +176,10 @@ def count_rows(path: Path) -> int:
 
 
 def column_names(path: Path) -> list[str]:
-    """Of a table."""
+    """Return the names of a table's columns. path: a file, or a folder of segments."""
     try:
-        return list(pq.read_schema(path).names)
+        first = min(path.glob("segment-*.parquet"), default=path) if path.is_dir() else path
+        return list(pq.read_schema(first).names)
     except (OSError, pa.ArrowException) as error:
         raise ReportError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
 

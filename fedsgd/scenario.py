@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedsgd.component import Count, FieldError, Natural
+from fedsgd.component import Count, FieldError, Seed
 from fedsgd.compress import Scheme
 from fedsgd.data import Dataset, Population
 from fedsgd.data.datasets.given import GivenDataset
@@ -43,7 +43,7 @@ class Scenario(Table):
     """One experiment. name: what it is called; seed: of all randomness; rounds: how many at most."""
 
     name: str
-    seed: Natural = 0
+    seed: Seed = 0
     rounds: Count = 10
     data: Data = Data()
     model: Model = Mlp()

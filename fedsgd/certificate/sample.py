@@ -55,8 +55,8 @@ def draw(kind: str, size: int | None) -> Sample:
             raise ScenarioError(f'size: got {size}, expected none with data = "real": the network has a size of its own')
         return _trained()
     size = SIZE if size is None else size
-    if size < 1:
-        raise ScenarioError(f"size: got {size}, expected at least 1")
+    if not 1 <= size < 2**31:
+        raise ScenarioError(f"size: got {size}, expected at least 1, at most {2**31 - 1}")
     return _drawn("laplace" if kind == "laplace" else "gaussian", size)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,9 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             echo("fedsgd: interrupted", err=True)
             ctx.exit(INTERRUPTED)
+        except MemoryError as error:
+            echo(f"fedsgd: not enough memory{f': {error}' if str(error) else ''}", err=True)
+            ctx.exit(FAILED)
         except OSError as error:
             if error.errno in NO_ROOM:
                 drop_output()
@@ -75,6 +79,16 @@ class UserPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the expanded path."""
         return user_path(Path(str(super().convert(value, param, ctx))))
+
+
+class Finite(click.FloatRange):
+    """A number that is one: neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 @dataclass(frozen=True)

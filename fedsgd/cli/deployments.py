@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.base import Given, UserPath, ledger_is_told_of, main, numbered_folder, of_a_scenario
+from fedsgd.cli.base import Finite, Given, UserPath, ledger_is_told_of, main, numbered_folder, of_a_scenario
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.tracking import asked, deployment_followed, lost_trackers_are_told_of, tracked
+from fedsgd.forking import MOST_PROCESSES
 from fedsgd.track import Ended, Tracker
 
 if TYPE_CHECKING:
@@ -22,16 +23,18 @@ if TYPE_CHECKING:
 @main.command()
 @of_a_scenario
 @click.option(
-    "--nodes", type=click.IntRange(min=1), required=True, metavar="N", help="SuperNodes that clients are spread over."
+    "--nodes",
+    type=click.IntRange(1, MOST_PROCESSES),
+    required=True,
+    metavar="N",
+    help="SuperNodes that clients are spread over.",
 )
 @click.option("--tls", is_flag=True, help="Let nodes and server talk by TLS, with certificates made on the spot.")
 @click.option("--measure-socket", is_flag=True, help="Count every byte on each node's connections, by a proxy before it.")
 @click.option("--keep-logs", type=UserPath(), metavar="DIR", help="Write the processes' logs there.")
 @click.option("--cold", is_flag=True, help="Start every ClientApp from nothing, as Flower does; otherwise it is forked, ready.")
-@click.option(
-    "--start-seconds", type=click.FloatRange(min=1), default=120.0, show_default=True, help="For all nodes to be ready."
-)
-@click.option("--round-seconds", type=click.FloatRange(min=1), default=600.0, show_default=True, help="For a node's answer.")
+@click.option("--start-seconds", type=Finite(min=1), default=120.0, show_default=True, help="For all nodes to be ready.")
+@click.option("--round-seconds", type=Finite(min=1), default=600.0, show_default=True, help="For a node's answer.")
 @click.option("--out", type=UserPath(), help="Run folder to write. [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run folder.")
 @tracked

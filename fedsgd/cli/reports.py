@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.base import UserPath, main
+from fedsgd.cli.base import Finite, UserPath, main
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.user_files import user_path
 
@@ -42,16 +41,6 @@ def _labelled(text: str) -> Given:
 
 def _exists(path: str) -> bool:
     return bool(path) and user_path(path).exists()
-
-
-class Finite(click.FloatRange):
-    """A number that is one: neither NaN nor infinite."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return number
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import click
 
 from fedsgd.cli.base import FAILED, Given, UserPath, main, of_a_scenario
 from fedsgd.cli.streams import echo, echo_json
+from fedsgd.forking import MOST_PROCESSES, MOST_SEEDS
 
 
 @main.command()
@@ -31,11 +32,16 @@ from fedsgd.cli.streams import echo, echo_json
 )
 @click.option("--tune", metavar="KEY=V1,V2,...", multiple=True, help="The same, for what a comparison takes the best value of.")
 @click.option(
-    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Seeds, from the scenario's own on."
+    "--seeds",
+    type=click.IntRange(1, MOST_SEEDS),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Seeds, from the scenario's own on.",
 )
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_PROCESSES),
     default=1,
     show_default=True,
     metavar="N",

@@ -41,6 +41,7 @@ def environment(home: Path, first_on_path: Path) -> dict[str, str]:
         "PATH": os.pathsep.join(path),
         "FEDSGD_FOLDER": str(Path.cwd()),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",  # Flower's command line prints what an ASCII stream cannot hold
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -23,6 +23,7 @@ from fedsgd.deployment.federation import Asked, Federation, federation
 from fedsgd.deployment.proxy import Seen
 from fedsgd.deployment.watch import Told, Watch, Watched
 from fedsgd.errors import DeploymentError, OutputError, ScenarioError
+from fedsgd.forking import MOST_PROCESSES
 from fedsgd.run_folder import check, write
 from fedsgd.scenario import PythonObjects, Scenario, in_file, load
 from fedsgd.user_files import temporary_folder, user_path
@@ -72,8 +73,8 @@ def deploy(
     if not isinstance(scenario, Scenario):
         source, scenario = in_file(Path(scenario)), load(scenario)
     clients = scenario.data.n_clients
-    if nodes < 1 or (clients is not None and nodes > clients):
-        most = "or more" if clients is None else f"to {clients}, the clients that there are"
+    if not 1 <= nodes <= MOST_PROCESSES or (clients is not None and nodes > clients):
+        most = f"or more, at most {MOST_PROCESSES}" if clients is None else f"to {clients}, the clients that there are"
         raise ScenarioError(f"nodes: got {nodes}, expected 1 {most}")
     where = data or os.environ.get("FEDSGD_DATA")
     asked = Asked(nodes, scenario.to_toml(), str(user_path(where).absolute()) if where else "", tls, measure_socket, warm)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsgd.errors import ScenarioError
-from fedsgd.forking import UNGUARDED
+from fedsgd.forking import MOST_PROCESSES, MOST_SEEDS, UNGUARDED
 from fedsgd.scenario import Scenario, load
 from fedsgd.sweeps.cells import OWN_RESULTS, Cell, Planned, Sweep, planned
 from fedsgd.sweeps.folder import as_found, held, save
@@ -52,9 +52,9 @@ def sweep(
     """
     if getattr(mp.current_process(), "_inheriting", False):
         os._exit(UNGUARDED)  # a process that was started for a cell is importing the script, which lacks its guard
-    for name, number in (("seeds", seeds), ("jobs", jobs)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ScenarioError(f"{name}: got {number!r}, expected 1 or more")
+    for name, number, most in (("seeds", seeds, MOST_SEEDS), ("jobs", jobs, MOST_PROCESSES)):
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:
+            raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {most}")
     plan = _plan(scenario, methods, grid or {}, tune or {}, seeds)
     folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else user_path(out)
     with held(folder):
