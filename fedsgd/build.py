@@ -216,7 +216,7 @@ def _states(scenario: Scenario, plan: Plan, asked: int, size: int) -> StatePlan:
     """Where what clients remember will be. asked: how many of them a round; size: of the vector that they train."""
     kept = scenario.rounds if plan.downlink.remember is None else min(scenario.rounds, plan.downlink.remember)
     models = min(plan.clients, kept + 1) * plan.layout.size * 4 if plan.downlink.needs_held else 0
-    folder = temporary_folder() if scenario.state.folder is None else user_path(scenario.state.folder)
+    folder = user_path(scenario.state.folder) if scenario.state.folder else temporary_folder()
     state, typical = scenario.state, typical_state(plan, size)
     each = footprint(typical) if typical.latest else 0
     return plan_states(

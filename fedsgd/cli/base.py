@@ -51,7 +51,7 @@ class _Group(click.Group):
             if error.errno in NO_ROOM:
                 drop_output()
                 echo(f"fedsgd: {error.filename or 'standard output'}: {os.strerror(error.errno)}", err=True)
-            elif temporary_folder() is None:  # libraries look for it when they are imported
+            elif error.filename is None and temporary_folder() is None:  # libraries look for it when they are imported
                 echo("fedsgd: no temporary folder can be written; set TMPDIR to a folder that can be", err=True)
             else:
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedsgd.matplotlib_scope import own_settings
+from fedsgd.report.figures.style import paper
 
 # isort: split
 # what is above is imported before matplotlib, and lets it be imported whatever MPLBACKEND names
@@ -19,7 +19,6 @@ from fedsgd.report.figures.bars import anatomy, round_time
 from fedsgd.report.figures.clients import clients, memory
 from fedsgd.report.figures.shown import Shown, show
 from fedsgd.report.figures.speeds import link_speed
-from fedsgd.report.figures.style import STYLE
 from fedsgd.report.methods import Method
 from fedsgd.report.payload import Asked
 from fedsgd.run_folder import write
@@ -50,7 +49,7 @@ def draw(methods: Sequence[Method], asked: Asked, folder: Path, format: Format) 
     of `price`.
     """
     check(folder, format)
-    with own_settings(STYLE):
+    with paper():
         made = {name: _saved(figure, format) for name, figure in figures(methods, asked).items()}
     try:
         folder.mkdir(exist_ok=True)
@@ -73,7 +72,7 @@ def check(folder: Path, format: str) -> None:
 
 def figures(methods: Sequence[Method], asked: Asked) -> dict[str, Figure]:
     """What `draw` saves, by name; each run is priced once."""
-    with own_settings(STYLE):
+    with paper():
         shown = show(methods, asked)
         made = {name: make(shown, asked) for name, make in FIGURES.items()}
     return {name: figure for name, figure in made.items() if figure is not None}

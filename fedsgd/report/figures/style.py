@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from fedsgd.matplotlib_scope import own_settings
+
+# isort: split
+# what is above is imported before matplotlib, and lets it be imported whatever MPLBACKEND names
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +88,13 @@ class Look:
     def gid(self) -> str:
         """What its line is called in an SVG."""
         return f"method-{self.place + 1}"
+
+
+@contextmanager
+def paper() -> Iterator[None]:
+    """In here figures are made and saved, whatever the user's own settings of matplotlib are."""
+    with own_settings(STYLE):
+        yield
 
 
 def looks(labels: Sequence[str]) -> list[Look]:
