@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable
 from multiprocessing.spawn import get_preparation_data
@@ -23,6 +24,7 @@ from fedsgd import parquet, run_folder
 from fedsgd.cli import main
 from fedsgd.cli.reports import _labelled
 from fedsgd.cli.streams import echo_json, make_streams_safe
+from fedsgd.cli.tracking import lost_trackers_are_told_of
 from fedsgd.errors import OutputError, ReportError, RunError, ScenarioError
 from fedsgd.forking import main_is_importable
 from fedsgd.kernel import Kernel
@@ -327,6 +329,21 @@ def test_error_in_the_run_full_disk_does_not_replace_it(quick: Scenario) -> None
     with pytest.raises(RunError, match="round 1, client") as caught:
         fedsgd.run(quick.replace({"client.optimizer.lr": 1e30}), out="o")
     assert any("ledger.parquet: cannot be written" in note for note in caught.value.__notes__)
+
+
+def test_thread_of_a_tracker_full_disk_prints_no_traceback() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    for error, shown in ((FULL, False), (ValueError("own"), True)):
+        printed: list[object] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading, "excepthook", printed.append)
+            with lost_trackers_are_told_of():
+                thread = threading.Thread(target=fail, args=(error,))
+                thread.start()
+                thread.join()
+        assert bool(printed) == shown
 
 
 def test_table_rows_of_a_failed_segment_are_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

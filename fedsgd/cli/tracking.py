@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.streams import echo
+from fedsgd.cli.streams import NO_ROOM, echo
 from fedsgd.track import TRACKERS, Begun, Followed, Tracker, TrackerWarning, tracker
 
 if TYPE_CHECKING:
@@ -55,7 +56,24 @@ def lost_trackers_are_told_of() -> Iterator[None]:
 
         warnings.simplefilter("always", TrackerWarning)
         warnings.showwarning = show
+        with _writers_are_quiet():
+            yield
+
+
+@contextmanager
+def _writers_are_quiet() -> Iterator[None]:
+    """Print no traceback of a thread that finds the disk full: TensorBoard's writer raises the error again in its tracker."""
+    before = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError) or args.exc_value.errno not in NO_ROOM:
+            before(args)
+
+    threading.excepthook = show
+    try:
         yield
+    finally:
+        threading.excepthook = before
 
 
 def asked(track: Sequence[str], networks: str | None) -> list[Tracker]:
