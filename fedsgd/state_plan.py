@@ -100,7 +100,7 @@ def plan_states(
     if there is not None:
         problems.append(f"the disk of {folder} has {size_text(there)} free")
     elif where != "memory":
-        problems.append("there is no temporary folder: name one with state.folder")
+        problems.append("no folder on disk is named")
     raise ScenarioError(f"no room for client state: {_amount(in_memory)}, but {' and '.join(problems)}; {_ways_out(where)}")
 
 

@@ -232,7 +232,7 @@ def test_run_no_temporary_folder_keeps_states_in_memory(quick: Scenario, monkeyp
     settings = {"uplink.compressor.name": "top-k", "uplink.error_feedback": "persist"}
     result = fedsgd.run(quick.replace(settings))
     assert result.summary["states"]["place"] == "memory"
-    with pytest.raises(ScenarioError, match=r"no temporary folder: name one with state\.folder"):
+    with pytest.raises(ScenarioError, match=r"no folder on disk is named"):
         fedsgd.run(quick.replace({**settings, "state.store": "disk"}))
     monkeypatch.setattr("fedsgd.experiment.run", lambda *_, **__: missing())
     result_of_command = invoke("run", "q.toml", "--quiet", "--out", "o")
