@@ -82,12 +82,13 @@ def test_safe_stream_name_that_is_not_text_keeps_its_bytes(monkeypatch: pytest.M
     assert data.getvalue() == b"a\xffb\n"
 
 
-def test_json_any_label_is_ascii_and_equal(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp932", "utf-8"])
+def test_json_any_label_is_equal_in_any_stream(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data, encoding=encoding))
     value = {"label": "top-k 1 % × é 😀"}
     echo_json(json.dumps(value, ensure_ascii=False))
-    printed = capsys.readouterr().out
-    assert printed.isascii()
-    assert json.loads(printed) == value
+    assert json.loads(data.getvalue().decode(encoding)) == value
 
 
 def test_commands_ascii_streams_print_all_and_succeed(quick: Scenario) -> None:

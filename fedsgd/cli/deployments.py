@@ -13,7 +13,6 @@ import click
 from fedsgd.cli.base import Finite, Given, UserPath, ledger_is_told_of, main, numbered_folder, of_a_scenario
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.tracking import asked, deployment_followed, lost_trackers_are_told_of, tracked
-from fedsgd.forking import MOST_PROCESSES
 from fedsgd.track import Ended, Tracker
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 @of_a_scenario
 @click.option(
     "--nodes",
-    type=click.IntRange(1, MOST_PROCESSES),
+    type=click.IntRange(min=1),
     required=True,
     metavar="N",
     help="SuperNodes that clients are spread over.",

@@ -13,7 +13,6 @@ import click
 from fedsgd.cli.base import Given, UserPath, ledger_is_told_of, main, numbered_folder, of_a_scenario
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.tracking import asked, lost_trackers_are_told_of, tracked
-from fedsgd.forking import MOST_PROCESSES
 
 if TYPE_CHECKING:
     from fedsgd.scenario import Scenario
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run folder.")
 @click.option(
     "--workers",
-    type=click.IntRange(1, MOST_PROCESSES),
+    type=click.IntRange(min=1),
     default=1,
     show_default=True,
     metavar="K",

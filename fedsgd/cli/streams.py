@@ -69,8 +69,12 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True, **style: Any)
 
 
 def echo_json(text: str) -> None:
-    """Print JSON in ASCII, which every stream holds: other characters occur in its strings alone, and are escaped there."""
-    echo(re.sub(r"[^\x00-\x7f]", _escaped, text).rstrip("\n"))
+    """Print JSON, in ASCII where the stream cannot hold it: other characters occur in strings alone, and are escaped."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        text = re.sub(r"[^\x00-\x7f]", _escaped, text)
+    echo(text.rstrip("\n"))
 
 
 def _escaped(match: re.Match[str]) -> str:
