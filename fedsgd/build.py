@@ -86,26 +86,17 @@ def build(
     from fedsgd.torch_scope import isolated
 
     with isolated():
-        return _build(scenario, data, dataset, module, loss, metrics, share)
+        return _build(scenario, data, PythonObjects(dataset, module, loss, metrics), share)
 
 
-def _build(
-    scenario: Scenario,
-    data: str | Path | None,
-    dataset: Dataset | None,
-    module: nn.Module | None,
-    loss: Loss | None,
-    metrics: Mapping[str, Metric] | None,
-    share: bool,
-) -> Experiment:
-    objects = PythonObjects(dataset, module, loss, metrics)
+def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, share: bool) -> Experiment:
     objects.check(scenario)
-    dataset, train, held_out = dealt(scenario, data, dataset)
+    dataset, train, held_out = dealt(scenario, data, objects.dataset)
     shared = Blob.of((dataset, train, held_out)) if share else None
     if shared is not None:  # in the place of the arrays that were read, which can go
         dataset, train, held_out = shared.load()
     with placed("model"):
-        task = make_task(scenario.model, dataset, scenario.seed, module, loss, metrics)
+        task = make_task(scenario.model, dataset, scenario.seed, objects.module, objects.loss, objects.metrics)
     plan = _plan(scenario, task, train)
     task = _try(task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
     check_training_steps(task, plan.recipe, train, dataset.train, scenario.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsgd.arrays import F32, F64
 from fedsgd.build import Experiment, build, with_workers
-from fedsgd.data import ClientData, Dataset
+from fedsgd.data import Dataset
 from fedsgd.engine import Chosen
 from fedsgd.errors import OutputError, RunError, ScenarioError
 from fedsgd.final_model import FinalModel, final_model
@@ -26,9 +25,9 @@ from fedsgd.loop import run as run_rounds
 from fedsgd.models import Loss, Metric
 from fedsgd.parquet import TableWriter
 from fedsgd.profiling import Account, Within, measured, phased
-from fedsgd.record import Residuals, Round, dense_frame_bytes, summarised
+from fedsgd.record import Residuals, Round, dense_frame_bytes, save_clients, summarised
 from fedsgd.rounds import Server
-from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS, prepare, write, write_all
+from fedsgd.run_folder import ROUND_COLUMNS, prepare, write, write_all
 from fedsgd.scenario import Scenario, in_file, load
 from fedsgd.state_plan import StatePlan
 from fedsgd.track import Begun, Ended, Followed, Tracker
@@ -187,7 +186,7 @@ def _save(result: Result, experiment: Experiment, model: FinalModel, rounds: Tab
     accuracy, held_out = result.client_accuracy, experiment.held_out
     if accuracy is not None and held_out is not None:
         path = folder / "clients.parquet"
-        steps["clients.parquet"] = lambda: _save_clients(path, experiment.train, held_out, accuracy)
+        steps["clients.parquet"] = lambda: save_clients(path, experiment.train, held_out, accuracy)
     write_all(folder, {**steps, "ledger.parquet": result.ledger.close, "rounds.parquet": rounds.close})
 
 
@@ -312,12 +311,3 @@ def _evaluate(experiment: Experiment, server: Server) -> tuple[Mapping[str, floa
         return experiment.evaluator(server.public.model, server.statistics)
     except Exception as error:  # the user's module, loss or metrics
         raise RunError(server.round - 1, None, f"evaluation: {type(error).__name__}: {error}") from error
-
-
-def _save_clients(path: Path, train: ClientData, held_out: ClientData, accuracy: F64) -> None:
-    table = TableWriter(path, CLIENT_COLUMNS)
-    sizes = (data.sizes().tolist() for data in (train, held_out))
-    known = (value if math.isfinite(value) else None for value in accuracy.tolist())
-    for row in zip(range(len(train)), *sizes, known, strict=True):
-        table.append(dict(zip(CLIENT_COLUMNS, row, strict=True)))
-    table.close()

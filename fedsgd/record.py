@@ -8,19 +8,23 @@ import platform
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedsgd.arrays import F32
+from fedsgd.arrays import F32, F64
 from fedsgd.build import Experiment
 from fedsgd.compress import Context
 from fedsgd.compress.dense import DenseOperator
+from fedsgd.data import ClientData
 from fedsgd.divergence import divergence
 from fedsgd.engine.flops import training_flops
 from fedsgd.ledger import Ledger, Traffic
 from fedsgd.memory import copy_seconds, peak_memory
+from fedsgd.parquet import TableWriter
 from fedsgd.rounds import Plan, Reply
+from fedsgd.run_folder import CLIENT_COLUMNS
 from fedsgd.target import crossing
 from fedsgd.wire import Frame, Header, Kind, encode_frame
 
@@ -239,3 +243,13 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
+
+
+def save_clients(path: Path, train: ClientData, held_out: ClientData, accuracy: F64) -> None:
+    """Write clients.parquet: accuracy [N] of the final model on each client's own test examples, NaN for none."""
+    table = TableWriter(path, CLIENT_COLUMNS)
+    sizes = (data.sizes().tolist() for data in (train, held_out))
+    known = (value if math.isfinite(value) else None for value in accuracy.tolist())
+    for row in zip(range(len(train)), *sizes, known, strict=True):
+        table.append(dict(zip(CLIENT_COLUMNS, row, strict=True)))
+    table.close()

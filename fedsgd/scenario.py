@@ -20,8 +20,9 @@ from fedsgd.data.datasets.given import GivenDataset
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import Loss, Metric, Mlp, Model
 from fedsgd.models.user import GivenModule
+from fedsgd.overrides import apply_settings
 from fedsgd.python_objects import ask_for, drop_given, find_markers, reference
-from fedsgd.schema import Table, apply_settings, from_table, to_table
+from fedsgd.schema import Table, from_table, to_table
 from fedsgd.tables import (
     Client,
     Data,

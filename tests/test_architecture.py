@@ -27,6 +27,7 @@ FLOORS = [
     ["rounds"],
     ["loop"],
     ["schema"],
+    ["overrides"],
     ["tables"],
     ["scenario"],
     ["runtime", "parquet", "evaluation", "run_folder", "splits"],

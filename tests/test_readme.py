@@ -61,7 +61,7 @@ def test_the_example_scenario_loads() -> None:
 
 
 def test_the_settings_in_commands_are_settings() -> None:
-    from fedsgd.schema import parse_setting
+    from fedsgd.overrides import parse_setting
 
     commands = [line for block in blocks("sh") for line in block.splitlines() if re.search("fedsgd (run|partition) ", line)]
     assert len(commands) > 4

@@ -26,7 +26,7 @@ from fedsgd.report import Run, compare, gather, load_run
 from fedsgd.report.facts import log2_choose, read_facts, read_trips, work_of
 from fedsgd.report.following import OnNetworks
 from fedsgd.report.make import default_target
-from fedsgd.report.methods import mixture
+from fedsgd.report.mixture import mixture
 from fedsgd.report.price import SPEEDS, BreakEven, Racer, Reach, break_evens, price, reach
 from fedsgd.report.tables import cell, evens_text, rounds_text, save, to_latex, to_markdown
 from fedsgd.scenario import Scenario

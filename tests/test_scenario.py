@@ -24,8 +24,9 @@ from fedsgd.models.user import UserModule
 from fedsgd.optim import SGD, Momentum, Optimizer, PyTorchMomentum
 from fedsgd.optim.adaptive import FedAdam
 from fedsgd.optim.schedules import Step
+from fedsgd.overrides import parse_setting
 from fedsgd.scenario import Client, Data, Scenario, Server, Uplink, from_dict, load
-from fedsgd.schema import FAMILIES, describe, parse_setting
+from fedsgd.schema import FAMILIES, describe
 
 Make = Callable[..., Scenario]
 

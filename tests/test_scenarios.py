@@ -81,7 +81,7 @@ def test_every_scenario_is_called_what_its_file_is(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
 def test_the_settings_that_comments_suggest_are_settings(path: Path) -> None:
-    from fedsgd.schema import parse_setting
+    from fedsgd.overrides import parse_setting
 
     comments = " ".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
     settings = [parse_setting(text.rstrip(".,;")) for text in re.findall(r"--set (\S+)", comments)]

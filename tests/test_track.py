@@ -21,10 +21,10 @@ import fedsgd
 from fedsgd.cli import main
 from fedsgd.data import Dataset
 from fedsgd.errors import OutputError, RunError, ScenarioError
+from fedsgd.overrides import apply_settings
 from fedsgd.record import Round
 from fedsgd.run_folder import RUN_FILES
 from fedsgd.scenario import Scenario, from_dict
-from fedsgd.schema import apply_settings
 from fedsgd.track import TRACKERS, Begun, Ended, Followed, TrackerWarning, tracker
 from fedsgd.track.base import axes, figures
 

@@ -11,7 +11,8 @@ from fedsgd.certificate.base import Subject
 from fedsgd.component import FieldError, import_object
 from fedsgd.compress import COMPRESSORS, Operator, Scheme
 from fedsgd.errors import FedsgdError, ScenarioError
-from fedsgd.schema import apply_settings, from_table
+from fedsgd.overrides import apply_settings
+from fedsgd.schema import from_table
 from fedsgd.tables import Uplink
 
 Feedback = Literal["none", "persist", "decay", "reset"]

@@ -104,8 +104,8 @@ class Given:
 
     def load(self) -> Scenario:
         """The scenario with its overrides."""
+        from fedsgd.overrides import parse_setting
         from fedsgd.scenario import load
-        from fedsgd.schema import parse_setting
 
         overrides = dict(parse_setting(text) for text in self.settings)
         if self.seed is not None:

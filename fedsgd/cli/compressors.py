@@ -87,7 +87,7 @@ def _certificates(
 ) -> list[Certificate]:
     from fedsgd.certificate import certify as certify_one
     from fedsgd.certificate import certify_all
-    from fedsgd.schema import parse_setting
+    from fedsgd.overrides import parse_setting
 
     if compressor is None:
         return certify_all(data=data, size=size, laws=not no_laws)

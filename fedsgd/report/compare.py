@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsgd.network import Terms
-from fedsgd.report.methods import Method, mixture
+from fedsgd.report.methods import Method
+from fedsgd.report.mixture import mixture
 from fedsgd.report.price import BreakEven, Priced, Racer, all_break_evens, price, reach
 from fedsgd.report.runs import Run
 from fedsgd.target import Crossing, Seeds, crossing, over_seeds

@@ -9,7 +9,8 @@ from typing import Literal
 
 from fedsgd.errors import OutputError, ReportError
 from fedsgd.network import Terms
-from fedsgd.report.methods import Given, Method, gather, mixture
+from fedsgd.report.methods import Given, Method, gather
+from fedsgd.report.mixture import mixture
 from fedsgd.report.payload import Asked, payload
 from fedsgd.run_folder import write
 

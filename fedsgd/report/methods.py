@@ -23,8 +23,6 @@ APART_TABLES = ("engine", "report", "state", "stop")
 INITIAL = "model.initial_sha256"
 """The fingerprint of the initial parameters of a module that was given in Python. Runs that differ in it alone may be repeats,
 or a trained and an untrained module: they are one method where a label says so."""
-SHOWN_VALUES = 3
-"""How many values of what differs are written out."""
 Settings = tuple[tuple[str, str], ...]
 Given = Path | str | tuple[str, Path | str]
 """A path, or what to call the method in it and the path."""
@@ -117,7 +115,7 @@ def gather(
     first: dict[Any, Run] = {}
     for entry in _entries(paths, tuned, say):
         keys = [name for name, _ in entry.tuned]
-        key = entry.label or _settings(entry.run, keys)
+        key = entry.label or settings_of(entry.run, keys)
         labels[key] = entry.label
         if entry.run is not None:
             _check_alike(str(entry.label), first.setdefault(key, entry.run), entry.run, keys)
@@ -144,7 +142,7 @@ def gather(
 
 def _check_alike(label: str, one: Run, other: Run, tuned: Sequence[str]) -> None:
     """ReportError unless two runs of a label are one experiment but for the seed, what was tuned, and initial parameters."""
-    a, b = (dict(_settings(run, tuned)) for run in (one, other))
+    a, b = (dict(settings_of(run, tuned)) for run in (one, other))
     key = next((key for key in sorted({*a, *b} - {INITIAL}) if a.get(key) != b.get(key)), None)
     if key is not None:
         differ = f"{one.folder} has {key} = {a.get(key, 'none')}, {other.folder} has {b.get(key, 'none')}"
@@ -192,7 +190,7 @@ def _of_sweep(folder: Path, say: Callable[[str], None]) -> Iterator[_Entry]:
             yield _Entry(label, plain, seed, load_run(where) if state == "finished" else None)
 
 
-def _settings(run: Run | None, tuned: Sequence[str]) -> Settings:
+def settings_of(run: Run | None, tuned: Sequence[str]) -> Settings:
     """What makes a run the method that it is."""
     assert run is not None
     kept = {
@@ -304,50 +302,3 @@ def _at_edge(chosen: Variant, variants: Sequence[Variant]) -> tuple[str, ...]:
         if len(numbers) == len(tried) and len(set(tried)) > 1 and value in (min(tried), max(tried)):
             edge.append(key)
     return tuple(edge)
-
-
-def differing_settings(methods: Sequence[Method]) -> list[str]:
-    """The dotted keys in which they differ."""
-    every = [dict(_settings(method.runs[0], ())) for method in methods]
-    keys = sorted({key for settings in every for key in settings})
-    return [key for key in keys if len({settings.get(key) for settings in every}) > 1]
-
-
-def mixture(methods: Sequence[Method]) -> str | None:
-    """Return a sentence that names in which of dataset, partition, model, rounds and clients the methods differ, None if in
-    nothing of these: then their figures can be compared."""
-    topics = [_topics(method.runs[0]) for method in methods]
-    differences = []
-    for topic in topics[0]:
-        every = [each[topic] for each in topics]
-        keys = sorted({key for settings in every for key in settings}, key=lambda key: (not key.endswith("name"), key))
-        keys = [key for key in keys if len({settings.get(key) for settings in every}) > 1]
-        values = [", ".join(_value(key, settings[key]) for key in keys if key in settings) or "default" for settings in every]
-        distinct = list(dict.fromkeys(values))
-        more = [f"{len(distinct) - SHOWN_VALUES} more"] * (len(distinct) > SHOWN_VALUES)
-        if keys:
-            differences.append(f"{topic} ({'; '.join([*distinct[:SHOWN_VALUES], *more])})")
-    return f"the runs differ in more than their method: {', '.join(differences)}" if differences else None
-
-
-def _topics(run: Run) -> dict[str, dict[str, str]]:
-    """Return by topic the settings, as JSON, on which every figure of a run depends, whatever its method."""
-    settings = {key: json.dumps(value, sort_keys=True) for key, value in run.settings.items()}
-    tables = {
-        name: {k: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in ("data", "data.partition", "model")
-    }
-    data, partition, model = tables.values()
-    clients, parameters = (json.dumps(run.summary[key]) for key in ("clients", "parameters"))
-    return {
-        "dataset": {key: value for key, value in data.items() if key not in partition},
-        "partition": {key: value for key, value in partition.items() if key != "data.partition.clients"},
-        "model": {**model, "parameters": parameters},
-        "rounds": {"name": settings.get("rounds", "null")},
-        "clients": {"name": clients},
-    }
-
-
-def _value(key: str, value: str) -> str:
-    """Return a setting in words; a component's name speaks for itself."""
-    text = shown(json.loads(value))
-    return text if key.endswith("name") else f"{key.rpartition('.')[2].replace('_', ' ')} {text}"

@@ -22,7 +22,8 @@ from fedsgd.network.profiles import networks
 from fedsgd.network.timeline import COLUMNS, ROUND_COLUMNS
 from fedsgd.python_objects import ask_for, find_markers
 from fedsgd.report.facts import Facts, read_facts
-from fedsgd.report.methods import Method, differing_settings, mixture
+from fedsgd.report.methods import Method
+from fedsgd.report.mixture import differing_settings, mixture
 from fedsgd.report.price import SPEEDS, Priced, price
 from fedsgd.report.runs import Run
 

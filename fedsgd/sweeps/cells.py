@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsgd.errors import OutputError, ScenarioError
+from fedsgd.overrides import apply_settings
 from fedsgd.scenario import PythonObjects, Scenario, from_dict
-from fedsgd.schema import apply_settings, to_table
+from fedsgd.schema import to_table
 from fedsgd.sweeps.naming import settings_text, short_names, unique_slugs
 from fedsgd.sweeps.settings import Grid, Settings
 from fedsgd.user_files import read_text

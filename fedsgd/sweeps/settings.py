@@ -9,8 +9,9 @@ from typing import Any
 
 from fedsgd.component import Component, component_type, field_types
 from fedsgd.errors import ScenarioError, did_you_mean
+from fedsgd.overrides import parse_setting
 from fedsgd.scenario import Scenario
-from fedsgd.schema import FAMILIES, Table, parse_setting
+from fedsgd.schema import FAMILIES, Table
 from fedsgd.user_files import read_text
 
 Settings = Mapping[str, Any]

@@ -1,0 +1,82 @@
+"""Settings over a file: `key=value` texts and dotted keys on top of nested tables."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from fedsgd.component import Component, component_type, defaults, field_types
+from fedsgd.errors import ScenarioError
+from fedsgd.schema import FAMILIES, Table, own_fields, to_table
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`a.b=VALUE` → ("a.b", value): VALUE as TOML, or as a plain word or number where it is not valid TOML."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key or not all(key.split(".")):
+        raise ScenarioError(f"--set {text}: expected KEY=VALUE, for example uplink.compressor.density=0.1")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except ValueError:  # not TOML, or a number with too many digits
+        try:
+            return key, float(value)
+        except ValueError:
+            return key, value.strip()
+
+
+def apply_settings(root: type, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables with dotted keys set. Setting a `name`, or a key that implies another one, drops the other keys of that
+    component, so that they take the new member's defaults. Whatever the order given, outer keys are set before inner ones, and
+    names before their neighbours."""
+    out = _copied(raw)
+    naming = {"name", *(key for registry in FAMILIES.values() for key in registry.implied)}
+    for dotted in sorted(settings, key=lambda key: (key.count("."), key.split(".")[-1] not in naming)):
+        *parents, leaf = dotted.split(".")
+        table, cls = _descend(root, out, parents, dotted)
+        implied = FAMILIES[cls].implied.get(leaf) if cls is not None and cls in FAMILIES else None
+        if implied is not None and table.get("name", implied) != implied:
+            table.clear()
+        if leaf == "name" and parents and cls is not None:
+            kept = own_fields(cls) if issubclass(cls, Table) else ()
+            for key in [k for k in table if k not in kept]:
+                del table[key]
+        if cls is not None and issubclass(cls, Table) and leaf in cls.alternatives:
+            for other in cls.alternatives:
+                table.pop(other, None)
+        table[leaf] = settings[dotted]
+    return out
+
+
+def _descend(root: type, table: dict[str, Any], parents: list[str], dotted: str) -> tuple[dict[str, Any], type | None]:
+    """(the table that the parents lead to, the class it is to become or None if it is plain data). Tables on the way are made;
+    a component that is not there yet starts as its default."""
+    cls: type | None = root
+    for depth, part in enumerate(parents):
+        cls = _member_class(cls, table)
+        default = None if cls is None else defaults(cls).get(part)
+        if part not in table:
+            table[part] = to_table(default) if isinstance(default, Component) else {}
+        if isinstance(table[part], str):
+            table[part] = {"name": table[part]}
+        if not isinstance(table[part], dict):
+            raise ScenarioError(f"{dotted}: {'.'.join(parents[: depth + 1])} is {table[part]!r}, which has no keys")
+        table, cls = table[part], None if cls is None else component_type(field_types(cls).get(part))
+    return table, cls
+
+
+def _member_class(cls: type | None, table: Mapping[str, Any]) -> type | None:
+    """Of a family the member that the table names, if there is one: it may have keys that not all of the family have."""
+    name = table.get("name")
+    if cls is None or cls not in FAMILIES or not FAMILIES[cls].knows(name):
+        return cls
+    try:
+        member: type = FAMILIES[cls][str(name)]
+    except ScenarioError:  # a class of the user's own that cannot be imported, which is said where it is built
+        return cls
+    return member
+
+
+def _copied(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
