@@ -20,6 +20,7 @@ from fedsgd.loop import Runtime
 from fedsgd.models import Loss, Metric, Task, make_task
 from fedsgd.participation import Attendance, Pool
 from fedsgd.profiling import Phase
+from fedsgd.rng import torch_seed
 from fedsgd.rounds import CarriedBuffers, Plan, Server, start
 from fedsgd.run_folder import ROUND_COLUMNS
 from fedsgd.runtime import InProcess, Workers
@@ -83,9 +84,9 @@ def build(
 ) -> Experiment:
     """The experiment of a scenario. data: the folder of the data files; dataset, module, loss, metrics: take the place of what
     the scenario names; share: whether `with_workers` may follow."""
-    from fedsgd.torch_scope import isolated
+    from fedsgd.torch_scope import isolated, seeded_generators
 
-    with isolated():
+    with isolated(), seeded_generators(torch_seed(scenario.seed, "build")):  # classes of the user's own may draw from them
         return _build(scenario, data, PythonObjects(dataset, module, loss, metrics), share)
 
 

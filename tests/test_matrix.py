@@ -125,7 +125,7 @@ def test_one_client_reports_what_plain_pytorch_does(name: str, tmp_path: Path) -
         for record, report in zip(result.history, reports, strict=True):
             assert record.metrics["loss"] == pytest.approx(report["loss"], rel=2e-5)
             if case.accuracy:
-                assert record.accuracy == pytest.approx(report["accuracy"], abs=1e-9)
+                assert record.accuracy == pytest.approx(report["accuracy"], abs=1e-7)
 
 
 def trainable(asked: Scenario) -> bool:
@@ -182,7 +182,7 @@ def test_restored_model_has_the_reported_accuracy(name: str, tmp_path: Path) -> 
             for i, own in enumerate(models_of_clients(module, state, load_file(out / "clients.safetensors")))
         ]
     if case.accuracy:
-        assert result.history[-1].accuracy == pytest.approx(restored_accuracy(parts), abs=1e-12)
+        assert result.history[-1].accuracy == pytest.approx(restored_accuracy(parts), abs=1e-7)
 
 
 def models_of_clients(module: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[nn.Module]:

@@ -201,4 +201,11 @@ def _contents(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
             return [(state(a), state(b))]
     if isinstance(a, np.ndarray):
         return [(a.tolist(), b.tolist())]
-    return [(vars(a), vars(b))] if hasattr(a, "__dict__") and not isinstance(a, type | FunctionType) else None
+    if isinstance(a, (*_ATOMS, FunctionType)):
+        return None
+    if hasattr(a, "__dict__"):
+        return [(vars(a), vars(b))]
+    try:
+        return [(a.__reduce_ex__(4), b.__reduce_ex__(4))]  # iterators of C, objects with slots
+    except TypeError:
+        return None

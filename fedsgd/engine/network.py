@@ -21,7 +21,7 @@ from fedsgd.layout import Layout
 from fedsgd.models import Task
 from fedsgd.models.buffers import named_parameters
 from fedsgd.profiling import phased
-from fedsgd.torch_scope import one_thread, seeded_generators
+from fedsgd.torch_scope import one_thread, seed_generators, seeded_generators
 
 
 class Network:
@@ -68,12 +68,14 @@ class Network:
         self.point_at(arrangement.views(flat))
         self.task.module.eval()
         results = SliceResults(self.task, len(examples))
-        with one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad(), seeded_generators(0):
             for start in range(0, len(examples), EVALUATION_SLICE):
-                with seeded_generators(0), self.own_buffers(statistics):
+                seed_generators(0)
+                with self.own_buffers(statistics):
                     x, target = tensors(examples.part(start, start + EVALUATION_SLICE))
                     results.add(self.task.module(x), target)
-            with seeded_generators(0), self.own_buffers(statistics):
+            seed_generators(0)
+            with self.own_buffers(statistics):
                 return results.result()
 
     @contextmanager

@@ -6,6 +6,7 @@ Imports torch, so import it where a module is built.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import GeneratorType
 
 import numpy as np
 import torch
@@ -43,7 +44,12 @@ def described(module: nn.Module, loss: Loss, metrics: Mapping[str, Metric], mode
 
 
 def _check_state(module: nn.Module) -> None:
-    """Raise ModelError for state that no file of a run could hold, so that the model could not be restored."""
+    """Raise ModelError for state that no file of a run could hold, or that cannot be put back for the next client."""
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, GeneratorType):
+                problem = "is a running generator, whose state cannot be put back for the next client; use a class or a numpy"
+                raise ModelError(f"the attribute {type(part).__name__}.{name} {problem} Generator")
     for name, value in module.state_dict().items():
         if not isinstance(value, Tensor):
             raise ModelError(
