@@ -110,6 +110,10 @@ _LISTED = 30
 """Names that a message lists at most."""
 
 
+class ModelWarning(UserWarning):
+    """A module keeps state that no client carries from round to round."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return `, did you mean "top-k"?` where a valid name is near, else a list of at most 30 valid names.
 

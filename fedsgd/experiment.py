@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from fedsgd.arrays import F32, F64
 from fedsgd.build import Experiment, build, with_workers
 from fedsgd.data import Dataset
-from fedsgd.engine import Chosen
-from fedsgd.errors import OutputError, RunError, ScenarioError
+from fedsgd.engine import Chosen, restarting
+from fedsgd.errors import ModelWarning, OutputError, RunError, ScenarioError
 from fedsgd.final_model import FinalModel, final_model
 from fedsgd.forking import begin
 from fedsgd.layout import Layout
@@ -25,7 +26,7 @@ from fedsgd.loop import run as run_rounds
 from fedsgd.models import Loss, Metric
 from fedsgd.parquet import TableWriter
 from fedsgd.profiling import Account, Within, measured, phased
-from fedsgd.record import Residuals, Round, dense_frame_bytes, save_clients, summarised
+from fedsgd.record import Residuals, Round, dense_frame_bytes, save_clients, summarised, table_row
 from fedsgd.rounds import Server
 from fedsgd.run_folder import ROUND_COLUMNS, prepare, write, write_all
 from fedsgd.scenario import Scenario, in_file, load
@@ -110,16 +111,16 @@ def _execute(
     carried_by: CarriedBy | None,
 ) -> Result:
     """Run a scenario with torch as in a fresh process; arguments as those of `run`, grouped."""
-    on_engine, on_states, on_round = calls
+    from fedsgd.torch_scope import outside
+
     where: AbstractContextManager[None] = nullcontext()
     if not isinstance(scenario, Scenario):
         where, scenario = in_file(Path(scenario)), load(scenario)
     begun = time.perf_counter()
     with where:
-        folder_of_data = data or os.environ.get("FEDSGD_DATA") or None
-        experiment = build(scenario, folder_of_data, **given, share=workers > 1)
+        experiment = build(scenario, data or os.environ.get("FEDSGD_DATA") or None, **given, share=workers > 1)
     scenario = experiment.scenario
-    _announce(experiment, on_engine, on_states)
+    _announce(experiment, *calls[:2])
     account = Account() if profile else None
     with Followed(trackers) as followed, ExitStack() as files:
         with (
@@ -127,9 +128,10 @@ def _execute(
             _reaching(experiment, workers, profile, carried_by) as experiment,
         ):
             folder, ledger, rounds = files.enter_context(_recording(experiment, out, overwrite))
-            followed.begin(Begun(scenario, folder))
+            with outside():
+                followed.begin(Begun(scenario, folder))
             residuals = Residuals()
-            history, server, accuracy = _run(experiment, ledger, rounds, residuals, (on_round, followed.round), account)
+            history, server, accuracy = _run(experiment, ledger, rounds, residuals, (calls[2], followed.round), account)
             model = final_model(experiment, server)
         summary = summarised(experiment, history, ledger, residuals, server.weights, time.perf_counter() - begun)
         summary |= _of_the_call(workers, account, given)
@@ -137,7 +139,8 @@ def _execute(
         layout, state = experiment.plan.layout, model.evaluated or model.server
         result = Result(scenario, history, ledger, server.weights, layout, accuracy, summary, folder, state)
         _save(result, experiment, model, rounds)
-        followed.end(Ended(summary))
+        with outside():
+            followed.end(Ended(summary))
     return result
 
 
@@ -158,10 +161,15 @@ def _announce(
     on_engine: Callable[[Chosen], None] | None,
     on_states: Callable[[StatePlan], None] | None,
 ) -> None:
-    if on_engine is not None:
-        on_engine(experiment.chosen)
-    if on_states is not None:
-        on_states(experiment.states)
+    from fedsgd.torch_scope import outside
+
+    with outside():
+        if on_engine is not None:
+            on_engine(experiment.chosen)
+        elif experiment.task.restarts is not None:
+            warnings.warn(restarting(experiment.task.restarts), ModelWarning, stacklevel=5)
+        if on_states is not None:
+            on_states(experiment.states)
 
 
 def _of_the_call(workers: int, account: Account | None, given: Mapping[str, object]) -> dict[str, Any]:
@@ -227,31 +235,23 @@ def _run(
     account: Account | None,
 ) -> tuple[list[Round], Server, F64 | None]:
     """(all rounds, the server after them, accuracy by client if it was measured)."""
+    from fedsgd.torch_scope import outside
+
     history: list[Round] = []
     for server, record, accuracy in _simulate(experiment, ledger, residuals):
         last = server, accuracy
         history.append(record)
         with Within("ledger"):
-            rounds.append(_row(record))
+            rounds.append(table_row(record))
             if not _is_last(experiment.scenario, record) and ledger.flush():  # after the last one the parameters come first
                 rounds.flush(force=True)
-            for call in on_round:
-                if call is not None:
-                    call(record)
+            with outside():
+                for call in on_round:
+                    if call is not None:
+                        call(record)
         if account is not None:
             account.after_round(experiment.spent)
     return history, *last
-
-
-def _row(record: Round) -> dict[str, Any]:
-    row = {name: getattr(record, name, None) for name in ROUND_COLUMNS}
-    return {
-        **row,
-        "clients": len(record.cohort),
-        "accepted": len(record.accepted),
-        "failures": len(record.failures),
-        **(record.metrics or {}),
-    }
 
 
 def _simulate(experiment: Experiment, ledger: Ledger, residuals: Residuals) -> Iterator[tuple[Server, Round, F64 | None]]:

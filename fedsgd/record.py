@@ -24,7 +24,7 @@ from fedsgd.ledger import Ledger, Traffic
 from fedsgd.memory import copy_seconds, peak_memory
 from fedsgd.parquet import TableWriter
 from fedsgd.rounds import Plan, Reply
-from fedsgd.run_folder import CLIENT_COLUMNS
+from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS
 from fedsgd.target import crossing
 from fedsgd.wire import Frame, Header, Kind, encode_frame
 
@@ -253,3 +253,15 @@ def save_clients(path: Path, train: ClientData, held_out: ClientData, accuracy: 
     for row in zip(range(len(train)), *sizes, known, strict=True):
         table.append(dict(zip(CLIENT_COLUMNS, row, strict=True)))
     table.close()
+
+
+def table_row(record: Round) -> dict[str, Any]:
+    """Return a round as the row of rounds.parquet."""
+    row = {name: getattr(record, name, None) for name in ROUND_COLUMNS}
+    return {
+        **row,
+        "clients": len(record.cohort),
+        "accepted": len(record.accepted),
+        "failures": len(record.failures),
+        **(record.metrics or {}),
+    }

@@ -19,7 +19,7 @@ from fedsgd.build import build
 from fedsgd.data import Examples
 from fedsgd.engine import Recipe, Work
 from fedsgd.engine.base import batches
-from fedsgd.errors import FedsgdError, ModelError
+from fedsgd.errors import FedsgdError, ModelError, ModelWarning
 from fedsgd.models.batch_norm import settle_batch_norm
 from fedsgd.optim import SGD
 from fedsgd.rng import torch_seed
@@ -27,6 +27,8 @@ from fedsgd.scenario import Scenario, from_dict
 from fedsgd.torch_scope import one_thread, seeded_generators
 from tests import matrix
 from tests.matrix import CASES, N_TRAIN, Case
+
+pytestmark = pytest.mark.filterwarnings("ignore::fedsgd.errors.ModelWarning")  # a test below is about it
 
 ENGINES = ("auto", "sequential", "captured", "stacked")
 ROUNDS, BATCH, SEED = 3, 10, 3
@@ -240,3 +242,15 @@ def test_loss_that_was_trained_is_in_a_file_of_its_own(tmp_path: Path) -> None:
     x, y = (torch.from_numpy(values) for values in build(asked).dataset.test.gather())
     with torch.no_grad():
         assert float(loss(module(x), y)) == pytest.approx(result.history[-1].metrics["loss"], rel=1e-6)
+
+
+def test_state_in_an_attribute_is_warned_of_and_named(tmp_path: Path) -> None:
+    asked = scenario(CASES["counter"], tmp_path / "data.npz", 4)
+    with pytest.warns(
+        ModelWarning, match="training changes Counter.calls in Python, which begins as it was made at each client"
+    ):
+        fedsgd.run(asked)
+    for engine in ("auto", "sequential"):
+        told: list[str] = []
+        fedsgd.run(asked.replace({"engine.name": engine}), on_engine=lambda chosen, told=told: told.append(chosen.reason))
+        assert "training changes Counter.calls in Python" in told[0]

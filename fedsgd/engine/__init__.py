@@ -5,7 +5,7 @@ captured     the step recorded once, rewritten, replayed without autograd
 stacked      the same for many clients at once
 """
 
-from fedsgd.engine.base import Engine, EngineName, LastBatch, Local, Recipe, Update, Work
+from fedsgd.engine.base import Engine, EngineName, LastBatch, Local, Recipe, Update, Work, restarting
 from fedsgd.engine.choice import Chosen, batch_sizes, choose, make_engine
 from fedsgd.engine.evaluated import EVALUATION_SLICE, Evaluated, EvaluationSets
 
@@ -24,4 +24,5 @@ __all__ = [
     "batch_sizes",
     "choose",
     "make_engine",
+    "restarting",
 ]

@@ -213,6 +213,11 @@ class Local:
     buffers: F32 | None = None
 
 
+def restarting(label: str) -> str:
+    """Return the sentence about Python state that training changes and that clients do not carry."""
+    return f"training changes {label} in Python, which begins as it was made at each client; keep it in a buffer to carry it on"
+
+
 class CaptureError(Exception):
     """Why an engine cannot train a task. Nobody's mistake: another engine can."""
 

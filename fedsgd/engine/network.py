@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
-from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated
+from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated, restarting
 from fedsgd.engine.module_state import ModuleState
 from fedsgd.engine.slices import SliceResults, check_loss
 from fedsgd.layout import Layout
@@ -71,37 +71,40 @@ class Network:
         with one_thread(), torch.no_grad(), seeded_generators(0):
             for start in range(0, len(examples), EVALUATION_SLICE):
                 seed_generators(0)
-                with self.own_buffers(statistics):
+                with self.own_buffers(statistics, large=start == 0):
                     x, target = tensors(examples.part(start, start + EVALUATION_SLICE))
                     results.add(self.task.module(x), target)
             seed_generators(0)
-            with self.own_buffers(statistics):
+            with self.own_buffers(statistics, large=False):
                 return results.result()
 
     @contextmanager
-    def own_buffers(self, statistics: F32 | None = None) -> Iterator[None]:
+    def own_buffers(self, statistics: F32 | None = None, large: bool = True) -> Iterator[None]:
         """Run the body with buffers and attributes as they were made, and put both back afterwards.
 
         Args:
             statistics: [S] float32, values of the buffers that clients carry; None: as they were made.
+            large: see `ModuleState.put_back`.
         """
-        self.state.put_back()
+        self.state.put_back(large)
         try:
             if statistics is not None:
                 self.state.load(statistics)
             yield
         finally:
-            self.state.put_back()
+            self.state.put_back(large=False)
 
 
 def network_to_capture(task: Task) -> Network:
     """Return the network of a copy of the task, since trying to capture it runs the module.
 
     Raises:
-        CaptureError: buffers come and go with the clients, and a step that is tried compares gradients only.
+        CaptureError: training changes buffers or Python state, and a step that is tried compares gradients only.
     """
     if task.buffers is not None:
         raise CaptureError(f"training changes the buffer {task.buffers.names[0]}")
+    if task.restarts is not None:
+        raise CaptureError(restarting(task.restarts))
     return Network(task.copied())
 
 
@@ -125,9 +128,7 @@ def check_attributes(network: Network) -> None:
     network.state.put_back()
     changed = network.state.attributes.changed
     if changed is not None:
-        raise CaptureError(
-            f"running it changes its attribute {changed}, which a recording would not; it begins as it was made at each client"
-        )
+        raise CaptureError(restarting(changed))
 
 
 def unused(layout: Layout, gradients: Sequence[Tensor | None]) -> list[slice]:

@@ -7,7 +7,6 @@ settings can be read without it.
 
 from __future__ import annotations
 
-import copy
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -52,6 +51,7 @@ class Task:
         initial_buffers: [S] float32, their values before round 1. All other buffers are constant in training.
         n_local_buffers: number of entries, the last ones of `buffers`, that never leave a client.
         source: how the module was made, for processes that it cannot be sent to; None if it was given.
+        restarts: label of Python state that training changes, and that begins as it was made at each client; None: nothing.
         reduction: how the loss of a set of examples is computed; None: as the loss alone says, see `models.losses`.
     """
 
@@ -65,6 +65,7 @@ class Task:
     initial_buffers: F32 | None = None
     n_local_buffers: int = 0
     source: ModuleSource | None = None
+    restarts: str | None = None
     reduction: LossReduction | None = None
 
     @property
@@ -76,8 +77,10 @@ class Task:
 
     def copied(self) -> Task:
         """Return the task with a copy of its module and loss to try things on; with themselves where they cannot be copied."""
+        from fedsgd.torch_scope import deep_copy
+
         try:
-            module, loss = copy.deepcopy((self.module, self.loss))
+            module, loss = deep_copy((self.module, self.loss))
         except Exception:  # the user's own attributes may be anything
             return self
         return replace(self, module=module, loss=loss)
@@ -103,7 +106,7 @@ class Task:
         ModelError if something cannot be sent to another process.
         """
         buffers = (self.buffers, self.initial_buffers, self.n_local_buffers)
-        described = (self.layout, self.initial, self.n_local, *buffers, self.source, self.reduction)
+        described = (self.layout, self.initial, self.n_local, *buffers, self.source, self.restarts, self.reduction)
         try:
             saved = _saved(self.module, self.loss, self.metrics)
         except ModelError:
@@ -121,6 +124,11 @@ class ModuleSource:
     shape: tuple[int, ...]
     classes: int | None
     seed: int
+
+    @property
+    def is_of_user(self) -> bool:
+        """True if a function of the user makes the module."""
+        return hasattr(self.model, "module")
 
     def build(self) -> nn.Module:
         """Return a new module, always with the same initial values. ModelError if that cannot be done."""
@@ -198,7 +206,7 @@ def make_task(
     check_memory(parts_of(module, loss))
     module, loss = _copies(module, loss, given=source is None)
     settle_batch_norm(module, model.batch_norm)
-    return replace(described(module, loss, named, model, dataset), source=source)
+    return described(module, loss, named, model, dataset, source)
 
 
 ELSEWHERE = (
@@ -233,7 +241,7 @@ def _as_bytes(value: object) -> bytes:
 
 
 def _rebuilt(saved: bytes, *described: Any) -> Task:
-    source: ModuleSource | None = described[-2]
+    source: ModuleSource | None = described[-3]
     import torch
 
     try:
@@ -262,10 +270,11 @@ def _built(model: Model, shape: tuple[int, ...], classes: int | None) -> nn.Modu
 
 def _copies(module: nn.Module, loss: Loss, given: bool) -> tuple[nn.Module, Loss]:
     """Return copies, made together so that what they share stays shared. A module that was built here needs none."""
+    from fedsgd.torch_scope import deep_copy
+
     try:
-        if given:
-            return copy.deepcopy((module, loss))
-        return module, copy.deepcopy(loss)
+        pair: tuple[nn.Module, Loss] = deep_copy((module, loss)) if given else (module, deep_copy(loss))
+        return pair
     except Exception as error:  # tensors that are not leaves, and whatever the user's own attributes do
         what = "the module" if given else "the loss"
         raise ModelError(f"{what} cannot be copied ({error}); give a function that makes it as [model] module") from error

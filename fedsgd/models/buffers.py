@@ -1,27 +1,21 @@
-"""Buffers that training changes: which they are, and the policy that says where they go.
+"""Parameters, buffers and frozen parameters of a module and its loss, by name.
 
-A buffer is no gradient, so no optimizer and no compressor sees it. Batch norm's running statistics have a policy of their own
-(`fedsgd.models.batch_norm`); any other buffer follows `[model] buffers`. Imports torch, so import it where a module is built.
+What training changes without a gradient is seen by no optimizer and no compressor. Batch norm's running statistics have a
+policy of their own (`fedsgd.models.batch_norm`); anything else follows `[model] buffers`. Imports torch.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from fedsgd.arrays import F32
-from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ModelError
-from fedsgd.torch_scope import one_thread, seeded_generators
 
-TRIAL_EXAMPLES = 8
-"""Examples in each of the two batches of the trial."""
 MOST_COUNTED = 2**24
 """float32 holds every integer up to here."""
 _EXACT = (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int8, torch.uint8, torch.int16)
@@ -47,6 +41,12 @@ def named_parameters(parts: Parts) -> dict[str, nn.Parameter]:
 def named_buffers(parts: Parts) -> dict[str, Tensor]:
     """Return the buffers of module and loss by name."""
     return {f"{prefix}{name}": buffer for prefix, part in parts for name, buffer in part.named_buffers()}
+
+
+def fixed_tensors(parts: Parts) -> dict[str, Tensor]:
+    """Return by name what no gradient trains: the buffers of module and loss, then their frozen parameters."""
+    frozen = {name: parameter for name, parameter in named_parameters(parts).items() if not parameter.requires_grad}
+    return {**named_buffers(parts), **frozen}
 
 
 def check_memory(parts: Parts) -> None:
@@ -83,58 +83,6 @@ def unused_counters(module: nn.Module, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}{'.' if name else ''}num_batches_tracked"
 
 
-def changed_buffers(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], dataset: Dataset) -> set[str] | None:
-    """Return the names of the buffers that two training steps change, made on a copy; None if they cannot be made.
-
-    Raises:
-        ModelError: the loss depends on a tensor that requires a gradient and is no parameter of the module or the loss.
-    """
-    try:
-        module, loss = copy.deepcopy((module, loss))
-    except Exception:  # the user's own attributes may be anything: buffers are then looked at while clients train
-        return None
-    parts = parts_of(module, loss)
-    before = {name: buffer.clone() for name, buffer in named_buffers(parts).items()}
-    try:
-        with one_thread(), seeded_generators(0), torch.enable_grad():
-            leaves = [_step(module.train(), loss, dataset.train, start) for start in (0, TRIAL_EXAMPLES)]
-    except Exception:  # what is wrong is named by the trial of a step of each batch size
-        return None
-    own = {id(parameter) for parameter in named_parameters(parts).values()}
-    foreign = [leaf for leaf in leaves[0] if id(leaf) not in own and any(leaf is other for other in leaves[1])]
-    if foreign:
-        raise ModelError(
-            f"the loss depends on a tensor of shape {list(foreign[0].shape)} that requires a gradient and is no parameter of "
-            "the module (given modules are copied), so nothing would train it; register it as a parameter of the module"
-        )
-    after = named_buffers(parts)
-    changed = {name for name in after if name not in before or not torch.equal(after[name], before[name])}
-    return changed.difference(*(unused_counters(part, prefix) for prefix, part in parts))
-
-
-def _step(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], examples: Examples, start: int) -> list[Tensor]:
-    """Make one step without an update; return the leaves of the loss. One that both steps have was there before them."""
-    rows = np.arange(start, start + TRIAL_EXAMPLES) % len(examples)
-    x, y = (torch.from_numpy(np.array(values)) for values in examples.take(rows).gather())
-    value = loss(module(x), y)
-    leaves = list(_leaves(value))
-    torch.autograd.backward(value)
-    return leaves
-
-
-def _leaves(value: Tensor) -> Iterator[Tensor]:
-    """Yield the tensors that the backward pass of a loss ends at."""
-    waiting, seen = [value.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        waiting.extend(function for function, _ in node.next_functions)
-
-
 def as_float32(name: str, buffer: Tensor) -> F32:
     """Return a buffer as float32 numbers [n], exactly.
 
@@ -142,7 +90,9 @@ def as_float32(name: str, buffer: Tensor) -> F32:
         ModelError: float32 does not hold them.
     """
     if buffer.dtype not in _EXACT and not _countable(buffer):
-        raise ModelError(f"buffer {name} is {buffer.dtype}, expected torch.float32, or integers up to {MOST_COUNTED:,}")
+        raise ModelError(
+            f"{name} is {buffer.dtype}, which float32 does not hold: expected torch.float32, or integers up to {MOST_COUNTED:,}"
+        )
     values: F32 = buffer.detach().to(torch.float32).numpy().reshape(-1)
     return values
 

@@ -5,8 +5,8 @@ Imports torch, so import it where a module is built.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import GeneratorType
+import io
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,15 +17,23 @@ from fedsgd.arrays import F32
 from fedsgd.data import Dataset
 from fedsgd.errors import ModelError
 from fedsgd.layout import Layout
-from fedsgd.models.base import Loss, Metric, Model, Task
+from fedsgd.models.base import Loss, Metric, Model, ModuleSource, Task
 from fedsgd.models.batch_norm import affine_parameters, is_batch_norm, running_statistics
-from fedsgd.models.buffers import Parts, as_float32, changed_buffers, named_buffers, named_parameters, parts_of
+from fedsgd.models.buffers import Parts, as_float32, fixed_tensors, named_parameters, parts_of, unused_counters
+from fedsgd.models.trial import check_restorable, try_module
 
 Named = Sequence[tuple[str, Tensor]]
 
 
-def described(module: nn.Module, loss: Loss, metrics: Mapping[str, Metric], model: Model, dataset: Dataset) -> Task:
-    """Return the task of a module and a loss under the policies of [model].
+def described(
+    module: nn.Module,
+    loss: Loss,
+    metrics: Mapping[str, Metric],
+    model: Model,
+    dataset: Dataset,
+    source: ModuleSource | None,
+) -> Task:
+    """Return the task of a module and a loss under the policies of [model]; source: how the module was made, unless given.
 
     Raises:
         ModelError: no engine can run them, or a policy refuses them.
@@ -36,20 +44,26 @@ def described(module: nn.Module, loss: Loss, metrics: Mapping[str, Metric], mode
     _check_loss(parts, model)
     sent, kept = _parameters(parts, model)
     layout, initial = _flat([*sent, *kept])
-    averaged, local = _buffers(module, parts, changed_buffers(module, loss, dataset), model)
+    check_restorable(module, source)
+    trial = try_module(module, loss, dataset, source)
+    averaged, local = _buffers(module, parts, None if trial is None else set(trial.changed), model)
     buffers, initial_buffers = _flat_buffers([*averaged, *local])
     n_local = sum(parameter.numel() for _, parameter in kept)
     n_local_buffers = sum(buffer.numel() for _, buffer in local)
-    return Task(module, loss, metrics, layout, initial, n_local, buffers, initial_buffers, n_local_buffers)
+    restarts = None if trial is None else trial.attribute
+    described = layout, initial, n_local, buffers, initial_buffers, n_local_buffers, source, restarts
+    return Task(module, loss, metrics, *described)
 
 
 def _check_state(module: nn.Module) -> None:
     """Raise ModelError for state that no file of a run could hold, or that cannot be put back for the next client."""
     for part in module.modules():
         for name, value in vars(part).items():
-            if isinstance(value, GeneratorType):
-                problem = "is a running generator, whose state cannot be put back for the next client; use a class or a numpy"
-                raise ModelError(f"the attribute {type(part).__name__}.{name} {problem} Generator")
+            if isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+                problem = (
+                    "is an iterator, whose state cannot be put back for the next client; use a number or a numpy Generator"
+                )
+                raise ModelError(f"the attribute {type(part).__name__}.{name} {problem}")
     for name, value in module.state_dict().items():
         if not isinstance(value, Tensor):
             raise ModelError(
@@ -97,32 +111,49 @@ def _parameters(parts: Parts, model: Model) -> tuple[Named, Named]:
 
 
 def _buffers(module: nn.Module, parts: Parts, changed: set[str] | None, model: Model) -> tuple[Named, Named]:
-    """Return the buffers that are sent and averaged, and those that never leave a client.
+    """Return the fixed tensors that are sent and averaged, and those that never leave a client.
 
     Args:
-        changed: names of the buffers that training changes, None if that is not known.
+        module: module with batch norms.
+        parts: module and loss.
+        changed: names of what training changes; None if that is not known: then every buffer counts as changed.
+        model: the policies.
     """
     statistics = running_statistics(module)
     of_batch_norm = {name for name, _ in statistics}
     if model.batch_norm == "refuse" and (of_batch_norm if changed is None else of_batch_norm & changed):
         raise ModelError(_refused_batch_norm(module))
-    appeared = (changed or set()) - named_buffers(parts).keys()
+    fixed = fixed_tensors(parts)
+    appeared = (changed or set()) - fixed.keys()
     if appeared:
         raise ModelError(f"buffer {min(appeared)} appeared while the module ran; register it beforehand")
-    carried = [] if model.batch_norm not in ("mean", "local") else statistics
-    others = [(n, b) for n, b in named_buffers(parts).items() if n in (changed or ()) and n not in of_batch_norm]
+    if changed is None:
+        counters = {name for prefix, part in parts for name in unused_counters(part, prefix)}
+        changed = {n for n, tensor in fixed.items() if not isinstance(tensor, nn.Parameter)} - counters
+        changed = set() if model.buffers == "refuse" else changed
+    others = [(name, tensor.detach()) for name, tensor in fixed.items() if name in changed and name not in of_batch_norm]
+    _check_others(parts, others, model)
+    averaged = [*(statistics if model.batch_norm == "mean" else ()), *(others if model.buffers == "mean" else ())]
+    local = [*(statistics if model.batch_norm == "local" else ()), *(others if model.buffers == "local" else ())]
+    return averaged, local
+
+
+def _check_others(parts: Parts, others: Named, model: Model) -> None:
+    """Raise ModelError for buffers and frozen parameters that training changes and the policy does not take."""
     if others and model.buffers == "refuse":
         names = ", ".join(name for name, _ in others[:3])
         raise ModelError(
             f"training changes the buffer {names}, which is no gradient and would silently differ between clients; set "
             'model.buffers to "mean" (sent as float32 and averaged) or "local" (kept by each client)'
         )
+    in_files = {f"{prefix}{name}" for prefix, part in parts for name in part.state_dict()}
     for name, buffer in others:
+        if name not in in_files:
+            raise ModelError(f"training changes the buffer {name}, which no state dict holds; register it as a persistent one")
         if model.buffers == "mean" and buffer.dtype == torch.bool:
             raise ModelError(f'buffer {name} is torch.bool, which has no mean; set model.buffers to "local"')
-    averaged = [*(carried if model.batch_norm == "mean" else ()), *(others if model.buffers == "mean" else ())]
-    local = [*(carried if model.batch_norm == "local" else ()), *(others if model.buffers == "local" else ())]
-    return averaged, local
+        if model.buffers == "local" and name.startswith("loss."):
+            raise ModelError(f'{name} is of the loss, and model.buffers = "local" keeps parts of models only; set it to "mean"')
 
 
 def _refused_batch_norm(module: nn.Module) -> str:

@@ -1,0 +1,207 @@
+"""Trial of a module and its loss on copies, before a task is described: what training changes, and whether it can be repeated.
+
+Imports torch, so import it where a module is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsgd.data import Dataset, Examples
+from fedsgd.errors import ModelError
+from fedsgd.models.attributes import Attributes, same
+from fedsgd.models.base import Loss, ModuleSource
+from fedsgd.models.buffers import Parts, fixed_tensors, named_parameters, parts_of, unused_counters
+from fedsgd.torch_scope import deep_copy, one_thread, seeded_generators
+
+EXAMPLES = 8
+"""Examples in each of the two batches."""
+STEP = 1e-3
+"""Step size: enough that an average over the weights changes."""
+REPEATED = 1e-3
+"""Largest difference of two gradients that should be equal, as a share of their norm."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Result of two training steps.
+
+    Attributes:
+        changed: names of the buffers and frozen parameters that the steps changed.
+        attribute: label of Python state that they changed; None if there was none.
+    """
+
+    changed: frozenset[str]
+    attribute: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What two training steps and an evaluation did on one copy."""
+
+    parts: Parts
+    gradients: list[Tensor]
+    leaves: tuple[list[Tensor], list[Tensor]]
+    changed: frozenset[str]
+    evaluation_changed: frozenset[str]
+    attribute: str | None
+
+
+def try_module(module: nn.Module, loss: Loss, dataset: Dataset, source: ModuleSource | None) -> Trial | None:
+    """Make two training steps and an evaluation on each of two copies.
+
+    Args:
+        module: module to copy.
+        loss: its loss.
+        dataset: examples to train and evaluate on.
+        source: how the module was made, for one that cannot be copied; None if it was given.
+
+    Returns:
+        None if there are no copies, or a step fails: that is named by the trial of a step of each batch size.
+
+    Raises:
+        ModelError: nothing would train a tensor that requires a gradient; equal steps give other gradients; evaluation changes
+            a buffer.
+    """
+    copies = [_copies(module, loss, source) for _ in range(2)]
+    try:
+        outcomes = [_outcome(*pair, dataset.train) for pair in copies if pair is not None]
+    except Exception:  # the user's module or loss
+        return None
+    if len(outcomes) < 2:
+        return None
+    _check_leaves(outcomes[0], given=source is None)
+    _check_repeated(*outcomes)
+    if outcomes[0].evaluation_changed:
+        raise ModelError(
+            f"evaluation changes {min(outcomes[0].evaluation_changed)}, so that figures would depend on how often a model was "
+            "evaluated; change it in training mode only"
+        )
+    return Trial(outcomes[0].changed, outcomes[0].attribute)
+
+
+def check_restorable(module: nn.Module, source: ModuleSource | None) -> None:
+    """Check that the module can be made again, and restored from its state dict, by making it twice more.
+
+    A module that was given is not checked: whoever gave it has it.
+
+    Raises:
+        ModelError: the function that makes it draws from a generator that is not seeded; or a plain tensor, an array or a
+            buffer that is not persistent, which no state dict holds, is drawn at random.
+    """
+    if source is None or not source.is_of_user:
+        return
+    contents = [*_not_in_state_dict(module), *module.state_dict().items()]
+    again = source.build()
+    for (label, value), (_, other) in zip(contents, [*_not_in_state_dict(again), *again.state_dict().items()], strict=False):
+        if not same(value, other):
+            raise ModelError(
+                f"{label} is another one each time that the module is made with the same seed; draw from torch's, numpy's or "
+                "Python's global generator, which are seeded, or from a generator with a seed"
+            )
+    held = _not_in_state_dict(module)
+    drawn = _not_in_state_dict(replace(source, seed=source.seed + 1).build()) if held else []
+    for (label, value), (_, other) in zip(held, drawn, strict=False):
+        if not same(value, other):
+            raise ModelError(
+                f"{label} is drawn at random and in no state dict, so that the trained model could not be restored; register "
+                "it as a persistent buffer"
+            )
+
+
+def _not_in_state_dict(module: nn.Module) -> list[tuple[str, object]]:
+    held = module.state_dict().keys()
+    buffers = [(f"buffer {name}", buffer) for name, buffer in module.named_buffers() if name not in held]
+    return [*Attributes(list(module.modules())).contents(), *buffers]
+
+
+def _copies(module: nn.Module, loss: Loss, source: ModuleSource | None) -> tuple[nn.Module, Loss] | None:
+    try:
+        copied: tuple[nn.Module, Loss] = deep_copy((module, loss))
+        return copied
+    except Exception:  # the user's own attributes may be anything
+        return None if source is None else (source.build(), loss)
+
+
+def _outcome(module: nn.Module, loss: Loss, examples: Examples) -> _Outcome:
+    parts = parts_of(module, loss)
+    attributes = Attributes([child for _, part in parts for child in part.modules()], (loss,))
+    before = {name: tensor.detach().clone() for name, tensor in fixed_tensors(parts).items()}
+    with one_thread(), seeded_generators(0), torch.enable_grad():
+        first, second = (_step(parts, loss, examples, start) for start in (0, EXAMPLES))
+    after = {name: tensor.detach().clone() for name, tensor in fixed_tensors(parts).items()}
+    module.eval()
+    with one_thread(), seeded_generators(0), torch.no_grad():
+        module(_batch(examples, 0)[0])
+    last = {name: tensor.detach() for name, tensor in fixed_tensors(parts).items()}
+    attributes.put_back()
+    counters = [name for prefix, part in parts for name in unused_counters(part, prefix)]
+    changed = _differing(before, after).difference(counters)
+    leaves = first[1], second[1]
+    return _Outcome(parts, [*first[0], *second[0]], leaves, changed, _differing(after, last), attributes.changed)
+
+
+def _differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> frozenset[str]:
+    return frozenset(name for name in after if name not in before or not same(after[name], before[name]))
+
+
+def _batch(examples: Examples, start: int) -> tuple[Tensor, Tensor]:
+    rows = np.arange(start, start + EXAMPLES) % len(examples)
+    x, y = (torch.from_numpy(np.array(values)).clone() for values in examples.take(rows).gather())
+    return x, y
+
+
+def _step(
+    parts: Parts, loss: Callable[[Tensor, Tensor], Tensor], examples: Examples, start: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Make one step of gradient descent; return (the gradients, the leaves of the loss)."""
+    module, (x, y) = parts[0][1].train(), _batch(examples, start)
+    trained = [parameter for parameter in named_parameters(parts).values() if parameter.requires_grad]
+    value = loss(module(x), y)
+    leaves = list(_leaves(value))
+    gradients = torch.autograd.grad(value, trained, materialize_grads=True)
+    with torch.no_grad():
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.sub_(gradient, alpha=STEP)
+    return list(gradients), leaves
+
+
+def _leaves(value: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors that the backward pass of a loss ends at."""
+    waiting, seen = [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        waiting.extend(function for function, _ in node.next_functions)
+
+
+def _check_leaves(outcome: _Outcome, given: bool) -> None:
+    """Raise ModelError for a tensor that both steps reach, so that it was there before, and that no parameter is."""
+    own = {id(parameter) for parameter in named_parameters(outcome.parts).values()}
+    first, second = outcome.leaves
+    for leaf in first:
+        if id(leaf) not in own and any(leaf is other for other in second):
+            copied = "; a module that is given is copied, so a loss must not hold tensors of the original" if given else ""
+            raise ModelError(
+                f"the loss depends on a tensor of shape {list(leaf.shape)} that requires a gradient and is no parameter of the "
+                f"module, so nothing would train it; register it, or call requires_grad_(False) on it{copied}"
+            )
+
+
+def _check_repeated(one: _Outcome, other: _Outcome) -> None:
+    for a, b in zip(one.gradients, other.gradients, strict=True):
+        if not float((a - b).norm()) <= REPEATED * float(a.norm()) and bool(torch.isfinite(a).all()):
+            raise ModelError(
+                "equal training steps of two copies of the module, with the same seed, give different gradients: something "
+                "draws from a generator that is not seeded, or keeps state outside the module; draw from torch's, numpy's or "
+                "Python's global generator, which are seeded for each client"
+            )
