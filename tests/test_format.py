@@ -39,7 +39,7 @@ TRIES = 12
 
 def second(frame: bytes, made: Compressor, ctx: Context) -> F32:
     """What the decoder of the page reads."""
-    return second_decoder.open_update(frame, to_table(made), ctx.seed, shapes_of(ctx)).update
+    return second_decoder.open_update(frame, to_table(made, by_path=False), ctx.seed, shapes_of(ctx)).update
 
 
 def shapes_of(ctx: Context) -> dict[str, tuple[int, ...]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import io
 import json
 import math
+import re
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -496,10 +499,10 @@ def test_the_target_of_a_report_that_is_given_none(runs: Path) -> None:
 def test_runs_without_an_accuracy_have_no_best_value_and_no_target(tmp_path: Path) -> None:
     some = fedsgd.Examples(np.ones((20, 3), np.float32), np.ones((20, 1), np.float32))
     data, basic = fedsgd.Dataset(some, some, None), {"data.partition.clients": 2, "engine.name": "sequential"}
+    module, loss = torch.nn.Linear(3, 1), torch.nn.functional.mse_loss
     for lr in (0.05, 0.07):
         scenario = Scenario(name="x", rounds=1).replace({**basic, "client.optimizer.lr": lr})
-        loss = torch.nn.functional.mse_loss
-        fedsgd.run(scenario, dataset=data, module=torch.nn.Linear(3, 1), loss=loss, out=tmp_path / str(lr))
+        fedsgd.run(scenario, dataset=data, module=module, loss=loss, out=tmp_path / str(lr))
     paths = [tmp_path / "0.05", tmp_path / "0.07"]
     assert [method.chosen.best_accuracy() for method in gather(paths)] == [None, None]
     with pytest.raises(
@@ -823,7 +826,7 @@ def test_price_heading_names_the_figures_that_were_used(runs: Path) -> None:
     assert priced.exit_code == 0, priced.output
     text = " ".join(priced.stdout.split())
     assert f"{OVERRIDDEN}: 1 Mbit/s up, " in text
-    assert "copies 3 GB/s, waits 9 s for a reply" in text
+    assert f"the server {device('server').copies_text}, waits 9 s for a reply" in text
     assert "4g: " not in text
     assert ask("4g").network.title not in text
     assert f"4g: {ask('4g').network.title}" in " ".join(called("price", runs, "--network", "4g").stdout.split())
@@ -835,9 +838,11 @@ def test_compare_and_report_name_the_figures_that_were_used(runs: Path, tmp_path
     assert f"| time to 0.3, {OVERRIDDEN} |" in (tmp_path / "t.md").read_text()
     made = called("report", runs, *OVERRIDES, "--target", "0.3", "--out", tmp_path / "page.html")
     assert made.exit_code == 0, made.output
-    page = (tmp_path / "page.html").read_text()
-    assert f'"network":"{OVERRIDDEN}"' in page.replace('": "', '":"')
-    assert "as asked for: 1 Mbit/s up, log-normal rates, spread 0.5; all other figures: " in page
+    packed = re.search(r'id="payload">([^<]*)<', (tmp_path / "page.html").read_text())
+    assert packed is not None
+    terms = json.loads(gzip.decompress(base64.b64decode(packed[1])))["terms"]
+    assert terms["network"] == OVERRIDDEN
+    assert terms["source"].startswith("as asked for: 1 Mbit/s up, log-normal rates, spread 0.5; all other figures: ")
 
 
 def test_price_as_json_has_everything(runs: Path) -> None:

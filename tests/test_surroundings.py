@@ -393,21 +393,23 @@ def test_write_interrupted_leaves_no_partial_file(
 
 
 @pytest.mark.parametrize(
-    ("key", "most"),
+    ("key", "least", "most", "others"),
     [
-        ("client.batch_size", 2**31 - 1),
-        ("client.steps", 2**31 - 1),
-        ("rounds", 2**31 - 1),
-        ("engine.stack", 2**31 - 1),
-        ("evaluation.every", 2**31 - 1),
-        ("seed", 2**63 - 1),
+        ("client.batch_size", 1, 2**31 - 1, ' or "full"'),
+        ("client.steps", 1, 2**31 - 1, ", or the key left out"),
+        ("rounds", 1, 2**31 - 1, ""),
+        ("engine.stack", 1, 2**31 - 1, ", or the key left out"),
+        ("evaluation.every", 1, 2**31 - 1, ""),
+        ("seed", 0, 2**63 - 1, ""),
     ],
 )
-def test_integer_above_its_bound_is_refused_with_the_key(key: str, most: int) -> None:
+def test_integer_above_its_bound_is_refused_with_the_key(key: str, least: int, most: int, others: str) -> None:
     quick = from_dict({"name": "q"})
     assert quick.replace({key: most})
     for value in (most + 1, 10**22):
-        with pytest.raises(ScenarioError, match=rf"^{key}: expected int <= {most}, got {value}$"):
+        with pytest.raises(
+            ScenarioError, match=rf"^{key}: expected a whole number from {least} to {most}{others}, got {value}$"
+        ):
             quick.replace({key: value})
 
 
