@@ -394,11 +394,19 @@ def test_a_model_of_the_users_script_reaches_workers(root: Path, tmp_path: Path)
 
 
 def test_a_worker_that_cannot_import_the_script_says_where_to_look(root: Path, tmp_path: Path) -> None:
-    guarded = script(root, tmp_path, 'if __name__ == "__main__":').read_text()
-    command = [sys.executable, "-"]  # a main module with a file that is none
-    done = subprocess.run(command, input=guarded, capture_output=True, text=True, timeout=60)
+    guard = 'if __name__ != "__main__":\n    raise FileNotFoundError("table.csv")\nelse:'
+    done = subprocess.run([sys.executable, str(script(root, tmp_path, guard))], capture_output=True, text=True, timeout=60)
     assert "RunError: round 1, server: worker 0 ended, with exit status 1, before it was ready" in done.stderr
-    assert "FileNotFoundError" in done.stderr
+    assert "FileNotFoundError: table.csv" in done.stderr
+    assert not done.stdout
+
+
+def test_workers_model_of_a_script_on_standard_input_is_refused(root: Path) -> None:
+    source = OWN_MODEL.format(path=str(root / "scenarios" / "quickstart.toml"))
+    done = subprocess.run([sys.executable, "-"], input=source, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert not done.stdout
+    assert "ModelError: the model cannot be made again in a worker process (Can't get attribute 'Net' on" in done.stderr
 
 
 def gone(pid: int) -> bool:
