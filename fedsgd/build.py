@@ -13,7 +13,7 @@ from fedsgd.arrays import F32
 from fedsgd.clients import OWN, ClientStore, MemoryStore, part_of
 from fedsgd.data import ClientData, Dataset
 from fedsgd.engine import Chosen, Engine, EvaluationSets, Recipe, batch_sizes, choose, make_engine
-from fedsgd.engine.trial import check_last_slices, check_training_steps
+from fedsgd.engine.trial import check_training_steps
 from fedsgd.errors import ModelError
 from fedsgd.evaluation import RESERVED, Evaluator, Own, check_accuracy, select_evaluation_sets
 from fedsgd.loop import Runtime
@@ -105,7 +105,6 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     scenario = objects.describe(replace(scenario, engine=replace(scenario.engine, name=chosen.name, stack=chosen.stack)))
     store = MemoryStore()
     evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)
-    check_last_slices(task, evaluator.test, evaluator.held_out, evaluator.train)
     evaluator = replace(evaluator, own=_own(plan, store))
     runtime = InProcess(plan, engine, store, train)
     server = start(plan, task.initial[: plan.layout.size])

@@ -114,6 +114,12 @@ class ModelWarning(UserWarning):
     """A module keeps state that no client carries from round to round."""
 
 
+def error_text(error: Exception) -> str:
+    """Return the message of an error in one line, after its class if it is not one of fedsgd."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FedsgdError) else f"{type(error).__name__}: {text}"
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return `, did you mean "top-k"?` where a valid name is near, else a list of at most 30 valid names.
 

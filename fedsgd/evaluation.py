@@ -136,7 +136,7 @@ def select_evaluation_sets(
                 f"evaluation.{key}: {error}; the test examples are those of clients that never train"
             ) from error
     if stays and held_out is not None:
-        return EvaluationSets({}, {"clients": (sets["clients"], held_out.distinct_sizes()[0])})
+        return EvaluationSets({}, {"clients": (sets["clients"], *held_out.distinct_sizes())})
     return EvaluationSets(sets, {})
 
 

@@ -189,10 +189,29 @@ EVALUATED: dict[str, tuple[int, int, dict[str, Any], str, str]] = {
         "the 301 training examples", "set evaluation.training = false",
     ),
     "clients": (
-        55, 100, {"data__held_out": 0.1, "evaluation__clients": True},
+        511, 100, {"data__held_out": 0.2, "evaluation__clients": True},
+        "the 101 test examples of clients", "set another data.held_out",
+    ),
+    "clients' own models": (
+        55, 100, {"data__held_out": 0.1, "evaluation__clients": True, "model__buffers": "local"},
         "the test examples of 5 of 5 clients", "set another data.held_out",
     ),
 }  # fmt: skip
+
+
+class CountedNormalised(nn.Module):
+    """A module whose training changes a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = make_normalised()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+        y: Tensor = self.layers(x)
+        return y
 
 
 @pytest.mark.parametrize(("n", "test", "settings", "what", "remedy"), EVALUATED.values(), ids=EVALUATED.keys())
@@ -200,8 +219,44 @@ def test_last_slice_of_one_normalised_by_itself_is_refused(
     scenario: Make, n: int, test: int, settings: dict[str, Any], what: str, remedy: str
 ) -> None:
     settings = settings_of(model__batch_norm="batch", **settings)
-    message = refusal(scenario(settings), clouds(n, test), module=make_normalised())
+    module = CountedNormalised() if "model.buffers" in settings else make_normalised()
+    message = refusal(scenario(settings), clouds(n, test), module=module)
     assert message == f"{ONE.format(what)}: {TORCH}; {remedy}{OTHER}"
+
+
+def test_clients_with_one_test_example_each_are_evaluated_together(scenario: Make) -> None:
+    settings = settings_of(model__batch_norm="batch", data__held_out=0.1, evaluation__clients=True, rounds=1)
+    result = run(scenario(settings), dataset=clouds(55, 100), module=make_normalised())
+    assert result.client_accuracy is not None
+    assert len(result.client_accuracy) == 5
+
+
+def are_correct(output: Tensor, target: Tensor) -> Tensor:
+    """A metric that loses the axis of a batch of one."""
+    return (output.argmax(1) == target).float().squeeze()
+
+
+def test_metric_that_fails_on_the_last_slice_is_refused_with_its_size(scenario: Make) -> None:
+    message = refusal(scenario(settings_of()), clouds(500, 101), module=make_linear(), metrics={"accuracy": are_correct})
+    assert message.startswith(f"{ONE.format('the 101 test examples')}: metric")
+    assert message.endswith("; use another number of test examples")
+
+
+class Limited(nn.Linear):
+    """A module that refuses large inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max() > 1e6:
+            raise ValueError("too large")
+        return super().forward(x)
+
+
+def test_last_slice_that_fails_for_its_values_is_not_blamed_for_its_size(scenario: Make) -> None:
+    data = clouds(500, 101)
+    assert isinstance(data.test.x, np.ndarray)
+    data.test.x[-1] = 1e9
+    message = refusal(scenario(settings_of()), data, module=Limited(8, 3))
+    assert message == "the model cannot be run on these data (examples float32 [8], targets int64 []): ValueError: too large"
 
 
 def test_last_slice_of_one_with_running_statistics_is_evaluated(scenario: Make) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -17,12 +17,13 @@ from fedsgd.arrays import I64
 from fedsgd.data import Dataset, Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import EVALUATION_SLICE
-from fedsgd.engine.evaluated import EvaluationSets
+from fedsgd.engine.evaluated import SETS, EvaluationSets
 from fedsgd.engine.network import Network, shared, tensors
 from fedsgd.engine.probes import check_metric, check_pairs, choose_reading
 from fedsgd.engine.slices import allocate, check_loss, check_scores, list_leaves, map_tree
-from fedsgd.errors import ModelError
+from fedsgd.errors import ModelError, error_text
 from fedsgd.models import LossReduction, Metric, Task, accuracy
+from fedsgd.models.batch_norm import is_batch_norm
 from fedsgd.models.losses import find_ignored_label, find_reduction, recognise_loss
 from fedsgd.models.metrics import Accuracy, explain_undefined, shape_text
 from fedsgd.sizes import budget_text, size_text
@@ -32,6 +33,12 @@ LOSS_MEMORY = 2**30
 """Bytes that the outputs of a set may take if its loss is computed in one call."""
 TRIED = 1000
 """Most examples on which a loss is tried for being a mean or a sum over examples."""
+REMEDIES = {
+    "test": "use another number of test examples",
+    "clients": "set another data.held_out",
+    "training": "set evaluation.training = false",
+}
+"""By set of examples, what avoids a last slice of the size that it has."""
 BROADCAST = "Using a target size"
 """How PyTorch's warning begins that output and target differ in shape."""
 
@@ -61,13 +68,9 @@ def settle_evaluation(task: Task, dataset: Dataset, sets: EvaluationSets) -> Tas
         for name, metric in metrics.items():
             check_metric(name, metric, probe, target)
         first = None
-        for examples in sets.slices():
-            output, labels = trial.run(examples)
-            first = (output, labels) if first is None else first
-            for name, metric in metrics.items():
-                check_scores(name, metric(output, labels), len(labels))
-            if find_reduction(task.loss) != "whole":
-                check_loss(trial.loss(output, labels))
+        for described in sets.slices():
+            result = _try_slice(trial, metrics, *described)
+            first = result if first is None else first
         if find_reduction(task.loss) == "whole" and losses[0] == losses[1] != float(trial.loss(probe, target)):
             raise ModelError(
                 "the loss depends on more than the output and the target, such as what the module stored when it last ran: "
@@ -99,6 +102,37 @@ class _Trial:
             output = output.clone()
         with seeded_generators(0), self._network.own_buffers():
             return self.task.loss(output, target.clone())
+
+
+def _try_slice(trial: _Trial, metrics: Mapping[str, Metric], name: str, what: str, examples: Examples) -> tuple[Any, Tensor]:
+    """Return (output, target) of a slice of a set.
+
+    Raises:
+        ModelError: its loss or a metric cannot be computed, but could be if it were not smaller than other slices.
+    """
+    try:
+        return _evaluate_slice(trial, metrics, examples)
+    except Exception as error:  # the user's module, loss or metrics
+        n = len(examples)
+        try:
+            _evaluate_slice(trial, metrics, examples.take(np.arange(EVALUATION_SLICE) % n))
+        except Exception:  # not for its size
+            raise error from None
+        by_batch = any(is_batch_norm(part) and not part.track_running_stats for part in trial.task.module.modules())
+        hint = ', or another model.batch_norm than "batch"' if by_batch else ""
+        size = f"{n:,} example{'s' * (n != 1)}"
+        problem = f"evaluating {size} fails, and the last slice of {what} has {n:,} (slices have {EVALUATION_SLICE})"
+        raise ModelError(f"{problem}: {error_text(error)}; {REMEDIES[name]}{hint}") from error
+
+
+def _evaluate_slice(trial: _Trial, metrics: Mapping[str, Metric], examples: Examples) -> tuple[Any, Tensor]:
+    with _refuse_broadcast():
+        output, target = trial.run(examples)
+        for name, metric in metrics.items():
+            check_scores(name, metric(output, target), len(target))
+        if find_reduction(trial.task.loss) != "whole":
+            check_loss(trial.loss(output, target))
+    return output, target
 
 
 @contextmanager
@@ -164,7 +198,7 @@ def _settle_reduction(task: Task, trial: _Trial, sets: EvaluationSets, first: tu
         return LossReduction(kind)
     largest = _count_together(*first)
     tried = {name: (examples, len(examples)) for name, examples in sets.together.items()}
-    tried |= {name: (examples, int(sizes.max())) for name, (examples, sizes) in sets.alone.items()}
+    tried |= {name: (examples, int(sizes.max())) for name, (examples, sizes, _) in sets.alone.items()}
     larger: set[Literal["mean", "sum"] | None] = set()
     for name, (examples, n) in tried.items():
         if n <= largest:
@@ -198,7 +232,7 @@ def _check_one_call(trial: _Trial, name: str, examples: Examples, output: Any) -
         loss = trial.loss(output, target)
     except Exception as error:  # the user's loss may do anything
         problem = f"{type(error).__name__}: {error}"
-        raise ModelError(f"the loss cannot be computed on the {n:,} {name} examples in one call ({problem})") from error
+        raise ModelError(f"the loss cannot be computed on the {n:,} {SETS[name]} in one call ({problem})") from error
     check_loss(loss)
 
 
@@ -227,7 +261,7 @@ def _explain_not_combined(name: str, n: int, first: tuple[Any, Tensor]) -> str:
     held = sum(leaf.nbytes for leaf in list_leaves(output) if isinstance(leaf, Tensor)) * n // len(target)
     shapes = ", ".join(shape_text(leaf) for leaf in list_leaves(output))
     return (
-        f"the loss of the {n:,} {name} examples cannot be computed: in a trial it was neither a mean nor a sum over examples, "
+        f"the loss of the {n:,} {SETS[name]} cannot be computed: in a trial it was neither a mean nor a sum over examples, "
         f"and their outputs ({shapes}; {size_text(held)}) cannot be held for one call, which takes tensors [B, ...] of at most "
         f"{budget_text(LOSS_MEMORY)} together; use a loss of torch.nn, or evaluate fewer examples"
     )

@@ -1,11 +1,11 @@
-"""Trial of a training step at each batch size, and of evaluation on one example, before round 1.
+"""Trial of a training step at each batch size before round 1.
 
-Both run on a copy of the task's module and loss, where they can be copied. Torch is imported when a trial begins.
+It runs on a copy of the task's module and loss, where they can be copied. Torch is imported when the trial begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from fedsgd.data import ClientData, Examples
 from fedsgd.data.population import Made
-from fedsgd.engine.base import EVALUATION_SLICE, LastBatch, Recipe, Work, batches, step_sizes
-from fedsgd.errors import FedsgdError, ModelError
+from fedsgd.engine.base import LastBatch, Recipe, Work, batches, step_sizes
+from fedsgd.errors import ModelError, error_text
 from fedsgd.models import Task
 
 if TYPE_CHECKING:
@@ -139,11 +139,11 @@ def check_training_steps(task: Task, recipe: Recipe, train: ClientData, sample: 
         return
     size, error = next(iter(failures.items()))
     if len(failures) == len(results) and not trial.another_succeeds(recipe, size):
-        raise ModelError(f"a training step fails at every batch size that was tried: {_in_one_line(error)}") from error
+        raise ModelError(f"a training step fails at every batch size that was tried: {error_text(error)}") from error
     having = sum(uses[size].clients)
     who = f"{having:,} of {len(train):,} client{'s' * (len(train) != 1)} {'has' if having == 1 else 'have'} such a batch"
     advice = _advice(trial, recipe, size, uses[size], train)
-    message = f"a training step on a batch of {_examples(size)} fails ({who}): {_in_one_line(error)}; {advice}"
+    message = f"a training step on a batch of {_examples(size)} fails ({who}): {error_text(error)}; {advice}"
     raise ModelError(message) from error
 
 
@@ -173,53 +173,6 @@ def _helps(trial: StepTrial, recipe: Recipe, counts: Sequence[int]) -> bool:
     return all(trial.client_error(recipe, n, size) is None for size, n in tried.items())
 
 
-def check_last_slices(task: Task, test: Examples, held_out: ClientData | None, train: ClientData | None) -> None:
-    """Try evaluation on one example, if a last slice of `EVALUATION_SLICE` examples has one.
-
-    Args:
-        task: module, loss, metrics and initial model.
-        test: the test examples.
-        held_out: each client's own test examples, None if no evaluation is on these.
-        train: each client's training examples, None if no evaluation is on these.
-
-    Raises:
-        ModelError: evaluation on one example fails; with the examples whose last slice has one.
-    """
-    from fedsgd.engine.arrangement import Arrangement
-    from fedsgd.models.batch_norm import is_batch_norm
-
-    for what, remedy, example in _single_slices(task, test, held_out, train):
-        network = network_copy(task)
-        try:
-            network.evaluate(task.initial, example, Arrangement(task.layout))
-        except Exception as error:  # the user's module, loss or metric
-            parts = network.task.module.modules()
-            by_batch = any(is_batch_norm(part) and not part.track_running_stats for part in parts)
-            hint = ', or another model.batch_norm than "batch"' if by_batch else ""
-            problem = f"evaluating 1 example fails, and the last slice of {what} has 1 (slices have {EVALUATION_SLICE})"
-            raise ModelError(f"{problem}: {_in_one_line(error)}; {remedy}{hint}") from error
-
-
-def _single_slices(
-    task: Task, test: Examples, held_out: ClientData | None, train: ClientData | None
-) -> Iterator[tuple[str, str, Examples]]:
-    """Yield (the examples in words, the way to avoid it, the example) for each last slice of one example."""
-    if len(test) % EVALUATION_SLICE == 1 and not (
-        (task.n_local or task.n_local_buffers) and held_out is not None
-    ):  # then only clients' own are tested
-        yield f"the {len(test):,} test examples", "use another number of test examples", test.part(len(test) - 1, len(test))
-    if held_out is not None:
-        counts, clients = held_out.distinct_sizes()
-        single = counts % EVALUATION_SLICE == 1
-        if single.any():
-            own = held_out.of(first_clients(held_out)[int(counts[single][0])])
-            what = f"the test examples of {clients[single].sum():,} of {len(held_out):,} clients"
-            yield what, "set another data.held_out", own.part(len(own) - 1, len(own))
-    if train is not None and len(train.all()) % EVALUATION_SLICE == 1:
-        n = len(train.all())
-        yield f"the {n:,} training examples", "set evaluation.training = false", train.all().part(n - 1, n)
-
-
 def network_copy(task: Task) -> Network:
     """Return a network on a copy of the task's module and loss, at the task's initial model."""
     import torch
@@ -234,8 +187,3 @@ def network_copy(task: Task) -> Network:
 
 def _examples(n: int) -> str:
     return f"{n:,} example{'s' * (n != 1)}"
-
-
-def _in_one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, FedsgdError) else f"{type(error).__name__}: {text}"
