@@ -27,7 +27,7 @@ from fedsgd.models.batch_norm import is_batch_norm
 from fedsgd.models.losses import find_ignored_label, find_reduction, recognise_loss
 from fedsgd.models.metrics import Accuracy, explain_undefined, shape_text
 from fedsgd.sizes import budget_text, size_text
-from fedsgd.torch_scope import one_thread, seeded_generators
+from fedsgd.torch_scope import one_thread, seed_generators, seeded_generators
 
 LOSS_MEMORY = 2**30
 """Bytes that the outputs of a set may take if its loss is computed in one call."""
@@ -60,8 +60,11 @@ def settle_evaluation(task: Task, dataset: Dataset, sets: EvaluationSets) -> Tas
     """
     trial = _Trial(task)
     with one_thread(), torch.no_grad(), _refuse_broadcast():
-        probe, target = trial.run(_select_probe(dataset.train))
-        losses = [float(check_loss(trial.loss(probe, target))) for _ in range(2)]
+        examples = _select_probe(dataset.train)
+        probe, target = trial.run(examples)
+        if find_reduction(task.loss) == "whole":
+            _check_stored(trial, examples, probe, target)
+        check_loss(trial.loss(probe, target))
         if recognise_loss(task.loss) is None:
             check_pairs(trial.loss, probe, target)
         metrics = _settle_metrics(task, trial, dataset, probe, target)
@@ -71,11 +74,6 @@ def settle_evaluation(task: Task, dataset: Dataset, sets: EvaluationSets) -> Tas
         for described in sets.slices():
             result = _try_slice(trial, metrics, *described)
             first = result if first is None else first
-        if find_reduction(task.loss) == "whole" and losses[0] == losses[1] != float(trial.loss(probe, target)):
-            raise ModelError(
-                "the loss depends on more than the output and the target, such as what the module stored when it last ran: "
-                "return that as a part of the output"
-            )
         reduction = _settle_reduction(task, trial, sets, first)
     return replace(task, metrics=metrics, reduction=reduction)
 
@@ -96,12 +94,38 @@ class _Trial:
             x, target = tensors(examples)
             return self.task.module(x), target
 
+    def loss_at_once(self, examples: Examples) -> Any:
+        """Return the loss of these examples right after the module ran, before anything is put back."""
+        with seeded_generators(0), self._network.own_buffers():
+            x, target = tensors(examples)
+            output = self.task.module(x)
+            seed_generators(0)
+            return self.task.loss(output, target)
+
     def loss(self, output: Any, target: Tensor) -> Any:
         """Return what the loss gives, with torch's generator seeded and buffers put back."""
         if isinstance(output, Tensor):  # a loss may work in place
             output = output.clone()
         with seeded_generators(0), self._network.own_buffers():
             return self.task.loss(output, target.clone())
+
+
+def _check_stored(trial: _Trial, examples: Examples, output: Any, target: Tensor) -> None:
+    """Check that a loss of one call needs the outputs alone, since it is called when all slices have been evaluated.
+
+    Raises:
+        ModelError: it gives another number, or fails, where the state of the module was put back after it ran.
+    """
+    expected = float(check_loss(trial.loss_at_once(examples)))
+    try:
+        alone = float(check_loss(trial.loss(output, target)))
+    except Exception:  # the user's loss
+        alone = math.nan
+    if not (alone == expected or math.isnan(expected)):
+        raise ModelError(
+            "the loss depends on more than the output and the target, such as what the module stored when it last ran: return "
+            "that as a part of the output"
+        )
 
 
 def _try_slice(trial: _Trial, metrics: Mapping[str, Metric], name: str, what: str, examples: Examples) -> tuple[Any, Tensor]:
