@@ -10,7 +10,7 @@ import importlib
 import pickle
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial, update_wrapper
 from types import ModuleType
@@ -93,9 +93,9 @@ def seed_generators(seed: int) -> None:
     _PYTHON.seed(seed)
 
 
-def deep_copy(value: Any) -> Any:
-    """Copy a value as `copy.deepcopy` does, but for the global generators, whose methods it may hold."""
-    return copy.deepcopy(value, {id(generator): generator for generator in (_PYTHON, _NUMPY)})
+def deep_copy(value: Any, kept: Iterable[object] = ()) -> Any:
+    """Copy a value as `copy.deepcopy` does, but for `kept` and for the global generators, whose methods it may hold."""
+    return copy.deepcopy(value, {id(thing): thing for thing in (_PYTHON, _NUMPY, *kept)})
 
 
 def global_states() -> tuple[object, ...]:

@@ -5,7 +5,10 @@ Modules are made by functions of this module without arguments, so that a run di
 
 from __future__ import annotations
 
+import copy
+import itertools
 import random
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -234,6 +237,167 @@ class SlowCounter(Lambda):
         return x * (1.0 if self.calls < 4 else 0.3)
 
 
+class Shadow(Lambda):
+    """A frozen copy that follows the weights, and is what is evaluated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shadow = copy.deepcopy(self.net).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            y: Tensor = self.shadow(x)
+            return y
+        with torch.no_grad():
+            for kept, now in zip(self.shadow.parameters(), self.net.parameters(), strict=True):
+                kept.mul_(0.5).add_(now, alpha=0.5)
+        return super().forward(x)
+
+
+class ShadowBuffer(nn.Module):
+    """An average of the weights in a buffer, which equals them before the first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(WIDTH, CLASSES)
+        self.register_buffer("average", self.net.weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return functional.linear(x, self.average, self.net.bias)
+        self.average.lerp_(self.net.weight.detach(), 0.2)
+        y: Tensor = self.net(x)
+        return y
+
+
+class Shared(Lambda):
+    """Two parts that talk through one dictionary, and a hook that closes over another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context: dict[str, Tensor] = {}
+        self.net[0].context = self.context
+        seen: dict[str, Tensor] = {}
+        self.seen = seen
+        self.net[0].register_forward_hook(lambda module, inputs, output: seen.__setitem__("mean", output.mean()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.context["scale"] = x.detach().mean()
+        hidden = torch.relu(self.net[0](x) * (1 + self.net[0].context["scale"]))
+        y: Tensor = self.net[3](hidden) + self.seen["mean"]
+        return y
+
+
+MISSING = object()
+
+
+class Sentinel(Lambda):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = MISSING
+
+    def change(self, x: Tensor) -> Tensor:
+        return x if self.scale is MISSING else x * 0
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+class GlobalGenerator(Lambda):
+    def change(self, x: Tensor) -> Tensor:
+        return x * float(GENERATOR.uniform(0.5, 1.5)) if self.training else x
+
+
+class Unseeded(Lambda):
+    def change(self, x: Tensor) -> Tensor:
+        return x * float(np.random.default_rng().uniform(0.5, 1.5)) if self.training else x
+
+
+class UnseededStart(Lambda):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.net[0].bias.copy_(torch.from_numpy(np.random.default_rng().random(12, dtype=np.float32)))
+
+
+class PlainProjection(Lambda):
+    """A tensor of random numbers that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = torch.randn(WIDTH, WIDTH)
+
+    def change(self, x: Tensor) -> Tensor:
+        return x @ self.projection
+
+
+class HiddenProjection(Lambda):
+    """A random buffer that no state dict holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.randn(WIDTH, WIDTH), persistent=False)
+
+    def change(self, x: Tensor) -> Tensor:
+        y: Tensor = x @ self.projection
+        return y
+
+
+class Table(Lambda):
+    """A constant table that no state dict holds, the same each time that it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(0.5, 1.5, WIDTH), persistent=False)
+        self.rows = np.arange(WIDTH)
+
+    def change(self, x: Tensor) -> Tensor:
+        y: Tensor = x * self.table
+        return y
+
+
+class Tested(Lambda):
+    """A buffer that evaluation changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def change(self, x: Tensor) -> Tensor:
+        if not self.training:
+            self.mean += x.mean(0)
+        return x - self.mean
+
+
+class Iterating(Lambda):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = itertools.cycle([1.0, 0.5])
+
+    def change(self, x: Tensor) -> Tensor:
+        return x * next(self.scales)
+
+
+class Locked(Normaliser):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class TwoPolicies(nn.Module):
+    """Batch norm and a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normaliser, self.norm = Normaliser(), nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.normaliser(self.norm(x))
+        return y
+
+
 class Branch(nn.Module):
     """Two layers, of which a batch uses one."""
 
@@ -400,6 +564,22 @@ CASES: dict[str, Case] = {
     **policies(instance_norm, "buffers", "mean"),
     "normaliser, refused": Case(Normaliser, refused="training changes the buffer mean, count"),
     **policies(Normaliser, "buffers", "mean", "local"),
+    "frozen shadow, refused": Case(Shadow, refused=r"training changes"),
+    **policies(Shadow, "buffers", "mean", "local"),
+    **policies(ShadowBuffer, "buffers", "mean"),
+    "shared state": Case(Shared),
+    "sentinel": Case(Sentinel),
+    "constant table": Case(Table),
+    "generator of the file": Case(GlobalGenerator, refused="equal training steps of two copies"),
+    "unseeded generator": Case(Unseeded, refused="equal training steps of two copies"),
+    "unseeded initialisation": Case(UnseededStart, refused="is another one each time"),
+    "random tensor that is no buffer": Case(PlainProjection, refused=r"PlainProjection\.projection is drawn at random"),
+    "random buffer that is not persistent": Case(HiddenProjection, refused="buffer projection is drawn at random"),
+    "buffer that evaluation changes": Case(Tested, refused="evaluation changes mean"),
+    "iterator": Case(Iterating, refused=r"Iterating\.scales is an iterator"),
+    "module that cannot be copied": Case(Locked, settings={"model.buffers": "mean"}),
+    "batch norm mean, buffers local": Case(TwoPolicies, settings={"model.batch_norm": "mean", "model.buffers": "local"}),
+    "batch norm local, buffers mean": Case(TwoPolicies, settings={"model.batch_norm": "local", "model.buffers": "mean"}),
     "dropout": Case(dropout),
     "numpy noise": Case(NumpyNoise),
     "Python noise": Case(PythonNoise),
@@ -423,6 +603,10 @@ CASES: dict[str, Case] = {
     "label smoothing": Case(perceptron, loss="smoothed"),
     "loss with a parameter, refused": Case(perceptron, loss="temperature", refused="the loss Temperature has parameters of its own"),
     "loss with a parameter": Case(perceptron, loss="temperature", settings={"model.loss_parameters": True}),
+    "loss with a parameter, batch norm local": Case(
+        batch_norm, loss="temperature", settings={"model.loss_parameters": True, "model.batch_norm": "local"}
+    ),
+    "loss with a buffer, local": Case(perceptron, loss="centred", settings={"model.buffers": "local"}, refused="of the loss"),
     "loss with a buffer, refused": Case(perceptron, loss="centred", refused=r"training changes the buffer loss\.mean"),
     "loss with a buffer": Case(perceptron, loss="centred", settings={"model.buffers": "mean"}),
     "regression": Case(one_logit, targets, "squares", accuracy=False),

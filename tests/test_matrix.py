@@ -57,6 +57,7 @@ class Plain:
     """A tutorial's loop: one module, one optimizer a round, batches in the client's order."""
 
     def __init__(self, case: Case, examples: Examples) -> None:
+        self.case = case
         with one_thread(), seeded_generators(torch_seed(SEED, "init")):
             self.module = case.make()
         settle_batch_norm(self.module, case.settings.get("model.batch_norm", "refuse"))
@@ -70,7 +71,7 @@ class Plain:
     def round(self, number: int) -> None:
         """Train for a round. A client is given the model, not a Python object: attributes begin as they were made."""
         with one_thread(), seeded_generators(torch_seed(SEED, "init")):
-            parts = [copy.deepcopy(self.module)]
+            made = self.case.make()
         own = [
             p for part in (self.module, self.loss) if isinstance(part, nn.Module) for p in part.parameters() if p.requires_grad
         ]
@@ -84,7 +85,7 @@ class Plain:
                 optimizer.step()
         for name in ("calls", "rng"):
             if hasattr(self.module, name):
-                setattr(self.module, name, getattr(parts[0], name))
+                setattr(self.module, name, getattr(made, name))
 
     def report(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """Return the loss of all examples in one call and the accuracy, as they are read off the outputs."""
@@ -196,6 +197,11 @@ def models_of_clients(module: nn.Module, state: Mapping[str, Tensor], own: Mappi
     return models
 
 
+def fresh(module: nn.Module) -> nn.Module:
+    """The module in evaluation mode, with its attributes as they were made where it counts its calls."""
+    return copy.deepcopy(module).eval() if hasattr(module, "calls") else module.eval()
+
+
 def restored_accuracy(parts: list[tuple[Examples, nn.Module]]) -> float:
     """Over all examples of all parts, each with its model."""
     right = []
@@ -204,7 +210,7 @@ def restored_accuracy(parts: list[tuple[Examples, nn.Module]]) -> float:
         outputs = []
         for part in x.split(100):
             with torch.no_grad(), one_thread(), seeded_generators(0):
-                outputs.append(copy.deepcopy(module).eval()(part))
+                outputs.append(fresh(module)(part))
         output = torch.cat(outputs)
         if output[0].numel() == 1:
             right.append(((output.reshape(-1) > 0) == (y.reshape(-1) > 0)).double())

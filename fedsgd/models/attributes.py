@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fedsgd.torch_scope import deep_copy
+
 LARGE = 2**20
 """Bytes from which on an array is compared once a client or evaluation, not in each slice."""
 _MOST_OBJECTS = 100_000
@@ -183,6 +185,18 @@ class Attributes:
             if kind is not None:
                 self._records.append(_Record(label, thing, kind, kind.read(thing)))
             waiting.extend(_parts(thing))
+
+
+def copied_pair(module: Any, loss: Any) -> tuple[Any, Any]:
+    """Return copies of a module and a loss that share what these share. Sentinels, `object()`, stay the same objects.
+
+    Raises:
+        Exception: whatever an attribute that cannot be copied raises.
+    """
+    modules = [part for whole in (module, loss) if isinstance(whole, nn.Module) for part in whole.modules()]
+    sentinels = [value for part in modules for value in _plain(part).values() if type(value) is object]
+    pair: tuple[Any, Any] = deep_copy((module, loss), sentinels)
+    return pair
 
 
 def _kind_of(thing: Any) -> _Kind | None:

@@ -77,10 +77,10 @@ class Task:
 
     def copied(self) -> Task:
         """Return the task with a copy of its module and loss to try things on; with themselves where they cannot be copied."""
-        from fedsgd.torch_scope import deep_copy
+        from fedsgd.models.attributes import copied_pair
 
         try:
-            module, loss = deep_copy((self.module, self.loss))
+            module, loss = copied_pair(self.module, self.loss)
         except Exception:  # the user's own attributes may be anything
             return self
         return replace(self, module=module, loss=loss)
@@ -101,19 +101,14 @@ class Task:
         return Layout(self.layout.names[:n], self.layout.shapes[:n])
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        """By torch, which writes what tensors share once; a module that it cannot write is made again in the other process.
+        """Send the module by how it was made, since not all of it can be written; one that was given is written by torch.
 
         ModelError if something cannot be sent to another process.
         """
         buffers = (self.buffers, self.initial_buffers, self.n_local_buffers)
         described = (self.layout, self.initial, self.n_local, *buffers, self.source, self.restarts, self.reduction)
-        try:
-            saved = _saved(self.module, self.loss, self.metrics)
-        except ModelError:
-            if self.source is None:
-                raise
-            saved = _saved(None, self.loss, self.metrics)
-        return _rebuilt, (saved, *described)
+        module = self.module if self.source is None else None
+        return _rebuilt, (_saved(module, self.loss, self.metrics), *described)
 
 
 @dataclass(frozen=True)
@@ -270,11 +265,11 @@ def _built(model: Model, shape: tuple[int, ...], classes: int | None) -> nn.Modu
 
 def _copies(module: nn.Module, loss: Loss, given: bool) -> tuple[nn.Module, Loss]:
     """Return copies, made together so that what they share stays shared. A module that was built here needs none."""
-    from fedsgd.torch_scope import deep_copy
+    from fedsgd.models.attributes import copied_pair
 
     try:
-        pair: tuple[nn.Module, Loss] = deep_copy((module, loss)) if given else (module, deep_copy(loss))
-        return pair
+        copied = copied_pair(module if given else None, loss)
+        return copied if given else (module, copied[1])
     except Exception as error:  # tensors that are not leaves, and whatever the user's own attributes do
         what = "the module" if given else "the loss"
         raise ModelError(f"{what} cannot be copied ({error}); give a function that makes it as [model] module") from error
