@@ -174,7 +174,7 @@ class _OwnGenerators:
 
 
 class _Run(threading.local):
-    """What `isolated` has set in this thread; None outside of it."""
+    """Scopes that `isolated` has entered in this thread; None outside of it."""
 
     scopes: ExitStack | None = None
 

@@ -20,7 +20,7 @@ SUBSTITUTES = {
     "≈": "~", "±": "+-", "∞": "inf", "∈": "in", "√": "sqrt", "‖": "||", "⟨": "<", "⟩": ">", "′": "'", "‘": "'", "’": "'",
     "“": '"', "”": '"', "°": "deg", "€": "EUR", "ß": "ss", "µ": "u",
 }  # fmt: skip
-"""What looks like, or says, the same in ASCII."""
+"""ASCII text that looks like a character, or says the same."""
 
 
 def make_readable(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -144,7 +144,7 @@ class Recipe:
 
     @property
     def skips_unused(self) -> bool:
-        """Whether a parameter that a batch does not use stays as it is; a proximal term or a correction reaches all of them."""
+        """True if a parameter that a batch does not use stays as it is; a proximal term or a correction reaches all of them."""
         return not self.proximal and not self.corrected
 
     def displacement(self, n_examples: int, round: int) -> float:

@@ -40,7 +40,7 @@ REMEDIES = {
 }
 """By set of examples, what avoids a last slice of the size that it has."""
 BROADCAST = "Using a target size"
-"""How PyTorch's warning begins that output and target differ in shape."""
+"""Beginning of PyTorch's warning that output and target differ in shape."""
 
 
 def settle_evaluation(task: Task, dataset: Dataset, sets: EvaluationSets) -> Task:

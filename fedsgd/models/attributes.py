@@ -28,7 +28,7 @@ LARGE = 2**20
 """Bytes from which on an array is compared once a client or evaluation, not in each slice."""
 _MOST_OBJECTS = 100_000
 _INTERNAL = frozenset((*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"))
-"""What torch keeps in `vars(module)`: the last two, of recurrent layers, follow the parameters."""
+"""Names that torch keeps in `vars(module)`; the last two, of recurrent layers, follow the parameters."""
 _HOOKS = tuple(name for name in sorted(_INTERNAL) if name.endswith("_hooks"))
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type, torch.dtype, torch.device, torch.Size, slice, range)
 _ABSENT = object()
@@ -36,7 +36,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class _Kind:
-    """How the content of an object, not deeper, is read and overwritten."""
+    """Functions that read and overwrite the content of an object, not deeper."""
 
     read: Callable[[Any], Any]
     write: Callable[[Any, Any], object]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BatchNorm = Literal["refuse", "batch", "group", "mean", "local", "frozen"]
 """What becomes of batch norm: see `Model`."""
 Buffers = Literal["refuse", "mean", "local"]
-"""What becomes of other buffers that training changes: see `Model`."""
+"""Policy for other buffers that training changes: see `Model`."""
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 Metric = Callable[["Tensor", "Tensor"], "Tensor | tuple[Tensor, Tensor]"]
 
@@ -87,7 +87,7 @@ class Task:
 
     @property
     def loss_reduction(self) -> LossReduction:
-        """How the loss of a set of examples is computed."""
+        """Reduction of the loss over a set of examples."""
         from fedsgd.models.losses import find_reduction
 
         return self.reduction or LossReduction(find_reduction(self.loss))
@@ -113,7 +113,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ModuleSource:
-    """How a run makes its module: a model, for examples of a shape and a number of classes, with the run's seed."""
+    """Source of a run's module: a model, for examples of a shape and a number of classes, with the run's seed."""
 
     model: Model
     shape: tuple[int, ...]

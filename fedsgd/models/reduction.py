@@ -8,7 +8,7 @@ from typing import Literal
 from fedsgd.errors import ModelError
 
 Reduction = Literal["mean", "counted", "sum", "whole"]
-"""How the losses of slices give the loss of a set.
+"""Reduction of the losses of slices to the loss of a set.
 
 mean: each slice weighs as much as it has examples. counted: each slice weighs as much as its targets that are not ignored,
 or as their class weights. sum: slices are added up. whole: the loss is computed in one call on the outputs of the whole set.
@@ -17,7 +17,7 @@ or as their class weights. sum: slices are added up. whole: the loss is computed
 
 @dataclass(frozen=True)
 class LossReduction:
-    """How the loss of a set of examples is computed.
+    """Reduction of the loss over a set of examples.
 
     Attributes:
         kind: for sets of at most `largest` examples.

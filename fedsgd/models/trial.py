@@ -42,7 +42,7 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """What two training steps and an evaluation did on one copy."""
+    """Result of two training steps and an evaluation on one copy."""
 
     parts: Parts
     gradients: list[Tensor]

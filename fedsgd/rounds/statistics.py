@@ -55,7 +55,7 @@ class CarriedBuffers:
 
     @property
     def stay(self) -> bool:
-        """Whether anything of a model never leaves its client, so that no two clients have the same model."""
+        """True if a part of a model never leaves its client, so that no two clients have the same model."""
         return self.local is not None or self.parameters.size > 0
 
     def joined(self, sent: F32 | None, local: F32 | None) -> F32 | None:
