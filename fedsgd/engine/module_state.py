@@ -25,13 +25,19 @@ class ModuleState:
     def __init__(self, task: Task) -> None:
         self._parts = task.parts
         self._layout = task.buffers
-        self._made = {name: tensor.detach().clone() for name, tensor in fixed_tensors(self._parts).items()}
-        self._frozen = {name for name, tensor in fixed_tensors(self._parts).items() if isinstance(tensor, torch.nn.Parameter)}
+        fixed = fixed_tensors(self._parts)
+        self._made = {name: tensor.detach().clone() for name, tensor in fixed.items()}
+        self._frozen = {name for name, tensor in fixed.items() if isinstance(tensor, torch.nn.Parameter)}
         carried = () if task.buffers is None else task.buffers.names
         counters = [name for prefix, part in self._parts for name in unused_counters(part, prefix)]
         self._checked = self._made.keys() - {*carried, *counters}
         modules = [module for _, part in self._parts for module in part.modules()]
+        self._buffers = [module._buffers for module in modules]
+        self._n_buffers = self._count_buffers()
         self.attributes = Attributes(modules, (task.loss, *task.metrics.values()))
+
+    def _count_buffers(self) -> int:
+        return sum(buffer is not None for buffers in self._buffers for buffer in buffers.values())
 
     def put_back(self, large: bool = True) -> None:
         """Make everything what it was.
@@ -42,7 +48,8 @@ class ModuleState:
         Raises:
             ModelError: a buffer appeared or changed its shape.
         """
-        for name, tensor in fixed_tensors(self._parts).items():
+        nothing = not self._made and self._count_buffers() == self._n_buffers  # names are slow to look up
+        for name, tensor in () if nothing else fixed_tensors(self._parts).items():
             before = self._made.get(name)
             if before is None or before.shape != tensor.shape:
                 raise ModelError(f"buffer {name} appeared or changed its shape while the module ran; register it beforehand")
@@ -73,7 +80,8 @@ class ModuleState:
 
     def check(self) -> None:
         """Raise ModelError if training changed a tensor that no policy carries: putting it back would lose the change."""
-        self.check_copies(fixed_tensors(self._parts))
+        if self._checked:
+            self.check_copies(fixed_tensors(self._parts))
 
     def check_copies(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise ModelError as `check` does, for an engine that works on tensors of its own, by name."""
