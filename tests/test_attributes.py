@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedsgd.models.attributes import Attributes, same
+from fedsgd.models.attributes import Attributes
+from fedsgd.models.equality import same
 
 
 @dataclass

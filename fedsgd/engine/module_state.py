@@ -15,8 +15,9 @@ from torch import Tensor
 from fedsgd.arrays import F32
 from fedsgd.errors import ModelError
 from fedsgd.models import Task
-from fedsgd.models.attributes import Attributes, same
+from fedsgd.models.attributes import Attributes
 from fedsgd.models.buffers import as_float32, fixed_tensors, unused_counters
+from fedsgd.models.equality import same
 
 
 class ModuleState:

@@ -6,7 +6,6 @@ place: objects stay the same objects, so that those that share them go on sharin
 
 from __future__ import annotations
 
-import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -18,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.random import RandomState
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fedsgd.models.equality import ATOMS, GENERATORS, is_of_python, read_slots, same
 from fedsgd.torch_scope import deep_copy
 
 LARGE = 2**20
@@ -30,7 +29,6 @@ _MOST_OBJECTS = 100_000
 _INTERNAL = frozenset((*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"))
 """Names that torch keeps in `vars(module)`; the last two, of recurrent layers, follow the parameters."""
 _HOOKS = tuple(name for name in sorted(_INTERNAL) if name.endswith("_hooks"))
-_ATOMS = (int, float, complex, str, bytes, bool, type(None), type, torch.dtype, torch.device, torch.Size, slice, range)
 _ABSENT = object()
 
 
@@ -57,11 +55,6 @@ def _refill(container: Any, made: Any) -> None:
     (container.update if isinstance(container, dict | set) else container.extend)(made)
 
 
-def _slots(thing: Any) -> dict[str, Any]:
-    names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ()) if not name.startswith("__")]
-    return {name: getattr(thing, name) for name in names if hasattr(thing, name)}
-
-
 def _write_slots(thing: Any, made: dict[str, Any]) -> None:
     for name, value in made.items():
         setattr(thing, name, value)
@@ -71,8 +64,7 @@ def _write_cell(cell: CellType, made: Any) -> None:
     cell.cell_contents = made[0]
 
 
-_MODULE, _SLOTTED = _Kind(_plain, _write_plain), _Kind(_slots, _write_slots)
-_GENERATORS = (np.random.Generator, RandomState, random.Random, torch.Generator)
+_MODULE, _SLOTTED = _Kind(_plain, _write_plain), _Kind(read_slots, _write_slots)
 _KINDS: dict[type, _Kind] = {
     dict: _Kind(dict, _refill),
     list: _Kind(list, _refill),
@@ -81,10 +73,10 @@ _KINDS: dict[type, _Kind] = {
     np.ndarray: _Kind(np.copy, lambda array, made: np.copyto(array, made)),
     Tensor: _Kind(lambda tensor: tensor.detach().clone(), lambda tensor, made: tensor.detach().copy_(made)),
     CellType: _Kind(lambda cell: [cell.cell_contents], _write_cell),
-    np.random.Generator: _Kind(lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)),
-    RandomState: _Kind(lambda g: g.get_state(legacy=False), lambda g, state: g.set_state(state)),
-    random.Random: _Kind(lambda g: g.getstate(), lambda g, state: g.setstate(state)),
-    torch.Generator: _Kind(lambda g: g.get_state(), lambda g, state: g.set_state(state)),
+    np.random.Generator: _Kind(GENERATORS[np.random.Generator], lambda g, state: setattr(g.bit_generator, "state", state)),
+    RandomState: _Kind(GENERATORS[RandomState], lambda g, state: g.set_state(state)),
+    random.Random: _Kind(GENERATORS[random.Random], lambda g, state: g.setstate(state)),
+    torch.Generator: _Kind(GENERATORS[torch.Generator], lambda g, state: g.set_state(state)),
 }
 
 
@@ -146,7 +138,7 @@ class Attributes:
 
     def contents(self) -> list[tuple[str, Any]]:
         """Return (label, value) of all arrays, tensors and generators, in an order that depends on the structure alone."""
-        generators = [_KINDS[kind] for kind in _GENERATORS]
+        generators = [_KINDS[kind] for kind in GENERATORS]
         return [(record.label, record.made) for record in self._records if record.size or record.kind in generators]
 
     def put_back(self, large: bool = True) -> None:
@@ -178,7 +170,7 @@ class Attributes:
         waiting = [thing]
         while waiting and len(self._kept) < _MOST_OBJECTS:
             thing = waiting.pop()
-            if isinstance(thing, _ATOMS) or id(thing) in self._kept:
+            if isinstance(thing, ATOMS) or id(thing) in self._kept:
                 continue
             self._kept[id(thing)] = thing
             kind = None if self._is_alias(thing) else _kind_of(thing)
@@ -210,11 +202,7 @@ def _kind_of(thing: Any) -> _Kind | None:
     known = next((kind for kind in _KINDS if isinstance(thing, kind)), None)
     if known is not None:
         return _KINDS[known]
-    return _SLOTTED if _is_of_python(thing) and _slots(thing) else None
-
-
-def _is_of_python(thing: Any) -> bool:
-    return type(type(thing)) is type and type(thing).__module__.partition(".")[0] not in ("builtins", "torch", "numpy", "re")
+    return _SLOTTED if is_of_python(thing) and read_slots(thing) else None
 
 
 def _contents_of(cell: CellType) -> list[Any]:
@@ -242,7 +230,7 @@ def _parts(thing: Any) -> list[Any]:
         return thing.ravel().tolist() if thing.dtype == object else []
     if isinstance(thing, ModuleType | Tensor):
         return []
-    slots = list(_slots(thing).values()) if _is_of_python(thing) else []
+    slots = list(read_slots(thing).values()) if is_of_python(thing) else []
     return [vars(thing), *slots] if isinstance(getattr(thing, "__dict__", None), dict) else slots
 
 
@@ -260,63 +248,9 @@ def _is_identical(now: Any, made: Any) -> bool:
 
 
 def _is_equal_atom(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and isinstance(a, _ATOMS) and same(a, b)
+    return type(a) is type(b) and isinstance(a, ATOMS) and same(a, b)
 
 
 def _is_alike(now: Any, made: Any) -> bool:
     """Return whether a value is the same, or a result of parameters: a tensor with a history is no state."""
     return (isinstance(now, Tensor) and not now.is_leaf) or same(now, made)
-
-
-def same(a: Any, b: Any, seen: frozenset[tuple[int, int]] = frozenset()) -> bool:
-    """Return whether two values are equal in type and content; NaN equals NaN, arrays and generators compare by their state."""
-    if a is b or (id(a), id(b)) in seen:
-        return True
-    if type(a) is not type(b) or isinstance(a, nn.Module):
-        return False
-    if isinstance(a, Tensor):
-        return _same_tensors(a, b)
-    if isinstance(a, float):
-        return bool(a == b) or (math.isnan(a) and math.isnan(b))
-    if isinstance(a, np.ndarray) and a.dtype != object:
-        return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(_bits(a), _bits(b))
-    if not isinstance(a, dict) and _equal(a, b):
-        return True
-    contents, seen = _contents(a, b), seen | {(id(a), id(b))}
-    return contents is not None and all(same(x, y, seen) for x, y in contents)
-
-
-def _bits(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _same_tensors(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype or a.layout != torch.strided:
-        return False
-    equal: bool = torch.equal(a, b) or a.detach().numpy().tobytes() == b.detach().numpy().tobytes()
-    return equal
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Return whether `a == b` says so: for containers of plain values the quick answer."""
-    try:
-        return (a == b) is True
-    except Exception:  # arrays inside, or the user's own comparison
-        return False
-
-
-def _contents(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
-    """Return pairs that all have to be the same for two values of one type that == does not call equal; None if they differ."""
-    if isinstance(a, dict):
-        return [(a[key], b[key]) for key in a] if list(a) == list(b) else None
-    if isinstance(a, list | tuple | deque):
-        return list(zip(a, b, strict=True)) if len(a) == len(b) else None
-    for known in _GENERATORS:
-        if isinstance(a, known):
-            return [(_KINDS[known].read(a), _KINDS[known].read(b))]
-    if isinstance(a, np.ndarray):
-        return [(a.tolist(), b.tolist())]
-    if isinstance(a, (*_ATOMS, FunctionType, nn.Module)):
-        return None
-    slots = [(_slots(a), _slots(b))] if _is_of_python(a) and _slots(a) else []
-    return [(vars(a), vars(b)), *slots] if getattr(a, "__dict__", None) else slots or None
