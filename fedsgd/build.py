@@ -92,6 +92,7 @@ def build(
 
 def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, share: bool) -> Experiment:
     objects.check(scenario)
+    described = objects.describe(scenario)  # before functions run that may change what they refer to
     dataset, train, held_out = dealt(scenario, data, objects.dataset)
     shared = Blob.of((dataset, train, held_out)) if share else None
     if shared is not None:  # in the place of the arrays that were read, which can go
@@ -102,7 +103,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     task = _try(task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
     check_training_steps(task, plan.recipe, train, dataset.train, scenario.seed)
     engine, chosen, make = _engine(scenario, task, plan, dataset, train)
-    scenario = objects.describe(replace(scenario, engine=replace(scenario.engine, name=chosen.name, stack=chosen.stack)))
+    scenario = replace(described, engine=replace(scenario.engine, name=chosen.name, stack=chosen.stack))
     store = MemoryStore()
     evaluator = _evaluator(scenario, engine, task, dataset, train, held_out)
     evaluator = replace(evaluator, own=_own(plan, store))

@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 
 PYTHON_OBJECT = "python-object"
+OF_COMPONENT = "component "
+"""How the fingerprint in a marker begins that stands for a component of a class that no other process can import."""
 _PREFIX = f"{PYTHON_OBJECT}: "
+_DIGEST = ", sha256 "
 _SHORT = 16
 _LONGEST = 160
 _MOST_OBJECTS = 10**6
@@ -48,7 +51,7 @@ def _can_be_found(module: str) -> bool:
 
 def reference(value: Any) -> str:
     """Return the import path of a function or instance, or the marker string that stands for it."""
-    return import_path(value) or f"{_PREFIX}{describe_object(value)}, sha256 {fingerprint(value)}"
+    return import_path(value) or f"{_PREFIX}{describe_object(value)}{_DIGEST}{fingerprint(value)}"
 
 
 def describe_object(value: Any) -> str:
@@ -80,6 +83,28 @@ def find_markers(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def is_marker(value: object) -> bool:
     """Return whether a loss or a metric of a scenario is a marker."""
     return isinstance(value, str) and value.startswith(_PREFIX)
+
+
+def expected_digest(sha256: str) -> str:
+    """Return the fingerprint of the object that a marker stands for; "" where it is that of the component that makes one."""
+    return "" if sha256.startswith(OF_COMPONENT) else sha256
+
+
+def explain_other(what: str, value: str, expected: str, way: str) -> str:
+    """Return the sentence that refuses an object whose fingerprint is not that of a marker; way: how to go on with it."""
+    return f"this is not the {what} of that run: got sha256 {value}, expected {expected}; give that one, or {way}"
+
+
+def check_marker(marker: str, value: Any, what: str) -> None:
+    """Compare a loss or a metric with the marker string that it replaces; a marker without a fingerprint takes any.
+
+    Raises:
+        ValueError: the fingerprints differ.
+    """
+    expected = marker.rpartition(_DIGEST)[2] if is_marker(marker) and _DIGEST in marker else ""
+    if expected and fingerprint(value) != expected:
+        way = f'to take another one, remove "{_DIGEST}{expected}" from this text'
+        raise ValueError(explain_other(what, fingerprint(value), expected, way))
 
 
 def drop_given(markers: Iterable[tuple[str, str]], given: Iterable[str], metrics: Iterable[str]) -> dict[str, str]:

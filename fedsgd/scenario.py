@@ -15,14 +15,15 @@ from typing import Any
 
 from fedsgd.component import Count, FieldError, Seed
 from fedsgd.compress import Scheme
-from fedsgd.data import Dataset, Population
+from fedsgd.data import Dataset, Population, check_dataset
 from fedsgd.data.datasets.given import GivenDataset
 from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import Loss, Metric, Mlp, Model
+from fedsgd.models.given import check_given
 from fedsgd.models.user import GivenModule
 from fedsgd.overrides import apply_settings
-from fedsgd.python_objects import ask_for, drop_given, find_markers, reference
-from fedsgd.schema import Table, from_table, to_table
+from fedsgd.python_objects import ask_for, check_marker, drop_given, expected_digest, explain_other, find_markers, reference
+from fedsgd.schema import Table, from_table, placed, to_table
 from fedsgd.tables import (
     Client,
     Data,
@@ -154,7 +155,7 @@ class PythonObjects:
     metrics: Mapping[str, Metric] | None = None
 
     def check(self, scenario: Scenario, elsewhere: bool = False) -> None:
-        """Raise a ScenarioError if the scenario needs Python objects that are not among these.
+        """Raise a ScenarioError if the scenario needs Python objects that are not among these, or was run with others.
 
         elsewhere: another process is to read the scenario, so that its components must be importable too.
         """
@@ -162,16 +163,53 @@ class PythonObjects:
         missing = drop_given(find_markers(to_table(scenario, by_path=elsewhere)), given, self.metrics or ())
         if missing:
             raise ScenarioError(f"{next(iter(missing))}: {ask_for(missing)}")
+        check_given(self.module, self.loss, self.metrics)
+        if self.dataset is not None:
+            check_dataset(self.dataset)
+        self._check_fingerprints(scenario)
+
+    def _check_fingerprints(self, scenario: Scenario) -> None:
+        """Raise a ScenarioError if an object is another than the one whose marker the scenario holds."""
+        source, model = scenario.data.source, scenario.model
+        if isinstance(source, GivenDataset) and self.dataset is not None:
+            _check_arrays(source, self.dataset)
+        with placed("model"):
+            if isinstance(model, GivenModule) and self.module is not None:
+                model.check(self.module)
+            if self.loss is not None:
+                _check_function("loss", model.loss, self.loss, "loss")
+            for name, metric in (self.metrics or {}).items():
+                _check_function(f"metrics.{name}", model.metrics.get(name), metric, f'metric "{name}"')
 
     def describe(self, scenario: Scenario) -> Scenario:
-        """Return the scenario that says what runs: each object by its import path, or by a marker."""
+        """Return the scenario that says what runs: each object by its import path, or by a marker.
+
+        A marker that `check` has compared stays as it is.
+        """
         data, model = scenario.data, scenario.model
-        if self.dataset is not None:
+        if self.dataset is not None and not (isinstance(data.source, GivenDataset) and expected_digest(data.source.sha256)):
             data = replace(data, source=GivenDataset.of(self.dataset))
-        if self.module is not None:
+        if self.module is not None and not (isinstance(model, GivenModule) and model.sha256 and model.initial_sha256):
             model = GivenModule.of(self.module, model)
         if self.loss is not None:
             model = replace(model, loss=reference(self.loss))
         if self.metrics:
             model = replace(model, metrics={**model.metrics, **{name: reference(one) for name, one in self.metrics.items()}})
         return replace(scenario, data=data, model=model)
+
+
+def _check_arrays(marker: GivenDataset, dataset: Dataset) -> None:
+    """Raise a ScenarioError if a dataset is not the one that a marker with a fingerprint stands for."""
+    expected = expected_digest(marker.sha256)
+    value = marker.of(dataset).sha256 if expected else ""
+    if value != expected:
+        way = "to use another one, remove data.sha256 from the scenario"
+        raise ScenarioError(f"data.sha256: {explain_other('dataset', value, expected, way)}")
+
+
+def _check_function(key: str, path: str | None, value: object, what: str) -> None:
+    """Raise a FieldError if a loss or a metric is not the one whose marker the scenario holds; key: of [model]."""
+    try:
+        check_marker(path or "", value, what)
+    except ValueError as error:
+        raise FieldError("model", key, str(error)) from None

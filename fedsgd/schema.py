@@ -26,7 +26,7 @@ from fedsgd.errors import FedsgdError, ScenarioError, did_you_mean
 from fedsgd.models import MODELS, Model
 from fedsgd.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from fedsgd.participation import DURATIONS, SAMPLERS, Durations, Sampler
-from fedsgd.python_objects import PYTHON_OBJECT, ask_for, find_markers, fingerprint, import_path, one_line
+from fedsgd.python_objects import OF_COMPONENT, PYTHON_OBJECT, ask_for, find_markers, fingerprint, import_path, one_line
 
 FAMILIES: Mapping[type, Registry[Any]] = {
     Source: DATASETS,
@@ -113,7 +113,11 @@ def _marker(component: Component, registry: Registry[Any]) -> dict[str, Any]:
     """Return the table that stands for a component whose class no other process can import."""
     common = {f.name: getattr(component, f.name) for f in fields(registry.base)}
     kept = {key: _plain(value) for key, value in common.items() if value is not None and value != {}}
-    marked = {"name": PYTHON_OBJECT, "description": one_line(repr(component)), "sha256": fingerprint(component)}
+    marked = {
+        "name": PYTHON_OBJECT,
+        "description": one_line(repr(component)),
+        "sha256": f"{OF_COMPONENT}{fingerprint(component)}",
+    }
     return {**marked, **kept}
 
 

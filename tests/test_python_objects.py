@@ -30,7 +30,8 @@ from fedsgd.optim import SGD
 from fedsgd.python_objects import fingerprint, import_path
 from fedsgd.report import gather
 from fedsgd.report.payload import Asked, payload
-from fedsgd.scenario import Scenario, load
+from fedsgd.scenario import Scenario, from_dict, load
+from fedsgd.schema import flat, to_table
 from fedsgd.sweeps import sweep
 from fedsgd.track.base import Begun
 
@@ -198,7 +199,7 @@ def test_dataset_is_written_as_a_marker_and_reruns_only_with_the_dataset(scenari
         fedsgd.run(file)
     one_line(caught.value)
     assert digests(fedsgd.run(file, dataset=digits())) == digests(first)
-    other = fedsgd.run(file, dataset=digits(1e-3))
+    other = fedsgd.run(load(file, {"data.sha256": ""}), dataset=digits(1e-3))
     assert other.scenario != first.scenario, "other numbers, another fingerprint"
 
 
@@ -453,3 +454,89 @@ def test_page_price_and_compare_take_a_run_of_given_objects(scenario: Make, tmp_
     ):
         result = CliRunner().invoke(main, [str(one) for one in command])
         assert result.exit_code == 0, result.output
+
+
+# ----------------------------------------------------------------------------------------- objects other than those of a run
+
+
+def given_objects(slope: float = 1.0, power: int = 1) -> dict[str, Any]:
+    return {
+        "dataset": digits(),
+        "module": make_net(),
+        "loss": lambda o, t: slope * nn.functional.cross_entropy(o, t),
+        "metrics": {"half": lambda o, t: (o.sum(1) ** power).detach()},
+    }
+
+
+@pytest.fixture(scope="module")
+def rerun_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("given") / "run"
+    raw = {"name": "g", "rounds": 1, "data": {"name": "digits", "partition": {"name": "iid", "clients": 4}}}
+    fedsgd.run(from_dict(raw), out=folder, **given_objects())
+    return folder / "scenario.toml"
+
+
+def initialized(bias: float) -> nn.Module:
+    net = make_net()
+    with torch.no_grad():
+        net[3].bias.fill_(bias)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "problem", "remedy"),
+    [
+        ("data.sha256", {"dataset": digits(1.0)}, "this is not the dataset of that run", {"data.sha256": ""}),
+        (
+            "model.sha256",
+            {"module": make_net(5)},
+            "this is not the module of that run",
+            {"model.sha256": "", "model.initial_sha256": ""},
+        ),
+        (
+            "model.initial_sha256",
+            {"module": initialized(0.5)},
+            "this is not the module (same structure, other initial parameters) of that run",
+            {"model.initial_sha256": ""},
+        ),
+        ("model.loss", {"loss": given_objects(2.0)["loss"]}, "this is not the loss of that run", {}),
+        ("model.metrics.half", {"metrics": given_objects(power=2)["metrics"]}, 'this is not the metric "half" of that run', {}),
+    ],
+)
+def test_rerun_with_another_object_is_refused_and_the_named_remedy_runs_it(
+    rerun_folder: Path, key: str, other: dict[str, Any], problem: str, remedy: dict[str, str]
+) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        fedsgd.run(rerun_folder, **{**given_objects(), **other})
+    message = one_line(caught.value)
+    assert message.startswith(f"{rerun_folder}: {key}: {problem}: got sha256 ")
+    marker = str(dict(flat(to_table(load(rerun_folder))))[key])
+    if not remedy:  # part of a text
+        removed = message.rpartition('remove "')[2].partition('"')[0]
+        assert removed in marker
+        remedy = {key: marker.replace(removed, "")}
+    assert all(f"{name}" in message for name in remedy if name != key)
+    result = fedsgd.run(load(rerun_folder, remedy), **{**given_objects(), **other})
+    written = str(dict(flat(to_table(result.scenario)))[key])
+    assert written not in ("", marker)
+
+
+def test_rerun_with_equal_objects_gives_equal_digests_and_an_equal_scenario(rerun_folder: Path) -> None:
+    first, second = (fedsgd.run(rerun_folder, **given_objects()) for _ in range(2))
+    assert digests(first) == digests(second)
+    assert first.scenario == load(rerun_folder)
+
+
+def test_rerun_with_a_metric_that_counts_its_calls_is_that_of_its_first_state(scenario: Make, tmp_path: Path) -> None:
+    def counting() -> Callable[[Tensor, Tensor], Tensor]:
+        calls: list[int] = []
+
+        def metric(output: Tensor, target: Tensor) -> Tensor:
+            calls.append(len(target))
+            return output[:, 0]
+
+        return metric
+
+    first = fedsgd.run(scenario(SHORT), metrics={"first": counting()}, out=tmp_path / "run")
+    second = fedsgd.run(tmp_path / "run" / "scenario.toml", metrics={"first": counting()})
+    assert digests(first) == digests(second)

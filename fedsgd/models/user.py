@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedsgd.component import FieldError
 from fedsgd.models.base import Model, imported
-from fedsgd.python_objects import PYTHON_OBJECT, ask_for, describe_object, fingerprint
+from fedsgd.python_objects import PYTHON_OBJECT, ask_for, describe_object, expected_digest, explain_other, fingerprint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,6 +61,19 @@ class GivenModule(Model):
             sha256=fingerprint(module, values=False),
             initial_sha256=fingerprint(module),
         )
+
+    def check(self, module: nn.Module) -> None:
+        """Compare a module with the fingerprints, if there are any; FieldError if it is another module."""
+        expected = expected_digest(self.sha256)
+        structure = fingerprint(module, values=False) if expected else ""
+        if structure != expected:
+            way = "to train another one, remove model.sha256 and model.initial_sha256 from the scenario"
+            raise FieldError("model", "sha256", explain_other("module", structure, expected, way))
+        values = fingerprint(module) if self.initial_sha256 else self.initial_sha256
+        if values != self.initial_sha256:
+            way = "to begin with these, remove model.initial_sha256 from the scenario"
+            what = "module (same structure, other initial parameters)" if self.sha256 else "module"
+            raise FieldError("model", "initial_sha256", explain_other(what, str(values), str(self.initial_sha256), way))
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Refuse, with the sentence that says what to give."""
