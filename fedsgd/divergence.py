@@ -5,6 +5,7 @@ The rule warns. It changes neither results nor the exit status.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ Measured = Sequence[tuple[int, Mapping[str, float]]]
 
 FEW_EVALUATIONS = 8
 """Below this number of evaluations a loss that doubled diverged; from it on, a loss that is 1 % above its start did."""
+FEWEST = 3
+"""Below this number of evaluations a loss that is less than twice its start says nothing."""
 FEW_ROUNDS = 16
 """Below this number of rounds residuals are not judged: they are filling up."""
 ACCURATE = 0.6
@@ -33,7 +36,11 @@ def divergence(
     2. The level of the test loss and the last test loss are above the start: by more than 1 % with at least
        `FEW_EVALUATIONS` evaluations, else by more than the start itself. A model that learned is excepted, since its rising
        loss means overfitting: its accuracy rose by a quarter of the way from the start to 1, or rose from `ACCURATE` or more.
-    3. Residual norms grow faster than in proportion to the rounds, over at least `FEW_ROUNDS` rounds: the median of the last
+    3. Accuracy did not rise, where it was measured, the last loss is above the start, losses do not fall all the time, and the
+       median of all losses is above the start by more than the start itself: a late dip hides nothing. With fewer than
+       `FEW_EVALUATIONS` evaluations, but at least `FEWEST`, 1 % suffices where accuracy fell below the start, and for the
+       last loss too.
+    4. Residual norms grow faster than in proportion to the rounds, over at least `FEW_ROUNDS` rounds: the median of the last
        quarter is more than 7/3 of that of the second and more than 7/5 of that of the third, where proportional growth has
        exactly these ratios. At the same time the test loss has stopped falling: its level is not below that of the second
        quarter. Residuals that fill up to a plateau, as of a low density, do not count.
@@ -51,6 +58,9 @@ def divergence(
     start, where = (measured[0][1], f"after round {measured[0][0]}") if initial is None else (initial, "before round 1")
     if _is_above(measured, start) and not _learned(measured, start):
         return f"test loss {last['loss']:.3g} after round {last_round}, {start['loss']:.3g} {where}"
+    if _is_mostly_above(measured, start):
+        median = statistics.median(_losses(measured))
+        return f"median test loss {median:.3g} over {len(measured)} evaluations, {start['loss']:.3g} {where}"
     return _growth(measured, residual_norms)
 
 
@@ -58,29 +68,53 @@ def _is_above(measured: Measured, start: Mapping[str, float]) -> bool:
     """Compare the losses of the end with the start."""
     if not math.isfinite(start["loss"]):
         return False
-    losses = [_finite_or_infinite(metrics["loss"]) for _, metrics in measured]
+    losses = _losses(measured)
     share = 1.0 if len(losses) < FEW_EVALUATIONS else 0.01
     limit = start["loss"] + share * abs(start["loss"])
     return min(_quarter(losses, 4), losses[-1]) > limit
 
 
+def _is_mostly_above(measured: Measured, start: Mapping[str, float]) -> bool:
+    """Check rule 3."""
+    losses, before = _losses(measured), start["loss"]
+    rise = _rise(measured, start)
+    falls = all(later < earlier for earlier, later in itertools.pairwise(losses))
+    if falls or not math.isfinite(before) or losses[-1] <= before or (rise is not None and rise > 0):
+        return False
+    median, margin = statistics.median(losses), 0.01 * abs(before)
+    if median > before + abs(before):
+        return True
+    is_worse = rise is not None and rise < 0 and FEWEST <= len(losses) < FEW_EVALUATIONS
+    return is_worse and min(median, losses[-1]) > before + margin
+
+
 def _learned(measured: Measured, start: Mapping[str, float]) -> bool:
     """Check whether accuracy was measured and rose by as much as rule 2 says."""
-    known = [metrics["accuracy"] for _, metrics in measured if math.isfinite(metrics.get("accuracy", math.nan))]
-    before = start.get("accuracy", math.nan)
-    if not known or not math.isfinite(before):
+    rise = _rise(measured, start)
+    if rise is None:
         return False
-    rise = _quarter(known, 4) - before
+    before = start["accuracy"]
     return rise >= (1 - before) / 4 or (before >= ACCURATE and rise > 0)
 
 
+def _rise(measured: Measured, start: Mapping[str, float]) -> float | None:
+    """Return the level of the accuracy less that of the start; None where either is not known."""
+    known = [metrics["accuracy"] for _, metrics in measured if math.isfinite(metrics.get("accuracy", math.nan))]
+    before = start.get("accuracy", math.nan)
+    return _quarter(known, 4) - before if known and math.isfinite(before) else None
+
+
+def _losses(measured: Measured) -> list[float]:
+    return [_finite_or_infinite(metrics["loss"]) for _, metrics in measured]
+
+
 def _growth(measured: Measured, residual_norms: Sequence[float]) -> str | None:
-    """Return rule 3's evidence, None without any."""
+    """Return rule 4's evidence, None without any."""
     norms = [_finite_or_infinite(norm) for norm in residual_norms]
     if len(norms) < FEW_ROUNDS or len(measured) < 4:
         return None
     second, third, fourth = (_quarter(norms, n) for n in (2, 3, 4))
-    losses = [_finite_or_infinite(metrics["loss"]) for _, metrics in measured]
+    losses = _losses(measured)
     if fourth > 7 / 3 * second and fourth > 7 / 5 * third and _quarter(losses, 4) >= _quarter(losses, 2):
         figures = f"{fourth:.3g} in the last quarter of the rounds, {second:.3g} in the second"
         return f"residual norm {figures}, while the test loss no longer falls"

@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], str]] = {
     "instance norm": (
         lambda: nn.InstanceNorm2d(3, track_running_stats=True),
         ("refuse", "batch", "group", "mean", "local"),
-        r"training changes the buffer 1\.running_mean, 1\.running_var, .* set model.buffers",
+        r"training changes the buffers 1\.running_mean, 1\.running_var, .* set model.buffers",
     ),
     "double precision": (
         lambda: nn.BatchNorm2d(3, affine=False).double(), ("mean", "local"), "1.running_mean is torch.float64",

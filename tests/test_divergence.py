@@ -263,3 +263,34 @@ def test_figures_mark_the_method_that_diverged_in_their_legend(runs: Path) -> No
     methods = gather([("plain", runs / "good"), ("hot", runs / "bad")])
     shown = show(methods, Asked("Test", 0.5, Terms(network("4g"), device("phone"), device("server")), "4g"))
     assert [one.entry()[1] for one in shown] == ["plain", "hot (diverged)"]
+
+
+SPIKES = [1456.0, 22.0, 149.0, 1875.0, 255.0, 2.311]
+WORSE = [2.9, 3.1, 2.7, 3.4, 2.8, 2.6]
+
+
+@pytest.mark.parametrize(
+    ("losses", "before", "after", "diverged"),
+    [
+        (SPIKES, 0.217, 0.114, True),
+        ([*SPIKES[:5] * 3, 2.311], 0.217, 0.114, True),
+        (SPIKES, 0.217, 0.4, False),
+        ([*SPIKES[:5], 2.1], 0.217, 0.114, False),
+        (WORSE, 0.217, 0.086, True),
+        (WORSE, 0.217, 0.25, False),
+        (WORSE[:2], 0.217, 0.086, False),
+        ([3.6, 3.2, 2.9, 2.7, 2.5, 2.4], 0.217, 0.15, False),
+        ([2.31, 2.30, 2.31, 2.30], 0.12, 0.10, False),
+        ([40.0, 20.0, 10.0, 4.0], 0.1, 0.1, False),
+    ],
+)
+def test_divergence_short_run_is_found_where_losses_stay_above_the_start_and_accuracy_does_not_rise(
+    losses: list[float], before: float, after: float, diverged: bool
+) -> None:
+    found = divergence(evaluations(losses, after), initial={"loss": 2.297, "accuracy": before})
+    assert (found is not None) == diverged, found
+
+
+def test_divergence_late_dip_is_named_with_the_median_loss() -> None:
+    found = divergence(evaluations(SPIKES, 0.114), initial={"loss": 2.297, "accuracy": 0.217})
+    assert found == "median test loss 202 over 6 evaluations, 2.3 before round 1"

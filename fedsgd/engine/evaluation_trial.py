@@ -19,13 +19,14 @@ from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import EVALUATION_SLICE
 from fedsgd.engine.evaluated import SETS, EvaluationSets
 from fedsgd.engine.network import Network, shared, tensors
-from fedsgd.engine.probes import check_metric, check_pairs, choose_reading
+from fedsgd.engine.probes import check_metric, check_pairs, choose_reading, named_failure
 from fedsgd.engine.slices import allocate, check_loss, check_scores, list_leaves, map_tree
 from fedsgd.errors import ModelError, error_text
 from fedsgd.models import LossReduction, Metric, Task, accuracy
 from fedsgd.models.batch_norm import is_batch_norm
 from fedsgd.models.losses import find_ignored_label, find_reduction, recognise_loss
 from fedsgd.models.metrics import Accuracy, explain_undefined, shape_text
+from fedsgd.models.trial import BROADCAST
 from fedsgd.sizes import budget_text, size_text
 from fedsgd.torch_scope import one_thread, seed_generators, seeded_generators
 
@@ -39,8 +40,6 @@ REMEDIES = {
     "training": "set evaluation.training = false",
 }
 """By set of examples, what avoids a last slice of the size that it has."""
-BROADCAST = "Using a target size"
-"""Beginning of PyTorch's warning that output and target differ in shape."""
 
 
 def settle_evaluation(task: Task, dataset: Dataset, sets: EvaluationSets) -> Task:
@@ -63,8 +62,10 @@ def settle_evaluation(task: Task, dataset: Dataset, sets: EvaluationSets) -> Tas
         examples = _select_probe(dataset.train)
         probe, target = trial.run(examples)
         if find_reduction(task.loss) == "whole":
-            _check_stored(trial, examples, probe, target)
-        check_loss(trial.loss(probe, target))
+            with named_failure("the loss", probe, target, task.loss):
+                _check_stored(trial, examples, probe, target)
+        with named_failure("the loss", probe, target, task.loss):
+            check_loss(trial.loss(probe, target))
         if recognise_loss(task.loss) is None:
             check_pairs(trial.loss, probe, target)
         metrics = _settle_metrics(task, trial, dataset, probe, target)
@@ -153,9 +154,11 @@ def _evaluate_slice(trial: _Trial, metrics: Mapping[str, Metric], examples: Exam
     with _refuse_broadcast():
         output, target = trial.run(examples)
         for name, metric in metrics.items():
-            check_scores(name, metric(output, target), len(target))
+            with named_failure(f'metric "{name}"', output, target):
+                check_scores(name, metric(output, target), len(target))
         if find_reduction(trial.task.loss) != "whole":
-            check_loss(trial.loss(output, target))
+            with named_failure("the loss", output, target, trial.task.loss):
+                check_loss(trial.loss(output, target))
     return output, target
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from fedsgd.data import Dataset
 from fedsgd.engine.slices import allocate, check_scores, list_leaves, map_tree
-from fedsgd.errors import ModelError
-from fedsgd.models import Metric, Task
+from fedsgd.errors import FedsgdError, ModelError, error_text
+from fedsgd.models import Loss, Metric, Task
 from fedsgd.models.losses import is_cross_entropy
 from fedsgd.models.metrics import read_shapes, shape_text
 
@@ -135,10 +136,45 @@ def check_pairs(loss: TryLoss, output: Any, target: Tensor) -> None:
         return
 
 
+@contextmanager
+def named_failure(what: str, output: Any, target: Tensor, loss: Loss | None = None) -> Iterator[None]:
+    """Name the loss or the metric that raises, with the shapes that it was given; errors of fedsgd and warnings pass.
+
+    Args:
+        what: "the loss", or a metric and its name.
+        output: module's output, [B, ...].
+        target: targets, [B, ...].
+        loss: the loss, for advice on shapes; None for a metric.
+    """
+    try:
+        yield
+    except (FedsgdError, Warning):
+        raise
+    except Exception as error:  # the user's function
+        shape = shape_text(output) if isinstance(output, Tensor) else f"of type {type(output).__name__}"
+        given = f"output {shape}, targets {str(target.dtype).removeprefix('torch.')} {shape_text(target)}"
+        advice = _shape_advice(loss, output, target) if loss is not None and isinstance(output, Tensor) else ""
+        raise ModelError(f"{what} cannot be computed ({given}): {error_text(error)}{advice}") from error
+
+
+def _shape_advice(loss: Loss, output: Tensor, target: Tensor) -> str:
+    """Return how output and targets of one number each come to have one shape, "" where that is not the problem."""
+    if is_cross_entropy(loss):
+        is_column = output.dim() == 2 and target.dim() == 2 and target.shape[1] == 1
+        return f"; labels are {shape_text(target)}, flatten them: y.reshape(-1)" if is_column else ""
+    if output.shape == target.shape or output.numel() != target.numel():
+        return ""
+    number = "" if target.is_floating_point() else ".float()"
+    call = f"lambda output, target: loss(output.reshape(target.shape), target{number})"
+    return f"; give both the same shape, as in {call}"
+
+
 def check_metric(name: str, metric: Metric, output: Any, target: Tensor) -> None:
     """Raise ModelError if a metric has not one number per example, or one that depends on other examples."""
     n = len(target)
-    values, _ = check_scores(name, metric(output, target), n)
+    with named_failure(f'metric "{name}"', output, target):
+        scores = metric(output, target)
+    values, _ = check_scores(name, scores, n)
     half = n // 2
     if half < 2 or any(not isinstance(leaf, Tensor) for leaf in list_leaves(output)):
         return

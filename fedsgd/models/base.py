@@ -179,7 +179,7 @@ def make_task(
     from fedsgd.models.batch_norm import settle_batch_norm
     from fedsgd.models.buffers import check_memory, parts_of
     from fedsgd.models.describe import described
-    from fedsgd.models.given import check_given
+    from fedsgd.models.given import check_given, check_metric_name
 
     check_given(module, loss, metrics)
     source = None
@@ -189,6 +189,7 @@ def make_task(
     named: dict[str, Metric] = {} if dataset.classes is None else {"accuracy": accuracy}
     given_metrics = metrics or {}
     for name, path in model.metrics.items():
+        check_metric_name(name)
         named[name] = given_metrics[name] if name in given_metrics else imported(path, f"metrics.{name}")
     named.update(given_metrics)
     if "loss" in named:

@@ -141,9 +141,10 @@ def _buffers(module: nn.Module, parts: Parts, changed: set[str] | None, model: M
 def _check_others(parts: Parts, others: Named, model: Model) -> None:
     """Raise ModelError for buffers and frozen parameters that training changes and the policy does not take."""
     if others and model.buffers == "refuse":
-        names = ", ".join(name for name, _ in others[:3])
+        names = ", ".join(name for name, _ in others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        what = f"buffer {names}, which is no gradient" if len(others) == 1 else f"buffers {names}, which are no gradients"
         raise ModelError(
-            f"training changes the buffer {names}, which is no gradient and would silently differ between clients; set "
+            f"training changes the {what} and would silently differ between clients; set "
             'model.buffers to "mean" (sent as float32 and averaged) or "local" (kept by each client)'
         )
     in_files = {f"{prefix}{name}" for prefix, part in parts for name in part.state_dict()}

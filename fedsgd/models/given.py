@@ -27,7 +27,14 @@ def check_given(module: object, loss: object, metrics: object) -> None:
     for name, metric in metrics.items():
         if not isinstance(name, str):
             raise ModelError(f"metrics: got the name {value_text(name)}, expected a text")
+        check_metric_name(name)
         _check_callable(metric, f'metric "{name}"', f"metrics.{name}")
+
+
+def check_metric_name(name: str) -> None:
+    """Raise ModelError for a name of a metric that no table can show."""
+    if not name.strip() or not name.isprintable():
+        raise ModelError(f"metrics: got the name {value_text(name)}, expected a word, such as accuracy")
 
 
 def _check_module(module: object) -> None:

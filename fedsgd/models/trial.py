@@ -5,6 +5,7 @@ Imports torch, so import it where a module is built.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,8 @@ EXAMPLES = 8
 """Examples in each of the two batches."""
 STEP = 1e-3
 """Step size: enough that an average over the weights changes."""
+BROADCAST = "Using a target size"
+"""How PyTorch's warning begins that output and target differ in shape."""
 REPEATED = 1e-3
 """Largest difference of two gradients that should be equal, as a share of their norm."""
 
@@ -71,7 +74,9 @@ def try_module(module: nn.Module, loss: Loss, dataset: Dataset, source: ModuleSo
     """
     copies = [_copies(module, loss, source) for _ in range(2)]
     try:
-        outcomes = [_outcome(*pair, dataset.train) for pair in copies if pair is not None]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=BROADCAST)  # the trial of an evaluation refuses it, with the shapes
+            outcomes = [_outcome(*pair, dataset.train) for pair in copies if pair is not None]
     except Exception:  # the user's module or loss
         return None
     if len(outcomes) < 2:
