@@ -190,6 +190,9 @@ def _measured(history: Sequence[Round], initial: Mapping[str, float] | None) -> 
         "best_accuracy": _best_accuracy(history),
         "initial_metrics": initial and _nulled(initial),
         "final_metrics": _nulled(last.metrics or {}),
+        "never_finite_metrics": [
+            name for name in last.metrics or () if not any(math.isfinite(metrics[name]) for _, metrics in evaluations)
+        ],
         "diverged": divergence(evaluations, norms, initial),
     }
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fedsgd
+from fedsgd.console.results import show_result
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ModelError
 from fedsgd.scenario import from_dict
@@ -115,3 +116,18 @@ def test_changed_buffers_are_named_in_singular_or_plural(names: list[str], probl
     with pytest.raises(ModelError) as caught:
         fedsgd.run(from_dict(RAW), dataset=examples(LABELS, 2), module=Counts())
     assert problem in str(caught.value)
+
+
+def test_metric_that_is_never_finite_is_named_in_the_summary_and_the_closing_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def late(output: Tensor, target: Tensor) -> Tensor:
+        counts.append(1)
+        return torch.full((len(target),), float("nan") if len(counts) < 12 else 1.0)
+
+    counts: list[int] = []
+    metrics = {"void": lambda o, t: torch.full((len(t),), float("nan")), "late": late}
+    torch.manual_seed(0)
+    raw = {**RAW, "rounds": 20}
+    result = fedsgd.run(from_dict(raw), dataset=examples(LABELS, 2), module=nn.Linear(3, 2), metrics=metrics)
+    assert result.summary["never_finite_metrics"] == ["void"]
+    show_result(result)
+    assert "void was finite in no evaluation\n" in capsys.readouterr().out

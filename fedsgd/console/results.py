@@ -134,6 +134,8 @@ def _lines_of(result: Result | Deployed) -> Iterator[str]:
     if summary["buffers"] is not None:
         yield from _buffers(summary["buffers"])
     yield from _metrics(summary["final_metrics"], summary["best_accuracy"])
+    for name in summary["never_finite_metrics"]:
+        yield f"{name} was finite in no evaluation"
     if summary["diverged"] is not None:
         yield f"the run diverged: {summary['diverged']}; {HINT}"
     if summary["stopped_by"] != "rounds":
