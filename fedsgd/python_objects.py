@@ -6,6 +6,7 @@ with `name = "python-object"`, or a string that starts with that word. It descri
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -234,9 +235,10 @@ def _without_handles(key: object, value: Any) -> Any:
 
 
 def _names(code: CodeType) -> list[str]:
-    """Return the names that a function's code looks up, those of the functions in it too."""
+    """Return the names that a function's code looks up, those of the functions in it too; names of attributes are none."""
     inner = (name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part))
-    return list(dict.fromkeys([*code.co_names, *inner]))
+    looked_up = (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return list(dict.fromkeys([*looked_up, *inner]))
 
 
 def _is_filled(cell: Any) -> bool:

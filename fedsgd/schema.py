@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from fedsgd.component import (
     Checked,
@@ -132,14 +132,23 @@ def flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
 
 def describe(registry: Registry[Any]) -> list[dict[str, Any]]:
     """Each member of a family: its name and other names, the first line of its docstring, its keys with their defaults
-    (None: unset; "required" where there is none)."""
+    (None: unset; "required" where there is none), and by key the options of those that take one of a few values."""
     members = []
     for name in registry:
         cls: Any = registry[name]
         keys = {key: _plain(defaults(cls).get(key, "required")) for key in field_types(cls)}
         also = [alias for alias, member in registry.aliases.items() if member == name]
-        members.append({"name": name, "also": also, "summary": cls.summary(), "keys": keys})
+        options = {key: _options(annotation, keys[key]) for key, annotation in field_types(cls).items()}
+        options = {key: values for key, values in options.items() if values}
+        members.append({"name": name, "also": also, "summary": cls.summary(), "keys": keys, "options": options})
     return members
+
+
+def _options(annotation: Any, default: Any) -> list[Any]:
+    """Return the values that a key takes if it takes only a few, its default first; nothing for other keys."""
+    if get_origin(annotation) is Literal:
+        return sorted(get_args(annotation), key=lambda value: value != default)
+    return [value for part in get_args(annotation) for value in _options(part, default)]
 
 
 def _plain(value: Any, by_path: bool = True) -> Any:

@@ -29,6 +29,7 @@ from fedsgd.models.user import GivenModule
 from fedsgd.optim import SGD
 from fedsgd.python_objects import fingerprint, import_path
 from fedsgd.report import gather
+from fedsgd.report.mixture import mixture
 from fedsgd.report.payload import Asked, payload
 from fedsgd.scenario import Scenario, from_dict, load
 from fedsgd.schema import flat, to_table
@@ -415,7 +416,8 @@ def test_runs_with_other_given_objects_are_not_repeats(scenario: Make, tmp_path:
     fedsgd.run(s.replace({"seed": 2}), dataset=digits(0.5), out=tmp_path / "c")
     methods = gather([tmp_path])
     assert sorted([run.seed for run in method.runs] for method in methods) == [[0, 1], [2]]
-    assert any("sha256" in method.label for method in methods)
+    digests = sorted(str(method.runs[0].settings["data.sha256"])[:6] for method in methods)
+    assert sorted(method.label for method in methods) == [f"top-k, error feedback, data given {digest}" for digest in digests]
     with pytest.raises(ReportError, match=r"x: holds runs that differ by more than their seed: .*data\.sha256"):
         gather([("x", tmp_path)])
 
@@ -540,3 +542,40 @@ def test_rerun_with_a_metric_that_counts_its_calls_is_that_of_its_first_state(sc
     first = fedsgd.run(scenario(SHORT), metrics={"first": counting()}, out=tmp_path / "run")
     second = fedsgd.run(tmp_path / "run" / "scenario.toml", metrics={"first": counting()})
     assert digests(first) == digests(second)
+
+
+def module_like(name: str, width: int) -> nn.Module:
+    """Return an instance of a class of this name that cannot be imported."""
+    torch.manual_seed(0)
+    cls = type(name, (nn.Sequential,), {"__module__": "__main__", "__qualname__": name})
+    made: nn.Module = cls(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
+    return made
+
+
+def test_labels_of_given_objects_are_class_names_and_short_digests_where_names_collide(scenario: Make, tmp_path: Path) -> None:
+    modules = [module_like(name, width) for name, width in (("My_Net", 4), ("My_Net", 5), ("Other_Net", 5))]
+    first, second, _ = (GivenModule.of(module, Mlp()) for module in modules)
+    folders = [tmp_path / str(n) for n in range(3)]
+    for folder, module in zip(folders, modules, strict=True):
+        fedsgd.run(scenario({**SHORT, "rounds": 1}), module=module, loss=local_loss(1.0), out=folder)
+    assert [method.label for method in gather(folders[:1])] == ["top-k, error feedback"]
+    assert [method.label for method in gather(folders[::2])] == [
+        f"top-k, error feedback, model {name}" for name in ("My_Net", "Other_Net")
+    ]
+    digests = [marker.sha256[:6] for marker in (first, second)]
+    assert [method.label for method in gather(folders[:2])] == [
+        f"top-k, error feedback, model My_Net {digest}" for digest in digests
+    ]
+    assert mixture(gather(folders[::2])) == (
+        "the runs differ in more than their method: model (My_Net, parameters 310; Other_Net, parameters 385)"
+    )
+
+
+def test_fingerprint_of_a_function_does_not_depend_on_globals_named_like_its_attributes() -> None:
+    def made(**names: int) -> Any:
+        found: dict[str, Any] = {"__name__": "__main__", "used": 1, **names}
+        exec("def f(x):\n    return x.size + used", found)
+        return found["f"]
+
+    assert fingerprint(made(size=3)) == fingerprint(made())
+    assert fingerprint(made(used=2)) != fingerprint(made())

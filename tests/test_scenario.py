@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from fedsgd.build import build, recipe
+from fedsgd.cli import main
 from fedsgd.component import Checked, FieldError, check_value, field_types, import_object
 from fedsgd.compress import ErrorFeedback, Operator, Plain
 from fedsgd.compress.randk import RandK
@@ -361,6 +363,7 @@ def test_every_member_is_described_with_its_keys() -> None:
             assert member["summary"].endswith(".")
     (topk,) = (m for m in describe(FAMILIES[Operator]) if m["name"] == "top-k")
     assert topk["keys"] == {"density": 0.01, "values": "float32"}
+    assert topk["options"] == {"values": ["float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary"]}
 
 
 @pytest.mark.parametrize(
@@ -484,3 +487,18 @@ def test_wrong_value_message_names_key_and_options(settings: dict[str, Any], mes
     with pytest.raises(ScenarioError) as refused:
         Scenario(name="x").replace(settings)
     assert str(refused.value) == message
+
+
+def test_options_of_a_key_begin_with_its_default_in_every_listing() -> None:
+    listed = CliRunner().invoke(main, ["list", "models"]).output
+    assert (
+        'batch_norm = "refuse" | "batch" | "group" | "mean" | "local" | "frozen", buffers = "refuse" | "mean" | "local"'
+        in listed
+    )
+    assert "loss_parameters = false" in listed
+    for registry in FAMILIES.values():
+        for member in describe(registry):
+            for key, options in member["options"].items():
+                default = member["keys"][key]
+                assert len(options) > 1
+                assert default is None or default == "required" or options[0] == default

@@ -116,7 +116,7 @@ def list_members(family: str | None, as_json: bool) -> None:
         if not family:
             echo(name, bold=True)
         for member in members:
-            shown = {key: _shown(value) for key, value in member["keys"].items()}
+            shown = {key: _shown(value, member["options"].get(key, ())) for key, value in member["keys"].items()}
             keys = ", ".join(f"{key} = {value}" for key, value in shown.items())
             also = f" (or {', '.join(member['also'])})" if member["also"] else ""
             echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
@@ -136,8 +136,9 @@ def _list_profiles(kind: str, as_json: bool) -> None:
         echo(f"      {profile.source}", dim=True)
 
 
-def _shown(default: Any) -> str:
-    """A key's default as TOML has it, nearly; or that there is none."""
+def _shown(default: Any, options: Sequence[Any]) -> str:
+    """Return a key's default nearly as TOML has it, or that there is none; then its other options."""
+    others = [json.dumps(value) for value in options if value != default]
     if default in (None, "required"):
-        return "(unset)" if default is None else "(required)"
-    return json.dumps(default)
+        return " | ".join(["(unset)" if default is None else "(required)", *others])
+    return " | ".join([json.dumps(default), *others])

@@ -12,7 +12,7 @@ from typing import Any
 from fedsgd.errors import ReportError, did_you_mean
 from fedsgd.python_objects import PYTHON_OBJECT
 from fedsgd.report.runs import Run, find, load_run
-from fedsgd.sweeps.naming import short_names, shown
+from fedsgd.sweeps.naming import name_objects, short_names, shown
 from fedsgd.target import Seeds, crossing, over_seeds
 from fedsgd.user_files import read_text, user_path
 
@@ -221,13 +221,15 @@ def _named(unnamed: Sequence[Settings], labels: Mapping[Any, str | None]) -> dic
     """A label for each method: a sweep's own, or how it compresses, with as many settings beside as tell it from the others."""
     named = {key: label for key, label in labels.items() if label is not None}
     taken = set(named.values())
-    for settings, words in _told_apart([dict(settings) for settings in unnamed]):
+    shortened = name_objects([dict(settings) for settings in unnamed])
+    keys = {id(short): settings for short, settings in zip(shortened, unnamed, strict=True)}
+    for settings, words in _told_apart(shortened):
         label = wanted = ", ".join(words)
         n = 2
         while label in taken:
             label, n = f"{wanted} ({n})", n + 1
         taken.add(label)
-        named[tuple(sorted(settings.items()))] = label
+        named[keys[id(settings)]] = label
     return named
 
 
@@ -264,7 +266,7 @@ def _word(key: str, value: str, names: Mapping[str, str]) -> str:
     """A setting, shortly: a component's name speaks for itself."""
     plain = json.loads(value)
     name = key.removesuffix(".name") if key.endswith(".name") else names[key]
-    return f"{name} {shown(plain)}".replace("_", " ")
+    return f"{name.replace('_', ' ')} {shown(plain)}"
 
 
 def _method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], target: float | None) -> Method | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fedsgd.report.methods import Method, settings_of
 from fedsgd.report.runs import Run
-from fedsgd.sweeps.naming import shown
+from fedsgd.sweeps.naming import name_objects, shown
 
 SHOWN_VALUES = 3
 """How many values of what differs are written out."""
@@ -23,7 +23,8 @@ def differing_settings(methods: Sequence[Method]) -> list[str]:
 def mixture(methods: Sequence[Method]) -> str | None:
     """Return a sentence that names in which of dataset, partition, model, rounds and clients the methods differ, None if in
     nothing of these: then their figures can be compared."""
-    topics = [_topics(method.runs[0]) for method in methods]
+    shortened = name_objects([_settings(method.runs[0]) for method in methods])
+    topics = [_topics(settings, method.runs[0]) for settings, method in zip(shortened, methods, strict=True)]
     differences = []
     for topic in topics[0]:
         every = [each[topic] for each in topics]
@@ -37,9 +38,12 @@ def mixture(methods: Sequence[Method]) -> str | None:
     return f"the runs differ in more than their method: {', '.join(differences)}" if differences else None
 
 
-def _topics(run: Run) -> dict[str, dict[str, str]]:
+def _settings(run: Run) -> dict[str, str]:
+    return {key: json.dumps(value, sort_keys=True) for key, value in run.settings.items()}
+
+
+def _topics(settings: dict[str, str], run: Run) -> dict[str, dict[str, str]]:
     """Return by topic the settings, as JSON, on which every figure of a run depends, whatever its method."""
-    settings = {key: json.dumps(value, sort_keys=True) for key, value in run.settings.items()}
     tables = {
         name: {k: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in ("data", "data.partition", "model")
     }

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedsgd.python_objects import OF_COMPONENT, PYTHON_OBJECT, is_marker
+
+DIGITS = 6
+"""Hexadecimal digits of a fingerprint in a label."""
+OF_MARKER = ("description", "sha256", "initial_sha256")
+"""Keys of the table that stands for a Python object."""
 LONGEST = 80
 """Characters of a folder's name, before what makes it unique."""
 
@@ -31,6 +38,51 @@ def shown(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return " ".join(shown(item) for item in value) or "none"
     return str(value)
+
+
+def name_objects(every: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return settings, JSON texts by dotted key, with the markers of Python objects as short names.
+
+    A name is that of a class or a function. Six digits of the fingerprint follow where objects of one name differ.
+    """
+    objects = [_objects(settings) for settings in every]
+    digests: dict[tuple[str, str], set[str]] = {}
+    initial: dict[tuple[str, str] | None, set[str]] = {}
+    for settings, named in zip(every, objects, strict=True):
+        initial.setdefault(named.get("model.name"), set()).add(_initial(settings))
+        for key, (name, digest) in named.items():
+            digests.setdefault((key, name), set()).add(digest)
+    out = []
+    for settings, named in zip(every, objects, strict=True):
+        apart = {f"{key.removesuffix('name')}{part}" for key in named if key.endswith(".name") for part in OF_MARKER}
+        apart |= {"model.parameters"} if "model.name" in named else set()
+        short = {key: value for key, value in settings.items() if key not in apart}
+        for key, (name, digest) in named.items():
+            short[key] = json.dumps(f"{name} {digest[:DIGITS]}".strip() if len(digests[key, name]) > 1 else name)
+        if len(initial[named.get("model.name")]) > 1:
+            short["model.initial"] = json.dumps(_initial(settings)[:DIGITS])
+        out.append(short)
+    return out
+
+
+def _initial(settings: Mapping[str, str]) -> str:
+    """Return the fingerprint of the initial parameters of a module that was given, "" where there is none."""
+    return str(json.loads(settings.get("model.initial_sha256", '""')))
+
+
+def _objects(settings: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return dotted key → (name, fingerprint) of the markers among settings."""
+    named = {}
+    for key, text in settings.items():
+        value = json.loads(text)
+        table = key.removesuffix("name")
+        if value == PYTHON_OBJECT and table.endswith("."):
+            description, digest = (json.loads(settings.get(f"{table}{part}", '""')) for part in OF_MARKER[:2])
+            name = "given" if table == "data." and "(" not in description else re.split(r" of |\(", description)[0]
+            named[key] = name or "given", digest.removeprefix(OF_COMPONENT)
+        elif is_marker(value):
+            named[key] = re.split(r": | of ", value)[1], value.rpartition(" ")[2]
+    return named
 
 
 def settings_text(settings: Mapping[str, Any], names: Mapping[str, str]) -> str:
