@@ -26,7 +26,7 @@ EXAMPLES = 8
 STEP = 1e-3
 """Step size: enough that an average over the weights changes."""
 BROADCAST = "Using a target size"
-"""How PyTorch's warning begins that output and target differ in shape."""
+"""Beginning of PyTorch's warning that output and target differ in shape."""
 REPEATED = 1e-3
 """Largest difference of two gradients that should be equal, as a share of their norm."""
 
