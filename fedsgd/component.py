@@ -19,9 +19,11 @@ import msgspec
 
 from fedsgd.errors import ScenarioError, did_you_mean
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-AtLeastOne = Annotated[float, msgspec.Meta(ge=1)]
-NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+LARGEST_FLOAT = 2.0**128 - 2.0**104
+"""Largest finite float32. Models compute in float32, where a larger setting is infinite."""
+Positive = Annotated[float, msgspec.Meta(gt=0, le=LARGEST_FLOAT)]
+AtLeastOne = Annotated[float, msgspec.Meta(ge=1, le=LARGEST_FLOAT)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0, le=LARGEST_FLOAT)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Coefficient = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -105,7 +107,7 @@ def check_value(value: Any, annotation: Any) -> Any:
 
 _SHOWN_CHARACTERS = 80
 _NOTABLE_BOUND = 10**6
-"""A larger upper bound of an integer is named only where the value exceeds it."""
+"""A larger upper bound is named only where the value exceeds it."""
 
 
 def value_text(value: Any) -> str:
@@ -174,9 +176,12 @@ def _expected(annotation: Any, value: Any) -> str:
 
 def _number(kind: type, bounds: msgspec.Meta, value: Any) -> str:
     """Return a number's kind and bounds in words: "a whole number from 1 to 127", "a number above 0 and at most 1"."""
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
     noun = "a whole number" if kind is int else "a number"
-    exceeded = isinstance(value, int) and bounds.le is not None and value > bounds.le
-    most = None if kind is int and (bounds.le or 0) > _NOTABLE_BOUND and not exceeded else bounds.le
+    exceeded = isinstance(value, int | float) and bounds.le is not None and value > bounds.le
+    bound = None if (bounds.le or 0) > _NOTABLE_BOUND and not exceeded else bounds.le
+    most = "3.4e38, the largest number of float32" if bound == LARGEST_FLOAT else bound
     if bounds.ge is not None and most is not None:
         return f"{noun} from {bounds.ge} to {most}"
     named = (("above", bounds.gt), ("of at least", bounds.ge), ("below", bounds.lt), ("at most", most))

@@ -464,6 +464,27 @@ def test_wrong_value_for_any_field_is_refused_in_plain_words() -> None:
 
 
 @pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (["a", "y"], 'data.x: names "y", which is data.y: the model would be given its target'),
+        ("y", 'data.x: names "y", which is data.y: the model would be given its target'),
+        (["a", "b", "a"], 'data.x: names "a" twice, expected each column once'),
+    ],
+)
+def test_feature_columns_with_the_target_or_twice_are_refused(x: Any, message: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        Scenario(name="x").replace({"data": {"name": "hugging-face", "path": "p", "x": x, "y": "y"}})
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("field", ["lr", "weight_decay", "clip_norm"])
+def test_largest_float32_number_is_a_setting(field: str) -> None:
+    largest = float(np.finfo(np.float32).max)
+    scenario = Scenario(name="x").replace({f"client.optimizer.{field}": largest})
+    assert getattr(scenario.client.optimizer, field) == largest
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"client.batch_size": "huge"}, 'client.batch_size: expected a whole number of at least 1 or "full", got "huge"'),
@@ -480,6 +501,15 @@ def test_wrong_value_for_any_field_is_refused_in_plain_words() -> None:
             {"uplink.compressor": {"name": "qsgd", "levels": 128}},
             "uplink.compressor.levels: expected a whole number from 1 to 127, got 128",
         ),
+        (
+            {"client.optimizer.lr": 1e39},
+            "client.optimizer.lr: expected a number above 0 and at most 3.4e38, the largest number of float32, got 1e+39",
+        ),
+        (
+            {"client.proximal": 10**400},
+            "client.proximal: expected a number from 0 to 3.4e38, the largest number of float32, got 1" + "0" * 76 + "...",
+        ),
+        ({"server.optimizer.lr": float("inf")}, "server.optimizer.lr: expected a finite number, got inf"),
         ({"uplink.compressor": {"name": "eden", "bits": 9}}, "uplink.compressor.bits: expected 1, 2, 3 or 4, got 9"),
     ],
 )

@@ -55,6 +55,16 @@ class HuggingFace(Source):
     owner: str | None = None
     test_share: Share = 0.2
 
+    def __post_init__(self) -> None:
+        """Refuse a target among the features, and a feature that is named twice."""
+        super().__post_init__()
+        columns = (self.x,) if isinstance(self.x, str) else self.x
+        for i, name in enumerate(columns):
+            if name == self.y:
+                raise FieldError(self.name, "x", f'names "{name}", which is data.y: the model would be given its target')
+            if name in columns[:i]:
+                raise FieldError(self.name, "x", f'names "{name}" twice, expected each column once')
+
     def load(self, folder: Path | None) -> Dataset:
         tables, drawn = self._splits(folder)
         features = self._features(tables[0].column_names)
