@@ -18,7 +18,8 @@ from fedsgd.errors import ModelError
 from fedsgd.evaluation import RESERVED, Evaluator, Own, check_accuracy, select_evaluation_sets
 from fedsgd.loop import Runtime
 from fedsgd.models import Loss, Metric, Task, make_task
-from fedsgd.participation import Attendance, Pool
+from fedsgd.models.given import check_given
+from fedsgd.participation import Attendance, Pool, checked_draw
 from fedsgd.profiling import Phase
 from fedsgd.rng import torch_seed
 from fedsgd.rounds import CarriedBuffers, Plan, Server, start
@@ -33,6 +34,7 @@ from fedsgd.scenario import PythonObjects, Scenario
 from fedsgd.schema import placed
 from fedsgd.splits import dealt
 from fedsgd.state_plan import StatePlan, plan_states, typical_state
+from fedsgd.user_code import user_code
 from fedsgd.user_files import temporary_folder, user_path
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def build(
     from fedsgd.torch_scope import isolated, seeded_generators
 
     with isolated(), seeded_generators(torch_seed(scenario.seed, "build")):  # classes of the user's own may draw from them
+        check_given(module, loss, metrics)
         return _build(scenario, data, PythonObjects(dataset, module, loss, metrics), share)
 
 
@@ -144,10 +147,11 @@ def _engine(
 def _plan(scenario: Scenario, task: Task, train: ClientData) -> Plan:
     with placed(""):
         cohort = scenario.cohort_size(len(train))
-    with placed("uplink.compressor"):
-        scenario.uplink.scheme().check_layout(task.shared_layout)
-    with placed("downlink.compressor"):
-        scenario.downlink.compressor.check_layout(task.shared_layout)
+    compressors = {"uplink.compressor": scenario.uplink.scheme(), "downlink.compressor": scenario.downlink.compressor}
+    for key, compressor in compressors.items():
+        with placed(key), user_code(key, compressor):
+            compressor.check_layout(task.shared_layout)
+            compressor.max_bytes(task.shared_layout)
     return Plan(
         seed=scenario.seed,
         layout=task.shared_layout,
@@ -196,9 +200,9 @@ def _own(plan: Plan, store: ClientStore) -> Own | None:
 
 
 def _attendance(scenario: Scenario, train: ClientData, cohort: int, folder: str | Path | None) -> Attendance:
-    asked, where = scenario.participation, None if folder is None else user_path(folder)
+    asked, where = scenario.participation, None if folder is None else user_path(folder, "data")
     with placed("server.sampler"):
-        draw = scenario.server.sampler.over(Pool(scenario.seed, len(train), train.sizes, where))
+        draw = checked_draw(scenario.server.sampler, Pool(scenario.seed, len(train), train.sizes, where))
     return Attendance(
         scenario.seed, draw, len(train), cohort, asked.over_selection, asked.dropout, asked.deadline, asked.durations
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from fedsgd.compress import ClientId
-from fedsgd.errors import FedsgdError, RunError, WireError
+from fedsgd.errors import FedsgdError, RunError, ScenarioError, WireError
 from fedsgd.participation import Attendance, Drawn, Fate
 from fedsgd.profiling import Within
 from fedsgd.rounds import Folded, Message, Plan, Reply, Server, again, aggregate, broadcast
@@ -217,7 +217,8 @@ def as_error(round: int, failure: Failure) -> FedsgdError:
     """The failing client and round in front of whatever went wrong there: the user's module, loss or data, or our own."""
     if isinstance(failure.error, RunError) or (isinstance(failure.error, WireError) and failure.error.client is not None):
         return failure.error
-    error = RunError(round, failure.client, f"{type(failure.error).__name__}: {failure.error}")
+    kind = "" if isinstance(failure.error, ScenarioError) else f"{type(failure.error).__name__}: "  # has the key in front
+    error = RunError(round, failure.client, f"{kind}{failure.error}")
     error.__cause__ = failure.error
     return error
 

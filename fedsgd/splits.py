@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from fedsgd.arrays import F64, I64
+from fedsgd.component import value_text
 from fedsgd.data import IGNORED, ClientData, Dataset, Dealt, Population, check_dataset, deal, populated
 from fedsgd.scenario import Scenario
 from fedsgd.schema import placed
+from fedsgd.user_code import code_error, user_code
 from fedsgd.user_files import user_path
 
 MOST_MADE = 1000
@@ -89,8 +91,12 @@ def dealt(
     if dataset is None:
         with placed("data"):
             if isinstance(source, Population):
-                return populated(source, scenario.data.held_out, scenario.seed)
-            dataset = source.load(None if data is None else user_path(data))
+                with user_code("data", source):
+                    return populated(source, scenario.data.held_out, scenario.seed)
+            with user_code("data", source):
+                dataset = source.load(None if data is None else user_path(data, "data"))
+            if not isinstance(dataset, Dataset):
+                raise code_error("data", source, f"load returned {value_text(dataset)}, expected a fedsgd.Dataset")
     else:
         check_dataset(dataset)
     with placed("data.partition"):

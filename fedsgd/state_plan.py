@@ -21,6 +21,7 @@ from fedsgd.rng import stream
 from fedsgd.rounds import Opened, Plan, Task, send
 from fedsgd.runtime.store import SlotStore
 from fedsgd.sizes import budget_text, size_text
+from fedsgd.user_code import user_code
 
 Where = Literal["memory", "disk", "auto"]
 
@@ -137,5 +138,6 @@ def typical_state(plan: Plan, size: int) -> ClientState:
         x = stream(plan.seed, "state/example", round).standard_normal(size, dtype=np.float32)
         settled = ClientState(state.settle(round, round - 1))
         task = Task(Work(plan.seed, round, 0, trained, examples), settled, opened, 0, -1, 0.0)
-        _, state = send(plan, task, Local(0, x, 1, 1, memory, buffers))
+        with user_code("uplink.compressor", plan.uplink):
+            _, state = send(plan, task, Local(0, x, 1, 1, memory, buffers))
     return rounded_client(state) if plan.bfloat16_states else state

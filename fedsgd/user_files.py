@@ -10,17 +10,30 @@ from fedsgd.errors import ScenarioError
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def user_path(path: str | Path) -> Path:
+def user_path(path: str | Path, name: str = "path") -> Path:
     """Return the path with a leading `~` or `~name` expanded, as a shell does: no folder called "~" is ever made.
 
+    Args:
+        path: path of a file or folder.
+        name: argument or key that has the path, for messages.
+
     Raises:
-        ScenarioError: there is no such home folder.
+        ScenarioError: the value is no path, or there is no such home folder.
     """
+    if not isinstance(path, str | Path):
+        raise ScenarioError(f"{name}: got {repr(path)[:80]}, expected the path of a file or folder, a text or a pathlib.Path")
     try:
         return Path(path).expanduser()
     except RuntimeError:
         home = Path(path).parts[0]
         raise ScenarioError(f"{path}: there is no home folder {home}; a folder of that name is written ./{path}") from None
+
+
+def check_paths(**paths: str | Path | None) -> None:
+    """Check that arguments are paths; None is none. ScenarioError that names the argument for anything else."""
+    for name, path in paths.items():
+        if path is not None:
+            user_path(path, name)
 
 
 def temporary_folder() -> Path | None:

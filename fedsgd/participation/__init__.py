@@ -5,7 +5,7 @@ N clients in all, m of them wanted in a round.
 
 from fedsgd.component import Registry
 from fedsgd.participation.attendance import Attendance, Fate
-from fedsgd.participation.base import Draw, Drawn, Pool, Sampler
+from fedsgd.participation.base import Draw, Drawn, Pool, Sampler, checked_draw
 from fedsgd.participation.durations import Durations
 from fedsgd.participation.replies import in_time, lost
 
@@ -36,6 +36,7 @@ __all__ = [
     "Fate",
     "Pool",
     "Sampler",
+    "checked_draw",
     "in_time",
     "lost",
 ]

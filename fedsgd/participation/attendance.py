@@ -6,11 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from fedsgd.component import value_text
 from fedsgd.participation.base import Draw, Drawn
 from fedsgd.participation.durations import Durations
 from fedsgd.participation.replies import in_time, lost
+from fedsgd.user_code import code_error, user_code
 
 Fate = Literal["received", "lost", "late", "refused"]
 """What became of a frame: it arrived and was taken; it never arrived; it came when the round was over; it could not be read."""
@@ -57,4 +61,12 @@ class Attendance:
 
     def seconds(self, round: int, client: int, steps: int) -> float:
         """From when a client is sent the message of `round` until its reply is there, in simulated seconds."""
-        return 0.0 if self.durations is None else self.durations.seconds(self.seed, round, client, steps)
+        if self.durations is None:
+            return 0.0
+        key = "participation.durations"
+        with user_code(key, self.durations, round):
+            seconds: Any = self.durations.seconds(self.seed, round, client, steps)
+        if not isinstance(seconds, int | float | np.number) or not seconds >= 0:
+            problem = f"client {client} takes {value_text(seconds)} seconds, expected a number of at least 0"
+            raise code_error(key, self.durations, problem, round)
+        return float(seconds)

@@ -9,14 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fedsgd.arrays import F64, I32, I64
-from fedsgd.component import Component
+from fedsgd.component import Component, value_text
 from fedsgd.rng import stream
+from fedsgd.user_code import code_error, user_code
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,66 @@ class Sampler(Component, ABC):
     @abstractmethod
     def over(self, pool: Pool) -> Draw:
         """What draws this pool's cohorts. DataError if a file that is needed is missing or wrong."""
+
+
+def checked_draw(sampler: Sampler, pool: Pool, key: str = "server.sampler") -> Draw:
+    """Return what draws a pool's cohorts, and compare each cohort with the laws of samplers.
+
+    Args:
+        sampler: rule for who takes part.
+        pool: clients that are drawn from.
+        key: dotted key of the sampler, for messages.
+
+    Raises:
+        ScenarioError: a sampler of the user's own raises, or gives no function. The function raises a RunError for a draw that
+            raises or that breaks a law.
+    """
+    with user_code(key, sampler):
+        draw: Any = sampler.over(pool)
+    if not callable(draw):
+        raise code_error(key, sampler, f"over returned {value_text(draw)}, expected a function of (round, wanted)")
+
+    def checked(round: int, wanted: int) -> Drawn:
+        with user_code(key, sampler, round):
+            drawn = draw(round, wanted)
+        problem = _broken_law(sampler, drawn, wanted, pool.clients)
+        if problem:
+            raise code_error(key, sampler, problem, round)
+        return Drawn(tuple(map(int, drawn.cohort)), drawn.chances)
+
+    return checked
+
+
+def _broken_law(sampler: Sampler, drawn: Any, wanted: int, clients: int) -> str | None:
+    """Return the law that a draw breaks, in words; None if it breaks none."""
+    if not isinstance(drawn, Drawn):
+        return f"returned {value_text(drawn)}, expected a fedsgd.participation.Drawn(cohort, chances)"
+    cohort = drawn.cohort if isinstance(drawn.cohort, tuple | list | np.ndarray) else None
+    whole = cohort is not None and all(isinstance(c, int | np.integer) and not isinstance(c, bool) for c in cohort)
+    if cohort is None or not whole:
+        return f"drew the cohort {value_text(drawn.cohort)}, expected a tuple of client numbers"
+    stray = next((client for client in cohort if not 0 <= client < clients), None)
+    if stray is not None:
+        return f"drew client {stray}, expected 0 to {clients - 1}"
+    for earlier, later in pairwise(cohort):
+        if later <= earlier:
+            order = "twice" if later == earlier else f"after client {earlier}"
+            return f"drew client {later} {order}, expected distinct clients, ascending"
+    if len(cohort) > wanted or (sampler.fills and len(cohort) < wanted):
+        fewer = "; a sampler that may draw fewer has fills: ClassVar[bool] = False" if len(cohort) < wanted else ""
+        return f"drew {len(cohort)} of {wanted} clients, expected {wanted}{fewer}"
+    return _broken_chances(sampler, drawn)
+
+
+def _broken_chances(sampler: Sampler, drawn: Drawn) -> str | None:
+    """Return the fault of a draw's inclusion probabilities, in words; None if there is none."""
+    chances: Any = drawn.chances
+    if not sampler.corrects:
+        return None if chances is None else "gave chances, expected None; a sampler with chances has corrects = True"
+    fits = isinstance(chances, np.ndarray) and chances.dtype.kind == "f" and chances.shape == (len(drawn.cohort),)
+    if not fits or not ((chances > 0) & (chances <= 1)).all():
+        return f"gave the chances {value_text(chances)}, expected a probability above 0 for each client of the cohort"
+    return None
 
 
 def shuffled(pool: Pool) -> I32 | I64:

@@ -21,6 +21,7 @@ from fedsgd.optim import server_step
 from fedsgd.profiling import phased
 from fedsgd.rounds.plan import Message, Plan, Reply, first_bad
 from fedsgd.rounds.statistics import Opened, framed, mean, taken_off
+from fedsgd.user_code import user_code
 from fedsgd.vectors import all_finite
 from fedsgd.wire import ALL, HEADER_OFFSETS, Frame, Header, Kind, Sections, decode_frame, encode_frame, expect, overhead
 
@@ -55,7 +56,8 @@ class Folded(NamedTuple):
 
 def start(plan: Plan, weights: F32) -> Server:
     """The server before round 1, with initial weights [P]."""
-    public = begin(plan.downlink, weights, lambda round: plan.context(round, ALL))
+    with user_code("downlink.compressor", plan.downlink):
+        public = begin(plan.downlink, weights, lambda round: plan.context(round, ALL))
     initial = None if plan.buffers is None else plan.buffers.sent
     return Server(1, weights, public, initial, () if initial is None else (framed(1, initial),))
 
@@ -83,7 +85,8 @@ def _addressed(plan: Plan, server: Server, known: Mapping[ClientId, tuple[int, i
     messages: dict[ClientId, Message] = {}
     sent = {id(frame): frame for frame in server.sent}
     for client, (held, accepted) in known.items():
-        frames = post.frames(plan.downlink.base_of(server.round, held))
+        with user_code("downlink.compressor", plan.downlink, server.round):
+            frames = post.frames(plan.downlink.base_of(server.round, held))
         base = frames[0].opened.header.base
         task = Header(Kind.TASK, server.round, base=base, acknowledged=accepted, client=client)
         messages[client] = (encode_frame(Frame(task)), *(frame.data for frame in (*frames, *server.beside)))
@@ -145,7 +148,10 @@ def _fold(plan: Plan, server: Server, updates: Sequence[Opened], shares: F64) ->
 
     gathering = Gathering(plan.seed, server.round, plan.layout, plan.clients)
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # finite replies may still add up to what is not, round after round
+        with (
+            np.errstate(over="ignore", invalid="ignore"),  # finite replies may still add up to what is not, round after round
+            user_code("uplink.compressor", plan.uplink, server.round),
+        ):
             update, uplink = plan.uplink.fold(server.uplink, timed(), gathering)
     except WireError as error:
         raise _placed(error, server.round, at) from None
@@ -179,10 +185,12 @@ def _normalised(plan: Plan, round: int, updates: Sequence[Opened], shares: F64) 
 
 def _next(plan: Plan, server: Server, weights: F32, step: F32) -> Server:
     """The server of the coming round, with what its clients will get."""
-    weights, public = advance(plan.downlink, server.public, weights, step, lambda round: plan.context(round, ALL))
+    with user_code("downlink.compressor", plan.downlink, server.round):
+        weights, public = advance(plan.downlink, server.public, weights, step, lambda round: plan.context(round, ALL))
     round, begun = server.round + 1, time.perf_counter()
     beside = [] if server.statistics is None else [framed(round, server.statistics)]
-    sections = plan.uplink.downlink(server.uplink, plan.context(round, ALL))
+    with user_code("uplink.compressor", plan.uplink, server.round):
+        sections = plan.uplink.downlink(server.uplink, plan.context(round, ALL))
     if sections:
         frame = Frame(Header(Kind.REFERENCE, round, plan.uplink.codec), sections)
         beside.append(Encoded(encode_frame(frame), frame, 0, time.perf_counter() - begun))

@@ -12,6 +12,7 @@ from fedsgd.engine import Engine, Local
 from fedsgd.loop import Failure, Outcome
 from fedsgd.profiling import each_phased
 from fedsgd.rounds import Answer, Message, Plan, Shelf, Task, receive, send
+from fedsgd.user_code import user_code
 
 
 def chunks(clients: Sequence[ClientId], sizes: I64, together: int) -> list[list[ClientId]]:
@@ -82,7 +83,8 @@ class Host:
 
     def _send(self, task: Task, local: Local) -> Outcome:
         try:
-            reply, state = send(self.plan, task, local)
+            with user_code("uplink.compressor", self.plan.uplink):
+                reply, state = send(self.plan, task, local)
             self._save(local.client, task.held, state)
         except Exception as error:
             return Failure(local.client, error)

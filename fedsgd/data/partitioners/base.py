@@ -9,15 +9,16 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fedsgd.arrays import F64, I64
-from fedsgd.component import Component, Count
+from fedsgd.component import Component, Count, value_text
 from fedsgd.data.base import Examples
 from fedsgd.errors import DataError
 from fedsgd.rng import stream
+from fedsgd.user_code import code_error, user_code
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ def partition(partitioner: Partitioner, examples: Examples, seed: int) -> Partit
     clients = partitioner.clients
     if clients is not None:
         check_room(clients, len(examples))
-    owner = partitioner.owners(examples, stream(seed, "partition"))
+    owner = _owners(partitioner, examples, seed)
     found, n_dealt = int(owner.max()) + 1, np.count_nonzero(owner >= 0)
     if clients is None:
         clients = found
@@ -90,10 +91,22 @@ def partition(partitioner: Partitioner, examples: Examples, seed: int) -> Partit
     return Partition.of_owners(_repair(owner, clients), clients)
 
 
+def _owners(partitioner: Partitioner, examples: Examples, seed: int) -> I64:
+    """Return the client of each example [n]; ScenarioError for a partitioner of the user's own that breaks its contract."""
+    with user_code("data.partition", partitioner):
+        owner: Any = partitioner.owners(examples, stream(seed, "partition"))
+    n = len(examples)
+    if not isinstance(owner, np.ndarray) or owner.dtype.kind not in "iu" or owner.shape != (n,):
+        got = f"{owner.dtype} of shape {list(owner.shape)}" if isinstance(owner, np.ndarray) else value_text(owner)
+        problem = f"owners returned {got}, expected int64 of shape [{n}]: the client of each of {n:,} training examples"
+        raise code_error("data.partition", partitioner, problem)
+    return owner.astype(np.int64, copy=False)
+
+
 def check_room(clients: int, n: int) -> None:
     """DataError unless so many clients can have an example each."""
     if clients > n:
-        raise DataError(f"{clients} clients cannot share {n} examples: at most one client an example")
+        raise DataError(f"data.partition.clients: {clients} clients cannot share {n} examples: at most one client an example")
 
 
 def cut(shares: F64, n: int) -> I64:
