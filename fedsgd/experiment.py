@@ -29,10 +29,10 @@ from fedsgd.profiling import Account, Within, measured, phased
 from fedsgd.record import Residuals, Round, dense_frame_bytes, save_clients, summarised, table_row
 from fedsgd.rounds import Server
 from fedsgd.run_folder import ROUND_COLUMNS, prepare, write, write_all
-from fedsgd.scenario import Scenario, in_file, load
+from fedsgd.scenario import Scenario, open_scenario
 from fedsgd.state_plan import StatePlan
-from fedsgd.track import Begun, Ended, Followed, Tracker
-from fedsgd.user_files import user_path
+from fedsgd.track import Begun, Ended, Followed, Tracker, check_calls
+from fedsgd.user_files import check_paths, user_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -113,9 +113,9 @@ def _execute(
     """Run a scenario with torch as in a fresh process; arguments as those of `run`, grouped."""
     from fedsgd.torch_scope import outside
 
-    where: AbstractContextManager[None] = nullcontext()
-    if not isinstance(scenario, Scenario):
-        where, scenario = in_file(Path(scenario)), load(scenario)
+    where, scenario = open_scenario(scenario)
+    check_paths(out=out, data=data)
+    check_calls(trackers, dict(zip(("on_engine", "on_states", "on_round"), calls, strict=True)))
     begun = time.perf_counter()
     with where:
         experiment = build(scenario, data or os.environ.get("FEDSGD_DATA") or None, **given, share=workers > 1)

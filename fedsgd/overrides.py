@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from fedsgd.component import Component, component_type, defaults, field_types
+from fedsgd.component import Component, component_type, defaults, field_types, value_text
 from fedsgd.errors import ScenarioError
 from fedsgd.schema import FAMILIES, Table, own_fields, to_table
 
@@ -24,6 +24,16 @@ def parse_setting(text: str) -> tuple[str, Any]:
             return key, float(value)
         except ValueError:
             return key, value.strip()
+
+
+def check_settings(settings: object, where: str = "settings") -> None:
+    """Check that settings are values by dotted key; None is none. ScenarioError for anything else; where: to put in front."""
+    example = 'expected a dictionary of values by dotted key: {"server.cohort": 5}'
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ScenarioError(f"{where}: got {value_text(settings)}, {example}")
+    for key in settings or ():
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise ScenarioError(f"{where}: got the key {value_text(key)}, {example}")
 
 
 def apply_settings(root: type, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedsgd.component import Count, FieldError, Seed
+from fedsgd.component import Count, FieldError, Seed, value_text
 from fedsgd.compress import Scheme
 from fedsgd.data import Dataset, Population, check_dataset
 from fedsgd.data.datasets.given import GivenDataset
@@ -21,7 +21,7 @@ from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models import Loss, Metric, Mlp, Model
 from fedsgd.models.given import check_given
 from fedsgd.models.user import GivenModule
-from fedsgd.overrides import apply_settings
+from fedsgd.overrides import apply_settings, check_settings
 from fedsgd.python_objects import ask_for, check_marker, drop_given, expected_digest, explain_other, find_markers, reference
 from fedsgd.schema import Table, from_table, placed, to_table
 from fedsgd.tables import (
@@ -110,6 +110,7 @@ class Scenario(Table):
 
     def replace(self, settings: Mapping[str, Any]) -> Scenario:
         """This scenario with dotted keys set, as `--set` does: `{"uplink.compressor.density": 0.1}`."""
+        check_settings(settings)
         return from_dict(apply_settings(Scenario, to_table(self), settings))
 
 
@@ -118,7 +119,8 @@ def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenari
 
     ScenarioError (`path: key: got ..., expected ...`) if the file is missing or anything in it is wrong.
     """
-    path = user_path(path)
+    path = user_path(path, "scenario")
+    check_settings(settings)
     try:
         raw = tomllib.loads(read_text(path))
     except OSError as error:
@@ -138,6 +140,22 @@ def in_file(path: Path) -> Iterator[None]:
         yield
     except ScenarioError as error:
         raise ScenarioError(f"{path}: {error}") from error.__cause__
+
+
+def open_scenario(scenario: Scenario | str | Path) -> tuple[AbstractContextManager[None], Scenario]:
+    """Return (a context that puts the file in front of errors, the scenario), for a scenario or the file that holds one.
+
+    Raises:
+        ScenarioError: it is neither, or the file is wrong.
+    """
+    if isinstance(scenario, Scenario):
+        return nullcontext(), scenario
+    if isinstance(scenario, str | Path):
+        return in_file(user_path(scenario)), load(scenario)
+    raise ScenarioError(
+        f"scenario: got {value_text(scenario)}, expected a fedsgd.Scenario, or the path of a TOML file"
+        "; fedsgd.scenario.from_dict(tables) makes one of tables"
+    )
 
 
 def from_dict(raw: Mapping[str, Any]) -> Scenario:

@@ -169,7 +169,10 @@ def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Se
     """An instance of a component or table class from its keys; path: where it stands, for messages; beside: keys that may stand
     in the same table and have been taken out of it, for messages too."""
     if not isinstance(raw, Mapping):
-        raise ScenarioError(f"{path}: expected a table, got {value_text(raw)}")
+        raise ScenarioError(f"{path or 'scenario'}: expected a table, got {value_text(raw)}")
+    for key in raw:
+        if not isinstance(key, str):
+            raise ScenarioError(f"{path or 'scenario'}: got the key {value_text(key)}, expected a text")
     inline = [f for f in fields(cls) if f.metadata.get("inline")]
     own = own_fields(cls)
     rest = {key: value for key, value in raw.items() if key not in own}

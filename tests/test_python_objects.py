@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,8 @@ from fedsgd.compress.per_layer import PerLayer, Rule
 from fedsgd.compress.topk import TopK
 from fedsgd.data import Dataset, Examples
 from fedsgd.data.base import Source
-from fedsgd.errors import DeploymentError, ReportError, ScenarioError
+from fedsgd.errors import DeploymentError, FedsgdError, ReportError, ScenarioError
+from fedsgd.experiment import run
 from fedsgd.flower.app_session import downlink_of, uplink_of
 from fedsgd.models import Mlp
 from fedsgd.models.user import GivenModule
@@ -579,3 +580,56 @@ def test_fingerprint_of_a_function_does_not_depend_on_globals_named_like_its_att
 
     assert fingerprint(made(size=3)) == fingerprint(made())
     assert fingerprint(made(used=2)) != fingerprint(made())
+
+
+SMALL = Examples(np.zeros((8, 4), np.float32), np.arange(8) % 2)
+QUICKSTART = Path(__file__).parent.parent / "scenarios" / "quickstart.toml"
+WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
+    "run, metrics": (
+        lambda: run(QUICKSTART, metrics=cast("Any", print)),
+        "metrics: got a builtin_function_or_method, expected a dic",
+    ),
+    "run, tables": (
+        lambda: run(cast("Any", {"name": "x"})),
+        "scenario: got {'name': 'x'}, expected a fedsgd.Scenario, or the path of",
+    ),
+    "run, None": (lambda: run(cast("Any", None)), "scenario: got None, expected a fedsgd.Scenario, or the path of a TOML file"),
+    "run, out": (lambda: run(QUICKSTART, out=cast("Any", 3)), "out: got 3, expected the path of a file or folder"),
+    "run, data": (lambda: run(QUICKSTART, data=cast("Any", 3)), "data: got 3, expected the path of a file or folder"),
+    "run, on_round": (lambda: run(QUICKSTART, on_round=cast("Any", 3)), "on_round: got 3, expected a function"),
+    "run, trackers": (lambda: run(QUICKSTART, trackers=cast("Any", 3)), "trackers: got 3, expected a list of fedsgd.Tracker"),
+    "load, path": (lambda: load(cast("Any", 3)), "scenario: got 3, expected the path of a file or folder"),
+    "load, list": (
+        lambda: load(QUICKSTART, cast("Any", ["a"])),
+        "settings: got ['a'], expected a dictionary of values by dotted key",
+    ),
+    "load, key": (lambda: load(QUICKSTART, cast("Any", {3: None})), "settings: got the key 3, expected a dictionary of values"),
+    "tables": (lambda: from_dict(cast("Any", 3)), "scenario: expected a table, got 3"),
+    "table key": (lambda: from_dict(cast("Any", {3: 4})), "scenario: got the key 3, expected a text"),
+    "classes": (lambda: Dataset(SMALL, SMALL, 10**30), f"classes is {10**30}, expected a whole number from 1 to 2147483647"),
+    "sweep": (lambda: sweep(cast("Any", 3)), "scenario: got 3, expected a fedsgd.Scenario, or the path of a TOML file"),
+    "sweep, out": (lambda: sweep(QUICKSTART, out=cast("Any", 3)), "out: got 3, expected the path of a file or folder"),
+    "sweep, grid": (
+        lambda: sweep(QUICKSTART, grid=cast("Any", ["a"])),
+        "grid: got ['a'], expected a dictionary of lists of values",
+    ),
+    "sweep, key": (lambda: sweep(QUICKSTART, tune=cast("Any", {3: [1]})), "tune: got the key 3, expected a dotted key"),
+    "sweep, methods": (
+        lambda: sweep(QUICKSTART, methods=cast("Any", [1])),
+        "methods: got [1], expected a dictionary of settings by label",
+    ),
+    "sweep, label": (lambda: sweep(QUICKSTART, methods=cast("Any", {3: {}})), "[3]: expected a label, a text"),
+    "sweep, setting": (
+        lambda: sweep(QUICKSTART, methods=cast("Any", {"a": {3: 4}})),
+        "[a]: got the key 3, expected a dictionary",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ARGUMENTS)
+def test_argument_of_a_wrong_kind_is_refused_in_one_line(case: str) -> None:
+    call, message = WRONG_ARGUMENTS[case]
+    with pytest.raises(FedsgdError) as refused:
+        call()
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)

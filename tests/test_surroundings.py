@@ -106,9 +106,10 @@ def test_help_every_command_is_ascii(name: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_output_full_device_is_one_line() -> None:
+@pytest.mark.parametrize("command", [["list", "models"], ["--help"], ["--version"], ["run", "--help"]])
+def test_output_full_device_is_one_line(command: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
-        run = [sys.executable, "-m", "fedsgd", "list", "models"]
+        run = [sys.executable, "-m", "fedsgd", *command]
         done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, check=False, timeout=60)
     assert done.returncode == 2
     assert done.stderr.decode().splitlines() == [f"fedsgd: standard output: {os.strerror(errno.ENOSPC)}"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd import __version__
-from fedsgd.cli.streams import NO_ROOM, drop_output, echo, make_streams_safe
+from fedsgd.cli.streams import NO_ROOM, echo, make_streams_safe, report_no_room
 from fedsgd.errors import DeploymentError, FedsgdError, OutputError, RunError, ScenarioError, WireError
 from fedsgd.user_files import temporary_folder, user_path
 
@@ -32,7 +32,13 @@ class _Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Make the streams safe before anything is parsed or printed, then run as every command line does."""
         make_streams_safe()
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # --help and --version print before any command begins
+            if error.errno not in NO_ROOM:
+                raise
+            report_no_room(error)
+            sys.exit(USAGE)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -49,8 +55,7 @@ class _Group(click.Group):
             ctx.exit(FAILED)
         except OSError as error:
             if error.errno in NO_ROOM:
-                drop_output()
-                echo(f"fedsgd: {error.filename or 'standard output'}: {os.strerror(error.errno)}", err=True)
+                report_no_room(error)
             elif error.filename is None and temporary_folder() is None:  # libraries look for it when they are imported
                 echo("fedsgd: no temporary folder can be written; set TMPDIR to a folder that can be", err=True)
             else:

@@ -88,3 +88,9 @@ def drop_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report_no_room(error: OSError) -> None:
+    """Print which file takes no more, or that standard output does not, after what is buffered for it is discarded."""
+    drop_output()
+    echo(f"fedsgd: {error.filename or 'standard output'}: {os.strerror(error.errno or errno.ENOSPC)}", err=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.arrays import I64
-from fedsgd.component import Component
+from fedsgd.component import Component, value_text
 from fedsgd.data.labels import check_labels
 from fedsgd.errors import DataError
 
@@ -86,9 +86,10 @@ class Dataset:
     def _check_classes(self) -> None:
         classes: Any = self.classes
         names: Any = self.class_names
-        is_count = isinstance(classes, int | np.integer) and not isinstance(classes, bool) and classes >= 1
+        is_count = isinstance(classes, int | np.integer) and not isinstance(classes, bool) and 1 <= classes < 2**31
         if classes is not None and not is_count:
-            raise DataError(f"classes is {classes!r}, expected a whole number of at least 1, or None for other targets")
+            got = value_text(classes)
+            raise DataError(f"classes is {got}, expected a whole number from 1 to {2**31 - 1}, or None for other targets")
         if names is not None:
             if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
                 raise DataError(f"class_names is a {type(names).__name__}, expected a tuple of texts, one for each class")

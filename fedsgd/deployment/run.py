@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +25,8 @@ from fedsgd.deployment.watch import Told, Watch, Watched
 from fedsgd.errors import DeploymentError, OutputError, ScenarioError
 from fedsgd.forking import MOST_PROCESSES
 from fedsgd.run_folder import check, write
-from fedsgd.scenario import PythonObjects, Scenario, in_file, load
-from fedsgd.user_files import temporary_folder, user_path
+from fedsgd.scenario import PythonObjects, Scenario, open_scenario
+from fedsgd.user_files import check_paths, temporary_folder, user_path
 
 START_SECONDS = 120.0
 ROUND_SECONDS = 600.0
@@ -69,9 +69,8 @@ def deploy(
     start, or died: which, and where its log is. With `[participation] on_failure = "continue"` the run goes on without a
     SuperNode that died, or does not answer in time.
     """
-    source: AbstractContextManager[None] = nullcontext()
-    if not isinstance(scenario, Scenario):
-        source, scenario = in_file(Path(scenario)), load(scenario)
+    source, scenario = open_scenario(scenario)
+    check_paths(out=out, data=data, logs=logs)
     clients = scenario.data.n_clients
     if not 1 <= nodes <= MOST_PROCESSES or (clients is not None and nodes > clients):
         most = f"or more, at most {MOST_PROCESSES}" if clients is None else f"to {clients}, the clients that there are"

@@ -12,12 +12,12 @@ from typing import Any
 
 from fedsgd.errors import ScenarioError
 from fedsgd.forking import MOST_PROCESSES, MOST_SEEDS, UNGUARDED
-from fedsgd.scenario import Scenario, load
+from fedsgd.scenario import Scenario, open_scenario
 from fedsgd.sweeps.cells import OWN_RESULTS, Cell, Planned, Sweep, planned
 from fedsgd.sweeps.folder import as_found, held, save
 from fedsgd.sweeps.processes import Ended, OnRound, Outcome, in_processes, in_turn
 from fedsgd.sweeps.settings import Settings, check_grids, checked_methods, read_methods
-from fedsgd.user_files import user_path
+from fedsgd.user_files import check_paths, user_path
 
 
 def sweep(
@@ -55,6 +55,7 @@ def sweep(
     for name, number, most in (("seeds", seeds, MOST_SEEDS), ("jobs", jobs, MOST_PROCESSES)):
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:
             raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {most}")
+    check_paths(out=out, data=data)
     plan = _plan(scenario, methods, grid or {}, tune or {}, seeds)
     folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else user_path(out)
     with held(folder):
@@ -82,8 +83,7 @@ def _plan(
 ) -> list[Planned]:
     """Every cell, checked."""
     check_grids(grid, tune)
-    if not isinstance(scenario, Scenario):
-        scenario = load(scenario)
+    _, scenario = open_scenario(scenario)
     asked: Mapping[str, Settings] = {scenario.name: {}}
     where = ""
     if isinstance(methods, str | Path):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsgd.component import Component, component_type, field_types
+from fedsgd.component import Component, component_type, field_types, value_text
 from fedsgd.errors import ScenarioError, did_you_mean
-from fedsgd.overrides import parse_setting
+from fedsgd.overrides import check_settings, parse_setting
 from fedsgd.scenario import Scenario
 from fedsgd.schema import FAMILIES, Table
 from fedsgd.user_files import read_text
@@ -58,7 +58,11 @@ def _listed(key: str, text: str, option: str) -> list[Any]:
 def check_grids(grid: Grid, tune: Grid) -> None:
     """ScenarioError for a key that is in both, that has no values or the same one twice, or that is not for grids."""
     for option, given in (("grid", grid), ("tune", tune)):
+        if not isinstance(given, Mapping):
+            raise ScenarioError(f"{option}: got {value_text(given)}, expected a dictionary of lists of values by dotted key")
         for key, values in given.items():
+            if not isinstance(key, str):
+                raise ScenarioError(f'{option}: got the key {value_text(key)}, expected a dotted key: "server.cohort"')
             if key == "seed":
                 raise ScenarioError(f"{option} seed: a sweep goes over seeds by itself, as many as `seeds` says")
             if isinstance(values, str) or not isinstance(values, Sequence):
@@ -97,14 +101,21 @@ def read_methods(path: Path) -> dict[str, Any]:
 
 def checked_methods(methods: Mapping[str, Any], where: str) -> dict[str, Settings]:
     """Label → dotted settings. where: what to put in front of messages."""
+    if not isinstance(methods, Mapping):
+        raise ScenarioError(
+            f"methods: got {value_text(methods)}, expected a dictionary of settings by label, or the path of a TOML file"
+        )
     if not methods:
         raise ScenarioError(f"{where}holds no methods, expected a table for each")
     out: dict[str, Settings] = {}
     for label, table in methods.items():
+        if not isinstance(label, str):
+            raise ScenarioError(f"{where}[{label!r}]: expected a label, a text")
         if not isinstance(table, Mapping):
             raise ScenarioError(f"{where}{label}: expected a table of settings, one for each method, got {table!r}")
         if not label.strip() or not label.isprintable():
             raise ScenarioError(f"{where}[{label!r}]: expected a name that can be printed")
+        check_settings(table, f"{where}[{label}]")
         out[label] = flattened(table)
         if "seed" in out[label]:
             raise ScenarioError(f"{where}[{label}]: seed: a sweep goes over seeds by itself, as many as `seeds` says")

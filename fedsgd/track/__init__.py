@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 
 from fedsgd.errors import ScenarioError, did_you_mean
-from fedsgd.track.base import Begun, Ended, Followed, Tracker, TrackerWarning
+from fedsgd.track.base import Begun, Ended, Followed, Tracker, TrackerWarning, check_calls
 
-__all__ = ["TRACKERS", "Begun", "Ended", "Followed", "Tracker", "TrackerWarning", "tracker"]
+__all__ = ["TRACKERS", "Begun", "Ended", "Followed", "Tracker", "TrackerWarning", "check_calls", "tracker"]
 
 TRACKERS = {"tensorboard": "TensorBoard", "mlflow": "MLflow"}
 """Name → the class of that name's module. Each needs the extra that is called as it is."""

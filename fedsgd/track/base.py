@@ -10,6 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from fedsgd.component import value_text
+from fedsgd.errors import ScenarioError
+
 if TYPE_CHECKING:
     from fedsgd.record import Round
     from fedsgd.scenario import Scenario
@@ -64,6 +67,21 @@ class Tracker(Protocol):
 
     def end(self, ended: Ended) -> None:
         """Once, however the run ended, short of a kill; the run folder is complete."""
+
+
+def check_calls(trackers: object, calls: Mapping[str, object]) -> None:
+    """Raise a ScenarioError for what is no sequence of trackers, and for callbacks that cannot be called.
+
+    Args:
+        trackers: instances with the methods of `Tracker`.
+        calls: callback by the name of its argument; None for none.
+    """
+    for name, call in calls.items():
+        if call is not None and not callable(call):
+            raise ScenarioError(f"{name}: got {value_text(call)}, expected a function")
+    names = ("begin", "round", "end")
+    if not isinstance(trackers, Sequence) or not all(callable(getattr(one, name, None)) for one in trackers for name in names):
+        raise ScenarioError(f"trackers: got {value_text(trackers)}, expected a list of fedsgd.Tracker, each an instance")
 
 
 class TrackerWarning(RuntimeWarning):
