@@ -32,7 +32,7 @@ from fedsgd.runtime.store import SlotModels, SlotStore, footprint
 from fedsgd.runtime.worker import Assignment, MakeEngine
 from fedsgd.scenario import PythonObjects, Scenario
 from fedsgd.schema import placed
-from fedsgd.splits import dealt
+from fedsgd.splits import check_class_labels, dealt
 from fedsgd.state_plan import StatePlan, plan_states, typical_state
 from fedsgd.user_code import user_code
 from fedsgd.user_files import temporary_folder, user_path
@@ -97,6 +97,8 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     objects.check(scenario)
     described = objects.describe(scenario)  # before functions run that may change what they refer to
     dataset, train, held_out = dealt(scenario, data, objects.dataset)
+    if objects.module is None:
+        check_class_labels(scenario, dataset)
     shared = Blob.of((dataset, train, held_out)) if share else None
     if shared is not None:  # in the place of the arrays that were read, which can go
         dataset, train, held_out = shared.load()

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
@@ -224,6 +225,12 @@ def import_object(path: str) -> Any:
         raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
     try:
         module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = f'cannot import "{module_name}": {type(error).__name__}: {error}'
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):  # something that the user's module imports
+            raise ScenarioError(missing) from error
+        looked = f"looked for in the current folder {Path.cwd()} and on Python's path"
+        raise ScenarioError(f"{missing} ({looked}; run from its folder, or put the folder in PYTHONPATH)") from error
     except Exception as error:  # the user's own module may fail in any way while it is imported
         raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}') from error
     try:

@@ -39,8 +39,9 @@ def check_settings(settings: object, where: str = "settings") -> None:
 def apply_settings(root: type, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables with dotted keys set. Setting a `name`, or a key that implies another one, drops the other keys of that
     component, so that they take the new member's defaults. Whatever the order given, outer keys are set before inner ones, and
-    names before their neighbours."""
+    names before their neighbours. ScenarioError for settings that exclude each other."""
     out = _copied(raw)
+    excluded: dict[tuple[str, ...], str] = {}
     naming = {"name", *(key for registry in FAMILIES.values() for key in registry.implied)}
     for dotted in sorted(settings, key=lambda key: (key.count("."), key.split(".")[-1] not in naming)):
         *parents, leaf = dotted.split(".")
@@ -53,6 +54,9 @@ def apply_settings(root: type, raw: Mapping[str, Any], settings: Mapping[str, An
             for key in [k for k in table if k not in kept]:
                 del table[key]
         if cls is not None and issubclass(cls, Table) and leaf in cls.alternatives:
+            other_key = excluded.setdefault(tuple(parents), dotted)
+            if other_key != dotted:
+                raise ScenarioError(f"{dotted}: is set together with {other_key}, expected only one of them")
             for other in cls.alternatives:
                 table.pop(other, None)
         table[leaf] = settings[dotted]

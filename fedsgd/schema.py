@@ -193,7 +193,8 @@ def _table(cls: type, raw: Any, path: str, preset: Mapping[str, Any], beside: Se
                 else _items(item, raw[f.name], _join(path, f.name))
             )
         elif f.default is MISSING and f.default_factory is MISSING and f.name not in values:
-            raise ScenarioError(f"{_join(path, f.name)}: missing")
+            example = f", expected for example {f.name} = {f.metadata['example']}" if "example" in f.metadata else ""
+            raise ScenarioError(f"{_join(path, f.name)}: missing{example}")
     try:
         return cls(**values)
     except FieldError as error:

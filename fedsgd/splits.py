@@ -5,6 +5,8 @@ N clients, C classes, n examples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import numpy as np
 
 from fedsgd.arrays import F64, I64
 from fedsgd.component import value_text
-from fedsgd.data import IGNORED, ClientData, Dataset, Dealt, Population, check_dataset, deal, populated
+from fedsgd.data import IGNORED, ClientData, Dataset, Dealt, Population, Source, check_dataset, deal, populated
+from fedsgd.data.labels import label_hint
+from fedsgd.errors import DataError, ModelError
 from fedsgd.scenario import Scenario
 from fedsgd.schema import placed
 from fedsgd.user_code import code_error, user_code
@@ -93,7 +97,7 @@ def dealt(
             if isinstance(source, Population):
                 with user_code("data", source):
                     return populated(source, scenario.data.held_out, scenario.seed)
-            with user_code("data", source):
+            with user_code("data", source), _from_path(source):
                 dataset = source.load(None if data is None else user_path(data, "data"))
             if not isinstance(dataset, Dataset):
                 raise code_error("data", source, f"load returned {value_text(dataset)}, expected a fedsgd.Dataset")
@@ -101,6 +105,31 @@ def dealt(
         check_dataset(dataset)
     with placed("data.partition"):
         return dataset, *deal(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
+
+
+@contextmanager
+def _from_path(source: Source) -> Iterator[None]:
+    """Put the path of a source in front of a DataError that does not name it."""
+    try:
+        yield
+    except DataError as error:
+        path = getattr(source, "path", None)
+        if path is None or str(path) in str(error):
+            raise
+        raise DataError(f"{path}: {error}") from error
+
+
+def check_class_labels(scenario: Scenario, dataset: Dataset) -> None:
+    """Check that a model that classifies gets class labels; ModelError that says how the targets become some."""
+    if scenario.model.classifies and dataset.classes is None:
+        source = scenario.data.source
+        column = {"npz": "y_train", "hugging-face": f"column {getattr(source, 'y', '')}"}.get(source.name)
+        place = f" ({source.path}: {column})" if column and hasattr(source, "path") else ""
+        hint = label_hint(dataset.train.y)
+        if "astype" in hint and source.name == "hugging-face":
+            hint = "; write them as whole numbers, 0 in place of 0.0"
+        problem = f"the dataset's targets are not class labels{place}{hint}"
+        raise ModelError(f"{scenario.model.name}: this model classifies, and {problem}; or bring your own module")
 
 
 def split_of(scenario: Scenario, data: str | Path | None = None, dataset: Dataset | None = None) -> Split:

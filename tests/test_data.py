@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ from click.testing import CliRunner
 from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from fedsgd.build import build
 from fedsgd.cli import main
 from fedsgd.component import FieldError
 from fedsgd.data import DATASETS, Dataset, Examples, check_dataset
 from fedsgd.data.datasets.cifar10 import Cifar10
+from fedsgd.data.datasets.columns import read_labels
 from fedsgd.data.datasets.hugging_face import HuggingFace
 from fedsgd.data.datasets.mnist import Mnist, read_idx
 from fedsgd.data.datasets.npz import Npz
 from fedsgd.data.datasets.shakespeare import Shakespeare
-from fedsgd.errors import DataError, ScenarioError
+from fedsgd.errors import DataError, ModelError, ScenarioError
 from fedsgd.scenario import Scenario, from_dict
 from fedsgd.splits import split_of
 
@@ -809,3 +812,75 @@ def test_grey_images_among_coloured_ones_get_three_equal_channels(tmp_path: Path
     assert data.train.x[0, :, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
     for x in (data.test.x[0], data.train.x[-1])[: 1 if grey_test else 2]:
         assert x[:, 5, 7].tolist() == pytest.approx([0.4] * 3)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "own.csv cannot be loaded: the file is empty, expected a header and rows"),
+        (["a,y"], "own.csv cannot be loaded: there are no rows"),
+        (
+            ["a,y", "1,0.0", "2,1.0", "3,2.0"],
+            r"class labels \(own.csv: column y\); write them as whole numbers, 0 in place of 0.0",
+        ),
+        (["a,y", *["1,-100"] * 5], "own.csv: all training labels are -100"),
+        (["a,y", "1,0", "inf,1", "2,0"], "own.csv: the training examples are not all finite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the library's CSV reader
+def test_csv_file_that_cannot_be_learnt_is_named(
+    tmp_path: Path, scenario: Callable[..., Scenario], lines: list[str], message: str
+) -> None:
+    (tmp_path / "own.csv").write_text("".join(f"{line}\n" for line in lines))
+    source = {"data.name": "hugging-face", "data.path": "own.csv", "data.x": ["a"], "data.y": "y"}
+    with pytest.raises((DataError, ModelError), match=message):
+        build(scenario({**source, "data.partition": {"name": "iid", "clients": 1}, "server.cohort": 1}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("targets", "hint"),
+    [
+        (np.eye(3)[Y % 3], "they are one-hot, and y.argmax(1) makes class labels of them"),
+        (Y.astype(float), "y.astype(numpy.int64) makes integers of whole numbers"),
+    ],
+)
+def test_npz_targets_that_are_no_labels_are_named_with_the_remedy(
+    tmp_path: Path, scenario: Callable[..., Scenario], targets: np.ndarray, hint: str
+) -> None:
+    npz(tmp_path, x_train=X, y_train=targets)
+    with pytest.raises(ModelError) as refused:
+        build(scenario({"data.name": "npz", "data.path": "own.npz", "data.partition.name": "iid"}), tmp_path)
+    assert f"(own.npz: y_train); {hint}" in str(refused.value)
+
+
+def test_one_hot_labels_are_refused_with_argmax() -> None:
+    y = np.eye(3)[np.arange(6) % 3]
+    with pytest.raises(DataError, match=r"one-hot, and y.argmax\(1\) makes class labels"):
+        Dataset(Examples(y, y), Examples(y, y), 3)
+
+
+def test_npz_that_is_no_zip_file_is_refused_without_advice_on_pickles(tmp_path: Path) -> None:
+    (tmp_path / "own.npz").write_text("hello")
+    with pytest.raises(DataError) as refused:
+        Npz(path="own.npz").load(tmp_path)
+    assert str(refused.value).endswith("(it is no zip file)")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(DataError, match=r"folder.npz is a folder, expected a file of numpy.savez"):
+        Npz(path="folder.npz").load(tmp_path)
+
+
+def test_test_share_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    npz(tmp_path, x_train=X, y_train=Y)
+    with pytest.raises(FieldError, match=f"test_share: got 1, which leaves none of {len(Y)} examples to train on"):
+        Npz(path="own.npz", test_share=1.0).load(tmp_path)
+
+
+def test_parts_with_other_class_names_are_refused_with_both() -> None:
+    datasets = pytest.importorskip("datasets")
+    tables = [
+        datasets.Dataset.from_dict({"y": [0]}, features=datasets.Features({"y": datasets.ClassLabel(names=names)}))
+        for names in (["a", "b"], ["b", "a"])
+    ]
+    with pytest.raises(DataError, match=r"name their classes differently: \[a, b\] and \[b, a\]"):
+        read_labels(tables, "y", "own")

@@ -606,7 +606,10 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     "load, key": (lambda: load(QUICKSTART, cast("Any", {3: None})), "settings: got the key 3, expected a dictionary of values"),
     "tables": (lambda: from_dict(cast("Any", 3)), "scenario: expected a table, got 3"),
     "table key": (lambda: from_dict(cast("Any", {3: 4})), "scenario: got the key 3, expected a text"),
-    "classes": (lambda: Dataset(SMALL, SMALL, 10**30), f"classes is {10**30}, expected a whole number from 1 to 2147483647"),
+    "classes": (
+        lambda: Dataset(SMALL, SMALL, 10**30),
+        f"classes is {10**30}, expected a whole number of at least 1 and at most 2147483647",
+    ),
     "sweep": (lambda: sweep(cast("Any", 3)), "scenario: got 3, expected a fedsgd.Scenario, or the path of a TOML file"),
     "sweep, out": (lambda: sweep(QUICKSTART, out=cast("Any", 3)), "out: got 3, expected the path of a file or folder"),
     "sweep, grid": (

@@ -36,6 +36,8 @@ def _labelled(text: str) -> Given:
         return whole
     places = [at for at, character in enumerate(text) if character == "="]
     at = next((at for at in reversed(places) if _exists(text[at + 1 :])), places[0])
+    if not text[:at].strip():
+        raise ReportError(f"{text}: the label is empty, expected LABEL=PATH, or a path alone")
     return text[:at], user_path(text[at + 1 :])
 
 

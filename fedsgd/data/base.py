@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsgd.arrays import I64
 from fedsgd.component import Component, value_text
-from fedsgd.data.labels import check_labels
+from fedsgd.data.labels import check_labels, label_hint
 from fedsgd.errors import DataError
 
 
@@ -89,7 +89,8 @@ class Dataset:
         is_count = isinstance(classes, int | np.integer) and not isinstance(classes, bool) and 1 <= classes < 2**31
         if classes is not None and not is_count:
             got = value_text(classes)
-            raise DataError(f"classes is {got}, expected a whole number from 1 to {2**31 - 1}, or None for other targets")
+            most = f" and at most {2**31 - 1}" if isinstance(classes, int) and classes > 1 else ""
+            raise DataError(f"classes is {got}, expected a whole number of at least 1{most}, or None for other targets")
         if names is not None:
             if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
                 raise DataError(f"class_names is a {type(names).__name__}, expected a tuple of texts, one for each class")
@@ -168,8 +169,7 @@ def _conversion(values: Any, what: str) -> str:
 
 def _check_integers(y: NDArray[Any], part: str) -> None:
     if y.dtype.kind != "i":
-        hint = "; y.astype(numpy.int64) makes integers of whole numbers" if (y == np.rint(y)).all() else ""
-        problem = f"expected class labels: integers [n] (classes=None for other targets){hint}"
+        problem = f"expected class labels: integers [n] (classes=None for other targets){label_hint(y)}"
         raise DataError(f"the {part} targets are {_what(y)}, {problem}")
 
 

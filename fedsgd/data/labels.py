@@ -66,3 +66,10 @@ def number_text_labels(*targets: Sequence[str]) -> tuple[list[I64], tuple[str, .
     names = sorted({str(label) for part in targets for label in part})
     number = {name: i for i, name in enumerate(names)}
     return [np.array([number[str(label)] for label in part], dtype=np.int64) for part in targets], tuple(names)
+
+
+def label_hint(y: NDArray[Any]) -> str:
+    """Return how targets that are no integers become class labels, for a message; "" where they do not."""
+    if y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
+        return "; they are one-hot, and y.argmax(1) makes class labels of them"
+    return "; y.astype(numpy.int64) makes integers of whole numbers" if (y == np.rint(y)).all() else ""

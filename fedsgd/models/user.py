@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedsgd.component import FieldError
+from fedsgd.component import FieldError, with_article
 from fedsgd.models.base import Model, imported
 from fedsgd.python_objects import PYTHON_OBJECT, ask_for, describe_object, expected_digest, explain_other, fingerprint
 
@@ -21,11 +21,17 @@ class UserModule(Model):
     name: ClassVar[str] = "module"
     classifies: ClassVar[bool] = False
 
-    module: str = field(kw_only=True)
+    module: str = field(kw_only=True, metadata={"example": '"my_package.my_module:make_model"'})
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        from torch import nn
+
         built = imported(self.module, "module")
+        if isinstance(built, nn.Module):
+            kind = with_article(type(built).__name__)
+            problem = f'"{self.module}" is an instance, {kind}, expected a function or class that makes a module'
+            raise FieldError("model", "module", problem)
         try:
             inspect.signature(built).bind(**self.arguments)
         except TypeError as error:

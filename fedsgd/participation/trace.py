@@ -33,7 +33,7 @@ class Trace(Sampler):
     name: ClassVar[str] = "trace"
     fills: ClassVar[bool] = False
 
-    file: str = field(kw_only=True)
+    file: str = field(kw_only=True, metadata={"example": '"my_trace.csv"'})
     period: Natural = 0
 
     def over(self, pool: Pool) -> Draw:

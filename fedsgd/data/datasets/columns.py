@@ -62,8 +62,16 @@ def read_labels(tables: Sequence[Any], column: str, where: str) -> tuple[list[ND
         return [*numbers], names
     named = {tuple(getattr(table.features[column], "names", None) or ()) for table in tables}
     if len(named) > 1:
-        raise DataError(f"{where}: column {column}: training and test part name their classes differently")
+        training, test = (list(getattr(table.features[column], "names", None) or ()) for table in tables)
+        both = f"{_listed(training)} and {_listed(test)}"
+        raise DataError(f"{where}: column {column}: training and test part name their classes differently: {both}")
     return _read_rows(tables, column, where), named.pop() or None
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return at most five names of classes, for a message."""
+    more = f", ... ({len(names)} in all)" if len(names) > 5 else ""
+    return f"[{', '.join(names[:5])}{more}]" if names else "none"
 
 
 def _numbers(table: Any, column: str, where: str) -> NDArray[Any]:

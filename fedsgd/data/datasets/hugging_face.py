@@ -46,7 +46,7 @@ class HuggingFace(Source):
 
     name: ClassVar[str] = "hugging-face"
 
-    path: str = field(kw_only=True)
+    path: str = field(kw_only=True, metadata={"example": '"my_table.csv"'})
     config: str | None = None
     train: str = "train"
     test: str = "test"
@@ -90,8 +90,7 @@ class HuggingFace(Source):
         except (FieldError, DataError):
             raise
         except Exception as error:  # a hub, a cache, a network and a parser may each fail in ways of their own
-            problem = " ".join(f"{type(error).__name__}: {error}".split())
-            raise DataError(f"hugging-face: {self.path} cannot be loaded: {problem}") from error
+            raise DataError(f"hugging-face: {self.path} cannot be loaded: {_cause(error)}") from error
 
     def _load(self, library: Any, folder: Path | None) -> dict[str, Any]:
         """Return the dataset's tables by the names of their splits."""
@@ -139,6 +138,9 @@ class HuggingFace(Source):
     def _draw_test(self, examples: Examples) -> list[Examples]:
         """Return training and test examples: the latter are drawn by a generator of their own, whatever the seed is."""
         n_test = max(1, round(self.test_share * len(examples)))
+        if n_test >= len(examples):
+            problem = f"got {self.test_share:g}, which leaves none of {len(examples):,} examples to train on"
+            raise FieldError(self.name, "test_share", problem)
         order = stream(0, "hugging-face/test").permutation(len(examples))
         rows = (np.sort(order[n_test:]), np.sort(order[:n_test]))
         return [Examples(examples.x, examples.y, part, examples.owner) for part in rows]
@@ -156,3 +158,15 @@ class HuggingFace(Source):
             raise FieldError(self.name, "owner", problem)
         numbers = np.unique(np.array([name for column in columns for name in column]), return_inverse=True)[1].astype(np.int64)
         return np.split(numbers, np.cumsum([len(column) for column in columns])[:-1])
+
+
+def _cause(error: Exception) -> str:
+    """Return what went wrong while a dataset was loaded, in words where the library's own are of no help."""
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    if type(first).__name__ == "EmptyDataError":
+        return "the file is empty, expected a header and rows"
+    if "corresponds to no data" in str(first):
+        return "there are no rows"
+    return " ".join(f"{type(first).__name__}: {first}".split())

@@ -36,7 +36,7 @@ class Npz(Source):
 
     name: ClassVar[str] = "npz"
 
-    path: str = field(kw_only=True)
+    path: str = field(kw_only=True, metadata={"example": '"my_arrays.npz"'})
     classes: Count | None = None
     test_share: Share = 0.2
 
@@ -66,10 +66,15 @@ class Npz(Source):
         for path in places(folder, self.path):
             if path.is_file():
                 return path
+            if path.is_dir():
+                raise DataError(f"npz: {path} is a folder, expected a file of numpy.savez")
         raise DataError(f"npz: {self.path} not found (looked for {', '.join(map(str, places(folder, self.path)))})")
 
     def _split(self, x: NDArray[Any], y: NDArray[Any], owner: NDArray[Any] | None) -> tuple[Examples, Examples]:
         n_test = max(1, round(self.test_share * len(y)))
+        if n_test >= len(y):
+            problem = f"got {self.test_share:g}, which leaves none of {len(y):,} examples to train on"
+            raise FieldError(self.name, "test_share", problem)
         order = stream(0, "npz/test").permutation(len(y))
         train, test = (Examples(x, y, np.sort(rows), owner) for rows in (order[n_test:], order[:n_test]))
         return train, test
@@ -88,6 +93,9 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of the file; DataError unless it has what is needed."""
     try:
         with path.open("rb") as opened:
+            if not opened.read(6).startswith((b"PK", b"\x93NUMPY")):
+                raise ValueError("it is no zip file")  # numpy would take it for pickled objects
+            opened.seek(0)
             file = np.load(opened, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise DataError(f"{path}: a single array, expected several: numpy.savez(path, x_train=..., y_train=...)")

@@ -16,6 +16,7 @@ import numpy as np
 from fedsgd.arrays import F64, I64
 from fedsgd.component import Component, Count, value_text
 from fedsgd.data.base import Examples
+from fedsgd.data.labels import label_hint
 from fedsgd.errors import DataError
 from fedsgd.rng import stream
 from fedsgd.user_code import code_error, user_code
@@ -77,7 +78,8 @@ def partition(partitioner: Partitioner, examples: Examples, seed: int) -> Partit
     """
     if partitioner.by_class and (examples.y.ndim != 1 or examples.y.dtype.kind not in "iub"):
         got = f"{examples.y.dtype} targets of shape {list(examples.y.shape)}"
-        raise DataError(f'"{partitioner.name}" splits by class label, expected integers [n], got {got}; "iid" splits anything')
+        hint = f'{label_hint(examples.y)}; "iid" splits anything'
+        raise DataError(f'"{partitioner.name}" splits by class label, expected integers [n], got {got}{hint}')
     clients = partitioner.clients
     if clients is not None:
         check_room(clients, len(examples))
@@ -106,7 +108,8 @@ def _owners(partitioner: Partitioner, examples: Examples, seed: int) -> I64:
 def check_room(clients: int, n: int) -> None:
     """DataError unless so many clients can have an example each."""
     if clients > n:
-        raise DataError(f"data.partition.clients: {clients} clients cannot share {n} examples: at most one client an example")
+        shared = f"{n} example{'s' * (n != 1)}"
+        raise DataError(f"data.partition.clients: {clients} clients cannot share {shared}: at most one client an example")
 
 
 def cut(shares: F64, n: int) -> I64:
