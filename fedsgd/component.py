@@ -106,16 +106,24 @@ def check_value(value: Any, annotation: Any) -> Any:
 
 # ------------------------------------------------------------------------------------------------- annotations in plain words
 
-_SHOWN_CHARACTERS = 80
-_NOTABLE_BOUND = 10**6
-"""A larger upper bound is named only where the value exceeds it."""
+_SHOWN_CHARACTERS, _NULLS = 80, ("null", "none", "nil")
+_NOTABLE_BOUND = 10**6  # a larger upper bound is named only where the value exceeds it
 
 
 def value_text(value: Any) -> str:
-    """Return a value as a message shows it, in one line of at most 80 characters: a text in double quotes, else its `repr`."""
-    text = f'"{value}"' if isinstance(value, str) and value.isprintable() else repr(value)
-    text = " ".join(line.strip() for line in text.splitlines())
+    """Return a value as a message shows it, in one line of at most 80 characters: as in TOML, else its `repr`."""
+    text = " ".join(map(str.strip, _toml_text(value).splitlines()))
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, str) and value.isprintable():
+        return f'"{value}"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return f"{{ {', '.join(f'{key} = {_toml_text(one)}' for key, one in value.items())} }}" if value else "{}"
+    return f"[{', '.join(map(_toml_text, value))}]" if type(value) is list else repr(value)
 
 
 def with_article(noun: str) -> str:
@@ -141,7 +149,8 @@ def _problem(value: Any, annotation: Any) -> str:
             check_value(entry, item)
         except ValueError:
             return f"expected {_expected(item, entry)} at {where}, got {value_text(value)}"
-    return f"expected {_expected(annotation, value)}, got {value_text(value)}"
+    hint = "; a key is left out by not giving it" if isinstance(value, str) and value.lower() in _NULLS else ""
+    return f"expected {_expected(annotation, value)}, got {value_text(value)}{hint}"
 
 
 def _literals(annotation: Any) -> list[Any]:
@@ -156,8 +165,7 @@ def _expected(annotation: Any, value: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     component = component_type(annotation)
     if component is not None:
-        optional = " or None" if type(None) in arguments else ""
-        return f"{with_article(component.__name__)}{optional}"
+        return with_article(component.__name__) + " or None" * (type(None) in arguments)
     if origin is Annotated:
         return _number(arguments[0], arguments[1], value)
     if origin is Literal:
@@ -225,14 +233,13 @@ def import_object(path: str) -> Any:
         raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = f'cannot import "{module_name}": {type(error).__name__}: {error}'
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):  # something that the user's module imports
-            raise ScenarioError(missing) from error
-        looked = f"looked for in the current folder {Path.cwd()} and on Python's path"
-        raise ScenarioError(f"{missing} ({looked}; run from its folder, or put the folder in PYTHONPATH)") from error
     except Exception as error:  # the user's own module may fail in any way while it is imported
-        raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}') from error
+        absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{error.name}."
+        )  # not what it imports
+        looked = f"looked for in the current folder {Path.cwd()} and on Python's path"
+        where = f" ({looked}; run from its folder, or put the folder in PYTHONPATH)" if absent else ""
+        raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{where}') from error
     try:
         return getattr(module, attribute)
     except AttributeError:

@@ -28,5 +28,7 @@ def read_lines(path: Path, header: Sequence[str], read: Callable[[list[str]], T]
                     yield read(cells)
                 except ValueError as problem:
                     raise DataError(f"{path}: line {reader.line_num}: {problem}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV ({error})") from error

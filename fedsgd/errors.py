@@ -108,6 +108,8 @@ class NonFiniteError(RunError):
 
 _LISTED = 30
 """Names that a message lists at most."""
+_ALIKE, _ALIKE_BUT_FOR_THE_BEGINNING = 0.6, 0.7
+"""Likeness from which a name is suggested: "iid" is none of "noniid"."""
 
 
 class ModelWarning(UserWarning):
@@ -128,9 +130,21 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
         options: the names that are valid where `word` was given, and no others.
     """
     known = sorted(options)
-    by_lower = {name.lower(): name for name in reversed(known)}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    if near:
-        return f', did you mean "{by_lower[near[0]]}"?'
+    near = max(known, key=lambda name: _likeness(word, name), default="")
+    if near and _likeness(word, near) >= (_ALIKE if word[:1].lower() == near[:1].lower() else _ALIKE_BUT_FOR_THE_BEGINNING):
+        return f', did you mean "{near}"?'
     more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
     return ", expected one of: " + ", ".join(f'"{name}"' for name in known[:_LISTED]) + more if known else ""
+
+
+def _likeness(word: str, name: str) -> float:
+    """Return how alike two names are, from 0 to 1, whatever their case; the same ending of two files counts for nothing."""
+    (word, end), (name, other_end) = _split(word.lower()), _split(name.lower())
+    same_end = end == other_end
+    return difflib.SequenceMatcher(None, word + end * (not same_end), name + other_end * (not same_end)).ratio()
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return a name without its ending, and the ending with its dot."""
+    stem, dot, end = name.rpartition(".")
+    return (stem, dot + end) if dot else (name, "")

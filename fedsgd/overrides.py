@@ -53,7 +53,8 @@ def apply_settings(root: type, raw: Mapping[str, Any], settings: Mapping[str, An
             kept = own_fields(cls) if issubclass(cls, Table) else ()
             for key in [k for k in table if k not in kept]:
                 del table[key]
-        if cls is not None and issubclass(cls, Table) and leaf in cls.alternatives:
+        given = settings[dotted] is not None
+        if given and cls is not None and issubclass(cls, Table) and leaf in cls.alternatives:
             other_key = excluded.setdefault(tuple(parents), dotted)
             if other_key != dotted:
                 raise ScenarioError(f"{dotted}: is set together with {other_key}, expected only one of them")

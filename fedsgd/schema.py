@@ -19,6 +19,7 @@ from fedsgd.component import (
     field_types,
     item_type,
     value_text,
+    with_article,
 )
 from fedsgd.compress import COMPRESSORS, Compressor, Operator
 from fedsgd.data import DATASETS, PARTITIONERS, Partitioner, Source
@@ -230,7 +231,9 @@ def _member(base: type, raw: Any, path: str, metadata: Mapping[str, Any], beside
     fitting = partial(_fitting, registry, base, metadata.get("accepts", lambda _: True))
     table = {"name": raw} if isinstance(raw, str) else raw
     if not isinstance(table, Mapping):
-        raise ScenarioError(f'{path}: expected a table with a name, like {{ name = "{next(iter(registry))}" }}, got {raw!r}')
+        raise ScenarioError(
+            f'{path}: expected a table with a name, like {{ name = "{next(iter(registry))}" }}, got {value_text(raw)}'
+        )
     implied = next((registry.implied[key] for key in table if key in registry.implied), None)
     name = table.get("name", implied)
     if name is None:
@@ -240,7 +243,7 @@ def _member(base: type, raw: Any, path: str, metadata: Mapping[str, Any], beside
                 raise ScenarioError(f"{_join(path, key)}: unknown key{hint}")
         raise ScenarioError(f"{path}.name: missing{did_you_mean('', fitting())}")
     if not isinstance(name, str):
-        raise ScenarioError(f"{path}.name: expected the name of a {registry.family}, got {name!r}")
+        raise ScenarioError(f"{path}.name: expected the name of {with_article(registry.family)}, got {value_text(name)}")
     is_path = ":" in name and not _REGISTERED_ONLY.get()
     if not is_path and (":" in name or not registry.knows(name)):
         if name == PYTHON_OBJECT:

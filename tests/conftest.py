@@ -58,6 +58,9 @@ def scenario() -> Callable[..., Scenario]:
     def make(settings: dict[str, Any] | None = None) -> Scenario:
         tiny = {"rounds": 3, "client.epochs": 1, "server.cohort": 4, "data.partition.clients": 8}
         tiny["downlink.policy"] = "model"
+        for key, other in (("client.steps", "client.epochs"), ("server.fraction", "server.cohort")):
+            if key in (settings or {}):
+                del tiny[other]
         return load(ROOT / "scenarios" / "quickstart.toml", {**tiny, **(settings or {})})
 
     return make

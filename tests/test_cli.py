@@ -265,3 +265,15 @@ def test_a_terminal_gets_a_bar(root: Path, capsys: pytest.CaptureFixture[str], m
     assert "client state: at most 10 of 10 clients x 1 kB = 10 kB, in memory (budget 1 GiB)" in shown
     assert "2/6" in shown
     assert "acc 0.500 · up 1.0 kB (70.0×) · down 5.0 kB (14.0×)" in shown
+
+
+def test_empty_label_in_a_comparison_is_refused() -> None:
+    result = fedsgd("compare", "=runs/b1")
+    assert result.exit_code == 2
+    assert result.stderr == "fedsgd: =runs/b1: the label is empty, expected LABEL=PATH, or a path alone\n"
+
+
+def test_missing_trace_of_a_price_is_named_without_errno(quickstart: Path) -> None:
+    assert fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet").exit_code == 0
+    result = fedsgd("price", "o", "--trace", "none.csv")
+    assert result.stderr == "fedsgd: none.csv: cannot be read (No such file or directory)\n"

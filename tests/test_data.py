@@ -835,7 +835,7 @@ def test_csv_file_that_cannot_be_learnt_is_named(
     (tmp_path / "own.csv").write_text("".join(f"{line}\n" for line in lines))
     source = {"data.name": "hugging-face", "data.path": "own.csv", "data.x": ["a"], "data.y": "y"}
     with pytest.raises((DataError, ModelError), match=message):
-        build(scenario({**source, "data.partition": {"name": "iid", "clients": 1}, "server.cohort": 1}), tmp_path)
+        build(scenario({**source, "data.partition.name": "iid", "data.partition.clients": 1, "server.cohort": 1}), tmp_path)
 
 
 @pytest.mark.parametrize(

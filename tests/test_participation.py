@@ -249,7 +249,7 @@ def test_a_trace_is_looked_for_in_the_folder_and_then_here(tmp_path: Path, monke
     assert Trace(file=str(tmp_path / "t.csv")).over(pool(5))(1, 5).cohort == (1,)
     with pytest.raises(DataError, match=r"^trace: u\.csv not found \(looked for .*d/u\.csv, u\.csv\)$"):
         Trace(file="u.csv").over(pool(5, folder=tmp_path / "d"))
-    with pytest.raises(ScenarioError, match=r"^sampler\.file: missing$"):
+    with pytest.raises(ScenarioError, match=r"^sampler\.file: missing, expected for example file = "):
         from_table(Both, {"sampler": {"name": "trace"}})
 
 

@@ -591,7 +591,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "run, tables": (
         lambda: run(cast("Any", {"name": "x"})),
-        "scenario: got {'name': 'x'}, expected a fedsgd.Scenario, or the path of",
+        'scenario: got { name = "x" }, expected a fedsgd.Scenario, or the path of',
     ),
     "run, None": (lambda: run(cast("Any", None)), "scenario: got None, expected a fedsgd.Scenario, or the path of a TOML file"),
     "run, out": (lambda: run(QUICKSTART, out=cast("Any", 3)), "out: got 3, expected the path of a file or folder"),
@@ -601,7 +601,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     "load, path": (lambda: load(cast("Any", 3)), "scenario: got 3, expected the path of a file or folder"),
     "load, list": (
         lambda: load(QUICKSTART, cast("Any", ["a"])),
-        "settings: got ['a'], expected a dictionary of values by dotted key",
+        'settings: got ["a"], expected a dictionary of values by dotted key',
     ),
     "load, key": (lambda: load(QUICKSTART, cast("Any", {3: None})), "settings: got the key 3, expected a dictionary of values"),
     "tables": (lambda: from_dict(cast("Any", 3)), "scenario: expected a table, got 3"),
@@ -614,7 +614,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     "sweep, out": (lambda: sweep(QUICKSTART, out=cast("Any", 3)), "out: got 3, expected the path of a file or folder"),
     "sweep, grid": (
         lambda: sweep(QUICKSTART, grid=cast("Any", ["a"])),
-        "grid: got ['a'], expected a dictionary of lists of values",
+        'grid: got ["a"], expected a dictionary of lists of values',
     ),
     "sweep, key": (lambda: sweep(QUICKSTART, tune=cast("Any", {3: [1]})), "tune: got the key 3, expected a dotted key"),
     "sweep, methods": (

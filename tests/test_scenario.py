@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from torch import nn
 
 from fedsgd.build import build, recipe
 from fedsgd.cli import main
@@ -21,7 +22,7 @@ from fedsgd.compress.randk import RandK
 from fedsgd.compress.topk import TopK
 from fedsgd.data.partitioners.iid import Iid
 from fedsgd.engine import Recipe
-from fedsgd.errors import ScenarioError
+from fedsgd.errors import ScenarioError, did_you_mean
 from fedsgd.models.user import UserModule
 from fedsgd.optim import SGD, Momentum, Optimizer, PyTorchMomentum
 from fedsgd.optim.adaptive import FedAdam
@@ -80,9 +81,9 @@ def test_a_key_that_implies_a_member_replaces_the_one_that_was_named(scenario: M
 
 
 def test_a_key_without_a_default_is_asked_for() -> None:
-    with pytest.raises(ScenarioError, match=r"^data\.path: missing$"):
+    with pytest.raises(ScenarioError, match=r"^data\.path: missing, expected for example path = "):
         from_dict({"name": "x", "data": {"name": "npz"}})
-    with pytest.raises(ScenarioError, match=r"^model\.module: missing$"):
+    with pytest.raises(ScenarioError, match=r"^model\.module: missing, expected for example module = "):
         from_dict({"name": "x", "model": {"name": "module"}})
     keys = {m["name"]: m["keys"] for registry in FAMILIES.values() for m in describe(registry)}
     assert keys["npz"] == {"path": "required", "classes": None, "test_share": 0.2}
@@ -302,10 +303,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "wrong type": ({"rounds": "40"}, 'rounds: expected a whole number of at least 1, got "40"'),
     "not whole": ({"rounds": 2.5}, "rounds: expected a whole number of at least 1, got 2.5"),
-    "a flag for a number": ({"rounds": True}, "rounds: expected a whole number of at least 1, got True"),
+    "a flag for a number": ({"rounds": True}, "rounds: expected a whole number of at least 1, got true"),
     "not a number": ({"client.optimizer.lr": float("nan")}, "client.optimizer.lr: expected "),
     "infinite": ({"client.optimizer.lr": float("inf")}, "client.optimizer.lr: expected a finite number, got inf"),
-    "in a list": ({"model.hidden": [3, "a"]}, "model.hidden: expected a whole number of at least 1 at [1], got [3, 'a']"),
+    "in a list": ({"model.hidden": [3, "a"]}, 'model.hidden: expected a whole number of at least 1 at [1], got [3, "a"]'),
     "literal": ({"uplink.error_feedback": "persit"}, 'uplink.error_feedback: got "persit", did you mean "persist"?'),
     "word or number": ({"client.batch_size": "ful"}, 'client.batch_size: got "ful", did you mean "full"?'),
     "table": ({"server": 3}, "server: expected a table, got 3"),
@@ -413,6 +414,7 @@ def test_missing_file_is_not_suggested_for_itself(tmp_path: Path) -> None:
     assert "did you mean" not in str(refused.value)
 
 
+INSTANCE = nn.Identity()
 WRONG_VALUES: dict[str, Any] = {
     "word": "huge",
     "number": 1.5,
@@ -495,7 +497,7 @@ def test_largest_float32_number_is_a_setting(field: str) -> None:
         ({"state.store": 3}, 'state.store: expected "auto", "memory" or "disk", got 3'),
         ({"model.hidden": 3}, "model.hidden: expected a list, each entry a whole number of at least 1, got 3"),
         ({"model.metrics": 3}, "model.metrics: expected a table, each value a text in quotes, got 3"),
-        ({"model.metrics": {"top": 3}}, "model.metrics: expected a text in quotes at top, got {'top': 3}"),
+        ({"model.metrics": {"top": 3}}, "model.metrics: expected a text in quotes at top, got { top = 3 }"),
         ({"data.held_out": 1}, "data.held_out: expected a number of at least 0 and below 1, got 1"),
         (
             {"uplink.compressor": {"name": "qsgd", "levels": 128}},
@@ -532,3 +534,58 @@ def test_options_of_a_key_begin_with_its_default_in_every_listing() -> None:
                 default = member["keys"][key]
                 assert len(options) > 1
                 assert default is None or default == "required" or options[0] == default
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "said"),
+    [
+        ("noniid", ["iid", "dirichlet"], ', expected one of: "dirichlet", "iid"'),
+        ("quick.toml", ["div.toml"], ', expected one of: "div.toml"'),
+        ("quick.toml", ["div.toml", "quickstart.toml"], ', did you mean "quickstart.toml"?'),
+        ("TopK", ["top-k", "dense"], ', did you mean "top-k"?'),
+        ("otpk", ["top-k", "topk"], ', did you mean "topk"?'),
+    ],
+)
+def test_suggestion_is_a_name_that_is_alike(word: str, options: list[str], said: str) -> None:
+    assert did_you_mean(word, options) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"client.optimizer.name": 3}, "client.optimizer.name: expected the name of an optimizer, got 3"),
+        ({"rounds": True}, "rounds: expected a whole number of at least 1, got true"),
+        ({"rounds": {"a": [1, "b"]}}, 'rounds: expected a whole number of at least 1, got { a = [1, "b"] }'),
+        (
+            {"client.steps": "null"},
+            'client.steps: expected a whole number of at least 1, or the key left out, got "null"; a key is left out by not giving it',
+        ),
+        (
+            {"model": {"name": "module"}},
+            'model.module: missing, expected for example module = "my_package.my_module:make_model"',
+        ),
+        (
+            {"client.steps": 5, "client.epochs": 1},
+            "client.epochs: is set together with client.steps, expected only one of them",
+        ),
+    ],
+)
+def test_setting_that_is_wrong_is_said_as_in_toml(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        Scenario(name="x").replace(settings)
+    assert str(refused.value) == message
+
+
+def test_alternative_that_is_none_leaves_the_other() -> None:
+    assert Scenario(name="x").replace({"client.epochs": 2, "client.steps": None}).client.epochs == 2
+
+
+def test_module_that_is_not_found_is_said_with_the_place_and_the_way_on() -> None:
+    with pytest.raises(ScenarioError) as refused:
+        import_object("nowhere_at_all:make")
+    assert f"looked for in the current folder {Path.cwd()} and on Python's path; run from its folder" in str(refused.value)
+
+
+def test_instance_in_place_of_a_factory_is_refused() -> None:
+    with pytest.raises(FieldError, match=f'"{__name__}:INSTANCE" is an instance, an Identity, expected a function or class'):
+        UserModule(module=f"{__name__}:INSTANCE").build((4,), 2)

@@ -12,6 +12,7 @@ import click
 
 from fedsgd.cli.base import Finite, UserPath, main
 from fedsgd.cli.streams import echo, echo_json
+from fedsgd.errors import ScenarioError
 from fedsgd.user_files import user_path
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def _labelled(text: str) -> Given:
     places = [at for at, character in enumerate(text) if character == "="]
     at = next((at for at in reversed(places) if _exists(text[at + 1 :])), places[0])
     if not text[:at].strip():
-        raise ReportError(f"{text}: the label is empty, expected LABEL=PATH, or a path alone")
+        raise ScenarioError(f"{text}: the label is empty, expected LABEL=PATH, or a path alone")
     return text[:at], user_path(text[at + 1 :])
 
 

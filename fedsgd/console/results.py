@@ -118,7 +118,7 @@ def _lines_of(result: Result | Deployed) -> Iterator[str]:
     up = summary["uplink"]
     yield (
         f"{summary['parameters']:,} parameters, {summary['clients']:,} clients, {summary['cohort']:,} a round, "
-        f"{summary['rounds']:,} rounds, {summary['seconds']:.1f} s"
+        f"{summary['rounds']:,} round{'s' * (summary['rounds'] != 1)}, {summary['seconds']:.1f} s"
     )
     if "flower" in summary and summary["flower"]["round_seconds_median"] is not None:
         yield f"a round took {summary['flower']['round_seconds_median']:.2f} s in the median"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.arrays import I64
-from fedsgd.component import Component, value_text
+from fedsgd.component import Component
 from fedsgd.data.labels import check_labels, label_hint
 from fedsgd.errors import DataError
 
@@ -88,9 +88,10 @@ class Dataset:
         names: Any = self.class_names
         is_count = isinstance(classes, int | np.integer) and not isinstance(classes, bool) and 1 <= classes < 2**31
         if classes is not None and not is_count:
-            got = value_text(classes)
             most = f" and at most {2**31 - 1}" if isinstance(classes, int) and classes > 1 else ""
-            raise DataError(f"classes is {got}, expected a whole number of at least 1{most}, or None for other targets")
+            raise DataError(
+                f"classes is {classes!r:.40}, expected a whole number of at least 1{most}, or None for other targets"
+            )
         if names is not None:
             if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
                 raise DataError(f"class_names is a {type(names).__name__}, expected a tuple of texts, one for each class")
