@@ -177,7 +177,7 @@ class TestValley:
         ("options", "lines"),
         [
             (["--lr", "0.055"], ["vanilla SGD diverges: its step size 0.055 is above the largest stable one, 0.05"]),
-            (["--lr", "1e300"], ["vanilla SGD diverges", "momentum diverges"]),
+            (["--lr", "3e38"], ["vanilla SGD diverges", "momentum diverges"]),
             (["--lr", "0.05"], []),  # on the bound: bounces for ever
         ],
     )
@@ -231,10 +231,10 @@ class TestValley:
         ("parabola", ["--steps", "0"], "--steps: expected at least 1, got 0"),
         ("parabola", ["--start", "nan"], "--start: expected a finite number, got nan"),
         ("parabola", ["--lr", "ten"], "invalid float value: 'ten'"),
-        ("parabola", ["--lr", "1e200"], "outgrow a float64"),
+        ("parabola", ["--lr", "1e38"], "outgrow a float64"),
         ("parabola", ["--start", "1e308", "--lr", "2"], "outgrow a float64"),
         ("valley", ["--lr", "0"], "lr: expected a number above 0, got 0.0"),
-        ("valley", ["--lr", "nan"], "lr: expected a number above 0, got nan"),
+        ("valley", ["--lr", "nan"], "lr: expected a finite number, got nan"),
         ("valley", ["--momentum", "1"], "momentum: expected a number of at least 0 and below 1, got 1.0"),
         ("valley", ["--momentum", "-0.1"], "momentum: expected a number of at least 0 and below 1, got -0.1"),
         ("valley", ["--steps", "0"], "--steps: expected at least 1, got 0"),
