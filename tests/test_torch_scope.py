@@ -139,6 +139,27 @@ def test_draws_of_another_thread_change_nothing_here_nor_there() -> None:
     assert there == [drawn()]
 
 
+def test_thread_that_draws_all_the_time_changes_neither_engine_nor_digest(scenario: Make) -> None:
+    def ended() -> tuple[str, str]:
+        summary = fedsgd.run(scenario({"server.cohort": 8})).summary
+        return summary["engine"]["name"], summary["params_sha256"]
+
+    def beat() -> None:
+        while not stop.wait(0.0005):
+            random.uniform(0, 1)
+            numpy_global.uniform()
+
+    expected, stop = ended(), threading.Event()
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        assert ended() == expected
+    finally:
+        stop.set()
+        thread.join()
+    assert expected[0] == "stacked"
+
+
 def test_functions_of_random_pickle_inside_a_run_and_draw_as_ever_after_it() -> None:
     with isolated():
         assert pickle.loads(pickle.dumps(random.gauss)).__name__ == "gauss"
