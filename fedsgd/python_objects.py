@@ -17,7 +17,7 @@ import numpy as np
 
 PYTHON_OBJECT = "python-object"
 OF_COMPONENT = "component "
-"""How the fingerprint in a marker begins that stands for a component of a class that no other process can import."""
+"""Beginning of the fingerprint of a component whose class no other process can import."""
 _PREFIX = f"{PYTHON_OBJECT}: "
 _DIGEST = ", sha256 "
 _SHORT = 16

@@ -127,7 +127,7 @@ class Arrangement:
 
 
 def arranged(arrays: ArrayRecord, exact: Sequence[str], tied: Groups = ()) -> Arrangement:
-    """How a model's arrays travel. exact: patterns of names, as in shells; tied: groups of names that are one tensor each, and
+    """Arrays of a model in transit. exact: patterns of names, as in shells; tied: groups of names that are one tensor each, and
     exact under all names if under one. ModelError if no array would be compressed."""
     kept = {name: is_exact(name, array, exact) for name, array in arrays.items()}
     for group in tied:

@@ -164,7 +164,7 @@ def read_groups(answer: Answered) -> Groups:
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """What a node said. key: the record that it stands for; frames: UPDATE or RESYNC, none where the record itself is there;
+    """Answer of a node. key: the record that it stands for; frames: UPDATE or RESYNC, none where the record itself is there;
     n_bytes: of all of it."""
 
     key: str

@@ -10,7 +10,7 @@ from fedsgd.report.runs import Run
 from fedsgd.sweeps.naming import name_objects, shown
 
 SHOWN_VALUES = 3
-"""How many values of what differs are written out."""
+"""Most values of a difference that are written out."""
 
 
 def differing_settings(methods: Sequence[Method]) -> list[str]:

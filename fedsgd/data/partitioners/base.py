@@ -61,7 +61,7 @@ class Partitioner(Component, ABC):
     """
 
     by_class: ClassVar[bool] = True
-    """Whether the split looks at class labels; if not, any targets will do. Examples whose label the loss ignores (-100) are a
+    """True if the split looks at class labels; if not, any targets will do. Examples whose label the loss ignores (-100) are a
     group of their own, divided as a class is."""
 
     clients: Count | None = None
