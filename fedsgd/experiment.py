@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedsgd.arrays import F32, F64
 from fedsgd.build import Experiment, build, with_workers
 from fedsgd.data import Dataset
-from fedsgd.engine import Chosen, restarting
+from fedsgd.engine import Chosen, explain_restart
 from fedsgd.errors import ModelWarning, OutputError, RunError, ScenarioError
 from fedsgd.final_model import FinalModel, final_model
 from fedsgd.forking import begin
@@ -167,7 +167,7 @@ def _announce(
         if on_engine is not None:
             on_engine(experiment.chosen)
         elif experiment.task.restarts is not None:
-            warnings.warn(restarting(experiment.task.restarts), ModelWarning, stacklevel=5)
+            warnings.warn(explain_restart(experiment.task.restarts), ModelWarning, stacklevel=5)
         if on_states is not None:
             on_states(experiment.states)
 

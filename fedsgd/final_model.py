@@ -15,7 +15,7 @@ import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.build import Experiment
-from fedsgd.engine.network import Network, loaded_state
+from fedsgd.engine.network import Network, read_state_dicts
 from fedsgd.layout import Layout
 from fedsgd.models import Task
 from fedsgd.rounds import Server
@@ -63,10 +63,10 @@ def final_model(experiment: Experiment, server: Server) -> FinalModel:
     carried = experiment.plan.buffers
     buffers = None if carried is None else carried.joined(server.statistics, None)
     local = task.initial[experiment.plan.layout.size :]
-    of_server, of_loss = loaded_state(network, np.concatenate([server.weights, local]), buffers)
+    of_server, of_loss = read_state_dicts(network, np.concatenate([server.weights, local]), buffers)
     evaluated = None
     if server.public.model.tobytes() != server.weights.tobytes():
-        evaluated, of_loss = loaded_state(network, np.concatenate([server.public.model, local]), buffers)
+        evaluated, of_loss = read_state_dicts(network, np.concatenate([server.public.model, local]), buffers)
     return FinalModel(of_server, evaluated, of_loss, _of_clients(experiment, task))
 
 

@@ -5,7 +5,7 @@ captured     the step recorded once, rewritten, replayed without autograd
 stacked      the same for many clients at once
 """
 
-from fedsgd.engine.base import Engine, EngineName, LastBatch, Local, Recipe, Update, Work, restarting
+from fedsgd.engine.base import Engine, EngineName, LastBatch, Local, Recipe, Update, Work, explain_restart
 from fedsgd.engine.choice import Chosen, batch_sizes, choose, make_engine
 from fedsgd.engine.evaluated import EVALUATION_SLICE, Evaluated, EvaluationSets
 
@@ -23,6 +23,6 @@ __all__ = [
     "Work",
     "batch_sizes",
     "choose",
+    "explain_restart",
     "make_engine",
-    "restarting",
 ]

@@ -213,7 +213,7 @@ class Local:
     buffers: F32 | None = None
 
 
-def restarting(label: str) -> str:
+def explain_restart(label: str) -> str:
     """Return the sentence about Python state that training changes and that clients do not carry."""
     return f"training changes {label} in Python, which begins as it was made at each client; keep it in a buffer to carry it on"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsgd.arrays import I64
 from fedsgd.data import Examples
-from fedsgd.engine.base import CaptureError, Engine, EngineName, Recipe, Update, restarting, step_sizes
+from fedsgd.engine.base import CaptureError, Engine, EngineName, Recipe, Update, explain_restart, step_sizes
 from fedsgd.errors import ModelError
 from fedsgd.models import Task
 
@@ -58,7 +58,7 @@ def choose(
     """(the engine, what it is). For "auto": stacked if the rule and the module allow it, else captured if the module does, else
     sequential."""
     if asked.name != "auto":
-        reason = asked.reason if task.restarts is None else f"{asked.reason}; {restarting(task.restarts)}"
+        reason = asked.reason if task.restarts is None else f"{asked.reason}; {explain_restart(task.restarts)}"
         return make_engine(asked, sizes, task, recipe, like), replace(asked, reason=reason)
     if not sizes:
         chosen = replace(asked, name="sequential", stack=None, reason="no client has any examples")

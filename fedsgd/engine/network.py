@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsgd.arrays import F32
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
-from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated, restarting
+from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated, explain_restart
 from fedsgd.engine.module_state import ModuleState
 from fedsgd.engine.slices import SliceResults, check_loss
 from fedsgd.layout import Layout
@@ -104,11 +104,11 @@ def network_to_capture(task: Task) -> Network:
     if task.buffers is not None:
         raise CaptureError(f"training changes the buffer {task.buffers.names[0]}")
     if task.restarts is not None:
-        raise CaptureError(restarting(task.restarts))
+        raise CaptureError(explain_restart(task.restarts))
     return Network(task.copied())
 
 
-def loaded_state(network: Network, weights: F32, buffers: F32 | None) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+def read_state_dicts(network: Network, weights: F32, buffers: F32 | None) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
     """Return the state dicts of module and loss with weights [P] and buffers [S]; None for a loss that nothing changes."""
     task, flat = network.task, torch.from_numpy(np.array(weights))
     network.point_at(Arrangement(task.layout).views(flat))
@@ -128,7 +128,7 @@ def check_attributes(network: Network) -> None:
     network.state.put_back()
     changed = network.state.attributes.changed
     if changed is not None:
-        raise CaptureError(restarting(changed))
+        raise CaptureError(explain_restart(changed))
 
 
 def unused(layout: Layout, gradients: Sequence[Tensor | None]) -> list[slice]:

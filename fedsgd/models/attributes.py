@@ -179,7 +179,7 @@ class Attributes:
             waiting.extend(_parts(thing))
 
 
-def copied_pair(module: Any, loss: Any) -> tuple[Any, Any]:
+def copy_pair(module: Any, loss: Any) -> tuple[Any, Any]:
     """Return copies of a module and a loss that share what these share. Sentinels, `object()`, stay the same objects.
 
     Raises:

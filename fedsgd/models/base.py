@@ -77,10 +77,10 @@ class Task:
 
     def copied(self) -> Task:
         """Return the task with a copy of its module and loss to try things on; with themselves where they cannot be copied."""
-        from fedsgd.models.attributes import copied_pair
+        from fedsgd.models.attributes import copy_pair
 
         try:
-            module, loss = copied_pair(self.module, self.loss)
+            module, loss = copy_pair(self.module, self.loss)
         except Exception:  # the user's own attributes may be anything
             return self
         return replace(self, module=module, loss=loss)
@@ -132,7 +132,7 @@ class ModuleSource:
 
         with one_thread(), seeded_generators(torch_seed(self.seed, "init")):
             module = _built(self.model, self.shape, self.classes)
-        _check_module(module)
+        _check_hooks(module)
         settle_batch_norm(module, self.model.batch_norm)
         return module
 
@@ -178,7 +178,7 @@ def make_task(
 
     from fedsgd.models.batch_norm import settle_batch_norm
     from fedsgd.models.buffers import check_memory, parts_of
-    from fedsgd.models.describe import described
+    from fedsgd.models.describe import describe_task
     from fedsgd.models.given import check_given, check_metric_name
 
     check_given(module, loss, metrics)
@@ -198,11 +198,11 @@ def make_task(
         loss = imported(model.loss, "loss") if model.loss else torch.nn.functional.cross_entropy
     if isinstance(loss, type):
         raise ModelError(f"the loss is the class {loss.__name__}, expected a function or an instance: {loss.__name__}()")
-    _check_module(module)
+    _check_hooks(module)
     check_memory(parts_of(module, loss))
     module, loss = _copies(module, loss, given=source is None)
     settle_batch_norm(module, model.batch_norm)
-    return described(module, loss, named, model, dataset, source)
+    return describe_task(module, loss, named, model, dataset, source)
 
 
 ELSEWHERE = (
@@ -266,10 +266,10 @@ def _built(model: Model, shape: tuple[int, ...], classes: int | None) -> nn.Modu
 
 def _copies(module: nn.Module, loss: Loss, given: bool) -> tuple[nn.Module, Loss]:
     """Return copies, made together so that what they share stays shared. A module that was built here needs none."""
-    from fedsgd.models.attributes import copied_pair
+    from fedsgd.models.attributes import copy_pair
 
     try:
-        copied = copied_pair(module if given else None, loss)
+        copied = copy_pair(module if given else None, loss)
         return copied if given else (module, copied[1])
     except Exception as error:  # tensors that are not leaves, and whatever the user's own attributes do
         what = "the module" if given else "the loss"
@@ -292,7 +292,7 @@ def imported(path: str, field: str) -> Callable[..., Any]:
     return function
 
 
-def _check_module(module: object) -> None:
+def _check_hooks(module: object) -> None:
     """Raise ModelError for what is no module, and for hooks on parameters, which a copy of the module does not have."""
     import torch
 

@@ -25,7 +25,7 @@ from fedsgd.models.trial import check_restorable, try_module
 Named = Sequence[tuple[str, Tensor]]
 
 
-def described(
+def describe_task(
     module: nn.Module,
     loss: Loss,
     metrics: Mapping[str, Metric],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ModelError
-from fedsgd.models.attributes import Attributes, copied_pair
+from fedsgd.models.attributes import Attributes, copy_pair
 from fedsgd.models.base import Loss, ModuleSource
 from fedsgd.models.buffers import Parts, fixed_tensors, named_parameters, parts_of, unused_counters
 from fedsgd.models.equality import same
@@ -128,7 +128,7 @@ def _not_in_state_dict(module: nn.Module) -> list[tuple[str, object]]:
 
 def _copies(module: nn.Module, loss: Loss, source: ModuleSource | None) -> tuple[nn.Module, Loss] | None:
     try:
-        copied: tuple[nn.Module, Loss] = copied_pair(module, loss)
+        copied: tuple[nn.Module, Loss] = copy_pair(module, loss)
         return copied
     except Exception:  # the user's own attributes may be anything
         return None if source is None else (source.build(), loss)
