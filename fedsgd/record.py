@@ -20,11 +20,12 @@ from fedsgd.compress.dense import DenseOperator
 from fedsgd.data import ClientData
 from fedsgd.divergence import divergence
 from fedsgd.engine.flops import training_flops
-from fedsgd.ledger import Ledger, Traffic
+from fedsgd.ledger import Ledger
 from fedsgd.memory import copy_seconds, peak_memory
 from fedsgd.parquet import TableWriter
 from fedsgd.rounds import Plan, Reply
 from fedsgd.run_folder import CLIENT_COLUMNS, ROUND_COLUMNS
+from fedsgd.sizes import compression_ratios
 from fedsgd.target import crossing
 from fedsgd.wire import Frame, Header, Kind, encode_frame
 
@@ -61,6 +62,11 @@ class Round:
     def accuracy(self) -> float | None:
         """Accuracy on the test examples after this round, if it was measured."""
         return None if self.metrics is None else self.metrics.get("accuracy")
+
+    @property
+    def compression_ratios(self) -> dict[str, float | None]:
+        """Compression ratios of the bytes so far: of the uplink, of the downlink, and of both directions together."""
+        return compression_ratios(self.uplink_bytes, self.downlink_bytes, self.dense_uplink_bytes, self.dense_downlink_bytes)
 
 
 @dataclass
@@ -138,8 +144,7 @@ def summarised(
         "downlink_broadcast_bytes": down.broadcast,
         "dense_uplink_bytes": last.dense_uplink_bytes,
         "dense_downlink_bytes": last.dense_downlink_bytes,
-        "uplink_ratio": _ratio(last.dense_uplink_bytes, up),
-        "downlink_ratio": _ratio(last.dense_downlink_bytes, down),
+        **last.compression_ratios,
         "states": {**asdict(experiment.states), "folder": folder and str(folder), "text": str(experiment.states)},
         "residuals": residuals.report(),
         "uplink": asdict(up),
@@ -221,11 +226,6 @@ def work_of(experiment: Experiment) -> dict[str, float | str]:
     flops = training_flops(experiment.task, experiment.dataset.train)
     copying = copy_seconds(experiment.plan.layout.size)
     return {"flops_per_example": flops.per_example, "flops_rule": flops.rule, "copy_seconds": copying}
-
-
-def _ratio(dense: int, traffic: Traffic) -> float | None:
-    """How many times more dense frames weigh than what was sent; None if nothing was."""
-    return dense / traffic.n_bytes if traffic.n_bytes else None
 
 
 def _nulled(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Numbers of bytes as people write and read them."""
+"""Numbers of bytes as people write and read them, and ratios of bytes."""
 
 from __future__ import annotations
 
@@ -41,3 +41,24 @@ def budget_text(n_bytes: int) -> str:
         if n_bytes and n_bytes % 1024**power == 0 and n_bytes // 1024**power < 1024:
             return f"{n_bytes // 1024**power} {unit}"
     return size_text(n_bytes)
+
+
+def compression_ratio(dense: float, sent: float) -> float | None:
+    """Return dense / sent, the bytes of dense float32 frames over the bytes that were sent; None if nothing was sent."""
+    return dense / sent if sent else None
+
+
+def compression_ratios(uplink: int, downlink: int, dense_uplink: int, dense_downlink: int) -> dict[str, float | None]:
+    """Return the compression ratios of the uplink, of the downlink, and of both directions together.
+
+    Args:
+        uplink: bytes that were sent up.
+        downlink: bytes that were sent down, to each client by itself.
+        dense_uplink: bytes of dense float32 frames in place of the updates.
+        dense_downlink: bytes of dense float32 frames in place of the models.
+    """
+    return {
+        "uplink_ratio": compression_ratio(dense_uplink, uplink),
+        "downlink_ratio": compression_ratio(dense_downlink, downlink),
+        "bidirectional_ratio": compression_ratio(dense_uplink + dense_downlink, uplink + downlink),
+    }

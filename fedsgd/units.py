@@ -127,6 +127,11 @@ def three_figures(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def ratio_text(ratio: float | None) -> str:
+    """Return a ratio with three significant figures: "76×"; nothing for None."""
+    return "" if ratio is None else f"{three_figures(ratio)}×"
+
+
 def seconds_text(seconds: float) -> str:
     """A duration as people say it: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h"; "∞"."""
     if math.isinf(seconds):

@@ -138,7 +138,7 @@ def test_dense_float32_is_32_bits_a_parameter_and_loses_nothing() -> None:
     assert made.errors is not None
     assert made.traffic.payload_bits_per_parameter == 32
     assert made.traffic.frame_bits_per_parameter == 8 * (26 + 1 + 2 + 4 * 1000 + 4) / 1000
-    assert made.traffic.ratio_to_dense == 1.0
+    assert made.traffic.uplink_ratio == 1.0
     assert (made.traffic.kept, made.traffic.index, made.traffic.side, made.traffic.header) == (1000, 0, 0, 33)
     assert made.traffic.position_bits_per_kept == pytest.approx(0, abs=1e-9)
     assert (made.errors.error, made.errors.bias, made.errors.variance, made.errors.least_contraction) == (0, 0, 0, 1)

@@ -19,6 +19,7 @@ from fedsgd.engine import Chosen
 from fedsgd.record import Round
 from fedsgd.sizes import size_text
 from fedsgd.state_plan import StatePlan
+from fedsgd.units import ratio_text
 
 TINY = ("--set", "rounds=2", "--set", "client.epochs=1")
 
@@ -43,7 +44,6 @@ def test_run_prints_a_table_and_writes_a_folder(quickstart: Path) -> None:
         "index",
         "value",
         "side",
-        "compression ratio",
         "accuracy 0.",
         "params_sha256",
         "written to o",
@@ -53,9 +53,15 @@ def test_run_prints_a_table_and_writes_a_folder(quickstart: Path) -> None:
     summary = json.loads(Path("o/summary.json").read_text())
     up, down = summary["uplink"], summary["downlink"]
     rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["uplink", "downlink", "both", "ways"] in rows
     for part in ("header", "index", "value", "side", "frames"):
-        assert [part, f"{up[part]:,}", f"{down[part]:,}"] in rows
-    assert ["total", f"{up['n_bytes']:,}", f"{down['n_bytes']:,}"] in rows
+        assert [part, *(f"{n:,}" for n in (up[part], down[part], up[part] + down[part]))] in rows
+    total = up["n_bytes"] + down["n_bytes"]
+    assert ["total", f"{up['n_bytes']:,}", f"{down['n_bytes']:,}", f"{total:,}"] in rows
+    assert ["if", "broadcast", f"{down['broadcast']:,}", f"{up['n_bytes'] + down['broadcast']:,}"] in rows
+    dense = summary["dense_uplink_bytes"], summary["dense_downlink_bytes"]
+    ratios = dense[0] / up["n_bytes"], dense[1] / down["n_bytes"], sum(dense) / total
+    assert ["compression", "ratio", *map(ratio_text, ratios)] in rows
     assert f"uplink: {8 * up['n_bytes'] / up['kept']:.1f} bits per kept coordinate" in result.stdout
     assert f"{8 * up['index'] / up['kept']:.2f} of them for its position" in result.stdout
     assert f"\npeak memory {size_text(summary['peak_memory_bytes'])}\n" in result.stdout
@@ -96,7 +102,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
     monkeypatch.setattr(live, "LINE_SECONDS", 0.0)
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
     assert "quickstart: round 1/2, acc 0." in result.stderr
-    assert "(74." in result.stderr
+    assert re.search(r"up [\d.]+ kB, 74[.\d]*× · both ways [\d.]+ kB, [\d.]+×, about", result.stderr)
     assert "s left" in result.stderr
     assert "round 1/2" not in result.stdout
     assert fedsgd("run", quickstart, *TINY, "--out", "p", "--quiet").stderr == ""
@@ -237,8 +243,8 @@ def test_the_time_left_is_that_of_the_rounds_left(
             show(record(number, None, seconds))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "quickstart: round 1/6, up 1.0 kB (70.0×) · down 5.0 kB (14.0×), about 10 s left",
-        "quickstart: round 2/6, up 1.0 kB (70.0×) · down 5.0 kB (14.0×), about 12 s left",
+        "quickstart: round 1/6, up 1 kB, 70× · both ways 6 kB, 23.3×, about 10 s left",
+        "quickstart: round 2/6, up 1 kB, 70× · both ways 6 kB, 23.3×, about 12 s left",
     ]
 
 
@@ -264,7 +270,7 @@ def test_a_terminal_gets_a_bar(root: Path, capsys: pytest.CaptureFixture[str], m
     assert "engine: captured, fused update: not all its layers are linear" in shown
     assert "client state: at most 10 of 10 clients x 1 kB = 10 kB, in memory (budget 1 GiB)" in shown
     assert "2/6" in shown
-    assert "acc 0.500 · up 1.0 kB (70.0×) · down 5.0 kB (14.0×)" in shown
+    assert "acc 0.500 · up 1 kB, 70× · both ways 6 kB, 23.3×" in shown
 
 
 def test_empty_label_in_a_comparison_is_refused() -> None:

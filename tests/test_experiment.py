@@ -92,6 +92,10 @@ def test_the_summary_adds_up(scenario: Make) -> None:
         assert parts["header"] + parts["index"] + parts["value"] + parts["side"] == parts["n_bytes"] == s[f"{direction}_bytes"]
     assert s["dense_uplink_bytes"] == 12 * (4 * 4810 + overhead(0) + 1 + 3)
     assert s["uplink_ratio"] == s["dense_uplink_bytes"] / s["uplink_bytes"]
+    assert s["downlink_ratio"] == s["dense_downlink_bytes"] / s["downlink_bytes"]
+    dense, sent = s["dense_uplink_bytes"] + s["dense_downlink_bytes"], s["uplink_bytes"] + s["downlink_bytes"]
+    assert s["bidirectional_ratio"] == dense / sent
+    assert s["bidirectional_ratio"] < 2 < s["uplink_ratio"], "the model goes down whole"
     assert s["best_accuracy"] == max(r.accuracy for r in result.history if r.accuracy is not None)
 
 
@@ -197,6 +201,7 @@ def test_the_target_is_reported_or_ends_the_run(scenario: Make) -> None:
     exactly = reported.history[1].accuracy
     assert run(scenario({"report.target_accuracy": exactly})).summary["rounds_to_target"] <= 2
     assert [r.summary["stopped_by"] for r in (reported, stopped)] == ["rounds", "target_accuracy"]
+    assert reported.history[int(first) - 1].compression_ratios.items() <= stopped.summary.items(), "of the rounds that were run"
     never = run(scenario({"report.target_accuracy": 1.0}))
     assert never.summary["rounds_to_target"] is None
 

@@ -481,6 +481,8 @@ def test_statistics_that_are_not_finite_are_their_clients_failure(scenario: Make
         fedsgd.run(s, module=Overflowing())
     result = fedsgd.run(s.replace({"participation.on_failure": "continue"}), module=Overflowing())
     assert result.summary["failures"] == 8
+    assert result.summary["uplink_ratio"] is None, "nothing was sent up"
+    assert result.summary["bidirectional_ratio"] == result.summary["downlink_ratio"]
 
 
 def test_local_batch_norm_never_leaves_its_client(scenario: Make) -> None:

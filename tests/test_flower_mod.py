@@ -739,8 +739,12 @@ def test_flowers_own_loop_runs_it_and_the_bytes_are_told(caplog: pytest.LogCaptu
             records[way] += sum(map(len, record.values())) if isinstance(record, ConfigRecord) else 0
     assert records == {"up": sum(row.up for row in rows), "down": sum(row.down for row in rows)}
     assert rows[0].down > rows[2].down, "a difference is less than the model"
-    line = f"fedsgd: round 2: {rows[2].up:,} bytes up ({rows[2].plain_up / rows[2].up:.1f}x less), {rows[2].down:,} down ("
-    assert line in caplog.text
+    up, down = rows[2].up, rows[2].down
+    ratios = rows[2].compression_ratios
+    assert list(ratios.values()) == [4 * each / up, 4 * each / down, 8 * each / (up + down)]
+    less = [f"({ratio:.1f}x less)" for ratio in ratios.values() if ratio is not None]
+    amounts = f"{up:,} bytes up {less[0]}, {down:,} down {less[1]}, {up + down:,} both ways {less[2]}"
+    assert f"fedsgd: round 2: {amounts}\n" in caplog.text
     assert f"fedsgd: round 2, evaluation: {rows[3].down:,} bytes down" in caplog.text
     assert "Uplink: TopK(" in caplog.text
 

@@ -370,7 +370,10 @@ def test_runs_without_a_time(opened: Callable[..., Opened], known: dict[str, Any
     draw_all(page)
     assert why in page.inner_text("#unpriced")
     every = {**known, "methods": [{**known["methods"][0], "runs": timeless}]}
-    assert "with the fewest uplink bytes" in opened(every).page.inner_text("#answer")
+    answer = opened(every).page.inner_text("#answer")
+    assert re.search(
+        r"with the fewest uplink bytes, [\d.]+ [kM]?B \([\d.]+ [kM]?B in both directions together\); it has", answer
+    )
 
 
 def test_a_deadline_that_others_would_have_missed(opened: Callable[..., Opened], known: dict[str, Any]) -> None:

@@ -66,7 +66,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         ran.append(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scenario.toml").write_text(scenario.replace({"engine.name": "captured"}).to_toml())
-        (folder / "summary.json").write_text(json.dumps({"best_accuracy": 0.5, "final_accuracy": 0.4, "uplink_bytes": 1200}))
+        summary = {"best_accuracy": 0.5, "final_accuracy": 0.4, "uplink_bytes": 1200, "downlink_bytes": 34_000}
+        (folder / "summary.json").write_text(json.dumps(summary))
         return processes.Outcome(1.0)
 
     monkeypatch.setattr(processes, "run_cell", run_cell)
@@ -670,9 +671,9 @@ def test_the_command_shows_a_table_and_a_line_a_cell(quickstart: Path, fake: lis
     assert len(fake) == 24
     lines = result.stderr.splitlines()
     assert lines[0] == "24 cells"
-    assert lines[2] == "2 of 24: dense, rounds 2, lr 0.1, seed 5: accuracy 0.4000, up 1.2 kB, 1.0 s"
+    assert lines[2] == "2 of 24: dense, rounds 2, lr 0.1, seed 5: accuracy 0.4000, up 1.2 kB, down 34 kB, 1.0 s"
     rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert "top-k 1 %, rounds 2, lr 0.2 3 0.5000 1.2 kB" in rows
+    assert "top-k 1 %, rounds 2, lr 0.2 3 0.5000 1.2 kB 34 kB" in rows
     assert rows[-2:] == ["written to runs/quickstart-sweep", "compare them: fedsgd compare runs/quickstart-sweep"]
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
     made = Sweep.read("runs/quickstart-sweep")
@@ -738,7 +739,7 @@ def test_a_terminal_gets_a_bar(
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert "2 cells" in text
     assert "cell 2/2" in text
-    assert "a [b], seed 1: accuracy 0.4000, up 1.2 kB, 1.0 s" in text
+    assert "a [b], seed 1: accuracy 0.4000, up 1.2 kB, down 34 kB, 1.0 s" in text
 
 
 def test_rounds_are_told_of_with_one_job(tiny: Scenario, tmp_path: Path) -> None:

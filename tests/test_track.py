@@ -330,7 +330,8 @@ def test_tensorboard_has_every_metric_over_every_axis(scenario: Make, tmp_path: 
     assert scalars(events, "accuracy/by uplink bytes")[-1][0] == result.summary["uplink_bytes"]
     assert scalars(events, "accuracy/by all bytes")[-1][0] == last.uplink_bytes + last.downlink_bytes
     assert scalars(events, "bytes/uplink") == [(r.round, float(np.float32(r.uplink_bytes))) for r in result.history]
-    assert scalars(events, "ratio/uplink")[-1] == (5, float(np.float32(result.summary["uplink_ratio"])))
+    for tag, key in (("uplink", "uplink_ratio"), ("both directions", "bidirectional_ratio")):
+        assert scalars(events, f"ratio/{tag}")[-1] == (5, float(np.float32(result.summary[key])))
     assert scalars(events, "clients/cohort") == [(n, 4.0) for n in range(1, 6)]
     norms = [(r.round, float(np.float32(r.residual_norm))) for r in result.history if r.residual_norm is not None]
     assert len(norms) == 5
@@ -467,7 +468,8 @@ class TestMLflow:
         for name in figures(result.history[-1]):
             values = [(r.round, float(figures(r)[name])) for r in result.history if name in figures(r)]
             assert history_of(client, run, name) == values
-        assert run.data.metrics["uplink_ratio"] == result.summary["uplink_ratio"]
+        for key in ("uplink_ratio", "downlink_ratio", "bidirectional_ratio"):
+            assert run.data.metrics[key] == result.summary[key]
         assert run.data.params == {key: str(value) for key, value in Begun(result.scenario).settings.items()}
         assert run.data.tags["fedsgd.params_sha256"] == result.summary["params_sha256"]
         assert run.data.tags["fedsgd.ledger_sha256"] == result.summary["ledger_sha256"]

@@ -44,6 +44,7 @@ class Vectors:
 @dataclass(frozen=True)
 class Traffic:
     """What the messages weigh. header, index, value, side: bytes a message; reference_bytes: bytes a round beside the model.
+    uplink_ratio: bytes of dense float32 updates over those of the messages, which are updates; the downlink is not in it.
 
     position_bits_per_kept: log₂C(P, k)/k, what positions cost at least if all supports are equally likely.
     entropy_bits_per_kept: by part, the zeroth-order entropy of the bytes in the sections, pooled over the messages: what an
@@ -54,7 +55,7 @@ class Traffic:
     kept: float
     payload_bits_per_parameter: float
     frame_bits_per_parameter: float
-    ratio_to_dense: float
+    uplink_ratio: float
     header: float
     index: float
     value: float

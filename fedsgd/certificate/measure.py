@@ -44,7 +44,7 @@ def traffic(compressor: Subject, sample: Sample, rounds: Sequence[Exchange]) -> 
         kept=sum(kept) / n,
         payload_bits_per_parameter=8 * payload / (n * size),
         frame_bits_per_parameter=8 * frames / (n * size),
-        ratio_to_dense=n * dense_bytes(sample.layout) / frames,
+        uplink_ratio=n * dense_bytes(sample.layout) / frames,
         **{part: total / n for part, total in totals.items()},
         reference_bytes=sum(len(exchange.reference) for exchange in rounds) / len(rounds),
         max_bytes=compressor.max_bytes(sample.layout),

@@ -12,10 +12,11 @@ from fedsgd.run_folder import write
 
 Row = tuple[str, str, str]
 """(what, the figure, what it is to be held against)."""
-COLUMNS = ("compressor", "kind", "bits/parameter", "ratio", "error", "encode", "decode+add", "laws")
+COLUMNS = ("compressor", "kind", "bits/parameter", "ratio up", "error", "encode", "decode+add", "laws")
 LEGEND = (
-    "bits/parameter: whole frames; ratio: to dense float32; error: |x − C(x)|²/|x|², of schemes that of the sums over the "
-    "rounds; encode, decode+add: × a memcpy of the dense vector."
+    "bits/parameter: whole frames; ratio up: of dense float32 updates to them (both directions together: below 2× if the "
+    "downlink is dense); error: |x − C(x)|²/|x|², of schemes that of the sums over the rounds; encode, decode+add: × a memcpy "
+    "of the dense vector."
 )
 
 
@@ -62,7 +63,7 @@ def _compared(certificate: Certificate) -> tuple[str, ...]:
         certificate.label,
         certificate.kind,
         "" if sizes is None else _number(sizes.frame_bits_per_parameter),
-        "" if sizes is None else f"{sizes.ratio_to_dense:.1f}×",
+        "" if sizes is None else f"{sizes.uplink_ratio:.1f}×",
         "" if error is None else f"{error:.3g}",
         "" if times is None else f"{times.encode:.1f}×",
         "" if times is None else f"{times.decode:.1f}×",
@@ -118,7 +119,11 @@ def _law_rows(certificate: Certificate) -> Iterator[tuple[str, ...]]:
 
 def _bytes(found: Traffic) -> Iterator[Row]:
     yield "bits/parameter, payload", _number(found.payload_bits_per_parameter), ""
-    yield "bits/parameter, frame", _number(found.frame_bits_per_parameter), f"dense float32 is {found.ratio_to_dense:.1f}× that"
+    yield (
+        "bits/parameter, frame",
+        _number(found.frame_bits_per_parameter),
+        f"a dense float32 update is {found.uplink_ratio:.1f}× that",
+    )
     yield "kept coordinates", f"{found.kept:,.1f}", f"mean of {found.messages} messages"
     for part in ("header", "index", "value", "side"):
         n_bytes: float = getattr(found, part)

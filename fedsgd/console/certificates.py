@@ -44,7 +44,7 @@ def show_comparison(certificates: Sequence[Certificate]) -> None:
     console = Console(highlight=False)
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in report.COLUMNS:
-        table.add_column(heading, justify="left" if heading in report.COLUMNS[:2] else "right")
+        table.add_column(heading.replace(" ", "\n"), justify="left" if heading in report.COLUMNS[:2] else "right")
     for row in report.comparison(certificates):
         table.add_row(*map(escape, row))
     console.print(report.described(certificates[0].vectors), style="bold", soft_wrap=True, markup=False)

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from fedsgd.sizes import size_text
+from fedsgd.units import ratio_text
 
 if TYPE_CHECKING:
     from fedsgd.deployment import Watched
@@ -92,14 +94,15 @@ def _lines(console: Console, scenario: Scenario) -> Callable[[Round], None]:
 
 
 def _state(record: Round) -> str:
+    """Return "acc 0.967 · up 101 kB, 76× · both ways 1.27 MB, 12.1×": bytes so far, and their compression ratio."""
     accuracy = "" if record.accuracy is None else f"acc {record.accuracy:.3f} · "
-    up = _priced(record.uplink_bytes, record.dense_uplink_bytes)
-    return f"{accuracy}up {up} · down {_priced(record.downlink_bytes, record.dense_downlink_bytes)}"
+    up, both = record.uplink_bytes, record.uplink_bytes + record.downlink_bytes
+    ratios = record.compression_ratios
+    return f"{accuracy}up {_amount(up, ratios['uplink_ratio'])} · both ways {_amount(both, ratios['bidirectional_ratio'])}"
 
 
-def _priced(n_bytes: int, dense: int) -> str:
-    """Bytes, and how many times less than dense float32 that is."""
-    return f"{decimal(n_bytes)} ({dense / n_bytes:.1f}×)" if n_bytes else "nothing"
+def _amount(n_bytes: int, ratio: float | None) -> str:
+    return ", ".join(filter(None, (size_text(n_bytes), ratio_text(ratio))))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.table import Table
 from fedsgd.divergence import HINT
 from fedsgd.evaluation import RESERVED
 from fedsgd.sizes import size_text
+from fedsgd.units import ratio_text
 
 if TYPE_CHECKING:
     from fedsgd.deployment import Deployed
@@ -48,23 +49,28 @@ def _profile_table(profile: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def _bytes_table(summary: Mapping[str, Any]) -> Table:
+    """Return the bytes of a run by part: of the uplink, of the downlink, and of both directions together."""
     table = Table(
         title=escape(f"{summary['name']}: bytes on the wire"), title_justify="left", title_style="bold", box=SIMPLE_HEAD
     )
-    for heading in ("", "uplink", "downlink"):
+    for heading in ("", "uplink", "downlink", "both ways"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     up, down = summary["uplink"], summary["downlink"]
+
+    def add(name: str, uplink: int, downlink: int, style: str | None = None) -> None:
+        table.add_row(name, *(f"{figure:,}" for figure in (uplink, downlink, uplink + downlink)), style=style)
+
     for part in ("header", "index", "value", "side"):
-        table.add_row(part, *(f"{traffic[part]:,}" for traffic in (up, down)))
+        add(part, up[part], down[part])
     table.add_section()
-    table.add_row("total", f"{up['n_bytes']:,}", f"{down['n_bytes']:,}", style="bold")
-    table.add_row("frames", f"{up['frames']:,}", f"{down['frames']:,}")
+    add("total", up["n_bytes"], down["n_bytes"], "bold")
+    add("frames", up["frames"], down["frames"])
     if up["received"] < up["n_bytes"]:
-        table.add_row("of these received", f"{up['received']:,}", "")
-    table.add_row("if broadcast", "", f"{down['broadcast']:,}")
-    table.add_row("as dense float32", *(f"{summary[f'dense_{link}_bytes']:,}" for link in ("uplink", "downlink")))
-    ratios = (summary[f"{link}_ratio"] for link in ("uplink", "downlink"))
-    table.add_row("compression ratio", *("" if ratio is None else f"{ratio:.1f}×" for ratio in ratios), style="bold")
+        table.add_row("of these received", f"{up['received']:,}")
+    table.add_row("if broadcast", "", f"{down['broadcast']:,}", f"{up['n_bytes'] + down['broadcast']:,}")
+    add("as dense float32", summary["dense_uplink_bytes"], summary["dense_downlink_bytes"])
+    ratios = (summary[f"{link}_ratio"] for link in ("uplink", "downlink", "bidirectional"))
+    table.add_row("compression ratio", *map(ratio_text, ratios), style="bold")
     return table
 
 

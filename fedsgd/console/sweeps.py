@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -91,14 +91,15 @@ def _done(sweep: Sweep) -> int:
 
 
 def _ending(sweep: Sweep, cell: Cell, seconds: float) -> str:
-    """How a cell ended: "accuracy 0.9633, up 1.2 MB, 12.3 s"."""
+    """How a cell ended: "accuracy 0.9633, up 1.2 MB, down 3.4 MB, 12.3 s"."""
     summary = sweep.summary(cell)
     if summary is None:
         return _failure(cell)
     accuracy = summary["final_accuracy"]
     measured = "" if accuracy is None else f"accuracy {accuracy:.4f}, "
     warning = f", diverged: {summary['diverged']}" if summary.get("diverged") else ""
-    return f"{measured}up {size_text(summary['uplink_bytes'])}, {seconds:.1f} s{warning}"
+    n_bytes = f"up {size_text(summary['uplink_bytes'])}, down {size_text(summary['downlink_bytes'])}"
+    return f"{measured}{n_bytes}, {seconds:.1f} s{warning}"
 
 
 def _failure(cell: Cell) -> str:
@@ -110,7 +111,7 @@ def show_sweep(sweep: Sweep) -> None:
     console = Console(highlight=False)
     table = Table(title=escape(f"{sweep.scenario}: sweep"), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("")
-    for heading in ("seeds", "failed", "best accuracy", "uplink"):
+    for heading in ("seeds", "failed", "best\naccuracy", "up", "down"):
         table.add_column(heading, justify="right", no_wrap=True)
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
@@ -126,7 +127,7 @@ def show_sweep(sweep: Sweep) -> None:
 
 
 def _figures(sweep: Sweep, cells: list[Cell]) -> tuple[str, ...]:
-    """(seeds that finished, that failed, medians over those that finished: best accuracy, uplink)."""
+    """(seeds that finished, that failed, medians over those that finished: best accuracy, bytes up and down)."""
     summaries = [summary for summary in map(sweep.summary, cells) if summary is not None]
     reached = [summary["best_accuracy"] for summary in summaries if summary["best_accuracy"] is not None]
     failed = sum(cell.state == "failed" for cell in cells)
@@ -134,5 +135,9 @@ def _figures(sweep: Sweep, cells: list[Cell]) -> tuple[str, ...]:
         str(len(summaries)),
         str(failed) if failed else "",
         f"{statistics.median(reached):.4f}" if reached else "",
-        size_text(round(statistics.median(summary["uplink_bytes"] for summary in summaries))) if summaries else "",
+        *(_median_size(summaries, link) for link in ("uplink", "downlink")),
     )
+
+
+def _median_size(summaries: Sequence[Mapping[str, Any]], link: str) -> str:
+    return size_text(round(statistics.median(summary[f"{link}_bytes"] for summary in summaries))) if summaries else ""

@@ -8,14 +8,24 @@ from typing import Literal
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedsgd.flower.app_model import n_bytes
+from fedsgd.sizes import compression_ratios
 
 What = Literal["train", "evaluate"]
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What crossed in one round, in bytes. round: Flower's; what: what for; nodes: how many were asked; down, up: what stood in
-    the place of the arrays, in messages and in replies that came; plain_down, plain_up: those arrays as Flower sends them."""
+    """Traffic of one round.
+
+    Attributes:
+        round: Flower's number of the round.
+        what: "train" or "evaluate".
+        nodes: nodes that were sent a message.
+        down: bytes in place of the arrays, in messages.
+        up: bytes in place of the arrays, in replies that came.
+        plain_down: bytes of these arrays as Flower sends them, in messages.
+        plain_up: bytes of these arrays as Flower sends them, in replies that came.
+    """
 
     round: int
     what: What
@@ -25,11 +35,17 @@ class Traffic:
     plain_down: int
     plain_up: int
 
+    @property
+    def compression_ratios(self) -> dict[str, float | None]:
+        """Compression ratios of the uplink, of the downlink, and of both directions together."""
+        return compression_ratios(self.up, self.down, self.plain_up, self.plain_down)
+
     def __str__(self) -> str:
+        up, down, both = self.compression_ratios.values()
         if self.what == "evaluate":
-            return f"round {self.round}, evaluation: {_amount(self.down, self.plain_down, 'bytes down')}"
-        up, down = _amount(self.up, self.plain_up, "bytes up"), _amount(self.down, self.plain_down, "down")
-        return f"round {self.round}: {up}, {down}"
+            return f"round {self.round}, evaluation: {self.down:,} bytes down{_less(down)}"
+        amounts = f"{self.up:,} bytes up{_less(up)}, {self.down:,} down{_less(down)}"
+        return f"round {self.round}: {amounts}, {self.up + self.down:,} both ways{_less(both)}"
 
 
 @dataclass(eq=False)
@@ -52,6 +68,5 @@ class Asked:
         return Traffic(self.round, self.what, len(self.contents), self.down, self.up, plain_down, self.plain_up)
 
 
-def _amount(n: int, plain: int, unit: str) -> str:
-    less = f" ({plain / n:,.1f}x less)" if n and plain else ""
-    return f"{n:,} {unit}{less}"
+def _less(ratio: float | None) -> str:
+    return f" ({ratio:,.1f}x less)" if ratio else ""

@@ -145,15 +145,13 @@ def axes(record: Round) -> dict[str, int]:
 
 
 def figures(record: Round) -> dict[str, float]:
-    """What is known of every round, by the names of rounds.parquet's columns; and how many times more dense frames weigh."""
-    up, down = record.uplink_bytes, record.downlink_bytes
+    """Return the figures of a round by the columns of rounds.parquet, and its compression ratios; without a None."""
     known: dict[str, float | None] = {
-        "uplink_bytes": up,
+        "uplink_bytes": record.uplink_bytes,
         "uplink_received_bytes": record.uplink_received_bytes,
-        "downlink_bytes": down,
+        "downlink_bytes": record.downlink_bytes,
         "downlink_broadcast_bytes": record.downlink_broadcast_bytes,
-        "uplink_ratio": record.dense_uplink_bytes / up if up else None,
-        "downlink_ratio": record.dense_downlink_bytes / down if down else None,
+        **record.compression_ratios,
         "residual_norm": record.residual_norm,
         "rounds_missed": record.rounds_missed,
         "clients": len(record.cohort),

@@ -36,6 +36,7 @@ TAGS = {
     "downlink_broadcast_bytes": "bytes/downlink broadcast",
     "uplink_ratio": "ratio/uplink",
     "downlink_ratio": "ratio/downlink",
+    "bidirectional_ratio": "ratio/both directions",
     "residual_norm": "clients/residual norm",
     "rounds_missed": "clients/rounds missed",
     "clients": "clients/cohort",

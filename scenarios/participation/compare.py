@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import fedsgd
+from fedsgd.sizes import compression_ratio
 
 BASE = Path(__file__).parent / "participation.toml"
 TERNARY = {"name": "top-k", "density": 0.01, "values": "ternary"}
@@ -92,9 +93,12 @@ def best(records: Sequence[Record]) -> tuple[float, list[Record]]:
 
 
 def table(records: Sequence[Record], methods: Sequence[str], splits: Sequence[str]) -> str:
-    """Markdown: a row a method; for each split accuracy, step size, megabytes up and down, and how many times less that is than
-    dense float32 both ways."""
-    head = ["uplink", *itertools.chain(*([f"{s}: accuracy", "step size", "MB up", "MB down", "ratio"] for s in splits))]
+    """Return a table in Markdown with a row for each method, and for each split accuracy, step size, megabytes up and down, and
+    the compression ratio of both directions together."""
+    head = [
+        "uplink",
+        *itertools.chain(*([f"{s}: accuracy", "step size", "MB up", "MB down", "ratio both ways"] for s in splits)),
+    ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for method in methods:
         cells = [method]
@@ -104,7 +108,7 @@ def table(records: Sequence[Record], methods: Sequence[str], splits: Sequence[st
             spread = f" ± {statistics.stdev(accuracy):.4f}" if len(runs) > 1 else ""
             reached = f"diverges in {diverged} of {len(runs)}" if diverged else f"{statistics.fmean(accuracy):.4f}{spread}"
             up, down, dense = (statistics.fmean(r[key] for r in runs) for key in ("up", "down", "dense"))
-            ratio = 2 * dense / (up + down) if up else 0.0
+            ratio = compression_ratio(2 * dense, up + down) or 0.0
             cells += [
                 reached,
                 f"{rate:g}",

@@ -10,7 +10,7 @@ const fedsgdFoundations = (() => {
   function showPositions(model) {
     const known = model.methods.filter((method) => method.runs[0].parts.index_bytes > 0);
     $("positions-box").hidden = !known.length;
-    const heads = ["Method", "Positions", "Bound", "Ratio", "Bits a kept coordinate", "Bound"];
+    const heads = ["Method", "Positions", "Bound", "Positions / bound", "Bits a kept coordinate", "Bound"];
     $("positions").tHead.replaceChildren(
       h("tr", {}, ...heads.map((head, i) => h("th", { scope: "col", class: i ? null : "text" }, head))),
     );

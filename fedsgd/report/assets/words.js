@@ -71,6 +71,7 @@ const fedsgdWords = (() => {
         bold(fewest.method.short),
         ` reaches ${percent(state.target)} with the fewest uplink bytes, `,
         bold(size(fewest.up.median)),
+        ` (${size(fewest.bytes.median)} in both directions together)`,
         "; it has no time on this network (see below).",
       ];
     const [best] = rows.filter((row) => !Number.isNaN(row.best.median)).sort((a, b) => b.best.median - a.best.median);
