@@ -1,4 +1,4 @@
-"""Deep Gradient Compression's compression ratios, by really encoding vectors of its networks.
+"""Compression ratios of Deep Gradient Compression's uplink, by encoding vectors of its networks.
 
     python scenarios/dgc/ratios.py
 
@@ -118,7 +118,9 @@ def ratios(network: str) -> dict[str, tuple[float, float]]:
 
 def main() -> None:
     """Print the table."""
-    print(f"{'network':<10} {'parameters':>11}  {'paper':>14}  {'DGC wire':>16}" + "".join(f"  {form:>16}" for form in FORMATS))
+    print(
+        f"{'uplink of':<10} {'parameters':>11}  {'paper':>14}  {'DGC wire':>16}" + "".join(f"  {form:>16}" for form in FORMATS)
+    )
     for network, (megabytes, ratio) in PAPER.items():
         found = ratios(network)
         cells = "".join(f"  {found[wire][0]:.4f} MiB {found[wire][1]:4.0f}×" for wire in ("DGC", *FORMATS))
