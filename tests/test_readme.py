@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -44,6 +45,23 @@ def test_every_scenario_has_a_time() -> None:
     assert len(rows) > 15
     for row in rows:
         assert re.search(r"\| \d+ s \|$", row), row
+
+
+def test_ratios_of_bytes_name_their_direction() -> None:
+    """In the README, the comments of scenarios and the docstrings of their scripts, sentence by sentence and row by row."""
+    ratio = r"\bratios?\b(?!\.py)|(?:st|nd|rd|th) of the bytes|(?:times|×) (?:smaller|fewer|less)\b"
+    texts = {"README.md": re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)}
+    for path in (ROOT / "scenarios").rglob("*.*"):
+        if path.suffix == ".toml":
+            texts[path.name] = re.sub(r"\n# ?", " ", "\n".join(re.findall(r"^#.*", path.read_text(), flags=re.MULTILINE)))
+        elif path.suffix == ".py":
+            texts[path.name] = ast.get_docstring(ast.parse(path.read_text())) or ""
+    sentences = [(name, part) for name, text in texts.items() for part in re.split(r"(?<=[.])\s|\n(?=\|)|\n\n", text)]
+    claims = [(name, part) for name, part in sentences if re.search(ratio, part)]
+    assert len(claims) > 15
+    assert not re.search(r"\| (?:compression )?ratios? \|", README), "a column is of one direction, or of both together"
+    for name, part in claims:
+        assert re.search(r"\b(?:up|down|uplink|downlink|both ways|both directions)\b", part), f"{name}: {part}"
 
 
 def test_every_scenario_is_listed() -> None:
