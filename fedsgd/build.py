@@ -86,7 +86,8 @@ def build(
 ) -> Experiment:
     """The experiment of a scenario. data: the folder of the data files; dataset, module, loss, metrics: take the place of what
     the scenario names; share: whether `with_workers` may follow."""
-    from fedsgd.torch_scope import isolated, seeded_generators
+    from fedsgd.generators import seeded_generators
+    from fedsgd.torch_scope import isolated
 
     with isolated(), seeded_generators(torch_seed(scenario.seed, "build")):  # classes of the user's own may draw from them
         check_given(module, loss, metrics)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import pickle
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,11 +21,7 @@ from numpy import random as numpy_random
 from numpy.random import mtrand
 
 from fedsgd.errors import ScenarioError
-
-_PYTHON: Any = vars(random)["random"].__self__
-"""The generator behind the functions of `random`."""
-_NUMPY: Any = vars(mtrand)["uniform"].__self__
-"""The generator behind the functions of `numpy.random`."""
+from fedsgd.generators import NUMPY, PYTHON
 
 
 @contextmanager
@@ -48,62 +43,9 @@ def only_one_thread() -> None:
 # ---------------------------------------------------------------------------------------------------------- global generators
 
 
-class _Depth(threading.local):
-    """Nested scopes of `seeded_generators` in this thread, with a bit generator for each: it is slower to make than to seed."""
-
-    def __init__(self) -> None:
-        self.value = 0
-        self.bits: list[numpy_random.BitGenerator] = []
-
-
-_DEPTH = _Depth()
-
-
-@contextmanager
-def seeded_generators(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python's `random`, and restore the state that they had.
-
-    A user's module, loss, metric or factory may draw from any of them.
-
-    Args:
-        seed: in [0, 2^63), as `rng.torch_seed` gives it.
-    """
-    before = torch.default_generator.get_state(), mtrand.get_bit_generator(), _PYTHON.getstate()
-    numpy_state = _NUMPY.get_state(legacy=False)  # a normal number may be stored beside the bit generator
-    if _DEPTH.value == len(_DEPTH.bits):
-        _DEPTH.bits.append(numpy_random.MT19937(0))
-    mtrand.set_bit_generator(_DEPTH.bits[_DEPTH.value])
-    _DEPTH.value += 1
-    try:
-        seed_generators(seed)
-        yield
-    finally:
-        _DEPTH.value -= 1
-        torch.default_generator.set_state(before[0])
-        mtrand.set_bit_generator(before[1])
-        if numpy_state.get("has_gauss"):
-            _NUMPY.set_state(numpy_state)
-        _PYTHON.setstate(before[2])
-
-
-def seed_generators(seed: int) -> None:
-    """Seed the global generators again, inside a scope of `seeded_generators`."""
-    torch.default_generator.manual_seed(seed)
-    _NUMPY.seed([seed & 0xFFFFFFFF, seed >> 32])
-    _PYTHON.seed(seed)
-
-
 def deep_copy(value: Any, kept: Iterable[object] = ()) -> Any:
     """Copy a value as `copy.deepcopy` does, but for `kept` and for the global generators, whose methods it may hold."""
-    return copy.deepcopy(value, {id(thing): thing for thing in (_PYTHON, _NUMPY, *kept)})
-
-
-def global_states() -> tuple[object, ...]:
-    """Return the states of the global generators of torch, numpy and Python's `random`, comparable by ==."""
-    bits: Any = mtrand.get_bit_generator()
-    numpy_state = _NUMPY.get_state(legacy=False)
-    gauss = numpy_state.get("has_gauss"), numpy_state.get("gauss")
-    return torch.default_generator.get_state().numpy().tobytes(), (pickle.dumps(bits.state), gauss), _PYTHON.getstate()
+    return copy.deepcopy(value, {id(thing): thing for thing in (PYTHON, NUMPY, *kept)})
 
 
 class _ByThread:
@@ -144,18 +86,18 @@ class _OwnGenerators:
 
     def __init__(self) -> None:
         python, numpy = random.Random(), numpy_random.RandomState()
-        python.setstate(_PYTHON.getstate())
+        python.setstate(PYTHON.getstate())
         if type(mtrand.get_bit_generator()) is numpy_random.MT19937:
-            numpy.set_state(_NUMPY.get_state(legacy=False))
+            numpy.set_state(NUMPY.get_state(legacy=False))
         of_numpy: Mapping[str, Callable[..., Any]] = {
             "seed": numpy.seed,
             "sample": numpy.random_sample,
             "ranf": numpy.random_sample,
         }
         self._replaced: list[tuple[ModuleType, str, Any]] = []
-        self._replace(random, _PYTHON, python, {})
+        self._replace(random, PYTHON, python, {})
         for module in (numpy_random, mtrand):
-            self._replace(module, _NUMPY, numpy, of_numpy)
+            self._replace(module, NUMPY, numpy, of_numpy)
 
     def _replace(self, module: ModuleType, own: object, other: object, functions: Mapping[str, Callable[..., Any]]) -> None:
         methods = {name: f for name, f in vars(module).items() if getattr(f, "__self__", None) is own or name in functions}

@@ -53,11 +53,12 @@ from fedsgd.flower.app_model import arranged
 from fedsgd.flower.app_terms import Terms, answer_uncompressed, ours, read_answer, read_request, read_terms
 from fedsgd.flower.mod import _NOTHING
 from fedsgd.flower.records import KEY, LARGE, message_bytes, put, take
+from fedsgd.generators import seeded_generators
 from fedsgd.optim import SGD
 from fedsgd.rounds import Shelf, Task, aggregate, broadcast, moved_to, receive, send, start
 from fedsgd.runtime import parcel
 from fedsgd.runtime.folder import FolderStore
-from fedsgd.torch_scope import one_thread, seeded_generators
+from fedsgd.torch_scope import one_thread
 from fedsgd.wire import Frame, Header, Kind, decode_frame, encode_frame, kind_of
 from tests.flower_example import APP, write_app
 from tests.flower_grid import RUN, carried, identity

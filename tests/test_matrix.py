@@ -20,11 +20,12 @@ from fedsgd.data import Examples
 from fedsgd.engine import Recipe, Work
 from fedsgd.engine.base import batches
 from fedsgd.errors import FedsgdError, ModelError, ModelWarning
+from fedsgd.generators import seeded_generators
 from fedsgd.models.batch_norm import settle_batch_norm
 from fedsgd.optim import SGD
 from fedsgd.rng import torch_seed
 from fedsgd.scenario import Scenario, from_dict
-from fedsgd.torch_scope import one_thread, seeded_generators
+from fedsgd.torch_scope import one_thread
 from tests import matrix
 from tests.matrix import CASES, N_TRAIN, Case
 

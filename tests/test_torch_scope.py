@@ -18,8 +18,9 @@ from torch import nn
 
 import fedsgd
 from fedsgd.errors import ScenarioError
+from fedsgd.generators import seeded_generators
 from fedsgd.scenario import Scenario
-from fedsgd.torch_scope import isolated, outside, seeded_generators
+from fedsgd.torch_scope import isolated, outside
 
 Make = Callable[..., Scenario]
 

@@ -17,10 +17,11 @@ from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import CaptureError, Evaluated, Local, Recipe, Update, Work, beginning, passes, step_sizes
 from fedsgd.engine.network import check_attributes, network_to_capture, shared
 from fedsgd.engine.steps import Step, Workspace, capture, folded
+from fedsgd.generators import seeded_generators
 from fedsgd.models import Task
 from fedsgd.profiling import phased
 from fedsgd.rng import torch_seed
-from fedsgd.torch_scope import one_thread, seeded_generators
+from fedsgd.torch_scope import one_thread
 
 
 class Captured:

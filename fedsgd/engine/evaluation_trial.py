@@ -22,13 +22,14 @@ from fedsgd.engine.network import Network, shared, tensors
 from fedsgd.engine.probes import check_metric, check_pairs, choose_reading, named_failure
 from fedsgd.engine.slices import allocate, check_loss, check_scores, list_leaves, map_tree
 from fedsgd.errors import ModelError, error_text
+from fedsgd.generators import seed_generators, seeded_generators
 from fedsgd.models import LossReduction, Metric, Task, accuracy
 from fedsgd.models.batch_norm import is_batch_norm
 from fedsgd.models.losses import find_ignored_label, find_reduction, recognise_loss
 from fedsgd.models.metrics import Accuracy, explain_undefined, shape_text
 from fedsgd.models.trial import BROADCAST
 from fedsgd.sizes import budget_text, size_text
-from fedsgd.torch_scope import one_thread, seed_generators, seeded_generators
+from fedsgd.torch_scope import one_thread
 
 LOSS_MEMORY = 2**30
 """Bytes that the outputs of a set may take if its loss is computed in one call."""

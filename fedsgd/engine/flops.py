@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.network import Network, tensors
+from fedsgd.generators import seeded_generators
 from fedsgd.models import Task
-from fedsgd.torch_scope import one_thread, seeded_generators
+from fedsgd.torch_scope import one_thread
 
 BATCH = 8
 A_PARAMETER = 6

@@ -17,11 +17,12 @@ from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import EVALUATION_SLICE, CaptureError, Evaluated, explain_restart
 from fedsgd.engine.module_state import ModuleState
 from fedsgd.engine.slices import SliceResults, check_loss
+from fedsgd.generators import seed_generators, seeded_generators
 from fedsgd.layout import Layout
 from fedsgd.models import Task
 from fedsgd.models.buffers import named_parameters
 from fedsgd.profiling import phased
-from fedsgd.torch_scope import one_thread, seed_generators, seeded_generators
+from fedsgd.torch_scope import one_thread
 
 
 class Network:

@@ -12,9 +12,10 @@ from fedsgd.data import Examples
 from fedsgd.engine.arrangement import Arrangement
 from fedsgd.engine.base import Evaluated, Local, Recipe, Work, batches, beginning
 from fedsgd.engine.network import Network, shared, tensors
+from fedsgd.generators import seeded_generators
 from fedsgd.models import Task
 from fedsgd.rng import torch_seed
-from fedsgd.torch_scope import one_thread, seeded_generators
+from fedsgd.torch_scope import one_thread
 
 
 class Sequential:

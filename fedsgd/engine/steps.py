@@ -18,8 +18,8 @@ from fedsgd.engine.network import Network, tensors, unused
 from fedsgd.engine.passes import clean, fold_update, is_random, write_gradients
 from fedsgd.engine.program import compiled
 from fedsgd.engine.recorder import record
+from fedsgd.generators import global_states, seeded_generators
 from fedsgd.optim import SGD, Momentum, Optimizer, PyTorchMomentum
-from fedsgd.torch_scope import global_states, seeded_generators
 
 CLOSE = 1e-3
 """How far a step that adds up in another order may be from autograd's: the norm of the difference by that of the gradient. A
@@ -173,7 +173,7 @@ def recorded(space: Workspace, batch: Examples) -> tuple[Graph, list[Node], list
         return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(space.leaves, made, strict=True)]
 
     graph, nodes = record(gradients, fixed, {"x": x, "y": y})
-    if global_states()[1:] != drawn[1:]:  # what it draws from torch's is in the recording
+    if global_states() | {"torch": None} != drawn | {"torch": None}:  # what it draws from torch's is in the recording
         raise CaptureError("the module draws from numpy's or Python's global generator, which a recording would not")
     if places != {name: tensor.data_ptr() for name, tensor in fixed.items()}:
         raise CaptureError("the module puts other memory behind a parameter or buffer, as assigning to its .data does")

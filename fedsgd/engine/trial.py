@@ -105,7 +105,8 @@ class StepTrial:
 
     def _error(self, batch: Examples) -> Exception | None:
         from fedsgd.engine.network import tensors
-        from fedsgd.torch_scope import one_thread, seeded_generators
+        from fedsgd.generators import seeded_generators
+        from fedsgd.torch_scope import one_thread
 
         if self._network is None:
             self._network = network_copy(self._task)

@@ -127,8 +127,9 @@ class ModuleSource:
 
     def build(self) -> nn.Module:
         """Return a new module, always with the same initial values. ModelError if that cannot be done."""
+        from fedsgd.generators import seeded_generators
         from fedsgd.models.batch_norm import settle_batch_norm
-        from fedsgd.torch_scope import one_thread, seeded_generators
+        from fedsgd.torch_scope import one_thread
 
         with one_thread(), seeded_generators(torch_seed(self.seed, "init")):
             module = _built(self.model, self.shape, self.classes)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ModelError
+from fedsgd.generators import seeded_generators
 from fedsgd.models.attributes import Attributes, copy_pair
 from fedsgd.models.base import Loss, ModuleSource
 from fedsgd.models.buffers import Parts, fixed_tensors, named_parameters, parts_of, unused_counters
 from fedsgd.models.equality import same
-from fedsgd.torch_scope import one_thread, seeded_generators
+from fedsgd.torch_scope import one_thread
 
 EXAMPLES = 8
 """Examples in each of the two batches."""

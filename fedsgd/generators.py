@@ -1,0 +1,156 @@
+"""The global generators of Python's `random`, numpy and torch: seed, compare and watch them.
+
+Results must not depend on them. torch is never imported here: its generator counts where other code has imported torch.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import update_wrapper
+from typing import Any
+
+from numpy import random as numpy_random
+from numpy.random import mtrand
+
+PYTHON: Any = vars(random)["random"].__self__
+"""The generator behind the functions of `random`."""
+NUMPY: Any = vars(mtrand)["uniform"].__self__
+"""The generator behind the functions of `numpy.random`."""
+_OF_NUMPY = ("seed", "sample", "ranf", "get_bit_generator", "set_bit_generator")
+"""Functions of `numpy.random` that use NUMPY and are not its methods."""
+_OF_TORCH = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state", "fork_rng")
+
+
+def _torch_generator() -> Any:
+    """Return torch's global generator, None where torch is not imported."""
+    return getattr(sys.modules.get("torch"), "default_generator", None)
+
+
+class _Depth(threading.local):
+    """Nested scopes of `seeded_generators` in this thread, with a bit generator for each: it is slower to make than to seed."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.bits: list[numpy_random.BitGenerator] = []
+
+
+_DEPTH = _Depth()
+
+
+@contextmanager
+def seeded_generators(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python's `random`, and restore the state that they had.
+
+    A user's module, loss, metric, factory or compressor may draw from any of them.
+
+    Args:
+        seed: in [0, 2^63), as `rng.torch_seed` gives it.
+    """
+    torch_generator = _torch_generator()
+    torch_state = None if torch_generator is None else torch_generator.get_state()
+    before = mtrand.get_bit_generator(), PYTHON.getstate()
+    numpy_state = NUMPY.get_state(legacy=False)  # a normal number may be stored beside the bit generator
+    if _DEPTH.value == len(_DEPTH.bits):
+        _DEPTH.bits.append(numpy_random.MT19937(0))
+    mtrand.set_bit_generator(_DEPTH.bits[_DEPTH.value])
+    _DEPTH.value += 1
+    try:
+        seed_generators(seed)
+        yield
+    finally:
+        _DEPTH.value -= 1
+        if torch_generator is not None:
+            torch_generator.set_state(torch_state)
+        mtrand.set_bit_generator(before[0])
+        if numpy_state.get("has_gauss"):
+            NUMPY.set_state(numpy_state)
+        PYTHON.setstate(before[1])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators again, inside a scope of `seeded_generators`."""
+    torch_generator = _torch_generator()
+    if torch_generator is not None:
+        torch_generator.manual_seed(seed)
+    NUMPY.seed([seed & 0xFFFFFFFF, seed >> 32])
+    PYTHON.seed(seed)
+
+
+def global_states() -> dict[str, object]:
+    """Return the states of the global generators by the name of their module, comparable by ==."""
+    bits: Any = mtrand.get_bit_generator()
+    numpy_state = NUMPY.get_state(legacy=False)
+    gauss = numpy_state.get("has_gauss"), numpy_state.get("gauss")
+    states: dict[str, object] = {"random": PYTHON.getstate(), "numpy.random": (pickle.dumps(bits.state), gauss)}
+    torch_generator = _torch_generator()
+    if torch_generator is not None:
+        states["torch"] = torch_generator.get_state().numpy().tobytes()
+    return states
+
+
+# ------------------------------------------------------------------------------------------------------------------- watching
+
+
+class _Watched:
+    """A function of a global generator that records each call from one thread."""
+
+    def __init__(self, name: str, function: Callable[..., Any], calls: list[str]) -> None:
+        update_wrapper(self, function)
+        self.__self__ = getattr(function, "__self__", None)
+        self.thread: int | None = threading.get_ident()
+        self._name, self._function, self._calls = name, function, calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == self.thread:
+            self._calls.append(self._name)
+        return self._function(*args, **kwargs)
+
+
+@contextmanager
+def watched_generators() -> Iterator[list[str]]:
+    """Record the calls of functions that draw from a global generator, or that read or set its state.
+
+    Functions are replaced in every module, so that `from random import random` is watched too. Calls from other threads are
+    not recorded. Functions that a closure, a default or an instance holds are not reached.
+
+    Yields:
+        Names of the functions, in the order of the calls.
+    """
+    calls: list[str] = []
+    pairs = [(function, _Watched(name, function, calls)) for name, function in _functions()]
+    _substitute({id(function): watched for function, watched in pairs})
+    try:
+        yield calls
+    finally:
+        _substitute({id(watched): function for function, watched in pairs})
+        for _, watched in pairs:
+            watched.thread = None
+
+
+def _functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield the name and the function of everything in `random`, `numpy.random` and torch that uses a global generator."""
+    for shown, module, owner, others in (
+        ("random", random, PYTHON, ()),
+        ("numpy.random", numpy_random, NUMPY, _OF_NUMPY),
+        ("numpy.random", mtrand, NUMPY, _OF_NUMPY),
+        ("torch", sys.modules.get("torch.random"), object(), _OF_TORCH),
+    ):
+        for name, value in list(vars(module).items()) if module is not None else ():
+            if getattr(value, "__self__", None) is owner or name in others:
+                yield f"{shown}.{name}", value
+
+
+def _substitute(substitutes: Mapping[int, Any]) -> None:
+    """Replace objects, by their ids, in the namespaces of all modules."""
+    for module in list(sys.modules.values()):
+        namespace = getattr(module, "__dict__", None)
+        if not isinstance(namespace, dict) or substitutes.keys().isdisjoint(map(id, list(namespace.values()))):
+            continue
+        for name, value in list(namespace.items()):
+            if id(value) in substitutes:
+                namespace[name] = substitutes[id(value)]
