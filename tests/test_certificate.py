@@ -20,10 +20,10 @@ import fedsgd
 from fedsgd.arrays import F32
 from fedsgd.certificate import Certificate, certify_all, clock, fresh, make, measure, report, sample
 from fedsgd.certificate.base import Subject
-from fedsgd.certificate.exchange import digest, exchanges
 from fedsgd.cli import main
 from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback, Gathering, Plain, Received, Sent, State
 from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.exchange import digest, exchanges
 from fedsgd.compress.laws import INPUT_LAWS, POPULATION_LAWS
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.topk import TopK

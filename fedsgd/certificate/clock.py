@@ -13,9 +13,9 @@ import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.certificate.base import Subject, Throughput
-from fedsgd.certificate.exchange import SEED, as_scheme, post
 from fedsgd.certificate.sample import Sample
 from fedsgd.compress import Context, State
+from fedsgd.compress.exchange import SEED, as_scheme, post
 from fedsgd.wire import decode_frame
 
 LEAST_BYTES, MOST_BYTES = 2**26, 2**29

@@ -1,54 +1,209 @@
-"""The same bytes from a fresh interpreter: its hashes are seeded anew, and nothing is left in it from before."""
+"""A fresh interpreter: it decodes frames that were made here, and then encodes the same vectors once more.
+
+Its hashes are seeded anew, and it has nothing of this process but the compressors' fields.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
 from pathlib import Path
+from struct import Struct
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.arrays import F32
 from fedsgd.certificate.base import Subject
-from fedsgd.certificate.exchange import digest, exchanges
-from fedsgd.certificate.sample import Sample
+from fedsgd.compress.exchange import Frames, decode_rounds, digest, exchanges, rebuild
+from fedsgd.errors import LawError, error_text
+from fedsgd.layout import Layout
+from fedsgd.user_files import temporary_folder
 
-COMMAND = "from fedsgd.certificate.fresh import answer; answer()"
+COMMAND = "from fedsgd.certificate.fresh import serve; serve()"
+_LENGTH = Struct("<Q")
+_ERROR, _END = b"error ", b""
 
 
-def fresh_digests(compressors: Sequence[Subject], sample: Sample) -> list[tuple[str | None, str]]:
-    """(digest of the frames, or None and why there is none) of each compressor, from one interpreter for all of them."""
-    pickled = [_pickled(compressor) for compressor in compressors]
-    task = pickle.dumps((pickled, sample.updates, sample.layout))
-    # The modules are to be found where this process finds them, the user's own included.
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "random"}
-    done = subprocess.run([sys.executable, "-P", "-c", COMMAND], input=task, capture_output=True, env=environment, check=False)
-    if done.returncode:
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        return [(None, f"the fresh interpreter ended with {done.returncode}: {last}")] * len(compressors)
-    return [(found, why) for found, why in json.loads(done.stdout)]
+class FreshInterpreter:
+    """One interpreter for all compressors of a certificate.
+
+    Its environment and its import path are those of this process when the object is made, before anything is encoded. Once it
+    has imported the compressors' modules, it works in an empty folder, which is its folder for temporary files too. If it ends
+    before its time, the next request starts another.
+
+    Args:
+        compressors: those that requests refer to by their number.
+    """
+
+    def __init__(self, compressors: Sequence[Subject]) -> None:
+        self._pickled = [_pickled(compressor) for compressor in compressors]
+        # The modules are to be found where this process finds them, the user's own included.
+        path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+        self._environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "random"}
+        self._folder: TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> FreshInterpreter:
+        if temporary_folder() is not None:
+            self._folder = TemporaryDirectory(prefix="fedsgd-certificate-", ignore_cleanup_errors=True)
+            self._environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._folder.name)
+        self._start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def decode(self, compressor: int, rounds: Sequence[Frames], layout: Layout) -> Iterator[NDArray[Any]]:
+        """Return what `decode_rounds` yields there; LawError if the interpreter ends, or where an error was raised there."""
+        return map(_array, self._answers(("decode", self._pickled[compressor], rounds, layout)))
+
+    def digests(self, updates: F32, layout: Layout) -> list[tuple[str | None, str]]:
+        """Return the digest of each compressor's frames, or None and the reason. updates: [R, m, P]."""
+        try:
+            (answer,) = self._answers(("encode", self._pickled, updates, layout))
+        except LawError as error:
+            return [(None, str(error))] * len(self._pickled)
+        return [(found, why) for found, why in json.loads(answer)]
+
+    def _answers(self, request: tuple[Any, ...]) -> list[bytes]:
+        """Send a request and wait for all answers; LawError if the interpreter ends."""
+        process = self._process or self._start()
+        try:
+            _send(process, pickle.dumps(request))
+            return [*iter(partial(_receive, process), _END)]
+        except (OSError, EOFError):
+            code, last = process.wait(), self._last_words()
+            self._stop()
+            raise LawError(f"the fresh interpreter ended with {code}: {last}") from None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        errors: int | IO[bytes] = subprocess.DEVNULL if self._folder is None else self._errors.open("wb")
+        command, pipe = [sys.executable, "-P", "-c", COMMAND], subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=self._environment)
+        if not isinstance(errors, int):
+            errors.close()
+        with suppress(OSError):  # the next request finds out
+            _send(self._process, pickle.dumps((self._pickled, None if self._folder is None else self._folder.name)))
+        return self._process
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            with suppress(OSError):  # what was not sent
+                stream.close()
+
+    @property
+    def _errors(self) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name, "stderr")
+
+    def _last_words(self) -> str:
+        text = "" if self._folder is None else self._errors.read_text(errors="replace")
+        return (text.strip().splitlines() or ["no message"])[-1]
 
 
 def _pickled(compressor: Subject) -> bytes | str:
-    """The compressor for another process, or why it cannot go there."""
+    """Return the compressor for another process, or the reason why it cannot be sent there."""
     try:
-        return pickle.dumps(compressor)
+        return pickle.dumps(rebuild(compressor))
     except Exception as error:
-        return f"cannot be pickled: {type(error).__name__}: {error}"
+        return f"cannot be pickled: {error_text(error)}"
 
 
-def answer() -> None:
-    """What the fresh interpreter does: a task on standard input, its digests as JSON on standard output."""
-    with contextlib.redirect_stdout(sys.stderr):  # a user's module may print
-        pickled, updates, layout = pickle.load(sys.stdin.buffer)
-        found = []
-        for one in pickled:
-            try:
-                known = isinstance(one, str)
-                found.append((None, one) if known else (digest(exchanges(pickle.loads(one), updates, layout)), ""))
-            except Exception as error:
-                found.append((None, f"{type(error).__name__}: {error}"))
-    json.dump(found, sys.stdout)
+def _send(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin is not None
+    _write(process.stdin, data)
+
+
+def _receive(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return _read(process.stdout)
+
+
+def _write(stream: IO[bytes], data: bytes) -> None:
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> bytes:
+    """Read what `_write` wrote; EOFError where it ends before."""
+    head = stream.read(_LENGTH.size)
+    data = stream.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
+    if len(head) < _LENGTH.size or len(data) < _LENGTH.unpack(head)[0]:
+        raise EOFError
+    return data
+
+
+def _array(answer: bytes) -> NDArray[Any]:
+    if answer.startswith(_ERROR):
+        raise LawError(answer.removeprefix(_ERROR).decode())
+    array: NDArray[Any] = np.load(BytesIO(answer), allow_pickle=False)
+    return array
+
+
+# --------------------------------------------------------------------------------------------------- in the fresh interpreter
+
+
+def serve() -> None:
+    """Answer requests on standard input until it ends."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # a user's module may print
+    compressors, folder = pickle.loads(_read(requests))
+    for compressor in compressors:  # their modules may read files by paths that start here
+        with suppress(Exception):
+            pickle.loads(compressor)
+    if folder is not None:
+        os.chdir(folder)
+    with suppress(EOFError):
+        while True:
+            task, *arguments = pickle.loads(_read(requests))
+            for answer in (_decoded if task == "decode" else _encoded)(*arguments):
+                _write(answers, answer)
+            _write(answers, _END)
+
+
+def _decoded(pickled: bytes | str, rounds: Sequence[Frames], layout: Layout) -> Iterator[bytes]:
+    try:
+        for vector in decode_rounds(_unpickled(pickled), rounds, layout):
+            stream = BytesIO()
+            np.save(stream, vector, allow_pickle=False)
+            yield stream.getvalue()
+    except Exception as error:
+        yield _ERROR + error_text(error).encode()
+
+
+def _encoded(pickled: Sequence[bytes | str], updates: F32, layout: Layout) -> Iterator[bytes]:
+    found: list[tuple[str | None, str]] = []
+    for compressor in pickled:
+        try:
+            found.append((digest(exchanges(_unpickled(compressor), updates, layout)), ""))
+        except Exception as error:
+            found.append((None, error_text(error)))
+    yield json.dumps(found).encode()
+
+
+def _unpickled(pickled: bytes | str) -> Subject:
+    if isinstance(pickled, str):
+        raise LawError(pickled)
+    compressor: Subject = pickle.loads(pickled)
+    return compressor

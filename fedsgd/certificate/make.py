@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from fedsgd import __version__
 from fedsgd.arrays import F32
 from fedsgd.certificate import clock, measure
 from fedsgd.certificate.base import Certificate, Delivery, Errors, Subject, Throughput, Traffic, Verdict
-from fedsgd.certificate.exchange import SEED, Exchange, digest, exchanges
-from fedsgd.certificate.fresh import fresh_digests
+from fedsgd.certificate.fresh import FreshInterpreter
 from fedsgd.certificate.sample import Sample, draw
 from fedsgd.certificate.subject import Feedback, resolve
 from fedsgd.compress import COMPRESSORS, Context, Operator, OperatorScheme, Scheme
+from fedsgd.compress.exchange import SEED, Exchange, Frames, digest, exchanges, require_decoded
 from fedsgd.compress.laws import INPUT_LAWS
 from fedsgd.compress.suite import laws_of
 from fedsgd.errors import LawError
+from fedsgd.generators import seeded_generators
+from fedsgd.layout import Layout
 
 ON_VECTORS = "It encodes, decodes and is measured on the certificate's own vectors, where the laws of every vector hold."
+FROM_BYTES = (
+    "A fresh interpreter decodes the frames, in another order and from their bytes alone, to what was encoded, and aggregates "
+    "them to the same updates."
+)
 REPRODUCIBLE = "An equal compressor in a fresh interpreter makes the same bytes of the same vectors."
+
+_Decode = Callable[[Sequence[Frames], Layout], Iterator[NDArray[Any]]]
 
 
 def certify(
@@ -53,24 +63,34 @@ def certify_all(*, data: str = "real", size: int | None = None, laws: bool = Tru
 
 
 def _certificates(subjects: Sequence[Subject], sample: Sample, laws: bool) -> list[Certificate]:
-    fresh = fresh_digests(subjects, sample)
     pool = clock.pool_of(sample)
-    return [_certificate(subject, sample, pool, of, laws) for subject, of in zip(subjects, fresh, strict=True)]
+    with seeded_generators(0), FreshInterpreter(subjects) as fresh:
+        tried = [_try(subject, sample, pool, partial(fresh.decode, i), laws) for i, subject in enumerate(subjects)]
+        digests = fresh.digests(sample.updates, sample.layout)
+    return [_certificate(subject, sample, *of, *there) for subject, of, there in zip(subjects, tried, digests, strict=True)]
 
 
-def _certificate(subject: Subject, sample: Sample, pool: F32, fresh: tuple[str | None, str], laws: bool) -> Certificate:
+def _try(subject: Subject, sample: Sample, pool: F32, decode: _Decode, laws: bool) -> tuple[list[Verdict], _Figures]:
+    """Return the verdicts of all laws but the last, and the figures. decode: decodes frames in the fresh interpreter."""
     verdicts = [_tried(law.name, law.statement, law.check, subject) for law in (laws_of(subject) if laws else ())]
     figures = _Figures()
     verdicts.append(_tried("vectors", ON_VECTORS, partial(figures.take, subject, sample, pool), subject))
-    verdicts.append(_reproducible(subject, figures.sha256, *fresh))
+    verdicts.append(_decodes_from_bytes(subject, figures.rounds, decode, sample.layout))
+    figures.rounds = []
+    return verdicts, figures
+
+
+def _certificate(
+    subject: Subject, sample: Sample, verdicts: Sequence[Verdict], figures: _Figures, fresh: str | None, why: str
+) -> Certificate:
     return Certificate(
         fedsgd=__version__,
         compressor=subject,
         kind="scheme" if isinstance(subject, Scheme) else _kind(subject),
         vectors=sample.vectors,
-        laws=tuple(verdicts),
+        laws=(*verdicts, _reproducible(subject, figures.sha256, fresh, why)),
         frames_sha256=figures.sha256,
-        fresh_frames_sha256=fresh[0],
+        fresh_frames_sha256=fresh,
         traffic=figures.traffic,
         errors=figures.errors,
         delivery=figures.delivery,
@@ -82,6 +102,7 @@ class _Figures:
     """What was measured before something went wrong, or all of it."""
 
     def __init__(self) -> None:
+        self.rounds: list[Exchange] = []
         self.sha256: str | None = None
         self.traffic: Traffic | None = None
         self.errors: Errors | None = None
@@ -90,7 +111,7 @@ class _Figures:
 
     def take(self, subject: Subject, sample: Sample, pool: F32) -> None:
         """Measure; whatever the compressor raises is let through."""
-        rounds: list[Exchange] = [*exchanges(subject, sample.updates, sample.layout)]
+        self.rounds = rounds = [*exchanges(subject, sample.updates, sample.layout)]
         self.sha256 = digest(rounds)
         self.traffic = measure.traffic(subject, sample, rounds)
         if isinstance(subject, Operator):
@@ -141,13 +162,29 @@ def _kind(op: Operator) -> str:
         return _named(error)
 
 
+def _decodes_from_bytes(subject: Subject, rounds: Sequence[Exchange], decode: _Decode, layout: Layout) -> Verdict:
+    law = "decodes_from_bytes"
+    if why := _not_tried(subject, rounds):
+        return Verdict(law, FROM_BYTES, None, why)
+
+    def check() -> None:
+        require_decoded(law, subject, rounds, decode([exchange.frames for exchange in rounds], layout))
+
+    return _tried(law, FROM_BYTES, check, subject)
+
+
 def _reproducible(subject: Subject, ours: str | None, theirs: str | None, why: str) -> Verdict:
-    if type(subject).__module__ == "__main__":
-        why = "its class is defined in __main__, which a fresh interpreter does not have; put it into a module"
-        return Verdict("reproducible", REPRODUCIBLE, None, why)
-    if ours is None:
-        return Verdict("reproducible", REPRODUCIBLE, None, "there are no frames to compare with")
+    not_tried = _not_tried(subject, ours)
+    if not_tried or ours is None:
+        return Verdict("reproducible", REPRODUCIBLE, None, not_tried)
     if theirs is None:
         return Verdict("reproducible", REPRODUCIBLE, False, why)
     detail = "" if ours == theirs else f"SHA-256 of the frames {ours[:16]}... here, {theirs[:16]}... there"
     return Verdict("reproducible", REPRODUCIBLE, ours == theirs, detail)
+
+
+def _not_tried(subject: Subject, frames: object) -> str:
+    """Return the reason why a fresh interpreter cannot be compared with, "" if there is none."""
+    if type(subject).__module__ == "__main__":
+        return "its class is defined in __main__, which a fresh interpreter does not have; put it into a module"
+    return "" if frames else "there are no frames to compare with"

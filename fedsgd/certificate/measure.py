@@ -12,10 +12,10 @@ import numpy as np
 
 from fedsgd.arrays import F32, F64
 from fedsgd.certificate.base import Delivery, Errors, Subject, Traffic
-from fedsgd.certificate.exchange import SEED, Exchange, Message
 from fedsgd.certificate.sample import Sample
 from fedsgd.compress import Context, Operator, Scheme
 from fedsgd.compress.dense import DenseOperator
+from fedsgd.compress.exchange import SEED, Exchange, Message
 from fedsgd.errors import LawError
 from fedsgd.layout import Layout
 from fedsgd.wire import Frame, Header, Kind, Part, encode_frame, split_frame

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsgd.compress import laws, scheme_laws
+from fedsgd.compress import laws, round_laws, scheme_laws
 from fedsgd.compress.base import Compressor, Operator, OperatorScheme, Scheme
+from fedsgd.generators import seeded_generators
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,13 @@ class Law:
     check: Callable[[], None]
 
 
-def laws_of(compressor: Compressor) -> Iterator[Law]:
-    """Every law that says something of an operator; of a scheme those of its operator, if it has one, and then its own."""
+def laws_of(compressor: Compressor, rounds: bool = True) -> Iterator[Law]:
+    """Every law that says something of an operator; of a scheme those of its operator, if it has one, and then its own.
+
+    rounds: whether the laws of whole rounds, which hold for every compressor, come last.
+    """
     if isinstance(compressor, OperatorScheme):
-        yield from laws_of(compressor.op)
+        yield from laws_of(compressor.op, rounds=False)
     if isinstance(compressor, Operator):
         for population_law in laws.POPULATION_LAWS:
             if _applies(population_law, compressor):
@@ -38,6 +42,8 @@ def laws_of(compressor: Compressor) -> Iterator[Law]:
             if _applies(law, compressor):
                 check_law = scheme_laws.on_updates if law is scheme_laws.telescoping else law
                 yield _stated(law, partial(check_law, compressor))
+    for round_law in round_laws.ROUND_LAWS if rounds else ():
+        yield _stated(round_law, partial(round_law, compressor))
 
 
 def _applies(law: Callable[..., None], compressor: Compressor) -> bool:
@@ -73,6 +79,7 @@ def _stated(law: Callable[..., None], check: Callable[[], None]) -> Law:
 
 
 def check(compressor: Compressor) -> None:
-    """LawError for the first law that the compressor breaks."""
-    for law in laws_of(compressor):
-        law.check()
+    """LawError for the first law that the compressor breaks. The global generators are left as they were."""
+    with seeded_generators(0):
+        for law in laws_of(compressor):
+            law.check()

@@ -1,0 +1,203 @@
+"""Laws of whole rounds, as checks that hold for every compressor: decoding in any order, aggregation, global generators.
+
+An operator is tried as the scheme without memory that it becomes in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.arrays import F32, F64
+from fedsgd.compress.base import Compressor, Context, Gathering, Received, Scheme
+from fedsgd.compress.exchange import (
+    SEED,
+    as_scheme,
+    context,
+    decode_rounds,
+    exchanges,
+    post,
+    read_reference,
+    rebuild,
+    reference_frame,
+    require_decoded,
+)
+from fedsgd.compress.laws import gaussian, require
+from fedsgd.compress.update import State
+from fedsgd.errors import LawError
+from fedsgd.generators import global_states, seeded_generators, watched_generators
+from fedsgd.layout import Layout
+from fedsgd.rng import stream
+from fedsgd.wire import ALL, decode_frame
+
+ROUNDS, CLIENTS, POPULATION = 3, 4, 8
+LAYOUT = Layout(("matrix", "vector", "scalar"), ((24, 40), (39,), ()))
+WEIGHTS = (0.5, 0.25, 0.125, 0.125)
+"""Of unequal clients: powers of two, so that a sum in float64 is the same in every order, and no selection depends on it."""
+CLOSE = 1e-5
+"""Relative error of an aggregate that is added up in float32."""
+
+
+def _updates(purpose: str) -> F32:
+    """Return Gaussian updates [R, m, P]."""
+    rng = stream(0, f"laws/{purpose}")
+    return np.array([[gaussian(rng, LAYOUT.size) for _ in range(CLIENTS)] for _ in range(ROUNDS)])
+
+
+def decodes_in_any_order(compressor: Compressor) -> None:
+    """An equal compressor decodes the frames of several rounds and clients, after all of them were encoded and in another
+    order, to what was encoded, and aggregates them to the same updates."""
+    rounds = [*exchanges(compressor, _updates("order"), LAYOUT)]
+    decoded = decode_rounds(rebuild(compressor), [exchange.frames for exchange in rounds], LAYOUT)
+    require_decoded("decodes_in_any_order", compressor, rounds, decoded)
+
+
+# ---------------------------------------------------------------------------------------------------------- global generators
+
+
+def global_generators(compressor: Compressor) -> None:
+    """It neither draws from the global generators of `random`, numpy and torch nor reads or sets their states, even if it
+    restores them; its frames and updates are the same whatever these states are."""
+    law, results = "global_generators", []
+    # The first pass is not watched: modules that it imports late must not get hold of a watched function.
+    for seed, watch in ((1, nullcontext([])), (2, watched_generators())):
+        with seeded_generators(seed):
+            before = global_states()
+            with watch as calls:
+                results.append(_results(compressor))
+            after = global_states()
+        changed = ", ".join(name for name, state in before.items() if after[name] != state)
+        require(not changed, law, compressor, f"draws from the global generator of {changed}, or seeds it")
+        require(not calls, law, compressor, f"calls {', '.join(dict.fromkeys(calls))}")
+    require(results[0] == results[1], law, compressor, "frames or updates depend on the state of a global generator")
+
+
+def _results(compressor: Compressor) -> list[bytes]:
+    """Return every frame, decoded vector and aggregate of some rounds."""
+    rounds = [*exchanges(compressor, _updates("generators"), LAYOUT)]
+    frames = [exchange.frames for exchange in rounds]
+    results = [frame for reference, replies in frames for frame in (reference, *replies)]
+    return results + [vector.tobytes() for vector in decode_rounds(compressor, frames, LAYOUT)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- aggregation
+
+
+def aggregation(compressor: Compressor) -> None:
+    """Where the server keeps no state, the aggregate is Σ weight · decoded update: of unequal weights, of one reply, of none.
+    Where it keeps one, two replies of half the weight count as one. The order of the replies and a second call change nothing,
+    and the server's state is not written to."""
+    scheme = as_scheme(compressor)
+    states: list[State] = [{}] * CLIENTS
+    server: State = {}
+    of_twins: State = {}
+    for round, of_round in enumerate(_updates("aggregation"), start=1):
+        replies = _replies(scheme, server, states, of_round, round)
+        gathering = Gathering(SEED, round, LAYOUT, POPULATION)
+        update, after = _fold(compressor, server, replies, gathering)
+        again, after_again = _fold(compressor, server, replies, gathering)
+        same = (
+            _same(update, again) and after.keys() == after_again.keys() and all(_same(after[n], after_again[n]) for n in after)
+        )
+        require(same, "aggregation", compressor, f"round {round}: a second call with equal arguments gives another result")
+        reordered, _ = _fold(compressor, server, [*replies[1::2], *replies[::2]], gathering)
+        _require_close(compressor, f"round {round}, replies in another order", reordered, update)
+        if after:
+            for few in (replies[:1], []):
+                _fold(compressor, server, few, gathering)
+            clients = 2 * POPULATION if scheme.uniform else POPULATION
+            halved, of_twins = _fold(compressor, of_twins, _halved(scheme, replies), replace(gathering, clients=clients))
+            _require_close(compressor, f"round {round}, replies as two of half the weight", halved, update)
+        else:
+            _require_sum(compressor, server, replies, gathering)
+        server = after
+
+
+def _replies(scheme: Scheme, server: State, states: list[State], updates: F32, round: int) -> list[Received]:
+    """Send updates [m, P] of one round, and replace the states of the clients."""
+    reference = reference_frame(scheme, server, context(round, ALL, LAYOUT, CLIENTS))
+    beside = read_reference(scheme, reference, context(round, ALL, LAYOUT, CLIENTS))
+    weights = [1 / CLIENTS] * CLIENTS if scheme.uniform else np.roll(WEIGHTS, round - 1).tolist()
+    replies = []
+    for i, (x, weight) in enumerate(zip(updates, weights, strict=True)):
+        ctx = context(round, i * POPULATION // CLIENTS, LAYOUT, CLIENTS)
+        frame, states[i] = post(scheme, x, states[i], replace(ctx, reference=beside))
+        replies.append(Received(decode_frame(frame).sections, weight, ctx))
+    return replies
+
+
+def _fold(compressor: Compressor, server: State, replies: Sequence[Received], gathering: Gathering) -> tuple[F32, State]:
+    """Aggregate replies that can be iterated over once, as in a run, with a server's state that cannot be written to."""
+    given = dict(server)
+    try:
+        update, after = as_scheme(compressor).fold(given, iter(replies), gathering)
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise LawError(f"aggregation: {compressor}: writes to the server's state: {error}") from error
+    same = given.keys() == server.keys() and all(given[name] is value for name, value in server.items())
+    require(same, "aggregation", compressor, "writes to the server's state")
+    good = update.shape == (LAYOUT.size,) and bool(np.isfinite(update).all())
+    figures = f"{len(replies)} replies give {update.shape} coordinates, expected {LAYOUT.size}, all finite"
+    require(good, "aggregation", compressor, figures)
+    for array in after.values():
+        array.flags.writeable = False
+    return update, after
+
+
+def _require_sum(compressor: Compressor, server: State, replies: Sequence[Received], gathering: Gathering) -> None:
+    """LawError unless the aggregate is Σ weight · decoded update; server: a state without entries."""
+    scheme = as_scheme(compressor)
+    cases = {"": replies, "one reply": [replace(replies[0], weight=1.0)], "no reply": []}
+    if not scheme.convex:
+        hint = "weights that add up to 3 (set convex = True where they must add up to 1)"
+        cases[hint] = [replace(reply, weight=3 * reply.weight) for reply in replies]
+    for case, received in cases.items():
+        expected, scale = np.zeros(LAYOUT.size), 0.0
+        for reply in received:
+            decoded = scheme.decode(reply.sections, reply.ctx).to_dense()
+            expected += reply.weight * decoded.astype(np.float64)
+            scale += reply.weight * float(np.abs(decoded).max())
+        where = f"round {gathering.round}, {case or f'{len(replies)} replies'}, against Σ weight · decoded update"
+        _require_close(compressor, where, _fold(compressor, server, received, gathering)[0], expected, scale)
+
+
+def _halved(scheme: Scheme, replies: Sequence[Received]) -> list[Received]:
+    """Replace the heaviest reply by two of half its weight; where all clients weigh the same, each reply."""
+    heaviest = max(replies, key=lambda reply: reply.weight)
+    halved: list[Received] = []
+    for reply in replies:
+        if reply is heaviest or scheme.uniform:
+            half = replace(reply, weight=reply.weight / 2)
+            halved += [half, replace(half, ctx=_twin(scheme, reply))]
+        else:
+            halved.append(reply)
+    return halved
+
+
+def _twin(scheme: Scheme, reply: Received) -> Context:
+    """Return the context of a client that takes no part, if the reply decodes to the same there; else the reply's own."""
+    other = replace(reply.ctx, client=reply.ctx.client + 1)
+    decoded = (scheme.decode(reply.sections, ctx).to_dense() for ctx in (reply.ctx, other))
+    return other if _same(*decoded) else reply.ctx
+
+
+def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return a.shape == b.shape and bool((a == b).all())
+
+
+def _require_close(compressor: Compressor, where: str, got: F32, expected: F32 | F64, scale: float | None = None) -> None:
+    """LawError unless two aggregates are equal up to rounding. scale: of the sum's terms; by default of `expected`."""
+    off = np.abs(got.astype(np.float64) - expected)
+    worst = int(off.argmax())
+    limit = CLOSE * (float(np.abs(expected).max()) if scale is None else scale)
+    figures = f"{where}: coordinate {worst} is {got[worst]:.6g}, expected {expected[worst]:.6g}"
+    require(float(off[worst]) <= limit, "aggregation", compressor, figures)
+
+
+ROUND_LAWS: Sequence[Callable[[Compressor], None]] = (global_generators, decodes_in_any_order, aggregation)
