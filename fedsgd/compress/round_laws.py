@@ -69,12 +69,13 @@ def global_generators(compressor: Compressor) -> None:
         with seeded_generators(seed):
             before = global_states()
             with watch as calls:
-                results.append(_results(compressor))
+                results.append(_results(rebuild(compressor)))
             after = global_states()
         changed = ", ".join(name for name, state in before.items() if after[name] != state)
         require(not changed, law, compressor, f"draws from the global generator of {changed}, or seeds it")
         require(not calls, law, compressor, f"calls {', '.join(dict.fromkeys(calls))}")
-    require(results[0] == results[1], law, compressor, "frames or updates depend on the state of a global generator")
+    figures = "frames or updates differ between two states of the global generators"
+    require(results[0] == results[1], law, compressor, figures)
 
 
 def _results(compressor: Compressor) -> list[bytes]:
@@ -142,9 +143,10 @@ def _fold(compressor: Compressor, server: State, replies: Sequence[Received], ga
         raise LawError(f"aggregation: {compressor}: writes to the server's state: {error}") from error
     same = given.keys() == server.keys() and all(given[name] is value for name, value in server.items())
     require(same, "aggregation", compressor, "writes to the server's state")
-    good = update.shape == (LAYOUT.size,) and bool(np.isfinite(update).all())
-    figures = f"{len(replies)} replies give {update.shape} coordinates, expected {LAYOUT.size}, all finite"
-    require(good, "aggregation", compressor, figures)
+    figures = f"the aggregate of {len(replies)} replies has shape {update.shape}, expected {(LAYOUT.size,)}"
+    require(update.shape == (LAYOUT.size,), "aggregation", compressor, figures)
+    finite = bool(np.isfinite(update).all())
+    require(finite, "aggregation", compressor, f"the aggregate of {len(replies)} replies is not finite")
     for array in after.values():
         array.flags.writeable = False
     return update, after

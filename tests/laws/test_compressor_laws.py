@@ -18,6 +18,7 @@ import fedsgd.compress
 from fedsgd.arrays import F32
 from fedsgd.compress import COMPRESSORS, Ageing, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme, scheme_laws
 from fedsgd.compress import laws as compressor_laws
+from fedsgd.compress.round_laws import ROUND_LAWS
 from fedsgd.compress.suite import check
 from fedsgd.downlink import CHANGES
 from fedsgd.layout import Layout
@@ -68,6 +69,12 @@ def test_what_is_withheld_is_bounded(scheme: Scheme) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
 def test_laws_of_every_scheme(law: Callable[..., None], scheme: Scheme) -> None:
     law(scheme)
+
+
+@pytest.mark.parametrize("law", ROUND_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("member", [*OPERATORS, *SCHEMES], ids=name_of)
+def test_laws_of_rounds(law: Callable[..., None], member: Operator | Scheme) -> None:
+    law(member)
 
 
 @pytest.mark.parametrize("member", [*OPERATORS, *SCHEMES], ids=name_of)

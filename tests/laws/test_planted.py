@@ -7,7 +7,7 @@ import pytest
 from fedsgd.compress import ErrorFeedback, Operator, Scheme, suite
 from fedsgd.compress.randk import RandK
 from fedsgd.errors import LawError, ScenarioError
-from tests.laws import planted
+from tests.laws import planted, planted_rounds
 from tests.laws.test_ledger_laws import accounts_for_every_byte
 
 
@@ -21,6 +21,17 @@ def test_a_planted_operator_is_rejected(op: Operator, law: str) -> None:
 def test_a_planted_scheme_is_rejected(scheme: Scheme, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
         suite.check(scheme)
+
+
+@pytest.mark.parametrize(("compressor", "law"), planted_rounds.REJECTED, ids=lambda v: getattr(v, "name", v))
+def test_planted_fault_of_rounds_is_rejected(compressor: Operator | Scheme, law: str) -> None:
+    with pytest.raises(LawError, match=rf"^{law}: "):
+        suite.check(compressor)
+
+
+@pytest.mark.parametrize("scheme", planted_rounds.ACCEPTED, ids=lambda v: v.name)
+def test_planted_scheme_without_fault_is_accepted(scheme: Scheme) -> None:
+    suite.check(scheme)
 
 
 def test_a_ledger_that_leaves_out_the_header_is_rejected() -> None:

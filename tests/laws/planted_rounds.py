@@ -1,0 +1,413 @@
+"""Faults that only whole rounds show: in what decoding depends on, and in the server's aggregation.
+
+Each is listed with the law that must reject it; ACCEPTED are schemes of the same form without a fault.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import getstate, sample, seed, setstate
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from numpy import random as numpy_random
+
+from fedsgd.arrays import F32, I64
+from fedsgd.component import field_types
+from fedsgd.compress import (
+    Context,
+    Dense,
+    ErrorFeedback,
+    Gathering,
+    Operator,
+    OperatorScheme,
+    Plain,
+    Received,
+    Scheme,
+    Sent,
+    Sparse,
+    State,
+    Update,
+)
+from fedsgd.compress.base import Kind
+from fedsgd.compress.density import kept_of
+from fedsgd.compress.randk import RandK
+from fedsgd.compress.topk import TopK
+from fedsgd.layout import Layout
+from fedsgd.wire import Part, Section, Sections, decode_values, encode_values
+from fedsgd.wire.levels import expect_parts
+
+# ------------------------------------------------------------------------------------------------------ what decoding depends on
+
+
+@cache
+def _cached(key: str) -> list[F32]:
+    """Return a list that belongs to a key, at first empty."""
+    return []
+
+
+_GLOBAL: dict[str, F32] = {}
+
+
+@dataclass(frozen=True)
+class HiddenChannel(Operator):
+    """Four bytes that say nothing; decode gets the vector from elsewhere in the process or on the machine."""
+
+    name: ClassVar[str] = "hidden-channel"
+    codec: ClassVar[int] = 207
+    stored: ClassVar[dict[str, F32]] = {}
+
+    channel: Literal["global", "class", "instance", "cache", "environment", "file", "temporary-file"] = "global"
+
+    @property
+    def kind(self) -> Kind:
+        return "contractive"
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        key = f"{ctx.round}-{ctx.client}-{len(x)}"
+        if self.channel == "cache":
+            _cached(key)[:] = [x.copy()]
+        elif self.channel == "environment":
+            os.environ[f"HIDDEN_{key}"] = x.tobytes().hex()
+        elif self.channel in ("file", "temporary-file"):
+            self._path(key).write_bytes(x.tobytes())
+        else:
+            self._dictionary()[key] = x.copy()
+        return (Section(Part.VALUE, np.uint32(ctx.round).tobytes()),), Dense(x.copy())
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        expect_parts(sections, (Part.VALUE,))
+        key = f"{ctx.round}-{ctx.client}-{ctx.layout.size}"
+        if self.channel == "cache":
+            return Dense(_cached(key)[0])
+        if self.channel == "environment":
+            return Dense(np.frombuffer(bytes.fromhex(os.environ[f"HIDDEN_{key}"]), np.float32))
+        if self.channel in ("file", "temporary-file"):
+            return Dense(np.frombuffer(self._path(key).read_bytes(), np.float32))
+        return Dense(self._dictionary()[key])
+
+    def _path(self, key: str) -> Path:
+        return Path(tempfile.gettempdir() if self.channel == "temporary-file" else "", f"hidden-{key}")
+
+    def _dictionary(self) -> dict[str, F32]:
+        if self.channel == "instance" and not hasattr(self, "own"):
+            object.__setattr__(self, "own", {})
+        of_channel: dict[str, dict[str, F32]] = {"global": _GLOBAL, "class": self.stored, "instance": getattr(self, "own", {})}
+        return of_channel[self.channel]
+
+    def kept(self, sections: Sections, ctx: Context) -> int:
+        return ctx.layout.size
+
+    def max_bytes(self, layout: Layout) -> int:
+        return 4
+
+    def contraction(self, layout: Layout) -> float:
+        return 1.0
+
+
+CHANNELS: list[HiddenChannel] = [HiddenChannel(channel) for channel in get_args(field_types(HiddenChannel)["channel"])]
+
+
+@dataclass(frozen=True)
+class DyingDecoder(HiddenChannel):
+    """Ends the process where the vector is not found."""
+
+    name: ClassVar[str] = "dying-decoder"
+    codec: ClassVar[int] = 208
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        if f"{ctx.round}-{ctx.client}-{ctx.layout.size}" not in self._dictionary():
+            os._exit(7)
+        return super().decode(sections, ctx)
+
+
+@dataclass(frozen=True)
+class OrderedDecoder(TopK):
+    """The order of the frames is taken for granted: values are multiplied by a count that encode and decode both keep."""
+
+    name: ClassVar[str] = "ordered-decoder"
+    codec: ClassVar[int] = 209
+    counts: ClassVar[dict[str, int]] = {"encoded": 0, "decoded": 0}
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        sections, update = super().encode(x, ctx)
+        self.counts["encoded"] = self.counts["decoded"] = ctx.round % 2
+        return sections, update
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        update = super().decode(sections, ctx)
+        assert isinstance(update, Sparse)
+        return Sparse(update.indices, update.values * np.float32(1 + (self.counts["decoded"] - ctx.round) % 2), update.size)
+
+
+class _GlobalSupport(RandK):
+    """Rand-k on a support that a global generator draws. It states little, so that few laws draw from slow generators."""
+
+    even: ClassVar[bool] = False
+
+    @property
+    def kind(self) -> Kind:
+        return "neither"
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        support = self._support(ctx)
+        sections, values = encode_values(x[support] * np.float32(len(x) / len(support)), "float32")
+        return sections, Sparse(support, values, len(x))
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        support = self._support(ctx)
+        return Sparse(support, decode_values(sections, len(support), "float32"), ctx.layout.size)
+
+    def _support(self, ctx: Context) -> I64:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SeededByEncode(_GlobalSupport):
+    """encode seeds numpy's global generator, decode draws from it: right where each frame is decoded as soon as it is encoded."""
+
+    name: ClassVar[str] = "seeded-by-encode"
+    codec: ClassVar[int] = 210
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        numpy_random.seed(ctx.key("support") % 2**32)
+        encoded = super().encode(x, ctx)
+        numpy_random.seed(ctx.key("support") % 2**32)
+        return encoded
+
+    def _support(self, ctx: Context) -> I64:
+        k = kept_of(self.density, ctx.layout.size)
+        return np.sort(numpy_random.choice(ctx.layout.size, k, replace=False)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RestoredNumpy(_GlobalSupport):
+    """A support from numpy's global generator, seeded by the context; its state is saved before and restored after."""
+
+    name: ClassVar[str] = "restored-numpy"
+    codec: ClassVar[int] = 211
+
+    def _support(self, ctx: Context) -> I64:
+        state: Any = numpy_random.get_state()
+        numpy_random.seed(ctx.key("support") % 2**32)
+        support = np.sort(numpy_random.permutation(ctx.layout.size)[: kept_of(self.density, ctx.layout.size)])
+        numpy_random.set_state(state)
+        return support.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RestoredPython(_GlobalSupport):
+    """Same as `RestoredNumpy`, but with functions of `random` that were imported by name."""
+
+    name: ClassVar[str] = "restored-python"
+    codec: ClassVar[int] = 212
+
+    def _support(self, ctx: Context) -> I64:
+        state = getstate()
+        seed(ctx.key("support"))
+        support = sorted(sample(range(ctx.layout.size), kept_of(self.density, ctx.layout.size)))
+        setstate(state)
+        return np.array(support, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class RestoredTorch(_GlobalSupport):
+    """Same as `RestoredNumpy`, but with torch's generator."""
+
+    name: ClassVar[str] = "restored-torch"
+    codec: ClassVar[int] = 213
+
+    def _support(self, ctx: Context) -> I64:
+        state = torch.get_rng_state()
+        torch.manual_seed(ctx.key("support") >> 1)
+        support = torch.randperm(ctx.layout.size)[: kept_of(self.density, ctx.layout.size)]
+        torch.set_rng_state(state)
+        drawn: I64 = np.sort(support.numpy())
+        return drawn
+
+
+@dataclass(frozen=True)
+class PeekingDecoder(TopK):
+    """Values are scaled by 1, or by 2 where Python's global generator is in a rare state; nothing is drawn or restored."""
+
+    name: ClassVar[str] = "peeking-decoder"
+    codec: ClassVar[int] = 214
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        random.getstate()
+        return super().decode(sections, ctx)
+
+
+# ---------------------------------------------------------------------------------------------------------------- aggregation
+
+
+@dataclass(frozen=True)
+class ServerMomentum(Plain):
+    """m ← ρ m + Σ weight · update; the aggregate is m. Without a fault."""
+
+    name: ClassVar[str] = "server-momentum"
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        mean = self._mean([*replies], gathering)
+        momentum = mean if "momentum" not in server else np.float32(0.9) * server["momentum"] + mean
+        return momentum, {"momentum": momentum}
+
+    def _mean(self, replies: list[Received], gathering: Gathering) -> F32:
+        return self.mean(replies, gathering.layout)
+
+
+@dataclass(frozen=True)
+class SummedMomentum(ServerMomentum):
+    """A sum in place of the mean."""
+
+    name: ClassVar[str] = "summed-momentum"
+
+    def _mean(self, replies: list[Received], gathering: Gathering) -> F32:
+        return super()._mean([Received(reply.sections, 1.0, reply.ctx) for reply in replies], gathering)
+
+
+@dataclass(frozen=True)
+class UnweightedMomentum(ServerMomentum):
+    """A mean without weights."""
+
+    name: ClassVar[str] = "unweighted-momentum"
+
+    def _mean(self, replies: list[Received], gathering: Gathering) -> F32:
+        return super()._mean([Received(reply.sections, 1 / len(replies), reply.ctx) for reply in replies], gathering)
+
+
+@dataclass(frozen=True)
+class MomentumInPlace(ServerMomentum):
+    """The server's state is multiplied in place."""
+
+    name: ClassVar[str] = "momentum-in-place"
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        momentum = server.get("momentum", np.zeros(gathering.layout.size, dtype=np.float32))
+        momentum *= np.float32(0.9)
+        momentum += self.mean(replies, gathering.layout)
+        return momentum.copy(), {"momentum": momentum}
+
+
+@dataclass(frozen=True)
+class MomentumInTheInstance(ServerMomentum):
+    """The server's state is kept in the scheme itself."""
+
+    name: ClassVar[str] = "momentum-in-the-instance"
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        momentum, _ = super().fold(getattr(self, "server", {}), replies, gathering)
+        object.__setattr__(self, "server", {"momentum": momentum})
+        return momentum, server
+
+
+@dataclass(frozen=True)
+class TableOfClients(OperatorScheme):
+    """y_i ← update of client i; the aggregate is the mean of all y_i. One row a client at the server. Without a fault."""
+
+    name: ClassVar[str] = "table-of-clients"
+    codec: ClassVar[int] = 215
+    uniform: ClassVar[bool] = True
+    convex: ClassVar[bool] = True
+
+    op: Operator = TopK(0.1)
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        return Sent(self.op.encode(x, ctx)[0], {}, {})
+
+    def withheld(self, state: State, layout: Layout) -> F32 | None:
+        return None
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        shape = gathering.clients, gathering.layout.size
+        table = server["table"].copy() if "table" in server else np.zeros(shape, dtype=np.float32)
+        for reply in replies:
+            table[reply.ctx.client] = self.decode(reply.sections, reply.ctx).to_dense()
+        return table.mean(axis=0), {"table": table}
+
+
+@dataclass(frozen=True)
+class SummedFeedback(ErrorFeedback):
+    """Error feedback with a sum in place of the mean."""
+
+    name: ClassVar[str] = "summed-feedback"
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        return self.mean((Received(r.sections, 1.0, r.ctx) for r in replies), gathering.layout), server
+
+
+@dataclass(frozen=True)
+class NormalisedFeedback(ErrorFeedback):
+    """Weights are divided by their sum, which is not 1 where they are corrected for chances of taking part."""
+
+    name: ClassVar[str] = "normalised-feedback"
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        received = [*replies]
+        total = sum(reply.weight for reply in received) or 1.0
+        shares = (Received(reply.sections, reply.weight / total, reply.ctx) for reply in received)
+        return self.mean(shares, gathering.layout), server
+
+
+@dataclass(frozen=True)
+class ConvexFeedback(NormalisedFeedback):
+    """Same as `NormalisedFeedback`, but it states that weights must add up to 1. Without a fault."""
+
+    name: ClassVar[str] = "convex-feedback"
+    convex: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class TwoPassFeedback(ErrorFeedback):
+    """Replies are counted before they are added: a run passes an iterator, of which nothing is left then."""
+
+    name: ClassVar[str] = "two-pass-feedback"
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        if not sum(1 for _ in replies):
+            return np.zeros(gathering.layout.size, dtype=np.float32), server
+        return self.mean(replies, gathering.layout), server
+
+
+@dataclass(frozen=True)
+class DividingFeedback(ErrorFeedback):
+    """The mean of no reply is 0 / 0."""
+
+    name: ClassVar[str] = "dividing-feedback"
+
+    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+        received = [*replies]
+        with np.errstate(invalid="ignore"):
+            return self.mean(received, gathering.layout) / np.float32(bool(received)), server
+
+
+REJECTED: list[tuple[Operator | Scheme, str]] = [
+    (HiddenChannel("instance"), "decodes_in_any_order"),
+    (OrderedDecoder(density=0.05), "decodes_in_any_order"),
+    (SeededByEncode(density=0.1), "global_generators"),
+    (RestoredNumpy(density=0.1), "global_generators"),
+    (RestoredPython(density=0.1), "global_generators"),
+    (RestoredTorch(density=0.1), "global_generators"),
+    (PeekingDecoder(density=0.1), "global_generators"),
+    (SummedMomentum(TopK(0.1)), "aggregation"),
+    (UnweightedMomentum(TopK(0.1)), "aggregation"),
+    (MomentumInPlace(TopK(0.1)), "aggregation"),
+    (MomentumInTheInstance(TopK(0.1)), "aggregation"),
+    (SummedFeedback(TopK(0.1)), "aggregation"),
+    (NormalisedFeedback(TopK(0.1)), "aggregation"),
+    (TwoPassFeedback(TopK(0.1)), "aggregation"),
+    (DividingFeedback(TopK(0.1)), "aggregation"),
+]
+ACCEPTED: list[Scheme] = [
+    ServerMomentum(TopK(0.1)),
+    ServerMomentum(RandK(0.1)),
+    TableOfClients(),
+    ConvexFeedback(TopK(0.1)),
+]
