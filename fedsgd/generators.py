@@ -26,7 +26,7 @@ _OF_NUMPY = ("seed", "sample", "ranf", "get_bit_generator", "set_bit_generator")
 _OF_TORCH = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state", "fork_rng")
 
 
-def _torch_generator() -> Any:
+def _get_torch_generator() -> Any:
     """Return torch's global generator, None where torch is not imported."""
     return getattr(sys.modules.get("torch"), "default_generator", None)
 
@@ -51,7 +51,7 @@ def seeded_generators(seed: int) -> Iterator[None]:
     Args:
         seed: in [0, 2^63), as `rng.torch_seed` gives it.
     """
-    torch_generator = _torch_generator()
+    torch_generator = _get_torch_generator()
     torch_state = None if torch_generator is None else torch_generator.get_state()
     before = mtrand.get_bit_generator(), PYTHON.getstate()
     numpy_state = NUMPY.get_state(legacy=False)  # a normal number may be stored beside the bit generator
@@ -74,7 +74,7 @@ def seeded_generators(seed: int) -> Iterator[None]:
 
 def seed_generators(seed: int) -> None:
     """Seed the global generators again, inside a scope of `seeded_generators`."""
-    torch_generator = _torch_generator()
+    torch_generator = _get_torch_generator()
     if torch_generator is not None:
         torch_generator.manual_seed(seed)
     NUMPY.seed([seed & 0xFFFFFFFF, seed >> 32])
@@ -87,7 +87,7 @@ def global_states() -> dict[str, object]:
     numpy_state = NUMPY.get_state(legacy=False)
     gauss = numpy_state.get("has_gauss"), numpy_state.get("gauss")
     states: dict[str, object] = {"random": PYTHON.getstate(), "numpy.random": (pickle.dumps(bits.state), gauss)}
-    torch_generator = _torch_generator()
+    torch_generator = _get_torch_generator()
     if torch_generator is not None:
         states["torch"] = torch_generator.get_state().numpy().tobytes()
     return states
@@ -112,7 +112,7 @@ class _Watched:
 
 
 @contextmanager
-def watched_generators() -> Iterator[list[str]]:
+def watch_generators() -> Iterator[list[str]]:
     """Record the calls of functions that draw from a global generator, or that read or set its state.
 
     Functions are replaced in every module, so that `from random import random` is watched too. Calls from other threads are
@@ -122,7 +122,7 @@ def watched_generators() -> Iterator[list[str]]:
         Names of the functions, in the order of the calls.
     """
     calls: list[str] = []
-    pairs = [(function, _Watched(name, function, calls)) for name, function in _functions()]
+    pairs = [(function, _Watched(name, function, calls)) for name, function in _list_functions()]
     _substitute({id(function): watched for function, watched in pairs})
     try:
         yield calls
@@ -132,9 +132,9 @@ def watched_generators() -> Iterator[list[str]]:
             watched.thread = None
 
 
-def _functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+def _list_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yield the name and the function of everything in `random`, `numpy.random` and torch that uses a global generator."""
-    for shown, module, owner, others in (
+    for prefix, module, owner, others in (
         ("random", random, PYTHON, ()),
         ("numpy.random", numpy_random, NUMPY, _OF_NUMPY),
         ("numpy.random", mtrand, NUMPY, _OF_NUMPY),
@@ -142,7 +142,7 @@ def _functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     ):
         for name, value in list(vars(module).items()) if module is not None else ():
             if getattr(value, "__self__", None) is owner or name in others:
-                yield f"{shown}.{name}", value
+                yield f"{prefix}.{name}", value
 
 
 def _substitute(substitutes: Mapping[int, Any]) -> None:

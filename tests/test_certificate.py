@@ -103,7 +103,7 @@ class InProcess:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def decode(self, compressor: int, rounds: Sequence[Frames], layout: Layout) -> Iterator[Any]:
+    def decode(self, compressor: int, rounds: Sequence[Frames], layout: Layout, seconds: float) -> Iterator[Any]:
         return decode_rounds(self.compressors[compressor], rounds, layout)
 
     def digests(self, updates: F32, layout: Layout) -> list[tuple[str | None, str]]:
@@ -350,6 +350,22 @@ def test_certificate_of_a_seeding_compressor_leaves_the_global_generators_alone(
     assert global_states() == before
 
 
+def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted_rounds.PeekingDecoder, "__module__", "__main__")
+    made = fedsgd.certify(ErrorFeedback(planted_rounds.PeekingDecoder(0.1)), **SMALL)
+    not_tried = {verdict.law: verdict.detail for verdict in made.laws if verdict.passed is None}
+    assert not_tried.keys() == {"decodes_from_bytes", "reproducible"}
+    assert all("put it into a module" in why for why in not_tried.values())
+
+
+@pytest.mark.usefixtures("fresh_interpreter")
+def test_decoder_that_waits_for_ever_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(make, "PATIENCE", 0.0)
+    (made,) = make._certificates([planted_rounds.WaitingDecoder()], sample.draw("gaussian", 100), laws=False)
+    assert broken(made) == {"decodes_from_bytes": "the fresh interpreter did not answer in 1 s"}
+
+
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     class Local(TopK):
@@ -359,8 +375,8 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
     frames = [exchange.frames for exchange in exchanges(TopK(), drawn.updates, drawn.layout)]
     with fresh.FreshInterpreter([Local(), TopK()]) as interpreter:
         with pytest.raises(LawError, match="cannot be pickled"):
-            next(interpreter.decode(0, frames, drawn.layout))
-        assert len([*interpreter.decode(1, frames, drawn.layout)]) == 8 * 4 + 2 * 8
+            next(interpreter.decode(0, frames, drawn.layout, 60))
+        assert len([*interpreter.decode(1, frames, drawn.layout, 60)]) == 8 * 4 + 2 * 8
         (sha, why), (other, _) = interpreter.digests(drawn.updates, drawn.layout)
     assert sha is None
     assert "cannot be pickled" in why
@@ -368,8 +384,14 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
     monkeypatch.setattr(fresh, "COMMAND", "raise SystemExit('gone')")
     with fresh.FreshInterpreter([TopK()]) as interpreter:
         with pytest.raises(LawError, match=r"^the fresh interpreter ended with 1: gone$"):
-            interpreter.decode(0, frames, drawn.layout)
+            interpreter.decode(0, frames, drawn.layout, 60)
         assert interpreter.digests(drawn.updates, drawn.layout) == [(None, "the fresh interpreter ended with 1: gone")]
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with (
+        fresh.FreshInterpreter([TopK()]) as interpreter,
+        pytest.raises(LawError, match=r"cannot be started: .*/nowhere/python"),
+    ):
+        interpreter.decode(0, frames, drawn.layout, 60)
 
 
 # ------------------------------------------------------------------------------------------------------------ which compressor

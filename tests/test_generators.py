@@ -15,7 +15,7 @@ import torch
 from numpy import random as numpy_random
 from numpy.random import get_state, mtrand
 
-from fedsgd.generators import global_states, seeded_generators, watched_generators
+from fedsgd.generators import global_states, seeded_generators, watch_generators
 
 CALLS: dict[str, Callable[[], Any]] = {
     "random.random": lambda: draw_by_name(),
@@ -32,13 +32,13 @@ CALLS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_call_of_a_global_generator_is_recorded(name: str) -> None:
-    with seeded_generators(0), watched_generators() as calls:
+    with seeded_generators(0), watch_generators() as calls:
         CALLS[name]()
     assert name in calls
 
 
 def test_call_of_an_own_generator_is_not_recorded() -> None:
-    with watched_generators() as calls:
+    with watch_generators() as calls:
         random.Random(3).random()
         numpy_random.RandomState(3).rand()
         np.random.default_rng(3).random()
@@ -47,7 +47,7 @@ def test_call_of_an_own_generator_is_not_recorded() -> None:
 
 
 def test_call_from_another_thread_is_not_recorded() -> None:
-    with watched_generators() as calls, ThreadPoolExecutor(1) as pool:
+    with watch_generators() as calls, ThreadPoolExecutor(1) as pool:
         assert 0 <= pool.submit(draw_by_name).result() < 1
     assert not calls
 
@@ -55,7 +55,7 @@ def test_call_from_another_thread_is_not_recorded() -> None:
 def test_functions_are_back_after_watching() -> None:
     modules = [random, numpy_random, mtrand, torch.random, torch, sys.modules[__name__]]
     before = [dict(vars(module)) for module in modules]
-    with watched_generators() as calls:
+    with watch_generators() as calls:
         assert draw_by_name is not before[-1]["draw_by_name"]
         captured = random.random
     assert [dict(vars(module)) for module in modules] == before

@@ -1,6 +1,6 @@
-"""A fresh interpreter: it decodes frames that were made here, and then encodes the same vectors once more.
+"""A fresh interpreter that decodes the frames of this process, and then encodes the same vectors.
 
-Its hashes are seeded anew, and it has nothing of this process but the compressors' fields.
+Its hashes have another seed, and it has nothing of this process but the compressors' fields.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,6 +32,8 @@ from fedsgd.layout import Layout
 from fedsgd.user_files import temporary_folder
 
 COMMAND = "from fedsgd.certificate.fresh import serve; serve()"
+ENDING_SECONDS = 10.0
+"""Limit for a process that has closed its pipes."""
 _LENGTH = Struct("<Q")
 _ERROR, _END = b"error ", b""
 
@@ -47,7 +50,7 @@ class FreshInterpreter:
     """
 
     def __init__(self, compressors: Sequence[Subject]) -> None:
-        self._pickled = [_pickled(compressor) for compressor in compressors]
+        self._pickled = [_pickle(compressor) for compressor in compressors]
         # The modules are to be found where this process finds them, the user's own included.
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         self._environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "random"}
@@ -58,7 +61,8 @@ class FreshInterpreter:
         if temporary_folder() is not None:
             self._folder = TemporaryDirectory(prefix="fedsgd-certificate-", ignore_cleanup_errors=True)
             self._environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._folder.name)
-        self._start()
+        with suppress(LawError):  # the first request raises it again
+            self._start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -66,9 +70,19 @@ class FreshInterpreter:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def decode(self, compressor: int, rounds: Sequence[Frames], layout: Layout) -> Iterator[NDArray[Any]]:
-        """Return what `decode_rounds` yields there; LawError if the interpreter ends, or where an error was raised there."""
-        return map(_array, self._answers(("decode", self._pickled[compressor], rounds, layout)))
+    def decode(self, compressor: int, rounds: Sequence[Frames], layout: Layout, seconds: float) -> Iterator[NDArray[Any]]:
+        """Return the vectors of `decode_rounds` in the fresh interpreter.
+
+        Args:
+            compressor: its number.
+            rounds: frames of this process.
+            layout: of the vectors.
+            seconds: limit for the answer.
+
+        Raises:
+            LawError: the interpreter ended or did not answer in time; from the iterator, the compressor raised an error.
+        """
+        return map(_read_array, self._answers(("decode", self._pickled[compressor], rounds, layout), seconds))
 
     def digests(self, updates: F32, layout: Layout) -> list[tuple[str | None, str]]:
         """Return the digest of each compressor's frames, or None and the reason. updates: [R, m, P]."""
@@ -78,23 +92,45 @@ class FreshInterpreter:
             return [(None, str(error))] * len(self._pickled)
         return [(found, why) for found, why in json.loads(answer)]
 
-    def _answers(self, request: tuple[Any, ...]) -> list[bytes]:
-        """Send a request and wait for all answers; LawError if the interpreter ends."""
+    def _answers(self, request: tuple[Any, ...], seconds: float = threading.TIMEOUT_MAX) -> list[bytes]:
+        """Send a request and wait for all answers; LawError if the interpreter ends, or has to be stopped after `seconds`."""
         process = self._process or self._start()
+        late = threading.Event()
+
+        def stop_waiting() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, stop_waiting)
+        timer.start()
         try:
             _send(process, pickle.dumps(request))
             return [*iter(partial(_receive, process), _END)]
         except (OSError, EOFError):
-            code, last = process.wait(), self._last_words()
-            self._stop()
-            raise LawError(f"the fresh interpreter ended with {code}: {last}") from None
+            raise LawError(self._reason(process, f"did not answer in {seconds:.0f} s" if late.is_set() else "")) from None
+        finally:
+            timer.cancel()
+
+    def _reason(self, process: subprocess.Popen[bytes], known: str) -> str:
+        """Stop an interpreter that does not answer, and return the reason."""
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=ENDING_SECONDS)
+        code = process.returncode
+        self._stop()
+        text = "" if self._folder is None else self._errors.read_text(errors="replace")
+        last = (text.strip().splitlines() or ["no message"])[-1]
+        return f"the fresh interpreter {known or f'ended with {code}: {last}'}"
 
     def _start(self) -> subprocess.Popen[bytes]:
         errors: int | IO[bytes] = subprocess.DEVNULL if self._folder is None else self._errors.open("wb")
         command, pipe = [sys.executable, "-P", "-c", COMMAND], subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=self._environment)
-        if not isinstance(errors, int):
-            errors.close()
+        try:
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=self._environment)
+        except OSError as error:
+            raise LawError(f"the fresh interpreter cannot be started: {error}") from None
+        finally:
+            if not isinstance(errors, int):
+                errors.close()
         with suppress(OSError):  # the next request finds out
             _send(self._process, pickle.dumps((self._pickled, None if self._folder is None else self._folder.name)))
         return self._process
@@ -115,12 +151,8 @@ class FreshInterpreter:
         assert self._folder is not None
         return Path(self._folder.name, "stderr")
 
-    def _last_words(self) -> str:
-        text = "" if self._folder is None else self._errors.read_text(errors="replace")
-        return (text.strip().splitlines() or ["no message"])[-1]
 
-
-def _pickled(compressor: Subject) -> bytes | str:
+def _pickle(compressor: Subject) -> bytes | str:
     """Return the compressor for another process, or the reason why it cannot be sent there."""
     try:
         return pickle.dumps(rebuild(compressor))
@@ -153,7 +185,7 @@ def _read(stream: IO[bytes]) -> bytes:
     return data
 
 
-def _array(answer: bytes) -> NDArray[Any]:
+def _read_array(answer: bytes) -> NDArray[Any]:
     if answer.startswith(_ERROR):
         raise LawError(answer.removeprefix(_ERROR).decode())
     array: NDArray[Any] = np.load(BytesIO(answer), allow_pickle=False)
@@ -177,32 +209,32 @@ def serve() -> None:
     with suppress(EOFError):
         while True:
             task, *arguments = pickle.loads(_read(requests))
-            for answer in (_decoded if task == "decode" else _encoded)(*arguments):
+            for answer in (_decode if task == "decode" else _encode)(*arguments):
                 _write(answers, answer)
             _write(answers, _END)
 
 
-def _decoded(pickled: bytes | str, rounds: Sequence[Frames], layout: Layout) -> Iterator[bytes]:
+def _decode(pickled: bytes | str, rounds: Sequence[Frames], layout: Layout) -> Iterator[bytes]:
     try:
-        for vector in decode_rounds(_unpickled(pickled), rounds, layout):
+        for vector in decode_rounds(_unpickle(pickled), rounds, layout):
             stream = BytesIO()
             np.save(stream, vector, allow_pickle=False)
             yield stream.getvalue()
     except Exception as error:
-        yield _ERROR + error_text(error).encode()
+        yield _ERROR + error_text(error).encode(errors="replace")
 
 
-def _encoded(pickled: Sequence[bytes | str], updates: F32, layout: Layout) -> Iterator[bytes]:
+def _encode(pickled: Sequence[bytes | str], updates: F32, layout: Layout) -> Iterator[bytes]:
     found: list[tuple[str | None, str]] = []
     for compressor in pickled:
         try:
-            found.append((digest(exchanges(_unpickled(compressor), updates, layout)), ""))
+            found.append((digest(exchanges(_unpickle(compressor), updates, layout)), ""))
         except Exception as error:
             found.append((None, error_text(error)))
     yield json.dumps(found).encode()
 
 
-def _unpickled(pickled: bytes | str) -> Subject:
+def _unpickle(pickled: bytes | str) -> Subject:
     if isinstance(pickled, str):
         raise LawError(pickled)
     compressor: Subject = pickle.loads(pickled)

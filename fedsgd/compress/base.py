@@ -50,7 +50,18 @@ class Context:
 
 @dataclass(frozen=True)
 class Compressor(Component, ABC):
-    """What turns updates into sections: an operator or a scheme. It owns its frames: codec, size, what they decode to."""
+    """An operator or a scheme: encoder of updates into sections, and decoder. It owns its frames: codec, size, decoded update.
+
+    Laws of rounds, in which an operator is a scheme without memory (`round_laws`):
+
+    * Another process that has nothing but the frames decodes them, in any order, to the same updates. No instance, class,
+      module, file or environment variable holds a state.
+    * The compressor neither draws from the global generators of `random`, numpy and torch nor reads or sets their states, even
+      if it restores them.
+    * A `fold` that returns no state returns Σ weight · decoded update, for any weights (that add up to 1 if `convex`) and for
+      no reply. A `fold` that returns a state takes two replies of half the weight for one reply.
+    * `fold` writes to no state. The order of replies changes its result by rounding only, a second call not at all.
+    """
 
     @property
     @abstractmethod
@@ -59,8 +70,10 @@ class Compressor(Component, ABC):
 
     @abstractmethod
     def decode(self, sections: Sections, ctx: Context) -> Update:
-        """What one client's sections say; WireError for sections of wrong kind, length, range or finiteness, before they are
-        expanded."""
+        """Decode one client's sections; WireError for wrong kind, length, range or finiteness, before they are expanded.
+
+        ctx: context of the server, which has no `reference`.
+        """
 
     @abstractmethod
     def max_bytes(self, layout: Layout) -> int:
@@ -198,7 +211,10 @@ class Scheme(Compressor):
         return None
 
     def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
-        """(the cohort's update [P], the server's next state). By default the weighted mean."""
+        """Return the cohort's update [P] and the server's next state; by default the weighted mean.
+
+        replies: none or more, ascending by client; they can be iterated over once.
+        """
         return self.mean(replies, gathering.layout), server
 
     def mean(self, replies: Iterable[Received], layout: Layout) -> F32:

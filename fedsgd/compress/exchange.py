@@ -24,7 +24,7 @@ from fedsgd.wire import ALL, Frame, Header, Kind, Sections, decode_frame, encode
 
 SEED = 0
 Frames = tuple[bytes, Sequence[bytes]]
-"""(the frame beside the model, empty if there is none; the frame of each client) of one round."""
+"""(the reference frame, empty if there is none; the frame of each client) of one round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +52,14 @@ class Exchange:
 
     Attributes:
         messages: one for each client.
-        reference: the frame beside the model, empty if there is none.
-        beside: [P], the vector that clients read from `reference`, None if there is none.
+        reference: the frame that is sent along with the model, empty if there is none.
+        decoded_reference: [P], the vector that clients decode from `reference`, None if there is none.
         update: [P], the aggregate.
     """
 
     messages: Sequence[Message]
     reference: bytes
-    beside: F32 | None
+    decoded_reference: F32 | None
     update: F32
 
     @property
@@ -85,13 +85,13 @@ def rebuild(value: Any) -> Any:
     return replace(value, **{f.name: rebuild(getattr(value, f.name)) for f in fields(value) if f.init})
 
 
-def post(scheme: Scheme, x: F32, state: State, ctx: Context) -> tuple[bytes, State]:
+def send_update(scheme: Scheme, x: F32, state: State, ctx: Context) -> tuple[bytes, State]:
     """Return the frame of one update x [P], and the client's state if it is acknowledged."""
     sent = scheme.send(x, state, ctx)
-    return _framed(scheme, sent, ctx), sent.state
+    return _encode_update(scheme, sent, ctx), sent.state
 
 
-def _framed(compressor: Compressor, sent: Sent, ctx: Context) -> bytes:
+def _encode_update(compressor: Compressor, sent: Sent, ctx: Context) -> bytes:
     header = Header(Kind.UPDATE, ctx.round, compressor.codec, base=ctx.round, client=ctx.client, examples=1)
     return encode_frame(Frame(header, sent.sections))
 
@@ -102,44 +102,44 @@ def exchanges(compressor: Compressor, updates: F32, layout: Layout) -> Iterator[
     states: list[State] = [{}] * cohort
     server: State = {}
     for round, of_round in enumerate(updates, start=1):
-        reference = reference_frame(scheme, server, context(round, ALL, layout, cohort))
-        beside = read_reference(scheme, reference, context(round, ALL, layout, cohort))
+        reference = encode_reference(scheme, server, make_context(round, ALL, layout, cohort))
+        decoded = decode_reference(scheme, reference, make_context(round, ALL, layout, cohort))
         messages = []
         for client, x in enumerate(of_round):
-            message = _message(compressor, x, states[client], context(round, client, layout, cohort), beside)
+            message = _send_message(compressor, x, states[client], make_context(round, client, layout, cohort), decoded)
             states[client] = message.state
             messages.append(message)
         received = (Received(message.sections, 1 / cohort, message.ctx) for message in messages)
         update, server = scheme.fold(server, received, Gathering(SEED, round, layout, cohort))
-        yield Exchange(messages, reference, beside, update)
+        yield Exchange(messages, reference, decoded, update)
 
 
-def context(round: int, client: int, layout: Layout, cohort: int) -> Context:
+def make_context(round: int, client: int, layout: Layout, cohort: int) -> Context:
     """Return the context of the server."""
     return Context(SEED, round, client, layout, None, cohort)
 
 
-def _message(compressor: Compressor, x: F32, state: State, ctx: Context, beside: F32 | None) -> Message:
-    at_client = replace(ctx, reference=beside)
+def _send_message(compressor: Compressor, x: F32, state: State, ctx: Context, reference: F32 | None) -> Message:
+    at_client = replace(ctx, reference=reference)
     if isinstance(compressor, Operator):
         sections, update = compressor.encode(x, at_client)
         sent = Sent(sections, {}, {})
-        frame = _framed(compressor, sent, ctx)
+        frame = _encode_update(compressor, sent, ctx)
         return Message(ctx, frame, decode_frame(frame).sections, sent.state, update)
     assert isinstance(compressor, Scheme)
-    frame, after = post(compressor, x, state, at_client)
+    frame, after = send_update(compressor, x, state, at_client)
     sections = decode_frame(frame).sections
     return Message(ctx, frame, sections, after, compressor.decode(sections, ctx))
 
 
-def reference_frame(scheme: Scheme, server: State, ctx: Context) -> bytes:
-    """Return the frame beside the model, empty if the scheme sends none."""
+def encode_reference(scheme: Scheme, server: State, ctx: Context) -> bytes:
+    """Return the frame that is sent along with the model, empty if the scheme sends none."""
     sections = scheme.downlink(server, ctx)
     return encode_frame(Frame(Header(Kind.REFERENCE, ctx.round, scheme.codec), sections)) if sections else b""
 
 
-def read_reference(scheme: Scheme, reference: bytes, ctx: Context) -> F32 | None:
-    """Return the vector [P] that clients read from the frame beside the model, None if there is no frame."""
+def decode_reference(scheme: Scheme, reference: bytes, ctx: Context) -> F32 | None:
+    """Return the vector [P] that clients decode from the reference frame, None if there is no frame."""
     return scheme.read_downlink(decode_frame(reference).sections, ctx) if reference else None
 
 
@@ -160,20 +160,20 @@ def decode_rounds(compressor: Compressor, rounds: Sequence[Frames], layout: Layo
     """Decode frames in a shuffled order, from their bytes and contexts alone; then aggregate round after round.
 
     Yields:
-        Each decoded vector [P]; then, for each round, the bytes of the frame beside the model, and the aggregate [P].
+        Each decoded vector [P]; then, for each round, the bytes of the reference frame, and the aggregate [P].
     """
     scheme, cohort = as_scheme(compressor), len(rounds[0][1])
-    for round, client in _shuffled(rounds):
+    for round, client in _shuffle(rounds):
         reference, replies = rounds[round - 1]
-        ctx = context(round, client, layout, cohort)
+        ctx = make_context(round, client, layout, cohort)
         if client == ALL:
-            yield _vector(read_reference(scheme, reference, ctx))
+            yield _vector(decode_reference(scheme, reference, ctx))
         else:
             yield scheme.decode(decode_frame(replies[client]).sections, ctx).to_dense()
     server: State = {}
     for round, (_, replies) in enumerate(rounds, start=1):
-        yield _bytes(reference_frame(scheme, server, context(round, ALL, layout, cohort)))
-        contexts = (context(round, client, layout, cohort) for client in range(cohort))
+        yield _bytes(encode_reference(scheme, server, make_context(round, ALL, layout, cohort)))
+        contexts = (make_context(round, client, layout, cohort) for client in range(cohort))
         received = (Received(decode_frame(f).sections, 1 / cohort, ctx) for f, ctx in zip(replies, contexts, strict=True))
         update, server = scheme.fold(server, received, Gathering(SEED, round, layout, cohort))
         yield update
@@ -186,9 +186,9 @@ def require_decoded(law: str, compressor: Compressor, rounds: Sequence[Exchange]
         law: name of the law.
         compressor: the compressor that encoded.
         rounds: the exchanges of which the frames were decoded.
-        decoded: what `decode_rounds` yields.
+        decoded: vectors as `decode_rounds` yields them.
     """
-    for where, expected in _vectors(rounds):
+    for where, expected in _list_vectors(rounds):
         try:
             got = next(decoded)
         except Exception as error:  # the user's own code, here or in another process
@@ -201,28 +201,28 @@ def require_decoded(law: str, compressor: Compressor, rounds: Sequence[Exchange]
             raise LawError(f"{law}: {compressor}: {where}: {figures}; {len(wrong)} of {len(got)} differ")
 
 
-def _vectors(rounds: Sequence[Exchange]) -> Iterator[tuple[str, NDArray[Any]]]:
+def _list_vectors(rounds: Sequence[Exchange]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the name and the value of each vector that `decode_rounds` should yield."""
-    for round, client in _shuffled([exchange.frames for exchange in rounds]):
+    for round, client in _shuffle([exchange.frames for exchange in rounds]):
         exchange = rounds[round - 1]
         if client == ALL:
-            yield f"round {round}, reference of the clients", _vector(exchange.beside)
+            yield f"round {round}, decoded reference", _vector(exchange.decoded_reference)
         else:
             yield f"round {round}, client {client}", exchange.messages[client].update.to_dense()
     for round, exchange in enumerate(rounds, start=1):
-        yield f"round {round}, frame beside the model", _bytes(exchange.reference)
+        yield f"round {round}, reference frame", _bytes(exchange.reference)
         yield f"round {round}, aggregate", exchange.update
 
 
-def _shuffled(rounds: Sequence[Frames]) -> list[tuple[int, int]]:
-    """Return the round and the client of each frame, ALL for the one beside the model, in an order that is always the same."""
+def _shuffle(rounds: Sequence[Frames]) -> list[tuple[int, int]]:
+    """Return the round and the client of each frame, ALL for the reference frame, in an order that is always the same."""
     places = [(round, ALL) for round, (reference, _) in enumerate(rounds, start=1) if reference]
     places += [(round, client) for round, (_, replies) in enumerate(rounds, start=1) for client in range(len(replies))]
     return [places[i] for i in stream(SEED, "laws/order").permutation(len(places))]
 
 
-def _vector(beside: F32 | None) -> F32:
-    return np.zeros(0, dtype=np.float32) if beside is None else beside
+def _vector(reference: F32 | None) -> F32:
+    return np.zeros(0, dtype=np.float32) if reference is None else reference
 
 
 def _bytes(frame: bytes) -> NDArray[Any]:

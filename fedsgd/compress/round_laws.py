@@ -18,19 +18,19 @@ from fedsgd.compress.base import Compressor, Context, Gathering, Received, Schem
 from fedsgd.compress.exchange import (
     SEED,
     as_scheme,
-    context,
+    decode_reference,
     decode_rounds,
+    encode_reference,
     exchanges,
-    post,
-    read_reference,
+    make_context,
     rebuild,
-    reference_frame,
     require_decoded,
+    send_update,
 )
 from fedsgd.compress.laws import gaussian, require
 from fedsgd.compress.update import State
 from fedsgd.errors import LawError
-from fedsgd.generators import global_states, seeded_generators, watched_generators
+from fedsgd.generators import global_states, seeded_generators, watch_generators
 from fedsgd.layout import Layout
 from fedsgd.rng import stream
 from fedsgd.wire import ALL, decode_frame
@@ -43,16 +43,16 @@ CLOSE = 1e-5
 """Relative error of an aggregate that is added up in float32."""
 
 
-def _updates(purpose: str) -> F32:
+def _draw_updates(purpose: str) -> F32:
     """Return Gaussian updates [R, m, P]."""
     rng = stream(0, f"laws/{purpose}")
     return np.array([[gaussian(rng, LAYOUT.size) for _ in range(CLIENTS)] for _ in range(ROUNDS)])
 
 
 def decodes_in_any_order(compressor: Compressor) -> None:
-    """An equal compressor decodes the frames of several rounds and clients, after all of them were encoded and in another
-    order, to what was encoded, and aggregates them to the same updates."""
-    rounds = [*exchanges(compressor, _updates("order"), LAYOUT)]
+    """An equal compressor decodes the frames of several rounds, in another order and after all were encoded, to the updates
+    that were encoded. It aggregates them to the same updates."""
+    rounds = [*exchanges(compressor, _draw_updates("order"), LAYOUT)]
     decoded = decode_rounds(rebuild(compressor), [exchange.frames for exchange in rounds], LAYOUT)
     require_decoded("decodes_in_any_order", compressor, rounds, decoded)
 
@@ -61,15 +61,15 @@ def decodes_in_any_order(compressor: Compressor) -> None:
 
 
 def global_generators(compressor: Compressor) -> None:
-    """It neither draws from the global generators of `random`, numpy and torch nor reads or sets their states, even if it
-    restores them; its frames and updates are the same whatever these states are."""
+    """The compressor neither draws from the global generators of `random`, numpy and torch nor reads or sets their states, even
+    if it restores them. Its frames and updates are equal under two states of these generators."""
     law, results = "global_generators", []
     # The first pass is not watched: modules that it imports late must not get hold of a watched function.
-    for seed, watch in ((1, nullcontext([])), (2, watched_generators())):
+    for seed, watch in ((1, nullcontext([])), (2, watch_generators())):
         with seeded_generators(seed):
             before = global_states()
             with watch as calls:
-                results.append(_results(rebuild(compressor)))
+                results.append(_run_rounds(rebuild(compressor)))
             after = global_states()
         changed = ", ".join(name for name, state in before.items() if after[name] != state)
         require(not changed, law, compressor, f"draws from the global generator of {changed}, or seeds it")
@@ -78,9 +78,9 @@ def global_generators(compressor: Compressor) -> None:
     require(results[0] == results[1], law, compressor, figures)
 
 
-def _results(compressor: Compressor) -> list[bytes]:
+def _run_rounds(compressor: Compressor) -> list[bytes]:
     """Return every frame, decoded vector and aggregate of some rounds."""
-    rounds = [*exchanges(compressor, _updates("generators"), LAYOUT)]
+    rounds = [*exchanges(compressor, _draw_updates("generators"), LAYOUT)]
     frames = [exchange.frames for exchange in rounds]
     results = [frame for reference, replies in frames for frame in (reference, *replies)]
     return results + [vector.tobytes() for vector in decode_rounds(compressor, frames, LAYOUT)]
@@ -90,44 +90,43 @@ def _results(compressor: Compressor) -> list[bytes]:
 
 
 def aggregation(compressor: Compressor) -> None:
-    """Where the server keeps no state, the aggregate is Σ weight · decoded update: of unequal weights, of one reply, of none.
-    Where it keeps one, two replies of half the weight count as one. The order of the replies and a second call change nothing,
+    """The aggregate is Σ weight · decoded update where the server keeps no state, for any weights and for no reply. With a
+    server state, two replies of half the weight count as one reply. The order of the replies and a second call change nothing,
     and the server's state is not written to."""
     scheme = as_scheme(compressor)
     states: list[State] = [{}] * CLIENTS
     server: State = {}
     of_twins: State = {}
-    for round, of_round in enumerate(_updates("aggregation"), start=1):
-        replies = _replies(scheme, server, states, of_round, round)
+    for round, of_round in enumerate(_draw_updates("aggregation"), start=1):
+        replies = _send_updates(scheme, server, states, of_round, round)
         gathering = Gathering(SEED, round, LAYOUT, POPULATION)
         update, after = _fold(compressor, server, replies, gathering)
         again, after_again = _fold(compressor, server, replies, gathering)
-        same = (
-            _same(update, again) and after.keys() == after_again.keys() and all(_same(after[n], after_again[n]) for n in after)
-        )
-        require(same, "aggregation", compressor, f"round {round}: a second call with equal arguments gives another result")
+        same_states = after.keys() == after_again.keys() and all(_are_equal(after[n], after_again[n]) for n in after)
+        figures = f"round {round}: a second call with equal arguments gives another result"
+        require(same_states and _are_equal(update, again), "aggregation", compressor, figures)
         reordered, _ = _fold(compressor, server, [*replies[1::2], *replies[::2]], gathering)
         _require_close(compressor, f"round {round}, replies in another order", reordered, update)
-        if after:
-            for few in (replies[:1], []):
+        if server or after:
+            for few in ([replace(replies[0], weight=1.0)], []):
                 _fold(compressor, server, few, gathering)
             clients = 2 * POPULATION if scheme.uniform else POPULATION
-            halved, of_twins = _fold(compressor, of_twins, _halved(scheme, replies), replace(gathering, clients=clients))
+            halved, of_twins = _fold(compressor, of_twins, _halve(scheme, replies), replace(gathering, clients=clients))
             _require_close(compressor, f"round {round}, replies as two of half the weight", halved, update)
         else:
-            _require_sum(compressor, server, replies, gathering)
+            _require_sum(compressor, replies, gathering)
         server = after
 
 
-def _replies(scheme: Scheme, server: State, states: list[State], updates: F32, round: int) -> list[Received]:
+def _send_updates(scheme: Scheme, server: State, states: list[State], updates: F32, round: int) -> list[Received]:
     """Send updates [m, P] of one round, and replace the states of the clients."""
-    reference = reference_frame(scheme, server, context(round, ALL, LAYOUT, CLIENTS))
-    beside = read_reference(scheme, reference, context(round, ALL, LAYOUT, CLIENTS))
+    reference = encode_reference(scheme, server, make_context(round, ALL, LAYOUT, CLIENTS))
+    decoded = decode_reference(scheme, reference, make_context(round, ALL, LAYOUT, CLIENTS))
     weights = [1 / CLIENTS] * CLIENTS if scheme.uniform else np.roll(WEIGHTS, round - 1).tolist()
     replies = []
     for i, (x, weight) in enumerate(zip(updates, weights, strict=True)):
-        ctx = context(round, i * POPULATION // CLIENTS, LAYOUT, CLIENTS)
-        frame, states[i] = post(scheme, x, states[i], replace(ctx, reference=beside))
+        ctx = make_context(round, i * POPULATION // CLIENTS, LAYOUT, CLIENTS)
+        frame, states[i] = send_update(scheme, x, states[i], replace(ctx, reference=decoded))
         replies.append(Received(decode_frame(frame).sections, weight, ctx))
     return replies
 
@@ -152,8 +151,8 @@ def _fold(compressor: Compressor, server: State, replies: Sequence[Received], ga
     return update, after
 
 
-def _require_sum(compressor: Compressor, server: State, replies: Sequence[Received], gathering: Gathering) -> None:
-    """LawError unless the aggregate is Σ weight · decoded update; server: a state without entries."""
+def _require_sum(compressor: Compressor, replies: Sequence[Received], gathering: Gathering) -> None:
+    """Raise LawError unless the aggregate is Σ weight · decoded update."""
     scheme = as_scheme(compressor)
     cases = {"": replies, "one reply": [replace(replies[0], weight=1.0)], "no reply": []}
     if not scheme.convex:
@@ -166,35 +165,38 @@ def _require_sum(compressor: Compressor, server: State, replies: Sequence[Receiv
             expected += reply.weight * decoded.astype(np.float64)
             scale += reply.weight * float(np.abs(decoded).max())
         where = f"round {gathering.round}, {case or f'{len(replies)} replies'}, against Σ weight · decoded update"
-        _require_close(compressor, where, _fold(compressor, server, received, gathering)[0], expected, scale)
+        _require_close(compressor, where, _fold(compressor, {}, received, gathering)[0], expected, scale)
 
 
-def _halved(scheme: Scheme, replies: Sequence[Received]) -> list[Received]:
+def _halve(scheme: Scheme, replies: Sequence[Received]) -> list[Received]:
     """Replace the heaviest reply by two of half its weight; where all clients weigh the same, each reply."""
     heaviest = max(replies, key=lambda reply: reply.weight)
     halved: list[Received] = []
     for reply in replies:
         if reply is heaviest or scheme.uniform:
             half = replace(reply, weight=reply.weight / 2)
-            halved += [half, replace(half, ctx=_twin(scheme, reply))]
+            halved += [half, replace(half, ctx=_choose_twin(scheme, reply))]
         else:
             halved.append(reply)
     return halved
 
 
-def _twin(scheme: Scheme, reply: Received) -> Context:
-    """Return the context of a client that takes no part, if the reply decodes to the same there; else the reply's own."""
+def _choose_twin(scheme: Scheme, reply: Received) -> Context:
+    """Return the context of a client without a reply, if the sections decode to an equal update in it; else the reply's own."""
     other = replace(reply.ctx, client=reply.ctx.client + 1)
-    decoded = (scheme.decode(reply.sections, ctx).to_dense() for ctx in (reply.ctx, other))
-    return other if _same(*decoded) else reply.ctx
+    try:
+        decoded = scheme.decode(reply.sections, other).to_dense()
+    except Exception:  # the user's own code; it may refuse another client's sections in any way
+        return reply.ctx
+    return other if _are_equal(scheme.decode(reply.sections, reply.ctx).to_dense(), decoded) else reply.ctx
 
 
-def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+def _are_equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return a.shape == b.shape and bool((a == b).all())
 
 
 def _require_close(compressor: Compressor, where: str, got: F32, expected: F32 | F64, scale: float | None = None) -> None:
-    """LawError unless two aggregates are equal up to rounding. scale: of the sum's terms; by default of `expected`."""
+    """Raise LawError unless two aggregates are equal up to rounding. scale: of the sum's terms; by default of `expected`."""
     off = np.abs(got.astype(np.float64) - expected)
     worst = int(off.argmax())
     limit = CLOSE * (float(np.abs(expected).max()) if scale is None else scale)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -125,6 +126,19 @@ class DyingDecoder(HiddenChannel):
     def decode(self, sections: Sections, ctx: Context) -> Update:
         if f"{ctx.round}-{ctx.client}-{ctx.layout.size}" not in self._dictionary():
             os._exit(7)
+        return super().decode(sections, ctx)
+
+
+@dataclass(frozen=True)
+class WaitingDecoder(HiddenChannel):
+    """Waits until encode has stored the vector."""
+
+    name: ClassVar[str] = "waiting-decoder"
+    codec: ClassVar[int] = 216
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        while f"{ctx.round}-{ctx.client}-{ctx.layout.size}" not in self._dictionary():
+            time.sleep(0.01)
         return super().decode(sections, ctx)
 
 
