@@ -139,6 +139,7 @@ def _list_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
         ("numpy.random", numpy_random, NUMPY, _OF_NUMPY),
         ("numpy.random", mtrand, NUMPY, _OF_NUMPY),
         ("torch", sys.modules.get("torch.random"), object(), _OF_TORCH),
+        ("torch", sys.modules.get("torch"), object(), _OF_TORCH),  # may have wrappers of its own
     ):
         for name, value in list(vars(module).items()) if module is not None else ():
             if getattr(value, "__self__", None) is owner or name in others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "numpy.random.seed": lambda: mtrand.seed(3),
     "numpy.random.sample": lambda: numpy_random.sample(),
     "torch.manual_seed": lambda: torch.manual_seed(3),
+    "torch.seed": lambda: torch.random.seed(),
     "torch.get_rng_state": lambda: torch.random.get_rng_state(),
 }
 
@@ -35,6 +37,12 @@ def test_call_of_a_global_generator_is_recorded(name: str) -> None:
     with seeded_generators(0), watch_generators() as calls:
         CALLS[name]()
     assert name in calls
+
+
+def test_torch_that_wraps_its_seeding_is_recorded() -> None:
+    importlib.import_module("torch._dynamo")
+    assert torch.manual_seed is not torch.random.manual_seed
+    test_call_of_a_global_generator_is_recorded("torch.manual_seed")
 
 
 def test_call_of_an_own_generator_is_not_recorded() -> None:

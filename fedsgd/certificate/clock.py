@@ -15,7 +15,7 @@ from fedsgd.arrays import F32
 from fedsgd.certificate.base import Subject, Throughput
 from fedsgd.certificate.sample import Sample
 from fedsgd.compress import Context, State
-from fedsgd.compress.exchange import SEED, as_scheme, send_update
+from fedsgd.compress.exchange import SEED, as_scheme, encode_message
 from fedsgd.wire import decode_frame
 
 LEAST_BYTES, MOST_BYTES = 2**26, 2**29
@@ -62,7 +62,7 @@ def throughput(compressor: Subject, sample: Sample, pool: F32) -> Throughput:
         start = time.perf_counter()
         np.copyto(copies[here], pool[here])
         copied = time.perf_counter()
-        frame, state = send_update(scheme, pool[there], state, ctx)
+        frame, state = encode_message(scheme, pool[there], state, ctx)
         encoded = time.perf_counter()
         scheme.decode(decode_frame(frame).sections, ctx).add_to(total, 1.0)
         done = time.perf_counter()

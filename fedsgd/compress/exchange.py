@@ -85,7 +85,7 @@ def rebuild(value: Any) -> Any:
     return replace(value, **{f.name: rebuild(getattr(value, f.name)) for f in fields(value) if f.init})
 
 
-def send_update(scheme: Scheme, x: F32, state: State, ctx: Context) -> tuple[bytes, State]:
+def encode_message(scheme: Scheme, x: F32, state: State, ctx: Context) -> tuple[bytes, State]:
     """Return the frame of one update x [P], and the client's state if it is acknowledged."""
     sent = scheme.send(x, state, ctx)
     return _encode_update(scheme, sent, ctx), sent.state
@@ -127,7 +127,7 @@ def _send_message(compressor: Compressor, x: F32, state: State, ctx: Context, re
         frame = _encode_update(compressor, sent, ctx)
         return Message(ctx, frame, decode_frame(frame).sections, sent.state, update)
     assert isinstance(compressor, Scheme)
-    frame, after = send_update(compressor, x, state, at_client)
+    frame, after = encode_message(compressor, x, state, at_client)
     sections = decode_frame(frame).sections
     return Message(ctx, frame, sections, after, compressor.decode(sections, ctx))
 

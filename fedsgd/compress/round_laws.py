@@ -20,12 +20,12 @@ from fedsgd.compress.exchange import (
     as_scheme,
     decode_reference,
     decode_rounds,
+    encode_message,
     encode_reference,
     exchanges,
     make_context,
     rebuild,
     require_decoded,
-    send_update,
 )
 from fedsgd.compress.laws import gaussian, require
 from fedsgd.compress.update import State
@@ -126,7 +126,7 @@ def _send_updates(scheme: Scheme, server: State, states: list[State], updates: F
     replies = []
     for i, (x, weight) in enumerate(zip(updates, weights, strict=True)):
         ctx = make_context(round, i * POPULATION // CLIENTS, LAYOUT, CLIENTS)
-        frame, states[i] = send_update(scheme, x, states[i], replace(ctx, reference=decoded))
+        frame, states[i] = encode_message(scheme, x, states[i], replace(ctx, reference=decoded))
         replies.append(Received(decode_frame(frame).sections, weight, ctx))
     return replies
 
