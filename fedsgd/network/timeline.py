@@ -40,10 +40,16 @@ ROUND_COLUMNS = ("shared_down", "shared_up", "serving", "waiting", "due")
 
 @dataclass(frozen=True)
 class Work(Checked):
-    """What a run recorded of its work, in units that are no machine's: parameters: P; flops_per_example: forward and backward;
-    encode_copies, decode_copies: of an update at the client and of a message there, server_copies: of decoding and adding an
-    update, sending_copies: of encoding what goes down in a round, each as a multiple of copying the P float32 numbers in
-    memory."""
+    """Work of a run, in units of no machine; a copy is that of the P float32 numbers in memory.
+
+    Attributes:
+        parameters: P.
+        flops_per_example: floating-point operations of training on one example, forward and backward.
+        encode_copies: of encoding an update at the client.
+        decode_copies: of decoding a message at the client.
+        server_copies: of decoding and adding an update at the server.
+        sending_copies: of encoding what goes down in a round.
+    """
 
     parameters: int
     flops_per_example: Positive

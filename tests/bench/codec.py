@@ -1,5 +1,7 @@
 """The goals of the codec, measured: `python -m tests.bench.codec [--sizes P,P] [--only NAME] [--json FILE]`.
 
+`python -m tests.bench.codec --write` measures what `fedsgd price` counts for encoding and decoding: see `tests.bench.coding`.
+
 The unit of time is a memcpy of the dense float32 vector into a destination that has been touched, run in turn with what is
 measured, on one thread; both are medians over repetitions. The vectors are Gaussian, and rotate through a pool of at least
 160 MiB and at least 4 of them, more than the last-level cache holds, and so do the destinations: a memcpy is from memory to
@@ -25,6 +27,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -33,11 +36,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsgd.torch_scope import one_thread
+from tests.bench.coding import FILE, write
 from tests.bench.goals import CASES, Case, NotThereError
 from tests.bench.measure import Bench, Effort
 
 SIZES = (10_000, 200_000, 1_663_370, 25_000_000)
 WIDTH = 120
+COSTS = Effort(pool_mib=64, seconds=0.3, fewest=4, most=12)
+"""Of each case of `--write`."""
 COLOURS = {"pass": "green", "miss": "red"}
 
 
@@ -137,9 +143,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", metavar="NAME", help="figures with this in their name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     parser.add_argument("--repetitions", type=int, help="of each figure; by default as many as go into 0.7 s, 5 to 400")
+    parser.add_argument("--write", action="store_true", help=f"measure the costs of codecs instead, and write {FILE.name}")
     parser.add_argument("--pool", type=float, default=Effort.pool_mib, metavar="MIB", help="of vectors; 160 by default")
     given = parser.parse_args(arguments)
     console = Console(width=WIDTH, highlight=False)
+    if given.write:
+        made_by = {"command": "python -m tests.bench.codec --write", "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+        write({**made_by, **machine()}, COSTS)
+        console.print(f"written to {FILE}", soft_wrap=True)
+        return
     effort = Effort(given.pool, repetitions=given.repetitions)
     figures: list[Figure] = []
     with one_thread():
