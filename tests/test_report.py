@@ -26,7 +26,7 @@ from fedsgd.errors import OutputError, ReportError
 from fedsgd.network import Link, Network, Terms, Timeline, Trips, ask, device
 from fedsgd.network.timeline import COLUMNS, ROUND_COLUMNS
 from fedsgd.report import Run, compare, gather, load_run
-from fedsgd.report.facts import log2_choose, read_facts, read_trips, work_of
+from fedsgd.report.facts import log2_choose, read_facts, read_trips
 from fedsgd.report.following import OnNetworks
 from fedsgd.report.make import default_target
 from fedsgd.report.mixture import mixture
@@ -151,16 +151,17 @@ def test_facts_are_the_ledgers_sums(runs: Path) -> None:
     updates = ledger[ledger.kind == "UPDATE"]
     assert facts.bound_bytes == pytest.approx(sum(log2_choose(4810, k) for k in updates.kept) / 8)
     assert facts.bound_bytes < facts.index_bytes
-    work = work_of(run, facts)
-    quick = updates[updates["round"] > 1].encode_seconds.quantile(0.1)
-    assert work.encode_copies == float(f"{quick / run.summary['work']['copy_seconds']:.1e}"), (
-        "to two figures, without round one"
-    )
-    served = updates[updates["round"] > 1].decode_seconds.quantile(0.1) / run.summary["work"]["copy_seconds"]
-    assert work.server_copies == float(f"{served:.1e}")
-    sent = ledger[ledger.direction == "down"].groupby("round").encode_seconds.sum()[1:].quantile(0.1)
-    assert work.sending_copies == float(f"{sent / run.summary['work']['copy_seconds']:.1e}")
-    assert work.flops_per_example == run.summary["work"]["flops_per_example"] == 20224
+    assert (facts.updates.n, facts.updates.kept) == (60, updates.kept.sum())
+    models = ledger[ledger.kind == "MODEL"]
+    whole, step = models[models.base == 0], models[models.base > 0]
+    assert (facts.received["whole"].n, facts.received["step"].n) == (len(whole), len(step))
+    assert facts.received["step"].kept == step.kept.sum()
+    distinct = step.drop_duplicates(["round", "frame_hash"])
+    assert (facts.encoded["step"].n, facts.encoded["step"].kept) == (len(distinct), distinct.kept.sum())
+    latest = distinct[distinct.base == distinct["round"] - 1]
+    assert 0 < facts.encoded["latest"].n == len(latest) < len(distinct)
+    assert facts.encoded["whole"].n == whole["round"].nunique()
+    assert facts.clock is None
 
 
 def test_log2_choose_by_hand() -> None:
@@ -208,14 +209,12 @@ def said(folder: Path, **changes: Any) -> None:
     (folder / "summary.json").write_text(json.dumps({**known, **changes}))
 
 
-@pytest.mark.parametrize(
-    "work", [None, {}, {"copy_seconds": 0, "flops_per_example": 1.0}, {"copy_seconds": "x", "flops_per_example": 1}]
-)
+@pytest.mark.parametrize("work", [None, {}, {"flops_per_example": 0}, {"flops_per_example": "x"}, {"flops_per_example": True}])
 def test_a_run_that_does_not_say_what_was_computed_is_compared_and_not_priced(runs: Path, tmp_path: Path, work: Any) -> None:
     shutil.copytree(runs / "topk-0", tmp_path / "run")
     said(tmp_path / "run", work=work)
     assert compare(gather([tmp_path / "run"])).rows[0].rounds.median == 6
-    with pytest.raises(ReportError, match="does not say what was computed; run it again"):
+    with pytest.raises(ReportError, match="does not say flops_per_example under work; run it again"):
         price(load_run(tmp_path / "run"), [TERMS])
 
 
@@ -677,8 +676,9 @@ def test_prices_where_replies_get_lost(root: Path, tmp_path: Path) -> None:
     slowest = each[taken.index].groupby("round").max().reindex(range(1, 5), fill_value=0)
     np.testing.assert_allclose(np.diff(until.seconds), np.where(lost > 0, 3.0, slowest) + served)
     received = ledger[(ledger.kind == "UPDATE") & (ledger.fate == "received") & (ledger["round"] > 1)]
-    served_copies = received.decode_seconds.quantile(0.1) / run.summary["work"]["copy_seconds"]
-    assert work.server_copies == float(f"{served_copies:.1e}"), "what was lost was never decoded"
+    (clocked,) = price(run, [TERMS], measured_coding=True)
+    served_copies = received.decode_seconds.quantile(0.5) / run.summary["work"]["copy_seconds"]
+    assert clocked.work.server_copies == float(f"{served_copies:.1e}"), "what was lost was never decoded"
     assert open_end.facts.silent == 0
 
 

@@ -66,6 +66,7 @@ def report(
             terms=terms,
             price_per_gigabyte=question.price_per_gigabyte,
             title=title,
+            measured_coding=question.measured_coding,
             say=note,
         )
     for path in written:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedsgd.report.methods import Given
 
 LINK_OPTIONS = ("up", "down", "latency", "jitter", "spread", "trace", "server_up", "server_down", "broadcast")
+PRICE_OPTIONS = ("price_per_gigabyte", "measured_coding")
 OTHER_OPTIONS = ("overhead_up", "overhead_down", "device_name", "flops", "device_spread", "server_name", "deadline")
 
 
@@ -49,7 +50,8 @@ def _exists(path: str) -> bool:
 @dataclass(frozen=True)
 class Question:
     """What every command that reads finished runs is given: the runs, the target, what was tuned; and what a price is for:
-    networks' names, the price of bytes, and all other options, as `fedsgd.network.ask` has them."""
+    networks' names, the price of bytes, whether coding is by the clock, and all other options, as `fedsgd.network.ask` has
+    them."""
 
     runs: list[Given]
     target: float | None
@@ -57,6 +59,7 @@ class Question:
     quiet: bool
     networks: str | None
     price_per_gigabyte: float | None
+    measured_coding: bool
     options: dict[str, Any]
 
     @property
@@ -92,7 +95,7 @@ class Question:
         from fedsgd.report.compare import compare as compare_methods
 
         with console.waiting("replaying ledgers", self.quiet):
-            return compare_methods(methods, self.target, terms, self.price_per_gigabyte)
+            return compare_methods(methods, self.target, terms, self.price_per_gigabyte, self.measured_coding)
 
 
 def of_runs(command: Callable[..., None]) -> Callable[..., None]:
@@ -155,6 +158,12 @@ def _of_terms() -> list[Callable[..., Any]]:
         click.option("--server", "server_name", metavar="NAME", default="server", show_default=True, help="What aggregates."),
         click.option("--deadline", metavar="TIME", help="How long the server waits for a reply that never comes."),
         click.option("--price-per-gigabyte", type=Finite(0, min_open=True), help="What 1e9 bytes cost, in your currency."),
+        click.option(
+            "--measured-coding",
+            is_flag=True,
+            help="Time encoding and decoding by the clock of the machine that made each run, in the median and, in [ ], with "
+            "the first and the ninth decile.  [default: by the table of codec costs, so that equal runs have equal prices]",
+        ),
     ]
 
 
@@ -176,7 +185,8 @@ def price(question: Question, as_json: bool) -> None:
 
     RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
     RUN that exists. Runs that differ by their seed alone are one method. A round lasts until its slowest client is
-    done with download, computing, encoding and upload, and the server with decoding.
+    done with download, computing, encoding and upload, and the server with decoding. Coding is counted by a table of codec
+    costs, so that runs of equal digests have equal prices.
     Break-even: the uplink speed below which one method is sooner at the target than the other, the ratio of down to up and the
     latency kept.
 
@@ -225,9 +235,9 @@ def compare(question: Question, outs: tuple[Path, ...], as_json: bool) -> None:
     for out in outs:
         tables.check(out)
     priced = question.names_a_link
-    given = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS) if _was_given(name)]
-    if not priced and (given or question.price_per_gigabyte is not None):
-        option = f"--{(given or ['price_per_gigabyte'])[0].removesuffix('_name').replace('_', '-')}"
+    given = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS, *PRICE_OPTIONS) if _was_given(name)]
+    if not priced and given:
+        option = f"--{given[0].removesuffix('_name').replace('_', '-')}"
         raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")
     terms = question.terms() if priced else {}
     comparison = question.compared(question.methods(), terms)

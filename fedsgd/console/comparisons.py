@@ -62,7 +62,7 @@ def _priced(row: Row, on: OnNetwork, base: OnNetwork | None) -> Iterator[str]:
     from fedsgd.report import tables
 
     yield tables.label_of(row)
-    yield tables.cell(on.seconds, seconds_text, "\n")
+    yield tables.seconds_cell(on, "\n")
     ratio = math.nan if base is None or not base.seconds.median else on.seconds.median / base.seconds.median
     yield f"{three_figures(ratio)}×" if math.isfinite(ratio) else ""
     yield seconds_text(on.a_round.median)

@@ -9,8 +9,9 @@ from typing import Any
 from fedsgd.network import Terms
 from fedsgd.report.methods import Method
 from fedsgd.report.mixture import mixture
-from fedsgd.report.price import BreakEven, Priced, Racer, all_break_evens, price, reach
+from fedsgd.report.price import BreakEven, Priced, all_break_evens, price, race
 from fedsgd.report.runs import Run
+from fedsgd.report.work import uncounted_codecs
 from fedsgd.target import Crossing, Seeds, crossing, over_seeds
 
 GIGABYTE = 1e9
@@ -18,15 +19,25 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class OnNetwork:
-    """seconds: to the target, or to the end of the run if there is none; a_round: in the mean over all rounds; n_bytes: what
-    goes over the network until then, with what the transport adds; cost: of that, None if no price was given; each over the
-    seeds. coding: its share of the time of all rounds, the most of any seed."""
+    """A method on a network, over its seeds.
+
+    Attributes:
+        seconds: to the target, or to the end of the run if there is none.
+        a_round: seconds of a round, in the mean over all rounds.
+        n_bytes: bytes over the network until then, with what the transport adds.
+        cost: cost of these bytes, None if no price was given.
+        coding: share of coding in the time of all rounds, the largest of any seed.
+        coding_low, coding_high: `seconds` with the first and with the ninth decile of coding by the clock; None where coding is
+            by the table.
+    """
 
     seconds: Seeds
     a_round: Seeds
     n_bytes: Seeds
     cost: Seeds | None
     coding: float
+    coding_low: Seeds | None = None
+    coding_high: Seeds | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,8 @@ class Row:
     """A method. best: the largest accuracy of each run that finished, None if none was measured; rounds and bytes: to the
     target, or to the end of the run if there is none; on: by the name of the network; not_priced: why there is none;
     seed_numbers: of the runs that finished; silent: the most messages of a run after which nothing was heard; diverged: the
-    evidence by seed. All over the seeds; a failed seed, whose run ended in an error, does not reach anything."""
+    evidence by seed; uncounted: compressors whose coding counts as nothing. All over the seeds; a failed seed, whose run ended
+    in an error, does not reach anything."""
 
     label: str
     tuned: Mapping[str, Any]
@@ -52,13 +64,22 @@ class Row:
     seed_numbers: tuple[int, ...]
     silent: int
     diverged: Mapping[int, str]
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """target: the accuracy to be reached, None for the end of each run; terms: by the name of the network; rows: in the order
-    of the methods; break_evens: of every two methods that have one, by network; mixture: a sentence that names in what the runs
-    differ beside their method, None if in nothing."""
+    """Methods side by side.
+
+    Attributes:
+        target: accuracy to be reached; None for the end of each run.
+        terms: terms of the prices, by the name of the network.
+        price_per_gigabyte: cost of 10⁹ bytes, None if it was not given.
+        rows: one for each method, in their order.
+        break_evens: of every two methods that have one, by the name of the network.
+        mixture: a sentence that names in what the runs differ beside their method, None if in nothing.
+        measured_coding: whether coding is by the clock of the machine that made each run.
+    """
 
     target: float | None
     terms: Mapping[str, Terms]
@@ -66,6 +87,7 @@ class Comparison:
     rows: tuple[Row, ...]
     break_evens: Mapping[str, tuple[BreakEven, ...]]
     mixture: str | None = None
+    measured_coding: bool = False
 
     @property
     def baseline(self) -> Row:
@@ -78,32 +100,44 @@ def compare(
     target: float | None = None,
     terms: Mapping[str, Terms] | None = None,
     price_per_gigabyte: float | None = None,
+    measured_coding: bool = False,
 ) -> Comparison:
-    """See `Comparison`. terms: what to price on, by name; runs whose participation depended on time are not priced."""
+    """Compare methods; runs whose participation depended on time are not priced.
+
+    Args:
+        methods: the methods.
+        target: accuracy to be reached; None for the end of each run.
+        terms: terms of the prices, by the name of the network.
+        price_per_gigabyte: cost of 10⁹ bytes, in any currency.
+        measured_coding: whether coding is by the clock of the machine that made each run.
+    """
     terms = terms or {}
-    priced = {method.label: _priced(method, terms) for method in methods}
-    rows = tuple(_row(method, target, priced[method.label], price_per_gigabyte) for method in methods)
+    priced = {method.label: _priced(method, terms, measured_coding) for method in methods}
+    rows = tuple(_row(method, target, priced[method.label], price_per_gigabyte, measured_coding) for method in methods)
     evens: dict[str, tuple[BreakEven, ...]] = {}
     if target is not None:
         for name, each in terms.items():
-            racers = [_racer(method, target, priced[method.label][name]) for method in methods if priced[method.label]]
+            racing = [method for method in methods if priced[method.label]]
+            racers = [race(one.label, priced[one.label][name], target, one.chosen.failed) for one in racing]
             evens[name] = tuple(all_break_evens(racers, each.network))
-    return Comparison(target, terms, price_per_gigabyte, rows, evens, mixture(methods))
+    return Comparison(target, terms, price_per_gigabyte, rows, evens, mixture(methods), measured_coding)
 
 
-def _priced(method: Method, terms: Mapping[str, Terms]) -> dict[str, list[Priced]]:
+def _priced(method: Method, terms: Mapping[str, Terms], measured_coding: bool) -> dict[str, list[Priced]]:
     """Its runs by network; nothing where one of them cannot be priced."""
     if not terms or any(run.time_dependent for run in method.runs):
         return {}
-    by_run = [price(run, list(terms.values())) for run in method.runs]
+    by_run = [price(run, list(terms.values()), measured_coding) for run in method.runs]
     return {name: [runs[i] for runs in by_run] for i, name in enumerate(terms)}
 
 
-def _racer(method: Method, target: float, runs: Sequence[Priced]) -> Racer:
-    return Racer(method.label, [*(reach(one, target) for one in runs), *[None] * method.chosen.failed])
-
-
-def _row(method: Method, target: float | None, priced: Mapping[str, Sequence[Priced]], per_gigabyte: float | None) -> Row:
+def _row(
+    method: Method,
+    target: float | None,
+    priced: Mapping[str, Sequence[Priced]],
+    per_gigabyte: float | None,
+    measured_coding: bool,
+) -> Row:
     chosen, ends = method.chosen, {run.folder: _end(run, target) for run in method.runs}
 
     def at(run: Run, *columns: str) -> float | None:
@@ -128,6 +162,7 @@ def _row(method: Method, target: float | None, priced: Mapping[str, Sequence[Pri
         seed_numbers=tuple(run.seed for run in method.runs),
         silent=max((one.facts.silent for runs in priced.values() for one in runs), default=0),
         diverged=method.diverged,
+        uncounted=uncounted_codecs(method.runs[0]) if priced and not measured_coding else (),
     )
 
 
@@ -139,7 +174,11 @@ def _end(run: Run, target: float | None) -> Crossing | None:
 def _on(runs: Sequence[Priced], ends: Mapping[Any, Crossing | None], failed: int, per_gigabyte: float | None) -> OnNetwork:
     none = [None] * failed
     found = [(one, ends[one.run.folder]) for one in runs]
-    seconds = [None if end is None else end.on(one.seconds) for one, end in found]
+
+    def seconds(priced: Sequence[Priced]) -> Seeds:
+        known = ((one, ends[one.run.folder]) for one in priced)
+        return over_seeds([*(None if end is None else end.on(one.seconds) for one, end in known), *none])
+
     n_bytes = [None if end is None else end.on(one.paid_bytes) for one, end in found]
     cost = None
     if per_gigabyte is not None:
@@ -147,7 +186,9 @@ def _on(runs: Sequence[Priced], ends: Mapping[Any, Crossing | None], failed: int
         cost = over_seeds([*spent, *none])
     means = [float(one.seconds[-1]) / one.run.n_rounds for one in runs]
     coding = max((_coding(one) for one in runs), default=0.0)
-    return OnNetwork(over_seeds([*seconds, *none]), over_seeds(means), over_seeds([*n_bytes, *none]), cost, coding)
+    extremes = [one.extremes for one in runs if one.extremes is not None]
+    clock = [seconds(side) for side in zip(*extremes, strict=True)] if extremes else [None, None]
+    return OnNetwork(seconds(runs), over_seeds(means), over_seeds([*n_bytes, *none]), cost, coding, *clock)
 
 
 def _coding(one: Priced) -> float:

@@ -5,9 +5,10 @@ T trips: a client in a round; N clients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import lgamma, log
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,57 @@ from numpy.typing import NDArray
 
 from fedsgd.arrays import F64, I64
 from fedsgd.errors import ReportError
-from fedsgd.network import Trips, Work
+from fedsgd.network import Trips
 from fedsgd.parquet import SEGMENT_ROWS, read_batches
 from fedsgd.report.runs import Run
 
-QUICK = 0.1
+REFERENCE_VALUE_BYTES = 3.5
+"""Bytes of a value in a REFERENCE frame, whose number of coordinates the ledger does not have."""
+DOWN = ("whole", "step", "reference")
+"""Frames that clients share: MODEL with the model itself, MODEL with a difference, REFERENCE."""
 Batch = Mapping[str, Any]
+
+
+@dataclass
+class Frames:
+    """Frames of one kind. n: their number; kept: coordinates that they carry, all together."""
+
+    n: int = 0
+    kept: float = 0.0
+
+
+@dataclass(eq=False)
+class Seconds:
+    """What coding took by the clock of the machine that made the run, without the first round, in which loops are compiled.
+
+    Attributes:
+        encode: of each UPDATE at its client.
+        decode: of each message at its client.
+        add: of each UPDATE at the server.
+        send: of each round, encoding its downlink; the round of 0, in which there is nothing, first.
+    """
+
+    encode: list[F64] = field(default_factory=list)
+    decode: list[F64] = field(default_factory=list)
+    add: list[F64] = field(default_factory=list)
+    send: F64 = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(eq=False)
 class Facts:
-    """clients_up, clients_down: bytes of each client [N]; index_bytes, bound_bytes: of UPDATE frames that say where their
-    coordinates are: what that takes, and log₂C(P, k) bits for each.
+    """What a ledger says of a run of N clients and R rounds. All but `clock` depends on the deterministic columns alone.
 
-    up_messages, down_messages: of each round, that of 0, in which there is nothing, first [R + 1]; sending: seconds of encoding
-    each round's downlink, likewise; silent: messages after which nothing was heard of the client. encode, decode, server:
-    seconds of each UPDATE at the client, of each message there, and of each UPDATE at the server."""
+    Attributes:
+        clients_up, clients_down: [N], bytes of each client.
+        up_messages, down_messages: [R + 1], messages of each round, that of 0, in which there is nothing, first.
+        silent: messages after which nothing was heard of the client.
+        index_bytes: bytes of positions, in UPDATE frames that have any.
+        bound_bytes: log₂C(P, k) bits for each of these frames, in bytes.
+        updates: UPDATE frames that could be read, lost and late ones among them.
+        received: frames that were sent to clients, by their place in DOWN.
+        encoded: distinct frames of each round, likewise; "latest": those of "step" that build on the round before.
+        clock: seconds of coding; None unless they were asked for.
+    """
 
     clients_up: F64
     clients_down: F64
@@ -39,20 +75,31 @@ class Facts:
     silent: int = 0
     index_bytes: int = 0
     bound_bytes: float = 0.0
-    encode: list[F64] = field(default_factory=list)
-    decode: list[F64] = field(default_factory=list)
-    server: list[F64] = field(default_factory=list)
-    sending: F64 = field(default_factory=lambda: np.zeros(0))
+    updates: Frames = field(default_factory=Frames)
+    received: dict[str, Frames] = field(default_factory=lambda: {kind: Frames() for kind in DOWN})
+    encoded: dict[str, Frames] = field(default_factory=lambda: {kind: Frames() for kind in (*DOWN, "latest")})
+    clock: Seconds | None = None
 
 
-def read_facts(run: Run) -> Facts:
-    """One pass over the ledger. ReportError if it is not the ledger of this run."""
+def read_facts(run: Run, clock: bool = False) -> Facts:
+    """Read the ledger once.
+
+    Args:
+        run: the run.
+        clock: whether to read what coding took by the clock, too.
+
+    Raises:
+        ReportError: it is not the ledger of this run.
+    """
     n_clients, parameters, ends = int(run.summary["clients"]), int(run.summary["parameters"]), run.n_rounds + 1
-    facts = Facts(np.zeros(n_clients), np.zeros(n_clients), np.zeros(ends), np.zeros(ends), sending=np.zeros(ends))
-    names = ["round", "client", "direction", "kind", "fate", "n_bytes", "index_bytes", "kept"]
-    for batch in read_batches(run.folder / "ledger.parquet", [*names, "encode_seconds", "decode_seconds"]):
+    facts = Facts(np.zeros(n_clients), np.zeros(n_clients), np.zeros(ends), np.zeros(ends))
+    facts.clock = Seconds(send=np.zeros(ends)) if clock else None
+    names = ["round", "client", "direction", "kind", "base", "fate", "n_bytes", "index_bytes", "value_bytes", "kept"]
+    kept_counts: Counter[int] = Counter()
+    distinct = _Distinct(facts.encoded)
+    for batch in read_batches(run.folder / "ledger.parquet", [*names, *(["encode_seconds", "decode_seconds"] * clock)]):
         _check(run, batch)
-        up, update, received = batch["direction"].are("up"), batch["kind"].are("UPDATE"), batch["fate"].are("received")
+        up, update = batch["direction"].are("up"), batch["kind"].are("UPDATE")
         for rows, totals in ((up, facts.clients_up), (~up, facts.clients_down)):
             totals += np.bincount(batch["client"][rows], batch["n_bytes"][rows], minlength=n_clients)
         opens = batch["kind"].are("TASK")
@@ -60,25 +107,69 @@ def read_facts(run: Run) -> Facts:
             messages += np.bincount(batch["round"][rows], minlength=ends)
         placed = update & (batch["index_bytes"] > 0) & (batch["kept"] > 0)
         facts.index_bytes += int(batch["index_bytes"][placed].sum())
-        kept, times = np.unique(batch["kept"][placed], return_counts=True)
-        bits = (log2_choose(parameters, k) * n for k, n in zip(kept.tolist(), times.tolist(), strict=True))
-        facts.bound_bytes += sum(bits) / 8
-        _add_seconds(facts, batch, up, update, received)
+        kept_counts.update(batch["kept"][placed].tolist())
+        _add_frames(facts.updates, batch["kept"][update & ~batch["fate"].are("refused")])
+        distinct.add(_add_downlink(facts.received, batch, parameters))
+        if facts.clock is not None:
+            _add_seconds(facts.clock, batch, up, update)
+    distinct.finish()
+    bits = (log2_choose(parameters, k) * n for k, n in sorted(kept_counts.items()))
+    facts.bound_bytes = math.fsum(bits) / 8
     facts.silent = int((facts.down_messages - facts.up_messages).clip(min=0).sum())
     _check_whole(run, facts)
     return facts
 
 
-def _add_seconds(
-    facts: Facts, batch: Batch, up: NDArray[np.bool_], update: NDArray[np.bool_], received: NDArray[np.bool_]
-) -> None:
-    """What coding took; in the first round it takes longer, as loops are compiled then."""
-    later = (batch["round"] > 1) | (len(facts.sending) == 2)
-    facts.encode.append(batch["encode_seconds"][update & later])
-    facts.server.append(batch["decode_seconds"][update & received & later])
-    decoded = batch["decode_seconds"][~up & later]
-    facts.decode.append(decoded[decoded > 0])
-    facts.sending += np.bincount(batch["round"][~up], batch["encode_seconds"][~up], minlength=len(facts.sending))
+def _add_frames(frames: Frames, kept: NDArray[Any]) -> None:
+    frames.n += len(kept)
+    frames.kept += float(kept.sum())
+
+
+def _add_downlink(received: Mapping[str, Frames], batch: Batch, parameters: int) -> F64:
+    """Count the frames that clients decode; return (round, kind, base, kept) of each [F, 4], the kind by its place in DOWN."""
+    model, reference = batch["kind"].are("MODEL"), batch["kind"].are("REFERENCE")
+    estimate = np.minimum(parameters, batch["value_bytes"] // REFERENCE_VALUE_BYTES)
+    kept = np.where(reference, estimate, batch["kept"])
+    masks = (model & (batch["base"] == 0), model & (batch["base"] > 0), reference)
+    parts = []
+    for number, (kind, rows) in enumerate(zip(DOWN, masks, strict=True)):
+        _add_frames(received[kind], kept[rows])
+        parts.append(np.stack([batch["round"][rows], np.full(rows.sum(), number), batch["base"][rows], kept[rows]], axis=1))
+    return np.concatenate(parts).astype(np.float64)
+
+
+class _Distinct:
+    """Counts the distinct frames of each round, which the ledger has once for each client that was sent one."""
+
+    def __init__(self, encoded: Mapping[str, Frames]) -> None:
+        self._encoded = encoded
+        self._open = np.zeros((0, 4))
+
+    def add(self, frames: F64) -> None:
+        """Add a stretch of frames [F, 4]; only those of its last round may go on in the next stretch."""
+        rows = np.unique(np.concatenate([self._open, frames]), axis=0)
+        last = rows[-1, 0] if len(rows) else 0
+        self._open = rows[rows[:, 0] == last]
+        self._count(rows[rows[:, 0] < last])
+
+    def finish(self) -> None:
+        """Count the last round."""
+        self._count(self._open)
+
+    def _count(self, rows: F64) -> None:
+        for number, kind in enumerate(DOWN):
+            _add_frames(self._encoded[kind], rows[rows[:, 1] == number, 3])
+        _add_frames(self._encoded["latest"], rows[(rows[:, 1] == 1) & (rows[:, 2] == rows[:, 0] - 1), 3])
+
+
+def _add_seconds(clock: Seconds, batch: Batch, up: NDArray[np.bool_], update: NDArray[np.bool_]) -> None:
+    """Add what coding took."""
+    later = (batch["round"] > 1) | (len(clock.send) == 2)
+    clock.encode.append(batch["encode_seconds"][update & later])
+    clock.add.append(batch["decode_seconds"][update & batch["fate"].are("received") & later])
+    opening = batch["decode_seconds"][~up & later]
+    clock.decode.append(opening[opening > 0])
+    clock.send += np.bincount(batch["round"][~up], batch["encode_seconds"][~up], minlength=len(clock.send))
 
 
 def _check(run: Run, batch: Batch) -> None:
@@ -103,31 +194,7 @@ def _check_whole(run: Run, facts: Facts) -> None:
 
 def log2_choose(n: int, k: int) -> float:
     """log₂ C(n, k): the bits that which k of n it is takes at least, if all sets are alike."""
-    return (lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)) / log(2)
-
-
-def work_of(run: Run, facts: Facts) -> Work:
-    """The run's work in units that are no machine's: what coding took by the clock of the machine that ran it, as multiples of
-    what a copy took there, to two figures. A busy machine only ever makes it longer, so the quickest tenth stands for all."""
-    recorded: Any = run.summary.get("work")
-    recorded = recorded if isinstance(recorded, dict) else {}
-    copy, flops = (recorded.get(key) for key in ("copy_seconds", "flops_per_example"))
-    if not all(isinstance(figure, int | float) and figure > 0 for figure in (copy, flops)):
-        raise ReportError(f"{run.folder}/summary.json: does not say what was computed; run it again with this version")
-    sending = facts.sending[2:] if run.n_rounds > 1 else facts.sending[1:]
-    sending = sending[sending > 0]  # nothing is encoded in a round of nobody
-    taken = (facts.encode, facts.decode, facts.server, [sending])
-    copies = (_two_figures(_quick(seconds) / copy) for seconds in taken)
-    return Work(int(run.summary["parameters"]), float(flops), *copies)
-
-
-def _quick(parts: Sequence[F64]) -> float:
-    values = np.concatenate(parts) if parts else np.zeros(0)
-    return float(np.quantile(values, QUICK)) if len(values) else 0.0
-
-
-def _two_figures(value: float) -> float:
-    return float(f"{value:.1e}")
+    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
 
 
 def read_trips(run: Run, rows: int = SEGMENT_ROWS) -> Iterator[Trips]:

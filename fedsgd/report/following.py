@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,7 +11,9 @@ from fedsgd.errors import ReportError
 from fedsgd.network import Terms
 from fedsgd.report.price import price
 from fedsgd.report.runs import load_run
-from fedsgd.track import Begun, Ended, Tracker
+from fedsgd.report.tables import uncounted_notes
+from fedsgd.report.work import uncounted_codecs
+from fedsgd.track import Begun, Ended, Tracker, TrackerWarning
 
 if TYPE_CHECKING:
     from fedsgd.record import Round
@@ -49,5 +52,8 @@ class OnNetworks:
     def _priced(self) -> dict[str, list[float]]:
         if self._run is None or self._run.folder is None:
             raise ReportError("without a run folder there is no ledger to be priced")
-        priced = price(load_run(self._run.folder), list(self._terms.values()))
+        run = load_run(self._run.folder)
+        priced = price(run, list(self._terms.values()))
+        for text in uncounted_notes(self._run.name, uncounted_codecs(run)):
+            warnings.warn(text, TrackerWarning, stacklevel=2)
         return {name: one.seconds[1:].tolist() for name, one in zip(self._terms, priced, strict=True)}

@@ -11,7 +11,7 @@ from fedsgd.errors import OutputError, ReportError
 from fedsgd.network import Terms
 from fedsgd.report.methods import Given, Method, gather
 from fedsgd.report.mixture import mixture
-from fedsgd.report.payload import Asked, payload
+from fedsgd.report.payload import Asked, coding_notes, payload
 from fedsgd.run_folder import write
 
 
@@ -26,17 +26,21 @@ def make(
     terms: Terms,
     price_per_gigabyte: float | None,
     title: str | None,
+    measured_coding: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Write it; the files that were written. form: "html", or "pdf", "svg", "png" for figures in the folder `out`; say: is told
-    of what is left out, and of runs that differ in more than their method."""
+    """Write it; the files that were written. form: "html", or "pdf", "svg", "png" for figures in the folder `out`;
+    measured_coding: whether coding is by the clock of the machine that made each run; say: is told of what is left out, of runs
+    that differ in more than their method, and of what figures do not show of coding."""
     target = default_target(gather(runs, None, tuned)) if target is None else target
     methods = gather(runs, target, tuned, say)
     mixed = mixture(methods)
     if mixed is not None:
         say(mixed)
-    asked = Asked(title or _title(methods), target, terms, network, price_per_gigabyte)
+    asked = Asked(title or _title(methods), target, terms, network, price_per_gigabyte, measured_coding)
     if form != "html":
+        for text in coding_notes(methods, asked):
+            say(text)
         from fedsgd.report.figures import draw
 
         return draw(methods, asked, out, form)

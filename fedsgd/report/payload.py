@@ -21,11 +21,14 @@ from fedsgd.network import Terms
 from fedsgd.network.profiles import networks
 from fedsgd.network.timeline import COLUMNS, ROUND_COLUMNS
 from fedsgd.python_objects import ask_for, find_markers
+from fedsgd.report.compare import compare
 from fedsgd.report.facts import Facts, read_facts
 from fedsgd.report.methods import Method
 from fedsgd.report.mixture import differing_settings, mixture
 from fedsgd.report.price import SPEEDS, Priced, price
 from fedsgd.report.runs import Run
+from fedsgd.report.tables import clock_notes, uncounted_notes
+from fedsgd.report.work import coding_text, uncounted_codecs
 
 FORMAT = 1
 QUANTILES = 101
@@ -37,13 +40,15 @@ TIMELINE = ("offsets", *COLUMNS, *ROUND_COLUMNS)
 @dataclass(frozen=True)
 class Asked:
     """What a report is asked for. title; target: accuracy to be reached; terms: the network that the page begins with;
-    network: what that is called; price_per_gigabyte: what 10⁹ bytes cost, in any currency, None if that is not asked."""
+    network: what that is called; price_per_gigabyte: what 10⁹ bytes cost, in any currency, None if that is not asked;
+    measured_coding: whether coding is by the clock of the machine that made each run."""
 
     title: str
     target: float
     terms: Terms
     network: str
     price_per_gigabyte: float | None = None
+    measured_coding: bool = False
 
 
 def array(values: ArrayLike) -> dict[str, str]:
@@ -75,7 +80,8 @@ def payload(methods: Sequence[Method], asked: Asked) -> dict[str, Any]:
         "networks": [
             {"name": name, "title": one.title, "source": one.source, **asdict(one.link)} for name, one in networks().items()
         ],
-        "methods": [_method(method, asked.terms, differing) for method in methods],
+        "coding": coding_text(asked.measured_coding),
+        "methods": [_method(method, asked, differing) for method in methods],
         "mixture": mixture(methods),
         "notes": list(_notes(methods, asked)),
     }
@@ -88,13 +94,23 @@ def _notes(methods: Sequence[Method], asked: Asked) -> Iterator[str]:
     broken = [method.label for method in methods if any(run.summary.get("failures") for run in method.runs)]
     if broken and asked.terms.deadline_seconds is None:
         yield f"some clients of {', '.join(broken)} broke down; where nothing was heard of one, its download alone counts"
+    yield from coding_notes(methods, asked)
+
+
+def coding_notes(methods: Sequence[Method], asked: Asked) -> Iterator[str]:
+    """Describe what a page or figures do not show of coding: codecs that count as nothing, and ranges by the clock."""
+    priced = [method for method in methods if not any(run.time_dependent for run in method.runs)]
+    if asked.measured_coding and priced:
+        yield from clock_notes(compare(priced, asked.target, {asked.network: asked.terms}, measured_coding=True))
+    for method in priced if not asked.measured_coding else ():
+        yield from uncounted_notes(method.label, uncounted_codecs(method.runs[0]))
 
 
 def _device(device: Any) -> dict[str, Any]:
     return {**asdict(device), "text": str(device)}
 
 
-def _method(method: Method, terms: Terms, differing: Sequence[str]) -> dict[str, Any]:
+def _method(method: Method, asked: Asked, differing: Sequence[str]) -> dict[str, Any]:
     settings = method.runs[0].settings
     return {
         "label": method.label,
@@ -105,13 +121,13 @@ def _method(method: Method, terms: Terms, differing: Sequence[str]) -> dict[str,
         "failed_seeds": method.chosen.failed,
         "diverged": [f"the run with seed {seed} diverged: {text}; {HINT}" for seed, text in method.diverged.items()],
         "settings": {key: settings[key] for key in differing if key in settings},
-        "runs": [_run(run, terms) for run in method.runs],
+        "runs": [_run(run, asked) for run in method.runs],
     }
 
 
-def _run(run: Run, terms: Terms) -> dict[str, Any]:
+def _run(run: Run, asked: Asked) -> dict[str, Any]:
     if run.time_dependent is None:
-        (priced,) = price(run, [terms])
+        (priced,) = price(run, [asked.terms], asked.measured_coding)
         facts, timeline, paid = priced.facts, _timeline(priced), array(priced.paid_bytes)
     else:
         facts, timeline, paid = read_facts(run), None, None

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedsgd.errors import OutputError, did_you_mean
 from fedsgd.network import Terms
-from fedsgd.report.compare import Comparison, Row
+from fedsgd.report.compare import Comparison, OnNetwork, Row
 from fedsgd.report.price import BreakEven
 from fedsgd.run_folder import write
 from fedsgd.sizes import size_text
@@ -41,6 +41,13 @@ def cell(figures: Seeds, text: Texts, between: str = " ") -> str:
     number, _, unit = low.partition(" ")
     least = number if unit and high.partition(" ")[2] == unit else low  # the unit once, where it is the same
     return f"{middle}{between}({least} to {high})"
+
+
+def seconds_cell(on: OnNetwork, between: str = " ") -> str:
+    """Return the time in a cell; in brackets with the first and the ninth decile of coding by the clock."""
+    text = cell(on.seconds, seconds_text, between)
+    ends = [each.median for each in (on.coding_low, on.coding_high) if each is not None and math.isfinite(each.median)]
+    return f"{text}{between}[{seconds_text(ends[0])} to {seconds_text(ends[1])}]" if len(ends) == 2 else text
 
 
 def accuracy_text(value: float) -> str:
@@ -78,7 +85,7 @@ def cells(comparison: Comparison, row: Row, between: str = " ") -> list[str]:
     ]
     for network in comparison.terms:
         on = row.on.get(network)
-        shown.append("not priced" if on is None else cell(on.seconds, seconds_text, between))
+        shown.append("not priced" if on is None else seconds_cell(on, between))
         if comparison.price_per_gigabyte is not None:
             shown.append("" if on is None or on.cost is None else cell(on.cost, three_figures, between))
     return shown
@@ -106,14 +113,34 @@ def notes(comparison: Comparison) -> Iterator[str]:
             yield f"{row.label}: of {row.silent} messages nothing was heard; such a client counts with its download alone"
         if row.not_priced and comparison.terms:
             yield f"{row.label} is not priced: {row.not_priced}"
+        yield from uncounted_notes(row.label, row.uncounted)
     if any(row.tuned for row in comparison.rows):
         yield "tuned values are the best by the same accuracy and seeds that are shown"
     if any(row.at_edge for row in comparison.rows):
         yield "* the best value is the least or the largest that was tried: a better one may lie beyond"
     if len({row.seed_numbers for row in comparison.rows}) > 1:
         yield "the methods were not run with the same seeds"
+    if comparison.measured_coding and comparison.terms:
+        yield "encoding and decoding are by the clock of the machine that made each run: median [first to ninth decile]"
     for name, terms in comparison.terms.items():
         yield from _of_network(comparison, name, terms)
+
+
+def uncounted_notes(label: str, uncounted: Iterable[str]) -> Iterator[str]:
+    """Name the compressors whose coding counts as nothing."""
+    for name in uncounted:
+        problem = f"{name} is not in the table of codec costs, so its encoding and decoding count as nothing"
+        yield f"{label}: {problem}; --measured-coding takes them from the run's clock"
+
+
+def clock_notes(comparison: Comparison) -> Iterator[str]:
+    """Describe, for a page and for figures, what coding by the clock makes of the times and of the break-evens."""
+    to = "in all" if comparison.target is None else f"to {comparison.target:g}"
+    for name in comparison.terms:
+        for row in comparison.rows:
+            if name in row.on:
+                yield f"{row.label}: {seconds_cell(row.on[name])} {to} on {name}, coding by the clock [first to ninth decile]"
+        yield from (f"{name}: {text}" for text in evens_text(comparison.break_evens.get(name, ())))
 
 
 def _of_network(comparison: Comparison, name: str, terms: Terms) -> Iterator[str]:
@@ -122,9 +149,9 @@ def _of_network(comparison: Comparison, name: str, terms: Terms) -> Iterator[str
     coding = [(row.on[name].coding, row.label) for row in comparison.rows if name in row.on]
     most, label = max(coding, default=(0.0, ""))
     if most > MUCH:
-        measured = "as measured on the machine that ran it, set beside a copy in memory there"
+        source = "by the clock of the machine that made it" if comparison.measured_coding else "by the table of codec costs"
         others = "; of others less" if len(coding) > 1 else ""
-        yield f"{name}: encoding and decoding are {100 * most:.0f} % of the time of {label}, {measured}{others}"
+        yield f"{name}: encoding and decoding are {100 * most:.0f} % of the time of {label}, {source}{others}"
 
 
 def evens_text(evens: Iterable[BreakEven]) -> Iterator[str]:
@@ -133,11 +160,21 @@ def evens_text(evens: Iterable[BreakEven]) -> Iterator[str]:
     for even in evens:
         pairs.setdefault(frozenset((even.below, even.above)), []).append(even)
     for found in pairs.values():
-        rates = [rate_text(even.up_bits_per_second) for even in found]
+        rates = [_rate(even) for even in found]
         ranges = [f"below {rates[0]}"]
         for i in range(1, len(rates), 2):
             ranges.append(f"between {rates[i]} and {rates[i + 1]}" if i + 1 < len(rates) else f"above {rates[i]}")
         yield f"{found[0].below} is sooner than {found[0].above} {' and '.join(ranges)} up"
+
+
+def _rate(even: BreakEven) -> str:
+    """Return the speed of a break-even; in brackets its range where coding is by the clock."""
+    rate = rate_text(even.up_bits_per_second)
+    if even.low is None or even.high is None:
+        return rate
+    if not even.low:
+        return f"{rate} [{rate_text(even.high)} or less]" if math.isfinite(even.high) else f"{rate} [any]"
+    return f"{rate} [{rate_text(even.low)} {f'to {rate_text(even.high)}' if math.isfinite(even.high) else 'or more'}]"
 
 
 def to_json(comparison: Comparison) -> str:
@@ -149,6 +186,7 @@ def to_json(comparison: Comparison) -> str:
         "methods": [asdict(row) for row in comparison.rows],
         "break_evens": {name: [asdict(even) for even in evens] for name, evens in comparison.break_evens.items()},
         "mixture": comparison.mixture,
+        "measured_coding": comparison.measured_coding,
         "notes": list(notes(comparison)),
     }
     return json.dumps(_finite(plain), indent=2, allow_nan=False) + "\n"
@@ -185,6 +223,7 @@ def _flat(comparison: Comparison, row: Row) -> Iterator[tuple[str, Any]]:
     }
     for network, on in row.on.items():
         figures |= {f"seconds {network}": on.seconds, f"seconds_a_round {network}": on.a_round}
+        figures |= {f"seconds_coding_low {network}": on.coding_low, f"seconds_coding_high {network}": on.coding_high}
         figures |= {f"bytes {network}": on.n_bytes, f"cost {network}": on.cost}
     for name, seeds in figures.items():
         if seeds is not None:

@@ -187,7 +187,8 @@ def _races() -> dict[str, Any]:
     made = {}
     for name, lines in races().items():
         first, second = racer("first", lines[0]), racer("second", lines[1])
-        found = [asdict(one) for one in break_evens(first, second, network)]
+        evens = break_evens(first, second, network)
+        found = [{name: getattr(one, name) for name in ("below", "above", "up_bits_per_second")} for one in evens]
         curves = [_finite(each.curve(network)) for each in (first, second)]
         crossings = [[one and asdict(one.crossing) for one in each.reaches] for each in (first, second)]
         made[name] = {"timelines": lines, "crossings": crossings, "curves": curves, "break_evens": found}

@@ -71,9 +71,7 @@ const fedsgdFoundations = (() => {
       ["Bytes", ["Counted, frame by frame, in the run's ledger."]],
       [
         "Work",
-        [
-          "Floating-point operations of training are counted. Encoding and decoding are as many copies in memory as they took where the run was made, the quickest tenth of them, to two figures.",
-        ],
+        [`Floating-point operations of training are counted. ${model.coding}.`],
       ],
       [
         "Not modelled",

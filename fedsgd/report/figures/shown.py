@@ -16,7 +16,7 @@ from fedsgd.report.facts import Facts, read_facts
 from fedsgd.report.figures.style import Look, beside, looks
 from fedsgd.report.methods import Method
 from fedsgd.report.payload import Asked
-from fedsgd.report.price import Priced, Racer, price, reach
+from fedsgd.report.price import Priced, Racer, price, race
 from fedsgd.report.runs import Run
 
 SHOWN_PLACES = 1000
@@ -49,7 +49,7 @@ class Shown:
 
     def racer(self, target: float) -> Racer:
         """In the race to the target; a seed that failed does not get there."""
-        return Racer(self.look.label, [*(reach(one, target) for one in self.priced), *[None] * self.method.chosen.failed])
+        return race(self.look.label, self.priced, target, self.method.chosen.failed)
 
 
 def show(methods: Sequence[Method], asked: Asked) -> list[Shown]:
@@ -60,7 +60,7 @@ def show(methods: Sequence[Method], asked: Asked) -> list[Shown]:
 def _shown(method: Method, look: Look, asked: Asked) -> Shown:
     if any(run.time_dependent is not None for run in method.runs):
         return Shown(method, look, (), tuple(read_facts(run) for run in method.runs))
-    priced = tuple(price(run, [asked.terms])[0] for run in method.runs)
+    priced = tuple(price(run, [asked.terms], asked.measured_coding)[0] for run in method.runs)
     return Shown(method, look, priced, tuple(one.facts for one in priced))
 
 
