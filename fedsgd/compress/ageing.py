@@ -76,5 +76,9 @@ class Ageing(Scheme):
     def kept(self, sections: Sections, ctx: Context) -> int:
         return self.scheme.kept(sections, ctx)
 
+    @property
+    def independent(self) -> bool:
+        return self.scheme.independent
+
     def check_layout(self, layout: Layout) -> None:
         self.scheme.check_layout(layout)

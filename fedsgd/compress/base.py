@@ -83,6 +83,11 @@ class Compressor(Component, ABC):
         """The number of coordinates that valid sections carry; override it where that is known without decoding them."""
         return self.decode(sections, ctx).kept
 
+    @property
+    def independent(self) -> bool:
+        """False if clients share random numbers on purpose, so that their errors add up."""
+        return True
+
     def check_layout(self, layout: Layout) -> None:
         """FieldError if a setting makes no sense for this model."""
         return
@@ -95,6 +100,11 @@ class Operator(Compressor):
     Laws for all: decode(sections) equals the update that encode returned, bit for bit, is finite and of x's size; zero goes to
     zero; equal inputs give equal bytes; the sections hold every byte that is needed, weigh at most `max_bytes` and hold no
     slack; `kept` of the sections is the update's; no stretch of the vector is favoured, if it is `even`.
+    Scale: the laws hold for every x with P · max|x| within float32's range. Beyond it `encode` may raise NonFiniteError, and an
+    operator that is not contractive may overflow: the server refuses an aggregate that is not finite. Subnormal numbers may be
+    flushed to zero: each coordinate may lose 2⁻¹²⁶, the smallest normal number, in addition to what a law allows.
+    Independence, if it is `independent`: errors of one x in contexts that differ in seed, round or client have no positive
+    correlation, so that the mean of m of them has at most 1/m of the variance of one. Negative correlation is legal.
     By kind, C(x) being what x decodes to: "unbiased": E[C(x)] = x, and where `variance` is known, E|C(x) − x|² is it;
     "contractive": |x − C(x)|² ≤ (1 − δ)|x|² + A with δ = `contraction` and A = `floor`, on each call if `deterministic`, else
     in the mean over the shared randomness, and never more than |x|²; "neither": the docstring says what holds instead.
@@ -249,6 +259,10 @@ class OperatorScheme(Scheme):
 
     def max_bytes(self, layout: Layout) -> int:
         return self.op.max_bytes(layout)
+
+    @property
+    def independent(self) -> bool:
+        return self.op.independent
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return self.op.kept(sections, ctx)

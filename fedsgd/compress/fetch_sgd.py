@@ -32,14 +32,16 @@ class FetchSGD(Scheme):
         is Δ
 
     Sketches are linear, so all of this is as if it were done on the vectors, and clients remember nothing: nothing goes stale
-    however seldom they take part. The hash is the same for all clients and rounds, or tables could not be added. density: cells
-    of the table for each parameter; kept_share: the share of coordinates that a round changes; masking: clear S_u in the cells
-    of Δ, as DGC does with its momentum. The table has to be large enough for the coordinates that stand out to be read: below a
-    few thousand columns small models drown in collisions. 32 · density bits a parameter.
+    however seldom they take part. The hash is the same for all clients and rounds, or tables could not be added. So collisions
+    do not average out over clients, and `independent` is False. density: cells of the table for each parameter; kept_share:
+    the share of coordinates that a round changes; masking: clear S_u in the cells of Δ, as DGC does with its momentum. The
+    table has to be large enough for the coordinates that stand out to be read: below a few thousand columns small models drown
+    in collisions. 32 · density bits a parameter.
     """
 
     name: ClassVar[str] = "fetch-sgd"
     codec: ClassVar[int] = 25
+    independent: ClassVar[bool] = False
 
     density: Share = 0.1
     rows: Rows = 5

@@ -1,8 +1,8 @@
 """The laws of `base.py` as checks that anyone's compressor can be put through. Each raises LawError with its figures.
 
-INPUT_LAWS hold for every finite vector: a test draws the vectors. POPULATION_LAWS hold on average over vectors or over the
-shared randomness: they draw their own, always the same, so a verdict never changes from run to run. Statistical laws
-reject at SIGMAS standard errors. `fedsgd.compress.suite` puts a compressor through all of them.
+INPUT_LAWS hold for every finite vector: a test draws the vectors. The other laws draw their own, always the same, so a verdict
+never changes from run to run; `population`, `independence` and `scale` have those of statistics and of large and small numbers.
+`fedsgd.compress.suite` puts a compressor through all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedsgd.arrays import F32, F64
+from fedsgd.arrays import F32
 from fedsgd.compress.base import Compressor, Context, Operator
 from fedsgd.compress.update import Update
 from fedsgd.errors import LawError, WireError
@@ -21,13 +21,14 @@ from fedsgd.layout import Layout
 from fedsgd.rng import stream
 from fedsgd.wire import Frame, Header, Kind, Part, Section, Sections, decode_frame, encode_frame
 
-SIGMAS = 6.0
 ROUNDING = 1e-6
 """Relative error that float32 arithmetic may add to an energy."""
 TAG_BYTES = 2
 """What a section may spend on saying which form it is in."""
-SMALL = 64
-DRAWS = 1500
+TINY = 2.0**-126
+"""The smallest normal float32: a coordinate may lose as much by being flushed to zero."""
+SMALL, LARGE = 64, 80_021
+"""Sizes P of vectors. LARGE needs indices of 17 bits and is no multiple of a block."""
 MIN_DENSITY = 0.5
 """A section may shrink under zlib to this share of itself, not further: past that it holds bits that say nothing."""
 
@@ -85,18 +86,23 @@ def weight(op: Operator, x: F32, ctx: Context) -> None:
 
 
 def contraction(op: Operator, x: F32, ctx: Context) -> None:
-    """A contractive operator: |x − C(x)|² ≤ (1 − δ)|x|² + A if it is deterministic, and never more than |x|²."""
+    """A contractive operator: |x − C(x)|² ≤ (1 − δ)|x|² + A if it is deterministic, and never more than |x|².
+
+    Each coordinate may lose TINY in addition.
+    """
     if op.kind != "contractive":
         return
     delta = op.contraction(ctx.layout)
     require(0 < delta <= 1, "contraction", op, f"δ is {delta}, expected (0, 1]")
     energy = float(np.square(x, dtype=np.float64).sum())
-    error = _error(op, x, ctx)
+    error = error_energy(op, x, ctx)
     limit = min(energy, (1 - delta) * energy + op.floor(ctx.layout)) if op.deterministic else energy
-    require(error <= limit + ROUNDING * energy, "contraction", op, f"|x − C(x)|² = {error:.6g}, at most {limit:.6g} allowed")
+    allowed = limit + ROUNDING * energy + len(x) * TINY**2
+    require(error <= allowed, "contraction", op, f"|x − C(x)|² = {error:.6g}, at most {limit:.6g} allowed")
 
 
-def _error(op: Operator, x: F32, ctx: Context) -> float:
+def error_energy(op: Operator, x: F32, ctx: Context) -> float:
+    """Return |x − C(x)|²."""
     decoded = op.encode(x, ctx)[1].to_dense()
     return float(np.square(x.astype(np.float64) - decoded).sum())
 
@@ -127,16 +133,6 @@ def gaussian(rng: np.random.Generator, size: int) -> F32:
     return rng.standard_normal(size, dtype=np.float32)
 
 
-def _scores(samples: F64, scale: float) -> F64:
-    """Standard scores of the column means of samples [draws, n] against zero. What is rounding, on this scale, is none.
-
-    The spread counts one draw more, as far off as the worst of all: a rare and large error may not have come up where it could.
-    """
-    spread = np.sqrt(np.square(samples).sum(axis=0) + np.square(samples).max())
-    scores: F64 = samples.sum(axis=0) / (spread + np.sqrt(len(samples)) * ROUNDING * scale)
-    return scores
-
-
 def zero(op: Operator) -> None:
     """The zero vector goes to the zero vector, without a division by its norm."""
     for size in (1, 2, SMALL, 1000):
@@ -151,63 +147,12 @@ def zero(op: Operator) -> None:
 
 def ends(op: Operator) -> None:
     """All input laws hold where only the first, or only the last, coordinate is not zero."""
-    for size in (1, 2, SMALL, 1000, 4097):
+    for size in (1, 2, SMALL, 1000, 4097, LARGE):
         for position in (0, size - 1):
             x = np.zeros(size, dtype=np.float32)
             x[position] = -1.5
             for law in INPUT_LAWS:
                 law(op, x, Context(0, 1, 0, layout_of(size)))
-
-
-def fair(op: Operator) -> None:
-    """On vectors with exchangeable coordinates every position keeps the same share of its energy.
-
-    All positions have the same spread, so one is taken for all: where few draws hit a position its own would be a poor guess.
-    """
-    if not op.even:
-        return
-    rows = []
-    for ctx, rng in contexts("fair", SMALL, DRAWS):
-        x = gaussian(rng, SMALL).astype(np.float64)
-        decoded = op.encode(x.astype(np.float32), ctx)[1].to_dense()
-        rows.append((decoded * x, x * x))
-    sent, energy = (np.array(part) for part in zip(*rows, strict=True))
-    off = sent - energy * (sent.sum() / energy.sum())
-    scores = off.sum(axis=0) / (np.sqrt(np.square(off).sum(axis=0).mean()) + 1e-30)
-    worst = int(np.abs(scores).argmax())
-    share, mean = sent[:, worst].sum() / energy[:, worst].sum(), sent.sum() / energy.sum()
-    figures = f"position {worst} of {SMALL} keeps {share:.3f} of its energy, the mean is {mean:.3f} ({scores[worst]:+.1f} σ)"
-    require(abs(scores[worst]) < SIGMAS, "fair", op, figures)
-
-
-def mean(op: Operator) -> None:
-    """An unbiased operator: E[C(x)] = x. A contractive one that is random: E|x − C(x)|² ≤ (1 − δ)|x|² + A."""
-    x = gaussian(stream(0, "laws/mean"), SMALL)
-    if op.kind == "unbiased":
-        errors = np.array([op.encode(x, ctx)[1].to_dense() - x for ctx, _ in contexts("mean", SMALL, DRAWS)], dtype=np.float64)
-        norm = float(np.linalg.norm(x.astype(np.float64)))
-        scores = np.append(_scores(errors, norm), _scores((errors @ x.astype(np.float64))[:, None], norm**2))
-        worst = float(np.abs(scores).max())
-        require(worst < SIGMAS, "mean", op, f"E[C(x)] is off x by {worst:.1f} standard errors")
-    elif op.kind == "contractive" and not op.deterministic:
-        layout = layout_of(SMALL)
-        limit = (1 - op.contraction(layout)) * float(np.square(x, dtype=np.float64).sum()) + op.floor(layout)
-        excess = np.array([_error(op, x, ctx) - limit for ctx, _ in contexts("mean", SMALL, DRAWS)])
-        score = float(excess.mean() / (excess.std() / np.sqrt(DRAWS) + 1e-12))
-        figures = f"E|x − C(x)|² exceeds (1 − δ)|x|² by {excess.mean():.4g} ({score:.1f} σ)"
-        require(score < SIGMAS or excess.mean() <= ROUNDING * limit, "mean", op, figures)
-
-
-def variance(op: Operator) -> None:
-    """An unbiased operator that states its variance has it: E|C(x) − x|² = `variance(x)`, neither more nor less."""
-    x = gaussian(stream(0, "laws/variance"), SMALL)
-    stated = op.variance(x)
-    if op.kind != "unbiased" or stated is None:
-        return
-    off = np.array([_error(op, x, ctx) - stated for ctx, _ in contexts("variance", SMALL, DRAWS)])
-    score = float(off.mean() / (off.std() / np.sqrt(DRAWS) + 1e-12))
-    figures = f"E|C(x) − x|² is {off.mean() + stated:.6g}, stated is {stated:.6g} ({score:+.1f} σ)"
-    require(abs(score) < SIGMAS or abs(off.mean()) <= ROUNDING * stated, "variance", op, figures)
 
 
 def no_slack(op: Operator) -> None:
@@ -246,15 +191,13 @@ def strict(op: Operator) -> None:
             raise LawError(f"strict: {op}: takes sections {parts}, sends {', '.join(s.part.name for s in good)}")
 
 
-POPULATION_LAWS: Sequence[Callable[[Operator], None]] = (zero, ends, fair, mean, variance, no_slack, strict)
-
-
 # ------------------------------------------------------------------------------------------------------- laws on drawn vectors
 
 
 def on_vectors(law: Callable[[Operator, F32, Context], None], op: Operator) -> None:
     """An input law on Gaussian, heavy-tailed, tied and nearly empty vectors."""
-    for ctx, rng in contexts("check", 1000, 8):
-        x = gaussian(rng, 1000)
+    drawn = [*contexts("check", 1000, 8), *contexts("check", LARGE, 1)]
+    for ctx, rng in drawn:
+        x = gaussian(rng, ctx.layout.size)
         for vector in (x, x**7, np.sign(x), np.where(np.abs(x) > 3, x, np.float32(0))):
             law(op, vector, ctx)

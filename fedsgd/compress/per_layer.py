@@ -92,6 +92,10 @@ class PerLayer(Operator):
     def even(self) -> bool:
         return not (self.biases or self.rules or self.separate) and self.op.even
 
+    @property
+    def independent(self) -> bool:
+        return all(op.independent for op in self._operators())
+
     def groups(self, layout: Layout) -> list[Group]:
         """The groups of a model, in the order of their first tensors."""
         members: dict[tuple[int, int], list[int]] = {}

@@ -100,8 +100,9 @@ class PowerSGD(Scheme):
     PowerSGD (Vogels, Karimireddy and Jaggi 2019, algorithm 1). For each tensor as a matrix M [n, m] of residual plus update:
     P̂ = orthonormalised M Q, then Q = Mᵀ P̂; P̂Qᵀ is what arrives, the rest is the residual. |M − P̂Qᵀ|² = |M|² − |P̂ᵀM|²:
     exact on rank ≤ r. Q starts from the last round's (each client its own), so that the iteration goes on over the rounds, and
-    from random signs where it is zero, or a matrix that was zero once would be sent as zero for ever. Tensors with one
-    dimension, and those too small to gain, are sent whole.
+    from random signs where it is zero, or a matrix that was zero once would be sent as zero for ever. All clients start from
+    the same signs: errors of their first rounds are alike, and `independent` is False. Tensors with one dimension, and those
+    too small to gain, are sent whole.
 
     The paper averages P over the workers before it is orthonormalised, by an all-reduce between the two products. A federation
     has no second phase in a round: both factors of each client's own matrix are sent at once, and the server averages the
@@ -111,6 +112,7 @@ class PowerSGD(Scheme):
     name: ClassVar[str] = "power-sgd"
     codec: ClassVar[int] = 22
     backlog: ClassVar[tuple[str, ...]] = ("residual",)
+    independent: ClassVar[bool] = False
 
     rank: Count = 2
     values: Literal["float32", "bfloat16"] = "float32"

@@ -56,6 +56,10 @@ class Scheduled(Operator):
     def even(self) -> bool:
         return self.op.even
 
+    @property
+    def independent(self) -> bool:
+        return self.op.independent
+
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
         return self.at(ctx.round).encode(x, ctx)
 

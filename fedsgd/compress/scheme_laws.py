@@ -11,7 +11,7 @@ import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.compress.base import Context, OperatorScheme, Scheme, Sent
-from fedsgd.compress.laws import ROUNDING, SMALL, contexts, gaussian, layout_of, over_the_wire, require
+from fedsgd.compress.laws import ROUNDING, SMALL, TINY, contexts, gaussian, layout_of, over_the_wire, require
 from fedsgd.compress.update import State
 from fedsgd.errors import LawError
 
@@ -86,9 +86,9 @@ def telescoping(scheme: Scheme, updates: Sequence[F32], lost: Sequence[bool]) ->
     withheld = scheme.withheld(state, layout)
     if withheld is None:
         return
-    scale = ROUNDING * len(updates) * (1 + max(float(np.abs(x).sum()) for x in updates))
+    allowed = ROUNDING * len(updates) * (TINY + max(float(np.abs(x).sum()) for x in updates))
     off = float(np.abs(given - delivered - withheld).max())
-    require(off <= scale, "telescoping", scheme, f"{off:.4g} of a coordinate was neither delivered nor withheld")
+    require(off <= allowed, "telescoping", scheme, f"{off:.4g} of a coordinate was neither delivered nor withheld")
 
 
 def bounded(scheme: Scheme) -> None:
@@ -112,6 +112,25 @@ def bounded(scheme: Scheme) -> None:
         allowed = limit * largest + least
         figures = f"after {ctx.round} rounds {energy:.4g} is withheld, at most {allowed:.4g} allowed"
         require(energy <= allowed * (1 + ROUNDING) + ROUNDING, "bounded", scheme, figures)
+
+
+def scale(scheme: Scheme) -> None:
+    """Messages and states are finite, and the telescoping law holds, for updates times 2^±100."""
+    for exponent in (-100, 100):
+        state: State = {}
+        updates = [np.ldexp(gaussian(rng, SMALL), exponent) for _, rng in contexts("telescoping", SMALL, 8)]
+        for (ctx, _), x in zip(contexts("telescoping", SMALL, 8), updates, strict=True):
+            with np.errstate(all="ignore"):
+                sent = scheme.send(x, state, ctx)
+                values = over_the_wire(scheme, sent.sections, ctx).to_dense(), *sent.state.values()
+            good = all(bool(np.isfinite(value).all()) for value in values)
+            require(good, "scale", scheme, f"round {ctx.round}, updates times 2^{exponent}: a number is not finite")
+            state = sent.state
+        try:
+            telescoping(scheme, updates, [i % 3 == 1 for i in range(8)])
+        except LawError as error:
+            cause = str(error).replace(f"{scheme}: ", "", 1)
+            raise LawError(f"scale: {scheme}: updates times 2^{exponent}: {cause}") from error
 
 
 def on_updates(scheme: Scheme) -> None:

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fedsgd.compress import laws, round_laws, scheme_laws
+from fedsgd.compress import laws, population, round_laws, scheme_laws
 from fedsgd.compress.base import Compressor, Operator, OperatorScheme, Scheme
+from fedsgd.compress.independence import independence
+from fedsgd.compress.scale import scale
 from fedsgd.generators import seeded_generators
+
+POPULATION_LAWS: Sequence[Callable[[Operator], None]] = (
+    laws.zero,
+    laws.ends,
+    population.fair,
+    population.mean,
+    population.variance,
+    independence,
+    scale,
+    laws.no_slack,
+    laws.strict,
+)
+"""The laws of an operator that draw their own vectors."""
+SCHEME_LAWS: Sequence[Callable[..., None]] = (
+    scheme_laws.messages,
+    scheme_laws.repeatable,
+    scheme_laws.telescoping,
+    scheme_laws.bounded,
+    scheme_laws.scale,
+    independence,
+)
 
 
 @dataclass(frozen=True)
@@ -31,14 +54,14 @@ def laws_of(compressor: Compressor, rounds: bool = True) -> Iterator[Law]:
     if isinstance(compressor, OperatorScheme):
         yield from laws_of(compressor.op, rounds=False)
     if isinstance(compressor, Operator):
-        for population_law in laws.POPULATION_LAWS:
+        for population_law in POPULATION_LAWS:
             if _applies(population_law, compressor):
                 yield _stated(population_law, partial(population_law, compressor))
         for input_law in laws.INPUT_LAWS:
             if _applies(input_law, compressor):
                 yield _stated(input_law, partial(laws.on_vectors, input_law, compressor))
     if isinstance(compressor, Scheme):
-        for law in (scheme_laws.messages, scheme_laws.repeatable, scheme_laws.telescoping, scheme_laws.bounded):
+        for law in SCHEME_LAWS:
             if _applies(law, compressor):
                 check_law = scheme_laws.on_updates if law is scheme_laws.telescoping else law
                 yield _stated(law, partial(check_law, compressor))
@@ -64,9 +87,10 @@ def _withholds(scheme: Any) -> bool:
 
 _CONDITIONS: Mapping[Callable[..., None], Callable[[Any], bool]] = {
     laws.contraction: lambda op: op.kind == "contractive",
-    laws.fair: lambda op: op.even,
-    laws.mean: lambda op: op.kind == "unbiased" or (op.kind == "contractive" and not op.deterministic),
-    laws.variance: _states_variance,
+    population.fair: lambda op: op.even,
+    population.mean: lambda op: op.kind == "unbiased" or (op.kind == "contractive" and not op.deterministic),
+    population.variance: _states_variance,
+    independence: lambda compressor: compressor.independent,
     scheme_laws.telescoping: _withholds,
     scheme_laws.bounded: _withholds,
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -11,13 +12,18 @@ from fedsgd.arrays import F32
 from fedsgd.compress import Context, Dense, ErrorFeedback, Operator, Patch, Scheme, Sent, Sparse, State, Update
 from fedsgd.compress.base import Kind
 from fedsgd.compress.density import kept_of
+from fedsgd.compress.qsgd import QSGD
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.sign import Sign
+from fedsgd.compress.sparse import encode_sparse
 from fedsgd.compress.topk import TopK, top_k
+from fedsgd.errors import NonFiniteError
 from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
 from fedsgd.loop import Crossing
+from fedsgd.rng import shared_hash
 from fedsgd.wire import Part, Section, Sections, decode_values, encode_indices, encode_values
+from fedsgd.wire.levels import expect_parts, read_scales
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,181 @@ class TakesAnyPart(Sign):
         return super().decode(tuple(Section(part, s.data) for part, s in zip(parts, sections, strict=False)), ctx)
 
 
+KEYS: dict[str, Callable[[Context], Context]] = {
+    "seed and round": lambda ctx: replace(ctx, client=0),
+    "seed and client": lambda ctx: replace(ctx, round=1),
+    "round and client": lambda ctx: replace(ctx, seed=0),
+    "round + client": lambda ctx: replace(ctx, round=ctx.round + ctx.client, client=0),
+    "client modulo 2": lambda ctx: replace(ctx, client=ctx.client % 2),
+    "client modulo 256": lambda ctx: replace(ctx, client=ctx.client % 256),
+    "ten rounds": lambda ctx: replace(ctx, round=ctx.round // 10),
+}
+"""The contexts that share a support, by what the key is made of."""
+
+
+@dataclass(frozen=True)
+class SharesItsSupport(RandK):
+    """Draws one support for contexts that must have their own."""
+
+    name: ClassVar[str] = "shares-its-support"
+    codec: ClassVar[int] = 207
+
+    key: str = "seed and round"
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        return super().encode(x, KEYS[self.key](ctx))
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        return super().decode(sections, KEYS[self.key](ctx))
+
+
+@dataclass(frozen=True)
+class SharesItsRounding(Operator):
+    """Stochastic rounding to 255 levels in which clients share random numbers u, every other one as 1 − u.
+
+    "round": all clients of a round share u, so that clients 0 and 2 make the same errors. "pair": clients 2i and 2i + 1 share u,
+    and their errors cancel in part (antithetic draws): that is no fault.
+    """
+
+    name: ClassVar[str] = "shares-its-rounding"
+    codec: ClassVar[int] = 208
+    deterministic: ClassVar[bool] = False
+
+    among: Literal["round", "pair"] = "round"
+
+    @property
+    def kind(self) -> Kind:
+        return "unbiased"
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        group = replace(ctx, client=0 if self.among == "round" else ctx.client // 2)
+        u = shared_hash(group.key("rounding"), np.arange(len(x), dtype=np.uint64)) * 2.0**-64
+        peak = np.abs(x).max()
+        exact = x * (127 / np.float64(peak)) if peak > 0 else np.zeros(len(x))
+        levels = np.floor(exact + (u if ctx.client % 2 else 1 - u)).astype(np.int8)
+        sections = Section(Part.VALUE, levels.tobytes()), Section(Part.SCALE, peak.tobytes())
+        return sections, Dense((levels * (np.float64(peak) / 127)).astype(np.float32))
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        expect_parts(sections, (Part.VALUE, Part.SCALE))
+        levels, (peak,) = np.frombuffer(sections[0].data, np.int8), read_scales(sections[1], 1)
+        return Dense((levels * (np.float64(peak) / 127)).astype(np.float32))
+
+    def max_bytes(self, layout: Layout) -> int:
+        return layout.size + 4
+
+    def contraction(self, layout: Layout) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class HalvesWithoutAScale(Operator):
+    """float16 without a scale: infinite from 65,520 on, zero below 6e-8."""
+
+    name: ClassVar[str] = "halves-without-a-scale"
+    codec: ClassVar[int] = 209
+
+    @property
+    def kind(self) -> Kind:
+        return "contractive"
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        halves = x.astype(np.float16)
+        return (Section(Part.VALUE, halves.tobytes()),), Dense(halves.astype(np.float32))
+
+    def decode(self, sections: Sections, ctx: Context) -> Update:
+        expect_parts(sections, (Part.VALUE,))
+        return Dense(np.frombuffer(sections[0].data, np.float16).astype(np.float32))
+
+    def max_bytes(self, layout: Layout) -> int:
+        return 2 * layout.size
+
+    def contraction(self, layout: Layout) -> float:
+        return 1 - 2.0**-20
+
+
+@dataclass(frozen=True)
+class SquaresInFloat32(QSGD):
+    """Refuses a vector whose squares leave float32's range, although its norm does not."""
+
+    name: ClassVar[str] = "squares-in-float32"
+    codec: ClassVar[int] = 210
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        if not np.isfinite(np.square(x).sum()):
+            raise NonFiniteError(ctx.round, ctx.client, "the norm leaves float32's range")
+        return super().encode(x, ctx)
+
+
+@dataclass(frozen=True)
+class UnderflowsInTheMean(RandK):
+    """Sends values as float16 without a scale; unbiased for ordinary numbers, and zero for small ones, which no call shows."""
+
+    name: ClassVar[str] = "underflows-in-the-mean"
+    codec: ClassVar[int] = 211
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        return super().encode(np.where(np.abs(x) < 6e-8, np.float32(0), x), ctx)
+
+
+@dataclass(frozen=True)
+class IndicesOf16Bits(TopK):
+    """Leaves out what an index of 16 bits cannot name."""
+
+    name: ClassVar[str] = "indices-of-16-bits"
+    codec: ClassVar[int] = 212
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        return super().encode(np.where(np.arange(len(x)) < 2**16, x, np.float32(0)), ctx)
+
+
+@dataclass(frozen=True)
+class SupportOf16Bits(RandK):
+    """The same slip where no single call can show it."""
+
+    name: ClassVar[str] = "support-of-16-bits"
+    codec: ClassVar[int] = 213
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        return super().encode(np.where(np.arange(len(x)) < 2**16, x, np.float32(0)), ctx)
+
+
+@dataclass(frozen=True)
+class ThresholdOfASample(TopK):
+    """A threshold from 4096 coordinates, exact for short vectors; what is above it and more than k is cut off at the end."""
+
+    name: ClassVar[str] = "threshold-of-a-sample"
+    codec: ClassVar[int] = 214
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        k, stride = kept_of(self.density, len(x)), max(1, len(x) // 4096)
+        sample = np.sort(np.abs(x[::stride]))
+        indices = np.flatnonzero((np.abs(x) >= sample[-max(1, round(k / stride))]) & (x != 0))[:k]
+        return encode_sparse(indices, x[indices], self.values, ctx)
+
+
+@dataclass(frozen=True)
+class ShrinksLongVectors(QSGD):
+    """A bias of 3 % in vectors of more than 10,000 coordinates."""
+
+    name: ClassVar[str] = "shrinks-long-vectors"
+    codec: ClassVar[int] = 215
+
+    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+        return super().encode(x * np.float32(0.97) if len(x) > 10_000 else x, ctx)
+
+
+@dataclass(frozen=True)
+class ClipsItsResidual(ErrorFeedback):
+    """Keeps a residual from growing by a limit in absolute units."""
+
+    name: ClassVar[str] = "clips-its-residual"
+
+    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+        sent = super().send(x, state, ctx)
+        return Sent(sent.sections, {"residual": sent.state["residual"].clip(-1e4, 1e4)}, sent.undo)
+
+
 @dataclass(frozen=True)
 class FeedbackOverScaledRandK(ErrorFeedback):
     """Error feedback without its refusal of operators that do not contract."""
@@ -191,10 +372,21 @@ OPERATORS: list[tuple[Operator, str]] = [
     (RandomButNeverTheLast(density=0.25), "fair"),
     (CutOffInIndexOrder(density=0.25), "fair"),
     (TakesAnyPart(), "strict"),
+    (SharesItsSupport(density=0.1), "independence"),
+    (SharesItsSupport(density=0.1, scaled=False), "independence"),
+    (SharesItsRounding("round"), "independence"),
+    (HalvesWithoutAScale(), "scale"),
+    (SquaresInFloat32(), "scale"),
+    (UnderflowsInTheMean(density=0.25), "scale"),
+    (IndicesOf16Bits(density=0.1), "contraction"),
+    (SupportOf16Bits(density=0.1, scaled=False), "fair"),
+    (ThresholdOfASample(density=0.01), "fair"),
+    (ShrinksLongVectors(), "mean"),
 ]
 SCHEMES: list[tuple[Scheme, str]] = [
     (ForgetfulFeedback(TopK(density=0.05)), "telescoping"),
     (CarelessFeedback(TopK(density=0.05)), "telescoping"),
     (WritesToItsState(TopK(density=0.05)), "repeatable"),
     (FeedbackOverScaledRandK(RandK(density=0.25, scaled=True)), "bounded"),
+    (ClipsItsResidual(TopK(density=0.05)), "scale"),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedsgd.compress import ErrorFeedback, Operator, Scheme, suite
+from fedsgd.compress.independence import independence
 from fedsgd.compress.randk import RandK
 from fedsgd.errors import LawError, ScenarioError
 from tests.laws import planted, planted_rounds
@@ -32,6 +33,16 @@ def test_planted_fault_of_rounds_is_rejected(compressor: Operator | Scheme, law:
 @pytest.mark.parametrize("scheme", planted_rounds.ACCEPTED, ids=lambda v: v.name)
 def test_planted_scheme_without_fault_is_accepted(scheme: Scheme) -> None:
     suite.check(scheme)
+
+
+@pytest.mark.parametrize("key", planted.KEYS)
+def test_support_that_contexts_share_is_rejected(key: str) -> None:
+    with pytest.raises(LawError, match=r"^independence: "):
+        independence(planted.SharesItsSupport(density=0.1, key=key))
+
+
+def test_clients_in_pairs_whose_errors_cancel_are_accepted() -> None:
+    suite.check(planted.SharesItsRounding("pair"))
 
 
 def test_a_ledger_that_leaves_out_the_header_is_rejected() -> None:

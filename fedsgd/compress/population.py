@@ -1,0 +1,171 @@
+"""Laws of an operator's statistics: equal treatment of positions, bias and variance.
+
+Vectors and contexts are drawn from fixed streams, so a verdict is the same in every run. A law rejects at SIGMAS standard
+errors. It is tried at P = SMALL with many draws, and at P = LARGE with few, where coordinates are pooled into bins. Faults of
+16-bit indices, of blocks and of sampled thresholds show at P = LARGE alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from fedsgd.arrays import F32, F64
+from fedsgd.compress.base import Operator
+from fedsgd.compress.laws import LARGE, ROUNDING, SMALL, contexts, error_energy, gaussian, layout_of, require
+from fedsgd.rng import stream
+from fedsgd.vectors import energy
+
+SIGMAS = 6.0
+DRAWS = {SMALL: 1500, LARGE: 40}
+"""P → the number of draws."""
+
+
+# ------------------------------------------------------------------------------------------------------------------- positions
+
+
+def _bin_names(size: int) -> tuple[str, ...]:
+    """Return the names of the bins of `_bin_sums`, with braces for the number of a bin and the number of bins."""
+    if size <= SMALL:
+        return ("position {} of {}",)
+    return "stretch {} of {}", "stretch {} of {}", "part {} of {} of every block of 4096", "remainder {} of {} of the position"
+
+
+def _bin_sums(values: F64) -> list[F64]:
+    """Return the sums of values [P] over bins of positions, an array for each of `_bin_names`."""
+    if len(values) <= SMALL:
+        return [values]
+    padded = np.zeros(-(-len(values) // 64) * 64)
+    padded[: len(values)] = values
+    rows = padded.reshape(-1, 64)
+    row_sums, row = rows.sum(axis=1), np.arange(len(rows))
+    return [*(np.bincount(labels, row_sums) for labels in (row // 64, row // 256, row % 64 // 2)), rows.sum(axis=0)]
+
+
+def fair(op: Operator) -> None:
+    """On vectors with exchangeable coordinates every position keeps the same share of its energy."""
+    if not op.even:
+        return
+    for size, draws in DRAWS.items():
+        kept, whole = [], []
+        for ctx, rng in contexts("fair", size, draws):
+            x = gaussian(rng, size)
+            wide = x.astype(np.float64)
+            kept.append(_bin_sums(wide * op.encode(x, ctx)[1].to_dense()))
+            whole.append(_bin_sums(wide * wide))
+        sizes = _bin_sums(np.ones(size))
+        for i, name in enumerate(_bin_names(size)):
+            table = np.array([(sent[i], energies[i]) for sent, energies in zip(kept, whole, strict=True)])
+            _require_equal_shares(op, name, table, sizes[i])
+
+
+def _require_equal_shares(op: Operator, name: str, table: F64, sizes: F64) -> None:
+    """Raise LawError if a bin keeps another share of its energy than the whole vector.
+
+    Bins of one kind have equal spreads for their sizes. So the spread is estimated from all of them: few draws hit one
+    position.
+
+    Args:
+        op: the operator.
+        name: the name of a bin, with braces for the number of the bin and the number of bins.
+        table: [draws, 2, bins], the energy that was kept and the energy of the vector.
+        sizes: [bins], the number of coordinates of each bin.
+    """
+    kept, whole = table[:, 0], table[:, 1]
+    shares = kept.sum(axis=1) / whole.sum(axis=1)
+    off = (kept - whole * shares[:, None]) / np.sqrt(sizes)
+    spread = np.sqrt(np.square(off - off.mean(axis=0)).sum(axis=0).mean() + np.square(off).max())
+    rounding = np.sqrt(len(off)) * ROUNDING * (whole / np.sqrt(sizes)).mean()
+    scores = off.sum(axis=0) / (spread + rounding)
+    worst = int(np.abs(scores).argmax())
+    of_worst, of_all = kept[:, worst].sum() / whole[:, worst].sum(), kept.sum() / whole.sum()
+    figures = f"{name.format(worst, len(sizes))} keeps {of_worst:.3f} of its energy, the mean is {of_all:.3f}"
+    figures += f" ({scores[worst]:+.1f} σ) at P = {int(sizes.sum()):,}"
+    require(abs(scores[worst]) < SIGMAS, "fair", op, figures)
+
+
+# ----------------------------------------------------------------------------------------------------------- bias and variance
+
+
+def mean(op: Operator) -> None:
+    """An unbiased operator: E[C(x)] = x. A contractive one that is random: E|x − C(x)|² ≤ (1 − δ)|x|² + A."""
+    for size, draws in DRAWS.items():
+        mean_of(op, gaussian(stream(0, "laws/mean"), size), draws)
+
+
+def mean_of(op: Operator, x: F32, draws: int) -> None:
+    """Check the law `mean` on one vector x [P]."""
+    if op.kind == "unbiased":
+        norm = math.sqrt(energy(x))
+        worst = max(float(np.abs(_scores(samples, norm)).max()) for samples in _projections(op, x, draws))
+        require(worst < SIGMAS, "mean", op, f"E[C(x)] is off x by {worst:.1f} standard errors at P = {len(x):,}")
+    elif op.kind == "contractive" and not op.deterministic:
+        layout = layout_of(len(x))
+        limit = (1 - op.contraction(layout)) * energy(x) + op.floor(layout)
+        excess = np.array([error_energy(op, x, ctx) - limit for ctx, _ in contexts("mean", len(x), draws)])
+        score = _score(excess)
+        figures = f"E|x − C(x)|² exceeds (1 − δ)|x|² by {excess.mean():.4g} ({score:.1f} σ) at P = {len(x):,}"
+        require(score < SIGMAS or excess.mean() <= _rounding(limit, x), "mean", op, figures)
+
+
+def _projections(op: Operator, x: F32, draws: int) -> Iterator[F64]:
+    """Yield the projections of C(x) − x on unit vectors, [draws, n] each.
+
+    The unit vectors are constant, or proportional to x, over all coordinates or over one bin. Bins are of positions and of
+    magnitudes.
+    """
+    wide = x.astype(np.float64)
+    magnitudes = np.argsort(np.argsort(np.abs(x))) * 16 // len(x)
+
+    def sums(values: F64) -> list[F64]:
+        return [values.sum(keepdims=True), *_bin_sums(values), np.bincount(magnitudes, values)]
+
+    squares = sums(np.ones(len(x))) + sums(wide * wide)
+    rows: list[list[F64]] = []
+    for ctx, _ in contexts("mean", len(x), draws):
+        error = op.encode(x, ctx)[1].to_dense() - wide
+        rows.append(sums(error) + sums(error * wide))
+    for products, square in zip(zip(*rows, strict=True), squares, strict=True):
+        yield np.array(products) / (np.sqrt(square) + 1e-300)
+
+
+def variance(op: Operator) -> None:
+    """An unbiased operator that states its variance has it: E|C(x) − x|² = `variance(x)`, neither more nor less."""
+    for size, draws in DRAWS.items():
+        variance_of(op, gaussian(stream(0, "laws/variance"), size), draws)
+
+
+def variance_of(op: Operator, x: F32, draws: int) -> None:
+    """Check the law `variance` on one vector x [P]."""
+    stated = op.variance(x)
+    if op.kind != "unbiased" or stated is None:
+        return
+    off = np.array([error_energy(op, x, ctx) - stated for ctx, _ in contexts("variance", len(x), draws)])
+    score = _score(off)
+    figures = f"E|C(x) − x|² is {off.mean() + stated:.6g}, stated is {stated:.6g} ({score:+.1f} σ) at P = {len(x):,}"
+    require(abs(score) < SIGMAS or abs(off.mean()) <= _rounding(stated, x), "variance", op, figures)
+
+
+def _scores(samples: F64, scale: float) -> F64:
+    """Return the standard scores [n] of the column means of samples [draws, n] against zero.
+
+    A rare and large error may be missing from a column by chance. So the spread counts further draws, as far off as the worst
+    of all columns: one for every 150, and at least one. A mean of ROUNDING · scale counts as one standard error of one draw.
+    """
+    missing = max(1, len(samples) // 150) * np.square(samples).max()
+    spread = np.sqrt(np.square(samples - samples.mean(axis=0)).sum(axis=0) + missing)
+    scores: F64 = samples.sum(axis=0) / (spread + np.sqrt(len(samples)) * ROUNDING * scale)
+    return scores
+
+
+def _score(samples: F64) -> float:
+    """Return the mean of samples [draws] in standard errors, at most 10¹²."""
+    average, spread = float(samples.mean()), float(samples.std(ddof=1))
+    return average / (spread / math.sqrt(len(samples)) + 1e-12 * abs(average) + 1e-300)
+
+
+def _rounding(stated: float, x: F32) -> float:
+    """Return the excess of an energy of errors over the stated one that float32 arithmetic on x [P] explains."""
+    return ROUNDING * stated + ROUNDING**2 * energy(x)
