@@ -25,6 +25,16 @@ def energy(x: F32) -> float:
     return float(bucket_sums(x, len(x), 2)[0]) if len(x) else 0.0
 
 
+def standard_deviation(x: F32) -> float:
+    """Return the population's standard deviation of x [P], exactly 0 for equal coordinates and for an empty vector.
+
+    Two passes: the difference of the mean square and the squared mean would cancel where the mean is large.
+    """
+    wide = x.astype(np.float64)
+    mean = lane_sum(wide) / max(1, len(wide))
+    return float(np.sqrt(lane_sum(np.square(wide - mean)) / max(1, len(wide))))
+
+
 def norms(x: F32, bucket: int) -> F32:
     """The Euclidean norm of each stretch of `bucket` coordinates [ceil(P / bucket)], rounded up: no coordinate is larger."""
     return _rounded_up(np.sqrt(bucket_sums(x, bucket, 2)))
@@ -45,9 +55,12 @@ def _rounded_up(exact: F64) -> F32:
 
 
 def lane_sum(terms: F64) -> float:
-    """The sum of the terms [n] in the order of this module: the obvious form of what kernels do with `folded`."""
+    """Return the sum of the terms [n] in the order of this module: the obvious form of what kernels do with `folded`.
+
+    Along the slow axis numpy adds row after row. Its pairwise order is for the fast axis alone.
+    """
     rows = np.concatenate([terms, np.zeros(-len(terms) % LANES)]).reshape(-1, LANES)
-    lanes = np.add.accumulate(rows, axis=0)[-1] if len(rows) else np.zeros(LANES)
+    lanes = np.add.reduce(rows, axis=0)
     while len(lanes) > 1:
         lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
     return float(lanes[0])

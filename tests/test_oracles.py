@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import runpy
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from fedsgd.compress.topk import TopK
 from fedsgd.downlink import Downlink, advance, begin
 from fedsgd.errors import ScenarioError
 from fedsgd.layout import Layout
-from fedsgd.wire import ALL, gaps
+from fedsgd.wire import ALL, Part, gaps
 
 
 def gaussian(size: int, seed: int = 0) -> F32:
@@ -147,6 +148,54 @@ def test_a_lone_coordinate_and_a_bucket_of_zeros_are_exact() -> None:
     x[7] = -0.1
     for op in (QSGD(127), QSGD(1, norm="max"), TernGrad(), Integer(), Integer(4, "nearest")):
         assert decoded(op, x, at(1024)).tolist() == x.astype(np.float64).tolist()
+
+
+def scale_of(op: Operator, x: F32, layout: Layout | None = None) -> list[float]:
+    """The scales in the frame, one for each tensor that is a vector of its own."""
+    sections, _ = op.encode(x, Context(0, 1, 0, layout or Layout.flat(len(x))))
+    (scales,) = [s.data for s in sections if s.part == Part.SCALE]
+    return np.frombuffer(scales, "<f4").tolist()
+
+
+def test_terngrad_clips_at_the_deviation_about_the_mean() -> None:
+    """(2, 4): the mean is 3, σ = 1 and the root mean square √10. Wen et al. 2017 clip at 2.5 σ."""
+    x = np.array([2, 4], dtype=np.float32)
+    assert scale_of(TernGrad(2.5, "std"), x) == [2.5]
+    assert scale_of(TernGrad(1.0), x) == [np.float32(math.sqrt(10))]
+    assert scale_of(TernGrad(2.5), x) == [4.0], "2.5 √10 = 7.9 is above both"
+
+
+def test_terngrad_on_a_shifted_gaussian_gives_the_papers_scale() -> None:
+    x = np.random.default_rng(0).normal(3, 1, 4096).astype(np.float32)
+    assert scale_of(TernGrad(2.5), x) == [x.max()] == pytest.approx([6.2572], abs=1e-4)
+    assert scale_of(TernGrad(2.5, "std"), x) == pytest.approx([2.5 * statistics.pstdev(x.tolist())], rel=1e-6)
+    assert scale_of(TernGrad(2.5, "std"), x) == pytest.approx([2.4939], abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-45, -0.1, 3e38])
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_terngrad_leaves_equal_coordinates_as_they_are(size: int, value: float) -> None:
+    """Their σ is 0: a limit of 0 would send a tensor of one coordinate as zero for ever."""
+    x = np.full(size, value, dtype=np.float32)
+    assert decoded(TernGrad(2.5, "std"), x, at(size)).tolist() == x.astype(np.float64).tolist()
+
+
+def test_terngrads_limit_survives_the_ends_of_float32() -> None:
+    largest, smallest = float(np.finfo(np.float32).max), 2.0**-149
+    assert scale_of(TernGrad(0.5, "std"), np.array([largest, -largest], np.float32)) == [np.float32(largest / 2)]
+    assert scale_of(TernGrad(2.5, "std"), np.array([largest, -largest], np.float32)) == [largest], "the limit is infinite"
+    assert scale_of(TernGrad(2.0, "std"), np.array([smallest, -smallest], np.float32)) == [smallest]
+    shifted = np.array([2.0**20, 2.0**20 + 1], dtype=np.float32)
+    assert scale_of(TernGrad(2.0, "std"), shifted) == [1.0], "σ = 1/2, though the squares of 2²⁰ swallow it in float32"
+
+
+def test_terngrads_deviation_is_each_tensors_own_only_where_tensors_are_separate() -> None:
+    layout = Layout(("a", "b"), ((2,), (2,)))
+    x = np.array([2, 4, 20, 40], dtype=np.float32)
+    clipped = TernGrad(1.0, "std")
+    assert scale_of(PerLayer(clipped, separate=True), x, layout) == [1.0, 10.0]
+    whole = [np.float32(statistics.pstdev(x.tolist()))]
+    assert scale_of(PerLayer(clipped), x, layout) == scale_of(clipped, x, layout) == whole
 
 
 # --------------------------------------------------------------------------------------------------------------- contractive

@@ -1,9 +1,9 @@
-"""Stochastic rounding to minus, nothing and plus."""
+"""Stochastic rounding to three levels: minus, zero and plus the scale."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -13,20 +13,39 @@ from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.quantise import decode_quantised, encode_quantised, rounding_variance
 from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
-from fedsgd.vectors import bucket_peaks, energy
+from fedsgd.vectors import bucket_peaks, energy, standard_deviation
 from fedsgd.wire import Sections
 from fedsgd.wire.levels import max_level_bytes
 
 
 @dataclass(frozen=True)
 class TernGrad(Operator):
-    """Each coordinate as −s, 0 or s, s being the largest magnitude, at random so that the mean is right.
+    """Stochastic rounding of each coordinate to −s, 0 or s, with s the largest magnitude.
 
-    TernGrad (Wen et al. 2017): s·sign(x_i) with probability |x_i|/s, else 0; E[C(x)] = x with variance Σ|x_i|(s − |x_i|). One
-    large coordinate makes it coarse for all: clip (the paper uses 2.5) first cuts magnitudes to that many root mean squares,
-    which is a bias (kind "neither"); 0 does not clip. Scale by scale for each layer, as in the paper: under `per-layer`.
+    TernGrad (Wen et al. 2017, NIPS, arXiv 1705.07878): s·sign(x_i) with probability |x_i|/s, else 0. E[C(x)] = x, with
+    variance Σ|x_i|(s − |x_i|).
+
+    One large coordinate makes s coarse for all. The paper's section on gradient clipping first cuts magnitudes to c·σ, with
+    c = 2.5 and σ the standard deviation of the tensor. Clipping is a bias: the kind is then "neither".
+
+    Traps:
+
+    * σ is taken about the mean: N(3, 1) is cut to ±2.5, and most coordinates become s. The root mean square cuts at 7.9,
+      which is above all of them.
+    * With σ = 0 (one coordinate, equal coordinates) nothing stands out and nothing is clipped. The paper's rule would send
+      zeros in every round.
+    * s is the largest magnitude after clipping, as in the paper. The authors' code takes c·σ for s even where no coordinate
+      is as large.
+    * The paper's workers share the largest of their s. Here each client has its own, because a round has one uplink phase.
+
+    The paper clips and scales each tensor by itself: that is `per-layer` with separate = true. Without it σ and s are those of
+    the whole vector, and under `per-layer` with separate = false those of each group.
 
     Five trits to a byte, 1.6 bits a coordinate, which rANS then brings near their entropy: about 0.8 bits on Gaussian vectors.
+
+    Attributes:
+        clip: c, the largest magnitude in units of `clip_by`; 0 does not clip.
+        clip_by: "rms", the root mean square of the vector, or "std", the standard deviation; without effect at clip = 0.
     """
 
     name: ClassVar[str] = "terngrad"
@@ -34,6 +53,7 @@ class TernGrad(Operator):
     deterministic: ClassVar[bool] = False
 
     clip: NonNegative = 0.0
+    clip_by: Literal["rms", "std"] = "rms"
 
     @property
     def kind(self) -> Kind:
@@ -61,6 +81,7 @@ class TernGrad(Operator):
     def _clipped(self, x: F32) -> F32:
         if not self.clip:
             return x
+        unit = standard_deviation(x) if self.clip_by == "std" else float(np.sqrt(energy(x) / len(x)))
         with np.errstate(over="ignore"):
-            limit = np.float32(self.clip * np.sqrt(energy(x) / len(x)))
-        return np.clip(x, -limit, limit)
+            limit = np.float32(self.clip * unit)
+        return np.clip(x, -limit, limit) if unit else x

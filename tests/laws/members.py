@@ -18,6 +18,7 @@ from fedsgd.compress.qsgd import QSGD
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.scheduled import Scheduled
 from fedsgd.compress.sign import Sign
+from fedsgd.compress.terngrad import TernGrad
 from fedsgd.compress.topk import TopK
 from fedsgd.wire import Sections
 
@@ -40,6 +41,8 @@ PAIRS: tuple[Operator, ...] = (
     DenseOperator("float16", entropy=True),
     Integer(4, "nearest"),
     Integer(4, entropy=True),
+    TernGrad(2.5),
+    TernGrad(2.5, "std"),
 )
 """Settings of two fields at once."""
 
