@@ -19,7 +19,7 @@ import fedsgd
 from fedsgd.build import build, with_workers
 from fedsgd.clients import MemoryModels
 from fedsgd.console import show_result
-from fedsgd.data import Dataset
+from fedsgd.data import Dataset, Examples
 from fedsgd.engine import Work
 from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
 from fedsgd.ledger import Ledger
@@ -117,6 +117,63 @@ def test_nobody_is_there(scenario: Make, tmp_path: Path) -> None:
     result = fedsgd.run(scenario({"rounds": 3, **sampler}), data=tmp_path)
     assert [len(record.cohort) for record in result.history] == [0, 4, 0]
     assert {row["round"] for row in result.ledger.table().to_pylist()} == {2}
+
+
+COMING_AND_GOING = "client,first_round,last_round\n0,1,2\n1,5,5\n"
+"""Client 0 is there in rounds 1 and 2, nobody in rounds 3 and 4, client 1 in round 5."""
+
+
+def two_parabolas(scenario: Make, folder: Path, settings: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Return the models before round 1 and after each of five rounds, and the minima of two clients' losses (w − minimum)²."""
+    (folder / "trace.csv").write_text(COMING_AND_GOING)
+    ones, targets = np.ones((2, 1), dtype=np.float32), np.array([[4], [-8]], dtype=np.float32)
+    data = Dataset(Examples(ones, targets, None, np.arange(2)), Examples(ones, targets), None)
+    parabola = {
+        "data.partition.name": "natural",
+        "data.partition.clients": 2,
+        "client.optimizer": {"name": "sgd", "lr": 0.25},
+        "client.steps": 1,
+        "client.batch_size": "full",
+        "server.cohort": 2,
+        "server.sampler": {"name": "trace", "file": "trace.csv"},
+        "uplink.error_feedback": "none",
+        "report.target_accuracy": None,
+    }
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(module.weight)
+    experiment = build(scenario({**parabola, **settings}), folder, dataset=data, module=module, loss=nn.functional.mse_loss)
+    rounds = run(experiment.plan, experiment.server, experiment.runtime, experiment.attendance, lambda _: None)
+    models = [1.0, *(float(server.weights[0]) for server, _ in itertools.islice(rounds, 5))]
+    return models, [experiment.train.of(client).gather()[1].item() for client in (0, 1)]
+
+
+@pytest.mark.parametrize("policy", ["model", "difference", "error-feedback", "shift"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_ef21_steps_in_rounds_without_replies(scenario: Make, tmp_path: Path, policy: str, momentum: float) -> None:
+    """EF21-PP, and with momentum EF21-HB: v ← βv + g; w ← w + v in each round, g being the mean of what both last sent."""
+    uplink = {"uplink.compressor": {"name": "ef21", "op": {"name": "top-k", "density": 1.0}}, "server.weighting": "uniform"}
+    server = {"server.optimizer": {"name": "momentum-pytorch", "lr": 1.0, "momentum": momentum}}
+    downlink = {"downlink.policy": policy}
+    if policy in ("error-feedback", "shift"):
+        downlink["downlink.compressor.name"] = "top-k"
+        downlink["downlink.compressor.density"] = 1.0
+    models, minima = two_parabolas(scenario, tmp_path, {**uplink, **server, **downlink})
+    w, v, sent, expected = 1.0, 0.0, [0.0, 0.0], [1.0]
+    for client in (0, 0, None, None, 1):
+        if client is not None:
+            sent[client] = -0.25 * 2 * (w - minima[client])
+        v = momentum * v + sum(sent) / 2
+        w += v
+        expected.append(w)
+    assert sorted(minima) == [-8, 4]
+    assert models == expected, "dyadic numbers, so exactly"
+
+
+@pytest.mark.parametrize("uplink", ["dense", "cafe", "fetch-sgd", "scaffold"])
+def test_schemes_that_the_papers_never_step_alone_wait_for_a_reply(scenario: Make, tmp_path: Path, uplink: str) -> None:
+    settings = {"uplink.compressor": {"name": uplink}, "server.weighting": "uniform"}
+    models, _ = two_parabolas(scenario, tmp_path, {**settings, "server.optimizer": {"name": "fedavgm", "lr": 1.0}})
+    assert models[2] == models[3] == models[4] != models[5]
 
 
 def test_a_client_that_breaks_down_may_count_as_one_that_was_lost(scenario: Make) -> None:

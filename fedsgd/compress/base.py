@@ -199,6 +199,8 @@ class Scheme(Compressor):
     and what it keeps may not be rounded."""
     corrects: ClassVar[bool] = False
     """True if clients train with a correction of each gradient: `correction`."""
+    steps_without_replies: ClassVar[bool] = False
+    """True if a round without replies steps too, with the update that `fold` returns for no replies."""
     backlog: ClassVar[tuple[str, ...]] = ()
     """The entries of a client's state that are updates not sent yet, and so grow stale while it is away; the last of them is
     what is held back."""

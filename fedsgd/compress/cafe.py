@@ -23,6 +23,9 @@ class CAFe(WithReference):
     r, is the next r. What clients have in common need not be sent again, and no client remembers anything, so nothing
     goes stale when it sits out. The price is on the downlink: r is sent along with the model, exactly (float32, its exponents
     coded), and its bytes are counted (a REFERENCE frame). In the first round r is zero. C must be contractive.
+
+    The paper's analysis averages over all clients in every round. Here the mean is the cohort's. A round
+    without replies leaves the model and r as they are.
     """
 
     name: ClassVar[str] = "cafe"

@@ -32,10 +32,10 @@ class DGC(Scheme):
 
     momentum: β. nesterov: u ← β(u + g), v ← v + u + g. masking: whether u is cleared where v was sent, so that old momentum
     does not push a delayed coordinate on in a stale direction. clip: the threshold for the norm of the summed gradient; each of
-    m clients clips its own update at clip · √m first (the paper clips g/N at clip/√N), 0 for not at all. warm_up: densities of
-    the first rounds, each for `warm_up_rounds` of them (the paper's: 25, 6.25, 1.5625, 0.4 %); 0 for none. per_layer: the k
-    largest of each tensor with more than one dimension and all of the others, from which the paper's ratios follow, instead of
-    the k largest of all.
+    m clients clips its own update at clip · √m first (the paper clips g/N at clip/√N), 0 for not at all. The unit is that of
+    the update, which has the step size in it. warm_up: densities of the first rounds, each for `warm_up_rounds` of them (the
+    paper's: 25, 6.25, 1.5625, 0.4 %); 0 for none. per_layer: the k largest of each tensor with more than one dimension and all
+    of the others, from which the paper's ratios follow, instead of the k largest of all.
 
     With every coordinate sent it is plain SGD (masking) or momentum SGD (no masking) bit for bit, and with β = 0 and no clip it
     is error feedback over top-k. Σ sent + v = Σ u always. Values that are rounded for sending leave their rounding error in v.

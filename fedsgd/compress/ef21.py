@@ -20,11 +20,19 @@ from fedsgd.layout import Layout
 class EF21(OperatorScheme):
     """Client and server keep the same estimate of the client's update; its correction is sent.
 
-    Client i: c = C(x_i − g_i); g_i ← g_i + c. Server: g ← g + Σ c / N; the update is g. Richtárik, Sokolov and Fatkhullin 2021;
-    with partial participation Fatkhullin et al. 2021: the mean runs over the whole population, N clients, absent ones included
-    with the estimate that they last sent. So all weigh the same (set server.weighting = "uniform"), and until most clients have
-    been seen the update is smaller than the cohort's. Any contractive operator will do. Nothing is ever withheld: what was not
-    sent is in the next difference again. If a reply is lost, g_i is what it was before, at both ends.
+    Client i: c_i = C(x_i − g_i); g_i ← g_i + c_i. Server: g ← g + Σ c_i / N; the update is g. EF21 (Richtárik, Sokolov and
+    Fatkhullin 2021), with c_i = 0 for absent clients (EF21-PP, Fatkhullin et al. 2021, arXiv 2110.03294, section 3 and
+    algorithm 4):
+
+    * The mean runs over the whole population of N clients. Absent clients count with the estimate that they last sent.
+    * All clients weigh the same: set server.weighting = "uniform".
+    * The server steps with g in every round, also in one without replies. With momentum on the server this is EF21-HB.
+    * Estimates begin at 0, so until most clients took part the update is smaller than the cohort's.
+    * x_i is the update of the local steps, with their step size in it; the paper's is a gradient. Under a schedule an absent
+      client counts with the step size that it had.
+
+    Any contractive operator will do. Nothing is ever withheld: what was not sent is in the next difference again. If a reply is
+    lost, g_i is what it was before, at both ends.
 
     The server keeps one vector, each client one, both in float64: corrections add up over a whole run, and in float32 the two
     would drift apart.
@@ -35,6 +43,7 @@ class EF21(OperatorScheme):
     uniform: ClassVar[bool] = True
     convex: ClassVar[bool] = True
     mirrored: ClassVar[bool] = True
+    steps_without_replies: ClassVar[bool] = True
 
     op: Operator = field(default=TopK(), metadata={"accepts": may_contract})
 

@@ -26,7 +26,7 @@ from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max
 class FetchSGD(Scheme):
     """A count sketch of the update up; at the server momentum, error feedback and top-k, all in the sketch.
 
-    FetchSGD (Rothchild et al. 2020, algorithm 1), with S the mean of the clients' tables, the step size being in them already:
+    FetchSGD (Rothchild et al. 2020, algorithm 1), with S the weighted mean of the clients' tables:
 
         S_u ← ρ S_u + S;  S_e ← S_e + S_u;  Δ = the kept_share · P largest of unsketch(S_e);  S_e ← S_e − sketch(Δ);  the update
         is Δ
@@ -37,6 +37,14 @@ class FetchSGD(Scheme):
     the share of coordinates that a round changes; masking: clear S_u in the cells of Δ, as DGC does with its momentum. The
     table has to be large enough for the coordinates that stand out to be read: below a few thousand columns small models drown
     in collisions. 32 · density bits a parameter.
+
+    Deviations:
+
+    * The paper multiplies S_u by the step size on its way into S_e. Here each table has its clients' step size in it, which is
+      the same where that is constant.
+    * The authors' code does not subtract sketch(Δ) from S_e, because that diverged for them. It clears the cells of Δ in S_e as
+      in S_u. Here S_e is algorithm 1's.
+    * The paper has clients in every round. A round without replies leaves the model, S_u and S_e as they are.
     """
 
     name: ClassVar[str] = "fetch-sgd"

@@ -106,7 +106,9 @@ class PowerSGD(Scheme):
 
     The paper averages P over the workers before it is orthonormalised, by an all-reduce between the two products. A federation
     has no second phase in a round: both factors of each client's own matrix are sent at once, and the server averages the
-    products. So the update of a cohort may have rank m·r, and each client's approximation is its own. r(n + m) floats a matrix.
+    products. So the update of a cohort may have rank m·r, and each client's approximation is its own. The paper's first Q is
+    Gaussian, and its momentum (algorithm 2) comes after decompression: that is the server's optimizer here. r(n + m) floats a
+    matrix.
     """
 
     name: ClassVar[str] = "power-sgd"

@@ -35,10 +35,12 @@ def shared_support(k: int, ctx: Context) -> I64:
 class RandK(Operator):
     """k uniformly random coordinates; the positions follow from a shared seed and cost no bits.
 
-    C(x) keeps x_i on a random support of k = max(1, round(density · P)) (Wangni et al. 2018; Stich, Cordonnier and Jaggi
-    2018). scaled: multiplied by P/k, so that E[C(x)] = x with variance (P/k − 1)|x|² (the default; kind "unbiased"). Not
-    scaled: contractive in the mean, E|x − C(x)|² = (1 − k/P)|x|², and fit for error feedback, where the scaled form would let
-    the residual grow without bound. Values that are rounded to nearest make the scaled form only nearly unbiased: "neither".
+    C(x) keeps x_i on a random support of k = max(1, round(density · P)) (Konečný et al. 2016: random masks from a seed; Stich,
+    Cordonnier and Jaggi 2018).
+
+    scaled: multiplied by P/k, so that E[C(x)] = x with variance (P/k − 1)|x|² (the default; kind "unbiased"). Not scaled:
+    contractive in the mean, E|x − C(x)|² = (1 − k/P)|x|², and fit for error feedback, where the scaled form would let the
+    residual grow without bound. Values that are rounded to nearest make the scaled form only nearly unbiased: "neither".
     Zeros on the support are sent: the receiver cannot know them. There are no ternary values here for that reason.
     """
 

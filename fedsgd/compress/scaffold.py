@@ -29,7 +29,8 @@ class Scaffold(WithReference):
 
     Kη is the sum of the step sizes; clients have to train with plain SGD, or x / Kη is no mean gradient; where it is 0 (no
     examples, or a schedule that ends at 0) c_i stays. If a reply is lost, c_i is what it was before. All clients weigh the
-    same. The server keeps one vector and each client one.
+    same. The server keeps one vector and each client one. A round without replies changes nothing, as the algorithm has it:
+    without a cohort both of its sums are empty.
     """
 
     name: ClassVar[str] = "scaffold"

@@ -20,8 +20,10 @@ class STC(Scheme):
     """Top-k with the kept coordinates sent as sign · mean magnitude, and error feedback.
 
     Sattler, Wiedemann, Müller and Samek 2019 (arXiv 1903.02891). a = residual + x, send STC(a), residual ← a − STC(a).
-    |x − C(x)|² = |x|² − |top|₁²/k exactly. 1 bit and a position for each kept coordinate. μ is the mean over the k kept; fewer
-    than k non-zeros are not filled up.
+    |x − C(x)|² = |x|² − |top|₁²/k exactly. 1 bit and a position for each kept coordinate.
+
+    With fewer than k non-zeros all of them are sent, and no others. μ is then their mean; the paper divides by k all the same,
+    which makes μ smaller.
 
     The paper's server does the same with the mean of what it decodes, and sends that: [downlink] policy = "error-feedback" with
     compressor = { name = "top-k", values = "ternary" }.

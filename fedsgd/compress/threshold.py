@@ -19,11 +19,11 @@ from fedsgd.wire import Sections, ValueFormat
 class Threshold(Sparsifier):
     """The coordinates whose magnitude is at least `threshold`, however many there are.
 
-    Hard threshold (Dryden et al. 2016; Sahu et al. 2021, who show that under error feedback it spends a budget of bytes over a
-    whole run better than top-k does). It contracts up to a constant: |x − C(x)|² ≤ (1 − δ)|x|² + P·threshold², so with
-    float32 values a residual stays below the threshold in every coordinate. The number of bytes follows the size of the
-    updates, from next to none to all; the threshold is in units of the update, which has the step size in it. Bits per kept
-    coordinate as for top-k.
+    Hard threshold (Ström 2015, who sends the threshold with a sign; Sahu et al. 2021, who show that under error feedback it
+    spends a budget of bytes over a whole run better than top-k does). It contracts up to a constant: |x − C(x)|² ≤
+    (1 − δ)|x|² + P·threshold², so with float32 values a residual stays below the threshold in every coordinate. The number of
+    bytes follows the size of the updates, from next to none to all; the threshold is in units of the update, which has the step
+    size in it. Bits per kept coordinate as for top-k.
     """
 
     name: ClassVar[str] = "threshold"

@@ -102,13 +102,16 @@ def aggregate(
 
     The replies are folded in ascending client order whatever order they came in, weighted by examples (for whose number the
     client's word is taken) or uniformly. chances: each one's probability of being among these replies, where the mean is to be
-    corrected for it (Horvitz and Thompson 1952): then it is the mean over all clients that is estimated, without bias. Without
-    any reply the model stays as it is. A bad frame raises WireError, with its client, before anything has changed.
+    corrected for it (Horvitz and Thompson 1952): then it is the mean over all clients that is estimated, without bias. A bad
+    frame raises WireError, with its client, before anything has changed.
+
+    Without any reply the model stays as it is, and so do the states of the scheme and the optimizer. A scheme that
+    `steps_without_replies` folds nothing instead, and the optimizer steps with the update that `fold` returns.
     """
     ordered = sorted(replies, key=lambda reply: reply.client)
     if len({reply.client for reply in ordered}) != len(ordered):
         raise RunError(server.round, None, "two replies of one client")
-    if not ordered:
+    if not ordered and not plan.uplink.steps_without_replies:
         return _next(plan, server, server.weights, np.zeros_like(server.weights)), {}
     opened = [open_update(plan, reply, server.round) for reply in ordered]
     shares = _shares(plan, server.round, [update.frame for update in opened], chances)
@@ -162,6 +165,8 @@ def _fold(plan: Plan, server: Server, updates: Sequence[Opened], shares: F64) ->
 
 def _shares(plan: Plan, round: int, frames: Sequence[Frame], chances: Mapping[ClientId, float] | None) -> F64:
     """What each reply counts [m]. They add up to 1, but for chances."""
+    if not frames:
+        return np.zeros(0)
     examples = np.array([frame.header.examples for frame in frames], dtype=np.float64)
     counts = examples if plan.weighting == "examples" else np.ones(len(frames))
     if not counts.sum() > 0:
@@ -175,7 +180,7 @@ def _shares(plan: Plan, round: int, frames: Sequence[Frame], chances: Mapping[Cl
 
 def _normalised(plan: Plan, round: int, updates: Sequence[Opened], shares: F64) -> F64:
     """What each update counts [m]: its share, or with FedNova by how far its steps go. Statistics do not grow with steps."""
-    if not plan.normalised:
+    if not plan.normalised or not updates:
         return shares
     went = np.array([plan.recipe.displacement(update.frame.header.examples, round) for update in updates])
     effective = float((shares * went).sum() / shares.sum())
