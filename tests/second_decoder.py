@@ -120,13 +120,14 @@ class Sections:
 def symbols(data: Reader, n: int) -> npt.NDArray[np.uint8]:
     """Up to the end of the data, unless the mode is 0."""
     mode = data.number(1)
-    need(mode < 2, "mode of symbols")
+    need(mode < 3, "mode of symbols")
     if mode == 0:
         return np.frombuffer(data.take(n), np.uint8)
     low, high = data.number(1), data.number(1)
     need(low <= high, "table")
     frequencies = [data.varint() for _ in range(low, high)]
-    frequencies.append(4096 - sum(frequencies))
+    total = 4096 if mode == 1 else 32768
+    frequencies.append(total - sum(frequencies))
     need(frequencies[0] >= 1 and frequencies[-1] >= 1, "frequencies")
     sums = np.cumsum([0, *frequencies]).tolist()
     symbol_at = np.repeat(np.arange(len(frequencies)), frequencies).tolist()
@@ -135,9 +136,9 @@ def symbols(data: Reader, n: int) -> npt.NDArray[np.uint8]:
     out = np.empty(n, np.uint8)
     for i in range(n):
         x = states[i % 4]
-        s = symbol_at[x % 4096]
+        s = symbol_at[x % total]
         out[i] = low + s
-        x = frequencies[s] * (x // 4096) + x % 4096 - sums[s]
+        x = frequencies[s] * (x // total) + x % total - sums[s]
         if x < 2**15:
             x = 65536 * x + data.number(2)
         states[i % 4] = x

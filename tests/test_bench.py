@@ -13,11 +13,13 @@ import pytest
 from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback
 from fedsgd.compress.topk import TopK
 from fedsgd.layout import Layout
+from fedsgd.models import MODELS
 from fedsgd.torch_scope import one_thread
 from tests.bench.clients import Figure, Way, line, verdict
 from tests.bench.clients import main as clients_main
 from tests.bench.codec import main
-from tests.bench.engine import Workload, measure, table, verdicts
+from tests.bench.engine import SCENARIOS, Workload, measure, table, verdicts
+from tests.bench.engine import main as engine_main
 from tests.bench.flower.__main__ import Overhead, show
 from tests.bench.flower.__main__ import main as flower_main
 from tests.bench.goals import CASES, Clients, Work, timed
@@ -105,6 +107,18 @@ def test_the_loop_by_hand_is_the_network(tmp_path: Path) -> None:
     (hand,) = (f for f in figures if f.how == "by hand")
     assert hand.off < 1e-5
     assert any("the loop by hand" in line for line in verdicts(figures))
+
+
+def test_distances_of_rounding_are_those_of_each_engine_and_of_a_start_one_float_away(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "figures.json"
+    engine_main(["rounding", "--only", "mlp", "--clients", "2", "--seeds", "1", "--json", str(file)])
+    figures = json.loads(file.read_text())["figures"]
+    assert [f["how"] for f in figures] == ["captured, fused", "sequential, one float away", "stacked, fused"]
+    assert all(len(f["each"]) == 2 and f["steps"] > 9 and 0 < min(f["each"]) <= max(f["each"]) < 1e-5 for f in figures)
+    assert "one float away" in capsys.readouterr().out
+    assert set(SCENARIOS) == {name for name in MODELS if name != "module"}
 
 
 def test_the_benchmark_of_rounds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fedsgd.compress.dense import DenseOperator
 from fedsgd.compress.laws import layout_of
 from fedsgd.compress.per_layer import PerLayer
 from fedsgd.compress.scaffold import Scaffold
+from fedsgd.compress.terngrad import TernGrad
 from fedsgd.compress.topk import TopK
 from fedsgd.errors import NonFiniteError, WireError
 from fedsgd.layout import Layout
@@ -200,6 +201,17 @@ def test_random_frames_are_read_to_the_same_bits(seen: Counter[str]) -> None:
     assert not unequal
     assert coded > 500
     assert {*seen} == {*(f"positions {tag}" for tag in range(5)), "symbols 0", "symbols 1", "words 0", "words 1"}
+
+
+def test_fine_frequencies_are_read_to_the_same_bits(seen: Counter[str]) -> None:
+    """One trit in five hundred is not zero: of the 243 bytes that five trits make, most are rarer than 1/4096."""
+    made, size = TernGrad(frequency_bits=15), 200_000
+    ctx = Context(3, 1, 0, Layout.flat(size))
+    x = np.random.default_rng(0).standard_normal(size).astype(np.float32) * 0.002
+    x[7] = 1.0
+    sections = made.encode(x, ctx)[0]
+    assert same(second(frame_of(made, sections, ctx), made, ctx), made.decode(sections, ctx).to_dense())
+    assert seen["symbols 2"] == 1
 
 
 # ----------------------------------------------------------------------------------------------------------------- damaged

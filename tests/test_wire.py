@@ -38,6 +38,7 @@ from fedsgd.wire import (
     overhead,
     split_frame,
 )
+from fedsgd.wire.rans import decode_symbols, encode_symbols
 from tests.laws.members import sections_of
 
 SIZE = 2000
@@ -195,6 +196,54 @@ def test_hostile_index_sections_are_refused(bad: bytes) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------- values
+
+
+def skewed(n: int, common: float, rare: int) -> np.ndarray:
+    """n symbols: zeros with a probability of `common`, else one of so many others."""
+    rng = np.random.default_rng([n, rare])
+    return np.where(rng.random(n) < common, 0, 1 + rng.integers(0, rare, n)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("n", [31, 32, 500, 4095, 4096, 100_000])
+@pytest.mark.parametrize("common", [0.0, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("rare", [1, 40, 255])
+def test_fine_frequencies_are_sent_only_where_they_are_shorter(n: int, common: float, rare: int) -> None:
+    symbols = skewed(n, common, rare)
+    coarse, fine = encode_symbols(symbols), encode_symbols(symbols, frequency_bits=15)
+    assert coarse[0] in (0, 1), "never unless asked for: old bytes stay what they were"
+    assert fine == coarse or (fine[0] == 2 and len(fine) < len(coarse))
+    for coded in (coarse, fine):
+        assert (decode_symbols(coded, n) == symbols).all()
+
+
+def test_fine_frequencies_bring_rare_symbols_near_their_entropy() -> None:
+    """Forty symbols of probability 1/40,000 each: a frequency of 12 bits cannot be below 1/4096."""
+    symbols = skewed(1_000_000, 0.999, 40)
+    counts = np.bincount(symbols)
+    entropy = float(-(counts * np.log2(counts / len(symbols))).sum()) / 8
+    coarse, fine = encode_symbols(symbols), encode_symbols(symbols, frequency_bits=15)
+    assert (coarse[0], fine[0]) == (1, 2)
+    assert len(coarse) / entropy == pytest.approx(1.6, abs=0.01)
+    assert len(fine) / entropy == pytest.approx(1.05, abs=0.02)
+    assert encode_symbols(symbols, entropy=False, frequency_bits=15)[0] == 0
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda c: bytes([3]) + c[1:], "unknown mode 3"),
+        (lambda c: bytes([3 - c[0]]) + c[1:], "add up to|a state|does not end"),
+        (lambda c: c[:-2], "does not end"),
+        (lambda c: c + bytes(2), "does not end"),
+    ],
+)
+def test_hostile_symbols_are_refused(mode: int, spoil: Callable[[bytes], bytes], why: str) -> None:
+    symbols = skewed(30_000, 0.999, 50)
+    coded = encode_symbols(symbols, frequency_bits=12 if mode == 1 else 15)
+    assert coded[0] == mode
+    with pytest.raises(WireError, match=why):
+        decode_symbols(spoil(coded), len(symbols))
 
 
 def test_bfloat16_rounds_to_nearest_even_and_never_to_infinity() -> None:

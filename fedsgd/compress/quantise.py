@@ -14,13 +14,14 @@ from fedsgd.wire.levels import decode_levels, encode_levels, quantise
 
 
 def encode_quantised(
-    x: F32, scales: F32, level: int, bucket: int, ctx: Context, stochastic: bool, entropy: bool = True
+    x: F32, scales: F32, level: int, bucket: int, ctx: Context, stochastic: bool, entropy: bool = True, frequency_bits: int = 12
 ) -> tuple[Sections, Levels]:
-    """x [P] on 2L + 1 levels of each bucket's scale, L = level. scales: [ceil(P / bucket)], at least every magnitude."""
+    """x [P] on 2L + 1 levels of each bucket's scale, L = level. scales: [ceil(P / bucket)], at least every magnitude. entropy,
+    frequency_bits: as in `rans.encode_symbols`."""
     if not all_finite(scales):
         raise NonFiniteError(ctx.round, ctx.client, "the norm of a bucket leaves float32's range")
     levels = quantise(x, scales, level, bucket, ctx.key("rounding") if stochastic else None)
-    return encode_levels(levels, scales, level, entropy), Levels(levels, scales, level, bucket)
+    return encode_levels(levels, scales, level, entropy, frequency_bits), Levels(levels, scales, level, bucket)
 
 
 def decode_quantised(sections: Sections, level: int, bucket: int, ctx: Context) -> Levels:

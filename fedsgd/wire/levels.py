@@ -54,9 +54,9 @@ def dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
 
 
 @phased("encode")
-def encode_levels(levels: U8, scales: F32, level: int, entropy: bool = True) -> Sections:
-    """levels: [P], the levels plus L; scales: [ceil(P / bucket)]; entropy: whether to try rANS."""
-    body = encode_digits(levels, 2 * level + 1, entropy)
+def encode_levels(levels: U8, scales: F32, level: int, entropy: bool = True, frequency_bits: int = 12) -> Sections:
+    """levels: [P], the levels plus L; scales: [ceil(P / bucket)]; entropy: whether to try rANS, with so many frequency_bits."""
+    body = encode_digits(levels, 2 * level + 1, entropy, frequency_bits)
     return Section(Part.VALUE, body), Section(Part.SCALE, scales.astype("<f4").tobytes())
 
 
@@ -70,14 +70,14 @@ def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tup
 
 
 @phased("encode")
-def encode_digits(digits: U8, base: int, entropy: bool = True) -> bytes:
-    """digits: [n], below `base`."""
+def encode_digits(digits: U8, base: int, entropy: bool = True, frequency_bits: int = 12) -> bytes:
+    """digits: [n], below `base`; entropy, frequency_bits: as in `rans.encode_symbols`."""
     count = digits_in_a_byte(base)
     if base == 2:
         packed = np.packbits(digits, bitorder="little")
     else:
         packed = digits if count == 1 else _pack_digits(digits, base, count)
-    return rans.encode_symbols(packed, entropy)
+    return rans.encode_symbols(packed, entropy, frequency_bits)
 
 
 @phased("decode")

@@ -1,19 +1,24 @@
-"""Symbols of eight bits by a static range asymmetric numeral system (rANS), within a fraction of a per cent of their entropy.
+"""Symbols of eight bits by a static range asymmetric numeral system (rANS).
 
     symbols := mode u8, then
-    0 plain   the symbols themselves
-    1 rANS    table, four states u32, words u16 ...
+    0 plain      the symbols themselves
+    1 rANS       table, four states u32, words u16 ...; T = 4096
+    2 fine rANS  the same; T = 32768
 
     table := lowest symbol u8, highest symbol u8, the frequency of each symbol from the lowest to the one before the highest
-             as a varint; what is missing from 4096 is the frequency of the highest
+             as a varint; what is missing from T is the frequency of the highest
 
 The number of symbols n is not in it. Symbol i belongs to state i mod 4. A decoder begins with the four states as sent, and for
-each symbol in turn, x being its state and s the symbol in whose range [c, c + f) of the cumulated frequencies x mod 4096 falls:
+each symbol in turn, x being its state and s the symbol in whose range [c, c + f) of the cumulated frequencies x mod T falls:
 
-    x ← f · ⌊x / 4096⌋ + (x mod 4096) − c;   if x < 2¹⁵: x ← 2¹⁶ · x + the next word
+    x ← f · ⌊x / T⌋ + (x mod T) − c;   if x < 2¹⁵: x ← 2¹⁶ · x + the next word
 
 In the end every state is 2¹⁵ and every word is read, or the stream is not valid. Duda 2009 (arXiv 0902.0271); the interleaving
-is Giesen's (arXiv 1402.3392). The shorter of the two modes is sent, plain if they are equal.
+is Giesen's (arXiv 1402.3392). The shortest of the modes is sent, of equal ones the lowest. Mode 2 is tried only where the
+compressor asks for it.
+
+Bits: within a fraction of a per cent of the entropy where no symbol is rarer than 1/T. A rarer one takes the share 1/T all the
+same, at the cost of the others: a million symbols, .999 of them equal and forty others, take 1.6 times their entropy in mode 1.
 """
 
 from __future__ import annotations
@@ -29,9 +34,9 @@ from fedsgd.wire import bits
 
 Bytes = bytes | memoryview
 
-PLAIN, RANS = 0, 1
-SCALE_BITS = 12
-TOTAL = 1 << SCALE_BITS
+PLAIN = 0
+SCALE_BITS = {1: 12, 2: 15}
+"""log₂ T of each mode of rANS. States begin at 2¹⁵, so T may not be larger."""
 LOW = 1 << 15
 """The lower end of a state's range, [2¹⁵, 2³¹)."""
 LANES = 4
@@ -46,41 +51,60 @@ def max_symbol_bytes(n: int) -> int:
     return 1 + n
 
 
-def encode_symbols(symbols: U8, entropy: bool = True) -> bytes:
-    """symbols: uint8 [n]; entropy: False to leave them plain."""
+def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) -> bytes:
+    """Encode symbols in the shortest mode.
+
+    Args:
+        symbols: [n] uint8.
+        entropy: False to leave them plain.
+        frequency_bits: largest log₂ T to try, 12 or 15.
+    """
+    shortest = b""
     if entropy and len(symbols) >= SHORTEST:
         counts = _histogram(symbols)
-        frequencies = normalise(counts)
-        if len(symbols) < LONG or _estimate(counts, frequencies) < 8 * len(symbols):
-            table = _pack_table(frequencies)
-            words, states = _encode(symbols, frequencies)
-            if len(table) + 4 * LANES + 2 * len(words) < len(symbols):
-                return bytes([RANS]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
-    return b"".join((bytes([PLAIN]), np.ascontiguousarray(symbols).data))
+        for mode, scale_bits in SCALE_BITS.items():
+            coded = _coded(symbols, counts, mode) if scale_bits <= frequency_bits else b""
+            if coded and (not shortest or len(coded) < len(shortest)):
+                shortest = coded
+    return shortest or b"".join((bytes([PLAIN]), np.ascontiguousarray(symbols).data))
 
 
-def _estimate(counts: I64, frequencies: I64) -> int:
+def _coded(symbols: U8, counts: I64, mode: int) -> bytes:
+    """The symbols in a mode of rANS; nothing where that is no shorter than plain."""
+    scale_bits = SCALE_BITS[mode]
+    frequencies = normalise(counts, scale_bits)
+    if len(symbols) >= LONG and _estimate(counts, frequencies, scale_bits) >= 8 * len(symbols):
+        return b""
+    table = _pack_table(frequencies)
+    words, states = _encode(symbols, frequencies, scale_bits)
+    if len(table) + 4 * LANES + 2 * len(words) >= len(symbols):
+        return b""
+    return bytes([mode]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+
+
+def _estimate(counts: I64, frequencies: I64, scale_bits: int) -> int:
     """Bits that the symbols will take, from what each costs."""
     used = np.flatnonzero(counts)
-    costs = [_cost(f) for f in frequencies[used].tolist()]
+    costs = [_cost(f, scale_bits) for f in frequencies[used].tolist()]
     return int(counts[used] @ np.array(costs)) // 256
 
 
 @cache
-def _cost(frequency: int) -> int:
-    """⌈256 log₂(4096 / frequency)⌉ by integers alone, so that no library's logarithm decides what is sent."""
-    return int((pow(TOTAL, 256) - 1) // pow(frequency, 256)).bit_length()
+def _cost(frequency: int, scale_bits: int) -> int:
+    """⌈256 log₂(T / frequency)⌉ by integers alone, so that no library's logarithm decides what is sent."""
+    return int((pow(1 << scale_bits, 256) - 1) // pow(frequency, 256)).bit_length()
 
 
 def decode_symbols(data: Bytes, n: int) -> U8:
     """Inverse of `encode_symbols` for n symbols, `data` being exactly theirs; WireError where it is not valid."""
-    if not data or data[0] not in (PLAIN, RANS):
+    if not data or data[0] not in (PLAIN, *SCALE_BITS):
         raise WireError(0, f"unknown mode {data[0]} of a symbol stream" if data else "an empty symbol stream")
     if data[0] == PLAIN:
         if len(data) != 1 + n:
             raise WireError(0, f"{len(data) - 1} plain symbols, expected {n}")
         return np.frombuffer(data, dtype=np.uint8, offset=1)
-    frequencies, at = _unpack_table(data, 1)
+    scale_bits = SCALE_BITS[data[0]]
+    frequencies, at = _unpack_table(data, 1, scale_bits)
     body = np.frombuffer(data, dtype=np.uint8, offset=at)
     if len(body) < 4 * LANES or len(body) % 2:
         raise WireError(at, f"{len(body)} bytes of states and words, expected an even number from {4 * LANES}")
@@ -88,7 +112,7 @@ def decode_symbols(data: Bytes, n: int) -> U8:
     if not ((states >= LOW) & (states < LOW << 16)).all():
         raise WireError(at, "a state is outside its range")
     words = body[4 * LANES :].copy().view("<u2").astype(np.uint16)
-    symbols, good = _decode(words, states, frequencies, n)
+    symbols, good = _decode(words, states, frequencies, scale_bits, n)
     if not good:
         raise WireError(at, f"the stream does not end with its {n}th symbol")
     return symbols
@@ -97,12 +121,12 @@ def decode_symbols(data: Bytes, n: int) -> U8:
 # ------------------------------------------------------------------------------------------------------------------ the model
 
 
-def _normalise_reference(counts: I64) -> I64:
+def _normalise_reference(counts: I64, scale_bits: int) -> I64:
     total = int(counts.sum())
-    scaled = counts * TOTAL
+    scaled = counts << scale_bits
     frequencies: I64 = np.maximum(scaled // total, counts > 0)
     remainders = np.where(scaled >= total, scaled % total, -1)
-    missing = TOTAL - int(frequencies.sum())
+    missing = (1 << scale_bits) - int(frequencies.sum())
     if missing > 0:
         frequencies[np.argsort(-remainders, kind="stable")[:missing]] += 1
     for _ in range(-missing):
@@ -111,8 +135,10 @@ def _normalise_reference(counts: I64) -> I64:
 
 
 @kernel(_normalise_reference)
-def normalise(counts: I64) -> I64:
-    """Frequencies that add up to 4096, at least 1 for each symbol that occurs, by largest remainder. counts: [256], not all 0.
+def normalise(counts: I64, scale_bits: int) -> I64:
+    """Frequencies that add up to T, at least 1 for each symbol that occurs, by largest remainder.
+
+    counts: [256], not all 0; scale_bits: log₂ T.
 
     Integers only, so that it is the same everywhere: shares are rounded down, then the largest remainders get one more each; if
     the ones given to rare symbols are too many, the most frequent symbol pays for each in turn. Of equals the lowest symbol.
@@ -122,9 +148,9 @@ def normalise(counts: I64) -> I64:
         total += counts[s]
     frequencies = np.zeros(256, dtype=np.int64)
     remainders = np.full(256, -1, dtype=np.int64)
-    missing = 4096
+    missing = 1 << scale_bits
     for s in range(256):
-        scaled = counts[s] * 4096
+        scaled = counts[s] << scale_bits
         if scaled >= total:
             frequencies[s] = scaled // total
             remainders[s] = scaled % total
@@ -148,7 +174,7 @@ def _pack_table(frequencies: I64) -> bytes:
     return bytes([lowest, highest]) + b"".join(bits.pack_varint(int(f)) for f in frequencies[lowest:highest])
 
 
-def _unpack_table(data: Bytes, at: int) -> tuple[I64, int]:
+def _unpack_table(data: Bytes, at: int, scale_bits: int) -> tuple[I64, int]:
     """(frequencies [256], offset behind the table)."""
     if len(data) < at + 2 or data[at] > data[at + 1]:
         raise WireError(at, "a frequency table without a range of symbols")
@@ -157,9 +183,10 @@ def _unpack_table(data: Bytes, at: int) -> tuple[I64, int]:
     at += 2
     for symbol in range(lowest, highest):
         frequencies[symbol], at = bits.unpack_varint(data, at)
-    frequencies[highest] = TOTAL - int(frequencies.sum())
+    total = 1 << scale_bits
+    frequencies[highest] = total - int(frequencies.sum())
     if not frequencies[lowest] > 0 or not frequencies[highest] > 0:
-        raise WireError(at, f"the frequencies do not add up to {TOTAL}, or the range of symbols is wider than they are")
+        raise WireError(at, f"the frequencies do not add up to {total}, or the range of symbols is wider than they are")
     return frequencies, at
 
 
@@ -188,22 +215,22 @@ def _histogram(symbols: U8) -> I64:
     return total
 
 
-def _encode_reference(symbols: U8, frequencies: I64) -> tuple[U16, U32]:
+def _encode_reference(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
     starts = np.cumsum(frequencies) - frequencies
     states = [LOW] * LANES
     words: list[int] = []
     for i in reversed(range(len(symbols))):
         f, c = int(frequencies[symbols[i]]), int(starts[symbols[i]])
         x = states[i % LANES]
-        if x >= (LOW >> SCALE_BITS << 16) * f:
+        if x >= (LOW >> scale_bits << 16) * f:
             words.append(x & 0xFFFF)
             x >>= 16
-        states[i % LANES] = (x // f << SCALE_BITS) + x % f + c
+        states[i % LANES] = (x // f << scale_bits) + x % f + c
     return np.array(words[::-1], dtype=np.uint16), np.array(states, dtype=np.uint32)
 
 
 @kernel(_encode_reference)
-def _encode(symbols: U8, frequencies: I64) -> tuple[U16, U32]:
+def _encode(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
     """(words, states) of symbols that all have a frequency.
 
     x // f without a division: x is below 2³¹, so with s = ⌈log₂ f⌉ and r = ⌈2^(31 + s) / f⌉ it is x · r >> 31 + s exactly
@@ -212,7 +239,7 @@ def _encode(symbols: U8, frequencies: I64) -> tuple[U16, U32]:
     reciprocals = np.zeros(256, dtype=np.uint64)
     shifts = np.zeros(256, dtype=np.uint64)
     limits = np.zeros(256, dtype=np.uint64)
-    complements = np.zeros(256, dtype=np.uint64)  # 4096 - f: x // f * 4096 + x % f = x + x // f * (4096 - f)
+    complements = np.zeros(256, dtype=np.uint64)  # T - f: x // f * T + x % f = x + x // f * (T - f)
     starts = np.zeros(256, dtype=np.uint64)
     start = np.int64(0)
     for s in range(256):
@@ -223,8 +250,8 @@ def _encode(symbols: U8, frequencies: I64) -> tuple[U16, U32]:
                 log += 1
             reciprocals[s] = ((np.int64(1) << (31 + log)) + f - 1) // f
             shifts[s] = 31 + log
-            limits[s] = f << 19
-            complements[s] = 4096 - f
+            limits[s] = f << (31 - scale_bits)
+            complements[s] = (np.int64(1) << scale_bits) - f
             starts[s] = start
             start += f
     words = np.empty(symbols.size + 1, dtype=np.uint16)
@@ -242,16 +269,16 @@ def _encode(symbols: U8, frequencies: I64) -> tuple[U16, U32]:
     return words[at + 1 :].copy(), states.astype(np.uint32)
 
 
-def _decode_reference(words: U16, states: U64, frequencies: I64, n: int) -> tuple[U8, bool]:
+def _decode_reference(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) -> tuple[U8, bool]:
     starts = np.cumsum(frequencies) - frequencies
-    symbol_of = np.repeat(np.arange(256), frequencies)
+    symbol_of = np.repeat(np.arange(256, dtype=np.uint8), frequencies)
     x = [int(state) for state in states]
     symbols = np.zeros(n, dtype=np.uint8)
     at = 0
     for i in range(n):
-        lane, slot = i % LANES, x[i % LANES] % TOTAL
+        lane, slot = i % LANES, x[i % LANES] % (1 << scale_bits)
         symbols[i] = symbol_of[slot]
-        x[lane] = int(frequencies[symbols[i]]) * (x[lane] >> SCALE_BITS) + slot - int(starts[symbols[i]])
+        x[lane] = int(frequencies[symbols[i]]) * (x[lane] >> scale_bits) + slot - int(starts[symbols[i]])
         if x[lane] < LOW:
             if at == len(words):
                 return symbols, False
@@ -261,11 +288,13 @@ def _decode_reference(words: U16, states: U64, frequencies: I64, n: int) -> tupl
 
 
 @kernel(_decode_reference)
-def _decode(words: U16, states: U64, frequencies: I64, n: int) -> tuple[U8, bool]:
-    """(symbols [n], whether the stream ended as it must). frequencies add up to 4096. Reads no further than its words."""
-    symbol_of = np.empty(4096, dtype=np.uint8)
-    frequency = np.empty(4096, dtype=np.uint64)
-    offset = np.empty(4096, dtype=np.uint64)
+def _decode(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) -> tuple[U8, bool]:
+    """(symbols [n], whether the stream ended as it must). frequencies add up to T. Reads no further than its words."""
+    total = 1 << scale_bits
+    mask, shift = np.uint64(total - 1), np.uint64(scale_bits)
+    symbol_of = np.empty(total, dtype=np.uint8)
+    frequency = np.empty(total, dtype=np.uint64)
+    offset = np.empty(total, dtype=np.uint64)
     slot = 0
     for s in range(256):
         for j in range(frequencies[s]):
@@ -283,9 +312,9 @@ def _decode(words: U16, states: U64, frequencies: I64, n: int) -> tuple[U8, bool
     at = 0
     for i in range(n):
         lane = i & 3
-        slot = int(x[lane] & np.uint64(4095))
+        slot = int(x[lane] & mask)
         symbols[i] = symbol_of[slot]
-        y = frequency[slot] * (x[lane] >> np.uint64(12)) + offset[slot]
+        y = frequency[slot] * (x[lane] >> shift) + offset[slot]
         short = y < np.uint64(1 << 15)
         x[lane] = (y << np.uint64(16)) | padded[at] if short else y
         at += int(short)

@@ -1,6 +1,7 @@
 """How fast local training is: each workload by each engine and by the naive loop, in turn, on one thread.
 
-    python -m tests.bench.engine [--only NAME] [--turns N] [--json FILE] [--data DIR] [--workers]
+    python -m tests.bench.engine [--only NAME] [--turns N] [--json FILE]
+    python -m tests.bench.engine rounding [--only NAME] [--clients N] [--seeds N] [--data DIR] [--json FILE]
 
 The unit is the naive loop: what a tutorial does for each client, with deepcopy, DataLoader, torch.optim.SGD and state_dict. The
 floor is the arithmetic alone: the matrix products of forward and backward pass at the rate of a large one. By hand: the same
@@ -8,7 +9,12 @@ steps written out with addmm_ for that very network. Every engine trains the sam
 compared with the oracle's, and a benchmark fails if the engine it names cannot be had or gives something else. Recording the
 steps is not in the times: it is in a column of its own. Times are the least of some turns, since others use the machine too.
 
-Data are random where no folder is given: the work is the same.
+Its data are random: the work is the same.
+
+"rounding" measures distances instead of times. Clients train the first round of the scenario of each built-in model, by the
+oracle and by each engine with the fused update. Printed is ‖update − oracle's‖ / ‖oracle's‖ of single clients. The last row of a
+model is the oracle again, from initial weights that are one float away in a random direction each: as far as rounding alone
+carries the training apart.
 """
 
 from __future__ import annotations
@@ -21,8 +27,9 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -32,14 +39,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from fedsgd.build import build
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import Chosen, Engine, Recipe, Work, batch_sizes, choose, make_engine
+from fedsgd.engine import Chosen, Engine, EngineName, Recipe, Work, batch_sizes, choose, make_engine
 from fedsgd.engine.base import batches
 from fedsgd.engine.sequential import Sequential
 from fedsgd.models import MODELS, Task, make_task
 from fedsgd.optim import SGD, Optimizer, PyTorchMomentum
+from fedsgd.scenario import load as load_scenario
 from fedsgd.torch_scope import one_thread
 
+ROOT = Path(__file__).parent.parent.parent
 CLOSE = 1e-3
 """How far an engine's updates may be from the oracle's, relative; convolutions are chaotic within a round of steps this large."""
 PRODUCT = 1024
@@ -270,6 +280,67 @@ def _distance(update: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(update - expected) / np.linalg.norm(expected))
 
 
+# ---------------------------------------------------------------------------------------------------------------------- rounding
+
+
+SCENARIOS: dict[str, tuple[str, tuple[EngineName, ...]]] = {
+    "softmax": ("many_clients", ("captured", "stacked")),
+    "mlp": ("quickstart", ("captured", "stacked")),
+    "2nn": ("mnist_fedavg", ("captured",)),
+    "cnn": ("mnist_cnn", ("captured",)),
+    "lenet": ("cifar10", ("captured",)),
+    "cifar-cnn": ("cifar_cnn", ("captured",)),
+    "resnet-20": ("resnet20", ("captured",)),
+    "char-lstm": ("shakespeare", ("captured",)),
+}
+"""For each built-in model the scenario that trains it, and the engines that can."""
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Relative distances of clients' updates from the oracle's. steps: the most that a client made; each: of every client and
+    seed."""
+
+    model: str
+    how: str
+    steps: int
+    each: tuple[float, ...]
+
+
+def distances(model: str, clients: int, seeds: int, data: str | None) -> list[Distances]:
+    """The distances after the first round of the model's scenario, for the first clients of its cohort."""
+    name, engines = SCENARIOS[model]
+    path, dataset, steps = ROOT / "scenarios" / f"{name}.toml", None, 0
+    found: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        oracle = build(load_scenario(path, {"seed": seed, "engine.name": "sequential"}), data, dataset)
+        dataset, weights = oracle.dataset, oracle.task.initial
+        cohort = oracle.attendance.invited(1).cohort[:clients]
+        works = [Work(seed, 1, client, weights, oracle.train.of(client)) for client in cohort]
+        steps = max(steps, *(oracle.plan.recipe.n_steps(len(work.examples)) for work in works))
+        expected = _train(oracle.engine, works)
+        upwards = np.random.default_rng(seed).random(len(weights)) < 0.5
+        nearby = np.nextafter(weights, np.where(upwards, np.float32(np.inf), np.float32(-np.inf)))
+        others = {"sequential, one float away": _train(oracle.engine, [replace(work, weights=nearby) for work in works])}
+        for engine in engines:
+            made = build(load_scenario(path, {"seed": seed, "engine.name": engine, "engine.update": "fused"}), data, dataset)
+            others[f"{engine}, fused"] = _train(made.engine, works)
+        for how, updates in others.items():
+            found.setdefault(how, []).extend(_distance(updates[client], expected[client]) for client in cohort)
+    return [Distances(model, how, steps, tuple(each)) for how, each in sorted(found.items())]
+
+
+def distance_table(rows: Sequence[Distances]) -> Table:
+    """The distances for people: median and maximum."""
+    out = Table(box=None, padding=(0, 1), header_style="bold", width=100)
+    for name in ("model", "engine", "steps", "clients", "median", "maximum"):
+        out.add_column(name, justify="left" if name in ("model", "engine") else "right", no_wrap=True)
+    for row in rows:
+        figures = f"{median(row.each):.1e}", f"{max(row.each):.1e}"
+        out.add_row(row.model, row.how, str(row.steps), str(len(row.each)), *figures)
+    return out
+
+
 # ------------------------------------------------------------------------------------------------------------------------ report
 
 
@@ -306,11 +377,26 @@ def verdicts(figures: Sequence[Figure]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.engine", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="workloads whose name contains this")
+    parser.add_argument("what", nargs="?", choices=("speed", "rounding"), default="speed")
+    parser.add_argument("--only", default="", help="workloads, or models, whose name contains this")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--clients", type=int, default=4, help="rounding: clients of each seed")
+    parser.add_argument("--seeds", type=int, default=3, help="rounding: seeds")
+    parser.add_argument("--data", default=os.environ.get("FEDSGD_DATA"), help="rounding: folder of the data files")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     given = parser.parse_args(arguments)
-    console, figures = Console(highlight=False, width=100), []
+    console = Console(highlight=False, width=100)
+    figures: list[Figure] | list[Distances] = _rounding(given, console) if given.what == "rounding" else _speed(given, console)
+    machine = (
+        f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    console.print(machine)
+    if given.json is not None:
+        given.json.write_text(json.dumps({"machine": machine, "figures": [asdict(f) for f in figures]}, indent=2))
+
+
+def _speed(given: argparse.Namespace, console: Console) -> list[Figure]:
+    figures = []
     with one_thread():
         for load in WORKLOADS:
             if given.only in load.name:
@@ -319,12 +405,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 figures += measured
     for line in verdicts(figures):
         console.print(line)
-    machine = (
-        f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    console.print(machine)
-    if given.json is not None:
-        given.json.write_text(json.dumps({"machine": machine, "figures": [asdict(f) for f in figures]}, indent=2))
+    return figures
+
+
+def _rounding(given: argparse.Namespace, console: Console) -> list[Distances]:
+    rows = []
+    for model in SCENARIOS:
+        if given.only in model:
+            measured = distances(model, given.clients, given.seeds, given.data)
+            console.print(distance_table(measured))
+            rows += measured
+    return rows
 
 
 if __name__ == "__main__":

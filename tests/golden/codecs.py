@@ -47,12 +47,20 @@ def skewed(base: int) -> U8:
     return (scattered(500, base) * scattered(500, 97) // 97).astype(np.uint8)
 
 
+def rare() -> U8:
+    """30,000 zeros, but for fifty symbols that occur once or twice each: they are rarer than 1/4096."""
+    symbols = np.zeros(30_000, dtype=np.uint8)
+    symbols[::400] = 1 + np.arange(75) % 50
+    return symbols
+
+
 def sections() -> Iterator[tuple[str, bytes]]:
     """(what it is, its bytes)."""
     for name, positions, size in supports():
         yield f"positions, {name}", encode_indices(positions, size)
     yield "symbols, plain", encode_symbols(np.arange(256, dtype=np.uint8))
     yield "symbols, rANS", encode_symbols(skewed(60))
+    yield "symbols, fine rANS", encode_symbols(rare(), frequency_bits=15)
     for base in (2, 3, 4, 5, 9, 15, 16, 31, 255):
         yield f"digits, base {base}", encode_digits(skewed(base), base)
     for form in ("float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary"):

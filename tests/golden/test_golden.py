@@ -55,5 +55,5 @@ def test_each_way_to_code_gives_the_bytes_that_it_gave(name: str) -> None:
 def test_each_support_is_coded_the_way_that_it_stands_for() -> None:
     tags = {name: SECTIONS[f"positions, {name}"][0] for name, _, _ in codecs.supports()}
     assert tags == {"rice": 0, "bitmap": 1, "raw": 2, "absent": 3, "classes": 4, "none": 0}
-    assert (SECTIONS["symbols, plain"][0], SECTIONS["symbols, rANS"][0]) == (0, 1)
+    assert [SECTIONS[f"symbols, {form}"][0] for form in ("plain", "rANS", "fine rANS")] == [0, 1, 2]
     assert SECTIONS["values, float32"][0] == SECTIONS["values, bfloat16"][0] == SECTIONS["values, float16"][0] == 1

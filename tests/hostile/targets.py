@@ -151,7 +151,10 @@ def _open_digits(base: int, n: int, data: bytes) -> NDArray[Any]:
 def _symbols_target(n: int) -> Target:
     r = np.random.default_rng(n)
     several = [np.minimum(r.geometric(p, n) - 1, 255).astype(np.uint8) for p in (0.9, 0.3, 0.02)]
-    frames = tuple(sealed((Section(Part.VALUE, rans.encode_symbols(symbols)),)) for symbols in several)
+    coded = [rans.encode_symbols(symbols) for symbols in several]
+    rare = np.where(r.random(n) < 0.998, 0, r.integers(1, 200, n)).astype(np.uint8)
+    coded.append(rans.encode_symbols(rare, frequency_bits=15))
+    frames = tuple(sealed((Section(Part.VALUE, body),)) for body in coded)
     return Target("symbols", n, frames, partial(_open_symbols, n))
 
 
