@@ -29,8 +29,9 @@ class Captured:
 
     like: examples to record and to try steps with; sizes: the batch sizes that are worth recording, the most frequent first
     (others go through autograd). update: "exact" gives the oracle's bits; "fused" adds the gradients of weights to the
-    parameters as they are computed, and has the channels of images last: 1e-6 away, relative, after
-    a round of a perceptron. An optimiser that needs the gradient itself is exact in its update either way.
+    parameters as they are computed, and has the channels of images last. So it rounds in another order, which deep networks
+    amplify: `python -m tests.bench.engine rounding` prints how far updates end from the oracle's. An optimiser that needs the
+    gradient itself is exact in its update either way.
     """
 
     together = 1

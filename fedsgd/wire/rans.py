@@ -52,20 +52,18 @@ def max_symbol_bytes(n: int) -> int:
 
 
 def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) -> bytes:
-    """Encode symbols in the shortest mode.
+    """Encode symbols in the shortest mode, of equal ones the lowest.
 
     Args:
         symbols: [n] uint8.
         entropy: False to leave them plain.
         frequency_bits: largest log₂ T to try, 12 or 15.
     """
-    shortest = b""
+    forms = []
     if entropy and len(symbols) >= SHORTEST:
         counts = _histogram(symbols)
-        for mode, scale_bits in SCALE_BITS.items():
-            coded = _coded(symbols, counts, mode) if scale_bits <= frequency_bits else b""
-            if coded and (not shortest or len(coded) < len(shortest)):
-                shortest = coded
+        forms = [_coded(symbols, counts, mode) for mode, scale_bits in SCALE_BITS.items() if scale_bits <= frequency_bits]
+    shortest = min(filter(None, forms), key=len, default=b"")
     return shortest or b"".join((bytes([PLAIN]), np.ascontiguousarray(symbols).data))
 
 
@@ -77,9 +75,8 @@ def _coded(symbols: U8, counts: I64, mode: int) -> bytes:
         return b""
     table = _pack_table(frequencies)
     words, states = _encode(symbols, frequencies, scale_bits)
-    if len(table) + 4 * LANES + 2 * len(words) >= len(symbols):
-        return b""
-    return bytes([mode]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+    coded = bytes([mode]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+    return coded if len(coded) <= len(symbols) else b""
 
 
 def _estimate(counts: I64, frequencies: I64, scale_bits: int) -> int:
@@ -303,11 +300,8 @@ def _decode(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) 
             offset[slot] = j
             slot += 1
     padded = np.zeros(words.size + 1, dtype=np.uint64)
-    for i in range(words.size):
-        padded[i] = words[i]
-    x = np.empty(4, dtype=np.uint64)
-    for lane in range(4):
-        x[lane] = states[lane]
+    padded[: words.size] = words
+    x = states.copy()
     symbols = np.empty(n, dtype=np.uint8)
     at = 0
     for i in range(n):
