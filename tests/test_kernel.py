@@ -55,14 +55,14 @@ def pareto(rng: np.random.Generator, size: int) -> np.ndarray:
     return (rng.pareto(rng.uniform(0.1, 3), size) * rng.choice([0.1, 10, 1000])).clip(0, 2**31 - 1).astype(np.int64)
 
 
-def tabled(rng: np.random.Generator, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def frequencies_of(rng: np.random.Generator, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     scale_bits = int(rng.choice([12, 15]))
     return symbols, rans.normalise(np.bincount(symbols, minlength=256).astype(np.int64), scale_bits), scale_bits
 
 
 def coded(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
     symbols = skewed(rng, size)
-    _, frequencies, scale_bits = tabled(rng, symbols)
+    _, frequencies, scale_bits = frequencies_of(rng, symbols)
     words, states = rans._encode.reference(symbols, frequencies, scale_bits)
     return words, states.astype(U64), frequencies, scale_bits, size
 
@@ -115,7 +115,7 @@ CASES: dict[str, Case] = {
     "wire.gaps._bit_lengths": lambda r, n: (pareto(r, n),),
     "wire.rans._histogram": lambda r, n: (skewed(r, n),),
     "wire.rans.normalise": lambda r, n: (np.bincount(skewed(r, n), minlength=256).astype(np.int64), int(r.choice([12, 15]))),
-    "wire.rans._encode": lambda r, n: tabled(r, skewed(r, n)),
+    "wire.rans._encode": lambda r, n: frequencies_of(r, skewed(r, n)),
     "wire.rans._decode": coded,
     "wire.floats._split": lambda r, n: (floats_of(r, n).view(np.uint32), 32),
     "wire.floats._join": lambda r, n: (*floats._split.reference(floats_of(r, n).view(np.uint32), 32), 32),

@@ -42,8 +42,8 @@ class TernGrad(Operator):
     the whole vector, and under `per-layer` with separate = false those of each group.
 
     Five trits to a byte, 1.6 bits a coordinate, which rANS then brings near their entropy: about 0.8 bits on Gaussian vectors.
-    Where nearly all trits are 0, most of the 243 bytes are rarer than the 1/4096 that a frequency of 12 bits can say. Then 15
-    bits are up to 4 % smaller, from some 10⁶ coordinates on.
+    Where nearly all trits are 0, most of the 243 bytes are rarer than 1/4096, the least frequency of 12 bits. Frames with
+    15 bits are then 1 to 5 % smaller, from some 200,000 coordinates on.
 
     Attributes:
         clip: c, the largest magnitude in units of `clip_by`; 0 does not clip.

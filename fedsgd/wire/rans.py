@@ -62,13 +62,13 @@ def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) 
     forms = []
     if entropy and len(symbols) >= SHORTEST:
         counts = _histogram(symbols)
-        forms = [_coded(symbols, counts, mode) for mode, scale_bits in SCALE_BITS.items() if scale_bits <= frequency_bits]
+        forms = [_encode_mode(symbols, counts, mode) for mode, scale_bits in SCALE_BITS.items() if scale_bits <= frequency_bits]
     shortest = min(filter(None, forms), key=len, default=b"")
     return shortest or b"".join((bytes([PLAIN]), np.ascontiguousarray(symbols).data))
 
 
-def _coded(symbols: U8, counts: I64, mode: int) -> bytes:
-    """The symbols in a mode of rANS; nothing where that is no shorter than plain."""
+def _encode_mode(symbols: U8, counts: I64, mode: int) -> bytes:
+    """Encode symbols in a mode of rANS; return no bytes where the plain form is as short."""
     scale_bits = SCALE_BITS[mode]
     frequencies = normalise(counts, scale_bits)
     if len(symbols) >= LONG and _estimate(counts, frequencies, scale_bits) >= 8 * len(symbols):

@@ -12,9 +12,9 @@ steps is not in the times: it is in a column of its own. Times are the least of 
 Its data are random: the work is the same.
 
 "rounding" measures distances instead of times. Clients train the first round of the scenario of each built-in model, by the
-oracle and by each engine with the fused update. Printed is ‖update − oracle's‖ / ‖oracle's‖ of single clients. The last row of a
-model is the oracle again, from initial weights that are one float away in a random direction each: as far as rounding alone
-carries the training apart.
+oracle and by each engine with the fused update. Printed is ‖update − oracle's‖ / ‖oracle's‖ of single clients. The row "one
+float away" is the oracle from other initial weights, each of them the next float in a random direction: so far does rounding
+alone carry the training apart.
 """
 
 from __future__ import annotations
@@ -307,8 +307,8 @@ class Distances:
     each: tuple[float, ...]
 
 
-def distances(model: str, clients: int, seeds: int, data: str | None) -> list[Distances]:
-    """The distances after the first round of the model's scenario, for the first clients of its cohort."""
+def measure_distances(model: str, clients: int, seeds: int, data: str | None) -> list[Distances]:
+    """Train the first clients of the first round of the model's scenario; return the distances of each engine."""
     name, engines = SCENARIOS[model]
     path, dataset, steps = ROOT / "scenarios" / f"{name}.toml", None, 0
     found: dict[str, list[float]] = {}
@@ -330,8 +330,8 @@ def distances(model: str, clients: int, seeds: int, data: str | None) -> list[Di
     return [Distances(model, how, steps, tuple(each)) for how, each in sorted(found.items())]
 
 
-def distance_table(rows: Sequence[Distances]) -> Table:
-    """The distances for people: median and maximum."""
+def make_distance_table(rows: Sequence[Distances]) -> Table:
+    """Return a table of medians and maxima."""
     out = Table(box=None, padding=(0, 1), header_style="bold", width=100)
     for name in ("model", "engine", "steps", "clients", "median", "maximum"):
         out.add_column(name, justify="left" if name in ("model", "engine") else "right", no_wrap=True)
@@ -412,8 +412,8 @@ def _rounding(given: argparse.Namespace, console: Console) -> list[Distances]:
     rows = []
     for model in SCENARIOS:
         if given.only in model:
-            measured = distances(model, given.clients, given.seeds, given.data)
-            console.print(distance_table(measured))
+            measured = measure_distances(model, given.clients, given.seeds, given.data)
+            console.print(make_distance_table(measured))
             rows += measured
     return rows
 
