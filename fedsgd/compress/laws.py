@@ -29,6 +29,8 @@ TINY = 2.0**-126
 """The smallest normal float32: a coordinate may lose as much by being flushed to zero."""
 SMALL, LARGE = 64, 80_021
 """Sizes P of vectors. LARGE needs indices of 17 bits and is no multiple of a block."""
+UNEQUAL = Layout(("scalar", "matrix", "pair", "vector"), ((), (20, 150), (2,), (40,)))
+"""A layout of very unequal tensors."""
 MIN_DENSITY = 0.5
 """A section may shrink under zlib to this share of itself, not further: past that it holds bits that say nothing."""
 
@@ -153,6 +155,56 @@ def ends(op: Operator) -> None:
             x[position] = -1.5
             for law in INPUT_LAWS:
                 law(op, x, Context(0, 1, 0, layout_of(size)))
+
+
+def supports(op: Operator) -> None:
+    """All input laws hold where the energy is in one tensor, at equal or unequal distances, or at the end of the vector."""
+    for name, x, layout in _sparse_vectors():
+        for law in INPUT_LAWS:
+            try:
+                law(op, x, Context(0, 1, 0, layout))
+            except LawError as error:
+                raise LawError(f"supports: {op}: {name}: {str(error).replace(f'{op}: ', '', 1)}") from error
+
+
+def _sparse_vectors() -> Iterator[tuple[str, F32, Layout]]:
+    """Yield (description, vector [P], layout). Magnitudes are equal, or descend in an order that takes long distances first."""
+    for layout in (layout_of(1000), UNEQUAL):
+        for tensor, part, _ in layout.slices():
+            x = np.zeros(layout.size, dtype=np.float32)
+            x[part] = np.where(np.arange(part.stop - part.start) % 3 == 1, np.float32(-1.5), np.float32(1.5))
+            yield f"only in {tensor} of {layout.size:,} coordinates", x, layout
+    far = np.arange(2**14, LARGE, 2**14 + 1)
+    orders = {
+        "at equal distances": np.arange(100, LARGE, 1000),
+        "at distances of 16,385 and 129": np.concatenate([far, np.arange(far[-1] + 129, LARGE, 129)]),
+        "in the last 500": np.arange(LARGE - 1, LARGE - 501, -1),
+    }
+    for name, positions in orders.items():
+        x = np.zeros(LARGE, dtype=np.float32)
+        x[positions] = np.linspace(-1.5, -1.0, len(positions))
+        yield f"{name} of {LARGE:,} coordinates", x, layout_of(LARGE)
+
+
+def call_order(op: Operator) -> None:
+    """The bytes depend on x and the context alone: calls in another order, at several clients and rounds, give equal bytes."""
+    layout = layout_of(SMALL)
+    calls = [
+        (gaussian(rng, SMALL) * np.float32(2.0 ** (i % 5)), Context(0, i // 2 + 1, i % 2, layout)) for i, rng in _streams(24)
+    ]
+    first = [_encoded(op, x, ctx) for x, ctx in calls]
+    for i in stream(0, "laws/call_order").permutation(len(calls)):
+        x, ctx = calls[i]
+        figures = f"round {ctx.round}, client {ctx.client}: bytes differ after other calls"
+        require(_encoded(replace(op), x, ctx) == first[i], "call_order", op, figures)
+
+
+def _streams(n: int) -> Iterator[tuple[int, np.random.Generator]]:
+    return ((i, stream(0, "laws/call_order", i)) for i in range(n))
+
+
+def _encoded(op: Operator, x: F32, ctx: Context) -> list[bytes]:
+    return [bytes(section.data) for section in op.encode(x, ctx)[0]]
 
 
 def no_slack(op: Operator) -> None:

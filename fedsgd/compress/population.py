@@ -15,12 +15,15 @@ import numpy as np
 from fedsgd.arrays import F32, F64
 from fedsgd.compress.base import Operator
 from fedsgd.compress.laws import LARGE, ROUNDING, SMALL, contexts, error_energy, gaussian, layout_of, require
+from fedsgd.errors import LawError
 from fedsgd.rng import stream
 from fedsgd.vectors import energy
 
 SIGMAS = 6.0
 DRAWS = {SMALL: 1500, LARGE: 40}
 """P → the number of draws."""
+FEW_DRAWS = 500
+"""The number of draws for each of several vectors."""
 
 
 # ------------------------------------------------------------------------------------------------------------------- positions
@@ -93,6 +96,25 @@ def mean(op: Operator) -> None:
     """An unbiased operator: E[C(x)] = x. A contractive one that is random: E|x − C(x)|² ≤ (1 − δ)|x|² + A."""
     for size, draws in DRAWS.items():
         mean_of(op, gaussian(stream(0, "laws/mean"), size), draws)
+    for name, x in _uneven_vectors():
+        try:
+            mean_of(op, x, FEW_DRAWS)
+        except LawError as error:
+            raise LawError(f"{error}, {name}") from error
+
+
+def _uneven_vectors() -> Iterator[tuple[str, F32]]:
+    """Yield (description, vector [SMALL]) of unequal magnitudes, at which rounding to few levels is most easily biased."""
+    x = gaussian(stream(0, "laws/mean/uneven"), SMALL)
+    for exponent in (-6, -10):
+        alone = np.ldexp(x, exponent)
+        alone[SMALL // 3] = 1
+        yield f"one large coordinate among those near 2^{exponent}", alone
+    yield "heavy tails", x**7
+    for peak in (1.003, 1.3):
+        several = x / np.abs(x).max()
+        several[::2] = np.copysign(np.float32(peak), x[::2])
+        yield f"half of the coordinates ±{peak}", several
 
 
 def mean_of(op: Operator, x: F32, draws: int) -> None:

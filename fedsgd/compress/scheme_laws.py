@@ -1,6 +1,7 @@
 """The laws of schemes as checks, as those of operators are in `laws`: what is said, remembered, delivered and held back.
 
-`messages` and `repeatable` hold for all; `telescoping` and `bounded` for schemes that keep something back and say what.
+`messages` and `repeatable` hold for all; `lost_replies` for schemes with a backlog; `telescoping` and `bounded` for schemes that
+keep something back and say what.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ from fedsgd.compress.base import Context, OperatorScheme, Scheme, Sent
 from fedsgd.compress.laws import ROUNDING, SMALL, TINY, contexts, gaussian, layout_of, over_the_wire, require
 from fedsgd.compress.update import State
 from fedsgd.errors import LawError
+from fedsgd.rng import stream
 
 STEPS = 12
+MANY = 600
+"""Sends of one client: more than a counter of 8 bits holds."""
+COHORTS, TRAVELLED = (1, 4, 10, 3), (1.0, 0.5, 0.125, 2.0, 0.01)
+"""The contexts of consecutive rounds."""
 
 
 def updates_of(scheme: Scheme) -> Iterator[tuple[Context, F32, State, Sent]]:
@@ -58,9 +64,11 @@ def messages(scheme: Scheme) -> None:
 
 
 def repeatable(scheme: Scheme) -> None:
-    """Equal updates and equal states give equal bytes and equal states, also from copies, as of a client that was put away and
-    fetched again; and neither is written to."""
-    for ctx, x, state, sent in updates_of(scheme):
+    """Equal updates and equal states give equal bytes and equal states, also in another order of calls and from copies, as of a
+    client that was put away and fetched again; and neither is written to."""
+    calls = [*updates_of(scheme)]
+    for i in stream(0, "laws/repeatable").permutation(len(calls)):
+        ctx, x, state, sent = calls[i]
         again = _locked("repeatable", scheme, x, {name: value.copy() for name, value in state.items()}, ctx)
         same = [bytes(s.data) for s in sent.sections] == [bytes(s.data) for s in again.sections]
         require(same, "repeatable", scheme, f"round {ctx.round}: bytes differ")
@@ -69,26 +77,40 @@ def repeatable(scheme: Scheme) -> None:
             require(equal, "repeatable", scheme, f"round {ctx.round}: states differ")
 
 
+def lost_replies(scheme: Scheme) -> None:
+    """After a lost reply each entry of the `backlog` is there, and not zero where the update was not zero: what was cleared
+    because it was sent comes back."""
+    for ctx, x, _, sent in updates_of(scheme):
+        after = sent.state_if_lost
+        for name in scheme.backlog:
+            lost = np.count_nonzero(x if name not in after else x[after[name] == 0])
+            figures = f"round {ctx.round}: {name} is zero at {lost} of the update's coordinates after a lost reply"
+            require(not lost, "lost_replies", scheme, figures)
+
+
 def telescoping(scheme: Scheme, updates: Sequence[F32], lost: Sequence[bool]) -> None:
-    """Over updates x [P], Σ x = Σ delivered + withheld, whichever replies were lost."""
+    """Over updates x [P], Σ x = Σ delivered + withheld in each coordinate, whichever replies were lost, and whatever cohort and
+    step sizes the contexts have."""
     layout = layout_of(len(updates[0]))
-    given, delivered = np.zeros((2, layout.size))
+    given, delivered, magnitudes = np.zeros((3, layout.size))
     state: State = {}
     for i, (x, is_lost) in enumerate(zip(updates, lost, strict=True)):
-        ctx = Context(0, i + 1, 0, layout)
+        ctx = Context(0, i + 1, 0, layout, cohort=COHORTS[i % len(COHORTS)], travelled=TRAVELLED[i % len(TRAVELLED)])
         sent = _locked("telescoping", scheme, x, state, ctx)
         given += x
-        if is_lost:
-            state = sent.state_if_lost
-        else:
-            state = sent.state
-            scheme.decode(sent.sections, ctx).add_to(delivered, 1.0)
-    withheld = scheme.withheld(state, layout)
-    if withheld is None:
-        return
-    allowed = ROUNDING * len(updates) * (TINY + max(float(np.abs(x).sum()) for x in updates))
-    off = float(np.abs(given - delivered - withheld).max())
-    require(off <= allowed, "telescoping", scheme, f"{off:.4g} of a coordinate was neither delivered nor withheld")
+        decoded = scheme.decode(sent.sections, ctx)
+        state = sent.state_if_lost if is_lost else sent.state
+        if not is_lost:
+            decoded.add_to(delivered, 1.0)
+        withheld = scheme.withheld(state, layout)
+        if withheld is None:
+            return
+        magnitudes += np.abs(x) + np.abs(decoded.to_dense()) + np.abs(withheld)
+    off = np.abs(given - delivered - withheld)
+    worst = int((off - ROUNDING * magnitudes).argmax())
+    allowed = float(ROUNDING * magnitudes[worst] + len(updates) * TINY)
+    figures = f"{off[worst]:.4g} of coordinate {worst} was neither delivered nor withheld after {len(updates)} updates"
+    require(bool(off[worst] <= allowed), "telescoping", scheme, figures)
 
 
 def bounded(scheme: Scheme) -> None:
@@ -134,6 +156,11 @@ def scale(scheme: Scheme) -> None:
 
 
 def on_updates(scheme: Scheme) -> None:
-    """The telescoping law on Gaussian updates, with every third reply lost."""
+    """The telescoping law where every third reply is lost, where the first is lost and many follow, and on magnitudes that are
+    very unequal."""
     updates = [gaussian(rng, SMALL) for _, rng in contexts("telescoping", SMALL, 20)]
     telescoping(scheme, updates, [i % 3 == 1 for i in range(20)])
+    unequal = np.ldexp(np.float32(1), np.where(np.arange(SMALL) % 5 == 3, 40, 0))
+    telescoping(scheme, [x * unequal for x in updates], [i % 3 == 1 for i in range(20)])
+    many = [gaussian(rng, 16) for _, rng in contexts("telescoping/many", 16, MANY)]
+    telescoping(scheme, many, [i % 7 == 0 for i in range(MANY)])

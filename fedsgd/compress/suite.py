@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsgd.compress import laws, population, round_laws, scheme_laws
+from fedsgd.compress import decoding_laws, laws, population, round_laws, scheme_laws
 from fedsgd.compress.base import Compressor, Operator, OperatorScheme, Scheme
 from fedsgd.compress.independence import independence
 from fedsgd.compress.scale import scale
@@ -18,6 +18,8 @@ from fedsgd.generators import seeded_generators
 POPULATION_LAWS: Sequence[Callable[[Operator], None]] = (
     laws.zero,
     laws.ends,
+    laws.supports,
+    laws.call_order,
     population.fair,
     population.mean,
     population.variance,
@@ -30,6 +32,7 @@ POPULATION_LAWS: Sequence[Callable[[Operator], None]] = (
 SCHEME_LAWS: Sequence[Callable[..., None]] = (
     scheme_laws.messages,
     scheme_laws.repeatable,
+    scheme_laws.lost_replies,
     scheme_laws.telescoping,
     scheme_laws.bounded,
     scheme_laws.scale,
@@ -49,7 +52,7 @@ class Law:
 def laws_of(compressor: Compressor, rounds: bool = True) -> Iterator[Law]:
     """Every law that says something of an operator; of a scheme those of its operator, if it has one, and then its own.
 
-    rounds: whether the laws of whole rounds, which hold for every compressor, come last.
+    rounds: whether the laws of rounds and of decoding, which hold for every compressor, come last.
     """
     if isinstance(compressor, OperatorScheme):
         yield from laws_of(compressor.op, rounds=False)
@@ -65,7 +68,7 @@ def laws_of(compressor: Compressor, rounds: bool = True) -> Iterator[Law]:
             if _applies(law, compressor):
                 check_law = scheme_laws.on_updates if law is scheme_laws.telescoping else law
                 yield _stated(law, partial(check_law, compressor))
-    for round_law in round_laws.ROUND_LAWS if rounds else ():
+    for round_law in (*round_laws.ROUND_LAWS, *decoding_laws.DECODING_LAWS) if rounds else ():
         yield _stated(round_law, partial(round_law, compressor))
 
 
@@ -91,6 +94,7 @@ _CONDITIONS: Mapping[Callable[..., None], Callable[[Any], bool]] = {
     population.mean: lambda op: op.kind == "unbiased" or (op.kind == "contractive" and not op.deterministic),
     population.variance: _states_variance,
     independence: lambda compressor: compressor.independent,
+    scheme_laws.lost_replies: lambda scheme: bool(scheme.backlog),
     scheme_laws.telescoping: _withholds,
     scheme_laws.bounded: _withholds,
 }

@@ -1,0 +1,122 @@
+"""Laws of decoded updates: how they are added, and what malformed bytes decode to. They hold for every compressor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedsgd.arrays import F32, F64
+from fedsgd.compress.base import Compressor, Context
+from fedsgd.compress.exchange import as_scheme
+from fedsgd.compress.laws import contexts, gaussian, over_the_wire, require
+from fedsgd.compress.update import Update
+from fedsgd.errors import LawError, WireError, error_text
+from fedsgd.rng import stream
+from fedsgd.wire import Sections
+
+SIZE = 400
+DRAWS = 4
+MUTATIONS = 60
+"""Mutations of each message."""
+WEIGHTS = (1.0, -1.0, 0.0, 0.3, -2.5)
+CLOSE = 1e-5
+"""Rounding of a sum that is added up in float32, relative to its largest term."""
+
+
+def addition(compressor: Compressor) -> None:
+    """A decoded update's `add_to` adds weight · `to_dense()`, for any weight, to float64 and to float32. It changes neither the
+    update nor its dense vector."""
+    for ctx, update in _decoded(compressor):
+        dense = update.to_dense()
+        start = gaussian(stream(0, "laws/addition", ctx.round), SIZE)
+        for dtype in (np.float64, np.float32):
+            for weight in WEIGHTS:
+                out = start.astype(dtype)
+                update.add_to(out, weight)
+                where = f"round {ctx.round}, weight {weight:g} in {np.dtype(dtype).name}"
+                _require_sum("addition", compressor, where, out, start, weight, dense)
+        again = update.to_dense()
+        again[:] = 0
+        same = bool((update.to_dense() == dense).all())
+        require(same, "addition", compressor, f"round {ctx.round}: to_dense gives another vector after add_to")
+
+
+def malformed(compressor: Compressor) -> None:
+    """Sections with changed bytes are a WireError, or decode to a finite update of the right size, in which `add_to` and
+    `to_dense` agree."""
+    for ctx, sections in _messages(compressor):
+        for change, mutated in _mutate(sections, np.random.default_rng(ctx.round)):
+            where = f"round {ctx.round}, {change}"
+            try:
+                update = over_the_wire(compressor, mutated, ctx)
+                dense, out = update.to_dense(), np.zeros(SIZE)
+                update.add_to(out, 1.0)
+            except WireError:
+                continue
+            except Exception as error:  # the user's own code
+                raise LawError(f"malformed: {compressor}: {where}: {error_text(error)}, expected a WireError") from error
+            good = dense.shape == (SIZE,) and bool(np.isfinite(dense).all())
+            require(good, "malformed", compressor, f"{where}: not a finite vector of {SIZE} coordinates, expected a WireError")
+            _require_sum("malformed", compressor, where, out, np.zeros(SIZE), 1.0, dense)
+
+
+def _messages(compressor: Compressor) -> Iterator[tuple[Context, Sections]]:
+    """Yield the context at the server and the sections of clients without state, whose updates are Gaussian."""
+    scheme = as_scheme(compressor)
+    for ctx, rng in contexts("decoding", SIZE, DRAWS):
+        yield ctx, scheme.send(gaussian(rng, SIZE), {}, ctx).sections
+
+
+def _decoded(compressor: Compressor) -> Iterator[tuple[Context, Update]]:
+    for ctx, sections in _messages(compressor):
+        yield ctx, over_the_wire(compressor, sections, ctx)
+
+
+def _mutate(sections: Sections, rng: np.random.Generator) -> Iterator[tuple[str, Sections]]:
+    """Yield (change, sections) with one section changed: a flipped bit, a cut, or a stretch that is repeated."""
+    places = [i for i, section in enumerate(sections) if len(section.data)]
+    for i in range(MUTATIONS if places else 0):
+        place = places[i % len(places)]
+        section = sections[place]
+        change, data = _MUTATORS[int(rng.integers(len(_MUTATORS)))](bytes(section.data), rng)
+        yield f"{change} of {section.part.name}", (*sections[:place], replace(section, data=data), *sections[place + 1 :])
+
+
+def _flip(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+    bit = int(rng.integers(8 * len(data)))
+    flipped = data[bit // 8] ^ 1 << bit % 8
+    return f"flipped bit {bit}", data[: bit // 8] + bytes([flipped]) + data[bit // 8 + 1 :]
+
+
+def _cut(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+    length = int(rng.integers(len(data)))
+    return f"first {length} bytes", data[:length]
+
+
+def _repeat(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+    """Repeat a stretch of 1, 2, 4 or 8 bytes, in place of the next stretch or before it."""
+    width = 1 << int(rng.integers(4))
+    start = width * int(rng.integers(-(-len(data) // width)))
+    stretch = data[start : start + width]
+    after = start + width * (1 + int(rng.integers(2)))
+    return f"bytes {start} to {start + width - 1} twice", data[: start + width] + stretch + data[after:]
+
+
+_MUTATORS: Sequence[Callable[[bytes, np.random.Generator], tuple[str, bytes]]] = (_flip, _cut, _repeat)
+
+
+def _require_sum(
+    law: str, compressor: Compressor, where: str, out: F32 | F64, start: F32 | F64, weight: float, dense: F32
+) -> None:
+    """Raise LawError unless out [P] is start + weight · dense up to rounding."""
+    expected = start.astype(np.float64) + weight * dense.astype(np.float64)
+    off = np.abs(out - expected)
+    worst = int(off.argmax())
+    figures = f"{where}: add_to makes {out[worst]:.6g} of coordinate {worst}, expected {expected[worst]:.6g}"
+    limit = CLOSE * (float(np.abs(start).max()) + abs(weight) * float(np.abs(dense).max()))
+    require(bool(off[worst] <= limit), law, compressor, figures)
+
+
+DECODING_LAWS: Sequence[Callable[[Compressor], None]] = (addition, malformed)
