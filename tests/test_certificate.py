@@ -25,7 +25,7 @@ from fedsgd.certificate.base import Subject
 from fedsgd.cli import main
 from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback, Gathering, Plain, Received, Sent, State
 from fedsgd.compress.dense import DenseOperator
-from fedsgd.compress.exchange import Frames, decode_rounds, digest, exchanges
+from fedsgd.compress.exchange import Frames, decode_rounds, digest, encode_rounds, exchanges
 from fedsgd.compress.laws import INPUT_LAWS
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.round_laws import ROUND_LAWS
@@ -107,12 +107,12 @@ class InProcess:
     def decode(self, compressor: int, rounds: Sequence[Frames], layout: Layout, seconds: float) -> Iterator[Any]:
         return decode_rounds(self.compressors[compressor], rounds, layout)
 
-    def digests(self, updates: F32, layout: Layout) -> list[tuple[str | None, str]]:
+    def digests(self, updates: F32, layout: Layout, references: Sequence[Sequence[bytes]]) -> list[tuple[str | None, str]]:
         digests: list[tuple[str | None, str]] = []
-        for compressor in self.compressors:
+        for compressor, of_rounds in zip(self.compressors, references, strict=True):
             try:
-                digests.append((digest(exchanges(compressor, updates, layout)), ""))
-            except IndexError as error:
+                digests.append((digest(encode_rounds(compressor, updates, layout, of_rounds)), ""))
+            except (IndexError, ValueError) as error:
                 digests.append((None, str(error)))
         return digests
 
@@ -378,7 +378,7 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
         with pytest.raises(LawError, match="cannot be pickled"):
             next(interpreter.decode(0, frames, drawn.layout, 60))
         assert len([*interpreter.decode(1, frames, drawn.layout, 60)]) == 8 * 4 + 2 * 8
-        (sha, why), (other, _) = interpreter.digests(drawn.updates, drawn.layout)
+        (sha, why), (other, _) = interpreter.digests(drawn.updates, drawn.layout, [[b""] * 8] * 2)
     assert sha is None
     assert "cannot be pickled" in why
     assert other is not None
@@ -386,7 +386,9 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
     with fresh.FreshInterpreter([TopK()]) as interpreter:
         with pytest.raises(LawError, match=r"^the fresh interpreter ended with 1: gone$"):
             interpreter.decode(0, frames, drawn.layout, 60)
-        assert interpreter.digests(drawn.updates, drawn.layout) == [(None, "the fresh interpreter ended with 1: gone")]
+        assert interpreter.digests(drawn.updates, drawn.layout, [[b""] * 8]) == [
+            (None, "the fresh interpreter ended with 1: gone")
+        ]
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with (
         fresh.FreshInterpreter([TopK()]) as interpreter,

@@ -1,4 +1,4 @@
-"""A fresh interpreter that decodes the frames of this process, and then encodes the same vectors.
+"""A fresh interpreter that decodes the frames of this process, and another that encodes the same vectors.
 
 Its hashes have another seed, and it has nothing of this process but the compressors' fields.
 """
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fedsgd.arrays import F32
 from fedsgd.certificate.base import Subject
-from fedsgd.compress.exchange import Frames, decode_rounds, digest, exchanges, rebuild
+from fedsgd.compress.exchange import Frames, decode_rounds, digest, encode_rounds, rebuild
 from fedsgd.errors import LawError, error_text
 from fedsgd.layout import Layout
 from fedsgd.user_files import temporary_folder
@@ -43,7 +43,7 @@ class FreshInterpreter:
 
     Its environment and its import path are those of this process when the object is made, before anything is encoded. Once it
     has imported the compressors' modules, it works in an empty folder, which is its folder for temporary files too. If it ends
-    before its time, the next request starts another.
+    before its time, the next request starts another. `digests` always does.
 
     Args:
         compressors: those that requests refer to by their number.
@@ -84,10 +84,19 @@ class FreshInterpreter:
         """
         return map(_read_array, self._answers(("decode", self._pickled[compressor], rounds, layout), seconds))
 
-    def digests(self, updates: F32, layout: Layout) -> list[tuple[str | None, str]]:
-        """Return the digest of each compressor's frames, or None and the reason. updates: [R, m, P]."""
+    def digests(self, updates: F32, layout: Layout, references: Sequence[Sequence[bytes]]) -> list[tuple[str | None, str]]:
+        """Return the digest of each compressor's frames, or None and the reason.
+
+        A new interpreter encodes them: a client has nothing of the server but the reference frames.
+
+        Args:
+            updates: [R, m, P].
+            layout: of the updates.
+            references: for each compressor the reference frames of this process, one a round.
+        """
+        self._stop()
         try:
-            (answer,) = self._answers(("encode", self._pickled, updates, layout))
+            (answer,) = self._answers(("encode", self._pickled, updates, layout, references))
         except LawError as error:
             return [(None, str(error))] * len(self._pickled)
         return [(found, why) for found, why in json.loads(answer)]
@@ -224,14 +233,16 @@ def _decode(pickled: bytes | str, rounds: Sequence[Frames], layout: Layout) -> I
         yield _ERROR + error_text(error).encode(errors="replace")
 
 
-def _encode(pickled: Sequence[bytes | str], updates: F32, layout: Layout) -> Iterator[bytes]:
-    found: list[tuple[str | None, str]] = []
-    for compressor in pickled:
+def _encode(
+    pickled: Sequence[bytes | str], updates: F32, layout: Layout, references: Sequence[Sequence[bytes]]
+) -> Iterator[bytes]:
+    digests: list[tuple[str | None, str]] = []
+    for compressor, of_rounds in zip(pickled, references, strict=True):
         try:
-            found.append((digest(exchanges(_unpickle(compressor), updates, layout)), ""))
+            digests.append((digest(encode_rounds(_unpickle(compressor), updates, layout, of_rounds)), ""))
         except Exception as error:
-            found.append((None, error_text(error)))
-    yield json.dumps(found).encode()
+            digests.append((None, error_text(error)))
+    yield json.dumps(digests).encode()
 
 
 def _unpickle(pickled: bytes | str) -> Subject:

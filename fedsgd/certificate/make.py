@@ -32,7 +32,10 @@ FROM_BYTES = (
     "A fresh interpreter decodes the frames, in another order and from their bytes alone, to what was encoded, and aggregates "
     "them to the same updates."
 )
-REPRODUCIBLE = "An equal compressor in a fresh interpreter makes the same bytes of the same vectors."
+REPRODUCIBLE = (
+    "An equal compressor in a fresh interpreter makes the same bytes of the same vectors. It has nothing of the server but the "
+    "reference frames."
+)
 
 GRACE_SECONDS, PATIENCE = 60.0, 10.0
 """Limit for decoding in the fresh interpreter: GRACE_SECONDS, and PATIENCE times the seconds of the same rounds here."""
@@ -70,7 +73,8 @@ def _certificates(subjects: Sequence[Subject], sample: Sample, laws: bool) -> li
     pool = clock.pool_of(sample)
     with seeded_generators(0), FreshInterpreter(subjects) as fresh:
         tried = [_try(subject, sample, pool, partial(fresh.decode, i), laws) for i, subject in enumerate(subjects)]
-        digests = fresh.digests(sample.updates, sample.layout)
+        references = [figures.references for _, figures in tried]
+        digests = fresh.digests(sample.updates, sample.layout, references)
     return [_certificate(subject, sample, *of, *there) for subject, of, there in zip(subjects, tried, digests, strict=True)]
 
 
@@ -107,6 +111,7 @@ class _Figures:
 
     def __init__(self) -> None:
         self.rounds: list[Exchange] = []
+        self.references: list[bytes] = []
         self.seconds = 0.0
         self.sha256: str | None = None
         self.traffic: Traffic | None = None
@@ -119,7 +124,8 @@ class _Figures:
         begun = time.perf_counter()
         self.rounds = rounds = [*exchanges(subject, sample.updates, sample.layout)]
         self.seconds = time.perf_counter() - begun
-        self.sha256 = digest(rounds)
+        self.references = [exchange.reference for exchange in rounds]
+        self.sha256 = digest(exchange.frames for exchange in rounds)
         self.traffic = measure.traffic(subject, sample, rounds)
         if isinstance(subject, Operator):
             self.errors = measure.errors(subject, sample, rounds)

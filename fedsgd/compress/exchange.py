@@ -104,14 +104,39 @@ def exchanges(compressor: Compressor, updates: F32, layout: Layout) -> Iterator[
     for round, of_round in enumerate(updates, start=1):
         reference = encode_reference(scheme, server, make_context(round, ALL, layout, cohort))
         decoded = decode_reference(scheme, reference, make_context(round, ALL, layout, cohort))
-        messages = []
-        for client, x in enumerate(of_round):
-            message = _send_message(compressor, x, states[client], make_context(round, client, layout, cohort), decoded)
-            states[client] = message.state
-            messages.append(message)
+        messages = _send_round(compressor, of_round, states, round, layout, decoded)
         received = (Received(message.sections, 1 / cohort, message.ctx) for message in messages)
         update, server = scheme.fold(server, received, Gathering(SEED, round, layout, cohort))
         yield Exchange(messages, reference, decoded, update)
+
+
+def encode_rounds(compressor: Compressor, updates: F32, layout: Layout, references: Sequence[bytes]) -> Iterator[Frames]:
+    """Encode the clients' frames of one round after the other, as a client does that aggregates nothing.
+
+    Args:
+        compressor: the compressor.
+        updates: [R, m, P].
+        layout: of the updates.
+        references: the reference frame of each round, empty where there is none.
+    """
+    scheme, cohort = as_scheme(compressor), updates.shape[1]
+    states: list[State] = [{}] * cohort
+    for round, (of_round, reference) in enumerate(zip(updates, references, strict=True), start=1):
+        decoded = decode_reference(scheme, reference, make_context(round, ALL, layout, cohort))
+        messages = _send_round(compressor, of_round, states, round, layout, decoded)
+        yield reference, [message.frame for message in messages]
+
+
+def _send_round(
+    compressor: Compressor, updates: F32, states: list[State], round: int, layout: Layout, reference: F32 | None
+) -> list[Message]:
+    """Send updates [m, P] of one round, and replace the states of the clients."""
+    messages = []
+    for client, x in enumerate(updates):
+        ctx = make_context(round, client, layout, len(updates))
+        messages.append(_send_message(compressor, x, states[client], ctx, reference))
+        states[client] = messages[-1].state
+    return messages
 
 
 def make_context(round: int, client: int, layout: Layout, cohort: int) -> Context:
@@ -143,11 +168,10 @@ def decode_reference(scheme: Scheme, reference: bytes, ctx: Context) -> F32 | No
     return scheme.read_downlink(decode_frame(reference).sections, ctx) if reference else None
 
 
-def digest(rounds: Iterable[Exchange]) -> str:
+def digest(rounds: Iterable[Frames]) -> str:
     """Return the SHA-256 of every frame, in the order in which they are sent."""
     sha = hashlib.sha256()
-    for exchange in rounds:
-        reference, replies = exchange.frames
+    for reference, replies in rounds:
         for frame in (reference, *replies):
             sha.update(frame)
     return sha.hexdigest()

@@ -1,7 +1,7 @@
 """The laws of schemes as checks, as those of operators are in `laws`: what is said, remembered, delivered and held back.
 
-`messages` and `repeatable` hold for all; `lost_replies` for schemes with a backlog; `telescoping` and `bounded` for schemes that
-keep something back and say what.
+`messages` and `repeatable` hold for all; `lost_replies` for schemes with a backlog; `telescoping` and `bounded` for schemes
+that keep something back and say what.
 """
 
 from __future__ import annotations
