@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedsgd.arrays import F32, F64
+from fedsgd.arrays import F32
 from fedsgd.compress.base import Compressor, Context
 from fedsgd.compress.exchange import as_scheme
 from fedsgd.compress.laws import contexts, gaussian, over_the_wire, require
@@ -33,7 +35,7 @@ def addition(compressor: Compressor) -> None:
         start = gaussian(stream(0, "laws/addition", ctx.round), SIZE)
         for dtype in (np.float64, np.float32):
             for weight in WEIGHTS:
-                out = start.astype(dtype)
+                out: NDArray[Any] = start.astype(dtype)
                 update.add_to(out, weight)
                 where = f"round {ctx.round}, weight {weight:g} in {np.dtype(dtype).name}"
                 _require_sum("addition", compressor, where, out, start, weight, dense)
@@ -108,7 +110,7 @@ _MUTATORS: Sequence[Callable[[bytes, np.random.Generator], tuple[str, bytes]]] =
 
 
 def _require_sum(
-    law: str, compressor: Compressor, where: str, out: F32 | F64, start: F32 | F64, weight: float, dense: F32
+    law: str, compressor: Compressor, where: str, out: NDArray[Any], start: NDArray[Any], weight: float, dense: F32
 ) -> None:
     """Raise LawError unless out [P] is start + weight · dense up to rounding."""
     expected = start.astype(np.float64) + weight * dense.astype(np.float64)

@@ -106,12 +106,12 @@ def mean(op: Operator) -> None:
 def _uneven_vectors() -> Iterator[tuple[str, F32, int]]:
     """Yield (description, vector [SMALL], draws). Rounding to few levels is most easily biased at unequal magnitudes.
 
-    Coordinates near 2^-11 of the largest are seldom rounded up: even with one level, some forty times in all draws.
+    Coordinates near 2^-12 of the largest are seldom rounded up: with one level, some twenty times in all draws.
     """
     x = gaussian(stream(0, "laws/mean/uneven"), SMALL)
-    alone = np.ldexp(x, -11)
+    alone = np.ldexp(x, -12)
     alone[SMALL // 3] = 1
-    yield "1 among coordinates near 2^-11", alone, DRAWS[SMALL]
+    yield "1 among coordinates near 2^-12", alone, DRAWS[SMALL]
     yield "heavy tails", x**7, FEW_DRAWS
     for peak in (1.003, 1.3):
         several = x / np.abs(x).max()

@@ -94,6 +94,8 @@ def telescoping(scheme: Scheme, updates: Sequence[F32], lost: Sequence[bool]) ->
     layout = layout_of(len(updates[0]))
     given, delivered, magnitudes = np.zeros((3, layout.size))
     state: State = {}
+    if (withheld := scheme.withheld(state, layout)) is None:
+        return
     for i, (x, is_lost) in enumerate(zip(updates, lost, strict=True)):
         ctx = Context(0, i + 1, 0, layout, cohort=COHORTS[i % len(COHORTS)], travelled=TRAVELLED[i % len(TRAVELLED)])
         sent = _locked("telescoping", scheme, x, state, ctx)
@@ -104,7 +106,7 @@ def telescoping(scheme: Scheme, updates: Sequence[F32], lost: Sequence[bool]) ->
             decoded.add_to(delivered, 1.0)
         withheld = scheme.withheld(state, layout)
         if withheld is None:
-            return
+            raise LawError(f"telescoping: {scheme}: round {ctx.round}: withheld is None, but not before the first send")
         magnitudes += np.abs(x) + np.abs(decoded.to_dense()) + np.abs(withheld)
     off = np.abs(given - delivered - withheld)
     worst = int((off - ROUNDING * magnitudes).argmax())
