@@ -24,6 +24,7 @@ from fedsgd.certificate import Certificate, certify_all, clock, fresh, make, mea
 from fedsgd.certificate.base import Subject
 from fedsgd.cli import main
 from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback, Gathering, Plain, Received, Sent, State
+from fedsgd.compress.cafe import CAFe
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.compress.exchange import Frames, decode_rounds, digest, encode_rounds, exchanges
 from fedsgd.compress.laws import INPUT_LAWS
@@ -35,7 +36,7 @@ from fedsgd.errors import LawError, OutputError, ScenarioError
 from fedsgd.generators import global_states
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections, decode_values, encode_values
-from tests.laws import planted, planted_rounds
+from tests.laws import planted, planted_bytes, planted_rounds
 
 SMALL: dict[str, Any] = {"data": "gaussian", "size": 1000}
 MINE = """
@@ -341,6 +342,14 @@ def test_decoding_from_anything_but_the_bytes_is_a_broken_law(here: Path, monkey
     assert re.fullmatch(
         r"round \d, client \d: coordinate \d+ is \S+, expected \S+; \d+ of 1000 differ", broken(ordered)["decodes_from_bytes"]
     )
+    assert right.passed
+
+
+@pytest.mark.usefixtures("fresh_interpreter")
+def test_client_that_reads_the_aggregate_from_the_process_is_not_reproducible() -> None:
+    subjects = [planted_bytes.FreeReference(TopK()), CAFe(TopK())]
+    liar, right = make._certificates(subjects, sample.draw("gaussian", 1000), laws=False)
+    assert broken(liar).keys() == {"reproducible"}
     assert right.passed
 
 

@@ -32,9 +32,9 @@ POPULATION_LAWS: Sequence[Callable[[Operator], None]] = (
 SCHEME_LAWS: Sequence[Callable[..., None]] = (
     scheme_laws.messages,
     scheme_laws.repeatable,
-    scheme_laws.lost_replies,
-    scheme_laws.telescoping,
     scheme_laws.bounded,
+    scheme_laws.telescoping,
+    scheme_laws.lost_replies,
     scheme_laws.scale,
     independence,
 )

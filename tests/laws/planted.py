@@ -17,7 +17,7 @@ from fedsgd.compress.randk import RandK
 from fedsgd.compress.sign import Sign
 from fedsgd.compress.sparse import encode_sparse
 from fedsgd.compress.topk import TopK, top_k
-from fedsgd.errors import NonFiniteError
+from fedsgd.errors import NonFiniteError, WireError
 from fedsgd.layout import Layout
 from fedsgd.ledger import Ledger
 from fedsgd.loop import Crossing
@@ -216,6 +216,8 @@ class SharesItsRounding(Operator):
     def decode(self, sections: Sections, ctx: Context) -> Update:
         expect_parts(sections, (Part.VALUE, Part.SCALE))
         levels, (peak,) = np.frombuffer(sections[0].data, np.int8), read_scales(sections[1], 1)
+        if len(levels) != ctx.layout.size:
+            raise WireError(sections[0].offset, f"{len(levels)} levels, expected {ctx.layout.size}")
         return Dense((levels * (np.float64(peak) / 127)).astype(np.float32))
 
     def max_bytes(self, layout: Layout) -> int:
@@ -388,5 +390,5 @@ SCHEMES: list[tuple[Scheme, str]] = [
     (CarelessFeedback(TopK(density=0.05)), "telescoping"),
     (WritesToItsState(TopK(density=0.05)), "repeatable"),
     (FeedbackOverScaledRandK(RandK(density=0.25, scaled=True)), "bounded"),
-    (ClipsItsResidual(TopK(density=0.05)), "scale"),
+    (ClipsItsResidual(TopK(density=0.05)), "telescoping"),
 ]

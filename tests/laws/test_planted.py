@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from fedsgd.compress import ErrorFeedback, Operator, Scheme, suite
 from fedsgd.compress.independence import independence
 from fedsgd.compress.randk import RandK
 from fedsgd.errors import LawError, ScenarioError
-from tests.laws import planted, planted_rounds
+from tests.laws import planted, planted_bytes, planted_rounds
 from tests.laws.test_ledger_laws import accounts_for_every_byte
 
 
@@ -28,6 +30,14 @@ def test_a_planted_scheme_is_rejected(scheme: Scheme, law: str) -> None:
 def test_planted_fault_of_rounds_is_rejected(compressor: Operator | Scheme, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
         suite.check(compressor)
+
+
+@pytest.mark.parametrize(("compressor", "check", "law"), planted_bytes.REJECTED, ids=lambda v: getattr(v, "name", ""))
+def test_fault_planted_without_sight_of_the_laws_is_rejected(
+    compressor: Operator | Scheme, check: Callable[..., None], law: str
+) -> None:
+    with pytest.raises(LawError, match=rf"^{law}: "):
+        check(compressor)
 
 
 @pytest.mark.parametrize("scheme", planted_rounds.ACCEPTED, ids=lambda v: v.name)
