@@ -25,6 +25,7 @@ from fedsgd.certificate.base import Subject
 from fedsgd.cli import main
 from fedsgd.compress import COMPRESSORS, Context, ErrorFeedback, Gathering, Plain, Received, Sent, State
 from fedsgd.compress.cafe import CAFe
+from fedsgd.compress.decoding_laws import DECODING_LAWS
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.compress.exchange import Frames, decode_rounds, digest, encode_rounds, exchanges
 from fedsgd.compress.laws import INPUT_LAWS
@@ -261,7 +262,7 @@ def test_what_a_scheme_sends_beside_the_model_is_counted_and_read() -> None:
 def test_every_law_of_the_suite_has_a_verdict() -> None:
     every = [law.__name__ for law in (*POPULATION_LAWS, *INPUT_LAWS)]
     names = [name for name in every if name not in ("mean", "variance")]  # dense is neither unbiased nor random
-    last = [*(law.__name__ for law in ROUND_LAWS), "vectors", "decodes_from_bytes", "reproducible"]
+    last = [*(law.__name__ for law in (*ROUND_LAWS, *DECODING_LAWS)), "vectors", "decodes_from_bytes", "reproducible"]
     made = fedsgd.certify("dense", **SMALL)
     assert [v.law for v in made.laws] == [*names, *last]
     unbiased = fedsgd.certify("rand-k", **SMALL)

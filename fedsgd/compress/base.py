@@ -60,6 +60,9 @@ class Compressor(Component, ABC):
       if it restores them.
     * A `fold` that returns no state returns Σ weight · decoded update, for any weights (that add up to 1 if `convex`) and for
       no reply. A `fold` that returns a state takes two replies of half the weight for one reply.
+    * An equal compressor that has nothing of the server but the reference frames encodes equal vectors to the same bytes.
+    * `add_to` of a decoded update is out + weight · `to_dense()` up to rounding, for any weight, in float64 and float32.
+    * Malformed sections are a WireError, or decode to a finite update of P coordinates whose `add_to` agrees with `to_dense`.
     * `fold` writes to no state. The order of replies changes its result by rounding only, a second call not at all.
     """
 
@@ -98,7 +101,8 @@ class Operator(Compressor):
     """Memoryless: a finite float32 vector to sections and back.
 
     Laws for all: decode(sections) equals the update that encode returned, bit for bit, is finite and of x's size; zero goes to
-    zero; equal inputs give equal bytes; the sections hold every byte that is needed, weigh at most `max_bytes` and hold no
+    zero; equal inputs give equal bytes, in whatever order
+    calls are made; the sections hold every byte that is needed, weigh at most `max_bytes` and hold no
     slack; `kept` of the sections is the update's; no stretch of the vector is favoured, if it is `even`.
     Scale: the laws hold for every x with P · max|x| within float32's range. Beyond it `encode` may raise NonFiniteError, and an
     operator that is not contractive may overflow: the server refuses an aggregate that is not finite. Subnormal numbers may be
@@ -187,7 +191,9 @@ class Scheme(Compressor):
     """Compression with a memory, at the client, at the server or at both: what is remembered, and by whom.
 
     Law (telescoping), where `withheld` is not None: over any sequence of sends, acknowledged or lost, Σ x = Σ decoded and
-    acknowledged + `withheld`; and what is withheld stays bounded. A state that was handed in or out is never written to.
+    acknowledged + `withheld` in each coordinate, up to rounding; and what is withheld stays bounded. A state that was handed in
+    or out is never written to.
+    Law (lost replies): after a lost reply no entry of the `backlog` is missing, or zero where the update was not zero.
     """
 
     uniform: ClassVar[bool] = False

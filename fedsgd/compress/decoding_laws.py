@@ -49,7 +49,7 @@ def malformed(compressor: Compressor) -> None:
     """Sections with changed bytes are a WireError, or decode to a finite update of the right size, in which `add_to` and
     `to_dense` agree."""
     for ctx, sections in _messages(compressor):
-        for change, mutated in _mutate(sections, np.random.default_rng(ctx.round)):
+        for change, mutated in _mutate(sections, stream(0, "laws/malformed", ctx.round)):
             where = f"round {ctx.round}, {change}"
             try:
                 update = over_the_wire(compressor, mutated, ctx)

@@ -20,6 +20,7 @@ import fedsgd.compress
 from fedsgd.arrays import F32
 from fedsgd.compress import COMPRESSORS, Ageing, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme, scheme_laws
 from fedsgd.compress import laws as compressor_laws
+from fedsgd.compress.decoding_laws import DECODING_LAWS
 from fedsgd.compress.independence import independence
 from fedsgd.compress.population import mean
 from fedsgd.compress.round_laws import ROUND_LAWS
@@ -68,7 +69,14 @@ def test_laws_of_a_population(law: Callable[..., None], op: Operator) -> None:
     law(op)
 
 
-SCHEME_LAWS = [scheme_laws.messages, scheme_laws.repeatable, scheme_laws.scale, independence]
+SCHEME_LAWS = [
+    scheme_laws.messages,
+    scheme_laws.repeatable,
+    scheme_laws.lost_replies,
+    scheme_laws.on_updates,
+    scheme_laws.scale,
+    independence,
+]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
@@ -90,7 +98,7 @@ def test_laws_of_every_scheme(law: Callable[..., None], scheme: Scheme) -> None:
     law(scheme)
 
 
-@pytest.mark.parametrize("law", ROUND_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", [*ROUND_LAWS, *DECODING_LAWS], ids=lambda law: law.__name__)
 @pytest.mark.parametrize("member", [*OPERATORS, *SCHEMES], ids=name_of)
 def test_laws_of_rounds(law: Callable[..., None], member: Operator | Scheme) -> None:
     law(member)
