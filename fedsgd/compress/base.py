@@ -108,7 +108,7 @@ class Operator(Compressor):
     operator that is not contractive may overflow: the server refuses an aggregate that is not finite. Subnormal numbers may be
     flushed to zero: each coordinate may lose 2⁻¹²⁶, the smallest normal number, in addition to what a law allows.
     Independence, if it is `independent`: errors of one x in contexts that differ in seed, round or client have no positive
-    correlation, so that the mean of m of them has at most 1/m of the variance of one. Negative correlation is legal.
+    correlation. So the mean of m errors has at most 1/m of the variance. Negative correlation is legal.
     By kind, C(x) being what x decodes to: "unbiased": E[C(x)] = x, and where `variance` is known, E|C(x) − x|² is it;
     "contractive": |x − C(x)|² ≤ (1 − δ)|x|² + A with δ = `contraction` and A = `floor`, on each call if `deterministic`, else
     in the mean over the shared randomness, and never more than |x|²; "neither": the docstring says what holds instead.

@@ -77,8 +77,8 @@ def _pairs() -> _Pairs:
 
 
 def independence(compressor: Compressor) -> None:
-    """Errors of one vector at different clients, in different rounds and with different seeds have no positive correlation: the
-    mean of m of them has at most 1/m of the variance.
+    """Errors of one vector at different clients, in different rounds or with different seeds have no positive correlation. The
+    mean of m errors has at most 1/m of the variance.
 
     Negative correlation (antithetic or stratified draws) is legal. A scheme is tried on clients without state.
     """

@@ -16,6 +16,7 @@ from fedsgd.compress.qsgd import QSGD
 from fedsgd.compress.randk import RandK
 from fedsgd.compress.sign import Sign
 from fedsgd.compress.sparse import encode_sparse
+from fedsgd.compress.terngrad import TernGrad
 from fedsgd.compress.topk import TopK, top_k
 from fedsgd.errors import NonFiniteError, WireError
 from fedsgd.layout import Layout
@@ -171,10 +172,10 @@ KEYS: dict[str, Callable[[Context], Context]] = {
 
 
 @dataclass(frozen=True)
-class SharesItsSupport(RandK):
-    """Draws one support for contexts that must have their own."""
+class SharedSupport(RandK):
+    """One support for several contexts, which need a support each."""
 
-    name: ClassVar[str] = "shares-its-support"
+    name: ClassVar[str] = "shared-support"
     codec: ClassVar[int] = 207
 
     key: str = "seed and round"
@@ -187,14 +188,23 @@ class SharesItsSupport(RandK):
 
 
 @dataclass(frozen=True)
-class SharesItsRounding(Operator):
-    """Stochastic rounding to 255 levels in which clients share random numbers u, every other one as 1 − u.
+class StatedSharedSupport(SharedSupport):
+    """One support for all clients of a round on purpose, stated by `independent`."""
 
-    "round": all clients of a round share u, so that clients 0 and 2 make the same errors. "pair": clients 2i and 2i + 1 share u,
-    and their errors cancel in part (antithetic draws): that is no fault.
+    name: ClassVar[str] = "stated-shared-support"
+    codec: ClassVar[int] = 216
+    independent: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class SharedRounding(Operator):
+    """Stochastic rounding to 255 levels by random numbers u that clients share: odd clients use u, even clients 1 − u.
+
+    among: "round": all clients of a round share u, so clients 0 and 2 make equal errors. "pair": clients 2i and 2i + 1 share u,
+    and their errors cancel in part (antithetic draws), which is legal.
     """
 
-    name: ClassVar[str] = "shares-its-rounding"
+    name: ClassVar[str] = "shared-rounding"
     codec: ClassVar[int] = 208
     deterministic: ClassVar[bool] = False
 
@@ -228,10 +238,10 @@ class SharesItsRounding(Operator):
 
 
 @dataclass(frozen=True)
-class HalvesWithoutAScale(Operator):
+class UnscaledHalves(Operator):
     """float16 without a scale: infinite from 65,520 on, zero below 6e-8."""
 
-    name: ClassVar[str] = "halves-without-a-scale"
+    name: ClassVar[str] = "unscaled-halves"
     codec: ClassVar[int] = 209
 
     @property
@@ -254,10 +264,10 @@ class HalvesWithoutAScale(Operator):
 
 
 @dataclass(frozen=True)
-class SquaresInFloat32(QSGD):
-    """Refuses a vector whose squares leave float32's range, although its norm does not."""
+class Float32Squares(QSGD):
+    """A refusal of vectors whose squares leave float32's range, although their norm does not."""
 
-    name: ClassVar[str] = "squares-in-float32"
+    name: ClassVar[str] = "float32-squares"
     codec: ClassVar[int] = 210
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
@@ -267,10 +277,10 @@ class SquaresInFloat32(QSGD):
 
 
 @dataclass(frozen=True)
-class UnderflowsInTheMean(RandK):
-    """Sends values as float16 without a scale; unbiased for ordinary numbers, and zero for small ones, which no call shows."""
+class SilentUnderflow(RandK):
+    """Rand-k that flushes numbers below 6e-8 to zero: a bias that no single call shows."""
 
-    name: ClassVar[str] = "underflows-in-the-mean"
+    name: ClassVar[str] = "silent-underflow"
     codec: ClassVar[int] = 211
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
@@ -278,10 +288,24 @@ class UnderflowsInTheMean(RandK):
 
 
 @dataclass(frozen=True)
-class IndicesOf16Bits(TopK):
-    """Leaves out what an index of 16 bits cannot name."""
+class HiddenClip(TernGrad):
+    """TernGrad that clips at four root mean squares, which Gaussian vectors do not show, and states no bias."""
 
-    name: ClassVar[str] = "indices-of-16-bits"
+    name: ClassVar[str] = "hidden-clip"
+    codec: ClassVar[int] = 217
+
+    clip: float = 4.0
+
+    @property
+    def kind(self) -> Kind:
+        return "unbiased"
+
+
+@dataclass(frozen=True)
+class ShortIndices(TopK):
+    """Top-k of the coordinates that an index of 16 bits can name."""
+
+    name: ClassVar[str] = "short-indices"
     codec: ClassVar[int] = 212
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
@@ -289,10 +313,10 @@ class IndicesOf16Bits(TopK):
 
 
 @dataclass(frozen=True)
-class SupportOf16Bits(RandK):
-    """The same slip where no single call can show it."""
+class ShortSupport(RandK):
+    """Rand-k of the coordinates that an index of 16 bits can name: no single call shows it."""
 
-    name: ClassVar[str] = "support-of-16-bits"
+    name: ClassVar[str] = "short-support"
     codec: ClassVar[int] = 213
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
@@ -300,10 +324,10 @@ class SupportOf16Bits(RandK):
 
 
 @dataclass(frozen=True)
-class ThresholdOfASample(TopK):
-    """A threshold from 4096 coordinates, exact for short vectors; what is above it and more than k is cut off at the end."""
+class SampledThreshold(TopK):
+    """Top-k by a threshold from a sample, which short vectors do not show; a surplus is cut off at the end of the vector."""
 
-    name: ClassVar[str] = "threshold-of-a-sample"
+    name: ClassVar[str] = "sampled-threshold"
     codec: ClassVar[int] = 214
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
@@ -314,10 +338,10 @@ class ThresholdOfASample(TopK):
 
 
 @dataclass(frozen=True)
-class ShrinksLongVectors(QSGD):
+class LongVectorBias(QSGD):
     """A bias of 3 % in vectors of more than 10,000 coordinates."""
 
-    name: ClassVar[str] = "shrinks-long-vectors"
+    name: ClassVar[str] = "long-vector-bias"
     codec: ClassVar[int] = 215
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
@@ -325,10 +349,10 @@ class ShrinksLongVectors(QSGD):
 
 
 @dataclass(frozen=True)
-class ClipsItsResidual(ErrorFeedback):
-    """Keeps a residual from growing by a limit in absolute units."""
+class ClippedResidual(ErrorFeedback):
+    """Error feedback with a limit for the residual in absolute units."""
 
-    name: ClassVar[str] = "clips-its-residual"
+    name: ClassVar[str] = "clipped-residual"
 
     def send(self, x: F32, state: State, ctx: Context) -> Sent:
         sent = super().send(x, state, ctx)
@@ -374,21 +398,22 @@ OPERATORS: list[tuple[Operator, str]] = [
     (RandomButNeverTheLast(density=0.25), "fair"),
     (CutOffInIndexOrder(density=0.25), "fair"),
     (TakesAnyPart(), "strict"),
-    (SharesItsSupport(density=0.1), "independence"),
-    (SharesItsSupport(density=0.1, scaled=False), "independence"),
-    (SharesItsRounding("round"), "independence"),
-    (HalvesWithoutAScale(), "scale"),
-    (SquaresInFloat32(), "scale"),
-    (UnderflowsInTheMean(density=0.25), "scale"),
-    (IndicesOf16Bits(density=0.1), "contraction"),
-    (SupportOf16Bits(density=0.1, scaled=False), "fair"),
-    (ThresholdOfASample(density=0.01), "fair"),
-    (ShrinksLongVectors(), "mean"),
+    (SharedSupport(density=0.1), "independence"),
+    (SharedSupport(density=0.1, scaled=False), "independence"),
+    (SharedRounding("round"), "independence"),
+    (UnscaledHalves(), "scale"),
+    (Float32Squares(), "scale"),
+    (SilentUnderflow(density=0.25), "scale"),
+    (HiddenClip(), "scale"),
+    (ShortIndices(density=0.1), "contraction"),
+    (ShortSupport(density=0.1, scaled=False), "fair"),
+    (SampledThreshold(density=0.01), "fair"),
+    (LongVectorBias(), "mean"),
 ]
 SCHEMES: list[tuple[Scheme, str]] = [
     (ForgetfulFeedback(TopK(density=0.05)), "telescoping"),
     (CarelessFeedback(TopK(density=0.05)), "telescoping"),
     (WritesToItsState(TopK(density=0.05)), "repeatable"),
     (FeedbackOverScaledRandK(RandK(density=0.25, scaled=True)), "bounded"),
-    (ClipsItsResidual(TopK(density=0.05)), "telescoping"),
+    (ClippedResidual(TopK(density=0.05)), "telescoping"),
 ]

@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from fedsgd.compress import ErrorFeedback, Operator, Scheme, suite
+from fedsgd.compress import Ageing, ErrorFeedback, Operator, Plain, Scheme, suite
 from fedsgd.compress.independence import independence
+from fedsgd.compress.per_layer import PerLayer
 from fedsgd.compress.randk import RandK
+from fedsgd.compress.scheduled import Scheduled
+from fedsgd.compress.topk import TopK
 from fedsgd.errors import LawError, ScenarioError
 from tests.laws import planted, planted_bytes, planted_rounds
 from tests.laws.test_ledger_laws import accounts_for_every_byte
@@ -48,11 +51,20 @@ def test_planted_scheme_without_fault_is_accepted(scheme: Scheme) -> None:
 @pytest.mark.parametrize("key", planted.KEYS)
 def test_support_that_contexts_share_is_rejected(key: str) -> None:
     with pytest.raises(LawError, match=r"^independence: "):
-        independence(planted.SharesItsSupport(density=0.1, key=key))
+        independence(planted.SharedSupport(density=0.1, key=key))
 
 
 def test_clients_in_pairs_whose_errors_cancel_are_accepted() -> None:
-    suite.check(planted.SharesItsRounding("pair"))
+    suite.check(planted.SharedRounding("pair"))
+
+
+def test_stated_shared_support_is_accepted_and_stated_by_composed_compressors() -> None:
+    op = planted.StatedSharedSupport(density=0.1, scaled=False)
+    suite.check(op)
+    feedback = ErrorFeedback(op)
+    for composed in (Plain(op), feedback, Ageing(feedback), Scheduled(op), PerLayer(op), PerLayer(TopK(), biases=op)):
+        assert not composed.independent
+    assert PerLayer(TopK(), biases=RandK()).independent
 
 
 def test_a_ledger_that_leaves_out_the_header_is_rejected() -> None:
