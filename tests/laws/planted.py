@@ -404,7 +404,7 @@ OPERATORS: list[tuple[Operator, str]] = [
     (UnscaledHalves(), "scale"),
     (Float32Squares(), "scale"),
     (SilentUnderflow(density=0.25), "scale"),
-    (HiddenClip(), "scale"),
+    (HiddenClip(), "mean"),
     (ShortIndices(density=0.1), "contraction"),
     (ShortSupport(density=0.1, scaled=False), "fair"),
     (SampledThreshold(density=0.01), "fair"),
