@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         ReportError,
         RunError,
         ScenarioError,
+        ScenarioWarning,
         WireError,
     )
     from fedsgd.experiment import Result, run
@@ -62,6 +63,7 @@ _HOME = {
     "RunError": "errors",
     "Scenario": "scenario",
     "ScenarioError": "errors",
+    "ScenarioWarning": "errors",
     "Tracker": "track",
     "WireError": "errors",
     "certify": "certificate",
@@ -90,6 +92,7 @@ __all__ = [
     "RunError",
     "Scenario",
     "ScenarioError",
+    "ScenarioWarning",
     "Tracker",
     "WireError",
     "certify",

@@ -31,6 +31,7 @@ from fedsgd.runtime.shared import Blob, SharedFile
 from fedsgd.runtime.store import SlotModels, SlotStore, footprint
 from fedsgd.runtime.worker import Assignment, MakeEngine
 from fedsgd.scenario import PythonObjects, Scenario
+from fedsgd.scenario_warnings import find_warnings
 from fedsgd.schema import placed
 from fedsgd.splits import check_class_labels, dealt
 from fedsgd.state_plan import StatePlan, plan_states, typical_state
@@ -48,7 +49,8 @@ class Experiment:
 
     attendance: who is asked in a round, and whose reply is taken; states: where what clients remember is; chosen: that engine,
     and why; make_engine: makes another like it; shared: dataset, train and held_out where other processes see them too, None if
-    there are to be none; spent: seconds by phase of all workers together, None without workers.
+    there are to be none; warnings: lines about settings that a component is not made for; spent: seconds by phase of all
+    workers together, None without workers.
     """
 
     scenario: Scenario
@@ -66,6 +68,7 @@ class Experiment:
     server: Server
     make_engine: MakeEngine
     shared: Blob | None
+    warnings: tuple[str, ...]
     spent: Callable[[], dict[Phase, float]] | None = None
 
     @property
@@ -105,7 +108,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
         dataset, train, held_out = shared.load()
     with placed("model"):
         task = make_task(scenario.model, dataset, scenario.seed, objects.module, objects.loss, objects.metrics)
-    plan = _plan(scenario, task, train)
+    plan = make_plan(scenario, task, train)
     task = _try(task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
     check_training_steps(task, plan.recipe, train, dataset.train, scenario.seed)
     engine, chosen, make = _engine(scenario, task, plan, dataset, train)
@@ -133,6 +136,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
         server,
         make,
         shared,
+        find_warnings(scenario, plan, train),
     )
 
 
@@ -147,7 +151,8 @@ def _engine(
     return engine, chosen, partial(make_engine, chosen, sizes)
 
 
-def _plan(scenario: Scenario, task: Task, train: ClientData) -> Plan:
+def make_plan(scenario: Scenario, task: Task, train: ClientData) -> Plan:
+    """Return what server and clients of a scenario agree on."""
     with placed(""):
         cohort = scenario.cohort_size(len(train))
     compressors = {"uplink.compressor": scenario.uplink.scheme(), "downlink.compressor": scenario.downlink.compressor}

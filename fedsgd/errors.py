@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -114,6 +116,32 @@ _ALIKE, _ALIKE_BUT_FOR_THE_BEGINNING = 0.6, 0.7
 
 class ModelWarning(UserWarning):
     """A module keeps state that no client carries from round to round."""
+
+
+class ScenarioWarning(UserWarning):
+    """Settings that a component is not made for. The message starts with the dotted key."""
+
+
+_SHOWN: set[tuple[str, str, int]] = set()
+"""(message, file, line) of each warning that `warn_once` issued."""
+
+
+def warn_once(text: str, category: type[Warning], stacklevel: int) -> None:
+    """Issue a warning, once for each line of the caller, unless a filter asks for all of them or for errors.
+
+    Python's own record of what it has shown is lost whenever filters change, as they do for a while in every run.
+
+    Args:
+        text: the message.
+        category: class of the warning.
+        stacklevel: number of callers between this function and the line that the warning is about.
+    """
+    actions = (action for action, message, kind, *_ in warnings.filters if issubclass(category, kind) and message is None)
+    frame = sys._getframe(stacklevel)
+    place = text, frame.f_code.co_filename, frame.f_lineno
+    if next(actions, "default") not in ("default", "module", "once") or place not in _SHOWN:
+        _SHOWN.add(place)
+        warnings.warn(text, category, stacklevel=stacklevel + 1)
 
 
 def error_text(error: Exception) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from fedsgd.arrays import F32, F64
 from fedsgd.build import Experiment, build, with_workers
 from fedsgd.data import Dataset
 from fedsgd.engine import Chosen, explain_restart
-from fedsgd.errors import ModelWarning, OutputError, RunError, ScenarioError
+from fedsgd.errors import ModelWarning, OutputError, RunError, ScenarioError, ScenarioWarning, warn_once
 from fedsgd.final_model import FinalModel, final_model
 from fedsgd.forking import begin
 from fedsgd.layout import Layout
@@ -88,6 +87,8 @@ def run(
     thread each; results do not depend on it. With several, a script must start its run under `if __name__ == "__main__":`.
     profile: whether the summary says where the time of a round went. carried_by: gives, for the built experiment, the runtime
     that reaches its clients, in place of this process or workers; then what clients remember is where they are.
+
+    Settings that a component is not made for are issued as ScenarioWarning, and stand in the summary as "warnings".
     """
     begin(workers)
     from fedsgd.torch_scope import isolated
@@ -135,7 +136,7 @@ def _execute(
             model = final_model(experiment, server)
         summary = summarised(experiment, history, ledger, residuals, server.weights, time.perf_counter() - begun)
         summary |= _of_the_call(workers, account, given)
-        summary["reported_model"] = model.reported
+        summary |= {"reported_model": model.reported, "warnings": [*experiment.warnings]}
         layout, state = experiment.plan.layout, model.evaluated or model.server
         result = Result(scenario, history, ledger, server.weights, layout, accuracy, summary, folder, state)
         _save(result, experiment, model, rounds)
@@ -167,7 +168,9 @@ def _announce(
         if on_engine is not None:
             on_engine(experiment.chosen)
         elif experiment.task.restarts is not None:
-            warnings.warn(explain_restart(experiment.task.restarts), ModelWarning, stacklevel=5)
+            warn_once(explain_restart(experiment.task.restarts), ModelWarning, stacklevel=4)
+        for text in experiment.warnings:
+            warn_once(text, ScenarioWarning, stacklevel=4)
         if on_states is not None:
             on_states(experiment.states)
 

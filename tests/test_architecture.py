@@ -30,7 +30,7 @@ FLOORS = [
     ["overrides"],
     ["tables"],
     ["scenario"],
-    ["runtime", "parquet", "evaluation", "run_folder", "splits"],
+    ["runtime", "parquet", "evaluation", "run_folder", "splits", "scenario_warnings"],
     ["ledger", "state_plan"],
     ["build"],
     ["record", "final_model"],

@@ -27,7 +27,16 @@ from fedsgd.deployment.federation import Asked, Federation
 from fedsgd.deployment.proxy import CountingProxy, Seen
 from fedsgd.deployment.warm import Warm
 from fedsgd.deployment.watch import Watch
-from fedsgd.errors import DataError, DeploymentError, FedsgdError, NonFiniteError, OutputError, RunError, WireError
+from fedsgd.errors import (
+    DataError,
+    DeploymentError,
+    FedsgdError,
+    NonFiniteError,
+    OutputError,
+    RunError,
+    ScenarioWarning,
+    WireError,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------------- proxy
 
@@ -448,6 +457,12 @@ def test_our_own_errors_are_made_again(tmp_path: Path, error: FedsgdError) -> No
         watch.until_done()
     assert str(caught.value) == str(error)
     assert vars(caught.value) == vars(error)
+
+
+def test_warnings_of_the_server_app_are_issued_here(tmp_path: Path) -> None:
+    told = {"event": "warning", "text": "uplink.compressor.momentum = 0.9: ..."}
+    with pytest.warns(ScenarioWarning, match="^uplink.compressor.momentum = 0.9: ...$"):
+        watching(tmp_path, told, {"event": "done"}).until_done()
 
 
 def test_other_errors_are_the_server_apps_and_nodes_have_their_log_named(tmp_path: Path) -> None:

@@ -387,6 +387,30 @@ def flipped(content: RecordDict, at: int) -> RecordDict:
     return put(RecordDict(dict(content)), bytes(data))
 
 
+@pytest.mark.parametrize(
+    ("inner", "reasons"),
+    [
+        (
+            lambda: FedAvgM(fraction_train=0.5, server_momentum=0.9),
+            "2 of 4 clients take part in a round and the server's optimizer",
+        ),
+        (lambda: FedAdam(), "the server's optimizer has a momentum of its own"),
+        (lambda: FedAvg(), None),
+    ],
+)
+def test_settings_that_a_compressor_is_not_made_for_are_logged_once(
+    inner: Callable[[], Strategy], reasons: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = CompressedStrategy(inner(), {"name": "dgc", "density": 0.05, "momentum": 0.5}, downlink=FOLLOWING)
+    list(rounds(strategy, grid(), model(), 3))
+    found = [r.getMessage() for r in caplog.records if "compressor.momentum" in r.getMessage()]
+    assert len(found) == (reasons is not None), found
+    assert reasons is None or found[0].startswith(
+        "fedsgd: compressor.momentum = 0.5: DGC corrects the momentum of one local step"
+    )
+    assert reasons is None or f", but {reasons}" in found[0]
+
+
 def test_a_corrupted_reply_is_an_error_of_its_node(caplog: pytest.LogCaptureFixture) -> None:
     inner, over = Told(), grid()
     over.altered = lambda node, content: flipped(content, 60) if node == NODES[1] else content

@@ -547,6 +547,14 @@ def test_page_marks_methods_that_diverged(opened: Callable[..., Opened], known: 
     assert [entry.endswith(" (diverged)") for entry in entries] == [True, False, False]
 
 
+def test_page_marks_methods_with_warnings(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
+    texts = [f"warning: uplink.compressor.{key} = 0.9: <b>no</b>; set 0" for key in ("momentum", "clip")]
+    page = opened(edited(known, {"warnings": texts}, {"warnings": texts[:1]})).page
+    assert page.locator("#ranking .warn").all_inner_texts() == ["1 warning", "2 warnings"], "ranked"
+    notes = [f"{i} {text}." for i, text in enumerate([texts[0], *texts], 1)]
+    assert page.locator("#notes li").all_inner_texts()[:3] == notes
+
+
 FRAME = """() => new Promise((done) => {
   const slider = document.querySelector("#up");
   const times = [];

@@ -7,21 +7,29 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from fedsgd.build import make_plan
 from fedsgd.data.datasets.mnist import read_idx
 from fedsgd.experiment import run
+from fedsgd.models import make_task
 from fedsgd.report import gather
-from fedsgd.scenario import load
+from fedsgd.scenario import Scenario, load
+from fedsgd.scenario_warnings import find_warnings
+from fedsgd.splits import dealt
 from fedsgd.sweeps import sweep
+from fedsgd.sweeps.settings import checked_methods, read_methods
 from tests.test_data import idx
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
 NO_SCENARIOS = ("pyproject.toml", "methods.toml")  # of a Flower app; of a sweep
 SCENARIOS = sorted(path for path in FOLDER.rglob("*.toml") if path.name not in NO_SCENARIOS)
+METHODS = sorted(FOLDER.rglob("methods.toml"))
 TINY = {"rounds": 2, "evaluation.every": 1, "client.steps": 2, "server.cohort": 2}
 FILES_OF_THE_USER = {"mnist", "cifar10", "shakespeare", "hugging-face"}
 
@@ -45,6 +53,13 @@ def tiny_data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def make_files(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the commands by which a scenario's comment makes its files, in a folder that becomes the current one."""
+    monkeypatch.chdir(folder)
+    for command in re.findall(r'^#   python -c "(.*)"$', path.read_text(), flags=re.MULTILINE):
+        subprocess.run([sys.executable, "-c", command], check=True)
+
+
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
 def test_every_scenario_runs(
@@ -52,12 +67,45 @@ def test_every_scenario_runs(
 ) -> None:
     scenario = load(path, TINY)
     data = request.getfixturevalue("tiny_data") if scenario.data.source.name in FILES_OF_THE_USER else None
-    monkeypatch.chdir(tmp_path)
-    for command in re.findall(r'^#   python -c "(.*)"$', path.read_text(), flags=re.MULTILINE):
-        subprocess.run([sys.executable, "-c", command], check=True)
+    make_files(path, tmp_path, monkeypatch)
     result = run(scenario, data=data)
     assert result.summary["rounds"] == 2
     assert 0 <= result.summary["final_accuracy"] <= 1
+
+
+FULL_SIZE = {"mnist": 60, "cifar10": 50, "hugging-face": 50, "shakespeare": 10}
+"""How many times as many examples a client of the real files has."""
+
+
+def warnings_of(scenario: Scenario, data: Path | None) -> tuple[str, ...]:
+    """The warnings of a scenario, for clients with as many examples as the real files give them."""
+    dataset, train, _ = dealt(scenario, data)
+    plan = make_plan(scenario, make_task(scenario.model, dataset, scenario.seed), train)
+    (sizes, counts), factor = train.distinct_sizes(), FULL_SIZE.get(scenario.data.source.name, 1)
+    full: Any = SimpleNamespace(distinct_sizes=lambda: (factor * sizes, counts))
+    return find_warnings(scenario, plan, full)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
+def test_scenario_warns_of_its_settings_only_where_its_comment_says_so(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    scenario = load(path)
+    data = request.getfixturevalue("tiny_data") if scenario.data.source.name in FILES_OF_THE_USER else None
+    make_files(path, tmp_path, monkeypatch)
+    found = warnings_of(scenario, data)
+    assert bool(found) == bool(re.search("^#.* warns ", path.read_text(), flags=re.MULTILINE)), found
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.parent.stem)
+def test_method_warns_of_its_settings_only_where_its_comment_says_so(path: Path, tiny_data: Path) -> None:
+    (base,) = (scenario for scenario in SCENARIOS if scenario.stem == path.parent.stem)
+    tables = re.findall(r'((?:^#.*\n)*)^\["(.*)"\]$', path.read_text(), flags=re.MULTILINE)
+    comments = {label: comment for comment, label in tables}
+    for label, settings in checked_methods(read_methods(path), "").items():
+        found = warnings_of(load(base).replace(settings), tiny_data)
+        assert bool(found) == (" warns " in comments[label]), (label, found)
 
 
 def test_every_method_of_the_compressors_sweep_runs(tiny_data: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from fedsgd import parquet, run_folder
 from fedsgd.cli import main
 from fedsgd.cli.reports import _labelled
 from fedsgd.cli.streams import echo_json, make_streams_safe
-from fedsgd.cli.tracking import lost_trackers_are_told_of
+from fedsgd.cli.tracking import print_warnings
 from fedsgd.errors import OutputError, ReportError, RunError, ScenarioError
 from fedsgd.forking import main_is_importable
 from fedsgd.kernel import Kernel
@@ -341,7 +341,7 @@ def test_thread_of_a_tracker_full_disk_prints_no_traceback() -> None:
         printed: list[object] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(threading, "excepthook", printed.append)
-            with lost_trackers_are_told_of():
+            with print_warnings():
                 thread = threading.Thread(target=fail, args=(error,))
                 thread.start()
                 thread.join()

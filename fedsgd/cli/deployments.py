@@ -12,7 +12,7 @@ import click
 
 from fedsgd.cli.base import Finite, Given, UserPath, ledger_is_told_of, main, numbered_folder, of_a_scenario
 from fedsgd.cli.streams import echo_json
-from fedsgd.cli.tracking import asked, deployment_followed, lost_trackers_are_told_of, tracked
+from fedsgd.cli.tracking import asked, deployment_followed, print_warnings, tracked
 from fedsgd.track import Ended, Tracker
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _deploy(scenario: Scenario, given: Given, out: Path, trackers: Sequence[Trac
 
     with (
         ledger_is_told_of(out),
-        lost_trackers_are_told_of(),
+        print_warnings(given.quiet),
         console.deployment_progress(scenario, given.quiet) as shown,
         deployment_followed(trackers, scenario, out, shown) as (watched, followed),
     ):

@@ -12,7 +12,7 @@ import click
 
 from fedsgd.cli.base import Given, UserPath, ledger_is_told_of, main, numbered_folder, of_a_scenario
 from fedsgd.cli.streams import echo, echo_json
-from fedsgd.cli.tracking import asked, lost_trackers_are_told_of, tracked
+from fedsgd.cli.tracking import asked, print_warnings, tracked
 
 if TYPE_CHECKING:
     from fedsgd.scenario import Scenario
@@ -55,7 +55,7 @@ def run(given: Given, out: Path | None, overwrite: bool, workers: int, profile: 
 def _run(scenario: Scenario, given: Given, out: Path, **options: Any) -> None:
     from fedsgd import console
 
-    with ledger_is_told_of(out), lost_trackers_are_told_of(), console.progress(scenario, given.quiet) as shown:
+    with ledger_is_told_of(out), print_warnings(given.quiet), console.progress(scenario, given.quiet) as shown:
         from fedsgd.experiment import run as run_scenario
 
         result = run_scenario(

@@ -12,6 +12,7 @@ import click
 
 from fedsgd.cli.base import FAILED, Given, UserPath, main, of_a_scenario
 from fedsgd.cli.streams import echo, echo_json
+from fedsgd.cli.tracking import print_warnings
 from fedsgd.forking import MOST_PROCESSES, MOST_SEEDS
 
 
@@ -80,13 +81,13 @@ def sweep(
     from fedsgd.sweeps import parse_grids
     from fedsgd.sweeps import sweep as make
 
-    scenario, grids, tuned = given.load(), parse_grids(grid, "--grid"), parse_grids(tune, "--tune")
+    scenario, grids, tuned, quiet = given.load(), parse_grids(grid, "--grid"), parse_grids(tune, "--tune"), given.quiet
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jobs > cores and not given.quiet:
+    if jobs > cores and not quiet:
         echo(f"fedsgd: {jobs} jobs share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True)
     folder = Path("runs") / f"{scenario.name}-sweep" if out is None else out
     # What somebody's own module prints does not get into our output.
-    with _finished_are_told_of(folder), console.sweep_progress(given.quiet) as shown, redirect_stdout(sys.stderr):
+    with _report_finished(folder), print_warnings(quiet), console.sweep_progress(quiet) as shown, redirect_stdout(sys.stderr):
         made = make(
             scenario,
             methods=methods,
@@ -109,8 +110,8 @@ def sweep(
 
 
 @contextmanager
-def _finished_are_told_of(out: Path) -> Iterator[None]:
-    """Where a sweep breaks off, say what is kept."""
+def _report_finished(out: Path) -> Iterator[None]:
+    """Print what is stored where a sweep breaks off."""
     from fedsgd.errors import FedsgdError, OutputError, ScenarioError
     from fedsgd.sweeps import SWEEP_FILE, Sweep
 

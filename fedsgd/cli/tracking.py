@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd.cli.streams import NO_ROOM, echo
+from fedsgd.errors import ScenarioWarning
 from fedsgd.track import TRACKERS, Begun, Followed, Tracker, TrackerWarning, tracker
 
 if TYPE_CHECKING:
@@ -43,18 +44,27 @@ def tracked(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def lost_trackers_are_told_of() -> Iterator[None]:
-    """A line on standard error for a tracker that failed; other warnings as ever."""
+def print_warnings(quiet: bool = False) -> Iterator[None]:
+    """Print a line on standard error for a tracker that failed, and for settings that a component is not made for.
+
+    Other warnings are shown as Python shows them.
+
+    Args:
+        quiet: whether the summary alone names the settings.
+    """
     with warnings.catch_warnings():
         as_ever = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, TrackerWarning):
                 echo(f"fedsgd: {message}", err=True)
+            elif issubclass(category, ScenarioWarning):
+                echo(f"fedsgd: warning: {message}", err=True)
             else:
                 as_ever(message, category, *where, **more)
 
         warnings.simplefilter("always", TrackerWarning)
+        warnings.simplefilter("ignore" if quiet else "always", ScenarioWarning)
         warnings.showwarning = show
         with _writers_are_quiet():
             yield

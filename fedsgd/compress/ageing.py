@@ -11,6 +11,7 @@ import numpy as np
 from fedsgd.arrays import F32
 from fedsgd.component import Coefficient, Count, FieldError
 from fedsgd.compress.base import Context, Gathering, Received, Scheme, Sent
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.update import State, Update
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections
@@ -82,3 +83,6 @@ class Ageing(Scheme):
 
     def check_layout(self, layout: Layout) -> None:
         self.scheme.check_layout(layout)
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        return self.scheme.find_warnings(run)

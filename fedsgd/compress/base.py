@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.component import Component
+from fedsgd.compress.run_config import STALE_ROUNDS, RunConfig
 from fedsgd.compress.update import Patch, State, Update, undone
 from fedsgd.errors import WireError
 from fedsgd.layout import Layout
@@ -95,6 +96,18 @@ class Compressor(Component, ABC):
         """FieldError if a setting makes no sense for this model."""
         return
 
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Find the settings of a run that this compressor is not made for.
+
+        Args:
+            run: settings of the run.
+
+        Returns:
+            One line for each fault: the dotted key, the reason, and what to set instead. A class that overrides this method
+            returns the lines of its parent class too.
+        """
+        return ()
+
 
 @dataclass(frozen=True)
 class Operator(Compressor):
@@ -149,6 +162,19 @@ class Operator(Compressor):
     def variance(self, x: F32) -> float | None:
         """E|C(x) − x|² of an unbiased operator exactly; None where there is no closed form."""
         return None
+
+    def is_lossy(self, layout: Layout) -> bool:
+        """Return whether the operator is biased and may leave out half of an update's energy, or any small coordinate."""
+        biased = self.kind == "contractive" and not self.exact
+        return biased and (self.contraction(layout) < 0.5 or self.floor(layout) > 0)
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn where a lossy operator has no error feedback, unless residuals would be stale."""
+        if run.error_feedback == "none" and run.rounds_between < STALE_ROUNDS and self.is_lossy(run.layout):
+            yield (
+                f'{run.feedback_key} = "none": {self.name} is biased, and what it leaves out of an update is lost '
+                f'(Karimireddy et al. 2019); set {run.feedback_key} = "persist"'
+            )
 
 
 @dataclass(frozen=True)
@@ -228,6 +254,15 @@ class Scheme(Compressor):
         """What a client adds to each gradient of its local training in this round [P], given what it remembers."""
         return None
 
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn where residuals persist although clients take part so rarely that they are stale."""
+        returns = run.rounds is None or run.rounds >= run.rounds_between
+        if self.backlog and run.error_feedback in ("none", "persist") and returns and run.rounds_between >= STALE_ROUNDS:
+            yield (
+                f"{run.feedback_key}: a client takes part every {run.rounds_between:.0f} rounds in the mean, and a residual "
+                f'that persists is as old; set {run.feedback_key} = "decay" or "reset", or have more clients in a round'
+            )
+
     def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
         """Return the cohort's update [P] and the server's next state; by default the weighted mean.
 
@@ -277,3 +312,8 @@ class OperatorScheme(Scheme):
 
     def check_layout(self, layout: Layout) -> None:
         self.op.check_layout(layout)
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Return the scheme's warnings, and those of the operator, whose losses the scheme makes up for."""
+        within = replace(run, key=f"{run.key}.op", error_feedback="persist")
+        return [*super().find_warnings(run), *self.op.find_warnings(within)]

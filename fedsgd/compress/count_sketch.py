@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from fedsgd.arrays import F32, F64, I64
 from fedsgd.component import Share
 from fedsgd.compress.base import Context, Kind, Operator
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.update import Dense, Update
 from fedsgd.compress.updates import Deferred
 from fedsgd.errors import NonFiniteError
@@ -76,6 +78,10 @@ class CountSketch(Operator):
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return ctx.layout.size
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn of noise that the mean over the cohort leaves: a median of rows is off by about |x|²/density."""
+        return [*super().find_warnings(run), *run.noise_warnings(1 / self.density)]
 
 
 def sketch(x: F32, rows: int, columns: int, key: int) -> F64:

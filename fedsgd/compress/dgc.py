@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from fedsgd.arrays import F32, I64
 from fedsgd.component import Coefficient, Natural, NonNegative, Share
 from fedsgd.compress.base import Context, Scheme, Sent
 from fedsgd.compress.density import kept_of, staged
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.select import top_k
 from fedsgd.compress.sparse import decode_sparse, encode_sparse, kept_sparse, max_sparse_bytes
 from fedsgd.compress.update import Patch, State, Update
@@ -26,22 +28,33 @@ TINY = np.float32(2.0**-126)
 class DGC(Scheme):
     """Momentum correction, local accumulation, momentum factor masking and local clipping, with top-k.
 
-    Lin, Han, Mao, Wang and Dally, ICLR 2018 (arXiv 1712.01887). With g the client's update, its step size in it:
+    Lin, Han, Mao, Wang and Dally, ICLR 2018 (arXiv 1712.01887), algorithms 2 and 3. With g the client's update, its step size
+    in it:
 
-        u ← βu + g;  v ← v + u;  send the largest of v;  v ← v − sent and u ← 0 where they were sent     (algorithms 2 and 3)
+        u ← βu + g;  v ← v + u;  send the largest of v;  v ← v − sent and u ← 0 where they were sent
 
-    momentum: β. nesterov: u ← β(u + g), v ← v + u + g. masking: whether u is cleared where v was sent, so that old momentum
-    does not push a delayed coordinate on in a stale direction. clip: the threshold for the norm of the summed gradient; each of
-    m clients clips its own update at clip · √m first (the paper clips g/N at clip/√N), 0 for not at all. The unit is that of
-    the update, which has the step size in it. warm_up: densities of the first rounds, each for `warm_up_rounds` of them (the
-    paper's: 25, 6.25, 1.5625, 0.4 %); 0 for none. per_layer: the k largest of each tensor with more than one dimension and all
-    of the others, from which the paper's ratios follow, instead of the k largest of all.
+    With every coordinate sent it is plain SGD (masking) or momentum SGD (no masking) bit for bit. With β = 0 and no clip it is
+    error feedback over top-k: a run ends at the same parameters, to the last bit. Σ sent + v = Σ u always. Values that are
+    rounded for sending leave their rounding error in v. If a reply is lost, what was masked comes back.
 
-    With every coordinate sent it is plain SGD (masking) or momentum SGD (no masking) bit for bit, and with β = 0 and no clip it
-    is error feedback over top-k. Σ sent + v = Σ u always. Values that are rounded for sending leave their rounding error in v.
-    If a reply is lost, what was masked comes back. It assumes one local step and every client in every round: after several
-    local steps g is no gradient, and u is as old as the client's last round; then momentum belongs on the server, and β = 0
-    here.
+    Rule: β > 0 is for one local step of every client in every round. After several local steps g is no gradient; u is as old as
+    the client's last round; a second momentum, of local training or of the server, multiplies the step once more. Elsewhere set
+    β = 0, and let the server have the momentum; fedsgd warns. scenarios/dgc.toml, three seeds, accuracy with β = 0.9: 0.97 by
+    the rule, 0.93 with 8 of 16 clients in a round (β = 0: 0.96), 0.86 with 2 (β = 0: 0.92), 0.12 with a momentum of the server
+    in addition, 0.17 with one of local training that is carried over.
+
+    Attributes:
+        density: share of the coordinates that is sent.
+        momentum: β.
+        values: format of the values that are sent.
+        nesterov: u ← β(u + g), v ← v + u + g.
+        masking: u is cleared where v was sent, so that old momentum does not push a delayed coordinate on in a stale direction.
+        clip: threshold for the norm of the summed update, step size included; 0 for none. Each of m clients clips its own
+            update at clip · √m first, as the paper clips g/N at clip/√N.
+        warm_up: densities of the first rounds (the paper's: 25, 6.25, 1.5625, 0.4 %).
+        warm_up_rounds: rounds that each density of `warm_up` lasts, 0 for no warm-up.
+        per_layer: send the k largest of each tensor with more than one dimension and all of the others, from which the paper's
+            ratios follow, instead of the k largest of all.
     """
 
     name: ClassVar[str] = "dgc"
@@ -87,6 +100,13 @@ class DGC(Scheme):
     def kept(self, sections: Sections, ctx: Context) -> int:
         return kept_sparse(sections, ctx)
 
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn of momentum outside the setting of the paper, which the class docstring names."""
+        yield from super().find_warnings(run)
+        if self.momentum:
+            rule = "DGC corrects the momentum of one local step of every client in every round (Lin et al. 2018)"
+            yield from run.momentum_warnings(self.momentum, rule, _faults(run))
+
     def _memory(self, state: State, size: int) -> tuple[F32, F32]:
         if state:
             return state["u"], state["v"]
@@ -109,6 +129,15 @@ class DGC(Scheme):
         if not self.per_layer:
             return kept_of(density, layout.size)
         return sum(k for _, k in _by_layer(layout, density))
+
+
+def _faults(run: RunConfig) -> Iterable[tuple[str, str]]:
+    """Yield (the assumption of momentum correction that a run breaks, how to keep it)."""
+    if run.local_steps is not None and run.local_steps > 1:
+        yield "clients make several local steps", "client.steps = 1"
+    if run.cohort < run.clients:
+        yield f"{run.cohort:,} of {run.clients:,} clients take part in a round", "all clients in a round"
+    yield from run.second_momenta()
 
 
 def _by_layer(layout: Layout, density: float) -> list[tuple[slice, int]]:

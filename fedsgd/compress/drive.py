@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fedsgd.arrays import F32
 from fedsgd.compress.base import Context, Kind, Operator
-from fedsgd.compress.eden import decode_rotated, encode_rotated, max_rotated_bytes
+from fedsgd.compress.eden import decode_rotated, encode_rotated, max_rotated_bytes, short_warnings
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
 from fedsgd.wire import Sections
@@ -51,3 +53,10 @@ class Drive(Operator):
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return ctx.layout.size
+
+    def is_lossy(self, layout: Layout) -> bool:
+        """Return False: the bias of "least-squares" is a factor that all coordinates share."""
+        return False
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        return [*super().find_warnings(run), *(short_warnings(run) if self.scale == "unbiased" else ())]

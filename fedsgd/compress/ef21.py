@@ -11,6 +11,7 @@ import numpy as np
 from fedsgd.arrays import F32
 from fedsgd.compress.base import Context, Gathering, Operator, OperatorScheme, Received, Sent
 from fedsgd.compress.error_feedback import may_contract, require_contractive
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.topk import TopK
 from fedsgd.compress.update import Patch, State, patch
 from fedsgd.layout import Layout
@@ -62,6 +63,16 @@ class EF21(OperatorScheme):
 
     def withheld(self, state: State, layout: Layout) -> F32 | None:
         return None
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn of a run in whose first half fewer than half of the clients take part."""
+        yield from super().find_warnings(run)
+        seen = 1.0 if run.rounds is None else 1 - (1 - run.cohort / run.clients) ** (run.rounds / 2)
+        if seen < 0.5:
+            yield (
+                f"{run.key}: EF21's mean is over all {run.clients:,} clients, of which {100 * seen:.1g} % take part in the "
+                "first half of the rounds, so that its steps are too small; set a larger server.cohort, or more rounds"
+            )
 
     def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
         total = np.zeros(gathering.layout.size) if "estimate" not in server else server["estimate"].copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from fedsgd.arrays import F32
 from fedsgd.component import FieldError, defaults, field_types
-from fedsgd.compress.base import Context, Operator, OperatorScheme, Sent
+from fedsgd.compress.base import Context, Operator, OperatorScheme, Scheme, Sent
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.update import State, patch
 from fedsgd.layout import Layout
 
@@ -51,6 +53,9 @@ class ErrorFeedback(OperatorScheme):
     def withheld(self, state: State, layout: Layout) -> F32 | None:
         residual = state.get("residual")
         return np.zeros(layout.size, dtype=np.float32) if residual is None else residual
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        return [*Scheme.find_warnings(self, run), *self.op.find_warnings(run)]
 
 
 def may_contract(operator: type[Operator]) -> bool:

@@ -13,6 +13,7 @@ from fedsgd.component import Coefficient, Share
 from fedsgd.compress.base import Context, Gathering, Received, Scheme, Sent
 from fedsgd.compress.count_sketch import Rows, n_columns, sketch, unsketch
 from fedsgd.compress.density import kept_of
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.select import top_k
 from fedsgd.compress.update import Dense, State, Update
 from fedsgd.errors import NonFiniteError
@@ -20,6 +21,12 @@ from fedsgd.layout import Layout
 from fedsgd.rng import shared_key
 from fedsgd.vectors import all_finite
 from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max_value_bytes
+
+COLUMNS, COLUMNS_PER_COORDINATE = 1000, 10
+"""Least columns of a table, in all and for each coordinate that a round changes. FetchSGD without momentum in the quickstart's
+place of top-k, perceptrons of 4,810, 19,210 and 76,810 numbers: with up to 5 columns a coordinate six of seven runs diverge,
+with 8 they end at 0.65 and 0.914. Of tables with 19 or more a coordinate, 96 and 481 columns end at 0.215 and 0.906, 1,921 and
+3,842 columns at 0.956 or more."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +40,11 @@ class FetchSGD(Scheme):
 
     Sketches are linear, so all of this is as if it were done on the vectors, and clients remember nothing: nothing goes stale
     however seldom they take part. The hash is the same for all clients and rounds, or tables could not be added. So collisions
-    do not average out over clients, and `independent` is False. density: cells of the table for each parameter; kept_share:
-    the share of coordinates that a round changes; masking: clear S_u in the cells of Δ, as DGC does with its momentum. The
-    table has to be large enough for the coordinates that stand out to be read: below a few thousand columns small models drown
-    in collisions. 32 · density bits a parameter.
+    do not average out over clients, and `independent` is False. 32 · density bits a parameter.
+
+    The table has to be large enough for the coordinates that stand out to be read: below a thousand columns, or ten for each
+    coordinate that a round changes, small models drown in collisions, and fedsgd warns. It warns of ρ > 0 too where local
+    training or the server's optimizer has a momentum as well: the quickstart then ends at 0.43, and at 0.97 with ρ = 0.
 
     Deviations:
 
@@ -45,6 +53,14 @@ class FetchSGD(Scheme):
     * The authors' code does not subtract sketch(Δ) from S_e, because that diverged for them. It clears the cells of Δ in S_e as
       in S_u. Here S_e is algorithm 1's.
     * The paper has clients in every round. A round without replies leaves the model, S_u and S_e as they are.
+
+    Attributes:
+        density: cells of the table for each parameter.
+        rows: rows of the table.
+        kept_share: share of the coordinates that a round changes.
+        momentum: ρ.
+        masking: S_u is cleared in the cells of Δ, as DGC clears its momentum.
+        values: format of the cells.
     """
 
     name: ClassVar[str] = "fetch-sgd"
@@ -92,6 +108,19 @@ class FetchSGD(Scheme):
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return ctx.layout.size
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn of a table in which coordinates collide, and of a second momentum."""
+        yield from super().find_warnings(run)
+        if self.momentum:
+            rule = "FetchSGD's server has a momentum in its sketch (Rothchild et al. 2020)"
+            yield from run.momentum_warnings(self.momentum, rule, run.second_momenta())
+        columns, k = self._columns(run.layout.size), kept_of(self.kept_share, run.layout.size)
+        if columns < max(COLUMNS, COLUMNS_PER_COORDINATE * k):
+            yield (
+                f"{run.key}.density = {self.density:g}: {columns:,} columns are few for {k:,} coordinates a round, expected "
+                f"{COLUMNS:,} and {COLUMNS_PER_COORDINATE} for each coordinate; set a larger density, or a smaller kept_share"
+            )
 
     def _columns(self, size: int) -> int:
         return n_columns(size, self.density, self.rows)

@@ -69,3 +69,7 @@ class Integer(Operator):
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return ctx.layout.size
+
+    def is_lossy(self, layout: Layout) -> bool:
+        """Return False: unlike its bound, the error of rounding to nearest is small on updates as they are."""
+        return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedsgd.arrays import F32
 from fedsgd.component import Checked, FieldError
 from fedsgd.compress.base import Context, Kind, Operator
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.topk import TopK
 from fedsgd.compress.update import Sparse, Update
 from fedsgd.errors import WireError, did_you_mean, within
@@ -141,6 +142,13 @@ class PerLayer(Operator):
             if not any(fnmatchcase(name, rule.pattern) for name in layout.names):
                 known = did_you_mean(rule.pattern, layout.names)
                 raise FieldError(self.name, "rules", f'pattern "{rule.pattern}" matches no tensor of the model{known}')
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Return the warnings of each group's operator, on the group's own tensors."""
+        places = [(self.op, "op"), (self.biases, "biases"), *((rule.op, f"rules[{i}].op") for i, rule in enumerate(self.rules))]
+        for group in self.groups(run.layout):
+            place = next(place for op, place in places if op is group.op)
+            yield from group.op.find_warnings(replace(run, key=f"{run.key}.{place}", layout=group.layout))
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         groups = self.groups(ctx.layout)

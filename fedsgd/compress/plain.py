@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsgd.arrays import F32
 from fedsgd.compress.base import Context, OperatorScheme, Sent
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.update import State
 from fedsgd.layout import Layout
 
@@ -27,3 +29,6 @@ class Plain(OperatorScheme):
 
     def withheld(self, state: State, layout: Layout) -> F32 | None:
         return None
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        return self.op.find_warnings(run)

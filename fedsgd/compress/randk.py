@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from fedsgd.arrays import F32, I64, U64
 from fedsgd.component import Share
 from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.density import kept_of
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.sparse import surviving
 from fedsgd.compress.update import Sparse, Update
 from fedsgd.errors import NonFiniteError
@@ -88,6 +90,19 @@ class RandK(Operator):
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return kept_of(self.density, ctx.layout.size)
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn of noise that the mean over the cohort leaves, or of coordinates that are never sent."""
+        yield from super().find_warnings(run)
+        share = kept_of(self.density, run.layout.size) / run.layout.size
+        if self.scaled:
+            yield from run.noise_warnings(1 / share - 1)
+        elif run.error_feedback != "none" and run.participations is not None and run.participations * share < 1:
+            sent = 1 - (1 - share) ** run.participations
+            yield (
+                f"{run.key}.density = {self.density:g}: a client takes part {run.participations:.3g} times in the mean, in "
+                f'which it ever sends {100 * sent:.1g} % of its coordinates; set a larger density, or {run.key}.name = "top-k"'
+            )
 
 
 def _sample_reference(k: int, size: int, key: np.uint64) -> U64:

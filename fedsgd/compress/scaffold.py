@@ -12,6 +12,7 @@ from fedsgd.arrays import F32, F64
 from fedsgd.compress.base import Context, Gathering, Operator, Received, Sent
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.compress.reference import WithReference
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.update import Patch, State, Update
 from fedsgd.errors import WireError
 from fedsgd.layout import Layout
@@ -86,6 +87,15 @@ class Scaffold(WithReference):
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return self.op.kept(sections[1:], ctx)
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn of a lossy operator, whose losses no client remembers."""
+        yield from super().find_warnings(run)
+        if self.op.is_lossy(run.layout):
+            yield (
+                f"{run.key}.op: {self.op.name} is biased, and what it leaves out of an update is lost, as SCAFFOLD has no "
+                f'error feedback; set {run.key}.op = "qsgd", or another unbiased operator'
+            )
 
     def _change(self, sections: Sections, layout: Layout) -> F64:
         """c_i⁺ − c_i [P]."""

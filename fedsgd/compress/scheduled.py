@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from fedsgd.arrays import F32
 from fedsgd.component import Count, FieldError, Share, field_types
 from fedsgd.compress.base import Context, Kind, Operator
 from fedsgd.compress.density import staged
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.compress.topk import TopK
 from fedsgd.compress.update import Update
 from fedsgd.layout import Layout
@@ -80,6 +82,9 @@ class Scheduled(Operator):
 
     def kept(self, sections: Sections, ctx: Context) -> int:
         return self.at(ctx.round).kept(sections, ctx)
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        return self.op.find_warnings(replace(run, key=f"{run.key}.op"))
 
     @property
     def _own(self) -> float:

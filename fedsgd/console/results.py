@@ -142,6 +142,7 @@ def _lines_of(result: Result | Deployed) -> Iterator[str]:
     yield from _metrics(summary["final_metrics"], summary["best_accuracy"])
     for name in summary["never_finite_metrics"]:
         yield f"{name} was finite in no evaluation"
+    yield from (f"warning: {text}" for text in summary["warnings"])
     if summary["diverged"] is not None:
         yield f"the run diverged: {summary['diverged']}; {HINT}"
     if summary["stopped_by"] != "rounds":

@@ -121,7 +121,12 @@ def show_sweep(sweep: Sweep) -> None:
     console.print(table)
     lines = [f"{cell}: {_failure(cell)}" for cell in sweep.cells if cell.state == "failed"]
     summaries = ((cell, sweep.summary(cell) or {}) for cell in sweep.cells)
-    lines += [f"{cell}: diverged: {summary['diverged']}" for cell, summary in summaries if summary.get("diverged")]
+    labels: dict[str, dict[str, None]] = {}
+    for cell, summary in summaries:
+        lines += [f"{cell}: diverged: {summary['diverged']}"] if summary.get("diverged") else []
+        for text in summary.get("warnings", ()):
+            labels.setdefault(text, {})[cell.label] = None
+    lines += [f"warning: {', '.join(names)}: {text}" for text, names in labels.items()]
     for line in (*lines, f"written to {sweep.out}", f"compare them: fedsgd compare {sweep.out}"):
         console.print(line, soft_wrap=True, markup=False)
 

@@ -17,7 +17,7 @@ import psutil
 from fedsgd import errors
 from fedsgd.deployment import processes
 from fedsgd.deployment.federation import Federation
-from fedsgd.errors import DeploymentError, FedsgdError, RunError, WireError
+from fedsgd.errors import DeploymentError, FedsgdError, RunError, ScenarioWarning, WireError, warn_once
 from fedsgd.record import Round
 
 LOOK_SECONDS = 0.05
@@ -33,12 +33,14 @@ _NODE = re.compile(r"(?:(?:Connection|Timeout)Error: |\d+ of \d+ nodes are ready
 @dataclass(frozen=True)
 class Watched:
     """What is called while a deployment runs. on_state: with what it waits for; on_engine: with the engine that was chosen;
-    on_round: after each round; on_trouble: with what died, where the run goes on; on_up: with the federation, once it runs."""
+    on_round: after each round; on_trouble: with what died, where the run goes on; on_warning: with a line about settings that a
+    component is not made for; on_up: with the federation, once it runs."""
 
     on_state: Callable[[str], None] = lambda text: None
     on_engine: Callable[[str], None] = lambda text: None
     on_round: Callable[[Round], None] = lambda record: None
     on_trouble: Callable[[str], None] = lambda text: None
+    on_warning: Callable[[str], None] = lambda text: warn_once(text, ScenarioWarning, stacklevel=2)
     on_up: Callable[[Federation], None] = lambda made: None
 
 
@@ -116,6 +118,8 @@ class Watch:
                 self._watched.on_state("building the scenario")
             case "engine":
                 self._watched.on_engine(event["text"])
+            case "warning":
+                self._watched.on_warning(event["text"])
             case "waiting":
                 self._watched.on_state(f"waiting for {self._made.asked.nodes} nodes")
             case "ready":

@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedsgd.arrays import F32, Bools
 from fedsgd.compress import COMPRESSORS, Ageing, ClientId, Compressor, Operator, Scheme
+from fedsgd.compress.run_config import RunConfig
 from fedsgd.downlink import begin
 from fedsgd.errors import ScenarioError, WireError, did_you_mean
 from fedsgd.flower.app_model import Arrangement, arranged, as_array, flat_values, read_aside
@@ -24,6 +25,7 @@ from fedsgd.flower.records import KEY
 from fedsgd.rounds import Message as Frames
 from fedsgd.rounds import Plan, Reply, Server, again, broadcast, moved_to, start
 from fedsgd.rounds.server import open_resync, open_update
+from fedsgd.scenario_warnings import find_compressor_warnings
 from fedsgd.schema import from_table, placed, to_table
 from fedsgd.tables import Downlink, Uplink
 from fedsgd.vectors import all_finite
@@ -118,6 +120,25 @@ class Session:
             self.moved(None, ())
         if not self.goes_on_from(arrays):
             self.server = _published_anew(self.plan, self.server, self.model.vector(arrays))
+
+    def find_warnings(self, inner: object, nodes: int) -> list[str]:
+        """Return lines about settings of the last round's `train` that a compressor is not made for.
+
+        Args:
+            inner: the strategy whose server may have a momentum.
+            nodes: number of nodes that are connected.
+        """
+        uplink, momentum = self.terms.uplink, getattr(inner, "server_momentum", 0.0) or getattr(inner, "beta_1", 0.0)
+        run = RunConfig(
+            key="compressor",
+            layout=self.model.layout,
+            rounds=None,
+            clients=max(nodes, self.plan.cohort),
+            cohort=self.plan.cohort,
+            server_momentum=momentum,
+            error_feedback=uplink.error_feedback,
+        )
+        return [*find_compressor_warnings(uplink.scheme(), run, self.terms.downlink)]
 
     def train(
         self, contents: Mapping[int, RecordDict], arrays: ArrayRecord, key: str, weighted_by: str

@@ -88,6 +88,8 @@ def _run(grid: Grid, asked: Mapping[str, Any], events: Events) -> None:
         def on_carried(carried: Carried) -> None:
             events.tell("carried", **asdict(carried))
 
+        for text in experiment.warnings:
+            events.tell("warning", text=text)
         engine, clients = str(experiment.chosen), len(experiment.train)
         runtime = FlowerRuntime(grid, clients, asked["nodes"], asked["round-seconds"], on_carried, engine)
         events.tell("waiting")

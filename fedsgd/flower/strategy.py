@@ -42,14 +42,13 @@ class CompressedStrategy(Strategy):
     `fedsgd.flower.tied_names` finds in a module). A reply in which an array is the transpose or some rows of a different one is
     refused: name both in `exact`. Other views of the same memory are not found: name them there, too.
 
-    traffic: what crossed, round by round. ScenarioError for a setting that is wrong, and for a compressor that does not leave
-    each client's arrays to the strategy; ModelError, in the first round, for a model without float32 arrays.
+    traffic: what crossed, round by round. The log warns of settings that a compressor is not made for. ScenarioError for a bad
+    setting, and for a compressor that keeps clients' arrays from the strategy; ModelError for a model without float32 arrays.
 
     A client's reply counts as received once `inner` has made a model, whatever it did with that reply. One that cannot be read
     is an error of its node, and the client keeps what it held back. Arrays that the caller changes between rounds are sent
     whole. A mean of equal numbers is that number here: what `inner` only rounds, where no client changed anything, is not sent.
-    What a node remembers is gone if it is started again without a key of its own (node authentication), because Flower then
-    takes it for another node.
+    A node that is started again without a key of its own (node authentication) is a new node for Flower, and begins anew.
     """
 
     def __init__(
@@ -116,6 +115,8 @@ class CompressedStrategy(Strategy):
             weighted_by = _setting(self.inner, "weighted_by_key", "num-examples")
             asked = Asked(server_round, "train", arrays)
             self._write(asked, messages, lambda contents, key: session.train(contents, arrays, key, weighted_by))
+            for text in session.find_warnings(self.inner, len([*grid.get_node_ids()])):
+                self._warn(text.partition(":")[0], text)
             self._train = asked
         return messages
 

@@ -45,8 +45,8 @@ class Row:
     """A method. best: the largest accuracy of each run that finished, None if none was measured; rounds and bytes: to the
     target, or to the end of the run if there is none; on: by the name of the network; not_priced: why there is none;
     seed_numbers: of the runs that finished; silent: the most messages of a run after which nothing was heard; diverged: the
-    evidence by seed; uncounted: compressors whose coding counts as nothing. All over the seeds; a failed seed, whose run ended
-    in an error, does not reach anything."""
+    evidence by seed; warnings: lines about settings that a component is not made for; uncounted: compressors whose coding
+    counts as nothing. All over the seeds; a failed seed, whose run ended in an error, does not reach anything."""
 
     label: str
     tuned: Mapping[str, Any]
@@ -65,6 +65,7 @@ class Row:
     silent: int
     diverged: Mapping[int, str]
     uncounted: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def _row(
         silent=max((one.facts.silent for runs in priced.values() for one in runs), default=0),
         diverged=method.diverged,
         uncounted=uncounted_codecs(method.runs[0]) if priced and not measured_coding else (),
+        warnings=method.warnings,
     )
 
 

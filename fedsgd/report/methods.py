@@ -82,6 +82,11 @@ class Method:
         """Evidence of divergence by seed, from the summaries of the runs that diverged."""
         return {run.seed: str(run.summary["diverged"]) for run in self.runs if run.summary.get("diverged")}
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Lines about settings that a component is not made for, from the summaries of all runs, each once."""
+        return tuple(dict.fromkeys(text for run in self.runs for text in run.summary.get("warnings", ())))
+
 
 @dataclass(frozen=True)
 class _Entry:

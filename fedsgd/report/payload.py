@@ -120,6 +120,7 @@ def _method(method: Method, asked: Asked, differing: Sequence[str]) -> dict[str,
         "at_edge": list(method.at_edge),
         "failed_seeds": method.chosen.failed,
         "diverged": [f"the run with seed {seed} diverged: {text}; {HINT}" for seed, text in method.diverged.items()],
+        "warnings": [f"warning: {text}" for text in method.warnings],
         "settings": {key: settings[key] for key in differing if key in settings},
         "runs": [_run(run, asked) for run in method.runs],
     }

@@ -109,6 +109,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
             yield f"{row.label}: {row.failed} of {row.seeds + row.failed} seeds ended in an error, and count as not reached"
         for seed, evidence in row.diverged.items():
             yield f"{row.label}: the run with seed {seed} diverged: {evidence}"
+        for text in row.warnings:
+            yield f"{row.label}: warning: {text}"
         if row.silent and any(terms.deadline_seconds is None for terms in comparison.terms.values()):
             yield f"{row.label}: of {row.silent} messages nothing was heard; such a client counts with its download alone"
         if row.not_priced and comparison.terms:

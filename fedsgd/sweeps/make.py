@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsgd.errors import ScenarioError
+from fedsgd.errors import ScenarioError, ScenarioWarning, warn_once
 from fedsgd.forking import MOST_PROCESSES, MOST_SEEDS, UNGUARDED
 from fedsgd.scenario import Scenario, open_scenario
 from fedsgd.sweeps.cells import OWN_RESULTS, Cell, Planned, Sweep, planned
@@ -48,7 +48,8 @@ def sweep(
     A RunError is a cell's own result. Any other error of ours ends the sweep if no cell has ended before, as with data that
     are not there, and else counts as that cell's failure, which is tried again next time. on_begin: called with what is done
     already; on_round: after each round, with one job; on_cell: after each cell, with the seconds that it took. Cells that run
-    in the same process have the peak memory of the largest so far.
+    in the same process have the peak memory of the largest so far. A ScenarioWarning of several cells is issued once, after the
+    first of them, with its label.
     """
     if getattr(mp.current_process(), "_inheriting", False):
         os._exit(UNGUARDED)  # a process that was started for a cell is importing the script, which lacks its guard
@@ -64,11 +65,14 @@ def sweep(
         if on_begin is not None:
             on_begin(made)
         waiting = {cell.folder for cell in made.cells if cell.state == "waiting"}
-        todo = [one for one in plan if one.cell.folder in waiting]
+        todo, known = [one for one in plan if one.cell.folder in waiting], set[str]()
         with closing(_running(todo, folder, None if data is None else str(data), jobs, on_round)) as ended:
             for cell, outcome in ended:
                 made = _with(made, cell, outcome)
                 save(made)
+                for text in (text for text in outcome.warnings if text not in known):
+                    known.add(text)
+                    warn_once(f"{cell.label}: {text}", ScenarioWarning, stacklevel=2)
                 if on_cell is not None:
                     on_cell(made, next(c for c in made.cells if c.folder == cell.folder), outcome.seconds)
     return made

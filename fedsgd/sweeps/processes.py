@@ -8,16 +8,17 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsgd import errors
-from fedsgd.errors import FedsgdError, OutputError, ScenarioError
+from fedsgd.errors import FedsgdError, OutputError, ScenarioError, ScenarioWarning
 from fedsgd.forking import UNGUARDED, main_is_importable, one_thread_each
 from fedsgd.scenario import Scenario
 from fedsgd.sweeps.cells import Cell, Planned
@@ -30,11 +31,13 @@ OnRound = Callable[[Cell, "Round"], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended. cause: the error's class in fedsgd.errors, None if all went well; error: what it says."""
+    """How a cell ended. cause: the error's class in fedsgd.errors, None if all went well; error: what it says; warnings: lines
+    about settings that a component is not made for."""
 
     seconds: float
     cause: str | None = None
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def as_error(self) -> FedsgdError:
         """The error again, as one that has nothing but a message."""
@@ -50,15 +53,34 @@ def run_cell(scenario: Scenario, folder: Path, data: str | None, on_round: Calla
     """Run it into its folder. Only an OutputError, which is not of the experiment's making, and what is not ours are raised."""
     from fedsgd.experiment import run
 
-    begun = time.perf_counter()
+    begun, texts = time.perf_counter(), []
     try:
-        run(scenario, out=folder, overwrite=True, data=data, on_round=on_round)
+        with _recorded_warnings() as texts:
+            run(scenario, out=folder, overwrite=True, data=data, on_round=on_round)
     except OutputError:
         raise
     except FedsgdError as error:
         cause = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
-        return Outcome(time.perf_counter() - begun, cause, str(error))
-    return Outcome(time.perf_counter() - begun)
+        return Outcome(time.perf_counter() - begun, cause, str(error), tuple(texts))
+    return Outcome(time.perf_counter() - begun, warnings=tuple(texts))
+
+
+@contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Yield the list that takes up each ScenarioWarning, which the sweep issues once for all cells."""
+    texts: list[str] = []
+    with warnings.catch_warnings():
+        show_other = warnings.showwarning
+
+        def record(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, ScenarioWarning):
+                texts.append(str(message))
+            else:
+                show_other(message, category, *where, **more)
+
+        warnings.simplefilter("always", ScenarioWarning)
+        warnings.showwarning = record
+        yield texts
 
 
 def in_turn(plan: Sequence[Planned], out: Path, data: str | None, on_round: OnRound | None) -> Ended:

@@ -110,11 +110,14 @@ const fedsgdWords = (() => {
     return [label.slice(short.length + 2), at.length ? best : ""].filter(Boolean);
   }
 
-  /* A mark below the name of a method whose runs diverged. */
-  function warning({ method, rounds }) {
-    const [diverged, seeds] = [method.diverged.length, rounds.n];
-    const text = seeds === 1 ? "diverged" : `${diverged} of ${seeds} seeds diverged`;
-    return diverged ? h("span", { class: "warn" }, text) : null;
+  /* Marks below the name of a method whose runs diverged, or whose settings a component is not made for. */
+  function marks({ method, rounds }) {
+    const [diverged, warnings, seeds] = [method.diverged.length, method.warnings.length, rounds.n];
+    const texts = [
+      ...(diverged ? [seeds === 1 ? "diverged" : `${diverged} of ${seeds} seeds diverged`] : []),
+      ...(warnings ? [warnings === 1 ? "1 warning" : `${warnings} warnings`] : []),
+    ];
+    return texts.map((text) => h("span", { class: "warn" }, text));
   }
 
   function notesOf(row, terms) {
@@ -131,7 +134,7 @@ const fedsgdWords = (() => {
           `on this network a reply that was taken would come after the deadline of ${P.secondsText(terms.deadline_seconds)}: others would have taken part`,
         ]
       : [];
-    return [...edge, ...failed, ...method.diverged, ...priced, ...deadline];
+    return [...edge, ...failed, ...method.diverged, ...method.warnings, ...priced, ...deadline];
   }
 
   /* The table, and what is to be said about its rows. */
@@ -168,15 +171,15 @@ const fedsgdWords = (() => {
     const body = rows.map((row, i) => {
       const timed = row.seconds && row.seconds.median < Infinity;
       const own = notesOf(row, model.terms).map((text) => notes.push(text));
-      const marks = own.length ? h("sup", {}, own.join(", ")) : null;
+      const numbers = own.length ? h("sup", {}, own.join(", ")) : null;
       const name = h(
         "td",
         { class: "text" },
         key(row.method),
         row.method.short,
-        marks,
+        numbers,
         ...below(row.method, model.target).map((text) => h("span", { class: "more", title: text }, text)),
-        warning(row),
+        ...marks(row),
       );
       const times =
         timed && base.seconds && base.seconds.median < Infinity
