@@ -432,3 +432,11 @@ def test_a_fit_finds_the_costs_that_made_the_figures() -> None:
     assert costs["encode", key_text({"name": "top-k"})] == true
     assert worst == pytest.approx(1)
     assert tomllib.loads(table_text({"date": "x", **{job: [] for job in JOBS}}))["date"] == "x"
+
+
+def test_cost_of_per_layer_names_operators_without_a_row() -> None:
+    rules = [{"pattern": "a*", "op": {"name": "own"}}, {"pattern": "b*", "op": {"name": "sign"}}]
+    table = {"name": "per-layer", "op": {"name": "terngrad"}, "biases": {"name": "mine"}, "rules": rules}
+    cost, missing = cost_of("encode", table)
+    assert missing == ("mine", "own")
+    assert cost == cost_of("encode", {"name": "per-layer", "op": {"name": "terngrad"}})[0]

@@ -44,6 +44,7 @@ class FreshInterpreter:
     Its environment and its import path are those of this process when the object is made, before anything is encoded. Once it
     has imported the compressors' modules, it works in an empty folder, which is its folder for temporary files too. If it ends
     before its time, the next request starts another. `digests` always does.
+    Files by absolute paths and shared memory are not hidden from it.
 
     Args:
         compressors: those that requests refer to by their number.

@@ -60,10 +60,11 @@ class Compressor(Component, ABC):
     * The compressor neither draws from the global generators of `random`, numpy and torch nor reads or sets their states, even
       if it restores them.
     * A `fold` that returns no state returns Σ weight · decoded update, for any weights (that add up to 1 if `convex`) and for
-      no reply. A `fold` that returns a state takes two replies of half the weight for one reply.
+      no reply. A `fold` that returns a state takes two replies of half the weight for one reply; its scale is not tested.
     * An equal compressor that has nothing of the server but the reference frames encodes equal vectors to the same bytes.
     * `add_to` of a decoded update is out + weight · `to_dense()` up to rounding, for any weight, in float64 and float32.
     * Malformed sections are a WireError, or decode to a finite update of P coordinates whose `add_to` agrees with `to_dense`.
+      The law accepts any other exception as well, and values that are not finite: neither is a silent fault.
     * `fold` writes to no state. The order of replies changes its result by rounding only, a second call not at all.
     """
 

@@ -24,8 +24,8 @@ SIZE = 1000
 SEEDS = (0, 1)
 ROUNDS = tuple(100_000 + r for r in (0, 1, 2, 3, 4, 5, 100, 200, 256, 512))
 """Late rounds, in which a schedule over the rounds has ended."""
-CLIENTS = (*range(12), 64, 100, 256, 1000, 1024, 10_000, 65_536, 131_072, 2**24)
-"""Neighbours, and clients with equal low bits or digits."""
+CLIENTS = (*range(12), 64, 100, 256, 1000, 1024, 10_000, 20_000, 30_000, 65_536, 131_072, 2**20, 2**21, 2**24, 2**25, 3 * 2**24)
+"""Neighbours, and clients with equal low bits or digits: a lag shows where two or more pairs of clients have it."""
 DIFFERENCES = {
     (False, False, True): "clients of one round",
     (False, True, False): "rounds of one client",

@@ -91,7 +91,7 @@ def _done(sweep: Sweep) -> int:
 
 
 def _ending(sweep: Sweep, cell: Cell, seconds: float) -> str:
-    """How a cell ended: "accuracy 0.9633, up 1.2 MB, down 3.4 MB, 12.3 s"."""
+    """Return a cell's outcome: "accuracy 0.9633, up 1.2 MB, down 3.4 MB, 12.3 s"."""
     summary = sweep.summary(cell)
     if summary is None:
         return _failure(cell)

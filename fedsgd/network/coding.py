@@ -11,7 +11,7 @@ Rules of the lookup:
 - Of several rows of a compressor, the row counts that has the most of its settings; of numbers, such as the bits of EDEN, the
   nearest. Settings that no row names, such as the format of a sparse message's values, do not count.
 - A compressor with an inner `op` costs its own row plus that of the operator. `per-layer` counts its `op` on the whole vector.
-- A compressor that has no row costs nothing, and is named to the user.
+- A compressor that has no row costs nothing, and is named to the user, also one among the rules or the biases of `per-layer`.
 """
 
 from __future__ import annotations
@@ -79,10 +79,15 @@ def cost_of(job: Job, compressor: Mapping[str, Any]) -> tuple[Cost, tuple[str, .
         return Cost(), (str(compressor.get("name")),)
     cost = Cost(row["copies"], row["kept"], row["fixed_bytes"])
     inner = compressor.get("op")
-    if not isinstance(inner, Mapping):
-        return cost, ()
-    inner_cost, missing = cost_of(job, inner)
-    return cost + inner_cost, missing
+    inner_cost, missing = cost_of(job, inner) if isinstance(inner, Mapping) else (Cost(), ())
+    uncounted = (name for part in _other_parts(compressor) for name in cost_of(job, part)[1])
+    return cost + inner_cost, tuple(dict.fromkeys([*missing, *uncounted]))
+
+
+def _other_parts(compressor: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the operators of `per-layer` whose tensors count as those of its `op`."""
+    parts = [compressor.get("biases"), *(rule.get("op") for rule in compressor.get("rules", ()))]
+    yield from (part for part in parts if isinstance(part, Mapping))
 
 
 def uplink_job(uplink: Mapping[str, Any]) -> Job:

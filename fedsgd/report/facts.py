@@ -37,7 +37,7 @@ class Frames:
 
 @dataclass(eq=False)
 class Seconds:
-    """What coding took by the clock of the machine that made the run, without the first round, in which loops are compiled.
+    """Seconds of coding by the clock of the machine that made the run, without the first round, in which loops are compiled.
 
     Attributes:
         encode: of each UPDATE at its client.
@@ -54,7 +54,7 @@ class Seconds:
 
 @dataclass(eq=False)
 class Facts:
-    """What a ledger says of a run of N clients and R rounds. All but `clock` depends on the deterministic columns alone.
+    """Figures of a ledger of N clients and R rounds. All but `clock` depends on the deterministic columns alone.
 
     Attributes:
         clients_up, clients_down: [N], bytes of each client.

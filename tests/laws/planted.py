@@ -166,6 +166,8 @@ KEYS: dict[str, Callable[[Context], Context]] = {
     "round + client": lambda ctx: replace(ctx, round=ctx.round + ctx.client, client=0),
     "client modulo 2": lambda ctx: replace(ctx, client=ctx.client % 2),
     "client modulo 256": lambda ctx: replace(ctx, client=ctx.client % 256),
+    "client modulo 10,000": lambda ctx: replace(ctx, client=ctx.client % 10_000),
+    "24 bits of the client": lambda ctx: replace(ctx, client=ctx.client % 2**24),
     "ten rounds": lambda ctx: replace(ctx, round=ctx.round // 10),
 }
 """The contexts that share a support, by what the key is made of."""
