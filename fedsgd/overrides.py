@@ -60,7 +60,8 @@ def apply_settings(root: type, raw: Mapping[str, Any], settings: Mapping[str, An
                 raise ScenarioError(f"{dotted}: is set together with {other_key}, expected only one of them")
             for other in cls.alternatives:
                 table.pop(other, None)
-        table[leaf] = settings[dotted]
+        value = settings[dotted]
+        table[leaf] = _copied(value) if isinstance(value, Mapping) else value
     return out
 
 

@@ -892,7 +892,7 @@ def test_a_node_without_the_mod_is_told_of(caplog: pytest.LogCaptureFixture) -> 
     over = grid()
     over.nodes[7] = Node(7, 1, [])
     inner = Told()
-    list(rounds(CompressedStrategy(inner, TOP_K), over, model(), 2))
+    list(rounds(CompressedStrategy(inner, TOP_K, error_feedback="persist"), over, model(), 2))
     assert [sorted(told) for told in inner.told] == [sorted({*NODES} - {7})] * 2
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "node 7 failed at its first compressed message (<class 'KeyError'>" in warning
@@ -905,7 +905,7 @@ def test_plain_arrays_are_taken_as_they_are(caplog: pytest.LogCaptureFixture) ->
     over.nodes[7] = Node(7, 1, [])
     over.nodes[7].own = model(4)
     inner = Told()
-    list(rounds(CompressedStrategy(inner, TOP_K), over, model(), 2))
+    list(rounds(CompressedStrategy(inner, TOP_K, error_feedback="persist"), over, model(), 2))
     assert np.array_equal(inner.told[1][7], flat(model(4)) + step(1, 2))
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "node 7 replies with plain arrays, which are taken as they are" in warning

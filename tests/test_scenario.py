@@ -589,3 +589,10 @@ def test_module_that_is_not_found_is_said_with_the_place_and_the_way_on() -> Non
 def test_instance_in_place_of_a_factory_is_refused() -> None:
     with pytest.raises(FieldError, match=f'"{__name__}:INSTANCE" is an instance, an Identity, expected a function or class'):
         UserModule(module=f"{__name__}:INSTANCE").build((4,), 2)
+
+
+def test_settings_of_the_caller_stay_as_they_are(scenario: Make) -> None:
+    compressor = {"name": "dgc", "density": 0.01}
+    settings = {"uplink.compressor": compressor, "uplink.compressor.momentum": 0.0, "uplink.error_feedback": "none"}
+    assert scenario().replace(settings).uplink.compressor.momentum == 0  # type: ignore[attr-defined]
+    assert compressor == {"name": "dgc", "density": 0.01}

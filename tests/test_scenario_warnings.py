@@ -212,6 +212,14 @@ def test_settings_of_local_training_that_have_no_effect_are_warned_of(
     assert [text.partition(":")[0] for text in found] == ([] if key is None else [key])
 
 
+def test_run_that_follows_the_advice_of_dgc_is_one_of_error_feedback_over_top_k(scenario: Make) -> None:
+    dgc = fedsgd.run(scenario({**DGC, "uplink.compressor.momentum": 0.0})).summary
+    top_k = fedsgd.run(scenario()).summary
+    assert dgc["warnings"] == []
+    assert dgc["params_sha256"] == top_k["params_sha256"]
+    assert dgc["uplink"]["n_bytes"] == top_k["uplink"]["n_bytes"]
+
+
 # ------------------------------------------------------------------------------------------------------ a compressor of the user
 
 
