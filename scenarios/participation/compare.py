@@ -8,7 +8,8 @@ Every run is `participation.toml` with the settings of METHODS and SPLITS below.
 same grid with every seed, and stands in the table at the one whose accuracy is best in the mean over the seeds. Accuracy: on
 the test set, mean of the last five evaluations (every tenth round), ± standard deviation over the seeds. Bytes: those of that
 step size, mean over seeds, to each client by itself. Finished runs are kept in --results, one JSON object a line, so that an
-interrupted comparison goes on.
+interrupted comparison goes on. fedsgd warns of two things that are shown on purpose: sparse updates without error feedback, and
+residuals of clients that take part every hundred rounds.
 """
 
 from __future__ import annotations
