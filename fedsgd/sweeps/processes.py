@@ -31,8 +31,14 @@ OnRound = Callable[[Cell, "Round"], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended. cause: the error's class in fedsgd.errors, None if all went well; error: what it says; warnings: lines
-    about settings that a component is not made for."""
+    """Result of a cell.
+
+    Attributes:
+        seconds: duration of the run.
+        cause: name of the error's class in fedsgd.errors, None for a run without an error.
+        error: the error's message.
+        warnings: lines about settings that a component is not made for.
+    """
 
     seconds: float
     cause: str | None = None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedsgd.arrays import F32
 from fedsgd.compress import Context, ErrorFeedback, Gathering, Operator, Patch, Received, Scheme, Sent, Sparse, State, Update
+from fedsgd.compress.base import Kind
 from fedsgd.compress.decoding_laws import addition, malformed
 from fedsgd.compress.density import kept_of
 from fedsgd.compress.dgc import DGC
@@ -43,7 +44,10 @@ class StaleThreshold(TopK):
     """A client's threshold is computed in rounds 1, 11, 21, and stored in the module for the rounds between them."""
 
     name: ClassVar[str] = "stale-threshold"
-    kind: ClassVar[str] = "neither"  # type: ignore[assignment]
+
+    @property
+    def kind(self) -> Kind:
+        return "neither"
 
     def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
         if ctx.round % 10 == 1 or ctx.client not in _THRESHOLDS:
