@@ -552,7 +552,7 @@ def test_a_node_that_can_never_follow_is_left_out(caplog: pytest.LogCaptureFixtu
     list(rounds(strategy, over, model(), 1))
     assert sorted(inner.told[0]) == sorted({*NODES} - {7})
     assert [node for way, node, _ in over.sent if way == "down"].count(7) == 2
-    assert "it asked for another message twice" in caplog.text
+    assert "it requested another message twice" in caplog.text
 
 
 def test_a_node_that_was_started_again_still_has_its_disk(place: Path) -> None:

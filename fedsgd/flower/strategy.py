@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from logging import getLogger
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsgd.compress import Compressor
-from fedsgd.errors import ScenarioError, WireError
-from fedsgd.flower.app_asked import Asked, Traffic
-from fedsgd.flower.app_model import guess_ties, n_bytes, tie_by_name
+from fedsgd.errors import ScenarioError
+from fedsgd.flower.app_exchange import LOG, Exchange, Notices
+from fedsgd.flower.app_model import guess_ties, tie_by_name
 from fedsgd.flower.app_session import Session, downlink_of, uplink_of
-from fedsgd.flower.app_terms import ours
 from fedsgd.flower.app_ties import TieState, describe_changes, name_pair, read_tied
-from fedsgd.flower.records import KEY
-from fedsgd.wire import Frame
+from fedsgd.flower.app_traffic import Traffic
 
 EXACT = ("*running_mean", "*running_var", "*num_batches_tracked")
 """What batch norm keeps beside its parameters: a compressed variance might be negative."""
-_UNKNOWN = 0
-"""Flower's code of an error that has none."""
-_LOG = getLogger("flwr")
 
 
 class CompressedStrategy(Strategy):
@@ -73,12 +67,11 @@ class CompressedStrategy(Strategy):
         self._tables = uplink_of(compressor, error_feedback), downlink_of(downlink)
         self._seed, self._exact, self._tied = seed, tuple(exact), None if tied is None else read_tied(tied)
         self._session: Session | None = None
-        self._train: Asked | None = None
-        self._evaluate: Asked | None = None
+        self._train: Exchange | None = None
+        self._evaluate: Exchange | None = None
         self._grid: Grid | None = None
         self._timeout: float | None = 3600.0
-        self._heard: set[int] = set()
-        self._said: set[str] = set()
+        self._notices = Notices()
 
     def start(
         self,
@@ -93,15 +86,15 @@ class CompressedStrategy(Strategy):
         """Flower's own loop over rounds, with this strategy."""
         self._timeout = timeout
         if type(self.inner).start is not Strategy.start:
-            self._warn("start", f"{type(self.inner).__name__} has a start() of its own, which is not used")
+            self._notices.warn("start", f"{type(self.inner).__name__} has a start() of its own, which is not used")
         return super().start(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
 
     def summary(self) -> None:
         """Log what is compressed how, and the inner strategy's summary."""
         uplink, downlink = self._tables
-        _LOG.info("\t├──> Compression by fedsgd:")
-        _LOG.info("\t│\t├── Uplink: %s, error feedback: %s", uplink.compressor, uplink.error_feedback)
-        _LOG.info("\t│\t└── Downlink: %s, %s", downlink.policy, downlink.compressor)
+        LOG.info("\t├──> Compression by fedsgd:")
+        LOG.info("\t│\t├── Uplink: %s, error feedback: %s", uplink.compressor, uplink.error_feedback)
+        LOG.info("\t│\t└── Downlink: %s, %s", downlink.policy, downlink.compressor)
         self.inner.summary()
 
     # ------------------------------------------------------------------------------------------------------------- training
@@ -113,46 +106,49 @@ class CompressedStrategy(Strategy):
         if messages:
             session = self._session_from(arrays)
             weighted_by = _setting(self.inner, "weighted_by_key", "num-examples")
-            asked = Asked(server_round, "train", arrays)
-            self._write(asked, messages, lambda contents, key: session.train(contents, arrays, key, weighted_by))
+            exchange = Exchange(server_round, "train", arrays, self._notices)
+            exchange.write(messages, lambda contents, key: session.train(contents, arrays, key, weighted_by))
             for text in session.find_warnings(self.inner, len([*grid.get_node_ids()])):
-                self._warn(text.partition(":")[0], text)
-            self._train = asked
+                self._notices.warn(text.partition(":")[0], text)
+            self._train = exchange
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """What the inner strategy makes of the replies, and what the next round begins from: where the downlink loses
         something, the model that clients will have. NonFiniteError if that is not finite."""
-        session, asked = self._session, self._train
-        if session is None or asked is None:
+        session, exchange = self._session, self._train
+        if session is None or exchange is None:
             return self.inner.aggregate_train(server_round, replies)
         self._train = None
-        settled, accepted = self._settled(session, asked, replies)
-        self._count(asked)
+        settled, accepted = self._settle(session, exchange, replies)
         arrays, metrics = self.inner.aggregate_train(server_round, settled)
         if session.is_over:
-            return self._follow_ties(session, asked, arrays), metrics
+            return self._follow_ties(session, exchange, arrays), metrics
         if session.uncompressed:
-            self._warn("split", f"nodes {sorted(session.uncompressed)} reply uncompressed: other nodes have other tied names")
+            self._notices.warn(
+                "split", f"nodes {sorted(session.uncompressed)} reply uncompressed: other nodes have other tied names"
+            )
         problem = None if arrays is None else session.model.problem(arrays)
         if problem is not None:
-            self._warn("model", f"{problem}: the strategy has made another model, which begins anew")
+            self._notices.warn("model", f"{problem}: the strategy has made another model, which begins anew")
             return arrays, metrics
         if arrays is not None and (unequal := session.model.unequal(arrays)):
             last = f'clients are sent the value of "{unequal[0][-1]}", which a module loads last'
-            self._warn("unequal", f"the strategy makes {name_pair(unequal)} differ, which are one tensor so far: {last}")
+            self._notices.warn(
+                "unequal", f"the strategy makes {name_pair(unequal)} differ, which are one tensor so far: {last}"
+            )
         return session.moved(arrays, accepted), metrics
 
-    def _follow_ties(self, session: Session, asked: Asked, arrays: ArrayRecord | None) -> ArrayRecord | None:
+    def _follow_ties(self, session: Session, exchange: Exchange, arrays: ArrayRecord | None) -> ArrayRecord | None:
         """Begin a session in which other names are one tensor, and return the arrays that it begins with."""
         for what, change in describe_changes(session.groups, session.ties.groups).items():
-            self._warn(what, change)
+            self._notices.warn(what, change)
         if arrays is not None and session.model.problem(arrays) is not None:
             self._session = None
             return arrays
         if arrays is not None:
             session.check_finite(arrays)
-        after = self._begin(asked.arrays if arrays is None else arrays, session.ties)
+        after = self._begin(exchange.arrays if arrays is None else arrays, session.ties)
         return None if arrays is None else after.with_weights(arrays, after.server.weights)
 
     def _session_from(self, arrays: ArrayRecord) -> Session:
@@ -170,11 +166,11 @@ class CompressedStrategy(Strategy):
     def _begin(self, arrays: ArrayRecord, ties: TieState) -> Session:
         self._session = Session(*self._tables, self._seed, arrays, self._exact, ties)
         model = self._session.model
-        _LOG.info("fedsgd: %d arrays of %s numbers are compressed", len(model.layout.names), f"{model.layout.size:,}")
+        LOG.info("fedsgd: %d arrays of %s numbers are compressed", len(model.layout.names), f"{model.layout.size:,}")
         if model.tied:
-            _LOG.info("fedsgd: %d tensors have several names and are sent once: %s", len(model.tied), name_pair(model.tied))
+            LOG.info("fedsgd: %d tensors have several names and are sent once: %s", len(model.tied), name_pair(model.tied))
         if model.aside:
-            _LOG.info("fedsgd: %d arrays travel as they are: %s", len(model.aside), ", ".join(list(model.aside)[:5]))
+            LOG.info("fedsgd: %d arrays travel as they are: %s", len(model.aside), ", ".join(list(model.aside)[:5]))
         return self._session
 
     # ----------------------------------------------------------------------------------------------------------- evaluation
@@ -186,129 +182,28 @@ class CompressedStrategy(Strategy):
         messages = list(self.inner.configure_evaluate(server_round, arrays, config, grid))
         session = self._session
         if messages and session is not None and session.goes_on_from(arrays):
-            asked = Asked(server_round, "evaluate", arrays)
-            self._write(asked, messages, lambda contents, key: session.evaluate(contents, arrays, key))
-            self._evaluate = asked
+            exchange = Exchange(server_round, "evaluate", arrays, self._notices)
+            exchange.write(messages, lambda contents, key: session.evaluate(contents, arrays, key))
+            self._evaluate = exchange
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """What the inner strategy makes of the replies."""
-        session, asked = self._session, self._evaluate
-        if session is None or asked is None:
+        session, exchange = self._session, self._evaluate
+        if session is None or exchange is None:
             return self.inner.aggregate_evaluate(server_round, replies)
         self._evaluate = None
-        settled, _ = self._settled(session, asked, replies)
-        self._count(asked)
+        settled, _ = self._settle(session, exchange, replies)
         return self.inner.aggregate_evaluate(server_round, settled)
 
-    # -------------------------------------------------------------------------------------------------------------- messages
-
-    def _write(self, asked: Asked, messages: Sequence[Message], write: Callable[..., dict[int, RecordDict]]) -> None:
-        """Put ours into each message that has the model in it; of a node's several, into the first."""
-        key = next((found for m in messages if (found := _key_of(m.content, asked.arrays)) is not None), None)
-        for message in messages:
-            node, kind = message.metadata.dst_node_id, message.metadata.message_type.split(".")[0]
-            fits = key is not None and message.content.get(key) == asked.arrays
-            if fits and kind == asked.what and node not in asked.messages:
-                asked.messages[node], asked.contents[node] = message, message.content
-            else:
-                self._warn("plain", f"the strategy sends node {node} something else than the model: it is sent as it is")
-        for node, content in write(asked.contents, key).items() if asked.contents else ():
-            asked.messages[node].content = content
-            asked.down += ours(content)
-
-    def _settled(self, session: Session, asked: Asked, replies: Iterable[Message]) -> tuple[list[Message], list[int]]:
-        """(the replies as they would be without us, the nodes whose update is in them). Who could not follow is asked again."""
-        settled: list[Message] = []
-        accepted: list[int] = []
-        resyncs = self._open(session, asked, replies, settled, accepted)
-        if resyncs:
-            assert self._grid is not None
-            frames = {session.numbers[node]: frame for node, frame in resyncs.items()}
-            contents = session.again({node: asked.contents[node] for node in resyncs}, frames, asked.arrays)
-            messages = []
-            for node, content in contents.items():
-                was = asked.messages[node].metadata
-                messages.append(Message(content, node, was.message_type, ttl=was.ttl, group_id=was.group_id))
-                asked.messages[node] = messages[-1]
-                asked.answered.discard(node)
-                asked.down += ours(content)
-            more = self._grid.send_and_receive(messages, timeout=self._timeout)
-            for node in self._open(session, asked, more, settled, accepted):
-                settled.append(self._failed(asked, node, "it asked for another message twice"))
+    def _settle(self, session: Session, exchange: Exchange, replies: Iterable[Message]) -> tuple[list[Message], list[int]]:
+        """Return the replies as they would be uncompressed, and the nodes whose updates are in them; count the bytes."""
+        assert self._grid is not None
+        settled, accepted = exchange.settle(session, replies, self._grid, self._timeout)
+        if exchange.contents:
+            self.traffic.append(exchange.traffic())
+            LOG.info("fedsgd: %s", self.traffic[-1])
         return settled, accepted
-
-    def _open(
-        self, session: Session, asked: Asked, replies: Iterable[Message], settled: list[Message], accepted: list[int]
-    ) -> dict[int, Frame]:
-        """Who could not follow, and what they said; the other replies go to `settled`."""
-        resyncs: dict[int, Frame] = {}
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            if reply.has_error() or KEY not in reply.content:
-                self._suspect(session, asked, node, reply)
-                settled.append(reply)
-                continue
-            self._heard.add(node)
-            if node not in asked.messages:
-                self._warn("unasked", f"node {node} replies to nothing that it was asked in this round")
-                continue
-            try:
-                asked.up += ours(reply.content)
-                if node in asked.answered:
-                    raise WireError(0, "the second reply to one message")
-                asked.answered.add(node)
-                opened = session.restored(reply)
-            except WireError as error:
-                settled.append(self._failed(asked, node, str(error)))
-                continue
-            if isinstance(opened, Frame):
-                resyncs[node] = opened
-                continue
-            reply.content = opened
-            plain = sum(map(n_bytes, opened.array_records.values()))
-            asked.plain_up += plain
-            asked.up += plain if node in session.uncompressed else 0
-            settled.append(reply)
-            accepted.append(node)
-        return resyncs
-
-    def _failed(self, asked: Asked, node: int, reason: str) -> Message:
-        """An error in the place of a reply that is of no use."""
-        _LOG.warning("fedsgd: the reply of node %d is left out: %s", node, reason)
-        return Message(Error(_UNKNOWN, f"fedsgd: {reason}"), reply_to=asked.messages[node])
-
-    def _suspect(self, session: Session, asked: Asked, node: int, reply: Message) -> None:
-        """Say what may be wrong with a node that was asked in our way and does not answer in it."""
-        if asked.what == "train" and not reply.has_error():
-            session.taken_plain(reply.content)
-        if node in self._heard or node not in asked.messages:
-            return
-        remedy = "its ClientApp needs mods=[compression_mod()]"
-        if reply.has_error():
-            self._warn(
-                "error", f"node {node} failed at its first compressed message ({reply.error.reason}); if it has not, {remedy}"
-            )
-        elif reply.content.array_records:
-            self._warn(
-                "arrays", f"node {node} replies with plain arrays, which are taken as they are; to compress them, {remedy}"
-            )
-
-    def _count(self, asked: Asked) -> None:
-        if asked.contents:
-            self.traffic.append(asked.traffic())
-            _LOG.info("fedsgd: %s", self.traffic[-1])
-
-    def _warn(self, what: str, text: str) -> None:
-        """Once for each kind."""
-        if what not in self._said:
-            self._said.add(what)
-            _LOG.warning("fedsgd: %s", text)
-
-
-def _key_of(content: RecordDict, arrays: ArrayRecord) -> str | None:
-    """The record of a message that is the model."""
-    return next((key for key, record in content.array_records.items() if record is arrays or record == arrays), None)
 
 
 def _setting(strategy: Any, name: str, default: str) -> str:

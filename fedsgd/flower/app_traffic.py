@@ -1,16 +1,13 @@
-"""Whom a strategy has asked in a round, and the bytes of it."""
+"""Bytes that crossed in a round of somebody's Flower app."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from flwr.app import ArrayRecord, Message, RecordDict
-
-from fedsgd.flower.app_model import n_bytes
 from fedsgd.sizes import compression_ratios
 
-What = Literal["train", "evaluate"]
+Phase = Literal["train", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Traffic:
     """
 
     round: int
-    what: What
+    what: Phase
     nodes: int
     down: int
     up: int
@@ -46,26 +43,6 @@ class Traffic:
             return f"round {self.round}, evaluation: {self.down:,} bytes down{_less(down)}"
         amounts = f"{self.up:,} bytes up{_less(up)}, {self.down:,} down{_less(down)}"
         return f"round {self.round}: {amounts}, {self.up + self.down:,} both ways{_less(both)}"
-
-
-@dataclass(eq=False)
-class Asked:
-    """The nodes that were sent our message in a round, and what each would have been sent. answered: who has replied."""
-
-    round: int
-    what: What
-    arrays: ArrayRecord
-    messages: dict[int, Message] = field(default_factory=dict)
-    contents: dict[int, RecordDict] = field(default_factory=dict)
-    answered: set[int] = field(default_factory=set)
-    down: int = 0
-    up: int = 0
-    plain_up: int = 0
-
-    def traffic(self) -> Traffic:
-        """What crossed."""
-        plain_down = len(self.contents) * n_bytes(self.arrays)
-        return Traffic(self.round, self.what, len(self.contents), self.down, self.up, plain_down, self.plain_up)
 
 
 def _less(ratio: float | None) -> str:
