@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsgd.errors import WireError
-from fedsgd.flower.app_model import n_bytes
+from fedsgd.flower.app_arrays import n_bytes
 from fedsgd.flower.app_session import Session
 from fedsgd.flower.app_terms import ours
 from fedsgd.flower.app_traffic import Phase, Traffic

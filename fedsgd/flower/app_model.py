@@ -1,45 +1,66 @@
 """The model of somebody's Flower app in two forms: a record of named arrays, as the app has it, and one vector, as compressors
 have it.
 
-P numbers in the vector: the float32 arrays, one after the other in the record's order. All other arrays (counters of int64,
-float64, ...) and those that are named to be exact travel beside it, bit for bit. A tensor with several names is in the vector
-once, where its first name stands, and its value is that of its last name, which a module loads last.
+- The vector [P] holds the arrays of float16, float32 and float64 in float32, one after the other in the record's order.
+- An app gets each array in its own type. A float64 number is rounded to the 24 bits of a float32 on its way.
+- All other arrays (integers, complex numbers, other packings), arrays that are not finite, and those that are named to be exact
+  travel beside the vector, bit for bit.
+- A tensor with several names is in the vector once, where its first name stands. Its value is that of its last name, which a
+  module loads last.
+- A reply may lack arrays of the model, and have others: see `ReplyArrays`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
-from numpy.typing import NDArray
 
 from fedsgd.arrays import F32
-from fedsgd.errors import ModelError, ScenarioError, WireError, did_you_mean
+from fedsgd.errors import ModelError, ScenarioError, did_you_mean
+from fedsgd.flower.app_arrays import (
+    FLOAT32,
+    NUMPY,
+    as_array,
+    flat_values,
+    is_compressible,
+    is_float,
+    is_float_type,
+    overflows,
+    packed_shape,
+)
 from fedsgd.flower.app_ties import Groups, guess_groups, same_bits, sort_groups
 from fedsgd.layout import Layout
-from fedsgd.runtime.protocol import Said
-
-NUMPY = "numpy.ndarray"
-"""How Flower calls the way in which it packs arrays."""
+from fedsgd.vectors import all_finite
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What a record of arrays is made of: names, shapes, and whether each is exact, in the record's order. An exact one is not
-    in the vector. tied: groups of names, in the record's order, that are one tensor; ModelError for what cannot be one."""
+    """Arrays of a model: which of them are in the vector, and in which order.
+
+    Attributes:
+        names: names of all arrays, in the record's order.
+        shapes: their shapes.
+        exact: True for each array that is not in the vector.
+        tied: groups of names, in the record's order, that are one tensor.
+        types: name and type of each array in the vector that is not a float32, as numpy spells it.
+
+    Raises:
+        ModelError: a group is not one tensor, or a type is not one of floats.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     exact: tuple[bool, ...]
     tied: Groups = ()
+    types: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         sizes = {name: math.prod(shape) for name, shape, exact in self._all if not exact}
@@ -47,6 +68,9 @@ class Arrangement:
         found = [{sizes.get(name) for name in group} for group in self.tied]
         if len(set(tied)) != len(tied) or any(len(size) != 1 or None in size for size in found):
             raise ModelError(f"got the names {tied} for tensors, expected arrays of one size, each in one group")
+        for name, dtype in self.types:
+            if name not in sizes or not is_float_type(dtype):
+                raise ModelError(f'got the type "{dtype}" for "{name}", expected a type of floats and an array of the vector')
 
     @cached_property
     def layout(self) -> Layout:
@@ -66,26 +90,30 @@ class Arrangement:
         return {name: shape for name, shape, exact in self._all if exact}
 
     @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self.names)
+    def shape_of(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each array, by name."""
+        return dict(zip(self.names, self.shapes, strict=True))
+
+    @cached_property
+    def type_of(self) -> Mapping[str, str]:
+        """The type of each array in the vector that is not a float32, by name."""
+        return dict(self.types)
 
     @cached_property
     def _first(self) -> Mapping[str, str]:
         return {name: group[0] for group in self.tied for name in group}
 
-    @cached_property
-    def _last(self) -> Mapping[str, str]:
-        return {group[0]: group[-1] for group in self.tied}
-
     @property
     def _all(self) -> Iterable[tuple[str, tuple[int, ...], bool]]:
         return zip(self.names, self.shapes, self.exact, strict=True)
 
-    def problem(self, arrays: ArrayRecord) -> str | None:
-        """What keeps these from being other values of the same model: what was got and what was expected. None if nothing
-        does. The types of exact arrays are their own affair."""
+    def problem(self, arrays: Mapping[str, Array]) -> str | None:
+        """Return what was got and expected where arrays are not other values of this model; None if they are.
+
+        Types of floats may differ, and so may types of exact arrays.
+        """
         for name in arrays:
-            if name not in self._known:
+            if name not in self.shape_of:
                 return f'got an array "{name}", which the model does not have{did_you_mean(name, self.names)}'
         for name, shape, exact in self._all:
             if name not in arrays:
@@ -93,32 +121,67 @@ class Arrangement:
             got = arrays[name]
             if tuple(got.shape) != shape:
                 return f'got "{name}" of shape {tuple(got.shape)}, expected {shape}'
-            if not exact and (got.stype != NUMPY or not got.dtype.startswith("float")):
-                return f'got "{name}" of type {got.dtype}, expected float32'
+            if not exact and not is_float(got):
+                return f'got "{name}" of type {got.dtype}, expected a type of floats'
         return None
 
-    def vector(self, arrays: ArrayRecord) -> F32:
-        """The vector [P] of such a record, rounded to float32. ModelError for another model's."""
+    def vector(self, arrays: Mapping[str, Array]) -> F32:
+        """Return the vector [P] of such arrays, rounded to float32.
+
+        Raises:
+            ModelError: they are the arrays of another model.
+        """
         problem = self.problem(arrays)
         if problem is not None:
             raise ModelError(problem)
-        out = np.empty(self.layout.size, dtype=np.float32)
-        for name, part, _ in self.layout.slices():
-            out[part] = flat_values(arrays[self._last.get(name, name)])
-        return out
+        return self.fill(np.empty(self.layout.size, dtype=np.float32), arrays)
 
-    def record(self, vector: F32, aside: Mapping[str, Array]) -> ArrayRecord:
-        """Inverse of `vector`, with the exact arrays where they were, and a tensor under all its names."""
+    def fill(self, vector: F32, arrays: Mapping[str, Array]) -> F32:
+        """Write arrays of the model, all or some, into a vector [P] and return it. Of a tensor's names, the last one counts."""
+        for name, part in self.parts.items():
+            if name in arrays:
+                vector[part] = flat_values(arrays[name])
+        return vector
+
+    def rounded(self, vector: F32) -> F32:
+        """Return the vector [P] as an app gets it: with the numbers of narrower types rounded to them."""
+        narrow = [(name, np.dtype(dtype)) for name, dtype in self.types if np.dtype(dtype).itemsize < 4]
+        if narrow:
+            vector = vector.copy()
+            with np.errstate(over="ignore"):
+                for name, dtype in narrow:
+                    vector[self.parts[name]] = vector[self.parts[name]].astype(dtype)
+        return vector
+
+    def record(self, vector: F32, aside: Mapping[str, Array], lacks: Collection[str] = ()) -> ArrayRecord:
+        """Inverse of `vector`.
+
+        Args:
+            vector: [P] float32.
+            aside: the exact arrays, by name.
+            lacks: names of arrays to leave out.
+        """
         return ArrayRecord(
             {
-                name: aside[name] if exact else Array(as_array(vector[self.parts[name]], shape))
+                name: aside[name] if exact else as_array(vector[self.parts[name]], shape, self.type_of.get(name))
                 for name, shape, exact in self._all
+                if name not in lacks
             }
         )
 
+    def with_types(self, types: Mapping[str, str]) -> Arrangement:
+        """Return the same model with other types of floats, by name."""
+        known = {**self.type_of, **types}
+        return replace(self, types=tuple((name, known[name]) for name in self.names if known.get(name, FLOAT32) != FLOAT32))
+
+    def types_in(self, arrays: Mapping[str, Array]) -> dict[str, str]:
+        """Return the types of those arrays in the vector that differ from the model's, by name."""
+        own = {name: arrays[name].dtype for name in self.parts if name in arrays}
+        return {name: dtype for name, dtype in own.items() if dtype != self.type_of.get(name, FLOAT32)}
+
     def values(self, arrays: Mapping[str, Array]) -> dict[str, F32]:
-        """The flat values of each float32 array, exact or not, rounded to float32, by name."""
-        return {name: flat_values(arrays[name]) for name in self.names if name in self.parts or is_float32(arrays[name])}
+        """Return the flat values of each array of floats, exact or not, rounded to float32, by name."""
+        return {name: flat_values(arrays[name]) for name in self.names if name in arrays and is_float(arrays[name])}
 
     def unequal(self, arrays: ArrayRecord) -> Groups:
         """The groups of names under which a record has different values."""
@@ -126,26 +189,62 @@ class Arrangement:
         return tuple(group for group in self.tied if any(not same_bits(values[group[0]], values[name]) for name in group))
 
 
-def arranged(arrays: ArrayRecord, exact: Sequence[str], tied: Groups = ()) -> Arrangement:
-    """Arrays of a model in transit. exact: patterns of names, as in shells; tied: groups of names that are one tensor each, and
-    exact under all names if under one. ModelError if no array would be compressed."""
+@dataclass(frozen=True, eq=False)
+class ReplyArrays:
+    """Arrays of a reply, as plain Flower would average them: perhaps fewer than the model's, more, or of other shapes.
+
+    Attributes:
+        fitting: arrays that are other values of arrays of the model.
+        others: arrays that travel as they are: names, shapes or packings that the model does not have.
+        lacks: names of the model's arrays that are not in `fitting`, in the model's order.
+    """
+
+    fitting: Mapping[str, Array]
+    others: Mapping[str, Array]
+    lacks: tuple[str, ...]
+
+    @staticmethod
+    def of(model: Arrangement, arrays: Mapping[str, Array], aside: Mapping[str, Array]) -> ReplyArrays:
+        """Return the arrays of a reply, sorted. aside: the exact arrays that the app was given."""
+        fitting = {name: array for name, array in arrays.items() if _fits(model, name, array, aside.get(name))}
+        others = {name: array for name, array in arrays.items() if name not in fitting}
+        return ReplyArrays(fitting, others, tuple(name for name in model.names if name not in fitting))
+
+
+def _fits(model: Arrangement, name: str, array: Array, given: Array | None) -> bool:
+    """Return True for another value of the array of this name. given: the model's array if it is exact."""
+    if tuple(array.shape) != model.shape_of.get(name):
+        return False
+    if given is None:
+        return is_float(array) and not overflows(array)
+    return array.stype == given.stype and (array.stype != NUMPY or packed_shape(array, given.dtype) == tuple(given.shape))
+
+
+def arranged(arrays: Mapping[str, Array], exact: Sequence[str], tied: Groups = ()) -> Arrangement | None:
+    """Return the arrangement of a model in transit, or None for a model without a number that can be compressed.
+
+    Args:
+        arrays: the model.
+        exact: patterns of names, as in shells.
+        tied: groups of names that are one tensor each. A tensor that is exact under one name is exact under all.
+    """
     kept = {name: is_exact(name, array, exact) for name, array in arrays.items()}
     for group in tied:
         kept.update(dict.fromkeys(group, any(kept[name] for name in group)))
-    if all(kept.values()):
-        got = ", ".join(f'"{name}" of {array.dtype}' for name, array in list(arrays.items())[:3]) or "no arrays"
-        raise ModelError(f"got {got}, expected float32 arrays: no others are compressed, nor are those that `exact` names")
+    if not any(math.prod(array.shape) for name, array in arrays.items() if not kept[name]):
+        return None
     order = {name: i for i, name in enumerate(arrays)}
     groups = sorted(
         (tuple(sorted(group, key=order.__getitem__)) for group in tied if not kept[group[0]]), key=lambda g: order[g[0]]
     )
     shapes = tuple(tuple(array.shape) for array in arrays.values())
-    return Arrangement(tuple(arrays), shapes, tuple(kept.values()), tuple(groups))
+    types = {name: array.dtype for name, array in arrays.items() if not kept[name]}
+    return Arrangement(tuple(arrays), shapes, tuple(kept.values()), tuple(groups)).with_types(types)
 
 
 def is_exact(name: str, array: Array, exact: Sequence[str]) -> bool:
     """Return True for an array that does not go into the vector."""
-    return not is_float32(array) or any(fnmatchcase(name, pattern) for pattern in exact)
+    return not is_compressible(array) or any(fnmatchcase(name, pattern) for pattern in exact)
 
 
 def guess_ties(arrays: ArrayRecord, exact: Sequence[str]) -> Groups:
@@ -154,7 +253,7 @@ def guess_ties(arrays: ArrayRecord, exact: Sequence[str]) -> Groups:
 
 
 def tie_by_name(groups: Groups, arrays: Mapping[str, Array]) -> Groups:
-    """Return the groups of the setting `tied` as the model has them, without arrays of other types than float32.
+    """Return the groups of the setting `tied` as the model has them, without arrays that are not floats.
 
     Raises:
         ScenarioError: the model has no such array, or the arrays of a group have different values.
@@ -164,7 +263,7 @@ def tie_by_name(groups: Groups, arrays: Mapping[str, Array]) -> Groups:
         for name in group:
             if name not in arrays:
                 raise ScenarioError(f'tied: got "{name}", which the model does not have{did_you_mean(name, arrays)}')
-        if not all(is_float32(arrays[name]) for name in group):
+        if not all(is_float(arrays[name]) for name in group):
             continue  # exact arrays need no group: equal bytes are sent once
         for name in group[1:]:
             if not same_bits(flat_values(arrays[group[0]]), flat_values(arrays[name])):
@@ -174,67 +273,14 @@ def tie_by_name(groups: Groups, arrays: Mapping[str, Array]) -> Groups:
     return sort_groups(found)
 
 
-def is_float32(array: Array) -> bool:
-    """Return True for an array that can be in the vector."""
-    return bool(array.dtype == "float32" and array.stype == NUMPY)
+def describe_types(model: Arrangement) -> str:
+    """Return how many arrays of the vector have each type that is not float32."""
+    counts = Counter(dtype for _, dtype in model.types)
+    return ", ".join(f"{n} arrays of {dtype}" for dtype, n in counts.items())
 
 
-def flat_values(array: Array) -> F32:
-    """Return the values of an array, rounded to float32. Values beyond its range become infinite, for the caller to find."""
-    with np.errstate(over="ignore"):
-        flat: F32 = array.numpy().reshape(-1).astype(np.float32, copy=False)
-    return flat
-
-
-def as_array(part: F32, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A stretch of a vector as an array of that shape, which may be ()."""
-    return np.asarray(part).reshape(shape)
-
-
-def n_bytes(arrays: ArrayRecord) -> int:
-    """What Flower would send of a record: its arrays as they are packed."""
-    return sum(len(array.data) for array in arrays.values())
-
-
-def said_aside(arrangement: Arrangement, arrays: ArrayRecord) -> Said:
-    """The exact arrays of a record, to be sent. Equal bytes are sent once: a later array has the number of their frame."""
-    head: list[tuple[object, ...]] = []
-    frames: dict[bytes, int] = {}
-    for name in arrangement.aside:
-        array = arrays[name]
-        repeated = (frames[array.data],) if array.data in frames else ()
-        frames.setdefault(array.data, len(frames))
-        head.append((name, array.dtype, tuple(array.shape), array.stype, *repeated))
-    return json.dumps(head).encode() if head else b"", list(frames)
-
-
-def read_aside(arrangement: Arrangement, said: Said, like: Mapping[str, Array] | None = None) -> dict[str, Array]:
-    """Inverse of `said_aside`; WireError unless it is those that the model has, and they can be read. like: arrays as which
-    they are to be packed."""
-    head, frames = said
-    try:
-        told = json.loads(head) if head else []
-        own = itertools.count()
-        placed = [(*entry, next(own)) if len(entry) == 4 else tuple(entry) for entry in told]
-        arrays = {
-            name: Array(dtype, tuple(shape), stype, bytes(frames[at])) for name, dtype, shape, stype, at in placed if at >= 0
-        }
-        if next(own) != len(frames):
-            raise ValueError
-    except (ValueError, TypeError, IndexError, RecursionError):
-        raise WireError(0, "the arrays beside the update cannot be read") from None
-    if arrays.keys() != arrangement.aside.keys():
-        raise WireError(0, f"the arrays beside the update are {sorted(arrays)}, expected {sorted(arrangement.aside)}")
-    for name, array in arrays.items():
-        packed = array.stype if like is None else like[name].stype
-        if array.stype != packed or (packed == NUMPY and _shape(array) != arrangement.aside[name]):
-            raise WireError(0, f'"{name}" is no array of numbers of shape {arrangement.aside[name]}')
-    return arrays
-
-
-def _shape(array: Array) -> tuple[int, ...] | None:
-    try:
-        read = array.numpy()
-        return tuple(read.shape) if read.dtype.kind in "biufc" else None
-    except Exception:  # whatever numpy says of bytes that are no array
-        return None
+def describe_aside(arrays: Mapping[str, Array], names: Iterable[str]) -> str:
+    """Return the first of some arrays, each with its type, or with the fact that it is not finite."""
+    shown = [f'"{name}" of {arrays[name].dtype}' for name in itertools.islice(names, 5)]
+    infinite = [name for name in names if is_float(arrays[name]) and not all_finite(flat_values(arrays[name]))]
+    return ", ".join(shown) + (f'; "{infinite[0]}" is not finite' if infinite else "")

@@ -14,19 +14,20 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedsgd.arrays import F32, Bools
-from fedsgd.compress import COMPRESSORS, Ageing, ClientId, Compressor, Operator, Scheme
+from fedsgd.compress import ClientId
 from fedsgd.compress.run_config import RunConfig
 from fedsgd.downlink import begin
-from fedsgd.errors import ScenarioError, WireError, did_you_mean
-from fedsgd.flower.app_model import Arrangement, arranged, as_array, flat_values, read_aside
-from fedsgd.flower.app_terms import Answered, Record, Terms, asked, read_answer, read_groups, shared, without
+from fedsgd.errors import WireError
+from fedsgd.flower.app_arrays import as_array, overflows
+from fedsgd.flower.app_model import Arrangement
+from fedsgd.flower.app_terms import Answered, Record, Terms, asked, read_answer, read_aside, read_groups, shared, without
 from fedsgd.flower.app_ties import TieState, same_bits
 from fedsgd.flower.records import KEY
 from fedsgd.rounds import Message as Frames
 from fedsgd.rounds import Plan, Reply, Server, again, broadcast, moved_to, start
 from fedsgd.rounds.server import open_resync, open_update
 from fedsgd.scenario_warnings import find_compressor_warnings
-from fedsgd.schema import from_table, placed, to_table
+from fedsgd.schema import placed
 from fedsgd.tables import Downlink, Uplink
 from fedsgd.vectors import all_finite
 from fedsgd.wire import ALL, Frame, Header, Kind, kind_of
@@ -34,54 +35,24 @@ from fedsgd.wire import ALL, Frame, Header, Kind, kind_of
 _SESSIONS = itertools.count(1)
 
 
-def uplink_of(compressor: str | Mapping[str, object] | Compressor, error_feedback: str) -> Uplink:
-    """The table of the uplink. ScenarioError, with the key, for a setting that is wrong, and for a compressor whose server does
-    more than to decode each client's update: a strategy is to have every client's arrays."""
-    given = to_table(compressor, by_path=False) if isinstance(compressor, Compressor) else compressor
-    name = given.get("name") if isinstance(given, Mapping) else given
-    if isinstance(name, str) and name not in COMPRESSORS and ":" not in name:
-        raise ScenarioError(f'compressor.name: got "{name}"{did_you_mean(name, _usable())}')
-    uplink = from_table(Uplink, {"compressor": given, "error_feedback": error_feedback}, registered_only=True)
-    if isinstance(compressor, Compressor) and uplink.compressor != compressor:
-        raise ScenarioError(f"compressor: got {compressor!r}, which clients would not know by its name")
-    if not _is_by_client(uplink.scheme()):
-        name = uplink.compressor.name
-        problem = f'got "{name}", whose server works on the whole cohort, not on each client\'s arrays as a strategy does'
-        raise ScenarioError(f"compressor.name: {problem}{did_you_mean('', _usable())}")
-    return uplink
-
-
-def downlink_of(table: Mapping[str, object] | None) -> Downlink:
-    """The table of the downlink; by default the whole model. ScenarioError, with the key, for a setting that is wrong."""
-    try:
-        return from_table(Downlink, {} if table is None else table, registered_only=True)
-    except ScenarioError as error:
-        raise ScenarioError(f"downlink.{error}") from None
-
-
-def _is_by_client(scheme: Compressor) -> bool:
-    if isinstance(scheme, Operator):
-        return True
-    if isinstance(scheme, Ageing):
-        return _is_by_client(scheme.scheme)
-    assert isinstance(scheme, Scheme)
-    own = type(scheme).fold is not Scheme.fold or type(scheme).downlink is not Scheme.downlink
-    return not (own or scheme.mirrored or scheme.corrects)
-
-
-def _usable() -> list[str]:
-    return [name for name in COMPRESSORS if _is_by_client(COMPRESSORS[name]())]
-
-
 class Session:
-    """One model on its way through the rounds. Nodes are numbered in the order in which they are first asked; rounds are
-    counted here, because a strategy may be started again or end a round without its replies. ties: the names that are one
-    tensor; a session ends where they turn out to be others than it began with."""
+    """One model on its way through the rounds.
+
+    Nodes are numbered in the order of their first messages. Rounds are counted here, because a strategy may be started again or
+    end a round without its replies.
+
+    Args:
+        uplink: settings of the updates.
+        downlink: settings of the model's way to the nodes.
+        seed: seed of the randomness that both ends share.
+        arrays: the model at the start.
+        model: its arrangement.
+        ties: names that are one tensor. A session ends where they turn out to differ from those it began with.
+    """
 
     def __init__(
-        self, uplink: Uplink, downlink: Downlink, seed: int, arrays: ArrayRecord, exact: Sequence[str], ties: TieState
+        self, uplink: Uplink, downlink: Downlink, seed: int, arrays: ArrayRecord, model: Arrangement, ties: TieState
     ) -> None:
-        model = arranged(arrays, exact, ties.groups)
         with placed("compressor"):
             uplink.scheme().check_layout(model.layout)
         with placed("downlink.compressor"):
@@ -91,7 +62,8 @@ class Session:
         self.server: Server = start(self.plan, model.vector(arrays))
         self.numbers: dict[int, ClientId] = {}
         self.ties = ties
-        self.uncompressed: set[int] = set()
+        self.uncompressed: dict[int, str] = {}
+        self._irregular: dict[str, str] = {}
         self.groups = ties.groups
         self._aside: Mapping[str, Array] = {}
         self._touched = np.zeros(model.layout.size, dtype=np.bool_)
@@ -108,16 +80,17 @@ class Session:
         return self.ties.groups != self.groups
 
     def goes_on_from(self, arrays: ArrayRecord) -> bool:
-        """Whether these are the arrays that clients of the coming round are to have, to the last bit."""
-        if self.model.problem(arrays) is not None or self.model.unequal(arrays):
+        """Return True if clients of the coming round are to have these arrays, to the last bit."""
+        if self.model.problem(arrays) is not None or self.model.unequal(arrays) or self.model.types_in(arrays):
             return False
-        return np.array_equal(self.model.vector(arrays).view(np.uint32), self.server.weights.view(np.uint32))
+        return same_bits(self.model.vector(arrays), self.model.rounded(self.server.weights))
 
     def go_on_from(self, arrays: ArrayRecord) -> None:
         """Get ready for a round with these arrays. Where they are not what the last round led to, whoever changed them is
         right, and everybody is sent the whole model."""
         if self._awaits:  # nobody will take these replies any more
             self.moved(None, ())
+        self._adopt_types(arrays)
         if not self.goes_on_from(arrays):
             self.server = _published_anew(self.plan, self.server, self.model.vector(arrays))
 
@@ -145,7 +118,8 @@ class Session:
     ) -> dict[int, RecordDict]:
         """What each node is sent to train, from what the strategy would have sent it."""
         terms = replace(self.terms, cohort=max(1, len(contents)), key=key, weighted_by=weighted_by)
-        self.terms, self.plan, self._awaits, self.uncompressed = terms, terms.plan(), True, set()
+        self.terms, self.plan, self._awaits = terms, terms.plan(), True
+        self.uncompressed, self._irregular = {}, {}
         self._touched = np.zeros(self.model.layout.size, dtype=np.bool_)
         messages, self.server = broadcast(self.plan, self.server, [self._number(node) for node in contents])
         return self._written(contents, messages, arrays)
@@ -164,14 +138,17 @@ class Session:
         return self._written(contents, messages, arrays)
 
     def restored(self, reply: Message) -> RecordDict | Frame:
-        """What a node would have sent if nobody had compressed it; its RESYNC frame if it cannot follow. WireError, without any
-        trace left of it, for what cannot be read."""
-        said = read_answer(reply.content)
-        if not said.frames:
-            return self._take_uncompressed(reply, said)
+        """Return the content that a node would have sent uncompressed, or its RESYNC frame if it cannot follow.
+
+        Raises:
+            WireError: the reply cannot be read. The session is as before.
+        """
+        answer = read_answer(reply.content, self.model)
+        if not answer.frames:
+            return self._take_uncompressed(reply, answer)
         client = self.numbers[reply.metadata.src_node_id]
-        given = Reply(client, said.frames, 0.0, 0.0)
-        if len(said.frames) == 1 and kind_of(said.frames[0]) == Kind.RESYNC:
+        given = Reply(client, answer.frames, 0.0, 0.0)
+        if len(answer.frames) == 1 and kind_of(answer.frames[0]) == Kind.RESYNC:
             return open_resync(given, self.server.round)
         opened = open_update(self.plan, given, self.server.round)
         update = self.plan.uplink.decode(opened.sections, self.plan.context(self.server.round, client))
@@ -179,31 +156,63 @@ class Session:
         local = self.server.weights.copy()
         with np.errstate(over="ignore", invalid="ignore"):
             update.add_to(local, 1.0)
-        if not all_finite(local):
-            raise WireError(0, "the model with this update leaves float32's range")
-        if said.key in reply.content and said.key != KEY:
-            raise WireError(0, f'the reply has a record "{said.key}" already')
-        record = self.model.record(local, read_aside(self.model, said.aside, self._aside))
+        model = self.model.with_types(answer.types)
+        if not all_finite(model.rounded(local)):
+            raise WireError(0, f"the model with this update leaves {'float16' if all_finite(local) else 'float32'}'s range")
+        aside = read_aside(self.model, answer.aside, self._aside, answer.lacks)
+        record = model.record(local, aside, answer.lacks)
+        others = self._others(reply.content, answer, record)
+        record.update(others)
+        self._note(answer.lacks, others)
         self._touched |= local != self.server.weights
-        return without(reply.content, KEY, {said.key: record})
+        return _with_record(reply.content, answer.key, record)
+
+    def _others(self, content: RecordDict, answer: Answered, record: ArrayRecord) -> ArrayRecord:
+        """Return the arrays of a reply that crossed as they are."""
+        others = content.get(answer.key, ArrayRecord()) if answer.key != KEY else ArrayRecord()
+        if not isinstance(others, ArrayRecord):
+            raise WireError(0, f'the reply has a record "{answer.key}" already')
+        twice = next((name for name in others if name in record), None)
+        if twice is not None:
+            raise WireError(0, f'the reply has the array "{twice}" twice')
+        return others
 
     def _take_uncompressed(self, reply: Message, answer: Answered) -> RecordDict:
-        """Return a reply whose arrays came as they are, because the node found other names to be one tensor."""
-        arrays = reply.content.array_records.get(answer.key)
-        if arrays is None or answer.key == KEY:
+        """Return a reply whose arrays came as they are: other names are one tensor, or no array is the model's."""
+        node, arrays = reply.metadata.src_node_id, reply.content.array_records.get(answer.key) if answer.key != KEY else None
+        if arrays is None and answer.key:
             raise WireError(0, f'the reply has neither an update nor a record "{answer.key}"')
-        problem = self.model.problem(arrays)
-        if problem is not None:
-            raise WireError(0, problem)
-        groups, values = read_groups(answer), self._values(arrays)
-        if any(not same_bits(values[group[0]], values[name]) for group in groups for name in group if name in values):
-            raise WireError(0, f"the reply has different values for {groups}, which it says are one tensor")
-        if not all(map(all_finite, values.values())):
-            raise WireError(0, "the reply's arrays are not finite")
-        self.ties.add_reply(self.model.tied, values, [group for group in groups if values.keys() >= set(group)])
-        self.uncompressed.add(reply.metadata.src_node_id)
+        expected = f'the ArrayRecords {[*reply.content.array_records]}, expected one of them to be "{self.terms.key}"'
+        self.uncompressed[node] = expected if arrays is None else self.model.problem(arrays) or ""
+        if arrays is not None and not self.uncompressed[node]:
+            groups, values = read_groups(answer), self._values(arrays)
+            if any(not same_bits(values[group[0]], values[name]) for group in groups for name in group if name in values):
+                raise WireError(0, f"the reply has different values for {groups}, which it says are one tensor")
+            if not all(all_finite(values[name]) or overflows(arrays[name]) for name in self.model.parts):
+                raise WireError(0, "the reply's arrays are not finite")
+            self.ties.add_reply(self.model.tied, values, [group for group in groups if values.keys() >= set(group)])
         self._touched[:] = True
         return without(reply.content, KEY, {})
+
+    def find_irregular(self) -> dict[str, str]:
+        """Return one line for each kind of replies of this round whose arrays are not the model's."""
+        kinds = dict(self._irregular)
+        for node, problem in self.uncompressed.items():
+            if problem:
+                kinds.setdefault("arrays", f"node {node} replies uncompressed: {problem}")
+        split = sorted(node for node, problem in self.uncompressed.items() if not problem)
+        if split:
+            kinds["split"] = f"nodes {split} reply uncompressed: other nodes have other tied names"
+        return kinds
+
+    def _note(self, lacks: Sequence[str], others: ArrayRecord) -> None:
+        if lacks:
+            first = f'"{lacks[0]}"' + f" and {len(lacks) - 1} others" * (len(lacks) > 1)
+            text = f"replies lack {first} of the model: the strategy gets them without, as from a plain ClientApp"
+            self._irregular.setdefault("lacks", text)
+        if others:
+            text = f'replies have arrays such as "{next(iter(others))}", which are not the model\'s: these cross uncompressed'
+            self._irregular.setdefault("others", text)
 
     def _values(self, arrays: ArrayRecord) -> Mapping[str, F32]:
         try:
@@ -225,6 +234,8 @@ class Session:
         Returns the arrays that the next round begins from, in the very record that the strategy made, which it may go on with
         too. They are others where the downlink loses something.
         """
+        if arrays is not None:
+            self._adopt_types(arrays)
         before = self.server.weights
         made = before if arrays is None else self.model.vector(arrays)
         weights = np.where(self._rounding(made, len(accepted)), before, made)
@@ -237,11 +248,11 @@ class Session:
         return self.with_weights(arrays, after)
 
     def with_weights(self, arrays: ArrayRecord, weights: F32) -> ArrayRecord:
-        """Return the same record with these weights [P], a tensor's under all its names."""
-        shapes = dict(zip(self.model.names, self.model.shapes, strict=True))
+        """Return the same record with these weights [P] in the arrays' own types, a tensor's under all its names."""
         for name, part in self.model.parts.items():
-            if arrays[name].dtype != "float32" or not np.array_equal(flat_values(arrays[name]), weights[part]):
-                arrays[name] = Array(as_array(weights[part], shapes[name]))
+            expected = as_array(weights[part], self.model.shape_of[name], arrays[name].dtype)
+            if not np.array_equal(arrays[name].numpy(), expected.numpy()):
+                arrays[name] = expected
         return arrays
 
     def check_finite(self, arrays: ArrayRecord) -> None:
@@ -249,12 +260,23 @@ class Session:
         moved_to(self.plan, self.server, self.model.vector(arrays), ())
 
     def _rounding(self, made: F32, n_replies: int) -> Bools:
-        """Where the strategy has averaged n equal numbers and got almost the same one [P]: no client changed anything there,
-        and the difference is within the error of such a sum, (n + 2) · 2⁻²⁴ of it. It would be sent as if it was a change."""
+        """Return True [P] for coordinates that no client changed and that the strategy's mean only rounded.
+
+        The mean of n equal numbers differs from the number by at most (n + 2) · 2⁻²⁴ of it in float32, and by more in narrower
+        types. Such a difference would be sent as if it was a change.
+        """
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(self.server.weights) * np.float32((n_replies + 2) * 2.0**-24)
+            for name, dtype in self.model.types:
+                error[self.model.parts[name]] *= np.float32(max(1.0, float(np.finfo(dtype).eps) * 2.0**23))
             close: Bools = ~self._touched & (np.abs(made - self.server.weights) <= error)
         return close
+
+    def _adopt_types(self, arrays: ArrayRecord) -> None:
+        """Send arrays in the types that the strategy has given them."""
+        types = self.model.types_in(arrays)
+        if types:
+            self.terms = replace(self.terms, model=self.model.with_types(types))
 
     def _written(
         self, contents: Mapping[int, RecordDict], messages: Mapping[ClientId, Frames], arrays: ArrayRecord
@@ -276,6 +298,12 @@ class Session:
 
     def _resync(self, client: ClientId, held: int) -> Frame:
         return Frame(Header(Kind.RESYNC, self.server.round, base=held, client=client))
+
+
+def _with_record(content: RecordDict, key: str, record: ArrayRecord) -> RecordDict:
+    """Return the content with this record in the place of ours, and without the arrays that crossed beside it."""
+    out = without(content, KEY, {key: record})
+    return out if key == KEY else RecordDict({name: record if name == key else value for name, value in out.items()})
 
 
 def _published_anew(plan: Plan, server: Server, weights: F32) -> Server:

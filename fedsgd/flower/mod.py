@@ -17,7 +17,8 @@ from fedsgd.clients import ClientState
 from fedsgd.data import Examples
 from fedsgd.engine import Local
 from fedsgd.errors import ModelError, OutputError, RunError
-from fedsgd.flower.app_model import flat_values, is_float32
+from fedsgd.flower.app_arrays import flat_values, is_float
+from fedsgd.flower.app_model import ReplyArrays
 from fedsgd.flower.app_terms import Request, answer_uncompressed, answered, is_asked, read_request, without
 from fedsgd.flower.app_ties import Groups, find_partial_sharing, observe_groups, same_bits, sort_groups
 from fedsgd.flower.place import commit, store_of
@@ -39,9 +40,10 @@ def compression_mod() -> Mod:
     It needs no settings, they come with the messages of a `CompressedStrategy`: the app gets the arrays that the message stands
     for, and of the arrays that it replies with, the difference to those is sent. What a scheme remembers stays on this node's
     disk (see `fedsgd.flower.place`). Messages of other strategies, and replies without arrays or with an error, pass untouched.
-    A reply passes uncompressed, too, where it shows that the server is wrong about the names that are one tensor.
+    A reply passes uncompressed, too, where it shows that the server is wrong about the names that are one tensor, or has no
+    array of the model. Of other arrays than the model's, each crosses as it is.
 
-    In the app's place it raises, and Flower reports, ModelError for arrays that are not the model's, NonFiniteError for an
+    In the app's place it raises, and Flower reports, ModelError for arrays that share memory, NonFiniteError for an
     update that is not finite, WireError for a message that cannot be read and OutputError for a disk that cannot be used.
     """
     return _compressed
@@ -96,17 +98,22 @@ class _Node:
         if reply.has_error() or not reply.content.array_records:
             return reply
         key = _model_in(reply.content, self.request.terms.key)
-        arrays = reply.content.array_records[key]
-        vector = self._vector(arrays)
-        tied = self._check_ties(task, arrays)
-        if tied != self.request.terms.model.tied:
-            reply.content = put(reply.content, answer_uncompressed(key, tied))
+        model = self.request.terms.model
+        arrays = ReplyArrays.of(model, {} if key is None else reply.content.array_records[key], self.request.aside)
+        given = model.rounded(task.opened.weights)
+        tied = self._find_ties(given, arrays)
+        if key is None or tied is not None or arrays.fitting.keys().isdisjoint(model.parts):
+            reply.content = put(reply.content, answer_uncompressed(key or "", tied or ()))
             return reply
-        update = vector - task.opened.weights
+        if key == KEY and arrays.others:
+            raise ModelError(f'the reply has its arrays in a record "{KEY}", which is the name of fedsgd\'s own record')
+        with np.errstate(over="ignore", invalid="ignore"):  # `send` names what is not finite
+            update = model.fill(given.copy(), arrays.fitting) - given
         local = Local(self.client, update, _examples(reply.content, self.request.terms.weighted_by), 1)
         sent, after = send(self.plan, task, local)
         data = answered(key, sent.frames, self.request.terms, arrays)
-        reply.content = put(without(reply.content, key, {}), data)
+        beside = {key: ArrayRecord(dict(arrays.others))} if arrays.others else {}
+        reply.content = put(without(reply.content, key, beside), data)
         self._remember(reply.content, task.work.round, after.pending is not None and after.pending.reply is not None)
         self._keep(before, after)
         return reply
@@ -118,18 +125,22 @@ class _Node:
         message.content = without(message.content, KEY, {terms.key: arrays})
         return message
 
-    def _check_ties(self, task: Task, arrays: ArrayRecord) -> Groups:
-        """Return the names that are one tensor in a reply, in the server's order if they are those that the server assumes.
+    def _find_ties(self, given: F32, arrays: ReplyArrays) -> Groups | None:
+        """Return the names that are one tensor in a reply, if they are others than the server assumes; None if they are not.
+
+        Args:
+            given: the vector [P] that the app was given.
+            arrays: the arrays of the reply.
 
         Raises:
             ModelError: an array is the transpose or a part of a different one.
         """
         model = self.request.terms.model
-        before = {name: task.opened.weights[part] for name, part in model.parts.items()}
-        before |= {name: flat_values(array) for name, array in self.request.aside.items() if is_float32(array)}
-        after = {name: value for name, value in model.values(arrays).items() if name in before}
+        before = {name: given[part] for name, part in model.parts.items()}
+        before |= {name: flat_values(array) for name, array in self.request.aside.items() if is_float(array)}
+        after = {name: value for name, value in model.values(arrays.fitting).items() if name in before}
         changed = {
-            name: value.reshape(arrays[name].shape) for name, value in after.items() if not same_bits(before[name], value)
+            name: value.reshape(model.shape_of[name]) for name, value in after.items() if not same_bits(before[name], value)
         }
         sharing = find_partial_sharing(changed, model.aside)
         if sharing is not None:
@@ -137,15 +148,10 @@ class _Node:
                 f"in the reply, {sharing}, and their compressed copies would drift apart: name both in "
                 "CompressedStrategy(exact=[...]), or keep one parameter and derive the other one in the model's forward()"
             )
-        observed = observe_groups(model.tied, before, after)
+        assumed = sort_groups([name for name in group if name in after] for group in model.tied)
+        observed = observe_groups(assumed, before, after)
         groups = tuple(group for group in observed if not model.aside.keys() >= set(group))
-        return model.tied if sort_groups(model.tied) == groups else groups
-
-    def _vector(self, arrays: ArrayRecord) -> F32:
-        try:
-            return self.request.terms.model.vector(arrays)
-        except ModelError as error:
-            raise ModelError(f"the reply's arrays are not those of the model that was sent: {error}") from None
+        return None if assumed == groups else groups
 
     def _reply(self, message: Message, frames: Frames) -> Message:
         """An answer that the app knows nothing of."""
@@ -180,12 +186,12 @@ class _Node:
         return Message(RecordDict(records), reply_to=message)
 
 
-def _model_in(content: RecordDict, key: str) -> str:
-    """The record of a reply that has the model."""
+def _model_in(content: RecordDict, key: str) -> str | None:
+    """Return the record of a reply that has the model; None if it might be one of several."""
     found = list(content.array_records)
-    if key not in found and len(found) > 1:
-        raise ModelError(f'the reply has the ArrayRecords {", ".join(found)}, expected one of them to be "{key}"')
-    return key if key in found else found[0]
+    if key in found:
+        return key
+    return found[0] if len(found) == 1 else None
 
 
 def _examples(content: RecordDict, weighted_by: str) -> int:

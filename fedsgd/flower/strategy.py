@@ -12,8 +12,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedsgd.compress import Compressor
 from fedsgd.errors import ScenarioError
 from fedsgd.flower.app_exchange import LOG, Exchange, Notices
-from fedsgd.flower.app_model import guess_ties, tie_by_name
-from fedsgd.flower.app_session import Session, downlink_of, uplink_of
+from fedsgd.flower.app_model import arranged, describe_aside, describe_types, guess_ties, tie_by_name
+from fedsgd.flower.app_session import Session
+from fedsgd.flower.app_settings import downlink_of, uplink_of
 from fedsgd.flower.app_ties import TieState, describe_changes, name_pair, read_tied
 from fedsgd.flower.app_traffic import Traffic
 
@@ -27,8 +28,9 @@ class CompressedStrategy(Strategy):
     inner: the strategy, which sees arrays as ever: of a reply, the model that it got from `inner` plus the update that arrived.
     compressor: a name as in a scenario's `[uplink]`, a table with its settings or a `Compressor`; error_feedback: "none",
     "persist", "decay" or "reset"; downlink: a table as `[downlink]`, by default the whole model, uncompressed; seed: of the
-    randomness that both ends share; exact: patterns of the names of arrays that travel as they are, bit for bit, as do all
-    that are not float32; tied: groups of names that are one tensor each, like [("embed.weight", "head.weight")].
+    randomness that both ends share; exact: patterns of the names of arrays that travel as they are, bit for bit, as do
+    integers and arrays that are not finite; tied: groups of names that are one tensor each, like
+    [("embed.weight", "head.weight")].
 
     A tensor with several names (tied weights, a module that is registered twice) is sent once and restored under all names.
     Names begin as one tensor where their initial arrays are equal and not constant. A reply that shows another truth travels
@@ -37,7 +39,10 @@ class CompressedStrategy(Strategy):
     refused: name both in `exact`. Other views of the same memory are not found: name them there, too.
 
     traffic: what crossed, round by round. The log warns of settings that a compressor is not made for. ScenarioError for a bad
-    setting, and for a compressor that keeps clients' arrays from the strategy; ModelError for a model without float32 arrays.
+    setting, and for a compressor that keeps clients' arrays from the strategy.
+
+    Arrays of float16 and float64 are compressed in float32 and returned in their own types: a float64 is rounded to 24 bits.
+    Messages of a model without floats, and arrays of a reply that the model does not have, cross as they are.
 
     A client's reply counts as received once `inner` has made a model, whatever it did with that reply. One that cannot be read
     is an error of its node, and the client keeps what it held back. Arrays that the caller changes between rounds are sent
@@ -105,6 +110,8 @@ class CompressedStrategy(Strategy):
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
         if messages:
             session = self._session_from(arrays)
+            if session is None:
+                return messages
             weighted_by = _setting(self.inner, "weighted_by_key", "num-examples")
             exchange = Exchange(server_round, "train", arrays, self._notices)
             exchange.write(messages, lambda contents, key: session.train(contents, arrays, key, weighted_by))
@@ -124,10 +131,8 @@ class CompressedStrategy(Strategy):
         arrays, metrics = self.inner.aggregate_train(server_round, settled)
         if session.is_over:
             return self._follow_ties(session, exchange, arrays), metrics
-        if session.uncompressed:
-            self._notices.warn(
-                "split", f"nodes {sorted(session.uncompressed)} reply uncompressed: other nodes have other tied names"
-            )
+        for kind, text in session.find_irregular().items():
+            self._notices.warn(kind, text)
         problem = None if arrays is None else session.model.problem(arrays)
         if problem is not None:
             self._notices.warn("model", f"{problem}: the strategy has made another model, which begins anew")
@@ -149,9 +154,9 @@ class CompressedStrategy(Strategy):
         if arrays is not None:
             session.check_finite(arrays)
         after = self._begin(exchange.arrays if arrays is None else arrays, session.ties)
-        return None if arrays is None else after.with_weights(arrays, after.server.weights)
+        return arrays if arrays is None or after is None else after.with_weights(arrays, after.server.weights)
 
-    def _session_from(self, arrays: ArrayRecord) -> Session:
+    def _session_from(self, arrays: ArrayRecord) -> Session | None:
         session = self._session
         if session is None or session.model.problem(arrays) is not None:
             groups = guess_ties(arrays, self._exact) if self._tied is None else tie_by_name(self._tied, arrays)
@@ -163,14 +168,21 @@ class CompressedStrategy(Strategy):
         session.go_on_from(arrays)
         return session
 
-    def _begin(self, arrays: ArrayRecord, ties: TieState) -> Session:
-        self._session = Session(*self._tables, self._seed, arrays, self._exact, ties)
-        model = self._session.model
+    def _begin(self, arrays: ArrayRecord, ties: TieState) -> Session | None:
+        """Begin a session with these arrays; None, and messages go as they are, if nothing in them can be compressed."""
+        model = arranged(arrays, self._exact, ties.groups)
+        self._session = None if model is None else Session(*self._tables, self._seed, arrays, model, ties)
+        if model is None:
+            text = f"no array of the model can be compressed: {describe_aside(arrays, arrays) or 'it has none'}"
+            self._notices.warn("nothing", f"{text}; messages go as they are")
+            return None
         LOG.info("fedsgd: %d arrays of %s numbers are compressed", len(model.layout.names), f"{model.layout.size:,}")
+        if model.types:
+            LOG.info("fedsgd: %s are compressed as float32 and returned in their own types", describe_types(model))
         if model.tied:
             LOG.info("fedsgd: %d tensors have several names and are sent once: %s", len(model.tied), name_pair(model.tied))
         if model.aside:
-            LOG.info("fedsgd: %d arrays travel as they are: %s", len(model.aside), ", ".join(list(model.aside)[:5]))
+            LOG.info("fedsgd: %d arrays travel as they are: %s", len(model.aside), describe_aside(arrays, model.aside))
         return self._session
 
     # ----------------------------------------------------------------------------------------------------------- evaluation
