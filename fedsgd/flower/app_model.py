@@ -274,12 +274,13 @@ def tie_by_name(groups: Groups, arrays: Mapping[str, Array]) -> Groups:
 
 
 def describe_types(model: Arrangement) -> str:
-    """Return how many arrays of the vector have each type that is not float32."""
+    """Return how many arrays of the vector have each type that is not float32, and whether a type is rounded."""
     counts = Counter(dtype for _, dtype in model.types)
-    return ", ".join(f"{n} arrays of {dtype}" for dtype, n in counts.items())
+    rounded = {dtype: " (rounded to 24 bits)" if np.dtype(dtype).itemsize > 4 else "" for dtype in counts}
+    return ", ".join(f"{n} arrays of {dtype}{rounded[dtype]}" for dtype, n in counts.items())
 
 
-def describe_aside(arrays: Mapping[str, Array], names: Iterable[str]) -> str:
+def describe_aside(arrays: Mapping[str, Array], names: Collection[str]) -> str:
     """Return the first of some arrays, each with its type, or with the fact that it is not finite."""
     shown = [f'"{name}" of {arrays[name].dtype}' for name in itertools.islice(names, 5)]
     infinite = [name for name in names if is_float(arrays[name]) and not all_finite(flat_values(arrays[name]))]
