@@ -182,15 +182,19 @@ class Session:
         node, arrays = reply.metadata.src_node_id, reply.content.array_records.get(answer.key) if answer.key != KEY else None
         if arrays is None and answer.key:
             raise WireError(0, f'the reply has neither an update nor a record "{answer.key}"')
-        expected = f'the ArrayRecords {[*reply.content.array_records]}, expected one of them to be "{self.terms.key}"'
-        self.uncompressed[node] = expected if arrays is None else self.model.problem(arrays) or ""
-        if arrays is not None and not self.uncompressed[node]:
+        problem = f'got the ArrayRecords {[*reply.content.array_records]}, expected one of them to be "{self.terms.key}"'
+        if arrays is not None:
+            problem = self.model.problem(arrays) or ""
+        if arrays is not None and not problem:
             groups, values = read_groups(answer), self._values(arrays)
             if any(not same_bits(values[group[0]], values[name]) for group in groups for name in group if name in values):
                 raise WireError(0, f"the reply has different values for {groups}, which it says are one tensor")
-            if not all(all_finite(values[name]) or overflows(arrays[name]) for name in self.model.parts):
+            wide = [name for name in self.model.parts if not all_finite(values[name])]
+            if not all(overflows(arrays[name]) for name in wide):
                 raise WireError(0, "the reply's arrays are not finite")
+            problem = f'"{wide[0]}" leaves float32\'s range' if wide else ""
             self.ties.add_reply(self.model.tied, values, [group for group in groups if values.keys() >= set(group)])
+        self.uncompressed[node] = problem
         self._touched[:] = True
         return without(reply.content, KEY, {})
 
