@@ -25,6 +25,7 @@ from fedsgd.deployment import Deployed, Watched, deploy, processes, watch
 from fedsgd.deployment.federation import Asked, Federation, federation
 from fedsgd.errors import DataError, DeploymentError, NonFiniteError, OutputError, ScenarioError
 from fedsgd.scenario import Scenario
+from tests import flower_run
 from tests.flower_example import write_app
 
 Make = Callable[..., Scenario]
@@ -259,12 +260,17 @@ def test_errors_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> Non
         deployed(scenario(SMALL), tmp_path / "mine")
 
 
-def test_the_example_app_runs_as_it_is(tmp_path: Path) -> None:
-    """By `flwr run`, on four nodes: what its log says of bytes is what the sockets carried, and Flower's own bytes."""
+def test_readme_command_over_a_deployment_completes_compressed() -> None:
+    run = flower_run.run_in_deployment()
+    run.check()
+    replies = flower_run.ROUNDS * flower_run.NODES * 2
+    assert 0 < run.bytes_up < replies * 10_000, "the arrays of one reply have 220,840 bytes"
+
+
+def test_example_app_on_four_forked_nodes_logs_the_bytes_of_the_sockets(tmp_path: Path) -> None:
+    """Compare the bytes of the app's log with Flower's own counter and the sockets."""
     with federation(Asked(4, measured=True), tmp_path / "run", tmp_path / "logs") as made:
-        app = write_app(made.folder / "app", compressed=True)
-        project = app / "pyproject.toml"
-        project.write_text(project.read_text().replace("num-server-rounds = 10", "num-server-rounds = 2"))
+        app = write_app(made.folder / "app", compressed=True, settings={"num-server-rounds": 2, "min-nodes": 4})
         made.submit(app, stream=True).wait()
         counted, log = made.counted(), made.log("serverapp").read_text()
         seen = [seen for proxy in made.proxies.values() for seen in proxy.seen]

@@ -983,7 +983,7 @@ def test_the_example_has_two_lines_of_ours(tmp_path: Path) -> None:
 
 def test_the_example_trains_with_and_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process; what crosses is what would cross a network."""
-    config = {"num-server-rounds": 4, "local-epochs": 2, "learning-rate": 0.1}
+    config = {"num-server-rounds": 4, "min-nodes": 4, "local-epochs": 2, "learning-rate": 0.1}
     crossed, accuracy = {}, {}
     for compressed in (False, True):
         monkeypatch.syspath_prepend(str(write_app(tmp_path / f"app-{compressed}", compressed)))

@@ -111,9 +111,7 @@ class AppRun:
 def app_run(compressed: bool, rounds: int) -> AppRun:
     """A run of the example app."""
     with deployed(NODES) as made:
-        app = write_app(made.folder / "app", compressed)
-        project = app / "pyproject.toml"
-        project.write_text(re.sub(r"num-server-rounds = \d+", f"num-server-rounds = {rounds}", project.read_text()))
+        app = write_app(made.folder / "app", compressed, {"num-server-rounds": rounds, "min-nodes": NODES})
         submission, log, ends = made.submit(app, stream=True), made.log("serverapp"), list[float]()
         while submission.poll() is None:
             text = log.read_text(errors="replace") if log.exists() else ""

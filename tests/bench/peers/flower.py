@@ -11,23 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 from fedsgd.deployment import bundle, processes
 from fedsgd.forking import THREADS
 from tests.bench.peers.work import Work, read_work
+from tests.flower_run import CONNECTION, RAY, wait_until_ready
 
-READY_SECONDS = 60.0
 CPUS = 2
-CONNECTION = """\
-[superlink]
-default = "here"
-[superlink.here]
-address = "127.0.0.1:{port}"
-insecure = true
-"""
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -37,8 +28,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {
         **env,
         "PYTHONPATH": os.pathsep.join((root, env.get("PYTHONPATH", ""))),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # wherever it runs, Ray then listens at 127.0.0.1 alone
+        **RAY,
         "RAY_TMPDIR": str(home),
     }
 
@@ -51,19 +41,6 @@ def write_app(folder: Path, port: int) -> Path:
     shutil.copy(Path(__file__).with_name("flower_app.py"), app)
     (home / "config.toml").write_text(CONNECTION.format(port=port))
     return app
-
-
-def wait_until_ready(link: subprocess.Popen[bytes], port: int) -> None:
-    """Returns when the SuperLink answers."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline and link.poll() is None:
-        try:
-            with opener.open(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.05)
-    raise SystemExit("Flower's SuperLink did not start")
 
 
 def simulate(folder: Path, work: Work) -> None:
