@@ -13,6 +13,7 @@ from fedsgd.component import import_object
 from fedsgd.compress import ErrorFeedback
 from fedsgd.compress.suite import check
 from fedsgd.scenario import from_dict, load
+from tests import flower_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,6 +28,13 @@ def test_the_two_commands_and_that_ci_runs_the_second() -> None:
     assert first.strip() == "python -m pip install . && fedsgd run scenarios/quickstart.toml"
     assert "python -m pytest" in second
     assert second.strip() in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_commands_of_the_flower_app_are_run_by_ci() -> None:
+    (block,) = (block for block in blocks("sh") if "flwr run" in block)
+    install, run = block.splitlines()
+    assert run == flower_run.COMMAND
+    assert [install, "python -m tests.flower_run simulation"] == (ROOT / ".ci" / "run").read_text().splitlines()[-2:]
 
 
 def test_every_file_that_is_named_is_there() -> None:
