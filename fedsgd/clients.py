@@ -26,8 +26,15 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, eq=False)
 class Pending:
-    """What is remembered after the reply of `round` if the server accepts it, and what to undo in it if it does not. reply: its
-    frame, in case the same TASK is delivered again; None if nothing is remembered, so that the answer would be the same."""
+    """State after a reply whose acceptance is not known yet.
+
+    Attributes:
+        round: round of the reply.
+        if_received: state if the server accepts the reply.
+        undo: patches to the state for a reply that is not accepted.
+        reply: the reply's frame, or whatever its host repeats it from, in case the same TASK is delivered again; None where the
+            state is empty, so that the next answer is the same.
+    """
 
     round: int
     if_received: State

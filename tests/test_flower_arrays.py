@@ -15,7 +15,8 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 from fedsgd.errors import WireError
 from fedsgd.flower import CompressedStrategy, compression_mod
 from fedsgd.flower.app_model import ReplyArrays, arranged
-from fedsgd.flower.app_terms import Terms, answered, read_answer
+from fedsgd.flower.app_settings import Terms
+from fedsgd.flower.app_terms import answered, read_answer
 from fedsgd.flower.records import put
 from fedsgd.runtime import parcel
 from tests.flower_grid import GridHere, identity

@@ -204,7 +204,8 @@ def test_an_app_that_raises_and_a_client_that_does(scenario: Make, place: Path) 
     (place / "run-77" / "node-1" / "client-1").mkdir()
     found = outcomes(runtime, experiment)
     assert found[0] == found[2] == found[3] == "", "one client's failure is not the others'"
-    assert "client 1: IsADirectoryError" in found[1]
+    assert "client 1: OutputError" in found[1]
+    assert "client state cannot be written (Is a directory)" in found[1]
     grid.nodes[grid.id_of(1)].settings = {}
     assert "node 1: its app raised: <class 'KeyError'>" in outcomes(runtime, experiment)[3]
 

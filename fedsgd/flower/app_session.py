@@ -5,7 +5,6 @@ P numbers in the model's vector.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,19 +19,16 @@ from fedsgd.downlink import begin
 from fedsgd.errors import WireError
 from fedsgd.flower.app_arrays import as_array, overflows
 from fedsgd.flower.app_model import Arrangement
-from fedsgd.flower.app_terms import Answered, Record, Terms, asked, read_answer, read_aside, read_groups, shared, without
+from fedsgd.flower.app_settings import Terms
+from fedsgd.flower.app_terms import Answered, Record, asked, read_answer, read_aside, read_groups, shared, without
 from fedsgd.flower.app_ties import TieState, same_bits
 from fedsgd.flower.records import KEY
 from fedsgd.rounds import Message as Frames
 from fedsgd.rounds import Plan, Reply, Server, again, broadcast, moved_to, start
 from fedsgd.rounds.server import open_resync, open_update
 from fedsgd.scenario_warnings import find_compressor_warnings
-from fedsgd.schema import placed
-from fedsgd.tables import Downlink, Uplink
 from fedsgd.vectors import all_finite
 from fedsgd.wire import ALL, Frame, Header, Kind, kind_of
-
-_SESSIONS = itertools.count(1)
 
 
 class Session:
@@ -42,22 +38,14 @@ class Session:
     end a round without its replies.
 
     Args:
-        uplink: settings of the updates.
-        downlink: settings of the model's way to the nodes.
-        seed: seed of the randomness that both ends share.
+        terms: the session's terms.
         arrays: the model at the start.
-        model: its arrangement.
         ties: names that are one tensor. A session ends where they turn out to differ from those it began with.
     """
 
-    def __init__(
-        self, uplink: Uplink, downlink: Downlink, seed: int, arrays: ArrayRecord, model: Arrangement, ties: TieState
-    ) -> None:
-        with placed("compressor"):
-            uplink.scheme().check_layout(model.layout)
-        with placed("downlink.compressor"):
-            downlink.compressor.check_layout(model.layout)
-        self.terms = Terms(uplink, downlink, model, seed, next(_SESSIONS))
+    def __init__(self, terms: Terms, arrays: ArrayRecord, ties: TieState) -> None:
+        model = terms.model
+        self.terms = terms
         self.plan: Plan = self.terms.plan()
         self.server: Server = start(self.plan, model.vector(arrays))
         self.numbers: dict[int, ClientId] = {}

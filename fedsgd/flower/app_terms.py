@@ -13,102 +13,25 @@ from __future__ import annotations
 
 import itertools
 import json
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedsgd.compress import Scheme
-from fedsgd.engine import Recipe
-from fedsgd.errors import FedsgdError, WireError
+from fedsgd.errors import WireError
 from fedsgd.flower.app_arrays import NUMPY, is_float_type, packed_shape
 from fedsgd.flower.app_model import Arrangement, ReplyArrays
+from fedsgd.flower.app_settings import Terms, read_terms
 from fedsgd.flower.app_ties import Groups
 from fedsgd.flower.records import KEY, put, take
-from fedsgd.optim import SGD
-from fedsgd.rounds import Message, Plan
+from fedsgd.rounds import Message
 from fedsgd.runtime import parcel
 from fedsgd.runtime.protocol import Said
-from fedsgd.schema import from_table, to_table
-from fedsgd.tables import Downlink, Uplink
-from fedsgd.wire import ALL
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
 TASK = "fedsgd-task"
 """The record of a message's content that is a node's own."""
-VERSION = 2
-MAX_TERMS = 2**26
-"""Bytes of unpacked terms: names and shapes of a million arrays."""
 _FRAME = "frame"
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What both ends go by. uplink, downlink: tables as scenarios have them; model: what the app's arrays are; seed: of the
-    randomness that both ends share; session: which of a run's strategies it is, from 1; cohort: how many nodes are asked in the
-    round; key: the record that the model is in; weighted_by: the metric that says how many examples a node trained on."""
-
-    uplink: Uplink
-    downlink: Downlink
-    model: Arrangement
-    seed: int = 0
-    session: int = 1
-    cohort: int = 1
-    key: str = "arrays"
-    weighted_by: str = "num-examples"
-
-    def plan(self) -> Plan:
-        """The same, as rounds have it. Nobody looks at what it says of training and averaging, which are not ours here."""
-        recipe = Recipe(SGD(), None, 1, None)
-        scheme: Scheme = self.uplink.scheme()
-        link = self.downlink.link()
-        return Plan(self.seed, self.model.layout, recipe, scheme, link, SGD(), "uniform", ALL, self.cohort)
-
-    def packed(self) -> bytes:
-        """As bytes."""
-        plain = {name: getattr(self, name) for name in ("seed", "session", "cohort", "key", "weighted_by")}
-        at = {name: i for i, name in enumerate(self.model.names)}
-        tied = [[at[name] for name in group] for group in self.model.tied]
-        model = [self.model.names, self.model.shapes, [i for i, exact in enumerate(self.model.exact) if exact]]
-        types = [[at[name], dtype] for name, dtype in self.model.types]
-        model += [tied, types] if tied or types else []
-        tables = {"uplink": to_table(self.uplink), "downlink": to_table(self.downlink)}
-        said = json.dumps({"version": VERSION, **plain, **tables, "model": model}, separators=(",", ":"))
-        return zlib.compress(said.encode(), 9)
-
-
-def read_terms(data: bytes) -> Terms:
-    """Inverse of `Terms.packed`. WireError for what is none, or not of this release."""
-    try:
-        unpacker = zlib.decompressobj()
-        said = json.loads(unpacker.decompress(data, MAX_TERMS))
-        if said.pop("version") != VERSION:
-            raise WireError(0, "the server has another release of fedsgd than this node: they have to be the same")
-        model = _read_model(*said.pop("model"))
-        if not all(isinstance(said[name], int) for name in ("seed", "session", "cohort")):
-            raise WireError(0, "the server's settings have no numbers where they should")
-        uplink = from_table(Uplink, said.pop("uplink"), registered_only=True)
-        downlink = from_table(Downlink, said.pop("downlink"), registered_only=True)
-        return Terms(uplink, downlink, model, **said)
-    except FedsgdError as error:
-        raise error if isinstance(error, WireError) else WireError(0, f"the server's settings: {error}") from None
-    except (zlib.error, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        raise WireError(0, "the server's settings cannot be read") from None
-
-
-def _read_model(
-    names: list[str],
-    shapes: list[list[int]],
-    exact: list[int],
-    tied: Sequence[Sequence[int]] = (),
-    types: Sequence[tuple[int, str]] = (),
-) -> Arrangement:
-    aside = set(exact)
-    groups = tuple(tuple(names[i] for i in group) for group in tied)
-    named = tuple((names[i], dtype) for i, dtype in types)
-    is_aside = tuple(i in aside for i in range(len(names)))
-    return Arrangement(tuple(names), tuple(map(tuple, shapes)), is_aside, groups, named)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,27 +9,26 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fedsgd.arrays import F32
 from fedsgd.clients import ClientState
 from fedsgd.data import Examples
 from fedsgd.engine import Local
-from fedsgd.errors import ModelError, OutputError, RunError
+from fedsgd.errors import ModelError, OutputError
 from fedsgd.flower.app_arrays import flat_values, is_float
 from fedsgd.flower.app_model import ReplyArrays
+from fedsgd.flower.app_state import open_store, with_reply
 from fedsgd.flower.app_terms import Request, answer_uncompressed, answered, is_asked, read_request, without
 from fedsgd.flower.app_ties import Groups, find_partial_sharing, observe_groups, same_bits, sort_groups
-from fedsgd.flower.place import commit, store_of
-from fedsgd.flower.records import KEY, put
+from fedsgd.flower.place import commit, hidden_record
+from fedsgd.flower.records import KEY, put, unpack_records
 from fedsgd.rounds import Answer, Plan, Shelf, Task, receive, send
 from fedsgd.rounds import Message as Frames
 from fedsgd.runtime.folder import FolderModels, FolderStore
-from fedsgd.wire import Kind, decode_frame, kind_of, overhead
+from fedsgd.wire import decode_frame, overhead
 
-_LAST = "fedsgd-last"
-"""The records of the Context's state that have the last reply, in case it is asked for once more, begin with this."""
 _NOTHING = Examples(np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.float32))
 
 
@@ -38,24 +37,30 @@ def compression_mod() -> Mod:
     see arrays as ever.
 
     It needs no settings, they come with the messages of a `CompressedStrategy`: the app gets the arrays that the message stands
-    for, and of the arrays that it replies with, the difference to those is sent. What a scheme remembers stays on this node's
-    disk (see `fedsgd.flower.place`). Messages of other strategies, and replies without arrays or with an error, pass untouched.
-    A reply passes uncompressed, too, where it shows that the server is wrong about the names that are one tensor, or has no
-    array of the model. Of other arrays than the model's, each crosses as it is.
+    for, and of the arrays that it replies with, the difference to those is sent. A scheme's state stays on this node's disk
+    (see `fedsgd.flower.place`), together with a reply that must not be made twice; the log says once how much that is.
+    `context.state` has one ConfigRecord of ours, "fedsgd", which the app does not see while it runs. Messages of other
+    strategies, and replies without arrays or with an error, pass untouched. A reply passes uncompressed, too, where it shows
+    that the server is wrong about the names that are one tensor, or has no array of the model. Of other arrays than the
+    model's, each crosses as it is.
 
     In the app's place it raises, and Flower reports, ModelError for arrays that share memory, NonFiniteError for an
-    update that is not finite, WireError for a message that cannot be read and OutputError for a disk that cannot be used.
+    update that is not finite, WireError for a message that cannot be read, and OutputError for a disk or a budget without room.
     """
     return _compressed
 
 
 def _compressed(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    def app(message: Message, context: Context) -> Message:
+        with hidden_record(context):
+            return call_next(message, context)
+
     if not (message.has_content() and is_asked(message.content)):
-        return call_next(message, context)
+        return app(message, context)
     node = _Node.of(message, context)
     if message.metadata.message_type.split(".")[0] == "evaluate":
-        return node.evaluate(message, call_next)
-    return node.train(message, call_next)
+        return node.evaluate(message, app)
+    return node.train(message, app)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +76,9 @@ class _Node:
 
     @staticmethod
     def of(message: Message, context: Context) -> _Node:
-        """What is needed to answer a message."""
+        """Read a message, and open this node's state for it."""
         request = read_request(message.content)
-        store = store_of(context, f"app-{request.terms.session}")
+        store = open_store(context, request.terms)
         client = decode_frame(request.frames[0], overhead(0)).header.client
         return _Node(context, request, request.terms.plan(), client, store, Shelf(FolderModels(store)))
 
@@ -90,8 +95,8 @@ class _Node:
         before = self.store.load(self.client)
         task = receive(self.plan, self.client, self.request.frames, before, _NOTHING, self.shelf)
         if isinstance(task, Answer):
-            if kind_of(task.reply.frames[0]) == Kind.UPDATE:
-                return self._once_more(message, task)
+            if before.pending is not None and before.pending.reply is task.reply.frames[0]:
+                return Message(unpack_records(before.pending.reply), reply_to=message)
             self._keep(before, task.state)
             return self._reply(message, task.reply.frames)
         reply = call_next(self._opened(message, task), self.context)
@@ -114,8 +119,7 @@ class _Node:
         data = answered(key, sent.frames, self.request.terms, arrays)
         beside = {key: ArrayRecord(dict(arrays.others))} if arrays.others else {}
         reply.content = put(without(reply.content, key, beside), data)
-        self._remember(reply.content, task.work.round, after.pending is not None and after.pending.reply is not None)
-        self._keep(before, after)
+        self._keep(before, with_reply(after, reply.content))
         return reply
 
     def _opened(self, message: Message, task: Task) -> Message:
@@ -159,31 +163,13 @@ class _Node:
         return Message(put(RecordDict(), data), reply_to=message)
 
     def _keep(self, before: ClientState, after: ClientState) -> None:
+        """Store the client's state. From the first write on, the same message is answered with the same reply."""
         try:
             self.store.save(self.client, after)
             self.shelf.models.moved(before.held, after.held)
             commit(self.context, self.store)
         except OSError as error:
-            raise OutputError(f"{self.store.folder}: what the client remembers cannot be kept ({error.strerror})") from None
-
-    def _remember(self, content: RecordDict, round: int, needed: bool) -> None:
-        """Keep a reply that may not be made a second time: the scheme would take the update for another one."""
-        state = self.context.state
-        for name in [name for name in state if name.startswith(_LAST)]:
-            del state[name]
-        if needed:
-            state[_LAST] = ConfigRecord({"session": self.request.terms.session, "round": round})
-            for name, record in content.items():
-                state[f"{_LAST}/{name}"] = record
-
-    def _once_more(self, message: Message, answer: Answer) -> Message:
-        state, round = self.context.state, answer.state.known
-        at = ConfigRecord({"session": self.request.terms.session, "round": round})
-        if state.get(_LAST) != at:
-            raise RunError(round, self.client, "it has replied to this message before, and does not have that reply any more")
-        prefix = f"{_LAST}/"
-        records = {name.removeprefix(prefix): record for name, record in state.items() if name.startswith(prefix)}
-        return Message(RecordDict(records), reply_to=message)
+            raise OutputError(f"{self.store.folder}: client state cannot be written ({error.strerror})") from None
 
 
 def _model_in(content: RecordDict, key: str) -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from fedsgd.data import ClientData, Examples
 from fedsgd.data.clients import Dealt
 from fedsgd.engine import Chosen, Engine
-from fedsgd.flower.place import find_modules
+from fedsgd.flower.place import find_modules, is_private
 from fedsgd.models import Task
 from fedsgd.rounds import Plan
 from fedsgd.run_folder import write
@@ -82,8 +82,13 @@ def _built(source: Source, keep_in: Path | None = None, lives_here: Callable[[in
 
 
 def _kept(path: Path, source: Source) -> Built | None:
-    """What was kept there of this scenario. The folder is this user's alone, and nothing in it came over a network."""
+    """Return the objects that are stored there for this scenario, None if there are none.
+
+    Nothing in the file came over a network. Where other users may write in its folder, it is not read: it is unpickled.
+    """
     try:
+        if not is_private(path.parent):
+            return None
         found: tuple[Source, Plan, Task, MakeEngine, Chosen, ClientData] = pickle.loads(path.read_bytes())
     except Exception:  # there is nothing, or it cannot be made again here: then it is built
         return None

@@ -1,8 +1,13 @@
-"""Where a node keeps what its clients remember: on its own disk. Flower's Context, which crosses the loopback with each message
-and is gone with the SuperNode, only says which folder that is and how far it had got.
+"""Folders of client state on a node's own disk. Flower's Context, which crosses the loopback with each message and is gone with
+the SuperNode, has one small record: the folder, and the number of messages that it has seen.
 
-FEDSGD_STATE names the folder for all runs; by default it is `fedsgd` in Flower's home. Folders of runs that nothing was written
-to for a week are removed when another run begins.
+Environment variables:
+
+* FEDSGD_STATE: the root folder of all runs; by default `fedsgd` in Flower's home.
+* FEDSGD_STATE_BUDGET: the most bytes that all runs under the root may take, like "2 GiB"; by default what the disk has.
+
+A run's folder is removed when another run begins under the root and nothing was written to it for a week. The folder of a
+session is removed when a later session of the same strategy begins.
 """
 
 from __future__ import annotations
@@ -11,63 +16,152 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import ConfigRecord, Context, RecordDict
 
-from fedsgd.errors import OutputError
+from fedsgd.errors import ModelError, OutputError, ScenarioError
 from fedsgd.flower.records import KEY
 from fedsgd.runtime.folder import FolderStore
+from fedsgd.sizes import budget_text, parse_bytes, size_text
 from fedsgd.user_files import user_path
 
 DAYS_KEPT = 7
+ROOT, BUDGET = "FEDSGD_STATE", "FEDSGD_STATE_BUDGET"
 _RUN = "run-"
+_FOLDER, _GENERATION = "folder", "generation"
 
 
-def store_of(context: Context, name: str = "") -> FolderStore:
-    """The states of this node's clients in this run. name: of which, where a run has several federations. OutputError if the
-    folder cannot be used.
+def store_of(context: Context, name: str = "", session: int | None = None, expected: int = 0) -> FolderStore:
+    """Open the states of this node's clients in this run.
 
-    What the disk has is what holds, also if it is ahead of the Context (a process was killed between the two) or if the Context
-    is new (the SuperNode was started again). Where it is behind, it is not what this node had: then nothing is left of it, and
-    its clients are caught up as such that were away.
+    The disk has precedence, also where it is ahead of the Context (a process was killed between two writes) and where the
+    Context is new (the SuperNode was started again). Where the disk is behind the Context, another folder stands in its place:
+    all of it is removed, and the node's clients are caught up as clients that were away.
+
+    Args:
+        context: Flower's context of the node.
+        name: name of the federation, where a run has several.
+        session: number of the federation's session; folders of earlier sessions of the same name are removed.
+        expected: bytes that the folder will take, for which there must be room when it is made.
+
+    Raises:
+        ModelError: the app has a record of its own under our name in `context.state`.
+        OutputError: the folder cannot be used, or there is no room.
+        ScenarioError: the budget cannot be read.
     """
     node = context.node_config.get("partition-id", context.node_id)
-    folder = _root() / f"{_RUN}{context.run_id}" / f"node-{node}{name and '-'}{name}"
+    series = f"node-{node}{name and '-'}{name}"
+    folder = _root() / f"{_RUN}{context.run_id}" / (series if session is None else f"{series}-{session}")
+    known = context.state[KEY] if _has_ours(context.state) else ConfigRecord()
+    assert isinstance(known, ConfigRecord)
     try:
         if not folder.exists():
-            _remove_old(folder.parent.parent)
-            for above in (folder.parent.parent, folder.parent):
-                above.mkdir(mode=0o700, parents=True, exist_ok=True)
-        store = FolderStore(folder)
-        known = context.state.get(KEY)
-        here = known if isinstance(known, ConfigRecord) and known.get("folder") == str(folder) else ConfigRecord()
-        generation = here.get("generation", 0)
+            _make_room(folder, f"{series}-", session or 0, expected)
+        store = FolderStore(folder, _room)
+        generation = known.get(_GENERATION, 0) if known.get(_FOLDER) == str(folder) else 0
         if isinstance(generation, int) and store.generation < generation:
             store.clear()
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be used for client state ({error.strerror}); FEDSGD_STATE names another") from None
+        raise OutputError(f"{folder}: cannot be used for client state ({error.strerror}); {ROOT} names another") from None
     return store
 
 
 def commit(context: Context, store: FolderStore) -> None:
-    """What the store has is final, and the Context knows."""
-    context.state[KEY] = ConfigRecord({"folder": str(store.folder), "generation": store.commit()})
+    """Make the store's content final, and store its generation in the Context. ModelError if the app uses our name."""
+    _has_ours(context.state)
+    context.state[KEY] = ConfigRecord({_FOLDER: str(store.folder), _GENERATION: store.commit()})
+
+
+@contextmanager
+def hidden_record(context: Context) -> Iterator[None]:
+    """Take our record out of the Context's state, and put it back whatever happens.
+
+    Raises:
+        ModelError: the app has stored a record of its own under our name.
+    """
+    state = context.state
+    record = state.pop(KEY) if _is_ours(state) else None
+    try:
+        yield
+        if record is not None:
+            _has_ours(context.state)
+    finally:
+        if record is not None:
+            context.state[KEY] = record  # in the state that is there now: an app may have replaced it
+
+
+def private_folder(name: str) -> Path | None:
+    """Return a folder under the root that is this user's alone, made if need be; None if there can be none.
+
+    Files in it may be unpickled: nobody else can have written them.
+    """
+    root = _root()
+    folder = root / name
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder if is_private(folder) and _is_own(root, 0o022) else None
+    except OSError:
+        return None
+
+
+def is_private(folder: Path) -> bool:
+    """Return True if a folder is this user's, and nobody else has any right to it. OSError if it cannot be looked at."""
+    return _is_own(folder, 0o077)
 
 
 def find_modules() -> None:
-    """Let a user's own modules be found where the user stands (FEDSGD_FOLDER), behind all that is installed."""
+    """Append the user's working folder (FEDSGD_FOLDER) to the module path, behind all that is installed."""
     folder = os.environ.get("FEDSGD_FOLDER")
     if folder and folder not in sys.path:
         sys.path.append(folder)
 
 
 def _root() -> Path:
-    if named := os.environ.get("FEDSGD_STATE"):
+    if named := os.environ.get(ROOT):
         return user_path(named)
     home = os.environ.get("FLWR_HOME")
     return (Path(home) if home else Path.home() / ".flwr") / "fedsgd"
+
+
+def _is_own(folder: Path, rights: int) -> bool:
+    """Return True if a folder is this user's, and has none of these rights for anybody else."""
+    if not hasattr(os, "geteuid"):
+        return True
+    status = folder.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & rights
+
+
+def _is_ours(state: RecordDict) -> bool:
+    record = state.get(KEY)
+    return isinstance(record, ConfigRecord) and set(record) == {_FOLDER, _GENERATION}
+
+
+def _has_ours(state: RecordDict) -> bool:
+    """Return True if our record is there, False if nothing has its name. ModelError for a record of the app's."""
+    if KEY in state and not _is_ours(state):
+        raise ModelError(f'context.state has a record "{KEY}" of the app, but compression_mod() needs that name: rename it')
+    return KEY in state
+
+
+# ----------------------------------------------------------------------------------------------------------------- room on disk
+
+
+def _make_room(folder: Path, series: str, session: int, expected: int) -> None:
+    """Make the folder above, without folders that are out of use. OutputError if there is no room for what is expected."""
+    run = folder.parent
+    _remove_old(run.parent)
+    for other in run.iterdir() if run.is_dir() else ():
+        number = other.name.removeprefix(series)
+        if other.name.startswith(series) and number.isdecimal() and int(number) < session:
+            shutil.rmtree(other, ignore_errors=True)
+    for above in (run.parent, run):
+        above.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _room(run, expected):
+        pass
 
 
 def _remove_old(root: Path) -> None:
@@ -76,3 +170,66 @@ def _remove_old(root: Path) -> None:
         with suppress(OSError):  # another node may be at it too
             if max(path.stat().st_mtime for path in (run, *run.glob("*"))) < before:
                 shutil.rmtree(run, ignore_errors=True)
+
+
+@contextmanager
+def _room(folder: Path, needed: int) -> Iterator[None]:
+    """Write n bytes in a run's folder, or in a folder of it, while no other node under the root writes.
+
+    Raises:
+        OutputError: the bytes exceed the budget or the disk, or cannot be written.
+        ScenarioError: the budget cannot be read.
+    """
+    budget = _budget()
+    try:
+        with _alone(_root(), budget is not None):
+            _check_room(folder, needed, budget)
+            yield
+    except OSError as error:
+        raise OutputError(f"{folder}: client state cannot be written ({error.strerror})") from None
+
+
+def _check_room(folder: Path, needed: int, budget: int | None) -> None:
+    available = shutil.disk_usage(folder).free
+    problem, remedy = f"{size_text(available)} free on its disk", "free some"
+    if budget is not None and (left := max(0, budget - _used(_root()))) < available:
+        problem = f"{size_text(left)} left of the budget of {budget_text(budget)} for all runs in {_root()}"
+        available, remedy = left, f"raise {BUDGET}"
+    if needed > available:
+        ways = f"{remedy}, remove folders of runs that are over, or name another folder in {ROOT}"
+        raise OutputError(f"{folder}: no room for client state: {size_text(needed)} needed, {problem}; {ways}")
+
+
+def _budget() -> int | None:
+    if not (text := os.environ.get(BUDGET)):
+        return None
+    try:
+        return parse_bytes(text)
+    except ScenarioError as error:
+        raise ScenarioError(f"{BUDGET}: {error}") from None
+
+
+def _used(root: Path) -> int:
+    """Return the bytes of all files of runs under the root."""
+    total = 0
+    for run in root.glob(f"{_RUN}*"):
+        for path in run.rglob("*"):
+            with suppress(OSError):  # another node has replaced it
+                total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+@contextmanager
+def _alone(root: Path, needed: bool) -> Iterator[None]:
+    """Hold the lock of the root folder, if needed. The system releases it if its holder dies."""
+    if not needed or os.name != "posix":
+        yield
+        return
+    import fcntl  # not on every system
+
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedsgd.errors import WireError
+from fedsgd.runtime import parcel
 
 KEY = "fedsgd"
 """The record of a message's content, and of a node's state, that is ours."""
@@ -40,3 +41,21 @@ def message_bytes(message: Message) -> int:
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
     return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+
+
+def pack_records(content: RecordDict) -> bytes:
+    """Return the records of a message's content as bytes: Flower's objects with their ids, the content itself last."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    objects = get_all_nested_objects(content)
+    return parcel.packed([(name.encode(), (part.deflate(),)) for name, part in objects.items()])
+
+
+def unpack_records(data: bytes) -> RecordDict:
+    """Return the records that `pack_records` packed; nothing is unpickled."""
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    objects = {bytes(name).decode(): part for name, (part,) in parcel.unpacked(data)}
+    content = inflate_object_from_contents(list(objects)[-1], objects)
+    assert isinstance(content, RecordDict)
+    return content

@@ -15,6 +15,7 @@ from fedsgd.flower.app_exchange import LOG, Exchange, Notices
 from fedsgd.flower.app_model import arranged, describe_aside, describe_types, guess_ties, tie_by_name
 from fedsgd.flower.app_session import Session
 from fedsgd.flower.app_settings import downlink_of, uplink_of
+from fedsgd.flower.app_state import begin_terms, describe_state
 from fedsgd.flower.app_ties import TieState, describe_changes, name_pair, read_tied
 from fedsgd.flower.app_traffic import Traffic
 
@@ -149,7 +150,6 @@ class CompressedStrategy(Strategy):
         for what, change in describe_changes(session.groups, session.ties.groups).items():
             self._notices.warn(what, change)
         if arrays is not None and session.model.problem(arrays) is not None:
-            self._session = None
             return arrays
         if arrays is not None:
             session.check_finite(arrays)
@@ -171,12 +171,16 @@ class CompressedStrategy(Strategy):
     def _begin(self, arrays: ArrayRecord, ties: TieState) -> Session | None:
         """Begin a session with these arrays; None, and messages go as they are, if nothing in them can be compressed."""
         model = arranged(arrays, self._exact, ties.groups)
-        self._session = None if model is None else Session(*self._tables, self._seed, arrays, model, ties)
         if model is None:
+            self._session = None
             text = f"no array of the model can be compressed: {describe_aside(arrays, arrays) or 'it has none'}"
             self._notices.warn("nothing", f"{text}; messages go as they are")
             return None
+        previous = None if self._session is None else self._session.terms
+        terms = begin_terms(*self._tables, model, self._seed, previous)
+        self._session = Session(terms, arrays, ties)
         LOG.info("fedsgd: %d arrays of %s numbers are compressed", len(model.layout.names), f"{model.layout.size:,}")
+        LOG.info("fedsgd: %s", describe_state(terms))
         if model.types:
             LOG.info("fedsgd: %s are compressed as float32 and returned in their own types", describe_types(model))
         if model.tied:

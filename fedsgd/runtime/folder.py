@@ -1,7 +1,7 @@
 """Client states in a folder on disk, for a host whose process is another one each time: a file for each client that was seen.
 
-A file is written beside the one that it takes the place of, so a process that is killed leaves the state before or the one
-after. Each ends in a checksum: what cannot be read is as good as lost, and its client is caught up as one that was away.
+A file is written next to the file that it replaces, so a process that is killed leaves the state before or the state after.
+Each file ends in a checksum. A file that cannot be read counts as lost, and its client is caught up as one that was away.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from struct import Struct
 
@@ -26,17 +26,43 @@ from fedsgd.runtime.store import HEAD, packed, unpacked
 CLIENT, MODEL, GENERATION = "client-", "model-", "generation"
 _CHECKSUM = Struct("<I")
 
+Room = Callable[[Path, int], AbstractContextManager[None]]
+"""A context for writing a file of n bytes in a folder; entering it raises an error if n bytes are too many."""
+
+
+def unlimited(folder: Path, n_bytes: int) -> AbstractContextManager[None]:
+    """Return a context for writing any number of bytes."""
+    return nullcontext()
+
 
 class FolderStore:
-    """A ClientStore whose states are in this folder, which is made if need be. OSError if it cannot be used.
+    """A ClientStore whose states are in a folder.
 
-    generation: how often `commit` was called here, over all processes. lost: the clients whose files could not be read.
+    Attributes:
+        folder: the folder.
+        is_new: True if this store made the folder.
+        generation: number of calls of `commit` on this folder, over all processes.
+        lost: the clients whose files could not be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, room: Room = unlimited) -> None:
+        """Open the folder, and make it if need be.
+
+        Args:
+            folder: the folder, which belongs to one process at a time.
+            room: the context in which each state and each model is written.
+
+        Raises:
+            OSError: the folder cannot be used.
+        """
         self.folder = folder
         self.lost: list[ClientId] = []
+        self.is_new = not folder.exists()
+        self._room = room
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for partial in folder.glob(".*"):
+            if not _is_running(partial.suffix[1:]):
+                partial.unlink(missing_ok=True)
         self.generation = _number(folder / GENERATION)
 
     def load(self, client: ClientId) -> ClientState:
@@ -48,12 +74,22 @@ class FolderStore:
         return ClientState() if state is None else state
 
     def save(self, client: ClientId, state: ClientState) -> None:
-        """Keep it. OSError if there is no more room, RuntimeError if another process has committed since this store was opened:
-        then this one was taken for dead, and what it has is old. Either way the state is still what it was."""
+        """Store the state of one client; an error leaves the state before.
+
+        Raises:
+            OSError: there is no more room.
+            RuntimeError: another process has committed since this store was opened, so this process was taken for dead.
+        """
         now = _number(self.folder / GENERATION)
         if now != self.generation:
             raise RuntimeError(f"{self.folder}: another process went on from here, from generation {self.generation} to {now}")
-        _write(self.folder / f"{CLIENT}{client}", state)
+        self.write(f"{CLIENT}{client}", state)
+
+    def write(self, name: str, state: ClientState) -> None:
+        """Write a state to a file of the folder, all of it or nothing. OSError if there is no more room."""
+        parts = _parts(state)
+        with self._room(self.folder, sum(map(len, parts))):
+            _replace(self.folder / name, parts)
 
     def commit(self) -> int:
         """Count one message as done with; returns the generation."""
@@ -81,7 +117,7 @@ class FolderModels:
     """The `Models` that the clients of a `FolderStore` keep, in the same folder."""
 
     def __init__(self, store: FolderStore) -> None:
-        self._folder = store.folder
+        self._store, self._folder = store, store.folder
         self._holders = Counter(store.held())
         self._read: dict[int, F32] = {}
 
@@ -100,7 +136,7 @@ class FolderModels:
                 known = int(path.name.removeprefix(MODEL))
                 if known < since or self._holders[known] <= 0:
                     path.unlink()
-            _write(self._path(round), ClientState({"model": model}))
+            self._store.write(f"{MODEL}{round}", ClientState({"model": model}))
         return self.get(round)
 
     def moved(self, before: int, after: int) -> None:
@@ -135,14 +171,19 @@ def _read(path: Path) -> ClientState | None:
     return unpacked(data[:end])
 
 
-def _write(path: Path, state: ClientState) -> None:
+def file_bytes(state: ClientState) -> int:
+    """Return the size of the file that a state is stored in."""
+    return sum(map(len, _parts(state)))
+
+
+def _parts(state: ClientState) -> list[bytes | memoryview]:
     parts: list[bytes | memoryview] = []
     for part in packed(state):
         parts += [part, bytes(aligned(len(part)) - len(part))]
     checksum = 0
     for part in parts:
         checksum = zlib.crc32(part, checksum)
-    _replace(path, [*parts, _CHECKSUM.pack(checksum)])
+    return [*parts, _CHECKSUM.pack(checksum)]
 
 
 def _replace(path: Path, parts: list[bytes | memoryview]) -> None:
@@ -155,6 +196,19 @@ def _replace(path: Path, parts: list[bytes | memoryview]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _is_running(process: str) -> bool:
+    """Return False if there is no process of this id; True where that cannot be known."""
+    if os.name != "posix" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _number(path: Path) -> int:
