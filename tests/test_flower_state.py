@@ -292,8 +292,11 @@ CASES = [
         {"error_feedback": "none"},
         "the model that it holds, up to 884 B (4 bytes x 221 numbers), twice that while it is replaced, ",
     ),
-    ({"downlink": None}, "up to 1.48 kB (6.68 bytes x 221 numbers), twice that while it is replaced, "),
-    ({}, "up to 2.36 kB (10.7 bytes x 221 numbers), twice that while it is replaced, "),
+    (
+        {"downlink": None},
+        "up to 1.48 kB (6.68 bytes x 221 numbers) and the app's records of its last reply, twice that while it is replaced, ",
+    ),
+    ({}, "up to 2.36 kB (10.7 bytes x 221 numbers) and the app's records of its last reply, twice that while it is replaced, "),
 ]
 
 
@@ -355,9 +358,9 @@ def test_budget_that_a_state_does_not_fit_is_refused_before_training(root: Path,
     over = grid(nodes=NODES[:1])
     (node,) = over.nodes.values()
     message = one_message(small(), over)
-    monkeypatch.setenv("FEDSGD_STATE_BUDGET", "2 kB")
+    monkeypatch.setenv("FEDSGD_STATE_BUDGET", "4 kB")
     said = reason(over, message)
-    assert f"{root}/run-{RUN}: no room for client state: 2.36 kB needed, 2 kB left of the budget of 2 kB" in said
+    assert f"{root}/run-{RUN}: no room for client state: 4.72 kB needed, 4 kB left of the budget of 4 kB" in said
     assert f"for all runs in {root}; raise FEDSGD_STATE_BUDGET, remove folders of runs that are over, or name another" in said
     assert (node.got, files(root)) == ([], [])
     monkeypatch.setenv("FEDSGD_STATE_BUDGET", "10 kB")
@@ -370,7 +373,7 @@ def test_budget_counts_the_files_of_all_runs(root: Path, monkeypatch: pytest.Mon
     over = grid(nodes=NODES[:1])
     monkeypatch.setenv("FEDSGD_STATE_BUDGET", "10 kB")
     message = one_message(small(), over)
-    assert "2.36 kB needed, 1 kB left of the budget of 10 kB" in reason(over, message)
+    assert "4.72 kB needed, 1 kB left of the budget of 10 kB" in reason(over, message)
     shutil.rmtree(root / "run-1")
     assert not answer(over, message).has_error()
 
@@ -398,7 +401,7 @@ def test_disk_without_room_is_refused_in_one_line(root: Path, monkeypatch: pytes
     message = one_message(small(), over)
     usage = shutil.disk_usage(root.parent)
     monkeypatch.setattr("fedsgd.flower.place.shutil.disk_usage", lambda folder: usage._replace(free=1500))
-    assert "2.36 kB needed, 1.5 kB free on its disk; free some, remove folders of runs that are over" in reason(over, message)
+    assert "4.72 kB needed, 1.5 kB free on its disk; free some, remove folders of runs that are over" in reason(over, message)
     assert files(root) == []
 
 

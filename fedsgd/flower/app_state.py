@@ -67,8 +67,9 @@ def describe_state(terms: Terms, folder: Path | None = None) -> str:
     n_bytes, size = _stored_bytes(terms), terms.model.layout.size
     amount = "none but the number of its last round"
     if n_bytes:
-        only_model = "" if terms.state_bytes else "the model that it holds, "
-        amount = f"{only_model}up to {size_text(n_bytes)} ({n_bytes / size:.3g} bytes x {size:,} numbers)"
+        amount = f"up to {size_text(n_bytes)} ({n_bytes / size:.3g} bytes x {size:,} numbers)"
+        is_model = not terms.state_bytes
+        amount = f"the model that it holds, {amount}" if is_model else f"{amount} and the app's records of its last reply"
         place = f"twice that while it is replaced, {place}"
     return f"state of {whose}: {amount}, {place}, removed when another run begins {DAYS_KEPT} days after its last use"
 
@@ -81,7 +82,7 @@ def open_store(context: Context, terms: Terms) -> FolderStore:
         OutputError: the folder cannot be used, or there is no room for the state.
         ScenarioError: the budget cannot be read.
     """
-    store = store_of(context, f"app-{terms.first}", terms.session, _stored_bytes(terms))
+    store = store_of(context, f"app-{terms.first}", terms.session, 2 * _stored_bytes(terms))
     if store.is_new:
         _LOG.info("fedsgd: %s", describe_state(terms, store.folder))
     return store

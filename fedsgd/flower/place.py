@@ -45,7 +45,7 @@ def store_of(context: Context, name: str = "", session: int | None = None, expec
         context: Flower's context of the node.
         name: name of the federation, where a run has several.
         session: number of the federation's session; folders of earlier sessions of the same name are removed.
-        expected: bytes that the folder will take, for which there must be room when it is made.
+        expected: bytes that the folder will take at most, for which there must be room when it is made.
 
     Raises:
         ModelError: the app has a record of its own under our name in `context.state`.
