@@ -1,8 +1,9 @@
 """Kernels: functions of arrays in two forms that give the same bytes, an obvious one in numpy and one that numba compiles.
 
 The obvious form is what the fast one is tested against, and what runs where numba cannot be had or FEDSGD_KERNELS=numpy is set.
-This module is numba's only door. It compiles at the first call, so that importing fedsgd stays quick, and keeps the result on
-disk. Never with fastmath: bytes must not depend on how wide the processor's registers are.
+No other module imports numba. Loops are compiled at the first call, so that importing fedsgd stays quick, and stored on disk:
+where numba stores them, or in the folder of `FALLBACK_CACHE`. They are compiled without fastmath: bytes must not depend on the
+width of the processor's registers.
 
 In a loop numba's rules hold: integers of 32 bits are promoted to 64 by arithmetic, int64 and uint64 together become float64,
 and nothing is checked: whoever calls a kernel has checked every length and index that it relies on. Negative indices are
@@ -13,12 +14,17 @@ inner loops run over slices, from 0.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+FALLBACK_CACHE = "FEDSGD_KERNEL_CACHE"
+"""Environment variable that names a folder for compiled loops, used where numba's own folders cannot be written."""
 _HELPERS: list[Callable[..., Any]] = []
 KERNELS: dict[str, Kernel[..., Any]] = {}
 """Every kernel by `module.name`: the tests hold each to its reference."""
@@ -52,7 +58,7 @@ class Kernel(Generic[P, R]):
             return self._chosen(*args, **kwargs)
 
     def compiled(self) -> Callable[P, R] | None:
-        """The fast form; None without numba."""
+        """Return the fast form, None without numba."""
         if os.environ.get("FEDSGD_KERNELS", "numba") == "numpy":
             return None
         try:
@@ -64,10 +70,51 @@ class Kernel(Generic[P, R]):
             return None
         while _HELPERS:
             register_jitable(_HELPERS.pop())
-        try:
+        with suppress(RuntimeError):  # numba found no folder that it can write
             return numba.njit(cache=True, nogil=True)(self.loop)
-        except RuntimeError:  # no folder to keep it in
+        folder, config = _fallback_cache(), cast("Any", numba.config)
+        if folder is None:
             return numba.njit(nogil=True)(self.loop)
+        before = config.CACHE_DIR
+        try:
+            config.CACHE_DIR = str(folder)  # numba reads it here alone
+            return numba.njit(cache=True, nogil=True)(self.loop)
+        except RuntimeError:
+            return numba.njit(nogil=True)(self.loop)
+        finally:
+            config.CACHE_DIR = before
+
+
+def set_fallback_cache(folder: Path) -> None:
+    """Name the folder of compiled loops for this process and its children, where numba's own folders cannot be written.
+
+    A folder that was named before, as by the launcher of a deployment, stays. The folder is made at the first use, and is used
+    only if no other user can write to it or replace it: numba unpickles its contents.
+
+    Args:
+        folder: folder, made with mode 0700 if it does not exist.
+    """
+    os.environ.setdefault(FALLBACK_CACHE, str(folder))
+
+
+def _fallback_cache() -> Path | None:
+    """Return the folder of `FALLBACK_CACHE` if it can be made, and belongs to this user alone; None otherwise."""
+    named = os.environ.get(FALLBACK_CACHE)
+    if not named or not hasattr(os, "geteuid"):
+        return None
+    with suppress(OSError, RuntimeError):
+        Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(named).resolve(strict=True)
+        status = folder.stat()
+        own = status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
+        if own and all(_is_safe(above.stat()) for above in folder.parents):
+            return folder
+    return None
+
+
+def _is_safe(status: os.stat_result) -> bool:
+    """Return whether no other user can replace what is in a folder: root and the owner of an entry can, in a sticky folder."""
+    return status.st_uid in (0, os.geteuid()) and not (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX)
 
 
 def kernel(reference: Callable[P, R]) -> Callable[[Callable[P, R]], Kernel[P, R]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from fedsgd.arrays import F32
 from fedsgd.compress import select
 from fedsgd.compress.eden import CENTROIDS
 from fedsgd.compress.rotation import block_ends
-from fedsgd.kernel import KERNELS, Kernel, kernel
+from fedsgd.kernel import FALLBACK_CACHE, KERNELS, Kernel, kernel, set_fallback_cache
 from fedsgd.wire import floats, levels, rans
 
 for module in pkgutil.walk_packages(fedsgd.__path__, "fedsgd."):
@@ -270,6 +272,69 @@ def test_without_numba_the_bytes_are_the_same(way: str, root: Any) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, env=env, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20
+
+
+def add_one(x: F32) -> F32:
+    return x + np.float32(1)
+
+
+@pytest.fixture
+def own_folders_of_numba_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core.caching import CacheImpl, UserProvidedCacheLocator
+
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [UserProvidedCacheLocator])
+    monkeypatch.setattr("numba.config.CACHE_DIR", "")
+
+
+def stored_in(folder: Path) -> int:
+    """Number of compiled loops in a folder after one was compiled and called."""
+    import numba
+
+    loop = Kernel(add_one, add_one)
+    KERNELS.pop(f"{__name__}.add_one")
+    assert loop(np.zeros(2, np.float32)).tolist() == [1, 1]
+    assert not numba.config.CACHE_DIR
+    return len(list(folder.rglob("*.nbi")))
+
+
+@pytest.mark.usefixtures("own_folders_of_numba_cannot_be_written")
+def test_fallback_cache_private_folder_is_made_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FALLBACK_CACHE, "")
+    assert stored_in(tmp_path) == 0
+    monkeypatch.delenv(FALLBACK_CACHE)
+    set_fallback_cache(tmp_path / "above" / "kernels")
+    set_fallback_cache(tmp_path / "another")
+    assert stored_in(tmp_path / "above" / "kernels") == 1
+    assert (tmp_path / "above" / "kernels").stat().st_mode & 0o777 == 0o700
+    assert not (tmp_path / "another").exists()
+
+
+@pytest.mark.usefixtures("own_folders_of_numba_cannot_be_written")
+@pytest.mark.parametrize("way", ["for all", "for the group", "above", "owner", "file", "symbolic link"])
+def test_fallback_cache_folder_that_others_can_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Numba unpickles what it finds in its cache."""
+    folder = tmp_path / "above" / "kernels"
+    folder.mkdir(parents=True, mode=0o700)
+    monkeypatch.setenv(FALLBACK_CACHE, str(folder))
+    if way == "for all":
+        folder.chmod(0o777)
+    elif way == "for the group":
+        folder.chmod(0o770)
+    elif way == "above":
+        folder.parent.chmod(0o777)
+    elif way == "owner":
+        owner = os.geteuid()
+        monkeypatch.setattr("os.geteuid", lambda: owner + 1)
+    elif way == "file":
+        folder.rmdir()
+        folder.touch()
+    else:
+        folder.chmod(0o777)
+        (tmp_path / "link").symlink_to(folder)
+        monkeypatch.setenv(FALLBACK_CACHE, str(tmp_path / "link"))
+    assert stored_in(tmp_path) == 0
 
 
 def test_importing_fedsgd_does_not_import_numba() -> None:
