@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedsgd
 from fedsgd.build import build
-from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
+from fedsgd.errors import NonFiniteError, OutputError, RunError, ScenarioError, WireError
 from fedsgd.experiment import run
-from fedsgd.flower import node, said
+from fedsgd.flower import node, said, server
 from fedsgd.flower import place as place_module
 from fedsgd.flower.client import app
 from fedsgd.flower.records import LARGE, put, take
 from fedsgd.flower.runtime import Carried, FlowerRuntime
+from fedsgd.flower.settings import read_scenario
 from fedsgd.loop import Failure
 from fedsgd.rounds import Reply, broadcast
 from fedsgd.runtime import parcel, protocol
@@ -207,7 +208,8 @@ def test_an_app_that_raises_and_a_client_that_does(scenario: Make, place: Path) 
     assert "client 1: OutputError" in found[1]
     assert "client state cannot be written (Is a directory)" in found[1]
     grid.nodes[grid.id_of(1)].settings = {}
-    assert "node 1: its app raised: <class 'KeyError'>" in outcomes(runtime, experiment)[3]
+    missing = outcomes(runtime, experiment)[3]
+    assert "node 1: its app raised: <class 'fedsgd.errors.ScenarioError'>:<'run config: no scenario, data: " in missing
 
 
 def test_what_a_client_says_went_wrong_is_what_the_server_says(scenario: Make) -> None:
@@ -230,6 +232,48 @@ def test_nodes_that_do_not_come_and_nodes_that_are_not_fit(scenario: Make) -> No
     wrong = GridHere.of(app, 1, scenario=s.to_toml().replace('"digits"', '"mnist"'), data="/nowhere")
     with pytest.raises(RunError, match=r"node 0: cannot take part: .*/nowhere"):
         FlowerRuntime(wrong, 8, 1).meet(5.0)
+
+
+def test_apps_without_the_settings_of_fedsgd_flower_name_them_in_one_line(scenario: Make, tmp_path: Path) -> None:
+    """As in an app of somebody else that names them."""
+    complete = {"scenario": scenario().to_toml(), "data": "", "nodes": 2, "events": str(tmp_path / "events")}
+    complete |= {"out": str(tmp_path / "out"), "start-seconds": 5, "round-seconds": 5.0}
+    purpose = "fedsgd.flower.server:app runs a fedsgd scenario, and `fedsgd flower SCENARIO --nodes N` submits it"
+    for config, message in (
+        ({}, f"run config: no scenario, data, nodes, events, out, start-seconds, round-seconds: {purpose}"),
+        ({k: v for k, v in complete.items() if k != "events"}, f"run config: no events: {purpose}"),
+        ({**complete, "nodes": "2"}, f"run config: nodes: got '2', expected a whole number from 1 on: {purpose}"),
+        ({**complete, "nodes": 0}, f"run config: nodes: got 0, expected a whole number from 1 on: {purpose}"),
+        ({**complete, "round-seconds": True}, "run config: round-seconds: got True, expected a positive number: "),
+        ({**complete, "data": 3}, "run config: data: got 3, expected the path of a folder, or nothing: "),
+    ):
+        with pytest.raises(ScenarioError) as caught:
+            server.main(None, Context(77, 1, {}, RecordDict(), config))
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(OutputError, match=r"nowhere/events: cannot be written \(No such file or directory\)"):
+        server.main(None, Context(77, 1, {}, RecordDict(), {**complete, "events": str(tmp_path / "nowhere" / "events")}))
+
+
+def test_run_config_with_a_path_in_place_of_a_scenario_is_refused() -> None:
+    text = "run config: scenario: got 'quickstart.toml', expected the TOML text of a scenario, not a path"
+    with pytest.raises(ScenarioError, match=text):
+        read_scenario("quickstart.toml")
+
+
+def test_node_without_its_partition_is_named_and_how_to_start_it(scenario: Make) -> None:
+    grid = grid_of(scenario(), 1)
+    grid.nodes[grid.id_of(0)].partition = None
+    expected = 'got partition-id None and num-partitions 1, .* --node-config "partition-id=I num-partitions=N"'
+    with pytest.raises(RunError, match=f"a node cannot take part: its app raised: .*ScenarioError.*{expected}"):
+        FlowerRuntime(grid, 8, 1).meet(5.0)
+
+
+def test_first_message_of_another_server_app_is_answered(scenario: Make) -> None:
+    grid = grid_of(scenario(), 1)
+    (message,) = grid.push_messages([Message(RecordDict(), grid.id_of(0), MessageType.QUERY, group_id="0")])
+    (reply,) = grid.pull_messages([message or ""])
+    assert dict(reply.content["fedsgd"])["partition-id"] == 0
 
 
 def test_strangers_that_come_later_are_left_alone(scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:

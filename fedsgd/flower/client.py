@@ -1,5 +1,4 @@
-"""The ClientApp of a fedsgd scenario: it answers for the clients of its node. What it does with a message is what a simulation
-does (`fedsgd.runtime.host`)."""
+"""ClientApp of a fedsgd scenario: it answers for the clients of its node, as a simulation does (`fedsgd.runtime.host`)."""
 
 from __future__ import annotations
 
@@ -9,10 +8,11 @@ import time
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedsgd.errors import FedsgdError
+from fedsgd.errors import FedsgdError, ScenarioError
 from fedsgd.flower import node, said
 from fedsgd.flower.place import commit, store_of
 from fedsgd.flower.records import KEY, put, take
+from fedsgd.flower.settings import client_settings
 from fedsgd.runtime.folder import FolderStore
 from fedsgd.torch_scope import isolated, only_one_thread
 
@@ -22,13 +22,14 @@ app = ClientApp()
 @app.query()
 @isolated()
 def hello(message: Message, context: Context) -> Message:
-    """Who this node is, and whether it is fit for the run: whether it trains by the engine that the server expects."""
+    """Reply with this node's partition, and with the reason if it cannot take part: it has another engine than the server."""
     only_one_thread()
     partition, nodes = _place(context)
     values = ConfigRecord({"partition-id": partition, "num-partitions": nodes, "process": os.getpid()})
     try:
         chosen = str(_opened(context, store_of(context)).chosen)
-        expected = str(dict(message.content[KEY]).get("hello", ""))
+        record = message.content.get(KEY)
+        expected = str(record.get("hello", "")) if isinstance(record, ConfigRecord) else ""
         if expected and chosen != expected:
             values["trouble"] = f"its engine would be {chosen}; the server expects {expected}"
     except FedsgdError as error:
@@ -39,7 +40,7 @@ def hello(message: Message, context: Context) -> Message:
 @app.train()
 @isolated()
 def train(message: Message, context: Context) -> Message:
-    """One round of all clients in the message."""
+    """Train all clients in the message for one round."""
     begun = time.perf_counter()
     only_one_thread()
     store = store_of(context)
@@ -53,15 +54,20 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _place(context: Context) -> tuple[int, int]:
-    """(which node this is, of how many)."""
-    found = tuple(context.node_config.get(key) for key in ("partition-id", "num-partitions"))
-    match found:
+    """Return (partition of this node, number of partitions). ScenarioError if the node was started without them."""
+    config = context.node_config
+    match config.get("partition-id"), config.get("num-partitions"):
         case int(partition), int(nodes) if 0 <= partition < nodes:
             return partition, nodes
-    raise ValueError(f"the node is partition {found[0]!r} of {found[1]!r}: start it with --node-config partition-id=... ")
+        case partition, nodes:
+            got = f"got partition-id {partition!r} and num-partitions {nodes!r}"
+    expected = (
+        'expected whole numbers: start the SuperNode with --node-config "partition-id=I num-partitions=N", I from 0 to N - 1'
+    )
+    raise ScenarioError(f"node config: {got}, {expected}")
 
 
 def _opened(context: Context, store: FolderStore) -> node.Built:
     partition, nodes = _place(context)
-    source = node.Source(*(str(context.run_config[key]) for key in ("scenario", "data")))
-    return node.opened(store, source, lambda client: client % nodes == partition)
+    settings = client_settings(context.run_config)
+    return node.opened(store, node.Source(settings.scenario, settings.data), lambda client: client % nodes == partition)

@@ -8,7 +8,6 @@ scenario already (`BUILT`) needs none of that.
 from __future__ import annotations
 
 import pickle
-import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,9 +70,9 @@ def build_here(source: Source) -> None:
 
 def _built(source: Source, keep_in: Path | None = None, lives_here: Callable[[int], bool] = lambda client: True) -> Built:
     from fedsgd.build import build
-    from fedsgd.scenario import from_dict
+    from fedsgd.flower.settings import read_scenario
 
-    made = build(from_dict(tomllib.loads(source.scenario)), source.data or None)
+    made = build(read_scenario(source.scenario), source.data or None)
     if keep_in is not None:
         data = made.train.only(lives_here) if isinstance(made.train, Dealt) else made.train
         with suppress(Exception):  # somebody's own module may not be one that can be pickled: it is built for each message then

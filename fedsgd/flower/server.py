@@ -1,5 +1,7 @@
-"""The ServerApp of a fedsgd scenario: the run that `fedsgd run` makes, with its clients at the other end of a Grid. It writes
-the run folder itself, and tells who started it how far it is, a line of JSON for each thing that happens."""
+"""ServerApp of a fedsgd scenario: the run that `fedsgd run` makes, with its clients at the other end of a Grid.
+
+It writes the run folder itself, and a line of JSON for each event to a file that its launcher reads.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,7 @@ import json
 import os
 import threading
 import time
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +19,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsgd.build import Experiment
-from fedsgd.errors import FedsgdError
+from fedsgd.errors import FedsgdError, cannot_write
 from fedsgd.experiment import run
 from fedsgd.flower.place import find_modules
 from fedsgd.flower.runtime import Carried, FlowerRuntime
-from fedsgd.scenario import from_dict
+from fedsgd.flower.settings import ServerSettings, read_scenario, server_settings
 
 app = ServerApp()
 ALIVE_SECONDS = 5.0
@@ -64,14 +65,19 @@ class Events:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """The whole run."""
-    asked = context.run_config
-    with Path(str(asked["events"])).open("a", encoding="utf-8") as file:
+    """Run the scenario of the run config.
+
+    Raises:
+        ScenarioError: a setting is missing or wrong, as in an app that `fedsgd flower` did not write.
+        OutputError: the file of events cannot be written.
+    """
+    settings = server_settings(context.run_config)
+    with _open_events(Path(settings.events)) as file:
         events = Events(file)
         events.tell("begun", process=os.getpid())
         try:
             with events.alive():
-                _run(grid, asked, events)
+                _run(grid, settings, events)
         except Exception as error:
             own = isinstance(error, FedsgdError)
             parts = {name: getattr(error, name) for name in _PARTS if own and hasattr(error, name)}
@@ -81,7 +87,14 @@ def main(grid: Grid, context: Context) -> None:
         events.tell("done")
 
 
-def _run(grid: Grid, asked: Mapping[str, Any], events: Events) -> None:
+def _open_events(path: Path) -> IO[str]:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def _run(grid: Grid, settings: ServerSettings, events: Events) -> None:
     find_modules()
 
     def carried_by(experiment: Experiment) -> FlowerRuntime:
@@ -91,17 +104,17 @@ def _run(grid: Grid, asked: Mapping[str, Any], events: Events) -> None:
         for text in experiment.warnings:
             events.tell("warning", text=text)
         engine, clients = str(experiment.chosen), len(experiment.train)
-        runtime = FlowerRuntime(grid, clients, asked["nodes"], asked["round-seconds"], on_carried, engine)
+        runtime = FlowerRuntime(grid, clients, settings.nodes, settings.round_seconds, on_carried, engine)
         events.tell("waiting")
-        runtime.meet(asked["start-seconds"])
+        runtime.meet(settings.start_seconds)
         events.tell("ready")
         return runtime
 
     run(
-        from_dict(tomllib.loads(asked["scenario"])),
-        out=asked["out"],
-        overwrite=True,  # who started us has looked whether that is wanted
-        data=asked["data"] or None,
+        read_scenario(settings.scenario),
+        out=settings.out,
+        overwrite=True,  # the launcher has checked that this is wanted
+        data=settings.data or None,
         carried_by=carried_by,
         on_engine=lambda engine: events.tell("engine", text=str(engine)),
         on_round=lambda record: events.tell("round", record=asdict(record)),
