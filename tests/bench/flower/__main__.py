@@ -1,12 +1,15 @@
 """What a deployment by Flower costs beside the frames.
 
     python -m tests.bench.flower [overhead] [app] [rounds] [--turns N] [--rounds R] [--json FILE]
+    python -m tests.bench.flower cold [--times N]
 
 overhead: payloads of 1 kB, 100 kB and 10 MB there and back between a SuperLink and a SuperNode: what Flower's message weighs,
 and what the node's socket carried from the moment it was sent until the reply was there, polls of that time included; medians.
 app: scenarios/flower_app on four nodes, without its two lines and with them: bytes by Flower's own counter and on the sockets.
 rounds: seconds a round of the quickstart on four nodes, its apps started from nothing as Flower does it, and forked from a
 process that is ready; beside the same rounds in one process.
+cold: two rounds of the quickstart on two nodes, started from nothing, N times; prints each failure, and ends with 1 if there
+was one. Not among the parts by default.
 
 Each deployment is stopped before the next one starts. Times are noisy on a machine that others use.
 """
@@ -30,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fedsgd
-from fedsgd.deployment import bundle, deploy, transport
+from fedsgd.deployment import Watched, bundle, deploy, transport
 from fedsgd.deployment.federation import Asked, Federation, federation
 from tests.flower_example import write_app
 
@@ -39,6 +42,7 @@ SIZES = (1_000, 100_000, 10_000_000)
 LOOK_SECONDS = 0.02
 NODES = 4
 PARTS = ("overhead", "app", "rounds")
+COLD = "cold"
 
 
 @contextmanager
@@ -159,6 +163,48 @@ def rounds_of(rounds: int) -> list[Rounds]:
     return found
 
 
+# ----------------------------------------------------------------------------------------------------------------------------- cold
+
+
+@dataclass(frozen=True)
+class ColdRun:
+    """A cold deployment. failure: its error, empty if it succeeded as the first one did."""
+
+    number: int
+    seconds: float
+    failure: str
+
+
+def cold_runs(times: int) -> Iterator[ColdRun]:
+    """Deploy the quickstart so many times without a warm process; the logs of a failed deployment are kept and named."""
+    scenario = fedsgd.load(ROOT / "scenarios" / "quickstart.toml", {"rounds": 2})
+    expected = fedsgd.run(scenario).summary["params_sha256"]
+    for number in range(1, times + 1):
+        begun, failure, troubles = time.monotonic(), "", list[str]()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                watched = Watched(on_trouble=troubles.append)
+                done = deploy(scenario, Path(folder) / "run", nodes=2, warm=False, watched=watched)
+                if done.summary["params_sha256"] != expected:
+                    failure = "the parameters are not those of a simulation"
+            except Exception as error:
+                failure = f"{type(error).__name__}: {error}"
+        yield ColdRun(number, round(time.monotonic() - begun, 1), "\n".join(filter(None, [*troubles, failure])))
+
+
+def cold(times: int) -> list[ColdRun]:
+    """Print each run as it ends; SystemExit(1) after the last one if any failed."""
+    runs = []
+    for run in cold_runs(times):
+        runs.append(run)
+        print(f"{run.number}/{times}: {run.seconds} s, {run.failure or 'ok'}", flush=True)
+    failed = sum(bool(run.failure) for run in runs)
+    print(f"{failed} of {times} cold deployments failed")
+    if failed:
+        raise SystemExit(1)
+    return runs
+
+
 def show(figures: list[Any], title: str) -> None:
     """A table of dataclasses."""
     table = Table(title=title, title_justify="left")
@@ -172,21 +218,24 @@ def show(figures: list[Any], title: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what is asked for, all by default."""
+    """Measure the named parts, all but `cold` by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them by default")
+    parser.add_argument("what", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them by default; or {COLD}")
     parser.add_argument("--turns", type=int, default=5, help="how often each payload is sent")
     parser.add_argument("--rounds", type=int, default=5, help="of app and of rounds")
+    parser.add_argument("--times", type=int, default=20, help="cold deployments")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     asked = parser.parse_args(arguments)
-    if unknown := set(asked.what) - set(PARTS):
-        parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+    if unknown := set(asked.what) - {*PARTS, COLD}:
+        parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join((*PARTS, COLD))}")
     made: dict[str, list[Any]] = {}
     for what in asked.what or PARTS:
         if what == "overhead":
             made[what] = overhead(asked.turns)
         elif what == "app":
             made[what] = [app_run(compressed, asked.rounds) for compressed in (False, True)]
+        elif what == COLD:
+            made[what] = cold(asked.times)
         else:
             made[what] = rounds_of(asked.rounds)
         show(made[what], what)
