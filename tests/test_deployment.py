@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 
 import fedsgd
 from fedsgd.console import show_result
-from fedsgd.deployment import Deployed, Watched, deploy, processes, watch
+from fedsgd.deployment import Deployed, Watched, deploy, launch_folder, launchers, processes, watch
 from fedsgd.deployment.federation import Asked, Federation, federation
 from fedsgd.errors import DataError, DeploymentError, NonFiniteError, OutputError, ScenarioError
 from fedsgd.scenario import Scenario
@@ -213,6 +214,9 @@ def test_a_node_that_does_not_come(scenario: Make, tmp_path: Path) -> None:
         deployed(scenario(SMALL), tmp_path / "over", watched=watched, start_seconds=25.0)
     with pytest.raises(ScenarioError, match="nodes: got 9, expected 1 to 8, the clients that there are"):
         deployed(scenario(SMALL), tmp_path / "over", nodes=9)
+    for seconds in (0, float("inf"), float("nan"), "9"):
+        with pytest.raises(ScenarioError, match=r"round_seconds: got .*, expected a positive number of seconds"):
+            deployed(scenario(SMALL), tmp_path / "over", round_seconds=seconds)
 
 
 def test_ports_that_are_taken_are_not_insisted_on(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +304,59 @@ def test_ctrl_c_stops_everything(root: Path, tmp_path: Path) -> None:
         rest = running.stderr.read()
     assert running.returncode == 130, "".join(said) + rest
     assert rest.splitlines()[-1] == "fedsgd: interrupted"
+
+
+def test_launcher_killed_by_sigkill_no_process_and_no_folder_is_left(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    settings = ["--set", "rounds=200", "--set", "client.epochs=1", "--set", "server.cohort=4", "--nodes", "2"]
+    command = [sys.executable, "-m", "fedsgd", "flower", str(root / "scenarios" / "quickstart.toml"), *settings]
+    with subprocess.Popen([*command, "--out", str(tmp_path / "over")], stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        assert any("round 1" in line for line in running.stderr)
+        assert len(ours()) >= 8, "a SuperLink, two SuperNodes, the processes that they start, the command and its guard"
+        assert len(list(tmp_path.glob("fedsgd-*"))) == 2, "the work folder, and that of the logs"
+        running.kill()
+    deadline = time.monotonic() + 30
+    while (ours() or list(tmp_path.glob("fedsgd-*"))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ours() == set()
+    assert list(tmp_path.glob("fedsgd-*")) == []
+
+
+def test_temporary_folder_with_a_long_path_apps_are_forked(
+    scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket is in another folder, private and short, which is removed."""
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    made: list[Federation] = []
+    troubles: list[str] = []
+    watched = Watched(on_up=made.append, on_trouble=troubles.append)
+    over = deployed(scenario({**SMALL, "rounds": 1}), tmp_path / "over", watched=watched)
+    assert troubles == []
+    assert over.summary["flower"]["warm"]
+    socket_folder = Path(made[0].env[launchers.SOCKET]).parent
+    assert folder not in socket_folder.parents
+    assert not socket_folder.exists()
+    assert list(folder.glob("fedsgd-*")) == []
+
+
+def test_no_folder_for_commands_and_socket_is_reported_and_flowers_commands_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_folder, "problem", lambda folder: "no")
+    monkeypatch.setattr(launch_folder, "_parents", lambda: [tmp_path])
+    troubles: list[str] = []
+    with federation(Asked(1), tmp_path / "run", tmp_path / "logs", on_trouble=troubles.append) as made:
+        assert made.warm is None
+        assert str(tmp_path) not in made.env["PATH"]
+    (line,) = troubles
+    assert line.startswith("each app starts by itself, slower, and the ServerApp has no log")
+    assert f": {tmp_path / 'run'} (no); {tmp_path} (no); other logs are in {tmp_path / 'logs'}" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "logs"}
 
 
 def test_what_is_being_stopped_is_stopped_to_the_end_and_the_run_is_a_finished_one(root: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ stand before Flower's own, and what is made of what a ServerApp tells."""
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -22,7 +23,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from fedsgd.deployment import Watched, bundle, certificates, launchers, processes, transport
+from fedsgd.deployment import Watched, bundle, certificates, launch_folder, launchers, processes, transport
 from fedsgd.deployment.federation import Asked, Federation
 from fedsgd.deployment.proxy import CountingProxy, Seen
 from fedsgd.deployment.warm import Warm
@@ -224,6 +225,42 @@ def test_only_processes_of_the_deployment_are_ended_and_all_of_them(tmp_path: Pa
         stranger.kill()
 
 
+@pytest.mark.parametrize(
+    ("content", "mode", "reason"),
+    [
+        (None, 0, "No such file or directory"),
+        ("#!/nowhere/python\n", 0o700, "the interpreter that its first line names does not exist"),
+        ("#!/bin/sh\n", 0o600, "Permission denied"),
+        ("\0\1\2", 0o700, "Exec format error"),
+    ],
+    ids=["missing", "no interpreter", "not executable", "not a program"],
+)
+def test_program_that_cannot_be_started_is_named_in_one_line(
+    tmp_path: Path, content: str | None, mode: int, reason: str
+) -> None:
+    program = tmp_path / "flower-superlink"
+    if content is not None:
+        program.write_text(content)
+        program.chmod(mode)
+    with pytest.raises(DeploymentError) as caught:
+        processes.start([str(program)], {}, tmp_path / "log")
+    assert str(caught.value) == f"{program}: cannot be started ({reason})"
+
+
+def test_process_limit_that_is_reached_is_a_deployment_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(DeploymentError, match=r"^/bin/true: cannot be started \(Resource temporarily unavailable\)$"):
+        processes.start(["/bin/true"], {}, tmp_path / "log")
+
+
+def test_log_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"^\S+: cannot be written \(Is a directory\)$"):
+        processes.start(["/bin/true"], {}, tmp_path)
+
+
 def test_a_process_that_hides_its_environment_is_known_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a SuperExec does from all but root."""
 
@@ -264,7 +301,164 @@ def test_the_command_has_the_defaults_of_the_function() -> None:
         assert options[name] == inspect.signature(deploy).parameters[name].default
 
 
+# ---------------------------------------------------------------------------------------------------------------------------- guard
+
+LAUNCHER = """
+import os, sys, time
+from pathlib import Path
+from fedsgd.deployment import processes
+from fedsgd.deployment.guard import Guard
+home, folder, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+with Guard() as guard:
+    guard.end_home(home)
+    guard.remove(folder / "removed")
+    guard.remove(folder / "kept")
+    guard.keep(folder / "kept")
+    processes.start([sys.executable, "-c", "import time; time.sleep(99)"], processes.environment(home, None), folder / "log")
+    child = os.fork()  # it inherits the write end of the guard's pipe
+    if child == 0:
+        time.sleep(99)
+    print(child, guard._process.pid, flush=True)
+    if how == "killed":
+        time.sleep(99)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "finished"])
+def test_guard_ends_what_a_killed_launcher_leaves_and_nothing_of_a_finished_one(tmp_path: Path, how: str) -> None:
+    home = tmp_path / "home"
+    for name in ("removed", "kept"):
+        (tmp_path / name).mkdir()
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER, home, tmp_path, how], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        child, guard = map(int, launcher.stdout.readline().split())
+        (running,) = processes.of(home)
+        if how == "killed":
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if Path("/proc/self/status").exists() else ():
+                wait_until_ignored(guard, number)
+                os.kill(guard, number)
+            launcher.kill()
+    try:
+        wait_for_end(guard)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert (tmp_path / "removed").exists() == (how == "finished")
+    assert (tmp_path / "kept").exists()
+    assert (running in processes.of(home)) == (how == "finished")
+    processes.stop(home, [])
+
+
+def wait_until_ignored(pid: int, number: int) -> None:
+    """Wait until a process ignores a signal."""
+    for _ in range(1500):
+        (line,) = (x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("SigIgn:"))
+        if int(line.split()[1], 16) >> (number - 1) & 1:
+            return
+        time.sleep(0.02)
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process that is no child of this one has ended."""
+    try:
+        process = psutil.Process(pid)
+        for _ in range(1500):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return
+            time.sleep(0.02)
+    except psutil.NoSuchProcess:
+        return
+    pytest.fail(f"process {pid} does not end")
+
+
+def test_guard_imports_neither_torch_nor_numpy() -> None:
+    code = "import sys, fedsgd.deployment.guard; print({'torch', 'numpy', 'flwr'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------- launch folder
+
+
+def test_work_folder_that_runs_scripts_and_binds_sockets_is_the_launch_folder(tmp_path: Path) -> None:
+    assert launch_folder.find(tmp_path) == (tmp_path, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_work_folder_with_a_long_path_the_next_private_folder_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / ("x" * 120)
+    work.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
+    found, refused = launch_folder.find(work)
+    assert found is not None
+    try:
+        assert found.parent == Path("/tmp")
+        assert found.stat().st_mode & 0o777 == 0o700
+    finally:
+        found.rmdir()
+    assert refused == [
+        f"{work} (a socket there cannot be used: AF_UNIX path too long)",
+        f"{tmp_path / 'missing'} (No such file or directory)",
+    ]
+
+
+def test_folders_that_run_no_scripts_the_first_other_one_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on file systems that are mounted with noexec."""
+    for name in ("work", "noexec", "cache"):
+        (tmp_path / name).mkdir()
+    real = subprocess.run
+
+    def run(command: list[Path], **options: Any) -> Any:
+        if tmp_path / "cache" not in command[0].parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(command, **options)
+
+    monkeypatch.setattr(launch_folder.subprocess, "run", run)
+    monkeypatch.setattr(launch_folder, "_parents", lambda: [tmp_path / "noexec", tmp_path / "cache"])
+    found, refused = launch_folder.find(tmp_path / "work")
+    assert found is not None
+    assert found.parent == tmp_path / "cache"
+    reason = "(a script there cannot be run: Permission denied)"
+    assert refused == [f"{tmp_path / 'work'} {reason}", f"{tmp_path / 'noexec'} {reason}"]
+    assert list((tmp_path / "noexec").iterdir()) == []
+
+
 # ----------------------------------------------------------------------------------------------------------------- a warm process
+
+
+def test_warm_process_that_ends_is_reported_once_with_the_end_of_its_log(tmp_path: Path) -> None:
+    troubles: list[str] = []
+    made = Federation(Asked(1), tmp_path, tmp_path, {launchers.SOCKET: str(tmp_path / "warm")}, on_trouble=troubles.append)
+    made.look_after_warm()
+    (tmp_path / "warm.starting").touch()
+    made.warm = made.start("warm", ["/bin/sh", "-c", "echo no module named fedsgd; exit 3"])
+    made.warm.wait()
+    pid = made.warm.pid
+    for _ in range(2):
+        made.look_after_warm()
+    assert troubles == [
+        f"the warm process (process {pid}) ended with exit status 3; its log is {tmp_path / 'warm.log'}; "
+        "each app starts by itself from now on, slower\n  | no module named fedsgd"
+    ]
+    assert not (tmp_path / "warm.starting").exists()
+
+
+def test_warm_process_imports_no_module_of_the_current_folder_in_place_of_an_installed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise ImportError('the json of a user')\n")
+    monkeypatch.chdir(tmp_path)
+    made = Federation(Asked(1), tmp_path, tmp_path, dict(os.environ))
+    made.start_warm(tmp_path)
+    assert made.warm is not None
+    try:
+        while made.warm.poll() is None and (tmp_path / "warm.starting").exists():
+            time.sleep(0.05)
+        assert made.warm.poll() is None, (tmp_path / "warm.log").read_text()
+    finally:
+        made.warm.kill()
+        made.warm.wait()
+
 
 COMMAND = """
 import os, sys

@@ -1,23 +1,27 @@
-"""A SuperLink and its SuperNodes on this machine's loopback, for as long as a context lasts."""
+"""SuperLink and SuperNodes on this machine's loopback, for as long as a context lasts."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import ssl
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
 from fedsgd.deployment import certificates, launchers, processes
 from fedsgd.deployment.certificates import Certificates
+from fedsgd.deployment.guard import Guard
+from fedsgd.deployment.launch_folder import SOCKET_NAME, find
 from fedsgd.deployment.proxy import CountingProxy
-from fedsgd.errors import DeploymentError, OutputError
+from fedsgd.errors import DeploymentError, OutputError, cannot_write
+from fedsgd.kernel import FALLBACK_CACHE
 
 CONNECTION = "here"
 TRIES = 5
@@ -29,6 +33,7 @@ COMMAND_SECONDS = 60.0
 """For one of Flower's commands to answer."""
 BIND_SECONDS = 0.1
 IN_USE = "address already in use"
+_UNUSABLE = "since no folder can hold the launcher's commands"
 LOGS = ("superlink", "serverapp", "submission", "warm", "node-*")
 """What logs are called, as patterns."""
 
@@ -49,14 +54,31 @@ class Asked:
 
 @dataclass
 class Federation:
-    """What is running. port: the SuperLink's; superlink, nodes, warm: the processes, nodes by partition; logs: the folder of
-    their logs; proxies: by partition, where bytes are counted; started: all processes that were, in this order; addresses: at
-    which they serve their own children."""
+    """Running processes of a deployment.
+
+    Attributes:
+        asked: what the deployment is to be.
+        folder: folder of all files that it needs while it runs.
+        logs: folder of the processes' logs.
+        env: environment of the processes.
+        guard: guard process, None for none.
+        on_trouble: called with a line if the deployment goes on without a process.
+        secrets: certificates, None without TLS.
+        port: port of the SuperLink.
+        superlink: process of the SuperLink.
+        warm: process that Flower's apps are forked from, None if there is none, or no longer.
+        nodes: SuperNode processes by partition.
+        proxies: counting proxies by partition, if bytes are counted.
+        started: all processes that were started, in this order.
+        addresses: addresses at which processes serve their own children.
+    """
 
     asked: Asked
     folder: Path
     logs: Path
     env: dict[str, str]
+    guard: Guard | None = None
+    on_trouble: Callable[[str], None] = lambda text: None
     secrets: Certificates | None = None
     port: int = 0
     superlink: subprocess.Popen[bytes] | None = None
@@ -102,19 +124,24 @@ class Federation:
         command = ["flower-supernode", *security, *place, "--max-retries", "20", "--node-config", config]
         self.nodes[partition] = self.start(f"node-{partition}", command)
 
-    def start_warm(self, scenario_file: Path) -> None:
-        """Start what ClientApps are forked from; they wait for it. Where it ends early, each is started by itself."""
-        address = self.folder / "warm"
-        Path(f"{address}.starting").touch()
+    def start_warm(self, launch_folder: Path) -> None:
+        """Start the process that Flower's apps are forked from, which serves a socket in this folder."""
+        address, scenario_file = launch_folder / SOCKET_NAME, self.folder / "scenario.toml"
+        scenario_file.write_text(self.asked.scenario, encoding="utf-8")
+        _starting(address).touch()
         self.env[launchers.SOCKET] = str(address)
-        self.addresses.append(str(address))  # what it forks has its command line
-        command = [sys.executable, "-m", "fedsgd.deployment.warm", str(address), str(scenario_file), self.asked.data]
+        self._add_address(str(address))  # forks keep the command line
+        command = [sys.executable, "-P", "-m", "fedsgd.deployment.warm", str(address), str(scenario_file), self.asked.data]
         self.warm = self.start("warm", command)
 
     def look_after_warm(self) -> None:
-        """Nobody waits for it any longer if it has ended."""
-        if self.warm is not None and self.warm.poll() is not None:
-            (self.folder / "warm.starting").unlink(missing_ok=True)
+        """Where the warm process has ended, let apps start without it, and say so once."""
+        if self.warm is None or self.warm.poll() is None:
+            return
+        _starting(Path(self.env[launchers.SOCKET])).unlink(missing_ok=True)
+        first, *rest = str(self.died("the warm process", self.warm, "warm")).splitlines()
+        self.warm = None
+        self.on_trouble("\n".join([f"{first}; each app starts by itself from now on, slower", *rest]))
 
     def submit(self, app: Path, *, stream: bool = False) -> subprocess.Popen[bytes]:
         """Submit an app (its folder) by `flwr run`. stream: whether the process prints the run's log, and ends with it."""
@@ -143,13 +170,18 @@ class Federation:
         return self.logs / f"{name}.log"
 
     def died(self, what: str, process: subprocess.Popen[bytes], log: str, seconds: float = LINK_SECONDS) -> DeploymentError:
-        """The error that says so. seconds: for which it has not answered, if it has not ended."""
+        """Return the error for a process that ended, or has not answered for so many seconds."""
         how = processes.ended(process) or f"does not answer after {seconds:g} s"
         path = self.log(log)
         return DeploymentError(f"{what} (process {process.pid}) {how}; its log is {path}{processes.tail(path)}")
 
     def start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
-        """Start a command, one of Flower's or with its path, that ends with the deployment."""
+        """Start a command, one of Flower's or with its path, that ends with the deployment.
+
+        Raises:
+            OutputError: Flower has no such command, or the log cannot be written.
+            DeploymentError: the process cannot be started.
+        """
         env = {**self.env, "FEDSGD_STATE": str(self.folder / "state" / name)}
         program = command[0] if Path(command[0]).is_absolute() else launchers.own(command[0])
         self.started.append(processes.start([program, *command[1:]], env, self.log(name)))
@@ -157,8 +189,13 @@ class Federation:
 
     def _port(self) -> int:
         port = processes.free_port()
-        self.addresses.append(f"127.0.0.1:{port}")
+        self._add_address(f"127.0.0.1:{port}")
         return port
+
+    def _add_address(self, address: str) -> None:
+        self.addresses.append(address)
+        if self.guard is not None:
+            self.guard.end_address(address)
 
     def _answers(self) -> bool:
         """Whether the SuperLink is ready; False if it ended."""
@@ -189,13 +226,61 @@ class Federation:
 
 
 @contextmanager
-def federation(asked: Asked, folder: Path, logs: Path, on_stop: Callable[[], None] = lambda: None) -> Iterator[Federation]:
-    """The SuperLink is up and the SuperNodes are starting. However the context is left, no process and no port is left behind.
+def federation(
+    asked: Asked,
+    folder: Path,
+    logs: Path,
+    on_stop: Callable[[], None] = lambda: None,
+    on_trouble: Callable[[str], None] = lambda text: None,
+    guard: Guard | None = None,
+) -> Iterator[Federation]:
+    """Start a SuperLink and SuperNodes. However the context is left, no process and no port is left behind.
 
-    folder: for all that is needed meanwhile, on a short path (a socket's name has room for a hundred characters); logs: where
-    the logs go, in the place of those of an earlier deployment; on_stop: called before anything is stopped. OutputError if
-    there can be no logs."""
-    (folder / "home").mkdir(parents=True)
+    The SuperLink answers when the context begins; the SuperNodes are starting.
+
+    Args:
+        asked: what the deployment is to be.
+        folder: new folder for the files that the processes need meanwhile.
+        logs: folder of the logs; those of an earlier deployment are replaced.
+        on_stop: called before anything is stopped.
+        on_trouble: called with a line if the deployment goes on, but not as asked.
+        guard: guard process of this launcher, None: the deployment has its own.
+
+    Raises:
+        OutputError: there can be no logs, or Flower is not installed.
+        DeploymentError: a process cannot be started, or ended.
+    """
+    with ExitStack() as stack:
+        guard = stack.enter_context(Guard()) if guard is None else guard
+        guard.end_home(folder / "home")
+        _prepare_logs(logs)
+        try:
+            (folder / "home").mkdir(parents=True)
+            launch_folder, refused = find(folder)
+            if launch_folder is not None and launch_folder != folder:
+                guard.remove(launch_folder)
+                stack.callback(shutil.rmtree, launch_folder, ignore_errors=True)
+            env = _environment(folder, launch_folder, logs)
+            secrets = certificates.make(folder) if asked.tls else None
+        except OSError as error:
+            raise cannot_write(error.filename or folder, error) from None
+        if launch_folder is None:
+            slower = "each app starts by itself, slower, and " * asked.warm
+            on_trouble(f"{slower}the ServerApp has no log, {_UNUSABLE}: {'; '.join(refused)}; other logs are in {logs}")
+        made = Federation(asked, folder, logs, env, guard, on_trouble, secrets)
+        try:
+            _start(made, launch_folder)
+            yield made
+        finally:
+            on_stop()
+            try:
+                processes.stop(made.home, made.started[::-1], made.addresses)  # nodes before their server
+            finally:
+                for proxy in made.proxies.values():
+                    proxy.close()
+
+
+def _prepare_logs(logs: Path) -> None:
     try:
         logs.mkdir(parents=True, exist_ok=True)
         for earlier in (path for name in LOGS for path in logs.glob(f"{name}.log")):
@@ -203,22 +288,27 @@ def federation(asked: Asked, folder: Path, logs: Path, on_stop: Callable[[], Non
         (logs / "superlink.log").touch()
     except OSError as error:
         raise OutputError(f"{logs}: no folder for logs ({error.strerror})") from None
-    bin_folder = launchers.make(folder / "bin", logs / "serverapp.log")
-    secrets = certificates.make(folder) if asked.tls else None
-    made = Federation(asked, folder, logs, processes.environment(folder / "home", bin_folder), secrets)
+
+
+def _environment(folder: Path, launch_folder: Path | None, logs: Path) -> dict[str, str]:
+    """Return the environment of the processes: the launcher commands first on PATH, and a cache for compiled loops."""
+    commands = None if launch_folder is None else launchers.make(launch_folder / "bin", logs / "serverapp.log")
+    env = processes.environment(folder / "home", commands)
+    env.setdefault(FALLBACK_CACHE, str(folder / "kernels"))
+    return env
+
+
+def _start(made: Federation, launch_folder: Path | None) -> None:
     try:
-        if asked.warm:
-            scenario_file = folder / "scenario.toml"
-            scenario_file.write_text(asked.scenario, encoding="utf-8")
-            made.start_warm(scenario_file)
+        if made.asked.warm and launch_folder is not None:
+            made.start_warm(launch_folder)
         made.start_link()
-        for partition in range(asked.nodes):
+        for partition in range(made.asked.nodes):
             made.start_node(partition)
-        yield made
-    finally:
-        on_stop()
-        try:
-            processes.stop(made.home, made.started[::-1], made.addresses)  # nodes before their server
-        finally:
-            for proxy in made.proxies.values():
-                proxy.close()
+    except OSError as error:  # no socket is left, or no room for a file
+        raise DeploymentError(f"the deployment cannot be started: {error}") from None
+
+
+def _starting(address: Path) -> Path:
+    """Return the file that exists as long as the warm process at this address is being started."""
+    return address.with_name(f"{address.name}.starting")

@@ -21,7 +21,15 @@ SOCKET = "FEDSGD_WARM_SOCKET"
 
 
 def make(folder: Path, server_log: Path) -> Path:
-    """The folder with the commands. OutputError if Flower's own are not there."""
+    """Write the commands to a new folder, and return it.
+
+    Args:
+        folder: the folder, on a file system that runs scripts.
+        server_log: file that the output of a ServerApp is added to.
+
+    Raises:
+        OutputError: Flower's own commands do not exist.
+    """
     folder.mkdir()
     python, ask = shlex.quote(sys.executable), shlex.quote(str(Path(__file__).with_name("ask.py")))
     for name in (CLIENT, SERVER, EXECUTOR):

@@ -1,11 +1,12 @@
-"""The processes of a deployment: how they are started, what they left in their logs, and that none of them is left.
+"""Processes of a deployment: their environment, their start, the end of their logs, and their end.
 
-Flower's processes start others, some in sessions of their own, so they are not found by who started them: all of them, and
-nothing else, have this deployment's own FLWR_HOME in their environment.
+Flower's processes start others, some in sessions of their own, so they cannot be found by their parents. All of them, and no
+other process, have this deployment's own FLWR_HOME in their environment.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -16,24 +17,35 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from fedsgd.errors import DeploymentError, cannot_write
 from fedsgd.forking import THREADS
 
 POLITE_SECONDS = 5.0
 """What nodes and server are given to end by themselves."""
 LEFT_SECONDS = 1.0
 """What all others are given: some sleep between two tries to reach who is gone."""
+ATTEMPTS = 10
+"""Searches for processes that are left, at most."""
 TAIL_LINES = 8
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|^(INFO|WARNING) *: *$")
 
 
-def environment(home: Path, first_on_path: Path) -> dict[str, str]:
-    """Of all processes of a deployment whose FLWR_HOME this is: nothing phones home, nothing is installed, no proxy is asked
-    for what is on this machine, one thread each; and a user's own modules are found where they stand. first_on_path: where
-    commands are looked for before the environment's own."""
-    path = [str(first_on_path), sysconfig.get_path("scripts"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+def environment(home: Path, first_on_path: Path | None) -> dict[str, str]:
+    """Return the environment of all processes of a deployment.
+
+    Flower sends no telemetry and installs nothing, addresses of this machine are used without a proxy, each process has one
+    thread, and a user's own modules are found in the current folder.
+
+    Args:
+        home: FLWR_HOME of the processes.
+        first_on_path: folder with commands that take the place of Flower's own, None for none.
+    """
+    first = [] if first_on_path is None else [str(first_on_path)]
+    path = [*first, sysconfig.get_path("scripts"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost")))
     return {
         **os.environ,
@@ -53,11 +65,34 @@ def environment(home: Path, first_on_path: Path) -> dict[str, str]:
 
 
 def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """The process, which Ctrl-C in our terminal does not reach. What it and its children print is added to the log."""
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    """Start a process in a session of its own, out of reach of Ctrl-C. Its output and its children's are added to the log.
+
+    Raises:
+        OutputError: the log cannot be written.
+        DeploymentError: the process cannot be started.
+    """
+    try:
+        file = log.open("ab")
+    except OSError as error:
+        raise cannot_write(log, error) from None
+    with file:
+        return popen(command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process as `subprocess.Popen` does.
+
+    Raises:
+        DeploymentError: the system refuses; the message has the program and the system's reason.
+    """
+    try:
+        return subprocess.Popen(command, **options)
+    except OSError as error:
+        program = Path(command[0])
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno == errno.ENOENT and program.exists():
+            reason = "the interpreter that its first line names does not exist"
+        raise DeploymentError(f"{program}: cannot be started ({reason})") from None
 
 
 def free_port() -> int:
@@ -93,8 +128,14 @@ def tail(log: Path) -> str:
 
 
 def of(home: Path, addresses: Collection[str] = ()) -> list[psutil.Process]:
-    """All processes that run with this FLWR_HOME, but for this one. A SuperExec hides its environment from all but root: it is
-    known by the address that it was told to serve, one of these."""
+    """Return all processes with this FLWR_HOME, without the calling process.
+
+    A SuperExec hides its environment from all users but root. It is recognised by the address on its command line.
+
+    Args:
+        home: FLWR_HOME of the processes.
+        addresses: addresses on which processes of the deployment serve their children.
+    """
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -104,18 +145,26 @@ def of(home: Path, addresses: Collection[str] = ()) -> list[psutil.Process]:
 
 
 def stop(home: Path, started: Sequence[subprocess.Popen[bytes]], addresses: Collection[str] = ()) -> None:
-    """End all processes of a deployment: those that we started politely, and whatever they left."""
+    """End all processes of a deployment: first by SIGTERM, then by SIGKILL.
+
+    Args:
+        home: FLWR_HOME of the processes.
+        started: processes that this process started; they have `POLITE_SECONDS` to end by themselves.
+        addresses: known addresses, as for `of`.
+    """
     for process in started:
         process.terminate()
     _wait(started, POLITE_SECONDS)
     for process in started:
         process.kill()
     _wait(started, LEFT_SECONDS)
-    for kill in (False, True, True):  # one that was just being started may not have been there the first time
+    for attempt in range(ATTEMPTS):
         left = of(home, addresses)
+        if not left and attempt:  # a process that was just being started may not have been there the first time
+            return
         for other in left:
             with suppress(psutil.Error):
-                other.kill() if kill else other.terminate()
+                other.kill() if attempt else other.terminate()
         psutil.wait_procs(left, timeout=LEFT_SECONDS)
 
 

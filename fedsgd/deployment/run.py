@@ -1,9 +1,10 @@
-"""A scenario as a real deployment: a SuperLink and SuperNodes as processes of their own, over Flower's own transport."""
+"""Scenario as a real deployment: a SuperLink and SuperNodes as processes of their own, over Flower's own transport."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,8 +12,8 @@ import statistics
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -20,9 +21,10 @@ from typing import Any
 
 from fedsgd.deployment import bundle, transport
 from fedsgd.deployment.federation import Asked, Federation, federation
+from fedsgd.deployment.guard import Guard
 from fedsgd.deployment.proxy import Seen
 from fedsgd.deployment.watch import Told, Watch, Watched
-from fedsgd.errors import DeploymentError, OutputError, ScenarioError
+from fedsgd.errors import DeploymentError, OutputError, ScenarioError, cannot_write
 from fedsgd.forking import MOST_PROCESSES
 from fedsgd.run_folder import check, write
 from fedsgd.scenario import PythonObjects, Scenario, open_scenario
@@ -35,8 +37,12 @@ _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @dataclass(frozen=True, eq=False)
 class Deployed:
-    """A run that a deployment made. summary: as in summary.json, what `fedsgd.run` gives and beside it `flower`; out: the run
-    folder, which has transport.parquet beside what a simulation writes."""
+    """Finished run of a deployment.
+
+    Attributes:
+        summary: contents of summary.json, which are those of a simulation and `flower`.
+        out: run folder, which has transport.parquet in addition to the files of a simulation.
+    """
 
     summary: Mapping[str, Any]
     out: Path
@@ -57,17 +63,27 @@ def deploy(
     round_seconds: float = ROUND_SECONDS,
     watched: Watched | None = None,
 ) -> Deployed:
-    """Run a scenario (or the file that holds one) over Flower, on this machine's loopback, and stop everything.
+    """Run a scenario over Flower, on this machine's loopback, and stop everything.
 
-    out: the run folder, as for `fedsgd.run`; nodes: SuperNodes, over which the clients are spread; tls: whether they talk to
-    the SuperLink by TLS, with certificates made for the purpose; measure_socket: whether all bytes on their sockets are
-    counted; warm: whether their apps are forked from a process that has imported everything; logs: the folder for the
-    processes' logs, None: they are gone with the deployment, unless something died; start_seconds: for the ServerApp to begin,
-    and then for all nodes to be ready; round_seconds: for a node's answer.
+    With `[participation] on_failure = "continue"` the run goes on without a SuperNode that died, or does not answer in time.
 
-    ScenarioError, OutputError and RunError as a simulation raises them; DeploymentError if a process that the run needs did not
-    start, or died: which, and where its log is. With `[participation] on_failure = "continue"` the run goes on without a
-    SuperNode that died, or does not answer in time.
+    Args:
+        scenario: the scenario, or the file that holds one.
+        out: run folder, as for `fedsgd.run`.
+        nodes: number of SuperNodes, over which the clients are spread.
+        tls: whether nodes and SuperLink use TLS, with certificates made for the purpose.
+        measure_socket: whether all bytes on the nodes' sockets are counted.
+        warm: whether Flower's apps are forked from a process that has imported everything.
+        overwrite: whether an earlier run in the run folder is replaced.
+        data: folder of the data files.
+        logs: folder for the processes' logs. None: they are removed at the end, unless a message named them.
+        start_seconds: seconds for the ServerApp to begin, and then for all nodes to be ready.
+        round_seconds: seconds for a node's answer.
+        watched: callbacks.
+
+    Raises:
+        ScenarioError, OutputError, RunError: as in a simulation.
+        DeploymentError: a process that the run needs did not start, or died. The message names it and its log.
     """
     source, scenario = open_scenario(scenario)
     check_paths(out=out, data=data, logs=logs)
@@ -75,6 +91,7 @@ def deploy(
     if not 1 <= nodes <= MOST_PROCESSES or (clients is not None and nodes > clients):
         most = f"or more, at most {MOST_PROCESSES}" if clients is None else f"to {clients}, the clients that there are"
         raise ScenarioError(f"nodes: got {nodes}, expected 1 {most}")
+    _check_seconds(start_seconds=start_seconds, round_seconds=round_seconds)
     where = data or os.environ.get("FEDSGD_DATA")
     asked = Asked(nodes, scenario.to_toml(), str(user_path(where).absolute()) if where else "", tls, measure_socket, warm)
     folder = user_path(out).absolute()
@@ -89,29 +106,48 @@ def deploy(
     }
     with source, _on_signals() as signals, _temporary(logs) as place:
         PythonObjects().check(scenario, elsewhere=True)
-        with federation(asked, place.work, place.logs, signals.hold) as made:
-            watched = Watched() if watched is None else watched
+        watched = _keeping_logs(Watched() if watched is None else watched, place)
+        with federation(asked, place.work, place.logs, signals.hold, watched.on_trouble, place.guard) as made:
             watched.on_up(made)
             told = _run(made, settings, watched, scenario.participation.on_failure == "continue", start_seconds)
             signals.hold()
-            place.keep |= told.troubled
+            is_warm = made.warm is not None
             counted = made.counted() if measure_socket else None
             seen = {node: list(proxy.seen) for node, proxy in made.proxies.items()} if measure_socket else None
-        return _finished(folder, asked, told, seen, counted)
+        return _finished(folder, replace(asked, warm=is_warm), told, seen, counted)
+
+
+def _keeping_logs(watched: Watched, place: _Place) -> Watched:
+    """Return the same callbacks; the logs, which messages name, are kept after trouble."""
+
+    def on_trouble(text: str) -> None:
+        place.keep_logs()
+        watched.on_trouble(text)
+
+    return replace(watched, on_trouble=on_trouble)
+
+
+def _check_seconds(**settings: float) -> None:
+    for name, seconds in settings.items():
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise ScenarioError(f"{name}: got {seconds!r:.80}, expected a positive number of seconds")
 
 
 def _run(
     made: Federation, settings: Mapping[str, bundle.Setting], watched: Watched, goes_on: bool, start_seconds: float
 ) -> Told:
     events = made.folder / "events.jsonl"
-    events.touch()
     asked: dict[str, bundle.Setting] = {
         "scenario": made.asked.scenario,
         "data": made.asked.data,
         "nodes": made.asked.nodes,
         "events": str(events),
     }
-    app = bundle.write(made.folder / "app", {**asked, **settings})
+    try:
+        events.touch()
+        app = bundle.write(made.folder / "app", {**asked, **settings})
+    except OSError as error:
+        raise cannot_write(error.filename or made.folder, error) from None
     submission = made.submit(app)
     watched.on_state("submitting the app")
     return Watch(made, events, submission, watched, start_seconds, goes_on).until_done()
@@ -120,7 +156,7 @@ def _run(
 def _finished(
     out: Path, asked: Asked, told: Told, seen: Mapping[int, Sequence[Seen]] | None, counted: dict[str, int] | None
 ) -> Deployed:
-    """What only a deployment can tell, added to the run folder."""
+    """Add the figures that only a deployment has to the run folder. asked: the deployment as it was at the end."""
     ends = [told.ready or 0.0, *told.ends]
     rows = transport.rows(told.carried, ends, seen)
     transport.save(out / transport.FILE, rows)
@@ -141,30 +177,52 @@ def _finished(
 
 @dataclass
 class _Place:
-    """work: a folder for the time being; logs: the folder for logs; keep: whether these are kept though nobody asked."""
+    """Folders of a deployment.
+
+    Attributes:
+        work: folder for the time being.
+        logs: folder of the logs.
+        guard: process that removes temporary folders if this one is killed.
+        keep: whether logs are kept that the user did not ask for.
+    """
 
     work: Path
     logs: Path
+    guard: Guard
     keep: bool = False
+
+    def keep_logs(self) -> None:
+        """Keep the logs, since a message names them."""
+        self.keep = True
+        self.guard.keep(self.logs)
 
 
 @contextmanager
 def _temporary(logs: Path | None) -> Iterator[_Place]:
-    """Logs that nobody asked for are kept if any were named to the user. OutputError if there is no room for any of it."""
-    try:
-        log_folder = Path(tempfile.mkdtemp(prefix="fedsgd-logs-")) if logs is None else logs
-        temporary = tempfile.TemporaryDirectory(prefix="fedsgd-", ignore_cleanup_errors=True)
-    except OSError as error:
-        where = temporary_folder() or "TMPDIR, /tmp, /var/tmp"
-        raise OutputError(
-            f"{where}: no temporary folder can be made ({error.strerror}); set TMPDIR to one that can be"
-        ) from None
-    with temporary as folder:
-        place = _Place(Path(folder) / "run", log_folder)
+    """Make temporary folders, also for logs that the user did not ask for. These are kept if a message named them.
+
+    Raises:
+        OutputError: no temporary folder can be made.
+        DeploymentError: the guard process cannot be started.
+    """
+    with ExitStack() as stack:
+        guard = stack.enter_context(Guard())
+        try:
+            log_folder = Path(tempfile.mkdtemp(prefix="fedsgd-logs-")) if logs is None else logs
+            temporary = tempfile.TemporaryDirectory(prefix="fedsgd-", ignore_cleanup_errors=True)
+        except OSError as error:
+            where = temporary_folder() or "TMPDIR, /tmp, /var/tmp"
+            raise OutputError(
+                f"{where}: no temporary folder can be made ({error.strerror}); set TMPDIR to one that can be"
+            ) from None
+        guard.remove(Path(temporary.name))
+        if logs is None:
+            guard.remove(log_folder)
+        place = _Place(Path(stack.enter_context(temporary)) / "run", log_folder, guard)
         try:
             yield place
         except DeploymentError:
-            place.keep = True
+            place.keep_logs()
             raise
         finally:
             if logs is None and not place.keep:

@@ -32,9 +32,16 @@ _NODE = re.compile(r"(?:(?:Connection|Timeout)Error: |\d+ of \d+ nodes are ready
 
 @dataclass(frozen=True)
 class Watched:
-    """What is called while a deployment runs. on_state: with what it waits for; on_engine: with the engine that was chosen;
-    on_round: after each round; on_trouble: with what died, where the run goes on; on_warning: with a line about settings that a
-    component is not made for; on_up: with the federation, once it runs."""
+    """Callbacks of a running deployment.
+
+    Attributes:
+        on_state: called with the state that the deployment is in.
+        on_engine: called with the engine that was chosen.
+        on_round: called after each round.
+        on_trouble: called with a line, and the end of a log, if the deployment goes on without a process.
+        on_warning: called with a line about settings that a component is not made for.
+        on_up: called with the federation, once it runs.
+    """
 
     on_state: Callable[[str], None] = lambda text: None
     on_engine: Callable[[str], None] = lambda text: None
@@ -46,15 +53,21 @@ class Watched:
 
 @dataclass
 class Told:
-    """What the ServerApp told so far. process: its id; carried: the messages; ready, ends: when the nodes were ready, and when
-    each round was over; done: whether the run is over; troubled: whether anything died without which it went on."""
+    """Events of the ServerApp so far.
+
+    Attributes:
+        process: id of the ServerApp's process, 0 before it began.
+        carried: messages that crossed.
+        ready: time at which the nodes were ready.
+        ends: time at which each round was over.
+        done: whether the run is over.
+    """
 
     process: int = 0
     carried: list[dict[str, Any]] = field(default_factory=list)
     ready: float | None = None
     ends: list[float] = field(default_factory=list)
     done: bool = False
-    troubled: bool = False
 
 
 class Watch:
@@ -165,7 +178,6 @@ class Watch:
             alone = all(other.poll() is not None for other in made.nodes.values())
             if self.told.ready is None or alone or not self._goes_on:
                 raise error
-            self.told.troubled = True
             self._watched.on_trouble(f"{str(error).splitlines()[0]}; the run goes on without its clients")
 
     def _server_is_dead(self) -> bool:

@@ -1,0 +1,126 @@
+"""Guard of a deployment: a small process that ends all others if their launcher is killed.
+
+    python -P -m fedsgd.deployment.guard LAUNCHER
+
+A process cannot act on its own SIGKILL, and Flower's processes do not end with the process that started them. The launcher
+holds the write end of the guard's standard input and writes a line of JSON for each fact that the guard needs. If the launcher
+ends without the word `finished`, the guard ends the processes of the deployment and removes its temporary folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from fedsgd.deployment import processes
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the launcher: the pipe stays open where another process has inherited its write end."""
+END_SECONDS = 10.0
+"""For the guard of a finished deployment to end."""
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class Guard:
+    """Handle of the guard process, for the launcher. As a context it says at the end that the deployment is finished.
+
+    Raises:
+        DeploymentError: the process cannot be started.
+    """
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", "-m", "fedsgd.deployment.guard", str(os.getpid())]
+        self._process = processes.popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._write("finished", "")
+        with suppress(OSError):
+            self._stdin.close()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def end_home(self, home: Path) -> None:
+        """Have all processes with this FLWR_HOME ended if the launcher is killed."""
+        self._write("home", str(home))
+
+    def end_address(self, address: str) -> None:
+        """Have processes with a hidden environment ended too if this address is on their command line."""
+        self._write("address", address)
+
+    def remove(self, folder: Path) -> None:
+        """Have a folder removed if the launcher is killed."""
+        self._write("folder", str(folder))
+
+    def keep(self, folder: Path) -> None:
+        """Leave a folder after all that was to be removed."""
+        self._write("keep", str(folder))
+
+    @property
+    def _stdin(self) -> IO[bytes]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    def _write(self, fact: str, value: str) -> None:
+        with suppress(OSError):  # a guard that was killed does not end the deployment
+            self._stdin.write(json.dumps([fact, value]).encode() + b"\n")
+            self._stdin.flush()
+
+
+def main() -> None:
+    """Read facts until the launcher ends; then end and remove what it left."""
+    for name in _SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    homes, addresses, folders = set[str](), set[str](), set[str]()
+    for fact, value in _facts(int(sys.argv[1])):
+        match fact:
+            case "finished":
+                return
+            case "home":
+                homes.add(value)
+            case "address":
+                addresses.add(value)
+            case "folder":
+                folders.add(value)
+            case "keep":
+                folders.discard(value)
+    for home in homes:
+        processes.stop(Path(home), (), addresses)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _facts(launcher: int) -> Iterator[tuple[str, str]]:
+    """Yield (fact, value) for each complete line of standard input until the launcher has ended and the pipe is empty."""
+    data = b""
+    while True:
+        is_running = os.getppid() == launcher  # before the pipe is read: a launcher that has ended writes nothing more
+        if select.select([0], [], [], LOOK_SECONDS if is_running else 0.0)[0]:
+            part = os.read(0, 1 << 16)
+            if not part:
+                return
+            *lines, data = (data + part).split(b"\n")
+            yield from (tuple(json.loads(line)) for line in lines)
+        elif not is_running:
+            return
+
+
+if __name__ == "__main__":
+    main()
