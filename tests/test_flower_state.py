@@ -20,11 +20,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedsgd.flower import CompressedStrategy, compression_mod, place
+from fedsgd.flower import CompressedStrategy, compression_mod
 from fedsgd.flower.app_settings import read_terms
 from fedsgd.flower.app_terms import read_answer
 from fedsgd.flower.node import FILE, Source, _kept
 from fedsgd.flower.records import KEY, pack_records, unpack_records
+from fedsgd.kernel import FALLBACK_CACHE
 from fedsgd.run_folder import write
 from fedsgd.runtime.folder import FolderStore, file_bytes
 from tests.flower_grid import RUN, carried, identity
@@ -493,26 +494,13 @@ def test_folder_of_an_old_run_is_removed_when_another_run_begins(root: Path) -> 
 # ------------------------------------------------------------------------------------------------- whose folder it is
 
 
-def test_private_folder_is_the_users_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = place.private_folder("cache")
-    assert folder == root / "cache"
-    assert [path.stat().st_mode & 0o777 for path in (root, folder)] == [0o700, 0o700]
-    root.chmod(0o755)
-    assert place.private_folder("cache") == folder, "others may read the root's names"
-    root.chmod(0o770)
-    assert place.private_folder("cache") is None, "others may put another folder in its place"
-    root.chmod(0o700)
-    folder.chmod(0o750)
-    assert place.private_folder("cache") is None
-    folder.chmod(0o700)
-    owner = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    assert place.private_folder("cache") is None
-
-
-def test_private_folder_in_a_root_that_is_a_file_is_none(root: Path) -> None:
-    root.write_text("")
-    assert place.private_folder("cache") is None
+def test_compiled_loops_have_a_fallback_folder_under_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FALLBACK_CACHE, raising=False)
+    list(rounds(small(), grid(nodes=NODES[:1]), model(), 1))
+    assert os.environ[FALLBACK_CACHE] == str(root / "kernels")
+    monkeypatch.setenv(FALLBACK_CACHE, "of the launcher")
+    list(rounds(small(), grid(nodes=NODES[:1]), model(), 1))
+    assert os.environ[FALLBACK_CACHE] == "of the launcher"
 
 
 def test_stored_scenario_in_a_folder_of_others_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@ the SuperNode, has one small record: the folder, and the number of messages that
 
 Environment variables:
 
-* FEDSGD_STATE: the root folder of all runs; by default `fedsgd` in Flower's home.
+* FEDSGD_STATE: the root folder of all runs, and of compiled loops where numba has no folder for them; by default `fedsgd` in
+  Flower's home.
 * FEDSGD_STATE_BUDGET: the most bytes that all runs under the root may take, like "2 GiB"; by default what the disk has.
 
 A run's folder is removed when another run begins under the root and nothing was written to it for a week. The folder of a
@@ -24,13 +25,14 @@ from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedsgd.errors import ModelError, OutputError, ScenarioError
 from fedsgd.flower.records import KEY
+from fedsgd.kernel import set_fallback_cache
 from fedsgd.runtime.folder import FolderStore
 from fedsgd.sizes import budget_text, parse_bytes, size_text
 from fedsgd.user_files import user_path
 
 DAYS_KEPT = 7
 ROOT, BUDGET = "FEDSGD_STATE", "FEDSGD_STATE_BUDGET"
-_RUN = "run-"
+_RUN, _KERNELS = "run-", "kernels"
 _FOLDER, _GENERATION = "folder", "generation"
 
 
@@ -52,6 +54,7 @@ def store_of(context: Context, name: str = "", session: int | None = None, expec
         OutputError: the folder cannot be used, or there is no room.
         ScenarioError: the budget cannot be read.
     """
+    set_fallback_cache(_root() / _KERNELS)
     node = context.node_config.get("partition-id", context.node_id)
     series = f"node-{node}{name and '-'}{name}"
     folder = _root() / f"{_RUN}{context.run_id}" / (series if session is None else f"{series}-{session}")
@@ -93,24 +96,12 @@ def hidden_record(context: Context) -> Iterator[None]:
             context.state[KEY] = record  # in the state that is there now: an app may have replaced it
 
 
-def private_folder(name: str) -> Path | None:
-    """Return a folder under the root that is this user's alone, made if need be; None if there can be none.
-
-    Files in it may be unpickled: nobody else can have written them.
-    """
-    root = _root()
-    folder = root / name
-    try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder if is_private(folder) and _is_own(root, 0o022) else None
-    except OSError:
-        return None
-
-
 def is_private(folder: Path) -> bool:
     """Return True if a folder is this user's, and nobody else has any right to it. OSError if it cannot be looked at."""
-    return _is_own(folder, 0o077)
+    if not hasattr(os, "geteuid"):
+        return True
+    status = folder.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
 def find_modules() -> None:
@@ -125,14 +116,6 @@ def _root() -> Path:
         return user_path(named)
     home = os.environ.get("FLWR_HOME")
     return (Path(home) if home else Path.home() / ".flwr") / "fedsgd"
-
-
-def _is_own(folder: Path, rights: int) -> bool:
-    """Return True if a folder is this user's, and has none of these rights for anybody else."""
-    if not hasattr(os, "geteuid"):
-        return True
-    status = folder.stat()
-    return status.st_uid == os.geteuid() and not status.st_mode & rights
 
 
 def _is_ours(state: RecordDict) -> bool:
