@@ -116,4 +116,4 @@ class GridHere:
             return Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
         finally:
             node.state = context.state
-        return Message(self.altered(to, reply.content), reply_to=message)
+        return Message(reply.error if reply.has_error() else self.altered(to, reply.content), reply_to=message)

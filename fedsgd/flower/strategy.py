@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedsgd.compress import Compressor
 from fedsgd.errors import ScenarioError
 from fedsgd.flower.app_exchange import LOG, Exchange, Notices
+from fedsgd.flower.app_inner import TIMEOUT, InnerMethods, WrappingStrategy, chain, find_setting, find_timeout
 from fedsgd.flower.app_model import arranged, describe_aside, describe_types, guess_ties, tie_by_name
 from fedsgd.flower.app_session import Session
 from fedsgd.flower.app_settings import downlink_of, uplink_of
@@ -23,32 +24,30 @@ EXACT = ("*running_mean", "*running_var", "*num_batches_tracked")
 """What batch norm keeps beside its parameters: a compressed variance might be negative."""
 
 
-class CompressedStrategy(Strategy):
+class CompressedStrategy(WrappingStrategy):
     """Any strategy of Flower's message API, with compressed updates, if the ClientApp has `mods=[compression_mod()]`.
 
-    inner: the strategy, which sees arrays as ever: of a reply, the model that it got from `inner` plus the update that arrived.
-    compressor: a name as in a scenario's `[uplink]`, a table with its settings or a `Compressor`; error_feedback: "none",
-    "persist", "decay" or "reset"; downlink: a table as `[downlink]`, by default the whole model, uncompressed; seed: of the
-    randomness that both ends share; exact: patterns of the names of arrays that travel as they are, bit for bit, as do
-    integers and arrays that are not finite; tied: groups of names that are one tensor each, like
-    [("embed.weight", "head.weight")].
+    The inner strategy's own `start`, attributes and methods stay in use: `strategy.name` is `inner.name` unless it is a name of
+    this class. For every reply, `inner` sees the model that it sent plus the update that arrived.
 
-    A tensor with several names (tied weights, a module that is registered twice) is sent once and restored under all names.
-    Names begin as one tensor where their initial arrays are equal and not constant. A reply that shows another truth travels
-    uncompressed, and the next round begins anew, with a warning; `tied` avoids that ([] for none, or what
-    `fedsgd.flower.tied_names` finds in a module). A reply in which an array is the transpose or some rows of a different one is
+    Attributes:
+        inner: the inner strategy.
+        traffic: bytes that crossed, round by round.
+
+    **Tied weights.** A tensor with several names (or a module that is registered twice) is sent once and restored under all
+    names. Names begin as one tensor where their initial arrays are equal and not constant. A reply that contradicts this
+    travels uncompressed, and the next round begins anew, with a warning; `tied` avoids that ([] for none, or the result of
+    `fedsgd.flower.tied_names` for a module). A reply in which an array is the transpose or some rows of a different one is
     refused: name both in `exact`. Other views of the same memory are not found: name them there, too.
 
-    traffic: what crossed, round by round. The log warns of settings that a compressor is not made for. ScenarioError for a bad
-    setting, and for a compressor that keeps clients' arrays from the strategy.
+    **Types.** Arrays of float16 and float64 are compressed in float32 and returned in their own types: a float64 is rounded to
+    24 bits. Messages of a model without floats, and arrays of a reply that the model does not have, cross as they are.
 
-    Arrays of float16 and float64 are compressed in float32 and returned in their own types: a float64 is rounded to 24 bits.
-    Messages of a model without floats, and arrays of a reply that the model does not have, cross as they are.
-
-    A client's reply counts as received once `inner` has made a model, whatever it did with that reply. One that cannot be read
-    is an error of its node, and the client keeps what it held back. Arrays that the caller changes between rounds are sent
-    whole. A mean of equal numbers is that number here: what `inner` only rounds, where no client changed anything, is not sent.
-    A node that is started again without a key of its own (node authentication) is a new node for Flower, and begins anew.
+    **Replies.** A client's reply counts as received once `inner` has made a model, even if `inner` left the reply out. A reply
+    that cannot be read is an error of its node, and the client keeps its residual. Arrays that the caller changes between
+    rounds are sent whole. A coordinate that no client changed, and that `inner` changes by no more than the rounding of a mean,
+    is not sent. A node that is started again without a key of its own (node authentication) is a new node for Flower, and
+    begins anew.
     """
 
     def __init__(
@@ -62,13 +61,28 @@ class CompressedStrategy(Strategy):
         exact: Sequence[str] = EXACT,
         tied: Sequence[Sequence[str]] | None = None,
     ) -> None:
+        """Check the settings. The log warns of settings that a compressor is not made for.
+
+        Args:
+            inner: strategy of `flwr.serverapp.strategy`, or a subclass.
+            compressor: a name as in a scenario's `[uplink]`, a table with its settings, or a `Compressor`.
+            error_feedback: "none", "persist", "decay" or "reset".
+            downlink: a table as `[downlink]`; by default the whole model is sent, uncompressed.
+            seed: seed of the randomness that both ends share.
+            exact: patterns of the names of arrays that travel bit for bit, as do integers and arrays that are not finite.
+            tied: groups of names that are one tensor each, like `[("embed.weight", "head.weight")]`.
+
+        Raises:
+            ScenarioError: a setting is wrong, or the compressor does not give the strategy each client's arrays.
+        """
         if not isinstance(inner, Strategy):
             raise ScenarioError(f"inner: got {inner!r}, expected a strategy of flwr.serverapp.strategy, like FedAvg()")
+        if any(isinstance(part, CompressedStrategy) for part in chain(inner)):
+            raise ScenarioError("inner: got a CompressedStrategy, expected a strategy that is not compressed yet")
         if not isinstance(seed, int) or seed < 0:
             raise ScenarioError(f"seed: got {seed!r}, expected a whole number from 0 on")
         if isinstance(exact, str):
             raise ScenarioError(f'exact: got "{exact}", expected a list of patterns')
-        self.inner = inner
         self.traffic: list[Traffic] = []
         self._tables = uplink_of(compressor, error_feedback), downlink_of(downlink)
         self._seed, self._exact, self._tied = seed, tuple(exact), None if tied is None else read_tied(tied)
@@ -76,44 +90,54 @@ class CompressedStrategy(Strategy):
         self._train: Exchange | None = None
         self._evaluate: Exchange | None = None
         self._grid: Grid | None = None
-        self._timeout: float | None = 3600.0
+        self._timeout: float | None = TIMEOUT
         self._notices = Notices()
+        self._methods = InnerMethods(inner)
+        super().__init__(inner)  # names that are set from here on are the inner strategy's
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Flower's own loop over rounds, with this strategy."""
-        self._timeout = timeout
-        if type(self.inner).start is not Strategy.start:
-            self._notices.warn("start", f"{type(self.inner).__name__} has a start() of its own, which is not used")
-        return super().start(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Run the inner strategy's `start`, with compressed messages.
+
+        Meanwhile, the methods that `start` calls on the inner object are this object's, which call the inner ones.
+
+        Args:
+            *args: arguments of the inner `start`: `grid`, `initial_arrays` and more.
+            **kwargs: keyword arguments of the inner `start`.
+
+        Returns:
+            The result of the inner `start`.
+        """
+        self._timeout = find_timeout(self.inner.start, args, kwargs)
+        with self._methods.replaced_by(self):
+            result = self.inner.start(*args, **kwargs)
+        if type(self.inner).start is not Strategy.start and "configure_train" not in self._methods.called:
+            name = type(self.inner).__name__
+            self._notices.warn("start", f"{name}.start() has not called self.configure_train(): nothing is compressed")
+        return result
 
     def summary(self) -> None:
-        """Log what is compressed how, and the inner strategy's summary."""
+        """Log the compression, and the inner strategy's summary."""
         uplink, downlink = self._tables
         LOG.info("\t├──> Compression by fedsgd:")
         LOG.info("\t│\t├── Uplink: %s, error feedback: %s", uplink.compressor, uplink.error_feedback)
         LOG.info("\t│\t└── Downlink: %s, %s", downlink.policy, downlink.compressor)
-        self.inner.summary()
+        self._methods.call("summary")
 
     # ------------------------------------------------------------------------------------------------------------- training
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """The inner strategy's messages, with ours in the place of the model. NonFiniteError for a model that is not finite."""
+        """Return the inner strategy's messages, with the compressed model in the place of the model.
+
+        Raises:
+            NonFiniteError: the model is not finite.
+        """
         self._grid, self._train = grid, None
-        messages = list(self.inner.configure_train(server_round, arrays, config, grid))
+        messages: list[Message] = self._methods.call("configure_train", server_round, arrays, config, grid)
         if messages:
             session = self._session_from(arrays)
             if session is None:
                 return messages
-            weighted_by = _setting(self.inner, "weighted_by_key", "num-examples")
+            weighted_by = find_setting(self.inner, "weighted_by_key", "num-examples")
             exchange = Exchange(server_round, "train", arrays, self._notices)
             exchange.write(messages, lambda contents, key: session.train(contents, arrays, key, weighted_by))
             for text in session.find_warnings(self.inner, len([*grid.get_node_ids()])):
@@ -122,14 +146,17 @@ class CompressedStrategy(Strategy):
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """What the inner strategy makes of the replies, and what the next round begins from: where the downlink loses
-        something, the model that clients will have. NonFiniteError if that is not finite."""
+        """Return the model of the inner strategy and its metrics. Where the downlink is lossy, return the model of the clients.
+
+        Raises:
+            NonFiniteError: the model is not finite.
+        """
         session, exchange = self._session, self._train
         if session is None or exchange is None:
-            return self.inner.aggregate_train(server_round, replies)
+            return self._aggregate(server_round, replies)
         self._train = None
         settled, accepted = self._settle(session, exchange, replies)
-        arrays, metrics = self.inner.aggregate_train(server_round, settled)
+        arrays, metrics = self._aggregate(server_round, settled)
         if session.is_over:
             return self._follow_ties(session, exchange, arrays), metrics
         for kind, text in session.find_irregular().items():
@@ -144,6 +171,10 @@ class CompressedStrategy(Strategy):
                 "unequal", f"the strategy makes {name_pair(unequal)} differ, which are one tensor so far: {last}"
             )
         return session.moved(arrays, accepted), metrics
+
+    def _aggregate(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        arrays, metrics = self._methods.call("aggregate_train", server_round, replies)
+        return arrays, metrics
 
     def _follow_ties(self, session: Session, exchange: Exchange, arrays: ArrayRecord | None) -> ArrayRecord | None:
         """Begin a session in which other names are one tensor, and return the arrays that it begins with."""
@@ -192,10 +223,9 @@ class CompressedStrategy(Strategy):
     # ----------------------------------------------------------------------------------------------------------- evaluation
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """The inner strategy's messages. The model goes the way of the downlink there too, if it is the one that the
-        coming round will begin from."""
+        """Return the inner strategy's messages, with a compressed model if it is the model of the coming round."""
         self._grid, self._evaluate = grid, None
-        messages = list(self.inner.configure_evaluate(server_round, arrays, config, grid))
+        messages: list[Message] = self._methods.call("configure_evaluate", server_round, arrays, config, grid)
         session = self._session
         if messages and session is not None and session.goes_on_from(arrays):
             exchange = Exchange(server_round, "evaluate", arrays, self._notices)
@@ -204,13 +234,13 @@ class CompressedStrategy(Strategy):
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """What the inner strategy makes of the replies."""
+        """Return the inner strategy's metrics."""
         session, exchange = self._session, self._evaluate
-        if session is None or exchange is None:
-            return self.inner.aggregate_evaluate(server_round, replies)
-        self._evaluate = None
-        settled, _ = self._settle(session, exchange, replies)
-        return self.inner.aggregate_evaluate(server_round, settled)
+        if session is not None and exchange is not None:
+            self._evaluate = None
+            replies, _ = self._settle(session, exchange, replies)
+        metrics: MetricRecord | None = self._methods.call("aggregate_evaluate", server_round, replies)
+        return metrics
 
     def _settle(self, session: Session, exchange: Exchange, replies: Iterable[Message]) -> tuple[list[Message], list[int]]:
         """Return the replies as they would be uncompressed, and the nodes whose updates are in them; count the bytes."""
@@ -220,12 +250,3 @@ class CompressedStrategy(Strategy):
             self.traffic.append(exchange.traffic())
             LOG.info("fedsgd: %s", self.traffic[-1])
         return settled, accepted
-
-
-def _setting(strategy: Any, name: str, default: str) -> str:
-    """Of a strategy, or of the one that it wraps."""
-    while strategy is not None:
-        if isinstance(found := getattr(strategy, name, None), str):
-            return found
-        strategy = getattr(strategy, "strategy", None)
-    return default
