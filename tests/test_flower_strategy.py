@@ -230,3 +230,18 @@ def test_a_strategy_can_be_stored_while_its_methods_are_replaced() -> None:
 def test_compressing_a_compressed_strategy_is_refused() -> None:
     with pytest.raises(ScenarioError, match="inner: got a CompressedStrategy"):
         CompressedStrategy(CompressedStrategy(FedAvg()))
+
+
+def test_a_strategy_around_a_compressed_one_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Around(FedAvg):
+        def configure_train(self, *args: Any) -> Iterable[Message]:
+            return wrapped.configure_train(*args)
+
+        def aggregate_train(self, *args: Any) -> Any:
+            return wrapped.aggregate_train(*args)
+
+    caplog.set_level(logging.WARNING, logger="flwr")
+    wrapped = CompressedStrategy(FedAvg(), "dense")
+    Around().start(grid(nodes=2), zeros(), num_rounds=2)
+    (line,) = (record.message for record in caplog.records if "Around wraps CompressedStrategy" in record.message)
+    assert "CompressedStrategy(Around(FedAvg(...), ...), ...)" in line

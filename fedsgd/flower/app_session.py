@@ -251,6 +251,10 @@ class Session:
         """Raise NonFiniteError for a model that the round must not end with."""
         moved_to(self.plan, self.server, self.model.vector(arrays), ())
 
+    def expect_changes(self) -> None:
+        """Publish every difference that the strategy makes: noise must not depend on the coordinates that clients changed."""
+        self._touched[:] = True
+
     def _rounding(self, made: F32, n_replies: int) -> Bools:
         """Return True [P] for coordinates that no client changed and that the strategy's mean only rounded.
 

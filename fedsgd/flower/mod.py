@@ -19,6 +19,7 @@ from fedsgd.engine import Local
 from fedsgd.errors import ModelError, OutputError
 from fedsgd.flower.app_arrays import flat_values, is_float
 from fedsgd.flower.app_model import ReplyArrays
+from fedsgd.flower.app_mods import check_mods
 from fedsgd.flower.app_state import open_store, with_reply
 from fedsgd.flower.app_terms import Request, answer_uncompressed, answered, is_asked, read_request, without
 from fedsgd.flower.app_ties import Groups, find_partial_sharing, observe_groups, same_bits, sort_groups
@@ -45,7 +46,8 @@ def compression_mod() -> Mod:
     model's, each crosses as it is.
 
     In the app's place it raises, and Flower reports, ModelError for arrays that share memory, NonFiniteError for an
-    update that is not finite, WireError for a message that cannot be read, and OutputError for a disk or a budget without room.
+    update that is not finite, ScenarioError for secure aggregation behind it, WireError for a message that cannot be read, and
+    OutputError for a disk or a budget without room.
     """
     return _compressed
 
@@ -57,6 +59,7 @@ def _compressed(message: Message, context: Context, call_next: ClientAppCallable
 
     if not (message.has_content() and is_asked(message.content)):
         return app(message, context)
+    check_mods(call_next)
     node = _Node.of(message, context)
     if message.metadata.message_type.split(".")[0] == "evaluate":
         return node.evaluate(message, app)

@@ -12,8 +12,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedsgd.compress import Compressor
 from fedsgd.errors import ScenarioError
 from fedsgd.flower.app_exchange import LOG, Exchange, Notices
-from fedsgd.flower.app_inner import TIMEOUT, InnerMethods, WrappingStrategy, chain, find_setting, find_timeout
+from fedsgd.flower.app_inner import TIMEOUT, InnerMethods, WrappingStrategy, chain, find_outer, find_setting, find_timeout
 from fedsgd.flower.app_model import arranged, describe_aside, describe_types, guess_ties, tie_by_name
+from fedsgd.flower.app_privacy import Clipping, check_memory, check_outer, clip_replies, find_clipping, is_private
 from fedsgd.flower.app_session import Session
 from fedsgd.flower.app_settings import downlink_of, uplink_of
 from fedsgd.flower.app_state import begin_terms, describe_state
@@ -40,6 +41,15 @@ class CompressedStrategy(WrappingStrategy):
     `fedsgd.flower.tied_names` for a module). A reply in which an array is the transpose or some rows of a different one is
     refused: name both in `exact`. Other views of the same memory are not found: name them there, too.
 
+    **Differential privacy.** Flower's wrappers belong inside: `CompressedStrategy(DifferentialPrivacy...(FedAvg(), ...))`.
+    Around a CompressedStrategy they are refused, because they would clip compressed messages. Server-side wrappers inside clip
+    the decoded updates. A client-side wrapper sends a norm under Flower's key `clipping_norm`; then each decoded update is
+    clipped once more before `inner` gets it. Its norm counts all arrays of the reply, `exact` arrays too, in float64. A shorter
+    update keeps all its bits; an update without a norm is an error of its node. Flower's mods `fixedclipping_mod`,
+    `adaptiveclipping_mod` and `LocalDpMod` stand behind ours, as in `@app.train(mods=[fixedclipping_mod])`: compression after
+    the noise of `LocalDpMod` keeps its guarantee. Error feedback and compressors with a memory are refused, unless
+    `dp_error_feedback` is set. SecAgg+ cannot work: its masks cancel in sums of integers, which compressed updates are not.
+
     **Types.** Arrays of float16 and float64 are compressed in float32 and returned in their own types: a float64 is rounded to
     24 bits. Messages of a model without floats, and arrays of a reply that the model does not have, cross as they are.
 
@@ -60,6 +70,7 @@ class CompressedStrategy(WrappingStrategy):
         seed: int = 0,
         exact: Sequence[str] = EXACT,
         tied: Sequence[Sequence[str]] | None = None,
+        dp_error_feedback: bool = False,
     ) -> None:
         """Check the settings. The log warns of settings that a compressor is not made for.
 
@@ -71,6 +82,7 @@ class CompressedStrategy(WrappingStrategy):
             seed: seed of the randomness that both ends share.
             exact: patterns of the names of arrays that travel bit for bit, as do integers and arrays that are not finite.
             tied: groups of names that are one tensor each, like `[("embed.weight", "head.weight")]`.
+            dp_error_feedback: True to allow clients to keep a part of an update for later rounds under differential privacy.
 
         Raises:
             ScenarioError: a setting is wrong, or the compressor does not give the strategy each client's arrays.
@@ -83,6 +95,8 @@ class CompressedStrategy(WrappingStrategy):
             raise ScenarioError(f"seed: got {seed!r}, expected a whole number from 0 on")
         if isinstance(exact, str):
             raise ScenarioError(f'exact: got "{exact}", expected a list of patterns')
+        if not isinstance(dp_error_feedback, bool):
+            raise ScenarioError(f"dp_error_feedback: got {dp_error_feedback!r}, expected True or False")
         self.traffic: list[Traffic] = []
         self._tables = uplink_of(compressor, error_feedback), downlink_of(downlink)
         self._seed, self._exact, self._tied = seed, tuple(exact), None if tied is None else read_tied(tied)
@@ -93,6 +107,10 @@ class CompressedStrategy(WrappingStrategy):
         self._timeout: float | None = TIMEOUT
         self._notices = Notices()
         self._methods = InnerMethods(inner)
+        self._clipping: dict[int, Clipping] = {}
+        self._is_private, self._allows_memory = is_private(inner), dp_error_feedback
+        if self._is_private and not dp_error_feedback:
+            check_memory(self._tables[0])
         super().__init__(inner)  # names that are set from here on are the inner strategy's
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
@@ -130,9 +148,17 @@ class CompressedStrategy(WrappingStrategy):
 
         Raises:
             NonFiniteError: the model is not finite.
+            ScenarioError: a wrapper for differential privacy is around this strategy, or clients keep a part of their updates
+                although a clipping norm is in force.
         """
+        outer = find_outer(self, self.inner)
+        if outer is not None:
+            self._notices.warn("outer", check_outer(outer, self.inner))
         self._grid, self._train = grid, None
         messages: list[Message] = self._methods.call("configure_train", server_round, arrays, config, grid)
+        self._clipping = find_clipping(messages)
+        if self._clipping and not self._allows_memory:
+            check_memory(self._tables[0])
         if messages:
             session = self._session_from(arrays)
             if session is None:
@@ -153,9 +179,13 @@ class CompressedStrategy(WrappingStrategy):
         """
         session, exchange = self._session, self._train
         if session is None or exchange is None:
-            return self._aggregate(server_round, replies)
+            return self._aggregate(server_round, self._clip(replies)[0])
         self._train = None
         settled, accepted = self._settle(session, exchange, replies)
+        settled, refused = self._clip(settled)
+        accepted = [node for node in accepted if node not in refused]
+        if self._clipping or self._is_private:
+            session.expect_changes()
         arrays, metrics = self._aggregate(server_round, settled)
         if session.is_over:
             return self._follow_ties(session, exchange, arrays), metrics
@@ -175,6 +205,15 @@ class CompressedStrategy(WrappingStrategy):
     def _aggregate(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         arrays, metrics = self._methods.call("aggregate_train", server_round, replies)
         return arrays, metrics
+
+    def _clip(self, replies: Iterable[Message]) -> tuple[list[Message], set[int]]:
+        """Return the replies as their clipping norms allow them, and the nodes whose replies are left out."""
+        clipped, refused, line = clip_replies(self._clipping, replies, self._tables[0].compressor.name)
+        if line is not None:
+            self._notices.warn("clipping", line)
+        for node, reason in refused.items():
+            LOG.warning("fedsgd: the reply of node %d is left out: %s", node, reason)
+        return clipped, {*refused}
 
     def _follow_ties(self, session: Session, exchange: Exchange, arrays: ArrayRecord | None) -> ArrayRecord | None:
         """Begin a session in which other names are one tensor, and return the arrays that it begins with."""

@@ -1,0 +1,219 @@
+"""Differential privacy of a Flower app whose updates are compressed: clipping norms, and orders that cannot hold.
+
+Flower's wrappers for client-side clipping send a norm under the key `clipping_norm` of a ConfigRecord. Flower's mods shorten an
+update to that norm before it is compressed. A compressor may lengthen it again, so the decoded update is clipped once more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    Strategy,
+)
+from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
+from numpy.typing import NDArray
+
+from fedsgd.compress.plain import Plain
+from fedsgd.errors import ModelError, ScenarioError
+from fedsgd.flower.app_inner import chain
+from fedsgd.tables import Uplink
+
+DP_WRAPPERS = (
+    DifferentialPrivacyServerSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+)
+_SLACK = 1e-6
+"""Relative excess over a norm that is float32's rounding."""
+_WORTH_A_LINE = 1e-3
+"""Relative excess over a norm that is logged."""
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Clipping:
+    """Clipping norm of one node in one round.
+
+    Attributes:
+        norm: largest Euclidean norm of the node's update, over all arrays.
+        message: the node's message.
+        content: content of the message before it was compressed.
+    """
+
+    norm: float
+    message: Message
+    content: RecordDict
+
+    def shorten(self, content: RecordDict) -> float:
+        """Scale the update in a reply to the norm, if it is longer.
+
+        Args:
+            content: content of the decoded reply. Its arrays are replaced, unless the norm holds.
+
+        Returns:
+            Norm of the update, before, in units of the clipping norm.
+
+        Raises:
+            ModelError: the update cannot be measured.
+        """
+        records = list(content.array_records)
+        if not records:
+            return 0.0
+        if len(records) > 1:
+            raise ModelError(f"the reply has the ArrayRecords {', '.join(records)}, expected one, to which a norm applies")
+        after, before = content.array_records[records[0]], self._sent(records[0])
+        if after.keys() != before.keys():
+            raise ModelError(f"the reply's arrays are {sorted(after)}, expected {sorted(before)}, to which a norm applies")
+        length = math.sqrt(math.fsum(_squared_norm(_difference(before[name], after[name])) for name in after))
+        if not math.isfinite(length):
+            raise ModelError("the update is not finite, and has no norm that could be clipped")
+        if length > self.norm * (1 + _SLACK):
+            factor = self.norm / length
+            content[records[0]] = ArrayRecord({name: Array(_shortened(before[name], after[name], factor)) for name in after})
+        return length / self.norm if self.norm else math.inf if length else 0.0
+
+    def _sent(self, key: str) -> ArrayRecord:
+        records = self.content.array_records
+        if len(records) == 1:
+            return next(iter(records.values()))
+        if key not in records:
+            raise ModelError(f'the reply has an ArrayRecord "{key}", which its message has not, so it has no norm')
+        return records[key]
+
+
+def find_clipping(messages: Iterable[Message]) -> dict[int, Clipping]:
+    """Return the clipping norm of each node to which a strategy sends one.
+
+    Args:
+        messages: the strategy's messages, before they are compressed.
+    """
+    found: dict[int, Clipping] = {}
+    for message in messages:
+        for record in message.content.config_records.values():
+            norm = record.get(KEY_CLIPPING_NORM)
+            if isinstance(norm, int | float) and not isinstance(norm, bool) and norm >= 0:
+                found.setdefault(message.metadata.dst_node_id, Clipping(float(norm), message, message.content))
+    return found
+
+
+def clip_replies(
+    clipping: Mapping[int, Clipping], replies: Iterable[Message], compressor: str
+) -> tuple[list[Message], dict[int, str], str | None]:
+    """Scale the updates in decoded replies to their nodes' clipping norms.
+
+    Args:
+        clipping: norms by node, of `find_clipping`.
+        replies: replies as the strategy is to get them.
+        compressor: name of the uplink's compressor.
+
+    Returns:
+        The replies, with errors in the place of updates without a norm; the reason of each such error by node; one line about
+        updates that were longer than their norms, None if none was.
+    """
+    clipped: list[Message] = []
+    refused: dict[int, str] = {}
+    ratios: list[float] = []
+    for reply in replies:
+        node = reply.metadata.src_node_id
+        if node in clipping and not reply.has_error():
+            try:
+                ratios.append(clipping[node].shorten(reply.content))
+            except ModelError as error:
+                refused[node] = str(error)
+                reply = Message(Error(0, f"fedsgd: {error}"), reply_to=clipping[node].message)
+        clipped.append(reply)
+    longer = [ratio for ratio in ratios if ratio > 1 + _WORTH_A_LINE]
+    if not longer:
+        return clipped, refused, None
+    line = (
+        f"{len(longer)} of {len(ratios)} decoded updates were up to {max(longer):.3g} times as long as the clipping norm, and "
+        f'are clipped again: "{compressor}" lengthens updates that clients have clipped, or clients do not clip; "dense", '
+        '"sign" and "top-k" do not lengthen them, without error feedback'
+    )
+    return clipped, refused, line
+
+
+def is_private(inner: Strategy) -> bool:
+    """Return True if a strategy is one of Flower's wrappers for differential privacy, or wraps one."""
+    return any(isinstance(part, DP_WRAPPERS) for part in chain(inner))
+
+
+def check_memory(uplink: Uplink) -> None:
+    """Raise ScenarioError if clients keep a part of their updates for later rounds."""
+    if isinstance(uplink.scheme(), Plain):
+        return
+    name, policy = uplink.compressor.name, uplink.error_feedback
+    if policy == "none":
+        got, remedy = f'compressor.name: got "{name}", which keeps', 'expected a compressor without memory, like "top-k"'
+    else:
+        got, remedy = f'error_feedback: got "{policy}", which keeps', 'expected "none"'
+    raise ScenarioError(
+        f"{got} a part of each update for later rounds, under differential privacy: an update then depends on data of earlier "
+        f"rounds, which accounting by round does not cover; {remedy}, or CompressedStrategy(..., dp_error_feedback=True)"
+    )
+
+
+def check_outer(outer: Strategy, inner: Strategy) -> str:
+    """Return a warning about a strategy that wraps a CompressedStrategy.
+
+    Raises:
+        ScenarioError: the wrapper is one of Flower's for differential privacy.
+    """
+    name, inside = type(outer).__name__, type(inner).__name__
+    order = f"CompressedStrategy({name}({inside}(...), ...), ...)"
+    if isinstance(outer, DP_WRAPPERS):
+        raise ScenarioError(
+            f"strategy: got {name}(CompressedStrategy({inside})), expected {order}: around it, the wrapper gets compressed "
+            "messages, and clips no update"
+        )
+    return f"{name} wraps CompressedStrategy and gets compressed messages; if it reads arrays, write {order}"
+
+
+def _difference(before: Array, after: Array) -> Values:
+    """Return after - before in float64, 0 where both are the same infinity or not a number."""
+    old, new = _read(before), _read(after)
+    if old.shape != new.shape:
+        raise ModelError(f"got an array of shape {new.shape}, expected {old.shape}: its update has no norm")
+    wide = np.result_type(old.dtype, new.dtype, np.float64)
+    old, new = old.astype(wide), new.astype(wide)
+    with np.errstate(invalid="ignore", over="ignore"):
+        same = (old == new) | (np.isnan(old) & np.isnan(new))
+        difference: Values = np.where(same, 0.0, new - old)
+    return difference
+
+
+def _squared_norm(difference: Values) -> float:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(np.vdot(difference, difference).real)
+
+
+def _shortened(before: Array, after: Array, factor: float) -> Values:
+    """Return before + factor · (after - before) in the type of `after`, rounded towards `before`."""
+    step, old, dtype = _difference(before, after) * factor, _read(before), _read(after).dtype
+    if dtype.kind in "biu":
+        return np.asarray(old.astype(np.int64) + np.trunc(step).astype(np.int64)).astype(dtype)
+    value = np.asarray((old + step).astype(dtype))
+    if dtype.kind == "c":
+        return value
+    with np.errstate(invalid="ignore"):
+        is_longer = np.abs(value.astype(np.float64) - old) > np.abs(step)
+    return np.asarray(np.where(is_longer, np.nextafter(value, old.astype(dtype)), value))
+
+
+def _read(array: Array) -> Values:
+    try:
+        return array.numpy()
+    except Exception as error:  # whatever numpy raises for bytes that are no array
+        raise ModelError(f"the update has no norm: its arrays cannot be read ({error})") from None
