@@ -1,4 +1,4 @@
-"""The strategy inside a CompressedStrategy: its own `start`, attributes and methods."""
+"""The strategy inside a CompressedStrategy: its own `start`, attributes and methods, and rules that resist wrong replies."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from unittest import mock
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, Result, Strategy
 
 from fedsgd.errors import ScenarioError
 from fedsgd.flower import CompressedStrategy
 from fedsgd.flower.app_inner import HOOKS, TIMEOUT, find_timeout
 from tests.flower_grid import identity
-from tests.flower_regression import NODES, Grid, examples, grid, zeros
+from tests.flower_regression import NODES, Grid, examples, grid, last_mse, zeros
 
 
 @pytest.fixture(autouse=True)
@@ -245,3 +245,72 @@ def test_a_strategy_around_a_compressed_one_is_named(caplog: pytest.LogCaptureFi
     Around().start(grid(nodes=2), zeros(), num_rounds=2)
     (line,) = (record.message for record in caplog.records if "Around wraps CompressedStrategy" in record.message)
     assert "CompressedStrategy(Around(FedAvg(...), ...), ...)" in line
+
+
+# --------------------------------------------------------------------------------------------------------- robust strategies
+
+SPARSE = {
+    "top-k": ({"name": "top-k", "density": 0.1}, "persist"),
+    "rand-k": ({"name": "rand-k", "density": 0.1}, "none"),
+    "qsgd": ({"name": "qsgd", "levels": 1}, "none"),
+}
+WORKING = {
+    "bfloat16": ({"name": "dense", "values": "bfloat16"}, "none"),
+    "natural": ("natural", "none"),
+    "eden": ("eden", "none"),
+    "drive": ("drive", "none"),
+    "qsgd": ({"name": "qsgd", "levels": 15}, "none"),
+    "top-k": ({"name": "top-k", "density": 0.5}, "persist"),
+}
+RULES: dict[str, Callable[[], Strategy]] = {
+    "FedMedian": FedMedian,
+    "FedTrimmedAvg": FedTrimmedAvg,
+    "Bulyan": lambda: Bulyan(num_malicious_nodes=1),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("compressor", SPARSE)
+def test_rules_by_coordinate_with_sparse_updates_are_warned_of(
+    rule: str, compressor: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="flwr")
+    table, feedback = SPARSE[compressor]
+    strategy = CompressedStrategy(RULES[rule](), table, error_feedback=feedback)
+    compressed, plain = last_mse(strategy), last_mse(RULES[rule](), [])
+    assert compressed > 3 * plain, "the warning is right"
+    (line,) = (record.message for record in caplog.records if "a median of mostly zeros is zero" in record.message)
+    assert f"{rule} drops most of each update" in line
+    assert all(f'"{table["name"] if isinstance(table, dict) else table}"' in line for table, _ in WORKING.values())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("compressor", WORKING)
+def test_rules_by_coordinate_learn_with_the_compressors_that_are_named(
+    rule: str, compressor: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="flwr")
+    table, feedback = WORKING[compressor]
+    compressed = last_mse(CompressedStrategy(RULES[rule](), table, error_feedback=feedback))
+    plain = last_mse(RULES[rule](), [])
+    assert compressed < 1.3 * plain
+    assert "zeros" not in caplog.text
+
+
+def test_krum_with_sparse_updates_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="flwr")
+    rand_k = {"name": "rand-k", "density": 0.1}
+    compressed = last_mse(CompressedStrategy(Krum(num_malicious_nodes=1), rand_k))
+    plain = last_mse(Krum(num_malicious_nodes=1), [])
+    mean = last_mse(CompressedStrategy(FedAvg(), rand_k)) / last_mse(FedAvg(), [])
+    assert compressed / plain > 2 * mean
+    assert "Krum uses 1 of 7 updates" in caplog.text
+
+
+@pytest.mark.parametrize(("inner", "compressor"), [(FedAvg, "top-k"), (FedMedian, "dense"), (FedMedian, "eden")])
+def test_other_combinations_are_not_warned_of(
+    inner: Callable[[], Strategy], compressor: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="flwr")
+    last_mse(CompressedStrategy(inner(), compressor), rounds=1)
+    assert "of the coordinates" not in caplog.text

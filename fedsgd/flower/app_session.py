@@ -54,7 +54,7 @@ class Session:
         self._irregular: dict[str, str] = {}
         self.groups = ties.groups
         self._aside: Mapping[str, Array] = {}
-        self._touched = np.zeros(model.layout.size, dtype=np.bool_)
+        self._touched = np.zeros(model.layout.size, dtype=np.int32)  # [P] replies that changed each coordinate
         self._awaits = False
 
     @property
@@ -108,7 +108,7 @@ class Session:
         terms = replace(self.terms, cohort=max(1, len(contents)), key=key, weighted_by=weighted_by)
         self.terms, self.plan, self._awaits = terms, terms.plan(), True
         self.uncompressed, self._irregular = {}, {}
-        self._touched = np.zeros(self.model.layout.size, dtype=np.bool_)
+        self._touched = np.zeros(self.model.layout.size, dtype=np.int32)
         messages, self.server = broadcast(self.plan, self.server, [self._number(node) for node in contents])
         return self._written(contents, messages, arrays)
 
@@ -152,7 +152,7 @@ class Session:
         others = self._others(reply.content, answer, record)
         record.update(others)
         self._note(answer.lacks, others)
-        self._touched |= local != self.server.weights
+        self._touched += local != self.server.weights
         return _with_record(reply.content, answer.key, record)
 
     def _others(self, content: RecordDict, answer: Answered, record: ArrayRecord) -> ArrayRecord:
@@ -183,7 +183,7 @@ class Session:
             problem = f'"{wide[0]}" leaves float32\'s range' if wide else ""
             self.ties.add_reply(self.model.tied, values, [group for group in groups if values.keys() >= set(group)])
         self.uncompressed[node] = problem
-        self._touched[:] = True
+        self._touched += 1
         return without(reply.content, KEY, {})
 
     def find_irregular(self) -> dict[str, str]:
@@ -214,7 +214,7 @@ class Session:
 
     def taken_plain(self, content: RecordDict) -> None:
         """The strategy has a reply of which nothing is known here, but for the names that are not one tensor in it."""
-        self._touched[:] = True
+        self._touched += 1
         for arrays in content.array_records.values():
             with suppress(WireError):  # arrays that cannot be read are the strategy's own affair
                 if self.model.tied and self.model.problem(arrays) is None:
@@ -251,9 +251,14 @@ class Session:
         """Raise NonFiniteError for a model that the round must not end with."""
         moved_to(self.plan, self.server, self.model.vector(arrays), ())
 
+    def measure_overlap(self, n_replies: int) -> float:
+        """Return the share of the changed coordinates that at least half of the replies changed; 1 if none was changed."""
+        changed = self._touched[self._touched > 0]
+        return float(np.mean(2 * changed >= n_replies)) if changed.size else 1.0
+
     def expect_changes(self) -> None:
         """Publish every difference that the strategy makes: noise must not depend on the coordinates that clients changed."""
-        self._touched[:] = True
+        self._touched += 1
 
     def _rounding(self, made: F32, n_replies: int) -> Bools:
         """Return True [P] for coordinates that no client changed and that the strategy's mean only rounded.
@@ -265,7 +270,7 @@ class Session:
             error = np.abs(self.server.weights) * np.float32((n_replies + 2) * 2.0**-24)
             for name, dtype in self.model.types:
                 error[self.model.parts[name]] *= np.float32(max(1.0, float(np.finfo(dtype).eps) * 2.0**23))
-            close: Bools = ~self._touched & (np.abs(made - self.server.weights) <= error)
+            close: Bools = (self._touched == 0) & (np.abs(made - self.server.weights) <= error)
         return close
 
     def _adopt_types(self, arrays: ArrayRecord) -> None:

@@ -15,6 +15,7 @@ from fedsgd.flower.app_exchange import LOG, Exchange, Notices
 from fedsgd.flower.app_inner import TIMEOUT, InnerMethods, WrappingStrategy, chain, find_outer, find_setting, find_timeout
 from fedsgd.flower.app_model import arranged, describe_aside, describe_types, guess_ties, tie_by_name
 from fedsgd.flower.app_privacy import Clipping, check_memory, check_outer, clip_replies, find_clipping, is_private
+from fedsgd.flower.app_robust import describe_sparsity
 from fedsgd.flower.app_session import Session
 from fedsgd.flower.app_settings import downlink_of, uplink_of
 from fedsgd.flower.app_state import begin_terms, describe_state
@@ -49,6 +50,11 @@ class CompressedStrategy(WrappingStrategy):
     `adaptiveclipping_mod` and `LocalDpMod` stand behind ours, as in `@app.train(mods=[fixedclipping_mod])`: compression after
     the noise of `LocalDpMod` keeps its guarantee. Error feedback and compressors with a memory are refused, unless
     `dp_error_feedback` is set. SecAgg+ cannot work: its masks cancel in sums of integers, which compressed updates are not.
+
+    **Robust strategies.** `FedMedian`, `FedTrimmedAvg` and `Bulyan` learn next to nothing from sparse updates, because a median
+    of mostly zeros is zero. They learn almost as without compression with "natural", "eden", "drive", "qsgd" with many levels,
+    "top-k" with a density of 0.5 and error feedback, and "dense" with bfloat16 values. `Krum` and `MultiKrum` use few updates,
+    so the errors of unbiased compressors like "rand-k" are hardly averaged. The log warns of both.
 
     **Types.** Arrays of float16 and float64 are compressed in float32 and returned in their own types: a float64 is rounded to
     24 bits. Messages of a model without floats, and arrays of a reply that the model does not have, cross as they are.
@@ -184,6 +190,9 @@ class CompressedStrategy(WrappingStrategy):
         settled, accepted = self._settle(session, exchange, replies)
         settled, refused = self._clip(settled)
         accepted = [node for node in accepted if node not in refused]
+        sparse = describe_sparsity(self.inner, self._tables[0], session.measure_overlap(len(accepted)), len(accepted))
+        if sparse is not None:
+            self._notices.warn("sparse", sparse)
         if self._clipping or self._is_private:
             session.expect_changes()
         arrays, metrics = self._aggregate(server_round, settled)

@@ -1,0 +1,46 @@
+"""Robust strategies and sparse updates: a warning where a rule that resists wrong replies suppresses right ones."""
+
+from __future__ import annotations
+
+from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
+
+from fedsgd.compress.dense import DenseOperator
+from fedsgd.flower.app_inner import chain
+from fedsgd.tables import Uplink
+
+BY_COORDINATE = (FedMedian, FedTrimmedAvg, Bulyan)
+BY_NODE = (MultiKrum,)
+MIN_OVERLAP = 1 / 3
+"""Smallest share of the changed coordinates that half of the replies have to change."""
+
+_REMEDY = (
+    'set a compressor that keeps most coordinates: "natural", "eden", "drive", "qsgd" with more levels than the root of the '
+    'model\'s size, "top-k" with a density of 0.5 and error feedback, or "dense" with values = "bfloat16"'
+)
+
+
+def describe_sparsity(inner: Strategy, uplink: Uplink, overlap: float, n_replies: int) -> str | None:
+    """Return one line about a rule of aggregation that sparse updates break; None if there is nothing to warn of.
+
+    Args:
+        inner: the inner strategy.
+        uplink: compressor of the clients' updates.
+        overlap: of the coordinates that a reply changed, the share that half of the replies changed.
+        n_replies: number of replies.
+    """
+    if overlap >= MIN_OVERLAP or isinstance(uplink.compressor, DenseOperator):
+        return None
+    sparse = (
+        f'of the coordinates that {n_replies} replies with "{uplink.compressor.name}" changed, half of the replies changed '
+        f"only {overlap:.0%}"
+    )
+    for rule in chain(inner):
+        name = type(rule).__name__
+        if isinstance(rule, BY_COORDINATE):
+            return f"{name} drops most of each update: {sparse}, and a median of mostly zeros is zero; {_REMEDY}"
+        if isinstance(rule, BY_NODE):
+            return (
+                f"{name} uses {rule.num_nodes_to_select} of {n_replies} updates, so the errors of compression are hardly "
+                f"averaged, and what other nodes sent is lost: {sparse}; {_REMEDY}"
+            )
+    return None
