@@ -297,17 +297,27 @@ def test_rules_by_coordinate_learn_with_the_compressors_that_are_named(
     assert "zeros" not in caplog.text
 
 
-def test_krum_with_sparse_updates_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_krum_with_sparse_unbiased_updates_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, logger="flwr")
     rand_k = {"name": "rand-k", "density": 0.1}
     compressed = last_mse(CompressedStrategy(Krum(num_malicious_nodes=1), rand_k))
     plain = last_mse(Krum(num_malicious_nodes=1), [])
     mean = last_mse(CompressedStrategy(FedAvg(), rand_k)) / last_mse(FedAvg(), [])
-    assert compressed / plain > 2 * mean
+    assert compressed / plain > 2 * mean, "the warning is right"
     assert "Krum uses 1 of 7 updates" in caplog.text
 
 
-@pytest.mark.parametrize(("inner", "compressor"), [(FedAvg, "top-k"), (FedMedian, "dense"), (FedMedian, "eden")])
+@pytest.mark.parametrize(
+    ("inner", "compressor"),
+    [
+        (FedAvg, "top-k"),
+        (FedMedian, "dense"),
+        (FedMedian, "eden"),
+        (Krum, "top-k"),
+        (Bulyan, "top-k"),  # without malicious nodes, a mean of all
+        (lambda: FedTrimmedAvg(beta=0.1), "top-k"),  # of seven replies, none is cut off
+    ],
+)
 def test_other_combinations_are_not_warned_of(
     inner: Callable[[], Strategy], compressor: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
 
+from fedsgd.compress import Operator
 from fedsgd.compress.dense import DenseOperator
 from fedsgd.flower.app_inner import chain
 from fedsgd.tables import Uplink
 
-BY_COORDINATE = (FedMedian, FedTrimmedAvg, Bulyan)
-BY_NODE = (MultiKrum,)
 MIN_OVERLAP = 1 / 3
 """Smallest share of the changed coordinates that half of the replies have to change."""
 
@@ -36,11 +35,22 @@ def describe_sparsity(inner: Strategy, uplink: Uplink, overlap: float, n_replies
     )
     for rule in chain(inner):
         name = type(rule).__name__
-        if isinstance(rule, BY_COORDINATE):
+        if _cuts_by_coordinate(rule, n_replies):
             return f"{name} drops most of each update: {sparse}, and a median of mostly zeros is zero; {_REMEDY}"
-        if isinstance(rule, BY_NODE):
+        if isinstance(rule, MultiKrum) and 2 * rule.num_nodes_to_select < n_replies and _is_unbiased(uplink):
             return (
-                f"{name} uses {rule.num_nodes_to_select} of {n_replies} updates, so the errors of compression are hardly "
-                f"averaged, and what other nodes sent is lost: {sparse}; {_REMEDY}"
+                f"{name} uses {rule.num_nodes_to_select} of {n_replies} updates, so the errors of an unbiased compressor are "
+                f"hardly averaged: {sparse}; {_REMEDY}"
             )
     return None
+
+
+def _cuts_by_coordinate(rule: object, n_replies: int) -> bool:
+    """Return True for a rule that leaves out the most distant values of each coordinate."""
+    if isinstance(rule, FedTrimmedAvg):
+        return int(rule.beta * n_replies) > 0
+    return isinstance(rule, FedMedian) or (isinstance(rule, Bulyan) and rule.num_malicious_nodes > 0)
+
+
+def _is_unbiased(uplink: Uplink) -> bool:
+    return isinstance(uplink.compressor, Operator) and uplink.compressor.kind == "unbiased"

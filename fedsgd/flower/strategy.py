@@ -54,7 +54,7 @@ class CompressedStrategy(WrappingStrategy):
     **Robust strategies.** `FedMedian`, `FedTrimmedAvg` and `Bulyan` learn next to nothing from sparse updates, because a median
     of mostly zeros is zero. They learn almost as without compression with "natural", "eden", "drive", "qsgd" with many levels,
     "top-k" with a density of 0.5 and error feedback, and "dense" with bfloat16 values. `Krum` and `MultiKrum` use few updates,
-    so the errors of unbiased compressors like "rand-k" are hardly averaged. The log warns of both.
+    so the errors of sparse unbiased compressors like "rand-k" are hardly averaged. The log warns of both.
 
     **Types.** Arrays of float16 and float64 are compressed in float32 and returned in their own types: a float64 is rounded to
     24 bits. Messages of a model without floats, and arrays of a reply that the model does not have, cross as they are.
