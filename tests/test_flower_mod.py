@@ -514,7 +514,7 @@ def test_a_node_that_replies_twice_counts_once(caplog: pytest.LogCaptureFixture)
     arrays, _ = strategy.aggregate_train(1, [*replies, carried(replies[0])])
     assert arrays is not None
     np.testing.assert_allclose(flat(arrays), flat(model()) + np.mean([step(i, 1) for i in range(4)], axis=0), atol=1e-6)
-    assert "is left out: byte 0: the second reply to one message" in caplog.text
+    assert "is left out: it is the second reply to one message" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------------- nodes that forget
@@ -762,8 +762,8 @@ def test_flowers_own_loop_runs_it_and_the_bytes_are_told(caplog: pytest.LogCaptu
         (r, what, 4) for r in (1, 2, 3) for what in ("train", "evaluate")
     ]
     each = sum(len(array.data) for array in given.values())
-    assert all(row.plain_down == 4 * each for row in rows)
-    assert [row.plain_up for row in rows] == [4 * each, 0] * 3
+    assert all(0 < row.plain_down - 4 * each < 4 * 1700 for row in rows), "names and metadata"
+    assert all(0 < row.plain_up - (4 * each if row.what == "train" else 0) < 4 * 1700 for row in rows)
     records = {"up": 0, "down": 0}
     for way, _, content in over.sent:
         for name in (KEY, "fedsgd-task"):
@@ -771,13 +771,13 @@ def test_flowers_own_loop_runs_it_and_the_bytes_are_told(caplog: pytest.LogCaptu
             records[way] += sum(map(len, record.values())) if isinstance(record, ConfigRecord) else 0
     assert records == {"up": sum(row.up for row in rows), "down": sum(row.down for row in rows)}
     assert rows[0].down > rows[2].down, "a difference is less than the model"
-    up, down = rows[2].up, rows[2].down
-    ratios = rows[2].compression_ratios
-    assert list(ratios.values()) == [4 * each / up, 4 * each / down, 8 * each / (up + down)]
-    less = [f"({ratio:.1f}x less)" for ratio in ratios.values() if ratio is not None]
-    amounts = f"{up:,} bytes up {less[0]}, {down:,} down {less[1]}, {up + down:,} both ways {less[2]}"
-    assert f"fedsgd: round 2: {amounts}\n" in caplog.text
-    assert f"fedsgd: round 2, evaluation: {rows[3].down:,} bytes down" in caplog.text
+    row = rows[2]
+    ratios = row.compression_ratios
+    plain_up, plain_down, up, down = row.plain_up, row.plain_down, row.message_up, row.message_down
+    assert list(ratios.values()) == [plain_up / up, plain_down / down, (plain_up + plain_down) / (up + down)]
+    crossed = f"in Flower's messages {up:,} up, {down:,} down; compression ratio {ratios['bidirectional_ratio']:.1f} both ways"
+    assert f"fedsgd: round 2: {row.up:,} bytes up, {row.down:,} down; {crossed}\n" in caplog.text
+    assert f"fedsgd: round 2, evaluation: 0 bytes up, {rows[3].down:,} down; in Flower's messages" in caplog.text
     assert "Uplink: TopK(" in caplog.text
 
 
@@ -822,7 +822,9 @@ def test_an_evaluation_of_other_arrays_is_the_inner_strategys_own() -> None:
     assert all(message.content.array_records["arrays"] == other for message in messages)
     strategy.aggregate_evaluate(1, over.send_and_receive(messages))
     assert np.array_equal(flat(over.nodes[7].got[-1][1]), flat(other))
-    assert [row.what for row in strategy.traffic] == ["train"]
+    assert [(row.what, row.down, row.compression_ratios["bidirectional_ratio"]) for row in strategy.traffic[1:]] == [
+        ("evaluate", 0, 1.0)
+    ]
 
 
 def test_mods_behind_ours_see_arrays() -> None:
@@ -1086,10 +1088,8 @@ def test_tied_weights_of_six_rounds_equal_those_under_one_name(
     for row, single_row in zip(two.traffic, one.traffic, strict=True):
         assert row.up == single_row.up
         assert 0 < row.down - single_row.down < 3 * 40, "one more name in the terms"
-        copies = 3 * len(Array(TABLE).data)
-        sent = "float64" if inner is FedAdam and row.round > 1 else "float32"  # the type of Flower's FedAdam
-        copies_down = 3 * len(Array(TABLE.astype(sent)).data)
-        assert (row.plain_up - single_row.plain_up, row.plain_down - single_row.plain_down) == (copies, copies_down)
+        for direction in ("plain_up", "plain_down"):
+            assert abs(getattr(row, direction) - getattr(single_row, direction)) < 3 * 100, "Flower sends equal arrays once"
 
 
 def test_a_tied_tensor_with_another_shape_under_its_second_name_stays_one() -> None:
@@ -1152,8 +1152,9 @@ def test_layers_that_begin_equal_are_separate_from_the_first_reply_on(caplog: py
     assert '"layers.0.w" and "layers.1.w" were taken for one tensor and differ in a reply' in caplog.text
     assert "tied=tied_names(module)" in caplog.text
     arrays = 3 * sum(len(Array(value).data) for value in given.values())
-    assert arrays < strategy.traffic[0].up < arrays + 600, "what travels uncompressed is counted"
-    assert strategy.traffic[0].plain_up == arrays
+    row = strategy.traffic[0]
+    assert row.up < 600
+    assert arrays < row.plain_up < row.message_up < row.plain_up + 2000, "arrays that travel uncompressed are counted"
 
 
 def test_layers_that_begin_equal_are_compressed_at_once_if_the_caller_says_so() -> None:

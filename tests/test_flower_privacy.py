@@ -134,7 +134,7 @@ def test_an_update_that_came_uncompressed_is_clipped() -> None:
     inner = Measuring()
     strategy = CompressedStrategy(fixed(inner), "dense")
     strategy.start(grid(), arrays, num_rounds=1)
-    assert strategy.traffic[0].up > NODES * WIDTH * 8
+    assert strategy.traffic[0].message_up > NODES * WIDTH * 8
     assert len(inner.norms) == NODES
     assert max(inner.norms) <= NORM
 

@@ -197,7 +197,7 @@ def test_a_corrupted_reply_fails_the_clients_of_its_node(scenario: Make) -> None
         assert found[1] == found[3] == ""
         assert found[0].startswith("ConnectionError: node 0: its answer cannot be read: byte")
     grid.altered = lambda to, content: RecordDict() if to == grid.id_of(0) else content
-    assert "the message has no bytes of ours" in outcomes(runtime, experiment)[2]
+    assert 'expected a record "fedsgd" with "frames"' in outcomes(runtime, experiment)[2]
 
 
 def test_an_app_that_raises_and_a_client_that_does(scenario: Make, place: Path) -> None:

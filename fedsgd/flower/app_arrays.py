@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array
 
 from fedsgd.arrays import F32
 from fedsgd.vectors import all_finite
@@ -49,11 +49,6 @@ def as_array(part: F32, shape: tuple[int, ...], dtype: str | None = None) -> Arr
     """Return a stretch of a vector as an array of this shape and type, float32 by default."""
     with np.errstate(over="ignore"):
         return Array(np.asarray(part, dtype=dtype or np.float32).reshape(shape))
-
-
-def n_bytes(arrays: ArrayRecord) -> int:
-    """What Flower would send of a record: its arrays as they are packed."""
-    return sum(len(array.data) for array in arrays.values())
 
 
 def packed_shape(array: Array, dtype: str) -> tuple[int, ...] | None:

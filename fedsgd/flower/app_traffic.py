@@ -1,4 +1,4 @@
-"""Bytes that crossed in a round of somebody's Flower app."""
+"""Bytes that crossed in a round of a user's Flower app."""
 
 from __future__ import annotations
 
@@ -12,38 +12,44 @@ Phase = Literal["train", "evaluate"]
 
 @dataclass(frozen=True)
 class Traffic:
-    """Traffic of one round.
+    """Traffic of one phase of a round: of its training, or of its evaluation.
+
+    Messages are those that the strategy handed to Flower; replies are those that came. All of a message counts, as Flower
+    stores and sends it: records of any type, names and metadata (see `fedsgd.flower.records.message_bytes`). Without
+    compression, there would be no RESYNC reply and no second message. An error that the SuperLink itself makes, as for a node
+    that is gone, crosses no network.
 
     Attributes:
         round: Flower's number of the round.
         what: "train" or "evaluate".
         nodes: nodes that were sent a message.
-        down: bytes in place of the arrays, in messages.
-        up: bytes in place of the arrays, in replies that came.
-        plain_down: bytes of these arrays as Flower sends them, in messages.
-        plain_up: bytes of these arrays as Flower sends them, in replies that came.
+        down: bytes of fedsgd's own records in the messages: frames and exact arrays.
+        up: bytes of fedsgd's own records in the replies.
+        message_down: bytes of Flower's objects of all messages.
+        message_up: bytes of Flower's objects of all replies.
+        plain_down: bytes of Flower's objects of the messages without compression.
+        plain_up: bytes of Flower's objects of the replies without compression. A reply that cannot be read counts as it came.
     """
 
     round: int
     what: Phase
     nodes: int
-    down: int
-    up: int
-    plain_down: int
-    plain_up: int
+    down: int = 0
+    up: int = 0
+    message_down: int = 0
+    message_up: int = 0
+    plain_down: int = 0
+    plain_up: int = 0
 
     @property
     def compression_ratios(self) -> dict[str, float | None]:
-        """Compression ratios of the uplink, of the downlink, and of both directions together."""
-        return compression_ratios(self.up, self.down, self.plain_up, self.plain_down)
+        """Compression ratios of the uplink, of the downlink, and of both directions together, by Flower's objects."""
+        return compression_ratios(self.message_up, self.message_down, self.plain_up, self.plain_down)
 
     def __str__(self) -> str:
-        up, down, both = self.compression_ratios.values()
-        if self.what == "evaluate":
-            return f"round {self.round}, evaluation: {self.down:,} bytes down{_less(down)}"
-        amounts = f"{self.up:,} bytes up{_less(up)}, {self.down:,} down{_less(down)}"
-        return f"round {self.round}: {amounts}, {self.up + self.down:,} both ways{_less(both)}"
-
-
-def _less(ratio: float | None) -> str:
-    return f" ({ratio:,.1f}x less)" if ratio else ""
+        phase = ", evaluation" if self.what == "evaluate" else ""
+        ratio = self.compression_ratios["bidirectional_ratio"]
+        own = f"{self.up:,} bytes up, {self.down:,} down"
+        message = f"{self.message_up:,} up, {self.message_down:,} down"
+        less = "" if ratio is None else f"; compression ratio {ratio:,.1f} both ways"
+        return f"round {self.round}{phase}: {own}; in Flower's messages {message}{less}"

@@ -167,14 +167,14 @@ class CompressedStrategy(WrappingStrategy):
             check_memory(self._tables[0])
         if messages:
             session = self._session_from(arrays)
+            self._train = Exchange(server_round, "train", arrays, self._notices)
             if session is None:
+                self._train.write(messages, None)
                 return messages
             weighted_by = find_setting(self.inner, "weighted_by_key", "num-examples")
-            exchange = Exchange(server_round, "train", arrays, self._notices)
-            exchange.write(messages, lambda contents, key: session.train(contents, arrays, key, weighted_by))
+            self._train.write(messages, lambda contents, key: session.train(contents, arrays, key, weighted_by))
             for text in session.find_warnings(self.inner, len([*grid.get_node_ids()])):
                 self._notices.warn(text.partition(":")[0], text)
-            self._train = exchange
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -183,12 +183,13 @@ class CompressedStrategy(WrappingStrategy):
         Raises:
             NonFiniteError: the model is not finite.
         """
-        session, exchange = self._session, self._train
+        session, exchange, self._train = self._session, self._train, None
+        accepted: list[int] = []
+        if exchange is not None:
+            replies, accepted = self._settle(session, exchange, replies)
+        settled, refused = self._clip(replies)
         if session is None or exchange is None:
-            return self._aggregate(server_round, self._clip(replies)[0])
-        self._train = None
-        settled, accepted = self._settle(session, exchange, replies)
-        settled, refused = self._clip(settled)
+            return self._aggregate(server_round, settled)
         accepted = [node for node in accepted if node not in refused]
         sparse = describe_sparsity(self.inner, self._tables[0], session.measure_overlap(len(accepted)), len(accepted))
         if sparse is not None:
@@ -202,7 +203,7 @@ class CompressedStrategy(WrappingStrategy):
             self._notices.warn(kind, text)
         problem = None if arrays is None else session.model.problem(arrays)
         if problem is not None:
-            self._notices.warn("model", f"{problem}: the strategy has made another model, which begins anew")
+            self._notices.warn("model", f"{problem}: the strategy returned a different model; compression begins anew")
             return arrays, metrics
         if arrays is not None and (unequal := session.model.unequal(arrays)):
             last = f'clients are sent the value of "{unequal[0][-1]}", which a module loads last'
@@ -275,26 +276,28 @@ class CompressedStrategy(WrappingStrategy):
         self._grid, self._evaluate = grid, None
         messages: list[Message] = self._methods.call("configure_evaluate", server_round, arrays, config, grid)
         session = self._session
-        if messages and session is not None and session.goes_on_from(arrays):
-            exchange = Exchange(server_round, "evaluate", arrays, self._notices)
-            exchange.write(messages, lambda contents, key: session.evaluate(contents, arrays, key))
-            self._evaluate = exchange
+        if messages:
+            self._evaluate = Exchange(server_round, "evaluate", arrays, self._notices)
+            if session is not None and session.goes_on_from(arrays):
+                self._evaluate.write(messages, lambda contents, key: session.evaluate(contents, arrays, key))
+            else:
+                self._evaluate.write(messages, None)
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the inner strategy's metrics."""
-        session, exchange = self._session, self._evaluate
-        if session is not None and exchange is not None:
-            self._evaluate = None
-            replies, _ = self._settle(session, exchange, replies)
+        exchange, self._evaluate = self._evaluate, None
+        if exchange is not None:
+            replies, _ = self._settle(self._session, exchange, replies)
         metrics: MetricRecord | None = self._methods.call("aggregate_evaluate", server_round, replies)
         return metrics
 
-    def _settle(self, session: Session, exchange: Exchange, replies: Iterable[Message]) -> tuple[list[Message], list[int]]:
+    def _settle(
+        self, session: Session | None, exchange: Exchange, replies: Iterable[Message]
+    ) -> tuple[list[Message], list[int]]:
         """Return the replies as they would be uncompressed, and the nodes whose updates are in them; count the bytes."""
         assert self._grid is not None
         settled, accepted = exchange.settle(session, replies, self._grid, self._timeout)
-        if exchange.contents:
-            self.traffic.append(exchange.traffic())
-            LOG.info("fedsgd: %s", self.traffic[-1])
+        self.traffic.append(exchange.traffic)
+        LOG.info("fedsgd: %s", exchange.traffic)
         return settled, accepted
