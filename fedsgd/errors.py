@@ -9,6 +9,7 @@
     ├── OutputError        the run folder cannot be written as asked
     ├── ReportError        a finished run cannot be read, priced or compared as asked
     ├── DeploymentError    processes of a deployment do not start, or died
+    ├── ClientAppError     a Flower ClientApp failed behind compression_mod()
     └── RunError           a run stopped: the round, and the client where there is one
         └── NonFiniteError an update or a model is not finite
 
@@ -88,6 +89,10 @@ class ReportError(FedsgdError):
 
 class DeploymentError(FedsgdError):
     """Processes that a deployment is made of did not start, or died: which, and where its log is."""
+
+
+class ClientAppError(FedsgdError):
+    """A Flower ClientApp, or the mod itself, failed behind `compression_mod()`; the cause is `__cause__`."""
 
 
 class RunError(FedsgdError):

@@ -423,7 +423,7 @@ def test_a_corrupted_reply_is_an_error_of_its_node(caplog: pytest.LogCaptureFixt
     ((arrays, metrics),) = rounds(strategy, over, model(), 1)
     assert sorted(inner.told[0]) == sorted({*NODES} - {NODES[1]})
     assert metrics == {"loss": pytest.approx(0.5)}
-    assert f"the reply of node {NODES[1]} is left out" in caplog.text
+    assert f"node {NODES[1]}: its reply is left out" in caplog.text
     assert "checksum" in caplog.text
     assert f"Received error in reply from node {NODES[1]}: fedsgd: round 1, client" in caplog.text
     mean = np.mean([step(i, 1) for i in (0, 2, 3)], axis=0)
@@ -898,8 +898,8 @@ def test_a_node_without_the_mod_is_told_of(caplog: pytest.LogCaptureFixture) -> 
     list(rounds(CompressedStrategy(inner, TOP_K, error_feedback="persist"), over, model(), 2))
     assert [sorted(told) for told in inner.told] == [sorted({*NODES} - {7})] * 2
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "node 7 failed at its first compressed message (<class 'KeyError'>" in warning
-    assert "its ClientApp needs mods=[compression_mod()]" in warning
+    assert "node 7: the ClientApp failed outside compression_mod() (KeyError: 'arrays')" in warning
+    assert "expected ClientApp(mods=[compression_mod(), ...])" in warning
 
 
 def test_plain_arrays_are_taken_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
@@ -911,7 +911,7 @@ def test_plain_arrays_are_taken_as_they_are(caplog: pytest.LogCaptureFixture) ->
     list(rounds(CompressedStrategy(inner, TOP_K, error_feedback="persist"), over, model(), 2))
     assert np.array_equal(inner.told[1][7], flat(model(4)) + step(1, 2))
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "node 7 replies with plain arrays, which are taken as they are" in warning
+    assert "node 7: the reply has plain arrays, which are taken as they are" in warning
 
 
 def test_a_reply_that_is_not_finite_is_an_error_of_its_node(caplog: pytest.LogCaptureFixture) -> None:
@@ -937,7 +937,7 @@ def test_what_is_not_ours_passes_untouched() -> None:
     over.nodes[NODES[0]].reply = lambda message, arrays: RecordDict({"metrics": MetricRecord({"num-examples": 1})})
     messages = CompressedStrategy(FedAvg(), TOP_K).configure_train(1, model(), ConfigRecord(), over)
     replies = {reply.metadata.src_node_id: reply for reply in over.send_and_receive(messages)}
-    assert replies[7].error.reason == "mine"
+    assert replies[7].error.reason == "compression_mod(): mine"
     assert list(replies[NODES[0]].content) == ["metrics"]
 
 
@@ -1283,7 +1283,10 @@ def test_a_view_of_another_parameter_is_refused_in_one_line(
     given = {"e": TABLE, "o": other, "w": TABLE * 2}
     over = grid_of(reply)
     values_after(CompressedStrategy(FedAvg(), RAND_K), over, given, 1)
-    assert f"ModelError'>:<'in the reply, {said}, and their compressed copies would drift apart: name both in" in caplog.text
+    assert (
+        f"ClientAppError'>:<'compression_mod(): in the reply, {said}, and their compressed copies would drift apart: name both in"
+        in caplog.text
+    )
     assert uncompressed(over) == []
 
     over = grid_of(reply)

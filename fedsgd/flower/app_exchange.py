@@ -11,6 +11,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fedsgd.errors import WireError
+from fedsgd.flower.app_failures import REMEDY, Failure, explain_error
 from fedsgd.flower.app_session import Session
 from fedsgd.flower.app_terms import ours, without
 from fedsgd.flower.app_traffic import Phase, Traffic
@@ -54,6 +55,7 @@ class Exchange:
         contents: the content of each node's message before it was compressed.
         plain: messages that are sent as they are.
         answered: nodes that have replied.
+        failures: nodes and failures of each cause.
         traffic: bytes that have crossed.
     """
 
@@ -65,6 +67,7 @@ class Exchange:
     contents: dict[int, RecordDict] = field(default_factory=dict)
     plain: list[Message] = field(default_factory=list)
     answered: set[int] = field(default_factory=set)
+    failures: dict[str, list[tuple[int, Failure]]] = field(default_factory=dict)
     traffic: Traffic = field(init=False)
     _key: str = ""
 
@@ -100,7 +103,7 @@ class Exchange:
     ) -> tuple[list[Message], list[int]]:
         """Return the replies as they would be uncompressed, and the nodes whose updates are in them.
 
-        Nodes that replied RESYNC are sent a second message. All bytes are counted.
+        Nodes that replied RESYNC are sent a second message. Failures are logged, and all bytes are counted.
 
         Args:
             session: session that wrote the messages; None if all of them were sent as they are.
@@ -116,6 +119,9 @@ class Exchange:
             second_replies = grid.send_and_receive(self._second_messages(session, resyncs), timeout=timeout)
             for node in self._open(session, second_replies, settled, accepted):
                 settled.append(self._failed(node, "it requested another message twice"))
+        for cause, ((node, failure), *others) in self.failures.items():
+            more = f" and {len(others)} other nodes" if len(others) > 1 else " and another node" if others else ""
+            self.notices.warn(f"{self.phase}: {cause}", f"node {node}{more}: {failure.text}")
         return settled, accepted
 
     def _second_messages(self, session: Session, resyncs: Mapping[int, Frame]) -> list[Message]:
@@ -170,7 +176,11 @@ class Exchange:
         Raises:
             WireError: the reply cannot be used.
         """
-        self._count(up=ours(reply.content))
+        try:
+            size = ours(reply.content)
+        except WireError:
+            raise WireError(0, f'a mod has changed its record "{KEY}"; {REMEDY}') from None
+        self._count(up=size)
         self.notices.heard.add((self.phase, node))
         if node in self.answered:
             raise WireError(0, "it is the second reply to one message")
@@ -179,23 +189,29 @@ class Exchange:
 
     def _failed(self, node: int, reason: str) -> Message:
         """Return an error in place of a reply that cannot be used."""
-        LOG.warning("fedsgd: the reply of node %d is left out: %s", node, reason)
+        self._note(node, Failure("reply", f"its reply is left out: {reason}"))
         return Message(Error(ErrorCode.UNKNOWN, f"fedsgd: {reason}"), reply_to=self.messages[node])
 
     def _inspect(self, session: Session | None, reply: Message) -> None:
-        """Log a possible cause where a compressed message got no compressed reply."""
+        """Note the cause where a compressed message got no compressed reply."""
         if session is not None and self.phase == "train" and reply.has_content():
             session.taken_plain(reply.content)
         node = self._node_of(reply)
         if node is None or (self.phase, node) in self.notices.heard:
             return
-        remedy = "its ClientApp needs mods=[compression_mod()]"
+        failure = None
         if reply.has_error():
-            failed = f"node {node} failed at its first compressed message ({reply.error.reason})"
-            self.notices.warn("error", f"{failed}; if it has not, {remedy}")
+            handler = "train" if self.phase == "evaluate" and ("train", node) in self.notices.heard else None
+            failure = explain_error(reply.error, self._key, handler)
+        elif self.phase == "evaluate":
+            self.notices.heard.add((self.phase, node))
         elif reply.content.array_records:
-            text = f"node {node} replies with plain arrays, which are taken as they are; to compress them, {remedy}"
-            self.notices.warn("arrays", text)
+            failure = Failure("arrays", f"the reply has plain arrays, which are taken as they are; to compress them, {REMEDY}")
+        if failure is not None:
+            self._note(node, failure)
+
+    def _note(self, node: int, failure: Failure) -> None:
+        self.failures.setdefault(failure.cause, []).append((node, failure))
 
     def _node_of(self, reply: Message) -> int | None:
         """Return the node whose compressed message a reply answers; None if it answers another message.

@@ -18,6 +18,7 @@ from fedsgd.data import Examples
 from fedsgd.engine import Local
 from fedsgd.errors import ModelError, OutputError
 from fedsgd.flower.app_arrays import flat_values, is_float
+from fedsgd.flower.app_failures import as_app_error, mark_error
 from fedsgd.flower.app_model import ReplyArrays
 from fedsgd.flower.app_mods import check_mods
 from fedsgd.flower.app_state import open_store, with_reply
@@ -45,9 +46,11 @@ def compression_mod() -> Mod:
     that the server is wrong about the names that are one tensor, or has no array of the model. Of other arrays than the
     model's, each crosses as it is.
 
-    In the app's place it raises, and Flower reports, ModelError for arrays that share memory, NonFiniteError for an
-    update that is not finite, ScenarioError for secure aggregation behind it, WireError for a message that cannot be read, and
-    OutputError for a disk or a budget without room.
+    Raises:
+        ClientAppError: by the mod, at a compressed message. Flower reports it to the server, which explains it in its log. Its
+            cause is the error that the app raised, or an error of the mod: ModelError for arrays that share memory,
+            NonFiniteError for an update that is not finite, ScenarioError for secure aggregation behind the mod, WireError for
+            a message that cannot be read, OutputError for a disk or a budget without room.
     """
     return _compressed
 
@@ -59,11 +62,13 @@ def _compressed(message: Message, context: Context, call_next: ClientAppCallable
 
     if not (message.has_content() and is_asked(message.content)):
         return app(message, context)
-    check_mods(call_next)
-    node = _Node.of(message, context)
-    if message.metadata.message_type.split(".")[0] == "evaluate":
-        return node.evaluate(message, app)
-    return node.train(message, app)
+    try:
+        check_mods(call_next)
+        node = _Node.of(message, context)
+        is_evaluation = message.metadata.message_type.split(".")[0] == "evaluate"
+        return mark_error((node.evaluate if is_evaluation else node.train)(message, app))
+    except Exception as error:
+        raise as_app_error(error) from error
 
 
 @dataclass(frozen=True, eq=False)
