@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 
-from fedsgd.errors import WireError
+from fedsgd.errors import ModelError, WireError
 from fedsgd.flower import CompressedStrategy, compression_mod
 from fedsgd.flower.app_model import ReplyArrays, arranged
 from fedsgd.flower.app_settings import Terms
@@ -447,3 +447,26 @@ def test_an_array_that_a_reply_has_twice_is_refused(caplog: pytest.LogCaptureFix
     rounds(CompressedStrategy(inner, "dense"), over, record(SHARED), 1)
     assert len(inner.replies[0]) == 2
     assert 'the reply has the array "base" twice' in caplog.text
+
+
+@pytest.mark.parametrize("name", ["fedsgd", "fedsgd-task"])
+def test_a_reply_with_a_record_under_our_name_is_an_error_that_names_it(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    def reply(partition: int, round: int, arrays: dict[str, np.ndarray]) -> Any:
+        return RecordDict({"arrays": record(arrays), name: ConfigRecord({"x": 1})})
+
+    inner = Seen()
+    rounds(CompressedStrategy(inner, "dense"), grid(reply), record({"w": W.astype(np.float32)}), 1)
+    assert inner.replies == [[]]
+    assert f'the reply has a record "{name}", which is the name of a record of fedsgd: rename it' in caplog.text
+
+
+def test_a_message_with_a_record_under_our_name_is_refused() -> None:
+    class Named(Seen):
+        def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Any) -> Any:
+            messages = list(super().configure_train(server_round, arrays, config, grid))
+            for message in messages:
+                message.content["fedsgd"] = ConfigRecord({"x": 1})
+            return messages
+
+    with pytest.raises(ModelError, match='a message of the strategy has a record "fedsgd"'):
+        rounds(CompressedStrategy(Named(), "dense"), grid(add_one), record({"w": W.astype(np.float32)}), 1)

@@ -104,6 +104,7 @@ def test_norm_of_each_decoded_update_is_the_clipping_norm_at_most(compressor: st
     strategy.start(grid(None, [fixedclipping_mod]), zeros(), num_rounds=4)
     assert len(inner.norms) == 4 * NODES
     assert max(inner.norms) <= NORM * (1 + 1e-6)
+    assert "set error_feedback" not in caplog.text, "it would be refused"
     lines = [record.message for record in caplog.records if "clipped again" in record.message]
     assert len(lines) == (compressor in LENGTHENING)
     assert all("of 7 decoded updates" in line and '"dense", "sign" and "top-k" do not lengthen' in line for line in lines)

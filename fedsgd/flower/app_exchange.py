@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from fedsgd.errors import WireError
 from fedsgd.flower.app_failures import REMEDY, Failure, explain_error
 from fedsgd.flower.app_session import Session
-from fedsgd.flower.app_terms import ours, without
+from fedsgd.flower.app_terms import check_names, ours, without
 from fedsgd.flower.app_traffic import Phase, Traffic
 from fedsgd.flower.records import KEY, RecordCache, message_bytes
 from fedsgd.wire import Frame
@@ -86,6 +86,7 @@ class Exchange:
             node, kind = message.metadata.dst_node_id, message.metadata.message_type.split(".")[0]
             fits = key is not None and message.content.get(key) == self.arrays
             if write is not None and fits and kind == self.phase and node not in self.messages:
+                check_names("a message of the strategy", message.content)
                 self.messages[node], self.contents[node] = message, message.content
                 continue
             self.plain.append(message)

@@ -82,12 +82,13 @@ class Session:
         if not self.goes_on_from(arrays):
             self.server = _published_anew(self.plan, self.server, self.model.vector(arrays))
 
-    def find_warnings(self, inner: object, nodes: int) -> list[str]:
+    def find_warnings(self, inner: object, nodes: int, allows_memory: bool = True) -> list[str]:
         """Return lines about settings of the last round's `train` that a compressor is not made for.
 
         Args:
             inner: the strategy whose server may have a momentum.
             nodes: number of nodes that are connected.
+            allows_memory: False if error feedback would be refused, so that no line may advise it.
         """
         uplink, momentum = self.terms.uplink, getattr(inner, "server_momentum", 0.0) or getattr(inner, "beta_1", 0.0)
         run = RunConfig(
@@ -99,7 +100,8 @@ class Session:
             server_momentum=momentum,
             error_feedback=uplink.error_feedback,
         )
-        return [*find_compressor_warnings(uplink.scheme(), run, self.terms.downlink)]
+        lines = find_compressor_warnings(uplink.scheme(), run, self.terms.downlink)
+        return [line for line in lines if allows_memory or not line.startswith(run.feedback_key)]
 
     def train(
         self, contents: Mapping[int, RecordDict], arrays: ArrayRecord, key: str, weighted_by: str
@@ -132,6 +134,8 @@ class Session:
             WireError: the reply cannot be read. The session is as before.
         """
         answer = read_answer(reply.content, self.model)
+        if answer.key == KEY:
+            raise WireError(0, f'the reply stands for a record "{KEY}", which is itself')
         if not answer.frames:
             return self._take_uncompressed(reply, answer)
         client = self.numbers[reply.metadata.src_node_id]
@@ -153,11 +157,12 @@ class Session:
         record.update(others)
         self._note(answer.lacks, others)
         self._touched += local != self.server.weights
-        return _with_record(reply.content, answer.key, record)
+        content = RecordDict({name: value for name, value in reply.content.items() if name != answer.key})
+        return without(content, KEY, {answer.key: record})
 
     def _others(self, content: RecordDict, answer: Answered, record: ArrayRecord) -> ArrayRecord:
         """Return the arrays of a reply that crossed as they are."""
-        others = content.get(answer.key, ArrayRecord()) if answer.key != KEY else ArrayRecord()
+        others = content.get(answer.key, ArrayRecord())
         if not isinstance(others, ArrayRecord):
             raise WireError(0, f'the reply has a record "{answer.key}" already')
         twice = next((name for name in others if name in record), None)
@@ -167,7 +172,7 @@ class Session:
 
     def _take_uncompressed(self, reply: Message, answer: Answered) -> RecordDict:
         """Return a reply whose arrays came as they are: other names are one tensor, or no array is the model's."""
-        node, arrays = reply.metadata.src_node_id, reply.content.array_records.get(answer.key) if answer.key != KEY else None
+        node, arrays = reply.metadata.src_node_id, reply.content.array_records.get(answer.key)
         if arrays is None and answer.key:
             raise WireError(0, f'the reply has neither an update nor a record "{answer.key}"')
         problem = f'got the ArrayRecords {[*reply.content.array_records]}, expected one of them to be "{self.terms.key}"'
@@ -299,12 +304,6 @@ class Session:
 
     def _resync(self, client: ClientId, held: int) -> Frame:
         return Frame(Header(Kind.RESYNC, self.server.round, base=held, client=client))
-
-
-def _with_record(content: RecordDict, key: str, record: ArrayRecord) -> RecordDict:
-    """Return the content with this record in the place of ours, and without the arrays that crossed beside it."""
-    out = without(content, KEY, {key: record})
-    return out if key == KEY else RecordDict({name: record if name == key else value for name, value in out.items()})
 
 
 def _published_anew(plan: Plan, server: Server, weights: F32) -> Server:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedsgd.errors import WireError
+from fedsgd.errors import ModelError, WireError
 from fedsgd.flower.app_arrays import NUMPY, is_float_type, packed_shape
 from fedsgd.flower.app_model import Arrangement, ReplyArrays
 from fedsgd.flower.app_settings import Terms, read_terms
@@ -52,6 +52,13 @@ def shared(terms: Terms, frames: Message, arrays: ArrayRecord) -> Record:
 def asked(content: RecordDict, key: str, record: Record, task: bytes) -> RecordDict:
     """The content of a message with ours, and its TASK frame, in the place of the record that the model is in."""
     return without(content, key, {KEY: record, TASK: ConfigRecord({_FRAME: task})})
+
+
+def check_names(whose: str, content: RecordDict) -> None:
+    """Raise ModelError for a content that has a record under a name of ours, which would be lost."""
+    for name in (KEY, TASK):
+        if name in content:
+            raise ModelError(f'{whose} has a record "{name}", which is the name of a record of fedsgd: rename it')
 
 
 def is_asked(content: RecordDict) -> bool:

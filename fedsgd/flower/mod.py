@@ -22,7 +22,7 @@ from fedsgd.flower.app_failures import as_app_error, mark_error
 from fedsgd.flower.app_model import ReplyArrays
 from fedsgd.flower.app_mods import check_mods
 from fedsgd.flower.app_state import open_store, with_reply
-from fedsgd.flower.app_terms import Request, answer_uncompressed, answered, is_asked, read_request, without
+from fedsgd.flower.app_terms import Request, answer_uncompressed, answered, check_names, is_asked, read_request, without
 from fedsgd.flower.app_ties import Groups, find_partial_sharing, observe_groups, same_bits, sort_groups
 from fedsgd.flower.place import commit, hidden_record
 from fedsgd.flower.records import KEY, put, unpack_records
@@ -110,6 +110,7 @@ class _Node:
         reply = call_next(self._opened(message, task), self.context)
         if reply.has_error() or not reply.content.array_records:
             return reply
+        check_names("the reply", reply.content)
         key = _model_in(reply.content, self.request.terms.key)
         model = self.request.terms.model
         arrays = ReplyArrays.of(model, {} if key is None else reply.content.array_records[key], self.request.aside)
@@ -118,8 +119,6 @@ class _Node:
         if key is None or tied is not None or arrays.fitting.keys().isdisjoint(model.parts):
             reply.content = put(reply.content, answer_uncompressed(key or "", tied or ()))
             return reply
-        if key == KEY and arrays.others:
-            raise ModelError(f'the reply has its arrays in a record "{KEY}", which is the name of fedsgd\'s own record')
         with np.errstate(over="ignore", invalid="ignore"):  # `send` names what is not finite
             update = model.fill(given.copy(), arrays.fitting) - given
         local = Local(self.client, update, _examples(reply.content, self.request.terms.weighted_by), 1)

@@ -173,7 +173,8 @@ class CompressedStrategy(WrappingStrategy):
                 return messages
             weighted_by = find_setting(self.inner, "weighted_by_key", "num-examples")
             self._train.write(messages, lambda contents, key: session.train(contents, arrays, key, weighted_by))
-            for text in session.find_warnings(self.inner, len([*grid.get_node_ids()])):
+            allows_memory = self._allows_memory or not (self._clipping or self._is_private)
+            for text in session.find_warnings(self.inner, len([*grid.get_node_ids()]), allows_memory):
                 self._notices.warn(text.partition(":")[0], text)
         return messages
 
