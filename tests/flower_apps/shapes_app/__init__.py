@@ -1,0 +1,1 @@
+"""Small Flower apps of many shapes on scikit-learn's digits, plain and compressed."""
