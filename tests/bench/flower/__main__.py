@@ -2,6 +2,7 @@
 
     python -m tests.bench.flower [overhead] [app] [rounds] [--turns N] [--rounds R] [--json FILE]
     python -m tests.bench.flower cold [--times N]
+    python -m tests.bench.flower shapes [--rounds R] [--json FILE]
 
 overhead: payloads of 1 kB, 100 kB and 10 MB there and back between a SuperLink and a SuperNode: what Flower's message weighs,
 and what the node's socket carried from the moment it was sent until the reply was there, polls of that time included; medians.
@@ -9,7 +10,9 @@ app: scenarios/flower_app on four nodes, without its two lines and with them: by
 rounds: seconds a round of the quickstart on four nodes, its apps started from nothing as Flower does it, and forked from a
 process that is ready; beside the same rounds in one process.
 cold: two rounds of the quickstart on two nodes, started from nothing, N times; prints each failure, and ends with 1 if there
-was one. Not among the parts by default.
+was one.
+shapes: the apps of tests/flower_apps on four nodes, plain and with our two lines: accuracy and bytes by Flower's own counter.
+cold and shapes are not among the parts by default.
 
 Each deployment is stopped before the next one starts. Times are noisy on a machine that others use.
 """
@@ -35,6 +38,7 @@ from rich.table import Table
 import fedsgd
 from fedsgd.deployment import Watched, bundle, deploy, transport
 from fedsgd.deployment.federation import Asked, Federation, federation
+from tests.bench.flower.shapes import measure_shapes, shape_lines
 from tests.flower_example import write_app
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +46,7 @@ SIZES = (1_000, 100_000, 10_000_000)
 LOOK_SECONDS = 0.02
 NODES = 4
 PARTS = ("overhead", "app", "rounds")
-COLD = "cold"
+COLD, SHAPES = "cold", "shapes"
 
 
 @contextmanager
@@ -218,16 +222,19 @@ def show(figures: list[Any], title: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the named parts, all but `cold` by default."""
+    """Measure the named parts, by default `PARTS`."""
+    every = (*PARTS, COLD, SHAPES)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them by default; or {COLD}")
+    parser.add_argument(
+        "what", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them by default; or {COLD}, {SHAPES}"
+    )
     parser.add_argument("--turns", type=int, default=5, help="how often each payload is sent")
-    parser.add_argument("--rounds", type=int, default=5, help="of app and of rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="of app, of rounds and of shapes")
     parser.add_argument("--times", type=int, default=20, help="cold deployments")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     asked = parser.parse_args(arguments)
-    if unknown := set(asked.what) - {*PARTS, COLD}:
-        parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join((*PARTS, COLD))}")
+    if unknown := set(asked.what) - {*every}:
+        parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(every)}")
     made: dict[str, list[Any]] = {}
     for what in asked.what or PARTS:
         if what == "overhead":
@@ -236,9 +243,14 @@ def main(arguments: list[str] | None = None) -> None:
             made[what] = [app_run(compressed, asked.rounds) for compressed in (False, True)]
         elif what == COLD:
             made[what] = cold(asked.times)
+        elif what == SHAPES:
+            made[what] = measure_shapes(asked.rounds)
         else:
             made[what] = rounds_of(asked.rounds)
-        show(made[what], what)
+        if what == SHAPES:
+            print(*shape_lines(made[what]), sep="\n")
+        else:
+            show(made[what], what)
     if asked.json is not None:
         asked.json.write_text(json.dumps({name: [asdict(f) for f in figures] for name, figures in made.items()}, indent=2))
 
