@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 
 from tests.flower_apps.shapes_app import shapes
+from tests.flower_apps.shapes_app.network import HEAD
 from tests.flower_apps.shapes_app.server_app import Outcome
 from tests.flower_apps.shapes_app.shapes import CLIPPING_NORM, NODES, SHAPES
 from tests.flower_shapes import ObjectGrid, run_shape, write_app
@@ -121,6 +122,18 @@ def test_server_side_clipping_inside_clips_every_decoded_update(run_pair: Callab
     assert min(norms) > CLIPPING_NORM / 3, "an update arrived"
 
 
+def test_personal_layers_stay_on_their_nodes_with_two_lines(run_pair: Callable[[str], Pair]) -> None:
+    pair, initial = run_pair("personal-layers"), values(SHAPES["personal-layers"].load_model().initial())
+    check_learning(pair)
+    check_ratios(pair, 10.0, 4.0)
+    for outcome, grid in ((pair.plain, pair.plain_grid), (pair.compressed, pair.compressed_grid)):
+        heads = [{name: node.state[name][name].numpy() for name in HEAD} for node in grid.nodes.values()]
+        for name in HEAD:
+            np.testing.assert_array_equal(outcome.arrays[name].numpy(), initial[name], "the server's head never changes")
+            assert not np.array_equal(heads[0][name], heads[1][name]), "each node has a head of its own"
+        assert not np.array_equal(outcome.arrays["body.weight"].numpy(), initial["body.weight"])
+
+
 MEDIANS: dict[str, Any] = {
     "qsgd": {"name": "qsgd", "levels": 64},
     "natural": {"name": "natural"},
@@ -154,7 +167,8 @@ def test_median_of_random_coordinates_learns_far_less_than_their_mean(
 def test_app_folder_is_written_with_its_components_and_settings(tmp_path: Path) -> None:
     app = write_app(tmp_path / "app", "dp-client-side", True, 3, tmp_path)
     project = tomllib.loads((app / "pyproject.toml").read_text())
-    assert project["project"]["dependencies"] == [], "a node would install a package of anybody's by that name"
+    (dependency,) = project["project"]["dependencies"]
+    assert dependency.startswith("flwr"), "a node would install a package of anybody's by any other name"
     flower = project["tool"]["flwr"]["app"]
     assert flower["components"]["clientapp"] == "shapes_app.client_app:compressed_clipping"
     assert flower["config"] == {"shape": "dp-client-side", "compressed": True, "rounds": 3, "folder": str(tmp_path)}
