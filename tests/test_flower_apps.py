@@ -122,6 +122,31 @@ def test_server_side_clipping_inside_clips_every_decoded_update(run_pair: Callab
     assert min(norms) > CLIPPING_NORM / 3, "an update arrived"
 
 
+def test_strategy_with_its_own_start_behind_two_lines_saves_each_round(run_pair: Callable[[str], Pair]) -> None:
+    pair = run_pair("own-start")
+    check_learning(pair)
+    check_ratios(pair, 10.0, 4.0)
+    for name, outcome in {"plain": pair.plain, "compressed": pair.compressed}.items():
+        folder = pair.folder / name / "checkpoints"
+        saved = [dict(np.load(folder / f"round-{number}.npz")) for number in range(1, ROUNDS + 1)]
+        for array, value in values(outcome.arrays).items():
+            np.testing.assert_array_equal(saved[-1][array], value)
+            assert not np.array_equal(saved[0][array], value)
+        results = json.loads((folder / "results.json").read_text())
+        assert [metrics["accuracy"] for metrics in results.values()] == outcome.accuracies
+
+
+def test_client_side_clipping_behind_two_lines_bounds_every_decoded_update(run_pair: Callable[[str], Pair]) -> None:
+    pair = run_pair("dp-client-side")
+    check_learning(pair)
+    check_ratios(pair, 15.0, 1.0)
+    for strategy in (pair.plain.strategy, pair.compressed.strategy.inner):
+        norms = strategy.strategy.norms
+        assert len(norms) == NODES * ROUNDS
+        assert max(norms) <= CLIPPING_NORM * (1 + ROUNDING)
+        assert min(norms) > CLIPPING_NORM / 3, "an update arrived"
+
+
 def test_personal_layers_stay_on_their_nodes_with_two_lines(run_pair: Callable[[str], Pair]) -> None:
     pair, initial = run_pair("personal-layers"), values(SHAPES["personal-layers"].load_model().initial())
     check_learning(pair)
