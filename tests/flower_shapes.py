@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from tests.flower_apps.shapes_app import client_app
 from tests.flower_apps.shapes_app.server_app import Outcome, federate
 from tests.flower_apps.shapes_app.shapes import NODES, SHAPES
+from tests.flower_counting import CountingGrid
 from tests.flower_grid import GridHere, identity
 
 APP = Path(__file__).parent / "flower_apps"
@@ -50,35 +50,30 @@ def write_app(to: Path, shape: str, compressed: bool, rounds: int, folder: Path)
 
 
 @dataclass(eq=False)
-class ObjectGrid(GridHere):
+class ObjectGrid(CountingGrid):
     """A grid that counts the bytes of Flower's objects.
 
     Attributes:
-        down: bytes of all messages.
-        up: bytes of all replies.
         replies: all replies, in the order of the messages.
     """
 
-    down: int = 0
-    up: int = 0
     replies: list[Message] = field(default_factory=list)
 
+    @property
+    def up(self) -> int:
+        """Bytes of all replies."""
+        return sum(self.sum_of(phase, "up") for phase in ("train", "evaluate"))
+
+    @property
+    def down(self) -> int:
+        """Bytes of all messages."""
+        return sum(self.sum_of(phase, "down") for phase in ("train", "evaluate"))
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send messages and return the replies."""
-        return self.pull_messages([id for id in self.push_messages(messages) if id is not None])
-
-    def _push(self, message: Message) -> str | None:
-        message.metadata.__dict__["_message_id"] = message.object_id
-        self.down += object_bytes(message)
-        id = super()._push(message)
-        self.replies.append(self._replies[id or ""])
-        self.up += object_bytes(self.replies[-1])
-        return id
-
-
-def object_bytes(message: Message) -> int:
-    """Return the bytes of a message's objects, by Flower's own functions."""
-    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+        """Send messages and return the replies, which are stored."""
+        replies = super().send_and_receive(messages, timeout=timeout)
+        self.replies += replies
+        return replies
 
 
 def run_shape(shape: str, compressed: bool, rounds: int, folder: Path) -> tuple[Outcome, ObjectGrid]:
