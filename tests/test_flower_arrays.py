@@ -14,10 +14,11 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 
 from fedsgd.errors import ModelError, WireError
 from fedsgd.flower import CompressedStrategy, compression_mod
+from fedsgd.flower.app_arrays import is_float, packed_shape
 from fedsgd.flower.app_model import ReplyArrays, arranged
 from fedsgd.flower.app_settings import Terms
 from fedsgd.flower.app_terms import answered, read_answer
-from fedsgd.flower.records import put
+from fedsgd.flower.records import put, take
 from fedsgd.runtime import parcel
 from tests.flower_grid import GridHere, identity
 
@@ -136,7 +137,7 @@ def test_float64_numbers_are_rounded_to_float32_and_no_further() -> None:
 
 def test_a_float16_model_is_followed_by_differences_that_add_up() -> None:
     """What clients are given is rounded to float16: the sent update starts from that, and unchanged rounds send nothing."""
-    over = grid(lambda partition, round, arrays: dict(arrays))
+    over = grid(lambda partition, round, arrays: dict(arrays), nodes=2)
     strategy = CompressedStrategy(
         Seen(), TOP_K, error_feedback="persist", downlink={"policy": "error-feedback", "compressor": TOP_K}
     )
@@ -470,3 +471,114 @@ def test_a_message_with_a_record_under_our_name_is_refused() -> None:
 
     with pytest.raises(ModelError, match='a message of the strategy has a record "fedsgd"'):
         rounds(CompressedStrategy(Named(), "dense"), grid(add_one), record({"w": W.astype(np.float32)}), 1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"compressor": TOP_K, "error_feedback": "persist"},
+        {"compressor": {"name": "sign"}, "error_feedback": "persist"},
+        {"compressor": {"name": "dgc", "density": 0.25, "momentum": 0.0}},
+        {"compressor": "stc"},
+    ],
+    ids=lambda settings: str(settings["compressor"]),
+)
+def test_residual_of_arrays_that_are_missing_now_and_then_is_sent_later(settings: dict[str, Any]) -> None:
+    """Clients reply with "head" in every second round. All that they added to it arrives in the end."""
+
+    def reply(partition: int, round: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        step = np.linspace(0.1, 1, 6, dtype=np.float32) if round in (1, 3, 5) else np.zeros(6, dtype=np.float32)
+        out = {"base": arrays["base"] + np.float32(0.01 * (round < 7)), "head": arrays["head"] + step}
+        return out if round % 2 or round > 6 else {"base": out["base"]}
+
+    class Merges(Seen):
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            made, metrics = super().aggregate_train(server_round, replies)
+            self.last = {**self.last, **plain(made)}
+            return record(self.last), metrics
+
+    given = {"base": np.zeros((8, 5), dtype=np.float32), "head": np.zeros(6, dtype=np.float32)}
+    inner = Merges()
+    inner.last = given
+    *_, last = rounds(CompressedStrategy(inner, **settings), grid(reply, nodes=2), record(given), 120)
+    np.testing.assert_allclose(last["head"], 3 * np.linspace(0.1, 1, 6), atol=0.02)
+
+
+def test_server_steps_of_a_float16_model_are_followed() -> None:
+    """A weight decay of 1 % a round is no rounding, although a mean of twenty float16 numbers may differ by as much."""
+
+    class Decays(Seen):
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            made, metrics = super().aggregate_train(server_round, replies)
+            return record({name: (value * np.float16(0.99)).astype(np.float16) for name, value in plain(made).items()}), metrics
+
+    given = {"w": (W * 100).astype(np.float16)}
+
+    def reply(partition: int, round: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(arrays)
+
+    after = rounds(CompressedStrategy(Decays(), "dense"), grid(reply, nodes=20), record(given), 5)
+    expected = rounds(Decays(), grid(reply, mods=False, nodes=20), record(given), 5)
+    for values, wanted in zip(after, expected, strict=True):
+        np.testing.assert_allclose(values["w"], wanted["w"], rtol=2e-3)
+
+
+def test_infinities_that_appear_in_a_reply_are_explained(caplog: pytest.LogCaptureFixture) -> None:
+    def reply(partition: int, round: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**arrays, "mask": np.full(4, -np.inf, dtype=np.float32)}
+
+    rounds(
+        CompressedStrategy(Seen(), "dense"),
+        grid(reply),
+        record({"w": W.astype(np.float32), "mask": np.zeros(4, np.float32)}),
+        1,
+    )
+    assert "first -inf at mask[0]" in caplog.text
+    assert "such as a mask, needs CompressedStrategy(exact=[name])" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["f4,,", "i4,(", "(a)f4,", "float33", "V2"])
+def test_a_type_that_numpy_cannot_parse_is_no_type_of_floats(dtype: str) -> None:
+    array = Array(dtype, (3,), "numpy.ndarray", Array(np.zeros(3, dtype=np.float32)).data)
+    assert not is_float(array)
+    assert packed_shape(array, "float32") == (3,)
+    words = Array(dtype, (1,), "numpy.ndarray", Array(np.array(["a"])).data)
+    assert packed_shape(words, "float32") is None
+
+
+def test_bfloat16_of_a_library_that_registers_it_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ml_dtypes imported, numpy knows the name, and still reads two bytes a number."""
+    packed = Array("bfloat16", (3,), "numpy.ndarray", Array(np.arange(3, dtype=np.uint16).view("V2")).data)
+    assert packed_shape(packed, "bfloat16") == (3,)
+    monkeypatch.setattr(
+        "fedsgd.flower.app_arrays._numpy_type", lambda dtype: np.dtype([("", "V2")]) if dtype == "bfloat16" else None
+    )
+    assert packed_shape(packed, "bfloat16") == (3,)
+
+
+def test_exact_arrays_without_a_name_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    def altered(node: int, content: RecordDict) -> RecordDict:
+        said, (head, frames) = parcel.unpacked(take(content))
+        data = parcel.packed([said, (head.replace(b'"n"', b"null"), frames)])
+        return put(RecordDict(dict(content)), data) if node == over.id_of(0) else content
+
+    over = grid(lambda partition, round, arrays: dict(arrays))
+    over.altered = altered
+    inner = Seen()
+    rounds(CompressedStrategy(inner, "dense"), over, record(SHARED), 1)
+    assert len(inner.replies[0]) == 2
+    assert "the exact arrays cannot be read" in caplog.text
+
+
+def test_a_late_reply_does_not_stand_in_the_way_of_the_right_one(caplog: pytest.LogCaptureFixture) -> None:
+    over = grid(lambda partition, round, arrays: {"w": arrays["w"] + np.float32(1)}, nodes=2)
+    inner, given = Seen(), record({"w": W.astype(np.float32)})
+    strategy = CompressedStrategy(inner, "dense")
+    replies = []
+    for round in (1, 2):
+        ids = over.push_messages(strategy.configure_train(round, given, ConfigRecord(), over))
+        late = replies
+        replies = over.pull_messages([id for id in ids if id])
+    arrays, _ = strategy.aggregate_train(2, [*late, *replies])
+    assert len(inner.replies[0]) == 2
+    np.testing.assert_allclose(plain(arrays)["w"], W.astype(np.float32) + 1, rtol=1e-6)

@@ -486,7 +486,7 @@ HOSTILE: list[tuple[Callable[[RecordDict], RecordDict], str]] = [
     (lambda content: with_aside(content, data=Array(np.array(["a", "b"])).data), '"steps" is no array of numbers'),
     (lambda content: with_aside(content, data=Array(np.zeros(10**4)).data), '"steps" is no array of numbers'),
     (lambda content: with_aside(content, data=b""), '"steps" is no array of numbers'),
-    (lambda content: with_aside(content, name="step"), "the arrays beside the update are ['step'], expected ['steps']"),
+    (lambda content: with_aside(content, name="step"), "the exact arrays are ['step'], expected ['steps']"),
     (lambda content: with_aside(content, shape=4), "cannot be read"),
     (lambda content: with_key(content, b"metrics"), 'the reply has a record "metrics" already'),
     (lambda content: with_key(content, b"\xff"), "the name of the record is no text"),

@@ -57,13 +57,18 @@ def packed_shape(array: Array, dtype: str) -> tuple[int, ...] | None:
         read = array.numpy()
     except Exception:  # numpy raises what it likes for bytes that are no array
         return None
-    own = array.dtype == dtype and _numpy_type(dtype) in (None, read.dtype)
-    return tuple(read.shape) if read.dtype.kind in "biufc" or own else None
+    return tuple(read.shape) if read.dtype.kind in "biufc" or (array.dtype == dtype and _may_be(read.dtype, dtype)) else None
+
+
+def _may_be(read: np.dtype[Any], dtype: str) -> bool:
+    """Return True if numpy reads an array of a named type as this type. Of types that others register, it reads the bytes."""
+    known = _numpy_type(dtype)
+    return known in (None, read) or (known.kind == "V" and read.kind == "V" and known.itemsize == read.itemsize)
 
 
 def _numpy_type(dtype: str) -> np.dtype[Any] | None:
-    """Return numpy's type of this name; None for a type of another library, such as bfloat16."""
+    """Return numpy's type of this name; None for a type of another library, such as bfloat16, and for a text that is none."""
     try:
         return np.dtype(dtype)
-    except TypeError:
+    except Exception:  # numpy parses the text, and raises SyntaxError and ValueError too
         return None

@@ -91,8 +91,8 @@ class Exchange:
                 continue
             self.plain.append(message)
             if write is not None:
-                text = f"node {node}: a message of the strategy does not contain the model, or is its second one of the round"
-                self.notices.warn("plain", f"{text}; it is sent uncompressed")
+                text = f'node {node}: a message of type "{message.metadata.message_type}" is not the first with the model for'
+                self.notices.warn("plain", f'{text} "{self.phase}" in the round, and is sent uncompressed')
         self._key = key or ""
         if write is not None and self.contents:
             for node, content in write(self.contents, self._key).items():
@@ -185,8 +185,9 @@ class Exchange:
         self.notices.heard.add((self.phase, node))
         if node in self.answered:
             raise WireError(0, "it is the second reply to one message")
-        self.answered.add(node)
-        return session.restored(reply)
+        restored = session.restored(reply)
+        self.answered.add(node)  # not before: a late reply of another round does not stand in its way
+        return restored
 
     def _failed(self, node: int, reason: str) -> Message:
         """Return an error in place of a reply that cannot be used."""

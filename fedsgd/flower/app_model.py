@@ -4,7 +4,7 @@ have it.
 - The vector [P] holds the arrays of float16, float32 and float64 in float32, one after the other in the record's order.
 - An app gets each array in its own type. A float64 number is rounded to the 24 bits of a float32 on its way.
 - All other arrays (integers, complex numbers, other packings), arrays that are not finite, and those that are named to be exact
-  travel beside the vector, bit for bit.
+  travel apart from the vector, bit for bit.
 - A tensor with several names is in the vector once, where its first name stands. Its value is that of its last name, which a
   module loads last.
 - A reply may lack arrays of the model, and have others: see `ReplyArrays`.
@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fedsgd.arrays import F32
+from fedsgd.arrays import F32, Bools
 from fedsgd.errors import ModelError, ScenarioError, did_you_mean
 from fedsgd.flower.app_arrays import (
     FLOAT32,
@@ -202,6 +202,14 @@ class ReplyArrays:
     fitting: Mapping[str, Array]
     others: Mapping[str, Array]
     lacks: tuple[str, ...]
+
+    def missing(self, model: Arrangement) -> Bools:
+        """Return True [P] for the coordinates of tensors that are in the reply under none of their names."""
+        missing = np.ones(model.layout.size, dtype=np.bool_)
+        for name in self.fitting:
+            if name in model.parts:
+                missing[model.parts[name]] = False
+        return missing
 
     @staticmethod
     def of(model: Arrangement, arrays: Mapping[str, Array], aside: Mapping[str, Array]) -> ReplyArrays:

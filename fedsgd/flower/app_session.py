@@ -268,13 +268,11 @@ class Session:
     def _rounding(self, made: F32, n_replies: int) -> Bools:
         """Return True [P] for coordinates that no client changed and that the strategy's mean only rounded.
 
-        The mean of n equal numbers differs from the number by at most (n + 2) · 2⁻²⁴ of it in float32, and by more in narrower
-        types. Such a difference would be sent as if it was a change.
+        The mean of n equal numbers differs from the number by at most (n + 2) · 2⁻²⁴ of it in float32. Such a difference would
+        be sent as if it was a change. In float16 it is as large as a step of the server, and is sent.
         """
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(self.server.weights) * np.float32((n_replies + 2) * 2.0**-24)
-            for name, dtype in self.model.types:
-                error[self.model.parts[name]] *= np.float32(max(1.0, float(np.finfo(dtype).eps) * 2.0**23))
             close: Bools = (self._touched == 0) & (np.abs(made - self.server.weights) <= error)
         return close
 

@@ -10,9 +10,12 @@ from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Context, RecordDict
 
+from fedsgd.arrays import Bools
 from fedsgd.clients import ClientState
+from fedsgd.compress import undone
 from fedsgd.flower.app_model import Arrangement
 from fedsgd.flower.app_settings import Terms
 from fedsgd.flower.place import DAYS_KEPT, store_of
@@ -97,6 +100,24 @@ def with_reply(state: ClientState, content: RecordDict) -> ClientState:
     if pending is None or pending.reply is None:
         return state
     return replace(state, pending=replace(pending, reply=pack_records(content)))
+
+
+def without_loss(state: ClientState, missing: Bools) -> ClientState:
+    """Return the state after a reply in which some coordinates are missing: for these, the reply counts as lost.
+
+    A scheme encodes what it held back of all coordinates, but the server leaves out the arrays that the reply does not have.
+
+    Args:
+        state: the state after the reply.
+        missing: [P] True for the coordinates that the reply does not have.
+    """
+    pending = state.pending
+    if pending is None or not missing.any():
+        return state
+    lost = undone(pending.if_received, pending.undo)
+    vectors = {name: value for name, value in pending.if_received.items() if value.shape == missing.shape and name in lost}
+    kept = {name: np.where(missing, lost[name], value) for name, value in vectors.items()}
+    return replace(state, pending=replace(pending, if_received={**pending.if_received, **kept}))
 
 
 def _holds_model(terms: Terms) -> bool:

@@ -1,4 +1,4 @@
-"""What CompressedStrategy and compression_mod say to each other in an app's own messages.
+"""Messages between CompressedStrategy and compression_mod, in an app's own messages.
 
 server  record "fedsgd", the same for all nodes that build on the same model: the terms, with the MODEL frames; the exact arrays
         record "fedsgd-task", a node's own: its TASK frame
@@ -224,13 +224,13 @@ def read_aside(
         arrays = {
             name: Array(dtype, tuple(shape), stype, bytes(frames[at])) for name, dtype, shape, stype, at in placed if at >= 0
         }
-        if next(own) != len(frames):
+        if next(own) != len(frames) or not all(isinstance(name, str) for name in arrays):
             raise ValueError
     except (ValueError, TypeError, IndexError, RecursionError):
-        raise WireError(0, "the arrays beside the update cannot be read") from None
+        raise WireError(0, "the exact arrays cannot be read") from None
     expected = [name for name in arrangement.aside if name not in lacks]
     if arrays.keys() != set(expected):
-        raise WireError(0, f"the arrays beside the update are {sorted(arrays)}, expected {sorted(expected)}")
+        raise WireError(0, f"the exact arrays are {sorted(arrays)}, expected {sorted(expected)}")
     for name, array in arrays.items():
         packed, dtype = (array.stype, array.dtype) if like is None else (like[name].stype, like[name].dtype)
         if array.stype != packed or (packed == NUMPY and packed_shape(array, dtype) != arrangement.aside[name]):

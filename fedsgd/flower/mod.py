@@ -16,12 +16,12 @@ from fedsgd.arrays import F32
 from fedsgd.clients import ClientState
 from fedsgd.data import Examples
 from fedsgd.engine import Local
-from fedsgd.errors import ModelError, OutputError
+from fedsgd.errors import ModelError, NonFiniteError, OutputError
 from fedsgd.flower.app_arrays import flat_values, is_float
 from fedsgd.flower.app_failures import as_app_error, mark_error
 from fedsgd.flower.app_model import ReplyArrays
 from fedsgd.flower.app_mods import check_mods
-from fedsgd.flower.app_state import open_store, with_reply
+from fedsgd.flower.app_state import open_store, with_reply, without_loss
 from fedsgd.flower.app_terms import Request, answer_uncompressed, answered, check_names, is_asked, read_request, without
 from fedsgd.flower.app_ties import Groups, find_partial_sharing, observe_groups, same_bits, sort_groups
 from fedsgd.flower.place import commit, hidden_record
@@ -122,7 +122,12 @@ class _Node:
         with np.errstate(over="ignore", invalid="ignore"):  # `send` names what is not finite
             update = model.fill(given.copy(), arrays.fitting) - given
         local = Local(self.client, update, _examples(reply.content, self.request.terms.weighted_by), 1)
-        sent, after = send(self.plan, task, local)
+        try:
+            sent, after = send(self.plan, task, local)
+        except NonFiniteError as error:
+            cause = f"{error.cause} An array with infinities of its own, such as a mask, needs CompressedStrategy(exact=[name])"
+            raise NonFiniteError(error.round, error.client, cause) from None
+        after = without_loss(after, arrays.missing(model))
         data = answered(key, sent.frames, self.request.terms, arrays)
         beside = {key: ArrayRecord(dict(arrays.others))} if arrays.others else {}
         reply.content = put(without(reply.content, key, beside), data)
