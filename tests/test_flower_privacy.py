@@ -288,6 +288,90 @@ def test_a_wrapper_around_a_compressed_strategy_is_refused(wrap: Callable[[Strat
     assert f"expected CompressedStrategy({name}(FedAvg(...), ...), ...)" in str(refused.value)
 
 
+class Passing(FedAvg):
+    """A strategy around another one, in an attribute that Flower's wrappers do not have."""
+
+    def __init__(self, wrapped: Any) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+
+    def configure_train(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped.configure_train(*args, **kwargs)
+
+    def aggregate_train(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped.aggregate_train(*args, **kwargs)
+
+
+class Holding(Passing):
+    """A strategy around the first of several."""
+
+    def __init__(self, held: list[Strategy]) -> None:
+        FedAvg.__init__(self)
+        self.held = held
+
+    @property
+    def wrapped(self) -> Strategy:
+        return self.held[0]
+
+
+class Late(Passing):
+    """A strategy around another one, whose method runs after those of the strategies around it."""
+
+    def configure_train(self, *args: Any, **kwargs: Any) -> Iterator[Message]:
+        yield from self.wrapped.configure_train(*args, **kwargs)
+
+
+def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return call
+
+
+class Decorated(CompressedStrategy):
+    configure_train = decorate(CompressedStrategy.configure_train)
+
+
+@pytest.mark.parametrize(
+    ("compressed", "got", "expected"),
+    [
+        (lambda: Decorated(FedAvg(), "dense"), "{}(CompressedStrategy(FedAvg))", "{}(FedAvg(...), ...)"),
+        (
+            lambda: Passing(CompressedStrategy(FedAvg(), "dense")),
+            "{}(Passing(CompressedStrategy(FedAvg)))",
+            "{}(Passing(FedAvg(...), ...), ...)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("wrap", [fixed, lambda inner: DifferentialPrivacyServerSideFixedClipping(inner, 0.01, NORM, NODES)])
+def test_a_wrapper_around_what_is_around_a_compressed_strategy_is_refused(
+    wrap: Callable[[Strategy], Strategy], compressed: Callable[[], Strategy], got: str, expected: str
+) -> None:
+    outer = wrap(compressed())
+    name = type(outer).__name__
+    with pytest.raises(ScenarioError) as refused:
+        outer.start(grid(), zeros(), num_rounds=1)
+    assert f"got {got.format(name)}, expected CompressedStrategy({expected.format(name)}, ...)" in str(refused.value)
+
+
+def test_a_wrapper_that_only_aggregates_around_a_compressed_strategy_is_refused() -> None:
+    over = grid()
+    outer = DifferentialPrivacyServerSideFixedClipping(Late(CompressedStrategy(FedAvg(), "dense")), 0.01, NORM, NODES)
+    replies = over.send_and_receive(outer.configure_train(1, zeros(), ConfigRecord(), over))
+    with pytest.raises(ScenarioError, match="and clips no update"):
+        outer.aggregate_train(1, replies)
+
+
+@pytest.mark.parametrize("around", [Passing, lambda inner: Passing(Passing(inner)), lambda inner: Holding([inner])])
+def test_a_wrapper_in_any_attribute_is_found(around: Callable[[Strategy], Strategy]) -> None:
+    inner = Measuring()
+    wrapped = around(DifferentialPrivacyServerSideFixedClipping(inner, 0.01, NORM, NODES))
+    with pytest.raises(ScenarioError, match='error_feedback: got "persist"'):
+        CompressedStrategy(wrapped, "top-k", error_feedback="persist")
+    CompressedStrategy(wrapped, "dense").start(grid(), zeros(), num_rounds=1)
+    assert max(inner.norms) == pytest.approx(NORM, rel=1e-4)
+
+
 def test_noise_on_coordinates_that_no_client_changes_is_published() -> None:
     """Noise below the rounding of a mean would otherwise show the coordinates that clients left alone."""
 

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Kr
 
 from fedsgd.errors import ScenarioError
 from fedsgd.flower import CompressedStrategy
-from fedsgd.flower.app_inner import HOOKS, TIMEOUT, find_timeout
+from fedsgd.flower.app_inner import HOOKS, TIMEOUT, chain, find_setting, find_timeout
 from tests.flower_grid import identity
 from tests.flower_regression import NODES, Grid, examples, grid, last_mse, zeros
 
@@ -152,6 +152,101 @@ def test_a_start_that_calls_no_method_of_its_object_is_named(caplog: pytest.LogC
     assert "nothing is compressed" not in caplog.text
 
 
+class Looping(FedAvg):
+    """A strategy with a `start` of its own, for which the subclasses have methods of their own."""
+
+    def start(self, grid: Any, initial_arrays: ArrayRecord, num_rounds: int = 2) -> ArrayRecord:
+        arrays = initial_arrays
+        for server_round in range(1, num_rounds + 1):
+            arrays = self.finish(server_round, grid.send_and_receive(self.begin(server_round, arrays, grid)))
+        return arrays
+
+    def begin(self, server_round: int, arrays: ArrayRecord, grid: Any) -> Iterable[Message]:
+        return self.configure_train(server_round, arrays, ConfigRecord(), grid)
+
+    def finish(self, server_round: int, replies: Iterable[Message]) -> ArrayRecord:
+        arrays, _ = self.aggregate_train(server_round, replies)
+        assert arrays is not None
+        return arrays
+
+
+class ExtraKeyword(Looping):
+    def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any, rate: float = 0.1) -> Any:
+        assert rate == 0.5
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def begin(self, server_round: int, arrays: ArrayRecord, grid: Any) -> Iterable[Message]:
+        return self.configure_train(server_round, arrays, ConfigRecord(), grid, rate=0.5)
+
+
+class Reordered(Looping):
+    def configure_train(self, rate: float, grid: Any, arrays: Any, server_round: int, config: Any = None) -> Any:
+        assert rate == 0.5
+        return super().configure_train(server_round, arrays, ConfigRecord() if config is None else config, grid)
+
+    def begin(self, server_round: int, arrays: ArrayRecord, grid: Any) -> Iterable[Message]:
+        return self.configure_train(0.5, grid, arrays, server_round)
+
+
+class Renamed(Looping):
+    def aggregate_train(self, rnd: int, results: Any) -> Any:
+        return super().aggregate_train(rnd, results)
+
+    def finish(self, server_round: int, replies: Iterable[Message]) -> Any:
+        return self.aggregate_train(results=replies, rnd=server_round)[0]
+
+
+class AnyArguments(Looping):
+    def configure_train(self, *args: Any, **kwargs: Any) -> Any:
+        assert kwargs.pop("rate") == 0.5
+        return super().configure_train(*args, **kwargs)
+
+    def begin(self, server_round: int, arrays: ArrayRecord, grid: Any) -> Any:
+        return self.configure_train(server_round, arrays, grid=grid, config=ConfigRecord(), rate=0.5)
+
+
+class ThreeResults(Looping):
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return *super().aggregate_train(server_round, replies), 3
+
+    def finish(self, server_round: int, replies: Iterable[Message]) -> Any:
+        arrays, _, number = self.aggregate_train(server_round, replies)
+        assert number == 3
+        return arrays
+
+
+class OneResult(Looping):
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return super().aggregate_train(server_round, replies)[0]
+
+    def finish(self, server_round: int, replies: Iterable[Message]) -> Any:
+        return self.aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize("inner", [Looping, ExtraKeyword, Reordered, Renamed, AnyArguments, ThreeResults, OneResult])
+def test_own_start_with_methods_of_other_signatures_runs_as_without_compression(inner: type[Looping]) -> None:
+    expected = inner().start(grid([]), zeros())
+    strategy, over = CompressedStrategy(inner(), "dense"), grid()
+    got = strategy.start(over, zeros())
+    np.testing.assert_allclose(got["w"].numpy(), expected["w"].numpy(), rtol=1e-4, atol=1e-6)
+    assert all("fedsgd" in content for content in over.contents)
+    assert [traffic.round for traffic in strategy.traffic] == [1, 2]
+
+
+def test_own_start_that_passes_no_grid_is_refused_by_name() -> None:
+    class Gridless(Looping):
+        def configure_train(self, server_round: int, arrays: Any) -> Any:
+            raise AssertionError("not reached")
+
+        def begin(self, server_round: int, arrays: ArrayRecord, grid: Any) -> Any:
+            return self.configure_train(server_round, arrays)
+
+    with pytest.raises(ScenarioError) as refused:
+        CompressedStrategy(Gridless(), "dense").start(grid(nodes=2), zeros())
+    assert "configure_train: start() calls it with server_round, arrays" in str(refused.value)
+    assert "expected server_round, arrays, config, grid" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("start", "args", "kwargs", "timeout"),
     [
@@ -202,6 +297,27 @@ def test_attributes_are_those_of_the_inner_strategy() -> None:
     assert isinstance(strategy, Strategy)
     with pytest.raises(AttributeError, match="nothing_like_it"):
         strategy.nothing_like_it  # noqa: B018
+
+
+def test_inner_strategy_cannot_be_replaced() -> None:
+    inner = FedAvg()
+    strategy = CompressedStrategy(inner, "dense")
+    with pytest.raises(AttributeError, match="for another strategy, make a new CompressedStrategy"):
+        strategy.inner = FedMedian()
+    with pytest.raises(AttributeError, match="CompressedStrategy keeps its FedAvg"):
+        del strategy.inner
+    assert strategy.inner is inner
+
+
+def test_settings_of_strategies_in_any_attribute_are_found() -> None:
+    class Choosing(FedMedian):
+        def __init__(self, *parts: Strategy) -> None:
+            self.myself, self.parts, self.named = self, [*parts[:1]], {"last": parts[1]}
+
+    first, last = FedAvg(weighted_by_key="size"), FedAvg()
+    outermost = Choosing(first, last)
+    assert [*chain(outermost)] == [outermost, first, last]
+    assert find_setting(outermost, "weighted_by_key", "num-examples") == "size"
 
 
 @pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
+from fedsgd.errors import ScenarioError
+
 HOOKS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate", "summary")
 """Methods that `start` calls on its own object."""
+ARGUMENTS = {name: [*inspect.signature(getattr(Strategy, name)).parameters][1:] for name in HOOKS}
+"""Flower's arguments of these methods."""
 TIMEOUT = 3600.0
 """Flower's default of `start`, in seconds."""
 
@@ -23,12 +27,14 @@ class WrappingStrategy(Strategy):
     before they call `__init__`.
 
     Attributes:
-        inner: the inner strategy.
+        inner: the inner strategy, which cannot be replaced.
     """
+
+    inner: Strategy
 
     def __init__(self, inner: Strategy) -> None:
         """Set the inner strategy, to which other names lead from then on."""
-        self.inner = inner
+        vars(self)["inner"] = inner
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the inner strategy."""
@@ -38,6 +44,7 @@ class WrappingStrategy(Strategy):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute of the inner strategy, unless this object or its class has one of that name."""
+        self._check_name(name)
         own = "inner" not in vars(self) or name in vars(self) or hasattr(type(self), name)
         if own:
             object.__setattr__(self, name, value)
@@ -46,10 +53,41 @@ class WrappingStrategy(Strategy):
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute of the inner strategy, unless this object has one of that name."""
+        self._check_name(name)
         if name in vars(self):
             object.__delattr__(self, name)
         else:
             delattr(self.inner, name)
+
+    def _check_name(self, name: str) -> None:
+        if name == "inner" and name in vars(self):
+            own = type(self).__name__
+            raise AttributeError(f"inner: {own} keeps its {type(self.inner).__name__}; for another strategy, make a new {own}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Arguments:
+    """Arguments of a call of an inner strategy's method that Flower's interface does not have.
+
+    Attributes:
+        args: positional arguments, with None in the places of Flower's.
+        kwargs: keyword arguments, with None in the places of Flower's.
+        places: position or keyword of each of Flower's arguments.
+    """
+
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    places: Sequence[int | str]
+
+    def call(self, method: Callable[..., Any], values: Sequence[Any]) -> Any:
+        """Call a method with values of Flower's arguments, and the other arguments."""
+        args, kwargs = [*self.args], dict(self.kwargs)
+        for place, value in zip(self.places, values, strict=True):
+            if isinstance(place, int):
+                args[place] = value
+            else:
+                kwargs[place] = value
+        return method(*args, **kwargs)
 
 
 @dataclass(eq=False)
@@ -60,23 +98,45 @@ class InnerMethods:
         strategy: the inner strategy.
         originals: the replaced methods by name; empty where nothing is replaced.
         called: names of the methods that the inner `start` has called.
+        arguments: arguments of the running calls by the inner `start`, by name of the method.
         is_inside: True while an original method runs. Methods that it calls on its own object are the originals, too.
     """
 
     strategy: Strategy
     originals: dict[str, Callable[..., Any]] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
+    arguments: dict[str, _Arguments] = field(default_factory=dict)
     is_inside: bool = False
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Call the original method; of messages, return a list."""
-        method = self.originals.get(name) or getattr(self.strategy, name)
+    def call(self, name: str, *values: Any) -> Any:
+        """Call the original method with values of Flower's arguments; of messages, return a list."""
+        method, arguments = self._original(name), self.arguments.get(name)
         before, self.is_inside = self.is_inside, True
         try:
-            result = method(*args)
+            result = method(*values) if arguments is None else arguments.call(method, values)
             return list(result) if name.startswith("configure") else result  # a generator runs here, not later
         finally:
             self.is_inside = before
+
+    def redirect(self, outer: Strategy, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call the outer strategy's method in the place of the original one, with Flower's arguments.
+
+        The original method gets the other arguments, too, when the outer one calls it.
+        """
+        values, arguments = _split_arguments(self._original(name), name, args, kwargs)
+        before = self.arguments.get(name)
+        self.called.add(name)
+        self.arguments[name] = arguments
+        try:
+            return getattr(outer, name)(*values)
+        finally:
+            del self.arguments[name]
+            if before is not None:
+                self.arguments[name] = before
+
+    def _original(self, name: str) -> Callable[..., Any]:
+        method: Callable[..., Any] = self.originals.get(name) or getattr(self.strategy, name)
+        return method
 
     @contextmanager
     def replaced_by(self, outer: Strategy) -> Iterator[None]:
@@ -111,21 +171,62 @@ class _Hook:
         """Call the outer method, or the original one from within an original one."""
         if self.methods.is_inside:
             return self.methods.originals[self.name](*args, **kwargs)
-        self.methods.called.add(self.name)
-        return getattr(self.outer, self.name)(*args, **kwargs)
+        return self.methods.redirect(self.outer, self.name, args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as the method of the strategy, which is not replaced in the copy."""
         return getattr, (self.methods.strategy, self.name)
 
 
-def chain(strategy: object) -> Iterator[object]:
-    """Yield a strategy and the strategies that it wraps in an attribute `strategy`, as Flower's wrappers do."""
-    seen: set[int] = set()
-    while strategy is not None and id(strategy) not in seen:
-        seen.add(id(strategy))
-        yield strategy
-        strategy = getattr(strategy, "strategy", None)
+def _split_arguments(
+    method: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], _Arguments]:
+    """Return the values of Flower's arguments in a call of a method, and the other arguments.
+
+    A method may have more parameters than Flower's, and others in the order of Flower's, under different names.
+    """
+    parameters: Mapping[str, inspect.Parameter]
+    try:
+        parameters = inspect.signature(method).parameters
+    except (TypeError, ValueError):  # of a callable without a signature
+        parameters = {}
+    named = [key for key, parameter in parameters.items() if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD]
+    places: dict[str, int | str] = {key: index for index, key in zip(range(len(args)), named, strict=False)}
+    places |= {f"*{index}": index for index in range(len(named), len(args))}
+    for key in ARGUMENTS[name]:
+        if key in parameters and key not in places and parameters[key].default is not inspect.Parameter.empty:
+            kwargs = {key: parameters[key].default, **kwargs}
+    places |= {key: key for key in [*parameters, *kwargs] if key in kwargs}
+    others = iter([place for key, place in places.items() if key not in ARGUMENTS[name]])
+    found = [places[key] if key in places else next(others, None) for key in ARGUMENTS[name]]
+    flower = [place for place in found if place is not None]
+    if len(flower) < len(found):
+        got, expected = ", ".join(places) or "no arguments", ", ".join(ARGUMENTS[name])
+        raise ScenarioError(f"{name}: start() calls it with {got}, expected {expected}, without which nothing is compressed")
+    values = [args[place] if isinstance(place, int) else kwargs[place] for place in flower]
+    return values, _Arguments(
+        [None if index in flower else value for index, value in enumerate(args)],
+        {key: None if key in flower else value for key, value in kwargs.items()},
+        flower,
+    )
+
+
+def chain(strategy: Strategy) -> Iterator[Strategy]:
+    """Yield a strategy and the strategies that its attributes lead to, each once, from the outermost on."""
+    seen: dict[int, Strategy] = {}
+    queue = [strategy]
+    while queue:
+        part = queue.pop(0)
+        if id(part) not in seen:
+            seen[id(part)] = part
+            yield part
+            queue += [value for attribute in [*getattr(part, "__dict__", {}).values()] for value in _strategies_in(attribute)]
+
+
+def _strategies_in(attribute: object) -> list[Strategy]:
+    """Return an attribute that is a strategy, or the strategies in a list, a tuple or a dict."""
+    values = [*attribute.values()] if isinstance(attribute, dict) else attribute
+    return [value for value in (values if isinstance(values, list | tuple) else [values]) if isinstance(value, Strategy)]
 
 
 def find_setting(strategy: Strategy, name: str, default: str) -> str:
@@ -144,11 +245,14 @@ def find_timeout(start: Callable[..., object], args: tuple[Any, ...], kwargs: di
     return timeout
 
 
-def find_outer(strategy: Strategy, inner: Strategy) -> Strategy | None:
-    """Return the strategy whose method has called a method of `strategy`; None for its own `start` and for other callers."""
+def find_outer(strategy: Strategy) -> list[Strategy]:
+    """Return the strategies with a running method that are neither this one nor inside it, from the innermost on."""
+    inside = {id(part) for part in chain(strategy)}
+    outer: dict[int, Strategy] = {}
     frame = inspect.currentframe()
-    frame = frame.f_back if frame is not None else None
-    while frame is not None and frame.f_locals.get("self") is strategy:
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Strategy) and id(caller) not in inside:
+            outer.setdefault(id(caller), caller)
         frame = frame.f_back
-    caller = None if frame is None else frame.f_locals.get("self")
-    return caller if isinstance(caller, Strategy) and caller is not inner else None
+    return [*outer.values()]

@@ -7,7 +7,7 @@ update to that norm before it is compressed. A compressor may lengthen it again,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,19 +165,30 @@ def check_memory(uplink: Uplink) -> None:
     )
 
 
-def check_outer(outer: Strategy, inner: Strategy) -> str:
-    """Return a warning about a strategy that wraps a CompressedStrategy.
+def check_outer(outer: Sequence[Strategy], inner: Strategy) -> str | None:
+    """Return a warning about the innermost strategy around a CompressedStrategy; None if there is none.
+
+    Args:
+        outer: strategies around the CompressedStrategy, from the innermost on.
+        inner: the strategy inside it.
 
     Raises:
-        ScenarioError: the wrapper is one of Flower's for differential privacy.
+        ScenarioError: one of them is a wrapper of Flower's for differential privacy.
     """
-    name, inside = type(outer).__name__, type(inner).__name__
+    inside = type(inner).__name__
+    got, expected = f"CompressedStrategy({inside})", f"{inside}(...)"
+    for strategy in outer:
+        name = type(strategy).__name__
+        got, expected = f"{name}({got})", f"{name}({expected}, ...)"
+        if isinstance(strategy, DP_WRAPPERS):
+            raise ScenarioError(
+                f"strategy: got {got}, expected CompressedStrategy({expected}, ...): around it, {name} gets compressed "
+                "messages, and clips no update"
+            )
+    if not outer:
+        return None
+    name = type(outer[0]).__name__
     order = f"CompressedStrategy({name}({inside}(...), ...), ...)"
-    if isinstance(outer, DP_WRAPPERS):
-        raise ScenarioError(
-            f"strategy: got {name}(CompressedStrategy({inside})), expected {order}: around it, the wrapper gets compressed "
-            "messages, and clips no update"
-        )
     return f"{name} wraps CompressedStrategy and gets compressed messages; if it reads arrays, write {order}"
 
 

@@ -30,7 +30,8 @@ class CompressedStrategy(WrappingStrategy):
     """Any strategy of Flower's message API, with compressed updates, if the ClientApp has `mods=[compression_mod()]`.
 
     The inner strategy's own `start`, attributes and methods stay in use: `strategy.name` is `inner.name` unless it is a name of
-    this class. For every reply, `inner` sees the model that it sent plus the update that arrived.
+    this class. For every reply, `inner` sees the model that it sent plus the update that arrived. A subclass sets its own
+    attributes before `super().__init__()`; later ones are set on `inner`.
 
     Attributes:
         inner: the inner strategy.
@@ -122,7 +123,9 @@ class CompressedStrategy(WrappingStrategy):
     def start(self, *args: Any, **kwargs: Any) -> Result:
         """Run the inner strategy's `start`, with compressed messages.
 
-        Meanwhile, the methods that `start` calls on the inner object are this object's, which call the inner ones.
+        Meanwhile, the methods that `start` calls on the inner object are this object's, which call the inner ones: the inner
+        object's `vars` have five more items. A `start` of its own gets compressed messages from `self.configure_train()`,
+        without their record of arrays.
 
         Args:
             *args: arguments of the inner `start`: `grid`, `initial_arrays` and more.
@@ -157,9 +160,7 @@ class CompressedStrategy(WrappingStrategy):
             ScenarioError: a wrapper for differential privacy is around this strategy, or clients keep a part of their updates
                 although a clipping norm is in force.
         """
-        outer = find_outer(self, self.inner)
-        if outer is not None:
-            self._notices.warn("outer", check_outer(outer, self.inner))
+        self._check_outer()
         self._grid, self._train = grid, None
         messages: list[Message] = self._methods.call("configure_train", server_round, arrays, config, grid)
         self._clipping = find_clipping(messages)
@@ -178,44 +179,55 @@ class CompressedStrategy(WrappingStrategy):
                 self._notices.warn(text.partition(":")[0], text)
         return messages
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the model of the inner strategy and its metrics. Where the downlink is lossy, return the model of the clients.
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        """Return the result of the inner strategy. Where the downlink is lossy, return the model of the clients in it.
 
         Raises:
             NonFiniteError: the model is not finite.
+            ScenarioError: a wrapper for differential privacy is around this strategy.
         """
+        self._check_outer()
         session, exchange, self._train = self._session, self._train, None
         accepted: list[int] = []
         if exchange is not None:
             replies, accepted = self._settle(session, exchange, replies)
         settled, refused = self._clip(replies)
         if session is None or exchange is None:
-            return self._aggregate(server_round, settled)
+            return self._methods.call("aggregate_train", server_round, settled)
         accepted = [node for node in accepted if node not in refused]
         sparse = describe_sparsity(self.inner, self._tables[0], session.measure_overlap(len(accepted)), len(accepted))
         if sparse is not None:
             self._notices.warn("sparse", sparse)
         if self._clipping or self._is_private:
             session.expect_changes()
-        arrays, metrics = self._aggregate(server_round, settled)
+        result = self._methods.call("aggregate_train", server_round, settled)
+        if not isinstance(result, tuple | list):  # the model alone, for a start() of its own
+            return self._conclude(session, exchange, result, accepted)
+        return self._conclude(session, exchange, result[0], accepted), *result[1:]
+
+    def _conclude(
+        self, session: Session, exchange: Exchange, arrays: ArrayRecord | None, accepted: list[int]
+    ) -> ArrayRecord | None:
+        """End the round with the inner strategy's model, and return the model of the next round."""
         if session.is_over:
-            return self._follow_ties(session, exchange, arrays), metrics
+            return self._follow_ties(session, exchange, arrays)
         for kind, text in session.find_irregular().items():
             self._notices.warn(kind, text)
         problem = None if arrays is None else session.model.problem(arrays)
         if problem is not None:
             self._notices.warn("model", f"{problem}: the strategy returned a different model; compression begins anew")
-            return arrays, metrics
+            return arrays
         if arrays is not None and (unequal := session.model.unequal(arrays)):
             last = f'clients are sent the value of "{unequal[0][-1]}", which a module loads last'
             self._notices.warn(
                 "unequal", f"the strategy makes {name_pair(unequal)} differ, which are one tensor so far: {last}"
             )
-        return session.moved(arrays, accepted), metrics
+        return session.moved(arrays, accepted)
 
-    def _aggregate(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        arrays, metrics = self._methods.call("aggregate_train", server_round, replies)
-        return arrays, metrics
+    def _check_outer(self) -> None:
+        line = check_outer(find_outer(self), self.inner)
+        if line is not None:
+            self._notices.warn("outer", line)
 
     def _clip(self, replies: Iterable[Message]) -> tuple[list[Message], set[int]]:
         """Return the replies as their clipping norms allow them, and the nodes whose replies are left out."""
