@@ -69,6 +69,12 @@ def test_app_without_the_mod_is_named_once_for_all_nodes(caplog: pytest.LogCaptu
         )
 
 
+def test_mod_without_parentheses_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    train, evaluate = warnings_of(caplog, app_of([compression_mod]))
+    for text in (train, evaluate):
+        assert text.endswith(f" and 2 other nodes: the ClientApp has compression_mod without parentheses; {REMEDY}")
+
+
 def test_app_with_the_mod_in_its_train_handler_alone_is_named(caplog: pytest.LogCaptureFixture) -> None:
     (text,) = warnings_of(caplog, app_of([], train_mods=[compression_mod()]))
     assert " and 2 other nodes: the ClientApp failed outside compression_mod() (KeyError: 'arrays')" in text

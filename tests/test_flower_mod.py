@@ -856,6 +856,7 @@ REFUSED = [
     ({"compressor": "rand-k", "error_feedback": "persist"}, "error_feedback: "),
     ({"downlink": {"policy": "differences"}}, 'downlink.policy: got "differences", did you mean "difference"?'),
     ({"downlink": {"policy": "model", "compressor": "top-k"}}, 'downlink.compressor.name: got "top-k", expected "dense"'),
+    ({"downlink": "differences"}, 'downlink.policy: got "differences", did you mean "difference"?'),
     ({"downlink": {"polcy": "model"}}, 'downlink.polcy: unknown key, did you mean "policy"?'),
     ({"seed": -1}, "seed: got -1, expected a whole number from 0 on"),
     ({"exact": "*bn*"}, 'exact: got "*bn*", expected a list of patterns'),
@@ -867,6 +868,11 @@ def test_settings_that_are_wrong_are_named(settings: dict[str, Any], said: str) 
     with pytest.raises(ScenarioError) as caught:
         CompressedStrategy(FedAvg(), **settings)
     assert said in str(caught.value)
+
+
+def test_a_downlink_may_be_the_name_of_a_policy() -> None:
+    tables = [CompressedStrategy(FedAvg(), downlink=given)._tables for given in ("difference", {"policy": "difference"})]
+    assert tables[0] == tables[1]
 
 
 def test_a_compressor_may_be_an_object() -> None:

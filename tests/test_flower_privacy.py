@@ -105,9 +105,32 @@ def test_norm_of_each_decoded_update_is_the_clipping_norm_at_most(compressor: st
     assert len(inner.norms) == 4 * NODES
     assert max(inner.norms) <= NORM * (1 + 1e-6)
     assert "set error_feedback" not in caplog.text, "it would be refused"
-    lines = [record.message for record in caplog.records if "clipped again" in record.message]
+    lines = [record.message for record in caplog.records if "clipped on the server" in record.message]
     assert len(lines) == (compressor in LENGTHENING)
-    assert all("of 7 decoded updates" in line and '"dense", "sign" and "top-k" do not lengthen' in line for line in lines)
+    assert all("of 7 decoded updates" in line and '"dense", "sign", "top-k" do not lengthen updates' in line for line in lines)
+
+
+@pytest.mark.parametrize("compressor", ["dense", "eden"])
+def test_updates_that_clients_do_not_clip_are_clipped_and_explained(compressor: str, caplog: pytest.LogCaptureFixture) -> None:
+    inner = Measuring()
+    CompressedStrategy(fixed(inner), compressor).start(grid(), zeros(), num_rounds=1)
+    assert max(inner.norms) <= NORM * (1 + 1e-6)
+    (line,) = [record.message for record in caplog.records if "clipped on the server" in record.message]
+    assert "clients do not clip (Flower's mods belong behind compression_mod())" in line
+    assert ('"eden" lengthens updates' in line) == (compressor == "eden")
+
+
+def test_batch_counter_does_not_shorten_the_update_a_second_time() -> None:
+    """Flower's mod leaves arrays without dimensions as they are, and so does the second clipping."""
+    before = ArrayRecord({"w": Array(np.zeros(4, dtype=np.float32)), "n": Array(np.array(5))})
+    after = ArrayRecord({"w": Array(np.full(4, 0.25, dtype=np.float32)), "n": Array(np.array(50))})
+    content, sent = RecordDict({"arrays": after}), RecordDict({"arrays": before})
+    message = Message(RecordDict(), 1, "train")
+    assert Clipping(NORM, message, sent).shorten(content) == pytest.approx(0.5)
+    assert content["arrays"] is after
+    assert Clipping(0.25, message, sent).shorten(content) == pytest.approx(2.0)
+    np.testing.assert_allclose(content["arrays"]["w"].numpy(), np.full(4, 0.125))
+    assert content["arrays"]["n"].numpy() == 50
 
 
 @pytest.mark.parametrize("compressor", ["dense", "rand-k", "eden"])
@@ -149,7 +172,7 @@ def test_dense_under_client_side_clipping_learns_as_plain_flower() -> None:
 
 
 def test_exact_arrays_count_in_the_norm() -> None:
-    """Batch norm's statistics and counters move by more than the weights."""
+    """Statistics of batch norm, and integers, move by more than the weights."""
 
     def counting(message: Message, context: Context, call_next: Callable[..., Message]) -> Message:
         before = message.content["arrays"]
@@ -160,7 +183,7 @@ def test_exact_arrays_count_in_the_norm() -> None:
 
     arrays = zeros()
     arrays["bn.running_var"] = Array(np.ones(3, np.float32))
-    arrays["bn.num_batches_tracked"] = Array(np.asarray(10))
+    arrays["bn.num_batches_tracked"] = Array(np.asarray([10]))
     inner = Measuring()
     strategy = CompressedStrategy(fixed(inner, 5.0), "dense")
     strategy.start(grid(None, [counting]), arrays, num_rounds=1)

@@ -57,6 +57,21 @@ class Saving(FedAvg):
         return MetricRecord({"error": error})
 
 
+def test_bytes_of_all_rounds_of_one_start_are_logged_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="flwr")
+    strategy = CompressedStrategy(FedAvg(), "dense")
+    for _ in range(2):
+        begun = len(strategy.traffic)
+        caplog.clear()
+        strategy.start(grid(), zeros(), num_rounds=2)
+        rows = strategy.traffic[begun:]
+        up, plain = sum(row.message_up for row in rows), sum(row.plain_up + row.plain_down for row in rows)
+        ratio = plain / sum(row.message_up + row.message_down for row in rows)
+        (line,) = [record.message for record in caplog.records if "all rounds" in record.message]
+        assert f"in Flower's messages {up:,} up," in line
+        assert line.endswith(f"; compression ratio {ratio:,.1f} both ways (messages of the plain app, divided by these)")
+
+
 def test_own_start_of_the_inner_strategy_runs_with_compressed_messages() -> None:
     plain, compressed = Saving(), CompressedStrategy(Saving(), "dense")
     plain.set_save_path("folder")

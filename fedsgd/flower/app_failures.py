@@ -70,6 +70,8 @@ def explain_error(error: Error, key: str, handler: str | None) -> Failure:
         return Failure("order", f"another mod got the compressed message and refused it ({text}); {REMEDY}")
     if error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION or "function registered with name" in reason:
         return Failure("flower", f"no result: {text}")
+    if "compression_mod() takes" in reason:
+        return Failure("mod", f"the ClientApp has compression_mod without parentheses; {REMEDY}")
     failed = f"the ClientApp failed outside compression_mod() ({text})"
     if re.search(rf"['\"]{re.escape(key)}['\"]", reason):
         failed += f', as it got the compressed message, which has no record "{key}"'

@@ -36,6 +36,9 @@ DP_WRAPPERS = (
 )
 _SLACK = 1e-6
 """Relative excess over a norm that is float32's rounding."""
+SHORTENING = ("dense", "sign", "top-k")
+"""Compressors that do not lengthen an update, if nothing is held back."""
+_SHORTENING_NAMES = ", ".join(f'"{name}"' for name in SHORTENING)
 _WORTH_A_LINE = 1e-3
 """Relative excess over a norm that is logged."""
 
@@ -46,8 +49,10 @@ Values = NDArray[Any]
 class Clipping:
     """Clipping norm of one node in one round.
 
+    Arrays without dimensions, such as the batch counter of batch norm, are left out: Flower's mods do not shorten them.
+
     Attributes:
-        norm: largest Euclidean norm of the node's update, over all arrays.
+        norm: largest Euclidean norm of the node's update, over all arrays with dimensions.
         message: the node's message.
         content: content of the message before it was compressed.
     """
@@ -76,12 +81,14 @@ class Clipping:
         after, before = content.array_records[records[0]], self._sent(records[0])
         if after.keys() != before.keys():
             raise ModelError(f"the reply's arrays are {sorted(after)}, expected {sorted(before)}, to which a norm applies")
-        length = math.sqrt(math.fsum(_squared_norm(_difference(before[name], after[name])) for name in after))
+        clipped = [name for name in after if after[name].shape or before[name].shape]
+        length = math.sqrt(math.fsum(_squared_norm(_difference(before[name], after[name])) for name in clipped))
         if not math.isfinite(length):
             raise ModelError("the update is not finite, and has no norm that could be clipped")
         if length > self.norm * (1 + _SLACK):
             factor = self.norm / length
-            content[records[0]] = ArrayRecord({name: Array(_shortened(before[name], after[name], factor)) for name in after})
+            short = {name: Array(_shortened(before[name], after[name], factor)) for name in clipped}
+            content[records[0]] = ArrayRecord({name: short.get(name, array) for name, array in after.items()})
         return length / self.norm if self.norm else math.inf if length else 0.0
 
     def _sent(self, key: str) -> ArrayRecord:
@@ -137,10 +144,12 @@ def clip_replies(
     longer = [ratio for ratio in ratios if ratio > 1 + _WORTH_A_LINE]
     if not longer:
         return clipped, refused, None
+    lengthens = compressor not in SHORTENING
+    cause = f'"{compressor}" lengthens updates, or ' if lengthens else ""
+    remedy = f"; of the compressors, {_SHORTENING_NAMES} do not lengthen updates" if lengthens else ""
     line = (
         f"{len(longer)} of {len(ratios)} decoded updates were up to {max(longer):.3g} times as long as the clipping norm, and "
-        f'are clipped again: "{compressor}" lengthens updates that clients have clipped, or clients do not clip; "dense", '
-        '"sign" and "top-k" do not lengthen them, without error feedback'
+        f"were clipped on the server: {cause}clients do not clip (Flower's mods belong behind compression_mod()){remedy}"
     )
     return clipped, refused, line
 

@@ -44,13 +44,17 @@ def uplink_of(compressor: str | Mapping[str, object] | Compressor, error_feedbac
     return uplink
 
 
-def downlink_of(table: Mapping[str, object] | None) -> Downlink:
+def downlink_of(settings: str | Mapping[str, object] | None) -> Downlink:
     """Return the settings of the downlink, by default those of the whole model.
+
+    Args:
+        settings: a table, or the name of a policy.
 
     Raises:
         ScenarioError: a setting is wrong.
     """
     try:
+        table = {"policy": settings} if isinstance(settings, str) else settings
         return from_table(Downlink, {} if table is None else table, registered_only=True)
     except ScenarioError as error:
         raise ScenarioError(f"downlink.{error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,9 +16,10 @@ class Traffic:
     """Traffic of one phase of a round: of its training, or of its evaluation.
 
     Messages are those that the strategy handed to Flower; replies are those that came. All of a message counts, as Flower
-    stores and sends it: records of any type, names and metadata (see `fedsgd.flower.records.message_bytes`). Without
-    compression, there would be no RESYNC reply and no second message. An error that the SuperLink itself makes, as for a node
-    that is gone, crosses no network.
+    stores and sends it: records of any type, names and metadata (see `fedsgd.flower.records.message_bytes`). Flower's own
+    counter (`flwr list`) adds the protobuf around each object, some hundred bytes a message. Without compression, there would
+    be no RESYNC reply and no second message. An error that the SuperLink itself makes, as for a node that is gone, crosses no
+    network.
 
     Attributes:
         round: Flower's number of the round.
@@ -48,8 +50,19 @@ class Traffic:
 
     def __str__(self) -> str:
         phase = ", evaluation" if self.what == "evaluate" else ""
+        return f"round {self.round}{phase}: {self._amounts}"
+
+    @property
+    def _amounts(self) -> str:
         ratio = self.compression_ratios["bidirectional_ratio"]
         own = f"{self.up:,} bytes up, {self.down:,} down"
         message = f"{self.message_up:,} up, {self.message_down:,} down"
         less = "" if ratio is None else f"; compression ratio {ratio:,.1f} both ways"
-        return f"round {self.round}{phase}: {own}; in Flower's messages {message}{less}"
+        return f"{own}; in Flower's messages {message}{less}"
+
+
+def describe_total(traffic: Sequence[Traffic]) -> str:
+    """Return the bytes of all rounds together, as the line of a round gives them, and the definition of the ratio."""
+    counts = ("nodes", "down", "up", "message_down", "message_up", "plain_down", "plain_up")
+    total = Traffic(0, "train", *(sum(getattr(row, name) for row in traffic) for name in counts))
+    return f"all rounds: {total._amounts} (messages of the plain app, divided by these)"

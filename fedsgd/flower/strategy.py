@@ -20,7 +20,7 @@ from fedsgd.flower.app_session import Session
 from fedsgd.flower.app_settings import downlink_of, uplink_of
 from fedsgd.flower.app_state import begin_terms, describe_state
 from fedsgd.flower.app_ties import TieState, describe_changes, name_pair, read_tied
-from fedsgd.flower.app_traffic import Traffic
+from fedsgd.flower.app_traffic import Traffic, describe_total
 
 EXACT = ("*running_mean", "*running_var", "*num_batches_tracked")
 """What batch norm keeps beside its parameters: a compressed variance might be negative."""
@@ -46,11 +46,12 @@ class CompressedStrategy(WrappingStrategy):
     **Differential privacy.** Flower's wrappers belong inside: `CompressedStrategy(DifferentialPrivacy...(FedAvg(), ...))`.
     Around a CompressedStrategy they are refused, because they would clip compressed messages. Server-side wrappers inside clip
     the decoded updates. A client-side wrapper sends a norm under Flower's key `clipping_norm`; then each decoded update is
-    clipped once more before `inner` gets it. Its norm counts all arrays of the reply, `exact` arrays too, in float64. A shorter
-    update keeps all its bits; an update without a norm is an error of its node. Flower's mods `fixedclipping_mod`,
-    `adaptiveclipping_mod` and `LocalDpMod` stand behind ours, as in `@app.train(mods=[fixedclipping_mod])`: compression after
-    the noise of `LocalDpMod` keeps its guarantee. Error feedback and compressors with a memory are refused, unless
-    `dp_error_feedback` is set. SecAgg+ cannot work: its masks cancel in sums of integers, which compressed updates are not.
+    clipped once more before `inner` gets it. Its norm counts all arrays of the reply, `exact` arrays too, in float64, but not
+    those without dimensions (a batch counter), which Flower's mods do not shorten. A shorter update keeps all its bits; an
+    update without a norm is an error of its node. Flower's mods `fixedclipping_mod`, `adaptiveclipping_mod` and `LocalDpMod`
+    stand behind ours, in `@app.train(mods=[fixedclipping_mod])`: in ClientApp(mods=[...]) they refuse evaluations, with plain
+    Flower too. Compression after the noise of `LocalDpMod` keeps its guarantee. Error feedback and compressors with a memory
+    are refused, unless `dp_error_feedback` is set. SecAgg+ cannot work: its masks cancel in sums of integers.
 
     **Robust strategies.** `FedMedian`, `FedTrimmedAvg` and `Bulyan` learn next to nothing from sparse updates, because a median
     of mostly zeros is zero. They learn almost as without compression with "natural", "eden", "drive", "qsgd" with many levels,
@@ -73,7 +74,7 @@ class CompressedStrategy(WrappingStrategy):
         compressor: str | Mapping[str, Any] | Compressor = "top-k",
         *,
         error_feedback: str = "none",
-        downlink: Mapping[str, Any] | None = None,
+        downlink: str | Mapping[str, Any] | None = None,
         seed: int = 0,
         exact: Sequence[str] = EXACT,
         tied: Sequence[Sequence[str]] | None = None,
@@ -85,7 +86,7 @@ class CompressedStrategy(WrappingStrategy):
             inner: strategy of `flwr.serverapp.strategy`, or a subclass.
             compressor: a name as in a scenario's `[uplink]`, a table with its settings, or a `Compressor`.
             error_feedback: "none", "persist", "decay" or "reset".
-            downlink: a table as `[downlink]`; by default the whole model is sent, uncompressed.
+            downlink: a policy as in `[downlink]`, or a table; by default the whole model is sent, uncompressed.
             seed: seed of the randomness that both ends share.
             exact: patterns of the names of arrays that travel bit for bit, as do integers and arrays that are not finite.
             tied: groups of names that are one tensor each, like `[("embed.weight", "head.weight")]`.
@@ -134,12 +135,14 @@ class CompressedStrategy(WrappingStrategy):
         Returns:
             The result of the inner `start`.
         """
-        self._timeout = find_timeout(self.inner.start, args, kwargs)
+        self._timeout, begun = find_timeout(self.inner.start, args, kwargs), len(self.traffic)
         with self._methods.replaced_by(self):
             result = self.inner.start(*args, **kwargs)
         if type(self.inner).start is not Strategy.start and "configure_train" not in self._methods.called:
             name = type(self.inner).__name__
             self._notices.warn("start", f"{name}.start() has not called self.configure_train(): nothing is compressed")
+        if self.traffic[begun:]:
+            LOG.info("fedsgd: %s", describe_total(self.traffic[begun:]))
         return result
 
     def summary(self) -> None:
