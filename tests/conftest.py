@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -38,6 +39,15 @@ def data_folder() -> Path:
     if not (folder / "mnist").is_dir():
         pytest.skip(f"no real data in {folder}: set FEDSGD_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_collection() -> Iterator[None]:
+    """Keep the objects of earlier tests out of garbage collections: Flower collects at each record that it reads as arrays."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

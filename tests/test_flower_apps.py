@@ -47,6 +47,9 @@ class Pair:
     folder: Path
 
 
+pytestmark = pytest.mark.usefixtures("quick_collection")
+
+
 @pytest.fixture(scope="module")
 def run_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
     """A function that runs a shape, once in this module."""

@@ -194,6 +194,9 @@ def rounds(
         yield arrays, metrics
 
 
+pytestmark = pytest.mark.usefixtures("quick_collection")
+
+
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where nodes keep what they remember."""

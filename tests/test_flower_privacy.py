@@ -45,6 +45,9 @@ COMPRESSORS: dict[str, Any] = {
 LENGTHENING = {"rand-k", "qsgd", "terngrad", "eden", "drive", "natural"}
 
 
+pytestmark = pytest.mark.usefixtures("quick_collection")
+
+
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     monkeypatch.setenv("FEDSGD_STATE", str(tmp_path / "state"))

@@ -21,6 +21,8 @@ from fedsgd.flower.app_inner import HOOKS, TIMEOUT, chain, find_setting, find_ti
 from tests.flower_grid import identity
 from tests.flower_regression import NODES, Grid, examples, grid, last_mse, zeros
 
+pytestmark = pytest.mark.usefixtures("quick_collection")
+
 
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -24,7 +24,7 @@ from fedsgd.data import Dataset, Examples
 from fedsgd.data.base import Source
 from fedsgd.errors import DeploymentError, FedsgdError, ReportError, ScenarioError
 from fedsgd.experiment import run
-from fedsgd.flower.app_session import downlink_of, uplink_of
+from fedsgd.flower.app_settings import downlink_of, uplink_of
 from fedsgd.models import Mlp
 from fedsgd.models.user import GivenModule
 from fedsgd.optim import SGD
