@@ -368,6 +368,39 @@ def test_budget_that_a_state_does_not_fit_is_refused_before_training(root: Path,
     assert not answer(over, message).has_error()
 
 
+def evaluate_without_state(root: Path, monkeypatch: pytest.MonkeyPatch, budget: str, **settings: Any) -> tuple[Any, ...]:
+    """Return the grid, the strategy and the arrays after an evaluation within a budget, on a node that has no folder."""
+    over, strategy = grid(nodes=NODES[:1]), small(**settings)
+    ((arrays, _),) = rounds(strategy, over, model(), 1)
+    shutil.rmtree(root / f"run-{RUN}")
+    monkeypatch.setenv("FEDSGD_STATE_BUDGET", budget)
+    messages = list(strategy.configure_evaluate(1, arrays, ConfigRecord(), over))
+    assert KEY in messages[0].content, "the evaluation is compressed"
+    assert strategy.aggregate_evaluate(1, over.send_and_receive(messages)) is not None
+    return over, strategy, arrays
+
+
+@pytest.mark.parametrize(("downlink", "budget"), [(None, "1 B"), (FOLLOWING, "2 kB")], ids=["nothing", "the model"])
+def test_evaluation_needs_no_room_for_a_training_state(
+    root: Path, monkeypatch: pytest.MonkeyPatch, downlink: Any, budget: str
+) -> None:
+    over, *_ = evaluate_without_state(root, monkeypatch, budget, downlink=downlink)
+    (node,) = over.nodes.values()
+    assert node.got[-1][0] == "evaluate"
+    assert [name for name in files(root) if "client-" in name] == []
+
+
+def test_training_after_an_evaluation_is_refused_where_its_state_has_no_room(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, strategy, arrays = evaluate_without_state(root, monkeypatch, "4 kB")
+    assert [name for name in files(root) if "model-" in name]
+    (message,) = strategy.configure_train(2, arrays, ConfigRecord(), over)
+    assert "no room for client state" in reason(over, message)
+    monkeypatch.setenv("FEDSGD_STATE_BUDGET", "4.73 kB")  # of which the model has a part already
+    assert not answer(over, message).has_error()
+
+
 def test_budget_counts_the_files_of_all_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "run-1" / "node-0").mkdir(parents=True)
     (root / "run-1" / "node-0" / "client-0").write_bytes(bytes(9000))

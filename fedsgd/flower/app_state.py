@@ -77,15 +77,21 @@ def describe_state(terms: Terms, folder: Path | None = None) -> str:
     return f"state of {whose}: {amount}, {place}, removed when another run begins {DAYS_KEPT} days after its last use"
 
 
-def open_store(context: Context, terms: Terms) -> FolderStore:
+def open_store(context: Context, terms: Terms, trains: bool) -> FolderStore:
     """Open the folder of a session on this node; where it is new, log a line about it and remove the folder that it replaces.
+
+    Args:
+        context: Flower's context of the node.
+        terms: the session's terms.
+        trains: True for a message that changes the client's state, for which there must be room beforehand. An evaluation
+            stores the model at most, for which there must be room when it is stored.
 
     Raises:
         ModelError: the app has a record of its own under our name in `context.state`.
         OutputError: the folder cannot be used, or there is no room for the state.
         ScenarioError: the budget cannot be read.
     """
-    store = store_of(context, f"app-{terms.first}", terms.session, 2 * _stored_bytes(terms))
+    store = store_of(context, f"app-{terms.first}", terms.session, 2 * _stored_bytes(terms) * trains)
     if store.is_new:
         _LOG.info("fedsgd: %s", describe_state(terms, store.folder))
     return store

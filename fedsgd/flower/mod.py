@@ -64,8 +64,8 @@ def _compressed(message: Message, context: Context, call_next: ClientAppCallable
         return app(message, context)
     try:
         check_mods(call_next)
-        node = _Node.of(message, context)
         is_evaluation = message.metadata.message_type.split(".")[0] == "evaluate"
+        node = _Node.of(message, context, trains=not is_evaluation)
         return mark_error((node.evaluate if is_evaluation else node.train)(message, app))
     except Exception as error:
         raise as_app_error(error) from error
@@ -83,10 +83,10 @@ class _Node:
     shelf: Shelf
 
     @staticmethod
-    def of(message: Message, context: Context) -> _Node:
+    def of(message: Message, context: Context, trains: bool) -> _Node:
         """Read a message, and open this node's state for it."""
         request = read_request(message.content)
-        store = open_store(context, request.terms)
+        store = open_store(context, request.terms, trains)
         client = decode_frame(request.frames[0], overhead(0)).header.client
         return _Node(context, request, request.terms.plan(), client, store, Shelf(FolderModels(store)))
 

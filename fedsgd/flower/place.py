@@ -26,7 +26,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from fedsgd.errors import ModelError, OutputError, ScenarioError
 from fedsgd.flower.records import KEY
 from fedsgd.kernel import set_fallback_cache
-from fedsgd.runtime.folder import FolderStore
+from fedsgd.runtime.folder import CLIENT, FolderStore
 from fedsgd.sizes import budget_text, parse_bytes, size_text
 from fedsgd.user_files import user_path
 
@@ -47,7 +47,7 @@ def store_of(context: Context, name: str = "", session: int | None = None, expec
         context: Flower's context of the node.
         name: name of the federation, where a run has several.
         session: number of the federation's session; folders of earlier sessions of the same name are removed.
-        expected: bytes that the folder will take at most, for which there must be room when it is made.
+        expected: bytes that the folder will take at most, for which there must be room before its first state; 0: no check.
 
     Raises:
         ModelError: the app has a record of its own under our name in `context.state`.
@@ -62,7 +62,10 @@ def store_of(context: Context, name: str = "", session: int | None = None, expec
     assert isinstance(known, ConfigRecord)
     try:
         if not folder.exists():
-            _make_room(folder, f"{series}-", session or 0, expected)
+            _make_room(folder, f"{series}-", session or 0)
+        if expected and not any(folder.glob(f"{CLIENT}*")):
+            with _room(folder.parent, max(0, expected - _used(folder))):
+                pass
         store = FolderStore(folder, _room)
         generation = known.get(_GENERATION, 0) if known.get(_FOLDER) == str(folder) else 0
         if isinstance(generation, int) and store.generation < generation:
@@ -133,8 +136,8 @@ def _has_ours(state: RecordDict) -> bool:
 # ----------------------------------------------------------------------------------------------------------------- room on disk
 
 
-def _make_room(folder: Path, series: str, session: int, expected: int) -> None:
-    """Make the folder above, without folders that are out of use. OutputError if there is no room for what is expected."""
+def _make_room(folder: Path, series: str, session: int) -> None:
+    """Make the folder above, without folders that are out of use."""
     run = folder.parent
     _remove_old(run.parent)
     for other in run.iterdir() if run.is_dir() else ():
@@ -143,8 +146,6 @@ def _make_room(folder: Path, series: str, session: int, expected: int) -> None:
             shutil.rmtree(other, ignore_errors=True)
     for above in (run.parent, run):
         above.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _room(run, expected):
-        pass
 
 
 def _remove_old(root: Path) -> None:
@@ -175,7 +176,7 @@ def _room(folder: Path, needed: int) -> Iterator[None]:
 def _check_room(folder: Path, needed: int, budget: int | None) -> None:
     available = shutil.disk_usage(folder).free
     problem, remedy = f"{size_text(available)} free on its disk", "free some"
-    if budget is not None and (left := max(0, budget - _used(_root()))) < available:
+    if budget is not None and (left := max(0, budget - _used_by_runs(_root()))) < available:
         problem = f"{size_text(left)} left of the budget of {budget_text(budget)} for all runs in {_root()}"
         available, remedy = left, f"raise {BUDGET}"
     if needed > available:
@@ -192,13 +193,20 @@ def _budget() -> int | None:
         raise ScenarioError(f"{BUDGET}: {error}") from None
 
 
-def _used(root: Path) -> int:
-    """Return the bytes of all files of runs under the root."""
+def _used_by_runs(root: Path) -> int:
+    """Return the bytes of all files of runs under the root.
+
+    All files are looked at for each write. A stored sum would be wrong as soon as a process is killed between a file and the
+    sum, or a user removes the folder of a run. There are few files: one for each client, and one for each model.
+    """
+    return sum(_used(run) for run in root.glob(f"{_RUN}*"))
+
+
+def _used(folder: Path) -> int:
     total = 0
-    for run in root.glob(f"{_RUN}*"):
-        for path in run.rglob("*"):
-            with suppress(OSError):  # another node has replaced it
-                total += path.stat().st_size if path.is_file() else 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another node has replaced it
+            total += path.stat().st_size if path.is_file() else 0
     return total
 
 
