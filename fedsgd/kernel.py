@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
+from fedsgd.folder_rights import protects_entries
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -107,14 +109,9 @@ def _fallback_cache() -> Path | None:
         folder = Path(named).resolve(strict=True)
         status = folder.stat()
         own = status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
-        if own and all(_is_safe(above.stat()) for above in folder.parents):
+        if own and protects_entries(folder.parent):
             return folder
     return None
-
-
-def _is_safe(status: os.stat_result) -> bool:
-    """Return whether no other user can replace what is in a folder: root and the owner of an entry can, in a sticky folder."""
-    return status.st_uid in (0, os.geteuid()) and not (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX)
 
 
 def kernel(reference: Callable[P, R]) -> Callable[[Callable[P, R]], Kernel[P, R]]:

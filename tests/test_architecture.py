@@ -15,8 +15,8 @@ PACKAGE = ROOT / "fedsgd"
 
 # Lowest first. A module may import from its own floor's package and from floors below.
 FLOORS = [
-    ["errors", "arrays", "kernel", "profiling", "memory", "python_objects"],
-    ["user_files", "user_code", "matplotlib_scope", "generators"],
+    ["errors", "arrays", "folder_rights", "profiling", "memory", "python_objects"],
+    ["kernel", "user_files", "user_code", "matplotlib_scope", "generators"],
     ["component", "rng", "layout", "torch_scope", "vectors", "forking", "sizes", "units", "target", "divergence", "csv_lines"],
     ["wire"],
     ["compress"],

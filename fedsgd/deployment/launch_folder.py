@@ -2,6 +2,9 @@
 
 The folder of temporary files may be unusable: a socket's name has room for some hundred bytes, and a file system that is
 mounted with `noexec` runs no scripts. So each candidate is tried with a real script and a real socket.
+
+The commands are first on PATH. So a folder that another user can replace is not used, such as a folder in the XDG_RUNTIME_DIR
+of the user who calls `sudo -E`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from fedsgd.folder_rights import protects_entries
+
 SOCKET_NAME = "warm"
 SCRIPT_SECONDS = 10.0
+_UNPROTECTED = "another user can replace entries of it, or of a folder above it"
 
 
 def find(work: Path) -> tuple[Path | None, list[str]]:
@@ -29,15 +35,18 @@ def find(work: Path) -> tuple[Path | None, list[str]]:
     Returns:
         The folder, None if no candidate is usable; and `FOLDER (reason)` for each candidate that was refused.
     """
-    reason = problem(work)
+    reason = problem(work) if protects_entries(work.parent) else f"in {work.parent}, {_UNPROTECTED}"
     if reason is None:
         return work, []
     refused = [f"{work} ({reason})"]
     for parent in _parents():
         try:
+            if not protects_entries(parent):
+                refused.append(f"{parent} ({_UNPROTECTED})")
+                continue
             folder = Path(tempfile.mkdtemp(prefix="fedsgd-", dir=parent))
-        except OSError as error:
-            refused.append(f"{parent} ({error.strerror})")
+        except (OSError, RuntimeError) as error:
+            refused.append(f"{parent} ({_reason(error)})")
             continue
         reason = problem(folder)
         if reason is None:
