@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedsgd.deployment import Watched, bundle, certificates, launch_folder, launchers, processes, transport
+from fedsgd.deployment.addresses import Addresses
 from fedsgd.deployment.federation import Asked, Federation
+from fedsgd.deployment.guard import Guard
 from fedsgd.deployment.proxy import CountingProxy, Seen
 from fedsgd.deployment.warm import Warm
 from fedsgd.deployment.watch import Watch
@@ -261,18 +263,79 @@ def test_log_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
         processes.start(["/bin/true"], {}, tmp_path)
 
 
-def test_a_process_that_hides_its_environment_is_known_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a SuperExec does from all but root."""
+STUB = [sys.executable, "-c", "import time; time.sleep(99)", "--runtime-api-address"]
+"""A process with an address on its command line, as a SuperExec has."""
+
+
+@pytest.fixture
+def hidden_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes whose environment cannot be read, as a SuperExec's by all but root."""
 
     def denied(self: psutil.Process) -> dict[str, str]:
         raise psutil.AccessDenied(self.pid)
 
     monkeypatch.setattr(psutil.Process, "environ", denied)
-    address = "127.0.0.1:1"
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)", "--runtime-api-address", address]) as hidden:
-        assert [process.pid for process in processes.of(tmp_path, [address])] == [hidden.pid]
+
+
+@pytest.fixture
+def ports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ports that `free_port` returns, one after the other."""
+    ports = list(range(1, 10))
+    monkeypatch.setattr(processes, "free_port", lambda: ports.pop(0))
+    return ports
+
+
+@pytest.fixture
+def nodes_without_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of Flower that end since their port is taken."""
+    program = tmp_path / "taken"
+    program.write_text("#!/bin/sh\necho Address already in use\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(launchers, "own", lambda name: str(program))
+
+
+@pytest.mark.usefixtures("hidden_environments")
+def test_a_process_that_hides_its_environment_is_known_by_its_address(tmp_path: Path) -> None:
+    with subprocess.Popen([*STUB, "127.0.0.1:1"]) as hidden:
+        assert [process.pid for process in processes.of(tmp_path, ["127.0.0.1:1"])] == [hidden.pid]
         assert processes.of(tmp_path, ["127.0.0.1:2"]) == []
         hidden.kill()
+
+
+@pytest.mark.usefixtures("hidden_environments")
+def test_process_older_than_the_deployment_at_its_address_is_spared(tmp_path: Path) -> None:
+    with subprocess.Popen([*STUB, "127.0.0.1:1"]) as other:
+        created = psutil.Process(other.pid).create_time()
+        for age, expected in ((3600, []), (-1, [other.pid])):
+            found = processes.of(tmp_path, ["127.0.0.1:1"], began=created + age)
+            assert [process.pid for process in found] == expected
+        other.kill()
+
+
+@pytest.mark.usefixtures("hidden_environments", "nodes_without_port", "ports")
+def test_process_at_a_port_that_a_node_lost_is_spared(tmp_path: Path) -> None:
+    made = Federation(Asked(1), tmp_path, tmp_path, dict(os.environ))
+    made.start_node(0)
+    made.nodes[0].wait()
+    assert made.restart_where_the_port_was_taken(0)
+    made.nodes[0].wait()
+    with subprocess.Popen([*STUB, "127.0.0.1:1"]) as other, subprocess.Popen([*STUB, "127.0.0.1:2"]) as another:
+        made.stop()
+        assert (other.poll(), another.poll()) == (None, None)
+        for stranger in (other, another):
+            stranger.kill()
+
+
+@pytest.mark.usefixtures("hidden_environments", "ports")
+def test_process_at_the_port_of_a_running_node_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "own", lambda name: "/bin/cat")
+    made = Federation(Asked(1), tmp_path, tmp_path, dict(os.environ))
+    made.start_node(0)
+    made.log("node-0").write_text("Address already in use\n")  # at the first start
+    made.nodes[0] = made.start("node-0", [sys.executable, "-c", "import time; time.sleep(99)"])
+    with subprocess.Popen([*STUB, "127.0.0.1:1"]) as hidden:
+        made.stop()
+        assert hidden.poll() is not None
 
 
 def test_a_log_ends_with_what_was_said_last(tmp_path: Path) -> None:
@@ -322,6 +385,37 @@ with Guard() as guard:
     if how == "killed":
         time.sleep(99)
 """
+
+
+GUARD = """
+import psutil
+from fedsgd.deployment import guard
+def denied(self):
+    raise psutil.AccessDenied(self.pid)
+psutil.Process.environ = denied
+guard.main()
+"""
+
+
+def test_guard_without_launcher_ends_processes_at_current_addresses_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard can read no environment, as a user's guard cannot read that of a SuperExec."""
+    real = processes.popen
+    monkeypatch.setattr(processes, "popen", lambda command, **given: real([sys.executable, "-c", GUARD, command[-1]], **given))
+    guard = Guard()
+    addresses = Addresses(guard)
+    guard.end_home(tmp_path / "home")
+    for name, port in (("node-0", 1), ("node-0", 2), ("node-1", 3), ("node-2", 4)):
+        addresses.assign(name, f"127.0.0.1:{port}")
+    addresses.drop("node-2")
+    stubs = [subprocess.Popen([*STUB, f"127.0.0.1:{port}"]) for port in (1, 2, 3, 4)]
+    guard._stdin.close()
+    guard._process.wait()
+    assert [stub.poll() is None for stub in stubs] == [True, False, False, True]
+    for stub in stubs:
+        stub.kill()
+        stub.wait()
 
 
 @pytest.mark.parametrize("how", ["killed", "finished"])
@@ -402,10 +496,43 @@ def test_work_folder_with_a_long_path_the_next_private_folder_is_chosen(
     ]
 
 
+@pytest.mark.parametrize("way", ["owner", "above", "for all"])
+def test_folder_that_another_user_can_replace_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    work, runtime = tmp_path / "work", tmp_path / "above" / "runtime"
+    for folder in (work, runtime.parent, runtime):
+        folder.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    real, status = launch_folder.problem, Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        values = list(status(path, **options))
+        values[4] = values[4] + (path == runtime) * 1000
+        return os.stat_result(values)
+
+    if way == "owner":
+        monkeypatch.setattr(Path, "stat", stat)
+    else:
+        (runtime if way == "for all" else runtime.parent).chmod(0o777)
+    monkeypatch.setattr(launch_folder, "problem", lambda folder: "no" if folder == work else real(folder))
+    found, refused = launch_folder.find(work)
+    assert found is not None
+    found.rmdir()
+    assert found.parent == Path("/tmp")
+    reason = "another user can replace entries of it, or of a folder above it"
+    assert refused == [f"{work} (no)", f"{runtime} ({reason})"]
+    assert list(runtime.iterdir()) == []
+    if way != "owner":
+        (runtime / "run").mkdir()
+        found, refused = launch_folder.find(runtime / "run")
+        assert found is not None
+        found.rmdir()
+        assert refused == [f"{runtime / 'run'} (in {runtime}, {reason})", f"{runtime} ({reason})"]
+
+
 def test_folders_that_run_no_scripts_the_first_other_one_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on file systems that are mounted with noexec."""
     for name in ("work", "noexec", "cache"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir(mode=0o700)
     real = subprocess.run
 
     def run(command: list[Path], **options: Any) -> Any:

@@ -16,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from fedsgd.deployment import certificates, launchers, processes
+from fedsgd.deployment.addresses import Addresses
 from fedsgd.deployment.certificates import Certificates
 from fedsgd.deployment.guard import Guard
 from fedsgd.deployment.launch_folder import SOCKET_NAME, find
@@ -61,7 +62,6 @@ class Federation:
         folder: folder of all files that it needs while it runs.
         logs: folder of the processes' logs.
         env: environment of the processes.
-        guard: guard process, None for none.
         on_trouble: called with a line if the deployment goes on without a process.
         secrets: certificates, None without TLS.
         port: port of the SuperLink.
@@ -70,14 +70,13 @@ class Federation:
         nodes: SuperNode processes by partition.
         proxies: counting proxies by partition, if bytes are counted.
         started: all processes that were started, in this order.
-        addresses: addresses at which processes serve their own children.
+        addresses: addresses at which processes serve their own children, by the name of their log.
     """
 
     asked: Asked
     folder: Path
     logs: Path
     env: dict[str, str]
-    guard: Guard | None = None
     on_trouble: Callable[[str], None] = lambda text: None
     secrets: Certificates | None = None
     port: int = 0
@@ -86,7 +85,7 @@ class Federation:
     nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     proxies: dict[int, CountingProxy] = field(default_factory=dict)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    addresses: list[str] = field(default_factory=list)
+    addresses: Addresses = field(default_factory=Addresses)
 
     @property
     def home(self) -> Path:
@@ -100,12 +99,12 @@ class Federation:
             files = {"ca-certfile": self.secrets.authority, "certfile": self.secrets.certificate, "keyfile": self.secrets.key}
             security = [f"--ssl-{name}={path}" for name, path in files.items()]
         for _ in range(TRIES):
-            self.port = self._port()
+            self.port = self._port("superlink")
             options = ["--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(self.port)]
             self.superlink = self.start("superlink", ["flower-superlink", *security, *options])
             if self._answers():
                 break
-            if IN_USE not in self.log("superlink").read_text(errors="replace").lower():
+            if not self._times_in_use("superlink"):
                 raise self.died("the SuperLink", self.superlink, "superlink")
         else:
             raise DeploymentError(f"no free port for the SuperLink after {TRIES} tries; its log is {self.log('superlink')}")
@@ -120,7 +119,7 @@ class Federation:
             to = self.proxies[partition].port
         security = ["--insecure"] if self.secrets is None else ["--root-certificates", str(self.secrets.authority)]
         config = f"partition-id={partition} num-partitions={asked.nodes}"
-        place = ["--superlink", f"127.0.0.1:{to}", "--host", "127.0.0.1", "--port", str(self._port())]
+        place = ["--superlink", f"127.0.0.1:{to}", "--host", "127.0.0.1", "--port", str(self._port(f"node-{partition}"))]
         command = ["flower-supernode", *security, *place, "--max-retries", "20", "--node-config", config]
         self.nodes[partition] = self.start(f"node-{partition}", command)
 
@@ -130,7 +129,7 @@ class Federation:
         scenario_file.write_text(self.asked.scenario, encoding="utf-8")
         _starting(address).touch()
         self.env[launchers.SOCKET] = str(address)
-        self._add_address(str(address))  # forks keep the command line
+        self.addresses.assign("warm", str(address))  # forks keep the command line
         command = [sys.executable, "-P", "-m", "fedsgd.deployment.warm", str(address), str(scenario_file), self.asked.data]
         self.warm = self.start("warm", command)
 
@@ -159,8 +158,7 @@ class Federation:
 
     def restart_where_the_port_was_taken(self, partition: int) -> bool:
         """Whether that is why this node ended, and it was started once more."""
-        text = self.log(f"node-{partition}").read_text(errors="replace").lower()
-        if self.nodes[partition].poll() is None or not 0 < text.count(IN_USE) < TRIES:
+        if self.nodes[partition].poll() is None or not 0 < self._times_in_use(f"node-{partition}") < TRIES:
             return False
         self.start_node(partition)
         return True
@@ -187,15 +185,21 @@ class Federation:
         self.started.append(processes.start([program, *command[1:]], env, self.log(name)))
         return self.started[-1]
 
-    def _port(self) -> int:
-        port = processes.free_port()
-        self._add_address(f"127.0.0.1:{port}")
-        return port
+    def stop(self) -> None:
+        """End all processes, nodes before their server, but none at an address that was taken by another deployment."""
+        for name, process in {"superlink": self.superlink, **{f"node-{i}": node for i, node in self.nodes.items()}}.items():
+            with suppress(OSError):  # the log is gone
+                if process is not None and process.poll() is not None and self._times_in_use(name):
+                    self.addresses.drop(name)
+        processes.stop(self.home, self.started[::-1], self.addresses.by_name.values(), self.addresses.began)
 
-    def _add_address(self, address: str) -> None:
-        self.addresses.append(address)
-        if self.guard is not None:
-            self.guard.end_address(address)
+    def _times_in_use(self, name: str) -> int:
+        return self.log(name).read_text(errors="replace").lower().count(IN_USE)
+
+    def _port(self, name: str) -> int:
+        port = processes.free_port()
+        self.addresses.assign(name, f"127.0.0.1:{port}")
+        return port
 
     def _answers(self) -> bool:
         """Whether the SuperLink is ready; False if it ended."""
@@ -267,14 +271,14 @@ def federation(
         if launch_folder is None:
             slower = "each app starts by itself, slower, and " * asked.warm
             on_trouble(f"{slower}the ServerApp has no log, {_UNUSABLE}: {'; '.join(refused)}; other logs are in {logs}")
-        made = Federation(asked, folder, logs, env, guard, on_trouble, secrets)
+        made = Federation(asked, folder, logs, env, on_trouble, secrets, addresses=Addresses(guard))
         try:
             _start(made, launch_folder)
             yield made
         finally:
             on_stop()
             try:
-                processes.stop(made.home, made.started[::-1], made.addresses)  # nodes before their server
+                made.stop()
             finally:
                 for proxy in made.proxies.values():
                     proxy.close()

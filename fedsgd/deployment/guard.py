@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -62,8 +63,12 @@ class Guard:
         self._write("home", str(home))
 
     def end_address(self, address: str) -> None:
-        """Have processes with a hidden environment ended too if this address is on their command line."""
+        """Have younger processes with a hidden environment ended too if this address is on their command line."""
         self._write("address", address)
+
+    def spare_address(self, address: str) -> None:
+        """Undo `end_address`: a different deployment may have the address now."""
+        self._write("spare", address)
 
     def remove(self, folder: Path) -> None:
         """Have a folder removed if the launcher is killed."""
@@ -88,6 +93,7 @@ def main() -> None:
     """Read facts until the launcher ends; then end and remove what it left."""
     for name in _SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    began = time.time()
     homes, addresses, folders = set[str](), set[str](), set[str]()
     for fact, value in _facts(int(sys.argv[1])):
         match fact:
@@ -97,12 +103,14 @@ def main() -> None:
                 homes.add(value)
             case "address":
                 addresses.add(value)
+            case "spare":
+                addresses.discard(value)
             case "folder":
                 folders.add(value)
             case "keep":
                 folders.discard(value)
     for home in homes:
-        processes.stop(Path(home), (), addresses)
+        processes.stop(Path(home), (), addresses, began)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 

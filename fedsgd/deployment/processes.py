@@ -31,6 +31,8 @@ LEFT_SECONDS = 1.0
 ATTEMPTS = 10
 """Searches for processes that are left, at most."""
 TAIL_LINES = 8
+CLOCK_SECONDS = 2.0
+"""Largest difference between the clock and the time at which the system says that a process was created."""
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|^(INFO|WARNING) *: *$")
 
 
@@ -127,30 +129,33 @@ def tail(log: Path) -> str:
     return "".join(f"\n  | {line}" for line in said[-TAIL_LINES:])
 
 
-def of(home: Path, addresses: Collection[str] = ()) -> list[psutil.Process]:
+def of(home: Path, addresses: Collection[str] = (), began: float = 0.0) -> list[psutil.Process]:
     """Return all processes with this FLWR_HOME, without the calling process.
 
-    A SuperExec hides its environment from all users but root. It is recognised by the address on its command line.
+    A SuperExec hides its environment from all users but root. It is recognised by the address on its command line, and by its
+    age: an older process at the same address is a process of a different deployment.
 
     Args:
         home: FLWR_HOME of the processes.
         addresses: addresses on which processes of the deployment serve their children.
+        began: start of the deployment in seconds since the epoch.
     """
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and _belongs(process, str(home), addresses):
+            if process.pid != os.getpid() and _belongs(process, str(home), addresses, began):
                 found.append(process)
     return found
 
 
-def stop(home: Path, started: Sequence[subprocess.Popen[bytes]], addresses: Collection[str] = ()) -> None:
+def stop(home: Path, started: Sequence[subprocess.Popen[bytes]], addresses: Collection[str] = (), began: float = 0.0) -> None:
     """End all processes of a deployment: first by SIGTERM, then by SIGKILL.
 
     Args:
         home: FLWR_HOME of the processes.
         started: processes that this process started; they have `POLITE_SECONDS` to end by themselves.
         addresses: known addresses, as for `of`.
+        began: start of the deployment, as for `of`.
     """
     for process in started:
         process.terminate()
@@ -159,7 +164,7 @@ def stop(home: Path, started: Sequence[subprocess.Popen[bytes]], addresses: Coll
         process.kill()
     _wait(started, LEFT_SECONDS)
     for attempt in range(ATTEMPTS):
-        left = of(home, addresses)
+        left = of(home, addresses, began)
         if not left and attempt:  # a process that was just being started may not have been there the first time
             return
         for other in left:
@@ -176,8 +181,8 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
             process.wait(max(0.0, until - time.monotonic()))
 
 
-def _belongs(process: psutil.Process, home: str, addresses: Collection[str]) -> bool:
+def _belongs(process: psutil.Process, home: str, addresses: Collection[str], began: float) -> bool:
     try:
         return process.environ().get("FLWR_HOME") == home
     except psutil.AccessDenied:
-        return not set(addresses).isdisjoint(process.cmdline())
+        return process.create_time() > began - CLOCK_SECONDS and not set(addresses).isdisjoint(process.cmdline())

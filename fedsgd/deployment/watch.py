@@ -178,6 +178,7 @@ class Watch:
             alone = all(other.poll() is not None for other in made.nodes.values())
             if self.told.ready is None or alone or not self._goes_on:
                 raise error
+            made.addresses.drop(f"node-{partition}")  # its SuperExec ends with it
             self._watched.on_trouble(f"{str(error).splitlines()[0]}; the run goes on without its clients")
 
     def _server_is_dead(self) -> bool:
