@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,16 @@ def test_parts_of_the_benchmark_of_flower_are_named(capsys: pytest.CaptureFixtur
     assert "got overheads, expected some of overhead, app, rounds" in capsys.readouterr().err
     show([Overhead(1000, "up", 1396, 10_995)], "overhead")
     assert "10,995" in capsys.readouterr().out
+
+
+def test_benchmark_of_flower_after_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    command, env = [sys.executable, "-m", "tests.bench.flower", "overhead"], {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+        while running.poll() is None and not list(tmp_path.glob("fedsgd-bench-*/logs/superlink.log")):
+            time.sleep(0.02)
+        running.terminate()
+    assert running.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_some_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,8 @@ import argparse
 import json
 import os
 import re
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -256,4 +258,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # temporary folders are removed
     main()
