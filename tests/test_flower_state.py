@@ -291,13 +291,16 @@ CASES = [
     ({"error_feedback": "none", "downlink": None}, "none but the number of its last round, "),
     (
         {"error_feedback": "none"},
-        "the model that it holds, up to 884 B (4 bytes x 221 numbers), twice that while it is replaced, ",
+        "the model that it holds, up to 884 B (4 bytes x 221 numbers), at most twice that with a newer model or state, ",
     ),
     (
         {"downlink": None},
-        "up to 1.48 kB (6.68 bytes x 221 numbers) and the app's records of its last reply, twice that while it is replaced, ",
+        "up to 1.48 kB (6.68 bytes x 221 numbers) and the app's records of its last reply, at most twice that with a newer model or state, ",
     ),
-    ({}, "up to 2.36 kB (10.7 bytes x 221 numbers) and the app's records of its last reply, twice that while it is replaced, "),
+    (
+        {},
+        "up to 2.36 kB (10.7 bytes x 221 numbers) and the app's records of its last reply, at most twice that with a newer model or state, ",
+    ),
 ]
 
 

@@ -73,7 +73,7 @@ def describe_state(terms: Terms, folder: Path | None = None) -> str:
         amount = f"up to {size_text(n_bytes)} ({n_bytes / size:.3g} bytes x {size:,} numbers)"
         is_model = not terms.state_bytes
         amount = f"the model that it holds, {amount}" if is_model else f"{amount} and the app's records of its last reply"
-        place = f"twice that while it is replaced, {place}"
+        place = f"at most twice that with a newer model or state, {place}"
     return f"state of {whose}: {amount}, {place}, removed when another run begins {DAYS_KEPT} days after its last use"
 
 
