@@ -267,6 +267,15 @@ STUB = [sys.executable, "-c", "import time; time.sleep(99)", "--runtime-api-addr
 """A process with an address on its command line, as a SuperExec has."""
 
 
+def address(number: int) -> str:
+    """Return an address that no other run of these tests has at the same time: stubs are found on the whole machine."""
+    return f"127.0.0.1:{port_number(number)}"
+
+
+def port_number(number: int) -> int:
+    return 100 * os.getpid() + number
+
+
 @pytest.fixture
 def hidden_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes whose environment cannot be read, as a SuperExec's by all but root."""
@@ -280,7 +289,7 @@ def hidden_environments(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ports that `free_port` returns, one after the other."""
-    ports = list(range(1, 10))
+    ports = [port_number(number) for number in range(1, 10)]
     monkeypatch.setattr(processes, "free_port", lambda: ports.pop(0))
     return ports
 
@@ -296,18 +305,18 @@ def nodes_without_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hidden_environments")
 def test_a_process_that_hides_its_environment_is_known_by_its_address(tmp_path: Path) -> None:
-    with subprocess.Popen([*STUB, "127.0.0.1:1"]) as hidden:
-        assert [process.pid for process in processes.of(tmp_path, ["127.0.0.1:1"])] == [hidden.pid]
-        assert processes.of(tmp_path, ["127.0.0.1:2"]) == []
+    with subprocess.Popen([*STUB, address(1)]) as hidden:
+        assert [process.pid for process in processes.of(tmp_path, [address(1)])] == [hidden.pid]
+        assert processes.of(tmp_path, [address(2)]) == []
         hidden.kill()
 
 
 @pytest.mark.usefixtures("hidden_environments")
 def test_process_older_than_the_deployment_at_its_address_is_spared(tmp_path: Path) -> None:
-    with subprocess.Popen([*STUB, "127.0.0.1:1"]) as other:
+    with subprocess.Popen([*STUB, address(1)]) as other:
         created = psutil.Process(other.pid).create_time()
         for age, expected in ((3600, []), (-1, [other.pid])):
-            found = processes.of(tmp_path, ["127.0.0.1:1"], began=created + age)
+            found = processes.of(tmp_path, [address(1)], began=created + age)
             assert [process.pid for process in found] == expected
         other.kill()
 
@@ -319,7 +328,7 @@ def test_process_at_a_port_that_a_node_lost_is_spared(tmp_path: Path) -> None:
     made.nodes[0].wait()
     assert made.restart_where_the_port_was_taken(0)
     made.nodes[0].wait()
-    with subprocess.Popen([*STUB, "127.0.0.1:1"]) as other, subprocess.Popen([*STUB, "127.0.0.1:2"]) as another:
+    with subprocess.Popen([*STUB, address(1)]) as other, subprocess.Popen([*STUB, address(2)]) as another:
         made.stop()
         assert (other.poll(), another.poll()) == (None, None)
         for stranger in (other, another):
@@ -333,7 +342,7 @@ def test_process_at_the_port_of_a_running_node_is_ended(tmp_path: Path, monkeypa
     made.start_node(0)
     made.log("node-0").write_text("Address already in use\n")  # at the first start
     made.nodes[0] = made.start("node-0", [sys.executable, "-c", "import time; time.sleep(99)"])
-    with subprocess.Popen([*STUB, "127.0.0.1:1"]) as hidden:
+    with subprocess.Popen([*STUB, address(1)]) as hidden:
         made.stop()
         assert hidden.poll() is not None
 
@@ -407,9 +416,9 @@ def test_guard_without_launcher_ends_processes_at_current_addresses_only(
     addresses = Addresses(guard)
     guard.end_home(tmp_path / "home")
     for name, port in (("node-0", 1), ("node-0", 2), ("node-1", 3), ("node-2", 4)):
-        addresses.assign(name, f"127.0.0.1:{port}")
+        addresses.assign(name, address(port))
     addresses.drop("node-2")
-    stubs = [subprocess.Popen([*STUB, f"127.0.0.1:{port}"]) for port in (1, 2, 3, 4)]
+    stubs = [subprocess.Popen([*STUB, address(port)]) for port in (1, 2, 3, 4)]
     guard._stdin.close()
     guard._process.wait()
     assert [stub.poll() is None for stub in stubs] == [True, False, False, True]
