@@ -134,7 +134,7 @@ class Federation:
         self.warm = self.start("warm", command)
 
     def look_after_warm(self) -> None:
-        """Where the warm process has ended, let apps start without it, and say so once."""
+        """Let apps start without the warm process if it has ended, and report that once."""
         if self.warm is None or self.warm.poll() is None:
             return
         _starting(Path(self.env[launchers.SOCKET])).unlink(missing_ok=True)

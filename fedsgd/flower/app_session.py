@@ -59,7 +59,7 @@ class Session:
 
     @property
     def model(self) -> Arrangement:
-        """What the app's arrays are."""
+        """Names, shapes and types of the app's arrays."""
         return self.terms.model
 
     @property
@@ -106,7 +106,7 @@ class Session:
     def train(
         self, contents: Mapping[int, RecordDict], arrays: ArrayRecord, key: str, weighted_by: str
     ) -> dict[int, RecordDict]:
-        """What each node is sent to train, from what the strategy would have sent it."""
+        """Return the compressed contents of the messages to train, by node."""
         terms = replace(self.terms, cohort=max(1, len(contents)), key=key, weighted_by=weighted_by)
         self.terms, self.plan, self._awaits = terms, terms.plan(), True
         self.uncompressed, self._irregular = {}, {}
@@ -115,7 +115,7 @@ class Session:
         return self._written(contents, messages, arrays)
 
     def evaluate(self, contents: Mapping[int, RecordDict], arrays: ArrayRecord, key: str) -> dict[int, RecordDict]:
-        """The same for an evaluation, of which no client keeps anything: nothing is said of its replies."""
+        """Return the compressed contents of the messages to evaluate, by node. No client's state changes."""
         self.terms = replace(self.terms, key=key)
         held = {client: self.server.acknowledged.get(client) for client in map(self._number, contents)}
         return self.again(contents, {client: self._resync(client, round) for client, round in held.items()}, arrays)
@@ -123,7 +123,7 @@ class Session:
     def again(
         self, contents: Mapping[int, RecordDict], frames: Mapping[ClientId, Frame], arrays: ArrayRecord
     ) -> dict[int, RecordDict]:
-        """The same for nodes that could not follow, by what they say they have."""
+        """Return the contents of second messages to nodes that could not follow. frames: their RESYNC frames."""
         messages, self.server = again(self.plan, self.server, frames)
         return self._written(contents, messages, arrays)
 

@@ -36,7 +36,7 @@ _FRAME = "frame"
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What a node is asked. frames: TASK and MODEL; aside: the exact arrays."""
+    """Request to a node. frames: TASK and MODEL; aside: the exact arrays."""
 
     terms: Terms
     frames: Message
@@ -44,13 +44,13 @@ class Request:
 
 
 def shared(terms: Terms, frames: Message, arrays: ArrayRecord) -> Record:
-    """What all nodes with the same MODEL frames are sent. arrays: the model, for the exact ones in it."""
+    """Return the record for all nodes with the same MODEL frames. arrays: the model, for its exact arrays."""
     data = parcel.packed([(terms.packed(), frames), said_aside(terms.model, arrays)])
     return put(RecordDict(), data)[KEY]
 
 
 def asked(content: RecordDict, key: str, record: Record, task: bytes) -> RecordDict:
-    """The content of a message with ours, and its TASK frame, in the place of the record that the model is in."""
+    """Return the content of a message with our records and a TASK frame in the place of the model's record."""
     return without(content, key, {KEY: record, TASK: ConfigRecord({_FRAME: task})})
 
 
@@ -62,7 +62,7 @@ def check_names(whose: str, content: RecordDict) -> None:
 
 
 def is_asked(content: RecordDict) -> bool:
-    """Whether a message is one of ours."""
+    """Return True for a content with our records."""
     return KEY in content and TASK in content
 
 
@@ -169,7 +169,7 @@ def _read_differences(data: bytes, model: Arrangement) -> tuple[tuple[str, ...],
 
 
 def without(content: RecordDict, key: str, instead: Mapping[str, Record]) -> RecordDict:
-    """A new content with other records in the place of the one called `key`, and none of ours."""
+    """Return a new content with other records in the place of the record `key`, and without ours."""
     out = RecordDict()
     for name, record in content.items():
         if name == key:
@@ -239,7 +239,7 @@ def read_aside(
 
 
 def ours(content: RecordDict) -> int:
-    """The bytes in our records of a content; WireError if there are none."""
+    """Return the size of our records in a content. WireError if there are none."""
     task = content.get(TASK)
     frame = task.get(_FRAME) if isinstance(task, ConfigRecord) else None
     return len(take(content)) + (len(frame) if isinstance(frame, bytes) else 0)

@@ -91,7 +91,7 @@ class _Node:
         return _Node(context, request, request.terms.plan(), client, store, Shelf(FolderModels(store)))
 
     def evaluate(self, message: Message, call_next: ClientAppCallable) -> Message:
-        """The app's reply to the whole model; what is remembered is not touched."""
+        """Return the app's reply to the decoded model. The client's state does not change."""
         held = ClientState(held=self.store.load(self.client).held)
         task = receive(self.plan, self.client, self.request.frames, held, _NOTHING, self.shelf)
         if isinstance(task, Answer):
@@ -99,7 +99,7 @@ class _Node:
         return call_next(self._opened(message, task), self.context)
 
     def train(self, message: Message, call_next: ClientAppCallable) -> Message:
-        """The app's reply, with the update in the place of its arrays."""
+        """Return the app's reply, with the encoded update in the place of its arrays."""
         before = self.store.load(self.client)
         task = receive(self.plan, self.client, self.request.frames, before, _NOTHING, self.shelf)
         if isinstance(task, Answer):
@@ -135,7 +135,7 @@ class _Node:
         return reply
 
     def _opened(self, message: Message, task: Task) -> Message:
-        """The message as the strategy under ours made it."""
+        """Return the message as the inner strategy made it."""
         terms = self.request.terms
         arrays = terms.model.record(task.opened.weights, self.request.aside)
         message.content = without(message.content, KEY, {terms.key: arrays})
@@ -170,7 +170,7 @@ class _Node:
         return None if assumed == groups else groups
 
     def _reply(self, message: Message, frames: Frames) -> Message:
-        """An answer that the app knows nothing of."""
+        """Return a reply without the app: a RESYNC frame."""
         data = answered(self.request.terms.key, frames, self.request.terms, None)
         return Message(put(RecordDict(), data), reply_to=message)
 
@@ -193,7 +193,7 @@ def _model_in(content: RecordDict, key: str) -> str | None:
 
 
 def _examples(content: RecordDict, weighted_by: str) -> int:
-    """How many examples the reply says that it was trained on; 1 if it does not say."""
+    """Return the number of training examples in the metrics of a reply, 1 if there is none."""
     for record in content.metric_records.values():
         value = record.get(weighted_by, record.get("num-examples"))
         if isinstance(value, int | float) and math.isfinite(value):

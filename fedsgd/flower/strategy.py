@@ -23,7 +23,7 @@ from fedsgd.flower.app_ties import TieState, describe_changes, name_pair, read_t
 from fedsgd.flower.app_traffic import Traffic, describe_total
 
 EXACT = ("*running_mean", "*running_var", "*num_batches_tracked")
-"""What batch norm keeps beside its parameters: a compressed variance might be negative."""
+"""Names of batch norm's statistics: a compressed variance might be negative."""
 
 
 class CompressedStrategy(WrappingStrategy):
