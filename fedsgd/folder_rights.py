@@ -25,5 +25,23 @@ def protects_entries(folder: Path) -> bool:
     return all(_is_safe(above.stat()) for above in (folder, *folder.parents))
 
 
+def is_private(folder: Path) -> bool:
+    """Return True if a folder is this user's alone and no other user can replace it, so that its files may be unpickled.
+
+    Args:
+        folder: existing folder; symbolic links are resolved.
+
+    Raises:
+        OSError: the folder, or one above it, cannot be read.
+        RuntimeError: the symbolic links are a loop.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
+    folder = folder.resolve(strict=True)
+    status = folder.stat()
+    own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    return own and protects_entries(folder.parent)
+
+
 def _is_safe(status: os.stat_result) -> bool:
     return status.st_uid in (0, os.geteuid()) and not (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX)

@@ -14,13 +14,12 @@ inner loops run over slices, from 0.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-from fedsgd.folder_rights import protects_entries
+from fedsgd.folder_rights import is_private
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,10 +106,7 @@ def _fallback_cache() -> Path | None:
     with suppress(OSError, RuntimeError):
         Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(named).resolve(strict=True)
-        status = folder.stat()
-        own = status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
-        if own and protects_entries(folder.parent):
-            return folder
+        return folder if is_private(folder) else None
     return None
 
 

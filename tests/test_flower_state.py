@@ -554,4 +554,7 @@ def test_stored_scenario_in_a_folder_of_others_is_not_unpickled(tmp_path: Path, 
     assert unpickled == [b"anything"]
     folder.chmod(0o777)
     assert _kept(folder / FILE, Source("", "")) is None
+    folder.chmod(0o700)
+    tmp_path.chmod(0o777)
+    assert _kept(folder / FILE, Source("", "")) is None, "another user can put a different folder in its place"
     assert unpickled == [b"anything"]

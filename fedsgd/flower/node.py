@@ -16,7 +16,8 @@ from pathlib import Path
 from fedsgd.data import ClientData, Examples
 from fedsgd.data.clients import Dealt
 from fedsgd.engine import Chosen, Engine
-from fedsgd.flower.place import find_modules, is_private
+from fedsgd.flower.place import find_modules
+from fedsgd.folder_rights import is_private
 from fedsgd.models import Task
 from fedsgd.rounds import Plan
 from fedsgd.run_folder import write

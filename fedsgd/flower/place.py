@@ -99,14 +99,6 @@ def hidden_record(context: Context) -> Iterator[None]:
             context.state[KEY] = record  # in the state that is there now: an app may have replaced it
 
 
-def is_private(folder: Path) -> bool:
-    """Return True if a folder is this user's, and nobody else has any right to it. OSError if it cannot be looked at."""
-    if not hasattr(os, "geteuid"):
-        return True
-    status = folder.stat()
-    return status.st_uid == os.geteuid() and not status.st_mode & 0o077
-
-
 def find_modules() -> None:
     """Append the user's working folder (FEDSGD_FOLDER) to the module path, behind all that is installed."""
     folder = os.environ.get("FEDSGD_FOLDER")
