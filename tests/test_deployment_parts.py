@@ -276,6 +276,14 @@ def port_number(number: int) -> int:
     return 100 * os.getpid() + number
 
 
+def start_stub(number: int) -> subprocess.Popen[bytes]:
+    """Start a stub and wait until its command line can be read: for a moment after exec the system reports an empty one."""
+    stub = subprocess.Popen([*STUB, address(number)])
+    while not psutil.Process(stub.pid).cmdline():
+        time.sleep(0.001)
+    return stub
+
+
 @pytest.fixture
 def hidden_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes whose environment cannot be read, as a SuperExec's by all but root."""
@@ -305,7 +313,7 @@ def nodes_without_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hidden_environments")
 def test_a_process_that_hides_its_environment_is_known_by_its_address(tmp_path: Path) -> None:
-    with subprocess.Popen([*STUB, address(1)]) as hidden:
+    with start_stub(1) as hidden:
         assert [process.pid for process in processes.of(tmp_path, [address(1)])] == [hidden.pid]
         assert processes.of(tmp_path, [address(2)]) == []
         hidden.kill()
@@ -313,7 +321,7 @@ def test_a_process_that_hides_its_environment_is_known_by_its_address(tmp_path: 
 
 @pytest.mark.usefixtures("hidden_environments")
 def test_process_older_than_the_deployment_at_its_address_is_spared(tmp_path: Path) -> None:
-    with subprocess.Popen([*STUB, address(1)]) as other:
+    with start_stub(1) as other:
         created = psutil.Process(other.pid).create_time()
         for age, expected in ((3600, []), (-1, [other.pid])):
             found = processes.of(tmp_path, [address(1)], began=created + age)
@@ -328,7 +336,7 @@ def test_process_at_a_port_that_a_node_lost_is_spared(tmp_path: Path) -> None:
     made.nodes[0].wait()
     assert made.restart_where_the_port_was_taken(0)
     made.nodes[0].wait()
-    with subprocess.Popen([*STUB, address(1)]) as other, subprocess.Popen([*STUB, address(2)]) as another:
+    with start_stub(1) as other, start_stub(2) as another:
         made.stop()
         assert (other.poll(), another.poll()) == (None, None)
         for stranger in (other, another):
@@ -342,7 +350,7 @@ def test_process_at_the_port_of_a_running_node_is_ended(tmp_path: Path, monkeypa
     made.start_node(0)
     made.log("node-0").write_text("Address already in use\n")  # at the first start
     made.nodes[0] = made.start("node-0", [sys.executable, "-c", "import time; time.sleep(99)"])
-    with subprocess.Popen([*STUB, address(1)]) as hidden:
+    with start_stub(1) as hidden:
         made.stop()
         assert hidden.poll() is not None
 
@@ -418,7 +426,7 @@ def test_guard_without_launcher_ends_processes_at_current_addresses_only(
     for name, port in (("node-0", 1), ("node-0", 2), ("node-1", 3), ("node-2", 4)):
         addresses.assign(name, address(port))
     addresses.drop("node-2")
-    stubs = [subprocess.Popen([*STUB, address(port)]) for port in (1, 2, 3, 4)]
+    stubs = [start_stub(port) for port in (1, 2, 3, 4)]
     guard._stdin.close()
     guard._process.wait()
     assert [stub.poll() is None for stub in stubs] == [True, False, False, True]
