@@ -17,10 +17,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from fedsgd._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from fedsgd.certificate import Certificate, certify
+    from fedsgd.certification import Certificate, certify
     from fedsgd.data import Dataset, Examples
-    from fedsgd.deployment import Deployed, deploy
     from fedsgd.errors import (
         DataError,
         DeploymentError,
@@ -35,50 +36,49 @@ if TYPE_CHECKING:
         ScenarioWarning,
         WireError,
     )
-    from fedsgd.experiment import Result, run
-    from fedsgd.ledger import Ledger
-    from fedsgd.record import Round
-    from fedsgd.scenario import Scenario, load
-    from fedsgd.sweeps import sweep
-    from fedsgd.track import Tracker
+    from fedsgd.experiment.ledger import Ledger
+    from fedsgd.experiment.runner import Result, run
+    from fedsgd.federation.round_record import RoundRecord
+    from fedsgd.flower.deployment import DeploymentResult, deploy
+    from fedsgd.scenario.scenario import Scenario, load
+    from fedsgd.sweeps.runner import sweep
+    from fedsgd.trackers import Tracker
 
-__version__ = "0.1.0"
-
-_HOME = {
-    "Certificate": "certificate",
+_EXPORT_MODULES = {
+    "Certificate": "certification",
     "DataError": "errors",
     "Dataset": "data",
-    "Deployed": "deployment",
+    "DeploymentResult": "flower.deployment",
     "DeploymentError": "errors",
     "Examples": "data",
     "FedsgdError": "errors",
     "LawError": "errors",
-    "Ledger": "ledger",
+    "Ledger": "experiment.ledger",
     "ModelError": "errors",
     "NonFiniteError": "errors",
     "OutputError": "errors",
     "ReportError": "errors",
-    "Result": "experiment",
-    "Round": "record",
+    "Result": "experiment.runner",
+    "RoundRecord": "federation.round_record",
     "RunError": "errors",
-    "Scenario": "scenario",
+    "Scenario": "scenario.scenario",
     "ScenarioError": "errors",
     "ScenarioWarning": "errors",
-    "Tracker": "track",
+    "Tracker": "trackers",
     "WireError": "errors",
-    "certify": "certificate",
-    "deploy": "deployment",
-    "load": "scenario",
-    "run": "experiment",
-    "sweep": "sweeps",
+    "certify": "certification",
+    "deploy": "flower.deployment",
+    "load": "scenario.scenario",
+    "run": "experiment.runner",
+    "sweep": "sweeps.runner",
 }
 
 __all__ = [
     "Certificate",
     "DataError",
     "Dataset",
-    "Deployed",
     "DeploymentError",
+    "DeploymentResult",
     "Examples",
     "FedsgdError",
     "LawError",
@@ -88,7 +88,7 @@ __all__ = [
     "OutputError",
     "ReportError",
     "Result",
-    "Round",
+    "RoundRecord",
     "RunError",
     "Scenario",
     "ScenarioError",
@@ -104,8 +104,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"fedsgd.{_HOME[name]}"), name)
+    if name in _EXPORT_MODULES:
+        return getattr(importlib.import_module(f"fedsgd.{_EXPORT_MODULES[name]}"), name)
     raise AttributeError(f"module 'fedsgd' has no attribute {name!r}")
 
 

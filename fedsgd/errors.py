@@ -49,24 +49,24 @@ class WireError(FedsgdError, ValueError):
     client: that client, once that is known.
     """
 
-    def __init__(self, offset: int, cause: str, where: str = "", client: int | None = None) -> None:
-        super().__init__(f"{where}byte {offset}: {cause}")
+    def __init__(self, offset: int, cause: str, location: str = "", client: int | None = None) -> None:
+        super().__init__(f"{location}byte {offset}: {cause}")
         self.offset = offset
         self.cause = cause
-        self.where = where
+        self.location = location
         self.client = client
 
     def __reduce__(self) -> tuple[type[WireError], tuple[int, str, str, int | None]]:
-        return type(self), (self.offset, self.cause, self.where, self.client)
+        return type(self), (self.offset, self.cause, self.location, self.client)
 
 
 @contextmanager
-def within(offset: int) -> Iterator[None]:
+def shift_offset(offset: int) -> Iterator[None]:
     """What reads a stretch of a frame counts from its own start: an error that leaves here counts from `offset` before it."""
     try:
         yield
     except WireError as error:
-        raise WireError(offset + error.offset, error.cause, error.where, error.client) from None
+        raise WireError(offset + error.offset, error.cause, error.location, error.client) from None
 
 
 class LawError(FedsgdError, AssertionError):
@@ -77,7 +77,7 @@ class OutputError(FedsgdError):
     """The run folder exists already, or cannot be written."""
 
 
-def cannot_write(path: object, error: OSError) -> OutputError:
+def make_write_error(path: object, error: OSError) -> OutputError:
     """Return the error for a file or folder that cannot be written: which one, and the system's reason in a few words."""
     reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
     return OutputError(f"{path}: cannot be written ({reason})")
@@ -113,9 +113,9 @@ class NonFiniteError(RunError):
     """An update or a model holds an infinity or a NaN."""
 
 
-_LISTED = 30
+_MAX_LISTED_NAMES = 30
 """Names that a message lists at most."""
-_ALIKE, _ALIKE_BUT_FOR_THE_BEGINNING = 0.6, 0.7
+_MIN_SIMILARITY, _MIN_SIMILARITY_OTHER_INITIAL = 0.6, 0.7
 """Likeness from which a name is suggested: "iid" is none of "noniid"."""
 
 
@@ -127,7 +127,7 @@ class ScenarioWarning(UserWarning):
     """Settings that a component is not made for. The message starts with the dotted key."""
 
 
-_SHOWN: set[tuple[str, str, int]] = set()
+_ISSUED_WARNINGS: set[tuple[str, str, int]] = set()
 """(message, file, line) of each warning that `warn_once` issued."""
 
 
@@ -144,18 +144,18 @@ def warn_once(text: str, category: type[Warning], stacklevel: int) -> None:
     actions = (action for action, message, kind, *_ in warnings.filters if issubclass(category, kind) and message is None)
     frame = sys._getframe(stacklevel)
     place = text, frame.f_code.co_filename, frame.f_lineno
-    if next(actions, "default") not in ("default", "module", "once") or place not in _SHOWN:
-        _SHOWN.add(place)
+    if next(actions, "default") not in ("default", "module", "once") or place not in _ISSUED_WARNINGS:
+        _ISSUED_WARNINGS.add(place)
         warnings.warn(text, category, stacklevel=stacklevel + 1)
 
 
-def error_text(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return the message of an error in one line, after its class if it is not one of fedsgd."""
     text = " ".join(str(error).split())
     return text if isinstance(error, FedsgdError) else f"{type(error).__name__}: {text}"
 
 
-def did_you_mean(word: str, options: Iterable[str]) -> str:
+def suggest_name(word: str, options: Iterable[str]) -> str:
     """Return `, did you mean "top-k"?` where a valid name is near, else a list of at most 30 valid names.
 
     Args:
@@ -163,21 +163,23 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
         options: the names that are valid where `word` was given, and no others.
     """
     known = sorted(options)
-    near = max(known, key=lambda name: _likeness(word, name), default="")
-    if near and _likeness(word, near) >= (_ALIKE if word[:1].lower() == near[:1].lower() else _ALIKE_BUT_FOR_THE_BEGINNING):
+    near = max(known, key=lambda name: _similarity(word, name), default="")
+    if near and _similarity(word, near) >= (
+        _MIN_SIMILARITY if word[:1].lower() == near[:1].lower() else _MIN_SIMILARITY_OTHER_INITIAL
+    ):
         return f', did you mean "{near}"?'
-    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
-    return ", expected one of: " + ", ".join(f'"{name}"' for name in known[:_LISTED]) + more if known else ""
+    more = f" and {len(known) - _MAX_LISTED_NAMES} more" if len(known) > _MAX_LISTED_NAMES else ""
+    return ", expected one of: " + ", ".join(f'"{name}"' for name in known[:_MAX_LISTED_NAMES]) + more if known else ""
 
 
-def _likeness(word: str, name: str) -> float:
+def _similarity(word: str, name: str) -> float:
     """Return how alike two names are, from 0 to 1, whatever their case; the same ending of two files counts for nothing."""
-    (word, end), (name, other_end) = _split(word.lower()), _split(name.lower())
+    (word, end), (name, other_end) = _split_extension(word.lower()), _split_extension(name.lower())
     same_end = end == other_end
     return difflib.SequenceMatcher(None, word + end * (not same_end), name + other_end * (not same_end)).ratio()
 
 
-def _split(name: str) -> tuple[str, str]:
+def _split_extension(name: str) -> tuple[str, str]:
     """Return a name without its ending, and the ending with its dot."""
     stem, dot, end = name.rpartition(".")
     return (stem, dot + end) if dot else (name, "")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedsgd.component import FieldError
+from fedsgd.config.component import FieldError
 from fedsgd.optim import SGD, Momentum
 
 DOUBLE = 1e-13  # roots whose discriminant is below this count as one: apart they would lose more digits to cancellation

@@ -12,7 +12,7 @@ rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 quickstart = fedsgd.load(Path(__file__).parent / "quickstart.toml", {"rounds": rounds, "report.target_accuracy": 0.9})
 
 for cohort in (2, 20):
-    scenario = quickstart.replace({"server.cohort": cohort})
+    scenario = quickstart.with_settings({"server.cohort": cohort})
     result = fedsgd.run(scenario, on_round=lambda r: print(f"\rround {r.round}: accuracy {r.accuracy:.3f}", end=""))
 
     summary, up = result.summary, result.summary["uplink"]

@@ -27,7 +27,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedsgd.component import FieldError
+from fedsgd.config.component import FieldError
 from fedsgd.optim import SGD, Momentum
 
 TARGET = 1e-3  # a descent has arrived when its loss is below this share of its start,
@@ -42,7 +42,7 @@ STYLE = {"font.size": 11, "svg.hashsalt": "valley"}  # without a salt the ids in
 
 
 class Descent(NamedTuple):
-    """The points [T + 1, 2] that one rule visits and the loss [T + 1] at each; it diverges if lr is above `bound`."""
+    """The points [T + 1, 2] that one rule visits and the loss [T + 1] at each; it diverges if lr is above `bind`."""
 
     name: str
     lr: float
@@ -72,7 +72,7 @@ class Descent(NamedTuple):
 
 
 def descend(name: str, rule: SGD | Momentum, start: Sequence[float], condition: float, steps: int) -> Descent:
-    """`steps` steps down the valley by the project's own rule, fewer if it escapes."""
+    """`n_steps` steps down the valley by the project's own rule, fewer if it escapes."""
     curvature = torch.tensor([1.0, condition], dtype=torch.float64)
     w = torch.tensor(start, dtype=torch.float64)
     buffers, points, losses = rule.init(w), [w.tolist()], [float(curvature @ w**2) / 2]

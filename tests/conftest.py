@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from fedsgd.data import Dataset, Examples
-from fedsgd.scenario import Scenario, load
+from fedsgd.scenario.scenario import Scenario, load
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

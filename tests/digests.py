@@ -87,7 +87,7 @@ def certificate_digests() -> Iterator[tuple[str, dict[str, str]]]:
 def fedsgd(folder: str, *arguments: str) -> str:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-m", "fedsgd", *arguments]
-    ended = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if ended.returncode:
         raise SystemExit(f"{' '.join(command)}\n{ended.stderr}")
     return ended.stdout

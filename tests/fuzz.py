@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.errors import WireError
-from fedsgd.kernel import Kernel
+from fedsgd.numerics.kernels import Kernel
 from tests.hostile.basis import SIZES, Target, ViolationError, require
 from tests.hostile.mutators import mutant
 from tests.hostile.targets import targets

@@ -15,33 +15,18 @@ PACKAGE = ROOT / "fedsgd"
 
 # Lowest first. A module may import from its own floor's package and from floors below.
 FLOORS = [
-    ["errors", "arrays", "folder_rights", "profiling", "memory", "python_objects"],
-    ["kernel", "user_files", "user_code", "matplotlib_scope", "generators"],
-    ["component", "rng", "layout", "torch_scope", "vectors", "forking", "sizes", "units", "target", "divergence", "csv_lines"],
-    ["wire"],
-    ["compress"],
-    ["optim", "data", "participation", "downlink", "network"],
-    ["models"],
-    ["engine"],
-    ["clients"],
-    ["rounds"],
-    ["loop"],
-    ["schema"],
-    ["overrides"],
-    ["tables"],
-    ["scenario"],
-    ["runtime", "parquet", "evaluation", "run_folder", "splits", "scenario_warnings"],
-    ["ledger", "state_plan"],
-    ["build"],
-    ["record", "final_model"],
-    ["track"],
+    ["errors", "_version"],
+    ["system"],
+    ["numerics", "config"],
+    ["storage", "data", "optim", "wire"],
+    ["models", "network", "sampling", "compression"],
+    ["training"],
+    ["federation"],
+    ["runtime", "scenario"],
+    ["trackers"],
     ["experiment"],
-    ["sweeps"],
-    ["report"],
-    ["flower"],
-    ["deployment"],
-    ["certificate"],
-    ["console", "pictures"],
+    ["sweeps", "certification", "flower"],
+    ["analysis"],
     ["cli"],
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
@@ -49,26 +34,26 @@ FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 # The few modules that may import each dependency; anything not named here may not be imported at all.
 DOORS = {
     "numpy": None,
-    "numba": {"kernel"},
-    "torch": {"torch_scope", "models", "optim", "engine", "build", "experiment", "record", "final_model", "run_folder"},
-    "msgspec": {"component"},
+    "numba": {"numerics"},
+    "torch": {"system", "models", "optim", "training", "experiment", "storage"},
+    "msgspec": {"config"},
     "tomli_w": {"scenario"},
     "click": {"cli"},
-    "rich": {"console"},
-    "pyarrow": {"parquet", "ledger", "data"},
+    "rich": {"cli"},
+    "pyarrow": {"storage", "experiment", "data"},
     "PIL": {"data"},
-    "matplotlib": {"matplotlib_scope", "pictures", "report"},
-    "jinja2": {"report"},
-    "pint": {"units"},
-    "safetensors": {"run_folder"},
+    "matplotlib": {"analysis"},
+    "jinja2": {"analysis"},
+    "pint": {"config"},
+    "safetensors": {"storage"},
     "sklearn": {"data"},
     "flwr": {"flower"},
-    "cryptography": {"deployment"},
-    "psutil": {"deployment"},
+    "cryptography": {"flower"},
+    "psutil": {"flower"},
     "datasets": {"data"},
     "flwr_datasets": {"data"},
-    "tensorboard": {"track"},
-    "mlflow": {"track"},
+    "tensorboard": {"trackers"},
+    "mlflow": {"trackers"},
 }
 EXTRAS = {"datasets": "huggingface", "flwr-datasets": "huggingface", "tensorboard": "tensorboard", "mlflow": "mlflow"}
 MAX_LINES = 320
@@ -108,8 +93,6 @@ def test_a_module_imports_only_from_floors_below(name: str, path: Path, tree: as
     for imported, line in imports(tree):
         if imported.split(".")[0] == "fedsgd" and len(imported.split(".")) > 1:
             other = imported.split(".")[1]
-            if other == "__version__":
-                continue
             heights = f"{path}:{line}: {name} (floor {FLOOR[name]}) imports {other} (floor {FLOOR[other]})"
             assert other == name or FLOOR[other] < FLOOR[name], heights
 
@@ -142,7 +125,7 @@ def test_the_dependencies_are_those_of_the_project() -> None:
     ("name", "path", "tree"), MODULES, ids=lambda v: str(v.relative_to(PACKAGE)) if isinstance(v, Path) else ""
 )
 def test_modules_and_functions_fit_in_a_head(name: str, path: Path, tree: ast.Module) -> None:
-    assert len(path.read_text().splitlines()) <= MAX_LINES
+    assert len(path.read_text().splitlines()) - docstring_lines(tree) <= MAX_LINES
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             docstring = ast.get_docstring(node)
@@ -158,6 +141,13 @@ def test_everything_public_is_documented(name: str, path: Path, tree: ast.Module
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path}:{node.lineno}: {node.name}"
+
+
+def docstring_lines(tree: ast.Module) -> int:
+    """Number of lines of all docstrings in a module."""
+    documented = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = [docstring for node in documented if (docstring := ast.get_docstring(node, clean=False))]
+    return sum(len(docstring.split("\n")) for docstring in docstrings)
 
 
 def test_no_module_draws_from_a_global_generator() -> None:
@@ -178,9 +168,9 @@ def example(cls: type) -> object:
 
 
 def test_components_are_frozen() -> None:
-    from fedsgd.schema import FAMILIES
+    from fedsgd.scenario.parsing import REGISTRIES
 
-    for registry in FAMILIES.values():
+    for registry in REGISTRIES.values():
         for name in registry:
             member = example(registry[name])
             for field in fields(member):

@@ -16,7 +16,7 @@ def test_all_is_sorted_and_every_name_is_there() -> None:
     assert fedsgd.__all__ == sorted(fedsgd.__all__)
     for name in fedsgd.__all__:
         assert getattr(fedsgd, name) is not None
-    assert set(fedsgd._HOME) == set(fedsgd.__all__) <= set(dir(fedsgd))
+    assert set(fedsgd._EXPORT_MODULES) == set(fedsgd.__all__) <= set(dir(fedsgd))
 
 
 def test_unknown_names_are_attribute_errors() -> None:
@@ -42,7 +42,7 @@ def test_every_error_is_in_the_tree_and_the_tree_is_in_the_docstring() -> None:
         errors.WireError(3, "x"),
         errors.RunError(1, 2, "x"),
         errors.NonFiniteError(1, None, "x"),
-        importlib.import_module("fedsgd.component").FieldError("top-k", "density", "x"),
+        importlib.import_module("fedsgd.config.component").FieldError("top-k", "density", "x"),
     ],
     ids=lambda e: type(e).__name__,
 )
@@ -54,8 +54,8 @@ def test_errors_cross_processes(error: Exception) -> None:
 
 
 def test_the_nearest_name() -> None:
-    assert errors.did_you_mean("topk", ["top-k", "dense"]) == ', did you mean "top-k"?'
-    assert errors.did_you_mean("dirichletpartitoner", ["DirichletPartitioner"]) == ', did you mean "DirichletPartitioner"?'
-    assert errors.did_you_mean("?", [f"name-{i:02}" for i in range(50)]).endswith('"name-29" and 20 more')
-    assert errors.did_you_mean("zip", ["top-k", "dense"]) == ', expected one of: "dense", "top-k"'
-    assert errors.did_you_mean("zip", []) == ""
+    assert errors.suggest_name("topk", ["top-k", "dense"]) == ', did you mean "top-k"?'
+    assert errors.suggest_name("dirichletpartitoner", ["DirichletPartitioner"]) == ', did you mean "DirichletPartitioner"?'
+    assert errors.suggest_name("?", [f"name-{i:02}" for i in range(50)]).endswith('"name-29" and 20 more')
+    assert errors.suggest_name("zip", ["top-k", "dense"]) == ', expected one of: "dense", "top-k"'
+    assert errors.suggest_name("zip", []) == ""

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fedsgd.component import import_object
-from fedsgd.compress import ErrorFeedback
-from fedsgd.compress.suite import check
-from fedsgd.scenario import from_dict, load
-from tests import flower_run
+from fedsgd.certification.law_suite import check_compressor
+from fedsgd.compression import ErrorFeedback
+from fedsgd.config.component import import_by_path
+from fedsgd.scenario.scenario import load, parse_scenario
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,8 +32,8 @@ def test_the_two_commands_and_that_ci_runs_the_second() -> None:
 def test_commands_of_the_flower_app_are_run_by_ci() -> None:
     (block,) = (block for block in blocks("sh") if "flwr run" in block)
     install, run = block.splitlines()
-    assert run == flower_run.COMMAND
-    assert [install, "python -m tests.flower_run simulation"] == (ROOT / ".ci" / "run").read_text().splitlines()[-2:]
+    assert run == run.COMMAND
+    assert [install, "python -m tests.flower.run simulation"] == (ROOT / ".ci" / "run").read_text().splitlines()[-2:]
 
 
 def test_every_file_that_is_named_is_there() -> None:
@@ -82,12 +81,12 @@ def test_every_scenario_is_listed() -> None:
 
 def test_the_example_scenario_loads() -> None:
     (text,) = blocks("toml")
-    scenario = from_dict(tomllib.loads(text))
-    assert from_dict(tomllib.loads(scenario.to_toml())) == scenario
+    scenario = parse_scenario(tomllib.loads(text))
+    assert parse_scenario(tomllib.loads(scenario.to_toml())) == scenario
 
 
 def test_the_settings_in_commands_are_settings() -> None:
-    from fedsgd.overrides import parse_setting
+    from fedsgd.scenario.overrides import parse_setting
 
     commands = [line for block in blocks("sh") for line in block.splitlines() if re.search("fedsgd (run|partition) ", line)]
     assert len(commands) > 4
@@ -109,7 +108,7 @@ def test_the_queries_of_the_ledger_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the three libraries that are named; what they print stands in the README, but for digits of another machine."""
-    from fedsgd.experiment import run
+    from fedsgd.experiment.runner import run
 
     queries = [block for block in blocks("python") if "quickstart-1/" in block]
     assert [re.findall(r"^import (\w+)", query)[0] for query in queries] == ["pandas", "duckdb", "polars"]
@@ -123,8 +122,8 @@ def test_the_queries_of_the_ledger_run(
 
 
 def test_the_columns_that_are_described_are_the_columns() -> None:
-    from fedsgd.ledger import COLUMNS
-    from fedsgd.run_folder import ROUND_COLUMNS
+    from fedsgd.experiment.ledger import COLUMNS
+    from fedsgd.storage.run_directory import ROUND_COLUMNS
 
     for file, columns in (("ledger", COLUMNS), ("rounds", ROUND_COLUMNS)):
         (table,) = re.findall(rf"^\| `{file}\.parquet` \| \| \|\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
@@ -136,4 +135,4 @@ def test_the_example_compressor_obeys_the_laws(tmp_path: Path, monkeypatch: pyte
     (example,) = (block for block in blocks("python") if "class MySign" in block)
     (tmp_path / "my_sign.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    check(ErrorFeedback(import_object("my_sign:MySign")()))
+    check_compressor(ErrorFeedback(import_by_path("my_sign:MySign")()))

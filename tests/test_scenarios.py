@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fedsgd.build import make_plan
+from fedsgd.analysis import load_methods
 from fedsgd.data.datasets.mnist import read_idx
-from fedsgd.experiment import run
-from fedsgd.models import make_task
-from fedsgd.report import gather
-from fedsgd.scenario import Scenario, load
-from fedsgd.scenario_warnings import find_warnings
-from fedsgd.splits import dealt
-from fedsgd.sweeps import sweep
-from fedsgd.sweeps.settings import checked_methods, read_methods
-from tests.test_data import idx
+from fedsgd.experiment.builder import make_plan
+from fedsgd.experiment.partition_summary import load_client_data
+from fedsgd.experiment.runner import run
+from fedsgd.experiment.scenario_warnings import find_warnings
+from fedsgd.models.builder import build_task
+from fedsgd.scenario.scenario import Scenario, load
+from fedsgd.sweeps.runner import sweep
+from fedsgd.sweeps.settings import normalize_methods, read_methods
+from tests.data.test_datasets import idx
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
 NO_SCENARIOS = ("pyproject.toml", "methods.toml")  # of a Flower app; of a sweep
@@ -79,8 +79,8 @@ FULL_SIZE = {"mnist": 60, "cifar10": 50, "hugging-face": 50, "shakespeare": 10}
 
 def warnings_of(scenario: Scenario, data: Path | None) -> tuple[str, ...]:
     """The warnings of a scenario, for clients with as many examples as the real files give them."""
-    dataset, train, _ = dealt(scenario, data)
-    plan = make_plan(scenario, make_task(scenario.model, dataset, scenario.seed), train)
+    dataset, train, _ = load_client_data(scenario, data)
+    plan = make_plan(scenario, build_task(scenario.model, dataset, scenario.seed), train)
     (sizes, counts), factor = train.distinct_sizes(), FULL_SIZE.get(scenario.data.source.name, 1)
     full: Any = SimpleNamespace(distinct_sizes=lambda: (factor * sizes, counts))
     return find_warnings(scenario, plan, full)
@@ -103,8 +103,8 @@ def test_method_warns_of_its_settings_only_where_its_comment_says_so(path: Path,
     (base,) = (scenario for scenario in SCENARIOS if scenario.stem == path.parent.stem)
     tables = re.findall(r'((?:^#.*\n)*)^\["(.*)"\]$', path.read_text(), flags=re.MULTILINE)
     comments = {label: comment for comment, label in tables}
-    for label, settings in checked_methods(read_methods(path), "").items():
-        found = warnings_of(load(base).replace(settings), tiny_data)
+    for label, settings in normalize_methods(read_methods(path), "").items():
+        found = warnings_of(load(base).with_settings(settings), tiny_data)
         assert bool(found) == bool(re.search(r"\bwarns\b", comments[label])), (label, found)
 
 
@@ -112,7 +112,7 @@ def test_every_method_of_the_compressors_sweep_runs(tiny_data: Path, tmp_path: P
     folder = FOLDER / "compressors"
     scenario = load(folder / "compressors.toml", TINY)
     made = sweep(scenario, methods=folder / "methods.toml", out=tmp_path / "sweep", data=tiny_data)
-    methods = gather([tmp_path / "sweep"])
+    methods = load_methods([tmp_path / "sweep"])
     assert len(methods) == len(made.cells) == 13
     assert [method.label for method in methods if method.uncompressed] == ["dense"]
     up = {method.label: method.runs[0].summary["uplink"]["n_bytes"] for method in methods}
@@ -129,7 +129,7 @@ def test_every_scenario_is_called_what_its_file_is(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
 def test_the_settings_that_comments_suggest_are_settings(path: Path) -> None:
-    from fedsgd.overrides import parse_setting
+    from fedsgd.scenario.overrides import parse_setting
 
     comments = " ".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
     settings = [parse_setting(text.rstrip(".,;")) for text in re.findall(r"--set (\S+)", comments)]

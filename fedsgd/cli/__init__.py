@@ -1,6 +1,6 @@
 """The command line. Everything heavy is imported inside the commands, so that `--help` answers at once."""
 
-from fedsgd.cli import compressors, deployments, pages, reports, runs, sweeps
-from fedsgd.cli.base import main
+from fedsgd.cli import analyze, certify, flower, report, run, sweep
+from fedsgd.cli.app import main
 
-__all__ = ["compressors", "deployments", "main", "pages", "reports", "runs", "sweeps"]
+__all__ = ["analyze", "certify", "flower", "main", "report", "run", "sweep"]

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.streams import NO_ROOM, echo
+from fedsgd.cli.terminal.streams import DISK_FULL_ERRNOS, echo
 from fedsgd.errors import ScenarioWarning
-from fedsgd.track import TRACKERS, Begun, Followed, Tracker, TrackerWarning, tracker
+from fedsgd.trackers import TRACKERS, RunStarted, Tracker, TrackerGroup, TrackerWarning, create_tracker
 
 if TYPE_CHECKING:
-    from fedsgd.deployment import Watched
-    from fedsgd.record import Round
-    from fedsgd.scenario import Scenario
+    from fedsgd.federation.round_record import RoundRecord
+    from fedsgd.flower.deployment import DeploymentCallbacks
+    from fedsgd.scenario.scenario import Scenario
 
-_track: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+_track_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--track",
     type=click.Choice([*TRACKERS]),
     multiple=True,
@@ -30,7 +30,7 @@ _track: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME name, otherwise mlflow.db beside the run folder. Each is an extra to be "
     "installed: 'fedsgd[tensorboard]', 'fedsgd[mlflow]'.",
 )
-_networks: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+_network_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--network",
     "networks",
     metavar="NAME,...",
@@ -38,9 +38,9 @@ _networks: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 )
 
 
-def tracked(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with both options; they are what `asked` takes."""
-    return _track(_networks(command))
+def tracker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with both options; they are what `trackers_from_options` takes."""
+    return _track_option(_network_option(command))
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def print_warnings(quiet: bool = False) -> Iterator[None]:
     with warnings.catch_warnings():
         as_ever = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        def show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, TrackerWarning):
                 echo(f"fedsgd: {message}", err=True)
             elif issubclass(category, ScenarioWarning):
@@ -65,57 +65,57 @@ def print_warnings(quiet: bool = False) -> Iterator[None]:
 
         warnings.simplefilter("always", TrackerWarning)
         warnings.simplefilter("ignore" if quiet else "always", ScenarioWarning)
-        warnings.showwarning = show
-        with _writers_are_quiet():
+        warnings.showwarning = show_warning
+        with _silence_writer_threads():
             yield
 
 
 @contextmanager
-def _writers_are_quiet() -> Iterator[None]:
+def _silence_writer_threads() -> Iterator[None]:
     """Print no traceback of a thread that finds the disk full: TensorBoard's writer raises the error again in its tracker."""
     before = threading.excepthook
 
-    def show(args: threading.ExceptHookArgs) -> None:
-        if not isinstance(args.exc_value, OSError) or args.exc_value.errno not in NO_ROOM:
+    def show_exception(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError) or args.exc_value.errno not in DISK_FULL_ERRNOS:
             before(args)
 
-    threading.excepthook = show
+    threading.excepthook = show_exception
     try:
         yield
     finally:
         threading.excepthook = before
 
 
-def asked(track: Sequence[str], networks: str | None) -> list[Tracker]:
+def trackers_from_options(track: Sequence[str], networks: str | None) -> list[Tracker]:
     """The trackers of these names, each once. ScenarioError for one that is not installed, or a network that there is not."""
     if networks is not None and not track:
         raise click.UsageError("--network goes with --track; `fedsgd price` prices a run that is over")
     terms = {}
     if networks is not None:
-        from fedsgd.network import ask
+        from fedsgd.network import build_pricing_model
 
-        terms = {name.strip(): ask(name.strip()) for name in networks.split(",")}
-    trackers = [tracker(name) for name in dict.fromkeys(track)]
+        terms = {name.strip(): build_pricing_model(name.strip()) for name in networks.split(",")}
+    trackers = [create_tracker(name) for name in dict.fromkeys(track)]
     if not terms:
         return trackers
-    from fedsgd.report.following import OnNetworks
+    from fedsgd.analysis.tracking import PricedTracker
 
-    return [OnNetworks(one, terms) for one in trackers]
+    return [PricedTracker(one, terms) for one in trackers]
 
 
 @contextmanager
-def deployment_followed(
-    trackers: Sequence[Tracker], scenario: Scenario, folder: Path, watched: Watched
-) -> Iterator[tuple[Watched, Followed]]:
+def with_trackers(
+    trackers: Sequence[Tracker], scenario: Scenario, folder: Path, callbacks: DeploymentCallbacks
+) -> Iterator[tuple[DeploymentCallbacks, TrackerGroup]]:
     """What is called while a deployment runs, the trackers too: from when its ServerApp has built the scenario."""
-    with Followed(trackers) as followed:
+    with TrackerGroup(trackers) as followed:
 
         def on_engine(text: str) -> None:
-            watched.on_engine(text)
-            followed.begin(Begun(scenario, folder))
+            callbacks.on_engine(text)
+            followed.begin(RunStarted(scenario, folder))
 
-        def on_round(record: Round) -> None:
-            watched.on_round(record)
+        def on_round(record: RoundRecord) -> None:
+            callbacks.on_round(record)
             followed.round(record)
 
-        yield replace(watched, on_engine=on_engine, on_round=on_round), followed
+        yield replace(callbacks, on_engine=on_engine, on_round=on_round), followed

@@ -1,27 +1,27 @@
 """Datasets and how they are split over clients."""
 
-from fedsgd.data.base import ClientData, Dataset, Examples, Source
-from fedsgd.data.clients import Dealt, deal
+from fedsgd.data.base import ClientData, Dataset, DatasetSource, Examples
+from fedsgd.data.dataset_check import check_dataset
 from fedsgd.data.datasets import DATASETS
-from fedsgd.data.given import check_dataset
-from fedsgd.data.labels import IGNORED
-from fedsgd.data.partitioners import PARTITIONERS, Partition, Partitioner, partition
-from fedsgd.data.population import Population, populated
+from fedsgd.data.generated import ClientGenerator, generate_clients
+from fedsgd.data.labels import IGNORED_LABEL
+from fedsgd.data.partitioned import PartitionedData, partition_dataset
+from fedsgd.data.partitioners import PARTITIONERS, Partition, Partitioner, partition_examples
 
 __all__ = [
     "DATASETS",
-    "IGNORED",
+    "IGNORED_LABEL",
     "PARTITIONERS",
     "ClientData",
+    "ClientGenerator",
     "Dataset",
-    "Dealt",
+    "DatasetSource",
     "Examples",
     "Partition",
+    "PartitionedData",
     "Partitioner",
-    "Population",
-    "Source",
     "check_dataset",
-    "deal",
-    "partition",
-    "populated",
+    "generate_clients",
+    "partition_dataset",
+    "partition_examples",
 ]

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.arrays import I64
 from fedsgd.errors import DataError
+from fedsgd.numerics.arrays import I64
 
-IGNORED = -100
+IGNORED_LABEL = -100
 """Label of a target that a loss ignores: `ignore_index` of PyTorch's cross-entropy. It is no class."""
 
 
-def classes_in(*targets: NDArray[Any]) -> int | None:
+def count_classes(*targets: NDArray[Any]) -> int | None:
     """Return the number of classes that labels imply, one more than the largest; None where targets are not integers.
 
     Raises:
@@ -35,7 +35,7 @@ def classes_in(*targets: NDArray[Any]) -> int | None:
 
 
 def check_labels(y: I64, classes: int, part: str) -> None:
-    """Check that labels are classes, or `IGNORED`.
+    """Check that labels are classes, or `IGNORED_LABEL`.
 
     Args:
         y: labels, [n] or [n, T].
@@ -45,12 +45,12 @@ def check_labels(y: I64, classes: int, part: str) -> None:
     Raises:
         DataError: a label is out of range, or every label is ignored.
     """
-    labels = y[y != IGNORED]
+    labels = y[y != IGNORED_LABEL]
     if y.size and not labels.size:
-        raise DataError(f"all {part} labels are {IGNORED}, which a loss ignores: there is nothing to learn or to test")
+        raise DataError(f"all {part} labels are {IGNORED_LABEL}, which a loss ignores: there is nothing to learn or to test")
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < 0 or high >= classes:
-        ignored = f", or {IGNORED} for a target that the loss ignores" if low < 0 else ""
+        ignored = f", or {IGNORED_LABEL} for a target that the loss ignores" if low < 0 else ""
         raise DataError(f"the {part} labels run from {low} to {high}, expected 0 to {classes - 1}{ignored}")
 
 
@@ -68,7 +68,7 @@ def number_text_labels(*targets: Sequence[str]) -> tuple[list[I64], tuple[str, .
     return [np.array([number[str(label)] for label in part], dtype=np.int64) for part in targets], tuple(names)
 
 
-def label_hint(y: NDArray[Any]) -> str:
+def suggest_label_conversion(y: NDArray[Any]) -> str:
     """Return how targets that are no integers become class labels, for a message; "" where they do not."""
     if y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
         return "; they are one-hot, and y.argmax(1) makes class labels of them"

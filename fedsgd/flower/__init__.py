@@ -14,16 +14,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedsgd.flower.app_ties import tied_names
-    from fedsgd.flower.mod import compression_mod
-    from fedsgd.flower.strategy import CompressedStrategy
+    from fedsgd.flower.app.client_mod import compression_mod
+    from fedsgd.flower.app.strategy import CompressedStrategy
+    from fedsgd.flower.app.tied_weights import tied_names
 
-_HOME = {"CompressedStrategy": "strategy", "compression_mod": "mod", "tied_names": "app_ties"}
+_EXPORT_MODULES = {"CompressedStrategy": "app.strategy", "compression_mod": "app.client_mod", "tied_names": "app.tied_weights"}
 
 __all__ = ["CompressedStrategy", "compression_mod", "tied_names"]
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"fedsgd.flower.{_HOME[name]}"), name)
+    if name in _EXPORT_MODULES:
+        return getattr(importlib.import_module(f"fedsgd.flower.{_EXPORT_MODULES[name]}"), name)
     raise AttributeError(f"module 'fedsgd.flower' has no attribute {name!r}")

@@ -1,10 +1,10 @@
 """Models, one file or a few lines each. To add one: write it, add its line here. torch is imported when one is built."""
 
-from fedsgd.component import Registry
-from fedsgd.models.base import Loss, Metric, Model, Task, make_task
+from fedsgd.config.component import Registry
+from fedsgd.models.base import Loss, Metric, Model
+from fedsgd.models.loss_reduction import LossReduction
 from fedsgd.models.metrics import accuracy
 from fedsgd.models.perceptrons import Mlp
-from fedsgd.models.reduction import LossReduction
 
 MODELS: Registry[Model] = Registry(
     "model",
@@ -18,10 +18,10 @@ MODELS: Registry[Model] = Registry(
         "cifar-cnn": "fedsgd.models.convolutional:CifarCnn",
         "resnet-20": "fedsgd.models.resnet:ResNet20",
         "char-lstm": "fedsgd.models.char_lstm:CharLstm",
-        "module": "fedsgd.models.user:UserModule",
+        "module": "fedsgd.models.custom:CustomModule",
     },
-    implied={"module": "module"},
-    unlisted={"python-object": "fedsgd.models.user:GivenModule"},
+    implied_names={"module": "module"},
+    hidden_members={"python-object": "fedsgd.models.custom:PythonObjectModule"},
 )
 
-__all__ = ["MODELS", "Loss", "LossReduction", "Metric", "Mlp", "Model", "Task", "accuracy", "make_task"]
+__all__ = ["MODELS", "Loss", "LossReduction", "Metric", "Mlp", "Model", "accuracy"]

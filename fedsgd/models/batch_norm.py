@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsgd.models.base import BatchNorm
+from fedsgd.models.policies import BatchNormPolicy
 
-CHANNELS_A_GROUP = 16
+CHANNELS_PER_GROUP = 16
 """What Wu and He 2018 found to do as well as 32 groups, and which any width allows."""
 
 
-def settle_batch_norm(module: nn.Module, policy: BatchNorm) -> None:
+def replace_batch_norm(module: nn.Module, policy: BatchNormPolicy) -> None:
     """Replace the batch norms in a module in place as "batch", "group" and "frozen" say; the other policies leave them."""
-    replace = {"batch": _of_each_batch, "group": _as_group_norm, "frozen": FrozenBatchNorm}.get(policy)
+    replace = {"batch": _without_running_stats, "group": _to_group_norm, "frozen": FrozenBatchNorm}.get(policy)
     if replace is None:
         return
     made: dict[_BatchNorm, nn.Module] = {}
@@ -31,13 +31,13 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm)
 
 
-def affine_parameters(module: nn.Module) -> set[nn.Parameter]:
+def find_affine_parameters(module: nn.Module) -> set[nn.Parameter]:
     """The scales and shifts of its batch norms."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     return {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
 
 
-def running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
+def find_running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return (name, buffer) of the means and variances that batch norms keep, in the order of the module's layers, each once.
 
     A counter of batches is among them where the layer uses it: without a momentum it averages over all batches so far.
@@ -72,16 +72,16 @@ class FrozenBatchNorm(nn.Module):
         return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-def _of_each_batch(norm: _BatchNorm) -> _BatchNorm:
+def _without_running_stats(norm: _BatchNorm) -> _BatchNorm:
     norm.track_running_stats = False
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         norm.register_buffer(name, None)
     return norm
 
 
-def _as_group_norm(norm: _BatchNorm) -> nn.GroupNorm:
+def _to_group_norm(norm: _BatchNorm) -> nn.GroupNorm:
     channels = norm.num_features
-    groups = channels // CHANNELS_A_GROUP if channels % CHANNELS_A_GROUP == 0 else 1
+    groups = channels // CHANNELS_PER_GROUP if channels % CHANNELS_PER_GROUP == 0 else 1
     group_norm = nn.GroupNorm(groups, channels, norm.eps, norm.affine)
     if norm.affine:
         with torch.no_grad():

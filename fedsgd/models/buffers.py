@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from fedsgd.arrays import F32
 from fedsgd.errors import ModelError
+from fedsgd.numerics.arrays import F32
 
-MOST_COUNTED = 2**24
+MAX_EXACT_INTEGER = 2**24
 """float32 holds every integer up to here."""
-_EXACT = (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int8, torch.uint8, torch.int16)
+_EXACT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int8, torch.uint8, torch.int16)
 
 Parts = Sequence[tuple[str, nn.Module]]
 """The module and, where it is one, the loss, each with the prefix of its names."""
 
 
-def parts_of(module: nn.Module, loss: object) -> list[tuple[str, nn.Module]]:
+def list_parts(module: nn.Module, loss: object) -> list[tuple[str, nn.Module]]:
     """Return what has parameters and buffers: the module and, where it is one, the loss, with the prefix "loss."."""
     return [("", module), *([("loss.", loss)] if isinstance(loss, nn.Module) else [])]
 
@@ -43,13 +43,13 @@ def named_buffers(parts: Parts) -> dict[str, Tensor]:
     return {f"{prefix}{name}": buffer for prefix, part in parts for name, buffer in part.named_buffers()}
 
 
-def fixed_tensors(parts: Parts) -> dict[str, Tensor]:
+def named_fixed_tensors(parts: Parts) -> dict[str, Tensor]:
     """Return by name what no gradient trains: the buffers of module and loss, then their frozen parameters."""
     frozen = {name: parameter for name, parameter in named_parameters(parts).items() if not parameter.requires_grad}
     return {**named_buffers(parts), **frozen}
 
 
-def check_memory(parts: Parts) -> None:
+def check_no_shared_memory(parts: Parts) -> None:
     """Check that no parameter shares memory with a different tensor, from which engines, and copies, would part it.
 
     Raises:
@@ -76,28 +76,29 @@ def check_memory(parts: Parts) -> None:
         last_trained = max(last_trained, (end, name)) if trained else last_trained
 
 
-def unused_counters(module: nn.Module, prefix: str = "") -> Iterator[str]:
+def find_unused_counters(module: nn.Module, prefix: str = "") -> Iterator[str]:
     """Yield the names of the counters of batches that a norm layer keeps and does not use: its momentum is a number."""
     for name, child in module.named_modules():
         if isinstance(child, _NormBase) and child.momentum is not None and child.num_batches_tracked is not None:
             yield f"{prefix}{name}{'.' if name else ''}num_batches_tracked"
 
 
-def as_float32(name: str, buffer: Tensor) -> F32:
+def convert_to_float32(name: str, buffer: Tensor) -> F32:
     """Return a buffer as float32 numbers [n], exactly.
 
     Raises:
         ModelError: float32 does not hold them.
     """
-    if buffer.dtype not in _EXACT and not _countable(buffer):
+    if buffer.dtype not in _EXACT_DTYPES and not _is_exact_in_float32(buffer):
         raise ModelError(
-            f"{name} is {buffer.dtype}, which float32 does not hold: expected torch.float32, or integers up to {MOST_COUNTED:,}"
+            f"{name} is {buffer.dtype}, which float32 does not hold: expected torch.float32, "
+            f"or integers up to {MAX_EXACT_INTEGER:,}"
         )
     values: F32 = buffer.detach().to(torch.float32).numpy().reshape(-1)
     return values
 
 
-def _countable(buffer: Tensor) -> bool:
+def _is_exact_in_float32(buffer: Tensor) -> bool:
     if buffer.is_floating_point() or buffer.is_complex():
         return False
-    return not buffer.numel() or int(buffer.abs().max()) <= MOST_COUNTED
+    return not buffer.numel() or int(buffer.abs().max()) <= MAX_EXACT_INTEGER

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from fedsgd.config.component import import_by_path
 from fedsgd.errors import ModelError
 from fedsgd.models.base import Model
 
@@ -26,7 +27,8 @@ class CharLstm(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        from fedsgd.models.layers import ClassesSecond, LstmOutputs
+        ClassesSecond = import_by_path("fedsgd.models.layers:ClassDimSecond")
+        LstmOutputs = import_by_path("fedsgd.models.layers:LstmSequence")
 
         if len(shape) != 1:
             raise ModelError(f"expected sequences of characters [T], the examples have shape {list(shape)}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def parse_image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(channels, height, width) of images; ModelError for examples that are none."""
     if len(shape) not in (2, 3):
         raise ModelError(f"expected images [height, width] or [channels, height, width], the examples have shape {list(shape)}")
@@ -21,21 +21,21 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def as_image(shape: tuple[int, ...]) -> list[nn.Module]:
+def add_channel_axis(shape: tuple[int, ...]) -> list[nn.Module]:
     """The layers that give images without channels one."""
     from torch import nn
 
     return [nn.Unflatten(1, (1, shape[0]))] if len(shape) == 2 else []
 
 
-def _network(
+def _build_cnn(
     shape: tuple[int, ...], classes: int, channels: tuple[int, int], padding: int, pool: nn.Module, widths: tuple[int, ...]
 ) -> nn.Module:
     """Two 5×5 convolutions, each with ReLU and pooling; fully connected layers of these widths with ReLU; one linear layer."""
     import torch
     from torch import nn
 
-    image = image_shape(shape)
+    image = parse_image_shape(shape)
     features: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise((image[0], *channels)):
         features += [nn.Conv2d(n_in, n_out, 5, padding=padding), nn.ReLU(), pool]
@@ -46,7 +46,7 @@ def _network(
     dense: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise((n_features, *widths)):
         dense += [nn.Linear(n_in, n_out), nn.ReLU()]
-    return nn.Sequential(*as_image(shape), *features, nn.Flatten(), *dense, nn.Linear(widths[-1], classes))
+    return nn.Sequential(*add_channel_axis(shape), *features, nn.Flatten(), *dense, nn.Linear(widths[-1], classes))
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Cnn(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        return _network(shape, classes, (32, 64), 2, nn.MaxPool2d(2), (512,))
+        return _build_cnn(shape, classes, (32, 64), 2, nn.MaxPool2d(2), (512,))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LeNet(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        return _network(shape, classes, (6, 16), 0, nn.MaxPool2d(2), (120, 84))
+        return _build_cnn(shape, classes, (6, 16), 0, nn.MaxPool2d(2), (120, 84))
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,4 @@ class CifarCnn(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        return _network(shape, classes, (64, 64), 2, nn.MaxPool2d(3, 2, padding=1), (384, 192))
+        return _build_cnn(shape, classes, (64, 64), 2, nn.MaxPool2d(3, 2, padding=1), (384, 192))

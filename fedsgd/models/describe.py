@@ -1,4 +1,5 @@
-"""From a module, a loss and policies to a `Task`: which parameters train, which buffers clients carry, and where each goes.
+"""From a module, a loss and policies to a `LearningTask`: which parameters train, which buffers clients carry, and where each
+goes.
 
 Imports torch, so import it where a module is built.
 """
@@ -13,16 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from fedsgd.arrays import F32
 from fedsgd.data import Dataset
 from fedsgd.errors import ModelError
-from fedsgd.layout import Layout
-from fedsgd.models.base import Loss, Metric, Model, ModuleSource, Task
-from fedsgd.models.batch_norm import affine_parameters, is_batch_norm, running_statistics
-from fedsgd.models.buffers import Parts, as_float32, fixed_tensors, named_parameters, parts_of, unused_counters
+from fedsgd.models.base import Loss, Metric, Model
+from fedsgd.models.batch_norm import find_affine_parameters, find_running_statistics, is_batch_norm
+from fedsgd.models.buffers import (
+    Parts,
+    convert_to_float32,
+    find_unused_counters,
+    list_parts,
+    named_fixed_tensors,
+    named_parameters,
+)
+from fedsgd.models.task import LearningTask, ModuleSource
 from fedsgd.models.trial import check_restorable, try_module
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
 
-Named = Sequence[tuple[str, Tensor]]
+NamedTensors = Sequence[tuple[str, Tensor]]
 
 
 def describe_task(
@@ -32,27 +41,27 @@ def describe_task(
     model: Model,
     dataset: Dataset,
     source: ModuleSource | None,
-) -> Task:
+) -> LearningTask:
     """Return the task of a module and a loss under the policies of [model]; source: how the module was made, unless given.
 
     Raises:
         ModelError: no engine can run them, or a policy refuses them.
     """
-    parts = parts_of(module, loss)
+    parts = list_parts(module, loss)
     _check_state(module)
     _check_layers(parts)
     _check_loss(parts, model)
-    sent, kept = _parameters(parts, model)
-    layout, initial = _flat([*sent, *kept])
+    sent, kept = _split_parameters(parts, model)
+    layout, initial = _flatten_parameters([*sent, *kept])
     check_restorable(module, source)
     trial = try_module(module, loss, dataset, source)
-    averaged, local = _buffers(module, parts, None if trial is None else set(trial.changed), model)
-    buffers, initial_buffers = _flat_buffers([*averaged, *local])
+    averaged, local = _split_buffers(module, parts, None if trial is None else set(trial.changed_tensors), model)
+    buffers, initial_buffers = _flatten_buffers([*averaged, *local])
     n_local = sum(parameter.numel() for _, parameter in kept)
     n_local_buffers = sum(buffer.numel() for _, buffer in local)
-    restarts = None if trial is None else trial.attribute
+    restarts = None if trial is None else trial.changed_attribute
     described = layout, initial, n_local, buffers, initial_buffers, n_local_buffers, source, restarts
-    return Task(module, loss, metrics, *described)
+    return LearningTask(module, loss, metrics, *described)
 
 
 def _check_state(module: nn.Module) -> None:
@@ -98,19 +107,21 @@ def _check_loss(parts: Parts, model: Model) -> None:
         )
 
 
-def _parameters(parts: Parts, model: Model) -> tuple[Named, Named]:
+def _split_parameters(parts: Parts, model: Model) -> tuple[NamedTensors, NamedTensors]:
     """Return the parameters that are sent and those that never leave a client."""
     trainable = [(name, p) for name, p in named_parameters(parts).items() if p.requires_grad]
     if not trainable:
         raise ModelError("the model has no parameter that requires a gradient: there is nothing to train or to send")
-    local = affine_parameters(parts[0][1]) if model.batch_norm == "local" else set()
+    local = find_affine_parameters(parts[0][1]) if model.batch_norm == "local" else set()
     sent = [named for named in trainable if named[1] not in local]
     if not sent:
         raise ModelError('model.batch_norm is "local", and only batch norm has parameters to train: there is nothing to send')
     return sent, [named for named in trainable if named[1] in local]
 
 
-def _buffers(module: nn.Module, parts: Parts, changed: set[str] | None, model: Model) -> tuple[Named, Named]:
+def _split_buffers(
+    module: nn.Module, parts: Parts, changed_names: set[str] | None, model: Model
+) -> tuple[NamedTensors, NamedTensors]:
     """Return the fixed tensors that are sent and averaged, and those that never leave a client.
 
     Args:
@@ -119,36 +130,36 @@ def _buffers(module: nn.Module, parts: Parts, changed: set[str] | None, model: M
         changed: names of what training changes; None if that is not known: then every buffer counts as changed.
         model: the policies.
     """
-    statistics = running_statistics(module)
+    statistics = find_running_statistics(module)
     of_batch_norm = {name for name, _ in statistics}
-    if model.batch_norm == "refuse" and (of_batch_norm if changed is None else of_batch_norm & changed):
-        raise ModelError(_refused_batch_norm(module))
-    fixed = fixed_tensors(parts)
-    appeared = (changed or set()) - fixed.keys()
+    if model.batch_norm == "refuse" and (of_batch_norm if changed_names is None else of_batch_norm & changed_names):
+        raise ModelError(_explain_refused_batch_norm(module))
+    fixed = named_fixed_tensors(parts)
+    appeared = (changed_names or set()) - fixed.keys()
     if appeared:
         raise ModelError(f"buffer {min(appeared)} appeared while the module ran; register it beforehand")
-    if changed is None:
-        counters = {name for prefix, part in parts for name in unused_counters(part, prefix)}
-        changed = {n for n, tensor in fixed.items() if not isinstance(tensor, nn.Parameter)} - counters
-        changed = set() if model.buffers == "refuse" else changed
-    others = [(name, tensor.detach()) for name, tensor in fixed.items() if name in changed and name not in of_batch_norm]
-    _check_others(parts, others, model)
+    if changed_names is None:
+        counters = {name for prefix, part in parts for name in find_unused_counters(part, prefix)}
+        changed_names = {n for n, tensor in fixed.items() if not isinstance(tensor, nn.Parameter)} - counters
+        changed_names = set() if model.buffers == "refuse" else changed_names
+    others = [(name, tensor.detach()) for name, tensor in fixed.items() if name in changed_names and name not in of_batch_norm]
+    _check_other_buffers(parts, others, model)
     averaged = [*(statistics if model.batch_norm == "mean" else ()), *(others if model.buffers == "mean" else ())]
     local = [*(statistics if model.batch_norm == "local" else ()), *(others if model.buffers == "local" else ())]
     return averaged, local
 
 
-def _check_others(parts: Parts, others: Named, model: Model) -> None:
+def _check_other_buffers(parts: Parts, buffers: NamedTensors, model: Model) -> None:
     """Raise ModelError for buffers and frozen parameters that training changes and the policy does not take."""
-    if others and model.buffers == "refuse":
-        names = ", ".join(name for name, _ in others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        what = f"buffer {names}, which is no gradient" if len(others) == 1 else f"buffers {names}, which are no gradients"
+    if buffers and model.buffers == "refuse":
+        names = ", ".join(name for name, _ in buffers[:3]) + (f" and {len(buffers) - 3} more" if len(buffers) > 3 else "")
+        what = f"buffer {names}, which is no gradient" if len(buffers) == 1 else f"buffers {names}, which are no gradients"
         raise ModelError(
             f"training changes the {what} and would silently differ between clients; set "
             'model.buffers to "mean" (sent as float32 and averaged) or "local" (kept by each client)'
         )
     in_files = {f"{prefix}{name}" for prefix, part in parts for name in part.state_dict()}
-    for name, buffer in others:
+    for name, buffer in buffers:
         if name not in in_files:
             raise ModelError(f"training changes the buffer {name}, which no state dict holds; register it as a persistent one")
         if model.buffers == "mean" and buffer.dtype == torch.bool:
@@ -157,7 +168,7 @@ def _check_others(parts: Parts, others: Named, model: Model) -> None:
             raise ModelError(f'{name} is of the loss, and model.buffers = "local" keeps parts of models only; set it to "mean"')
 
 
-def _refused_batch_norm(module: nn.Module) -> str:
+def _explain_refused_batch_norm(module: nn.Module) -> str:
     name, child = next((n, c) for n, c in module.named_modules() if is_batch_norm(c) and c.track_running_stats)
     return (
         f"{name or 'the model'} is a {type(child).__name__} with running statistics, which are not gradients and would "
@@ -166,22 +177,22 @@ def _refused_batch_norm(module: nn.Module) -> str:
     )
 
 
-def _flat(named: Named) -> tuple[Layout, F32]:
+def _flatten_parameters(tensors: NamedTensors) -> tuple[ParameterLayout, F32]:
     """Return (layout, values) of parameters; ModelError unless they are of single precision and on the CPU."""
-    for name, tensor in named:
+    for name, tensor in tensors:
         _check_initialized(name, tensor)
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise ModelError(f"{name} is {tensor.dtype} on {tensor.device}, expected torch.float32 on cpu")
-    return _layout(named), np.concatenate([tensor.detach().numpy().reshape(-1) for _, tensor in named])
+    return _build_layout(tensors), np.concatenate([tensor.detach().numpy().reshape(-1) for _, tensor in tensors])
 
 
-def _flat_buffers(named: Named) -> tuple[Layout | None, F32 | None]:
+def _flatten_buffers(tensors: NamedTensors) -> tuple[ParameterLayout | None, F32 | None]:
     """Return (layout, values) of buffers, nothing if there are none; ModelError unless float32 numbers can hold them."""
-    if not named:
+    if not tensors:
         return None, None
-    for name, tensor in named:
+    for name, tensor in tensors:
         _check_initialized(name, tensor)
-    return _layout(named), np.concatenate([as_float32(name, buffer) for name, buffer in named])
+    return _build_layout(tensors), np.concatenate([convert_to_float32(name, buffer) for name, buffer in tensors])
 
 
 def _check_initialized(name: str, tensor: Tensor) -> None:
@@ -189,5 +200,5 @@ def _check_initialized(name: str, tensor: Tensor) -> None:
         raise ModelError(f"{name} is not initialised yet; run the lazy module once before handing it over")
 
 
-def _layout(named: Named) -> Layout:
-    return Layout(tuple(name for name, _ in named), tuple(tuple(tensor.shape) for _, tensor in named))
+def _build_layout(tensors: NamedTensors) -> ParameterLayout:
+    return ParameterLayout(tuple(name for name, _ in tensors), tuple(tuple(tensor.shape) for _, tensor in tensors))

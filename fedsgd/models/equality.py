@@ -15,8 +15,8 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-ATOMS = (int, float, complex, str, bytes, bool, type(None), type, torch.dtype, torch.device, torch.Size, slice, range)
-GENERATORS: Mapping[type, Callable[[Any], Any]] = {
+ATOMIC_TYPES = (int, float, complex, str, bytes, bool, type(None), type, torch.dtype, torch.device, torch.Size, slice, range)
+GENERATOR_STATE_READERS: Mapping[type, Callable[[Any], Any]] = {
     np.random.Generator: lambda generator: generator.bit_generator.state,
     RandomState: lambda generator: generator.get_state(legacy=False),
     random.Random: lambda generator: generator.getstate(),
@@ -25,36 +25,36 @@ GENERATORS: Mapping[type, Callable[[Any], Any]] = {
 """Reader of each kind of generator's state."""
 
 
-def same(a: Any, b: Any, seen: frozenset[tuple[int, int]] = frozenset()) -> bool:
+def is_same(a: Any, b: Any, visited_pairs: frozenset[tuple[int, int]] = frozenset()) -> bool:
     """Return whether two values are equal in type and content; NaN equals NaN, arrays and generators compare by their state."""
-    if a is b or (id(a), id(b)) in seen:
+    if a is b or (id(a), id(b)) in visited_pairs:
         return True
     if type(a) is not type(b) or isinstance(a, nn.Module):
         return False
     if isinstance(a, Tensor):
-        return _same_tensors(a, b)
+        return _is_same_tensor(a, b)
     if isinstance(a, float):
         return bool(a == b) or (math.isnan(a) and math.isnan(b))
     if isinstance(a, np.ndarray) and a.dtype != object:
-        return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(_bits(a), _bits(b))
-    if not isinstance(a, dict) and _equal(a, b):
+        return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(_view_bytes(a), _view_bytes(b))
+    if not isinstance(a, dict) and _is_equal(a, b):
         return True
-    contents, seen = _contents(a, b), seen | {(id(a), id(b))}
-    return contents is not None and all(same(x, y, seen) for x, y in contents)
+    contents, visited_pairs = _pair_contents(a, b), visited_pairs | {(id(a), id(b))}
+    return contents is not None and all(is_same(x, y, visited_pairs) for x, y in contents)
 
 
-def _bits(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _view_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _same_tensors(a: Tensor, b: Tensor) -> bool:
+def _is_same_tensor(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype or a.layout != torch.strided:
         return False
     equal: bool = torch.equal(a, b) or a.detach().numpy().tobytes() == b.detach().numpy().tobytes()
     return equal
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _is_equal(a: Any, b: Any) -> bool:
     """Return whether `a == b` says so: for containers of plain values the quick answer."""
     try:
         return (a == b) is True
@@ -62,29 +62,29 @@ def _equal(a: Any, b: Any) -> bool:
         return False
 
 
-def _contents(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
+def _pair_contents(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
     """Return pairs that all have to be the same for two values of one type that == does not call equal; None if they differ."""
     if isinstance(a, dict):
         return [(a[key], b[key]) for key in a] if list(a) == list(b) else None
     if isinstance(a, list | tuple | deque):
         return list(zip(a, b, strict=True)) if len(a) == len(b) else None
-    read = next((read for known, read in GENERATORS.items() if isinstance(a, known)), None)
+    read = next((read for known, read in GENERATOR_STATE_READERS.items() if isinstance(a, known)), None)
     if read is not None:
         return [(read(a), read(b))]
     if isinstance(a, np.ndarray):
         return [(a.tolist(), b.tolist())]
-    if isinstance(a, (*ATOMS, FunctionType, nn.Module)):
+    if isinstance(a, (*ATOMIC_TYPES, FunctionType, nn.Module)):
         return None
-    slots = [(read_slots(a), read_slots(b))] if is_of_python(a) and read_slots(a) else []
+    slots = [(read_slots(a), read_slots(b))] if is_python_instance(a) and read_slots(a) else []
     return [(vars(a), vars(b)), *slots] if getattr(a, "__dict__", None) else slots or None
 
 
-def read_slots(thing: Any) -> dict[str, Any]:
+def read_slots(obj: Any) -> dict[str, Any]:
     """Return the attributes of an object that stand in `__slots__`."""
-    names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ()) if not name.startswith("__")]
-    return {name: getattr(thing, name) for name in names if hasattr(thing, name)}
+    names = [name for kind in type(obj).__mro__ for name in getattr(kind, "__slots__", ()) if not name.startswith("__")]
+    return {name: getattr(obj, name) for name in names if hasattr(obj, name)}
 
 
-def is_of_python(thing: Any) -> bool:
+def is_python_instance(obj: Any) -> bool:
     """Return True for an instance of a class of the user's own, written in Python."""
-    return type(type(thing)) is type and type(thing).__module__.partition(".")[0] not in ("builtins", "torch", "numpy", "re")
+    return type(type(obj)) is type and type(obj).__module__.partition(".")[0] not in ("builtins", "torch", "numpy", "re")

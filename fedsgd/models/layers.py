@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """ReLU(body(x) + shortcut(x)); the shortcut has no parameters.
 
     Where the body halves the image, the shortcut takes every second pixel, and channels that x has not are zero: option A of
@@ -24,7 +24,7 @@ class Residual(nn.Module):
         return functional.relu(self.body(x) + functional.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels)))
 
 
-class LstmOutputs(nn.Module):
+class LstmSequence(nn.Module):
     """The outputs of an LSTM's last layer, without its final state. x: [B, T, features]; returns [B, T, hidden]."""
 
     def __init__(self, lstm: nn.LSTM) -> None:
@@ -36,7 +36,7 @@ class LstmOutputs(nn.Module):
         return outputs
 
 
-class ClassesSecond(nn.Module):
+class ClassDimSecond(nn.Module):
     """[B, T, classes] to [B, classes, T], where torch's losses look for the classes."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsgd.models.base import Loss
-from fedsgd.models.reduction import Reduction
+from fedsgd.models.loss_reduction import Reduction
 
-IGNORED = -100
+DEFAULT_IGNORE_INDEX = -100
 """Default of `ignore_index` in PyTorch."""
-COUNTING = ("cross_entropy", "nll_loss")
+COUNTED_LOSSES = ("cross_entropy", "nll_loss")
 """Losses whose mean is over the targets that are not ignored, weighted by class."""
-MODULES: Mapping[type[nn.Module], str] = {
+LOSS_MODULES: Mapping[type[nn.Module], str] = {
     nn.CrossEntropyLoss: "cross_entropy",
     nn.NLLLoss: "nll_loss",
     nn.MSELoss: "mse_loss",
@@ -33,9 +33,9 @@ MODULES: Mapping[type[nn.Module], str] = {
     nn.MultiLabelMarginLoss: "multilabel_margin_loss",
     nn.MultiLabelSoftMarginLoss: "multilabel_soft_margin_loss",
 }
-FUNCTIONS: Mapping[Any, str] = {getattr(functional, name): name for name in MODULES.values()}
-OPTIONS = ("reduction", "weight", "ignore_index")
-LEGACY = ("size_average", "reduce")
+LOSS_FUNCTIONS: Mapping[Any, str] = {getattr(functional, name): name for name in LOSS_MODULES.values()}
+REDUCTION_OPTIONS = ("reduction", "weight", "ignore_index")
+LEGACY_OPTIONS = ("size_average", "reduce")
 """Deprecated options that change the reduction; a loss that names one is not recognised."""
 
 
@@ -45,21 +45,21 @@ def recognise_loss(loss: Loss) -> tuple[str, dict[str, Any]] | None:
     A `functools.partial` of such a function counts; a subclass or a module with hooks of its own does not.
     """
     if isinstance(loss, functools.partial):
-        name = _function_name(loss.func)
-        if name is None or loss.args or any(key in loss.keywords for key in LEGACY):
+        name = _find_function_name(loss.func)
+        if name is None or loss.args or any(key in loss.keywords for key in LEGACY_OPTIONS):
             return None
-        return name, {key: loss.keywords[key] for key in OPTIONS if key in loss.keywords}
+        return name, {key: loss.keywords[key] for key in REDUCTION_OPTIONS if key in loss.keywords}
     if isinstance(loss, nn.Module):
         changed = loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss)
-        name = None if changed else MODULES.get(type(loss))
-        return None if name is None else (name, {key: getattr(loss, key) for key in OPTIONS if hasattr(loss, key)})
-    name = _function_name(loss)
+        name = None if changed else LOSS_MODULES.get(type(loss))
+        return None if name is None else (name, {key: getattr(loss, key) for key in REDUCTION_OPTIONS if hasattr(loss, key)})
+    name = _find_function_name(loss)
     return None if name is None else (name, {})
 
 
-def _function_name(function: Callable[..., Any]) -> str | None:
+def _find_function_name(function: Callable[..., Any]) -> str | None:
     try:
-        return FUNCTIONS.get(function)
+        return LOSS_FUNCTIONS.get(function)
     except TypeError:  # a callable that cannot be hashed
         return None
 
@@ -71,25 +71,25 @@ def find_reduction(loss: Loss) -> Reduction:
         return "whole"
     name, options = known
     reduction = options.get("reduction", "mean")
-    if name not in COUNTING and options.get("weight") is not None:  # such a weight may belong to places of a batch
+    if name not in COUNTED_LOSSES and options.get("weight") is not None:  # such a weight may belong to places of a batch
         return "whole"
     if reduction == "sum":
         return "sum"
     if reduction not in ("mean", "batchmean"):
         return "whole"
-    return "counted" if name in COUNTING else "mean"
+    return "counted" if name in COUNTED_LOSSES else "mean"
 
 
 def is_cross_entropy(loss: Loss) -> bool:
     """Tell if the loss is PyTorch's cross-entropy or negative log-likelihood, whose classes stand in the second axis."""
     known = recognise_loss(loss)
-    return known is not None and known[0] in COUNTING
+    return known is not None and known[0] in COUNTED_LOSSES
 
 
 def find_ignored_label(loss: Loss) -> int | None:
     """Return the label that PyTorch's cross-entropy leaves out; None for any other loss."""
     known = recognise_loss(loss)
-    return int(known[1].get("ignore_index", IGNORED)) if known is not None and known[0] in COUNTING else None
+    return int(known[1].get("ignore_index", DEFAULT_IGNORE_INDEX)) if known is not None and known[0] in COUNTED_LOSSES else None
 
 
 def count_targets(loss: Loss, target: Tensor) -> float:
@@ -107,7 +107,7 @@ def count_targets(loss: Loss, target: Tensor) -> float:
         return float(len(target))
     known = recognise_loss(loss)
     options = {} if known is None else known[1]
-    counted = target[target != options.get("ignore_index", IGNORED)]
+    counted = target[target != options.get("ignore_index", DEFAULT_IGNORE_INDEX)]
     weight = options.get("weight")
     if weight is not None:
         return float(weight.detach().double()[counted].sum())

@@ -10,7 +10,7 @@ from fedsgd.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-BY_NAME = (
+CUSTOM_METRIC_HINT = (
     'name a metric: metrics.accuracy = "module:function" in [model], or metrics={"accuracy": function} in Python, '
     "a function of (output, target) that returns one number per example"
 )
@@ -25,8 +25,8 @@ class Accuracy:
         ignored: label that does not count; None: every label counts.
     """
 
-    reading: Literal["classes", "logit"] = "classes"
-    ignored: int | None = None
+    output_kind: Literal["classes", "logit"] = "classes"
+    ignored_label: int | None = None
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Compare answers with labels.
@@ -42,11 +42,13 @@ class Accuracy:
         Raises:
             ModelError: the shapes are others.
         """
-        answer, labels = _class_answers(output, target) if self.reading == "classes" else _logit_answers(output, target)
+        answer, labels = (
+            _predict_classes(output, target) if self.output_kind == "classes" else _predict_from_logits(output, target)
+        )
         right = (answer == labels).reshape(len(target), -1)
-        if self.ignored is None:
+        if self.ignored_label is None:
             return right.float().mean(dim=1)
-        counted = (labels != self.ignored).reshape(len(target), -1)
+        counted = (labels != self.ignored_label).reshape(len(target), -1)
         weights = counted.sum(dim=1).double()
         return (right & counted).sum(dim=1).double() / weights.clamp(min=1), weights
 
@@ -55,32 +57,32 @@ accuracy = Accuracy()
 """Accuracy of [B, C] against labels [B], and of sequences [B, C, T] against [B, T]."""
 
 
-def _class_answers(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _predict_classes(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     labels = target.reshape(-1) if output.dim() == 2 and target.dim() == 2 and target.shape[1] == 1 else target
     if output.dim() < 2 or output.shape[1] < 2 or (output.shape[0], *output.shape[2:]) != tuple(labels.shape):
-        raise ModelError(explain_undefined(output, target))
+        raise ModelError(explain_undefined_accuracy(output, target))
     return output.argmax(dim=1), labels
 
 
-def _logit_answers(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    if not is_one_number_each(output) or not is_one_number_each(target) or len(output) != len(target):
-        raise ModelError(explain_undefined(output, target))
+def _predict_from_logits(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if not has_one_number_per_example(output) or not has_one_number_per_example(target) or len(output) != len(target):
+        raise ModelError(explain_undefined_accuracy(output, target))
     labels = target.reshape(-1)
     return (output.reshape(-1) > 0).to(labels.dtype), labels
 
 
-def is_one_number_each(tensor: Tensor) -> bool:
+def has_one_number_per_example(tensor: Tensor) -> bool:
     """Tell if the shape is [B] or [B, 1]."""
     return tensor.dim() == 1 or (tensor.dim() == 2 and tensor.shape[1] == 1)
 
 
-def explain_undefined(output: object, target: object, reason: str = "") -> str:
+def explain_undefined_accuracy(output: object, target: object, reason: str = "") -> str:
     """Return the sentence that refuses the built-in accuracy for these shapes."""
-    shapes = f"output {shape_text(output)}, labels {shape_text(target)}"
-    return f"the built-in accuracy is not defined for {shapes}{reason and f' ({reason})'}: {BY_NAME}"
+    shapes = f"output {format_shape(output)}, labels {format_shape(target)}"
+    return f"the built-in accuracy is not defined for {shapes}{reason and f' ({reason})'}: {CUSTOM_METRIC_HINT}"
 
 
-def shape_text(value: object) -> str:
+def format_shape(value: object) -> str:
     """Return the shape of a tensor with its first axis as B, "[B, 3]", or what the value is instead."""
     shape = getattr(value, "shape", None)
     if shape is None or not hasattr(value, "dtype"):
@@ -88,7 +90,7 @@ def shape_text(value: object) -> str:
     return f"[{', '.join(['B', *map(str, tuple(shape)[1:])])}]" if len(shape) else "a single number for all examples"
 
 
-def read_shapes(
+def infer_output_kind(
     output: Tensor, target: Tensor, classes: int, is_cross_entropy: bool
 ) -> tuple[Literal["classes", "logit"] | None, str]:
     """Decide by the shapes alone how the built-in accuracy reads an output.
@@ -102,10 +104,10 @@ def read_shapes(
     Returns:
         The reading, or None and the reason.
     """
-    if is_one_number_each(output) and is_one_number_each(target) and len(output) == len(target):
+    if has_one_number_per_example(output) and has_one_number_per_example(target) and len(output) == len(target):
         return ("logit", "") if classes == 2 else (None, f"one output for {classes} classes")
     try:
-        _class_answers(output, target)
+        _predict_classes(output, target)
     except ModelError:
         return None, ""
     n_outputs = int(output.shape[1])

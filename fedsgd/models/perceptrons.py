@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from fedsgd.component import Count
+from fedsgd.config.component import PositiveInt
 from fedsgd.models.base import Model
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def _perceptron(shape: tuple[int, ...], hidden: tuple[int, ...], classes: int) -> nn.Module:
+def _build_perceptron(shape: tuple[int, ...], hidden: tuple[int, ...], classes: int) -> nn.Module:
     from torch import nn
 
     widths = [int(np.prod(shape)), *hidden, classes]
@@ -33,7 +33,7 @@ class Softmax(Model):
     name: ClassVar[str] = "softmax"
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        return _perceptron(shape, (), classes)
+        return _build_perceptron(shape, (), classes)
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Mlp(Model):
 
     name: ClassVar[str] = "mlp"
 
-    hidden: tuple[Count, ...] = (64,)
+    hidden: tuple[PositiveInt, ...] = (64,)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        return _perceptron(shape, self.hidden, classes)
+        return _build_perceptron(shape, self.hidden, classes)
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,4 @@ class TwoNN(Model):
     name: ClassVar[str] = "2nn"
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        return _perceptron(shape, (200, 200), classes)
+        return _build_perceptron(shape, (200, 200), classes)

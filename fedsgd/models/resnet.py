@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fedsgd.component import Count, FieldError
+from fedsgd.config.component import FieldError, PositiveInt, import_by_path
 from fedsgd.models.base import Model
-from fedsgd.models.convolutional import as_image, image_shape
+from fedsgd.models.convolutional import add_channel_axis, parse_image_shape
 
 if TYPE_CHECKING:
     from torch import nn
 
-WIDTHS = (16, 32, 64)
-BLOCKS = 3
+STAGE_WIDTHS = (16, 32, 64)
+BLOCKS_PER_STAGE = 3
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,30 @@ class ResNet20(Model):
 
     name: ClassVar[str] = "resnet-20"
 
-    groups: Count = 2
+    groups: PositiveInt = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if WIDTHS[0] % self.groups:
-            raise FieldError(self.name, "groups", f"got {self.groups}, expected a divisor of {WIDTHS[0]}")
+        if STAGE_WIDTHS[0] % self.groups:
+            raise FieldError(self.name, "groups", f"got {self.groups}, expected a divisor of {STAGE_WIDTHS[0]}")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        from fedsgd.models.layers import Residual
+        Residual = import_by_path("fedsgd.models.layers:ResidualBlock")
 
-        channels, _, _ = image_shape(shape)
-        layers = [*as_image(shape), *self._convolution(channels, WIDTHS[0], 1), nn.ReLU()]
-        before = WIDTHS[0]
-        for width in WIDTHS:
-            for _ in range(BLOCKS):
+        channels, _, _ = parse_image_shape(shape)
+        layers = [*add_channel_axis(shape), *self._build_convolution(channels, STAGE_WIDTHS[0], 1), nn.ReLU()]
+        before = STAGE_WIDTHS[0]
+        for width in STAGE_WIDTHS:
+            for _ in range(BLOCKS_PER_STAGE):
                 stride = width // before
-                body = [*self._convolution(before, width, stride), nn.ReLU(), *self._convolution(width, width, 1)]
+                body = [*self._build_convolution(before, width, stride), nn.ReLU(), *self._build_convolution(width, width, 1)]
                 layers.append(Residual(nn.Sequential(*body), stride, width - before))
                 before = width
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
-    def _convolution(self, n_in: int, n_out: int, stride: int) -> list[nn.Module]:
+    def _build_convolution(self, n_in: int, n_out: int, stride: int) -> list[nn.Module]:
         from torch import nn
 
         convolution = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)

@@ -3,30 +3,36 @@
 Nothing here reads a clock, and nothing was sent over such a network: it is a model, every piece of it with a closed form.
 """
 
-from fedsgd.network.asked import ask, network_label
-from fedsgd.network.base import Device, Link, Network
-from fedsgd.network.draws import Constant, Draws, Factors, LogNormal, Trace
-from fedsgd.network.profiles import device, network
-from fedsgd.network.timeline import Stack, Terms, Timeline, Work, timelines
-from fedsgd.network.trips import Trips
+from fedsgd.network.heterogeneity import HomogeneousLinks, LinkFactors, LinkHeterogeneity, LogNormalLinks, TraceLinks
+from fedsgd.network.link import Device, Link, Network
+from fedsgd.network.options import build_pricing_model, format_network_label
+from fedsgd.network.profiles import get_device, get_network
+from fedsgd.network.round_times import (
+    ClientTraffic,
+    ComputeProfile,
+    PricingModel,
+    RoundTimeBreakdown,
+    RoundTimeModel,
+    round_time_models,
+)
 
 __all__ = [
-    "Constant",
+    "ClientTraffic",
+    "ComputeProfile",
     "Device",
-    "Draws",
-    "Factors",
+    "HomogeneousLinks",
     "Link",
-    "LogNormal",
+    "LinkFactors",
+    "LinkHeterogeneity",
+    "LogNormalLinks",
     "Network",
-    "Stack",
-    "Terms",
-    "Timeline",
-    "Trace",
-    "Trips",
-    "Work",
-    "ask",
-    "device",
-    "network",
-    "network_label",
-    "timelines",
+    "PricingModel",
+    "RoundTimeBreakdown",
+    "RoundTimeModel",
+    "TraceLinks",
+    "build_pricing_model",
+    "format_network_label",
+    "get_device",
+    "get_network",
+    "round_time_models",
 ]

@@ -8,47 +8,47 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedsgd.errors import ScenarioError, did_you_mean
-from fedsgd.network.base import Device, Link, Network
-from fedsgd.units import parse_flops, parse_rate, parse_seconds
+from fedsgd.config.quantities import parse_flops, parse_rate, parse_seconds
+from fedsgd.errors import ScenarioError, suggest_name
+from fedsgd.network.link import Device, Link, Network
 
-FILE = Path(__file__).with_name("profiles.toml")
+PROFILES_PATH = Path(__file__).with_name("profiles.toml")
 DEFAULT_DEVICE, DEFAULT_SERVER = "phone", "server"
 
 
 @cache
-def _profiles() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
-    return tomllib.loads(FILE.read_text(encoding="utf-8"))
+def _read_profiles() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
+    return tomllib.loads(PROFILES_PATH.read_text(encoding="utf-8"))
 
 
-def networks() -> dict[str, Network]:
+def load_networks() -> dict[str, Network]:
     """All that there are, by name."""
-    return {name: _network(profile) for name, profile in _profiles()["networks"].items()}
+    return {name: _parse_network(profile) for name, profile in _read_profiles()["networks"].items()}
 
 
-def devices() -> dict[str, Device]:
+def load_devices() -> dict[str, Device]:
     """All that there are, by name."""
-    return {name: _device(profile) for name, profile in _profiles()["devices"].items()}
+    return {name: _parse_device(profile) for name, profile in _read_profiles()["devices"].items()}
 
 
-def network(name: str) -> Network:
+def get_network(name: str) -> Network:
     """The network of that name; ScenarioError with the nearest one if there is none."""
-    return _network(_named("networks", name))
+    return _parse_network(_find_profile("networks", name))
 
 
-def device(name: str) -> Device:
+def get_device(name: str) -> Device:
     """The device of that name; ScenarioError with the nearest one if there is none."""
-    return _device(_named("devices", name))
+    return _parse_device(_find_profile("devices", name))
 
 
-def _named(kind: str, name: str) -> Mapping[str, str]:
-    known = _profiles()[kind]
+def _find_profile(kind: str, name: str) -> Mapping[str, str]:
+    known = _read_profiles()[kind]
     if name not in known:
-        raise ScenarioError(f'got "{name}"{did_you_mean(name, known)}')
+        raise ScenarioError(f'got "{name}"{suggest_name(name, known)}')
     return known[name]
 
 
-def _network(profile: Mapping[str, Any]) -> Network:
+def _parse_network(profile: Mapping[str, Any]) -> Network:
     link = Link(
         parse_rate(profile["up"]),
         parse_rate(profile["down"]),
@@ -58,6 +58,6 @@ def _network(profile: Mapping[str, Any]) -> Network:
     return Network(link, title=profile["title"], source=profile["source"])
 
 
-def _device(profile: Mapping[str, Any]) -> Device:
+def _parse_device(profile: Mapping[str, Any]) -> Device:
     flops, copies = parse_flops(profile["compute"]), parse_rate(profile["copy"]) / 8
     return Device(flops, copies, title=profile["title"], source=profile["source"])

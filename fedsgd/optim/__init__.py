@@ -17,21 +17,21 @@ as a gradient ("pseudo-gradient", Reddi et al. 2021). So "sgd" with lr = 1 is Fe
 only.
 """
 
-from fedsgd.component import Registry
-from fedsgd.optim.base import Increment, Optimizer, server_step
-from fedsgd.optim.schedules import Constant, Schedule
+from fedsgd.config.component import Registry
+from fedsgd.optim.base import Optimizer, ScaledStep, compute_server_step
+from fedsgd.optim.schedules import ConstantSchedule, Schedule
 from fedsgd.optim.sgd import SGD, Momentum, Nesterov, PyTorchMomentum
 
 SCHEDULES: Registry[Schedule] = Registry(
     "schedule",
     Schedule,
     {
-        "constant": "fedsgd.optim.schedules:Constant",
-        "step": "fedsgd.optim.schedules:Step",
-        "exponential": "fedsgd.optim.schedules:Exponential",
-        "cosine": "fedsgd.optim.schedules:Cosine",
-        "inverse-sqrt": "fedsgd.optim.schedules:InverseSqrt",
-        "warm-up": "fedsgd.optim.schedules:WarmUp",
+        "constant": "fedsgd.optim.schedules:ConstantSchedule",
+        "step": "fedsgd.optim.schedules:StepSchedule",
+        "exponential": "fedsgd.optim.schedules:ExponentialSchedule",
+        "cosine": "fedsgd.optim.schedules:CosineSchedule",
+        "inverse-sqrt": "fedsgd.optim.schedules:InverseSqrtSchedule",
+        "warm-up": "fedsgd.optim.schedules:WarmUpSchedule",
     },
 )
 OPTIMIZERS: Registry[Optimizer] = Registry(
@@ -53,12 +53,12 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "SGD",
-    "Constant",
-    "Increment",
+    "ConstantSchedule",
     "Momentum",
     "Nesterov",
     "Optimizer",
     "PyTorchMomentum",
+    "ScaledStep",
     "Schedule",
-    "server_step",
+    "compute_server_step",
 ]

@@ -18,8 +18,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fedsgd.component import Coefficient, Positive
-from fedsgd.optim.base import Increment, Optimizer
+from fedsgd.config.component import FractionBelowOne, PositiveFloat
+from fedsgd.optim.base import Optimizer, ScaledStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,60 +28,60 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Adaptive(Optimizer):
+class AdaptiveServerOptimizer(Optimizer):
     """What the three share: the first moment, the division, the initial values. Subclasses state how v grows."""
 
     server_only: ClassVar[bool] = True
 
-    lr: Positive = 0.01
-    beta1: Coefficient = 0.9
-    tau: Positive = 1e-3
+    lr: PositiveFloat = 0.01
+    beta1: FractionBelowOne = 0.9
+    tau: PositiveFloat = 1e-3
 
     def init(self, w: Tensor) -> Buffers:
         return {"first_moment": w.new_zeros(w.shape), "second_moment": w.new_full(w.shape, self.tau**2)}
 
-    def recurrence(self, g: Tensor, buffers: Buffers, lr: float) -> Increment:
+    def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
         m = buffers["first_moment"].mul_(self.beta1).add_(g, alpha=1 - self.beta1)
         v = buffers["second_moment"]
         self.accumulate(v, g.square())
-        return Increment(m / v.sqrt().add_(self.tau), -lr)
+        return ScaledStep(m / v.sqrt().add_(self.tau), -lr)
 
     @abstractmethod
-    def accumulate(self, v: Tensor, squared: Tensor) -> None:
+    def accumulate(self, v: Tensor, squared_gradient: Tensor) -> None:
         """Bring v up to date, in place, with the squared gradient."""
 
 
 @dataclass(frozen=True)
-class FedAdagrad(Adaptive):
+class FedAdagrad(AdaptiveServerOptimizer):
     """FedAdagrad, for the server: v ← v + Δ²; x ← x + ηm/(√v + τ). No bias correction; v = τ² at first."""
 
     name: ClassVar[str] = "fedadagrad"
 
-    beta1: Coefficient = 0.0
+    beta1: FractionBelowOne = 0.0
 
-    def accumulate(self, v: Tensor, squared: Tensor) -> None:
-        v.add_(squared)
+    def accumulate(self, v: Tensor, squared_gradient: Tensor) -> None:
+        v.add_(squared_gradient)
 
 
 @dataclass(frozen=True)
-class FedAdam(Adaptive):
+class FedAdam(AdaptiveServerOptimizer):
     """FedAdam, for the server: v ← β₂v + (1 − β₂)Δ²; x ← x + ηm/(√v + τ). No bias correction; v = τ² at first."""
 
     name: ClassVar[str] = "fedadam"
 
-    beta2: Coefficient = 0.99
+    beta2: FractionBelowOne = 0.99
 
-    def accumulate(self, v: Tensor, squared: Tensor) -> None:
-        v.mul_(self.beta2).add_(squared, alpha=1 - self.beta2)
+    def accumulate(self, v: Tensor, squared_gradient: Tensor) -> None:
+        v.mul_(self.beta2).add_(squared_gradient, alpha=1 - self.beta2)
 
 
 @dataclass(frozen=True)
-class FedYogi(Adaptive):
+class FedYogi(AdaptiveServerOptimizer):
     """FedYogi, for the server: v ← v − (1 − β₂)Δ² sign(v − Δ²); x ← x + ηm/(√v + τ). No bias correction; v = τ² at first."""
 
     name: ClassVar[str] = "fedyogi"
 
-    beta2: Coefficient = 0.99
+    beta2: FractionBelowOne = 0.99
 
-    def accumulate(self, v: Tensor, squared: Tensor) -> None:
-        v.addcmul_(squared, (v - squared).sign(), value=self.beta2 - 1)
+    def accumulate(self, v: Tensor, squared_gradient: Tensor) -> None:
+        v.addcmul_(squared_gradient, (v - squared_gradient).sign(), value=self.beta2 - 1)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from fedsgd.arrays import F32
-from fedsgd.component import Component, NonNegative, Positive
-from fedsgd.optim.schedules import Constant, Schedule
+from fedsgd.config.component import Component, NonNegativeFloat, PositiveFloat
+from fedsgd.numerics.arrays import F32
+from fedsgd.optim.schedules import ConstantSchedule, Schedule
+from fedsgd.system.torch_threads import use_single_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     Buffers = dict[str, Tensor]
 
 
-class Increment(NamedTuple):
+class ScaledStep(NamedTuple):
     """The step alpha · direction, not yet multiplied out: w.add_(direction, alpha=alpha) then rounds once, as torch.optim does.
 
     direction: [P], a buffer or the gradient itself, valid until the next step.
@@ -42,13 +43,13 @@ class Optimizer(Component, ABC):
 
     server_only: ClassVar[bool] = False
 
-    lr: Positive = 0.1
-    weight_decay: NonNegative = 0.0
-    clip_norm: Positive | None = None
-    schedule: Schedule = Constant()
+    lr: PositiveFloat = 0.1
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = None
+    schedule: Schedule = ConstantSchedule()
     schedule_over: Literal["rounds", "steps", "local-steps"] = "rounds"
 
-    def rate(self, round: int, step: int = 1, n_steps: int = 1) -> float:
+    def learning_rate(self, round: int, step: int = 1, n_steps: int = 1) -> float:
         """η in local step `step` of the `n_steps` that the client makes in `round`; all count from 1."""
         times = {"rounds": round, "steps": (round - 1) * n_steps + step, "local-steps": step}
         return self.lr * self.schedule.factor(times[self.schedule_over])
@@ -57,10 +58,10 @@ class Optimizer(Component, ABC):
         """Zero buffers for parameters w [P]."""
         return {}
 
-    def step(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> Increment:
+    def step(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
         """The step at w [P] for gradient g [P]. Writes to g and to the buffers, never to w: adding it is the caller's."""
         self.clip(g)
-        return self.after_clipping(w, g, buffers, lr)
+        return self.step_after_clipping(w, g, buffers, lr)
 
     def clip(self, g: Tensor) -> None:
         """Clip a gradient [P] in place."""
@@ -69,33 +70,32 @@ class Optimizer(Component, ABC):
             if norm > self.clip_norm:
                 g.mul_(self.clip_norm / norm)
 
-    def after_clipping(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> Increment:
+    def step_after_clipping(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
         """The same for a gradient that is clipped already. Coordinate by coordinate, so w and g may have any shape."""
         if self.weight_decay:
             g.add_(w, alpha=self.weight_decay)
-        return self.recurrence(g, buffers, lr)
+        return self.update_rule(g, buffers, lr)
 
     @abstractmethod
-    def recurrence(self, g: Tensor, buffers: Buffers, lr: float) -> Increment:
+    def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
         """The rule itself, for a gradient that is already clipped and decayed."""
 
 
-def server_step(
+def compute_server_step(
     optimizer: Optimizer, weights: F32, update: F32, state: Mapping[str, F32], round: int
 ) -> tuple[F32, F32, dict[str, F32]]:
-    """(next weights [P], the step that led there [P], next state): one step of `optimizer` on the pseudo-gradient −update.
+    """(next weights [P], the step that led there [P], next state): one step of `server_optimizer` on the pseudo-gradient
+    −update.
     Nothing is written to.
 
     With "sgd" and lr = 1 this is weights + update, so the weighted mean of the clients' models: FedAvg.
     """
     import torch
 
-    from fedsgd.torch_scope import one_thread
-
-    with one_thread():
+    with use_single_thread():
         w = torch.from_numpy(weights.copy())
         buffers = {name: torch.from_numpy(value.copy()) for name, value in state.items()} or optimizer.init(w)
-        direction, alpha = optimizer.step(w, torch.from_numpy(np.negative(update)), buffers, optimizer.rate(round))
+        direction, alpha = optimizer.step(w, torch.from_numpy(np.negative(update)), buffers, optimizer.learning_rate(round))
         w.add_(direction, alpha=alpha)
         step = direction * alpha
     return w.numpy(), step.numpy(), {name: value.numpy() for name, value in buffers.items()}

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsgd.component import Component, Count, Fraction, Share
+from fedsgd.config.component import ClosedFraction, Component, FractionAboveZero, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Schedule(Component, ABC):
 
 
 @dataclass(frozen=True)
-class Constant(Schedule):
+class ConstantSchedule(Schedule):
     """The same step size all the time."""
 
     name: ClassVar[str] = "constant"
@@ -30,32 +30,32 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class Step(Schedule):
-    """Multiply by `gamma` after every `every` rounds (or steps)."""
+class StepSchedule(Schedule):
+    """Multiply by `gamma` after every `convert_all` rounds (or steps)."""
 
     name: ClassVar[str] = "step"
 
-    every: Count = 30
-    gamma: Share = 0.1
+    every: PositiveInt = 30
+    gamma: FractionAboveZero = 0.1
 
     def factor(self, t: int) -> float:
         return float(self.gamma ** ((t - 1) // self.every))
 
 
 @dataclass(frozen=True)
-class Exponential(Schedule):
+class ExponentialSchedule(Schedule):
     """Multiply by `gamma` after every round (or step)."""
 
     name: ClassVar[str] = "exponential"
 
-    gamma: Share = 0.99
+    gamma: FractionAboveZero = 0.99
 
     def factor(self, t: int) -> float:
         return float(self.gamma ** (t - 1))
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class CosineSchedule(Schedule):
     """Half a cosine from 1 down to `floor`, which is reached after `length` rounds (or steps) and kept from there on.
 
     floor + (1 − floor)(1 + cos(π(t − 1)/length))/2: Loshchilov and Hutter 2017, equation 5, without restarts.
@@ -63,8 +63,8 @@ class Cosine(Schedule):
 
     name: ClassVar[str] = "cosine"
 
-    length: Count = 100
-    floor: Fraction = 0.0
+    length: PositiveInt = 100
+    floor: ClosedFraction = 0.0
 
     def factor(self, t: int) -> float:
         way = min(t - 1, self.length) / self.length
@@ -72,7 +72,7 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
-class InverseSqrt(Schedule):
+class InverseSqrtSchedule(Schedule):
     """1/√t, the classical rate of SGD on convex losses (Zinkevich 2003)."""
 
     name: ClassVar[str] = "inverse-sqrt"
@@ -82,7 +82,7 @@ class InverseSqrt(Schedule):
 
 
 @dataclass(frozen=True)
-class WarmUp(Schedule):
+class WarmUpSchedule(Schedule):
     """Rise linearly, t/`length`, for `length` rounds (or steps); the schedule `then` begins where the top is reached.
 
     Gradual warm-up: Goyal et al. 2017, section 2.2.
@@ -90,8 +90,8 @@ class WarmUp(Schedule):
 
     name: ClassVar[str] = "warm-up"
 
-    length: Count = 5
-    then: Schedule = Constant()
+    length: PositiveInt = 5
+    then: Schedule = ConstantSchedule()
 
     def factor(self, t: int) -> float:
         return t / self.length if t < self.length else self.then.factor(t - self.length + 1)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fedsgd.component import Coefficient
-from fedsgd.optim.base import Increment, Optimizer
+from fedsgd.config.component import FractionBelowOne
+from fedsgd.optim.base import Optimizer, ScaledStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,46 +21,46 @@ class SGD(Optimizer):
 
     name: ClassVar[str] = "sgd"
 
-    def recurrence(self, g: Tensor, buffers: Buffers, lr: float) -> Increment:
-        return Increment(g, -lr)
+    def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
+        return ScaledStep(g, -lr)
 
 
 @dataclass(frozen=True)
-class WithVelocity(Optimizer):
+class MomentumOptimizer(Optimizer):
     """What the three momentum rules share: β and a velocity that starts at zero."""
 
-    momentum: Coefficient = 0.9
+    momentum: FractionBelowOne = 0.9
 
     def init(self, w: Tensor) -> Buffers:
         return {"velocity": w.new_zeros(w.shape)}
 
 
 @dataclass(frozen=True)
-class Momentum(WithVelocity):
+class Momentum(MomentumOptimizer):
     """Momentum whose velocity holds the step: v ← βv − ηg; w ← w + v."""
 
     name: ClassVar[str] = "momentum"
 
-    def recurrence(self, g: Tensor, buffers: Buffers, lr: float) -> Increment:
-        return Increment(buffers["velocity"].mul_(self.momentum).add_(g, alpha=-lr), 1.0)
+    def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
+        return ScaledStep(buffers["velocity"].mul_(self.momentum).add_(g, alpha=-lr), 1.0)
 
 
 @dataclass(frozen=True)
-class PyTorchMomentum(WithVelocity):
+class PyTorchMomentum(MomentumOptimizer):
     """Momentum as torch.optim.SGD has it, the velocity holds gradients: v ← βv + g; w ← w − ηv."""
 
     name: ClassVar[str] = "momentum-pytorch"
 
-    def recurrence(self, g: Tensor, buffers: Buffers, lr: float) -> Increment:
-        return Increment(buffers["velocity"].mul_(self.momentum).add_(g), -lr)
+    def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
+        return ScaledStep(buffers["velocity"].mul_(self.momentum).add_(g), -lr)
 
 
 @dataclass(frozen=True)
-class Nesterov(WithVelocity):
+class Nesterov(MomentumOptimizer):
     """Nesterov momentum as torch.optim.SGD has it: v ← βv + g; w ← w − η(g + βv)."""
 
     name: ClassVar[str] = "nesterov"
 
-    def recurrence(self, g: Tensor, buffers: Buffers, lr: float) -> Increment:
+    def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
         velocity = buffers["velocity"].mul_(self.momentum).add_(g)
-        return Increment(g.add_(velocity, alpha=self.momentum), -lr)
+        return ScaledStep(g.add_(velocity, alpha=self.momentum), -lr)

@@ -1,7 +1,6 @@
 """Sweeps: a grid of experiments, each in a run folder of its own, and a file that lists them; resumable."""
 
-from fedsgd.sweeps.cells import SWEEP_FILE, Cell, Planned, Sweep, planned
-from fedsgd.sweeps.make import sweep
+from fedsgd.sweeps.cells import SWEEP_FILE, Cell, PlannedCell, Sweep, plan_cells
 from fedsgd.sweeps.settings import parse_grids, read_methods
 
-__all__ = ["SWEEP_FILE", "Cell", "Planned", "Sweep", "parse_grids", "planned", "read_methods", "sweep"]
+__all__ = ["SWEEP_FILE", "Cell", "PlannedCell", "Sweep", "parse_grids", "plan_cells", "read_methods"]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsgd.arrays import I64, U8, U32, U64
 from fedsgd.errors import WireError
-from fedsgd.kernel import helper, kernel
+from fedsgd.numerics.arrays import I64, U8, U32, U64
+from fedsgd.numerics.kernels import jit_helper, kernel
 
 Bytes = bytes | memoryview
 
@@ -29,7 +29,7 @@ def unpack(data: Bytes, widths: I64) -> I64:
     """Inverse of `pack`; `data` is exactly as long as the widths ask for, padded with zero bits."""
     n_bits = int(widths.sum())
     check_padding(data, n_bits)
-    return _unpack(_words32(data), widths)
+    return _unpack(_to_words32(data), widths)
 
 
 def check_padding(data: Bytes, n_bits: int) -> None:
@@ -44,21 +44,21 @@ def pack_unary(values: I64) -> bytes:
     return _pack_unary(values, n_bits)[: n_bytes(n_bits)].tobytes()
 
 
-def count_ones(data: Bytes) -> int:
+def popcount(data: Bytes) -> int:
     """The number of 1 bits."""
     return int(np.bitwise_count(np.frombuffer(data, dtype=np.uint8)).sum(dtype=np.int64))
 
 
-def ones(data: Bytes) -> I64:
+def find_set_bits(data: Bytes) -> I64:
     """The positions of the 1 bits, ascending."""
-    return ones_of(_words64(data), count_ones(data))
+    return bitmap_positions(_to_words64(data), popcount(data))
 
 
 def unpack_unary(data: Bytes, count: int) -> I64:
     """Inverse of `pack_unary` for `count` values; the last 1 must stand in the last byte."""
-    if count_ones(data) != count:
-        raise WireError(0, f"{count_ones(data)} unary numbers, expected {count}")
-    ends = ones_of(_words64(data), count)
+    if popcount(data) != count:
+        raise WireError(0, f"{popcount(data)} unary numbers, expected {count}")
+    ends = bitmap_positions(_to_words64(data), count)
     if n_bytes(int(ends[-1]) + 1 if count else 0) != len(data):
         raise WireError(0, "bytes after the last unary number")
     out: I64 = np.diff(ends, prepend=-1) - 1
@@ -93,14 +93,14 @@ def unpack_varint(data: Bytes, offset: int) -> tuple[int, int]:
 # ---------------------------------------------------------------------------------------------------------------- the kernels
 
 
-def _words32(data: Bytes) -> U32:
+def _to_words32(data: Bytes) -> U32:
     """`data` as words of 32 bits, and at least one of zeros behind it, so that a field can be read across a word's end."""
     padded = np.zeros(len(data) // 4 + 2, dtype="<u4")
     padded.view(np.uint8)[: len(data)] = np.frombuffer(data, dtype=np.uint8)
     return padded.astype(np.uint32, copy=False)
 
 
-def _words64(data: Bytes) -> U64:
+def _to_words64(data: Bytes) -> U64:
     padded = np.zeros(len(data) // 8 + 1, dtype="<u8")
     padded.view(np.uint8)[: len(data)] = np.frombuffer(data, dtype=np.uint8)
     return padded.astype(np.uint64, copy=False)
@@ -180,33 +180,33 @@ def _pack_unary(values: I64, n_bits: int) -> U8:
 
 
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_TRAILING = np.zeros(64, dtype=np.int64)
+_TRAILING_ZEROS = np.zeros(64, dtype=np.int64)
 for _i in range(64):
-    _TRAILING[((int(_DE_BRUIJN) << _i) & (2**64 - 1)) >> 58] = _i
+    _TRAILING_ZEROS[((int(_DE_BRUIJN) << _i) & (2**64 - 1)) >> 58] = _i
 
 
-@helper
-def trailing_zeros(word: np.uint64) -> int:
+@jit_helper
+def count_trailing_zeros(word: np.uint64) -> int:
     """The position of the lowest 1 bit of a word that is not 0: every window of six bits of a de Bruijn sequence is another
     (Leiserson, Prokop and Randall 1998)."""
     lowest = word & (~word + np.uint64(1))
-    place: int = _TRAILING[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+    place: int = _TRAILING_ZEROS[(lowest * _DE_BRUIJN) >> np.uint64(58)]
     return place
 
 
-def _ones_of_reference(words: U64, count: int) -> I64:
+def _bitmap_positions_reference(words: U64, count: int) -> I64:
     return np.flatnonzero(np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little"))
 
 
-@kernel(_ones_of_reference)
-def ones_of(words: U64, count: int) -> I64:
+@kernel(_bitmap_positions_reference)
+def bitmap_positions(words: U64, count: int) -> I64:
     """Where the `count` 1 bits of a bitmap stand, ascending."""
     positions = np.empty(count, dtype=np.int64)
     at = 0
     for i in range(words.size):
         word = words[i]
         while word != np.uint64(0):
-            positions[at] = 64 * i + trailing_zeros(word)
+            positions[at] = 64 * i + count_trailing_zeros(word)
             at += 1
             word &= word - np.uint64(1)
     return positions

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsgd.arrays import F32, U8, U16, U32, U64
-from fedsgd.errors import WireError, within
-from fedsgd.kernel import kernel
-from fedsgd.rng import shared_hash, shared_word
+from fedsgd.errors import WireError, shift_offset
+from fedsgd.numerics.arrays import F32, U8, U16, U32, U64
+from fedsgd.numerics.kernels import kernel
+from fedsgd.numerics.rng import counter_hash, counter_hash_scalar
 from fedsgd.wire import bits, rans
 
 Bytes = bytes | memoryview
 
 PLAIN, ROTATED = 0, 1
-LEAST_EXPONENT, GREATEST_EXPONENT = -163, 113
+MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -163, 113
 """Of float16's common scale, from the smallest and the largest float32."""
 
 
@@ -33,7 +33,7 @@ def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
     plain = words.astype(f"<u{width}", copy=False).data.cast("B")
     if not entropy:
         return plain
-    if len(words) >= rans.SHORTEST:
+    if len(words) >= rans.MIN_SYMBOLS_TO_CODE:
         upper, lower = _split(words.astype(np.uint32, copy=False), 8 * width)
         symbols = rans.encode_symbols(upper)
         coded = bytes([ROTATED]) + bits.pack_varint(len(symbols)) + symbols
@@ -43,7 +43,7 @@ def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
 
 
 def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
-    """Inverse of `encode_words` for k numbers of `width` bytes; WireError where it is not valid."""
+    """Inverse of `encode_words` for k numbers of `measure_width` bytes; WireError where it is not valid."""
     if entropy:
         if not data or data[0] not in (PLAIN, ROTATED):
             raise WireError(0, f"unknown mode {data[0]} of values" if data else "an empty section of values")
@@ -59,7 +59,7 @@ def _decode_rotated(data: Bytes, k: int, width: int) -> U32:
     length, at = bits.unpack_varint(data, 1)
     if len(data) - at - length != k * (width - 1):
         raise WireError(at, f"{len(data) - at} bytes for {k} values, of which {length} are symbols")
-    with within(at):
+    with shift_offset(at):
         upper = rans.decode_symbols(data[at : at + length], k)
     return _join(upper, np.frombuffer(data, dtype=np.uint8, offset=at + length), 8 * width)
 
@@ -74,7 +74,7 @@ def from_bfloat16(words: U32) -> F32:
     return (words << np.uint32(16)).view(np.float32)
 
 
-def half_exponent(values: F32) -> int:
+def choose_scale_exponent(values: F32) -> int:
     """e such that the largest magnitude is in [2¹⁴, 2¹⁵) · 2^e; 0 if all are zero. Nothing overflows float16's 65504, and what
     underflows is 2⁻³⁹ of the largest: float16 without a scale loses small updates altogether."""
     peak = float(np.abs(values).max(initial=0))
@@ -85,7 +85,7 @@ def to_float16(values: F32, exponent: int) -> U16:
     """values · 2^−e rounded to the nearest half, ties to even, but never to what is infinite as a float32. values: [k], finite,
     at most 2¹⁵ · 2^e."""
     words = _to_float16(values, float(np.ldexp(1.0, -exponent)))
-    if exponent == GREATEST_EXPONENT:
+    if exponent == MAX_SCALE_EXPONENT:
         words = np.minimum(words & np.uint16(0x7FFF), np.uint16(0x77FF)) | words & np.uint16(0x8000)
     return words
 
@@ -95,13 +95,13 @@ def from_float16(words: U32, exponent: int) -> F32:
     return _from_float16(words, float(np.ldexp(1.0, exponent)))
 
 
-def round_to_powers(values: F32, key: int) -> U16:
+def round_to_powers_of_two(values: F32, key: int) -> U16:
     """sign << 8 | exponent of each value, rounded stochastically to a power of two: up with a probability of mantissa / 2²³, by
     23 shared random bits, so that the mean is the value exactly (from 2¹²⁷ on always down). Subnormal numbers go to 0."""
-    return _round_to_powers(values.view(np.uint32), np.uint64(key))
+    return _round_to_powers_of_two(values.view(np.uint32), np.uint64(key))
 
 
-def from_powers(signs: U8, exponents: U8) -> F32:
+def from_powers_of_two(signs: U8, exponents: U8) -> F32:
     """± 2^(exponent − 127), or 0. signs: 0 or 1."""
     words = signs.astype(np.uint32) << np.uint32(31) | exponents.astype(np.uint32) << np.uint32(23)
     return words.view(np.float32)
@@ -223,19 +223,19 @@ def _from_float16(words: U32, factor: float) -> F32:
     return out
 
 
-def _round_to_powers_reference(words: U32, key: np.uint64) -> U16:
-    random = (shared_hash(int(key), np.arange(len(words), dtype=np.uint64)) >> np.uint64(41)).astype(np.uint32)
+def _round_to_powers_of_two_reference(words: U32, key: np.uint64) -> U16:
+    random = (counter_hash(int(key), np.arange(len(words), dtype=np.uint64)) >> np.uint64(41)).astype(np.uint32)
     exponent = words >> np.uint32(23) & np.uint32(255)
     up = (random < (words & np.uint32(0x7FFFFF))) & (exponent < 254) & (exponent > 0)
     return (words >> np.uint32(31) << np.uint32(8) | exponent + up).astype(np.uint16)
 
 
-@kernel(_round_to_powers_reference)
-def _round_to_powers(words: U32, key: np.uint64) -> U16:
+@kernel(_round_to_powers_of_two_reference)
+def _round_to_powers_of_two(words: U32, key: np.uint64) -> U16:
     """sign << 8 | exponent."""
     out = np.empty(words.size, dtype=np.uint16)
     for i in range(words.size):
-        random = np.uint32(shared_word(key, np.uint64(i)) >> np.uint64(41))
+        random = np.uint32(counter_hash_scalar(key, np.uint64(i)) >> np.uint64(41))
         exponent = words[i] >> np.uint32(23) & np.uint32(255)
         ordinary = np.uint32(exponent < np.uint32(254)) & np.uint32(exponent > np.uint32(0))
         up = np.uint32(random < (words[i] & np.uint32(0x7FFFFF))) & ordinary

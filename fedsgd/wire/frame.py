@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from fedsgd.errors import WireError
-from fedsgd.profiling import phased
+from fedsgd.system.profiling import timed
 from fedsgd.wire.bits import pack_varint, unpack_varint
 
 MAGIC = b"fS"
 VERSION = 1
-ALL = 2**32 - 1
+ALL_CLIENTS = 2**32 - 1
 """The client field of a frame that is the same for every client."""
 MAX_SECTIONS = 255
 
-_FIELDS = {
+_HEADER_FIELD_FORMATS = {
     "magic": "2s",
     "version": "B",
     "kind": "B",
@@ -38,14 +38,16 @@ _FIELDS = {
     "client": "I",
     "examples": "I",
 }
-_HEADER = struct.Struct("<" + "".join(_FIELDS.values()))
-HEADER_OFFSETS = {name: struct.calcsize("<" + "".join([*_FIELDS.values()][:i])) for i, name in enumerate(_FIELDS)}
+_HEADER = struct.Struct("<" + "".join(_HEADER_FIELD_FORMATS.values()))
+HEADER_OFFSETS = {
+    name: struct.calcsize("<" + "".join([*_HEADER_FIELD_FORMATS.values()][:i])) for i, name in enumerate(_HEADER_FIELD_FORMATS)
+}
 """Where each field of the header stands, for messages."""
 MAX_SECTION_HEADER = 1 + 5
-_CHECK = struct.Struct("<I")
+_CHECKSUM = struct.Struct("<I")
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """What a frame is for: TASK tells a client its round, MODEL carries the parameters, or how they differ from an earlier
     round's, UPDATE a client's answer, REFERENCE what the scheme wants every client to know beside the model. RESYNC is the
     answer of a client that cannot follow: it has lost the model that its message builds on, or what it remembered. BUFFERS
@@ -59,7 +61,7 @@ class Kind(IntEnum):
     BUFFERS = 6
 
 
-class Part(IntEnum):
+class SectionKind(IntEnum):
     """What a section holds. The ledger counts INDEX and VALUE by themselves and all others as side information."""
 
     INDEX = 1
@@ -75,7 +77,7 @@ class Part(IntEnum):
 class Section:
     """One typed stretch of bytes. offset: where its data stood in the frame it was read from, for messages only."""
 
-    part: Part
+    kind: SectionKind
     data: bytes | memoryview
     offset: int = field(default=0, compare=False)
 
@@ -93,12 +95,12 @@ class Header:
     client's number of training examples (0 on the downlink).
     """
 
-    kind: Kind
+    kind: FrameKind
     round: int
     codec: int = 0
     base: int = 0
     acknowledged: int = 0
-    client: int = ALL
+    client: int = ALL_CLIENTS
     examples: int = 0
 
 
@@ -111,7 +113,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Split:
+class ByteBreakdown:
     """The bytes of one frame by what they are for; they add up to its length.
 
     header: frame header, section headers and checksum; side: scales and everything else that is neither index nor value.
@@ -123,12 +125,12 @@ class Split:
     side: int
 
 
-def overhead(n_sections: int) -> int:
+def frame_overhead(n_sections: int) -> int:
     """The most bytes that a frame has beside its sections' payload; exact for a frame without sections."""
-    return _HEADER.size + n_sections * MAX_SECTION_HEADER + _CHECK.size
+    return _HEADER.size + n_sections * MAX_SECTION_HEADER + _CHECKSUM.size
 
 
-@phased("encode")
+@timed("encode")
 def encode_frame(frame: Frame) -> bytes:
     """The frame as bytes."""
     h = frame.header
@@ -139,19 +141,19 @@ def encode_frame(frame: Frame) -> bytes:
         _HEADER.pack(MAGIC, VERSION, h.kind, h.codec, len(frame.sections), *fixed),
     ]
     for section in frame.sections:
-        pieces += [bytes([section.part]) + pack_varint(len(section.data)), section.data]
+        pieces += [bytes([section.kind]) + pack_varint(len(section.data)), section.data]
     check = 0
     for piece in pieces:
         check = zlib.crc32(piece, check)
-    return b"".join([*pieces, _CHECK.pack(check)])
+    return b"".join([*pieces, _CHECKSUM.pack(check)])
 
 
-@phased("decode")
+@timed("decode")
 def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Frame:
     """Inverse of `encode_frame`; WireError with offset and cause for anything else. Payloads are views, nothing is copied."""
     view = memoryview(data)
-    if len(view) < overhead(0):
-        raise WireError(len(view), f"the frame ends after {len(view)} bytes, the shortest has {overhead(0)}")
+    if len(view) < frame_overhead(0):
+        raise WireError(len(view), f"the frame ends after {len(view)} bytes, the shortest has {frame_overhead(0)}")
     if max_bytes is not None and len(view) > max_bytes:
         raise WireError(0, f"a frame of {len(view)} bytes, at most {max_bytes} expected")
     magic, version, kind, codec, n_sections, *fixed = _HEADER.unpack_from(view)
@@ -159,16 +161,16 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
         raise WireError(0, f"magic is {magic!r}, expected {MAGIC!r}")
     if version != VERSION:
         raise WireError(HEADER_OFFSETS["version"], f"version is {version}, expected {VERSION}")
-    end = len(view) - _CHECK.size
-    if zlib.crc32(view[:end]) != _CHECK.unpack_from(view, end)[0]:
+    end = len(view) - _CHECKSUM.size
+    if zlib.crc32(view[:end]) != _CHECKSUM.unpack_from(view, end)[0]:
         raise WireError(end, "the checksum does not match")
-    if kind not in Kind.__members__.values():
+    if kind not in FrameKind.__members__.values():
         raise WireError(HEADER_OFFSETS["kind"], f"unknown kind {kind}")
-    header = Header(Kind(kind), fixed[0], codec, *fixed[1:])
+    header = Header(FrameKind(kind), fixed[0], codec, *fixed[1:])
     return Frame(header, _read_sections(view, n_sections, end))
 
 
-def expect(header: Header, **fit: Sequence[int]) -> None:
+def require_header(header: Header, **fit: Sequence[int]) -> None:
     """WireError unless each of these fields of the header has one of its values; other fields may say anything."""
     for name, allowed in fit.items():
         got = getattr(header, name)
@@ -176,7 +178,7 @@ def expect(header: Header, **fit: Sequence[int]) -> None:
             raise WireError(HEADER_OFFSETS[name], f"{name} is {got!s}, expected {' or '.join(map(str, allowed))}")
 
 
-def kind_of(data: bytes | memoryview) -> int:
+def peek_kind(data: bytes | memoryview) -> int:
     """The kind that a frame says it has, without any check of the rest; 0 where it is too short to say."""
     at = HEADER_OFFSETS["kind"]
     return data[at] if len(data) > at else 0
@@ -189,30 +191,30 @@ def _read_sections(view: memoryview, n_sections: int, end: int) -> Sections:
             raise WireError(at, f"the frame ends before section {i + 1} of {n_sections}")
         part = view[at]
         length, start = unpack_varint(view[:end], at + 1)
-        if part not in Part.__members__.values():
+        if part not in SectionKind.__members__.values():
             raise WireError(at, f"unknown section part {part}")
         if length > end - start:
             raise WireError(at + 1, f"a section of {length} bytes, {end - start} are left")
-        sections.append(Section(Part(part), view[start : start + length], start))
+        sections.append(Section(SectionKind(part), view[start : start + length], start))
         at = start + length
     if at != end:
         raise WireError(at, f"{end - at} bytes after the last section")
     return tuple(sections)
 
 
-def split_frame(data: bytes | memoryview) -> Split:
+def frame_breakdown(data: bytes | memoryview) -> ByteBreakdown:
     """The bytes of an encoded frame by part: read from the bytes themselves, not from what was meant to be sent."""
-    return split_of(decode_frame(data), len(data))
+    return breakdown_of(decode_frame(data), len(data))
 
 
-def split_of(frame: Frame, n_bytes: int) -> Split:
+def breakdown_of(frame: Frame, n_bytes: int) -> ByteBreakdown:
     """The same of a frame of so many bytes that has been decoded from them."""
-    by_part = {Part.INDEX: 0, Part.VALUE: 0}
+    by_part = {SectionKind.INDEX: 0, SectionKind.VALUE: 0}
     side = 0
     for section in frame.sections:
-        if section.part in by_part:
-            by_part[section.part] += len(section.data)
+        if section.kind in by_part:
+            by_part[section.kind] += len(section.data)
         else:
             side += len(section.data)
-    header = n_bytes - by_part[Part.INDEX] - by_part[Part.VALUE] - side
-    return Split(header, by_part[Part.INDEX], by_part[Part.VALUE], side)
+    header = n_bytes - by_part[SectionKind.INDEX] - by_part[SectionKind.VALUE] - side
+    return ByteBreakdown(header, by_part[SectionKind.INDEX], by_part[SectionKind.VALUE], side)

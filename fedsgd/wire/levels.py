@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsgd.arrays import F32, F64, U8
-from fedsgd.errors import WireError, within
-from fedsgd.kernel import kernel
-from fedsgd.profiling import phased
-from fedsgd.rng import shared_hash, shared_word
-from fedsgd.vectors import first_bad
+from fedsgd.errors import WireError, shift_offset
+from fedsgd.numerics.arrays import F32, F64, U8
+from fedsgd.numerics.kernels import kernel
+from fedsgd.numerics.reductions import first_non_finite
+from fedsgd.numerics.rng import counter_hash, counter_hash_scalar
+from fedsgd.system.profiling import timed
 from fedsgd.wire import rans
-from fedsgd.wire.frame import Part, Section, Sections
+from fedsgd.wire.frame import Section, SectionKind, Sections
 
 
-def digits_in_a_byte(base: int) -> int:
+def digits_per_byte(base: int) -> int:
     """How many digits of this base a byte holds: 8 bits, 5 trits, ..., 1 from base 17 on."""
     count = 1
     while base ** (count + 1) <= 256:
@@ -37,7 +37,7 @@ def n_buckets(size: int, bucket: int) -> int:
 
 def max_level_bytes(size: int, level: int, bucket: int) -> int:
     """The longest payload of `size` coordinates."""
-    digits = digits_in_a_byte(2 * level + 1)
+    digits = digits_per_byte(2 * level + 1)
     return rans.max_symbol_bytes((size + digits - 1) // digits) + 4 * n_buckets(size, bucket)
 
 
@@ -53,26 +53,26 @@ def dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
     return _dequantise(levels, scales, level, bucket)
 
 
-@phased("encode")
+@timed("encode")
 def encode_levels(levels: U8, scales: F32, level: int, entropy: bool = True, frequency_bits: int = 12) -> Sections:
     """levels: [P], the levels plus L; scales: [ceil(P / bucket)]; entropy: whether to try rANS, with so many frequency_bits."""
     body = encode_digits(levels, 2 * level + 1, entropy, frequency_bits)
-    return Section(Part.VALUE, body), Section(Part.SCALE, scales.astype("<f4").tobytes())
+    return Section(SectionKind.VALUE, body), Section(SectionKind.SCALE, scales.astype("<f4").tobytes())
 
 
-@phased("decode")
+@timed("decode")
 def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tuple[U8, F32]:
     """(levels plus L [size], scales); WireError where lengths or ranges are not as they must be."""
-    expect_parts(sections, (Part.VALUE, Part.SCALE))
-    scales = read_scales(sections[1], n_buckets(size, bucket))
-    with within(sections[0].offset):
+    require_sections(sections, (SectionKind.VALUE, SectionKind.SCALE))
+    scales = decode_scales(sections[1], n_buckets(size, bucket))
+    with shift_offset(sections[0].offset):
         return decode_digits(sections[0].data, size, 2 * level + 1), scales
 
 
-@phased("encode")
+@timed("encode")
 def encode_digits(digits: U8, base: int, entropy: bool = True, frequency_bits: int = 12) -> bytes:
-    """digits: [n], below `base`; entropy, frequency_bits: as in `rans.encode_symbols`."""
-    count = digits_in_a_byte(base)
+    """digits: [n], below `base_round`; entropy, frequency_bits: as in `rans.encode_symbols`."""
+    count = digits_per_byte(base)
     if base == 2:
         packed = np.packbits(digits, bitorder="little")
     else:
@@ -80,10 +80,10 @@ def encode_digits(digits: U8, base: int, entropy: bool = True, frequency_bits: i
     return rans.encode_symbols(packed, entropy, frequency_bits)
 
 
-@phased("decode")
+@timed("decode")
 def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
     """Inverse of `encode_digits` for n digits."""
-    count = digits_in_a_byte(base)
+    count = digits_per_byte(base)
     packed = rans.decode_symbols(data, (n + count - 1) // count)
     if len(packed) and int(packed.max()) >= base**count:
         raise WireError(0, f"a byte of {int(packed.max())}, below {base}^{count} expected")
@@ -96,20 +96,20 @@ def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
     return digits[:n]
 
 
-def expect_parts(sections: Sections, expected: tuple[Part, ...]) -> None:
+def require_sections(sections: Sections, kinds: tuple[SectionKind, ...]) -> None:
     """WireError unless the sections are of these parts, in this order."""
-    if tuple(s.part for s in sections) != expected:
-        got = ", ".join(s.part.name for s in sections) or "none"
+    if tuple(s.kind for s in sections) != kinds:
+        got = ", ".join(s.kind.name for s in sections) or "none"
         where = sections[0].offset if sections else 0
-        raise WireError(where, f"value sections {got}, expected {', '.join(p.name for p in expected)}")
+        raise WireError(where, f"value sections {got}, expected {', '.join(p.name for p in kinds)}")
 
 
-def read_scales(section: Section, count: int) -> F32:
+def decode_scales(section: Section, count: int) -> F32:
     """`count` finite, non-negative scales [count]."""
     if len(section.data) != 4 * count:
         raise WireError(section.offset, f"{len(section.data)} bytes of scales, expected {4 * count}")
     scales = np.frombuffer(section.data, dtype="<f4").astype(np.float32)
-    bad = first_bad(scales)
+    bad = first_non_finite(scales)
     if bad < 0 and np.signbit(scales).any():
         bad = int(np.signbit(scales).argmax())
     if bad >= 0:
@@ -120,9 +120,9 @@ def read_scales(section: Section, count: int) -> F32:
 # ---------------------------------------------------------------------------------------------------------------- the kernels
 
 
-def _random_reference(key: int, bucket: int, n: int) -> F64:
+def _uniform_numbers_reference(key: int, bucket_index: int, n: int) -> F64:
     """The random numbers in [0, 1) of n coordinates of a bucket: 32 bits each, the lower half of a shared word first."""
-    words = shared_hash(key, np.uint64(bucket << 32) + np.arange((n + 1) // 2, dtype=np.uint64))
+    words = counter_hash(key, np.uint64(bucket_index << 32) + np.arange((n + 1) // 2, dtype=np.uint64))
     random: F64 = words.astype("<u8").view("<u4")[:n] * 2.0**-32
     return random
 
@@ -131,7 +131,7 @@ def _quantise_reference(x: F32, scales: F32, level: int, bucket: int, key: np.ui
     spread = np.repeat(scales.astype(np.float64), bucket)[: len(x)]
     exact = np.abs(x.astype(np.float64)) * np.divide(level, spread, out=np.zeros(len(x)), where=spread > 0)
     if stochastic:
-        random = [_random_reference(int(key), b, len(x[b * bucket : (b + 1) * bucket])) for b in range(len(scales))]
+        random = [_uniform_numbers_reference(int(key), b, len(x[b * bucket : (b + 1) * bucket])) for b in range(len(scales))]
         rounded = np.floor(exact + np.concatenate([np.zeros(0), *random]))
     else:
         rounded = np.rint(exact)
@@ -153,7 +153,7 @@ def _quantise(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stoc
         if stochastic:
             for first in range(0, part.size, 128):
                 for j in range(64):
-                    words[j] = shared_word(key, (np.uint64(b) << np.uint64(32)) + np.uint64(first // 2 + j))
+                    words[j] = counter_hash_scalar(key, (np.uint64(b) << np.uint64(32)) + np.uint64(first // 2 + j))
                 values, places = part[first : first + 128], target[first : first + 128]
                 for i in range(values.size):
                     random = np.float64(np.int64(halves[i])) * 2.0**-32

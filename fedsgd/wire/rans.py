@@ -27,9 +27,9 @@ from functools import cache
 
 import numpy as np
 
-from fedsgd.arrays import I64, U8, U16, U32, U64
 from fedsgd.errors import WireError
-from fedsgd.kernel import kernel
+from fedsgd.numerics.arrays import I64, U8, U16, U32, U64
+from fedsgd.numerics.kernels import kernel
 from fedsgd.wire import bits
 
 Bytes = bytes | memoryview
@@ -37,12 +37,12 @@ Bytes = bytes | memoryview
 PLAIN = 0
 SCALE_BITS = {1: 12, 2: 15}
 """log₂ T of each mode of rANS. States begin at 2¹⁵, so T may not be larger."""
-LOW = 1 << 15
+MIN_STATE = 1 << 15
 """The lower end of a state's range, [2¹⁵, 2³¹)."""
 LANES = 4
-LONG = 4096
+MIN_SYMBOLS_TO_ESTIMATE = 4096
 """From so many symbols on it is worth asking first whether coding will save anything."""
-SHORTEST = 32
+MIN_SYMBOLS_TO_CODE = 32
 """With fewer symbols the table and the states weigh more than coding saves, and it is not tried."""
 
 
@@ -60,7 +60,7 @@ def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) 
         frequency_bits: largest log₂ T to try, 12 or 15.
     """
     forms = []
-    if entropy and len(symbols) >= SHORTEST:
+    if entropy and len(symbols) >= MIN_SYMBOLS_TO_CODE:
         counts = _histogram(symbols)
         forms = [_encode_mode(symbols, counts, mode) for mode, scale_bits in SCALE_BITS.items() if scale_bits <= frequency_bits]
     shortest = min(filter(None, forms), key=len, default=b"")
@@ -70,8 +70,8 @@ def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) 
 def _encode_mode(symbols: U8, counts: I64, mode: int) -> bytes:
     """Encode symbols in a mode of rANS; return no bytes where the plain form is as short."""
     scale_bits = SCALE_BITS[mode]
-    frequencies = normalise(counts, scale_bits)
-    if len(symbols) >= LONG and _estimate(counts, frequencies, scale_bits) >= 8 * len(symbols):
+    frequencies = normalise_frequencies(counts, scale_bits)
+    if len(symbols) >= MIN_SYMBOLS_TO_ESTIMATE and _estimate_bits(counts, frequencies, scale_bits) >= 8 * len(symbols):
         return b""
     table = _pack_table(frequencies)
     words, states = _encode(symbols, frequencies, scale_bits)
@@ -79,15 +79,15 @@ def _encode_mode(symbols: U8, counts: I64, mode: int) -> bytes:
     return coded if len(coded) <= len(symbols) else b""
 
 
-def _estimate(counts: I64, frequencies: I64, scale_bits: int) -> int:
+def _estimate_bits(counts: I64, frequencies: I64, scale_bits: int) -> int:
     """Bits that the symbols will take, from what each costs."""
     used = np.flatnonzero(counts)
-    costs = [_cost(f, scale_bits) for f in frequencies[used].tolist()]
+    costs = [_symbol_cost(f, scale_bits) for f in frequencies[used].tolist()]
     return int(counts[used] @ np.array(costs)) // 256
 
 
 @cache
-def _cost(frequency: int, scale_bits: int) -> int:
+def _symbol_cost(frequency: int, scale_bits: int) -> int:
     """⌈256 log₂(T / frequency)⌉ by integers alone, so that no library's logarithm decides what is sent."""
     return int((pow(1 << scale_bits, 256) - 1) // pow(frequency, 256)).bit_length()
 
@@ -106,7 +106,7 @@ def decode_symbols(data: Bytes, n: int) -> U8:
     if len(body) < 4 * LANES or len(body) % 2:
         raise WireError(at, f"{len(body)} bytes of states and words, expected an even number from {4 * LANES}")
     states = body[: 4 * LANES].copy().view("<u4").astype(np.uint64)
-    if not ((states >= LOW) & (states < LOW << 16)).all():
+    if not ((states >= MIN_STATE) & (states < MIN_STATE << 16)).all():
         raise WireError(at, "a state is outside its range")
     words = body[4 * LANES :].copy().view("<u2").astype(np.uint16)
     symbols, good = _decode(words, states, frequencies, scale_bits, n)
@@ -118,7 +118,7 @@ def decode_symbols(data: Bytes, n: int) -> U8:
 # ------------------------------------------------------------------------------------------------------------------ the model
 
 
-def _normalise_reference(counts: I64, scale_bits: int) -> I64:
+def _normalise_frequencies_reference(counts: I64, scale_bits: int) -> I64:
     total = int(counts.sum())
     scaled = counts << scale_bits
     frequencies: I64 = np.maximum(scaled // total, counts > 0)
@@ -131,8 +131,8 @@ def _normalise_reference(counts: I64, scale_bits: int) -> I64:
     return frequencies
 
 
-@kernel(_normalise_reference)
-def normalise(counts: I64, scale_bits: int) -> I64:
+@kernel(_normalise_frequencies_reference)
+def normalise_frequencies(counts: I64, scale_bits: int) -> I64:
     """Frequencies that add up to T, at least 1 for each symbol that occurs, by largest remainder.
 
     counts: [256], not all 0; scale_bits: log₂ T.
@@ -214,12 +214,12 @@ def _histogram(symbols: U8) -> I64:
 
 def _encode_reference(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
     starts = np.cumsum(frequencies) - frequencies
-    states = [LOW] * LANES
+    states = [MIN_STATE] * LANES
     words: list[int] = []
     for i in reversed(range(len(symbols))):
         f, c = int(frequencies[symbols[i]]), int(starts[symbols[i]])
         x = states[i % LANES]
-        if x >= (LOW >> scale_bits << 16) * f:
+        if x >= (MIN_STATE >> scale_bits << 16) * f:
             words.append(x & 0xFFFF)
             x >>= 16
         states[i % LANES] = (x // f << scale_bits) + x % f + c
@@ -276,12 +276,12 @@ def _decode_reference(words: U16, states: U64, frequencies: I64, scale_bits: int
         lane, slot = i % LANES, x[i % LANES] % (1 << scale_bits)
         symbols[i] = symbol_of[slot]
         x[lane] = int(frequencies[symbols[i]]) * (x[lane] >> scale_bits) + slot - int(starts[symbols[i]])
-        if x[lane] < LOW:
+        if x[lane] < MIN_STATE:
             if at == len(words):
                 return symbols, False
             x[lane] = (x[lane] << 16) + int(words[at])
             at += 1
-    return symbols, at == len(words) and x == [LOW] * LANES
+    return symbols, at == len(words) and x == [MIN_STATE] * LANES
 
 
 @kernel(_decode_reference)

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedsgd.arrays import F32
-from fedsgd.compress import Context
-from fedsgd.compress.density import kept_of
-from fedsgd.compress.dgc import DGC
-from fedsgd.compress.select import top_k
-from fedsgd.layout import Layout
-from fedsgd.wire import Frame, Header, Kind, ValueFormat, encode_frame
+from fedsgd.compression import CodecContext
+from fedsgd.compression.kernels.top_k import top_k
+from fedsgd.compression.operators.sparsifier import top_k_size
+from fedsgd.compression.schemes.dgc import DGC
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Frame, FrameKind, Header, ValueFormat, encode_frame
 
 DENSITY = 0.001
 LONGEST_RUN = 2**16 - 1
@@ -67,29 +67,29 @@ def ptb_lstm() -> Iterator[tuple[int, ...]]:
 NETWORKS = {"ResNet-50": resnet_50, "AlexNet": alexnet, "PTB LSTM": ptb_lstm}
 
 
-def layout_of(network: str) -> Layout:
+def layout_of(network: str) -> ParameterLayout:
     """Its tensors in one flat vector."""
     shapes = tuple(NETWORKS[network]())
-    return Layout(tuple(f"tensor {i}" for i in range(len(shapes))), shapes)
+    return ParameterLayout(tuple(f"tensor {i}" for i in range(len(shapes))), shapes)
 
 
-def gradient(layout: Layout) -> F32:
+def gradient(layout: ParameterLayout) -> F32:
     """Gaussian values with another spread in each tensor."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(layout.size, dtype=np.float32)
-    for _, part, shape in layout.slices():
+    for _, part, shape in layout.list_slices():
         x[part] *= np.float32(rng.lognormal() / math.sqrt(math.prod(shape[1:])))
     return x
 
 
-def dgc_wire(x: F32, layout: Layout) -> bytes:
+def dgc_wire(x: F32, layout: ParameterLayout) -> bytes:
     """The paper's message: (run of zeros u16, value f32) for what is kept of matrices, float32 for all else."""
     out = []
-    for _, part, shape in layout.slices():
+    for _, part, shape in layout.list_slices():
         if len(shape) < 2:
             out.append(x[part].tobytes())
             continue
-        indices, values = top_k(x[part], kept_of(DENSITY, part.stop - part.start))
+        indices, values = top_k(x[part], top_k_size(DENSITY, part.stop - part.start))
         at = -1
         for index, value in zip(indices.tolist(), values.tolist(), strict=True):
             run = index - at - 1
@@ -101,11 +101,11 @@ def dgc_wire(x: F32, layout: Layout) -> bytes:
     return b"".join(out)
 
 
-def our_frame(x: F32, layout: Layout, form: ValueFormat) -> bytes:
+def our_frame(x: F32, layout: ParameterLayout, form: ValueFormat) -> bytes:
     """The same coordinates as this project sends them."""
     scheme = DGC(DENSITY, momentum=0.0, values=form, per_layer=True)
-    sent = scheme.send(x, {}, Context(0, 1, 0, layout))
-    return encode_frame(Frame(Header(Kind.UPDATE, 1, scheme.codec, 1, 0, 0, 1), sent.sections))
+    sent = scheme.send(x, {}, CodecContext(0, 1, 0, layout))
+    return encode_frame(Frame(Header(FrameKind.UPDATE, 1, scheme.codec, 1, 0, 0, 1), sent.sections))
 
 
 def ratios(network: str) -> dict[str, tuple[float, float]]:

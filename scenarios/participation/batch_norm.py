@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import fedsgd
-from fedsgd.scenario import from_dict
+from fedsgd.scenario.scenario import parse_scenario
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-SCENARIO = from_dict(
+SCENARIO = parse_scenario(
     {
         "name": "batch_norm",
         "rounds": ROUNDS,
@@ -36,7 +36,7 @@ def network() -> nn.Module:
 
 
 for policy in ("group", "batch", "mean", "local"):
-    result = fedsgd.run(SCENARIO.replace({"model.batch_norm": policy}), module=network())
+    result = fedsgd.run(SCENARIO.with_settings({"model.batch_norm": policy}), module=network())
     final, up = result.summary["final_metrics"], result.summary["uplink"]
     print(
         f"{policy:>6}: {final['client_accuracy_mean']:.3f} by client, worst tenth {final['client_accuracy_worst_tenth']:.3f}, "

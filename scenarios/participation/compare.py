@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import fedsgd
-from fedsgd.sizes import compression_ratio
+from fedsgd.config.quantities import compression_ratio
 
 BASE = Path(__file__).parent / "participation.toml"
 TERNARY = {"name": "top-k", "density": 0.01, "values": "ternary"}

@@ -26,9 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fedsgd.build import build
-from fedsgd.experiment import run
-from fedsgd.scenario import load
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.runner import run
+from fedsgd.scenario.scenario import load
 
 ROOT = Path(__file__).parents[2]
 SCENARIO = ROOT / "scenarios" / "million_clients.toml"
@@ -82,8 +82,8 @@ def alone(settings: Mapping[str, Any]) -> dict[str, float]:
     result = run(load(SCENARIO, settings))
     seconds = median(record.seconds for record in result.history[SKIPPED:-1])
     seen = len({client for record in result.history for client in record.cohort})
-    states = build(result.scenario).states
-    held = seen * states.bytes_per_client if states.place == "memory" else 0
+    states = build_experiment(result.scenario).state_budget
+    held = seen * states.bytes_per_client if states.location == "memory" else 0
     peak = result.summary["peak_memory_bytes"]
     return {"seconds": seconds, "peak": math.nan if peak is None else peak, "states": held, "seen": seen}
 

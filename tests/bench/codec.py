@@ -1,6 +1,6 @@
 """The goals of the codec, measured: `python -m tests.bench.codec [--sizes P,P] [--only NAME] [--json FILE]`.
 
-`python -m tests.bench.codec --write` measures what `fedsgd price` counts for encoding and decoding: see `tests.bench.coding`.
+`python -m tests.bench.codec --write` measures what `fedsgd price` counts for encoding and decoding: see `tests.bench.codec_costs`.
 
 The unit of time is a memcpy of the dense float32 vector into a destination that has been touched, run in turn with what is
 measured, on one thread; both are medians over repetitions. The vectors are Gaussian, and rotate through a pool of at least
@@ -35,8 +35,8 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from fedsgd.torch_scope import one_thread
-from tests.bench.coding import FILE, write
+from fedsgd.system.torch_threads import use_single_thread
+from tests.bench.codec_costs import COST_TABLE_PATH, write
 from tests.bench.goals import CASES, Case, NotThereError
 from tests.bench.measure import Bench, Effort
 
@@ -143,18 +143,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", metavar="NAME", help="figures with this in their name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     parser.add_argument("--repetitions", type=int, help="of each figure; by default as many as go into 0.7 s, 5 to 400")
-    parser.add_argument("--write", action="store_true", help=f"measure the costs of codecs instead, and write {FILE.name}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"measure the costs of codecs instead, and write {COST_TABLE_PATH.name}"
+    )
     parser.add_argument("--pool", type=float, default=Effort.pool_mib, metavar="MIB", help="of vectors; 160 by default")
     given = parser.parse_args(arguments)
     console = Console(width=WIDTH, highlight=False)
     if given.write:
         made_by = {"command": "python -m tests.bench.codec --write", "date": f"{datetime.now(UTC):%Y-%m-%d}"}
         write({**made_by, **machine()}, COSTS)
-        console.print(f"written to {FILE}", soft_wrap=True)
+        console.print(f"written to {COST_TABLE_PATH}", soft_wrap=True)
         return
     effort = Effort(given.pool, repetitions=given.repetitions)
     figures: list[Figure] = []
-    with one_thread():
+    with use_single_thread():
         for size in given.sizes.split(","):
             figures += measure(int(size), effort, given.only, console)
             console.print()

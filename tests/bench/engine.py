@@ -39,15 +39,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedsgd.build import build
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import Chosen, Engine, EngineName, Recipe, Work, batch_sizes, choose, make_engine
-from fedsgd.engine.base import batches
-from fedsgd.engine.sequential import Sequential
-from fedsgd.models import MODELS, Task, make_task
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.models import MODELS
+from fedsgd.models.builder import build_task
+from fedsgd.models.task import LearningTask
 from fedsgd.optim import SGD, Optimizer, PyTorchMomentum
-from fedsgd.scenario import load as load_scenario
-from fedsgd.torch_scope import one_thread
+from fedsgd.scenario.scenario import load as load_scenario
+from fedsgd.system.torch_threads import use_single_thread
+from fedsgd.training import EngineName, LocalTraining, TrainingEngine, TrainingJob
+from fedsgd.training.base import batches
+from fedsgd.training.selection import EngineChoice, make_engine, rank_batch_sizes, select_engine
+from fedsgd.training.sequential import Sequential
 
 ROOT = Path(__file__).parent.parent.parent
 CLOSE = 1e-3
@@ -58,7 +61,7 @@ PRODUCT = 1024
 
 @dataclass(frozen=True)
 class Workload:
-    """clients of n examples each, batches of `batch` (None: all). goals: by engine, at least how many times the naive loop."""
+    """clients of n examples each, batches of `locate_batch` (None: all). goals: by engine, at least how many times the naive loop."""
 
     name: str
     model: str
@@ -101,11 +104,14 @@ class Figure:
     note: str = ""
 
 
-def works_of(load: Workload, task: Task, data: Dataset) -> list[Work]:
+def works_of(load: Workload, task: LearningTask, data: Dataset) -> list[TrainingJob]:
     """The clients' work in a round."""
     order = np.random.default_rng(0).permutation(len(data.train))
     rows = order[: load.clients * load.n].reshape(load.clients, load.n)
-    return [Work(0, 1, c, task.initial, Examples(data.train.x, data.train.y, rows[c])) for c in range(load.clients)]
+    return [
+        TrainingJob(0, 1, c, task.initial_parameters, Examples(data.train.x, data.train.y, rows[c]))
+        for c in range(load.clients)
+    ]
 
 
 def random_data(load: Workload) -> Dataset:
@@ -120,12 +126,12 @@ def random_data(load: Workload) -> Dataset:
 # ------------------------------------------------------------------------------------------------------------ ways to do the work
 
 
-def naive(load: Workload, task: Task, works: Sequence[Work]) -> list[np.ndarray]:
+def naive(load: Workload, task: LearningTask, works: Sequence[TrainingJob]) -> list[np.ndarray]:
     """As tutorials have it."""
     global_model = task.module
     results = []
     for work in works:
-        x, y = (torch.from_numpy(a) for a in work.examples.gather())
+        x, y = (torch.from_numpy(a) for a in work.examples.arrays())
         model = copy.deepcopy(global_model)
         model.train()
         momentum = getattr(load.optimizer, "momentum", 0.0)
@@ -139,15 +145,15 @@ def naive(load: Workload, task: Task, works: Sequence[Work]) -> list[np.ndarray]
     return results
 
 
-def by_hand(load: Workload, task: Task, works: Sequence[Work], recipe: Recipe) -> list[np.ndarray]:
+def by_hand(load: Workload, task: LearningTask, works: Sequence[TrainingJob], recipe: LocalTraining) -> list[np.ndarray]:
     """The 2NN, written out."""
     w = torch.empty(task.layout.size)
-    w1, b1, w2, b2, w3, b3 = (w[where].view(shape) for _, where, shape in task.layout.slices())
+    w1, b1, w2, b2, w3, b3 = (w[where].view(shape) for _, where, shape in task.layout.list_slices())
     lr, results = recipe.optimizer.lr, []
     with torch.inference_mode():
         for work in works:
             w.copy_(torch.from_numpy(np.array(work.weights)))
-            x_all, y_all = (torch.from_numpy(a) for a in work.examples.gather())
+            x_all, y_all = (torch.from_numpy(a) for a in work.examples.arrays())
             for batch in batches(work, recipe):
                 rows = torch.from_numpy(batch)
                 x, y = x_all.index_select(0, rows).view(len(batch), -1), y_all.index_select(0, rows)
@@ -165,20 +171,20 @@ def by_hand(load: Workload, task: Task, works: Sequence[Work], recipe: Recipe) -
     return results
 
 
-def engines(load: Workload) -> Iterator[tuple[str, Chosen]]:
+def engines(load: Workload) -> Iterator[tuple[str, EngineChoice]]:
     """Every engine that may be asked for this workload."""
-    yield "sequential", Chosen("sequential")
+    yield "sequential", EngineChoice("sequential")
     for update in ("exact", "fused"):
-        yield f"captured, {update}", Chosen("captured", update)
+        yield f"captured, {update}", EngineChoice("captured", update)
     if load.model == "softmax":
         for update in ("exact", "fused"):
-            yield f"stacked, {update}", Chosen("stacked", update, 50)
+            yield f"stacked, {update}", EngineChoice("stacked", update, 50)
 
 
 # ------------------------------------------------------------------------------------------------------------------- measurement
 
 
-def floor(load: Workload, task: Task) -> float:
+def floor(load: Workload, task: LearningTask) -> float:
     """Seconds that the products of a round take at the rate of a large one: 2 operations a weight and use of it forward, twice
     as many backward, less the gradient with respect to the input."""
     a = torch.rand(PRODUCT, PRODUCT)
@@ -217,14 +223,14 @@ def _seconds(action: Callable[[], object]) -> float:
 def measure(load: Workload, turns: int) -> list[Figure]:
     """All ways of a workload, in turn."""
     data = random_data(load)
-    recipe = Recipe(load.optimizer, 1, None, load.batch)
+    recipe = LocalTraining(load.optimizer, 1, None, load.batch)
 
-    def fresh() -> Task:
-        return make_task(MODELS[load.model](), data, 0)
+    def fresh() -> LearningTask:
+        return build_task(MODELS[load.model](), data, 0)
 
     task = fresh()
     works = works_of(load, task, data)
-    sizes = batch_sizes(np.full(load.clients, load.n), recipe)
+    sizes = rank_batch_sizes(np.full(load.clients, load.n), recipe)
     oracle = {local.client: local.update for local in Sequential(fresh(), recipe).train(works)}
     ways: dict[str, Callable[[], object]] = {"naive loop": lambda: naive(load, task, works)}
     prepared, off = {"naive loop": 0.0}, {"naive loop": math.nan}
@@ -243,7 +249,7 @@ def measure(load: Workload, turns: int) -> list[Figure]:
         ways[how] = lambda engine=engine: _train(engine, works)
     least = _in_turn(ways, turns)
     at_least = floor(load, task)
-    _, auto = choose(Chosen(), fresh(), recipe, data.train, sizes, load.clients)
+    _, auto = select_engine(EngineChoice(), fresh(), recipe, data.train, sizes, load.clients)
     return [
         Figure(
             load.name,
@@ -267,11 +273,11 @@ def _in_turn(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, flo
     return least
 
 
-def _train(engine: Engine, works: Sequence[Work]) -> dict[int, np.ndarray]:
+def _train(engine: TrainingEngine, works: Sequence[TrainingJob]) -> dict[int, np.ndarray]:
     """The updates, one client at a time or as many as the engine likes."""
     results = {}
-    for first in range(0, len(works), engine.together):
-        for local in engine.train(works[first : first + engine.together]):
+    for first in range(0, len(works), engine.preferred_batch_of_clients):
+        for local in engine.train(works[first : first + engine.preferred_batch_of_clients]):
             results[local.client] = local.update
     return results
 
@@ -313,17 +319,19 @@ def measure_distances(model: str, clients: int, seeds: int, data: str | None) ->
     path, dataset, steps = ROOT / "scenarios" / f"{name}.toml", None, 0
     found: dict[str, list[float]] = {}
     for seed in range(seeds):
-        oracle = build(load_scenario(path, {"seed": seed, "engine.name": "sequential"}), data, dataset)
-        dataset, weights = oracle.dataset, oracle.task.initial
-        cohort = oracle.attendance.invited(1).cohort[:clients]
-        works = [Work(seed, 1, client, weights, oracle.train.of(client)) for client in cohort]
-        steps = max(steps, *(oracle.plan.recipe.n_steps(len(work.examples)) for work in works))
+        oracle = build_experiment(load_scenario(path, {"seed": seed, "engine.name": "sequential"}), data, dataset)
+        dataset, weights = oracle.dataset, oracle.task.initial_parameters
+        cohort = oracle.participation.sample_round(1).cohort[:clients]
+        works = [TrainingJob(seed, 1, client, weights, oracle.train.examples_of(client)) for client in cohort]
+        steps = max(steps, *(oracle.plan.local_training.n_steps(len(work.examples)) for work in works))
         expected = _train(oracle.engine, works)
         upwards = np.random.default_rng(seed).random(len(weights)) < 0.5
         nearby = np.nextafter(weights, np.where(upwards, np.float32(np.inf), np.float32(-np.inf)))
         others = {"sequential, one float away": _train(oracle.engine, [replace(work, weights=nearby) for work in works])}
         for engine in engines:
-            made = build(load_scenario(path, {"seed": seed, "engine.name": engine, "engine.update": "fused"}), data, dataset)
+            made = build_experiment(
+                load_scenario(path, {"seed": seed, "engine.name": engine, "engine.update": "fused"}), data, dataset
+            )
             others[f"{engine}, fused"] = _train(made.engine, works)
         for how, updates in others.items():
             found.setdefault(how, []).extend(_distance(updates[client], expected[client]) for client in cohort)
@@ -397,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _speed(given: argparse.Namespace, console: Console) -> list[Figure]:
     figures = []
-    with one_thread():
+    with use_single_thread():
         for load in WORKLOADS:
             if given.only in load.name:
                 measured = measure(load, given.turns)

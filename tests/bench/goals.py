@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fedsgd.arrays import F32, I64, U8
-from fedsgd.compress import COMPRESSORS, ErrorFeedback, Operator, Scheme, State
-from fedsgd.compress.density import kept_of
-from fedsgd.compress.select import top_k
-from fedsgd.compress.sparse import encode_sparse
-from fedsgd.compress.topk import TopK
+from fedsgd.compression import COMPRESSORS, CompressionOperator, CompressionScheme, ErrorFeedback, StateArrays
+from fedsgd.compression.kernels.top_k import top_k
+from fedsgd.compression.operators.sparsifier import encode_sparse, top_k_size
+from fedsgd.compression.operators.topk import TopK
+from fedsgd.numerics.arrays import F32, I64, U8
 from fedsgd.wire import Sections, decode_frame, encode_indices
 from fedsgd.wire.rans import decode_symbols, encode_symbols
 from tests.bench import rivals
@@ -98,7 +97,7 @@ def selection(density: float) -> Case:
     """Exact top-k alone."""
 
     def prepare(bench: Bench) -> Work:
-        k = kept_of(density, bench.size)
+        k = top_k_size(density, bench.size)
         return Work(lambda turn: top_k(bench.vector(turn), k))
 
     return Case(f"top-k {100 * density:g}%", timed(prepare), {0.001: 2, 0.01: 2.5, 0.1: 8}[density])
@@ -108,7 +107,7 @@ def encoding(what: str, goal: float | None, name: str, **settings: Any) -> Case:
     """An operator and the frame with its checksum."""
 
     def prepare(bench: Bench) -> Work:
-        op: Operator = member(name, **settings)
+        op: CompressionOperator = member(name, **settings)
 
         def step(turn: int) -> bytes:
             return bench.frame(op.encode(bench.vector(turn), bench.ctx)[0], op.codec)
@@ -122,7 +121,7 @@ def decoding(what: str, goal: float | None, name: str, **settings: Any) -> Case:
     """What the server does with a frame: check it, decode it, add it to a total in float64."""
 
     def prepare(bench: Bench) -> Work:
-        op: Operator = member(name, **settings)
+        op: CompressionOperator = member(name, **settings)
         frames = [bench.frame(op.encode(bench.vector(turn), bench.ctx)[0], op.codec) for turn in range(MESSAGES)]
 
         def step(turn: int) -> None:
@@ -140,10 +139,10 @@ def decoding(what: str, goal: float | None, name: str, **settings: Any) -> Case:
 class Clients:
     """Some clients that send in turn, each from its own state."""
 
-    def __init__(self, bench: Bench, scheme: Scheme) -> None:
+    def __init__(self, bench: Bench, scheme: CompressionScheme) -> None:
         self.bench = bench
         self.scheme = scheme
-        self.states: list[State] = [{} for _ in range(CLIENTS)]
+        self.states: list[StateArrays] = [{} for _ in range(CLIENTS)]
         self.sent: Sections = ()
         self.sends = 0
         for turn in range(2 * CLIENTS):
@@ -200,7 +199,7 @@ def index_bytes(density: float) -> Case:
     """Uniform supports, for which log₂ C is a bound."""
 
     def measure(bench: Bench) -> Reading:
-        k = kept_of(density, bench.size)
+        k = top_k_size(density, bench.size)
         rng = np.random.default_rng(k)
         support = np.sort(rng.choice(bench.size, k, replace=False, shuffle=False)).astype(np.int64)
         n_bytes = len(encode_indices(support, bench.size))
@@ -210,7 +209,7 @@ def index_bytes(density: float) -> Case:
         return Reading(bits / log2_subsets(bench.size, k), times.steps[0], times.memcpy, n_bytes, note)
 
     def applies(size: int) -> bool:
-        return kept_of(density, size) >= FEWEST_INDICES
+        return top_k_size(density, size) >= FEWEST_INDICES
 
     return Case(f"index bytes {100 * density:g}%", measure, 1.03, "× log₂C", applies=applies)
 
@@ -274,7 +273,7 @@ def against(what: str, rival: Callable[[Any, int], Any], goal: float) -> Case:
     """How many times quicker top-k is than another selection, on one thread, each on its turn."""
 
     def measure(bench: Bench) -> Reading:
-        k = kept_of(DENSITY, bench.size)
+        k = top_k_size(DENSITY, bench.size)
         found = len(rival(bench.tensor(0), k))
         times = bench.time(lambda turn: top_k(bench.vector(turn), k), lambda turn: rival(bench.tensor(turn), k))
         ours, theirs = times.steps

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsgd.arrays import F32, F64
-from fedsgd.compress import Context
-from fedsgd.layout import Layout
-from fedsgd.wire import Frame, Header, Kind, Sections, encode_frame
+from fedsgd.compression import CodecContext
+from fedsgd.numerics.arrays import F32, F64
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Frame, FrameKind, Header, Sections, encode_frame
 
 MIB = 2**20
 FEWEST_VECTORS = 4
@@ -64,7 +64,7 @@ class Bench:
             row *= np.float32(SCALE)
         self.vectors: list[F32] = list(pool)
         self.destinations: list[F32] = list(np.ones((n_vectors, size), dtype=np.float32))
-        self.ctx = Context(42, 7, 3, Layout.flat(size))
+        self.ctx = CodecContext(42, 7, 3, ParameterLayout.from_size(size))
         self.copies: list[float] = []
 
     @cached_property
@@ -87,7 +87,7 @@ class Bench:
 
     def frame(self, sections: Sections, codec: int) -> bytes:
         """The frame that a client would send."""
-        header = Header(Kind.UPDATE, self.ctx.round, codec, self.ctx.round, 0, self.ctx.client, 600)
+        header = Header(FrameKind.UPDATE, self.ctx.round, codec, self.ctx.round, 0, self.ctx.client, 600)
         return encode_frame(Frame(header, sections))
 
     def time(self, *steps: Step) -> Times:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from fedsgd.parquet import SEGMENT_ROWS
+from fedsgd.storage.parquet import SEGMENT_ROWS
 
 ROOT = Path(__file__).parents[2]
 ROWS = (100_000, 1_000_000)
@@ -102,25 +102,27 @@ def _ledger(n_rounds: int, rng: np.random.Generator) -> dict[str, Any]:
 
 def measured(folder: Path, what: str) -> dict[str, float]:
     """In this process: seconds, peak memory before and after, and the page's bytes."""
-    from fedsgd.memory import peak_memory
-    from fedsgd.network import ask
-    from fedsgd.report import gather, price
-    from fedsgd.report.page import render
-    from fedsgd.report.payload import Asked, payload
+    from fedsgd.analysis import load_methods, price
+    from fedsgd.analysis.page.html import render
+    from fedsgd.analysis.page.payload import ReportOptions, build_payload
+    from fedsgd.network import build_pricing_model
+    from fedsgd.system.machine import measure_peak_memory
 
-    ask("4g")
-    gather([folder])
-    begun = peak_memory() or 0
+    build_pricing_model("4g")
+    load_methods([folder])
+    begun = measure_peak_memory() or 0
     start, size = time.perf_counter(), 0
     if what == "read":
         pq.read_table(folder / "ledger.parquet")
     elif what == "price":
-        price(gather([folder])[0].runs[0], [ask("4g", spread=0.5)])
+        price(load_methods([folder])[0].runs[0], [build_pricing_model("4g", spread=0.5)])
     else:
-        page = render(payload(gather([folder]), Asked("long", 0.9, ask("4g", spread=0.5), "4g")))
+        page = render(
+            build_payload(load_methods([folder]), ReportOptions("long", 0.9, build_pricing_model("4g", spread=0.5), "4g"))
+        )
         size = len(page.encode())
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "before": float(begun), "peak": float(peak_memory() or 0), "page_bytes": float(size)}
+    return {"seconds": seconds, "before": float(begun), "peak": float(measure_peak_memory() or 0), "page_bytes": float(size)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

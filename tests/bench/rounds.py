@@ -22,12 +22,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fedsgd.build import build
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import Work
-from fedsgd.experiment import run
-from fedsgd.scenario import Scenario, from_dict
-from fedsgd.torch_scope import one_thread
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.runner import run
+from fedsgd.scenario.scenario import Scenario, parse_scenario
+from fedsgd.system.torch_threads import use_single_thread
+from fedsgd.training import TrainingJob
 
 COHORT, EXAMPLES, SKIPPED = 10, 600, 2
 WORKERS_GOAL, CODING_GOAL = 1.8, 1.25
@@ -60,7 +60,7 @@ def images(clients: int = COHORT, examples: int = EXAMPLES) -> Dataset:
 def scenario(model: str, uplink: str, rounds: int) -> Scenario:
     """Ten clients, all of them in each round."""
     partition = {"name": "iid", "clients": COHORT}
-    return from_dict(
+    return parse_scenario(
         {
             "name": "bench",
             "rounds": rounds,
@@ -81,14 +81,16 @@ def seconds_of(model: str, uplink: str, rounds: int, workers: int, data: Dataset
 
 def training_alone(model: str, rounds: int, data: Dataset) -> float:
     """The engine, and the mean of its updates."""
-    experiment = build(scenario(model, "dense", rounds), dataset=data)
-    weights, seconds = experiment.task.initial, []
-    with one_thread():
+    experiment = build_experiment(scenario(model, "dense", rounds), dataset=data)
+    weights, seconds = experiment.task.initial_parameters, []
+    with use_single_thread():
         for number in range(1, rounds + 1):
             begun = time.perf_counter()
             total = np.zeros(len(weights))
             for client in range(COHORT):
-                for local in experiment.engine.train([Work(0, number, client, weights, experiment.train.of(client))]):
+                for local in experiment.engine.train(
+                    [TrainingJob(0, number, client, weights, experiment.train.examples_of(client))]
+                ):
                     total += local.update
             weights = (weights + total / COHORT).astype(np.float32)
             seconds.append(time.perf_counter() - begun)

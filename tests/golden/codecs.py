@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsgd.arrays import F32, I64, U8
+from fedsgd.numerics.arrays import F32, I64, U8
 from fedsgd.wire import encode_indices, encode_values
 from fedsgd.wire.levels import encode_digits
 from fedsgd.wire.rans import encode_symbols
@@ -43,7 +43,7 @@ def floats() -> F32:
 
 
 def skewed(base: int) -> U8:
-    """Digits below `base`, mostly small."""
+    """Digits below `base_round`, mostly small."""
     return (scattered(500, base) * scattered(500, 97) // 97).astype(np.uint8)
 
 

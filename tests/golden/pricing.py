@@ -16,31 +16,30 @@ from typing import Any
 
 import numpy as np
 
-from fedsgd.network import Link, Network, Timeline
-from fedsgd.network.timeline import COLUMNS
-from fedsgd.network.timeline import ROUND_COLUMNS as SHARED
-from fedsgd.report.price import SPEEDS, Racer, Reach, break_evens
-from fedsgd.sizes import size_text
-from fedsgd.target import crossing, over_seeds
-from fedsgd.units import rate_text, seconds_text, three_figures
+from fedsgd.analysis.pricing import SPEEDS, MethodTiming, TimeToTarget, break_evens
+from fedsgd.config.quantities import format_bytes, format_rate, format_seconds, format_significant
+from fedsgd.experiment.time_to_target import find_first_reached, summarize_seeds
+from fedsgd.network import Link, Network, RoundTimeModel
+from fedsgd.network.round_times import CANDIDATE_COLUMNS
+from fedsgd.network.round_times import ROUND_TIME_COLUMNS as SHARED
 
 FILE = Path(__file__).parent / "pricing.json"
 PLACES = [(1e3, 4e3, 0.0), (7.6e6, 29.5e6, 0.0105), (1.23e9, 1e9, 0.3), (1e12, 1e12, 2.0)]
 Columns = Mapping[str, Any]
 
 
-def timeline(columns: Columns) -> Timeline:
+def timeline(columns: Columns) -> RoundTimeModel:
     """As the payload has it: a column that is the same throughout is one number."""
     offsets = np.array(columns["offsets"], dtype=np.int64)
-    sizes = {**dict.fromkeys(COLUMNS, int(offsets[-1])), **dict.fromkeys(SHARED, len(offsets) - 1)}
+    sizes = {**dict.fromkeys(CANDIDATE_COLUMNS, int(offsets[-1])), **dict.fromkeys(SHARED, len(offsets) - 1)}
     whole = {name: np.broadcast_to(np.array(columns[name], dtype=np.float64), size).copy() for name, size in sizes.items()}
-    return Timeline(offsets, **whole)
+    return RoundTimeModel(offsets, **whole)
 
 
 def plain(**columns: Any) -> Columns:
     """One candidate a round, and nothing but what is given."""
     offsets = columns.pop("offsets", list(range(1 + max(len(v) for v in columns.values() if isinstance(v, list)))))
-    return {"offsets": offsets, **dict.fromkeys((*COLUMNS, *SHARED), 0.0), **columns}
+    return {"offsets": offsets, **dict.fromkeys((*CANDIDATE_COLUMNS, *SHARED), 0.0), **columns}
 
 
 def drawn(rng: random.Random, rounds: int, bits: float) -> Columns:
@@ -115,18 +114,18 @@ def races() -> dict[str, tuple[list[Columns | None], list[Columns | None]]]:
     }
 
 
-def racer(label: str, lines: Sequence[Columns | None]) -> Racer:
+def racer(label: str, lines: Sequence[Columns | None]) -> MethodTiming:
     """Its runs meet the target half-way through their last round."""
-    return Racer(label, [line and reach(line) for line in lines])
+    return MethodTiming(label, [line and reach(line) for line in lines])
 
 
-def reach(line: Columns) -> Reach:
+def reach(line: Columns) -> TimeToTarget:
     """Half-way through the last round."""
     made = timeline(line)
-    end = len(made.waiting)
-    found = crossing([(end - 1, 0.25), (end, 0.75)] if end > 1 else [(end, 0.5)], 0.5)
+    end = len(made.lost_reply_wait)
+    found = find_first_reached([(end - 1, 0.25), (end, 0.75)] if end > 1 else [(end, 0.5)], 0.5)
     assert found is not None
-    return Reach(made, found)
+    return TimeToTarget(made, found)
 
 
 def numbers() -> list[float]:
@@ -151,9 +150,9 @@ def _timelines() -> dict[str, Any]:
         prices = [
             {
                 "at": at,
-                "seconds": _finite(line.seconds(*at).tolist()),
-                "cumulative": _finite(line.cumulative(*at).tolist()),
-                "stack": {part: values.tolist() for part, values in line.stack(*at)._asdict().items()},
+                "seconds": _finite(line.round_seconds(*at).tolist()),
+                "cumulative": _finite(line.cumulative_seconds(*at).tolist()),
+                "stack": {part: values.tolist() for part, values in line.breakdown(*at)._asdict().items()},
             }
             for at in PLACES
         ]
@@ -164,10 +163,14 @@ def _timelines() -> dict[str, Any]:
 def _crossings() -> dict[str, Any]:
     made = {}
     for name, (rounds, accuracies, target) in runs().items():
-        found = crossing(measured(rounds, accuracies), target)
+        found = find_first_reached(measured(rounds, accuracies), target)
         axis = [1.5 * r * r for r in range(max(rounds, default=0) + 1)]
         given = {"rounds": rounds, "accuracies": accuracies, "target": target, "axis": axis}
-        made[name] = {**given, "crossing": found and {**asdict(found), "rounds": found.rounds}, "on": found and found.on(axis)}
+        made[name] = {
+            **given,
+            "crossing": found and {**asdict(found), "rounds": found.rounds},
+            "on": found and found.interpolate_on(axis),
+        }
     return made
 
 
@@ -176,7 +179,7 @@ def _medians() -> list[dict[str, Any]]:
     cases.append([1.0, 2.5, 9.0, 10.0])
     made = []
     for figures in cases:
-        seeds = over_seeds(figures)
+        seeds = summarize_seeds(figures)
         median, low, high = _finite([seeds.median, seeds.low, seeds.high])
         made.append({"figures": figures, "median": median, "low": low, "high": high, "reached": seeds.reached, "n": seeds.n})
     return made
@@ -189,17 +192,17 @@ def _races() -> dict[str, Any]:
         first, second = racer("first", lines[0]), racer("second", lines[1])
         evens = break_evens(first, second, network)
         found = [{name: getattr(one, name) for name in ("below", "above", "up_bits_per_second")} for one in evens]
-        curves = [_finite(each.curve(network)) for each in (first, second)]
-        crossings = [[one and asdict(one.crossing) for one in each.reaches] for each in (first, second)]
+        curves = [_finite(each.compute_curve(network)) for each in (first, second)]
+        crossings = [[one and asdict(one.target_reached) for one in each.times_to_target] for each in (first, second)]
         made[name] = {"timelines": lines, "crossings": crossings, "curves": curves, "break_evens": found}
     return {"link": {"up": 2e6, "down": 5e6, "latency": 0.02}, "speeds": list(SPEEDS), "races": made}
 
 
 def vectors() -> dict[str, Any]:
     """All of them, as the file has them."""
-    texts = {"three_figures": three_figures, "seconds_text": seconds_text, "rate_text": rate_text}
+    texts = {"three_figures": format_significant, "seconds_text": format_seconds, "rate_text": format_rate}
     table = {name: [[value, write(value)] for value in numbers()] for name, write in texts.items()}
-    sizes = [[n, size_text(n)] for n in sorted({int(value) for value in numbers()})]
+    sizes = [[n, format_bytes(n)] for n in sorted({int(value) for value in numbers()})]
     return {
         "timelines": _timelines(),
         "crossings": _crossings(),

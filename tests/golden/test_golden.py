@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedsgd.compress import Operator
+from fedsgd.compression import CompressionOperator
 from fedsgd.wire import decode_frame
 from tests.golden import codecs
 from tests.golden.frames import CONTEXT, FILE, frames, others, vector
@@ -36,7 +36,7 @@ def test_old_frames_can_be_read(name: str) -> None:
         return
     assert frame.header.client == 5
     decoded = made.decode(frame.sections, CONTEXT).to_dense()
-    if isinstance(made, Operator):
+    if isinstance(made, CompressionOperator):
         assert (decoded == made.encode(vector(), CONTEXT)[1].to_dense()).all()
     else:
         assert (decoded == made.decode(sections_of(made, vector(), CONTEXT), CONTEXT).to_dense()).all()

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.arrays import F32
-from fedsgd.compress import Context
-from fedsgd.compress.laws import layout_of
+from fedsgd.certification.operator_laws import example_layout
+from fedsgd.compression import CodecContext
+from fedsgd.numerics.arrays import F32
 
 SIZES = (1, 2, 7, 64, 1003, 2000, 70_000)
 ROUND, CLIENT = 3, 2
@@ -47,6 +47,6 @@ def vectors(size: int) -> Iterator[F32]:
     yield np.full(size, np.float32(0.5))
 
 
-def context(size: int) -> Context:
+def context(size: int) -> CodecContext:
     """What both ends know."""
-    return Context(0, ROUND, CLIENT, layout_of(size))
+    return CodecContext(0, ROUND, CLIENT, example_layout(size))

@@ -15,17 +15,17 @@ from fedsgd.wire import (
     HEADER_OFFSETS,
     MAX_SECTIONS,
     Frame,
-    Part,
     Section,
+    SectionKind,
     decode_frame,
     encode_frame,
     encode_indices,
-    index,
-    overhead,
+    frame_overhead,
+    index_codec,
 )
 from fedsgd.wire.bits import pack_varint, unpack_varint
 
-HEADER = overhead(0) - 4
+HEADER = frame_overhead(0) - 4
 SPECIAL_FLOATS = [
     struct.pack("<I", word)
     for word in (
@@ -97,7 +97,7 @@ def _of_header(r: Random, data: bytes) -> bytes:
 def _pieces(data: bytes) -> Pieces | None:
     """The sections of a frame that can still be read."""
     try:
-        return [(int(s.part), bytes(s.data)) for s in decode_frame(data).sections]
+        return [(int(s.kind), bytes(s.data)) for s in decode_frame(data).sections]
     except WireError:
         return None
 
@@ -116,10 +116,10 @@ def _of_sections(r: Random, data: bytes, others: Sequence[bytes], size: int) -> 
     elif how < 15:
         pieces = _another_count(r, size)
     else:
-        donors = _pieces(r.choice(others)) or [(int(Part.VALUE), b"")]
+        donors = _pieces(r.choice(others)) or [(int(SectionKind.VALUE), b"")]
         at = r.randrange(len(pieces) + 1)
         pieces[at : at + r.randrange(2)] = [r.choice(donors)]
-    sections = tuple(Section(Part(part), body) for part, body in pieces[:MAX_SECTIONS])
+    sections = tuple(Section(SectionKind(part), body) for part, body in pieces[:MAX_SECTIONS])
     return encode_frame(Frame(decode_frame(data).header, sections))
 
 
@@ -130,14 +130,14 @@ def _another_count(r: Random, size: int) -> Pieces:
     start = r.randrange(size - step * (k - 1)) if k else 0
     positions = encode_indices(np.arange(start, start + k * step, step, dtype=np.int64), size)
     entropy = b"\x00" if r.random() < 0.8 else b""
-    return [(int(Part.INDEX), positions), (int(Part.VALUE), entropy + r.choice(SPECIAL_FLOATS) * k)]
+    return [(int(SectionKind.INDEX), positions), (int(SectionKind.VALUE), entropy + r.choice(SPECIAL_FLOATS) * k)]
 
 
 def _rearranged(r: Random, pieces: Pieces) -> Pieces:
     """Sections swapped, deleted, doubled, emptied, or called something else."""
     how = r.randrange(6)
     if not pieces or how == 0:
-        return [*pieces, (int(r.choice(list(Part))), r.randbytes(r.randrange(9)))]
+        return [*pieces, (int(r.choice(list(SectionKind))), r.randbytes(r.randrange(9)))]
     at = r.randrange(len(pieces))
     part, body = pieces[at]
     if how == 1:
@@ -145,7 +145,7 @@ def _rearranged(r: Random, pieces: Pieces) -> Pieces:
     if how == 2:
         return pieces[:at] + [(part, body)] * r.choice((2, 2, 3, 60)) + pieces[at + 1 :]
     if how == 3:
-        return [*pieces[:at], (int(r.choice(list(Part))), body), *pieces[at + 1 :]]
+        return [*pieces[:at], (int(r.choice(list(SectionKind))), body), *pieces[at + 1 :]]
     if how == 4:
         return [*pieces[:at], (part, b""), *pieces[at + 1 :]]
     return r.sample(pieces, len(pieces))
@@ -229,9 +229,9 @@ def _positions(r: Random, body: bytes, size: int) -> bytes:
     tag, k = r.randrange(6), max(0, r.choice((0, 1, size - 1, size, size + 1, size // 10, size // 2, *HUGE)))
     length = r.choice((0, 1, 2, 9, (size + 7) // 8, (size + 7) // 8 - 6, (size + 7) // 16))
     filler = r.choice((bytes, lambda n: b"\xff" * n, lambda n: b"\x01" * n, r.randbytes))(max(0, length))
-    if tag == index.BITMAP:
+    if tag == index_codec.BITMAP:
         return bytes([tag]) + filler
-    if tag == index.CLASSES and r.random() < 0.7:
+    if tag == index_codec.CLASSES and r.random() < 0.7:
         symbol = r.choice((0, 1, 2, 31, 32, 255))
         stream = bytes([1, symbol, symbol]) + struct.pack("<I", 1 << 15) * 4
         return bytes([tag]) + pack_varint(k) + pack_varint(len(stream)) + stream + filler

@@ -9,76 +9,90 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.arrays import F32
-from fedsgd.clients import ClientState, MemoryModels
-from fedsgd.compress import Operator, Plain, Scheme
-from fedsgd.compress.cafe import CAFe
-from fedsgd.compress.eden import Eden
-from fedsgd.compress.ef21 import EF21
-from fedsgd.compress.fetch_sgd import FetchSGD
-from fedsgd.compress.laws import layout_of
-from fedsgd.compress.natural import Natural
-from fedsgd.compress.per_layer import PerLayer
-from fedsgd.compress.power_sgd import PowerSGD
-from fedsgd.compress.scaffold import Scaffold
-from fedsgd.compress.sparse import encode_sparse
-from fedsgd.compress.stc import STC
-from fedsgd.compress.topk import TopK
+from fedsgd.certification.operator_laws import example_layout
+from fedsgd.compression import CompressionOperator, CompressionScheme, MemorylessScheme
+from fedsgd.compression.operators.eden import Eden
+from fedsgd.compression.operators.natural import NaturalCompression
+from fedsgd.compression.operators.per_layer import PerLayer
+from fedsgd.compression.operators.sparsifier import encode_sparse
+from fedsgd.compression.operators.topk import TopK
+from fedsgd.compression.schemes.cafe import CAFe
+from fedsgd.compression.schemes.ef21 import EF21
+from fedsgd.compression.schemes.fetch_sgd import FetchSGD
+from fedsgd.compression.schemes.power_sgd import PowerSGD
+from fedsgd.compression.schemes.scaffold import Scaffold
+from fedsgd.compression.schemes.stc import STC
 from fedsgd.data import Examples
-from fedsgd.downlink import CHANGES, Downlink
-from fedsgd.engine import Recipe
 from fedsgd.errors import RunError, WireError
+from fedsgd.federation import (
+    BufferPlan,
+    DownlinkCache,
+    FederationPlan,
+    ImmediateReply,
+    Message,
+    Reply,
+    ServerState,
+    aggregate,
+    broadcast,
+    decode_task,
+    initial_server_state,
+)
+from fedsgd.federation.buffers import encode_buffer_section
+from fedsgd.federation.client_state import ClientState, InMemoryModelCache
+from fedsgd.federation.downlink import ASSIGN_CODEC, ModelBroadcast
+from fedsgd.federation.server import decode_resync, rebroadcast
+from fedsgd.numerics.arrays import F32
 from fedsgd.optim import SGD
-from fedsgd.rounds import Answer, CarriedBuffers, Message, Plan, Reply, Server, Shelf, aggregate, broadcast, receive, start
-from fedsgd.rounds.server import again, open_resync
-from fedsgd.rounds.statistics import section_of
-from fedsgd.wire import ALL, Frame, Header, Kind, decode_frame, encode_frame
+from fedsgd.training import LocalTraining
+from fedsgd.wire import ALL_CLIENTS, Frame, FrameKind, Header, decode_frame, encode_frame
 from tests.hostile.basis import CLIENT, ROUND, Target, require, vectors
 from tests.laws.members import name_of
 
-UPLINKS: tuple[Scheme, ...] = (
-    *(Plain(TopK(0.1)), EF21(TopK(0.5)), STC(0.1), CAFe(TopK(0.1)), FetchSGD(0.5), PowerSGD()),
+UPLINKS: tuple[CompressionScheme, ...] = (
+    *(MemorylessScheme(TopK(0.1)), EF21(TopK(0.5)), STC(0.1), CAFe(TopK(0.1)), FetchSGD(0.5), PowerSGD()),
     *(Scaffold(TopK(0.1)), Scaffold(PerLayer(TopK(0.1)), "bfloat16")),
 )
-DIFFERENCES: tuple[Operator, ...] = (TopK(0.1, "ternary"), Eden(), PerLayer(Natural()))
+DIFFERENCES: tuple[CompressionOperator, ...] = (TopK(0.1, "ternary"), Eden(), PerLayer(NaturalCompression()))
 STATISTICS = 5
-WHOLE = Downlink()
+WHOLE = ModelBroadcast()
 NO_EXAMPLES = Examples(np.zeros((1, 1)), np.zeros(1))
 
 
 @cache
-def opened_server(uplink: Scheme, size: int, link: Downlink = WHOLE, statistics: int = 0) -> tuple[Plan, Server, Reply]:
+def opened_server(
+    uplink: CompressionScheme, size: int, link: ModelBroadcast = WHOLE, statistics: int = 0
+) -> tuple[FederationPlan, ServerState, Reply]:
     """A server in round 3, and a good reply of client 1."""
-    norm = CarriedBuffers(np.ones(statistics, np.float32), None, np.zeros(0, np.float32)) if statistics else None
-    recipe = Recipe(SGD(), 1, None, None)
-    plan = Plan(0, layout_of(size), recipe, uplink, link, SGD(lr=1.0), "examples", 10, 2, buffers=norm)
+    norm = BufferPlan(np.ones(statistics, np.float32), None, np.zeros(0, np.float32)) if statistics else None
+    recipe = LocalTraining(SGD(), 1, None, None)
+    plan = FederationPlan(0, example_layout(size), recipe, uplink, link, SGD(lr=1.0), "examples", 10, 2, buffers=norm)
     x = next(vectors(size))
-    server = start(plan, x)
+    server = initial_server_state(plan, x)
     for round in range(1, ROUND):
         server, _ = aggregate(plan, server, [reply_of(plan, 1, round, x)])
     return plan, server, reply_of(plan, 1, ROUND, x)
 
 
-def reply_of(plan: Plan, client: int, round: int, x: F32) -> Reply:
+def reply_of(plan: FederationPlan, client: int, round: int, x: F32) -> Reply:
     """What a client that remembers nothing sends for the update x."""
-    header = Header(Kind.UPDATE, round, plan.uplink.codec, round, 0, client, 60)
-    sections = plan.uplink.send(x, {}, plan.context(round, client)).sections
+    header = Header(FrameKind.UPDATE, round, plan.uplink.codec, round, 0, client, 60)
+    sections = plan.uplink.send(x, {}, plan.make_context(round, client)).sections
     if plan.buffers is not None:
-        sections = (*sections, section_of(np.arange(plan.buffers.n_sent, dtype=np.float32)))
+        sections = (*sections, encode_buffer_section(np.arange(plan.buffers.n_averaged, dtype=np.float32)))
     return Reply(client, (encode_frame(Frame(header, sections)),), 0.0, 0.0)
 
 
-def remembered(server: Server) -> list[bytes]:
+def remembered(server: ServerState) -> list[bytes]:
     """All that a server knows, to see that it stays so."""
-    public, statistics = server.public, () if server.statistics is None else (server.statistics,)
-    arrays = (server.weights, public.model, *server.uplink.values(), *server.velocity.values(), *statistics)
+    public, statistics = server.public_model, () if server.buffers is None else (server.buffers,)
+    arrays = (server.weights, public.weights, *server.scheme_state.values(), *server.optimizer_state.values(), *statistics)
     return [array.tobytes() for array in arrays]
 
 
 # ----------------------------------------------------------------------------------------------------------------- the server
 
 
-def _open_reply(uplink: Scheme, size: int, statistics: int, data: bytes) -> NDArray[Any]:
+def _open_reply(uplink: CompressionScheme, size: int, statistics: int, data: bytes) -> NDArray[Any]:
     plan, server, good = opened_server(uplink, size, statistics=statistics)
     before = remembered(server)
     try:
@@ -86,24 +100,24 @@ def _open_reply(uplink: Scheme, size: int, statistics: int, data: bytes) -> NDAr
     finally:
         require(remembered(server) == before and server.round == ROUND, "the server was written to")
     require(bool(np.isfinite(after.weights).all()), "a weight that is not finite")
-    if after.statistics is None:
+    if after.buffers is None:
         return after.weights
-    require(after.statistics.shape == (statistics,) and bool(np.isfinite(after.statistics).all()), "statistics that are not")
-    return np.concatenate([after.weights, after.statistics])
+    require(after.buffers.shape == (statistics,) and bool(np.isfinite(after.buffers).all()), "statistics that are not")
+    return np.concatenate([after.weights, after.buffers])
 
 
-def _update_target(uplink: Scheme, statistics: int, size: int) -> Target:
+def _update_target(uplink: CompressionScheme, statistics: int, size: int) -> Target:
     plan = opened_server(uplink, size, statistics=statistics)[0]
     frames = tuple(reply_of(plan, CLIENT, ROUND, x).frames[0] for x in vectors(size))
     name = f"UPDATE {'and statistics ' if statistics else ''}{name_of(uplink)}"
     return Target(name, size, frames, partial(_open_reply, uplink, size, statistics))
 
 
-def _open_resync(link: Downlink, size: int, data: bytes) -> NDArray[Any]:
+def _open_resync(link: ModelBroadcast, size: int, data: bytes) -> NDArray[Any]:
     plan, server, _ = opened_server(UPLINKS[0], size, link)
     before = remembered(server)
-    asked = open_resync(Reply(CLIENT, (data,), 0.0, 0.0), ROUND)
-    messages, after = again(plan, server, {CLIENT: asked})
+    asked = decode_resync(Reply(CLIENT, (data,), 0.0, 0.0), ROUND)
+    messages, after = rebroadcast(plan, server, {CLIENT: asked})
     require(remembered(server) == before == remembered(after) and after.round == ROUND, "the server was written to")
     message = messages[CLIENT]
     base = decode_frame(message[0]).header.base
@@ -111,25 +125,25 @@ def _open_resync(link: Downlink, size: int, data: bytes) -> NDArray[Any]:
     return np.frombuffer(b"".join(message), dtype=np.uint8)
 
 
-def _resync_target(link: Downlink, size: int) -> Target:
+def _resync_target(link: ModelBroadcast, size: int) -> Target:
     said = [(base, known) for base in range(ROUND) for known in (0, 1, 2**32 - 1)]
-    frames = [encode_frame(Frame(Header(Kind.RESYNC, ROUND, 0, base, known, CLIENT))) for base, known in said]
+    frames = [encode_frame(Frame(Header(FrameKind.RESYNC, ROUND, 0, base, known, CLIENT))) for base, known in said]
     return Target(f"RESYNC {link.policy}", size, tuple(frames), partial(_open_resync, link, size))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the client
 
 
-def _open_message(plan: Plan, message: Message, place: int, held: int, data: bytes) -> NDArray[Any]:
-    """At a client that holds the model of round `held`, 0 for none."""
-    models, own = MemoryModels(), next(vectors(plan.layout.size))
+def _open_message(plan: FederationPlan, message: Message, place: int, held: int, data: bytes) -> NDArray[Any]:
+    """At a client that holds the model of round `model_round`, 0 for none."""
+    models, own = InMemoryModelCache(), next(vectors(plan.layout.size))
     before = own.tobytes()
     if held:
-        models.keep(held, own)
+        models.put(held, own)
     done = False
     try:
         frames = (*message[:place], data, *message[place + 1 :])
-        task = receive(plan, CLIENT, frames, ClientState(held=held), NO_EXAMPLES, Shelf(models))
+        task = decode_task(plan, CLIENT, frames, ClientState(model_round=held), NO_EXAMPLES, DownlinkCache(models))
         done = True
     except RunError as error:
         if "the server accepted a reply" in error.cause:  # a sound frame of a server that remembers another client than this
@@ -138,38 +152,38 @@ def _open_message(plan: Plan, message: Message, place: int, held: int, data: byt
     finally:
         require(own.tobytes() == before, "the model that the client holds was written to")
         require(done or not models.has(ROUND), "a model was kept from a message that was refused")
-    if isinstance(task, Answer):  # a sound frame of a server that takes this client for another
+    if isinstance(task, ImmediateReply):  # a sound frame of a server that takes this client for another
         raise WireError(0, "the client asks for another message")
-    require(task.work.round >= 1, f"training in round {task.work.round}")
-    found = [task.work.weights, task.opened.reference, task.work.buffers]
-    sizes = [plan.layout.size, plan.layout.size, 0 if plan.buffers is None else plan.buffers.n_sent]
+    require(task.job.round >= 1, f"training in round {task.job.round}")
+    found = [task.job.weights, task.downlink.reference, task.job.buffers]
+    sizes = [plan.layout.size, plan.layout.size, 0 if plan.buffers is None else plan.buffers.n_averaged]
     for vector, size in zip(found, sizes, strict=True):
         require(vector is None or (vector.shape == (size,) and bool(np.isfinite(vector).all())), "a vector that is not one")
     return np.concatenate([vector for vector in found if vector is not None])
 
 
-def _message_target(uplink: Scheme, statistics: int, place: int, size: int) -> Target:
+def _message_target(uplink: CompressionScheme, statistics: int, place: int, size: int) -> Target:
     """A frame of a message with the whole model."""
     plan, server, _ = opened_server(uplink, size, statistics=statistics)
     message = broadcast(plan, server, [CLIENT])[0][CLIENT]
-    kind = Kind(decode_frame(message[place]).header.kind).name
+    kind = FrameKind(decode_frame(message[place]).header.kind).name
     return Target(f"{kind} {uplink.name}", size, (message[place],), partial(_open_message, plan, message, place, 0))
 
 
-def _difference_target(op: Operator | None, place: int, size: int) -> Target:
+def _difference_target(op: CompressionOperator | None, place: int, size: int) -> Target:
     """A frame of a message from round 1: that of round 2, or that of round 3. op: what made them; None: the values of one in three
     coordinates, which are assigned."""
-    link = Downlink("difference") if op is None else Downlink("error-feedback", op)
+    link = ModelBroadcast("difference") if op is None else ModelBroadcast("error-feedback", op)
     plan = opened_server(UPLINKS[0], size, link)[0]
-    task = encode_frame(Frame(Header(Kind.TASK, ROUND, 0, 1, 0, CLIENT)))
+    task = encode_frame(Frame(Header(FrameKind.TASK, ROUND, 0, 1, 0, CLIENT)))
     ways = []
     for x in vectors(size):
         frames = [task]
         for round in (ROUND - 1, ROUND):
-            ctx, some = plan.context(round, ALL), np.arange(0, size, 3)
+            ctx, some = plan.make_context(round, ALL_CLIENTS), np.arange(0, size, 3)
             sections = encode_sparse(some, x[some], "float32", ctx)[0] if op is None else op.encode(x, ctx)[0]
-            codec = CHANGES if op is None else op.codec
-            frames.append(encode_frame(Frame(Header(Kind.MODEL, round, codec, round - 1), sections)))
+            codec = ASSIGN_CODEC if op is None else op.codec
+            frames.append(encode_frame(Frame(Header(FrameKind.MODEL, round, codec, round - 1), sections)))
         ways.append(tuple(frames))
     name = f"difference {'of changes' if op is None else op.name} {place}"
     return Target(name, size, tuple(way[place] for way in ways), partial(_open_message, plan, ways[0], place, 1))
@@ -180,8 +194,8 @@ def round_targets() -> tuple[Callable[[int], Target], ...]:
     """Each is made for a size."""
     makers: list[Callable[[int], Target]] = [partial(_update_target, uplink, 0) for uplink in UPLINKS]
     makers += [partial(_update_target, uplink, STATISTICS) for uplink in (UPLINKS[0], UPLINKS[6])]
-    makers += [partial(_resync_target, Downlink(policy)) for policy in ("model", "difference")]
-    makers += [partial(_resync_target, Downlink("error-feedback", TopK(0.1, "ternary")))]
+    makers += [partial(_resync_target, ModelBroadcast(policy)) for policy in ("model", "difference")]
+    makers += [partial(_resync_target, ModelBroadcast("error-feedback", TopK(0.1, "ternary")))]
     makers += [partial(_message_target, CAFe(TopK(0.1)), STATISTICS, place) for place in range(4)]
     makers += [partial(_message_target, Scaffold(TopK(0.1)), 0, 2)]
     makers += [partial(_difference_target, op, place) for op in (None, *DIFFERENCES) for place in (0, 1, 2)]

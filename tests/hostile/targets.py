@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.compress import Compressor, Sparse
+from fedsgd.compression import Compressor, SparseUpdate
 from fedsgd.errors import WireError
 from fedsgd.wire import (
     MAX_SECTIONS,
     Frame,
+    FrameKind,
     Header,
-    Kind,
-    Part,
     Section,
+    SectionKind,
     Sections,
     decode_frame,
     decode_indices,
@@ -26,10 +26,10 @@ from fedsgd.wire import (
     encode_frame,
     encode_indices,
     encode_values,
-    gaps,
-    index,
+    frame_overhead,
+    gap_codec,
+    index_codec,
     max_index_bytes,
-    overhead,
     rans,
 )
 from fedsgd.wire.bits import pack_varint
@@ -49,22 +49,25 @@ def members() -> dict[str, Compressor]:
 
 def sealed(sections: Sections, codec: int = 0) -> bytes:
     """The sections as an UPDATE frame."""
-    return encode_frame(Frame(Header(Kind.UPDATE, ROUND, codec, ROUND, 0, CLIENT, 60), sections))
+    return encode_frame(Frame(Header(FrameKind.UPDATE, ROUND, codec, ROUND, 0, CLIENT, 60), sections))
 
 
 def open_update(member: Compressor, size: int, data: bytes) -> NDArray[Any]:
     """As the server does: the frame, what it decodes to, how much of it there is, and into the aggregate."""
     ctx, total = context(size), np.zeros(size, dtype=np.float64)
     try:
-        sections = decode_frame(data, overhead(MAX_SECTIONS) + member.max_bytes(ctx.layout)).sections
+        sections = decode_frame(data, frame_overhead(MAX_SECTIONS) + member.max_bytes(ctx.layout)).sections
         update = member.decode(sections, ctx)
-        kept = member.kept(sections, ctx)
+        kept = member.n_coordinates(sections, ctx)
         update.add_to(total, 1.0)
     except WireError:
         require(not total.any(), "the frame was refused after something had been added")
         raise
-    require(kept == update.kept and 0 <= kept <= size, f"kept is {kept} of the sections, {update.kept} of the update")
-    if isinstance(update, Sparse):
+    require(
+        kept == update.n_coordinates and 0 <= kept <= size,
+        f"kept is {kept} of the sections, {update.n_coordinates} of the update",
+    )
+    if isinstance(update, SparseUpdate):
         require(len(update.indices) == len(update.values) == kept, "as many positions as values")
         require(not kept or 0 <= update.indices[0] <= update.indices[-1] < size, "a position out of range")
         require(bool((np.diff(update.indices) > 0).all()), "positions that do not ascend")
@@ -84,7 +87,7 @@ def _update_target(name: str, member: Compressor, size: int) -> Target:
 
 
 def _only_section(data: bytes, limit: int) -> Section:
-    sections = decode_frame(data, overhead(MAX_SECTIONS) + limit).sections
+    sections = decode_frame(data, frame_overhead(MAX_SECTIONS) + limit).sections
     if len(sections) != 1:
         raise WireError(0, "not one section")
     return sections[0]
@@ -95,13 +98,17 @@ def _index_sections(size: int) -> Iterator[bytes]:
     rng = np.random.default_rng(size)
     for share in (0.02, 0.3, 0.9):
         chosen = np.sort(rng.choice(size, max(1, round(share * size)), replace=False))
-        count, between = pack_varint(len(chosen)), index._gaps_of(chosen)
+        count, between = pack_varint(len(chosen)), index_codec._positions_to_gaps(chosen)
         yield encode_indices(chosen, size)
-        yield bytes([index.RICE]) + index._encode_rice(chosen)
-        yield bytes([index.BITMAP]) + np.packbits(index._mask(chosen, size), bitorder="little").tobytes()
-        yield bytes([index.RAW]) + count + b"".join(int(i).to_bytes(index._raw_width(size), "little") for i in chosen)
-        yield bytes([index.ABSENT]) + index._encode_rice(index._others(chosen, size))
-        yield bytes([index.CLASSES]) + count + gaps.encode_classes(between)
+        yield bytes([index_codec.RICE]) + index_codec._encode_rice(chosen)
+        yield bytes([index_codec.BITMAP]) + np.packbits(index_codec._build_mask(chosen, size), bitorder="little").tobytes()
+        yield (
+            bytes([index_codec.RAW])
+            + count
+            + b"".join(int(i).to_bytes(index_codec._raw_position_bytes(size), "little") for i in chosen)
+        )
+        yield bytes([index_codec.COMPLEMENT]) + index_codec._encode_rice(index_codec._complement(chosen, size))
+        yield bytes([index_codec.CLASSES]) + count + gap_codec.encode_classes(between)
 
 
 def _open_indices(size: int, data: bytes) -> NDArray[Any]:
@@ -110,17 +117,17 @@ def _open_indices(size: int, data: bytes) -> NDArray[Any]:
     require(found.dtype == np.int64 and len(found) <= max_k, "too many positions")
     require(not len(found) or 0 <= found[0] <= found[-1] < size, "a position out of range")
     require(bool((np.diff(found) > 0).all()), "positions that do not ascend")
-    require(index.count_indices(section.data, size) == len(found), "the count is not the number of positions")
+    require(index_codec.count_indices(section.data, size) == len(found), "the count is not the number of positions")
     return found
 
 
 def _index_target(size: int) -> Target:
-    good = [sealed((Section(Part.INDEX, data),)) for data in _index_sections(size) if len(data) <= max_index_bytes(size)]
+    good = [sealed((Section(SectionKind.INDEX, data),)) for data in _index_sections(size) if len(data) <= max_index_bytes(size)]
     return Target("index codecs", size, tuple(good), partial(_open_indices, size))
 
 
 def _open_values(form: Any, entropy: bool, k: int, data: bytes) -> NDArray[Any]:
-    values = decode_values(decode_frame(data, overhead(MAX_SECTIONS) + 9 * k + 99).sections, k, form, entropy)
+    values = decode_values(decode_frame(data, frame_overhead(MAX_SECTIONS) + 9 * k + 99).sections, k, form, entropy)
     require(values.shape == (k,) and values.dtype == np.float32, f"{values.shape} values of {values.dtype}")
     require(bool(np.isfinite(values).all()), "a value that is not finite")
     return values
@@ -154,14 +161,14 @@ def _symbols_target(n: int) -> Target:
     coded = [rans.encode_symbols(symbols) for symbols in several]
     rare = np.where(r.random(n) < 0.998, 0, r.integers(1, 200, n)).astype(np.uint8)
     coded.append(rans.encode_symbols(rare, frequency_bits=15))
-    frames = tuple(sealed((Section(Part.VALUE, body),)) for body in coded)
+    frames = tuple(sealed((Section(SectionKind.VALUE, body),)) for body in coded)
     return Target("symbols", n, frames, partial(_open_symbols, n))
 
 
 def _digits_target(base: int, n: int) -> Target:
     r = np.random.default_rng(n)
     several = [np.minimum(r.geometric(p, n) - 1, base - 1).astype(np.uint8) for p in (0.9, 0.3, 0.02)]
-    frames = tuple(sealed((Section(Part.VALUE, encode_digits(digits, base)),)) for digits in several)
+    frames = tuple(sealed((Section(SectionKind.VALUE, encode_digits(digits, base)),)) for digits in several)
     return Target(f"digits of base {base}", n, frames, partial(_open_digits, base, n))
 
 

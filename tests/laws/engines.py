@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from fedsgd.data import Dataset
-from fedsgd.engine import Engine, Local, Recipe, Work
-from fedsgd.engine.base import batches
-from fedsgd.engine.captured import Captured
-from fedsgd.engine.sequential import Sequential
-from fedsgd.engine.stacked import Stacked
-from fedsgd.models import Task
-from fedsgd.torch_scope import one_thread
+from fedsgd.models.task import LearningTask
+from fedsgd.system.torch_threads import use_single_thread
+from fedsgd.training import LocalTraining, TrainingEngine, TrainingJob, TrainingResult
+from fedsgd.training.base import batches
+from fedsgd.training.captured import Captured
+from fedsgd.training.sequential import Sequential
+from fedsgd.training.stacked import Stacked
 
-Make = Callable[[Task, Recipe, Dataset], Engine]
+Make = Callable[[LearningTask, LocalTraining, Dataset], TrainingEngine]
 
 
-def _sizes(recipe: Recipe, data: Dataset) -> list[int]:
+def _sizes(recipe: LocalTraining, data: Dataset) -> list[int]:
     first = min(recipe.batch_size or 30, len(data.train))
     return [first, *(size for size in range(1, 51) if size != first)]
 
@@ -49,16 +49,16 @@ def assert_agree(name: str, update: np.ndarray, expected: np.ndarray, model: np.
         assert np.linalg.norm(update - expected) <= bound
 
 
-def bits(local: Local) -> tuple[bytes, dict[str, bytes]]:
+def bits(local: TrainingResult) -> tuple[bytes, dict[str, bytes]]:
     """All numbers of a result."""
-    return local.update.tobytes(), {name: value.tobytes() for name, value in local.memory.items()}
+    return local.update.tobytes(), {name: value.tobytes() for name, value in local.optimizer_state.items()}
 
 
-def train_by_pytorch(module: nn.Module, job: Work, recipe: Recipe) -> None:
+def train_by_pytorch(module: nn.Module, job: TrainingJob, recipe: LocalTraining) -> None:
     """A tutorial's loop on a job's batches, with momentum 0.9, on one thread: the module is left as it is after training."""
     optimizer = torch.optim.SGD(module.train().parameters(), lr=recipe.optimizer.lr, momentum=0.9, foreach=False)
-    x, y = (torch.from_numpy(array) for array in job.examples.gather())
-    with one_thread():
+    x, y = (torch.from_numpy(array) for array in job.examples.arrays())
+    with use_single_thread():
         for batch in batches(job, recipe):
             optimizer.zero_grad()
             nn.functional.cross_entropy(module(x[batch]), y[batch]).backward()

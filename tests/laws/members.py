@@ -6,39 +6,48 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, Literal, get_args, get_origin
 
-from fedsgd.arrays import F32
-from fedsgd.component import field_types
-from fedsgd.compress import COMPRESSORS, Ageing, Compressor, Context, ErrorFeedback, Operator, Plain, Scheme
-from fedsgd.compress.cafe import CAFe
-from fedsgd.compress.dense import DenseOperator
-from fedsgd.compress.ef21 import EF21
-from fedsgd.compress.integer import Integer
-from fedsgd.compress.per_layer import PerLayer, Rule
-from fedsgd.compress.qsgd import QSGD
-from fedsgd.compress.randk import RandK
-from fedsgd.compress.scheduled import Scheduled
-from fedsgd.compress.sign import Sign
-from fedsgd.compress.terngrad import TernGrad
-from fedsgd.compress.topk import TopK
+from fedsgd.compression import (
+    COMPRESSORS,
+    CodecContext,
+    CompressionOperator,
+    CompressionScheme,
+    Compressor,
+    ErrorFeedback,
+    MemorylessScheme,
+    StaleResidualPolicy,
+)
+from fedsgd.compression.operators.dense import Dense
+from fedsgd.compression.operators.integer import Integer
+from fedsgd.compression.operators.per_layer import LayerRule, PerLayer
+from fedsgd.compression.operators.qsgd import QSGD
+from fedsgd.compression.operators.randk import RandK
+from fedsgd.compression.operators.scheduled import Scheduled
+from fedsgd.compression.operators.sign import Sign
+from fedsgd.compression.operators.terngrad import TernGrad
+from fedsgd.compression.operators.topk import TopK
+from fedsgd.compression.schemes.cafe import CAFe
+from fedsgd.compression.schemes.ef21 import EF21
+from fedsgd.config.component import field_types
+from fedsgd.numerics.arrays import F32
 from fedsgd.wire import Sections
 
 DENSITIES = (0.001, 0.1, 1.0)
-COMPOSED: tuple[Operator, ...] = (
-    PerLayer(TopK(0.1, "bfloat16"), biases=DenseOperator()),
-    PerLayer(RandK(0.25), rules=(Rule("mat*", QSGD()),), separate=True),
+COMPOSED: tuple[CompressionOperator, ...] = (
+    PerLayer(TopK(0.1, "bfloat16"), biases=Dense()),
+    PerLayer(RandK(0.25), rules=(LayerRule("mat*", QSGD()),), separate=True),
     PerLayer(Scheduled(TopK(0.1), (0.5, 0.25), 2), biases=Sign(), separate=True),
     Scheduled(RandK(0.05, scaled=False), (1.0, 0.5)),
 )
 """Operators made of others."""
-PAIRS: tuple[Operator, ...] = (
+PAIRS: tuple[CompressionOperator, ...] = (
     TopK(0.1, "bfloat16"),
     TopK(0.1, "ternary"),
     TopK(1.0, "int8"),
     RandK(0.1, "bfloat16", scaled=False),
     RandK(0.25, "natural"),
     RandK(0.25, "int4", scaled=False),
-    DenseOperator("bfloat16", entropy=True),
-    DenseOperator("float16", entropy=True),
+    Dense("bfloat16", entropy=True),
+    Dense("float16", entropy=True),
     Integer(4, "nearest"),
     Integer(4, entropy=True),
     TernGrad(2.5),
@@ -47,10 +56,10 @@ PAIRS: tuple[Operator, ...] = (
 """Settings of two fields at once."""
 
 
-def operators() -> Iterator[Operator]:
+def operators() -> Iterator[CompressionOperator]:
     """Found from the registry and the fields alone: each literal, each flag, and three densities."""
     for name in COMPRESSORS:
-        if issubclass(COMPRESSORS[name], Operator):
+        if issubclass(COMPRESSORS[name], CompressionOperator):
             yield from variants(COMPRESSORS[name])
     yield from PAIRS
     yield from COMPOSED
@@ -72,22 +81,22 @@ def _choices(cls: type, field: str) -> tuple[object, ...]:
     return DENSITIES if field == "density" else ()
 
 
-def schemes() -> Iterator[Scheme]:
+def schemes() -> Iterator[CompressionScheme]:
     """Some operators plain, all that contract under error feedback, and every scheme of the registry."""
-    yield from (Plain(op) for op in (TopK(), Sign(), QSGD(), COMPOSED[0]))
+    yield from (MemorylessScheme(op) for op in (TopK(), Sign(), QSGD(), COMPOSED[0]))
     yield from (ErrorFeedback(op) for op in operators() if op.kind == "contractive")
-    yield from (Ageing(ErrorFeedback(TopK(density=0.1)), policy) for policy in ("decay", "reset"))
+    yield from (StaleResidualPolicy(ErrorFeedback(TopK(density=0.1)), policy) for policy in ("decay", "reset"))
     for name in COMPRESSORS:
-        if issubclass(COMPRESSORS[name], Scheme):
+        if issubclass(COMPRESSORS[name], CompressionScheme):
             yield from variants(COMPRESSORS[name])
     yield from (wrap(op) for wrap in (EF21, CAFe) for op in (Sign(), RandK(0.1, scaled=False), COMPOSED[0]))
 
 
-def sections_of(compressor: Compressor, x: F32, ctx: Context) -> Sections:
+def sections_of(compressor: Compressor, x: F32, ctx: CodecContext) -> Sections:
     """What a client that remembers nothing yet sends."""
-    if isinstance(compressor, Operator):
+    if isinstance(compressor, CompressionOperator):
         return compressor.encode(x, ctx)[0]
-    assert isinstance(compressor, Scheme)
+    assert isinstance(compressor, CompressionScheme)
     return compressor.send(x, {}, ctx).sections
 
 

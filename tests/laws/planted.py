@@ -8,23 +8,33 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedsgd.arrays import F32
-from fedsgd.compress import Context, Dense, ErrorFeedback, Operator, Patch, Scheme, Sent, Sparse, State, Update
-from fedsgd.compress.base import Kind
-from fedsgd.compress.density import kept_of
-from fedsgd.compress.qsgd import QSGD
-from fedsgd.compress.randk import RandK
-from fedsgd.compress.sign import Sign
-from fedsgd.compress.sparse import encode_sparse
-from fedsgd.compress.terngrad import TernGrad
-from fedsgd.compress.topk import TopK, top_k
+from fedsgd.compression import (
+    CodecContext,
+    CompressionOperator,
+    CompressionScheme,
+    DenseUpdate,
+    EncodedUpdate,
+    EntryPatch,
+    ErrorFeedback,
+    SparseUpdate,
+    StateArrays,
+    Update,
+)
+from fedsgd.compression.base import OperatorKind
+from fedsgd.compression.operators.qsgd import QSGD
+from fedsgd.compression.operators.randk import RandK
+from fedsgd.compression.operators.sign import Sign
+from fedsgd.compression.operators.sparsifier import encode_sparse, top_k_size
+from fedsgd.compression.operators.terngrad import TernGrad
+from fedsgd.compression.operators.topk import TopK, top_k
 from fedsgd.errors import NonFiniteError, WireError
-from fedsgd.layout import Layout
-from fedsgd.ledger import Ledger
-from fedsgd.loop import Crossing
-from fedsgd.rng import shared_hash
-from fedsgd.wire import Part, Section, Sections, decode_values, encode_indices, encode_values
-from fedsgd.wire.levels import expect_parts, read_scales
+from fedsgd.experiment.ledger import Ledger
+from fedsgd.federation.round_loop import FrameEvent
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.rng import counter_hash
+from fedsgd.wire import Section, SectionKind, Sections, decode_values, encode_indices, encode_values
+from fedsgd.wire.levels import decode_scales, require_sections
 
 
 @dataclass(frozen=True)
@@ -33,11 +43,11 @@ class ForgetfulFeedback(ErrorFeedback):
 
     name: ClassVar[str] = "forgetful"
 
-    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         sent = super().send(x, state, ctx)
         rest = x.copy()
         self.op.decode(sent.sections, ctx).add_to(rest, -1.0)
-        return Sent(sent.sections, {"residual": rest}, {"residual": Patch(None, sent.state_if_lost["residual"])})
+        return EncodedUpdate(sent.sections, {"residual": rest}, {"residual": EntryPatch(None, sent.state_if_lost["residual"])})
 
 
 @dataclass(frozen=True)
@@ -46,63 +56,63 @@ class CarelessFeedback(ErrorFeedback):
 
     name: ClassVar[str] = "careless"
 
-    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         sent = super().send(x, state, ctx)
-        return Sent(sent.sections, sent.state, {})
+        return EncodedUpdate(sent.sections, sent.state, {})
 
 
 @dataclass(frozen=True)
-class SignInAByte(Operator):
+class SignInAByte(CompressionOperator):
     """(|x|₁/P)·sign(x), a byte for each sign."""
 
     name: ClassVar[str] = "sign-in-a-byte"
     codec: ClassVar[int] = 201
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OperatorKind:
         return "contractive"
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         scale = np.abs(x).mean(dtype=np.float64).astype(np.float32)
         signs = np.sign(x).astype(np.int8)
-        sections = Section(Part.VALUE, signs.tobytes()), Section(Part.SCALE, scale.tobytes())
-        return sections, Dense(signs * scale)
+        sections = Section(SectionKind.VALUE, signs.tobytes()), Section(SectionKind.SCALE, scale.tobytes())
+        return sections, DenseUpdate(signs * scale)
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         signs, scale = np.frombuffer(sections[0].data, np.int8), np.frombuffer(sections[1].data, np.float32)[0]
-        return Dense(signs * scale)
+        return DenseUpdate(signs * scale)
 
-    def max_bytes(self, layout: Layout) -> int:
+    def max_bytes(self, layout: ParameterLayout) -> int:
         return layout.size + 4
 
-    def contraction(self, layout: Layout) -> float:
+    def contraction(self, layout: ParameterLayout) -> float:
         return 1 / layout.size
 
 
 @dataclass(frozen=True)
-class DividesByTheNorm(Operator):
+class DividesByTheNorm(CompressionOperator):
     """Sends x/|x| and |x|, without thinking of zero."""
 
     name: ClassVar[str] = "divides-by-the-norm"
     codec: ClassVar[int] = 202
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OperatorKind:
         return "contractive"
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         norm = np.float32(np.linalg.norm(x))
         values, decoded = encode_values(x / norm, "float32")
-        return (*values, Section(Part.SCALE, norm.tobytes())), Dense(decoded * norm)
+        return (*values, Section(SectionKind.SCALE, norm.tobytes())), DenseUpdate(decoded * norm)
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         norm = np.frombuffer(sections[1].data, np.float32)[0]
-        return Dense(decode_values(sections[:1], ctx.layout.size, "float32") * norm)
+        return DenseUpdate(decode_values(sections[:1], ctx.layout.size, "float32") * norm)
 
-    def max_bytes(self, layout: Layout) -> int:
+    def max_bytes(self, layout: ParameterLayout) -> int:
         return 4 * layout.size + 4
 
-    def contraction(self, layout: Layout) -> float:
+    def contraction(self, layout: ParameterLayout) -> float:
         return 0.99
 
 
@@ -113,7 +123,7 @@ class OffByOneAtTheEnd(TopK):
     name: ClassVar[str] = "off-by-one-at-the-end"
     codec: ClassVar[int] = 203
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         shortened = x.copy()
         shortened[-1] = 0
         return super().encode(shortened, ctx)
@@ -126,7 +136,7 @@ class RandomButNeverTheLast(RandK):
     name: ClassVar[str] = "random-but-never-the-last"
     codec: ClassVar[int] = 204
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         shortened = x.copy()
         shortened[-1] = 0
         return super().encode(shortened, ctx)
@@ -139,12 +149,12 @@ class CutOffInIndexOrder(TopK):
     name: ClassVar[str] = "cut-off-in-index-order"
     codec: ClassVar[int] = 205
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
-        k = kept_of(self.density, len(x))
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
+        k = top_k_size(self.density, len(x))
         passing, _ = top_k(x, min(len(x), k + -(-k // 2)))
         indices = passing[:k]
         values, decoded = encode_values(x[indices], self.values)
-        return (Section(Part.INDEX, encode_indices(indices, len(x))), *values), Sparse(indices, decoded, len(x))
+        return (Section(SectionKind.INDEX, encode_indices(indices, len(x))), *values), SparseUpdate(indices, decoded, len(x))
 
 
 @dataclass(frozen=True)
@@ -154,12 +164,12 @@ class TakesAnyPart(Sign):
     name: ClassVar[str] = "takes-any-part"
     codec: ClassVar[int] = 206
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
-        parts = (Part.VALUE, Part.SCALE)
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        parts = (SectionKind.VALUE, SectionKind.SCALE)
         return super().decode(tuple(Section(part, s.data) for part, s in zip(parts, sections, strict=False)), ctx)
 
 
-KEYS: dict[str, Callable[[Context], Context]] = {
+KEYS: dict[str, Callable[[CodecContext], CodecContext]] = {
     "seed and round": lambda ctx: replace(ctx, client=0),
     "seed and client": lambda ctx: replace(ctx, round=1),
     "round and client": lambda ctx: replace(ctx, seed=0),
@@ -182,24 +192,24 @@ class SharedSupport(RandK):
 
     key: str = "seed and round"
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return super().encode(x, KEYS[self.key](ctx))
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         return super().decode(sections, KEYS[self.key](ctx))
 
 
 @dataclass(frozen=True)
 class StatedSharedSupport(SharedSupport):
-    """One support for all clients of a round on purpose, stated by `independent`."""
+    """One support for all clients of a round on purpose, stated by `has_independent_errors`."""
 
     name: ClassVar[str] = "stated-shared-support"
     codec: ClassVar[int] = 216
-    independent: ClassVar[bool] = False
+    has_independent_errors: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
-class SharedRounding(Operator):
+class SharedRounding(CompressionOperator):
     """Stochastic rounding to 255 levels by random numbers u that clients share: odd clients use u, even clients 1 − u.
 
     among: "round": all clients of a round share u, so clients 0 and 2 make equal errors. "pair": clients 2i and 2i + 1 share u,
@@ -213,55 +223,55 @@ class SharedRounding(Operator):
     among: Literal["round", "pair"] = "round"
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OperatorKind:
         return "unbiased"
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         group = replace(ctx, client=0 if self.among == "round" else ctx.client // 2)
-        u = shared_hash(group.key("rounding"), np.arange(len(x), dtype=np.uint64)) * 2.0**-64
+        u = counter_hash(group.derive_key("rounding"), np.arange(len(x), dtype=np.uint64)) * 2.0**-64
         peak = np.abs(x).max()
         exact = x * (127 / np.float64(peak)) if peak > 0 else np.zeros(len(x))
         levels = np.floor(exact + (u if ctx.client % 2 else 1 - u)).astype(np.int8)
-        sections = Section(Part.VALUE, levels.tobytes()), Section(Part.SCALE, peak.tobytes())
-        return sections, Dense((levels * (np.float64(peak) / 127)).astype(np.float32))
+        sections = Section(SectionKind.VALUE, levels.tobytes()), Section(SectionKind.SCALE, peak.tobytes())
+        return sections, DenseUpdate((levels * (np.float64(peak) / 127)).astype(np.float32))
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
-        expect_parts(sections, (Part.VALUE, Part.SCALE))
-        levels, (peak,) = np.frombuffer(sections[0].data, np.int8), read_scales(sections[1], 1)
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        require_sections(sections, (SectionKind.VALUE, SectionKind.SCALE))
+        levels, (peak,) = np.frombuffer(sections[0].data, np.int8), decode_scales(sections[1], 1)
         if len(levels) != ctx.layout.size:
             raise WireError(sections[0].offset, f"{len(levels)} levels, expected {ctx.layout.size}")
-        return Dense((levels * (np.float64(peak) / 127)).astype(np.float32))
+        return DenseUpdate((levels * (np.float64(peak) / 127)).astype(np.float32))
 
-    def max_bytes(self, layout: Layout) -> int:
+    def max_bytes(self, layout: ParameterLayout) -> int:
         return layout.size + 4
 
-    def contraction(self, layout: Layout) -> float:
+    def contraction(self, layout: ParameterLayout) -> float:
         return 0.0
 
 
 @dataclass(frozen=True)
-class UnscaledHalves(Operator):
+class UnscaledHalves(CompressionOperator):
     """float16 without a scale: infinite from 65,520 on, zero below 6e-8."""
 
     name: ClassVar[str] = "unscaled-halves"
     codec: ClassVar[int] = 209
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OperatorKind:
         return "contractive"
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         halves = x.astype(np.float16)
-        return (Section(Part.VALUE, halves.tobytes()),), Dense(halves.astype(np.float32))
+        return (Section(SectionKind.VALUE, halves.tobytes()),), DenseUpdate(halves.astype(np.float32))
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
-        expect_parts(sections, (Part.VALUE,))
-        return Dense(np.frombuffer(sections[0].data, np.float16).astype(np.float32))
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        require_sections(sections, (SectionKind.VALUE,))
+        return DenseUpdate(np.frombuffer(sections[0].data, np.float16).astype(np.float32))
 
-    def max_bytes(self, layout: Layout) -> int:
+    def max_bytes(self, layout: ParameterLayout) -> int:
         return 2 * layout.size
 
-    def contraction(self, layout: Layout) -> float:
+    def contraction(self, layout: ParameterLayout) -> float:
         return 1 - 2.0**-20
 
 
@@ -272,7 +282,7 @@ class Float32Squares(QSGD):
     name: ClassVar[str] = "float32-squares"
     codec: ClassVar[int] = 210
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         if not np.isfinite(np.square(x).sum()):
             raise NonFiniteError(ctx.round, ctx.client, "the norm leaves float32's range")
         return super().encode(x, ctx)
@@ -285,7 +295,7 @@ class SilentUnderflow(RandK):
     name: ClassVar[str] = "silent-underflow"
     codec: ClassVar[int] = 211
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return super().encode(np.where(np.abs(x) < 6e-8, np.float32(0), x), ctx)
 
 
@@ -299,7 +309,7 @@ class HiddenClip(TernGrad):
     clip: float = 4.0
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OperatorKind:
         return "unbiased"
 
 
@@ -310,7 +320,7 @@ class ShortIndices(TopK):
     name: ClassVar[str] = "short-indices"
     codec: ClassVar[int] = 212
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return super().encode(np.where(np.arange(len(x)) < 2**16, x, np.float32(0)), ctx)
 
 
@@ -321,7 +331,7 @@ class ShortSupport(RandK):
     name: ClassVar[str] = "short-support"
     codec: ClassVar[int] = 213
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return super().encode(np.where(np.arange(len(x)) < 2**16, x, np.float32(0)), ctx)
 
 
@@ -332,8 +342,8 @@ class SampledThreshold(TopK):
     name: ClassVar[str] = "sampled-threshold"
     codec: ClassVar[int] = 214
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
-        k, stride = kept_of(self.density, len(x)), max(1, len(x) // 4096)
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
+        k, stride = top_k_size(self.density, len(x)), max(1, len(x) // 4096)
         sample = np.sort(np.abs(x[::stride]))
         indices = np.flatnonzero((np.abs(x) >= sample[-max(1, round(k / stride))]) & (x != 0))[:k]
         return encode_sparse(indices, x[indices], self.values, ctx)
@@ -346,7 +356,7 @@ class LongVectorBias(QSGD):
     name: ClassVar[str] = "long-vector-bias"
     codec: ClassVar[int] = 215
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return super().encode(x * np.float32(0.97) if len(x) > 10_000 else x, ctx)
 
 
@@ -356,9 +366,9 @@ class ClippedResidual(ErrorFeedback):
 
     name: ClassVar[str] = "clipped-residual"
 
-    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         sent = super().send(x, state, ctx)
-        return Sent(sent.sections, {"residual": sent.state["residual"].clip(-1e4, 1e4)}, sent.undo)
+        return EncodedUpdate(sent.sections, {"residual": sent.state["residual"].clip(-1e4, 1e4)}, sent.rollback)
 
 
 @dataclass(frozen=True)
@@ -377,7 +387,7 @@ class WritesToItsState(ErrorFeedback):
 
     name: ClassVar[str] = "writes-to-its-state"
 
-    def send(self, x: F32, state: State, ctx: Context) -> Sent:
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         if "residual" in state:
             state["residual"][:] += x
             x = np.zeros_like(x)
@@ -387,13 +397,13 @@ class WritesToItsState(ErrorFeedback):
 class LedgerWithoutHeaders(Ledger):
     """Counts sections only."""
 
-    def __call__(self, crossing: Crossing) -> None:
-        super().__call__(crossing)
+    def __call__(self, event: FrameEvent) -> None:
+        super().__call__(event)
         row = self._writer._rows[-1]
         self._writer._rows[-1] = {**row, "n_bytes": row["n_bytes"] - row["header_bytes"], "header_bytes": 0}
 
 
-OPERATORS: list[tuple[Operator, str]] = [
+OPERATORS: list[tuple[CompressionOperator, str]] = [
     (SignInAByte(), "no_slack"),
     (DividesByTheNorm(), "zero"),
     (OffByOneAtTheEnd(density=0.05), "contraction"),
@@ -412,7 +422,7 @@ OPERATORS: list[tuple[Operator, str]] = [
     (SampledThreshold(density=0.01), "fair"),
     (LongVectorBias(), "mean"),
 ]
-SCHEMES: list[tuple[Scheme, str]] = [
+SCHEMES: list[tuple[CompressionScheme, str]] = [
     (ForgetfulFeedback(TopK(density=0.05)), "telescoping"),
     (CarelessFeedback(TopK(density=0.05)), "telescoping"),
     (WritesToItsState(TopK(density=0.05)), "repeatable"),

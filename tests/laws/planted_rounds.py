@@ -20,30 +20,30 @@ import numpy as np
 import torch
 from numpy import random as numpy_random
 
-from fedsgd.arrays import F32, I64
-from fedsgd.component import field_types
-from fedsgd.compress import (
-    Context,
-    Dense,
+from fedsgd.compression import (
+    AggregationContext,
+    CodecContext,
+    CompressionOperator,
+    CompressionScheme,
+    DenseUpdate,
+    EncodedUpdate,
     ErrorFeedback,
-    Gathering,
-    Operator,
+    MemorylessScheme,
     OperatorScheme,
-    Plain,
-    Received,
-    Scheme,
-    Sent,
-    Sparse,
-    State,
+    SparseUpdate,
+    StateArrays,
     Update,
+    WeightedUpdate,
 )
-from fedsgd.compress.base import Kind
-from fedsgd.compress.density import kept_of
-from fedsgd.compress.randk import RandK
-from fedsgd.compress.topk import TopK
-from fedsgd.layout import Layout
-from fedsgd.wire import Part, Section, Sections, decode_values, encode_values
-from fedsgd.wire.levels import expect_parts
+from fedsgd.compression.base import OperatorKind
+from fedsgd.compression.operators.randk import RandK
+from fedsgd.compression.operators.sparsifier import top_k_size
+from fedsgd.compression.operators.topk import TopK
+from fedsgd.config.component import field_types
+from fedsgd.numerics.arrays import F32, I64
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Section, SectionKind, Sections, decode_values, encode_values
+from fedsgd.wire.levels import require_sections
 
 # ------------------------------------------------------------------------------------------------------ what decoding depends on
 
@@ -58,7 +58,7 @@ _GLOBAL: dict[str, F32] = {}
 
 
 @dataclass(frozen=True)
-class HiddenChannel(Operator):
+class HiddenChannel(CompressionOperator):
     """Four bytes that say nothing; decode gets the vector from elsewhere in the process or on the machine."""
 
     name: ClassVar[str] = "hidden-channel"
@@ -68,10 +68,10 @@ class HiddenChannel(Operator):
     channel: Literal["global", "class", "instance", "cache", "environment", "file", "temporary-file"] = "global"
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OperatorKind:
         return "contractive"
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         key = f"{ctx.round}-{ctx.client}-{len(x)}"
         if self.channel == "cache":
             _cached(key)[:] = [x.copy()]
@@ -81,18 +81,18 @@ class HiddenChannel(Operator):
             self._path(key).write_bytes(x.tobytes())
         else:
             self._dictionary()[key] = x.copy()
-        return (Section(Part.VALUE, np.uint32(ctx.round).tobytes()),), Dense(x.copy())
+        return (Section(SectionKind.VALUE, np.uint32(ctx.round).tobytes()),), DenseUpdate(x.copy())
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
-        expect_parts(sections, (Part.VALUE,))
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        require_sections(sections, (SectionKind.VALUE,))
         key = f"{ctx.round}-{ctx.client}-{ctx.layout.size}"
         if self.channel == "cache":
-            return Dense(_cached(key)[0])
+            return DenseUpdate(_cached(key)[0])
         if self.channel == "environment":
-            return Dense(np.frombuffer(bytes.fromhex(os.environ[f"HIDDEN_{key}"]), np.float32))
+            return DenseUpdate(np.frombuffer(bytes.fromhex(os.environ[f"HIDDEN_{key}"]), np.float32))
         if self.channel in ("file", "temporary-file"):
-            return Dense(np.frombuffer(self._path(key).read_bytes(), np.float32))
-        return Dense(self._dictionary()[key])
+            return DenseUpdate(np.frombuffer(self._path(key).read_bytes(), np.float32))
+        return DenseUpdate(self._dictionary()[key])
 
     def _path(self, key: str) -> Path:
         return Path(tempfile.gettempdir() if self.channel == "temporary-file" else "", f"hidden-{key}")
@@ -103,13 +103,13 @@ class HiddenChannel(Operator):
         of_channel: dict[str, dict[str, F32]] = {"global": _GLOBAL, "class": self.stored, "instance": getattr(self, "own", {})}
         return of_channel[self.channel]
 
-    def kept(self, sections: Sections, ctx: Context) -> int:
+    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
         return ctx.layout.size
 
-    def max_bytes(self, layout: Layout) -> int:
+    def max_bytes(self, layout: ParameterLayout) -> int:
         return 4
 
-    def contraction(self, layout: Layout) -> float:
+    def contraction(self, layout: ParameterLayout) -> float:
         return 1.0
 
 
@@ -123,7 +123,7 @@ class DyingDecoder(HiddenChannel):
     name: ClassVar[str] = "dying-decoder"
     codec: ClassVar[int] = 208
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         if f"{ctx.round}-{ctx.client}-{ctx.layout.size}" not in self._dictionary():
             os._exit(7)
         return super().decode(sections, ctx)
@@ -136,7 +136,7 @@ class WaitingDecoder(HiddenChannel):
     name: ClassVar[str] = "waiting-decoder"
     codec: ClassVar[int] = 216
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         while f"{ctx.round}-{ctx.client}-{ctx.layout.size}" not in self._dictionary():
             time.sleep(0.01)
         return super().decode(sections, ctx)
@@ -150,36 +150,38 @@ class OrderedDecoder(TopK):
     codec: ClassVar[int] = 209
     counts: ClassVar[dict[str, int]] = {"encoded": 0, "decoded": 0}
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         sections, update = super().encode(x, ctx)
         self.counts["encoded"] = self.counts["decoded"] = ctx.round % 2
         return sections, update
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         update = super().decode(sections, ctx)
-        assert isinstance(update, Sparse)
-        return Sparse(update.indices, update.values * np.float32(1 + (self.counts["decoded"] - ctx.round) % 2), update.size)
+        assert isinstance(update, SparseUpdate)
+        return SparseUpdate(
+            update.indices, update.values * np.float32(1 + (self.counts["decoded"] - ctx.round) % 2), update.size
+        )
 
 
 class _GlobalSupport(RandK):
     """Rand-k on a support that a global generator draws. It states little, so that few laws draw from slow generators."""
 
-    even: ClassVar[bool] = False
+    position_invariant: ClassVar[bool] = False
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OperatorKind:
         return "neither"
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         support = self._support(ctx)
         sections, values = encode_values(x[support] * np.float32(len(x) / len(support)), "float32")
-        return sections, Sparse(support, values, len(x))
+        return sections, SparseUpdate(support, values, len(x))
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         support = self._support(ctx)
-        return Sparse(support, decode_values(sections, len(support), "float32"), ctx.layout.size)
+        return SparseUpdate(support, decode_values(sections, len(support), "float32"), ctx.layout.size)
 
-    def _support(self, ctx: Context) -> I64:
+    def _support(self, ctx: CodecContext) -> I64:
         raise NotImplementedError
 
 
@@ -190,14 +192,14 @@ class SeededByEncode(_GlobalSupport):
     name: ClassVar[str] = "seeded-by-encode"
     codec: ClassVar[int] = 210
 
-    def encode(self, x: F32, ctx: Context) -> tuple[Sections, Update]:
-        numpy_random.seed(ctx.key("support") % 2**32)
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
+        numpy_random.seed(ctx.derive_key("support") % 2**32)
         encoded = super().encode(x, ctx)
-        numpy_random.seed(ctx.key("support") % 2**32)
+        numpy_random.seed(ctx.derive_key("support") % 2**32)
         return encoded
 
-    def _support(self, ctx: Context) -> I64:
-        k = kept_of(self.density, ctx.layout.size)
+    def _support(self, ctx: CodecContext) -> I64:
+        k = top_k_size(self.density, ctx.layout.size)
         return np.sort(numpy_random.choice(ctx.layout.size, k, replace=False)).astype(np.int64)
 
 
@@ -208,10 +210,10 @@ class RestoredNumpy(_GlobalSupport):
     name: ClassVar[str] = "restored-numpy"
     codec: ClassVar[int] = 211
 
-    def _support(self, ctx: Context) -> I64:
+    def _support(self, ctx: CodecContext) -> I64:
         state: Any = numpy_random.get_state()
-        numpy_random.seed(ctx.key("support") % 2**32)
-        support = np.sort(numpy_random.permutation(ctx.layout.size)[: kept_of(self.density, ctx.layout.size)])
+        numpy_random.seed(ctx.derive_key("support") % 2**32)
+        support = np.sort(numpy_random.permutation(ctx.layout.size)[: top_k_size(self.density, ctx.layout.size)])
         numpy_random.set_state(state)
         return support.astype(np.int64)
 
@@ -223,10 +225,10 @@ class RestoredPython(_GlobalSupport):
     name: ClassVar[str] = "restored-python"
     codec: ClassVar[int] = 212
 
-    def _support(self, ctx: Context) -> I64:
+    def _support(self, ctx: CodecContext) -> I64:
         state = getstate()
-        seed(ctx.key("support"))
-        support = sorted(sample(range(ctx.layout.size), kept_of(self.density, ctx.layout.size)))
+        seed(ctx.derive_key("support"))
+        support = sorted(sample(range(ctx.layout.size), top_k_size(self.density, ctx.layout.size)))
         setstate(state)
         return np.array(support, dtype=np.int64)
 
@@ -238,10 +240,10 @@ class RestoredTorch(_GlobalSupport):
     name: ClassVar[str] = "restored-torch"
     codec: ClassVar[int] = 213
 
-    def _support(self, ctx: Context) -> I64:
+    def _support(self, ctx: CodecContext) -> I64:
         state = torch.get_rng_state()
-        torch.manual_seed(ctx.key("support") >> 1)
-        support = torch.randperm(ctx.layout.size)[: kept_of(self.density, ctx.layout.size)]
+        torch.manual_seed(ctx.derive_key("support") >> 1)
+        support = torch.randperm(ctx.layout.size)[: top_k_size(self.density, ctx.layout.size)]
         torch.set_rng_state(state)
         drawn: I64 = np.sort(support.numpy())
         return drawn
@@ -254,7 +256,7 @@ class PeekingDecoder(TopK):
     name: ClassVar[str] = "peeking-decoder"
     codec: ClassVar[int] = 214
 
-    def decode(self, sections: Sections, ctx: Context) -> Update:
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         random.getstate()
         return super().decode(sections, ctx)
 
@@ -263,18 +265,20 @@ class PeekingDecoder(TopK):
 
 
 @dataclass(frozen=True)
-class ServerMomentum(Plain):
+class ServerMomentum(MemorylessScheme):
     """m ← ρ m + Σ weight · update; the aggregate is m. Without a fault."""
 
     name: ClassVar[str] = "server-momentum"
 
-    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
-        mean = self._mean([*replies], gathering)
-        momentum = mean if "momentum" not in server else np.float32(0.9) * server["momentum"] + mean
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        mean = self._mean([*replies], ctx)
+        momentum = mean if "momentum" not in server_state else np.float32(0.9) * server_state["momentum"] + mean
         return momentum, {"momentum": momentum}
 
-    def _mean(self, replies: list[Received], gathering: Gathering) -> F32:
-        return self.mean(replies, gathering.layout)
+    def _mean(self, replies: list[WeightedUpdate], gathering: AggregationContext) -> F32:
+        return self.weighted_mean(replies, gathering.layout)
 
 
 @dataclass(frozen=True)
@@ -283,8 +287,8 @@ class SummedMomentum(ServerMomentum):
 
     name: ClassVar[str] = "summed-momentum"
 
-    def _mean(self, replies: list[Received], gathering: Gathering) -> F32:
-        return super()._mean([Received(reply.sections, 1.0, reply.ctx) for reply in replies], gathering)
+    def _mean(self, replies: list[WeightedUpdate], gathering: AggregationContext) -> F32:
+        return super()._mean([WeightedUpdate(reply.sections, 1.0, reply.ctx) for reply in replies], gathering)
 
 
 @dataclass(frozen=True)
@@ -293,8 +297,8 @@ class UnweightedMomentum(ServerMomentum):
 
     name: ClassVar[str] = "unweighted-momentum"
 
-    def _mean(self, replies: list[Received], gathering: Gathering) -> F32:
-        return super()._mean([Received(reply.sections, 1 / len(replies), reply.ctx) for reply in replies], gathering)
+    def _mean(self, replies: list[WeightedUpdate], gathering: AggregationContext) -> F32:
+        return super()._mean([WeightedUpdate(reply.sections, 1 / len(replies), reply.ctx) for reply in replies], gathering)
 
 
 @dataclass(frozen=True)
@@ -303,10 +307,12 @@ class MomentumInPlace(ServerMomentum):
 
     name: ClassVar[str] = "momentum-in-place"
 
-    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
-        momentum = server.get("momentum", np.zeros(gathering.layout.size, dtype=np.float32))
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        momentum = server_state.get("momentum", np.zeros(ctx.layout.size, dtype=np.float32))
         momentum *= np.float32(0.9)
-        momentum += self.mean(replies, gathering.layout)
+        momentum += self.weighted_mean(replies, ctx.layout)
         return momentum.copy(), {"momentum": momentum}
 
 
@@ -316,10 +322,12 @@ class MomentumInTheInstance(ServerMomentum):
 
     name: ClassVar[str] = "momentum-in-the-instance"
 
-    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
-        momentum, _ = super().fold(getattr(self, "server", {}), replies, gathering)
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        momentum, _ = super().aggregate(getattr(self, "server", {}), replies, ctx)
         object.__setattr__(self, "server", {"momentum": momentum})
-        return momentum, server
+        return momentum, server_state
 
 
 @dataclass(frozen=True)
@@ -328,20 +336,22 @@ class TableOfClients(OperatorScheme):
 
     name: ClassVar[str] = "table-of-clients"
     codec: ClassVar[int] = 215
-    uniform: ClassVar[bool] = True
-    convex: ClassVar[bool] = True
+    needs_uniform_weights: ClassVar[bool] = True
+    needs_normalized_weights: ClassVar[bool] = True
 
-    op: Operator = TopK(0.1)
+    op: CompressionOperator = TopK(0.1)
 
-    def send(self, x: F32, state: State, ctx: Context) -> Sent:
-        return Sent(self.op.encode(x, ctx)[0], {}, {})
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
+        return EncodedUpdate(self.op.encode(x, ctx)[0], {}, {})
 
-    def withheld(self, state: State, layout: Layout) -> F32 | None:
+    def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         return None
 
-    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
-        shape = gathering.clients, gathering.layout.size
-        table = server["table"].copy() if "table" in server else np.zeros(shape, dtype=np.float32)
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        shape = ctx.clients, ctx.layout.size
+        table = server_state["table"].copy() if "table" in server_state else np.zeros(shape, dtype=np.float32)
         for reply in replies:
             table[reply.ctx.client] = self.decode(reply.sections, reply.ctx).to_dense()
         return table.mean(axis=0), {"table": table}
@@ -353,8 +363,10 @@ class SummedFeedback(ErrorFeedback):
 
     name: ClassVar[str] = "summed-feedback"
 
-    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
-        return self.mean((Received(r.sections, 1.0, r.ctx) for r in replies), gathering.layout), server
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        return self.weighted_mean((WeightedUpdate(r.sections, 1.0, r.ctx) for r in replies), ctx.layout), server_state
 
 
 @dataclass(frozen=True)
@@ -363,11 +375,13 @@ class NormalisedFeedback(ErrorFeedback):
 
     name: ClassVar[str] = "normalised-feedback"
 
-    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
         received = [*replies]
         total = sum(reply.weight for reply in received) or 1.0
-        shares = (Received(reply.sections, reply.weight / total, reply.ctx) for reply in received)
-        return self.mean(shares, gathering.layout), server
+        shares = (WeightedUpdate(reply.sections, reply.weight / total, reply.ctx) for reply in received)
+        return self.weighted_mean(shares, ctx.layout), server_state
 
 
 @dataclass(frozen=True)
@@ -375,7 +389,7 @@ class ConvexFeedback(NormalisedFeedback):
     """Same as `NormalisedFeedback`, but it states that weights must add up to 1. Without a fault."""
 
     name: ClassVar[str] = "convex-feedback"
-    convex: ClassVar[bool] = True
+    needs_normalized_weights: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -384,10 +398,12 @@ class TwoPassFeedback(ErrorFeedback):
 
     name: ClassVar[str] = "two-pass-feedback"
 
-    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
         if not sum(1 for _ in replies):
-            return np.zeros(gathering.layout.size, dtype=np.float32), server
-        return self.mean(replies, gathering.layout), server
+            return np.zeros(ctx.layout.size, dtype=np.float32), server_state
+        return self.weighted_mean(replies, ctx.layout), server_state
 
 
 @dataclass(frozen=True)
@@ -396,13 +412,15 @@ class DividingFeedback(ErrorFeedback):
 
     name: ClassVar[str] = "dividing-feedback"
 
-    def fold(self, server: State, replies: Iterable[Received], gathering: Gathering) -> tuple[F32, State]:
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
         received = [*replies]
         with np.errstate(invalid="ignore"):
-            return self.mean(received, gathering.layout) / np.float32(bool(received)), server
+            return self.weighted_mean(received, ctx.layout) / np.float32(bool(received)), server_state
 
 
-REJECTED: list[tuple[Operator | Scheme, str]] = [
+REJECTED: list[tuple[CompressionOperator | CompressionScheme, str]] = [
     (HiddenChannel("instance"), "decodes_in_any_order"),
     (OrderedDecoder(density=0.05), "decodes_in_any_order"),
     (SeededByEncode(density=0.1), "global_generators"),
@@ -419,7 +437,7 @@ REJECTED: list[tuple[Operator | Scheme, str]] = [
     (TwoPassFeedback(TopK(0.1)), "aggregation"),
     (DividingFeedback(TopK(0.1)), "aggregation"),
 ]
-ACCEPTED: list[Scheme] = [
+ACCEPTED: list[CompressionScheme] = [
     ServerMomentum(TopK(0.1)),
     ServerMomentum(RandK(0.1)),
     TableOfClients(),

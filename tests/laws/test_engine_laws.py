@@ -16,19 +16,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import LastBatch, Local, Recipe, Work
-from fedsgd.engine.base import batches
-from fedsgd.engine.sequential import Sequential
 from fedsgd.errors import ModelError
-from fedsgd.models import Mlp, Task, make_task
+from fedsgd.models import Mlp
+from fedsgd.models.builder import build_task
 from fedsgd.models.perceptrons import Softmax
-from fedsgd.optim import OPTIMIZERS, SGD, Increment, Momentum, PyTorchMomentum
-from fedsgd.optim.schedules import Exponential, InverseSqrt
+from fedsgd.models.task import LearningTask
+from fedsgd.optim import OPTIMIZERS, SGD, Momentum, PyTorchMomentum, ScaledStep
+from fedsgd.optim.schedules import ExponentialSchedule, InverseSqrtSchedule
+from fedsgd.training import LastBatch, LocalTraining, TrainingJob, TrainingResult
+from fedsgd.training.base import batches
+from fedsgd.training.sequential import Sequential
 from tests.laws.engines import ENGINES, Make, assert_agree, train_by_pytorch
 
 
-def work(task: Task, data: Dataset, client: int, round: int = 1, rows: slice = slice(0, 30)) -> Work:
-    return Work(0, round, client, task.initial, Examples(data.train.x, data.train.y, np.arange(120)[rows]))
+def work(task: LearningTask, data: Dataset, client: int, round: int = 1, rows: slice = slice(0, 30)) -> TrainingJob:
+    return TrainingJob(0, round, client, task.initial_parameters, Examples(data.train.x, data.train.y, np.arange(120)[rows]))
 
 
 def dropout_module() -> nn.Module:
@@ -39,8 +41,8 @@ def dropout_module() -> nn.Module:
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_a_result_does_not_depend_on_who_else_is_in_the_cohort(name: str, optimizer: str, blobs: Dataset) -> None:
     engine = functools.partial(ENGINES[name], data=blobs)
-    task = make_task(Mlp(), blobs, 0, module=None if "stacked" in name else dropout_module())
-    recipe = Recipe(OPTIMIZERS[optimizer](lr=0.1), 2, None, 7)
+    task = build_task(Mlp(), blobs, 0, module=None if "stacked" in name else dropout_module())
+    recipe = LocalTraining(OPTIMIZERS[optimizer](lr=0.1), 2, None, 7)
     works = [work(task, blobs, c, rows=slice(10 * c, 10 * c + 5 + 10 * c)) for c in range(4)]
     together = {local.client: local.update.tobytes() for local in engine(task, recipe).train(works)}
     backwards = {local.client: local.update.tobytes() for local in engine(task, recipe).train(works[::-1])}
@@ -63,14 +65,14 @@ def test_the_watch_on_numpys_global_generator_sees_a_single_draw() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
 def test_threads_and_global_generators_are_left_as_they_were(engine: Make, blobs: Dataset) -> None:
-    task = make_task(Mlp(), blobs, 0)
+    task = build_task(Mlp(), blobs, 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         torch.manual_seed(5)
         before = torch.get_rng_state(), numpy_global_state()
-        list(engine(task, Recipe(SGD(), 1, None, 10), blobs).train([work(task, blobs, 0)]))
-        engine(task, Recipe(SGD(), 1, None, 10), blobs).evaluate(task.initial, blobs.test)
+        list(engine(task, LocalTraining(SGD(), 1, None, 10), blobs).train([work(task, blobs, 0)]))
+        engine(task, LocalTraining(SGD(), 1, None, 10), blobs).evaluate(task.initial_parameters, blobs.test)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert numpy_global_state() == before[1]
         assert torch.get_num_threads() == 2
@@ -80,17 +82,17 @@ def test_threads_and_global_generators_are_left_as_they_were(engine: Make, blobs
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
 def test_nothing_that_was_handed_over_is_written_to(engine: Make, blobs: Dataset) -> None:
-    task = make_task(Mlp(), blobs, 0)
+    task = build_task(Mlp(), blobs, 0)
     memory, correction = np.ones((2, task.layout.size), np.float32)
-    given_work = replace(work(task, blobs, 0), memory={"velocity": memory}, correction=correction)
+    given_work = replace(work(task, blobs, 0), optimizer_state={"velocity": memory}, correction=correction)
     for array in (given_work.weights, memory, correction, blobs.train.x):
         array.flags.writeable = False
     try:
-        recipe = Recipe(Momentum(), 1, None, 10, carry=True, corrected=True)
+        recipe = LocalTraining(Momentum(), 1, None, 10, keep_optimizer_state=True, uses_correction=True)
         (local,) = engine(task, recipe, blobs).train([given_work])
-        assert not np.shares_memory(local.memory["velocity"], memory)
-        list(engine(task, Recipe(Momentum(), 1, None, 10), blobs).train([given_work]))
-        engine(task, Recipe(Momentum(), 1, None, 10), blobs).evaluate(
+        assert not np.shares_memory(local.optimizer_state["velocity"], memory)
+        list(engine(task, LocalTraining(Momentum(), 1, None, 10), blobs).train([given_work]))
+        engine(task, LocalTraining(Momentum(), 1, None, 10), blobs).evaluate(
             given_work.weights, Examples(blobs.train.x, blobs.train.y)
         )
     finally:
@@ -111,19 +113,19 @@ def test_the_plain_torch_loop_gives_the_same(
 ) -> None:
     """DataLoader-free, but nn.Module, backward() and torch.optim.SGD as in any tutorial; the empty client included."""
     hidden *= 4 if "stacked" in name else 1  # else products in a stack are not to the bit what they are alone
-    task = make_task(Mlp(hidden=(hidden,)), blobs, 0)
-    recipe = Recipe(PyTorchMomentum(lr=0.1), epochs, None, size, last_batch=last_batch)
+    task = build_task(Mlp(hidden=(hidden,)), blobs, 0)
+    recipe = LocalTraining(PyTorchMomentum(lr=0.1), epochs, None, size, last_batch=last_batch)
     job = work(task, blobs, 3, rows=slice(0, n))
     (local,) = ENGINES[name](task, recipe, blobs).train([job])
     if recipe.n_steps(n) != 1:
-        expected = tutorial_loop(task, job, recipe) - task.initial
-        assert_agree(name, local.update, expected, task.initial)
-    assert (local.examples, local.steps) == (n, recipe.n_steps(n))
+        expected = tutorial_loop(task, job, recipe) - task.initial_parameters
+        assert_agree(name, local.update, expected, task.initial_parameters)
+    assert (local.n_examples, local.n_steps) == (n, recipe.n_steps(n))
 
 
-def tutorial_loop(task: Task, job: Work, recipe: Recipe) -> np.ndarray:
+def tutorial_loop(task: LearningTask, job: TrainingJob, recipe: LocalTraining) -> np.ndarray:
     engine = Sequential(task, recipe)
-    engine._network.point_at(engine._arrangement.views(torch.from_numpy(task.initial.copy())))
+    engine._flat_module.bind_parameters(engine._tensor_format.view_tensors(torch.from_numpy(task.initial_parameters.copy())))
     train_by_pytorch(task.module, job, recipe)
     return torch.cat([p.detach().reshape(-1) for p in task.module.parameters()]).numpy()
 
@@ -131,9 +133,9 @@ def tutorial_loop(task: Task, job: Work, recipe: Recipe) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------- batches, exact numbers
 
 
-def steps_of(recipe: Recipe, n: int) -> list[int]:
+def steps_of(recipe: LocalTraining, n: int) -> list[int]:
     data = Examples(np.zeros((n, 1)), np.zeros(n))
-    return [len(b) for b in batches(Work(0, 1, 0, np.zeros(1, np.float32), data), recipe)]
+    return [len(b) for b in batches(TrainingJob(0, 1, 0, np.zeros(1, np.float32), data), recipe)]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def steps_of(recipe: Recipe, n: int) -> list[int]:
     ],
 )
 def test_steps_and_batch_sizes(epochs: int | None, steps: int | None, size: int | None, expected: list[int]) -> None:
-    recipe = Recipe(SGD(), epochs, steps, size)
+    recipe = LocalTraining(SGD(), epochs, steps, size)
     assert steps_of(recipe, 25) == expected
     assert recipe.n_steps(25) == len(expected)
     assert recipe.n_steps(0) == 0
@@ -157,12 +159,12 @@ def test_steps_and_batch_sizes(epochs: int | None, steps: int | None, size: int 
 
 def test_each_pass_sees_each_example_once_in_an_order_of_its_own(blobs: Dataset) -> None:
     data = Examples(np.zeros((25, 1)), np.zeros(25))
-    job = Work(0, 1, 0, np.zeros(1, np.float32), data)
-    rows = np.concatenate(list(batches(job, Recipe(SGD(), 2, None, 10))))
+    job = TrainingJob(0, 1, 0, np.zeros(1, np.float32), data)
+    rows = np.concatenate(list(batches(job, LocalTraining(SGD(), 2, None, 10))))
     assert sorted(rows[:25]) == sorted(rows[25:]) == list(range(25))
     assert rows[:25].tolist() != rows[25:].tolist()
-    other_round = Work(0, 2, 0, np.zeros(1, np.float32), data)
-    assert rows.tolist() != np.concatenate(list(batches(other_round, Recipe(SGD(), 2, None, 10)))).tolist()
+    other_round = TrainingJob(0, 2, 0, np.zeros(1, np.float32), data)
+    assert rows.tolist() != np.concatenate(list(batches(other_round, LocalTraining(SGD(), 2, None, 10)))).tolist()
 
 
 # ------------------------------------------------------------------------------------------------------------- one-step clients
@@ -180,27 +182,27 @@ def test_a_one_step_client_hands_over_the_step_itself() -> None:
             return x * self.w
 
     data = Dataset(Examples(np.ones((4, 1), np.float32), np.zeros(4)), Examples(np.ones((1, 1), np.float32), np.zeros(1)), None)
-    task = make_task(Mlp(), data, 0, module=Scalar(), loss=lambda output, target: output.mean())
-    one = Sequential(task, Recipe(SGD(lr=0.25), None, 1, None))
-    (local,) = one.train([Work(0, 1, 0, task.initial, data.train)])
+    task = build_task(Mlp(), data, 0, module=Scalar(), loss=lambda output, target: output.mean())
+    one = Sequential(task, LocalTraining(SGD(lr=0.25), None, 1, None))
+    (local,) = one.train([TrainingJob(0, 1, 0, task.initial_parameters, data.train)])
     assert local.update.tolist() == [-0.25]
-    two = Sequential(task, Recipe(SGD(lr=0.25), None, 2, None))
-    (local,) = two.train([Work(0, 1, 0, task.initial, data.train)])
+    two = Sequential(task, LocalTraining(SGD(lr=0.25), None, 2, None))
+    (local,) = two.train([TrainingJob(0, 1, 0, task.initial_parameters, data.train)])
     assert local.update.tolist() == [0.0]
 
 
 # --------------------------------------------------------------------------------------------------------------- modules of users
 
 
-def train_once(task: Task, data: Dataset) -> Local:
-    return next(iter(Sequential(task, Recipe(SGD(lr=0.1), 1, None, 10)).train([work(task, data, 0)])))
+def train_once(task: LearningTask, data: Dataset) -> TrainingResult:
+    return next(iter(Sequential(task, LocalTraining(SGD(lr=0.1), 1, None, 10)).train([work(task, data, 0)])))
 
 
 def test_frozen_parameters_are_neither_trained_nor_sent(blobs: Dataset) -> None:
     module = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3))
     module[0].weight.requires_grad_(False)
     frozen = module[0].weight.detach().clone()
-    task = make_task(Mlp(), blobs, 0, module=module)
+    task = build_task(Mlp(), blobs, 0, module=module)
     assert task.layout.names == ("0.bias", "1.weight", "1.bias")
     assert len(train_once(task, blobs).update) == task.layout.size == 4 + 12 + 3
     assert torch.equal(task.module[0].weight, frozen)
@@ -218,7 +220,7 @@ def test_tied_parameters_are_sent_once_and_stay_tied(blobs: Dataset) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.decode(self.encode(x)))
 
-    task = make_task(Mlp(), blobs, 0, module=Tied())
+    task = build_task(Mlp(), blobs, 0, module=Tied())
     assert task.layout.size == 64 + 24 + 3
     train_once(task, blobs)
     assert task.module.encode.weight is task.module.decode.weight
@@ -227,7 +229,7 @@ def test_tied_parameters_are_sent_once_and_stay_tied(blobs: Dataset) -> None:
 def test_the_users_module_is_left_alone(blobs: Dataset) -> None:
     module = nn.Linear(8, 3)
     before = module.weight.detach().clone()
-    train_once(make_task(Mlp(), blobs, 0, module=module), blobs)
+    train_once(build_task(Mlp(), blobs, 0, module=module), blobs)
     assert torch.equal(module.weight, before)
 
 
@@ -245,14 +247,14 @@ class Counter(nn.Module):
 
 def test_buffer_that_training_changes_is_refused_by_name(blobs: Dataset) -> None:
     with pytest.raises(ModelError, match=r"training changes the buffer calls, .* set model.buffers to"):
-        make_task(Mlp(), blobs, 0, module=Counter())
+        build_task(Mlp(), blobs, 0, module=Counter())
 
 
 @pytest.mark.parametrize("policy", ["mean", "local"])
 def test_buffer_under_a_policy_goes_on_from_the_work_and_constants_stay(policy: str, blobs: Dataset) -> None:
-    task = make_task(Mlp(buffers=policy), blobs, 0, module=Counter())
+    task = build_task(Mlp(buffers=policy), blobs, 0, module=Counter())
     assert (task.buffers.names, task.n_local_buffers) == (("calls",), int(policy == "local"))
-    engine = Sequential(task, Recipe(SGD(lr=0.001), 1, None, 10))
+    engine = Sequential(task, LocalTraining(SGD(lr=0.001), 1, None, 10))
     first, second = (next(iter(engine.train([work(task, blobs, 0)]))) for _ in range(2))
     assert first.update.tobytes() == second.update.tobytes()
     assert (first.buffers.tolist(), int(task.module.calls)) == ([3.0], 0)
@@ -275,9 +277,9 @@ class Late(Counter):
 
 
 def test_buffer_that_changes_after_the_trial_ends_the_training(blobs: Dataset) -> None:
-    task = make_task(Mlp(), blobs, 0, module=Late())
+    task = build_task(Mlp(), blobs, 0, module=Late())
     with pytest.raises(ModelError, match="calls changed while a client trained"):
-        list(Sequential(task, Recipe(SGD(), 1, None, 10)).train([work(task, blobs, 0)]))
+        list(Sequential(task, LocalTraining(SGD(), 1, None, 10)).train([work(task, blobs, 0)]))
 
 
 class Centred(nn.Module):
@@ -295,22 +297,22 @@ class Centred(nn.Module):
 
 def test_buffers_of_a_loss_have_the_policy_of_the_modules(blobs: Dataset) -> None:
     with pytest.raises(ModelError, match=r"training changes the buffer loss\.mean"):
-        make_task(Mlp(), blobs, 0, loss=Centred())
-    task, recipe = make_task(Mlp(buffers="mean"), blobs, 0, loss=Centred()), Recipe(SGD(lr=0.5), 2, None, 10)
+        build_task(Mlp(), blobs, 0, loss=Centred())
+    task, recipe = build_task(Mlp(buffers="mean"), blobs, 0, loss=Centred()), LocalTraining(SGD(lr=0.5), 2, None, 10)
     assert task.buffers.names == ("loss.mean",)
     trained = Sequential(task, recipe)
-    before = trained.evaluate(task.initial, blobs.test).loss
+    before = trained.evaluate(task.initial_parameters, blobs.test).loss
     module, loss, job = copy.deepcopy(task.module), Centred(), work(task, blobs, 0)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
     for batch in batches(job, recipe):
-        x, y = map(torch.from_numpy, job.examples.take(batch).gather())
+        x, y = map(torch.from_numpy, job.examples.select(batch).arrays())
         optimizer.zero_grad()
         loss(module(x), y).backward()
         optimizer.step()
     for _ in range(2):
         (local,) = trained.train([job])
         assert local.buffers == pytest.approx(loss.mean.numpy(), abs=1e-6)
-        assert trained.evaluate(task.initial, blobs.test).loss == before
+        assert trained.evaluate(task.initial_parameters, blobs.test).loss == before
 
 
 def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient(blobs: Dataset) -> None:
@@ -322,7 +324,7 @@ def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient(blobs: Dat
         def forward(self, x: Tensor) -> Tensor:
             return self.used(x)
 
-    update = train_once(make_task(Mlp(), blobs, 0, module=Half()), blobs).update
+    update = train_once(build_task(Mlp(), blobs, 0, module=Half()), blobs).update
     assert np.abs(update[:27]).min() > 0
     assert not update[27:].any()
 
@@ -347,21 +349,21 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_modules_that_cannot_be_run_are_refused(make: Callable[[], nn.Module], message: str, blobs: Dataset) -> None:
     with pytest.raises(ModelError, match=message):
-        make_task(Mlp(), blobs, 0, module=make())
+        build_task(Mlp(), blobs, 0, module=make())
 
 
 def test_a_loss_that_is_not_a_mean_is_refused(blobs: Dataset) -> None:
-    task = make_task(Mlp(), blobs, 0, loss=lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"))
+    task = build_task(Mlp(), blobs, 0, loss=lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"))
     with pytest.raises(ModelError, match=r"the loss is of shape \[10\], expected a tensor that is a scalar"):
         train_once(task, blobs)
 
 
 def test_evaluation_is_the_mean_over_all_examples_whatever_the_slices(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = make_task(Mlp(), blobs, 0, metrics={"first": lambda output, target: output[:, 0]})
-    engine = Sequential(task, Recipe(SGD(), 1, None, 10))
-    whole = engine.evaluate(task.initial, blobs.test).means
-    monkeypatch.setattr("fedsgd.engine.network.EVALUATION_SLICE", 7)
-    sliced = engine.evaluate(task.initial, blobs.test).means
+    task = build_task(Mlp(), blobs, 0, metrics={"first": lambda output, target: output[:, 0]})
+    engine = Sequential(task, LocalTraining(SGD(), 1, None, 10))
+    whole = engine.evaluate(task.initial_parameters, blobs.test).means
+    monkeypatch.setattr("fedsgd.training.flat_module.EVALUATION_SLICE", 7)
+    sliced = engine.evaluate(task.initial_parameters, blobs.test).means
     assert set(whole) == {"loss", "accuracy", "first"}
     assert sliced == pytest.approx(whole, rel=1e-6)
     with torch.no_grad():
@@ -371,14 +373,14 @@ def test_evaluation_is_the_mean_over_all_examples_whatever_the_slices(blobs: Dat
 
 def test_a_loss_or_metric_that_is_no_tensor_is_refused(blobs: Dataset) -> None:
     with pytest.raises(ModelError, match="the loss is a float, expected a tensor"):
-        train_once(make_task(Mlp(), blobs, 0, loss=lambda o, t: 0.5), blobs)
+        train_once(build_task(Mlp(), blobs, 0, loss=lambda o, t: 0.5), blobs)
     with pytest.raises(ModelError, match=r"loss: got the class CrossEntropyLoss, .*or an instance: CrossEntropyLoss\(\)"):
-        make_task(Mlp(), blobs, 0, loss=nn.CrossEntropyLoss)
-    task = make_task(Mlp(), blobs, 0, metrics={"half": lambda o, t: 0.5})
+        build_task(Mlp(), blobs, 0, loss=nn.CrossEntropyLoss)
+    task = build_task(Mlp(), blobs, 0, metrics={"half": lambda o, t: 0.5})
     with pytest.raises(ModelError, match="metric half is a float"):
-        Sequential(task, Recipe(SGD(), 1, None, 10)).evaluate(task.initial, blobs.test)
+        Sequential(task, LocalTraining(SGD(), 1, None, 10)).evaluate(task.initial_parameters, blobs.test)
     with pytest.raises(ModelError, match='cannot be called "loss"'):
-        make_task(Mlp(), blobs, 0, metrics={"loss": lambda o, t: t})
+        build_task(Mlp(), blobs, 0, metrics={"loss": lambda o, t: t})
 
 
 def test_a_module_that_works_in_place_changes_nobodys_data(blobs: Dataset) -> None:
@@ -391,10 +393,12 @@ def test_a_module_that_works_in_place_changes_nobodys_data(blobs: Dataset) -> No
             return self.linear(x.mul_(0.5))
 
     before = blobs.test.x.copy(), blobs.train.x.copy()
-    task = make_task(Mlp(), blobs, 0, module=InPlace())
-    engine = Sequential(task, Recipe(SGD(), 3, None, None))
-    assert engine.evaluate(task.initial, blobs.test).means == engine.evaluate(task.initial, blobs.test).means
-    list(engine.train([Work(0, 1, 0, task.initial, blobs.train)]))
+    task = build_task(Mlp(), blobs, 0, module=InPlace())
+    engine = Sequential(task, LocalTraining(SGD(), 3, None, None))
+    assert (
+        engine.evaluate(task.initial_parameters, blobs.test).means == engine.evaluate(task.initial_parameters, blobs.test).means
+    )
+    list(engine.train([TrainingJob(0, 1, 0, task.initial_parameters, blobs.train)]))
     assert (blobs.test.x == before[0]).all()
     assert (blobs.train.x == before[1]).all()
 
@@ -414,13 +418,13 @@ def test_buffers_may_be_reassigned_but_not_appear(blobs: Dataset) -> None:
                 self.mask = self.mask * 0.5
             return self.linear(x * self.mask)
 
-    task = make_task(Mlp(buffers="local"), blobs, 0, module=Moody(early=True))
-    engine = Sequential(task, Recipe(SGD(), 1, None, 10))
-    engine.evaluate(task.initial, blobs.test)
+    task = build_task(Mlp(buffers="local"), blobs, 0, module=Moody(early=True))
+    engine = Sequential(task, LocalTraining(SGD(), 1, None, 10))
+    engine.evaluate(task.initial_parameters, blobs.test)
     updates = {next(iter(engine.train([work(task, blobs, 0)]))).update.tobytes() for _ in range(2)}
     assert len(updates) == 1
     with pytest.raises(ModelError, match="buffer mask appeared"):
-        train_once(make_task(Mlp(), blobs, 0, module=Moody(early=False)), blobs)
+        train_once(build_task(Mlp(), blobs, 0, module=Moody(early=False)), blobs)
 
 
 def test_a_parameter_whose_data_is_assigned_to_goes_on_from_there(blobs: Dataset) -> None:
@@ -431,22 +435,22 @@ def test_a_parameter_whose_data_is_assigned_to_goes_on_from_there(blobs: Dataset
             self.weight.data = torch.renorm(self.weight.data, 2, 0, 0.5)
             return super().forward(x)
 
-    task = make_task(Mlp(), blobs, 0, module=Renormed(8, 3))
-    recipe, job = Recipe(SGD(lr=0.5), 2, None, 10), work(task, blobs, 0)
+    task = build_task(Mlp(), blobs, 0, module=Renormed(8, 3))
+    recipe, job = LocalTraining(SGD(lr=0.5), 2, None, 10), work(task, blobs, 0)
     (local,) = Sequential(task, recipe).train([job])
-    weight, bias = (torch.from_numpy(part.copy()) for part in np.split(task.initial, [24]))
+    weight, bias = (torch.from_numpy(part.copy()) for part in np.split(task.initial_parameters, [24]))
     for batch in batches(job, recipe):
-        x, y = (torch.from_numpy(part) for part in job.examples.take(batch).gather())
+        x, y = (torch.from_numpy(part) for part in job.examples.select(batch).arrays())
         weight = torch.renorm(weight.view(3, 8), 2, 0, 0.5).requires_grad_()
         loss = nn.functional.cross_entropy(nn.functional.linear(x, weight, bias.requires_grad_()), y)
         by_weight, by_bias = torch.autograd.grad(loss, (weight, bias))
         weight, bias = (weight - 0.5 * by_weight).detach(), (bias - 0.5 * by_bias).detach()
-    expected = np.concatenate([weight.numpy().ravel(), bias.numpy()]) - task.initial
+    expected = np.concatenate([weight.numpy().ravel(), bias.numpy()]) - task.initial_parameters
     assert local.update == pytest.approx(expected, abs=1e-5)
 
 
 def test_training_works_where_gradients_are_switched_off(blobs: Dataset) -> None:
-    task = make_task(Mlp(), blobs, 0)
+    task = build_task(Mlp(), blobs, 0)
     with torch.no_grad():
         inside = train_once(task, blobs)
     assert inside.update.tobytes() == train_once(task, blobs).update.tobytes()
@@ -456,15 +460,15 @@ def test_a_module_that_cannot_be_copied_is_refused(blobs: Dataset) -> None:
     module = nn.Linear(8, 3)
     module.extra = module.weight * 2
     with pytest.raises(ModelError, match="cannot be copied"):
-        make_task(Mlp(), blobs, 0, module=module)
+        build_task(Mlp(), blobs, 0, module=module)
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
 def test_the_step_size_is_that_of_the_round(engine: Make, blobs: Dataset) -> None:
     """0.4 quartered in round 3 is exactly 0.1."""
-    task = make_task(Mlp(), blobs, 0)
-    scheduled = engine(task, Recipe(SGD(lr=0.4, schedule=Exponential(gamma=0.5)), 1, None, 10), blobs)
-    constant = engine(task, Recipe(SGD(lr=0.1), 1, None, 10), blobs)
+    task = build_task(Mlp(), blobs, 0)
+    scheduled = engine(task, LocalTraining(SGD(lr=0.4, schedule=ExponentialSchedule(gamma=0.5)), 1, None, 10), blobs)
+    constant = engine(task, LocalTraining(SGD(lr=0.1), 1, None, 10), blobs)
     third = work(task, blobs, 0, round=3)
     assert next(iter(scheduled.train([third]))).update.tobytes() == next(iter(constant.train([third]))).update.tobytes()
     second = work(task, blobs, 0, round=2)
@@ -475,7 +479,11 @@ def test_batches_are_drawn_anew_for_each_seed_round_and_client() -> None:
     data = Examples(np.zeros((25, 1)), np.zeros(25))
     orders = {
         tuple(
-            np.concatenate(list(batches(Work(seed, round, client, np.zeros(1, np.float32), data), Recipe(SGD(), 1, None, 10))))
+            np.concatenate(
+                list(
+                    batches(TrainingJob(seed, round, client, np.zeros(1, np.float32), data), LocalTraining(SGD(), 1, None, 10))
+                )
+            )
         )
         for seed in (0, 1)
         for round in (1, 2)
@@ -486,16 +494,16 @@ def test_batches_are_drawn_anew_for_each_seed_round_and_client() -> None:
 
 def test_dropout_differs_between_clients_and_rounds_and_rests_in_evaluation(blobs: Dataset) -> None:
     """Full batches of the same data, so that nothing else can differ."""
-    task = make_task(Mlp(), blobs, 0, module=dropout_module())
-    engine = Sequential(task, Recipe(SGD(lr=0.1), 2, None, None))
+    task = build_task(Mlp(), blobs, 0, module=dropout_module())
+    engine = Sequential(task, LocalTraining(SGD(lr=0.1), 2, None, None))
     updates = [local.update.tobytes() for local in engine.train([work(task, blobs, c, r) for c in (0, 1) for r in (1, 2)])]
     assert len(set(updates)) == 4
     output = task.module.eval()
-    engine._network.point_at(engine._arrangement.views(torch.from_numpy(task.initial.copy())))
+    engine._flat_module.bind_parameters(engine._tensor_format.view_tensors(torch.from_numpy(task.initial_parameters.copy())))
     with torch.no_grad():
         expected = float(nn.functional.cross_entropy(output(torch.from_numpy(blobs.test.x)), torch.from_numpy(blobs.test.y)))
     task.module.train()
-    assert engine.evaluate(task.initial, blobs.test).loss == pytest.approx(expected, rel=1e-6)
+    assert engine.evaluate(task.initial_parameters, blobs.test).loss == pytest.approx(expected, rel=1e-6)
     again = [local.update.tobytes() for local in engine.train([work(task, blobs, 0, 1)])]
     assert again == updates[:1], "an evaluation in between must not leave the module in evaluation mode"
 
@@ -512,23 +520,23 @@ def test_modules_run_on_one_thread(blobs: Dataset) -> None:
             seen.add(torch.get_num_threads())
             return self.linear(x)
 
-    task = make_task(Mlp(), blobs, 0, module=Watching())
-    engine = Sequential(task, Recipe(SGD(), 1, None, 10))
+    task = build_task(Mlp(), blobs, 0, module=Watching())
+    engine = Sequential(task, LocalTraining(SGD(), 1, None, 10))
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     list(engine.train([work(task, blobs, 0)]))
-    engine.evaluate(task.initial, blobs.test)
+    engine.evaluate(task.initial_parameters, blobs.test)
     torch.set_num_threads(before)
     assert seen == {1}
 
 
 @pytest.mark.parametrize(("name", "multiple"), [("sgd", 1), ("momentum", 1), ("momentum-pytorch", 1), ("nesterov", 1.5)])
 def test_a_first_step_is_the_gradient_times_the_step_size(name: str, multiple: float, blobs: Dataset) -> None:
-    task = make_task(Mlp(), blobs, 0)
-    job = Work(0, 1, 0, task.initial, blobs.train)
+    task = build_task(Mlp(), blobs, 0)
+    job = TrainingJob(0, 1, 0, task.initial_parameters, blobs.train)
     options = {} if name == "sgd" else {"momentum": 0.5}
-    step = next(iter(Sequential(task, Recipe(OPTIMIZERS[name](lr=0.2, **options), None, 1, None)).train([job]))).update
-    gradient = -next(iter(Sequential(task, Recipe(SGD(lr=1.0), None, 1, None)).train([job]))).update
+    step = next(iter(Sequential(task, LocalTraining(OPTIMIZERS[name](lr=0.2, **options), None, 1, None)).train([job]))).update
+    gradient = -next(iter(Sequential(task, LocalTraining(SGD(lr=1.0), None, 1, None)).train([job]))).update
     assert step == pytest.approx(-0.2 * multiple * gradient, rel=1e-6)
 
 
@@ -536,12 +544,12 @@ def test_a_first_step_is_the_gradient_times_the_step_size(name: str, multiple: f
 @pytest.mark.parametrize("proximal", [0.0, 0.5])
 def test_fedprox_is_a_few_lines_of_float64(engine: Make, proximal: float, blobs: Dataset) -> None:
     """Softmax regression by hand: the gradient of a batch is (p − 1_y) xᵀ, and μ(w − w_received) is added to it."""
-    task = make_task(Softmax(), blobs, 0)
-    job, recipe = work(task, blobs, 1), Recipe(SGD(lr=0.3), 2, None, 10, proximal)
+    task = build_task(Softmax(), blobs, 0)
+    job, recipe = work(task, blobs, 1), LocalTraining(SGD(lr=0.3), 2, None, 10, proximal)
     (local,) = engine(task, recipe, blobs).train([job])
-    received = task.initial.astype(np.float64)
+    received = task.initial_parameters.astype(np.float64)
     weight, bias = received[:24].reshape(3, 8), received[24:]
-    x, y = job.examples.gather()
+    x, y = job.examples.arrays()
     for batch in batches(job, recipe):
         logits = x[batch] @ weight.T + bias
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -555,15 +563,15 @@ def test_fedprox_is_a_few_lines_of_float64(engine: Make, proximal: float, blobs:
 @pytest.mark.parametrize("over", ["steps", "local-steps"])
 def test_a_schedule_over_steps_changes_the_step_size_within_a_round(over: str, blobs: Dataset) -> None:
     """Three steps in round 2: by all steps so far the rates are those of t = 4, 5, 6, by local steps those of 1, 2, 3."""
-    task = make_task(Softmax(), blobs, 0)
+    task = build_task(Softmax(), blobs, 0)
     seen: list[float] = []
 
     @dataclass(frozen=True)
     class Watched(SGD):
-        def recurrence(self, g: Tensor, buffers: dict[str, Tensor], lr: float) -> Increment:
+        def recurrence(self, g: Tensor, buffers: dict[str, Tensor], lr: float) -> ScaledStep:
             seen.append(lr)
-            return super().recurrence(g, buffers, lr)
+            return super().update_rule(g, buffers, lr)
 
-    recipe = Recipe(Watched(lr=1.0, schedule=InverseSqrt(), schedule_over=over), 1, None, 10)
+    recipe = LocalTraining(Watched(lr=1.0, schedule=InverseSqrtSchedule(), schedule_over=over), 1, None, 10)
     list(Sequential(task, recipe).train([work(task, blobs, 0, round=2)]))
     assert seen == pytest.approx([t**-0.5 for t in ((4, 5, 6) if over == "steps" else (1, 2, 3))])

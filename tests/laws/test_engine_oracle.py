@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsgd.arrays import F32
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import LastBatch, Local, Recipe, Work
-from fedsgd.engine.base import CaptureError
-from fedsgd.engine.sequential import Sequential
-from fedsgd.models import Loss, Mlp, Task, make_task
-from fedsgd.models.layers import ClassesSecond, LstmOutputs, Residual
+from fedsgd.models import Loss, Mlp
+from fedsgd.models.builder import build_task
+from fedsgd.models.layers import ClassDimSecond, LstmSequence, ResidualBlock
+from fedsgd.models.task import LearningTask
+from fedsgd.numerics.arrays import F32
 from fedsgd.optim import OPTIMIZERS, Optimizer
-from fedsgd.optim.schedules import Exponential
+from fedsgd.optim.schedules import ExponentialSchedule
+from fedsgd.training import LastBatch, LocalTraining, TrainingJob, TrainingResult
+from fedsgd.training.base import NotCapturableError
+from fedsgd.training.sequential import Sequential
 from tests.laws.engines import ENGINES, assert_agree, bits
 
 CLASSES = 4
@@ -88,7 +90,7 @@ def convolutional(draw: st.DrawFn) -> nn.Sequential:
     )
     pool = draw(st.sampled_from((nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3))))
     body = nn.Conv2d(channels, channels, 3, padding=1, groups=draw(st.sampled_from((1, 2))))
-    middle = draw(st.sampled_from((nn.Identity(), Residual(body, 1, 0), nn.Dropout2d(0.2))))
+    middle = draw(st.sampled_from((nn.Identity(), ResidualBlock(body, 1, 0), nn.Dropout2d(0.2))))
     return nn.Sequential(
         nn.Unflatten(1, (1, 6)), nn.Conv2d(1, channels, 3, padding=1), norm, nn.ReLU(), pool, middle, nn.Flatten(),
         nn.Linear(9 * channels, CLASSES),
@@ -101,7 +103,7 @@ def recurrent(draw: st.DrawFn) -> nn.Sequential:
     layers = draw(st.integers(1, 2))
     cell = kind(3, 5, num_layers=layers, batch_first=True)
     if draw(st.booleans()):
-        return nn.Sequential(nn.Embedding(7, 3), LstmOutputs(cell), nn.Linear(5, CLASSES), ClassesSecond(), Last())
+        return nn.Sequential(nn.Embedding(7, 3), LstmSequence(cell), nn.Linear(5, CLASSES), ClassDimSecond(), Last())
     return nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(32, CLASSES))
 
 
@@ -113,28 +115,28 @@ class Last(nn.Module):
 
 
 @st.composite
-def recipes(draw: st.DrawFn) -> Recipe:
+def recipes(draw: st.DrawFn) -> LocalTraining:
     name = draw(st.sampled_from(CLIENT_OPTIMIZERS))
     settings: dict[str, object] = {
         "lr": draw(st.sampled_from((0.05, 0.01))),
         "weight_decay": draw(st.sampled_from((0.0, 0.0, 0.01))),
         "clip_norm": draw(st.sampled_from((None, None, 0.5))),
-        "schedule": draw(st.sampled_from((OPTIMIZERS[name]().schedule, Exponential(gamma=0.9)))),
+        "schedule": draw(st.sampled_from((OPTIMIZERS[name]().schedule, ExponentialSchedule(gamma=0.9)))),
         "schedule_over": draw(st.sampled_from(("rounds", "steps", "local-steps"))),
     }
     optimizer: Optimizer = OPTIMIZERS[name](**settings)
     epochs, steps = draw(st.sampled_from(((1, None), (2, None), (None, 1), (None, 5))))
     size, proximal = draw(st.sampled_from((None, 1, 2, 3, 7))), draw(st.sampled_from((0.0, 0.0, 0.1)))
     carry, corrected, last_batch = draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from(get_args(LastBatch)))
-    return Recipe(optimizer, epochs, steps, size, proximal, carry, corrected, last_batch)
+    return LocalTraining(optimizer, epochs, steps, size, proximal, carry, corrected, last_batch)
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    task: Task
+    task: LearningTask
     data: Dataset
-    recipe: Recipe
-    works: list[Work]
+    recipe: LocalTraining
+    works: list[TrainingJob]
 
     def __repr__(self) -> str:
         return f"{self.task.module}, {self.task.loss}, {self.recipe}, examples {[len(work.examples) for work in self.works]}"
@@ -154,19 +156,21 @@ def cases(draw: st.DrawFn, modules: st.SearchStrategy[nn.Sequential], words: boo
         module = draw(modules)
     finally:
         torch.set_rng_state(torch_state)
-    task = make_task(Mlp(), data, seed, module=module, loss=LOSSES[draw(st.sampled_from(sorted(LOSSES)))])
+    task = build_task(Mlp(), data, seed, module=module, loss=LOSSES[draw(st.sampled_from(sorted(LOSSES)))])
     ns = draw(st.lists(st.integers(0, 16), min_size=1, max_size=5))
     recipe, works = draw(recipes()), []
     for client, n in enumerate(ns):
-        job = Work(seed, 3, client, task.initial, Examples(data.train.x, data.train.y, rng.permutation(40)[:n]))
+        job = TrainingJob(
+            seed, 3, client, task.initial_parameters, Examples(data.train.x, data.train.y, rng.permutation(40)[:n])
+        )
         if draw(st.booleans()):  # both are left aside unless the recipe asks for them
             memory = recipe.optimizer.init(torch.zeros(task.layout.size))
-            job = replace(job, memory={name: small(rng, task) for name in memory}, correction=small(rng, task))
+            job = replace(job, optimizer_state={name: small(rng, task) for name in memory}, correction=small(rng, task))
         works.append(job)
     return Case(task, data, recipe, works)
 
 
-def small(rng: np.random.Generator, task: Task) -> F32:
+def small(rng: np.random.Generator, task: LearningTask) -> F32:
     return (0.01 * rng.standard_normal(task.layout.size)).astype(np.float32)
 
 
@@ -174,7 +178,7 @@ def hold_to_the_oracle(case: Case, name: str) -> None:
     try:
         engine = ENGINES[name](case.task, case.recipe, case.data)
         trained = {local.client: local for local in engine.train(case.works)}
-    except CaptureError:
+    except NotCapturableError:
         if "stacked" in name:
             return
         raise
@@ -183,23 +187,27 @@ def hold_to_the_oracle(case: Case, name: str) -> None:
     agree(name, case, trained, expected)
     alone = {work.client: bits(next(iter(engine.train([work])))) for work in case.works}
     assert alone == {client: bits(local) for client, local in trained.items()}
-    if case.recipe.carry:  # the next round, with what each engine remembers itself
+    if case.recipe.keep_optimizer_state:  # the next round, with what each engine remembers itself
         trained = {local.client: local for local in engine.train(next_round(case.works, trained))}
         agree(name, case, trained, {local.client: local for local in oracle.train(next_round(case.works, expected))})
 
 
-def next_round(works: list[Work], trained: dict[int, Local]) -> list[Work]:
-    return [replace(work, round=work.round + 1, memory=trained[work.client].memory) for work in works]
+def next_round(works: list[TrainingJob], trained: dict[int, TrainingResult]) -> list[TrainingJob]:
+    return [replace(work, round=work.round + 1, optimizer_state=trained[work.client].optimizer_state) for work in works]
 
 
-def agree(name: str, case: Case, trained: dict[int, Local], expected: dict[int, Local]) -> None:
+def agree(name: str, case: Case, trained: dict[int, TrainingResult], expected: dict[int, TrainingResult]) -> None:
     assert trained.keys() == expected.keys()
     for client, local in expected.items():
         got = trained[client]
-        assert (got.examples, got.steps, got.memory.keys()) == (local.examples, local.steps, local.memory.keys())
-        assert_agree(name, got.update, local.update, case.task.initial)
-        for key, value in local.memory.items():
-            assert_agree(name, got.memory[key], value, case.task.initial)
+        assert (got.n_examples, got.n_steps, got.optimizer_state.keys()) == (
+            local.n_examples,
+            local.n_steps,
+            local.optimizer_state.keys(),
+        )
+        assert_agree(name, got.update, local.update, case.task.initial_parameters)
+        for key, value in local.optimizer_state.items():
+            assert_agree(name, got.optimizer_state[key], value, case.task.initial_parameters)
 
 
 FAST = [name for name in ENGINES if name != "sequential"]

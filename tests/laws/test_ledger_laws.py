@@ -6,26 +6,26 @@ import hashlib
 
 import numpy as np
 
-from fedsgd.compress import Context
-from fedsgd.compress.dense import DenseOperator
-from fedsgd.compress.topk import TopK
+from fedsgd.compression import CodecContext
+from fedsgd.compression.operators.dense import Dense
+from fedsgd.compression.operators.topk import TopK
 from fedsgd.errors import LawError
-from fedsgd.layout import Layout
-from fedsgd.ledger import DIGEST_COLUMNS, Ledger, canonical
-from fedsgd.loop import Crossing
-from fedsgd.wire import Frame, Header, Kind, encode_frame, overhead
+from fedsgd.experiment.ledger import DIGEST_COLUMNS, Ledger, encode_canonical_row
+from fedsgd.federation.round_loop import FrameEvent
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Frame, FrameKind, Header, encode_frame, frame_overhead
 
 
-def crossings() -> list[Crossing]:
+def crossings() -> list[FrameEvent]:
     """A TASK, a MODEL and two UPDATE frames, one of them ternary."""
     rng = np.random.default_rng(0)
-    x, layout = rng.standard_normal(500).astype(np.float32), Layout.flat(500)
-    out = [Crossing(1, 3, "down", Kind.TASK, encode_frame(Frame(Header(Kind.TASK, 1, client=3))), 0, 0.0, 0.0)]
-    plans = [(DenseOperator(), Kind.MODEL), (TopK(0.1), Kind.UPDATE), (TopK(0.1, "ternary"), Kind.UPDATE)]
+    x, layout = rng.standard_normal(500).astype(np.float32), ParameterLayout.from_size(500)
+    out = [FrameEvent(1, 3, "down", FrameKind.TASK, encode_frame(Frame(Header(FrameKind.TASK, 1, client=3))), 0, 0.0, 0.0)]
+    plans = [(Dense(), FrameKind.MODEL), (TopK(0.1), FrameKind.UPDATE), (TopK(0.1, "ternary"), FrameKind.UPDATE)]
     for op, kind in plans:
-        sections, update = op.encode(x, Context(0, 1, 3, layout))
+        sections, update = op.encode(x, CodecContext(0, 1, 3, layout))
         frame = encode_frame(Frame(Header(kind, 1, op.codec, client=3), sections))
-        out.append(Crossing(1, 3, "up" if kind is Kind.UPDATE else "down", kind, frame, update.kept, 0.1, 0.2))
+        out.append(FrameEvent(1, 3, "up" if kind is FrameKind.UPDATE else "down", kind, frame, update.n_coordinates, 0.1, 0.2))
     return out
 
 
@@ -37,7 +37,7 @@ def accounts_for_every_byte(ledger: Ledger) -> None:
     rows = ledger.table().to_pylist()
     for crossing, row in zip(sent, rows, strict=True):
         parts = sum(row[f"{part}_bytes"] for part in ("header", "index", "value", "side"))
-        good = row["n_bytes"] == len(crossing.frame) == parts and row["header_bytes"] >= overhead(0)
+        good = row["n_bytes"] == len(crossing.frame) == parts and row["header_bytes"] >= frame_overhead(0)
         if not good:
             raise LawError(f"every byte: a frame of {len(crossing.frame)} bytes is booked as {row}")
 
@@ -63,24 +63,26 @@ def test_totals_are_the_sums_of_the_rows() -> None:
 def test_the_digest_is_that_of_the_rows_without_timings() -> None:
     ledger = Ledger()
     accounts_for_every_byte(ledger)
-    text = "\t".join(DIGEST_COLUMNS).encode() + b"\n" + b"".join(canonical(row) for row in ledger.table().to_pylist())
+    text = (
+        "\t".join(DIGEST_COLUMNS).encode() + b"\n" + b"".join(encode_canonical_row(row) for row in ledger.table().to_pylist())
+    )
     assert ledger.sha256 == hashlib.sha256(text).hexdigest()
 
     slower = Ledger()
     for c in crossings():
-        slower(Crossing(c.round, c.client, c.direction, c.kind, c.frame, c.kept, 9.0, 9.0))
+        slower(FrameEvent(c.round, c.client, c.direction, c.kind, c.frame, c.n_coordinates, 9.0, 9.0))
     assert slower.sha256 == ledger.sha256
 
     other = Ledger()
     for c in crossings():
         flipped = c.frame[:-1] + bytes([c.frame[-1] ^ 1])
-        other(Crossing(c.round, c.client, c.direction, c.kind, flipped, c.kept, 0.0, 0.0))
+        other(FrameEvent(c.round, c.client, c.direction, c.kind, flipped, c.n_coordinates, 0.0, 0.0))
     assert other.sha256 != ledger.sha256
 
 
 def test_a_frame_that_cannot_be_read_is_counted_all_the_same() -> None:
     ledger = Ledger()
-    ledger(Crossing(1, 0, "up", Kind.UPDATE, b"garbage", 0, 0.0, 0.0))
+    ledger(FrameEvent(1, 0, "up", FrameKind.UPDATE, b"garbage", 0, 0.0, 0.0))
     (row,) = ledger.table().to_pylist()
     assert (row["n_bytes"], row["side_bytes"], row["header_bytes"]) == (7, 7, 0)
 
@@ -89,7 +91,7 @@ def test_the_digest_never_changes() -> None:
     """Columns, order and form of the canonical rows are part of what users compare: a change needs a reason and a new figure."""
     ledger = Ledger()
     for number, client in enumerate((3, 4)):
-        ledger(Crossing(number + 1, client, "up", Kind.UPDATE, bytes(range(60)), 7, 0.0, 0.0))
+        ledger(FrameEvent(number + 1, client, "up", FrameKind.UPDATE, bytes(range(60)), 7, 0.0, 0.0))
     assert ledger.sha256 == DIGEST
 
 

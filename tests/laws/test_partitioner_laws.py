@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsgd.component import FieldError
-from fedsgd.data import PARTITIONERS, Dataset, Examples, Partition, Partitioner, deal, partition
-from fedsgd.data.partitioners.base import _repair, cut
+from fedsgd.config.component import FieldError
+from fedsgd.data import PARTITIONERS, Dataset, Examples, Partition, Partitioner, partition_dataset, partition_examples
+from fedsgd.data.partitioners.base import _fill_empty_clients, split_proportionally
 from fedsgd.data.partitioners.dirichlet import Dirichlet
 from fedsgd.data.partitioners.flwr_datasets import FlwrDatasets
 from fedsgd.data.partitioners.iid import Iid
-from fedsgd.data.partitioners.natural import Natural
+from fedsgd.data.partitioners.natural import NaturalPartition
 from fedsgd.data.partitioners.pathological import Pathological
-from fedsgd.data.partitioners.quantity import Quantity
+from fedsgd.data.partitioners.quantity import QuantitySkew
 from fedsgd.data.partitioners.shards import Shards
-from fedsgd.data.partitioners.skewed import Skewed
+from fedsgd.data.partitioners.skewed import LabelAndQuantitySkew
 from fedsgd.errors import DataError
 
 NAMES = list(PARTITIONERS)
@@ -55,7 +55,7 @@ def member(name: str, clients: int, labels: np.ndarray) -> Partitioner:
 def test_an_exact_cover_without_empty_clients(name: str, data: st.DataObject, seed: int) -> None:
     labels = np.array(data.draw(st.lists(st.integers(-3, 5), min_size=1, max_size=80)))
     clients = data.draw(st.integers(1, len(labels)))
-    split = partition(member(name, clients, labels), examples(labels), seed)
+    split = partition_examples(member(name, clients, labels), examples(labels), seed)
     assert len(split) == clients
     assert sorted(split.order.tolist()) == list(range(len(labels)))
     assert split.sizes().min() >= 1
@@ -65,9 +65,9 @@ def test_an_exact_cover_without_empty_clients(name: str, data: st.DataObject, se
 @pytest.mark.parametrize("name", NAMES)
 def test_a_function_of_the_seed_alone(name: str) -> None:
     dealer = member(name, 50, LABELS)
-    first = partition(dealer, LABELLED, 1)
+    first = partition_examples(dealer, LABELLED, 1)
     np.random.default_rng(5).random(100)
-    again, other = partition(dealer, LABELLED, 1), partition(dealer, LABELLED, 2)
+    again, other = partition_examples(dealer, LABELLED, 1), partition_examples(dealer, LABELLED, 2)
     assert (first.order == again.order).all()
     assert (first.bounds == again.bounds).all()
     assert not (first.order == other.order).all()
@@ -76,13 +76,13 @@ def test_a_function_of_the_seed_alone(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_more_clients_than_examples_is_an_error(name: str) -> None:
     with pytest.raises(DataError, match="11 clients cannot share 10 examples"):
-        partition(member(name, 11, np.zeros(10, int)), examples(np.zeros(10, int)), 0)
+        partition_examples(member(name, 11, np.zeros(10, int)), examples(np.zeros(10, int)), 0)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SLOW])
 def test_a_hundred_thousand_clients_can_be_dealt_to(name: str) -> None:
     labels = np.random.default_rng(0).integers(0, 10, 300_000)
-    split = partition(PARTITIONERS[name](clients=100_000), examples(labels), 0)
+    split = partition_examples(PARTITIONERS[name](clients=100_000), examples(labels), 0)
     assert len(split) == 100_000
     assert split.sizes().min() >= 1
     assert split.sizes().sum() == 300_000
@@ -92,22 +92,22 @@ def test_a_hundred_thousand_clients_can_be_dealt_to(name: str) -> None:
 @pytest.mark.parametrize("targets", [np.linspace(0, 1, 30), np.zeros((30, 2), int)], ids=["floats", "two columns"])
 def test_targets_that_are_no_classes_are_refused_or_never_looked_at(name: str, targets: np.ndarray) -> None:
     dealer = member(name, 3, LABELS)
-    if dealer.by_class:
+    if dealer.needs_labels:
         with pytest.raises(DataError, match=rf'"{name}" splits by class label'):
-            partition(dealer, examples(targets), 0)
+            partition_examples(dealer, examples(targets), 0)
     else:
-        assert partition(dealer, examples(targets), 0).sizes().sum() == 30
+        assert partition_examples(dealer, examples(targets), 0).sizes().sum() == 30
 
 
 def test_iid_sizes_differ_by_one_at_most() -> None:
-    sizes = partition(Iid(clients=7), LABELLED, 0).sizes()
+    sizes = partition_examples(Iid(clients=7), LABELLED, 0).sizes()
     assert sizes.max() - sizes.min() <= 1
 
 
 def test_shards_give_few_classes_and_equal_sizes() -> None:
     """McMahan: 100 clients, 200 shards of 300; a shard of sorted labels holds one class, rarely two."""
     labels = np.repeat(np.arange(10), 6000)[np.random.default_rng(0).permutation(60_000)]
-    split = partition(Shards(clients=100), examples(labels), 0)
+    split = partition_examples(Shards(clients=100), examples(labels), 0)
     assert set(split.sizes().tolist()) == {600}
     classes = [len(np.unique(labels[split.rows(c)])) for c in range(100)]
     assert max(classes) <= 2
@@ -116,12 +116,12 @@ def test_shards_give_few_classes_and_equal_sizes() -> None:
 
 def test_more_shards_than_examples_is_an_error() -> None:
     with pytest.raises(DataError, match="6 clients × 2 shards are 12 shards, but there are 10 examples"):
-        partition(Shards(clients=6), examples(np.zeros(10, int)), 0)
+        partition_examples(Shards(clients=6), examples(np.zeros(10, int)), 0)
 
 
 def test_a_small_alpha_concentrates_and_a_large_one_evens_out() -> None:
     def largest_share(alpha: float) -> float:
-        split = partition(Dirichlet(clients=10, alpha=alpha), LABELLED, 0)
+        split = partition_examples(Dirichlet(clients=10, alpha=alpha), LABELLED, 0)
         counts = np.array([np.bincount(LABELS[split.rows(c)], minlength=10) for c in range(10)])
         return float((counts.max(axis=0) / counts.sum(axis=0)).mean())
 
@@ -132,43 +132,46 @@ def test_a_small_alpha_concentrates_and_a_large_one_evens_out() -> None:
 def test_dirichlet_shares_have_the_mean_and_variance_of_theory() -> None:
     """One class, 20 clients: a client's share has mean 1/20 and variance (1/20)(19/20)/(20α + 1)."""
     labels = np.zeros(20_000, dtype=np.int64)
-    shares = np.array([partition(Dirichlet(clients=20, alpha=0.5), examples(labels), s).sizes() for s in range(200)]) / 20_000
+    shares = (
+        np.array([partition_examples(Dirichlet(clients=20, alpha=0.5), examples(labels), s).sizes() for s in range(200)])
+        / 20_000
+    )
     assert shares.mean() == pytest.approx(0.05)
     assert shares.var() == pytest.approx(0.05 * 0.95 / 11, rel=0.1)
 
 
 def test_empty_clients_are_repaired_from_the_largest() -> None:
     """Everything to one of five clients: each other gets one of its last examples, in ascending order."""
-    split = partition(Dirichlet(clients=5, alpha=1e-9), examples(np.zeros(12, int)), 3)
+    split = partition_examples(Dirichlet(clients=5, alpha=1e-9), examples(np.zeros(12, int)), 3)
     assert sorted(split.sizes().tolist()) == [1, 1, 1, 1, 8]
 
 
 def test_of_owners_by_hand() -> None:
-    split = Partition.of_owners(np.array([1, 0, 2, 1]), 3)
+    split = Partition.from_assignment(np.array([1, 0, 2, 1]), 3)
     assert [split.rows(c).tolist() for c in range(3)] == [[1], [0, 3], [2]]
 
 
 def test_each_class_is_divided_by_a_draw_of_its_own() -> None:
-    split = partition(Dirichlet(clients=5, alpha=0.3), LABELLED, 0)
+    split = partition_examples(Dirichlet(clients=5, alpha=0.3), LABELLED, 0)
     counts = np.array([np.bincount(LABELS[split.rows(c)], minlength=10) for c in range(5)])
     favourites = counts.argmax(axis=0)
     assert len(set(favourites.tolist())) > 1
 
 
 def test_which_examples_of_a_class_share_a_shard_is_random() -> None:
-    rows = partition(Shards(clients=4), examples(np.zeros(400, int)), 0).rows(0)
+    rows = partition_examples(Shards(clients=4), examples(np.zeros(400, int)), 0).rows(0)
     assert (np.diff(rows) > 1).sum() > 20, "two contiguous shards would leave one gap at most"
 
 
 def test_repair_takes_the_last_example_of_the_largest_client_the_lowest_of_equals() -> None:
     """Sizes 3, 0, 3, 2, 0, 0: client 1 takes from 0, then 4 from 2, then, all being of size 2, 5 from 0."""
     owner = np.array([0, 0, 0, 2, 2, 2, 3, 3])
-    assert _repair(owner, 6).tolist() == [0, 5, 1, 2, 2, 4, 3, 3]
+    assert _fill_empty_clients(owner, 6).tolist() == [0, 5, 1, 2, 2, 4, 3, 3]
     assert owner.tolist() == [0, 0, 0, 2, 2, 2, 3, 3]
 
 
 def test_which_examples_of_a_class_a_client_gets_is_random() -> None:
-    rows = partition(Dirichlet(clients=4, alpha=100.0), examples(np.zeros(400, int)), 0).rows(0)
+    rows = partition_examples(Dirichlet(clients=4, alpha=100.0), examples(np.zeros(400, int)), 0).rows(0)
     assert (np.diff(rows) > 1).sum() > 20
 
 
@@ -178,13 +181,13 @@ def table(split: Partition, labels: np.ndarray) -> np.ndarray:
 
 
 def test_cut_by_hand() -> None:
-    assert cut(np.array([0.5, 0.0, 0.25, 0.25]), 8).tolist() == [0, 0, 0, 0, 2, 2, 3, 3]
-    assert cut(np.array([1.0]), 3).tolist() == [0, 0, 0]
+    assert split_proportionally(np.array([0.5, 0.0, 0.25, 0.25]), 8).tolist() == [0, 0, 0, 0, 2, 2, 3, 3]
+    assert split_proportionally(np.array([1.0]), 3).tolist() == [0, 0, 0]
 
 
 def test_quantity_sizes_are_log_normal_and_classes_are_alike() -> None:
     labels = np.random.default_rng(0).integers(0, 10, 200_000)
-    split = partition(Quantity(clients=300, sigma=1.5), examples(labels), 0)
+    split = partition_examples(QuantitySkew(clients=300, sigma=1.5), examples(labels), 0)
     logs = np.log(split.sizes())
     assert logs.std() == pytest.approx(1.5, rel=0.12)
     assert abs(float(((logs - logs.mean()) ** 3).mean() / logs.std() ** 3)) < 0.4, (
@@ -196,21 +199,21 @@ def test_quantity_sizes_are_log_normal_and_classes_are_alike() -> None:
 
 @pytest.mark.parametrize(("clients", "classes"), [(10, 2), (7, 3), (100, 1), (33, 4), (5, 10)])
 def test_pathological_clients_have_so_many_classes_and_classes_as_many_clients(clients: int, classes: int) -> None:
-    counts = table(partition(Pathological(clients=clients, classes_per_client=classes), LABELLED, 0), LABELS) > 0
+    counts = table(partition_examples(Pathological(clients=clients, classes_per_client=classes), LABELLED, 0), LABELS) > 0
     assert set(counts.sum(axis=1).tolist()) == {classes}
     holders = counts.sum(axis=0)
     assert holders.max() - holders.min() <= 1
 
 
 def test_pathological_classes_are_divided_evenly_and_pairs_vary() -> None:
-    counts = table(partition(Pathological(clients=50), LABELLED, 0), LABELS)
+    counts = table(partition_examples(Pathological(clients=50), LABELLED, 0), LABELS)
     for of_class in counts.T:
         assert np.ptp(of_class[of_class > 0]) <= 1
     assert len({tuple(np.flatnonzero(row)) for row in counts}) > 20
 
 
 def test_which_examples_of_a_class_a_pathological_client_gets_is_random() -> None:
-    rows = partition(Pathological(clients=4, classes_per_client=1), examples(np.zeros(400, int)), 0).rows(0)
+    rows = partition_examples(Pathological(clients=4, classes_per_client=1), examples(np.zeros(400, int)), 0).rows(0)
     assert (np.diff(rows) > 1).sum() > 20
 
 
@@ -220,30 +223,30 @@ def test_which_examples_of_a_class_a_pathological_client_gets_is_random() -> Non
 )
 def test_pathological_splits_that_cannot_be_are_errors(clients: int, classes: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        partition(Pathological(clients=clients, classes_per_client=classes), LABELLED, 0)
+        partition_examples(Pathological(clients=clients, classes_per_client=classes), LABELLED, 0)
 
 
 def test_skewed_sets_sizes_and_mixtures_by_themselves() -> None:
     """Sizes as log-normal as asked for whatever alpha is; a client's mixture as concentrated as Dirichlet(alpha) has it."""
     labels = np.random.default_rng(0).integers(0, 10, 200_000)
     for alpha, low, high in ((0.1, 0.6, 0.9), (100.0, 0.1, 0.15)):
-        split = partition(Skewed(clients=200, alpha=alpha, sigma=0.8), examples(labels), 0)
+        split = partition_examples(LabelAndQuantitySkew(clients=200, alpha=alpha, sigma=0.8), examples(labels), 0)
         assert np.log(split.sizes()).std() == pytest.approx(0.8, rel=0.15)
         counts = table(split, labels)
         assert low < float((counts.max(axis=1) / counts.sum(axis=1)).mean()) < high
-    equal = partition(Skewed(clients=200, alpha=0.1, sigma=1e-9), examples(labels), 0).sizes()
+    equal = partition_examples(LabelAndQuantitySkew(clients=200, alpha=0.1, sigma=1e-9), examples(labels), 0).sizes()
     assert equal.max() / equal.min() < 1.1, "equal sizes, though each client has few classes"
 
 
 def test_skewed_survives_extreme_settings() -> None:
-    split = partition(Skewed(clients=20, alpha=1e-6, sigma=5.0), LABELLED, 0)
+    split = partition_examples(LabelAndQuantitySkew(clients=20, alpha=1e-6, sigma=5.0), LABELLED, 0)
     assert split.sizes().min() >= 1
     assert split.sizes().sum() == len(LABELS)
 
 
 @pytest.mark.parametrize("name", ["quantity", "skewed"])
 def test_a_sigma_beyond_all_measure_leaves_one_example_to_each_but_one(name: str) -> None:
-    sizes = np.sort(partition(PARTITIONERS[name](clients=50, sigma=1e6), LABELLED, 0).sizes())
+    sizes = np.sort(partition_examples(PARTITIONERS[name](clients=50, sigma=1e6), LABELLED, 0).sizes())
     assert sizes[:-1].tolist() == [1] * 49
 
 
@@ -256,12 +259,12 @@ OWNERS = np.array([7, 7, 2, 9, 2, 7, 9, 4])
 
 
 def test_natural_clients_are_owners_in_their_order() -> None:
-    split = partition(Natural(), examples(np.zeros(8, int), OWNERS), 0)
+    split = partition_examples(NaturalPartition(), examples(np.zeros(8, int), OWNERS), 0)
     assert [split.rows(c).tolist() for c in range(4)] == [[2, 4], [7], [0, 1, 5], [3, 6]]
 
 
 def test_natural_owners_stay_whole_in_fewer_clients() -> None:
-    split = partition(Natural(clients=2), examples(np.zeros(8, int), OWNERS), 0)
+    split = partition_examples(NaturalPartition(clients=2), examples(np.zeros(8, int), OWNERS), 0)
     owners = [set(OWNERS[split.rows(c)].tolist()) for c in range(2)]
     assert [len(o) for o in owners] == [2, 2]
     assert not owners[0] & owners[1]
@@ -269,9 +272,9 @@ def test_natural_owners_stay_whole_in_fewer_clients() -> None:
 
 def test_natural_without_owners_or_with_too_few_is_an_error() -> None:
     with pytest.raises(DataError, match="do not say whose each example is"):
-        partition(Natural(), Examples(np.zeros((3, 1)), np.zeros(3, int)), 0)
+        partition_examples(NaturalPartition(), Examples(np.zeros((3, 1)), np.zeros(3, int)), 0)
     with pytest.raises(DataError, match="5 clients cannot share 4 owners"):
-        partition(Natural(clients=5), examples(np.zeros(8, int), OWNERS), 0)
+        partition_examples(NaturalPartition(clients=5), examples(np.zeros(8, int), OWNERS), 0)
 
 
 # --------------------------------------------------------------------------------------------------------- flwr-datasets
@@ -283,12 +286,12 @@ def flwr(partitioner: str, clients: int | None = 10, **arguments: object) -> Flw
 
 def test_flwr_iid_is_shuffled_though_the_library_only_cuts() -> None:
     labels = np.sort(LABELS)
-    counts = table(partition(flwr("IidPartitioner"), examples(labels), 0), labels)
+    counts = table(partition_examples(flwr("IidPartitioner"), examples(labels), 0), labels)
     assert counts.min() > 30
 
 
 def test_flwr_dirichlet_gets_label_and_seed() -> None:
-    splits = [partition(flwr("DirichletPartitioner", alpha=0.1), LABELLED, seed) for seed in (0, 0, 1)]
+    splits = [partition_examples(flwr("DirichletPartitioner", alpha=0.1), LABELLED, seed) for seed in (0, 0, 1)]
     counts = table(splits[0], LABELS)
     assert (counts.max(axis=0) / counts.sum(axis=0)).mean() > 0.4
     assert (splits[0].order == splits[1].order).all()
@@ -297,14 +300,14 @@ def test_flwr_dirichlet_gets_label_and_seed() -> None:
 
 def test_flwr_natural_ids_are_owners_and_their_number_is_found() -> None:
     owner = np.arange(len(LABELS)) % 17
-    split = partition(flwr("NaturalIdPartitioner", None), examples(LABELS, owner), 0)
+    split = partition_examples(flwr("NaturalIdPartitioner", None), examples(LABELS, owner), 0)
     assert len(split) == 17
     assert all(len(np.unique(owner[split.rows(c)])) == 1 for c in range(17))
 
 
 @pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")
 def test_flwr_shards_leave_examples_to_nobody() -> None:
-    split = partition(flwr("ShardPartitioner", num_shards_per_partition=2, shard_size=20), LABELLED, 0)
+    split = partition_examples(flwr("ShardPartitioner", num_shards_per_partition=2, shard_size=20), LABELLED, 0)
     assert split.sizes().tolist() == [40] * 10
     assert len(set(split.order.tolist())) == 400
 
@@ -330,13 +333,13 @@ def test_flwr_shards_leave_examples_to_nobody() -> None:
     ids=lambda made: made.partitioner,
 )
 def test_flwr_partitioners_by_rows_all_fit(made: FlwrDatasets) -> None:
-    split = partition(made, LABELLED, 0)
+    split = partition_examples(made, LABELLED, 0)
     assert len(split) == (4 if made.partitioner.startswith("Exponential") else 10)
     assert len(set(split.order.tolist())) == len(split.order) > 0.9 * len(LABELS)
 
 
 def test_flwr_functions_and_arrays_are_given_as_toml_can() -> None:
-    split = partition(flwr("IdToSizeFncPartitioner", 3, partition_id_to_size_fn="numpy:exp"), LABELLED, 0)
+    split = partition_examples(flwr("IdToSizeFncPartitioner", 3, partition_id_to_size_fn="numpy:exp"), LABELLED, 0)
     assert np.diff(split.sizes()).min() > 0
 
 
@@ -357,7 +360,7 @@ def test_flwr_functions_and_arrays_are_given_as_toml_can() -> None:
 )
 def test_flwr_partitioners_that_cannot_be_made_are_named(made: FlwrDatasets, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        partition(made, LABELLED, 0)
+        partition_examples(made, LABELLED, 0)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +375,7 @@ def test_flwr_partitioners_that_cannot_be_made_are_named(made: FlwrDatasets, err
 )
 def test_flwr_partitions_of_another_number_than_asked_for_are_an_error(made: FlwrDatasets, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        partition(made, LABELLED, 0)
+        partition_examples(made, LABELLED, 0)
 
 
 @dataclass(frozen=True)
@@ -382,14 +385,14 @@ class Careless(Partitioner):
     name: ClassVar[str] = "careless"
     given: tuple[int, ...] = ()
 
-    def owners(self, examples: Examples, rng: np.random.Generator) -> np.ndarray:
+    def assign_clients(self, examples: Examples, rng: np.random.Generator) -> np.ndarray:
         return np.array(self.given)
 
 
 @pytest.mark.parametrize("given", [(0, 1, 2, 3), (0, 1, -1, -1), (-1, -1, -1, -1)])
 def test_a_partitioner_that_miscounts_its_clients_is_found_out(given: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r'"careless" deals \d examples to \d clients; there are to be 3, and each must'):
-        partition(Careless(clients=3, given=given), examples(np.zeros(4, int)), 0)
+        partition_examples(Careless(clients=3, given=given), examples(np.zeros(4, int)), 0)
 
 
 def test_flwr_partitions_that_overlap_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,13 +400,13 @@ def test_flwr_partitions_that_overlap_are_an_error(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(IidPartitioner, "load_partition", lambda self, client: {"index": [3, 4, client]})
     with pytest.raises(DataError, match="IidPartitioner: 30 examples dealt, but only 10 different ones"):
-        partition(flwr("IidPartitioner"), LABELLED, 0)
+        partition_examples(flwr("IidPartitioner"), LABELLED, 0)
 
 
 def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
     with pytest.raises(DataError, match=r'flwr_datasets is not installed: python -m pip install "fedsgd\[huggingface\]"'):
-        partition(flwr("IidPartitioner"), LABELLED, 0)
+        partition_examples(flwr("IidPartitioner"), LABELLED, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- held out
@@ -419,8 +422,8 @@ def dataset(labels: np.ndarray, owner: np.ndarray | None = None, test_owner: np.
 @pytest.mark.parametrize("name", NAMES)
 def test_held_out_examples_are_a_share_of_each_clients_own(name: str) -> None:
     data, dealer = dataset(LABELS, np.arange(len(LABELS))), member(name, 60, LABELS)
-    whole = partition(dealer, data.train, 3)
-    train, test = deal(data, dealer, 0.25, 3)
+    whole = partition_examples(dealer, data.train, 3)
+    train, test = partition_dataset(data, dealer, 0.25, 3)
     assert test is not None
     for client in range(60):
         own, kept, held = (set(p.rows(client).tolist()) for p in (whole, train.partition, test.partition))
@@ -430,17 +433,17 @@ def test_held_out_examples_are_a_share_of_each_clients_own(name: str) -> None:
 
 
 def test_a_client_with_one_example_trains_on_it() -> None:
-    train, test = deal(dataset(np.arange(10)), Iid(clients=6), 0.9, 0)
+    train, test = partition_dataset(dataset(np.arange(10)), Iid(clients=6), 0.9, 0)
     assert test is not None
     assert train.partition.sizes().tolist() == [1] * 6
     assert sorted(test.partition.sizes().tolist()) == [0, 0, 1, 1, 1, 1]
 
 
 def test_which_examples_are_held_out_is_random() -> None:
-    _, test = deal(dataset(LABELS), Iid(clients=1), 0.5, 0)
+    _, test = partition_dataset(dataset(LABELS), Iid(clients=1), 0.5, 0)
     assert test is not None
     assert 2500 < int(np.median(test.partition.rows(0))) < 3500
-    _, other = deal(dataset(LABELS), Iid(clients=1), 0.5, 1)
+    _, other = partition_dataset(dataset(LABELS), Iid(clients=1), 0.5, 1)
     assert other is not None
     assert test.partition.rows(0).tolist() != other.partition.rows(0).tolist()
 
@@ -448,9 +451,9 @@ def test_which_examples_are_held_out_is_random() -> None:
 def test_clients_are_tested_on_the_test_examples_of_their_owners() -> None:
     owner, test_owner = np.array([5, 5, 1, 10**15, 10**15]), np.array([10**15, 1, 3, 10**15])
     data = dataset(np.zeros(5, int), owner, test_owner)
-    _, test = deal(data, Natural(), 0.0, 0)
+    _, test = partition_dataset(data, NaturalPartition(), 0.0, 0)
     assert test is not None
     assert [test.partition.rows(c).tolist() for c in range(3)] == [[1], [], [0, 3]]
     assert test.examples is data.test
-    assert deal(data, Iid(clients=2), 0.0, 0)[1] is None, "owners are torn apart"
-    assert deal(dataset(np.zeros(5, int)), Iid(clients=2), 0.0, 0)[1] is None, "no owners"
+    assert partition_dataset(data, Iid(clients=2), 0.0, 0)[1] is None, "owners are torn apart"
+    assert partition_dataset(dataset(np.zeros(5, int)), Iid(clients=2), 0.0, 0)[1] is None, "no owners"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsgd.participation import SAMPLERS, Draw, Pool
+from fedsgd.sampling import SAMPLERS, CohortSampler, SamplingPool
 
 NAMES = list(SAMPLERS)
 FILES = itertools.count()
@@ -31,12 +31,14 @@ def write_trace(folder: Path, lines: Sequence[tuple[int, int, int]]) -> str:
     return path.name
 
 
-def over(name: str, folder: Path, seed: int, sizes: np.ndarray, trace: Sequence[tuple[int, int, int]] | None = None) -> Draw:
+def over(
+    name: str, folder: Path, seed: int, sizes: np.ndarray, trace: Sequence[tuple[int, int, int]] | None = None
+) -> CohortSampler:
     """The member's draws; trace: who is there, by default all clients in all of the first 10⁵ rounds."""
     own: dict[str, Any] = {}
     if name == "trace":
         own = {"file": write_trace(folder, [(c, 1, 10**5) for c in range(len(sizes))] if trace is None else trace)}
-    return SAMPLERS[name](**own).over(Pool(seed, len(sizes), lambda: sizes, folder))
+    return SAMPLERS[name](**own).bind(SamplingPool(seed, len(sizes), lambda: sizes, folder))
 
 
 def some_sizes(clients: int) -> np.ndarray:
@@ -64,10 +66,10 @@ def test_cohorts_are_distinct_ascending_in_range_and_of_the_size_wanted(
     assert all(0 <= client < len(sizes) for client in drawn.cohort)
     there = {c for c, first, last in trace if first <= round <= last} if trace else set(range(len(sizes)))
     assert len(drawn.cohort) == min(wanted, len(there))
-    assert SAMPLERS[name].fills <= (len(drawn.cohort) == wanted)
-    if drawn.chances is not None:
-        assert drawn.chances.shape == (len(drawn.cohort),)
-        assert ((drawn.chances > 0) & (drawn.chances <= 1)).all()
+    assert SAMPLERS[name].always_full <= (len(drawn.cohort) == wanted)
+    if drawn.inclusion_probabilities is not None:
+        assert drawn.inclusion_probabilities.shape == (len(drawn.cohort),)
+        assert ((drawn.inclusion_probabilities > 0) & (drawn.inclusion_probabilities <= 1)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,7 +82,10 @@ def test_a_cohort_depends_on_seed_and_round_alone(name: str, folder: Path) -> No
     for round in reversed(first):
         again = backwards(round, 20)
         assert again.cohort == first[round].cohort
-        assert np.array_equal(again.chances, first[round].chances) or again.chances is first[round].chances is None
+        assert (
+            np.array_equal(again.inclusion_probabilities, first[round].inclusion_probabilities)
+            or again.inclusion_probabilities is first[round].inclusion_probabilities is None
+        )
     assert len({drawn.cohort for drawn in first.values()}) > 8, "rounds differ"
     assert over(name, folder, 2, sizes)(1, 20).cohort != first[1].cohort, "seeds differ"
 
@@ -98,7 +103,7 @@ def test_who_is_not_corrected_for_takes_part_as_often_as_all_others(name: str, f
     """20 clients, 5 wanted, 4000 rounds: a frequency's standard deviation is 0.0068 at most; five of them."""
     draw = over(name, folder, 3, some_sizes(20))
     drawn = [draw(round, 5) for round in range(1, 4001)]
-    if drawn[0].chances is None:
+    if drawn[0].inclusion_probabilities is None:
         counts = np.bincount([client for one in drawn for client in one.cohort], minlength=20)
         assert np.abs(counts / 4000 - 0.25).max() < 0.035
 
@@ -109,19 +114,19 @@ def test_chances_are_frequencies_and_correct_for_themselves(name: str, wanted: i
     """Over 4000 rounds each client's frequency, and the mean of Σ x_i / chance_i, are within five standard errors."""
     draw, rounds = over(name, folder, 4, some_sizes(20)), 4000
     drawn = [draw(round, wanted) for round in range(1, rounds + 1)]
-    if any(one.chances is None for one in drawn):
-        assert all(one.chances is None for one in drawn)
+    if any(one.inclusion_probabilities is None for one in drawn):
+        assert all(one.inclusion_probabilities is None for one in drawn)
         return
     chance, counts = np.zeros(20), np.zeros(20)
     for one in drawn:
         cohort = list(one.cohort)
-        assert ((chance[cohort] == 0) | (chance[cohort] == one.chances)).all(), "the same in every round"
-        chance[cohort] = one.chances
+        assert ((chance[cohort] == 0) | (chance[cohort] == one.inclusion_probabilities)).all(), "the same in every round"
+        chance[cohort] = one.inclusion_probabilities
         counts[cohort] += 1
     assert chance.sum() == pytest.approx(wanted, abs=1e-9)
     assert (np.abs(counts / rounds - chance) <= 5 * np.sqrt(chance * (1 - chance) / rounds)).all()
     x = np.random.default_rng(1).standard_normal(20) + 3
-    sums = np.array([np.sum(x[list(one.cohort)] / one.chances) for one in drawn])
+    sums = np.array([np.sum(x[list(one.cohort)] / one.inclusion_probabilities) for one in drawn])
     assert abs(sums.mean() - x.sum()) < 5 * sums.std() / np.sqrt(rounds)
 
 
@@ -131,8 +136,8 @@ SMALL, LARGE = 10_000, 1_000_000
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def small_and_large(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Draw, Draw]]:
-    def draws(clients: int) -> Draw:
+def small_and_large(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[CohortSampler, CohortSampler]]:
+    def draws(clients: int) -> CohortSampler:
         trace = [(c, 1 + c % 10, 20 + c % 10) for c in range(clients)] if request.param == "trace" else None
         return over(request.param, folder, 0, some_sizes(clients), trace)
 
@@ -141,7 +146,7 @@ def small_and_large(request: pytest.FixtureRequest, folder: Path) -> Iterator[tu
         path.unlink()
 
 
-def peak_bytes(draw: Draw, wanted: int) -> int:
+def peak_bytes(draw: CohortSampler, wanted: int) -> int:
     """The most memory that a draw holds at once beyond what was there before it."""
     draw(1, wanted)
     tracemalloc.start()
@@ -152,7 +157,7 @@ def peak_bytes(draw: Draw, wanted: int) -> int:
         tracemalloc.stop()
 
 
-def fastest(draw: Draw) -> float:
+def fastest(draw: CohortSampler) -> float:
     """Seconds of the fastest of many draws, which other processes disturb least."""
     seconds = []
     for round in [*range(10, 20)] * 6:  # with everybody there
@@ -162,14 +167,16 @@ def fastest(draw: Draw) -> float:
     return min(seconds)
 
 
-def test_a_draw_costs_a_million_clients_what_it_costs_ten_thousand(small_and_large: tuple[Draw, Draw]) -> None:
+def test_a_draw_costs_a_million_clients_what_it_costs_ten_thousand(
+    small_and_large: tuple[CohortSampler, CohortSampler],
+) -> None:
     """A hundred times the clients: nothing is allocated for each, and time is not a hundredfold either, to say the least."""
     small, large = small_and_large
     assert peak_bytes(large, 100) < 1.5 * peak_bytes(small, 100) + 4096 < LARGE / 10
     assert fastest(large) < 5 * fastest(small)
 
 
-def test_a_draw_of_many_costs_as_many(small_and_large: tuple[Draw, Draw]) -> None:
+def test_a_draw_of_many_costs_as_many(small_and_large: tuple[CohortSampler, CohortSampler]) -> None:
     """m = N/100: between Floyd's algorithm and a shuffle there is no gap in which all N are listed."""
     _, large = small_and_large
     assert peak_bytes(large, LARGE // 100) < 0.4 * 8 * LARGE

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsgd.data import Dataset, Examples
-from fedsgd.engine import Recipe, Work
-from fedsgd.engine.base import batches
-from fedsgd.engine.sequential import Sequential
-from fedsgd.models import Mlp, make_task
+from fedsgd.models import Mlp
+from fedsgd.models.builder import build_task
 from fedsgd.optim import OPTIMIZERS, PyTorchMomentum
+from fedsgd.training import LocalTraining, TrainingJob
+from fedsgd.training.base import batches
+from fedsgd.training.sequential import Sequential
 from tests.laws.engines import ENGINES, assert_agree
 
 CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
@@ -52,10 +53,10 @@ def data() -> Dataset:
     return Dataset(examples, examples, 2)
 
 
-def by_torch(module: nn.Module, job: Work, recipe: Recipe) -> np.ndarray:
+def by_torch(module: nn.Module, job: TrainingJob, recipe: LocalTraining) -> np.ndarray:
     net = copy.deepcopy(module)
     optimizer = torch.optim.SGD(net.parameters(), lr=recipe.optimizer.lr, momentum=0.9, weight_decay=0.1, foreach=False)
-    x, y = (torch.from_numpy(array) for array in job.examples.gather())
+    x, y = (torch.from_numpy(array) for array in job.examples.arrays())
     for batch in batches(job, recipe):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
@@ -67,27 +68,27 @@ def by_torch(module: nn.Module, job: Work, recipe: Recipe) -> np.ndarray:
 def test_unused_parameter_under_momentum_and_decay_moves_as_in_torch(make: type[nn.Module], size: int) -> None:
     torch.manual_seed(0)
     module = make()
-    task = make_task(Mlp(), data(), 0, module=module)
-    recipe = Recipe(PyTorchMomentum(lr=0.1, momentum=0.9, weight_decay=0.1), 3, None, size)
-    job = Work(0, 1, 0, task.initial, data().train)
+    task = build_task(Mlp(), data(), 0, module=module)
+    recipe = LocalTraining(PyTorchMomentum(lr=0.1, momentum=0.9, weight_decay=0.1), 3, None, size)
+    job = TrainingJob(0, 1, 0, task.initial_parameters, data().train)
     (local,) = Sequential(task, recipe).train([job])
-    assert np.abs(task.initial + local.update - by_torch(module, job, recipe)).max() < 1e-6
+    assert np.abs(task.initial_parameters + local.update - by_torch(module, job, recipe)).max() < 1e-6
 
 
 @pytest.mark.parametrize("optimizer", CLIENT_OPTIMIZERS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_spare_layer_and_its_remembered_velocity_stay_in_every_engine(engine: str, optimizer: str) -> None:
-    task = make_task(Mlp(), data(), 0, module=Spare())
-    recipe = Recipe(OPTIMIZERS[optimizer](lr=0.1, weight_decay=0.1), 2, None, 4, carry=True)
+    task = build_task(Mlp(), data(), 0, module=Spare())
+    recipe = LocalTraining(OPTIMIZERS[optimizer](lr=0.1, weight_decay=0.1), 2, None, 4, keep_optimizer_state=True)
     memory = {name: np.ones(task.layout.size, np.float32) for name in recipe.optimizer.init(torch.zeros(task.layout.size))}
-    job = Work(0, 1, 0, task.initial, data().train, memory)
+    job = TrainingJob(0, 1, 0, task.initial_parameters, data().train, memory)
     (local,) = ENGINES[engine](task, recipe, data()).train([job])
     (expected,) = Sequential(task, recipe).train([job])
-    assert_agree(engine, local.update, expected.update, task.initial)
-    spare = [where for name, where, _ in task.layout.slices() if name.startswith("spare")]
+    assert_agree(engine, local.update, expected.update, task.initial_parameters)
+    spare = [where for name, where, _ in task.layout.list_slices() if name.startswith("spare")]
     for where in spare:
         assert not local.update[where].any()
-        for value in local.memory.values():
+        for value in local.optimizer_state.values():
             assert (value[where] == 1).all()
     assert local.update[: spare[0].start].all()
 
@@ -95,18 +96,21 @@ def test_spare_layer_and_its_remembered_velocity_stay_in_every_engine(engine: st
 @pytest.mark.parametrize("engine", ENGINES)
 def test_proximal_term_reaches_a_spare_layer(engine: str) -> None:
     """The term μ/2 |w − w_received|² has a gradient for all parameters, so weight decay moves them too, as in torch."""
-    task = make_task(Mlp(), data(), 0, module=Spare())
-    recipe = Recipe(PyTorchMomentum(lr=0.1, weight_decay=0.1), 2, None, 4, proximal=0.5)
-    job = Work(0, 1, 0, task.initial, data().train)
+    task = build_task(Mlp(), data(), 0, module=Spare())
+    recipe = LocalTraining(PyTorchMomentum(lr=0.1, weight_decay=0.1), 2, None, 4, proximal=0.5)
+    job = TrainingJob(0, 1, 0, task.initial_parameters, data().train)
     (local,) = ENGINES[engine](task, recipe, data()).train([job])
-    where = next(where for name, where, _ in task.layout.slices() if name == "spare.weight")
-    assert (np.sign(local.update[where]) == -np.sign(task.initial[where])).all()
+    where = next(where for name, where, _ in task.layout.list_slices() if name == "spare.weight")
+    assert (np.sign(local.update[where]) == -np.sign(task.initial_parameters[where])).all()
 
 
 def test_single_step_leaves_the_spare_layer_in_the_update_at_zero() -> None:
-    task = make_task(Mlp(), data(), 0, module=Spare())
-    recipe = Recipe(PyTorchMomentum(lr=0.1, weight_decay=0.1), None, 1, None)
-    job = replace(Work(0, 1, 0, task.initial, data().train))
+    task = build_task(Mlp(), data(), 0, module=Spare())
+    recipe = LocalTraining(PyTorchMomentum(lr=0.1, weight_decay=0.1), None, 1, None)
+    job = replace(TrainingJob(0, 1, 0, task.initial_parameters, data().train))
     for make in ENGINES.values():
         (local,) = make(task, recipe, data()).train([job])
-        assert [n for n, where, _ in task.layout.slices() if not local.update[where].any()] == ["spare.weight", "spare.bias"]
+        assert [n for n, where, _ in task.layout.list_slices() if not local.update[where].any()] == [
+            "spare.weight",
+            "spare.bias",
+        ]

@@ -1,11 +1,11 @@
 """Datasets, one file each. To add one: write its file, add its line here."""
 
-from fedsgd.component import Registry
-from fedsgd.data.base import Source
+from fedsgd.config.component import Registry
+from fedsgd.data.base import DatasetSource
 
-DATASETS: Registry[Source] = Registry(
+DATASETS: Registry[DatasetSource] = Registry(
     "dataset",
-    Source,
+    DatasetSource,
     {
         "digits": "fedsgd.data.datasets.digits:Digits",
         "mnist": "fedsgd.data.datasets.mnist:Mnist",
@@ -15,5 +15,5 @@ DATASETS: Registry[Source] = Registry(
         "npz": "fedsgd.data.datasets.npz:Npz",
         "hugging-face": "fedsgd.data.datasets.hugging_face:HuggingFace",
     },
-    unlisted={"python-object": "fedsgd.data.datasets.given:GivenDataset"},
+    hidden_members={"python-object": "fedsgd.data.datasets.python_object:PythonObjectDataset"},
 )

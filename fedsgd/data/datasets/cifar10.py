@@ -11,23 +11,23 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.arrays import F32
-from fedsgd.data.base import Dataset, Examples, Source
-from fedsgd.data.datasets.files import find
+from fedsgd.data.base import Dataset, DatasetSource, Examples
+from fedsgd.data.datasets.files import find_data_files
 from fedsgd.errors import DataError
+from fedsgd.numerics.arrays import F32
 
-WHERE_TO_GET_IT = (
+DOWNLOAD_HINT = (
     "the Parquet files train-00000-of-00001.parquet and test-00000-of-00001.parquet are in the folder plain_text of "
     "uoft-cs/cifar10 on the Hugging Face hub; put them into DIR or DIR/cifar10 and pass --data DIR or set FEDSGD_DATA"
 )
-NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)
 STD = np.array([0.2470, 0.2435, 0.2616], dtype=np.float32)
 """Of each colour over the training images, in [0, 1]."""
 
 
 @dataclass(frozen=True)
-class Cifar10(Source):
+class Cifar10(DatasetSource):
     """CIFAR-10 from Parquet files: 50,000 + 10,000 colour images of 32×32, ten classes.
 
     Krizhevsky 2009. x: float32 [n, 3, 32, 32], each colour with mean 0 and standard deviation 1 over the training images.
@@ -40,15 +40,15 @@ class Cifar10(Source):
     def load(self, folder: Path | None) -> Dataset:
         parts = []
         for part in ("train", "test"):
-            paths = find(folder, "cifar10", [f"{part}*.parquet"], WHERE_TO_GET_IT)
-            _check_complete(paths)
-            pieces = [_read(path) for path in paths]
+            paths = find_data_files(folder, "cifar10", [f"{part}*.parquet"], DOWNLOAD_HINT)
+            _check_file_set(paths)
+            pieces = [_read_file(path) for path in paths]
             pixels, labels = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-            parts.append(Examples(_standardised(pixels), labels))
-        return Dataset(parts[0], parts[1], classes=10, class_names=NAMES)
+            parts.append(Examples(_standardise(pixels), labels))
+        return Dataset(parts[0], parts[1], classes=10, class_names=CLASS_NAMES)
 
 
-def _check_complete(paths: list[Path]) -> None:
+def _check_file_set(paths: list[Path]) -> None:
     """DataError unless it is one file, or all of NAME-00000-of-N to NAME-(N−1)-of-N: never the same images twice."""
     numbers = [re.search(r"-(\d+)-of-(\d+)$", path.stem) for path in paths]
     found = [(int(number[1]), int(number[2])) for number in numbers if number]
@@ -57,7 +57,7 @@ def _check_complete(paths: list[Path]) -> None:
         raise DataError(f"{paths[0].parent}: {names}: expected one file, or all parts of one: NAME-00000-of-N.parquet and on")
 
 
-def _standardised(pixels: NDArray[np.uint8]) -> F32:
+def _standardise(pixels: NDArray[np.uint8]) -> F32:
     """[n, 32, 32, 3] to [n, 3, 32, 32]."""
     x = np.empty((len(pixels), 3, 32, 32), dtype=np.float32)
     for colour in range(3):
@@ -65,7 +65,7 @@ def _standardised(pixels: NDArray[np.uint8]) -> F32:
     return x
 
 
-def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def _read_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """(pixels [n, 32, 32, 3], labels [n]) of one file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -73,20 +73,20 @@ def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error}): {WHERE_TO_GET_IT}") from error
+        raise DataError(f"{path}: cannot be read as Parquet ({error}): {DOWNLOAD_HINT}") from error
     columns = table.column_names
     column = next((name for name in ("img", "image") if name in columns), None)
     if column is None or "label" not in columns:
-        raise DataError(f"{path}: columns {', '.join(columns)}; expected img and label: {WHERE_TO_GET_IT}")
+        raise DataError(f"{path}: columns {', '.join(columns)}; expected img and label: {DOWNLOAD_HINT}")
     if table.column("label").null_count:
         raise DataError(f"{path}: {table.column('label').null_count} labels are missing")
     pixels = np.empty((table.num_rows, 32, 32, 3), dtype=np.uint8)
     for row, cell in enumerate(table.column(column).to_pylist()):
-        pixels[row] = _pixels(cell, path, row)
+        pixels[row] = _decode_image(cell, path, row)
     return pixels, table.column("label").to_numpy()
 
 
-def _pixels(cell: Any, path: Path, row: int) -> NDArray[np.uint8]:
+def _decode_image(cell: Any, path: Path, row: int) -> NDArray[np.uint8]:
     """One encoded image as [32, 32, 3]."""
     from PIL import Image
 

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.data.base import as_floats
-from fedsgd.data.extra import need
+from fedsgd.data.base import scale_pixels
+from fedsgd.data.datasets.files import require_extra
 from fedsgd.data.labels import number_text_labels
 from fedsgd.errors import DataError
 
-_TEXTS = ("string", "large_string")
+_TEXT_TYPES = ("string", "large_string")
 
 
-def read_features(tables: Sequence[Any], columns: Sequence[str], alone: bool, where: str) -> list[NDArray[Any]]:
+def read_features(
+    tables: Sequence[Any], columns: Sequence[str], is_single_column: bool, source_name: str
+) -> list[NDArray[Any]]:
     """Read the examples of each table.
 
     Args:
@@ -29,18 +31,18 @@ def read_features(tables: Sequence[Any], columns: Sequence[str], alone: bool, wh
         where: the dataset, for messages.
 
     Returns:
-        For each table [n, ...]: the column's rows if `alone`, otherwise float32 [n, features].
+        For each table [n, ...]: the column's rows if `is_single_column`, otherwise float32 [n, features].
 
     Raises:
         DataError: values are missing, are no numbers, or have different shapes.
     """
-    if alone:
-        return _read_rows(tables, columns[0], where)
-    by_column = [[_numbers(table, column, where) for column in columns] for table in tables]
+    if is_single_column:
+        return _read_rows(tables, columns[0], source_name)
+    by_column = [[_read_numbers(table, column, source_name) for column in columns] for table in tables]
     return [np.stack(features, axis=1).astype(np.float32) for features in by_column]
 
 
-def read_labels(tables: Sequence[Any], column: str, where: str) -> tuple[list[NDArray[Any]], tuple[str, ...] | None]:
+def read_labels(tables: Sequence[Any], column: str, source_name: str) -> tuple[list[NDArray[Any]], tuple[str, ...] | None]:
     """Read the targets of each table.
 
     Args:
@@ -54,64 +56,66 @@ def read_labels(tables: Sequence[Any], column: str, where: str) -> tuple[list[ND
     Raises:
         DataError: values are missing, are no numbers, or have different shapes.
     """
-    if any(getattr(table.features[column], "dtype", None) in _TEXTS for table in tables):
+    if any(getattr(table.features[column], "dtype", None) in _TEXT_TYPES for table in tables):
         texts = [list(table[column]) for table in tables]
         if not all(isinstance(label, str) for part in texts for label in part):
-            raise DataError(f"{where}: column {column} has missing values, or texts and numbers")
+            raise DataError(f"{source_name}: column {column} has missing values, or texts and numbers")
         numbers, names = number_text_labels(*texts)
         return [*numbers], names
     named = {tuple(getattr(table.features[column], "names", None) or ()) for table in tables}
     if len(named) > 1:
         training, test = (list(getattr(table.features[column], "names", None) or ()) for table in tables)
-        both = f"{_listed(training)} and {_listed(test)}"
-        raise DataError(f"{where}: column {column}: training and test part name their classes differently: {both}")
-    return _read_rows(tables, column, where), named.pop() or None
+        both = f"{_format_class_names(training)} and {_format_class_names(test)}"
+        raise DataError(f"{source_name}: column {column}: training and test part name their classes differently: {both}")
+    return _read_rows(tables, column, source_name), named.pop() or None
 
 
-def _listed(names: Sequence[str]) -> str:
+def _format_class_names(names: Sequence[str]) -> str:
     """Return at most five names of classes, for a message."""
     more = f", ... ({len(names)} in all)" if len(names) > 5 else ""
     return f"[{', '.join(names[:5])}{more}]" if names else "none"
 
 
-def _numbers(table: Any, column: str, where: str) -> NDArray[Any]:
+def _read_numbers(table: Any, column: str, source_name: str) -> NDArray[Any]:
     """Return a column that has one number a row, [n]."""
     values = np.asarray(list(table[column]))
     if values.dtype.kind in "fiub" and values.ndim == 1:
         return values
     if values.dtype.kind == "O" and any(value is None for value in values):
-        raise DataError(f"{where}: column {column} has missing values")
+        raise DataError(f"{source_name}: column {column} has missing values")
     feature = table.features[column]
     dtype = getattr(feature, "dtype", None) or type(feature).__name__
-    kind = "texts" if dtype in _TEXTS else dtype
-    raise DataError(f"{where}: column {column} holds {kind}, expected one number a row: name the columns of numbers in data.x")
+    kind = "texts" if dtype in _TEXT_TYPES else dtype
+    raise DataError(
+        f"{source_name}: column {column} holds {kind}, expected one number a row: name the columns of numbers in data.x"
+    )
 
 
-def _read_rows(tables: Sequence[Any], column: str, where: str) -> list[NDArray[Any]]:
+def _read_rows(tables: Sequence[Any], column: str, source_name: str) -> list[NDArray[Any]]:
     """Return a column's rows as arrays [n, ...]; images by their pixels."""
-    parts = [_rows(table, column, where) for table in tables]
+    parts = [_read_table_rows(table, column, source_name) for table in tables]
     rows = [row for part in parts for row in part]
     if any(row.dtype.kind == "O" for row in rows):
-        raise DataError(f"{where}: column {column} has missing values, or values that are no numbers")
+        raise DataError(f"{source_name}: column {column} has missing values, or values that are no numbers")
     if _is_image(tables[0].features[column]) and len({row.ndim for row in rows}) > 1:  # grey ones among coloured ones
         parts = [[row if row.ndim == 3 else np.repeat(row[None], 3, axis=0) for row in part] for part in parts]
         rows = [row for part in parts for row in part]
     if len({(row.shape, row.dtype.kind) for row in rows}) > 1:
         shapes = ", ".join(sorted({str(list(row.shape)) for row in rows})[:3])
-        raise DataError(f"{where}: rows of column {column} have different shapes: {shapes}")
+        raise DataError(f"{source_name}: rows of column {column} have different shapes: {shapes}")
     return [np.stack(part) if part else np.empty((0, *rows[0].shape) if rows else 0) for part in parts]
 
 
-def _rows(table: Any, column: str, where: str) -> list[NDArray[Any]]:
+def _read_table_rows(table: Any, column: str, source_name: str) -> list[NDArray[Any]]:
     feature = table.features[column]
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:  # images in a Parquet file that does not say so
-        table = table.cast_column(column, need("datasets", "huggingface").Image())
+        table = table.cast_column(column, require_extra("datasets", "huggingface").Image())
     images = _is_image(feature)
     try:
-        return [_pixels(row) if images and row is not None else np.asarray(row) for row in table[column]]
+        return [_convert_image(row) if images and row is not None else np.asarray(row) for row in table[column]]
     except Exception as error:  # rows are decoded as they are read
         problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"{where}: column {column}: {problem}") from error
+        raise DataError(f"{source_name}: column {column}: {problem}") from error
 
 
 def _is_image(feature: Any) -> bool:
@@ -120,10 +124,10 @@ def _is_image(feature: Any) -> bool:
     return type(feature).__name__ == "Image"
 
 
-def _pixels(image: Any) -> NDArray[np.float32]:
+def _convert_image(image: Any) -> NDArray[np.float32]:
     """Return a PIL image as [channels, height, width] or, without colours, [height, width]; in [0, 1]."""
     if image.mode in ("1", "L", "LA"):
-        return as_floats(np.asarray(image.convert("L")))
+        return scale_pixels(np.asarray(image.convert("L")))
     if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
         raise ValueError(f"an image of mode {image.mode}, expected 8 bits a channel")
-    return as_floats(np.asarray(image.convert("RGB"))).transpose(2, 0, 1)
+    return scale_pixels(np.asarray(image.convert("RGB"))).transpose(2, 0, 1)

@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.data.base import Dataset, Examples, Source
-from fedsgd.rng import stream
+from fedsgd.data.base import Dataset, DatasetSource, Examples
+from fedsgd.numerics.rng import derive_generator
 
 TEST_EXAMPLES = 360
 
 
 @dataclass(frozen=True)
-class Digits(Source):
+class Digits(DatasetSource):
     """scikit-learn's digits: 1,437 training and 360 test images of 8×8 grey levels, ten classes, no download.
 
     Alpaydin and Kaynak 1998 (UCI). x: float32 [n, 8, 8] in [0, 1]. The test images are drawn once and for all: they do not
@@ -30,6 +30,6 @@ class Digits(Source):
         bunch = load_digits()
         x = (bunch.images / 16).astype(np.float32)
         y = bunch.target.astype(np.int64)
-        order = stream(0, "digits/test").permutation(len(y))
+        order = derive_generator(0, "digits/test").permutation(len(y))
         test, train = np.sort(order[:TEST_EXAMPLES]), np.sort(order[TEST_EXAMPLES:])
         return Dataset(Examples(x[train], y[train]), Examples(x[test], y[test]), classes=10)

@@ -9,23 +9,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import I64
-from fedsgd.component import FieldError, Share
-from fedsgd.data.base import Dataset, Examples, Source
+from fedsgd.config.component import FieldError, FractionAboveZero
+from fedsgd.data.base import Dataset, DatasetSource, Examples
 from fedsgd.data.datasets.columns import read_features, read_labels
-from fedsgd.data.datasets.files import places
-from fedsgd.data.extra import need
-from fedsgd.data.labels import classes_in
-from fedsgd.errors import DataError, did_you_mean
-from fedsgd.rng import stream
+from fedsgd.data.datasets.files import require_extra, search_paths
+from fedsgd.data.labels import count_classes
+from fedsgd.errors import DataError, suggest_name
+from fedsgd.numerics.arrays import I64
+from fedsgd.numerics.rng import derive_generator
 
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """End of a file's name → what the library calls the format."""
-ALL = "*"
+ALL_COLUMNS = "*"
 
 
 @dataclass(frozen=True)
-class HuggingFace(Source):
+class HuggingFace(DatasetSource):
     """Any Hugging Face dataset: `path` as datasets.load_dataset takes it, a name on the hub or a folder. Needs an extra.
 
     path: also a folder of `save_to_disk`, of a `DatasetDict` or of a single `Dataset`; or a file .csv, .json, .jsonl or
@@ -53,7 +52,7 @@ class HuggingFace(Source):
     x: str | tuple[str, ...] = "image"
     y: str = "label"
     owner: str | None = None
-    test_share: Share = 0.2
+    test_share: FractionAboveZero = 0.2
 
     def __post_init__(self) -> None:
         """Refuse a target among the features, and a feature that is named twice."""
@@ -66,35 +65,35 @@ class HuggingFace(Source):
                 raise FieldError(self.name, "x", f'names "{name}" twice, expected each column once')
 
     def load(self, folder: Path | None) -> Dataset:
-        tables, drawn = self._splits(folder)
-        features = self._features(tables[0].column_names)
+        tables, drawn = self._load_parts(folder)
+        features = self._select_feature_columns(tables[0].column_names)
         for table in tables:
             self._check_columns(table.column_names, features)
         where = f"hugging-face: {self.path}"
-        x = read_features(tables, features, isinstance(self.x, str) and self.x != ALL, where)
+        x = read_features(tables, features, isinstance(self.x, str) and self.x != ALL_COLUMNS, where)
         y, names = read_labels(tables, self.y, where)
-        owners = self._owners(tables)
+        owners = self._number_writers(tables)
         parts = [Examples(x[i], y[i], None, owners[i]) for i in range(len(tables))]
         if drawn:
-            parts = self._draw_test(parts[0])
-        return Dataset(parts[0], parts[1], len(names) if names else classes_in(*y), names)
+            parts = self._hold_out_test(parts[0])
+        return Dataset(parts[0], parts[1], len(names) if names else count_classes(*y), names)
 
-    def _splits(self, folder: Path | None) -> tuple[list[Any], bool]:
+    def _load_parts(self, folder: Path | None) -> tuple[list[Any], bool]:
         """(the tables of training and test examples, False), or (the table of both, True)."""
-        library = need("datasets", "huggingface")
+        library = require_extra("datasets", "huggingface")
         try:
-            splits = self._load(library, folder)
+            splits = self._load_splits(library, folder)
             only_one = self.test == "test" and len(splits) == 1 and "test" not in splits
             keys = ("train",) if only_one else ("train", "test")
-            return [self._part(library, splits, key) for key in keys], only_one
+            return [self._select_split(library, splits, key) for key in keys], only_one
         except (FieldError, DataError):
             raise
         except Exception as error:  # a hub, a cache, a network and a parser may each fail in ways of their own
-            raise DataError(f"hugging-face: {self.path} cannot be loaded: {_cause(error)}") from error
+            raise DataError(f"hugging-face: {self.path} cannot be loaded: {_describe_cause(error)}") from error
 
-    def _load(self, library: Any, folder: Path | None) -> dict[str, Any]:
+    def _load_splits(self, library: Any, folder: Path | None) -> dict[str, Any]:
         """Return the dataset's tables by the names of their splits."""
-        for place in places(folder, self.path):
+        for place in search_paths(folder, self.path):
             if (place / "state.json").is_file():  # written by save_to_disk of a single Dataset
                 return {"train": library.load_from_disk(str(place))}
             if (place / "dataset_dict.json").is_file():
@@ -104,25 +103,25 @@ class HuggingFace(Source):
             if place.is_dir():
                 return dict(library.load_dataset(str(place), self.config))
         if Path(self.path).suffix.lower() in FORMATS:  # a file, and no name on the hub
-            looked_for = ", ".join(map(str, places(folder, self.path)))
+            looked_for = ", ".join(map(str, search_paths(folder, self.path)))
             raise DataError(f"hugging-face: {self.path} not found (looked for {looked_for})")
         return dict(library.load_dataset(self.path, self.config))
 
-    def _part(self, library: Any, splits: dict[str, Any], key: str) -> Any:
+    def _select_split(self, library: Any, splits: dict[str, Any], key: str) -> Any:
         """Return what `train` or `test` names, such as "train[:80%]". FieldError if there is no such split."""
         wanted = getattr(self, key)
         try:
             stretches = library.ReadInstruction.from_spec(wanted).to_absolute({name: len(splits[name]) for name in splits})
         except (ValueError, AssertionError) as error:
             split = wanted.partition("[")[0].partition("+")[0]
-            problem = did_you_mean(split, splits) if split not in splits else f": {error}"
+            problem = suggest_name(split, splits) if split not in splits else f": {error}"
             raise FieldError(self.name, key, f'got "{wanted}"{problem}') from None
         parts = [splits[one.splitname].select(range(one.from_, one.to)) for one in stretches]
         return parts[0] if len(parts) == 1 else library.concatenate_datasets(parts)
 
-    def _features(self, columns: Sequence[str]) -> tuple[str, ...]:
+    def _select_feature_columns(self, columns: Sequence[str]) -> tuple[str, ...]:
         """Return the columns of the examples."""
-        if self.x == ALL:
+        if self.x == ALL_COLUMNS:
             return tuple(name for name in columns if name not in (self.y, self.owner))
         return (self.x,) if isinstance(self.x, str) else self.x
 
@@ -133,19 +132,19 @@ class HuggingFace(Source):
         for key, name in wanted:
             if name not in columns:
                 more = '; a list of columns of numbers, or "*" for all but y and owner, makes a vector' if key == "x" else ""
-                raise FieldError(self.name, key, f'got "{name}"{did_you_mean(name, columns)}{more}')
+                raise FieldError(self.name, key, f'got "{name}"{suggest_name(name, columns)}{more}')
 
-    def _draw_test(self, examples: Examples) -> list[Examples]:
+    def _hold_out_test(self, examples: Examples) -> list[Examples]:
         """Return training and test examples: the latter are drawn by a generator of their own, whatever the seed is."""
         n_test = max(1, round(self.test_share * len(examples)))
         if n_test >= len(examples):
             problem = f"got {self.test_share:g}, which leaves none of {len(examples):,} examples to train on"
             raise FieldError(self.name, "test_share", problem)
-        order = stream(0, "hugging-face/test").permutation(len(examples))
+        order = derive_generator(0, "hugging-face/test").permutation(len(examples))
         rows = (np.sort(order[n_test:]), np.sort(order[:n_test]))
-        return [Examples(examples.x, examples.y, part, examples.owner) for part in rows]
+        return [Examples(examples.x, examples.y, part, examples.writer) for part in rows]
 
-    def _owners(self, tables: Sequence[Any]) -> Sequence[I64 | None]:
+    def _number_writers(self, tables: Sequence[Any]) -> Sequence[I64 | None]:
         """Owners, whatever they are called, numbered in the order of their names."""
         if self.owner is None:
             return [None] * len(tables)
@@ -160,7 +159,7 @@ class HuggingFace(Source):
         return np.split(numbers, np.cumsum([len(column) for column in columns])[:-1])
 
 
-def _cause(error: Exception) -> str:
+def _describe_cause(error: Exception) -> str:
     """Return what went wrong while a dataset was loaded, in words where the library's own are of no help."""
     first: BaseException = error
     while first.__cause__ is not None:

@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.data.base import Dataset, Examples, Source, as_floats
-from fedsgd.data.datasets.files import find
+from fedsgd.data.base import Dataset, DatasetSource, Examples, scale_pixels
+from fedsgd.data.datasets.files import find_data_files
 from fedsgd.errors import DataError
 
-WHERE_TO_GET_IT = (
+DOWNLOAD_HINT = (
     "the four original files (train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
     "t10k-labels-idx1-ubyte, each plain or .gz) are at https://yann.lecun.com/exdb/mnist and, as a mirror, at "
     "https://ossci-datasets.s3.amazonaws.com/mnist; put them into DIR or DIR/mnist and pass --data DIR or set FEDSGD_DATA"
@@ -24,7 +24,7 @@ WHERE_TO_GET_IT = (
 
 
 @dataclass(frozen=True)
-class Mnist(Source):
+class Mnist(DatasetSource):
     """MNIST from IDX files: 60,000 + 10,000 grey images of 28×28, ten classes.
 
     LeCun, Cortes and Burges. x: float32 [n, 28, 28] in [0, 1]. The files are looked for in DIR and DIR/mnist, plain or
@@ -37,27 +37,27 @@ class Mnist(Source):
         parts = []
         for stem in ("train", "t10k"):
             images, labels = (
-                find(folder, "mnist", [f"{stem}-{kind}", f"{stem}-{kind}.gz"], WHERE_TO_GET_IT)[0]
+                find_data_files(folder, "mnist", [f"{stem}-{kind}", f"{stem}-{kind}.gz"], DOWNLOAD_HINT)[0]
                 for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
             )
-            parts.append(_examples(images, labels))
+            parts.append(_read_examples(images, labels))
         return Dataset(parts[0], parts[1], classes=10)
 
 
-def _examples(images_path: Path, labels_path: Path) -> Examples:
-    images = _images(images_path)
-    labels = _labels(labels_path, len(images))
-    return Examples(as_floats(images), labels)
+def _read_examples(images_path: Path, labels_path: Path) -> Examples:
+    images = _read_images(images_path)
+    labels = _read_labels(labels_path, len(images))
+    return Examples(scale_pixels(images), labels)
 
 
-def _images(path: Path) -> NDArray[np.uint8]:
+def _read_images(path: Path) -> NDArray[np.uint8]:
     images = read_idx(path, dimensions=3)
     if images.shape[1:] != (28, 28):
         raise DataError(f"{path}: images of {images.shape[1]}×{images.shape[2]}, expected 28×28")
     return images
 
 
-def _labels(path: Path, n_images: int) -> NDArray[np.int64]:
+def _read_labels(path: Path, n_images: int) -> NDArray[np.int64]:
     labels = read_idx(path, dimensions=1)
     if len(labels) != n_images:
         raise DataError(f"{path}: {len(labels)} labels for {n_images} images")
@@ -73,13 +73,13 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        problem = f"{path}: cannot be read ({error}); expected an IDX file, plain or gzipped: {WHERE_TO_GET_IT}"
+        problem = f"{path}: cannot be read ({error}); expected an IDX file, plain or gzipped: {DOWNLOAD_HINT}"
         raise DataError(problem) from error
     head = 4 + 4 * dimensions
     if len(data) < head or data[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(
             f"{path}: starts with {data[:4].hex(' ') or 'nothing'}, expected 00 00 08 {dimensions:02x} (IDX, unsigned bytes, "
-            f"{dimensions} dimensions): {WHERE_TO_GET_IT}"
+            f"{dimensions} dimensions): {DOWNLOAD_HINT}"
         )
     shape = struct.unpack(f">{dimensions}I", data[4:head])
     if len(data) - head != int(np.prod(shape, dtype=object)):

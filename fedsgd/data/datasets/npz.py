@@ -11,18 +11,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.component import Count, FieldError, Share
-from fedsgd.data.base import Dataset, Examples, Source, as_floats
-from fedsgd.data.datasets.files import places
-from fedsgd.data.labels import classes_in, number_text_labels
+from fedsgd.config.component import FieldError, FractionAboveZero, PositiveInt
+from fedsgd.data.base import Dataset, DatasetSource, Examples, scale_pixels
+from fedsgd.data.datasets.files import search_paths
+from fedsgd.data.labels import count_classes, number_text_labels
 from fedsgd.errors import DataError
-from fedsgd.rng import stream
+from fedsgd.numerics.rng import derive_generator
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test", "owner_train", "owner_test")
+ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test", "owner_train", "owner_test")
 
 
 @dataclass(frozen=True)
-class Npz(Source):
+class Npz(DatasetSource):
     """Your own arrays: `path` names a file of numpy.savez with x_train and y_train, and x_test and y_test if there are any.
 
     owner_train and owner_test, if there, say whose each example is (for "natural"). Without test examples, `test_share` of the
@@ -37,11 +37,11 @@ class Npz(Source):
     name: ClassVar[str] = "npz"
 
     path: str = field(kw_only=True, metadata={"example": '"my_arrays.npz"'})
-    classes: Count | None = None
-    test_share: Share = 0.2
+    classes: PositiveInt | None = None
+    test_share: FractionAboveZero = 0.2
 
     def load(self, folder: Path | None) -> Dataset:
-        arrays, names = _numbered(_read(self._found(folder)))
+        arrays, names = _number_labels(_read_arrays(self._find_file(folder)))
         x, y, owner = arrays["x_train"], arrays["y_train"], arrays.get("owner_train")
         if not x.ndim or not y.ndim:
             raise DataError(
@@ -53,8 +53,8 @@ class Npz(Source):
             train = Examples(x, y, None, owner)
             test = Examples(arrays["x_test"], arrays["y_test"], None, arrays.get("owner_test"))
         else:
-            train, test = self._split(x, y, owner)
-        implied = len(names) if names else classes_in(train.y, test.y)
+            train, test = self._hold_out_test(x, y, owner)
+        implied = len(names) if names else count_classes(train.y, test.y)
         classes = implied if self.classes is None else self.classes
         if names and classes != len(names):
             raise FieldError(self.name, "classes", f"got {classes}, but the labels are {len(names)} different texts")
@@ -62,25 +62,25 @@ class Npz(Source):
             raise FieldError(self.name, "classes", f"got {self.classes}, but y_train is {y.dtype}: not class labels")
         return Dataset(train, test, classes, names)
 
-    def _found(self, folder: Path | None) -> Path:
-        for path in places(folder, self.path):
+    def _find_file(self, folder: Path | None) -> Path:
+        for path in search_paths(folder, self.path):
             if path.is_file():
                 return path
             if path.is_dir():
                 raise DataError(f"npz: {path} is a folder, expected a file of numpy.savez")
-        raise DataError(f"npz: {self.path} not found (looked for {', '.join(map(str, places(folder, self.path)))})")
+        raise DataError(f"npz: {self.path} not found (looked for {', '.join(map(str, search_paths(folder, self.path)))})")
 
-    def _split(self, x: NDArray[Any], y: NDArray[Any], owner: NDArray[Any] | None) -> tuple[Examples, Examples]:
+    def _hold_out_test(self, x: NDArray[Any], y: NDArray[Any], writer: NDArray[Any] | None) -> tuple[Examples, Examples]:
         n_test = max(1, round(self.test_share * len(y)))
         if n_test >= len(y):
             problem = f"got {self.test_share:g}, which leaves none of {len(y):,} examples to train on"
             raise FieldError(self.name, "test_share", problem)
-        order = stream(0, "npz/test").permutation(len(y))
-        train, test = (Examples(x, y, np.sort(rows), owner) for rows in (order[n_test:], order[:n_test]))
+        order = derive_generator(0, "npz/test").permutation(len(y))
+        train, test = (Examples(x, y, np.sort(rows), writer) for rows in (order[n_test:], order[:n_test]))
         return train, test
 
 
-def _numbered(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], tuple[str, ...] | None]:
+def _number_labels(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], tuple[str, ...] | None]:
     """Return the arrays, labels that are texts numbered; and the names of the classes, None where labels are numbers."""
     labels = {name: arrays[name] for name in ("y_train", "y_test") if name in arrays}
     if not all(y.dtype.kind == "U" and y.ndim == 1 for y in labels.values()):
@@ -89,7 +89,7 @@ def _numbered(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]],
     return {**arrays, **dict(zip(labels, numbers, strict=True))}, names
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of the file; DataError unless it has what is needed."""
     try:
         with path.open("rb") as opened:
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             file = np.load(opened, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise DataError(f"{path}: a single array, expected several: numpy.savez(path, x_train=..., y_train=...)")
-            arrays = {name: file[name] for name in ARRAYS if name in file.files}
+            arrays = {name: file[name] for name in ARRAY_NAMES if name in file.files}
             names = ", ".join(file.files)
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # NotImplementedError too
         raise DataError(f"{path}: cannot be read as a file of numpy.savez without pickled objects ({error})") from error
@@ -107,4 +107,4 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         missing = [name for name in wanted if name not in arrays]
         if missing and (wanted[0] == "x_train" or len(missing) == 1):
             raise DataError(f"{path}: has {names or 'nothing'}, expected {' and '.join(wanted)}")
-    return {name: as_floats(a) if name.startswith("x_") else a for name, a in arrays.items()}
+    return {name: scale_pixels(a) if name.startswith("x_") else a for name, a in arrays.items()}

@@ -9,21 +9,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import I64
-from fedsgd.component import Count, Share
-from fedsgd.data.base import Dataset, Examples, Source
-from fedsgd.data.datasets.files import find
+from fedsgd.config.component import FractionAboveZero, PositiveInt
+from fedsgd.data.base import Dataset, DatasetSource, Examples
+from fedsgd.data.datasets.files import find_data_files
 from fedsgd.errors import DataError
-from fedsgd.user_files import read_text
+from fedsgd.numerics.arrays import I64
+from fedsgd.system.user_files import read_text
 
-WHERE_TO_GET_IT = (
+DOWNLOAD_HINT = (
     "input.txt is in data/tinyshakespeare of the GitHub repository karpathy/char-rnn; put it into DIR or DIR/shakespeare and "
     "pass --data DIR or set FEDSGD_DATA"
 )
 
 
 @dataclass(frozen=True)
-class Shakespeare(Source):
+class Shakespeare(DatasetSource):
     """Shakespeare's plays by speaking role, for predicting the next character at each of `unroll` places.
 
     McMahan et al. 2017, section 3: a role is a client; the first 80 % of its lines (1 − `test_share`) train, the others test,
@@ -35,57 +35,57 @@ class Shakespeare(Source):
 
     name: ClassVar[str] = "shakespeare"
 
-    unroll: Count = 80
-    test_share: Share = 0.2
+    unroll: PositiveInt = 80
+    test_share: FractionAboveZero = 0.2
 
     def load(self, folder: Path | None) -> Dataset:
-        path = find(folder, "shakespeare", ["input.txt"], WHERE_TO_GET_IT)[0]
+        path = find_data_files(folder, "shakespeare", ["input.txt"], DOWNLOAD_HINT)[0]
         try:
             text = read_text(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as text ({error}): {WHERE_TO_GET_IT}") from error
-        lines = _lines_by_role(text)
+            raise DataError(f"{path}: cannot be read as text ({error}): {DOWNLOAD_HINT}") from error
+        lines = _group_lines_by_role(text)
         if not lines:
-            raise DataError(f"{path}: no speeches: expected ROLE: on a line, its lines, an empty line: {WHERE_TO_GET_IT}")
+            raise DataError(f"{path}: no speeches: expected ROLE: on a line, its lines, an empty line: {DOWNLOAD_HINT}")
         alphabet = sorted({character for spoken in lines.values() for line in spoken for character in line} | {"\n"})
-        train, test = self._windows(lines, alphabet)
+        train, test = self._build_windows(lines, alphabet)
         return Dataset(train, test, len(alphabet), tuple(alphabet))
 
-    def _windows(self, lines: dict[str, list[str]], alphabet: list[str]) -> tuple[Examples, Examples]:
+    def _build_windows(self, lines: dict[str, list[str]], alphabet: list[str]) -> tuple[Examples, Examples]:
         number = {character: i for i, character in enumerate(alphabet)}
         roles = []
         for spoken in lines.values():
             n_test = max(1, round(self.test_share * len(spoken)))
-            parts = [self._cut([number[c] for c in "\n".join(part)]) for part in (spoken[:-n_test], spoken[-n_test:])]
+            parts = [self._cut_windows([number[c] for c in "\n".join(part)]) for part in (spoken[:-n_test], spoken[-n_test:])]
             if len(parts[0]):
                 roles.append(parts)
         if not any(len(test) for _, test in roles):
             raise DataError(f"shakespeare: no role speaks {self.unroll + 1} characters in both its training and its test lines")
-        train, test = (_examples(windows) for windows in zip(*roles, strict=True))
+        train, test = (_join_windows(windows) for windows in zip(*roles, strict=True))
         return train, test
 
-    def _cut(self, codes: list[int]) -> I64:
+    def _cut_windows(self, codes: list[int]) -> I64:
         """A text in windows that overlap by the one character that only the next window reads [w, unroll + 1]."""
         starts = np.arange(0, len(codes) - self.unroll, self.unroll)
         windows: I64 = np.array(codes, dtype=np.int64)[starts[:, None] + np.arange(self.unroll + 1)]
         return windows
 
 
-def _examples(windows: Sequence[I64]) -> Examples:
+def _join_windows(windows: Sequence[I64]) -> Examples:
     """windows: those of each role."""
     codes = np.concatenate(windows)
     return Examples(codes[:, :-1], codes[:, 1:], None, np.repeat(np.arange(len(windows)), [len(w) for w in windows]))
 
 
-def _lines_by_role(text: str) -> dict[str, list[str]]:
+def _group_lines_by_role(text: str) -> dict[str, list[str]]:
     """Role → all its lines, roles in the order in which they first speak."""
     lines: dict[str, list[str]] = {}
-    for role, line in _speeches(text):
+    for role, line in _iterate_lines(text):
         lines.setdefault(role, []).append(line)
     return {role: spoken for role, spoken in lines.items() if len(spoken) > 1}
 
 
-def _speeches(text: str) -> Iterator[tuple[str, str]]:
+def _iterate_lines(text: str) -> Iterator[tuple[str, str]]:
     """(role, line) of each line that is spoken."""
     role: str | None = None
     begins = True

@@ -11,14 +11,14 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fedsgd.arrays import F64
-from fedsgd.component import Count, NonNegative
+from fedsgd.config.component import NonNegativeFloat, PositiveInt
 from fedsgd.data.base import Examples
-from fedsgd.data.population import Population
-from fedsgd.rng import stream
+from fedsgd.data.generated import ClientGenerator
+from fedsgd.numerics.arrays import F64
+from fedsgd.numerics.rng import derive_generator
 
 
-class Truth(NamedTuple):
+class SyntheticClient(NamedTuple):
     """What a client was drawn as. W: [C, d] and b: [C], the model that labels its examples, whose entries have the mean u;
     v: [d], the mean of its examples, whose entries have the mean B."""
 
@@ -30,7 +30,7 @@ class Truth(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Synthetic(Population):
+class Synthetic(ClientGenerator):
     """FedProx's Synthetic(alpha, beta): for each client a softmax model of its own, and a place where its examples lie.
 
     Li et al. 2020, "Federated optimization in heterogeneous networks", section 5.1 and appendix C.1, after Shamir et al. 2014:
@@ -44,15 +44,15 @@ class Synthetic(Population):
     Two facts of that distribution. u adds the same to the score of every class, u·(Σ x_j + 1), so alpha changes no label. And
     without u the models have nothing in common, so unless `iid` what is learnt from some clients says nothing of others: on the
     test examples, which are others', accuracy stays near chance. The paper tests clients on examples of their own:
-    `held_out` with `[evaluation] clients`; one linear model does well by dozens of them, not by thousands.
+    `held_out_sizes` with `[evaluation] clients`; one linear model does well by dozens of them, not by thousands.
     """
 
     name: ClassVar[str] = "synthetic"
 
-    alpha: NonNegative = 1.0
-    beta: NonNegative = 1.0
-    dimensions: Count = 60
-    classes: Count = 10
+    alpha: NonNegativeFloat = 1.0
+    beta: NonNegativeFloat = 1.0
+    dimensions: PositiveInt = 60
+    classes: PositiveInt = 10
     iid: bool = False
 
     @property
@@ -60,26 +60,28 @@ class Synthetic(Population):
         """C."""
         return self.classes
 
-    def truth(self, client: int, seed: int) -> Truth:
+    def draw_client(self, client: int, seed: int) -> SyntheticClient:
         """What this client is drawn as."""
-        return self._truth(stream(seed, "synthetic", client), seed)
+        return self._draw_client(derive_generator(seed, "synthetic", client), seed)
 
     def examples_of(self, client: int, seed: int) -> Examples:
         """What this client has, x [n, d] and y [n]. Labels are those of the examples as they are rounded to float32."""
-        rng = stream(seed, "synthetic", client)
-        truth = self._truth(rng, seed)
+        rng = derive_generator(seed, "synthetic", client)
+        truth = self._draw_client(rng, seed)
         deviation = np.arange(1, self.dimensions + 1) ** -0.6
         with np.errstate(over="ignore", invalid="ignore"):  # where settings are too large for float32: the dataset is checked
             x = (truth.v + deviation * rng.standard_normal((self.examples, self.dimensions))).astype(np.float32)
             scores = x.astype(np.float64) @ truth.W.T + truth.b
         return Examples(x, scores.argmax(axis=1))
 
-    def _truth(self, rng: np.random.Generator, seed: int) -> Truth:
+    def _draw_client(self, rng: np.random.Generator, seed: int) -> SyntheticClient:
         """Drawn from the client's stream before its examples, so that it does not depend on how many these are."""
         size = (self.classes, self.dimensions)
         if self.iid:
-            common = stream(seed, "synthetic/iid")
-            return Truth(0.0, 0.0, common.standard_normal(size), common.standard_normal(self.classes), np.zeros(size[1]))
+            common = derive_generator(seed, "synthetic/iid")
+            return SyntheticClient(
+                0.0, 0.0, common.standard_normal(size), common.standard_normal(self.classes), np.zeros(size[1])
+            )
         u, B = sqrt(self.alpha) * rng.standard_normal(), sqrt(self.beta) * rng.standard_normal()
         W, b = u + rng.standard_normal(size), u + rng.standard_normal(self.classes)
-        return Truth(u, B, W, b, B + rng.standard_normal(self.dimensions))
+        return SyntheticClient(u, B, W, b, B + rng.standard_normal(self.dimensions))

@@ -1,7 +1,7 @@
 """Partitioners, one file each. To add one: write its file, add its line here."""
 
-from fedsgd.component import Registry
-from fedsgd.data.partitioners.base import Partition, Partitioner, partition
+from fedsgd.config.component import Registry
+from fedsgd.data.partitioners.base import Partition, Partitioner, partition_examples
 
 PARTITIONERS: Registry[Partitioner] = Registry(
     "partitioner",
@@ -11,11 +11,11 @@ PARTITIONERS: Registry[Partitioner] = Registry(
         "dirichlet": "fedsgd.data.partitioners.dirichlet:Dirichlet",
         "shards": "fedsgd.data.partitioners.shards:Shards",
         "pathological": "fedsgd.data.partitioners.pathological:Pathological",
-        "quantity": "fedsgd.data.partitioners.quantity:Quantity",
-        "skewed": "fedsgd.data.partitioners.skewed:Skewed",
-        "natural": "fedsgd.data.partitioners.natural:Natural",
+        "quantity": "fedsgd.data.partitioners.quantity:QuantitySkew",
+        "skewed": "fedsgd.data.partitioners.skewed:LabelAndQuantitySkew",
+        "natural": "fedsgd.data.partitioners.natural:NaturalPartition",
         "flwr-datasets": "fedsgd.data.partitioners.flwr_datasets:FlwrDatasets",
     },
 )
 
-__all__ = ["PARTITIONERS", "Partition", "Partitioner", "partition"]
+__all__ = ["PARTITIONERS", "Partition", "Partitioner", "partition_examples"]

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import I64
-from fedsgd.component import Count, Positive
+from fedsgd.config.component import PositiveFloat, PositiveInt
 from fedsgd.data.base import Examples
-from fedsgd.data.partitioners.base import Partitioner, cut
+from fedsgd.data.partitioners.base import Partitioner, split_proportionally
+from fedsgd.numerics.arrays import I64
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Dirichlet(Partitioner):
 
     name: ClassVar[str] = "dirichlet"
 
-    clients: Count = 100
-    alpha: Positive = 1.0
+    clients: PositiveInt = 100
+    alpha: PositiveFloat = 1.0
 
-    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+    def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         labels = examples.y
         owner = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))
             shares = rng.dirichlet(np.full(self.clients, self.alpha))
-            owner[members] = cut(shares, len(members))
+            owner[members] = split_proportionally(shares, len(members))
         return owner

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import I64
-from fedsgd.component import Count
+from fedsgd.config.component import PositiveInt
 from fedsgd.data.base import Examples
 from fedsgd.data.partitioners.base import Partitioner
+from fedsgd.numerics.arrays import I64
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Iid(Partitioner):
     """Shuffle and deal: every client the same distribution, sizes equal to within one example."""
 
     name: ClassVar[str] = "iid"
-    by_class: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
-    clients: Count = 100
+    clients: PositiveInt = 100
 
-    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+    def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         return rng.permutation(np.arange(len(examples), dtype=np.int64) % self.clients)

@@ -7,15 +7,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import I64
-from fedsgd.component import Count
+from fedsgd.config.component import PositiveInt
 from fedsgd.data.base import Examples
 from fedsgd.data.partitioners.base import Partitioner
 from fedsgd.errors import DataError
+from fedsgd.numerics.arrays import I64
 
 
 @dataclass(frozen=True)
-class Natural(Partitioner):
+class NaturalPartition(Partitioner):
     """By owner: a client for each writer, speaker or user of the data; or whole owners dealt to `clients` clients.
 
     Needs data that say whose each example is, as "shakespeare" does. Without `clients`, clients are the owners in
@@ -23,14 +23,14 @@ class Natural(Partitioner):
     """
 
     name: ClassVar[str] = "natural"
-    by_class: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
-    clients: Count | None = None
+    clients: PositiveInt | None = None
 
-    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
-        if examples.owner is None:
+    def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
+        if examples.writer is None:
             raise DataError('"natural" splits by owner, and these data do not say whose each example is')
-        names, owner = np.unique(examples.owner, return_inverse=True)
+        names, owner = np.unique(examples.writer, return_inverse=True)
         if self.clients is None:
             return owner.astype(np.int64)
         if self.clients > len(names):

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import I64
-from fedsgd.component import Count
+from fedsgd.config.component import PositiveInt
 from fedsgd.data.base import Examples
 from fedsgd.data.partitioners.base import Partitioner
 from fedsgd.errors import DataError
+from fedsgd.numerics.arrays import I64
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Pathological(Partitioner):
 
     name: ClassVar[str] = "pathological"
 
-    clients: Count = 100
-    classes_per_client: Count = 2
+    clients: PositiveInt = 100
+    classes_per_client: PositiveInt = 2
 
-    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+    def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         classes, labels = np.unique(examples.y, return_inverse=True)
         if self.classes_per_client > len(classes):
             raise DataError(f"{self.classes_per_client} classes a client, but the data have {len(classes)}")
         if self.clients * self.classes_per_client < len(classes):
             room = f"{self.clients} clients × {self.classes_per_client} classes"
             raise DataError(f"{room} cannot hold the {len(classes)} classes of the data")
-        hands = self._deal(len(classes), rng)
+        hands = self._assign_classes(len(classes), rng)
         owner = np.empty(len(labels), dtype=np.int64)
         for label in range(len(classes)):
             holders = rng.permutation(np.flatnonzero((hands == label).any(axis=1)))
@@ -43,7 +43,7 @@ class Pathological(Partitioner):
             owner[members] = holders[np.arange(len(members), dtype=np.int64) * len(holders) // len(members)]
         return owner
 
-    def _deal(self, classes: int, rng: np.random.Generator) -> I64:
+    def _assign_classes(self, classes: int, rng: np.random.Generator) -> I64:
         """The classes of each client [N, classes_per_client]."""
         hands = np.empty((self.clients, self.classes_per_client), dtype=np.int64)
         deck: list[int] = []

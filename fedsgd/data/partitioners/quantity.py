@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import I64
-from fedsgd.component import Count, Positive
+from fedsgd.config.component import PositiveFloat, PositiveInt
 from fedsgd.data.base import Examples
-from fedsgd.data.partitioners.base import Partitioner, cut, log_normal_shares
+from fedsgd.data.partitioners.base import Partitioner, draw_log_normal_shares, split_proportionally
+from fedsgd.numerics.arrays import I64
 
 
 @dataclass(frozen=True)
-class Quantity(Partitioner):
+class QuantitySkew(Partitioner):
     """The same distribution for every client, sizes log-normal: in proportion to exp(sigma · N(0, 1)).
 
     Quantity skew (Kairouz et al. 2021, section 3.1; Li et al. 2022). With sigma = 1 two thirds of the clients are within a
@@ -22,10 +22,10 @@ class Quantity(Partitioner):
     """
 
     name: ClassVar[str] = "quantity"
-    by_class: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
-    clients: Count = 100
-    sigma: Positive = 1.0
+    clients: PositiveInt = 100
+    sigma: PositiveFloat = 1.0
 
-    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
-        return rng.permutation(cut(log_normal_shares(self.clients, self.sigma, rng), len(examples)))
+    def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
+        return rng.permutation(split_proportionally(draw_log_normal_shares(self.clients, self.sigma, rng), len(examples)))

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import I64
-from fedsgd.component import Count
+from fedsgd.config.component import PositiveInt
 from fedsgd.data.base import Examples
 from fedsgd.data.partitioners.base import Partitioner
 from fedsgd.errors import DataError
+from fedsgd.numerics.arrays import I64
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Shards(Partitioner):
 
     name: ClassVar[str] = "shards"
 
-    clients: Count = 100
-    shards_per_client: Count = 2
+    clients: PositiveInt = 100
+    shards_per_client: PositiveInt = 2
 
-    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+    def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         labels = examples.y
         n, shards = len(labels), self.clients * self.shards_per_client
         if shards > n:

@@ -7,16 +7,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.arrays import F64, I64
-from fedsgd.component import Count, Positive
+from fedsgd.config.component import PositiveFloat, PositiveInt
 from fedsgd.data.base import Examples
-from fedsgd.data.partitioners.base import Partitioner, cut, log_normal_shares
+from fedsgd.data.partitioners.base import Partitioner, draw_log_normal_shares, split_proportionally
+from fedsgd.numerics.arrays import F64, I64
 
-FITTING_ROUNDS = 100
+FITTING_ITERATIONS = 100
 
 
 @dataclass(frozen=True)
-class Skewed(Partitioner):
+class LabelAndQuantitySkew(Partitioner):
     """Sizes log-normal (sigma), and each client's mixture of classes drawn from Dirichlet(alpha), independently.
 
     With "dirichlet" alone, how skewed sizes are follows from alpha; here each is set by itself. Sizes and mixtures seldom
@@ -26,27 +26,27 @@ class Skewed(Partitioner):
 
     name: ClassVar[str] = "skewed"
 
-    clients: Count = 100
-    alpha: Positive = 0.5
-    sigma: Positive = 1.0
+    clients: PositiveInt = 100
+    alpha: PositiveFloat = 0.5
+    sigma: PositiveFloat = 1.0
 
-    def owners(self, examples: Examples, rng: np.random.Generator) -> I64:
+    def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         classes, labels = np.unique(examples.y, return_inverse=True)
-        sizes = log_normal_shares(self.clients, self.sigma, rng)
+        sizes = draw_log_normal_shares(self.clients, self.sigma, rng)
         mixtures = rng.dirichlet(np.full(len(classes), self.alpha), size=self.clients)
-        shares = _fitted(mixtures, sizes, np.bincount(labels) / len(labels))
+        shares = _fit_shares(mixtures, sizes, np.bincount(labels) / len(labels))
         owner = np.empty(len(labels), dtype=np.int64)
         for label in range(len(classes)):
             members = rng.permutation(np.flatnonzero(labels == label))
-            owner[members] = cut(shares[:, label], len(members))
+            owner[members] = split_proportionally(shares[:, label], len(members))
         return owner
 
 
-def _fitted(mixtures: F64, sizes: F64, classes: F64) -> F64:
+def _fit_shares(mixtures: F64, sizes: F64, classes: F64) -> F64:
     """Each client's share of each class, columns adding up to 1 [N, C]: from the table nearest to mixtures · sizes whose
     columns add up to `classes` [C] and whose rows, nearly, to `sizes` [N]."""
     table = (mixtures + 1e-12) * sizes[:, None]  # so that no class is with nobody
-    for _ in range(FITTING_ROUNDS):
+    for _ in range(FITTING_ITERATIONS):
         table *= classes / table.sum(axis=0)
         table *= (sizes / table.sum(axis=1))[:, None]
     shares: F64 = table / table.sum(axis=0)

@@ -11,7 +11,7 @@ rounds: seconds a round of the quickstart on four nodes, its apps started from n
 process that is ready; beside the same rounds in one process.
 cold: two rounds of the quickstart on two nodes, started from nothing, N times; prints each failure, and ends with 1 if there
 was one.
-shapes: the apps of tests/flower_apps on four nodes, plain and with our two lines: accuracy and bytes by Flower's own counter.
+shapes: the apps of tests/flower/apps on four nodes, plain and with our two lines: accuracy and bytes by Flower's own counter.
 cold and shapes are not among the parts by default.
 
 Each deployment is stopped before the next one starts. Times are noisy on a machine that others use.
@@ -38,10 +38,10 @@ from rich.console import Console
 from rich.table import Table
 
 import fedsgd
-from fedsgd.deployment import Watched, bundle, deploy, transport
-from fedsgd.deployment.federation import Asked, Federation, federation
+from fedsgd.flower.deployment import DeploymentCallbacks, app_bundle, deploy, transport_table
+from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_cluster
 from tests.bench.flower.shapes import measure_shapes, shape_lines
-from tests.flower_example import write_app
+from tests.flower.example import write_app
 
 ROOT = Path(__file__).parents[3]
 SIZES = (1_000, 100_000, 10_000_000)
@@ -52,12 +52,14 @@ COLD, SHAPES = "cold", "shapes"
 
 
 @contextmanager
-def deployed(nodes: int, warm: bool = True) -> Iterator[Federation]:
+def deployed(nodes: int, warm: bool = True) -> Iterator[LocalCluster]:
     """A federation whose sockets are measured."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))  # for our own app
     with tempfile.TemporaryDirectory(prefix="fedsgd-bench-") as folder:
         place = Path(folder)
-        with federation(Asked(nodes, measured=True, warm=warm), place / "run", place / "logs") as made:
+        with local_cluster(
+            ClusterConfig(nodes, measure_socket=True, use_fork_server=warm), place / "run", place / "logs"
+        ) as made:
             yield made
 
 
@@ -83,19 +85,23 @@ def overhead(turns: int) -> list[Overhead]:
     """For each size, down and up."""
     with deployed(1) as made:
         events = made.folder / "events.jsonl"
-        settings: dict[str, bundle.Setting] = {"events": str(events), "sizes": " ".join(map(str, SIZES)), "turns": turns}
+        settings: dict[str, app_bundle.AppConfigValue] = {
+            "events": str(events),
+            "sizes": " ".join(map(str, SIZES)),
+            "turns": turns,
+        }
         apps = "tests.bench.flower.echo:server", "tests.bench.flower.echo:client"
-        made.submit(bundle.write(made.folder / "app", settings, *apps), stream=True).wait()
-        seen = list(made.proxies[0].seen)
+        made.submit(app_bundle.write_app(made.folder / "app", settings, *apps), stream=True).wait()
+        seen = list(made.proxies[0].traffic)
         told = lines_of(events) if events.exists() else []
         if not told or told.pop()["event"] != "done":
-            raise SystemExit(made.log("serverapp").read_text(errors="replace")[-3000:])
+            raise SystemExit(made.get_log_path("serverapp").read_text(errors="replace")[-3000:])
     found = []
     for size in SIZES:
         for direction in ("down", "up"):
             here = [event for event in told if event["size"] == size]
             sockets = [
-                sum(s.n_bytes for s in seen if s.direction == direction and event["begun"] <= s.at <= event["at"])
+                sum(s.n_bytes for s in seen if s.direction == direction and event["begun"] <= s.time <= event["at"])
                 for event in here
             ]
             found.append(Overhead(size, direction, int(median(e[direction] for e in here)), int(median(sockets))))
@@ -122,7 +128,7 @@ def app_run(compressed: bool, rounds: int) -> AppRun:
     """A run of the example app."""
     with deployed(NODES) as made:
         app = write_app(made.folder / "app", compressed, {"num-server-rounds": rounds, "min-nodes": NODES})
-        submission, log, ends = made.submit(app, stream=True), made.log("serverapp"), list[float]()
+        submission, log, ends = made.submit(app, stream=True), made.get_log_path("serverapp"), list[float]()
         while submission.poll() is None:
             text = log.read_text(errors="replace") if log.exists() else ""
             begun = len(re.findall(r"\[ROUND \d+/\d+\]", text)) + ("Strategy execution finished" in text)
@@ -130,8 +136,8 @@ def app_run(compressed: bool, rounds: int) -> AppRun:
             time.sleep(LOOK_SECONDS)
         if len(ends) != rounds + 1:
             raise SystemExit(text[-3000:])
-        counted = made.counted() or {"up": 0, "down": 0}
-        rows = transport.rows([], ends, {node: list(proxy.seen) for node, proxy in made.proxies.items()})
+        counted = made.read_flower_byte_counters() or {"up": 0, "down": 0}
+        rows = transport_table.transport_rows([], ends, {node: list(proxy.traffic) for node, proxy in made.proxies.items()})
     by_round = {
         d: tuple(sum(r["socket_bytes"] for r in rows if (r["round"], r["direction"]) == (n, d)) for n in range(1, rounds + 1))
         for d in ("up", "down")
@@ -160,8 +166,8 @@ def rounds_of(rounds: int) -> list[Rounds]:
         with tempfile.TemporaryDirectory() as folder:
             import pyarrow.parquet as pq
 
-            done = deploy(scenario, Path(folder) / "run", nodes=NODES, warm=warm)
-            rows = pq.read_table(Path(folder) / "run" / transport.FILE).to_pylist()
+            done = deploy(scenario, Path(folder) / "run", nodes=NODES, use_fork_server=warm)
+            rows = pq.read_table(Path(folder) / "run" / transport_table.FILE_NAME).to_pylist()
         answering = median(row["seconds"] for row in rows if row["round"] and row["seconds"] is not None)
         found.append(Rounds(how, done.summary["flower"]["round_seconds_median"], answering))
     alone = fedsgd.run(scenario)
@@ -189,8 +195,8 @@ def cold_runs(times: int) -> Iterator[ColdRun]:
         begun, failure, troubles = time.monotonic(), "", list[str]()
         with tempfile.TemporaryDirectory() as folder:
             try:
-                watched = Watched(on_trouble=troubles.append)
-                done = deploy(scenario, Path(folder) / "run", nodes=2, warm=False, watched=watched)
+                watched = DeploymentCallbacks(on_trouble=troubles.append)
+                done = deploy(scenario, Path(folder) / "run", nodes=2, use_fork_server=False, callbacks=watched)
                 if done.summary["params_sha256"] != expected:
                     failure = "the parameters are not those of a simulation"
             except Exception as error:

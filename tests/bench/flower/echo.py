@@ -9,9 +9,9 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedsgd.flower.records import message_bytes, put, take
-from fedsgd.flower.server import Events
-from fedsgd.rng import stream
+from fedsgd.flower.records import count_message_bytes, read_payload, write_payload
+from fedsgd.flower.runtime.server_app import EventLog
+from fedsgd.numerics.rng import derive_generator
 
 client = ClientApp()
 server = ServerApp()
@@ -20,8 +20,8 @@ server = ServerApp()
 @client.train()
 def echo(message: Message, context: Context) -> Message:
     """The payload again, in other bytes: Flower sends equal ones once."""
-    data = bytes(byte ^ 255 for byte in take(message.content)[:64]) + take(message.content)[64:]
-    return Message(put(RecordDict(), data), reply_to=message)
+    data = bytes(byte ^ 255 for byte in read_payload(message.content)[:64]) + read_payload(message.content)[64:]
+    return Message(write_payload(RecordDict(), data), reply_to=message)
 
 
 @server.main()
@@ -29,21 +29,21 @@ def main(grid: Grid, context: Context) -> None:
     """Each payload some times, one after the other."""
     config = context.run_config
     with Path(str(config["events"])).open("a", encoding="utf-8") as file:
-        events = Events(file)
+        events = EventLog(file)
         while not (nodes := list(grid.get_node_ids())):
             time.sleep(0.1)
         for turn in range(int(config["turns"])):
             for size in map(int, str(config["sizes"]).split()):
-                payload = stream(turn, "payload", size).bytes(size)
+                payload = derive_generator(turn, "payload", size).bytes(size)
                 begun = time.monotonic()
-                message = Message(put(RecordDict(), payload), nodes[0], MessageType.TRAIN)
-                down = message_bytes(message)
+                message = Message(write_payload(RecordDict(), payload), nodes[0], MessageType.TRAIN)
+                down = count_message_bytes(message)
                 (id,) = grid.push_messages([message])
                 while not (replies := list(grid.pull_messages([id]))):
                     time.sleep(0.02)
                 reply = replies[0]
                 assert not reply.has_error(), reply.error
-                assert len(take(reply.content)) == size
-                up = message_bytes(reply)
-                events.tell("echo", turn=turn, size=size, begun=begun, down=down, up=up)
-        events.tell("done")
+                assert len(read_payload(reply.content)) == size
+                up = count_message_bytes(reply)
+                events.write("echo", turn=turn, size=size, begun=begun, down=down, up=up)
+        events.write("done")

@@ -10,10 +10,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsgd.deployment.federation import Asked, Federation, federation
-from tests.flower_apps.shapes_app.server_app import OUTCOME
-from tests.flower_apps.shapes_app.shapes import NODES, SHAPES
-from tests.flower_shapes import write_app
+from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_cluster
+from tests.flower.apps.shapes_app.server_app import OUTCOME
+from tests.flower.apps.shapes_app.shapes import NODES, SHAPES
+from tests.flower.shapes import write_app
 
 ROOT = Path(__file__).parents[3]
 RUN_SECONDS = 900.0
@@ -100,11 +100,11 @@ def run_app(shape: str, compressed: bool, rounds: int) -> AppResult:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     with tempfile.TemporaryDirectory(prefix="fedsgd-") as name:
         folder = Path(name)
-        with federation(Asked(NODES), folder / "run", folder / "logs") as running:
+        with local_cluster(ClusterConfig(NODES), folder / "run", folder / "logs") as running:
             return _submit(running, shape, compressed, rounds)
 
 
-def _submit(running: Federation, shape: str, compressed: bool, rounds: int) -> AppResult:
+def _submit(running: LocalCluster, shape: str, compressed: bool, rounds: int) -> AppResult:
     results = running.folder / "results"
     results.mkdir()
     submission = running.submit(write_app(running.folder / "app", shape, compressed, rounds, results), stream=True)
@@ -112,7 +112,7 @@ def _submit(running: Federation, shape: str, compressed: bool, rounds: int) -> A
         submission.wait(RUN_SECONDS)
     except subprocess.TimeoutExpired:
         return AppResult(None, 0, 0, f"the run has not ended after {RUN_SECONDS:g} s")
-    counted = running.counted() or {"up": 0, "down": 0}
+    counted = running.read_flower_byte_counters() or {"up": 0, "down": 0}
     outcome = results / OUTCOME
     if not outcome.exists():
         return AppResult(None, counted["up"], counted["down"], _last_error(running))
@@ -122,9 +122,9 @@ def _submit(running: Federation, shape: str, compressed: bool, rounds: int) -> A
     return AppResult(accuracy, counted["up"], counted["down"], failed)
 
 
-def _last_error(running: Federation) -> str:
+def _last_error(running: LocalCluster) -> str:
     """Return the last line with an error in the log of the ServerApp, or the last line of the submission's log."""
-    logs = {name: running.log(name) for name in ("serverapp", "submission")}
+    logs = {name: running.get_log_path(name) for name in ("serverapp", "submission")}
     texts = {name: log.read_text(errors="replace") if log.exists() else "" for name, log in logs.items()}
     errors = re.findall(r"(?m)^.*\b\w+(?:Error|Exception)\b.*$", texts["serverapp"])
     lines = [line for line in re.split(r"[\n│╭╮╰╯─]+", texts["submission"]) if line.strip()]

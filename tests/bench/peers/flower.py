@@ -13,10 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedsgd.deployment import bundle, processes
-from fedsgd.forking import THREADS
+from fedsgd.flower.deployment import app_bundle, processes
+from fedsgd.system.forkserver import THREAD_COUNT_VARIABLES
 from tests.bench.peers.work import Work, read_work
-from tests.flower_run import CONNECTION, RAY, wait_until_ready
+from tests.flower.run import CONNECTION, RAY, wait_until_ready
 
 CPUS = 2
 
@@ -24,7 +24,9 @@ CPUS = 2
 def environment(folder: Path) -> dict[str, str]:
     """Of the SuperLink, the command and all their children, which are launched by name."""
     home, root = folder / "home", str(Path(__file__).resolve().parents[3])
-    env = {name: value for name, value in processes.environment(home, folder).items() if name not in THREADS}  # Ray's business
+    env = {
+        name: value for name, value in processes.build_environment(home, folder).items() if name not in THREAD_COUNT_VARIABLES
+    }  # Ray's business
     return {
         **env,
         "PYTHONPATH": os.pathsep.join((root, env.get("PYTHONPATH", ""))),
@@ -37,7 +39,7 @@ def write_app(folder: Path, port: int) -> Path:
     """The app's folder, and the connection that `flwr run` will use."""
     home = folder / "home"
     home.mkdir()
-    app = bundle.write(folder / "app", {"folder": str(folder)}, "flower_app:server", "flower_app:client")
+    app = app_bundle.write_app(folder / "app", {"folder": str(folder)}, "flower_app:server", "flower_app:client")
     shutil.copy(Path(__file__).with_name("flower_app.py"), app)
     (home / "config.toml").write_text(CONNECTION.format(port=port))
     return app
@@ -45,7 +47,7 @@ def write_app(folder: Path, port: int) -> Path:
 
 def simulate(folder: Path, work: Work) -> None:
     """Run the app to its end. It writes the report itself."""
-    port, env = processes.free_port(), environment(folder)
+    port, env = processes.find_free_port(), environment(folder)
     app = write_app(folder, port)
     options = ["--insecure", "--simulation", "--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port"]
     federation = f"num-supernodes={work.clients} client-resources-num-cpus=1 init-args-num-cpus={CPUS}"

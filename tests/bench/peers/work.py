@@ -24,7 +24,7 @@ PARTS = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Work:
-    """FedAvg over `clients` clients with `examples` examples each, `cohort` of them a round, plain SGD, float32.
+    """FedAvg over `clients` clients with `examples` examples each, `cohort_size` of them a round, plain SGD, float32.
 
     data: "mnist", or "shapes", which is made up and needs no file; arrays: the folder that `prepare` has put them into.
     """

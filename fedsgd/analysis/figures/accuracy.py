@@ -1,0 +1,220 @@
+"""What accuracy costs: in bytes, in rounds, in seconds, and which methods are best at that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from fedsgd.analysis.figures.series import NOT_PRICED, MethodSeries, SeedBand, interpolate_band
+from fedsgd.analysis.figures.style import (
+    BYTES,
+    FRACTION,
+    NUMBER,
+    ONE_COLUMN,
+    RULE_COLOUR,
+    SECONDS,
+    TWO_COLUMNS,
+    AxisUnit,
+    add_legend,
+    find_finite_range,
+    scale_axis,
+    truncate_label,
+)
+from fedsgd.analysis.methods import TunedVariant
+from fedsgd.analysis.page.payload import ReportOptions
+from fedsgd.analysis.runs import Run
+from fedsgd.experiment.time_to_target import running_maximum
+from fedsgd.numerics.arrays import F64
+
+ACCURACY_LABEL = "best accuracy so far"
+NOT_MEASURED = "not measured"
+OTHER_VALUE_STYLE: dict[str, Any] = {"markersize": 3, "markerfacecolor": "white"}
+Curve = tuple[F64, F64]
+
+
+def _build_accuracy_curve(run: Run, x_values: F64) -> Curve:
+    """Best accuracy so far against an axis that has a figure for after each round [R + 1]."""
+    at = np.array([round for round, _ in run.measured_accuracies], dtype=np.int64)
+    return x_values[at], np.array(running_maximum([accuracy for _, accuracy in run.measured_accuracies]))
+
+
+def _build_accuracy_curves(x_values_of: Callable[[Run], F64], series: MethodSeries) -> list[Curve]:
+    """The same of each run, against what it says of that run."""
+    return [_build_accuracy_curve(run, x_values_of(run)) for run in series.runs]
+
+
+def _draw_accuracy_bands(ax: Axes, bands: Sequence[tuple[MethodSeries, SeedBand]], target: float) -> None:
+    """The curves, and the target as a rule."""
+    for one, curve in bands:
+        curve.draw(ax, one)
+    ax.axhline(target, color=RULE_COLOUR, linewidth=0.7, zorder=2.5, gid="target")
+    scale_axis(
+        ax.yaxis,
+        FRACTION,
+        *find_finite_range([target, *(value for _, curve in bands for value in curve.iter_values())]),
+        log=False,
+    )
+
+
+def _build_bands(
+    method_series: Sequence[MethodSeries], curves_of: Callable[[MethodSeries], Sequence[Curve]]
+) -> list[tuple[MethodSeries, SeedBand]]:
+    made = [(one, interpolate_band(curves_of(one))) for one in method_series]
+    return [(one, curve) for one, curve in made if curve is not None]
+
+
+def _scale_x_axis(
+    ax: Axes, unit: AxisUnit, bands: Sequence[tuple[MethodSeries, SeedBand]], max_ticks: int = 5, log: bool | None = None
+) -> None:
+    scale_axis(ax.xaxis, unit, *find_finite_range([x for _, curve in bands for x in curve.x.tolist()]), max_ticks, log)
+
+
+def _add_legend(
+    figure: Figure,
+    method_series: Sequence[MethodSeries],
+    bands: Sequence[tuple[MethodSeries, SeedBand]],
+    target: float,
+    missing_note: str,
+) -> None:
+    drawn = [one for one, _ in bands]
+    entries = [one.legend_entry("" if one in drawn else missing_note) for one in method_series]
+    add_legend(figure, [*entries, (Line2D([], [], color=RULE_COLOUR, linewidth=0.7), f"target {target:g}")])
+
+
+def _select_downlink_column(options: ReportOptions) -> str:
+    """Which bytes of the downlink are paid for."""
+    return "downlink_broadcast_bytes" if options.pricing_model.network.downlink == "broadcast" else "downlink_bytes"
+
+
+def plot_accuracy_by_bytes(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
+    """Accuracy against the bytes of all clients together, of the uplink and of both directions."""
+    down = _select_downlink_column(options)
+
+    def get_uplink_bytes(run: Run) -> F64:
+        return run.get_cumulative("uplink_bytes")
+
+    def get_total_bytes(run: Run) -> F64:
+        return run.get_cumulative("uplink_bytes") + run.get_cumulative(down)
+
+    figure = Figure(figsize=(TWO_COLUMNS, 2.3), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, label, bytes_of in zip(axes, ("uplink", "uplink and downlink"), (get_uplink_bytes, get_total_bytes), strict=True):
+        bands = _build_bands(method_series, partial(_build_accuracy_curves, bytes_of))
+        if not bands:
+            return None
+        _draw_accuracy_bands(ax, bands, options.target)
+        _scale_x_axis(ax, BYTES, bands)
+        ax.set_xlabel(f"{label}, all clients together")
+    axes[0].set_ylabel(ACCURACY_LABEL)
+    _add_legend(figure, method_series, bands, options.target, NOT_MEASURED)
+    return figure
+
+
+def plot_accuracy_by_rounds(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
+    """Accuracy against rounds."""
+    bands = _build_bands(
+        method_series, lambda one: [_build_accuracy_curve(run, np.arange(run.n_rounds + 1.0)) for run in one.runs]
+    )
+    if not bands:
+        return None
+    figure = Figure(figsize=(ONE_COLUMN, 2.2), layout="constrained")
+    ax = figure.add_subplot()
+    _draw_accuracy_bands(ax, bands, options.target)
+    _scale_x_axis(ax, NUMBER, bands, log=False)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.set(xlabel="round", ylabel=ACCURACY_LABEL)
+    _add_legend(figure, method_series, bands, options.target, NOT_MEASURED)
+    return figure
+
+
+def plot_accuracy_by_time(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
+    """Accuracy against time on the network that was asked for."""
+    bands = _build_bands(
+        method_series, lambda one: [_build_accuracy_curve(priced.run, priced.cumulative_seconds) for priced in one.priced_runs]
+    )
+    if not bands:
+        return None
+    figure = Figure(figsize=(ONE_COLUMN, 2.2), layout="constrained")
+    ax = figure.add_subplot()
+    _draw_accuracy_bands(ax, bands, options.target)
+    _scale_x_axis(ax, SECONDS, bands)
+    ax.set(xlabel=f"time on {truncate_label(options.network_name, 140)}", ylabel=ACCURACY_LABEL)
+    _add_legend(figure, method_series, bands, options.target, NOT_PRICED)
+    return figure
+
+
+def plot_pareto(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
+    """The best accuracy of each method against the bytes that it took to get there, small and hollow with other values of what
+    was tuned, and which of all these no other one betters in both."""
+    down = _select_downlink_column(options)
+    points = {one: {variant: _find_best_points(variant, down) for variant in one.method.variants} for one in method_series}
+    found = [point for of_one in points.values() for point in of_one.values() if point is not None]
+    if not found:
+        return None
+    figure = Figure(figsize=(ONE_COLUMN, 2.2), layout="constrained")
+    ax = figure.add_subplot()
+    for one, of_one in points.items():
+        for variant, point in of_one.items():
+            if point is not None:
+                _draw_point(ax, one, point, variant is one.method.best_variant)
+    scale_axis(ax.xaxis, BYTES, *find_finite_range([x for point in found for x in point[0].tolist()]), pad=0.06)
+    scale_axis(ax.yaxis, FRACTION, *find_finite_range([y for point in found for y in point[1].tolist()]), log=False, pad=0.06)
+    front = pareto_front([(float(np.median(x)), float(np.median(y))) for x, y in found])
+    xs, ys = [*(x for x, _ in front), ax.get_xlim()[1]], [*(y for _, y in front), front[-1][1]]
+    ax.step(xs, ys, where="post", color=RULE_COLOUR, linewidth=0.8, gid="front")
+    broadcast = "broadcast " if down == "downlink_broadcast_bytes" else ""
+    ax.set(xlabel=f"uplink and {broadcast}downlink bytes until then, all clients", ylabel="best accuracy")
+    entries = [
+        one.legend_entry("" if points[one][one.method.best_variant] is not None else NOT_MEASURED, as_line=False)
+        for one in method_series
+    ]
+    if len(found) > sum(of_one[one.method.best_variant] is not None for one, of_one in points.items()):
+        entries.append(
+            (
+                Line2D([], [], linestyle="none", marker="o", color=RULE_COLOUR, **OTHER_VALUE_STYLE),
+                "other values that were tried",
+            )
+        )
+    add_legend(figure, [*entries, (Line2D([], [], color=RULE_COLOUR, linewidth=0.8), "Pareto front")])
+    return figure
+
+
+def _draw_point(ax: Axes, series: MethodSeries, point: Curve, is_best: bool) -> None:
+    """At its medians over the seeds, with bars from the least to the largest if it is the chosen one."""
+    middle = np.median(point, axis=1)
+    dots = {**series.style.get_marker_properties(), "linestyle": "none"}
+    if not is_best:
+        ax.plot(*middle, **{**dots, **OTHER_VALUE_STYLE, "markeredgecolor": series.style.colour})
+        return
+    (left, lower), (right, upper) = middle - np.min(point, axis=1), np.max(point, axis=1) - middle
+    x, y = middle
+    ax.errorbar(x, y, [[lower], [upper]], [[left], [right]], fmt="none", ecolor=series.style.colour, elinewidth=0.7)
+    ax.plot(*middle, **{**dots, "markersize": 5.5, "gid": series.style.gid})
+
+
+def _find_best_points(variant: TunedVariant, downlink_column: str) -> Curve | None:
+    """(bytes in both directions until then, its best accuracy) of each run; None if it was never measured."""
+    curves = [
+        _build_accuracy_curve(run, run.get_cumulative("uplink_bytes") + run.get_cumulative(downlink_column))
+        for run in variant.runs
+        if run.measured_accuracies
+    ]
+    if not curves:
+        return None
+    return np.array([x[y.argmax()] for x, y in curves]), np.array([y.max() for _, y in curves])
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those (cost, accuracy) than which no other one costs as little and is as accurate, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front

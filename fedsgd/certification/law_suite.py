@@ -1,0 +1,113 @@
+"""The law suite: every law that holds for a compressor, one by one. The tests and the certificates both go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fedsgd.certification import decoding_laws, operator_laws, round_laws, scheme_laws, statistical_laws
+from fedsgd.certification.independence_law import independence
+from fedsgd.certification.scale_law import scale
+from fedsgd.compression.base import CompressionOperator, CompressionScheme, Compressor, OperatorScheme
+from fedsgd.system.global_generators import isolate_generators
+
+SAMPLED_VECTOR_LAWS: Sequence[Callable[[CompressionOperator], None]] = (
+    operator_laws.preserves_zero,
+    operator_laws.boundary_positions,
+    operator_laws.sparse_supports,
+    operator_laws.call_order_invariance,
+    statistical_laws.position_invariance,
+    statistical_laws.mean_error,
+    statistical_laws.variance,
+    independence,
+    scale,
+    operator_laws.incompressible_payload,
+    operator_laws.rejects_malformed,
+)
+"""The laws of an operator that draw their own vectors."""
+SCHEME_LAWS: Sequence[Callable[..., None]] = (
+    scheme_laws.round_trip,
+    scheme_laws.deterministic_send,
+    scheme_laws.bounded_residual,
+    scheme_laws.telescoping,
+    scheme_laws.lost_replies,
+    scheme_laws.scale,
+    independence,
+)
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law, of one compressor. statement: what it says; check: raises LawError where it does not hold."""
+
+    name: str
+    statement: str
+    check: Callable[[], None]
+
+
+def applicable_laws(compressor: Compressor, include_round_laws: bool = True) -> Iterator[Law]:
+    """Every law that says something of an operator; of a scheme those of its operator, if it has one, and then its own.
+
+    rounds: whether the laws of rounds and of decoding, which hold for every compressor, come last.
+    """
+    if isinstance(compressor, OperatorScheme):
+        yield from applicable_laws(compressor.op, include_round_laws=False)
+    if isinstance(compressor, CompressionOperator):
+        for population_law in SAMPLED_VECTOR_LAWS:
+            if _is_applicable(population_law, compressor):
+                yield _as_law(population_law, partial(population_law, compressor))
+        for input_law in operator_laws.INPUT_LAWS:
+            if _is_applicable(input_law, compressor):
+                yield _as_law(input_law, partial(operator_laws.check_on_sample_vectors, input_law, compressor))
+    if isinstance(compressor, CompressionScheme):
+        for law in SCHEME_LAWS:
+            if _is_applicable(law, compressor):
+                check_law = scheme_laws.check_telescoping_on_samples if law is scheme_laws.telescoping else law
+                yield _as_law(law, partial(check_law, compressor))
+    for round_law in (*round_laws.ROUND_LAWS, *decoding_laws.DECODING_LAWS) if include_round_laws else ():
+        yield _as_law(round_law, partial(round_law, compressor))
+
+
+def _is_applicable(law: Callable[..., None], compressor: Compressor) -> bool:
+    """Whether a law's condition holds. A compressor that cannot even say so is put through it."""
+    try:
+        return _CONDITIONS[law](compressor) if law in _CONDITIONS else True
+    except Exception:  # the user's own code
+        return True
+
+
+def _has_stated_variance(op: Any) -> bool:
+    return op.kind == "unbiased" and op.variance(np.ones(operator_laws.SMALL_SIZE, dtype=np.float32)) is not None
+
+
+def _has_undelivered_update(scheme: Any) -> bool:
+    return scheme.undelivered_update({}, operator_laws.example_layout(operator_laws.SMALL_SIZE)) is not None
+
+
+_CONDITIONS: Mapping[Callable[..., None], Callable[[Any], bool]] = {
+    operator_laws.contraction: lambda op: op.kind == "contractive",
+    statistical_laws.position_invariance: lambda op: op.position_invariant,
+    statistical_laws.mean_error: lambda op: op.kind == "unbiased" or (op.kind == "contractive" and not op.deterministic),
+    statistical_laws.variance: _has_stated_variance,
+    independence: lambda compressor: compressor.has_independent_errors,
+    scheme_laws.lost_replies: lambda scheme: bool(scheme.residual_entries),
+    scheme_laws.telescoping: _has_undelivered_update,
+    scheme_laws.bounded_residual: _has_undelivered_update,
+}
+
+
+def _as_law(law: Callable[..., None], check: Callable[[], None]) -> Law:
+    """The law with its name and the first paragraph of its docstring."""
+    statement = " ".join((law.__doc__ or "").partition("\n\n")[0].split())
+    return Law(law.__name__, statement, check)
+
+
+def check_compressor(compressor: Compressor) -> None:
+    """LawError for the first law that the compressor breaks. The global generators are left as they were."""
+    with isolate_generators(0):
+        for law in applicable_laws(compressor):
+            law.check()

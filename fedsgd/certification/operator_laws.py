@@ -1,0 +1,262 @@
+"""The laws of `base_round.py` as checks that anyone's compressor can be put through. Each raises LawError with its figures.
+
+INPUT_LAWS hold for every finite vector: a test draws the vectors. The other laws draw their own, always the same, so a verdict
+never changes from run to run; `population`, `independence` and `scale` have those of statistics and of large and small numbers.
+`fedsgd.certification.law_suite` puts a compressor through all of them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedsgd.compression.base import CodecContext, CompressionOperator, Compressor
+from fedsgd.compression.updates import Update
+from fedsgd.errors import LawError, WireError
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.rng import derive_generator
+from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, Sections, decode_frame, encode_frame
+
+ROUNDING_TOLERANCE = 1e-6
+"""Relative error that float32 arithmetic may add to an energy."""
+TAG_BYTES = 2
+"""What a section may spend on saying which form it is in."""
+TINY = 2.0**-126
+"""The smallest normal float32: a coordinate may lose as much by being flushed to zero."""
+SMALL_SIZE, LARGE_SIZE = 64, 80_021
+"""Sizes P of vectors. LARGE needs indices of 17 bits and is no multiple of a block."""
+UNEQUAL_LAYOUT = ParameterLayout(("scalar", "matrix", "pair", "vector"), ((), (20, 150), (2,), (40,)))
+"""A layout of very unequal tensors."""
+MIN_COMPRESSED_SHARE = 0.5
+"""A section may shrink under zlib to this share of itself, not further: past that it holds bits that say nothing."""
+
+
+def require(condition: bool, law: str, compressor: object, detail: str) -> None:
+    """LawError with the law, the compressor and the figures unless the condition holds."""
+    if not condition:
+        raise LawError(f"{law}: {compressor}: {detail}")
+
+
+def decode_through_frame(op: Compressor, sections: Sections, ctx: CodecContext) -> Update:
+    """What a receiver decodes that has nothing but the frame and the context."""
+    frame = encode_frame(Frame(Header(FrameKind.UPDATE, ctx.round, op.codec, client=ctx.client), sections))
+    return op.decode(decode_frame(frame).sections, ctx)
+
+
+def _are_equal(a: F32, b: F32) -> bool:
+    return a.shape == b.shape and bool((a == b).all())
+
+
+# ---------------------------------------------------------------------------------------------- laws of every finite vector
+
+
+def round_trip(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
+    """decode gives what encode said it would: the same size, finite, equal in every coordinate; x is left alone."""
+    before = x.copy()
+    sections, update = op.encode(x, ctx)
+    require(_are_equal(x, before), "round_trip", op, "encode wrote to its input")
+    decoded = decode_through_frame(op, sections, ctx)
+    dense = decoded.to_dense()
+    require(dense.shape == x.shape, "round_trip", op, f"{dense.shape} coordinates decoded, expected {x.shape}")
+    require(bool(np.isfinite(dense).all()), "round_trip", op, "decoded to a value that is not finite")
+    wrong = np.flatnonzero(dense != update.to_dense())
+    require(not len(wrong), "round_trip", op, f"decoded differs from what encode returned at {wrong[:3]} and so on")
+
+
+def coordinate_count(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
+    """The number of coordinates is the same in the sections, in what encode returns and in what decode returns."""
+    sections, update = op.encode(x, ctx)
+    counts = op.n_coordinates(sections, ctx), update.n_coordinates, decode_through_frame(op, sections, ctx).n_coordinates
+    require(len(set(counts)) == 1, "kept", op, f"sections, encode, decode say {counts}")
+
+
+def deterministic_bytes(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
+    """Equal operators turn equal inputs into equal bytes."""
+    first, second = op.encode(x, ctx)[0], replace(op).encode(x.copy(), ctx)[0]
+    require([bytes(s.data) for s in first] == [bytes(s.data) for s in second], "repeatable", op, "bytes differ")
+
+
+def payload_bound(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
+    """The payload weighs at most max_bytes."""
+    n_bytes = sum(len(s.data) for s in op.encode(x, ctx)[0])
+    limit = op.max_bytes(ctx.layout)
+    require(n_bytes <= limit, "weight", op, f"{n_bytes} bytes, max_bytes says {limit}")
+
+
+def contraction(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
+    """A contractive operator: |x − C(x)|² ≤ (1 − δ)|x|² + A if it is deterministic, and never more than |x|².
+
+    Each coordinate may lose TINY in addition.
+    """
+    if op.kind != "contractive":
+        return
+    delta = op.contraction(ctx.layout)
+    require(0 < delta <= 1, "contraction", op, f"δ is {delta}, expected (0, 1]")
+    energy = float(np.square(x, dtype=np.float64).sum())
+    error = squared_error(op, x, ctx)
+    limit = min(energy, (1 - delta) * energy + op.absolute_error(ctx.layout)) if op.deterministic else energy
+    allowed = limit + ROUNDING_TOLERANCE * energy + len(x) * TINY**2
+    require(error <= allowed, "contraction", op, f"|x − C(x)|² = {error:.6g}, at most {limit:.6g} allowed")
+
+
+def squared_error(op: CompressionOperator, x: F32, ctx: CodecContext) -> float:
+    """Return |x − C(x)|²."""
+    decoded = op.encode(x, ctx)[1].to_dense()
+    return float(np.square(x.astype(np.float64) - decoded).sum())
+
+
+INPUT_LAWS: Sequence[Callable[[CompressionOperator, F32, CodecContext], None]] = (
+    round_trip,
+    coordinate_count,
+    deterministic_bytes,
+    payload_bound,
+    contraction,
+)
+
+
+# --------------------------------------------------------------------------------------------------------- laws of a population
+
+
+def example_layout(size: int) -> ParameterLayout:
+    """A layout of so many parameters: from 8 on a matrix, a vector and a scalar, as models have them."""
+    if size < 8:
+        return ParameterLayout.from_size(size)
+    columns = size // 4
+    return ParameterLayout(("matrix", "vector", "scalar"), ((2, columns), (size - 2 * columns - 1,), ()))
+
+
+def draw_contexts(purpose: str, size: int, n_draws: int) -> Iterator[tuple[CodecContext, np.random.Generator]]:
+    """A context of its own, and a generator, for each draw of a law; always the same ones."""
+    layout = example_layout(size)
+    for draw in range(n_draws):
+        yield CodecContext(0, draw + 1, draw % 7, layout), derive_generator(0, f"laws/{purpose}", draw)
+
+
+def draw_gaussian(rng: np.random.Generator, size: int) -> F32:
+    """A standard Gaussian vector."""
+    return rng.standard_normal(size, dtype=np.float32)
+
+
+def preserves_zero(op: CompressionOperator) -> None:
+    """The zero vector goes to the zero vector, without a division by its norm."""
+    for size in (1, 2, SMALL_SIZE, 1000):
+        ctx = CodecContext(0, 1, 0, example_layout(size))
+        with np.errstate(all="raise"):
+            try:
+                dense = decode_through_frame(op, op.encode(np.zeros(size, dtype=np.float32), ctx)[0], ctx).to_dense()
+            except (ArithmeticError, ValueError) as error:
+                raise LawError(f"zero: {op}: {type(error).__name__}: {error}") from error
+        require(_are_equal(dense, np.zeros(size, dtype=np.float32)), "zero", op, f"decoded to {dense[:4]}")
+
+
+def boundary_positions(op: CompressionOperator) -> None:
+    """All input laws hold where only the first, or only the last, coordinate is not zero."""
+    for size in (1, 2, SMALL_SIZE, 1000, 4097, LARGE_SIZE):
+        for position in (0, size - 1):
+            x = np.zeros(size, dtype=np.float32)
+            x[position] = -1.5
+            for law in INPUT_LAWS:
+                law(op, x, CodecContext(0, 1, 0, example_layout(size)))
+
+
+def sparse_supports(op: CompressionOperator) -> None:
+    """All input laws hold where the energy is in one tensor, at equal or unequal distances, or at the end of the vector."""
+    for name, x, layout in _build_sparse_vectors():
+        for law in INPUT_LAWS:
+            try:
+                law(op, x, CodecContext(0, 1, 0, layout))
+            except LawError as error:
+                raise LawError(f"supports: {op}: {name}: {str(error).replace(f'{op}: ', '', 1)}") from error
+
+
+def _build_sparse_vectors() -> Iterator[tuple[str, F32, ParameterLayout]]:
+    """Yield (description, vector [P], layout). Magnitudes are equal, or descend in an order that takes long distances first."""
+    for layout in (example_layout(1000), UNEQUAL_LAYOUT):
+        for tensor, part, _ in layout.list_slices():
+            x = np.zeros(layout.size, dtype=np.float32)
+            x[part] = np.where(np.arange(part.stop - part.start) % 3 == 1, np.float32(-1.5), np.float32(1.5))
+            yield f"only in {tensor} of {layout.size:,} coordinates", x, layout
+    far = np.arange(2**14, LARGE_SIZE, 2**14 + 1)
+    orders = {
+        "at equal distances": np.arange(100, LARGE_SIZE, 1000),
+        "at distances of 16,385 and 129": np.concatenate([far, np.arange(far[-1] + 129, LARGE_SIZE, 129)]),
+        "in the last 500": np.arange(LARGE_SIZE - 1, LARGE_SIZE - 501, -1),
+    }
+    for name, positions in orders.items():
+        x = np.zeros(LARGE_SIZE, dtype=np.float32)
+        x[positions] = np.linspace(-1.5, -1.0, len(positions))
+        yield f"{name} of {LARGE_SIZE:,} coordinates", x, example_layout(LARGE_SIZE)
+
+
+def call_order_invariance(op: CompressionOperator) -> None:
+    """The bytes depend on x and the context alone: calls in another order, at several clients and rounds, give equal bytes."""
+    layout = example_layout(SMALL_SIZE)
+    calls = [
+        (draw_gaussian(rng, SMALL_SIZE) * np.float32(2.0 ** (i % 5)), CodecContext(0, i // 2 + 1, i % 2, layout))
+        for i, rng in _draw_streams(24)
+    ]
+    first = [_encode_bytes(op, x, ctx) for x, ctx in calls]
+    for i in derive_generator(0, "laws/call_order").permutation(len(calls)):
+        x, ctx = calls[i]
+        figures = f"round {ctx.round}, client {ctx.client}: bytes differ after other calls"
+        require(_encode_bytes(replace(op), x, ctx) == first[i], "call_order", op, figures)
+
+
+def _draw_streams(n: int) -> Iterator[tuple[int, np.random.Generator]]:
+    return ((i, derive_generator(0, "laws/call_order", i)) for i in range(n))
+
+
+def _encode_bytes(op: CompressionOperator, x: F32, ctx: CodecContext) -> list[bytes]:
+    return [bytes(section.data) for section in op.encode(x, ctx)[0]]
+
+
+def incompressible_payload(op: CompressionOperator) -> None:
+    """Sections hold no bits that say nothing: zlib does not make less than half of them on Gaussian vectors.
+
+    A MANIFEST is left out: it says what belongs to whom, as a header does, and repeats from frame to frame.
+    """
+    streams: dict[SectionKind, list[bytes]] = {}
+    for ctx, rng in draw_contexts("no_slack", 4096, 48):
+        for section in op.encode(draw_gaussian(rng, 4096), ctx)[0]:
+            streams.setdefault(section.kind, []).append(bytes(section.data))
+    streams.pop(SectionKind.MANIFEST, None)
+    for part, pieces in streams.items():
+        raw = b"".join(pieces)
+        squeezed = len(zlib.compress(raw, 9))
+        figures = f"zlib makes {squeezed} bytes of the {len(raw)} in its {part.name} sections"
+        require(squeezed >= MIN_COMPRESSED_SHARE * len(raw) - TAG_BYTES * len(pieces), "no_slack", op, figures)
+
+
+def rejects_malformed(op: CompressionOperator) -> None:
+    """Sections of another part, one too few and one too many are WireErrors: a receiver believes nothing."""
+    for ctx, rng in draw_contexts("strict", SMALL_SIZE, 1):
+        good = op.encode(draw_gaussian(rng, SMALL_SIZE), ctx)[0]
+        other = [Section(SectionKind.MANIFEST if s.kind != SectionKind.MANIFEST else SectionKind.INDEX, s.data) for s in good]
+        wrong = [(*good[:i], other[i], *good[i + 1 :]) for i in range(len(good))]
+        for sections in [*wrong, good[:-1], (*good, Section(SectionKind.SCALE, b"")), ()]:
+            if sections == good:
+                continue
+            try:
+                decode_through_frame(op, sections, ctx)
+            except WireError:
+                continue
+            except Exception as error:
+                raise LawError(f"strict: {op}: {type(error).__name__} instead of a WireError: {error}") from error
+            parts = ", ".join(s.kind.name for s in sections) or "none"
+            raise LawError(f"strict: {op}: takes sections {parts}, sends {', '.join(s.kind.name for s in good)}")
+
+
+# ------------------------------------------------------------------------------------------------------- laws on drawn vectors
+
+
+def check_on_sample_vectors(law: Callable[[CompressionOperator, F32, CodecContext], None], op: CompressionOperator) -> None:
+    """An input law on Gaussian, heavy-tailed, tied and nearly empty vectors."""
+    drawn = [*draw_contexts("check", 1000, 8), *draw_contexts("check", LARGE_SIZE, 1)]
+    for ctx, rng in drawn:
+        x = draw_gaussian(rng, ctx.layout.size)
+        for vector in (x, x**7, np.sign(x), np.where(np.abs(x) > 3, x, np.float32(0))):
+            law(op, vector, ctx)

@@ -1,0 +1,119 @@
+"""The vectors that a compressor is measured on: client updates that were really trained, or independent draws.
+
+R rounds, m clients, P parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
+
+import numpy as np
+
+from fedsgd.certification.certificate import SampleSummary
+from fedsgd.errors import ScenarioError, suggest_name
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.federation.round_loop import FrameEvent, run_rounds
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.rng import derive_generator
+from fedsgd.scenario.scenario import parse_scenario
+from fedsgd.wire import FrameKind as Frames
+from fedsgd.wire import decode_frame
+
+SampleKind = Literal["real", "gaussian", "laplace"]
+DEFAULT_SIZE = 200_000
+ROUNDS, CLIENTS = 8, 4
+MAX_SAMPLE_BYTES = 2**28
+"""Of long vectors there are fewer rounds, so that all of them stay below this."""
+HIDDEN_SIZES = (512, 320)
+LR, BATCH_SIZE = 0.1, 10
+"""The network that is trained for real updates, and how."""
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateSample:
+    """updates: [R, m, P], never written to; layout: which tensor each stretch of P is."""
+
+    kind: SampleKind
+    description: str
+    layout: ParameterLayout
+    updates: F32
+
+    @property
+    def summary(self) -> SampleSummary:
+        """What a certificate says of them."""
+        rounds, clients, size = self.updates.shape
+        digest = hashlib.sha256(self.updates.astype("<f4", copy=False).tobytes()).hexdigest()
+        return SampleSummary(self.kind, self.description, size, rounds, clients, digest)
+
+
+def sample_updates(kind: str, size: int | None) -> UpdateSample:
+    """The sample of a kind. size: P, of draws only; the network that real updates come from has a size of its own."""
+    if kind not in get_args(SampleKind):
+        raise ScenarioError(f'data: got "{kind}"{suggest_name(kind, get_args(SampleKind))}')
+    if kind == "real":
+        if size is not None:
+            raise ScenarioError(f'size: got {size}, expected none with data = "real": the network has a size of its own')
+        return _train_updates()
+    size = DEFAULT_SIZE if size is None else size
+    if not 1 <= size < 2**31:
+        raise ScenarioError(f"size: got {size}, expected at least 1, at most {2**31 - 1}")
+    return _sample_independent("laplace" if kind == "laplace" else "gaussian", size)
+
+
+def _sample_independent(kind: Literal["gaussian", "laplace"], size: int) -> UpdateSample:
+    rounds = min(ROUNDS, max(1, MAX_SAMPLE_BYTES // (4 * CLIENTS * size)))
+    updates = np.empty((rounds, CLIENTS, size), dtype=np.float32)
+    for r, of_round in enumerate(updates):
+        for client, row in enumerate(of_round):
+            rng = derive_generator(0, f"certificate/{kind}", r + 1, client)
+            row[:] = rng.standard_normal(size, dtype=np.float32) if kind == "gaussian" else rng.laplace(size=size)
+    updates.flags.writeable = False
+    return UpdateSample(kind, f"independent {kind.capitalize()} coordinates", _build_layout(size), updates)
+
+
+def _build_layout(size: int) -> ParameterLayout:
+    """A square matrix, as large as fits, and a vector of the rest: some compressors work by matrix."""
+    side = math.isqrt(size)
+    rest = size - side * side
+    return (
+        ParameterLayout(("matrix", "vector"), ((side, side), (rest,)))
+        if rest
+        else ParameterLayout(("matrix",), ((side, side),))
+    )
+
+
+@cache
+def _train_updates() -> UpdateSample:
+    """FedAvg on the digits that scikit-learn carries: one epoch of each client in each round, sent as float32 without loss."""
+    scenario = parse_scenario(
+        {
+            "name": "certificate",
+            "rounds": ROUNDS,
+            "data": {"name": "digits", "partition": {"name": "iid", "clients": CLIENTS}},
+            "model": {"name": "mlp", "hidden": list(HIDDEN_SIZES)},
+            "client": {"batch_size": BATCH_SIZE, "optimizer": {"name": "sgd", "lr": LR}},
+        }
+    )
+    experiment = build_experiment(scenario)
+    plan = experiment.plan
+    updates = np.empty((ROUNDS, CLIENTS, plan.layout.size), dtype=np.float32)
+
+    def store_update(event: FrameEvent) -> None:
+        if event.kind == Frames.UPDATE:
+            ctx = plan.make_context(event.round, event.client)
+            decoded = plan.uplink.decode(decode_frame(event.frame).sections, ctx)
+            updates[event.round - 1, event.client] = decoded.to_dense()
+
+    for server, _ in run_rounds(
+        plan, experiment.initial_server_state, experiment.runtime, experiment.participation, store_update
+    ):
+        if server.round > ROUNDS:
+            break
+    updates.flags.writeable = False
+    network = f"digits, MLP {'-'.join(map(str, HIDDEN_SIZES))}, 1 epoch, batches of {BATCH_SIZE}, learning rate {LR:g}"
+    return UpdateSample("real", f"FedAvg client updates ({network})", plan.layout, updates)

@@ -1,0 +1,144 @@
+"""`fedsgd certify` and `fedsgd list`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedsgd.cli.app import EXIT_FAILURE, UserPath, main
+from fedsgd.cli.terminal.streams import echo, echo_json
+
+if TYPE_CHECKING:
+    from fedsgd.certification import Certificate
+
+COMPONENT_FAMILIES = ("compressors", "datasets", "durations", "models", "optimizers", "partitioners", "samplers", "schedules")
+PROFILE_FAMILIES = ("networks", "devices")
+
+
+@main.command()
+@click.argument("compressor", required=False)
+@click.option("--all", "every", is_flag=True, help="One table of every registered compressor at its defaults.")
+@click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a field of COMPRESSOR, e.g. density=0.1. Repeatable."
+)
+@click.option("--error-feedback", type=click.Choice(("none", "persist", "decay", "reset")), default="none", show_default=True)
+@click.option("--data", type=click.Choice(("real", "gaussian", "laplace")), default="real", show_default=True)
+@click.option("--size", type=int, help="P of gaussian and laplace vectors.  [default: 200000]")
+@click.option("--out", type=UserPath(), help="Folder to write certificate.json and certificate.md to.")
+@click.option("--no-laws", is_flag=True, help="With --all: measure only, without the law suite.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
+@click.option("--markdown", is_flag=True, help="Print Markdown on standard output.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def certify(
+    compressor: str | None,
+    all_compressors: bool,
+    out: Path | None,
+    as_json: bool,
+    markdown: bool,
+    quiet: bool,
+    **asked: Any,
+) -> None:
+    """Put COMPRESSOR through the laws of its kind, and measure its bytes, errors and times.
+
+    COMPRESSOR is a registered name (see `fedsgd list compressors`) or my_package.my_module:MyCompressor. Real vectors are the
+    updates of a small federation that is trained here first, in seconds, from data that come with scikit-learn.
+
+    Exit status 1 if a law is broken.
+    """
+    if all_compressors == (compressor is not None):
+        raise click.UsageError("give either COMPRESSOR or --all")
+    if as_json and markdown:
+        raise click.UsageError("give either --json or --markdown")
+    if all_compressors and (asked["settings"] or out or asked["error_feedback"] != "none"):
+        raise click.UsageError("--set, --error-feedback and --out are for one COMPRESSOR")
+    if asked["no_laws"] and not all_compressors:
+        raise click.UsageError("--no-laws goes with --all")
+    from fedsgd.certification import report
+    from fedsgd.cli import terminal
+
+    # What somebody's own module prints does not get into our output.
+    with terminal.spinner(f"certifying {compressor or 'all compressors'}", quiet), redirect_stdout(sys.stderr):
+        made = _certify_compressors(compressor, **asked)
+    if out is not None:
+        report.save(made[0], out)
+    if as_json:
+        echo_json(report.to_json_text(*made, as_list=all_compressors))
+    elif markdown:
+        echo(report.comparison_to_markdown(made) if all_compressors else report.to_markdown(made[0]), nl=False)
+    elif all_compressors:
+        terminal.print_certificates(made)
+    else:
+        terminal.print_certificate(made[0])
+    if out is not None:
+        echo(f"written to {out}", err=True)
+    if not all(certificate.passed for certificate in made):
+        click.get_current_context().exit(EXIT_FAILURE)
+
+
+def _certify_compressors(
+    compressor: str | None, settings: Sequence[str], error_feedback: Any, data: str, size: int | None, no_laws: bool
+) -> list[Certificate]:
+    from fedsgd.certification import certify as certify_one
+    from fedsgd.certification import certify_all
+    from fedsgd.scenario.overrides import parse_setting
+
+    if compressor is None:
+        return certify_all(data=data, size=size, laws=not no_laws)
+    given = dict(parse_setting(text) for text in settings)
+    return [certify_one(compressor, given, error_feedback=error_feedback, data=data, size=size)]
+
+
+@main.command(name="list")
+@click.argument("family", type=click.Choice((*COMPONENT_FAMILIES, *PROFILE_FAMILIES)), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def list_members(family: str | None, as_json: bool) -> None:
+    """List what a scenario can name, with keys and defaults: one FAMILY, or all of them; or, where FAMILY is networks or
+    devices, what a price can name, each with the source of its figures."""
+    from fedsgd.scenario import parsing
+
+    if family in PROFILE_FAMILIES:
+        _list_profiles(family, as_json)
+        return
+
+    registries = {registry.plural: registry for registry in parsing.REGISTRIES.values()}
+    listing = {name: parsing.describe_registry(registries[name]) for name in ([family] if family else COMPONENT_FAMILIES)}
+    if as_json:
+        echo_json(json.dumps(listing[family] if family else listing, indent=2))
+        return
+    for name, members in listing.items():
+        if not family:
+            echo(name, bold=True)
+        for member in members:
+            shown = {key: _format_default(value, member["options"].get(key, ())) for key, value in member["keys"].items()}
+            keys = ", ".join(f"{key} = {value}" for key, value in shown.items())
+            also = f" (or {', '.join(member['also'])})" if member["also"] else ""
+            echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
+            if keys:
+                echo(f"      {keys}", dim=True)
+
+
+def _list_profiles(kind: str, as_json: bool) -> None:
+    from fedsgd.network.profiles import load_devices, load_networks
+
+    known: Mapping[str, Any] = load_networks() if kind == "networks" else load_devices()
+    if as_json:
+        echo_json(json.dumps({name: asdict(profile) for name, profile in known.items()}, indent=2))
+        return
+    for name, profile in known.items():
+        echo(f"  {click.style(name, fg='cyan')}: {profile.title}: {profile}")
+        echo(f"      {profile.source}", dim=True)
+
+
+def _format_default(default: Any, options: Sequence[Any]) -> str:
+    """Return a key's default nearly as TOML has it, or that there is none; then its other options."""
+    others = [json.dumps(value) for value in options if value != default]
+    if default in (None, "required"):
+        return " | ".join(["(unset)" if default is None else "(required)", *others])
+    return " | ".join([json.dumps(default), *others])

@@ -1,0 +1,103 @@
+"""`fedsgd run` and `fedsgd partition`."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedsgd.cli.app import ScenarioOptions, UserPath, claim_numbered_folder, main, mention_partial_ledger, scenario_options
+from fedsgd.cli.terminal.streams import echo, echo_json
+from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options
+
+if TYPE_CHECKING:
+    from fedsgd.scenario.scenario import Scenario
+
+
+@main.command()
+@scenario_options
+@click.option("--out", type=UserPath(), help="Run folder to write. [default: runs/NAME-N, the next free N]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run folder.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Train clients in K processes, one a core. Results do not depend on it.",
+)
+@tracker_options
+@click.option("--profile", is_flag=True, help="Also print where the time of a round went.")
+def run(options: ScenarioOptions, out: Path | None, overwrite: bool, workers: int, profile: bool, **tracking: Any) -> None:
+    """Run the experiment that SCENARIO (a TOML file) describes.
+
+    The run folder gets scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json; and
+    clients.parquet with [evaluation] clients = true.
+    Progress goes to standard error, results to standard output.
+    """
+    from fedsgd.scenario.scenario import errors_in_file
+    from fedsgd.system.forkserver import preload_workers
+
+    scenario = options.load()
+    preload_workers(workers)  # before torch is imported here, so that it is imported there at the same time
+    trackers = trackers_from_options(**tracking)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores and not options.quiet:
+        echo(f"fedsgd: {workers} workers share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True)
+    with errors_in_file(options.scenario), claim_numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
+        _run(scenario, options, folder, overwrite=overwrite, workers=workers, trackers=trackers, profile=profile)
+
+
+def _run(scenario: Scenario, options: ScenarioOptions, out: Path, **settings: Any) -> None:
+    from fedsgd.cli import terminal
+
+    with mention_partial_ledger(out), print_warnings(options.quiet), terminal.show_progress(scenario, options.quiet) as shown:
+        from fedsgd.experiment.runner import run as run_scenario
+
+        result = run_scenario(
+            scenario,
+            out=out,
+            data=options.data,
+            on_engine=shown.on_engine,
+            on_state_budget=shown.on_state_budget,
+            on_round=shown.on_round,
+            **settings,
+        )
+    if options.as_json:
+        echo_json(json.dumps(result.summary, indent=2))
+    else:
+        terminal.print_result(result)
+
+
+@main.command()
+@scenario_options
+@click.option("--picture", type=UserPath(), help="Also draw it: a file that ends in .png or .svg.")
+def partition(options: ScenarioOptions, picture: Path | None) -> None:
+    """Show how SCENARIO splits its data over clients: how many examples of which class each trains on.
+
+    Up to 20 clients have a row each, more are summarised; a picture has a bar for each of up to 40, or a map. "distance" is the
+    total variation between a client's class distribution and that of all clients: 0 the same, 1 nothing in common.
+    """
+    from fedsgd.cli import terminal
+    from fedsgd.experiment.partition_summary import summarize_partition
+    from fedsgd.scenario.scenario import errors_in_file
+
+    scenario = options.load()
+    if picture is not None:
+        from fedsgd.analysis.figures.partition import check_picture_path, draw_partition
+
+        check_picture_path(picture)
+    with errors_in_file(options.scenario), terminal.spinner(f"reading {scenario.data.source.name}", options.quiet):
+        split = summarize_partition(scenario, options.data)
+        if picture is not None:
+            draw_partition(split, picture)
+    if options.as_json:
+        echo_json(json.dumps(split.to_json()))
+    else:
+        terminal.print_partition(split)
+    if picture is not None:
+        echo(f"drawn to {picture}", err=True)

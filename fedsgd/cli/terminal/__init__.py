@@ -1,0 +1,26 @@
+"""What a person sees of a run in a terminal: progress while it goes, tables at its end. The only door to rich."""
+
+from fedsgd.cli.terminal.certificate_tables import print_certificate, print_certificates
+from fedsgd.cli.terminal.comparison_tables import print_comparison, print_price
+from fedsgd.cli.terminal.partition_tables import MAX_CLASSES, MAX_ROWS, print_partition
+from fedsgd.cli.terminal.progress import RunCallbacks, show_deployment_progress, show_progress, spinner
+from fedsgd.cli.terminal.run_tables import print_result
+from fedsgd.cli.terminal.sweep_tables import SweepCallbacks, print_sweep, show_sweep_progress
+
+__all__ = [
+    "MAX_CLASSES",
+    "MAX_ROWS",
+    "RunCallbacks",
+    "SweepCallbacks",
+    "print_certificate",
+    "print_certificates",
+    "print_comparison",
+    "print_partition",
+    "print_price",
+    "print_result",
+    "print_sweep",
+    "show_deployment_progress",
+    "show_progress",
+    "show_sweep_progress",
+    "spinner",
+]

@@ -1,0 +1,176 @@
+"""The closing tables of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedsgd.config.quantities import format_bytes, format_ratio
+from fedsgd.experiment.divergence import LEARNING_RATE_HINT
+from fedsgd.experiment.evaluation import RESERVED_PREFIXES
+
+if TYPE_CHECKING:
+    from fedsgd.experiment.runner import Result
+    from fedsgd.flower.deployment import DeploymentResult
+
+
+def print_result(result: Result | DeploymentResult) -> None:
+    """The closing tables, on standard output."""
+    console = Console(highlight=False)
+    console.print(_build_bytes_table(result.summary))
+    if "flower" in result.summary:
+        console.print(_build_transport_table(result.summary))
+    for line in _describe_result(result):
+        console.print(line, soft_wrap=True, markup=False)
+    if "profile" in result.summary:
+        console.print(_build_profile_table(result.summary["profile"]))
+
+
+def _build_profile_table(profile: Mapping[str, Mapping[str, float]]) -> Table:
+    """Milliseconds a round by phase, and the share of each."""
+    table = Table(title="a round, in milliseconds", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("")
+    for where in profile:
+        for heading in (f"all {where}" if where == "workers" else where, "%"):
+            table.add_column(heading, justify="right", no_wrap=True)
+    totals = {where: sum(spent.values()) for where, spent in profile.items()}
+    for phase in profile["server"]:
+        cells = [(1e3 * spent[phase], 100 * spent[phase] / totals[where]) for where, spent in profile.items()]
+        table.add_row(phase, *(f"{figure:.1f}" for cell in cells for figure in cell))
+    table.add_section()
+    table.add_row("total", *(text for total in totals.values() for text in (f"{1e3 * total:.1f}", "")), style="bold")
+    return table
+
+
+def _build_bytes_table(summary: Mapping[str, Any]) -> Table:
+    """Return the bytes of a run by part: of the uplink, of the downlink, and of both directions together."""
+    table = Table(
+        title=escape(f"{summary['name']}: bytes on the wire"), title_justify="left", title_style="bold", box=SIMPLE_HEAD
+    )
+    for heading in ("", "uplink", "downlink", "both ways"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    up, down = summary["uplink"], summary["downlink"]
+
+    def add_row(name: str, uplink: int, downlink: int, style: str | None = None) -> None:
+        table.add_row(name, *(f"{figure:,}" for figure in (uplink, downlink, uplink + downlink)), style=style)
+
+    for part in ("header", "index", "value", "side"):
+        add_row(part, up[part], down[part])
+    table.add_section()
+    add_row("total", up["n_bytes"], down["n_bytes"], "bold")
+    add_row("frames", up["frames"], down["frames"])
+    if up["received"] < up["n_bytes"]:
+        table.add_row("of these received", f"{up['received']:,}")
+    table.add_row("if broadcast", "", f"{down['broadcast']:,}", f"{up['n_bytes'] + down['broadcast']:,}")
+    add_row("as dense float32", summary["dense_uplink_bytes"], summary["dense_downlink_bytes"])
+    ratios = (summary[f"{link}_ratio"] for link in ("uplink", "downlink", "bidirectional"))
+    table.add_row("compression ratio", *map(format_ratio, ratios), style="bold")
+    return table
+
+
+TRANSPORT_ROWS = {
+    "frame_bytes": "frames, a shared one once a node",
+    "message_bytes": "in Flower's messages",
+    "socket_bytes": "on sockets, in rounds",
+    "outside_rounds": "on sockets, before and after",
+}
+
+
+def _build_transport_table(summary: Mapping[str, Any]) -> Table:
+    """What became of the frames on their way, each step with how many times the one before it is."""
+    flower = summary["flower"]
+    title = f"over Flower {flower['version']}: {flower['nodes']} node{'s' * (flower['nodes'] > 1)}{', TLS' * flower['tls']}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for heading in ("", "uplink", "", "downlink", ""):
+        table.add_column(heading, justify="right" if heading or table.columns else "left", no_wrap=True)
+    ways = [flower["transport"][direction] for direction in ("up", "down")]
+    before = [summary["uplink"]["n_bytes"], summary["downlink"]["n_bytes"]]
+    table.add_row("frames, one for each client", f"{before[0]:,}", "", f"{before[1]:,}", "")
+    for key, name in TRANSPORT_ROWS.items():
+        figures = [way[key] for way in ways]
+        if None in figures:
+            continue
+        ratios = [f"×{n / b:.2f}" if b and key != "outside_rounds" else "" for n, b in zip(figures, before, strict=True)]
+        table.add_row(name, f"{figures[0]:,}", ratios[0], f"{figures[1]:,}", ratios[1])
+        before = figures
+    counted = flower["counted_by_flower"]
+    if counted is not None:
+        table.add_row("all of it by Flower's own counter", f"{counted['up']:,}", "", f"{counted['down']:,}", "")
+    return table
+
+
+def _describe_metrics(final_metrics: Mapping[str, float | None], best_accuracy: float | None) -> Iterator[str]:
+    """A line for the test examples, one for the clients and one for training, as far as they were measured."""
+    lines: dict[str, list[str]] = {kind: [] for kind in ("", *RESERVED_PREFIXES)}
+    for name, value in final_metrics.items():
+        kind = next((prefix for prefix in RESERVED_PREFIXES if name.startswith(prefix)), "")
+        figure = "not finite" if value is None else f"{value:.4f}"
+        if name == "accuracy" and best_accuracy is not None:
+            figure += f" (best {best_accuracy:.4f})"
+        lines[kind].append(f"{name.removeprefix(kind).replace('_', ' ') if kind else name} {figure}")
+    for title, kind in zip(("test", "accuracy by client", "training"), lines, strict=True):
+        if lines[kind]:
+            yield f"{title}: {', '.join(lines[kind])}"
+
+
+def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
+    summary = result.summary
+    up = summary["uplink"]
+    yield (
+        f"{summary['parameters']:,} parameters, {summary['clients']:,} clients, {summary['cohort']:,} a round, "
+        f"{summary['rounds']:,} round{'s' * (summary['rounds'] != 1)}, {summary['seconds']:.1f} s"
+    )
+    if "flower" in summary and summary["flower"]["round_seconds_median"] is not None:
+        yield f"a round took {summary['flower']['round_seconds_median']:.2f} s in the median"
+    if summary["peak_memory_bytes"] is not None:
+        yield f"peak memory {format_bytes(summary['peak_memory_bytes'])}"
+    if up["kept"]:
+        total, index = (8 * up[key] / up["kept"] for key in ("n_bytes", "index"))
+        yield f"uplink: {total:.1f} bits per kept coordinate, {index:.2f} of them for its position"
+    if summary["failures"]:
+        yield f"clients that broke down: {summary['failures']:,} times, first in {summary['first_failure']}"
+    if summary["residuals"] is not None:
+        yield from _describe_residuals(summary["residuals"])
+    if summary["buffers"] is not None:
+        yield from _describe_buffers(summary["buffers"])
+    yield from _describe_metrics(summary["final_metrics"], summary["best_accuracy"])
+    for name in summary["never_finite_metrics"]:
+        yield f"{name} was finite in no evaluation"
+    yield from (f"warning: {text}" for text in summary["warnings"])
+    if summary["diverged"] is not None:
+        yield f"the run diverged: {summary['diverged']}; {LEARNING_RATE_HINT}"
+    if summary["stopped_by"] != "rounds":
+        yield f"stopped after round {summary['rounds']}, by [stop] target_accuracy"
+    if summary["target_accuracy"] is not None:
+        rounds = summary["rounds_to_target"]
+        reached = "not reached"
+        if rounds is not None:
+            spent = (format_bytes(round(summary[f"{link}_bytes_to_target"])) for link in ("uplink", "downlink"))
+            reached = f"reached after {rounds:.1f} rounds, {' up and '.join(spent)} down"
+        yield f"target {summary['target_accuracy']:g}: {reached}"
+    yield f"params_sha256 {summary['params_sha256']}"
+    yield f"ledger_sha256 {summary['ledger_sha256']}"
+    if result.out is not None:
+        yield f"written to {result.out}"
+
+
+def _describe_buffers(buffer_counts: Mapping[str, int]) -> Iterator[str]:
+    """Lines on what a model has beside the parameters that are sent."""
+    if buffer_counts["sent"]:
+        yield f"buffers: {buffer_counts['sent']:,} numbers are sent as float32 and averaged"
+    if buffer_counts["local"]:
+        yield f"{buffer_counts['local']:,} numbers stay at each client, whose own model is tested on its own data"
+
+
+def _describe_residuals(residuals: Mapping[str, Any]) -> Iterator[str]:
+    """What clients hold back, and for how long they were away."""
+    norms = f"norm {residuals['norm_median']:.3g} in the median, {residuals['norm_max']:.3g} at most"
+    yield f"held back by {residuals['clients']:,} clients: {norms}"
+    if residuals["rounds_missed_max"] is not None:
+        missed = f"{residuals['rounds_missed_median']:g} in the median, {residuals['rounds_missed_max']} at most"
+        yield f"rounds missed before a client came back: {missed}"

@@ -1,0 +1,96 @@
+"""Standard output and error, whatever characters they can hold."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import re
+import sys
+import unicodedata
+from typing import Any
+
+import click
+
+ERROR_HANDLER = "fedsgd-readable"
+"""Error handler of `codecs` under which each character that a stream cannot hold is written as readable ASCII."""
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+ASCII_SUBSTITUTES = {
+    "×": "x", "·": ".", "•": "*", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "←": "<-", "≤": "<=", "≥": ">=",
+    "≈": "~", "±": "+-", "∞": "inf", "∈": "in", "√": "sqrt", "‖": "||", "⟨": "<", "⟩": ">", "′": "'", "‘": "'", "’": "'",
+    "“": '"', "”": '"', "°": "deg", "€": "EUR", "ß": "ss", "µ": "u",
+}  # fmt: skip
+"""ASCII text that looks like a character, or says the same."""
+
+
+def make_readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Substitute the characters that a stream cannot hold; the bytes of a file name that is not text stay what they are."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    if all("\udc80" <= character <= "\udcff" for character in text):
+        return text.encode("ascii", "surrogateescape"), error.end
+    return "".join(map(_to_ascii, text)), error.end
+
+
+def _to_ascii(character: str) -> str:
+    """Return the closest ASCII text: a substitute, the letter without its accent, a Greek letter's name, or "?"."""
+    if character in ASCII_SUBSTITUTES:
+        return ASCII_SUBSTITUTES[character]
+    plain = "".join(c for c in unicodedata.normalize("NFKD", character) if c.isascii())
+    if plain:
+        return f"^{plain}" if unicodedata.decomposition(character).startswith("<super>") else plain
+    name = unicodedata.name(character, "")
+    if name.startswith("BOX DRAWINGS"):
+        return "-" if name.endswith("HORIZONTAL") else "|" if name.endswith("VERTICAL") else "+"
+    if name.startswith("GREEK SMALL LETTER "):
+        return name.rsplit(" ", 1)[-1].lower()
+    return "*" if name.startswith("BRAILLE PATTERN") else "?"
+
+
+codecs.register_error(ERROR_HANDLER, make_readable)
+
+
+def make_streams_safe() -> None:
+    """Let standard output and error hold every character, by a substitute where their encoding lacks it."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(errors=ERROR_HANDLER)
+
+
+def echo(text: object = "", *, err: bool = False, nl: bool = True, **style: Any) -> None:
+    """Print a line, with a style where there is a terminal.
+
+    Same as `click.echo`, but click writes UTF-8 to a stream whose encoding is ASCII.
+    """
+    click.echo(click.style(text, **style) if style else text, file=sys.stderr if err else sys.stdout, nl=nl)
+
+
+def echo_json(text: str) -> None:
+    """Print JSON, in ASCII where the stream cannot hold it: other characters occur in strings alone, and are escaped."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        text = re.sub(r"[^\x00-\x7f]", _escape_non_ascii, text)
+    echo(text.rstrip("\n"))
+
+
+def _escape_non_ascii(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def drop_output() -> None:
+    """Discard what is buffered for a standard output that takes no more, so that Python does not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report_disk_full(error: OSError) -> None:
+    """Print which file takes no more, or that standard output does not, after what is buffered for it is discarded."""
+    drop_output()
+    echo(f"fedsgd: {error.filename or 'standard output'}: {os.strerror(error.errno or errno.ENOSPC)}", err=True)

@@ -1,0 +1,43 @@
+"""What all quantisers to evenly spaced levels share: sections, sizes, and the exact variance of stochastic rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsgd.compression.base import CodecContext
+from fedsgd.compression.updates import LevelUpdate
+from fedsgd.errors import NonFiniteError
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.reductions import all_finite
+from fedsgd.wire import Sections
+from fedsgd.wire.levels import decode_levels, encode_levels, quantise
+
+
+def encode_quantised(
+    x: F32,
+    scales: F32,
+    level: int,
+    bucket: int,
+    ctx: CodecContext,
+    stochastic: bool,
+    entropy: bool = True,
+    frequency_bits: int = 12,
+) -> tuple[Sections, LevelUpdate]:
+    """x [P] on 2L + 1 levels of each bucket's scale, L = level. scales: [ceil(P / bucket)], at least every magnitude. entropy,
+    frequency_bits: as in `rans.encode_symbols`."""
+    if not all_finite(scales):
+        raise NonFiniteError(ctx.round, ctx.client, "the norm of a bucket leaves float32's range")
+    levels = quantise(x, scales, level, bucket, ctx.derive_key("rounding") if stochastic else None)
+    return encode_levels(levels, scales, level, entropy, frequency_bits), LevelUpdate(levels, scales, level, bucket)
+
+
+def decode_quantised(sections: Sections, level: int, bucket: int, ctx: CodecContext) -> LevelUpdate:
+    """Inverse of `encode_quantised`."""
+    return LevelUpdate(*decode_levels(sections, ctx.layout.size, level, bucket), level, bucket)
+
+
+def rounding_variance(x: F32, scales: F32, level: int, bucket: int) -> float:
+    """Σ(scale / L)² f(1 − f), f being the fraction of |x_i| L / scale: E|C(x) − x|² of stochastic rounding, exactly."""
+    steps = np.repeat(scales.astype(np.float64) / level, bucket)[: len(x)]
+    fraction = np.divide(np.abs(x.astype(np.float64)), steps, out=np.zeros(len(x)), where=steps > 0) % 1
+    return float((np.square(steps) * fraction * (1 - fraction)).sum())

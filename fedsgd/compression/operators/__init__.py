@@ -1,0 +1,1 @@
+"""Compression operators: compressors without memory."""

@@ -1,0 +1,163 @@
+"""A small table of random sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.run_config import RunConfig
+from fedsgd.compression.updates import DenseUpdate, LazyUpdate, Update
+from fedsgd.config.component import FractionAboveZero
+from fedsgd.errors import NonFiniteError
+from fedsgd.numerics.arrays import F32, F64, I64
+from fedsgd.numerics.kernels import jit_helper, kernel
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.reductions import all_finite
+from fedsgd.numerics.rng import counter_hash, counter_hash_scalar
+from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max_value_bytes
+
+Rows = Literal[1, 3, 5, 7]
+
+
+def n_columns(size: int, density: float, rows: int) -> int:
+    """Columns of a table that has `density` · P cells."""
+    return max(1, round(density * size / rows))
+
+
+@dataclass(frozen=True)
+class CountSketch(CompressionOperator):
+    """Every coordinate added, with a random sign, to one random cell in each row of a small table; read back as a median.
+
+    Charikar, Chen and Farach-Colton 2002. The table is linear in x, so tables may be added instead of vectors; that is what
+    `fetch-sgd` does, where a sketch belongs. As an operator by itself it decodes to the median over rows of sign · cell: each
+    row is off by the other coordinates in the cell, symmetrically, so E[C(x)] = x over the random signs, but the variance is
+    large, (|x|² − x_i²)/columns for each coordinate of a single row: only coordinates that stand out can be read. Hash and
+    signs are each client's own in each round. 32 · density bits a parameter.
+    """
+
+    name: ClassVar[str] = "count-sketch"
+    codec: ClassVar[int] = 12
+    deterministic: ClassVar[bool] = False
+
+    density: FractionAboveZero = 0.1
+    rows: Rows = 5
+    values: FloatFormat = "float32"
+
+    @property
+    def kind(self) -> OperatorKind:
+        return "unbiased" if self.values == "float32" else "neither"
+
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
+        key = ctx.derive_key(self.name)
+        with np.errstate(over="ignore"):
+            table = sketch(x, self.rows, n_columns(len(x), self.density, self.rows), key).astype(np.float32).reshape(-1)
+        if not all_finite(table):
+            raise NonFiniteError(ctx.round, ctx.client, "a sum in the sketch leaves float32's range")
+        sections, decoded = encode_values(table, self.values)
+        return sections, self._decode_table(decoded, len(x), key)
+
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        size = ctx.layout.size
+        cells = self.rows * n_columns(size, self.density, self.rows)
+        return self._decode_table(decode_values(sections, cells, self.values), size, ctx.derive_key(self.name))
+
+    def _decode_table(self, table: F32, size: int, key: int) -> Update:
+        rows = table.reshape(self.rows, -1).astype(np.float64)
+        return LazyUpdate(size, lambda: DenseUpdate(unsketch(rows, size, key).astype(np.float32)))
+
+    def max_bytes(self, layout: ParameterLayout) -> int:
+        return max_value_bytes(self.rows * n_columns(layout.size, self.density, self.rows), self.values)
+
+    def contraction(self, layout: ParameterLayout) -> float:
+        return 0.0
+
+    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
+        return ctx.layout.size
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn of noise that the mean over the cohort leaves: a median of rows is off by about |x|²/density."""
+        return [*super().find_warnings(run), *run.find_noise_warnings(1 / self.density)]
+
+
+def sketch(x: F32, rows: int, columns: int, key: int) -> F64:
+    """The table [rows, columns] of x [P]: cell (r, h_r(i)) is the sum of s_r(i) x_i. Sums run in ascending i, in float64."""
+    return _sketch(x, rows, columns, np.uint64(key))
+
+
+def unsketch(table: F64, size: int, key: int) -> F64:
+    """The median over rows of s_r(i) · cell, for each of `size` coordinates [P]. table: [rows, columns], an odd number of
+    rows."""
+    return _unsketch(table, size, np.uint64(key))
+
+
+# ---------------------------------------------------------------------------------------------------------------- the kernels
+
+
+def _hash_coordinates(row: int, size: int, columns: int, key: np.uint64) -> tuple[I64, F64]:
+    """(the column, the sign) of each coordinate in a row: the upper 32 of its shared random bits times the number of columns,
+    and the lowest bit."""
+    words = counter_hash(int(key), np.arange(size, dtype=np.uint64) + np.uint64(row << 32))
+    column = ((words >> np.uint64(32)) * np.uint64(columns) >> np.uint64(32)).astype(np.int64)
+    return column, 1.0 - 2.0 * (words & np.uint64(1)).astype(np.float64)
+
+
+def _sketch_reference(x: F32, rows: int, columns: int, key: np.uint64) -> F64:
+    table = np.zeros((rows, columns))
+    for row in range(rows):
+        column, sign = _hash_coordinates(row, len(x), columns, key)
+        np.add.at(table[row], column, sign * x)
+    return table
+
+
+@kernel(_sketch_reference)
+def _sketch(x: F32, rows: int, columns: int, key: np.uint64) -> F64:
+    """The table [rows, columns]."""
+    table = np.zeros((rows, columns), dtype=np.float64)
+    for row in range(rows):
+        cells = table[row]
+        for i in range(x.size):
+            word = counter_hash_scalar(key, np.uint64(i) + (np.uint64(row) << np.uint64(32)))
+            column = np.int64((word >> np.uint64(32)) * np.uint64(columns) >> np.uint64(32))
+            cells[column] += -np.float64(x[i]) if word & np.uint64(1) else np.float64(x[i])
+    return table
+
+
+def _unsketch_reference(table: F64, size: int, key: np.uint64) -> F64:
+    estimates = []
+    for row in range(len(table)):
+        column, sign = _hash_coordinates(row, size, table.shape[1], key)
+        estimates.append(sign * table[row, column])
+    middle: F64 = np.sort(estimates, axis=0, kind="stable")[len(table) // 2]
+    return middle
+
+
+@jit_helper
+def _median(values: F64) -> float:
+    """The middle one of an odd number of values, by insertion sort in place."""
+    for i in range(1, values.size):
+        value, j = values[i], i
+        while j > 0 and values[j - 1] > value:
+            values[j] = values[j - 1]
+            j -= 1
+        values[j] = value
+    middle: float = values[values.size // 2]
+    return middle
+
+
+@kernel(_unsketch_reference)
+def _unsketch(table: F64, size: int, key: np.uint64) -> F64:
+    """The estimates [P]."""
+    rows, columns = table.shape
+    out = np.empty(size, dtype=np.float64)
+    values = np.empty(rows, dtype=np.float64)
+    for i in range(size):
+        for row in range(rows):
+            word = counter_hash_scalar(key, np.uint64(i) + (np.uint64(row) << np.uint64(32)))
+            column = np.int64((word >> np.uint64(32)) * np.uint64(columns) >> np.uint64(32))
+            values[row] = -table[row, column] if word & np.uint64(1) else table[row, column]
+        out[i] = _median(values)
+    return out

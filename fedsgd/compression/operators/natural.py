@@ -1,0 +1,56 @@
+"""Powers of two with a sign."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.updates import DenseUpdate, Update
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Sections, decode_values, encode_values, max_value_bytes
+
+
+@dataclass(frozen=True)
+class NaturalCompression(CompressionOperator):
+    """Each coordinate rounded stochastically to one of the two powers of two around it.
+
+    Natural compression (Horváth et al. 2019): the mantissa decides the odds and is not sent, so E[C(x)] = x and the variance is
+    Σ 4^e m(1 − m) for |x_i| = 2^e (1 + m), at most |x|²/8. No scale, no bucket: it is as good for small coordinates as for
+    large ones. 9 bits, a sign and an exponent; the exponents of a Gaussian vector take 2.6 of their 8. From 2¹²⁷ on it rounds
+    down, and below 2⁻¹²⁶ to zero.
+    """
+
+    name: ClassVar[str] = "natural"
+    codec: ClassVar[int] = 8
+    deterministic: ClassVar[bool] = False
+
+    @property
+    def kind(self) -> OperatorKind:
+        return "unbiased"
+
+    def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
+        sections, decoded = encode_values(x, "natural", ctx.derive_key("values"))
+        return sections, DenseUpdate(decoded)
+
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        return DenseUpdate(decode_values(sections, ctx.layout.size, "natural"))
+
+    def max_bytes(self, layout: ParameterLayout) -> int:
+        return max_value_bytes(layout.size, "natural")
+
+    def contraction(self, layout: ParameterLayout) -> float:
+        return 0.0
+
+    def variance(self, x: F32) -> float | None:
+        words = x.view(np.uint32)
+        exponent = (words >> np.uint32(23) & np.uint32(255)).astype(np.int64)
+        mantissa = (words & np.uint32(0x7FFFFF)) / 2.0**23
+        normal = np.ldexp(1.0, 2 * (exponent - 127)) * mantissa * (1 - mantissa)
+        return float(np.where(exponent > 0, normal, np.square(x.astype(np.float64))).sum())
+
+    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
+        return ctx.layout.size

@@ -1,0 +1,1 @@
+"""Compression schemes: compressors with memory."""

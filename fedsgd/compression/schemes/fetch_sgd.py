@@ -1,0 +1,140 @@
+"""Clients send sketches; the server keeps momentum and error feedback in the sketch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedsgd.compression.base import AggregationContext, CodecContext, CompressionScheme, EncodedUpdate, WeightedUpdate
+from fedsgd.compression.kernels.top_k import top_k
+from fedsgd.compression.operators.count_sketch import Rows, n_columns, sketch, unsketch
+from fedsgd.compression.operators.sparsifier import top_k_size
+from fedsgd.compression.run_config import RunConfig
+from fedsgd.compression.updates import DenseUpdate, StateArrays, Update
+from fedsgd.config.component import FractionAboveZero, FractionBelowOne
+from fedsgd.errors import NonFiniteError
+from fedsgd.numerics.arrays import F32, F64
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.reductions import all_finite
+from fedsgd.numerics.rng import shared_key
+from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max_value_bytes
+
+MIN_COLUMNS, MIN_COLUMNS_PER_COORDINATE = 1000, 10
+"""Least columns of a table, in all and for each coordinate that a round changes. FetchSGD without momentum in the quickstart's
+place of top-k, perceptrons of 4,810, 19,210 and 76,810 numbers: with up to 5 columns a coordinate six of seven runs diverge,
+with 8 they end at 0.65 and 0.914. Of tables with 19 or more a coordinate, 96 and 481 columns end at 0.215 and 0.906, 1,921 and
+3,842 columns at 0.956 or more."""
+
+
+@dataclass(frozen=True)
+class FetchSGD(CompressionScheme):
+    """A count sketch of the update up; at the server momentum, error feedback and top-k, all in the sketch.
+
+    FetchSGD (Rothchild et al. 2020, algorithm 1), with S the weighted mean of the clients' tables:
+
+        S_u ← ρ S_u + S;  S_e ← S_e + S_u;  Δ = the kept_share · P largest of unsketch(S_e);  S_e ← S_e − sketch(Δ);  the update
+        is Δ
+
+    Sketches are linear, so all of this is as if it were done on the vectors, and clients remember nothing: nothing goes stale
+    however seldom they take part. The hash is the same for all clients and rounds, or tables could not be added. So collisions
+    do not average out over clients, and `has_independent_errors` is False. 32 · density bits a parameter.
+
+    The table has to be large enough for the coordinates that stand out to be read: below a thousand columns, or ten for each
+    coordinate that a round changes, small models drown in collisions, and fedsgd warns. It warns of ρ > 0 too where local
+    training or the server's optimizer has a momentum as well: the quickstart then ends at 0.43, and at 0.97 with ρ = 0.
+
+    Deviations:
+
+    * The paper multiplies S_u by the step size on its way into S_e. Here each table has its clients' step size in it, which is
+      the same where that is constant.
+    * The authors' code does not subtract sketch(Δ) from S_e, because that diverged for them. It clears the cells of Δ in S_e as
+      in S_u. Here S_e is algorithm 1's.
+    * The paper has clients in every round. A round without replies leaves the model, S_u and S_e as they are.
+
+    Attributes:
+        density: cells of the table for each parameter.
+        rows: rows of the table.
+        kept_share: share of the coordinates that a round changes.
+        momentum: ρ.
+        masking: S_u is cleared in the cells of Δ, as DGC clears its momentum.
+        values: format of the cells.
+    """
+
+    name: ClassVar[str] = "fetch-sgd"
+    codec: ClassVar[int] = 25
+    has_independent_errors: ClassVar[bool] = False
+
+    density: FractionAboveZero = 0.1
+    rows: Rows = 5
+    kept_share: FractionAboveZero = 0.001
+    momentum: FractionBelowOne = 0.9
+    masking: bool = True
+    values: FloatFormat = "float32"
+
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
+        table = sketch(x, self.rows, self._n_columns(len(x)), _derive_hash_key(ctx.seed)).astype(np.float32).reshape(-1)
+        if not all_finite(table):
+            raise NonFiniteError(ctx.round, ctx.client, "a sum in the sketch leaves float32's range")
+        return EncodedUpdate(encode_values(table, self.values)[0], {}, {})
+
+    def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
+        return None
+
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        """What one client's table says of its update: the median estimate of every coordinate."""
+        return DenseUpdate(
+            unsketch(self._decode_table(sections, ctx.layout), ctx.layout.size, _derive_hash_key(ctx.seed)).astype(np.float32)
+        )
+
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        size, key = ctx.layout.size, _derive_hash_key(ctx.seed)
+        mean = np.zeros((self.rows, self._n_columns(size)))
+        for reply in replies:
+            mean += self._decode_table(reply.sections, ctx.layout) * reply.weight
+        momentum: F64 = mean if "momentum" not in server_state else self.momentum * server_state["momentum"] + mean
+        error: F64 = momentum if "error" not in server_state else server_state["error"] + momentum
+        estimate = unsketch(error, size, key).astype(np.float32)
+        chosen, values = top_k(estimate, top_k_size(self.kept_share, size))
+        update = np.zeros(size, dtype=np.float32)
+        update[chosen] = values
+        sent = sketch(update, self.rows, self._n_columns(size), key)
+        if self.masking:
+            momentum = np.where(sent != 0, 0.0, momentum)
+        return update, {"momentum": momentum, "error": error - sent}
+
+    def max_bytes(self, layout: ParameterLayout) -> int:
+        return max_value_bytes(self.rows * self._n_columns(layout.size), self.values)
+
+    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
+        return ctx.layout.size
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn of a table in which coordinates collide, and of a second momentum."""
+        yield from super().find_warnings(run)
+        if self.momentum:
+            rule = "FetchSGD's server has a momentum in its sketch (Rothchild et al. 2020)"
+            yield from run.find_momentum_warnings(self.momentum, rule, run.find_second_momenta())
+        columns, k = self._n_columns(run.layout.size), top_k_size(self.kept_share, run.layout.size)
+        if columns < max(MIN_COLUMNS, MIN_COLUMNS_PER_COORDINATE * k):
+            yield (
+                f"{run.key}.density = {self.density:g}: {columns:,} columns are few for {k:,} coordinates a round, expected "
+                f"{MIN_COLUMNS:,} and {MIN_COLUMNS_PER_COORDINATE} for each coordinate; "
+                "set a larger density, or a smaller kept_share"
+            )
+
+    def _n_columns(self, size: int) -> int:
+        return n_columns(size, self.density, self.rows)
+
+    def _decode_table(self, sections: Sections, layout: ParameterLayout) -> F64:
+        cells = decode_values(sections, self.rows * self._n_columns(layout.size), self.values)
+        return cells.astype(np.float64).reshape(self.rows, -1)
+
+
+def _derive_hash_key(seed: int) -> int:
+    """Of the hash that all tables of a run have in common."""
+    return shared_key(seed, "fetch-sgd")

@@ -1,0 +1,34 @@
+"""No memory: what the operator drops is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsgd.compression.base import CodecContext, EncodedUpdate, OperatorScheme
+from fedsgd.compression.run_config import RunConfig
+from fedsgd.compression.updates import StateArrays
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+
+
+@dataclass(frozen=True)
+class MemorylessScheme(OperatorScheme):
+    """The operator alone, on each round's update by itself. Nothing is remembered on either side."""
+
+    name: ClassVar[str] = "plain"
+
+    @property
+    def codec(self) -> int:
+        """Its frames are the operator's."""
+        return self.op.codec
+
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
+        return EncodedUpdate(self.op.encode(x, ctx)[0], {}, {})
+
+    def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
+        return None
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        return self.op.find_warnings(run)

@@ -1,0 +1,287 @@
+"""Low-rank factors of each weight matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.compression.base import CodecContext, CompressionScheme, EncodedUpdate
+from fedsgd.compression.updates import EntryPatch, StateArrays, Update
+from fedsgd.config.component import PositiveInt
+from fedsgd.errors import NonFiniteError, WireError
+from fedsgd.numerics.arrays import F32, F64
+from fedsgd.numerics.kernels import kernel
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.reductions import all_finite, fold_lanes, sum_in_lanes
+from fedsgd.numerics.rng import counter_hash, shared_key
+from fedsgd.wire import Section, SectionKind, Sections, decode_values, encode_values, max_value_bytes
+from fedsgd.wire.levels import require_sections
+
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """One tensor as a matrix [n, m] at `start` of the flat vector: the first dimension by all others. factors: where its left
+    factor [n, r] begins in the vector of all factors, its right one [m, r] right behind it; rank: r."""
+
+    start: int
+    n: int
+    m: int
+    rank: int
+    factor_offset: int
+
+    @property
+    def flat_slice(self) -> slice:
+        """Its stretch of the flat vector."""
+        return slice(self.start, self.start + self.n * self.m)
+
+    def view_factors(self, factors: F32) -> tuple[F32, F32]:
+        """Its left factor [n, r] and right factor [m, r], as views."""
+        cut, end = self.factor_offset + self.rank * self.n, self.factor_offset + self.rank * (self.n + self.m)
+        return factors[self.factor_offset : cut].reshape(self.n, -1), factors[cut:end].reshape(self.m, -1)
+
+
+def count_factor_values(matrices: list[MatrixLayout]) -> int:
+    """Numbers in all factors together."""
+    return sum(matrix.rank * (matrix.n + matrix.m) for matrix in matrices)
+
+
+def split_tensors(layout: ParameterLayout, rank: int) -> tuple[list[MatrixLayout], list[slice]]:
+    """(tensors that rank-r factors make smaller, stretches of all others)."""
+    found, rest, at = [], [], 0
+    for _, part, shape in layout.list_slices():
+        size = part.stop - part.start
+        n = shape[0] if shape else 1
+        m = size // n if n else 0
+        if len(shape) > 1 and rank * (n + m) < n * m:
+            found.append(MatrixLayout(part.start, n, m, rank, at))
+            at += rank * (n + m)
+        else:
+            rest.append(part)
+    return found, rest
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankUpdate(Update):
+    """P̂Qᵀ for each matrix, and all other coordinates. factors: all P̂ [n, r] and Q [m, r], one behind the other; rest: the
+    others, in order."""
+
+    layout: ParameterLayout
+    rank: int
+    factors: F32
+    other_values: F32
+
+    @property
+    def n_coordinates(self) -> int:
+        return len(self.factors) + len(self.other_values)
+
+    def add_to(self, out: NDArray[Any], weight: float) -> None:
+        out += self.to_dense().astype(out.dtype, copy=False) * out.dtype.type(weight)
+
+    def to_dense(self) -> F32:
+        found, rest = split_tensors(self.layout, self.rank)
+        out = np.empty(self.layout.size, dtype=np.float32)
+        for matrix in found:
+            out[matrix.flat_slice] = _product(*matrix.view_factors(self.factors))
+        at = 0
+        for part in rest:
+            size = part.stop - part.start
+            out[part] = self.other_values[at : at + size]
+            at += size
+        return out
+
+
+@dataclass(frozen=True)
+class PowerSGD(CompressionScheme):
+    """Each weight matrix as two thin factors from one step of power iteration, with error feedback.
+
+    PowerSGD (Vogels, Karimireddy and Jaggi 2019, algorithm 1). For each tensor as a matrix M [n, m] of residual plus update:
+    P̂ = orthonormalised M Q, then Q = Mᵀ P̂; P̂Qᵀ is what arrives, the rest is the residual. |M − P̂Qᵀ|² = |M|² − |P̂ᵀM|²:
+    exact on rank ≤ r. Q starts from the last round's (each client its own), so that the iteration goes on over the rounds, and
+    from random signs where it is zero, or a matrix that was zero once would be sent as zero for ever. All clients start from
+    the same signs: errors of their first rounds are alike, and `has_independent_errors` is False. Tensors with one dimension,
+    and those
+    too small to gain, are sent whole.
+
+    The paper averages P over the workers before it is orthonormalised, by an all-reduce between the two products. A federation
+    has no second phase in a round: both factors of each client's own matrix are sent at once, and the server averages the
+    products. So the update of a cohort may have rank m·r, and each client's approximation is its own. The paper's first Q is
+    Gaussian, and its momentum (algorithm 2) comes after decompression: that is the server's optimizer here. r(n + m) floats a
+    matrix.
+    """
+
+    name: ClassVar[str] = "power-sgd"
+    codec: ClassVar[int] = 22
+    residual_entries: ClassVar[tuple[str, ...]] = ("residual",)
+    has_independent_errors: ClassVar[bool] = False
+
+    rank: PositiveInt = 2
+    values: Literal["float32", "bfloat16"] = "float32"
+
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
+        accumulated: F32 = x if "residual" not in state else state["residual"] + x
+        found, rest = split_tensors(ctx.layout, self.rank)
+        factors = np.zeros(count_factor_values(found), dtype=np.float32)
+        warm = state.get("factors", factors)
+        for matrix in found:
+            m = accumulated[matrix.flat_slice].reshape(matrix.n, matrix.m)
+            start = _make_start_factor(matrix.view_factors(warm)[1], matrix, ctx.seed)
+            left, right = matrix.view_factors(factors)
+            left[:] = self._round_to_format(_orthonormalise(_multiply(m, start)))
+            with np.errstate(over="ignore"):
+                right[:] = _multiply_transposed(m, left)
+        if not (all_finite(factors) and _has_finite_products(found, factors)):
+            raise NonFiniteError(ctx.round, ctx.client, "a product of factors leaves float32's range")
+        vectors = np.concatenate([np.zeros(0, dtype=np.float32), *(accumulated[part] for part in rest)])
+        (coded,), factors = encode_values(factors, self.values, entropy=False)
+        whole, vectors = encode_values(vectors, self.values, entropy=False)
+        update = LowRankUpdate(ctx.layout, self.rank, factors, vectors)
+        after: StateArrays = {"residual": accumulated - update.to_dense(), "factors": factors}
+        return EncodedUpdate(
+            (Section(SectionKind.FACTOR, coded.data), *whole), after, {"residual": EntryPatch(None, accumulated)}
+        )
+
+    def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
+        return state["residual"] if "residual" in state else np.zeros(layout.size, dtype=np.float32)
+
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        require_sections(sections, (SectionKind.FACTOR, SectionKind.VALUE))
+        found, rest = split_tensors(ctx.layout, self.rank)
+        coded = Section(SectionKind.VALUE, sections[0].data, sections[0].offset)
+        factors = decode_values((coded,), count_factor_values(found), self.values, entropy=False)
+        if not _has_finite_products(found, factors):
+            raise WireError(sections[0].offset, "factors so large that their product is not finite")
+        vectors = decode_values(sections[1:], _count_others(rest), self.values, entropy=False)
+        return LowRankUpdate(ctx.layout, self.rank, factors, vectors)
+
+    def max_bytes(self, layout: ParameterLayout) -> int:
+        found, rest = split_tensors(layout, self.rank)
+        return max_value_bytes(count_factor_values(found), self.values) + max_value_bytes(_count_others(rest), self.values)
+
+    def _round_to_format(self, factor: F64) -> F32:
+        """As the receiver will read it, so that the right factor fits the left one that arrives."""
+        return encode_values(factor.astype(np.float32).reshape(-1), self.values, entropy=False)[1].reshape(factor.shape)
+
+
+def _count_others(other_slices: list[slice]) -> int:
+    return sum(part.stop - part.start for part in other_slices)
+
+
+def _has_finite_products(matrices: list[MatrixLayout], factors: F32) -> bool:
+    """Whether no entry of a product can leave float32's range."""
+    limit = float(np.finfo(np.float32).max)
+    for matrix in matrices:
+        left, right = matrix.view_factors(factors)
+        if float(np.abs(left).max()) * float(np.abs(right).max()) * matrix.rank > limit:
+            return False
+    return True
+
+
+def _make_start_factor(previous_factor: F32, matrix: MatrixLayout, seed: int) -> F32:
+    """Q [m, r] to start from: the last round's, and random signs in columns that are zero."""
+    words = counter_hash(shared_key(seed, "power-sgd", matrix.start), np.arange(previous_factor.size, dtype=np.uint64))
+    signs = (1 - 2 * (words & np.uint64(1)).astype(np.float32)).reshape(previous_factor.shape)
+    return np.where((previous_factor != 0).any(axis=0), previous_factor, signs)
+
+
+def _orthonormalise(columns: F64) -> F64:
+    """The columns [n, r] by Gram and Schmidt, twice over for what rounding left; one that depends on those before it is
+    zero."""
+    out = columns.copy()
+    for c in range(out.shape[1]):
+        before = np.sqrt(sum_in_lanes(out[:, c] * out[:, c]))
+        for earlier in [*range(c), *range(c)]:
+            out[:, c] -= sum_in_lanes(out[:, earlier] * out[:, c]) * out[:, earlier]
+        norm = np.sqrt(sum_in_lanes(out[:, c] * out[:, c]))
+        out[:, c] = out[:, c] / norm if norm > 1e-10 * before else 0.0
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------- the kernels
+
+
+def _multiply_reference(m: F32, q: F32) -> F64:
+    wide, columns = m.astype(np.float64), q.T.astype(np.float64)
+    return np.array([[sum_in_lanes(row * column) for column in columns] for row in wide])
+
+
+@kernel(_multiply_reference)
+def _multiply(m: F32, q: F32) -> F64:
+    """M Q [n, r] in float64, each sum over 64 lanes as in `vectors`."""
+    n, size = m.shape
+    rank = q.shape[1]
+    columns = np.empty((rank, size), dtype=np.float64)
+    for j in range(size):
+        for c in range(rank):
+            columns[c, j] = q[j, c]
+    out = np.empty((n, rank), dtype=np.float64)
+    lanes = np.empty(64, dtype=np.float64)
+    for i in range(n):
+        for c in range(rank):
+            for j in range(64):
+                lanes[j] = 0.0
+            for block in range(size // 64):
+                row, column = m[i, 64 * block : 64 * block + 64], columns[c, 64 * block : 64 * block + 64]
+                for j in range(64):
+                    lanes[j] += np.float64(row[j]) * column[j]
+            for j in range(size - size % 64, size):
+                lanes[j - (size - size % 64)] += np.float64(m[i, j]) * columns[c, j]
+            out[i, c] = fold_lanes(lanes)
+    return out
+
+
+def _multiply_transposed_reference(m: F32, p: F32) -> F32:
+    out = np.zeros((m.shape[1], p.shape[1]))
+    for row, weights in zip(m.astype(np.float64), p.astype(np.float64), strict=True):
+        out += row[:, None] * weights
+    return out.astype(np.float32)
+
+
+@kernel(_multiply_transposed_reference)
+def _multiply_transposed(m: F32, p: F32) -> F32:
+    """Mᵀ P [m, r], summed in float64 in ascending rows."""
+    size, rank = m.shape[1], p.shape[1]
+    sums = np.zeros((rank, size), dtype=np.float64)
+    for i in range(m.shape[0]):
+        row = m[i]
+        for c in range(rank):
+            weight, target = np.float64(p[i, c]), sums[c]
+            for j in range(size):
+                target[j] += np.float64(row[j]) * weight
+    out = np.empty((size, rank), dtype=np.float32)
+    for j in range(size):
+        for c in range(rank):
+            out[j, c] = np.float32(sums[c, j])
+    return out
+
+
+def _product_reference(left: F32, right: F32) -> F32:
+    out = np.zeros((len(left), len(right)))
+    for p, q in zip(left.T.astype(np.float64), right.T.astype(np.float64), strict=True):
+        out += p[:, None] * q
+    return out.astype(np.float32).reshape(-1)
+
+
+@kernel(_product_reference)
+def _product(left: F32, right: F32) -> F32:
+    """P Qᵀ [n · m], summed in float64 in ascending rank."""
+    rank = left.shape[1]
+    columns = np.empty((rank, right.shape[0]), dtype=np.float64)
+    for j in range(right.shape[0]):
+        for c in range(rank):
+            columns[c, j] = right[j, c]
+    out = np.empty((left.shape[0], right.shape[0]), dtype=np.float32)
+    sums = np.empty(right.shape[0], dtype=np.float64)
+    for i in range(left.shape[0]):
+        for j in range(sums.size):
+            sums[j] = 0.0
+        for c in range(rank):
+            weight, column = np.float64(left[i, c]), columns[c]
+            for j in range(sums.size):
+                sums[j] += weight * column[j]
+        target = out[i]
+        for j in range(sums.size):
+            target[j] = np.float32(sums[j])
+    return out.reshape(-1)

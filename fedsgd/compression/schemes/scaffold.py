@@ -1,0 +1,107 @@
+"""Control variates: each client corrects its steps by how its gradients differ from everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from fedsgd.compression.base import AggregationContext, CodecContext, CompressionOperator, EncodedUpdate, WeightedUpdate
+from fedsgd.compression.operators.dense import Dense
+from fedsgd.compression.run_config import RunConfig
+from fedsgd.compression.schemes.server_reference import ServerReferenceScheme
+from fedsgd.compression.updates import EntryPatch, StateArrays, Update
+from fedsgd.errors import WireError
+from fedsgd.numerics.arrays import F32, F64
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Section, SectionKind, Sections, decode_values, encode_values, max_value_bytes
+
+
+@dataclass(frozen=True)
+class Scaffold(ServerReferenceScheme):
+    """SCAFFOLD: local steps corrected by control variates.
+
+    Karimireddy et al. 2020 (algorithm 1, option II). Local step: w ← w − η(g − c_i + c). After K of them, x being the local
+    update: c_i⁺ = c_i − c − x / Kη; the client sends x and c_i⁺ − c_i. Server: the mean of x is the update; c ← c + Σ (c_i⁺ −
+    c_i) / N over the cohort. c goes down beside the model (a REFERENCE frame), so in both directions a message weighs about
+    twice a dense one; all of it is counted. x may be compressed by `operator`, control variates are sent in `values`.
+
+    Kη is the sum of the step sizes; clients have to train with plain SGD, or x / Kη is no mean gradient; where it is 0 (no
+    examples, or a schedule that ends at 0) c_i stays. If a reply is lost, c_i is what it was before. All clients weigh the
+    same. The server keeps one vector and each client one. A round without replies changes nothing, as the algorithm has it:
+    without a cohort both of its sums are empty.
+    """
+
+    name: ClassVar[str] = "scaffold"
+    codec: ClassVar[int] = 26
+    needs_uniform_weights: ClassVar[bool] = True
+    needs_normalized_weights: ClassVar[bool] = True
+    server_mirrors_clients: ClassVar[bool] = True
+    corrects_gradients: ClassVar[bool] = True
+
+    op: CompressionOperator = Dense()
+    values: Literal["float32", "bfloat16"] = "float32"
+
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
+        own = state.get("control")
+        travelled = np.float32(ctx.learning_rate_sum)
+        if travelled:
+            change = -x / travelled
+            change = change if ctx.reference is None else change - ctx.reference
+        else:  # no step was made, by which its gradients could be known
+            change = np.zeros_like(x)
+        (coded,), decoded = encode_values(change, self.values, entropy=False)
+        sections, _ = self.op.encode(x, ctx)
+        after: F64 = decoded.astype(np.float64) if own is None else own + decoded
+        undo = None if own is None else EntryPatch(None, own)
+        return EncodedUpdate((Section(SectionKind.CONTROL, coded.data), *sections), {"control": after}, {"control": undo})
+
+    def gradient_correction(self, state: StateArrays, ctx: CodecContext) -> F32 | None:
+        """c − c_i."""
+        if "control" not in state:
+            return ctx.reference
+        own: F32 = state["control"].astype(np.float32)
+        return -own if ctx.reference is None else ctx.reference - own
+
+    def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
+        return None
+
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        self._decode_control_change(sections, ctx.layout)
+        return self.op.decode(sections[1:], ctx)
+
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        total = np.zeros(ctx.layout.size) if "reference" not in server_state else server_state["reference"].copy()
+
+        def accumulate_control_changes() -> Iterator[WeightedUpdate]:
+            for reply in replies:
+                np.add(total, self._decode_control_change(reply.sections, ctx.layout) / ctx.clients, out=total)
+                yield reply
+
+        return self.weighted_mean(accumulate_control_changes(), ctx.layout), {"reference": total}
+
+    def max_bytes(self, layout: ParameterLayout) -> int:
+        return max_value_bytes(layout.size, self.values) + self.op.max_bytes(layout)
+
+    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
+        return self.op.n_coordinates(sections[1:], ctx)
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        """Warn of a lossy operator, whose losses no client remembers."""
+        yield from super().find_warnings(run)
+        if self.op.is_lossy(run.layout):
+            yield (
+                f"{run.key}.op: {self.op.name} is biased, and what it leaves out of an update is lost, as SCAFFOLD has no "
+                f'error feedback; set {run.key}.op = "qsgd", or another unbiased operator'
+            )
+
+    def _decode_control_change(self, sections: Sections, layout: ParameterLayout) -> F64:
+        """c_i⁺ − c_i [P]."""
+        if not sections or sections[0].kind != SectionKind.CONTROL:
+            raise WireError(sections[0].offset if sections else 0, "the first section is not the control variate's")
+        coded = Section(SectionKind.VALUE, sections[0].data, sections[0].offset)
+        return decode_values((coded,), layout.size, self.values, entropy=False).astype(np.float64)

@@ -1,0 +1,38 @@
+"""Schemes whose server tells clients a vector beside the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsgd.compression.base import CodecContext, OperatorScheme
+from fedsgd.compression.operators.sparsifier import decode_sparse, encode_sparse, max_sparse_bytes
+from fedsgd.compression.updates import StateArrays
+from fedsgd.errors import NonFiniteError
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.reductions import all_finite
+from fedsgd.wire import Sections
+
+
+@dataclass(frozen=True)
+class ServerReferenceScheme(OperatorScheme):
+    """A scheme whose server state "reference" [P] is sent along with the model, exactly (float32, exponents coded, zeros left
+    out), in a REFERENCE frame; nothing is sent before there is one."""
+
+    def encode_reference(self, server_state: StateArrays, ctx: CodecContext) -> Sections:
+        if "reference" not in server_state:
+            return ()
+        with np.errstate(over="ignore"):  # sums of finite replies
+            reference = server_state["reference"].astype(np.float32)
+        if not all_finite(reference):
+            raise NonFiniteError(ctx.round - 1, None, "what clients are told beside the model leaves float32's range")
+        indices = np.flatnonzero(reference)
+        return encode_sparse(indices, reference[indices], "float32", ctx)[0]
+
+    def decode_reference(self, sections: Sections, ctx: CodecContext) -> F32 | None:
+        return decode_sparse(sections, "float32", ctx).to_dense()
+
+    def max_reference_bytes(self, layout: ParameterLayout) -> int:
+        return max_sparse_bytes(layout.size, "float32", layout.size)

@@ -1,0 +1,90 @@
+"""What becomes of updates that a client held back while it was away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from fedsgd.compression.base import AggregationContext, CodecContext, CompressionScheme, EncodedUpdate, WeightedUpdate
+from fedsgd.compression.run_config import RunConfig
+from fedsgd.compression.updates import StateArrays, Update
+from fedsgd.config.component import FieldError, FractionBelowOne, PositiveInt
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Sections
+
+
+@dataclass(frozen=True)
+class StaleResidualPolicy(CompressionScheme):
+    """A scheme whose clients do not keep forever what they hold back.
+
+    What a client has not sent was computed on an older model, and says less about the present one with every round that it is
+    away. "decay": it shrinks by `factor` for each round missed; "reset": it is dropped if more than `rounds` were missed. With
+    every client in every round both change nothing. Missed rounds are counted from the last in which the client took part,
+    whether its reply arrived or not.
+    """
+
+    name: ClassVar[str] = "ageing"
+
+    scheme: CompressionScheme
+    policy: Literal["decay", "reset"] = "decay"
+    factor: FractionBelowOne = 0.9
+    rounds: PositiveInt = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scheme.residual_entries:
+            raise FieldError(self.name, "scheme", f"{self.scheme.name} holds nothing back that could grow stale")
+
+    @property
+    def codec(self) -> int:
+        """Its frames are the scheme's."""
+        return self.scheme.codec
+
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
+        sent = self.scheme.send(x, self._apply_policy(state, ctx.round), ctx)
+        return EncodedUpdate(sent.sections, {**sent.state, "round": np.array(ctx.round)}, sent.rollback)
+
+    def _apply_policy(self, state: StateArrays, round: int) -> StateArrays:
+        """What is left of the state in `round`."""
+        rest = {name: value for name, value in state.items() if name != "round"}
+        missed = max(0, round - int(state["round"]) - 1) if "round" in state else 0
+        if self.policy == "reset" and missed > self.rounds:
+            return {name: value for name, value in rest.items() if name not in self.scheme.residual_entries}
+        if self.policy == "decay" and missed:
+            kept = np.float32(self.factor**missed)
+            return {name: value * kept if name in self.scheme.residual_entries else value for name, value in rest.items()}
+        return rest
+
+    def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
+        return self.scheme.undelivered_update({name: value for name, value in state.items() if name != "round"}, layout)
+
+    def residual(self, state: StateArrays) -> F32 | None:
+        return self.scheme.residual(state)
+
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        return self.scheme.decode(sections, ctx)
+
+    def aggregate(
+        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        return self.scheme.aggregate(server_state, replies, ctx)
+
+    def max_bytes(self, layout: ParameterLayout) -> int:
+        return self.scheme.max_bytes(layout)
+
+    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
+        return self.scheme.n_coordinates(sections, ctx)
+
+    @property
+    def has_independent_errors(self) -> bool:
+        return self.scheme.has_independent_errors
+
+    def check_layout(self, layout: ParameterLayout) -> None:
+        self.scheme.check_layout(layout)
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        return self.scheme.find_warnings(run)

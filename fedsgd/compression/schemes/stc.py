@@ -1,0 +1,55 @@
+"""Sparse ternary compression: the clients' side of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsgd.compression.base import CodecContext, CompressionScheme, EncodedUpdate
+from fedsgd.compression.operators.topk import TopK
+from fedsgd.compression.schemes.error_feedback import ErrorFeedback
+from fedsgd.compression.updates import StateArrays, Update
+from fedsgd.config.component import FractionAboveZero
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Sections
+
+
+@dataclass(frozen=True)
+class STC(CompressionScheme):
+    """Top-k with the kept coordinates sent as sign · mean magnitude, and error feedback.
+
+    Sattler, Wiedemann, Müller and Samek 2019 (arXiv 1903.02891). a = residual + x, send STC(a), residual ← a − STC(a).
+    |x − C(x)|² = |x|² − |top|₁²/k exactly. 1 bit and a position for each kept coordinate.
+
+    With fewer than k non-zeros all of them are sent, and no others. μ is then their mean; the paper divides by k all the same,
+    which makes μ smaller.
+
+    The paper's server does the same with the mean of what it decodes, and sends that: [downlink] policy = "error-feedback" with
+    compressor = { name = "top-k", values = "ternary" }.
+    """
+
+    name: ClassVar[str] = "stc"
+    codec: ClassVar[int] = 21
+    residual_entries: ClassVar[tuple[str, ...]] = ("residual",)
+
+    density: FractionAboveZero = 0.01
+
+    @property
+    def _feedback(self) -> ErrorFeedback:
+        return ErrorFeedback(TopK(self.density, "ternary"))
+
+    def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
+        return self._feedback.send(x, state, ctx)
+
+    def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
+        return self._feedback.undelivered_update(state, layout)
+
+    def decode(self, sections: Sections, ctx: CodecContext) -> Update:
+        return self._feedback.decode(sections, ctx)
+
+    def max_bytes(self, layout: ParameterLayout) -> int:
+        return self._feedback.max_bytes(layout)
+
+    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
+        return self._feedback.n_coordinates(sections, ctx)

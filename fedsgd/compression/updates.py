@@ -1,0 +1,240 @@
+"""Updates in the form that is cheapest to add, what is remembered between them, and how to take back what was done with one.
+
+P parameters, k kept coordinates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.numerics.arrays import F32, F64, I64, U8
+from fedsgd.numerics.kernels import kernel
+from fedsgd.numerics.reductions import scatter_add
+from fedsgd.wire.levels import dequantise
+
+StateArrays = Mapping[str, NDArray[Any]]
+"""What a scheme remembers, by name. An absent entry is zero; arrays in it are never written to."""
+
+
+class Update(ABC):
+    """A decoded vector [P], in the form that is cheapest to add."""
+
+    @property
+    @abstractmethod
+    def n_coordinates(self) -> int:
+        """The number of coordinates that were sent."""
+
+    @abstractmethod
+    def add_to(self, out: NDArray[Any], weight: float) -> None:
+        """out += weight · update, in place; the product is taken in out's dtype. out: [P]."""
+
+    @abstractmethod
+    def to_dense(self) -> F32:
+        """The update as a new float32 [P]."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseUpdate(Update):
+    """Every coordinate. values: [P]."""
+
+    values: F32
+
+    @property
+    def n_coordinates(self) -> int:
+        return len(self.values)
+
+    def add_to(self, out: NDArray[Any], weight: float) -> None:
+        out += self.values.astype(out.dtype, copy=False) * out.dtype.type(weight)
+
+    def to_dense(self) -> F32:
+        return self.values.copy()
+
+
+@dataclass(frozen=True, eq=False)
+class SparseUpdate(Update):
+    """k coordinates of `size` = P. indices: [k], strictly ascending; values: [k]; all others are zero."""
+
+    indices: I64
+    values: F32
+    size: int
+
+    @property
+    def n_coordinates(self) -> int:
+        return len(self.indices)
+
+    def add_to(self, out: NDArray[Any], weight: float) -> None:
+        if out.dtype == np.float64:
+            scatter_add(out, self.indices, self.values, float(weight))
+        else:
+            out[self.indices] += self.values.astype(out.dtype, copy=False) * out.dtype.type(weight)
+
+    def to_dense(self) -> F32:
+        out = np.zeros(self.size, dtype=np.float32)
+        out[self.indices] = self.values
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class EntryPatch:
+    """Entries of a vector to write back. indices: [k], or None for all of them; values: [k] or [P]."""
+
+    indices: I64 | None
+    values: NDArray[Any]
+
+    def apply_to_copy(self, vector: NDArray[Any]) -> NDArray[Any]:
+        """A copy of `vector` with the entries in place."""
+        if self.indices is None:
+            return self.values
+        out = vector.copy()
+        out[self.indices] = self.values
+        return out
+
+
+def record_patch(original: NDArray[Any], update: Update) -> EntryPatch:
+    """What undoes, in a vector that was `original`, whatever was done to it where `update` has coordinates."""
+    if isinstance(update, SparseUpdate):
+        return EntryPatch(update.indices, original[update.indices])
+    return EntryPatch(None, original)
+
+
+def apply_rollback(state: StateArrays, rollback: Mapping[str, EntryPatch | None]) -> StateArrays:
+    """`state` with the patches of `rollback`, as new arrays where they differ."""
+    out = dict(state)
+    for name, patch in rollback.items():
+        if patch is None:
+            out.pop(name, None)
+        else:
+            out[name] = patch.apply_to_copy(out[name]) if name in out else patch.values
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class LazyUpdate(Update):
+    """An update [P] that is worked out only if somebody asks: a client without a memory never does."""
+
+    coordinate_count: int
+    factory: Callable[[], Update]
+
+    @property
+    def n_coordinates(self) -> int:
+        return self.coordinate_count
+
+    def add_to(self, out: NDArray[Any], weight: float) -> None:
+        self.factory().add_to(out, weight)
+
+    def to_dense(self) -> F32:
+        return self.factory().to_dense()
+
+
+@dataclass(frozen=True, eq=False)
+class LevelUpdate(Update):
+    """Every coordinate as one of 2L + 1 levels. levels: [P], plus L; scales: [ceil(P / bucket)]; level: L."""
+
+    levels: U8
+    scales: F32
+    level: int
+    bucket: int
+
+    @property
+    def n_coordinates(self) -> int:
+        return len(self.levels)
+
+    def add_to(self, out: NDArray[Any], weight: float) -> None:
+        if out.dtype == np.float64:
+            _add_levels(out, self.levels, self.scales, self.level, self.bucket, float(weight))
+        else:
+            DenseUpdate(self.to_dense()).add_to(out, weight)
+
+    def to_dense(self) -> F32:
+        return dequantise(self.levels, self.scales, self.level, self.bucket)
+
+
+@dataclass(frozen=True, eq=False)
+class SignUpdate(Update):
+    """Every coordinate as ± scale. packed: a bit each, 1 for minus, the first being the lowest; size: P."""
+
+    sign_bits: U8
+    scale: np.float32
+    size: int
+
+    @property
+    def n_coordinates(self) -> int:
+        return self.size
+
+    def add_to(self, out: NDArray[Any], weight: float) -> None:
+        if out.dtype == np.float64:
+            _add_signs(out, self.sign_bits, float(self.scale) * float(weight))
+        else:
+            DenseUpdate(self.to_dense()).add_to(out, weight)
+
+    def to_dense(self) -> F32:
+        negative = np.unpackbits(self.sign_bits, count=self.size, bitorder="little")
+        return np.array([self.scale, -self.scale], dtype=np.float32)[negative]
+
+
+# ---------------------------------------------------------------------------------------------------------------- the kernels
+
+
+def _add_levels_reference(out: F64, levels: U8, scales: F32, level: int, bucket: int, weight: float) -> None:
+    out += dequantise(levels, scales, level, bucket).astype(np.float64) * weight
+
+
+@kernel(_add_levels_reference)
+def _add_levels(out: F64, levels: U8, scales: F32, level: int, bucket: int, weight: float) -> None:
+    """out += weight · what the levels decode to, in place."""
+    for b in range(scales.size):
+        step = np.float64(scales[b]) / level
+        part = levels[bucket * b : min(bucket * b + bucket, levels.size)]
+        target = out[bucket * b : min(bucket * b + bucket, levels.size)]
+        for i in range(part.size):
+            target[i] += np.float64(np.float32((np.int64(part[i]) - level) * step)) * weight
+
+
+def _add_signs_reference(out: F64, sign_bits: U8, amount: float) -> None:
+    negative = np.unpackbits(sign_bits, count=len(out), bitorder="little")
+    out += np.array([amount, -amount])[negative]
+
+
+@kernel(_add_signs_reference)
+def _add_signs(out: F64, sign_bits: U8, amount: float) -> None:
+    """out[i] += amount, or −amount where the bit is 1, in place: the bit is the sign bit of what is added."""
+    plus = np.array([amount]).view(np.uint64)[0]
+    words = np.empty(64, dtype=np.uint64)
+    added = words.view(np.float64)
+    for block in range(out.size // 64):
+        part, target = sign_bits[8 * block : 8 * block + 8], out[64 * block : 64 * block + 64]
+        signs = np.uint64(0)
+        for byte in range(8):
+            signs |= np.uint64(part[byte]) << np.uint64(8 * byte)
+        for j in range(64):
+            words[j] = plus ^ ((signs >> np.uint64(j) & np.uint64(1)) << np.uint64(63))
+        for j in range(64):
+            target[j] += added[j]
+    for i in range(out.size - out.size % 64, out.size):
+        out[i] += -amount if sign_bits[i >> 3] & np.uint8(1 << (i & 7)) else amount
+
+
+def _pack_signs_reference(x: F32) -> U8:
+    return np.packbits(np.signbit(x), bitorder="little")
+
+
+@kernel(_pack_signs_reference)
+def pack_signs(x: F32) -> U8:
+    """A bit for each coordinate [ceil(P / 8)], 1 for minus (and for -0.0), the first being the lowest."""
+    words = x.view(np.uint32)
+    out = np.zeros((x.size + 63) // 64, dtype=np.uint64)
+    for block in range(x.size // 64):
+        part = words[64 * block : 64 * block + 64]
+        signs = np.uint64(0)
+        for j in range(64):
+            signs |= np.uint64(part[j] >> np.uint32(31)) << np.uint64(j)
+        out[block] = signs
+    for i in range(x.size - x.size % 64, x.size):
+        out[i >> 6] |= np.uint64(words[i] >> np.uint32(31)) << np.uint64(i & 63)
+    return out.view(np.uint8)[: (x.size + 7) // 8]

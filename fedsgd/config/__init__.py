@@ -1,0 +1,1 @@
+"""Validated components, quantities with units, and Python objects in settings."""

@@ -1,0 +1,320 @@
+"""Components: frozen dataclasses of hyper-parameters, checked when they are built, found by name in a registry.
+
+A component's annotations are its schema. They are checked here, whether the values come from TOML or from Python, so a bad
+hyper-parameter cannot exist. msgspec does the type work; this module is its only door.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+import msgspec
+
+from fedsgd.errors import ScenarioError, suggest_name
+
+MAX_FLOAT32 = 2.0**128 - 2.0**104
+"""Largest finite float32. Models compute in float32, where a larger setting is infinite."""
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=MAX_FLOAT32)]
+FloatAtLeastOne = Annotated[float, msgspec.Meta(ge=1, le=MAX_FLOAT32)]
+NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0, le=MAX_FLOAT32)]
+FractionAboveZero = Annotated[float, msgspec.Meta(gt=0, le=1)]
+FractionBelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+ClosedFraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+BucketSize = Annotated[int, msgspec.Meta(ge=16, le=2**31 - 1)]
+"""Coordinates that share a scale: with fewer the scales weigh more than what they are for."""
+QuantizationLevel = Annotated[int, msgspec.Meta(ge=1, le=127)]
+NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A 64-bit number, as TOML's integers are. All other integers are 32-bit numbers, as in frames."""
+
+
+class FieldError(ScenarioError):
+    """A value that a field does not take; `field` lets whoever knows the path put it in front."""
+
+    def __init__(self, owner: str, field: str, problem: str) -> None:
+        super().__init__(f"{owner}.{field}: {problem}")
+        self.owner = owner
+        self.field = field
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[FieldError], tuple[str, str, str]]:
+        return type(self), (self.owner, self.field, self.problem)
+
+
+@cache
+def field_types(cls: Any) -> Mapping[str, Any]:
+    """Name → annotation of each field of a dataclass, `Annotated` bounds kept, in the order of declaration."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def field_defaults(cls: type) -> Mapping[str, Any]:
+    """Name → default of each field that has one."""
+    found: dict[str, Any] = {}
+    for f in fields(cls):
+        if f.default is not MISSING:
+            found[f.name] = f.default
+        elif f.default_factory is not MISSING:
+            found[f.name] = f.default_factory()
+    return found
+
+
+def item_type(annotation: Any) -> type | None:
+    """The component or table class X of `tuple[X, ...]`; None for anything else."""
+    return component_type(typing.get_args(annotation)[0]) if typing.get_origin(annotation) is tuple else None
+
+
+def component_type(annotation: Any) -> type | None:
+    """The component or table class that an annotation asks for, `X` of `X | None` too; None for plain values."""
+    if typing.get_origin(annotation) is tuple:
+        return None
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, ValidatedConfig):
+            return candidate
+    return None
+
+
+def validate_value(value: Any, annotation: Any) -> Any:
+    """`depth` as `annotation` wants it (a list becomes a tuple, 1 becomes 1.0), or ValueError that says what was expected."""
+    item = item_type(annotation)
+    if item is not None:
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"expected a list, got {describe_value(value)}")
+        return tuple(validate_value(one, item) for one in value)
+    expected = component_type(annotation)
+    if expected is not None:
+        if isinstance(value, expected) or (value is None and type(None) in typing.get_args(annotation)):
+            return value
+        raise ValueError(_describe_mismatch(value, annotation))
+    try:
+        good = msgspec.convert(value, annotation, strict=True)
+    except (msgspec.ValidationError, OverflowError):  # an integer that no float can hold overflows
+        raise ValueError(_describe_mismatch(value, annotation)) from None
+    if isinstance(good, float) and not math.isfinite(good):
+        raise ValueError(f"expected a finite number, got {good!r}")
+    return good
+
+
+# ------------------------------------------------------------------------------------------------- annotations in plain words
+
+_MAX_VALUE_CHARACTERS, _NULL_SPELLINGS = 80, ("null", "none", "nil")
+_MAX_UNMENTIONED_BOUND = 10**6  # a larger upper bound is named only where the value exceeds it
+
+
+def describe_value(value: Any) -> str:
+    """Return a value as a message shows it, in one line of at most 80 characters: as in TOML, else its `repr`."""
+    text = " ".join(map(str.strip, _format_toml(value).splitlines()))
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."
+
+
+def _format_toml(value: Any) -> str:
+    if isinstance(value, str) and value.isprintable():
+        return f'"{value}"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return f"{{ {', '.join(f'{key} = {_format_toml(one)}' for key, one in value.items())} }}" if value else "{}"
+    return f"[{', '.join(map(_format_toml, value))}]" if type(value) is list else repr(value)
+
+
+def add_article(noun: str) -> str:
+    """Return a noun with its indefinite article."""
+    return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
+
+
+def _describe_mismatch(value: Any, annotation: Any) -> str:
+    """Return the message for a value that `annotation` does not take, with the position in a list or the key in a table."""
+    options = [option for option in _literal_options(annotation) if isinstance(option, str)]
+    if options and isinstance(value, str):
+        hint = suggest_name(value, options)
+        if "did you mean" in hint or typing.get_origin(annotation) is Literal:
+            return f"got {describe_value(value)}{hint}"
+    entries: Iterable[tuple[str, Any]] = ()
+    if typing.get_origin(annotation) is tuple and isinstance(value, tuple | list):
+        entries = ((f"[{i}]", one) for i, one in enumerate(value))
+    elif typing.get_origin(annotation) is dict and isinstance(value, Mapping):
+        entries = ((str(key), one) for key, one in value.items())
+    for where, entry in entries:
+        item = typing.get_args(annotation)[typing.get_origin(annotation) is dict]
+        try:
+            validate_value(entry, item)
+        except ValueError:
+            return f"expected {_describe_expected(item, entry)} at {where}, got {describe_value(value)}"
+    hint = "; a key is left out by not giving it" if isinstance(value, str) and value.lower() in _NULL_SPELLINGS else ""
+    return f"expected {_describe_expected(annotation, value)}, got {describe_value(value)}{hint}"
+
+
+def _literal_options(annotation: Any) -> list[Any]:
+    """Return the options of the `Literal` types in an annotation."""
+    if typing.get_origin(annotation) is Literal:
+        return list(typing.get_args(annotation))
+    return [option for argument in typing.get_args(annotation) for option in _literal_options(argument)]
+
+
+def _describe_expected(annotation: Any, value: Any) -> str:
+    """Return what an annotation takes, in words; `depth` decides whether a very large upper bound is named."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    component = component_type(annotation)
+    if component is not None:
+        return add_article(component.__name__) + " or None" * (type(None) in arguments)
+    if origin is Annotated:
+        return _describe_number(arguments[0], arguments[1], value)
+    if origin is Literal:
+        named = [describe_value(option) for option in arguments]
+        return f"{', '.join(named[:-1])} or {named[-1]}" if len(named) > 1 else named[0]
+    if origin is tuple:
+        return f"a list, each entry {_describe_expected(arguments[0], value)}"
+    if origin is dict:
+        return "a table" if arguments[1] is Any else f"a table, each value {_describe_expected(arguments[1], value)}"
+    if arguments:  # a union
+        words = [_describe_expected(argument, value) for argument in arguments if argument is not type(None)]
+        unset = ", or the key left out" if type(None) in arguments else ""
+        return " or ".join(words) + unset
+    plain = {bool: "true or false", str: "a text in quotes", int: "a whole number", float: "a number"}
+    return plain.get(annotation, f"a {getattr(annotation, '__name__', annotation)}")
+
+
+def _describe_number(kind: type, bounds: msgspec.Meta, value: Any) -> str:
+    """Return a number's kind and bounds in words: "a whole number from 1 to 127", "a number above 0 and at most 1"."""
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    noun = "a whole number" if kind is int else "a number"
+    exceeded = isinstance(value, int | float) and bounds.le is not None and value > bounds.le
+    bound = None if (bounds.le or 0) > _MAX_UNMENTIONED_BOUND and not exceeded else bounds.le
+    most = "3.4e38, the largest number of float32" if bound == MAX_FLOAT32 else bound
+    if bounds.ge is not None and most is not None:
+        return f"{noun} from {bounds.ge} to {most}"
+    named = (("above", bounds.gt), ("of at least", bounds.ge), ("below", bounds.lt), ("at most", most))
+    return " ".join([noun, " and ".join(f"{word} {bound}" for word, bound in named if bound is not None)]).rstrip()
+
+
+@dataclass(frozen=True)
+class ValidatedConfig:
+    """A frozen dataclass whose fields are held to their annotations when it is built."""
+
+    def __post_init__(self) -> None:
+        owner = getattr(self, "name", type(self).__name__)
+        cls: Any = type(self)
+        for field, annotation in field_types(cls).items():
+            try:
+                object.__setattr__(self, field, validate_value(getattr(self, field), annotation))
+            except ValueError as problem:
+                raise FieldError(owner, field, str(problem)) from None
+
+
+@dataclass(frozen=True)
+class Component(ValidatedConfig):
+    """Base of everything that a scenario names: hyper-parameters only, no state, compared and printed by value."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def get_summary(cls) -> str:
+        """The first line of the docstring: what listings show."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+C = TypeVar("C", bound=Component)
+
+
+def import_by_path(path: str) -> Any:
+    """What `my_package.my_module:attribute` names; ScenarioError says which half was not found."""
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's own module may fail in any way while it is imported
+        absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{error.name}."
+        )  # not what it imports
+        looked = f"looked for in the current folder {Path.cwd()} and on Python's path"
+        where = f" ({looked}; run from its folder, or put the folder in PYTHONPATH)" if absent else ""
+        raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{where}') from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        names = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name, None))]
+        raise ScenarioError(f'"{module_name}" has no "{attribute}"{suggest_name(attribute, names)}') from None
+
+
+class Registry(Generic[C]):
+    """Name → component class. Members are given as `module:Class` and imported when first asked for.
+
+    To add one: write its file, add its line where the registry is made. implied: key → the name that a table without `name`
+    has if it holds this key. aliases: other names → the member's own. plural: of `family`, for listings. unlisted: members that
+    only resolved scenarios name, so that no listing and no suggestion has them. A name "package.module:Class" is a class of the
+    user's own.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        base: type,
+        members: Mapping[str, str],
+        implied_names: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        plural: str | None = None,
+        hidden_members: Mapping[str, str] | None = None,
+    ) -> None:
+        self.family = family
+        self.plural = f"{family}s" if plural is None else plural
+        self.base: Any = base
+        self.implied_names = dict(implied_names or {})
+        self.aliases = dict(aliases or {})
+        self._members = dict(members)
+        self._hidden_members = dict(hidden_members or {})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def is_valid_name(self, name: object) -> bool:
+        """Return whether a name is that of a member, listed or not, an alias, or of the form "package.module:Class"."""
+        return isinstance(name, str) and (":" in name or name in self._all_members or name in self.aliases)
+
+    def is_registered(self, cls: type) -> bool:
+        """Return whether a class is the one that its `name` stands for."""
+        name = getattr(cls, "name", None)
+        return name in self._all_members and self[str(name)] is cls
+
+    @property
+    def _all_members(self) -> Mapping[str, str]:
+        return {**self._members, **self._hidden_members}
+
+    def __getitem__(self, name: str) -> type[C]:
+        if ":" in name:
+            return self._import_user_class(name)
+        name = self.aliases.get(name, name)
+        if name not in self._all_members:
+            raise ScenarioError(f'got "{name}"{suggest_name(name, [*self._members, *self.aliases])}')
+        cls = import_by_path(self._all_members[name])
+        if not (isinstance(cls, type) and issubclass(cls, self.base) and getattr(cls, "name", None) == name):
+            raise TypeError(f'{self._all_members[name]} is registered as {self.family} "{name}" but is {cls!r}')
+        member: type[C] = cls
+        return member
+
+    def _import_user_class(self, path: str) -> type[C]:
+        """Import a user's own class; ScenarioError unless it can be a member of this family."""
+        cls = import_by_path(path)
+        base = f"{self.base.__module__}.{self.base.__qualname__}"
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise ScenarioError(f'got "{path}", which is {cls!r}, expected a subclass of {base}')
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+            raise ScenarioError(f'got "{path}", which does not define {missing}, expected a subclass of {base} that does')
+        if not isinstance(getattr(cls, "name", None), str):
+            raise ScenarioError(f'got "{path}", which has no name, expected name: ClassVar[str] = "..." in the class')
+        member: type[C] = cls
+        return member

@@ -1,0 +1,59 @@
+"""Errors of a user's own component classes, in one line with the key and the class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from fedsgd.errors import FedsgdError, RunError, ScenarioError, describe_error
+
+
+def find_user_class(component: Any) -> str | None:
+    """Return `package.module:Class` of the first class of the user's own in a component; None where all are of fedsgd."""
+    cls = type(component)
+    if not is_dataclass(component):
+        return None
+    if not cls.__module__.startswith("fedsgd."):
+        return f"{cls.__module__}:{cls.__qualname__}"
+    return next((name for f in fields(component) if (name := find_user_class(getattr(component, f.name, None)))), None)
+
+
+def make_component_error(key: str, component: Any, problem: str, round: int | None = None) -> FedsgdError:
+    """Return the error of a component that breaks its contract.
+
+    Args:
+        key: dotted key of the component.
+        component: the component that is at fault.
+        problem: description of the fault.
+        round: round of the run; None before the first round.
+
+    Returns:
+        A RunError of the server in a round, a ScenarioError before the first round.
+    """
+    text = f"{key} ({find_user_class(component) or getattr(component, 'name', type(component).__name__)}): {problem}"
+    return ScenarioError(text) if round is None else RunError(round, None, text)
+
+
+@contextmanager
+def wrap_user_errors(key: str, component: Any, round: int | None = None) -> Iterator[None]:
+    """Raise an error of a user's own class again, with its key and class; errors of fedsgd's classes pass through.
+
+    Args:
+        key: dotted key of the component.
+        component: the component that is called within.
+        round: round of the run; None before the first round.
+
+    Raises:
+        ScenarioError: the component raised outside a round.
+        RunError: the component raised in a round.
+    """
+    try:
+        yield
+    except (FedsgdError, MemoryError):
+        raise
+    except Exception as error:
+        if find_user_class(component) is None:
+            raise
+        raise make_component_error(key, component, describe_error(error), round) from error

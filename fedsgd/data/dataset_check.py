@@ -1,0 +1,47 @@
+"""Refusal of what is no `Dataset`, with the way to make one of it."""
+
+from __future__ import annotations
+
+from fedsgd.config.component import add_article
+from fedsgd.data.base import Dataset
+from fedsgd.errors import DataError
+
+EXPECTED_DATASET = (
+    "expected a fedsgd.Dataset(train, test, classes), with train and test a fedsgd.Examples(x, y) of numpy arrays each"
+)
+_PAIR_HINT = "fedsgd.Examples(x, y) takes one pair of arrays, and training and test examples are a pair each"
+_TABLE_HINT = 'write it with save_to_disk(folder) and set [data] name = "hugging-face", path = folder'
+_PATH_HINT = 'files are named in [data]: name = "npz" or "hugging-face", path = "..."'
+_CONVERSION_HINTS = {
+    "torch.TensorDataset": "x, y = (tensor.numpy() for tensor in dataset.tensors) are its arrays",
+    "torch.DataLoader": "batches = list(loader), and torch.cat(...).numpy() over the batches gives each array",
+    "torch.Dataset": "x, y = map(numpy.stack, zip(*dataset)) stacks its items",
+    "datasets.Dataset": _TABLE_HINT,
+    "datasets.DatasetDict": _TABLE_HINT,
+    "datasets.IterableDataset": "collect its rows into arrays",
+    "pandas.DataFrame": "frame[columns].to_numpy() and frame[label].to_numpy() are its arrays",
+    "numpy.ndarray": _PAIR_HINT,
+    "builtins.tuple": _PAIR_HINT,
+    "builtins.list": _PAIR_HINT,
+    "builtins.dict": _PAIR_HINT,
+    "builtins.str": _PATH_HINT,
+    "pathlib.Path": _PATH_HINT,
+    "fedsgd.Examples": "test examples are required too",
+    "fedsgd.Source": "its load(folder) makes one",
+}
+"""First part of a module's name and the name of a class → how its instances become a `Dataset`."""
+
+
+def check_dataset(dataset: object) -> Dataset:
+    """Return the dataset that was given in Python.
+
+    Raises:
+        DataError: it is no `fedsgd.Dataset`; the message says how it becomes one.
+    """
+    if isinstance(dataset, Dataset):
+        return dataset
+    if isinstance(dataset, type):
+        raise DataError(f"dataset: got the class {dataset.__name__}, {EXPECTED_DATASET}")
+    kinds = [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(dataset).__mro__]
+    conversion = next((f"; {_CONVERSION_HINTS[kind]}" for kind in kinds if kind in _CONVERSION_HINTS), "")
+    raise DataError(f"dataset: got {add_article(kinds[0].removeprefix('builtins.'))}, {EXPECTED_DATASET}{conversion}")

@@ -1,0 +1,38 @@
+"""The marker of a dataset that was given in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from fedsgd.config.component import FieldError
+from fedsgd.config.python_objects import PYTHON_OBJECT_NAME, describe_missing_objects, fingerprint
+from fedsgd.data.base import Dataset, DatasetSource
+
+
+@dataclass(frozen=True)
+class PythonObjectDataset(DatasetSource):
+    """Marker of a `Dataset` that was given in Python; it cannot be loaded.
+
+    Attributes:
+        description: the numbers of examples and their kind.
+        sha256: fingerprint of all arrays; equal datasets have equal ones.
+    """
+
+    name: ClassVar[str] = PYTHON_OBJECT_NAME
+
+    description: str = ""
+    sha256: str = ""
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> PythonObjectDataset:
+        """Return the marker of a dataset, whose arrays are read once for it."""
+        train, test = dataset.train, dataset.test
+        kind = f"{train.x.dtype} {list(train.x.shape[1:])}"
+        arrays = [(part.x, part.y, part.writer) for part in (train, test)]
+        return cls(f"{len(train):,} training and {len(test):,} test examples, {kind}", fingerprint([arrays, dataset.classes]))
+
+    def load(self, folder: Path | None) -> Dataset:
+        """Refuse, with the sentence that says what to give."""
+        raise FieldError("data", "name", describe_missing_objects({"data.name": self.description}))

@@ -1,0 +1,1 @@
+"""Run of a scenario: build, execute, evaluate, record."""

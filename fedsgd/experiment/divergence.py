@@ -1,0 +1,139 @@
+"""One rule that says whether a run diverged, for its summary, its closing table, comparisons and reports.
+
+The rule warns. It changes neither results nor the exit status.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+EvaluationHistory = Sequence[tuple[int, Mapping[str, float]]]
+"""(round, metrics) of every evaluation, ascending; "loss" is among the metrics."""
+
+MIN_EVALUATIONS_FOR_TIGHT_MARGIN = 8
+"""Below this number of evaluations a loss that doubled diverged; from it on, a loss that is 1 % above its start did."""
+MIN_EVALUATIONS = 3
+"""Below this number of evaluations a loss that is less than twice its start says nothing."""
+MIN_ROUNDS_FOR_RESIDUALS = 16
+"""Below this number of rounds residuals are not judged: they are filling up."""
+PRETRAINED_ACCURACY = 0.6
+"""From this accuracy on an initial model counts as trained before: any rise of its accuracy is learning."""
+LEARNING_RATE_HINT = "try a smaller client.optimizer.lr"
+
+
+def detect_divergence(
+    evaluations: EvaluationHistory, residual_norms: Sequence[float] = (), initial_metrics: Mapping[str, float] | None = None
+) -> str | None:
+    """Return the evidence that a run diverged, in words, or None without any.
+
+    A level is the median over the last quarter of the evaluations, at least one. The start is the initial model, or the first
+    evaluation where the initial model is not known. A run diverged if one of these holds:
+
+    1. The last test loss is not finite.
+    2. The level of the test loss and the last test loss are above the start: by more than 1 % with at least
+       `MIN_EVALUATIONS_FOR_TIGHT_MARGIN` evaluations, else by more than the start itself. A model that learned is excepted,
+       since its rising
+       loss means overfitting: its accuracy rose by a quarter of the way from the start to 1, or rose from
+       `PRETRAINED_ACCURACY` or more.
+    3. Accuracy did not rise, where it was measured, the last loss is above the start, losses do not fall all the time, and the
+       median of all losses is above the start by more than the start itself: a late dip hides nothing. With fewer than
+       `MIN_EVALUATIONS_FOR_TIGHT_MARGIN` evaluations, but at least `MIN_EVALUATIONS`, 1 % suffices where accuracy fell below
+       the start, and for the
+       last loss too.
+    4. Residual norms grow faster than in proportion to the rounds, over at least `MIN_ROUNDS_FOR_RESIDUALS` rounds: the median
+    of the last
+       quarter is more than 7/3 of that of the second and more than 7/5 of that of the third, where proportional growth has
+       exactly these ratios. At the same time the test loss has stopped falling: its level is not below that of the second
+       quarter. Residuals that fill up to a plateau, as of a low density, do not count.
+
+    Args:
+        measured: (round, metrics) of every evaluation, ascending.
+        residual_norms: mean residual norm of a cohort's clients, for each round that has one.
+        initial: metrics of the initial model, None if not known.
+    """
+    if not evaluations:
+        return None
+    last_round, last = evaluations[-1]
+    if not math.isfinite(last["loss"]):
+        return f"test loss is not finite after round {last_round}"
+    start, where = (
+        (evaluations[0][1], f"after round {evaluations[0][0]}")
+        if initial_metrics is None
+        else (initial_metrics, "before round 1")
+    )
+    if _is_above(evaluations, start) and not _has_learned(evaluations, start):
+        return f"test loss {last['loss']:.3g} after round {last_round}, {start['loss']:.3g} {where}"
+    if _is_mostly_above(evaluations, start):
+        median = statistics.median(_extract_losses(evaluations))
+        return f"median test loss {median:.3g} over {len(evaluations)} evaluations, {start['loss']:.3g} {where}"
+    return _detect_residual_growth(evaluations, residual_norms)
+
+
+def _is_above(evaluations: EvaluationHistory, start: Mapping[str, float]) -> bool:
+    """Compare the losses of the end with the start."""
+    if not math.isfinite(start["loss"]):
+        return False
+    losses = _extract_losses(evaluations)
+    share = 1.0 if len(losses) < MIN_EVALUATIONS_FOR_TIGHT_MARGIN else 0.01
+    limit = start["loss"] + share * abs(start["loss"])
+    return min(_quarter_median(losses, 4), losses[-1]) > limit
+
+
+def _is_mostly_above(evaluations: EvaluationHistory, start: Mapping[str, float]) -> bool:
+    """Check rule 3."""
+    losses, before = _extract_losses(evaluations), start["loss"]
+    rise = _compute_accuracy_rise(evaluations, start)
+    falls = all(later < earlier for earlier, later in itertools.pairwise(losses))
+    if falls or not math.isfinite(before) or losses[-1] <= before or (rise is not None and rise > 0):
+        return False
+    median, margin = statistics.median(losses), 0.01 * abs(before)
+    if median > before + abs(before):
+        return True
+    is_worse = rise is not None and rise < 0 and MIN_EVALUATIONS <= len(losses) < MIN_EVALUATIONS_FOR_TIGHT_MARGIN
+    return is_worse and min(median, losses[-1]) > before + margin
+
+
+def _has_learned(evaluations: EvaluationHistory, start: Mapping[str, float]) -> bool:
+    """Check whether accuracy was measured and rose by as much as rule 2 says."""
+    rise = _compute_accuracy_rise(evaluations, start)
+    if rise is None:
+        return False
+    before = start["accuracy"]
+    return rise >= (1 - before) / 4 or (before >= PRETRAINED_ACCURACY and rise > 0)
+
+
+def _compute_accuracy_rise(evaluations: EvaluationHistory, start: Mapping[str, float]) -> float | None:
+    """Return the level of the accuracy less that of the start; None where either is not known."""
+    known = [metrics["accuracy"] for _, metrics in evaluations if math.isfinite(metrics.get("accuracy", math.nan))]
+    before = start.get("accuracy", math.nan)
+    return _quarter_median(known, 4) - before if known and math.isfinite(before) else None
+
+
+def _extract_losses(evaluations: EvaluationHistory) -> list[float]:
+    return [_nan_to_inf(metrics["loss"]) for _, metrics in evaluations]
+
+
+def _detect_residual_growth(evaluations: EvaluationHistory, residual_norms: Sequence[float]) -> str | None:
+    """Return rule 4's evidence, None without any."""
+    norms = [_nan_to_inf(norm) for norm in residual_norms]
+    if len(norms) < MIN_ROUNDS_FOR_RESIDUALS or len(evaluations) < 4:
+        return None
+    second, third, fourth = (_quarter_median(norms, n) for n in (2, 3, 4))
+    losses = _extract_losses(evaluations)
+    if fourth > 7 / 3 * second and fourth > 7 / 5 * third and _quarter_median(losses, 4) >= _quarter_median(losses, 2):
+        figures = f"{fourth:.3g} in the last quarter of the rounds, {second:.3g} in the second"
+        return f"residual norm {figures}, while the test loss no longer falls"
+    return None
+
+
+def _quarter_median(values: Sequence[float], n: int) -> float:
+    """Return the median of the n-th quarter of at least four values, or of the fourth quarter of any number."""
+    return statistics.median(values[(n - 1) * len(values) // 4 : n * len(values) // 4])
+
+
+def _nan_to_inf(value: float) -> float:
+    """Return the value, infinity for NaN."""
+    return math.inf if math.isnan(value) else value

@@ -1,0 +1,153 @@
+"""What a model is worth: on the test examples, by client, and on what it was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.data import ClientData, Dataset, Examples
+from fedsgd.errors import DataError, ScenarioError
+from fedsgd.numerics.arrays import F32, F64
+from fedsgd.scenario.scenario import Scenario
+from fedsgd.training import EvaluationResult, EvaluationSets
+
+CLIENT_METRICS = ("client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std")
+RESERVED_PREFIXES = ("client_accuracy_", "train_")
+"""How the names of what is measured by client and on training examples begin; a user's metric may not."""
+
+if TYPE_CHECKING:
+    from fedsgd.models.task import LearningTask
+
+
+class SupportsEvaluate(Protocol):
+    """An engine, or whoever shares an evaluation out to several."""
+
+    def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
+        """The loss and the metrics of the model with these weights [P] and running statistics [S]."""
+
+
+Mask = NDArray[np.bool_]
+LocalModelOf = Callable[[int, F32 | None], tuple[F32, F32 | None]]
+"""From a client and the buffers that are averaged [S'] to (the parameters of its model that never leave it [L], all its buffers
+[S])."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """test: the examples that every evaluation is on. held_out: each client's own test examples, for accuracy by client;
+    train: what clients train on, for loss and metrics of training; None: not asked for. own: what of its model each client has
+    for itself; then there is no one model to test, and all figures are of the clients' own models on their own examples."""
+
+    engine: SupportsEvaluate
+    metrics: tuple[str, ...]
+    test: Examples
+    held_out: ClientData | None
+    train: ClientData | None
+    local_model_of: LocalModelOf | None = None
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What `__call__` gives, in order: "loss", the task's metrics, those by client, those of training."""
+        measured = ("loss", *self.metrics)
+        by_client = () if self.held_out is None else CLIENT_METRICS
+        return (*measured, *by_client, *(() if self.train is None else (f"train_{name}" for name in measured)))
+
+    def __call__(self, weights: F32, buffers: F32 | None = None) -> tuple[dict[str, float], F64 | None]:
+        """(name → value, the accuracy on each client's examples [N] if that was asked for) of the model with these weights [P]
+        and running statistics [S]. The accuracy of a client without an example that counts is NaN."""
+        if self.local_model_of is not None and self.held_out is not None:
+            return self._evaluate_local_models(weights, buffers, self.local_model_of, self.held_out)
+        values = self.engine.evaluate(weights, self.test, buffers).means
+        accuracy = None
+        if self.held_out is not None:
+            accuracy, counted = self._measure_client_accuracy(weights, self.held_out, buffers)
+            values.update(_client_accuracy_summary(accuracy[counted]))
+        if self.train is not None:
+            trained_on = self.engine.evaluate(weights, self.train.all_examples(), buffers).means
+            values.update({f"train_{name}": value for name, value in trained_on.items()})
+        return values, accuracy
+
+    def _evaluate_local_models(
+        self, weights: F32, buffers: F32 | None, local_model_of: LocalModelOf, data: ClientData
+    ) -> tuple[dict[str, float], F64]:
+        """Evaluate each client's own model on its own examples.
+
+        Returns:
+            Figures of all clients together, and the accuracy of each client [N]. A metric is the mean over all examples. The
+            loss is the mean of the clients' losses, each weighted by the client's examples (for PyTorch's cross-entropy, by
+            its targets that count); a loss that adds up over examples is the sum of the clients' losses.
+        """
+        accuracy, counted = np.full(len(data), np.nan), np.zeros(len(data), dtype=bool)
+        totals, shares = (dict.fromkeys(("loss", *self.metrics), 0.0) for _ in range(2))
+        for client in np.flatnonzero(data.sizes()).tolist():
+            parameters, statistics = local_model_of(client, buffers)
+            result = self.engine.evaluate(np.concatenate([weights, parameters]), data.examples_of(client), statistics)
+            for name, mean in result.means.items():
+                share = 1.0 if name == "loss" and result.is_loss_sum else result.sum_weights(name)
+                totals[name] += mean * share if share else 0.0
+                shares[name] = 1.0 if name == "loss" and result.is_loss_sum else shares[name] + share
+            accuracy[client], counted[client] = result.means["accuracy"], result.sum_weights("accuracy") > 0
+        values = {name: total / shares[name] if shares[name] else math.nan for name, total in totals.items()}
+        return {**values, **_client_accuracy_summary(accuracy[counted])}, accuracy
+
+    def _measure_client_accuracy(self, weights: F32, data: ClientData, buffers: F32 | None) -> tuple[F64, Mask]:
+        """Return the accuracy of each client [N], and of which clients any example counts [N]."""
+        result = self.engine.evaluate(weights, data.all_examples(), buffers)
+        counts, clients = result.get_score_weights("accuracy"), np.repeat(np.arange(len(data)), data.sizes())
+        scores = np.multiply(result.scores["accuracy"], counts, out=np.zeros(len(counts)), where=counts > 0)
+        total, n = (np.bincount(clients, weights=values, minlength=len(data)) for values in (scores, counts))
+        accuracy: F64 = np.divide(total, n, out=np.full(len(data), np.nan), where=n > 0)
+        return accuracy, n > 0
+
+
+def check_accuracy(scenario: Scenario, task: LearningTask) -> None:
+    """Raise ScenarioError if the scenario asks for something that rests on an accuracy, and there is none."""
+    wants_accuracy = {
+        "report.target_accuracy": scenario.report.target_accuracy is not None,
+        "stop.target_accuracy": scenario.stop.target_accuracy is not None,
+        "evaluation.clients": scenario.evaluation.clients,
+    }
+    for key, wanted in wants_accuracy.items():
+        if wanted and "accuracy" not in task.metrics:
+            known = ", ".join(sorted(task.metrics)) or "none"
+            raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {known})")
+
+
+def select_evaluation_sets(
+    scenario: Scenario, task: LearningTask, dataset: Dataset, train: ClientData, held_out: ClientData | None
+) -> EvaluationSets:
+    """Return the examples on which models will be evaluated; ScenarioError if there are none, or too many."""
+    asked = scenario.evaluation
+    stays = task.n_local_parameters + task.n_local_buffers > 0
+    if stays and (asked.training or not asked.clients):
+        key = "batch_norm" if scenario.model.batch_norm == "local" else "buffers"
+        problem = "no two clients have the same model: set evaluation.clients = true, and leave evaluation.training out"
+        raise ScenarioError(f'model.{key}: with "local", {problem}')
+    if asked.clients and (held_out is None or not held_out.distinct_sizes()[0].any()):
+        raise ScenarioError("evaluation.clients: no client has test examples of its own; set data.held_out, for example to 0.2")
+    sets = {} if stays else {"test": dataset.test}
+    for key, data in (("clients", held_out if asked.clients else None), ("training", train if asked.training else None)):
+        try:
+            if data is not None:
+                sets[key] = data.all_examples()
+        except DataError as error:
+            raise ScenarioError(
+                f"evaluation.{key}: {error}; the test examples are those of clients that never train"
+            ) from error
+    if stays and held_out is not None:
+        return EvaluationSets({}, {"clients": (sets["clients"], *held_out.distinct_sizes())})
+    return EvaluationSets(sets, {})
+
+
+def _client_accuracy_summary(accuracy: F64) -> dict[str, float]:
+    """Over clients, each counting the same: mean, mean of the worst tenth (Li et al. 2020, "Fair resource allocation", rounded
+    up to whole clients), standard deviation; all NaN if one is, as a user's own accuracy may be, or if there are none."""
+    if not len(accuracy) or not np.isfinite(accuracy).all():
+        return dict.fromkeys(CLIENT_METRICS, math.nan)
+    worst = np.sort(accuracy)[: math.ceil(len(accuracy) / 10)]
+    return dict(zip(CLIENT_METRICS, (float(accuracy.mean()), float(worst.mean()), float(accuracy.std())), strict=True))

@@ -1,0 +1,181 @@
+"""The split of a scenario's data over its clients, and what it looks like: who has how many examples of which class.
+
+N clients, C classes, n examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsgd.config.component import describe_value
+from fedsgd.config.user_errors import make_component_error, wrap_user_errors
+from fedsgd.data import (
+    IGNORED_LABEL,
+    ClientData,
+    ClientGenerator,
+    Dataset,
+    DatasetSource,
+    PartitionedData,
+    check_dataset,
+    generate_clients,
+    partition_dataset,
+)
+from fedsgd.data.labels import suggest_label_conversion
+from fedsgd.errors import DataError, ModelError
+from fedsgd.numerics.arrays import F64, I64
+from fedsgd.scenario.parsing import errors_in_section
+from fedsgd.scenario.scenario import Scenario
+from fedsgd.system.user_files import expand_user_path
+
+MAX_GENERATED_CLIENTS = 1000
+"""Of clients whose data are made for the purpose, so many are looked at."""
+IGNORED_CLASS_NAME = "ignored (-100)"
+"""Name of the group of targets that the loss ignores."""
+
+
+@dataclass(frozen=True, eq=False)
+class PartitionSummary:
+    """counts: targets of each class that each client trains on [N, C], or None where targets are not class labels; targets that
+    the loss ignores (-100), if there are any, are counted as a last class, `IGNORED_CLASS_NAME`; sizes: the
+    examples that it trains on [N]; held_out: those it is tested on [N], or None; left_out: training examples that nobody has;
+    registered: all clients there are, where these are but the first N of them. A target is an example, or in sequences a place
+    of one."""
+
+    name: str
+    partition: str
+    class_names: tuple[str, ...]
+    counts: I64 | None
+    sizes: I64
+    held_out_sizes: I64 | None
+    n_unassigned: int
+    n_registered: int | None = None
+
+    @property
+    def population_text(self) -> str:
+        """Which clients these are, in words."""
+        n = f"{len(self.sizes):,}"
+        return f"{n} clients" if self.n_registered is None else f"the first {n} of {self.n_registered:,} clients"
+
+    def compute_class_distributions(self) -> F64 | None:
+        """The class distribution of each client [N, C]; rows add up to 1."""
+        return None if self.counts is None else self.counts / self.counts.sum(axis=1, keepdims=True)
+
+    def compute_client_measures(self) -> dict[str, F64 | I64]:
+        """Name → a figure for each client [N]: examples, classes that it has, share of its largest class, and distance, the
+        total variation between its class distribution and that of all: 0 the same, 1 nothing in common."""
+        shares = self.compute_class_distributions()
+        if self.counts is None or shares is None:
+            return {"examples": self.sizes}
+        overall = self.counts.sum(axis=0) / self.counts.sum()
+        classes = slice(
+            len(self.class_names) - (IGNORED_CLASS_NAME in self.class_names)
+        )  # of ignored targets there is no class
+        return {
+            "examples": self.sizes,
+            "classes": (self.counts[:, classes] > 0).sum(axis=1),
+            "largest class": shares[:, classes].max(axis=1),
+            "distance": np.abs(shares - overall).sum(axis=1) / 2,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in plain types."""
+        return {
+            "name": self.name,
+            "partition": self.partition,
+            "clients": len(self.sizes),
+            "registered": self.n_registered or len(self.sizes),
+            "left_out": self.n_unassigned,
+            "class_names": list(self.class_names),
+            "sizes": self.sizes.tolist(),
+            "held_out": None if self.held_out_sizes is None else self.held_out_sizes.tolist(),
+            "counts": None if self.counts is None else self.counts.tolist(),
+        }
+
+
+def load_client_data(
+    scenario: Scenario, data: str | Path | None, dataset: Dataset | None = None
+) -> tuple[Dataset, ClientData, ClientData | None]:
+    """(the scenario's dataset, what each client trains on, what each is tested on). data: the folder of the data files;
+    dataset: in the place of the scenario's own."""
+    source = scenario.data.source
+    if dataset is None:
+        with errors_in_section("data"):
+            if isinstance(source, ClientGenerator):
+                with wrap_user_errors("data", source):
+                    return generate_clients(source, scenario.data.held_out, scenario.seed)
+            with wrap_user_errors("data", source), _prefix_source_path(source):
+                dataset = source.load(None if data is None else expand_user_path(data, "data"))
+            if not isinstance(dataset, Dataset):
+                raise make_component_error(
+                    "data", source, f"load returned {describe_value(dataset)}, expected a fedsgd.Dataset"
+                )
+    else:
+        check_dataset(dataset)
+    with errors_in_section("data.partition"):
+        return dataset, *partition_dataset(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
+
+
+@contextmanager
+def _prefix_source_path(source: DatasetSource) -> Iterator[None]:
+    """Put the path of a source in front of a DataError that does not name it."""
+    try:
+        yield
+    except DataError as error:
+        path = getattr(source, "path", None)
+        if path is None or str(path) in str(error):
+            raise
+        raise DataError(f"{path}: {error}") from error
+
+
+def check_class_labels(scenario: Scenario, dataset: Dataset) -> None:
+    """Check that a model that classifies gets class labels; ModelError that says how the targets become some."""
+    if scenario.model.needs_labels and dataset.classes is None:
+        source = scenario.data.source
+        column = {"npz": "y_train", "hugging-face": f"column {getattr(source, 'y', '')}"}.get(source.name)
+        place = f" ({source.path}: {column})" if column and hasattr(source, "path") else ""
+        hint = suggest_label_conversion(dataset.train.y)
+        if "astype" in hint and source.name == "hugging-face":
+            hint = "; write them as whole numbers, 0 in place of 0.0"
+        problem = f"the dataset's targets are not class labels{place}{hint}"
+        raise ModelError(f"{scenario.model.name}: this model classifies, and {problem}; or bring your own module")
+
+
+def summarize_partition(scenario: Scenario, data: str | Path | None = None, dataset: Dataset | None = None) -> PartitionSummary:
+    """The split of a scenario, as a run of it has it; of a population, its first `MAX_GENERATED_CLIENTS` clients."""
+    dataset, everyone, held_out = load_client_data(scenario, data, dataset)
+    train = everyone.limit_clients(MAX_GENERATED_CLIENTS)
+    registered = None if len(train) == len(everyone) else len(everyone)
+    held_out = held_out and held_out.limit_clients(len(train))
+    names: tuple[str, ...] = ()
+    counts = None
+    if dataset.classes is not None:
+        names = dataset.class_names or tuple(str(label) for label in range(dataset.classes))
+        labels = train.all_examples().targets()
+        if (labels == IGNORED_LABEL).any():
+            names, labels = (*names, IGNORED_CLASS_NAME), np.where(labels == IGNORED_LABEL, dataset.classes, labels)
+        counts = _count_targets(labels, train.sizes(), len(names))
+    sizes = train.sizes()
+    tested = None if held_out is None else held_out.sizes()
+    left_out = _count_unassigned(train, held_out) if isinstance(train, PartitionedData) else 0
+    return PartitionSummary(scenario.name, scenario.data.partition.name, names, counts, sizes, tested, left_out, registered)
+
+
+def _count_unassigned(train: PartitionedData, held_out: ClientData | None) -> int:
+    """Examples that no client trains on, and that none holds out."""
+    used = int(train.sizes().sum())
+    if isinstance(held_out, PartitionedData) and held_out.examples is train.examples:
+        used += int(held_out.sizes().sum())
+    return len(train.examples) - used
+
+
+def _count_targets(labels: I64, sizes: I64, classes: int) -> I64:
+    """Count the targets of each class that each client has [N, C]. labels: [n] or [n, T], client after client; sizes: [N]."""
+    client = np.repeat(np.arange(len(sizes)), sizes).reshape(-1, *[1] * (labels.ndim - 1))
+    cells = np.bincount((client * classes + labels).ravel(), minlength=len(sizes) * classes)
+    return cells.reshape(len(sizes), classes)

@@ -1,0 +1,105 @@
+"""Settings against which the documentation of a component warns. They change neither results nor the exit status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedsgd.compression import Compressor
+from fedsgd.compression.run_config import FeedbackPolicy, RunConfig
+from fedsgd.config.user_errors import wrap_user_errors
+from fedsgd.data import ClientData
+from fedsgd.federation import FederationPlan
+from fedsgd.optim import Optimizer
+from fedsgd.scenario.scenario import Scenario
+from fedsgd.scenario.sections import DownlinkConfig
+from fedsgd.training import LocalTraining
+
+
+def find_warnings(scenario: Scenario, plan: FederationPlan, training_data: ClientData) -> tuple[str, ...]:
+    """Find the settings of a scenario that its components are not made for.
+
+    Args:
+        scenario: the scenario.
+        plan: what server and clients agree on.
+        train: examples of all clients, on whose number the number of local steps depends.
+
+    Returns:
+        One line for each fault: the dotted key, the reason, and what to set instead.
+    """
+    run = _build_run_config(scenario, plan, training_data)
+    found = [*find_compressor_warnings(plan.uplink, run, scenario.downlink)]
+    found += _find_client_warnings(plan.local_training, run.local_steps)
+    if plan.uses_fednova:
+        found += _find_normalisation_warnings(plan.local_training)
+    return tuple(dict.fromkeys(found))
+
+
+def find_compressor_warnings(uplink: Compressor, run_config: RunConfig, downlink: DownlinkConfig) -> Iterator[str]:
+    """Yield the warnings of both compressors.
+
+    Args:
+        uplink: compressor of the clients' updates.
+        run: settings of the run, as the uplink has them.
+        downlink: policy and compressor of the server's steps.
+    """
+    yield from _list_compressor_warnings(uplink, run_config)
+    feedback: FeedbackPolicy = "persist" if downlink.policy in ("error-feedback", "shift") else "none"
+    server = RunConfig(
+        "downlink.compressor", run_config.layout, run_config.rounds, clients=1, cohort=1, error_feedback=feedback
+    )
+    yield from _list_compressor_warnings(downlink.compressor, server)
+
+
+def _list_compressor_warnings(compressor: Compressor, run_config: RunConfig) -> Iterator[str]:
+    """Yield a compressor's warnings, each in one line."""
+    with wrap_user_errors(run_config.key, compressor):
+        found = compressor.find_warnings(run_config)
+        yield from (" ".join(str(text).split()) for text in ([found] if isinstance(found, str) else found))
+
+
+def _build_run_config(scenario: Scenario, plan: FederationPlan, training_data: ClientData) -> RunConfig:
+    recipe = plan.local_training
+    sizes = [1] if recipe.epochs is None else training_data.distinct_sizes()[0].tolist()
+    local_steps = max(recipe.n_steps(n) for n in sizes)
+    return RunConfig(
+        key="uplink.compressor",
+        layout=plan.layout,
+        rounds=scenario.rounds,
+        clients=plan.n_clients,
+        cohort=plan.cohort_size,
+        local_steps=local_steps,
+        client_momentum=_momentum_coefficient(recipe.optimizer) if local_steps > 1 or recipe.keep_optimizer_state else 0.0,
+        server_momentum=_momentum_coefficient(plan.server_optimizer),
+        error_feedback=scenario.uplink.error_feedback,
+    )
+
+
+def _momentum_coefficient(optimizer: Optimizer) -> float:
+    """Return the coefficient of an optimizer's velocity or first moment, 0 for none."""
+    return float(getattr(optimizer, "momentum", getattr(optimizer, "beta1", 0.0)))
+
+
+def _find_client_warnings(recipe: LocalTraining, local_steps: int | None) -> Iterator[str]:
+    """Warn of a velocity that never accumulates."""
+    momentum = _momentum_coefficient(recipe.optimizer)
+    if momentum and local_steps == 1 and not recipe.keep_optimizer_state:
+        yield (
+            f"client.optimizer.momentum = {momentum:g}: a client makes one local step a round, and its velocity begins at zero "
+            'in each, so that it never accumulates; set client.velocity = "carry", or server.optimizer.name = "momentum"'
+        )
+
+
+def _find_normalisation_warnings(recipe: LocalTraining) -> Iterator[str]:
+    """Warn of settings that FedNova's displacement leaves out, see `LocalTraining.fednova_normalizer`."""
+    optimizer = recipe.optimizer
+    remedies = {
+        "client.optimizer.clip_norm": optimizer.clip_norm is not None and "leave client.optimizer.clip_norm out",
+        "client.optimizer.weight_decay": optimizer.weight_decay > 0 and "set client.optimizer.weight_decay = 0",
+        "client.velocity": recipe.keep_optimizer_state and 'set client.velocity = "restart"',
+    }
+    for key, remedy in remedies.items():
+        if remedy:
+            yield (
+                f"{key}: FedNova divides an update by the length of its steps, which is computed without this setting; {remedy}"
+                ', or server.normalisation = "none"'
+            )

@@ -1,0 +1,1 @@
+"""Compression in a user's own Flower app: strategy wrapper and client mod."""

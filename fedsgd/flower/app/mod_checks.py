@@ -1,0 +1,38 @@
+"""Mods of a ClientApp behind `compression_mod`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from flwr.clientapp.typing import ClientAppCallable
+
+from fedsgd.errors import ScenarioError
+
+_SECURE_AGGREGATION_PACKAGE = "flwr.client.mod.secure_aggregation"
+"""Package of Flower's mods for SecAgg and SecAgg+."""
+
+
+def check_mods(call_next: ClientAppCallable) -> None:
+    """Raise ScenarioError for a mod that cannot work with compressed updates.
+
+    Args:
+        call_next: the rest of the chain of mods, as a mod gets it.
+    """
+    for mod in _find_mods(call_next):
+        if getattr(mod, "__module__", "").startswith(_SECURE_AGGREGATION_PACKAGE):
+            name = getattr(mod, "__name__", type(mod).__name__)
+            raise ScenarioError(
+                f"mods: got {name} behind compression_mod(), expected no secure aggregation: its masks cancel in a sum of "
+                "integers, and a compressed update is no vector of integers"
+            )
+
+
+def _find_mods(call_next: object) -> Iterator[object]:
+    """Yield the mods in a chain of Flower's, each of whose functions encloses a mod and the next function."""
+    while inspect.isfunction(call_next):
+        enclosed = inspect.getclosurevars(call_next).nonlocals
+        if "_mod" not in enclosed:
+            return
+        yield enclosed["_mod"]
+        call_next = enclosed.get("_ffn")

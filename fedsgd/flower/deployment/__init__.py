@@ -1,0 +1,24 @@
+"""Scenarios as real deployments: Flower's SuperLink and SuperNodes started, watched, measured and stopped on this machine.
+
+`fedsgd.flower` runs inside Flower's processes; this package starts and stops these processes, and does not import Flower. Names
+are imported when they are first used: the guard of a deployment needs few of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedsgd.flower.deployment.monitor import DeploymentCallbacks
+    from fedsgd.flower.deployment.runner import DeploymentResult, deploy
+
+_EXPORT_MODULES = {"DeploymentCallbacks": "monitor", "DeploymentResult": "runner", "deploy": "runner"}
+
+__all__ = ["DeploymentCallbacks", "DeploymentResult", "deploy"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _EXPORT_MODULES:
+        return getattr(importlib.import_module(f"fedsgd.flower.deployment.{_EXPORT_MODULES[name]}"), name)
+    raise AttributeError(f"module 'fedsgd.flower.deployment' has no attribute {name!r}")

@@ -1,0 +1,39 @@
+"""Addresses on the command lines of a deployment's processes that hide their environment."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from fedsgd.flower.deployment.guard import Guard
+
+
+@dataclass
+class ProcessAddresses:
+    """Current address of each process that serves children, by the process's name.
+
+    A port may belong to a different deployment before and afterwards. An address is dropped when its process is started again
+    at another one, lost its port to another process, or has ended.
+
+    Attributes:
+        guard: guard process that has the same addresses, None for none.
+        began: start of the deployment in seconds since the epoch; processes that are older are not its own.
+        by_name: address by the name of the process.
+    """
+
+    guard: Guard | None = None
+    start_time: float = field(default_factory=time.time)
+    address_by_name: dict[str, str] = field(default_factory=dict)
+
+    def assign(self, name: str, address: str) -> None:
+        """Set the address of a process, before the process is started; its earlier address is dropped."""
+        self.drop(name)
+        self.address_by_name[name] = address
+        if self.guard is not None:
+            self.guard.register_address(address)
+
+    def drop(self, name: str) -> None:
+        """Spare processes at the address of a process, if it has one."""
+        address = self.address_by_name.pop(name, None)
+        if address is not None and self.guard is not None:
+            self.guard.unregister_address(address)

@@ -1,0 +1,50 @@
+"""The Flower app that is submitted: where fedsgd's two apps are, and the scenario as a setting of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+AppConfigValue = str | int | float | bool
+
+PYPROJECT_TEMPLATE = """\
+[project]
+name = "fedsgd-run"
+version = "1.0.0"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>={flwr}"]
+
+[tool.flwr.app]
+publisher = "fedsgd"
+fab-format-version = 1
+flwr-version-target = "{flwr}"
+
+[tool.flwr.app.components]
+serverapp = "{server}"
+clientapp = "{client}"
+
+[tool.flwr.app.config]
+{settings}
+"""
+
+
+def write_app(
+    folder: Path,
+    settings: Mapping[str, AppConfigValue],
+    server_app: str = "fedsgd.flower.runtime.server_app:app",
+    client_app: str = "fedsgd.flower.runtime.client_app:app",
+) -> Path:
+    """The app's folder, which is made. server, client: where the apps are."""
+    folder.mkdir()
+    (folder / "LICENSE").touch()
+    lines = "\n".join(f"{name} = {_format_toml(value)}" for name, value in settings.items())
+    project = PYPROJECT_TEMPLATE.format(flwr=version("flwr"), settings=lines, server=server_app, client=client_app)
+    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
+    return folder
+
+
+def _format_toml(value: AppConfigValue) -> str:
+    """Strings of JSON are strings of TOML, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

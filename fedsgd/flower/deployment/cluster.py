@@ -1,0 +1,350 @@
+"""SuperLink and SuperNodes on this machine's loopback, for as long as a context lasts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+
+from fedsgd.errors import DeploymentError, OutputError, make_write_error
+from fedsgd.flower.deployment import launchers, processes, tls
+from fedsgd.flower.deployment.addresses import ProcessAddresses
+from fedsgd.flower.deployment.counting_proxy import CountingProxy
+from fedsgd.flower.deployment.guard import Guard
+from fedsgd.flower.deployment.launch_folder import SOCKET_NAME, find_launch_folder
+from fedsgd.flower.deployment.tls import TlsCertificates
+from fedsgd.numerics.kernels import FALLBACK_CACHE_VARIABLE
+
+CONNECTION_NAME = "here"
+MAX_PORT_TRIES = 5
+"""A port that is free when it is looked for may be taken when it is wanted."""
+SUPERLINK_SECONDS = 60.0
+"""For a SuperLink to answer: two on a quiet machine."""
+HEALTH_CHECK_SECONDS = 5.0
+COMMAND_SECONDS = 60.0
+"""For one of Flower's commands to answer."""
+POLL_SECONDS = 0.1
+PORT_IN_USE_TEXT = "address already in use"
+_NO_LAUNCH_FOLDER = "since no folder can hold the launcher's commands"
+LOG_PATTERNS = ("superlink", "serverapp", "submission", "warm", "node-*")
+"""What logs are called, as patterns."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """nodes: how many; scenario, data: what is to be run, nothing if it is somebody's own app; tls: whether nodes and server
+    talk by TLS; measured: whether all bytes on nodes' sockets are counted; warm: whether Flower's apps are forked from a
+    process that is ready."""
+
+    nodes: int
+    scenario_toml: str = ""
+    data: str = ""
+    tls: bool = False
+    measure_socket: bool = False
+    use_fork_server: bool = True
+
+
+@dataclass
+class LocalCluster:
+    """Running processes of a deployment.
+
+    Attributes:
+        asked: what the deployment is to be.
+        folder: folder of all files that it needs while it runs.
+        logs: folder of the processes' logs.
+        env: environment of the processes.
+        on_trouble: called with a line if the deployment goes on without a process.
+        secrets: certificates, None without TLS.
+        port: port of the SuperLink.
+        superlink: process of the SuperLink.
+        warm: process that Flower's apps are forked from, None if there is none, or no longer.
+        nodes: SuperNode processes by partition.
+        proxies: counting proxies by partition, if bytes are counted.
+        started: all processes that were started, in this order.
+        addresses: addresses at which processes serve their own children, by the name of their log.
+    """
+
+    config: ClusterConfig
+    folder: Path
+    logs: Path
+    env: dict[str, str]
+    on_trouble: Callable[[str], None] = lambda text: None
+    tls_certificates: TlsCertificates | None = None
+    port: int = 0
+    superlink: subprocess.Popen[bytes] | None = None
+    fork_server: subprocess.Popen[bytes] | None = None
+    nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    proxies: dict[int, CountingProxy] = field(default_factory=dict)
+    child_processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    addresses: ProcessAddresses = field(default_factory=ProcessAddresses)
+
+    @property
+    def flwr_home(self) -> Path:
+        """The FLWR_HOME of all its processes."""
+        return self.folder / "home"
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink, and wait until it answers. DeploymentError if it does not."""
+        security = ["--insecure"]
+        if self.tls_certificates is not None:
+            files = {
+                "ca-certfile": self.tls_certificates.ca_certificate,
+                "certfile": self.tls_certificates.certificate,
+                "keyfile": self.tls_certificates.key,
+            }
+            security = [f"--ssl-{name}={path}" for name, path in files.items()]
+        for _ in range(MAX_PORT_TRIES):
+            self.port = self._assign_port("superlink")
+            options = ["--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(self.port)]
+            self.superlink = self.start_process("superlink", ["flower-superlink", *security, *options])
+            if self._wait_for_superlink():
+                break
+            if not self._count_port_conflicts("superlink"):
+                raise self.make_process_error("the SuperLink", self.superlink, "superlink")
+        else:
+            raise DeploymentError(
+                f"no free port for the SuperLink after {MAX_PORT_TRIES} tries; its log is {self.get_log_path('superlink')}"
+            )
+        (self.flwr_home / "config.toml").write_text(self._format_connection_config(), encoding="utf-8")
+
+    def start_node(self, partition: int) -> None:
+        """Start the SuperNode of this partition, again if it was started before."""
+        asked, to = self.config, self.port
+        if asked.measure_socket:
+            if partition not in self.proxies:
+                self.proxies[partition] = CountingProxy(self.port)
+            to = self.proxies[partition].port
+        security = (
+            ["--insecure"]
+            if self.tls_certificates is None
+            else ["--root-certificates", str(self.tls_certificates.ca_certificate)]
+        )
+        config = f"partition-id={partition} num-partitions={asked.nodes}"
+        place = ["--superlink", f"127.0.0.1:{to}", "--host", "127.0.0.1", "--port", str(self._assign_port(f"node-{partition}"))]
+        command = ["flower-supernode", *security, *place, "--max-retries", "20", "--node-config", config]
+        self.nodes[partition] = self.start_process(f"node-{partition}", command)
+
+    def start_fork_server(self, launch_folder: Path) -> None:
+        """Start the process that Flower's apps are forked from, which serves a socket in this folder."""
+        address, scenario_file = launch_folder / SOCKET_NAME, self.folder / "scenario.toml"
+        scenario_file.write_text(self.config.scenario_toml, encoding="utf-8")
+        _get_startup_marker(address).touch()
+        self.env[launchers.SOCKET_VARIABLE] = str(address)
+        self.addresses.assign("warm", str(address))  # forks keep the command line
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "fedsgd.flower.deployment.fork_server",
+            str(address),
+            str(scenario_file),
+            self.config.data,
+        ]
+        self.fork_server = self.start_process("warm", command)
+
+    def check_fork_server(self) -> None:
+        """Let apps start without the warm process if it has ended, and report that once."""
+        if self.fork_server is None or self.fork_server.poll() is None:
+            return
+        _get_startup_marker(Path(self.env[launchers.SOCKET_VARIABLE])).unlink(missing_ok=True)
+        first, *rest = str(self.make_process_error("the warm process", self.fork_server, "warm")).splitlines()
+        self.fork_server = None
+        self.on_trouble("\n".join([f"{first}; each app starts by itself from now on, slower", *rest]))
+
+    def submit(self, app: Path, *, stream: bool = False) -> subprocess.Popen[bytes]:
+        """Submit an app (its folder) by `flwr run`. stream: whether the process prints the run's log, and ends with it."""
+        return self.start_process("submission", ["flwr", "run", str(app), CONNECTION_NAME, *(["--stream"] if stream else [])])
+
+    def read_flower_byte_counters(self) -> dict[str, int] | None:
+        """Flower's own counter of its only run's bytes, at the SuperLink, without headers and polls; None if there is none."""
+        command = [launchers.flower_executable("flwr"), "list", CONNECTION_NAME, "--format", "json"]
+        with suppress(subprocess.SubprocessError, ValueError, LookupError, OSError):
+            done = subprocess.run(command, env=self.env, capture_output=True, timeout=COMMAND_SECONDS, check=True)
+            (run,) = json.loads(done.stdout)["runs"]
+            traffic = run["network-traffic"]
+            return {"down": int(traffic["outbound-bytes"]), "up": int(traffic["inbound-bytes"])}
+        return None
+
+    def restart_after_port_conflict(self, partition: int) -> bool:
+        """Whether that is why this node ended, and it was started once more."""
+        if self.nodes[partition].poll() is None or not 0 < self._count_port_conflicts(f"node-{partition}") < MAX_PORT_TRIES:
+            return False
+        self.start_node(partition)
+        return True
+
+    def get_log_path(self, name: str) -> Path:
+        """Where a process's log is."""
+        return self.logs / f"{name}.log"
+
+    def make_process_error(
+        self, description: str, process: subprocess.Popen[bytes], log_name: str, seconds: float = SUPERLINK_SECONDS
+    ) -> DeploymentError:
+        """Return the error for a process that ended, or has not answered for so many seconds."""
+        how = processes.describe_exit(process) or f"does not answer after {seconds:g} s"
+        path = self.get_log_path(log_name)
+        return DeploymentError(f"{description} (process {process.pid}) {how}; its log is {path}{processes.read_tail(path)}")
+
+    def start_process(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a command, one of Flower's or with its path, that ends with the deployment.
+
+        Raises:
+            OutputError: Flower has no such command, or the log cannot be written.
+            DeploymentError: the process cannot be started.
+        """
+        env = {**self.env, "FEDSGD_STATE": str(self.folder / "state" / name)}
+        program = command[0] if Path(command[0]).is_absolute() else launchers.flower_executable(command[0])
+        self.child_processes.append(processes.start([program, *command[1:]], env, self.get_log_path(name)))
+        return self.child_processes[-1]
+
+    def stop(self) -> None:
+        """End all processes, nodes before their server, but none at an address that was taken by another deployment."""
+        for name, process in {"superlink": self.superlink, **{f"node-{i}": node for i, node in self.nodes.items()}}.items():
+            with suppress(OSError):  # the log is gone
+                if process is not None and process.poll() is not None and self._count_port_conflicts(name):
+                    self.addresses.drop(name)
+        processes.stop(
+            self.flwr_home, self.child_processes[::-1], self.addresses.address_by_name.values(), self.addresses.start_time
+        )
+
+    def _count_port_conflicts(self, name: str) -> int:
+        return self.get_log_path(name).read_text(errors="replace").lower().count(PORT_IN_USE_TEXT)
+
+    def _assign_port(self, name: str) -> int:
+        port = processes.find_free_port()
+        self.addresses.assign(name, f"127.0.0.1:{port}")
+        return port
+
+    def _wait_for_superlink(self) -> bool:
+        """Whether the SuperLink is ready; False if it ended."""
+        assert self.superlink is not None
+        deadline = time.monotonic() + SUPERLINK_SECONDS
+        while time.monotonic() < deadline and self.superlink.poll() is None:
+            if self.is_superlink_healthy():  # and it is not a stranger at a port that was taken
+                return self.superlink.poll() is None
+            time.sleep(POLL_SECONDS)
+        return False
+
+    def is_superlink_healthy(self) -> bool:
+        """Whether the SuperLink answers now, within some seconds."""
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if self.tls_certificates is not None:
+            handlers.append(
+                urllib.request.HTTPSHandler(
+                    context=ssl.create_default_context(cafile=str(self.tls_certificates.ca_certificate))
+                )
+            )
+        url = f"http{'s' * (self.tls_certificates is not None)}://127.0.0.1:{self.port}/health"
+        try:
+            with urllib.request.build_opener(*handlers).open(url, timeout=HEALTH_CHECK_SECONDS):
+                return True
+        except (OSError, HTTPException):
+            return False
+
+    def _format_connection_config(self) -> str:
+        security = (
+            "insecure = true"
+            if self.tls_certificates is None
+            else f'root-certificates = "{self.tls_certificates.ca_certificate}"'
+        )
+        place = (
+            f'[superlink]\ndefault = "{CONNECTION_NAME}"\n[superlink.{CONNECTION_NAME}]\naddress = "127.0.0.1:{self.port}"\n'
+        )
+        return f"{place}{security}\n"
+
+
+@contextmanager
+def local_cluster(
+    config: ClusterConfig,
+    folder: Path,
+    logs: Path,
+    on_stop: Callable[[], None] = lambda: None,
+    on_trouble: Callable[[str], None] = lambda text: None,
+    guard: Guard | None = None,
+) -> Iterator[LocalCluster]:
+    """Start a SuperLink and SuperNodes. However the context is left, no process and no port is left behind.
+
+    The SuperLink answers when the context begins; the SuperNodes are starting.
+
+    Args:
+        asked: what the deployment is to be.
+        folder: new folder for the files that the processes need meanwhile.
+        logs: folder of the logs; those of an earlier deployment are replaced.
+        on_stop: called before anything is stopped.
+        on_trouble: called with a line if the deployment goes on, but not as asked.
+        guard: guard process of this launcher, None: the deployment has its own.
+
+    Raises:
+        OutputError: there can be no logs, or Flower is not installed.
+        DeploymentError: a process cannot be started, or ended.
+    """
+    with ExitStack() as stack:
+        guard = stack.enter_context(Guard()) if guard is None else guard
+        guard.register_home(folder / "home")
+        _prepare_logs(logs)
+        try:
+            (folder / "home").mkdir(parents=True)
+            launch_folder, refused = find_launch_folder(folder)
+            if launch_folder is not None and launch_folder != folder:
+                guard.register_folder(launch_folder)
+                stack.callback(shutil.rmtree, launch_folder, ignore_errors=True)
+            env = _build_environment(folder, launch_folder, logs)
+            secrets = tls.create_certificates(folder) if config.tls else None
+        except OSError as error:
+            raise make_write_error(error.filename or folder, error) from None
+        if launch_folder is None:
+            slower = "each app starts by itself, slower, and " * config.use_fork_server
+            on_trouble(f"{slower}the ServerApp has no log, {_NO_LAUNCH_FOLDER}: {'; '.join(refused)}; other logs are in {logs}")
+        made = LocalCluster(config, folder, logs, env, on_trouble, secrets, addresses=ProcessAddresses(guard))
+        try:
+            _start_processes(made, launch_folder)
+            yield made
+        finally:
+            on_stop()
+            try:
+                made.stop()
+            finally:
+                for proxy in made.proxies.values():
+                    proxy.close()
+
+
+def _prepare_logs(logs: Path) -> None:
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        for earlier in (path for name in LOG_PATTERNS for path in logs.glob(f"{name}.log")):
+            earlier.unlink()
+        (logs / "superlink.log").touch()
+    except OSError as error:
+        raise OutputError(f"{logs}: no folder for logs ({error.strerror})") from None
+
+
+def _build_environment(folder: Path, launch_folder: Path | None, logs: Path) -> dict[str, str]:
+    """Return the environment of the processes: the launcher commands first on PATH, and a cache for compiled loops."""
+    commands = None if launch_folder is None else launchers.write_launchers(launch_folder / "bin", logs / "serverapp.log")
+    env = processes.build_environment(folder / "home", commands)
+    env.setdefault(FALLBACK_CACHE_VARIABLE, str(folder / "kernels"))
+    return env
+
+
+def _start_processes(cluster: LocalCluster, launch_folder: Path | None) -> None:
+    try:
+        if cluster.config.use_fork_server and launch_folder is not None:
+            cluster.start_fork_server(launch_folder)
+        cluster.start_superlink()
+        for partition in range(cluster.config.nodes):
+            cluster.start_node(partition)
+    except OSError as error:  # no socket is left, or no room for a file
+        raise DeploymentError(f"the deployment cannot be started: {error}") from None
+
+
+def _get_startup_marker(address: Path) -> Path:
+    """Return the file that exists as long as the warm process at this address is being started."""
+    return address.with_name(f"{address.name}.starting")

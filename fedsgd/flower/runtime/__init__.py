@@ -1,0 +1,1 @@
+"""Server app and client app that run a scenario in a Flower deployment."""

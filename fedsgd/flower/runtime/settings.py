@@ -1,0 +1,97 @@
+"""Settings of fedsgd's own ServerApp and ClientApp: the run config that `fedsgd flower` writes."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from fedsgd.errors import ScenarioError
+from fedsgd.scenario.scenario import (
+    Scenario,
+    parse_scenario,  # a ClientApp seldom needs it, and each message is a new process
+)
+
+FieldCheck = tuple[str, Callable[[Any], bool]]
+"""(expected values in words, whether a value is one)."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+CLIENT_FIELDS: Mapping[str, FieldCheck] = {
+    "scenario": ("a scenario in TOML", _is_text),
+    "data": ("the path of a folder, or nothing", _is_text),
+}
+SERVER_FIELDS: Mapping[str, FieldCheck] = {
+    **CLIENT_FIELDS,
+    "nodes": ("a whole number from 1 on", _is_count),
+    "events": ("the path of a file", _is_text),
+    "out": ("the path of a folder", _is_text),
+    "start-seconds": ("a positive number", _is_positive),
+    "round-seconds": ("a positive number", _is_positive),
+}
+_PURPOSE = (
+    "runs a fedsgd scenario, and `fedsgd flower SCENARIO --nodes N` submits it with its settings; another app is compressed by "
+    "fedsgd.flower.CompressedStrategy and compression_mod"
+)
+
+
+class ServerAppConfig(NamedTuple):
+    """Run config of the ServerApp, in the order of `SERVER_FIELDS`."""
+
+    scenario: str
+    data: str
+    nodes: int
+    events: str
+    out: str
+    start_seconds: float
+    round_seconds: float
+
+
+class ClientAppConfig(NamedTuple):
+    """Run config of the ClientApp, in the order of `CLIENT_FIELDS`."""
+
+    scenario: str
+    data: str
+
+
+def read_server_config(config: Mapping[str, Any]) -> ServerAppConfig:
+    """Return the settings of the ServerApp. ScenarioError for missing ones, and for values of a wrong type."""
+    return ServerAppConfig(*_read_fields(config, SERVER_FIELDS, "fedsgd.flower.runtime.server_app:app"))
+
+
+def read_client_config(config: Mapping[str, Any]) -> ClientAppConfig:
+    """Return the settings of the ClientApp. ScenarioError for missing ones, and for values of a wrong type."""
+    return ClientAppConfig(*_read_fields(config, CLIENT_FIELDS, "fedsgd.flower.runtime.client_app:app"))
+
+
+def read_scenario(text: str) -> Scenario:
+    """Return the scenario of the run config. ScenarioError if the text is not one, such as a path."""
+    try:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = next(iter(text.splitlines()), "")[:80]
+        expected = f"expected the TOML text of a scenario, not a path ({error})"
+        raise ScenarioError(f"run config: scenario: got {line!r}, {expected}") from None
+    return parse_scenario(tables)
+
+
+def _read_fields(config: Mapping[str, Any], fields: Mapping[str, FieldCheck], app_name: str) -> list[Any]:
+    missing = [name for name in fields if name not in config]
+    if missing:
+        raise ScenarioError(f"run config: no {', '.join(missing)}: {app_name} {_PURPOSE}")
+    for name, (expected, is_one) in fields.items():
+        if not is_one(config[name]):
+            raise ScenarioError(f"run config: {name}: got {config[name]!r:.80}, expected {expected}: {app_name} {_PURPOSE}")
+    return [config[name] for name in fields]

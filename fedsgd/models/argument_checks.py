@@ -1,0 +1,73 @@
+"""Refusal of a module, a loss or metrics that were given in Python and are of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedsgd.config.component import add_article, describe_value
+from fedsgd.errors import ModelError
+
+
+def check_python_arguments(module: object, loss: object, metrics: object) -> None:
+    """Check what `run` was given in place of what the scenario names; None is nothing given.
+
+    Raises:
+        ModelError: the module is no `torch.nn.Module`, the loss cannot be called, or the metrics are not callables by name.
+    """
+    if module is not None:
+        _check_module(module)
+    if loss is not None:
+        _check_callable(loss, "loss", "loss")
+    if metrics is None:
+        return
+    if not isinstance(metrics, Mapping):
+        raise ModelError(
+            f"metrics: got {_describe_kind(metrics)}, expected a dictionary of functions by name: {{'accuracy': accuracy}}"
+        )
+    for name, metric in metrics.items():
+        if not isinstance(name, str):
+            raise ModelError(f"metrics: got the name {describe_value(name)}, expected a text")
+        check_metric_name(name)
+        _check_callable(metric, f'metric "{name}"', f"metrics.{name}")
+
+
+def check_metric_name(name: str) -> None:
+    """Raise ModelError for a name of a metric that no table can show."""
+    if not name.strip() or not name.isprintable():
+        raise ModelError(f"metrics: got the name {describe_value(name)}, expected a word, such as accuracy")
+
+
+def _check_module(module: object) -> None:
+    import torch
+
+    if isinstance(module, torch.nn.Module):
+        return
+    remedy = ""
+    if isinstance(module, str):
+        remedy = '; a name goes into the scenario: [model] module = "package.module:function"'
+    elif callable(module):
+        remedy = f": call it, {_factory_name(module)}()"
+    raise ModelError(f"module: got {_describe_kind(module)}, expected an instance of torch.nn.Module{remedy}")
+
+
+def _check_callable(value: object, subject: str, key: str) -> None:
+    """Check a loss or a metric; `key`: where the scenario names it, in [model]."""
+    expected = f"{subject}: got {_describe_kind(value)}, expected a function of (output, target), or an instance"
+    if isinstance(value, str):
+        raise ModelError(f'{expected}; a name goes into the scenario: [model] {key} = "package.module:function"')
+    if isinstance(value, type):
+        raise ModelError(f"{expected}: {value.__name__}()")
+    if not callable(value):
+        raise ModelError(expected)
+
+
+def _describe_kind(value: object) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, str):
+        return f"the text {describe_value(value)}"
+    return add_article(type(value).__name__)
+
+
+def _factory_name(value: object) -> str:
+    return getattr(value, "__name__", "module")

@@ -1,0 +1,65 @@
+"""Builder of the task of a scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from fedsgd.data import Dataset
+from fedsgd.errors import ModelError
+from fedsgd.models.argument_checks import check_metric_name, check_python_arguments
+from fedsgd.models.base import Loss, Metric, Model, import_callable
+from fedsgd.models.batch_norm import replace_batch_norm
+from fedsgd.models.buffers import check_no_shared_memory, list_parts
+from fedsgd.models.describe import describe_task
+from fedsgd.models.metrics import accuracy
+from fedsgd.models.python_state import copy_pair
+from fedsgd.models.task import LearningTask, ModuleSource, check_hooks
+
+
+def build_task(
+    model: Model,
+    dataset: Dataset,
+    seed: int,
+    module: nn.Module | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> LearningTask:
+    """The task of a scenario. A module, loss or metrics given in Python take the place of what the scenario names.
+
+    Initial parameters are a function of the seed; torch's global generator is as it was afterwards.
+    """
+    check_python_arguments(module, loss, metrics)
+    source = None
+    if module is None:
+        source = ModuleSource(model, dataset.shape, dataset.classes, seed)
+        module = source.build()
+    named: dict[str, Metric] = {} if dataset.classes is None else {"accuracy": accuracy}
+    given_metrics = metrics or {}
+    for name, path in model.metrics.items():
+        check_metric_name(name)
+        named[name] = given_metrics[name] if name in given_metrics else import_callable(path, f"metrics.{name}")
+    named.update(given_metrics)
+    if "loss" in named:
+        raise ModelError('a metric cannot be called "loss": that is what the loss is reported as')
+    if loss is None:
+        loss = import_callable(model.loss, "loss") if model.loss else torch.nn.functional.cross_entropy
+    if isinstance(loss, type):
+        raise ModelError(f"the loss is the class {loss.__name__}, expected a function or an instance: {loss.__name__}()")
+    check_hooks(module)
+    check_no_shared_memory(list_parts(module, loss))
+    module, loss = _copy_module_and_loss(module, loss, copies_module=source is None)
+    replace_batch_norm(module, model.batch_norm)
+    return describe_task(module, loss, named, model, dataset, source)
+
+
+def _copy_module_and_loss(module: nn.Module, loss: Loss, copies_module: bool) -> tuple[nn.Module, Loss]:
+    """Return copies, made together so that what they share stays shared. A module that was built here needs none."""
+    try:
+        copied = copy_pair(module if copies_module else None, loss)
+        return copied if copies_module else (module, copied[1])
+    except Exception as error:  # tensors that are not leaves, and whatever the user's own attributes do
+        what = "the module" if copies_module else "the loss"
+        raise ModelError(f"{what} cannot be copied ({error}); give a function that makes it as [model] module") from error

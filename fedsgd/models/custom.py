@@ -1,0 +1,95 @@
+"""A module of the user's own: built by a function that the scenario names, or given in Python."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedsgd.config.component import FieldError, add_article
+from fedsgd.config.python_objects import (
+    PYTHON_OBJECT_NAME,
+    describe_digest_mismatch,
+    describe_missing_objects,
+    describe_object,
+    fingerprint,
+    get_object_digest,
+)
+from fedsgd.models.base import Model, import_callable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class CustomModule(Model):
+    """Your own torch.nn.Module: `module = "my_package.my_module:make_model"`, called with `iterate_input_arguments`."""
+
+    name: ClassVar[str] = "module"
+    needs_labels: ClassVar[bool] = False
+
+    module: str = field(kw_only=True, metadata={"example": '"my_package.my_module:make_model"'})
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        from torch import nn
+
+        built = import_callable(self.module, "module")
+        if isinstance(built, nn.Module):
+            kind = add_article(type(built).__name__)
+            problem = f'"{self.module}" is an instance, {kind}, expected a function or class that makes a module'
+            raise FieldError("model", "module", problem)
+        try:
+            inspect.signature(built).bind(**self.arguments)
+        except TypeError as error:
+            raise FieldError("model", "arguments", f"{self.module} does not take {self.arguments}: {error}") from error
+        module: nn.Module = built(**self.arguments)
+        return module
+
+
+@dataclass(frozen=True)
+class PythonObjectModule(Model):
+    """Marker of a torch.nn.Module that was given in Python; it cannot be built.
+
+    Attributes:
+        description: the module's class and the number of its parameters.
+        sha256: fingerprint of the module without its numbers: classes, attributes, names and shapes of parameters.
+        initial_sha256: fingerprint of the module with its numbers: initial parameters and buffers too.
+    """
+
+    name: ClassVar[str] = PYTHON_OBJECT_NAME
+    needs_labels: ClassVar[bool] = False
+
+    description: str = field(default="", kw_only=True)
+    sha256: str = field(default="", kw_only=True)
+    initial_sha256: str | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def from_module(cls, module: nn.Module, model: Model) -> PythonObjectModule:
+        """Return the marker of a module, with those settings of the scenario's model that hold for any module."""
+        count = sum(parameter.numel() for parameter in module.parameters())
+        return cls(
+            **{f.name: getattr(model, f.name) for f in fields(Model)},
+            description=f"{describe_object(module)}, {count:,} parameters",
+            sha256=fingerprint(module, include_values=False),
+            initial_sha256=fingerprint(module),
+        )
+
+    def check_fingerprint(self, module: nn.Module) -> None:
+        """Compare a module with the fingerprints, if there are any; FieldError if it is another module."""
+        expected = get_object_digest(self.sha256)
+        structure = fingerprint(module, include_values=False) if expected else ""
+        if structure != expected:
+            way = "to train another one, remove model.sha256 and model.initial_sha256 from the scenario"
+            raise FieldError("model", "sha256", describe_digest_mismatch("module", structure, expected, way))
+        values = fingerprint(module) if self.initial_sha256 else self.initial_sha256
+        if values != self.initial_sha256:
+            way = "to begin with these, remove model.initial_sha256 from the scenario"
+            what = "module (same structure, other initial parameters)" if self.sha256 else "module"
+            raise FieldError(
+                "model", "initial_sha256", describe_digest_mismatch(what, str(values), str(self.initial_sha256), way)
+            )
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """Refuse, with the sentence that says what to give."""
+        raise FieldError("model", "name", describe_missing_objects({"model.name": self.description}))

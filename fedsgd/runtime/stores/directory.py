@@ -1,0 +1,218 @@
+"""Client states in a folder on disk, for a host whose process is another one each time: a file for each client that was seen.
+
+A file is written next to the file that it replaces, so a process that is killed leaves the state before or the state after.
+Each file ends in a checksum. A file that cannot be read counts as lost, and its client is caught up as one that was away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from struct import Struct
+
+import numpy as np
+
+from fedsgd.compression import ClientId
+from fedsgd.federation.client_state import ClientState
+from fedsgd.numerics.arrays import F32
+from fedsgd.runtime.stores.shared import HEADER, deserialize_state, serialize_state
+from fedsgd.runtime.workers.shared_memory import align_up
+
+CLIENT_PREFIX, MODEL_PREFIX, GENERATION_FILE = "client-", "model-", "generation"
+_CHECKSUM = Struct("<I")
+
+SpaceReservation = Callable[[Path, int], AbstractContextManager[None]]
+"""A context for writing a file of n bytes in a folder; entering it raises an error if n bytes are too many."""
+
+
+def reserve_unlimited(folder: Path, n_bytes: int) -> AbstractContextManager[None]:
+    """Return a context for writing any number of bytes."""
+    return nullcontext()
+
+
+class FolderStore:
+    """A ClientStore whose states are in a folder.
+
+    Attributes:
+        folder: the folder.
+        is_new: True if this store made the folder.
+        generation: number of calls of `commit` on this folder, over all processes.
+        lost: the clients whose files could not be read.
+    """
+
+    def __init__(self, folder: Path, space_reservation: SpaceReservation = reserve_unlimited) -> None:
+        """Open the folder, and make it if need be.
+
+        Args:
+            folder: the folder, which belongs to one process at a time.
+            room: the context in which each state and each model is written.
+
+        Raises:
+            OSError: the folder cannot be used.
+        """
+        self.folder = folder
+        self.unreadable_clients: list[ClientId] = []
+        self.is_new = not folder.exists()
+        self._space_reservation = space_reservation
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for partial in folder.glob(".*"):
+            if not _is_running(partial.suffix[1:]):
+                partial.unlink(missing_ok=True)
+        self.generation = _read_generation(folder / GENERATION_FILE)
+
+    def load(self, client: ClientId) -> ClientState:
+        """The state of one client."""
+        path = self.folder / f"{CLIENT_PREFIX}{client}"
+        state = _read_state(path)
+        if state is None and path.exists():
+            self.unreadable_clients.append(client)
+        return ClientState() if state is None else state
+
+    def save(self, client: ClientId, state: ClientState) -> None:
+        """Store the state of one client; an error leaves the state before.
+
+        Raises:
+            OSError: there is no more room.
+            RuntimeError: another process has committed since this store was opened, so this process was taken for dead.
+        """
+        now = _read_generation(self.folder / GENERATION_FILE)
+        if now != self.generation:
+            raise RuntimeError(f"{self.folder}: another process went on from here, from generation {self.generation} to {now}")
+        self.write(f"{CLIENT_PREFIX}{client}", state)
+
+    def write(self, name: str, state: ClientState) -> None:
+        """Write a state to a file of the folder, all of it or nothing. OSError if there is no more room."""
+        parts = _serialize_with_checksum(state)
+        with self._space_reservation(self.folder, sum(map(len, parts))):
+            _write_atomically(self.folder / name, parts)
+
+    def commit(self) -> int:
+        """Count one message as done with; returns the generation."""
+        self.generation += 1
+        _write_atomically(self.folder / GENERATION_FILE, [str(self.generation).encode()])
+        return self.generation
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        for path in self.folder.iterdir():
+            if path.name.startswith((CLIENT_PREFIX, MODEL_PREFIX, GENERATION_FILE, ".")):
+                path.unlink()
+        self.generation = 0
+
+    def read_model_rounds(self) -> Iterator[int]:
+        """The round of the model that each client keeps, 0 for none; only the beginning of each file is read."""
+        for path in self.folder.glob(f"{CLIENT_PREFIX}*"):
+            with suppress(OSError, ValueError, TypeError, LookupError), path.open("rb") as file:
+                head = file.read(HEADER.size)
+                if len(head) == HEADER.size:
+                    yield int(json.loads(file.read(HEADER.unpack(head)[1]))[0])
+
+
+class FolderModelCache:
+    """The `ModelCache` that the clients of a `FolderStore` keep, in the same folder."""
+
+    def __init__(self, store: FolderStore) -> None:
+        self._store, self._folder = store, store.folder
+        self._reference_counts = Counter(store.read_model_rounds())
+        self._models: dict[int, F32] = {}
+
+    def has(self, round: int) -> bool:
+        return round > 0 and self._get_model_path(round).exists() and self._load(round) is not None
+
+    def get(self, round: int) -> F32:
+        model = self._load(round)
+        if model is None:
+            raise KeyError(round)
+        return model
+
+    def put(self, round: int, model: F32, oldest_useful_round: int = 0) -> F32:
+        if not self.has(round):
+            for path in self._folder.glob(f"{MODEL_PREFIX}*"):  # those of rounds in which every client failed have no holder
+                known = int(path.name.removeprefix(MODEL_PREFIX))
+                if known < oldest_useful_round or self._reference_counts[known] <= 0:
+                    path.unlink()
+            self._store.write(f"{MODEL_PREFIX}{round}", ClientState({"model": model}))
+        return self.get(round)
+
+    def move_reference(self, old_round: int, new_round: int) -> None:
+        if old_round == new_round:
+            return
+        self._reference_counts[new_round] += 1
+        self._reference_counts[old_round] -= 1
+        if old_round and self._reference_counts[old_round] <= 0:
+            self._get_model_path(old_round).unlink(missing_ok=True)
+
+    def _get_model_path(self, round: int) -> Path:
+        return self._folder / f"{MODEL_PREFIX}{round}"
+
+    def _load(self, round: int) -> F32 | None:
+        if round not in self._models:
+            state = _read_state(self._get_model_path(round))
+            if state is None:
+                return None
+            self._models[round] = state.committed_state["model"]
+        return self._models[round]
+
+
+def _read_state(path: Path) -> ClientState | None:
+    """None if there is no such file, or its checksum is another."""
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError:
+        return None
+    end = len(data) - _CHECKSUM.size
+    if end < HEADER.size or zlib.crc32(data[:end].data) != _CHECKSUM.unpack_from(data.data, end)[0]:
+        return None
+    return deserialize_state(data[:end])
+
+
+def compute_file_size(state: ClientState) -> int:
+    """Return the size of the file that a state is stored in."""
+    return sum(map(len, _serialize_with_checksum(state)))
+
+
+def _serialize_with_checksum(state: ClientState) -> list[bytes | memoryview]:
+    parts: list[bytes | memoryview] = []
+    for part in serialize_state(state):
+        parts += [part, bytes(align_up(len(part)) - len(part))]
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return [*parts, _CHECKSUM.pack(checksum)]
+
+
+def _write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
+    """All of it or nothing, as far as processes can be killed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.writelines(parts)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _is_running(process_id: str) -> bool:
+    """Return False if there is no process of this id; True where that cannot be known."""
+    if os.name != "posix" or not process_id.isdecimal():
+        return True
+    try:
+        os.kill(int(process_id), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _read_generation(path: Path) -> int:
+    try:
+        return int(path.read_bytes())
+    except (OSError, ValueError):
+        return 0

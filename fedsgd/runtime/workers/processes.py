@@ -1,0 +1,175 @@
+"""Worker processes on this machine: what they are given, and how they end."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from struct import calcsize
+
+from fedsgd.errors import RunError, ScenarioError
+from fedsgd.runtime.client_host import ClientHost
+from fedsgd.runtime.stores.shared import SlotModelCache, SlotStore
+from fedsgd.runtime.workers import protocol
+from fedsgd.runtime.workers.channel import PipeChannel, SharedOutbox
+from fedsgd.runtime.workers.pool import WorkerHandle
+from fedsgd.runtime.workers.protocol import MessageType
+from fedsgd.runtime.workers.shared_memory import SharedFile, SharedPickle
+from fedsgd.runtime.workers.worker import Worker, WorkerConfig
+from fedsgd.system.forkserver import (
+    EXIT_MISSING_MAIN_GUARD,
+    WORKER_NAME_PREFIX,
+    choose_start_method,
+    hide_missing_main,
+    preload_workers,
+    single_threaded_children,
+)
+from fedsgd.system.profiling import PHASES, PROFILE_FORMAT, Phase, Profile, profiling_into, unpack_seconds
+from fedsgd.system.torch_determinism import isolate_global_state
+from fedsgd.system.torch_threads import pin_single_thread
+
+EXIT_TIMEOUT_SECONDS = 5.0
+"""What a process is given to end by itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class SharedInputs:
+    """What all workers are given, in memory that they share. assignment: an Assignment; data: (dataset, what clients train on,
+    what they are tested on); models: those that clients keep; clock: where each writes what it spends its time on, None if
+    nobody asks."""
+
+    worker_config: SharedPickle
+    data: SharedPickle
+    store: SlotStore
+    model_cache: SlotModelCache
+    profile_file: SharedFile | None = None
+
+    def sum_phase_seconds(self, n_workers: int) -> dict[Phase, float]:
+        """Seconds by phase, of so many workers together."""
+        total = dict.fromkeys(PHASES, 0.0)
+        if self.profile_file is not None:
+            for number in range(n_workers):
+                for phase, seconds in unpack_seconds(
+                    self.profile_file.read(number * calcsize(PROFILE_FORMAT), calcsize(PROFILE_FORMAT))
+                ).items():
+                    total[phase] += seconds
+        return total
+
+
+@contextmanager
+def start_workers(n_workers: int, inputs: SharedInputs, outbox: SharedOutbox) -> Iterator[list[WorkerHandle]]:
+    """n workers that are ready, for as long as the context lasts. They end by themselves where all went well, and when this
+    process dies; if an error leaves the context they are killed."""
+    preload_workers(n_workers)
+    context = mp.get_context("forkserver") if choose_start_method() == "forkserver" else mp.get_context("spawn")
+    processes: list[BaseProcess] = []
+    lines: list[WorkerHandle] = []
+    patience = 0.0
+    try:
+        for number in range(n_workers):
+            here, there = context.Pipe()
+            inbox = SharedOutbox()
+            given = (number, there, inbox, outbox.file, inputs)
+            process = context.Process(target=worker_main, args=given, name=f"{WORKER_NAME_PREFIX}{number}", daemon=True)
+            with single_threaded_children(), hide_missing_main(), there:
+                process.start()
+            processes.append(process)
+            lines.append(WorkerHandle(PipeChannel(here, outbox, inbox.file), partial(_describe_exit, process)))
+        for line in lines:
+            _wait_ready(line)
+        yield lines
+        patience = EXIT_TIMEOUT_SECONDS
+    finally:
+        for line in lines:
+            line.channel.close()
+        _terminate(processes, patience)
+
+
+def _wait_ready(worker: WorkerHandle) -> None:
+    head, frames = b"", [b""]
+    with suppress(EOFError, OSError):
+        head, frames = worker.channel.receive()
+    if not head:
+        raise RunError(1, None, f"{worker.describe_exit()}, before it was ready: it imports the script, and may have said more")
+    if protocol.message_type(head) is not MessageType.READY:
+        raise protocol.decode_failure(head, frames)[1]
+
+
+def _describe_exit(process: BaseProcess) -> str:
+    """How it ended; ScenarioError if that is the script's fault."""
+    process.join(EXIT_TIMEOUT_SECONDS)
+    status, number = process.exitcode, process.name.removeprefix(WORKER_NAME_PREFIX)
+    if status == EXIT_MISSING_MAIN_GUARD:
+        raise ScenarioError(
+            "workers: each worker process imports the script that is run, and this one starts a run when it is imported: "
+            'put that under `if __name__ == "__main__":`'
+        )
+    if status is None:
+        return f"worker {number} no longer answers"
+    if status >= 0:
+        return f"worker {number} ended, with exit status {status}"
+    name = signal.Signals(-status).name
+    return f"worker {number} was killed by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
+
+
+def _terminate(processes: Sequence[BaseProcess], timeout: float) -> None:
+    for process in processes:
+        if timeout:
+            process.join(timeout)
+        process.kill()
+    for process in processes:
+        process.join()
+        process.close()
+
+
+# ------------------------------------------------------------------------------------------------------- in the worker process
+
+
+def worker_main(number: int, pipe: Connection, outbox: SharedOutbox, inbox: SharedFile, inputs: SharedInputs) -> None:
+    """All that a worker process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the server, whose end is noticed here
+    threading.Thread(target=_exit_with_server, daemon=True).start()
+    pin_single_thread()
+    channel = PipeChannel(pipe, outbox, inbox)
+    with suppress(EOFError, OSError), isolate_global_state():
+        try:
+            profile = None if inputs.profile_file is None else Profile()
+            worker = _create_worker(channel, outbox, inputs, partial(_publish_profile, number, inputs.profile_file, profile))
+        except Exception as error:
+            channel.send(*protocol.encode_failure(error))
+            return
+        with profiling_into(profile):
+            worker.on_message_processed()
+            channel.send(*protocol.READY)
+            worker.serve()
+
+
+def _publish_profile(number: int, profile_file: SharedFile | None, profile: Profile | None) -> None:
+    """Write what this process has spent its time on to where the server finds it."""
+    if profile_file is not None and profile is not None:
+        profile.accrue()
+        profile_file.write(number * calcsize(PROFILE_FORMAT), profile.pack())
+
+
+def _create_worker(
+    channel: PipeChannel, outbox: SharedOutbox, inputs: SharedInputs, on_message_processed: Callable[[], None]
+) -> Worker:
+    assignment: WorkerConfig = inputs.worker_config.load()
+    dataset, train, held_out = inputs.data.load()
+    engine = assignment.make_engine(assignment.task, assignment.plan.local_training, dataset.train)
+    host = ClientHost(assignment.plan, engine, inputs.store, train, inputs.model_cache)
+    return Worker(channel, outbox, host, assignment.select_evaluation_sets(dataset.test, train, held_out), on_message_processed)
+
+
+def _exit_with_server() -> None:
+    server = mp.parent_process()
+    if server is not None:
+        server.join()
+        os._exit(1)

@@ -1,0 +1,41 @@
+"""Who takes part in a round, and how long clients take. To add a member: write its file, add its line here.
+
+N clients in all, m of them wanted in a round.
+"""
+
+from fedsgd.config.component import Registry
+from fedsgd.sampling.base import CohortSampler, SampledCohort, Sampler, SamplingPool, bind_with_checks
+from fedsgd.sampling.client_durations import DurationModel
+from fedsgd.sampling.participation import Delivery, ParticipationModel, first_within_deadline, is_lost
+
+SAMPLERS: Registry[Sampler] = Registry(
+    "sampler",
+    Sampler,
+    {
+        "uniform": "fedsgd.sampling.uniform:Uniform",
+        "weighted": "fedsgd.sampling.weighted:Weighted",
+        "cyclic": "fedsgd.sampling.cyclic:Cyclic",
+        "trace": "fedsgd.sampling.availability_trace:TraceSampler",
+    },
+)
+DURATIONS: Registry[DurationModel] = Registry(
+    "duration model",
+    DurationModel,
+    {"log-normal": "fedsgd.sampling.client_durations:LogNormalDurations"},
+    plural="durations",
+)
+
+__all__ = [
+    "DURATIONS",
+    "SAMPLERS",
+    "CohortSampler",
+    "Delivery",
+    "DurationModel",
+    "ParticipationModel",
+    "SampledCohort",
+    "Sampler",
+    "SamplingPool",
+    "bind_with_checks",
+    "first_within_deadline",
+    "is_lost",
+]

@@ -1,0 +1,31 @@
+"""Everybody in turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedsgd.sampling.base import CohortSampler, SampledCohort, Sampler, SamplingPool, check_cohort_size, shuffle_clients
+
+
+@dataclass(frozen=True)
+class Cyclic(Sampler):
+    """Clients in turn: the next m in each round, of an order that is shuffled once, and again from its start.
+
+    Cyclic participation (Eichner et al. 2019; Cho et al. 2023). With the same m in all rounds, no client takes part for the
+    second time before every client has for the first.
+    """
+
+    name: ClassVar[str] = "cyclic"
+
+    def bind(self, pool: SamplingPool) -> CohortSampler:
+        order = shuffle_clients(pool)
+
+        def sample_cohort(round: int, cohort_size: int) -> SampledCohort:
+            check_cohort_size(cohort_size, pool.clients)
+            begin = (round - 1) * cohort_size % pool.clients
+            return SampledCohort(tuple(sorted(order[(begin + np.arange(cohort_size)) % pool.clients].tolist())))
+
+        return sample_cohort

@@ -1,0 +1,1 @@
+"""Scenario: settings sections, parsing, overrides, warnings."""

@@ -1,0 +1,254 @@
+"""A scenario: everything that a run depends on beside the data files, as plain frozen data; and its TOML form.
+
+Sections of the file are the fields of `Scenario`, keys are fields of the class that a section names. A wrong key, type or value
+is a ScenarioError that starts with the file and the dotted key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedsgd.compression import CompressionScheme
+from fedsgd.config.component import FieldError, PositiveInt, Seed, describe_value
+from fedsgd.config.python_objects import (
+    check_marker,
+    describe_digest_mismatch,
+    describe_missing_objects,
+    find_markers,
+    find_missing_objects,
+    get_object_digest,
+    get_path_or_marker,
+)
+from fedsgd.data import ClientGenerator, Dataset, check_dataset
+from fedsgd.data.datasets.python_object import PythonObjectDataset
+from fedsgd.errors import ScenarioError, suggest_name
+from fedsgd.models import Loss, Metric, Mlp, Model
+from fedsgd.models.argument_checks import check_python_arguments
+from fedsgd.models.custom import PythonObjectModule
+from fedsgd.scenario.overrides import apply_settings, check_settings
+from fedsgd.scenario.parsing import SettingsSection, dump_table, errors_in_section, parse_table
+from fedsgd.scenario.sections import (
+    ClientConfig,
+    DataConfig,
+    DownlinkConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ParticipationConfig,
+    ServerConfig,
+    StateStoreConfig,
+    StoppingConfig,
+    TargetConfig,
+    UplinkConfig,
+)
+from fedsgd.system.user_files import expand_user_path, read_text
+
+
+@dataclass(frozen=True)
+class Scenario(SettingsSection):
+    """One experiment. name: what it is called; seed: of all randomness; rounds: how many at most."""
+
+    name: str
+    seed: Seed = 0
+    rounds: PositiveInt = 10
+    data: DataConfig = DataConfig()
+    model: Model = Mlp()
+    client: ClientConfig = ClientConfig()
+    engine: EngineConfig = EngineConfig()
+    server: ServerConfig = ServerConfig()
+    participation: ParticipationConfig = ParticipationConfig()
+    uplink: UplinkConfig = UplinkConfig()
+    downlink: DownlinkConfig = DownlinkConfig()
+    state: StateStoreConfig = StateStoreConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: TargetConfig = TargetConfig()
+    stop: StoppingConfig = StoppingConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name or any(c in self.name for c in "/\\\0"):
+            raise FieldError("scenario", "name", f"got {self.name!r}, expected a word that can name a folder")
+        self._check_consistency(self.uplink.build_scheme())
+        if self.data.n_clients is not None:
+            self.compute_cohort_size(self.data.n_clients)
+
+    def _check_consistency(self, scheme: CompressionScheme) -> None:
+        """FieldError for settings that contradict each other across tables."""
+        name, server, client = self.uplink.compressor.name, self.server, self.client
+        if scheme.needs_uniform_weights and server.weighting != "uniform":
+            problem = f'got "{server.weighting}", expected "uniform": {name} averages over all clients alike'
+            raise FieldError("scenario", "server.weighting", problem)
+        if scheme.needs_normalized_weights and (
+            server.sampler.yields_inclusion_probabilities or server.normalisation != "none"
+        ):
+            key, got = (
+                ("sampler", server.sampler.name)
+                if server.sampler.yields_inclusion_probabilities
+                else ("normalisation", server.normalisation)
+            )
+            problem = f'got "{got}", which weighs updates so that they do not add up to one mean, as {name} needs'
+            raise FieldError("scenario", f"server.{key}", problem)
+        plain = client.optimizer.name == "sgd" and client.optimizer.clip_norm is None and not client.optimizer.weight_decay
+        if scheme.corrects_gradients and not (plain and not client.proximal):
+            problem = (
+                f"{name} reads the mean gradient off the update, expected plain sgd: no momentum, clipping, decay or proximal"
+            )
+            raise FieldError("scenario", "client.optimizer", problem)
+        if scheme.server_mirrors_clients and self.state.precision != "float32":
+            problem = (
+                f'got "{self.state.precision}", expected "float32": the server keeps the sum of what clients of {name} keep'
+            )
+            raise FieldError("scenario", "state.precision", problem)
+
+    def compute_cohort_size(self, n_clients: int) -> int:
+        """m, the clients a round of `n_clients` in all: `cohort_size`, or max(1, round(fraction · N)) (McMahan et al. 2017; a
+        fraction
+        of 0 means one client)."""
+        if self.server.cohort is None:
+            return max(1, round((self.server.fraction or 0.0) * n_clients))
+        if self.server.cohort > n_clients:
+            key = "data.clients" if isinstance(self.data.source, ClientGenerator) else "data.partition"
+            raise FieldError(
+                "scenario", "server.cohort", f"got {self.server.cohort} clients a round, but {key} gives {n_clients}"
+            )
+        return self.server.cohort
+
+    def to_toml(self) -> str:
+        """The resolved scenario: every key that has a value, defaults included. Loading it gives an equal scenario."""
+        import tomli_w
+
+        return tomli_w.dumps(dump_table(self))
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Scenario:
+        """This scenario with dotted keys set, as `--set` does: `{"uplink.compressor.density": 0.1}`."""
+        check_settings(settings)
+        return parse_scenario(apply_settings(Scenario, dump_table(self), settings))
+
+
+def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenario:
+    """The scenario in a TOML file, with dotted keys overridden by `settings`.
+
+    ScenarioError (`path: key: got ..., expected ...`) if the file is missing or anything in it is wrong.
+    """
+    path = expand_user_path(path, "scenario")
+    check_settings(settings)
+    try:
+        raw = tomllib.loads(read_text(path))
+    except OSError as error:
+        near = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
+        hint = suggest_name(path.name, near) if near else ""
+        raise ScenarioError(f"{path}: cannot be read ({error.strerror}){hint}") from None
+    except (ValueError, RecursionError) as error:  # of decoding, of TOML, and of numbers with too many digits
+        raise ScenarioError(f"{path}: not valid TOML: {error}") from None
+    with errors_in_file(path):
+        return parse_scenario(apply_settings(Scenario, raw, settings or {}))
+
+
+@contextmanager
+def errors_in_file(path: Path) -> Iterator[None]:
+    """Puts the file in front of what is wrong in it, also where that turns out later, when something is built."""
+    try:
+        yield
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}: {error}") from error.__cause__
+
+
+def open_scenario(scenario: Scenario | str | Path) -> tuple[AbstractContextManager[None], Scenario]:
+    """Return (a context that puts the file in front of errors, the scenario), for a scenario or the file that holds one.
+
+    Raises:
+        ScenarioError: it is neither, or the file is wrong.
+    """
+    if isinstance(scenario, Scenario):
+        return nullcontext(), scenario
+    if isinstance(scenario, str | Path):
+        return errors_in_file(expand_user_path(scenario)), load(scenario)
+    raise ScenarioError(
+        f"scenario: got {describe_value(scenario)}, expected a fedsgd.Scenario, or the path of a TOML file"
+        "; fedsgd.scenario.scenario.from_dict(tables) makes one of tables"
+    )
+
+
+def parse_scenario(toml_table: Mapping[str, Any]) -> Scenario:
+    """A scenario from nested tables, as TOML gives them."""
+    return parse_table(Scenario, toml_table)
+
+
+@dataclass(frozen=True, eq=False)
+class PythonObjects:
+    """Objects that take the place of what a scenario names: arguments of `fedsgd.run`; module: a torch.nn.Module."""
+
+    dataset: Dataset | None = None
+    module: Any = None
+    loss: Loss | None = None
+    metrics: Mapping[str, Metric] | None = None
+
+    def check(self, scenario: Scenario, require_importable: bool = False) -> None:
+        """Raise a ScenarioError if the scenario needs Python objects that are not among these, or was run with others.
+
+        elsewhere: another process is to read the scenario, so that its components must be importable too.
+        """
+        given = [name for name in ("dataset", "module", "loss") if getattr(self, name) is not None]
+        missing = find_missing_objects(
+            find_markers(dump_table(scenario, use_import_paths=require_importable)), given, self.metrics or ()
+        )
+        if missing:
+            raise ScenarioError(f"{next(iter(missing))}: {describe_missing_objects(missing)}")
+        check_python_arguments(self.module, self.loss, self.metrics)
+        if self.dataset is not None:
+            check_dataset(self.dataset)
+        self._check_fingerprints(scenario)
+
+    def _check_fingerprints(self, scenario: Scenario) -> None:
+        """Raise a ScenarioError if an object is another than the one whose marker the scenario holds."""
+        source, model = scenario.data.source, scenario.model
+        if isinstance(source, PythonObjectDataset) and self.dataset is not None:
+            _check_dataset_digest(source, self.dataset)
+        with errors_in_section("model"):
+            if isinstance(model, PythonObjectModule) and self.module is not None:
+                model.check_fingerprint(self.module)
+            if self.loss is not None:
+                _check_function_digest("loss", model.loss, self.loss, "loss")
+            for name, metric in (self.metrics or {}).items():
+                _check_function_digest(f"metrics.{name}", model.metrics.get(name), metric, f'metric "{name}"')
+
+    def insert_references(self, scenario: Scenario) -> Scenario:
+        """Return the scenario that says what runs: each object by its import path, or by a marker.
+
+        A marker that `check_fingerprint` has compared stays as it is.
+        """
+        data, model = scenario.data, scenario.model
+        if self.dataset is not None and not (
+            isinstance(data.source, PythonObjectDataset) and get_object_digest(data.source.sha256)
+        ):
+            data = replace(data, source=PythonObjectDataset.from_dataset(self.dataset))
+        if self.module is not None and not (isinstance(model, PythonObjectModule) and model.sha256 and model.initial_sha256):
+            model = PythonObjectModule.from_module(self.module, model)
+        if self.loss is not None:
+            model = replace(model, loss=get_path_or_marker(self.loss))
+        if self.metrics:
+            model = replace(
+                model, metrics={**model.metrics, **{name: get_path_or_marker(one) for name, one in self.metrics.items()}}
+            )
+        return replace(scenario, data=data, model=model)
+
+
+def _check_dataset_digest(marker: PythonObjectDataset, dataset: Dataset) -> None:
+    """Raise a ScenarioError if a dataset is not the one that a marker with a fingerprint stands for."""
+    expected = get_object_digest(marker.sha256)
+    value = marker.from_dataset(dataset).sha256 if expected else ""
+    if value != expected:
+        way = "to use another one, remove data.sha256 from the scenario"
+        raise ScenarioError(f"data.sha256: {describe_digest_mismatch('dataset', value, expected, way)}")
+
+
+def _check_function_digest(key: str, path: str | None, value: object, label: str) -> None:
+    """Raise a FieldError if a loss or a metric is not the one whose marker the scenario holds; key: of [model]."""
+    try:
+        check_marker(path or "", value, label)
+    except ValueError as error:
+        raise FieldError("model", key, str(error)) from None

@@ -1,0 +1,1 @@
+"""Files of a run: Parquet, CSV, run directory."""

@@ -1,0 +1,193 @@
+"""Parquet files that are written while a run goes, and can be read if it is killed. The only door to pyarrow.
+
+While the run goes, `ledger.parquet` is a folder of closed segments, which pandas and pyarrow open like a
+file. At its end the segments are merged into one file of the same name.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from fedsgd.errors import OutputError, ReportError, make_write_error, suggest_name
+from fedsgd.numerics.arrays import I32, BoolArray
+
+SEGMENT_ROWS = 100_000
+SEGMENT_SECONDS = 2.0
+
+_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+class TableWriter:
+    """Rows to Parquet. columns: name → int, float or str; every column may hold None.
+
+    path None: the rows are only kept until `to_table` is asked for. Every method raises OutputError where the file system
+    takes no
+    more; rows that could not be written are kept, and written by the next call that succeeds.
+    """
+
+    def __init__(self, path: Path | None, columns: Mapping[str, type]) -> None:
+        self.path = path
+        self.schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
+        self._rows: list[Mapping[str, Any]] = []
+        self._closed_segments: list[pa.Table] = []
+        self._n_segments = 0
+        self._last_flush = 0.0
+        self._n_written = 0
+        if path is not None:
+            try:
+                path.mkdir(parents=True)
+            except OSError as error:
+                raise make_write_error(path, error) from None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; it is safe on disk after the next `flush`."""
+        self._rows.append(row)
+
+    def flush(self, force: bool = False) -> bool:
+        """Close a segment if there are rows and the last one was closed some seconds ago (or if forced); say if that was so.
+
+        Raises:
+            OutputError: the segment cannot be written. The message says how many rows are safe; the rest stay in memory.
+        """
+        due = force or len(self._rows) >= SEGMENT_ROWS or time.monotonic() - self._last_flush >= SEGMENT_SECONDS
+        if not self._rows or not due:
+            return False
+        segment = pa.Table.from_pylist(self._rows, schema=self.schema)
+        if self.path is None:
+            self._closed_segments.append(segment)
+        else:
+            self._write_segment(segment, self.path)
+        self._n_written += len(self._rows)
+        self._rows = []
+        self._n_segments += 1
+        self._last_flush = time.monotonic()
+        return True
+
+    def _write_segment(self, segment: pa.Table, folder: Path) -> None:
+        """Write a segment under a hidden name, and rename it once it is whole."""
+        name = f"segment-{self._n_segments:06d}.parquet"
+        try:
+            pq.write_table(segment, folder / f".{name}", compression="zstd")
+            (folder / f".{name}").rename(folder / name)
+        except OSError as error:
+            with suppress(OSError):
+                (folder / f".{name}").unlink(missing_ok=True)
+            total = self._n_written + segment.num_rows
+            raise OutputError(f"{make_write_error(folder, error)}: it has {self._n_written:,} of {total:,} rows") from None
+
+    def close(self) -> None:
+        """Merge the segments into one file, segment by segment, so that memory stays that of one.
+
+        A kill between the two renames leaves the whole table as `.NAME.merged`, and its segments in `.NAME.segments`.
+
+        Raises:
+            OutputError: there is no room for the merged file. The segments stay, and are read like one file.
+        """
+        self.flush(force=True)
+        if self.path is None or not self.path.is_dir():
+            return
+        merged = self.path.with_name(f".{self.path.name}.merged")
+        segments = self.path.with_name(f".{self.path.name}.segments")
+        try:
+            with pq.ParquetWriter(merged, self.schema, compression="zstd") as writer:
+                for segment in sorted(self.path.glob("segment-*.parquet")):
+                    writer.write_table(pq.read_table(segment, schema=self.schema))
+            self.path.rename(segments)
+            merged.rename(self.path)
+        except OSError as error:
+            with suppress(OSError):
+                merged.unlink(missing_ok=True)
+            with suppress(OSError):
+                segments.rename(self.path)
+            problem = f"{make_write_error(self.path, error)} as one file"
+            problem = f"{problem}: it stays a folder of segments with all {self._n_written:,} rows"
+            raise OutputError(problem) from None
+        shutil.rmtree(segments, ignore_errors=True)
+
+    def to_table(self) -> pa.Table:
+        """All rows so far."""
+        self.flush(force=True)
+        if self.path is None:
+            return pa.concat_tables([self.schema.empty_table(), *self._closed_segments])
+        return pq.read_table(self.path, schema=self.schema)
+
+
+@dataclass(frozen=True, eq=False)
+class Categorical:
+    """A column of strings, few of them distinct: codes [rows] into names."""
+
+    codes: I32
+    names: tuple[str, ...]
+
+    def isin(self, *words: str) -> BoolArray:
+        """Which rows say one of these."""
+        return np.isin(self.codes, [code for code, name in enumerate(self.names) if name in words])
+
+
+def read_batches(path: Path, names: Sequence[str], rows: int = SEGMENT_ROWS) -> Iterator[dict[str, Any]]:
+    """Columns of a table, some `rows` at a time, so that memory does not grow with the file: integers as int64, floats as
+    float64 with NaN for null, strings as `Categorical`. path: a file, or a folder of segments. ReportError if it cannot be
+    read or
+    lacks a column."""
+    try:
+        for part in sorted(path.glob("segment-*.parquet")) if path.is_dir() else [path]:
+            with pq.ParquetFile(part, pre_buffer=False) as file:  # else it holds the whole file
+                known = file.schema_arrow.names
+                missing = next((name for name in names if name not in known), None)
+                if missing is not None:
+                    hint = suggest_name(missing, known)
+                    raise ReportError(f'{part}: has no column "{missing}"{hint}; was it written by an older version?')
+                for batch in file.iter_batches(rows, columns=list(names)):
+                    yield {name: _to_numpy(batch.column(name)) for name in names}
+    except (OSError, pa.ArrowException) as error:
+        raise ReportError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Columns of numbers, all rows at once."""
+    batches = list(read_batches(path, names))
+    if not batches:
+        raise ReportError(f"{path}: has no rows")
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+
+def count_rows(path: Path) -> int:
+    """Return the number of rows of a table: a file, or a folder of segments.
+
+    Raises:
+        ReportError: the table cannot be read.
+    """
+    parts = path.glob("segment-*.parquet") if path.is_dir() else [path]
+    try:
+        return sum(pq.read_metadata(part).num_rows for part in parts)
+    except (OSError, pa.ArrowException) as error:
+        raise ReportError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+def read_column_names(path: Path) -> list[str]:
+    """Return the names of a table's columns. path: a file, or a folder of segments."""
+    try:
+        first = min(path.glob("segment-*.parquet"), default=path) if path.is_dir() else path
+        return list(pq.read_schema(first).names)
+    except (OSError, pa.ArrowException) as error:
+        raise ReportError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+def _to_numpy(values: pa.Array) -> NDArray[Any] | Categorical:
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):  # pandas writes the latter
+        coded = pc.dictionary_encode(values)
+        return Categorical(coded.indices.to_numpy(zero_copy_only=False), tuple(coded.dictionary.to_pylist()))
+    made: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return made

@@ -1,0 +1,47 @@
+"""Rights of other users in the folders above a file that this user runs or unpickles."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+def has_protected_entries(folder: Path) -> bool:
+    """Return True if no other user can replace an entry of a folder, or of a folder above it. True on a system without users.
+
+    Entries of a sticky folder can be replaced by root and by their owner only.
+
+    Args:
+        folder: existing folder; symbolic links are resolved.
+
+    Raises:
+        OSError: the folder, or one above it, cannot be read.
+        RuntimeError: the symbolic links are a loop.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
+    folder = folder.resolve(strict=True)
+    return all(_is_safe(above.stat()) for above in (folder, *folder.parents))
+
+
+def is_private(folder: Path) -> bool:
+    """Return True if a folder is this user's alone and no other user can replace it, so that its files may be unpickled.
+
+    Args:
+        folder: existing folder; symbolic links are resolved.
+
+    Raises:
+        OSError: the folder, or one above it, cannot be read.
+        RuntimeError: the symbolic links are a loop.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
+    folder = folder.resolve(strict=True)
+    status = folder.stat()
+    own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    return own and has_protected_entries(folder.parent)
+
+
+def _is_safe(status: os.stat_result) -> bool:
+    return status.st_uid in (0, os.geteuid()) and not (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX)

@@ -1,0 +1,224 @@
+"""Scopes for settings that Python, numpy and torch keep globally: results must not depend on what other code has set.
+
+Each scope sets values for its body and restores the previous ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial, update_wrapper
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import random as numpy_random
+from numpy.random import mtrand
+
+from fedsgd.errors import ScenarioError
+from fedsgd.system.global_generators import NUMPY_GENERATOR, PYTHON_GENERATOR
+
+# ---------------------------------------------------------------------------------------------------------- global generators
+
+
+def deep_copy(value: Any, shared_objects: Iterable[object] = ()) -> Any:
+    """Copy a value as `copy.deepcopy` does, but for `shared_objects` and for the global generators, whose methods it may
+    hold."""
+    return copy.deepcopy(value, {id(thing): thing for thing in (PYTHON_GENERATOR, NUMPY_GENERATOR, *shared_objects)})
+
+
+class _ThreadDispatchedFunction:
+    """A function of `random` or `numpy.random` that draws from another generator in other threads.
+
+    It pickles as the function that it stands for.
+    """
+
+    def __init__(self, module: ModuleType, owner_function: Callable[..., Any], background_function: Callable[..., Any]) -> None:
+        update_wrapper(self, owner_function)
+        self.__self__ = getattr(owner_function, "__self__", None)
+        self._module, self._owner_function, self._background_function = module.__name__, owner_function, background_function
+        self._owner_thread: int | None = threading.get_ident()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        mine = self._owner_thread is None or threading.get_ident() == self._owner_thread
+        return (self._owner_function if mine else self._background_function)(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return _load_function, (self._module, self._owner_function.__name__)
+
+    def release(self) -> None:
+        """Draw from the global generator in every thread, for those that imported this function meanwhile."""
+        self._owner_thread = None
+
+
+def _load_function(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+class _GeneratorDispatch:
+    """Dispatch of the functions of `random` and `numpy.random` by thread.
+
+    While it is active, calls from other threads draw from generators that start in the global generators' state, so that a
+    thread in the background (Flower's heartbeat draws from `random`) neither changes nor sees what a client's training
+    draws.
+    Not reached: functions that another thread imported by name before (`from random import random`), and torch's generator.
+    """
+
+    def __init__(self) -> None:
+        python, numpy = random.Random(), numpy_random.RandomState()
+        python.setstate(PYTHON_GENERATOR.getstate())
+        if type(mtrand.get_bit_generator()) is numpy_random.MT19937:
+            numpy.set_state(NUMPY_GENERATOR.get_state(legacy=False))
+        of_numpy: Mapping[str, Callable[..., Any]] = {
+            "seed": numpy.seed,
+            "sample": numpy.random_sample,
+            "ranf": numpy.random_sample,
+        }
+        self._original_functions: list[tuple[ModuleType, str, Any]] = []
+        self._replace(random, PYTHON_GENERATOR, python, {})
+        for module in (numpy_random, mtrand):
+            self._replace(module, NUMPY_GENERATOR, numpy, of_numpy)
+
+    def _replace(
+        self,
+        module: ModuleType,
+        global_generator: object,
+        background_generator: object,
+        background_functions: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        methods = {
+            name: f
+            for name, f in vars(module).items()
+            if getattr(f, "__self__", None) is global_generator or name in background_functions
+        }
+        for name, method in methods.items():
+            self._original_functions.append((module, name, method))
+            setattr(
+                module,
+                name,
+                _ThreadDispatchedFunction(
+                    module, method, background_functions.get(name) or getattr(background_generator, method.__name__)
+                ),
+            )
+
+    def close(self) -> None:
+        """Put the functions back."""
+        for module, name, method in self._original_functions:
+            vars(module)[name].release()
+            setattr(module, name, method)
+
+
+# ------------------------------------------------------------------------------------------------------------- whole process
+
+
+class _IsolationState(threading.local):
+    """Scopes that `isolate_global_state` has entered in this thread; None outside of it."""
+
+    scopes: ExitStack | None = None
+
+
+_LOCK = threading.Lock()
+_ISOLATION = _IsolationState()
+
+
+@contextmanager
+def isolate_global_state() -> Iterator[None]:
+    """Run the body with the settings that a fresh process has: `_enter_defaults` has the list.
+
+    Only one thread of a process is inside at a time; others wait, because torch's number of threads, default dtype and
+    generator belong to the whole process. Entering again in the same thread changes nothing.
+
+    Raises:
+        ScenarioError: the caller is inside `with torch.device(...)`, which cannot be undone here.
+    """
+    if _ISOLATION.scopes is not None:
+        yield
+        return
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+@contextmanager
+def use_caller_state() -> Iterator[None]:
+    """Run the body, code of the caller such as a callback, with the caller's settings, and let other threads run meanwhile."""
+    if _ISOLATION.scopes is None:
+        yield
+        return
+    _leave()
+    try:
+        yield
+    finally:
+        _enter()
+
+
+def _enter() -> None:
+    _LOCK.acquire()
+    scopes = ExitStack()
+    scopes.callback(_LOCK.release)
+    try:
+        _enter_defaults(scopes)
+        scopes.callback(_GeneratorDispatch().close)
+    except BaseException:
+        scopes.close()
+        raise
+    _ISOLATION.scopes = scopes
+
+
+def _leave() -> None:
+    scopes, _ISOLATION.scopes = _ISOLATION.scopes, None
+    if scopes is not None:
+        scopes.close()
+
+
+def _enter_defaults(scopes: ExitStack) -> None:
+    """Set torch's and numpy's settings to those of a fresh process until `scopes` closes.
+
+    float32 on the CPU, gradients, no autocast, no inference mode, no deterministic mode, no anomaly mode, full precision of
+    matrix products, MKL-DNN and the fast path of attention; numpy's treatment of floating-point errors.
+    """
+    scopes.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+    scopes.enter_context(torch.inference_mode(False))
+    scopes.enter_context(torch.enable_grad())
+    scopes.enter_context(torch.autocast("cpu", enabled=False))
+    for get, set_to, value in _GLOBAL_SETTINGS:
+        before = get()
+        if before != value:
+            scopes.callback(set_to, before)
+            set_to(value)
+    if torch.get_default_device() != torch.device("cpu"):
+        raise ScenarioError(
+            f"torch.device: a run is inside `with torch.device(...)` of {torch.get_default_device()}; end it before"
+        )
+
+
+def _set_device(device: torch.device) -> None:
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+def _make_attribute_setting(owner: Any, name: str, value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any], Any]:
+    return partial(getattr, owner, name), partial(setattr, owner, name), value
+
+
+_PRECISION_OWNERS = (torch.backends, *(getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn")))
+_GLOBAL_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any], Any], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    (torch.get_default_device, _set_device, torch.device("cpu")),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 0),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, False),
+    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, True),
+    _make_attribute_setting(torch.backends.mkldnn, "enabled", True),
+    *(
+        _make_attribute_setting(owner, "fp32_precision", "none")
+        for owner in _PRECISION_OWNERS
+        if hasattr(owner, "fp32_precision")
+    ),
+)
+"""(get, set, value in a fresh process) of torch's settings for the whole process."""

@@ -1,0 +1,133 @@
+"""TensorBoard: event files beside the run folder, by tensorboard's own writer, which needs neither TensorFlow nor torch."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto import types_pb2
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as of_settings
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.text import metadata as of_text
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from fedsgd.federation.round_record import RoundRecord
+from fedsgd.system.user_files import expand_user_path
+from fedsgd.trackers.base import RunFinished, RunStarted, convert_to_milliseconds, round_metrics, x_axes
+
+FLUSH_SECONDS = 2
+QUEUE_SIZE = 1000
+FILE_SUFFIX = ".fedsgd"
+"""How the names of our event files end: an earlier run's are removed, and no others."""
+TAGS = {
+    "uplink_bytes": "bytes/uplink",
+    "uplink_received_bytes": "bytes/uplink received",
+    "downlink_bytes": "bytes/downlink",
+    "downlink_broadcast_bytes": "bytes/downlink broadcast",
+    "uplink_ratio": "ratio/uplink",
+    "downlink_ratio": "ratio/downlink",
+    "bidirectional_ratio": "ratio/both directions",
+    "residual_norm": "clients/residual norm",
+    "rounds_missed": "clients/rounds missed",
+    "clients": "clients/cohort",
+    "accepted": "clients/accepted",
+    "failures": "clients/failures",
+    "lr": "clients/step size",
+    "seconds": "seconds/round",
+}
+"""TensorBoard has a card a tag, and a group for what is before the slash."""
+
+
+class TensorBoard:
+    """Event files in FOLDER/NAME, by default in the folder `tensorboard` beside the run folder, under the same name.
+
+    TensorBoard's horizontal axis is the step, so each metric is written once an axis: "accuracy/by round", "accuracy/by uplink
+    bytes", "accuracy/by all bytes" and, for each network, "accuracy/by milliseconds on ...". Steps are exact; values are
+    float32, as in every event file.
+    """
+
+    _writer: EventFileWriter
+    _history: list[tuple[float, Mapping[str, float]]]
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self._folder = None if folder is None else expand_user_path(folder)
+
+    def begin(self, run: RunStarted) -> None:
+        """The scenario, as text and as hyper-parameters."""
+        place = _prepare_folder(run, self._folder or run.shared_folder / "tensorboard")
+        self._history = []
+        self._writer = EventFileWriter(str(place), QUEUE_SIZE, FLUSH_SECONDS, FILE_SUFFIX)
+        now = time.time()
+        self._add_summary(now, 0, hparams_pb(run.settings, start_time_secs=now))
+        self._add_summary(now, 0, Summary(value=[_build_text_value("scenario", f"```toml\n{run.scenario.to_toml()}```\n")]))
+
+    def round(self, record: RoundRecord) -> None:
+        """A round's figures over rounds, and its metrics over every axis."""
+        now, metrics = time.time(), dict(record.metrics or {})
+        self._history.append((now, metrics))
+        self._add_scalars(now, record.round, {TAGS[name]: value for name, value in round_metrics(record).items()})
+        for axis, step in x_axes(record).items():
+            self._add_scalars(now, step, {f"{name}/by {axis}": value for name, value in metrics.items()})
+
+    def end(self, outcome: RunFinished) -> None:
+        """The metrics over time on networks, at the time of day when they were measured; and how the run ended."""
+        try:
+            for network, steps in convert_to_milliseconds(outcome, len(self._history)):
+                for (then, metrics), step in zip(self._history, steps, strict=True):
+                    self._add_scalars(then, step, {f"{name}/by milliseconds on {network}": v for name, v in metrics.items()})
+            if outcome.error is not None:
+                error = f"{type(outcome.error).__name__}: {outcome.error}"
+                self._add_summary(time.time(), 0, Summary(value=[_build_text_value("error", error)]))
+            self._add_summary(time.time(), 0, Summary(value=[_hparams_session_end(outcome.error is None)]))
+        finally:
+            self._writer.close()
+
+    def _add_scalars(self, timestamp: float, step: int, values: Mapping[str, float]) -> None:
+        if values:
+            self._add_summary(
+                timestamp, step, Summary(value=[Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()])
+            )
+
+    def _add_summary(self, timestamp: float, step: int, summary: Summary) -> None:
+        self._writer.add_event(Event(wall_time=timestamp, step=step, summary=summary))
+
+
+def _prepare_folder(run: RunStarted, parent: Path) -> Path:
+    """The folder for this run, without what an earlier run of the same name wrote there; NAME-N where there is no run folder,
+    which would have been numbered."""
+    if run.folder is None:
+        for n in itertools.count(1):
+            place = parent / f"{run.name}-{n}"
+            try:
+                place.mkdir(parents=True)
+                return place
+            except FileExistsError:
+                continue
+    place = parent / run.name
+    for earlier in place.glob(f"events.out.tfevents.*{FILE_SUFFIX}"):
+        earlier.unlink()
+    return place
+
+
+def _build_text_value(tag: str, text: str) -> Summary.Value:
+    tensor = TensorProto(
+        dtype=types_pb2.DT_STRING,
+        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
+        string_val=[text.encode()],
+    )
+    return Summary.Value(tag=tag, metadata=of_text.create_summary_metadata(tag, ""), tensor=tensor)
+
+
+def _hparams_session_end(succeeded: bool) -> Summary.Value:
+    """What the hyper-parameters' page shows of how the run ended."""
+    status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
+    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    data = of_settings.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
+    return Summary.Value(tag=of_settings.SESSION_END_INFO_TAG, metadata=data, tensor=of_settings.NULL_TENSOR)

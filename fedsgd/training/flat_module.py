@@ -1,0 +1,201 @@
+"""A task's module on flat parameters: what every engine asks of plain autograd, and evaluation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsgd.data import Examples
+from fedsgd.models.buffers import named_parameters
+from fedsgd.models.task import LearningTask
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.system.global_generators import isolate_generators, reseed_generators
+from fedsgd.system.profiling import timed
+from fedsgd.system.torch_threads import use_single_thread
+from fedsgd.training.base import NotCapturableError, explain_restart
+from fedsgd.training.evaluation_result import EVALUATION_SLICE_SIZE, EvaluationResult
+from fedsgd.training.module_state import ModuleState
+from fedsgd.training.slice_evaluation import EvaluationAccumulator, check_loss
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """As on the wire; or, channels_last, with the channels of each tensor of four axes (the weight of a convolution) last.
+
+    That is what convolutions and pools are quickest with on a CPU. An elementwise rule is the same in both.
+    """
+
+    layout: ParameterLayout
+    channels_last: bool = False
+
+    def view_tensors(self, flat: Tensor) -> list[Tensor]:
+        """Each tensor of a vector [P], in the shape that the module knows."""
+        return [self._view(flat[where], shape) for _, where, shape in self.layout.list_slices()]
+
+    def _view(self, segment: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if not self._is_permuted(shape):
+            return segment.view(shape)
+        out, channels, height, width = shape
+        return segment.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+    def _is_permuted(self, shape: tuple[int, ...]) -> bool:
+        return self.channels_last and len(shape) == 4
+
+    def load(self, flat: Tensor, values: F32) -> None:
+        """Overwrite flat [P] with values [P] that stand as on the wire."""
+        ours: F32 = flat.numpy()
+        np.copyto(ours, values)
+        for _, where, shape in self.layout.list_slices():
+            if self._is_permuted(shape):
+                out, channels, height, width = shape
+                ours[where].reshape(out, height, width, channels)[...] = values[where].reshape(shape).transpose(0, 2, 3, 1)
+
+    def to_wire_order(self, flat: Tensor) -> F32:
+        """A copy of flat [P] that stands as on the wire."""
+        ours: F32 = flat.numpy()
+        values = ours.copy()
+        for _, where, shape in self.layout.list_slices():
+            if self._is_permuted(shape):
+                out, channels, height, width = shape
+                values[where].reshape(shape)[...] = ours[where].reshape(out, height, width, channels).transpose(0, 3, 1, 2)
+        return values
+
+
+class FlatModule:
+    """The module of a task, whose parameters can be pointed at any flat vector [P]."""
+
+    def __init__(self, task: LearningTask) -> None:
+        self.task = task
+        by_name = named_parameters(task.parts)
+        self.parameters = [by_name[name] for name in task.layout.names]
+        self.state = ModuleState(task)
+        self._views: list[Tensor] = [parameter.detach() for parameter in self.parameters]
+
+    def bind_parameters(self, views: Sequence[Tensor]) -> None:
+        """Make these tensors, in the layout's order, the module's parameters."""
+        self._views = list(views)
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.data = view
+
+    def compute_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of one batch, as a graph of autograd's."""
+        with torch.enable_grad():
+            return check_loss(self.task.loss(self.task.module(x), y))
+
+    def compute_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the loss of one batch for each parameter, None for one that the loss does not reach."""
+        gradients = torch.autograd.grad(self.compute_loss(x, y), self.parameters, allow_unused=True)
+        for parameter, view in zip(self.parameters, self._views, strict=True):
+            if parameter.data_ptr() != view.data_ptr():  # the module assigned to its .data: that is its value from now on
+                view.copy_(parameter.detach())
+                parameter.data = view
+        return gradients
+
+    def compute_flat_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[slice]]:
+        """Return the gradient of one batch's loss [P], and the stretches of it that the batch does not use, where it is 0."""
+        gradients = self.compute_gradients(x, y)
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
+        return torch.cat([part.reshape(-1) for part in parts]), find_unused_slices(self.task.layout, gradients)
+
+    def evaluate(
+        self, weights: F32, examples: Examples, tensor_format: TensorFormat, buffers: F32 | None = None
+    ) -> EvaluationResult:
+        """The loss and the metrics of the model with these weights [P] and running statistics [S], in slices of 100
+        examples."""
+        flat = torch.empty(len(weights))
+        tensor_format.load(flat, weights)
+        self.bind_parameters(tensor_format.view_tensors(flat))
+        self.task.module.eval()
+        results = EvaluationAccumulator(self.task, len(examples))
+        with use_single_thread(), torch.no_grad(), isolate_generators(0):
+            for start in range(0, len(examples), EVALUATION_SLICE_SIZE):
+                reseed_generators(0)
+                with self.isolated_buffers(buffers, include_large=start == 0):
+                    x, target = batch_tensors(examples.slice(start, start + EVALUATION_SLICE_SIZE))
+                    results.add(self.task.module(x), target)
+            reseed_generators(0)
+            with self.isolated_buffers(buffers, include_large=False):
+                return results.compute_result()
+
+    @contextmanager
+    def isolated_buffers(self, buffers: F32 | None = None, include_large: bool = True) -> Iterator[None]:
+        """Run the body with buffers and attributes as they were made, and put both back afterwards.
+
+        Args:
+            statistics: [S] float32, values of the buffers that clients carry; None: as they were made.
+            large: see `ModuleState.restore`.
+        """
+        self.state.restore(include_large)
+        try:
+            if buffers is not None:
+                self.state.load_buffers(buffers)
+            yield
+        finally:
+            self.state.restore(include_large=False)
+
+
+def copy_for_capture(task: LearningTask) -> FlatModule:
+    """Return the network of a copy of the task, since trying to capture it runs the module.
+
+    Raises:
+        CaptureError: training changes buffers or Python state, and a step that is tried compares gradients only.
+    """
+    if task.buffers is not None:
+        raise NotCapturableError(f"training changes the buffer {task.buffers.names[0]}")
+    if task.reset_attribute is not None:
+        raise NotCapturableError(explain_restart(task.reset_attribute))
+    return FlatModule(task.copy())
+
+
+def read_state_dicts(
+    flat_module: FlatModule, weights: F32, buffers: F32 | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Return the state dicts of module and loss with weights [P] and buffers [S]; None for a loss that nothing changes."""
+    task, flat = flat_module.task, torch.from_numpy(np.array(weights))
+    flat_module.bind_parameters(TensorFormat(task.layout).view_tensors(flat))
+    carried = () if task.buffers is None else task.buffers.names
+    changes = any(name.startswith("loss.") for name in (*task.layout.names, *carried))
+    with flat_module.isolated_buffers(buffers):
+        module, *loss = (_copy_tensors(part.state_dict()) for _, part in task.parts)
+    return module, loss[0] if loss and changes else None
+
+
+def _copy_tensors(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state_dict.items() if isinstance(value, Tensor)}
+
+
+def check_attributes(flat_module: FlatModule) -> None:
+    """Raise CaptureError if running the module changed one of its Python attributes, which a recording would not."""
+    flat_module.state.restore()
+    changed = flat_module.state.attributes.first_change
+    if changed is not None:
+        raise NotCapturableError(explain_restart(changed))
+
+
+def find_unused_slices(layout: ParameterLayout, gradients: Sequence[Tensor | None]) -> list[slice]:
+    """Return the stretches of a vector [P] whose parameters have no gradient."""
+    return [where for (_, where, _), gradient in zip(layout.list_slices(), gradients, strict=True) if gradient is None]
+
+
+@timed("gather")
+def batch_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
+    """x and y of these examples as copies, so that a module that works in place changes them only for itself."""
+    if examples.rows is None:
+        return as_tensor(examples.x).clone(), as_tensor(examples.y).clone()
+    rows = torch.from_numpy(examples.rows)
+    return as_tensor(examples.x).index_select(0, rows), as_tensor(examples.y).index_select(0, rows)
+
+
+def as_tensor(array: NDArray[np.generic]) -> Tensor:
+    """A tensor in the array's memory. Nobody here writes to it, so that an array that may not be written to will do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -1,0 +1,1 @@
+"""Recorded training steps: recording, passes, compiled programs."""

@@ -1,0 +1,95 @@
+"""State of a task's module and loss beside the parameters that train: buffers, frozen parameters, Python attributes.
+
+Clients of a federation share none of it. Each begins its round with all of it as it was made, except for the tensors that its
+policy carries from round to round (`LearningTask.module_buffers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsgd.errors import ModelError
+from fedsgd.models.buffers import convert_to_float32, find_unused_counters, named_fixed_tensors
+from fedsgd.models.equality import is_same
+from fedsgd.models.python_state import PythonState
+from fedsgd.models.task import LearningTask
+from fedsgd.numerics.arrays import F32
+
+
+class ModuleState:
+    """Fixed tensors and attributes of a task's module and loss as they were made; S is the size of
+    `LearningTask.module_buffers`."""
+
+    def __init__(self, task: LearningTask) -> None:
+        self._parts = task.parts
+        self._layout = task.buffers
+        fixed = named_fixed_tensors(self._parts)
+        self._initial_tensors = {name: tensor.detach().clone() for name, tensor in fixed.items()}
+        self._frozen_names = {name for name, tensor in fixed.items() if isinstance(tensor, torch.nn.Parameter)}
+        carried = () if task.buffers is None else task.buffers.names
+        counters = [name for prefix, part in self._parts for name in find_unused_counters(part, prefix)]
+        self._unchanging_names = self._initial_tensors.keys() - {*carried, *counters}
+        modules = [module for _, part in self._parts for module in part.modules()]
+        self._buffers = [module._buffers for module in modules]
+        self._n_buffers = self._count_buffers()
+        self.attributes = PythonState(modules, (task.loss, *task.metrics.values()))
+
+    def _count_buffers(self) -> int:
+        return sum(buffer is not None for buffers in self._buffers for buffer in buffers.values())
+
+    def restore(self, include_large: bool = True) -> None:
+        """Make everything what it was.
+
+        Args:
+            large: whether frozen parameters and large arrays in attributes are put back too.
+
+        Raises:
+            ModelError: a buffer appeared or changed its shape.
+        """
+        nothing = not self._initial_tensors and self._count_buffers() == self._n_buffers  # names are slow to look up
+        for name, tensor in () if nothing else named_fixed_tensors(self._parts).items():
+            before = self._initial_tensors.get(name)
+            if before is None or before.shape != tensor.shape:
+                raise ModelError(f"buffer {name} appeared or changed its shape while the module ran; register it beforehand")
+            if include_large or name not in self._frozen_names:
+                with torch.no_grad():
+                    tensor.copy_(before)
+        self.attributes.restore(include_large)
+
+    def load_buffers(self, values: F32) -> None:
+        """Overwrite the tensors that clients carry with values [S]."""
+        if self._layout is None or values.shape != (self._layout.size,):
+            expected = "none" if self._layout is None else f"[{self._layout.size}]"
+            raise ValueError(f"buffers of shape {list(values.shape)}, this model has {expected}")
+        tensors = named_fixed_tensors(self._parts)
+        for name, where, shape in self._layout.list_slices():
+            value = torch.from_numpy(np.array(values[where])).view(shape)
+            if not tensors[name].is_floating_point():
+                value = value.round()
+            with torch.no_grad():
+                tensors[name].copy_(value)
+
+    def read_buffers(self) -> F32 | None:
+        """Return the tensors that clients carry [S], None if there are none."""
+        if self._layout is None:
+            return None
+        tensors = named_fixed_tensors(self._parts)
+        return np.concatenate([convert_to_float32(name, tensors[name]) for name in self._layout.names])
+
+    def check_unchanged(self) -> None:
+        """Raise ModelError if training changed a tensor that no policy carries: putting it back would lose the change."""
+        if self._unchanging_names:
+            self.check_copies_unchanged(named_fixed_tensors(self._parts))
+
+    def check_copies_unchanged(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise ModelError as `check_unchanged` does, for an engine that works on tensors of its own, by name."""
+        for name in self._unchanging_names & tensors.keys():
+            if not is_same(tensors[name].detach(), self._initial_tensors[name]):
+                raise ModelError(
+                    f"{name} changed while a client trained, though not in the trial steps before round 1, so that no policy "
+                    "carries it; let it change from the first step on, or not at all"
+                )

@@ -1,0 +1,158 @@
+"""Losses and metrics of a set of examples that a module runs on in slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsgd.errors import ModelError
+from fedsgd.models.losses import weigh_slice
+from fedsgd.models.metrics import format_shape
+from fedsgd.models.task import LearningTask
+from fedsgd.numerics.arrays import F64
+from fedsgd.training.evaluation_result import EvaluationResult
+
+
+def check_loss(loss: object) -> Tensor:
+    """Return the loss of a batch; ModelError unless it is a scalar tensor."""
+    if not isinstance(loss, Tensor) or loss.dim():
+        raise ModelError(f"the loss is {_describe_value(loss)}, expected a tensor that is a scalar: the mean over the batch")
+    return loss
+
+
+def check_scores(name: str, score: object, n: int) -> tuple[F64, F64 | None]:
+    """Return a metric of n examples as (numbers [n], weights [n] or None); ModelError if it is anything else."""
+    if not isinstance(score, tuple) or len(score) != 2:
+        return _convert_values(name, score, n), None
+    values, weights = (_convert_values(name, part, n) for part in score)
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ModelError(f"metric {name} has weights that are negative or not finite")
+    return values, weights
+
+
+def _convert_values(name: str, values: object, n: int) -> F64:
+    if not isinstance(values, Tensor) or tuple(values.shape) != (n,):
+        expected = f"a tensor with one number per example, of shape [{n}], or a pair of such numbers and their weights"
+        raise ModelError(f"metric {name} is {_describe_value(values)}, expected {expected}")
+    return values.double().numpy()
+
+
+def _describe_value(value: object) -> str:
+    return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+class EvaluationAccumulator:
+    """Losses and metrics of the slices of one set that were evaluated so far.
+
+    Where the loss is computed in one call, the outputs of all slices are stored for it.
+    """
+
+    def __init__(self, task: LearningTask, n_examples: int) -> None:
+        self.task = task
+        self.n_examples = n_examples
+        self.reduction = task.loss_reduction.select_kind(n_examples)
+        self._n_added = 0
+        self._losses: list[float] = []
+        self._loss_weights: list[float] = []
+        self._scores = {name: np.empty(n_examples) for name in task.metrics}
+        self._score_weights: dict[str, F64] = {}
+        self._outputs: Any = None
+        self._targets: Any = None
+
+    def add(self, output: Any, target: Tensor) -> None:
+        """Take in the module's output for the next slice, whose targets are [B, ...]."""
+        n = len(target)
+        if self.reduction == "whole":
+            self._store_outputs(output, target)
+        else:
+            loss = float(check_loss(self.task.loss(output, target)))
+            weight = weigh_slice(self.reduction, self.task.loss, target)
+            self._losses.append(loss * weight if weight else 0.0)
+            self._loss_weights.append(weight)
+        for name, metric in self.task.metrics.items():
+            scores, weights = check_scores(name, metric(output, target), n)
+            self._scores[name][self._n_added : self._n_added + n] = scores
+            if weights is not None:
+                self._score_weights.setdefault(name, np.ones(self.n_examples))[self._n_added : self._n_added + n] = weights
+        self._n_added += n
+
+    def _store_outputs(self, output: Any, target: Tensor) -> None:
+        if len(target) == self.n_examples:
+            self._outputs, self._targets = output, target
+            return
+        if self._n_added == 0:
+            self._outputs, self._targets = (allocate_outputs(tree, len(target), self.n_examples) for tree in (output, target))
+        for whole, part in ((self._outputs, output), (self._targets, target)):
+            fill_tree(whole, part, self._n_added, len(target))
+
+    def compute_result(self) -> EvaluationResult:
+        """Return the results of all slices; computes the loss if it takes one call."""
+        if self.reduction == "whole":
+            weight = 1.0 if self.task.loss_reduction.is_additive else float(self.n_examples)
+            self._losses = [float(check_loss(self.task.loss(self._outputs, self._targets))) * weight]
+            self._loss_weights = [float(self.n_examples)]
+        weighted = self._loss_weights if self.reduction == "counted" else None
+        summed = self.reduction == "sum" or self.task.loss_reduction.is_additive
+        return EvaluationResult(self.n_examples, self._losses, self._scores, self._score_weights, weighted, summed)
+
+
+def allocate_outputs(tree: Any, slice_size: int, n_examples: int) -> Any:
+    """Return empty tensors for the outputs of a whole set.
+
+    Args:
+        tree: output for a slice of n examples: a tensor [n, ...], or tuples, lists and dicts of such tensors.
+        n: examples of the slice.
+        examples: examples of the set.
+
+    Raises:
+        ModelError: something in the tree is no tensor, or its first axis is not that of the examples.
+    """
+
+    def allocate_leaf(leaf: object) -> Tensor:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != slice_size:
+            raise ModelError(f"the module's output has a part {format_shape(leaf)}, expected tensors of shape [B, ...]")
+        return torch.empty((n_examples, *leaf.shape[1:]), dtype=leaf.dtype)
+
+    return map_tree(allocate_leaf, tree)
+
+
+def fill_tree(whole: Any, tree: Any, start: int, n: int) -> None:
+    """Copy the outputs of n examples into those of the whole set, from example `start` on."""
+    into, parts = list_leaves(whole), list_leaves(tree)
+    if len(into) != len(parts):
+        raise ModelError("the module's outputs for two slices differ in structure")
+    for tensor, part in zip(into, parts, strict=True):
+        if not isinstance(part, Tensor) or tuple(part.shape) != (n, *tensor.shape[1:]) or part.dtype != tensor.dtype:
+            raise ModelError(
+                f"the module's outputs for two slices differ in shape: {format_shape(tensor)} and {format_shape(part)}"
+            )
+        tensor[start : start + n] = part
+
+
+def list_leaves(tree: Any) -> list[Any]:
+    """Return what tuples, lists and dicts hold in the end, in order."""
+    if isinstance(tree, dict | tuple | list):
+        branches = tree.values() if isinstance(tree, dict) else tree
+        return [leaf for branch in branches for leaf in list_leaves(branch)]
+    return [] if tree is None else [tree]
+
+
+def map_tree(function: Any, tree: Any) -> Any:
+    """Return the same tuples, lists and dicts with `function` applied to what they hold; None stays."""
+    if tree is None:
+        return None
+    values: Any
+    if isinstance(tree, dict):
+        values = {key: map_tree(function, value) for key, value in tree.items()}
+    elif isinstance(tree, tuple | list):
+        values = [map_tree(function, value) for value in tree]
+    else:
+        return function(tree)
+    kind: Any = type(tree)
+    try:
+        return kind(*values) if hasattr(tree, "_fields") else kind(values)
+    except TypeError as error:
+        raise ModelError(f"the module's output has a {kind.__name__}, expected tensors, tuples, lists and dicts") from error

@@ -1,0 +1,144 @@
+"""Quantities in words: bits are never bytes, and what could be either is refused."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsgd.config.quantities import (
+    format_rate,
+    format_seconds,
+    format_significant,
+    parse_flops,
+    parse_rate,
+    parse_seconds,
+    parse_size,
+)
+from fedsgd.errors import ScenarioError
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("2 Mbit/s", 2e6),
+        ("2Mbit/s", 2e6),
+        (" 1.5 MB/s ", 12e6),
+        ("300 Mbps", 3e8),
+        ("1 Gbit / s", 1e9),
+        ("250 bit/s", 250),
+        ("5 MiB/s", 5 * 2**20 * 8),
+        ("100 kB/s", 8e5),
+        ("2 megabit/s", 2e6),
+        ("60 Mbit/min", 1e6),
+        ("1e3 kbit/s", 1e6),
+    ],
+)
+def test_rates(text: str, bits: float) -> None:
+    assert parse_rate(text) == pytest.approx(bits, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("2 Mb/s", 'write "Mbit" for bits or "MB" for bytes'),
+        ("2 mb/s", "ambiguous"),
+        ("2 mbit/s", 'write "Mbit"'),
+        ("2 MBps", "ambiguous"),
+        ("2 mbps", "ambiguous"),
+        ("2 gbit/s", 'write "Gbit"'),
+        ("2 Kbit/s", 'write "kbit"'),
+        ("2 b/s", "ambiguous"),
+        ("2", "a number and its unit"),
+        ("2M", "expected a rate"),
+        ("2 MHz", "expected a rate"),
+        ("2 Mbit", "expected a rate"),
+        ("2 s", "expected a rate"),
+        ("0 bit/s", "above 0"),
+        ("-2 Mbit/s", "expected a rate"),
+        ("nan Mbit/s", "expected a rate"),
+        ("1e400 bit/s", "between"),
+        ("1e-12 bit/s", "between"),
+        ("2 MBit/s", 'got the unit "MBit/s"'),
+        ("2 Mbit/s/s", "expected a rate"),
+        ("", "expected a rate"),
+        ("2 Mbit/s; import os", "expected a rate"),
+    ],
+)
+def test_what_is_no_rate_or_could_be_either_is_refused(text: str, says: str) -> None:
+    with pytest.raises(ScenarioError, match=f"got '{text[:9]}".replace("(", r"\(")) as caught:
+        parse_rate(text)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_times_throughputs_and_sizes() -> None:
+    assert [parse_seconds(t) for t in ("50ms", "1.5 s", "2 min", "1h", "0 s", "300 us", "50 μs")] == pytest.approx(
+        [0.05, 1.5, 120, 3600, 0, 3e-4, 5e-5]
+    )
+    assert parse_flops("10 GFLOP/s") == parse_flops("10 GFLOPS") == 1e10
+    assert (parse_size("3 kB"), parse_size("1 KiB"), parse_size("8 bit")) == (3000, 1024, 1)
+    for parse, text in ((parse_seconds, "50"), (parse_seconds, "50 mS"), (parse_flops, "10 Gbit/s"), (parse_size, "3 kb")):
+        with pytest.raises(ScenarioError):
+            parse(text)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_rate_or_a_clear_error(text: str) -> None:
+    with suppress(ScenarioError):  # and nothing else
+        assert 0 < parse_rate(text) < math.inf
+
+
+@given(st.floats(1, 1e14))
+def test_a_rate_that_is_written_is_read_again_to_three_figures(bits: float) -> None:
+    assert parse_rate(format_rate(bits).replace(",", "")) == pytest.approx(bits, rel=6e-3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (1e-4, "0.1 ms"),
+        (0.34, "340 ms"),
+        (0.99949, "999 ms"),
+        (0.9996, "1 s"),
+        (12.34, "12.3 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min"),
+        (250, "4 min 10 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h"),
+        (12300, "3 h 25 min"),
+        (86399, "1 d"),
+        (100_000, "1 d 4 h"),
+        (1e9, "11,574 d 2 h"),
+        (math.inf, "∞"),
+    ],
+)
+def test_durations_as_people_say_them(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.0123, "0.0123"),
+        (1.5, "1.5"),
+        (12.25, "12.3"),
+        (250, "250"),
+        (999.4, "999"),
+        (999.5, "1,000"),
+        (0.001, "0.001"),
+    ],
+)
+def test_three_figures(value: float, text: str) -> None:
+    assert format_significant(value) == text
+
+
+@given(st.floats(1e-3, 999))
+def test_three_figures_are_the_value_to_three_figures(value: float) -> None:
+    assert float(format_significant(value)) == pytest.approx(value, rel=5.1e-3)

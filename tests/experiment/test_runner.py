@@ -1,0 +1,370 @@
+"""Whole runs: what they return and write, that they are the same each time, and how they end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+
+import fedsgd
+from fedsgd.data import Dataset, Examples
+from fedsgd.errors import DataError, ModelError, OutputError, RunError, ScenarioError
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.ledger import COLUMNS
+from fedsgd.experiment.runner import Result, run
+from fedsgd.scenario.scenario import Scenario, parse_scenario
+from fedsgd.storage.run_directory import RUN_FILES
+from fedsgd.wire import encode_values, frame_overhead
+
+Make = Callable[..., Scenario]
+
+
+def digests(result: Result) -> tuple[str, str]:
+    return result.summary["params_sha256"], result.summary["ledger_sha256"]
+
+
+# ------------------------------------------------------------------------------------------------------------- what is written
+
+
+def test_the_run_folder(scenario: Make, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "run"
+    result = run(scenario(), out=out)
+    assert sorted(p.name for p in out.iterdir()) == sorted(RUN_FILES)
+    assert result.out == out
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary == result.summary
+    resolved = parse_scenario(tomllib.loads((out / "scenario.toml").read_text()))
+    assert resolved == result.scenario == replace(scenario(), engine=resolved.engine)
+    assert resolved.engine.name == summary["engine"]["name"] != "auto"
+
+    tensors = load_file(out / "params.safetensors")
+    assert {name: t.shape for name, t in tensors.items()} == {
+        "1.weight": (64, 64),
+        "1.bias": (64,),
+        "3.weight": (10, 64),
+        "3.bias": (10,),
+    }
+    flat = np.concatenate([tensors[name].reshape(-1) for name in ("1.weight", "1.bias", "3.weight", "3.bias")])
+    assert flat.tobytes() == result.parameters.tobytes()
+    assert summary["params_sha256"] == hashlib.sha256(flat.astype("<f4").tobytes()).hexdigest()
+
+    ledger = pd.read_parquet(out / "ledger.parquet")
+    assert list(ledger.columns) == list(COLUMNS)
+    assert len(ledger) == 3 * 4 * 3
+    assert ledger.equals(result.ledger.table().to_pandas())
+    rounds = pd.read_parquet(out / "rounds.parquet")
+    assert rounds["round"].tolist() == [1, 2, 3]
+    assert rounds["accuracy"].tolist() == [r.accuracy for r in result.history]
+    for column, direction in (("uplink_bytes", "up"), ("downlink_bytes", "down")):
+        assert rounds[column].tolist() == ledger[ledger.direction == direction].groupby("round").n_bytes.sum().cumsum().tolist()
+    models = ledger[ledger.kind == "MODEL"].groupby("round").frame_hash
+    assert models.nunique().tolist() == [1, 1, 1], "one model a round for all"
+    assert models.first().nunique() == 3, "another one each round"
+
+
+def test_the_summary_adds_up(scenario: Make) -> None:
+    result = run(scenario())
+    s = result.summary
+    for key in (
+        *("name", "seed", "rounds", "parameters", "final_accuracy", "best_accuracy", "target_accuracy", "rounds_to_target"),
+        *("uplink_bytes", "downlink_bytes", "dense_uplink_bytes", "uplink_ratio", "params_sha256", "ledger_sha256", "seconds"),
+        "peak_memory_bytes",
+    ):
+        assert key in s
+    for direction in ("uplink", "downlink"):
+        parts = s[direction]
+        assert parts["header"] + parts["index"] + parts["value"] + parts["side"] == parts["n_bytes"] == s[f"{direction}_bytes"]
+    assert s["dense_uplink_bytes"] == 12 * (4 * 4810 + frame_overhead(0) + 1 + 3)
+    assert s["uplink_ratio"] == s["dense_uplink_bytes"] / s["uplink_bytes"]
+    assert s["downlink_ratio"] == s["dense_downlink_bytes"] / s["downlink_bytes"]
+    dense, sent = s["dense_uplink_bytes"] + s["dense_downlink_bytes"], s["uplink_bytes"] + s["downlink_bytes"]
+    assert s["bidirectional_ratio"] == dense / sent
+    assert s["bidirectional_ratio"] < 2 < s["uplink_ratio"], "the model goes down whole"
+    assert s["best_accuracy"] == max(r.accuracy for r in result.history if r.accuracy is not None)
+
+
+def test_a_dense_run_has_ratio_one(scenario: Make) -> None:
+    assert run(scenario({"uplink.compressor.name": "dense"})).summary["uplink_ratio"] == 1
+
+
+def test_rows_of_a_larger_set_are_what_is_trained_on(scenario: Make, blobs: Dataset) -> None:
+    """Examples(x, y, rows) is those rows: no other may be dealt to a client."""
+    s = Scenario(name="rows", rounds=1).with_settings({"data.partition.clients": 5})
+    x, y, rows = blobs.train.x, blobs.train.y, np.arange(30, 90)
+    part = Dataset(Examples(x, y, rows), blobs.test, 3)
+    copied = Dataset(Examples(x[rows], y[rows]), blobs.test, 3)
+    assert digests(run(s, dataset=part)) == digests(run(s, dataset=copied)) != digests(run(s, dataset=blobs))
+
+
+def test_the_summary_says_what_came_from_python(scenario: Make, blobs: Dataset) -> None:
+    s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
+    assert run(s, dataset=blobs).summary["given_in_python"] == ["dataset"]
+    assert run(scenario({"rounds": 1})).summary["given_in_python"] == []
+
+
+def test_what_is_not_finite_is_null_in_json(scenario: Make, blobs: Dataset, tmp_path: Path) -> None:
+    s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
+    run(s, dataset=blobs, metrics={"odd": lambda o, t: o[:, 0] / 0}, out=tmp_path / "r")
+    assert json.loads((tmp_path / "r" / "summary.json").read_text(), parse_constant=pytest.fail)["final_metrics"]["odd"] is None
+
+
+def test_a_metric_cannot_take_the_place_of_a_column(blobs: Dataset) -> None:
+    s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
+    with pytest.raises(ModelError, match='cannot be called "uplink_bytes"'):
+        run(s, dataset=blobs, metrics={"uplink_bytes": lambda o, t: o[:, 0]})
+
+
+def test_a_metric_that_fails_ends_the_run_with_the_round(blobs: Dataset, failing_metrics: Any) -> None:
+    s = Scenario(name="x", rounds=2).with_settings({"data.partition.clients": 5})
+    with pytest.raises(RunError, match="round 1, server: evaluation: ZeroDivisionError"):
+        run(s, dataset=blobs, metrics=failing_metrics)
+
+
+def test_overwriting_takes_the_remains_of_a_killed_run_and_follows_no_links(scenario: Make, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (out / "rounds.parquet").mkdir(parents=True)
+    (out / "rounds.parquet" / "segment-000000.parquet").touch()
+    (out / "rounds.parquet" / ".segment-000001.parquet").touch()
+    (out / ".ledger.parquet.segments").mkdir()
+    (out / ".summary.json.partial").touch()
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    (out / "ledger.parquet").symlink_to(elsewhere)
+    run(scenario({"rounds": 1}), out=out, overwrite=True)
+    assert sorted(p.name for p in out.iterdir()) == sorted(RUN_FILES)
+    assert (elsewhere / "precious").exists()
+    (out / "params.safetensors").unlink()
+    (out / "params.safetensors").mkdir()
+    with pytest.raises(OutputError, match="no run wrote this"):
+        run(scenario({"rounds": 1}), out=out, overwrite=True)
+
+
+def test_nothing_is_written_unless_asked(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(scenario()).out is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_not_written_to(scenario: Make, tmp_path: Path) -> None:
+    run(scenario(), out=tmp_path / "a")
+    before = (tmp_path / "a" / "summary.json").read_bytes()
+    with pytest.raises(OutputError, match=r"is not empty .* or pass --overwrite \(in Python: overwrite=True\)$"):
+        run(scenario({"rounds": 1}), out=tmp_path / "a")
+    assert (tmp_path / "a" / "summary.json").read_bytes() == before
+    assert run(scenario({"rounds": 1}), out=tmp_path / "a", overwrite=True).summary["rounds"] == 1
+    (tmp_path / "a" / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputError, match=r"thesis\.tex: no run wrote this"):
+        run(scenario(), out=tmp_path / "a", overwrite=True)
+    with pytest.raises(OutputError, match=r"is not empty .* choose another folder$"):  # --overwrite would be refused too
+        run(scenario(), out=tmp_path / "a")
+    assert (tmp_path / "a" / "summary.json").exists()
+    with pytest.raises(OutputError, match="cannot be made"):
+        run(scenario(), out=tmp_path / "a" / "thesis.tex")
+
+
+# ------------------------------------------------------------------------------------------------------------------ evaluation
+
+
+def test_evaluation_as_often_as_asked_and_after_the_last_round(scenario: Make) -> None:
+    history = run(scenario({"rounds": 5, "evaluation.every": 2})).history
+    assert [r.round for r in history if r.metrics is not None] == [2, 4, 5]
+    assert run(scenario({"rounds": 3, "evaluation.every": 100})).summary["final_accuracy"] is not None
+
+
+def test_the_target_is_reported_or_ends_the_run(scenario: Make) -> None:
+    seen: list[int] = []
+    reported = run(scenario({"rounds": 4, "report.target_accuracy": 0.2}), on_round=lambda r: seen.append(r.round))
+    first = reported.summary["rounds_to_target"]
+    assert seen == [1, 2, 3, 4]
+    assert first is not None
+    assert first < 4
+    stopped = run(scenario({"rounds": 4, "stop.target_accuracy": 0.2, "report.target_accuracy": 0.2}))
+    assert stopped.summary["rounds"] == stopped.summary["rounds_to_target"] == first
+    only = run(scenario({"rounds": 4, "stop.target_accuracy": 0.2}).with_settings({"report": {}}))
+    assert (only.summary["target_accuracy"], only.summary["rounds_to_target"]) == (0.2, first)
+    exactly = reported.history[1].accuracy
+    assert run(scenario({"report.target_accuracy": exactly})).summary["rounds_to_target"] <= 2
+    assert [r.summary["stopped_by"] for r in (reported, stopped)] == ["rounds", "target_accuracy"]
+    assert reported.history[int(first) - 1].compression_ratios.items() <= stopped.summary.items(), "of the rounds that were run"
+    never = run(scenario({"report.target_accuracy": 1.0}))
+    assert never.summary["rounds_to_target"] is None
+
+
+def test_it_learns(root: Path) -> None:
+    """The quickstart's promise at a quarter of its length; 10 % is chance."""
+    result = run(fedsgd.load(root / "scenarios" / "quickstart.toml", {"rounds": 11}))
+    assert result.summary["final_accuracy"] > 0.85
+    assert result.summary["best_accuracy"] == max(r.accuracy for r in result.history) >= result.summary["final_accuracy"]
+    assert result.summary["uplink_ratio"] > 60
+
+
+# ------------------------------------------------------------------------------------------------- modules, losses, data in Python
+
+
+def test_module_loss_metrics_and_data_in_python(blobs: Dataset) -> None:
+    s = Scenario(name="own", rounds=40).with_settings({"data.partition.clients": 6, "client.optimizer.lr": 0.1})
+    result = run(
+        s,
+        dataset=blobs,
+        module=nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 3)),
+        loss=lambda output, target: nn.functional.cross_entropy(output, target, label_smoothing=0.1),
+        metrics={"top2": lambda output, target: (output.topk(2).indices == target[:, None]).any(1).float()},
+    )
+    assert result.summary["final_metrics"].keys() == {"loss", "accuracy", "top2"}
+    assert result.summary["final_metrics"]["top2"] >= result.summary["final_accuracy"] > 0.6
+
+
+def test_a_regression_has_no_accuracy_and_needs_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((100, 4)).astype(np.float32)
+    y = (x @ np.float32([[1], [2], [-1], [0.5]])).astype(np.float32)
+    data = Dataset(Examples(x[:80], y[:80]), Examples(x[80:], y[80:]), classes=None)
+    s = Scenario(name="line", rounds=100).with_settings({"data.partition.clients": 4, "client.optimizer.lr": 0.05})
+    result = run(s, dataset=data, module=nn.Linear(4, 1), loss=nn.functional.mse_loss, out=tmp_path / "r")
+    assert result.summary["final_accuracy"] is None
+    assert result.summary["final_metrics"]["loss"] < 1e-3
+    with pytest.raises(ScenarioError, match="there is no metric named accuracy"):
+        run(s.with_settings({"report.target_accuracy": 0.9}), dataset=data, module=nn.Linear(4, 1), loss=nn.functional.mse_loss)
+
+
+# ----------------------------------------------------------------------------------------------------------------- determinism
+
+CHILD = """
+import sys, torch, fedsgd
+if sys.argv[2] != "default":
+    torch.set_num_threads(int(sys.argv[2]))
+result = fedsgd.run(fedsgd.load(sys.argv[1], {"rounds": 3}))
+print(result.summary["params_sha256"], result.summary["ledger_sha256"])
+"""
+
+
+def in_a_process(path: Path, threads: str, **environment: str) -> str:
+    command = [sys.executable, "-c", CHILD, str(path), threads]
+    return subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_same_digests_twice_in_one_process(scenario: Make) -> None:
+    torch.manual_seed(1)
+    first = run(scenario())
+    torch.manual_seed(2)
+    torch.rand(10)
+    assert digests(first) == digests(run(scenario()))
+    assert digests(first) != digests(run(scenario({"seed": 1})))
+
+
+def test_the_same_digests_in_other_processes_whatever_the_threads(root: Path) -> None:
+    path = root / "scenarios" / "quickstart.toml"
+    expected = " ".join(digests(run(fedsgd.load(path, {"rounds": 3}))))
+    assert in_a_process(path, "default") == expected
+    assert in_a_process(path, "4", OMP_NUM_THREADS="3", MKL_NUM_THREADS="2", PYTHONHASHSEED="7") == expected
+
+
+def test_the_thread_setting_of_the_user_is_given_back(scenario: Make) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(scenario({"rounds": 1}))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"uplink.compressor.values": "ternary"},
+        {"uplink.compressor.name": "rand-k", "uplink.compressor.scaled": False},
+        {"uplink.compressor.name": "rand-k", "uplink.error_feedback": "none"},
+        {"uplink.error_feedback": "none"},
+        {"downlink.compressor.values": "bfloat16"},
+        {"server.optimizer.name": "momentum", "server.weighting": "uniform"},
+        {"data.partition.name": "shards", "data.partition.clients": 8},
+        {"client.steps": 1, "client.batch_size": "full"},
+        {"client.optimizer.name": "nesterov", "client.optimizer.clip_norm": 1.0, "client.optimizer.schedule.name": "step"},
+        {"model.name": "softmax"},
+    ],
+    ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()),
+)
+def test_every_choice_runs_and_repeats(scenario: Make, settings: dict[str, Any]) -> None:
+    assert digests(run(scenario(settings))) == digests(run(scenario(settings)))
+
+
+# ------------------------------------------------------------------------------------------------------------------ bad endings
+
+
+def test_a_run_that_diverges_leaves_a_finished_ledger(scenario: Make, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"round \d+, client \d+"):
+        run(
+            scenario({"client.optimizer.lr": 1e8, "client.optimizer.name": "sgd", "rounds": 50, "model.hidden": [8, 8]}),
+            out=tmp_path / "r",
+        )
+    ledger = pd.read_parquet(tmp_path / "r" / "ledger.parquet")
+    assert (tmp_path / "r" / "ledger.parquet").is_file()
+    assert len(ledger) >= 8
+    assert not (tmp_path / "r" / "summary.json").exists()
+
+
+def test_a_killed_run_leaves_a_ledger_that_pandas_opens(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code = f"import fedsgd; fedsgd.run(fedsgd.load({str(root / 'scenarios' / 'quickstart.toml')!r}, {{'rounds': 3000}}), out={str(out)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 120
+        while len(list((out / "ledger.parquet").glob("segment-*.parquet"))) < 2:
+            assert process.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline, "no second segment in two minutes"
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    ledger = pd.read_parquet(out / "ledger.parquet")
+    rounds = pd.read_parquet(out / "rounds.parquet")
+    assert (ledger.n_bytes == ledger.header_bytes + ledger.index_bytes + ledger.value_bytes + ledger.side_bytes).all()
+    assert ledger["round"].unique().tolist() == list(range(1, ledger["round"].max() + 1))
+    assert len(ledger) == 30 * ledger["round"].max()
+    assert rounds["round"].tolist() == list(range(1, len(rounds) + 1))
+    assert 0 < len(rounds) <= ledger["round"].max(), "a kill may fall between the two"
+
+
+@pytest.mark.parametrize("over", ["steps", "local-steps"])
+def test_a_step_size_that_changes_within_a_round_is_not_recorded_as_one(scenario: Make, over: str) -> None:
+    result = run(scenario({"client.optimizer.schedule": {"name": "cosine"}, "client.optimizer.schedule_over": over}))
+    assert [r.lr for r in result.history] == [None] * 3
+
+
+def test_the_step_size_of_each_round_is_recorded(scenario: Make) -> None:
+    history = run(
+        scenario({"client.optimizer.lr": 0.4, "client.optimizer.schedule": {"name": "exponential", "gamma": 0.5}})
+    ).history
+    assert [r.lr for r in history] == [0.4, 0.2, 0.1]
+
+
+def test_the_decoded_model_is_evaluated_on_the_test_examples_and_the_exact_one_is_saved(scenario: Make) -> None:
+    result = run(scenario({"downlink.compressor.values": "bfloat16"}))
+    experiment = build_experiment(scenario())
+    halves = encode_values(result.parameters, "bfloat16")[1]
+    assert halves.tobytes() != result.parameters.tobytes()
+    assert experiment.engine.evaluate(halves, experiment.dataset.test).means == result.summary["final_metrics"]
+    assert experiment.engine.evaluate(result.parameters, experiment.dataset.test).means != result.summary["final_metrics"]
+
+
+def test_the_data_folder_may_come_from_the_environment(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSGD_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=str(tmp_path / "mnist")):
+        run(scenario({"data.name": "mnist"}))

@@ -1,0 +1,340 @@
+"""Warnings of settings that a component is not made for: which settings, and where the warnings are shown."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from click.testing import CliRunner, Result
+
+import fedsgd
+from fedsgd.cli import main
+from fedsgd.compression.operators.topk import TopK
+from fedsgd.compression.run_config import RunConfig
+from fedsgd.errors import ScenarioError, ScenarioWarning
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.scenario_warnings import find_compressor_warnings
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.scenario.parsing import parse_table
+from fedsgd.scenario.scenario import Scenario
+from fedsgd.scenario.sections import DownlinkConfig, UplinkConfig
+
+Make = Callable[..., Scenario]
+MLP = ParameterLayout(("1.weight", "1.bias", "3.weight", "3.bias"), ((64, 64), (64,), (10, 64), (10,)))
+"""The quickstart's model, 4,810 numbers."""
+RUN = RunConfig("uplink.compressor", MLP, rounds=100, clients=20, cohort=10, local_steps=5)
+EVERYBODY, ONE_OF_A_HUNDRED = {"clients": 20, "cohort": 20}, {"clients": 100, "cohort": 1}
+DGC = {"uplink.compressor": {"name": "dgc", "density": 0.01}, "uplink.error_feedback": "none"}
+DGC_WARNING = (
+    "uplink.compressor.momentum = 0.9: DGC corrects the momentum of one local step of every client in every round (Lin et al. "
+    "2018), but clients make several local steps, 4 of 8 clients take part in a round and local training has a momentum of its "
+    'own; set uplink.compressor.momentum = 0, or client.steps = 1, all clients in a round and client.optimizer.name = "sgd"'
+)
+
+
+def warnings_of(uplink: Mapping[str, Any], downlink: Mapping[str, Any] | None = None, **settings: Any) -> list[str]:
+    """The warnings of both compressors in a run with these settings. uplink: a compressor, or the table [uplink]."""
+    link = parse_table(UplinkConfig, uplink if "compressor" in uplink else {"compressor": uplink})
+    run = replace(RUN, error_feedback=link.error_feedback, **settings)
+    return list(find_compressor_warnings(link.build_scheme(), run, parse_table(DownlinkConfig, downlink or {})))
+
+
+def fed_back(policy: str, **compressor: Any) -> dict[str, Any]:
+    return {"compressor": compressor, "error_feedback": policy}
+
+
+# -------------------------------------------------------------------------------------------------------------------- the rules
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "remedy"),
+    [
+        ({"local_steps": 2}, "clients make several local steps", "client.steps = 1"),
+        ({"cohort": 19}, "19 of 20 clients take part in a round", "all clients in a round"),
+        ({"client_momentum": 0.9}, "local training has a momentum of its own", 'client.optimizer.name = "sgd"'),
+        ({"server_momentum": 0.9}, "the server's optimizer has a momentum of its own", 'server.optimizer.name = "sgd"'),
+    ],
+)
+def test_dgc_with_momentum_outside_its_rule_is_warned_of_with_the_remedy(
+    settings: dict[str, Any], reason: str, remedy: str
+) -> None:
+    by_rule = {**EVERYBODY, "local_steps": 1}
+    assert warnings_of({"name": "dgc", "momentum": 0.9}, **by_rule) == []
+    assert warnings_of({"name": "dgc", "momentum": 0.9}, **{**by_rule, "local_steps": None}) == [], "steps are not known"
+    (text,) = warnings_of({"name": "dgc", "momentum": 0.9}, **{**by_rule, **settings})
+    assert text.startswith("uplink.compressor.momentum = 0.9: ")
+    assert text.endswith(f", but {reason}; set uplink.compressor.momentum = 0, or {remedy}")
+    assert warnings_of({"name": "dgc", "momentum": 0.0}, **{**by_rule, **settings}) == []
+
+
+TOP_K, RAND_K = {"name": "top-k", "density": 0.01}, {"name": "rand-k", "density": 0.01, "scaled": False}
+
+
+@pytest.mark.parametrize(
+    ("uplink", "settings", "starts"),
+    [
+        (TOP_K, {}, 'uplink.error_feedback = "none": top-k is biased'),
+        ({"name": "sign"}, {}, 'uplink.error_feedback = "none": sign is biased'),
+        ({"name": "threshold"}, {}, 'uplink.error_feedback = "none": threshold is biased'),
+        (RAND_K, {}, 'uplink.error_feedback = "none": rand-k is biased'),
+        ({"name": "scheduled", "op": TOP_K}, {}, 'uplink.error_feedback = "none": top-k is biased'),
+        ({"name": "per-layer", "op": TOP_K, "biases": "dense"}, {}, 'uplink.error_feedback = "none": top-k is biased'),
+        ({"name": "scaffold", "op": TOP_K}, {}, "uplink.compressor.op: top-k is biased"),
+        ({"name": "scaffold"}, {}, None),
+        (fed_back("persist", **TOP_K), {}, None),
+        (fed_back("decay", name="sign"), {}, None),
+        (TOP_K, ONE_OF_A_HUNDRED, None),
+        ({"name": "top-k", "density": 0.5}, {}, None),
+        ({"name": "dense", "values": "bfloat16"}, {}, None),
+        ({"name": "integer", "bits": 4, "rounding": "nearest"}, {}, None),
+        ({"name": "drive", "scale": "least-squares"}, {}, None),
+        ({"name": "qsgd"}, {}, None),
+        ({"name": "ef21", "op": TOP_K}, {}, None),
+        ({"name": "cafe", "op": TOP_K}, {}, None),
+    ],
+)
+def test_biased_operator_without_error_feedback_is_warned_of(
+    uplink: dict[str, Any], settings: dict[str, Any], starts: str | None
+) -> None:
+    found = warnings_of(uplink, **settings)
+    assert len(found) == (starts is not None), found
+    assert starts is None or found[0].startswith(starts)
+
+
+@pytest.mark.parametrize(
+    ("uplink", "settings", "stale"),
+    [
+        (fed_back("persist", **TOP_K), ONE_OF_A_HUNDRED, True),
+        ({"name": "stc"}, ONE_OF_A_HUNDRED, True),
+        ({"name": "dgc", "momentum": 0.0}, ONE_OF_A_HUNDRED, True),
+        ({"name": "power-sgd"}, ONE_OF_A_HUNDRED, True),
+        (fed_back("persist", **TOP_K), {**ONE_OF_A_HUNDRED, "rounds": None}, True),
+        (fed_back("persist", **TOP_K), {**ONE_OF_A_HUNDRED, "rounds": 99}, False),
+        (fed_back("persist", **TOP_K), {"clients": 100, "cohort": 10}, False),
+        (fed_back("decay", **TOP_K), ONE_OF_A_HUNDRED, False),
+        (fed_back("reset", name="stc"), ONE_OF_A_HUNDRED, False),
+        ({"name": "cafe"}, ONE_OF_A_HUNDRED, False),
+    ],
+)
+def test_residuals_that_persist_at_tiny_cohorts_are_warned_of(
+    uplink: dict[str, Any], settings: dict[str, Any], stale: bool
+) -> None:
+    found = warnings_of(uplink, **settings)
+    expected = (
+        "uplink.error_feedback: a client takes part every 100 rounds in the mean, and a residual that persists is as old; set "
+        'uplink.error_feedback = "decay" or "reset", or have more clients in a round'
+    )
+    assert found == [expected] * stale
+
+
+@pytest.mark.parametrize(
+    ("uplink", "settings", "key"),
+    [
+        ({"name": "rand-k", "density": 0.01}, {}, "uplink.compressor.density"),
+        ({"name": "rand-k", "density": 0.1}, {}, None),
+        ({"name": "rand-k", "density": 0.1}, ONE_OF_A_HUNDRED, "uplink.compressor.density"),
+        ({"name": "count-sketch", "density": 0.02}, {}, "uplink.compressor.density"),
+        ({"name": "count-sketch", "density": 0.1}, {}, None),
+        (fed_back("persist", **RAND_K), {}, "uplink.compressor.density = 0.01"),
+        (fed_back("persist", **RAND_K), {"rounds": 400}, None),
+        ({"name": "ef21", "op": RAND_K}, {}, "uplink.compressor.op.density = 0.01"),
+        ({"name": "eden"}, {}, None),
+        ({"name": "eden"}, {"layout": ParameterLayout.from_size(100)}, "uplink.compressor"),
+        ({"name": "drive"}, {"layout": ParameterLayout.from_size(100)}, "uplink.compressor"),
+        ({"name": "per-layer", "op": "eden", "biases": "eden"}, {}, "uplink.compressor.biases"),
+        ({"name": "ef21"}, {}, None),
+        ({"name": "ef21"}, {**ONE_OF_A_HUNDRED, "rounds": 200}, None),
+        ({"name": "ef21"}, ONE_OF_A_HUNDRED, "uplink.compressor"),
+        ({"name": "fetch-sgd", "density": 0.5, "momentum": 0.0}, {"layout": ParameterLayout.from_size(10_000)}, None),
+        (
+            {"name": "fetch-sgd", "density": 0.5, "momentum": 0.0},
+            {"layout": ParameterLayout.from_size(9_990)},
+            "uplink.compressor.density = 0.5",
+        ),
+        ({"name": "fetch-sgd", "density": 1.0}, {"layout": ParameterLayout.from_size(10_000)}, None),
+        (
+            {"name": "fetch-sgd", "density": 1.0},
+            {"layout": ParameterLayout.from_size(10_000), "client_momentum": 0.5},
+            "uplink.compressor.momentum = 0.9",
+        ),
+        (
+            {"name": "fetch-sgd", "density": 1.0},
+            {"layout": ParameterLayout.from_size(10_000), "server_momentum": 0.5},
+            "uplink.compressor.momentum = 0.9",
+        ),
+        ({"name": "fetch-sgd", "kept_share": 0.002, "momentum": 0.0}, {"layout": ParameterLayout.from_size(100_000)}, None),
+        (
+            {"name": "fetch-sgd", "kept_share": 0.0021, "momentum": 0.0},
+            {"layout": ParameterLayout.from_size(100_000)},
+            "uplink.compressor.density = 0.1",
+        ),
+    ],
+)
+def test_each_rule_names_its_key(uplink: dict[str, Any], settings: dict[str, Any], key: str | None) -> None:
+    found = warnings_of(uplink, **settings)
+    assert [text.partition(":")[0] for text in found] == ([] if key is None else [key])
+
+
+def test_server_is_the_only_sender_of_the_downlink() -> None:
+    rand_k = {"policy": "plain", "compressor": {"name": "rand-k", "density": 0.1}}
+    (text,) = warnings_of({"name": "dense"}, rand_k)
+    assert text.startswith("downlink.compressor.density: one message has an error of 9 times")
+    top_k = {"policy": "error-feedback", "compressor": TOP_K}
+    assert warnings_of({"name": "dense"}, top_k, **ONE_OF_A_HUNDRED) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({}, None),
+        ({"client.steps": 1}, "client.optimizer.momentum = 0.9"),
+        ({"client.steps": 1, "client.optimizer.name": "sgd"}, None),
+        ({"client.steps": 1, "client.velocity": "carry"}, None),
+        ({"client.epochs": 1, "client.batch_size": "full"}, "client.optimizer.momentum = 0.9"),
+        ({"server.normalisation": "fednova"}, None),
+        ({"server.normalisation": "fednova", "client.velocity": "carry"}, "client.velocity"),
+        ({"server.normalisation": "fednova", "client.optimizer.clip_norm": 1.0}, "client.optimizer.clip_norm"),
+        ({"client.velocity": "carry", "client.optimizer.clip_norm": 1.0}, None),
+    ],
+)
+def test_settings_of_local_training_that_have_no_effect_are_warned_of(
+    scenario: Make, settings: dict[str, Any], key: str | None
+) -> None:
+    found = build_experiment(scenario(settings)).warnings
+    assert [text.partition(":")[0] for text in found] == ([] if key is None else [key])
+
+
+def test_run_that_follows_the_advice_of_dgc_is_one_of_error_feedback_over_top_k(scenario: Make) -> None:
+    dgc = fedsgd.run(scenario({**DGC, "uplink.compressor.momentum": 0.0})).summary
+    top_k = fedsgd.run(scenario()).summary
+    assert dgc["warnings"] == []
+    assert dgc["params_sha256"] == top_k["params_sha256"]
+    assert dgc["uplink"]["n_bytes"] == top_k["uplink"]["n_bytes"]
+
+
+# ------------------------------------------------------------------------------------------------------ a compressor of the user
+
+
+@dataclass(frozen=True)
+class Mine(TopK):
+    name: ClassVar[str] = "mine"
+    codec: ClassVar[int] = 101
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        yield from super().find_warnings(run)
+        if run.cohort < 5:
+            yield f"{run.key}.density:\n  {run.cohort} clients are too few; set server.cohort = 5"
+
+
+@dataclass(frozen=True)
+class Broken(TopK):
+    name: ClassVar[str] = "broken"
+    codec: ClassVar[int] = 101
+
+    def find_warnings(self, run: RunConfig) -> Iterable[str]:
+        yield str(1 // (run.cohort - 4))
+
+
+def test_compressor_of_the_user_warns_in_one_line(scenario: Make) -> None:
+    mine = scenario({"uplink.compressor.name": f"{__name__}:Mine"})
+    assert build_experiment(mine).warnings == ("uplink.compressor.density: 4 clients are too few; set server.cohort = 5",)
+    assert build_experiment(mine.with_settings({"server.cohort": 5})).warnings == ()
+    with pytest.raises(ScenarioError, match=rf"uplink.compressor \({__name__}:Broken\): ZeroDivisionError"):
+        build_experiment(scenario({"uplink.compressor.name": f"{__name__}:Broken"}))
+
+
+# ----------------------------------------------------------------------------------------------------- where warnings are shown
+
+
+def called(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def write_scenario(scenario: Make, folder: Path, settings: Mapping[str, Any] = DGC) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(scenario({"rounds": 1, **settings}).to_toml())
+    return path
+
+
+def test_run_in_python_issues_a_warning_and_its_summary_has_it(scenario: Make, tmp_path: Path) -> None:
+    with pytest.warns(ScenarioWarning, match=re.escape(DGC_WARNING)) as caught:
+        result = fedsgd.run(scenario({"rounds": 1, **DGC}), out=tmp_path / "run")
+    assert len(caught) == 1
+    assert result.summary["warnings"] == [DGC_WARNING]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"] == [DGC_WARNING]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ScenarioWarning)
+        assert fedsgd.run(scenario({"rounds": 1})).summary["warnings"] == []
+
+
+def test_script_shows_the_warning_of_several_seeds_once_at_its_own_line(scenario: Make, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    path = write_scenario(scenario, tmp_path)
+    script.write_text(f"import fedsgd\nfor seed in (0, 1):\n    fedsgd.run(fedsgd.load({str(path)!r}, {{'seed': seed}}))\n")
+    done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
+    assert done.stderr.splitlines()[0] == f"{script}:3: ScenarioWarning: {DGC_WARNING}"
+    assert done.stderr.count("ScenarioWarning") == 1
+
+
+def test_command_line_prints_the_warning_first_and_in_its_summary(scenario: Make, tmp_path: Path) -> None:
+    path = write_scenario(scenario, tmp_path)
+    plain, quiet, as_json = (
+        called("run", path, "--out", tmp_path / name, *options)
+        for name, options in (("plain", ()), ("quiet", ("--quiet",)), ("json", ("--json", "--quiet")))
+    )
+    assert plain.exit_code == quiet.exit_code == as_json.exit_code == 0, plain.output
+    assert f"fedsgd: warning: {DGC_WARNING}" in plain.stderr.splitlines()[:2]
+    assert f"\nwarning: {DGC_WARNING}\n" in plain.stdout
+    assert quiet.stderr == as_json.stderr == ""
+    assert f"\nwarning: {DGC_WARNING}\n" in quiet.stdout
+    assert json.loads(as_json.stdout)["warnings"] == [DGC_WARNING]
+
+
+def test_sweep_prints_a_warning_of_many_cells_once_with_their_labels(scenario: Make, tmp_path: Path) -> None:
+    path, methods = write_scenario(scenario, tmp_path, {}), tmp_path / "methods.toml"
+    table = 'uplink.error_feedback = "none"\nuplink.compressor = {{ name = "dgc", density = {} }}\n'
+    methods.write_text(f'["DGC 1 %"]\n{table.format(0.01)}["DGC 5 %"]\n{table.format(0.05)}')
+    result = called("sweep", path, "--methods", methods, "--seeds", 2, "--jobs", 2, "--out", tmp_path / "sweep")
+    assert result.exit_code == 0, result.output
+    (shown,) = (line for line in result.stderr.splitlines() if DGC_WARNING in line)
+    assert re.fullmatch(r"fedsgd: warning: DGC [15] %: ", shown.removesuffix(DGC_WARNING))
+    (closing,) = (line for line in result.stdout.splitlines() if DGC_WARNING in line)
+    assert closing == f"warning: DGC 1 %, DGC 5 %: {DGC_WARNING}"
+
+
+def test_quiet_sweep_leaves_standard_error_empty(scenario: Make, tmp_path: Path) -> None:
+    result = called("sweep", write_scenario(scenario, tmp_path), "--quiet", "--out", tmp_path / "sweep")
+    assert result.stderr == ""
+    assert f"warning: quickstart: {DGC_WARNING}\n" in result.stdout
+
+
+def test_sweep_warns_of_a_cell_that_fails(scenario: Make, tmp_path: Path) -> None:
+    path = write_scenario(scenario, tmp_path)
+    with pytest.warns(ScenarioWarning, match=f"quickstart: {re.escape(DGC_WARNING)}") as caught:
+        made = fedsgd.sweep(path, tune={"client.optimizer.lr": [1e38]}, out=tmp_path / "sweep")
+    assert [cell.state for cell in made.cells] == ["failed"]
+    assert len(caught) == 1
+
+
+def test_comparison_and_page_payload_name_the_warning(scenario: Make, tmp_path: Path) -> None:
+    from fedsgd.analysis import compare, load_methods
+    from fedsgd.analysis.page.payload import ReportOptions, build_payload
+    from fedsgd.analysis.tables import collect_notes
+    from fedsgd.network import PricingModel, get_device, get_network
+
+    for name, settings in (("plain", {}), ("hot", DGC)):
+        fedsgd.run(scenario({"rounds": 1, **settings}), out=tmp_path / name)
+    methods = load_methods([("plain", tmp_path / "plain"), ("hot", tmp_path / "hot")])
+    assert f"hot: warning: {DGC_WARNING}" in collect_notes(compare(methods))
+    known = build_payload(
+        methods, ReportOptions("Test", 0.5, PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g")
+    )
+    assert [method["warnings"] for method in known["methods"]] == [[], [f"warning: {DGC_WARNING}"]]

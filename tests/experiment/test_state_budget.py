@@ -1,0 +1,207 @@
+"""What clients remember all together, and where it goes: known, or refused with what can be done, before the first round."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsgd.compression import CompressionScheme
+from fedsgd.config.quantities import format_binary_bytes, format_bytes, parse_memory_size
+from fedsgd.errors import ScenarioError
+from fedsgd.experiment.state_budget import (
+    StateBudget,
+    StoreLocation,
+    measure_free_bytes,
+    plan_state_storage,
+    representative_state,
+)
+from fedsgd.federation import BufferPlan, ClientTask, DecodedDownlink, encode_update
+from fedsgd.federation.client_state import ClientState
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.optim import Momentum
+from fedsgd.runtime.stores.shared import stored_bytes
+from fedsgd.training import TrainingJob, TrainingResult
+from tests.laws.federation import NOBODYS, plan_of
+from tests.laws.members import schemes
+
+GIB = 2**30
+LAYOUT = ParameterLayout(("a", "b"), ((30, 40), (40,)))
+
+
+def plan(
+    where: StoreLocation = "auto", budget: int = 2 * GIB, free: int = 10**12, folder: Path | None = Path("/data"), **keys: int
+) -> StateBudget:
+    sizes = {"clients": 10**6, "cohort": 100, "rounds": 50, "bytes_per_client": 62_800, **keys}
+    return plan_state_storage(**sizes, location=where, budget=budget, folder=folder, free_bytes_probe=lambda _: free)
+
+
+def test_the_plan_in_words() -> None:
+    assert str(plan()) == ("client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, in memory (budget 2 GiB)")
+    assert str(plan(models=7_700_000)) == (
+        "client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, in memory beside 7.7 MB of models (budget 2 GiB)"
+    )
+    assert str(plan("disk")) == "client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, on disk in /data"
+    assert str(plan(bytes_per_client=0)) == "client state: none, clients remember nothing"
+    assert str(plan(clients=70)).startswith("client state: at most 70 of 70 clients x 62.8 kB = 4.4 MB")
+
+
+def test_auto_is_in_memory_while_it_fits_and_on_disk_from_then_on() -> None:
+    assert plan(budget=314_000_000).location == "memory"
+    on_disk = plan(budget=313_999_999)
+    assert (on_disk.location, on_disk.folder, on_disk.max_participants, on_disk.n_bytes) == (
+        "disk",
+        Path("/data"),
+        5000,
+        314_000_000,
+    )
+    assert plan(budget=314_000_000, models=1).location == "disk", "models are in memory too"
+    assert plan(budget=0, free=314_000_000).location == "disk"
+    assert plan("disk", bytes_per_client=0).location == "memory", "nothing needs no disk"
+
+
+@pytest.mark.parametrize(
+    ("where", "budget", "free", "folder", "said"),
+    [
+        (
+            "memory",
+            10**8,
+            10**12,
+            "/data",
+            "the budget of memory is 100 MB; ways out: states in bfloat16, about half the size; states on disk; fewer",
+        ),
+        ("auto", GIB // 4, 10**8, "/data", "the budget of memory is 256 MiB and the disk of /data has 100 MB free; ways out: "),
+        ("auto", GIB // 4, 10**8, None, "the budget of memory is 256 MiB and no folder on disk is named; ways out: "),
+        (
+            "disk",
+            2 * GIB,
+            10**8,
+            "/data",
+            "the disk of /data has 100 MB free; ways out: states in bfloat16, about half the size; states in memory",
+        ),
+        ("disk", 2 * GIB, 10**12, None, "no folder on disk is named; "),
+    ],
+)
+def test_where_there_is_no_room_it_says_what_is_needed_and_what_can_be_done(
+    where: StoreLocation, budget: int, free: int, folder: str | None, said: str
+) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        plan(where, budget, free, folder and Path(folder))
+    text = str(caught.value)
+    assert text.startswith("no room for client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, but ")
+    assert said in text
+    for way in ("bfloat16", "fewer rounds", "compressor without a memory"):
+        assert way in text
+
+
+@pytest.mark.parametrize("where", ["auto", "memory", "disk"])
+def test_models_are_in_memory_wherever_states_are(where: StoreLocation) -> None:
+    said = r"models that clients keep: at most 200 MB, but the budget of memory is 100 MB; ways out: .*downlink\.remember"
+    with pytest.raises(ScenarioError, match=said):
+        plan(where, budget=10**8, models=2 * 10**8)
+
+
+def test_the_disk_is_asked_only_where_it_is_needed(tmp_path: Path) -> None:
+    def asked(folder: Path) -> int:
+        raise AssertionError
+
+    plan_state_storage(10, 1, 1, 100, budget=GIB, folder=Path("/nowhere"), free_bytes_probe=asked)
+    assert plan_state_storage(10, 1, 1, 100, location="disk", budget=0, folder=tmp_path).location == "disk"
+    assert measure_free_bytes(tmp_path) > 0
+    with pytest.raises(ScenarioError, match=r"nowhere: no folder for client state \(No such file or directory\)"):
+        plan_state_storage(10, 1, 1, 100, location="disk", budget=0, folder=tmp_path / "nowhere")
+
+
+def test_the_store_is_where_the_plan_says(tmp_path: Path) -> None:
+    for made in (plan(), plan("disk", folder=tmp_path)):
+        store = made.open_shared_store()
+        assert store.n_clients == 10**6
+        store.close()
+
+
+@pytest.mark.parametrize("scheme", list(schemes()), ids=str)
+def test_a_typical_state_is_what_a_client_has_after_two_rounds(scheme: CompressionScheme) -> None:
+    agreed = replace(plan_of(scheme), layout=LAYOUT)
+    state = representative_state(agreed, LAYOUT.size)
+    assert state.uncommitted_state is not None
+    assert state.uncommitted_state.round == 2
+    for round in range(3, 7):  # it grows no further
+        x = np.random.default_rng(round).standard_normal(LAYOUT.size, dtype=np.float32)
+        opened = DecodedDownlink(x, None, np.zeros_like(x), 0.0)
+        task = ClientTask(
+            TrainingJob(0, round, 0, x, NOBODYS), ClientState(state.resolve(round, round - 1)), opened, 0, -1, 0.0
+        )
+        _, state = encode_update(agreed, task, TrainingResult(0, x, 1, 1))
+        assert stored_bytes(state) <= 1.1 * stored_bytes(representative_state(agreed, LAYOUT.size)) + 64
+
+
+def test_what_training_remembers_is_counted_too() -> None:
+    agreed = replace(plan_of(), layout=LAYOUT)
+    carrying = replace(agreed, local_training=replace(agreed.local_training, optimizer=Momentum(), keep_optimizer_state=True))
+    halved = replace(carrying, bfloat16_states=True)
+    norm = BufferPlan(None, np.ones(20_000, np.float32), np.ones(20_000, np.float32))
+    local = replace(agreed, buffers=norm)
+    size = LAYOUT.size + 20_000
+    none, velocity, half, own = (stored_bytes(representative_state(p, size)) for p in (agreed, carrying, halved, local))
+    assert none == 64
+    assert velocity > 4 * size
+    assert half < 0.7 * velocity
+    assert own > 8 * 20_000
+
+
+def test_sizes_in_words() -> None:
+    known = {0: "0 B", 999: "999 B", 1000: "1 kB", 62_800: "62.8 kB", 999_499: "999 kB", 999_500: "1 MB", 314 * 10**6: "314 MB"}
+    assert {n: format_bytes(n) for n in known} == known
+    assert format_bytes(5 * 10**18) == "5,000 PB"
+    assert [format_binary_bytes(n) for n in (2 * GIB, 3 * 2**20, 10**8, 1024 * 10**6, 0)] == [
+        "2 GiB",
+        "3 MiB",
+        "100 MB",
+        "1.02 GB",
+        "0 B",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("2 GiB", 2 * GIB),
+        ("500 MB", 5 * 10**8),
+        ("1.5gb", 15 * 10**8),
+        (" 4096 ", 4096),
+        ("0", 0),
+        ("62.8 kB", 62_800),
+        ("0.1 KiB", 102),
+        ("7 B", 7),
+    ],
+)
+def test_sizes_are_read(text: str, n_bytes: int) -> None:
+    assert parse_memory_size(text) == n_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "2 GX", "-1 MB", "1e9", "inf", "nan B", "1,000", "2 GiB!", ".5 GB", "٣ GB", "1" * 31, "2 G"]
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ScenarioError, match=r"expected a size such as \"2 GiB\" or \"500 MB\" \(B, kB, "):
+        parse_memory_size(text)
+    with pytest.raises(ScenarioError, match="expected a size of at most"):
+        parse_memory_size("9" * 25 + " PB")
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_size_or_an_error_that_says_so(text: str) -> None:
+    try:
+        n_bytes = parse_memory_size(text)
+    except ScenarioError:
+        return
+    assert 0 <= n_bytes < 2**63
+
+
+@given(st.integers(0, 2**62))
+def test_what_is_shown_of_a_budget_is_near_what_it_is(n: int) -> None:
+    assert parse_memory_size(format_binary_bytes(n).replace(",", "")) == pytest.approx(n, rel=6e-3)

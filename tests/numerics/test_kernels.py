@@ -1,0 +1,342 @@
+"""Every kernel gives the bytes of its reference, on ordinary input and at the edges."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedsgd
+from fedsgd.compression.kernels import top_k
+from fedsgd.compression.kernels.hadamard import compute_block_ends
+from fedsgd.compression.operators.eden import CENTROIDS
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.kernels import FALLBACK_CACHE_VARIABLE, KERNELS, Kernel, kernel, set_fallback_cache
+from fedsgd.wire import floats, levels, rans
+
+for module in pkgutil.walk_packages(fedsgd.__path__, "fedsgd."):
+    if module.name != "fedsgd.__main__":
+        importlib.import_module(module.name)
+
+SIZES = (1, 2, 15, 63, 64, 65, 127, 128, 129, 1000, 4097)
+U64 = np.uint64
+
+
+def floats_of(rng: np.random.Generator, size: int) -> F32:
+    """Normal numbers over many magnitudes, with zeros of both signs, ties, subnormals and the largest among them."""
+    x = (rng.standard_normal(size) * 10.0 ** rng.integers(-12, 12, size)).astype(np.float32)
+    odd = np.array([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-40, 3.4e38, -3.4e38, 2.0**-14, 2.0**127], dtype=np.float32)
+    where = rng.random(size) < 0.2
+    x[where] = rng.choice(odd, int(where.sum()))
+    return x
+
+
+def small(x: F32) -> F32:
+    """The same with nothing whose square or sum overflows."""
+    return np.clip(x, -1e6, 1e6)
+
+
+def skewed(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Symbols of a random alphabet."""
+    return np.minimum(rng.geometric(rng.uniform(0.02, 0.99), size) - 1, 255).astype(np.uint8)
+
+
+def supports(rng: np.random.Generator, size: int) -> np.ndarray:
+    return np.sort(rng.choice(size, int(rng.integers(1, size + 1)), replace=False)).astype(np.int64)
+
+
+def pareto(rng: np.random.Generator, size: int) -> np.ndarray:
+    return (rng.pareto(rng.uniform(0.1, 3), size) * rng.choice([0.1, 10, 1000])).clip(0, 2**31 - 1).astype(np.int64)
+
+
+def frequencies_of(rng: np.random.Generator, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    scale_bits = int(rng.choice([12, 15]))
+    return symbols, rans.normalise_frequencies(np.bincount(symbols, minlength=256).astype(np.int64), scale_bits), scale_bits
+
+
+def coded(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
+    symbols = skewed(rng, size)
+    _, frequencies, scale_bits = frequencies_of(rng, symbols)
+    words, states = rans._encode.reference(symbols, frequencies, scale_bits)
+    return words, states.astype(U64), frequencies, scale_bits, size
+
+
+def packed_fields(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    widths = rng.integers(0, 33, size)
+    return rng.integers(0, 2**32, size), widths, int(widths.sum())
+
+
+def packed_words(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    values, widths, n_bits = packed_fields(rng, size)
+    from fedsgd.wire import bits
+
+    return bits._to_words32(bits._pack.reference(values, widths, n_bits).tobytes()), widths
+
+
+def level_case(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
+    x, bucket, level = small(floats_of(rng, size)), int(rng.choice([size, 128, 7])), int(rng.choice([1, 7, 64, 127]))
+    scales = np.array([np.abs(x[i : i + bucket]).max() for i in range(0, size, bucket)], dtype=np.float32)
+    return x, scales, level, bucket
+
+
+def digit_case(rng: np.random.Generator, size: int) -> tuple[np.ndarray, int, int]:
+    base = int(rng.choice([2, 3, 9, 15, 255]))
+    return rng.integers(0, base, size).astype(np.uint8), base, levels.digits_per_byte(base)
+
+
+def half_words(rng: np.random.Generator, size: int) -> np.ndarray:
+    words = rng.integers(0, 65536, size).astype(np.uint32)
+    return np.where((words & 0x7C00) == 0x7C00, words & np.uint32(0x83FF), words)
+
+
+def candidates(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
+    words = rng.integers(0, 50, size).astype(np.uint32) | rng.integers(0, 2, size).astype(np.uint32) << np.uint32(31)
+    k = int(rng.integers(1, size + 1))
+    return np.cumsum(rng.integers(1, 9, size)), words, top_k._kth_largest.reference(words, k), k
+
+
+def matrix(rng: np.random.Generator, rows: int, columns: int) -> F32:
+    return small(floats_of(rng, rows * columns)).reshape(rows, columns)
+
+
+Case = Callable[[np.random.Generator, int], tuple[Any, ...]]
+CASES: dict[str, Case] = {
+    "wire.bits._pack": packed_fields,
+    "wire.bits._unpack": packed_words,
+    "wire.bits._pack_unary": lambda r, n: ((v := r.integers(0, 90, n)), int(v.sum()) + n),
+    "wire.bits.ones_of": lambda r, n: ((w := r.integers(0, 2**63, n).astype(U64)), int(np.bitwise_count(w).sum())),
+    "wire.gaps._plan": lambda r, n: (pareto(r, n),),
+    "wire.gaps._bit_lengths": lambda r, n: (pareto(r, n),),
+    "wire.rans._histogram": lambda r, n: (skewed(r, n),),
+    "wire.rans.normalise": lambda r, n: (np.bincount(skewed(r, n), minlength=256).astype(np.int64), int(r.choice([12, 15]))),
+    "wire.rans._encode": lambda r, n: frequencies_of(r, skewed(r, n)),
+    "wire.rans._decode": coded,
+    "wire.floats._split": lambda r, n: (floats_of(r, n).view(np.uint32), 32),
+    "wire.floats._join": lambda r, n: (*floats._split.reference(floats_of(r, n).view(np.uint32), 32), 32),
+    "wire.floats._to_bfloat16": lambda r, n: (floats_of(r, n).view(np.uint32),),
+    "wire.floats._round_to_powers": lambda r, n: (floats_of(r, n).view(np.uint32), U64(r.integers(2**63))),
+    "wire.floats._to_float16": lambda r, n: ((x := floats_of(r, n)), 2.0 ** -floats.choose_scale_exponent(x)),
+    "wire.floats._from_float16": lambda r, n: (half_words(r, n), 2.0 ** int(r.integers(-163, 114))),
+    "wire.levels._quantise": lambda r, n: (*level_case(r, n), U64(r.integers(2**63)), bool(r.integers(2))),
+    "wire.levels._dequantise": lambda r, n: (
+        (c := level_case(r, n)) and r.integers(0, 2 * c[2] + 1, n).astype(np.uint8),
+        *c[1:],
+    ),
+    "wire.levels._pack_digits": digit_case,
+    "wire.levels._unpack_digits": lambda r, n: ((d := digit_case(r, n)) and levels._pack_digits.reference(*d), *d[1:]),
+    "vectors.bucket_sums": lambda r, n: (small(floats_of(r, n)), int(r.choice([n, 128, 7])), int(r.integers(1, 3))),
+    "vectors.bucket_peaks": lambda r, n: (floats_of(r, n), int(r.choice([n, 128, 7]))),
+    "vectors.first_bad": lambda r, n: (
+        np.where(r.random(n) < 1 / n, np.float32(r.choice([np.nan, -np.inf])), floats_of(r, n)),
+    ),
+    "vectors.scatter_add": lambda r, n: (
+        (out := r.standard_normal(3 * n)),
+        (i := supports(r, n)),
+        out[i].astype(np.float32),
+        0.1,
+    ),
+    "compress.select._collect": lambda r, n: (
+        floats_of(r, n).view(np.uint32),
+        np.uint32(r.integers(1, 2**31)),
+        int(r.integers(n, 2 * n)),
+    ),
+    "compress.select._choose": candidates,
+    "compress.select._kth_largest": lambda r, n: (floats_of(r, n).view(np.uint32), int(r.integers(1, n + 1))),
+    "compress.updates._add_levels": lambda r, n: (
+        r.standard_normal(n),
+        r.integers(0, 2 * (c := level_case(r, n))[2] + 1, n).astype(np.uint8),
+        *c[1:],
+        float(r.random()),
+    ),
+    "compress.updates._add_signs": lambda r, n: (r.standard_normal(n), r.integers(0, 256, (n + 7) // 8).astype(np.uint8), 0.3),
+    "compress.updates.pack_signs": lambda r, n: (floats_of(r, n),),
+    "compress.eden._quantise": lambda r, n: (
+        small(floats_of(r, n)),
+        compute_block_ends(n),
+        U64(r.integers(2**63)),
+        np.array(CENTROIDS[int(r.integers(1, 5))]),
+        bool(r.integers(2)),
+    ),
+    "compress.eden._restore": lambda r, n: (
+        r.integers(0, 8, (e := compute_block_ends(n))[-1]).astype(np.uint8),
+        r.random(len(e)).astype(np.float32),
+        e,
+        U64(r.integers(2**63)),
+        np.array(CENTROIDS[3]),
+        n,
+    ),
+    "compress.count_sketch._sketch": lambda r, n: (
+        small(floats_of(r, n)),
+        int(r.choice([1, 3, 5])),
+        int(r.integers(1, n + 1)),
+        U64(r.integers(2**63)),
+    ),
+    "compress.count_sketch._unsketch": lambda r, n: (
+        np.round(r.standard_normal((int(r.choice([1, 3, 5])), 7))),
+        n,
+        U64(r.integers(2**63)),
+    ),
+    "compress.dgc._accumulate": lambda r, n: (
+        *(small(floats_of(r, n)) for _ in range(3)),
+        np.float32(0.9),
+        np.float32(r.choice([1, 0.3])),
+        bool(r.integers(2)),
+    ),
+    "compress.power_sgd._times": lambda r, n: (matrix(r, 3, n), matrix(r, n, 2)),
+    "compress.power_sgd._transposed_times": lambda r, n: (matrix(r, n, 5), matrix(r, n, 2)),
+    "compress.power_sgd._product": lambda r, n: (matrix(r, n, 2), matrix(r, 4, 2)),
+    "compress.randk._sample": lambda r, n: (int(r.integers(1, n + 1)), n, U64(r.integers(2**63))),
+}
+
+
+def same(fast: Any, slow: Any) -> bool:
+    """Equal bit for bit; of buffers that are longer than what is in them, the common part."""
+    if isinstance(fast, tuple):
+        return all(same(a, b) for a, b in zip(fast, slow, strict=True))
+    if not isinstance(fast, np.ndarray):
+        return bool(fast == slow)
+    common = min(len(fast), len(slow))
+    return fast.dtype == slow.dtype and fast[:common].tobytes() == slow[:common].tobytes()
+
+
+def runs() -> Iterator[Any]:
+    for name, loop in KERNELS.items():
+        if name.startswith("fedsgd."):
+            yield pytest.param(name.removeprefix("fedsgd."), loop, id=name.removeprefix("fedsgd."))
+
+
+@pytest.mark.parametrize(("name", "loop"), list(runs()))
+def test_a_kernel_gives_the_bytes_of_its_reference(name: str, loop: Kernel[..., Any]) -> None:
+    fast = loop.compile()
+    assert fast is not None, "numba is a dependency, so the fast form is there"
+    rng = np.random.default_rng(0)
+    for size in SIZES:
+        for _ in range(5):
+            arguments = CASES[name](rng, size)
+            copies = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+            slow, quick = loop.reference(*copies), fast(*arguments)
+            assert same(quick, slow), (size, arguments)
+            assert all(same(a, b) for a, b in zip(arguments, copies, strict=True)), "what was written in place"
+
+
+def test_every_kernel_has_a_case() -> None:
+    assert {name.removeprefix("fedsgd.") for name in KERNELS if name.startswith("fedsgd.")} == set(CASES)
+
+
+def test_a_kernel_that_differs_is_found() -> None:
+    """The comparison above has teeth: a loop with an operation in another order fails it."""
+
+    def total(x: F32) -> float:
+        return float(np.add.accumulate(x.astype(np.float64))[-1])
+
+    @kernel(total)
+    def backwards(x: F32) -> float:
+        out = 0.0
+        for i in range(x.size - 1, -1, -1):
+            out += np.float64(x[i])
+        return out
+
+    KERNELS.pop(f"{__name__}.backwards")
+    x = np.array([1e20, 1, -1e20, 1], dtype=np.float32)
+    assert (backwards(x), backwards.reference(x)) == (0, 1)
+    assert not same(backwards(x), backwards.reference(x))
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = None
+import numpy as np
+from fedsgd.compression import COMPRESSORS, Context
+from fedsgd.numerics.parameter_layout import Layout
+from tests.golden.frames import frames
+import json
+golden = json.loads(open("tests/golden/frames.json").read())
+for name, op, frame in frames():
+    assert frame.hex() == golden[name], name
+print(len(golden))
+"""
+
+
+@pytest.mark.parametrize("way", ["missing", "switched off"])
+def test_without_numba_the_bytes_are_the_same(way: str, root: Any) -> None:
+    code = WITHOUT_NUMBA if way == "missing" else WITHOUT_NUMBA.replace('sys.modules["numba"] = None', "")
+    env = {"FEDSGD_KERNELS": "numpy"} if way == "switched off" else {}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
+def add_one(x: F32) -> F32:
+    return x + np.float32(1)
+
+
+@pytest.fixture
+def own_folders_of_numba_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core.caching import CacheImpl, UserProvidedCacheLocator
+
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [UserProvidedCacheLocator])
+    monkeypatch.setattr("numba.config.CACHE_DIR", "")
+
+
+def stored_in(folder: Path) -> int:
+    """Number of compiled loops in a folder after one was compiled and called."""
+    import numba
+
+    loop = Kernel(add_one, add_one)
+    KERNELS.pop(f"{__name__}.add_one")
+    assert loop(np.zeros(2, np.float32)).tolist() == [1, 1]
+    assert not numba.config.CACHE_DIR
+    return len(list(folder.rglob("*.nbi")))
+
+
+@pytest.mark.usefixtures("own_folders_of_numba_cannot_be_written")
+def test_fallback_cache_private_folder_is_made_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FALLBACK_CACHE_VARIABLE, "")
+    assert stored_in(tmp_path) == 0
+    monkeypatch.delenv(FALLBACK_CACHE_VARIABLE)
+    set_fallback_cache(tmp_path / "above" / "kernels")
+    set_fallback_cache(tmp_path / "another")
+    assert stored_in(tmp_path / "above" / "kernels") == 1
+    assert (tmp_path / "above" / "kernels").stat().st_mode & 0o777 == 0o700
+    assert not (tmp_path / "another").exists()
+
+
+@pytest.mark.usefixtures("own_folders_of_numba_cannot_be_written")
+@pytest.mark.parametrize("way", ["for all", "for the group", "above", "owner", "file", "symbolic link"])
+def test_fallback_cache_folder_that_others_can_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Numba unpickles what it finds in its cache."""
+    folder = tmp_path / "above" / "kernels"
+    folder.mkdir(parents=True, mode=0o700)
+    monkeypatch.setenv(FALLBACK_CACHE_VARIABLE, str(folder))
+    if way == "for all":
+        folder.chmod(0o777)
+    elif way == "for the group":
+        folder.chmod(0o770)
+    elif way == "above":
+        folder.parent.chmod(0o777)
+    elif way == "owner":
+        owner = os.geteuid()
+        monkeypatch.setattr("os.geteuid", lambda: owner + 1)
+    elif way == "file":
+        folder.rmdir()
+        folder.touch()
+    else:
+        folder.chmod(0o777)
+        (tmp_path / "link").symlink_to(folder)
+        monkeypatch.setenv(FALLBACK_CACHE_VARIABLE, str(tmp_path / "link"))
+    assert stored_in(tmp_path) == 0
+
+
+def test_importing_fedsgd_does_not_import_numba() -> None:
+    code = "import sys, fedsgd, fedsgd.compression, fedsgd.cli; print('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
