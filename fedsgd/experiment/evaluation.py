@@ -1,4 +1,4 @@
-"""What a model is worth: on the test examples, by client, and on what it was trained on."""
+"""Evaluation of the model: on the test examples, by client, and on training examples."""
 
 from __future__ import annotations
 
@@ -17,31 +17,45 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import EvaluationResult, EvaluationSets
 
 CLIENT_METRICS = ("client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std")
+"""Figures of the accuracy by client."""
 RESERVED_PREFIXES = ("client_accuracy_", "train_")
-"""How the names of what is measured by client and on training examples begin; a user's metric may not."""
+"""Prefixes of the names of figures by client and on training examples, which a user's metric must not have."""
 
 if TYPE_CHECKING:
     from fedsgd.models.task import LearningTask
 
 
 class SupportsEvaluate(Protocol):
-    """An engine, or whoever shares an evaluation out to several."""
+    """Object that evaluates a model: an engine, or a pool of workers."""
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """The loss and the metrics of the model with these weights [P] and running statistics [S]."""
+        """Evaluate a model.
+
+        Args:
+            weights: [P] float32, parameters.
+            examples: examples to evaluate on.
+            buffers: [S] float32, buffers that clients carry; None for the initial ones.
+        """
 
 
 Mask = NDArray[np.bool_]
 LocalModelOf = Callable[[int, F32 | None], tuple[F32, F32 | None]]
-"""From a client and the buffers that are averaged [S'] to (the parameters of its model that never leave it [L], all its buffers
-[S])."""
+"""Function from a client and the averaged buffers to (the client's local parameters [L], all its buffers [S])."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """test: the examples that every evaluation is on. held_out: each client's own test examples, for accuracy by client;
-    train: what clients train on, for loss and metrics of training; None: not asked for. own: what of its model each client has
-    for itself; then there is no one model to test, and all figures are of the clients' own models on their own examples."""
+    """Evaluation that a scenario asks for.
+
+    Attributes:
+        engine: object that evaluates a model.
+        metrics: names of the task's metrics.
+        test: test examples.
+        held_out: each client's own test examples, for the accuracy by client; None without it.
+        train: training examples, for loss and metrics of training; None without them.
+        local_model_of: reader of the parameters and buffers that stay at a client, None where all clients have the same model.
+            With local models, all figures are of the clients' models on their own examples.
+    """
 
     engine: SupportsEvaluate
     metrics: tuple[str, ...]
@@ -52,14 +66,17 @@ class Evaluator:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """What `__call__` gives, in order: "loss", the task's metrics, those by client, those of training."""
-        measured = ("loss", *self.metrics)
+        """Names of the figures in order: "loss", the task's metrics, figures by client, figures of training."""
+        names = ("loss", *self.metrics)
         by_client = () if self.held_out is None else CLIENT_METRICS
-        return (*measured, *by_client, *(() if self.train is None else (f"train_{name}" for name in measured)))
+        return (*names, *by_client, *(() if self.train is None else (f"train_{name}" for name in names)))
 
     def __call__(self, weights: F32, buffers: F32 | None = None) -> tuple[dict[str, float], F64 | None]:
-        """(name → value, the accuracy on each client's examples [N] if that was asked for) of the model with these weights [P]
-        and running statistics [S]. The accuracy of a client without an example that counts is NaN."""
+        """Evaluate the model with these parameters [P] and buffers [S].
+
+        Returns:
+            (figures by name, accuracy by client [N] or None). The accuracy is NaN for a client without an example that counts.
+        """
         if self.local_model_of is not None and self.held_out is not None:
             return self._evaluate_local_models(weights, buffers, self.local_model_of, self.held_out)
         values = self.engine.evaluate(weights, self.test, buffers).means
@@ -68,8 +85,8 @@ class Evaluator:
             accuracy, counted = self._measure_client_accuracy(weights, self.held_out, buffers)
             values.update(_client_accuracy_summary(accuracy[counted]))
         if self.train is not None:
-            trained_on = self.engine.evaluate(weights, self.train.all_examples(), buffers).means
-            values.update({f"train_{name}": value for name, value in trained_on.items()})
+            training_values = self.engine.evaluate(weights, self.train.all_examples(), buffers).means
+            values.update({f"train_{name}": value for name, value in training_values.items()})
         return values, accuracy
 
     def _evaluate_local_models(
@@ -79,8 +96,8 @@ class Evaluator:
 
         Returns:
             Figures of all clients together, and the accuracy of each client [N]. A metric is the mean over all examples. The
-            loss is the mean of the clients' losses, each weighted by the client's examples (for PyTorch's cross-entropy, by
-            its targets that count); a loss that adds up over examples is the sum of the clients' losses.
+            loss is the mean of the clients' losses, weighted by the client's examples (for PyTorch's cross-entropy, by its
+            targets that count); a loss that is a sum over examples is the sum of the clients' losses.
         """
         accuracy, counted = np.full(len(data), np.nan), np.zeros(len(data), dtype=bool)
         totals, shares = (dict.fromkeys(("loss", *self.metrics), 0.0) for _ in range(2))
@@ -96,7 +113,7 @@ class Evaluator:
         return {**values, **_client_accuracy_summary(accuracy[counted])}, accuracy
 
     def _measure_client_accuracy(self, weights: F32, data: ClientData, buffers: F32 | None) -> tuple[F64, Mask]:
-        """Return the accuracy of each client [N], and of which clients any example counts [N]."""
+        """Return the accuracy of each client [N], and a mask of the clients that have an example that counts [N]."""
         result = self.engine.evaluate(weights, data.all_examples(), buffers)
         counts, clients = result.get_score_weights("accuracy"), np.repeat(np.arange(len(data)), data.sizes())
         scores = np.multiply(result.scores["accuracy"], counts, out=np.zeros(len(counts)), where=counts > 0)
@@ -106,32 +123,40 @@ class Evaluator:
 
 
 def check_accuracy(scenario: Scenario, task: LearningTask) -> None:
-    """Raise ScenarioError if the scenario asks for something that rests on an accuracy, and there is none."""
+    """Check that the task has an accuracy where the scenario needs one.
+
+    Raises:
+        ScenarioError: it has none.
+    """
     wants_accuracy = {
         "report.target_accuracy": scenario.report.target_accuracy is not None,
         "stop.target_accuracy": scenario.stop.target_accuracy is not None,
         "evaluation.clients": scenario.evaluation.clients,
     }
-    for key, wanted in wants_accuracy.items():
-        if wanted and "accuracy" not in task.metrics:
-            known = ", ".join(sorted(task.metrics)) or "none"
-            raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {known})")
+    for key, is_set in wants_accuracy.items():
+        if is_set and "accuracy" not in task.metrics:
+            names = ", ".join(sorted(task.metrics)) or "none"
+            raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {names})")
 
 
 def select_evaluation_sets(
     scenario: Scenario, task: LearningTask, dataset: Dataset, train: ClientData, held_out: ClientData | None
 ) -> EvaluationSets:
-    """Return the examples on which models will be evaluated; ScenarioError if there are none, or too many."""
-    asked = scenario.evaluation
-    stays = task.n_local_parameters + task.n_local_buffers > 0
-    if stays and (asked.training or not asked.clients):
+    """Return the examples on which models will be evaluated.
+
+    Raises:
+        ScenarioError: there are no such examples, or too many.
+    """
+    config = scenario.evaluation
+    has_local_models = task.n_local_parameters + task.n_local_buffers > 0
+    if has_local_models and (config.training or not config.clients):
         key = "batch_norm" if scenario.model.batch_norm == "local" else "buffers"
         problem = "no two clients have the same model: set evaluation.clients = true, and leave evaluation.training out"
         raise ScenarioError(f'model.{key}: with "local", {problem}')
-    if asked.clients and (held_out is None or not held_out.distinct_sizes()[0].any()):
+    if config.clients and (held_out is None or not held_out.distinct_sizes()[0].any()):
         raise ScenarioError("evaluation.clients: no client has test examples of its own; set data.held_out, for example to 0.2")
-    sets = {} if stays else {"test": dataset.test}
-    for key, data in (("clients", held_out if asked.clients else None), ("training", train if asked.training else None)):
+    sets = {} if has_local_models else {"test": dataset.test}
+    for key, data in (("clients", held_out if config.clients else None), ("training", train if config.training else None)):
         try:
             if data is not None:
                 sets[key] = data.all_examples()
@@ -139,14 +164,17 @@ def select_evaluation_sets(
             raise ScenarioError(
                 f"evaluation.{key}: {error}; the test examples are those of clients that never train"
             ) from error
-    if stays and held_out is not None:
+    if has_local_models and held_out is not None:
         return EvaluationSets({}, {"clients": (sets["clients"], *held_out.distinct_sizes())})
     return EvaluationSets(sets, {})
 
 
 def _client_accuracy_summary(accuracy: F64) -> dict[str, float]:
-    """Over clients, each counting the same: mean, mean of the worst tenth (Li et al. 2020, "Fair resource allocation", rounded
-    up to whole clients), standard deviation; all NaN if one is, as a user's own accuracy may be, or if there are none."""
+    """Return mean, mean of the worst tenth, and standard deviation over clients with equal weights.
+
+    The worst tenth (Li et al. 2020, "Fair resource allocation") is rounded up to whole clients. All figures are NaN if an
+    accuracy is not finite, or if there is no client.
+    """
     if not len(accuracy) or not np.isfinite(accuracy).all():
         return dict.fromkeys(CLIENT_METRICS, math.nan)
     worst = np.sort(accuracy)[: math.ceil(len(accuracy) / 10)]

@@ -1,24 +1,24 @@
-"""The ledger: one row for each frame that crossed the wire, counted from the bytes that did.
+"""Ledger: one row for each frame that was sent, with the sizes of its encoded bytes.
 
 | column | type | meaning |
 |---|---|---|
 | round | int | from 1 |
-| client | int | whose frame it is; a frame that all clients share crosses once for each, so it has a row for each |
+| client | int | receiver or sender; a frame that clients share is sent to each of them, and has a row for each |
 | direction | str | "down" or "up" |
 | kind | str | "TASK", "MODEL", "BUFFERS", "REFERENCE", "UPDATE" or "RESYNC" |
-| base | int | the round of the model that it builds on, 0 for none |
-| n_bytes | int | the frame's length: header_bytes + index_bytes + value_bytes + side_bytes |
+| base | int | round of the model that the frame changes, 0 for none |
+| n_bytes | int | length of the frame: header_bytes + index_bytes + value_bytes + side_bytes |
 | header_bytes | int | frame header, section headers, checksum |
 | index_bytes | int | positions |
 | value_bytes | int | values |
 | side_bytes | int | scales and all other sections |
 | kept | int | coordinates that the frame carries |
-| fate | str | "received"; "lost": sent, and never arrived; "late": thrown away by the server; "refused": it could not be read |
+| fate | str | "received"; "lost": not delivered; "late": delivered after the deadline; "refused": not decodable |
 | frame_hash | str | BLAKE2b of the frame, 16 bytes in hexadecimal |
-| steps | int | of an UPDATE: the local steps behind it; not part of the digest |
-| examples | int | of an UPDATE: what these steps took in, each example as often as it was in a batch; not part of the digest |
-| encode_seconds | float | a frame that clients share has it where it crosses first; not part of the digest |
-| decode_seconds | float | of an UPDATE with adding it; of a message down on its first MODEL; not part of the digest |
+| steps | int | local steps of an UPDATE; not part of the digest |
+| examples | int | examples in the batches of these steps, counted with repetition; not part of the digest |
+| encode_seconds | float | time to encode; of a shared frame in its first row of a round; not part of the digest |
+| decode_seconds | float | time to decode (an UPDATE: and to add it; a downlink message: in its first MODEL); not in the digest |
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ DIGEST_COLUMNS: Mapping[str, type] = {
     "fate": str,
     "frame_hash": str,
 }
-"""The deterministic columns, in the order in which they enter `sha256`."""
+"""Deterministic columns, in the order in which they enter the digest."""
 COLUMNS: Mapping[str, type] = {
     **DIGEST_COLUMNS,
     "steps": int,
@@ -60,13 +60,24 @@ COLUMNS: Mapping[str, type] = {
     "encode_seconds": float,
     "decode_seconds": float,
 }
+"""All columns of ledger.parquet."""
 
 
 @dataclass
 class DirectionTotals:
-    """Bytes that were sent in one direction, by what they are for, and the frames that they were sent in. received: those of
-    frames that arrived and were taken; broadcast: what there would be to send if all who are sent the same frame in a round
-    heard it at once."""
+    """Totals of one direction, under the keys of summary.json.
+
+    Attributes:
+        frames: number of frames.
+        n_bytes: bytes of all frames.
+        received: bytes of frames that were received and used.
+        broadcast: bytes over a broadcast channel, where a shared frame is sent once a round.
+        header: bytes of frame headers, section headers and checksums.
+        index: bytes of positions.
+        value: bytes of values.
+        side: bytes of scales and other sections.
+        kept: number of coordinates.
+    """
 
     frames: int = 0
     n_bytes: int = 0
@@ -80,12 +91,12 @@ class DirectionTotals:
 
 
 def encode_canonical_row(row: Mapping[str, Any]) -> bytes:
-    """A row as it enters the digest: the deterministic columns, tab-separated, one line."""
+    """Return a row as it enters the digest: the deterministic columns in one tab-separated line."""
     return ("\t".join(str(row[name]) for name in DIGEST_COLUMNS) + "\n").encode()
 
 
 class _FrameInfo(NamedTuple):
-    """What the bytes of a frame say."""
+    """Content of a frame, as far as the ledger needs it."""
 
     frame: bytes
     breakdown: ByteBreakdown
@@ -94,17 +105,29 @@ class _FrameInfo(NamedTuple):
 
 
 def _inspect_frame(frame: bytes, decoded: Frame | None) -> _FrameInfo:
-    """A frame that cannot be read counts as side information: it crossed all the same. opened: what it decodes to, if known."""
+    """Read the sizes and the header of a frame. An undecodable frame was sent all the same, and counts as side information.
+
+    Args:
+        frame: encoded frame.
+        decoded: decoded frame, if it is known.
+    """
     try:
         decoded = decode_frame(frame) if decoded is None else decoded
-        split, base = breakdown_of(decoded, len(frame)), decoded.header.base
+        breakdown, base = breakdown_of(decoded, len(frame)), decoded.header.base
     except WireError:
-        split, base = ByteBreakdown(0, 0, 0, len(frame)), 0
-    return _FrameInfo(frame, split, base, hashlib.blake2b(frame, digest_size=16).hexdigest())
+        breakdown, base = ByteBreakdown(0, 0, 0, len(frame)), 0
+    return _FrameInfo(frame, breakdown, base, hashlib.blake2b(frame, digest_size=16).hexdigest())
 
 
 class Ledger:
-    """An observer of a run. path: where the Parquet file goes, or None to keep the rows in memory."""
+    """Frame observer that writes the rows of a run and sums them up.
+
+    Args:
+        path: Parquet file to write; None keeps the rows in memory.
+
+    Attributes:
+        totals: totals by direction, "down" and "up".
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self._writer = TableWriter(path, COLUMNS)
@@ -116,7 +139,7 @@ class Ledger:
 
     def __call__(self, event: FrameEvent) -> None:
         """Write the row of one frame."""
-        first, (_, split, base, frame_hash) = self._lookup_frame(event)
+        is_first, (_, breakdown, base, frame_hash) = self._lookup_frame(event)
         row = {
             "round": event.round,
             "client": event.client,
@@ -124,10 +147,10 @@ class Ledger:
             "kind": event.kind.name,
             "base": base,
             "n_bytes": len(event.frame),
-            "header_bytes": split.header,
-            "index_bytes": split.index,
-            "value_bytes": split.value,
-            "side_bytes": split.side,
+            "header_bytes": breakdown.header,
+            "index_bytes": breakdown.index,
+            "value_bytes": breakdown.value,
+            "side_bytes": breakdown.side,
             "kept": event.n_coordinates,
             "fate": event.delivery,
             "frame_hash": frame_hash,
@@ -142,29 +165,31 @@ class Ledger:
         total.frames += 1
         total.n_bytes += len(event.frame)
         total.received += len(event.frame) * (event.delivery == "received")
-        total.broadcast += len(event.frame) * first
-        total.header += split.header
-        total.index += split.index
-        total.value += split.value
-        total.side += split.side
+        total.broadcast += len(event.frame) * is_first
+        total.header += breakdown.header
+        total.index += breakdown.index
+        total.value += breakdown.value
+        total.side += breakdown.side
         total.kept += event.n_coordinates
 
     def _lookup_frame(self, event: FrameEvent) -> tuple[bool, _FrameInfo]:
-        """(whether this frame crosses for the first time in its round, what it says); one that clients share is read once, also
-        if it was sent in the round before."""
+        """Return (True for the first event of this frame in its round, content of the frame).
+
+        A shared frame is read once, also if the previous round sent it.
+        """
         frame, key = event.frame, id(event.frame)
         if event.round != self._round:
             self._round, self._previous_shared_frames, self._shared_frames = event.round, self._shared_frames, {}
         if event.kind not in (FrameKind.MODEL, FrameKind.BUFFERS, FrameKind.REFERENCE):
             return True, _inspect_frame(frame, event.decoded)
-        known = self._shared_frames.get(key)
-        if known is not None and known.frame is frame:
-            return False, known
-        earlier = self._previous_shared_frames.get(key)
-        self._shared_frames[key] = (
-            earlier if earlier is not None and earlier.frame is frame else _inspect_frame(frame, event.decoded)
-        )
-        return True, self._shared_frames[key]
+        info = self._shared_frames.get(key)
+        if info is not None and info.frame is frame:
+            return False, info
+        previous = self._previous_shared_frames.get(key)
+        is_repeated = previous is not None and previous.frame is frame
+        info = previous if is_repeated and previous is not None else _inspect_frame(frame, event.decoded)
+        self._shared_frames[key] = info
+        return True, info
 
     @property
     def sha256(self) -> str:
@@ -172,13 +197,16 @@ class Ledger:
         return self._digest.hexdigest()
 
     def flush(self) -> bool:
-        """Put the rows of finished rounds where a killed run leaves them readable, every few seconds; say if it was done."""
+        """Write the rows of finished rounds to disk, every few seconds at most, and return True if rows were written.
+
+        The rows of a run that is killed stay readable.
+        """
         return self._writer.flush()
 
     def close(self) -> None:
-        """Finish the file."""
+        """Complete the file."""
         self._writer.close()
 
     def table(self) -> pa.Table:
-        """All rows so far as a pyarrow Table; `.to_pandas()` where pandas is installed."""
+        """Return all rows so far as a pyarrow table."""
         return self._writer.to_table()

@@ -1,7 +1,4 @@
-"""The split of a scenario's data over its clients, and what it looks like: who has how many examples of which class.
-
-N clients, C classes, n examples.
-"""
+"""Partition of a scenario's data over its clients, and its summary: sizes and classes by client."""
 
 from __future__ import annotations
 
@@ -34,18 +31,26 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.system.user_files import expand_user_path
 
 MAX_GENERATED_CLIENTS = 1000
-"""Of clients whose data are made for the purpose, so many are looked at."""
+"""Largest number of clients with generated data that a summary covers."""
 IGNORED_CLASS_NAME = "ignored (-100)"
 """Name of the group of targets that the loss ignores."""
 
 
 @dataclass(frozen=True, eq=False)
 class PartitionSummary:
-    """counts: targets of each class that each client trains on [N, C], or None where targets are not class labels; targets that
-    the loss ignores (-100), if there are any, are counted as a last class, `IGNORED_CLASS_NAME`; sizes: the
-    examples that it trains on [N]; held_out: those it is tested on [N], or None; left_out: training examples that nobody has;
-    registered: all clients there are, where these are but the first N of them. A target is an example, or in sequences a place
-    of one."""
+    """Sizes and classes of the clients' data.
+
+    Attributes:
+        name: name of the scenario.
+        partition: name of the partitioner.
+        class_names: [K] names of the classes.
+        counts: [N, K] int64, targets of each class in a client's training examples; None where targets are not class labels. A
+            sequence has one target for each place. Targets that the loss ignores (-100) are a last class, `IGNORED_CLASS_NAME`.
+        sizes: [N] int64, training examples of each client.
+        held_out_sizes: [N] int64, test examples of each client; None without client test data.
+        n_unassigned: training examples that no client has.
+        n_registered: number of registered clients, where the summary covers the first N of them; None where it covers all.
+    """
 
     name: str
     partition: str
@@ -58,24 +63,25 @@ class PartitionSummary:
 
     @property
     def population_text(self) -> str:
-        """Which clients these are, in words."""
+        """Description of the clients that the summary covers, such as "20 clients"."""
         n = f"{len(self.sizes):,}"
         return f"{n} clients" if self.n_registered is None else f"the first {n} of {self.n_registered:,} clients"
 
     def compute_class_distributions(self) -> F64 | None:
-        """The class distribution of each client [N, C]; rows add up to 1."""
+        """Return the class distribution of each client, [N, K] float64, with rows that sum to 1."""
         return None if self.counts is None else self.counts / self.counts.sum(axis=1, keepdims=True)
 
     def compute_client_measures(self) -> dict[str, F64 | I64]:
-        """Name → a figure for each client [N]: examples, classes that it has, share of its largest class, and distance, the
-        total variation between its class distribution and that of all: 0 the same, 1 nothing in common."""
+        """Return figures of each client, [N] each, by name.
+
+        "examples" and "classes" are counts; "largest class" is the share of the client's most frequent class. "distance" is the
+        total variation distance between its class distribution and the distribution of all clients' targets, 0 to 1.
+        """
         shares = self.compute_class_distributions()
         if self.counts is None or shares is None:
             return {"examples": self.sizes}
         overall = self.counts.sum(axis=0) / self.counts.sum()
-        classes = slice(
-            len(self.class_names) - (IGNORED_CLASS_NAME in self.class_names)
-        )  # of ignored targets there is no class
+        classes = slice(len(self.class_names) - (IGNORED_CLASS_NAME in self.class_names))
         return {
             "examples": self.sizes,
             "classes": (self.counts[:, classes] > 0).sum(axis=1),
@@ -84,7 +90,7 @@ class PartitionSummary:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, in plain types."""
+        """Return all fields in plain types."""
         return {
             "name": self.name,
             "partition": self.partition,
@@ -101,8 +107,16 @@ class PartitionSummary:
 def load_client_data(
     scenario: Scenario, data: str | Path | None, dataset: Dataset | None = None
 ) -> tuple[Dataset, ClientData, ClientData | None]:
-    """(the scenario's dataset, what each client trains on, what each is tested on). data: the folder of the data files;
-    dataset: in the place of the scenario's own."""
+    """Load and partition the data of a scenario.
+
+    Args:
+        scenario: scenario.
+        data: folder of the data files, None for the current folder.
+        dataset: dataset in place of the one that the scenario names.
+
+    Returns:
+        (dataset, training data of all clients, test data of all clients or None).
+    """
     source = scenario.data.source
     if dataset is None:
         with errors_in_section("data"):
@@ -123,7 +137,7 @@ def load_client_data(
 
 @contextmanager
 def _prefix_source_path(source: DatasetSource) -> Iterator[None]:
-    """Put the path of a source in front of a DataError that does not name it."""
+    """Prefix a DataError with the path of a source, if it does not name the path."""
     try:
         yield
     except DataError as error:
@@ -134,7 +148,11 @@ def _prefix_source_path(source: DatasetSource) -> Iterator[None]:
 
 
 def check_class_labels(scenario: Scenario, dataset: Dataset) -> None:
-    """Check that a model that classifies gets class labels; ModelError that says how the targets become some."""
+    """Check that the targets are class labels where the model needs them.
+
+    Raises:
+        ModelError: they are not; the message says how to convert them.
+    """
     if scenario.model.needs_labels and dataset.classes is None:
         source = scenario.data.source
         column = {"npz": "y_train", "hugging-face": f"column {getattr(source, 'y', '')}"}.get(source.name)
@@ -143,14 +161,20 @@ def check_class_labels(scenario: Scenario, dataset: Dataset) -> None:
         if "astype" in hint and source.name == "hugging-face":
             hint = "; write them as whole numbers, 0 in place of 0.0"
         problem = f"the dataset's targets are not class labels{place}{hint}"
-        raise ModelError(f"{scenario.model.name}: this model classifies, and {problem}; or bring your own module")
+        raise ModelError(f"{scenario.model.name}: this model classifies, and {problem}; or pass your own module")
 
 
 def summarize_partition(scenario: Scenario, data: str | Path | None = None, dataset: Dataset | None = None) -> PartitionSummary:
-    """The split of a scenario, as a run of it has it; of a population, its first `MAX_GENERATED_CLIENTS` clients."""
-    dataset, everyone, held_out = load_client_data(scenario, data, dataset)
-    train = everyone.limit_clients(MAX_GENERATED_CLIENTS)
-    registered = None if len(train) == len(everyone) else len(everyone)
+    """Summarize the partition of a scenario; for generated data, its first `MAX_GENERATED_CLIENTS` clients.
+
+    Args:
+        scenario: scenario.
+        data: folder of the data files.
+        dataset: dataset in place of the one that the scenario names.
+    """
+    dataset, all_clients, held_out = load_client_data(scenario, data, dataset)
+    train = all_clients.limit_clients(MAX_GENERATED_CLIENTS)
+    registered = None if len(train) == len(all_clients) else len(all_clients)
     held_out = held_out and held_out.limit_clients(len(train))
     names: tuple[str, ...] = ()
     counts = None
@@ -161,13 +185,15 @@ def summarize_partition(scenario: Scenario, data: str | Path | None = None, data
             names, labels = (*names, IGNORED_CLASS_NAME), np.where(labels == IGNORED_LABEL, dataset.classes, labels)
         counts = _count_targets(labels, train.sizes(), len(names))
     sizes = train.sizes()
-    tested = None if held_out is None else held_out.sizes()
-    left_out = _count_unassigned(train, held_out) if isinstance(train, PartitionedData) else 0
-    return PartitionSummary(scenario.name, scenario.data.partition.name, names, counts, sizes, tested, left_out, registered)
+    held_out_sizes = None if held_out is None else held_out.sizes()
+    unassigned = _count_unassigned(train, held_out) if isinstance(train, PartitionedData) else 0
+    return PartitionSummary(
+        scenario.name, scenario.data.partition.name, names, counts, sizes, held_out_sizes, unassigned, registered
+    )
 
 
 def _count_unassigned(train: PartitionedData, held_out: ClientData | None) -> int:
-    """Examples that no client trains on, and that none holds out."""
+    """Count the training examples that no client trains or tests on."""
     used = int(train.sizes().sum())
     if isinstance(held_out, PartitionedData) and held_out.examples is train.examples:
         used += int(held_out.sizes().sum())
@@ -175,7 +201,13 @@ def _count_unassigned(train: PartitionedData, held_out: ClientData | None) -> in
 
 
 def _count_targets(labels: I64, sizes: I64, classes: int) -> I64:
-    """Count the targets of each class that each client has [N, C]. labels: [n] or [n, T], client after client; sizes: [N]."""
+    """Count the targets of each class by client, [N, K].
+
+    Args:
+        labels: [n] or [n, T], in the order of the clients.
+        sizes: [N], examples of each client.
+        classes: number of classes, K.
+    """
     client = np.repeat(np.arange(len(sizes)), sizes).reshape(-1, *[1] * (labels.ndim - 1))
     cells = np.bincount((client * classes + labels).ravel(), minlength=len(sizes) * classes)
     return cells.reshape(len(sizes), classes)

@@ -1,4 +1,4 @@
-"""Running an experiment: rounds, evaluation, stopping, the ledger, and the run folder."""
+"""Runner of a scenario: rounds, evaluation, stopping rule, ledger and run directory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from fedsgd.experiment.ledger import Ledger
 from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.experiment.summary import build_summary, build_table_row, dense_frame_bytes, save_clients
 from fedsgd.federation import ServerState
-from fedsgd.federation.round_loop import Runtime, as_run_error
-from fedsgd.federation.round_loop import run_rounds as run_rounds
+from fedsgd.federation.round_loop import Runtime, as_run_error, run_rounds
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
 from fedsgd.models import Loss, Metric
 from fedsgd.numerics.arrays import F32, F64
@@ -40,15 +39,29 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RuntimeFactory = Callable[[Experiment], Runtime]
+"""Function from an experiment to the runtime that reaches its clients."""
+StartCallbacks = tuple[Callable[[EngineChoice], None] | None, Callable[[StateBudget], None] | None]
+"""(`on_engine`, `on_state_budget`), as for `run`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A finished run. parameters: the server's final model, flat float32 [P], in the order of `layout`; client_accuracy: of
-    that model on each client's own test examples [N], NaN for a client without any, None if it was not asked for; summary: as
-    in summary.json (its peak_memory_bytes is that of this process, the server's where there are workers, None where the system
-    does not say); out: the run folder, if there is one; state_dict: complete, of the model that was evaluated last, for
-    `module.load_state_dict(..., strict=True)`; what clients keep for themselves is in it as it was made."""
+    """Result of a run.
+
+    Attributes:
+        scenario: scenario of the run, with the engine that was selected.
+        history: one record for each round.
+        ledger: table of all frames.
+        parameters: [P] float32, the server's final model, in the order of `layout`.
+        layout: names and shapes of the parameters.
+        client_accuracy: [N] float64, accuracy of the final model on each client's own test examples; NaN for a client without
+            test examples. None without `[evaluation] clients`.
+        summary: contents of summary.json. Its peak_memory_bytes is the memory of this process, which is the server's where
+            there are workers; None where the system does not report it.
+        out: run directory, None if nothing was written.
+        state_dict: complete state of the model that was evaluated last, for `module.load_state_dict(..., strict=True)`.
+            Parameters and buffers that stay at the clients have their initial values.
+    """
 
     scenario: Scenario
     history: list[RoundRecord]
@@ -79,25 +92,67 @@ def run(
     profile: bool = False,
     runtime_factory: RuntimeFactory | None = None,
 ) -> Result:
-    """Run a scenario (or the file that holds one) to its end.
+    """Run a scenario to its end.
 
-    out: the run folder to write, which must be new or empty unless `overwrite`; None writes nothing. data: the folder of the
-    data files, by default what FEDSGD_DATA names. dataset, module, loss, metrics: Python objects in place of what the scenario
-    names; scenario.toml has them as `module:name` where they can be imported, else as markers that a rerun refuses without
-    them. on_engine: called with the engine that was chosen, on_states: with where what clients remember will be, before the
-    first round; on_round: after each round. trackers: told of the beginning, of each round and of the end, whatever it is; one
-    that raises is reported by a TrackerWarning, and the run goes on without it. workers: processes that clients train in, one
-    thread each; results do not depend on it. With several, a script must start its run under `if __name__ == "__main__":`.
-    profile: whether the summary says where the time of a round went. carried_by: gives, for the built experiment, the runtime
-    that reaches its clients, in place of this process or workers; then what clients remember is where they are.
+    Python objects take the place of the components that the scenario names. scenario.toml has an importable object as
+    `module:name`, another one as a marker; a scenario with a marker runs only if the object is passed again.
 
-    Settings that a component is not made for are issued as ScenarioWarning, and stand in the summary as "warnings".
+    >>> import fedsgd
+    >>> from fedsgd.scenario.scenario import parse_scenario
+    >>> scenario = parse_scenario({"name": "digits", "rounds": 2, "data": {"partition": {"name": "iid", "clients": 4}}})
+    >>> result = fedsgd.run(scenario)
+    >>> len(result.history), result.parameters.dtype, result.summary["uplink_bytes"] > 0
+    (2, dtype('float32'), True)
+
+    Args:
+        scenario: scenario, or the path of its TOML file.
+        out: run directory, which must be new or empty unless `overwrite`; None writes nothing.
+        overwrite: replace an earlier run in `out`.
+        data: folder of the data files; None for the folder that FEDSGD_DATA names.
+        dataset: dataset in place of the one that the scenario names.
+        module: model in place of the one that the scenario names.
+        loss: function of (output, target) of a batch that returns a scalar, in place of the scenario's.
+        metrics: name → function of (output, target) that returns one number for each example, in addition to the scenario's.
+        on_engine: called with the selected engine before the first round.
+        on_state_budget: called with the location and size of the client states before the first round.
+        on_round: called after each round.
+        trackers: objects that are called at the start, after each round and at the end. A tracker that raises is reported by a
+            TrackerWarning and not called again.
+        workers: processes that train clients, with one thread each. Results do not depend on their number. With more than one,
+            a script must call `run` under `if __name__ == "__main__":`.
+        profile: add the time of a round by phase to the summary.
+        runtime_factory: makes the runtime that reaches the clients, in place of this process or workers. Client states are then
+            stored where the clients are.
+
+    Returns:
+        The result, with the final parameters.
+
+    Raises:
+        ScenarioError: a setting is wrong, or does not fit the data or the model.
+        DataError: the data cannot be read or partitioned.
+        ModelError: the model, its loss or a metric cannot be used.
+        OutputError: the run directory cannot be written.
+        RunError: the server or a client failed; a client's failure only with `[participation] on_failure = "stop"`.
+
+    Warns:
+        ScenarioWarning: a component is used outside the setting that it is made for. The summary has the same lines.
     """
     preload_workers(workers)
-    given = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
-    calls = on_engine, on_state_budget, on_round
+    python_objects = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
     with isolate_global_state():
-        return _execute(scenario, out, overwrite, data, given, calls, trackers, workers, profile, runtime_factory)
+        return _execute(
+            scenario,
+            out,
+            overwrite,
+            data,
+            python_objects,
+            (on_engine, on_state_budget),
+            on_round,
+            trackers,
+            workers,
+            profile,
+            runtime_factory,
+        )
 
 
 def _execute(
@@ -106,59 +161,60 @@ def _execute(
     overwrite: bool,
     data: str | Path | None,
     python_objects: Mapping[str, Any],
-    callbacks: tuple[
-        Callable[[EngineChoice], None] | None, Callable[[StateBudget], None] | None, Callable[[RoundRecord], None] | None
-    ],
+    start_callbacks: StartCallbacks,
+    on_round: Callable[[RoundRecord], None] | None,
     trackers: Sequence[Tracker],
     workers: int,
     profile: bool,
     runtime_factory: RuntimeFactory | None,
 ) -> Result:
-    """Run a scenario with torch as in a fresh process; arguments as those of `run_rounds`, grouped."""
-    where, scenario = open_scenario(scenario)
+    """Run a scenario with torch as in a fresh process; arguments as for `run`."""
+    located_errors, scenario = open_scenario(scenario)
     check_paths(out=out, data=data)
-    check_callbacks(trackers, dict(zip(("on_engine", "on_states", "on_round"), callbacks, strict=True)))
-    begun = time.perf_counter()
-    with where:
+    check_callbacks(
+        trackers, dict(zip(("on_engine", "on_state_budget", "on_round"), (*start_callbacks, on_round), strict=True))
+    )
+    start = time.perf_counter()
+    with located_errors:
         experiment = build_experiment(
             scenario, data or os.environ.get("FEDSGD_DATA") or None, **python_objects, share_data=workers > 1
         )
     scenario = experiment.scenario
-    _notify_start(experiment, *callbacks[:2])
-    account = RoundProfile() if profile else None
-    with TrackerGroup(trackers) as followed, ExitStack() as files:
+    _notify_start(experiment, *start_callbacks)
+    round_profile = RoundProfile() if profile else None
+    with TrackerGroup(trackers) as tracker_group, ExitStack() as files:
         with (
-            profiling_into(None if account is None else account.profile),
+            profiling_into(None if round_profile is None else round_profile.profile),
             _with_runtime(experiment, workers, profile, runtime_factory) as experiment,
         ):
-            folder, ledger, rounds = files.enter_context(_open_outputs(experiment, out, overwrite))
+            folder, ledger, rounds_table = files.enter_context(_open_outputs(experiment, out, overwrite))
             with use_caller_state():
-                followed.begin(RunStarted(scenario, folder))
+                tracker_group.begin(RunStarted(scenario, folder))
             residuals = ResidualStatistics()
             history, server, accuracy = _record_rounds(
-                experiment, ledger, rounds, residuals, (callbacks[2], followed.round), account
+                experiment, ledger, rounds_table, residuals, (on_round, tracker_group.round), round_profile
             )
             model = build_final_model(experiment, server)
-        summary = build_summary(experiment, history, ledger, residuals, server.weights, time.perf_counter() - begun)
-        summary |= _call_metadata(workers, account, python_objects)
+        summary = build_summary(experiment, history, ledger, residuals, server.weights, time.perf_counter() - start)
+        summary |= _call_metadata(workers, round_profile, python_objects)
         summary |= {"reported_model": model.reported_file, "warnings": [*experiment.warnings]}
         layout, state = experiment.plan.layout, model.evaluated_model or model.server_model
         result = Result(scenario, history, ledger, server.weights, layout, accuracy, summary, folder, state)
-        _save(result, experiment, model, rounds)
+        _save(result, experiment, model, rounds_table)
         with use_caller_state():
-            followed.end(RunFinished(summary))
+            tracker_group.end(RunFinished(summary))
     return result
 
 
 def _with_runtime(
     experiment: Experiment, workers: int, profile: bool, runtime_factory: RuntimeFactory | None
 ) -> AbstractContextManager[Experiment]:
-    """The experiment with its clients where they are."""
+    """Return a context whose value is the experiment with the runtime that reaches its clients."""
     if runtime_factory is None:
         return with_worker_pool(experiment, workers, profile)
     if experiment.evaluator.local_model_of is not None:
         key = "batch_norm" if experiment.scenario.model.batch_norm == "local" else "buffers"
-        raise ScenarioError(f'model.{key}: got "local", but a client\'s own model is nowhere but at that client')
+        raise ScenarioError(f'model.{key}: got "local", expected another policy: local models are on the nodes alone')
     return nullcontext(
         replace(
             experiment, runtime=runtime_factory(experiment), state_budget=replace(experiment.state_budget, location="nodes")
@@ -183,7 +239,7 @@ def _notify_start(
 
 
 def _call_metadata(workers: int, round_profile: RoundProfile | None, python_objects: Mapping[str, object]) -> dict[str, Any]:
-    """What the summary says of how `run_rounds` was called, and of what no scenario names."""
+    """Return the entries of the summary about the arguments of `run` that are not part of the scenario."""
     profile = {} if round_profile is None else {"profile": round_profile.average_per_round()}
     return {
         "workers": workers,
@@ -193,9 +249,9 @@ def _call_metadata(workers: int, round_profile: RoundProfile | None, python_obje
 
 
 def _save(result: Result, experiment: Experiment, model: FinalModel, rounds_table: TableWriter) -> None:
-    """Write the files of a finished run: first the parameters and the summary, which only a new run could give again.
+    """Write the files of a finished run: first the parameters and the summary, which only another run could produce.
 
-    The tables come last: their rows are in segments already, and merging them needs as much room again.
+    The tables come last: their rows are already in segments, and merging the segments needs as much room again.
     """
     folder = result.out
     if folder is None:
@@ -216,10 +272,10 @@ def _save(result: Result, experiment: Experiment, model: FinalModel, rounds_tabl
 def _open_outputs(
     experiment: Experiment, out: str | Path | None, overwrite: bool
 ) -> Iterator[tuple[Path | None, Ledger, TableWriter]]:
-    """Yield (the run folder, the ledger, the table of rounds).
+    """Yield (run directory, ledger, table of rounds).
 
-    `_save` finishes the tables of a run that succeeds. If the run fails they are finished here; an error of finishing them is
-    added to the run's own as a note. Where the files themselves are the problem the segments stay as they are.
+    `_save` completes the tables of a run that succeeds. If the run fails, this context completes them, and adds an error of
+    doing so to the run's error as a note. After an OutputError the segments stay as they are.
     """
     folder = None if out is None else clear_run_directory(expand_user_path(out), overwrite)
     if folder is not None:
@@ -235,8 +291,8 @@ def _open_outputs(
         for table in (ledger, rounds):
             try:
                 table.close()
-            except OutputError as problem:
-                error.add_note(str(problem))
+            except OutputError as output_error:
+                error.add_note(str(output_error))
         raise
 
 
@@ -248,19 +304,19 @@ def _record_rounds(
     round_callbacks: Sequence[Callable[[RoundRecord], None] | None],
     round_profile: RoundProfile | None,
 ) -> tuple[list[RoundRecord], ServerState, F64 | None]:
-    """(all rounds, the server after them, accuracy by client if it was measured)."""
+    """Run all rounds, and return (records, server state, accuracy by client [N] if it was measured)."""
     history: list[RoundRecord] = []
     for server, record, accuracy in _iterate_rounds(experiment, ledger, residuals):
         last = server, accuracy
         history.append(record)
         with PhaseTimer("ledger"):
             rounds_table.append(build_table_row(record))
-            if not _is_last(experiment.scenario, record) and ledger.flush():  # after the last one the parameters come first
+            if not _is_last(experiment.scenario, record) and ledger.flush():  # after the last round the parameters come first
                 rounds_table.flush(force=True)
             with use_caller_state():
-                for call in round_callbacks:
-                    if call is not None:
-                        call(record)
+                for callback in round_callbacks:
+                    if callback is not None:
+                        callback(record)
         if round_profile is not None:
             round_profile.record_round(experiment.worker_phase_seconds)
     return history, *last
@@ -269,52 +325,52 @@ def _record_rounds(
 def _iterate_rounds(
     experiment: Experiment, ledger: Ledger, residuals: ResidualStatistics
 ) -> Iterator[tuple[ServerState, RoundRecord, F64 | None]]:
-    """(the server, the round, accuracy by client if it was measured) until the last round, or the accuracy that `[stop]` asks
-    for."""
+    """Yield (server state, record, accuracy by client [N] if it was measured) for each round.
+
+    The last round is the scenario's, or the first one that reaches `[stop] target_accuracy`.
+    """
     scenario, plan = experiment.scenario, experiment.plan
-    dense, sent, asked = dense_frame_bytes(plan), 0, 0
-    begun = time.perf_counter()
+    dense_bytes, n_replies, n_messages = dense_frame_bytes(plan), 0, 0
+    start = time.perf_counter()
     on_failure = scenario.participation.on_failure
     rounds = run_rounds(
         plan, experiment.initial_server_state, experiment.runtime, experiment.participation, ledger, on_failure=on_failure
     )
-    for server, attended in rounds:
-        done = server.round - 1
-        last = done == scenario.rounds
+    for server, participants in rounds:
+        round = server.round - 1
         metrics, accuracy = None, None
-        if last or done % scenario.evaluation.every == 0:
+        if round == scenario.rounds or round % scenario.evaluation.every == 0:
             metrics, accuracy = _evaluate(experiment, server)
         up, down = ledger.totals["up"], ledger.totals["down"]
-        seconds = time.perf_counter() - begun
-        client = plan.local_training.optimizer
-        lr = client.learning_rate(done) if client.schedule_over == "rounds" else None
-        sent, asked = sent + len(attended.replies), asked + len(attended.cohort)
-        held_back, missed = residuals.add(attended.replies, attended.accepted)
+        seconds = time.perf_counter() - start
+        optimizer = plan.local_training.optimizer
+        n_replies, n_messages = n_replies + len(participants.replies), n_messages + len(participants.cohort)
+        residual_norm, rounds_missed = residuals.add(participants.replies, participants.accepted)
         record = RoundRecord(
-            round=done,
-            lr=lr,
-            cohort=attended.cohort,
-            accepted=attended.accepted,
+            round=round,
+            lr=optimizer.learning_rate(round) if optimizer.schedule_over == "rounds" else None,
+            cohort=participants.cohort,
+            accepted=participants.accepted,
             uplink_bytes=up.n_bytes,
             uplink_received_bytes=up.received,
             downlink_bytes=down.n_bytes,
             downlink_broadcast_bytes=down.broadcast,
-            dense_uplink_bytes=dense * sent,
-            dense_downlink_bytes=dense * asked,
-            residual_norm=held_back,
-            rounds_missed=missed,
+            dense_uplink_bytes=dense_bytes * n_replies,
+            dense_downlink_bytes=dense_bytes * n_messages,
+            residual_norm=residual_norm,
+            rounds_missed=rounds_missed,
             metrics=metrics,
             seconds=seconds,
-            failures=tuple(str(as_run_error(done, failure)) for failure in attended.failures),
+            failures=tuple(str(as_run_error(round, failure)) for failure in participants.failures),
         )
-        begun = time.perf_counter()
+        start = time.perf_counter()
         yield server, record, accuracy
         if _is_last(scenario, record):
             return
 
 
 def _is_last(scenario: Scenario, record: RoundRecord) -> bool:
-    """Return whether a run ends with this round: all rounds are done, or `[stop] target_accuracy` is reached."""
+    """Return True if a run ends with this round: all rounds are done, or `[stop] target_accuracy` is reached."""
     stop = scenario.stop.target_accuracy
     reached = stop is not None and record.accuracy is not None and record.accuracy >= stop
     return record.round == scenario.rounds or reached
@@ -322,7 +378,7 @@ def _is_last(scenario: Scenario, record: RoundRecord) -> bool:
 
 @timed("evaluate")
 def _evaluate(experiment: Experiment, server: ServerState) -> tuple[Mapping[str, float], F64 | None]:
-    """The metrics, and accuracy by client, of the model that the clients of the coming round decode."""
+    """Return the metrics, and the accuracy by client [N], of the model that the clients of the next round decode."""
     try:
         return experiment.evaluator(server.public_model.weights, server.buffers)
     except Exception as error:  # the user's module, loss or metrics

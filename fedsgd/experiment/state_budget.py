@@ -1,7 +1,4 @@
-"""What clients will remember in a run, all together, and where it is to be kept: known before the first round.
-
-N clients in all, m of them in each of R rounds.
-"""
+"""Budget of client states: their number, size and location, computed before the first round."""
 
 from __future__ import annotations
 
@@ -24,13 +21,22 @@ from fedsgd.runtime.stores.shared import SlotStore
 from fedsgd.training import TrainingJob, TrainingResult
 
 StoreLocation = Literal["memory", "disk", "auto"]
+"""Requested location of client states, `[state] store`."""
 
 
 @dataclass(frozen=True)
 class StateBudget:
-    """What clients remember, and where. clients: N; seen: how many of them will have taken part at most; bytes_per_client: of
-    one state as it is kept; models: bytes of what else is held in memory; place: where states are kept, at the clients' own
-    "nodes" if those are elsewhere; budget: bytes that may be used in memory; folder: where states on disk are."""
+    """Number, size and location of the client states of a run.
+
+    Attributes:
+        clients: number of registered clients, N.
+        max_participants: number of clients that take part at least once, at most.
+        bytes_per_client: size of one stored state, bytes.
+        model_bytes: size of the models that clients hold, bytes.
+        location: place of the states; "nodes" where clients train on nodes of a deployment.
+        budget: memory that states and models may use, bytes.
+        folder: folder of states on disk, None for states in memory.
+    """
 
     clients: int
     max_participants: int
@@ -42,12 +48,12 @@ class StateBudget:
 
     @property
     def n_bytes(self) -> int:
-        """Of all states together, at most."""
+        """Size of all states together, at most, in bytes."""
         return self.max_participants * self.bytes_per_client
 
     def __str__(self) -> str:
         if not self.bytes_per_client:
-            return "client state: none, clients remember nothing"
+            return "client state: none"
         return f"client state: {_describe_amount(self)}, {self._describe_location()}"
 
     def _describe_location(self) -> str:
@@ -55,11 +61,15 @@ class StateBudget:
             return "on the disks of their nodes"
         if self.location == "disk":
             return f"on disk in {self.folder}"
-        beside = f" beside {format_bytes(self.model_bytes)} of models" if self.model_bytes else ""
-        return f"in memory{beside} (budget {format_binary_bytes(self.budget)})"
+        models = f" with {format_bytes(self.model_bytes)} of models" if self.model_bytes else ""
+        return f"in memory{models} (budget {format_binary_bytes(self.budget)})"
 
     def open_shared_store(self) -> SlotStore:
-        """A new store at that place, which several processes can use. OutputError if there can be none."""
+        """Open a new store at the location, for several processes.
+
+        Raises:
+            OutputError: the store cannot be created.
+        """
         return SlotStore(self.clients, self.folder if self.location == "disk" else None)
 
 
@@ -75,75 +85,95 @@ def plan_state_storage(
     folder: Path | None = None,
     free_bytes_probe: Callable[[Path], int] | None = None,
 ) -> StateBudget:
-    """Where the states of min(N, m·R) clients are kept: "auto" is in memory if they and the models fit the budget, else disk.
+    """Choose the location of the states of min(N, C·R) clients.
 
-    bytes_per_client: see `fedsgd.runtime.stores.shared.stored_bytes`; free: the bytes that a folder's file system has, as
-    `measure_free_bytes`
-    says. ScenarioError if there is no room: what is needed, what there is, and what can be done.
+    "auto" is memory if states and models fit the budget, else disk.
+
+    Args:
+        clients: number of registered clients, N.
+        cohort: clients that are sent a message in a round, C.
+        rounds: number of rounds, R.
+        bytes_per_client: size of one stored state, as `fedsgd.runtime.stores.shared.stored_bytes` returns it.
+        model_bytes: size of the models that clients hold, bytes.
+        location: requested location.
+        budget: memory that states and models may use, bytes.
+        folder: folder for states on disk.
+        free_bytes_probe: returns the free bytes of a folder's file system; None for `measure_free_bytes`.
+
+    Raises:
+        ScenarioError: the space is too small; the message has what is needed, what there is, and remedies.
     """
     if model_bytes > budget:
         raise ScenarioError(
             f"no room for the models that clients keep: at most {format_bytes(model_bytes)}, but the budget of memory is "
-            f"{format_binary_bytes(budget)}; ways out: a larger budget; keep them for fewer rounds, with downlink.remember; "
-            'downlink.policy = "model", with which they keep none'
+            f"{format_binary_bytes(budget)}; remedies: a larger budget; fewer rounds in downlink.remember; "
+            'downlink.policy = "model", with which clients keep no model'
         )
-    seen = min(clients, cohort * rounds)
-    in_memory = StateBudget(clients, seen, bytes_per_client, model_bytes, "memory", budget)
+    participants = min(clients, cohort * rounds)
+    in_memory = StateBudget(clients, participants, bytes_per_client, model_bytes, "memory", budget)
     fits = model_bytes + in_memory.n_bytes <= budget
     if not bytes_per_client or (location != "disk" and fits):
         return in_memory
-    there = None if location == "memory" or folder is None else (free_bytes_probe or measure_free_bytes)(folder)
-    if there is not None and in_memory.n_bytes <= there:
-        return StateBudget(clients, seen, bytes_per_client, model_bytes, "disk", budget, folder)
+    free = None if location == "memory" or folder is None else (free_bytes_probe or measure_free_bytes)(folder)
+    if free is not None and in_memory.n_bytes <= free:
+        return StateBudget(clients, participants, bytes_per_client, model_bytes, "disk", budget, folder)
     problems = []
     if location != "disk":
-        beside = f", {format_bytes(model_bytes)} of which models take" if model_bytes else ""
-        problems.append(f"the budget of memory is {format_binary_bytes(budget)}{beside}")
-    if there is not None:
-        problems.append(f"the disk of {folder} has {format_bytes(there)} free")
+        models = f", {format_bytes(model_bytes)} of which models take" if model_bytes else ""
+        problems.append(f"the budget of memory is {format_binary_bytes(budget)}{models}")
+    if free is not None:
+        problems.append(f"the disk of {folder} has {format_bytes(free)} free")
     elif location != "memory":
-        problems.append("no folder on disk is named")
+        problems.append("state.folder names no folder on disk")
     raise ScenarioError(
         f"no room for client state: {_describe_amount(in_memory)}, but {' and '.join(problems)}; {_remedies(location)}"
     )
 
 
-def _describe_amount(plan: StateBudget) -> str:
-    each, total = format_bytes(plan.bytes_per_client), format_bytes(plan.n_bytes)
-    return f"at most {plan.max_participants:,} of {plan.clients:,} clients x {each} = {total}"
+def _describe_amount(budget: StateBudget) -> str:
+    size, total = format_bytes(budget.bytes_per_client), format_bytes(budget.n_bytes)
+    return f"at most {budget.max_participants:,} of {budget.clients:,} clients x {size} = {total}"
 
 
 def _remedies(location: StoreLocation) -> str:
     place = {"memory": "on disk", "disk": "in memory, or on a larger disk", "auto": "on a larger disk, or a larger budget"}
     return (
-        f"ways out: states in bfloat16, about half the size; states {place[location]}; fewer rounds or a smaller cohort; a "
-        "compressor without a memory at clients"
+        f"remedies: states in bfloat16, about half the size; states {place[location]}; fewer rounds or a smaller cohort; "
+        "a compressor without state at clients"
     )
 
 
 def measure_free_bytes(folder: Path) -> int:
-    """What this folder's file system has left for the user, in bytes. ScenarioError if there is no such folder."""
+    """Return the free bytes of a folder's file system.
+
+    Raises:
+        ScenarioError: the folder does not exist.
+    """
     try:
         return shutil.disk_usage(folder).free
     except OSError as error:
-        raise ScenarioError(f"{folder}: no folder for client state ({error.strerror})") from None
+        raise ScenarioError(f"{folder}: expected a folder for client state ({error.strerror})") from None
 
 
 def representative_state(plan: FederationPlan, size: int) -> ClientState:
-    """What a client remembers once it has taken part twice, with updates of normal random numbers: it grows no further with any
-    scheme of ours. size: of the vector that it trains, what never leaves it included."""
+    """Return the state of a client after two rounds with updates of normal random numbers.
+
+    With the schemes of this package a state does not grow after the second round.
+
+    Args:
+        plan: plan of the federation.
+        size: length of the vector that a client trains, local parameters included.
+    """
     layout, trained = plan.layout, np.zeros(size, dtype=np.float32)
-    opened, examples = (
-        DecodedDownlink(trained[: layout.size], None, trained[: layout.size], 0.0),
-        Examples(trained[:1], trained[:1]),
-    )
+    downlink = DecodedDownlink(trained[: layout.size], None, trained[: layout.size], 0.0)
+    examples = Examples(trained[:1], trained[:1])
     state = ClientState()
     buffers = None if plan.buffers is None else plan.buffers.join(plan.buffers.averaged, None)
-    memory = {"velocity": trained} if plan.local_training.keep_optimizer_state else {}
+    optimizer_state = {"velocity": trained} if plan.local_training.keep_optimizer_state else {}
     for round in (1, 2):
         x = derive_generator(plan.seed, "state/example", round).standard_normal(size, dtype=np.float32)
-        settled = ClientState(state.resolve(round, round - 1))
-        task = ClientTask(TrainingJob(plan.seed, round, 0, trained, examples), settled, opened, 0, -1, 0.0)
+        committed = ClientState(state.resolve(round, round - 1))
+        task = ClientTask(TrainingJob(plan.seed, round, 0, trained, examples), committed, downlink, 0, -1, 0.0)
         with wrap_user_errors("uplink.compressor", plan.uplink):
-            _, state = encode_update(plan, task, TrainingResult(0, x, 1, 1, memory, buffers))
+            _, state = encode_update(plan, task, TrainingResult(0, x, 1, 1, optimizer_state, buffers))
     return to_bfloat16_state(state) if plan.bfloat16_states else state

@@ -1,4 +1,4 @@
-"""What is written down of a run: a record a round, and a summary of all of it."""
+"""Summary of a run: the figures of summary.json, the rows of rounds.parquet and clients.parquet."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fedsgd.data import ClientData
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.divergence import detect_divergence
 from fedsgd.experiment.ledger import Ledger
+from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.experiment.time_to_target import find_first_reached
 from fedsgd.federation import FederationPlan
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
@@ -31,7 +32,7 @@ from fedsgd.wire import Frame, FrameKind, Header, encode_frame
 
 
 def dense_frame_bytes(plan: FederationPlan) -> int:
-    """The length of a frame, up or down, that carries every coordinate as float32, by encoding one: the base of all ratios."""
+    """Return the length of a frame that carries every coordinate as float32: the base of all compression ratios."""
     zeros = np.zeros(plan.layout.size, dtype=np.float32)
     sections, _ = Dense().encode(zeros, CodecContext(plan.seed, 1, 0, plan.layout))
     return len(encode_frame(Frame(Header(FrameKind.UPDATE, 1, Dense.codec), sections)))
@@ -45,12 +46,20 @@ def build_summary(
     parameters: F32,
     seconds: float,
 ) -> dict[str, Any]:
-    """The figures of a finished run, as summary.json has them. parameters: the server's final model [P]."""
+    """Return the figures of a finished run, as summary.json has them.
+
+    Args:
+        experiment: experiment of the run.
+        history: records of all rounds.
+        ledger: ledger of the run.
+        residuals: norms of the clients' residuals.
+        parameters: [P] float32, the server's final model.
+        seconds: duration of the run.
+    """
     scenario, last = experiment.scenario, history[-1]
     policy = scenario.model.batch_norm
     target = experiment.target_accuracy
-    failures = [failure for record in history for failure in record.failures]
-    up, down, folder = ledger.totals["up"], ledger.totals["down"], experiment.state_budget.folder
+    up, down = ledger.totals["up"], ledger.totals["down"]
     summary = {
         "name": scenario.name,
         "seed": scenario.seed,
@@ -63,9 +72,7 @@ def build_summary(
         "target_accuracy": target,
         "stopped_by": "rounds" if last.round == scenario.rounds else "target_accuracy",
         **_cost_to_target(history, target),
-        "failures": len(failures),
-        "first_failure": next(iter(failures), None),
-        "timeouts": sum("TimeoutError: " in failure for failure in failures),
+        **_summarize_failures(history),
         "batch_norm": policy if experiment.plan.buffers is not None and policy in ("mean", "local") else None,
         "buffers": _count_buffers(experiment),
         "uplink_bytes": up.n_bytes,
@@ -75,7 +82,7 @@ def build_summary(
         "dense_uplink_bytes": last.dense_uplink_bytes,
         "dense_downlink_bytes": last.dense_downlink_bytes,
         **last.compression_ratios,
-        "states": {**asdict(experiment.state_budget), "folder": folder and str(folder), "text": str(experiment.state_budget)},
+        "states": _summarize_states(experiment.state_budget),
         "residuals": residuals.summarize(),
         "uplink": asdict(up),
         "downlink": asdict(down),
@@ -89,9 +96,35 @@ def build_summary(
     return json_safe(summary)
 
 
+def _summarize_failures(history: Sequence[RoundRecord]) -> dict[str, Any]:
+    """Return the number of clients that failed, the first error, and the number of timeouts."""
+    failures = [failure for record in history for failure in record.failures]
+    return {
+        "failures": len(failures),
+        "first_failure": next(iter(failures), None),
+        "timeouts": sum("TimeoutError: " in failure for failure in failures),
+    }
+
+
+def _summarize_states(budget: StateBudget) -> dict[str, Any]:
+    """Return the number, size and location of the client states, under the keys of summary.json."""
+    return {
+        "clients": budget.clients,
+        "seen": budget.max_participants,
+        "bytes_per_client": budget.bytes_per_client,
+        "models": budget.model_bytes,
+        "place": budget.location,
+        "budget": budget.budget,
+        "folder": None if budget.folder is None else str(budget.folder),
+        "text": str(budget),
+    }
+
+
 def _count_buffers(experiment: Experiment) -> dict[str, int] | None:
-    """Return how many numbers beside the model's parameters each message carries ("sent"), and how many numbers of a model stay
-    at its client ("local"); None if there are none of either."""
+    """Return the number of buffer entries in each message ("sent"), and of entries that stay at each client ("local").
+
+    None if there are neither.
+    """
     carried = experiment.plan.buffers
     if carried is None:
         return None
@@ -103,20 +136,25 @@ def evaluate_initial_model(experiment: Experiment) -> dict[str, float] | None:
     """Evaluate the initial model on the test examples, once the run is over.
 
     Returns:
-        The metrics by name; None where clients' own models are evaluated, or where the user's module, loss or metrics fail.
+        Metrics by name. None where local models are evaluated, or where the user's module, loss or metrics fail.
     """
     evaluator, server = experiment.evaluator, experiment.initial_server_state
     if evaluator.local_model_of is not None:
         return None
-    evaluator = replace(evaluator, engine=experiment.engine, held_out=None, train=None)  # workers are gone by now
+    evaluator = replace(evaluator, engine=experiment.engine, held_out=None, train=None)  # the workers have ended
     try:
         return evaluator(server.public_model.weights, server.buffers)[0]
-    except Exception:  # code of the user: the results of a finished run are worth more than this comparison
+    except Exception:  # the user's code failed; the results of the finished run must not be lost
         return None
 
 
 def _summarize_evaluations(history: Sequence[RoundRecord], initial_metrics: Mapping[str, float] | None) -> dict[str, Any]:
-    """Return accuracy, metrics and divergence of a run. initial: metrics of the initial model, None if not known."""
+    """Return accuracy, metrics and divergence of a run.
+
+    Args:
+        history: records of all rounds.
+        initial_metrics: metrics of the initial model, None if unknown.
+    """
     last = history[-1]
     evaluations = [(record.round, record.metrics) for record in history if record.metrics is not None]
     norms = [record.residual_norm for record in history if record.residual_norm is not None]
@@ -138,34 +176,41 @@ def _find_best_accuracy(history: Sequence[RoundRecord]) -> float | None:
 
 
 def _cost_to_target(history: Sequence[RoundRecord], target: float | None) -> dict[str, float | None]:
-    """Rounds and bytes until the target was reached, by the rule of `fedsgd.experiment.time_to_target`; None: it was not, or
-    there is none."""
+    """Return rounds and bytes until the target was reached, by the rule of `fedsgd.experiment.time_to_target`.
+
+    All are None if the target was not reached, or if there is none.
+    """
     measured = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
-    found = None if target is None else find_first_reached(measured, target)
+    reached = None if target is None else find_first_reached(measured, target)
     axes = {
         "rounds_to_target": range(len(history) + 1),
         "uplink_bytes_to_target": [0, *(r.uplink_bytes for r in history)],
         "downlink_bytes_to_target": [0, *(r.downlink_bytes for r in history)],
     }
-    return {name: None if found is None else found.interpolate_on(axis) for name, axis in axes.items()}
+    return {name: None if reached is None else reached.interpolate_on(axis) for name, axis in axes.items()}
 
 
 def compute_profile(experiment: Experiment) -> dict[str, float | str]:
-    """The units of what the ledger has of a run's work, which is what a price of computing and coding rests on.
-    flops_per_example: of training on one, forward and backward, and by which rule it was found; copy_seconds: what copying the
-    P float32 numbers took on this machine, for which encode_seconds and decode_seconds stand beside them."""
+    """Return the figures from which computing and coding are priced.
+
+    "flops_per_example" counts forward and backward pass, by the rule "flops_rule". "copy_seconds" is the time to copy P float32
+    numbers on this machine; the ledger's encode_seconds and decode_seconds are compared with it.
+    """
     flops = count_training_flops(experiment.task, experiment.dataset.train)
-    copying = memcpy_seconds(experiment.plan.layout.size)
-    return {"flops_per_example": flops.per_example, "flops_rule": flops.rule, "copy_seconds": copying}
+    return {
+        "flops_per_example": flops.per_example,
+        "flops_rule": flops.rule,
+        "copy_seconds": memcpy_seconds(experiment.plan.layout.size),
+    }
 
 
 def json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not finite as None: JSON knows neither infinities nor NaN."""
+    """Return the values with None in place of infinities and NaN, which JSON does not have."""
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
 def _collect_versions() -> dict[str, str]:
-    """What the digests hold for: the same build on the same processor type."""
+    """Return the versions and the machine that the digests hold for."""
     import torch
 
     return {
@@ -178,11 +223,18 @@ def _collect_versions() -> dict[str, str]:
 
 
 def save_clients(path: Path, train: ClientData, held_out: ClientData, accuracy: F64) -> None:
-    """Write clients.parquet: accuracy [N] of the final model on each client's own test examples, NaN for none."""
+    """Write clients.parquet: sizes of the clients' data, and the accuracy of the final model on their own test examples.
+
+    Args:
+        path: file to write.
+        train: training examples of all clients.
+        held_out: test examples of all clients.
+        accuracy: [N] float64, NaN for a client without test examples.
+    """
     table = TableWriter(path, CLIENT_COLUMNS)
     sizes = (data.sizes().tolist() for data in (train, held_out))
-    known = (value if math.isfinite(value) else None for value in accuracy.tolist())
-    for row in zip(range(len(train)), *sizes, known, strict=True):
+    accuracies = (value if math.isfinite(value) else None for value in accuracy.tolist())
+    for row in zip(range(len(train)), *sizes, accuracies, strict=True):
         table.append(dict(zip(CLIENT_COLUMNS, row, strict=True)))
     table.close()
 

@@ -1,7 +1,7 @@
-"""When a run reaches a target: one rule, used by everything that says so.
+"""Time to target: the one rule for the round, the bytes and the seconds at which a run reaches an accuracy.
 
-McMahan et al. 2017, section 3: make the curve monotone by the best value so far, and interpolate linearly between the two
-measurements that the target lies between. Where on another axis that is (bytes, seconds) follows by the same interpolation.
+The rule is that of McMahan et al. 2017, section 3. The curve is made monotone by its running maximum. Between the two
+measurements that enclose the target it is linear. The same share of the way is used on other axes, such as bytes or seconds.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from typing import Protocol
 
 
 class CumulativeAxis(Protocol):
-    """What has a figure for after each round, the one for 0 being what there is before the first."""
+    """Cumulative figure by round; index 0 is the figure before round 1."""
 
     def __getitem__(self, round: int, /) -> float: ...
 
 
 @dataclass(frozen=True)
 class TargetReached:
-    """The target is met between the measurements after rounds `before` and `after`, at this `share` of the way; before = after
-    where the first measurement meets it."""
+    """Point of a run at which its target is reached.
+
+    Attributes:
+        before: round of the last measurement below the target; equal to `after` where the first measurement reaches it.
+        after: round of the first measurement that reaches the target.
+        share: position of the point between the two measurements, 0 to 1.
+    """
 
     before: int
     after: int
@@ -30,18 +35,32 @@ class TargetReached:
 
     @property
     def rounds(self) -> float:
-        """How many rounds that took."""
+        """Number of rounds to the point."""
         return self.before + self.share * (self.after - self.before)
 
     def interpolate_on(self, axis: CumulativeAxis) -> float:
-        """The same place on an axis that has a figure for after each round [0, ..., R]."""
+        """Return the figure at the point.
+
+        Args:
+            axis: figure after each round, [R + 1], such as cumulative bytes.
+        """
         start, end = float(axis[self.before]), float(axis[self.after])
         return start + self.share * (end - start)
 
 
 def find_first_reached(measurements: Iterable[tuple[int, float]], target: float) -> TargetReached | None:
-    """Where a run first meets `target`, or None: not reached. measured: (round, accuracy) ascending, of rounds where it was
-    measured; NaN counts as not measured."""
+    """Find the point at which a run first reaches a target.
+
+    >>> find_first_reached([(10, 0.5), (20, 0.9)], target=0.7).rounds
+    15.0
+
+    Args:
+        measurements: (round, accuracy) of each evaluation, by ascending round; NaN counts as not measured.
+        target: accuracy.
+
+    Returns:
+        The point, None if the target is not reached.
+    """
     before, best = 0, -math.inf
     for round, accuracy in measurements:
         if accuracy >= target:
@@ -54,18 +73,25 @@ def find_first_reached(measurements: Iterable[tuple[int, float]], target: float)
 
 
 def running_maximum(values: Sequence[float]) -> list[float]:
-    """The monotone curve: of each value and all before it the largest, NaN left out."""
-    best, out = -math.inf, []
+    """Return the largest value up to each position; NaN does not count."""
+    best, maxima = -math.inf, []
     for value in values:
         best = best if math.isnan(value) else max(best, value)
-        out.append(best)
-    return out
+        maxima.append(best)
+    return maxima
 
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """A figure of several runs that differ by their seeds. median: infinite where at least half of them do not have it ("not
-    reached"); low, high: the least and the largest; reached: how many have it, of n."""
+    """Summary of one figure of several runs that differ in their seeds.
+
+    Attributes:
+        median: median over the runs; infinite where at least half of the runs do not reach the target.
+        low: smallest figure.
+        high: largest figure; infinite where a run does not reach the target.
+        reached: number of runs that reach the target.
+        n: number of runs.
+    """
 
     median: float
     low: float
@@ -75,7 +101,7 @@ class SeedSummary:
 
 
 def summarize_seeds(figures: Sequence[float | None]) -> SeedSummary:
-    """None: not reached, which is more than any figure."""
+    """Summarize a figure over seeds; None stands for a target that is not reached, and counts as infinite."""
     values = [math.inf if figure is None else float(figure) for figure in figures]
     return SeedSummary(
         statistics.median(values), min(values), max(values), sum(math.isfinite(value) for value in values), len(values)

@@ -151,7 +151,7 @@ def describe_registry(registry: Registry[Any]) -> list[dict[str, Any]]:
         also = [alias for alias, member in registry.aliases.items() if member == name]
         options = {key: _list_options(annotation, keys[key]) for key, annotation in field_types(cls).items()}
         options = {key: values for key, values in options.items() if values}
-        members.append({"name": name, "also": also, "summary": cls.summary(), "keys": keys, "options": options})
+        members.append({"name": name, "also": also, "summary": cls.get_summary(), "keys": keys, "options": options})
     return members
 
 
