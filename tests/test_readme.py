@@ -13,6 +13,7 @@ from fedsgd.certification.law_suite import check_compressor
 from fedsgd.compression import ErrorFeedback
 from fedsgd.config.component import import_by_path
 from fedsgd.scenario.scenario import load, parse_scenario
+from tests.flower import run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,8 +32,8 @@ def test_the_two_commands_and_that_ci_runs_the_second() -> None:
 
 def test_commands_of_the_flower_app_are_run_by_ci() -> None:
     (block,) = (block for block in blocks("sh") if "flwr run" in block)
-    install, run = block.splitlines()
-    assert run == run.COMMAND
+    install, command = block.splitlines()
+    assert command == run.COMMAND
     assert [install, "python -m tests.flower.run simulation"] == (ROOT / ".ci" / "run").read_text().splitlines()[-2:]
 
 

@@ -18,7 +18,7 @@
 | steps | int | local steps of an UPDATE; not part of the digest |
 | examples | int | examples in the batches of these steps, counted with repetition; not part of the digest |
 | encode_seconds | float | time to encode; of a shared frame in its first row of a round; not part of the digest |
-| decode_seconds | float | time to decode (an UPDATE: and to add it; a downlink message: in its first MODEL); not in the digest |
+| decode_seconds | float | time to decode (an UPDATE: and to add it; a downlink message: in its first MODEL); not part of it |
 """
 
 from __future__ import annotations

@@ -42,11 +42,11 @@ def plan(
 
 def test_the_plan_in_words() -> None:
     assert str(plan()) == ("client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, in memory (budget 2 GiB)")
-    assert str(plan(models=7_700_000)) == (
-        "client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, in memory beside 7.7 MB of models (budget 2 GiB)"
+    assert str(plan(model_bytes=7_700_000)) == (
+        "client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, in memory with 7.7 MB of models (budget 2 GiB)"
     )
     assert str(plan("disk")) == "client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, on disk in /data"
-    assert str(plan(bytes_per_client=0)) == "client state: none, clients remember nothing"
+    assert str(plan(bytes_per_client=0)) == "client state: none"
     assert str(plan(clients=70)).startswith("client state: at most 70 of 70 clients x 62.8 kB = 4.4 MB")
 
 
@@ -72,18 +72,18 @@ def test_auto_is_in_memory_while_it_fits_and_on_disk_from_then_on() -> None:
             10**8,
             10**12,
             "/data",
-            "the budget of memory is 100 MB; ways out: states in bfloat16, about half the size; states on disk; fewer",
+            "the budget of memory is 100 MB; remedies: states in bfloat16, about half the size; states on disk; fewer",
         ),
-        ("auto", GIB // 4, 10**8, "/data", "the budget of memory is 256 MiB and the disk of /data has 100 MB free; ways out: "),
-        ("auto", GIB // 4, 10**8, None, "the budget of memory is 256 MiB and no folder on disk is named; ways out: "),
+        ("auto", GIB // 4, 10**8, "/data", "the budget of memory is 256 MiB and the disk of /data has 100 MB free; remedies: "),
+        ("auto", GIB // 4, 10**8, None, "the budget of memory is 256 MiB and state.folder names no folder on disk; remedies: "),
         (
             "disk",
             2 * GIB,
             10**8,
             "/data",
-            "the disk of /data has 100 MB free; ways out: states in bfloat16, about half the size; states in memory",
+            "the disk of /data has 100 MB free; remedies: states in bfloat16, about half the size; states in memory",
         ),
-        ("disk", 2 * GIB, 10**12, None, "no folder on disk is named; "),
+        ("disk", 2 * GIB, 10**12, None, "state.folder names no folder on disk; "),
     ],
 )
 def test_where_there_is_no_room_it_says_what_is_needed_and_what_can_be_done(
@@ -94,15 +94,15 @@ def test_where_there_is_no_room_it_says_what_is_needed_and_what_can_be_done(
     text = str(caught.value)
     assert text.startswith("no room for client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, but ")
     assert said in text
-    for way in ("bfloat16", "fewer rounds", "compressor without a memory"):
+    for way in ("bfloat16", "fewer rounds", "compressor without state"):
         assert way in text
 
 
 @pytest.mark.parametrize("where", ["auto", "memory", "disk"])
 def test_models_are_in_memory_wherever_states_are(where: StoreLocation) -> None:
-    said = r"models that clients keep: at most 200 MB, but the budget of memory is 100 MB; ways out: .*downlink\.remember"
+    said = r"models that clients keep: at most 200 MB, but the budget of memory is 100 MB; remedies: .*downlink\.remember"
     with pytest.raises(ScenarioError, match=said):
-        plan(where, budget=10**8, models=2 * 10**8)
+        plan(where, budget=10**8, model_bytes=2 * 10**8)
 
 
 def test_the_disk_is_asked_only_where_it_is_needed(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_disk_is_asked_only_where_it_is_needed(tmp_path: Path) -> None:
     plan_state_storage(10, 1, 1, 100, budget=GIB, folder=Path("/nowhere"), free_bytes_probe=asked)
     assert plan_state_storage(10, 1, 1, 100, location="disk", budget=0, folder=tmp_path).location == "disk"
     assert measure_free_bytes(tmp_path) > 0
-    with pytest.raises(ScenarioError, match=r"nowhere: no folder for client state \(No such file or directory\)"):
+    with pytest.raises(ScenarioError, match=r"nowhere: expected a folder for client state \(No such file or directory\)"):
         plan_state_storage(10, 1, 1, 100, location="disk", budget=0, folder=tmp_path / "nowhere")
 
 
