@@ -45,7 +45,7 @@ METAPHORS = re.compile(
     r"|held to|beside|bills?|fresh eyes)\b",
     re.IGNORECASE,
 )
-FIELD_TERMS = re.compile(r"forget gate|HTTP POST|POST request|`[^`]*`|\"[\w.-]+\"|'[\w.-]+'", re.IGNORECASE)
+FIELD_TERMS = re.compile(r"\b\w+\.\w[\w.]*|forget gate|HTTP POST|POST request|`[^`]*`|\"[\w.-]+\"|'[\w.-]+'", re.IGNORECASE)
 """Texts in which a word of METAPHORS is a term of the field, a name or a key."""
 PUBLIC_PACKAGES = ("federation", "wire")
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -1,4 +1,4 @@
-"""The one place that composes a Scenario into a runnable experiment."""
+"""Builder of an experiment: data, model, engine, runtime and evaluation of a scenario."""
 
 from __future__ import annotations
 
@@ -50,13 +50,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """A scenario, composed: what the loop runs, and what its result is measured on. scenario: with the engine that was chosen,
-    and with what stands for Python objects.
+    """Scenario with everything that a run needs.
 
-    attendance: who is asked in a round, and whose reply is taken; states: where what clients remember is; chosen: that engine,
-    and why; make_engine: makes another like it; shared: dataset, train and held_out where other processes see them too, None if
-    there are to be none; warnings: lines about settings that a component is not made for; spent: seconds by phase of all
-    workers together, None without workers.
+    Attributes:
+        scenario: scenario, with the selected engine, and with references to the Python objects.
+        dataset: dataset that the data of the clients are from.
+        train: training examples of all clients.
+        held_out: test examples of all clients, None without them.
+        task: model, loss and metrics.
+        plan: plan of the federation.
+        engine: engine of this process.
+        engine_choice: name of the engine, and the reason for it.
+        evaluator: evaluation that the scenario asks for.
+        runtime: runtime that reaches the clients.
+        participation: sampling, dropouts and deadline.
+        state_budget: location and size of the client states.
+        initial_server_state: server before round 1.
+        make_engine: makes an engine equal to `engine`.
+        shared_data: (dataset, train, held_out) in memory that other processes can read, None if this process is the only one.
+        warnings: lines about settings that a component is not made for.
+        worker_phase_seconds: returns the seconds by phase of all workers together; None without workers.
     """
 
     scenario: Scenario
@@ -79,7 +92,7 @@ class Experiment:
 
     @property
     def target_accuracy(self) -> float | None:
-        """The accuracy that the run is asked to reach, if any."""
+        """Accuracy whose cost is reported, None without a target."""
         return self.scenario.report.target_accuracy or self.scenario.stop.target_accuracy
 
 
@@ -93,39 +106,46 @@ def build_experiment(
     *,
     share_data: bool = False,
 ) -> Experiment:
-    """The experiment of a scenario. data: the folder of the data files; dataset, module, loss, metrics: take the place of what
-    the scenario names; share: whether `with_worker_pool` may follow."""
-    with (
-        isolate_global_state(),
-        isolate_generators(derive_torch_seed(scenario.seed, "build")),
-    ):  # classes of the user's own may draw from them
+    """Build the experiment of a scenario.
+
+    Args:
+        scenario: scenario to build.
+        data: folder of the data files.
+        dataset: dataset in place of the one that the scenario names.
+        module: model in place of the one that the scenario names.
+        loss: loss in place of the scenario's.
+        metrics: metrics in addition to the scenario's.
+        share_data: place the data in memory that other processes can read, as `with_worker_pool` needs.
+    """
+    # the user's classes may draw from the global generators
+    with isolate_global_state(), isolate_generators(derive_torch_seed(scenario.seed, "build")):
         check_python_arguments(module, loss, metrics)
         return _build(scenario, data, PythonObjects(dataset, module, loss, metrics), share_data)
 
 
 def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, share_data: bool) -> Experiment:
     objects.check(scenario)
-    described = objects.insert_references(scenario)  # before functions run that may change what they refer to
+    described = objects.insert_references(scenario)  # before the user's functions run, which may change the objects
     dataset, train, held_out = load_client_data(scenario, data, objects.dataset)
     if objects.module is None:
         check_class_labels(scenario, dataset)
     shared = SharedPickle.from_value((dataset, train, held_out)) if share_data else None
-    if shared is not None:  # in the place of the arrays that were read, which can go
+    if shared is not None:  # frees the arrays that were read
         dataset, train, held_out = shared.load()
     with errors_in_section("model"):
         task = build_task(scenario.model, dataset, scenario.seed, objects.module, objects.loss, objects.metrics)
     plan = make_plan(scenario, task, train)
     task = _dry_run_model(task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
     check_training_steps(task, plan.local_training, train, dataset.train, scenario.seed)
-    engine, chosen, make = _build_engine(scenario, task, plan, dataset, train)
-    scenario = replace(described, engine=replace(scenario.engine, name=chosen.name, stack=chosen.stack))
+    engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train)
+    scenario = replace(described, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
     store = InMemoryClientStore()
     evaluator = _build_evaluator(scenario, engine, task, dataset, train, held_out)
     evaluator = replace(evaluator, local_model_of=_make_local_model_reader(plan, store))
     runtime = InProcessRuntime(plan, engine, store, train)
     server = initial_server_state(plan, task.initial_parameters[: plan.layout.size])
-    attending = _participation(scenario, train, plan.cohort_size, data)
-    states = _state_budget(scenario, plan, attending.n_invited, task.layout.size)
+    participation = _participation(scenario, train, plan.cohort_size, data)
+    budget = _state_budget(scenario, plan, participation.n_invited, task.layout.size)
     return Experiment(
         scenario,
         dataset,
@@ -134,13 +154,13 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
         task,
         plan,
         engine,
-        chosen,
+        choice,
         evaluator,
         runtime,
-        attending,
-        states,
+        participation,
+        budget,
         server,
-        make,
+        engine_factory,
         shared,
         find_warnings(scenario, plan, train),
     )
@@ -149,16 +169,20 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
 def _build_engine(
     scenario: Scenario, task: LearningTask, plan: FederationPlan, dataset: Dataset, train: ClientData
 ) -> tuple[TrainingEngine, EngineChoice, EngineFactory]:
-    """(the engine, which it is and why, what makes another like it)."""
-    counts, having = train.distinct_sizes()
-    asked, sizes = scenario.engine, rank_batch_sizes(counts, plan.local_training, having)
-    chosen = EngineChoice(asked.name, asked.update, asked.stack)
-    engine, chosen = select_engine(chosen, task, plan.local_training, dataset.train, sizes, plan.cohort_size)
-    return engine, chosen, partial(make_engine, chosen, sizes)
+    """Return (engine, its name and the reason for it, function that makes an equal engine)."""
+    example_counts, client_counts = train.distinct_sizes()
+    config, sizes = scenario.engine, rank_batch_sizes(example_counts, plan.local_training, client_counts)
+    requested = EngineChoice(config.name, config.update, config.stack)
+    engine, choice = select_engine(requested, task, plan.local_training, dataset.train, sizes, plan.cohort_size)
+    return engine, choice, partial(make_engine, choice, sizes)
 
 
 def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> FederationPlan:
-    """Return what server and clients of a scenario agree on."""
+    """Return the plan of a scenario's federation.
+
+    Raises:
+        FieldError: a compressor cannot encode the model, or the cohort does not fit the clients.
+    """
     with errors_in_section(""):
         cohort = scenario.compute_cohort_size(len(train))
     compressors = {"uplink.compressor": scenario.uplink.build_scheme(), "downlink.compressor": scenario.downlink.compressor}
@@ -184,68 +208,86 @@ def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> Fede
 
 
 def _build_buffer_plan(task: LearningTask) -> BufferPlan | None:
-    """Return what clients carry beside the parameters that are sent, None if that is nothing."""
+    """Return the buffers and local parameters that clients carry from round to round, None without any."""
     values = task.initial_buffers
     if values is None and not task.n_local_parameters:
         return None
-    n_sent = 0 if values is None else len(values) - task.n_local_buffers
-    sent = values[:n_sent] if values is not None and n_sent else None
-    local = values[n_sent:] if values is not None and task.n_local_buffers else None
-    return BufferPlan(sent, local, task.initial_parameters[task.shared_layout.size :])
+    n_averaged = 0 if values is None else len(values) - task.n_local_buffers
+    averaged = values[:n_averaged] if values is not None and n_averaged else None
+    local = values[n_averaged:] if values is not None and task.n_local_buffers else None
+    return BufferPlan(averaged, local, task.initial_parameters[task.shared_layout.size :])
 
 
 def _count_examples(data: ClientData) -> int:
-    """How many examples all clients have together."""
-    each, clients = data.distinct_sizes()
-    return int(each @ clients)
+    """Return the number of examples of all clients together."""
+    example_counts, client_counts = data.distinct_sizes()
+    return int(example_counts @ client_counts)
 
 
 def _make_local_model_reader(plan: FederationPlan, store: ClientStore) -> LocalModelOf | None:
-    """What of its model each client has for itself, None if that is nothing."""
-    carried = plan.buffers
-    if carried is None or not carried.has_local_state:
+    """Return a reader of the parameters and buffers that stay at a client, None without any."""
+    buffer_plan = plan.buffers
+    if buffer_plan is None or not buffer_plan.has_local_state:
         return None
 
     def read_local_model(client: int, averaged_buffers: F32 | None) -> tuple[F32, F32 | None]:
-        kept = entries_of(store.load(client).state_if_accepted, LOCAL)
-        return kept.get("parameters", carried.local_parameters), carried.join(averaged_buffers, kept.get("statistics"))
+        entries = entries_of(store.load(client).state_if_accepted, LOCAL)
+        parameters = entries.get("parameters", buffer_plan.local_parameters)
+        return parameters, buffer_plan.join(averaged_buffers, entries.get("statistics"))
 
     return read_local_model
 
 
 def _participation(scenario: Scenario, train: ClientData, cohort: int, folder: str | Path | None) -> ParticipationModel:
-    asked, where = scenario.participation, None if folder is None else expand_user_path(folder, "data")
+    config, data_folder = scenario.participation, None if folder is None else expand_user_path(folder, "data")
     with errors_in_section("server.sampler"):
-        draw = bind_with_checks(scenario.server.sampler, SamplingPool(scenario.seed, len(train), train.sizes, where))
+        draw = bind_with_checks(scenario.server.sampler, SamplingPool(scenario.seed, len(train), train.sizes, data_folder))
     return ParticipationModel(
-        scenario.seed, draw, len(train), cohort, asked.over_selection, asked.dropout, asked.deadline, asked.durations
+        scenario.seed, draw, len(train), cohort, config.over_selection, config.dropout, config.deadline, config.durations
     )
 
 
 def _state_budget(scenario: Scenario, plan: FederationPlan, n_invited: int, size: int) -> StateBudget:
-    """Where what clients remember will be. asked: how many of them a round; size: of the vector that they train."""
-    kept = scenario.rounds if plan.downlink.history_rounds is None else min(scenario.rounds, plan.downlink.history_rounds)
-    models = min(plan.n_clients, kept + 1) * plan.layout.size * 4 if plan.downlink.clients_keep_model else 0
+    """Return the location and size of the client states.
+
+    Args:
+        scenario: scenario.
+        plan: plan of the federation.
+        n_invited: clients that are sent a message in a round.
+        size: length of the vector that a client trains, local parameters included.
+    """
+    n_models = scenario.rounds if plan.downlink.history_rounds is None else min(scenario.rounds, plan.downlink.history_rounds)
+    models = min(plan.n_clients, n_models + 1) * plan.layout.size * 4 if plan.downlink.clients_keep_model else 0
     folder = expand_user_path(scenario.state.folder) if scenario.state.folder else find_temporary_folder()
-    state, typical = scenario.state, representative_state(plan, size)
-    each = stored_bytes(typical) if typical.state_if_accepted else 0
+    config, state = scenario.state, representative_state(plan, size)
+    state_bytes = stored_bytes(state) if state.state_if_accepted else 0
     return plan_state_storage(
         plan.n_clients,
         n_invited,
         scenario.rounds,
-        each,
+        state_bytes,
         model_bytes=models,
-        location=state.store,
-        budget=state.budget_bytes,
+        location=config.store,
+        budget=config.budget_bytes,
         folder=folder,
     )
 
 
 @contextmanager
 def with_worker_pool(experiment: Experiment, workers: int, profile: bool = False) -> Iterator[Experiment]:
-    """The experiment with its clients trained, and its model evaluated, by so many processes, by this one if it is one; and
-    with their states where its plan says. No result depends on either. profile: whether `spent` is to say what they spend their
-    time on. ModelError if something cannot be sent to another process, OutputError if nothing can be kept on disk."""
+    """Yield the experiment with worker processes, and with client states at the location of its budget.
+
+    Results depend on neither.
+
+    Args:
+        experiment: experiment, built with `share_data` for more than one worker.
+        workers: number of processes that train and evaluate; 1 for this process alone.
+        profile: measure the time of the workers by phase.
+
+    Raises:
+        ModelError: the model cannot be sent to another process.
+        OutputError: the store on disk cannot be created.
+    """
     if workers == 1 and experiment.state_budget.location == "memory":
         yield experiment
         return
@@ -262,17 +304,17 @@ def with_worker_pool(experiment: Experiment, workers: int, profile: bool = False
 @contextmanager
 def _start_workers(experiment: Experiment, workers: int, profile: bool, store: SlotStore) -> Iterator[Experiment]:
     if experiment.shared_data is None:
-        raise ValueError("its data are in this process alone: build it with share=True")
+        raise ValueError("the data are in this process alone; build the experiment with share_data=True")
     task, outbox = experiment.task, SharedOutbox()
     training, by_client = experiment.evaluator.train is not None, experiment.evaluator.held_out is not None
-    assignment = WorkerConfig(experiment.plan, task, experiment.make_engine, training, by_client)
+    config = WorkerConfig(experiment.plan, task, experiment.make_engine, training, by_client)
     clock = SharedFile() if profile else None
     models = SlotModelCache(experiment.scenario.rounds)
-    shared = SharedInputs(SharedPickle.from_value(assignment), experiment.shared_data, store, models, clock)
-    sets = assignment.select_evaluation_sets(experiment.dataset.test, experiment.train, experiment.held_out)
+    shared = SharedInputs(SharedPickle.from_value(config), experiment.shared_data, store, models, clock)
+    sets = config.select_evaluation_sets(experiment.dataset.test, experiment.train, experiment.held_out)
     try:
-        with start_workers(workers, shared, outbox) as lines:
-            runtime = WorkerPool(lines, outbox, experiment.engine, experiment.train, sets, task)
+        with start_workers(workers, shared, outbox) as handles:
+            runtime = WorkerPool(handles, outbox, experiment.engine, experiment.train, sets, task)
             evaluator = replace(
                 experiment.evaluator, engine=runtime, local_model_of=_make_local_model_reader(experiment.plan, store)
             )
@@ -296,27 +338,32 @@ def _build_evaluator(
     train: ClientData,
     held_out: ClientData | None,
 ) -> Evaluator:
-    """What the scenario wants to know after a round. ScenarioError or ModelError if it cannot be known."""
-    asked = scenario.evaluation
+    """Return the evaluation that the scenario asks for.
+
+    Raises:
+        ScenarioError: it needs an accuracy, and the task has none.
+        ModelError: the name of a metric is a column of rounds.parquet.
+    """
+    config = scenario.evaluation
     check_accuracy(scenario, task)
     for name in task.metrics:
         if name in ROUND_COLUMNS or name.startswith(RESERVED_PREFIXES):
-            taken = f"rounds.parquet has columns of its own: {', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED_PREFIXES)}..."
-            raise ModelError(f'a metric cannot be called "{name}": {taken}')
+            columns = f"{', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED_PREFIXES)}..."
+            raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has columns of its own: {columns}')
     return Evaluator(
         engine,
         tuple(task.metrics),
         dataset.test,
-        held_out if asked.clients else None,
-        train if asked.training else None,
+        held_out if config.clients else None,
+        train if config.training else None,
     )
 
 
 def _dry_run_model(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:
-    """Evaluate a few examples, so that a model that does not fit its data is found out before anything is made of it.
+    """Evaluate a few examples, so that a model that does not fit its data fails before the first round.
 
     Returns:
-        The task with its metrics and the reduction of its loss as the trial settled them.
+        The task with the metrics that apply, and with the reduction of its loss.
     """
     x, y = dataset.train.arrays()
     try:
@@ -330,9 +377,16 @@ def _dry_run_model(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -
 
 
 def local_training_config(scenario: Scenario) -> LocalTraining:
-    """How the scenario's clients train in one round."""
+    """Return the local training of a scenario's clients."""
     client = scenario.client
     batch_size = None if client.batch_size == "full" else client.batch_size
-    carry, corrected = client.velocity == "carry", scenario.uplink.build_scheme().corrects_gradients
-    steps = (client.epochs, client.steps)
-    return LocalTraining(client.optimizer, *steps, batch_size, client.proximal, carry, corrected, client.last_batch)
+    return LocalTraining(
+        client.optimizer,
+        client.epochs,
+        client.steps,
+        batch_size,
+        client.proximal,
+        client.velocity == "carry",
+        scenario.uplink.build_scheme().corrects_gradients,
+        client.last_batch,
+    )

@@ -1,6 +1,6 @@
-"""One rule that says whether a run diverged, for its summary, its closing table, comparisons and reports.
+"""Rule for the divergence of a run, for its summary, its closing table, comparisons and reports.
 
-The rule warns. It changes neither results nor the exit status.
+The rule gives a warning, and changes neither results nor the exit status.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 EvaluationHistory = Sequence[tuple[int, Mapping[str, float]]]
-"""(round, metrics) of every evaluation, ascending; "loss" is among the metrics."""
+"""(round, metrics) of each evaluation, by ascending round; the metrics include "loss"."""
 
 MIN_EVALUATIONS_FOR_TIGHT_MARGIN = 8
-"""Below this number of evaluations a loss that doubled diverged; from it on, a loss that is 1 % above its start did."""
+"""Smallest number of evaluations for a margin of 1 % above the start; with fewer, the loss must double."""
 MIN_EVALUATIONS = 3
-"""Below this number of evaluations a loss that is less than twice its start says nothing."""
+"""Smallest number of evaluations for a verdict on a loss below twice its start."""
 MIN_ROUNDS_FOR_RESIDUALS = 16
-"""Below this number of rounds residuals are not judged: they are filling up."""
+"""Smallest number of rounds for a verdict on residuals, which grow in the first rounds of every run."""
 PRETRAINED_ACCURACY = 0.6
-"""From this accuracy on an initial model counts as trained before: any rise of its accuracy is learning."""
+"""Smallest accuracy of an initial model that counts as pretrained: any rise of its accuracy is learning."""
 LEARNING_RATE_HINT = "try a smaller client.optimizer.lr"
+"""Remedy that messages about a diverged run name."""
 
 
 def detect_divergence(
     evaluations: EvaluationHistory, residual_norms: Sequence[float] = (), initial_metrics: Mapping[str, float] | None = None
 ) -> str | None:
-    """Return the evidence that a run diverged, in words, or None without any.
+    """Return the evidence that a run diverged, None without any.
 
     A level is the median over the last quarter of the evaluations, at least one. The start is the initial model, or the first
     evaluation where the initial model is not known. A run diverged if one of these holds:
@@ -35,24 +36,21 @@ def detect_divergence(
     1. The last test loss is not finite.
     2. The level of the test loss and the last test loss are above the start: by more than 1 % with at least
        `MIN_EVALUATIONS_FOR_TIGHT_MARGIN` evaluations, else by more than the start itself. A model that learned is excepted,
-       since its rising
-       loss means overfitting: its accuracy rose by a quarter of the way from the start to 1, or rose from
+       since its rising loss means overfitting: its accuracy rose by a quarter of the way from the start to 1, or rose from
        `PRETRAINED_ACCURACY` or more.
-    3. Accuracy did not rise, where it was measured, the last loss is above the start, losses do not fall all the time, and the
-       median of all losses is above the start by more than the start itself: a late dip hides nothing. With fewer than
-       `MIN_EVALUATIONS_FOR_TIGHT_MARGIN` evaluations, but at least `MIN_EVALUATIONS`, 1 % suffices where accuracy fell below
-       the start, and for the
-       last loss too.
-    4. Residual norms grow faster than in proportion to the rounds, over at least `MIN_ROUNDS_FOR_RESIDUALS` rounds: the median
-    of the last
-       quarter is more than 7/3 of that of the second and more than 7/5 of that of the third, where proportional growth has
-       exactly these ratios. At the same time the test loss has stopped falling: its level is not below that of the second
-       quarter. Residuals that fill up to a plateau, as of a low density, do not count.
+    3. A measured accuracy did not rise, the last loss is above the start, and losses do not fall throughout. In addition the
+       median of all losses is above the start by more than the start itself, so that a late dip hides nothing. A margin of 1 %
+       suffices, for median and last loss, with `MIN_EVALUATIONS` or more evaluations, fewer than
+       `MIN_EVALUATIONS_FOR_TIGHT_MARGIN`, and an accuracy below the start.
+    4. Residual norms grow faster than in proportion to the rounds, over at least `MIN_ROUNDS_FOR_RESIDUALS` rounds. The median
+       of the last quarter is then more than 7/3 of the second quarter's, and more than 7/5 of the third's. These are the ratios
+       of proportional growth. At the same time the level of the test loss is not below its second quarter. Residuals that grow
+       to a plateau, as with a low density, do not count.
 
     Args:
-        measured: (round, metrics) of every evaluation, ascending.
+        evaluations: (round, metrics) of each evaluation, by ascending round.
         residual_norms: mean residual norm of a cohort's clients, for each round that has one.
-        initial: metrics of the initial model, None if not known.
+        initial_metrics: metrics of the initial model, None if unknown.
     """
     if not evaluations:
         return None
@@ -73,7 +71,7 @@ def detect_divergence(
 
 
 def _is_above(evaluations: EvaluationHistory, start: Mapping[str, float]) -> bool:
-    """Compare the losses of the end with the start."""
+    """Return True if the losses at the end are above the start, by the margin of rule 2."""
     if not math.isfinite(start["loss"]):
         return False
     losses = _extract_losses(evaluations)
@@ -83,7 +81,7 @@ def _is_above(evaluations: EvaluationHistory, start: Mapping[str, float]) -> boo
 
 
 def _is_mostly_above(evaluations: EvaluationHistory, start: Mapping[str, float]) -> bool:
-    """Check rule 3."""
+    """Return True if rule 3 holds."""
     losses, before = _extract_losses(evaluations), start["loss"]
     rise = _compute_accuracy_rise(evaluations, start)
     falls = all(later < earlier for earlier, later in itertools.pairwise(losses))
@@ -97,7 +95,7 @@ def _is_mostly_above(evaluations: EvaluationHistory, start: Mapping[str, float])
 
 
 def _has_learned(evaluations: EvaluationHistory, start: Mapping[str, float]) -> bool:
-    """Check whether accuracy was measured and rose by as much as rule 2 says."""
+    """Return True if accuracy was measured, and rose by the amount of rule 2."""
     rise = _compute_accuracy_rise(evaluations, start)
     if rise is None:
         return False
@@ -106,10 +104,10 @@ def _has_learned(evaluations: EvaluationHistory, start: Mapping[str, float]) -> 
 
 
 def _compute_accuracy_rise(evaluations: EvaluationHistory, start: Mapping[str, float]) -> float | None:
-    """Return the level of the accuracy less that of the start; None where either is not known."""
-    known = [metrics["accuracy"] for _, metrics in evaluations if math.isfinite(metrics.get("accuracy", math.nan))]
+    """Return the level of the accuracy minus the accuracy at the start; None where either is unknown."""
+    accuracies = [metrics["accuracy"] for _, metrics in evaluations if math.isfinite(metrics.get("accuracy", math.nan))]
     before = start.get("accuracy", math.nan)
-    return _quarter_median(known, 4) - before if known and math.isfinite(before) else None
+    return _quarter_median(accuracies, 4) - before if accuracies and math.isfinite(before) else None
 
 
 def _extract_losses(evaluations: EvaluationHistory) -> list[float]:
@@ -117,7 +115,7 @@ def _extract_losses(evaluations: EvaluationHistory) -> list[float]:
 
 
 def _detect_residual_growth(evaluations: EvaluationHistory, residual_norms: Sequence[float]) -> str | None:
-    """Return rule 4's evidence, None without any."""
+    """Return the evidence of rule 4, None without any."""
     norms = [_nan_to_inf(norm) for norm in residual_norms]
     if len(norms) < MIN_ROUNDS_FOR_RESIDUALS or len(evaluations) < 4:
         return None

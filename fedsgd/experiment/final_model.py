@@ -1,6 +1,6 @@
-"""Models at the end of a run as complete state dicts, so that what was reported can be restored.
+"""Models at the end of a run as complete state dicts, from which the evaluated model can be restored.
 
-N clients, of which M have test examples of their own.
+M is the number of clients that have test examples of their own.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class FinalModel:
     """State dicts of a run's models, each for `module.load_state_dict(state, strict=True)`.
 
     Attributes:
-        server: of the server's final model, with the buffers that are averaged.
-        evaluated: of the model that the reported figures are of, as clients decode it; None if it is the server's.
-        loss: of the loss, if training changes anything in it.
-        clients: if clients have models of their own, what never leaves them: "clients" [M] int64, those with test examples, and
-            each tensor [M, *shape] under its name. Their models are the evaluated one with these tensors in it.
+        server_model: state of the server's final model, with the averaged buffers.
+        evaluated_model: state of the model that was evaluated, as clients decode it; None if it is the server's model.
+        loss: state of the loss, None if training changes nothing in it.
+        clients: tensors that stay at the clients, None without any: "clients" [M] int64, numbers of the clients with test
+            examples, and each tensor [M, *shape] under its name. A client's model is the evaluated model with these tensors.
     """
 
     server_model: StateDict
@@ -46,13 +46,13 @@ class FinalModel:
 
     @property
     def reported_file(self) -> str:
-        """The file of a run directory with the model that the reported figures are of."""
+        """Name of the file with the model that was evaluated."""
         if self.clients is not None:
             return CLIENTS_FILE
         return PARAMETERS_FILE if self.evaluated_model is None else EVALUATED_FILE
 
     def make_file_writers(self, folder: Path) -> dict[str, Callable[[], None]]:
-        """Return, for each file of a run directory that there is, what writes it."""
+        """Return a function that writes the file, for each file of a run directory."""
         states = {
             PARAMETERS_FILE: self.server_model,
             EVALUATED_FILE: self.evaluated_model,
@@ -63,32 +63,32 @@ class FinalModel:
 
 
 def build_final_model(experiment: Experiment, server: ServerState) -> FinalModel:
-    """Return the models that the server of a finished run stands for."""
-    task, network = experiment.task, FlatModule(experiment.task)
-    carried = experiment.plan.buffers
-    buffers = None if carried is None else carried.join(server.buffers, None)
+    """Return the final models of the server and of the clients."""
+    task, flat_module = experiment.task, FlatModule(experiment.task)
+    buffer_plan = experiment.plan.buffers
+    buffers = None if buffer_plan is None else buffer_plan.join(server.buffers, None)
     local = task.initial_parameters[experiment.plan.layout.size :]
-    of_server, of_loss = read_state_dicts(network, np.concatenate([server.weights, local]), buffers)
+    server_model, loss = read_state_dicts(flat_module, np.concatenate([server.weights, local]), buffers)
     evaluated = None
     if server.public_model.weights.tobytes() != server.weights.tobytes():
-        evaluated, of_loss = read_state_dicts(network, np.concatenate([server.public_model.weights, local]), buffers)
-    return FinalModel(of_server, evaluated, of_loss, _stack_local_tensors(experiment, task))
+        evaluated, loss = read_state_dicts(flat_module, np.concatenate([server.public_model.weights, local]), buffers)
+    return FinalModel(server_model, evaluated, loss, _stack_local_tensors(experiment, task))
 
 
 def _stack_local_tensors(experiment: Experiment, task: LearningTask) -> StateDict | None:
     import torch
 
-    own, held_out = experiment.evaluator.local_model_of, experiment.held_out
-    if own is None or held_out is None:
+    local_model_of, held_out = experiment.evaluator.local_model_of, experiment.held_out
+    if local_model_of is None or held_out is None:
         return None
     clients = np.flatnonzero(held_out.sizes())
-    sent = None if experiment.plan.buffers is None else experiment.plan.buffers.averaged
-    n_sent = 0 if sent is None else len(sent)
+    averaged = None if experiment.plan.buffers is None else experiment.plan.buffers.averaged
+    n_averaged = 0 if averaged is None else len(averaged)
     parameters, buffers = [], []
     for client in clients.tolist():
-        mine, every = own(client, sent)
-        parameters.append(mine)
-        buffers.append(np.zeros(0, np.float32) if every is None else every[n_sent:])
+        client_parameters, client_buffers = local_model_of(client, averaged)
+        parameters.append(client_parameters)
+        buffers.append(np.zeros(0, np.float32) if client_buffers is None else client_buffers[n_averaged:])
     rows = _slice_last_tensors(task.layout, task.n_local_parameters, np.stack(parameters))
     if task.buffers is not None:
         rows |= _slice_last_tensors(task.buffers, task.n_local_buffers, np.stack(buffers))
@@ -100,7 +100,7 @@ def _slice_last_tensors(layout: ParameterLayout, n: int, rows: F32) -> dict[str,
     """Return the tensors [M, *shape] in the last n entries of a layout, from rows [M, n]."""
     start = layout.size - n
     return {
-        name: rows[:, where.start - start : where.stop - start].reshape(len(rows), *shape)
-        for name, where, shape in layout.list_slices()
-        if where.start >= start
+        name: rows[:, part.start - start : part.stop - start].reshape(len(rows), *shape)
+        for name, part, shape in layout.list_slices()
+        if part.start >= start
     }

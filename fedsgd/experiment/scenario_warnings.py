@@ -1,4 +1,4 @@
-"""Settings against which the documentation of a component warns. They change neither results nor the exit status."""
+"""Warnings about settings that a component is not made for. They change neither results nor the exit status."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def find_warnings(scenario: Scenario, plan: FederationPlan, training_data: Clien
     """Find the settings of a scenario that its components are not made for.
 
     Args:
-        scenario: the scenario.
-        plan: what server and clients agree on.
-        train: examples of all clients, on whose number the number of local steps depends.
+        scenario: scenario to check.
+        plan: plan of the federation.
+        training_data: examples of all clients, whose number gives the number of local steps.
 
     Returns:
-        One line for each fault: the dotted key, the reason, and what to set instead.
+        One line for each setting: dotted key, reason and remedy.
     """
     run = _build_run_config(scenario, plan, training_data)
-    found = [*find_compressor_warnings(plan.uplink, run, scenario.downlink)]
-    found += _find_client_warnings(plan.local_training, run.local_steps)
+    warnings = [*find_compressor_warnings(plan.uplink, run, scenario.downlink)]
+    warnings += _find_client_warnings(plan.local_training, run.local_steps)
     if plan.uses_fednova:
-        found += _find_normalisation_warnings(plan.local_training)
-    return tuple(dict.fromkeys(found))
+        warnings += _find_normalisation_warnings(plan.local_training)
+    return tuple(dict.fromkeys(warnings))
 
 
 def find_compressor_warnings(uplink: Compressor, run_config: RunConfig, downlink: DownlinkConfig) -> Iterator[str]:
@@ -39,7 +39,7 @@ def find_compressor_warnings(uplink: Compressor, run_config: RunConfig, downlink
 
     Args:
         uplink: compressor of the clients' updates.
-        run: settings of the run, as the uplink has them.
+        run_config: settings of the run that concern the uplink.
         downlink: policy and compressor of the server's steps.
     """
     yield from _list_compressor_warnings(uplink, run_config)
@@ -53,14 +53,14 @@ def find_compressor_warnings(uplink: Compressor, run_config: RunConfig, downlink
 def _list_compressor_warnings(compressor: Compressor, run_config: RunConfig) -> Iterator[str]:
     """Yield a compressor's warnings, each in one line."""
     with wrap_user_errors(run_config.key, compressor):
-        found = compressor.find_warnings(run_config)
-        yield from (" ".join(str(text).split()) for text in ([found] if isinstance(found, str) else found))
+        warnings = compressor.find_warnings(run_config)
+        yield from (" ".join(str(text).split()) for text in ([warnings] if isinstance(warnings, str) else warnings))
 
 
 def _build_run_config(scenario: Scenario, plan: FederationPlan, training_data: ClientData) -> RunConfig:
-    recipe = plan.local_training
-    sizes = [1] if recipe.epochs is None else training_data.distinct_sizes()[0].tolist()
-    local_steps = max(recipe.n_steps(n) for n in sizes)
+    training = plan.local_training
+    sizes = [1] if training.epochs is None else training_data.distinct_sizes()[0].tolist()
+    local_steps = max(training.n_steps(n) for n in sizes)
     return RunConfig(
         key="uplink.compressor",
         layout=plan.layout,
@@ -68,7 +68,7 @@ def _build_run_config(scenario: Scenario, plan: FederationPlan, training_data: C
         clients=plan.n_clients,
         cohort=plan.cohort_size,
         local_steps=local_steps,
-        client_momentum=_momentum_coefficient(recipe.optimizer) if local_steps > 1 or recipe.keep_optimizer_state else 0.0,
+        client_momentum=_momentum_coefficient(training.optimizer) if local_steps > 1 or training.keep_optimizer_state else 0.0,
         server_momentum=_momentum_coefficient(plan.server_optimizer),
         error_feedback=scenario.uplink.error_feedback,
     )
@@ -79,23 +79,23 @@ def _momentum_coefficient(optimizer: Optimizer) -> float:
     return float(getattr(optimizer, "momentum", getattr(optimizer, "beta1", 0.0)))
 
 
-def _find_client_warnings(recipe: LocalTraining, local_steps: int | None) -> Iterator[str]:
+def _find_client_warnings(training: LocalTraining, local_steps: int | None) -> Iterator[str]:
     """Warn of a velocity that never accumulates."""
-    momentum = _momentum_coefficient(recipe.optimizer)
-    if momentum and local_steps == 1 and not recipe.keep_optimizer_state:
+    momentum = _momentum_coefficient(training.optimizer)
+    if momentum and local_steps == 1 and not training.keep_optimizer_state:
         yield (
             f"client.optimizer.momentum = {momentum:g}: a client makes one local step a round, and its velocity begins at zero "
             'in each, so that it never accumulates; set client.velocity = "carry", or server.optimizer.name = "momentum"'
         )
 
 
-def _find_normalisation_warnings(recipe: LocalTraining) -> Iterator[str]:
-    """Warn of settings that FedNova's displacement leaves out, see `LocalTraining.fednova_normalizer`."""
-    optimizer = recipe.optimizer
+def _find_normalisation_warnings(training: LocalTraining) -> Iterator[str]:
+    """Warn of settings that `LocalTraining.fednova_normalizer` does not take into account."""
+    optimizer = training.optimizer
     remedies = {
         "client.optimizer.clip_norm": optimizer.clip_norm is not None and "leave client.optimizer.clip_norm out",
         "client.optimizer.weight_decay": optimizer.weight_decay > 0 and "set client.optimizer.weight_decay = 0",
-        "client.velocity": recipe.keep_optimizer_state and 'set client.velocity = "restart"',
+        "client.velocity": training.keep_optimizer_state and 'set client.velocity = "restart"',
     }
     for key, remedy in remedies.items():
         if remedy:

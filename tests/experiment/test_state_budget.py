@@ -59,7 +59,7 @@ def test_auto_is_in_memory_while_it_fits_and_on_disk_from_then_on() -> None:
         5000,
         314_000_000,
     )
-    assert plan(budget=314_000_000, models=1).location == "disk", "models are in memory too"
+    assert plan(budget=314_000_000, model_bytes=1).location == "disk", "models are in memory too"
     assert plan(budget=0, free=314_000_000).location == "disk"
     assert plan("disk", bytes_per_client=0).location == "memory", "nothing needs no disk"
 
