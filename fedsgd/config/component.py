@@ -1,7 +1,7 @@
-"""Components: frozen dataclasses of hyper-parameters, checked when they are built, found by name in a registry.
+"""Components: frozen dataclasses of hyper-parameters, validated when they are created, listed by name in registries.
 
-A component's annotations are its schema. They are checked here, whether the values come from TOML or from Python, so a bad
-hyper-parameter cannot exist. msgspec does the type work; this module is its only door.
+A component's annotations are its schema, for values from TOML and from Python alike. This is the only module that imports
+msgspec, which converts and checks the values.
 """
 
 from __future__ import annotations
@@ -30,15 +30,21 @@ FractionBelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 ClosedFraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 BucketSize = Annotated[int, msgspec.Meta(ge=16, le=2**31 - 1)]
-"""Coordinates that share a scale: with fewer the scales weigh more than what they are for."""
+"""Number of coordinates that share a scale; with fewer than 16, the scales take more bytes than the values."""
 QuantizationLevel = Annotated[int, msgspec.Meta(ge=1, le=127)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""A 64-bit number, as TOML's integers are. All other integers are 32-bit numbers, as in frames."""
+"""Seed of a run, an integer below 2⁶³ as in TOML. All other integers have 32 bits, as in frames."""
 
 
 class FieldError(ScenarioError):
-    """A value that a field does not take; `field` lets whoever knows the path put it in front."""
+    """Value that a field does not accept.
+
+    Attributes:
+        owner: component or section that has the field.
+        field: name of the field; callers that know its path put the path in front.
+        problem: description of the fault.
+    """
 
     def __init__(self, owner: str, field: str, problem: str) -> None:
         super().__init__(f"{owner}.{field}: {problem}")
@@ -52,29 +58,29 @@ class FieldError(ScenarioError):
 
 @cache
 def field_types(cls: Any) -> Mapping[str, Any]:
-    """Name → annotation of each field of a dataclass, `Annotated` bounds kept, in the order of declaration."""
+    """Return the annotation of each field of a dataclass by name, with `Annotated` bounds, in the order of declaration."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in fields(cls)}
 
 
 def field_defaults(cls: type) -> Mapping[str, Any]:
-    """Name → default of each field that has one."""
-    found: dict[str, Any] = {}
+    """Return the default of each field that has one, by name."""
+    defaults: dict[str, Any] = {}
     for f in fields(cls):
         if f.default is not MISSING:
-            found[f.name] = f.default
+            defaults[f.name] = f.default
         elif f.default_factory is not MISSING:
-            found[f.name] = f.default_factory()
-    return found
+            defaults[f.name] = f.default_factory()
+    return defaults
 
 
 def item_type(annotation: Any) -> type | None:
-    """The component or table class X of `tuple[X, ...]`; None for anything else."""
+    """Return the component or section class X of `tuple[X, ...]`, None for any other annotation."""
     return component_type(typing.get_args(annotation)[0]) if typing.get_origin(annotation) is tuple else None
 
 
 def component_type(annotation: Any) -> type | None:
-    """The component or table class that an annotation asks for, `X` of `X | None` too; None for plain values."""
+    """Return the component or section class of an annotation `X` or `X | None`, None for plain values."""
     if typing.get_origin(annotation) is tuple:
         return None
     for candidate in (annotation, *typing.get_args(annotation)):
@@ -84,34 +90,38 @@ def component_type(annotation: Any) -> type | None:
 
 
 def validate_value(value: Any, annotation: Any) -> Any:
-    """`depth` as `annotation` wants it (a list becomes a tuple, 1 becomes 1.0), or ValueError that says what was expected."""
+    """Convert a value to the type of an annotation: a list to a tuple, 1 to 1.0.
+
+    Raises:
+        ValueError: the annotation does not accept the value; the message has the expected type.
+    """
     item = item_type(annotation)
     if item is not None:
         if not isinstance(value, tuple | list):
             raise ValueError(f"expected a list, got {describe_value(value)}")
-        return tuple(validate_value(one, item) for one in value)
+        return tuple(validate_value(entry, item) for entry in value)
     expected = component_type(annotation)
     if expected is not None:
         if isinstance(value, expected) or (value is None and type(None) in typing.get_args(annotation)):
             return value
         raise ValueError(_describe_mismatch(value, annotation))
     try:
-        good = msgspec.convert(value, annotation, strict=True)
+        converted = msgspec.convert(value, annotation, strict=True)
     except (msgspec.ValidationError, OverflowError):  # an integer that no float can hold overflows
         raise ValueError(_describe_mismatch(value, annotation)) from None
-    if isinstance(good, float) and not math.isfinite(good):
-        raise ValueError(f"expected a finite number, got {good!r}")
-    return good
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ValueError(f"expected a finite number, got {converted!r}")
+    return converted
 
 
 # ------------------------------------------------------------------------------------------------- annotations in plain words
 
 _MAX_VALUE_CHARACTERS, _NULL_SPELLINGS = 80, ("null", "none", "nil")
-_MAX_UNMENTIONED_BOUND = 10**6  # a larger upper bound is named only where the value exceeds it
+_MAX_UNMENTIONED_BOUND = 10**6  # messages name a larger upper bound only where the value exceeds it
 
 
 def describe_value(value: Any) -> str:
-    """Return a value as a message shows it, in one line of at most 80 characters: as in TOML, else its `repr`."""
+    """Return a value for a message, as in TOML or as its `repr`, in one line of at most 80 characters."""
     text = " ".join(map(str.strip, _format_toml(value).splitlines()))
     return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."
 
@@ -122,7 +132,7 @@ def _format_toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if type(value) is dict and all(isinstance(key, str) for key in value):
-        return f"{{ {', '.join(f'{key} = {_format_toml(one)}' for key, one in value.items())} }}" if value else "{}"
+        return f"{{ {', '.join(f'{key} = {_format_toml(entry)}' for key, entry in value.items())} }}" if value else "{}"
     return f"[{', '.join(map(_format_toml, value))}]" if type(value) is list else repr(value)
 
 
@@ -132,7 +142,7 @@ def add_article(noun: str) -> str:
 
 
 def _describe_mismatch(value: Any, annotation: Any) -> str:
-    """Return the message for a value that `annotation` does not take, with the position in a list or the key in a table."""
+    """Return the message for a value that an annotation does not accept, with its position in a list or its key in a table."""
     options = [option for option in _literal_options(annotation) if isinstance(option, str)]
     if options and isinstance(value, str):
         hint = suggest_name(value, options)
@@ -140,16 +150,16 @@ def _describe_mismatch(value: Any, annotation: Any) -> str:
             return f"got {describe_value(value)}{hint}"
     entries: Iterable[tuple[str, Any]] = ()
     if typing.get_origin(annotation) is tuple and isinstance(value, tuple | list):
-        entries = ((f"[{i}]", one) for i, one in enumerate(value))
+        entries = ((f"[{i}]", entry) for i, entry in enumerate(value))
     elif typing.get_origin(annotation) is dict and isinstance(value, Mapping):
-        entries = ((str(key), one) for key, one in value.items())
-    for where, entry in entries:
+        entries = ((str(key), entry) for key, entry in value.items())
+    for place, entry in entries:
         item = typing.get_args(annotation)[typing.get_origin(annotation) is dict]
         try:
             validate_value(entry, item)
         except ValueError:
-            return f"expected {_describe_expected(item, entry)} at {where}, got {describe_value(value)}"
-    hint = "; a key is left out by not giving it" if isinstance(value, str) and value.lower() in _NULL_SPELLINGS else ""
+            return f"expected {_describe_expected(item, entry)} at {place}, got {describe_value(value)}"
+    hint = "; to leave a key out, delete its line" if isinstance(value, str) and value.lower() in _NULL_SPELLINGS else ""
     return f"expected {_describe_expected(annotation, value)}, got {describe_value(value)}{hint}"
 
 
@@ -161,7 +171,7 @@ def _literal_options(annotation: Any) -> list[Any]:
 
 
 def _describe_expected(annotation: Any, value: Any) -> str:
-    """Return what an annotation takes, in words; `depth` decides whether a very large upper bound is named."""
+    """Return the values that an annotation accepts, in words; `value` decides if a very large upper bound is named."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     component = component_type(annotation)
     if component is not None:
@@ -169,8 +179,8 @@ def _describe_expected(annotation: Any, value: Any) -> str:
     if origin is Annotated:
         return _describe_number(arguments[0], arguments[1], value)
     if origin is Literal:
-        named = [describe_value(option) for option in arguments]
-        return f"{', '.join(named[:-1])} or {named[-1]}" if len(named) > 1 else named[0]
+        options = [describe_value(option) for option in arguments]
+        return f"{', '.join(options[:-1])} or {options[-1]}" if len(options) > 1 else options[0]
     if origin is tuple:
         return f"a list, each entry {_describe_expected(arguments[0], value)}"
     if origin is dict:
@@ -193,13 +203,13 @@ def _describe_number(kind: type, bounds: msgspec.Meta, value: Any) -> str:
     most = "3.4e38, the largest number of float32" if bound == MAX_FLOAT32 else bound
     if bounds.ge is not None and most is not None:
         return f"{noun} from {bounds.ge} to {most}"
-    named = (("above", bounds.gt), ("of at least", bounds.ge), ("below", bounds.lt), ("at most", most))
-    return " ".join([noun, " and ".join(f"{word} {bound}" for word, bound in named if bound is not None)]).rstrip()
+    limits = (("above", bounds.gt), ("of at least", bounds.ge), ("below", bounds.lt), ("at most", most))
+    return " ".join([noun, " and ".join(f"{word} {limit}" for word, limit in limits if limit is not None)]).rstrip()
 
 
 @dataclass(frozen=True)
 class ValidatedConfig:
-    """A frozen dataclass whose fields are held to their annotations when it is built."""
+    """Frozen dataclass whose fields are validated by their annotations when it is created."""
 
     def __post_init__(self) -> None:
         owner = getattr(self, "name", type(self).__name__)
@@ -213,13 +223,13 @@ class ValidatedConfig:
 
 @dataclass(frozen=True)
 class Component(ValidatedConfig):
-    """Base of everything that a scenario names: hyper-parameters only, no state, compared and printed by value."""
+    """Base class of the objects that a scenario names. A component has hyper-parameters and no state, and compares by value."""
 
     name: ClassVar[str]
 
     @classmethod
     def get_summary(cls) -> str:
-        """The first line of the docstring: what listings show."""
+        """Return the first line of the docstring, which listings show."""
         return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
@@ -227,19 +237,22 @@ C = TypeVar("C", bound=Component)
 
 
 def import_by_path(path: str) -> Any:
-    """What `my_package.my_module:attribute` names; ScenarioError says which half was not found."""
+    """Import the object that `my_package.my_module:name` names.
+
+    Raises:
+        ScenarioError: the module or the name does not exist.
+    """
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
         raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's own module may fail in any way while it is imported
-        absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
-            f"{error.name}."
-        )  # not what it imports
-        looked = f"looked for in the current folder {Path.cwd()} and on Python's path"
-        where = f" ({looked}; run from its folder, or put the folder in PYTHONPATH)" if absent else ""
-        raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{where}') from error
+        # a module that the user's module imports may be missing too; its remedy is another one
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        searched = f"searched the current folder {Path.cwd()} and Python's path"
+        hint = f" ({searched}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
+        raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{hint}') from error
     try:
         return getattr(module, attribute)
     except AttributeError:
@@ -248,12 +261,19 @@ def import_by_path(path: str) -> Any:
 
 
 class Registry(Generic[C]):
-    """Name → component class. Members are given as `module:Class` and imported when first asked for.
+    """Mapping of a family's names to component classes, which are imported when they are first used.
 
-    To add one: write its file, add its line where the registry is made. implied: key → the name that a table without `name`
-    has if it holds this key. aliases: other names → the member's own. plural: of `family`, for listings. unlisted: members that
-    only resolved scenarios name, so that no listing and no suggestion has them. A name "package.module:Class" is a class of the
-    user's own.
+    To add a member, write its file and add its line where the registry is created. The name "package.module:Class" stands for a
+    class that is not registered.
+
+    Args:
+        family: name of the family in the singular, such as "compressor".
+        base: base class of the members.
+        members: name → "module:Class".
+        implied_names: key → name of a table that has this key and no `name`.
+        aliases: other name → name of the member.
+        plural: plural of `family`, for listings; None to append "s".
+        hidden_members: members that only resolved scenarios name, absent from listings and suggestions.
     """
 
     def __init__(
@@ -281,11 +301,11 @@ class Registry(Generic[C]):
         return len(self._members)
 
     def is_valid_name(self, name: object) -> bool:
-        """Return whether a name is that of a member, listed or not, an alias, or of the form "package.module:Class"."""
+        """Return True for the name of a member, hidden or not, an alias, and "package.module:Class"."""
         return isinstance(name, str) and (":" in name or name in self._all_members or name in self.aliases)
 
     def is_registered(self, cls: type) -> bool:
-        """Return whether a class is the one that its `name` stands for."""
+        """Return True if a class is the member with its `name`."""
         name = getattr(cls, "name", None)
         return name in self._all_members and self[str(name)] is cls
 
@@ -306,7 +326,11 @@ class Registry(Generic[C]):
         return member
 
     def _import_user_class(self, path: str) -> type[C]:
-        """Import a user's own class; ScenarioError unless it can be a member of this family."""
+        """Import a class that is not registered.
+
+        Raises:
+            ScenarioError: the class cannot be a member of the family.
+        """
         cls = import_by_path(path)
         base = f"{self.base.__module__}.{self.base.__qualname__}"
         if not (isinstance(cls, type) and issubclass(cls, self.base)):

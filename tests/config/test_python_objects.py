@@ -330,7 +330,7 @@ def test_component_of_a_local_class_inside_another_is_found(scenario: Make, tmp_
         ("uplink.compressor.name", f"{HERE}:HalfDens", 'did you mean "HalfDense"'),
         ("uplink.compressor.name", f"{HERE}:smoothed", "expected a subclass of fedsgd.compression.base.Compressor"),
         ("uplink.compressor.name", f"{HERE}:Waves", "expected a subclass of fedsgd.compression.base.Compressor"),
-        ("uplink.compressor.name", "fedsgd.compression:Operator", "which does not define"),
+        ("uplink.compressor.name", "fedsgd.compression:CompressionOperator", "which does not define"),
         ("downlink.compressor.name", "fedsgd.compression.schemes.scaffold:Scaffold", "which does not go here"),
         ("data.name", f"{HERE}:Nameless", "which has no name"),
         ("client.optimizer.name", ":", "expected"),

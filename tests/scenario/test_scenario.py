@@ -125,16 +125,16 @@ REQUIRED["scaffold"] = REQUIRED["ef21"]
 
 def test_every_member_of_every_family_survives_toml() -> None:
     keys = {
-        "Source": "data",
+        "DatasetSource": "data",
         "Partitioner": "data.partition",
         "Model": "model",
         "Optimizer": "client.optimizer",
         "Schedule": "client.optimizer.schedule",
         "Compressor": "uplink.compressor",
         "Sampler": "server.sampler",
-        "Durations": "participation.durations",
+        "DurationModel": "participation.durations",
     }
-    assert {base.__name__ for base in REGISTRIES} - {*keys} == {"Operator"}
+    assert {base.__name__ for base in REGISTRIES} - {*keys} == {"CompressionOperator"}
     for base, registry in REGISTRIES.items():
         for name in registry if base.__name__ in keys else ():
             key = "server.optimizer" if getattr(registry[name], "server_only", False) else keys[base.__name__]
@@ -559,7 +559,7 @@ def test_suggestion_is_a_name_that_is_alike(word: str, options: list[str], said:
         ({"rounds": {"a": [1, "b"]}}, 'rounds: expected a whole number of at least 1, got { a = [1, "b"] }'),
         (
             {"client.steps": "null"},
-            'client.steps: expected a whole number of at least 1, or the key left out, got "null"; a key is left out by not giving it',
+            'client.steps: expected a whole number of at least 1, or the key left out, got "null"; to leave a key out, delete its line',
         ),
         (
             {"model": {"name": "module"}},
@@ -584,7 +584,7 @@ def test_alternative_that_is_none_leaves_the_other() -> None:
 def test_module_that_is_not_found_is_said_with_the_place_and_the_way_on() -> None:
     with pytest.raises(ScenarioError) as refused:
         import_by_path("nowhere_at_all:make")
-    assert f"looked for in the current folder {Path.cwd()} and on Python's path; run from its folder" in str(refused.value)
+    assert f"searched the current folder {Path.cwd()} and on Python's path; run from its folder" in str(refused.value)
 
 
 def test_instance_in_place_of_a_factory_is_refused() -> None:
