@@ -1,4 +1,4 @@
-"""Tables and components: nested mappings, as TOML gives them, to checked dataclasses and back."""
+"""Parsing of settings: nested TOML tables to validated sections and components, and back."""
 
 from __future__ import annotations
 
@@ -48,27 +48,30 @@ REGISTRIES: Mapping[type, Registry[Any]] = {
     Compressor: COMPRESSORS,
     CompressionOperator: COMPRESSORS,
 }
-"""The component families that a scenario names members of."""
+"""Registries of the component families by their base class."""
 
 
 @dataclass(frozen=True)
 class SettingsSection(ValidatedConfig):
-    """A section of a scenario. alternatives: keys that exclude each other, so that setting one unsets the others."""
+    """Section of a scenario.
+
+    Attributes:
+        mutually_exclusive: keys of which one at most may be set; an override of one unsets the others.
+    """
 
     mutually_exclusive: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [f"{key} = {getattr(self, key)}" for key in self.mutually_exclusive if getattr(self, key) is not None]
-        if len(given) > 1:
-            raise FieldError(
-                type(self).__name__, self.mutually_exclusive[0], f"got {' and '.join(given)}, expected only one of them"
-            )
+        settings = [f"{key} = {getattr(self, key)}" for key in self.mutually_exclusive if getattr(self, key) is not None]
+        if len(settings) > 1:
+            problem = f"got {' and '.join(settings)}, expected only one of them"
+            raise FieldError(type(self).__name__, self.mutually_exclusive[0], problem)
 
 
 @contextmanager
 def errors_in_section(section: str) -> Iterator[None]:
-    """A field that turns out to be wrong while something is built is named with its table, "" being the scenario itself."""
+    """Turn a FieldError of the body into a ScenarioError with the dotted key; "" is the scenario itself."""
     try:
         yield
     except FieldError as error:
@@ -82,25 +85,31 @@ _REGISTERED_ONLY: ContextVar[bool] = ContextVar("registered_only", default=False
 
 
 def parse_table(cls: type[T], toml_table: Mapping[str, Any], registered_only: bool = False) -> T:
-    """A table or component class from nested mappings; ScenarioError that starts with the dotted key of what is wrong.
+    """Create a section or component from nested tables.
 
-    registered_only: refuse a class of the user's own, "package.module:Class", before it is imported.
+    Args:
+        cls: class of the section or component.
+        toml_table: nested mappings, as TOML gives them.
+        registered_only: reject a class that is not registered ("package.module:Class") before it is imported.
+
+    Raises:
+        ScenarioError: a key or value is wrong; the message begins with the dotted key.
     """
     token = _REGISTERED_ONLY.set(registered_only)
     try:
-        made: T = _build_section(cls, toml_table, "", {})
+        section: T = _build_section(cls, toml_table, "", {})
     finally:
         _REGISTERED_ONLY.reset(token)
-    return made
+    return section
 
 
 def dump_table(component: ValidatedConfig, use_import_paths: bool = True) -> dict[str, Any]:
-    """Return nested tables that `parse_table` turns into an equal object; None is left out.
+    """Return nested tables that `parse_table` turns into an equal object. Keys whose value is None are absent.
 
     Args:
-        component: a table or component.
-        by_path: whether a component of a class that is not registered has its import path as `name`, or becomes a marker where
-            it has none; otherwise every component has the name that its class gives itself.
+        component: section or component.
+        use_import_paths: give a component whose class is not registered its import path as `name`, or a marker if it has none.
+            Otherwise every component has the `name` of its class.
     """
     out: dict[str, Any] = {}
     if isinstance(component, Component):
@@ -121,19 +130,19 @@ def dump_table(component: ValidatedConfig, use_import_paths: bool = True) -> dic
 
 
 def _build_marker(component: Component, registry: Registry[Any]) -> dict[str, Any]:
-    """Return the table that stands for a component whose class no other process can import."""
+    """Return the marker of a component whose class other processes cannot import."""
     common = {f.name: getattr(component, f.name) for f in fields(registry.base)}
-    kept = {key: _to_plain(value) for key, value in common.items() if value is not None and value != {}}
-    marked = {
+    entries = {key: _to_plain(value) for key, value in common.items() if value is not None and value != {}}
+    marker = {
         "name": PYTHON_OBJECT_NAME,
         "description": format_one_line(repr(component)),
         "sha256": f"{COMPONENT_DIGEST_PREFIX}{fingerprint(component)}",
     }
-    return {**marked, **kept}
+    return {**marker, **entries}
 
 
 def flatten_settings(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested tables; lists are values."""
+    """Yield (dotted key, value) of nested tables; a list is one value."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from flatten_settings(value, f"{path}{key}.")
@@ -142,8 +151,11 @@ def flatten_settings(table: Mapping[str, Any], path: str = "") -> Iterator[tuple
 
 
 def describe_registry(registry: Registry[Any]) -> list[dict[str, Any]]:
-    """Each member of a family: its name and other names, the first line of its docstring, its keys with their defaults
-    (None: unset; "required" where there is none), and by key the options of those that take one of a few values."""
+    """Describe the members of a family.
+
+    Each has its name, its other names ("also"), the first line of its docstring ("summary"), its keys with their defaults
+    ("required" for a key without one), and the options of each key that accepts one of a few values.
+    """
     members = []
     for name in registry:
         cls: Any = registry[name]
@@ -156,7 +168,7 @@ def describe_registry(registry: Registry[Any]) -> list[dict[str, Any]]:
 
 
 def _list_options(annotation: Any, default: Any) -> list[Any]:
-    """Return the values that a key takes if it takes only a few, its default first; nothing for other keys."""
+    """Return the few values that a key accepts, its default first; no values for other keys."""
     if get_origin(annotation) is Literal:
         return sorted(get_args(annotation), key=lambda value: value != default)
     return [value for part in get_args(annotation) for value in _list_options(part, default)]
@@ -165,37 +177,44 @@ def _list_options(annotation: Any, default: Any) -> list[Any]:
 def _to_plain(value: Any, use_import_paths: bool = True) -> Any:
     if isinstance(value, ValidatedConfig):
         return dump_table(value, use_import_paths)
-    return [_to_plain(one, use_import_paths) for one in value] if isinstance(value, tuple) else value
+    return [_to_plain(entry, use_import_paths) for entry in value] if isinstance(value, tuple) else value
 
 
 # ------------------------------------------------------------------------------------------------------- tables to components
 
 
 def list_direct_keys(cls: type) -> list[str]:
-    """Return the names of the fields whose keys stand in the class's own table."""
+    """Return the names of the fields that are keys of the class's own table, not of an inlined member."""
     return [f.name for f in fields(cls) if not f.metadata.get("inline")]
 
 
 def _build_section(cls: type, toml_table: Any, path: str, preset: Mapping[str, Any], sibling_keys: Sequence[str] = ()) -> Any:
-    """An instance of a component or table class from its keys; path: where it stands, for messages; beside: keys that may stand
-    in the same table and have been taken out of it, for messages too."""
+    """Create a section or component from its keys.
+
+    Args:
+        cls: class to create.
+        toml_table: its table.
+        path: dotted key of the table, for messages.
+        preset: values of fields that the table does not set.
+        sibling_keys: further valid keys of the same table, for messages.
+    """
     if not isinstance(toml_table, Mapping):
         raise ScenarioError(f"{path or 'scenario'}: expected a table, got {describe_value(toml_table)}")
     for key in toml_table:
         if not isinstance(key, str):
             raise ScenarioError(f"{path or 'scenario'}: got the key {describe_value(key)}, expected a text")
     inline = [f for f in fields(cls) if f.metadata.get("inline")]
-    own = list_direct_keys(cls)
-    rest = {key: value for key, value in toml_table.items() if key not in own}
+    direct_keys = list_direct_keys(cls)
+    rest = {key: value for key, value in toml_table.items() if key not in direct_keys}
     if not inline:
         for key in rest:
-            raise ScenarioError(f"{_join_key(path, key)}: unknown key{suggest_name(key, [*own, *sibling_keys])}")
+            raise ScenarioError(f"{_join_key(path, key)}: unknown key{suggest_name(key, [*direct_keys, *sibling_keys])}")
     values = dict(preset)
     for f in fields(cls):
         annotation = component_type(field_types(cls)[f.name])
         if f in inline:
             if rest and annotation is not None:
-                values[f.name] = _build_member(annotation, rest, path, f.metadata, own)
+                values[f.name] = _build_member(annotation, rest, path, f.metadata, direct_keys)
         elif f.name in toml_table:
             item = item_type(field_types(cls)[f.name])
             values[f.name] = (
@@ -216,7 +235,8 @@ def _build_items(item: type, toml_value: Any, path: str) -> tuple[Any, ...]:
     if not isinstance(toml_value, Sequence) or isinstance(toml_value, str):
         raise ScenarioError(f"{path}: expected a list of tables, got {describe_value(toml_value)}")
     return tuple(
-        one if isinstance(one, item) else _build_value(item, one, f"{path}[{i}]", {}) for i, one in enumerate(toml_value)
+        entry if isinstance(entry, item) else _build_value(item, entry, f"{path}[{i}]", {})
+        for i, entry in enumerate(toml_value)
     )
 
 
@@ -229,18 +249,18 @@ def _build_value(annotation: type | None, toml_value: Any, path: str, metadata: 
 
 
 def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str, Any], sibling_keys: Sequence[str] = ()) -> Any:
-    """Return the member of a family that `name` names and that is a `base_round`; a string stands for a table with only a name.
+    """Create the member of a family that a table names.
 
     Args:
-        base: the class that the field takes.
-        raw: the table, or the name.
+        base: class that the field accepts.
+        toml_value: table, or the name alone.
         path: dotted key of the table, for messages.
-        metadata: of the field. preset: defaults of the place. accepts: a function from a member's class to whether the
-            field takes that member, for suggestions; the owner of the field refuses the others itself.
-        beside: further keys that may stand in the same table, for messages.
+        metadata: metadata of the field. "preset" has defaults of this place. "accepts" is a predicate of a member's class, for
+            suggestions; the owner of the field rejects the other members itself.
+        sibling_keys: further valid keys of the same table, for messages.
     """
     registry, preset = REGISTRIES[base], metadata.get("preset", {})
-    fitting = partial(_members_of_type, registry, base, metadata.get("accepts", lambda _: True))
+    list_members = partial(_members_of_type, registry, base, metadata.get("accepts", lambda _: True))
     table = {"name": toml_value} if isinstance(toml_value, str) else toml_value
     if not isinstance(table, Mapping):
         example = f'{{ name = "{next(iter(registry))}" }}'
@@ -252,36 +272,36 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
             hint = suggest_name(str(key), registry.implied_names)
             if "did you mean" in hint:
                 raise ScenarioError(f"{_join_key(path, key)}: unknown key{hint}")
-        raise ScenarioError(f"{path}.name: missing{suggest_name('', fitting())}")
+        raise ScenarioError(f"{path}.name: missing{suggest_name('', list_members())}")
     if not isinstance(name, str):
         raise ScenarioError(f"{path}.name: expected the name of {add_article(registry.family)}, got {describe_value(name)}")
     is_path = ":" in name and not _REGISTERED_ONLY.get()
     if not is_path and (":" in name or not registry.is_valid_name(name)):
         if name == PYTHON_OBJECT_NAME:
             raise ScenarioError(f"{path}.name: {describe_missing_objects(dict(find_markers(table, path)))}")
-        members = fitting()
-        known = [*members, *(alias for alias, member in registry.aliases.items() if member in members)]
-        raise ScenarioError(f'{path}.name: got "{name}"{suggest_name(name, known)}')
+        members = list_members()
+        names = [*members, *(alias for alias, member in registry.aliases.items() if member in members)]
+        raise ScenarioError(f'{path}.name: got "{name}"{suggest_name(name, names)}')
     try:
         cls = registry[name]
     except ScenarioError as error:
         raise ScenarioError(f"{path}.name: {error}") from error
     if not issubclass(cls, base):
-        raise ScenarioError(f'{path}.name: got "{name}", which does not go here{suggest_name("", fitting())}')
-    common, own = field_defaults(registry.base), field_defaults(cls)
-    preset = {key: value for key, value in preset.items() if own[key] == common[key]}  # a default of its own comes first
+        raise ScenarioError(f'{path}.name: got "{name}", which this key does not accept{suggest_name("", list_members())}')
+    common, defaults = field_defaults(registry.base), field_defaults(cls)
+    preset = {key: value for key, value in preset.items() if defaults[key] == common[key]}  # the member's own default wins
     try:
         return _build_section(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*sibling_keys, "name"])
     except FedsgdError:
         raise
-    except Exception as error:  # the checks and annotations of a class of the user's own may fail in any way
+    except Exception as error:  # the checks and annotations of the user's class may fail in any way
         if not is_path:
             raise
         raise ScenarioError(format_one_line(f"{path}: {name} cannot be built: {type(error).__name__}: {error}")) from error
 
 
 def _members_of_type(registry: Registry[Any], base: type, accepts: Callable[[type], bool]) -> list[str]:
-    """Return the names of the members that are a `base_round` and that the field accepts."""
+    """Return the names of the members of class `base` that the field accepts."""
     return [name for name in registry if issubclass(registry[name], base) and accepts(registry[name])]
 
 

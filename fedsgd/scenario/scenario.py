@@ -1,7 +1,7 @@
-"""A scenario: everything that a run depends on beside the data files, as plain frozen data; and its TOML form.
+"""Scenario: everything that a run depends on except the data files, as frozen data, and its TOML form.
 
-Sections of the file are the fields of `Scenario`, keys are fields of the class that a section names. A wrong key, type or value
-is a ScenarioError that starts with the file and the dotted key.
+The sections of the file are the fields of `Scenario`; the keys of a section are the fields of its class. A wrong key, type or
+value raises a ScenarioError that begins with the file and the dotted key.
 """
 
 from __future__ import annotations
@@ -50,7 +50,25 @@ from fedsgd.system.user_files import expand_user_path, read_text
 
 @dataclass(frozen=True)
 class Scenario(SettingsSection):
-    """One experiment. name: what it is called; seed: of all randomness; rounds: how many at most."""
+    """Description of a run.
+
+    Attributes:
+        name: name of the scenario, also of its run directories.
+        seed: seed of all randomness.
+        rounds: number of rounds, at most.
+        data: dataset and its partition.
+        model: model, loss and metrics.
+        client: optimizer, batches and epochs of local training.
+        engine: implementation of local training.
+        server: cohort, sampler, weighting and optimizer of the server.
+        participation: dropouts, durations and deadline.
+        uplink: compressor of the clients' updates.
+        downlink: policy and compressor of the server's messages.
+        state: location and precision of client states.
+        evaluation: rounds and examples of evaluations.
+        report: target accuracy whose cost is reported.
+        stop: accuracy that ends the run.
+    """
 
     name: str
     seed: Seed = 0
@@ -71,16 +89,16 @@ class Scenario(SettingsSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.name or any(c in self.name for c in "/\\\0"):
-            raise FieldError("scenario", "name", f"got {self.name!r}, expected a word that can name a folder")
+            raise FieldError("scenario", "name", f"got {self.name!r}, expected a word that is valid as the name of a folder")
         self._check_consistency(self.uplink.build_scheme())
         if self.data.n_clients is not None:
             self.compute_cohort_size(self.data.n_clients)
 
     def _check_consistency(self, scheme: CompressionScheme) -> None:
-        """FieldError for settings that contradict each other across tables."""
+        """Check settings that depend on more than one section."""
         name, server, client = self.uplink.compressor.name, self.server, self.client
         if scheme.needs_uniform_weights and server.weighting != "uniform":
-            problem = f'got "{server.weighting}", expected "uniform": {name} averages over all clients alike'
+            problem = f'got "{server.weighting}", expected "uniform": {name} averages all clients with equal weights'
             raise FieldError("scenario", "server.weighting", problem)
         if scheme.needs_normalized_weights and (
             server.sampler.yields_inclusion_probabilities or server.normalisation != "none"
@@ -90,24 +108,25 @@ class Scenario(SettingsSection):
                 if server.sampler.yields_inclusion_probabilities
                 else ("normalisation", server.normalisation)
             )
-            problem = f'got "{got}", which weighs updates so that they do not add up to one mean, as {name} needs'
+            problem = f'got "{got}", expected aggregation weights that sum to 1, as {name} needs'
             raise FieldError("scenario", f"server.{key}", problem)
         plain = client.optimizer.name == "sgd" and client.optimizer.clip_norm is None and not client.optimizer.weight_decay
         if scheme.corrects_gradients and not (plain and not client.proximal):
-            problem = (
-                f"{name} reads the mean gradient off the update, expected plain sgd: no momentum, clipping, decay or proximal"
-            )
+            problem = f"{name} computes the mean gradient from the update, expected plain sgd: no momentum, clipping, decay or proximal"
             raise FieldError("scenario", "client.optimizer", problem)
         if scheme.server_mirrors_clients and self.state.precision != "float32":
-            problem = (
-                f'got "{self.state.precision}", expected "float32": the server keeps the sum of what clients of {name} keep'
-            )
+            problem = f'got "{self.state.precision}", expected "float32": the server stores the sum of the states of all clients of {name}'
             raise FieldError("scenario", "state.precision", problem)
 
     def compute_cohort_size(self, n_clients: int) -> int:
-        """m, the clients a round of `n_clients` in all: `cohort_size`, or max(1, round(fraction · N)) (McMahan et al. 2017; a
-        fraction
-        of 0 means one client)."""
+        """Return the size of the cohort: `server.cohort`, or max(1, round(fraction · N)) (McMahan et al. 2017).
+
+        Args:
+            n_clients: number of registered clients, N.
+
+        Raises:
+            FieldError: the cohort is larger than N.
+        """
         if self.server.cohort is None:
             return max(1, round((self.server.fraction or 0.0) * n_clients))
         if self.server.cohort > n_clients:
@@ -118,21 +137,41 @@ class Scenario(SettingsSection):
         return self.server.cohort
 
     def to_toml(self) -> str:
-        """The resolved scenario: every key that has a value, defaults included. Loading it gives an equal scenario."""
+        """Return the scenario as TOML, with each key that has a value, defaults included. Loading it gives an equal scenario."""
         import tomli_w
 
         return tomli_w.dumps(dump_table(self))
 
     def with_settings(self, settings: Mapping[str, Any]) -> Scenario:
-        """This scenario with dotted keys set, as `--set` does: `{"uplink.compressor.density": 0.1}`."""
+        """Return the scenario with some keys set, as `--set` does.
+
+        Args:
+            settings: value by dotted key, such as `{"uplink.compressor.density": 0.1}`.
+
+        Raises:
+            ScenarioError: a key or value is wrong.
+        """
         check_settings(settings)
         return parse_scenario(apply_settings(Scenario, dump_table(self), settings))
 
 
 def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenario:
-    """The scenario in a TOML file, with dotted keys overridden by `settings`.
+    """Load a scenario from a TOML file.
 
-    ScenarioError (`path: key: got ..., expected ...`) if the file is missing or anything in it is wrong.
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "digits.toml")
+    ...     _ = path.write_text('name = "digits"')
+    ...     load(path, {"rounds": 3}).rounds
+    3
+
+    Args:
+        path: TOML file.
+        settings: values that override the file's, by dotted key.
+
+    Raises:
+        ScenarioError: the file is missing, or a key or value is wrong (`path: key: got ..., expected ...`).
     """
     path = expand_user_path(path, "scenario")
     check_settings(settings)
@@ -150,7 +189,7 @@ def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenari
 
 @contextmanager
 def errors_in_file(path: Path) -> Iterator[None]:
-    """Puts the file in front of what is wrong in it, also where that turns out later, when something is built."""
+    """Prefix a ScenarioError of the body with the file of the scenario."""
     try:
         yield
     except ScenarioError as error:
@@ -158,10 +197,10 @@ def errors_in_file(path: Path) -> Iterator[None]:
 
 
 def open_scenario(scenario: Scenario | str | Path) -> tuple[AbstractContextManager[None], Scenario]:
-    """Return (a context that puts the file in front of errors, the scenario), for a scenario or the file that holds one.
+    """Return (context that prefixes errors with the file, scenario), for a scenario or the path of its file.
 
     Raises:
-        ScenarioError: it is neither, or the file is wrong.
+        ScenarioError: the argument is neither, or the file is wrong.
     """
     if isinstance(scenario, Scenario):
         return nullcontext(), scenario
@@ -169,18 +208,25 @@ def open_scenario(scenario: Scenario | str | Path) -> tuple[AbstractContextManag
         return errors_in_file(expand_user_path(scenario)), load(scenario)
     raise ScenarioError(
         f"scenario: got {describe_value(scenario)}, expected a fedsgd.Scenario, or the path of a TOML file"
-        "; fedsgd.scenario.scenario.from_dict(tables) makes one of tables"
+        "; fedsgd.scenario.scenario.parse_scenario(tables) makes a scenario of tables"
     )
 
 
 def parse_scenario(toml_table: Mapping[str, Any]) -> Scenario:
-    """A scenario from nested tables, as TOML gives them."""
+    """Create a scenario from nested tables, as TOML gives them."""
     return parse_table(Scenario, toml_table)
 
 
 @dataclass(frozen=True, eq=False)
 class PythonObjects:
-    """Objects that take the place of what a scenario names: arguments of `fedsgd.run`; module: a torch.nn.Module."""
+    """Python objects that take the place of components of a scenario, as passed to `fedsgd.run`.
+
+    Attributes:
+        dataset: dataset, or None.
+        module: torch.nn.Module, or None.
+        loss: function of (output, target), or None.
+        metrics: functions of (output, target) by name, or None.
+    """
 
     dataset: Dataset | None = None
     module: Any = None
@@ -188,13 +234,18 @@ class PythonObjects:
     metrics: Mapping[str, Metric] | None = None
 
     def check(self, scenario: Scenario, require_importable: bool = False) -> None:
-        """Raise a ScenarioError if the scenario needs Python objects that are not among these, or was run with others.
+        """Check that these objects are the ones that the scenario was run with.
 
-        elsewhere: another process is to read the scenario, so that its components must be importable too.
+        Args:
+            scenario: scenario, with or without markers.
+            require_importable: check that all components can be imported, for a scenario that another process reads.
+
+        Raises:
+            ScenarioError: an object is missing, or differs from the one that the marker describes.
         """
-        given = [name for name in ("dataset", "module", "loss") if getattr(self, name) is not None]
+        names = [name for name in ("dataset", "module", "loss") if getattr(self, name) is not None]
         missing = find_missing_objects(
-            find_markers(dump_table(scenario, use_import_paths=require_importable)), given, self.metrics or ()
+            find_markers(dump_table(scenario, use_import_paths=require_importable)), names, self.metrics or ()
         )
         if missing:
             raise ScenarioError(f"{next(iter(missing))}: {describe_missing_objects(missing)}")
@@ -204,7 +255,7 @@ class PythonObjects:
         self._check_fingerprints(scenario)
 
     def _check_fingerprints(self, scenario: Scenario) -> None:
-        """Raise a ScenarioError if an object is another than the one whose marker the scenario holds."""
+        """Raise a ScenarioError if an object differs from the one that its marker describes."""
         source, model = scenario.data.source, scenario.model
         if isinstance(source, PythonObjectDataset) and self.dataset is not None:
             _check_dataset_digest(source, self.dataset)
@@ -217,9 +268,9 @@ class PythonObjects:
                 _check_function_digest(f"metrics.{name}", model.metrics.get(name), metric, f'metric "{name}"')
 
     def insert_references(self, scenario: Scenario) -> Scenario:
-        """Return the scenario that says what runs: each object by its import path, or by a marker.
+        """Return the scenario with a reference to each object: its import path, or a marker.
 
-        A marker that `check_fingerprint` has compared stays as it is.
+        Markers that `check` has compared stay unchanged.
         """
         data, model = scenario.data, scenario.model
         if self.dataset is not None and not (
@@ -232,22 +283,22 @@ class PythonObjects:
             model = replace(model, loss=get_path_or_marker(self.loss))
         if self.metrics:
             model = replace(
-                model, metrics={**model.metrics, **{name: get_path_or_marker(one) for name, one in self.metrics.items()}}
+                model, metrics={**model.metrics, **{name: get_path_or_marker(metric) for name, metric in self.metrics.items()}}
             )
         return replace(scenario, data=data, model=model)
 
 
 def _check_dataset_digest(marker: PythonObjectDataset, dataset: Dataset) -> None:
-    """Raise a ScenarioError if a dataset is not the one that a marker with a fingerprint stands for."""
+    """Raise a ScenarioError if a dataset differs from the one that a marker with a fingerprint describes."""
     expected = get_object_digest(marker.sha256)
     value = marker.from_dataset(dataset).sha256 if expected else ""
     if value != expected:
-        way = "to use another one, remove data.sha256 from the scenario"
-        raise ScenarioError(f"data.sha256: {describe_digest_mismatch('dataset', value, expected, way)}")
+        remedy = "to use another dataset, remove data.sha256 from the scenario"
+        raise ScenarioError(f"data.sha256: {describe_digest_mismatch('dataset', value, expected, remedy)}")
 
 
 def _check_function_digest(key: str, path: str | None, value: object, label: str) -> None:
-    """Raise a FieldError if a loss or a metric is not the one whose marker the scenario holds; key: of [model]."""
+    """Raise a FieldError for a key of [model] if a loss or metric differs from the one that its marker describes."""
     try:
         check_marker(path or "", value, label)
     except ValueError as error:
