@@ -1,7 +1,8 @@
 """Python objects in a scenario: import paths, markers for objects that no file can hold, and fingerprints.
 
-A marker stands in a resolved scenario for an object that was given in Python and that another process cannot import: a table
-with `name = "python-object"`, or a string that starts with that word. It describes the object, and refuses to run without it.
+A marker takes the place of a Python object in a resolved scenario if another process cannot import the object. It is a table
+with `name = "python-object"`, or a string that begins with this word. It describes the object, without which the scenario does
+not run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 PYTHON_OBJECT_NAME = "python-object"
 COMPONENT_DIGEST_PREFIX = "component "
-"""Beginning of the fingerprint of a component whose class no other process can import."""
+"""Prefix of the fingerprint of a component whose class other processes cannot import."""
 _MARKER_PREFIX = f"{PYTHON_OBJECT_NAME}: "
 _DIGEST_SEPARATOR = ", sha256 "
 _DIGEST_LENGTH = 16
@@ -40,7 +41,7 @@ _METRIC_KEY_PREFIX = "model.metrics."
 
 
 def find_import_path(value: Any) -> str | None:
-    """Return the `package.module:name` from which another process imports this very object; None where it cannot."""
+    """Return the `package.module:name` from which another process imports the object, None if it cannot be imported."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str) or getattr(sys.modules.get(module), name, None) is not value:
         return None
@@ -48,7 +49,7 @@ def find_import_path(value: Any) -> str | None:
 
 
 def _is_importable(module: str) -> bool:
-    """Return whether a finder knows a top-level module; `__main__` and modules that were made in memory are known to none."""
+    """Return True if a finder finds a top-level module, which is not so for `__main__` and modules created in memory."""
     if module in ("__main__", "__mp_main__"):
         return False
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
@@ -59,18 +60,18 @@ def _is_importable(module: str) -> bool:
 
 
 def get_path_or_marker(value: Any) -> str:
-    """Return the import path of a function or instance, or the marker string that stands for it."""
+    """Return the import path of a function or instance, or its marker."""
     return find_import_path(value) or f"{_MARKER_PREFIX}{describe_object(value)}{_DIGEST_SEPARATOR}{fingerprint(value)}"
 
 
 def describe_object(value: Any) -> str:
     """Return a function's, class's or instance's name in one line."""
-    named = value if isinstance(getattr(value, "__qualname__", None), str) else type(value)
-    return format_one_line(f"{named.__qualname__} of {named.__module__}")
+    owner = value if isinstance(getattr(value, "__qualname__", None), str) else type(value)
+    return format_one_line(f"{owner.__qualname__} of {owner.__module__}")
 
 
 def format_one_line(text: str) -> str:
-    """Return a text without line breaks, cut to a length that a message can hold."""
+    """Return a text in one line of at most 160 characters."""
     line = " ".join(text.split())
     return line if len(line) <= _MAX_LINE_LENGTH else f"{line[:_MAX_LINE_LENGTH]}..."
 
@@ -78,7 +79,7 @@ def format_one_line(text: str) -> str:
 def find_markers(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, description) of every marker in nested tables."""
     if isinstance(value, Mapping):
-        if key and value.get("name") == PYTHON_OBJECT_NAME:  # at the root it is what the scenario is called
+        if key and value.get("name") == PYTHON_OBJECT_NAME:  # at the root, "name" is the name of the scenario
             yield f"{key}.name", str(value.get("description", ""))
         for name, part in value.items():
             yield from find_markers(part, f"{key}.{name}" if key else str(name))
@@ -90,60 +91,62 @@ def find_markers(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def is_marker(value: object) -> bool:
-    """Return whether a loss or a metric of a scenario is a marker."""
+    """Return True if a loss or a metric of a scenario is a marker."""
     return isinstance(value, str) and value.startswith(_MARKER_PREFIX)
 
 
 def get_object_digest(sha256: str) -> str:
-    """Return the fingerprint of the object that a marker stands for; "" where it is that of the component that makes one."""
+    """Return the fingerprint of a marker's object, "" where the fingerprint is that of a component."""
     return "" if sha256.startswith(COMPONENT_DIGEST_PREFIX) else sha256
 
 
 def describe_digest_mismatch(subject: str, digest: str, expected: str, remedy: str) -> str:
-    """Return the sentence that refuses an object whose fingerprint is not that of a marker; way: how to go on with it."""
-    return f"this is not the {subject} of that run: got sha256 {digest}, expected {expected}; give that one, or {remedy}"
+    """Return the message for an object whose fingerprint differs from its marker's."""
+    return f"the {subject} differs from that of the run: got sha256 {digest}, expected {expected}; pass that one, or {remedy}"
 
 
 def check_marker(marker: str, value: Any, label: str) -> None:
-    """Compare a loss or a metric with the marker string that it replaces; a marker without a fingerprint takes any.
+    """Compare a loss or a metric with the marker that it replaces; a marker without a fingerprint accepts any object.
 
     Raises:
         ValueError: the fingerprints differ.
     """
     expected = marker.rpartition(_DIGEST_SEPARATOR)[2] if is_marker(marker) and _DIGEST_SEPARATOR in marker else ""
     if expected and fingerprint(value) != expected:
-        way = f'to take another one, remove "{_DIGEST_SEPARATOR}{expected}" from this text'
-        raise ValueError(describe_digest_mismatch(label, fingerprint(value), expected, way))
+        remedy = f'to use another one, remove "{_DIGEST_SEPARATOR}{expected}" from this text'
+        raise ValueError(describe_digest_mismatch(label, fingerprint(value), expected, remedy))
 
 
 def find_missing_objects(
     markers: Iterable[tuple[str, str]], argument_names: Iterable[str], metric_names: Iterable[str]
 ) -> dict[str, str]:
-    """Return the markers, dotted key to description, whose objects are missing.
+    """Return the markers without an object, as description by dotted key.
 
     Args:
         markers: (dotted key, description), as `find_markers` yields them.
-        given: names of the arguments of `fedsgd.run` that hold an object: dataset, module, loss.
-        metrics: names of the metrics that were given.
+        argument_names: names of the arguments of `fedsgd.run` that have an object: dataset, module, loss.
+        metric_names: names of the metrics that were passed.
     """
     arguments = {f"{name}=..." for name in argument_names}
-    filled = {key for key, argument in _ARGUMENT_OF_KEY.items() if argument in arguments} | {
+    complete = {key for key, argument in _ARGUMENT_OF_KEY.items() if argument in arguments} | {
         f"{_METRIC_KEY_PREFIX}{name}" for name in metric_names
     }
-    return {key: description for key, description in markers if key not in filled}
+    return {key: description for key, description in markers if key not in complete}
 
 
 def describe_missing_objects(markers: Mapping[str, str]) -> str:
-    """Return the sentence that says which Python objects a scenario needs, and how to give them."""
-    held = "; ".join(f"{key.removesuffix('.name')}: {description}" for key, description in markers.items())
+    """Return the message for a scenario whose Python objects are missing, with the arguments that take them."""
+    descriptions = "; ".join(f"{key.removesuffix('.name')}: {description}" for key, description in markers.items())
     metrics = [f'"{key.removeprefix(_METRIC_KEY_PREFIX)}": ...' for key in markers if key.startswith(_METRIC_KEY_PREFIX)]
     arguments = [_ARGUMENT_OF_KEY[key] for key in markers if key in _ARGUMENT_OF_KEY]
     arguments += [f"metrics={{{', '.join(metrics)}}}"] if metrics else []
     classes = [key for key in markers if key not in _ARGUMENT_OF_KEY and not key.startswith(_METRIC_KEY_PREFIX)]
-    ways = [f"give them again, fedsgd.run(..., {', '.join(arguments)})"] if arguments else []
+    remedies = [f"pass them again, fedsgd.run(..., {', '.join(arguments)})"] if arguments else []
     if classes:
-        ways.append(f'define the class in a module and set {", ".join(classes)} to "my_package.my_module:MyClass"')
-    return f"this needs Python objects that no file can hold ({held}): {', and '.join(ways)}, or change these settings"
+        remedies.append(f'define the class in a module and set {", ".join(classes)} to "my_package.my_module:MyClass"')
+    return (
+        f"needs Python objects that a file cannot store ({descriptions}): {', and '.join(remedies)}, or change these settings"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- fingerprints
@@ -152,16 +155,16 @@ def describe_missing_objects(markers: Mapping[str, str]) -> str:
 def fingerprint(value: Any, include_values: bool = True) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of an object's class, code, attributes and arrays.
 
-    What can be imported counts by its import path. The state of a C object that pickle cannot write does not count, nor does
-    anything after the first million objects.
+    An importable function or class counts by its import path. The state of a C object that pickle cannot write does not count,
+    and only the first million objects count.
 
     Args:
         value: any object.
-        values: whether the numbers in arrays and tensors count, beside their types and shapes.
+        include_values: count the numbers in arrays and tensors, in addition to their types and shapes.
     """
     digest = hashlib.sha256()
     numbers: dict[int, int] = {}
-    kept: list[Any] = []  # so that no id is used twice
+    visited: list[Any] = []  # keeps objects alive, so that no id is used twice
     stack = [value]
     for _ in range(_MAX_OBJECTS):
         if not stack:
@@ -175,7 +178,7 @@ def fingerprint(value: Any, include_values: bool = True) -> str:
             digest.update(f"#{numbers[id(item)]}".encode())
             continue
         numbers[id(item)] = len(numbers)
-        kept.append(item)
+        visited.append(item)
         array, parts = _decompose(item)
         digest.update(f"/{len(parts)}>".encode())
         if array is not None and include_values:
@@ -185,7 +188,7 @@ def fingerprint(value: Any, include_values: bool = True) -> str:
 
 
 def _view_as_bytes(item: Any) -> Any:
-    """Return the bytes of a numpy array or a dense tensor, [n] uint8; None for anything else."""
+    """Return the bytes of a numpy array or a dense tensor, [n] uint8; None for other objects."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(item, torch.Tensor):
         try:
@@ -198,22 +201,22 @@ def _view_as_bytes(item: Any) -> Any:
 
 
 def _decompose(item: Any) -> tuple[Any, list[Any]]:
-    """Return (the bytes of an array or tensor, None for other objects; the parts of the object)."""
+    """Return (bytes of an array or tensor, or None; parts of the object)."""
     try:
         array = _view_as_bytes(item)
         if array is None:
             return None, _list_parts(item)
         return array, [str(item.dtype), *map(int, item.shape), bool(getattr(item, "requires_grad", False))]
-    except Exception:  # the user's own objects may raise anything, and a run does not end for want of a fingerprint
+    except Exception:  # the user's object may raise anything; a missing fingerprint must not end a run
         return None, []
 
 
 def _list_parts(item: Any) -> list[Any]:
-    """Return what an object consists of, in an order that does not depend on the process."""
+    """Return the parts of an object, in an order that does not depend on the process."""
     if isinstance(item, Mapping):
         return [part for key, value in item.items() for part in (key, _drop_hook_handles(key, value))]
     if isinstance(item, set | frozenset):
-        return sorted(fingerprint(one) for one in item)
+        return sorted(fingerprint(element) for element in item)
     if isinstance(item, list | tuple):
         return list(item)
     if isinstance(item, np.ndarray):
@@ -229,8 +232,8 @@ def _list_parts(item: Any) -> list[Any]:
         used = {name: item.__globals__[name] for name in _list_global_names(item.__code__) if name in item.__globals__}
         return [item.__code__, item.__defaults__, item.__kwdefaults__, cells, used]
     if isinstance(item, type):
-        own = {name: part for name, part in vars(item).items() if name not in _IGNORED_CLASS_ATTRIBUTES}
-        return [item.__qualname__, list(item.__bases__), own]
+        attributes = {name: part for name, part in vars(item).items() if name not in _IGNORED_CLASS_ATTRIBUTES}
+        return [item.__qualname__, list(item.__bases__), attributes]
     if isinstance(item, ModuleType):
         return [item.__name__]
     if isinstance(item, staticmethod | classmethod):
@@ -241,13 +244,13 @@ def _list_parts(item: Any) -> list[Any]:
 
 
 def _drop_hook_handles(key: object, value: Any) -> Any:
-    """Return the hooks of a module without the numbers that torch gave them, which count all hooks of the process."""
+    """Return the hooks of a module without the numbers that torch assigns, which count all hooks of the process."""
     is_hooks = isinstance(key, str) and key.endswith("_hooks") and isinstance(value, Mapping)
     return list(value.values()) if is_hooks else value
 
 
 def _list_global_names(code: CodeType) -> list[str]:
-    """Return the names that a function's code looks up, those of the functions in it too; names of attributes are none."""
+    """Return the global names that a function's code and its inner functions load; names of attributes are not included."""
     inner = (name for part in code.co_consts if isinstance(part, CodeType) for name in _list_global_names(part))
     looked_up = (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     return list(dict.fromkeys([*looked_up, *inner]))
@@ -261,10 +264,10 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _reduce_object(item: Any) -> list[Any]:
-    """Return what pickle would write of an object; the class and the attributes where it cannot."""
+    """Return the parts that pickle writes of an object, or its class and attributes where pickle fails."""
     try:
         reduced = item.__reduce_ex__(4)
-    except Exception:  # parametrised modules refuse, and the user's own objects may raise anything
+    except Exception:  # parametrised modules cannot be pickled, and the user's object may raise anything
         return [type(item), getattr(item, "__dict__", None)]
     if isinstance(reduced, str):
         return [reduced]

@@ -1,8 +1,7 @@
-"""Quantities as people write them, with their units. The only door to pint.
+"""Quantities with units, as text: rates, times, sizes, throughputs. This is the only module that imports pint.
 
-Bits and bytes are never confused: "Mbit/s" and "MB/s" are read, "Mb/s", "mbit/s" or a bare number are refused, since people
-mean either by them. Pint's own registry calls b a barn and lets m stand for milli in front of anything, so ours has nothing
-but what is wanted here.
+"Mbit/s" (bits) and "MB/s" (bytes) are accepted. "Mb/s", "mbit/s" and numbers without a unit are ambiguous, and rejected. The
+unit registry has only the units below, because pint's own registry reads "b" as barn and "m" as milli before every unit.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ FLOPS = FLOP / second
 """
 
 MIN_QUANTITY, MAX_QUANTITY = 1e-9, 1e18
-"""Of any quantity in its base unit, beside 0: nothing that anybody means is beyond, and no sum of it overflows."""
+"""Bounds of a quantity other than 0 in its base unit, within which sums do not overflow."""
 
 _AMBIGUOUS = re.compile(
     r"(?<![A-Za-z])([kKmMgGtT]i?)(b|B|bit|byte|bps|Bps|bits|bytes)(?![A-Za-z])|(?<![A-Za-z])(b)(?![A-Za-z])"
@@ -60,21 +59,31 @@ def _unit_registry() -> pint.UnitRegistry[Any]:
 
 
 def _parse_quantity(text: str, unit: str, example: str, positive: bool = False) -> float:
-    """The number of `unit` that `text` says; ScenarioError for anything that is not a quantity of that kind."""
+    """Convert a text to a number in a unit.
+
+    Args:
+        text: quantity, such as "2 Mbit/s".
+        unit: unit of the result.
+        example: description of valid texts, for messages.
+        positive: reject 0.
+
+    Raises:
+        ScenarioError: the text is not a quantity of this unit.
+    """
     problem = f"got {text[:50]!r}, expected {example}"
-    for found in _AMBIGUOUS.finditer(text):
-        prefix, name = found[1] or "", found[2] or found[3]
+    for match in _AMBIGUOUS.finditer(text):
+        prefix, name = match[1] or "", match[2] or match[3]
         if name in ("b", "Bps") or (prefix and prefix[0] in "mKgt" and prefix != "Ki"):
-            meant = {"m": "M", "K": "k", "g": "G", "t": "T"}.get(prefix, prefix)
-            raise ScenarioError(f'{problem}: "{found[0]}" is ambiguous, write "{meant}bit" for bits or "{meant}B" for bytes')
-    found_number = re.match(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(.*)", text)
-    if not found_number or not re.fullmatch(r"[A-Za-zµμ]+(\s*/\s*[A-Za-zµμ]+)?\s*", found_number[2]):
-        hint = ", a number and its unit" if found_number and not found_number[2].strip() else ""
+            valid = {"m": "M", "K": "k", "g": "G", "t": "T"}.get(prefix, prefix)
+            raise ScenarioError(f'{problem}: "{match[0]}" is ambiguous, write "{valid}bit" for bits or "{valid}B" for bytes')
+    number = re.match(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(.*)", text)
+    if not number or not re.fullmatch(r"[A-Za-zµμ]+(\s*/\s*[A-Za-zµμ]+)?\s*", number[2]):
+        hint = ", a number and its unit" if number and not number[2].strip() else ""
         raise ScenarioError(problem + hint)
     try:
-        value = float(_unit_registry().Quantity(float(found_number[1]), found_number[2]).to(unit).magnitude)
+        value = float(_unit_registry().Quantity(float(number[1]), number[2]).to(unit).magnitude)
     except Exception:  # pint has no common base class for its errors, and raises others too
-        raise ScenarioError(f'{problem}, got the unit "{found_number[2].strip()}"') from None
+        raise ScenarioError(f'{problem}, got the unit "{number[2].strip()}"') from None
     if value and not MIN_QUANTITY <= value <= MAX_QUANTITY:
         raise ScenarioError(f"{problem}, between {MIN_QUANTITY:g} and {MAX_QUANTITY:g} {unit}, or 0")
     if positive and not value:
@@ -83,32 +92,39 @@ def _parse_quantity(text: str, unit: str, example: str, positive: bool = False) 
 
 
 def parse_rate(text: str) -> float:
-    """ "2 Mbit/s", "1.5 MB/s" or "300 Mbps" in bits per second, above 0. ScenarioError for anything else."""
+    """Convert a rate to bits per second, above 0.
+
+    >>> parse_rate("2 Mbit/s"), parse_rate("1.5 MB/s")
+    (2000000.0, 12000000.0)
+
+    Raises:
+        ScenarioError: the text is not a rate.
+    """
     return _parse_quantity(text, "bit / second", 'a rate such as "2 Mbit/s" (bits) or "1.5 MB/s" (bytes)', positive=True)
 
 
 def parse_seconds(text: str) -> float:
-    """ "50 ms", "1.5 s" or "2 min" in seconds, from 0 on. ScenarioError for anything else."""
+    """Convert a time such as "50 ms" or "2 min" to seconds; ScenarioError for other texts."""
     return _parse_quantity(text, "second", 'a time such as "50 ms" or "1.5 s"')
 
 
 def parse_flops(text: str) -> float:
-    """ "10 GFLOP/s" in floating-point operations per second, above 0. ScenarioError for anything else."""
+    """Convert a throughput such as "10 GFLOP/s" to floating-point operations per second; ScenarioError for other texts."""
     return _parse_quantity(text, "FLOP / second", 'a throughput such as "10 GFLOP/s"', positive=True)
 
 
 def parse_size(text: str) -> float:
-    """ "3 kB" in bytes, from 0 on. ScenarioError for anything else."""
+    """Convert a size such as "3 kB" to bytes; ScenarioError for other texts."""
     return _parse_quantity(text, "byte", 'a size such as "3 kB"')
 
 
 def format_rate(bits_per_second: float) -> str:
-    """Three figures: "1.6 Mbit/s"."""
+    """Return a rate with three significant figures: "1.6 Mbit/s"."""
     return _format_with_prefix(bits_per_second, ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"))
 
 
 def format_flops(flops_per_second: float) -> str:
-    """Three figures: "10 GFLOP/s"."""
+    """Return a throughput with three significant figures: "10 GFLOP/s"."""
     return _format_with_prefix(flops_per_second, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s"))
 
 
@@ -118,8 +134,10 @@ def _format_with_prefix(value: float, units: tuple[str, ...]) -> str:
 
 
 def format_significant(value: float) -> str:
-    """A number from 0 on with three significant figures, trailing zeros left out: "0.0123", "1.5", "250", "1,240"; the page's
-    script does the very same arithmetic, so that both show the same digits."""
+    """Return a number from 0 up with three significant figures, without trailing zeros: "0.0123", "1.5", "250", "1,240".
+
+    The script of the report page does the same arithmetic, so that both show the same digits.
+    """
     if value >= 999.5:
         return f"{math.floor(value + 0.5):,}"
     if value < 1e-3:
@@ -130,12 +148,12 @@ def format_significant(value: float) -> str:
 
 
 def format_ratio(ratio: float | None) -> str:
-    """Return a ratio with three significant figures: "76×"; nothing for None."""
+    """Return a ratio with three significant figures, "76×"; an empty text for None."""
     return "" if ratio is None else f"{format_significant(ratio)}×"
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as people say it: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h"; "∞"."""
+    """Return a duration in its largest units: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h", "∞"."""
     if math.isinf(seconds):
         return "∞"
     if seconds < 0.9995:
@@ -163,23 +181,28 @@ BYTES_PER_UNIT = {
     for power, unit in enumerate(units)
 }
 MAX_BYTES = 2**63 - 1
+"""Largest size, so that byte counts fit into 64 bits."""
 
 
 def parse_memory_size(text: str) -> int:
-    """ "2 GiB", "500 MB", "1.5gb" or "4096" as a number of bytes, rounded down. ScenarioError for anything else."""
-    found = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", text)
-    unit = found and BYTES_PER_UNIT.get(found[2].lower() or "b")
-    if not found or not unit:
+    """Convert a size such as "2 GiB", "500 MB", "1.5gb" or "4096" to bytes, rounded down.
+
+    Raises:
+        ScenarioError: the text is not a size, or the size is above 2⁶³ − 1 bytes.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", text)
+    unit = match and BYTES_PER_UNIT.get(match[2].lower() or "b")
+    if not match or not unit:
         units = ", ".join(DECIMAL_BYTE_UNITS + BINARY_BYTE_UNITS[1:])
         raise ScenarioError(f'got {text[:50]!r}, expected a size such as "2 GiB" or "500 MB" ({units})')
-    n = int(Fraction(found[1]) * unit)
+    n = int(Fraction(match[1]) * unit)
     if n > MAX_BYTES:
         raise ScenarioError(f"got {text[:50]!r}, expected a size of at most {format_binary_bytes(2**63)}")
     return n
 
 
 def format_bytes(n_bytes: int) -> str:
-    """Three figures, in powers of 1000: "62.8 kB"."""
+    """Return a size with three significant figures, in powers of 1000: "62.8 kB"."""
     largest = len(DECIMAL_BYTE_UNITS) - 1
     power = next((power for power in range(largest) if n_bytes < 999.5 * 1000**power), largest)
     value = n_bytes / 1000**power
@@ -189,7 +212,7 @@ def format_bytes(n_bytes: int) -> str:
 
 
 def format_binary_bytes(n_bytes: int) -> str:
-    """As `format_bytes`, but in powers of 1024 where that gives a whole number below 1024: what was asked for as "2 GiB"."""
+    """Return a size in powers of 1024 where it is a whole number below 1024 ("2 GiB"), else as `format_bytes` does."""
     for power, unit in reversed(list(enumerate(BINARY_BYTE_UNITS))[1:]):
         if n_bytes and n_bytes % 1024**power == 0 and n_bytes // 1024**power < 1024:
             return f"{n_bytes // 1024**power} {unit}"
@@ -207,10 +230,10 @@ def compression_ratios(
     """Return the compression ratios of the uplink, of the downlink, and of both directions together.
 
     Args:
-        uplink: bytes that were sent up.
-        downlink: bytes that were sent down, to each client by itself.
-        dense_uplink: bytes of dense float32 frames in place of the updates.
-        dense_downlink: bytes of dense float32 frames in place of the models.
+        uplink_bytes: bytes that clients sent.
+        downlink_bytes: bytes that the server sent, a shared frame counted for each client.
+        dense_uplink_bytes: bytes of dense float32 frames in place of the updates.
+        dense_downlink_bytes: bytes of dense float32 frames in place of the models.
     """
     return {
         "uplink_ratio": compression_ratio(dense_uplink_bytes, uplink_bytes),

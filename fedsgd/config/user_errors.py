@@ -1,4 +1,4 @@
-"""Errors of a user's own component classes, in one line with the key and the class."""
+"""Errors of component classes from outside the package, in one line with the key and the class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedsgd.errors import FedsgdError, RunError, ScenarioError, describe_error
 
 
 def find_user_class(component: Any) -> str | None:
-    """Return `package.module:Class` of the first class of the user's own in a component; None where all are of fedsgd."""
+    """Return `package.module:Class` of the first class in a component that is not from fedsgd, None without one."""
     cls = type(component)
     if not is_dataclass(component):
         return None
@@ -25,7 +25,7 @@ def make_component_error(key: str, component: Any, problem: str, round: int | No
 
     Args:
         key: dotted key of the component.
-        component: the component that is at fault.
+        component: component at fault.
         problem: description of the fault.
         round: round of the run; None before the first round.
 
@@ -38,11 +38,11 @@ def make_component_error(key: str, component: Any, problem: str, round: int | No
 
 @contextmanager
 def wrap_user_errors(key: str, component: Any, round: int | None = None) -> Iterator[None]:
-    """Raise an error of a user's own class again, with its key and class; errors of fedsgd's classes pass through.
+    """Raise an error of a user's class again, with its key and class; errors of fedsgd's classes pass through.
 
     Args:
         key: dotted key of the component.
-        component: the component that is called within.
+        component: component that the body calls.
         round: round of the run; None before the first round.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Settings over a file: `key=value` texts and dotted keys on top of nested tables."""
+"""Overrides of a scenario: dotted keys and `key=value` texts, applied to nested tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from fedsgd.scenario.parsing import REGISTRIES, SettingsSection, dump_table, lis
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """`a.b=VALUE` → ("a.b", value): VALUE as TOML, or as a plain word or number where it is not valid TOML."""
+    """Parse `a.b=VALUE` to ("a.b", value), with VALUE as TOML, or else as a plain word or number.
+
+    >>> parse_setting("uplink.compressor.density=0.1")
+    ('uplink.compressor.density', 0.1)
+
+    Raises:
+        ScenarioError: the text is not of this form.
+    """
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key or not all(key.split(".")):
@@ -27,7 +34,15 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def check_settings(settings: object, label: str = "settings") -> None:
-    """Check that settings are values by dotted key; None is none. ScenarioError for anything else; where: to put in front."""
+    """Check that settings are a mapping from dotted keys to values, or None.
+
+    Args:
+        settings: settings to check.
+        label: name of the argument, for messages.
+
+    Raises:
+        ScenarioError: they are not.
+    """
     example = 'expected a dictionary of values by dotted key: {"server.cohort": 5}'
     if settings is not None and not isinstance(settings, Mapping):
         raise ScenarioError(f"{label}: got {describe_value(settings)}, {example}")
@@ -37,9 +52,19 @@ def check_settings(settings: object, label: str = "settings") -> None:
 
 
 def apply_settings(root: type, toml_table: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables with dotted keys set. Setting a `name`, or a key that implies another one, drops the other keys of that
-    component, so that they take the new member's defaults. Whatever the order given, outer keys are set before inner ones, and
-    names before their neighbours. ScenarioError for settings that exclude each other."""
+    """Set dotted keys in nested tables.
+
+    Setting a `name`, or a key that implies a name, removes the other keys of that component, which then take the new member's
+    defaults. Outer keys are set before inner ones, and names before their neighbours, in any order of `settings`.
+
+    Args:
+        root: class of the outermost table.
+        toml_table: nested tables, which stay unchanged.
+        settings: value by dotted key.
+
+    Raises:
+        ScenarioError: two settings exclude each other, or a key has no table.
+    """
     out = _copy_tables(toml_table)
     excluded: dict[tuple[str, ...], str] = {}
     naming = {"name", *(key for registry in REGISTRIES.values() for key in registry.implied_names)}
@@ -50,11 +75,11 @@ def apply_settings(root: type, toml_table: Mapping[str, Any], settings: Mapping[
         if implied is not None and table.get("name", implied) != implied:
             table.clear()
         if leaf == "name" and parents and cls is not None:
-            kept = list_direct_keys(cls) if issubclass(cls, SettingsSection) else ()
-            for key in [k for k in table if k not in kept]:
+            direct_keys = list_direct_keys(cls) if issubclass(cls, SettingsSection) else ()
+            for key in [k for k in table if k not in direct_keys]:
                 del table[key]
-        given = settings[dotted] is not None
-        if given and cls is not None and issubclass(cls, SettingsSection) and leaf in cls.mutually_exclusive:
+        is_set = settings[dotted] is not None
+        if is_set and cls is not None and issubclass(cls, SettingsSection) and leaf in cls.mutually_exclusive:
             other_key = excluded.setdefault(tuple(parents), dotted)
             if other_key != dotted:
                 raise ScenarioError(f"{dotted}: is set together with {other_key}, expected only one of them")
@@ -68,8 +93,10 @@ def apply_settings(root: type, toml_table: Mapping[str, Any], settings: Mapping[
 def _resolve_section(
     root: type, table: dict[str, Any], parents: list[str], dotted_key: str
 ) -> tuple[dict[str, Any], type | None]:
-    """(the table that the parents lead to, the class it is to become or None if it is plain data). Tables on the way are made;
-    a component that is not there yet starts as its default."""
+    """Return (table at a path, class of its section or component, None for plain data).
+
+    Missing tables on the path are created, a missing component with its default.
+    """
     cls: type | None = root
     for depth, part in enumerate(parents):
         cls = _member_class(cls, table)
@@ -85,13 +112,13 @@ def _resolve_section(
 
 
 def _member_class(cls: type | None, table: Mapping[str, Any]) -> type | None:
-    """Of a family the member that the table names, if there is one: it may have keys that not all of the family have."""
+    """Return the member of a family that a table names, which may have keys of its own; else the class itself."""
     name = table.get("name")
     if cls is None or cls not in REGISTRIES or not REGISTRIES[cls].is_valid_name(name):
         return cls
     try:
         member: type = REGISTRIES[cls][str(name)]
-    except ScenarioError:  # a class of the user's own that cannot be imported, which is said where it is built
+    except ScenarioError:  # a user's class that cannot be imported; creating it raises the error
         return cls
     return member
 

@@ -112,10 +112,11 @@ class Scenario(SettingsSection):
             raise FieldError("scenario", f"server.{key}", problem)
         plain = client.optimizer.name == "sgd" and client.optimizer.clip_norm is None and not client.optimizer.weight_decay
         if scheme.corrects_gradients and not (plain and not client.proximal):
-            problem = f"{name} computes the mean gradient from the update, expected plain sgd: no momentum, clipping, decay or proximal"
+            problem = f"{name} needs the mean gradient, expected plain sgd: no momentum, clipping, decay or proximal"
             raise FieldError("scenario", "client.optimizer", problem)
         if scheme.server_mirrors_clients and self.state.precision != "float32":
-            problem = f'got "{self.state.precision}", expected "float32": the server stores the sum of the states of all clients of {name}'
+            reason = f"the server of {name} stores the sum of the clients' states"
+            problem = f'got "{self.state.precision}", expected "float32": {reason}'
             raise FieldError("scenario", "state.precision", problem)
 
     def compute_cohort_size(self, n_clients: int) -> int:
@@ -137,7 +138,7 @@ class Scenario(SettingsSection):
         return self.server.cohort
 
     def to_toml(self) -> str:
-        """Return the scenario as TOML, with each key that has a value, defaults included. Loading it gives an equal scenario."""
+        """Return the scenario as TOML, with all keys that have a value. Loading it gives an equal scenario."""
         import tomli_w
 
         return tomli_w.dumps(dump_table(self))

@@ -1,4 +1,4 @@
-"""The tables of a scenario: what each section of the file may say, and what in it would contradict itself."""
+"""Sections of a scenario: their keys, defaults and checks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fedsgd.config.quantities import parse_memory_size
 from fedsgd.data import ClientGenerator, DatasetSource, Partitioner
 from fedsgd.data.datasets.digits import Digits
 from fedsgd.data.partitioners.iid import Iid
-from fedsgd.data.partitioners.natural import NaturalPartition as ByOwner
+from fedsgd.data.partitioners.natural import NaturalPartition
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.federation.downlink import DownlinkPolicy
 from fedsgd.federation.downlink import ModelBroadcast as Link
@@ -43,11 +43,12 @@ from fedsgd.training import EngineName, LastBatch, UpdateMode
 
 @dataclass(frozen=True)
 class DataConfig(SettingsSection):
-    """[data]: the dataset's own keys, and how it is split. source is inline: its keys stand in this table.
+    """[data]: dataset and partition.
 
-    partition: a source that has clients of its own (a `ClientGenerator`) is not split: left at its default this becomes
-    "natural".
-    held_out: the share of each client's examples that it does not train on, but is tested on.
+    Attributes:
+        source: dataset. Its keys are keys of this table.
+        partition: partitioner. For a source that has its own clients (`ClientGenerator`), the default becomes "natural".
+        held_out: share of each client's examples that are its test examples instead of training examples, 0 to below 1.
     """
 
     source: DatasetSource = field(default=Digits(), metadata={"inline": True})
@@ -57,30 +58,36 @@ class DataConfig(SettingsSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.source, ClientGenerator):
-            if self.partition not in (Iid(), ByOwner()):
-                owns = f"{self.source.name} has clients of its own: set data.clients, and leave data.partition out"
-                raise FieldError("data", "partition", f"got {self.partition}, but {owns}")
-            object.__setattr__(self, "partition", ByOwner())
+            if self.partition not in (Iid(), NaturalPartition()):
+                reason = f"{self.source.name} has clients of its own: set data.clients, and leave data.partition out"
+                raise FieldError("data", "partition", f"got {self.partition}, but {reason}")
+            object.__setattr__(self, "partition", NaturalPartition())
 
     @property
     def n_clients(self) -> int | None:
-        """N, or None where it is only found in the data."""
+        """Number of registered clients, N; None where only the data determine it."""
         return self.source.clients if isinstance(self.source, ClientGenerator) else self.partition.clients
 
 
 def _can_train_clients(optimizer: type[Optimizer]) -> bool:
-    """Return whether a client may use an optimizer of this class."""
+    """Return True if clients may use an optimizer of this class."""
     return not optimizer.server_only
 
 
 @dataclass(frozen=True)
 class ClientConfig(SettingsSection):
-    """[client]: local training: `epochs` passes (1 unless `n_steps` is given) or `n_steps` steps of batches of `batch_size`.
+    """[client]: local training.
 
-    proximal: FedProx's μ (Li et al. 2020), 0 being FedAvg: adds μ/2 · |w − w_received|² to the loss of each batch. velocity:
-    what the optimiser remembers may "restart" at zero in each round, or be carried over from the client's last one ("carry").
-    last_batch: a smaller last batch of a pass is trained on ("keep"), left out ("drop", as with PyTorch's drop_last), or joined
-    to the batch before it ("merge"); a client with fewer examples than `batch_size` keeps its only batch.
+    Attributes:
+        optimizer: optimizer of local steps.
+        epochs: local epochs of a round; 1 if neither `epochs` nor `steps` is set.
+        steps: local steps of a round, in place of `epochs`.
+        batch_size: examples in a batch; "full" for all examples of the client.
+        proximal: FedProx's μ (Li et al. 2020), which adds μ/2 · |w − w_received|² to the loss of each batch; 0 is FedAvg.
+        velocity: start of the optimizer's state in a round: zero ("restart") or the state after the client's last round
+            ("carry").
+        last_batch: use of a smaller last batch of an epoch: train on it ("keep"), omit it ("drop", PyTorch's drop_last), or
+            join it to the batch before ("merge"). A client with fewer examples than `batch_size` keeps its only batch.
     """
 
     mutually_exclusive: ClassVar[tuple[str, ...]] = ("epochs", "steps")
@@ -96,10 +103,10 @@ class ClientConfig(SettingsSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.velocity == "carry" and not hasattr(self.optimizer, "momentum"):
-            raise FieldError("client", "velocity", f'got "carry", but {self.optimizer.name} has no velocity to carry over')
+            raise FieldError("client", "velocity", f'got "carry", but {self.optimizer.name} has no velocity')
         if self.optimizer.server_only:
-            fit = [name for name in OPTIMIZERS if _can_train_clients(OPTIMIZERS[name])]
-            problem = f'got "{self.optimizer.name}", which is for the server{suggest_name("", fit)}'
+            names = [name for name in OPTIMIZERS if _can_train_clients(OPTIMIZERS[name])]
+            problem = f'got "{self.optimizer.name}", which is for the server{suggest_name("", names)}'
             raise FieldError("client", "optimizer.name", problem)
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 1)
@@ -107,12 +114,13 @@ class ClientConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class EngineConfig(SettingsSection):
-    """[engine]: what computes the clients' training: "sequential", plain autograd, the oracle; "captured", a recording of a
-    step; "stacked", the same for `breakdown` clients at a time; or "auto", by a rule on the model and the cohort. What was
-    chosen
-    stands in the scenario that the run folder gets.
+    """[engine]: implementation of local training.
 
-    update: "exact" gives the oracle's numbers to the last bit (but for stacks); "fused" is quicker, and rounds otherwise.
+    Attributes:
+        name: "sequential" (plain autograd, the reference), "captured" (recorded steps), "stacked" (recorded steps of several
+            clients at once), or "auto", which selects by model and cohort. scenario.toml of a run has the selected engine.
+        update: "exact" gives the bits of the reference, except in stacks; "fused" is faster, and rounds differently.
+        stack: clients in a stack; None for a number that fits the model.
     """
 
     name: EngineName = "auto"
@@ -122,17 +130,21 @@ class EngineConfig(SettingsSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stack is not None and self.name in ("sequential", "captured"):
-            raise FieldError("engine", "stack", f"got {self.stack}, which is for stacked clients, with {self.name}")
+            raise FieldError("engine", "stack", f'got {self.stack} with {self.name}, expected it with "stacked" or "auto" only')
 
 
 @dataclass(frozen=True)
 class ServerConfig(SettingsSection):
-    """[server]: who takes part (`cohort_size` clients a round, or a `fraction` of all, at least one, drawn by `sampler`), and
-    the
-    server's step.
+    """[server]: cohort, aggregation weights and the server's step.
 
-    normalisation: "fednova" weighs each update down by how far its client's steps go, and the mean up by how far they go on
-    average, so that who makes more steps does not count more than its weight (Wang et al. 2020).
+    Attributes:
+        cohort: clients in a cohort.
+        fraction: clients in a cohort as a share of all, in place of `cohort`; at least one client.
+        optimizer: optimizer of the server's step.
+        weighting: aggregation weights: the clients' numbers of examples ("examples") or equal weights ("uniform").
+        sampler: sampler of the cohort.
+        normalisation: "fednova" divides each update by the length of its client's steps and multiplies the mean by the average
+            length, so that additional steps do not increase a client's weight (Wang et al. 2020).
     """
 
     mutually_exclusive: ClassVar[tuple[str, ...]] = ("cohort", "fraction")
@@ -155,12 +167,16 @@ class ServerConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class ParticipationConfig(SettingsSection):
-    """[participation]: what becomes of the clients that are asked.
+    """[participation]: simulated dropouts, stragglers and failures.
 
-    over_selection: how many times as many as the cohort are asked; the first that reply are taken. dropout: the probability
-    that a reply never arrives. deadline: how many simulated seconds a round waits; what comes later is thrown away. durations:
-    how long clients take. A client whose reply was not taken still has all that it held back. on_failure: whether a client that
-    breaks down ends the run ("stop") or counts as one whose reply never arrived ("continue").
+    A client whose reply is not used keeps its residual.
+
+    Attributes:
+        over_selection: clients that are sent a message, as a multiple of the cohort; the server uses the first replies.
+        dropout: probability that a reply is lost.
+        deadline: simulated seconds until the server closes a round; None to wait for all replies.
+        durations: model of the clients' durations.
+        on_failure: effect of a client that fails: the run ends ("stop"), or its reply counts as lost ("continue").
     """
 
     over_selection: FloatAtLeastOne = 1.0
@@ -172,10 +188,13 @@ class ParticipationConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class StateStoreConfig(SettingsSection):
-    """[state]: where what clients remember lies between rounds: in "memory", on "disk" in `folder` (by default that for
-    temporary files), or "auto": in memory if it fits into `budget`, else on disk. No result depends on it.
+    """[state]: location and precision of client states between rounds.
 
-    precision: "bfloat16" halves it, by rounding what is remembered.
+    Attributes:
+        store: "memory", "disk", or "auto": memory if the states fit into `budget`, else disk. Results do not depend on it.
+        budget: memory for client states and models, such as "4 GiB".
+        folder: folder of states on disk; None for the folder of temporary files.
+        precision: "bfloat16" halves the size of the states and rounds them.
     """
 
     store: Literal["auto", "memory", "disk"] = "auto"
@@ -192,17 +211,20 @@ class StateStoreConfig(SettingsSection):
 
     @property
     def budget_bytes(self) -> int:
-        """The budget."""
+        """Memory for client states and models, bytes."""
         return parse_memory_size(self.budget)
 
 
 @dataclass(frozen=True)
 class UplinkConfig(SettingsSection):
-    """[uplink]: how clients' updates are compressed, and what happens to what was left out.
+    """[uplink]: compression of the clients' updates.
 
-    error_feedback: "none", or the policy for what a client that sits out has not sent: it may "persist", "decay" by
-    `residual_factor` for each round missed, or "reset" after more than `residual_rounds` of them. In compressors that have a
-    memory of their own (DGC, STC, ...) it persists unless they are told to let it "decay" or "reset".
+    Attributes:
+        compressor: compressor.
+        error_feedback: policy for the residual of a client over the rounds that it misses: "none" (no error feedback),
+            "persist", "decay" or "reset". A scheme with a residual of its own (DGC, STC, ...) persists under "none".
+        residual_factor: factor of the residual for each missed round, under "decay".
+        residual_rounds: largest number of missed rounds after which the residual is kept, under "reset".
     """
 
     compressor: Compressor = Dense()
@@ -218,12 +240,12 @@ class UplinkConfig(SettingsSection):
             raise FieldError("uplink", "error_feedback", error.problem) from None
 
     def build_scheme(self) -> CompressionScheme:
-        """The compressor with or without memory."""
+        """Return the compressor as a scheme, with the policy for its residual."""
         policy = self.error_feedback
         if isinstance(self.compressor, CompressionScheme):
             scheme = self.compressor
             if policy != "none" and not scheme.residual_entries:
-                problem = f'got "{policy}", expected "none": {scheme.name} has a memory of its own, which is not a residual'
+                problem = f'got "{policy}", expected "none": the state of {scheme.name} is not a residual'
                 raise FieldError("uplink", "error_feedback", problem)
         elif isinstance(self.compressor, CompressionOperator):
             scheme = MemorylessScheme(self.compressor) if policy == "none" else ErrorFeedback(self.compressor)
@@ -274,10 +296,12 @@ class DownlinkConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class EvaluationConfig(SettingsSection):
-    """[evaluation]: test the model after every `convert_all` rounds, and after the last.
+    """[evaluation]: evaluations of the model, which cause no traffic.
 
-    clients: also by client, on what each holds out: mean accuracy, that of the worst tenth, standard deviation. training:
-    also on all training examples. Neither crosses the wire: it is what somebody who sees all the data would measure.
+    Attributes:
+        every: rounds between two evaluations on the test examples; the last round is always evaluated.
+        clients: evaluate on each client's own test examples too: mean accuracy, mean of the worst tenth, standard deviation.
+        training: evaluate on all training examples too.
     """
 
     every: PositiveInt = 1
@@ -287,14 +311,21 @@ class EvaluationConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class TargetConfig(SettingsSection):
-    """[report]: what the summary answers: when `target_accuracy` is reached, by the rule of
-    `fedsgd.experiment.time_to_target`."""
+    """[report]: target of the summary.
+
+    Attributes:
+        target_accuracy: accuracy whose rounds and bytes the summary has, by the rule of `fedsgd.experiment.time_to_target`.
+    """
 
     target_accuracy: FractionAboveZero | None = None
 
 
 @dataclass(frozen=True)
 class StoppingConfig(SettingsSection):
-    """[stop]: end the run after the first round that reaches `target_accuracy`."""
+    """[stop]: stopping rule.
+
+    Attributes:
+        target_accuracy: test accuracy; the first round that reaches it is the last one.
+    """
 
     target_accuracy: FractionAboveZero | None = None

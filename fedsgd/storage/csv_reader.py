@@ -1,4 +1,4 @@
-"""CSV files that people write: a header that is known, and lines that are checked one by one."""
+"""Reader of CSV files that people write, with a fixed header and a check of each line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ T = TypeVar("T")
 
 
 def read_rows(path: Path, header: Sequence[str], parse_row: Callable[[list[str]], T]) -> Iterator[T]:
-    """What `parse_row` makes of each line that is not empty. It is given as many cells as the header has, and raises a
-    ValueError
-    for what is wrong with them; that becomes a DataError with the file and the line."""
+    """Yield the parsed rows of a CSV file; empty lines are skipped.
+
+    Args:
+        path: CSV file.
+        header: names that the first line must have.
+        parse_row: function of the cells of a line, as many as the header has. It raises ValueError for wrong cells.
+
+    Raises:
+        DataError: the file or a line is wrong; the message has the file and the line.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            found = [cell.strip() for cell in next(reader, [])]
-            if found != list(header):
-                raise DataError(f"{path}: line 1: expected the header {','.join(header)}, got {','.join(found) or 'nothing'}")
+            names = [cell.strip() for cell in next(reader, [])]
+            if names != list(header):
+                raise DataError(f"{path}: line 1: expected the header {','.join(header)}, got {','.join(names) or 'nothing'}")
             for cells in filter(None, reader):
                 try:
                     if len(cells) != len(header):

@@ -1,7 +1,7 @@
-"""Parquet files that are written while a run goes, and can be read if it is killed. The only door to pyarrow.
+"""Parquet tables that are written during a run, and stay readable if the run is killed.
 
-While the run goes, `ledger.parquet` is a folder of closed segments, which pandas and pyarrow open like a
-file. At its end the segments are merged into one file of the same name.
+During the run `ledger.parquet` is a folder of complete segments, which pandas and pyarrow open like a file. At its end the
+segments are merged into one file of the same name.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
 class TableWriter:
-    """Rows to Parquet. columns: name → int, float or str; every column may hold None.
+    """Writer of rows to a Parquet file.
 
-    path None: the rows are only kept until `to_table` is asked for. Every method raises OutputError where the file system
-    takes no
-    more; rows that could not be written are kept, and written by the next call that succeeds.
+    Each method raises OutputError if the file system refuses the rows. They stay in memory, and the next call that succeeds
+    writes them.
+
+    Args:
+        path: file to write; None keeps the rows in memory for `to_table`.
+        columns: int, float or str by name. Each column accepts None.
     """
 
     def __init__(self, path: Path | None, columns: Mapping[str, type]) -> None:
@@ -52,14 +55,17 @@ class TableWriter:
                 raise make_write_error(path, error) from None
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row; it is safe on disk after the next `flush`."""
+        """Add a row, which the next `flush` writes."""
         self._rows.append(row)
 
     def flush(self, force: bool = False) -> bool:
-        """Close a segment if there are rows and the last one was closed some seconds ago (or if forced); say if that was so.
+        """Write the rows to a segment, a few seconds after the last one at the earliest, and return True if that was done.
+
+        Args:
+            force: write in any case.
 
         Raises:
-            OutputError: the segment cannot be written. The message says how many rows are safe; the rest stay in memory.
+            OutputError: the segment cannot be written. The message says how many rows are safe; the others stay in memory.
         """
         due = force or len(self._rows) >= SEGMENT_ROWS or time.monotonic() - self._last_flush >= SEGMENT_SECONDS
         if not self._rows or not due:
@@ -76,7 +82,7 @@ class TableWriter:
         return True
 
     def _write_segment(self, segment: pa.Table, folder: Path) -> None:
-        """Write a segment under a hidden name, and rename it once it is whole."""
+        """Write a segment under a hidden name, and rename it when it is complete."""
         name = f"segment-{self._n_segments:06d}.parquet"
         try:
             pq.write_table(segment, folder / f".{name}", compression="zstd")
@@ -88,12 +94,13 @@ class TableWriter:
             raise OutputError(f"{make_write_error(folder, error)}: it has {self._n_written:,} of {total:,} rows") from None
 
     def close(self) -> None:
-        """Merge the segments into one file, segment by segment, so that memory stays that of one.
+        """Merge the segments into one file, with the memory of one segment.
 
-        A kill between the two renames leaves the whole table as `.NAME.merged`, and its segments in `.NAME.segments`.
+        A process that is killed between the two renames leaves the table as `.NAME.merged`, and its segments in
+        `.NAME.segments`.
 
         Raises:
-            OutputError: there is no room for the merged file. The segments stay, and are read like one file.
+            OutputError: the merged file cannot be written. The segments stay, and are read like one file.
         """
         self.flush(force=True)
         if self.path is None or not self.path.is_dir():
@@ -117,7 +124,7 @@ class TableWriter:
         shutil.rmtree(segments, ignore_errors=True)
 
     def to_table(self) -> pa.Table:
-        """All rows so far."""
+        """Return all rows so far."""
         self.flush(force=True)
         if self.path is None:
             return pa.concat_tables([self.schema.empty_table(), *self._closed_segments])
@@ -126,28 +133,39 @@ class TableWriter:
 
 @dataclass(frozen=True, eq=False)
 class Categorical:
-    """A column of strings, few of them distinct: codes [rows] into names."""
+    """Column of strings with few distinct values.
+
+    Attributes:
+        codes: [rows] int32, index of each row's string in `names`.
+        names: distinct strings.
+    """
 
     codes: I32
     names: tuple[str, ...]
 
-    def isin(self, *words: str) -> BoolArray:
-        """Which rows say one of these."""
-        return np.isin(self.codes, [code for code, name in enumerate(self.names) if name in words])
+    def isin(self, *values: str) -> BoolArray:
+        """Return a mask of the rows that have one of the values, [rows]."""
+        return np.isin(self.codes, [code for code, name in enumerate(self.names) if name in values])
 
 
 def read_batches(path: Path, names: Sequence[str], rows: int = SEGMENT_ROWS) -> Iterator[dict[str, Any]]:
-    """Columns of a table, some `rows` at a time, so that memory does not grow with the file: integers as int64, floats as
-    float64 with NaN for null, strings as `Categorical`. path: a file, or a folder of segments. ReportError if it cannot be
-    read or
-    lacks a column."""
+    """Yield columns of a table in batches: integers as int64, floats as float64 with NaN for null, strings as `Categorical`.
+
+    Args:
+        path: file, or folder of segments.
+        names: names of the columns.
+        rows: rows of a batch, at most.
+
+    Raises:
+        ReportError: the table cannot be read, or lacks a column.
+    """
     try:
         for part in sorted(path.glob("segment-*.parquet")) if path.is_dir() else [path]:
-            with pq.ParquetFile(part, pre_buffer=False) as file:  # else it holds the whole file
-                known = file.schema_arrow.names
-                missing = next((name for name in names if name not in known), None)
+            with pq.ParquetFile(part, pre_buffer=False) as file:  # with pre_buffer it reads the whole file
+                columns = file.schema_arrow.names
+                missing = next((name for name in names if name not in columns), None)
                 if missing is not None:
-                    hint = suggest_name(missing, known)
+                    hint = suggest_name(missing, columns)
                     raise ReportError(f'{part}: has no column "{missing}"{hint}; was it written by an older version?')
                 for batch in file.iter_batches(rows, columns=list(names)):
                     yield {name: _to_numpy(batch.column(name)) for name in names}
@@ -156,7 +174,7 @@ def read_batches(path: Path, names: Sequence[str], rows: int = SEGMENT_ROWS) -> 
 
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Columns of numbers, all rows at once."""
+    """Return columns of numbers with all rows."""
     batches = list(read_batches(path, names))
     if not batches:
         raise ReportError(f"{path}: has no rows")
@@ -177,7 +195,7 @@ def count_rows(path: Path) -> int:
 
 
 def read_column_names(path: Path) -> list[str]:
-    """Return the names of a table's columns. path: a file, or a folder of segments."""
+    """Return the names of the columns of a table: a file, or a folder of segments."""
     try:
         first = min(path.glob("segment-*.parquet"), default=path) if path.is_dir() else path
         return list(pq.read_schema(first).names)
@@ -187,7 +205,7 @@ def read_column_names(path: Path) -> list[str]:
 
 def _to_numpy(values: pa.Array) -> NDArray[Any] | Categorical:
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):  # pandas writes the latter
-        coded = pc.dictionary_encode(values)
-        return Categorical(coded.indices.to_numpy(zero_copy_only=False), tuple(coded.dictionary.to_pylist()))
-    made: NDArray[Any] = values.to_numpy(zero_copy_only=False)
-    return made
+        encoded = pc.dictionary_encode(values)
+        return Categorical(encoded.indices.to_numpy(zero_copy_only=False), tuple(encoded.dictionary.to_pylist()))
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return array

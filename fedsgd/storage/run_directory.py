@@ -1,12 +1,21 @@
-"""The folder that a run writes: scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors, summary.json; and
-clients.parquet where accuracy by client was asked for, transport.parquet where it was a deployment.
+"""Run directory: names, columns and safe writing of its files.
 
-params.safetensors is the complete state dict of the server's model; summary.json says as "reported_model" whether the reported
-figures are of another one: evaluated.safetensors, the model as clients decode it, or clients.safetensors, what each client has
-for itself. loss.safetensors is the state of a loss that training changes.
+| file | content |
+|---|---|
+| scenario.toml | scenario with all defaults |
+| rounds.parquet | one row for each round |
+| ledger.parquet | one row for each frame |
+| params.safetensors | complete state dict of the server's model |
+| summary.json | figures of the run |
+| clients.parquet | accuracy by client, with `[evaluation] clients` |
+| transport.parquet | traffic of a deployment by round, node and direction |
+| evaluated.safetensors | model as clients decode it, if it differs from the server's |
+| clients.safetensors | tensors that stay at the clients, if there are any |
+| loss.safetensors | state of a loss that training changes |
 
-summary.json has three compression ratios of dense float32 frames to the frames that were sent: uplink_ratio, downlink_ratio and
-bidirectional_ratio of both directions together, the downlink being sent to each client by itself.
+"reported_model" in summary.json names the file of the model that was evaluated. The compression ratios uplink_ratio,
+downlink_ratio and bidirectional_ratio divide the bytes of dense float32 frames by the bytes of the frames that were sent; a
+downlink frame counts for each client that it is sent to.
 """
 
 from __future__ import annotations
@@ -42,19 +51,28 @@ ROUND_COLUMNS: Mapping[str, type] = {
     "rounds_missed": float,
     "seconds": float,
 }
-"""rounds.parquet: one row a round, with what `Round` says (clients, accepted and failures: how many); lr is null with a
-schedule over steps; and a float column for each metric, "loss" first, null where not evaluated."""
+"""Columns of rounds.parquet, as in `RoundRecord`; clients, accepted and failures are counts.
+
+lr is null with a schedule over steps. A float column for each metric follows, "loss" first, null without an evaluation.
+"""
 
 OVERWRITE_HINT = "pass --overwrite (in Python: overwrite=True)"
-"""The option that replaces an earlier run, as messages name it."""
+"""Option that replaces an earlier run, for messages."""
 
 CLIENT_COLUMNS: Mapping[str, type] = {"client": int, "train_examples": int, "test_examples": int, "accuracy": float}
-"""clients.parquet: one row a client, after the last round; accuracy is null where there are no test
-examples, or where it is not finite."""
+"""Columns of clients.parquet, one row for each client; accuracy is null without test examples and where it is not finite."""
 
 
 def clear_run_directory(folder: Path, overwrite: bool) -> Path:
-    """The run folder, empty of an earlier run's files; OutputError if it holds anything and `overwrite` was not asked for."""
+    """Create a run directory, or remove the files of an earlier run from it.
+
+    Args:
+        folder: run directory.
+        overwrite: remove an earlier run.
+
+    Raises:
+        OutputError: the directory is not empty, without `overwrite`; or it has files that no run wrote.
+    """
     for path in find_files_to_remove(folder, overwrite):
         try:
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -64,53 +82,57 @@ def clear_run_directory(folder: Path, overwrite: bool) -> Path:
 
 
 def find_files_to_remove(folder: Path, overwrite: bool) -> list[Path]:
-    """Return the paths that `clear_run_directory` would remove; the folder is made, and nothing is removed.
+    """Return the paths that `clear_run_directory` removes. The folder is created, and nothing is removed.
 
     Args:
-        folder: the run folder.
-        overwrite: whether an earlier run there may be replaced.
+        folder: run directory.
+        overwrite: accept an earlier run in the folder.
 
     Raises:
-        OutputError: the folder cannot be read, or holds an earlier run without `overwrite`, or files that no run wrote.
+        OutputError: the folder cannot be read, has an earlier run without `overwrite`, or has files that no run wrote.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         present = sorted(p.name for p in folder.iterdir())
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made or read ({error.strerror})") from None
+        raise OutputError(f"{folder}: cannot be created or read ({error.strerror})") from None
     try:
         owned, remedy = [path for name in present for path in _run_owned_paths(folder / name)], f", or {OVERWRITE_HINT}"
     except (OutputError, OSError) as error:
         if overwrite:
             raise OutputError(str(error)) from None
-        remedy = ""  # of files that no run wrote, nothing is ever replaced
+        remedy = ""  # files that no run wrote are never replaced
     if present and not overwrite:
-        raise OutputError(f"{folder}: is not empty (it holds {', '.join(present[:3])}); choose another folder{remedy}")
+        raise OutputError(f"{folder}: is not empty (it has {', '.join(present[:3])}); choose another folder{remedy}")
     return owned
 
 
 def _run_owned_paths(path: Path) -> list[Path]:
-    """The path, after the segments below it, if a run wrote it, finished or killed; OutputError if it is anything else."""
+    """Return a path of a finished or killed run, after the segments in it.
+
+    Raises:
+        OutputError: no run wrote the path.
+    """
     name = path.name
-    known = (*RUN_FILES, *OPTIONAL_FILES)
-    temporary = [f".{file}.{end}" for file in known for end in ("partial", "merged", "segments")]
+    files = (*RUN_FILES, *OPTIONAL_FILES)
+    temporary = [f".{file}.{end}" for file in files for end in ("partial", "merged", "segments")]
     is_folder = path.is_dir() and not path.is_symlink()
-    below = sorted(path.iterdir()) if is_folder else []
-    foreign = [p for p in below if not p.name.strip(".").startswith("segment-") or p.is_dir()]
-    if name not in (*known, *temporary) or foreign or (is_folder and "parquet" not in name):
+    segments = sorted(path.iterdir()) if is_folder else []
+    foreign = [p for p in segments if not p.name.strip(".").startswith("segment-") or p.is_dir()]
+    if name not in (*files, *temporary) or foreign or (is_folder and "parquet" not in name):
         raise OutputError(f"{foreign[0] if foreign else path}: no run wrote this; choose another folder")
-    return [*below, path]
+    return [*segments, path]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors, no two of which share memory, in safetensors."""
+    """Write named tensors in the format of safetensors; no two of them may share memory."""
     from safetensors.torch import save
 
     write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file, or nothing: after an error or an interrupt no partial file is left.
+    """Write a file completely or not at all: an error or an interrupt leaves no partial file.
 
     Raises:
         OutputError: the file cannot be written.
@@ -128,14 +150,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_all(folder: Path, writers: Mapping[str, Callable[[], object]]) -> None:
-    """Write the files of a finished run, each even if an earlier one could not be written.
+    """Write the files of a finished run, each one even if another cannot be written.
 
     Args:
-        folder: the run folder.
-        steps: name of each file, and the call that writes it, in order of importance.
+        folder: run directory.
+        writers: function that writes each file, by name, in order of importance.
 
     Raises:
-        OutputError: a file could not be written. The message names the files that are safe, and each that is not.
+        OutputError: a file could not be written. The message names the files that are safe, and the errors of the others.
     """
     safe, errors = [], []
     for name, write_file in writers.items():

@@ -183,7 +183,7 @@ def test_module_is_written_as_a_marker_and_reruns_only_with_the_module(scenario:
     assert model.description == "Sequential of torch.nn.modules.container, 310 parameters"
     with pytest.raises(ScenarioError) as caught:
         fedsgd.run(file)
-    assert "model.name: this needs Python objects" in one_line(caught.value)
+    assert "model.name: needs Python objects" in one_line(caught.value)
     assert "310 parameters" in one_line(caught.value)
     assert "fedsgd.run(..., module=...)" in one_line(caught.value)
     again = fedsgd.run(file, module=make_net(), out=tmp_path / "b")
@@ -223,12 +223,12 @@ def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, mo
     for command in commands:
         result = CliRunner().invoke(main, [*command, "--quiet"])
         assert result.exit_code == 2, (command, result.stderr)
-        assert "data.name: this needs Python objects" in result.stderr
+        assert "data.name: needs Python objects" in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists(), "nothing was begun"
-    with pytest.raises(ScenarioError, match="this needs Python objects"):
+    with pytest.raises(ScenarioError, match="needs Python objects"):
         sweep(file, grid={"model.batch_norm": ["group", "mean"]})
-    with pytest.raises((ScenarioError, DeploymentError), match="this needs Python objects"):
+    with pytest.raises((ScenarioError, DeploymentError), match="needs Python objects"):
         fedsgd.deploy(file, tmp_path / "d", nodes=2)
 
 
@@ -284,7 +284,7 @@ def test_component_of_a_local_class_is_a_marker_that_refuses(scenario: Make, tmp
     assert 'name = "python-object"\ndescription = "test_component' in file.read_text()
     with pytest.raises(ScenarioError) as caught:
         load(file)
-    assert f"{file}: uplink.compressor.name: this needs Python objects" in one_line(caught.value)
+    assert f"{file}: uplink.compressor.name: needs Python objects" in one_line(caught.value)
     assert "density=0.5" in str(caught.value)
     assert "define the class in a module" in str(caught.value)
     assert load(file, {"uplink.compressor.name": "dense"}).uplink.compressor == Dense()
@@ -317,9 +317,9 @@ def test_component_of_a_local_class_inside_another_is_found(scenario: Make, tmp_
 
     rules = PerLayer(rules=(LayerRule("*bias", Local()),))
     s = with_compressor(scenario(SHORT), rules)
-    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules\[0\]\.op\.name: this needs Python objects"):
+    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules\[0\]\.op\.name: needs Python objects"):
         s.with_settings({"seed": 1})
-    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules\[0\]\.op\.name: this needs Python objects"):
+    with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules\[0\]\.op\.name: needs Python objects"):
         fedsgd.deploy(s, tmp_path / "d", nodes=2)
 
 
@@ -331,7 +331,7 @@ def test_component_of_a_local_class_inside_another_is_found(scenario: Make, tmp_
         ("uplink.compressor.name", f"{HERE}:smoothed", "expected a subclass of fedsgd.compression.base.Compressor"),
         ("uplink.compressor.name", f"{HERE}:Waves", "expected a subclass of fedsgd.compression.base.Compressor"),
         ("uplink.compressor.name", "fedsgd.compression:CompressionOperator", "which does not define"),
-        ("downlink.compressor.name", "fedsgd.compression.schemes.scaffold:Scaffold", "which does not go here"),
+        ("downlink.compressor.name", "fedsgd.compression.schemes.scaffold:Scaffold", "which this key does not accept"),
         ("data.name", f"{HERE}:Nameless", "which has no name"),
         ("client.optimizer.name", ":", "expected"),
         ("data.name", f"{HERE}:Broken", "cannot be built: NameError"),
@@ -490,21 +490,21 @@ def initialized(bias: float) -> nn.Module:
 @pytest.mark.parametrize(
     ("key", "other", "problem", "remedy"),
     [
-        ("data.sha256", {"dataset": digits(1.0)}, "this is not the dataset of that run", {"data.sha256": ""}),
+        ("data.sha256", {"dataset": digits(1.0)}, "the dataset differs from that of the run", {"data.sha256": ""}),
         (
             "model.sha256",
             {"module": make_net(5)},
-            "this is not the module of that run",
+            "the module differs from that of the run",
             {"model.sha256": "", "model.initial_sha256": ""},
         ),
         (
             "model.initial_sha256",
             {"module": initialized(0.5)},
-            "this is not the module (same structure, other initial parameters) of that run",
+            "the module (same structure, other initial parameters) differs from that of the run",
             {"model.initial_sha256": ""},
         ),
-        ("model.loss", {"loss": given_objects(2.0)["loss"]}, "this is not the loss of that run", {}),
-        ("model.metrics.half", {"metrics": given_objects(power=2)["metrics"]}, 'this is not the metric "half" of that run', {}),
+        ("model.loss", {"loss": given_objects(2.0)["loss"]}, "the loss differs from that of the run", {}),
+        ("model.metrics.half", {"metrics": given_objects(power=2)["metrics"]}, 'the metric "half" differs from that of the run', {}),
     ],
 )
 def test_rerun_with_another_object_is_refused_and_the_named_remedy_runs_it(

@@ -174,7 +174,7 @@ def test_a_folder_that_holds_something_is_not_written_to(scenario: Make, tmp_pat
     with pytest.raises(OutputError, match=r"is not empty .* choose another folder$"):  # --overwrite would be refused too
         run(scenario(), out=tmp_path / "a")
     assert (tmp_path / "a" / "summary.json").exists()
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be created"):
         run(scenario(), out=tmp_path / "a" / "thesis.tex")
 
 

@@ -91,7 +91,7 @@ def test_a_key_without_a_default_is_asked_for() -> None:
 
 
 def test_engines_and_what_goes_with_which() -> None:
-    with pytest.raises(ScenarioError, match=r"engine\.stack: got 8, which is for stacked clients, with captured"):
+    with pytest.raises(ScenarioError, match=r"engine\.stack: got 8 with captured, expected it with "stacked" or "auto" only"):
         parse_scenario({"name": "x", "engine": {"name": "captured", "stack": 8}})
     with pytest.raises(ScenarioError, match=r'engine\.name: got "serial", did you mean "sequential"'):
         parse_scenario({"name": "x", "engine": {"name": "serial"}})
@@ -155,7 +155,7 @@ def test_rules_of_layers_are_tables_within_a_list(scenario: Make) -> None:
     with pytest.raises(ScenarioError, match=r"uplink\.compressor\.rules: expected a list of tables, got \"x\""):
         scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.rules": "x"})
     with pytest.raises(
-        ScenarioError, match=r'uplink\.compressor\.op\.name: got "dgc", which does not go here, expected one of'
+        ScenarioError, match=r'uplink\.compressor\.op\.name: got "dgc", which this key does not accept, expected one of'
     ):
         scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.op": "dgc"})
 
@@ -320,7 +320,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "inline": ({"data.partitoin": 3}, 'data.partitoin: unknown key, did you mean "partition"?'),
     "inline, far": ({"data.alpha": 3}, 'data.alpha: unknown key, expected one of: "held_out", "name", "partition"'),
     "seed": ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
-    "folder": ({"name": "a/b"}, "name: got 'a/b', expected a word that can name a folder"),
+    "folder": ({"name": "a/b"}, "name: got 'a/b', expected a word that is valid as the name of a folder"),
     "memory": ({"uplink.compressor.name": "rand-k"}, "uplink.error_feedback: error-feedback needs a contractive compressor"),
     "downlink": ({"downlink.compressor.name": "top-k"}, 'downlink.compressor.name: got "top-k", expected "dense"'),
 }

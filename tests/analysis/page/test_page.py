@@ -356,7 +356,7 @@ def test_one_run(opened: Callable[..., Opened], known: dict[str, Any]) -> None:
 def test_reproduction_of_a_run_of_python_objects_says_what_it_needs(
     opened: Callable[..., Opened], known: dict[str, Any]
 ) -> None:
-    needs = 'this needs Python objects that no file can hold (model: Net, 90 parameters): give it by fedsgd.run("<b>")'
+    needs = 'needs Python objects that no file can hold (model: Net, 90 parameters): give it by fedsgd.run("<b>")'
     runs = [{**run, "needs": needs} for run in known["methods"][0]["runs"]]
     page = opened(edited(known, {"runs": runs})).page
     page.locator("#reproduction details").evaluate_all("(all) => all.forEach((one) => (one.open = true))")
