@@ -91,7 +91,7 @@ def test_a_key_without_a_default_is_asked_for() -> None:
 
 
 def test_engines_and_what_goes_with_which() -> None:
-    with pytest.raises(ScenarioError, match=r"engine\.stack: got 8 with captured, expected it with "stacked" or "auto" only"):
+    with pytest.raises(ScenarioError, match=r'engine\.stack: got 8 with captured, expected it with "stacked" or "auto" only'):
         parse_scenario({"name": "x", "engine": {"name": "captured", "stack": 8}})
     with pytest.raises(ScenarioError, match=r'engine\.name: got "serial", did you mean "sequential"'):
         parse_scenario({"name": "x", "engine": {"name": "serial"}})
