@@ -1,6 +1,6 @@
-"""Compression: operators (memoryless) and schemes (with memory), one file each.
+"""Compressors: operators (without memory) and schemes (with memory), one file each.
 
-To add an operator: write its file, add its line to COMPRESSORS.
+To add a compressor, write its file and add its line to COMPRESSORS.
 """
 
 from fedsgd.compression.base import (
@@ -48,6 +48,7 @@ COMPRESSORS: Registry[Compressor] = Registry(
         "scaffold": "fedsgd.compression.schemes.scaffold:Scaffold",
     },
 )
+"""Compressors by the name that a scenario gives them."""
 
 __all__ = [
     "COMPRESSORS",

@@ -1,7 +1,7 @@
-"""The contracts of compression: operators without memory, schemes with it, and the updates they decode to.
+"""Base classes of compressors: operators without memory and schemes with memory.
 
-P parameters, k kept coordinates. Vectors are flat float32 [P] in the order of `ParameterLayout`. The laws in the docstrings are
-executable: `fedsgd.certification.operator_laws`.
+P parameters, k coordinates of a sparse update. Vectors are flat float32 [P] in the order of `ParameterLayout`. The laws in the
+docstrings are executable: `fedsgd.certification.operator_laws`, `scheme_laws` and `round_laws`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,26 @@ from fedsgd.wire import Sections
 
 ClientId = int
 OperatorKind = Literal["unbiased", "contractive", "neither"]
+"""Law that an operator obeys: see `CompressionOperator`."""
 Weighting = Literal["examples", "uniform"]
-"""What a client's update counts in the mean: its number of training examples, or the same as every other."""
+"""Aggregation weight of a client: proportional to its number of training examples, or equal for all clients."""
 
 
 @dataclass(frozen=True)
 class CodecContext:
-    """What both ends know without being told: all shared randomness is a hash of it.
+    """Context of one client's update. All shared randomness is a hash of it.
 
-    reference: what the server sent along with the model for the scheme's use [P], None where it sent nothing; cohort: m, the
-    number of clients whose updates are averaged; travelled: the sum of the step sizes of the client's local steps.
+    Sender and receiver derive it independently; it is not part of a frame.
+
+    Attributes:
+        seed: seed of the run.
+        round: number of the round, from 1.
+        client: number of the client, from 0.
+        layout: tensors of the vector, P numbers.
+        reference: [P] float32, vector that the server sent with the model; None if it sent none. The server's own context
+            has no reference.
+        cohort: C, number of clients whose updates are averaged.
+        learning_rate_sum: sum of the learning rates of the client's local steps.
     """
 
     seed: int
@@ -45,49 +55,66 @@ class CodecContext:
     learning_rate_sum: float = 1.0
 
     def derive_key(self, purpose: str) -> int:
-        """The key of a shared randomness that is this client's in this round alone."""
+        """Return the key of a random sequence that belongs to this client and round alone.
+
+        Args:
+            purpose: name of the sequence, such as "rounding".
+        """
         return shared_key(self.seed, purpose, self.round, self.client)
 
 
 @dataclass(frozen=True)
 class Compressor(Component, ABC):
-    """An operator or a scheme: encoder of updates into sections, and decoder. It owns its frames: codec, size, decoded update.
+    """Operator or scheme: encoder of updates into the sections of a frame, and their decoder.
 
-    Laws of rounds, in which an operator is a scheme without memory (`round_laws`):
+    Laws of rounds (`round_laws`). For these laws an operator is a scheme without memory:
 
-    * Another process that has nothing but the frames decodes them, in any order, to the same updates. No instance, class,
-      module, file or environment variable holds a state.
-    * The compressor neither draws from the global generators of `random`, numpy and torch nor reads or sets their states,
-    even
+    * Another process that has only the frames decodes them, in any order, to the same updates. No instance, class, module,
+      file or environment variable holds a state.
+    * The compressor neither draws from the global generators of `random`, numpy and torch nor reads or sets their states, even
       if it restores them.
-    * A `aggregate` that returns no state returns Σ weight · decoded update, for any weights (that add up to 1 if
-    `needs_normalized_weights`) and for
-      no reply. A `aggregate` that returns a state takes two replies of half the weight for one reply; its scale is not tested.
-    * An equal compressor that has nothing of the server but the reference frames encodes equal vectors to the same bytes.
+    * An `aggregate` that returns no state returns Σ weight · decoded update, for any weights and for no reply. If
+      `needs_normalized_weights`, the weights add up to 1.
+    * An `aggregate` that returns a state treats two replies of half the weight as one reply. Its scale is not tested.
+    * An equal compressor that has only the server's reference frames encodes equal vectors to the same bytes.
     * `add_to` of a decoded update is out + weight · `to_dense()` up to rounding, for any weight, in float64 and float32.
-    * Malformed sections are a WireError, or decode to a finite update of P coordinates whose `add_to` agrees with `to_dense`.
-      The law accepts any other exception as well, and values that are not finite: neither is a silent fault.
-    * `aggregate` writes to no state. The order of replies changes its result by rounding only, a second call not at all.
+    * Malformed sections raise WireError, or decode to a finite update of P coordinates whose `add_to` agrees with `to_dense`.
+      The law also accepts any other exception, and values that are not finite: neither is a silent fault.
+    * `aggregate` writes to no state. The order of replies changes its result by rounding only; a second call not at all.
     """
 
     @property
     @abstractmethod
     def codec(self) -> int:
-        """Its id in the frame header: a class variable of each member, unique, never reused."""
+        """Codec id in the frame header: a class variable of each member, unique, never reused."""
 
     @abstractmethod
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
-        """Decode one client's sections; WireError for wrong kind, length, range or finiteness, before they are expanded.
+        """Decode the sections of one client.
 
-        ctx: context of the server, which has no `reference`.
+        Args:
+            sections: sections of the frame; they may be malformed.
+            ctx: context at the server, which has no `reference`.
+
+        Raises:
+            WireError: wrong kind, length, range or finiteness. It is raised before the sections are expanded.
         """
 
     @abstractmethod
     def max_bytes(self, layout: ParameterLayout) -> int:
-        """The most that the sections' payload can weigh, in any round."""
+        """Return the maximum size of the sections' payload in bytes, in any round.
+
+        Args:
+            layout: tensors of the vector, P numbers.
+        """
 
     def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        """The number of coordinates that valid sections carry; override it where that is known without decoding them."""
+        """Return the number of coordinates in valid sections. Override it if decoding is not necessary for that.
+
+        Args:
+            sections: valid sections of one client.
+            ctx: context at the server.
+        """
         return self.decode(sections, ctx).n_coordinates
 
     @property
@@ -96,97 +123,142 @@ class Compressor(Component, ABC):
         return True
 
     def check_layout(self, layout: ParameterLayout) -> None:
-        """FieldError if a setting makes no sense for this model."""
+        """Check the settings against the model.
+
+        Args:
+            layout: tensors of the vector, P numbers.
+
+        Raises:
+            FieldError: a setting does not fit the model.
+        """
         return
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Find the settings of a run that this compressor is not made for.
+        """Find the settings of a run that do not suit this compressor.
 
         Args:
             run: settings of the run.
 
         Returns:
-            One line for each fault: the dotted key, the reason, and what to set instead. A class that overrides this method
-            returns the lines of its parent class too.
+            One line for each unsuitable setting: the dotted key, the reason, and the setting to use instead. A class that
+            overrides this method returns the lines of its parent class too.
         """
         return ()
 
 
 @dataclass(frozen=True)
 class CompressionOperator(Compressor):
-    """Memoryless: a finite float32 vector to sections and back.
+    """Compressor without memory: maps a finite float32 vector to sections and back.
 
-    Laws for all: decode(sections) equals the update that encode returned, bit for bit, is finite and of x's size; zero goes to
-    zero; equal inputs give equal bytes, in whatever order
-    calls are made; the sections hold every byte that is needed, weigh at most `max_bytes` and hold no
-    slack; `n_coordinates` of the sections is the update's; no stretch of the vector is favoured, if it is `position_invariant`.
-    Scale: the laws hold for every x with P · max|x| within float32's range. Beyond it `encode` may raise NonFiniteError, and an
-    operator that is not contractive may overflow: the server refuses an aggregate that is not finite. Subnormal numbers may be
-    flushed to zero: each coordinate may lose 2⁻¹²⁶, the smallest normal number, in addition to what a law allows.
-    Independence, if it is `has_independent_errors`: errors of one x in contexts that differ in seed, round or client have no
-    positive
-    correlation. So the mean of m errors has at most 1/m of the variance. Negative correlation is legal.
-    By kind, C(x) being what x decodes to: "unbiased": E[C(x)] = x, and where `variance` is known, E|C(x) − x|² is it;
-    "contractive": |x − C(x)|² ≤ (1 − δ)|x|² + A with δ = `contraction` and A = `absolute_error`, on each call if
-    `deterministic`, else
-    in the mean over the shared randomness, and never more than |x|²; "neither": the docstring says what holds instead.
+    Laws of all operators:
+
+    * `decode` of the sections equals the update that `encode` returned, bit for bit. The update is finite and has x's size.
+    * Zero decodes to zero. Equal inputs give equal bytes, in any order of calls.
+    * The sections hold every byte that decoding needs. They have no slack and at most `max_bytes` bytes.
+    * `n_coordinates` of the sections is the update's.
+    * No positions are favoured, if the operator is `position_invariant`.
+    * Scale: the laws hold for every x with P · max|x| within float32's range. Beyond it `encode` may raise NonFiniteError, and
+      an operator that is not contractive may overflow. The server rejects an aggregate that is not finite.
+    * Subnormal numbers may be flushed to zero: in addition to what a law allows, each coordinate may lose 2⁻¹²⁶, the smallest
+      normal number.
+    * Independence, if the operator `has_independent_errors`: the errors of one x in two contexts have no positive correlation
+      if the contexts differ in seed, round or client. So the mean of n errors has at most 1/n of the variance. Negative
+      correlation is legal.
+
+    Laws by kind; C(x) is the decoded vector:
+
+    * "unbiased": E[C(x)] = x. Where `variance` is known, it is E|C(x) − x|².
+    * "contractive": |x − C(x)|² ≤ (1 − δ)|x|² + A with δ = `contraction` and A = `absolute_error`. The law holds on each call
+      if the operator is `deterministic`, else in the mean over the shared randomness. The error is never more than |x|².
+    * "neither": the operator's docstring states the law.
     """
 
     @property
     def deterministic(self) -> bool:
-        """False if the result depends on the context's shared randomness."""
+        """False if the decoded vector depends on the context's shared randomness."""
         return True
 
     @property
     def lossless(self) -> bool:
-        """True if nothing is ever lost: unbiased and contractive at once."""
+        """True if C(x) = x for every x: the operator is then unbiased and contractive."""
         return False
 
     @property
     def position_invariant(self) -> bool:
-        """False if it treats some stretches of the vector differently on purpose."""
+        """False if the operator treats some positions of the vector differently on purpose."""
         return True
 
     @property
     @abstractmethod
     def kind(self) -> OperatorKind:
-        """Which law of the class docstring holds; may depend on hyper-parameters."""
+        """Law of the class docstring that holds; it may depend on hyper-parameters."""
 
     @abstractmethod
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
-        """(the bytes, what they decode to). x: [P], finite; never written to."""
+        """Encode a vector.
+
+        Args:
+            x: [P] float32, finite; never written to.
+            ctx: context of the client.
+
+        Returns:
+            The sections, and the update that they decode to.
+
+        Raises:
+            NonFiniteError: a number that has to be sent leaves float32's range.
+        """
 
     @abstractmethod
     def contraction(self, layout: ParameterLayout) -> float:
-        """δ of the contraction law, in (0, 1]; 0 if the operator is not contractive."""
+        """Return δ of the contraction law, in (0, 1]; 0 if the operator is not contractive.
+
+        Args:
+            layout: tensors of the vector, P numbers.
+        """
 
     def absolute_error(self, layout: ParameterLayout) -> float:
-        """A of the contraction law: the energy that may be lost however small the update is."""
+        """Return A of the contraction law: the energy that may be lost even of a very small update.
+
+        Args:
+            layout: tensors of the vector, P numbers.
+        """
         return 0.0
 
     def variance(self, x: F32) -> float | None:
-        """E|C(x) − x|² of an unbiased operator exactly; None where there is no closed form."""
+        """Return E|C(x) − x|² of an unbiased operator exactly; None if there is no closed form.
+
+        Args:
+            x: [P] float32, vector to encode.
+        """
         return None
 
     def is_lossy(self, layout: ParameterLayout) -> bool:
-        """Return whether the operator is biased and may leave out half of an update's energy, or any small coordinate."""
+        """Return whether the operator is biased and may drop half of an update's energy, or any small coordinate.
+
+        Args:
+            layout: tensors of the vector, P numbers.
+        """
         biased = self.kind == "contractive" and not self.lossless
         return biased and (self.contraction(layout) < 0.5 or self.absolute_error(layout) > 0)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Warn where a lossy operator has no error feedback, unless residuals would be stale."""
+        """Warn of a lossy operator without error feedback, unless residuals would be stale."""
         if run.error_feedback == "none" and run.rounds_between_participations < STALE_ROUNDS and self.is_lossy(run.layout):
             yield (
-                f'{run.feedback_key} = "none": {self.name} is biased, and what it leaves out of an update is lost '
+                f'{run.feedback_key} = "none": {self.name} is biased, and the part of an update that it drops is lost '
                 f'(Karimireddy et al. 2019); set {run.feedback_key} = "persist"'
             )
 
 
 @dataclass(frozen=True)
 class EncodedUpdate:
-    """What `CompressionScheme.send` leaves behind: the bytes, the next state if the server acknowledges, and how that state
-    differs if it
-    does not. undo: name → the entries to write back, or None for an entry of the state that is to go."""
+    """Result of `CompressionScheme.send`.
+
+    Attributes:
+        sections: sections of the encoded update.
+        state: client's next state if the server acknowledges the update.
+        rollback: patches that turn `state` into the next state for a lost update, by name of the entry. None removes the entry.
+    """
 
     sections: Sections
     state: StateArrays
@@ -194,13 +266,20 @@ class EncodedUpdate:
 
     @property
     def state_if_lost(self) -> StateArrays:
-        """The next state if the reply never arrives."""
+        """Client's next state if the update is lost."""
         return apply_rollback(self.state, self.rollback)
 
 
 @dataclass(frozen=True)
 class AggregationContext:
-    """What a scheme knows of the round whose replies it folds. clients: N, all there are, in the cohort or not."""
+    """Context of the round whose replies a scheme aggregates.
+
+    Attributes:
+        seed: seed of the run.
+        round: number of the round, from 1.
+        layout: tensors of the vector, P numbers.
+        clients: N, number of registered clients, in the cohort or not.
+    """
 
     seed: int
     round: int
@@ -210,8 +289,14 @@ class AggregationContext:
 
 @dataclass(frozen=True)
 class WeightedUpdate:
-    """One client's sections at the server. weight: its share of the mean. The shares of a round add up to 1, but where they are
-    corrected for chances of taking part, or for how far local steps go."""
+    """Encoded update of one client at the server, with its aggregation weight.
+
+    Attributes:
+        sections: sections of the encoded update.
+        weight: factor of the update in the weighted mean. The weights of a round add up to 1, unless they are corrected for
+            inclusion probabilities or for the length of local training.
+        ctx: context of the client, without `reference`.
+    """
 
     sections: Sections
     weight: float
@@ -220,97 +305,162 @@ class WeightedUpdate:
 
 @dataclass(frozen=True)
 class CompressionScheme(Compressor):
-    """Compression with a memory, at the client, at the server or at both: what is remembered, and by whom.
+    """Compressor with memory, at the client, at the server or at both.
 
-    Law (telescoping), where `undelivered_update` is not None: over any sequence of sends, acknowledged or lost, Σ x = Σ
-    decoded and
-    acknowledged + `undelivered_update` in each coordinate, up to rounding; and what is withheld stays bounded. A state that
-    was handed in
-    or out is never written to.
-    Law (lost replies): after a lost reply no entry of the `residual_entries` is missing, or zero where the update was not zero.
+    Laws:
+
+    * Telescoping, where `undelivered_update` is not None: over any sequence of sends, acknowledged or lost, Σ x = Σ decoded and
+      acknowledged + `undelivered_update` in each coordinate, up to rounding. The undelivered update stays bounded.
+    * A state that was passed in or returned is never written to.
+    * Lost replies: after a lost reply no entry of `residual_entries` is missing, or zero where the update was not zero.
     """
 
     needs_uniform_weights: ClassVar[bool] = False
-    """True if the server's arithmetic needs every client to weigh the same."""
+    """True if the server's arithmetic needs equal aggregation weights."""
     needs_normalized_weights: ClassVar[bool] = False
-    """True if the server's arithmetic needs shares that add up to 1."""
+    """True if the server's arithmetic needs aggregation weights that add up to 1."""
     server_mirrors_clients: ClassVar[bool] = False
-    """True if the server keeps the sum of something that each client keeps too: then a client that lost its state cannot go on,
-    and what it keeps may not be rounded."""
+    """True if the server stores the sum of a vector that each client stores too.
+
+    A client that lost its state cannot continue then, and stored states may not be rounded.
+    """
     corrects_gradients: ClassVar[bool] = False
-    """True if clients train with a correction of each gradient: `gradient_correction`."""
+    """True if clients add `gradient_correction` to each gradient of local training."""
     steps_without_replies: ClassVar[bool] = False
-    """True if a round without replies steps too, with the update that `aggregate` returns for no replies."""
+    """True if the server also steps in a round without replies, with the update that `aggregate` returns for none."""
     residual_entries: ClassVar[tuple[str, ...]] = ()
-    """The entries of a client's state that are updates not sent yet, and so grow stale while it is away; the last of them is
-    what is held back."""
+    """Entries of a client's state that hold updates not sent yet; the last entry is the residual.
+
+    They become stale while the client is absent.
+    """
 
     @abstractmethod
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        """Encode this round's update x [P] of one client, given what that client remembers."""
+        """Encode the update of one client.
+
+        Args:
+            x: [P] float32, update of this round; never written to.
+            state: client's state, empty before its first update; never written to.
+            ctx: context of the client.
+
+        Raises:
+            NonFiniteError: a number that has to be sent leaves float32's range.
+        """
 
     @abstractmethod
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
-        """What has been kept back so far and will still be sent [P]; None if the scheme keeps nothing back, or changes it."""
+        """Return the part of past updates that was not sent yet and will be sent.
+
+        Args:
+            state: client's state.
+            layout: tensors of the vector, P numbers.
+
+        Returns:
+            [P] float32; None if the scheme withholds nothing, or changes what it withholds.
+        """
 
     def residual(self, state: StateArrays) -> F32 | None:
-        """What a client has accumulated and not sent [P]; None if it has nothing of the kind. Unlike `undelivered_update`,
-        this may be
-        changed before it is sent."""
+        """Return what a client accumulated and did not send. Unlike `undelivered_update`, a scheme may change it.
+
+        Args:
+            state: client's state.
+
+        Returns:
+            [P] float32; None if the client has no residual.
+        """
         return state.get(self.residual_entries[-1]) if self.residual_entries else None
 
     def gradient_correction(self, state: StateArrays, ctx: CodecContext) -> F32 | None:
-        """What a client adds to each gradient of its local training in this round [P], given what it remembers."""
+        """Return the vector that a client adds to each gradient of local training in this round.
+
+        Args:
+            state: client's state.
+            ctx: context of the client.
+
+        Returns:
+            [P] float32; None for no correction.
+        """
         return None
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Warn where residuals persist although clients take part so rarely that they are stale."""
-        returns = run.rounds is None or run.rounds >= run.rounds_between_participations
+        """Warn of residuals that persist although clients take part so rarely that residuals are stale."""
+        clients_return = run.rounds is None or run.rounds >= run.rounds_between_participations
         if (
             self.residual_entries
             and run.error_feedback in ("none", "persist")
-            and returns
+            and clients_return
             and run.rounds_between_participations >= STALE_ROUNDS
         ):
             yield (
-                f"{run.feedback_key}: a client takes part every {run.rounds_between_participations:.0f} rounds in the mean, "
-                "and a residual "
-                f'that persists is as old; set {run.feedback_key} = "decay" or "reset", or have more clients in a round'
+                f"{run.feedback_key}: a client takes part every {run.rounds_between_participations:.0f} rounds on average, "
+                "and residuals that persist are as old; "
+                f'set {run.feedback_key} = "decay" or "reset", or sample more clients in a round'
             )
 
     def aggregate(
         self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        """Return the cohort's update [P] and the server's next state; by default the weighted mean.
+        """Aggregate the replies of a round; by default the weighted mean.
 
-        replies: none or more, ascending by client; they can be iterated over once.
+        Args:
+            server_state: server's state, empty in the first round; never written to.
+            replies: updates of the cohort, ascending by client; there may be none. They can be iterated over once.
+            ctx: context of the round.
+
+        Returns:
+            The aggregate [P] float32, and the server's next state.
         """
         return self.weighted_mean(replies, ctx.layout), server_state
 
     def weighted_mean(self, replies: Iterable[WeightedUpdate], layout: ParameterLayout) -> F32:
-        """The weighted mean [P] of what the replies decode to, added up in float64 in their order, which the caller makes
-        ascending by client."""
+        """Return Σ weight · decoded update [P] float32, added up in float64 in the order of the replies.
+
+        Args:
+            replies: updates of the cohort. The caller sorts them by client, so that the sum does not depend on their arrival.
+            layout: tensors of the vector, P numbers.
+        """
         total = np.zeros(layout.size, dtype=np.float64)
         for reply in replies:
             self.decode(reply.sections, reply.ctx).add_to(total, reply.weight)
         return total.astype(np.float32)
 
     def encode_reference(self, server_state: StateArrays, ctx: CodecContext) -> Sections:
-        """What every client of the coming round is sent beside the model; by default nothing."""
+        """Encode the vector that the server sends to every client with the model; by default no sections.
+
+        Args:
+            server_state: server's state.
+            ctx: context of the coming round.
+        """
         return ()
 
     def max_reference_bytes(self, layout: ParameterLayout) -> int:
-        """The most that `encode_reference` can weigh."""
+        """Return the maximum payload size of `encode_reference` in bytes.
+
+        Args:
+            layout: tensors of the vector, P numbers.
+        """
         return 0
 
     def decode_reference(self, sections: Sections, ctx: CodecContext) -> F32 | None:
-        """What `encode_reference` sent, at the client: its `CodecContext.reference`."""
-        raise WireError(sections[0].offset if sections else 0, f"{self.name} expects nothing beside the model")
+        """Decode the sections of `encode_reference` at a client, for `CodecContext.reference`.
+
+        Args:
+            sections: sections of the REFERENCE frame; they may be malformed.
+            ctx: context of the coming round.
+
+        Raises:
+            WireError: the sections are malformed, or the scheme has no reference.
+        """
+        raise WireError(sections[0].offset if sections else 0, f"{self.name} expects no REFERENCE frame")
 
 
 @dataclass(frozen=True)
 class OperatorScheme(CompressionScheme):
-    """A scheme whose frames are an operator's."""
+    """Scheme whose frames an operator encodes and decodes.
+
+    Attributes:
+        op: operator of the frames.
+    """
 
     op: CompressionOperator
 
@@ -331,6 +481,6 @@ class OperatorScheme(CompressionScheme):
         self.op.check_layout(layout)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Return the scheme's warnings, and those of the operator, whose losses the scheme makes up for."""
-        within = replace(run, key=f"{run.key}.op", error_feedback="persist")
-        return [*super().find_warnings(run), *self.op.find_warnings(within)]
+        """Return the scheme's warnings, and those of the operator as if it had error feedback."""
+        operator_run = replace(run, key=f"{run.key}.op", error_feedback="persist")
+        return [*super().find_warnings(run), *self.op.find_warnings(operator_run)]

@@ -1,4 +1,4 @@
-"""Settings of a run, as far as they decide whether a compressor suits it."""
+"""Settings of a run that decide whether a compressor suits it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Literal
 from fedsgd.numerics.parameter_layout import ParameterLayout
 
 FeedbackPolicy = Literal["none", "persist", "decay", "reset"]
-"""Policy for what a client has not sent: see `[uplink] error_feedback`."""
+"""Policy for the part of an update that a client has not sent: see `[uplink] error_feedback`."""
 STALE_ROUNDS = 100
-"""Mean number of rounds from one in which a client takes part to its next, from which residuals that persist gain nothing.
+"""Mean number of rounds between two participations of a client from which persistent residuals gain nothing.
 
 Top-k 1 % on MNIST, two classes a client, 200 rounds, three seeds (scenarios/participation). With two of a hundred clients a
-round: accuracy 0.824 with residuals that persist, 0.815 if they decay, 0.792 without them; with one: 0.695, 0.724, 0.717.
+round: accuracy 0.824 with residuals that persist, 0.815 if they decay, 0.792 without residuals. With one client a round:
+0.695, 0.724 and 0.717.
 """
 MAX_NOISE_RATIO = 4.0
-"""Largest error of the mean over a cohort, as a multiple of an update's energy, that costs next to nothing.
+"""Largest error of the mean over a cohort, as a multiple of an update's energy, that costs almost no accuracy.
 
-Scaled rand-k in the quickstart's place of top-k, at the best of three step sizes: accuracy 0.985, 0.978 and 0.976 at an error
-of 0.3, 0.9 and 1.9; 0.963 at 4.9, with a fifth of the step size; 0.869 at 9.9, where the scenario's own step size diverges.
+Scaled rand-k instead of top-k in the quickstart, at the best of three learning rates: accuracy 0.985, 0.978 and 0.976 at an
+error of 0.3, 0.9 and 1.9; 0.963 at 4.9, with a fifth of the learning rate; 0.869 at 9.9, where the scenario's own learning
+rate diverges.
 """
 
 
@@ -31,13 +33,13 @@ class RunConfig:
     Attributes:
         key: dotted key of the compressor, for messages: "uplink.compressor".
         layout: tensors of the vector that is compressed, P numbers.
-        rounds: number of rounds, None if not known.
-        clients: N, all clients.
-        cohort: m, the clients whose updates are averaged in a round.
-        local_steps: most local steps that a client makes in a round, None if not known.
-        client_momentum: momentum of local training, 0 if it has none or if it never acts.
-        server_momentum: momentum of the server's optimizer, 0 for none.
-        error_feedback: policy for what an operator leaves out; "none": it is lost.
+        rounds: R, number of rounds; None if it is not known.
+        clients: N, number of registered clients.
+        cohort: C, number of clients whose updates are averaged in a round.
+        local_steps: maximum number of local steps of a client in a round; None if it is not known.
+        client_momentum: momentum of local training; 0 if there is none or if it has no effect.
+        server_momentum: momentum of the server's optimizer; 0 if there is none.
+        error_feedback: policy for the part of an update that an operator drops. With "none" it is lost.
     """
 
     key: str
@@ -52,43 +54,43 @@ class RunConfig:
 
     @property
     def rounds_between_participations(self) -> float:
-        """Mean number of rounds from one in which a client takes part to its next: N / m."""
+        """Mean number of rounds between two participations of a client: N / C."""
         return self.clients / self.cohort
 
     @property
     def participations(self) -> float | None:
-        """Mean number of rounds in which a client takes part, None if not known."""
+        """Mean number of rounds in which a client takes part; None if it is not known."""
         return None if self.rounds is None else self.rounds / self.rounds_between_participations
 
     def find_noise_warnings(self, relative_error: float) -> Iterator[str]:
-        """Warn of an unbiased operator if the mean over the cohort has an error of more than `MAX_NOISE_RATIO`.
+        """Warn of an unbiased operator if the mean over the cohort has an error above `MAX_NOISE_RATIO`.
 
         Args:
-            error: E|C(x) − x|² / |x|² of one client's update.
+            relative_error: E|C(x) − x|² / |x|² of one client's update.
         """
         if relative_error > MAX_NOISE_RATIO * self.cohort:
             messages = "one message" if self.cohort == 1 else f"the mean of {self.cohort:,} messages"
             yield (
                 f"{self.key}.density: {messages} has an error of {relative_error / self.cohort:.2g} times the energy "
-                "of an update; set a larger density, or smaller step sizes"
+                "of an update; set a larger density, or smaller learning rates"
             )
 
     def find_second_momenta(self) -> Iterator[tuple[str, str]]:
-        """Yield (a momentum in addition to the compressor's own, the setting that removes it)."""
+        """Yield each momentum in addition to the compressor's own, and the setting that removes it."""
         if self.client_momentum:
             yield "local training has a momentum of its own", 'client.optimizer.name = "sgd"'
         if self.server_momentum:
             yield "the server's optimizer has a momentum of its own", 'server.optimizer.name = "sgd"'
 
-    def find_momentum_warnings(self, momentum: float, rule: str, faults: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """Warn of a compressor's momentum outside the setting that it is made for.
+    def find_momentum_warnings(self, momentum: float, rule: str, mismatches: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """Warn of a compressor's momentum in a run that the momentum does not suit.
 
         Args:
             momentum: coefficient of the momentum, above 0.
-            rule: sentence about the setting that it is made for.
-            faults: (how the run differs from that setting, the setting that removes the difference).
+            rule: sentence about the runs that the momentum suits.
+            mismatches: differences of the run from the rule, each with the setting that removes the difference.
         """
-        differences, remedies = [*zip(*faults, strict=True)] or [(), ()]
+        differences, remedies = [*zip(*mismatches, strict=True)] or [(), ()]
         if differences:
             yield (
                 f"{self.key}.momentum = {momentum:g}: {rule}, but {_join_with_and(differences)}; "

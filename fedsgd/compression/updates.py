@@ -1,6 +1,6 @@
-"""Updates in the form that is cheapest to add, what is remembered between them, and how to take back what was done with one.
+"""Decoded updates, each in the form that is cheapest to add, and patches that restore earlier entries of a state.
 
-P parameters, k kept coordinates.
+P parameters, k coordinates of a sparse update.
 """
 
 from __future__ import annotations
@@ -19,29 +19,38 @@ from fedsgd.numerics.reductions import scatter_add
 from fedsgd.wire.levels import dequantise
 
 StateArrays = Mapping[str, NDArray[Any]]
-"""What a scheme remembers, by name. An absent entry is zero; arrays in it are never written to."""
+"""State of a scheme: arrays by name of the entry. A missing entry counts as zero; arrays are never written to."""
 
 
 class Update(ABC):
-    """A decoded vector [P], in the form that is cheapest to add."""
+    """Decoded vector [P], in the form that is cheapest to add."""
 
     @property
     @abstractmethod
     def n_coordinates(self) -> int:
-        """The number of coordinates that were sent."""
+        """Number of coordinates that were sent."""
 
     @abstractmethod
     def add_to(self, out: NDArray[Any], weight: float) -> None:
-        """out += weight · update, in place; the product is taken in out's dtype. out: [P]."""
+        """Add weight · update to a vector in place.
+
+        Args:
+            out: [P] float32 or float64. The product is computed in its dtype.
+            weight: factor of the update.
+        """
 
     @abstractmethod
     def to_dense(self) -> F32:
-        """The update as a new float32 [P]."""
+        """Return the update as a new vector [P] float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class DenseUpdate(Update):
-    """Every coordinate. values: [P]."""
+    """Update with every coordinate.
+
+    Attributes:
+        values: [P] float32.
+    """
 
     values: F32
 
@@ -58,7 +67,13 @@ class DenseUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class SparseUpdate(Update):
-    """k coordinates of `size` = P. indices: [k], strictly ascending; values: [k]; all others are zero."""
+    """Update with k coordinates; all others are zero.
+
+    Attributes:
+        indices: [k] int64, positions, strictly ascending.
+        values: [k] float32.
+        size: P.
+    """
 
     indices: I64
     values: F32
@@ -82,13 +97,18 @@ class SparseUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class EntryPatch:
-    """Entries of a vector to write back. indices: [k], or None for all of them; values: [k] or [P]."""
+    """Entries of a vector to write back.
+
+    Attributes:
+        indices: [k] int64, positions; None for all.
+        values: [k], or [P] for all positions.
+    """
 
     indices: I64 | None
     values: NDArray[Any]
 
     def apply_to_copy(self, vector: NDArray[Any]) -> NDArray[Any]:
-        """A copy of `vector` with the entries in place."""
+        """Return a copy of a vector with the entries written back."""
         if self.indices is None:
             return self.values
         out = vector.copy()
@@ -97,14 +117,14 @@ class EntryPatch:
 
 
 def record_patch(original: NDArray[Any], update: Update) -> EntryPatch:
-    """What undoes, in a vector that was `original`, whatever was done to it where `update` has coordinates."""
+    """Return the patch that restores `original` after changes at the coordinates of `update`."""
     if isinstance(update, SparseUpdate):
         return EntryPatch(update.indices, original[update.indices])
     return EntryPatch(None, original)
 
 
 def apply_rollback(state: StateArrays, rollback: Mapping[str, EntryPatch | None]) -> StateArrays:
-    """`state` with the patches of `rollback`, as new arrays where they differ."""
+    """Return a state with the patches of a rollback applied, in new arrays where it differs. None removes an entry."""
     out = dict(state)
     for name, patch in rollback.items():
         if patch is None:
@@ -116,7 +136,12 @@ def apply_rollback(state: StateArrays, rollback: Mapping[str, EntryPatch | None]
 
 @dataclass(frozen=True, eq=False)
 class LazyUpdate(Update):
-    """An update [P] that is worked out only if somebody asks: a client without a memory never does."""
+    """Update that is computed when it is used: a client without memory never uses it.
+
+    Attributes:
+        coordinate_count: number of coordinates that were sent.
+        factory: function that computes the update.
+    """
 
     coordinate_count: int
     factory: Callable[[], Update]
@@ -134,7 +159,14 @@ class LazyUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class LevelUpdate(Update):
-    """Every coordinate as one of 2L + 1 levels. levels: [P], plus L; scales: [ceil(P / bucket)]; level: L."""
+    """Update with every coordinate as one of 2L + 1 levels.
+
+    Attributes:
+        levels: [P] uint8, each level plus L.
+        scales: [ceil(P / bucket)] float32, magnitude of level L in each bucket.
+        level: L.
+        bucket: coordinates that share a scale.
+    """
 
     levels: U8
     scales: F32
@@ -157,7 +189,13 @@ class LevelUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class SignUpdate(Update):
-    """Every coordinate as ± scale. packed: a bit each, 1 for minus, the first being the lowest; size: P."""
+    """Update with every coordinate as plus or minus one scale.
+
+    Attributes:
+        sign_bits: [ceil(P / 8)] uint8, one bit a coordinate, 1 for minus; the lowest bit comes first.
+        scale: magnitude of every coordinate.
+        size: P.
+    """
 
     sign_bits: U8
     scale: np.float32
@@ -187,7 +225,7 @@ def _add_levels_reference(out: F64, levels: U8, scales: F32, level: int, bucket:
 
 @kernel(_add_levels_reference)
 def _add_levels(out: F64, levels: U8, scales: F32, level: int, bucket: int, weight: float) -> None:
-    """out += weight · what the levels decode to, in place."""
+    """Add weight · the vector that the levels decode to, in place."""
     for b in range(scales.size):
         step = np.float64(scales[b]) / level
         part = levels[bucket * b : min(bucket * b + bucket, levels.size)]
@@ -203,10 +241,10 @@ def _add_signs_reference(out: F64, sign_bits: U8, amount: float) -> None:
 
 @kernel(_add_signs_reference)
 def _add_signs(out: F64, sign_bits: U8, amount: float) -> None:
-    """out[i] += amount, or −amount where the bit is 1, in place: the bit is the sign bit of what is added."""
+    """Add `amount`, or −`amount` where the bit is 1, in place: the bit becomes the sign bit of the summand."""
     plus = np.array([amount]).view(np.uint64)[0]
     words = np.empty(64, dtype=np.uint64)
-    added = words.view(np.float64)
+    summands = words.view(np.float64)
     for block in range(out.size // 64):
         part, target = sign_bits[8 * block : 8 * block + 8], out[64 * block : 64 * block + 64]
         signs = np.uint64(0)
@@ -215,7 +253,7 @@ def _add_signs(out: F64, sign_bits: U8, amount: float) -> None:
         for j in range(64):
             words[j] = plus ^ ((signs >> np.uint64(j) & np.uint64(1)) << np.uint64(63))
         for j in range(64):
-            target[j] += added[j]
+            target[j] += summands[j]
     for i in range(out.size - out.size % 64, out.size):
         out[i] += -amount if sign_bits[i >> 3] & np.uint8(1 << (i & 7)) else amount
 
@@ -226,7 +264,7 @@ def _pack_signs_reference(x: F32) -> U8:
 
 @kernel(_pack_signs_reference)
 def pack_signs(x: F32) -> U8:
-    """A bit for each coordinate [ceil(P / 8)], 1 for minus (and for -0.0), the first being the lowest."""
+    """Return the sign bit of each coordinate [ceil(P / 8)], 1 for minus and for -0.0; the lowest bit comes first."""
     words = x.view(np.uint32)
     out = np.zeros((x.size + 63) // 64, dtype=np.uint64)
     for block in range(x.size // 64):

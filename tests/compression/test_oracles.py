@@ -629,8 +629,8 @@ def test_per_layer_is_each_operator_on_its_own_tensors() -> None:
     assert got[128:].tolist() == x[128:].tolist()
 
 
-def test_per_layer_does_not_hold_another() -> None:
-    with pytest.raises(ScenarioError, match=r"per-layer\.op: an operator for each layer cannot be one"):
+def test_per_layer_nested_in_per_layer_is_rejected() -> None:
+    with pytest.raises(ScenarioError, match=r"per-layer\.op: per-layer cannot be nested in per-layer"):
         PerLayer(biases=PerLayer())
 
 

@@ -129,8 +129,8 @@ def test_residuals_that_persist_at_tiny_cohorts_are_warned_of(
 ) -> None:
     found = warnings_of(uplink, **settings)
     expected = (
-        "uplink.error_feedback: a client takes part every 100 rounds in the mean, and a residual that persists is as old; set "
-        'uplink.error_feedback = "decay" or "reset", or have more clients in a round'
+        "uplink.error_feedback: a client takes part every 100 rounds on average, and residuals that persist are as old; "
+        'set uplink.error_feedback = "decay" or "reset", or sample more clients in a round'
     )
     assert found == [expected] * stale
 

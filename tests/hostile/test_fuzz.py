@@ -207,7 +207,7 @@ def test_control_variates_that_add_up_to_infinity_stop_the_run_at_the_server() -
         return Reply(client, (encode_frame(Frame(header, (control, *update))),), 0.0, 0.0)
 
     server, _ = aggregate(plan, server, [forged(client) for client in range(10)])
-    with pytest.raises(NonFiniteError, match="server: what clients are told beside the model leaves float32's range"):
+    with pytest.raises(NonFiniteError, match="server: the reference vector leaves float32's range"):
         aggregate(plan, server, [forged(client) for client in range(10)])
 
 
@@ -216,5 +216,5 @@ def test_a_reference_without_sections_is_refused_by_a_scheme_that_has_none() -> 
     message = broadcast(plan, server, [1])[0][1]
     beside = encode_frame(Frame(Header(FrameKind.REFERENCE, ROUND, STC.codec)))
     state = ClientState({}, UncommittedState(ROUND - 1, {}, {}))
-    with pytest.raises(WireError, match="stc expects nothing beside the model"):
+    with pytest.raises(WireError, match="stc expects no REFERENCE frame"):
         decode_task(plan, 1, (*message, beside), state, Examples(np.zeros((1, 1)), np.zeros(1)))

@@ -1,10 +1,11 @@
 """Random rotations in blocks: signs drawn from a shared key, then a Hadamard transform.
 
-A rotated block looks Gaussian whatever it was, which is what makes one scale and fixed centroids good for it. The vector is cut
-into blocks of 4096, what is left into smaller powers of two down to 64, and the last piece is filled up with zeros: padding the
-whole vector to a power of two could double the bits. Ailon and Chazelle 2009; Suresh et al. 2017.
+A rotated block looks Gaussian whatever its values were, so one scale and fixed centroids suit it. The vector is cut into
+blocks of 4096, the remainder into smaller powers of two down to 64, and the last block is padded with zeros. Padding the whole
+vector to a power of two could double the bits. Ailon and Chazelle 2009; Suresh et al. 2017.
 
-A block x becomes H·D·x / √d: D the signs, H the Hadamard matrix, d its size. That is orthogonal; backwards it is D·H·y / √d.
+A block x becomes H·D·x / √d with the signs D, the Hadamard matrix H and the size d. The map is orthogonal; its inverse is
+D·H·y / √d.
 """
 
 from __future__ import annotations
@@ -22,25 +23,24 @@ MIN_BLOCK_SIZE = 64
 
 
 def compute_block_ends(size: int) -> I64:
-    """Where each block ends in the padded vector; the last is the padded size. size: P."""
+    """Return the end of each block in the padded vector of P = `size` numbers; the last end is the padded size."""
     sizes = [BLOCK_SIZE] * (size // BLOCK_SIZE)
-    rest = size % BLOCK_SIZE
-    while rest > 0:
-        sizes.append(max(MIN_BLOCK_SIZE, 1 << (rest.bit_length() - 1)))
-        rest -= sizes[-1]
+    remainder = size % BLOCK_SIZE
+    while remainder > 0:
+        sizes.append(max(MIN_BLOCK_SIZE, 1 << (remainder.bit_length() - 1)))
+        remainder -= sizes[-1]
     return np.cumsum(sizes, dtype=np.int64)
 
 
 def rotate(x: F32, ends: I64, key: int) -> F32:
-    """The rotated blocks, one behind the other [padded size]: the obvious form of `rotate_block`. x: [P]; ends:
-    `block_ends(P)`."""
+    """Rotate all blocks of x [P], with `ends` = `compute_block_ends(P)`, to [padded size]: reference form of `rotate_block`."""
     padded = np.zeros(int(ends[-1]), dtype=np.float32)
     padded[: len(x)] = x
     return _apply_hadamard_reference(_flip_signs_reference(padded, key), ends)
 
 
 def unrotate(y: F32, ends: I64, key: int, size: int) -> F32:
-    """Inverse of `rotate`, up to rounding: the first `size` coordinates. The obvious form of `unrotate_block`."""
+    """Invert `rotate` up to rounding and return the first `size` coordinates: reference form of `unrotate_block`."""
     return _flip_signs_reference(_apply_hadamard_reference(y, ends), key)[:size]
 
 
@@ -65,26 +65,26 @@ def _apply_hadamard_reference(x: F32, ends: I64) -> F32:
     return out
 
 
-# ------------------------------------------------------------------------------------------------- for the loops of kernels
+# --------------------------------------------------------------------------------------------------- called inside kernels
 
 
 @jit_helper
 def rotate_block(block: F32, key: np.uint64, start: int) -> None:
-    """Signs, then the transform, of one block in place. block: [size]; start: where it begins in the padded vector."""
+    """Flip signs and transform one block [d] in place; `start` is its position in the padded vector."""
     _flip_signs(block, key, start)
     _apply_hadamard(block)
 
 
 @jit_helper
 def unrotate_block(block: F32, key: np.uint64, start: int) -> None:
-    """The transform, then signs."""
+    """Transform one block and flip signs in place: inverse of `rotate_block`."""
     _apply_hadamard(block)
     _flip_signs(block, key, start)
 
 
 @jit_helper
 def _flip_signs(block: F32, key: np.uint64, start: int) -> None:
-    """Random signs: bit i mod 64 of the shared word i // 64 flips coordinate i of the padded vector."""
+    """Flip random signs in place: bit i mod 64 of the shared word i // 64 belongs to coordinate i of the padded vector."""
     bits = block.view(np.uint32)
     for group in range(block.size // 64):
         word = counter_hash_scalar(key, np.uint64(start // 64 + group))
@@ -95,9 +95,9 @@ def _flip_signs(block: F32, key: np.uint64, start: int) -> None:
 
 @jit_helper
 def _apply_hadamard(block: F32) -> None:
-    """The Hadamard transform over the root of its size, by butterflies from far pairs to near ones.
+    """Apply the Hadamard transform divided by √d in place, by butterflies from distant pairs to adjacent pairs.
 
-    Three steps at a time where the distances are known to the compiler: eight numbers stay in registers through all three.
+    The last six steps run in groups of three with distances that the compiler knows, so eight numbers stay in registers.
     """
     half = block.size // 2
     while half >= 64:
@@ -128,7 +128,7 @@ def _apply_hadamard(block: F32) -> None:
 def _butterfly8(
     a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any
 ) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
-    """Three steps of butterflies over eight numbers: at distance four, two and one."""
+    """Apply three steps of butterflies to eight numbers: at distances four, two and one."""
     a, e = a + e, a - e
     b, f = b + f, b - f
     c, g = c + g, c - g

@@ -1,4 +1,4 @@
-"""What all quantisers to evenly spaced levels share: sections, sizes, and the exact variance of stochastic rounding."""
+"""Quantisation to evenly spaced levels: sections, and the exact variance of stochastic rounding."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ def encode_quantised(
     entropy: bool = True,
     frequency_bits: int = 12,
 ) -> tuple[Sections, LevelUpdate]:
-    """x [P] on 2L + 1 levels of each bucket's scale, L = level. scales: [ceil(P / bucket)], at least every magnitude. entropy,
-    frequency_bits: as in `rans.encode_symbols`."""
+    """Encode x [P] on 2L + 1 levels of each bucket's scale, L = `level`.
+
+    `scales` [ceil(P / bucket)] bound the magnitudes of their buckets. `entropy` and `frequency_bits` are those of
+    `rans.encode_symbols`.
+    """
     if not all_finite(scales):
         raise NonFiniteError(ctx.round, ctx.client, "the norm of a bucket leaves float32's range")
     levels = quantise(x, scales, level, bucket, ctx.derive_key("rounding") if stochastic else None)
@@ -32,12 +35,12 @@ def encode_quantised(
 
 
 def decode_quantised(sections: Sections, level: int, bucket: int, ctx: CodecContext) -> LevelUpdate:
-    """Inverse of `encode_quantised`."""
+    """Decode the sections of `encode_quantised`."""
     return LevelUpdate(*decode_levels(sections, ctx.layout.size, level, bucket), level, bucket)
 
 
 def rounding_variance(x: F32, scales: F32, level: int, bucket: int) -> float:
-    """Σ(scale / L)² f(1 − f), f being the fraction of |x_i| L / scale: E|C(x) − x|² of stochastic rounding, exactly."""
+    """Return Σ(scale / L)² f(1 − f), f the fraction of |x_i| L / scale: E|C(x) − x|² of stochastic rounding, exactly."""
     steps = np.repeat(scales.astype(np.float64) / level, bucket)[: len(x)]
     fraction = np.divide(np.abs(x.astype(np.float64)), steps, out=np.zeros(len(x)), where=steps > 0) % 1
     return float((np.square(steps) * fraction * (1 - fraction)).sum())

@@ -1,8 +1,9 @@
-"""The k largest magnitudes of a vector, exactly, in about the time it takes to read it.
+"""Exact selection of the k largest magnitudes of a vector, in about the time that one read of the vector takes.
 
-The bits of a float without its sign order as its magnitude does, so all comparisons are of integers, and -0.0 is a zero. A
-sample gives a bound that a little more than k coordinates reach; one pass collects them; only they are partitioned. The sample
-decides how long it takes and never what comes out: if fewer than k reach the bound, or far more, all are partitioned.
+Without its sign, the bits of a float order as its magnitude does. So all comparisons are of integers, and -0.0 is a zero. A
+sample gives a bound that slightly more than k coordinates reach. One pass collects these candidates, and only they are
+partitioned. The sample decides the duration and never the result: if fewer than k coordinates reach the bound, or far more,
+all coordinates are partitioned.
 """
 
 from __future__ import annotations
@@ -14,38 +15,38 @@ from fedsgd.numerics.kernels import kernel
 from fedsgd.wire.bits import count_trailing_zeros
 
 SAMPLE_SIZE = 4096
+"""Approximate number of coordinates in the sample."""
 MIN_SAMPLE_STRIDE = 8
-"""At least every how-many-th coordinate is left out of it."""
+"""Smallest distance between two coordinates of the sample."""
 
 
 def top_k(x: F32, k: int) -> tuple[I64, F32]:
-    """(positions, ascending, and values) of the k largest |x|; of equal magnitudes the lowest index wins; zeros are never
-    chosen.
+    """Return the positions, ascending, and the values of the k largest |x| of a finite x [P].
 
-    x: [P], finite; returns [min(k, number of non-zeros)] twice.
+    Of equal magnitudes the lowest positions are selected first. Zeros never are, so there may be fewer than k coordinates.
     """
     words = x.view(np.uint32)
-    bound, room = sample_threshold(words, k)
+    bound, capacity = sample_threshold(words, k)
     if bound > 1:
-        found, kept = _collect_candidates(words, bound, room)
-        if len(found) >= k:
-            return _exact_top_k(found, kept, k)
+        positions, candidates = _collect_candidates(words, bound, capacity)
+        if len(positions) >= k:
+            return _exact_top_k(positions, candidates, k)
     return _exact_top_k(*_collect_candidates(words, 1, len(words)), k)
 
 
 def select_above(x: F32, threshold: float) -> tuple[I64, F32]:
-    """(positions, ascending, and values) of all |x| ≥ threshold, which is positive. x: [P], finite."""
+    """Return the positions, ascending, and the values of all |x| ≥ threshold > 0 of a finite x [P]."""
     with np.errstate(over="ignore", under="ignore"):
         bound = max(1, int(np.float32(threshold).view(np.uint32)))
-    found, words = _collect_candidates(x.view(np.uint32), bound, len(x))
-    return found, words.view(np.float32)
+    positions, words = _collect_candidates(x.view(np.uint32), bound, len(x))
+    return positions, words.view(np.float32)
 
 
 def sample_threshold(words: U32, k: int) -> tuple[int, int]:
-    """(a magnitude that about k coordinates reach, rather more than fewer; how many more than that would show that the sample
-    was no good). 1, which every non-zero reaches, if most have to.
+    """Return a magnitude that about k of the words [P] reach, and the count above which the sample was unusable.
 
-    words: [P], bits of floats. The count that it aims at lies four standard deviations above its mean.
+    The estimate aims at a count four standard deviations above its mean, so that rather more than k words reach it. The
+    magnitude is 1, which every non-zero reaches, if most words have to reach it. `words` are bits of floats.
     """
     stride = max(MIN_SAMPLE_STRIDE, len(words) // SAMPLE_SIZE)
     sample = words[::stride] & np.uint32(0x7FFFFFFF)
@@ -57,12 +58,12 @@ def sample_threshold(words: U32, k: int) -> tuple[int, int]:
 
 
 def _collect_candidates(words: U32, bound: int, capacity: int) -> tuple[I64, U32]:
-    found, kept, count = _collect(words, np.uint32(bound), capacity)
-    return found[:count], kept[:count]
+    positions, candidates, count = _collect(words, np.uint32(bound), capacity)
+    return positions[:count], candidates[:count]
 
 
 def _exact_top_k(positions: I64, words: U32, k: int) -> tuple[I64, F32]:
-    """The k of the candidates with the largest magnitudes, in their order; of equal ones the first."""
+    """Return the k candidates with the largest magnitudes, in ascending positions; of equal magnitudes the first."""
     if len(positions) > k:
         positions, words = _keep_with_ties(positions, words, _kth_largest(words, k), k)
     return positions, words.view(np.float32)
@@ -72,20 +73,21 @@ def _exact_top_k(positions: I64, words: U32, k: int) -> tuple[I64, F32]:
 
 
 def _collect_reference(words: U32, bound: np.uint32, capacity: int) -> tuple[I64, U32, int]:
-    found = np.flatnonzero((words & np.uint32(0x7FFFFFFF)) >= bound)
-    if len(found) > capacity:
-        return found[:0], words[:0], 0
-    return found, words[found], len(found)
+    positions = np.flatnonzero((words & np.uint32(0x7FFFFFFF)) >= bound)
+    if len(positions) > capacity:
+        return positions[:0], words[:0], 0
+    return positions, words[positions], len(positions)
 
 
 @kernel(_collect_reference)
 def _collect(words: U32, bound: np.uint32, capacity: int) -> tuple[I64, U32, int]:
-    """(positions, words, how many) of the words whose magnitude reaches `bind`; none if there are more than `capacity`.
+    """Collect positions and words whose magnitude reaches `bound`, and their number; none if there are more than `capacity`.
 
-    64 comparisons become a word without a branch, and words without a hit, most of them at low densities, are passed over.
+    64 comparisons set the bits of one word without a branch. A word without a set bit, as most are at low densities, is
+    skipped.
     """
-    found = np.empty(capacity + 64, dtype=np.int64)
-    kept = np.empty(capacity + 64, dtype=np.uint32)
+    positions = np.empty(capacity + 64, dtype=np.int64)
+    candidates = np.empty(capacity + 64, dtype=np.uint32)
     count = 0
     for block in range(words.size // 64):
         part = words[64 * block : 64 * block + 64]
@@ -94,17 +96,17 @@ def _collect(words: U32, bound: np.uint32, capacity: int) -> tuple[I64, U32, int
             hits |= np.uint64((part[j] & np.uint32(0x7FFFFFFF)) >= bound) << np.uint64(j)
         while hits != np.uint64(0):
             j = count_trailing_zeros(hits)
-            found[count] = 64 * block + j
-            kept[count] = part[j]
+            positions[count] = 64 * block + j
+            candidates[count] = part[j]
             count += 1
             hits &= hits - np.uint64(1)
         if count > capacity:
-            return found, kept, 0
+            return positions, candidates, 0
     for i in range(words.size - words.size % 64, words.size):
-        found[count] = i
-        kept[count] = words[i]
+        positions[count] = i
+        candidates[count] = words[i]
         count += int((words[i] & np.uint32(0x7FFFFFFF)) >= bound)
-    return found, kept, count if count <= capacity else 0
+    return positions, candidates, count if count <= capacity else 0
 
 
 def _kth_largest_reference(words: U32, k: int) -> int:
@@ -114,13 +116,15 @@ def _kth_largest_reference(words: U32, k: int) -> int:
 
 @kernel(_kth_largest_reference)
 def _kth_largest(words: U32, k: int) -> int:
-    """The k-th largest magnitude, 1 ≤ k ≤ n: bit by bit would read them 31 times; counts of 11 bits at a time leave a few of
-    them after the first time."""
-    left = np.empty(words.size, dtype=np.uint32)
+    """Return the k-th largest magnitude, 1 ≤ k ≤ n.
+
+    A search bit by bit would read all magnitudes 31 times. Counts of 11 bits at a time leave few of them after the first pass.
+    """
+    magnitudes = np.empty(words.size, dtype=np.uint32)
     least, most = np.uint32(0xFFFFFFFF), np.uint32(0)
     for i in range(words.size):
-        left[i] = words[i] & np.uint32(0x7FFFFFFF)
-        least, most = min(least, left[i]), max(most, left[i])
+        magnitudes[i] = words[i] & np.uint32(0x7FFFFFFF)
+        least, most = min(least, magnitudes[i]), max(most, magnitudes[i])
     counts = np.empty(2048, dtype=np.int64)
     n = words.size
     while least < most:
@@ -130,19 +134,19 @@ def _kth_largest(words: U32, k: int) -> int:
         for b in range(2048):
             counts[b] = 0
         for i in range(n):
-            counts[(left[i] - least) >> shift] += 1
-        chosen = 2047
-        while counts[chosen] < k:
-            k -= counts[chosen]
-            chosen -= 1
-        kept, low = 0, least
+            counts[(magnitudes[i] - least) >> shift] += 1
+        bin_index = 2047
+        while counts[bin_index] < k:
+            k -= counts[bin_index]
+            bin_index -= 1
+        n_remaining, offset = 0, least
         least, most = np.uint32(0xFFFFFFFF), np.uint32(0)
         for i in range(n):
-            if (left[i] - low) >> shift == np.uint32(chosen):
-                left[kept] = left[i]
-                least, most = min(least, left[kept]), max(most, left[kept])
-                kept += 1
-        n = kept
+            if (magnitudes[i] - offset) >> shift == np.uint32(bin_index):
+                magnitudes[n_remaining] = magnitudes[i]
+                least, most = min(least, magnitudes[n_remaining]), max(most, magnitudes[n_remaining])
+                n_remaining += 1
+        n = n_remaining
     return int(most)
 
 
@@ -156,19 +160,19 @@ def _keep_with_ties_reference(positions: I64, words: U32, threshold: int, k: int
 
 @kernel(_keep_with_ties_reference)
 def _keep_with_ties(positions: I64, words: U32, threshold: int, k: int) -> tuple[I64, U32]:
-    """Those above the k-th largest magnitude, and as many of its equals, from the first, as are missing from k."""
+    """Return the candidates above the k-th largest magnitude, and the first of its equals until there are k."""
     limit = np.uint32(threshold)
     ties = k
     for i in range(positions.size):
         ties -= int((words[i] & np.uint32(0x7FFFFFFF)) > limit)
-    chosen = np.empty(k + 1, dtype=np.int64)
-    kept = np.empty(k + 1, dtype=np.uint32)
+    selected = np.empty(k + 1, dtype=np.int64)
+    selected_words = np.empty(k + 1, dtype=np.uint32)
     count = 0
     for i in range(positions.size):
         magnitude = words[i] & np.uint32(0x7FFFFFFF)
         tie = int(magnitude == limit) & int(ties > 0)
-        chosen[count] = positions[i]
-        kept[count] = words[i]
+        selected[count] = positions[i]
+        selected_words[count] = words[i]
         count += tie | int(magnitude > limit)
         ties -= tie
-    return chosen[:k], kept[:k]
+    return selected[:k], selected_words[:k]

@@ -1,4 +1,4 @@
-"""A small table of random sums."""
+"""Count sketch: a small table of random sums."""
 
 from __future__ import annotations
 
@@ -24,19 +24,25 @@ Rows = Literal[1, 3, 5, 7]
 
 
 def n_columns(size: int, density: float, rows: int) -> int:
-    """Columns of a table that has `density` · P cells."""
+    """Return the columns of a table that has `density` · P cells, for P = `size`."""
     return max(1, round(density * size / rows))
 
 
 @dataclass(frozen=True)
 class CountSketch(CompressionOperator):
-    """Every coordinate added, with a random sign, to one random cell in each row of a small table; read back as a median.
+    """Table of random sums: every coordinate is added, with a random sign, to one random cell in each row.
 
-    Charikar, Chen and Farach-Colton 2002. The table is linear in x, so tables may be added instead of vectors; that is what
-    `fetch-sgd` does, where a sketch belongs. As an operator by itself it decodes to the median over rows of sign · cell: each
-    row is off by the other coordinates in the cell, symmetrically, so E[C(x)] = x over the random signs, but the variance is
-    large, (|x|² − x_i²)/columns for each coordinate of a single row: only coordinates that stand out can be read. Hash and
-    signs are each client's own in each round. 32 · density bits a parameter.
+    Charikar, Chen and Farach-Colton 2002. C(x)_i is the median over the rows of sign · cell. Unbiased over the random signs:
+    the other coordinates of a cell err symmetrically. The variance is large, (|x|² − x_i²)/columns for each coordinate of a
+    single row, so only coordinates that stand out can be read. 32 · density bits a parameter.
+
+    Each client has its own hash and signs in each round. The table is linear in x, so tables can be added instead of vectors:
+    the scheme `fetch-sgd` does that.
+
+    Attributes:
+        density: cells of the table as a share of the parameters.
+        rows: rows of the table.
+        values: format of the cells.
     """
 
     name: ClassVar[str] = "count-sketch"
@@ -62,8 +68,8 @@ class CountSketch(CompressionOperator):
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         size = ctx.layout.size
-        cells = self.rows * n_columns(size, self.density, self.rows)
-        return self._decode_table(decode_values(sections, cells, self.values), size, ctx.derive_key(self.name))
+        n_cells = self.rows * n_columns(size, self.density, self.rows)
+        return self._decode_table(decode_values(sections, n_cells, self.values), size, ctx.derive_key(self.name))
 
     def _decode_table(self, table: F32, size: int, key: int) -> Update:
         rows = table.reshape(self.rows, -1).astype(np.float64)
@@ -79,18 +85,17 @@ class CountSketch(CompressionOperator):
         return ctx.layout.size
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Warn of noise that the mean over the cohort leaves: a median of rows is off by about |x|²/density."""
+        """Warn of noise that remains in the mean over the cohort: the median errs by about |x|²/density."""
         return [*super().find_warnings(run), *run.find_noise_warnings(1 / self.density)]
 
 
 def sketch(x: F32, rows: int, columns: int, key: int) -> F64:
-    """The table [rows, columns] of x [P]: cell (r, h_r(i)) is the sum of s_r(i) x_i. Sums run in ascending i, in float64."""
+    """Return the table [rows, columns] of x [P]: cell (r, h_r(i)) is the sum of s_r(i) x_i in ascending i, in float64."""
     return _sketch(x, rows, columns, np.uint64(key))
 
 
 def unsketch(table: F64, size: int, key: int) -> F64:
-    """The median over rows of s_r(i) · cell, for each of `size` coordinates [P]. table: [rows, columns], an odd number of
-    rows."""
+    """Return the median over an odd number of rows of s_r(i) · cell for each of `size` coordinates [P]."""
     return _unsketch(table, size, np.uint64(key))
 
 
@@ -98,8 +103,10 @@ def unsketch(table: F64, size: int, key: int) -> F64:
 
 
 def _hash_coordinates(row: int, size: int, columns: int, key: np.uint64) -> tuple[I64, F64]:
-    """(the column, the sign) of each coordinate in a row: the upper 32 of its shared random bits times the number of columns,
-    and the lowest bit."""
+    """Return column and sign of each coordinate in a row.
+
+    The column is the upper 32 of the coordinate's shared random bits times the number of columns; the sign is the lowest bit.
+    """
     words = counter_hash(int(key), np.arange(size, dtype=np.uint64) + np.uint64(row << 32))
     column = ((words >> np.uint64(32)) * np.uint64(columns) >> np.uint64(32)).astype(np.int64)
     return column, 1.0 - 2.0 * (words & np.uint64(1)).astype(np.float64)
@@ -115,7 +122,7 @@ def _sketch_reference(x: F32, rows: int, columns: int, key: np.uint64) -> F64:
 
 @kernel(_sketch_reference)
 def _sketch(x: F32, rows: int, columns: int, key: np.uint64) -> F64:
-    """The table [rows, columns]."""
+    """Return the table [rows, columns]."""
     table = np.zeros((rows, columns), dtype=np.float64)
     for row in range(rows):
         cells = table[row]
@@ -137,7 +144,7 @@ def _unsketch_reference(table: F64, size: int, key: np.uint64) -> F64:
 
 @jit_helper
 def _median(values: F64) -> float:
-    """The middle one of an odd number of values, by insertion sort in place."""
+    """Return the median of an odd number of values, by insertion sort in place."""
     for i in range(1, values.size):
         value, j = values[i], i
         while j > 0 and values[j - 1] > value:
@@ -150,7 +157,7 @@ def _median(values: F64) -> float:
 
 @kernel(_unsketch_reference)
 def _unsketch(table: F64, size: int, key: np.uint64) -> F64:
-    """The estimates [P]."""
+    """Return the estimates [P]."""
     rows, columns = table.shape
     out = np.empty(size, dtype=np.float64)
     values = np.empty(rows, dtype=np.float64)

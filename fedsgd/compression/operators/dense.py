@@ -1,4 +1,4 @@
-"""Every coordinate."""
+"""Dense updates: every coordinate."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max
 class Dense(CompressionOperator):
     """Every coordinate, as float32 (exact), bfloat16 or float16 (half the bytes).
 
-    float32 is the baseline that all ratios refer to: 32 bits a parameter, δ = 1. bfloat16 rounds to nearest even with 8 bits of
-    significand: each coordinate is off by at most 2⁻⁸ of itself, so δ = 1 − 2⁻¹⁶ (for normal numbers; below 1.2e-38 the
-    relative error grows). float16 has 11 bits of significand over a power of two that the whole vector shares, without which
-    small updates would underflow: δ = 1 − 2⁻²¹. A finite value is never rounded to infinity.
+    * float32: 32 bits a parameter, δ = 1. It is the baseline of all compression ratios.
+    * bfloat16 rounds to nearest even with 8 bits of significand. Each coordinate errs by at most 2⁻⁸ of itself, so δ = 1 − 2⁻¹⁶
+      for normal numbers; below 1.2e-38 the relative error grows.
+    * float16 has 11 bits of significand: δ = 1 − 2⁻²¹. The whole vector shares a power of two, without which small updates
+      would underflow.
 
-    entropy: code the exponents by how often they occur (no loss). On Gaussian values that takes float32 to 26.6 bits,
-    bfloat16 to 10.6 and float16 to 13.5, at several times the time.
+    A finite value is never rounded to infinity.
+
+    Attributes:
+        values: format of the coordinates.
+        entropy: code the exponents by their frequencies, without loss. Gaussian values take 26.6 bits as float32, 10.6 as
+            bfloat16 and 13.5 as float16 then, at several times the time.
     """
 
     name: ClassVar[str] = "dense"

@@ -1,4 +1,4 @@
-"""A random rotation, then a sign for each coordinate."""
+"""DRIVE: a random rotation, then the sign of each coordinate."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from fedsgd.wire import Sections
 
 @dataclass(frozen=True)
 class Drive(CompressionOperator):
-    """A random rotation of blocks of 4096, the sign of each coordinate, and a scale a block.
+    """Random rotation of blocks of 4096, the sign of each coordinate, and a scale for each block.
 
-    DRIVE (Vargaftik et al. 2021): y = R x; decoded R⁻¹ S sign(y). scale "unbiased": S = |y|²/|y|₁, nearly unbiased as one-bit
-    EDEN is, which it equals, with a squared error of π/2 − 1 = .571 of |x|² on Gaussian vectors (kind "neither").
-    "least-squares": S = |y|₁/d, the least error, 1 − 2/π = .363, biased: contractive, for error feedback. There δ is
-    |y|₁²/(d|y|²), at least 1/4096 and 2/π nearly always: the rotation takes away the bad cases that signs alone have. 1 bit a
-    coordinate, and a float32 for each block.
+    DRIVE (Vargaftik et al. 2021): y = R x; decoded R⁻¹ S sign(y). 1 bit a coordinate, and a float32 for each block.
+
+    Attributes:
+        scale: rule for S. "unbiased": S = |y|²/|y|₁ equals one-bit EDEN and is nearly unbiased (kind "neither"), with a squared
+            error of π/2 − 1 = .571 of |x|² on Gaussian vectors. "least-squares": S = |y|₁/d has the least error, 1 − 2/π =
+            .363, but is biased: it is contractive and suits error feedback. Its δ is |y|₁²/(d|y|²), at least 1/4096 and nearly
+            always 2/π, because the rotation removes the vectors on which signs alone are bad.
     """
 
     name: ClassVar[str] = "drive"
@@ -55,7 +57,7 @@ class Drive(CompressionOperator):
         return ctx.layout.size
 
     def is_lossy(self, layout: ParameterLayout) -> bool:
-        """Return False: the bias of "least-squares" is a factor that all coordinates share."""
+        """Return False: the bias of "least-squares" is one factor for all coordinates."""
         return False
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""A random rotation, then a few bits for each coordinate."""
+"""EDEN: a random rotation, then a few bits for each coordinate."""
 
 from __future__ import annotations
 
@@ -28,26 +28,31 @@ CENTROIDS = {
     4: (0.12839502985114726, 0.38804829949029185, 0.6567591185324658, 0.9423404564869639,
         1.2562311973471783, 1.6180463860218859, 2.069017226531389, 2.7325895709951724),
 }  # fmt: skip
-"""The Lloyd–Max centroids of |N(0, 1)| for 1 to 4 bits, the sign being one of these: c_j = E[z | z nearest to c_j]."""
+"""Lloyd–Max centroids of |N(0, 1)| for 1 to 4 bits, one of which is the sign: c_j = E[z | z nearest to c_j]."""
 MIN_UNBIASED_SIZE = 128
-"""Numbers from which the mean of one-bit estimates of Gaussian vectors shows no bias: over 4,000 rotations it is off by 10 % of
-|x| at 10 numbers, 3.6 % at 32, 2.1 % at 64 and 1.4 % at 128, where 1.2 % is the error of such a mean."""
+"""Number of coordinates from which the mean of one-bit estimates of Gaussian vectors shows no bias.
+
+Over 4,000 rotations the mean errs by 10 % of |x| at 10 coordinates, 3.6 % at 32, 2.1 % at 64 and 1.4 % at 128. The standard
+error of such a mean is 1.2 %.
+"""
 SAFE_SCALE = 2.0**114
-"""Below it no sum of 4096 centroids times the scale leaves float32's range."""
+"""Scale below which no sum of 4096 centroids times the scale leaves float32's range."""
 
 
 @dataclass(frozen=True)
 class Eden(CompressionOperator):
-    """A random rotation of blocks of 4096, each coordinate to the nearest of 2^bits centroids, and a scale a block.
+    """Random rotation of blocks of 4096, each coordinate to the nearest of 2^bits centroids, and a scale for each block.
 
-    EDEN (Vargaftik et al. 2022; at one bit DRIVE, 2021): y = R x, q the Lloyd–Max centroids nearest to √d·y/|x|,
-    S = |x|²/⟨q, y⟩, decoded R⁻¹ S q. The scale makes the estimate unbiased for a uniformly random rotation. A Hadamard matrix
-    with random signs is only nearly that, for blocks that are not short: (1, .5, .25, .1) at one bit averages (1.3225, 0, 0,
-    0); so the kind is "neither". What holds: ⟨C(x), x⟩ = |x|² on every call, and on Gaussian vectors a squared error of .571,
-    .133, .0358 and .0096 of |x|² for 1 to 4 bits. The rotation is each client's own in each round, or errors would not average
-    out over clients.
+    EDEN (Vargaftik et al. 2022; at one bit DRIVE, 2021): y = R x, q the Lloyd–Max centroids nearest to √d·y/|x|, S = |x|²/⟨q,
+    y⟩, decoded R⁻¹ S q. 1, 1.92, 2.83 or 3.77 bits a coordinate after rANS, which includes a float32 for each block.
 
-    1, 1.92, 2.83 or 3.77 bits a coordinate after rANS, a float32 for each block among them.
+    The scale makes the estimate unbiased for a uniformly random rotation. A Hadamard matrix with random signs is only close to
+    that, and only for long blocks: (1, .5, .25, .1) at one bit averages (1.3225, 0, 0, 0). So the kind is "neither". These laws
+    hold: ⟨C(x), x⟩ = |x|² on every call, and on Gaussian vectors a squared error of .571, .133, .0358 and .0096 of |x|² for 1
+    to 4 bits. Each client has its own rotation in each round; otherwise errors would not average out over clients.
+
+    Attributes:
+        bits: bits of a coordinate before entropy coding.
     """
 
     name: ClassVar[str] = "eden"
@@ -80,17 +85,20 @@ class Eden(CompressionOperator):
 
 
 def find_short_vector_warnings(run: RunConfig) -> Iterable[str]:
-    """Warn of a vector that is too short for a Hadamard rotation to be like a uniformly random one."""
+    """Warn of a vector that is too short for a Hadamard rotation to resemble a uniformly random rotation."""
     if run.layout.size < MIN_UNBIASED_SIZE:
         yield (
-            f"{run.key}: a random rotation is biased on vectors shorter than {MIN_UNBIASED_SIZE} numbers, and here is one of "
-            f'{run.layout.size}; set {run.key}.name = "qsgd" or "dense" for it'
+            f"{run.key}: a random rotation is biased on vectors of fewer than {MIN_UNBIASED_SIZE} numbers, got "
+            f'{run.layout.size}; set {run.key}.name = "qsgd" or "dense"'
         )
 
 
 def encode_rotated(x: F32, bits: int, ctx: CodecContext, purpose: str, unbiased: bool) -> tuple[Sections, Update]:
-    """Rotate, quantise to 2^bits centroids, and scale each block: by |y|²/⟨q, y⟩, or by ⟨q, y⟩/|q|², which has the least
-    error. x: [P]."""
+    """Rotate a vector [P], quantise it to 2^bits centroids, and scale each block.
+
+    `purpose` names the random sequence of the rotation. The scale is |y|²/⟨q, y⟩ if `unbiased`, else ⟨q, y⟩/|q|², which has the
+    least error.
+    """
     ends, key, centroids = compute_block_ends(len(x)), ctx.derive_key(purpose), np.array(CENTROIDS[bits])
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         digits, exact = _quantise(x, ends, np.uint64(key), centroids, unbiased)
@@ -104,12 +112,12 @@ def encode_rotated(x: F32, bits: int, ctx: CodecContext, purpose: str, unbiased:
         try:
             update.to_dense()
         except WireError as error:
-            raise NonFiniteError(ctx.round, ctx.client, f"rotating the update back: {error.cause}") from None
+            raise NonFiniteError(ctx.round, ctx.client, f"inverting the rotation of the update: {error.cause}") from None
     return sections, update
 
 
 def decode_rotated(sections: Sections, bits: int, ctx: CodecContext, purpose: str) -> DenseUpdate:
-    """Inverse of `encode_rotated`."""
+    """Decode the sections of `encode_rotated`."""
     require_sections(sections, (SectionKind.VALUE, SectionKind.SCALE))
     ends = compute_block_ends(ctx.layout.size)
     scales = decode_scales(sections[1], len(ends))
@@ -119,7 +127,7 @@ def decode_rotated(sections: Sections, bits: int, ctx: CodecContext, purpose: st
 
 
 def max_rotated_bytes(size: int, bits: int) -> int:
-    """The most that P = size coordinates weigh."""
+    """Return the maximum payload size of P = `size` coordinates in bytes."""
     ends = compute_block_ends(size)
     digits = digits_per_byte(2**bits)
     return max_symbol_bytes((int(ends[-1]) + digits - 1) // digits) + 4 * len(ends)
@@ -129,7 +137,7 @@ def _decode_blocks(digits: U8, scales: F32, ends: I64, centroids: F64, key: int,
     with np.errstate(over="ignore", invalid="ignore"):
         values = _restore(digits, scales, ends, np.uint64(key), centroids, size)
     if not all_finite(values):
-        raise WireError(0, "a scale so large that the update is not finite")
+        raise WireError(0, "a scale is so large that the update is not finite")
     return DenseUpdate(values)
 
 
@@ -160,19 +168,19 @@ def _quantise_reference(x: F32, ends: I64, key: np.uint64, centroids: F64, unbia
 
 @kernel(_quantise_reference)
 def _quantise(x: F32, ends: I64, key: np.uint64, centroids: F64, unbiased: bool) -> tuple[U8, F64]:
-    """(digits, scales) of x [P]: of 2^bits digits the lower half are negative centroids, largest first. A block of zeros has
-    scale 0.
+    """Return the digits and scales of x [P]. Of 2^bits digits the lower half are negative centroids, largest first.
 
-    Block by block, so that nothing leaves the cache. The sums run over 64 lanes as those of `vectors` do.
+    A block of zeros has scale 0. Each block stays in the cache through all steps. The sums run over 64 lanes as in
+    `reductions`.
     """
     n = centroids.size
     digits = np.empty(ends[-1], dtype=np.uint8)
     scales = np.empty(ends.size, dtype=np.float64)
-    whole = np.empty(4096, dtype=np.float32)
+    buffer = np.empty(4096, dtype=np.float32)
     squares, products, energies = np.empty(64), np.empty(64), np.empty(64)
     start = 0
     for b in range(ends.size):
-        block, source = whole[: ends[b] - start], x[start : min(ends[b], x.size)]
+        block, source = buffer[: ends[b] - start], x[start : min(ends[b], x.size)]
         for i in range(block.size):
             block[i] = source[i] if i < source.size else np.float32(0)
         rotate_block(block, key, start)
@@ -205,24 +213,24 @@ def _quantise(x: F32, ends: I64, key: np.uint64, centroids: F64, unbiased: bool)
 
 
 def _restore_reference(digits: U8, scales: F32, ends: I64, key: np.uint64, centroids: F64, size: int) -> F32:
-    both = np.concatenate([-centroids[::-1], centroids])
-    y = (both[digits] * np.repeat(scales.astype(np.float64), np.diff(ends, prepend=0))).astype(np.float32)
+    signed_centroids = np.concatenate([-centroids[::-1], centroids])
+    y = (signed_centroids[digits] * np.repeat(scales.astype(np.float64), np.diff(ends, prepend=0))).astype(np.float32)
     return unrotate(y, ends, int(key), size)
 
 
 @kernel(_restore_reference)
 def _restore(digits: U8, scales: F32, ends: I64, key: np.uint64, centroids: F64, size: int) -> F32:
-    """The first `size` coordinates of R⁻¹ S q."""
+    """Return the first `size` coordinates of R⁻¹ S q."""
     n = centroids.size
     out = np.empty(size, dtype=np.float32)
     table = np.empty(2 * n, dtype=np.float32)
-    whole = np.empty(4096, dtype=np.float32)
+    buffer = np.empty(4096, dtype=np.float32)
     start = 0
     for b in range(ends.size):
         for c in range(n):
             table[n + c] = np.float32(centroids[c] * np.float64(scales[b]))
             table[n - 1 - c] = -table[n + c]
-        block, part = whole[: ends[b] - start], digits[start : ends[b]]
+        block, part = buffer[: ends[b] - start], digits[start : ends[b]]
         for i in range(part.size):
             block[i] = table[part[i]]
         unrotate_block(block, key, start)

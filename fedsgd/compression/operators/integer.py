@@ -20,12 +20,16 @@ from fedsgd.wire.levels import max_level_bytes
 class Integer(CompressionOperator):
     """Every coordinate as an integer of 8 or 4 bits times its bucket's scale.
 
-    The largest magnitude of each bucket is 127 (7 of 4 bits), symmetrically, so that zero is a level. rounding "stochastic":
-    unbiased, variance Σ(s/L)² f(1 − f). "nearest": half the error, but biased; no coordinate moves by more than itself and the
-    largest of each bucket not at all, so δ is at least 1/bucket, and far more on any vector that is not nearly all zeros.
+    The largest magnitude of each bucket becomes 127 (7 with 4 bits). The levels are symmetric, so zero is a level.
 
-    entropy: code the integers by how often they occur, at several times the time: Gaussian values take 7.2 bits of 8, and 3.1
-    of 4. Without it they take 8 and 4, and 32 more for each bucket.
+    Attributes:
+        bits: 8 or 4 bits a coordinate, and 32 for each bucket.
+        rounding: "stochastic" is unbiased with variance Σ(s/L)² f(1 − f). "nearest" has half the error, but is biased. No
+            coordinate moves by more than itself and the largest of each bucket not at all, so δ is at least 1/bucket; it is far
+            larger on vectors that are not nearly all zeros.
+        bucket: coordinates that share a scale.
+        entropy: code the integers by their frequencies. Gaussian values take 7.2 bits of 8 and 3.1 of 4 then, at several times
+            the time.
     """
 
     name: ClassVar[str] = "integer"
@@ -71,5 +75,5 @@ class Integer(CompressionOperator):
         return ctx.layout.size
 
     def is_lossy(self, layout: ParameterLayout) -> bool:
-        """Return False: unlike its bound, the error of rounding to nearest is small on updates as they are."""
+        """Return False: unlike its bound, the error of rounding to nearest is small on real updates."""
         return False

@@ -1,4 +1,4 @@
-"""Powers of two with a sign."""
+"""Natural compression: powers of two with a sign."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from fedsgd.wire import Sections, decode_values, encode_values, max_value_bytes
 
 @dataclass(frozen=True)
 class NaturalCompression(CompressionOperator):
-    """Each coordinate rounded stochastically to one of the two powers of two around it.
+    """Each coordinate rounded stochastically to one of its two neighbouring powers of two.
 
-    Natural compression (Horváth et al. 2019): the mantissa decides the odds and is not sent, so E[C(x)] = x and the variance is
-    Σ 4^e m(1 − m) for |x_i| = 2^e (1 + m), at most |x|²/8. No scale, no bucket: it is as good for small coordinates as for
-    large ones. 9 bits, a sign and an exponent; the exponents of a Gaussian vector take 2.6 of their 8. From 2¹²⁷ on it rounds
-    down, and below 2⁻¹²⁶ to zero.
+    Natural compression (Horváth et al. 2019): the mantissa is the probability of rounding up and is not sent, so E[C(x)] = x.
+    The variance is Σ 4^e m(1 − m) for |x_i| = 2^e (1 + m), at most |x|²/8. There is no scale and no bucket: small coordinates
+    are as precise as large ones. 9 bits, a sign and an exponent; the exponents of a Gaussian vector take 2.6 of their 8 bits.
+
+    Traps: from 2¹²⁷ on values are rounded down, and below 2⁻¹²⁶ to zero.
     """
 
     name: ClassVar[str] = "natural"

@@ -1,4 +1,4 @@
-"""Another compressor for each kind of tensor."""
+"""Composition of operators: one for each group of tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedsgd.wire import Section, SectionKind, Sections
 from fedsgd.wire.bits import pack_varint, unpack_varint
 
 MAX_SECTIONS_PER_GROUP = 8
-"""Of one group; more is no operator's."""
+"""Maximum number of sections of one group; no operator has more."""
 
 
 def _can_be_nested(operator: type[CompressionOperator]) -> bool:
@@ -33,7 +33,12 @@ def _can_be_nested(operator: type[CompressionOperator]) -> bool:
 
 @dataclass(frozen=True)
 class LayerRule(ValidatedConfig):
-    """The operator for tensors whose name matches a pattern as in a shell: `fc*.weight`."""
+    """Operator for the tensors whose names match a pattern.
+
+    Attributes:
+        pattern: shell pattern, such as `fc*.weight`.
+        op: operator for these tensors.
+    """
 
     pattern: str
     op: CompressionOperator = field(metadata={"accepts": _can_be_nested})
@@ -41,30 +46,46 @@ class LayerRule(ValidatedConfig):
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Tensors that one operator treats as one vector. parts: their stretches, ascending; layout: theirs alone."""
+    """Tensors that one operator compresses as one vector of n numbers.
+
+    Attributes:
+        op: operator of the group.
+        slices: slices of the tensors in the whole vector, ascending.
+        layout: tensors of the group alone, n numbers.
+    """
 
     op: CompressionOperator
     slices: tuple[slice, ...]
     layout: ParameterLayout
 
     def gather(self, x: F32) -> F32:
-        """Their coordinates [n]. x: [P]."""
+        """Return the group's coordinates [n] of a vector x [P]."""
         return np.concatenate([x[part] for part in self.slices])
 
 
 @dataclass(frozen=True)
 class PerLayer(CompressionOperator):
-    """An operator for each group of tensors: by rules on their names, for those with one dimension, and for all others.
+    """An operator for each group of tensors: by rules on names, for tensors with one dimension, and for all others.
 
-    rules: the first whose pattern matches a tensor's name decides. biases: for tensors with at most one dimension that no rule
-    matches; unset, they go with the others. op: for all others. The tensors of a rule are one vector, so a density is a share
-    of all of them; separate: each tensor is a vector of its own, with its own k and its own scale, as in papers that work per
-    layer. Published figures rarely say which, and it matters: k largest of all gives most to the layers that move most.
+    Unbiased or contractive if all its operators are, with the smallest δ among them; float32 dense goes with either kind. Each
+    group has its own shared randomness. The groups' sections of one kind are joined into one section. A MANIFEST lists the
+    length of each, in about 5 bytes a group.
 
-    It is unbiased or contractive where all its operators are (float32 dense goes with either), with the least δ of theirs. A
-    rule that matches no tensor of the model is an error. Each group has its own shared
-    randomness. The sections of all groups stand one behind the other in one section for each part; a MANIFEST says which is
-    whose, in about 5 bytes a group.
+    Traps: a rule that matches no tensor of the model is an error. Published figures rarely say whether a density is a share of
+    each tensor or of all: the k largest of all gives most coordinates to the layers that change most.
+
+    Attributes:
+        op: operator for all tensors without a rule, except those of `biases`.
+        biases: operator for tensors with at most one dimension that no rule matches; unset, `op` compresses them.
+        rules: rules in order; the first one whose pattern matches a tensor's name decides.
+        separate: compress each tensor as a vector with its own k and scale, as papers do that work per layer. Otherwise the
+            tensors of a rule are one vector, and a density is a share of all of them.
+
+    >>> layout = ParameterLayout(("fc.weight", "fc.bias"), ((2, 2), (2,)))
+    >>> x = np.array([5, 1, 2, 3, 0.5, 0.25], dtype=np.float32)
+    >>> op = PerLayer(TopK(density=0.25), biases=TopK(density=1.0))
+    >>> op.encode(x, CodecContext(seed=0, round=1, client=0, layout=layout))[1].to_dense()
+    array([5.  , 0.  , 0.  , 0.  , 0.5 , 0.25], dtype=float32)
     """
 
     name: ClassVar[str] = "per-layer"
@@ -78,7 +99,7 @@ class PerLayer(CompressionOperator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if any(isinstance(op, PerLayer) for op in self._list_operators()):
-            raise FieldError(self.name, "op", "an operator for each layer cannot be one for each layer itself; use more rules")
+            raise FieldError(self.name, "op", "per-layer cannot be nested in per-layer; use more rules")
 
     @property
     def kind(self) -> OperatorKind:
@@ -98,18 +119,22 @@ class PerLayer(CompressionOperator):
         return all(op.has_independent_errors for op in self._list_operators())
 
     def group_tensors(self, layout: ParameterLayout) -> list[TensorGroup]:
-        """The groups of a model, in the order of their first tensors."""
+        """Return the groups of a model, in the order of their first tensors.
+
+        Args:
+            layout: tensors of the vector, P numbers.
+        """
         members: dict[tuple[int, int], list[int]] = {}
-        chosen: dict[tuple[int, int], CompressionOperator] = {}
+        operators: dict[tuple[int, int], CompressionOperator] = {}
         for i, (name, shape) in enumerate(zip(layout.names, layout.shapes, strict=True)):
             number, op = self._select_operator(name, len(shape))
             key = (number, i if self.separate else -1)
             if layout.offsets[i] < layout.offsets[i + 1]:
                 members.setdefault(key, []).append(i)
-                chosen[key] = op
+                operators[key] = op
         return [
             TensorGroup(
-                chosen[key],
+                operators[key],
                 tuple(slice(layout.offsets[i], layout.offsets[i + 1]) for i in tensors),
                 ParameterLayout(tuple(layout.names[i] for i in tensors), tuple(layout.shapes[i] for i in tensors)),
             )
@@ -118,9 +143,9 @@ class PerLayer(CompressionOperator):
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         groups = self.group_tensors(ctx.layout)
-        made = [g.op.encode(g.gather(x), _derive_group_context(ctx, i, g)) for i, g in enumerate(groups)]
-        update = GroupedUpdate(tuple(groups), tuple(part for _, part in made), len(x))
-        return _merge([sections for sections, _ in made]), update
+        encoded = [g.op.encode(g.gather(x), _derive_group_context(ctx, i, g)) for i, g in enumerate(groups)]
+        update = GroupedUpdate(tuple(groups), tuple(update for _, update in encoded), len(x))
+        return _merge([sections for sections, _ in encoded]), update
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         groups = self.group_tensors(ctx.layout)
@@ -140,15 +165,15 @@ class PerLayer(CompressionOperator):
     def check_layout(self, layout: ParameterLayout) -> None:
         for rule in self.rules:
             if not any(fnmatchcase(name, rule.pattern) for name in layout.names):
-                known = suggest_name(rule.pattern, layout.names)
-                raise FieldError(self.name, "rules", f'pattern "{rule.pattern}" matches no tensor of the model{known}')
+                suggestion = suggest_name(rule.pattern, layout.names)
+                raise FieldError(self.name, "rules", f'pattern "{rule.pattern}" matches no tensor of the model{suggestion}')
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Return the warnings of each group's operator, on the group's own tensors."""
-        places = [(self.op, "op"), (self.biases, "biases"), *((rule.op, f"rules[{i}].op") for i, rule in enumerate(self.rules))]
+        """Return the warnings of each group's operator, for the tensors of the group."""
+        keys = [(self.op, "op"), (self.biases, "biases"), *((rule.op, f"rules[{i}].op") for i, rule in enumerate(self.rules))]
         for group in self.group_tensors(run.layout):
-            place = next(place for op, place in places if op is group.op)
-            yield from group.op.find_warnings(replace(run, key=f"{run.key}.{place}", layout=group.layout))
+            key = next(key for op, key in keys if op is group.op)
+            yield from group.op.find_warnings(replace(run, key=f"{run.key}.{key}", layout=group.layout))
 
     def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
         groups = self.group_tensors(ctx.layout)
@@ -161,7 +186,7 @@ class PerLayer(CompressionOperator):
         return [self.op, *([self.biases] if self.biases else []), *(rule.op for rule in self.rules)]
 
     def _select_operator(self, name: str, n_dimensions: int) -> tuple[int, CompressionOperator]:
-        """(which rule it is, its operator) for a tensor."""
+        """Return the number of a tensor's rule, negative if no rule matches, and its operator."""
         for number, rule in enumerate(self.rules):
             if fnmatchcase(name, rule.pattern):
                 return number, rule.op
@@ -170,7 +195,13 @@ class PerLayer(CompressionOperator):
 
 @dataclass(frozen=True, eq=False)
 class GroupedUpdate(Update):
-    """The updates of all groups."""
+    """Update of several groups of tensors.
+
+    Attributes:
+        groups: groups of the model.
+        updates: update of each group.
+        size: P.
+    """
 
     groups: tuple[TensorGroup, ...]
     updates: tuple[Update, ...]
@@ -187,7 +218,7 @@ class GroupedUpdate(Update):
             elif isinstance(update, SparseUpdate):
                 _map_to_vector(update, group, self.size).add_to(out, weight)
             else:
-                summed = np.full(group.layout.size, -0.0, dtype=out.dtype)  # which changes nothing that it is added to
+                summed = np.full(group.layout.size, -0.0, dtype=out.dtype)  # adding -0.0 leaves every number unchanged
                 update.add_to(summed, weight)
                 for part, a, b in zip(group.slices, group.layout.offsets[:-1], group.layout.offsets[1:], strict=True):
                     out[part] += summed[a:b]
@@ -202,7 +233,7 @@ class GroupedUpdate(Update):
 
 
 def _map_to_vector(update: SparseUpdate, group: TensorGroup, size: int) -> SparseUpdate:
-    """The same coordinates by their positions in the whole vector."""
+    """Return a group's update with positions in the whole vector of `size` numbers."""
     starts = np.array([part.start for part in group.slices], dtype=np.int64)
     offsets = np.array(group.layout.offsets[:-1], dtype=np.int64)
     tensor = np.searchsorted(offsets, update.indices, side="right") - 1
@@ -210,14 +241,15 @@ def _map_to_vector(update: SparseUpdate, group: TensorGroup, size: int) -> Spars
 
 
 def _derive_group_context(ctx: CodecContext, number: int, group: TensorGroup) -> CodecContext:
-    """A group's own context, with randomness of its own."""
+    """Return the context of a group, with its own layout and its own randomness."""
     return replace(ctx, layout=group.layout, seed=shared_key(ctx.seed, "group", number))
 
 
 def _merge(sections: Sequence[Sections]) -> Sections:
-    """A MANIFEST, and one section for each part that occurs.
+    """Return a MANIFEST and one section of each kind that occurs.
 
-    The manifest: for each group the number of its sections u8, and for each of these its part u8 and its length as a varint.
+    The manifest holds for each group the number of its sections as u8, and for each section its kind as u8 and its length as a
+    varint.
     """
     manifest = bytearray()
     bodies: dict[SectionKind, list[bytes | memoryview]] = {}
@@ -226,35 +258,35 @@ def _merge(sections: Sequence[Sections]) -> Sections:
         for section in group:
             manifest += bytes([section.kind]) + pack_varint(len(section.data))
             bodies.setdefault(section.kind, []).append(section.data)
-    merged = [Section(part, b"".join(bodies[part])) for part in sorted(bodies)]
+    merged = [Section(kind, b"".join(bodies[kind])) for kind in sorted(bodies)]
     return (Section(SectionKind.MANIFEST, bytes(manifest)), *merged)
 
 
 def _split(sections: Sections, n_groups: int) -> list[Sections]:
-    """Inverse of `_merge`; WireError unless the manifest accounts for every byte."""
-    parts = [section.kind for section in sections]
-    if not parts or parts[0] != SectionKind.MANIFEST or parts[1:] != sorted(set(parts[1:]) - {SectionKind.MANIFEST}):
-        raise WireError(sections[0].offset if sections else 0, "expected a MANIFEST and one section of each part, in order")
+    """Invert `_merge`; raise WireError unless the manifest accounts for every byte."""
+    kinds = [section.kind for section in sections]
+    if not kinds or kinds[0] != SectionKind.MANIFEST or kinds[1:] != sorted(set(kinds[1:]) - {SectionKind.MANIFEST}):
+        raise WireError(sections[0].offset if sections else 0, "expected a MANIFEST and one section of each kind, in order")
     manifest, at = sections[0], 0
     bodies = {section.kind: section for section in sections[1:]}
     used = dict.fromkeys(bodies, 0)
     split: list[Sections] = []
     for _ in range(n_groups):
         if at >= len(manifest.data) or manifest.data[at] > MAX_SECTIONS_PER_GROUP:
-            raise WireError(manifest.offset + at, "the manifest ends early, or gives a group too many sections")
+            raise WireError(manifest.offset + at, "the manifest ends early, or lists too many sections for a group")
         group = []
         count, at = manifest.data[at], at + 1
         for _ in range(count):
-            part = manifest.data[at] if at < len(manifest.data) else 0
+            kind = manifest.data[at] if at < len(manifest.data) else 0
             with shift_offset(manifest.offset):
                 length, at = unpack_varint(manifest.data, at + 1)
-            if part not in used or length > len(bodies[SectionKind(part)].data) - used[SectionKind(part)]:
-                raise WireError(manifest.offset + at, f"{length} bytes of part {part}, which are not there")
-            body, start = bodies[SectionKind(part)], used[SectionKind(part)]
-            group.append(Section(SectionKind(part), body.data[start : start + length], body.offset + start))
-            used[SectionKind(part)] += length
+            if kind not in used or length > len(bodies[SectionKind(kind)].data) - used[SectionKind(kind)]:
+                raise WireError(manifest.offset + at, f"the manifest lists {length} bytes of kind {kind} that are missing")
+            body, start = bodies[SectionKind(kind)], used[SectionKind(kind)]
+            group.append(Section(SectionKind(kind), body.data[start : start + length], body.offset + start))
+            used[SectionKind(kind)] += length
         split.append(tuple(group))
-    named = {section.kind for sections in split for section in sections}
-    if at != len(manifest.data) or named != set(bodies) or any(used[part] != len(bodies[part].data) for part in bodies):
+    listed_kinds = {section.kind for sections in split for section in sections}
+    if at != len(manifest.data) or listed_kinds != set(bodies) or any(used[kind] != len(bodies[kind].data) for kind in bodies):
         raise WireError(manifest.offset + at, "the manifest does not account for every byte")
     return split

@@ -1,4 +1,4 @@
-"""Stochastic rounding to a few levels of the norm."""
+"""QSGD: stochastic rounding to a few levels of the norm."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ from fedsgd.wire.levels import max_level_bytes
 class QSGD(CompressionOperator):
     """Stochastic rounding of each bucket to `levels` multiples of its norm.
 
-    QSGD (Alistarh et al. 2017): |x_i| goes to ‖x‖/s times ⌊s|x_i|/‖x‖⌋ or the next integer, with probabilities that make the
-    mean right: E[C(x)] = x, with variance Σ(‖x‖/s)² f(1 − f), f being the fractions, at most min(B/s², √B/s)|x|² for buckets of
-    B. norm: "l2" as in the analysis, or "max", which the paper's experiments use, with less variance and more bits.
+    QSGD (Alistarh et al. 2017): |x_i| becomes ‖x‖/s times ⌊s|x_i|/‖x‖⌋ or the next integer, with probabilities that make it
+    unbiased: E[C(x)] = x. With f the fractions, the variance is Σ(‖x‖/s)² f(1 − f), at most min(B/s², √B/s)|x|² for buckets of
+    B.
 
-    Levels and signs together are coded by rANS instead of the paper's Elias code: most levels are 0, and at s = 4 on buckets of
-    512 a coordinate costs 0.8 bits, with the 32 for each bucket's norm. Traps: a bucket of zeros, a norm rounded down to
-    float32 (a lone coordinate would be above the last level), the sign bit forgotten in the count.
+    rANS codes levels and signs together, instead of the paper's Elias code, because most levels are 0. At s = 4 on buckets of
+    512 a coordinate costs 0.8 bits, which includes 32 bits for each bucket's norm.
+
+    Traps: a bucket of zeros; a norm rounded down to float32, which puts a single coordinate above the last level; a count of
+    bits without the sign bit.
+
+    Attributes:
+        levels: s, the highest level.
+        bucket: B, coordinates that share a norm.
+        norm: "l2" as in the paper's analysis, or "max" as in its experiments, with less variance and more bits.
     """
 
     name: ClassVar[str] = "qsgd"

@@ -1,4 +1,4 @@
-"""k random coordinates that both ends draw from a shared seed."""
+"""Rand-k: k random coordinates, whose positions client and server draw from a shared seed."""
 
 from __future__ import annotations
 
@@ -24,25 +24,28 @@ from fedsgd.wire.bits import bitmap_positions
 
 
 def random_support(k: int, ctx: CodecContext) -> I64:
-    """The k positions of this client in this round, ascending: every subset of size k is equally likely.
+    """Return the k positions of a client in a round, ascending: every subset of size k is equally likely.
 
-    Floyd's sampling (Bentley and Floyd 1987) in k steps: for j from P − k to P − 1 draw t below j + 1, and take t, or j if t is
-    taken. t is the upper half of the product of j + 1 and the 64 shared random bits of counter j.
+    Floyd's sampling (Bentley and Floyd 1987) in k steps: for j from P − k to P − 1 draw t below j + 1; add t, or j if t is in
+    the sample already. t is the upper half of the product of j + 1 and the 64 shared random bits of counter j.
     """
     return bitmap_positions(_sample(k, ctx.layout.size, np.uint64(ctx.derive_key("rand-k"))), k)
 
 
 @dataclass(frozen=True)
 class RandK(CompressionOperator):
-    """k uniformly random coordinates; the positions follow from a shared seed and cost no bits.
+    """k uniformly random coordinates. The positions follow from a shared seed and cost no bits.
 
     C(x) keeps x_i on a random support of k = max(1, round(density · P)) (Konečný et al. 2016: random masks from a seed; Stich,
-    Cordonnier and Jaggi 2018).
+    Cordonnier and Jaggi 2018). Zeros on the support are sent too, because the receiver cannot know them. For that reason there
+    are no ternary values.
 
-    scaled: multiplied by P/k, so that E[C(x)] = x with variance (P/k − 1)|x|² (the default; kind "unbiased"). Not scaled:
-    contractive in the mean, E|x − C(x)|² = (1 − k/P)|x|², and fit for error feedback, where the scaled form would let the
-    residual grow without bound. Values that are rounded to nearest make the scaled form only nearly unbiased: "neither".
-    Zeros on the support are sent: the receiver cannot know them. There are no ternary values here for that reason.
+    Attributes:
+        density: k / P.
+        values: format of the values.
+        scaled: multiply the values by P/k. Then E[C(x)] = x with variance (P/k − 1)|x|², kind "unbiased"; with values that are
+            rounded to nearest the kind is "neither". Otherwise contractive in the mean, E|x − C(x)|² = (1 − k/P)|x|². Error
+            feedback needs scaled = false: with the scaled form the residual would grow without bound.
     """
 
     name: ClassVar[str] = "rand-k"
@@ -91,41 +94,42 @@ class RandK(CompressionOperator):
         return top_k_size(self.density, ctx.layout.size)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Warn of noise that the mean over the cohort leaves, or of coordinates that are never sent."""
+        """Warn of noise that remains in the mean over the cohort, or of coordinates that are never sent."""
         yield from super().find_warnings(run)
         share = top_k_size(self.density, run.layout.size) / run.layout.size
         if self.scaled:
             yield from run.find_noise_warnings(1 / share - 1)
         elif run.error_feedback != "none" and run.participations is not None and run.participations * share < 1:
-            sent = 1 - (1 - share) ** run.participations
+            share_of_run = 1 - (1 - share) ** run.participations
             yield (
-                f"{run.key}.density = {self.density:g}: a client takes part {run.participations:.3g} times in the mean, in "
-                f'which it ever sends {100 * sent:.1g} % of its coordinates; set a larger density, or {run.key}.name = "top-k"'
+                f"{run.key}.density = {self.density:g}: a client takes part {run.participations:.3g} times on average "
+                f"and sends {100 * share_of_run:.1g} % of its coordinates in the whole run; "
+                f'set a larger density, or {run.key}.name = "top-k"'
             )
 
 
 def _sample_reference(k: int, size: int, key: np.uint64) -> U64:
     words = counter_hash(int(key), np.arange(size - k, size, dtype=np.uint64))
-    taken: set[int] = set()
+    sample: set[int] = set()
     for j, word in zip(range(size - k, size), words.tolist(), strict=True):
         t = word * (j + 1) >> 64
-        taken.add(j if t in taken else t)
+        sample.add(j if t in sample else t)
     mask = np.zeros(-(-size // 64) * 64, dtype=np.uint8)
-    mask[list(taken)] = 1
+    mask[list(sample)] = 1
     return np.packbits(mask, bitorder="little").view("<u8").astype(np.uint64)
 
 
 @kernel(_sample_reference)
 def _sample(k: int, size: int, key: np.uint64) -> U64:
-    """k of `size` positions as a bitmap, which is in order by itself."""
-    taken = np.zeros((size + 63) // 64, dtype=np.uint64)
+    """Return k of `size` positions as a bitmap, which is in order by construction."""
+    bitmap = np.zeros((size + 63) // 64, dtype=np.uint64)
     for j in range(size - k, size):
         word, below = counter_hash_scalar(key, np.uint64(j)), np.uint64(j + 1)
         low = (word & np.uint64(0xFFFFFFFF)) * below >> np.uint64(32)
         t = ((word >> np.uint64(32)) * below + low) >> np.uint64(32)
-        place = np.int64(t >> np.uint64(6))
-        if taken[place] >> (t & np.uint64(63)) & np.uint64(1):
-            taken[j >> 6] |= np.uint64(1) << np.uint64(j & 63)
+        word_index = np.int64(t >> np.uint64(6))
+        if bitmap[word_index] >> (t & np.uint64(63)) & np.uint64(1):
+            bitmap[j >> 6] |= np.uint64(1) << np.uint64(j & 63)
         else:
-            taken[place] |= np.uint64(1) << (t & np.uint64(63))
-    return taken
+            bitmap[word_index] |= np.uint64(1) << (t & np.uint64(63))
+    return bitmap

@@ -1,4 +1,4 @@
-"""A sparsifier whose density changes over the rounds."""
+"""Schedule of densities for an operator."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ def _has_density(operator: type[CompressionOperator]) -> bool:
 
 @dataclass(frozen=True)
 class Scheduled(CompressionOperator):
-    """Any operator that has a density: `densities` first, each for `rounds` rounds, then the operator's own.
+    """Any operator with a density: `densities` first, each for `rounds` rounds, then the operator's own density.
 
-    The default is the warm-up of Deep Gradient Compression (Lin et al. 2018): 25, 6.25, 1.5625, 0.4 %. Dense updates while the
-    model changes fast, sparse ones when it has settled. Laws and bounds are the operator's, δ and A at their worst density.
+    The default is the warm-up of Deep Gradient Compression (Lin et al. 2018): 25, 6.25, 1.5625, 0.4 %. Updates are dense while
+    the model changes fast, and sparse later. Laws and bounds are those of the operator, δ and A at their worst density.
+
+    Attributes:
+        op: operator with a field `density`.
+        densities: densities of the first rounds.
+        rounds: rounds that each of `densities` lasts.
     """
 
     name: ClassVar[str] = "scheduled"
@@ -43,7 +48,11 @@ class Scheduled(CompressionOperator):
             raise FieldError(self.name, "op", f"{self.op.name} has no density to schedule")
 
     def select_operator(self, round: int) -> CompressionOperator:
-        """The operator of that round."""
+        """Return the operator with the density of a round.
+
+        Args:
+            round: number of the round, from 1.
+        """
         return self._with_density(density_in_round(self._final_density, self.densities, self.rounds, round))
 
     @property
@@ -93,8 +102,8 @@ class Scheduled(CompressionOperator):
 
     def _with_density(self, density: float) -> CompressionOperator:
         op: Any = self.op
-        changed: CompressionOperator = replace(op, density=density)
-        return changed
+        operator: CompressionOperator = replace(op, density=density)
+        return operator
 
     def _list_operators(self) -> list[CompressionOperator]:
         return [self._with_density(density) for density in (*self.densities, self._final_density)]

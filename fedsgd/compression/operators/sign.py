@@ -1,4 +1,4 @@
-"""Signs and one magnitude."""
+"""Sign compression: the signs of all coordinates and one magnitude."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from fedsgd.wire.value_codec import decode_signs
 
 @dataclass(frozen=True)
 class Sign(CompressionOperator):
-    """The sign of every coordinate, times the mean magnitude: one bit each.
+    """The sign of every coordinate times the mean magnitude.
 
-    C(x) = (|x|₁/P) sign(x) (Bernstein et al. 2018 send signs; Karimireddy et al. 2019 add the scale and error feedback, without
-    which it need not converge: use it with `error_feedback`, that is EF-sign). δ = |x|₁²/(P|x|²): 2/π on a Gaussian vector, 1/P
-    at worst. Zeros have a sign too, so they come back as ± the scale; the scale is a mean over P, and a vector that is mostly
-    zeros loses most of its energy: signs are for dense updates. P bits and 4 bytes.
+    C(x) = (|x|₁/P) sign(x). Bernstein et al. 2018 send signs; Karimireddy et al. 2019 add the scale and error feedback
+    (EF-sign). Without error feedback it need not converge: set `error_feedback`. δ = |x|₁²/(P|x|²), which is 2/π on a Gaussian
+    vector and 1/P in the worst case. P bits and 4 bytes.
+
+    Traps: zeros have a sign too, so they decode to plus or minus the scale. The scale is a mean over P, so a vector of mostly
+    zeros loses most of its energy: signs suit dense updates.
     """
 
     name: ClassVar[str] = "sign"
@@ -36,15 +38,15 @@ class Sign(CompressionOperator):
         return "contractive"
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
-        scale, packed = np.float32(mean_magnitude(x)), pack_signs(x)
-        sections = Section(SectionKind.VALUE, packed.tobytes()), Section(SectionKind.SCALE, scale.astype("<f4").tobytes())
-        return sections, SignUpdate(packed, scale, len(x))
+        scale, sign_bits = np.float32(mean_magnitude(x)), pack_signs(x)
+        sections = Section(SectionKind.VALUE, sign_bits.tobytes()), Section(SectionKind.SCALE, scale.astype("<f4").tobytes())
+        return sections, SignUpdate(sign_bits, scale, len(x))
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         require_sections(sections, (SectionKind.VALUE, SectionKind.SCALE))
-        packed = decode_signs(sections[0], ctx.layout.size, "signs")
+        sign_bits = decode_signs(sections[0], ctx.layout.size, "signs")
         (scale,) = decode_scales(sections[1], 1)
-        return SignUpdate(packed, scale, ctx.layout.size)
+        return SignUpdate(sign_bits, scale, ctx.layout.size)
 
     def max_bytes(self, layout: ParameterLayout) -> int:
         return n_bytes(layout.size) + 4

@@ -1,4 +1,4 @@
-"""What all sparsifiers share: the sections of some coordinates, and what the format of their values costs in contraction."""
+"""Base class of sparsifiers, sections of a sparse update, and the contraction that remains after values are rounded."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from fedsgd.wire import (
 
 
 def top_k_size(density: float, size: int) -> int:
-    """k = max(1, round(density · P)), halves to even as Python's round."""
+    """Return k = max(1, round(density · P)) for P = `size`; halves are rounded to even, as by Python's `round`."""
     return max(1, round(density * size))
 
 
 def density_in_round(density: float, stages: Sequence[float], rounds: int, round: int) -> float:
-    """The density in `round` (from 1): each of `stages` for `rounds` rounds, then `density`."""
+    """Return the density in `round` (from 1): each of `stages` for `rounds` rounds, then `density`. 0 rounds: no stages."""
     stage = (round - 1) // rounds if rounds else len(stages)
     return stages[stage] if stage < len(stages) else density
 
 
 @dataclass(frozen=True)
 class Sparsifier(CompressionOperator):
-    """An operator that keeps some large coordinates and sends where they are: contractive, whatever format the values have."""
+    """Operator that sends some large coordinates and their positions: contractive, whatever the format of the values."""
 
     @property
     @abstractmethod
     def values(self) -> ValueFormat:
-        """The format of the values: a field of each member."""
+        """Format of the values: a field of each member."""
 
     @property
     def kind(self) -> OperatorKind:
@@ -53,7 +53,7 @@ class Sparsifier(CompressionOperator):
 
     @property
     def deterministic(self) -> bool:
-        """The rounding of "natural" values is random."""
+        """False for "natural" values, which are rounded at random."""
         return self.values != "natural"
 
     def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
@@ -61,34 +61,36 @@ class Sparsifier(CompressionOperator):
 
 
 def encode_sparse(indices: I64, values: F32, value_format: ValueFormat, ctx: CodecContext) -> tuple[Sections, SparseUpdate]:
-    """An INDEX section and those of the values. indices: [k], ascending; values: [k]."""
+    """Encode ascending positions [k] and values [k] as an INDEX section and value sections. Also return the update."""
     size = ctx.layout.size
     value_sections, decoded = encode_values(values, value_format, ctx.derive_key("values") if value_format == "natural" else 0)
     return (Section(SectionKind.INDEX, encode_indices(indices, size)), *value_sections), SparseUpdate(indices, decoded, size)
 
 
 def decode_sparse(sections: Sections, value_format: ValueFormat, ctx: CodecContext, max_k: int | None = None) -> SparseUpdate:
-    """Inverse of `encode_sparse`; WireError for more than `max_k` coordinates (default: P)."""
+    """Decode the sections of `encode_sparse`; raise WireError for more than `max_k` coordinates (default: P)."""
     size = ctx.layout.size
     if not sections or sections[0].kind != SectionKind.INDEX:
-        where = sections[0].offset if sections else 0
-        raise WireError(where, "the first section of a sparse update is not its index section")
+        offset = sections[0].offset if sections else 0
+        raise WireError(offset, "the first section of a sparse update is not its index section")
     indices = decode_indices(sections[0], size, max_k)
     return SparseUpdate(indices, decode_values(sections[1:], len(indices), value_format), size)
 
 
 def n_sparse_coordinates(sections: Sections, ctx: CodecContext) -> int:
-    """The number of coordinates of valid sections."""
+    """Return the number of coordinates in valid sections of `encode_sparse`."""
     return count_indices(sections[0].data, ctx.layout.size)
 
 
 def max_sparse_bytes(k: int, value_format: ValueFormat, size: int) -> int:
-    """The most that k of `size` coordinates weigh. Raw positions are always a candidate, and so is the bitmap."""
+    """Return the maximum payload of k of `size` coordinates. Raw positions and a bitmap are always candidates."""
     return min(max_index_bytes(size), 6 + 4 * k) + max_value_bytes(k, value_format)
 
 
 def contraction_after_rounding(energy_share: float, value_format: ValueFormat, layout: ParameterLayout) -> float:
-    """δ when a share of the energy is kept before the values are rounded: of some formats nothing is sure but that as much as
-    the largest coordinate survives."""
+    """Return δ if a share of the energy is kept before the values are rounded.
+
+    For some formats the only bound is that as much energy remains as the largest coordinate has; their δ is 1/P.
+    """
     error = max_relative_squared_error(value_format)
     return 1 / layout.size if error is None else min(1.0, energy_share) * (1 - error)

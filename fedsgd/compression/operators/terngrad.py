@@ -1,4 +1,4 @@
-"""Stochastic rounding to three levels: minus, zero and plus the scale."""
+"""TernGrad: stochastic rounding to three levels, minus the scale, zero and plus the scale."""
 
 from __future__ import annotations
 
@@ -32,18 +32,17 @@ class TernGrad(CompressionOperator):
 
     * σ is taken about the mean: N(3, 1) is cut to ±2.5, and most coordinates become s. The root mean square cuts at 7.9,
       which is above all of them.
-    * With σ = 0 (one coordinate, equal coordinates) nothing stands out and nothing is clipped. The paper's rule would send
-      zeros in every round.
+    * With σ = 0 (one coordinate, equal coordinates) nothing is clipped. The paper's rule would send zeros in every round.
     * s is the largest magnitude after clipping, as in the paper. The authors' code takes c·σ for s even where no coordinate
       is as large.
     * The paper's workers share the largest of their s. Here each client has its own, because a round has one uplink phase.
 
-    The paper clips and scales each tensor by itself: that is `per-layer` with separate = true. Without it σ and s are those of
-    the whole vector, and under `per-layer` with separate = false those of each group.
+    The paper clips and scales each tensor by itself: that is `per-layer` with separate = true. Otherwise σ and s are those of
+    the whole vector, or of each group under `per-layer` with separate = false.
 
-    Five trits to a byte, 1.6 bits a coordinate, which rANS then brings near their entropy: about 0.8 bits on Gaussian vectors.
-    Where nearly all trits are 0, most of the 243 bytes are rarer than 1/4096, the least frequency of 12 bits. Frames with
-    15 bits are then 1 to 5 % smaller, from some 200,000 coordinates on.
+    Five trits to a byte, 1.6 bits a coordinate, which rANS then brings close to the entropy: about 0.8 bits on Gaussian
+    vectors. Where nearly all trits are 0, most of the 243 byte values are rarer than 1/4096, the smallest frequency with 12
+    bits. Frames with 15 bits are then 1 to 5 % smaller, from some 200,000 coordinates on.
 
     Attributes:
         clip: c, the largest magnitude in units of `clip_by`; 0 does not clip.

@@ -1,4 +1,4 @@
-"""Every coordinate above a fixed magnitude."""
+"""Hard threshold: every coordinate above a fixed magnitude."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ from fedsgd.wire import Sections, ValueFormat
 
 @dataclass(frozen=True)
 class Threshold(Sparsifier):
-    """The coordinates whose magnitude is at least `threshold`, however many there are.
+    """All coordinates whose magnitude is at least `threshold`.
 
-    Hard threshold (Ström 2015, who sends the threshold with a sign; Sahu et al. 2021, who show that under error feedback it
-    spends a budget of bytes over a whole run better than top-k does). It contracts up to a constant: |x − C(x)|² ≤
-    (1 − δ)|x|² + P·threshold², so with float32 values a residual stays below the threshold in every coordinate. The number of
-    bytes follows the size of the updates, from next to none to all; the threshold is in units of the update, which has the step
-    size in it. Bits per kept coordinate as for top-k.
+    Hard threshold (Ström 2015, who sends the threshold with a sign). Sahu et al. 2021 show that with error feedback it spends a
+    budget of bytes over a whole run better than top-k. It contracts up to a constant:
+    |x − C(x)|² ≤ (1 − δ)|x|² + P·threshold². So with float32 values every coordinate of a residual stays below the threshold.
+
+    Bits for each coordinate as for top-k. The number of coordinates follows the size of the updates, from almost none to all.
+
+    Attributes:
+        threshold: smallest magnitude that is sent, in units of the update, which includes the learning rate.
+        values: format of the values.
     """
 
     name: ClassVar[str] = "threshold"

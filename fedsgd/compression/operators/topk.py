@@ -1,4 +1,4 @@
-"""The k largest coordinates."""
+"""Top-k: the k largest coordinates."""
 
 from __future__ import annotations
 
@@ -26,12 +26,26 @@ from fedsgd.wire import Sections, ValueFormat
 class TopK(Sparsifier):
     """The k largest coordinates by magnitude, with their positions.
 
-    C(x) keeps x_i for the k = max(1, round(density · P)) largest |x_i| over the whole vector (Aji and Heafield 2017; Stich,
-    Cordonnier and Jaggi 2018, "Sparsified SGD with memory"). Biased; δ = k/P with float32 values, the exact error being the
-    energy of what is left out. With "ternary" values the kept coordinates are sent as sign · mean magnitude (Sattler et al.
-    2019): |x − C(x)|² = |x|² − |top|₁²/k exactly, so δ is only 1/P in the worst case.
-    Bits: log₂C(P, k)/k for a position (8.1 at 1 %); for a value at 1 % of a real update about 24 as float32, 8.5 as bfloat16, 1
-    as ternary. Ties go to the lowest index; zeros are never sent, so there may be fewer than k.
+    C(x) keeps x_i for the k = max(1, round(density · P)) largest |x_i| of the whole vector (Aji and Heafield 2017; Stich,
+    Cordonnier and Jaggi 2018, "Sparsified SGD with memory"). Biased; δ = k/P with float32 values, and the exact error is the
+    energy of the coordinates that are not sent. "ternary" values are sign · mean magnitude (Sattler et al. 2019): |x − C(x)|² =
+    |x|² − |top|₁²/k exactly, so δ is only 1/P in the worst case.
+
+    Bits: log₂C(P, k)/k for a position (8.1 at 1 %). For a value at 1 % of a real update, about 24 as float32, 8.5 as bfloat16
+    and 1 as ternary. Ties go to the lowest position. Zeros are never sent, so there may be fewer than k coordinates.
+
+    Attributes:
+        density: k / P.
+        values: format of the values.
+
+    >>> import numpy as np
+    >>> x = np.array([0.5, -3, 0, 2], dtype=np.float32)
+    >>> ctx = CodecContext(seed=0, round=1, client=0, layout=ParameterLayout.from_size(4))
+    >>> sections, update = TopK(density=0.5).encode(x, ctx)
+    >>> update.to_dense()
+    array([ 0., -3.,  0.,  2.], dtype=float32)
+    >>> TopK(density=0.5).decode(sections, ctx).indices
+    array([1, 3])
     """
 
     name: ClassVar[str] = "top-k"

@@ -1,4 +1,4 @@
-"""Clients send how they differ from the last round's mean."""
+"""CAFe: clients send the difference from the last aggregate."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 
 @dataclass(frozen=True)
 class CAFe(ServerReferenceScheme):
-    """How the update differs from the last round's mean is sent; the server adds that mean back.
+    """Compressed difference from the last aggregate; the server adds that aggregate.
 
-    CAFe (arXiv 2512.22623). Client: C(x − r), r being the last round's mean update. Server: the mean of what it decodes, plus
-    r, is the next r. What clients have in common need not be sent again, and no client remembers anything, so nothing
-    goes stale when it sits out. The price is on the downlink: r is sent along with the model, exactly (float32, its exponents
-    coded), and its bytes are counted (a REFERENCE frame). In the first round r is zero. C must be contractive.
+    CAFe (arXiv 2512.22623). Client: C(x − r), with r the last aggregate. Server: r ← r + mean of the decoded differences; r is
+    the update. So clients do not send again what they have in common, and they have no state that could become stale.
 
-    The paper's analysis averages over all clients in every round. Here the mean is the cohort's. A round
-    without replies leaves the model and r as they are.
+    The cost is on the downlink: r is sent with the model in a REFERENCE frame, exactly (float32, exponents coded), and its
+    bytes are counted. In the first round r is zero. The operator must be contractive.
+
+    The paper's analysis averages over all clients in every round; here the mean is the cohort's. A round without replies
+    changes neither the model nor r.
+
+    Attributes:
+        op: operator C.
     """
 
     name: ClassVar[str] = "cafe"

@@ -1,4 +1,4 @@
-"""Deep Gradient Compression: top-k of a momentum that is corrected for what was not sent."""
+"""Deep Gradient Compression: top-k of a momentum that is corrected for the coordinates that were not sent."""
 
 from __future__ import annotations
 
@@ -28,39 +28,42 @@ from fedsgd.numerics.reductions import squared_norm
 from fedsgd.wire import Sections, ValueFormat
 
 TINY = np.float32(2.0**-126)
+"""Smallest normal float32."""
 
 
 @dataclass(frozen=True)
 class DGC(CompressionScheme):
-    """Momentum correction, local accumulation, momentum factor masking and local clipping, with top-k.
+    """Momentum correction, local gradient accumulation, momentum factor masking and local clipping, with top-k.
 
-    Lin, Han, Mao, Wang and Dally, ICLR 2018 (arXiv 1712.01887), algorithms 2 and 3. With g the client's update, its step size
-    in it:
+    Lin, Han, Mao, Wang and Dally, ICLR 2018 (arXiv 1712.01887), algorithms 2 and 3. With g the client's update, which includes
+    the learning rate:
 
-        u ← βu + g;  v ← v + u;  send the largest of v;  v ← v − sent and u ← 0 where they were sent
+        u ← βu + g;  v ← v + u;  send the largest of v;  v ← v − sent and u ← 0 where v was sent
 
-    With every coordinate sent it is plain SGD (masking) or momentum SGD (no masking) bit for bit. With β = 0 and no clip it is
-    error feedback over top-k: a run ends at the same parameters, to the last bit. Σ sent + v = Σ u always. Values that are
-    rounded for sending leave their rounding error in v. If a reply is lost, what was masked comes back.
+    Σ sent + v = Σ u always. If every coordinate is sent, DGC equals plain SGD (masking) or momentum SGD (no masking) bit for
+    bit. With β = 0 and no clip it equals error feedback over top-k to the last bit. Values that are rounded for sending leave
+    their rounding error in v. If a reply is lost, masked entries are restored.
 
-    Rule: β > 0 is for one local step of every client in every round. After several local steps g is no gradient; u is as old as
-    the client's last round; a second momentum, of local training or of the server, multiplies the step once more. Elsewhere set
-    β = 0, and let the server have the momentum; fedsgd warns. scenarios/dgc.toml, three seeds, accuracy with β = 0.9: 0.97 by
-    the rule, 0.93 with 8 of 16 clients in a round (β = 0: 0.96), 0.86 with 2 (β = 0: 0.92), 0.12 with a momentum of the server
-    in addition, 0.17 with one of local training that is carried over.
+    Traps: β > 0 suits one local step of every client in every round. Otherwise set β = 0, and use momentum at the server;
+    fedsgd warns. After several local steps g is no gradient; u is as old as the client's last round; a second momentum, of
+    local training or of the server, multiplies the step once more. Accuracy with β = 0.9 in scenarios/dgc.toml, three seeds:
+
+    * 0.97 in the setting of the paper;
+    * 0.93 with 8 of 16 clients in a round (0.96 with β = 0), and 0.86 with 2 of 16 (0.92 with β = 0);
+    * 0.12 with a momentum of the server in addition, and 0.17 with one of local training that is kept over rounds.
 
     Attributes:
         density: share of the coordinates that is sent.
         momentum: β.
         values: format of the values that are sent.
         nesterov: u ← β(u + g), v ← v + u + g.
-        masking: u is cleared where v was sent, so that old momentum does not push a delayed coordinate on in a stale direction.
-        clip: threshold for the norm of the summed update, step size included; 0 for none. Each of m clients clips its own
-            update at clip · √m first, as the paper clips g/N at clip/√N.
+        masking: clear u where v was sent, so that old momentum does not move a delayed coordinate in a stale direction.
+        clip: threshold for the norm of the summed update, learning rate included; 0 for none. Each of C clients clips its own
+            update at clip · √C first, as the paper clips g/N at clip/√N.
         warm_up: densities of the first rounds (the paper's: 25, 6.25, 1.5625, 0.4 %).
         warm_up_rounds: rounds that each density of `warm_up` lasts, 0 for no warm-up.
-        per_layer: send the k largest of each tensor with more than one dimension and all of the others, from which the paper's
-            ratios follow, instead of the k largest of all.
+        per_layer: send the k largest of each tensor with more than one dimension and all coordinates of the other tensors,
+            instead of the k largest of all. The paper's compression ratios follow from this rule.
     """
 
     name: ClassVar[str] = "dgc"
@@ -78,7 +81,11 @@ class DGC(CompressionScheme):
     per_layer: bool = False
 
     def density_in_round(self, round: int) -> float:
-        """The share of coordinates that is sent in `round`."""
+        """Return the share of coordinates that is sent in a round.
+
+        Args:
+            round: number of the round, from 1.
+        """
         return density_in_round(self.density, self.warm_up, self.warm_up_rounds, round)
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
@@ -86,12 +93,12 @@ class DGC(CompressionScheme):
             x, *self._read_state(state, len(x)), np.float32(self.momentum), self._compute_clip_factor(x, ctx), self.nesterov
         )
         sections, update = encode_sparse(*self._select(v, ctx), self.values, ctx)
-        chosen = update.indices
-        undo = {"u": EntryPatch(chosen, u[chosen]), "v": EntryPatch(chosen, v[chosen])}
-        v[chosen] -= update.values
+        positions = update.indices
+        rollback = {"u": EntryPatch(positions, u[positions]), "v": EntryPatch(positions, v[positions])}
+        v[positions] -= update.values
         if self.masking:
-            u[chosen] = 0
-        return EncodedUpdate(sections, {"u": u, "v": v}, undo)
+            u[positions] = 0
+        return EncodedUpdate(sections, {"u": u, "v": v}, rollback)
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         if self.momentum or self.clip:
@@ -109,7 +116,7 @@ class DGC(CompressionScheme):
         return n_sparse_coordinates(sections, ctx)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Warn of momentum outside the setting of the paper, which the class docstring names."""
+        """Warn of momentum outside the setting of the paper, which the class docstring describes."""
         yield from super().find_warnings(run)
         if self.momentum:
             rule = "DGC corrects the momentum of one local step of every client in every round (Lin et al. 2018)"
@@ -121,17 +128,19 @@ class DGC(CompressionScheme):
         return np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
 
     def _compute_clip_factor(self, x: F32, ctx: CodecContext) -> np.float32:
-        """What clipping multiplies the update by."""
+        """Return the factor of clipping for an update."""
         norm, limit = float(np.sqrt(squared_norm(x))), self.clip * float(np.sqrt(ctx.cohort))
         return np.float32(limit / norm if self.clip and norm > limit else 1.0)
 
     def _select(self, v: F32, ctx: CodecContext) -> tuple[I64, F32]:
-        """The positions that are sent, ascending, and v there."""
+        """Return the positions that are sent, ascending, and the values of v there."""
         density = self.density_in_round(ctx.round)
         if not self.per_layer:
             return top_k(v, top_k_size(density, len(v)))
-        chosen = [(part.start, *top_k(v[part], k)) for part, k in _allocate_coordinates(ctx.layout, density)]
-        return np.concatenate([start + i for start, i, _ in chosen]), np.concatenate([values for _, _, values in chosen])
+        selections = [(part.start, *top_k(v[part], k)) for part, k in _allocate_coordinates(ctx.layout, density)]
+        return np.concatenate([start + i for start, i, _ in selections]), np.concatenate(
+            [values for _, _, values in selections]
+        )
 
     def _max_coordinates(self, layout: ParameterLayout, density: float) -> int:
         if not self.per_layer:
@@ -140,7 +149,7 @@ class DGC(CompressionScheme):
 
 
 def _find_broken_assumptions(run: RunConfig) -> Iterable[tuple[str, str]]:
-    """Yield (the assumption of momentum correction that a run breaks, how to keep it)."""
+    """Yield each assumption of momentum correction that a run breaks, and the setting that restores it."""
     if run.local_steps is not None and run.local_steps > 1:
         yield "clients make several local steps", "client.steps = 1"
     if run.cohort < run.clients:
@@ -149,7 +158,7 @@ def _find_broken_assumptions(run: RunConfig) -> Iterable[tuple[str, str]]:
 
 
 def _allocate_coordinates(layout: ParameterLayout, density: float) -> list[tuple[slice, int]]:
-    """(stretch, k) of each tensor that has any coordinates."""
+    """Return the slice and k of each tensor that is not empty."""
     sizes = [(part, part.stop - part.start, len(shape)) for _, part, shape in layout.list_slices()]
     return [(part, top_k_size(density, size) if dimensions > 1 else size) for part, size, dimensions in sizes if size]
 
@@ -159,21 +168,24 @@ def _allocate_coordinates(layout: ParameterLayout, density: float) -> list[tuple
 
 def _accumulate_reference(x: F32, u: F32, v: F32, momentum: np.float32, factor: np.float32, nesterov: bool) -> tuple[F32, F32]:
     g = x * factor
-    after = momentum * (u + g) if nesterov else momentum * u + g
-    after = np.where(np.abs(after) < TINY, np.float32(0), after)
-    return after, v + after + g if nesterov else v + after
+    next_u = momentum * (u + g) if nesterov else momentum * u + g
+    next_u = np.where(np.abs(next_u) < TINY, np.float32(0), next_u)
+    return next_u, v + next_u + g if nesterov else v + next_u
 
 
 @kernel(_accumulate_reference)
 def _accumulate(x: F32, u: F32, v: F32, momentum: np.float32, factor: np.float32, nesterov: bool) -> tuple[F32, F32]:
-    """The next u and v [P]. A momentum that has decayed below the normal numbers is zero: 0.9^t would never get there by
-    itself, and arithmetic with subnormal numbers is many times slower."""
+    """Return the next u and v [P].
+
+    A momentum below the normal numbers becomes zero: 0.9^t would never reach zero, and arithmetic with subnormal numbers is
+    many times slower.
+    """
     next_u = np.empty(x.size, dtype=np.float32)
     next_v = np.empty(x.size, dtype=np.float32)
     for i in range(x.size):
         g = x[i] * factor
-        after = momentum * (u[i] + g) if nesterov else momentum * u[i] + g
-        after = np.float32(0) if abs(after) < TINY else after
-        next_u[i] = after
-        next_v[i] = v[i] + after + g if nesterov else v[i] + after
+        u_i = momentum * (u[i] + g) if nesterov else momentum * u[i] + g
+        u_i = np.float32(0) if abs(u_i) < TINY else u_i
+        next_u[i] = u_i
+        next_v[i] = v[i] + u_i + g if nesterov else v[i] + u_i
     return next_u, next_v

@@ -1,4 +1,4 @@
-"""Each client and the server keep the same estimate of the client's update, and send its correction."""
+"""EF21: client and server store the same estimate of the client's update, and the client sends its correction."""
 
 from __future__ import annotations
 
@@ -26,24 +26,26 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 
 @dataclass(frozen=True)
 class EF21(OperatorScheme):
-    """Client and server keep the same estimate of the client's update; its correction is sent.
+    """Correction of an estimate of the client's update that client and server both store.
 
-    Client i: c_i = C(x_i − g_i); g_i ← g_i + c_i. Server: g ← g + Σ c_i / N; the update is g. EF21 (Richtárik, Sokolov and
-    Fatkhullin 2021), with c_i = 0 for absent clients (EF21-PP, Fatkhullin et al. 2021, arXiv 2110.03294, section 3 and
-    algorithm 4):
+    EF21 (Richtárik, Sokolov and Fatkhullin 2021). Client i: c_i = C(x_i − g_i); g_i ← g_i + c_i. Server: g ← g + Σ c_i / N; the
+    update is g. Absent clients have c_i = 0 (EF21-PP, Fatkhullin et al. 2021, arXiv 2110.03294, section 3 and algorithm 4):
 
-    * The mean runs over the whole population of N clients. Absent clients count with the estimate that they last sent.
-    * All clients weigh the same: set server.weighting = "uniform".
-    * The server steps with g in every round, also in one without replies. With momentum on the server this is EF21-HB.
-    * Estimates begin at 0, so until most clients took part the update is smaller than the cohort's.
-    * x_i is the update of the local steps, with their step size in it; the paper's is a gradient. Under a schedule an absent
-      client counts with the step size that it had.
+    * The mean is over all N clients. Absent clients count with the estimate that they sent last.
+    * All clients have equal weights: set server.weighting = "uniform".
+    * The server steps with g in every round, also in a round without replies. With momentum at the server this is EF21-HB.
+    * Estimates begin at 0. So the update is smaller than the cohort's until most clients have taken part.
+    * x_i is the update of the local steps, which includes their learning rate; the paper's is a gradient. Under a schedule an
+      absent client counts with the learning rate of its last round.
 
-    Any contractive operator will do. Nothing is ever withheld: what was not sent is in the next difference again. If a reply is
-    lost, g_i is what it was before, at both ends.
+    Nothing is withheld: what was not sent is part of the next difference. If a reply is lost, client and server both restore
+    g_i.
 
-    The server keeps one vector, each client one, both in float64: corrections add up over a whole run, and in float32 the two
-    would drift apart.
+    The server stores one vector and each client one, all in float64: corrections add up over a whole run, and in float32 the
+    two sums would diverge.
+
+    Attributes:
+        op: contractive operator C.
     """
 
     name: ClassVar[str] = "ef21"
@@ -61,12 +63,12 @@ class EF21(OperatorScheme):
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         estimate = state.get("estimate")
-        before = np.zeros(len(x)) if estimate is None else estimate
-        sections, correction = self.op.encode((x - before).astype(np.float32), ctx)
-        after = before.copy()
-        correction.add_to(after, 1.0)
-        undo: dict[str, EntryPatch | None] = {"estimate": None if estimate is None else record_patch(before, correction)}
-        return EncodedUpdate(sections, {"estimate": after}, undo)
+        previous = np.zeros(len(x)) if estimate is None else estimate
+        sections, correction = self.op.encode((x - previous).astype(np.float32), ctx)
+        next_estimate = previous.copy()
+        correction.add_to(next_estimate, 1.0)
+        rollback: dict[str, EntryPatch | None] = {"estimate": None if estimate is None else record_patch(previous, correction)}
+        return EncodedUpdate(sections, {"estimate": next_estimate}, rollback)
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         return None
@@ -74,11 +76,12 @@ class EF21(OperatorScheme):
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
         """Warn of a run in whose first half fewer than half of the clients take part."""
         yield from super().find_warnings(run)
-        seen = 1.0 if run.rounds is None else 1 - (1 - run.cohort / run.clients) ** (run.rounds / 2)
-        if seen < 0.5:
+        participating_share = 1.0 if run.rounds is None else 1 - (1 - run.cohort / run.clients) ** (run.rounds / 2)
+        if participating_share < 0.5:
             yield (
-                f"{run.key}: EF21's mean is over all {run.clients:,} clients, of which {100 * seen:.1g} % take part in the "
-                "first half of the rounds, so that its steps are too small; set a larger server.cohort, or more rounds"
+                f"{run.key}: EF21's mean is over all {run.clients:,} clients, but {100 * participating_share:.1g} % of them "
+                "take part in the first half of the rounds, so its steps are too small; "
+                "set a larger server.cohort, or more rounds"
             )
 
     def aggregate(

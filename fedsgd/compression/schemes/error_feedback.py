@@ -1,4 +1,4 @@
-"""What the operator drops is remembered and added to the next update."""
+"""Error feedback: the client stores the part of an update that the operator drops and adds it to the next update."""
 
 from __future__ import annotations
 
@@ -18,16 +18,27 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 
 @dataclass(frozen=True)
 class ErrorFeedback(OperatorScheme):
-    """Local accumulation of what was not sent: a = residual + x; send C(a); residual ← a − C(a).
+    """Error feedback: a = residual + x; send C(a); residual ← a − C(a).
 
-    Seide et al. 2014; Stich, Cordonnier and Jaggi 2018; Karimireddy et al. 2019. x is the update with the step size in it, so a
-    residual stays right when the step size changes. If the reply is lost the residual becomes a: nothing was delivered, so
-    nothing may be forgotten.
+    Seide et al. 2014; Stich, Cordonnier and Jaggi 2018; Karimireddy et al. 2019. x is the update, which includes the learning
+    rate. So a residual stays right when the learning rate changes. If the reply is lost, the residual becomes a: nothing was
+    delivered.
 
-    The residual of a client that sits out waits for it unchanged; `StaleResidualPolicy` has other policies.
+    The operator must contract, because |a − C(a)|² ≤ (1 − δ)|a|² + A bounds the residual. Scaled rand-k is rejected: with it
+    the residual grows by a factor of P/k − 1 a round. The residual of an absent client stays unchanged; `StaleResidualPolicy`
+    has other policies.
 
-    The operator must contract: |a − C(a)|² ≤ (1 − δ)|a|² + A is what bounds the residual. Over scaled rand-k it grows by a
-    factor of P/k − 1 a round, so that is refused.
+    Attributes:
+        op: contractive operator C.
+
+    >>> import numpy as np
+    >>> from fedsgd.compression.operators.topk import TopK
+    >>> ctx = CodecContext(seed=0, round=1, client=0, layout=ParameterLayout.from_size(3))
+    >>> update = ErrorFeedback(TopK(density=0.3)).send(np.array([4, 2, 1], dtype=np.float32), {}, ctx)
+    >>> update.state["residual"]
+    array([0., 2., 1.], dtype=float32)
+    >>> update.state_if_lost["residual"]
+    array([4., 2., 1.], dtype=float32)
     """
 
     name: ClassVar[str] = "error-feedback"
@@ -39,16 +50,16 @@ class ErrorFeedback(OperatorScheme):
 
     @property
     def codec(self) -> int:
-        """Its frames are the operator's."""
+        """Codec id of the operator, which encodes the frames."""
         return self.op.codec
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         residual = state.get("residual")
         accumulated = x if residual is None else residual + x
         sections, decoded = self.op.encode(accumulated, ctx)
-        rest = accumulated.copy()
-        decoded.add_to(rest, -1.0)
-        return EncodedUpdate(sections, {"residual": rest}, {"residual": record_patch(accumulated, decoded)})
+        next_residual = accumulated.copy()
+        decoded.add_to(next_residual, -1.0)
+        return EncodedUpdate(sections, {"residual": next_residual}, {"residual": record_patch(accumulated, decoded)})
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         residual = state.get("residual")
@@ -59,7 +70,7 @@ class ErrorFeedback(OperatorScheme):
 
 
 def can_contract(operator: type[CompressionOperator]) -> bool:
-    """Return whether an operator of this class contracts, by default or unscaled."""
+    """Return whether operators of this class contract by default or unscaled."""
     return (
         {*field_types(operator)} != {*field_defaults(operator)}
         or operator().kind == "contractive"
@@ -67,10 +78,10 @@ def can_contract(operator: type[CompressionOperator]) -> bool:
     )
 
 
-def require_contractive(scheme: OperatorScheme, reason: str = "what it has not sent would not shrink") -> None:
-    """FieldError unless the scheme's operator contracts."""
+def require_contractive(scheme: OperatorScheme, reason: str = "its error would not shrink") -> None:
+    """Raise FieldError unless the scheme's operator contracts; `reason` is the consequence that the message names."""
     op = scheme.op
     if op.kind != "contractive":
         remedy = ", or scaled = false" if hasattr(op, "scaled") else ""
-        problem = f"{scheme.name} needs a contractive compressor, and {op} is {op.kind}: {reason}{remedy}"
+        problem = f"{scheme.name} needs a contractive compressor, got {op}, which is {op.kind}: {reason}{remedy}"
         raise FieldError(scheme.name, "op", problem)

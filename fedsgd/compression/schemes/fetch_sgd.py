@@ -1,4 +1,4 @@
-"""Clients send sketches; the server keeps momentum and error feedback in the sketch."""
+"""FetchSGD: clients send sketches; the server applies momentum and error feedback to the sketch."""
 
 from __future__ import annotations
 
@@ -23,43 +23,49 @@ from fedsgd.numerics.rng import shared_key
 from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max_value_bytes
 
 MIN_COLUMNS, MIN_COLUMNS_PER_COORDINATE = 1000, 10
-"""Least columns of a table, in all and for each coordinate that a round changes. FetchSGD without momentum in the quickstart's
-place of top-k, perceptrons of 4,810, 19,210 and 76,810 numbers: with up to 5 columns a coordinate six of seven runs diverge,
-with 8 they end at 0.65 and 0.914. Of tables with 19 or more a coordinate, 96 and 481 columns end at 0.215 and 0.906, 1,921 and
-3,842 columns at 0.956 or more."""
+"""Minimum columns of a table, in all and for each coordinate that a round changes.
+
+FetchSGD without momentum instead of top-k in the quickstart, perceptrons of 4,810, 19,210 and 76,810 parameters. With up to 5
+columns a coordinate six of seven runs diverge, with 8 they end at 0.65 and 0.914. Of tables with 19 or more a coordinate, 96
+and 481 columns end at 0.215 and 0.906, 1,921 and 3,842 columns at 0.956 or more.
+"""
 
 
 @dataclass(frozen=True)
 class FetchSGD(CompressionScheme):
-    """A count sketch of the update up; at the server momentum, error feedback and top-k, all in the sketch.
+    """Count sketch of the update on the uplink; momentum, error feedback and top-k at the server, in the sketch.
 
     FetchSGD (Rothchild et al. 2020, algorithm 1), with S the weighted mean of the clients' tables:
 
-        S_u ← ρ S_u + S;  S_e ← S_e + S_u;  Δ = the kept_share · P largest of unsketch(S_e);  S_e ← S_e − sketch(Δ);  the update
-        is Δ
+        S_u ← ρ S_u + S;  S_e ← S_e + S_u;  Δ = the kept_share · P largest of unsketch(S_e);  S_e ← S_e − sketch(Δ);
+        the update is Δ
 
-    Sketches are linear, so all of this is as if it were done on the vectors, and clients remember nothing: nothing goes stale
-    however seldom they take part. The hash is the same for all clients and rounds, or tables could not be added. So collisions
-    do not average out over clients, and `has_independent_errors` is False. 32 · density bits a parameter.
+    Sketches are linear, so this equals the same steps on vectors. Clients have no state, so nothing becomes stale however
+    rarely they take part. 32 · density bits a parameter.
 
-    The table has to be large enough for the coordinates that stand out to be read: below a thousand columns, or ten for each
-    coordinate that a round changes, small models drown in collisions, and fedsgd warns. It warns of ρ > 0 too where local
-    training or the server's optimizer has a momentum as well: the quickstart then ends at 0.43, and at 0.97 with ρ = 0.
+    Traps:
+
+    * All clients and rounds share one hash, because tables of different hashes cannot be added. So collisions do not average
+      out over clients, and `has_independent_errors` is False.
+    * The table has to be large enough to read the coordinates that stand out. With fewer than a thousand columns, or fewer than
+      ten for each coordinate that a round changes, collisions dominate in small models, and fedsgd warns.
+    * With ρ > 0 and a momentum of local training or of the server's optimizer, fedsgd warns too: the quickstart then ends at
+      0.43, and at 0.97 with ρ = 0.
 
     Deviations:
 
-    * The paper multiplies S_u by the step size on its way into S_e. Here each table has its clients' step size in it, which is
-      the same where that is constant.
-    * The authors' code does not subtract sketch(Δ) from S_e, because that diverged for them. It clears the cells of Δ in S_e as
-      in S_u. Here S_e is algorithm 1's.
-    * The paper has clients in every round. A round without replies leaves the model, S_u and S_e as they are.
+    * The paper multiplies S_u by the learning rate on its way into S_e. Here each table includes its client's learning rate,
+      which is equivalent if the learning rate is constant.
+    * The authors' code does not subtract sketch(Δ) from S_e, because their runs diverged. It clears the cells of Δ in S_e as in
+      S_u. Here S_e is algorithm 1's.
+    * The paper has clients in every round. A round without replies changes neither the model nor S_u and S_e.
 
     Attributes:
-        density: cells of the table for each parameter.
+        density: cells of the table as a share of the parameters.
         rows: rows of the table.
         kept_share: share of the coordinates that a round changes.
         momentum: ρ.
-        masking: S_u is cleared in the cells of Δ, as DGC clears its momentum.
+        masking: clear S_u in the cells of Δ, as DGC clears its momentum.
         values: format of the cells.
     """
 
@@ -84,7 +90,7 @@ class FetchSGD(CompressionScheme):
         return None
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
-        """What one client's table says of its update: the median estimate of every coordinate."""
+        """Return the median estimates of one client's update, from its table."""
         return DenseUpdate(
             unsketch(self._decode_table(sections, ctx.layout), ctx.layout.size, _derive_hash_key(ctx.seed)).astype(np.float32)
         )
@@ -99,13 +105,13 @@ class FetchSGD(CompressionScheme):
         momentum: F64 = mean if "momentum" not in server_state else self.momentum * server_state["momentum"] + mean
         error: F64 = momentum if "error" not in server_state else server_state["error"] + momentum
         estimate = unsketch(error, size, key).astype(np.float32)
-        chosen, values = top_k(estimate, top_k_size(self.kept_share, size))
+        positions, values = top_k(estimate, top_k_size(self.kept_share, size))
         update = np.zeros(size, dtype=np.float32)
-        update[chosen] = values
-        sent = sketch(update, self.rows, self._n_columns(size), key)
+        update[positions] = values
+        update_table = sketch(update, self.rows, self._n_columns(size), key)
         if self.masking:
-            momentum = np.where(sent != 0, 0.0, momentum)
-        return update, {"momentum": momentum, "error": error - sent}
+            momentum = np.where(update_table != 0, 0.0, momentum)
+        return update, {"momentum": momentum, "error": error - update_table}
 
     def max_bytes(self, layout: ParameterLayout) -> int:
         return max_value_bytes(self.rows * self._n_columns(layout.size), self.values)
@@ -122,8 +128,8 @@ class FetchSGD(CompressionScheme):
         columns, k = self._n_columns(run.layout.size), top_k_size(self.kept_share, run.layout.size)
         if columns < max(MIN_COLUMNS, MIN_COLUMNS_PER_COORDINATE * k):
             yield (
-                f"{run.key}.density = {self.density:g}: {columns:,} columns are few for {k:,} coordinates a round, expected "
-                f"{MIN_COLUMNS:,} and {MIN_COLUMNS_PER_COORDINATE} for each coordinate; "
+                f"{run.key}.density = {self.density:g}: {columns:,} columns are too few for {k:,} coordinates a round, "
+                f"expected {MIN_COLUMNS:,} and {MIN_COLUMNS_PER_COORDINATE} for each coordinate; "
                 "set a larger density, or a smaller kept_share"
             )
 
@@ -136,5 +142,5 @@ class FetchSGD(CompressionScheme):
 
 
 def _derive_hash_key(seed: int) -> int:
-    """Of the hash that all tables of a run have in common."""
+    """Return the key of the hash that all tables of a run share."""
     return shared_key(seed, "fetch-sgd")

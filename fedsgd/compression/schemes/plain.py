@@ -1,4 +1,4 @@
-"""No memory: what the operator drops is lost."""
+"""Scheme without memory: the part of an update that the operator drops is lost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 
 @dataclass(frozen=True)
 class MemorylessScheme(OperatorScheme):
-    """The operator alone, on each round's update by itself. Nothing is remembered on either side."""
+    """The operator alone, for the update of each round. Neither side has a state.
+
+    Attributes:
+        op: operator of the frames.
+    """
 
     name: ClassVar[str] = "plain"
 
     @property
     def codec(self) -> int:
-        """Its frames are the operator's."""
+        """Codec id of the operator, which encodes the frames."""
         return self.op.codec
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:

@@ -1,4 +1,4 @@
-"""Low-rank factors of each weight matrix."""
+"""PowerSGD: low-rank factors of each weight matrix."""
 
 from __future__ import annotations
 
@@ -23,8 +23,15 @@ from fedsgd.wire.levels import require_sections
 
 @dataclass(frozen=True)
 class MatrixLayout:
-    """One tensor as a matrix [n, m] at `start` of the flat vector: the first dimension by all others. factors: where its left
-    factor [n, r] begins in the vector of all factors, its right one [m, r] right behind it; rank: r."""
+    """One tensor as a matrix [n, m]: its first dimension by all others.
+
+    Attributes:
+        start: position of the tensor in the flat vector.
+        n: rows.
+        m: columns.
+        rank: r.
+        factor_offset: position of the left factor [n, r] in the vector of all factors. The right factor [m, r] follows it.
+    """
 
     start: int
     n: int
@@ -34,39 +41,45 @@ class MatrixLayout:
 
     @property
     def flat_slice(self) -> slice:
-        """Its stretch of the flat vector."""
+        """Slice of the tensor in the flat vector."""
         return slice(self.start, self.start + self.n * self.m)
 
     def view_factors(self, factors: F32) -> tuple[F32, F32]:
-        """Its left factor [n, r] and right factor [m, r], as views."""
+        """Return the left factor [n, r] and the right factor [m, r] as views of the vector of all factors."""
         cut, end = self.factor_offset + self.rank * self.n, self.factor_offset + self.rank * (self.n + self.m)
         return factors[self.factor_offset : cut].reshape(self.n, -1), factors[cut:end].reshape(self.m, -1)
 
 
 def count_factor_values(matrices: list[MatrixLayout]) -> int:
-    """Numbers in all factors together."""
+    """Return the number of values in all factors together."""
     return sum(matrix.rank * (matrix.n + matrix.m) for matrix in matrices)
 
 
 def split_tensors(layout: ParameterLayout, rank: int) -> tuple[list[MatrixLayout], list[slice]]:
-    """(tensors that rank-r factors make smaller, stretches of all others)."""
-    found, rest, at = [], [], 0
+    """Return the tensors that rank-r factors make smaller, and the slices of all other tensors."""
+    matrices, other_slices, factor_offset = [], [], 0
     for _, part, shape in layout.list_slices():
         size = part.stop - part.start
         n = shape[0] if shape else 1
         m = size // n if n else 0
         if len(shape) > 1 and rank * (n + m) < n * m:
-            found.append(MatrixLayout(part.start, n, m, rank, at))
-            at += rank * (n + m)
+            matrices.append(MatrixLayout(part.start, n, m, rank, factor_offset))
+            factor_offset += rank * (n + m)
         else:
-            rest.append(part)
-    return found, rest
+            other_slices.append(part)
+    return matrices, other_slices
 
 
 @dataclass(frozen=True, eq=False)
 class LowRankUpdate(Update):
-    """P̂Qᵀ for each matrix, and all other coordinates. factors: all P̂ [n, r] and Q [m, r], one behind the other; rest: the
-    others, in order."""
+    """Update with P̂Qᵀ for each matrix, and all other coordinates.
+
+    Attributes:
+        layout: tensors of the vector, P numbers.
+        rank: r.
+        factors: P̂ [n, r] and Q [m, r] of each matrix, flat and in order.
+        other_values: coordinates of all other tensors, in order.
+    """
 
     layout: ParameterLayout
     rank: int
@@ -81,15 +94,15 @@ class LowRankUpdate(Update):
         out += self.to_dense().astype(out.dtype, copy=False) * out.dtype.type(weight)
 
     def to_dense(self) -> F32:
-        found, rest = split_tensors(self.layout, self.rank)
+        matrices, other_slices = split_tensors(self.layout, self.rank)
         out = np.empty(self.layout.size, dtype=np.float32)
-        for matrix in found:
+        for matrix in matrices:
             out[matrix.flat_slice] = _product(*matrix.view_factors(self.factors))
-        at = 0
-        for part in rest:
+        start = 0
+        for part in other_slices:
             size = part.stop - part.start
-            out[part] = self.other_values[at : at + size]
-            at += size
+            out[part] = self.other_values[start : start + size]
+            start += size
         return out
 
 
@@ -98,18 +111,25 @@ class PowerSGD(CompressionScheme):
     """Each weight matrix as two thin factors from one step of power iteration, with error feedback.
 
     PowerSGD (Vogels, Karimireddy and Jaggi 2019, algorithm 1). For each tensor as a matrix M [n, m] of residual plus update:
-    P̂ = orthonormalised M Q, then Q = Mᵀ P̂; P̂Qᵀ is what arrives, the rest is the residual. |M − P̂Qᵀ|² = |M|² − |P̂ᵀM|²:
-    exact on rank ≤ r. Q starts from the last round's (each client its own), so that the iteration goes on over the rounds, and
-    from random signs where it is zero, or a matrix that was zero once would be sent as zero for ever. All clients start from
-    the same signs: errors of their first rounds are alike, and `has_independent_errors` is False. Tensors with one dimension,
-    and those
-    too small to gain, are sent whole.
+    P̂ = orthonormalised M Q, then Q = Mᵀ P̂. P̂Qᵀ is the decoded matrix and M − P̂Qᵀ the residual. |M − P̂Qᵀ|² = |M|² − |P̂ᵀM|²,
+    so rank ≤ r is exact. r(n + m) floats a matrix. Tensors with one dimension, and tensors that factors would not make smaller,
+    are sent whole.
 
-    The paper averages P over the workers before it is orthonormalised, by an all-reduce between the two products. A federation
-    has no second phase in a round: both factors of each client's own matrix are sent at once, and the server averages the
-    products. So the update of a cohort may have rank m·r, and each client's approximation is its own. The paper's first Q is
-    Gaussian, and its momentum (algorithm 2) comes after decompression: that is the server's optimizer here. r(n + m) floats a
-    matrix.
+    Q starts from the client's Q of its last round, so that the iteration continues over the rounds. Columns that are zero start
+    from random signs, otherwise a matrix that was zero once would always be sent as zero. All clients start from the same
+    signs, so the errors of their first rounds are alike, and `has_independent_errors` is False.
+
+    Deviations:
+
+    * The paper averages P over the workers before it is orthonormalised, by an all-reduce between the two products. A round of
+      federated learning has no second phase. So each client sends both factors of its own matrix, and the server averages the
+      products. The update of C clients may have rank C·r, and each client's approximation is its own.
+    * The paper's first Q is Gaussian. Its momentum (algorithm 2) is applied after decompression, by the server's optimizer
+      here.
+
+    Attributes:
+        rank: r.
+        values: format of the factors and of all other values.
     """
 
     name: ClassVar[str] = "power-sgd"
@@ -122,25 +142,27 @@ class PowerSGD(CompressionScheme):
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         accumulated: F32 = x if "residual" not in state else state["residual"] + x
-        found, rest = split_tensors(ctx.layout, self.rank)
-        factors = np.zeros(count_factor_values(found), dtype=np.float32)
-        warm = state.get("factors", factors)
-        for matrix in found:
+        matrices, other_slices = split_tensors(ctx.layout, self.rank)
+        factors = np.zeros(count_factor_values(matrices), dtype=np.float32)
+        previous_factors = state.get("factors", factors)
+        for matrix in matrices:
             m = accumulated[matrix.flat_slice].reshape(matrix.n, matrix.m)
-            start = _make_start_factor(matrix.view_factors(warm)[1], matrix, ctx.seed)
+            start = _make_start_factor(matrix.view_factors(previous_factors)[1], matrix, ctx.seed)
             left, right = matrix.view_factors(factors)
             left[:] = self._round_to_format(_orthonormalise(_multiply(m, start)))
             with np.errstate(over="ignore"):
                 right[:] = _multiply_transposed(m, left)
-        if not (all_finite(factors) and _has_finite_products(found, factors)):
+        if not (all_finite(factors) and _has_finite_products(matrices, factors)):
             raise NonFiniteError(ctx.round, ctx.client, "a product of factors leaves float32's range")
-        vectors = np.concatenate([np.zeros(0, dtype=np.float32), *(accumulated[part] for part in rest)])
-        (coded,), factors = encode_values(factors, self.values, entropy=False)
-        whole, vectors = encode_values(vectors, self.values, entropy=False)
-        update = LowRankUpdate(ctx.layout, self.rank, factors, vectors)
-        after: StateArrays = {"residual": accumulated - update.to_dense(), "factors": factors}
+        other_values = np.concatenate([np.zeros(0, dtype=np.float32), *(accumulated[part] for part in other_slices)])
+        (factor_section,), factors = encode_values(factors, self.values, entropy=False)
+        other_sections, other_values = encode_values(other_values, self.values, entropy=False)
+        update = LowRankUpdate(ctx.layout, self.rank, factors, other_values)
+        next_state: StateArrays = {"residual": accumulated - update.to_dense(), "factors": factors}
         return EncodedUpdate(
-            (Section(SectionKind.FACTOR, coded.data), *whole), after, {"residual": EntryPatch(None, accumulated)}
+            (Section(SectionKind.FACTOR, factor_section.data), *other_sections),
+            next_state,
+            {"residual": EntryPatch(None, accumulated)},
         )
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
@@ -148,20 +170,22 @@ class PowerSGD(CompressionScheme):
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         require_sections(sections, (SectionKind.FACTOR, SectionKind.VALUE))
-        found, rest = split_tensors(ctx.layout, self.rank)
-        coded = Section(SectionKind.VALUE, sections[0].data, sections[0].offset)
-        factors = decode_values((coded,), count_factor_values(found), self.values, entropy=False)
-        if not _has_finite_products(found, factors):
-            raise WireError(sections[0].offset, "factors so large that their product is not finite")
-        vectors = decode_values(sections[1:], _count_others(rest), self.values, entropy=False)
-        return LowRankUpdate(ctx.layout, self.rank, factors, vectors)
+        matrices, other_slices = split_tensors(ctx.layout, self.rank)
+        factor_section = Section(SectionKind.VALUE, sections[0].data, sections[0].offset)
+        factors = decode_values((factor_section,), count_factor_values(matrices), self.values, entropy=False)
+        if not _has_finite_products(matrices, factors):
+            raise WireError(sections[0].offset, "the factors are so large that their product is not finite")
+        other_values = decode_values(sections[1:], _count_others(other_slices), self.values, entropy=False)
+        return LowRankUpdate(ctx.layout, self.rank, factors, other_values)
 
     def max_bytes(self, layout: ParameterLayout) -> int:
-        found, rest = split_tensors(layout, self.rank)
-        return max_value_bytes(count_factor_values(found), self.values) + max_value_bytes(_count_others(rest), self.values)
+        matrices, other_slices = split_tensors(layout, self.rank)
+        return max_value_bytes(count_factor_values(matrices), self.values) + max_value_bytes(
+            _count_others(other_slices), self.values
+        )
 
     def _round_to_format(self, factor: F64) -> F32:
-        """As the receiver will read it, so that the right factor fits the left one that arrives."""
+        """Return a factor as the receiver reads it, so that the right factor fits the decoded left factor."""
         return encode_values(factor.astype(np.float32).reshape(-1), self.values, entropy=False)[1].reshape(factor.shape)
 
 
@@ -170,7 +194,7 @@ def _count_others(other_slices: list[slice]) -> int:
 
 
 def _has_finite_products(matrices: list[MatrixLayout], factors: F32) -> bool:
-    """Whether no entry of a product can leave float32's range."""
+    """Return whether no entry of a product can leave float32's range."""
     limit = float(np.finfo(np.float32).max)
     for matrix in matrices:
         left, right = matrix.view_factors(factors)
@@ -180,22 +204,24 @@ def _has_finite_products(matrices: list[MatrixLayout], factors: F32) -> bool:
 
 
 def _make_start_factor(previous_factor: F32, matrix: MatrixLayout, seed: int) -> F32:
-    """Q [m, r] to start from: the last round's, and random signs in columns that are zero."""
+    """Return Q [m, r] to start from: the previous Q, with random signs in columns that are zero."""
     words = counter_hash(shared_key(seed, "power-sgd", matrix.start), np.arange(previous_factor.size, dtype=np.uint64))
     signs = (1 - 2 * (words & np.uint64(1)).astype(np.float32)).reshape(previous_factor.shape)
     return np.where((previous_factor != 0).any(axis=0), previous_factor, signs)
 
 
 def _orthonormalise(columns: F64) -> F64:
-    """The columns [n, r] by Gram and Schmidt, twice over for what rounding left; one that depends on those before it is
-    zero."""
+    """Return the columns [n, r] orthonormalised by Gram and Schmidt, twice to remove rounding errors.
+
+    A column that depends on earlier columns becomes zero.
+    """
     out = columns.copy()
     for c in range(out.shape[1]):
-        before = np.sqrt(sum_in_lanes(out[:, c] * out[:, c]))
+        original_norm = np.sqrt(sum_in_lanes(out[:, c] * out[:, c]))
         for earlier in [*range(c), *range(c)]:
             out[:, c] -= sum_in_lanes(out[:, earlier] * out[:, c]) * out[:, earlier]
         norm = np.sqrt(sum_in_lanes(out[:, c] * out[:, c]))
-        out[:, c] = out[:, c] / norm if norm > 1e-10 * before else 0.0
+        out[:, c] = out[:, c] / norm if norm > 1e-10 * original_norm else 0.0
     return out
 
 
@@ -209,7 +235,7 @@ def _multiply_reference(m: F32, q: F32) -> F64:
 
 @kernel(_multiply_reference)
 def _multiply(m: F32, q: F32) -> F64:
-    """M Q [n, r] in float64, each sum over 64 lanes as in `vectors`."""
+    """Return M Q [n, r] in float64, each sum over 64 lanes as in `reductions`."""
     n, size = m.shape
     rank = q.shape[1]
     columns = np.empty((rank, size), dtype=np.float64)
@@ -241,7 +267,7 @@ def _multiply_transposed_reference(m: F32, p: F32) -> F32:
 
 @kernel(_multiply_transposed_reference)
 def _multiply_transposed(m: F32, p: F32) -> F32:
-    """Mᵀ P [m, r], summed in float64 in ascending rows."""
+    """Return Mᵀ P [m, r], summed in float64 in ascending rows."""
     size, rank = m.shape[1], p.shape[1]
     sums = np.zeros((rank, size), dtype=np.float64)
     for i in range(m.shape[0]):
@@ -266,7 +292,7 @@ def _product_reference(left: F32, right: F32) -> F32:
 
 @kernel(_product_reference)
 def _product(left: F32, right: F32) -> F32:
-    """P Qᵀ [n · m], summed in float64 in ascending rank."""
+    """Return P Qᵀ [n · m], summed in float64 in ascending rank."""
     rank = left.shape[1]
     columns = np.empty((rank, right.shape[0]), dtype=np.float64)
     for j in range(right.shape[0]):

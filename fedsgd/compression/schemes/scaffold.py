@@ -1,4 +1,4 @@
-"""Control variates: each client corrects its steps by how its gradients differ from everybody's."""
+"""SCAFFOLD: control variates correct each client's steps by the difference of its gradients from the mean gradient."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ from fedsgd.wire import Section, SectionKind, Sections, decode_values, encode_va
 class Scaffold(ServerReferenceScheme):
     """SCAFFOLD: local steps corrected by control variates.
 
-    Karimireddy et al. 2020 (algorithm 1, option II). Local step: w ← w − η(g − c_i + c). After K of them, x being the local
-    update: c_i⁺ = c_i − c − x / Kη; the client sends x and c_i⁺ − c_i. Server: the mean of x is the update; c ← c + Σ (c_i⁺ −
-    c_i) / N over the cohort. c goes down beside the model (a REFERENCE frame), so in both directions a message weighs about
-    twice a dense one; all of it is counted. x may be compressed by `operator`, control variates are sent in `values`.
+    Karimireddy et al. 2020 (algorithm 1, option II). Local step: w ← w − η(g − c_i + c). After K steps with local update x:
+    c_i⁺ = c_i − c − x / Kη; the client sends x and c_i⁺ − c_i. Server: the mean of x is the update; c ← c + Σ (c_i⁺ − c_i) / N
+    over the cohort. c is sent with the model in a REFERENCE frame. So a message in either direction has about twice the bytes
+    of a dense one, and all of them are counted.
 
-    Kη is the sum of the step sizes; clients have to train with plain SGD, or x / Kη is no mean gradient; where it is 0 (no
-    examples, or a schedule that ends at 0) c_i stays. If a reply is lost, c_i is what it was before. All clients weigh the
-    same. The server keeps one vector and each client one. A round without replies changes nothing, as the algorithm has it:
-    without a cohort both of its sums are empty.
+    Kη is the sum of the learning rates. Clients must train with plain SGD, otherwise x / Kη is no mean gradient. If Kη is 0 (no
+    examples, or a schedule that ends at 0), c_i stays unchanged. If a reply is lost, c_i is restored. All clients have equal
+    weights. The server stores one vector and each client one. A round without replies changes nothing, as in the algorithm:
+    without a cohort both sums are empty.
+
+    Attributes:
+        op: operator of x, best an unbiased one: SCAFFOLD has no error feedback.
+        values: format of the control variates.
     """
 
     name: ClassVar[str] = "scaffold"
@@ -45,25 +49,27 @@ class Scaffold(ServerReferenceScheme):
     values: Literal["float32", "bfloat16"] = "float32"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        own = state.get("control")
-        travelled = np.float32(ctx.learning_rate_sum)
-        if travelled:
-            change = -x / travelled
+        control = state.get("control")
+        learning_rate_sum = np.float32(ctx.learning_rate_sum)
+        if learning_rate_sum:
+            change = -x / learning_rate_sum
             change = change if ctx.reference is None else change - ctx.reference
-        else:  # no step was made, by which its gradients could be known
+        else:  # without a step the update says nothing about the gradients
             change = np.zeros_like(x)
-        (coded,), decoded = encode_values(change, self.values, entropy=False)
+        (control_section,), decoded = encode_values(change, self.values, entropy=False)
         sections, _ = self.op.encode(x, ctx)
-        after: F64 = decoded.astype(np.float64) if own is None else own + decoded
-        undo = None if own is None else EntryPatch(None, own)
-        return EncodedUpdate((Section(SectionKind.CONTROL, coded.data), *sections), {"control": after}, {"control": undo})
+        next_control: F64 = decoded.astype(np.float64) if control is None else control + decoded
+        rollback = None if control is None else EntryPatch(None, control)
+        return EncodedUpdate(
+            (Section(SectionKind.CONTROL, control_section.data), *sections), {"control": next_control}, {"control": rollback}
+        )
 
     def gradient_correction(self, state: StateArrays, ctx: CodecContext) -> F32 | None:
-        """c − c_i."""
+        """Return c − c_i."""
         if "control" not in state:
             return ctx.reference
-        own: F32 = state["control"].astype(np.float32)
-        return -own if ctx.reference is None else ctx.reference - own
+        control: F32 = state["control"].astype(np.float32)
+        return -control if ctx.reference is None else ctx.reference - control
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         return None
@@ -91,17 +97,17 @@ class Scaffold(ServerReferenceScheme):
         return self.op.n_coordinates(sections[1:], ctx)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Warn of a lossy operator, whose losses no client remembers."""
+        """Warn of a lossy operator: SCAFFOLD has no error feedback."""
         yield from super().find_warnings(run)
         if self.op.is_lossy(run.layout):
             yield (
-                f"{run.key}.op: {self.op.name} is biased, and what it leaves out of an update is lost, as SCAFFOLD has no "
-                f'error feedback; set {run.key}.op = "qsgd", or another unbiased operator'
+                f"{run.key}.op: {self.op.name} is biased, and the part of an update that it drops is lost, as SCAFFOLD has "
+                f'no error feedback; set {run.key}.op = "qsgd", or another unbiased operator'
             )
 
     def _decode_control_change(self, sections: Sections, layout: ParameterLayout) -> F64:
-        """c_i⁺ − c_i [P]."""
+        """Return c_i⁺ − c_i [P]."""
         if not sections or sections[0].kind != SectionKind.CONTROL:
-            raise WireError(sections[0].offset if sections else 0, "the first section is not the control variate's")
-        coded = Section(SectionKind.VALUE, sections[0].data, sections[0].offset)
-        return decode_values((coded,), layout.size, self.values, entropy=False).astype(np.float64)
+            raise WireError(sections[0].offset if sections else 0, "the first section is not the control variate")
+        control_section = Section(SectionKind.VALUE, sections[0].data, sections[0].offset)
+        return decode_values((control_section,), layout.size, self.values, entropy=False).astype(np.float64)

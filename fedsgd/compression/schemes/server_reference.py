@@ -1,4 +1,4 @@
-"""Schemes whose server tells clients a vector beside the model."""
+"""Base class of schemes whose server sends clients a vector in addition to the model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from fedsgd.wire import Sections
 
 @dataclass(frozen=True)
 class ServerReferenceScheme(OperatorScheme):
-    """A scheme whose server state "reference" [P] is sent along with the model, exactly (float32, exponents coded, zeros left
-    out), in a REFERENCE frame; nothing is sent before there is one."""
+    """Scheme whose server state "reference" [P] is sent with the model in a REFERENCE frame, once there is one.
+
+    It is sent exactly: float32, exponents coded, zeros left out.
+
+    Attributes:
+        op: operator of the frames.
+    """
 
     def encode_reference(self, server_state: StateArrays, ctx: CodecContext) -> Sections:
         if "reference" not in server_state:
@@ -27,7 +32,7 @@ class ServerReferenceScheme(OperatorScheme):
         with np.errstate(over="ignore"):  # sums of finite replies
             reference = server_state["reference"].astype(np.float32)
         if not all_finite(reference):
-            raise NonFiniteError(ctx.round - 1, None, "what clients are told beside the model leaves float32's range")
+            raise NonFiniteError(ctx.round - 1, None, "the reference vector leaves float32's range")
         indices = np.flatnonzero(reference)
         return encode_sparse(indices, reference[indices], "float32", ctx)[0]
 

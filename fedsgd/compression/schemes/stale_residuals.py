@@ -1,4 +1,4 @@
-"""What becomes of updates that a client held back while it was away."""
+"""Policies for the residual of a client that was absent."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ from fedsgd.wire import Sections
 
 @dataclass(frozen=True)
 class StaleResidualPolicy(CompressionScheme):
-    """A scheme whose clients do not keep forever what they hold back.
+    """A scheme whose residuals decay or are reset while a client is absent.
 
-    What a client has not sent was computed on an older model, and says less about the present one with every round that it is
-    away. "decay": it shrinks by `factor` for each round missed; "reset": it is dropped if more than `rounds` were missed. With
-    every client in every round both change nothing. Missed rounds are counted from the last in which the client took part,
+    A residual was computed on an older model, and suits the present model less with every round of absence. With every client
+    in every round both policies change nothing. Missed rounds are counted from the last round in which the client took part,
     whether its reply arrived or not.
+
+    Attributes:
+        scheme: scheme with residual entries in the client's state.
+        policy: "decay" multiplies the residual by `factor` for each missed round; "reset" drops it if more than `rounds` were
+            missed.
+        factor: decay a round.
+        rounds: maximum number of missed rounds without a reset.
     """
 
     name: ClassVar[str] = "ageing"
@@ -37,27 +43,30 @@ class StaleResidualPolicy(CompressionScheme):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.scheme.residual_entries:
-            raise FieldError(self.name, "scheme", f"{self.scheme.name} holds nothing back that could grow stale")
+            raise FieldError(self.name, "scheme", f"{self.scheme.name} has no residual that could become stale")
 
     @property
     def codec(self) -> int:
-        """Its frames are the scheme's."""
+        """Codec id of the scheme, which encodes the frames."""
         return self.scheme.codec
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        sent = self.scheme.send(x, self._apply_policy(state, ctx.round), ctx)
-        return EncodedUpdate(sent.sections, {**sent.state, "round": np.array(ctx.round)}, sent.rollback)
+        update = self.scheme.send(x, self._apply_policy(state, ctx.round), ctx)
+        return EncodedUpdate(update.sections, {**update.state, "round": np.array(ctx.round)}, update.rollback)
 
     def _apply_policy(self, state: StateArrays, round: int) -> StateArrays:
-        """What is left of the state in `round`."""
-        rest = {name: value for name, value in state.items() if name != "round"}
+        """Return the state with which the client encodes in `round`."""
+        scheme_state = {name: value for name, value in state.items() if name != "round"}
         missed = max(0, round - int(state["round"]) - 1) if "round" in state else 0
         if self.policy == "reset" and missed > self.rounds:
-            return {name: value for name, value in rest.items() if name not in self.scheme.residual_entries}
+            return {name: value for name, value in scheme_state.items() if name not in self.scheme.residual_entries}
         if self.policy == "decay" and missed:
-            kept = np.float32(self.factor**missed)
-            return {name: value * kept if name in self.scheme.residual_entries else value for name, value in rest.items()}
-        return rest
+            remaining_share = np.float32(self.factor**missed)
+            return {
+                name: value * remaining_share if name in self.scheme.residual_entries else value
+                for name, value in scheme_state.items()
+            }
+        return scheme_state
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         return self.scheme.undelivered_update({name: value for name, value in state.items() if name != "round"}, layout)

@@ -1,4 +1,4 @@
-"""Sparse ternary compression: the clients' side of it."""
+"""Sparse ternary compression (STC): the uplink."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from fedsgd.wire import Sections
 
 @dataclass(frozen=True)
 class STC(CompressionScheme):
-    """Top-k with the kept coordinates sent as sign · mean magnitude, and error feedback.
+    """Top-k with values sign · mean magnitude, and error feedback.
 
     Sattler, Wiedemann, Müller and Samek 2019 (arXiv 1903.02891). a = residual + x, send STC(a), residual ← a − STC(a).
-    |x − C(x)|² = |x|² − |top|₁²/k exactly. 1 bit and a position for each kept coordinate.
+    |x − C(x)|² = |x|² − |top|₁²/k exactly. 1 bit and a position for each coordinate.
 
-    With fewer than k non-zeros all of them are sent, and no others. μ is then their mean; the paper divides by k all the same,
-    which makes μ smaller.
+    With fewer than k non-zeros all of them are sent, and no zeros. μ is then their mean. The paper still divides by k, which
+    makes μ smaller.
 
-    The paper's server does the same with the mean of what it decodes, and sends that: [downlink] policy = "error-feedback" with
-    compressor = { name = "top-k", values = "ternary" }.
+    The paper's server compresses the mean of the decoded updates in the same way and sends it: [downlink] policy =
+    "error-feedback" with compressor = { name = "top-k", values = "ternary" }.
+
+    Attributes:
+        density: k / P.
     """
 
     name: ClassVar[str] = "stc"
