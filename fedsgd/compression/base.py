@@ -167,7 +167,7 @@ class CompressionOperator(Compressor):
 
     Laws by kind; C(x) is the decoded vector:
 
-    * "unbiased": E[C(x)] = x. Where `variance` is known, it is E|C(x) − x|².
+    * "unbiased": E[C(x)] = x. Where `variance` is not None, it is E|C(x) − x|².
     * "contractive": |x − C(x)|² ≤ (1 − δ)|x|² + A with δ = `contraction` and A = `absolute_error`. The law holds on each call
       if the operator is `deterministic`, else in the mean over the shared randomness. The error is never more than |x|².
     * "neither": the operator's docstring states the law.

@@ -57,11 +57,11 @@ class StaleResidualPolicy(CompressionScheme):
     def _apply_policy(self, state: StateArrays, round: int) -> StateArrays:
         """Return the state with which the client encodes in `round`."""
         scheme_state = {name: value for name, value in state.items() if name != "round"}
-        missed = max(0, round - int(state["round"]) - 1) if "round" in state else 0
-        if self.policy == "reset" and missed > self.rounds:
+        missed_rounds = max(0, round - int(state["round"]) - 1) if "round" in state else 0
+        if self.policy == "reset" and missed_rounds > self.rounds:
             return {name: value for name, value in scheme_state.items() if name not in self.scheme.residual_entries}
-        if self.policy == "decay" and missed:
-            remaining_share = np.float32(self.factor**missed)
+        if self.policy == "decay" and missed_rounds:
+            remaining_share = np.float32(self.factor**missed_rounds)
             return {
                 name: value * remaining_share if name in self.scheme.residual_entries else value
                 for name, value in scheme_state.items()
