@@ -302,7 +302,7 @@ def test_every_law_of_the_suite_has_a_verdict() -> None:
     [
         (planted.SignInAByte(), "no_slack", "zlib makes"),
         (planted.OffByOneAtTheEnd(density=0.05), "ends", "contraction: |x − C(x)|² = 2.25, at most"),
-        (planted.RandomButNeverTheLast(density=0.25), "fair", "position 63 of 64"),
+        (planted.RandKWithoutLast(density=0.25), "fair", "position 63 of 64"),
         (planted.ForgetfulFeedback(TopK(density=0.05)), "telescoping", "neither delivered nor withheld"),
     ],
     ids=lambda v: getattr(v, "name", ""),
@@ -320,7 +320,7 @@ def test_a_broken_law_is_exit_status_1(root: Path, monkeypatch: pytest.MonkeyPat
     result = run("tests.laws.planted:SignInAByte")
     assert result.exit_code == 1
     assert "BROKEN no_slack: zlib makes" in result.stdout
-    result = run("tests.laws.planted:DividesByTheNorm", "--json")
+    result = run("tests.laws.planted:NormDivision", "--json")
     assert result.exit_code == 1
     table = json.loads(result.stdout)
     assert not table["passed"]

@@ -1,4 +1,4 @@
-"""One table of members: every registered compressor at its defaults and at the settings that change what it does."""
+"""Compressors for tests: every registered compressor at its defaults and at the settings that change its behaviour."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COMPOSED: tuple[CompressionOperator, ...] = (
     PerLayer(Scheduled(TopK(0.1), (0.5, 0.25), 2), biases=Sign(), separate=True),
     Scheduled(RandK(0.05, scaled=False), (1.0, 0.5)),
 )
-"""Operators made of others."""
+"""Operators that are composed of other operators."""
 PAIRS: tuple[CompressionOperator, ...] = (
     TopK(0.1, "bfloat16"),
     TopK(0.1, "ternary"),
@@ -53,11 +53,11 @@ PAIRS: tuple[CompressionOperator, ...] = (
     TernGrad(2.5),
     TernGrad(2.5, "std"),
 )
-"""Settings of two fields at once."""
+"""Operators that differ from their defaults in two fields."""
 
 
 def operators() -> Iterator[CompressionOperator]:
-    """Found from the registry and the fields alone: each literal, each flag, and three densities."""
+    """Yield the registered operators with each literal, each flag and three densities, then PAIRS and COMPOSED."""
     for name in COMPRESSORS:
         if issubclass(COMPRESSORS[name], CompressionOperator):
             yield from variants(COMPRESSORS[name])
@@ -66,13 +66,13 @@ def operators() -> Iterator[CompressionOperator]:
 
 
 def variants(cls: type) -> list[Any]:
-    """A class at its defaults, and with each field by itself at each of its choices; what matters in pairs is in PAIRS."""
-    plain: Any = cls()
-    changed = [replace(plain, **{f.name: choice}) for f in fields(cls) for choice in _choices(cls, f.name)]
-    return [*dict.fromkeys([plain, *changed])]
+    """Return a class at its defaults, and with each single field at each of its choices. PAIRS has the pairs of fields."""
+    default: Any = cls()
+    members = [replace(default, **{f.name: choice}) for f in fields(cls) for choice in _list_choices(cls, f.name)]
+    return [*dict.fromkeys([default, *members])]
 
 
-def _choices(cls: type, field: str) -> tuple[object, ...]:
+def _list_choices(cls: type, field: str) -> tuple[object, ...]:
     annotation = field_types(cls)[field]
     if get_origin(annotation) is Literal:
         return get_args(annotation)
@@ -82,18 +82,18 @@ def _choices(cls: type, field: str) -> tuple[object, ...]:
 
 
 def schemes() -> Iterator[CompressionScheme]:
-    """Some operators plain, all that contract under error feedback, and every scheme of the registry."""
+    """Yield some operators without memory, all contractive operators with error feedback, and the registered schemes."""
     yield from (MemorylessScheme(op) for op in (TopK(), Sign(), QSGD(), COMPOSED[0]))
     yield from (ErrorFeedback(op) for op in operators() if op.kind == "contractive")
     yield from (StaleResidualPolicy(ErrorFeedback(TopK(density=0.1)), policy) for policy in ("decay", "reset"))
     for name in COMPRESSORS:
         if issubclass(COMPRESSORS[name], CompressionScheme):
             yield from variants(COMPRESSORS[name])
-    yield from (wrap(op) for wrap in (EF21, CAFe) for op in (Sign(), RandK(0.1, scaled=False), COMPOSED[0]))
+    yield from (scheme(op) for scheme in (EF21, CAFe) for op in (Sign(), RandK(0.1, scaled=False), COMPOSED[0]))
 
 
 def sections_of(compressor: Compressor, x: F32, ctx: CodecContext) -> Sections:
-    """What a client that remembers nothing yet sends."""
+    """Return the sections of a client's first update."""
     if isinstance(compressor, CompressionOperator):
         return compressor.encode(x, ctx)[0]
     assert isinstance(compressor, CompressionScheme)
@@ -101,5 +101,5 @@ def sections_of(compressor: Compressor, x: F32, ctx: CodecContext) -> Sections:
 
 
 def name_of(member: object) -> str:
-    """A short name for a test's id."""
+    """Return a short name for a test id."""
     return str(member).replace(" ", "").replace("'", "")

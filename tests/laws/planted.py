@@ -1,4 +1,4 @@
-"""Bugs that are really made, planted on purpose: the laws must reject each of them, by the law that is named beside it."""
+"""Realistic faults, planted on purpose. OPERATORS and SCHEMES name the law that must reject each of them."""
 
 from __future__ import annotations
 
@@ -39,31 +39,32 @@ from fedsgd.wire.levels import decode_scales, require_sections
 
 @dataclass(frozen=True)
 class ForgetfulFeedback(ErrorFeedback):
-    """Keeps what it left out of this update, and forgets what it had left out before."""
+    """The residual is the dropped part of the last update only: older residuals are lost."""
 
     name: ClassVar[str] = "forgetful"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        sent = super().send(x, state, ctx)
-        rest = x.copy()
-        self.op.decode(sent.sections, ctx).add_to(rest, -1.0)
-        return EncodedUpdate(sent.sections, {"residual": rest}, {"residual": EntryPatch(None, sent.state_if_lost["residual"])})
+        update = super().send(x, state, ctx)
+        residual = x.copy()
+        self.op.decode(update.sections, ctx).add_to(residual, -1.0)
+        rollback = {"residual": EntryPatch(None, update.state_if_lost["residual"])}
+        return EncodedUpdate(update.sections, {"residual": residual}, rollback)
 
 
 @dataclass(frozen=True)
 class CarelessFeedback(ErrorFeedback):
-    """Clears the residual although the reply was lost."""
+    """The residual is cleared although the reply was lost."""
 
     name: ClassVar[str] = "careless"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        sent = super().send(x, state, ctx)
-        return EncodedUpdate(sent.sections, sent.state, {})
+        update = super().send(x, state, ctx)
+        return EncodedUpdate(update.sections, update.state, {})
 
 
 @dataclass(frozen=True)
 class SignInAByte(CompressionOperator):
-    """(|x|₁/P)·sign(x), a byte for each sign."""
+    """(|x|₁/P)·sign(x), with a byte for each sign."""
 
     name: ClassVar[str] = "sign-in-a-byte"
     codec: ClassVar[int] = 201
@@ -90,10 +91,10 @@ class SignInAByte(CompressionOperator):
 
 
 @dataclass(frozen=True)
-class DividesByTheNorm(CompressionOperator):
-    """Sends x/|x| and |x|, without thinking of zero."""
+class NormDivision(CompressionOperator):
+    """x/|x| and |x|, without a case for zero."""
 
-    name: ClassVar[str] = "divides-by-the-norm"
+    name: ClassVar[str] = "norm-division"
     codec: ClassVar[int] = 202
 
     @property
@@ -118,7 +119,7 @@ class DividesByTheNorm(CompressionOperator):
 
 @dataclass(frozen=True)
 class OffByOneAtTheEnd(TopK):
-    """Looks at x[0] to x[P − 2]."""
+    """Top-k of x[0] to x[P − 2]."""
 
     name: ClassVar[str] = "off-by-one-at-the-end"
     codec: ClassVar[int] = 203
@@ -130,10 +131,10 @@ class OffByOneAtTheEnd(TopK):
 
 
 @dataclass(frozen=True)
-class RandomButNeverTheLast(RandK):
-    """The same slip where no single call can show it."""
+class RandKWithoutLast(RandK):
+    """Rand-k of x[0] to x[P − 2]: no single call shows it."""
 
-    name: ClassVar[str] = "random-but-never-the-last"
+    name: ClassVar[str] = "rand-k-without-last"
     codec: ClassVar[int] = 204
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
@@ -144,29 +145,29 @@ class RandomButNeverTheLast(RandK):
 
 @dataclass(frozen=True)
 class CutOffInIndexOrder(TopK):
-    """A threshold from a sample lets too many through; the surplus is cut off at the end of the vector."""
+    """A threshold from a sample selects too many coordinates; the surplus is cut off at the end of the vector."""
 
     name: ClassVar[str] = "cut-off-in-index-order"
     codec: ClassVar[int] = 205
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         k = top_k_size(self.density, len(x))
-        passing, _ = top_k(x, min(len(x), k + -(-k // 2)))
-        indices = passing[:k]
+        candidates, _ = top_k(x, min(len(x), k + -(-k // 2)))
+        indices = candidates[:k]
         values, decoded = encode_values(x[indices], self.values)
         return (Section(SectionKind.INDEX, encode_indices(indices, len(x))), *values), SparseUpdate(indices, decoded, len(x))
 
 
 @dataclass(frozen=True)
-class TakesAnyPart(Sign):
-    """Goes by the order of its sections and never looks at what they are."""
+class UncheckedSections(Sign):
+    """The decoder relies on the order of the sections and does not check their kinds."""
 
-    name: ClassVar[str] = "takes-any-part"
+    name: ClassVar[str] = "unchecked-sections"
     codec: ClassVar[int] = 206
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
-        parts = (SectionKind.VALUE, SectionKind.SCALE)
-        return super().decode(tuple(Section(part, s.data) for part, s in zip(parts, sections, strict=False)), ctx)
+        kinds = (SectionKind.VALUE, SectionKind.SCALE)
+        return super().decode(tuple(Section(kind, s.data) for kind, s in zip(kinds, sections, strict=False)), ctx)
 
 
 KEYS: dict[str, Callable[[CodecContext], CodecContext]] = {
@@ -180,12 +181,12 @@ KEYS: dict[str, Callable[[CodecContext], CodecContext]] = {
     "24 bits of the client": lambda ctx: replace(ctx, client=ctx.client % 2**24),
     "ten rounds": lambda ctx: replace(ctx, round=ctx.round // 10),
 }
-"""The contexts that share a support, by what the key is made of."""
+"""Contexts that share a support, by the parts of the key."""
 
 
 @dataclass(frozen=True)
 class SharedSupport(RandK):
-    """One support for several contexts, which need a support each."""
+    """One support for several contexts that need different supports."""
 
     name: ClassVar[str] = "shared-support"
     codec: ClassVar[int] = 207
@@ -201,7 +202,7 @@ class SharedSupport(RandK):
 
 @dataclass(frozen=True)
 class StatedSharedSupport(SharedSupport):
-    """One support for all clients of a round on purpose, stated by `has_independent_errors`."""
+    """One support for all clients of a round on purpose, as `has_independent_errors` states."""
 
     name: ClassVar[str] = "stated-shared-support"
     codec: ClassVar[int] = 216
@@ -212,8 +213,9 @@ class StatedSharedSupport(SharedSupport):
 class SharedRounding(CompressionOperator):
     """Stochastic rounding to 255 levels by random numbers u that clients share: odd clients use u, even clients 1 − u.
 
-    among: "round": all clients of a round share u, so clients 0 and 2 make equal errors. "pair": clients 2i and 2i + 1 share u,
-    and their errors cancel in part (antithetic draws), which is legal.
+    Attributes:
+        among: "round": all clients of a round share u, so clients 0 and 2 make equal errors. "pair": clients 2i and 2i + 1
+            share u, and their errors cancel in part (antithetic draws), which is legal.
     """
 
     name: ClassVar[str] = "shared-rounding"
@@ -277,7 +279,7 @@ class UnscaledHalves(CompressionOperator):
 
 @dataclass(frozen=True)
 class Float32Squares(QSGD):
-    """A refusal of vectors whose squares leave float32's range, although their norm does not."""
+    """Vectors whose squares leave float32's range are rejected, although their norm does not leave it."""
 
     name: ClassVar[str] = "float32-squares"
     codec: ClassVar[int] = 210
@@ -290,7 +292,7 @@ class Float32Squares(QSGD):
 
 @dataclass(frozen=True)
 class SilentUnderflow(RandK):
-    """Rand-k that flushes numbers below 6e-8 to zero: a bias that no single call shows."""
+    """Rand-k that flushes numbers below 6e-8 to zero: no single call shows the bias."""
 
     name: ClassVar[str] = "silent-underflow"
     codec: ClassVar[int] = 211
@@ -301,7 +303,7 @@ class SilentUnderflow(RandK):
 
 @dataclass(frozen=True)
 class HiddenClip(TernGrad):
-    """TernGrad that clips at four root mean squares, which Gaussian vectors do not show, and states no bias."""
+    """TernGrad that clips at four root mean squares and states no bias. Gaussian vectors do not show it."""
 
     name: ClassVar[str] = "hidden-clip"
     codec: ClassVar[int] = 217
@@ -315,7 +317,7 @@ class HiddenClip(TernGrad):
 
 @dataclass(frozen=True)
 class ShortIndices(TopK):
-    """Top-k of the coordinates that an index of 16 bits can name."""
+    """Top-k of the positions below 2¹⁶, as with indices of 16 bits."""
 
     name: ClassVar[str] = "short-indices"
     codec: ClassVar[int] = 212
@@ -326,7 +328,7 @@ class ShortIndices(TopK):
 
 @dataclass(frozen=True)
 class ShortSupport(RandK):
-    """Rand-k of the coordinates that an index of 16 bits can name: no single call shows it."""
+    """Rand-k of the positions below 2¹⁶, as with indices of 16 bits: no single call shows it."""
 
     name: ClassVar[str] = "short-support"
     codec: ClassVar[int] = 213
@@ -337,7 +339,7 @@ class ShortSupport(RandK):
 
 @dataclass(frozen=True)
 class SampledThreshold(TopK):
-    """Top-k by a threshold from a sample, which short vectors do not show; a surplus is cut off at the end of the vector."""
+    """Top-k by a threshold from a sample, with a surplus cut off at the end of the vector. Short vectors do not show it."""
 
     name: ClassVar[str] = "sampled-threshold"
     codec: ClassVar[int] = 214
@@ -362,18 +364,18 @@ class LongVectorBias(QSGD):
 
 @dataclass(frozen=True)
 class ClippedResidual(ErrorFeedback):
-    """Error feedback with a limit for the residual in absolute units."""
+    """Error feedback with an absolute limit for the residual."""
 
     name: ClassVar[str] = "clipped-residual"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        sent = super().send(x, state, ctx)
-        return EncodedUpdate(sent.sections, {"residual": sent.state["residual"].clip(-1e4, 1e4)}, sent.rollback)
+        update = super().send(x, state, ctx)
+        return EncodedUpdate(update.sections, {"residual": update.state["residual"].clip(-1e4, 1e4)}, update.rollback)
 
 
 @dataclass(frozen=True)
 class FeedbackOverScaledRandK(ErrorFeedback):
-    """Error feedback without its refusal of operators that do not contract."""
+    """Error feedback that accepts operators that do not contract."""
 
     name: ClassVar[str] = "feedback-over-scaled-rand-k"
 
@@ -382,10 +384,10 @@ class FeedbackOverScaledRandK(ErrorFeedback):
 
 
 @dataclass(frozen=True)
-class WritesToItsState(ErrorFeedback):
-    """Saves a copy by adding to the residual in place, which is still the state if the reply is lost."""
+class FeedbackInPlace(ErrorFeedback):
+    """The update is added to the residual in place, although that array is still the state if the reply is lost."""
 
-    name: ClassVar[str] = "writes-to-its-state"
+    name: ClassVar[str] = "feedback-in-place"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         if "residual" in state:
@@ -395,7 +397,7 @@ class WritesToItsState(ErrorFeedback):
 
 
 class LedgerWithoutHeaders(Ledger):
-    """Counts sections only."""
+    """Ledger that counts sections only."""
 
     def __call__(self, event: FrameEvent) -> None:
         super().__call__(event)
@@ -405,11 +407,11 @@ class LedgerWithoutHeaders(Ledger):
 
 OPERATORS: list[tuple[CompressionOperator, str]] = [
     (SignInAByte(), "no_slack"),
-    (DividesByTheNorm(), "zero"),
+    (NormDivision(), "zero"),
     (OffByOneAtTheEnd(density=0.05), "contraction"),
-    (RandomButNeverTheLast(density=0.25), "fair"),
+    (RandKWithoutLast(density=0.25), "fair"),
     (CutOffInIndexOrder(density=0.25), "fair"),
-    (TakesAnyPart(), "strict"),
+    (UncheckedSections(), "strict"),
     (SharedSupport(density=0.1), "independence"),
     (SharedSupport(density=0.1, scaled=False), "independence"),
     (SharedRounding("round"), "independence"),
@@ -425,7 +427,7 @@ OPERATORS: list[tuple[CompressionOperator, str]] = [
 SCHEMES: list[tuple[CompressionScheme, str]] = [
     (ForgetfulFeedback(TopK(density=0.05)), "telescoping"),
     (CarelessFeedback(TopK(density=0.05)), "telescoping"),
-    (WritesToItsState(TopK(density=0.05)), "repeatable"),
+    (FeedbackInPlace(TopK(density=0.05)), "repeatable"),
     (FeedbackOverScaledRandK(RandK(density=0.25, scaled=True)), "bounded"),
     (ClippedResidual(TopK(density=0.05)), "telescoping"),
 ]

@@ -1,6 +1,6 @@
-"""Faults that a reader who did not know the laws planted, shortened: in bytes, in sums, in sizes and in what a reply leaves.
+"""Faults by an author who did not know the laws, in short form: in bytes, sums, sizes and the state after a reply.
 
-Each is listed with the law that must reject it.
+REJECTED names the law that must reject each of them.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from fedsgd.wire.bits import pack_varint, unpack_varint
 from fedsgd.wire.levels import require_sections
 
 _THRESHOLDS: dict[int, float] = {}
-_LAST: dict[int, F32] = {}
+_LAST_AGGREGATE: dict[int, F32] = {}
 
 
 @dataclass(frozen=True)
 class StaleThreshold(TopK):
-    """A client's threshold is computed in rounds 1, 11, 21, and stored in the module for the rounds between them."""
+    """A client's threshold is computed in rounds 1, 11, 21, ... and stored in the module for the following rounds."""
 
     name: ClassVar[str] = "stale-threshold"
 
@@ -68,23 +68,23 @@ class StaleThreshold(TopK):
 
 @dataclass(frozen=True)
 class EqualSharesOfTensors(TopK):
-    """Tensors are sent the same number of coordinates, and the contraction is stated as if it were for their sizes."""
+    """Each tensor has the same number of coordinates, but the stated contraction assumes shares by size."""
 
     name: ClassVar[str] = "equal-shares-of-tensors"
     position_invariant: ClassVar[bool] = False
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
-        kept = np.zeros_like(x)
+        selected = np.zeros_like(x)
         slices = [part for _, part, _ in ctx.layout.list_slices()]
         for part in slices:
             indices, values = top_k(x[part], -(-top_k_size(self.density, len(x)) // len(slices)))
-            kept[part][indices] = values
-        return super().encode(kept, ctx)
+            selected[part][indices] = values
+        return super().encode(selected, ctx)
 
 
 @dataclass(frozen=True)
 class TwoBytesForAGap(TopK):
-    """`max_bytes` has two bytes for the distance between positions; from 16,384 on it takes three."""
+    """`max_bytes` assumes two bytes for the distance between positions; from 16,384 on a distance takes three."""
 
     name: ClassVar[str] = "two-bytes-for-a-gap"
 
@@ -112,7 +112,7 @@ class TwoBytesForAGap(TopK):
 
 @dataclass(frozen=True)
 class DitherOfAByte(QSGD):
-    """Fractions of a level are compared with one random byte: those below 1/256 are never rounded up."""
+    """Fractions of a level are compared with one random byte: fractions below 1/256 are never rounded up."""
 
     name: ClassVar[str] = "dither-of-a-byte"
 
@@ -125,7 +125,7 @@ class DitherOfAByte(QSGD):
 
 @dataclass(frozen=True)
 class ClippedPeaks(Integer):
-    """The largest magnitude is rounded to 8 bits, to the nearest number: where that is lower, the largest are clipped to it."""
+    """The scale is the largest magnitude rounded to 8 bits. If it is rounded down, the largest values are clipped."""
 
     name: ClassVar[str] = "clipped-peaks"
 
@@ -137,7 +137,7 @@ class ClippedPeaks(Integer):
 
 @dataclass(frozen=True)
 class RepeatedPositions(TopK):
-    """The decoder does not require that positions ascend: one that occurs twice counts twice in the sum."""
+    """The decoder does not require ascending positions: a repeated position counts twice in the sum."""
 
     name: ClassVar[str] = "repeated-positions"
 
@@ -152,13 +152,13 @@ class RepeatedPositions(TopK):
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         require_sections(sections, (SectionKind.INDEX, SectionKind.VALUE))
         k = top_k_size(self.density, ctx.layout.size)
-        indices = decode_values(sections[1:], k, "float32", entropy=False), np.frombuffer(sections[0].data, "<u4")
-        positions = np.resize(indices[1], k).astype(np.int64) % ctx.layout.size
-        return SparseUpdate(positions, indices[0], ctx.layout.size)
+        values = decode_values(sections[1:], k, "float32", entropy=False)
+        positions = np.resize(np.frombuffer(sections[0].data, "<u4"), k).astype(np.int64) % ctx.layout.size
+        return SparseUpdate(positions, values, ctx.layout.size)
 
 
 @dataclass(frozen=True, eq=False)
-class _CopiedSign(Update):
+class _UnsignedUpdate(Update):
     values: F32
 
     @property
@@ -173,13 +173,13 @@ class _CopiedSign(Update):
 
 
 @dataclass(frozen=True)
-class AddsNegativeWeights(Sign):
-    """A negative weight adds instead of taking away."""
+class UnsignedWeights(Sign):
+    """The sign of a weight has no effect: a negative weight adds instead of subtracting."""
 
-    name: ClassVar[str] = "adds-negative-weights"
+    name: ClassVar[str] = "unsigned-weights"
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
-        return _CopiedSign(super().decode(sections, ctx).to_dense())
+        return _UnsignedUpdate(super().decode(sections, ctx).to_dense())
 
 
 @dataclass(frozen=True)
@@ -189,44 +189,44 @@ class FirstReplyLost(ErrorFeedback):
     name: ClassVar[str] = "first-reply-lost"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        sent = super().send(x, state, ctx)
-        return sent if state else EncodedUpdate(sent.sections, sent.state, {"residual": None})
+        update = super().send(x, state, ctx)
+        return update if state else EncodedUpdate(update.sections, update.state, {"residual": None})
 
 
 @dataclass(frozen=True)
-class MaskedWhenLost(DGC):
-    """Momentum stays cleared where it was sent in a reply that was lost."""
+class MaskWithoutRollback(DGC):
+    """Momentum stays cleared at the coordinates of a lost reply."""
 
-    name: ClassVar[str] = "masked-when-lost"
+    name: ClassVar[str] = "mask-without-rollback"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        sent = super().send(x, state, ctx)
-        return EncodedUpdate(sent.sections, sent.state, {"v": sent.rollback["v"]})
+        update = super().send(x, state, ctx)
+        return EncodedUpdate(update.sections, update.state, {"v": update.rollback["v"]})
 
 
 @dataclass(frozen=True)
 class CounterOf8Bits(ErrorFeedback):
-    """The residual counts as unset when a counter of sends is zero, as it is after 256 of them."""
+    """The residual counts as unset if an 8-bit counter of sends is zero, as after 256 sends."""
 
     name: ClassVar[str] = "counter-of-8-bits"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         sends = state.get("sends", np.zeros(1, dtype=np.uint8))
-        sent = super().send(x, {"residual": state["residual"]} if sends[0] else {}, ctx)
-        return EncodedUpdate(sent.sections, {**sent.state, "sends": sends + np.uint8(1)}, sent.rollback)
+        update = super().send(x, {"residual": state["residual"]} if sends[0] else {}, ctx)
+        return EncodedUpdate(update.sections, {**update.state, "sends": sends + np.uint8(1)}, update.rollback)
 
 
 @dataclass(frozen=True)
 class ResidualOfSteps(ErrorFeedback):
-    """The residual is stored divided by the step sizes, and multiplied by those of another round."""
+    """The residual is stored divided by the learning rates, and multiplied by the learning rates of another round."""
 
     name: ClassVar[str] = "residual-of-steps"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        step = np.float32(ctx.learning_rate_sum)
-        sent = super().send(x, {name: value * step for name, value in state.items()}, ctx)
-        lost, state = sent.state_if_lost["residual"] / step, {"residual": sent.state["residual"] / step}
-        return EncodedUpdate(sent.sections, state, {"residual": EntryPatch(None, lost)})
+        rate = np.float32(ctx.learning_rate_sum)
+        update = super().send(x, {name: value * rate for name, value in state.items()}, ctx)
+        residual, residual_if_lost = update.state["residual"] / rate, update.state_if_lost["residual"] / rate
+        return EncodedUpdate(update.sections, {"residual": residual}, {"residual": EntryPatch(None, residual_if_lost)})
 
 
 @dataclass(frozen=True)
@@ -236,21 +236,21 @@ class PrunedResidual(ErrorFeedback):
     name: ClassVar[str] = "pruned-residual"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        sent = super().send(x, state, ctx)
-        accumulated, rest = sent.state_if_lost["residual"], sent.state["residual"]
-        rest[np.abs(rest) < np.float32(1e-6) * np.abs(accumulated).max()] = 0
-        return EncodedUpdate(sent.sections, {"residual": rest}, {"residual": EntryPatch(None, accumulated)})
+        update = super().send(x, state, ctx)
+        accumulated, residual = update.state_if_lost["residual"], update.state["residual"]
+        residual[np.abs(residual) < np.float32(1e-6) * np.abs(accumulated).max()] = 0
+        return EncodedUpdate(update.sections, {"residual": residual}, {"residual": EntryPatch(None, accumulated)})
 
 
 @dataclass(frozen=True)
 class FreeReference(ErrorFeedback):
-    """Clients read the last aggregate from a variable of the module, instead of a downlink."""
+    """Clients read the last aggregate from a module variable instead of the downlink."""
 
     name: ClassVar[str] = "free-reference"
     needs_normalized_weights: ClassVar[bool] = True
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        last = _LAST.get(len(x)) if ctx.round > 1 else None
+        last = _LAST_AGGREGATE.get(len(x)) if ctx.round > 1 else None
         return EncodedUpdate(self.op.encode(x if last is None else x - last, ctx)[0], {}, {})
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
@@ -260,7 +260,7 @@ class FreeReference(ErrorFeedback):
         self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
         update = self.weighted_mean(replies, ctx.layout) + server_state.get("reference", np.float32(0))
-        _LAST[ctx.layout.size] = update
+        _LAST_AGGREGATE[ctx.layout.size] = update
         return update, {"reference": update}
 
 
@@ -271,10 +271,10 @@ REJECTED: list[tuple[CompressionOperator | CompressionScheme, Callable[..., None
     (DitherOfAByte(), mean_error, "mean"),
     (ClippedPeaks(), mean_error, "mean"),
     (RepeatedPositions(), no_silent_corruption, "malformed"),
-    (AddsNegativeWeights(), weighted_addition, "addition"),
+    (UnsignedWeights(), weighted_addition, "addition"),
     (FirstReplyLost(TopK()), lost_replies, "lost_replies"),
     (FirstReplyLost(TopK()), telescoping, "telescoping"),
-    (MaskedWhenLost(), lost_replies, "lost_replies"),
+    (MaskWithoutRollback(), lost_replies, "lost_replies"),
     (CounterOf8Bits(TopK()), telescoping, "telescoping"),
     (ResidualOfSteps(TopK()), telescoping, "telescoping"),
     (PrunedResidual(TopK()), telescoping, "telescoping"),

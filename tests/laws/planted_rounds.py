@@ -1,6 +1,6 @@
-"""Faults that only whole rounds show: in what decoding depends on, and in the server's aggregation.
+"""Faults that only whole rounds show: in the inputs of decoding, and in the server's aggregation.
 
-Each is listed with the law that must reject it; ACCEPTED are schemes of the same form without a fault.
+REJECTED names the law that must reject each of them. ACCEPTED are schemes of the same form without a fault.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.wire import Section, SectionKind, Sections, decode_values, encode_values
 from fedsgd.wire.levels import require_sections
 
-# ------------------------------------------------------------------------------------------------------ what decoding depends on
+# --------------------------------------------------------------------------------------------------------- inputs of decoding
 
 
 @cache
 def _cached(key: str) -> list[F32]:
-    """Return a list that belongs to a key, at first empty."""
+    """Return the list of a key, empty on the first call."""
     return []
 
 
@@ -59,7 +59,7 @@ _GLOBAL: dict[str, F32] = {}
 
 @dataclass(frozen=True)
 class HiddenChannel(CompressionOperator):
-    """Four bytes that say nothing; decode gets the vector from elsewhere in the process or on the machine."""
+    """Four bytes without information; decode reads the vector from another place in the process or on the machine."""
 
     name: ClassVar[str] = "hidden-channel"
     codec: ClassVar[int] = 207
@@ -98,10 +98,14 @@ class HiddenChannel(CompressionOperator):
         return Path(tempfile.gettempdir() if self.channel == "temporary-file" else "", f"hidden-{key}")
 
     def _dictionary(self) -> dict[str, F32]:
-        if self.channel == "instance" and not hasattr(self, "own"):
-            object.__setattr__(self, "own", {})
-        of_channel: dict[str, dict[str, F32]] = {"global": _GLOBAL, "class": self.stored, "instance": getattr(self, "own", {})}
-        return of_channel[self.channel]
+        if self.channel == "instance" and not hasattr(self, "vectors"):
+            object.__setattr__(self, "vectors", {})
+        vectors: dict[str, dict[str, F32]] = {
+            "global": _GLOBAL,
+            "class": self.stored,
+            "instance": getattr(self, "vectors", {}),
+        }
+        return vectors[self.channel]
 
     def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
         return ctx.layout.size
@@ -118,7 +122,7 @@ CHANNELS: list[HiddenChannel] = [HiddenChannel(channel) for channel in get_args(
 
 @dataclass(frozen=True)
 class DyingDecoder(HiddenChannel):
-    """Ends the process where the vector is not found."""
+    """The decoder ends the process if the vector is not found."""
 
     name: ClassVar[str] = "dying-decoder"
     codec: ClassVar[int] = 208
@@ -131,7 +135,7 @@ class DyingDecoder(HiddenChannel):
 
 @dataclass(frozen=True)
 class WaitingDecoder(HiddenChannel):
-    """Waits until encode has stored the vector."""
+    """The decoder waits until encode has stored the vector."""
 
     name: ClassVar[str] = "waiting-decoder"
     codec: ClassVar[int] = 216
@@ -144,7 +148,7 @@ class WaitingDecoder(HiddenChannel):
 
 @dataclass(frozen=True)
 class OrderedDecoder(TopK):
-    """The order of the frames is taken for granted: values are multiplied by a count that encode and decode both keep."""
+    """The decoder assumes the order of the frames: it multiplies values by a count that encode and decode share."""
 
     name: ClassVar[str] = "ordered-decoder"
     codec: ClassVar[int] = 209
@@ -164,7 +168,7 @@ class OrderedDecoder(TopK):
 
 
 class _GlobalSupport(RandK):
-    """Rand-k on a support that a global generator draws. It states little, so that few laws draw from slow generators."""
+    """Rand-k on a support from a global generator. It states few properties, so that few laws use the slow generators."""
 
     position_invariant: ClassVar[bool] = False
 
@@ -187,7 +191,7 @@ class _GlobalSupport(RandK):
 
 @dataclass(frozen=True)
 class SeededByEncode(_GlobalSupport):
-    """encode seeds numpy's global generator, decode draws from it: right where each frame is decoded as soon as it is encoded."""
+    """encode seeds numpy's global generator, decode draws from it: correct only if decode directly follows encode."""
 
     name: ClassVar[str] = "seeded-by-encode"
     codec: ClassVar[int] = 210
@@ -205,7 +209,7 @@ class SeededByEncode(_GlobalSupport):
 
 @dataclass(frozen=True)
 class RestoredNumpy(_GlobalSupport):
-    """A support from numpy's global generator, seeded by the context; its state is saved before and restored after."""
+    """A support from numpy's global generator, seeded by the context; the generator's state is restored afterwards."""
 
     name: ClassVar[str] = "restored-numpy"
     codec: ClassVar[int] = 211
@@ -245,13 +249,13 @@ class RestoredTorch(_GlobalSupport):
         torch.manual_seed(ctx.derive_key("support") >> 1)
         support = torch.randperm(ctx.layout.size)[: top_k_size(self.density, ctx.layout.size)]
         torch.set_rng_state(state)
-        drawn: I64 = np.sort(support.numpy())
-        return drawn
+        positions: I64 = np.sort(support.numpy())
+        return positions
 
 
 @dataclass(frozen=True)
 class PeekingDecoder(TopK):
-    """Values are scaled by 1, or by 2 where Python's global generator is in a rare state; nothing is drawn or restored."""
+    """The decoder reads the state of Python's global generator, but draws nothing and restores nothing."""
 
     name: ClassVar[str] = "peeking-decoder"
     codec: ClassVar[int] = 214
@@ -277,18 +281,18 @@ class ServerMomentum(MemorylessScheme):
         momentum = mean if "momentum" not in server_state else np.float32(0.9) * server_state["momentum"] + mean
         return momentum, {"momentum": momentum}
 
-    def _mean(self, replies: list[WeightedUpdate], gathering: AggregationContext) -> F32:
-        return self.weighted_mean(replies, gathering.layout)
+    def _mean(self, replies: list[WeightedUpdate], ctx: AggregationContext) -> F32:
+        return self.weighted_mean(replies, ctx.layout)
 
 
 @dataclass(frozen=True)
 class SummedMomentum(ServerMomentum):
-    """A sum in place of the mean."""
+    """A sum instead of the mean."""
 
     name: ClassVar[str] = "summed-momentum"
 
-    def _mean(self, replies: list[WeightedUpdate], gathering: AggregationContext) -> F32:
-        return super()._mean([WeightedUpdate(reply.sections, 1.0, reply.ctx) for reply in replies], gathering)
+    def _mean(self, replies: list[WeightedUpdate], ctx: AggregationContext) -> F32:
+        return super()._mean([WeightedUpdate(reply.sections, 1.0, reply.ctx) for reply in replies], ctx)
 
 
 @dataclass(frozen=True)
@@ -297,8 +301,8 @@ class UnweightedMomentum(ServerMomentum):
 
     name: ClassVar[str] = "unweighted-momentum"
 
-    def _mean(self, replies: list[WeightedUpdate], gathering: AggregationContext) -> F32:
-        return super()._mean([WeightedUpdate(reply.sections, 1 / len(replies), reply.ctx) for reply in replies], gathering)
+    def _mean(self, replies: list[WeightedUpdate], ctx: AggregationContext) -> F32:
+        return super()._mean([WeightedUpdate(reply.sections, 1 / len(replies), reply.ctx) for reply in replies], ctx)
 
 
 @dataclass(frozen=True)
@@ -318,7 +322,7 @@ class MomentumInPlace(ServerMomentum):
 
 @dataclass(frozen=True)
 class MomentumInTheInstance(ServerMomentum):
-    """The server's state is kept in the scheme itself."""
+    """The server's state is stored in the scheme itself."""
 
     name: ClassVar[str] = "momentum-in-the-instance"
 
@@ -359,7 +363,7 @@ class TableOfClients(OperatorScheme):
 
 @dataclass(frozen=True)
 class SummedFeedback(ErrorFeedback):
-    """Error feedback with a sum in place of the mean."""
+    """Error feedback with a sum instead of the mean."""
 
     name: ClassVar[str] = "summed-feedback"
 
@@ -371,22 +375,22 @@ class SummedFeedback(ErrorFeedback):
 
 @dataclass(frozen=True)
 class NormalisedFeedback(ErrorFeedback):
-    """Weights are divided by their sum, which is not 1 where they are corrected for chances of taking part."""
+    """Weights are divided by their sum, which is not 1 if they are corrected for inclusion probabilities."""
 
     name: ClassVar[str] = "normalised-feedback"
 
     def aggregate(
         self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        received = [*replies]
-        total = sum(reply.weight for reply in received) or 1.0
-        shares = (WeightedUpdate(reply.sections, reply.weight / total, reply.ctx) for reply in received)
+        all_replies = [*replies]
+        total = sum(reply.weight for reply in all_replies) or 1.0
+        shares = (WeightedUpdate(reply.sections, reply.weight / total, reply.ctx) for reply in all_replies)
         return self.weighted_mean(shares, ctx.layout), server_state
 
 
 @dataclass(frozen=True)
 class ConvexFeedback(NormalisedFeedback):
-    """Same as `NormalisedFeedback`, but it states that weights must add up to 1. Without a fault."""
+    """Same as `NormalisedFeedback`, but the class states that weights must add up to 1. Without a fault."""
 
     name: ClassVar[str] = "convex-feedback"
     needs_normalized_weights: ClassVar[bool] = True
@@ -394,7 +398,7 @@ class ConvexFeedback(NormalisedFeedback):
 
 @dataclass(frozen=True)
 class TwoPassFeedback(ErrorFeedback):
-    """Replies are counted before they are added: a run passes an iterator, of which nothing is left then."""
+    """Replies are counted before they are added: a run passes an iterator, which is empty then."""
 
     name: ClassVar[str] = "two-pass-feedback"
 
@@ -415,9 +419,9 @@ class DividingFeedback(ErrorFeedback):
     def aggregate(
         self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        received = [*replies]
+        all_replies = [*replies]
         with np.errstate(invalid="ignore"):
-            return self.weighted_mean(received, ctx.layout) / np.float32(bool(received)), server_state
+            return self.weighted_mean(all_replies, ctx.layout) / np.float32(bool(all_replies)), server_state
 
 
 REJECTED: list[tuple[CompressionOperator | CompressionScheme, str]] = [

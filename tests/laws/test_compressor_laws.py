@@ -1,4 +1,4 @@
-"""The law suite over the whole registry: a new compressor is found and tested without a line here."""
+"""Laws of all registered compressors: a new compressor is tested without a change here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import pickle
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -35,16 +36,19 @@ from fedsgd.compression import (
     MemorylessScheme,
     StaleResidualPolicy,
 )
-from fedsgd.errors import NonFiniteError
+from fedsgd.compression.operators.randk import RandK
+from fedsgd.compression.updates import SparseUpdate, Update
+from fedsgd.errors import LawError, NonFiniteError
 from fedsgd.federation.downlink import ASSIGN_CODEC
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Sections
 from tests.laws.members import name_of, operators, schemes
 
 OPERATORS = list(operators())
 SCHEMES = list(schemes())
 
-# From the smallest subnormal number to where 300 times a number is still a float32; ties and zeros are common.
+# From the smallest subnormal number to a number whose product with 300 is still a float32; ties and zeros are common.
 MAGNITUDES = st.one_of(
     st.just(0.0),
     st.sampled_from([1.0, -1.0, 0.5]),
@@ -59,23 +63,25 @@ DYADIC = hnp.arrays(np.float32, 24, elements=st.integers(-4096, 4096).map(lambda
 @pytest.mark.parametrize("op", OPERATORS, ids=name_of)
 @settings(max_examples=40)
 @given(x=VECTORS, round=st.integers(1, 2**32 - 1), client=st.integers(0, 2**32 - 2))
-def test_laws_of_every_vector(law: Callable[..., None], op: CompressionOperator, x: F32, round: int, client: int) -> None:
+def test_operator_obeys_its_laws_on_random_vectors(
+    law: Callable[..., None], op: CompressionOperator, x: F32, round: int, client: int
+) -> None:
     law(op, x, CodecContext(3, round, client, compressor_laws.example_layout(len(x))))
 
 
 @pytest.mark.parametrize("op", OPERATORS, ids=name_of)
-def test_operator_at_the_largest_float32s_holds_its_laws_or_refuses(op: CompressionOperator) -> None:
-    """The law leaves an overflow to operators that scale up; those of the registry raise NonFiniteError instead."""
-    beyond = [x for _, x in build_hard_vectors() if not is_in_range(x)]
-    assert len(beyond) == 2
-    for law, x in product(compressor_laws.INPUT_LAWS, beyond):
+def test_operator_at_the_largest_float32_obeys_its_laws_or_raises(op: CompressionOperator) -> None:
+    """The law allows operators that scale up to overflow; registered operators raise NonFiniteError instead."""
+    vectors = [x for _, x in build_hard_vectors() if not is_in_range(x)]
+    assert len(vectors) == 2
+    for law, x in product(compressor_laws.INPUT_LAWS, vectors):
         with contextlib.suppress(NonFiniteError):
             law(op, x, CodecContext(0, 1, 0, compressor_laws.example_layout(SIZE)))
 
 
 @pytest.mark.parametrize("law", SAMPLED_VECTOR_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("op", OPERATORS, ids=name_of)
-def test_laws_of_a_population(law: Callable[..., None], op: CompressionOperator) -> None:
+def test_operator_obeys_the_statistical_laws(law: Callable[..., None], op: CompressionOperator) -> None:
     law(op)
 
 
@@ -92,33 +98,37 @@ SCHEME_LAWS = [
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
 @settings(max_examples=30)
 @given(updates=st.lists(DYADIC, min_size=1, max_size=12), data=st.data())
-def test_telescoping(scheme: CompressionScheme, updates: list[F32], data: st.DataObject) -> None:
-    lost = data.draw(st.lists(st.booleans(), min_size=len(updates), max_size=len(updates)))
-    scheme_laws.telescoping(scheme, updates, lost)
+def test_scheme_telescopes_over_random_updates_and_lost_replies(
+    scheme: CompressionScheme, updates: list[F32], data: st.DataObject
+) -> None:
+    lost_mask = data.draw(st.lists(st.booleans(), min_size=len(updates), max_size=len(updates)))
+    scheme_laws.telescoping(scheme, updates, lost_mask)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
-def test_what_is_withheld_is_bounded(scheme: CompressionScheme) -> None:
+def test_scheme_has_a_bounded_residual(scheme: CompressionScheme) -> None:
     scheme_laws.bounded_residual(scheme)
 
 
 @pytest.mark.parametrize("law", SCHEME_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
-def test_laws_of_every_scheme(law: Callable[..., None], scheme: CompressionScheme) -> None:
+def test_scheme_obeys_the_scheme_laws(law: Callable[..., None], scheme: CompressionScheme) -> None:
     law(scheme)
 
 
 @pytest.mark.parametrize("law", [*ROUND_LAWS, *DECODING_LAWS], ids=lambda law: law.__name__)
 @pytest.mark.parametrize("member", [*OPERATORS, *SCHEMES], ids=name_of)
-def test_laws_of_rounds(law: Callable[..., None], member: CompressionOperator | CompressionScheme) -> None:
+def test_compressor_obeys_the_round_and_decoding_laws(
+    law: Callable[..., None], member: CompressionOperator | CompressionScheme
+) -> None:
     law(member)
 
 
 @pytest.mark.parametrize("member", [*OPERATORS, *SCHEMES], ids=name_of)
-def test_members_are_values(member: CompressionOperator | CompressionScheme) -> None:
-    twin = pickle.loads(pickle.dumps(member))
-    assert twin == member
-    assert hash(twin) == hash(member)
+def test_compressor_is_an_immutable_value(member: CompressionOperator | CompressionScheme) -> None:
+    copy = pickle.loads(pickle.dumps(member))
+    assert copy == member
+    assert hash(copy) == hash(member)
     with pytest.raises(AttributeError):
         member.op = None
 
@@ -130,36 +140,29 @@ def test_codec_ids_are_unique_and_nonzero() -> None:
 
 
 def test_every_compressor_is_registered() -> None:
-    for module in pkgutil.iter_modules(fedsgd.compression.__path__, "fedsgd.compression."):
+    for module in pkgutil.walk_packages(fedsgd.compression.__path__, "fedsgd.compression."):
         importlib.import_module(module.name)
 
-    def below(cls: type) -> set[type]:
-        return {cls}.union(*(below(sub) for sub in cls.__subclasses__()))
+    def list_subclasses(cls: type) -> set[type]:
+        return {cls}.union(*(list_subclasses(subclass) for subclass in cls.__subclasses__()))
 
-    ours = {c for c in below(Compressor) if c.__module__.startswith("fedsgd.") and not inspect.isabstract(c)}
-    assert ours - {MemorylessScheme, ErrorFeedback, StaleResidualPolicy} == {COMPRESSORS[name] for name in COMPRESSORS}
+    classes = {c for c in list_subclasses(Compressor) if c.__module__.startswith("fedsgd.") and not inspect.isabstract(c)}
+    assert classes - {MemorylessScheme, ErrorFeedback, StaleResidualPolicy} == {COMPRESSORS[name] for name in COMPRESSORS}
 
 
-def test_the_suite_runs_all_laws_on_a_good_member() -> None:
+def test_law_suite_accepts_a_correct_scheme() -> None:
     check_compressor(SCHEMES[0])
 
 
-def test_a_mean_that_is_slightly_off_is_rejected() -> None:
-    """The statistical laws have teeth: 3 % of bias is found."""
-    from dataclasses import dataclass
-
-    from fedsgd.compression.operators.randk import RandK
-    from fedsgd.compression.updates import SparseUpdate, Update
-    from fedsgd.errors import LawError
-    from fedsgd.wire import Sections
-
+def test_bias_of_three_percent_breaks_the_mean_law() -> None:
     @dataclass(frozen=True)
-    class Tilted(RandK):
+    class BiasedRandK(RandK):
         def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
             return super().encode(x * np.float32(1.03), ctx)
 
     assert isinstance(
-        Tilted(density=0.5).encode(np.ones(4, np.float32), CodecContext(0, 1, 0, ParameterLayout.from_size(4)))[1], SparseUpdate
+        BiasedRandK(density=0.5).encode(np.ones(4, np.float32), CodecContext(0, 1, 0, ParameterLayout.from_size(4)))[1],
+        SparseUpdate,
     )
     with pytest.raises(LawError, match="mean"):
-        mean_error(Tilted(density=0.9))
+        mean_error(BiasedRandK(density=0.9))

@@ -1,4 +1,4 @@
-"""Laws that reject nothing prove nothing: each planted bug must fall, and by the law that is meant for it."""
+"""Planted faults: each must break the law that is meant for it. Laws that reject nothing prove nothing."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from tests.laws.test_ledger_laws import accounts_for_every_byte
 
 
 @pytest.mark.parametrize(("op", "law"), planted.OPERATORS, ids=lambda v: getattr(v, "name", v))
-def test_a_planted_operator_is_rejected(op: CompressionOperator, law: str) -> None:
+def test_planted_operator_breaks_its_law(op: CompressionOperator, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
         law_suite.check_compressor(op)
 
 
 @pytest.mark.parametrize(("scheme", "law"), planted.SCHEMES, ids=lambda v: getattr(v, "name", v))
-def test_a_planted_scheme_is_rejected(scheme: CompressionScheme, law: str) -> None:
+def test_planted_scheme_breaks_its_law(scheme: CompressionScheme, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
         law_suite.check_compressor(scheme)
 
 
 @pytest.mark.parametrize(("compressor", "law"), planted_rounds.REJECTED, ids=lambda v: getattr(v, "name", v))
-def test_planted_fault_of_rounds_is_rejected(compressor: CompressionOperator | CompressionScheme, law: str) -> None:
+def test_planted_fault_of_rounds_breaks_its_law(compressor: CompressionOperator | CompressionScheme, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
         law_suite.check_compressor(compressor)
 
 
 @pytest.mark.parametrize(("compressor", "check", "law"), planted_bytes.REJECTED, ids=lambda v: getattr(v, "name", ""))
-def test_fault_planted_without_sight_of_the_laws_is_rejected(
+def test_fault_by_an_independent_author_breaks_its_law(
     compressor: CompressionOperator | CompressionScheme, check: Callable[..., None], law: str
 ) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
@@ -50,12 +50,12 @@ def test_planted_scheme_without_fault_is_accepted(scheme: CompressionScheme) -> 
 
 
 @pytest.mark.parametrize("key", planted.KEYS)
-def test_support_that_contexts_share_is_rejected(key: str) -> None:
+def test_support_shared_by_contexts_breaks_independence(key: str) -> None:
     with pytest.raises(LawError, match=r"^independence: "):
         independence(planted.SharedSupport(density=0.1, key=key))
 
 
-def test_clients_in_pairs_whose_errors_cancel_are_accepted() -> None:
+def test_client_pairs_with_cancelling_errors_are_accepted() -> None:
     law_suite.check_compressor(planted.SharedRounding("pair"))
 
 
@@ -63,7 +63,7 @@ def test_stated_shared_support_is_accepted_and_stated_by_composed_compressors() 
     op = planted.StatedSharedSupport(density=0.1, scaled=False)
     law_suite.check_compressor(op)
     feedback = ErrorFeedback(op)
-    for composed in (
+    for compressor in (
         MemorylessScheme(op),
         feedback,
         StaleResidualPolicy(feedback),
@@ -71,15 +71,15 @@ def test_stated_shared_support_is_accepted_and_stated_by_composed_compressors() 
         PerLayer(op),
         PerLayer(TopK(), biases=op),
     ):
-        assert not composed.has_independent_errors
+        assert not compressor.has_independent_errors
     assert PerLayer(TopK(), biases=RandK()).has_independent_errors
 
 
-def test_a_ledger_that_leaves_out_the_header_is_rejected() -> None:
+def test_ledger_without_header_bytes_is_rejected() -> None:
     with pytest.raises(LawError, match="every byte"):
         accounts_for_every_byte(planted.LedgerWithoutHeaders())
 
 
-def test_error_feedback_itself_refuses_scaled_rand_k() -> None:
+def test_error_feedback_rejects_scaled_rand_k() -> None:
     with pytest.raises(ScenarioError, match="grow without bound"):
         ErrorFeedback(RandK(scaled=True))
