@@ -23,6 +23,7 @@ from fedsgd.numerics.rng import shared_key
 from fedsgd.wire import Sections
 
 ClientId = int
+"""Number of a client, 0 to N − 1."""
 OperatorKind = Literal["unbiased", "contractive", "neither"]
 """Law that an operator obeys: see `CompressionOperator`."""
 Weighting = Literal["examples", "uniform"]
