@@ -76,7 +76,7 @@ class Module:
 
     @cached_property
     def imports(self) -> list[tuple[str, int, bool]]:
-        """Dotted name, line, and whether the import is inside a function, for each import of an own module."""
+        """(dotted name, line, True inside a function) of each import of an own module."""
         inside = {id(node) for f in ast.walk(self.tree) if isinstance(f, Function) for node in ast.walk(f)}
         found = []
         for node in ast.walk(self.tree):
@@ -87,6 +87,13 @@ class Module:
                 own = [alias.name for alias in node.names if alias.name.split(".")[0] == "fedsgd"]
                 found += [(name, node.lineno, id(node) in inside) for name in own]
         return found
+
+    @cached_property
+    def references(self) -> list[tuple[str, int]]:
+        """(dotted name, line) of each text "fedsgd.module:name", which registries import when the name is used."""
+        texts = [node for node in ast.walk(self.tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        matches = [(re.fullmatch(r"(fedsgd(?:\.\w+)+):\w+", str(text.value)), text.lineno) for text in texts]
+        return [(match[1], line) for match, line in matches if match]
 
 
 @cache
@@ -112,7 +119,7 @@ def upward_imports() -> list[str]:
     """Return the imports from the same floor's other packages and from higher floors, each as "file:line: text"."""
     findings = []
     for module in modules():
-        for name, line, _ in module.imports:
+        for name, line in [*((name, line) for name, line, _ in module.imports), *module.references]:
             entry = [*name.split("."), "__init__"][1]
             if entry != module.entry and FLOOR[entry] >= FLOOR[module.entry] and module.entry != "__main__":
                 findings.append(f"{module.path}:{line}: {module.entry} imports {entry}, which is not on a lower floor")
@@ -130,7 +137,7 @@ def inner_imports() -> list[str]:
 
 
 def cycles() -> list[list[str]]:
-    """Return the groups of modules that import one another, directly or through others; imports for types count."""
+    """Return the groups of modules that import one another, directly or indirectly; imports for types count."""
     graph = {module.name: {name for name, _, _ in module.imports} - {module.name} for module in modules()}
     order: dict[str, int] = {}
     low: dict[str, int] = {}

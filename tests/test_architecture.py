@@ -1,178 +1,158 @@
-"""The house: who may import whom, one door per dependency, and modules that fit in a head."""
+"""Structure of the package: floors, cycles, libraries, lengths, frozen components."""
 
 from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import MISSING, FrozenInstanceError, fields
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "fedsgd"
+from fedsgd.scenario.parsing import REGISTRIES
+from tests import structure
+from tests.structure import FLOORS, Module
 
-# Lowest first. A module may import from its own floor's package and from floors below.
-FLOORS = [
-    ["errors", "_version"],
-    ["system"],
-    ["numerics", "config"],
-    ["storage", "data", "optim", "wire"],
-    ["models", "network", "sampling", "compression"],
-    ["training"],
-    ["federation"],
-    ["runtime", "scenario"],
-    ["trackers"],
-    ["experiment"],
-    ["sweeps", "certification", "flower"],
-    ["analysis"],
-    ["cli"],
-]
-FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
-
-# The few modules that may import each dependency; anything not named here may not be imported at all.
-DOORS = {
-    "numpy": None,
-    "numba": {"numerics"},
-    "torch": {"system", "models", "optim", "training", "experiment", "storage"},
-    "msgspec": {"config"},
-    "tomli_w": {"scenario"},
-    "click": {"cli"},
-    "rich": {"cli"},
-    "pyarrow": {"storage", "experiment", "data"},
-    "PIL": {"data"},
-    "matplotlib": {"analysis"},
-    "jinja2": {"analysis"},
-    "pint": {"config"},
-    "safetensors": {"storage"},
-    "sklearn": {"data"},
-    "flwr": {"flower"},
-    "cryptography": {"flower"},
-    "psutil": {"flower"},
-    "datasets": {"data"},
-    "flwr_datasets": {"data"},
-    "tensorboard": {"trackers"},
-    "mlflow": {"trackers"},
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "numpy": ("",),
+    "numba": ("numerics.kernels",),
+    "torch": (
+        "experiment.builder",
+        "experiment.final_model",
+        "experiment.runner",
+        "experiment.summary",
+        "models",
+        "optim",
+        "storage.run_directory",
+        "system.torch_determinism",
+        "system.torch_threads",
+        "training",
+    ),
+    "msgspec": ("config.component",),
+    "tomli_w": ("scenario.scenario",),
+    "click": ("cli",),
+    "rich": ("cli.terminal",),
+    "pyarrow": ("data.datasets", "experiment.ledger", "storage.parquet"),
+    "PIL": ("data.datasets",),
+    "matplotlib": ("analysis.figures",),
+    "jinja2": ("analysis.page.html",),
+    "pint": ("config.quantities",),
+    "safetensors": ("storage.run_directory",),
+    "sklearn": ("data.datasets.digits",),
+    "flwr": ("flower",),
+    "cryptography": ("flower.deployment.tls",),
+    "psutil": ("flower.deployment",),
+    "datasets": ("data",),
+    "flwr_datasets": ("data.partitioners.flwr_datasets",),
+    "tensorboard": ("trackers.tensorboard",),
+    "mlflow": ("trackers.mlflow",),
 }
+"""Library → modules and packages of fedsgd that may import it. No other library may be imported."""
 EXTRAS = {"datasets": "huggingface", "flwr-datasets": "huggingface", "tensorboard": "tensorboard", "mlflow": "mlflow"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
+MAX_TOP_ENTRIES = 30
+MAX_FLOORS = 14
 MAX_LINES = 320
 MAX_FUNCTION_LINES = 45
-EXEMPT = {"__init__", "__main__"}
+"""Limits of a module and of a function, docstrings not counted."""
+
+each_module = pytest.mark.parametrize("module", structure.modules(), ids=lambda module: module.name)
 
 
-def modules() -> Iterator[tuple[str, Path, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        yield name, path, ast.parse(path.read_text())
+def test_package_has_few_entries_and_floors() -> None:
+    assert len(structure.top_entries()) <= MAX_TOP_ENTRIES
+    assert len(FLOORS) <= MAX_FLOORS
+    assert {module.entry for module in structure.modules()} == {name for floor in FLOORS for name in floor}
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+def test_module_imports_only_its_package_and_lower_floors() -> None:
+    assert structure.upward_imports() == []
+
+
+def test_functions_outside_cli_import_no_own_modules() -> None:
+    assert structure.inner_imports() == []
+
+
+def test_modules_have_no_import_cycle() -> None:
+    assert structure.cycles() == []
+
+
+def test_class_names_are_unique() -> None:
+    assert structure.duplicate_classes() == {}
+
+
+def imported_libraries(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield the top-level name and the line of each import, `require_extra("name", ...)` included."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            assert not node.level, f"line {node.lineno}: imports are absolute, so that floors can be read off them"
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"fedsgd.{a.name}" for a in node.names] if node.module == "fedsgd" else [node.module]
-            yield from ((name, node.lineno) for name in names)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "need":
-            yield ast.literal_eval(node.args[0]), node.lineno
+            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: relative import, expected an absolute one"
+            yield str(node.module).split(".")[0], node.lineno
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require_extra":
+            yield ast.literal_eval(node.args[0]).split(".")[0], node.lineno
 
 
-MODULES = list(modules())
-
-
-@pytest.mark.parametrize(
-    ("name", "path", "tree"), MODULES, ids=lambda v: str(v.relative_to(PACKAGE)) if isinstance(v, Path) else ""
-)
-def test_a_module_imports_only_from_floors_below(name: str, path: Path, tree: ast.Module) -> None:
-    if name in EXEMPT:
-        return
-    assert name in FLOOR, f"{path}: give {name} a floor"
-    for imported, line in imports(tree):
-        if imported.split(".")[0] == "fedsgd" and len(imported.split(".")) > 1:
-            other = imported.split(".")[1]
-            heights = f"{path}:{line}: {name} (floor {FLOOR[name]}) imports {other} (floor {FLOOR[other]})"
-            assert other == name or FLOOR[other] < FLOOR[name], heights
-
-
-@pytest.mark.parametrize(
-    ("name", "path", "tree"), MODULES, ids=lambda v: str(v.relative_to(PACKAGE)) if isinstance(v, Path) else ""
-)
-def test_each_dependency_has_its_doors(name: str, path: Path, tree: ast.Module) -> None:
-    for imported, line in imports(tree):
-        top = imported.split(".")[0]
-        if top == "fedsgd" or top in sys.stdlib_module_names:
+@each_module
+def test_library_is_imported_by_few_modules(module: Module) -> None:
+    name = module.name.removeprefix("fedsgd").removeprefix(".")
+    for library, line in imported_libraries(module.tree):
+        if library == "fedsgd" or library in sys.stdlib_module_names:
             continue
-        assert top in DOORS, f"{path}:{line}: {top} has no door"
-        doors = DOORS[top]
-        assert doors is None or name in doors, f"{path}:{line}: {top} is imported by {name}, its doors are {doors}"
+        assert library in LIBRARIES, f"{module.path}:{line}: {library} is not in the table of libraries"
+        allowed = LIBRARIES[library]
+        assert any(not part or f"{name}.".startswith(f"{part}.") for part in allowed), (
+            f"{module.path}:{line}: imports {library}, expected only in {', '.join(allowed)}"
+        )
 
 
-def test_the_dependencies_are_those_of_the_project() -> None:
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {d.split(">")[0].split("<")[0].split("=")[0].strip() for d in project["dependencies"]}
+def test_dependencies_of_the_project_are_the_imported_libraries() -> None:
+    project = tomllib.loads((structure.ROOT / "pyproject.toml").read_text())["project"]
+    declared = {dependency.split(">")[0].split("<")[0].split("=")[0].strip() for dependency in project["dependencies"]}
     for library, extra in EXTRAS.items():
-        assert any(declared.startswith(library) for declared in project["optional-dependencies"][extra])
-    imported = {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(top, top.replace("_", "-")) for top in DOORS} - {*EXTRAS}
-    assert names == imported, "everything that is declared is used, and the other way round"
+        assert any(entry.startswith(library) for entry in project["optional-dependencies"][extra])
+    assert declared == {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in LIBRARIES} - {*EXTRAS}
 
 
-@pytest.mark.parametrize(
-    ("name", "path", "tree"), MODULES, ids=lambda v: str(v.relative_to(PACKAGE)) if isinstance(v, Path) else ""
-)
-def test_modules_and_functions_fit_in_a_head(name: str, path: Path, tree: ast.Module) -> None:
-    assert len(path.read_text().splitlines()) - docstring_lines(tree) <= MAX_LINES
-    for node in ast.walk(tree):
+@each_module
+def test_module_and_its_functions_are_short(module: Module) -> None:
+    lines = len(module.path.read_text(encoding="utf-8").splitlines()) - docstring_lines(module.tree)
+    assert lines <= MAX_LINES, f"{module.path} has {lines} lines"
+    for node in ast.walk(module.tree):
         if isinstance(node, ast.FunctionDef):
-            docstring = ast.get_docstring(node)
-            lines = (node.end_lineno or 0) - node.lineno + 1 - (len(docstring.splitlines()) + 1 if docstring else 0)
-            assert lines <= MAX_FUNCTION_LINES, f"{path}:{node.lineno}: {node.name} has {lines} lines"
+            lines = (node.end_lineno or 0) - node.lineno + 1 - docstring_lines(node)
+            assert lines <= MAX_FUNCTION_LINES, f"{module.path}:{node.lineno}: {node.name} has {lines} lines"
 
 
-@pytest.mark.parametrize(
-    ("name", "path", "tree"), MODULES, ids=lambda v: str(v.relative_to(PACKAGE)) if isinstance(v, Path) else ""
-)
-def test_everything_public_is_documented(name: str, path: Path, tree: ast.Module) -> None:
-    assert ast.get_docstring(tree), path
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{path}:{node.lineno}: {node.name}"
-
-
-def docstring_lines(tree: ast.Module) -> int:
-    """Number of lines of all docstrings in a module."""
+def docstring_lines(tree: ast.AST) -> int:
+    """Return the number of lines of the docstrings in a tree."""
     documented = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
-    docstrings = [docstring for node in documented if (docstring := ast.get_docstring(node, clean=False))]
-    return sum(len(docstring.split("\n")) for docstring in docstrings)
+    docstrings = [text for node in documented if (text := ast.get_docstring(node, clean=False))]
+    return sum(len(text.split("\n")) for text in docstrings)
 
 
-def test_no_module_draws_from_a_global_generator() -> None:
-    for _, path, tree in MODULES:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute):
-                name = ast.unparse(node)
-                assert name not in ("torch.manual_seed", "np.random.seed", "random.seed"), f"{path}:{node.lineno}"
-                assert not name.startswith("np.random.") or name.split(".")[2] in ("Generator", "Philox", "SeedSequence"), (
-                    f"{path}:{node.lineno}: {name}"
-                )
+@each_module
+def test_code_uses_no_global_generator(module: Module) -> None:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            assert name not in ("torch.manual_seed", "np.random.seed", "random.seed"), f"{module.path}:{node.lineno}"
+            assert not name.startswith("np.random.") or name.split(".")[2] in ("Generator", "Philox", "SeedSequence"), (
+                f"{module.path}:{node.lineno}: {name}"
+            )
 
 
-def example(cls: type) -> object:
-    """A member at its defaults; keys without one get a word."""
+def create_example(cls: type) -> object:
+    """Create a component with its defaults, and a word for each key without a default."""
     required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
     return cls(**dict.fromkeys(required, "word"))
 
 
 def test_components_are_frozen() -> None:
-    from fedsgd.scenario.parsing import REGISTRIES
-
     for registry in REGISTRIES.values():
         for name in registry:
-            member = example(registry[name])
-            for field in fields(member):
+            component = create_example(registry[name])
+            for field in fields(component):
                 with pytest.raises(FrozenInstanceError):
-                    setattr(member, field.name, None)
+                    setattr(component, field.name, None)

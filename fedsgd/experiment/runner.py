@@ -138,6 +138,7 @@ def run(
         ScenarioWarning: a component is used outside the setting that it is made for. The summary has the same lines.
     """
     preload_workers(workers)
+    check_callbacks(trackers, {"on_engine": on_engine, "on_state_budget": on_state_budget, "on_round": on_round})
     python_objects = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
     with isolate_global_state():
         return _execute(
@@ -171,9 +172,6 @@ def _execute(
     """Run a scenario with torch as in a fresh process; arguments as for `run`."""
     located_errors, scenario = open_scenario(scenario)
     check_paths(out=out, data=data)
-    check_callbacks(
-        trackers, dict(zip(("on_engine", "on_state_budget", "on_round"), (*start_callbacks, on_round), strict=True))
-    )
     start = time.perf_counter()
     with located_errors:
         experiment = build_experiment(

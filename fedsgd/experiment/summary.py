@@ -56,9 +56,8 @@ def build_summary(
         parameters: [P] float32, the server's final model.
         seconds: duration of the run.
     """
-    scenario, last = experiment.scenario, history[-1]
+    scenario, last, target = experiment.scenario, history[-1], experiment.target_accuracy
     policy = scenario.model.batch_norm
-    target = experiment.target_accuracy
     up, down = ledger.totals["up"], ledger.totals["down"]
     summary = {
         "name": scenario.name,

@@ -504,7 +504,12 @@ def initialized(bias: float) -> nn.Module:
             {"model.initial_sha256": ""},
         ),
         ("model.loss", {"loss": given_objects(2.0)["loss"]}, "the loss differs from that of the run", {}),
-        ("model.metrics.half", {"metrics": given_objects(power=2)["metrics"]}, 'the metric "half" differs from that of the run', {}),
+        (
+            "model.metrics.half",
+            {"metrics": given_objects(power=2)["metrics"]},
+            'the metric "half" differs from that of the run',
+            {},
+        ),
     ],
 )
 def test_rerun_with_another_object_is_refused_and_the_named_remedy_runs_it(
