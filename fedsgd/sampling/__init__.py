@@ -1,6 +1,6 @@
-"""Who takes part in a round, and how long clients take. To add a member: write its file, add its line here.
+"""Participation: the clients of each round, and the durations of their replies.
 
-N clients in all, m of them wanted in a round.
+To add a sampler or a duration model, write its module and add its line to the registry here.
 """
 
 from fedsgd.config.component import Registry

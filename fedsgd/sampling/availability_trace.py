@@ -1,4 +1,4 @@
-"""Clients that come and go, as a file says."""
+"""Sampling of clients whose availability is read from a file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,17 @@ HEADER = ("client", "first_round", "last_round")
 
 @dataclass(frozen=True)
 class TraceSampler(Sampler):
-    """Whoever is there, as a file says: m of them uniformly, all of them if they are fewer, none if there is nobody.
+    """Uniform sampling of the clients that are available in a round, as listed in a file.
 
-    `file` is a CSV file with the header client,first_round,last_round: a client, from 0 on, is there from a round, which count
-    from 1, to another, both included. A client may have several lines; one without a line is never there. With `period`, the
-    trace repeats every so many rounds. A relative path is looked for in --data DIR (or FEDSGD_DATA), if given, and then where
-    you stand.
+    The cohort has m of the available clients, or all of them if they are fewer than m; it may be empty. No inclusion
+    probabilities are returned, so the mean is not corrected for clients that are rarely available.
+
+    Attributes:
+        file: path of a CSV file with the header client,first_round,last_round. A line says that a client, from 0, is available
+            from one round to another, both included. Rounds count from 1. A client may have several lines; a client without a
+            line is never available. A relative path is looked for in --data DIR (or FEDSGD_DATA) and then in the current
+            folder.
+        period: rounds after which the trace repeats; 0 for no repetition.
     """
 
     name: ClassVar[str] = "trace"
@@ -37,39 +42,40 @@ class TraceSampler(Sampler):
     period: NonNegativeInt = 0
 
     def bind(self, pool: SamplingPool) -> CohortSampler:
-        lines = np.array(_read_lines(self._find_file(pool.data_folder), pool.clients, self.period), dtype=np.int64)
-        trace = IntervalTree.from_intervals(*lines.T)
+        intervals = np.array(_read_lines(self._find_file(pool.data_folder), pool.clients, self.period), dtype=np.int64)
+        trace = IntervalTree.from_intervals(*intervals.T)
 
         def sample_cohort(round: int, cohort_size: int) -> SampledCohort:
             check_cohort_size(cohort_size, pool.clients)
-            there = trace.owners_at((round - 1) % self.period + 1 if self.period else round)
-            ends = np.cumsum([len(some) for some in there], dtype=np.int64)
-            if not there or ends[-1] <= cohort_size:
-                return SampledCohort(tuple(sorted(client for some in there for client in some.tolist())))
-            chosen = derive_generator(pool.seed, "cohort", round).choice(ends[-1], size=cohort_size, replace=False)
-            which = np.searchsorted(ends, chosen, side="right")
-            return SampledCohort(tuple(sorted(int(there[w][i - ends[w]]) for w, i in zip(which, chosen, strict=True))))
+            available = trace.owners_at((round - 1) % self.period + 1 if self.period else round)
+            ends = np.cumsum([len(group) for group in available], dtype=np.int64)
+            if not available or ends[-1] <= cohort_size:
+                return SampledCohort(tuple(sorted(client for group in available for client in group.tolist())))
+            drawn_positions = derive_generator(pool.seed, "cohort", round).choice(ends[-1], size=cohort_size, replace=False)
+            group_numbers = np.searchsorted(ends, drawn_positions, side="right")
+            drawn = zip(group_numbers, drawn_positions, strict=True)
+            return SampledCohort(tuple(sorted(int(available[group][i - ends[group]]) for group, i in drawn)))
 
         return sample_cohort
 
     def _find_file(self, folder: Path | None) -> Path:
-        looked = [place / expand_user_path(self.file) for place in (folder, Path()) if place is not None]
-        for path in looked:
+        candidates = [parent / expand_user_path(self.file) for parent in (folder, Path()) if parent is not None]
+        for path in candidates:
             if path.is_file():
                 return path
-        raise DataError(f"trace: {self.file} not found (looked for {', '.join(map(str, looked))})")
+        raise DataError(f"trace: {self.file} not found (looked for {', '.join(map(str, candidates))})")
 
 
 def _read_lines(path: Path, clients: int, period: int) -> list[tuple[int, int, int]]:
-    """(client, first round, last round) of each line; DataError that names the file and the line where something is wrong."""
+    """Return (client, first round, last round) of each line. DataError names the file and the line of a fault."""
     lines = list(read_rows(path, HEADER, lambda cells: _parse_line(cells, clients, period)))
     if not lines:
-        raise DataError(f"{path}: nobody is ever there: expected lines below the header, got none")
+        raise DataError(f"{path}: no client is ever available: expected lines below the header, got none")
     return lines
 
 
 def _parse_line(cells: list[str], clients: int, period: int) -> tuple[int, int, int]:
-    """A line's numbers; ValueError says what was expected."""
+    """Return the numbers of a line. ValueError says which value was expected."""
     for key, cell in zip(HEADER, cells, strict=True):
         if not re.fullmatch(r"\s*[0-9]{1,18}\s*", cell):
             raise ValueError(f"{key}: expected a whole number, got {cell!r}")
@@ -77,7 +83,7 @@ def _parse_line(cells: list[str], clients: int, period: int) -> tuple[int, int, 
     if client >= clients:
         raise ValueError(f"client: expected 0 to {clients - 1}, got {client}")
     if not first:
-        raise ValueError("first_round: expected a round, which count from 1, got 0")
+        raise ValueError("first_round: expected 1 or more, got 0")
     if last < first:
         raise ValueError(f"last_round: expected {first}, the line's first_round, or later, got {last}")
     if last > (period or MAX_POINT):

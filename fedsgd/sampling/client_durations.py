@@ -1,4 +1,4 @@
-"""How long clients take: the contract of duration models."""
+"""Base class of duration models, and the log-normal model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,41 @@ from fedsgd.numerics.rng import derive_generator
 
 @dataclass(frozen=True)
 class DurationModel(Component, ABC):
-    """A model of how long a client takes, in simulated seconds; nobody's clock is read.
+    """Base class of models of the simulated time that a client takes. No clock is read.
 
-    Laws: finite and at least 0; the result depends on the arguments alone; more steps never take less.
+    Law: a duration is finite and at least 0, it depends on the arguments alone, and more steps never take less time.
+
+    >>> model = LogNormalDurations(fixed=1.0, per_step=0.5, spread=0.0)
+    >>> model.reply_seconds(seed=0, round=1, client=3, steps=10)
+    6.0
     """
 
     @abstractmethod
     def reply_seconds(self, seed: int, round: int, client: int, steps: int) -> float:
-        """From when a client is sent the message of a round to when its reply is there. steps: its local steps in it."""
+        """Return the simulated seconds from sending a client its message to receiving its reply.
+
+        Args:
+            seed: seed of the scenario.
+            round: round of the message, from 1.
+            client: number of the client, from 0.
+            steps: local steps of the client in the round.
+        """
 
 
 @dataclass(frozen=True)
 class LogNormalDurations(DurationModel):
-    """`fixed` seconds and `per_step` more a local step, times a log-normal factor of the client's and one of the round's.
+    """Log-normal duration: `fixed` seconds and `per_step` more for each local step, times two random factors.
 
-    (fixed + per_step · steps) · exp(spread · z_client + jitter · z_client,round), z standard normal: `spread` is how much
-    clients differ for good, `jitter` how much one differs from round to round. The median client takes what `fixed` and
-    `per_step` say; with spread = 0.5 two thirds are within a factor 1.65 of it. A log-normal's tail makes the stragglers.
+        (fixed + per_step · steps) · exp(spread · z_client + jitter · z_client,round), z standard normal
+
+    The median client takes `fixed` + `per_step` · steps. With `spread` = 0.5, two thirds of the clients are within a factor of
+    1.65 of it. The tail of the log-normal distribution gives the stragglers.
+
+    Attributes:
+        fixed: seconds of a reply without local steps.
+        per_step: seconds of a local step.
+        spread: standard deviation of the logarithm of a client's constant factor.
+        jitter: standard deviation of the logarithm of the factor that changes from round to round.
     """
 
     name: ClassVar[str] = "log-normal"
@@ -43,7 +61,7 @@ class LogNormalDurations(DurationModel):
         super().__post_init__()
         if not self.fixed and not self.per_step:
             raise FieldError(
-                self.name, "per_step", "got 0 for both fixed and per_step, expected one above 0: nobody takes no time"
+                self.name, "per_step", "got 0 for both fixed and per_step, expected one above 0: no client takes 0 seconds"
             )
 
     def reply_seconds(self, seed: int, round: int, client: int, steps: int) -> float:
@@ -55,6 +73,6 @@ class LogNormalDurations(DurationModel):
         except OverflowError:
             seconds = math.inf
         if not math.isfinite(seconds):
-            problem = f"got {self.spread}, with which client {client} takes longer than floats can hold"
+            problem = f"got {self.spread}, with which the duration of client {client} overflows"
             raise FieldError(self.name, "spread", problem)
         return seconds

@@ -1,4 +1,4 @@
-"""Everybody in turn."""
+"""Sampling of clients in turn."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedsgd.sampling.base import CohortSampler, SampledCohort, Sampler, Sampling
 
 @dataclass(frozen=True)
 class Cyclic(Sampler):
-    """Clients in turn: the next m in each round, of an order that is shuffled once, and again from its start.
+    """Sampling in turn: the next m clients in each round, of an order that is shuffled once, and again from its start.
 
-    Cyclic participation (Eichner et al. 2019; Cho et al. 2023). With the same m in all rounds, no client takes part for the
-    second time before every client has for the first.
+    This is cyclic participation (Eichner et al. 2019; Cho et al. 2023). With the same m in all rounds, no client takes part for
+    the second time before every client has taken part once.
     """
 
     name: ClassVar[str] = "cyclic"
@@ -25,7 +25,7 @@ class Cyclic(Sampler):
 
         def sample_cohort(round: int, cohort_size: int) -> SampledCohort:
             check_cohort_size(cohort_size, pool.clients)
-            begin = (round - 1) * cohort_size % pool.clients
-            return SampledCohort(tuple(sorted(order[(begin + np.arange(cohort_size)) % pool.clients].tolist())))
+            start = (round - 1) * cohort_size % pool.clients
+            return SampledCohort(tuple(sorted(order[(start + np.arange(cohort_size)) % pool.clients].tolist())))
 
         return sample_cohort

@@ -1,4 +1,4 @@
-"""Which of many intervals hold a point, without a look at those that do not."""
+"""Search for the intervals that contain a point, in logarithmic time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ import numpy as np
 from fedsgd.numerics.arrays import I64
 
 MAX_POINT = 2**31 - 1
-"""The largest point that intervals may hold, and the largest owner they may have."""
+"""Largest point that intervals may contain, and largest owner that they may have."""
 
 
 @dataclass(frozen=True, eq=False)
 class IntervalTree:
-    """n intervals of whole numbers, each with an owner, as a segment tree (Bentley 1977).
+    """Segment tree (Bentley 1977) of n intervals of integers, each with an owner.
 
-    The ends of intervals cut the numbers into slots, the tree's leaves, and each interval is kept at the O(log n) nodes that
-    make it up: those that hold a point lie on the way from its slot to the root. O(n log n) to build, O(log n) to ask.
+    The ends of all intervals cut the integers into slots, the leaves of the tree. Each interval is stored at the O(log n) nodes
+    whose slots it consists of. The intervals that contain a point are stored on the path from the point's slot to the root.
+    Building takes O(n log n), a search O(log n).
 
-    edges: where slots begin, and the last one ends, ascending; owners: node by node, ascending within each; bounds: node i has
-    owners[bounds[i] : bounds[i + 1]]; node i's parent is i // 2.
+    Attributes:
+        edges: start of each slot, and end of the last one, ascending.
+        owners: owners of the stored intervals, node by node, ascending within each node.
+        bounds: node i has owners[bounds[i] : bounds[i + 1]]; its parent is node i // 2.
+
+    >>> tree = IntervalTree.from_intervals(np.array([4, 7]), first=np.array([1, 3]), last=np.array([5, 9]))
+    >>> [owner for owners in tree.owners_at(4) for owner in owners.tolist()]
+    [4, 7]
     """
 
     edges: I64
@@ -29,44 +36,55 @@ class IntervalTree:
 
     @staticmethod
     def from_intervals(owner: I64, first: I64, last: I64) -> IntervalTree:
-        """From [n] each, in [0, LATEST], first ≤ last, both of them held; n ≥ 1. Intervals of one owner may overlap."""
+        """Return the tree of the intervals [first, last], which include both ends.
+
+        Args:
+            owner: [n] int64 in [0, MAX_POINT], n ≥ 1. Intervals of one owner may overlap.
+            first: [n] int64 in [0, MAX_POINT], at most `last`.
+            last: [n] int64 in [0, MAX_POINT].
+        """
         owner, first, end = _merge_intervals(owner, first, last)
         edges = np.unique(np.concatenate([first, end]))
-        slots = len(edges) - 1
-        left, right = np.searchsorted(edges, first) + slots, np.searchsorted(edges, end) + slots
+        n_slots = len(edges) - 1
+        left, right = np.searchsorted(edges, first) + n_slots, np.searchsorted(edges, end) + n_slots
         nodes, owners = [], []
-        while len(owner):  # upwards, a level at a time: what the parents of left, ..., right − 1 do not make up stays here
+        # One level at a time, upwards. Nodes that the parents of left, ..., right − 1 do not cover are stored at this level.
+        while len(owner):
             at_left, at_right = left & 1 == 1, right & 1 == 1
             nodes += [left[at_left], right[at_right] - 1]
             owners += [owner[at_left], owner[at_right]]
             left, right = (left + 1) >> 1, right >> 1
-            wide = left < right
-            owner, left, right = owner[wide], left[wide], right[wide]
-        node, whose = np.concatenate(nodes), np.concatenate(owners)
-        bounds = np.zeros(2 * slots + 1, dtype=np.int64)
-        np.cumsum(np.bincount(node, minlength=2 * slots), out=bounds[1:])
-        return IntervalTree(edges, whose[np.lexsort((whose, node))], bounds)
+            is_not_empty = left < right
+            owner, left, right = owner[is_not_empty], left[is_not_empty], right[is_not_empty]
+        node, node_owner = np.concatenate(nodes), np.concatenate(owners)
+        bounds = np.zeros(2 * n_slots + 1, dtype=np.int64)
+        np.cumsum(np.bincount(node, minlength=2 * n_slots), out=bounds[1:])
+        return IntervalTree(edges, node_owner[np.lexsort((node_owner, node))], bounds)
 
     def owners_at(self, point: int) -> list[I64]:
-        """The owners of the intervals that hold a point, each once: a few arrays, views of this one's, none of them empty."""
-        slots = len(self.edges) - 1
+        """Return the owners of the intervals that contain a point, each once, as a few views that are not empty."""
+        n_slots = len(self.edges) - 1
         slot = int(np.searchsorted(self.edges, point, side="right")) - 1
-        if not 0 <= slot < slots:
+        if not 0 <= slot < n_slots:
             return []
-        found, node = [], slot + slots
+        owners, node = [], slot + n_slots
         while node:
             if self.bounds[node] < self.bounds[node + 1]:
-                found.append(self.owners[self.bounds[node] : self.bounds[node + 1]])
+                owners.append(self.owners[self.bounds[node] : self.bounds[node + 1]])
             node //= 2
-        return found
+        return owners
 
 
 def _merge_intervals(owner: I64, first: I64, last: I64) -> tuple[I64, I64, I64]:
-    """(owner, first, last + 1) of as few intervals, sorted by owner and first, no two of one owner overlap or touch."""
-    begin, end = (owner << 32) + first, (owner << 32) + last + 1  # on one line, owner after owner: sorted and merged as one
-    order = np.argsort(begin, kind="stable")
-    begin, reach = begin[order], np.maximum.accumulate(end[order])
-    fresh = np.concatenate([[True], begin[1:] > reach[:-1]])
-    begin, end = begin[fresh], reach[np.concatenate([fresh[1:], [True]])]
-    owner = begin >> 32
-    return owner, begin - (owner << 32), end - (owner << 32)
+    """Return (owner, first, last + 1) of the fewest equivalent intervals, sorted by owner and start.
+
+    Intervals of one owner neither overlap nor touch.
+    """
+    # All intervals on one line, one owner after another.
+    start, end = (owner << 32) + first, (owner << 32) + last + 1
+    order = np.argsort(start, kind="stable")
+    start, reach = start[order], np.maximum.accumulate(end[order])
+    is_first = np.concatenate([[True], start[1:] > reach[:-1]])
+    start, end = start[is_first], reach[np.concatenate([is_first[1:], [True]])]
+    owner = start >> 32
+    return owner, start - (owner << 32), end - (owner << 32)

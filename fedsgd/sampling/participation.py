@@ -1,4 +1,4 @@
-"""Who is asked in a round, and whose reply is taken."""
+"""Participation of clients: the cohort of a round, and the delivery of its replies."""
 
 from __future__ import annotations
 
@@ -19,32 +19,50 @@ from fedsgd.sampling.client_durations import DurationModel
 
 
 def first_within_deadline(seconds: Mapping[int, float], max_replies: int, deadline: float | None) -> list[int]:
-    """The clients whose replies are accepted, ascending: the first `target_cohort` of those that took at most `deadline`
-    seconds.
+    """Return the clients whose replies are accepted, ascending: the first `max_replies` within the deadline.
 
-    seconds: client → how long it took; of equally fast clients the lower one comes first. Over-selection takes the first m of
-    more than m clients that were asked (Bonawitz et al. 2019, section 2.2). deadline: None for no such limit.
+    Over-selection accepts the first m of more than m invited clients (Bonawitz et al. 2019, section 2.2).
+
+    Args:
+        seconds: client → duration in seconds. Of clients with equal durations the lowest is first.
+        max_replies: m, largest number of accepted replies.
+        deadline: seconds; None for no deadline.
+
+    >>> first_within_deadline({0: 4.0, 1: 2.0, 2: 9.0, 3: 4.0}, max_replies=2, deadline=5.0)
+    [0, 1]
     """
-    punctual = ((took, client) for client, took in seconds.items() if deadline is None or took <= deadline)
+    punctual = ((duration, client) for client, duration in seconds.items() if deadline is None or duration <= deadline)
     return sorted(client for _, client in heapq.nsmallest(max_replies, punctual))
 
 
 def is_lost(seed: int, round: int, client: int, probability: float) -> bool:
-    """Whether a client's reply gets lost on the way, with `probability` in [0, 1]: each independently of all others."""
+    """Return whether a client's reply is lost, with `probability` in [0, 1], independently of all others."""
     return bool(derive_generator(seed, "dropout", round, client).random() < probability)
 
 
 Delivery = Literal["received", "lost", "late", "refused"]
-"""What became of a frame: it arrived and was taken; it never arrived; it came when the round was over; it could not be read."""
+"""Outcome of the delivery of a frame.
+
+"received": it arrived and was accepted. "lost": it never arrived. "late": it arrived after the round had ended. "refused": it
+arrived and could not be read.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class ParticipationModel:
-    """draw: of the clients that are asked. clients: N; wanted: m, the replies that a round takes at most; over_selection: how
-    many times as many are asked; dropout: the probability that a reply gets lost; deadline: how long a round waits, in
-    simulated seconds, None for as long as it takes; durations: how long clients take.
+    """Model of the clients of each round and of the delivery of their replies.
 
-    Everything is a function of (seed, round): nobody's clock is read.
+    All methods are functions of the seed and the round; no clock is read.
+
+    Attributes:
+        seed: seed of the scenario.
+        cohort_sampler: function that draws the invited clients.
+        clients: N, number of registered clients.
+        target_cohort: m, number of replies that a round accepts at most.
+        over_selection: number of invited clients divided by m.
+        dropout: probability that a reply is lost.
+        deadline: simulated seconds that a round waits for replies; None for no deadline.
+        durations: model of the time that clients take; None for 0 seconds.
     """
 
     seed: int
@@ -58,31 +76,43 @@ class ParticipationModel:
 
     @property
     def n_invited(self) -> int:
-        """How many are asked in a round, where so many are available."""
-        return min(self.clients, math.ceil(self.target_cohort * Fraction(str(self.over_selection))))  # 100 · 1.1 is above 110
+        """Number of clients that are invited in a round, if so many are available."""
+        return min(
+            self.clients, math.ceil(self.target_cohort * Fraction(str(self.over_selection)))
+        )  # the float 100 · 1.1 is above 110
 
     def sample_round(self, round: int) -> SampledCohort:
-        """The clients that are sent a message in `round`."""
+        """Return the clients that are sent a message in `round`."""
         return self.cohort_sampler(round, self.n_invited)
 
     def delivery_of(self, round: int, steps: Mapping[int, int]) -> dict[int, Delivery]:
-        """What becomes of the replies that clients send in `round`. steps: of local training, by client. A reply that is lost
-        is lost whatever it would have taken; one that comes too late is thrown away."""
-        gone = {client for client in steps if is_lost(self.seed, round, client, self.dropout)} if self.dropout else set()
-        there = [client for client in steps if client not in gone]
-        taken = set(there)
-        if self.deadline is not None or len(there) > self.target_cohort:
-            taken = set(
+        """Return the delivery of each client's reply.
+
+        A reply that is lost is lost whatever its duration. A late reply is discarded.
+
+        Args:
+            round: round in which the replies were sent.
+            steps: client → its local steps, for each client that replies.
+        """
+        lost = {client for client in steps if is_lost(self.seed, round, client, self.dropout)} if self.dropout else set()
+        arrived = [client for client in steps if client not in lost]
+        accepted = set(arrived)
+        if self.deadline is not None or len(arrived) > self.target_cohort:
+            accepted = set(
                 first_within_deadline(
-                    {client: self.reply_seconds(round, client, steps[client]) for client in there},
+                    {client: self.reply_seconds(round, client, steps[client]) for client in arrived},
                     self.target_cohort,
                     self.deadline,
                 )
             )
-        return {client: "lost" if client in gone else "received" if client in taken else "late" for client in steps}
+        return {client: "lost" if client in lost else "received" if client in accepted else "late" for client in steps}
 
     def reply_seconds(self, round: int, client: int, steps: int) -> float:
-        """From when a client is sent the message of `round` until its reply is there, in simulated seconds."""
+        """Return the simulated seconds from sending a client the message of `round` to receiving its reply.
+
+        Raises:
+            RunError: a user's duration model raises, or gives no number of at least 0.
+        """
         if self.durations is None:
             return 0.0
         key = "participation.durations"

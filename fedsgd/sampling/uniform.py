@@ -1,4 +1,4 @@
-"""Every cohort as likely as any other."""
+"""Sampling with equal probabilities."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from fedsgd.sampling.base import CohortSampler, SampledCohort, Sampler, Sampling
 
 @dataclass(frozen=True)
 class Uniform(Sampler):
-    """The same chance for every client: m distinct ones, uniformly.
+    """Uniform sampling of m distinct clients: every cohort has the same probability.
 
-    FedAvg's sampling (McMahan et al. 2017, algorithm 1). numpy's `choice` is Floyd's algorithm, O(m), up to N = 10 000 clients
-    and wherever m ≤ N/50. Beyond that it shuffles the end of a list of all N, which are then less than 50 m: O(m) again.
+    This is the sampling of FedAvg (McMahan et al. 2017, algorithm 1). Every inclusion probability is m / N, so the mean needs
+    no correction. numpy's `choice` is Floyd's algorithm, O(m), up to N = 10 000 clients and wherever m ≤ N/50. Otherwise it
+    shuffles the end of a list of all N, which are then fewer than 50 m: O(m) again.
     """
 
     name: ClassVar[str] = "uniform"
@@ -22,7 +23,7 @@ class Uniform(Sampler):
     def bind(self, pool: SamplingPool) -> CohortSampler:
         def sample_cohort(round: int, cohort_size: int) -> SampledCohort:
             check_cohort_size(cohort_size, pool.clients)
-            chosen = derive_generator(pool.seed, "cohort", round).choice(pool.clients, size=cohort_size, replace=False)
-            return SampledCohort(tuple(sorted(chosen.tolist())))
+            clients = derive_generator(pool.seed, "cohort", round).choice(pool.clients, size=cohort_size, replace=False)
+            return SampledCohort(tuple(sorted(clients.tolist())))
 
         return sample_cohort

@@ -1,4 +1,4 @@
-"""Clients with more data more often, each with exactly the chance it is said to have."""
+"""Sampling in proportion to the clients' examples, with exact inclusion probabilities."""
 
 from __future__ import annotations
 
@@ -25,12 +25,16 @@ from fedsgd.sampling.base import (
 
 @dataclass(frozen=True)
 class Weighted(Sampler):
-    """A chance in proportion to examples ** `exponent`: 1 for the number of examples, 0 for the same chance for all.
+    """Sampling without replacement, with probabilities in proportion to examples ** `exponent`.
 
-    Who would have a chance above 1 always takes part, and the rest of the cohort is drawn from the others, in proportion
-    again. m clients without replacement, by systematic sampling over an order that is shuffled once (Madow 1949): the
-    chances add up to m and are exact, where drawing one after the other without replacement would distort them. They are handed
-    on, so that a mean can be corrected for them. Clients without examples are never drawn (unless `exponent` is 0).
+    The m clients are drawn by systematic sampling over an order that is shuffled once (Madow 1949). The inclusion probabilities
+    add up to m and are exact; drawing one client after another without replacement would distort them. They are returned, so
+    that the mean is corrected for them and unbiased (Horvitz and Thompson 1952). A client whose probability would exceed 1 is
+    in every cohort, and the rest of the cohort is drawn from the other clients in proportion. Clients without examples are
+    never drawn, unless `exponent` is 0.
+
+    Attributes:
+        exponent: 1 for probabilities in proportion to the number of examples, 0 for equal ones.
     """
 
     name: ClassVar[str] = "weighted"
@@ -39,41 +43,47 @@ class Weighted(Sampler):
     exponent: NonNegativeFloat = 1.0
 
     def bind(self, pool: SamplingPool) -> CohortSampler:
-        line = _SystematicSampler.from_weights(_integer_weights(pool.sizes(), self.exponent), shuffle_clients(pool))
+        systematic = _SystematicSampler.from_weights(_integer_weights(pool.sizes(), self.exponent), shuffle_clients(pool))
 
         def sample_cohort(round: int, cohort_size: int) -> SampledCohort:
             check_cohort_size(cohort_size, pool.clients)
-            if cohort_size > line.n_drawable:
+            if cohort_size > systematic.n_drawable:
                 raise DataError(
-                    f'"weighted" is to draw {cohort_size} clients a round, but only {line.n_drawable} have any examples'
+                    f'"weighted" has to draw {cohort_size} clients a round, but only {systematic.n_drawable} have any examples'
                 )
-            return line.sample(cohort_size, derive_generator(pool.seed, "cohort", round))
+            return systematic.sample(cohort_size, derive_generator(pool.seed, "cohort", round))
 
         return sample_cohort
 
 
 def _integer_weights(sizes: I64, exponent: float) -> I64:
-    """Integers in proportion to sizes ** exponent [N], which add up to less than 2⁶³; at least 1 for who has any examples.
+    """Return integers in proportion to sizes ** exponent, [N] int64, at least 1 for each client with examples.
 
-    Integers, so that no rounding decides who is drawn: chances are those of the integers, exactly.
+    Their sum is below 2⁶³. With integers, rounding does not affect the draw: inclusion probabilities are exactly those of the
+    integers.
     """
     scale = 2.0 ** min(52, 62 - len(sizes).bit_length())
-    shares = sizes / max(1, sizes.max())  # in place from here on: there may be millions of them
+    shares = sizes / max(1, sizes.max())  # in place from here on, because there may be millions of clients
     shares **= exponent
     shares *= scale
-    ticks: I64 = np.rint(shares, out=shares).astype(np.int64)
-    np.maximum(ticks, 1, out=ticks)
+    weights: I64 = np.rint(shares, out=shares).astype(np.int64)
+    np.maximum(weights, 1, out=weights)
     if exponent:
-        ticks[sizes <= 0] = 0
-    return ticks
+        weights[sizes <= 0] = 0
+    return weights
 
 
 @dataclass(frozen=True, eq=False)
 class _SystematicSampler:
-    """Clients laid end to end on a line, each as long as its ticks: what systematic sampling walks along. 16 bytes each.
+    """Systematic sampling along a line on which each client has an interval as long as its integer weight.
 
-    order: the clients as they lie, place by place [N]; bounds: where places begin and, one further on, end [N + 1]; ranked:
-    places by ticks, most first [N]; drawable: how many clients have ticks.
+    A client takes 16 bytes.
+
+    Attributes:
+        order: [N], clients in the order of their intervals.
+        cumulative_weights: [N + 1], start of each interval, and end of the last.
+        positions_by_weight: [N], positions in `order` by weight, largest first.
+        n_drawable: number of clients with a weight above 0.
     """
 
     order: I32 | I64
@@ -83,54 +93,59 @@ class _SystematicSampler:
 
     @staticmethod
     def from_weights(weights: I64, order: I32 | I64) -> _SystematicSampler:
-        laid, bounds = weights[order], np.zeros(len(order) + 1, dtype=np.int64)
-        np.cumsum(laid, out=bounds[1:])
-        drawable = int(np.count_nonzero(laid))
-        ranked = narrow_integers(np.argsort(np.negative(laid, out=laid), kind="stable"))
-        return _SystematicSampler(order, bounds, ranked, drawable)
+        ordered_weights, cumulative_weights = weights[order], np.zeros(len(order) + 1, dtype=np.int64)
+        np.cumsum(ordered_weights, out=cumulative_weights[1:])
+        n_drawable = int(np.count_nonzero(ordered_weights))
+        positions_by_weight = narrow_integers(np.argsort(np.negative(ordered_weights, out=ordered_weights), kind="stable"))
+        return _SystematicSampler(order, cumulative_weights, positions_by_weight, n_drawable)
 
     def weights_at(self, positions: I32 | I64) -> I64:
-        """Of who lies at these places [len(places)]."""
-        ticks: I64 = self.cumulative_weights[positions + 1] - self.cumulative_weights[positions]
-        return ticks
+        """Return the weights of the clients at positions of `order`, [len(positions)]."""
+        weights: I64 = self.cumulative_weights[positions + 1] - self.cumulative_weights[positions]
+        return weights
 
     def count_certain(self, cohort_size: int) -> tuple[int, int]:
-        """(how many clients are sure to be among `cohort_size`, at least 1, the ticks of all others).
+        """Return the number k of clients that are in every cohort of this size, and the total weight of the other clients.
 
-        It is the least k for which nobody in ranked[k:] has a chance above 1. That nobody has, (wanted − k) · largest ≤ their
-        sum, stays true as k grows; and it is true for k = wanted − 1. Clients with as many ticks are all before k, or none.
+        k is the least number for which no client after the k heaviest has a probability above 1. That condition, (cohort_size −
+        k) · largest ≤ sum of their weights, remains true as k grows, and is true for k = cohort_size − 1. Clients of equal
+        weight are all among the first k, or none is. `cohort_size` is at least 1.
         """
-        most = self.weights_at(self.positions_by_weight[:cohort_size])
-        rest = self.cumulative_weights[-1] - np.cumsum(most) + most  # the ticks of ranked[k:], for each k
+        largest_weights = self.weights_at(self.positions_by_weight[:cohort_size])
+        # Total weight after the k heaviest, for each k.
+        remaining_weights = self.cumulative_weights[-1] - np.cumsum(largest_weights) + largest_weights
 
-        def is_fair(k: int) -> bool:
-            return (cohort_size - k) * int(most[k]) <= int(rest[k])
+        def has_valid_probabilities(k: int) -> bool:
+            return (cohort_size - k) * int(largest_weights[k]) <= int(remaining_weights[k])
 
-        k = bisect_left(range(cohort_size), True, key=is_fair)
-        return k, int(rest[k])
+        k = bisect_left(range(cohort_size), True, key=has_valid_probabilities)
+        return k, int(remaining_weights[k])
 
     def sample(self, cohort_size: int, rng: np.random.Generator) -> SampledCohort:
-        """`cohort_size` clients, in [0, drawable]: O(wanted · log N)."""
+        """Return a cohort of `cohort_size` in [0, n_drawable] clients in O(cohort_size · log N)."""
         if not cohort_size:
             return SampledCohort((), np.empty(0))
-        k, length = self.count_certain(cohort_size)
-        points = cohort_size - k
-        start = int(rng.integers(length))
-        # A point every length/points ticks from start/points on. Over all starts the points meet each tick of the line equally
-        # often, and no two of them the same client, as none is longer than their distance. Python's integers do not overflow.
-        at = np.array([(t * length + start) // points for t in range(points)], dtype=np.int64)
-        drawn = np.searchsorted(
-            self.cumulative_weights[1:], self._restore_offsets(self.positions_by_weight[:k], at), side="right"
+        k, total_weight = self.count_certain(cohort_size)
+        n_points = cohort_size - k
+        start = int(rng.integers(total_weight))
+        # The points have the distance total_weight / n_points, from start / n_points on. Over all starts they meet each unit of
+        # the line equally often. No two points meet the same client, because no interval is longer than their distance.
+        # Python's integers do not overflow.
+        points = np.array([(i * total_weight + start) // n_points for i in range(n_points)], dtype=np.int64)
+        drawn_positions = np.searchsorted(
+            self.cumulative_weights[1:], self._restore_offsets(self.positions_by_weight[:k], points), side="right"
         )
-        chances = np.concatenate([np.ones(k), np.minimum(1.0, self.weights_at(drawn) * (points / length))])
-        cohort = self.order[np.concatenate([self.positions_by_weight[:k], drawn])]
+        probabilities = np.concatenate(
+            [np.ones(k), np.minimum(1.0, self.weights_at(drawn_positions) * (n_points / total_weight))]
+        )
+        cohort = self.order[np.concatenate([self.positions_by_weight[:k], drawn_positions])]
         ascending = np.argsort(cohort)
-        return SampledCohort(tuple(cohort[ascending].tolist()), chances[ascending])
+        return SampledCohort(tuple(cohort[ascending].tolist()), probabilities[ascending])
 
     def _restore_offsets(self, excluded_positions: I32 | I64, points: I64) -> I64:
-        """Where these points of the line without some places lie on the whole line. at: [points]."""
-        places = excluded_positions[np.argsort(excluded_positions)]
-        removed = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.weights_at(places))])
-        seams = self.cumulative_weights[places + 1] - removed[1:]  # where each of them was cut out of the line
-        past: I64 = points + removed[np.searchsorted(seams, points, side="right")]
-        return past
+        """Return points [n] of the line without some intervals as points of the whole line."""
+        excluded = excluded_positions[np.argsort(excluded_positions)]
+        removed = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.weights_at(excluded))])
+        cuts = self.cumulative_weights[excluded + 1] - removed[1:]  # positions at which the intervals were removed
+        offsets: I64 = points + removed[np.searchsorted(cuts, points, side="right")]
+        return offsets

@@ -94,7 +94,7 @@ def test_a_cohort_depends_on_seed_and_round_alone(name: str, folder: Path) -> No
 def test_more_than_there_are_cannot_be_drawn(name: str, folder: Path) -> None:
     draw = over(name, folder, 0, some_sizes(10))
     for wanted in (11, -1):
-        with pytest.raises(ValueError, match=rf"{wanted} distinct clients wanted of 10"):
+        with pytest.raises(ValueError, match=rf"got a cohort of {wanted}, expected 0 to 10 distinct clients"):
             draw(1, wanted)
 
 

@@ -141,7 +141,7 @@ def test_weighted_by_nothing_is_the_same_chance_for_all() -> None:
 def test_weighted_draws_nobody_without_examples() -> None:
     draw = Weighted().bind(of_sizes(0, 3, 0, 2))
     assert {draw(round, 2).cohort for round in range(1, 30)} == {(1, 3)}
-    with pytest.raises(DataError, match='"weighted" is to draw 3 clients a round, but only 2 have any examples'):
+    with pytest.raises(DataError, match='"weighted" has to draw 3 clients a round, but only 2 have any examples'):
         draw(1, 3)
     with pytest.raises(DataError, match="but only 0 have any examples"):
         Weighted().bind(of_sizes(0, 0))(1, 1)
@@ -270,7 +270,7 @@ def test_a_trace_is_looked_for_in_the_folder_and_then_here(tmp_path: Path, monke
     [
         ("", 0, "line 1: expected the header client,first_round,last_round, got nothing"),
         ("1,1,2\n", 0, "line 1: expected the header client,first_round,last_round, got 1,1,2"),
-        (LINES, 0, "nobody is ever there: expected lines below the header, got none"),
+        (LINES, 0, "no client is ever available: expected lines below the header, got none"),
         (LINES + "1,1\n", 0, r"line 2: expected 3 values \(client, first_round, last_round\), got 2"),
         (LINES + "1,1,2,\n", 0, "line 2: expected 3 values .*, got 4"),
         (LINES + "0,1,1\n\nx,1,2\n", 0, "line 4: client: expected a whole number, got 'x'"),
@@ -279,7 +279,7 @@ def test_a_trace_is_looked_for_in_the_folder_and_then_here(tmp_path: Path, monke
         (LINES + "-1,1,2\n", 0, "line 2: client: expected a whole number, got '-1'"),
         (LINES + "0,1," + "9" * 5000, 0, "line 2: last_round: expected a whole number, got '999"),
         (LINES + "5,1,2\n", 0, "line 2: client: expected 0 to 4, got 5"),
-        (LINES + "0,0,2\n", 0, "line 2: first_round: expected a round, which count from 1, got 0"),
+        (LINES + "0,0,2\n", 0, "line 2: first_round: expected 1 or more, got 0"),
         (LINES + "0,3,2\n", 0, "line 2: last_round: expected 3, the line's first_round, or later, got 2"),
         (LINES + "0,3,11\n", 10, "line 2: last_round: expected at most 10, the period, got 11"),
         (LINES + "0,3,3000000000\n", 0, "line 2: last_round: expected at most 2147483647, got 3000000000"),
@@ -329,7 +329,7 @@ def test_without_spread_durations_are_arithmetic() -> None:
 def test_durations_that_cannot_be() -> None:
     with pytest.raises(FieldError, match="per_step: got 0 for both fixed and per_step, expected one above 0"):
         LogNormalDurations(per_step=0.0)
-    with pytest.raises(FieldError, match=r"log-normal\.spread: got 1000000\.0, with which client \d takes longer than floats"):
+    with pytest.raises(FieldError, match=r"log-normal\.spread: got 1000000\.0, with which the duration of client \d overflows"):
         _ = [LogNormalDurations(spread=1e6).reply_seconds(0, 1, client, 1) for client in range(10)]
 
 
