@@ -1,4 +1,4 @@
-"""What carries messages between server and clients: to this process's own, or to those of worker processes."""
+"""Runtimes, which carry messages between the server and its clients: in this process, or in worker processes."""
 
 from fedsgd.runtime.in_process import InProcessRuntime
 from fedsgd.runtime.workers.pool import WorkerPool

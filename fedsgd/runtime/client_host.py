@@ -1,4 +1,4 @@
-"""The clients that live in one process: messages in, replies out. Whatever carries them is not known here."""
+"""Clients of one process: from messages to replies, independent of the carrier of the messages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,34 @@ from fedsgd.training import TrainingEngine, TrainingResult
 
 
 def chunk_by_size(clients: Sequence[ClientId], sizes: I64, chunk_size: int) -> list[list[ClientId]]:
-    """The clients, `chunk_size` at a time, by their number of examples [len(clients)], largest first: who trains together takes
-    about the same number of steps, and what is handed out last is short."""
+    """Split clients into chunks of similar numbers of examples, largest first.
+
+    Clients of a chunk train together, so they should take about as many steps. The last chunks to be dispatched are short.
+
+    Args:
+        clients: clients in any order.
+        sizes: [len(clients)] int64, number of examples of each client.
+        chunk_size: clients in a chunk.
+
+    >>> import numpy as np
+    >>> chunk_by_size([3, 5, 8], np.array([10, 40, 20]), chunk_size=2)
+    [[5, 8], [3]]
+    """
     ordered = [client for _, client in sorted(zip((-sizes).tolist(), clients, strict=True))]
     return [ordered[i : i + chunk_size] for i in range(0, len(ordered), chunk_size)]
 
 
 class ClientHost:
-    """Opens messages, trains, and encodes replies, for each client from its message, its state and its examples alone.
+    """Host of the clients of one process: it decodes messages, trains, and encodes replies.
 
-    The frames that clients share are decoded once, not once a client, and a model that several of them keep is there once.
+    The result for a client depends on its message, its state and its examples alone. Frames that clients share are decoded
+    once, and a model that several clients have stored is in memory once.
+
+    Attributes:
+        plan: settings of the federation.
+        engine: engine of local training.
+        store: states of the clients.
+        data: training examples of the clients.
     """
 
     def __init__(
@@ -43,7 +61,7 @@ class ClientHost:
         self._downlink_cache = DownlinkCache(model_cache)
 
     def process_messages(self, messages: Mapping[ClientId, Message]) -> Iterator[ClientOutcome]:
-        """One outcome per client, in any order; whatever goes wrong at a client is that client's failure."""
+        """Yield one outcome for each client, in any order. An error at a client becomes a failure of that client."""
         tasks: dict[ClientId, ClientTask] = {}
         for client, message in messages.items():
             try:
@@ -58,31 +76,35 @@ class ClientHost:
         yield from self._train(tasks)
 
     def _decode_message(self, client: ClientId, message: Message) -> ClientTask | ImmediateReply:
-        before = self.store.load(client)
+        state = self.store.load(client)
         if self.plan.bfloat16_states:
-            before = to_float32_state(before)
-        task = decode_task(self.plan, client, message, before, self.data.examples_of(client), self._downlink_cache)
+            state = to_float32_state(state)
+        task = decode_task(self.plan, client, message, state, self.data.examples_of(client), self._downlink_cache)
         if isinstance(task, ImmediateReply):
-            self._save(client, before.model_round, task.state)
+            self._save(client, state.model_round, task.state)
         return task
 
     def _save(self, client: ClientId, old_round: int, state: ClientState) -> None:
-        """held: the round of the model that the client kept so far."""
+        """Store a client's state, and move its model reference from `old_round` to the state's model round."""
         self.store.save(client, to_bfloat16_state(state) if self.plan.bfloat16_states else state)
         self._downlink_cache.model_cache.move_reference(old_round, state.model_round)
 
     def _train(self, tasks: Mapping[ClientId, ClientTask]) -> Iterator[ClientOutcome]:
-        """Where training several at once fails, those without a result train once more alone, so that it is one's failure."""
-        left = dict(tasks)
+        """Train clients and yield their outcomes.
+
+        If training several clients together fails, the clients without a result train again one by one, so that only the faulty
+        client fails.
+        """
+        remaining = dict(tasks)
         try:
-            for local in timed_iterator("train", self.engine.train([task.job for task in tasks.values()])):
-                yield self._encode_reply(left.pop(local.client), local)
-            if left:
-                raise RuntimeError(f"the engine gave no result for {', '.join(map(str, left))}")
+            for result in timed_iterator("train", self.engine.train([task.job for task in tasks.values()])):
+                yield self._encode_reply(remaining.pop(result.client), result)
+            if remaining:
+                raise RuntimeError(f"the engine gave no result for {', '.join(map(str, remaining))}")
         except Exception as error:
-            if not left:
+            if not remaining:
                 raise
-            for client, task in left.items():
+            for client, task in remaining.items():
                 if len(tasks) == 1:
                     yield ClientFailure(client, error)
                 else:

@@ -1,4 +1,4 @@
-"""Server and clients in one process: messages are handed over as the bytes that a network would carry."""
+"""Runtime with server and clients in one process, which exchange the same bytes as over a network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from fedsgd.training import TrainingEngine
 
 
 class InProcessRuntime:
-    """Runs the cohort's clients here, as many at once as the engine likes to train together."""
+    """Runtime that trains the cohort's clients in this process, as many together as the engine prefers.
+
+    Attributes:
+        store: states of the clients.
+    """
 
     def __init__(
         self,
@@ -28,13 +32,13 @@ class InProcessRuntime:
         self._host = ClientHost(plan, engine, store, data, model_cache)
 
     def list_clients(self) -> Sequence[ClientId]:
-        """All clients there are, ascending."""
+        """Return all clients, ascending."""
         return range(len(self._host.data))
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
-        """One outcome per client; whatever goes wrong at a client is that client's failure.
+        """Yield one outcome for each client. An error at a client becomes a failure of that client.
 
-        timeout is not used: nothing here waits for anything.
+        `timeout` is not used, because all outcomes are computed here.
         """
         host, clients = self._host, list(messages)
         for chunk in chunk_by_size(clients, host.data.sizes_of(clients), host.engine.preferred_batch_of_clients):

@@ -1,7 +1,8 @@
-"""Client states in a folder on disk, for a host whose process is another one each time: a file for each client that was seen.
+"""Client states in a folder on disk, with one file for each client that took part.
 
-A file is written next to the file that it replaces, so a process that is killed leaves the state before or the state after.
-Each file ends in a checksum. A file that cannot be read counts as lost, and its client is caught up as one that was away.
+The folder serves hosts that run each message in a new process. A file is written next to the file that it replaces, so a
+process that is killed leaves the old state or the new one. Each file ends in a checksum. A file that cannot be read counts as
+lost, and its client catches up like one that missed rounds.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from fedsgd.runtime.workers.shared_memory import align_up
 
 CLIENT_PREFIX, MODEL_PREFIX, GENERATION_FILE = "client-", "model-", "generation"
 _CHECKSUM = Struct("<I")
+"""CRC-32 at the end of a file, little-endian."""
 
 SpaceReservation = Callable[[Path, int], AbstractContextManager[None]]
-"""A context for writing a file of n bytes in a folder; entering it raises an error if n bytes are too many."""
+"""Context manager for writing n bytes to a folder; entering it raises an error if n bytes are too many."""
 
 
 def reserve_unlimited(folder: Path, n_bytes: int) -> AbstractContextManager[None]:
@@ -36,21 +38,21 @@ def reserve_unlimited(folder: Path, n_bytes: int) -> AbstractContextManager[None
 
 
 class FolderStore:
-    """A ClientStore whose states are in a folder.
+    """A `ClientStore` whose states are files in a folder.
 
     Attributes:
-        folder: the folder.
-        is_new: True if this store made the folder.
+        folder: path of the folder.
+        is_new: True if this store created the folder.
         generation: number of calls of `commit` on this folder, over all processes.
-        lost: the clients whose files could not be read.
+        unreadable_clients: clients whose files could not be read.
     """
 
     def __init__(self, folder: Path, space_reservation: SpaceReservation = reserve_unlimited) -> None:
-        """Open the folder, and make it if need be.
+        """Open the folder, and create it if it does not exist.
 
         Args:
-            folder: the folder, which belongs to one process at a time.
-            room: the context in which each state and each model is written.
+            folder: path of a folder that only one process uses at a time.
+            space_reservation: context in which each state and each model is written.
 
         Raises:
             OSError: the folder cannot be used.
@@ -66,7 +68,7 @@ class FolderStore:
         self.generation = _read_generation(folder / GENERATION_FILE)
 
     def load(self, client: ClientId) -> ClientState:
-        """The state of one client."""
+        """Return the state of one client; an empty state if the client has no readable file."""
         path = self.folder / f"{CLIENT_PREFIX}{client}"
         state = _read_state(path)
         if state is None and path.exists():
@@ -74,47 +76,56 @@ class FolderStore:
         return ClientState() if state is None else state
 
     def save(self, client: ClientId, state: ClientState) -> None:
-        """Store the state of one client; an error leaves the state before.
+        """Store the state of one client. After an error the old state is unchanged.
 
         Raises:
-            OSError: there is no more room.
-            RuntimeError: another process has committed since this store was opened, so this process was taken for dead.
+            OSError: the disk is full, or the space reservation rejects the size.
+            RuntimeError: another process has committed since this store was opened, because this process was considered dead.
         """
-        now = _read_generation(self.folder / GENERATION_FILE)
-        if now != self.generation:
-            raise RuntimeError(f"{self.folder}: another process went on from here, from generation {self.generation} to {now}")
+        generation = _read_generation(self.folder / GENERATION_FILE)
+        if generation != self.generation:
+            raise RuntimeError(
+                f"{self.folder}: another process advanced this folder from generation {self.generation} to {generation}"
+            )
         self.write(f"{CLIENT_PREFIX}{client}", state)
 
     def write(self, name: str, state: ClientState) -> None:
-        """Write a state to a file of the folder, all of it or nothing. OSError if there is no more room."""
+        """Write a state to a file of the folder completely, or not at all.
+
+        Raises:
+            OSError: the disk is full, or the space reservation rejects the size.
+        """
         parts = _serialize_with_checksum(state)
         with self._space_reservation(self.folder, sum(map(len, parts))):
             _write_atomically(self.folder / name, parts)
 
     def commit(self) -> int:
-        """Count one message as done with; returns the generation."""
+        """Count one message as processed, and return the new generation."""
         self.generation += 1
         _write_atomically(self.folder / GENERATION_FILE, [str(self.generation).encode()])
         return self.generation
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Remove all files of the store and reset its generation."""
         for path in self.folder.iterdir():
             if path.name.startswith((CLIENT_PREFIX, MODEL_PREFIX, GENERATION_FILE, ".")):
                 path.unlink()
         self.generation = 0
 
     def read_model_rounds(self) -> Iterator[int]:
-        """The round of the model that each client keeps, 0 for none; only the beginning of each file is read."""
+        """Yield the round of the model that each client has stored; 0 for none.
+
+        Only the beginning of each file is read.
+        """
         for path in self.folder.glob(f"{CLIENT_PREFIX}*"):
             with suppress(OSError, ValueError, TypeError, LookupError), path.open("rb") as file:
-                head = file.read(HEADER.size)
-                if len(head) == HEADER.size:
-                    yield int(json.loads(file.read(HEADER.unpack(head)[1]))[0])
+                header = file.read(HEADER.size)
+                if len(header) == HEADER.size:
+                    yield int(json.loads(file.read(HEADER.unpack(header)[1]))[0])
 
 
 class FolderModelCache:
-    """The `ModelCache` that the clients of a `FolderStore` keep, in the same folder."""
+    """A `ModelCache` for the clients of a `FolderStore`, in the same folder."""
 
     def __init__(self, store: FolderStore) -> None:
         self._store, self._folder = store, store.folder
@@ -132,9 +143,9 @@ class FolderModelCache:
 
     def put(self, round: int, model: F32, oldest_useful_round: int = 0) -> F32:
         if not self.has(round):
-            for path in self._folder.glob(f"{MODEL_PREFIX}*"):  # those of rounds in which every client failed have no holder
-                known = int(path.name.removeprefix(MODEL_PREFIX))
-                if known < oldest_useful_round or self._reference_counts[known] <= 0:
+            for path in self._folder.glob(f"{MODEL_PREFIX}*"):  # models of rounds without a reply have no reference
+                cached_round = int(path.name.removeprefix(MODEL_PREFIX))
+                if cached_round < oldest_useful_round or self._reference_counts[cached_round] <= 0:
                     path.unlink()
             self._store.write(f"{MODEL_PREFIX}{round}", ClientState({"model": model}))
         return self.get(round)
@@ -160,7 +171,7 @@ class FolderModelCache:
 
 
 def _read_state(path: Path) -> ClientState | None:
-    """None if there is no such file, or its checksum is another."""
+    """Return the state in a file; None if there is no such file or its checksum is wrong."""
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError:
@@ -187,7 +198,7 @@ def _serialize_with_checksum(state: ClientState) -> list[bytes | memoryview]:
 
 
 def _write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
-    """All of it or nothing, as far as processes can be killed."""
+    """Write a file completely or not at all, even if the process is killed. A crash of the system is not covered."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:

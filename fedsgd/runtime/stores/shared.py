@@ -1,12 +1,14 @@
-"""Client states in a file that all processes share, in memory or on disk: a client may be another worker's the next time.
+"""Client states in a file that all processes of a run share, in memory or on disk.
+
+A client may be trained by another worker in each round. Layout of the file:
 
     end of the file u64, first free slot of each size u64 × 64
-    for each client: where its slot is plus the logarithm of the slot's size, 0 if it has none   u64
-    slots, 2^n bytes each: how much of it is used u64, length of the description u32, description (JSON), arrays
+    for each client: offset of its slot plus the logarithm of the slot's size, 0 for no slot   u64
+    slots of 2^n bytes each: used bytes u64, length of the description u32, description (JSON), arrays
 
-Slots begin at multiples of 64, so that an entry has room for both. A page that nothing was written to takes no room, so sizes
-can be powers of two and clients that never take part cost nothing. Saving and loading take as long with ten million clients
-registered as with ten. Nothing is pickled.
+Slots begin at multiples of 64, so that an entry has room for offset and size. Sizes are powers of two, because pages that were
+never written take no memory. Clients that never take part take none either. Saving and loading take as long with ten million
+registered clients as with ten. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -28,27 +30,41 @@ from fedsgd.numerics.arrays import F32, U8
 from fedsgd.runtime.workers.shared_memory import ALIGNMENT, SharedFile, align_up
 
 N_SIZE_CLASSES = 64
+"""Number of slot sizes."""
 MIN_SIZE_CLASS = 6
-"""Of a slot, as a logarithm: `ALIGNMENT_BYTES`. Where nothing is remembered but the round, that is enough."""
+"""Logarithm of the smallest slot size, `ALIGNMENT` bytes. It holds a state that has only a round."""
 PAGE_BYTES = 4096
-"""What systems keep in memory and on disk, or not, in one piece."""
+"""Bytes of a page, the unit in which systems allocate memory and disk space."""
 _NUMBER = struct.Struct("<Q")
 _COUNT = struct.Struct("<q")
 HEADER = struct.Struct("<QI")
+"""Number of used bytes, and length of the description."""
 _INDEX_BYTES = _NUMBER.size * (1 + N_SIZE_CLASSES)
 
 NamedArray = tuple[str, str, NDArray[Any] | None]
-"""(what of a state, the array's name, the array, or None where it says that there is none)."""
+"""(group of the state, name of the array, the array or None for a patch that removes the entry)."""
 
 
 class SlotStore:
-    """A ClientStore for one process or several: a client is in one worker's hands at a time, slots are everybody's.
+    """A `ClientStore` for several processes. Only one process uses the state of a client at a time.
 
-    clients: N, all there are; folder: where the file lies on disk, None: in memory. Either way it has no name and is gone with
-    the last process that has it open, however that ends; `close` lets go of it. OutputError if there can be no such file.
+    The file has no name. It is removed when the last process that has it open ends, in whatever way.
+
+    Attributes:
+        n_clients: N, number of registered clients.
+        file: file with the layout that the module describes.
     """
 
     def __init__(self, n_clients: int, folder: Path | None = None) -> None:
+        """Create the file.
+
+        Args:
+            n_clients: N, number of registered clients.
+            folder: folder on the disk where the file is created; None for memory.
+
+        Raises:
+            OutputError: no file can be created in the folder.
+        """
         self.n_clients = n_clients
         self.file = SharedFile() if folder is None else SharedFile.create_on_disk(folder)
         end = align_up(_INDEX_BYTES + _NUMBER.size * n_clients)
@@ -56,37 +72,41 @@ class SlotStore:
         self._write_number(0, end)
 
     def load(self, client: ClientId) -> ClientState:
-        """The state of one client."""
-        at, size = self._find_slot(client)
+        """Return the state of one client."""
+        offset, size = self._find_slot(client)
         if not size:
             return ClientState()
-        return deserialize_state(self.file.read_array(at, self._read_number(at)))
+        return deserialize_state(self.file.read_array(offset, self._read_number(offset)))
 
     def save(self, client: ClientId, state: ClientState) -> None:
-        """Keep it. OSError if there is no more room."""
+        """Store the state of one client.
+
+        Raises:
+            OSError: memory or disk is full. The old state is then unchanged if the new one needed a larger slot.
+        """
         parts = serialize_state(state)
-        needed = (_sum_lengths(parts) - 1).bit_length()
-        at, size = self._find_slot(client)
-        place = self._allocate_slot(needed) if needed > size else at
-        end = place
+        needed_class = (_sum_lengths(parts) - 1).bit_length()
+        old_offset, old_class = self._find_slot(client)
+        offset = self._allocate_slot(needed_class) if needed_class > old_class else old_offset
+        end = offset
         for part in parts:
             end = align_up(self.file.write(end, part))
-        if needed > size:  # only now, so that where there is no more room the state is still what it was
-            self._write_number(self._locate_entry(client), place | needed)
-            self._free_slot(at, size)
+        if needed_class > old_class:  # only after writing, so that the old state survives if the memory or disk is full
+            self._write_number(self._locate_entry(client), offset | needed_class)
+            self._free_slot(old_offset, old_class)
 
     def remove(self, client: ClientId) -> None:
-        """Keep nothing of this client."""
-        at, size = self._find_slot(client)
+        """Remove the state of one client."""
+        offset, size_class = self._find_slot(client)
         self._write_number(self._locate_entry(client), 0)
-        self._free_slot(at, size)
+        self._free_slot(offset, size_class)
 
     def has(self, client: ClientId) -> bool:
-        """Whether anything was saved of this client."""
+        """Return whether a state of this client is stored."""
         return self._find_slot(client)[1] > 0
 
     def close(self) -> None:
-        """Let go of the file, and of all that is in it if nobody else has it."""
+        """Close the file. Its contents are removed unless another process has it open."""
         self.file.close()
 
     def _locate_entry(self, client: ClientId) -> int:
@@ -95,25 +115,25 @@ class SlotStore:
         return _INDEX_BYTES + _NUMBER.size * client
 
     def _find_slot(self, client: ClientId) -> tuple[int, int]:
-        """(where the slot is, the logarithm of its size), zeros if there is none."""
+        """Return the offset of a client's slot and the logarithm of its size; zeros if there is none."""
         entry = self._read_number(self._locate_entry(client))
         return entry & -ALIGNMENT, entry & (ALIGNMENT - 1)
 
     def _free_slot(self, offset: int, size_class: int) -> None:
-        """The slot of 2^size bytes at `offset`, if there is one, is anybody's."""
+        """Add the slot of 2^size_class bytes at `offset` to the free slots of its size. A size class of 0 means no slot."""
         if size_class:
             with lock_file(self.file):
                 self._write_number(offset, self._read_number(_NUMBER.size * (1 + size_class)))
                 self._write_number(_NUMBER.size * (1 + size_class), offset)
 
     def _allocate_slot(self, size_class: int) -> int:
-        """Where there is now a slot of 2^needed bytes."""
+        """Return the offset of a free slot of 2^size_class bytes."""
         with lock_file(self.file):
-            place = _NUMBER.size * (1 + size_class)
-            found = self._read_number(place)
-            if found:
-                self._write_number(place, self._read_number(found))
-                return found
+            free_list = _NUMBER.size * (1 + size_class)
+            slot = self._read_number(free_list)
+            if slot:
+                self._write_number(free_list, self._read_number(slot))
+                return slot
             end = self._read_number(0)
             os.ftruncate(self.file.descriptor, end + (1 << size_class))
             self._write_number(0, end + (1 << size_class))
@@ -128,13 +148,18 @@ class SlotStore:
 
 
 class SlotModelCache:
-    """The `ModelCache` of several processes. rounds: of the whole run."""
+    """A `ModelCache` for several processes."""
 
     def __init__(self, n_rounds: int) -> None:
+        """Create the shared files.
+
+        Args:
+            n_rounds: rounds of the run.
+        """
         self._models = SlotStore(n_rounds + 1)
         self._reference_counts = SharedFile()
         os.ftruncate(self._reference_counts.descriptor, _COUNT.size * (n_rounds + 1))
-        self._earliest_round = 1  # that may still be here, as far as this process knows
+        self._earliest_round = 1  # earliest round that may still be cached, as far as this process knows
 
     def has(self, round: int) -> bool:
         return self._models.has(round)
@@ -145,8 +170,8 @@ class SlotModelCache:
     def put(self, round: int, model: F32, oldest_useful_round: int = 0) -> F32:
         with lock_file(self._reference_counts):
             if not self.has(round):
-                for useless in range(self._earliest_round, oldest_useful_round):
-                    self._models.remove(useless)
+                for old_round in range(self._earliest_round, oldest_useful_round):
+                    self._models.remove(old_round)
                 self._earliest_round = max(self._earliest_round, oldest_useful_round)
                 self._models.save(round, ClientState({"model": model}))
                 return model
@@ -157,21 +182,24 @@ class SlotModelCache:
             return
         with lock_file(self._reference_counts):
             for round, change in ((new_round, 1), (old_round, -1)):
-                (holders,) = _COUNT.unpack(self._reference_counts.read(_COUNT.size * round, _COUNT.size))
-                self._reference_counts.write(_COUNT.size * round, _COUNT.pack(holders + change))
-            if old_round and holders + change <= 0:
+                (count,) = _COUNT.unpack(self._reference_counts.read(_COUNT.size * round, _COUNT.size))
+                self._reference_counts.write(_COUNT.size * round, _COUNT.pack(count + change))
+            if old_round and count + change <= 0:
                 self._models.remove(old_round)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._models.close()
         self._reference_counts.close()
 
 
 @contextmanager
 def lock_file(file: SharedFile) -> Iterator[None]:
-    """Nobody else is in here with this file. The system lets go of the lock if its holder dies."""
-    import fcntl  # not on every system, and there it is not needed
+    """Return a context that only one process at a time can be in, for each file.
+
+    The system releases the lock if the process that holds it dies.
+    """
+    import fcntl  # not available on every system
 
     fcntl.lockf(file.descriptor, fcntl.LOCK_EX)
     try:
@@ -181,7 +209,10 @@ def lock_file(file: SharedFile) -> Iterator[None]:
 
 
 def stored_bytes(state: ClientState) -> int:
-    """The bytes that this state takes in a store, in memory or on disk: a power of two, or if that is less whole pages."""
+    """Return the bytes of memory or disk that a state takes in a store.
+
+    That is a power of two, or the number of whole pages if that is less.
+    """
     used = _sum_lengths(serialize_state(state))
     return min(1 << (used - 1).bit_length(), -(-used // PAGE_BYTES) * PAGE_BYTES)
 
@@ -191,48 +222,53 @@ def _sum_lengths(parts: list[bytes | memoryview]) -> int:
 
 
 def serialize_state(state: ClientState) -> list[bytes | memoryview]:
-    """The state as stretches of bytes, each to begin at a multiple of `ALIGNMENT_BYTES`: how much there is in all and a
-    description,
-    then each array once. TypeError for what is not an array of numbers."""
-    described: list[list[Any]] = []
-    stretches: list[bytes | memoryview] = []
-    places: dict[int, int] = {}
-    at = 0
-    for what, name, array in _iterate_arrays(state):
+    """Return the state as byte strings, each of which begins at a multiple of `ALIGNMENT` in a file.
+
+    The first has the number of used bytes and a description; the others have one array each. An array that occurs twice is
+    stored once.
+
+    Raises:
+        TypeError: an entry is not an array of numbers.
+    """
+    descriptions: list[list[Any]] = []
+    arrays: list[bytes | memoryview] = []
+    offsets: dict[int, int] = {}
+    offset = 0
+    for group, name, array in _iterate_arrays(state):
         if array is None:
-            described.append([what, name, None, None, None])
+            descriptions.append([group, name, None, None, None])
             continue
         if array.dtype.hasobject or array.dtype.names:
-            raise TypeError(f"what a client remembers ({name}) is {array.dtype}, expected an array of numbers")
-        if id(array) not in places:
-            places[id(array)] = at
-            stretches.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            at += align_up(array.nbytes)
-        described.append([what, name, array.dtype.str, array.shape, places[id(array)]])
-    text = json.dumps([state.model_round, state.uncommitted_state and state.uncommitted_state.round, described]).encode()
-    used = align_up(HEADER.size + len(text)) + at
-    return [HEADER.pack(used, len(text)) + text, *stretches]
+            raise TypeError(f"the client state entry {name} is {array.dtype}, expected an array of numbers")
+        if id(array) not in offsets:
+            offsets[id(array)] = offset
+            arrays.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            offset += align_up(array.nbytes)
+        descriptions.append([group, name, array.dtype.str, array.shape, offsets[id(array)]])
+    text = json.dumps([state.model_round, state.uncommitted_state and state.uncommitted_state.round, descriptions]).encode()
+    used = align_up(HEADER.size + len(text)) + offset
+    return [HEADER.pack(used, len(text)) + text, *arrays]
 
 
 def deserialize_state(data: U8) -> ClientState:
-    """Inverse of `serialize_state`, of the stretches one after the other. The arrays are views of `data`."""
+    """Return the state that `serialize_state` wrote. Its arrays are views of `data`."""
     _, length = HEADER.unpack_from(data.data)
-    held, round, described = json.loads(data[HEADER.size : HEADER.size + length].tobytes())
+    model_round, round, descriptions = json.loads(data[HEADER.size : HEADER.size + length].tobytes())
     first = align_up(HEADER.size + length)
-    parts: dict[str, dict[str, Any]] = {"memory": {}, "if_received": {}, "undo": {}, "indices": {}, "reply": {}}
-    for what, name, dtype, shape, at in described:
+    groups: dict[str, dict[str, Any]] = {"memory": {}, "if_received": {}, "undo": {}, "indices": {}, "reply": {}}
+    for group, name, dtype, shape, offset in descriptions:
         array = None
         if dtype is not None:
-            begin, kind = first + at, np.dtype(dtype)
-            n_bytes = kind.itemsize * int(np.prod(shape, dtype=np.int64))
-            array = data[begin : begin + n_bytes].view(kind).reshape(shape)
-        parts[what][name] = array
+            start, numpy_type = first + offset, np.dtype(dtype)
+            n_bytes = numpy_type.itemsize * int(np.prod(shape, dtype=np.int64))
+            array = data[start : start + n_bytes].view(numpy_type).reshape(shape)
+        groups[group][name] = array
     if round is None:
-        return ClientState(parts["memory"], None, held)
-    indices = parts["indices"]
-    undo = {name: None if v is None else EntryPatch(indices.get(name), v) for name, v in parts["undo"].items()}
-    reply = parts["reply"]["frame"].tobytes() if parts["reply"] else None
-    return ClientState(parts["memory"], UncommittedState(round, parts["if_received"], undo, reply), held)
+        return ClientState(groups["memory"], None, model_round)
+    indices = groups["indices"]
+    rollback = {name: None if v is None else EntryPatch(indices.get(name), v) for name, v in groups["undo"].items()}
+    reply_frame = groups["reply"]["frame"].tobytes() if groups["reply"] else None
+    return ClientState(groups["memory"], UncommittedState(round, groups["if_received"], rollback, reply_frame), model_round)
 
 
 def _iterate_arrays(state: ClientState) -> Iterator[NamedArray]:

@@ -1,4 +1,4 @@
-"""The server's side of workers: who gets which clients, and what came back. Their channels know how they are reached."""
+"""Server side of the workers: it dispatches clients and evaluations, and collects the results."""
 
 from __future__ import annotations
 
@@ -25,16 +25,22 @@ if TYPE_CHECKING:
     from fedsgd.models.task import LearningTask
 
 MAX_QUEUED_JOBS = 2
-"""Jobs that a worker holds at most: the one that it is at, and one so that it need not wait for the next."""
+"""Largest number of jobs of a worker: the current one, and the next one so that the worker need not wait."""
 EVALUATION_PARTS_PER_WORKER = 4
 """Parts of an evaluation for each worker."""
 MIN_DISTRIBUTED_EVALUATION = 10**7
-"""An evaluation of fewer parameters times examples than this takes less time than handing it out."""
+"""Parameters times examples below which an evaluation is faster in the server's process."""
 
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker, as the server sees it. ended: waits until it has ended and says how; held: its jobs, oldest first."""
+    """A worker, as the server sees it.
+
+    Attributes:
+        channel: connection to the worker.
+        describe_exit: function that waits until the worker has ended and describes its exit.
+        jobs: numbers of the worker's jobs, oldest first.
+    """
 
     channel: Channel
     describe_exit: Callable[[], str]
@@ -42,10 +48,17 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """A runtime whose clients are wherever there is a worker for them, and an evaluator that shares out what it is given.
+    """Runtime that trains clients in workers, and evaluator that distributes examples to them.
 
-    outbox: that of all the lines; engine: one like the workers', for what is too small to be sent anywhere; data: what clients
-    train on; sets: as `WorkerConfig.select_evaluation_sets` has them; task: what is trained.
+    Attributes:
+        workers: workers that have not ended.
+        outbox: outbox of all channels.
+        engine: engine like those of the workers, for evaluations too small to distribute.
+        data: training examples of the clients.
+        evaluation_sets: examples in the order of `WorkerConfig.select_evaluation_sets`.
+        metrics: names of the task's metrics.
+        n_parameters: P, number of parameters of the model.
+        loss_reduction: reduction of the task's loss over examples.
     """
 
     def __init__(
@@ -68,41 +81,51 @@ class WorkerPool:
         self._last_error = ChildProcessError("there are no workers")
 
     def list_clients(self) -> Sequence[ClientId]:
-        """All clients there are, ascending."""
+        """Return all clients, ascending."""
         return range(len(self.data))
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
-        """One outcome per client, as they come; those of a worker that ends have failed, and so has who takes too long."""
-        each = -(-len(messages) // max(len(self.workers), 1))  # so that there is a part for every worker
+        """Yield one outcome for each client, in any order.
+
+        The clients of a worker that ends have failed, and so have clients without an outcome after `timeout` seconds.
+        """
+        clients_per_worker = -(-len(messages) // max(len(self.workers), 1))  # at least one part for every worker
         clients = list(messages)
-        parts = chunk_by_size(clients, self.data.sizes_of(clients), max(1, min(self.engine.preferred_batch_of_clients, each)))
+        parts = chunk_by_size(
+            clients, self.data.sizes_of(clients), max(1, min(self.engine.preferred_batch_of_clients, clients_per_worker))
+        )
         jobs = [protocol.encode_train_request({client: messages[client] for client in part}) for part in parts]
-        unheard = {client: None for part in parts for client in part}
+        pending = {client: None for part in parts for client in part}
         for job, answer in self._dispatch(jobs, timeout):
             if isinstance(answer, Exception):
-                outcomes: list[ClientOutcome] = [ClientFailure(client, answer) for client in parts[job] if client in unheard]
+                outcomes: list[ClientOutcome] = [ClientFailure(client, answer) for client in parts[job] if client in pending]
             elif protocol.message_type(answer[0]) is MessageType.REPLY:
                 outcomes = [protocol.decode_reply(*answer)]
             else:
                 outcomes = [ClientFailure(*protocol.decode_failure(*answer))]
             for outcome in outcomes:
-                unheard.pop(outcome.client, None)
+                pending.pop(outcome.client, None)
                 yield outcome
-        for client in unheard:
+        for client in pending:
             yield ClientFailure(client, TimeoutError("no reply" if timeout is None else f"no reply within {timeout:g} s"))
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """The loss and the metrics of the model with these weights [P] and running statistics [S]: bit for bit what one engine
-        gives. A loss that is computed in one call is left to the engine here: the outputs would have to be sent."""
-        which = next((i for i, known in enumerate(self.evaluation_sets) if _is_same_data(known, examples)), None)
+        """Evaluate a model with weights [P] and buffers [S]. The result has the same bits as that of one engine.
+
+        A loss that needs all outputs at once is computed by the engine of this process, because the workers would have to send
+        the outputs.
+        """
+        set_index = next(
+            (i for i, evaluation_set in enumerate(self.evaluation_sets) if _is_same_data(evaluation_set, examples)), None
+        )
         slices = -(-len(examples) // EVALUATION_SLICE_SIZE)
-        small = slices < 2 or len(examples) * self.n_parameters < MIN_DISTRIBUTED_EVALUATION
-        if which is None or small or self.loss_reduction.select_kind(len(examples)) == "whole":
+        is_small = slices < 2 or len(examples) * self.n_parameters < MIN_DISTRIBUTED_EVALUATION
+        if set_index is None or is_small or self.loss_reduction.select_kind(len(examples)) == "whole":
             return self.engine.evaluate(weights, examples, buffers)
         length = -(-slices // (EVALUATION_PARTS_PER_WORKER * max(len(self.workers), 1))) * EVALUATION_SLICE_SIZE
         data = [values.tobytes() for values in (weights, buffers) if values is not None]
         jobs = [
-            protocol.encode_evaluation_request(which, start, min(start + length, len(examples)), data)
+            protocol.encode_evaluation_request(set_index, start, min(start + length, len(examples)), data)
             for start in range(0, len(examples), length)
         ]
         answers = dict(self._dispatch(jobs, None))
@@ -116,52 +139,55 @@ class WorkerPool:
         return EvaluationResult.join(parts)
 
     def _dispatch(self, jobs: Sequence[Packet], timeout: float | None) -> Iterator[tuple[int, Packet | Exception]]:
-        """(a job's number, an answer to it) as they come; ChildProcessError for what a worker still had when it ended."""
+        """Yield (job number, answer) as the answers arrive.
+
+        The answer is a ChildProcessError for each unfinished job of a worker that ended.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._finish_earlier_jobs()
         self.outbox.flip()
-        left = deque(range(len(jobs)))
+        pending = deque(range(len(jobs)))
         for _ in range(MAX_QUEUED_JOBS):
-            for line in self.workers:
-                _send_next_job(line, left, jobs)
-        while busy := {line.channel.fileno(): line for line in self.workers if line.jobs}:
+            for worker in self.workers:
+                _send_next_job(worker, pending, jobs)
+        while busy := {worker.channel.fileno(): worker for worker in self.workers if worker.jobs}:
             ready = wait(busy, None if deadline is None else max(0.0, deadline - time.monotonic()))
             if not ready:
                 return
-            for line in (line for number, line in busy.items() if number in ready):
-                job = line.jobs[0]
-                answer = self._receive(line)
+            for worker in (worker for number, worker in busy.items() if number in ready):
+                job = worker.jobs[0]
+                answer = self._receive(worker)
                 if isinstance(answer, Exception):
-                    yield from ((lost, answer) for lost in line.jobs)
+                    yield from ((lost_job, answer) for lost_job in worker.jobs)
                 elif protocol.message_type(answer[0]) is MessageType.DONE:
-                    _send_next_job(line, left, jobs)
+                    _send_next_job(worker, pending, jobs)
                 else:
                     yield job, answer
-        yield from ((job, self._last_error) for job in left)
+        yield from ((job, self._last_error) for job in pending)
 
     def _receive(self, worker: WorkerHandle) -> Packet | Exception:
-        """The next message; the line is taken out if there will be none."""
+        """Return the worker's next message. A worker that has ended is removed, and its error is returned."""
         try:
-            said = worker.channel.receive()
+            packet = worker.channel.receive()
         except (EOFError, OSError):
             self.workers.remove(worker)
             self._last_error = ChildProcessError(worker.describe_exit())
             return self._last_error
-        if protocol.message_type(said[0]) is MessageType.DONE:
+        if protocol.message_type(packet[0]) is MessageType.DONE:
             worker.jobs.popleft()
-        return said
+        return packet
 
     def _finish_earlier_jobs(self) -> None:
-        """Of an exchange whose caller did not want all outcomes, or not any longer."""
-        for line in list(self.workers):
-            while line.jobs and line in self.workers:
-                self._receive(line)
+        """Receive the remaining answers to an exchange whose caller stopped early."""
+        for worker in list(self.workers):
+            while worker.jobs and worker in self.workers:
+                self._receive(worker)
 
 
 def _send_next_job(worker: WorkerHandle, pending_jobs: deque[int], jobs: Sequence[Packet]) -> None:
     if pending_jobs:
         worker.jobs.append(pending_jobs.popleft())
-        with suppress(OSError):  # it has ended: what is received next says so
+        with suppress(OSError):  # the worker has ended, which the next receive reports
             worker.channel.send(*jobs[worker.jobs[-1]])
 
 

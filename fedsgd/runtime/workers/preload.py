@@ -1,4 +1,7 @@
-"""What the fork server imports before it forks workers; and a compiled loop, whose first call costs 0.6 s, once for all."""
+"""Imports of the fork server, which it makes before it forks workers.
+
+It also makes the first call of a compiled loop, which takes 0.6 s, once for all workers.
+"""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Worker processes on this machine: what they are given, and how they end."""
+"""Worker processes on this machine: their inputs, their start and their end."""
 
 from __future__ import annotations
 
@@ -36,14 +36,20 @@ from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.torch_threads import pin_single_thread
 
 EXIT_TIMEOUT_SECONDS = 5.0
-"""What a process is given to end by itself."""
+"""Seconds that a process has to end by itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class SharedInputs:
-    """What all workers are given, in memory that they share. assignment: an Assignment; data: (dataset, what clients train on,
-    what they are tested on); models: those that clients keep; clock: where each writes what it spends its time on, None if
-    nobody asks."""
+    """Inputs of all workers, in memory that they share.
+
+    Attributes:
+        worker_config: a pickled `WorkerConfig`.
+        data: pickled (dataset, training examples of the clients, held-out examples of the clients).
+        store: states of the clients.
+        model_cache: models that the clients have stored.
+        profile_file: file to which each worker writes its seconds by phase; None if no profile is measured.
+    """
 
     worker_config: SharedPickle
     data: SharedPickle
@@ -52,7 +58,7 @@ class SharedInputs:
     profile_file: SharedFile | None = None
 
     def sum_phase_seconds(self, n_workers: int) -> dict[Phase, float]:
-        """Seconds by phase, of so many workers together."""
+        """Return the seconds by phase, summed over `n_workers` workers."""
         total = dict.fromkeys(PHASES, 0.0)
         if self.profile_file is not None:
             for number in range(n_workers):
@@ -65,31 +71,38 @@ class SharedInputs:
 
 @contextmanager
 def start_workers(n_workers: int, inputs: SharedInputs, outbox: SharedOutbox) -> Iterator[list[WorkerHandle]]:
-    """n workers that are ready, for as long as the context lasts. They end by themselves where all went well, and when this
-    process dies; if an error leaves the context they are killed."""
+    """Return a context with n ready workers.
+
+    The workers end by themselves when the context is left without an error, and when this process dies. If an error leaves the
+    context, they are killed.
+
+    Raises:
+        RunError: a worker ended before it was ready.
+        ScenarioError: the script starts a run when it is imported.
+    """
     preload_workers(n_workers)
     context = mp.get_context("forkserver") if choose_start_method() == "forkserver" else mp.get_context("spawn")
     processes: list[BaseProcess] = []
-    lines: list[WorkerHandle] = []
-    patience = 0.0
+    workers: list[WorkerHandle] = []
+    exit_timeout = 0.0
     try:
         for number in range(n_workers):
-            here, there = context.Pipe()
+            server_pipe, worker_pipe = context.Pipe()
             inbox = SharedOutbox()
-            given = (number, there, inbox, outbox.file, inputs)
-            process = context.Process(target=worker_main, args=given, name=f"{WORKER_NAME_PREFIX}{number}", daemon=True)
-            with single_threaded_children(), hide_missing_main(), there:
+            arguments = (number, worker_pipe, inbox, outbox.file, inputs)
+            process = context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME_PREFIX}{number}", daemon=True)
+            with single_threaded_children(), hide_missing_main(), worker_pipe:
                 process.start()
             processes.append(process)
-            lines.append(WorkerHandle(PipeChannel(here, outbox, inbox.file), partial(_describe_exit, process)))
-        for line in lines:
-            _wait_ready(line)
-        yield lines
-        patience = EXIT_TIMEOUT_SECONDS
+            workers.append(WorkerHandle(PipeChannel(server_pipe, outbox, inbox.file), partial(_describe_exit, process)))
+        for worker in workers:
+            _wait_ready(worker)
+        yield workers
+        exit_timeout = EXIT_TIMEOUT_SECONDS
     finally:
-        for line in lines:
-            line.channel.close()
-        _terminate(processes, patience)
+        for worker in workers:
+            worker.channel.close()
+        _terminate(processes, exit_timeout)
 
 
 def _wait_ready(worker: WorkerHandle) -> None:
@@ -97,26 +110,28 @@ def _wait_ready(worker: WorkerHandle) -> None:
     with suppress(EOFError, OSError):
         head, frames = worker.channel.receive()
     if not head:
-        raise RunError(1, None, f"{worker.describe_exit()}, before it was ready: it imports the script, and may have said more")
+        raise RunError(
+            1, None, f"{worker.describe_exit()} before it was ready: it imports the script, whose output may say more"
+        )
     if protocol.message_type(head) is not MessageType.READY:
         raise protocol.decode_failure(head, frames)[1]
 
 
 def _describe_exit(process: BaseProcess) -> str:
-    """How it ended; ScenarioError if that is the script's fault."""
+    """Return a description of a process's end. ScenarioError if the script has no main guard."""
     process.join(EXIT_TIMEOUT_SECONDS)
     status, number = process.exitcode, process.name.removeprefix(WORKER_NAME_PREFIX)
     if status == EXIT_MISSING_MAIN_GUARD:
         raise ScenarioError(
-            "workers: each worker process imports the script that is run, and this one starts a run when it is imported: "
-            'put that under `if __name__ == "__main__":`'
+            "workers: each worker process imports the script that is run, and this script starts a run when it is imported: "
+            'put the call under `if __name__ == "__main__":`'
         )
     if status is None:
-        return f"worker {number} no longer answers"
+        return f"worker {number} does not respond"
     if status >= 0:
-        return f"worker {number} ended, with exit status {status}"
+        return f"worker {number} ended with exit status {status}"
     name = signal.Signals(-status).name
-    return f"worker {number} was killed by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
+    return f"worker {number} was killed by {name}{'; it may have run out of memory' if name == 'SIGKILL' else ''}"
 
 
 def _terminate(processes: Sequence[BaseProcess], timeout: float) -> None:
@@ -133,8 +148,8 @@ def _terminate(processes: Sequence[BaseProcess], timeout: float) -> None:
 
 
 def worker_main(number: int, pipe: Connection, outbox: SharedOutbox, inbox: SharedFile, inputs: SharedInputs) -> None:
-    """All that a worker process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the server, whose end is noticed here
+    """Run a worker in its process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt ends the server, whose end ends this process
     threading.Thread(target=_exit_with_server, daemon=True).start()
     pin_single_thread()
     channel = PipeChannel(pipe, outbox, inbox)
@@ -152,7 +167,7 @@ def worker_main(number: int, pipe: Connection, outbox: SharedOutbox, inbox: Shar
 
 
 def _publish_profile(number: int, profile_file: SharedFile | None, profile: Profile | None) -> None:
-    """Write what this process has spent its time on to where the server finds it."""
+    """Write this process's seconds by phase to the shared profile file."""
     if profile_file is not None and profile is not None:
         profile.accrue()
         profile_file.write(number * calcsize(PROFILE_FORMAT), profile.pack())
@@ -161,11 +176,11 @@ def _publish_profile(number: int, profile_file: SharedFile | None, profile: Prof
 def _create_worker(
     channel: PipeChannel, outbox: SharedOutbox, inputs: SharedInputs, on_message_processed: Callable[[], None]
 ) -> Worker:
-    assignment: WorkerConfig = inputs.worker_config.load()
+    config: WorkerConfig = inputs.worker_config.load()
     dataset, train, held_out = inputs.data.load()
-    engine = assignment.make_engine(assignment.task, assignment.plan.local_training, dataset.train)
-    host = ClientHost(assignment.plan, engine, inputs.store, train, inputs.model_cache)
-    return Worker(channel, outbox, host, assignment.select_evaluation_sets(dataset.test, train, held_out), on_message_processed)
+    engine = config.make_engine(config.task, config.plan.local_training, dataset.train)
+    host = ClientHost(config.plan, engine, inputs.store, train, inputs.model_cache)
+    return Worker(channel, outbox, host, config.select_evaluation_sets(dataset.test, train, held_out), on_message_processed)
 
 
 def _exit_with_server() -> None:

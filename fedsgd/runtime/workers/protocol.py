@@ -1,13 +1,13 @@
-"""What a server and a worker say to each other, as the head and the frames of a message. Nothing is pickled but errors.
+"""Messages between server and worker, each with a head and frames. Only errors are pickled.
 
 server  TRAIN      clients and their messages
-        EVALUATE   which set, from which example to which; frames: the model
+        EVALUATE   number of the set, first and last example; frames: the model
 worker  READY      or FAILED, once, at its start
-        REPLY      client, seconds, steps and what else is known; frames: the reply's
+        REPLY      client, seconds, steps and other measurements; frames: frames of the reply
         FAILED     client; frames: the error
-        EVALUATED  examples; frames: the losses of the slices, what they weigh, then for
-                   each metric its numbers by example and their weights; empty: no weights
-        DONE       with what it was told last but not answered so far
+        EVALUATED  number of examples; frames: losses of the slices, their weights, then for each metric its values
+                   by example and their weights; an empty frame stands for no weights
+        DONE       the oldest unfinished message is processed
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedsgd.training import EvaluationResult
 
 
 class MessageType(IntEnum):
-    """The first byte of a head."""
+    """First byte of a head."""
 
     TRAIN = 1
     EVALUATE = 2
@@ -40,7 +40,7 @@ class MessageType(IntEnum):
 
 
 Packet = tuple[bytes, Sequence[bytes]]
-"""(head, frames)."""
+"""(head, frames) of a message."""
 _REPLY = struct.Struct("<Bqddqddqq")
 _NUMBER = struct.Struct("<Bq")
 _EVALUATION = struct.Struct("<Bq?")
@@ -49,47 +49,56 @@ DONE: Packet = bytes([MessageType.DONE]), ()
 
 
 def message_type(head: bytes) -> MessageType:
-    """What a message is."""
+    """Return the type of a message."""
     return MessageType(head[0])
 
 
 def encode_train_request(messages: Mapping[ClientId, Message]) -> Packet:
-    """Clients with their messages; a frame that is in several is there once."""
+    """Return the message with clients and their messages. A frame of several messages is included once."""
     frames: dict[int, tuple[int, bytes]] = {}
     numbers: list[int] = []
     for client, message in messages.items():
-        places = [frames.setdefault(id(frame), (len(frames), frame))[0] for frame in message]
-        numbers += [client, len(places), *places]
+        frame_numbers = [frames.setdefault(id(frame), (len(frames), frame))[0] for frame in message]
+        numbers += [client, len(frame_numbers), *frame_numbers]
     return _encode_numbers(MessageType.TRAIN, numbers), [frame for _, frame in frames.values()]
 
 
 def decode_train_request(head: bytes, frames: Sequence[bytes]) -> dict[ClientId, Message]:
-    """Inverse of `encode_train_request`."""
-    numbers, messages, at = _decode_numbers(head), {}, 0
-    while at < len(numbers):
-        client, n = numbers[at : at + 2]
-        if n < 0 or at + 2 + n > len(numbers) or not all(0 <= place < len(frames) for place in numbers[at + 2 : at + 2 + n]):
-            raise ValueError("a message of frames that are not there")
-        messages[client] = tuple(frames[place] for place in numbers[at + 2 : at + 2 + n])
-        at += 2 + n
+    """Return the clients and their messages: the inverse of `encode_train_request`."""
+    numbers, messages, position = _decode_numbers(head), {}, 0
+    while position < len(numbers):
+        client, n_frames = numbers[position : position + 2]
+        end = position + 2 + n_frames
+        frame_numbers = numbers[position + 2 : end]
+        if n_frames < 0 or end > len(numbers) or not all(0 <= number < len(frames) for number in frame_numbers):
+            raise ValueError("a message has frame numbers out of range")
+        messages[client] = tuple(frames[number] for number in frame_numbers)
+        position = end
     return messages
 
 
 def encode_evaluation_request(set_index: int, start: int, stop: int, model: Sequence[bytes]) -> Packet:
-    """Examples `start` to before `stop` of a set; model: weights, float32 [P], and running statistics, if there are any [S]."""
+    """Return the message for the evaluation of a model on examples of one set.
+
+    Args:
+        set_index: number of the set.
+        start: first example.
+        stop: end of the examples, exclusive.
+        model: weights [P] float32, and buffers [S] float32 if there are any, as bytes.
+    """
     return _encode_numbers(MessageType.EVALUATE, [set_index, start, stop]), model
 
 
 def decode_evaluation_request(head: bytes, frames: Sequence[bytes]) -> tuple[int, int, int, F32, F32 | None]:
-    """Inverse of `encode_evaluation_request`."""
-    which, start, stop = _decode_numbers(head)
+    """Return set, start, stop, weights and buffers: the inverse of `encode_evaluation_request`."""
+    set_index, start, stop = _decode_numbers(head)
     weights, *buffers = (np.frombuffer(frame, dtype=np.float32).copy() for frame in frames)
-    return which, start, stop, weights, buffers[0] if buffers else None
+    return set_index, start, stop, weights, buffers[0] if buffers else None
 
 
 def encode_reply(reply: Reply) -> Packet:
-    """A client's reply."""
-    known = (
+    """Return the message with a client's reply."""
+    measurements = (
         reply.decode_seconds,
         reply.encode_seconds,
         reply.steps,
@@ -98,17 +107,17 @@ def encode_reply(reply: Reply) -> Packet:
         reply.rounds_missed,
         reply.examples_processed,
     )
-    return _REPLY.pack(MessageType.REPLY, reply.client, *known), reply.frames
+    return _REPLY.pack(MessageType.REPLY, reply.client, *measurements), reply.frames
 
 
 def decode_reply(head: bytes, frames: Sequence[bytes]) -> Reply:
-    """Inverse of `encode_reply`."""
-    _, client, *known = _REPLY.unpack(head)
-    return Reply(client, tuple(frames), *known)
+    """Return a client's reply: the inverse of `encode_reply`."""
+    _, client, *measurements = _REPLY.unpack(head)
+    return Reply(client, tuple(frames), *measurements)
 
 
 def encode_evaluation(result: EvaluationResult) -> Packet:
-    """What an evaluation gave."""
+    """Return the message with the result of an evaluation."""
     arrays: list[Sequence[float] | F64] = [result.losses, result.loss_weights or ()]
     for name, score in result.scores.items():
         arrays += [score, result.score_weights.get(name, ())]
@@ -117,22 +126,35 @@ def encode_evaluation(result: EvaluationResult) -> Packet:
 
 
 def decode_evaluation(head: bytes, frames: Sequence[bytes], metrics: Sequence[str]) -> EvaluationResult:
-    """Inverse of `encode_evaluation`. metrics: the task's, in its order."""
+    """Return the result of an evaluation: the inverse of `encode_evaluation`.
+
+    Args:
+        head: head of the message.
+        frames: frames of the message.
+        metrics: names of the task's metrics, in order.
+    """
     losses, loss_weights, *arrays = (np.frombuffer(frame, dtype=np.float64) for frame in frames)
     scores = dict(zip(metrics, arrays[::2], strict=True))
     weights = {name: values for name, values in zip(metrics, arrays[1::2], strict=True) if len(values)}
-    _, examples, summed = _EVALUATION.unpack(head)
-    return EvaluationResult(examples, losses.tolist(), scores, weights, loss_weights.tolist() or None, summed)
+    _, examples, is_loss_sum = _EVALUATION.unpack(head)
+    return EvaluationResult(examples, losses.tolist(), scores, weights, loss_weights.tolist() or None, is_loss_sum)
 
 
 def encode_failure(error: Exception, client: ClientId = -1) -> Packet:
-    """What went wrong, at which client if at one. Where it cannot be pickled and made again, its name and message."""
+    """Return the message with an error.
+
+    An error that cannot be pickled and restored is sent as its class name and text.
+
+    Args:
+        error: the error; the worker's traceback is added to it as a note.
+        client: client that failed; −1 if the error belongs to no client.
+    """
     error.add_note("In a worker process:\n" + "".join(traceback.format_tb(error.__traceback__)).rstrip())
     try:
         data = pickle.dumps(error)
         if type(pickle.loads(data)) is not type(error) or str(pickle.loads(data)) != str(error):
             data = b""
-    except Exception:  # the user's own class may do anything
+    except Exception:  # pickling a user's class may raise any error
         data = b""
     return _NUMBER.pack(MessageType.FAILED, client), [
         data,
@@ -142,14 +164,14 @@ def encode_failure(error: Exception, client: ClientId = -1) -> Packet:
 
 
 def decode_failure(head: bytes, frames: Sequence[bytes]) -> tuple[ClientId, Exception]:
-    """Inverse of `encode_failure`."""
+    """Return client and error: the inverse of `encode_failure`."""
     client: int = _NUMBER.unpack(head)[1]
     data, name, message = frames
     if data:
         try:
             error: Exception = pickle.loads(data)
             return client, error
-        except Exception:  # it could be made there, and cannot be here
+        except Exception:  # restoring works in the worker, but not in this process
             pass
     return client, type(name.decode(), (Exception,), {})(message.decode())
 
@@ -168,7 +190,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 def pack_packets(packets: Sequence[Packet]) -> bytes:
-    """All of it, as one string of bytes."""
+    """Return messages as one byte string."""
     parts: list[bytes] = []
     for head, frames in packets:
         lengths = (_LENGTH.pack(len(frame)) for frame in frames)
@@ -177,24 +199,29 @@ def pack_packets(packets: Sequence[Packet]) -> bytes:
 
 
 def unpack_packets(data: bytes) -> Iterator[Packet]:
-    """Inverse of `pack_packets`, one after the other; WireError at the first that does not fit into what there is."""
-    at = 0
-    while at < len(data):
-        if len(data) - at < _COUNTS.size:
-            raise WireError(at, f"{len(data) - at} bytes are left, expected {_COUNTS.size} with two lengths")
-        n_head, n_frames = _COUNTS.unpack_from(data, at)
-        first = at + _COUNTS.size
-        if (len(data) - first) // _LENGTH.size < n_frames:
-            raise WireError(at, f"{n_frames} frames are announced in {len(data) - first} bytes")
-        lengths = [_LENGTH.unpack_from(data, first + _LENGTH.size * i)[0] for i in range(n_frames)]
-        begin = first + _LENGTH.size * n_frames
-        if len(data) - begin < n_head + sum(lengths):
+    """Yield the messages of a byte string: the inverse of `pack_packets`.
+
+    Raises:
+        WireError: a message is longer than the remaining bytes.
+    """
+    offset = 0
+    while offset < len(data):
+        if len(data) - offset < _COUNTS.size:
+            raise WireError(offset, f"{len(data) - offset} bytes remain, expected {_COUNTS.size} with two lengths")
+        head_length, n_frames = _COUNTS.unpack_from(data, offset)
+        lengths_offset = offset + _COUNTS.size
+        if (len(data) - lengths_offset) // _LENGTH.size < n_frames:
+            raise WireError(offset, f"{n_frames} frames are announced in {len(data) - lengths_offset} bytes")
+        lengths = [_LENGTH.unpack_from(data, lengths_offset + _LENGTH.size * i)[0] for i in range(n_frames)]
+        head_offset = lengths_offset + _LENGTH.size * n_frames
+        if len(data) - head_offset < head_length + sum(lengths):
             raise WireError(
-                at, f"a head of {n_head} and frames of {sum(lengths)} bytes are announced, {len(data) - begin} are left"
+                offset,
+                f"a head of {head_length} and frames of {sum(lengths)} bytes are announced, {len(data) - head_offset} remain",
             )
-        at = begin + n_head
+        offset = head_offset + head_length
         frames = []
         for length in lengths:
-            frames.append(data[at : at + length])
-            at += length
-        yield data[begin : begin + n_head], frames
+            frames.append(data[offset : offset + length])
+            offset += length
+        yield data[head_offset : head_offset + head_length], frames

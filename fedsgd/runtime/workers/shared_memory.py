@@ -1,4 +1,7 @@
-"""What the processes of a run share: files without a name, which are gone when the last of them is, however it ends."""
+"""Files that the processes of a run share.
+
+The files have no names. They are removed when the last process that has them open ends, in whatever way.
+"""
 
 from __future__ import annotations
 
@@ -18,55 +21,80 @@ from fedsgd.errors import OutputError
 from fedsgd.numerics.arrays import U8
 
 ALIGNMENT = 64
-"""Arrays begin at multiples of this many bytes."""
+"""Bytes whose multiples arrays begin at."""
 
 
 def align_up(n_bytes: int) -> int:
-    """n rounded up to a multiple of `ALIGNMENT_BYTES`."""
+    """Return a number of bytes, rounded up to a multiple of `ALIGNMENT`."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
 class SharedFile:
-    """Bytes that every process can read and write. It can be handed to a process that is being started, and only then."""
+    """File that several processes can read and write.
+
+    It can be passed to a process only while the process is being started.
+
+    Attributes:
+        descriptor: file descriptor.
+        close: function that closes the descriptor, which is also called when the object is deleted.
+    """
 
     def __init__(self, descriptor: int | None = None) -> None:
+        """Create a file in memory, or adopt an open one.
+
+        Args:
+            descriptor: descriptor of an open file; None for a new file.
+        """
         self.descriptor = _open_anonymous_file() if descriptor is None else descriptor
         self.close = weakref.finalize(self, os.close, self.descriptor)
 
     @staticmethod
     def create_on_disk(folder: Path) -> SharedFile:
-        """One that lies in this folder and not in memory: it has no name there, so nothing is left of it even if every process
-        is killed. OutputError if there can be none."""
+        """Create a file in a folder on disk.
+
+        It has no name, so it is removed even if every process is killed.
+
+        Raises:
+            OutputError: no file can be created in the folder.
+        """
         try:
             return SharedFile(_open_unlinked_file(folder))
         except OSError as error:
-            raise OutputError(f"{folder}: no file can be made there ({error.strerror})") from None
+            raise OutputError(f"{folder}: cannot create a file there ({error.strerror})") from None
 
     def __reduce__(self) -> tuple[Any, tuple[Any]]:
         return _from_descriptor, (reduction.DupFd(self.descriptor),)
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        """All of it, from byte `offset` on; returns where it ends."""
-        left = memoryview(data)
-        while len(left):
-            n = os.pwrite(self.descriptor, left, offset)
-            left, offset = left[n:], offset + n
+        """Write all bytes at `offset`, and return the offset of their end."""
+        remaining = memoryview(data)
+        while len(remaining):
+            n = os.pwrite(self.descriptor, remaining, offset)
+            remaining, offset = remaining[n:], offset + n
         return offset
 
     def read(self, offset: int, n_bytes: int) -> bytes:
-        """The bytes from `offset` on; EOFError if there are fewer."""
+        """Return `n_bytes` bytes from `offset` on.
+
+        Raises:
+            EOFError: the file ends before.
+        """
         data = os.pread(self.descriptor, n_bytes, offset)
         return data if len(data) == n_bytes else self.read_array(offset, n_bytes).tobytes()
 
     def read_array(self, offset: int, n_bytes: int) -> U8:
-        """The same, to be written to."""
+        """Return `n_bytes` bytes from `offset` on, [n_bytes] uint8, as a writable array.
+
+        Raises:
+            EOFError: the file ends before.
+        """
         out = np.empty(n_bytes, dtype=np.uint8)
-        left = out.data
-        while len(left):
-            n = os.preadv(self.descriptor, [left], offset)
+        remaining = out.data
+        while len(remaining):
+            n = os.preadv(self.descriptor, [remaining], offset)
             if not n:
-                raise EOFError(f"{len(left)} bytes are missing at {offset}")
-            left, offset = left[n:], offset + n
+                raise EOFError(f"{len(remaining)} bytes are missing at {offset}")
+            remaining, offset = remaining[n:], offset + n
         return out
 
 
@@ -75,7 +103,7 @@ def _from_descriptor(descriptor: Any) -> SharedFile:
 
 
 def _open_anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):  # in memory, whatever the size of /dev/shm
+    if hasattr(os, "memfd_create"):  # in memory, without the size limit of /dev/shm
         return os.memfd_create("fedsgd", os.MFD_CLOEXEC)
     return _open_unlinked_file(None)
 
@@ -87,30 +115,36 @@ def _open_unlinked_file(folder: Path | None) -> int:
 
 @dataclass(frozen=True, eq=False)
 class SharedPickle:
-    """A value, pickled once for all processes. Its arrays lie in memory that all who load it share; what one of them writes
-    there, only it sees. lengths: of the pickle and of each array, in bytes."""
+    """Pickled value in a shared file.
+
+    Processes that load it share the memory of its arrays. An array that a process writes to is copied for that process alone.
+
+    Attributes:
+        file: file with the pickle and the arrays.
+        lengths: bytes of the pickle and of each array.
+    """
 
     file: SharedFile
     lengths: tuple[int, ...]
 
     @staticmethod
     def from_value(value: object) -> SharedPickle:
-        """The value's blob; whatever error pickling it gives."""
+        """Pickle a value into a new shared file. Errors of pickling are not caught."""
         arrays: list[pickle.PickleBuffer] = []
         parts = [memoryview(pickle.dumps(value, protocol=5, buffer_callback=arrays.append))]
         parts += [array.raw() for array in arrays]
-        file, at = SharedFile(), 0
+        file, offset = SharedFile(), 0
         for part in parts:
-            at = align_up(file.write(at, part))
-        os.ftruncate(file.descriptor, at)
+            offset = align_up(file.write(offset, part))
+        os.ftruncate(file.descriptor, offset)
         return SharedPickle(file, tuple(len(part) for part in parts))
 
     def load(self) -> Any:
-        """A copy of the value, but for its arrays."""
+        """Return a copy of the value whose arrays are in the shared memory."""
         size = sum(map(align_up, self.lengths))
-        whole = memoryview(mmap.mmap(self.file.descriptor, size, access=mmap.ACCESS_COPY))
-        parts, at = [], 0
+        mapped = memoryview(mmap.mmap(self.file.descriptor, size, access=mmap.ACCESS_COPY))
+        parts, offset = [], 0
         for length in self.lengths:
-            parts.append(whole[at : at + length])
-            at += align_up(length)
+            parts.append(mapped[offset : offset + length])
+            offset += align_up(length)
         return pickle.loads(parts[0], buffers=parts[1:])

@@ -1,4 +1,4 @@
-"""A worker's side: it does what the server's messages ask, until the server is gone."""
+"""Worker side: process the server's messages until the server ends."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from fedsgd.runtime.workers.protocol import MessageType, Packet
 from fedsgd.training import LocalTraining, TrainingEngine
 
 EngineFactory = Callable[[LearningTask, LocalTraining, Examples], TrainingEngine]
-"""From a task, how clients train, and training examples to record its steps on."""
+"""Function of a task, the rule of local training, and training examples to record steps with, to an engine."""
 
 
 @dataclass(frozen=True, eq=False)
 class WorkerConfig:
-    """All that a worker is told before the first round, pickled once for all. training, by_client: whether the model is
-    evaluated on what clients train on, and on what they are tested on, too."""
+    """Configuration of the workers, pickled once for all of them.
+
+    Attributes:
+        plan: settings of the federation.
+        task: model, loss and metrics.
+        make_engine: factory of the worker's engine.
+        evaluates_train_data: True if the model is also evaluated on all training examples.
+        evaluates_by_client: True if the model is also evaluated on the examples that clients hold out.
+    """
 
     plan: FederationPlan
     task: LearningTask
@@ -31,14 +38,24 @@ class WorkerConfig:
     evaluates_by_client: bool = False
 
     def select_evaluation_sets(self, test: Examples, train: ClientData, held_out: ClientData | None) -> list[Examples]:
-        """What the model is evaluated on, in an order that server and workers agree on. Nothing else: examples of all clients
-        may have to be made."""
+        """Return the examples for evaluations, in the same order at server and workers.
+
+        Only sets that are evaluated are returned, because joining the examples of all clients may be expensive.
+        """
         parts = (train if self.evaluates_train_data else None, held_out if self.evaluates_by_client else None)
         return [test, *(part.all_examples() for part in parts if part is not None)]
 
 
 class Worker:
-    """Trains its host's clients and evaluates parts of `sets`, one message after the other. done: called after each."""
+    """Worker that trains its host's clients and evaluates parts of `evaluation_sets`, one message after another.
+
+    Attributes:
+        on_message_processed: function that is called after each message.
+        channel: connection to the server.
+        outbox: shared file of the worker's messages.
+        host: host of the clients.
+        evaluation_sets: examples in the order of `WorkerConfig.select_evaluation_sets`.
+    """
 
     def __init__(
         self,
@@ -55,10 +72,10 @@ class Worker:
         self.evaluation_sets = evaluation_sets
 
     def serve(self) -> None:
-        """Until the server is gone: EOFError or OSError."""
+        """Process messages until the server ends, which raises EOFError or OSError."""
         while True:
             head, frames = self.channel.receive()
-            # The server sends a message when it has read all answers to the one before the last.
+            # Before it sends a message, the server has read all answers to the message before the last.
             self.outbox.flip()
             if protocol.message_type(head) is MessageType.TRAIN:
                 for outcome in self.host.process_messages(protocol.decode_train_request(head, frames)):
@@ -68,15 +85,15 @@ class Worker:
                         self._send(protocol.encode_failure(outcome.error, outcome.client))
             else:
                 self._send(self._evaluate(head, frames))
-            sys.stdout.flush()  # what the user's own code printed, should this process be killed
+            sys.stdout.flush()  # output of the user's code, in case this process is killed
             self.on_message_processed()
             self._send(protocol.DONE)
 
     def _evaluate(self, head: bytes, frames: Sequence[bytes]) -> Packet:
-        which, start, stop, weights, buffers = protocol.decode_evaluation_request(head, frames)
+        set_index, start, stop, weights, buffers = protocol.decode_evaluation_request(head, frames)
         try:
             return protocol.encode_evaluation(
-                self.host.engine.evaluate(weights, self.evaluation_sets[which].slice(start, stop), buffers)
+                self.host.engine.evaluate(weights, self.evaluation_sets[set_index].slice(start, stop), buffers)
             )
         except Exception as error:  # the user's module, loss or metrics
             return protocol.encode_failure(error)

@@ -45,7 +45,7 @@ def test_a_process_that_was_taken_for_dead_cannot_bring_back_what_is_old(tmp_pat
     next_one.save(1, state(5))
     next_one.commit()
     next_one.save(1, state(6))
-    with pytest.raises(RuntimeError, match="another process went on from here, from generation 0 to 1"):
+    with pytest.raises(RuntimeError, match="another process advanced this folder from generation 0 to 1"):
         late.save(1, state(4))
     assert FolderStore(tmp_path).load(1).model_round == 6
 

@@ -271,7 +271,7 @@ def test_an_error_in_an_evaluation_says_so(scenario: Make) -> None:
 
 @pytest.mark.parametrize(
     ("loss", "how"),
-    [(deadly, "was killed by SIGKILL, perhaps for want of memory"), (leaving, "ended, with exit status 3")],
+    [(deadly, "was killed by SIGKILL; it may have run out of memory"), (leaving, "ended with exit status 3")],
     ids=["killed", "left"],
 )
 def test_a_worker_that_ends_ends_the_run(scenario: Make, loss: Any, how: str) -> None:
@@ -397,7 +397,7 @@ def test_a_model_of_the_users_script_reaches_workers(root: Path, tmp_path: Path)
 def test_a_worker_that_cannot_import_the_script_says_where_to_look(root: Path, tmp_path: Path) -> None:
     guard = 'if __name__ != "__main__":\n    raise FileNotFoundError("table.csv")\nelse:'
     done = subprocess.run([sys.executable, str(script(root, tmp_path, guard))], capture_output=True, text=True, timeout=60)
-    assert "RunError: round 1, server: worker 0 ended, with exit status 1, before it was ready" in done.stderr
+    assert "RunError: round 1, server: worker 0 ended with exit status 1 before it was ready" in done.stderr
     assert "FileNotFoundError: table.csv" in done.stderr
     assert not done.stdout
 
