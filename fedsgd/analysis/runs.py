@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedsgd.errors import ReportError
+from fedsgd.federation.downlink import POLICY_ALIASES
 from fedsgd.numerics.arrays import F64
 from fedsgd.scenario.parsing import flatten_settings
 from fedsgd.storage.parquet import read_column_names, read_columns
@@ -100,6 +101,9 @@ def load_run(folder: Path) -> Run:
         summary = json.loads(read_text(folder / "summary.json"))
         text = read_text(folder / "scenario.toml")
         settings = dict(flatten_settings(tomllib.loads(text)))
+        policy = settings.get("downlink.policy")
+        if isinstance(policy, str):  # a run of an earlier release may have an earlier name
+            settings["downlink.policy"] = POLICY_ALIASES.get(policy, policy)
     except (OSError, ValueError) as error:  # both kinds of decoding errors among them
         raise ReportError(f"{folder}: cannot be read: {error}") from None
     for file, known, kinds in (

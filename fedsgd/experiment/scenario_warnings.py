@@ -43,7 +43,7 @@ def find_compressor_warnings(uplink: Compressor, run_config: RunConfig, downlink
         downlink: policy and compressor of the server's steps.
     """
     yield from _list_compressor_warnings(uplink, run_config)
-    feedback: FeedbackPolicy = "persist" if downlink.policy in ("error-feedback", "shift") else "none"
+    feedback: FeedbackPolicy = "persist" if downlink.policy in ("error-feedback", "ef21-p") else "none"
     server = RunConfig(
         "downlink.compressor", run_config.layout, run_config.rounds, clients=1, cohort=1, error_feedback=feedback
     )

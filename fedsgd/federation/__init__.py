@@ -1,13 +1,27 @@
-"""One round of federated learning as functions over values: no socket, no file, no process.
+"""Functions of one round of federated learning, from values to values, without sockets, files or processes.
 
-    broadcast(plan, server, cohort)          -> a message of frames for each client of the cohort
-    receive · engine.train · send            =  client_update: message in, reply out, on the client's side
-    aggregate(plan, server, replies)         -> the next server
+    broadcast(plan, server, cohort)          → a message of frames for each client of the cohort, and the server
+    client_update(plan, engine, client, ...) = decode_task, engine.train, encode_update: a message to a reply
+    aggregate(plan, server, replies)         → the server of the next round
 
-FedAvg is these three in a loop (`fedsgd.federation.round_loop`); FedSGD is FedAvg with one step a round. A client that cannot
-follow its
-message, because it lost the model that it builds on or what it remembered, answers with a RESYNC and is sent another by
-`rebroadcast`.
+FedAvg (McMahan et al. 2017, algorithm 1) is a loop over these three functions: `fedsgd.federation.round_loop`. FedSGD is FedAvg
+with one local step a round. A client that lost its model or its state cannot decode its message. Such a client replies with a
+RESYNC frame and is sent a second message by `rebroadcast`.
+
+>>> import numpy as np
+>>> from fedsgd.compression.schemes.plain import MemorylessScheme
+>>> from fedsgd.compression.operators.dense import Dense
+>>> from fedsgd.federation.downlink import ModelBroadcast
+>>> from fedsgd.numerics.parameter_layout import ParameterLayout
+>>> from fedsgd.optim import SGD
+>>> from fedsgd.training import LocalTraining
+>>> recipe = LocalTraining(SGD(), epochs=1, steps=None, batch_size=10)
+>>> scheme, layout = MemorylessScheme(Dense()), ParameterLayout.from_size(3)
+>>> plan = FederationPlan(0, layout, recipe, scheme, ModelBroadcast(), SGD(), "uniform", n_clients=5, cohort_size=2)
+>>> server = initial_server_state(plan, np.zeros(3, dtype=np.float32))
+>>> messages, server = broadcast(plan, server, [1, 4])
+>>> {client: len(frames) for client, frames in messages.items()}  # TASK and MODEL
+{1: 2, 4: 2}
 """
 
 from fedsgd.federation.buffers import BufferPlan

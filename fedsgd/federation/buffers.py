@@ -1,7 +1,7 @@
-"""Buffers that training changes on the wire: dense float32 means, counted like everything else.
+"""Frames and sections of the buffers that training changes, as dense float32 means.
 
-S numbers, of which S' are sent: batch norm's running statistics, and other buffers by `[model] buffers`. They are no gradients,
-so no compressor and no optimizer sees them.
+Of S entries, S' are sent: the running statistics of batch norm, and other buffers according to `[model] buffers`. Buffers are
+not gradients, so no compressor and no optimizer is applied to them. Their bytes are counted like all others.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class BufferPlan:
     """Buffers that clients carry from round to round, and the parameters that never leave a client (FedBN, Li et al. 2021).
 
     Attributes:
-        sent: [S'] float32, initial values of the buffers that are sent and averaged; None if there are none.
+        averaged: [S'] float32, initial values of the buffers that are sent and averaged; None if there are none.
         local: [S - S'] float32, initial values of the buffers that never leave a client; None if there are none.
-        parameters: [L] float32, initial values of the parameters that never leave a client.
+        local_parameters: [L] float32, initial values of the parameters that never leave a client.
     """
 
     averaged: F32 | None
@@ -50,36 +50,52 @@ class BufferPlan:
 
     @property
     def n_averaged(self) -> int:
-        """S', how many numbers each message carries for them."""
+        """S', the number of buffer entries in each message."""
         return 0 if self.averaged is None else len(self.averaged)
 
     @property
     def has_local_state(self) -> bool:
-        """True if a part of a model never leaves its client, so that no two clients have the same model."""
+        """True if a part of the model never leaves its client, so that clients have different models."""
         return self.local is not None or self.local_parameters.size > 0
 
     def join(self, averaged: F32 | None, local: F32 | None) -> F32 | None:
-        """Return all buffers of a client [S], None if there are none: those that were sent [S'] and its own [S - S'].
+        """Return all buffers of a client, [S] float32; None if there are none.
 
-        Its own are the initial ones where `local` is None.
+        Args:
+            averaged: [S'] float32, buffers that the client was sent; None if none are sent.
+            local: [S - S'] float32, buffers that the client stores; None for the initial values.
         """
         parts = [part for part in (averaged, self.local if local is None else local) if part is not None]
         return np.concatenate(parts) if parts else None
 
 
 def encode_buffer_section(buffers: F32) -> Section:
-    """The section of an UPDATE that carries a client's statistics [S]; it is the last one."""
-    (coded,) = encode_values(buffers, "float32", entropy=False)[0]
-    return Section(SectionKind.BUFFER, coded.data)
+    """Return the last section of an UPDATE frame, which carries a client's buffers.
+
+    Args:
+        buffers: [S'] float32, buffers after local training.
+    """
+    (section,) = encode_values(buffers, "float32", entropy=False)[0]
+    return Section(SectionKind.BUFFER, section.data)
 
 
 def max_buffer_section_bytes(buffer_plan: BufferPlan | None) -> int:
-    """The most that such a section weighs."""
+    """Return the largest number of bytes in a buffer section.
+
+    Args:
+        buffer_plan: buffers of the plan; None if there are none.
+    """
     return 0 if buffer_plan is None or not buffer_plan.n_averaged else max_value_bytes(buffer_plan.n_averaged, "float32")
 
 
 class DecodedUpdate(NamedTuple):
-    """An UPDATE. sections: the scheme's; statistics: [S], None where there are to be none."""
+    """Decoded UPDATE frame.
+
+    Attributes:
+        frame: the frame with all sections.
+        sections: sections of the scheme.
+        buffers: [S'] float32, the client's buffers; None if the plan averages none.
+    """
 
     frame: Frame
     sections: Sections
@@ -87,36 +103,63 @@ class DecodedUpdate(NamedTuple):
 
 
 def split_buffers(frame: Frame, buffer_plan: BufferPlan | None) -> DecodedUpdate:
-    """An UPDATE, with what is the scheme's apart from the statistics."""
+    """Separate the buffers of an UPDATE frame from the sections of its scheme.
+
+    Args:
+        frame: a decoded UPDATE frame.
+        buffer_plan: buffers of the plan; None if there are none.
+
+    Raises:
+        WireError: the plan averages buffers, and the last section is not a valid buffer section.
+    """
     if buffer_plan is None or not buffer_plan.n_averaged:
         return DecodedUpdate(frame, frame.sections, None)
     if not frame.sections or frame.sections[-1].kind != SectionKind.BUFFER:
-        raise WireError(frame.sections[-1].offset if frame.sections else 0, "the last section is not that of the statistics")
+        raise WireError(frame.sections[-1].offset if frame.sections else 0, "the last section is not a buffer section")
     return DecodedUpdate(frame, frame.sections[:-1], _decode_section(frame.sections[-1], buffer_plan.n_averaged))
 
 
 def encode_buffers_frame(round: int, buffers: F32) -> EncodedFrame:
-    """The frame that brings the mean statistics [S] to all clients of a round."""
-    begun = time.perf_counter()
+    """Return the BUFFERS frame that carries the averaged buffers to all clients of a round.
+
+    Args:
+        round: round of the message, from 1.
+        buffers: [S'] float32, averaged buffers.
+    """
+    start_time = time.perf_counter()
     frame = Frame(Header(FrameKind.BUFFERS, round), (encode_buffer_section(buffers),))
-    return EncodedFrame(encode_frame(frame), frame, 0, time.perf_counter() - begun)
+    return EncodedFrame(encode_frame(frame), frame, 0, time.perf_counter() - start_time)
 
 
 def decode_buffers_frame(data: bytes, buffer_plan: BufferPlan, round: int) -> F32:
-    """Inverse of `encode_buffers_frame`."""
+    """Return the buffers of a BUFFERS frame, [S'] float32.
+
+    Args:
+        data: the frame as it was received.
+        buffer_plan: buffers of the plan.
+        round: round of the message.
+
+    Raises:
+        WireError: the frame is damaged, or is not the BUFFERS frame of this round.
+    """
     frame = decode_frame(data, frame_overhead(1) + max_buffer_section_bytes(buffer_plan))
-    fixed = {"codec": (0,), "base": (0,), "client": (ALL_CLIENTS,), "acknowledged": (0,), "examples": (0,)}
-    require_header(frame.header, kind=(FrameKind.BUFFERS,), round=(round,), **fixed)
+    expected_fields = {"codec": (0,), "base": (0,), "client": (ALL_CLIENTS,), "acknowledged": (0,), "examples": (0,)}
+    require_header(frame.header, kind=(FrameKind.BUFFERS,), round=(round,), **expected_fields)
     if [section.kind for section in frame.sections] != [SectionKind.BUFFER]:
         raise WireError(frame_overhead(0), "expected one section, of buffers")
     return _decode_section(frame.sections[0], buffer_plan.n_averaged)
 
 
 def average_buffers(buffers: Sequence[F32], aggregation_weights: F64) -> F32:
-    """Of the cohort, weighted as clients are, in the order of clients [S]."""
+    """Return the weighted mean of the buffers of several clients, [S'] float32, added up in float64 in their order.
+
+    Args:
+        buffers: [S'] float32 each, in ascending order of clients.
+        aggregation_weights: [len(buffers)] float64; they are divided by their sum.
+    """
     total = np.zeros(len(buffers[0]))
-    for values, share in zip(buffers, aggregation_weights / aggregation_weights.sum(), strict=True):
-        total += values.astype(np.float64) * share
+    for values, weight in zip(buffers, aggregation_weights / aggregation_weights.sum(), strict=True):
+        total += values.astype(np.float64) * weight
     return total.astype(np.float32)
 
 

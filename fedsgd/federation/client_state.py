@@ -1,8 +1,8 @@
-"""What each client remembers between the rounds in which it takes part, and what the server remembers of each.
+"""State of clients between the rounds in which they take part, and the stores that hold it.
 
-An upload may never arrive, so what a client remembers is committed in two phases: `uncommitted_state` with the upload, final
-when the
-next TASK frame says which round the server accepted last.
+A reply may be lost, so a client's state is committed in two phases. `encode_update` returns an uncommitted state with the
+reply. The next TASK frame acknowledges the last round whose reply the server accepted, which makes the uncommitted state final
+or rolls it back.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from fedsgd.numerics.arrays import F32, I32
 from fedsgd.wire.floats import from_bfloat16, to_bfloat16
 
 LOCAL = "own"
-"""The owner of what of a model never leaves its client: it is part of the model, and so never rounded."""
+"""Prefix of the entries that are parts of the model and never leave the client. They are never rounded."""
 
 V = TypeVar("V")
 
 
 @dataclass(frozen=True, eq=False)
 class UncommittedState:
-    """State after a reply whose acceptance is not known yet.
+    """State after a reply that is not acknowledged yet.
 
     Attributes:
         round: round of the reply.
-        if_received: state if the server accepts the reply.
-        undo: patches to the state for a reply that is not accepted.
-        reply: the reply's frame, or whatever its host repeats it from, in case the same TASK is delivered again; None where the
-            state is empty, so that the next answer is the same.
+        state_if_accepted: state if the server accepts the reply.
+        rollback: patches that turn `state_if_accepted` into the state for a reply that is not accepted.
+        reply_frame: the reply's frame, or the token from which its host restores the frame, in case the same TASK arrives
+            again. None if the state is empty, because training again then gives the same reply.
     """
 
     round: int
@@ -45,8 +45,13 @@ class UncommittedState:
 
 @dataclass(frozen=True, eq=False)
 class ClientState:
-    """memory: what is remembered, by "owner/name", while no reply is under way; pending: what is remembered once the fate of
-    the one that is under way is known; held: the round of the model that the client keeps, 0 for none."""
+    """State of one client between two rounds.
+
+    Attributes:
+        committed_state: arrays by "prefix/name" while no reply is unacknowledged.
+        uncommitted_state: state after the last reply, until the server acknowledges a round; None if there is none.
+        model_round: round of the model that the client has stored; 0 for none.
+    """
 
     committed_state: StateArrays = field(default_factory=dict)
     uncommitted_state: UncommittedState | None = None
@@ -54,17 +59,21 @@ class ClientState:
 
     @property
     def last_reply_round(self) -> int:
-        """The round of its last reply, 0 if there was none."""
+        """Round of the client's last reply; 0 if there was none."""
         return 0 if self.uncommitted_state is None else self.uncommitted_state.round
 
     @property
     def state_if_accepted(self) -> StateArrays:
-        """What it remembers if its last reply is accepted."""
+        """Arrays of the state if the server accepts the client's last reply."""
         return self.committed_state if self.uncommitted_state is None else self.uncommitted_state.state_if_accepted
 
     def resolve(self, round: int, acknowledged_round: int) -> StateArrays:
-        """What it remembers in `round`, now that the server says which round's reply it accepted last (0: none), which must not
-        be one that this state does not know of."""
+        """Return the arrays of the client's state at the beginning of a round.
+
+        Args:
+            round: the round. If the client has replied in it already, the state before that reply is returned.
+            acknowledged_round: last round whose reply the server accepted; 0 for none. It is at most `last_reply_round`.
+        """
         if self.uncommitted_state is None or self.uncommitted_state.round == round:
             return self.committed_state
         if acknowledged_round == self.uncommitted_state.round:
@@ -73,27 +82,46 @@ class ClientState:
 
 
 def entries_of(state: Mapping[str, V], prefix: str) -> dict[str, V]:
-    """What an owner has in a memory, by its own names."""
+    """Return the entries of one owner, by their names without the prefix.
+
+    Args:
+        state: entries by "prefix/name".
+        prefix: owner of the entries, for example "scheme".
+    """
     return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}/")}
 
 
 def with_prefix(prefix: str, values: Mapping[str, V]) -> dict[str, V]:
-    """An owner's values by the names that they have in a memory."""
+    """Return entries of one owner by their names in a client's state, "prefix/name".
+
+    Args:
+        prefix: owner of the entries, for example "scheme".
+        values: entries by their names without the prefix.
+    """
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 class ClientStore(Protocol):
-    """Where client states live. A client that was never seen has an empty state."""
+    """Store of client states. The state of a client that has not taken part yet is empty."""
 
     def load(self, client: ClientId) -> ClientState:
-        """The state of one client."""
+        """Return the state of one client.
+
+        Args:
+            client: number of the client, from 0.
+        """
 
     def save(self, client: ClientId, state: ClientState) -> None:
-        """Keep it."""
+        """Replace the state of one client.
+
+        Args:
+            client: number of the client, from 0.
+            state: state that later calls of `load` return.
+        """
 
 
-class InMemoryClientStore:
-    """In memory, for the clients that have been seen."""
+class InMemoryClientStore(ClientStore):
+    """A `ClientStore` in the memory of this process, which grows with the clients that took part."""
 
     def __init__(self) -> None:
         self._states_by_client: dict[ClientId, ClientState] = {}
@@ -106,23 +134,45 @@ class InMemoryClientStore:
 
 
 class ModelCache(Protocol):
-    """The models that a host's clients keep, each of them once, by the round that it was sent in."""
+    """Cache of the models that the clients of one host have stored.
+
+    Each model is stored once, by the round in which it was sent.
+    """
 
     def has(self, round: int) -> bool:
-        """Whether anybody here keeps the model of that round."""
+        """Return whether the model of a round is cached.
+
+        Args:
+            round: the round, from 0.
+        """
 
     def get(self, round: int) -> F32:
-        """The model of that round [P], which somebody keeps."""
+        """Return the cached model of a round, [P] float32.
+
+        Args:
+            round: a round whose model is cached.
+        """
 
     def put(self, round: int, model: F32, oldest_useful_round: int = 0) -> F32:
-        """The model of that round [P]: `model`, if there was none yet. since: earlier ones are of no use any more."""
+        """Return the cached model of a round, [P] float32, after storing `model` if the round has none yet.
+
+        Args:
+            round: round in which the model was sent.
+            model: [P] float32, the decoded model.
+            oldest_useful_round: models of earlier rounds may be removed.
+        """
 
     def move_reference(self, old_round: int, new_round: int) -> None:
-        """A client keeps the model of round `new_round` instead of that of `old_round` (0: none)."""
+        """Record that one client replaces its stored model. A model without clients is removed.
+
+        Args:
+            old_round: round of the model that the client had stored; 0 for none.
+            new_round: round of the model that it stores now; 0 for none.
+        """
 
 
-class InMemoryModelCache:
-    """In memory, each until no client keeps it any longer, or it is of no use."""
+class InMemoryModelCache(ModelCache):
+    """A `ModelCache` in the memory of this process."""
 
     def __init__(self) -> None:
         self._models: dict[int, F32] = {}
@@ -135,13 +185,12 @@ class InMemoryModelCache:
         return self._models[round]
 
     def put(self, round: int, model: F32, oldest_useful_round: int = 0) -> F32:
-        if round not in self._models:  # those of rounds in which every client failed have no holder
-            held = {
-                known: kept
-                for known, kept in self._models.items()
-                if self._reference_counts[known] > 0 and known >= oldest_useful_round
+        if round not in self._models:  # models of rounds in which every client failed have no reference
+            self._models = {
+                cached_round: cached_model
+                for cached_round, cached_model in self._models.items()
+                if self._reference_counts[cached_round] > 0 and cached_round >= oldest_useful_round
             }
-            self._models = held
         return self._models.setdefault(round, model)
 
     def move_reference(self, old_round: int, new_round: int) -> None:
@@ -155,28 +204,48 @@ class InMemoryModelCache:
 
 
 BLOCK_SIZE = 256
+"""Clients in a block of `AcknowledgedRounds`."""
 
 
 @dataclass(frozen=True, eq=False)
 class AcknowledgedRounds:
-    """A round for each client, 0 unless told: what changes costs the same however many clients there are, and what was handed
-    out before stays as it was. blocks: the rounds of 256 clients each, those that are all 0 left out."""
+    """Round of the last accepted reply of each client, 0 by default.
+
+    The object is immutable: `with_rounds` copies only the blocks that change, so its cost does not grow with the number of
+    clients.
+
+    Attributes:
+        blocks: block number → [256] int32, rounds of the clients from 256 · number on. Blocks that are all 0 are left out.
+
+    >>> rounds = AcknowledgedRounds().with_rounds([3, 700], 2)
+    >>> rounds.get(3), rounds.get(4), sorted(rounds.blocks)
+    (2, 0, [0, 2])
+    """
 
     blocks: Mapping[int, I32] = field(default_factory=dict)
 
     def get(self, client: ClientId) -> int:
-        """The round of one client."""
+        """Return the round of one client.
+
+        Args:
+            client: number of the client, from 0.
+        """
         block = self.blocks.get(client // BLOCK_SIZE)
         return 0 if block is None else int(block[client % BLOCK_SIZE])
 
     def with_rounds(self, clients: Iterable[ClientId], round: int) -> AcknowledgedRounds:
-        """The same, but for these clients."""
-        blocks, fresh = dict(self.blocks), set[int]()
+        """Return a copy in which the given clients have the given round.
+
+        Args:
+            clients: clients whose reply was accepted.
+            round: round of these replies.
+        """
+        blocks, copied = dict(self.blocks), set[int]()
         for client in clients:
             number = client // BLOCK_SIZE
-            if number not in fresh:
+            if number not in copied:
                 blocks[number] = np.array(blocks.get(number, np.zeros(BLOCK_SIZE)), dtype=np.int32)
-                fresh.add(number)
+                copied.add(number)
             blocks[number][client % BLOCK_SIZE] = round
         return AcknowledgedRounds(blocks)
 
@@ -184,30 +253,40 @@ class AcknowledgedRounds:
 NONE_ACKNOWLEDGED = AcknowledgedRounds()
 
 
-# -------------------------------------------------------------------------------------------------------- at half the size
+# ------------------------------------------------------------------------------------------------------- states in bfloat16
 
 
 def to_bfloat16_state(state: ClientState) -> ClientState:
-    """The state with all float32 arrays as bfloat16, the upper halves of their bits, uint16: rounded to nearest even, the
-    largest finite one where that would be infinite. Other arrays (float64, integers) and those of `LOCAL` are as they were. An
-    array that is there twice is rounded once.
+    """Return the state with all float32 arrays as bfloat16, stored as uint16.
 
-    Values must be finite. TypeError for an array of uint16: it could not be told apart by `to_float32_state`.
+    Values are rounded to the nearest bfloat16, ties to even; where that would be infinite, to the largest finite one. Arrays of
+    other types and those of `LOCAL` are not changed. An array that occurs twice is rounded once.
+
+    Args:
+        state: a state whose values are finite.
+
+    Raises:
+        TypeError: an array is uint16, which `to_float32_state` would take for bfloat16.
     """
     return _convert_state(state, _to_bf16)
 
 
 def to_float32_state(state: ClientState) -> ClientState:
-    """Inverse of `to_bfloat16_state`: with the float32 numbers that bfloat16 ones are."""
+    """Return the state with all bfloat16 arrays as float32: the inverse of `to_bfloat16_state`.
+
+    Args:
+        state: a state that `to_bfloat16_state` returned.
+    """
     return _convert_state(state, _to_f32)
 
 
 ArrayConverter = Callable[[str, NDArray[Any]], NDArray[Any]]
+"""Function of an entry's name and array to the converted array."""
 
 
 def _to_bf16(name: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype == np.uint16:
-        raise TypeError(f"what a client remembers ({name}) is uint16, which bfloat16 numbers could not be told apart from")
+        raise TypeError(f"the client state entry {name} is uint16, which cannot be distinguished from stored bfloat16 numbers")
     if array.dtype != np.float32:
         return array
     return to_bfloat16(np.ascontiguousarray(array).reshape(-1)).reshape(array.shape)
@@ -220,20 +299,22 @@ def _to_f32(name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _convert_state(state: ClientState, convert: ArrayConverter) -> ClientState:
-    made: dict[int, NDArray[Any]] = {}
+    converted: dict[int, NDArray[Any]] = {}
 
     def convert_once(name: str, array: NDArray[Any]) -> NDArray[Any]:
         if name.startswith(f"{LOCAL}/"):
             return array
-        if id(array) not in made:
-            made[id(array)] = convert(name, array)
-        return made[id(array)]
+        if id(array) not in converted:
+            converted[id(array)] = convert(name, array)
+        return converted[id(array)]
 
     def convert_all(state_entries: StateArrays) -> StateArrays:
         return {name: convert_once(name, array) for name, array in state_entries.items()}
 
-    pending = state.uncommitted_state
-    if pending is not None:
-        undo = {n: None if p is None else EntryPatch(p.indices, convert_once(n, p.values)) for n, p in pending.rollback.items()}
-        pending = replace(pending, state_if_accepted=convert_all(pending.state_if_accepted), rollback=undo)
-    return replace(state, committed_state=convert_all(state.committed_state), uncommitted_state=pending)
+    uncommitted = state.uncommitted_state
+    if uncommitted is not None:
+        rollback = {
+            n: None if p is None else EntryPatch(p.indices, convert_once(n, p.values)) for n, p in uncommitted.rollback.items()
+        }
+        uncommitted = replace(uncommitted, state_if_accepted=convert_all(uncommitted.state_if_accepted), rollback=rollback)
+    return replace(state, committed_state=convert_all(state.committed_state), uncommitted_state=uncommitted)

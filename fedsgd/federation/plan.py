@@ -1,4 +1,4 @@
-"""What server and clients agree on, and what they say to each other."""
+"""Settings that server and clients share, and the messages that they exchange."""
 
 from __future__ import annotations
 
@@ -18,14 +18,30 @@ from fedsgd.training import LocalTraining
 from fedsgd.wire import MAX_SECTIONS, frame_overhead
 
 Message = tuple[bytes, ...]
-"""The frames of one client in one direction: TASK, one or more MODEL and perhaps REFERENCE down; UPDATE or RESYNC up."""
+"""Frames of one client in one direction. Downlink: TASK, one or more MODEL, at most one BUFFERS and at most one REFERENCE.
+Uplink: UPDATE or RESYNC.
+"""
 
 
 @dataclass(frozen=True)
 class FederationPlan:
-    """What server and clients agree on before the first round. clients: N; cohort: m; examples: of all clients together, 0
-    where nobody has to know; normalised: whether updates are weighed by how far their steps go (FedNova); buffers: those
-    that training changes, None if there are none; bfloat16_states: whether clients remember in half the precision."""
+    """Settings that server and clients share before the first round.
+
+    Attributes:
+        seed: seed of the scenario.
+        layout: names and shapes of the P parameters that are sent.
+        local_training: rule of local training.
+        uplink: scheme that compresses the clients' updates.
+        downlink: policy and operator that carry the model to the clients.
+        server_optimizer: rule of the server's step.
+        weighting: aggregation weights: "examples" in proportion to each client's examples, "uniform" for equal ones.
+        n_clients: N, number of registered clients.
+        cohort_size: number of replies that a round aggregates at most.
+        n_examples: training examples of all clients together; 0 where no sampler yields inclusion probabilities.
+        uses_fednova: True if updates are normalized by the progress of their local steps (FedNova, Wang et al. 2020).
+        buffers: buffers that training changes; None if there are none.
+        bfloat16_states: True if clients store their states in bfloat16.
+    """
 
     seed: int
     layout: ParameterLayout
@@ -44,23 +60,39 @@ class FederationPlan:
     def make_context(
         self, round: int, client: ClientId, reference: F32 | None = None, learning_rate_sum: float = 1.0
     ) -> CodecContext:
-        """What both ends of a frame know without being told."""
+        """Return the codec context of a frame, which sender and receiver derive independently.
+
+        Args:
+            round: round of the frame, from 1.
+            client: client of the frame; `ALL_CLIENTS` for a frame that clients share.
+            reference: [P] float32, vector of the round's REFERENCE frame; None if there is none.
+            learning_rate_sum: sum of the learning rates of the client's local steps, for schemes that correct gradients; else
+                1.
+        """
         return CodecContext(self.seed, round, client, self.layout, reference, self.cohort_size, learning_rate_sum)
 
     @property
     def max_update_bytes(self) -> int:
-        """The longest valid UPDATE: nothing longer is looked at."""
+        """Bytes of the longest valid UPDATE frame. Longer frames are rejected before they are decoded."""
         return frame_overhead(MAX_SECTIONS) + self.uplink.max_bytes(self.layout) + max_buffer_section_bytes(self.buffers)
 
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """A client's answer: its frames, and what decoding the message and encoding the answer took.
+    """Answer of a client to a message.
 
-    What an observer in the same process may know beside: steps: local steps that were made; withheld, withheld_if_lost: the
-    norm of what the client holds back if this reply is accepted, and if it is not, NaN where its scheme holds nothing back;
-    missed: the rounds that it missed since it last took part, −1 for the first time; seen: the examples that its steps took in,
-    each counted as often as it was in a batch.
+    Only `client` and `frames` cross the network. The other fields are for an observer in the same process.
+
+    Attributes:
+        client: client that replies.
+        frames: one UPDATE frame or one RESYNC frame.
+        decode_seconds: seconds that decoding the message took.
+        encode_seconds: seconds that encoding the reply took.
+        steps: local steps of the client in the round.
+        residual_norm: Euclidean norm of the client's residual if the reply is accepted; NaN if the scheme has no residual.
+        residual_norm_if_lost: the same norm if the reply is not accepted.
+        rounds_missed: rounds since the client last took part; −1 for the first time.
+        examples_processed: examples in all batches of the local steps, with repetitions.
     """
 
     client: ClientId
@@ -75,7 +107,12 @@ class Reply:
 
 
 def describe_non_finite(vector: NDArray[Any], layout: ParameterLayout) -> str:
-    """Where it first is not finite; named by the tensor if it is a vector over the parameters."""
-    bad = np.flatnonzero(~np.isfinite(vector))
-    where = layout.describe_position(int(bad[0])) if vector.shape == (layout.size,) else f"[{int(bad[0])}]"
-    return f"is not finite in {len(bad)} of {vector.size} coordinates, first {vector.flat[bad[0]]} at {where}"
+    """Return a text about the first non-finite coordinate of a vector, for messages.
+
+    Args:
+        vector: array with at least one entry that is not finite.
+        layout: names of the parameters, which locate the coordinate if the vector has P entries.
+    """
+    positions = np.flatnonzero(~np.isfinite(vector))
+    position = layout.describe_position(int(positions[0])) if vector.shape == (layout.size,) else f"[{int(positions[0])}]"
+    return f"is not finite in {len(positions)} of {vector.size} coordinates, first {vector.flat[positions[0]]} at {position}"

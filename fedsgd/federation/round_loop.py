@@ -1,4 +1,4 @@
-"""The loop over rounds: a Runtime carries the messages, an observer sees every frame that crossed."""
+"""Loop over rounds: a `Runtime` carries the messages, and an observer is called for every frame."""
 
 from __future__ import annotations
 
@@ -18,34 +18,55 @@ from fedsgd.wire import Frame, FrameKind, peek_kind
 
 @dataclass(frozen=True, eq=False)
 class ClientFailure:
-    """No answer from this client, and why."""
+    """Client without a valid reply.
+
+    Attributes:
+        client: client that was sent a message.
+        error: cause of the failure.
+    """
 
     client: ClientId
     error: Exception
 
 
 ClientOutcome = Reply | ClientFailure
+"""Outcome of a client in a round."""
 
 
 class Runtime(Protocol):
-    """Carries frames between the server and its clients, and knows nothing of what is in them."""
+    """Carrier of messages between the server and its clients, independent of their content."""
 
     def list_clients(self) -> Sequence[ClientId]:
-        """All clients there are, ascending."""
+        """Return all clients that can be sent a message, ascending."""
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
-        """Deliver each message; yield one outcome per client, in any order, within `timeout` seconds."""
+        """Deliver each message and yield one outcome for each client, in any order.
+
+        Args:
+            messages: message of each client.
+            timeout: seconds after which a client without an outcome counts as failed; None for no limit.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class FrameEvent:
-    """One frame that crossed the wire. kept: the number of coordinates of a model or an update that it carried (0 for a TASK, a
-    REFERENCE, a RESYNC, and what could not be read); fate: whether it arrived and was taken ("refused": it could not be read);
-    opened: what it decodes to, where that is known already.
+    """One frame that was sent.
 
-    encode_seconds: a frame that clients share is encoded once, and that time stands where it crossed first. decode_seconds: at
-    the server, the time to decode and add it; at the client, to check and decode the message (on its first MODEL frame). steps,
-    seen: of an UPDATE, the local steps behind it, and the examples that they took in, by its client's word.
+    Attributes:
+        round: round of the frame.
+        client: client that sends or receives the frame.
+        direction: "down" from the server to the client, "up" from the client to the server.
+        kind: kind of the frame.
+        frame: the frame's bytes.
+        n_coordinates: coordinates of a model or an update in the frame; 0 for TASK, REFERENCE, RESYNC and unreadable frames.
+        encode_seconds: seconds that encoding took. A frame that clients share is encoded once; the first event has the seconds
+            and the others have 0.
+        decode_seconds: on the uplink, seconds that decoding and adding took at the server. On the downlink, seconds that the
+            client took for the whole message, in the event of its first MODEL frame.
+        delivery: outcome of the delivery; "refused" for a frame that could not be read.
+        decoded: the decoded frame, if it was decoded already.
+        steps: of an UPDATE, local steps that the client reports.
+        examples_processed: of an UPDATE, examples in all batches of these steps, as the client reports.
     """
 
     round: int
@@ -63,12 +84,19 @@ class FrameEvent:
 
 
 FrameObserver = Callable[[FrameEvent], None]
+"""Function that is called for every frame that was sent."""
 
 
 @dataclass(frozen=True, eq=False)
 class RoundParticipants:
-    """Who was there in a round. cohort: who was sent a message; accepted: whose reply is in the model, ascending; replies: of
-    all from whom one came, ascending; failures: who gave none, or none that could be read, and why."""
+    """Participants of one round.
+
+    Attributes:
+        cohort: clients that were sent a message.
+        accepted: clients whose update was aggregated, ascending.
+        replies: all replies, ascending by client.
+        failures: clients without a reply, or with an unreadable one.
+    """
 
     cohort: tuple[ClientId, ...]
     accepted: tuple[ClientId, ...]
@@ -78,8 +106,16 @@ class RoundParticipants:
 
 @dataclass(eq=False)
 class _ExchangeResult:
-    """What came of one exchange. resyncs: who could not follow, and what they said; unread: what says that it is the same and
-    cannot be read; broken: what the runtime did against its contract."""
+    """Result of sending messages once or twice.
+
+    Attributes:
+        server: state of the server with the frames that were sent.
+        messages: messages that were sent.
+        outcomes: outcome of each client.
+        runtime_error: violation of the runtime's contract; None if there is none.
+        resync_frames: decoded RESYNC frames, by client.
+        unreadable_replies: replies with an unreadable RESYNC frame, by client.
+    """
 
     server: ServerState
     messages: Mapping[ClientId, Message]
@@ -90,7 +126,11 @@ class _ExchangeResult:
 
     @property
     def replies(self) -> list[Reply]:
-        return [o for o in self.outcomes.values() if isinstance(o, Reply) and o.client not in self.resync_frames]
+        return [
+            outcome
+            for outcome in self.outcomes.values()
+            if isinstance(outcome, Reply) and outcome.client not in self.resync_frames
+        ]
 
     @property
     def failures(self) -> list[ClientFailure]:
@@ -106,40 +146,52 @@ def run_rounds(
     timeout: float | None = None,
     on_failure: Literal["stop", "continue"] = "stop",
 ) -> Iterator[tuple[ServerState, RoundParticipants]]:
-    """Round after round without end: yields (the server after the round, who was there). The caller decides when to stop.
+    """Run rounds without end. The caller stops the iteration.
 
-    A client that fails, or whose reply cannot be read, ends the run with its error, or counts as one whose reply never arrived
-    (on_failure = "continue"). A runtime that breaks its own contract (it raises, or gives two outcomes for a client) ends it in
-    any case, after the frames that did cross have been shown; and so does one of its processes that dies (ChildProcessError),
-    which is no client's doing.
+    Args:
+        plan: settings of the federation.
+        server: state of the server before the first round.
+        runtime: carrier of the messages.
+        participation: model of the cohorts and of the deliveries.
+        observer: function that is called for every frame that was sent.
+        timeout: seconds that the runtime waits for replies; None for no limit.
+        on_failure: "stop" ends the run if a client fails or its reply cannot be read; "continue" treats such a reply as lost.
+
+    Yields:
+        The server's state after each round, and the participants of the round.
+
+    Raises:
+        FedsgdError: a client failed, or aggregation failed. With any `on_failure`, the run also ends if the runtime breaks its
+            contract: it raises, or gives two outcomes for one client. The same holds for a worker process that dies
+            (ChildProcessError), which is no failure of a client. Frames that were sent are observed before the error is raised.
     """
     while True:
-        drawn = participation.sample_round(server.round)
-        exchanged = _exchange_with_resync(plan, server, runtime, drawn.cohort, observer, timeout)
-        replies, failures = exchanged.replies, exchanged.failures
-        fates = participation.delivery_of(server.round, {reply.client: reply.steps for reply in replies})
-        accepted = [reply for reply in replies if fates[reply.client] == "received"]
+        sampled_cohort = participation.sample_round(server.round)
+        exchange = _exchange_with_resync(plan, server, runtime, sampled_cohort.cohort, observer, timeout)
+        replies, failures = exchange.replies, exchange.failures
+        deliveries = participation.delivery_of(server.round, {reply.client: reply.steps for reply in replies})
+        accepted = [reply for reply in replies if deliveries[reply.client] == "received"]
         try:
-            if exchanged.runtime_error is not None:
-                raise exchanged.runtime_error
-            fatal = [f for f in failures if on_failure == "stop" or isinstance(f.error, ChildProcessError)]
-            if fatal:
-                raise as_run_error(server.round, fatal[0])
-            following, folded, refused = _aggregate_readable_replies(
-                plan, exchanged.server, drawn, accepted, on_failure == "continue"
+            if exchange.runtime_error is not None:
+                raise exchange.runtime_error
+            fatal_failures = [f for f in failures if on_failure == "stop" or isinstance(f.error, ChildProcessError)]
+            if fatal_failures:
+                raise as_run_error(server.round, fatal_failures[0])
+            next_server, aggregated_replies, unreadable = _aggregate_readable_replies(
+                plan, exchange.server, sampled_cohort, accepted, on_failure == "continue"
             )
         except FedsgdError:
-            fates = {client: "refused" if fate == "received" else fate for client, fate in fates.items()}
-            for crossing in _uplink_events(plan, server, replies, fates, {}):
-                observer(crossing)
+            deliveries = {client: "refused" if delivery == "received" else delivery for client, delivery in deliveries.items()}
+            for event in _uplink_events(plan, server, replies, deliveries, {}):
+                observer(event)
             raise
-        failures += refused
-        fates = {**fates, **dict.fromkeys((failure.client for failure in refused), "refused")}
+        failures += unreadable
+        deliveries = {**deliveries, **dict.fromkeys((failure.client for failure in unreadable), "refused")}
         with PhaseTimer("ledger"):
-            for crossing in _uplink_events(plan, server, replies, fates, folded):
-                observer(crossing)
-        server = following
-        yield server, RoundParticipants(drawn.cohort, tuple(folded), tuple(replies), tuple(failures))
+            for event in _uplink_events(plan, server, replies, deliveries, aggregated_replies):
+                observer(event)
+        server = next_server
+        yield server, RoundParticipants(sampled_cohort.cohort, tuple(aggregated_replies), tuple(replies), tuple(failures))
 
 
 def _aggregate_readable_replies(
@@ -149,27 +201,38 @@ def _aggregate_readable_replies(
     accepted_replies: Sequence[Reply],
     skip_unreadable: bool,
 ) -> tuple[ServerState, Mapping[ClientId, AggregatedReply], list[ClientFailure]]:
-    """(the server of the next round, what became of each reply, whose could not be read). forgiving: whether the round goes on
-    without those; aggregating changes nothing, so it can begin again."""
-    refused: list[ClientFailure] = []
+    """Aggregate the replies that can be read.
+
+    If `skip_unreadable`, a reply that cannot be read becomes a failure, and the aggregation starts again without it.
+
+    Returns:
+        The server's state of the next round, the aggregated replies, and the failures.
+    """
+    failures: list[ClientFailure] = []
     while True:
-        left = [reply for reply in accepted_replies if reply.client not in {failure.client for failure in refused}]
+        readable_replies = [reply for reply in accepted_replies if reply.client not in {failure.client for failure in failures}]
         try:
-            return (*aggregate(plan, server, left, _inclusion_probabilities(sampled_cohort, left)), refused)
+            return (
+                *aggregate(plan, server, readable_replies, _inclusion_probabilities(sampled_cohort, readable_replies)),
+                failures,
+            )
         except WireError as error:
             if not skip_unreadable or error.client is None:
                 raise
-            refused.append(ClientFailure(error.client, error))
+            failures.append(ClientFailure(error.client, error))
 
 
 def _inclusion_probabilities(sampled_cohort: SampledCohort, accepted_replies: Sequence[Reply]) -> dict[ClientId, float] | None:
-    """What the mean is to be corrected by: the chance of being drawn, times the share of the cohort whose replies were taken,
-    which is the best guess at each one's chance of that."""
+    """Return the probability that each accepted reply is aggregated; None if the sampler gives no inclusion probabilities.
+
+    It is the client's inclusion probability times the share of the cohort that was accepted, an estimate of the probability
+    that a sampled client is accepted.
+    """
     if sampled_cohort.inclusion_probabilities is None:
         return None
-    taken = len(accepted_replies) / max(1, len(sampled_cohort.cohort))
-    chances = dict(zip(sampled_cohort.cohort, sampled_cohort.inclusion_probabilities.tolist(), strict=True))
-    return {reply.client: chances[reply.client] * taken for reply in accepted_replies}
+    accepted_share = len(accepted_replies) / max(1, len(sampled_cohort.cohort))
+    probabilities = dict(zip(sampled_cohort.cohort, sampled_cohort.inclusion_probabilities.tolist(), strict=True))
+    return {reply.client: probabilities[reply.client] * accepted_share for reply in accepted_replies}
 
 
 def _exchange_with_resync(
@@ -180,73 +243,84 @@ def _exchange_with_resync(
     observer: FrameObserver,
     timeout: float | None,
 ) -> _ExchangeResult:
-    """The outcomes of all clients; who could not follow the first message has had a second one."""
-    messages, sending = broadcast(plan, server, cohort)
-    first = _exchange_once(server.round, messages, sending, runtime, timeout)
+    """Send the messages of a round, and a second message to each client that replied with a RESYNC frame."""
+    messages, sending_server = broadcast(plan, server, cohort)
+    first = _exchange_once(server.round, messages, sending_server, runtime, timeout)
     with PhaseTimer("ledger"):
         _emit_downlink_events(first, observer)
     if not first.resync_frames or first.runtime_error is not None:
         return first
-    messages, sending = rebroadcast(plan, sending, first.resync_frames)
-    second = _exchange_once(server.round, messages, sending, runtime, timeout)
+    messages, sending_server = rebroadcast(plan, sending_server, first.resync_frames)
+    second = _exchange_once(server.round, messages, sending_server, runtime, timeout)
     with PhaseTimer("ledger"):
         _emit_downlink_events(second, observer)
-    lost = [ClientFailure(c, RunError(server.round, c, "it asked for another message twice")) for c in second.resync_frames]
-    both = {**first.outcomes, **second.outcomes, **{failure.client: failure for failure in lost}}
-    return _ExchangeResult(sending, first.messages, dict(sorted(both.items())), second.runtime_error)
+    resync_failures = [
+        ClientFailure(c, RunError(server.round, c, "the client replied RESYNC to a second message"))
+        for c in second.resync_frames
+    ]
+    outcomes = {**first.outcomes, **second.outcomes, **{failure.client: failure for failure in resync_failures}}
+    return _ExchangeResult(sending_server, first.messages, dict(sorted(outcomes.items())), second.runtime_error)
 
 
 def _exchange_once(
     round: int, messages: Mapping[ClientId, Message], server: ServerState, runtime: Runtime, timeout: float | None
 ) -> _ExchangeResult:
-    """One outcome for each message, ascending by client; a client of which nothing was heard has failed."""
+    """Send messages and return one outcome for each, ascending by client. A client without an outcome has failed."""
     outcomes: dict[ClientId, ClientOutcome] = {}
-    broken: RunError | None = None
+    runtime_error: RunError | None = None
     try:
         for outcome in runtime.exchange(messages, timeout) if messages else ():
             if outcome.client not in messages or outcome.client in outcomes:
-                problem = "a second outcome" if outcome.client in outcomes else "an outcome though it was sent nothing"
-                broken = RunError(round, outcome.client, f"the runtime gave {problem}")
+                problem = "a second outcome" if outcome.client in outcomes else "an outcome for a client that was sent nothing"
+                runtime_error = RunError(round, outcome.client, f"the runtime gave {problem}")
                 break
             outcomes[outcome.client] = outcome
     except Exception as error:
-        broken = RunError(round, None, f"the runtime failed: {type(error).__name__}: {error}")
-        broken.__cause__ = error
-    silent = {client: ClientFailure(client, TimeoutError("no reply")) for client in messages if client not in outcomes}
-    exchanged = _ExchangeResult(server, messages, dict(sorted({**outcomes, **silent}.items())), broken)
-    for reply in exchanged.replies:
+        runtime_error = RunError(round, None, f"the runtime failed: {type(error).__name__}: {error}")
+        runtime_error.__cause__ = error
+    missing_outcomes = {
+        client: ClientFailure(client, TimeoutError("no reply")) for client in messages if client not in outcomes
+    }
+    result = _ExchangeResult(server, messages, dict(sorted({**outcomes, **missing_outcomes}.items())), runtime_error)
+    for reply in result.replies:
         if reply.frames and peek_kind(reply.frames[0]) == FrameKind.RESYNC:
             try:
-                exchanged.resync_frames[reply.client] = decode_resync(reply, round)
+                result.resync_frames[reply.client] = decode_resync(reply, round)
             except FedsgdError as error:
-                exchanged.outcomes[reply.client] = ClientFailure(reply.client, error)
-                exchanged.unreadable_replies[reply.client] = reply
-    return exchanged
+                result.outcomes[reply.client] = ClientFailure(reply.client, error)
+                result.unreadable_replies[reply.client] = reply
+    return result
 
 
 def as_run_error(round: int, failure: ClientFailure) -> FedsgdError:
-    """The failing client and round in front of whatever went wrong there: the user's module, loss or data, or our own."""
+    """Return a client's failure as an error that names round and client.
+
+    Args:
+        round: round of the failure.
+        failure: failure, caused by user code (model, loss, data) or by this package.
+    """
     if isinstance(failure.error, RunError) or (isinstance(failure.error, WireError) and failure.error.client is not None):
         return failure.error
-    kind = "" if isinstance(failure.error, ScenarioError) else f"{type(failure.error).__name__}: "  # has the key in front
-    error = RunError(round, failure.client, f"{kind}{failure.error}")
+    # The message of a ScenarioError begins with the key.
+    prefix = "" if isinstance(failure.error, ScenarioError) else f"{type(failure.error).__name__}: "
+    error = RunError(round, failure.client, f"{prefix}{failure.error}")
     error.__cause__ = failure.error
     return error
 
 
 def _emit_downlink_events(result: _ExchangeResult, observer: FrameObserver) -> None:
-    """The frames that went down in an exchange, and the RESYNC frames that came up."""
+    """Call the observer for the frames of an exchange: all downlink frames, and the RESYNC frames of the uplink."""
     server = result.server
-    made = {id(encoded.data): encoded for encoded in server.shared_frames}
-    untold = {key for key, encoded in made.items() if encoded.decoded.header.round == server.round}
+    frames_by_id = {id(encoded.data): encoded for encoded in server.shared_frames}
+    unreported = {key for key, encoded in frames_by_id.items() if encoded.decoded.header.round == server.round}
     for client, (task, *shared) in result.messages.items():
         outcome = result.outcomes.get(client)
         decode_seconds = outcome.decode_seconds if isinstance(outcome, Reply) else 0.0
         observer(FrameEvent(server.round, client, "down", FrameKind.TASK, task, 0, 0.0, 0.0))
         for frame in shared:
-            encoded = made[id(frame)]
-            seconds = encoded.encode_seconds if id(frame) in untold else 0.0
-            untold.discard(id(frame))
+            encoded = frames_by_id[id(frame)]
+            seconds = encoded.encode_seconds if id(frame) in unreported else 0.0
+            unreported.discard(id(frame))
             kind = encoded.decoded.header.kind
             observer(
                 FrameEvent(
@@ -262,10 +336,10 @@ def _emit_downlink_events(result: _ExchangeResult, observer: FrameObserver) -> N
                 )
             )
             decode_seconds = 0.0
-    for client, opened in result.resync_frames.items():
+    for client, resync_frame in result.resync_frames.items():
         reply = result.outcomes[client]
         assert isinstance(reply, Reply)
-        observer(FrameEvent(server.round, client, "up", FrameKind.RESYNC, reply.frames[0], 0, 0.0, 0.0, decoded=opened))
+        observer(FrameEvent(server.round, client, "up", FrameKind.RESYNC, reply.frames[0], 0, 0.0, 0.0, decoded=resync_frame))
     for client, reply in result.unreadable_replies.items():
         for frame in reply.frames:
             observer(FrameEvent(server.round, client, "up", FrameKind.RESYNC, frame, 0, 0.0, 0.0, "refused"))
@@ -278,17 +352,28 @@ def _uplink_events(
     deliveries: Mapping[ClientId, Delivery],
     aggregated_replies: Mapping[ClientId, AggregatedReply],
 ) -> Iterator[FrameEvent]:
-    """What the clients sent. What was refused cannot be relied on, but it did cross."""
+    """Yield the events of the clients' replies. Refused replies are reported too, because they were sent."""
     for reply in replies:
-        fate = deliveries[reply.client]
+        delivery = deliveries[reply.client]
         for frame in reply.frames:
-            kept, decode_seconds, opened = 0, 0.0, None
-            if fate == "received":
-                opened, sections, decode_seconds = aggregated_replies[reply.client]
-                kept = plan.uplink.n_coordinates(sections, plan.make_context(server.round, reply.client))
-            elif fate != "refused":
-                with suppress(WireError):  # nobody has looked at it
+            n_coordinates, decode_seconds, decoded = 0, 0.0, None
+            if delivery == "received":
+                decoded, sections, decode_seconds = aggregated_replies[reply.client]
+                n_coordinates = plan.uplink.n_coordinates(sections, plan.make_context(server.round, reply.client))
+            elif delivery != "refused":
+                with suppress(WireError):  # the frame has not been decoded yet
                     sections = decode_update(plan, reply, server.round).sections
-                    kept = plan.uplink.n_coordinates(sections, plan.make_context(server.round, reply.client))
-            seconds, work = (reply.encode_seconds, decode_seconds), (reply.steps, reply.examples_processed)
-            yield FrameEvent(server.round, reply.client, "up", FrameKind.UPDATE, frame, kept, *seconds, fate, opened, *work)
+                    n_coordinates = plan.uplink.n_coordinates(sections, plan.make_context(server.round, reply.client))
+            frame_seconds, work_counts = (reply.encode_seconds, decode_seconds), (reply.steps, reply.examples_processed)
+            yield FrameEvent(
+                server.round,
+                reply.client,
+                "up",
+                FrameKind.UPDATE,
+                frame,
+                n_coordinates,
+                *frame_seconds,
+                delivery,
+                decoded,
+                *work_counts,
+            )

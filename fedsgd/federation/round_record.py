@@ -15,14 +15,26 @@ from fedsgd.federation.plan import Reply
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round, finished. lr: the clients' step size, None with a schedule over steps. cohort: who was sent a message;
-    accepted: whose reply is in the model; failures: what went wrong at those that broke down. metrics: "loss", the task's own,
-    and what `[evaluation]` adds; None where it was not evaluated.
+    """Record of a finished round.
 
-    Bytes are cumulative: of frames that were sent, up and down, to each client by itself; received: of updates that arrived and
-    were taken; broadcast: of the downlink, if all who are sent the same frame heard it at once; dense: what as many dense
-    float32 frames would weigh. residual_norm: of what a client of the cohort holds back after the round, in the mean;
-    rounds_missed: since it last took part, in the mean over those that had before; None where there is nothing of the kind.
+    Byte counts are cumulative over the rounds so far.
+
+    Attributes:
+        round: number of the round, from 1.
+        lr: learning rate of the clients; None if the schedule changes it from step to step.
+        cohort: clients that were sent a message, ascending.
+        accepted: clients whose update was aggregated, ascending.
+        uplink_bytes: bytes of all frames that clients sent.
+        uplink_received_bytes: bytes of the UPDATE frames that were aggregated.
+        downlink_bytes: bytes of all frames that clients were sent, each client by itself.
+        downlink_broadcast_bytes: bytes of the downlink over a broadcast channel, where frames that clients share count once.
+        dense_uplink_bytes: bytes of as many dense float32 frames on the uplink.
+        dense_downlink_bytes: bytes of as many dense float32 frames on the downlink.
+        residual_norm: mean Euclidean norm of the residuals of the clients that replied; None if none has a residual.
+        rounds_missed: mean number of rounds since these clients last took part; None if all take part for the first time.
+        metrics: "loss", the metrics of the task and those that `[evaluation]` adds; None if the model was not evaluated.
+        seconds: seconds of wall-clock time that the round took.
+        failures: one line for each client that failed.
     """
 
     round: int
@@ -43,37 +55,46 @@ class RoundRecord:
 
     @property
     def accuracy(self) -> float | None:
-        """Accuracy on the test examples after this round, if it was measured."""
+        """Test accuracy after this round; None if it was not measured."""
         return None if self.metrics is None else self.metrics.get("accuracy")
 
     @property
     def compression_ratios(self) -> dict[str, float | None]:
-        """Compression ratios of the bytes so far: of the uplink, of the downlink, and of both directions together."""
+        """Compression ratios of the bytes so far, for the uplink, the downlink and both directions together."""
         return compression_ratios(self.uplink_bytes, self.downlink_bytes, self.dense_uplink_bytes, self.dense_downlink_bytes)
 
 
 @dataclass
 class ResidualStatistics:
-    """What clients hold back, and how stale it gets. norms: of each client's, after its last reply; missed: the rounds that
-    clients missed between two in which they took part, all of them."""
+    """Norms and staleness of the clients' residuals.
+
+    Attributes:
+        norms: client → Euclidean norm of its residual after its last reply.
+        rounds_missed: rounds between two participations of a client, for all participations but each client's first.
+    """
 
     norms: dict[int, float] = field(default_factory=dict)
     rounds_missed: list[int] = field(default_factory=list)
 
     def add(self, replies: Sequence[Reply], accepted_clients: Collection[int]) -> tuple[float | None, float | None]:
-        """(mean norm, mean rounds missed) of a round's replies; None where there is none. accepted: whose were."""
-        taken = set(accepted_clients)
-        held = {
-            reply.client: reply.residual_norm if reply.client in taken else reply.residual_norm_if_lost for reply in replies
+        """Add the replies of a round and return (mean norm, mean rounds missed), each None if there is no value.
+
+        Args:
+            replies: all replies of the round.
+            accepted_clients: clients whose update was aggregated.
+        """
+        accepted = set(accepted_clients)
+        norms_by_client = {
+            reply.client: reply.residual_norm if reply.client in accepted else reply.residual_norm_if_lost for reply in replies
         }
-        norms = {client: norm for client, norm in held.items() if not math.isnan(norm)}
-        missed = [reply.rounds_missed for reply in replies if reply.rounds_missed >= 0]
+        norms = {client: norm for client, norm in norms_by_client.items() if not math.isnan(norm)}
+        rounds_missed = [reply.rounds_missed for reply in replies if reply.rounds_missed >= 0]
         self.norms.update(norms)
-        self.rounds_missed += missed
-        return _mean(list(norms.values())), _mean(missed)
+        self.rounds_missed += rounds_missed
+        return _mean(list(norms.values())), _mean(rounds_missed)
 
     def summarize(self) -> dict[str, float | int | None] | None:
-        """Figures over all clients that hold anything back; None if there are none."""
+        """Return figures over all clients that have a residual; None if there are none."""
         if not self.norms:
             return None
         norms = list(self.norms.values())

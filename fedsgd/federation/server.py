@@ -1,7 +1,4 @@
-"""The server's side of a round: what is sent, and what becomes of the replies.
-
-P parameters, N clients in all, m of them in the cohort.
-"""
+"""Server side of a round: broadcast the model, aggregate the replies."""
 
 from __future__ import annotations
 
@@ -39,11 +36,19 @@ from fedsgd.wire import (
 
 @dataclass(frozen=True, eq=False)
 class ServerState:
-    """The server between two rounds. round: the one to come, from 1; weights: the model that its optimiser works on [P];
-    public: the model that clients of that round will decode, and how it is sent; statistics: what they start their batch norm
-    from [S], if it is averaged; beside: the BUFFERS and the REFERENCE frame, where there are such; velocity, uplink: what the
-    optimiser and the scheme remember; acknowledged: the last round in which each client's reply was accepted; sent: the frames
-    of this round that several clients share, by what they are."""
+    """State of the server between two rounds.
+
+    Attributes:
+        round: the next round, from 1.
+        weights: [P] float32, model that the server's optimizer steps.
+        public_model: model that the clients of the next round decode, and its frames.
+        buffers: [S'] float32, buffers that clients start from; None if there are none.
+        extra_frames: the BUFFERS and REFERENCE frames of the next round, where there are any.
+        optimizer_state: state of the server's optimizer.
+        scheme_state: state of the compression scheme at the server.
+        acknowledged_rounds: last round in which each client's reply was aggregated.
+        shared_frames: frames of the next round that clients share, as far as they were sent.
+    """
 
     round: int
     weights: F32
@@ -57,8 +62,13 @@ class ServerState:
 
 
 class AggregatedReply(NamedTuple):
-    """A reply that is part of the next model. frame: decoded; sections: those in it that are the scheme's; seconds: what
-    decoding and adding these took."""
+    """Reply that was aggregated.
+
+    Attributes:
+        frame: the decoded UPDATE frame.
+        sections: sections of the scheme.
+        seconds: seconds that decoding and adding the update took.
+    """
 
     frame: Frame
     sections: Sections
@@ -66,49 +76,86 @@ class AggregatedReply(NamedTuple):
 
 
 def initial_server_state(plan: FederationPlan, weights: F32) -> ServerState:
-    """The server before round 1, with initial weights [P]."""
+    """Return the server's state before round 1.
+
+    Args:
+        plan: settings of the federation.
+        weights: [P] float32, initial model.
+    """
     with wrap_user_errors("downlink.compressor", plan.downlink):
-        public = initial_public_model(plan.downlink, weights, lambda round: plan.make_context(round, ALL_CLIENTS))
-    initial = None if plan.buffers is None else plan.buffers.averaged
-    return ServerState(1, weights, public, initial, () if initial is None else (encode_buffers_frame(1, initial),))
+        public_model = initial_public_model(plan.downlink, weights, lambda round: plan.make_context(round, ALL_CLIENTS))
+    initial_buffers = None if plan.buffers is None else plan.buffers.averaged
+    return ServerState(
+        1,
+        weights,
+        public_model,
+        initial_buffers,
+        () if initial_buffers is None else (encode_buffers_frame(1, initial_buffers),),
+    )
 
 
 def broadcast(
     plan: FederationPlan, server: ServerState, cohort: Sequence[ClientId]
 ) -> tuple[dict[ClientId, Message], ServerState]:
-    """(each client's message, the server): a TASK frame of its own and the frames that bring it to the present model."""
-    known = {client: server.acknowledged_rounds.get(client) for client in cohort}
-    return _messages_for(plan, server, {client: (round, round) for client, round in known.items()})
+    """Encode the messages of a round: a TASK frame for each client, and the frames that bring it to the current model.
+
+    Args:
+        plan: settings of the federation.
+        server: state of the server.
+        cohort: clients of the round.
+
+    Returns:
+        The message of each client, and the server's state with the frames that were sent.
+    """
+    acknowledged_rounds = {client: server.acknowledged_rounds.get(client) for client in cohort}
+    return _encode_messages(plan, server, {client: (round, round) for client, round in acknowledged_rounds.items()})
 
 
 def rebroadcast(
     plan: FederationPlan, server: ServerState, resync_frames: Mapping[ClientId, Frame]
 ) -> tuple[dict[ClientId, Message], ServerState]:
-    """The same for clients that answered with a RESYNC: from the model that each says it has, and with what it still knows of
-    its replies."""
-    known = {}
+    """Encode a second message for clients that replied with a RESYNC frame.
+
+    The frames start from the model that the client reports. A reply that the client's state does not include is not
+    acknowledged.
+
+    Args:
+        plan: settings of the federation.
+        server: state that `broadcast` returned.
+        resync_frames: client → its decoded RESYNC frame.
+
+    Returns:
+        The message of each of these clients, and the server's state with the frames that were sent.
+    """
+    client_rounds = {}
     for client, frame in resync_frames.items():
-        accepted = server.acknowledged_rounds.get(client)
-        known[client] = frame.header.base, accepted if accepted <= frame.header.acknowledged else 0
-    return _messages_for(plan, server, known)
+        acknowledged_round = server.acknowledged_rounds.get(client)
+        client_rounds[client] = frame.header.base, acknowledged_round if acknowledged_round <= frame.header.acknowledged else 0
+    return _encode_messages(plan, server, client_rounds)
 
 
-def _messages_for(
+def _encode_messages(
     plan: FederationPlan, server: ServerState, client_rounds: Mapping[ClientId, tuple[int, int]]
 ) -> tuple[dict[ClientId, Message], ServerState]:
-    """known: the round of the model that each client holds at least, and that of its last reply that was accepted, 0 for
-    none."""
-    post = CatchUpPlanner(plan.downlink, server.public_model, lambda round: plan.make_context(round, ALL_CLIENTS))
+    """Return the messages of a round, and the server's state with the frames that were sent.
+
+    Args:
+        plan: settings of the federation.
+        server: state of the server.
+        client_rounds: client → (round r if the client has stored the model of round r or of a later one, round of its last
+            accepted reply), 0 for none.
+    """
+    planner = CatchUpPlanner(plan.downlink, server.public_model, lambda round: plan.make_context(round, ALL_CLIENTS))
     messages: dict[ClientId, Message] = {}
-    sent = {id(frame): frame for frame in server.shared_frames}
-    for client, (held, accepted) in client_rounds.items():
+    shared_frames = {id(frame): frame for frame in server.shared_frames}
+    for client, (model_round, acknowledged_round) in client_rounds.items():
         with wrap_user_errors("downlink.compressor", plan.downlink, server.round):
-            frames = post.plan_frames(plan.downlink.assumed_base_round(server.round, held))
+            frames = planner.plan_frames(plan.downlink.assumed_base_round(server.round, model_round))
         base = frames[0].decoded.header.base
-        task = Header(FrameKind.TASK, server.round, base=base, acknowledged=accepted, client=client)
+        task = Header(FrameKind.TASK, server.round, base=base, acknowledged=acknowledged_round, client=client)
         messages[client] = (encode_frame(Frame(task)), *(frame.data for frame in (*frames, *server.extra_frames)))
-        sent.update({id(frame): frame for frame in (*frames, *server.extra_frames)})
-    return messages, replace(server, shared_frames=tuple(sent.values()))
+        shared_frames.update({id(frame): frame for frame in (*frames, *server.extra_frames)})
+    return messages, replace(server, shared_frames=tuple(shared_frames.values()))
 
 
 @timed("aggregate")
@@ -118,125 +165,182 @@ def aggregate(
     replies: Sequence[Reply],
     inclusion_probabilities: Mapping[ClientId, float] | None = None,
 ) -> tuple[ServerState, Mapping[ClientId, AggregatedReply]]:
-    """(the server of the next round, what became of each client's reply).
+    """Aggregate the replies of a round and step the model.
 
-    The replies are folded in ascending client order whatever order they came in, weighted by examples (for whose number the
-    client's word is taken) or uniformly. chances: each one's probability of being among these replies, where the mean is to be
-    corrected for it (Horvitz and Thompson 1952): then it is the mean over all clients that is estimated, without bias. A bad
-    frame raises WireError, with its client, before anything has changed.
+        w_{t+1} = step(w_t, Δ_t), Δ_t = Σ_i p_i Δ_i
 
-    Without any reply the model stays as it is, and so do the states of the scheme and the optimizer. A scheme that
-    `steps_without_replies` folds nothing instead, and the optimizer steps with the update that `aggregate` returns.
+    The rule is algorithm 1 of McMahan et al. 2017, with the server optimizers of Reddi et al. 2021, algorithm 2. Weights p_i
+    are in proportion to the examples that client i reports, or uniform. With inclusion probabilities π_i, p_i is divided by π_i
+    and by the total over all clients instead of the cohort. Then Δ_t is an unbiased estimate of the mean over all clients
+    (Horvitz and Thompson 1952). Replies are added in ascending order of clients, whatever their order of arrival.
+
+    Without replies the model and the states of scheme and optimizer do not change. A scheme with `steps_without_replies`
+    aggregates an empty cohort instead, and the optimizer steps with the result.
+
+    Args:
+        plan: settings of the federation.
+        server: state of the server.
+        replies: accepted replies, in any order.
+        inclusion_probabilities: client → probability that its reply is among the replies; None for no correction.
+
+    Returns:
+        The server's state of the next round, and the decoded reply of each client.
+
+    Raises:
+        WireError: a frame is damaged; the error names the client.
+        NonFiniteError: the aggregate or the new model is not finite.
+        RunError: two replies of one client, or no examples in the whole cohort.
     """
-    ordered = sorted(replies, key=lambda reply: reply.client)
-    if len({reply.client for reply in ordered}) != len(ordered):
-        raise RunError(server.round, None, "two replies of one client")
-    if not ordered and not plan.uplink.steps_without_replies:
+    sorted_replies = sorted(replies, key=lambda reply: reply.client)
+    if len({reply.client for reply in sorted_replies}) != len(sorted_replies):
+        raise RunError(server.round, None, "the cohort has two replies of one client")
+    if not sorted_replies and not plan.uplink.steps_without_replies:
         return _publish_next_round(plan, server, server.weights, np.zeros_like(server.weights)), {}
-    opened = [decode_update(plan, reply, server.round) for reply in ordered]
-    shares = _aggregation_weights(plan, server.round, [update.frame for update in opened], inclusion_probabilities)
-    update, uplink, seconds = _aggregate_updates(plan, server, opened, _fednova_weights(plan, server.round, opened, shares))
-    folded = {u.frame.header.client: AggregatedReply(u.frame, u.sections, s) for u, s in zip(opened, seconds, strict=True)}
-    sent = [update.buffers for update in opened if update.buffers is not None]
-    statistics = average_buffers(sent, shares) if sent else server.buffers
-    weights, step, velocity = compute_server_step(
+    decoded_updates = [decode_update(plan, reply, server.round) for reply in sorted_replies]
+    aggregation_weights = _aggregation_weights(
+        plan, server.round, [update.frame for update in decoded_updates], inclusion_probabilities
+    )
+    update, scheme_state, seconds = _aggregate_updates(
+        plan, server, decoded_updates, _fednova_weights(plan, server.round, decoded_updates, aggregation_weights)
+    )
+    aggregated_replies = {
+        decoded.frame.header.client: AggregatedReply(decoded.frame, decoded.sections, reply_seconds)
+        for decoded, reply_seconds in zip(decoded_updates, seconds, strict=True)
+    }
+    client_buffers = [update.buffers for update in decoded_updates if update.buffers is not None]
+    buffers = average_buffers(client_buffers, aggregation_weights) if client_buffers else server.buffers
+    weights, step, optimizer_state = compute_server_step(
         plan.server_optimizer, server.weights, update, server.optimizer_state, server.round
     )
     if not np.isfinite(weights).all():
         raise NonFiniteError(server.round, None, f"after the server's step {describe_non_finite(weights, plan.layout)}")
-    acknowledged = server.acknowledged_rounds.with_rounds([reply.client for reply in ordered], server.round)
-    after = replace(server, buffers=statistics, optimizer_state=velocity, scheme_state=uplink, acknowledged_rounds=acknowledged)
-    return _publish_next_round(plan, after, weights, step), folded
+    acknowledged_rounds = server.acknowledged_rounds.with_rounds([reply.client for reply in sorted_replies], server.round)
+    next_state = replace(
+        server,
+        buffers=buffers,
+        optimizer_state=optimizer_state,
+        scheme_state=scheme_state,
+        acknowledged_rounds=acknowledged_rounds,
+    )
+    return _publish_next_round(plan, next_state, weights, step), aggregated_replies
 
 
 def advance_with_external_model(
     plan: FederationPlan, server: ServerState, weights: F32, accepted_clients: Sequence[ClientId]
 ) -> ServerState:
-    """The server of the next round where something else than `aggregate` made its model of the replies, as somebody's own
-    strategy does. weights: that model [P]; accepted: whose replies are in it. NonFiniteError if it is not finite."""
+    """Return the next server state for a model that was computed outside `aggregate`, for example by a user's Flower strategy.
+
+    Args:
+        plan: settings of the federation.
+        server: state of the server.
+        weights: [P] float32, the new model.
+        accepted_clients: clients whose replies the model includes.
+
+    Raises:
+        NonFiniteError: the model is not finite.
+    """
     if not all_finite(weights):
         raise NonFiniteError(server.round, None, f"after the server's step {describe_non_finite(weights, plan.layout)}")
-    acknowledged = server.acknowledged_rounds.with_rounds(accepted_clients, server.round)
-    return _publish_next_round(plan, replace(server, acknowledged_rounds=acknowledged), weights, weights - server.weights)
+    acknowledged_rounds = server.acknowledged_rounds.with_rounds(accepted_clients, server.round)
+    return _publish_next_round(
+        plan, replace(server, acknowledged_rounds=acknowledged_rounds), weights, weights - server.weights
+    )
 
 
 def _aggregate_updates(
     plan: FederationPlan, server: ServerState, updates: Sequence[DecodedUpdate], aggregation_weights: F64
 ) -> tuple[F32, StateArrays, list[float]]:
-    """(the cohort's update [P], what the scheme remembers at the server, the seconds that each reply took)."""
+    """Return the aggregated update [P], the scheme's state at the server, and the seconds of each reply."""
     seconds: list[float] = []
-    at: ClientId | None = None
+    client: ClientId | None = None
 
     def iterate_timed() -> Iterator[WeightedUpdate]:
-        nonlocal at
-        for update, share in zip(updates, aggregation_weights, strict=True):
-            at, begun = update.frame.header.client, time.perf_counter()
-            yield WeightedUpdate(update.sections, float(share), plan.make_context(server.round, at))
-            seconds.append(time.perf_counter() - begun)
-        at = None
+        nonlocal client
+        for update, weight in zip(updates, aggregation_weights, strict=True):
+            client, start_time = update.frame.header.client, time.perf_counter()
+            yield WeightedUpdate(update.sections, float(weight), plan.make_context(server.round, client))
+            seconds.append(time.perf_counter() - start_time)
+        client = None
 
-    gathering = AggregationContext(plan.seed, server.round, plan.layout, plan.n_clients)
+    ctx = AggregationContext(plan.seed, server.round, plan.layout, plan.n_clients)
     try:
         with (
-            np.errstate(over="ignore", invalid="ignore"),  # finite replies may still add up to what is not, round after round
+            np.errstate(over="ignore", invalid="ignore"),  # sums of finite replies may overflow
             wrap_user_errors("uplink.compressor", plan.uplink, server.round),
         ):
-            update, uplink = plan.uplink.aggregate(server.scheme_state, iterate_timed(), gathering)
+            update, scheme_state = plan.uplink.aggregate(server.scheme_state, iterate_timed(), ctx)
     except WireError as error:
-        raise _add_location(error, server.round, at) from None
+        raise _add_location(error, server.round, client) from None
     if not all_finite(update):
         raise NonFiniteError(server.round, None, f"the cohort's update {describe_non_finite(update, plan.layout)}")
-    return update, uplink, seconds
+    return update, scheme_state, seconds
 
 
 def _aggregation_weights(
     plan: FederationPlan, round: int, frames: Sequence[Frame], inclusion_probabilities: Mapping[ClientId, float] | None
 ) -> F64:
-    """What each reply counts [m]. They add up to 1, but for chances."""
+    """Return the aggregation weight of each reply, [len(frames)] float64. Without inclusion probabilities they add up to 1."""
     if not frames:
         return np.zeros(0)
     examples = np.array([frame.header.examples for frame in frames], dtype=np.float64)
     counts = examples if plan.weighting == "examples" else np.ones(len(frames))
     if not counts.sum() > 0:
-        raise RunError(round, None, "no client of the cohort has any examples: there is nothing to average")
-    shares: F64 = counts / counts.sum()
+        raise RunError(round, None, "no client of the cohort has any examples, so there is nothing to average")
+    weights: F64 = counts / counts.sum()
     if inclusion_probabilities is not None:
-        everybody = plan.n_examples if plan.weighting == "examples" else plan.n_clients
-        shares = counts / np.array([inclusion_probabilities[frame.header.client] for frame in frames]) / everybody
-    return shares
+        population = plan.n_examples if plan.weighting == "examples" else plan.n_clients
+        weights = counts / np.array([inclusion_probabilities[frame.header.client] for frame in frames]) / population
+    return weights
 
 
 def _fednova_weights(plan: FederationPlan, round: int, updates: Sequence[DecodedUpdate], aggregation_weights: F64) -> F64:
-    """What each update counts [m]: its share, or with FedNova by how far its steps go. Statistics do not grow with steps."""
+    """Return the weight of each update, [len(updates)] float64.
+
+    With FedNova (Wang et al. 2020) that is p_i τ_eff / τ_i, where τ_i is the normalizer of client i's local steps and τ_eff = Σ
+    p_i τ_i / Σ p_i. Otherwise it is p_i. Buffers do not grow with the number of steps, so their weights are always p_i.
+    """
     if not plan.uses_fednova or not updates:
         return aggregation_weights
-    went = np.array([plan.local_training.fednova_normalizer(update.frame.header.examples, round) for update in updates])
-    effective = float((aggregation_weights * went).sum() / aggregation_weights.sum())
-    counts: F64 = np.divide(aggregation_weights * effective, went, out=np.zeros_like(aggregation_weights), where=went > 0)
-    return counts
+    normalizers = np.array([plan.local_training.fednova_normalizer(update.frame.header.examples, round) for update in updates])
+    effective_normalizer = float((aggregation_weights * normalizers).sum() / aggregation_weights.sum())
+    weights: F64 = np.divide(
+        aggregation_weights * effective_normalizer, normalizers, out=np.zeros_like(aggregation_weights), where=normalizers > 0
+    )
+    return weights
 
 
 def _publish_next_round(plan: FederationPlan, server: ServerState, weights: F32, step: F32) -> ServerState:
-    """The server of the coming round, with what its clients will get."""
+    """Return the server's state of the next round, with the frames that its clients will be sent."""
     with wrap_user_errors("downlink.compressor", plan.downlink, server.round):
-        weights, public = next_public_model(
+        weights, public_model = next_public_model(
             plan.downlink, server.public_model, weights, step, lambda round: plan.make_context(round, ALL_CLIENTS)
         )
-    round, begun = server.round + 1, time.perf_counter()
-    beside = [] if server.buffers is None else [encode_buffers_frame(round, server.buffers)]
+    round, start_time = server.round + 1, time.perf_counter()
+    extra_frames = [] if server.buffers is None else [encode_buffers_frame(round, server.buffers)]
     with wrap_user_errors("uplink.compressor", plan.uplink, server.round):
         sections = plan.uplink.encode_reference(server.scheme_state, plan.make_context(round, ALL_CLIENTS))
     if sections:
         frame = Frame(Header(FrameKind.REFERENCE, round, plan.uplink.codec), sections)
-        beside.append(EncodedFrame(encode_frame(frame), frame, 0, time.perf_counter() - begun))
-    return replace(server, round=round, weights=weights, public_model=public, extra_frames=tuple(beside), shared_frames=())
+        extra_frames.append(EncodedFrame(encode_frame(frame), frame, 0, time.perf_counter() - start_time))
+    return replace(
+        server, round=round, weights=weights, public_model=public_model, extra_frames=tuple(extra_frames), shared_frames=()
+    )
 
 
 def decode_update(plan: FederationPlan, reply: Reply, round: int) -> DecodedUpdate:
-    """What a reply says; WireError, with its client, if that is not an UPDATE of this round."""
+    """Decode a reply's UPDATE frame and check its header.
+
+    Args:
+        plan: settings of the federation.
+        reply: reply of a client.
+        round: round in which the reply was sent.
+
+    Raises:
+        WireError: the reply is not one valid UPDATE frame of this round; the error names the client.
+    """
     try:
         if len(reply.frames) != 1:
-            raise WireError(0, f"{len(reply.frames)} frames, expected one UPDATE")
+            raise WireError(0, f"the reply has {len(reply.frames)} frames, expected one UPDATE")
         frame = decode_frame(reply.frames[0], plan.max_update_bytes)
         codec, client = (plan.uplink.codec,), (reply.client,)
         require_header(
@@ -248,9 +352,17 @@ def decode_update(plan: FederationPlan, reply: Reply, round: int) -> DecodedUpda
 
 
 def decode_resync(reply: Reply, round: int) -> Frame:
-    """What a client that could not follow says; WireError if it cannot be read."""
+    """Decode a reply's RESYNC frame and check its header.
+
+    Args:
+        reply: reply of a client that could not decode its message.
+        round: round in which the reply was sent.
+
+    Raises:
+        WireError: the reply is not one valid RESYNC frame of this round.
+    """
     if len(reply.frames) != 1:
-        raise WireError(0, f"{len(reply.frames)} frames, expected one RESYNC")
+        raise WireError(0, f"the reply has {len(reply.frames)} frames, expected one RESYNC")
     frame = decode_frame(reply.frames[0], frame_overhead(0))
     require_header(frame.header, kind=(FrameKind.RESYNC,), codec=(0,), round=(round,), client=(reply.client,), examples=(0,))
     if frame.header.base >= round:
@@ -259,6 +371,6 @@ def decode_resync(reply: Reply, round: int) -> Frame:
 
 
 def _add_location(error: WireError, round: int, client: ClientId | None) -> WireError:
-    """The same error with whose frame it is in front, where that is known."""
-    where = f"round {round}: " if client is None else f"round {round}, client {client}: "
-    return WireError(error.offset, error.cause, where, client)
+    """Return the error with the round and the client, if it is known, in front of its message."""
+    location = f"round {round}: " if client is None else f"round {round}, client {client}: "
+    return WireError(error.offset, error.cause, location, client)

@@ -31,7 +31,7 @@ from fedsgd.data.datasets.digits import Digits
 from fedsgd.data.partitioners.iid import Iid
 from fedsgd.data.partitioners.natural import NaturalPartition
 from fedsgd.errors import ScenarioError, suggest_name
-from fedsgd.federation.downlink import DownlinkPolicy
+from fedsgd.federation.downlink import POLICY_ALIASES, DownlinkPolicy
 from fedsgd.federation.downlink import ModelBroadcast as Link
 from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
 from fedsgd.sampling import DurationModel, Sampler
@@ -258,11 +258,15 @@ class UplinkConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class DownlinkConfig(SettingsSection):
-    """[downlink]: how the model gets to the clients (the policies are those of `fedsgd.federation.downlink`): the "model"
-    itself, whole;
-    the exact "difference" to the last round's; or the server's step through `compressor`: "plain", with "error-feedback" at the
-    server, or as a "shift" of the model that clients have towards the server's. remember: for how many rounds clients keep a
-    model, so that a difference is of use to them; unset: for ever.
+    """[downlink]: how the model gets to the clients, by one of the policies of `fedsgd.federation.downlink`.
+
+    Attributes:
+        policy: "model" sends the whole model; "difference" the exact difference to the last round's model; "unbiased" the
+            server's step through an unbiased `compressor`; "error-feedback" that step with a residual at the server; "ef21-p"
+            the difference between the models of server and clients. The earlier names "plain" and "shift" stand for "unbiased"
+            and "ef21-p".
+        compressor: operator of the server's step; "dense" under "model" and "difference".
+        remember: rounds for which clients store a model, so that a difference can be applied to it; unset for no limit.
     """
 
     policy: DownlinkPolicy = "model"
@@ -270,6 +274,8 @@ class DownlinkConfig(SettingsSection):
     remember: PositiveInt | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.policy, str):
+            object.__setattr__(self, "policy", POLICY_ALIASES.get(self.policy, self.policy))
         super().__post_init__()
         got = f'got "{self.compressor.name}"'
         if self.policy == "model" and not isinstance(self.compressor, Dense):
@@ -280,13 +286,13 @@ class DownlinkConfig(SettingsSection):
         if self.policy == "difference" and self.compressor != Dense():
             problem = f'{got}, expected "dense" with float32 values: a difference is exact'
             raise FieldError("downlink", "compressor.name", problem)
-        if self.policy in ("error-feedback", "shift") and self.compressor.kind != "contractive":
+        if self.policy in ("error-feedback", "ef21-p") and self.compressor.kind != "contractive":
             problem = (
                 f"{got}, which is {self.compressor.kind}, expected a contractive compressor: what it leaves out would grow"
             )
             raise FieldError("downlink", "compressor", problem)
-        if self.policy == "plain" and self.compressor.kind == "contractive" and not self.compressor.lossless:
-            problem = f'{got} without a memory of what it leaves out, expected policy = "error-feedback" or "shift"'
+        if self.policy == "unbiased" and self.compressor.kind == "contractive" and not self.compressor.lossless:
+            problem = f'{got} without a memory of what it leaves out, expected policy = "error-feedback" or "ef21-p"'
             raise FieldError("downlink", "compressor", problem)
 
     def build_downlink(self) -> Link:

@@ -566,7 +566,7 @@ def test_statistics_that_are_not_finite_are_their_clients_failure(scenario: Make
             return self.inner(x)
 
     s = scenario({**NORM, "model.batch_norm": "mean", "rounds": 2})
-    with pytest.raises(NonFiniteError, match=r"round 1, client \d: the vector of the module's buffers is not finite"):
+    with pytest.raises(NonFiniteError, match=r"round 1, client \d: the vector of the model's buffers is not finite"):
         fedsgd.run(s, module=Overflowing())
     result = fedsgd.run(s.with_settings({"participation.on_failure": "continue"}), module=Overflowing())
     assert result.summary["failures"] == 8

@@ -384,7 +384,7 @@ MISCARRIED: dict[str, tuple[Callable[[list[ClientOutcome]], list[ClientOutcome]]
     "twice": (lambda o: [*o, o[0]], r"round 1, client \d: the runtime gave a second outcome"),
     "from a stranger": (
         lambda o: [*o, ClientFailure(99, OSError())],
-        "client 99: the runtime gave an outcome though it was sent nothing",
+        "client 99: the runtime gave an outcome for a client that was sent nothing",
     ),
     "not at all": (lambda o: o[1:], r"round 1, client \d: TimeoutError: no reply"),
     "none at all": (lambda o: [], r"round 1, client \d: TimeoutError: no reply"),
@@ -435,9 +435,7 @@ def test_a_residual_that_overflows_names_round_and_client(scenario: Make) -> Non
     state = ClientState({"scheme/residual": np.full(plan.layout.size, 3e38, np.float32)})
     work = TrainingJob(0, 2, 3, local.update, Examples(np.zeros((1, 8, 8)), np.zeros(1)))
     task = ClientTask(work, state, DecodedDownlink(local.update, None, None, 0.0), 0, -1, 0.0)
-    with pytest.raises(
-        NonFiniteError, match=r"round 2, client 3: what the client remembers \(residual\) is not finite in 4810"
-    ):
+    with pytest.raises(NonFiniteError, match=r"round 2, client 3: the client state entry residual is not finite in 4810"):
         encode_update(plan, task, local)
 
 

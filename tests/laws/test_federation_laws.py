@@ -252,7 +252,7 @@ def test_a_message_that_comes_late_is_refused_and_nothing_is_undone_by_it() -> N
     for _ in range(3):
         federation.play([0], {0: x})
     state = federation.states[0]
-    with pytest.raises(WireError, match="byte 6: round is 1, this client replied in round 3 already"):
+    with pytest.raises(WireError, match="byte 6: round is 1, but this client already replied in round 3"):
         federation._answer(0, messages[0], x)
     assert federation.states[0] is state
     federation.play([0], {0: x})

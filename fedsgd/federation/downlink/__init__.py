@@ -1,33 +1,35 @@
-"""How the model gets to the clients, and how a client that was away catches up.
+"""Downlink: policies that carry the model to the clients, and the catch-up of clients that missed rounds.
 
-Server and clients share one public model: what clients decode, train from and are evaluated with. A policy says how it follows
-the server's own:
+Server and clients share one public model. Clients decode it, train from it and are evaluated with it. The policy determines how
+the public model follows the model w of the server:
 
-    model           the model itself, each round, as the compressor sends it; who was away has missed nothing
-    difference      the coordinates that changed since the last round, with their new values: exact
-    plain           public ← public + C(step); the server goes on from there, and what C dropped is forgotten
-    error-feedback  a = residual + step; public ← public + C(a); residual ← a − C(a): the downlink of STC (Sattler et al. 2019).
-                    The server goes on from the public model
-    shift           public ← public + C(w − public), w being the server's own model, which is never rounded: EF21-P
-                    (Gruntkowska, Tyurin and Richtárik 2023)
+    "model"           public ← C(w), sent whole in each round; clients need no earlier model
+    "difference"      public ← w; sent are the coordinates that changed since the last round, with their new values
+    "unbiased"        public ← public + C(step); w ← public; C is unbiased, and its error is not stored
+    "error-feedback"  a = residual + step; public ← public + C(a); residual ← a − C(a); w ← public:
+                      the downlink of STC (Sattler et al. 2019)
+    "ef21-p"          public ← public + C(w − public); w itself is not rounded: EF21-P
+                      (Gruntkowska, Tyurin and Richtárik 2023)
 
-step is what the server's optimiser did, not w − public: that holds the residual already, and feeding it back twice diverges.
-Where the optimiser does not look at the model (no weight decay), the last two send the same but for rounding, because w −
-public is then the residual plus the step; "shift" keeps the model, "error-feedback" what is left of it.
+C is the operator of `[downlink] compressor`, and step is the step of the server's optimizer. Under "error-feedback", step
+cannot be w − public. That difference contains the residual already, and feeding the residual back twice diverges. If the
+optimizer does not read the model (no weight decay), "error-feedback" and "ef21-p" send equal vectors up to rounding, because w
+− public is the residual plus the step. They differ in the stored vector: the residual, or w.
 
-A client that holds the model of an earlier round is sent the cheapest of: all differences since then, as they were sent; one
-MODEL that assigns the present values to every coordinate that changed since then; the whole model. Assigning, and adding the
-very differences one after the other, ends at the bits of a client that was never away. Adding their sum would not:
-floating-point addition is not associative.
+A client that has stored the model of an earlier round is sent the smallest of: all differences since then, as they were sent;
+one MODEL frame that assigns the present values to every coordinate that changed since then; the full model. Assigning values
+and adding the differences in order both give the bits of a client that missed no round. Adding the sum of the differences would
+not, because floating-point addition is not associative.
 """
 
 from fedsgd.federation.downlink.catch_up import CatchUpPlanner
 from fedsgd.federation.downlink.client import apply_model_frames
-from fedsgd.federation.downlink.frames import ASSIGN_CODEC, DownlinkPolicy, EncodedFrame, ModelBroadcast
+from fedsgd.federation.downlink.frames import ASSIGN_CODEC, POLICY_ALIASES, DownlinkPolicy, EncodedFrame, ModelBroadcast
 from fedsgd.federation.downlink.public_model import PublicModel, initial_public_model, next_public_model
 
 __all__ = [
     "ASSIGN_CODEC",
+    "POLICY_ALIASES",
     "CatchUpPlanner",
     "DownlinkPolicy",
     "EncodedFrame",

@@ -1,4 +1,4 @@
-"""The frames that a client is sent, by what it holds."""
+"""Selection of the MODEL frames that a client is sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from fedsgd.numerics.arrays import I32
 
 
 class CatchUpPlanner:
-    """The MODEL frames of one round, by what the client holds; each is encoded once, and only if somebody needs it."""
+    """Planner of the MODEL frames of one round. Each frame is encoded once, and only if a client needs it.
+
+    Attributes:
+        downlink: settings of the downlink.
+        public_model: public model of the round.
+    """
 
     def __init__(self, downlink: ModelBroadcast, public_model: PublicModel, context: ContextFactory) -> None:
         self.downlink = downlink
@@ -21,51 +26,59 @@ class CatchUpPlanner:
         self._merged_by_size: dict[int, EncodedFrame] = {}
 
     def plan_frames(self, base_round: int) -> tuple[EncodedFrame, ...]:
-        """The cheapest way from the model of round `base_round` (0: none) to the present one; of equals the first in the order
-        of the
-        module's docstring."""
+        """Return the smallest frames that bring a client from an earlier model to the current one.
+
+        Among equally small candidates the first is used, in the order of the docstring of `fedsgd.federation.downlink`.
+
+        Args:
+            base_round: round of the model that the client has stored; 0 for none.
+        """
         if base_round not in self._frames_by_base:
             self._frames_by_base[base_round] = self._select_cheapest(base_round)
         return self._frames_by_base[base_round]
 
     def _select_cheapest(self, base_round: int) -> tuple[EncodedFrame, ...]:
-        at = self.public_model
+        public = self.public_model
         if not base_round:
             return (self.get_full_model_frame(),)
-        ways: list[tuple[EncodedFrame, ...]] = []
-        missed = at.round - base_round
-        if missed <= len(at.difference_frames):
-            ways.append(at.difference_frames[len(at.difference_frames) - missed :])
-        if at.change_rounds is not None and not (ways and missed == 1 and self.downlink.policy == "difference"):
-            ways += self._merge_changes(at.change_rounds, base_round, ways)
-        if _can_be_smaller(len(at.weights), ways):
-            ways.append((self.get_full_model_frame(),))
-        return min(ways, key=_total_bytes)
+        candidates: list[tuple[EncodedFrame, ...]] = []
+        n_missed = public.round - base_round
+        if n_missed <= len(public.difference_frames):
+            candidates.append(public.difference_frames[len(public.difference_frames) - n_missed :])
+        if public.change_rounds is not None and not (candidates and n_missed == 1 and self.downlink.policy == "difference"):
+            candidates += self._merge_changes(public.change_rounds, base_round, candidates)
+        if _can_be_smaller(len(public.weights), candidates):
+            candidates.append((self.get_full_model_frame(),))
+        return min(candidates, key=_total_bytes)
 
     def _merge_changes(
         self, change_rounds: I32, base_round: int, candidates: list[tuple[EncodedFrame, ...]]
     ) -> list[tuple[EncodedFrame, ...]]:
-        """The frame with the present values of all that changed since round `base_round`, if it may be the cheapest way. It
-        builds on
-        the earliest model from which it leads here too, so that it need be made only once."""
-        missed = change_rounds > base_round
-        n = int(np.count_nonzero(missed))
+        """Return the frame that assigns all coordinates changed since `base_round`, if it may be the smallest candidate.
+
+        Its base is the earliest model to which it can be applied, so that it is encoded once for several base rounds.
+        """
+        is_missed = change_rounds > base_round
+        n = int(np.count_nonzero(is_missed))
         if n == len(change_rounds) or not _can_be_smaller(n, candidates):
             return []
-        if n not in self._merged_by_size:  # what changed since one round is part of what changed since an earlier one
-            earliest = max(1, int(change_rounds[~missed].max()))
-            self._merged_by_size[n] = encode_changes(earliest, self.public_model.weights, np.flatnonzero(missed), self._ctx)
+        if n not in self._merged_by_size:  # the changes since a later round are a subset, so equal counts mean equal sets
+            earliest = max(1, int(change_rounds[~is_missed].max()))
+            self._merged_by_size[n] = encode_changes(earliest, self.public_model.weights, np.flatnonzero(is_missed), self._ctx)
         return [(self._merged_by_size[n],)]
 
     def get_full_model_frame(self) -> EncodedFrame:
-        """The whole model."""
+        """Return the frame of the full model."""
         if self._full_model_frame is None:
             self._full_model_frame = encode_full_model(self.downlink, self.public_model.weights, self._ctx)[1]
         return self._full_model_frame
 
 
 def _can_be_smaller(n_coordinates: int, candidates: list[tuple[EncodedFrame, ...]]) -> bool:
-    """Whether so many exact values may weigh less than the ways there are: of a float32, three bytes are never coded."""
+    """Return whether n exact values may be smaller than all candidates.
+
+    Three of the four bytes of a float32 are never entropy-coded.
+    """
     return not candidates or 3 * n_coordinates < min(map(_total_bytes, candidates))
 
 

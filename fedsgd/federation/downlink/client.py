@@ -1,4 +1,4 @@
-"""The client's side: from the model that it holds, by MODEL frames, to the present one. P parameters."""
+"""Client side of the downlink: apply MODEL frames to the stored model."""
 
 from __future__ import annotations
 
@@ -22,51 +22,58 @@ def apply_model_frames(
     client_model: tuple[int, F32 | None],
     context: ContextFactory,
 ) -> F32:
-    """The model [P] after a message's MODEL frames. at: (its round, the round of the model that it builds on, 0 for none);
-    held: (the round of the client's model, that model [P]), at least as new as what the message builds on.
+    """Return the model after a message's MODEL frames, [P] float32.
 
-    WireError for frames that do not lead from the one to the other.
+    Args:
+        downlink: settings of the downlink.
+        frames: MODEL frames of the message, in order.
+        round_and_base: round of the message, and round of the model that its first frame is applied to, 0 for none.
+        client_model: round of the client's stored model, not before the base round, and that model, [P] float32.
+        context: codec context of each round.
+
+    Raises:
+        WireError: the frames are damaged, or do not lead from the base round to the round of the message.
     """
     round, base = round_and_base
     if not 1 <= len(frames) <= max(1, round - base if base else 1):
-        raise WireError(0, f"{len(frames)} MODEL frames lead from round {base} to round {round}")
-    known, out = client_model
-    own = False
+        raise WireError(0, f"got {len(frames)} MODEL frames from round {base} to round {round}")
+    model_round, out = client_model
+    is_copy = False
     for data in frames:
         frame = _decode_model_frame(downlink, data, base, context)
         header, ctx = frame.header, context(frame.header.round)
         if not base:
-            out, own = downlink.full_model_operator.decode(frame.sections, ctx).to_dense(), True
-        elif header.round > known:
+            out, is_copy = downlink.full_model_operator.decode(frame.sections, ctx).to_dense(), True
+        elif header.round > model_round:
             assert out is not None
-            out, own = out if own else out.copy(), True
+            out, is_copy = out if is_copy else out.copy(), True
             _apply_difference(downlink, frame, out, ctx)
         base = header.round
     if base != round:
         raise WireError(HEADER_OFFSETS["round"], f"the MODEL frames end in round {base}, expected {round}")
     assert out is not None
     if not all_finite(out):
-        raise WireError(0, "the model is not finite after what the MODEL frames add to it")
+        raise WireError(0, "the model is not finite after the MODEL frames are applied")
     return out
 
 
 def _apply_difference(downlink: ModelBroadcast, frame: Frame, model: F32, ctx: CodecContext) -> None:
-    """A difference, in place."""
+    """Apply a difference to `model` [P] in place."""
     if frame.header.codec == ASSIGN_CODEC:
-        found = decode_sparse(frame.sections, "float32", ctx)
-        model[found.indices] = found.values
+        assignment = decode_sparse(frame.sections, "float32", ctx)
+        model[assignment.indices] = assignment.values
     else:
         with np.errstate(over="ignore"):
             downlink.operator.decode(frame.sections, ctx).add_to(model, 1.0)
 
 
 def _decode_model_frame(downlink: ModelBroadcast, data: bytes, base_round: int, context: ContextFactory) -> Frame:
-    """A MODEL frame that builds on the model of round `base_round`; WireError if it is not one that this policy sends."""
+    """Decode a MODEL frame with the given base round. WireError if the policy does not send such a frame."""
     layout = context(1).layout
     frame = decode_frame(data, max_model_bytes(downlink, layout))
     header = frame.header
-    additive = () if downlink.policy in ("model", "difference") else (downlink.operator.codec,)
-    codecs = (ASSIGN_CODEC, *additive) if base_round else (downlink.full_model_operator.codec,)
+    additive_codecs = () if downlink.policy in ("model", "difference") else (downlink.operator.codec,)
+    codecs = (ASSIGN_CODEC, *additive_codecs) if base_round else (downlink.full_model_operator.codec,)
     require_header(
         header,
         kind=(FrameKind.MODEL,),
@@ -77,5 +84,5 @@ def _decode_model_frame(downlink: ModelBroadcast, data: bytes, base_round: int, 
         examples=(0,),
     )
     if header.round <= base_round or (base_round and header.codec != ASSIGN_CODEC and header.round != base_round + 1):
-        raise WireError(HEADER_OFFSETS["round"], f"round is {header.round}, on a model of round {base_round}")
+        raise WireError(HEADER_OFFSETS["round"], f"round is {header.round} for a base of round {base_round}")
     return frame

@@ -1,9 +1,9 @@
-"""MODEL frames: the policies that say which there are, and how each is encoded. P parameters."""
+"""MODEL frames: policies of the downlink, and the encoders of the frames."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,20 +14,33 @@ from fedsgd.numerics.arrays import F32, I64
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.wire import MAX_SECTIONS, Frame, FrameKind, Header, Sections, encode_frame, frame_overhead
 
-DownlinkPolicy = Literal["model", "difference", "plain", "error-feedback", "shift"]
+DownlinkPolicy = Literal["model", "difference", "unbiased", "error-feedback", "ef21-p"]
+"""Policies of the downlink, described in `fedsgd.federation.downlink`."""
+POLICY_ALIASES: Mapping[str, DownlinkPolicy] = {"plain": "unbiased", "shift": "ef21-p"}
+"""Earlier names of policies, which scenarios may still use."""
 ContextFactory = Callable[[int], CodecContext]
-"""What both ends know of a MODEL frame, by its round."""
+"""Function of a round to the codec context of its MODEL frame, which server and clients derive independently."""
 
 ASSIGN_CODEC = 40
-"""The codec of a MODEL frame that assigns: positions, and the values that stand there now, as float32."""
+"""Codec of a MODEL frame that assigns float32 values to the coordinates at given positions."""
 LOSSLESS_DENSE = Dense(entropy=True)
-"""How the whole model is sent where the others of the round get a difference: exactly."""
+"""Operator that sends the full model exactly, where other clients of the round are sent a difference."""
 
 
 @dataclass(frozen=True)
 class ModelBroadcast:
-    """policy: see the module; op: C, or the form of the whole model; remember: for how many rounds a client keeps a model, so
-    that it can be told differences (None: for ever)."""
+    """Downlink settings of a federation.
+
+    Attributes:
+        policy: policy of the public model, described in `fedsgd.federation.downlink`.
+        operator: compressor C of the server's step; under "model", the format of the full model.
+        history_rounds: rounds for which a client stores a model, so that it can be sent differences; None for no limit.
+
+    >>> ModelBroadcast("ef21-p").assumed_base_round(7, known_round=3)  # differences since round 3
+    3
+    >>> ModelBroadcast("ef21-p", history_rounds=2).assumed_base_round(7, known_round=3)  # the full model
+    0
+    """
 
     policy: DownlinkPolicy = "model"
     operator: CompressionOperator = Dense()
@@ -35,26 +48,35 @@ class ModelBroadcast:
 
     @property
     def full_model_operator(self) -> CompressionOperator:
-        """How the whole model is sent."""
+        """Operator that encodes the full model."""
         return self.operator if self.policy == "model" else LOSSLESS_DENSE
 
     @property
     def clients_keep_model(self) -> bool:
-        """Whether clients have to keep the model that they were sent last."""
+        """True if clients store the last model that they decoded."""
         return self.policy != "model"
 
     def assumed_base_round(self, round: int, known_round: int) -> int:
-        """The model that a client can be taken to hold in `round`, if the one of round `known_round` (0: none) was the last
-        that it
-        is known to have had; 0: none."""
-        kept = self.clients_keep_model and (self.history_rounds is None or round - known_round <= self.history_rounds)
-        return known_round if kept else 0
+        """Return the round of the model that the server assumes a client to have stored; 0 for none.
+
+        Args:
+            round: round of the message.
+            known_round: last round in which the client is known to have decoded a model; 0 for none.
+        """
+        is_stored = self.clients_keep_model and (self.history_rounds is None or round - known_round <= self.history_rounds)
+        return known_round if is_stored else 0
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedFrame:
-    """A frame that was made here. opened: what it decodes to; kept: how many coordinates it carries; seconds: what making it
-    took."""
+    """Frame that this process encoded.
+
+    Attributes:
+        data: the frame's bytes.
+        decoded: the frame that `data` decodes to.
+        n_coordinates: coordinates of a model or an update in the frame.
+        encode_seconds: seconds that encoding took.
+    """
 
     data: bytes
     decoded: Frame
@@ -63,31 +85,56 @@ class EncodedFrame:
 
 
 def encode_full_model(downlink: ModelBroadcast, weights: F32, ctx: CodecContext) -> tuple[F32, EncodedFrame]:
-    """(what clients decode [P], the frame)."""
-    begun = time.perf_counter()
+    """Return the model that clients decode, [P] float32, and its frame.
+
+    Args:
+        downlink: settings of the downlink.
+        weights: [P] float32, the model.
+        ctx: codec context of the round.
+    """
+    start_time = time.perf_counter()
     sections, update = downlink.full_model_operator.encode(weights, ctx)
     frame = make_frame(
-        Header(FrameKind.MODEL, ctx.round, downlink.full_model_operator.codec), sections, update.n_coordinates, begun
+        Header(FrameKind.MODEL, ctx.round, downlink.full_model_operator.codec), sections, update.n_coordinates, start_time
     )
     return (weights if downlink.full_model_operator.lossless else update.to_dense()), frame
 
 
 def encode_changes(base_round: int, model: F32, indices: I64, ctx: CodecContext) -> EncodedFrame:
-    """The frame that assigns the model's values [P] at these positions."""
-    begun = time.perf_counter()
+    """Return the frame that assigns a model's values at some positions.
+
+    Args:
+        base_round: earliest round whose model the frame can be applied to.
+        model: [P] float32, the present model.
+        indices: [k] int64, ascending positions.
+        ctx: codec context of the round.
+    """
+    start_time = time.perf_counter()
     sections, _ = encode_sparse(indices, model[indices], "float32", ctx)
-    return make_frame(Header(FrameKind.MODEL, ctx.round, ASSIGN_CODEC, base=base_round), sections, len(indices), begun)
+    return make_frame(Header(FrameKind.MODEL, ctx.round, ASSIGN_CODEC, base=base_round), sections, len(indices), start_time)
 
 
 def make_frame(header: Header, sections: Sections, n_coordinates: int, start_time: float) -> EncodedFrame:
-    """A frame of these sections, which carry `n_coordinates` coordinates; making them began at `start_time`."""
+    """Return a frame with its bytes, its coordinate count and its encoding time.
+
+    Args:
+        header: header of the frame.
+        sections: encoded sections.
+        n_coordinates: coordinates that the sections carry.
+        start_time: `time.perf_counter()` before the sections were encoded.
+    """
     frame = Frame(header, sections)
     return EncodedFrame(encode_frame(frame), frame, n_coordinates, time.perf_counter() - start_time)
 
 
 def max_model_bytes(downlink: ModelBroadcast, layout: ParameterLayout) -> int:
-    """The longest MODEL frame."""
-    sections = [downlink.full_model_operator.max_bytes(layout)]
+    """Return the number of bytes of the longest MODEL frame.
+
+    Args:
+        downlink: settings of the downlink.
+        layout: names and shapes of the P parameters.
+    """
+    section_bytes = [downlink.full_model_operator.max_bytes(layout)]
     if downlink.clients_keep_model:
-        sections += [downlink.operator.max_bytes(layout), max_sparse_bytes(layout.size, "float32", layout.size)]
-    return frame_overhead(MAX_SECTIONS) + max(sections)
+        section_bytes += [downlink.operator.max_bytes(layout), max_sparse_bytes(layout.size, "float32", layout.size)]
+    return frame_overhead(MAX_SECTIONS) + max(section_bytes)

@@ -1,4 +1,4 @@
-"""The public model at the server: how it follows the server's own, and what is remembered of how it did. P parameters."""
+"""Public model at the server: its step from round to round, and the history that catch-up needs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,16 @@ from fedsgd.wire import MAX_SECTIONS, FrameKind, Header, frame_overhead
 
 @dataclass(frozen=True, eq=False)
 class PublicModel:
-    """What the server knows of the public model. round: that which it is for; model: [P]; whole: the model by itself, if it was
-    encoded; differences: those that led to it, one a round, the newest last, as far back as they weigh less than the model;
-    changed: the round in which each coordinate changed last [P], 0 if never; residual: what the compressor has left out [P]."""
+    """Public model at the server.
+
+    Attributes:
+        round: round whose clients decode the model.
+        weights: [P] float32, the model.
+        full_model_frame: frame of the full model; None if it was not encoded.
+        difference_frames: differences of the last rounds, newest last, as long as they are together smaller than a full model.
+        change_rounds: [P] int32, round in which each coordinate changed last, 0 for never; None under "model".
+        residual: [P] float32, residual of the compressor under "error-feedback"; None otherwise.
+    """
 
     round: int
     weights: F32
@@ -39,79 +46,102 @@ class PublicModel:
 
 
 def initial_public_model(downlink: ModelBroadcast, weights: F32, context: ContextFactory) -> PublicModel:
-    """The public model of round 1."""
-    model, whole = encode_full_model(downlink, weights, context(1))
+    """Return the public model of round 1.
+
+    Args:
+        downlink: settings of the downlink.
+        weights: [P] float32, initial model.
+        context: codec context of each round.
+    """
+    model, full_model_frame = encode_full_model(downlink, weights, context(1))
     if not downlink.clients_keep_model:
-        return PublicModel(1, model, whole)
-    return PublicModel(1, model, whole, (), np.zeros(len(weights), dtype=np.int32))
+        return PublicModel(1, model, full_model_frame)
+    return PublicModel(1, model, full_model_frame, (), np.zeros(len(weights), dtype=np.int32))
 
 
 def next_public_model(
     downlink: ModelBroadcast, previous: PublicModel, weights: F32, step: F32, context: ContextFactory
 ) -> tuple[F32, PublicModel]:
-    """(the model that the server goes on from [P], the public model of the coming round). weights: the server's own, after its
-    optimiser's step [P]; step: that step [P]. NonFiniteError if the public model leaves float32's range."""
+    """Step the public model by the rule of the policy.
+
+    Args:
+        downlink: settings of the downlink.
+        previous: public model of the last round.
+        weights: [P] float32, the server's model after the step of its optimizer.
+        step: [P] float32, that step.
+        context: codec context of each round.
+
+    Returns:
+        The model from which the server continues, [P] float32, and the public model of the next round.
+
+    Raises:
+        NonFiniteError: a value leaves float32's range.
+    """
     round = previous.round + 1
     ctx = context(round)
     if previous.change_rounds is None:
-        model, whole = encode_full_model(downlink, weights, ctx)
-        return weights, PublicModel(round, model, whole)
+        model, full_model_frame = encode_full_model(downlink, weights, ctx)
+        return weights, PublicModel(round, model, full_model_frame)
     if downlink.policy == "difference":
         return weights, _exact_difference(downlink, previous, weights, ctx)
-    begun = time.perf_counter()
-    with np.errstate(over="ignore", invalid="ignore"):  # what leaves float32's range is found below
-        wanted = weights - previous.weights if downlink.policy == "shift" else step
+    start_time = time.perf_counter()
+    with np.errstate(over="ignore", invalid="ignore"):  # non-finite values raise an error below
+        delta = weights - previous.weights if downlink.policy == "ef21-p" else step
         if previous.residual is not None:
-            wanted = wanted + previous.residual
-        if not all_finite(wanted):
-            raise NonFiniteError(previous.round, None, "what the downlink is to send leaves float32's range")
-        sections, update = downlink.operator.encode(wanted, ctx)
+            delta = delta + previous.residual
+        if not all_finite(delta):
+            raise NonFiniteError(previous.round, None, "the vector that the downlink compresses leaves float32's range")
+        sections, update = downlink.operator.encode(delta, ctx)
         difference = make_frame(
-            Header(FrameKind.MODEL, round, downlink.operator.codec, base=previous.round), sections, update.n_coordinates, begun
+            Header(FrameKind.MODEL, round, downlink.operator.codec, base=previous.round),
+            sections,
+            update.n_coordinates,
+            start_time,
         )
         model, residual = previous.weights.copy(), None
         update.add_to(model, 1.0)
         if downlink.policy == "error-feedback":
-            residual = wanted.copy()
+            residual = delta.copy()
             update.add_to(residual, -1.0)
-    for what, vector in (("the public model", model), ("what the downlink has held back", residual)):
+    for label, vector in (("the public model", model), ("the residual of the downlink", residual)):
         if vector is not None and not all_finite(vector):
-            raise NonFiniteError(previous.round, None, f"{what} leaves float32's range")
-    changed = np.where(_find_changes(model, previous.weights), np.int32(round), previous.change_rounds)
-    history = _trim_differences((*previous.difference_frames, difference), len(model))
-    return weights if downlink.policy == "shift" else model, PublicModel(round, model, None, history, changed, residual)
+            raise NonFiniteError(previous.round, None, f"{label} leaves float32's range")
+    change_rounds = np.where(_find_changes(model, previous.weights), np.int32(round), previous.change_rounds)
+    difference_frames = _trim_differences((*previous.difference_frames, difference), len(model))
+    public_model = PublicModel(round, model, None, difference_frames, change_rounds, residual)
+    return weights if downlink.policy == "ef21-p" else model, public_model
 
 
 def _exact_difference(downlink: ModelBroadcast, previous: PublicModel, weights: F32, ctx: CodecContext) -> PublicModel:
-    """The server's own model as the public one. Where every coordinate changed there is no difference worth its name."""
+    """Return the server's model as the public model. If every coordinate changed, a full model replaces the difference."""
     assert previous.change_rounds is not None
-    differ = _find_changes(weights, previous.weights)
-    indices = np.flatnonzero(differ)
+    is_changed = _find_changes(weights, previous.weights)
+    indices = np.flatnonzero(is_changed)
     if len(indices) == len(weights):
-        everywhere = np.full(len(weights), ctx.round, dtype=np.int32)
-        return PublicModel(ctx.round, weights, encode_full_model(downlink, weights, ctx)[1], (), everywhere)
+        change_rounds = np.full(len(weights), ctx.round, dtype=np.int32)
+        return PublicModel(ctx.round, weights, encode_full_model(downlink, weights, ctx)[1], (), change_rounds)
     difference = encode_changes(previous.round, weights, indices, ctx)
-    changed = np.where(differ, np.int32(ctx.round), previous.change_rounds)
+    change_rounds = np.where(is_changed, np.int32(ctx.round), previous.change_rounds)
     return PublicModel(
-        ctx.round, weights, None, _trim_differences((*previous.difference_frames, difference), len(weights)), changed
+        ctx.round, weights, None, _trim_differences((*previous.difference_frames, difference), len(weights)), change_rounds
     )
 
 
 def _trim_differences(difference_frames: tuple[EncodedFrame, ...], size: int) -> tuple[EncodedFrame, ...]:
-    """The newest of them that together weigh less than any model does; the last one in any case."""
-    n_bytes, at = len(difference_frames[-1].data), len(difference_frames) - 1
-    while at and n_bytes + len(difference_frames[at - 1].data) <= _max_full_model_bytes(size):
-        at -= 1
-        n_bytes += len(difference_frames[at].data)
-    return difference_frames[at:]
+    """Return the newest differences that are together smaller than any full model, at least the last."""
+    n_bytes, first = len(difference_frames[-1].data), len(difference_frames) - 1
+    while first and n_bytes + len(difference_frames[first - 1].data) <= _max_full_model_bytes(size):
+        first -= 1
+        n_bytes += len(difference_frames[first].data)
+    return difference_frames[first:]
 
 
 def _max_full_model_bytes(size: int) -> int:
-    """The most that a frame with the whole model weighs. size: P."""
+    """Return the largest number of bytes of a frame with a full model of `size` = P parameters."""
     return frame_overhead(MAX_SECTIONS) + LOSSLESS_DENSE.max_bytes(ParameterLayout.from_size(size))
 
 
 def _find_changes(a: F32, b: F32) -> BoolArray:
-    """Where two vectors differ in any bit, the sign of a zero included [P]."""
-    differ: BoolArray = a.view(np.uint32) != b.view(np.uint32)
-    return differ
+    """Return a mask [P] of the coordinates whose bits differ; the signs of zeros count."""
+    is_different: BoolArray = a.view(np.uint32) != b.view(np.uint32)
+    return is_different
