@@ -254,11 +254,9 @@ def _exchange_with_resync(
     second = _exchange_once(server.round, messages, sending_server, runtime, timeout)
     with PhaseTimer("ledger"):
         _emit_downlink_events(second, observer)
-    resync_failures = [
-        ClientFailure(c, RunError(server.round, c, "the client replied RESYNC to a second message"))
-        for c in second.resync_frames
-    ]
-    outcomes = {**first.outcomes, **second.outcomes, **{failure.client: failure for failure in resync_failures}}
+    problem = "the client replied RESYNC to a second message"
+    failures = {c: ClientFailure(c, RunError(server.round, c, problem)) for c in second.resync_frames}
+    outcomes = {**first.outcomes, **second.outcomes, **failures}
     return _ExchangeResult(sending_server, first.messages, dict(sorted(outcomes.items())), second.runtime_error)
 
 
@@ -321,19 +319,9 @@ def _emit_downlink_events(result: _ExchangeResult, observer: FrameObserver) -> N
             encoded = frames_by_id[id(frame)]
             seconds = encoded.encode_seconds if id(frame) in unreported else 0.0
             unreported.discard(id(frame))
-            kind = encoded.decoded.header.kind
+            kind, times = encoded.decoded.header.kind, (seconds, decode_seconds)
             observer(
-                FrameEvent(
-                    server.round,
-                    client,
-                    "down",
-                    kind,
-                    frame,
-                    encoded.n_coordinates,
-                    seconds,
-                    decode_seconds,
-                    decoded=encoded.decoded,
-                )
+                FrameEvent(server.round, client, "down", kind, frame, encoded.n_coordinates, *times, decoded=encoded.decoded)
             )
             decode_seconds = 0.0
     for client, resync_frame in result.resync_frames.items():
@@ -364,16 +352,6 @@ def _uplink_events(
                 with suppress(WireError):  # the frame has not been decoded yet
                     sections = decode_update(plan, reply, server.round).sections
                     n_coordinates = plan.uplink.n_coordinates(sections, plan.make_context(server.round, reply.client))
-            frame_seconds, work_counts = (reply.encode_seconds, decode_seconds), (reply.steps, reply.examples_processed)
-            yield FrameEvent(
-                server.round,
-                reply.client,
-                "up",
-                FrameKind.UPDATE,
-                frame,
-                n_coordinates,
-                *frame_seconds,
-                delivery,
-                decoded,
-                *work_counts,
-            )
+            seconds, counts = (reply.encode_seconds, decode_seconds), (reply.steps, reply.examples_processed)
+            place = server.round, reply.client
+            yield FrameEvent(*place, "up", FrameKind.UPDATE, frame, n_coordinates, *seconds, delivery, decoded, *counts)

@@ -38,12 +38,6 @@ class ClientHost:
 
     The result for a client depends on its message, its state and its examples alone. Frames that clients share are decoded
     once, and a model that several clients have stored is in memory once.
-
-    Attributes:
-        plan: settings of the federation.
-        engine: engine of local training.
-        store: states of the clients.
-        data: training examples of the clients.
     """
 
     def __init__(

@@ -14,11 +14,7 @@ from fedsgd.training import TrainingEngine
 
 
 class InProcessRuntime:
-    """Runtime that trains the cohort's clients in this process, as many together as the engine prefers.
-
-    Attributes:
-        store: states of the clients.
-    """
+    """Runtime that trains the cohort's clients in this process, as many together as the engine prefers."""
 
     def __init__(
         self,

@@ -10,12 +10,7 @@ from fedsgd.numerics.arrays import I32
 
 
 class CatchUpPlanner:
-    """Planner of the MODEL frames of one round. Each frame is encoded once, and only if a client needs it.
-
-    Attributes:
-        downlink: settings of the downlink.
-        public_model: public model of the round.
-    """
+    """Planner of the MODEL frames of one round. Each frame is encoded once, and only if a client needs it."""
 
     def __init__(self, downlink: ModelBroadcast, public_model: PublicModel, context: ContextFactory) -> None:
         self.downlink = downlink

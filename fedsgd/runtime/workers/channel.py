@@ -81,10 +81,7 @@ class SharedOutbox:
 class PipeChannel:
     """Channel between processes of one machine: a pipe, and for large messages a shared file in each direction.
 
-    Attributes:
-        pipe: connection for small messages.
-        outbox: shared file that this end writes.
-        inbox: shared file that the other end writes.
+    This end writes `outbox`, and the other end writes `inbox`.
     """
 
     def __init__(self, pipe: Connection, outbox: SharedOutbox, inbox: SharedFile) -> None:

@@ -54,11 +54,7 @@ class WorkerPool:
         workers: workers that have not ended.
         outbox: outbox of all channels.
         engine: engine like those of the workers, for evaluations too small to distribute.
-        data: training examples of the clients.
         evaluation_sets: examples in the order of `WorkerConfig.select_evaluation_sets`.
-        metrics: names of the task's metrics.
-        n_parameters: P, number of parameters of the model.
-        loss_reduction: reduction of the task's loss over examples.
     """
 
     def __init__(

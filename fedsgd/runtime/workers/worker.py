@@ -49,12 +49,7 @@ class WorkerConfig:
 class Worker:
     """Worker that trains its host's clients and evaluates parts of `evaluation_sets`, one message after another.
 
-    Attributes:
-        on_message_processed: function that is called after each message.
-        channel: connection to the server.
-        outbox: shared file of the worker's messages.
-        host: host of the clients.
-        evaluation_sets: examples in the order of `WorkerConfig.select_evaluation_sets`.
+    `on_message_processed` is called after each message.
     """
 
     def __init__(
