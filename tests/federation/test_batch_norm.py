@@ -1,4 +1,4 @@
-"""Running statistics of batch norm: which numbers they are, whose, and that an engine keeps them as PyTorch does."""
+"""Buffers of batch norm: description, owner, training by each engine, and equality with PyTorch."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ X = RNG.random((60, 3, 6, 6), np.float32)
 Y = RNG.integers(0, 3, 60)
 
 
-def convolutional() -> nn.Module:
-    """Batch norms of planes and of vectors; what is not theirs stands between and after them."""
+def make_convolutional() -> nn.Module:
+    """Return a network with batch norms of planes and of vectors, between and after other layers."""
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, affine=False), nn.Flatten(),
         nn.Linear(20, 6), nn.BatchNorm1d(6, momentum=None), nn.ReLU(), nn.Linear(6, 3),
     )  # fmt: skip
 
 
-def perceptron() -> nn.Module:
+def make_perceptron() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.BatchNorm1d(8, momentum=0.3), nn.ReLU(), nn.Linear(8, 3))
 
 
-MODULES = {"convolutional": convolutional, "perceptron": perceptron}
+MODULES = {"convolutional": make_convolutional, "perceptron": make_perceptron}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def data() -> Dataset:
     return Dataset(Examples(X[:40], Y[:40]), Examples(X[40:], Y[40:]), 3)
 
 
-def task_of(make: Callable[[], nn.Module], policy: str, data: Dataset) -> LearningTask:
-    """Parameters and statistics that are not what they are made as."""
+def build_norm_task(make: Callable[[], nn.Module], policy: str, data: Dataset) -> LearningTask:
+    """Return a task whose parameters and buffers differ from their initial values."""
     generator = torch.Generator().manual_seed(1)
     module = make()
     with torch.no_grad():
@@ -62,21 +62,21 @@ def task_of(make: Callable[[], nn.Module], policy: str, data: Dataset) -> Learni
     return build_task(Mlp(batch_norm=policy), data, 0, module=module)
 
 
-def some(task: LearningTask, seed: int) -> F32:
-    """Statistics of another client."""
+def sample_buffers(task: LearningTask, seed: int) -> F32:
+    """Return buffers of another client."""
     values = task.initial_buffers + np.random.default_rng(seed).random(task.buffers.size, np.float32)
     return np.where(
-        ["tracked" in n for n, where, _ in task.buffers.list_slices() for _ in range(where.stop - where.start)], 9, values
+        ["tracked" in n for n, part, _ in task.buffers.list_slices() for _ in range(part.stop - part.start)], 9, values
     ).astype(np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------- what is described
+# ------------------------------------------------------------------------------------------------------- description of buffers
 
 
-def test_the_mean_policy_describes_statistics_in_the_modules_order(data: Dataset) -> None:
-    task = task_of(convolutional, "mean", data)
+def test_mean_policy_buffers_follow_the_module_order(data: Dataset) -> None:
+    task = build_norm_task(make_convolutional, "mean", data)
     assert task.buffers.names == (
-        *(f"{i}.running_{what}" for i in (1, 4, 7) for what in ("mean", "var")),
+        *(f"{i}.running_{statistic}" for i in (1, 4, 7) for statistic in ("mean", "var")),
         "7.num_batches_tracked",
     )
     assert task.buffers.shapes == ((4,), (4,), (5,), (5,), (6,), (6,), ())
@@ -87,20 +87,20 @@ def test_the_mean_policy_describes_statistics_in_the_modules_order(data: Dataset
     assert task.layout.names == tuple(dict(task.module.named_parameters()))
 
 
-def test_the_local_policy_puts_batch_norms_parameters_last(data: Dataset) -> None:
-    task = task_of(convolutional, "local", data)
+def test_local_policy_batch_norm_parameters_come_last(data: Dataset) -> None:
+    task = build_norm_task(make_convolutional, "local", data)
     shared = ("0.weight", "0.bias", "3.weight", "3.bias", "6.weight", "6.bias", "9.weight", "9.bias")
     assert task.shared_layout.names == shared
     assert task.layout.names == (*shared, "1.weight", "1.bias", "7.weight", "7.bias")
     assert task.n_local_parameters == 4 + 4 + 6 + 6
     assert task.shared_layout.size == task.layout.size - task.n_local_parameters
-    assert task.buffers == task_of(convolutional, "mean", data).buffers
+    assert task.buffers == build_norm_task(make_convolutional, "mean", data).buffers
     values = dict(task.module.named_parameters())
-    for name, where, shape in task.layout.list_slices():
-        assert task.initial_parameters[where].reshape(shape).tolist() == values[name].tolist()
+    for name, part, shape in task.layout.list_slices():
+        assert task.initial_parameters[part].reshape(shape).tolist() == values[name].tolist()
 
 
-def test_frozen_scales_are_nowhere_and_norms_of_each_batch_have_local_ones(data: Dataset) -> None:
+def test_local_policy_frozen_scales_are_omitted_and_batch_statistics_have_local_scales(data: Dataset) -> None:
     module = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(108), nn.BatchNorm1d(108, track_running_stats=False), nn.Linear(108, 3))
     module[1].weight.requires_grad_(False)
     task = build_task(Mlp(batch_norm="local"), data, 0, module=module)
@@ -110,9 +110,9 @@ def test_frozen_scales_are_nowhere_and_norms_of_each_batch_have_local_ones(data:
 
 
 @pytest.mark.parametrize("policy", ["mean", "local"])
-def test_without_batch_norm_nothing_changes(policy: str, data: Dataset) -> None:
+def test_task_without_batch_norm_is_the_same_under_each_policy(policy: str, data: Dataset) -> None:
     class Shifted(nn.Linear):
-        """A buffer that training leaves alone."""
+        """Layer with a buffer that training does not change."""
 
         def __init__(self) -> None:
             super().__init__(108, 3)
@@ -136,22 +136,25 @@ def test_without_batch_norm_nothing_changes(policy: str, data: Dataset) -> None:
 
 
 @pytest.mark.parametrize("policy", ["mean", "local"])
-def test_a_task_in_another_process_is_the_same(policy: str, data: Dataset) -> None:
-    task = task_of(convolutional, policy, data)
-    twin: LearningTask = pickle.loads(pickle.dumps(task))
-    assert (twin.layout, twin.n_local_parameters, twin.shared_layout, twin.buffers) == (
+def test_pickled_task_trains_to_the_same_bits(policy: str, data: Dataset) -> None:
+    task = build_norm_task(make_convolutional, policy, data)
+    restored: LearningTask = pickle.loads(pickle.dumps(task))
+    assert (restored.layout, restored.n_local_parameters, restored.shared_layout, restored.buffers) == (
         task.layout, task.n_local_parameters, task.shared_layout, task.buffers,
     )  # fmt: skip
-    assert (twin.initial_parameters.tobytes(), twin.initial_buffers.tobytes()) == (
+    assert (restored.initial_parameters.tobytes(), restored.initial_buffers.tobytes()) == (
         task.initial_parameters.tobytes(),
         task.initial_buffers.tobytes(),
     )
-    recipe, job = LocalTraining(SGD(), 1, None, 10), replace(job_of(task, data), buffers=some(task, 1))
-    (here,), (there,) = (Sequential(t, recipe).train([job]) for t in (task, twin))
-    assert (here.update.tobytes(), here.buffers.tobytes()) == (there.update.tobytes(), there.buffers.tobytes())
+    recipe, job = LocalTraining(SGD(), 1, None, 10), replace(make_job(task, data), buffers=sample_buffers(task, 1))
+    (result,), (restored_result,) = (Sequential(t, recipe).train([job]) for t in (task, restored))
+    assert (result.update.tobytes(), result.buffers.tobytes()) == (
+        restored_result.update.tobytes(),
+        restored_result.buffers.tobytes(),
+    )
 
 
-REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], str]] = {
+UNSUPPORTED_MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], str]] = {
     "batch norm": (lambda: nn.BatchNorm2d(3), ("refuse",), r'1 is a BatchNorm2d .* "group", "batch", "mean", "local" or "frozen"'),
     "instance norm": (
         lambda: nn.InstanceNorm2d(3, track_running_stats=True),
@@ -165,14 +168,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize(
-    ("make", "policy", "message"), [(make, p, m) for make, policies, m in REFUSED.values() for p in policies]
+    ("make", "policy", "message"), [(make, p, m) for make, policies, m in UNSUPPORTED_MODULES.values() for p in policies]
 )
-def test_what_no_policy_handles_is_refused(make: Callable[[], nn.Module], policy: str, message: str, data: Dataset) -> None:
+def test_unsupported_buffers_raise_model_error(make: Callable[[], nn.Module], policy: str, message: str, data: Dataset) -> None:
     with pytest.raises(ModelError, match=message):
         build_task(Mlp(batch_norm=policy), data, 0, module=nn.Sequential(nn.Conv2d(3, 3, 1), make(), nn.Flatten()))
 
 
-def test_statistics_that_are_not_initialised_are_refused(data: Dataset) -> None:
+def test_uninitialised_buffers_raise_model_error(data: Dataset) -> None:
     @dataclass(frozen=True)
     class Lazy(Mlp):
         def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -182,113 +185,119 @@ def test_statistics_that_are_not_initialised_are_refused(data: Dataset) -> None:
         build_task(Lazy(batch_norm="mean"), data, 0)
 
 
-def test_a_model_of_which_nothing_would_be_sent_is_refused(data: Dataset) -> None:
+def test_model_without_shared_parameters_raises_model_error(data: Dataset) -> None:
     with pytest.raises(ModelError, match="there is nothing to send"):
         build_task(Mlp(batch_norm="local"), data, 0, module=nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()))
 
 
-# ---------------------------------------------------------------------------------------------------------------- how it is trained
+# ----------------------------------------------------------------------------------------------------------- training with buffers
 
 
-def job_of(task: LearningTask, data: Dataset, client: int = 0, n: int = 40) -> TrainingJob:
+def make_job(task: LearningTask, data: Dataset, client: int = 0, n: int = 40) -> TrainingJob:
     return TrainingJob(0, 1, client, task.initial_parameters, data.train.slice(0, n))
 
 
-def by_pytorch(task: LearningTask, job: TrainingJob, recipe: LocalTraining) -> tuple[np.ndarray, np.ndarray, dict[str, Tensor]]:
-    """(the parameters in the layout's order, the statistics, the module's state) after plain training."""
+def train_with_pytorch(
+    task: LearningTask, job: TrainingJob, recipe: LocalTraining
+) -> tuple[np.ndarray, np.ndarray, dict[str, Tensor]]:
+    """Return parameters in the layout's order, buffers, and the module's state after plain training."""
     module = copy.deepcopy(task.module)
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     with torch.no_grad():
-        for named, layout, values in ((parameters, task.layout, job.weights), (buffers, task.buffers, job.buffers)):
-            for name, where, shape in layout.list_slices() if values is not None else ():
-                named[name].copy_(torch.from_numpy(values[where].reshape(shape).copy()))
+        for tensors, layout, values in ((parameters, task.layout, job.weights), (buffers, task.buffers, job.buffers)):
+            for name, part, shape in layout.list_slices() if values is not None else ():
+                tensors[name].copy_(torch.from_numpy(values[part].reshape(shape).copy()))
     train_by_pytorch(module, job, recipe)
     flat = [
-        np.concatenate([named[name].detach().numpy().reshape(-1) for name in layout.names])
-        for named, layout in ((parameters, task.layout), (buffers, task.buffers))
+        np.concatenate([tensors[name].detach().numpy().reshape(-1) for name in layout.names])
+        for tensors, layout in ((parameters, task.layout), (buffers, task.buffers))
     ]
     return flat[0], flat[1].astype(np.float32), module.state_dict()
 
 
 @pytest.mark.parametrize("policy", ["mean", "local"])
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("given", [False, True])
-def test_statistics_are_pytorchs_bit_for_bit(name: str, policy: str, given: bool, data: Dataset) -> None:
-    """And no client sees those of another, or how many batches it counted."""
-    task, recipe = task_of(MODULES[name], policy, data), LocalTraining(PyTorchMomentum(lr=0.1), 2, None, 7)
-    jobs = [job_of(task, data, client, 40 - 5 * client) for client in range(3)]
-    if given:
-        jobs = [replace(job, buffers=some(task, job.client)) for job in jobs]
+@pytest.mark.parametrize("passes_buffers", [False, True])
+def test_trained_buffers_equal_pytorch_bit_for_bit(name: str, policy: str, passes_buffers: bool, data: Dataset) -> None:
+    """No client sees the buffers of another client, or the number of its batches."""
+    task, recipe = build_norm_task(MODULES[name], policy, data), LocalTraining(PyTorchMomentum(lr=0.1), 2, None, 7)
+    jobs = [make_job(task, data, client, 40 - 5 * client) for client in range(3)]
+    if passes_buffers:
+        jobs = [replace(job, buffers=sample_buffers(task, job.client)) for job in jobs]
         for job in jobs:
             job.buffers.flags.writeable = False
     engine = Sequential(task, recipe)
     before = {key: value.clone() for key, value in task.module.named_buffers()}
-    for job, local in zip([*jobs, jobs[0]], engine.train([*jobs, jobs[0]]), strict=True):
-        weights, statistics, state = by_pytorch(task, job, recipe)
-        assert local.update.tobytes() == (weights - task.initial_parameters).tobytes()
-        assert local.buffers.tobytes() == statistics.tobytes()
-        assert local.buffers.dtype == np.float32
-        assert not any(np.shares_memory(local.buffers, b.numpy()) for b in task.module.buffers())
-        counted = [int(v) for k, v in state.items() if k.endswith("tracked")]
-        assert counted[:2] == [7 + local.n_steps] * min(2, len(counted))
-        assert counted[2:] == [(9 if given else 7) + local.n_steps] * (len(counted) > 2)
+    for job, result in zip([*jobs, jobs[0]], engine.train([*jobs, jobs[0]]), strict=True):
+        weights, expected_buffers, state = train_with_pytorch(task, job, recipe)
+        assert result.update.tobytes() == (weights - task.initial_parameters).tobytes()
+        assert result.buffers.tobytes() == expected_buffers.tobytes()
+        assert result.buffers.dtype == np.float32
+        assert not any(np.shares_memory(result.buffers, b.numpy()) for b in task.module.buffers())
+        batch_counts = [int(v) for k, v in state.items() if k.endswith("tracked")]
+        assert batch_counts[:2] == [7 + result.n_steps] * min(2, len(batch_counts))
+        assert batch_counts[2:] == [(9 if passes_buffers else 7) + result.n_steps] * (len(batch_counts) > 2)
     after = dict(task.module.named_buffers())
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 @pytest.mark.parametrize("n", [0, 40])
-def test_clients_of_no_step_and_of_one(n: int, data: Dataset) -> None:
-    task, recipe = task_of(convolutional, "mean", data), LocalTraining(PyTorchMomentum(lr=0.1), None, 1, None)
-    for buffers in (None, some(task, 0)):
-        job = replace(job_of(task, data, n=n), buffers=buffers)
-        (local,) = Sequential(task, recipe).train([job])
-        expected = by_pytorch(task, job, recipe)[1]
-        assert local.buffers.tobytes() == expected.tobytes()
-    assert (local.buffers.tobytes() == job.buffers.tobytes()) == (n == 0)
+def test_buffers_of_clients_with_no_step_or_one_step_equal_pytorch(n: int, data: Dataset) -> None:
+    task, recipe = build_norm_task(make_convolutional, "mean", data), LocalTraining(PyTorchMomentum(lr=0.1), None, 1, None)
+    for buffers in (None, sample_buffers(task, 0)):
+        job = replace(make_job(task, data, n=n), buffers=buffers)
+        (result,) = Sequential(task, recipe).train([job])
+        expected = train_with_pytorch(task, job, recipe)[1]
+        assert result.buffers.tobytes() == expected.tobytes()
+    assert (result.buffers.tobytes() == job.buffers.tobytes()) == (n == 0)
 
 
-def test_evaluation_is_with_the_statistics_that_are_given(data: Dataset) -> None:
-    task = task_of(convolutional, "mean", data)
+def test_evaluation_uses_the_passed_buffers(data: Dataset) -> None:
+    task = build_norm_task(make_convolutional, "mean", data)
     engine = Sequential(task, LocalTraining(SGD(lr=0.1), 1, None, 10))
     for seed in (1, 2):
-        statistics = some(task, seed)
-        statistics.flags.writeable = False
+        client_buffers = sample_buffers(task, seed)
+        client_buffers.flags.writeable = False
         module = copy.deepcopy(task.module).eval()
         buffers = dict(module.named_buffers())
-        for name, where, shape in task.buffers.list_slices():
-            buffers[name].copy_(torch.from_numpy(statistics[where].reshape(shape).copy()))
+        for name, part, shape in task.buffers.list_slices():
+            buffers[name].copy_(torch.from_numpy(client_buffers[part].reshape(shape).copy()))
         with torch.no_grad():
             expected = nn.functional.cross_entropy(module(torch.from_numpy(X[40:])), torch.from_numpy(Y[40:]))
-        assert engine.evaluate(task.initial_parameters, data.test, statistics).loss == pytest.approx(float(expected), rel=1e-6)
-    made = engine.evaluate(task.initial_parameters, data.test)
-    list(engine.train([job_of(task, data)]))
-    assert engine.evaluate(task.initial_parameters, data.test).losses == made.losses
-    assert engine.evaluate(task.initial_parameters, data.test, statistics).losses != made.losses
-    assert engine.evaluate(task.initial_parameters, data.test, task.initial_buffers).losses == made.losses
+        assert engine.evaluate(task.initial_parameters, data.test, client_buffers).loss == pytest.approx(
+            float(expected), rel=1e-6
+        )
+    initial = engine.evaluate(task.initial_parameters, data.test)
+    list(engine.train([make_job(task, data)]))
+    assert engine.evaluate(task.initial_parameters, data.test).losses == initial.losses
+    assert engine.evaluate(task.initial_parameters, data.test, client_buffers).losses != initial.losses
+    assert engine.evaluate(task.initial_parameters, data.test, task.initial_buffers).losses == initial.losses
 
 
-def test_statistics_of_another_size_are_an_error(data: Dataset) -> None:
-    task = task_of(perceptron, "mean", data)
+def test_buffers_of_wrong_size_raise_value_error(data: Dataset) -> None:
+    task = build_norm_task(make_perceptron, "mean", data)
     engine = Sequential(task, LocalTraining(SGD(), 1, None, 10))
     with pytest.raises(ValueError, match=r"buffers of shape \[3\], this model has \[16\]"):
         engine.evaluate(task.initial_parameters, data.test, np.zeros(3, np.float32))
-    none = build_task(Mlp(), data, 0, module=nn.Sequential(nn.Flatten(), nn.Linear(108, 3)))
+    task_without_buffers = build_task(Mlp(), data, 0, module=nn.Sequential(nn.Flatten(), nn.Linear(108, 3)))
     with pytest.raises(ValueError, match="this model has none"):
-        Sequential(none, engine.local_training).evaluate(none.initial_parameters, data.test, np.zeros(3, np.float32))
+        Sequential(task_without_buffers, engine.local_training).evaluate(
+            task_without_buffers.initial_parameters, data.test, np.zeros(3, np.float32)
+        )
 
 
-# --------------------------------------------------------------------------------------------------------------- by which engine
+# ------------------------------------------------------------------------------------------------------------ choice of an engine
 
 
 @pytest.mark.parametrize("policy", ["mean", "local"])
-def test_only_the_sequential_engine_keeps_statistics(policy: str, data: Dataset) -> None:
-    task, recipe = task_of(convolutional, policy, data), LocalTraining(SGD(), 1, None, 10)
+def test_buffers_that_change_require_the_sequential_engine(policy: str, data: Dataset) -> None:
+    task, recipe = build_norm_task(make_convolutional, policy, data), LocalTraining(SGD(), 1, None, 10)
     for engine in (Captured, Stacked):
         with pytest.raises(NotCapturableError, match=r"training changes the buffer 1\.running_mean"):
             engine(task, recipe, data.train, [10])
-    chosen_engine, chosen = select_engine(EngineChoice(), task, recipe, data.train, [10], 40)
-    assert (type(chosen_engine), chosen.name) == (Sequential, "sequential")
-    assert chosen.reason == "it cannot be captured: training changes the buffer 1.running_mean"
+    chosen_engine, choice = select_engine(EngineChoice(), task, recipe, data.train, [10], 40)
+    assert (type(chosen_engine), choice.name) == (Sequential, "sequential")
+    assert choice.reason == "it cannot be captured: training changes the buffer 1.running_mean"
     for name in ("captured", "stacked"):
         with pytest.raises(
             ModelError, match=f"the {name} engine cannot train it: training changes the buffer 1.running_mean; the seq"
@@ -296,7 +305,7 @@ def test_only_the_sequential_engine_keeps_statistics(policy: str, data: Dataset)
             make_engine(EngineChoice(name), [10], task, recipe, data.train)
 
 
-def test_local_parameters_without_statistics_are_captured(data: Dataset) -> None:
+def test_local_parameters_without_buffers_can_be_captured(data: Dataset) -> None:
     module = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
     )
@@ -305,7 +314,7 @@ def test_local_parameters_without_statistics_are_captured(data: Dataset) -> None
         LocalTraining(PyTorchMomentum(lr=0.1), 2, None, 10),
     )
     assert (task.n_local_parameters, task.buffers) == (8, None)
-    (expected,) = Sequential(task, recipe).train([job_of(task, data)])
-    (got,) = Captured(task, recipe, data.train, [10], "exact").train([job_of(task, data)])
-    assert got.update.tobytes() == expected.update.tobytes()
+    (expected,) = Sequential(task, recipe).train([make_job(task, data)])
+    (captured,) = Captured(task, recipe, data.train, [10], "exact").train([make_job(task, data)])
+    assert captured.update.tobytes() == expected.update.tobytes()
     assert expected.update[-8:].all()

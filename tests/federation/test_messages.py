@@ -1,5 +1,7 @@
-"""Messages by fedsgd/wire/FORMAT.md alone: whatever a client holds, the second decoder makes the same of its message as fedsgd does,
-and refuses what fedsgd refuses."""
+"""Messages decoded with `fedsgd/wire/FORMAT.md` alone.
+
+Whatever model a client has stored, the second decoder and fedsgd decode its message to the same bits, or both reject it.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ from tests.laws.members import name_of
 from tests.wire import second_decoder
 from tests.wire.second_client import Agreed, Known, Opened, open_message
 
-SIZE, CLIENT, ROUNDS, STATISTICS = 300, 2, 5, 6
+SIZE, CLIENT, ROUNDS, BUFFER_SIZE = 300, 2, 5, 6
 POLICIES: tuple[DownlinkPolicy, ...] = get_args(DownlinkPolicy)
 OPERATORS: tuple[CompressionOperator, ...] = (
     TopK(0.1, "ternary"), TopK(1.0), RandK(0.3), Sign(), NaturalCompression(), Eden(), Dense("bfloat16"), PerLayer(RandK(0.5)),
@@ -64,32 +66,41 @@ NO_EXAMPLES = Examples(np.zeros((1, 1)), np.zeros(1))
 
 
 class Case(NamedTuple):
-    """A plan, the server of each round, and the model that clients of that round have."""
+    """Plan, server state of each round, and model that the clients of each round decode."""
 
     plan: FederationPlan
     servers: dict[int, ServerState]
     models: dict[int, F32]
 
 
-def played(link: ModelBroadcast, uplink: CompressionScheme, statistics: int) -> Case:
-    """Rounds in which a few coordinates move, some of them back, and some to −0."""
+def play_rounds(link: ModelBroadcast, uplink: CompressionScheme, n_buffers: int) -> Case:
+    """Play rounds in which a few coordinates change, some of them back, and some to −0."""
     r = np.random.default_rng(7)
-    norm = BufferPlan(r.random(statistics, dtype=np.float32), None, np.zeros(0, np.float32)) if statistics else None
+    buffer_plan = BufferPlan(r.random(n_buffers, dtype=np.float32), None, np.zeros(0, np.float32)) if n_buffers else None
     plan = FederationPlan(
-        3, example_layout(SIZE), LocalTraining(SGD(), 1, None, None), uplink, link, SGD(lr=1.0), "uniform", 10, 2, buffers=norm
+        3,
+        example_layout(SIZE),
+        LocalTraining(SGD(), 1, None, None),
+        uplink,
+        link,
+        SGD(lr=1.0),
+        "uniform",
+        10,
+        2,
+        buffers=buffer_plan,
     )
     weights = np.where(np.arange(SIZE) % 3, r.standard_normal(SIZE), -0.0).astype(np.float32)
     server = initial_server_state(plan, weights)
     servers, models = {1: server}, {1: server.public_model.weights}
     for round in range(1, ROUNDS):
         x = np.where(r.random(SIZE) < 0.03, r.standard_normal(SIZE), 0).astype(np.float32)
-        server, _ = aggregate(plan, server, [reply_of(plan, client, round, x) for client in (1, 4)])
+        server, _ = aggregate(plan, server, [encode_reply(plan, client, round, x) for client in (1, 4)])
         servers[round + 1], models[round + 1] = server, server.public_model.weights
     return Case(plan, servers, models)
 
 
-def reply_of(plan: FederationPlan, client: int, round: int, x: F32) -> Reply:
-    """What a client that remembers nothing sends for the update x."""
+def encode_reply(plan: FederationPlan, client: int, round: int, x: F32) -> Reply:
+    """Return the reply of a client without state for the update x [P]."""
     sections = plan.uplink.send(x, {}, plan.make_context(round, client)).sections
     if plan.buffers is not None:
         sections = (*sections, encode_buffer_section(np.full(plan.buffers.n_averaged, client + round, np.float32)))
@@ -98,103 +109,114 @@ def reply_of(plan: FederationPlan, client: int, round: int, x: F32) -> Reply:
 
 
 def cases() -> Iterator[tuple[str, ModelBroadcast, CompressionScheme, int]]:
-    """Every policy, every operator, every uplink."""
+    """Yield cases with every policy, every operator and every uplink."""
     for policy in POLICIES:
-        for op in OPERATORS if policy in ("model", "plain") else OPERATORS[:1]:
+        for op in OPERATORS if policy in ("model", "unbiased") else OPERATORS[:1]:
             yield f"{policy}-{name_of(op)}", ModelBroadcast(policy, op), UPLINKS[0], 0
-    for policy in ("model", "difference", "shift"):
-        yield policy, ModelBroadcast(policy), UPLINKS[1], STATISTICS
-        yield policy, ModelBroadcast(policy, TopK(0.1)), UPLINKS[2], STATISTICS
+    for policy in ("model", "difference", "ef21-p"):
+        yield policy, ModelBroadcast(policy), UPLINKS[1], BUFFER_SIZE
+        yield policy, ModelBroadcast(policy, TopK(0.1)), UPLINKS[2], BUFFER_SIZE
 
 
-CASES = {f"{name}-{uplink.name}": (link, uplink, statistics) for name, link, uplink, statistics in cases()}
+CASES = {f"{name}-{uplink.name}": (link, uplink, n_buffers) for name, link, uplink, n_buffers in cases()}
 
 
-def agreed(plan: FederationPlan) -> Agreed:
+def make_agreement(plan: FederationPlan) -> Agreed:
     shapes = dict(zip(plan.layout.names, plan.layout.shapes, strict=True))
-    statistics = 0 if plan.buffers is None else plan.buffers.n_averaged
+    n_buffers = 0 if plan.buffers is None else plan.buffers.n_averaged
     link = plan.downlink
-    return Agreed(plan.seed, shapes, link.policy, dump_table(link.operator), dump_table(plan.uplink), statistics)
+    return Agreed(plan.seed, shapes, link.policy, dump_table(link.operator), dump_table(plan.uplink), n_buffers)
 
 
-def first_opened(case: Case, message: Message, held: int, replied: int) -> Opened | second_decoder.Header:
-    """What fedsgd makes of a message."""
+def decode_with_fedsgd(case: Case, message: Message, model_round: int, reply_round: int) -> Opened | second_decoder.Header:
+    """Return the message as fedsgd decodes it at a client with these rounds, 0 for none."""
     models = InMemoryModelCache()
-    if held:
-        models.put(held, case.models[held])
-    pending = UncommittedState(replied, {}, {}) if replied else None
-    task = decode_task(case.plan, CLIENT, message, ClientState({}, pending, held), NO_EXAMPLES, DownlinkCache(models))
+    if model_round:
+        models.put(model_round, case.models[model_round])
+    uncommitted = UncommittedState(reply_round, {}, {}) if reply_round else None
+    task = decode_task(
+        case.plan, CLIENT, message, ClientState({}, uncommitted, model_round), NO_EXAMPLES, DownlinkCache(models)
+    )
     if isinstance(task, ImmediateReply):
-        h = decode_frame(task.reply.frames[0]).header
-        return second_decoder.Header(h.kind, h.codec, h.round, h.base, h.acknowledged, h.client, h.examples)
+        header = decode_frame(task.reply.frames[0]).header
+        return second_decoder.Header(
+            header.kind, header.codec, header.round, header.base, header.acknowledged, header.client, header.examples
+        )
     return Opened(task.downlink.weights, task.downlink.buffers, task.downlink.reference)
 
 
-def second_opened(case: Case, message: Message, held: int, replied: int) -> Opened | second_decoder.Header:
-    return open_message(message, agreed(case.plan), Known(CLIENT, held, case.models.get(held), replied))
+def decode_with_second_decoder(
+    case: Case, message: Message, model_round: int, reply_round: int
+) -> Opened | second_decoder.Header:
+    return open_message(
+        message, make_agreement(case.plan), Known(CLIENT, model_round, case.models.get(model_round), reply_round)
+    )
 
 
-def bits(found: Opened | second_decoder.Header) -> tuple[object, ...]:
-    return tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in found)
+def to_bytes(decoded: Opened | second_decoder.Header) -> tuple[object, ...]:
+    return tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in decoded)
 
 
-def message_of(case: Case, round: int, known: int) -> Message:
-    """For a client whose reply of round `known` was the last to be accepted."""
+def encode_message(case: Case, round: int, acknowledged_round: int) -> Message:
+    """Return the message for a client whose last accepted reply is of round `acknowledged_round`, 0 for none."""
     server = replace(
-        case.servers[round], acknowledged_rounds=NONE_ACKNOWLEDGED.with_rounds([CLIENT], known) if known else NONE_ACKNOWLEDGED
+        case.servers[round],
+        acknowledged_rounds=NONE_ACKNOWLEDGED.with_rounds([CLIENT], acknowledged_round)
+        if acknowledged_round
+        else NONE_ACKNOWLEDGED,
     )
     return broadcast(case.plan, server, [CLIENT])[0][CLIENT]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_message_is_followed_from_any_model_to_the_same_bits(name: str) -> None:
-    case = played(*CASES[name])
-    seen = Counter[str]()
+def test_message_decodes_to_the_same_bits_from_any_stored_model(name: str) -> None:
+    case = play_rounds(*CASES[name])
+    patterns = Counter[str]()
     for round in range(2, ROUNDS + 1):
-        for known in range(round):
-            message = message_of(case, round, known)
+        for acknowledged_round in range(round):
+            message = encode_message(case, round, acknowledged_round)
             frames = [decode_frame(frame).header for frame in message]
-            seen[
+            patterns[
                 f"{len([h for h in frames if h.kind == FrameKind.MODEL and h.base])} {max(h.codec for h in frames) == ASSIGN_CODEC}"
             ] += 1
-            for held in range(round) if case.plan.downlink.clients_keep_model else (0,):
-                first = first_opened(case, message, held, known)
-                assert bits(first) == bits(second_opened(case, message, held, known))
-                if isinstance(first, Opened):
-                    assert first.model.tobytes() == case.models[round].tobytes()
+            for model_round in range(round) if case.plan.downlink.clients_keep_model else (0,):
+                decoded = decode_with_fedsgd(case, message, model_round, acknowledged_round)
+                assert to_bytes(decoded) == to_bytes(decode_with_second_decoder(case, message, model_round, acknowledged_round))
+                if isinstance(decoded, Opened):
+                    assert decoded.model.tobytes() == case.models[round].tobytes()
                 else:
-                    assert frames[0].base > held == first.base
+                    assert frames[0].base > model_round == decoded.base
     if case.plan.downlink.policy not in ("model", "difference") and "top-k" in name:
-        assert any(int(ways.split()[0]) > 1 for ways in seen), seen
+        assert any(int(pattern.split()[0]) > 1 for pattern in patterns), patterns
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_who_asks_again_is_sent_what_it_can_follow(name: str) -> None:
-    case = played(*CASES[name])
+def test_resync_is_answered_with_a_message_that_decodes(name: str) -> None:
+    case = play_rounds(*CASES[name])
     server = replace(case.servers[ROUNDS], acknowledged_rounds=NONE_ACKNOWLEDGED.with_rounds([CLIENT], ROUNDS - 1))
     header = Header(FrameKind.RESYNC, ROUNDS, base=1, acknowledged=1, client=CLIENT)
-    opened = decode_resync(Reply(CLIENT, (encode_frame(Frame(header)),), 0.0, 0.0), ROUNDS)
-    message = rebroadcast(case.plan, server, {CLIENT: opened})[0][CLIENT]
+    resync_frame = decode_resync(Reply(CLIENT, (encode_frame(Frame(header)),), 0.0, 0.0), ROUNDS)
+    message = rebroadcast(case.plan, server, {CLIENT: resync_frame})[0][CLIENT]
     assert decode_frame(message[0]).header.acknowledged == 0
-    first = first_opened(case, message, 1, 1)
-    assert isinstance(first, Opened)
-    assert bits(first) == bits(second_opened(case, message, 1, 1))
+    decoded = decode_with_fedsgd(case, message, 1, 1)
+    assert isinstance(decoded, Opened)
+    assert to_bytes(decoded) == to_bytes(decode_with_second_decoder(case, message, 1, 1))
 
 
-def test_a_client_that_lost_its_state_forgets_or_stops() -> None:
-    case = played(ModelBroadcast("difference"), UPLINKS[0], 0)
-    message = message_of(case, ROUNDS, ROUNDS - 1)
-    first = first_opened(case, message, ROUNDS - 1, 1)
-    assert first == second_decoder.Header(second_decoder.RESYNC, 0, ROUNDS, 0, 0, CLIENT, 0)
-    assert first == second_opened(case, message, ROUNDS - 1, 1)
-    case = played(ModelBroadcast("difference"), UPLINKS[2], 0)
-    for opened in (first_opened, second_opened):
+def test_client_with_lost_state_replies_resync_or_stops() -> None:
+    case = play_rounds(ModelBroadcast("difference"), UPLINKS[0], 0)
+    message = encode_message(case, ROUNDS, ROUNDS - 1)
+    reply_header = decode_with_fedsgd(case, message, ROUNDS - 1, 1)
+    assert reply_header == second_decoder.Header(second_decoder.RESYNC, 0, ROUNDS, 0, 0, CLIENT, 0)
+    assert reply_header == decode_with_second_decoder(case, message, ROUNDS - 1, 1)
+    case = play_rounds(ModelBroadcast("difference"), UPLINKS[2], 0)
+    for decode in (decode_with_fedsgd, decode_with_second_decoder):
         with pytest.raises((RunError, ValueError), match=r"cannot be re(stored|placed)"):
-            opened(case, message_of(case, ROUNDS, ROUNDS - 1), ROUNDS - 1, 1)
+            decode(case, encode_message(case, ROUNDS, ROUNDS - 1), ROUNDS - 1, 1)
 
 
 @pytest.mark.parametrize("op", [PerLayer(NaturalCompression()), PerLayer(Sign()), NaturalCompression(), Sign()], ids=name_of)
-def test_what_is_added_is_rounded_once_and_zeros_keep_their_signs(op: CompressionOperator) -> None:
+def test_adding_an_update_rounds_once_and_keeps_signs_of_zeros(op: CompressionOperator) -> None:
     model = np.where(np.arange(SIZE) % 2, -0.0, 1 / 3).astype(np.float32)
     x = np.where(np.arange(SIZE) % 3, -0.0, 0.7 if isinstance(op, NaturalCompression) else 0.0).astype(np.float32)
     update = op.encode(x, CodecContext(0, 2, 3, example_layout(SIZE)))[1]
@@ -203,44 +225,44 @@ def test_what_is_added_is_rounded_once_and_zeros_keep_their_signs(op: Compressio
     assert model.tobytes() == expected.tobytes()
 
 
-def mangled(r: Random, message: Message, size: int) -> Message:
-    """Frames left out, doubled, in another order, with another header, or with other bytes."""
+def corrupt_message(r: Random, message: Message, size: int) -> Message:
+    """Return a message with a missing or repeated frame, another order, a changed header, or changed bytes."""
     frames = list(message)
-    at = r.randrange(len(frames))
+    position = r.randrange(len(frames))
     match r.randrange(8):
         case 0:
-            del frames[at]
+            del frames[position]
         case 1:
-            frames.insert(r.randrange(len(frames) + 1), frames[at])
+            frames.insert(r.randrange(len(frames) + 1), frames[position])
         case 2:
             r.shuffle(frames)
         case 3 | 4:
-            frame = decode_frame(frames[at])
+            frame = decode_frame(frames[position])
             field = r.choice(("kind", "codec", "round", "base", "acknowledged", "client", "examples"))
             value = (
                 FrameKind(r.randrange(1, 7))
                 if field == "kind"
                 else r.choice((0, 1, 2, 3, 4, 5, 6, ASSIGN_CODEC, 2**32 - 1)) % (256 if field == "codec" else 2**32)
             )
-            frames[at] = encode_frame(replace(frame, header=replace(frame.header, **{field: value})))
+            frames[position] = encode_frame(replace(frame, header=replace(frame.header, **{field: value})))
         case _:
-            frames[at] = mutant(r, frames[at], message, size)
+            frames[position] = mutant(r, frames[position], message, size)
     return tuple(frames)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_both_refuse_the_same_message_or_make_the_same_of_it(name: str) -> None:
-    case, r = played(*CASES[name]), Random(name)
+def test_corrupted_message_is_rejected_or_decoded_alike_by_both_decoders(name: str) -> None:
+    case, r = play_rounds(*CASES[name]), Random(name)
     for _ in range(60):
         round = r.randrange(2, ROUNDS + 1)
-        known = r.randrange(round)
-        held = r.randrange(known, round) if case.plan.downlink.clients_keep_model else 0
-        message = mangled(r, message_of(case, round, known), SIZE)
+        acknowledged_round = r.randrange(round)
+        model_round = r.randrange(acknowledged_round, round) if case.plan.downlink.clients_keep_model else 0
+        message = corrupt_message(r, encode_message(case, round, acknowledged_round), SIZE)
         try:
-            expected = bits(first_opened(case, message, held, known))
+            expected = to_bytes(decode_with_fedsgd(case, message, model_round, acknowledged_round))
         except (WireError, RunError):
-            with pytest.raises(ValueError, match=r".") as refused:
-                second_opened(case, message, held, known)
-            assert refused.type is ValueError
+            with pytest.raises(ValueError, match=r".") as error_info:
+                decode_with_second_decoder(case, message, model_round, acknowledged_round)
+            assert error_info.type is ValueError
         else:
-            assert bits(second_opened(case, message, held, known)) == expected
+            assert to_bytes(decode_with_second_decoder(case, message, model_round, acknowledged_round)) == expected

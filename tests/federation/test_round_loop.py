@@ -1,5 +1,7 @@
-"""Real participation in whole runs: lost and late replies, sampling with corrections, carried momentum, control variates,
-normalised averaging, batch norm's statistics; and the figures that tell of it."""
+"""Participation in whole runs, and the statistics that runs report about it.
+
+Covered are lost and late replies, sampling with corrections, momentum, control variates, FedNova and buffers.
+"""
 
 from __future__ import annotations
 
@@ -36,25 +38,25 @@ DENSE = {"uplink.compressor.name": "dense", "uplink.error_feedback": "none"}
 PLAIN = {**DENSE, "client.optimizer.name": "sgd", "client.optimizer.lr": 0.1}
 
 
-def crossings(scenario: Scenario, rounds: int, **given: Any) -> list[FrameEvent]:
-    """What crossed in so many rounds."""
-    experiment, seen = build_experiment(scenario, **given), []
+def collect_events(scenario: Scenario, rounds: int, **options: Any) -> list[FrameEvent]:
+    """Return the frame events of the first rounds of a run."""
+    experiment, events = build_experiment(scenario, **options), []
     for server, _ in run_rounds(
-        experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, seen.append
+        experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, events.append
     ):
         if server.round > rounds:
-            return seen
-    raise AssertionError("a run has no end of its own")
+            return events
+    raise AssertionError("run_rounds does not end by itself")
 
 
-class Altered:
-    """A runtime whose outcomes are changed on their way."""
+class ChangedRuntime:
+    """Runtime that changes the outcomes of another runtime."""
 
     def __init__(self, inner: Runtime, change: Callable[[Iterable[ClientOutcome]], Iterable[ClientOutcome]]) -> None:
         self.inner = inner
         self.change = change
 
-    def clients(self) -> Sequence[int]:
+    def list_clients(self) -> Sequence[int]:
         return self.inner.list_clients()
 
     def exchange(self, messages: Mapping[int, Message], timeout: float | None) -> Iterator[ClientOutcome]:
@@ -64,49 +66,53 @@ class Altered:
 # ------------------------------------------------------------------------------------------------------------------ participation
 
 
-def test_a_lost_reply_is_sent_and_not_received(scenario: Make) -> None:
+def test_lost_reply_counts_as_sent_and_not_as_received(scenario: Make) -> None:
     result = fedsgd.run(scenario({"rounds": 6, "participation.dropout": 0.5}))
     rows = [row for row in result.ledger.table().to_pylist() if row["direction"] == "up"]
-    fates = {row["fate"] for row in rows}
-    assert fates == {"received", "lost"}
+    deliveries = {row["fate"] for row in rows}
+    assert deliveries == {"received", "lost"}
     assert result.summary["uplink_bytes"] == sum(row["n_bytes"] for row in rows)
     received = sum(row["n_bytes"] for row in rows if row["fate"] == "received")
     assert result.summary["uplink_received_bytes"] == received < result.summary["uplink_bytes"]
-    assert {row["kept"] for row in rows} == {48}, "of what was lost it is known here what was in it"
+    assert {row["kept"] for row in rows} == {48}, "coordinates of lost replies are counted too"
     for record in result.history:
         accepted = [row["client"] for row in rows if row["round"] == record.round and row["fate"] == "received"]
         assert list(record.accepted) == accepted
 
 
-def test_the_first_to_reply_are_taken_and_the_late_keep_their_residual(scenario: Make) -> None:
+def test_over_selection_accepts_the_first_replies_and_does_not_acknowledge_late_ones(scenario: Make) -> None:
     s = scenario({"server.cohort": 2, "participation.over_selection": 2.0, "participation.durations.spread": 1.0})
     experiment = build_experiment(s)
     assert experiment.participation.n_invited == 4
-    seen: list[FrameEvent] = []
-    server, attended = next(
-        run_rounds(experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, seen.append)
+    events: list[FrameEvent] = []
+    server, participants = next(
+        run_rounds(
+            experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, events.append
+        )
     )
-    assert len(attended.cohort) == 4
-    ups = {c.client: c.delivery for c in seen if c.direction == "up"}
-    assert sorted(ups.values()) == ["late", "late", "received", "received"]
-    seconds = {reply.client: experiment.participation.reply_seconds(1, reply.client, reply.steps) for reply in attended.replies}
-    late = [client for client, fate in ups.items() if fate == "late"]
-    assert min(seconds[c] for c in late) > max(seconds[c] for c in attended.accepted)
+    assert len(participants.cohort) == 4
+    deliveries = {c.client: c.delivery for c in events if c.direction == "up"}
+    assert sorted(deliveries.values()) == ["late", "late", "received", "received"]
+    seconds = {
+        reply.client: experiment.participation.reply_seconds(1, reply.client, reply.steps) for reply in participants.replies
+    }
+    late = [client for client, delivery in deliveries.items() if delivery == "late"]
+    assert min(seconds[c] for c in late) > max(seconds[c] for c in participants.accepted)
     messages, _ = broadcast(experiment.plan, server, late)
     for client in late:
         assert decode_frame(messages[client][0]).header.acknowledged == 0
 
 
-def test_a_round_waits_until_its_deadline(scenario: Make) -> None:
-    everybody = {"server.cohort": 8, "participation.durations.spread": 1.0}
-    experiment = build_experiment(scenario(everybody))
+def test_replies_after_the_deadline_are_late(scenario: Make) -> None:
+    all_clients = {"server.cohort": 8, "participation.durations.spread": 1.0}
+    experiment = build_experiment(scenario(all_clients))
     steps = dict.fromkeys(range(8), 10)
     seconds = sorted(experiment.participation.reply_seconds(1, client, 10) for client in steps)
-    cut = build_experiment(scenario({**everybody, "participation.deadline": (seconds[4] + seconds[5]) / 2}))
-    assert sorted(cut.participation.delivery_of(1, steps).values()) == ["late"] * 3 + ["received"] * 5
+    with_deadline = build_experiment(scenario({**all_clients, "participation.deadline": (seconds[4] + seconds[5]) / 2}))
+    assert sorted(with_deadline.participation.delivery_of(1, steps).values()) == ["late"] * 3 + ["received"] * 5
 
 
-def test_a_round_in_which_nothing_arrives_leaves_the_model_as_it_is(scenario: Make) -> None:
+def test_round_without_replies_does_not_change_the_model(scenario: Make) -> None:
     for policy in ("model", "difference"):
         s = scenario({"rounds": 3, "participation.deadline": 1e-9, "downlink.policy": policy})
         result = fedsgd.run(s)
@@ -114,8 +120,8 @@ def test_a_round_in_which_nothing_arrives_leaves_the_model_as_it_is(scenario: Ma
         assert result.summary["uplink_received_bytes"] == 0
 
 
-def test_nobody_is_there(scenario: Make, tmp_path: Path) -> None:
-    """A trace in which all come in round 2: rounds 1 and 3 are empty, and cost nothing."""
+def test_round_without_available_clients_costs_nothing(scenario: Make, tmp_path: Path) -> None:
+    """All clients are available in round 2 only. Rounds 1 and 3 have no frames."""
     (tmp_path / "trace.csv").write_text("client,first_round,last_round\n" + "".join(f"{c},2,2\n" for c in range(8)))
     sampler = {"server.sampler.name": "trace", "server.sampler.file": "trace.csv"}
     result = fedsgd.run(scenario({"rounds": 3, **sampler}), data=tmp_path)
@@ -123,13 +129,13 @@ def test_nobody_is_there(scenario: Make, tmp_path: Path) -> None:
     assert {row["round"] for row in result.ledger.table().to_pylist()} == {2}
 
 
-COMING_AND_GOING = "client,first_round,last_round\n0,1,2\n1,5,5\n"
-"""Client 0 is there in rounds 1 and 2, nobody in rounds 3 and 4, client 1 in round 5."""
+AVAILABILITY = "client,first_round,last_round\n0,1,2\n1,5,5\n"
+"""Client 0 is available in rounds 1 and 2, no client in rounds 3 and 4, client 1 in round 5."""
 
 
-def two_parabolas(scenario: Make, folder: Path, settings: dict[str, Any]) -> tuple[list[float], list[float]]:
+def run_two_parabolas(scenario: Make, folder: Path, settings: dict[str, Any]) -> tuple[list[float], list[float]]:
     """Return the models before round 1 and after each of five rounds, and the minima of two clients' losses (w − minimum)²."""
-    (folder / "trace.csv").write_text(COMING_AND_GOING)
+    (folder / "trace.csv").write_text(AVAILABILITY)
     ones, targets = np.ones((2, 1), dtype=np.float32), np.array([[4], [-8]], dtype=np.float32)
     data = Dataset(Examples(ones, targets, None, np.arange(2)), Examples(ones, targets), None)
     parabola = {
@@ -155,37 +161,39 @@ def two_parabolas(scenario: Make, folder: Path, settings: dict[str, Any]) -> tup
     return models, [experiment.train.examples_of(client).arrays()[1].item() for client in (0, 1)]
 
 
-@pytest.mark.parametrize("policy", ["model", "difference", "error-feedback", "shift"])
+@pytest.mark.parametrize("policy", ["model", "difference", "error-feedback", "ef21-p"])
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_ef21_steps_in_rounds_without_replies(scenario: Make, tmp_path: Path, policy: str, momentum: float) -> None:
-    """EF21-PP, and with momentum EF21-HB: v ← βv + g; w ← w + v in each round, g being the mean of what both last sent."""
+    """EF21-PP, and with momentum EF21-HB: v ← βv + g; w ← w + v in each round, where g is the mean of both clients' last
+    estimates.
+    """
     uplink = {"uplink.compressor": {"name": "ef21", "op": {"name": "top-k", "density": 1.0}}, "server.weighting": "uniform"}
     server = {"server.optimizer": {"name": "momentum-pytorch", "lr": 1.0, "momentum": momentum}}
     downlink = {"downlink.policy": policy}
-    if policy in ("error-feedback", "shift"):
+    if policy in ("error-feedback", "ef21-p"):
         downlink["downlink.compressor.name"] = "top-k"
         downlink["downlink.compressor.density"] = 1.0
-    models, minima = two_parabolas(scenario, tmp_path, {**uplink, **server, **downlink})
-    w, v, sent, expected = 1.0, 0.0, [0.0, 0.0], [1.0]
+    models, minima = run_two_parabolas(scenario, tmp_path, {**uplink, **server, **downlink})
+    w, v, estimates, expected = 1.0, 0.0, [0.0, 0.0], [1.0]
     for client in (0, 0, None, None, 1):
         if client is not None:
-            sent[client] = -0.25 * 2 * (w - minima[client])
-        v = momentum * v + sum(sent) / 2
+            estimates[client] = -0.25 * 2 * (w - minima[client])
+        v = momentum * v + sum(estimates) / 2
         w += v
         expected.append(w)
     assert sorted(minima) == [-8, 4]
-    assert models == expected, "dyadic numbers, so exactly"
+    assert models == expected, "sums of dyadic numbers are exact"
 
 
 @pytest.mark.parametrize("uplink", ["dense", "cafe", "fetch-sgd", "scaffold"])
-def test_schemes_that_the_papers_never_step_alone_wait_for_a_reply(scenario: Make, tmp_path: Path, uplink: str) -> None:
+def test_other_schemes_do_not_step_in_rounds_without_replies(scenario: Make, tmp_path: Path, uplink: str) -> None:
     settings = {"uplink.compressor": {"name": uplink}, "server.weighting": "uniform"}
-    models, _ = two_parabolas(scenario, tmp_path, {**settings, "server.optimizer": {"name": "fedavgm", "lr": 1.0}})
+    models, _ = run_two_parabolas(scenario, tmp_path, {**settings, "server.optimizer": {"name": "fedavgm", "lr": 1.0}})
     assert models[2] == models[3] == models[4] != models[5]
 
 
-def test_a_client_that_breaks_down_may_count_as_one_that_was_lost(scenario: Make) -> None:
-    def failing(error: Exception) -> Callable[[Iterable[ClientOutcome]], Iterator[ClientOutcome]]:
+def test_failing_client_counts_as_lost_if_the_run_continues(scenario: Make) -> None:
+    def make_change(error: Exception) -> Callable[[Iterable[ClientOutcome]], Iterator[ClientOutcome]]:
         def change(outcomes: Iterable[ClientOutcome]) -> Iterator[ClientOutcome]:
             for outcome in outcomes:
                 yield ClientFailure(3, error) if outcome.client == 3 else outcome
@@ -193,46 +201,51 @@ def test_a_client_that_breaks_down_may_count_as_one_that_was_lost(scenario: Make
         return change
 
     experiment = build_experiment(scenario({"server.cohort": 8}))
-    fragile = Altered(experiment.runtime, failing(OSError("gone")))
-    parts = experiment.plan, experiment.initial_server_state, fragile, experiment.participation, lambda _: None
+    runtime = ChangedRuntime(experiment.runtime, make_change(OSError("gone")))
+    parts = experiment.plan, experiment.initial_server_state, runtime, experiment.participation, lambda _: None
     with pytest.raises(RunError, match="round 1, client 3: OSError: gone"):
         next(run_rounds(*parts))
-    _, attended = next(run_rounds(*parts, on_failure="continue"))
-    assert attended.accepted == (0, 1, 2, 4, 5, 6, 7)
-    assert [failure.client for failure in attended.failures] == [3]
-    fragile.change = failing(ChildProcessError("killed"))
+    _, participants = next(run_rounds(*parts, on_failure="continue"))
+    assert participants.accepted == (0, 1, 2, 4, 5, 6, 7)
+    assert [failure.client for failure in participants.failures] == [3]
+    runtime.change = make_change(ChildProcessError("killed"))
     with pytest.raises(RunError, match="round 1, client 3: ChildProcessError: killed"):
         next(run_rounds(*parts, on_failure="continue"))
 
 
-@pytest.mark.parametrize("where", ["header", "values"])
-def test_a_reply_that_cannot_be_read_may_count_as_one_that_was_lost(scenario: Make, where: str) -> None:
-    """Whether it is found when the frame is opened or when it is decoded; its client still has what it sent."""
+@pytest.mark.parametrize("part", ["header", "values"])
+def test_unreadable_reply_counts_as_refused_if_the_run_continues(scenario: Make, part: str) -> None:
+    """The fault may be found when the frame is decoded or when its sections are. The client is not acknowledged."""
 
-    def garbled(outcomes: Iterable[ClientOutcome]) -> Iterator[ClientOutcome]:
+    def corrupt(outcomes: Iterable[ClientOutcome]) -> Iterator[ClientOutcome]:
         for outcome in outcomes:
             if outcome.client == 3 and isinstance(outcome, Reply):
                 frame = decode_frame(outcome.frames[0])
                 sections = tuple(Section(s.kind, b"\xff" * len(s.data)) for s in frame.sections)
-                bad = encode_frame(Frame(frame.header, sections)) if where == "values" else outcome.frames[0][:-1]
+                bad = encode_frame(Frame(frame.header, sections)) if part == "values" else outcome.frames[0][:-1]
                 outcome = replace(outcome, frames=(bad,))
             yield outcome
 
     experiment = build_experiment(scenario({"server.cohort": 8}))
-    parts = experiment.plan, experiment.initial_server_state, Altered(experiment.runtime, garbled), experiment.participation
+    parts = (
+        experiment.plan,
+        experiment.initial_server_state,
+        ChangedRuntime(experiment.runtime, corrupt),
+        experiment.participation,
+    )
     with pytest.raises(WireError, match="round 1, client 3: byte"):
         next(run_rounds(*parts, lambda _: None))
-    seen: list[FrameEvent] = []
-    rounds = run_rounds(*parts, seen.append, on_failure="continue")
-    server, attended = next(rounds)
-    assert attended.accepted == (0, 1, 2, 4, 5, 6, 7)
-    assert next(str(as_run_error(1, failure)) for failure in attended.failures).startswith("round 1, client 3: byte")
-    assert {c.client for c in seen if c.delivery == "refused"} == {3}
+    events: list[FrameEvent] = []
+    rounds = run_rounds(*parts, events.append, on_failure="continue")
+    server, participants = next(rounds)
+    assert participants.accepted == (0, 1, 2, 4, 5, 6, 7)
+    assert next(str(as_run_error(1, failure)) for failure in participants.failures).startswith("round 1, client 3: byte")
+    assert {c.client for c in events if c.delivery == "refused"} == {3}
     assert server.acknowledged_rounds.get(3) == 0
     assert server.acknowledged_rounds.get(4) == 1
 
 
-def test_clients_that_break_down_are_told_of(scenario: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_and_table_report_failed_clients(scenario: Make, capsys: pytest.CaptureFixture[str]) -> None:
     lr = {"client.optimizer.lr": 1e38, "client.epochs": 2}
     result = fedsgd.run(scenario({"rounds": 2, "participation.on_failure": "continue", **lr}))
     assert [len(record.failures) for record in result.history] == [4, 4]
@@ -245,46 +258,46 @@ def test_clients_that_break_down_are_told_of(scenario: Make, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
-def test_a_mean_that_is_corrected_for_chances_is_the_mean_over_all(scenario: Make, weighting: str) -> None:
-    """Horvitz and Thompson: over many draws, the mean of the estimates is what full participation gives."""
+def test_mean_with_inclusion_probabilities_is_unbiased(scenario: Make, weighting: str) -> None:
+    """Over many draws, the mean of the estimates is the result of full participation (Horvitz and Thompson 1952)."""
     s = scenario({**PLAIN, "server.sampler.name": "weighted", "server.cohort": 3, "server.weighting": weighting})
     experiment = build_experiment(s)
     plan, server = experiment.plan, experiment.initial_server_state
-    messages, sending = broadcast(plan, server, range(8))
+    messages, sending_server = broadcast(plan, server, range(8))
     replies = {o.client: o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)}
-    everybody = dict.fromkeys(replies, 1.0)
-    exact = aggregate(plan, sending, list(replies.values()), everybody)[0].weights - server.weights
+    certain = dict.fromkeys(replies, 1.0)
+    exact = aggregate(plan, sending_server, list(replies.values()), certain)[0].weights - server.weights
     estimates = []
     for round in range(1, 3001):
-        drawn = experiment.participation.sample_round(round)
-        assert drawn.inclusion_probabilities is not None
-        chances = dict(zip(drawn.cohort, drawn.inclusion_probabilities.tolist(), strict=True))
-        after, _ = aggregate(plan, sending, [replies[c] for c in drawn.cohort], chances)
-        estimates.append(after.weights - server.weights)
-    spread = np.std(estimates, axis=0).max() / np.sqrt(len(estimates))
-    assert np.abs(np.mean(estimates, axis=0) - exact).max() < 5 * spread
+        sampled = experiment.participation.sample_round(round)
+        assert sampled.inclusion_probabilities is not None
+        probabilities = dict(zip(sampled.cohort, sampled.inclusion_probabilities.tolist(), strict=True))
+        next_server, _ = aggregate(plan, sending_server, [replies[c] for c in sampled.cohort], probabilities)
+        estimates.append(next_server.weights - server.weights)
+    standard_error = np.std(estimates, axis=0).max() / np.sqrt(len(estimates))
+    assert np.abs(np.mean(estimates, axis=0) - exact).max() < 5 * standard_error
 
 
 # ----------------------------------------------------------------------------------------------------------------------- downlink
 
 
-def test_exact_differences_change_nothing_but_bytes(scenario: Make) -> None:
-    whole, difference = (fedsgd.run(scenario({"rounds": 8, "downlink.policy": p})) for p in ("model", "difference"))
-    assert whole.summary["params_sha256"] == difference.summary["params_sha256"]
-    assert difference.summary["downlink_bytes"] < whole.summary["downlink_bytes"] / 2
-    assert difference.summary["uplink_bytes"] == whole.summary["uplink_bytes"]
+def test_exact_differences_give_the_same_model_with_fewer_bytes(scenario: Make) -> None:
+    model, difference = (fedsgd.run(scenario({"rounds": 8, "downlink.policy": p})) for p in ("model", "difference"))
+    assert model.summary["params_sha256"] == difference.summary["params_sha256"]
+    assert difference.summary["downlink_bytes"] < model.summary["downlink_bytes"] / 2
+    assert difference.summary["uplink_bytes"] == model.summary["uplink_bytes"]
 
 
-def test_broadcast_counts_a_frame_once_a_round(scenario: Make) -> None:
+def test_broadcast_bytes_count_a_shared_frame_once_per_round(scenario: Make) -> None:
     result = fedsgd.run(scenario({"rounds": 3}))
     rows = [row for row in result.ledger.table().to_pylist() if row["direction"] == "down"]
-    once = {(row["round"], row["frame_hash"]): row["n_bytes"] for row in rows}
-    assert result.summary["downlink_broadcast_bytes"] == sum(once.values()) < result.summary["downlink_bytes"] / 3
+    bytes_by_frame = {(row["round"], row["frame_hash"]): row["n_bytes"] for row in rows}
+    assert result.summary["downlink_broadcast_bytes"] == sum(bytes_by_frame.values()) < result.summary["downlink_bytes"] / 3
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("store", ["memory", "disk"])
-def test_a_run_does_not_depend_on_where_states_are(scenario: Make, workers: int, store: str) -> None:
+def test_run_does_not_depend_on_the_store_of_states(scenario: Make, workers: int, store: str) -> None:
     settings = {
         "rounds": 5,
         "downlink.policy": "error-feedback",
@@ -294,26 +307,26 @@ def test_a_run_does_not_depend_on_where_states_are(scenario: Make, workers: int,
         "client.optimizer.name": "momentum",
         "state.precision": "bfloat16",
     }
-    found = []
-    for where, n in (("memory", 1), (store, workers)):
-        result = fedsgd.run(scenario({**settings, "state.store": where}), workers=n)
-        found.append((result.summary["params_sha256"], result.summary["ledger_sha256"]))
-    assert found[0] == found[1]
+    digests = []
+    for state_store, n_workers in (("memory", 1), (store, workers)):
+        result = fedsgd.run(scenario({**settings, "state.store": state_store}), workers=n_workers)
+        digests.append((result.summary["params_sha256"], result.summary["ledger_sha256"]))
+    assert digests[0] == digests[1]
 
 
-def test_a_client_that_lost_everything_is_sent_a_second_message(scenario: Make) -> None:
+def test_client_with_lost_state_is_sent_a_second_message(scenario: Make) -> None:
     experiment = build_experiment(scenario({"server.cohort": 8, "downlink.policy": "difference"}))
-    seen: list[FrameEvent] = []
+    events: list[FrameEvent] = []
     rounds = run_rounds(
-        experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, seen.append
+        experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, events.append
     )
     next(rounds)
     experiment.runtime.store._states_by_client.pop(3)
-    seen.clear()
-    _, attended = next(rounds)
-    assert len(attended.accepted) == 8
-    ours = [(c.direction, c.kind, decode_frame(c.frame).header.base) for c in seen if c.client == 3]
-    assert ours == [
+    events.clear()
+    _, participants = next(rounds)
+    assert len(participants.accepted) == 8
+    frames = [(c.direction, c.kind, decode_frame(c.frame).header.base) for c in events if c.client == 3]
+    assert frames == [
         ("down", FrameKind.TASK, 1),
         ("down", FrameKind.MODEL, 1),
         ("up", FrameKind.RESYNC, 0),
@@ -323,7 +336,7 @@ def test_a_client_that_lost_everything_is_sent_a_second_message(scenario: Make) 
     ]
 
 
-def test_nothing_depends_on_the_order_in_which_clients_are_heard(scenario: Make) -> None:
+def test_run_does_not_depend_on_the_order_of_outcomes(scenario: Make) -> None:
     settings = {"participation.dropout": 0.3, "participation.over_selection": 1.5, "downlink.policy": "difference"}
 
     digests = []
@@ -332,7 +345,7 @@ def test_nothing_depends_on_the_order_in_which_clients_are_heard(scenario: Make)
         rounds = run_rounds(
             experiment.plan,
             experiment.initial_server_state,
-            Altered(experiment.runtime, change),
+            ChangedRuntime(experiment.runtime, change),
             experiment.participation,
             ledger,
         )
@@ -341,26 +354,26 @@ def test_nothing_depends_on_the_order_in_which_clients_are_heard(scenario: Make)
     assert digests[0] == digests[1]
 
 
-def test_a_resync_that_cannot_be_read_has_crossed_all_the_same(scenario: Make) -> None:
-    def garbled(outcomes: Iterable[ClientOutcome]) -> Iterator[ClientOutcome]:
+def test_unreadable_resync_is_observed_as_refused(scenario: Make) -> None:
+    def corrupt(outcomes: Iterable[ClientOutcome]) -> Iterator[ClientOutcome]:
         for outcome in outcomes:
             bad = encode_frame(Frame(Header(FrameKind.RESYNC, 9, client=3)))
             yield Reply(3, (bad,), 0.0, 0.0) if outcome.client == 3 else outcome
 
-    experiment, seen = build_experiment(scenario({"server.cohort": 8})), []
+    experiment, events = build_experiment(scenario({"server.cohort": 8})), []
     rounds = run_rounds(
         experiment.plan,
         experiment.initial_server_state,
-        Altered(experiment.runtime, garbled),
+        ChangedRuntime(experiment.runtime, corrupt),
         experiment.participation,
-        seen.append,
+        events.append,
     )
     with pytest.raises(RunError, match="round 1, client 3: WireError: byte 6: round is 9, expected 1"):
         next(rounds)
-    assert [(c.direction, c.kind, c.fate) for c in seen if c.client == 3][2:] == [("up", FrameKind.RESYNC, "refused")]
+    assert [(c.direction, c.kind, c.delivery) for c in events if c.client == 3][2:] == [("up", FrameKind.RESYNC, "refused")]
 
 
-def test_models_that_no_client_keeps_are_let_go(scenario: Make) -> None:
+def test_models_without_clients_are_removed(scenario: Make) -> None:
     experiment = build_experiment(scenario({"downlink.policy": "difference"}))
     rounds = run_rounds(
         experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, lambda _: None
@@ -369,32 +382,32 @@ def test_models_that_no_client_keeps_are_let_go(scenario: Make) -> None:
         next(rounds)
     states = [experiment.runtime.store.load(client) for client in range(8)]
     models = experiment.runtime._host._downlink_cache.model_cache
-    assert set(models._models) == {state.held for state in states if state.held}
+    assert set(models._models) == {state.model_round for state in states if state.model_round}
 
 
-def test_models_that_no_difference_builds_on_any_more_are_let_go(scenario: Make, tmp_path: Path) -> None:
-    """The plan of states counts on it."""
+def test_models_older_than_the_history_are_removed(scenario: Make, tmp_path: Path) -> None:
+    """The state budget relies on this."""
     s = scenario({"server.cohort": 1, "rounds": 12, "downlink.policy": "difference", "downlink.remember": 2})
-    shared, ends = SlotModelCache(12), []
-    for models in (InMemoryModelCache(), shared, FolderModelCache(FolderStore(tmp_path))):
+    shared_cache, final_weights = SlotModelCache(12), []
+    for cache in (InMemoryModelCache(), shared_cache, FolderModelCache(FolderStore(tmp_path))):
         experiment = build_experiment(s)
         runtime: Any = experiment.runtime
-        runtime._host._downlink_cache = DownlinkCache(models)
+        runtime._host._downlink_cache = DownlinkCache(cache)
         rounds = run_rounds(experiment.plan, experiment.initial_server_state, runtime, experiment.participation, lambda _: None)
         for server, _ in itertools.islice(rounds, 12):
-            present = [round for round in range(1, server.round) if models.has(round)]
-            assert len(present) <= experiment.state_budget.model_bytes // (4 * experiment.plan.layout.size) == 3
-        ends.append(server.weights.tobytes())
-    shared.close()
-    kept_longer = s.with_settings({"downlink.remember": 12})
-    assert {*ends, fedsgd.run(kept_longer).parameters.tobytes()} == {ends[0]}
+            cached_rounds = [round for round in range(1, server.round) if cache.has(round)]
+            assert len(cached_rounds) <= experiment.state_budget.model_bytes // (4 * experiment.plan.layout.size) == 3
+        final_weights.append(server.weights.tobytes())
+    shared_cache.close()
+    longer_history = s.with_settings({"downlink.remember": 12})
+    assert {*final_weights, fedsgd.run(longer_history).parameters.tobytes()} == {final_weights[0]}
 
 
 # ----------------------------------------------------------------------------------------------------------------------- momentum
 
 
-def test_velocity_is_carried_from_a_clients_last_round(scenario: Make) -> None:
-    """Two rounds by hand with the engine's own steps, everybody there."""
+def test_carried_momentum_continues_from_the_last_round_of_a_client(scenario: Make) -> None:
+    """Compute two rounds of all clients with single calls of the engine."""
     momentum = {
         "client.optimizer.name": "momentum",
         "client.optimizer.lr": 0.05,
@@ -406,23 +419,23 @@ def test_velocity_is_carried_from_a_clients_last_round(scenario: Make) -> None:
     )
     assert carried.summary["params_sha256"] != restarted.summary["params_sha256"]
     experiment = build_experiment(scenario({**DENSE, **momentum, "client.velocity": "carry"}))
-    weights, memory = experiment.initial_server_state.weights, [{} for _ in range(8)]
+    weights, optimizer_states = experiment.initial_server_state.weights, [{} for _ in range(8)]
     sizes = experiment.train.sizes()
     for round in (1, 2):
         total = np.zeros(len(weights))
         for client in range(8):
-            work = TrainingJob(
-                experiment.plan.seed, round, client, weights, experiment.train.examples_of(client), memory[client]
+            job = TrainingJob(
+                experiment.plan.seed, round, client, weights, experiment.train.examples_of(client), optimizer_states[client]
             )
-            (local,) = experiment.engine.train([work])
-            memory[client] = local.optimizer_state
-            total += local.update.astype(np.float64) * (sizes[client] / sizes.sum())
+            (client_result,) = experiment.engine.train([job])
+            optimizer_states[client] = client_result.optimizer_state
+            total += client_result.update.astype(np.float64) * (sizes[client] / sizes.sum())
         weights = weights + total.astype(np.float32)
     assert carried.parameters.tobytes() == weights.tobytes()
 
 
-def test_scaffold_is_its_papers_algorithm(scenario: Make, blobs: Dataset) -> None:
-    """Algorithm 1 with option II, written out with autograd: three of four clients a round, three rounds."""
+def test_scaffold_equals_algorithm_1_of_its_paper(scenario: Make, blobs: Dataset) -> None:
+    """Option II, written with autograd: three of four clients in each of three rounds."""
     settings = {
         "data.partition.clients": 4,
         "server.cohort": 3,
@@ -439,26 +452,26 @@ def test_scaffold_is_its_papers_algorithm(scenario: Make, blobs: Dataset) -> Non
     result = fedsgd.run(scenario(settings))
     module = experiment.task.module
     x, c = torch.from_numpy(experiment.initial_server_state.weights.copy()), torch.zeros(experiment.plan.layout.size)
-    own = [torch.zeros_like(c) for _ in range(4)]
+    control_variates = [torch.zeros_like(c) for _ in range(4)]
     for round in (1, 2, 3):
-        changes, moved = torch.zeros_like(c), torch.zeros_like(c)
+        control_change, model_change = torch.zeros_like(c), torch.zeros_like(c)
         cohort = experiment.participation.sample_round(round).cohort
         for i in cohort:
             features, labels = (torch.from_numpy(a) for a in experiment.train.examples_of(i).arrays())
             y = x.clone()
             for _ in range(5):
-                y = y - 0.1 * (gradient(module, y, features, labels) - own[i] + c)
-            plus = own[i] - c + (x - y) / 0.5
-            changes += plus - own[i]
-            moved += y - x
-            own[i] = plus
-        x, c = x + moved / 3, c + changes / 4
+                y = y - 0.1 * (gradient(module, y, features, labels) - control_variates[i] + c)
+            next_control = control_variates[i] - c + (x - y) / 0.5
+            control_change += next_control - control_variates[i]
+            model_change += y - x
+            control_variates[i] = next_control
+        x, c = x + model_change / 3, c + control_change / 4
     assert result.parameters == pytest.approx(x.numpy(), abs=2e-5)
-    ups = [row for row in result.ledger.table().to_pylist() if row["direction"] == "up"]
-    assert {row["side_bytes"] for row in ups} == {4 * experiment.plan.layout.size}
+    uplink_rows = [row for row in result.ledger.table().to_pylist() if row["direction"] == "up"]
+    assert {row["side_bytes"] for row in uplink_rows} == {4 * experiment.plan.layout.size}
 
 
-def test_scaffold_keeps_its_control_variates_where_no_step_is_made(scenario: Make) -> None:
+def test_scaffold_control_variates_do_not_change_without_steps(scenario: Make) -> None:
     settings = {
         "server.weighting": "uniform",
         "uplink.compressor.name": "scaffold",
@@ -482,45 +495,45 @@ def gradient(module: nn.Module, flat: torch.Tensor, x: torch.Tensor, y: torch.Te
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(module.parameters()))])
 
 
-def test_fednova_weighs_by_how_far_steps_go(scenario: Make) -> None:
+def test_fednova_normalizes_updates_by_their_steps(scenario: Make) -> None:
     """d_i = x_i / a_i; the mean moves by Σ p_i a_i · Σ p_i d_i (Wang et al. 2020)."""
     settings = {**PLAIN, "client.optimizer.name": "momentum", "client.epochs": 2, "client.batch_size": 20}
     experiment = build_experiment(scenario({**settings, "server.normalisation": "fednova"}))
     plan, server = experiment.plan, experiment.initial_server_state
-    messages, sending = broadcast(plan, server, range(8))
+    messages, sending_server = broadcast(plan, server, range(8))
     replies = [o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)]
     assert len({reply.steps for reply in replies}) > 1
-    after, _ = aggregate(plan, sending, replies)
+    next_server, _ = aggregate(plan, sending_server, replies)
     n = {r.client: decode_frame(r.frames[0]).header.examples for r in replies}
-    went = {r.client: plan.local_training.fednova_normalizer(n[r.client], 1) for r in replies}
+    normalizers = {r.client: plan.local_training.fednova_normalizer(n[r.client], 1) for r in replies}
     total = sum(n.values())
-    mean = sum(n[c] / total * went[c] for c in n)
-    moved = np.zeros(plan.layout.size)
+    effective_normalizer = sum(n[c] / total * normalizers[c] for c in n)
+    expected_step = np.zeros(plan.layout.size)
     for reply in sorted(replies, key=lambda r: r.client):
         x = np.frombuffer(decode_frame(reply.frames[0]).sections[0].data, "<f4").astype(np.float64)
-        moved += n[reply.client] / total * mean / went[reply.client] * x
-    assert after.weights == pytest.approx(server.weights + moved, abs=1e-6)
+        expected_step += n[reply.client] / total * effective_normalizer / normalizers[reply.client] * x
+    assert next_server.weights == pytest.approx(server.weights + expected_step, abs=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------------- batch norm
 
 
-def normed() -> nn.Module:
+def make_norm_module() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
 
 
 NORM = {**PLAIN, "client.batch_size": "full", "client.epochs": 2, "data.held_out": 0.2, "evaluation.clients": True}
 
 
-def test_mean_statistics_are_sent_averaged_and_counted(scenario: Make) -> None:
+def test_mean_buffers_are_sent_averaged_and_counted(scenario: Make) -> None:
     s = scenario({**NORM, "model.batch_norm": "mean", "server.cohort": 8, "rounds": 1})
-    module = normed()
-    seen = crossings(s, 1, module=module)
-    ups = [decode_frame(c.frame) for c in seen if c.kind is FrameKind.UPDATE]
-    sections = [frame.sections[-1] for frame in ups]
+    module = make_norm_module()
+    events = collect_events(s, 1, module=module)
+    updates = [decode_frame(c.frame) for c in events if c.kind is FrameKind.UPDATE]
+    sections = [frame.sections[-1] for frame in updates]
     assert {section.kind for section in sections} == {SectionKind.BUFFER}
-    assert {len(section.data) for section in sections} == {4 * 16}, "a mean and a variance for each of 8, and no counter"
-    n = np.array([frame.header.examples for frame in ups], dtype=np.float64)
+    assert {len(section.data) for section in sections} == {4 * 16}, "mean and variance of 8 features, without a batch counter"
+    n = np.array([frame.header.examples for frame in updates], dtype=np.float64)
     values = [np.frombuffer(section.data, "<f4") for section in sections]
     expected = sum(w * v.astype(np.float64) for w, v in zip(n / n.sum(), values, strict=True))
     experiment = build_experiment(s, module=module)
@@ -530,15 +543,16 @@ def test_mean_statistics_are_sent_averaged_and_counted(scenario: Make) -> None:
         )
     )
     assert server.buffers == pytest.approx(expected, abs=1e-6)
-    result = fedsgd.run(s, module=normed())
+    result = fedsgd.run(s, module=make_norm_module())
     assert result.summary["uplink"]["side"] == 8 * 4 * 16 == result.summary["downlink"]["side"]
     assert result.summary["batch_norm"] == "mean"
 
 
-def test_how_far_steps_go_is_nothing_to_mean_statistics(scenario: Make) -> None:
-    """FedNova's shares are of updates; and where no step is made there are none."""
+def test_fednova_does_not_normalize_buffers(scenario: Make) -> None:
+    """FedNova weights apply to updates only. With a learning rate of 0 there are no normalizers."""
     s = scenario({**NORM, "model.batch_norm": "mean", "server.cohort": 8, "client.batch_size": 10, "client.epochs": 3})
-    pairs = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Unflatten(1, (2, 4)), nn.BatchNorm1d(2))  # batches of one will do
+    # These batch norms work with batches of one example.
+    pairs = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Unflatten(1, (2, 4)), nn.BatchNorm1d(2))
     means, module = [], nn.Sequential(pairs, nn.Flatten(), nn.Linear(8, 10))
     for normalisation in ("none", "fednova"):
         experiment = build_experiment(s.with_settings({"server.normalisation": normalisation}), module=module)
@@ -547,22 +561,22 @@ def test_how_far_steps_go_is_nothing_to_mean_statistics(scenario: Make) -> None:
         )
         means.append(next(rounds)[0].buffers.tobytes())
     assert means[0] == means[1]
-    ends = {
+    zero_rate_settings = {
         "server.normalisation": "fednova",
         "client.optimizer.schedule.name": "cosine",
         "client.optimizer.schedule.length": 1,
     }
-    assert len(fedsgd.run(s.with_settings({**ends, "rounds": 3}), module=module).history) == 3
+    assert len(fedsgd.run(s.with_settings({**zero_rate_settings, "rounds": 3}), module=module).history) == 3
 
 
-def test_statistics_that_are_not_finite_are_their_clients_failure(scenario: Make) -> None:
+def test_non_finite_buffers_fail_their_client(scenario: Make) -> None:
     class Overflowing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.beside = normed(), nn.BatchNorm1d(64, affine=False)
+            self.inner, self.overflowing = make_norm_module(), nn.BatchNorm1d(64, affine=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.beside(x.flatten(1) * 1e25)
+            self.overflowing(x.flatten(1) * 1e25)
             return self.inner(x)
 
     s = scenario({**NORM, "model.batch_norm": "mean", "rounds": 2})
@@ -570,40 +584,42 @@ def test_statistics_that_are_not_finite_are_their_clients_failure(scenario: Make
         fedsgd.run(s, module=Overflowing())
     result = fedsgd.run(s.with_settings({"participation.on_failure": "continue"}), module=Overflowing())
     assert result.summary["failures"] == 8
-    assert result.summary["uplink_ratio"] is None, "nothing was sent up"
+    assert result.summary["uplink_ratio"] is None, "no update was sent"
     assert result.summary["bidirectional_ratio"] == result.summary["downlink_ratio"]
 
 
-def test_local_batch_norm_never_leaves_its_client(scenario: Make) -> None:
+def test_local_batch_norm_is_not_sent_and_differs_between_clients(scenario: Make) -> None:
     s = scenario({**NORM, "model.batch_norm": "local", "rounds": 3})
-    experiment = build_experiment(s, module=normed())
-    assert experiment.plan.layout.size == sum(p.numel() for p in normed().parameters()) - 16
+    experiment = build_experiment(s, module=make_norm_module())
+    assert experiment.plan.layout.size == sum(p.numel() for p in make_norm_module().parameters()) - 16
     assert not any("2." in name for name in experiment.plan.layout.names)
-    result = fedsgd.run(s, module=normed())
+    result = fedsgd.run(s, module=make_norm_module())
     assert result.summary["uplink"]["side"] == 0
     assert result.summary["parameters"] == experiment.plan.layout.size
-    with with_worker_pool(build_experiment(s, module=normed(), share_data=True), 1) as one:
-        rounds = run_rounds(one.plan, one.initial_server_state, one.runtime, one.participation, lambda _: None)
-        server, attended = next(rounds)
-        assert one.evaluator.local_model_of is not None
-        here, there = (one.evaluator.local_model_of(client, None) for client in attended.accepted[:2])
-        assert (here[0] != there[0]).any()
-        assert (here[1] != there[1]).any()
-        values, accuracy = one.evaluator(server.public_model.weights)
+    with with_worker_pool(build_experiment(s, module=make_norm_module(), share_data=True), 1) as built:
+        rounds = run_rounds(built.plan, built.initial_server_state, built.runtime, built.participation, lambda _: None)
+        server, participants = next(rounds)
+        assert built.evaluator.local_model_of is not None
+        first, second = (built.evaluator.local_model_of(client, None) for client in participants.accepted[:2])
+        assert (first[0] != second[0]).any()
+        assert (first[1] != second[1]).any()
+        values, accuracy = built.evaluator(server.public_model.weights)
     assert accuracy is not None
-    sizes = one.held_out.sizes()
+    sizes = built.held_out.sizes()
     assert values["accuracy"] == pytest.approx(np.nansum(accuracy * sizes) / sizes.sum())
 
 
-def test_local_batch_norm_has_no_one_model_to_test(scenario: Make) -> None:
+def test_local_batch_norm_requires_evaluation_by_client(scenario: Make) -> None:
     with pytest.raises(ScenarioError, match=r'model\.batch_norm: with "local", .* set evaluation\.clients = true'):
-        build_experiment(scenario({**PLAIN, "model.batch_norm": "local", "client.last_batch": "drop"}), module=normed())
+        build_experiment(
+            scenario({**PLAIN, "model.batch_norm": "local", "client.last_batch": "drop"}), module=make_norm_module()
+        )
 
 
-# -------------------------------------------------------------------------------------------------------------------- the figures
+# ------------------------------------------------------------------------------------------------------------- reported statistics
 
 
-def test_what_is_held_back_and_how_stale_it_is_is_reported(scenario: Make) -> None:
+def test_summary_reports_residual_norms_and_staleness(scenario: Make) -> None:
     result = fedsgd.run(scenario({"rounds": 6, "server.cohort": 2}))
     report = result.summary["residuals"]
     assert report["clients"] == len({client for record in result.history for client in record.cohort})
@@ -613,34 +629,40 @@ def test_what_is_held_back_and_how_stale_it_is_is_reported(scenario: Make) -> No
     assert fedsgd.run(scenario({**DENSE, "rounds": 2})).summary["residuals"] is None
 
 
-def test_who_was_not_heard_holds_all_of_it_back(scenario: Make) -> None:
-    experiment, residuals, fates = build_experiment(scenario({"participation.dropout": 0.5})), ResidualStatistics(), set[bool]()
-    parts = experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, Ledger()
-    for server, attended in itertools.islice(run_rounds(*parts), 6):
-        residuals.add(attended.replies, attended.accepted)
-        for client in attended.cohort:
-            state = experiment.runtime.store.load(client)
-            memory = state.resolve(server.round, server.acknowledged_rounds.get(client))
-            assert residuals.norms[client] == pytest.approx(np.linalg.norm(memory["scheme/residual"]))
-            fates.add(client in attended.accepted)
-    assert fates == {True, False}
-
-
-def test_the_plan_of_states_is_told_before_the_first_round(scenario: Make) -> None:
-    said: list[str] = []
-    fedsgd.run(
-        scenario({"rounds": 2}), on_state_budget=lambda plan: said.append(str(plan)), on_round=lambda _: said.append("round")
+def test_residual_norms_equal_stored_residuals_after_lost_replies(scenario: Make) -> None:
+    experiment, residuals, is_accepted = (
+        build_experiment(scenario({"participation.dropout": 0.5})),
+        ResidualStatistics(),
+        set[bool](),
     )
-    assert said[0].startswith("client state: at most 8 of 8 clients x ")
-    assert said[1:] == ["round", "round"]
+    parts = experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, Ledger()
+    for server, participants in itertools.islice(run_rounds(*parts), 6):
+        residuals.add(participants.replies, participants.accepted)
+        for client in participants.cohort:
+            state = experiment.runtime.store.load(client)
+            entries = state.resolve(server.round, server.acknowledged_rounds.get(client))
+            assert residuals.norms[client] == pytest.approx(np.linalg.norm(entries["scheme/residual"]))
+            is_accepted.add(client in participants.accepted)
+    assert is_accepted == {True, False}
+
+
+def test_state_budget_is_reported_before_the_first_round(scenario: Make) -> None:
+    calls: list[str] = []
+    fedsgd.run(
+        scenario({"rounds": 2}),
+        on_state_budget=lambda budget: calls.append(str(budget)),
+        on_round=lambda _: calls.append("round"),
+    )
+    assert calls[0].startswith("client state: at most 8 of 8 clients x ")
+    assert calls[1:] == ["round", "round"]
     with pytest.raises(
         ScenarioError, match=r"no room for client state: at most 8 of 8 clients .* the budget of memory is 1 kB"
     ):
         fedsgd.run(scenario({"state.budget": "1 kB", "state.store": "memory"}))
 
 
-REFUSED = {
-    "not contractive": ({"downlink.policy": "shift", "downlink.compressor.name": "qsgd"}, "downlink.compressor: .* unbiased"),
+INCOMPATIBLE_SETTINGS = {
+    "not contractive": ({"downlink.policy": "ef21-p", "downlink.compressor.name": "qsgd"}, "downlink.compressor: .* unbiased"),
     "a model cannot be sparse": (
         {"downlink.compressor.name": "top-k"},
         r'downlink\.compressor\.name: got "top-k", expected "dense"',
@@ -649,12 +671,12 @@ REFUSED = {
         {"downlink.policy": "difference", "downlink.compressor.values": "bfloat16"},
         r"downlink\.compressor\.name: .* a difference is exact",
     ),
-    "forgetting a bias": (
-        {"downlink.policy": "plain", "downlink.compressor.name": "top-k"},
+    "biased operator without a residual": (
+        {"downlink.policy": "unbiased", "downlink.compressor.name": "top-k"},
         r'downlink\.compressor: got "top-k" without a memory',
     ),
     "no velocity": ({"client.optimizer.name": "sgd", "client.velocity": "carry"}, r"client\.velocity: .* sgd has no velocity"),
-    "ef21 and chances": (
+    "ef21 and inclusion probabilities": (
         {
             "uplink.compressor.name": "ef21",
             "uplink.error_feedback": "none",
@@ -686,14 +708,14 @@ REFUSED = {
         r'state\.precision: got "bfloat16", expected "float32"',
     ),
     "no size": ({"state.budget": "plenty"}, r"state\.budget: got 'plenty', expected a size such as"),
-    "nothing to age": (
+    "no residual to decay": (
         {"uplink.compressor.name": "cafe", "uplink.error_feedback": "decay"},
         r'uplink\.error_feedback: got "decay", expected "none": cafe has a memory',
     ),
 }
 
 
-@pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_does_not_go_together_is_refused_by_its_key(scenario: Make, settings: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("settings", "message"), INCOMPATIBLE_SETTINGS.values(), ids=INCOMPATIBLE_SETTINGS.keys())
+def test_incompatible_settings_raise_error_with_their_key(scenario: Make, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ScenarioError, match=message):
         scenario(settings)

@@ -1,4 +1,7 @@
-"""Clients in another process, which get frames and nothing else, and keep their own state: the same bytes and the same model."""
+"""Clients in another process, which receives only frames and stores its own states.
+
+Bytes and model are the same as in one process.
+"""
 
 from __future__ import annotations
 
@@ -22,29 +25,31 @@ from fedsgd.scenario.scenario import Scenario, parse_scenario
 ROUNDS = 4
 
 
-def clients_of(pipe: Connection) -> None:
-    """The other process. A scenario starts a federation's clients anew; a message of one of them is answered; None ends it."""
+def serve_clients(pipe: Connection) -> None:
+    """Serve clients in the other process. A scenario starts new clients; a message of a client is answered; None ends the
+    process.
+    """
     pipe.send(os.getpid())
     experiment, store = None, InMemoryClientStore()
-    while (asked := pipe.recv()) is not None:
-        if isinstance(asked, dict):
-            experiment, store = build_experiment(parse_scenario(asked)), InMemoryClientStore()
+    while (request := pipe.recv()) is not None:
+        if isinstance(request, dict):
+            experiment, store = build_experiment(parse_scenario(request)), InMemoryClientStore()
             continue
-        client, message = asked
+        client, message = request
         data = experiment.train.examples_of(client)
         reply, state = client_update(experiment.plan, experiment.engine, client, message, store.load(client), data)
         store.save(client, state)
         pipe.send(reply.frames)
 
 
-class OverAPipe:
-    """A runtime whose clients live elsewhere: bytes out, bytes in."""
+class PipeRuntime:
+    """Runtime whose clients are in another process, which sends and receives bytes."""
 
     def __init__(self, pipe: Connection, clients: int) -> None:
         self.pipe = pipe
         self.n_clients = clients
 
-    def clients(self) -> Sequence[int]:
+    def list_clients(self) -> Sequence[int]:
         return range(self.n_clients)
 
     def exchange(self, messages: Mapping[int, Message], timeout: float | None) -> Iterator[ClientOutcome]:
@@ -54,10 +59,10 @@ class OverAPipe:
             yield Reply(client, self.pipe.recv(), 0.0, 0.0)
 
 
-def of(name: str, scenario: Any) -> Scenario:
+def build_scenario(name: str, scenario: Any) -> Scenario:
     uniform = {"server.weighting": "uniform"} if name in ("ef21", "scaffold") else {}
     plain = {"client.optimizer.name": "sgd"} if name == "scaffold" else {}
-    made: Scenario = scenario(
+    built: Scenario = scenario(
         {
             "rounds": ROUNDS,
             "server.cohort": 3,
@@ -67,11 +72,11 @@ def of(name: str, scenario: Any) -> Scenario:
             **plain,
         }
     )
-    return made
+    return built
 
 
-def outcome(s: Scenario, runtime: Any = None) -> tuple[bytes, str, int]:
-    """(the final weights, the ledger's digest, bytes up) of some rounds."""
+def run_to_outcome(s: Scenario, runtime: Any = None) -> tuple[bytes, str, int]:
+    """Return the final weights, the ledger's digest and the uplink bytes of a few rounds."""
     experiment = build_experiment(s)
     ledger = Ledger()
     rounds = run_rounds(
@@ -80,31 +85,31 @@ def outcome(s: Scenario, runtime: Any = None) -> tuple[bytes, str, int]:
     for server, _ in rounds:
         if server.round > ROUNDS:
             return server.weights.tobytes(), ledger.sha256, ledger.totals["up"].n_bytes
-    raise AssertionError("a run has no end of its own")
+    raise AssertionError("run_rounds does not end by itself")
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> Iterator[Connection]:
-    """The other process, by its end of a pipe."""
-    here, there = mp.Pipe()
-    process = mp.get_context("spawn").Process(target=clients_of, args=(there,), daemon=True)
+def client_process() -> Iterator[Connection]:
+    """Start the other process and yield the connection to it."""
+    connection, child_connection = mp.Pipe()
+    process = mp.get_context("spawn").Process(target=serve_clients, args=(child_connection,), daemon=True)
     process.start()
-    assert here.recv() != os.getpid()
-    yield here
-    here.send(None)
+    assert connection.recv() != os.getpid()
+    yield connection
+    connection.send(None)
     process.join(20)
     assert process.exitcode == 0
 
 
-MEMORY = ["dgc", "stc", "ef21", "cafe", "power-sgd", "fetch-sgd", "scaffold"]
+SCHEMES = ["dgc", "stc", "ef21", "cafe", "power-sgd", "fetch-sgd", "scaffold"]
 
 
-@pytest.mark.parametrize("name", MEMORY)
-def test_frames_are_all_that_client_and_server_share(name: str, elsewhere: Connection, scenario: Any) -> None:
-    s = of(name, scenario)
-    elsewhere.send(dump_table(s))
-    assert outcome(s, OverAPipe(elsewhere, len(build_experiment(s).train))) == outcome(s)
+@pytest.mark.parametrize("name", SCHEMES)
+def test_clients_in_another_process_give_the_same_bytes(name: str, client_process: Connection, scenario: Any) -> None:
+    s = build_scenario(name, scenario)
+    client_process.send(dump_table(s))
+    assert run_to_outcome(s, PipeRuntime(client_process, len(build_experiment(s).train))) == run_to_outcome(s)
 
 
-def test_every_scheme_with_a_memory_is_tried() -> None:
-    assert set(MEMORY) == {name for name in COMPRESSORS if issubclass(COMPRESSORS[name], CompressionScheme)}
+def test_scheme_list_has_every_scheme_with_state() -> None:
+    assert set(SCHEMES) == {name for name in COMPRESSORS if issubclass(COMPRESSORS[name], CompressionScheme)}
