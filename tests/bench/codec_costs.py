@@ -239,7 +239,7 @@ def _link(op: CompressionOperator) -> ModelBroadcast:
     """Return the policy with which an operator goes down."""
     if op.name == "dense":
         return ModelBroadcast("model", op)
-    return ModelBroadcast("error-feedback" if op.kind == "contractive" else "plain", op)
+    return ModelBroadcast("error-feedback" if op.kind == "contractive" else "unbiased", op)
 
 
 Samples = dict[tuple[CodecJob, str, int, int], Sample]

@@ -26,7 +26,7 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.optim import Momentum
 from fedsgd.runtime.stores.shared import stored_bytes
 from fedsgd.training import TrainingJob, TrainingResult
-from tests.laws.federation import NOBODYS, plan_of
+from tests.laws.federation import NO_EXAMPLES, make_plan
 from tests.laws.members import schemes
 
 GIB = 2**30
@@ -125,7 +125,7 @@ def test_the_store_is_where_the_plan_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", list(schemes()), ids=str)
 def test_a_typical_state_is_what_a_client_has_after_two_rounds(scheme: CompressionScheme) -> None:
-    agreed = replace(plan_of(scheme), layout=LAYOUT)
+    agreed = replace(make_plan(scheme), layout=LAYOUT)
     state = representative_state(agreed, LAYOUT.size)
     assert state.uncommitted_state is not None
     assert state.uncommitted_state.round == 2
@@ -133,14 +133,14 @@ def test_a_typical_state_is_what_a_client_has_after_two_rounds(scheme: Compressi
         x = np.random.default_rng(round).standard_normal(LAYOUT.size, dtype=np.float32)
         opened = DecodedDownlink(x, None, np.zeros_like(x), 0.0)
         task = ClientTask(
-            TrainingJob(0, round, 0, x, NOBODYS), ClientState(state.resolve(round, round - 1)), opened, 0, -1, 0.0
+            TrainingJob(0, round, 0, x, NO_EXAMPLES), ClientState(state.resolve(round, round - 1)), opened, 0, -1, 0.0
         )
         _, state = encode_update(agreed, task, TrainingResult(0, x, 1, 1))
         assert stored_bytes(state) <= 1.1 * stored_bytes(representative_state(agreed, LAYOUT.size)) + 64
 
 
 def test_what_training_remembers_is_counted_too() -> None:
-    agreed = replace(plan_of(), layout=LAYOUT)
+    agreed = replace(make_plan(), layout=LAYOUT)
     carrying = replace(agreed, local_training=replace(agreed.local_training, optimizer=Momentum(), keep_optimizer_state=True))
     halved = replace(carrying, bfloat16_states=True)
     norm = BufferPlan(None, np.ones(20_000, np.float32), np.ones(20_000, np.float32))

@@ -1,4 +1,4 @@
-"""The laws of a real federation: clients come and go, replies get lost, memories too; nothing is forgotten or counted twice."""
+"""Laws of federations in which clients miss rounds, replies are lost and clients lose their state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedsgd.federation import broadcast
 from fedsgd.federation.downlink import ASSIGN_CODEC, CatchUpPlanner, EncodedFrame, ModelBroadcast
 from fedsgd.numerics.arrays import F32
 from fedsgd.wire import ALL_CLIENTS, Frame, FrameKind, Header, decode_frame, encode_frame
-from tests.laws.federation import CLIENTS, LAYOUT, Federation, dyadic, plan_of
+from tests.laws.federation import CLIENTS, LAYOUT, Federation, make_plan, sample_dyadic_vector
 
 TOP = TopK(0.1)
 LINKS = {
@@ -33,14 +33,14 @@ LINKS = {
     "difference": ModelBroadcast("difference"),
     "error feedback, ternary": ModelBroadcast("error-feedback", TopK(0.1, "ternary")),
     "error feedback, signs": ModelBroadcast("error-feedback", Sign()),
-    "shift": ModelBroadcast("shift", TOP),
-    "plain, levels": ModelBroadcast("plain", QSGD()),
+    "EF21-P": ModelBroadcast("ef21-p", TOP),
+    "unbiased, levels": ModelBroadcast("unbiased", QSGD()),
     "difference, three rounds": ModelBroadcast("difference", history_rounds=3),
     "error feedback, three rounds": ModelBroadcast("error-feedback", TOP, 3),
 }
-KEEPING = {
+SCHEMES_WITH_RESIDUAL = {
     "top-k": ErrorFeedback(TOP),
-    "threshold of what is sent": ErrorFeedback(TopK(0.02)),
+    "top-k of density 0.02": ErrorFeedback(TopK(0.02)),
     "dgc": DGC(0.1, momentum=0.0),
     "stc": STC(0.1),
     "power-sgd": PowerSGD(1),
@@ -48,172 +48,186 @@ KEEPING = {
 
 
 @dataclass(frozen=True)
-class Round:
-    """Who is asked, whose reply is lost, who has lost its memory before."""
+class RoundPlan:
+    """Plan of one round.
+
+    Attributes:
+        cohort: clients of the round, ascending.
+        lost: clients whose reply is lost.
+        without_state: clients that lose their state before the round.
+    """
 
     cohort: list[int]
     lost: frozenset[int]
-    forgotten: frozenset[int]
+    without_state: frozenset[int]
 
 
-def rounds(forgetful: bool = True) -> st.SearchStrategy[list[Round]]:
+def round_plans(loses_state: bool = True) -> st.SearchStrategy[list[RoundPlan]]:
     client = st.integers(0, CLIENTS - 1)
     cohorts = st.lists(client, min_size=1, max_size=CLIENTS, unique=True).map(sorted)
-    some = st.frozensets(client, max_size=3)
-    none: st.SearchStrategy[frozenset[int]] = st.just(frozenset())
-    return st.lists(st.builds(Round, cohorts, some, some if forgetful else none), min_size=1, max_size=14)
+    subsets = st.frozensets(client, max_size=3)
+    no_client: st.SearchStrategy[frozenset[int]] = st.just(frozenset())
+    return st.lists(st.builds(RoundPlan, cohorts, subsets, subsets if loses_state else no_client), min_size=1, max_size=14)
 
 
-def played(scheme: CompressionScheme, link: ModelBroadcast, pattern: list[Round], check: Any = None) -> Federation:
-    rng = np.random.default_rng(len(pattern))
-    federation = Federation.of(plan_of(scheme, link), dyadic(rng))
-    for number, each in enumerate(pattern):
-        for client in each.forgotten:
-            federation.forget(client)
+def play_rounds(scheme: CompressionScheme, link: ModelBroadcast, plans: list[RoundPlan], check: Any = None) -> Federation:
+    rng = np.random.default_rng(len(plans))
+    federation = Federation.of(make_plan(scheme, link), sample_dyadic_vector(rng))
+    for number, round_plan in enumerate(plans):
+        for client in round_plan.without_state:
+            federation.lose_state(client)
         public = federation.server.public_model.weights
-        before = federation.server
-        federation.play(each.cohort, {c: dyadic(np.random.default_rng([number, c])) for c in each.cohort}, list(each.lost))
-        for client in each.cohort:
+        server = federation.server
+        federation.play(
+            round_plan.cohort,
+            {c: sample_dyadic_vector(np.random.default_rng([number, c])) for c in round_plan.cohort},
+            list(round_plan.lost),
+        )
+        for client in round_plan.cohort:
             assert federation.decoded[client].tobytes() == public.tobytes(), f"client {client} in round {number + 1}"
         if check is not None:
-            check(federation, before, each)
+            check(federation, server, round_plan)
     return federation
 
 
-# ------------------------------------------------------------------------------------------------------------------- the downlink
+# ----------------------------------------------------------------------------------------------------------------------- downlink
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 @settings(max_examples=60)
-@given(pattern=rounds())
-def test_whoever_was_away_ends_at_the_bits_of_whoever_was_not(link: ModelBroadcast, pattern: list[Round]) -> None:
-    """Client 0 of a second federation is there in each round, and nothing of its is ever lost."""
-    sparse = ErrorFeedback(TOP)
-    played(sparse, link, pattern)
-    always = [Round(sorted({0, *r.cohort}), frozenset(r.lost - {0}), frozenset(r.forgotten - {0})) for r in pattern]
-    assert played(sparse, link, always).resyncs <= sum(len(r.forgotten) for r in always)
+@given(pattern=round_plans())
+def test_client_that_missed_rounds_decodes_the_same_bits(link: ModelBroadcast, pattern: list[RoundPlan]) -> None:
+    """Client 0 of a second federation is in each cohort and loses neither a reply nor its state."""
+    scheme = ErrorFeedback(TOP)
+    play_rounds(scheme, link, pattern)
+    with_client_0 = [
+        RoundPlan(sorted({0, *r.cohort}), frozenset(r.lost - {0}), frozenset(r.without_state - {0})) for r in pattern
+    ]
+    assert play_rounds(scheme, link, with_client_0).resyncs <= sum(len(r.without_state) for r in with_client_0)
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 @settings(max_examples=30)
-@given(pattern=rounds(forgetful=False))
-def test_the_way_that_is_sent_is_the_cheapest_there_is(link: ModelBroadcast, pattern: list[Round]) -> None:
-    """Beside each way that is taken stand all others that there are: the whole model, one merged difference, the chain of all
-    differences since the beginning, however long that is."""
+@given(pattern=round_plans(loses_state=False))
+def test_catch_up_frames_are_the_smallest_candidate(link: ModelBroadcast, pattern: list[RoundPlan]) -> None:
+    """The sent frames are compared with the full model, one merged difference, and the chain of all differences since the first
+    round.
+    """
     chain: list[EncodedFrame] = []
     models: dict[int, F32] = {}
 
-    def check(federation: Federation, before: Any, each: Round) -> None:
-        plan, public = federation.plan, before.public_model
-        models[before.round] = public.model
+    def check(federation: Federation, server: Any, round_plan: RoundPlan) -> None:
+        plan, public = federation.plan, server.public_model
+        models[server.round] = public.weights
         if public.difference_frames and (not chain or chain[-1] is not public.difference_frames[-1]):
             chain.append(public.difference_frames[-1])
-        messages, _ = broadcast(plan, before, each.cohort)
-        post = CatchUpPlanner(plan.downlink, public, lambda round: plan.make_context(round, ALL_CLIENTS))
+        messages, _ = broadcast(plan, server, round_plan.cohort)
+        planner = CatchUpPlanner(plan.downlink, public, lambda round: plan.make_context(round, ALL_CLIENTS))
         for message in messages.values():
-            base, taken = decode_frame(message[0]).header.base, sum(map(len, message[1:]))
-            whole = len(post.get_full_model_frame().data)
-            assert taken <= whole
+            base, n_bytes = decode_frame(message[0]).header.base, sum(map(len, message[1:]))
+            full_model_bytes = len(planner.get_full_model_frame().data)
+            assert n_bytes <= full_model_bytes
             if not base:
                 continue
-            since = [frame for frame in chain if frame.decoded.header.round > base]
-            if since and since[0].decoded.header.base <= base:
-                assert taken <= sum(len(frame.data) for frame in since)
-            steps = [models[r] != models[r + 1] for r in range(base, before.round)]
+            later_frames = [frame for frame in chain if frame.decoded.header.round > base]
+            if later_frames and later_frames[0].decoded.header.base <= base:
+                assert n_bytes <= sum(len(frame.data) for frame in later_frames)
+            steps = [models[r] != models[r + 1] for r in range(base, server.round)]
             changed = np.flatnonzero(np.any(steps, axis=0))
-            sections, _ = encode_sparse(changed, public.model[changed], "float32", plan.make_context(before.round, ALL_CLIENTS))
-            merged = Frame(Header(FrameKind.MODEL, before.round, ASSIGN_CODEC, base=base), sections)
-            assert taken <= len(encode_frame(merged))
+            sections, _ = encode_sparse(
+                changed, public.weights[changed], "float32", plan.make_context(server.round, ALL_CLIENTS)
+            )
+            merged = Frame(Header(FrameKind.MODEL, server.round, ASSIGN_CODEC, base=base), sections)
+            assert n_bytes <= len(encode_frame(merged))
 
-    played(ErrorFeedback(TOP), link, pattern, check)
+    play_rounds(ErrorFeedback(TOP), link, pattern, check)
 
 
-def test_two_policies_send_the_same_but_for_rounding() -> None:
-    """Error feedback on the server's step, and the shift of the public model towards the server's own: where the arithmetic is
-    exact, the very same."""
-    pattern = [Round([0, 2], frozenset(), frozenset()), Round([1], frozenset(), frozenset())] * 5
+def test_error_feedback_and_ef21_p_send_the_same_without_rounding() -> None:
+    """Where the arithmetic is exact, both policies give the same public model."""
+    pattern = [RoundPlan([0, 2], frozenset(), frozenset()), RoundPlan([1], frozenset(), frozenset())] * 5
     models = [
-        played(MemorylessScheme(TopK(1.0)), ModelBroadcast(policy, TOP), pattern).server.public_model.weights.tobytes()
-        for policy in ("error-feedback", "shift")
+        play_rounds(MemorylessScheme(TopK(1.0)), ModelBroadcast(policy, TOP), pattern).server.public_model.weights.tobytes()
+        for policy in ("error-feedback", "ef21-p")
     ]
     assert models[0] == models[1]
 
 
-def test_feeding_back_what_is_fed_back_already_would_diverge() -> None:
-    """Why error feedback takes the server's step and not w − public, which holds the residual already."""
+def test_feeding_the_residual_back_twice_diverges() -> None:
+    """Error feedback on the downlink compresses the server's step and not w − public, which contains the residual already."""
     rng = np.random.default_rng(0)
-    own, public, residual, norms = np.zeros(60), np.zeros(60), np.zeros(60), []
+    w, public, residual, norms = np.zeros(60), np.zeros(60), np.zeros(60), []
     for _ in range(60):
-        own += rng.standard_normal(60)
-        wanted = residual + (own - public)
-        sent = np.where(np.abs(wanted) >= np.sort(np.abs(wanted))[-6], wanted, 0)
-        public, residual = public + sent, wanted - sent
-        norms.append(float(np.linalg.norm(own - public)))
+        w += rng.standard_normal(60)
+        delta = residual + (w - public)
+        sent = np.where(np.abs(delta) >= np.sort(np.abs(delta))[-6], delta, 0)
+        public, residual = public + sent, delta - sent
+        norms.append(float(np.linalg.norm(w - public)))
     assert norms[-1] > 1e3 * norms[5]
 
 
 # ------------------------------------------------------------------------------------------------------------ two-phase commit
 
 
-@pytest.mark.parametrize("scheme", KEEPING.values(), ids=KEEPING.keys())
+@pytest.mark.parametrize("scheme", SCHEMES_WITH_RESIDUAL.values(), ids=SCHEMES_WITH_RESIDUAL.keys())
 @settings(max_examples=60)
-@given(pattern=rounds(forgetful=False))
-def test_what_was_trained_is_delivered_or_held_back_whichever_replies_are_lost(
-    scheme: CompressionScheme, pattern: list[Round]
+@given(pattern=round_plans(loses_state=False))
+def test_trained_sum_equals_delivered_plus_undelivered_for_any_lost_replies(
+    scheme: CompressionScheme, pattern: list[RoundPlan]
 ) -> None:
-    """By client and unweighted. Where all arithmetic is exact, so is the law."""
-    federation = played(scheme, ModelBroadcast("difference"), pattern)
+    """The law holds for each client, without weights. Where all arithmetic is exact, it holds exactly."""
+    federation = play_rounds(scheme, ModelBroadcast("difference"), pattern)
     for client in range(CLIENTS):
-        withheld = scheme.undelivered_update(federation.settled(client), LAYOUT)
-        assert withheld is not None
-        off = np.abs(federation.given[client] - federation.delivered[client] - withheld).max()
-        assert off <= (0.0 if isinstance(scheme, ErrorFeedback | DGC) else 1e-4), f"client {client}: {off}"
+        undelivered = scheme.undelivered_update(federation.resolved_state(client), LAYOUT)
+        assert undelivered is not None
+        error = np.abs(federation.trained[client] - federation.delivered[client] - undelivered).max()
+        assert error <= (0.0 if isinstance(scheme, ErrorFeedback | DGC) else 1e-4), f"client {client}: {error}"
 
 
 @settings(max_examples=60)
-@given(pattern=rounds(forgetful=False))
-def test_a_lost_reply_gives_the_masked_momentum_back(pattern: list[Round]) -> None:
-    """DGC: after a loss u and v are what they would be had nothing been chosen: u ← βu + g, v ← v + u."""
+@given(pattern=round_plans(loses_state=False))
+def test_lost_reply_restores_masked_momentum(pattern: list[RoundPlan]) -> None:
+    """After a lost reply, DGC's u and v are those of a round without selection: u ← βu + g, v ← v + u."""
     scheme, beta = DGC(0.1, momentum=0.5), np.float32(0.5)
-    federation = Federation.of(plan_of(scheme, ModelBroadcast()), np.zeros(LAYOUT.size, dtype=np.float32))
-    for number, each in enumerate(pattern):
-        before = {client: federation.settled(client) for client in each.cohort}
-        updates = {c: dyadic(np.random.default_rng([number, c])) for c in each.cohort}
-        federation.play(each.cohort, updates, list(each.lost))
-        for client in each.lost & set(each.cohort):
+    federation = Federation.of(make_plan(scheme, ModelBroadcast()), np.zeros(LAYOUT.size, dtype=np.float32))
+    for number, round_plan in enumerate(pattern):
+        states = {client: federation.resolved_state(client) for client in round_plan.cohort}
+        updates = {c: sample_dyadic_vector(np.random.default_rng([number, c])) for c in round_plan.cohort}
+        federation.play(round_plan.cohort, updates, list(round_plan.lost))
+        for client in round_plan.lost & set(round_plan.cohort):
             zero = np.zeros(LAYOUT.size, dtype=np.float32)
-            u = beta * before[client].get("u", zero) + updates[client]
-            after = federation.settled(client)
-            assert (after["u"] == u).all()
-            assert (after["v"] == before[client].get("v", zero) + u).all()
+            u = beta * states[client].get("u", zero) + updates[client]
+            state = federation.resolved_state(client)
+            assert (state["u"] == u).all()
+            assert (state["v"] == states[client].get("v", zero) + u).all()
 
 
 @settings(max_examples=60)
-@given(pattern=rounds(forgetful=False))
-def test_the_server_has_the_mean_of_all_clients_estimates(pattern: list[Round]) -> None:
-    """EF21: after any pattern of losses both ends agree, bit for bit in dyadic arithmetic."""
-    federation = played(EF21(TOP), ModelBroadcast(), pattern)
-    own = sum(federation.settled(client).get("estimate", np.zeros(LAYOUT.size)) for client in range(CLIENTS))
-    theirs = federation.server.scheme_state.get("estimate", np.zeros(LAYOUT.size))
-    assert theirs == pytest.approx(own / CLIENTS, abs=1e-12)
+@given(pattern=round_plans(loses_state=False))
+def test_ef21_server_estimate_is_the_mean_of_client_estimates(pattern: list[RoundPlan]) -> None:
+    """After any lost replies, both ends agree bit for bit in dyadic arithmetic."""
+    federation = play_rounds(EF21(TOP), ModelBroadcast(), pattern)
+    client_sum = sum(federation.resolved_state(client).get("estimate", np.zeros(LAYOUT.size)) for client in range(CLIENTS))
+    server_estimate = federation.server.scheme_state.get("estimate", np.zeros(LAYOUT.size))
+    assert server_estimate == pytest.approx(client_sum / CLIENTS, abs=1e-12)
 
 
 @settings(max_examples=60)
-@given(pattern=rounds(forgetful=False))
-def test_the_servers_control_variate_is_the_mean_of_all_clients(pattern: list[Round]) -> None:
-    """SCAFFOLD: c = Σ c_i / N after any pattern of losses."""
-    federation = played(Scaffold(), ModelBroadcast(), pattern)
-    own = sum(federation.settled(client).get("control", np.zeros(LAYOUT.size)) for client in range(CLIENTS))
-    theirs = federation.server.scheme_state.get("reference", np.zeros(LAYOUT.size))
-    assert theirs == pytest.approx(own / CLIENTS, abs=1e-12)
+@given(pattern=round_plans(loses_state=False))
+def test_scaffold_server_control_variate_is_the_mean_of_client_control_variates(pattern: list[RoundPlan]) -> None:
+    """c = Σ c_i / N after any lost replies."""
+    federation = play_rounds(Scaffold(), ModelBroadcast(), pattern)
+    client_sum = sum(federation.resolved_state(client).get("control", np.zeros(LAYOUT.size)) for client in range(CLIENTS))
+    server_estimate = federation.server.scheme_state.get("reference", np.zeros(LAYOUT.size))
+    assert server_estimate == pytest.approx(client_sum / CLIENTS, abs=1e-12)
 
 
 @pytest.mark.parametrize("scheme", [EF21(TOP), Scaffold()], ids=str)
-def test_who_lost_what_the_server_has_the_sum_of_cannot_go_on(scheme: CompressionScheme) -> None:
-    federation = Federation.of(plan_of(scheme), np.zeros(LAYOUT.size, dtype=np.float32))
-    x = dyadic(np.random.default_rng(0))
+def test_client_with_lost_mirrored_state_raises_run_error(scheme: CompressionScheme) -> None:
+    federation = Federation.of(make_plan(scheme), np.zeros(LAYOUT.size, dtype=np.float32))
+    x = sample_dyadic_vector(np.random.default_rng(0))
     federation.play([0, 1], {0: x, 1: x})
-    federation.forget(1)
+    federation.lose_state(1)
     with pytest.raises(RunError, match=r"round 2, client 1: the server accepted a reply of round 1, .* cannot be restored"):
         federation.play([1], {1: x})
 
@@ -221,53 +235,53 @@ def test_who_lost_what_the_server_has_the_sum_of_cannot_go_on(scheme: Compressio
 @pytest.mark.parametrize(
     "name", [n for n in COMPRESSORS if issubclass(COMPRESSORS[n], CompressionScheme) and COMPRESSORS[n].server_mirrors_clients]
 )
-def test_schemes_whose_state_is_mirrored_say_so(name: str) -> None:
-    """What a client remembers and the server sums up: bfloat16 states and lost states are refused by it."""
+def test_scheme_with_mirrored_state_needs_normalized_weights(name: str) -> None:
+    """The server has the sum of the clients' states, so bfloat16 states and lost states are rejected."""
     assert COMPRESSORS[name].needs_normalized_weights
 
 
-def test_a_message_that_arrives_again_is_answered_with_the_same_bytes() -> None:
-    """Also if what the client remembered before is gone by then: the reply is kept instead."""
+def test_repeated_message_gets_the_same_bytes() -> None:
+    """The stored reply is sent again, because the state before it may be gone."""
     federation = Federation.of(
-        plan_of(ErrorFeedback(TOP), ModelBroadcast("difference")), np.zeros(LAYOUT.size, dtype=np.float32)
+        make_plan(ErrorFeedback(TOP), ModelBroadcast("difference")), np.zeros(LAYOUT.size, dtype=np.float32)
     )
-    x = dyadic(np.random.default_rng(0))
+    x = sample_dyadic_vector(np.random.default_rng(0))
     for _ in range(3):
         federation.play([0], {0: x})
     messages, _ = broadcast(federation.plan, federation.server, [0])
-    first = federation._answer(0, messages[0], x)
+    first = federation.answer(0, messages[0], x)
     state = federation.states[0]
-    second = federation._answer(0, messages[0], x)
+    second = federation.answer(0, messages[0], x)
     assert first.frames == second.frames
     assert federation.states[0] is state
 
 
-def test_a_message_that_comes_late_is_refused_and_nothing_is_undone_by_it() -> None:
-    """A TASK of round 1, again after round 3: it does not know of the replies that were accepted since."""
+def test_late_message_is_rejected_and_changes_nothing() -> None:
+    """A TASK of round 1 arrives again after round 3. It does not acknowledge later replies."""
     federation = Federation.of(
-        plan_of(ErrorFeedback(TOP), ModelBroadcast("difference")), np.zeros(LAYOUT.size, dtype=np.float32)
+        make_plan(ErrorFeedback(TOP), ModelBroadcast("difference")), np.zeros(LAYOUT.size, dtype=np.float32)
     )
-    x = dyadic(np.random.default_rng(0))
+    x = sample_dyadic_vector(np.random.default_rng(0))
     messages, _ = broadcast(federation.plan, federation.server, [0])
     for _ in range(3):
         federation.play([0], {0: x})
     state = federation.states[0]
     with pytest.raises(WireError, match="byte 6: round is 1, but this client already replied in round 3"):
-        federation._answer(0, messages[0], x)
+        federation.answer(0, messages[0], x)
     assert federation.states[0] is state
     federation.play([0], {0: x})
-    withheld = ErrorFeedback(TOP).undelivered_update(federation.settled(0), LAYOUT)
-    assert (federation.given[0] - federation.delivered[0] == withheld).all()
+    undelivered = ErrorFeedback(TOP).undelivered_update(federation.resolved_state(0), LAYOUT)
+    assert (federation.trained[0] - federation.delivered[0] == undelivered).all()
 
 
-def test_an_old_residual_shrinks_or_goes_and_its_client_catches_up_all_the_same() -> None:
-    for policy, kept in (("decay", 0.5**4), ("reset", 0.0)):
+def test_stale_residual_policy_scales_the_residual_of_an_absent_client() -> None:
+    for policy, factor in (("decay", 0.5**4), ("reset", 0.0)):
         scheme = StaleResidualPolicy(ErrorFeedback(TopK(0.02)), policy, factor=0.5, rounds=3)
-        federation = Federation.of(plan_of(scheme, ModelBroadcast("difference")), np.zeros(LAYOUT.size, dtype=np.float32))
-        x = dyadic(np.random.default_rng(1))
+        federation = Federation.of(make_plan(scheme, ModelBroadcast("difference")), np.zeros(LAYOUT.size, dtype=np.float32))
+        x = sample_dyadic_vector(np.random.default_rng(1))
         federation.play([0, 1], {0: x, 1: x})
         for _ in range(4):
             federation.play([1], {1: x})
-        residual = federation.settled(0)["residual"].copy()
+        residual = federation.resolved_state(0)["residual"].copy()
         federation.play([0, 1], {0: np.zeros_like(x), 1: x}, lost=[0])
-        assert (federation.settled(0)["residual"] == residual * np.float32(kept)).all()
+        assert (federation.resolved_state(0)["residual"] == residual * np.float32(factor)).all()

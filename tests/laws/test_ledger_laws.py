@@ -1,4 +1,4 @@
-"""The ledger's law: what it says is what crossed, to the byte."""
+"""Laws of the ledger: it records exactly the bytes of the frames that were sent."""
 
 from __future__ import annotations
 
@@ -16,79 +16,85 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.wire import Frame, FrameKind, Header, encode_frame, frame_overhead
 
 
-def crossings() -> list[FrameEvent]:
-    """A TASK, a MODEL and two UPDATE frames, one of them ternary."""
+def make_events() -> list[FrameEvent]:
+    """Return events of a TASK, a MODEL and two UPDATE frames, one of them ternary."""
     rng = np.random.default_rng(0)
     x, layout = rng.standard_normal(500).astype(np.float32), ParameterLayout.from_size(500)
-    out = [FrameEvent(1, 3, "down", FrameKind.TASK, encode_frame(Frame(Header(FrameKind.TASK, 1, client=3))), 0, 0.0, 0.0)]
-    plans = [(Dense(), FrameKind.MODEL), (TopK(0.1), FrameKind.UPDATE), (TopK(0.1, "ternary"), FrameKind.UPDATE)]
-    for op, kind in plans:
+    events = [FrameEvent(1, 3, "down", FrameKind.TASK, encode_frame(Frame(Header(FrameKind.TASK, 1, client=3))), 0, 0.0, 0.0)]
+    operators = [(Dense(), FrameKind.MODEL), (TopK(0.1), FrameKind.UPDATE), (TopK(0.1, "ternary"), FrameKind.UPDATE)]
+    for op, kind in operators:
         sections, update = op.encode(x, CodecContext(0, 1, 3, layout))
         frame = encode_frame(Frame(Header(kind, 1, op.codec, client=3), sections))
-        out.append(FrameEvent(1, 3, "up" if kind is FrameKind.UPDATE else "down", kind, frame, update.n_coordinates, 0.1, 0.2))
-    return out
+        events.append(
+            FrameEvent(1, 3, "up" if kind is FrameKind.UPDATE else "down", kind, frame, update.n_coordinates, 0.1, 0.2)
+        )
+    return events
 
 
-def accounts_for_every_byte(ledger: Ledger) -> None:
-    """n_bytes is the frame's length, the parts add up to it, and the header is at least what a frame cannot do without."""
-    sent = crossings()
-    for crossing in sent:
-        ledger(crossing)
+def check_every_byte(ledger: Ledger) -> None:
+    """Check that n_bytes is the frame's length and the sum of its parts, and that the header is at least the smallest one."""
+    events = make_events()
+    for event in events:
+        ledger(event)
     rows = ledger.table().to_pylist()
-    for crossing, row in zip(sent, rows, strict=True):
+    for event, row in zip(events, rows, strict=True):
         parts = sum(row[f"{part}_bytes"] for part in ("header", "index", "value", "side"))
-        good = row["n_bytes"] == len(crossing.frame) == parts and row["header_bytes"] >= frame_overhead(0)
-        if not good:
-            raise LawError(f"every byte: a frame of {len(crossing.frame)} bytes is booked as {row}")
+        is_correct = row["n_bytes"] == len(event.frame) == parts and row["header_bytes"] >= frame_overhead(0)
+        if not is_correct:
+            raise LawError(f"every byte: a frame of {len(event.frame)} bytes is booked as {row}")
 
 
-def test_every_byte_is_accounted_for() -> None:
-    accounts_for_every_byte(Ledger())
+def test_ledger_rows_add_up_to_frame_lengths() -> None:
+    check_every_byte(Ledger())
 
 
-def test_totals_are_the_sums_of_the_rows() -> None:
+def test_ledger_totals_are_the_sums_of_the_rows() -> None:
     ledger = Ledger()
-    accounts_for_every_byte(ledger)
+    check_every_byte(ledger)
     rows = ledger.table().to_pylist()
     for direction in ("up", "down"):
-        ours = [row for row in rows if row["direction"] == direction]
+        direction_rows = [row for row in rows if row["direction"] == direction]
         total = ledger.totals[direction]
-        assert total.frames == len(ours) == 2
-        assert total.n_bytes == sum(row["n_bytes"] for row in ours)
-        assert total.kept == sum(row["kept"] for row in ours)
+        assert total.frames == len(direction_rows) == 2
+        assert total.n_bytes == sum(row["n_bytes"] for row in direction_rows)
+        assert total.kept == sum(row["kept"] for row in direction_rows)
         for part in ("header", "index", "value", "side"):
-            assert getattr(total, part) == sum(row[f"{part}_bytes"] for row in ours)
+            assert getattr(total, part) == sum(row[f"{part}_bytes"] for row in direction_rows)
 
 
-def test_the_digest_is_that_of_the_rows_without_timings() -> None:
+def test_ledger_digest_covers_rows_without_times() -> None:
     ledger = Ledger()
-    accounts_for_every_byte(ledger)
+    check_every_byte(ledger)
     text = (
         "\t".join(DIGEST_COLUMNS).encode() + b"\n" + b"".join(encode_canonical_row(row) for row in ledger.table().to_pylist())
     )
     assert ledger.sha256 == hashlib.sha256(text).hexdigest()
 
-    slower = Ledger()
-    for c in crossings():
-        slower(FrameEvent(c.round, c.client, c.direction, c.kind, c.frame, c.n_coordinates, 9.0, 9.0))
-    assert slower.sha256 == ledger.sha256
+    with_other_times = Ledger()
+    for event in make_events():
+        with_other_times(
+            FrameEvent(event.round, event.client, event.direction, event.kind, event.frame, event.n_coordinates, 9.0, 9.0)
+        )
+    assert with_other_times.sha256 == ledger.sha256
 
-    other = Ledger()
-    for c in crossings():
-        flipped = c.frame[:-1] + bytes([c.frame[-1] ^ 1])
-        other(FrameEvent(c.round, c.client, c.direction, c.kind, flipped, c.n_coordinates, 0.0, 0.0))
-    assert other.sha256 != ledger.sha256
+    with_other_bytes = Ledger()
+    for event in make_events():
+        flipped = event.frame[:-1] + bytes([event.frame[-1] ^ 1])
+        with_other_bytes(
+            FrameEvent(event.round, event.client, event.direction, event.kind, flipped, event.n_coordinates, 0.0, 0.0)
+        )
+    assert with_other_bytes.sha256 != ledger.sha256
 
 
-def test_a_frame_that_cannot_be_read_is_counted_all_the_same() -> None:
+def test_ledger_counts_bytes_of_an_unreadable_frame() -> None:
     ledger = Ledger()
     ledger(FrameEvent(1, 0, "up", FrameKind.UPDATE, b"garbage", 0, 0.0, 0.0))
     (row,) = ledger.table().to_pylist()
     assert (row["n_bytes"], row["side_bytes"], row["header_bytes"]) == (7, 7, 0)
 
 
-def test_the_digest_never_changes() -> None:
-    """Columns, order and form of the canonical rows are part of what users compare: a change needs a reason and a new figure."""
+def test_ledger_digest_of_fixed_rows_does_not_change() -> None:
+    """Users compare digests, so a change of columns, order or form needs a reason and a new constant."""
     ledger = Ledger()
     for number, client in enumerate((3, 4)):
         ledger(FrameEvent(number + 1, client, "up", FrameKind.UPDATE, bytes(range(60)), 7, 0.0, 0.0))

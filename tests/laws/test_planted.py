@@ -15,7 +15,7 @@ from fedsgd.compression.operators.scheduled import Scheduled
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.errors import LawError, ScenarioError
 from tests.laws import planted, planted_bytes, planted_rounds
-from tests.laws.test_ledger_laws import accounts_for_every_byte
+from tests.laws.test_ledger_laws import check_every_byte
 
 
 @pytest.mark.parametrize(("op", "law"), planted.OPERATORS, ids=lambda v: getattr(v, "name", v))
@@ -77,7 +77,7 @@ def test_stated_shared_support_is_accepted_and_stated_by_composed_compressors() 
 
 def test_ledger_without_header_bytes_is_rejected() -> None:
     with pytest.raises(LawError, match="every byte"):
-        accounts_for_every_byte(planted.LedgerWithoutHeaders())
+        check_every_byte(planted.LedgerWithoutHeaders())
 
 
 def test_error_feedback_rejects_scaled_rand_k() -> None:

@@ -1,4 +1,4 @@
-"""The law suite of samplers, over their registry. N clients, m wanted."""
+"""Laws of samplers, for each registered sampler. N clients, cohorts of m."""
 
 from __future__ import annotations
 
@@ -31,152 +31,154 @@ def write_trace(folder: Path, lines: Sequence[tuple[int, int, int]]) -> str:
     return path.name
 
 
-def over(
+def bind_sampler(
     name: str, folder: Path, seed: int, sizes: np.ndarray, trace: Sequence[tuple[int, int, int]] | None = None
 ) -> CohortSampler:
-    """The member's draws; trace: who is there, by default all clients in all of the first 10⁵ rounds."""
-    own: dict[str, Any] = {}
+    """Return the sampler's function. By default, a trace has all clients available in the first 10⁵ rounds."""
+    options: dict[str, Any] = {}
     if name == "trace":
-        own = {"file": write_trace(folder, [(c, 1, 10**5) for c in range(len(sizes))] if trace is None else trace)}
-    return SAMPLERS[name](**own).bind(SamplingPool(seed, len(sizes), lambda: sizes, folder))
+        options = {"file": write_trace(folder, [(c, 1, 10**5) for c in range(len(sizes))] if trace is None else trace)}
+    return SAMPLERS[name](**options).bind(SamplingPool(seed, len(sizes), lambda: sizes, folder))
 
 
-def some_sizes(clients: int) -> np.ndarray:
-    """Log-normal, so that with many wanted a few are certain."""
+def make_sizes(clients: int) -> np.ndarray:
+    """Return log-normal sizes, so that in a large cohort a few clients are certain."""
     return np.ceil(50 * np.exp(np.random.default_rng(0).standard_normal(clients))).astype(np.int64)
 
 
-def traces(clients: int) -> st.SearchStrategy[list[tuple[int, int, int]]]:
+def trace_lines(clients: int) -> st.SearchStrategy[list[tuple[int, int, int]]]:
     line = st.tuples(st.integers(0, clients - 1), st.integers(1, 30), st.integers(0, 30))
-    return st.lists(line, min_size=1, max_size=40).map(lambda lines: [(c, first, first + more) for c, first, more in lines])
+    return st.lists(line, min_size=1, max_size=40).map(lambda lines: [(c, first, first + length) for c, first, length in lines])
 
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=100)
 @given(data=st.data(), seed=st.integers(0, 1000), round=st.integers(1, 100))
-def test_cohorts_are_distinct_ascending_in_range_and_of_the_size_wanted(
+def test_cohort_is_distinct_ascending_in_range_and_of_the_requested_size(
     name: str, folder: Path, data: st.DataObject, seed: int, round: int
 ) -> None:
     sizes = np.array(data.draw(st.lists(st.integers(1, 10**6), min_size=1, max_size=60)))
-    wanted = data.draw(st.integers(0, len(sizes)))
-    trace = data.draw(traces(len(sizes))) if name == "trace" else None
-    drawn = over(name, folder, seed, sizes, trace)(round, wanted)
-    assert all(type(client) is int for client in drawn.cohort)
-    assert list(drawn.cohort) == sorted(set(drawn.cohort))
-    assert all(0 <= client < len(sizes) for client in drawn.cohort)
-    there = {c for c, first, last in trace if first <= round <= last} if trace else set(range(len(sizes)))
-    assert len(drawn.cohort) == min(wanted, len(there))
-    assert SAMPLERS[name].always_full <= (len(drawn.cohort) == wanted)
-    if drawn.inclusion_probabilities is not None:
-        assert drawn.inclusion_probabilities.shape == (len(drawn.cohort),)
-        assert ((drawn.inclusion_probabilities > 0) & (drawn.inclusion_probabilities <= 1)).all()
+    cohort_size = data.draw(st.integers(0, len(sizes)))
+    trace = data.draw(trace_lines(len(sizes))) if name == "trace" else None
+    sampled = bind_sampler(name, folder, seed, sizes, trace)(round, cohort_size)
+    assert all(type(client) is int for client in sampled.cohort)
+    assert list(sampled.cohort) == sorted(set(sampled.cohort))
+    assert all(0 <= client < len(sizes) for client in sampled.cohort)
+    available = {c for c, first, last in trace if first <= round <= last} if trace else set(range(len(sizes)))
+    assert len(sampled.cohort) == min(cohort_size, len(available))
+    assert SAMPLERS[name].always_full <= (len(sampled.cohort) == cohort_size)
+    if sampled.inclusion_probabilities is not None:
+        assert sampled.inclusion_probabilities.shape == (len(sampled.cohort),)
+        assert ((sampled.inclusion_probabilities > 0) & (sampled.inclusion_probabilities <= 1)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cohort_depends_on_seed_and_round_alone(name: str, folder: Path) -> None:
-    sizes = some_sizes(200)
-    forwards, backwards = over(name, folder, 1, sizes), over(name, folder, 1, sizes)
+def test_cohort_depends_on_seed_and_round_alone(name: str, folder: Path) -> None:
+    sizes = make_sizes(200)
+    forwards, backwards = bind_sampler(name, folder, 1, sizes), bind_sampler(name, folder, 1, sizes)
     first = {round: forwards(round, 20) for round in range(1, 13)}
     backwards(5, 7)
     np.random.default_rng(5).random(100)
     for round in reversed(first):
-        again = backwards(round, 20)
-        assert again.cohort == first[round].cohort
+        repeated = backwards(round, 20)
+        assert repeated.cohort == first[round].cohort
         assert (
-            np.array_equal(again.inclusion_probabilities, first[round].inclusion_probabilities)
-            or again.inclusion_probabilities is first[round].inclusion_probabilities is None
+            np.array_equal(repeated.inclusion_probabilities, first[round].inclusion_probabilities)
+            or repeated.inclusion_probabilities is first[round].inclusion_probabilities is None
         )
-    assert len({drawn.cohort for drawn in first.values()}) > 8, "rounds differ"
-    assert over(name, folder, 2, sizes)(1, 20).cohort != first[1].cohort, "seeds differ"
+    assert len({sampled.cohort for sampled in first.values()}) > 8, "rounds differ"
+    assert bind_sampler(name, folder, 2, sizes)(1, 20).cohort != first[1].cohort, "seeds differ"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_more_than_there_are_cannot_be_drawn(name: str, folder: Path) -> None:
-    draw = over(name, folder, 0, some_sizes(10))
-    for wanted in (11, -1):
-        with pytest.raises(ValueError, match=rf"got a cohort of {wanted}, expected 0 to 10 distinct clients"):
-            draw(1, wanted)
+def test_cohort_size_out_of_range_raises_value_error(name: str, folder: Path) -> None:
+    sample_cohort = bind_sampler(name, folder, 0, make_sizes(10))
+    for cohort_size in (11, -1):
+        with pytest.raises(ValueError, match=rf"got a cohort of {cohort_size}, expected 0 to 10 distinct clients"):
+            sample_cohort(1, cohort_size)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_who_is_not_corrected_for_takes_part_as_often_as_all_others(name: str, folder: Path) -> None:
-    """20 clients, 5 wanted, 4000 rounds: a frequency's standard deviation is 0.0068 at most; five of them."""
-    draw = over(name, folder, 3, some_sizes(20))
-    drawn = [draw(round, 5) for round in range(1, 4001)]
-    if drawn[0].inclusion_probabilities is None:
-        counts = np.bincount([client for one in drawn for client in one.cohort], minlength=20)
+def test_clients_without_inclusion_probabilities_are_drawn_equally_often(name: str, folder: Path) -> None:
+    """In 4000 cohorts of 5 of 20 clients, a frequency's standard deviation is 0.0068 at most; five of them are allowed."""
+    sample_cohort = bind_sampler(name, folder, 3, make_sizes(20))
+    cohorts = [sample_cohort(round, 5) for round in range(1, 4001)]
+    if cohorts[0].inclusion_probabilities is None:
+        counts = np.bincount([client for sampled in cohorts for client in sampled.cohort], minlength=20)
         assert np.abs(counts / 4000 - 0.25).max() < 0.035
 
 
-@pytest.mark.parametrize("wanted", [1, 4, 12, 19], ids=lambda m: f"{m} of 20")
+@pytest.mark.parametrize("cohort_size", [1, 4, 12, 19], ids=lambda m: f"{m} of 20")
 @pytest.mark.parametrize("name", NAMES)
-def test_chances_are_frequencies_and_correct_for_themselves(name: str, wanted: int, folder: Path) -> None:
-    """Over 4000 rounds each client's frequency, and the mean of Σ x_i / chance_i, are within five standard errors."""
-    draw, rounds = over(name, folder, 4, some_sizes(20)), 4000
-    drawn = [draw(round, wanted) for round in range(1, rounds + 1)]
-    if any(one.inclusion_probabilities is None for one in drawn):
-        assert all(one.inclusion_probabilities is None for one in drawn)
+def test_inclusion_probabilities_equal_frequencies_and_give_unbiased_sums(name: str, cohort_size: int, folder: Path) -> None:
+    """Over 4000 rounds, each client's frequency and the mean of Σ x_i / π_i are within five standard errors."""
+    sample_cohort, rounds = bind_sampler(name, folder, 4, make_sizes(20)), 4000
+    cohorts = [sample_cohort(round, cohort_size) for round in range(1, rounds + 1)]
+    if any(sampled.inclusion_probabilities is None for sampled in cohorts):
+        assert all(sampled.inclusion_probabilities is None for sampled in cohorts)
         return
-    chance, counts = np.zeros(20), np.zeros(20)
-    for one in drawn:
-        cohort = list(one.cohort)
-        assert ((chance[cohort] == 0) | (chance[cohort] == one.inclusion_probabilities)).all(), "the same in every round"
-        chance[cohort] = one.inclusion_probabilities
+    probabilities, counts = np.zeros(20), np.zeros(20)
+    for sampled in cohorts:
+        cohort = list(sampled.cohort)
+        assert ((probabilities[cohort] == 0) | (probabilities[cohort] == sampled.inclusion_probabilities)).all(), (
+            "a client has the same probability in every round"
+        )
+        probabilities[cohort] = sampled.inclusion_probabilities
         counts[cohort] += 1
-    assert chance.sum() == pytest.approx(wanted, abs=1e-9)
-    assert (np.abs(counts / rounds - chance) <= 5 * np.sqrt(chance * (1 - chance) / rounds)).all()
+    assert probabilities.sum() == pytest.approx(cohort_size, abs=1e-9)
+    assert (np.abs(counts / rounds - probabilities) <= 5 * np.sqrt(probabilities * (1 - probabilities) / rounds)).all()
     x = np.random.default_rng(1).standard_normal(20) + 3
-    sums = np.array([np.sum(x[list(one.cohort)] / one.inclusion_probabilities) for one in drawn])
+    sums = np.array([np.sum(x[list(sampled.cohort)] / sampled.inclusion_probabilities) for sampled in cohorts])
     assert abs(sums.mean() - x.sum()) < 5 * sums.std() / np.sqrt(rounds)
 
 
-# --------------------------------------------------------------------------------------------------------- a round's cost
+# --------------------------------------------------------------------------------------------------------- cost of a draw
 
 SMALL, LARGE = 10_000, 1_000_000
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def small_and_large(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[CohortSampler, CohortSampler]]:
-    def draws(clients: int) -> CohortSampler:
+    def bind_for(clients: int) -> CohortSampler:
         trace = [(c, 1 + c % 10, 20 + c % 10) for c in range(clients)] if request.param == "trace" else None
-        return over(request.param, folder, 0, some_sizes(clients), trace)
+        return bind_sampler(request.param, folder, 0, make_sizes(clients), trace)
 
-    yield draws(SMALL), draws(LARGE)
+    yield bind_for(SMALL), bind_for(LARGE)
     for path in folder.glob("*.csv"):
         path.unlink()
 
 
-def peak_bytes(draw: CohortSampler, wanted: int) -> int:
-    """The most memory that a draw holds at once beyond what was there before it."""
-    draw(1, wanted)
+def measure_peak_bytes(sample_cohort: CohortSampler, cohort_size: int) -> int:
+    """Return the largest memory that a draw allocates at once."""
+    sample_cohort(1, cohort_size)
     tracemalloc.start()
     try:
-        draw(15, wanted)
+        sample_cohort(15, cohort_size)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
 
-def fastest(draw: CohortSampler) -> float:
-    """Seconds of the fastest of many draws, which other processes disturb least."""
+def measure_fastest_draw(sample_cohort: CohortSampler) -> float:
+    """Return the seconds of the fastest of many draws, which other processes disturb least."""
     seconds = []
-    for round in [*range(10, 20)] * 6:  # with everybody there
-        begun = time.perf_counter()
-        draw(round, 100)
-        seconds.append(time.perf_counter() - begun)
+    for round in [*range(10, 20)] * 6:  # all clients are available in these rounds
+        start_time = time.perf_counter()
+        sample_cohort(round, 100)
+        seconds.append(time.perf_counter() - start_time)
     return min(seconds)
 
 
-def test_a_draw_costs_a_million_clients_what_it_costs_ten_thousand(
+def test_cost_of_a_draw_does_not_grow_with_registered_clients(
     small_and_large: tuple[CohortSampler, CohortSampler],
 ) -> None:
-    """A hundred times the clients: nothing is allocated for each, and time is not a hundredfold either, to say the least."""
+    """With a hundred times the clients, a draw allocates nothing per client and takes less than five times as long."""
     small, large = small_and_large
-    assert peak_bytes(large, 100) < 1.5 * peak_bytes(small, 100) + 4096 < LARGE / 10
-    assert fastest(large) < 5 * fastest(small)
+    assert measure_peak_bytes(large, 100) < 1.5 * measure_peak_bytes(small, 100) + 4096 < LARGE / 10
+    assert measure_fastest_draw(large) < 5 * measure_fastest_draw(small)
 
 
-def test_a_draw_of_many_costs_as_many(small_and_large: tuple[CohortSampler, CohortSampler]) -> None:
-    """m = N/100: between Floyd's algorithm and a shuffle there is no gap in which all N are listed."""
+def test_memory_of_a_large_cohort_is_below_a_list_of_all_clients(small_and_large: tuple[CohortSampler, CohortSampler]) -> None:
+    """With m = N/100, neither Floyd's algorithm nor a shuffle lists all N clients."""
     _, large = small_and_large
-    assert peak_bytes(large, LARGE // 100) < 0.4 * 8 * LARGE
+    assert measure_peak_bytes(large, LARGE // 100) < 0.4 * 8 * LARGE

@@ -1,4 +1,4 @@
-"""Client states in a folder: what the next process finds there, also if the last one was killed or the disk is not what it was."""
+"""Client states in a folder: states that the next process loads, also after a kill, a damaged file or a full disk."""
 
 from __future__ import annotations
 
@@ -13,121 +13,121 @@ import pytest
 from fedsgd.compression import EntryPatch
 from fedsgd.federation.client_state import ClientState, UncommittedState
 from fedsgd.runtime.stores.directory import FolderModelCache, FolderStore
-from tests.runtime.stores.test_shared import same
+from tests.runtime.stores.test_shared import is_equal
 
 
-def state(held: int = 3, size: int = 50) -> ClientState:
-    """One with all that a state can have."""
-    undo = {"scheme/residual": EntryPatch(np.array([1, 2]), np.ones(2, dtype=np.float32)), "own/x": None}
-    memory = {"scheme/residual": np.arange(size, dtype=np.float32)}
-    return ClientState({}, UncommittedState(held, memory, undo, b"reply"), held)
+def make_state(model_round: int = 3, size: int = 50) -> ClientState:
+    """Return a state that has every kind of entry."""
+    rollback = {"scheme/residual": EntryPatch(np.array([1, 2]), np.ones(2, dtype=np.float32)), "own/x": None}
+    entries = {"scheme/residual": np.arange(size, dtype=np.float32)}
+    return ClientState({}, UncommittedState(model_round, entries, rollback, b"reply"), model_round)
 
 
-def test_what_one_process_saved_the_next_one_loads(tmp_path: Path) -> None:
-    FolderStore(tmp_path / "new" / "folder").save(7, state())
+def test_state_is_loaded_by_the_next_process(tmp_path: Path) -> None:
+    FolderStore(tmp_path / "new" / "folder").save(7, make_state())
     store = FolderStore(tmp_path / "new" / "folder")
-    assert same(store.load(7), state())
-    assert same(store.load(8), ClientState())
+    assert is_equal(store.load(7), make_state())
+    assert is_equal(store.load(8), ClientState())
     assert store.unreadable_clients == []
-    assert (tmp_path / "new" / "folder").stat().st_mode & 0o077 == 0, "nobody else's business"
+    assert (tmp_path / "new" / "folder").stat().st_mode & 0o077 == 0, "other users have no access"
 
 
-def test_generations_are_counted_over_processes(tmp_path: Path) -> None:
+def test_generation_counts_commits_over_processes(tmp_path: Path) -> None:
     assert [FolderStore(tmp_path).commit() for _ in range(3)] == [1, 2, 3]
     store = FolderStore(tmp_path)
-    store.save(0, state())
+    store.save(0, make_state())
     store.clear()
     assert (FolderStore(tmp_path).generation, list(tmp_path.iterdir())) == (0, [])
 
 
-def test_a_process_that_was_taken_for_dead_cannot_bring_back_what_is_old(tmp_path: Path) -> None:
-    late, next_one = FolderStore(tmp_path), FolderStore(tmp_path)
-    next_one.save(1, state(5))
-    next_one.commit()
-    next_one.save(1, state(6))
+def test_process_with_an_old_generation_cannot_save(tmp_path: Path) -> None:
+    late_store, next_store = FolderStore(tmp_path), FolderStore(tmp_path)
+    next_store.save(1, make_state(5))
+    next_store.commit()
+    next_store.save(1, make_state(6))
     with pytest.raises(RuntimeError, match="another process advanced this folder from generation 0 to 1"):
-        late.save(1, state(4))
+        late_store.save(1, make_state(4))
     assert FolderStore(tmp_path).load(1).model_round == 6
 
 
 @pytest.mark.parametrize("change", ["flipped", "cut", "empty", "longer"])
-def test_a_state_that_cannot_be_read_is_as_good_as_lost(tmp_path: Path, change: str) -> None:
-    FolderStore(tmp_path).save(1, state())
+def test_unreadable_state_counts_as_lost(tmp_path: Path, change: str) -> None:
+    FolderStore(tmp_path).save(1, make_state())
     path = tmp_path / "client-1"
     data = path.read_bytes()
-    for at in range(0, len(data), 7):
-        bad = {
-            "flipped": data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :],
-            "cut": data[:at],
+    for position in range(0, len(data), 7):
+        damaged = {
+            "flipped": data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :],
+            "cut": data[:position],
             "empty": b"",
-            "longer": data + bytes(at + 1),
+            "longer": data + bytes(position + 1),
         }[change]
-        path.write_bytes(bad)
+        path.write_bytes(damaged)
         store = FolderStore(tmp_path)
-        assert same(store.load(1), ClientState())
+        assert is_equal(store.load(1), ClientState())
         assert store.unreadable_clients == [1]
-        FolderModelCache(store)  # whatever their heads say
-    store.save(1, state())
-    assert same(store.load(1), state())
+        FolderModelCache(store)  # reads the headers of damaged files
+    store.save(1, make_state())
+    assert is_equal(store.load(1), make_state())
 
 
-def test_a_process_that_is_killed_while_it_writes_leaves_what_was_there(tmp_path: Path) -> None:
+def test_process_killed_while_writing_leaves_the_old_state(tmp_path: Path) -> None:
     code = f"""
 import os, signal, pathlib, zlib
-from tests.runtime.stores.test_directory import state
+from tests.runtime.stores.test_directory import make_state
 from fedsgd.runtime.stores.directory import FolderStore
 store = FolderStore(pathlib.Path({str(tmp_path)!r}))
-store.save(1, state(1))
+store.save(1, make_state(1))
 real = pathlib.Path.replace
 def killed(self, target):
     os.kill(os.getpid(), signal.SIGKILL)
 pathlib.Path.replace = killed
-store.save(1, state(2))
+store.save(1, make_state(2))
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 2, "it had begun"
+    process = subprocess.run([sys.executable, "-c", code], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2, "the second write had begun"
     assert FolderStore(tmp_path).load(1).model_round == 1
 
 
-def test_where_there_is_no_room_the_state_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = FolderStore(tmp_path)
-    store.save(1, state(1))
+    store.save(1, make_state(1))
 
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        store.save(1, state(2))
+        store.save(1, make_state(2))
     assert store.load(1).model_round == 1
     assert [path.name for path in tmp_path.iterdir()] == ["client-1"]
 
 
-def test_models_are_there_for_the_next_process_and_go_with_their_last_holder(tmp_path: Path) -> None:
+def test_model_is_cached_until_its_last_client_moves_on(tmp_path: Path) -> None:
     model = np.arange(9, dtype=np.float32)
-    models = FolderModelCache(store := FolderStore(tmp_path))
-    assert not models.has(0)
-    assert not models.has(2)
+    cache = FolderModelCache(store := FolderStore(tmp_path))
+    assert not cache.has(0)
+    assert not cache.has(2)
     for client in (1, 2):
-        assert models.put(2, model).tobytes() == model.tobytes()
-        store.save(client, state(2))
-        models.move_reference(0, 2)
-    for client, left in ((1, True), (2, False)):
-        models = FolderModelCache(store := FolderStore(tmp_path))  # as every message has it
-        assert models.get(2).tobytes() == model.tobytes()
-        models.put(5, model + 1)
-        store.save(client, state(5))
-        models.move_reference(2, 5)
-        assert FolderModelCache(store).has(2) == left
+        assert cache.put(2, model).tobytes() == model.tobytes()
+        store.save(client, make_state(2))
+        cache.move_reference(0, 2)
+    for client, remains in ((1, True), (2, False)):
+        cache = FolderModelCache(store := FolderStore(tmp_path))  # a new object for each message
+        assert cache.get(2).tobytes() == model.tobytes()
+        cache.put(5, model + 1)
+        store.save(client, make_state(5))
+        cache.move_reference(2, 5)
+        assert FolderModelCache(store).has(2) == remains
         assert FolderModelCache(store).get(5).tobytes() == (model + 1).tobytes()
 
 
-def test_a_model_that_cannot_be_read_is_not_there(tmp_path: Path) -> None:
-    models = FolderModelCache(FolderStore(tmp_path))
-    models.put(4, np.ones(9, dtype=np.float32))
+def test_unreadable_model_counts_as_absent(tmp_path: Path) -> None:
+    cache = FolderModelCache(FolderStore(tmp_path))
+    cache.put(4, np.ones(9, dtype=np.float32))
     (tmp_path / "model-4").write_bytes((tmp_path / "model-4").read_bytes()[:-1])
-    models = FolderModelCache(FolderStore(tmp_path))
-    assert not models.has(4)
+    cache = FolderModelCache(FolderStore(tmp_path))
+    assert not cache.has(4)
     with pytest.raises(KeyError):
-        models.get(4)
+        cache.get(4)

@@ -1,4 +1,4 @@
-"""Runs in several processes: the same results, the same errors, and nothing left behind, however they end."""
+"""Runs in several processes: equal results, equal errors, and no remaining process or file descriptor."""
 
 from __future__ import annotations
 
@@ -42,100 +42,100 @@ Make = Callable[..., Scenario]
 
 
 @pytest.fixture(autouse=True)
-def all_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluations too, however small."""
+def distribute_all_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distribute small evaluations too."""
     monkeypatch.setattr("fedsgd.runtime.workers.pool.MIN_DISTRIBUTED_EVALUATION", 0)
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """No worker, and no descriptor."""
-    preload_workers(2)  # the fork server keeps some from then on
-    before = descriptors()
+def check_that_nothing_remains() -> Iterator[None]:
+    """Check that no worker and no file descriptor remains."""
+    preload_workers(2)  # the fork server keeps some descriptors from then on
+    before = count_descriptors()
     yield
     assert mp.active_children() == []
     gc.collect()
-    assert descriptors() <= before
+    assert count_descriptors() <= before
 
 
-def descriptors() -> int:
+def count_descriptors() -> int:
     fds = Path("/proc/self/fd")
     return len(list(fds.iterdir())) if fds.is_dir() else 0
 
 
-def in_worker() -> bool:
+def is_in_worker() -> bool:
     return mp.current_process().name.startswith(WORKER_NAME_PREFIX)
 
 
 # ------------------------------------------------------------------------------------------- functions that workers can import
 
 
-def double(output: Tensor, target: Tensor) -> Tensor:
-    """A loss in float64, whose sums depend on their order."""
+def double_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Return a float64 loss, whose sums depend on their order."""
     return nn.functional.cross_entropy(output.double(), target) / 3
 
 
-smooth = nn.CrossEntropyLoss(label_smoothing=0.1)
+smooth_loss = nn.CrossEntropyLoss(label_smoothing=0.1)
 
 
-def largest(output: Tensor, target: Tensor) -> Tensor:
+def largest_output(output: Tensor, target: Tensor) -> Tensor:
     return output.max(dim=1).values
 
 
-LEARNT = 1.5
-"""A loss that the initial model does not have, and each client has in round 1."""
+LEARNED_LOSS = 1.5
+"""Loss below that of the initial model, which each client reaches in round 1."""
 
 
-def broken(output: Tensor, target: Tensor) -> Tensor:
+def broken_loss(output: Tensor, target: Tensor) -> Tensor:
     loss = nn.functional.cross_entropy(output, target)
-    if loss.item() < LEARNT:
+    if loss.item() < LEARNED_LOSS:
         raise ZeroDivisionError("in my loss")
     return loss
 
 
 class TwoPartsError(Exception):
-    """Pickled, it cannot be made again."""
+    """Exception that can be pickled but not restored."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(f"{one} and {two}")
 
 
-def oddly_broken(output: Tensor, target: Tensor) -> Tensor:
+def unpicklable_loss(output: Tensor, target: Tensor) -> Tensor:
     loss = nn.functional.cross_entropy(output, target)
-    if loss.item() < LEARNT:
+    if loss.item() < LEARNED_LOSS:
         raise TwoPartsError("this", "that")
     return loss
 
 
-def deadly(output: Tensor, target: Tensor) -> Tensor:
-    if in_worker():
+def killing_loss(output: Tensor, target: Tensor) -> Tensor:
+    if is_in_worker():
         os.kill(os.getpid(), signal.SIGKILL)
     return nn.functional.cross_entropy(output, target)
 
 
 def broken_metric(output: Tensor, target: Tensor) -> Tensor:
-    if in_worker():
+    if is_in_worker():
         raise KeyError("in my metric")
     return output[:, 0]
 
 
-def leaving(output: Tensor, target: Tensor) -> Tensor:
-    if in_worker():
+def exiting_loss(output: Tensor, target: Tensor) -> Tensor:
+    if is_in_worker():
         sys.exit(3)
     return nn.functional.cross_entropy(output, target)
 
 
-# -------------------------------------------------------------------------------------------------------------- the same results
+# --------------------------------------------------------------------------------------------------------------- equal results
 
-EVERYTHING = {"data.held_out": 0.2, "evaluation.clients": True, "evaluation.training": True}
+ALL_EVALUATIONS = {"data.held_out": 0.2, "evaluation.clients": True, "evaluation.training": True}
 SCENARIOS = {
-    "top-k with memory": {"uplink.compressor.name": "top-k", "server.cohort": 6, "rounds": 4, **EVERYTHING},
-    "a reference beside the model": {"uplink.compressor.name": "cafe", "uplink.error_feedback": "none"},
+    "top-k with error feedback": {"uplink.compressor.name": "top-k", "server.cohort": 6, "rounds": 4, **ALL_EVALUATIONS},
+    "a REFERENCE frame": {"uplink.compressor.name": "cafe", "uplink.error_feedback": "none"},
     "large frames": {"model.name": "mlp", "model.hidden": [600], "uplink.compressor.name": "dense"},
 }
 
 
-def outcome(result: Result) -> tuple[Any, ...]:
+def collect_results(result: Result) -> tuple[Any, ...]:
     assert result.out is not None
     table = pq.read_table(result.out / "rounds.parquet").drop_columns(["seconds"])
     digests = [result.summary[name] for name in ("params_sha256", "ledger_sha256")]
@@ -144,48 +144,48 @@ def outcome(result: Result) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("settings", SCENARIOS.values(), ids=SCENARIOS.keys())
-def test_the_number_of_workers_changes_nothing(scenario: Make, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_results_do_not_depend_on_the_number_of_workers(scenario: Make, settings: dict[str, Any], tmp_path: Path) -> None:
     s = scenario(settings)
-    odd: dict[str, Any] = {"loss": double, "metrics": {"largest": largest}}
-    results = [run(s, out=tmp_path / str(k), workers=k, **odd) for k in (1, 2, 3)]
-    assert outcome(results[0]) == outcome(results[1]) == outcome(results[2])
+    functions: dict[str, Any] = {"loss": double_loss, "metrics": {"largest": largest_output}}
+    results = [run(s, out=tmp_path / str(n_workers), workers=n_workers, **functions) for n_workers in (1, 2, 3)]
+    assert collect_results(results[0]) == collect_results(results[1]) == collect_results(results[2])
     assert [r.summary["workers"] for r in results] == [1, 2, 3]
 
 
-def test_evaluation_is_bit_for_bit_that_of_one_engine(scenario: Make) -> None:
-    asked = scenario({"evaluation.training": True})
-    experiment = build_experiment(asked, loss=smooth, metrics={"largest": largest}, share_data=True)
+def test_distributed_evaluation_equals_that_of_one_engine(scenario: Make) -> None:
+    s = scenario({"evaluation.training": True})
+    experiment = build_experiment(s, loss=smooth_loss, metrics={"largest": largest_output}, share_data=True)
     weights, test, train = experiment.task.initial_parameters, experiment.dataset.test, experiment.train.all_examples()
     with with_worker_pool(experiment, 2) as shared:
         runtime = shared.runtime
         assert isinstance(runtime, WorkerPool)
         runtime.engine = cast("Any", None)
         for examples in (test, train):
-            one, many = experiment.engine.evaluate(weights, examples), runtime.evaluate(weights, examples)
-            assert one.losses == many.losses
-            assert {n: v.tobytes() for n, v in one.scores.items()} == {n: v.tobytes() for n, v in many.scores.items()}
+            expected, result = experiment.engine.evaluate(weights, examples), runtime.evaluate(weights, examples)
+            assert expected.losses == result.losses
+            assert {n: v.tobytes() for n, v in expected.scores.items()} == {n: v.tobytes() for n, v in result.scores.items()}
         runtime.engine = experiment.engine
-        for examples in (test.slice(0, 50), test.slice(0, 300)):  # small, and not one of those that workers know
+        for examples in (test.slice(0, 50), test.slice(0, 300)):  # a small set, and one that workers do not have
             assert runtime.evaluate(weights, examples).losses == experiment.engine.evaluate(weights, examples).losses
 
 
-def test_the_users_thread_count_and_environment_are_as_before(scenario: Make) -> None:
-    before, threads = dict(os.environ), torch.get_num_threads()
+def test_run_with_workers_keeps_thread_count_and_environment(scenario: Make) -> None:
+    environment, threads = dict(os.environ), torch.get_num_threads()
     run(scenario({"rounds": 1}), workers=2)
-    assert dict(os.environ) == before
+    assert dict(os.environ) == environment
     assert torch.get_num_threads() == threads
 
 
-def test_an_exchange_that_was_not_waited_for_does_not_spoil_the_next(scenario: Make) -> None:
+def test_abandoned_exchange_does_not_affect_the_next(scenario: Make) -> None:
     reference = build_experiment(scenario())
     messages, _ = broadcast(reference.plan, reference.initial_server_state, range(8))
     expected = {o.client: o.frames for o in reference.runtime.exchange(messages, None) if isinstance(o, Reply)}
     with with_worker_pool(build_experiment(scenario(), share_data=True), 2) as experiment:
-        hurried = list(experiment.runtime.exchange(messages, 0.0))
-        late = [o for o in hurried if isinstance(o, ClientFailure)]
-        assert sorted(o.client for o in hurried) == list(range(8))
-        assert all(str(o.error) == "no reply within 0 s" for o in late)
-        assert late
+        outcomes_without_waiting = list(experiment.runtime.exchange(messages, 0.0))
+        late_failures = [o for o in outcomes_without_waiting if isinstance(o, ClientFailure)]
+        assert sorted(o.client for o in outcomes_without_waiting) == list(range(8))
+        assert all(str(o.error) == "no reply within 0 s" for o in late_failures)
+        assert late_failures
         abandoned = experiment.runtime.exchange(messages, None)
         next(abandoned)
         abandoned.close()
@@ -194,22 +194,20 @@ def test_an_exchange_that_was_not_waited_for_does_not_spoil_the_next(scenario: M
 
 
 class ThreeAtOnce(Sequential):
-    """Results backwards, and what one client cannot do, none of three can."""
+    """Engine that trains three clients together, yields results in reverse, and fails for all three if client 5 is among them."""
 
     preferred_batch_of_clients = 3
 
-    def __init__(self, task: LearningTask, local_training: LocalTraining, like: Examples) -> None:
+    def __init__(self, task: LearningTask, local_training: LocalTraining, examples: Examples) -> None:
         super().__init__(task, local_training)
 
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        if any(work.client == 5 for work in jobs):
+        if any(job.client == 5 for job in jobs):
             raise ZeroDivisionError(f"with {len(jobs)}")
         return super().train(jobs[::-1])
 
 
-def test_there_are_clients_for_every_worker_where_one_stack_could_take_them_all(
-    scenario: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clients_of_one_stack_are_divided_between_workers(scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[list[int]] = []
     train = protocol.encode_train_request
     monkeypatch.setattr(protocol, "encode_train_request", lambda messages: parts.append(sorted(messages)) or train(messages))
@@ -222,7 +220,7 @@ def test_there_are_clients_for_every_worker_where_one_stack_could_take_them_all(
     assert {o.client: o.frames for o in outcomes if isinstance(o, Reply)} == expected
 
 
-def test_engines_get_as_many_clients_at_once_as_they_like(scenario: Make) -> None:
+def test_workers_train_chunks_of_the_preferred_size(scenario: Make) -> None:
     reference = build_experiment(scenario({"engine.name": "sequential"}))
     messages, _ = broadcast(reference.plan, reference.initial_server_state, range(8))
     expected = {o.client: o.frames for o in reference.runtime.exchange(messages, None) if isinstance(o, Reply)}
@@ -240,72 +238,72 @@ def test_engines_get_as_many_clients_at_once_as_they_like(scenario: Make) -> Non
     assert {c: o.frames for c, o in outcomes.items() if isinstance(o, Reply)} == {c: expected[c] for c in outcomes}
 
 
-# -------------------------------------------------------------------------------------------------------------- the same errors
+# ---------------------------------------------------------------------------------------------------------------- equal errors
 
 
-def message(s: Scenario, workers: int, **given: Any) -> tuple[type[BaseException], str, str]:
-    with pytest.raises(RunError) as caught:
-        run(s, workers=workers, **given)
-    return caught.type, str(caught.value), type(caught.value.__cause__).__name__
+def run_to_error(s: Scenario, workers: int, **functions: Any) -> tuple[type[BaseException], str, str]:
+    with pytest.raises(RunError) as error_info:
+        run(s, workers=workers, **functions)
+    return error_info.type, str(error_info.value), type(error_info.value.__cause__).__name__
 
 
-FAILING: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "an error of the user's": ({}, {"loss": broken}, r"round 1, client \d: ZeroDivisionError: in my loss"),
-    "one that cannot be pickled": ({}, {"loss": oddly_broken}, r"round 1, client \d: TwoPartsError: this and that"),
-    "an error of ours": ({"client.optimizer.lr": 1e30}, {}, r"round 1, client \d: the update is not finite"),
+FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "an error of user code": ({}, {"loss": broken_loss}, r"round 1, client \d: ZeroDivisionError: in my loss"),
+    "an error that cannot be pickled": ({}, {"loss": unpicklable_loss}, r"round 1, client \d: TwoPartsError: this and that"),
+    "an error of the package": ({"client.optimizer.lr": 1e30}, {}, r"round 1, client \d: the update is not finite"),
 }
 
 
-@pytest.mark.parametrize(("settings", "given", "expected"), FAILING.values(), ids=FAILING.keys())
-def test_an_error_at_a_client_is_the_same_anywhere(scenario: Make, settings: Any, given: Any, expected: str) -> None:
-    here, there = (message(scenario(settings), workers, **given) for workers in (1, 2))
-    assert here == there
-    assert re.match(expected, here[1])
-    assert here[0] is (RunError if given else NonFiniteError)
+@pytest.mark.parametrize(("settings", "functions", "expected"), FAILURES.values(), ids=FAILURES.keys())
+def test_client_error_is_the_same_with_workers(scenario: Make, settings: Any, functions: Any, expected: str) -> None:
+    error, worker_error = (run_to_error(scenario(settings), workers, **functions) for workers in (1, 2))
+    assert error == worker_error
+    assert re.match(expected, error[1])
+    assert error[0] is (RunError if functions else NonFiniteError)
 
 
-def test_an_error_in_an_evaluation_says_so(scenario: Make) -> None:
+def test_evaluation_error_names_the_evaluation(scenario: Make) -> None:
     with pytest.raises(RunError, match="round 1, server: evaluation: KeyError: 'in my metric'"):
         run(scenario({"evaluation.every": 1}), workers=2, metrics={"odd": broken_metric})
 
 
 @pytest.mark.parametrize(
-    ("loss", "how"),
-    [(deadly, "was killed by SIGKILL; it may have run out of memory"), (leaving, "ended with exit status 3")],
+    ("loss", "description"),
+    [(killing_loss, "was killed by SIGKILL; it may have run out of memory"), (exiting_loss, "ended with exit status 3")],
     ids=["killed", "left"],
 )
-def test_a_worker_that_ends_ends_the_run(scenario: Make, loss: Any, how: str) -> None:
-    with pytest.raises(RunError, match=rf"round 1, client \d: ChildProcessError: worker \d {how}"):
+def test_worker_that_ends_ends_the_run(scenario: Make, loss: Any, description: str) -> None:
+    with pytest.raises(RunError, match=rf"round 1, client \d: ChildProcessError: worker \d {description}"):
         run(scenario({"server.cohort": 8, "engine.name": "sequential"}), workers=2, loss=loss)
 
 
-def test_clients_of_a_worker_that_ended_have_failed_and_others_have_not(scenario: Make) -> None:
+def test_ended_worker_fails_only_its_own_clients(scenario: Make) -> None:
     with with_worker_pool(build_experiment(scenario(), share_data=True), 2) as experiment:
         messages, _ = broadcast(experiment.plan, experiment.initial_server_state, range(8))
         victim = mp.active_children()[0]
         outcomes = experiment.runtime.exchange(messages, None)
-        seen = [next(outcomes)]
+        received = [next(outcomes)]
         victim.kill()
-        seen += outcomes
-        assert sorted(o.client for o in seen) == list(range(8))
-        lost = [o for o in seen if isinstance(o, ClientFailure)]
-        assert len(lost) <= 3
-        again = list(experiment.runtime.exchange(messages, None))
-        assert all(isinstance(o, Reply) for o in again)
+        received += outcomes
+        assert sorted(o.client for o in received) == list(range(8))
+        failures = [o for o in received if isinstance(o, ClientFailure)]
+        assert len(failures) <= 3
+        replies = list(experiment.runtime.exchange(messages, None))
+        assert all(isinstance(o, Reply) for o in replies)
         for process in mp.active_children():
             process.kill()
         for _ in range(2):
-            reasons = {str(o.error) for o in experiment.runtime.exchange(messages, None) if isinstance(o, ClientFailure)}
-            assert len(reasons) == 1
-            assert re.match(r"worker \d was killed by SIGKILL", *reasons)
+            descriptions = {str(o.error) for o in experiment.runtime.exchange(messages, None) if isinstance(o, ClientFailure)}
+            assert len(descriptions) == 1
+            assert re.match(r"worker \d was killed by SIGKILL", *descriptions)
 
 
-def at_the_prompt(output: Tensor, target: Tensor) -> Tensor:
-    """As a notebook's functions are: of a main module that no other process has."""
+def interactive_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Loss whose module is a main module that no other process has, as in a notebook."""
     return nn.functional.cross_entropy(output, target)
 
 
-def test_what_cannot_be_sent_to_workers_is_refused_with_what_to_do(
+def test_function_that_cannot_be_pickled_raises_error_with_advice(
     scenario: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     advice = r'name it in \[model\].*"package.module:function", or run with workers = 1'
@@ -314,31 +312,31 @@ def test_what_cannot_be_sent_to_workers_is_refused_with_what_to_do(
     assert not (tmp_path / "out").exists()
     with pytest.raises(ModelError, match="the metric odd cannot be sent"):
         run(scenario(), workers=2, metrics={"odd": lambda o, t: o[:, 0]})
-    monkeypatch.setattr(at_the_prompt, "__module__", "__main__")
-    monkeypatch.setattr(sys.modules["__main__"], "at_the_prompt", at_the_prompt, raising=False)
-    with pytest.raises(ModelError, match=f"cannot be made again in a worker process .*at_the_prompt.*{advice}"):
-        run(scenario(), workers=2, loss=at_the_prompt)
+    monkeypatch.setattr(interactive_loss, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "interactive_loss", interactive_loss, raising=False)
+    with pytest.raises(ModelError, match=f"cannot be made again in a worker process .*interactive_loss.*{advice}"):
+        run(scenario(), workers=2, loss=interactive_loss)
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
-def test_a_number_of_workers_that_makes_no_sense_is_refused(scenario: Make, workers: Any) -> None:
+def test_invalid_number_of_workers_raises_scenario_error(scenario: Make, workers: Any) -> None:
     with pytest.raises(ScenarioError, match=rf"workers: got {workers!r}, expected .* 1 or more"):
         run(scenario(), workers=workers)
 
 
-# -------------------------------------------------------------------------------------------------------------- from outside
+# ------------------------------------------------------------------------------------------------------- commands and scripts
 
 
-def test_the_command_takes_workers_and_says_when_there_are_too_many(root: Path, tmp_path: Path) -> None:
+def test_command_accepts_workers_and_warns_if_they_exceed_the_processors(root: Path, tmp_path: Path) -> None:
     command = ["run", str(root / "scenarios" / "quickstart.toml"), "--set", "rounds=1", "--set", "client.epochs=1", "--json"]
-    many = (os.cpu_count() or 1) + 1
-    done = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "a"), "--workers", str(many)])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["workers"] == many
-    assert f"{many} workers share" in done.stderr
-    refused = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "b"), "--workers", "0"])
-    assert refused.exit_code == 2
-    assert "0 is not in the range x>=1" in refused.stderr
+    n_workers = (os.cpu_count() or 1) + 1
+    result = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "a"), "--workers", str(n_workers)])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["workers"] == n_workers
+    assert f"{n_workers} workers share" in result.stderr
+    rejected = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "b"), "--workers", "0"])
+    assert rejected.exit_code == 2
+    assert "0 is not in the range x>=1" in rejected.stderr
 
 
 SCRIPT = """
@@ -353,21 +351,21 @@ def show(record):
 """
 
 
-def script(root: Path, folder: Path, guard: str) -> Path:
+def write_script(root: Path, folder: Path, guard: str) -> Path:
     path = folder / "script.py"
     path.write_text(SCRIPT.format(guard=guard, path=str(root / "scenarios" / "quickstart.toml")))
     return path
 
 
-def test_a_script_without_its_guard_is_told_so(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(script(root, tmp_path, "if True:"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
+def test_script_without_main_guard_raises_scenario_error(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(write_script(root, tmp_path, "if True:"))]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith(
         "fedsgd.errors.ScenarioError: workers: each worker process imports the script"
     )
-    assert done.stderr.count("Traceback") == 1
-    assert not done.stdout
+    assert process.stderr.count("Traceback") == 1
+    assert not process.stdout
 
 
 OWN_MODEL = """
@@ -387,30 +385,32 @@ if __name__ == "__main__":
 """
 
 
-def test_a_model_of_the_users_script_reaches_workers(root: Path, tmp_path: Path) -> None:
+def test_model_class_of_a_script_can_be_used_by_workers(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(OWN_MODEL.format(path=str(root / "scenarios" / "quickstart.toml")))
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "650\n"), done.stderr
+    process = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout) == (0, "650\n"), process.stderr
 
 
-def test_a_worker_that_cannot_import_the_script_says_where_to_look(root: Path, tmp_path: Path) -> None:
+def test_worker_that_cannot_import_the_script_raises_run_error(root: Path, tmp_path: Path) -> None:
     guard = 'if __name__ != "__main__":\n    raise FileNotFoundError("table.csv")\nelse:'
-    done = subprocess.run([sys.executable, str(script(root, tmp_path, guard))], capture_output=True, text=True, timeout=60)
-    assert "RunError: round 1, server: worker 0 ended with exit status 1 before it was ready" in done.stderr
-    assert "FileNotFoundError: table.csv" in done.stderr
-    assert not done.stdout
+    process = subprocess.run(
+        [sys.executable, str(write_script(root, tmp_path, guard))], capture_output=True, text=True, timeout=60
+    )
+    assert "RunError: round 1, server: worker 0 ended with exit status 1 before it was ready" in process.stderr
+    assert "FileNotFoundError: table.csv" in process.stderr
+    assert not process.stdout
 
 
-def test_workers_model_of_a_script_on_standard_input_is_refused(root: Path) -> None:
+def test_model_class_of_a_script_on_standard_input_raises_model_error(root: Path) -> None:
     source = OWN_MODEL.format(path=str(root / "scenarios" / "quickstart.toml"))
-    done = subprocess.run([sys.executable, "-"], input=source, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert not done.stdout
-    assert "ModelError: the model cannot be made again in a worker process (Can't get attribute 'Net' on" in done.stderr
+    process = subprocess.run([sys.executable, "-"], input=source, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert not process.stdout
+    assert "ModelError: the model cannot be made again in a worker process (Can't get attribute 'Net' on" in process.stderr
 
 
-def gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -418,9 +418,9 @@ def gone(pid: int) -> bool:
 
 
 @linux
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_their_server(root: Path, tmp_path: Path, how: signal.Signals) -> None:
-    command = [sys.executable, str(script(root, tmp_path, 'if __name__ == "__main__":'))]
+@pytest.mark.parametrize("end_signal", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_when_their_server_ends(root: Path, tmp_path: Path, end_signal: signal.Signals) -> None:
+    command = [sys.executable, str(write_script(root, tmp_path, 'if __name__ == "__main__":'))]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -428,22 +428,22 @@ def test_workers_end_with_their_server(root: Path, tmp_path: Path, how: signal.S
         assert process.stderr is not None
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert len(pids) == 2
-        if how is signal.SIGINT:
-            os.killpg(process.pid, how)  # as a terminal does
+        if end_signal is signal.SIGINT:
+            os.killpg(process.pid, end_signal)  # as a terminal does
         else:
-            process.send_signal(how)
+            process.send_signal(end_signal)
         process.wait(20)
         errors = process.stderr.read()
-        assert errors.count("Traceback") == (1 if how is signal.SIGINT else 0), errors
+        assert errors.count("Traceback") == (1 if end_signal is signal.SIGINT else 0), errors
         deadline = time.monotonic() + 10
-        while not all(map(gone, pids)):
+        while not all(map(has_ended, pids)):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
 
-def test_one_worker_is_this_process(scenario: Make) -> None:
+def test_one_worker_uses_no_other_process(scenario: Make) -> None:
     experiment = build_experiment(scenario())
-    with with_worker_pool(experiment, 1) as same:
-        assert same is experiment
+    with with_worker_pool(experiment, 1) as shared:
+        assert shared is experiment
     with pytest.raises(ValueError, match="share=True"), with_worker_pool(experiment, 2):
         pass
