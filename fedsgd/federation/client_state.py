@@ -33,7 +33,7 @@ class UncommittedState:
         round: round of the reply.
         state_if_accepted: state if the server accepts the reply.
         rollback: patches that turn `state_if_accepted` into the state for a reply that is not accepted.
-        reply_frame: the reply's frame, or the token from which its host restores the frame, in case the same TASK arrives
+        reply_frame: the reply's frame, or other bytes from which its host repeats the reply, in case the same TASK arrives
             again. None if the state is empty, because training again then gives the same reply.
     """
 

@@ -162,7 +162,7 @@ def run_rounds(
 
     Raises:
         FedsgdError: a client failed, or aggregation failed. With any `on_failure`, the run also ends if the runtime breaks its
-            contract: it raises, or gives two outcomes for one client. The same holds for a worker process that dies
+            contract: it raises, or gives two outcomes for one client. So it does if a worker process dies
             (ChildProcessError), which is no failure of a client. Frames that were sent are observed before the error is raised.
     """
     while True:

@@ -142,8 +142,8 @@ def _encode_messages(
     Args:
         plan: settings of the federation.
         server: state of the server.
-        client_rounds: client → (round r if the client has stored the model of round r or of a later one, round of its last
-            accepted reply), 0 for none.
+        client_rounds: client → (round of the client's stored model or an earlier one, round of its last accepted reply), 0 for
+            none.
     """
     planner = CatchUpPlanner(plan.downlink, server.public_model, lambda round: plan.make_context(round, ALL_CLIENTS))
     messages: dict[ClientId, Message] = {}

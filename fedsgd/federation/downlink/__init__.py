@@ -12,14 +12,14 @@ the public model follows the model w of the server:
                       (Gruntkowska, Tyurin and Richtárik 2023)
 
 C is the operator of `[downlink] compressor`, and step is the step of the server's optimizer. Under "error-feedback", step
-cannot be w − public. That difference contains the residual already, and feeding the residual back twice diverges. If the
-optimizer does not read the model (no weight decay), "error-feedback" and "ef21-p" send equal vectors up to rounding, because w
-− public is the residual plus the step. They differ in the stored vector: the residual, or w.
+cannot be w − public. That difference contains the residual already, and feeding the residual back twice diverges. Without
+weight decay the optimizer does not read the model, and w − public is the residual plus the step. Then "error-feedback" and
+"ef21-p" send equal vectors up to rounding. They differ in the stored vector: the residual, or w.
 
-A client that has stored the model of an earlier round is sent the smallest of: all differences since then, as they were sent;
-one MODEL frame that assigns the present values to every coordinate that changed since then; the full model. Assigning values
-and adding the differences in order both give the bits of a client that missed no round. Adding the sum of the differences would
-not, because floating-point addition is not associative.
+A client that has stored the model of an earlier round is sent the smallest of three candidates: all differences since then, as
+they were sent; one MODEL frame that assigns the present values to every coordinate that changed since then; the full model.
+Assigning values and adding the differences in order both give the bits of a client that missed no round. Adding the sum of the
+differences would not, because floating-point addition is not associative.
 """
 
 from fedsgd.federation.downlink.catch_up import CatchUpPlanner

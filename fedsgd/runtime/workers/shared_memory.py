@@ -21,7 +21,7 @@ from fedsgd.errors import OutputError
 from fedsgd.numerics.arrays import U8
 
 ALIGNMENT = 64
-"""Bytes whose multiples arrays begin at."""
+"""Alignment of arrays in bytes."""
 
 
 def align_up(n_bytes: int) -> int:
