@@ -161,9 +161,9 @@ def run_rounds(
         The server's state after each round, and the participants of the round.
 
     Raises:
-        FedsgdError: a client failed, or aggregation failed. With any `on_failure`, the run also ends if the runtime breaks its
-            contract: it raises, or gives two outcomes for one client. So it does if a worker process dies
-            (ChildProcessError), which is no failure of a client. Frames that were sent are observed before the error is raised.
+        FedsgdError: a client failed, or aggregation failed. With any `on_failure`, the run ends if the runtime raises or gives
+            two outcomes for one client, and if a worker process dies (ChildProcessError), which is no failure of a client.
+            Frames that were sent are observed before the error is raised.
     """
     while True:
         sampled_cohort = participation.sample_round(server.round)
