@@ -1,11 +1,11 @@
-"""Flower: compression for anybody's app, and fedsgd's own scenarios as a real deployment.
+"""Flower integration: compression for any Flower app, and deployments of fedsgd's scenarios.
 
     from fedsgd.flower import CompressedStrategy, compression_mod
 
     app = ClientApp(mods=[compression_mod()])
     strategy = CompressedStrategy(FedAvg(), {"name": "top-k", "density": 0.01}, error_feedback="persist")
 
-Names are imported when they are first used: a ClientApp is a new process for each message, and its imports are its time.
+Exported names are imported on first use: Flower starts a new ClientApp process for each message, and imports delay each start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Bytes in Flower's records, and bytes of Flower's messages.
+"""Packing of bytes into Flower's records, and the size of Flower's messages.
 
-Our bytes are one opaque value, which costs the fewest objects and requests. Above 5 MiB they are one array, which Flower sends
-in chunks, because that is quicker.
+A payload is one opaque value, which needs the fewest objects and requests. A payload above 5 MiB is one array, which Flower
+sends in chunks, because that is faster.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from fedsgd.runtime.workers import protocol
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
 RecordCache = dict[int, tuple[Record, Hashable, int]]
-"""A record, its content and the bytes of its objects, by the record's id."""
+"""Record, key of its root object and bytes of its objects, by `id(record)`."""
 RECORD_KEY = "fedsgd"
-"""The record of a message's content, and of a node's state, that is ours."""
+"""Name of fedsgd's record in a message's content and in a node's `context.state`."""
 _VALUE_KEY = "frames"
 _PAYLOAD_STYPE = "fedsgd.v1"
 MAX_CONFIG_VALUE_BYTES = 5 * 2**20
 _OBJECT_ID_LENGTH = 64
-"""Characters of the name of one of Flower's objects."""
+"""Number of characters in the name of one of Flower's objects."""
 _MAX_SAMPLE_BYTES = 32
-"""Bytes of a chunk, at most, that are compared before all of them are."""
+"""Largest number of a chunk's bytes that are compared before the whole chunks are compared."""
 _BLOCK_BYTES = 2**16
 
 
 def write_payload(content: RecordDict, data: bytes) -> RecordDict:
-    """Add our record with these bytes to a content, and return the content."""
+    """Add fedsgd's record with these bytes to a content, and return the content."""
     if len(data) <= MAX_CONFIG_VALUE_BYTES:
         content[RECORD_KEY] = ConfigRecord({_VALUE_KEY: data})
     else:
@@ -43,10 +43,13 @@ def write_payload(content: RecordDict, data: bytes) -> RecordDict:
 
 
 def read_payload(content: RecordDict) -> bytes:
-    """Return the bytes of our record in a content.
+    """Return the bytes that `write_payload` wrote into a content.
 
     Raises:
-        WireError: there is no such record, or it has no such bytes.
+        WireError: the content has no record of fedsgd, or the record has no such bytes.
+
+    >>> read_payload(write_payload(RecordDict(), b"frames"))
+    b'frames'
     """
     record = content.get(RECORD_KEY)
     value = record.get(_VALUE_KEY) if isinstance(record, ConfigRecord | ArrayRecord) else None
@@ -54,11 +57,11 @@ def read_payload(content: RecordDict) -> bytes:
         return value.data
     if isinstance(value, bytes):
         return value
-    raise WireError(0, f'the message has no such bytes: expected a record "{RECORD_KEY}" with "{_VALUE_KEY}"')
+    raise WireError(0, f'the message has no payload of fedsgd, expected a record "{RECORD_KEY}" with bytes in "{_VALUE_KEY}"')
 
 
 def pack_records(content: RecordDict) -> bytes:
-    """Return the records of a message's content as bytes: Flower's objects with their ids, the content itself last."""
+    """Return a message's content as bytes: Flower's objects with their ids, the content itself last."""
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
     objects = get_all_nested_objects(content)
@@ -66,7 +69,7 @@ def pack_records(content: RecordDict) -> bytes:
 
 
 def unpack_records(data: bytes) -> RecordDict:
-    """Return the records that `pack_records` packed; nothing is unpickled."""
+    """Return the content that `pack_records` packed. Nothing is unpickled."""
     from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
     objects = {bytes(name).decode(): part for name, (part,) in protocol.unpack_packets(data)}
@@ -78,13 +81,14 @@ def unpack_records(data: bytes) -> RecordDict:
 def count_message_bytes(message: Message, content: RecordDict | None = None, cache: RecordCache | None = None) -> int:
     """Return the bytes of a message as Flower stores and sends it: a tree of objects, equal objects once.
 
-    Requests, headers and polls come in addition to it. Flower names an object by a hash of its content. Here large contents
-    are compared instead, which takes no time unless they are equal.
+    Requests, headers and polls are not counted. Flower names an object by a hash of its content. This function compares large
+    contents instead, which is fast unless they are equal.
 
     Args:
-        message: the message, with a content or with an error.
-        content: content in the place of the message's own.
-        cache: records of other messages, so that a shared record is read once; it is extended. Records must not change.
+        message: message with a content or with an error.
+        content: content to count instead of the message's own; None for its own.
+        cache: sizes of records in other messages, extended by this call, so that a shared record is read once. Records must not
+            change between calls.
     """
     objects = _ObjectCounter()
     if message.has_content():
@@ -93,7 +97,7 @@ def count_message_bytes(message: Message, content: RecordDict | None = None, cac
 
 
 class _ObjectCounter:
-    """Distinct objects of one message, each with a number.
+    """Counter of the distinct objects of one message, each of which gets a number.
 
     Attributes:
         n_bytes: bytes of these objects.
@@ -113,7 +117,7 @@ class _ObjectCounter:
         self._add_parent("content", type(content), len(children), _count_reference_bytes(content))
 
     def _add_separate_record(self, cache: RecordCache, record: Record) -> int:
-        """Count a record that shares no objects with the other records of a message."""
+        """Count a record that shares no objects with the other records of the message."""
         if id(record) not in cache:
             objects = _ObjectCounter()
             objects._add_record(record)
@@ -130,25 +134,25 @@ class _ObjectCounter:
 
     def _add_array(self, array: Array) -> int:
         data = memoryview(array.data) if len(array.data) > CHUNK else array.data
-        chunks = [self._add_chunk(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK)]
+        chunks = [self._add_chunk(data[start : start + CHUNK]) for start in range(0, len(data), CHUNK)]
         order = {chunk: i for i, chunk in enumerate(dict.fromkeys(chunks))}
         body = _build_array_body(array.dtype, tuple(array.shape), array.stype, tuple(order[chunk] for chunk in chunks))
         return self._add_parent(f"{body} {chunks}", type(array), len(order), len(body))
 
     def _add_chunk(self, data: bytes | memoryview) -> int:
-        """Count a chunk. Its key is its length and a sample of its bytes, with a sign for each other chunk with these."""
+        """Count a chunk. Its key is its length and a sample of its bytes, with a "+" for each other chunk of the same key."""
         key = b"%d %b" % (len(data), bytes(data[:: len(data) // _MAX_SAMPLE_BYTES + 1]))
-        while (other := self._chunks.setdefault(key, data)) is not data and not _are_equal(other, data):
+        while (counted := self._chunks.setdefault(key, data)) is not data and not _are_equal(counted, data):
             key += b"+"
         return self._add_parent(key, ArrayChunk, 0, len(data))
 
     def _add_parent(self, key: Hashable, kind: type, n_children: int, n_body: int) -> int:
-        """Count an object by the length of its head, which names its children, and of its body."""
+        """Count an object by the lengths of its head, which names its children, and its body."""
         head = len(f"{kind.__qualname__} {n_body}") + 2 + max(0, n_children * (_OBJECT_ID_LENGTH + 1) - 1)
         return self._add(key, head + n_body)
 
     def _add(self, key: Hashable, n_bytes: int) -> int:
-        """Count an object, unless an equal one was counted, and return its number."""
+        """Count an object, unless an equal object was counted, and return its number."""
         if key not in self._numbers:
             self._numbers[key] = len(self._numbers)
             self.n_bytes += n_bytes
@@ -156,16 +160,17 @@ class _ObjectCounter:
 
 
 def _are_equal(a: bytes | memoryview, b: bytes | memoryview) -> bool:
-    """Compare two buffers of one length, block by block."""
-    return all(bytes(a[at : at + _BLOCK_BYTES]) == bytes(b[at : at + _BLOCK_BYTES]) for at in range(0, len(a), _BLOCK_BYTES))
+    """Compare two buffers of equal length block by block."""
+    starts = range(0, len(a), _BLOCK_BYTES)
+    return all(bytes(a[start : start + _BLOCK_BYTES]) == bytes(b[start : start + _BLOCK_BYTES]) for start in starts)
 
 
 @lru_cache(10_000)
 def _build_array_body(dtype: str, shape: tuple[int, ...], stype: str, chunks: tuple[int, ...]) -> str:
-    """Return the body of the object of an array."""
+    """Return the body of an array's object."""
     return json.dumps({"dtype": dtype, "shape": shape, "stype": stype, "arraychunk_ids": chunks})
 
 
 def _count_reference_bytes(names: Iterable[str]) -> int:
-    """Return the bytes of a body that refers to an object by each of these names."""
+    """Return the bytes of a body that refers to one object by each of these names."""
     return len(json.dumps(dict.fromkeys(names, "0" * _OBJECT_ID_LENGTH)))

@@ -176,7 +176,9 @@ def test_record_of_the_app_under_our_name_is_refused_in_one_line(when: str) -> N
         if replies[0].has_error():
             break
         arrays, _ = strategy.aggregate_train(round, replies)
-    assert 'has a record "fedsgd" of the app, but compression_mod() needs that name: rename it' in replies[0].error.reason
+    assert (
+        'has a record "fedsgd" of the app, but compression_mod() uses this name: rename the record' in replies[0].error.reason
+    )
     assert round == (2 if when == "in the second round" else 1)
 
 
@@ -289,19 +291,20 @@ def test_partial_file_at_the_next_opening_is_removed_if_its_process_is_dead(tmp_
 # -------------------------------------------------------------------------------------------------------------- announced
 
 
+MARGIN = " (at most twice that while a newer version is written)"
 CASES = [
-    ({"error_feedback": "none", "downlink": None}, "none but the number of its last round, "),
+    ({"error_feedback": "none", "downlink": None}, "only the number of its last round"),
     (
         {"error_feedback": "none"},
-        "the model that it holds, up to 884 B (4 bytes x 221 numbers), at most twice that with a newer model or state, ",
+        "its model, up to 884 B (4 bytes x 221 numbers)" + MARGIN,
     ),
     (
         {"downlink": None},
-        "up to 1.48 kB (6.68 bytes x 221 numbers) and the app's records of its last reply, at most twice that with a newer model or state, ",
+        "up to 1.48 kB (6.68 bytes x 221 numbers) of state and its last reply's other records" + MARGIN,
     ),
     (
         {},
-        "up to 2.36 kB (10.7 bytes x 221 numbers) and the app's records of its last reply, at most twice that with a newer model or state, ",
+        "up to 2.36 kB (10.7 bytes x 221 numbers) of state and its last reply's other records" + MARGIN,
     ),
 ]
 
@@ -313,10 +316,10 @@ def test_state_of_a_session_is_announced_once_by_each_side(
     over = grid(nodes=NODES[:2])
     with caplog.at_level(logging.INFO, "flwr"):
         list(rounds(CompressedStrategy(FedAvg(), **{**SETTINGS, **settings}), over, model(), 3))
-    lines = [record.message for record in caplog.records if "state of" in record.message]
-    end = "removed when another run begins 7 days after its last use"
-    nodes = [f"fedsgd: state of this client: {amount}in {folder_of(root, node)}, {end}" for node in over.nodes.values()]
-    assert [lines[0], *sorted(lines[1:])] == [f"fedsgd: state of each client: {amount}on the disk of its node, {end}", *nodes]
+    lines = [record.message for record in caplog.records if " stores " in record.message]
+    end = "a later run removes it 7 days after its last use"
+    nodes = [f"fedsgd: this client stores {amount} in {folder_of(root, node)}; {end}" for node in over.nodes.values()]
+    assert [lines[0], *sorted(lines[1:])] == [f"fedsgd: each client stores {amount} on the disk of its node; {end}", *nodes]
 
 
 @pytest.mark.parametrize(("settings", "downlink"), EXACT_SUMS + ROUNDED)
@@ -366,8 +369,8 @@ def test_budget_that_a_state_does_not_fit_is_refused_before_training(root: Path,
     message = one_message(small(), over)
     monkeypatch.setenv("FEDSGD_STATE_BUDGET", "4 kB")
     said = reason(over, message)
-    assert f"{root}/run-{RUN}: no room for client state: 4.72 kB needed, 4 kB left of the budget of 4 kB" in said
-    assert f"for all runs in {root}; raise FEDSGD_STATE_BUDGET, remove folders of runs that are over, or name another" in said
+    assert f"{root}/run-{RUN}: no room for client state: 4.72 kB needed, 4 kB free in the budget of 4 kB" in said
+    assert f"for all runs in {root}; increase FEDSGD_STATE_BUDGET, remove folders of finished runs, or set" in said
     assert (node.got, files(root)) == ([], [])
     monkeypatch.setenv("FEDSGD_STATE_BUDGET", "10 kB")
     assert not answer(over, message).has_error()
@@ -412,7 +415,7 @@ def test_budget_counts_the_files_of_all_runs(root: Path, monkeypatch: pytest.Mon
     over = grid(nodes=NODES[:1])
     monkeypatch.setenv("FEDSGD_STATE_BUDGET", "10 kB")
     message = one_message(small(), over)
-    assert "4.72 kB needed, 1 kB left of the budget of 10 kB" in reason(over, message)
+    assert "4.72 kB needed, 1 kB free in the budget of 10 kB" in reason(over, message)
     shutil.rmtree(root / "run-1")
     assert not answer(over, message).has_error()
 
@@ -440,7 +443,7 @@ def test_disk_without_room_is_refused_in_one_line(root: Path, monkeypatch: pytes
     message = one_message(small(), over)
     usage = shutil.disk_usage(root.parent)
     monkeypatch.setattr("fedsgd.flower.state_directory.shutil.disk_usage", lambda folder: usage._replace(free=1500))
-    assert "4.72 kB needed, 1.5 kB free on its disk; free some, remove folders of runs that are over" in reason(over, message)
+    assert "4.72 kB needed, 1.5 kB free on its disk; free disk space, remove folders of finished runs" in reason(over, message)
     assert files(root) == []
 
 

@@ -1,1 +1,1 @@
-"""Compression in a user's own Flower app: strategy wrapper and client mod."""
+"""Compression for a user's Flower app: strategy wrapper on the server, mod on the nodes."""

@@ -1,13 +1,12 @@
-"""The model of somebody's Flower app in two forms: a record of named arrays, as the app has it, and one vector, as compressors
-have it.
+"""Conversion of a Flower app's model between the app's record of named arrays and the compressors' one vector.
 
-- The vector [P] holds the arrays of float16, float32 and float64 in float32, one after the other in the record's order.
-- An app gets each array in its own type. A float64 number is rounded to the 24 bits of a float32 on its way.
-- All other arrays (integers, complex numbers, other packings), arrays that are not finite, and those that are named to be exact
-  travel apart from the vector, bit for bit.
-- A tensor with several names is in the vector once, where its first name stands. Its value is that of its last name, which a
-  module loads last.
-- A reply may lack arrays of the model, and have others: see `ReplyArrays`.
+- The vector [P] float32 has the arrays of float16, float32 and float64, concatenated in the record's order.
+- An app gets each array in its own type. A float64 number is rounded to the 24 bits of a float32.
+- Exact arrays are sent bit for bit, separately from the vector. Exact are integers, complex numbers, arrays in other packings,
+  arrays that are not finite, and arrays whose names match a pattern of the setting `exact`.
+- A tensor with several names is in the vector once, at the place of its first name, with the value of its last name. A torch
+  module loads the last name last.
+- A reply may lack arrays of the model, and may have additional arrays: see `ReplyArrays`.
 """
 
 from __future__ import annotations
@@ -43,17 +42,26 @@ from fedsgd.numerics.reductions import all_finite
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Arrays of a model: which of them are in the vector, and in which order.
+    """Names, shapes and types of a model's arrays, and the place of each array in the vector [P].
 
     Attributes:
         names: names of all arrays, in the record's order.
-        shapes: their shapes.
+        shapes: shape of each array.
         exact: True for each array that is not in the vector.
-        tied: groups of names, in the record's order, that are one tensor.
-        types: name and type of each array in the vector that is not a float32, as numpy spells it.
+        tied_groups: groups of names that are one tensor each, in the record's order.
+        dtypes: name and numpy's type name of each array in the vector that is not float32.
 
     Raises:
-        ModelError: a group is not one tensor, or a type is not one of floats.
+        ModelError: a group is not one tensor, or a type is not a type of floats.
+
+    >>> import numpy as np
+    >>> from flwr.app import Array
+    >>> arrays = {"weight": Array(np.ones((2, 3), np.float32)), "steps": Array(np.array([7]))}
+    >>> array_layout = build_array_layout(arrays, exact_patterns=[])
+    >>> array_layout.layout.size, array_layout.exact
+    (6, (False, True))
+    >>> array_layout.to_vector(arrays)
+    array([1., 1., 1., 1., 1., 1.], dtype=float32)
     """
 
     names: tuple[str, ...]
@@ -65,38 +73,38 @@ class ArrayLayout:
     def __post_init__(self) -> None:
         sizes = {name: math.prod(shape) for name, shape, exact in self._entries if not exact}
         tied = [name for group in self.tied_groups for name in group]
-        found = [{sizes.get(name) for name in group} for group in self.tied_groups]
-        if len(set(tied)) != len(tied) or any(len(size) != 1 or None in size for size in found):
-            raise ModelError(f"got the names {tied} for tensors, expected arrays of one size, each in one group")
+        group_sizes = [{sizes.get(name) for name in group} for group in self.tied_groups]
+        if len(set(tied)) != len(tied) or any(len(group) != 1 or None in group for group in group_sizes):
+            raise ModelError(f"got the tied names {tied}, expected each name once, and arrays of one size in each group")
         for name, dtype in self.dtypes:
             if name not in sizes or not is_float_type(dtype):
-                raise ModelError(f'got the type "{dtype}" for "{name}", expected a type of floats and an array of the vector')
+                raise ModelError(f'got the type "{dtype}" for "{name}", expected an array of float16, float32 or float64')
 
     @cached_property
     def layout(self) -> ParameterLayout:
-        """The vector [P]."""
+        """Names and shapes of the arrays in the vector [P], each tensor under its first name."""
         flat = [(name, shape) for name, shape, exact in self._entries if not exact and self._first_name.get(name, name) == name]
         return ParameterLayout(tuple(name for name, _ in flat), tuple(shape for _, shape in flat))
 
     @cached_property
     def slices(self) -> Mapping[str, slice]:
-        """The stretch of the vector for each name that is not exact."""
-        own = {name: part for name, part, _ in self.layout.list_slices()}
-        return {name: own[self._first_name.get(name, name)] for name, _, exact in self._entries if not exact}
+        """Slice of the vector [P] for each name that is not exact."""
+        slices = {name: part for name, part, _ in self.layout.list_slices()}
+        return {name: slices[self._first_name.get(name, name)] for name, _, exact in self._entries if not exact}
 
     @cached_property
     def exact_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The exact arrays' shapes, by name."""
+        """Shape of each exact array, by name."""
         return {name: shape for name, shape, exact in self._entries if exact}
 
     @cached_property
     def shape_by_name(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of each array, by name."""
+        """Shape of each array, by name."""
         return dict(zip(self.names, self.shapes, strict=True))
 
     @cached_property
     def dtype_by_name(self) -> Mapping[str, str]:
-        """The type of each array in the vector that is not a float32, by name."""
+        """Numpy's type name of each array in the vector that is not float32, by name."""
         return dict(self.dtypes)
 
     @cached_property
@@ -108,7 +116,7 @@ class ArrayLayout:
         return zip(self.names, self.shapes, self.exact, strict=True)
 
     def find_mismatch(self, arrays: Mapping[str, Array]) -> str | None:
-        """Return what was got and expected where arrays are not other values of this model; None if they are.
+        """Return the first difference from the model in names, shapes or kinds ("got ..., expected ..."), or None.
 
         Types of floats may differ, and so may types of exact arrays.
         """
@@ -118,18 +126,18 @@ class ArrayLayout:
         for name, shape, exact in self._entries:
             if name not in arrays:
                 return f'got no array "{name}", expected one of shape {shape}'
-            got = arrays[name]
-            if tuple(got.shape) != shape:
-                return f'got "{name}" of shape {tuple(got.shape)}, expected {shape}'
-            if not exact and not is_float(got):
-                return f'got "{name}" of type {got.dtype}, expected a type of floats'
+            array = arrays[name]
+            if tuple(array.shape) != shape:
+                return f'got "{name}" of shape {tuple(array.shape)}, expected {shape}'
+            if not exact and not is_float(array):
+                return f'got "{name}" of type {array.dtype}, expected float16, float32 or float64'
         return None
 
     def to_vector(self, arrays: Mapping[str, Array]) -> F32:
-        """Return the vector [P] of such arrays, rounded to float32.
+        """Return the vector [P] float32 of a model's arrays. Values are rounded to float32.
 
         Raises:
-            ModelError: they are the arrays of another model.
+            ModelError: the arrays are those of another model.
         """
         problem = self.find_mismatch(arrays)
         if problem is not None:
@@ -137,14 +145,17 @@ class ArrayLayout:
         return self.fill_vector(np.empty(self.layout.size, dtype=np.float32), arrays)
 
     def fill_vector(self, vector: F32, arrays: Mapping[str, Array]) -> F32:
-        """Write arrays of the model, all or some, into a vector [P] and return it. Of a tensor's names, the last one counts."""
+        """Write some or all arrays of the model into a vector [P] and return the vector.
+
+        A tensor with several names gets the value of the last name.
+        """
         for name, part in self.slices.items():
             if name in arrays:
                 vector[part] = flatten_values(arrays[name])
         return vector
 
     def round_to_dtypes(self, vector: F32) -> F32:
-        """Return the vector [P] as an app gets it: with the numbers of narrower types rounded to them."""
+        """Return the vector [P] with the values of float16 arrays rounded to float16, as an app gets them."""
         narrow = [(name, np.dtype(dtype)) for name, dtype in self.dtypes if np.dtype(dtype).itemsize < 4]
         if narrow:
             vector = vector.copy()
@@ -154,12 +165,12 @@ class ArrayLayout:
         return vector
 
     def to_record(self, vector: F32, exact_arrays: Mapping[str, Array], missing_names: Collection[str] = ()) -> ArrayRecord:
-        """Inverse of `to_vector`.
+        """Return a record of the model's arrays. Inverse of `to_vector`.
 
         Args:
-            vector: [P] float32.
-            aside: the exact arrays, by name.
-            lacks: names of arrays to leave out.
+            vector: [P] float32, values of the arrays that are not exact.
+            exact_arrays: exact arrays, by name.
+            missing_names: names of arrays that the record omits.
         """
         return ArrayRecord(
             {
@@ -173,20 +184,20 @@ class ArrayLayout:
 
     def with_dtypes(self, dtypes: Mapping[str, str]) -> ArrayLayout:
         """Return the same model with other types of floats, by name."""
-        known = {**self.dtype_by_name, **dtypes}
-        return replace(self, dtypes=tuple((name, known[name]) for name in self.names if known.get(name, FLOAT32) != FLOAT32))
+        merged = {**self.dtype_by_name, **dtypes}
+        return replace(self, dtypes=tuple((name, merged[name]) for name in self.names if merged.get(name, FLOAT32) != FLOAT32))
 
     def find_dtype_changes(self, arrays: Mapping[str, Array]) -> dict[str, str]:
-        """Return the types of those arrays in the vector that differ from the model's, by name."""
-        own = {name: arrays[name].dtype for name in self.slices if name in arrays}
-        return {name: dtype for name, dtype in own.items() if dtype != self.dtype_by_name.get(name, FLOAT32)}
+        """Return the types of arrays in the vector that differ from the model's types, by name."""
+        dtypes = {name: arrays[name].dtype for name in self.slices if name in arrays}
+        return {name: dtype for name, dtype in dtypes.items() if dtype != self.dtype_by_name.get(name, FLOAT32)}
 
     def flatten_arrays(self, arrays: Mapping[str, Array]) -> dict[str, F32]:
         """Return the flat values of each array of floats, exact or not, rounded to float32, by name."""
         return {name: flatten_values(arrays[name]) for name in self.names if name in arrays and is_float(arrays[name])}
 
     def find_unequal_groups(self, arrays: ArrayRecord) -> TiedGroups:
-        """The groups of names under which a record has different values."""
+        """Return the tied groups whose names have different values in a record."""
         values = {name: flatten_values(arrays[name]) for name in self._first_name}
         return tuple(
             group for group in self.tied_groups if any(not is_bit_equal(values[group[0]], values[name]) for name in group)
@@ -195,12 +206,14 @@ class ArrayLayout:
 
 @dataclass(frozen=True, eq=False)
 class ReplyArrays:
-    """Arrays of a reply, as plain Flower would average them: perhaps fewer than the model's, more, or of other shapes.
+    """Arrays of a reply, sorted into arrays of the model and other arrays.
+
+    A strategy of Flower accepts replies with fewer arrays than the model, with more, or with other shapes.
 
     Attributes:
-        fitting: arrays that are other values of arrays of the model.
-        others: arrays that travel as they are: names, shapes or packings that the model does not have.
-        lacks: names of the model's arrays that are not in `model_arrays`, in the model's order.
+        model_arrays: arrays with a name, shape and packing of the model; these are compressed.
+        other_arrays: arrays with a name, shape or packing that the model does not have; these are sent uncompressed.
+        missing_names: names of the model's arrays that are not in `model_arrays`, in the model's order.
     """
 
     model_arrays: Mapping[str, Array]
@@ -208,7 +221,7 @@ class ReplyArrays:
     missing_names: tuple[str, ...]
 
     def compute_missing_mask(self, array_layout: ArrayLayout) -> BoolArray:
-        """Return True [P] for the coordinates of tensors that are in the reply under none of their names."""
+        """Return [P] bool, True for the coordinates of tensors that the reply has under none of their names."""
         missing = np.ones(array_layout.layout.size, dtype=np.bool_)
         for name in self.model_arrays:
             if name in array_layout.slices:
@@ -217,16 +230,30 @@ class ReplyArrays:
 
     @staticmethod
     def from_reply(array_layout: ArrayLayout, arrays: Mapping[str, Array], exact_arrays: Mapping[str, Array]) -> ReplyArrays:
-        """Return the arrays of a reply, sorted. aside: the exact arrays that the app was given."""
-        fitting = {
+        """Sort the arrays of a reply.
+
+        Args:
+            array_layout: layout of the model.
+            arrays: arrays of the reply, by name.
+            exact_arrays: exact arrays of the message that the app received, by name.
+        """
+        model_arrays = {
             name: array for name, array in arrays.items() if _is_model_array(array_layout, name, array, exact_arrays.get(name))
         }
-        others = {name: array for name, array in arrays.items() if name not in fitting}
-        return ReplyArrays(fitting, others, tuple(name for name in array_layout.names if name not in fitting))
+        other_arrays = {name: array for name, array in arrays.items() if name not in model_arrays}
+        missing_names = tuple(name for name in array_layout.names if name not in model_arrays)
+        return ReplyArrays(model_arrays, other_arrays, missing_names)
 
 
 def _is_model_array(array_layout: ArrayLayout, name: str, array: Array, exact_array: Array | None) -> bool:
-    """Return True for another value of the array of this name. given: the model's array if it is exact."""
+    """Return True if an array has the shape and packing of the model's array of its name.
+
+    Args:
+        array_layout: layout of the model.
+        name: name of the array in the reply.
+        array: array of the reply.
+        exact_array: the model's array of this name; None if it is in the vector.
+    """
     if tuple(array.shape) != array_layout.shape_by_name.get(name):
         return False
     if exact_array is None:
@@ -239,46 +266,46 @@ def _is_model_array(array_layout: ArrayLayout, name: str, array: Array, exact_ar
 def build_array_layout(
     arrays: Mapping[str, Array], exact_patterns: Sequence[str], tied_groups: TiedGroups = ()
 ) -> ArrayLayout | None:
-    """Return the arrangement of a model in transit, or None for a model without a number that can be compressed.
+    """Return the layout of a model; None if the model has no number that can be compressed.
 
     Args:
-        arrays: the model.
-        exact: patterns of names, as in shells.
-        tied: groups of names that are one tensor each. A tensor that is exact under one name is exact under all.
+        arrays: the model's arrays, by name.
+        exact_patterns: patterns of the names of exact arrays, as in a shell ("*running_mean").
+        tied_groups: groups of names that are one tensor each. A tensor that is exact under one name is exact under all names.
     """
-    kept = {name: is_exact(name, array, exact_patterns) for name, array in arrays.items()}
+    exact = {name: is_exact(name, array, exact_patterns) for name, array in arrays.items()}
     for group in tied_groups:
-        kept.update(dict.fromkeys(group, any(kept[name] for name in group)))
-    if not any(math.prod(array.shape) for name, array in arrays.items() if not kept[name]):
+        exact.update(dict.fromkeys(group, any(exact[name] for name in group)))
+    if not any(math.prod(array.shape) for name, array in arrays.items() if not exact[name]):
         return None
     order = {name: i for i, name in enumerate(arrays)}
     groups = sorted(
-        (tuple(sorted(group, key=order.__getitem__)) for group in tied_groups if not kept[group[0]]), key=lambda g: order[g[0]]
+        (tuple(sorted(group, key=order.__getitem__)) for group in tied_groups if not exact[group[0]]), key=lambda g: order[g[0]]
     )
     shapes = tuple(tuple(array.shape) for array in arrays.values())
-    types = {name: array.dtype for name, array in arrays.items() if not kept[name]}
-    return ArrayLayout(tuple(arrays), shapes, tuple(kept.values()), tuple(groups)).with_dtypes(types)
+    dtypes = {name: array.dtype for name, array in arrays.items() if not exact[name]}
+    return ArrayLayout(tuple(arrays), shapes, tuple(exact.values()), tuple(groups)).with_dtypes(dtypes)
 
 
 def is_exact(name: str, array: Array, exact_patterns: Sequence[str]) -> bool:
-    """Return True for an array that does not go into the vector."""
+    """Return True for an array that is sent bit for bit and not in the vector."""
     return not is_compressible(array) or any(fnmatchcase(name, pattern) for pattern in exact_patterns)
 
 
 def guess_ties(arrays: ArrayRecord, exact_patterns: Sequence[str]) -> TiedGroups:
-    """Return the groups of names that are probably one tensor each in a first model, among the arrays that are compressed."""
+    """Return the groups of names that are probably one tensor each in an initial model, without exact arrays."""
     return guess_groups(
         {name: flatten_values(array) for name, array in arrays.items() if not is_exact(name, array, exact_patterns)}
     )
 
 
 def resolve_tied_groups(groups: TiedGroups, arrays: Mapping[str, Array]) -> TiedGroups:
-    """Return the groups of the setting `tied_groups` as the model has them, without arrays that are not floats.
+    """Return the groups of the setting `tied` in canonical order, without groups of arrays that are not floats.
 
     Raises:
-        ScenarioError: the model has no such array, or the arrays of a group have different values.
+        ScenarioError: the model has no array of such a name, or the arrays of a group have different values.
     """
-    found = []
+    float_groups = []
     for group in groups:
         for name in group:
             if name not in arrays:
@@ -288,20 +315,20 @@ def resolve_tied_groups(groups: TiedGroups, arrays: Mapping[str, Array]) -> Tied
         for name in group[1:]:
             if not is_bit_equal(flatten_values(arrays[group[0]]), flatten_values(arrays[name])):
                 names = f'"{group[0]}" and "{name}"'
-                raise ScenarioError(f"tied: got {names}, which differ in the model at the start, expected the same values")
-        found.append(group)
-    return sort_groups(found)
+                raise ScenarioError(f"tied: got {names}, whose initial values differ, expected equal values")
+        float_groups.append(group)
+    return sort_groups(float_groups)
 
 
 def describe_dtypes(array_layout: ArrayLayout) -> str:
-    """Return how many arrays of the vector have each type that is not float32, and whether a type is rounded."""
+    """Return the number of arrays of each type in the vector other than float32, with a note where values are rounded."""
     counts = Counter(dtype for _, dtype in array_layout.dtypes)
     rounded = {dtype: " (rounded to 24 bits)" if np.dtype(dtype).itemsize > 4 else "" for dtype in counts}
     return ", ".join(f"{n} arrays of {dtype}{rounded[dtype]}" for dtype, n in counts.items())
 
 
 def describe_exact_arrays(arrays: Mapping[str, Array], names: Collection[str]) -> str:
-    """Return the first of some arrays, each with its type, or with the fact that it is not finite."""
-    shown = [f'"{name}" of {arrays[name].dtype}' for name in itertools.islice(names, 5)]
+    """Return the names and types of the first five arrays, and the name of the first array that is not finite."""
+    labels = [f'"{name}" of {arrays[name].dtype}' for name in itertools.islice(names, 5)]
     infinite = [name for name in names if is_float(arrays[name]) and not all_finite(flatten_values(arrays[name]))]
-    return ", ".join(shown) + (f'; "{infinite[0]}" is not finite' if infinite else "")
+    return ", ".join(labels) + (f'; "{infinite[0]}" is not finite' if infinite else "")

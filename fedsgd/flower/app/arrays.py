@@ -1,4 +1,4 @@
-"""Arrays of Flower as numbers: their types, their values in float32, and the arrays made of such values."""
+"""Conversion between Flower's arrays and numpy's float32 values, and checks of their types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.reductions import all_finite
 
 NUMPY_STYPE = "numpy.ndarray"
-"""Flower's name of its own packing of arrays."""
+"""Flower's name of numpy's packing of arrays, the packing that Flower's own functions write."""
 FLOAT32 = "float32"
 
 
@@ -29,52 +29,55 @@ def is_compressible(array: Array) -> bool:
 @lru_cache
 def is_float_type(dtype: str) -> bool:
     """Return True for numpy's name of float16, float32 or float64."""
-    known = _parse_dtype(dtype)
-    return known is not None and known.kind == "f" and known.itemsize <= 8
+    parsed = _parse_dtype(dtype)
+    return parsed is not None and parsed.kind == "f" and parsed.itemsize <= 8
 
 
 def has_float32_overflow(array: Array) -> bool:
-    """Return True if a finite number of an array leaves float32's range."""
+    """Return True if a finite number of an array is outside float32's range."""
     return array.dtype != FLOAT32 and bool(np.any(np.isinf(flatten_values(array)) & np.isfinite(array.numpy().reshape(-1))))
 
 
 def flatten_values(array: Array) -> F32:
-    """Return the values of an array, rounded to float32. Values beyond its range become infinite, for the caller to find."""
+    """Return the values of an array, rounded to float32. Values outside float32's range become infinite; callers check."""
     with np.errstate(over="ignore"):
         flat: F32 = array.numpy().reshape(-1).astype(np.float32, copy=False)
     return flat
 
 
 def make_array(values: F32, shape: tuple[int, ...], dtype: str | None = None) -> Array:
-    """Return a stretch of a vector as an array of this shape and type, float32 by default."""
+    """Return an array with these flat values, this shape and this type, float32 by default."""
     with np.errstate(over="ignore"):
         return Array(np.asarray(values, dtype=dtype or np.float32).reshape(shape))
 
 
 def read_packed_shape(array: Array, dtype: str) -> tuple[int, ...] | None:
-    """Return the shape of the packed array; None unless it holds numbers, or has this type."""
+    """Return the shape of a packed array; None if its bytes are no array of numbers and no array of type `dtype`."""
     try:
-        read = array.numpy()
-    except Exception:  # numpy raises what it likes for bytes that are no array
+        values = array.numpy()
+    except Exception:  # numpy raises errors of many classes for bytes that are no array
         return None
     return (
-        tuple(read.shape)
-        if read.dtype.kind in "biufc" or (array.dtype == dtype and _is_compatible_dtype(read.dtype, dtype))
+        tuple(values.shape)
+        if values.dtype.kind in "biufc" or (array.dtype == dtype and _is_compatible_dtype(values.dtype, dtype))
         else None
     )
 
 
 def _is_compatible_dtype(array_dtype: np.dtype[Any], declared_dtype: str) -> bool:
-    """Return True if numpy reads an array of a named type as this type. Of types that others register, it reads the bytes."""
-    known = _parse_dtype(declared_dtype)
-    return known in (None, array_dtype) or (
-        known.kind == "V" and array_dtype.kind == "V" and known.itemsize == array_dtype.itemsize
+    """Return True if numpy reads an array of a declared type as `array_dtype`.
+
+    Types that other libraries register, such as bfloat16, are read as raw bytes of the same size.
+    """
+    declared = _parse_dtype(declared_dtype)
+    return declared in (None, array_dtype) or (
+        declared.kind == "V" and array_dtype.kind == "V" and declared.itemsize == array_dtype.itemsize
     )
 
 
 def _parse_dtype(dtype: str) -> np.dtype[Any] | None:
-    """Return numpy's type of this name; None for a type of another library, such as bfloat16, and for a text that is none."""
+    """Return numpy's type of this name; None for a type of another library, such as bfloat16, and for any other text."""
     try:
         return np.dtype(dtype)
-    except Exception:  # numpy parses the text, and raises SyntaxError and ValueError too
+    except Exception:  # numpy parses the text, and also raises SyntaxError and ValueError
         return None

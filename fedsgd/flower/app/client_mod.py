@@ -1,7 +1,4 @@
-"""Compression in somebody's ClientApp: the half that runs on the node.
-
-P numbers in the vector of the model's float32 arrays.
-"""
+"""Flower mod that decodes messages to a ClientApp and compresses the updates in its replies."""
 
 from __future__ import annotations
 
@@ -43,28 +40,35 @@ _DUMMY_EXAMPLES = Examples(np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.f
 
 
 def compression_mod() -> Mod:
-    """A mod for any ClientApp of Flower's message API: `ClientApp(mods=[compression_mod()])`. Put it first, so that other mods
-    see arrays as ever.
+    """Return a mod that compresses a ClientApp's updates for a `CompressedStrategy`.
 
-    It needs no settings, they come with the messages of a `CompressedStrategy`: the app gets the arrays that the message stands
-    for, and of the arrays that it replies with, the difference to those is sent. A scheme's state stays on this node's disk
-    (see `fedsgd.flower.state_directory`), together with a reply that must not be made twice; the log says once how much that
-    is.
-    `context.state` has one ConfigRecord of ours, "fedsgd", which the app does not see while it runs. Messages of other
-    strategies, and replies without arrays or with an error, pass untouched. A reply passes uncompressed, too, where it shows
-    that the server is wrong about the names that are one tensor, or has no array of the model. Of other arrays than the
-    model's, each crosses as it is.
+    It works with any ClientApp of Flower's message API: `ClientApp(mods=[compression_mod()])`. Put the mod first, so that
+    other mods see uncompressed arrays. The mod has no settings; they are in the messages of the `CompressedStrategy`. The app
+    gets decoded arrays, and the mod sends the difference between the app's arrays and the decoded ones.
 
-    Raises:
-        ClientAppError: by the mod, at a compressed message. Flower reports it to the server, which explains it in its log. Its
-            cause is the error that the app raised, or an error of the mod: ModelError for arrays that share memory,
-            NonFiniteError for an update that is not finite, ScenarioError for secure aggregation behind the mod, WireError for
-            a message that cannot be read, OutputError for a disk or a budget without room.
+    - State: a scheme's state is stored on the node's disk (see `fedsgd.flower.state_directory`), with the last reply if a
+      repeated message must get the same reply. The log says once how many bytes that takes.
+    - Context: `context.state` has one ConfigRecord "fedsgd", which is hidden from the app while the app runs.
+    - Not compressed: messages of other strategies, replies without arrays, replies with an error, and replies without an array
+      of the model. A reply is also sent uncompressed if it contradicts the server's tied names.
+    - Arrays that the model does not have are sent as they are.
+
+    Returns:
+        The mod. At a compressed message it raises `ClientAppError`, which Flower reports and the server explains in its log.
+        The cause is the app's error, or one of the mod: ModelError for arrays that share memory, NonFiniteError for an
+        update that is not finite, ScenarioError for secure aggregation behind the mod, WireError for an unreadable message,
+        OutputError for a full disk or an exceeded budget.
+
+    >>> from flwr.clientapp import ClientApp
+    >>> from fedsgd.flower import compression_mod
+    >>> app = ClientApp(mods=[compression_mod()])
     """
     return _handle_message
 
 
 def _handle_message(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Decode a compressed message, call the app and compress its reply; pass other messages to the app unchanged."""
+
     def call_app(message: Message, context: Context) -> Message:
         with hide_record(context):
             return call_next(message, context)
@@ -74,15 +78,15 @@ def _handle_message(message: Message, context: Context, call_next: ClientAppCall
     try:
         check_mods(call_next)
         is_evaluation = message.metadata.message_type.split(".")[0] == "evaluate"
-        node = _MessageHandler.from_message(message, context, is_training=not is_evaluation)
-        return mark_error((node.evaluate if is_evaluation else node.train)(message, call_app))
+        handler = _MessageHandler.from_message(message, context, is_training=not is_evaluation)
+        return mark_error((handler.evaluate if is_evaluation else handler.train)(message, call_app))
     except Exception as error:
         raise wrap_app_error(error) from error
 
 
 @dataclass(frozen=True, eq=False)
 class _MessageHandler:
-    """This node, for one message."""
+    """Decoder of one compressed message on a node, and encoder of the reply."""
 
     context: Context
     request: CompressedRequest
@@ -93,7 +97,7 @@ class _MessageHandler:
 
     @staticmethod
     def from_message(message: Message, context: Context, is_training: bool) -> _MessageHandler:
-        """Read a message, and open this node's state for it."""
+        """Decode a message's settings and open the state of the node's client."""
         request = decode_request(message.content)
         store = open_store(context, request.settings, is_training)
         client = decode_frame(request.frames[0], frame_overhead(0)).header.client
@@ -103,14 +107,14 @@ class _MessageHandler:
 
     def evaluate(self, message: Message, call_next: ClientAppCallable) -> Message:
         """Return the app's reply to the decoded model. The client's state does not change."""
-        held = ClientState(model_round=self.store.load(self.client).model_round)
-        task = decode_task(self.plan, self.client, self.request.frames, held, _DUMMY_EXAMPLES, self.downlink_cache)
+        state = ClientState(model_round=self.store.load(self.client).model_round)
+        task = decode_task(self.plan, self.client, self.request.frames, state, _DUMMY_EXAMPLES, self.downlink_cache)
         if isinstance(task, ImmediateReply):
             return self._create_reply(message, task.reply.frames)
         return call_next(self._restore_message(message, task), self.context)
 
     def train(self, message: Message, call_next: ClientAppCallable) -> Message:
-        """Return the app's reply, with the encoded update in the place of its arrays."""
+        """Return the app's reply, with the encoded update instead of its arrays."""
         before = self.store.load(self.client)
         task = decode_task(self.plan, self.client, self.request.frames, before, _DUMMY_EXAMPLES, self.downlink_cache)
         if isinstance(task, ImmediateReply):
@@ -123,74 +127,74 @@ class _MessageHandler:
             return reply
         check_names("the reply", reply.content)
         key = _find_model_key(reply.content, self.request.settings.key)
-        model = self.request.settings.array_layout
+        array_layout = self.request.settings.array_layout
         arrays = ReplyArrays.from_reply(
-            model, {} if key is None else reply.content.array_records[key], self.request.exact_arrays
+            array_layout, {} if key is None else reply.content.array_records[key], self.request.exact_arrays
         )
-        given = model.round_to_dtypes(task.downlink.weights)
-        tied = self._find_ties(given, arrays)
-        if key is None or tied is not None or arrays.model_arrays.keys().isdisjoint(model.slices):
+        received_weights = array_layout.round_to_dtypes(task.downlink.weights)
+        tied = self._find_ties(received_weights, arrays)
+        if key is None or tied is not None or arrays.model_arrays.keys().isdisjoint(array_layout.slices):
             reply.content = write_payload(reply.content, encode_uncompressed_reply(key or "", tied or ()))
             return reply
-        with np.errstate(over="ignore", invalid="ignore"):  # `encode_update` names what is not finite
-            update = model.fill_vector(given.copy(), arrays.model_arrays) - given
-        local = TrainingResult(self.client, update, _count_examples(reply.content, self.request.settings.weighted_by), 1)
+        with np.errstate(over="ignore", invalid="ignore"):  # `encode_update` raises an error with the number of such values
+            update = array_layout.fill_vector(received_weights.copy(), arrays.model_arrays) - received_weights
+        result = TrainingResult(self.client, update, _count_examples(reply.content, self.request.settings.weighted_by), 1)
         try:
-            sent, after = encode_update(self.plan, task, local)
+            encoded, after = encode_update(self.plan, task, result)
         except NonFiniteError as error:
-            cause = f"{error.cause} An array with infinities of its own, such as a mask, needs CompressedStrategy(exact=[name])"
+            cause = f"{error.cause} If an array has infinities by design, such as a mask, set CompressedStrategy(exact=[name])"
             raise NonFiniteError(error.round, error.client, cause) from None
-        after = revert_missing_coordinates(after, arrays.compute_missing_mask(model))
-        data = encode_reply(key, sent.frames, self.request.settings, arrays)
-        beside = {key: ArrayRecord(dict(arrays.other_arrays))} if arrays.other_arrays else {}
-        reply.content = write_payload(replace_records(reply.content, key, beside), data)
+        after = revert_missing_coordinates(after, arrays.compute_missing_mask(array_layout))
+        data = encode_reply(key, encoded.frames, self.request.settings, arrays)
+        uncompressed = {key: ArrayRecord(dict(arrays.other_arrays))} if arrays.other_arrays else {}
+        reply.content = write_payload(replace_records(reply.content, key, uncompressed), data)
         self._store_state(before, attach_reply(after, reply.content))
         return reply
 
     def _restore_message(self, message: Message, task: ClientTask) -> Message:
-        """Return the message as the inner strategy made it."""
-        terms = self.request.settings
-        arrays = terms.array_layout.to_record(task.downlink.weights, self.request.exact_arrays)
-        message.content = replace_records(message.content, RECORD_KEY, {terms.key: arrays})
+        """Return the message with the decoded arrays, as the inner strategy created it."""
+        settings = self.request.settings
+        arrays = settings.array_layout.to_record(task.downlink.weights, self.request.exact_arrays)
+        message.content = replace_records(message.content, RECORD_KEY, {settings.key: arrays})
         return message
 
     def _find_ties(self, received_weights: F32, arrays: ReplyArrays) -> TiedGroups | None:
-        """Return the names that are one tensor in a reply, if they are others than the server assumes; None if they are not.
+        """Return the tied names of a reply if they differ from the server's groups; None if they agree.
 
         Args:
-            given: the vector [P] that the app was given.
-            arrays: the arrays of the reply.
+            received_weights: [P] float32, vector of the arrays that the app received.
+            arrays: arrays of the reply.
 
         Raises:
-            ModelError: an array is the transpose or a part of a different one.
+            ModelError: an array is the transpose or a part of another array.
         """
-        model = self.request.settings.array_layout
-        before = {name: received_weights[part] for name, part in model.slices.items()}
+        array_layout = self.request.settings.array_layout
+        before = {name: received_weights[part] for name, part in array_layout.slices.items()}
         before |= {name: flatten_values(array) for name, array in self.request.exact_arrays.items() if is_float(array)}
-        after = {name: value for name, value in model.flatten_arrays(arrays.model_arrays).items() if name in before}
-        changed = {
-            name: value.reshape(model.shape_by_name[name])
-            for name, value in after.items()
-            if not is_bit_equal(before[name], value)
+        after = {name: values for name, values in array_layout.flatten_arrays(arrays.model_arrays).items() if name in before}
+        changed_arrays = {
+            name: values.reshape(array_layout.shape_by_name[name])
+            for name, values in after.items()
+            if not is_bit_equal(before[name], values)
         }
-        sharing = find_partial_sharing(changed, model.exact_shapes)
+        sharing = find_partial_sharing(changed_arrays, array_layout.exact_shapes)
         if sharing is not None:
             raise ModelError(
-                f"in the reply, {sharing}, and their compressed copies would drift apart: name both in "
-                "CompressedStrategy(exact=[...]), or keep one parameter and derive the other one in the model's forward()"
+                f"in the reply, {sharing}; compression would make the two arrays differ: put both names into "
+                "CompressedStrategy(exact=[...]), or keep one parameter and compute the other in the model's forward()"
             )
-        assumed = sort_groups([name for name in group if name in after] for group in model.tied_groups)
+        assumed = sort_groups([name for name in group if name in after] for group in array_layout.tied_groups)
         observed = observe_groups(assumed, before, after)
-        groups = tuple(group for group in observed if not model.exact_shapes.keys() >= set(group))
+        groups = tuple(group for group in observed if not array_layout.exact_shapes.keys() >= set(group))
         return None if assumed == groups else groups
 
     def _create_reply(self, message: Message, frames: Frames) -> Message:
-        """Return a reply without the app: a RESYNC frame."""
+        """Return a reply of these frames (RESYNC), without calling the app."""
         data = encode_reply(self.request.settings.key, frames, self.request.settings, None)
         return Message(write_payload(RecordDict(), data), reply_to=message)
 
     def _store_state(self, before: ClientState, after: ClientState) -> None:
-        """Store the client's state. From the first write on, the same message is answered with the same reply."""
+        """Store the client's state. After the first write, a repeated message gets the same reply."""
         try:
             self.store.save(self.client, after)
             self.downlink_cache.model_cache.move_reference(before.model_round, after.model_round)
@@ -200,15 +204,15 @@ class _MessageHandler:
 
 
 def _find_model_key(content: RecordDict, key: str) -> str | None:
-    """Return the record of a reply that has the model; None if it might be one of several."""
-    found = list(content.array_records)
-    if key in found:
+    """Return the name of a reply's record with the model; None if several records might have it."""
+    names = list(content.array_records)
+    if key in names:
         return key
-    return found[0] if len(found) == 1 else None
+    return names[0] if len(names) == 1 else None
 
 
 def _count_examples(content: RecordDict, weighted_by: str) -> int:
-    """Return the number of training examples in the metrics of a reply, 1 if there is none."""
+    """Return the number of training examples from a reply's metrics; 1 if no metric has it."""
     for record in content.metric_records.values():
         value = record.get(weighted_by, record.get("num-examples"))
         if isinstance(value, int | float) and math.isfinite(value):

@@ -1,7 +1,4 @@
-"""State of an app's client on its node: amount, place, and the last reply with it.
-
-P numbers in the vector of the model's arrays.
-"""
+"""Stored state of a Flower app's client: its size, its folder on the node, and the last reply that is stored with it."""
 
 from __future__ import annotations
 
@@ -38,14 +35,14 @@ def create_settings(
     seed: int,
     previous_settings: CompressionSettings | None,
 ) -> CompressionSettings:
-    """Return the terms of a new session.
+    """Return the settings of a new session.
 
     Args:
         uplink: settings of the updates.
-        downlink: settings of the model's way to the nodes.
-        model: names, shapes and order of the app's arrays.
-        seed: seed of the randomness that both ends share.
-        previous: terms of the strategy's session before, whose state nodes remove; None if there is none.
+        downlink: settings of the model's broadcast.
+        array_layout: names, shapes and order of the app's arrays.
+        seed: seed of the randomness that server and clients share.
+        previous_settings: settings of the strategy's previous session, whose state nodes remove; None for the first session.
 
     Raises:
         ScenarioError: a compressor cannot be used for the model.
@@ -55,49 +52,49 @@ def create_settings(
     with errors_in_section("downlink.compressor"):
         downlink.compressor.check_layout(array_layout.layout)
     session = next(_SESSION_COUNTER)
-    terms = CompressionSettings(
+    settings = CompressionSettings(
         uplink, downlink, array_layout, seed, session, first=session if previous_settings is None else previous_settings.first
     )
-    return replace(terms, state_bytes=measure_state_bytes(terms.build_plan()))
+    return replace(settings, state_bytes=measure_state_bytes(settings.build_plan()))
 
 
 def measure_state_bytes(plan: FederationPlan) -> int:
-    """Return the size of a client's state after two rounds of random updates, 0 if the scheme stores nothing but a round."""
+    """Return the bytes of a client's state after two rounds of random updates; 0 if it is only a round number."""
     state = representative_state(plan, plan.layout.size)
     return compute_file_size(state) if state.state_if_accepted else 0
 
 
 def describe_state(settings: CompressionSettings, folder: Path | None = None) -> str:
-    """Return a line about the state of a client: amount, place, and when it is removed.
+    """Return a log line about the state of a client: its size, its folder, and the time of its removal.
 
     Args:
-        terms: the session's terms.
-        folder: the folder on the client's node; None on the server, for all clients.
+        settings: settings of the session.
+        folder: folder on the client's node; None on the server, for a line about all clients.
     """
-    whose, place = ("each client", "on the disk of its node") if folder is None else ("this client", f"in {folder}")
+    client, place = ("each client", "on the disk of its node") if folder is None else ("this client", f"in {folder}")
     n_bytes, size = _compute_stored_bytes(settings), settings.array_layout.layout.size
-    amount = "none but the number of its last round"
+    content = "only the number of its last round"
     if n_bytes:
         amount = f"up to {format_bytes(n_bytes)} ({n_bytes / size:.3g} bytes x {size:,} numbers)"
         is_model = not settings.state_bytes
-        amount = f"the model that it holds, {amount}" if is_model else f"{amount} and the app's records of its last reply"
-        place = f"at most twice that with a newer model or state, {place}"
-    return f"state of {whose}: {amount}, {place}, removed when another run begins {RETENTION_DAYS} days after its last use"
+        content = f"its model, {amount}" if is_model else f"{amount} of state and its last reply's other records"
+        content += " (at most twice that while a newer version is written)"
+    return f"{client} stores {content} {place}; a later run removes it {RETENTION_DAYS} days after its last use"
 
 
 def open_store(context: Context, settings: CompressionSettings, is_training: bool) -> FolderStore:
-    """Open the folder of a session on this node; where it is new, log a line about it and remove the folder that it replaces.
+    """Open the folder of a session on this node. For a new folder, log a line and remove folders of earlier sessions.
 
     Args:
         context: Flower's context of the node.
-        terms: the session's terms.
-        trains: True for a message that changes the client's state, for which there must be room beforehand. An evaluation
-            stores the model at most, for which there must be room when it is stored.
+        settings: settings of the session.
+        is_training: True for a message to train, for which the state must fit on the disk beforehand. An evaluation stores at
+            most the model, whose space is checked when it is stored.
 
     Raises:
-        ModelError: the app has a record of its own under our name in `context.state`.
-        OutputError: the folder cannot be used, or there is no room for the state.
-        ScenarioError: the budget cannot be read.
+        ModelError: `context.state` has a record of the app with fedsgd's name.
+        OutputError: the folder cannot be used, or the state does not fit.
+        ScenarioError: the budget cannot be parsed.
     """
     store = open_state_store(
         context, f"app-{settings.first}", settings.session, 2 * _compute_stored_bytes(settings) * is_training
@@ -108,34 +105,34 @@ def open_store(context: Context, settings: CompressionSettings, is_training: boo
 
 
 def attach_reply(state: ClientState, content: RecordDict) -> ClientState:
-    """Return the state to store with a whole reply, if that must not be made twice: the scheme would change its state twice.
+    """Return the state with the whole reply, if the scheme stores its reply; otherwise return the state unchanged.
 
-    State and reply are one file, so there is never one without the other.
+    A repeated message then gets the stored reply; a second reply would change the scheme's state twice. State and reply are one
+    file, so neither can be stored without the other.
     """
-    pending = state.uncommitted_state
-    if pending is None or pending.reply_frame is None:
+    uncommitted = state.uncommitted_state
+    if uncommitted is None or uncommitted.reply_frame is None:
         return state
-    return replace(state, uncommitted_state=replace(pending, reply_frame=pack_records(content)))
+    return replace(state, uncommitted_state=replace(uncommitted, reply_frame=pack_records(content)))
 
 
 def revert_missing_coordinates(state: ClientState, missing_mask: BoolArray) -> ClientState:
-    """Return the state after a reply in which some coordinates are missing: for these, the reply counts as lost.
+    """Return the state after a reply that lacks some coordinates: for these, the reply counts as lost.
 
-    A scheme encodes what it held back of all coordinates, but the server leaves out the arrays that the reply does not have.
+    A scheme encodes the residual of all coordinates, but the server omits the arrays that the reply lacks.
 
     Args:
-        state: the state after the reply.
-        missing: [P] True for the coordinates that the reply does not have.
+        state: state after the reply.
+        missing_mask: [P] bool, True for the coordinates that the reply lacks.
     """
-    pending = state.uncommitted_state
-    if pending is None or not missing_mask.any():
+    uncommitted = state.uncommitted_state
+    if uncommitted is None or not missing_mask.any():
         return state
-    lost = apply_rollback(pending.state_if_accepted, pending.rollback)
-    vectors = {
-        name: value for name, value in pending.state_if_accepted.items() if value.shape == missing_mask.shape and name in lost
-    }
-    kept = {name: np.where(missing_mask, lost[name], value) for name, value in vectors.items()}
-    return replace(state, uncommitted_state=replace(pending, state_if_accepted={**pending.state_if_accepted, **kept}))
+    accepted_state = uncommitted.state_if_accepted
+    lost = apply_rollback(accepted_state, uncommitted.rollback)
+    vectors = {name: value for name, value in accepted_state.items() if value.shape == missing_mask.shape and name in lost}
+    reverted = {name: np.where(missing_mask, lost[name], value) for name, value in vectors.items()}
+    return replace(state, uncommitted_state=replace(uncommitted, state_if_accepted={**accepted_state, **reverted}))
 
 
 def _has_stored_model(settings: CompressionSettings) -> bool:
@@ -143,5 +140,5 @@ def _has_stored_model(settings: CompressionSettings) -> bool:
 
 
 def _compute_stored_bytes(settings: CompressionSettings) -> int:
-    """Return the size of a client's state and of the model that it holds; the app's own records of a reply come in addition."""
+    """Return the bytes of a client's state and its model, without the app's own records in a stored reply."""
     return settings.state_bytes + 4 * settings.array_layout.layout.size * _has_stored_model(settings)

@@ -1,4 +1,4 @@
-"""Strategy in a CompressedStrategy: its methods while its own `start` runs, its settings, and the strategies around it."""
+"""Access to the strategy inside a CompressedStrategy: attributes, settings, and its methods while `start` runs."""
 
 from __future__ import annotations
 
@@ -13,40 +13,44 @@ from flwr.serverapp.strategy import Strategy
 from fedsgd.errors import ScenarioError
 
 HOOKS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate", "summary")
-"""Methods that `start` calls on its own object."""
+"""Methods that Flower's `start` calls on its own object."""
 HOOK_ARGUMENTS = {name: [*inspect.signature(getattr(Strategy, name)).parameters][1:] for name in HOOKS}
-"""Flower's arguments of these methods."""
+"""Parameter names of each method in `HOOKS` in Flower's interface."""
 DEFAULT_TIMEOUT = 3600.0
-"""Flower's default of `start`, in seconds."""
+"""Flower's default timeout of `start`, in seconds."""
 
 
 class WrappingStrategy(Strategy):
-    """Strategy with the attributes of an inner one.
+    """Base of strategies that pass attributes on to an inner strategy.
 
-    A name that neither this class nor the object has is a name of the inner strategy. Subclasses set their own attributes
-    before they call `__init__`.
+    An attribute that neither this class nor the object has is read from, set on and deleted from the inner strategy. Subclasses
+    set their own attributes before they call `super().__init__`.
 
     Attributes:
-        inner: the inner strategy, which cannot be replaced.
+        inner: inner strategy, which cannot be replaced.
     """
 
     inner: Strategy
 
     def __init__(self, inner: Strategy) -> None:
-        """Set the inner strategy, to which other names lead from then on."""
+        """Set the inner strategy. Later assignments to unknown names set its attributes.
+
+        Args:
+            inner: inner strategy.
+        """
         vars(self)["inner"] = inner
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the inner strategy."""
-        if name.startswith("__") or "inner" not in vars(self):  # of a copy that is not complete yet
+        if name.startswith("__") or "inner" not in vars(self):  # `copy` and `pickle` ask before the object is complete
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.inner, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute of the inner strategy, unless this object or its class has one of that name."""
         self._check_name(name)
-        own = "inner" not in vars(self) or name in vars(self) or hasattr(type(self), name)
-        if own:
+        is_outer = "inner" not in vars(self) or name in vars(self) or hasattr(type(self), name)
+        if is_outer:
             object.__setattr__(self, name, value)
         else:
             setattr(self.inner, name, value)
@@ -61,18 +65,18 @@ class WrappingStrategy(Strategy):
 
     def _check_name(self, name: str) -> None:
         if name == "inner" and name in vars(self):
-            own = type(self).__name__
-            raise AttributeError(f"inner: {own} keeps its {type(self.inner).__name__}; for another strategy, make a new {own}")
+            outer, inner = type(self).__name__, type(self.inner).__name__
+            raise AttributeError(f"inner: the {inner} of a {outer} cannot be replaced; create a new {outer}")
 
 
 @dataclass(frozen=True, eq=False)
 class _ExtraArguments:
-    """Arguments of a call of an inner strategy's method that Flower's interface does not have.
+    """Additional arguments with which an inner strategy calls its own method, beyond those of Flower's interface.
 
     Attributes:
-        args: positional arguments, with None in the places of Flower's.
-        kwargs: keyword arguments, with None in the places of Flower's.
-        places: position or keyword of each of Flower's arguments.
+        args: positional arguments, with None in place of Flower's arguments.
+        kwargs: keyword arguments, with None in place of Flower's arguments.
+        positions: position or keyword of each of Flower's arguments.
     """
 
     args: Sequence[Any]
@@ -80,26 +84,26 @@ class _ExtraArguments:
     positions: Sequence[int | str]
 
     def call(self, method: Callable[..., Any], values: Sequence[Any]) -> Any:
-        """Call a method with values of Flower's arguments, and the other arguments."""
+        """Call a method with these values of Flower's arguments and the additional arguments."""
         args, kwargs = [*self.args], dict(self.kwargs)
-        for place, value in zip(self.positions, values, strict=True):
-            if isinstance(place, int):
-                args[place] = value
+        for position, value in zip(self.positions, values, strict=True):
+            if isinstance(position, int):
+                args[position] = value
             else:
-                kwargs[place] = value
+                kwargs[position] = value
         return method(*args, **kwargs)
 
 
 @dataclass(eq=False)
 class InnerMethods:
-    """Methods of an inner strategy, in the place of which an outer one's are called while the inner `start` runs.
+    """Methods of an inner strategy. While the inner `start` runs, the outer strategy's methods replace them.
 
     Attributes:
-        strategy: the inner strategy.
-        originals: the replaced methods by name; empty where nothing is replaced.
-        called: names of the methods that the inner `start` has called.
-        arguments: arguments of the running calls by the inner `start`, by name of the method.
-        is_inside: True while an original method runs. Methods that it calls on its own object are the originals, too.
+        strategy: inner strategy.
+        original_methods: replaced methods, by name; empty while no method is replaced.
+        called_names: names of the methods that the inner `start` has called.
+        arguments: additional arguments of the inner `start`'s running calls, by name of the method.
+        is_running_original: True while an original method runs. Methods that it calls on its own object are originals, too.
     """
 
     strategy: Strategy
@@ -109,30 +113,30 @@ class InnerMethods:
     is_running_original: bool = False
 
     def call(self, name: str, *values: Any) -> Any:
-        """Call the original method with values of Flower's arguments; of messages, return a list."""
+        """Call the original method with these values of Flower's arguments. Messages are returned as a list."""
         method, arguments = self._get_original(name), self.arguments.get(name)
-        before, self.is_running_original = self.is_running_original, True
+        was_running, self.is_running_original = self.is_running_original, True
         try:
             result = method(*values) if arguments is None else arguments.call(method, values)
-            return list(result) if name.startswith("configure") else result  # a generator runs here, not later
+            return list(result) if name.startswith("configure") else result  # a generator must run before `finally`
         finally:
-            self.is_running_original = before
+            self.is_running_original = was_running
 
     def redirect(self, outer: Strategy, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call the outer strategy's method in the place of the original one, with Flower's arguments.
+        """Call the outer strategy's method instead of the original method, with Flower's arguments.
 
-        The original method gets the other arguments, too, when the outer one calls it.
+        When the outer method calls the original method, `call` adds the additional arguments.
         """
         values, arguments = _split_arguments(self._get_original(name), name, args, kwargs)
-        before = self.arguments.get(name)
+        outer_arguments = self.arguments.get(name)
         self.called_names.add(name)
         self.arguments[name] = arguments
         try:
             return getattr(outer, name)(*values)
         finally:
             del self.arguments[name]
-            if before is not None:
-                self.arguments[name] = before
+            if outer_arguments is not None:
+                self.arguments[name] = outer_arguments
 
     def _get_original(self, name: str) -> Callable[..., Any]:
         method: Callable[..., Any] = self.original_methods.get(name) or getattr(self.strategy, name)
@@ -140,12 +144,12 @@ class InnerMethods:
 
     @contextmanager
     def replace_methods(self, outer: Strategy) -> Iterator[None]:
-        """Replace the methods by the outer strategy's, and restore them at the end."""
-        if self.original_methods:  # a start() within a start()
+        """Replace the methods by the outer strategy's methods, and restore them at the end."""
+        if self.original_methods:  # `start` calls `start`
             yield
             return
         attributes = vars(self.strategy)
-        own = {name: attributes[name] for name in HOOKS if name in attributes}
+        instance_methods = {name: attributes[name] for name in HOOKS if name in attributes}
         self.original_methods = {name: getattr(self.strategy, name) for name in HOOKS}
         self.called_names.clear()
         attributes.update({name: _Hook(self, outer, name) for name in HOOKS})
@@ -154,8 +158,8 @@ class InnerMethods:
         finally:
             for name in [name for name in HOOKS if isinstance(attributes.get(name), _Hook)]:
                 del attributes[name]
-                if name in own:
-                    attributes[name] = own[name]
+                if name in instance_methods:
+                    attributes[name] = instance_methods[name]
             self.original_methods = {}
 
 
@@ -168,93 +172,97 @@ class _Hook:
     name: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the outer method, or the original one from within an original one."""
+        """Call the outer method; within an original method, call the original."""
         if self.methods.is_running_original:
             return self.methods.original_methods[self.name](*args, **kwargs)
         return self.methods.redirect(self.outer, self.name, args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy as the method of the strategy, which is not replaced in the copy."""
+        """Pickle and copy as the strategy's own method: a copy of the strategy has no hooks."""
         return getattr, (self.methods.strategy, self.name)
 
 
 def _split_arguments(
     method: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], _ExtraArguments]:
-    """Return the values of Flower's arguments in a call of a method, and the other arguments.
+    """Return the values of Flower's arguments in a call of a method, and the additional arguments.
 
-    A method may have more parameters than Flower's, and others in the order of Flower's, under different names.
+    A method may have additional parameters. It may also have other names for Flower's parameters, in Flower's order.
+
+    Raises:
+        ScenarioError: the call has fewer arguments than Flower's interface.
     """
     parameters: Mapping[str, inspect.Parameter]
     try:
         parameters = inspect.signature(method).parameters
-    except (TypeError, ValueError):  # of a callable without a signature
+    except (TypeError, ValueError):  # some callables have no signature
         parameters = {}
-    named = [key for key, parameter in parameters.items() if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD]
-    places: dict[str, int | str] = {key: index for index, key in zip(range(len(args)), named, strict=False)}
-    places |= {f"*{index}": index for index in range(len(named), len(args))}
+    positional = [key for key, parameter in parameters.items() if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD]
+    positions: dict[str, int | str] = {key: index for index, key in zip(range(len(args)), positional, strict=False)}
+    positions |= {f"*{index}": index for index in range(len(positional), len(args))}
     for key in HOOK_ARGUMENTS[name]:
-        if key in parameters and key not in places and parameters[key].default is not inspect.Parameter.empty:
+        if key in parameters and key not in positions and parameters[key].default is not inspect.Parameter.empty:
             kwargs = {key: parameters[key].default, **kwargs}
-    places |= {key: key for key in [*parameters, *kwargs] if key in kwargs}
-    others = iter([place for key, place in places.items() if key not in HOOK_ARGUMENTS[name]])
-    found = [places[key] if key in places else next(others, None) for key in HOOK_ARGUMENTS[name]]
-    flower = [place for place in found if place is not None]
-    if len(flower) < len(found):
-        got, expected = ", ".join(places) or "no arguments", ", ".join(HOOK_ARGUMENTS[name])
-        raise ScenarioError(f"{name}: start() calls it with {got}, expected {expected}, without which nothing is compressed")
-    values = [args[place] if isinstance(place, int) else kwargs[place] for place in flower]
+    positions |= {key: key for key in [*parameters, *kwargs] if key in kwargs}
+    unnamed = iter([position for key, position in positions.items() if key not in HOOK_ARGUMENTS[name]])
+    matches = [positions[key] if key in positions else next(unnamed, None) for key in HOOK_ARGUMENTS[name]]
+    flower_positions = [position for position in matches if position is not None]
+    if len(flower_positions) < len(matches):
+        got, expected = ", ".join(positions) or "no arguments", ", ".join(HOOK_ARGUMENTS[name])
+        raise ScenarioError(f"{name}: start() calls it with {got}, expected {expected}; without these, nothing is compressed")
+    values = [args[position] if isinstance(position, int) else kwargs[position] for position in flower_positions]
     return values, _ExtraArguments(
-        [None if index in flower else value for index, value in enumerate(args)],
-        {key: None if key in flower else value for key, value in kwargs.items()},
-        flower,
+        [None if index in flower_positions else value for index, value in enumerate(args)],
+        {key: None if key in flower_positions else value for key, value in kwargs.items()},
+        flower_positions,
     )
 
 
 def iterate_strategies(strategy: Strategy) -> Iterator[Strategy]:
-    """Yield a strategy and the strategies that its attributes lead to, each once, from the outermost on."""
-    seen: dict[int, Strategy] = {}
+    """Yield a strategy and all strategies that its attributes contain, directly or not, each once, outermost first."""
+    visited: dict[int, Strategy] = {}
     queue = [strategy]
     while queue:
-        part = queue.pop(0)
-        if id(part) not in seen:
-            seen[id(part)] = part
-            yield part
-            queue += [value for attribute in [*getattr(part, "__dict__", {}).values()] for value in _find_strategies(attribute)]
+        outer = queue.pop(0)
+        if id(outer) not in visited:
+            visited[id(outer)] = outer
+            yield outer
+            queue += [
+                value for attribute in [*getattr(outer, "__dict__", {}).values()] for value in _find_strategies(attribute)
+            ]
 
 
 def _find_strategies(attribute: object) -> list[Strategy]:
-    """Return an attribute that is a strategy, or the strategies in a list, a tuple or a dict."""
+    """Return the strategies in the value of an attribute: a strategy itself, or items of a list, a tuple or a dict."""
     values = [*attribute.values()] if isinstance(attribute, dict) else attribute
     return [value for value in (values if isinstance(values, list | tuple) else [values]) if isinstance(value, Strategy)]
 
 
 def find_setting(strategy: Strategy, name: str, default: str) -> str:
-    """Return a text setting of a strategy, or of a strategy that it wraps."""
-    return next(
-        (found for part in iterate_strategies(strategy) if isinstance(found := getattr(part, name, None), str)), default
-    )
+    """Return a text attribute of a strategy or of a strategy that it wraps; the default if none has it."""
+    attributes = (getattr(part, name, None) for part in iterate_strategies(strategy))
+    return next((value for value in attributes if isinstance(value, str)), default)
 
 
 def find_timeout(start: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-    """Return the timeout that a call of `start` sets, in seconds; None for no limit."""
+    """Return the timeout in a call of `start`, in seconds; None for no limit."""
     try:
-        bound = inspect.signature(start).bind(*args, **kwargs)
+        binding = inspect.signature(start).bind(*args, **kwargs)
     except (TypeError, ValueError):  # the call itself reports wrong arguments
         return DEFAULT_TIMEOUT
-    bound.apply_defaults()
-    timeout: float | None = {**kwargs, **bound.arguments}.get("timeout", DEFAULT_TIMEOUT)
+    binding.apply_defaults()
+    timeout: float | None = {**kwargs, **binding.arguments}.get("timeout", DEFAULT_TIMEOUT)
     return timeout
 
 
 def find_outer_strategies(strategy: Strategy) -> list[Strategy]:
-    """Return the strategies with a running method that are neither this one nor inside it, from the innermost on."""
-    inside = {id(part) for part in iterate_strategies(strategy)}
-    outer: dict[int, Strategy] = {}
+    """Return the strategies around a strategy, innermost first: those with a method on the call stack that it does not wrap."""
+    inner_ids = {id(part) for part in iterate_strategies(strategy)}
+    outer_strategies: dict[int, Strategy] = {}
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
-        if isinstance(caller, Strategy) and id(caller) not in inside:
-            outer.setdefault(id(caller), caller)
+        if isinstance(caller, Strategy) and id(caller) not in inner_ids:
+            outer_strategies.setdefault(id(caller), caller)
         frame = frame.f_back
-    return [*outer.values()]
+    return [*outer_strategies.values()]

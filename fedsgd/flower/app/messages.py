@@ -1,12 +1,14 @@
-"""Messages between CompressedStrategy and compression_mod, in an app's own messages.
+"""Records that CompressedStrategy and compression_mod add to an app's messages.
 
-server  record "fedsgd", the same for all nodes that build on the same model: the terms, with the MODEL frames; the exact arrays
-        record "fedsgd-task", a node's own: its TASK frame
-node    record "fedsgd": the name of the reply's record, with the UPDATE or RESYNC frame; the exact arrays; where the arrays are
-        not the model's, which are missing and which have another type. Arrays of other names or shapes stay in their record.
-        or, without a frame, the name of a record that crosses as it is; the names that are one tensor
+- Server, record "fedsgd": the settings with the MODEL frames, and the exact arrays. Nodes with the same base round get the
+  same record.
+- Server, record "fedsgd-task": the TASK frame of one node.
+- Node, record "fedsgd", compressed: the name of the reply's record with the UPDATE or RESYNC frame, and the exact arrays. If
+  arrays are missing or have other types than the model's, their names and types follow. Arrays with other names or shapes stay
+  in their own record.
+- Node, record "fedsgd", uncompressed: the name of the record that is sent as it is, and the tied names.
 
-The terms come with each message, so a node needs no settings, and both ends always go by the same.
+Each message has the settings. So a node needs no settings of its own, and server and node always use the same.
 """
 
 from __future__ import annotations
@@ -30,13 +32,19 @@ from fedsgd.runtime.workers.protocol import Packet
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
 TASK_KEY = "fedsgd-task"
-"""The record of a message's content that is a node's own."""
+"""Name of the record with the TASK frame of one node."""
 _FRAME_KEY = "frame"
 
 
 @dataclass(frozen=True, eq=False)
 class CompressedRequest:
-    """Request to a node. frames: TASK and MODEL; aside: the exact arrays."""
+    """Compressed message to a node.
+
+    Attributes:
+        settings: settings of the session.
+        frames: TASK frame and MODEL frames.
+        exact_arrays: exact arrays, by name.
+    """
 
     settings: CompressionSettings
     frames: Message
@@ -44,92 +52,98 @@ class CompressedRequest:
 
 
 def create_shared_record(settings: CompressionSettings, frames: Message, arrays: ArrayRecord) -> Record:
-    """Return the record for all nodes with the same MODEL frames. arrays: the model, for its exact arrays."""
+    """Return the record for all nodes with the same MODEL frames.
+
+    Args:
+        settings: settings of the session.
+        frames: MODEL frames.
+        arrays: the model, of which the record has the exact arrays.
+    """
     data = protocol.pack_packets([(settings.encode(), frames), encode_exact_arrays(settings.array_layout, arrays)])
     return write_payload(RecordDict(), data)[RECORD_KEY]
 
 
 def build_compressed_content(content: RecordDict, key: str, record: Record, task: bytes) -> RecordDict:
-    """Return the content of a message with our records and a TASK frame in the place of the model's record."""
+    """Return the content of a message with fedsgd's two records instead of the model's record."""
     return replace_records(content, key, {RECORD_KEY: record, TASK_KEY: ConfigRecord({_FRAME_KEY: task})})
 
 
 def check_names(source: str, content: RecordDict) -> None:
-    """Raise ModelError for a content that has a record under a name of ours, which would be lost."""
+    """Raise ModelError for a content with a record under a name of fedsgd's records, which would replace it."""
     for name in (RECORD_KEY, TASK_KEY):
         if name in content:
-            raise ModelError(f'{source} has a record "{name}", which is the name of a record of fedsgd: rename it')
+            raise ModelError(f'{source} has a record "{name}", but fedsgd uses this name: rename the record')
 
 
 def is_compressed(content: RecordDict) -> bool:
-    """Return True for a content with our records."""
+    """Return True for a content with both records of fedsgd."""
     return RECORD_KEY in content and TASK_KEY in content
 
 
 def decode_request(content: RecordDict) -> CompressedRequest:
-    """Inverse of `build_compressed_content`."""
+    """Decode a content that `build_compressed_content` built. WireError for any other content."""
     record = content[TASK_KEY]
     task = record.get(_FRAME_KEY) if isinstance(record, ConfigRecord) else None
-    (terms, frames), aside = _unpack_parts(read_payload(content))
+    (data, frames), exact_packet = _unpack_parts(read_payload(content))
     if not isinstance(task, bytes):
         raise WireError(0, "the message has no TASK frame")
-    read = decode_settings(terms)
-    return CompressedRequest(read, (task, *frames), decode_exact_arrays(read.array_layout, aside))
+    settings = decode_settings(data)
+    return CompressedRequest(settings, (task, *frames), decode_exact_arrays(settings.array_layout, exact_packet))
 
 
 def encode_reply(key: str, frames: Message, settings: CompressionSettings, arrays: ReplyArrays | None) -> bytes:
-    """Return the answer of a node.
+    """Encode a node's reply.
 
     Args:
-        key: the record of the reply that these frames stand for.
-        frames: UPDATE or RESYNC.
-        terms: the terms of the message.
-        arrays: that record's arrays; None if the node cannot follow.
+        key: name of the reply's record that the frames replace.
+        frames: UPDATE or RESYNC frame.
+        settings: settings of the message.
+        arrays: arrays of the reply; None for a RESYNC frame.
     """
     parts: list[Packet] = [
         (key.encode(), frames),
         (b"", ()) if arrays is None else encode_exact_arrays(settings.array_layout, arrays.model_arrays),
     ]
-    types = {} if arrays is None else settings.array_layout.find_dtype_changes(arrays.model_arrays)
-    if arrays is not None and (arrays.missing_names or types):
-        by_type = {dtype: [name for name in types if types[name] == dtype] for dtype in dict.fromkeys(types.values())}
-        if len(by_type) == 1 and types.keys() == settings.array_layout.slices.keys() - set(arrays.missing_names):
-            by_type = {dtype: [] for dtype in by_type}  # of all arrays, so their names need not be sent
-        parts.append((json.dumps([arrays.missing_names, by_type], separators=(",", ":")).encode(), ()))
+    dtypes = {} if arrays is None else settings.array_layout.find_dtype_changes(arrays.model_arrays)
+    if arrays is not None and (arrays.missing_names or dtypes):
+        names_by_dtype = {dtype: [name for name in dtypes if dtypes[name] == dtype] for dtype in dict.fromkeys(dtypes.values())}
+        if len(names_by_dtype) == 1 and dtypes.keys() == settings.array_layout.slices.keys() - set(arrays.missing_names):
+            names_by_dtype = {dtype: [] for dtype in names_by_dtype}  # all arrays have this type: no names need be sent
+        parts.append((json.dumps([arrays.missing_names, names_by_dtype], separators=(",", ":")).encode(), ()))
     return protocol.pack_packets(parts)
 
 
 def encode_uncompressed_reply(key: str, groups: TiedGroups) -> bytes:
-    """Return the answer of a node whose arrays contradict the terms and stay in its reply.
+    """Encode the record for a reply whose arrays contradict the settings and are sent uncompressed.
 
     Args:
-        key: the record that has the arrays.
-        groups: the names that are one tensor each in these arrays.
+        key: name of the record with the arrays; empty if no record has arrays of the model.
+        groups: tied names in these arrays.
     """
     return protocol.pack_packets([(key.encode(), ()), (json.dumps(groups).encode(), ())])
 
 
 def decode_groups(compressed_reply: CompressedReply) -> TiedGroups:
-    """Return the groups of `encode_uncompressed_reply`. WireError if there are none to be read."""
+    """Return the groups that `encode_uncompressed_reply` encoded. WireError if they cannot be decoded."""
     try:
         groups = tuple(tuple(group) for group in json.loads(compressed_reply.side_packet[0]))
     except (ValueError, TypeError, RecursionError):
-        raise WireError(0, "the names of one tensor cannot be read") from None
+        raise WireError(0, "the groups of tied names cannot be read") from None
     if not all(isinstance(name, str) for group in groups for name in group):
-        raise WireError(0, "the names of one tensor are no text")
+        raise WireError(0, "the groups of tied names contain something other than text")
     return groups
 
 
 @dataclass(frozen=True, eq=False)
 class CompressedReply:
-    """Answer of a node.
+    """Reply of a node, as far as it can be decoded without the plan.
 
     Attributes:
-        key: name of the record that the answer stands for; empty for a reply with no record of the model.
-        frames: UPDATE or RESYNC; none where the record crosses as it is.
-        aside: the exact arrays, or the names that are one tensor.
-        lacks: names of the model's arrays that the record lacks.
-        types: types of the record's arrays that are not the model's, by name.
+        key: name of the record that the frames replace; empty for a reply without a record of the model.
+        frames: UPDATE or RESYNC frame; empty for a record that is sent uncompressed.
+        side_packet: encoded exact arrays; for a reply without frames, the tied names.
+        missing_names: names of the model's arrays that the record lacks.
+        dtypes: types of the record's arrays that differ from the model's types, by name.
     """
 
     key: str
@@ -140,60 +154,62 @@ class CompressedReply:
 
 
 def decode_reply(content: RecordDict, array_layout: ArrayLayout) -> CompressedReply:
-    """Inverse of `encode_reply`; the exact arrays are not read.
+    """Decode a reply of `encode_reply` or `encode_uncompressed_reply`. The exact arrays stay encoded.
 
     Args:
         content: content of the reply.
-        model: the model, whose arrays the answer may name.
+        array_layout: layout of the model.
 
     Raises:
-        WireError: it is no answer, or it names arrays that are not in the model.
+        WireError: the content is no such reply, or the reply names arrays that are not in the model.
     """
-    (key, frames), aside, *rest = _unpack_parts(read_payload(content), max_parts=3)
+    (key_bytes, frames), side_packet, *rest = _unpack_parts(read_payload(content), max_parts=3)
     try:
-        text = bytes(key).decode()
+        key = bytes(key_bytes).decode()
     except UnicodeDecodeError:
         raise WireError(0, "the name of the record is no text") from None
-    lacks, types = _decode_differences(rest[0][0], array_layout) if rest else ((), {})
-    return CompressedReply(text, tuple(frames), aside, lacks, types)
+    missing_names, dtypes = _decode_differences(rest[0][0], array_layout) if rest else ((), {})
+    return CompressedReply(key, tuple(frames), side_packet, missing_names, dtypes)
 
 
 def _decode_differences(data: bytes, array_layout: ArrayLayout) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Decode the names of missing arrays, and the types that differ from the model's by name."""
     try:
-        lacks, by_type = json.loads(data)
-        types = {name: dtype for dtype, names in by_type.items() for name in names or array_layout.slices.keys() - set(lacks)}
-        if not {*lacks} <= {*array_layout.names} or not types.keys() <= array_layout.slices.keys() - {*lacks}:
+        missing, names_by_dtype = json.loads(data)
+        present = array_layout.slices.keys() - {*missing}
+        dtypes = {name: dtype for dtype, names in names_by_dtype.items() for name in names or present}
+        if not {*missing} <= {*array_layout.names} or not dtypes.keys() <= present:
             raise ValueError
-        if not all(map(is_float_type, by_type)):
+        if not all(map(is_float_type, names_by_dtype)):
             raise ValueError
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise WireError(0, "the reply's names of arrays that it lacks, and their types, cannot be read") from None
-    return tuple(lacks), types
+        raise WireError(0, "the names of missing arrays and the types of arrays cannot be read") from None
+    return tuple(missing), dtypes
 
 
 def replace_records(content: RecordDict, key: str, replacements: Mapping[str, Record]) -> RecordDict:
-    """Return a new content with other records in the place of the record `key`, and without ours."""
-    out = RecordDict()
+    """Return a new content with replacements at the place of the record `key`, and without fedsgd's records."""
+    new_content = RecordDict()
     for name, record in content.items():
         if name == key:
-            for other, value in replacements.items():
-                out[other] = value
+            for new_name, replacement in replacements.items():
+                new_content[new_name] = replacement
         elif name not in (RECORD_KEY, TASK_KEY):
-            out[name] = record
-    return out
+            new_content[name] = record
+    return new_content
 
 
 def _unpack_parts(data: bytes, max_parts: int = 2) -> Sequence[Packet]:
     parts = list(protocol.unpack_packets(data))
     if not 2 <= len(parts) <= max_parts:
-        raise WireError(0, f"{len(parts)} parts, expected 2: the frames and the exact arrays")
+        raise WireError(0, f"the record has {len(parts)} parts, expected 2: the frames and the exact arrays")
     return parts
 
 
 def encode_exact_arrays(array_layout: ArrayLayout, arrays: Mapping[str, Array]) -> Packet:
-    """Return the exact arrays among some arrays, to be sent.
+    """Encode the exact arrays among some arrays.
 
-    Equal bytes are sent once: a later array has the number of their frame.
+    Equal bytes are sent once: a later array refers to their frame by number.
     """
     head: list[tuple[object, ...]] = []
     frames: dict[bytes, int] = {}
@@ -208,43 +224,45 @@ def encode_exact_arrays(array_layout: ArrayLayout, arrays: Mapping[str, Array]) 
 def decode_exact_arrays(
     array_layout: ArrayLayout, packet: Packet, templates: Mapping[str, Array] | None = None, missing_names: Collection[str] = ()
 ) -> dict[str, Array]:
-    """Inverse of `encode_exact_arrays`.
+    """Decode the exact arrays that `encode_exact_arrays` encoded.
 
     Args:
-        arrangement: the model.
-        said: the exact arrays.
-        like: arrays whose packing they must have.
-        lacks: names of the model's arrays that were not sent.
+        array_layout: layout of the model.
+        packet: encoded exact arrays.
+        templates: arrays whose packing is expected, by name; None to accept any packing.
+        missing_names: names of the model's arrays that were not sent.
 
     Raises:
-        WireError: they are not the model's exact arrays, or cannot be read.
+        WireError: the packet cannot be decoded, or its arrays are not the model's exact arrays.
     """
     head, frames = packet
     try:
-        told = json.loads(head) if head else []
-        own = itertools.count()
-        placed = [(*entry, next(own)) if len(entry) == 4 else tuple(entry) for entry in told]
+        entries = json.loads(head) if head else []
+        frame_numbers = itertools.count()
+        numbered = [(*entry, next(frame_numbers)) if len(entry) == 4 else tuple(entry) for entry in entries]
         arrays = {
-            name: Array(dtype, tuple(shape), stype, bytes(frames[at])) for name, dtype, shape, stype, at in placed if at >= 0
+            name: Array(dtype, tuple(shape), stype, bytes(frames[number]))
+            for name, dtype, shape, stype, number in numbered
+            if number >= 0
         }
-        if next(own) != len(frames) or not all(isinstance(name, str) for name in arrays):
+        if next(frame_numbers) != len(frames) or not all(isinstance(name, str) for name in arrays):
             raise ValueError
     except (ValueError, TypeError, IndexError, RecursionError):
         raise WireError(0, "the exact arrays cannot be read") from None
     expected = [name for name in array_layout.exact_shapes if name not in missing_names]
     if arrays.keys() != set(expected):
-        raise WireError(0, f"the exact arrays are {sorted(arrays)}, expected {sorted(expected)}")
+        raise WireError(0, f"got the exact arrays {sorted(arrays)}, expected {sorted(expected)}")
     for name, array in arrays.items():
-        packed, dtype = (array.stype, array.dtype) if templates is None else (templates[name].stype, templates[name].dtype)
-        if array.stype != packed or (
-            packed == NUMPY_STYPE and read_packed_shape(array, dtype) != array_layout.exact_shapes[name]
+        stype, dtype = (array.stype, array.dtype) if templates is None else (templates[name].stype, templates[name].dtype)
+        if array.stype != stype or (
+            stype == NUMPY_STYPE and read_packed_shape(array, dtype) != array_layout.exact_shapes[name]
         ):
             raise WireError(0, f'"{name}" is no array of numbers of shape {array_layout.exact_shapes[name]}')
     return arrays
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Return the size of our records in a content. WireError if there are none."""
+    """Return the bytes of fedsgd's records in a content. WireError if it has none."""
     task = content.get(TASK_KEY)
     frame = task.get(_FRAME_KEY) if isinstance(task, ConfigRecord) else None
     return len(read_payload(content)) + (len(frame) if isinstance(frame, bytes) else 0)

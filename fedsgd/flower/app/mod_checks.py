@@ -1,4 +1,4 @@
-"""Mods of a ClientApp behind `compression_mod`."""
+"""Checks of the mods that a ClientApp has behind `compression_mod`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def check_mods(call_next: ClientAppCallable) -> None:
     """Raise ScenarioError for a mod that cannot work with compressed updates.
 
     Args:
-        call_next: the rest of the chain of mods, as a mod gets it.
+        call_next: next function in Flower's chain of mods, as a mod receives it.
     """
     for mod in _find_mods(call_next):
         if getattr(mod, "__module__", "").startswith(_SECURE_AGGREGATION_PACKAGE):
             name = getattr(mod, "__name__", type(mod).__name__)
             raise ScenarioError(
-                f"mods: got {name} behind compression_mod(), expected no secure aggregation: its masks cancel in a sum of "
-                "integers, and a compressed update is no vector of integers"
+                f"mods: got {name} behind compression_mod(), expected no secure aggregation: it masks vectors of integers, and "
+                "a compressed update is no such vector"
             )
 
 
 def _find_mods(call_next: object) -> Iterator[object]:
-    """Yield the mods in a chain of Flower's, each of whose functions encloses a mod and the next function."""
+    """Yield the mods in Flower's chain. Each function of the chain is a closure over a mod and the next function."""
     while inspect.isfunction(call_next):
-        enclosed = inspect.getclosurevars(call_next).nonlocals
-        if "_mod" not in enclosed:
+        variables = inspect.getclosurevars(call_next).nonlocals
+        if "_mod" not in variables:
             return
-        yield enclosed["_mod"]
-        call_next = enclosed.get("_ffn")
+        yield variables["_mod"]
+        call_next = variables.get("_ffn")

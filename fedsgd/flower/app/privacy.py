@@ -1,7 +1,7 @@
-"""Differential privacy of a Flower app whose updates are compressed: clipping norms, and orders that cannot hold.
+"""Differential privacy with compressed updates: clipping of decoded updates, and checks of the order of wrappers.
 
-Flower's wrappers for client-side clipping send a norm under the key `clipping_norm` of a ConfigRecord. Flower's mods shorten an
-update to that norm before it is compressed. A compressor may lengthen it again, so the decoded update is clipped once more.
+Flower's wrappers for client-side clipping send a norm under the key `clipping_norm` of a ConfigRecord. Flower's mods clip an
+update to that norm before compression. A compressor may increase the norm again, so the decoded update is clipped once more.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ DP_WRAPPERS = (
     DifferentialPrivacyClientSideAdaptiveClipping,
 )
 _NORM_TOLERANCE = 1e-6
-"""Relative excess over a norm that is float32's rounding."""
+"""Relative excess over a norm that the rounding of float32 explains."""
 NON_EXPANSIVE_COMPRESSORS = ("dense", "sign", "top-k")
-"""Compressors that do not lengthen an update, if nothing is held back."""
+"""Compressors that do not increase the norm of an update, without error feedback."""
 _NON_EXPANSIVE_NAMES = ", ".join(f'"{name}"' for name in NON_EXPANSIVE_COMPRESSORS)
 _MIN_LOGGED_EXCESS = 1e-3
-"""Relative excess over a norm that is logged."""
+"""Relative excess over a norm above which a warning is logged."""
 
 AnyArray = NDArray[Any]
 
@@ -49,12 +49,12 @@ AnyArray = NDArray[Any]
 class ClippingNorm:
     """Clipping norm of one node in one round.
 
-    Arrays without dimensions, such as the batch counter of batch norm, are left out: Flower's mods do not shorten them.
+    Arrays without dimensions, such as the batch counter of batch norm, do not count: Flower's mods do not clip them.
 
     Attributes:
-        norm: largest Euclidean norm of the node's update, over all arrays with dimensions.
-        message: the node's message.
-        content: content of the message before it was compressed.
+        norm: largest Euclidean norm of the node's update over all arrays with dimensions.
+        message: message to the node.
+        content: content of the message before compression.
     """
 
     norm: float
@@ -62,75 +62,75 @@ class ClippingNorm:
     content: RecordDict
 
     def clip_update(self, content: RecordDict) -> float:
-        """Scale the update in a reply to the norm, if it is longer.
+        """Clip the update in a decoded reply: x + min(1, norm / ‖y − x‖) (y − x), with x sent and y returned arrays.
 
         Args:
-            content: content of the decoded reply. Its arrays are replaced, unless the norm holds.
+            content: content of the decoded reply. If the update's norm is too large, its arrays are replaced.
 
         Returns:
-            Norm of the update, before, in units of the clipping norm.
+            Norm of the update before clipping, divided by the clipping norm.
 
         Raises:
-            ModelError: the update cannot be measured.
+            ModelError: the update has no norm.
         """
-        records = list(content.array_records)
-        if not records:
+        keys = list(content.array_records)
+        if not keys:
             return 0.0
-        if len(records) > 1:
-            raise ModelError(f"the reply has the ArrayRecords {', '.join(records)}, expected one, to which a norm applies")
-        after, before = content.array_records[records[0]], self._find_sent_record(records[0])
+        if len(keys) > 1:
+            raise ModelError(f"got the ArrayRecords {', '.join(keys)}, expected one ArrayRecord to clip")
+        after, before = content.array_records[keys[0]], self._find_sent_record(keys[0])
         if after.keys() != before.keys():
-            raise ModelError(f"the reply's arrays are {sorted(after)}, expected {sorted(before)}, to which a norm applies")
-        clipped = [name for name in after if after[name].shape or before[name].shape]
-        length = math.sqrt(math.fsum(_squared_norm(_subtract(before[name], after[name])) for name in clipped))
-        if not math.isfinite(length):
-            raise ModelError("the update is not finite, and has no norm that could be clipped")
-        if length > self.norm * (1 + _NORM_TOLERANCE):
-            factor = self.norm / length
-            short = {name: Array(_scale_update(before[name], after[name], factor)) for name in clipped}
-            content[records[0]] = ArrayRecord({name: short.get(name, array) for name, array in after.items()})
-        return length / self.norm if self.norm else math.inf if length else 0.0
+            raise ModelError(f"got the arrays {sorted(after)}, expected {sorted(before)}: the update cannot be clipped")
+        names = [name for name in after if after[name].shape or before[name].shape]
+        update_norm = math.sqrt(math.fsum(_squared_norm(_subtract(before[name], after[name])) for name in names))
+        if not math.isfinite(update_norm):
+            raise ModelError("the update is not finite, so it cannot be clipped")
+        if update_norm > self.norm * (1 + _NORM_TOLERANCE):
+            factor = self.norm / update_norm
+            clipped_arrays = {name: Array(_scale_update(before[name], after[name], factor)) for name in names}
+            content[keys[0]] = ArrayRecord({name: clipped_arrays.get(name, array) for name, array in after.items()})
+        return update_norm / self.norm if self.norm else math.inf if update_norm else 0.0
 
     def _find_sent_record(self, key: str) -> ArrayRecord:
         records = self.content.array_records
         if len(records) == 1:
             return next(iter(records.values()))
         if key not in records:
-            raise ModelError(f'the reply has an ArrayRecord "{key}", which its message has not, so it has no norm')
+            raise ModelError(f'got an ArrayRecord "{key}", which the message does not have, so the update cannot be clipped')
         return records[key]
 
 
 def find_clipping_norms(messages: Iterable[Message]) -> dict[int, ClippingNorm]:
-    """Return the clipping norm of each node to which a strategy sends one.
+    """Return the clipping norms that a strategy sends, by node.
 
     Args:
-        messages: the strategy's messages, before they are compressed.
+        messages: messages of the strategy, before compression.
     """
-    found: dict[int, ClippingNorm] = {}
+    norms: dict[int, ClippingNorm] = {}
     for message in messages:
         for record in message.content.config_records.values():
             norm = record.get(KEY_CLIPPING_NORM)
             if isinstance(norm, int | float) and not isinstance(norm, bool) and norm >= 0:
-                found.setdefault(message.metadata.dst_node_id, ClippingNorm(float(norm), message, message.content))
-    return found
+                norms.setdefault(message.metadata.dst_node_id, ClippingNorm(float(norm), message, message.content))
+    return norms
 
 
 def clip_replies(
     clipping_norms: Mapping[int, ClippingNorm], replies: Iterable[Message], compressor: str
 ) -> tuple[list[Message], dict[int, str], str | None]:
-    """Scale the updates in decoded replies to their nodes' clipping norms.
+    """Clip the updates in decoded replies to the norms of their nodes.
 
     Args:
-        clipping: norms by node, of `find_clipping_norms`.
-        replies: replies as the strategy is to get them.
+        clipping_norms: result of `find_clipping_norms`.
+        replies: decoded replies.
         compressor: name of the uplink's compressor.
 
     Returns:
-        The replies, with errors in the place of updates without a norm; the reason of each such error by node; one line about
-        updates that were longer than their norms, None if none was.
+        The replies, with an error instead of each update without a norm; the reason of each such error, by node; a warning
+        about updates with larger norms, or None.
     """
-    clipped: list[Message] = []
-    refused: dict[int, str] = {}
+    clipped_replies: list[Message] = []
+    reasons: dict[int, str] = {}
     ratios: list[float] = []
     for reply in replies:
         node = reply.metadata.src_node_id
@@ -138,20 +138,20 @@ def clip_replies(
             try:
                 ratios.append(clipping_norms[node].clip_update(reply.content))
             except ModelError as error:
-                refused[node] = str(error)
+                reasons[node] = str(error)
                 reply = Message(Error(0, f"fedsgd: {error}"), reply_to=clipping_norms[node].message)
-        clipped.append(reply)
-    longer = [ratio for ratio in ratios if ratio > 1 + _MIN_LOGGED_EXCESS]
-    if not longer:
-        return clipped, refused, None
-    lengthens = compressor not in NON_EXPANSIVE_COMPRESSORS
-    cause = f'"{compressor}" lengthens updates, or ' if lengthens else ""
-    remedy = f"; of the compressors, {_NON_EXPANSIVE_NAMES} do not lengthen updates" if lengthens else ""
+        clipped_replies.append(reply)
+    excess = [ratio for ratio in ratios if ratio > 1 + _MIN_LOGGED_EXCESS]
+    if not excess:
+        return clipped_replies, reasons, None
+    is_expansive = compressor not in NON_EXPANSIVE_COMPRESSORS
+    cause = f'"{compressor}" increases the norm of updates, or ' if is_expansive else ""
+    remedy = f"; the compressors {_NON_EXPANSIVE_NAMES} do not increase the norm" if is_expansive else ""
     line = (
-        f"{len(longer)} of {len(ratios)} decoded updates were up to {max(longer):.3g} times as long as the clipping norm, and "
-        f"were clipped on the server: {cause}clients do not clip (Flower's mods belong behind compression_mod()){remedy}"
+        f"{len(excess)} of {len(ratios)} decoded updates had norms of up to {max(excess):.3g} times the clipping norm and were "
+        f"clipped on the server: {cause}clients do not clip (put Flower's clipping mods behind compression_mod()){remedy}"
     )
-    return clipped, refused, line
+    return clipped_replies, reasons, line
 
 
 def is_private(inner: Strategy) -> bool:
@@ -160,52 +160,53 @@ def is_private(inner: Strategy) -> bool:
 
 
 def require_memoryless(uplink: UplinkConfig) -> None:
-    """Raise ScenarioError if clients keep a part of their updates for later rounds."""
+    """Raise ScenarioError if clients add a part of an update to updates of later rounds."""
     if isinstance(uplink.build_scheme(), MemorylessScheme):
         return
     name, policy = uplink.compressor.name, uplink.error_feedback
     if policy == "none":
-        got, remedy = f'compressor.name: got "{name}", which keeps', 'expected a compressor without memory, like "top-k"'
+        problem, remedy = f'compressor.name: got "{name}"', 'a compressor without memory, like "top-k"'
     else:
-        got, remedy = f'error_feedback: got "{policy}", which keeps', 'expected "none"'
+        problem, remedy = f'error_feedback: got "{policy}"', '"none"'
     raise ScenarioError(
-        f"{got} a part of each update for later rounds, under differential privacy: an update then depends on data of earlier "
-        f"rounds, which accounting by round does not cover; {remedy}, or CompressedStrategy(..., dp_error_feedback=True)"
+        f"{problem} with differential privacy, expected {remedy}: clients would add a part of each update to later updates, "
+        "which then depend on data of earlier rounds; privacy accounting by round does not cover that; to allow it, set "
+        "CompressedStrategy(..., dp_error_feedback=True)"
     )
 
 
 def check_outer_strategies(outer_strategies: Sequence[Strategy], inner: Strategy) -> str | None:
-    """Return a warning about the innermost strategy around a CompressedStrategy; None if there is none.
+    """Return a warning about the innermost strategy around a CompressedStrategy; None if no strategy is around it.
 
     Args:
-        outer: strategies around the CompressedStrategy, from the innermost on.
-        inner: the strategy inside it.
+        outer_strategies: strategies around the CompressedStrategy, innermost first.
+        inner: strategy inside the CompressedStrategy.
 
     Raises:
-        ScenarioError: one of them is a wrapper of Flower's for differential privacy.
+        ScenarioError: an outer strategy is one of Flower's wrappers for differential privacy.
     """
-    inside = type(inner).__name__
-    got, expected = f"CompressedStrategy({inside})", f"{inside}(...)"
+    inner_name = type(inner).__name__
+    got, expected = f"CompressedStrategy({inner_name})", f"{inner_name}(...)"
     for strategy in outer_strategies:
         name = type(strategy).__name__
         got, expected = f"{name}({got})", f"{name}({expected}, ...)"
         if isinstance(strategy, DP_WRAPPERS):
             raise ScenarioError(
-                f"strategy: got {got}, expected CompressedStrategy({expected}, ...): around it, {name} gets compressed "
-                "messages, and clips no update"
+                f"strategy: got {got}, expected CompressedStrategy({expected}, ...): outside CompressedStrategy, {name} gets "
+                "compressed messages and clips no update"
             )
     if not outer_strategies:
         return None
     name = type(outer_strategies[0]).__name__
-    order = f"CompressedStrategy({name}({inside}(...), ...), ...)"
-    return f"{name} wraps CompressedStrategy and gets compressed messages; if it reads arrays, write {order}"
+    order = f"CompressedStrategy({name}({inner_name}(...), ...), ...)"
+    return f"{name} wraps CompressedStrategy and gets compressed messages; if {name} reads arrays, write {order}"
 
 
 def _subtract(before: Array, after: Array) -> AnyArray:
-    """Return after - before in float64, 0 where both are the same infinity or not a number."""
+    """Return after − before in float64; 0 where both are the same infinity or both NaN."""
     old, new = _to_numpy(before), _to_numpy(after)
     if old.shape != new.shape:
-        raise ModelError(f"got an array of shape {new.shape}, expected {old.shape}: its update has no norm")
+        raise ModelError(f"got an array of shape {new.shape}, expected {old.shape}: the update cannot be clipped")
     wide = np.result_type(old.dtype, new.dtype, np.float64)
     old, new = old.astype(wide), new.astype(wide)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -220,7 +221,7 @@ def _squared_norm(difference: AnyArray) -> float:
 
 
 def _scale_update(before: Array, after: Array, factor: float) -> AnyArray:
-    """Return before + factor · (after - before) in the type of `after`, rounded towards `before`."""
+    """Return before + factor · (after − before) in the type of `after`, rounded towards `before`."""
     step, old, dtype = _subtract(before, after) * factor, _to_numpy(before), _to_numpy(after).dtype
     if dtype.kind in "biu":
         return np.asarray(old.astype(np.int64) + np.trunc(step).astype(np.int64)).astype(dtype)
@@ -235,5 +236,5 @@ def _scale_update(before: Array, after: Array, factor: float) -> AnyArray:
 def _to_numpy(array: Array) -> AnyArray:
     try:
         return array.numpy()
-    except Exception as error:  # whatever numpy raises for bytes that are no array
-        raise ModelError(f"the update has no norm: its arrays cannot be read ({error})") from None
+    except Exception as error:  # numpy raises errors of many classes for bytes that are no array
+        raise ModelError(f"the update's arrays cannot be read ({error})") from None

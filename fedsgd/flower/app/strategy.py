@@ -1,4 +1,4 @@
-"""Compression in somebody's ServerApp: the half that runs on the server."""
+"""Strategy wrapper that compresses the messages of a user's ServerApp."""
 
 from __future__ import annotations
 
@@ -44,51 +44,56 @@ from fedsgd.flower.app.tied_weights import TieState, describe_changes, describe_
 from fedsgd.flower.app.traffic import RoundTraffic, describe_total
 
 DEFAULT_EXACT_PATTERNS = ("*running_mean", "*running_var", "*num_batches_tracked")
-"""Names of batch norm's statistics: a compressed variance might be negative."""
+"""Name patterns of batch norm's statistics, which are sent bit for bit: a compressed variance might be negative."""
 
 
 class CompressedStrategy(WrappingStrategy):
-    """Any strategy of Flower's message API, with compressed updates, if the ClientApp has `mods=[compression_mod()]`.
+    """Wrapper that adds compressed updates to any strategy of Flower's message API.
 
-    The inner strategy's own `start`, attributes and methods stay in use: `strategy.name` is `inner.name` unless it is a name of
-    this class. For every reply, `inner` sees the model that it sent plus the update that arrived. A subclass sets its own
-    attributes before `super().__init__()`; later ones are set on `inner`.
-
-    Attributes:
-        inner: the inner strategy.
-        traffic: bytes that crossed, round by round.
+    The ClientApp needs `mods=[compression_mod()]`. The inner strategy's own `start`, attributes and methods stay in use:
+    `strategy.name` is `inner.name` unless this class has the name. In every reply, `inner` gets the model that it sent plus the
+    decoded update. A subclass sets its own attributes before `super().__init__()`; later assignments set attributes of `inner`.
 
     **Tied weights.** A tensor with several names (or a module that is registered twice) is sent once and restored under all
-    names. Names begin as one tensor where their initial arrays are equal and not constant. A reply that contradicts this
-    travels uncompressed, and the next round begins anew, with a warning; `tied_groups` avoids that ([] for none, or the result
-    of
-    `fedsgd.flower.tied_names` for a module). A reply in which an array is the transpose or some rows of a different one is
-    refused: name both in `lossless`. Other views of the same memory are not found: name them there, too.
+    names. Initial arrays that are equal and not constant are assumed to be one tensor. A reply that contradicts this is sent
+    uncompressed, and the next round starts a new session, with a warning. The argument `tied` avoids that: [] for none, or the
+    result of `fedsgd.flower.tied_names` for a module. A reply in which an array is the transpose or a range of rows of another
+    array is refused: put both names into `exact`. Other views of the same memory are not detected: put their names into
+    `exact`, too.
 
     **Differential privacy.** Flower's wrappers belong inside: `CompressedStrategy(DifferentialPrivacy...(FedAvg(), ...))`.
-    Around a CompressedStrategy they are refused, because they would clip compressed messages. Server-side wrappers inside clip
-    the decoded updates. A client-side wrapper sends a norm under Flower's key `clipping_norm`; then each decoded update is
-    clipped once more before `inner` gets it. Its norm counts all arrays of the reply, `lossless` arrays too, in float64, but
-    not
-    those without dimensions (a batch counter), which Flower's mods do not shorten. A shorter update keeps all its bits; an
-    update without a norm is an error of its node. Flower's mods `fixedclipping_mod`, `adaptiveclipping_mod` and `LocalDpMod`
-    stand behind ours, in `@app.train(mods=[fixedclipping_mod])`: in ClientApp(mods=[...]) they refuse evaluations, with plain
-    Flower too. Compression after the noise of `LocalDpMod` keeps its guarantee. Error feedback and compressors with a memory
-    are refused, unless `dp_error_feedback` is set. SecAgg+ cannot work: its masks cancel in sums of integers.
+    Outside they are refused, because they would clip compressed messages. Server-side wrappers inside clip the decoded
+    updates. A client-side wrapper sends a norm under Flower's key `clipping_norm`. Then each decoded update is clipped once
+    more before `inner` gets it. Its norm counts all arrays of the reply in float64, including exact arrays. Arrays without
+    dimensions (a batch counter) do not count, because Flower's mods do not clip them. An update within the norm does not
+    change; an update without a norm is an error of its node. Flower's mods `fixedclipping_mod`, `adaptiveclipping_mod` and
+    `LocalDpMod` belong behind `compression_mod`, in `@app.train(mods=[fixedclipping_mod])`. In `ClientApp(mods=[...])` these
+    mods refuse evaluations, also without fedsgd. Compression after the noise of `LocalDpMod` preserves its guarantee. Error
+    feedback and compressors with memory are refused unless `dp_error_feedback` is set. SecAgg+ does not work: it masks vectors
+    of integers.
 
-    **Robust strategies.** `FedMedian`, `FedTrimmedAvg` and `Bulyan` learn next to nothing from sparse updates, because a median
-    of mostly zeros is zero. They learn almost as without compression with "natural", "eden", "drive", "qsgd" with many levels,
-    "top-k" with a density of 0.5 and error feedback, and "dense" with bfloat16 values. `Krum` and `MultiKrum` use few updates,
-    so the errors of sparse unbiased compressors like "rand-k" are hardly averaged. The log warns of both.
+    **Robust strategies.** `FedMedian`, `FedTrimmedAvg` and `Bulyan` learn almost nothing from sparse updates, because a median
+    of mostly zeros is zero. They learn almost as well as without compression with "natural", "eden", "drive", "qsgd" with many
+    levels, "top-k" with a density of 0.5 and error feedback, and "dense" with bfloat16 values. `Krum` and `MultiKrum` average
+    too few updates to average out the errors of sparse unbiased compressors like "rand-k". The log warns of both.
 
     **Types.** Arrays of float16 and float64 are compressed in float32 and returned in their own types: a float64 is rounded to
-    24 bits. Messages of a model without floats, and arrays of a reply that the model does not have, cross as they are.
+    24 bits. Messages of a model without floats are sent as they are, and so are a reply's arrays that the model does not have.
 
-    **Replies.** A client's reply counts as received once `inner` has made a model, even if `inner` left the reply out. A reply
-    that cannot be read is an error of its node, and the client keeps its residual. Arrays that the caller changes between
-    rounds are sent whole. A coordinate that no client changed, and that `inner` changes by no more than the rounding of a mean,
-    is not sent. A node that is started again without a key of its own (node authentication) is a new node for Flower, and
-    begins anew.
+    **Replies.** A client's reply counts as received when `inner` returns a model, even if `inner` did not use the reply. A
+    reply that cannot be read is an error of its node, and the client keeps its residual. If the caller changes arrays between
+    rounds, the whole model is sent. A coordinate is not sent if no client changed it and `inner` changed it by no more than the
+    rounding of a mean. Without node authentication, a restarted node is a new node for Flower and starts without state.
+
+    Attributes:
+        inner: inner strategy, which cannot be replaced.
+        traffic: bytes of each training and each evaluation, in order.
+
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> from fedsgd.flower import CompressedStrategy
+    >>> strategy = CompressedStrategy(FedAvg(), {"name": "top-k", "density": 0.01}, error_feedback="persist")
+    >>> type(strategy.inner).__name__, strategy.traffic
+    ('FedAvg', [])
     """
 
     def __init__(
@@ -103,17 +108,17 @@ class CompressedStrategy(WrappingStrategy):
         tied: Sequence[Sequence[str]] | None = None,
         dp_error_feedback: bool = False,
     ) -> None:
-        """Check the settings. The log warns of settings that a compressor is not made for.
+        """Check the settings. Training logs a warning for settings that do not suit the compressor.
 
         Args:
-            inner: strategy of `flwr.serverapp.strategy`, or a subclass.
-            compressor: a name as in a scenario's `[uplink]`, a table with its settings, or a `Compressor`.
+            inner: strategy of `flwr.serverapp.strategy`, or of a subclass.
+            compressor: name as in a scenario's `[uplink]`, table with its settings, or `Compressor`.
             error_feedback: "none", "persist", "decay" or "reset".
-            downlink: a policy as in `[downlink]`, or a table; by default the whole model is sent, uncompressed.
-            seed: seed of the randomness that both ends share.
-            exact: patterns of the names of arrays that travel bit for bit, as do integers and arrays that are not finite.
-            tied: groups of names that are one tensor each, like `[("embed.weight", "head.weight")]`.
-            dp_error_feedback: True to allow clients to keep a part of an update for later rounds under differential privacy.
+            downlink: policy as in `[downlink]`, or a table; by default the whole model is sent, uncompressed.
+            seed: seed of the randomness that server and clients share, at least 0.
+            exact: name patterns of arrays that are sent bit for bit, in addition to integers and arrays that are not finite.
+            tied: groups of names that are one tensor each, like `[("embed.weight", "head.weight")]`; None to detect them.
+            dp_error_feedback: True to allow error feedback and compressors with memory under differential privacy.
 
         Raises:
             ScenarioError: a setting is wrong, or the compressor does not give the strategy each client's arrays.
@@ -121,9 +126,9 @@ class CompressedStrategy(WrappingStrategy):
         if not isinstance(inner, Strategy):
             raise ScenarioError(f"inner: got {inner!r}, expected a strategy of flwr.serverapp.strategy, like FedAvg()")
         if any(isinstance(part, CompressedStrategy) for part in iterate_strategies(inner)):
-            raise ScenarioError("inner: got a CompressedStrategy, expected a strategy that is not compressed yet")
+            raise ScenarioError("inner: got a CompressedStrategy, expected a strategy without compression")
         if not isinstance(seed, int) or seed < 0:
-            raise ScenarioError(f"seed: got {seed!r}, expected a whole number from 0 on")
+            raise ScenarioError(f"seed: got {seed!r}, expected a whole number of at least 0")
         if isinstance(exact, str):
             raise ScenarioError(f'exact: got "{exact}", expected a list of patterns')
         if not isinstance(dp_error_feedback, bool):
@@ -146,34 +151,34 @@ class CompressedStrategy(WrappingStrategy):
         self._is_private, self._allows_memory = is_private(inner), dp_error_feedback
         if self._is_private and not dp_error_feedback:
             require_memoryless(self._link_settings[0])
-        super().__init__(inner)  # names that are set from here on are the inner strategy's
+        super().__init__(inner)  # later assignments set attributes of the inner strategy
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
-        """Run the inner strategy's `start`, with compressed messages.
+        """Run the inner strategy's `start` with compressed messages.
 
-        Meanwhile, the methods that `start` calls on the inner object are this object's, which call the inner ones: the inner
-        object's `vars` have five more items. A `start` of its own gets compressed messages from `self.configure_train()`,
-        without their record of arrays.
+        While `start` runs, the methods that it calls on the inner object are replaced by this object's methods, which call the
+        original methods. For this, `vars(inner)` has five additional items. If `inner` defines its own `start`, then
+        `self.configure_train()` returns compressed messages to it, without a record of arrays.
 
         Args:
             *args: arguments of the inner `start`: `grid`, `initial_arrays` and more.
             **kwargs: keyword arguments of the inner `start`.
 
         Returns:
-            The result of the inner `start`.
+            Result of the inner `start`.
         """
-        self._timeout, begun = find_timeout(self.inner.start, args, kwargs), len(self.traffic)
+        self._timeout, n_previous = find_timeout(self.inner.start, args, kwargs), len(self.traffic)
         with self._inner_methods.replace_methods(self):
             result = self.inner.start(*args, **kwargs)
         if type(self.inner).start is not Strategy.start and "configure_train" not in self._inner_methods.called_names:
             name = type(self.inner).__name__
-            self._warning_log.warn("start", f"{name}.start() has not called self.configure_train(): nothing is compressed")
-        if self.traffic[begun:]:
-            LOG.info("fedsgd: %s", describe_total(self.traffic[begun:]))
+            self._warning_log.warn("start", f"{name}.start() did not call self.configure_train(): nothing was compressed")
+        if self.traffic[n_previous:]:
+            LOG.info("fedsgd: %s", describe_total(self.traffic[n_previous:]))
         return result
 
     def summary(self) -> None:
-        """Log the compression, and the inner strategy's summary."""
+        """Log the settings of the compression and the inner strategy's summary."""
         uplink, downlink = self._link_settings
         LOG.info("\t├──> Compression by fedsgd:")
         LOG.info("\t│\t├── Uplink: %s, error feedback: %s", uplink.compressor, uplink.error_feedback)
@@ -183,12 +188,21 @@ class CompressedStrategy(WrappingStrategy):
     # ------------------------------------------------------------------------------------------------------------- training
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Return the inner strategy's messages, with the compressed model in the place of the model.
+        """Return the inner strategy's messages, with the compressed model instead of the model.
+
+        Args:
+            server_round: Flower's number of the round.
+            arrays: the model.
+            config: configuration that the strategy sends to nodes.
+            grid: Flower's grid.
+
+        Returns:
+            Messages to nodes. A message that is not a node's first message with the model is not compressed.
 
         Raises:
             NonFiniteError: the model is not finite.
-            ScenarioError: a wrapper for differential privacy is around this strategy, or clients keep a part of their updates
-                although a clipping norm is in force.
+            ScenarioError: a wrapper for differential privacy is around this strategy, or the strategy sends a clipping norm and
+                the settings have error feedback or a compressor with memory.
         """
         self._check_outer_strategies()
         self._grid, self._train_round = grid, None
@@ -212,30 +226,38 @@ class CompressedStrategy(WrappingStrategy):
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
-        """Return the result of the inner strategy. Where the downlink is lossy, return the model of the clients in it.
+        """Return the result of the inner strategy for the decompressed replies.
+
+        Args:
+            server_round: Flower's number of the round.
+            replies: replies of the nodes.
+
+        Returns:
+            Result of the inner strategy. With a lossy downlink, its model is replaced by the model that the clients will have.
 
         Raises:
             NonFiniteError: the model is not finite.
             ScenarioError: a wrapper for differential privacy is around this strategy.
         """
         self._check_outer_strategies()
-        session, exchange, self._train_round = self._session, self._train_round, None
-        accepted: list[int] = []
-        if exchange is not None:
-            replies, accepted = self._decompress_replies(session, exchange, replies)
-        settled, refused = self._clip_replies(replies)
-        if session is None or exchange is None:
-            return self._inner_methods.call("aggregate_train", server_round, settled)
-        accepted = [node for node in accepted if node not in refused]
-        sparse = describe_sparsity(self.inner, self._link_settings[0], session.measure_overlap(len(accepted)), len(accepted))
-        if sparse is not None:
-            self._warning_log.warn("sparse", sparse)
+        session, train_round, self._train_round = self._session, self._train_round, None
+        accepted_nodes: list[int] = []
+        if train_round is not None:
+            replies, accepted_nodes = self._decompress_replies(session, train_round, replies)
+        clipped_replies, refused_nodes = self._clip_replies(replies)
+        if session is None or train_round is None:
+            return self._inner_methods.call("aggregate_train", server_round, clipped_replies)
+        accepted_nodes = [node for node in accepted_nodes if node not in refused_nodes]
+        n_accepted = len(accepted_nodes)
+        sparsity = describe_sparsity(self.inner, self._link_settings[0], session.measure_overlap(n_accepted), n_accepted)
+        if sparsity is not None:
+            self._warning_log.warn("sparse", sparsity)
         if self._clipping_norms or self._is_private:
             session.mark_all_changed()
-        result = self._inner_methods.call("aggregate_train", server_round, settled)
-        if not isinstance(result, tuple | list):  # the model alone, for a start() of its own
-            return self._finish_round(session, exchange, result, accepted)
-        return self._finish_round(session, exchange, result[0], accepted), *result[1:]
+        result = self._inner_methods.call("aggregate_train", server_round, clipped_replies)
+        if not isinstance(result, tuple | list):  # a strategy with its own `start` may return the model alone
+            return self._finish_round(session, train_round, result, accepted_nodes)
+        return self._finish_round(session, train_round, result[0], accepted_nodes), *result[1:]
 
     def _finish_round(
         self, session: CompressionSession, strategy_round: StrategyRound, arrays: ArrayRecord | None, accepted_nodes: list[int]
@@ -247,43 +269,44 @@ class CompressedStrategy(WrappingStrategy):
             self._warning_log.warn(kind, text)
         problem = None if arrays is None else session.array_layout.find_mismatch(arrays)
         if problem is not None:
-            self._warning_log.warn("model", f"{problem}: the strategy returned a different model; compression begins anew")
+            self._warning_log.warn("model", f"the strategy returned a different model ({problem}): a new session starts")
             return arrays
-        if arrays is not None and (unequal := session.array_layout.find_unequal_groups(arrays)):
-            last = f'clients are sent the value of "{unequal[0][-1]}", which a module loads last'
-            self._warning_log.warn(
-                "unequal", f"the strategy makes {describe_pair(unequal)} differ, which are one tensor so far: {last}"
-            )
+        if arrays is not None and (unequal_groups := session.array_layout.find_unequal_groups(arrays)):
+            text = f"{describe_pair(unequal_groups)} are one tensor, but the strategy returned different values"
+            self._warning_log.warn("unequal", f'{text}: clients get the value of "{unequal_groups[0][-1]}"')
         return session.finish_round(arrays, accepted_nodes)
 
     def _check_outer_strategies(self) -> None:
-        line = check_outer_strategies(find_outer_strategies(self), self.inner)
-        if line is not None:
-            self._warning_log.warn("outer", line)
+        warning = check_outer_strategies(find_outer_strategies(self), self.inner)
+        if warning is not None:
+            self._warning_log.warn("outer", warning)
 
     def _clip_replies(self, replies: Iterable[Message]) -> tuple[list[Message], set[int]]:
-        """Return the replies as their clipping norms allow them, and the nodes whose replies are left out."""
-        clipped, refused, line = clip_replies(self._clipping_norms, replies, self._link_settings[0].compressor.name)
-        if line is not None:
-            self._warning_log.warn("clipping", line)
-        for node, reason in refused.items():
-            LOG.warning("fedsgd: the reply of node %d is left out: %s", node, reason)
-        return clipped, {*refused}
+        """Return the replies with clipped updates, and the nodes whose replies are discarded."""
+        clipped_replies, reasons, warning = clip_replies(self._clipping_norms, replies, self._link_settings[0].compressor.name)
+        if warning is not None:
+            self._warning_log.warn("clipping", warning)
+        for node, reason in reasons.items():
+            LOG.warning("fedsgd: node %d: the reply is discarded: %s", node, reason)
+        return clipped_replies, {*reasons}
 
     def _restart_with_ties(
         self, session: CompressionSession, strategy_round: StrategyRound, arrays: ArrayRecord | None
     ) -> ArrayRecord | None:
-        """Begin a session in which other names are one tensor, and return the arrays that it begins with."""
-        for what, change in describe_changes(session.initial_groups, session.ties.groups).items():
-            self._warning_log.warn(what, change)
+        """Start a session with the detected groups of tied names, and return the arrays of the next round."""
+        for kind, text in describe_changes(session.initial_groups, session.ties.groups).items():
+            self._warning_log.warn(kind, text)
         if arrays is not None and session.array_layout.find_mismatch(arrays) is not None:
             return arrays
         if arrays is not None:
             session.check_finite(arrays)
-        after = self._start_session(strategy_round.arrays if arrays is None else arrays, session.ties)
-        return arrays if arrays is None or after is None else after.write_weights(arrays, after.server.weights)
+        new_session = self._start_session(strategy_round.arrays if arrays is None else arrays, session.ties)
+        if arrays is None or new_session is None:
+            return arrays
+        return new_session.write_weights(arrays, new_session.server.weights)
 
     def _get_session(self, arrays: ArrayRecord) -> CompressionSession | None:
+        """Return the session for a round with this model, a new one if layout or tied names changed."""
         session = self._session
         if session is None or session.array_layout.find_mismatch(arrays) is not None:
             groups = (
@@ -300,38 +323,42 @@ class CompressedStrategy(WrappingStrategy):
         return session
 
     def _start_session(self, arrays: ArrayRecord, ties: TieState) -> CompressionSession | None:
-        """Begin a session with these arrays; None, and messages go as they are, if nothing in them can be compressed."""
-        model = build_array_layout(arrays, self._exact_patterns, ties.groups)
-        if model is None:
+        """Start a session with this model; return None if none of its arrays can be compressed."""
+        array_layout = build_array_layout(arrays, self._exact_patterns, ties.groups)
+        if array_layout is None:
             self._session = None
-            text = f"no array of the model can be compressed: {describe_exact_arrays(arrays, arrays) or 'it has none'}"
-            self._warning_log.warn("nothing", f"{text}; messages go as they are")
+            names = describe_exact_arrays(arrays, arrays) or "it has no arrays"
+            self._warning_log.warn(
+                "nothing", f"no array of the model can be compressed ({names}): messages are sent uncompressed"
+            )
             return None
-        previous = None if self._session is None else self._session.settings
-        terms = create_settings(*self._link_settings, model, self._seed, previous)
-        self._session = CompressionSession(terms, arrays, ties)
-        LOG.info("fedsgd: %d arrays of %s numbers are compressed", len(model.layout.names), f"{model.layout.size:,}")
-        LOG.info("fedsgd: %s", describe_state(terms))
-        if model.dtypes:
-            LOG.info("fedsgd: %s are compressed as float32 and returned in their own types", describe_dtypes(model))
-        if model.tied_groups:
-            LOG.info(
-                "fedsgd: %d tensors have several names and are sent once: %s",
-                len(model.tied_groups),
-                describe_pair(model.tied_groups),
-            )
-        if model.exact_shapes:
-            LOG.info(
-                "fedsgd: %d arrays travel as they are: %s",
-                len(model.exact_shapes),
-                describe_exact_arrays(arrays, model.exact_shapes),
-            )
+        previous_settings = None if self._session is None else self._session.settings
+        settings = create_settings(*self._link_settings, array_layout, self._seed, previous_settings)
+        self._session = CompressionSession(settings, arrays, ties)
+        layout, tied_groups, exact_shapes = array_layout.layout, array_layout.tied_groups, array_layout.exact_shapes
+        LOG.info("fedsgd: %d arrays with %s numbers are compressed", len(layout.names), f"{layout.size:,}")
+        LOG.info("fedsgd: %s", describe_state(settings))
+        if array_layout.dtypes:
+            LOG.info("fedsgd: %s are compressed as float32 and returned in their own types", describe_dtypes(array_layout))
+        if tied_groups:
+            names = describe_pair(tied_groups)
+            LOG.info("fedsgd: %d tensors have several names and are sent once: %s", len(tied_groups), names)
+        if exact_shapes:
+            names = describe_exact_arrays(arrays, exact_shapes)
+            LOG.info("fedsgd: %d arrays are sent uncompressed: %s", len(exact_shapes), names)
         return self._session
 
     # ----------------------------------------------------------------------------------------------------------- evaluation
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Return the inner strategy's messages, with a compressed model if it is the model of the coming round."""
+        """Return the inner strategy's messages, with the compressed model if it is the model of the next round.
+
+        Args:
+            server_round: Flower's number of the round.
+            arrays: the model.
+            config: configuration that the strategy sends to nodes.
+            grid: Flower's grid.
+        """
         self._grid, self._evaluate_round = grid, None
         messages: list[Message] = self._inner_methods.call("configure_evaluate", server_round, arrays, config, grid)
         session = self._session
@@ -346,19 +373,24 @@ class CompressedStrategy(WrappingStrategy):
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the inner strategy's metrics."""
-        exchange, self._evaluate_round = self._evaluate_round, None
-        if exchange is not None:
-            replies, _ = self._decompress_replies(self._session, exchange, replies)
+        """Return the inner strategy's metrics.
+
+        Args:
+            server_round: Flower's number of the round.
+            replies: replies of the nodes.
+        """
+        evaluate_round, self._evaluate_round = self._evaluate_round, None
+        if evaluate_round is not None:
+            replies, _ = self._decompress_replies(self._session, evaluate_round, replies)
         metrics: MetricRecord | None = self._inner_methods.call("aggregate_evaluate", server_round, replies)
         return metrics
 
     def _decompress_replies(
         self, session: CompressionSession | None, strategy_round: StrategyRound, replies: Iterable[Message]
     ) -> tuple[list[Message], list[int]]:
-        """Return the replies as they would be uncompressed, and the nodes whose updates are in them; count the bytes."""
+        """Return the replies without compression, and the nodes whose updates are in these replies; log the bytes."""
         assert self._grid is not None
-        settled, accepted = strategy_round.decompress_replies(session, replies, self._grid, self._timeout)
+        restored_replies, accepted_nodes = strategy_round.decompress_replies(session, replies, self._grid, self._timeout)
         self.traffic.append(strategy_round.traffic)
         LOG.info("fedsgd: %s", strategy_round.traffic)
-        return settled, accepted
+        return restored_replies, accepted_nodes

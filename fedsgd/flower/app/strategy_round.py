@@ -1,4 +1,4 @@
-"""Messages of a strategy in one round, and the replies to them."""
+"""Compression of a strategy's messages in one round, and decompression of the replies."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from fedsgd.wire import Frame
 
 LOG = getLogger("flwr")
 MessageWriter = Callable[[Mapping[int, RecordDict], str], Mapping[int, RecordDict]]
-"""Function of the contents of messages by node, and the name of the model's record: the compressed contents by node."""
+"""Function that compresses contents by node, given the contents by node and the name of the model's record."""
 
 
 @dataclass(eq=False)
 class WarningLog:
-    """Warnings of a strategy in Flower's log.
+    """Warnings of a strategy in Flower's log, each kind once.
 
     Attributes:
-        kinds: kinds of warnings that were logged. Each is logged once.
-        heard: phases and Flower's ids of the nodes that have replied to a compressed message of that phase.
+        warned_kinds: kinds of warnings that were logged.
+        responsive_nodes: phases and Flower's ids of the nodes that replied to a compressed message of that phase.
     """
 
     warned_kinds: set[str] = field(default_factory=set)
     responsive_nodes: set[tuple[RoundPhase, int]] = field(default_factory=set)
 
     def warn(self, kind: str, text: str) -> None:
-        """Log a warning, unless one of its kind was logged before."""
+        """Log a warning, unless a warning of this kind was logged before."""
         if kind not in self.warned_kinds:
             self.warned_kinds.add(kind)
             LOG.warning("fedsgd: %s", text)
@@ -44,19 +44,19 @@ class WarningLog:
 
 @dataclass(eq=False)
 class StrategyRound:
-    """Messages of one round or evaluation, and their replies.
+    """Messages of one round's training or evaluation, and their replies.
 
     Attributes:
         round: Flower's number of the round.
         phase: "train" or "evaluate".
-        arrays: the model that the strategy sends.
-        notices: log of the strategy.
-        messages: the compressed message of each node.
-        contents: the content of each node's message before it was compressed.
-        plain: messages that are sent as they are.
-        answered: nodes that have replied.
-        failures: nodes and failures of each cause.
-        traffic: bytes that have crossed.
+        arrays: model that the strategy sends.
+        warning_log: log of the strategy.
+        messages: compressed messages, by node.
+        contents: contents of these messages before compression, by node.
+        uncompressed_messages: messages that are sent as they are.
+        replied_nodes: nodes whose replies were decompressed.
+        failures: nodes and failures, by cause.
+        traffic: bytes of the messages and replies so far.
     """
 
     round: int
@@ -75,24 +75,25 @@ class StrategyRound:
         self.traffic = RoundTraffic(self.round, self.phase, 0)
 
     def compress_messages(self, messages: Sequence[Message], writer: MessageWriter | None) -> None:
-        """Compress each message that contains the model; of several to one node, the first.
+        """Compress each node's first message with the model.
 
         Args:
             messages: messages of the strategy, which are changed in place.
-            write: function that compresses them; None to send all of them as they are.
+            writer: function that compresses contents; None to send all messages as they are.
         """
-        key = next((found for m in messages if (found := _find_model_key(m.content, self.arrays)) is not None), None)
+        keys = (_find_model_key(message.content, self.arrays) for message in messages)
+        key = next((key for key in keys if key is not None), None)
         for message in messages:
             node, kind = message.metadata.dst_node_id, message.metadata.message_type.split(".")[0]
-            fits = key is not None and message.content.get(key) == self.arrays
-            if writer is not None and fits and kind == self.phase and node not in self.messages:
+            has_model = key is not None and message.content.get(key) == self.arrays
+            if writer is not None and has_model and kind == self.phase and node not in self.messages:
                 check_names("a message of the strategy", message.content)
                 self.messages[node], self.contents[node] = message, message.content
                 continue
             self.uncompressed_messages.append(message)
             if writer is not None:
-                text = f'node {node}: a message of type "{message.metadata.message_type}" is not the first with the model for'
-                self.warning_log.warn("plain", f'{text} "{self.phase}" in the round, and is sent uncompressed')
+                text = f'node {node}: a message of type "{message.metadata.message_type}" is sent uncompressed'
+                self.warning_log.warn("plain", f'{text}: it is not the first with the model for "{self.phase}" in the round')
         self._key = key or ""
         if writer is not None and self.contents:
             for node, content in writer(self.contents, self._key).items():
@@ -102,37 +103,37 @@ class StrategyRound:
     def decompress_replies(
         self, session: CompressionSession | None, replies: Iterable[Message], grid: Grid, timeout: float | None
     ) -> tuple[list[Message], list[int]]:
-        """Return the replies as they would be uncompressed, and the nodes whose updates are in them.
+        """Return the replies without compression, and the nodes whose updates are in these replies.
 
         Nodes that replied RESYNC are sent a second message. Failures are logged, and all bytes are counted.
 
         Args:
-            session: session that wrote the messages; None if all of them were sent as they are.
-            replies: replies that came. Their contents are changed in place.
+            session: session that compressed the messages; None if no message was compressed.
+            replies: replies of the nodes. Their contents are changed in place.
             grid: Flower's grid, for second messages.
-            timeout: seconds to wait for the replies to second messages.
+            timeout: seconds, waiting time for replies to second messages; None for no limit.
         """
-        settled: list[Message] = []
-        accepted: list[int] = []
+        restored_replies: list[Message] = []
+        accepted_nodes: list[int] = []
         self._count_messages()
-        resyncs = self._process_replies(session, replies, settled, accepted)
-        if session is not None and resyncs:
-            second_replies = grid.send_and_receive(self._create_second_messages(session, resyncs), timeout=timeout)
-            for node in self._process_replies(session, second_replies, settled, accepted):
-                settled.append(self._replace_with_error(node, "it requested another message twice"))
-        for cause, ((node, failure), *others) in self.failures.items():
-            more = f" and {len(others)} other nodes" if len(others) > 1 else " and another node" if others else ""
+        resync_frames = self._process_replies(session, replies, restored_replies, accepted_nodes)
+        if session is not None and resync_frames:
+            second_replies = grid.send_and_receive(self._create_second_messages(session, resync_frames), timeout=timeout)
+            for node in self._process_replies(session, second_replies, restored_replies, accepted_nodes):
+                restored_replies.append(self._replace_with_error(node, "the node requested another message twice"))
+        for cause, ((node, failure), *rest) in self.failures.items():
+            more = f" and {len(rest)} other nodes" if len(rest) > 1 else " and another node" if rest else ""
             self.warning_log.warn(f"{self.phase}: {cause}", f"node {node}{more}: {failure.text}")
-        return settled, accepted
+        return restored_replies, accepted_nodes
 
     def _create_second_messages(self, session: CompressionSession, resync_frames: Mapping[int, Frame]) -> list[Message]:
-        """Return messages for nodes that could not follow the first ones, and count them."""
+        """Return second messages for nodes that replied RESYNC, and count the messages."""
         frames = {session.client_ids[node]: frame for node, frame in resync_frames.items()}
         contents = session.compress_second_messages({node: self.contents[node] for node in resync_frames}, frames, self.arrays)
         messages = []
         for node, content in contents.items():
-            was = self.messages[node].metadata
-            self.messages[node] = Message(content, node, was.message_type, ttl=was.ttl, group_id=was.group_id)
+            metadata = self.messages[node].metadata
+            self.messages[node] = Message(content, node, metadata.message_type, ttl=metadata.ttl, group_id=metadata.group_id)
             self.replied_nodes.discard(node)
             messages.append(self.messages[node])
             self._record_traffic(down=payload_bytes(content), message_down=count_message_bytes(messages[-1]))
@@ -145,8 +146,15 @@ class StrategyRound:
         restored_replies: list[Message],
         accepted_nodes: list[int],
     ) -> dict[int, Frame]:
-        """Return the RESYNC frames by node; append the other replies to `restored_replies`."""
-        resyncs: dict[int, Frame] = {}
+        """Return the RESYNC frames by node.
+
+        Args:
+            session: session that compressed the messages; None if no message was compressed.
+            replies: replies of the nodes.
+            restored_replies: list to which the other replies are appended, without compression.
+            accepted_nodes: list to which the nodes of decompressed replies are appended.
+        """
+        resync_frames: dict[int, Frame] = {}
         for reply in replies:
             node = reply.metadata.src_node_id
             size = 0 if node == SUPERLINK_NODE_ID else count_message_bytes(reply)
@@ -158,25 +166,25 @@ class StrategyRound:
                 continue
             if node not in self.messages:
                 self._record_traffic(plain_up=size)
-                self.warning_log.warn("unasked", f"node {node}: its reply answers no message of this round; it is left out")
+                self.warning_log.warn("unexpected", f"node {node}: the reply is discarded: it answers no message of this round")
                 continue
             try:
-                opened = self._decompress_reply(session, node, reply)
+                restored = self._decompress_reply(session, node, reply)
             except WireError as error:
                 self._record_traffic(plain_up=size)
                 restored_replies.append(self._replace_with_error(node, str(error) if error.offset else error.cause))
                 continue
-            if isinstance(opened, Frame):
-                resyncs[node] = opened
+            if isinstance(restored, Frame):
+                resync_frames[node] = restored
                 continue
-            reply.content = opened
+            reply.content = restored
             self._record_traffic(plain_up=count_message_bytes(reply))
             restored_replies.append(reply)
             accepted_nodes.append(node)
-        return resyncs
+        return resync_frames
 
     def _decompress_reply(self, session: CompressionSession, node: int, reply: Message) -> RecordDict | Frame:
-        """Return the restored content of a compressed reply, or its RESYNC frame.
+        """Return the decompressed content of a reply, or its RESYNC frame.
 
         Raises:
             WireError: the reply cannot be used.
@@ -184,22 +192,22 @@ class StrategyRound:
         try:
             size = payload_bytes(reply.content)
         except WireError:
-            raise WireError(0, f'a mod has changed its record "{RECORD_KEY}"; {REMEDY}') from None
+            raise WireError(0, f'a mod has changed the record "{RECORD_KEY}"; {REMEDY}') from None
         self._record_traffic(up=size)
         self.warning_log.responsive_nodes.add((self.phase, node))
         if node in self.replied_nodes:
-            raise WireError(0, "it is the second reply to one message")
+            raise WireError(0, "the node already replied to this message")
         restored = session.decompress_reply(reply)
-        self.replied_nodes.add(node)  # not before: a late reply of another round does not stand in its way
+        self.replied_nodes.add(node)  # only now: after an unreadable reply, such as one of another round, a second may follow
         return restored
 
     def _replace_with_error(self, node: int, reason: str) -> Message:
-        """Return an error in place of a reply that cannot be used."""
-        self._record_failure(node, ReplyFailure("reply", f"its reply is left out: {reason}"))
+        """Return an error instead of a reply that cannot be used."""
+        self._record_failure(node, ReplyFailure("reply", f"the reply is discarded: {reason}"))
         return Message(Error(ErrorCode.UNKNOWN, f"fedsgd: {reason}"), reply_to=self.messages[node])
 
     def _diagnose_uncompressed_reply(self, session: CompressionSession | None, reply: Message) -> None:
-        """Note the cause where a compressed message got no compressed reply."""
+        """Record why a compressed message got no compressed reply."""
         if session is not None and self.phase == "train" and reply.has_content():
             session.note_uncompressed_reply(reply.content)
         node = self._find_node(reply)
@@ -213,7 +221,7 @@ class StrategyRound:
             self.warning_log.responsive_nodes.add((self.phase, node))
         elif reply.content.array_records:
             failure = ReplyFailure(
-                "arrays", f"the reply has plain arrays, which are taken as they are; to compress them, {REMEDY}"
+                "arrays", f"the reply has uncompressed arrays, which the strategy uses; to compress them, {REMEDY}"
             )
         if failure is not None:
             self._record_failure(node, failure)
@@ -222,21 +230,21 @@ class StrategyRound:
         self.failures.setdefault(failure.cause, []).append((node, failure))
 
     def _find_node(self, reply: Message) -> int | None:
-        """Return the node whose compressed message a reply answers; None if it answers another message.
+        """Return the node whose compressed message a reply answers; None if the reply answers another message.
 
-        An error that the SuperLink makes has the SuperLink's id in place of the node's.
+        An error of the SuperLink itself has the SuperLink's id instead of the node's id.
         """
         if not self.messages:
             return None
-        answered = reply.metadata.reply_to_message_id
-        if answered and any(message.metadata.message_id == answered for message in self.uncompressed_messages):
+        message_id = reply.metadata.reply_to_message_id
+        if message_id and any(message.metadata.message_id == message_id for message in self.uncompressed_messages):
             return None
         if reply.metadata.src_node_id in self.messages:
             return reply.metadata.src_node_id
-        return next((node for node, m in self.messages.items() if answered and m.metadata.message_id == answered), None)
+        return next((node for node, m in self.messages.items() if message_id and m.metadata.message_id == message_id), None)
 
     def _count_messages(self) -> None:
-        """Count the messages of the strategy, as they were sent and as they would have been without compression."""
+        """Count the messages of the strategy with and without compression."""
         cache: RecordCache = {}
         nodes = {message.metadata.dst_node_id for message in self.uncompressed_messages} | self.messages.keys()
         self.traffic = replace(self.traffic, nodes=len(nodes))
@@ -250,10 +258,10 @@ class StrategyRound:
             )
 
     def _record_traffic(self, **n_bytes: int) -> None:
-        """Add bytes to attributes of the traffic."""
+        """Add bytes to fields of the traffic, by name of the field."""
         self.traffic = replace(self.traffic, **{name: getattr(self.traffic, name) + n for name, n in n_bytes.items()})
 
 
 def _find_model_key(content: RecordDict, arrays: ArrayRecord) -> str | None:
-    """Return the name of the record of a message that is the model."""
+    """Return the name of a message's record with the model; None if there is none."""
     return next((key for key, record in content.array_records.items() if record is arrays or record == arrays), None)

@@ -1,12 +1,13 @@
-"""Arrays of a record that are one tensor under several names: tied weights, or a module that is registered twice.
+"""Detection of tied names: names of one tensor, through tied weights or a module that is registered twice.
 
-Flower's records hold copies, so neither the server nor the mod can compare storage. Values are compared instead, bit for bit.
+Flower's records contain copies, so neither the server nor the mod can compare storage. Values are compared bit for bit.
 
-- Equal and not constant in the first model: the names are taken for one tensor. Clones of a layer begin equal, too.
-- Different in a reply: the names are separate tensors.
-- Equal in a reply that changed them: the names are one tensor. Zeros and ones at the start are decided here.
+- Arrays that are equal and not constant in the initial model: assumed to be one tensor. This may be wrong for clones of a
+  layer, which are also equal initially.
+- Arrays that differ in a reply: separate tensors.
+- Arrays that training changed to equal values in a reply: one tensor. This decides about initial zeros and ones.
 
-A reply that contradicts the server's groups travels uncompressed, so no value rests on a wrong guess.
+A reply that contradicts the server's groups is sent uncompressed, so a wrong guess changes no value.
 A group is a tuple of names; the values of a group are flat float32 vectors of one size.
 """
 
@@ -26,26 +27,26 @@ TiedGroups = tuple[tuple[str, ...], ...]
 ValuesByName = Mapping[str, F32]
 _PREFIX_LENGTH = 16
 _MIN_DISTINCT_VALUES = 8
-"""Distinct values from which on equal stretches of two changed arrays are no coincidence."""
+"""Smallest number of distinct values at which equal parts of two changed arrays are no coincidence."""
 
 _CONSEQUENCE = (
-    "such replies travel uncompressed, and the next round begins anew, without what clients held back; "
-    "CompressedStrategy(tied=tied_names(module)) says it from the start"
+    "such replies are sent uncompressed, and the next round starts a new session without the clients' residuals; "
+    "CompressedStrategy(tied=tied_names(module)) avoids this"
 )
 
 
 def sort_groups(groups: Iterable[Iterable[str]]) -> TiedGroups:
-    """Return the groups in a canonical order, without those of a single name."""
+    """Return the groups in canonical order, without groups of a single name."""
     return tuple(sorted(tuple(sorted(group)) for group in map(set, groups) if len(group) > 1))
 
 
 def is_bit_equal(a: F32, b: F32) -> bool:
-    """Return True for values that are equal to the last bit."""
+    """Return True for values that are equal bit for bit."""
     return a.size == b.size and np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
 def group_equal_values(values: ValuesByName) -> TiedGroups:
-    """Group the names whose values are equal to the last bit."""
+    """Group the names whose values are equal bit for bit."""
     candidates: dict[tuple[int, bytes], list[str]] = {}
     for name, value in values.items():
         if value.size:
@@ -58,76 +59,80 @@ def group_equal_values(values: ValuesByName) -> TiedGroups:
 
 
 def guess_groups(values: ValuesByName) -> TiedGroups:
-    """Group the names that are probably one tensor in a model that nobody has trained yet: equal, and not constant."""
+    """Group the names that are probably one tensor in an initial model: their values are equal and not constant."""
     return tuple(group for group in group_equal_values(values) if not _is_constant(values[group[0]]))
 
 
 def observe_groups(tied_groups: TiedGroups, before: ValuesByName, after: ValuesByName) -> TiedGroups:
-    """Group the names that are one tensor as far as one reply shows.
+    """Return the groups of tied names that one reply shows.
 
     Args:
-        tied: groups that the server assumes.
-        before: the values that the app was given, by name.
-        after: the values that the app replied with, by the same names.
+        tied_groups: groups that the server assumes.
+        before: values that the app received, by name.
+        after: values of the app's reply, by the same names.
 
     Returns:
-        What is left of `tied_groups`, and the groups that training has changed to equal values. Values that no training
-        changed, and
-        constants of more than one number, add nothing.
+        The parts of `tied_groups` with equal values, and the groups that training changed to equal values. Unchanged values and
+        constants of more than one number add no groups.
+
+    >>> import numpy as np
+    >>> before, after = np.zeros(2, np.float32), np.array([1, 2], np.float32)
+    >>> observe_groups((), {"a": before, "b": before}, {"a": after, "b": after})
+    (('a', 'b'),)
     """
-    tied_to = {name: group for group in tied_groups for name in group}
-    found: list[list[str]] = []
+    group_of_name = {name: group for group in tied_groups for name in group}
+    observed_groups: list[list[str]] = []
     for names in group_equal_values(after):
         if _is_trained(names, before, after):
-            found.append(list(names))
+            observed_groups.append(list(names))
             continue
         parts: dict[tuple[str, ...], list[str]] = {}
         for name in names:
-            parts.setdefault(tied_to.get(name, (name,)), []).append(name)
-        found += parts.values()
-    return sort_groups(found)
+            parts.setdefault(group_of_name.get(name, (name,)), []).append(name)
+        observed_groups += parts.values()
+    return sort_groups(observed_groups)
 
 
 def find_partial_sharing(changed_arrays: Mapping[str, F32], exact_names: Collection[str]) -> str | None:
-    """Describe the first array that is the transpose, or some rows, of a different one; None if there is none.
+    """Describe the first array that is the transpose, or a range of rows, of another array; None if there is none.
 
     Args:
-        changed: the arrays that the training changed, in their shapes. Those of few distinct values are not compared.
-        exact: names of arrays that travel as they are: two of these may share what they like.
+        changed_arrays: arrays that training changed, with their shapes, by name. Arrays of few distinct values do not count.
+        exact_names: names of exact arrays; sharing between two of these is allowed.
     """
     for (a, x), (b, y) in itertools.permutations(changed_arrays.items(), 2):
         if not x.ndim or (a in exact_names and b in exact_names):
             continue
         if x.ndim == 2 and x.shape == y.shape[::-1] and x[0, -1] == y[-1, 0] and np.array_equal(x, y.T):
-            how = "transposed"
+            relation = "the transpose of"
         elif x.ndim == y.ndim and x.shape[1:] == y.shape[1:] and len(x) < len(y) and _has_rows(y, x):
-            how = "in part"
+            relation = "a part of"
         else:
             continue
         if not np.array_equal(x.reshape(-1), y.reshape(-1)) and len(np.unique(x)) >= _MIN_DISTINCT_VALUES:
-            return f'"{a}" is "{b}" {how}'
+            return f'"{a}" is {relation} "{b}"'
     return None
 
 
 @dataclass(eq=False)
 class TieState:
-    """Knowledge of a strategy about the names that are one tensor.
+    """Tied names that a strategy has detected.
 
     Attributes:
-        groups: the groups that the next message assumes.
-        separate: pairs of names that differed in a reply. They are never grouped again.
+        groups: groups that the next message assumes.
+        separate_pairs: pairs of names that differed in a reply. The two names of a pair are never grouped again.
     """
 
     groups: TiedGroups
     separate_pairs: set[frozenset[str]] = field(default_factory=set)
 
     def add_reply(self, tied_groups: TiedGroups, values: ValuesByName, reported_groups: Iterable[tuple[str, ...]]) -> None:
-        """Take over what one uncompressed reply shows.
+        """Update the groups from one uncompressed reply.
 
         Args:
-            tied: groups that the message assumed.
-            values: the values that the app replied with, by name.
-            found: groups that the node reports.
+            tied_groups: groups that the message assumed.
+            values: values of the app's reply, by name.
+            reported_groups: groups that the node reports.
         """
         for group in tied_groups:
             for a, b in itertools.combinations(group, 2):
@@ -136,34 +141,36 @@ class TieState:
         self.groups = self._merge_groups((*self.groups, *reported_groups))
 
     def split_unequal(self, values: ValuesByName) -> None:
-        """Split the groups whose values differ, for example because the caller changed the arrays."""
+        """Split the groups with different values, for example after the caller changed the arrays."""
         self.groups = sort_groups(
             part for group in self.groups for part in group_equal_values({name: values[name] for name in group})
         )
 
     def _merge_groups(self, groups: TiedGroups) -> TiedGroups:
-        """Return the unions of the groups that overlap, without the pairs that are separate."""
+        """Return the unions of overlapping groups, split so that no group contains a separate pair."""
         unions: list[set[str]] = []
         for group in map(set, groups):
             overlapping = [union for union in unions if union & group]
             unions = [union for union in unions if not union & group] + [group.union(*overlapping)]
         parts: list[list[str]] = []
         for union in unions:
-            own: list[list[str]] = []
+            union_parts: list[list[str]] = []
             for name in sorted(union):
-                free = (part for part in own if not any(frozenset((name, other)) in self.separate_pairs for other in part))
-                part = next(free, None)
+                compatible_parts = (
+                    part for part in union_parts if not any(frozenset((name, member)) in self.separate_pairs for member in part)
+                )
+                part = next(compatible_parts, None)
                 if part is None:
-                    own.append([name])
+                    union_parts.append([name])
                 else:
                     part.append(name)
-            parts += own
+            parts += union_parts
         return sort_groups(parts)
 
 
 def parse_tied_groups(tied: object) -> TiedGroups:
-    """Return the setting `tied_groups` as groups. ScenarioError for anything but groups of names."""
-    expected = 'expected groups of two names or more, like [("embed.weight", "head.weight")]'
+    """Return the setting `tied` as groups. ScenarioError for a value that is no list of groups of names."""
+    expected = 'expected groups of two or more names, like [("embed.weight", "head.weight")]'
     if isinstance(tied, str) or not isinstance(tied, Sequence):
         raise ScenarioError(f"tied: got {tied!r}, {expected}")
     for group in tied:
@@ -171,9 +178,9 @@ def parse_tied_groups(tied: object) -> TiedGroups:
         if len(set(names)) < 2 or not all(isinstance(name, str) for name in names):
             raise ScenarioError(f"tied: got {group!r}, {expected}")
     names = [name for group in tied for name in set(group)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ScenarioError(f'tied: got "{twice}" in two groups, expected one group of all names of a tensor')
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise ScenarioError(f'tied: got "{duplicate}" in two groups, expected one group with all names of a tensor')
     return sort_groups(tied)
 
 
@@ -181,10 +188,13 @@ def tied_names(module: Any) -> list[tuple[str, ...]]:
     """Return the names of a module's state dict that share one tensor, for `CompressedStrategy(tied=...)`.
 
     Args:
-        module: a torch.nn.Module.
+        module: a `torch.nn.Module`.
+
+    Returns:
+        Groups of names; empty for a module without tied names.
 
     Raises:
-        ModelError: tensors share a part of their memory, or one is a different view of it, for example transposed.
+        ModelError: two tensors share only a part of their memory, or share it with different views, for example transposed.
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 2, bias=False)
@@ -194,36 +204,36 @@ def tied_names(module: Any) -> list[tuple[str, ...]]:
     groups: dict[tuple[object, ...], list[str]] = {}
     spans: list[tuple[int, int, str]] = []
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if not hasattr(tensor, "data_ptr") or not tensor.numel():  # a module may put anything into its extra state
+        if not hasattr(tensor, "data_ptr") or not tensor.numel():  # a module's extra state may contain any object
             continue
         reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         begin = tensor.data_ptr()
         view = None if tensor.is_contiguous() else (tuple(tensor.shape), tensor.stride())
         spans.append((begin, begin + reach * tensor.element_size(), name))
         groups.setdefault((*spans[-1][:2], tensor.dtype, view), []).append(name)
-    of = {name: key for key, names in groups.items() for name in names}
+    view_of_name = {name: key for key, names in groups.items() for name in names}
     for (_, end, a), (begin, _, b) in itertools.pairwise(sorted(spans)):
-        if begin < end and of[a] != of[b]:
+        if begin < end and view_of_name[a] != view_of_name[b]:
             raise ModelError(
-                f'"{a}" and "{b}" share memory and are not the same view of it: name both in CompressedStrategy(exact=...), '
-                "or keep one parameter and derive the other one in forward()"
+                f'"{a}" and "{b}" share memory with different views: put both names into CompressedStrategy(exact=[...]), or '
+                "keep one parameter and compute the other in forward()"
             )
     return [tuple(names) for names in groups.values() if len(names) > 1]
 
 
 def describe_changes(before: TiedGroups, after: TiedGroups) -> dict[str, str]:
-    """Return one sentence for pairs of names that a strategy has separated, and one for those that it has joined."""
+    """Return warnings about a change of the groups: "apart" for separated pairs of names, "tied" for joined pairs."""
     apart, tied = sort_groups(_list_pairs(before) - _list_pairs(after)), sort_groups(_list_pairs(after) - _list_pairs(before))
     changes = {}
     if apart:
-        changes["apart"] = f"{describe_pair(apart)} were taken for one tensor and differ in a reply; {_CONSEQUENCE}"
+        changes["apart"] = f"{describe_pair(apart)} were assumed to be one tensor and differ in a reply; {_CONSEQUENCE}"
     if tied:
-        changes["tied"] = f"{describe_pair(tied)} were taken for two tensors and are one in a reply; {_CONSEQUENCE}"
+        changes["tied"] = f"{describe_pair(tied)} were assumed to be two tensors and are one tensor in a reply; {_CONSEQUENCE}"
     return changes
 
 
 def describe_pair(groups: Sequence[Sequence[str]]) -> str:
-    """Return the first two names of the first group for a message, and how many groups there are beyond it."""
+    """Return the first two names of the first group for a message, and the number of the other groups."""
     more = f" (and {len(groups) - 1} more)" if len(groups) > 1 else ""
     return f'"{groups[0][0]}" and "{groups[0][1]}"{more}'
 
@@ -233,6 +243,7 @@ def _list_pairs(groups: TiedGroups) -> set[tuple[str, ...]]:
 
 
 def _is_trained(names: Sequence[str], before: ValuesByName, after: ValuesByName) -> bool:
+    """Return True if training changed at least one of these names, whose values are now equal and no larger constant."""
     value = after[names[0]]
     if value.size > 1 and _is_constant(value):
         return False
@@ -244,7 +255,7 @@ def _is_constant(value: F32) -> bool:
 
 
 def _has_rows(y: F32, x: F32) -> bool:
-    """Return True if x is a run of rows of y. The first number of each row rules out almost all places."""
-    first = y.reshape(len(y), -1)[: len(y) - len(x) + 1, 0] if x.size and y.size else ()
-    places = np.flatnonzero(first == x.reshape(-1)[0]) if len(first) else ()
-    return any(np.array_equal(y[at : at + len(x)], x) for at in places)
+    """Return True if x is a range of rows of y. The first number of each row excludes almost all ranges quickly."""
+    first_column = y.reshape(len(y), -1)[: len(y) - len(x) + 1, 0] if x.size and y.size else ()
+    starts = np.flatnonzero(first_column == x.reshape(-1)[0]) if len(first_column) else ()
+    return any(np.array_equal(y[start : start + len(x)], x) for start in starts)

@@ -1,4 +1,4 @@
-"""Bytes that crossed in a round of a user's Flower app."""
+"""Bytes of the messages in a round of a user's Flower app."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ RoundPhase = Literal["train", "evaluate"]
 
 @dataclass(frozen=True)
 class RoundTraffic:
-    """Traffic of one phase of a round: of its training, or of its evaluation.
+    """Traffic of one phase of a round, its training or its evaluation.
 
-    Messages are those that the strategy handed to Flower; replies are those that came. All of a message counts, as Flower
+    Messages count when the strategy passes them to Flower, and replies when they arrive. A message counts whole, as Flower
     stores and sends it: records of any type, names and metadata (see `fedsgd.flower.records.count_message_bytes`). Flower's own
-    counter (`flwr list`) adds the protobuf around each object, some hundred bytes a message. Without compression, there would
-    be no RESYNC reply and no second message. An error that the SuperLink itself makes, as for a node that is gone, crosses no
-    network.
+    counter (`flwr list`) adds the protobuf around each object, a few hundred bytes a message. RESYNC replies and second
+    messages count as 0 in the fields without compression. An error of the SuperLink itself counts as 0 bytes.
 
     Attributes:
         round: Flower's number of the round.
@@ -27,10 +26,14 @@ class RoundTraffic:
         nodes: nodes that were sent a message.
         down: bytes of fedsgd's own records in the messages: frames and exact arrays.
         up: bytes of fedsgd's own records in the replies.
-        message_down: bytes of Flower's objects of all messages.
-        message_up: bytes of Flower's objects of all replies.
-        plain_down: bytes of Flower's objects of the messages without compression.
-        plain_up: bytes of Flower's objects of the replies without compression. A reply that cannot be read counts as it came.
+        message_down: bytes of all messages, as Flower's objects.
+        message_up: bytes of all replies, as Flower's objects.
+        plain_down: bytes of the messages without compression, as Flower's objects.
+        plain_up: bytes of the replies without compression, as Flower's objects. A reply that cannot be read counts unchanged.
+
+    >>> traffic = RoundTraffic(1, "train", nodes=2, message_down=900, message_up=100, plain_down=1000, plain_up=1000)
+    >>> traffic.compression_ratios["bidirectional_ratio"]
+    2.0
     """
 
     round: int
@@ -45,7 +48,7 @@ class RoundTraffic:
 
     @property
     def compression_ratios(self) -> dict[str, float | None]:
-        """Compression ratios of the uplink, of the downlink, and of both directions together, by Flower's objects."""
+        """Compression ratios of the uplink, of the downlink, and of both together, of the bytes of Flower's objects."""
         return compression_ratios(self.message_up, self.message_down, self.plain_up, self.plain_down)
 
     def __str__(self) -> str:
@@ -55,14 +58,14 @@ class RoundTraffic:
     @property
     def _amounts(self) -> str:
         ratio = self.compression_ratios["bidirectional_ratio"]
-        own = f"{self.up:,} bytes up, {self.down:,} down"
-        message = f"{self.message_up:,} up, {self.message_down:,} down"
-        less = "" if ratio is None else f"; compression ratio {ratio:,.1f} both ways"
-        return f"{own}; in Flower's messages {message}{less}"
+        frames = f"{self.up:,} bytes up, {self.down:,} down"
+        messages = f"{self.message_up:,} up, {self.message_down:,} down"
+        suffix = "" if ratio is None else f"; compression ratio {ratio:,.1f} both ways"
+        return f"{frames}; in Flower's messages {messages}{suffix}"
 
 
 def describe_total(traffic: Sequence[RoundTraffic]) -> str:
-    """Return the bytes of all rounds together, as the line of a round gives them, and the definition of the ratio."""
+    """Return a log line with the bytes of all rounds together and the definition of the ratio."""
     counts = ("nodes", "down", "up", "message_down", "message_up", "plain_down", "plain_up")
     total = RoundTraffic(0, "train", *(sum(getattr(row, name) for row in traffic) for name in counts))
-    return f"all rounds: {total._amounts} (messages of the plain app, divided by these)"
+    return f"all rounds: {total._amounts} (bytes without compression, divided by these bytes)"

@@ -458,7 +458,7 @@ def test_a_reply_with_a_record_under_our_name_is_an_error_that_names_it(name: st
     inner = Seen()
     rounds(CompressedStrategy(inner, "dense"), grid(reply), record({"w": W.astype(np.float32)}), 1)
     assert inner.replies == [[]]
-    assert f'the reply has a record "{name}", which is the name of a record of fedsgd: rename it' in caplog.text
+    assert f'the reply has a record "{name}", but fedsgd uses this name: rename the record' in caplog.text
 
 
 def test_a_message_with_a_record_under_our_name_is_refused() -> None:
@@ -534,7 +534,7 @@ def test_infinities_that_appear_in_a_reply_are_explained(caplog: pytest.LogCaptu
         1,
     )
     assert "first -inf at mask[0]" in caplog.text
-    assert "such as a mask, needs CompressedStrategy(exact=[name])" in caplog.text
+    assert "such as a mask, set CompressedStrategy(exact=[name])" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", ["f4,,", "i4,(", "(a)f4,", "float33", "V2"])

@@ -439,7 +439,7 @@ def test_a_corrupted_reply_is_an_error_of_its_node(caplog: pytest.LogCaptureFixt
     ((arrays, metrics),) = rounds(strategy, over, model(), 1)
     assert sorted(inner.told[0]) == sorted({*NODES} - {NODES[1]})
     assert metrics == {"loss": pytest.approx(0.5)}
-    assert f"node {NODES[1]}: its reply is left out" in caplog.text
+    assert f"node {NODES[1]}: the reply is discarded" in caplog.text
     assert "checksum" in caplog.text
     assert f"Received error in reply from node {NODES[1]}: fedsgd: round 1, client" in caplog.text
     mean = np.mean([step(i, 1) for i in (0, 2, 3)], axis=0)
@@ -498,14 +498,14 @@ def with_key(content: RecordDict, key: bytes) -> RecordDict:
 
 
 HOSTILE: list[tuple[Callable[[RecordDict], RecordDict], str]] = [
-    (lambda content: with_update(content, np.full(SIZE, 3e38)), "leaves float32's range"),
+    (lambda content: with_update(content, np.full(SIZE, 3e38)), "is outside float32's range"),
     (lambda content: with_aside(content, stype="pickle"), '"steps" is no array of numbers of shape (2,)'),
     (lambda content: with_aside(content, data=Array(np.array(["a", "b"])).data), '"steps" is no array of numbers'),
     (lambda content: with_aside(content, data=Array(np.zeros(10**4)).data), '"steps" is no array of numbers'),
     (lambda content: with_aside(content, data=b""), '"steps" is no array of numbers'),
-    (lambda content: with_aside(content, name="step"), "the exact arrays are ['step'], expected ['steps']"),
+    (lambda content: with_aside(content, name="step"), "got the exact arrays ['step'], expected ['steps']"),
     (lambda content: with_aside(content, shape=4), "cannot be read"),
-    (lambda content: with_key(content, b"metrics"), 'the reply has a record "metrics" already'),
+    (lambda content: with_key(content, b"metrics"), 'the reply already has a record "metrics"'),
     (lambda content: with_key(content, b"\xff"), "the name of the record is no text"),
     (lambda content: write_payload(RecordDict(dict(content)), b""), "0 parts, expected 2"),
 ]
@@ -531,7 +531,7 @@ def test_a_node_that_replies_twice_counts_once(caplog: pytest.LogCaptureFixture)
     arrays, _ = strategy.aggregate_train(1, [*replies, carried(replies[0])])
     assert arrays is not None
     np.testing.assert_allclose(flat(arrays), flat(model()) + np.mean([step(i, 1) for i in range(4)], axis=0), atol=1e-6)
-    assert "is left out: it is the second reply to one message" in caplog.text
+    assert "is discarded: the node already replied to this message" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------------- nodes that forget
@@ -576,7 +576,7 @@ def test_a_node_that_can_never_follow_is_left_out(caplog: pytest.LogCaptureFixtu
     list(rounds(strategy, over, model(), 1))
     assert sorted(inner.told[0]) == sorted({*NODES} - {7})
     assert [node for way, node, _ in over.sent if way == "down"].count(7) == 2
-    assert "it requested another message twice" in caplog.text
+    assert "the node requested another message twice" in caplog.text
 
 
 def test_a_node_that_was_started_again_still_has_its_disk(place: Path) -> None:
@@ -866,7 +866,7 @@ REFUSED = [
     ({"compressor": "topk"}, 'compressor.name: got "topk", did you mean "top-k"?'),
     ({"compressor": {"name": "top-k", "densty": 0.1}}, 'compressor.densty: unknown key, did you mean "density"?'),
     ({"compressor": {"name": "top-k", "density": 2.0}}, "compressor.density: expected a number above 0 and at most 1, got 2.0"),
-    ({"compressor": "cafe"}, 'compressor.name: got "cafe", whose server works on the whole cohort'),
+    ({"compressor": "cafe"}, 'compressor.name: got "cafe", which decodes the updates of the whole cohort at once'),
     ({"compressor": "scafold"}, 'compressor.name: got "scafold", expected one of: "count-sketch", "dense", "dgc"'),
     ({"compressor": "scaffold"}, 'expected one of: "count-sketch", "dense", "dgc"'),
     ({"compressor": "ef21"}, 'compressor.name: got "ef21"'),
@@ -877,7 +877,7 @@ REFUSED = [
     ({"downlink": {"policy": "model", "compressor": "top-k"}}, 'downlink.compressor.name: got "top-k", expected "dense"'),
     ({"downlink": "differences"}, 'downlink.policy: got "differences", did you mean "difference"?'),
     ({"downlink": {"polcy": "model"}}, 'downlink.polcy: unknown key, did you mean "policy"?'),
-    ({"seed": -1}, "seed: got -1, expected a whole number from 0 on"),
+    ({"seed": -1}, "seed: got -1, expected a whole number of at least 0"),
     ({"exact": "*bn*"}, 'exact: got "*bn*", expected a list of patterns'),
 ]
 
@@ -901,7 +901,7 @@ def test_a_compressor_may_be_an_object() -> None:
     class Mine(TopK):
         pass
 
-    with pytest.raises(ScenarioError, match="clients would not know by its name"):
+    with pytest.raises(ScenarioError, match="expected a compressor that clients can create from its name"):
         CompressedStrategy(FedAvg(), Mine())
 
 
@@ -936,7 +936,7 @@ def test_plain_arrays_are_taken_as_they_are(caplog: pytest.LogCaptureFixture) ->
     list(rounds(CompressedStrategy(inner, TOP_K, error_feedback="persist"), over, model(), 2))
     assert np.array_equal(inner.told[1][7], flat(model(4)) + step(1, 2))
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "node 7: the reply has plain arrays, which are taken as they are" in warning
+    assert "node 7: the reply has uncompressed arrays, which the strategy uses" in warning
 
 
 def test_a_reply_that_is_not_finite_is_an_error_of_its_node(caplog: pytest.LogCaptureFixture) -> None:
@@ -985,7 +985,7 @@ def test_settings_of_another_release_are_refused() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedsgd.flower.app.settings.SETTINGS_VERSION", SETTINGS_VERSION + 1)
         later = terms.encode()
-    with pytest.raises(WireError, match="another release"):
+    with pytest.raises(WireError, match="different releases"):
         decode_settings(later)
 
 
@@ -1132,7 +1132,7 @@ def test_three_names_of_which_two_are_one_tensor_are_told_apart(caplog: pytest.L
     assert not np.array_equal(after[-1]["a"], after[-1]["b"])
     assert strategy._session is not None
     assert strategy._session.array_layout.tied_groups == (("a", "c"),)
-    assert '"a" and "b" (and 1 more) were taken for one tensor and differ in a reply' in caplog.text
+    assert '"a" and "b" (and 1 more) were assumed to be one tensor and differ in a reply' in caplog.text
 
 
 @pytest.mark.parametrize("tied", [None, []])
@@ -1174,7 +1174,7 @@ def test_layers_that_begin_equal_are_separate_from_the_first_reply_on(caplog: py
         for name, value in values.items():
             np.testing.assert_allclose(value, wanted[name], atol=1e-6)
     assert uncompressed(over) == [True] * 3 + [False] * 6
-    assert '"layers.0.w" and "layers.1.w" were taken for one tensor and differ in a reply' in caplog.text
+    assert '"layers.0.w" and "layers.1.w" were assumed to be one tensor and differ in a reply' in caplog.text
     assert "tied=tied_names(module)" in caplog.text
     arrays = 3 * sum(len(Array(value).data) for value in given.values())
     row = strategy.traffic[0]
@@ -1216,7 +1216,7 @@ def test_a_tied_bias_that_begins_with_zeros_is_found_in_the_first_reply(caplog: 
     for values in after:
         assert all(values[f"a.{part}"].tobytes() == values[f"b.{part}"].tobytes() for part in "wbs")
     assert uncompressed(over) == [True] * 3 + [False] * 15
-    assert '"a.b" and "b.b" (and 1 more) were taken for two tensors and are one in a reply' in caplog.text
+    assert '"a.b" and "b.b" (and 1 more) were assumed to be two tensors and are one tensor in a reply' in caplog.text
     assert strategy._session is not None
     assert strategy._session.array_layout.layout.names == ("a.w", "a.b", "a.s")
 
@@ -1258,7 +1258,7 @@ def test_nodes_that_disagree_on_a_tie_reply_uncompressed_and_are_named(caplog: p
     ups = [(node == 7, "arrays" in content) for way, node, content in over.sent if way == "up"]
     assert sorted(ups[:3]) == [(False, False), (False, False), (True, True)], "the node whose names are separate"
     assert sorted(ups[3:]) == [(False, True)] * 6 + [(True, False)] * 3, "the nodes whose names are not"
-    assert "reply uncompressed: other nodes have other tied names" in caplog.text
+    assert "reply uncompressed: the tied names of other nodes differ" in caplog.text
 
 
 def test_arrays_that_the_caller_makes_differ_under_two_names_are_sent_as_they_are() -> None:
@@ -1291,11 +1291,11 @@ def test_a_strategy_that_gives_tied_copies_other_values_is_told_of(caplog: pytes
     )
     np.testing.assert_allclose(after["o"], TABLE + mean + 2, atol=1e-6)
     assert after["e"].tobytes() == after["o"].tobytes()
-    assert 'the strategy makes "e" and "o" differ' in caplog.text
+    assert '"e" and "o" are one tensor, but the strategy returned different values' in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("other", "said"), [(TABLE.T.copy(), '"e" is "o" transposed'), (TABLE[4:19].copy(), '"o" is "e" in part')]
+    ("other", "said"), [(TABLE.T.copy(), '"e" is the transpose of "o"'), (TABLE[4:19].copy(), '"o" is a part of "e"')]
 )
 def test_a_view_of_another_parameter_is_refused_in_one_line(
     other: np.ndarray, said: str, caplog: pytest.LogCaptureFixture
@@ -1309,7 +1309,7 @@ def test_a_view_of_another_parameter_is_refused_in_one_line(
     over = grid_of(reply)
     values_after(CompressedStrategy(FedAvg(), RAND_K), over, given, 1)
     assert (
-        f"ClientAppError'>:<'compression_mod(): in the reply, {said}, and their compressed copies would drift apart: name both in"
+        f"ClientAppError'>:<'compression_mod(): in the reply, {said}; compression would make the two arrays differ: put both names into"
         in caplog.text
     )
     assert uncompressed(over) == []
@@ -1353,8 +1353,8 @@ def test_exact_arrays_with_equal_bytes_are_sent_once() -> None:
 
 def test_a_reply_that_claims_a_false_tie_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     claims = {
-        b'[["e", "mid"]]': "it says are one tensor",
-        b'[["e", 3]]': "are no text",
+        b'[["e", "mid"]]': "it reports as tied names",
+        b'[["e", 3]]': "contain something other than text",
         b"[4]": "cannot be read",
         b"": "cannot be read",
     }
@@ -1378,11 +1378,11 @@ def test_a_reply_that_claims_a_false_tie_is_left_out(caplog: pytest.LogCaptureFi
 
 REFUSED_TIES = [
     ("e", "tied: got 'e', expected groups"),
-    (["e", "o"], "tied: got 'e', expected groups of two names or more"),
-    ([("e",)], r"tied: got \('e',\), expected groups of two names or more"),
+    (["e", "o"], "tied: got 'e', expected groups of two or more names"),
+    ([("e",)], r"tied: got \('e',\), expected groups of two or more names"),
     ([("e", "o"), ("o", "mid")], 'tied: got "o" in two groups'),
     ([("e", "oo")], 'tied: got "oo", which the model does not have, did you mean "o"'),
-    ([("e", "mid")], 'tied: got "e" and "mid", which differ in the model at the start'),
+    ([("e", "mid")], 'tied: got "e" and "mid", whose initial values differ'),
 ]
 
 
@@ -1422,7 +1422,7 @@ def test_tied_names_of_a_module_are_those_of_one_tensor() -> None:
 def test_tied_names_of_overlapping_parameters_are_refused(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
     net = torch.nn.Linear(4, 4, bias=False)
     net.other = torch.nn.Parameter(view(net.weight.detach()))
-    with pytest.raises(ModelError, match="share memory and are not the same view"):
+    with pytest.raises(ModelError, match="share memory with different views"):
         tied_names(net)
 
 

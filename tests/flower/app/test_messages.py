@@ -64,7 +64,7 @@ def test_app_without_the_mod_is_named_once_for_all_nodes(caplog: pytest.LogCaptu
     train, evaluate = warnings_of(caplog, app_of([]))
     for text in (train, evaluate):
         assert text.endswith(
-            " and 2 other nodes: the ClientApp failed outside compression_mod() (KeyError: 'arrays'), as it got the compressed "
+            " and 2 other nodes: the ClientApp failed outside compression_mod() (KeyError: 'arrays'); it received the compressed "
             f'message, which has no record "arrays"; {REMEDY}'
         )
 
@@ -78,7 +78,7 @@ def test_mod_without_parentheses_is_named(caplog: pytest.LogCaptureFixture) -> N
 def test_app_with_the_mod_in_its_train_handler_alone_is_named(caplog: pytest.LogCaptureFixture) -> None:
     (text,) = warnings_of(caplog, app_of([], train_mods=[compression_mod()]))
     assert " and 2 other nodes: the ClientApp failed outside compression_mod() (KeyError: 'arrays')" in text
-    assert text.endswith(f"; the mod is in @app.train(mods=[...]) alone; {REMEDY}")
+    assert text.endswith(f"; only @app.train(mods=[...]) has the mod; {REMEDY}")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,9 @@ def test_app_with_the_mod_in_its_train_handler_alone_is_named(caplog: pytest.Log
 def test_mod_before_ours_is_named(mod: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
     train, evaluate = warnings_of(caplog, app_of([mod, compression_mod()]))
     for text in (train, evaluate):
-        assert text.endswith(f" and 2 other nodes: another mod got the compressed message and refused it ({said}); {REMEDY}")
+        assert text.endswith(
+            f" and 2 other nodes: another mod received the compressed message and refused it ({said}); {REMEDY}"
+        )
 
 
 def test_mods_behind_ours_work(caplog: pytest.LogCaptureFixture) -> None:
@@ -139,7 +141,7 @@ def test_mod_before_ours_that_changes_our_reply_is_named(caplog: pytest.LogCaptu
 
     strategy = CompressedStrategy(fed_avg(fraction_evaluate=0.0), DENSE)
     (text,) = warnings_of(caplog, app_of([], train_mods=[noisy, compression_mod()]), strategy)
-    assert text.endswith(f' and 2 other nodes: its reply is left out: a mod has changed its record "fedsgd"; {REMEDY}')
+    assert text.endswith(f' and 2 other nodes: the reply is discarded: a mod has changed the record "fedsgd"; {REMEDY}')
 
 
 def test_plain_replies_are_explained(caplog: pytest.LogCaptureFixture) -> None:
@@ -151,7 +153,7 @@ def test_plain_replies_are_explained(caplog: pytest.LogCaptureFixture) -> None:
 
     (text,) = warnings_of(caplog, app, CompressedStrategy(fed_avg(fraction_evaluate=0.0), DENSE))
     assert text.endswith(
-        f" and 2 other nodes: the reply has plain arrays, which are taken as they are; to compress them, {REMEDY}"
+        f" and 2 other nodes: the reply has uncompressed arrays, which the strategy uses; to compress them, {REMEDY}"
     )
 
 
@@ -258,7 +260,7 @@ def test_node_that_is_gone_is_quoted_without_blame(caplog: pytest.LogCaptureFixt
             ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
             "<class 'flwr.clientapp.client_app.ClientAppException'>:<'\nException ClientAppException occurred. Message: 'arrays''>",
             "mod",
-            "outside compression_mod() ('arrays'), as it got the compressed message",
+            "outside compression_mod() ('arrays'); it received the compressed message",
         ),
         (
             ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
@@ -279,7 +281,7 @@ def test_node_that_is_gone_is_quoted_without_blame(caplog: pytest.LogCaptureFixt
             ErrorCode.MOD_FAILED_PRECONDITION,
             "it expects one",
             "order",
-            "another mod got the compressed message and refused it (it exp",
+            "another mod received the compressed message and refused it (it exp",
         ),
     ],
 )

@@ -110,7 +110,7 @@ def test_norm_of_each_decoded_update_is_the_clipping_norm_at_most(compressor: st
     assert "set error_feedback" not in caplog.text, "it would be refused"
     lines = [record.message for record in caplog.records if "clipped on the server" in record.message]
     assert len(lines) == (compressor in LENGTHENING)
-    assert all("of 7 decoded updates" in line and '"dense", "sign", "top-k" do not lengthen updates' in line for line in lines)
+    assert all("of 7 decoded updates" in line and '"dense", "sign", "top-k" do not increase the norm' in line for line in lines)
 
 
 @pytest.mark.parametrize("compressor", ["dense", "eden"])
@@ -119,8 +119,8 @@ def test_updates_that_clients_do_not_clip_are_clipped_and_explained(compressor: 
     CompressedStrategy(fixed(inner), compressor).start(grid(), zeros(), num_rounds=1)
     assert max(inner.norms) <= NORM * (1 + 1e-6)
     (line,) = [record.message for record in caplog.records if "clipped on the server" in record.message]
-    assert "clients do not clip (Flower's mods belong behind compression_mod())" in line
-    assert ('"eden" lengthens updates' in line) == (compressor == "eden")
+    assert "clients do not clip (put Flower's clipping mods behind compression_mod())" in line
+    assert ('"eden" increases the norm of updates' in line) == (compressor == "eden")
 
 
 def test_batch_counter_does_not_shorten_the_update_a_second_time() -> None:
@@ -214,8 +214,8 @@ def test_a_reply_without_a_norm_is_an_error_of_its_node(caplog: pytest.LogCaptur
     strategy.start(grid(None, [second_record]), zeros(), num_rounds=1)
     assert len(inner.norms) == NODES - 1
     assert len(errors[0]) == 1
-    assert "expected one, to which a norm applies" in errors[0][0]
-    assert "is left out: the reply has the ArrayRecords" in caplog.text
+    assert "expected one ArrayRecord to clip" in errors[0][0]
+    assert "is discarded: got the ArrayRecords" in caplog.text
     rounds = [strategy._session.server.acknowledged_rounds.get(client) for client in range(NODES)]
     assert sorted(rounds) == [0] + [1] * (NODES - 1)
 

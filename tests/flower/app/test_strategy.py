@@ -72,7 +72,7 @@ def test_bytes_of_all_rounds_of_one_start_are_logged_at_its_end(caplog: pytest.L
         ratio = plain / sum(row.message_up + row.message_down for row in rows)
         (line,) = [record.message for record in caplog.records if "all rounds" in record.message]
         assert f"in Flower's messages {up:,} up," in line
-        assert line.endswith(f"; compression ratio {ratio:,.1f} both ways (messages of the plain app, divided by these)")
+        assert line.endswith(f"; compression ratio {ratio:,.1f} both ways (bytes without compression, divided by these bytes)")
 
 
 def test_own_start_of_the_inner_strategy_runs_with_compressed_messages() -> None:
@@ -164,10 +164,10 @@ def test_a_start_that_calls_no_method_of_its_object_is_named(caplog: pytest.LogC
     caplog.set_level(logging.WARNING, logger="flwr")
     strategy = CompressedStrategy(Bypassing(), "dense")
     strategy.start(grid(nodes=2), zeros())
-    assert "Bypassing.start() has not called self.configure_train(): nothing is compressed" in caplog.text
+    assert "Bypassing.start() did not call self.configure_train(): nothing was compressed" in caplog.text
     caplog.clear()
     CompressedStrategy(Saving(), "dense").start(grid(nodes=2), zeros(), "project", num_rounds=1)
-    assert "nothing is compressed" not in caplog.text
+    assert "nothing was compressed" not in caplog.text
 
 
 class Looping(FedAvg):
@@ -320,9 +320,9 @@ def test_attributes_are_those_of_the_inner_strategy() -> None:
 def test_inner_strategy_cannot_be_replaced() -> None:
     inner = FedAvg()
     strategy = CompressedStrategy(inner, "dense")
-    with pytest.raises(AttributeError, match="for another strategy, make a new CompressedStrategy"):
+    with pytest.raises(AttributeError, match="create a new CompressedStrategy"):
         strategy.inner = FedMedian()
-    with pytest.raises(AttributeError, match="CompressedStrategy keeps its FedAvg"):
+    with pytest.raises(AttributeError, match="the FedAvg of a CompressedStrategy cannot be replaced"):
         del strategy.inner
     assert strategy.inner is inner
 
@@ -414,7 +414,7 @@ def test_rules_by_coordinate_with_sparse_updates_are_warned_of(
     compressed, plain = last_mse(strategy), last_mse(RULES[rule](), [])
     assert compressed > 3 * plain, "the warning is right"
     (line,) = (record.message for record in caplog.records if "a median of mostly zeros is zero" in record.message)
-    assert f"{rule} drops most of each update" in line
+    assert f"{rule} discards most of each update" in line
     assert all(f'"{table["name"] if isinstance(table, dict) else table}"' in line for table, _ in WORKING.values())
 
 
@@ -438,7 +438,7 @@ def test_krum_with_sparse_unbiased_updates_is_warned_of(caplog: pytest.LogCaptur
     plain = last_mse(Krum(num_malicious_nodes=1), [])
     mean = last_mse(CompressedStrategy(FedAvg(), rand_k)) / last_mse(FedAvg(), [])
     assert compressed / plain > 2 * mean, "the warning is right"
-    assert "Krum uses 1 of 7 updates" in caplog.text
+    assert "Krum averages only 1 of 7 updates" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -457,4 +457,4 @@ def test_other_combinations_are_not_warned_of(
 ) -> None:
     caplog.set_level(logging.WARNING, logger="flwr")
     last_mse(CompressedStrategy(inner(), compressor), rounds=1)
-    assert "of the coordinates" not in caplog.text
+    assert "of the changed coordinates" not in caplog.text
