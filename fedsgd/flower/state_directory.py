@@ -194,8 +194,8 @@ def _read_budget() -> int | None:
 def _count_run_bytes(root: Path) -> int:
     """Return the bytes of all files of runs under the root.
 
-    Each write measures all files. A stored sum would become wrong when a process is killed between writing a file and the sum,
-    or when a user removes a run's folder. There are few files: one for each client, and one for each model.
+    Each write measures all files. A stored sum would become wrong when a process is killed before it writes the sum, or when
+    a user removes a run's folder. There are few files: one for each client, and one for each model.
     """
     return sum(_count_folder_bytes(run) for run in root.glob(f"{_RUN_PREFIX}*"))
 

@@ -55,9 +55,13 @@ def compression_mod() -> Mod:
 
     Returns:
         The mod. At a compressed message it raises `ClientAppError`, which Flower reports and the server explains in its log.
-        The cause is the app's error, or one of the mod: ModelError for arrays that share memory, NonFiniteError for an
-        update that is not finite, ScenarioError for secure aggregation behind the mod, WireError for an unreadable message,
-        OutputError for a full disk or an exceeded budget.
+        The cause is the app's error or an error of the mod:
+
+        - ModelError: arrays share memory.
+        - NonFiniteError: the update is not finite.
+        - ScenarioError: secure aggregation is behind the mod.
+        - WireError: the message cannot be read.
+        - OutputError: the disk is full, or the budget is exceeded.
 
     >>> from flwr.clientapp import ClientApp
     >>> from fedsgd.flower import compression_mod

@@ -61,21 +61,24 @@ class CompressedStrategy(WrappingStrategy):
     array is refused: put both names into `exact`. Other views of the same memory are not detected: put their names into
     `exact`, too.
 
-    **Differential privacy.** Flower's wrappers belong inside: `CompressedStrategy(DifferentialPrivacy...(FedAvg(), ...))`.
-    Outside they are refused, because they would clip compressed messages. Server-side wrappers inside clip the decoded
-    updates. A client-side wrapper sends a norm under Flower's key `clipping_norm`. Then each decoded update is clipped once
-    more before `inner` gets it. Its norm counts all arrays of the reply in float64, including exact arrays. Arrays without
-    dimensions (a batch counter) do not count, because Flower's mods do not clip them. An update within the norm does not
-    change; an update without a norm is an error of its node. Flower's mods `fixedclipping_mod`, `adaptiveclipping_mod` and
-    `LocalDpMod` belong behind `compression_mod`, in `@app.train(mods=[fixedclipping_mod])`. In `ClientApp(mods=[...])` these
-    mods refuse evaluations, also without fedsgd. Compression after the noise of `LocalDpMod` preserves its guarantee. Error
-    feedback and compressors with memory are refused unless `dp_error_feedback` is set. SecAgg+ does not work: it masks vectors
-    of integers.
+    **Differential privacy.**
+
+    - Flower's wrappers belong inside: `CompressedStrategy(DifferentialPrivacy...(FedAvg(), ...))`. Outside they are refused,
+      because they would clip compressed messages. Server-side wrappers inside clip the decoded updates.
+    - A client-side wrapper sends a norm under Flower's key `clipping_norm`. Each decoded update is clipped once more before
+      `inner` gets it. Its norm counts all arrays of the reply in float64, including exact arrays. Arrays without dimensions (a
+      batch counter) do not count, because Flower's mods do not clip them. An update within the norm does not change. An update
+      without a norm is an error of its node.
+    - Flower's mods `fixedclipping_mod`, `adaptiveclipping_mod` and `LocalDpMod` belong behind `compression_mod`, in
+      `@app.train(mods=[fixedclipping_mod])`. In `ClientApp(mods=[...])` they refuse evaluations, also without fedsgd.
+    - Compression after the noise of `LocalDpMod` preserves its guarantee. Error feedback and compressors with memory are
+      refused unless `dp_error_feedback` is set. SecAgg+ does not work: it masks vectors of integers.
 
     **Robust strategies.** `FedMedian`, `FedTrimmedAvg` and `Bulyan` learn almost nothing from sparse updates, because a median
-    of mostly zeros is zero. They learn almost as well as without compression with "natural", "eden", "drive", "qsgd" with many
-    levels, "top-k" with a density of 0.5 and error feedback, and "dense" with bfloat16 values. `Krum` and `MultiKrum` average
-    too few updates to average out the errors of sparse unbiased compressors like "rand-k". The log warns of both.
+    of mostly zeros is zero. They learn almost as well as without compression with "natural", "eden", "drive" and "qsgd" with
+    many levels. The same is true of "top-k" with a density of 0.5 and error feedback, and of "dense" with bfloat16 values.
+    `Krum` and `MultiKrum` average too few updates to average out the errors of sparse unbiased compressors like "rand-k". The
+    log warns of both.
 
     **Types.** Arrays of float16 and float64 are compressed in float32 and returned in their own types: a float64 is rounded to
     24 bits. Messages of a model without floats are sent as they are, and so are a reply's arrays that the model does not have.
@@ -201,8 +204,8 @@ class CompressedStrategy(WrappingStrategy):
 
         Raises:
             NonFiniteError: the model is not finite.
-            ScenarioError: a wrapper for differential privacy is around this strategy, or the strategy sends a clipping norm and
-                the settings have error feedback or a compressor with memory.
+            ScenarioError: a wrapper for differential privacy is around this strategy. Or the strategy sends a clipping
+                norm, and the settings have error feedback or a compressor with memory.
         """
         self._check_outer_strategies()
         self._grid, self._train_round = grid, None
