@@ -1,4 +1,4 @@
-"""A grid in this process that counts the objects of Flower's messages, independently of fedsgd, and an app to run on it."""
+"""A grid in this process that counts the bytes of Flower's objects independently of fedsgd, and an app to run on it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def object_bytes(message: Message) -> int:
 
 @dataclass(eq=False)
 class CountingGrid(GridHere):
-    """A grid that counts.
+    """Grid that counts the bytes of messages and replies.
 
     Attributes:
-        counted: bytes of objects, by (type of message, direction), with an entry for each message.
+        message_bytes: bytes of each message's objects, by (type of message, direction).
         before: function of the grid, called before messages are sent.
     """
 
-    counted: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    message_bytes: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     before: Callable[[CountingGrid], None] = lambda grid: None
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -45,59 +45,59 @@ class CountingGrid(GridHere):
 
     def sum_of(self, phase: str, direction: str) -> int:
         """Return the bytes of one type of messages in one direction."""
-        return sum(self.counted.get((phase, direction), []))
+        return sum(self.message_bytes.get((phase, direction), []))
 
     def _push(self, message: Message) -> str | None:
         message.metadata.__dict__["_message_id"] = message.object_id
-        phase, to = message.metadata.message_type, message.metadata.dst_node_id
-        id = super()._push(message)
-        if id is not None:
-            self.counted.setdefault((phase, "down"), []).append(object_bytes(message))
-        reply = self._replies.get(id or "")
-        if reply is not None and to in self.gone:  # the SuperLink makes this error
+        phase, node_id = message.metadata.message_type, message.metadata.dst_node_id
+        message_id = super()._push(message)
+        if message_id is not None:
+            self.message_bytes.setdefault((phase, "down"), []).append(object_bytes(message))
+        reply = self._replies.get(message_id or "")
+        if reply is not None and node_id in self.gone:  # the SuperLink itself creates this error
             reply.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
         elif reply is not None:
-            self.counted.setdefault((phase, "up"), []).append(object_bytes(reply))
-        return id
+            self.message_bytes.setdefault((phase, "up"), []).append(object_bytes(reply))
+        return message_id
 
-    def _answer(self, to: int, message: Message) -> Message:
-        if to in self.gone:
+    def _reply(self, node_id: int, message: Message) -> Message:
+        if node_id in self.gone:
             return Message(Error(5, "Error: Node Unavailable"), reply_to=message)
-        node = self.nodes[to]
+        node = self.nodes[node_id]
         config = {"partition-id": node.partition, "num-partitions": node.nodes}
-        context = Context(RUN, to, config, node.state, dict(node.settings))
+        context = Context(RUN, node_id, config, node.state, dict(node.settings))
         try:
             reply = self.app(message, context)
         except Exception as error:
             reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
         node.state = context.state
-        return reply if reply.has_error() else Message(self.altered(to, reply.content), reply_to=message)
+        return reply if reply.has_error() else Message(self.altered(node_id, reply.content), reply_to=message)
 
 
-Change = Callable[[int, RecordDict], RecordDict]
+ReplyChange = Callable[[int, RecordDict], RecordDict]
 
 
-def app_of(
+def make_app(
     mods: list[Any],
-    change: Change | None = None,
+    change: ReplyChange | None = None,
     train_mods: list[Any] | None = None,
-    fails: Callable[[int], None] | None = None,
+    before_training: Callable[[int], None] | None = None,
 ) -> ClientApp:
     """Return an app that adds random numbers to the model.
 
     Args:
         mods: mods of the app.
-        change: function of the node's number and the content of its reply to a train message: the content to send.
+        change: function of the node's number and the content of its reply to a train message; it returns the content to send.
         train_mods: mods of the train handler.
-        fails: function of the node's number, called before it trains.
+        before_training: function of the node's number, called before training.
     """
     app = ClientApp(mods=mods)
 
     @app.train(mods=train_mods)
     def train(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
-        if fails is not None:
-            fails(number)
+        if before_training is not None:
+            before_training(number)
         rng = np.random.default_rng([number, int(message.content["config"]["server-round"])])
         arrays = {
             name: array.numpy() + rng.normal(size=array.shape).astype(np.float32)
@@ -152,5 +152,5 @@ def start(
 
 
 def fed_avg(**settings: Any) -> FedAvg:
-    """Return the strategy of these tests, which accepts any number of nodes."""
+    """Return a FedAvg that accepts any number of nodes."""
     return FedAvg(**{"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1, **settings})

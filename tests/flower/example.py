@@ -11,11 +11,11 @@ APP = Path(__file__).parents[2] / "scenarios" / "flower_app"
 
 
 def write_app(to: Path, compressed: bool, settings: Mapping[str, int] | None = None) -> Path:
-    """Copy the example, as it is or without its two lines and what they import.
+    """Copy the example, unchanged or without its two lines and their imports.
 
     Args:
         to: folder of the copy.
-        compressed: whether the two lines stay.
+        compressed: True to copy the two lines, too.
         settings: values of keys in `[tool.flwr.app.config]`, as `--run-config` sets them.
     """
     shutil.copytree(APP, to, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,7 @@
-"""A Grid whose SuperNodes are in this process: messages go through Flower's own packing, and each node has a Context of its own."""
+"""A grid whose SuperNodes run in this process.
+
+Messages are packed and unpacked by Flower, and each node has its own Context.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +21,37 @@ RUN = 77
 
 @contextmanager
 def identity(node: int) -> Iterator[None]:
-    """Messages that are made meanwhile come from this node; 1 is the SuperLink."""
-    before = {name: getattr(TaskIdentity, name) for name in ("_run_id", "_node_id", "_task_id")}
+    """Create messages as this node; 1 is the SuperLink."""
+    attributes = {name: getattr(TaskIdentity, name) for name in ("_run_id", "_node_id", "_task_id")}
     try:
-        for name, value in zip(before, (RUN, node, 1), strict=True):
+        for name, value in zip(attributes, (RUN, node, 1), strict=True):
             setattr(TaskIdentity, name, value)
         yield
     finally:
-        for name, known in before.items():
-            setattr(TaskIdentity, name, known)
+        for name, value in attributes.items():
+            setattr(TaskIdentity, name, value)
 
 
-def carried(message: Message) -> Message:
-    """What arrives of a message: through Flower's objects and back."""
+def transfer_message(message: Message) -> Message:
+    """Return the message that arrives: packed into Flower's objects and unpacked."""
     objects = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
-    out = inflate_object_from_contents(message.object_id, objects)
-    assert isinstance(out, Message)
-    out.metadata.__dict__["_message_id"] = message.object_id
-    return out
+    received = inflate_object_from_contents(message.object_id, objects)
+    assert isinstance(received, Message)
+    received.metadata.__dict__["_message_id"] = message.object_id
+    return received
 
 
 @dataclass(eq=False)
 class NodeHere:
-    """A SuperNode. state: what Flower keeps for its app; asked: how many messages it got."""
+    """A SuperNode.
+
+    Attributes:
+        partition: number of the node's partition.
+        nodes: number of nodes.
+        settings: run configuration.
+        state: `context.state`, as Flower stores it between messages.
+        asked: number of messages that the node received.
+    """
 
     partition: int
     nodes: int
@@ -51,8 +62,17 @@ class NodeHere:
 
 @dataclass(eq=False)
 class GridHere:
-    """app: what all nodes run. nodes: by Flower's id; gone: whose messages get Flower's error; silent: who never answers;
-    altered: what becomes of a reply's content on its way; unsent: to whom nothing can be sent."""
+    """Grid of SuperNodes in this process.
+
+    Attributes:
+        app: ClientApp of all nodes.
+        nodes: nodes by Flower's id.
+        gone: nodes whose messages get Flower's error for an unavailable node.
+        silent: nodes that never reply.
+        unsent: nodes to which no message can be sent.
+        altered: function of a node and its reply's content that returns the content that arrives.
+        pushed: all messages that were sent.
+    """
 
     app: ClientApp
     nodes: dict[int, NodeHere]
@@ -65,55 +85,55 @@ class GridHere:
 
     @staticmethod
     def of(app: ClientApp, n: int, **settings: Any) -> GridHere:
-        """n nodes with ids as Flower has them."""
+        """Return a grid of n nodes with ids of Flower's size."""
         return GridHere(app, {2**60 + 7919 * (n - p): NodeHere(p, n, settings) for p in range(n)})
 
     def id_of(self, partition: int) -> int:
-        """Flower's id of a partition's node."""
+        """Return Flower's id of a partition's node."""
         return next(id for id, node in self.nodes.items() if node.partition == partition)
 
     def restart(self, partition: int) -> None:
-        """The node is there under another id, and its memory is empty."""
+        """Replace a node by a new node of the same partition, with another id and an empty memory."""
         node = self.nodes.pop(self.id_of(partition))
         self.nodes[max(self.nodes, default=0) + 1] = NodeHere(partition, node.nodes, node.settings)
 
     def get_node_ids(self) -> list[int]:
-        """Who is online."""
+        """Return the ids of the connected nodes."""
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
-        """Each node answers at once."""
+        """Send messages. Each node replies immediately."""
         return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """What is there, once."""
+        """Return the replies to these messages, each reply once."""
         return [self._replies.pop(id) for id in list(message_ids) if id in self._replies]
 
     def _push(self, message: Message) -> str | None:
-        to = message.metadata.dst_node_id
-        if to in self.unsent:
+        node_id = message.metadata.dst_node_id
+        if node_id in self.unsent:
             return None
         self.pushed.append(message)
-        arrived = carried(message)
-        if to not in self.silent:
-            with identity(to):
-                reply = carried(self._answer(to, arrived))
-            reply.metadata.__dict__["_src_node_id"] = to
+        received = transfer_message(message)
+        if node_id not in self.silent:
+            with identity(node_id):
+                reply = transfer_message(self._reply(node_id, received))
+            reply.metadata.__dict__["_src_node_id"] = node_id
             reply.metadata.__dict__["_reply_to_message_id"] = message.object_id
             self._replies[message.object_id] = reply
         return message.object_id
 
-    def _answer(self, to: int, message: Message) -> Message:
-        if to in self.gone or to not in self.nodes:
+    def _reply(self, node_id: int, message: Message) -> Message:
+        if node_id in self.gone or node_id not in self.nodes:
             return Message(Error(5, "Node Unavailable"), reply_to=message)
-        node = self.nodes[to]
+        node = self.nodes[node_id]
         node.asked += 1
         config = {"partition-id": node.partition, "num-partitions": node.nodes}
-        context = Context(RUN, to, config, node.state, dict(node.settings))
+        context = Context(RUN, node_id, config, node.state, dict(node.settings))
         try:
             reply = self.app(message, context)
         except Exception as error:
             return Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
         finally:
             node.state = context.state
-        return Message(reply.error if reply.has_error() else self.altered(to, reply.content), reply_to=message)
+        return Message(reply.error if reply.has_error() else self.altered(node_id, reply.content), reply_to=message)

@@ -1,4 +1,4 @@
-"""A linear model of 129 numbers that is fitted to the data of seven nodes, over a grid in this process."""
+"""Linear regression with 129 parameters on the data of seven nodes, over a grid in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ NODES = 7
 
 @dataclass(eq=False)
 class Grid(GridHere):
-    """A grid with Flower's `send_and_receive`, which keeps the timeouts and the sent contents."""
+    """Grid with Flower's `send_and_receive`.
+
+    Attributes:
+        timeouts: timeout of each call, in seconds.
+        contents: contents of all messages.
+    """
 
     timeouts: list[float | None] = field(default_factory=list)
     contents: list[RecordDict] = field(default_factory=list)
@@ -33,21 +38,22 @@ class Grid(GridHere):
         return self.pull_messages([id for id in self.push_messages(messages) if id is not None])
 
 
-def examples(partition: int, n: int = 200) -> tuple[np.ndarray, np.ndarray]:
+def make_examples(partition: int, n: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs [n, 128] and targets [n] of a node."""
     rng = np.random.default_rng(100 + partition)
     inputs = rng.normal(size=(n, WIDTH))
     return inputs, inputs @ np.random.default_rng(7).normal(size=WIDTH) + 0.1 * rng.normal(size=n)
 
 
-def regression(mods: list[Any], train_mods: list[Any]) -> ClientApp:
-    """An app that fits a linear model by five steps of gradient descent."""
+def make_app(mods: list[Any], train_mods: list[Any]) -> ClientApp:
+    """Return an app that fits a linear model by five steps of gradient descent."""
     app = ClientApp(mods=mods)
 
     @app.train(mods=train_mods)
     def train(message: Message, context: Context) -> Message:
         record = message.content.array_records["arrays"]
         weights, bias = (record[name].numpy().astype(np.float64) for name in ("w", "b"))
-        inputs, targets = examples(int(context.node_config["partition-id"]))
+        inputs, targets = make_examples(int(context.node_config["partition-id"]))
         for _ in range(5):
             error = inputs @ weights + bias[0] - targets
             weights, bias = weights - 0.1 * inputs.T @ error / len(targets), bias - 0.1 * error.mean()
@@ -58,7 +64,7 @@ def regression(mods: list[Any], train_mods: list[Any]) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        inputs, targets = examples(int(context.node_config["partition-id"]))
+        inputs, targets = make_examples(int(context.node_config["partition-id"]))
         error = inputs @ message.content["arrays"]["w"].numpy() + message.content["arrays"]["b"].numpy()[0] - targets
         metrics = MetricRecord({"num-examples": len(targets), "mse": float((error**2).mean())})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
@@ -66,20 +72,23 @@ def regression(mods: list[Any], train_mods: list[Any]) -> ClientApp:
     return app
 
 
-def zeros() -> ArrayRecord:
+def make_zeros() -> ArrayRecord:
+    """Return the initial model."""
     return ArrayRecord({"w": Array(np.zeros(WIDTH, np.float32)), "b": Array(np.zeros(1, np.float32))})
 
 
-def grid(mods: Sequence[Any] | None = None, train_mods: Sequence[Any] = (), nodes: int = NODES) -> Grid:
-    """Return a grid of nodes with these mods, by default with ours alone."""
+def make_grid(mods: Sequence[Any] | None = None, train_mods: Sequence[Any] = (), nodes: int = NODES) -> Grid:
+    """Return a grid of nodes with these mods, by default with `compression_mod` only."""
     random.seed(0)
-    app = regression([compression_mod()] if mods is None else [*mods], [*train_mods])
+    app = make_app([compression_mod()] if mods is None else [*mods], [*train_mods])
     return Grid(app, GridHere.of(app, nodes).nodes)
 
 
-def last_mse(strategy: Strategy, mods: Sequence[Any] | None = None, train_mods: Sequence[Any] = (), rounds: int = 6) -> float:
+def measure_final_mse(
+    strategy: Strategy, mods: Sequence[Any] | None = None, train_mods: Sequence[Any] = (), rounds: int = 6
+) -> float:
     """Return the mean squared error after the last round."""
-    result = strategy.start(grid(mods, train_mods), zeros(), num_rounds=rounds)
+    result = strategy.start(make_grid(mods, train_mods), make_zeros(), num_rounds=rounds)
     error = result.evaluate_metrics_clientapp[rounds]["mse"]
     assert isinstance(error, float)
     return error

@@ -1,11 +1,11 @@
-"""The README's `flwr run scenarios/flower_app` as a user types it, over a deployment and in Flower's simulation engine.
+"""The README's command `flwr run scenarios/flower_app`, over a deployment and in Flower's simulation engine.
 
     python -m tests.flower.run deployment
     python -m tests.flower.run simulation
 
-Flower installs an app's dependencies before it runs, as it does by default. uv has no network and no cache here, so an app fails
-if it needs a package that is not installed. FLWR_HOME is a temporary folder, and all processes of Flower and Ray end with the
-command. The simulation needs the extra `simulation`; neither needs pytest.
+By default, Flower installs an app's dependencies before it runs the app. Here uv has neither network nor cache, so an app fails if
+it needs a package that is not installed. FLWR_HOME is a temporary folder, and all processes of Flower and Ray end with the
+command. The simulation needs the extra `simulation`. Neither command needs pytest.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "flwr run scenarios/flower_app --stream"
 ROUNDS = 2
 NODES = 2
-"""Nodes of the deployment, and of Flower's simulation engine by default."""
+"""Number of nodes of the deployment, and by default of Flower's simulation engine."""
 RUN_SECONDS = 240.0
 READY_SECONDS = 60.0
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # wherever it runs, Ray then listens at 127.0.0.1 alone
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system, Ray then listens at 127.0.0.1 only
 }
 NO_INSTALLATION = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 CONNECTION = '[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -54,7 +54,7 @@ class AppRun:
     bytes_up: int
 
     def check(self) -> None:
-        """Check that the run finished and that fedsgd compressed each round of it.
+        """Check that the run finished and that fedsgd compressed each round.
 
         Raises:
             AssertionError: the check failed; the message has the end of the log.
@@ -67,7 +67,7 @@ class AppRun:
 
 
 @contextmanager
-def private_home() -> Iterator[Path]:
+def make_private_home() -> Iterator[Path]:
     """Yield a folder for FLWR_HOME on a short path, because Ray's sockets lie in it."""
     with tempfile.TemporaryDirectory(prefix="flower-run-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
@@ -75,16 +75,16 @@ def private_home() -> Iterator[Path]:
 
 def run_in_deployment() -> AppRun:
     """Run the command over a SuperLink and two SuperNodes."""
-    with private_home() as home:
-        env = environment(home)
-        with deployment(home, env):
+    with make_private_home() as home:
+        env = build_environment(home)
+        with start_deployment(home, env):
             return run_app(env)
 
 
 def run_in_simulation() -> AppRun:
-    """Run the command without a connection: it starts a SuperLink in simulation mode, which does not end by itself."""
-    with private_home() as home:
-        env = environment(home)
+    """Run the command without a connection: it starts a SuperLink in simulation mode, which is stopped afterwards."""
+    with make_private_home() as home:
+        env = build_environment(home)
         port = env["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"]
         try:
             return run_app(env)
@@ -92,8 +92,8 @@ def run_in_simulation() -> AppRun:
             processes.stop(home, [], [f"127.0.0.1:{port}"])
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Return the environment of a user with this FLWR_HOME, with private ports, and uv without network and cache."""
+def build_environment(home: Path) -> dict[str, str]:
+    """Return a user's environment with this FLWR_HOME, private ports, and uv without network and cache."""
     env = {**processes.build_environment(home, home / "bin"), **RAY, "RAY_TMPDIR": str(home)}
     env.pop(NO_INSTALLATION, None)
     ports = {f"FLWR_LOCAL_{name}_API_PORT": str(processes.find_free_port()) for name in ("SUPERLINK_HTTP", "CONTROL")}
@@ -101,28 +101,28 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def deployment(home: Path, env: Mapping[str, str]) -> Iterator[None]:
+def start_deployment(home: Path, env: Mapping[str, str]) -> Iterator[None]:
     """Start a SuperLink and SuperNodes with Flower's defaults, and make the link the default connection."""
     port, *node_ports = (processes.find_free_port() for _ in range(NODES + 1))
     (home / "config.toml").write_text(CONNECTION.format(port=port))
-    here = ["--insecure", "--host", "127.0.0.1", "--port"]
-    started = [processes.start(["flower-superlink", *here, str(port)], env, home / "superlink.log")]
+    address_options = ["--insecure", "--host", "127.0.0.1", "--port"]
+    programs = [processes.start(["flower-superlink", *address_options, str(port)], env, home / "superlink.log")]
     try:
-        wait_until_ready(started[0], port)
+        wait_until_ready(programs[0], port)
         for partition, node_port in enumerate(node_ports):
             config = ["--node-config", f"partition-id={partition} num-partitions={NODES}"]
-            command = ["flower-supernode", *here, str(node_port), "--superlink", f"127.0.0.1:{port}", *config]
-            started.append(processes.start(command, env, home / f"node-{partition}.log"))
+            command = ["flower-supernode", *address_options, str(node_port), "--superlink", f"127.0.0.1:{port}", *config]
+            programs.append(processes.start(command, env, home / f"node-{partition}.log"))
         yield
     finally:
-        processes.stop(home, started[::-1], [f"127.0.0.1:{used}" for used in (port, *node_ports)])
+        processes.stop(home, programs[::-1], [f"127.0.0.1:{number}" for number in (port, *node_ports)])
 
 
 def wait_until_ready(link: subprocess.Popen[bytes], port: int) -> None:
-    """Wait until a SuperLink answers.
+    """Wait until a SuperLink replies to HTTP requests.
 
     Raises:
-        SystemExit: the SuperLink ended, or did not answer in time.
+        SystemExit: the SuperLink ended, or did not reply in time.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + READY_SECONDS
@@ -136,27 +136,27 @@ def wait_until_ready(link: subprocess.Popen[bytes], port: int) -> None:
 
 
 def run_app(env: Mapping[str, str]) -> AppRun:
-    """Run the command to its end, or for RUN_SECONDS, and read Flower's record of the run."""
+    """Run the command for at most RUN_SECONDS, and return Flower's record of the run."""
     command = [*COMMAND.split(), "--run-config", f"num-server-rounds={ROUNDS}"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=RUN_SECONDS, check=False
         )
-        output = done.stdout
+        output = process.stdout
     except subprocess.TimeoutExpired as error:
         output = error.output or b""
     log = output.decode(errors="replace")
-    listed = subprocess.run(
+    listing = subprocess.run(
         ["flwr", "list", "--format", "json"], env=env, capture_output=True, timeout=READY_SECONDS, check=False
     )
-    runs = json.loads(listed.stdout or "{}").get("runs")
+    runs = json.loads(listing.stdout or "{}").get("runs")
     if not runs:
         return AppRun("not started", log, 0)
     return AppRun(runs[0]["status"], log, int(runs[0]["network-traffic"]["inbound-bytes"]))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command in the given place, print its log, and fail if the run did."""
+    """Run the command in a deployment or a simulation, print its log, and fail if the run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("place", choices=["deployment", "simulation"])
     place = parser.parse_args(arguments).place

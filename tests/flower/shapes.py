@@ -1,4 +1,4 @@
-"""Apps of tests/flower/apps: their folders for Flower, and runs in this process."""
+"""App folders and runs in this process for the apps of tests/flower/apps."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def write_app(to: Path, shape: str, compressed: bool, rounds: int, folder: Path)
     """Write the app of a shape.
 
     Args:
-        to: folder of the app, which is made.
+        to: folder of the app, which is created.
         shape: name of the shape.
-        compressed: True for the app with our two lines.
+        compressed: True for the app with the two lines of fedsgd.
         rounds: number of rounds.
         folder: folder for the app's results.
 
@@ -51,7 +51,7 @@ def write_app(to: Path, shape: str, compressed: bool, rounds: int, folder: Path)
 
 @dataclass(eq=False)
 class ObjectGrid(CountingGrid):
-    """A grid that counts the bytes of Flower's objects.
+    """Grid that counts the bytes of Flower's objects and stores replies.
 
     Attributes:
         replies: all replies, in the order of the messages.

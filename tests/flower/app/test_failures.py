@@ -1,11 +1,10 @@
-"""Failures of a user's ClientApp: the server's log names the cause, once, with the remedy."""
+"""Failures of a user's ClientApp: the server's log names each cause once, with the remedy."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,48 +19,39 @@ from fedsgd.errors import ClientAppError
 from fedsgd.flower import CompressedStrategy, compression_mod
 from fedsgd.flower.app.failures import ERROR_MARK, explain_error
 from fedsgd.flower.records import RECORD_KEY
-from tests.flower.counting import CountingGrid, app_of, fed_avg, model_arrays, start
-from tests.flower.grid import identity
+from tests.flower.counting import CountingGrid, fed_avg, make_app, model_arrays, start
 
 REMEDY = "expected ClientApp(mods=[compression_mod(), ...]), with compression_mod() first"
 DENSE = "dense"
 
 
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Folder of the nodes' state."""
-    monkeypatch.setenv("FEDSGD_STATE", str(tmp_path / "state"))
-    with identity(1):
-        yield
-
-
-def warnings_of(
+def collect_warnings(
     caplog: pytest.LogCaptureFixture,
     app: ClientApp,
     strategy: Strategy | None = None,
     prepare: Callable[[CountingGrid], None] | None = None,
 ) -> list[str]:
-    """Run an app for two rounds; return the warnings about nodes."""
+    """Run an app for two rounds, and return the warnings about nodes."""
     with caplog.at_level(logging.WARNING, "flwr"):
         start(app, CompressedStrategy(fed_avg(), DENSE) if strategy is None else strategy, 2, prepare=prepare)
-    texts = [entry.getMessage().removeprefix("fedsgd: ") for entry in caplog.records if entry.levelno >= logging.WARNING]
+    texts = [record.getMessage().removeprefix("fedsgd: ") for record in caplog.records if record.levelno >= logging.WARNING]
     return [text for text in texts if text.startswith("node")]
 
 
-def local_dp() -> LocalDpMod:
+def make_local_dp_mod() -> LocalDpMod:
     return LocalDpMod(clipping_norm=100.0, sensitivity=1.0, epsilon=100.0, delta=1e-5)
 
 
-def client_side(strategy: Strategy) -> Strategy:
-    """Return a strategy that sends the clipping norm that fixedclipping_mod needs."""
+def wrap_client_side_clipping(strategy: Strategy) -> Strategy:
+    """Return a strategy that sends the clipping norm for fixedclipping_mod."""
     return DifferentialPrivacyClientSideFixedClipping(strategy, 0.01, 100.0, 3)
 
 
 # ------------------------------------------------------------------------------------------------------------------ mods
 
 
-def test_app_without_the_mod_is_named_once_for_all_nodes(caplog: pytest.LogCaptureFixture) -> None:
-    train, evaluate = warnings_of(caplog, app_of([]))
+def test_app_without_the_mod_is_reported_once_for_all_nodes(caplog: pytest.LogCaptureFixture) -> None:
+    train, evaluate = collect_warnings(caplog, make_app([]))
     for text in (train, evaluate):
         assert text.endswith(
             " and 2 other nodes: the ClientApp failed outside compression_mod() (KeyError: 'arrays'); it received the compressed "
@@ -69,48 +59,48 @@ def test_app_without_the_mod_is_named_once_for_all_nodes(caplog: pytest.LogCaptu
         )
 
 
-def test_mod_without_parentheses_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    train, evaluate = warnings_of(caplog, app_of([compression_mod]))
+def test_mod_without_parentheses_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    train, evaluate = collect_warnings(caplog, make_app([compression_mod]))
     for text in (train, evaluate):
         assert text.endswith(f" and 2 other nodes: the ClientApp has compression_mod without parentheses; {REMEDY}")
 
 
-def test_app_with_the_mod_in_its_train_handler_alone_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    (text,) = warnings_of(caplog, app_of([], train_mods=[compression_mod()]))
+def test_app_with_the_mod_in_its_train_handler_only_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    (text,) = collect_warnings(caplog, make_app([], train_mods=[compression_mod()]))
     assert " and 2 other nodes: the ClientApp failed outside compression_mod() (KeyError: 'arrays')" in text
     assert text.endswith(f"; only @app.train(mods=[...]) has the mod; {REMEDY}")
 
 
 @pytest.mark.parametrize(
-    ("mod", "said"),
+    ("mod", "reason"),
     [
         (fixedclipping_mod, "fixedclipping_mod expects exactly one ArrayRecord, but found 0 ArrayRecord(s)."),
-        (local_dp(), "LocalDpMod expects exactly one ArrayRecord, but found 0 ArrayRecord(s)."),
+        (make_local_dp_mod(), "LocalDpMod expects exactly one ArrayRecord, but found 0 ArrayRecord(s)."),
     ],
     ids=["fixedclipping_mod", "LocalDpMod"],
 )
-def test_mod_before_ours_is_named(mod: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
-    train, evaluate = warnings_of(caplog, app_of([mod, compression_mod()]))
+def test_mod_before_compression_mod_is_reported(mod: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    train, evaluate = collect_warnings(caplog, make_app([mod, compression_mod()]))
     for text in (train, evaluate):
         assert text.endswith(
-            f" and 2 other nodes: another mod received the compressed message and refused it ({said}); {REMEDY}"
+            f" and 2 other nodes: another mod received the compressed message and refused it ({reason}); {REMEDY}"
         )
 
 
-def test_mods_behind_ours_work(caplog: pytest.LogCaptureFixture) -> None:
-    app = app_of([], train_mods=[compression_mod(), fixedclipping_mod])
-    # the example app has no array for the evaluation's mods: only training is of interest here
-    strategy = CompressedStrategy(client_side(fed_avg(min_train_nodes=3, fraction_evaluate=0.0)), DENSE)
-    assert warnings_of(caplog, app, strategy) == []
-    app = app_of([], train_mods=[compression_mod(), local_dp()])
-    assert warnings_of(caplog, app, CompressedStrategy(fed_avg(fraction_evaluate=0.0), DENSE)) == []
+def test_mods_behind_compression_mod_cause_no_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app([], train_mods=[compression_mod(), fixedclipping_mod])
+    # in ClientApp(mods=[...]), Flower's mods would refuse evaluations, which have no arrays in this app's replies
+    strategy = CompressedStrategy(wrap_client_side_clipping(fed_avg(min_train_nodes=3, fraction_evaluate=0.0)), DENSE)
+    assert collect_warnings(caplog, app, strategy) == []
+    app = make_app([], train_mods=[compression_mod(), make_local_dp_mod()])
+    assert collect_warnings(caplog, app, CompressedStrategy(fed_avg(fraction_evaluate=0.0), DENSE)) == []
 
 
-def test_mod_behind_ours_that_refuses_is_not_blamed_on_the_order(caplog: pytest.LogCaptureFixture) -> None:
-    """As nobody sends the clipping norm."""
-    (text,) = warnings_of(
+def test_mod_behind_compression_mod_that_refuses_is_reported_without_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
+    """The strategy sends no clipping norm, so the mod refuses; the order of the mods is right."""
+    (text,) = collect_warnings(
         caplog,
-        app_of([], train_mods=[compression_mod(), fixedclipping_mod]),
+        make_app([], train_mods=[compression_mod(), fixedclipping_mod]),
         CompressedStrategy(fed_avg(fraction_evaluate=0.0), DENSE),
     )
     assert " and 2 other nodes: the ClientApp failed: fixedclipping_mod requires the key 'clipping_norm'" in text
@@ -118,40 +108,40 @@ def test_mod_behind_ours_that_refuses_is_not_blamed_on_the_order(caplog: pytest.
 
 
 @pytest.fixture
-def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every record of ours is an ArrayRecord."""
+def large_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every record of fedsgd is an ArrayRecord, as for large payloads."""
     monkeypatch.setattr("fedsgd.flower.records.MAX_CONFIG_VALUE_BYTES", 10)
 
 
-@pytest.mark.usefixtures("large")
-def test_mod_before_ours_that_fails_at_our_large_reply_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    """It takes our record for the model, and Flower cannot make numbers of it."""
-    texts = warnings_of(caplog, app_of([], train_mods=[local_dp(), compression_mod()]))
+@pytest.mark.usefixtures("large_payloads")
+def test_mod_that_fails_at_a_large_compressed_reply_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """The mod assumes that fedsgd's record is the model, and Flower cannot convert the record to numbers."""
+    texts = collect_warnings(caplog, make_app([], train_mods=[make_local_dp_mod(), compression_mod()]))
     assert "the ClientApp failed outside compression_mod() (TypeError: Unsupported serialization type" in texts[0]
     assert texts[0].endswith(REMEDY)
 
 
-@pytest.mark.usefixtures("large")
-def test_mod_before_ours_that_changes_our_reply_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    def noisy(message: Message, context: Context, call_next: Any) -> Message:
+@pytest.mark.usefixtures("large_payloads")
+def test_mod_that_changes_a_compressed_reply_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    def replace_arrays(message: Message, context: Context, call_next: Any) -> Message:
         reply: Message = call_next(message, context)
         arrays = reply.content.array_records[RECORD_KEY]
         reply.content[RECORD_KEY] = ArrayRecord({name: model_arrays()["w"] for name in arrays})
         return reply
 
     strategy = CompressedStrategy(fed_avg(fraction_evaluate=0.0), DENSE)
-    (text,) = warnings_of(caplog, app_of([], train_mods=[noisy, compression_mod()]), strategy)
+    (text,) = collect_warnings(caplog, make_app([], train_mods=[replace_arrays, compression_mod()]), strategy)
     assert text.endswith(f' and 2 other nodes: the reply is discarded: a mod has changed the record "fedsgd"; {REMEDY}')
 
 
-def test_plain_replies_are_explained(caplog: pytest.LogCaptureFixture) -> None:
+def test_uncompressed_replies_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         return Message(RecordDict({"arrays": model_arrays(), "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 
-    (text,) = warnings_of(caplog, app, CompressedStrategy(fed_avg(fraction_evaluate=0.0), DENSE))
+    (text,) = collect_warnings(caplog, app, CompressedStrategy(fed_avg(fraction_evaluate=0.0), DENSE))
     assert text.endswith(
         f" and 2 other nodes: the reply has uncompressed arrays, which the strategy uses; to compress them, {REMEDY}"
     )
@@ -160,22 +150,22 @@ def test_plain_replies_are_explained(caplog: pytest.LogCaptureFixture) -> None:
 # ------------------------------------------------------------------------------------------------------------------ apps
 
 
-def divide(number: int) -> None:
+def raise_at_node_1(number: int) -> None:
     if number == 1:
         raise ZeroDivisionError("division\nby zero")
 
 
-def test_app_that_raises_is_quoted_without_blame(caplog: pytest.LogCaptureFixture) -> None:
+def test_app_that_raises_is_reported_without_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
     def prepare(grid: CountingGrid) -> None:
         ids.append(grid.id_of(1))
 
     ids: list[int] = []
-    (text,) = warnings_of(caplog, app_of([compression_mod()], fails=divide), prepare=prepare)
+    (text,) = collect_warnings(caplog, make_app([compression_mod()], before_training=raise_at_node_1), prepare=prepare)
     assert text == f"node {ids[0]}: the ClientApp failed: the app raised ZeroDivisionError: division by zero"
 
 
-def test_error_of_an_app_is_the_cause_of_the_error_that_the_mod_raises() -> None:
-    app = app_of([compression_mod()], fails=divide)
+def test_error_of_an_app_is_the_cause_of_the_mods_error() -> None:
+    app = make_app([compression_mod()], before_training=raise_at_node_1)
     grid = start(app, fed_avg(), 0)
     strategy = CompressedStrategy(fed_avg(), DENSE)
     messages = list(strategy.configure_train(1, model_arrays(), ConfigRecord(), grid))
@@ -183,32 +173,32 @@ def test_error_of_an_app_is_the_cause_of_the_error_that_the_mod_raises() -> None
     context = Context(77, grid.id_of(1), {"partition-id": 1}, RecordDict(), {})
     with pytest.raises(
         ClientAppError, match=r"^compression_mod\(\): the app raised ZeroDivisionError: division by zero$"
-    ) as caught:
+    ) as raised:
         app(message, context)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
-def test_error_of_the_mod_is_quoted_without_its_class(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_of_the_mod_is_reported_without_its_class(caplog: pytest.LogCaptureFixture) -> None:
     def change(number: int, content: RecordDict) -> RecordDict:
         arrays = content.array_records["arrays"]
         arrays["b"] = Array(np.full(20, np.nan, np.float32))
         return content
 
-    (text,) = warnings_of(caplog, app_of([compression_mod()], change))
-    expected = r"node \d+ and 2 other nodes: the ClientApp failed: round 1, client \d: the update is not finite in 20 of 620 .*"
-    assert re.fullmatch(expected, text), text
+    (text,) = collect_warnings(caplog, make_app([compression_mod()], change))
+    pattern = r"node \d+ and 2 other nodes: the ClientApp failed: round 1, client \d: the update is not finite in 20 of 620 .*"
+    assert re.fullmatch(pattern, text), text
 
 
-def test_error_reply_of_an_app_is_quoted(caplog: pytest.LogCaptureFixture) -> None:
-    def refusing(message: Message, context: Context, call_next: Any) -> Message:
+def test_error_reply_of_an_app_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(message: Message, context: Context, call_next: Any) -> Message:
         return Message(Error(17, None), reply_to=message)
 
-    train, evaluate = warnings_of(caplog, app_of([compression_mod(), refusing]))
+    train, evaluate = collect_warnings(caplog, make_app([compression_mod(), refuse]))
     assert train.endswith(" and 2 other nodes: the ClientApp failed: error 17")
     assert evaluate.endswith(" and 2 other nodes: the ClientApp failed: error 17")
 
 
-def test_app_without_an_evaluation_is_quoted_without_blame(caplog: pytest.LogCaptureFixture) -> None:
+def test_app_without_an_evaluation_is_reported_without_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
     app = ClientApp(mods=[compression_mod()])
 
     @app.train()
@@ -217,22 +207,22 @@ def test_app_without_an_evaluation_is_quoted_without_blame(caplog: pytest.LogCap
             RecordDict({"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}), reply_to=message
         )
 
-    (text,) = warnings_of(caplog, app)
+    (text,) = collect_warnings(caplog, app)
     assert text.endswith(" and 2 other nodes: no result: ValueError: No evaluate function registered with name 'default'")
 
 
 # -------------------------------------------------------------------------------------------------------------- transport
 
 
-def test_node_that_is_gone_is_quoted_without_blame(caplog: pytest.LogCaptureFixture) -> None:
-    """The SuperLink makes this error, with its own id."""
+def test_unavailable_node_is_reported_without_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
+    """The SuperLink itself creates this error, with its own id."""
     ids: list[int] = []
 
     def prepare(grid: CountingGrid) -> None:
         ids.append(grid.id_of(2))
         grid.gone.add(ids[0])
 
-    train, evaluate = warnings_of(caplog, app_of([compression_mod()]), prepare=prepare)
+    train, evaluate = collect_warnings(caplog, make_app([compression_mod()]), prepare=prepare)
     assert train == evaluate == f"node {ids[0]}: no result: Error: Node Unavailable"
 
 

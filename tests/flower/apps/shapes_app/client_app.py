@@ -1,4 +1,4 @@
-"""Apps of the nodes: plain or compressed, and with or without Flower's clipping."""
+"""ClientApps without and with compression, each without and with Flower's clipping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_app(mods: list[Mod], train_mods: list[Mod]) -> ClientApp:
 
     @app.train(mods=train_mods)
     def train(message: Message, context: Context) -> Message:
-        """Train the model that arrived."""
+        """Train the received model."""
         model = SHAPES[str(context.run_config["shape"])].load_model()
         partition, partitions = context.node_config["partition-id"], context.node_config["num-partitions"]
         examples, _ = load_examples(partition, partitions)
@@ -30,7 +30,7 @@ def make_app(mods: list[Mod], train_mods: list[Mod]) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        """Test the model that arrived."""
+        """Evaluate the received model."""
         model = SHAPES[str(context.run_config["shape"])].load_model()
         _, examples = load_examples(context.node_config["partition-id"], context.node_config["num-partitions"])
         accuracy = model.accuracy(message.content["arrays"], examples, context.state)

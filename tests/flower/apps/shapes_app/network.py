@@ -1,4 +1,4 @@
-"""Neural network in NumPy with one hidden layer, and a version of it whose last layer is personal."""
+"""Neural network in NumPy with one hidden layer, and a version with a personal last layer."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ class Network:
 
 
 class PersonalNetwork(Network):
-    """Network with a personal head: each node keeps it in its state, and replies without it."""
+    """Network with a personal head, which each node stores in its state and omits from its replies."""
 
     def train(self, arrays: ArrayRecord, examples: Examples, state: RecordDict, seed: int) -> ArrayRecord:
         """Return the body after training; the head is stored in the node's state."""
-        trained = super().train(_with_own(arrays, state), examples, state, seed)
+        trained_arrays = super().train(_insert_personal_arrays(arrays, state), examples, state, seed)
         for name in HEAD:
-            state[name] = ArrayRecord({name: trained[name]})
-        return ArrayRecord({name: array for name, array in trained.items() if name not in HEAD})
+            state[name] = ArrayRecord({name: trained_arrays[name]})
+        return ArrayRecord({name: array for name, array in trained_arrays.items() if name not in HEAD})
 
     def accuracy(self, arrays: ArrayRecord, examples: Examples, state: RecordDict) -> float:
         """Return the accuracy of the body with this node's head."""
-        return super().accuracy(_with_own(arrays, state), examples, state)
+        return super().accuracy(_insert_personal_arrays(arrays, state), examples, state)
 
 
-def _with_own(arrays: ArrayRecord, state: RecordDict) -> ArrayRecord:
-    """Return the arrays with those of a node in their place. Every record of the state is assumed to be the app's own."""
-    own = {name: array for record in state.values() for name, array in record.items()}
-    return ArrayRecord({**arrays, **own})
+def _insert_personal_arrays(arrays: ArrayRecord, state: RecordDict) -> ArrayRecord:
+    """Return the arrays with a node's personal arrays. All records of the state must be the app's."""
+    personal_arrays = {name: array for record in state.values() for name, array in record.items()}
+    return ArrayRecord({**arrays, **personal_arrays})
 
 
 def _forward(values: Values, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""App of the server."""
+"""ServerApp that runs a shape."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Outcome:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run a shape, and write its accuracies to a file."""
+    """Run a shape and write its accuracies to a file."""
     folder = Path(str(context.run_config["folder"]))
     outcome = federate(grid, context.run_config)
     (folder / OUTCOME).write_text(json.dumps({"accuracies": outcome.accuracies}))
@@ -49,7 +49,7 @@ def federate(grid: Grid, settings: Mapping[str, Any]) -> Outcome:
 
     Args:
         grid: grid of the nodes.
-        settings: "shape", its name; "compressed", True to compress it; "rounds"; "folder", for checkpoints.
+        settings: run configuration: "shape", "compressed", "rounds", and "folder" for checkpoints.
 
     Returns:
         The outcome of the run.

@@ -23,7 +23,7 @@ from .strategies import CheckpointFedAvg, NormFedAvg, PersonalFedAvg
 NODES = 4
 CLIPPING_NORM = 1.0
 NOISE = 0.01
-"""Noise multiplier of differential privacy: enough to show that the noise arrives, far too little to protect anybody."""
+"""Noise multiplier of differential privacy: large enough to be measured, far too small for privacy."""
 
 
 class Model(Protocol):
@@ -33,7 +33,7 @@ class Model(Protocol):
         """Return the arrays before training."""
 
     def train(self, arrays: ArrayRecord, examples: Examples, state: RecordDict, seed: int) -> ArrayRecord:
-        """Return the arrays after training. `state` is what Flower keeps for the app of this node."""
+        """Return the arrays after training. `state` is the `context.state` of the node's app."""
 
     def accuracy(self, arrays: ArrayRecord, examples: Examples, state: RecordDict) -> float:
         """Return the accuracy of the arrays on examples."""
@@ -45,9 +45,9 @@ class Shape:
 
     Attributes:
         model: name of the model, as "module:object".
-        strategy: function that makes the strategy.
+        strategy: function that creates the strategy.
         compression: arguments of `CompressedStrategy`.
-        clips: True if clients clip their updates by Flower's mod.
+        clips: True if clients clip their updates with Flower's mod.
     """
 
     model: str
@@ -56,10 +56,10 @@ class Shape:
     clips: bool = False
 
     def load_model(self) -> Model:
-        """Import the model; clients import no other library than their own."""
+        """Import the model. Its library is imported only by apps that use it."""
         module, _, name = self.model.partition(":")
-        found = getattr(importlib.import_module(f".{module}", __package__), name)
-        model: Model = found() if isinstance(found, type) else found
+        attribute = getattr(importlib.import_module(f".{module}", __package__), name)
+        model: Model = attribute() if isinstance(attribute, type) else attribute
         return model
 
 
@@ -67,7 +67,7 @@ ALL_NODES = {"min_available_nodes": NODES, "min_train_nodes": NODES, "min_evalua
 _FOLLOWING = {"downlink": {"policy": "difference"}}
 _TOP_K = {"compressor": {"name": "top-k", "density": 0.05}, "error_feedback": "persist"} | _FOLLOWING
 _DENSE = {"compressor": "eden"}
-"""One bit for each coordinate and no residual, as medians and differential privacy need it."""
+"""One bit for each coordinate, without a residual: suits medians and differential privacy."""
 
 
 def _dp_client() -> Strategy:

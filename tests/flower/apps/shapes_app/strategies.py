@@ -1,4 +1,4 @@
-"""Strategies as users write them."""
+"""Strategies like those of users: with their own `start`, for personal layers, and with measured norms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 
 class CheckpointFedAvg(FedAvg):
-    """FedAvg with a loop of its own, which saves the model of each round, and the metrics of all rounds."""
+    """FedAvg with its own `start`, which saves the model of each round and the metrics of all rounds."""
 
     def set_save_path(self, folder: Path) -> None:
         """Set the folder of the checkpoints."""
@@ -48,7 +48,7 @@ class CheckpointFedAvg(FedAvg):
 
 
 class PersonalFedAvg(FedAvg):
-    """FedAvg of the arrays that clients send. The other arrays of the model stay as they are."""
+    """FedAvg of the arrays that clients send. The other arrays of the model do not change."""
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Store the model, and send it."""

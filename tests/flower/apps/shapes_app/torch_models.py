@@ -1,4 +1,4 @@
-"""Models of PyTorch: a plain network, and causal attention over the rows of a digit."""
+"""PyTorch models: a plain network, and causal attention over the rows of a digit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RowAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.place = nn.Linear(SIDE, WIDTH), nn.Parameter(torch.randn(SIDE, WIDTH) * 0.1)
+        self.embed, self.position = nn.Linear(SIDE, WIDTH), nn.Parameter(torch.randn(SIDE, WIDTH) * 0.1)
         self.project, self.mix, self.head = (
             nn.Linear(WIDTH, 3 * WIDTH),
             nn.Linear(WIDTH, WIDTH),
@@ -31,7 +31,7 @@ class RowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores of digits [n, 64]."""
-        rows = self.embed(x.reshape(-1, SIDE, SIDE)) + self.place
+        rows = self.embed(x.reshape(-1, SIDE, SIDE)) + self.position
         query, key, value = self.project(rows).chunk(3, dim=-1)
         attention = (query @ key.transpose(1, 2) / WIDTH**0.5 + self.mask).softmax(-1)
         return self.head(torch.relu(rows + self.mix(attention @ value)).flatten(1))
@@ -43,15 +43,15 @@ def make_perceptron() -> nn.Module:
 
 
 class TorchModel:
-    """Model of PyTorch that is trained by SGD."""
+    """PyTorch model that is trained with SGD."""
 
-    def __init__(self, make: Callable[[], nn.Module], learning_rate: float) -> None:
-        self.make, self.learning_rate = make, learning_rate
+    def __init__(self, create: Callable[[], nn.Module], learning_rate: float) -> None:
+        self.create, self.learning_rate = create, learning_rate
 
     def initial(self) -> ArrayRecord:
         """Return the arrays before training."""
         torch.manual_seed(0)
-        return ArrayRecord(self.make().state_dict())
+        return ArrayRecord(self.create().state_dict())
 
     def train(self, arrays: ArrayRecord, examples: Examples, state: RecordDict, seed: int) -> ArrayRecord:
         """Return the arrays after some local epochs of SGD."""
@@ -73,7 +73,7 @@ class TorchModel:
         return float((scores.argmax(1) == torch.tensor(examples.y)).float().mean())
 
     def _load(self, arrays: ArrayRecord) -> nn.Module:
-        net = self.make()
+        net = self.create()
         net.load_state_dict(arrays.to_torch_state_dict())
         return net
 

@@ -1,4 +1,4 @@
-"""Boosted trees as JSON in one array of bytes that grows each round, as XGBoost's apps send them to `FedXgbBagging`."""
+"""Boosted trees as JSON in one array of bytes that grows each round, in the format of `FedXgbBagging`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class BoostedTrees:
         return _record(b"")
 
     def train(self, arrays: ArrayRecord, examples: Examples, state: RecordDict, seed: int) -> ArrayRecord:
-        """Return a model of one new tree, which is fitted to the error of all trees so far."""
+        """Return a model of one new tree, fitted to the error of all trees so far."""
         error = np.eye(CLASSES)[examples.y] - _scores(_trees(arrays), examples.x)
-        fitted = DecisionTreeRegressor(max_depth=DEPTH, max_features=0.3, random_state=seed).fit(examples.x, error).tree_
+        fit_tree = DecisionTreeRegressor(max_depth=DEPTH, max_features=0.3, random_state=seed).fit(examples.x, error).tree_
         tree = {
-            "split_indices": fitted.feature.tolist(),
-            "split_conditions": fitted.threshold.tolist(),
-            "left_children": fitted.children_left.tolist(),
-            "right_children": fitted.children_right.tolist(),
-            "leaf_values": fitted.value[:, :, 0].tolist(),
+            "split_indices": fit_tree.feature.tolist(),
+            "split_conditions": fit_tree.threshold.tolist(),
+            "left_children": fit_tree.children_left.tolist(),
+            "right_children": fit_tree.children_right.tolist(),
+            "leaf_values": fit_tree.value[:, :, 0].tolist(),
         }
         return _record(json.dumps(_model([tree])).encode())
 
@@ -43,7 +43,7 @@ class BoostedTrees:
 
 
 def _model(trees: list[Tree]) -> dict[str, Any]:
-    """Return trees in the places where `FedXgbBagging` looks for them."""
+    """Return trees in the structure that `FedXgbBagging` reads."""
     sizes = {"num_trees": str(len(trees)), "num_parallel_tree": str(len(trees))}
     model = {
         "gbtree_model_param": sizes,
@@ -61,19 +61,19 @@ def _trees(arrays: ArrayRecord) -> list[Tree]:
 
 
 def _scores(trees: list[Tree], x: np.ndarray) -> np.ndarray:
-    """Return [n, 10] scores. Nodes train at once, so a tree counts for its share of a round only."""
+    """Return scores [n, 10]. All nodes add a tree in each round, so each tree is shrunk."""
     return sum((_leaves(tree, x) for tree in trees), np.zeros((len(x), CLASSES))) * SHRINKAGE
 
 
 def _leaves(tree: Tree, x: np.ndarray) -> np.ndarray:
-    """Return the values of the leaves that examples reach."""
+    """Return the leaf values [n, 10] of examples."""
     left, right = np.array(tree["left_children"]), np.array(tree["right_children"])
     feature, threshold = np.array(tree["split_indices"]), np.array(tree["split_conditions"])
-    rows, at = np.arange(len(x)), np.zeros(len(x), dtype=int)
+    rows, nodes = np.arange(len(x)), np.zeros(len(x), dtype=int)
     for _ in range(DEPTH):
-        goes_left = x[rows, feature[at]].astype(np.float32) <= threshold[at]
-        at = np.where(left[at] < 0, at, np.where(goes_left, left[at], right[at]))
-    return np.array(tree["leaf_values"])[at]
+        goes_left = x[rows, feature[nodes]].astype(np.float32) <= threshold[nodes]
+        nodes = np.where(left[nodes] < 0, nodes, np.where(goes_left, left[nodes], right[nodes]))
+    return np.array(tree["leaf_values"])[nodes]
 
 
 def _record(data: bytes) -> ArrayRecord:
