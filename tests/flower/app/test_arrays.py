@@ -484,7 +484,7 @@ def test_new_infinities_in_a_reply_are_explained(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("dtype", ["f4,,", "i4,(", "(a)f4,", "float33", "V2"])
-def test_a_type_that_numpy_cannot_parse_is_no_type_of_floats(dtype: str) -> None:
+def test_type_that_numpy_cannot_parse_is_no_float_type(dtype: str) -> None:
     array = Array(dtype, (3,), "numpy.ndarray", Array(np.zeros(3, dtype=np.float32)).data)
     assert not is_float(array)
     assert read_packed_shape(array, "float32") == (3,)
