@@ -26,6 +26,12 @@ settings.register_profile("default", deadline=None, derandomize=True, print_blob
 settings.load_profile("default")
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Search no examples in the helper modules of the tests, some of which need libraries that are not installed."""
+    is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if is_helper else None
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's root."""
