@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsgd.analysis.comparison import Comparison, ComparisonRow, NetworkCost
 from fedsgd.analysis.pricing import BreakEven
@@ -21,9 +21,27 @@ from fedsgd.network import PricingModel
 from fedsgd.storage.run_directory import write_atomically
 from fedsgd.sweeps.labels import format_value, shorten_keys
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 NOT_REACHED = "not reached"
 NOT_MEASURED = "not measured"
 NOTABLE_CODING_SHARE = 0.1
+JSON_KEYS: Mapping[str, str] = {
+    "grid_edge_keys": "at_edge",
+    "n_failed": "failed",
+    "best_accuracy": "best",
+    "network_costs": "on",
+    "unpriced_reason": "not_priced",
+    "unanswered_messages": "silent",
+    "divergence_by_seed": "diverged",
+    "uncosted_codecs": "uncounted",
+    "mean_round_seconds": "a_round",
+    "coding_share": "coding",
+    "faster_below": "below",
+    "faster_above": "above",
+}
+"""JSON keys of the fields of comparisons whose keys are not their names."""
 ValueFormatter = Callable[[float], str]
 
 
@@ -201,14 +219,19 @@ def to_json(comparison: Comparison) -> str:
     plain = {
         "target": comparison.target,
         "price_per_gigabyte": comparison.price_per_gigabyte,
-        "terms": {name: asdict(terms) for name, terms in comparison.pricing_models.items()},
-        "methods": [asdict(row) for row in comparison.rows],
-        "break_evens": {name: [asdict(even) for even in evens] for name, evens in comparison.break_evens.items()},
+        "terms": {name: _to_plain(terms) for name, terms in comparison.pricing_models.items()},
+        "methods": [_to_plain(row) for row in comparison.rows],
+        "break_evens": {name: [_to_plain(even) for even in evens] for name, evens in comparison.break_evens.items()},
         "mixture": comparison.other_differences,
         "measured_coding": comparison.measured_coding,
         "notes": list(collect_notes(comparison)),
     }
     return json.dumps(_replace_non_finite(plain), indent=2, allow_nan=False) + "\n"
+
+
+def _to_plain(instance: DataclassInstance) -> dict[str, Any]:
+    """Return a dataclass as a dictionary of its JSON keys, nested ones included."""
+    return asdict(instance, dict_factory=lambda pairs: {JSON_KEYS.get(name, name): value for name, value in pairs})
 
 
 def _replace_non_finite(value: Any) -> Any:

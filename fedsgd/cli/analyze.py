@@ -106,7 +106,7 @@ def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(**options: Any) -> None:
         priced = {name: options.pop(name) for name in (*LINK_OPTIONS, *OTHER_OPTIONS)}
-        asked = {f.name: options.pop(f.name) for f in fields(AnalysisOptions) if f.name != "options"}
+        asked = {f.name: options.pop(f.name) for f in fields(AnalysisOptions) if f.name != "pricing_options"}
         command(AnalysisOptions(**asked, pricing_options=priced), **options)
 
     for decorate in reversed((*_build_run_options(), *_build_pricing_options())):

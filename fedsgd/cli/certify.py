@@ -24,7 +24,7 @@ PROFILE_FAMILIES = ("networks", "devices")
 
 @main.command()
 @click.argument("compressor", required=False)
-@click.option("--all", "every", is_flag=True, help="One table of every registered compressor at its defaults.")
+@click.option("--all", "all_compressors", is_flag=True, help="One table of every registered compressor at its defaults.")
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a field of COMPRESSOR, e.g. density=0.1. Repeatable."
 )

@@ -22,7 +22,7 @@ from fedsgd.errors import OutputError
 )
 @click.option(
     "--format",
-    "form",
+    "file_format",
     type=click.Choice(("html", "pdf", "svg", "png")),
     default="html",
     show_default=True,

@@ -57,7 +57,7 @@ class ClientTraffic:
 FLOAT_BYTES = 4
 CANDIDATE_COLUMNS = ("messages", "delay", "down", "compute", "coding", "up")
 """Of each candidate."""
-ROUND_TIME_COLUMNS = ("shared_down", "shared_up", "serving", "waiting", "due")
+ROUND_TIME_COLUMNS = ("shared_down", "shared_up", "server_seconds", "lost_reply_wait", "deadline")
 """Of each round."""
 
 

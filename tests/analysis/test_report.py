@@ -536,8 +536,10 @@ def test_a_report_chooses_tuned_values_by_its_own_target(runs: Path, tmp_path: P
         rounds = pd.read_parquet(folder / "rounds.parquet")
         rounds.assign(accuracy=accuracy).to_parquet(folder / "rounds.parquet")
     chosen: list[Any] = []
-    monkeypatch.setattr(module, "payload", lambda methods, asked: chosen.append((methods[0].chosen.tuned, asked.target)) or {})
-    monkeypatch.setattr("fedsgd.analysis.page.html.render", lambda known: "")
+    monkeypatch.setattr(
+        module, "build_payload", lambda methods, asked: chosen.append((methods[0].best_variant.tuned, asked.target)) or {}
+    )
+    monkeypatch.setattr(module, "render", lambda payload: "")
     module.write_report(
         [tmp_path / "sooner", tmp_path / "better"],
         tmp_path / "r.html",

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fedsgd.cli import main, terminal
-from fedsgd.cli.terminal import show_progress
+from fedsgd.cli.terminal import progress
 from fedsgd.config.quantities import format_bytes, format_ratio
 from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.federation.round_record import RoundRecord
@@ -97,7 +97,7 @@ def test_brackets_in_names_are_only_brackets(quickstart: Path) -> None:
 def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
     quickstart: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(show_progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
     assert "quickstart: round 1/2, acc 0." in result.stderr
     assert re.search(r"up [\d.]+ kB, 74[.\d]*× · both ways [\d.]+ kB, [\d.]+×, about", result.stderr)
@@ -234,7 +234,7 @@ def test_the_time_left_is_that_of_the_rounds_left(
     """After rounds of 2 s and 4 s, four more of 3 s each are expected."""
     from fedsgd.scenario.scenario import load
 
-    monkeypatch.setattr(show_progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     with terminal.show_progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (_, _, show, *_):
         assert show is not None
         for number, seconds in ((1, 2.0), (2, 4.0)):

@@ -21,8 +21,15 @@ from fedsgd.config.quantities import format_bytes, format_rate, format_seconds, 
 from fedsgd.experiment.time_to_target import find_first_reached, summarize_seeds
 from fedsgd.network import Link, Network, RoundTimeModel
 from fedsgd.network.round_times import CANDIDATE_COLUMNS
-from fedsgd.network.round_times import ROUND_TIME_COLUMNS as SHARED
 
+SHARED = {
+    "shared_down": "shared_down",
+    "shared_up": "shared_up",
+    "serving": "server_seconds",
+    "waiting": "lost_reply_wait",
+    "due": "deadline",
+}
+"""Fields of `RoundTimeModel` and of `RoundTimeBreakdown` by their keys in the vectors."""
 FILE = Path(__file__).parent / "pricing.json"
 PLACES = [(1e3, 4e3, 0.0), (7.6e6, 29.5e6, 0.0105), (1.23e9, 1e9, 0.3), (1e12, 1e12, 2.0)]
 Columns = Mapping[str, Any]
@@ -33,7 +40,7 @@ def timeline(columns: Columns) -> RoundTimeModel:
     offsets = np.array(columns["offsets"], dtype=np.int64)
     sizes = {**dict.fromkeys(CANDIDATE_COLUMNS, int(offsets[-1])), **dict.fromkeys(SHARED, len(offsets) - 1)}
     whole = {name: np.broadcast_to(np.array(columns[name], dtype=np.float64), size).copy() for name, size in sizes.items()}
-    return RoundTimeModel(offsets, **whole)
+    return RoundTimeModel(offsets, **{SHARED.get(name, name): values for name, values in whole.items()})
 
 
 def plain(**columns: Any) -> Columns:
@@ -144,6 +151,7 @@ def _finite(values: Sequence[float]) -> list[float | None]:
 
 
 def _timelines() -> dict[str, Any]:
+    keys = {field: key for key, field in SHARED.items()}
     made = {}
     for name, columns in timelines().items():
         line = timeline(columns)
@@ -152,7 +160,7 @@ def _timelines() -> dict[str, Any]:
                 "at": at,
                 "seconds": _finite(line.round_seconds(*at).tolist()),
                 "cumulative": _finite(line.cumulative_seconds(*at).tolist()),
-                "stack": {part: values.tolist() for part, values in line.breakdown(*at)._asdict().items()},
+                "stack": {keys.get(part, part): values.tolist() for part, values in line.breakdown(*at)._asdict().items()},
             }
             for at in PLACES
         ]
@@ -191,7 +199,10 @@ def _races() -> dict[str, Any]:
     for name, lines in races().items():
         first, second = racer("first", lines[0]), racer("second", lines[1])
         evens = break_evens(first, second, network)
-        found = [{name: getattr(one, name) for name in ("below", "above", "up_bits_per_second")} for one in evens]
+        found = [
+            {"below": one.faster_below, "above": one.faster_above, "up_bits_per_second": one.up_bits_per_second}
+            for one in evens
+        ]
         curves = [_finite(each.compute_curve(network)) for each in (first, second)]
         crossings = [[one and asdict(one.target_reached) for one in each.times_to_target] for each in (first, second)]
         made[name] = {"timelines": lines, "crossings": crossings, "curves": curves, "break_evens": found}

@@ -31,8 +31,8 @@ ROUND_TIME_PHASES = {
     "compute": ("training", "#228833"),
     "coding": ("coding", "#CCBB44"),
     "up": ("uplink", "#EE6677"),
-    "serving": ("server", "#AA3377"),
-    "waiting": ("waiting for lost replies", "#BBBBBB"),
+    "server_seconds": ("server", "#AA3377"),
+    "lost_reply_wait": ("waiting for lost replies", "#BBBBBB"),
 }
 BAR_HEIGHT = 0.4
 BOUND_MARKER_STYLE: dict[str, Any] = {"marker": "|", "markersize": 11, "color": "black", "markeredgewidth": 1}

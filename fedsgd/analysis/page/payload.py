@@ -28,13 +28,19 @@ from fedsgd.config.python_objects import describe_missing_objects, find_markers
 from fedsgd.experiment.divergence import LEARNING_RATE_HINT
 from fedsgd.network import PricingModel
 from fedsgd.network.profiles import load_networks
-from fedsgd.network.round_times import CANDIDATE_COLUMNS, ROUND_TIME_COLUMNS
+from fedsgd.network.round_times import CANDIDATE_COLUMNS
 
 FORMAT_VERSION = 1
 N_QUANTILES = 101
 BREAKDOWN_KEYS = ("header", "index", "value", "side")
 MAX_DRAWN_ROUNDS = 2000
-PAYLOAD_TIME_COLUMNS = ("offsets", *CANDIDATE_COLUMNS, *ROUND_TIME_COLUMNS)
+TIME_COLUMNS = {
+    **{name: name for name in ("offsets", *CANDIDATE_COLUMNS, "shared_down", "shared_up")},
+    "serving": "server_seconds",
+    "waiting": "lost_reply_wait",
+    "due": "deadline",
+}
+"""Fields of `RoundTimeModel` by their keys in a payload."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +181,8 @@ def _describe_required_objects(run: Run) -> str | None:
 def _round_times_to_json(priced_run: PricedRun) -> dict[str, Any]:
     """A column that is the same throughout is one number."""
     columns: dict[str, Any] = {}
-    for name in PAYLOAD_TIME_COLUMNS:
-        values = getattr(priced_run.round_time_model, name)
+    for name, field in TIME_COLUMNS.items():
+        values = getattr(priced_run.round_time_model, field)
         alike = name != "offsets" and len(values) and bool((values == values[0]).all())
         columns[name] = float(values[0]) if alike else encode_array(values)
     return {**columns, "work": asdict(priced_run.compute_profile)}

@@ -119,7 +119,7 @@ def show_deployment_progress(scenario: Scenario, quiet: bool) -> Iterator[Deploy
     from fedsgd.flower.deployment import DeploymentCallbacks
 
     with show_progress(scenario, quiet) as shown:
-        known = {"on_state", "on_trouble", "on_engine", "on_round"}
+        known = {"on_status", "on_trouble", "on_engine", "on_round"}
         yield DeploymentCallbacks(
             **{name: call for name, call in shown._asdict().items() if name in known and call is not None}
         )

@@ -220,7 +220,7 @@ def test_a_method_that_never_gets_there_is_said_not_to(methods: list[Method]) ->
 
 
 def test_failed_seeds_are_told(methods: list[Method]) -> None:
-    made = build_figures([shown_at(methods[0], failed=1)], asked())
+    made = build_figures([shown_at(methods[0], n_failed=1)], asked())
     assert "dense (1 of 3 seeds failed)" in legend_of(made["accuracy-rounds"])
     (path,) = [path for path in made["link-speed"].axes[0].collections if len(path.get_paths())]
     assert path.get_paths()[0].vertices[:, 1].max() > 1e3 * lines(made["link-speed"], "method-1")[0].get_ydata().max()
