@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedsgd.analysis.comparison import Comparison, ComparisonRow, NetworkCost
 from fedsgd.analysis.pricing import BreakEven
@@ -20,9 +20,6 @@ from fedsgd.experiment.time_to_target import SeedSummary
 from fedsgd.network import PricingModel
 from fedsgd.storage.run_directory import write_atomically
 from fedsgd.sweeps.labels import format_value, shorten_keys
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 NOT_REACHED = "not reached"
 NOT_MEASURED = "not measured"
@@ -229,7 +226,7 @@ def to_json(comparison: Comparison) -> str:
     return json.dumps(_replace_non_finite(plain), indent=2, allow_nan=False) + "\n"
 
 
-def _to_plain(instance: DataclassInstance) -> dict[str, Any]:
+def _to_plain(instance: Any) -> dict[str, Any]:
     """Return a dataclass as a dictionary of its JSON keys, nested ones included."""
     return asdict(instance, dict_factory=lambda pairs: {JSON_KEYS.get(name, name): value for name, value in pairs})
 

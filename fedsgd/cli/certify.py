@@ -1,25 +1,21 @@
-"""`fedsgd certify` and `fedsgd list`."""
+"""`fedsgd certify`."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.app import EXIT_FAILURE, UserPath, main
-from fedsgd.cli.terminal.streams import echo, echo_json
+from fedsgd.cli.app import EXIT_FAILURE, main
+from fedsgd.cli.options import UserPath
+from fedsgd.cli.streams import echo, echo_json
 
 if TYPE_CHECKING:
     from fedsgd.certification import Certificate
-
-COMPONENT_FAMILIES = ("compressors", "datasets", "durations", "models", "optimizers", "partitioners", "samplers", "schedules")
-PROFILE_FAMILIES = ("networks", "devices")
 
 
 @main.command()
@@ -93,52 +89,3 @@ def _certify_compressors(
         return certify_all(data=data, size=size, laws=not no_laws)
     given = dict(parse_setting(text) for text in settings)
     return [certify_one(compressor, given, error_feedback=error_feedback, data=data, size=size)]
-
-
-@main.command(name="list")
-@click.argument("family", type=click.Choice((*COMPONENT_FAMILIES, *PROFILE_FAMILIES)), required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def list_members(family: str | None, as_json: bool) -> None:
-    """List what a scenario can name, with keys and defaults: one FAMILY, or all of them; or, where FAMILY is networks or
-    devices, what a price can name, each with the source of its figures."""
-    from fedsgd.scenario import parsing
-
-    if family in PROFILE_FAMILIES:
-        _list_profiles(family, as_json)
-        return
-
-    registries = {registry.plural: registry for registry in parsing.REGISTRIES.values()}
-    listing = {name: parsing.describe_registry(registries[name]) for name in ([family] if family else COMPONENT_FAMILIES)}
-    if as_json:
-        echo_json(json.dumps(listing[family] if family else listing, indent=2))
-        return
-    for name, members in listing.items():
-        if not family:
-            echo(name, bold=True)
-        for member in members:
-            shown = {key: _format_default(value, member["options"].get(key, ())) for key, value in member["keys"].items()}
-            keys = ", ".join(f"{key} = {value}" for key, value in shown.items())
-            also = f" (or {', '.join(member['also'])})" if member["also"] else ""
-            echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
-            if keys:
-                echo(f"      {keys}", dim=True)
-
-
-def _list_profiles(kind: str, as_json: bool) -> None:
-    from fedsgd.network.profiles import load_devices, load_networks
-
-    known: Mapping[str, Any] = load_networks() if kind == "networks" else load_devices()
-    if as_json:
-        echo_json(json.dumps({name: asdict(profile) for name, profile in known.items()}, indent=2))
-        return
-    for name, profile in known.items():
-        echo(f"  {click.style(name, fg='cyan')}: {profile.title}: {profile}")
-        echo(f"      {profile.source}", dim=True)
-
-
-def _format_default(default: Any, options: Sequence[Any]) -> str:
-    """Return a key's default nearly as TOML has it, or that there is none; then its other options."""
-    others = [json.dumps(value) for value in options if value != default]
-    if default in (None, "required"):
-        return " | ".join(["(unset)" if default is None else "(required)", *others])
-    return " | ".join([json.dumps(default), *others])

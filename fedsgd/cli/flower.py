@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.app import (
+from fedsgd.cli.app import main
+from fedsgd.cli.options import (
     FiniteFloat,
     ScenarioOptions,
     UserPath,
     claim_numbered_folder,
-    main,
     mention_partial_ledger,
     scenario_options,
 )
-from fedsgd.cli.terminal.streams import echo_json
+from fedsgd.cli.streams import echo_json
 from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options, with_trackers
 from fedsgd.trackers import RunFinished, Tracker
 

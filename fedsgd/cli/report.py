@@ -7,9 +7,9 @@ from typing import Literal
 
 import click
 
-from fedsgd.cli.analyze import AnalysisOptions, analysis_options, print_note
-from fedsgd.cli.app import UserPath, main
-from fedsgd.cli.terminal.streams import echo
+from fedsgd.cli.app import main
+from fedsgd.cli.options import AnalysisOptions, UserPath, analysis_options, print_note
+from fedsgd.cli.streams import echo
 from fedsgd.errors import OutputError
 
 

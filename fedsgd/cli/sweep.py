@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
-from fedsgd.cli.app import EXIT_FAILURE, ScenarioOptions, UserPath, main, scenario_options
-from fedsgd.cli.terminal.streams import echo, echo_json
+from fedsgd.cli.app import EXIT_FAILURE, main
+from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
+from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.tracking import print_warnings
 from fedsgd.system.forkserver import MAX_PROCESSES, MAX_SEEDS
 

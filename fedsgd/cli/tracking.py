@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.terminal.streams import DISK_FULL_ERRNOS, echo
+from fedsgd.cli.streams import DISK_FULL_ERRNOS, echo
 from fedsgd.errors import ScenarioWarning
 from fedsgd.trackers import TRACKERS, RunStarted, Tracker, TrackerGroup, TrackerWarning, create_tracker
 

@@ -22,8 +22,8 @@ from safetensors.numpy import load_file
 import fedsgd
 from fedsgd.analysis.runs import load_run
 from fedsgd.cli import main
-from fedsgd.cli.analyze import _parse_run_spec
-from fedsgd.cli.terminal.streams import echo_json, make_streams_safe
+from fedsgd.cli.options import _parse_run_spec
+from fedsgd.cli.streams import echo_json, make_streams_safe
 from fedsgd.cli.tracking import print_warnings
 from fedsgd.errors import OutputError, ReportError, RunError, ScenarioError
 from fedsgd.numerics.kernels import Kernel

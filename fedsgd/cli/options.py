@@ -1,18 +1,21 @@
-"""`fedsgd price` and `fedsgd compare`."""
+"""Parameter types and options that several commands share."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsgd.cli.app import FiniteFloat, UserPath, main
-from fedsgd.cli.terminal.streams import echo, echo_json
-from fedsgd.errors import ScenarioError
+from fedsgd.cli.streams import echo
+from fedsgd.errors import DeploymentError, OutputError, RunError, ScenarioError, WireError
 from fedsgd.system.user_files import expand_user_path
 
 if TYPE_CHECKING:
@@ -20,10 +23,91 @@ if TYPE_CHECKING:
     from fedsgd.analysis.comparison import Comparison
     from fedsgd.analysis.methods import RunSpec
     from fedsgd.network import PricingModel
+    from fedsgd.scenario.scenario import Scenario
 
 LINK_OPTIONS = ("up", "down", "latency", "jitter", "spread", "trace", "server_up", "server_down", "broadcast")
 PRICE_OPTIONS = ("price_per_gigabyte", "measured_coding")
 OTHER_OPTIONS = ("overhead_up", "overhead_down", "device_name", "flops", "device_spread", "server_name", "deadline")
+
+
+class UserPath(click.Path):
+    """A path, in which a leading `~` is the home folder, also where the shell leaves it: --out=~/runs."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the expanded path."""
+        return expand_user_path(Path(str(super().convert(value, param, ctx))))
+
+
+class FiniteFloat(click.FloatRange):
+    """A number that is one: neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+@dataclass(frozen=True)
+class ScenarioOptions:
+    """What every command that reads a scenario is given."""
+
+    scenario: Path
+    settings: tuple[str, ...]
+    data: Path | None
+    seed: int | None
+    as_json: bool
+    quiet: bool
+
+    def load(self) -> Scenario:
+        """The scenario with its overrides."""
+        from fedsgd.scenario.overrides import parse_setting
+        from fedsgd.scenario.scenario import load
+
+        overrides = dict(parse_setting(text) for text in self.settings)
+        if self.seed is not None:
+            overrides["seed"] = self.seed
+        return load(self.scenario, overrides)
+
+
+def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the parameters of `ScenarioOptions` in front of its own."""
+
+    @functools.wraps(command)
+    def wrapper(
+        scenario: Path,
+        settings: tuple[str, ...],
+        data: Path | None,
+        seed: int | None,
+        as_json: bool,
+        quiet: bool,
+        **own: Any,
+    ) -> None:
+        if quiet:  # the datasets library has progress bars of its own
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        command(ScenarioOptions(scenario, settings, data, seed, as_json, quiet), **own)
+
+    decorators = [
+        click.argument("scenario", type=UserPath()),
+        click.option(
+            "--set",
+            "settings",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Override a key of the scenario, e.g. uplink.compressor.density=0.1. Repeatable. Setting a `name` resets the "
+            "other keys of that component to the new member's defaults.",
+        ),
+        click.option("--data", type=UserPath(), envvar="FEDSGD_DATA", show_envvar=True, help="Folder of data files."),
+        click.option("--seed", type=int, help="Override the scenario's seed."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),
+        click.option("--quiet", is_flag=True, help="Show no progress."),
+    ]
+    for decorate in reversed(decorators):
+        wrapper = decorate(wrapper)
+    return wrapper
 
 
 def _parse_run_specs(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> list[RunSpec]:
@@ -171,85 +255,39 @@ def _build_pricing_options() -> list[Callable[..., Any]]:
     ]
 
 
-def _is_explicit(name: str) -> bool:
-    source = click.get_current_context().get_parameter_source(name)
-    return source is not click.core.ParameterSource.DEFAULT
-
-
 def print_note(text: str) -> None:
     """What has to be known beside the results."""
     echo(f"fedsgd: {text}", err=True)
 
 
-@main.command()
-@analysis_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
-def price(options: AnalysisOptions, as_json: bool) -> None:
-    """How long finished runs would take on other networks, and what they would cost. Nothing is trained again.
-
-    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
-    RUN that exists. Runs that differ by their seed alone are one method. A round lasts until its slowest client is
-    done with download, computing, encoding and upload, and the server with decoding. Coding is counted by a table of codec
-    costs, so that runs of equal digests have equal prices.
-    Break-even: the uplink speed below which one method is sooner at the target than the other, the ratio of down to up and the
-    latency kept.
-
-    A run whose participation depended on time (a deadline, over-selection) is refused: on another network it would have been
-    another run.
-    """
-    from fedsgd.analysis import tables
-    from fedsgd.analysis.pricing import require_time_independent
-    from fedsgd.cli import terminal
-
-    terms = options.build_pricing_models()
-    methods = options.load_methods()
-    for method in methods:
-        for run in method.runs:
-            require_time_independent(run)
-    comparison = options.compare(methods, terms)
-    if as_json:
-        echo_json(tables.to_json(comparison))
-    else:
-        terminal.print_price(comparison)
+@contextmanager
+def mention_partial_ledger(out: Path) -> Iterator[None]:
+    """Where a run breaks off, say where its ledger is, if there is one."""
+    try:
+        yield
+    except (RunError, WireError, DeploymentError, KeyboardInterrupt):
+        ledger = out / "ledger.parquet"
+        if ledger.is_file() or (ledger.is_dir() and any(ledger.iterdir())):
+            echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
+        raise
 
 
-@main.command()
-@analysis_options
-@click.option(
-    "--out",
-    "outs",
-    multiple=True,
-    metavar="FILE",
-    type=UserPath(),
-    help="Also write the table: a file that ends in .csv, .json, .md or .tex. Repeatable.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
-def compare(options: AnalysisOptions, outs: tuple[Path, ...], as_json: bool) -> None:
-    """Methods side by side: rounds and bytes to a target, and time and money on networks where --network (or --up and --down)
-    asks for them.
-
-    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
-    RUN that exists. Runs that differ by their seed alone are one method, shown by its median.
-    Without --target figures are those of whole runs. A setting that was tuned (in a sweep, or by --tune) is shown at the value
-    that gets to the target in the fewest rounds, or without one to the best accuracy.
-    """
-    from fedsgd.analysis import tables
-    from fedsgd.cli import terminal
-
-    for out in outs:
-        tables.check_table_path(out)
-    priced = options.has_link
-    given = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS, *PRICE_OPTIONS) if _is_explicit(name)]
-    if not priced and given:
-        option = f"--{given[0].removesuffix('_name').replace('_', '-')}"
-        raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")
-    terms = options.build_pricing_models() if priced else {}
-    comparison = options.compare(options.load_methods(), terms)
-    for out in outs:
-        tables.save_table(comparison, out)
-    if as_json:
-        echo_json(tables.to_json(comparison))
-    else:
-        terminal.print_comparison(comparison)
-    for out in outs:
-        echo(f"written to {out}", err=True)
+@contextmanager
+def claim_numbered_folder(name: str) -> Iterator[Path]:
+    """runs/NAME-N with the lowest N that is free, claimed by making it; gone again if nothing was written to it."""
+    runs = Path("runs")
+    for n in itertools.count(1):
+        folder = runs / f"{name}-{n}"
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose a folder with --out") from None
+    try:
+        yield folder
+    finally:
+        for made in (folder, runs):
+            with suppress(OSError):
+                made.rmdir()
