@@ -1,7 +1,10 @@
-"""The command line. Everything heavy is imported inside the commands, so that `--help` answers at once."""
+"""The command line, one module for each command.
+
+Commands import large modules inside their functions, so that `--help` answers quickly.
+"""
 
 from fedsgd.cli import certify, compare, flower, partition, price, report, run, sweep
 from fedsgd.cli.app import main
-from fedsgd.cli.list import list_members
+from fedsgd.cli.list import list_command
 
-__all__ = ["certify", "compare", "flower", "list_members", "main", "partition", "price", "report", "run", "sweep"]
+__all__ = ["certify", "compare", "flower", "list_command", "main", "partition", "price", "report", "run", "sweep"]

@@ -1,4 +1,4 @@
-"""Group of all commands: exit codes, and errors as one line."""
+"""The group of all commands: exit codes, and errors printed as one line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ EXIT_USAGE, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 
 
 class _CommandGroup(click.Group):
-    """Turns our own errors into one line and an exit status."""
+    """Group of commands that prints an error of the package as one line and exits with a status."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the streams safe before anything is parsed or printed, then run as every command line does."""
+        """Run the command line, on streams that can print every character."""
         make_streams_safe()
         try:
             return super().main(*args, **kwargs)
-        except OSError as error:  # --help and --version print before any command begins
+        except OSError as error:  # --help and --version print before a command is invoked
             if error.errno not in DISK_FULL_ERRNOS:
                 raise
             report_disk_full(error)
@@ -34,8 +34,8 @@ class _CommandGroup(click.Group):
         try:
             return super().invoke(ctx)
         except FedsgdError as error:
-            for text in (str(error), *getattr(error, "__notes__", ())):
-                echo(f"fedsgd: {text}", err=True)
+            for line in (str(error), *getattr(error, "__notes__", ())):
+                echo(f"fedsgd: {line}", err=True)
             ctx.exit(EXIT_USAGE if isinstance(error, ScenarioError | OutputError) else EXIT_FAILURE)
         except KeyboardInterrupt:
             echo("fedsgd: interrupted", err=True)
@@ -46,8 +46,8 @@ class _CommandGroup(click.Group):
         except OSError as error:
             if error.errno in DISK_FULL_ERRNOS:
                 report_disk_full(error)
-            elif error.filename is None and find_temporary_folder() is None:  # libraries look for it when they are imported
-                echo("fedsgd: no temporary folder can be written; set TMPDIR to a folder that can be", err=True)
+            elif error.filename is None and find_temporary_folder() is None:  # libraries look for one during their import
+                echo("fedsgd: no temporary folder is writable; set TMPDIR to a writable folder", err=True)
             else:
                 raise
             ctx.exit(EXIT_USAGE)
@@ -56,10 +56,10 @@ class _CommandGroup(click.Group):
 @click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="fedsgd")
 def main() -> None:
-    """Federated training in which every byte is encoded, decoded, counted and explained.
+    """Simulate federated learning and measure its traffic byte by byte.
 
-    Exit status: 0 done; 1 a run or its data failed; 2 a setting, option or output folder is wrong; 130 interrupted.
+    Exit status: 0 success; 1 a run or its data failed; 2 a setting, option or output folder is invalid; 130 interrupted.
     """
-    # A user's own module is looked for where they stand, as `python -m` would; installed packages come first.
+    # A user's module is also searched in the working directory, as by `python -m`; installed packages come first.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))

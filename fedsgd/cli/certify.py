@@ -18,33 +18,35 @@ if TYPE_CHECKING:
     from fedsgd.certification import Certificate
 
 
-@main.command()
+@main.command("certify")
 @click.argument("compressor", required=False)
-@click.option("--all", "all_compressors", is_flag=True, help="One table of every registered compressor at its defaults.")
+@click.option(
+    "--all", "all_compressors", is_flag=True, help="Certify all registered compressors at their defaults, in one table."
+)
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a field of COMPRESSOR, e.g. density=0.1. Repeatable."
 )
 @click.option("--error-feedback", type=click.Choice(("none", "persist", "decay", "reset")), default="none", show_default=True)
 @click.option("--data", type=click.Choice(("real", "gaussian", "laplace")), default="real", show_default=True)
-@click.option("--size", type=int, help="P of gaussian and laplace vectors.  [default: 200000]")
-@click.option("--out", type=UserPath(), help="Folder to write certificate.json and certificate.md to.")
-@click.option("--no-laws", is_flag=True, help="With --all: measure only, without the law suite.")
+@click.option("--size", type=int, help="Number of coordinates of gaussian and laplace vectors.  [default: 200000]")
+@click.option("--out", type=UserPath(), help="Folder for certificate.json and certificate.md.")
+@click.option("--no-laws", is_flag=True, help="With --all: only measure, do not test the laws.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
 @click.option("--markdown", is_flag=True, help="Print Markdown on standard output.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def certify(
+def certify_command(
     compressor: str | None,
     all_compressors: bool,
     out: Path | None,
     as_json: bool,
     markdown: bool,
     quiet: bool,
-    **asked: Any,
+    **options: Any,
 ) -> None:
-    """Put COMPRESSOR through the laws of its kind, and measure its bytes, errors and times.
+    """Test COMPRESSOR against the laws of its family, and measure its bytes, errors and times.
 
-    COMPRESSOR is a registered name (see `fedsgd list compressors`) or my_package.my_module:MyCompressor. Real vectors are the
-    updates of a small federation that is trained here first, in seconds, from data that come with scikit-learn.
+    COMPRESSOR is a registered name (see `fedsgd list compressors`) or my_package.my_module:MyCompressor. Real vectors are
+    updates of a small federation. The command first trains this federation, in seconds, on data that come with scikit-learn.
 
     Exit status 1 if a law is broken.
     """
@@ -52,29 +54,30 @@ def certify(
         raise click.UsageError("give either COMPRESSOR or --all")
     if as_json and markdown:
         raise click.UsageError("give either --json or --markdown")
-    if all_compressors and (asked["settings"] or out or asked["error_feedback"] != "none"):
+    if all_compressors and (options["settings"] or out or options["error_feedback"] != "none"):
         raise click.UsageError("--set, --error-feedback and --out are for one COMPRESSOR")
-    if asked["no_laws"] and not all_compressors:
-        raise click.UsageError("--no-laws goes with --all")
+    if options["no_laws"] and not all_compressors:
+        raise click.UsageError("--no-laws needs --all")
     from fedsgd.certification import report
     from fedsgd.cli import terminal
 
-    # What somebody's own module prints does not get into our output.
+    # output of a user's module must not mix with the JSON on standard output
     with terminal.spinner(f"certifying {compressor or 'all compressors'}", quiet), redirect_stdout(sys.stderr):
-        made = _certify_compressors(compressor, **asked)
+        certificates = _certify_compressors(compressor, **options)
     if out is not None:
-        report.save(made[0], out)
+        report.save(certificates[0], out)
     if as_json:
-        echo_json(report.to_json_text(*made, as_list=all_compressors))
+        echo_json(report.to_json_text(*certificates, as_list=all_compressors))
     elif markdown:
-        echo(report.comparison_to_markdown(made) if all_compressors else report.to_markdown(made[0]), nl=False)
+        text = report.comparison_to_markdown(certificates) if all_compressors else report.to_markdown(certificates[0])
+        echo(text, nl=False)
     elif all_compressors:
-        terminal.print_certificates(made)
+        terminal.print_certificates(certificates)
     else:
-        terminal.print_certificate(made[0])
+        terminal.print_certificate(certificates[0])
     if out is not None:
         echo(f"written to {out}", err=True)
-    if not all(certificate.passed for certificate in made):
+    if not all(certificate.passed for certificate in certificates):
         click.get_current_context().exit(EXIT_FAILURE)
 
 
@@ -87,5 +90,5 @@ def _certify_compressors(
 
     if compressor is None:
         return certify_all(data=data, size=size, laws=not no_laws)
-    given = dict(parse_setting(text) for text in settings)
-    return [certify_one(compressor, given, error_feedback=error_feedback, data=data, size=size)]
+    fields = dict(parse_setting(text) for text in settings)
+    return [certify_one(compressor, fields, error_feedback=error_feedback, data=data, size=size)]

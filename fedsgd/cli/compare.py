@@ -11,7 +11,7 @@ from fedsgd.cli.options import LINK_OPTIONS, OTHER_OPTIONS, PRICE_OPTIONS, Analy
 from fedsgd.cli.streams import echo, echo_json
 
 
-@main.command()
+@main.command("compare")
 @analysis_options
 @click.option(
     "--out",
@@ -19,30 +19,28 @@ from fedsgd.cli.streams import echo, echo_json
     multiple=True,
     metavar="FILE",
     type=UserPath(),
-    help="Also write the table: a file that ends in .csv, .json, .md or .tex. Repeatable.",
+    help="Also write the table to this file, .csv, .json, .md or .tex. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
-def compare(options: AnalysisOptions, outs: tuple[Path, ...], as_json: bool) -> None:
-    """Methods side by side: rounds and bytes to a target, and time and money on networks where --network (or --up and --down)
-    asks for them.
+def compare_command(options: AnalysisOptions, outs: tuple[Path, ...], as_json: bool) -> None:
+    """Compare methods by the rounds and bytes to a target, and by time and cost on networks.
 
-    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
-    RUN that exists. Runs that differ by their seed alone are one method, shown by its median.
-    Without --target figures are those of whole runs. A setting that was tuned (in a sweep, or by --tune) is shown at the value
-    that gets to the target in the fewest rounds, or without one to the best accuracy.
+    Times need --network, or --up and --down. RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may
+    contain "="; it is the longest one for which RUN exists. Runs that differ only in their seed are one method, reported by its
+    median. Without --target, all figures are those of whole runs. A method with tuned settings (of a sweep, or by --tune) is
+    reported at the value that reaches the target in the fewest rounds; without --target, at the value with the best accuracy.
     """
     from fedsgd.analysis import tables
     from fedsgd.cli import terminal
 
     for out in outs:
         tables.check_table_path(out)
-    priced = options.has_link
-    given = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS, *PRICE_OPTIONS) if _is_explicit(name)]
-    if not priced and given:
-        option = f"--{given[0].removesuffix('_name').replace('_', '-')}"
+    explicit_options = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS, *PRICE_OPTIONS) if _is_explicit(name)]
+    if not options.has_link and explicit_options:
+        option = f"--{explicit_options[0].removesuffix('_name').replace('_', '-')}"
         raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")
-    terms = options.build_pricing_models() if priced else {}
-    comparison = options.compare(options.load_methods(), terms)
+    pricing_models = options.build_pricing_models() if options.has_link else {}
+    comparison = options.compare(options.load_methods(), pricing_models)
     for out in outs:
         tables.save_table(comparison, out)
     if as_json:

@@ -27,25 +27,27 @@ if TYPE_CHECKING:
     from fedsgd.scenario.scenario import Scenario
 
 
-@main.command()
+@main.command("flower")
 @scenario_options
 @click.option(
     "--nodes",
     type=click.IntRange(min=1),
     required=True,
     metavar="N",
-    help="SuperNodes that clients are spread over.",
+    help="Number of SuperNodes that share the clients.",
 )
-@click.option("--tls", is_flag=True, help="Let nodes and server talk by TLS, with certificates made on the spot.")
-@click.option("--measure-socket", is_flag=True, help="Count every byte on each node's connections, by a proxy before it.")
-@click.option("--keep-logs", type=UserPath(), metavar="DIR", help="Write the processes' logs there.")
-@click.option("--cold", is_flag=True, help="Start every ClientApp from nothing, as Flower does; otherwise it is forked, ready.")
-@click.option("--start-seconds", type=FiniteFloat(min=1), default=120.0, show_default=True, help="For all nodes to be ready.")
-@click.option("--round-seconds", type=FiniteFloat(min=1), default=600.0, show_default=True, help="For a node's answer.")
-@click.option("--out", type=UserPath(), help="Run folder to write. [default: runs/NAME-N, the next free N]")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run folder.")
+@click.option("--tls", is_flag=True, help="Connect nodes and server by TLS, with certificates made for this run.")
+@click.option("--measure-socket", is_flag=True, help="Count all bytes of each node's connections by a proxy.")
+@click.option("--keep-logs", type=UserPath(), metavar="DIR", help="Folder for the logs of the processes.")
+@click.option("--cold", is_flag=True, help="Start a Python process for every ClientApp, as Flower does, and fork none.")
+@click.option(
+    "--start-seconds", type=FiniteFloat(min=1), default=120.0, show_default=True, help="Limit for the start of all nodes."
+)
+@click.option("--round-seconds", type=FiniteFloat(min=1), default=600.0, show_default=True, help="Limit for a node's reply.")
+@click.option("--out", type=UserPath(), help="Run folder.  [default: runs/NAME-N, the next free N]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder.")
 @tracker_options
-def flower(
+def flower_command(
     options: ScenarioOptions,
     nodes: int,
     keep_logs: Path | None,
@@ -57,19 +59,19 @@ def flower(
 ) -> None:
     """Run SCENARIO (a TOML file) as a real deployment: Flower's SuperLink and N SuperNodes as processes of this machine.
 
-    Client c lives at node c mod N. The results, the run folder and its digests are those of `fedsgd run`; transport.parquet is
-    added, with what became of the frames on their way: frames, Flower's messages and, if they were counted, bytes on sockets.
+    Node c mod N holds client c. Results, run folder and digests are those of `fedsgd run`. In addition, transport.parquet lists
+    the bytes of the frames, of Flower's messages and, with --measure-socket, on sockets.
 
-    A node that dies, or does not answer in time, ends the run, or with [participation] on_failure = "continue" counts as
-    clients whose replies never arrived. Everything that was started is stopped, however the run ends.
+    If a node dies or does not reply in time, the run ends. With [participation] on_failure = "continue", the run continues and
+    the node's clients count as dropouts. All processes are stopped at the end of the run, also after an error.
     """
     from fedsgd.scenario.scenario import errors_in_file
 
     scenario = options.load()
     trackers = trackers_from_options(track, networks)
-    clients = scenario.data.n_clients
-    if clients is not None and nodes > clients:
-        raise click.BadParameter(f"got {nodes}, but there are {clients} clients to be spread over them", param_hint="--nodes")
+    n_clients = scenario.data.n_clients
+    if n_clients is not None and nodes > n_clients:
+        raise click.BadParameter(f"got {nodes}, expected at most {n_clients}, the number of clients", param_hint="--nodes")
     with errors_in_file(options.scenario), claim_numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
         _deploy(scenario, options, folder, nodes=nodes, warm=not cold, logs=keep_logs, trackers=trackers, **settings)
 
@@ -80,14 +82,14 @@ def _deploy(scenario: Scenario, options: ScenarioOptions, out: Path, trackers: S
     with (
         mention_partial_ledger(out),
         print_warnings(options.quiet),
-        terminal.show_deployment_progress(scenario, options.quiet) as shown,
-        with_trackers(trackers, scenario, out, shown) as (watched, followed),
+        terminal.show_deployment_progress(scenario, options.quiet) as progress,
+        with_trackers(trackers, scenario, out, progress) as (callbacks, tracker_group),
     ):
         from fedsgd.flower.deployment import deploy
 
-        deployed = deploy(scenario, out, data=options.data, callbacks=watched, **settings)
-        followed.end(RunFinished(deployed.summary))
+        result = deploy(scenario, out, data=options.data, callbacks=callbacks, **settings)
+        tracker_group.end(RunFinished(result.summary))
     if options.as_json:
-        echo_json(json.dumps(deployed.summary, indent=2))
+        echo_json(json.dumps(result.summary, indent=2))
     else:
-        terminal.print_result(deployed)
+        terminal.print_result(result)

@@ -16,12 +16,14 @@ COMPONENT_FAMILIES = ("compressors", "datasets", "durations", "models", "optimiz
 PROFILE_FAMILIES = ("networks", "devices")
 
 
-@main.command(name="list")
+@main.command("list")
 @click.argument("family", type=click.Choice((*COMPONENT_FAMILIES, *PROFILE_FAMILIES)), required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def list_members(family: str | None, as_json: bool) -> None:
-    """List what a scenario can name, with keys and defaults: one FAMILY, or all of them; or, where FAMILY is networks or
-    devices, what a price can name, each with the source of its figures."""
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(family: str | None, as_json: bool) -> None:
+    """List the components of a scenario with their keys and defaults: those of one FAMILY, or all.
+
+    The families networks and devices list profiles for `fedsgd price`, each with the source of its figures.
+    """
     from fedsgd.scenario import parsing
 
     if family in PROFILE_FAMILIES:
@@ -37,10 +39,10 @@ def list_members(family: str | None, as_json: bool) -> None:
         if not family:
             echo(name, bold=True)
         for member in members:
-            shown = {key: _format_default(value, member["options"].get(key, ())) for key, value in member["keys"].items()}
-            keys = ", ".join(f"{key} = {value}" for key, value in shown.items())
-            also = f" (or {', '.join(member['also'])})" if member["also"] else ""
-            echo(f"  {click.style(member['name'], fg='cyan')}{also}: {member['summary']}")
+            defaults = {key: _format_default(value, member["options"].get(key, ())) for key, value in member["keys"].items()}
+            keys = ", ".join(f"{key} = {value}" for key, value in defaults.items())
+            aliases = f" (or {', '.join(member['also'])})" if member["also"] else ""
+            echo(f"  {click.style(member['name'], fg='cyan')}{aliases}: {member['summary']}")
             if keys:
                 echo(f"      {keys}", dim=True)
 
@@ -48,18 +50,18 @@ def list_members(family: str | None, as_json: bool) -> None:
 def _list_profiles(kind: str, as_json: bool) -> None:
     from fedsgd.network.profiles import load_devices, load_networks
 
-    known: Mapping[str, Any] = load_networks() if kind == "networks" else load_devices()
+    profiles: Mapping[str, Any] = load_networks() if kind == "networks" else load_devices()
     if as_json:
-        echo_json(json.dumps({name: asdict(profile) for name, profile in known.items()}, indent=2))
+        echo_json(json.dumps({name: asdict(profile) for name, profile in profiles.items()}, indent=2))
         return
-    for name, profile in known.items():
+    for name, profile in profiles.items():
         echo(f"  {click.style(name, fg='cyan')}: {profile.title}: {profile}")
         echo(f"      {profile.source}", dim=True)
 
 
 def _format_default(default: Any, options: Sequence[Any]) -> str:
-    """Return a key's default nearly as TOML has it, or that there is none; then its other options."""
-    others = [json.dumps(value) for value in options if value != default]
+    """Return a key's default, spelled nearly as in TOML, "(unset)" or "(required)", and then its other options."""
+    alternatives = [json.dumps(value) for value in options if value != default]
     if default in (None, "required"):
-        return " | ".join(["(unset)" if default is None else "(required)", *others])
-    return " | ".join([json.dumps(default), *others])
+        return " | ".join(["(unset)" if default is None else "(required)", *alternatives])
+    return " | ".join([json.dumps(default), *alternatives])

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 LINK_OPTIONS = ("up", "down", "latency", "jitter", "spread", "trace", "server_up", "server_down", "broadcast")
 PRICE_OPTIONS = ("price_per_gigabyte", "measured_coding")
 OTHER_OPTIONS = ("overhead_up", "overhead_down", "device_name", "flops", "device_spread", "server_name", "deadline")
+"""Parameters of commands that price runs: those of the network, those of the prices, and all others."""
 
 
 class UserPath(click.Path):
-    """A path, in which a leading `~` is the home folder, also where the shell leaves it: --out=~/runs."""
+    """Path whose leading `~` is the home folder, also where the shell does not expand it, as in --out=~/runs."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -42,7 +43,7 @@ class UserPath(click.Path):
 
 
 class FiniteFloat(click.FloatRange):
-    """A number that is one: neither NaN nor infinite."""
+    """Number in a range, neither NaN nor infinite."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -53,7 +54,16 @@ class FiniteFloat(click.FloatRange):
 
 @dataclass(frozen=True)
 class ScenarioOptions:
-    """What every command that reads a scenario is given."""
+    """Options of a command that reads a scenario.
+
+    Attributes:
+        scenario: TOML file.
+        settings: overrides, each as KEY=VALUE.
+        data: folder of data files.
+        seed: seed in place of the scenario's.
+        as_json: whether JSON is printed, and nothing else, on standard output.
+        quiet: whether no progress is printed.
+    """
 
     scenario: Path
     settings: tuple[str, ...]
@@ -63,7 +73,7 @@ class ScenarioOptions:
     quiet: bool
 
     def load(self) -> Scenario:
-        """The scenario with its overrides."""
+        """Return the scenario with its overrides."""
         from fedsgd.scenario.overrides import parse_setting
         from fedsgd.scenario.scenario import load
 
@@ -74,7 +84,7 @@ class ScenarioOptions:
 
 
 def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the parameters of `ScenarioOptions` in front of its own."""
+    """Add the parameters of `ScenarioOptions` to a command, before its own parameters."""
 
     @functools.wraps(command)
     def wrapper(
@@ -84,11 +94,11 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
         seed: int | None,
         as_json: bool,
         quiet: bool,
-        **own: Any,
+        **command_options: Any,
     ) -> None:
-        if quiet:  # the datasets library has progress bars of its own
+        if quiet:  # the Hugging Face library `datasets` also prints progress bars
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        command(ScenarioOptions(scenario, settings, data, seed, as_json, quiet), **own)
+        command(ScenarioOptions(scenario, settings, data, seed, as_json, quiet), **command_options)
 
     decorators = [
         click.argument("scenario", type=UserPath()),
@@ -97,8 +107,8 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
             "settings",
             metavar="KEY=VALUE",
             multiple=True,
-            help="Override a key of the scenario, e.g. uplink.compressor.density=0.1. Repeatable. Setting a `name` resets the "
-            "other keys of that component to the new member's defaults.",
+            help="Override a key of the scenario, e.g. uplink.compressor.density=0.1. Repeatable. A new `name` of a component "
+            "resets its other keys to the defaults.",
         ),
         click.option("--data", type=UserPath(), envvar="FEDSGD_DATA", show_envvar=True, help="Folder of data files."),
         click.option("--seed", type=int, help="Override the scenario's seed."),
@@ -111,20 +121,20 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parse_run_specs(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> list[RunSpec]:
-    """Return a path each, or (label, path) of LABEL=PATH where there is no path of the whole text."""
+    """Return a path for each text, or (label, path) for LABEL=PATH if the whole text is no existing path."""
     return [_parse_run_spec(text) for text in texts]
 
 
 def _parse_run_spec(text: str) -> RunSpec:
-    """Split LABEL=PATH at the last "=" behind which a path exists, at the first "=" where none does."""
-    whole = expand_user_path(text)
-    if "=" not in text or whole.exists():
-        return whole
-    places = [at for at, character in enumerate(text) if character == "="]
-    at = next((at for at in reversed(places) if _path_exists(text[at + 1 :])), places[0])
-    if not text[:at].strip():
+    """Split LABEL=PATH at the last "=" that an existing path follows, or at the first "=" if none exists."""
+    path = expand_user_path(text)
+    if "=" not in text or path.exists():
+        return path
+    positions = [i for i, character in enumerate(text) if character == "="]
+    split = next((i for i in reversed(positions) if _path_exists(text[i + 1 :])), positions[0])
+    if not text[:split].strip():
         raise ScenarioError(f"{text}: the label is empty, expected LABEL=PATH, or a path alone")
-    return text[:at], expand_user_path(text[at + 1 :])
+    return text[:split], expand_user_path(text[split + 1 :])
 
 
 def _path_exists(path: str) -> bool:
@@ -133,9 +143,18 @@ def _path_exists(path: str) -> bool:
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """What every command that reads finished runs is given: the runs, the target, what was tuned; and what a price is for:
-    networks' names, the price of bytes, whether coding is by the clock, and all other options, as `fedsgd.network.ask` has
-    them."""
+    """Options of a command that reads finished runs.
+
+    Attributes:
+        runs: run folders, folders of run folders, and sweeps, with labels.
+        target: accuracy to be reached; None for whole runs.
+        tuned: settings that were tuned, as dotted keys.
+        quiet: whether no progress is printed.
+        networks: names of networks, separated by commas.
+        price_per_gigabyte: price of 10⁹ bytes.
+        measured_coding: whether coding times are those that the runs measured.
+        pricing_options: all other options, by the parameters of `fedsgd.network.build_pricing_model`.
+    """
 
     runs: list[RunSpec]
     target: float | None
@@ -148,27 +167,27 @@ class AnalysisOptions:
 
     @property
     def has_link(self) -> bool:
-        """Whether it is said what network to price on."""
+        """True if the options name or describe a network."""
         return self.networks is not None or self.pricing_options["up"] is not None or self.pricing_options["trace"] is not None
 
     def build_pricing_models(self, network_names: str | None = None) -> dict[str, PricingModel]:
-        """Return the terms by heading, for each network asked for, or for the network that the options describe.
+        """Return pricing models by heading: one for each named network, or one for the network that the options describe.
 
         Args:
-            networks: names to use in place of those that were given.
+            network_names: names of networks, separated by commas, in place of those of the options.
         """
         from fedsgd.network import build_pricing_model, format_network_label
 
-        asked = network_names or self.networks
-        if not asked:
+        names = network_names or self.networks
+        if not names:
             return {"as given": build_pricing_model(None, **self.pricing_options)}
-        terms = {
-            name: build_pricing_model(name, **self.pricing_options) for name in dict.fromkeys(map(str.strip, asked.split(",")))
+        models = {
+            name: build_pricing_model(name, **self.pricing_options) for name in dict.fromkeys(map(str.strip, names.split(",")))
         }
-        return {format_network_label(name, each): each for name, each in terms.items()}
+        return {format_network_label(name, model): model for name, model in models.items()}
 
     def load_methods(self) -> list[Method]:
-        """What the runs are; what is left out is said."""
+        """Read the runs as methods, and print a line for each run that is ignored."""
         from fedsgd.analysis import load_methods
         from fedsgd.cli import terminal
 
@@ -176,7 +195,7 @@ class AnalysisOptions:
             return load_methods(self.runs, self.target, self.tuned, print_note)
 
     def compare(self, methods: Sequence[Method], pricing_models: dict[str, PricingModel]) -> Comparison:
-        """The methods side by side."""
+        """Compare the methods, with a spinner while the ledgers are replayed."""
         from fedsgd.analysis.comparison import compare as compare_methods
         from fedsgd.cli import terminal
 
@@ -185,13 +204,13 @@ class AnalysisOptions:
 
 
 def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the parameters of `AnalysisOptions` in front of its own."""
+    """Add the parameters of `AnalysisOptions` to a command, before its own parameters."""
 
     @functools.wraps(command)
     def wrapper(**options: Any) -> None:
-        priced = {name: options.pop(name) for name in (*LINK_OPTIONS, *OTHER_OPTIONS)}
-        asked = {f.name: options.pop(f.name) for f in fields(AnalysisOptions) if f.name != "pricing_options"}
-        command(AnalysisOptions(**asked, pricing_options=priced), **options)
+        pricing_options = {name: options.pop(name) for name in (*LINK_OPTIONS, *OTHER_OPTIONS)}
+        run_options = {f.name: options.pop(f.name) for f in fields(AnalysisOptions) if f.name != "pricing_options"}
+        command(AnalysisOptions(**run_options, pricing_options=pricing_options), **options)
 
     for decorate in reversed((*_build_run_options(), *_build_pricing_options())):
         wrapper = decorate(wrapper)
@@ -201,13 +220,15 @@ def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
 def _build_run_options() -> list[Callable[..., Any]]:
     return [
         click.argument("runs", nargs=-1, required=True, metavar="RUN...", callback=_parse_run_specs),
-        click.option("--target", type=FiniteFloat(0, 1, min_open=True), help="Accuracy to be reached, by McMahan's rule."),
+        click.option(
+            "--target", type=FiniteFloat(0, 1, min_open=True), help="Test accuracy to be reached, by the rule of McMahan et al."
+        ),
         click.option(
             "--tune",
             "tuned",
             metavar="KEY",
             multiple=True,
-            help="Show each method at its best value of this setting. Repeatable; a sweep says by itself what was tuned.",
+            help="Report each method at its best value of this setting. Repeatable. Sweeps record what was tuned.",
         ),
         click.option("--quiet", is_flag=True, help="Show no progress."),
     ]
@@ -215,66 +236,87 @@ def _build_run_options() -> list[Callable[..., Any]]:
 
 def _build_pricing_options() -> list[Callable[..., Any]]:
     return [
-        click.option("--network", "networks", metavar="NAME,...", help="Networks by name; `fedsgd list networks` has them."),
-        click.option("--up", metavar="RATE", help="Uplink of the client in the middle, e.g. 2Mbit/s."),
-        click.option("--down", metavar="RATE", help="Its downlink, e.g. 10Mbit/s."),
-        click.option("--latency", metavar="TIME", help="One way, half of a ping, e.g. 25ms."),
-        click.option("--jitter", metavar="TIME", help="Mean of an exponential delay that each message has beside."),
+        click.option("--network", "networks", metavar="NAME,...", help="Networks by name, see `fedsgd list networks`."),
+        click.option("--up", metavar="RATE", help="Uplink speed of the median client, e.g. 2Mbit/s."),
+        click.option("--down", metavar="RATE", help="Downlink speed of the median client, e.g. 10Mbit/s."),
+        click.option("--latency", metavar="TIME", help="One-way latency, half of a ping, e.g. 25ms."),
+        click.option("--jitter", metavar="TIME", help="Mean of an exponential delay, added to each message."),
         click.option(
-            "--spread", type=FiniteFloat(0), help="Log-normal rates: 0.5 puts two clients in three within a factor 1.65."
+            "--spread",
+            type=FiniteFloat(0),
+            help="Spread of log-normal speeds: with 0.5, two of three clients are within a factor of 1.65.",
         ),
         click.option(
             "--trace",
             type=UserPath(),
-            help="Links as measured: a CSV file with the columns client, "
+            help="CSV file of measured links with the columns client, "
             "up_bits_per_second, down_bits_per_second, latency_seconds.",
         ),
         click.option(
-            "--server-up", metavar="RATE", help="What the server's link takes in from all clients. [default: no limit]"
+            "--server-up", metavar="RATE", help="Speed at which the server receives from all clients.  [default: no limit]"
         ),
-        click.option("--server-down", metavar="RATE", help="What it gives out to all clients. [default: no limit]"),
-        click.option("--broadcast", is_flag=True, help="All clients hear one channel: each distinct frame goes down once."),
-        click.option("--overhead-up", metavar="SIZE", help="What the transport adds to a message; Flower about 12kB."),
-        click.option("--overhead-down", metavar="SIZE", help="The same for the downlink; Flower about 3kB."),
         click.option(
-            "--device", "device_name", metavar="NAME", default="phone", show_default=True, help="What clients compute on."
+            "--server-down", metavar="RATE", help="Speed at which the server sends to all clients.  [default: no limit]"
         ),
-        click.option("--flops", metavar="RATE", help="Their sustained throughput in training, e.g. 10GFLOP/s."),
+        click.option("--broadcast", is_flag=True, help="Broadcast channel: each distinct frame is sent down once."),
         click.option(
-            "--device-spread", type=FiniteFloat(0), default=0.0, help="Log-normal speeds of clients.  [default: all alike]"
+            "--overhead-up", metavar="SIZE", help="Bytes that the transport adds to an uplink message; about 12kB for Flower."
         ),
-        click.option("--server", "server_name", metavar="NAME", default="server", show_default=True, help="What aggregates."),
-        click.option("--deadline", metavar="TIME", help="How long the server waits for a reply that never comes."),
-        click.option("--price-per-gigabyte", type=FiniteFloat(0, min_open=True), help="What 1e9 bytes cost, in your currency."),
+        click.option(
+            "--overhead-down", metavar="SIZE", help="Bytes that the transport adds to a downlink message; about 3kB for Flower."
+        ),
+        click.option(
+            "--device", "device_name", metavar="NAME", default="phone", show_default=True, help="Device of the clients."
+        ),
+        click.option("--flops", metavar="RATE", help="Sustained throughput of a client in training, e.g. 10GFLOP/s."),
+        click.option(
+            "--device-spread",
+            type=FiniteFloat(0),
+            default=0.0,
+            help="Spread of log-normal device speeds.  [default: equal speeds]",
+        ),
+        click.option(
+            "--server", "server_name", metavar="NAME", default="server", show_default=True, help="Device of the server."
+        ),
+        click.option("--deadline", metavar="TIME", help="Time that the server waits for a reply that is lost."),
+        click.option("--price-per-gigabyte", type=FiniteFloat(0, min_open=True), help="Price of 1e9 bytes, in any currency."),
         click.option(
             "--measured-coding",
             is_flag=True,
-            help="Time encoding and decoding by the clock of the machine that made each run, in the median and, in [ ], with "
-            "the first and the ninth decile.  [default: by the table of codec costs, so that equal runs have equal prices]",
+            help="Take coding times from the clock of the machine that made each run: the median and, in [ ], the first and "
+            "ninth decile.  [default: from the table of codec costs, so that equal runs have equal prices]",
         ),
     ]
 
 
 def print_note(text: str) -> None:
-    """What has to be known beside the results."""
+    """Print a remark on the results on standard error."""
     echo(f"fedsgd: {text}", err=True)
+
+
+def mention_shared_cores(n_processes: int, noun: str, quiet: bool) -> None:
+    """Print a line if there are more processes than cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if n_processes > cores and not quiet:
+        shared = f"{n_processes} {noun} share {cores} core{'s' * (cores > 1)}"
+        echo(f"fedsgd: {shared}: they are no faster than {cores} {noun if cores > 1 else noun.removesuffix('s')}", err=True)
 
 
 @contextmanager
 def mention_partial_ledger(out: Path) -> Iterator[None]:
-    """Where a run breaks off, say where its ledger is, if there is one."""
+    """Print the place of the ledger if the run is interrupted and has one."""
     try:
         yield
     except (RunError, WireError, DeploymentError, KeyboardInterrupt):
         ledger = out / "ledger.parquet"
         if ledger.is_file() or (ledger.is_dir() and any(ledger.iterdir())):
-            echo(f"fedsgd: the ledger up to there is in {out / 'ledger.parquet'}", err=True)
+            echo(f"fedsgd: {ledger} has the ledger of the rounds so far", err=True)
         raise
 
 
 @contextmanager
 def claim_numbered_folder(name: str) -> Iterator[Path]:
-    """runs/NAME-N with the lowest N that is free, claimed by making it; gone again if nothing was written to it."""
+    """Create runs/NAME-N with the lowest free N, and remove it afterwards if it is empty."""
     runs = Path("runs")
     for n in itertools.count(1):
         folder = runs / f"{name}-{n}"
@@ -284,10 +326,10 @@ def claim_numbered_folder(name: str) -> Iterator[Path]:
         except FileExistsError:
             continue
         except OSError as error:
-            raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose a folder with --out") from None
+            raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose a folder with --out") from None
     try:
         yield folder
     finally:
-        for made in (folder, runs):
+        for path in (folder, runs):
             with suppress(OSError):
-                made.rmdir()
+                path.rmdir()

@@ -12,14 +12,15 @@ from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
 from fedsgd.cli.streams import echo, echo_json
 
 
-@main.command()
+@main.command("partition")
 @scenario_options
-@click.option("--picture", type=UserPath(), help="Also draw it: a file that ends in .png or .svg.")
-def partition(options: ScenarioOptions, picture: Path | None) -> None:
-    """Show how SCENARIO splits its data over clients: how many examples of which class each trains on.
+@click.option("--picture", type=UserPath(), help="Also draw the partition to this file, .png or .svg.")
+def partition_command(options: ScenarioOptions, picture: Path | None) -> None:
+    """Show the partition of SCENARIO: examples of each class that each client trains on.
 
-    Up to 20 clients have a row each, more are summarised; a picture has a bar for each of up to 40, or a map. "distance" is the
-    total variation between a client's class distribution and that of all clients: 0 the same, 1 nothing in common.
+    The table has a row for each of up to 20 clients, and quantiles for more. The picture has a bar for each of up to 40
+    clients, and a map for more. "distance" is the total variation between a client's class distribution and the one of all
+    clients: 0 for equal distributions, 1 for no class in common.
     """
     from fedsgd.cli import terminal
     from fedsgd.experiment.partition_summary import summarize_partition
@@ -31,12 +32,12 @@ def partition(options: ScenarioOptions, picture: Path | None) -> None:
 
         check_picture_path(picture)
     with errors_in_file(options.scenario), terminal.spinner(f"reading {scenario.data.source.name}", options.quiet):
-        split = summarize_partition(scenario, options.data)
+        summary = summarize_partition(scenario, options.data)
         if picture is not None:
-            draw_partition(split, picture)
+            draw_partition(summary, picture)
     if options.as_json:
-        echo_json(json.dumps(split.to_json()))
+        echo_json(json.dumps(summary.to_json()))
     else:
-        terminal.print_partition(split)
+        terminal.print_partition(summary)
     if picture is not None:
         echo(f"drawn to {picture}", err=True)

@@ -9,32 +9,33 @@ from fedsgd.cli.options import AnalysisOptions, analysis_options
 from fedsgd.cli.streams import echo_json
 
 
-@main.command()
+@main.command("price")
 @analysis_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
-def price(options: AnalysisOptions, as_json: bool) -> None:
-    """How long finished runs would take on other networks, and what they would cost. Nothing is trained again.
+def price_command(options: AnalysisOptions, as_json: bool) -> None:
+    """Compute the time and cost of finished runs on other networks, without training.
 
-    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
-    RUN that exists. Runs that differ by their seed alone are one method. A round lasts until its slowest client is
-    done with download, computing, encoding and upload, and the server with decoding. Coding is counted by a table of codec
-    costs, so that runs of equal digests have equal prices.
-    Break-even: the uplink speed below which one method is sooner at the target than the other, the ratio of down to up and the
-    latency kept.
+    RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "="; it is the longest one for which
+    RUN exists. Runs that differ only in their seed are one method. A round ends when its slowest client has downloaded,
+    trained, encoded and uploaded, and the server has decoded. Coding times follow a table of codec costs, so that runs of equal
+    digests have equal prices.
 
-    A run whose participation depended on time (a deadline, over-selection) is refused: on another network it would have been
-    another run.
+    Break-even: the uplink speed below which one method reaches the target before the other. The ratio of downlink to uplink
+    speed and the latency are constant.
+
+    Runs whose participation depended on time (by a deadline or over-selection) are refused: on another network, other clients
+    would have taken part.
     """
     from fedsgd.analysis import tables
     from fedsgd.analysis.pricing import require_time_independent
     from fedsgd.cli import terminal
 
-    terms = options.build_pricing_models()
+    pricing_models = options.build_pricing_models()
     methods = options.load_methods()
     for method in methods:
         for run in method.runs:
             require_time_independent(run)
-    comparison = options.compare(methods, terms)
+    comparison = options.compare(methods, pricing_models)
     if as_json:
         echo_json(tables.to_json(comparison))
     else:

@@ -13,12 +13,12 @@ from fedsgd.cli.streams import echo
 from fedsgd.errors import OutputError
 
 
-@main.command()
+@main.command("report")
 @analysis_options
 @click.option(
     "--out",
     type=UserPath(),
-    help="The page, or with --format a folder for figures.  [default: report.html, or figures]",
+    help="File for the page; with --format, folder for the figures.  [default: report.html, or figures]",
 )
 @click.option(
     "--format",
@@ -26,21 +26,22 @@ from fedsgd.errors import OutputError
     type=click.Choice(("html", "pdf", "svg", "png")),
     default="html",
     show_default=True,
-    help="One page to be used, or figures for a paper, a file each.",
+    help="An interactive page, or figures for a paper, one file each.",
 )
-@click.option("--title", help="[default: the scenario's name]")
-def report(
+@click.option("--title", help="Title of the page.  [default: the scenario's name]")
+def report_command(
     options: AnalysisOptions,
     out: Path | None,
     file_format: Literal["html", "pdf", "svg", "png"],
     title: str | None,
 ) -> None:
-    """A page that answers what a federation costs, from finished runs: one file that works offline, with sliders for uplink,
-    downlink and latency that price the runs anew.
+    """Write a page, or figures, about the cost of finished runs.
 
-    RUN is a run folder, a folder of them, or a sweep; or LABEL=RUN, where LABEL may hold "=": it is the longest with a
-    RUN that exists. The page begins with the network that is asked for, by default 4g, and with the target that is given,
-    or the runs' own, or the highest that all methods reach.
+    The page is one file that works offline. Its sliders for uplink, downlink and latency reprice the runs.
+
+    RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "="; it is the longest one for which
+    RUN exists. The page starts with the network of the options (default: 4g) and with --target. Without --target, it starts
+    with the target of the runs' scenarios, or with the highest one that all methods reach.
     """
     from fedsgd.analysis.report import write_report
     from fedsgd.cli import terminal
@@ -49,25 +50,25 @@ def report(
         out = Path("report.html" if file_format == "html" else "figures")
     if file_format == "html" and out.is_dir():
         raise OutputError(f"{out}: is a folder, expected a file for the page")
-    (name, terms), *more = options.build_pricing_models(None if options.has_link else "4g").items()
-    if more:
+    (name, pricing_model), *further_networks = options.build_pricing_models(None if options.has_link else "4g").items()
+    if further_networks:
         raise click.BadParameter(
-            f"got {options.networks}, expected one: the page begins with it, and has all others to choose",
+            f"got {options.networks}, expected one network: the page starts with it and offers all others",
             param_hint="--network",
         )
     with terminal.spinner("reading runs and replaying ledgers", options.quiet):
-        written = write_report(
+        paths = write_report(
             options.runs,
             out,
             file_format,
             target=options.target,
             tuned=options.tuned,
             network_name=name,
-            pricing_model=terms,
+            pricing_model=pricing_model,
             price_per_gigabyte=options.price_per_gigabyte,
             title=title,
             measured_coding=options.measured_coding,
             on_notice=print_note,
         )
-    for path in written:
+    for path in paths:
         echo(f"written to {path}")

@@ -1,4 +1,4 @@
-"""Standard output and error, whatever characters they can hold."""
+"""Standard output and error in any encoding, and on a full disk."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 import click
 
 ERROR_HANDLER = "fedsgd-readable"
-"""Error handler of `codecs` under which each character that a stream cannot hold is written as readable ASCII."""
+"""Error handler of `codecs` that replaces characters which a stream cannot encode by readable ASCII."""
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 ASCII_SUBSTITUTES = {
     "×": "x", "·": ".", "•": "*", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "←": "<-", "≤": "<=", "≥": ">=",
     "≈": "~", "±": "+-", "∞": "inf", "∈": "in", "√": "sqrt", "‖": "||", "⟨": "<", "⟩": ">", "′": "'", "‘": "'", "’": "'",
     "“": '"', "”": '"', "°": "deg", "€": "EUR", "ß": "ss", "µ": "u",
 }  # fmt: skip
-"""ASCII text that looks like a character, or says the same."""
+"""ASCII text of similar look or meaning, by character."""
 
 
 def make_readable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Substitute the characters that a stream cannot hold; the bytes of a file name that is not text stay what they are."""
+    """Replace characters that a stream cannot encode; bytes of a file name that is not text are unchanged."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -34,7 +34,7 @@ def make_readable(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _to_ascii(character: str) -> str:
-    """Return the closest ASCII text: a substitute, the letter without its accent, a Greek letter's name, or "?"."""
+    """Return the closest ASCII text: a substitute, the letter without its accent, the name of a Greek letter, or "?"."""
     if character in ASCII_SUBSTITUTES:
         return ASCII_SUBSTITUTES[character]
     plain = "".join(c for c in unicodedata.normalize("NFKD", character) if c.isascii())
@@ -52,7 +52,7 @@ codecs.register_error(ERROR_HANDLER, make_readable)
 
 
 def make_streams_safe() -> None:
-    """Let standard output and error hold every character, by a substitute where their encoding lacks it."""
+    """Let standard output and error replace characters that their encoding lacks, in place of an exception."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
             reconfigure = getattr(stream, "reconfigure", None)
@@ -61,15 +61,15 @@ def make_streams_safe() -> None:
 
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True, **style: Any) -> None:
-    """Print a line, with a style where there is a terminal.
+    """Print a line, with a style if the stream is a terminal.
 
-    Same as `click.echo`, but click writes UTF-8 to a stream whose encoding is ASCII.
+    Same as `click.echo`, but `click.echo` writes UTF-8 to a stream whose encoding is ASCII.
     """
     click.echo(click.style(text, **style) if style else text, file=sys.stderr if err else sys.stdout, nl=nl)
 
 
 def echo_json(text: str) -> None:
-    """Print JSON, in ASCII where the stream cannot hold it: other characters occur in strings alone, and are escaped."""
+    """Print JSON; if the stream cannot encode a character, escape all that are not ASCII, which only occur in strings."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
@@ -83,7 +83,7 @@ def _escape_non_ascii(match: re.Match[str]) -> str:
 
 
 def drop_output() -> None:
-    """Discard what is buffered for a standard output that takes no more, so that Python does not try again at its end."""
+    """Discard the buffer of a standard output that cannot be written, so that Python does not fail on it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -91,6 +91,6 @@ def drop_output() -> None:
 
 
 def report_disk_full(error: OSError) -> None:
-    """Print which file takes no more, or that standard output does not, after what is buffered for it is discarded."""
+    """Print the file, or standard output, that a full disk affects; discard the buffer of standard output first."""
     drop_output()
     echo(f"fedsgd: {error.filename or 'standard output'}: {os.strerror(error.errno or errno.ENOSPC)}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -11,35 +10,37 @@ from pathlib import Path
 import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
-from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
+from fedsgd.cli.options import ScenarioOptions, UserPath, mention_shared_cores, scenario_options
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.tracking import print_warnings
 from fedsgd.system.forkserver import MAX_PROCESSES, MAX_SEEDS
 
 
-@main.command()
+@main.command("sweep")
 @scenario_options
 @click.option(
     "--methods",
     type=UserPath(),
     metavar="FILE",
-    help="TOML: a table of settings for each method, by its label.",
+    help="TOML file with a table of settings for each method, named by its label.",
 )
 @click.option(
     "--grid",
     metavar="KEY=V1,V2,...",
     multiple=True,
-    help="Run every value of a key, e.g. uplink.compressor.density=0.001,0.01. Repeatable: all combinations. Values that hold "
-    "commas are given as a TOML array: KEY=[V1, V2].",
+    help="Run every value of a key, e.g. uplink.compressor.density=0.001,0.01. Repeatable: all combinations are run. Write "
+    "values that contain commas as a TOML array: KEY=[V1, V2].",
 )
-@click.option("--tune", metavar="KEY=V1,V2,...", multiple=True, help="The same, for what a comparison takes the best value of.")
+@click.option(
+    "--tune", metavar="KEY=V1,V2,...", multiple=True, help="As --grid; comparisons report each method at its best value."
+)
 @click.option(
     "--seeds",
     type=click.IntRange(1, MAX_SEEDS),
     default=1,
     show_default=True,
     metavar="N",
-    help="Seeds, from the scenario's own on.",
+    help="Number of seeds, counted up from the seed of the scenario.",
 )
 @click.option(
     "--jobs",
@@ -47,12 +48,12 @@ from fedsgd.system.forkserver import MAX_PROCESSES, MAX_SEEDS
     default=1,
     show_default=True,
     metavar="N",
-    help="Cells at a time, each in a process. Results do not depend on it.",
+    help="Number of cells that run at a time, each in a process. Results do not depend on N.",
 )
-@click.option("--out", type=UserPath(), help="Folder of the sweep. [default: runs/NAME-sweep]")
-@click.option("--overwrite", is_flag=True, help="Run cells anew that are finished with another scenario.")
+@click.option("--out", type=UserPath(), help="Folder of the sweep.  [default: runs/NAME-sweep]")
+@click.option("--overwrite", is_flag=True, help="Run cells again that were finished with another scenario.")
 @click.option("--retry-failed", is_flag=True, help="Run cells again that failed.")
-def sweep(
+def sweep_command(
     options: ScenarioOptions,
     methods: Path | None,
     grid: tuple[str, ...],
@@ -63,38 +64,37 @@ def sweep(
     overwrite: bool,
     retry_failed: bool,
 ) -> None:
-    """Run SCENARIO with every method, grid value, tuned value and seed, each into a run folder below one folder.
+    """Run SCENARIO with every method, grid value, tuned value and seed.
 
-    A methods file has a table for each method: its name is the label, its content settings over the scenario:
+    Each run has a run folder in the folder of the sweep. A methods file has a table for each method. The name of the table is
+    the method's label, and its keys override settings of the scenario:
 
     \b
         ["top-k 1 %"]
         uplink.compressor = { name = "top-k", density = 0.01 }
         uplink.error_feedback = "persist"
 
-    The same command again runs only what is not finished. More seeds, values or methods keep what is; finished cells that are
-    no longer asked for stay listed in sweep.json. A cell that is finished with another scenario is refused. A run that
-    diverges is a result, and is not run again.
+    The same command resumes a sweep and runs only unfinished cells. More seeds, values or methods add cells. Finished cells
+    that a command no longer includes stay in sweep.json. A cell that was finished with another scenario is refused, unless
+    --overwrite is given. A run that diverges is a result and is not repeated.
 
-    Exit status 1 if a cell failed in any other way.
+    Exit status 1 if a cell failed for another reason than divergence.
     """
     from fedsgd.cli import terminal
     from fedsgd.sweeps import parse_grids
-    from fedsgd.sweeps.runner import sweep as make
+    from fedsgd.sweeps.runner import sweep as run_sweep
 
     scenario, grids, tuned, quiet = options.load(), parse_grids(grid, "--grid"), parse_grids(tune, "--tune"), options.quiet
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jobs > cores and not quiet:
-        echo(f"fedsgd: {jobs} jobs share {cores} core{'s' * (cores > 1)}: no faster than {cores} would be", err=True)
+    mention_shared_cores(jobs, "jobs", quiet)
     folder = Path("runs") / f"{scenario.name}-sweep" if out is None else out
-    # What somebody's own module prints does not get into our output.
+    # output of a user's module must not mix with the JSON on standard output
     with (
         _mention_finished_cells(folder),
         print_warnings(quiet),
-        terminal.show_sweep_progress(quiet) as shown,
+        terminal.show_sweep_progress(quiet) as callbacks,
         redirect_stdout(sys.stderr),
     ):
-        made = make(
+        result = run_sweep(
             scenario,
             methods=methods,
             grid=grids,
@@ -105,19 +105,19 @@ def sweep(
             data=options.data,
             overwrite=overwrite,
             retry_failed=retry_failed,
-            **shown._asdict(),
+            **callbacks._asdict(),
         )
     if options.as_json:
-        echo_json(made.to_json())
+        echo_json(result.to_json())
     else:
-        terminal.print_sweep(made)
-    if any(cell.state == "failed" and not cell.diverged for cell in made.cells):
+        terminal.print_sweep(result)
+    if any(cell.state == "failed" and not cell.diverged for cell in result.cells):
         click.get_current_context().exit(EXIT_FAILURE)
 
 
 @contextmanager
 def _mention_finished_cells(out: Path) -> Iterator[None]:
-    """Print what is stored where a sweep breaks off."""
+    """Print the number of stored cells if the sweep is interrupted."""
     from fedsgd.errors import FedsgdError, OutputError, ScenarioError
     from fedsgd.sweeps import SWEEP_FILE, Sweep
 
@@ -126,6 +126,7 @@ def _mention_finished_cells(out: Path) -> Iterator[None]:
     except (FedsgdError, KeyboardInterrupt) as error:
         if not isinstance(error, ScenarioError | OutputError) and (out / SWEEP_FILE).is_file():
             cells = Sweep.read(out).cells
-            done = sum(cell.state != "waiting" for cell in cells)
-            echo(f"fedsgd: {done} of {len(cells)} cells are done and kept in {out}; the same command goes on", err=True)
+            finished = sum(cell.state != "waiting" for cell in cells)
+            progress = f"{finished} of {len(cells)} cells are finished and stored in {out}"
+            echo(f"fedsgd: {progress}; repeat the command to run the others", err=True)
         raise

@@ -1,4 +1,4 @@
-"""`--track`."""
+"""Trackers and warnings of the commands that run scenarios, and the options --track and --network."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ _track_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option
     "--track",
     type=click.Choice([*TRACKERS]),
     multiple=True,
-    help="Also record the run there, over rounds, bytes and the time on networks. Repeatable. tensorboard: event files in the "
-    "folder tensorboard/RUN beside the run folder, so that `tensorboard --logdir runs/tensorboard` shows all. mlflow: what "
-    "MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME name, otherwise mlflow.db beside the run folder. Each is an extra to be "
-    "installed: 'fedsgd[tensorboard]', 'fedsgd[mlflow]'.",
+    help="Also record the run with this tracker, over rounds, bytes and the time on networks. Repeatable. tensorboard: event "
+    "files in tensorboard/RUN, next to the run folder; `tensorboard --logdir runs/tensorboard` shows all runs. mlflow: the "
+    "store of MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, by default mlflow.db next to the run folder. Trackers are "
+    "extras: install 'fedsgd[tensorboard]' or 'fedsgd[mlflow]'.",
 )
 _network_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--network",
     "networks",
     metavar="NAME,...",
-    help="With --track: at the end of the run also over the time on these networks; `fedsgd list networks` has them.",
+    help="With --track: also record the run over the time on these networks, at its end; see `fedsgd list networks`.",
 )
 
 
 def tracker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with both options; they are what `trackers_from_options` takes."""
+    """Add the options that `trackers_from_options` takes to a command."""
     return _track_option(_network_option(command))
 
 
 @contextmanager
 def print_warnings(quiet: bool = False) -> Iterator[None]:
-    """Print a line on standard error for a tracker that failed, and for settings that a component is not made for.
+    """Print a line on standard error for each tracker that failed and each setting that a component does not suit.
 
-    Other warnings are shown as Python shows them.
+    Other warnings are printed as usual.
 
     Args:
-        quiet: whether the summary alone names the settings.
+        quiet: whether warnings about settings are only in the summary.
     """
     with warnings.catch_warnings():
-        as_ever = warnings.showwarning
+        show_other_warning = warnings.showwarning
 
-        def show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        def show_warning(message: Warning | str, category: type[Warning], *location: Any, **options: Any) -> None:
             if issubclass(category, TrackerWarning):
                 echo(f"fedsgd: {message}", err=True)
             elif issubclass(category, ScenarioWarning):
                 echo(f"fedsgd: warning: {message}", err=True)
             else:
-                as_ever(message, category, *where, **more)
+                show_other_warning(message, category, *location, **options)
 
         warnings.simplefilter("always", TrackerWarning)
         warnings.simplefilter("ignore" if quiet else "always", ScenarioWarning)
@@ -72,50 +72,54 @@ def print_warnings(quiet: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _silence_writer_threads() -> Iterator[None]:
-    """Print no traceback of a thread that finds the disk full: TensorBoard's writer raises the error again in its tracker."""
-    before = threading.excepthook
+    """Print no traceback of a thread that met a full disk: TensorBoard raises the error again in its tracker."""
+    default_hook = threading.excepthook
 
     def show_exception(args: threading.ExceptHookArgs) -> None:
         if not isinstance(args.exc_value, OSError) or args.exc_value.errno not in DISK_FULL_ERRNOS:
-            before(args)
+            default_hook(args)
 
     threading.excepthook = show_exception
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook = default_hook
 
 
 def trackers_from_options(track: Sequence[str], networks: str | None) -> list[Tracker]:
-    """The trackers of these names, each once. ScenarioError for one that is not installed, or a network that there is not."""
+    """Create the trackers of the options, each once.
+
+    Raises:
+        ScenarioError: a tracker is not installed, or a network is unknown.
+    """
     if networks is not None and not track:
-        raise click.UsageError("--network goes with --track; `fedsgd price` prices a run that is over")
-    terms = {}
+        raise click.UsageError("--network needs --track; use `fedsgd price` for a finished run")
+    pricing_models = {}
     if networks is not None:
         from fedsgd.network import build_pricing_model
 
-        terms = {name.strip(): build_pricing_model(name.strip()) for name in networks.split(",")}
+        pricing_models = {name.strip(): build_pricing_model(name.strip()) for name in networks.split(",")}
     trackers = [create_tracker(name) for name in dict.fromkeys(track)]
-    if not terms:
+    if not pricing_models:
         return trackers
     from fedsgd.analysis.tracking import PricedTracker
 
-    return [PricedTracker(one, terms) for one in trackers]
+    return [PricedTracker(tracker, pricing_models) for tracker in trackers]
 
 
 @contextmanager
 def with_trackers(
     trackers: Sequence[Tracker], scenario: Scenario, folder: Path, callbacks: DeploymentCallbacks
 ) -> Iterator[tuple[DeploymentCallbacks, TrackerGroup]]:
-    """What is called while a deployment runs, the trackers too: from when its ServerApp has built the scenario."""
-    with TrackerGroup(trackers) as followed:
+    """Add trackers to the callbacks of a deployment; they start once its ServerApp has built the scenario."""
+    with TrackerGroup(trackers) as tracker_group:
 
         def on_engine(text: str) -> None:
             callbacks.on_engine(text)
-            followed.begin(RunStarted(scenario, folder))
+            tracker_group.begin(RunStarted(scenario, folder))
 
         def on_round(record: RoundRecord) -> None:
             callbacks.on_round(record)
-            followed.round(record)
+            tracker_group.round(record)
 
-        yield replace(callbacks, on_engine=on_engine, on_round=on_round), followed
+        yield replace(callbacks, on_engine=on_engine, on_round=on_round), tracker_group

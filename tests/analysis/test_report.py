@@ -838,7 +838,7 @@ def test_price_prints_the_soonest_first(runs: Path) -> None:
     assert places == sorted(places)
     assert "break-even" in result.stdout
     assert "5.47 kbit/s up" in result.stdout
-    assert "×: of the time of dense" in result.stdout
+    assert "×: time divided by that of dense" in result.stdout
     assert max(len(line) for line in result.stdout.split("break-even")[0].splitlines()) <= 80
 
 
@@ -990,7 +990,7 @@ def test_a_tracker_of_a_run_that_cannot_be_priced_is_told_the_rest(root: Path, t
 def test_networks_go_with_trackers(root: Path) -> None:
     alone = called("run", root / "scenarios" / "quickstart.toml", "--network", "4g")
     assert alone.exit_code == 2
-    assert "--network goes with --track" in alone.stderr
+    assert "--network needs --track" in alone.stderr
     unknown = called("run", root / "scenarios" / "quickstart.toml", "--track", "tensorboard", "--network", "brodband")
     assert unknown.exit_code == 2
     assert 'did you mean "broadband"' in unknown.stderr

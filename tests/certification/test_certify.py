@@ -471,7 +471,7 @@ def test_a_wrong_question_is_answered_on_one_line(here: Path, arguments: list[st
         (["top-k", "--all"], "give either COMPRESSOR or --all"),
         (["--all", "--json", "--markdown"], "give either --json or --markdown"),
         (["--all", "--out", "o"], "are for one COMPRESSOR"),
-        (["top-k", "--no-laws"], "--no-laws goes with --all"),
+        (["top-k", "--no-laws"], "--no-laws needs --all"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str], message: str) -> None:

@@ -60,7 +60,7 @@ def test_run_prints_a_table_and_writes_a_folder(quickstart: Path) -> None:
     dense = summary["dense_uplink_bytes"], summary["dense_downlink_bytes"]
     ratios = dense[0] / up["n_bytes"], dense[1] / down["n_bytes"], sum(dense) / total
     assert ["compression", "ratio", *map(format_ratio, ratios)] in rows
-    assert f"uplink: {8 * up['n_bytes'] / up['kept']:.1f} bits per kept coordinate" in result.stdout
+    assert f"uplink: {8 * up['n_bytes'] / up['kept']:.1f} bits per coordinate sent" in result.stdout
     assert f"{8 * up['index'] / up['kept']:.2f} of them for its position" in result.stdout
     assert f"\npeak memory {format_bytes(summary['peak_memory_bytes'])}\n" in result.stdout
     assert summary["rounds"] == 2
@@ -149,7 +149,7 @@ def test_an_interrupted_run_says_so(quickstart: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("fedsgd.experiment.runner.run", interrupted)
     result = fedsgd("run", quickstart, "--out", "o")
     assert result.exit_code == 130
-    assert result.stderr.splitlines() == ["fedsgd: the ledger up to there is in o/ledger.parquet", "fedsgd: interrupted"]
+    assert result.stderr.splitlines() == ["fedsgd: o/ledger.parquet has the ledger of the rounds so far", "fedsgd: interrupted"]
 
 
 @pytest.mark.parametrize(

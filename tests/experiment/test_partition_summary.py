@@ -101,7 +101,7 @@ def test_few_clients_have_a_row_each(capsys: pytest.CaptureFixture[str]) -> None
     )
     assert re.search(r"client +examples +held out +distance +\[re +\\n +' '", table)
     assert re.search(r"^ +0 +4 +1 +0\.\d\d +75 +25 +· *$", table, re.MULTILINE)
-    assert "7 training examples are nobody's" in table
+    assert "7 training examples belong to no client" in table
 
 
 @pytest.mark.parametrize("names", [("class_0", "class_1", "class_2"), ("client", "cli", "examples"), ("a", "b", "distance")])

@@ -130,4 +130,4 @@ def test_metric_that_is_never_finite_is_named_in_the_summary_and_the_closing_tab
     result = fedsgd.run(parse_scenario(raw), dataset=examples(LABELS, 2), module=nn.Linear(3, 2), metrics=metrics)
     assert result.summary["never_finite_metrics"] == ["void"]
     print_result(result)
-    assert "void was finite in no evaluation\n" in capsys.readouterr().out
+    assert "void was never finite\n" in capsys.readouterr().out

@@ -468,11 +468,11 @@ def test_a_cell_that_diverges_is_a_result(quickstart: Path) -> None:
     before = stamps(Path("o"))
     again = command(*arguments)
     assert (again.exit_code, json.loads(again.stdout)["cells"]) == (0, cells)
-    assert again.stderr.splitlines() == ["2 cells, 2 of them done already"]
+    assert again.stderr.splitlines() == ["2 cells, 2 of them finished before"]
     retried = command(*arguments, "--retry-failed")
     assert json.loads(retried.stdout)["cells"] == cells
     assert [line.partition(": round")[0] for line in retried.stderr.splitlines()] == [
-        "2 cells, 1 of them done already",
+        "2 cells, 1 of them finished before",
         "2 of 2: quickstart, lr 1e30, seed 0: diverged",
     ]
     assert stamps(Path("o")) == before
@@ -492,7 +492,7 @@ def test_what_is_not_there_ends_the_sweep_before_anything_is_learnt(quickstart: 
     result = command(quickstart, "--set", "data.name=mnist", "--seeds", "2", "--out", "o")
     assert result.exit_code == 1
     assert "fedsgd: mnist: no folder given" in result.stderr
-    assert "0 of 2 cells are done and kept in o" in result.stderr
+    assert "0 of 2 cells are finished and stored in o" in result.stderr
     assert states(Sweep.read("o")) == ["waiting", "waiting"]
 
 
@@ -678,12 +678,12 @@ def test_the_command_shows_a_table_and_a_line_a_cell(quickstart: Path, fake: lis
     assert lines[2] == "2 of 24: dense, rounds 2, lr 0.1, seed 5: accuracy 0.4000, up 1.2 kB, down 34 kB, 1.0 s"
     rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "top-k 1 %, rounds 2, lr 0.2 3 0.5000 1.2 kB 34 kB" in rows
-    assert rows[-2:] == ["written to runs/quickstart-sweep", "compare them: fedsgd compare runs/quickstart-sweep"]
+    assert rows[-2:] == ["written to runs/quickstart-sweep", "to compare the methods: fedsgd compare runs/quickstart-sweep"]
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
     made = Sweep.read("runs/quickstart-sweep")
     assert (made.grid, made.tuned) == (("rounds",), ("client.optimizer.lr",))
     again = command(*arguments, "--seeds", "3", "--seed", "5")
-    assert again.stderr.splitlines() == ["24 cells, 24 of them done already"]
+    assert again.stderr.splitlines() == ["24 cells, 24 of them finished before"]
     assert again.stdout == result.stdout
 
 
@@ -705,7 +705,7 @@ def test_an_interrupted_sweep_says_what_is_kept(quickstart: Path, fake: list[Pat
     result = command(quickstart, "--seeds", "3", "--out", "o")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-2:] == [
-        "fedsgd: 1 of 3 cells are done and kept in o; the same command goes on",
+        "fedsgd: 1 of 3 cells are finished and stored in o; repeat the command to run the others",
         "fedsgd: interrupted",
     ]
 

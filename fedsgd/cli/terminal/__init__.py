@@ -1,4 +1,4 @@
-"""What a person sees of a run in a terminal: progress while it goes, tables at its end. The only door to rich."""
+"""Output in a terminal: progress of a run and tables of its results. Only this package imports rich."""
 
 from fedsgd.cli.terminal.certificate_tables import print_certificate, print_certificates
 from fedsgd.cli.terminal.comparison_tables import print_comparison, print_price

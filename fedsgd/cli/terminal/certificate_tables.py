@@ -1,4 +1,4 @@
-"""Certificates as tables."""
+"""Tables of certificates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_certificate(certificate: Certificate) -> None:
-    """A certificate's tables, on standard output; a law has a line of its own where it was broken or not tried."""
+    """Print the tables of a certificate, and a line for each law that is broken or was not tested."""
     from fedsgd.certification import report
 
     console = Console(highlight=False)
@@ -24,21 +24,22 @@ def print_certificate(certificate: Certificate) -> None:
     for heading, rows in report.list_sections(certificate):
         table = Table(title=escape(heading), title_justify="left", title_style="bold", box=None, show_header=False)
         table.add_column(no_wrap=True)
-        for what, figure, beside in rows:
-            table.add_row(escape(what), escape(figure), escape(beside))
+        for name, value, remark in rows:
+            table.add_row(escape(name), escape(value), escape(remark))
         console.print("", table)
     console.print()
-    for what, sha256 in report.list_digests(certificate):
-        console.print(f"{what} {sha256}", soft_wrap=True, markup=False)
-    console.print(f"laws that hold: {', '.join(v.law for v in certificate.laws if v.passed)}", soft_wrap=True, markup=False)
-    for verdict in certificate.laws:
-        if not verdict.passed:
-            word = "BROKEN" if verdict.passed is False else "not tried"
-            console.print(f"{word} {verdict.law}: {verdict.detail}", soft_wrap=True, markup=False)
+    for name, sha256 in report.list_digests(certificate):
+        console.print(f"{name} {sha256}", soft_wrap=True, markup=False)
+    passed = ", ".join(result.law for result in certificate.laws if result.passed)
+    console.print(f"laws that hold: {passed}", soft_wrap=True, markup=False)
+    for result in certificate.laws:
+        if not result.passed:
+            outcome = "BROKEN" if result.passed is False else "not tried"
+            console.print(f"{outcome} {result.law}: {result.detail}", soft_wrap=True, markup=False)
 
 
 def print_certificates(certificates: Sequence[Certificate]) -> None:
-    """All compressors as one table, on standard output, with what its columns mean."""
+    """Print one table of all compressors, and a legend of its columns."""
     from fedsgd.certification import report
 
     console = Console(highlight=False)

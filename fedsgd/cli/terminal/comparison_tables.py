@@ -1,4 +1,4 @@
-"""Methods side by side, and what they take on other networks."""
+"""Tables of compared methods, and of their times and costs on networks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from fedsgd.analysis.comparison import Comparison, ComparisonRow, NetworkCost
 
 MAX_METHODS_FOR_ALL_PAIRS = 5
-"""Up to so many methods, all break-evens are listed; of more those with the baseline."""
+"""Most methods for which all break-evens are printed; for more methods, only those with the baseline."""
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """A table of methods, on standard output."""
+    """Print a table of methods, their break-evens and notes."""
     from fedsgd.analysis import tables
 
     console = _create_console()
@@ -36,25 +36,26 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def print_price(comparison: Comparison) -> None:
-    """A table for each network, the soonest first, and where the order changes."""
+    """Print a table for each network, the fastest method first, then break-evens and notes."""
     from fedsgd.analysis import tables
 
     console = _create_console()
-    to = "in all" if comparison.target is None else f"to {comparison.target:g}"
-    for name, terms in comparison.pricing_models.items():
-        title = f"{name}: {terms.network.title or terms.network}" if name != str(terms.network) else name
+    end = "in all" if comparison.target is None else f"to {comparison.target:g}"
+    for name, pricing_model in comparison.pricing_models.items():
+        network = pricing_model.network
+        title = f"{name}: {network.title or network}" if name != str(network) else name
         table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-        cost = [f"cost {to}"] if comparison.price_per_gigabyte is not None else []
-        for i, heading in enumerate(("method", f"time {to}", "×", "a round", f"bytes {to}", *cost)):
+        cost_headings = [f"cost {end}"] if comparison.price_per_gigabyte is not None else []
+        for i, heading in enumerate(("method", f"time {end}", "×", "a round", f"bytes {end}", *cost_headings)):
             _add_column(table, heading, is_first=not i)
-        known = [(row, row.network_costs[name]) for row in comparison.rows if name in row.network_costs]
-        base = comparison.baseline.network_costs.get(name)
-        for row, on in sorted(known, key=lambda pair: pair[1].seconds.median):
-            table.add_row(*(_format_cell(text) for text in _format_price_row(row, on, base)))
+        costs = [(row, row.network_costs[name]) for row in comparison.rows if name in row.network_costs]
+        baseline_cost = comparison.baseline.network_costs.get(name)
+        for row, cost in sorted(costs, key=lambda pair: pair[1].seconds.median):
+            table.add_row(*(_format_cell(text) for text in _format_price_row(row, cost, baseline_cost)))
         console.print(table)
     _print_lines(console, _describe_break_evens(comparison))
     if len(comparison.rows) > 1:
-        console.print(f"×: of the time of {comparison.baseline.label}", soft_wrap=True, markup=False)
+        console.print(f"×: time divided by that of {comparison.baseline.label}", soft_wrap=True, markup=False)
     _print_lines(console, tables.collect_notes(comparison))
 
 
@@ -76,35 +77,35 @@ def _format_price_row(row: ComparisonRow, network_cost: NetworkCost, baseline_co
 
 
 def _describe_break_evens(comparison: Comparison) -> Iterator[str]:
-    """Where one stops being sooner than the other."""
+    """Yield lines about the link speeds at which the order of two methods changes."""
     from fedsgd.analysis.comparison import break_evens_of
     from fedsgd.analysis.tables import describe_break_evens
 
     if len(comparison.rows) == 1:
         return
-    many = len(comparison.rows) > MAX_METHODS_FOR_ALL_PAIRS
-    for name, evens in comparison.break_evens.items():
+    baseline_only = len(comparison.rows) > MAX_METHODS_FOR_ALL_PAIRS
+    for name, break_evens in comparison.break_evens.items():
         link = comparison.pricing_models[name].network.link
-        times = format_significant(link.down_bits_per_second / link.up_bits_per_second)
-        ratio = f"downlinks {'as fast as' if times == '1' else f'{times} times as fast as'} uplinks"
-        shown = list(break_evens_of(comparison, name, comparison.baseline.label)) if many else list(evens)
-        of = f" with {comparison.baseline.label} (all are in --json)" if many else ""
-        if not shown:
-            yield f"no break-even{of} between 100 bit/s and 1 Tbit/s up, with {ratio} as on {name}"
+        factor = format_significant(link.down_bits_per_second / link.up_bits_per_second)
+        ratio = f"downlinks {'as fast as' if factor == '1' else f'{factor} times as fast as'} uplinks"
+        listed = list(break_evens_of(comparison, name, comparison.baseline.label) if baseline_only else break_evens)
+        scope = f" with {comparison.baseline.label} (--json lists all)" if baseline_only else ""
+        if not listed:
+            yield f"no break-even{scope} between 100 bit/s and 1 Tbit/s up, with {ratio} as on {name}"
             continue
-        yield f"break-even{of}, with {ratio} and the latency of {name}:"
-        yield from (f"  {text}" for text in describe_break_evens(shown))
+        yield f"break-even{scope}, with {ratio} and the latency of {name}:"
+        yield from (f"  {text}" for text in describe_break_evens(listed))
 
 
 def _add_column(table: Table, heading: str, is_first: bool) -> None:
-    """A method's name and its figures may take several lines."""
+    """Add a column whose cells may take several lines."""
     table.add_column(Text(heading), justify="left" if is_first else "right", overflow="fold")
 
 
 def _format_cell(text: str) -> Text:
-    """What stands on a second line is less important."""
-    first, break_, second = text.partition("\n")
-    return Text.assemble(first, break_, (second, "dim"))
+    """Return a cell with a dim second line."""
+    first_line, line_break, second_line = text.partition("\n")
+    return Text.assemble(first_line, line_break, (second_line, "dim"))
 
 
 def _print_lines(console: Console, lines: Iterator[str]) -> None:

@@ -1,4 +1,4 @@
-"""Progress on standard error while a run goes."""
+"""Progress of a run on standard error."""
 
 from __future__ import annotations
 
@@ -20,11 +20,19 @@ if TYPE_CHECKING:
     from fedsgd.training.selection import EngineChoice
 
 LINE_SECONDS = 5.0
-"""Where there is no terminal, a line of progress at most this often."""
+"""Seconds between two lines of progress, at least, if standard error is not a terminal."""
 
 
 class RunCallbacks(NamedTuple):
-    """What to call so that a run is shown on standard error; None if nothing is to be shown."""
+    """Functions that show a run on standard error, each None if nothing is shown.
+
+    Attributes:
+        on_engine: called with the engine of local training.
+        on_state_budget: called with the expected memory of client states.
+        on_round: called with the record of each round.
+        on_status: called with the status of a deployment.
+        on_trouble: called with a line about a process that failed.
+    """
 
     on_engine: Callable[[EngineChoice | str], None] | None = None
     on_state_budget: Callable[[StateBudget], None] | None = None
@@ -35,7 +43,7 @@ class RunCallbacks(NamedTuple):
 
 @contextmanager
 def show_progress(scenario: Scenario, quiet: bool) -> Iterator[RunCallbacks]:
-    """Shows how far a run is."""
+    """Show the progress of a run: a bar in a terminal, otherwise lines."""
     console = Console(stderr=True)
 
     def print_line(text: str) -> None:
@@ -56,16 +64,16 @@ def show_progress(scenario: Scenario, quiet: bool) -> Iterator[RunCallbacks]:
             def update_bar(record: RoundRecord) -> None:
                 bar.update(task, completed=record.round, state=_describe_round(record))
 
-            def set_state(state: str) -> None:
-                bar.update(task, state=state)
+            def set_status(status: str) -> None:
+                bar.update(task, state=status)
 
-            yield RunCallbacks(print_engine, print_state_budget, update_bar, set_state, print_line)
+            yield RunCallbacks(print_engine, print_state_budget, update_bar, set_status, print_line)
     else:
         yield RunCallbacks(
             print_engine,
             print_state_budget,
             _make_line_printer(console, scenario),
-            lambda what: print_line(f"{scenario.name}: {what}"),
+            lambda status: print_line(f"{scenario.name}: {status}"),
             print_line,
         )
 
@@ -84,17 +92,16 @@ def _create_bar(console: Console) -> Progress:
 
 
 def _make_line_printer(console: Console, scenario: Scenario) -> Callable[[RoundRecord], None]:
-    shown, spent = time.monotonic(), 0.0
+    last_line_time, elapsed = time.monotonic(), 0.0
 
     def print_round(record: RoundRecord) -> None:
-        nonlocal shown, spent
-        spent += record.seconds
-        if time.monotonic() - shown >= LINE_SECONDS:
-            shown = time.monotonic()
-            left = spent / record.round * (scenario.rounds - record.round)
-            line = (
-                f"{scenario.name}: round {record.round}/{scenario.rounds}, {_describe_round(record)}, about {left:.0f} s left"
-            )
+        nonlocal last_line_time, elapsed
+        elapsed += record.seconds
+        if time.monotonic() - last_line_time >= LINE_SECONDS:
+            last_line_time = time.monotonic()
+            remaining = elapsed / record.round * (scenario.rounds - record.round)
+            rounds = f"round {record.round}/{scenario.rounds}"
+            line = f"{scenario.name}: {rounds}, {_describe_round(record)}, about {remaining:.0f} s left"
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     return print_round
@@ -103,10 +110,11 @@ def _make_line_printer(console: Console, scenario: Scenario) -> Callable[[RoundR
 def _describe_round(record: RoundRecord) -> str:
     """Return "acc 0.967 · up 101 kB, 76× · both ways 1.27 MB, 12.1×": bytes so far, and their compression ratio."""
     accuracy = "" if record.accuracy is None else f"acc {record.accuracy:.3f} · "
-    up, both = record.uplink_bytes, record.uplink_bytes + record.downlink_bytes
+    uplink_bytes, total_bytes = record.uplink_bytes, record.uplink_bytes + record.downlink_bytes
     ratios = record.compression_ratios
-    uplink = _format_bytes_and_ratio(up, ratios["uplink_ratio"])
-    return f"{accuracy}up {uplink} · both ways {_format_bytes_and_ratio(both, ratios['bidirectional_ratio'])}"
+    uplink = _format_bytes_and_ratio(uplink_bytes, ratios["uplink_ratio"])
+    total = _format_bytes_and_ratio(total_bytes, ratios["bidirectional_ratio"])
+    return f"{accuracy}up {uplink} · both ways {total}"
 
 
 def _format_bytes_and_ratio(n_bytes: int, ratio: float | None) -> str:
@@ -115,19 +123,19 @@ def _format_bytes_and_ratio(n_bytes: int, ratio: float | None) -> str:
 
 @contextmanager
 def show_deployment_progress(scenario: Scenario, quiet: bool) -> Iterator[DeploymentCallbacks]:
-    """Shows how far a deployment is."""
+    """Show the progress of a deployment."""
     from fedsgd.flower.deployment import DeploymentCallbacks
 
-    with show_progress(scenario, quiet) as shown:
-        known = {"on_status", "on_trouble", "on_engine", "on_round"}
+    with show_progress(scenario, quiet) as callbacks:
+        names = {"on_status", "on_trouble", "on_engine", "on_round"}
         yield DeploymentCallbacks(
-            **{name: call for name, call in shown._asdict().items() if name in known and call is not None}
+            **{name: call for name, call in callbacks._asdict().items() if name in names and call is not None}
         )
 
 
 @contextmanager
 def spinner(text: str, quiet: bool) -> Iterator[None]:
-    """A sign of life on standard error, in a terminal, while something takes its time."""
+    """Show a spinner on standard error, if it is a terminal."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield

@@ -1,4 +1,4 @@
-"""The closing tables of a run."""
+"""Tables of the results of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def print_result(result: Result | DeploymentResult) -> None:
-    """The closing tables, on standard output."""
+    """Print the tables and lines of a run's results."""
     console = Console(highlight=False)
     console.print(_build_bytes_table(result.summary))
     if "flower" in result.summary:
@@ -32,15 +32,15 @@ def print_result(result: Result | DeploymentResult) -> None:
 
 
 def _build_profile_table(profile: Mapping[str, Mapping[str, float]]) -> Table:
-    """Milliseconds a round by phase, and the share of each."""
+    """Return the milliseconds and the share of each phase of a round."""
     table = Table(title="a round, in milliseconds", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("")
-    for where in profile:
-        for heading in (f"all {where}" if where == "workers" else where, "%"):
+    for process in profile:
+        for heading in (f"all {process}" if process == "workers" else process, "%"):
             table.add_column(heading, justify="right", no_wrap=True)
-    totals = {where: sum(spent.values()) for where, spent in profile.items()}
+    totals = {process: sum(seconds.values()) for process, seconds in profile.items()}
     for phase in profile["server"]:
-        cells = [(1e3 * spent[phase], 100 * spent[phase] / totals[where]) for where, spent in profile.items()]
+        cells = [(1e3 * seconds[phase], 100 * seconds[phase] / totals[process]) for process, seconds in profile.items()]
         table.add_row(phase, *(f"{figure:.1f}" for cell in cells for figure in cell))
     table.add_section()
     table.add_row("total", *(text for total in totals.values() for text in (f"{1e3 * total:.1f}", "")), style="bold")
@@ -65,7 +65,7 @@ def _build_bytes_table(summary: Mapping[str, Any]) -> Table:
     add_row("total", up["n_bytes"], down["n_bytes"], "bold")
     add_row("frames", up["frames"], down["frames"])
     if up["received"] < up["n_bytes"]:
-        table.add_row("of these received", f"{up['received']:,}")
+        table.add_row("received", f"{up['received']:,}")
     table.add_row("if broadcast", "", f"{down['broadcast']:,}", f"{up['n_bytes'] + down['broadcast']:,}")
     add_row("as dense float32", summary["dense_uplink_bytes"], summary["dense_downlink_bytes"])
     ratios = (summary[f"{link}_ratio"] for link in ("uplink", "downlink", "bidirectional"))
@@ -74,7 +74,7 @@ def _build_bytes_table(summary: Mapping[str, Any]) -> Table:
 
 
 TRANSPORT_ROWS = {
-    "frame_bytes": "frames, a shared one once a node",
+    "frame_bytes": "frames, shared ones once per node",
     "message_bytes": "in Flower's messages",
     "socket_bytes": "on sockets, in rounds",
     "outside_rounds": "on sockets, before and after",
@@ -82,30 +82,30 @@ TRANSPORT_ROWS = {
 
 
 def _build_transport_table(summary: Mapping[str, Any]) -> Table:
-    """What became of the frames on their way, each step with how many times the one before it is."""
+    """Return the bytes of a deployment as frames, messages and on sockets, each with its ratio to the row before."""
     flower = summary["flower"]
     title = f"over Flower {flower['version']}: {flower['nodes']} node{'s' * (flower['nodes'] > 1)}{', TLS' * flower['tls']}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for heading in ("", "uplink", "", "downlink", ""):
         table.add_column(heading, justify="right" if heading or table.columns else "left", no_wrap=True)
-    ways = [flower["transport"][direction] for direction in ("up", "down")]
-    before = [summary["uplink"]["n_bytes"], summary["downlink"]["n_bytes"]]
-    table.add_row("frames, one for each client", f"{before[0]:,}", "", f"{before[1]:,}", "")
+    directions = [flower["transport"][direction] for direction in ("up", "down")]
+    previous = [summary["uplink"]["n_bytes"], summary["downlink"]["n_bytes"]]
+    table.add_row("frames, one for each client", f"{previous[0]:,}", "", f"{previous[1]:,}", "")
     for key, name in TRANSPORT_ROWS.items():
-        figures = [way[key] for way in ways]
+        figures = [transport[key] for transport in directions]
         if None in figures:
             continue
-        ratios = [f"×{n / b:.2f}" if b and key != "outside_rounds" else "" for n, b in zip(figures, before, strict=True)]
+        ratios = [f"×{n / b:.2f}" if b and key != "outside_rounds" else "" for n, b in zip(figures, previous, strict=True)]
         table.add_row(name, f"{figures[0]:,}", ratios[0], f"{figures[1]:,}", ratios[1])
-        before = figures
-    counted = flower["counted_by_flower"]
-    if counted is not None:
-        table.add_row("all of it by Flower's own counter", f"{counted['up']:,}", "", f"{counted['down']:,}", "")
+        previous = figures
+    flower_counts = flower["counted_by_flower"]
+    if flower_counts is not None:
+        table.add_row("all bytes, counted by Flower", f"{flower_counts['up']:,}", "", f"{flower_counts['down']:,}", "")
     return table
 
 
 def _describe_metrics(final_metrics: Mapping[str, float | None], best_accuracy: float | None) -> Iterator[str]:
-    """A line for the test examples, one for the clients and one for training, as far as they were measured."""
+    """Yield a line each for metrics on test examples, metrics over clients and training metrics."""
     lines: dict[str, list[str]] = {kind: [] for kind in ("", *RESERVED_PREFIXES)}
     for name, value in final_metrics.items():
         kind = next((prefix for prefix in RESERVED_PREFIXES if name.startswith(prefix)), "")
@@ -126,21 +126,21 @@ def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
         f"{summary['rounds']:,} round{'s' * (summary['rounds'] != 1)}, {summary['seconds']:.1f} s"
     )
     if "flower" in summary and summary["flower"]["round_seconds_median"] is not None:
-        yield f"a round took {summary['flower']['round_seconds_median']:.2f} s in the median"
+        yield f"median duration of a round: {summary['flower']['round_seconds_median']:.2f} s"
     if summary["peak_memory_bytes"] is not None:
         yield f"peak memory {format_bytes(summary['peak_memory_bytes'])}"
     if up["kept"]:
         total, index = (8 * up[key] / up["kept"] for key in ("n_bytes", "index"))
-        yield f"uplink: {total:.1f} bits per kept coordinate, {index:.2f} of them for its position"
+        yield f"uplink: {total:.1f} bits per coordinate sent, {index:.2f} of them for its position"
     if summary["failures"]:
-        yield f"clients that broke down: {summary['failures']:,} times, first in {summary['first_failure']}"
+        yield f"client failures: {summary['failures']:,}, the first in {summary['first_failure']}"
     if summary["residuals"] is not None:
         yield from _describe_residuals(summary["residuals"])
     if summary["buffers"] is not None:
         yield from _describe_buffers(summary["buffers"])
     yield from _describe_metrics(summary["final_metrics"], summary["best_accuracy"])
     for name in summary["never_finite_metrics"]:
-        yield f"{name} was finite in no evaluation"
+        yield f"{name} was never finite"
     yield from (f"warning: {text}" for text in summary["warnings"])
     if summary["diverged"] is not None:
         yield f"the run diverged: {summary['diverged']}; {LEARNING_RATE_HINT}"
@@ -150,8 +150,8 @@ def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
         rounds = summary["rounds_to_target"]
         reached = "not reached"
         if rounds is not None:
-            spent = (format_bytes(round(summary[f"{link}_bytes_to_target"])) for link in ("uplink", "downlink"))
-            reached = f"reached after {rounds:.1f} rounds, {' up and '.join(spent)} down"
+            n_bytes = (format_bytes(round(summary[f"{link}_bytes_to_target"])) for link in ("uplink", "downlink"))
+            reached = f"reached after {rounds:.1f} rounds, {' up and '.join(n_bytes)} down"
         yield f"target {summary['target_accuracy']:g}: {reached}"
     yield f"params_sha256 {summary['params_sha256']}"
     yield f"ledger_sha256 {summary['ledger_sha256']}"
@@ -160,17 +160,17 @@ def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
 
 
 def _describe_buffers(buffer_counts: Mapping[str, int]) -> Iterator[str]:
-    """Lines on what a model has beside the parameters that are sent."""
+    """Yield lines about buffers and about parameters that stay at the clients."""
     if buffer_counts["sent"]:
         yield f"buffers: {buffer_counts['sent']:,} numbers are sent as float32 and averaged"
     if buffer_counts["local"]:
-        yield f"{buffer_counts['local']:,} numbers stay at each client, whose own model is tested on its own data"
+        yield f"{buffer_counts['local']:,} numbers stay at each client; its local model is tested on its local data"
 
 
 def _describe_residuals(residuals: Mapping[str, Any]) -> Iterator[str]:
-    """What clients hold back, and for how long they were away."""
-    norms = f"norm {residuals['norm_median']:.3g} in the median, {residuals['norm_max']:.3g} at most"
-    yield f"held back by {residuals['clients']:,} clients: {norms}"
+    """Yield lines about the norms of residuals, and about the rounds that clients missed."""
+    norms = f"median {residuals['norm_median']:.3g}, maximum {residuals['norm_max']:.3g}"
+    yield f"residual norm over {residuals['clients']:,} clients: {norms}"
     if residuals["rounds_missed_max"] is not None:
-        missed = f"{residuals['rounds_missed_median']:g} in the median, {residuals['rounds_missed_max']} at most"
-        yield f"rounds missed before a client came back: {missed}"
+        missed = f"median {residuals['rounds_missed_median']:g}, maximum {residuals['rounds_missed_max']}"
+        yield f"rounds that a client missed between two cohorts: {missed}"

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a bar or a line for each cell while it goes, a table at its end."""
+"""Progress of a sweep, as a bar or as a line for each cell, and the table of its results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class SweepCallbacks(NamedTuple):
-    """What `fedsgd.sweep` is to call so that a sweep is shown on standard error; None if nothing is to be shown."""
+    """Functions that show a sweep on standard error, each None if nothing is shown.
+
+    Attributes:
+        on_begin: called with the sweep before its first cell.
+        on_round: called with the record of each round of a cell.
+        on_cell: called with the sweep, a cell that ended, and the cell's seconds.
+    """
 
     on_begin: Callable[[Sweep], None] | None = None
     on_round: Callable[[Cell, RoundRecord], None] | None = None
@@ -30,12 +36,12 @@ class SweepCallbacks(NamedTuple):
 
 @contextmanager
 def show_sweep_progress(quiet: bool) -> Iterator[SweepCallbacks]:
-    """Shows how far a sweep is."""
+    """Show the progress of a sweep: a bar in a terminal, otherwise lines."""
     console = Console(stderr=True)
 
     def print_start(sweep: Sweep) -> None:
-        done = _count_finished(sweep)
-        text = f"{len(sweep.cells)} cells" + (f", {done} of them done already" if done else "")
+        n_finished = _count_finished(sweep)
+        text = f"{len(sweep.cells)} cells" + (f", {n_finished} of them finished before" if n_finished else "")
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def print_cell(sweep: Sweep, cell: Cell, seconds: float) -> None:
@@ -54,7 +60,7 @@ def show_sweep_progress(quiet: bool) -> Iterator[SweepCallbacks]:
 def _create_bar(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("cell {task.fields[done]}/{task.total:.0f}"),
+        TextColumn("cell {task.fields[n_finished]}/{task.total:.0f}"),
         BarColumn(bar_width=8),
         TextColumn("{task.fields[state]}", markup=False),
         TimeRemainingColumn(compact=True),
@@ -65,23 +71,25 @@ def _create_bar(console: Console) -> Progress:
 
 
 def _make_bar_callbacks(bar: Progress, print_start: Callable[[Sweep], None]) -> SweepCallbacks:
-    task = bar.add_task("", total=None, visible=False, done=0, state="")
-    done = 0
+    task = bar.add_task("", total=None, visible=False, n_finished=0, state="")
+    n_finished = 0
 
     def start_bar(sweep: Sweep) -> None:
-        nonlocal done
+        nonlocal n_finished
         print_start(sweep)
-        done = _count_finished(sweep)
-        bar.reset(task, total=len(sweep.cells), completed=done, visible=True, done=done, state="preparing")
+        n_finished = _count_finished(sweep)
+        bar.reset(task, total=len(sweep.cells), completed=n_finished, visible=True, n_finished=n_finished, state="preparing")
 
     def show_round(cell: Cell, record: RoundRecord) -> None:
         rounds = f"round {record.round}" + ("" if record.accuracy is None else f", accuracy {record.accuracy:.3f}")
         bar.update(task, state=f"{cell}: {rounds}")
 
     def finish_cell(sweep: Sweep, cell: Cell, seconds: float) -> None:
-        nonlocal done
-        done = _count_finished(sweep)
-        bar.update(task, completed=done, done=done, state=f"{cell}: {_describe_outcome(sweep, cell, seconds)}")
+        nonlocal n_finished
+        n_finished = _count_finished(sweep)
+        bar.update(
+            task, completed=n_finished, n_finished=n_finished, state=f"{cell}: {_describe_outcome(sweep, cell, seconds)}"
+        )
 
     return SweepCallbacks(start_bar, show_round, finish_cell)
 
@@ -107,7 +115,7 @@ def _describe_failure(cell: Cell) -> str:
 
 
 def print_sweep(sweep: Sweep) -> None:
-    """The closing table and what failed, on standard output."""
+    """Print the table of results, and lines about cells that failed, diverged or have warnings."""
     console = Console(highlight=False)
     table = Table(title=escape(f"{sweep.scenario}: sweep"), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("")
@@ -121,25 +129,25 @@ def print_sweep(sweep: Sweep) -> None:
     console.print(table)
     lines = [f"{cell}: {_describe_failure(cell)}" for cell in sweep.cells if cell.state == "failed"]
     summaries = ((cell, sweep.read_summary(cell) or {}) for cell in sweep.cells)
-    labels: dict[str, dict[str, None]] = {}
+    labels_by_warning: dict[str, dict[str, None]] = {}
     for cell, summary in summaries:
         lines += [f"{cell}: diverged: {summary['diverged']}"] if summary.get("diverged") else []
         for text in summary.get("warnings", ()):
-            labels.setdefault(text, {})[cell.label] = None
-    lines += [f"warning: {', '.join(names)}: {text}" for text, names in labels.items()]
-    for line in (*lines, f"written to {sweep.out}", f"compare them: fedsgd compare {sweep.out}"):
+            labels_by_warning.setdefault(text, {})[cell.label] = None
+    lines += [f"warning: {', '.join(names)}: {text}" for text, names in labels_by_warning.items()]
+    for line in (*lines, f"written to {sweep.out}", f"to compare the methods: fedsgd compare {sweep.out}"):
         console.print(line, soft_wrap=True, markup=False)
 
 
 def _format_group(sweep: Sweep, cells: list[Cell]) -> tuple[str, ...]:
-    """(seeds that finished, that failed, medians over those that finished: best accuracy, bytes up and down)."""
+    """Return the numbers of finished and failed seeds, and medians over the finished ones: best accuracy, bytes up and down."""
     summaries = [summary for summary in map(sweep.read_summary, cells) if summary is not None]
-    reached = [summary["best_accuracy"] for summary in summaries if summary["best_accuracy"] is not None]
-    failed = sum(cell.state == "failed" for cell in cells)
+    accuracies = [summary["best_accuracy"] for summary in summaries if summary["best_accuracy"] is not None]
+    n_failed = sum(cell.state == "failed" for cell in cells)
     return (
         str(len(summaries)),
-        str(failed) if failed else "",
-        f"{statistics.median(reached):.4f}" if reached else "",
+        str(n_failed) if n_failed else "",
+        f"{statistics.median(accuracies):.4f}" if accuracies else "",
         *(_format_median_bytes(summaries, link) for link in ("uplink", "downlink")),
     )
 

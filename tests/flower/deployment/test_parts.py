@@ -379,10 +379,10 @@ def test_flowers_commands_that_are_not_there_are_named(monkeypatch: pytest.Monke
 
 
 def test_the_command_has_the_defaults_of_the_function() -> None:
-    from fedsgd.cli.flower import flower
+    from fedsgd.cli.flower import flower_command
     from fedsgd.flower.deployment import deploy
 
-    options = {option.name: option.default for option in flower.params}
+    options = {option.name: option.default for option in flower_command.params}
     for name in ("start_seconds", "round_seconds"):
         assert options[name] == inspect.signature(deploy).parameters[name].default
 
