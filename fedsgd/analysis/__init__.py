@@ -1,10 +1,11 @@
-"""From finished runs to answers: bytes to target, time to target on a network, what is cheaper and where it stops being so.
+"""Analysis of finished runs: bytes and time to a target accuracy, prices on networks, break-evens.
 
-from fedsgd.network import ask
-from fedsgd.analysis import compare, gather
+from fedsgd.analysis import compare, load_methods
+from fedsgd.network import build_pricing_model
 
-comparison = compare(gather(["runs/dense-1", "runs/topk-1"]), target=0.9, terms={"4g": ask("4g", spread=0.5)})
-comparison.rows[0].on["4g"].seconds.median, comparison.break_evens["4g"]
+methods = load_methods(["runs/dense-1", "runs/topk-1"])
+comparison = compare(methods, target=0.9, pricing_models={"4g": build_pricing_model("4g", spread=0.5)})
+comparison.rows[0].network_costs["4g"].seconds.median, comparison.break_evens["4g"]
 """
 
 from fedsgd.analysis.comparison import Comparison, compare

@@ -1,4 +1,4 @@
-"""Methods side by side: what each takes to a target, in rounds, bytes, seconds and money."""
+"""Comparison of methods by the rounds, bytes, seconds and money that each needs to reach a target accuracy."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """A method on a network, over its seeds.
+    """Time and cost of a method on a network, over its seeds.
 
     Attributes:
-        seconds: to the target, or to the end of the run if there is none.
-        a_round: seconds of a round, in the mean over all rounds.
-        n_bytes: bytes over the network until then, with what the transport adds.
-        cost: cost of these bytes, None if no price was given.
-        coding: share of coding in the time of all rounds, the largest of any seed.
-        coding_low, coding_high: `seconds` with the first and with the ninth decile of coding by the clock; None where coding is
-            by the table.
+        seconds: time to the target, or to the end of the run without a target.
+        mean_round_seconds: mean duration of a round.
+        n_bytes: bytes over the network in `seconds`, with the overhead of the transport.
+        cost: cost of these bytes; None if no price was given.
+        coding_share: share of encoding and decoding in the time of all rounds, maximum over seeds.
+        coding_low: `seconds` at the first decile of measured coding times; None if coding times are from the cost table.
+        coding_high: `seconds` at the ninth decile.
     """
 
     seconds: SeedSummary
@@ -42,11 +42,28 @@ class NetworkCost:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """A method. best: the largest accuracy of each run that finished, None if none was measured; rounds and bytes: to the
-    target, or to the end of the run if there is none; on: by the name of the network; not_priced: why there is none;
-    seed_numbers: of the runs that finished; silent: the most messages of a run after which nothing was heard; diverged: the
-    evidence by seed; warnings: lines about settings that a component is not made for; uncounted: compressors whose coding
-    counts as nothing. All over the seeds; a failed seed, whose run ended in an error, does not reach anything."""
+    """Figures of a method over its seeds. A failed seed, whose run ended in an error, does not reach the target.
+
+    Attributes:
+        label: name of the method.
+        tuned: tuned settings and their best values.
+        grid_edge_keys: tuned settings whose best value is at the edge of the grid.
+        uncompressed: whether updates are sent uncompressed.
+        seeds: number of finished runs.
+        n_failed: number of failed seeds.
+        best_accuracy: best test accuracy of each finished run; None if no accuracy was measured.
+        rounds: rounds to the target, or to the end of the run without a target.
+        up_bytes: uplink bytes until then.
+        down_bytes: downlink bytes until then.
+        all_bytes: bytes in both directions until then.
+        network_costs: times and costs by the name of the network.
+        unpriced_reason: reason for which the method has no times; None if it has.
+        seed_numbers: seeds of the finished runs.
+        unanswered_messages: messages to clients that never replied, maximum over runs.
+        divergence_by_seed: evidence of divergence by seed.
+        uncosted_codecs: compressors whose coding is priced as zero.
+        warnings: lines about settings that a component does not suit.
+    """
 
     label: str
     tuned: Mapping[str, Any]
@@ -70,16 +87,16 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods side by side.
+    """Result of `compare`.
 
     Attributes:
         target: accuracy to be reached; None for the end of each run.
-        terms: terms of the prices, by the name of the network.
-        price_per_gigabyte: cost of 10⁹ bytes, None if it was not given.
-        rows: one for each method, in their order.
-        break_evens: of every two methods that have one, by the name of the network.
-        mixture: a sentence that names in what the runs differ beside their method, None if in nothing.
-        measured_coding: whether coding is by the clock of the machine that made each run.
+        pricing_models: pricing models by the name of the network.
+        price_per_gigabyte: price of 10⁹ bytes; None if it was not given.
+        rows: one row for each method, in the order of the methods.
+        break_evens: break-evens of all pairs of methods, by the name of the network.
+        other_differences: sentence about differences of the runs other than their method; None if there are none.
+        measured_coding: whether coding times were measured by the machine of each run.
     """
 
     target: float | None
@@ -92,7 +109,7 @@ class Comparison:
 
     @property
     def baseline(self) -> ComparisonRow:
-        """What others are measured by: the first that sends its updates as they are, or else the first."""
+        """Row that ratios refer to: the first uncompressed method, otherwise the first method."""
         return next((row for row in self.rows if row.uncompressed), self.rows[0])
 
 
@@ -103,35 +120,38 @@ def compare(
     price_per_gigabyte: float | None = None,
     measured_coding: bool = False,
 ) -> Comparison:
-    """Compare methods; runs whose participation depended on time are not priced.
+    """Compare methods. Methods whose participation depended on time have no times.
 
     Args:
-        methods: the methods.
+        methods: methods, as from `load_methods`.
         target: accuracy to be reached; None for the end of each run.
-        terms: terms of the prices, by the name of the network.
-        price_per_gigabyte: cost of 10⁹ bytes, in any currency.
-        measured_coding: whether coding is by the clock of the machine that made each run.
+        pricing_models: pricing models by the name of the network.
+        price_per_gigabyte: price of 10⁹ bytes, in any currency.
+        measured_coding: whether coding times are those that the machine of each run measured.
     """
     pricing_models = pricing_models or {}
-    priced = {method.label: _price_runs(method, pricing_models, measured_coding) for method in methods}
-    rows = tuple(_build_row(method, target, priced[method.label], price_per_gigabyte, measured_coding) for method in methods)
-    evens: dict[str, tuple[BreakEven, ...]] = {}
+    priced_runs = {method.label: _price_runs(method, pricing_models, measured_coding) for method in methods}
+    rows = tuple(
+        _build_row(method, target, priced_runs[method.label], price_per_gigabyte, measured_coding) for method in methods
+    )
+    break_evens: dict[str, tuple[BreakEven, ...]] = {}
     if target is not None:
-        for name, each in pricing_models.items():
-            racing = [method for method in methods if priced[method.label]]
-            racers = [
-                build_method_timing(one.label, priced[one.label][name], target, one.best_variant.n_failed) for one in racing
+        for name, pricing_model in pricing_models.items():
+            timings = [
+                build_method_timing(method.label, priced_runs[method.label][name], target, method.best_variant.n_failed)
+                for method in methods
+                if priced_runs[method.label]
             ]
-            evens[name] = tuple(pairwise_break_evens(racers, each.network))
+            break_evens[name] = tuple(pairwise_break_evens(timings, pricing_model.network))
     return Comparison(
-        target, pricing_models, price_per_gigabyte, rows, evens, describe_other_differences(methods), measured_coding
+        target, pricing_models, price_per_gigabyte, rows, break_evens, describe_other_differences(methods), measured_coding
     )
 
 
 def _price_runs(
     method: Method, pricing_models: Mapping[str, PricingModel], measured_coding: bool
 ) -> dict[str, list[PricedRun]]:
-    """Its runs by network; nothing where one of them cannot be priced."""
+    """Return the priced runs of a method by network, or nothing if one of its runs cannot be priced."""
     if not pricing_models or any(run.why_not_repriceable for run in method.runs):
         return {}
     by_run = [price(run, list(pricing_models.values()), measured_coding) for run in method.runs]
@@ -145,32 +165,33 @@ def _build_row(
     price_per_gigabyte: float | None,
     measured_coding: bool,
 ) -> ComparisonRow:
-    chosen, ends = method.best_variant, {run.folder: _find_endpoint(run, target) for run in method.runs}
+    variant, endpoints = method.best_variant, {run.folder: _find_endpoint(run, target) for run in method.runs}
 
     def total_at_end(run: Run, *columns: str) -> float | None:
-        end = ends[run.folder]
-        return None if end is None else sum(end.interpolate_on(run.get_cumulative(column)) for column in columns)
+        endpoint = endpoints[run.folder]
+        return None if endpoint is None else sum(endpoint.interpolate_on(run.get_cumulative(column)) for column in columns)
 
-    rounds = chosen.summarize_over_seeds(lambda run: None if (end := ends[run.folder]) is None else end.rounds)
+    rounds = variant.summarize_over_seeds(lambda run: None if (end := endpoints[run.folder]) is None else end.rounds)
     return ComparisonRow(
         label=method.label,
-        tuned=chosen.tuned,
+        tuned=variant.tuned,
         grid_edge_keys=method.grid_edge_keys,
         uncompressed=method.uncompressed,
         seeds=len(method.runs),
-        n_failed=chosen.n_failed,
-        best_accuracy=chosen.summarize_best_accuracy(),
+        n_failed=variant.n_failed,
+        best_accuracy=variant.summarize_best_accuracy(),
         rounds=rounds,
-        up_bytes=chosen.summarize_over_seeds(lambda run: total_at_end(run, "uplink_bytes")),
-        down_bytes=chosen.summarize_over_seeds(lambda run: total_at_end(run, "downlink_bytes")),
-        all_bytes=chosen.summarize_over_seeds(lambda run: total_at_end(run, "uplink_bytes", "downlink_bytes")),
+        up_bytes=variant.summarize_over_seeds(lambda run: total_at_end(run, "uplink_bytes")),
+        down_bytes=variant.summarize_over_seeds(lambda run: total_at_end(run, "downlink_bytes")),
+        all_bytes=variant.summarize_over_seeds(lambda run: total_at_end(run, "uplink_bytes", "downlink_bytes")),
         network_costs={
-            name: _summarize_network_cost(runs, ends, chosen.n_failed, price_per_gigabyte) for name, runs in priced_runs.items()
+            name: _summarize_network_cost(runs, endpoints, variant.n_failed, price_per_gigabyte)
+            for name, runs in priced_runs.items()
         },
         unpriced_reason=next((run.why_not_repriceable for run in method.runs if run.why_not_repriceable), None),
         seed_numbers=tuple(run.seed for run in method.runs),
         unanswered_messages=max(
-            (one.ledger_stats.unanswered_messages for runs in priced_runs.values() for one in runs), default=0
+            (run.ledger_stats.unanswered_messages for runs in priced_runs.values() for run in runs), default=0
         ),
         divergence_by_seed=method.divergence_by_seed,
         uncosted_codecs=find_uncosted_codecs(method.runs[0]) if priced_runs and not measured_coding else (),
@@ -179,7 +200,7 @@ def _build_row(
 
 
 def _find_endpoint(run: Run, target: float | None) -> TargetReached | None:
-    """Where the run meets the target, or where it ends."""
+    """Return the point at which a run reaches the target, or its end without a target."""
     return (
         TargetReached(run.n_rounds, run.n_rounds, 0.0)
         if target is None
@@ -193,35 +214,41 @@ def _summarize_network_cost(
     n_failed: int,
     price_per_gigabyte: float | None,
 ) -> NetworkCost:
-    none = [None] * n_failed
-    found = [(one, endpoints[one.run.folder]) for one in priced_runs]
+    failures = [None] * n_failed
 
     def summarize_seconds(priced_runs: Sequence[PricedRun]) -> SeedSummary:
-        known = ((one, endpoints[one.run.folder]) for one in priced_runs)
+        pairs = ((run, endpoints[run.run.folder]) for run in priced_runs)
         return summarize_seeds(
-            [*(None if end is None else end.interpolate_on(one.cumulative_seconds) for one, end in known), *none]
+            [*(None if end is None else end.interpolate_on(run.cumulative_seconds) for run, end in pairs), *failures]
         )
 
-    n_bytes = [None if end is None else end.interpolate_on(one.transferred_bytes) for one, end in found]
+    pairs = [(run, endpoints[run.run.folder]) for run in priced_runs]
+    n_bytes = [None if end is None else end.interpolate_on(run.transferred_bytes) for run, end in pairs]
     cost = None
     if price_per_gigabyte is not None:
-        spent = (None if each is None else each / GIGABYTE * price_per_gigabyte for each in n_bytes)
-        cost = summarize_seeds([*spent, *none])
-    means = [float(one.cumulative_seconds[-1]) / one.run.n_rounds for one in priced_runs]
-    coding = max((_compute_coding_share(one) for one in priced_runs), default=0.0)
-    extremes = [one.coding_deciles for one in priced_runs if one.coding_deciles is not None]
-    clock = [summarize_seconds(side) for side in zip(*extremes, strict=True)] if extremes else [None, None]
+        costs = (None if n is None else n / GIGABYTE * price_per_gigabyte for n in n_bytes)
+        cost = summarize_seeds([*costs, *failures])
+    means = [float(run.cumulative_seconds[-1]) / run.run.n_rounds for run in priced_runs]
+    coding_share = max((_compute_coding_share(run) for run in priced_runs), default=0.0)
+    deciles = [run.coding_deciles for run in priced_runs if run.coding_deciles is not None]
+    decile_seconds = [summarize_seconds(runs) for runs in zip(*deciles, strict=True)] if deciles else [None, None]
     return NetworkCost(
-        summarize_seconds(priced_runs), summarize_seeds(means), summarize_seeds([*n_bytes, *none]), cost, coding, *clock
+        seconds=summarize_seconds(priced_runs),
+        mean_round_seconds=summarize_seeds(means),
+        n_bytes=summarize_seeds([*n_bytes, *failures]),
+        cost=cost,
+        coding_share=coding_share,
+        coding_low=decile_seconds[0],
+        coding_high=decile_seconds[1],
     )
 
 
 def _compute_coding_share(priced_run: PricedRun) -> float:
-    """The share of encoding and decoding, at the client that is the last and at the server; 0 where nobody ever came."""
-    stack, all_of_it = priced_run.breakdown, float(priced_run.cumulative_seconds[-1])
-    return float((stack.coding + stack.server_seconds).sum()) / all_of_it if all_of_it else 0.0
+    """Return the share of coding, at the slowest client and at the server, in the time of all rounds; 0 without clients."""
+    breakdown, total = priced_run.breakdown, float(priced_run.cumulative_seconds[-1])
+    return float((breakdown.coding + breakdown.server_seconds).sum()) / total if total else 0.0
 
 
 def break_evens_of(comparison: Comparison, network_name: str, label: str) -> Iterator[BreakEven]:
-    """The break-evens that one method has with others."""
-    return (even for even in comparison.break_evens[network_name] if label in (even.faster_below, even.faster_above))
+    """Yield the break-evens of one method with the other methods."""
+    return (point for point in comparison.break_evens[network_name] if label in (point.faster_below, point.faster_above))

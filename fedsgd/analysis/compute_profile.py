@@ -1,4 +1,4 @@
-"""The work of a run: training steps as they were counted, coding by the table of codec costs or by the clock."""
+"""Computation of a run: counted training steps, and coding by the table of codec costs or by measured times."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from fedsgd.network.round_times import FLOAT_BYTES
 from fedsgd.numerics.arrays import F64
 
 CLOCK_QUANTILES = (0.1, 0.5, 0.9)
-"""Of the ledger's seconds, where a price is by the clock of the machine that made the run: low, middle, high."""
+"""Quantiles of the coding times in the ledger that prices with measured coding use: low, middle, high."""
 
 
 def describe_coding_source(measured_coding: bool) -> str:
-    """Return a sentence that says where the cost of coding comes from."""
+    """Return a sentence about the source of coding times."""
     if measured_coding:
-        source = "the clock of the machine that made each run, in the median, as copies in memory there"
-        return f"Encoding and decoding are by {source}; another run of equal digests has other figures"
+        source = "medians that the machine of each run measured, in units of a memory copy on this machine"
+        return f"Coding times are {source}; other runs of equal digests have other times"
     table = read_cost_table()
-    source = f"a table of codec costs in copies in memory, measured on {table['date']} ({table['processor']})"
-    return f"Encoding and decoding are by {source}, so that runs of equal digests have equal prices"
+    source = f"a table of codec costs, in units of a memory copy, measured on {table['date']} ({table['processor']})"
+    return f"Coding times are from {source}, so that runs of equal digests have equal prices"
 
 
 def build_profile_from_cost_table(run: Run, ledger_stats: LedgerStats) -> ComputeProfile:
-    """Price a run's coding by the table of codec costs, where a compressor without a row counts as nothing.
+    """Build the compute profile of a run from the table of codec costs. The cost of a compressor without a row is 0.
 
     Args:
-        run: the run; its resolved scenario says how it compressed.
-        facts: what its ledger says.
+        run: the run, with the compressors of its resolved scenario.
+        ledger_stats: frames and messages of the run's ledger.
 
     Raises:
-        ReportError: the summary does not say what a training step computes.
+        ReportError: the summary lacks the computation of a training step.
     """
-    parameters, (uplink, frames, exact) = int(run.summary["parameters"]), _resolve_codecs(run)
+    parameters, (uplink, compressors, is_exact) = int(run.summary["parameters"]), _resolve_codecs(run)
 
     def count_copied_bytes(job: CodecJob, compressor: Mapping[str, Any], frame_totals: FrameTotals) -> float:
-        """Return the bytes copied for all these frames together."""
+        """Return the total bytes copied for these frames."""
         return (
             frame_totals.n_frames
             * look_up_cost(job, compressor)[0].count_bytes(parameters, frame_totals.n_coordinates / frame_totals.n_frames)
@@ -59,33 +59,35 @@ def build_profile_from_cost_table(run: Run, ledger_stats: LedgerStats) -> Comput
             else 0.0
         )
 
-    # a compressed step of an earlier round is sent again as it was; values that changed are encoded for those who were away
-    sent = {
+    # Frames of earlier compressed steps are sent again unchanged; exact differences are encoded for each base round.
+    encoded_frames = {
         **ledger_stats.distinct_downlink_frames,
-        "step": ledger_stats.distinct_downlink_frames["step" if exact else "latest"],
+        "step": ledger_stats.distinct_downlink_frames["step" if is_exact else "latest"],
     }
-    received = sum(count_copied_bytes("receive", frames[kind], ledger_stats.downlink_frames[kind]) for kind in DOWNLINK_KINDS)
-    sending = sum(count_copied_bytes("send", frames[kind], sent[kind]) for kind in DOWNLINK_KINDS)
-    updates = max(1, ledger_stats.update_frames.n_frames)
-    n_bytes = (
-        count_copied_bytes(select_uplink_job(uplink), uplink["compressor"], ledger_stats.update_frames) / updates,
-        received / max(1.0, float(ledger_stats.down_messages.sum())),
-        count_copied_bytes("add", uplink["compressor"], ledger_stats.update_frames) / updates,
-        sending / max(1, int(np.count_nonzero(ledger_stats.down_messages))),
+    decoding = sum(
+        count_copied_bytes("receive", compressors[kind], ledger_stats.downlink_frames[kind]) for kind in DOWNLINK_KINDS
     )
-    vector = FLOAT_BYTES * parameters
-    return ComputeProfile(parameters, _read_work_figure(run, "flops_per_example"), *(each / vector for each in n_bytes))
+    encoding = sum(count_copied_bytes("send", compressors[kind], encoded_frames[kind]) for kind in DOWNLINK_KINDS)
+    n_updates = max(1, ledger_stats.update_frames.n_frames)
+    n_bytes = (
+        count_copied_bytes(select_uplink_job(uplink), uplink["compressor"], ledger_stats.update_frames) / n_updates,
+        decoding / max(1.0, float(ledger_stats.down_messages.sum())),
+        count_copied_bytes("add", uplink["compressor"], ledger_stats.update_frames) / n_updates,
+        encoding / max(1, int(np.count_nonzero(ledger_stats.down_messages))),
+    )
+    vector_bytes = FLOAT_BYTES * parameters
+    return ComputeProfile(parameters, _read_work_figure(run, "flops_per_example"), *(n / vector_bytes for n in n_bytes))
 
 
 def find_uncosted_codecs(run: Run) -> tuple[str, ...]:
-    """Return the compressors that are not in the table of codec costs, so that they count as nothing: "uplink module:Class"."""
-    uplink, frames, _ = _resolve_codecs(run)
+    """Return the compressors without a row in the table of codec costs, each as "uplink module:Class"."""
+    uplink, compressors, _ = _resolve_codecs(run)
     missing = [f"uplink {name}" for name in look_up_cost("encode", uplink["compressor"])[1]]
-    return (*missing, *(f"downlink {name}" for name in look_up_cost("send", frames["step"])[1]))
+    return (*missing, *(f"downlink {name}" for name in look_up_cost("send", compressors["step"])[1]))
 
 
 def _resolve_codecs(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]], bool]:
-    """Return [uplink], the compressor of each of DOWN, and whether the downlink sends exact differences."""
+    """Return [uplink], the compressor of each kind of downlink frame, and whether the downlink sends exact differences."""
     scenario = tomllib.loads(run.scenario_text)
     uplink, downlink = ({"compressor": {"name": "dense"}, **scenario.get(name, {})} for name in ("uplink", "downlink"))
     policy = downlink.get("policy", "model")
@@ -95,39 +97,35 @@ def _resolve_codecs(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Mapping[s
 
 
 def build_profiles_from_clock(run: Run, ledger_stats: LedgerStats) -> list[ComputeProfile]:
-    """Price a run's coding by the clock of the machine that made it, as multiples of what a copy took there, to two figures.
+    """Build compute profiles from the coding times that the machine of the run measured.
+
+    Times become multiples of the time of a memory copy on this machine, rounded to two digits.
 
     Returns:
-        The work at each of CLOCK_QUANTILES of the seconds.
+        A profile for each of CLOCK_QUANTILES.
 
     Raises:
-        ReportError: the summary does not say what a training step computes, or what a copy took.
+        ReportError: the summary lacks the computation of a training step, or the time of a copy.
     """
-    assert ledger_stats.coding_seconds is not None
-    flops, copy = _read_work_figure(run, "flops_per_example"), _read_work_figure(run, "copy_seconds")
-    sending = (
-        ledger_stats.coding_seconds.server_encode[2:] if run.n_rounds > 1 else ledger_stats.coding_seconds.server_encode[1:]
-    )
-    sending = sending[sending > 0]  # nothing is encoded in a round of nobody
-    taken = (
-        ledger_stats.coding_seconds.client_encode,
-        ledger_stats.coding_seconds.client_decode,
-        ledger_stats.coding_seconds.server_decode,
-        [sending],
-    )
-    works = []
+    seconds = ledger_stats.coding_seconds
+    assert seconds is not None
+    flops, copy_seconds = _read_work_figure(run, "flops_per_example"), _read_work_figure(run, "copy_seconds")
+    server_encode = seconds.server_encode[2:] if run.n_rounds > 1 else seconds.server_encode[1:]
+    server_encode = server_encode[server_encode > 0]  # rounds without clients encode nothing
+    parts = (seconds.client_encode, seconds.client_decode, seconds.server_decode, [server_encode])
+    profiles = []
     for quantile in CLOCK_QUANTILES:
-        copies = (float(f"{_compute_quantile(seconds, quantile) / copy:.1e}") for seconds in taken)
-        works.append(ComputeProfile(int(run.summary["parameters"]), flops, *copies))
-    return works
+        copies = (float(f"{_compute_quantile(part, quantile) / copy_seconds:.1e}") for part in parts)
+        profiles.append(ComputeProfile(int(run.summary["parameters"]), flops, *copies))
+    return profiles
 
 
 def _read_work_figure(run: Run, key: str) -> float:
-    """Return a figure of the run's work; ReportError if the summary lacks it."""
-    recorded: Any = run.summary.get("work")
-    figure = recorded.get(key) if isinstance(recorded, dict) else None
+    """Return a figure of `work` in the run's summary; ReportError if the summary lacks it."""
+    work: Any = run.summary.get("work")
+    figure = work.get(key) if isinstance(work, dict) else None
     if not isinstance(figure, int | float) or isinstance(figure, bool) or not 0 < figure < math.inf:
-        raise ReportError(f"{run.folder}/summary.json: does not say {key} under work; run it again with this version")
+        raise ReportError(f"{run.folder}/summary.json: has no work.{key}; run the scenario again with this version")
     return float(figure)
 
 

@@ -1,4 +1,4 @@
-"""Differences between methods that are shown side by side."""
+"""Differences between the settings of compared methods."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ from fedsgd.analysis.runs import Run
 from fedsgd.sweeps.labels import format_value, name_objects
 
 MAX_LISTED_VALUES = 3
-"""Most values of a difference that are written out."""
+"""Most values of a difference that a sentence lists."""
 
 
 def find_differing_settings(methods: Sequence[Method]) -> list[str]:
-    """The dotted keys in which they differ."""
-    every = [dict(collect_method_settings(method.runs[0], ())) for method in methods]
-    keys = sorted({key for settings in every for key in settings})
-    return [key for key in keys if len({settings.get(key) for settings in every}) > 1]
+    """Return the settings in which methods differ, as dotted keys."""
+    all_settings = [dict(collect_method_settings(method.runs[0], ())) for method in methods]
+    keys = sorted({key for settings in all_settings for key in settings})
+    return [key for key in keys if len({settings.get(key) for settings in all_settings}) > 1]
 
 
 def describe_other_differences(methods: Sequence[Method]) -> str | None:
-    """Return a sentence that names in which of dataset, partition, model, rounds and clients the methods differ, None if in
-    nothing of these: then their figures can be compared."""
+    """Return a sentence about differences in dataset, partition, model, rounds and clients.
+
+    Returns:
+        None if the methods agree in all of these, so that their figures are comparable.
+    """
     shortened = name_objects([_serialize_settings(method.runs[0]) for method in methods])
     topics = [_group_settings_by_topic(settings, method.runs[0]) for settings, method in zip(shortened, methods, strict=True)]
     differences = []
     for topic in topics[0]:
-        every = [each[topic] for each in topics]
-        keys = sorted({key for settings in every for key in settings}, key=lambda key: (not key.endswith("name"), key))
-        keys = [key for key in keys if len({settings.get(key) for settings in every}) > 1]
+        topic_settings = [settings[topic] for settings in topics]
+        keys = sorted({key for settings in topic_settings for key in settings}, key=lambda key: (not key.endswith("name"), key))
+        keys = [key for key in keys if len({settings.get(key) for settings in topic_settings}) > 1]
         values = [
-            ", ".join(_format_value(key, settings[key]) for key in keys if key in settings) or "default" for settings in every
+            ", ".join(_format_value(key, settings[key]) for key in keys if key in settings) or "default"
+            for settings in topic_settings
         ]
         distinct = list(dict.fromkeys(values))
-        more = [f"{len(distinct) - MAX_LISTED_VALUES} more"] * (len(distinct) > MAX_LISTED_VALUES)
+        remainder = [f"{len(distinct) - MAX_LISTED_VALUES} more"] * (len(distinct) > MAX_LISTED_VALUES)
         if keys:
-            differences.append(f"{topic} ({'; '.join([*distinct[:MAX_LISTED_VALUES], *more])})")
+            differences.append(f"{topic} ({'; '.join([*distinct[:MAX_LISTED_VALUES], *remainder])})")
     return f"the runs differ in more than their method: {', '.join(differences)}" if differences else None
 
 
@@ -45,7 +49,7 @@ def _serialize_settings(run: Run) -> dict[str, str]:
 
 
 def _group_settings_by_topic(settings: dict[str, str], run: Run) -> dict[str, dict[str, str]]:
-    """Return by topic the settings, as JSON, on which every figure of a run depends, whatever its method."""
+    """Return the settings that affect the figures of every method, as JSON, by topic."""
     tables = {
         name: {k: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in ("data", "data.partition", "model")
     }
@@ -61,6 +65,6 @@ def _group_settings_by_topic(settings: dict[str, str], run: Run) -> dict[str, di
 
 
 def _format_value(key: str, value: str) -> str:
-    """Return a setting in words; a component's name speaks for itself."""
+    """Return a setting with its key; only the value for the name of a component."""
     text = format_value(json.loads(value))
     return text if key.endswith("name") else f"{key.rpartition('.')[2].replace('_', ' ')} {text}"

@@ -1,4 +1,4 @@
-"""Runs on a network that they never saw: the ledger is replayed, nothing is trained again."""
+"""Prices: times of finished runs on any network, computed from their ledgers without training."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ SPEEDS: tuple[float, ...] = tuple(
     10.0 ** (SLOWEST_EXPONENT + i / STEPS_PER_DECADE)
     for i in range((FASTEST_EXPONENT - SLOWEST_EXPONENT) * STEPS_PER_DECADE + 1)
 )
-"""Uplink speeds, bits per second, between which break-evens are looked for: 100 bit/s to 1 Tbit/s."""
+"""Uplink speeds in bits per second, 100 bit/s to 1 Tbit/s; break-evens are searched between neighbors."""
 BISECTIONS = 50
 RELATIVE_TOLERANCE = 1e-12
+"""Relative difference up to which two times are equal."""
 
 
 @dataclass(frozen=True, eq=False)
 class PricedRun:
-    """A run on the terms of a price.
+    """A run with its times under a pricing model.
 
     Attributes:
         run: the run.
-        terms: the terms.
-        facts: what its ledger says.
-        work: its work, in units of no machine.
-        timeline: what the durations of its rounds depend on.
-        extremes: the price with the first and with the ninth decile of the coding that the run's clock measured; None where
-            coding is counted by the table.
+        pricing_model: network, devices and deadline.
+        ledger_stats: frames and messages of the run's ledger.
+        compute_profile: computation of the run, independent of a machine.
+        round_time_model: durations of the rounds as a function of the link speed.
+        coding_deciles: the run priced at the first and at the ninth decile of measured coding times; None if coding times are
+            from the cost table.
     """
 
     run: Run
@@ -51,7 +52,7 @@ class PricedRun:
 
     @cached_property
     def cumulative_seconds(self) -> F64:
-        """After each round, 0 before the first [R + 1]."""
+        """[R + 1] seconds after each round; entry 0 is 0."""
         link = self.pricing_model.network.link
         return self.round_time_model.cumulative_seconds(
             link.up_bits_per_second, link.down_bits_per_second, link.latency_seconds
@@ -59,79 +60,88 @@ class PricedRun:
 
     @property
     def breakdown(self) -> RoundTimeBreakdown:
-        """Where the time of each round goes."""
+        """[R] seconds of each phase of each round."""
         link = self.pricing_model.network.link
         return self.round_time_model.breakdown(link.up_bits_per_second, link.down_bits_per_second, link.latency_seconds)
 
     @cached_property
     def transferred_bytes(self) -> F64:
-        """What went over the network up to each round, 0 before the first [R + 1]: up and down, as it is broadcast or not, and
-        what the transport adds to each message."""
-        network, facts = self.pricing_model.network, self.ledger_stats
-        down = "downlink_broadcast_bytes" if network.downlink == "broadcast" else "downlink_bytes"
-        added = facts.up_messages * network.up_overhead_bytes + facts.down_messages * network.down_overhead_bytes
-        return self.run.get_cumulative("uplink_bytes") + self.run.get_cumulative(down) + np.cumsum(added)
+        """[R + 1] bytes over the network up to each round; entry 0 is 0.
+
+        Bytes of both directions, with distinct frames counted once on a broadcast downlink, and the overhead of each message.
+        """
+        network, stats = self.pricing_model.network, self.ledger_stats
+        column = "downlink_broadcast_bytes" if network.downlink == "broadcast" else "downlink_bytes"
+        overhead = stats.up_messages * network.up_overhead_bytes + stats.down_messages * network.down_overhead_bytes
+        return self.run.get_cumulative("uplink_bytes") + self.run.get_cumulative(column) + np.cumsum(overhead)
 
 
 def price(run: Run, pricing_models: Sequence[PricingModel], measured_coding: bool = False) -> list[PricedRun]:
-    """Price a run; equal digests give equal prices, unless coding is by the clock.
+    """Price a run. Runs of equal digests have equal prices, unless coding times were measured.
 
     Args:
         run: the run.
-        terms: the terms, for each of which a price is returned.
-        measured_coding: whether coding takes as long as the clock of the machine that made the run measured, in the median,
-            instead of what the table of codec costs has.
+        pricing_models: networks, devices and deadlines.
+        measured_coding: whether coding times are medians that the machine of the run measured, in place of those of the table
+            of codec costs.
+
+    Returns:
+        A priced run for each pricing model.
 
     Raises:
-        ReportError: participation depended on time, or the folder lacks what a price needs.
+        ReportError: participation depended on time, or a file of the run is incomplete.
     """
     require_time_independent(run)
-    facts = read_ledger_stats(run, measured_coding)
+    stats = read_ledger_stats(run, measured_coding)
     if not measured_coding:
-        return _price_with_profile(run, pricing_models, facts, build_profile_from_cost_table(run, facts))
+        return _price_with_profile(run, pricing_models, stats, build_profile_from_cost_table(run, stats))
     low, middle, high = (
-        _price_with_profile(run, pricing_models, facts, work) for work in build_profiles_from_clock(run, facts)
+        _price_with_profile(run, pricing_models, stats, profile) for profile in build_profiles_from_clock(run, stats)
     )
-    return [replace(each, coding_deciles=(least, most)) for each, least, most in zip(middle, low, high, strict=True)]
+    return [replace(run, coding_deciles=deciles) for run, deciles in zip(middle, zip(low, high, strict=True), strict=True)]
 
 
 def _price_with_profile(
-    run: Run,
-    pricing_models: Sequence[PricingModel],
-    ledger_stats: LedgerStats,
-    compute_profile: ComputeProfile,
-    uncosted_codecs: tuple[str, ...] = (),
+    run: Run, pricing_models: Sequence[PricingModel], ledger_stats: LedgerStats, compute_profile: ComputeProfile
 ) -> list[PricedRun]:
     try:
-        lines = round_time_models(read_client_traffic(run), compute_profile, run.seed, pricing_models)
+        time_models = round_time_models(read_client_traffic(run), compute_profile, run.seed, pricing_models)
     except ReportError as error:
         raise ReportError(f"{run.folder}: {error}") from None
-    return [PricedRun(run, each, ledger_stats, compute_profile, line) for each, line in zip(pricing_models, lines, strict=True)]
+    return [
+        PricedRun(run, pricing_model, ledger_stats, compute_profile, time_model)
+        for pricing_model, time_model in zip(pricing_models, time_models, strict=True)
+    ]
 
 
 def require_time_independent(run: Run) -> None:
-    """ReportError if a run cannot be priced, since who took part depended on time."""
+    """Raise ReportError if the participation of a run depended on time, so that it cannot be priced."""
     if run.why_not_repriceable is not None:
         raise ReportError(f"{run.folder}: cannot be priced on another network: {run.why_not_repriceable}")
 
 
 @dataclass(frozen=True, eq=False)
 class TimeToTarget:
-    """How long a run takes to its target, as a function of the speed of its links. None of it is computed on rounds after."""
+    """Time of a run to its target, as a function of the link speed.
+
+    Attributes:
+        round_time_model: durations of the rounds up to the target.
+        target_reached: point between two rounds at which the target is reached.
+    """
 
     round_time_model: RoundTimeModel
     target_reached: TargetReached
 
     def compute_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> float:
-        """To the target; infinite where a reply that was taken would come after the deadline."""
-        spent = self.round_time_model.cumulative_seconds(up_bps, down_bps, latency_seconds)
-        return self.target_reached.interpolate_on(spent) if math.isfinite(spent[-1]) else math.inf
+        """Return the seconds to the target; infinite if an accepted reply would arrive after the deadline."""
+        seconds = self.round_time_model.cumulative_seconds(up_bps, down_bps, latency_seconds)
+        return self.target_reached.interpolate_on(seconds) if math.isfinite(seconds[-1]) else math.inf
 
 
 def time_to_target(priced_run: PricedRun, target: float) -> TimeToTarget | None:
-    """To `target`; None: not reached."""
-    found = find_first_reached(priced_run.run.measured_accuracies, target)
-    return None if found is None else TimeToTarget(priced_run.round_time_model.first_rounds(found.after), found)
+    """Return the time of a run to a target; None if the target is not reached."""
+    reached = find_first_reached(priced_run.run.measured_accuracies, target)
+    return None if reached is None else TimeToTarget(priced_run.round_time_model.first_rounds(reached.after), reached)
 
 
 @dataclass(frozen=True)
@@ -139,11 +149,12 @@ class BreakEven:
     """Uplink speed at which the order of two methods changes.
 
     Attributes:
-        below: label of the method that is sooner at its target on slower uplinks.
-        above: label of the method that is sooner on faster ones.
-        up_bits_per_second: the speed.
-        low, high: range of the speed, the coding of one method being at its first decile by the clock and that of the other
-            method at its ninth; 0 and infinite where the range has no end. None where coding is by the table.
+        faster_below: label of the method that reaches its target first on slower uplinks.
+        faster_above: label of the method that reaches its target first on faster uplinks.
+        up_bits_per_second: uplink speed at the break-even.
+        low: lower end of the speed's range, if measured coding times of one method are at their first decile and those of the
+            other method at their ninth; 0 without an end. None if coding times are from the cost table.
+        high: upper end of the range; infinite without an end.
     """
 
     faster_below: str
@@ -155,12 +166,13 @@ class BreakEven:
 
 @dataclass(frozen=True, eq=False)
 class MethodTiming:
-    """A method on its way to the target.
+    """Times of a method to the target, as a function of the link speed.
 
     Attributes:
-        label: its label.
-        reaches: one for each seed, None where the target is not reached.
-        extremes: the method with the first and with the ninth decile of coding by the clock; None where coding is by the table.
+        label: name of the method.
+        times_to_target: time of each seed; None if the seed does not reach the target.
+        coding_deciles: times at the first and at the ninth decile of measured coding times; None if coding times are from the
+            cost table.
     """
 
     label: str
@@ -168,26 +180,26 @@ class MethodTiming:
     coding_deciles: tuple[MethodTiming, MethodTiming] | None = None
 
     def compute_median_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> float:
-        """To the target, the median over seeds; infinite: not reached by half of them."""
-        times = (
-            None if one is None else one.compute_seconds(up_bps, down_bps, latency_seconds) for one in self.times_to_target
+        """Return the median over seeds of the seconds to the target; infinite if half of the seeds do not reach it."""
+        seconds = (
+            None if time is None else time.compute_seconds(up_bps, down_bps, latency_seconds) for time in self.times_to_target
         )
-        return summarize_seeds(list(times)).median
+        return summarize_seeds(list(seconds)).median
 
     def compute_curve(self, network: Network) -> list[float]:
-        """Seconds to the target at each of SPEEDS, the network's ratio of down to up and its latency kept."""
-        at = _make_link_scaler(network)
-        return [self.compute_median_seconds(*at(speed)) for speed in SPEEDS]
+        """Return the seconds to the target at each of SPEEDS, with the network's latency and ratio of downlink to uplink."""
+        link_at_speed = _make_link_scaler(network)
+        return [self.compute_median_seconds(*link_at_speed(speed)) for speed in SPEEDS]
 
 
 def build_method_timing(label: str, priced_runs: Sequence[PricedRun], target: float, n_failed: int) -> MethodTiming:
-    """Return a method on its way to the target. failed: the number of seeds whose run ended in an error."""
-    reaches = [*(time_to_target(one, target) for one in priced_runs), *[None] * n_failed]
-    known = [one.coding_deciles for one in priced_runs if one.coding_deciles is not None]
-    if not known:
-        return MethodTiming(label, reaches)
-    low, high = (build_method_timing(label, side, target, n_failed) for side in zip(*known, strict=True))
-    return MethodTiming(label, reaches, (low, high))
+    """Return the times of a method to the target; failed seeds do not reach it."""
+    times = [*(time_to_target(run, target) for run in priced_runs), *[None] * n_failed]
+    deciles = [run.coding_deciles for run in priced_runs if run.coding_deciles is not None]
+    if not deciles:
+        return MethodTiming(label, times)
+    low, high = (build_method_timing(label, runs, target, n_failed) for runs in zip(*deciles, strict=True))
+    return MethodTiming(label, times, (low, high))
 
 
 def _make_link_scaler(network: Network) -> Callable[[float], tuple[float, float, float]]:
@@ -197,51 +209,55 @@ def _make_link_scaler(network: Network) -> Callable[[float], tuple[float, float,
 
 
 def break_evens(first: MethodTiming, second: MethodTiming, network: Network) -> list[BreakEven]:
-    """Where the order of two changes as links get faster, ascending; usually once or never. Found between two neighbours of
-    SPEEDS, and then by bisection."""
+    """Return the uplink speeds at which the order of two methods changes, ascending; usually one or none.
+
+    A break-even lies between two neighbors of SPEEDS and is located by bisection.
+    """
     return pairwise_break_evens([first, second], network)
 
 
 def pairwise_break_evens(timings: Sequence[MethodTiming], network: Network) -> list[BreakEven]:
-    """Of every two of them, in their order."""
-    curves = [racer.compute_curve(network) for racer in timings]
+    """Return the break-evens of all pairs of methods, in the order of the methods."""
+    curves = [timing.compute_curve(network) for timing in timings]
     pairs = itertools.combinations(range(len(timings)), 2)
-    evens = []
+    break_evens = []
     for i, j in pairs:
-        found = list(_search_break_evens(timings[i], timings[j], _make_link_scaler(network), curves[i], curves[j]))
-        evens += _add_speed_ranges(found, timings[i], timings[j], network) if found else []
-    return evens
+        points = list(_search_break_evens(timings[i], timings[j], _make_link_scaler(network), curves[i], curves[j]))
+        break_evens += _add_speed_ranges(points, timings[i], timings[j], network) if points else []
+    return break_evens
 
 
 def _add_speed_ranges(
     break_even_points: Sequence[BreakEven], first: MethodTiming, second: MethodTiming, network: Network
 ) -> list[BreakEven]:
-    """Add the ranges that coding by the clock gives: one method at its quickest against the other one at its slowest."""
+    """Add the ranges of measured coding times: one method at its first decile, the other method at its ninth."""
     if first.coding_deciles is None or second.coding_deciles is None:
         return list(break_even_points)
     corners = list(zip(first.coding_deciles, reversed(second.coding_deciles), strict=True))
-    others = [
-        list(_search_break_evens(*pair, _make_link_scaler(network), *(racer.compute_curve(network) for racer in pair)))
+    corner_points = [
+        list(_search_break_evens(*pair, _make_link_scaler(network), *(timing.compute_curve(network) for timing in pair)))
         for pair in corners
     ]
-    ranged = []
-    for even in break_even_points:
-        ends = [_find_range_end(even, pair, found, network) for pair, found in zip(corners, others, strict=True)]
-        ranged.append(replace(even, low=min(even.up_bits_per_second, *ends), high=max(even.up_bits_per_second, *ends)))
-    return ranged
+    points_with_ranges = []
+    for point in break_even_points:
+        ends = [
+            _find_range_end(point, pair, candidates, network) for pair, candidates in zip(corners, corner_points, strict=True)
+        ]
+        low, high = min(point.up_bits_per_second, *ends), max(point.up_bits_per_second, *ends)
+        points_with_ranges.append(replace(point, low=low, high=high))
+    return points_with_ranges
 
 
 def _find_range_end(
     break_even: BreakEven, timings: tuple[MethodTiming, MethodTiming], candidates: Sequence[BreakEven], network: Network
 ) -> float:
-    """Return where the order of `break_even` changes between two extremes: the nearest of `candidates`; 0 or infinite if it
-    does not."""
-    same = [one.up_bits_per_second for one in candidates if one.faster_below == break_even.faster_below]
-    if same:
-        return min(same, key=lambda speed: abs(math.log(speed / break_even.up_bits_per_second)))
+    """Return the speed of the candidate nearest to a break-even, with the same order of methods; 0 or infinite if none."""
+    speeds = [point.up_bits_per_second for point in candidates if point.faster_below == break_even.faster_below]
+    if speeds:
+        return min(speeds, key=lambda speed: abs(math.log(speed / break_even.up_bits_per_second)))
     times = {
-        racer.label: racer.compute_median_seconds(*_make_link_scaler(network)(break_even.up_bits_per_second))
-        for racer in timings
+        timing.label: timing.compute_median_seconds(*_make_link_scaler(network)(break_even.up_bits_per_second))
+        for timing in timings
     }
     return math.inf if times[break_even.faster_below] < times[break_even.faster_above] else 0.0
 
@@ -257,14 +273,14 @@ def _search_break_evens(
     for i, (x, y) in enumerate(zip(first_curve, second_curve, strict=True)):
         if not (math.isfinite(x) and math.isfinite(y)) or abs(x - y) <= RELATIVE_TOLERANCE * max(x, y):
             continue
-        sooner = x < y
-        if previous is not None and previous[1] != sooner:
+        first_is_faster = x < y
+        if previous is not None and previous[1] != first_is_faster:
             low, high = math.log10(SPEEDS[previous[0]]), math.log10(SPEEDS[i])
             for _ in range(BISECTIONS):
                 middle = (low + high) / 2
-                speed = link_at_speed(10.0**middle)
-                same = (first.compute_median_seconds(*speed) < second.compute_median_seconds(*speed)) == previous[1]
-                low, high = (middle, high) if same else (low, middle)
+                link = link_at_speed(10.0**middle)
+                is_same = (first.compute_median_seconds(*link) < second.compute_median_seconds(*link)) == previous[1]
+                low, high = (middle, high) if is_same else (low, middle)
             below, above = (first, second) if previous[1] else (second, first)
             yield BreakEven(below.label, above.label, 10.0**high)
-        previous = i, sooner
+        previous = i, first_is_faster

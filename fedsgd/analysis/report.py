@@ -1,4 +1,4 @@
-"""A report of runs: the page, or figures for a paper."""
+"""Report of finished runs, as a page or as figures for a paper."""
 
 from __future__ import annotations
 
@@ -31,40 +31,62 @@ def write_report(
     measured_coding: bool = False,
     on_notice: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Write it; the files that were written. form: "html", or "pdf", "svg", "png" for figures in the folder `out`;
-    measured_coding: whether coding is by the clock of the machine that made each run; say: is told of what is left out, of runs
-    that differ in more than their method, and of what figures do not show of coding."""
+    """Write a report.
+
+    Args:
+        run_specs: run folders, folders of run folders, and sweeps.
+        out: file of the page, or folder of the figures.
+        file_format: "html" for a page; "pdf", "svg" or "png" for figures.
+        target: accuracy to be reached; None for `choose_default_target`.
+        tuned: settings that were tuned, as dotted keys.
+        network_name: name of the network of `pricing_model`.
+        pricing_model: network, devices and deadline of the figures, and of the page at its start.
+        price_per_gigabyte: price of 10⁹ bytes, in any currency.
+        title: title; None for the names of the scenarios.
+        measured_coding: whether coding times are those that the machine of each run measured.
+        on_notice: called with lines about ignored runs, about runs that differ in more than their method, and about coding
+            times that figures do not show.
+
+    Returns:
+        Paths of the files.
+    """
     target = choose_default_target(load_methods(run_specs, None, tuned)) if target is None else target
     methods = load_methods(run_specs, target, tuned, on_notice)
-    mixed = describe_other_differences(methods)
-    if mixed is not None:
-        on_notice(mixed)
-    asked = ReportOptions(
+    differences = describe_other_differences(methods)
+    if differences is not None:
+        on_notice(differences)
+    options = ReportOptions(
         title or _build_title(methods), target, pricing_model, network_name, price_per_gigabyte, measured_coding
     )
     if file_format != "html":
-        for text in collect_coding_notes(methods, asked):
+        for text in collect_coding_notes(methods, options):
             on_notice(text)
-        return draw_figures(methods, asked, out, file_format)
+        return draw_figures(methods, options, out, file_format)
     if not out.parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.parent}")
-    page = render(build_payload(methods, asked))
+    page = render(build_payload(methods, options))
     write_atomically(out, page.encode())
     return [out]
 
 
 def choose_default_target(methods: Sequence[Method]) -> float:
-    """What runs were asked to reach, if all that were asked say the same, or else the highest whole percent that each method
-    reaches in the median over its seeds."""
-    asked = [run.settings.get(f"{table}.target_accuracy") for m in methods for run in m.runs for table in ("report", "stop")]
-    wanted = {float(one) for one in asked if one is not None}
-    if len(wanted) == 1:
-        return wanted.pop()
-    best = [method.best_variant.summarize_best_accuracy() for method in methods]
-    known = [each.median for each in best if each is not None]
-    if not known:
-        raise ReportError("no accuracy was measured in these runs; give metrics.accuracy in [model], or use `fedsgd compare`")
-    return max(0.01, math.floor(100 * min(known)) / 100)
+    """Return the target of the runs' scenarios if they agree, otherwise the highest whole percent that all methods reach.
+
+    A method reaches an accuracy if the median over its seeds does.
+
+    Raises:
+        ReportError: the runs have neither a common target nor a measured accuracy.
+    """
+    runs = [run for method in methods for run in method.runs]
+    settings = [run.settings.get(f"{section}.target_accuracy") for run in runs for section in ("report", "stop")]
+    targets = {float(setting) for setting in settings if setting is not None}
+    if len(targets) == 1:
+        return targets.pop()
+    summaries = [method.best_variant.summarize_best_accuracy() for method in methods]
+    medians = [summary.median for summary in summaries if summary is not None]
+    if not medians:
+        raise ReportError("these runs have no measured accuracy; set metrics.accuracy in [model], or use `fedsgd compare`")
+    return max(0.01, math.floor(100 * min(medians)) / 100)
 
 
 def _build_title(methods: Sequence[Method]) -> str:

@@ -1,4 +1,4 @@
-"""A finished run, as its folder has it."""
+"""Finished runs, read from their folders."""
 
 from __future__ import annotations
 
@@ -29,14 +29,23 @@ REQUIRED_KEYS = {
     "downlink": dict,
     "versions": dict,
 }
+"""Keys of summary.json that are read, with their types."""
 REQUIRED_TRAFFIC_KEYS = ("header", "index", "value", "side", "kept")
+"""Keys of `uplink` and `downlink` in summary.json that are read."""
 REQUIRED_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", "summary.json")
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """folder: where it is; settings: the resolved scenario, by dotted keys; text: the same as TOML; summary: as in its file;
-    rounds: the columns of rounds.parquet by name, NaN where there is nothing [R]."""
+    """A finished run.
+
+    Attributes:
+        folder: run folder.
+        settings: settings of the resolved scenario, by dotted keys.
+        scenario_text: resolved scenario, as TOML.
+        summary: content of summary.json.
+        rounds: columns of rounds.parquet by name, [R] float64, NaN for missing values.
+    """
 
     folder: Path
     settings: Mapping[str, Any]
@@ -46,57 +55,61 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The scenario's."""
+        """Name of the scenario."""
         return str(self.settings["name"])
 
     @property
     def seed(self) -> int:
-        """Of all its randomness."""
+        """Seed of all random numbers."""
         return int(self.settings["seed"])
 
     @property
     def n_rounds(self) -> int:
-        """R."""
+        """R, the number of rounds."""
         return len(self.rounds["round"])
 
     @cached_property
     def measured_accuracies(self) -> list[tuple[int, float]]:
-        """(round, accuracy) where it was measured."""
-        known = np.flatnonzero(np.isfinite(self.accuracy))
-        return [(int(at) + 1, float(self.accuracy[at])) for at in known]
+        """Round and accuracy of each evaluation with a finite accuracy."""
+        indices = np.flatnonzero(np.isfinite(self.accuracy))
+        return [(int(i) + 1, float(self.accuracy[i])) for i in indices]
 
     @property
     def accuracy(self) -> F64:
-        """After each round, NaN where it was not measured [R]."""
+        """[R] accuracy after each round, NaN if it was not measured."""
         return self.rounds.get("accuracy", np.full(self.n_rounds, np.nan))
 
     def get_cumulative(self, column: str) -> F64:
-        """A column of cumulative figures with a 0 in front, for before the first round [R + 1]."""
+        """Return a column of cumulative figures, [R + 1], with an entry 0 for the time before round 1."""
         return np.concatenate([[0.0], self.rounds[column]])
 
     @property
     def why_not_repriceable(self) -> str | None:
-        """Why this run cannot be priced on another network: who took part depended on time; None if it can."""
+        """Reason for which the run cannot be priced on another network: time decided on participation. None if it can."""
         deadline, over = (self.settings.get(f"participation.{key}") for key in ("deadline", "over_selection"))
         timeouts = self.summary.get("timeouts") or 0
         if deadline is not None:
-            how = f"[participation] deadline = {deadline:g} s decided whose reply was taken"
+            cause = f"[participation] deadline = {deadline:g} s decided which replies were accepted"
         elif over is not None and over > 1:
-            how = f"[participation] over_selection = {over:g} took the first replies that came"
+            cause = f"[participation] over_selection = {over:g} accepted the first replies"
         elif timeouts:
-            return f"{timeouts} replies did not come within the time that was waited for them, by the clock of the machine"
+            return f"{timeouts} replies did not arrive before a timeout of the deployment"
         else:
             return None
-        return f"{how}, by simulated durations: on another network others would have taken part, and the run another one"
+        return f"{cause}, by simulated durations; on another network, other clients would have taken part"
 
 
 def load_run(folder: Path) -> Run:
-    """The run in a folder. ReportError if it is not one, did not finish, or cannot be read."""
+    """Read the run of a folder.
+
+    Raises:
+        ReportError: the folder has no run, or the run is unfinished or cannot be read.
+    """
     missing = [name for name in REQUIRED_FILES if not (folder / name).exists()]
     if missing == ["summary.json"]:
-        raise ReportError(f"{folder}: has no summary.json: this run did not finish")
+        raise ReportError(f"{folder}: has no summary.json: the run did not finish")
     if missing:
-        raise ReportError(f"{folder}: is not a run folder (there is no {missing[0]})")
+        raise ReportError(f"{folder}: is not a run folder (it has no {missing[0]})")
     try:
         summary = json.loads(read_text(folder / "summary.json"))
         text = read_text(folder / "scenario.toml")
@@ -104,48 +117,50 @@ def load_run(folder: Path) -> Run:
         policy = settings.get("downlink.policy")
         if isinstance(policy, str):  # a run of an earlier release may have an earlier name
             settings["downlink.policy"] = POLICY_ALIASES.get(policy, policy)
-    except (OSError, ValueError) as error:  # both kinds of decoding errors among them
+    except (OSError, ValueError) as error:  # ValueError includes errors of JSON and of UTF-8
         raise ReportError(f"{folder}: cannot be read: {error}") from None
-    for file, known, kinds in (
+    for file, content, types in (
         ("summary.json", summary, REQUIRED_KEYS),
         ("scenario.toml", settings, {"name": str, "seed": int}),
     ):
-        missing = [key for key, kind in kinds.items() if not isinstance(known, dict) or not isinstance(known.get(key), kind)]
+        missing = [k for k, type_ in types.items() if not isinstance(content, dict) or not isinstance(content.get(k), type_)]
         if missing:
-            raise ReportError(f"{folder / file}: does not say {missing[0]}; was it written by an older version?")
+            raise ReportError(f"{folder / file}: has no {missing[0]}; an older version may have written it")
     for link in ("uplink", "downlink"):
         if not set(REQUIRED_TRAFFIC_KEYS) <= summary[link].keys():
-            raise ReportError(
-                f"{folder}/summary.json: does not say what {link} is made of; was it written by an older version?"
-            )
+            raise ReportError(f"{folder}/summary.json: has no parts of {link}; an older version may have written it")
     path = folder / "rounds.parquet"
     metrics = [name for name in read_column_names(path) if name not in ROUND_COLUMNS]
     columns = read_columns(path, [*ROUND_COLUMNS, *metrics])
     rounds = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
     if not np.array_equal(rounds["round"], np.arange(1, len(rounds["round"]) + 1)):
-        raise ReportError(f"{path}: expected the rounds 1 to {len(rounds['round'])}, one row each")
+        raise ReportError(f"{path}: expected a row for each of the rounds 1 to {len(rounds['round'])}")
     if summary.get("rounds", len(rounds["round"])) != len(rounds["round"]):
         problem = f"has {len(rounds['round'])} rounds, expected {summary['rounds']}, as summary.json says"
-        raise ReportError(f"{path}: {problem}: it could not be written to its end; run it again")
+        raise ReportError(f"{path}: {problem}: the file is incomplete; run the scenario again")
     return Run(folder, settings, text, summary, rounds)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was written there, finished or not."""
+    """Return whether a folder has a run, finished or not."""
     return (folder / RUN_FILES[0]).is_file()
 
 
 def find_runs(location: Path) -> list[Path]:
-    """The run folders that a path means: itself, or all below it that are finished. ReportError if there are none."""
+    """Return the run folders of a path: the path itself, or all finished runs below it.
+
+    Raises:
+        ReportError: there is no run.
+    """
     if is_run(location):
         return [location]
     if location.is_file():
-        raise ReportError(f"{location}: is a file, expected the run folder that it is in")
+        raise ReportError(f"{location}: is a file, expected a run folder")
     if not location.is_dir():
-        near = sorted(str(path.parent) for path in location.parent.glob("*/summary.json")) if location.parent.is_dir() else []
-        hint = f"; runs there: {', '.join(near[:5])}" if near else ""
+        nearby = sorted(str(path.parent) for path in location.parent.glob("*/summary.json")) if location.parent.is_dir() else []
+        hint = f"; runs there: {', '.join(nearby[:5])}" if nearby else ""
         raise ReportError(f"{location}: there is no such folder{hint}")
-    found = sorted(path.parent for path in location.rglob("summary.json") if is_run(path.parent))
-    if not found:
-        raise ReportError(f"{location}: holds no finished run (no summary.json beside a scenario.toml)")
-    return found
+    folders = sorted(path.parent for path in location.rglob("summary.json") if is_run(path.parent))
+    if not folders:
+        raise ReportError(f"{location}: has no finished run (no folder with summary.json and scenario.toml)")
+    return folders

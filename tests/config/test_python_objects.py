@@ -419,7 +419,7 @@ def test_runs_with_other_given_objects_are_not_repeats(scenario: Make, tmp_path:
     assert sorted([run.seed for run in method.runs] for method in methods) == [[0, 1], [2]]
     digests = sorted(str(method.runs[0].settings["data.sha256"])[:6] for method in methods)
     assert sorted(method.label for method in methods) == [f"top-k, error feedback, data given {digest}" for digest in digests]
-    with pytest.raises(ReportError, match=r"x: holds runs that differ by more than their seed: .*data\.sha256"):
+    with pytest.raises(ReportError, match=r"x: the label has runs that differ in more than their seed: .*data\.sha256"):
         load_methods([("x", tmp_path)])
 
 
@@ -435,7 +435,7 @@ def test_runs_with_other_initial_parameters_are_repeats_only_where_a_label_says_
     (method,) = load_methods([("mine", tmp_path)])
     assert [run.seed for run in method.runs] == [0, 1]
     fedsgd.run(scenario({**SHORT, "seed": 2}), module=make_net(5), out=tmp_path / "2")
-    with pytest.raises(ReportError, match=r"differ by more than their seed"):
+    with pytest.raises(ReportError, match=r"differ in more than their seed"):
         load_methods([("mine", tmp_path)])
 
 

@@ -269,7 +269,7 @@ def test_runs_of_earlier_versions_are_priced(runs: Path, tmp_path: Path) -> None
     (run / "scenario.toml").write_text(re.sub(r'\[downlink\]\npolicy = "model"\n', "", text))
     (old,), (new,) = (price(load_run(each), [build_pricing_model("4g")]) for each in (run, runs / "dense"))
     np.testing.assert_array_equal(old.cumulative_seconds, new.cumulative_seconds)
-    with pytest.raises(ReportError, match="does not say copy_seconds under work; run it again"):
+    with pytest.raises(ReportError, match=r"has no work\.copy_seconds; run the scenario again"):
         price(load_run(run), [build_pricing_model("4g")], measured_coding=True)
 
 
@@ -376,7 +376,7 @@ def test_measured_coding_is_said_wherever_it_is_shown(runs: Path, tmp_path: Path
     packed = re.search(r'id="payload"[^>]*>([^<]+)<', page.read_text())
     assert packed is not None
     payload = json.loads(gzip.decompress(base64.b64decode(packed[1])))
-    assert payload["coding"].startswith("Encoding and decoding are by the clock of the machine that made each run")
+    assert payload["coding"].startswith("Coding times are medians that the machine of each run measured")
     assert sum("coding by the clock [first to ninth decile]" in note for note in payload["notes"]) == 2
     refused = called("compare", runs / "topk", "--measured-coding")
     assert refused.exit_code == 2

@@ -364,7 +364,7 @@ def test_reproduction_of_a_run_of_python_objects_says_what_it_needs(
 
 
 def test_runs_without_a_time(opened: Callable[..., Opened], known: dict[str, Any], methods: list[Method]) -> None:
-    why = "[participation] deadline = 60 s decided whose reply was taken"
+    why = "[participation] deadline = 60 s decided which replies were accepted"
     timeless = [{**run, "timeline": None, "not_priced": why} for run in known["methods"][0]["runs"]]
     page = opened(edited(known, {"runs": timeless})).page
     assert row_texts(page)[-1] == ("–", 0, "no time", "–")
