@@ -1,4 +1,4 @@
-"""Trackers that also learn what a run would have taken on networks."""
+"""Trackers with the times of a run on networks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 class PricedTracker:
-    """A tracker that tells another one, at the end of a run that finished, when each round would have been over on each of
-    `pricing_models`, by their names. The ledger of the run folder is priced, so there has to be one."""
+    """Tracker that adds the end of each round on each network to the results of another tracker.
+
+    The ledger in the run folder is priced, so the run needs a folder.
+    """
 
     def __init__(self, tracker: Tracker, pricing_models: Mapping[str, PricingModel]) -> None:
         self._tracker = tracker
@@ -29,16 +31,20 @@ class PricedTracker:
         self._run: RunStarted | None = None
 
     def begin(self, run: RunStarted) -> None:
-        """Tell the other one."""
+        """Forward the start of the run."""
         self._run = run
         self._tracker.begin(run)
 
     def round(self, record: RoundRecord) -> None:
-        """Tell the other one."""
+        """Forward the record of a round."""
         self._tracker.round(record)
 
     def end(self, outcome: RunFinished) -> None:
-        """Tell the other one with prices. ReportError, after it was told without, for a run that cannot be priced."""
+        """Forward the outcome with prices.
+
+        Raises:
+            ReportError: the run cannot be priced; the outcome was forwarded without prices.
+        """
         problem: ReportError | None = None
         if outcome.summary is not None:
             try:
@@ -51,9 +57,10 @@ class PricedTracker:
 
     def _price_run(self) -> dict[str, list[float]]:
         if self._run is None or self._run.folder is None:
-            raise ReportError("without a run folder there is no ledger to be priced")
+            raise ReportError("a run without a run folder has no ledger that could be priced")
         run = load_run(self._run.folder)
-        priced = price(run, list(self._pricing_models.values()))
+        priced_runs = price(run, list(self._pricing_models.values()))
         for text in collect_uncosted_codec_notes(self._run.name, find_uncosted_codecs(run)):
             warnings.warn(text, TrackerWarning, stacklevel=2)
-        return {name: one.cumulative_seconds[1:].tolist() for name, one in zip(self._pricing_models, priced, strict=True)}
+        networks = zip(self._pricing_models, priced_runs, strict=True)
+        return {name: priced_run.cumulative_seconds[1:].tolist() for name, priced_run in networks}

@@ -723,7 +723,9 @@ def test_clients_of_whom_nothing_was_heard_are_told_of(root: Path, tmp_path: Pat
     assert methods[0].runs[0].summary["timeouts"] == 0
     compared = compare(methods, None, {"slow": TERMS})
     assert compared.rows[0].unanswered_messages == failures
-    assert f"of {failures} messages nothing was heard; such a client counts with its download alone" in to_markdown(compared)
+    assert f"{failures} messages were not answered; the times of these clients include only the download" in to_markdown(
+        compared
+    )
     late = replace(methods[0].runs[0], summary={**methods[0].runs[0].summary, "timeouts": 2})
     assert late.why_not_repriceable is not None
     assert "2 replies did not arrive before a timeout" in late.why_not_repriceable
@@ -818,9 +820,9 @@ def test_report_of_figures_flags_runs_of_different_experiments(runs: Path, strag
 def test_break_evens_in_words() -> None:
     two = [BreakEven("A", "B", 1e6), BreakEven("B", "A", 1e9)]
     three = [*two, BreakEven("A", "B", 1e10)]
-    assert list(describe_break_evens(two[:1])) == ["A is sooner than B below 1 Mbit/s up"]
-    assert list(describe_break_evens(two)) == ["A is sooner than B below 1 Mbit/s and above 1 Gbit/s up"]
-    assert list(describe_break_evens(three)) == ["A is sooner than B below 1 Mbit/s and between 1 Gbit/s and 10 Gbit/s up"]
+    assert list(describe_break_evens(two[:1])) == ["A is faster than B below 1 Mbit/s up"]
+    assert list(describe_break_evens(two)) == ["A is faster than B below 1 Mbit/s and above 1 Gbit/s up"]
+    assert list(describe_break_evens(three)) == ["A is faster than B below 1 Mbit/s and between 1 Gbit/s and 10 Gbit/s up"]
 
 
 # ----------------------------------------------------------------------------------------------------------- the command line

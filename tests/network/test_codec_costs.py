@@ -290,7 +290,7 @@ def test_a_compressor_that_is_not_in_the_table_is_named(runs: Path, tmp_path: Pa
     assert (
         priced.compute_profile.encode_copies == priced.compute_profile.server_copies == 0 < priced.compute_profile.decode_copies
     )
-    says = "uplink mine:Mine is not in the table of codec costs, so its encoding and decoding count as nothing"
+    says = "uplink mine:Mine is not in the table of codec costs, so its coding time counts as 0"
     for result in (called("price", own, "--network", "4g"), called("compare", own, "--network", "4g")):
         assert says in result.stdout
         assert "--measured-coding takes them from the run's clock" in result.stdout
@@ -359,9 +359,9 @@ def test_measured_coding_is_said_wherever_it_is_shown(runs: Path, tmp_path: Path
     given = (f"topk={runs / 'topk'}", f"dense={runs / 'dense'}", "--target", "0.3", "--measured-coding")
     out = [f"{tmp_path}/table.{suffix}" for suffix in ("csv", "json", "md")]
     shown = called("price", *given, "--network", "4g").stdout
-    assert "by the clock of the machine that made each run: median [first to ninth decile]" in shown
+    assert "coding times were measured by the machine of each run: median [first to ninth decile]" in shown
     assert len(re.findall(r"\[[\d.]+ m?s to [\d.]+ m?s\]", shown)) == 2
-    assert re.search(r"topk is sooner than dense below .* \[.* to .*\] up", shown)
+    assert re.search(r"topk is faster than dense below .* \[.* to .*\] up", shown)
     assert max(len(line.rstrip()) for line in shown.splitlines()[:12]) <= 80
     assert called("compare", *given, "--network", "4g", *(word for path in out for word in ("--out", path))).exit_code == 0
     (first, _) = csv.DictReader(io.StringIO(Path(out[0]).read_text()))
@@ -377,7 +377,7 @@ def test_measured_coding_is_said_wherever_it_is_shown(runs: Path, tmp_path: Path
     assert packed is not None
     payload = json.loads(gzip.decompress(base64.b64decode(packed[1])))
     assert payload["coding"].startswith("Coding times are medians that the machine of each run measured")
-    assert sum("coding by the clock [first to ninth decile]" in note for note in payload["notes"]) == 2
+    assert sum("with measured coding times [first to ninth decile]" in note for note in payload["notes"]) == 2
     refused = called("compare", runs / "topk", "--measured-coding")
     assert refused.exit_code == 2
     assert "--measured-coding needs a network" in refused.stderr
@@ -394,7 +394,7 @@ def test_measured_coding_is_said_wherever_it_is_shown(runs: Path, tmp_path: Path
     ],
 )
 def test_a_break_even_has_its_range(ends: tuple[float | None, float | None], text: str) -> None:
-    assert list(describe_break_evens([BreakEven("a", "b", 3e6, *ends)])) == [f"a is sooner than b below {text} up"]
+    assert list(describe_break_evens([BreakEven("a", "b", 3e6, *ends)])) == [f"a is faster than b below {text} up"]
 
 
 def test_a_range_has_no_end_where_the_order_does_not_change() -> None:

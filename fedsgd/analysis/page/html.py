@@ -1,4 +1,4 @@
-"""The page of a report: one file that works from disk, with everything it needs in it."""
+"""HTML page of a report: one file without external resources."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SCRIPTS = (*LICENCES, *(f"{name}.js" for name in PAGE_SCRIPTS))
 
 
 def render(payload: Mapping[str, Any]) -> str:
-    """The page's HTML. payload: of `report.build_payload`.
+    """Return the HTML of a payload, as from `build_payload`.
 
-    The browser is told to run these very scripts, by their hashes, and to fetch nothing: what a run's name says can do neither.
+    A content security policy admits only these scripts, by their hashes, and no requests. So names of runs cannot run scripts.
     """
     scripts = [_read_script(name) for name in SCRIPTS]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -40,19 +40,19 @@ def _read_asset(name: str) -> str:
 
 
 def _read_script(name: str) -> str:
-    """With its licence, which wants to be in every copy, if it is somebody else's."""
+    """Return a script; vendored scripts with their licence, which every copy must contain."""
     licence = LICENCES.get(name)
     return _read_asset(name) if licence is None else f"/*\n{_read_asset(licence)}*/\n{_read_asset(name)}"
 
 
 def _encode_payload(payload: Mapping[str, Any]) -> str:
-    """JSON, gzipped, base64; the same payload gives the same text."""
-    plain = json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
-    return base64.b64encode(gzip.compress(plain, mtime=0)).decode()
+    """Return the payload as JSON, compressed by gzip, in base64; equal payloads give equal text."""
+    data = json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
+    return base64.b64encode(gzip.compress(data, mtime=0)).decode()
 
 
 def _build_content_security_policy(scripts: list[str]) -> str:
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{each}'" for each in hashes)
-    rest = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-    return f"default-src 'none'; script-src {allowed}; {rest}"
+    script_sources = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    other_sources = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; script-src {script_sources}; {other_sources}"

@@ -1,7 +1,6 @@
-"""What the page knows: everything that its figures and its re-pricing need, as plain data.
+"""Payload of the page: all data that its figures and prices need.
 
-Arrays of numbers are written as {"f8": base64 of little-endian float64}, so that the page computes with the very numbers that
-Python does.
+Arrays are written as {"f8": base64 of little-endian float64}, so that the page computes with the same numbers as Python.
 """
 
 from __future__ import annotations
@@ -32,8 +31,10 @@ from fedsgd.network.round_times import CANDIDATE_COLUMNS
 
 FORMAT_VERSION = 1
 N_QUANTILES = 101
+"""Quantiles of the bytes of clients: 0, 1, ..., 100 %."""
 BREAKDOWN_KEYS = ("header", "index", "value", "side")
 MAX_DRAWN_ROUNDS = 2000
+"""Most points of a curve over rounds."""
 TIME_COLUMNS = {
     **{name: name for name in ("offsets", *CANDIDATE_COLUMNS, "shared_down", "shared_up")},
     "serving": "server_seconds",
@@ -45,9 +46,16 @@ TIME_COLUMNS = {
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report is asked for. title; target: accuracy to be reached; terms: the network that the page begins with;
-    network: what that is called; price_per_gigabyte: what 10⁹ bytes cost, in any currency, None if that is not asked;
-    measured_coding: whether coding is by the clock of the machine that made each run."""
+    """Options of a report.
+
+    Attributes:
+        title: title of the page.
+        target: accuracy to be reached.
+        pricing_model: network, devices and deadline of the figures, and of the page at its start.
+        network_name: name of the network.
+        price_per_gigabyte: price of 10⁹ bytes, in any currency; None without costs.
+        measured_coding: whether coding times are those that the machine of each run measured.
+    """
 
     title: str
     target: float
@@ -58,13 +66,17 @@ class ReportOptions:
 
 
 def encode_array(values: ArrayLike) -> dict[str, str]:
-    """Numbers as the page reads them."""
+    """Return an array in the form that the page reads.
+
+    >>> encode_array([1.0])
+    {'f8': 'AAAAAAAA8D8='}
+    """
     return {"f8": base64.b64encode(np.asarray(values, dtype="<f8").tobytes()).decode()}
 
 
 def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str, Any]:
-    """Of these methods, in this order."""
-    network, differing = options.pricing_model.network, find_differing_settings(methods)
+    """Return the payload of a page about these methods, in their order."""
+    network, differing_keys = options.pricing_model.network, find_differing_settings(methods)
     return {
         "format": FORMAT_VERSION,
         "made_by": f"fedsgd {__version__}",
@@ -84,34 +96,34 @@ def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str
             "deadline_seconds": options.pricing_model.deadline_seconds,
         },
         "networks": [
-            {"name": name, "title": one.title, "source": one.source, **asdict(one.link)}
-            for name, one in load_networks().items()
+            {"name": name, "title": profile.title, "source": profile.source, **asdict(profile.link)}
+            for name, profile in load_networks().items()
         ],
         "coding": describe_coding_source(options.measured_coding),
-        "methods": [_method_to_json(method, options, differing) for method in methods],
+        "methods": [_method_to_json(method, options, differing_keys) for method in methods],
         "mixture": describe_other_differences(methods),
         "notes": list(_collect_notes(methods, options)),
     }
 
 
 def _collect_notes(methods: Sequence[Method], options: ReportOptions) -> Iterator[str]:
-    """What has to be known of all figures, wherever the sliders are."""
+    """Yield remarks that hold for all figures and all positions of the sliders."""
     if len({tuple(run.seed for run in method.runs) for method in methods}) > 1:
         yield "the methods were not run with the same seeds"
-    broken = [method.label for method in methods if any(run.summary.get("failures") for run in method.runs)]
-    if broken and options.pricing_model.deadline_seconds is None:
-        yield f"some clients of {', '.join(broken)} broke down; where nothing was heard of one, its download alone counts"
+    labels = [method.label for method in methods if any(run.summary.get("failures") for run in method.runs)]
+    if labels and options.pricing_model.deadline_seconds is None:
+        yield f"some clients of {', '.join(labels)} failed; the time of a client that did not reply includes only the download"
     yield from collect_coding_notes(methods, options)
 
 
 def collect_coding_notes(methods: Sequence[Method], options: ReportOptions) -> Iterator[str]:
-    """Describe what a page or figures do not show of coding: codecs that count as nothing, and ranges by the clock."""
-    priced = [method for method in methods if not any(run.why_not_repriceable for run in method.runs)]
-    if options.measured_coding and priced:
+    """Yield lines about coding times that a page or figures do not show: codecs without costs, and measured ranges."""
+    priceable = [method for method in methods if not any(run.why_not_repriceable for run in method.runs)]
+    if options.measured_coding and priceable:
         yield from collect_measured_coding_notes(
-            compare(priced, options.target, {options.network_name: options.pricing_model}, measured_coding=True)
+            compare(priceable, options.target, {options.network_name: options.pricing_model}, measured_coding=True)
         )
-    for method in priced if not options.measured_coding else ():
+    for method in priceable if not options.measured_coding else ():
         yield from collect_uncosted_codec_notes(method.label, find_uncosted_codecs(method.runs[0]))
 
 
@@ -140,10 +152,11 @@ def _method_to_json(method: Method, options: ReportOptions, differing_keys: Sequ
 
 def _run_to_json(run: Run, options: ReportOptions) -> dict[str, Any]:
     if run.why_not_repriceable is None:
-        (priced,) = price(run, [options.pricing_model], options.measured_coding)
-        facts, timeline, paid = priced.ledger_stats, _round_times_to_json(priced), encode_array(priced.transferred_bytes)
+        (priced_run,) = price(run, [options.pricing_model], options.measured_coding)
+        stats, timeline = priced_run.ledger_stats, _round_times_to_json(priced_run)
+        transferred_bytes = encode_array(priced_run.transferred_bytes)
     else:
-        facts, timeline, paid = read_ledger_stats(run), None, None
+        stats, timeline, transferred_bytes = read_ledger_stats(run), None, None
     rounds, accuracies = zip(*run.measured_accuracies, strict=True) if run.measured_accuracies else ((), ())
     return {
         "folder": str(run.folder),
@@ -159,13 +172,13 @@ def _run_to_json(run: Run, options: ReportOptions) -> dict[str, Any]:
         "up": encode_array(run.get_cumulative("uplink_bytes")),
         "down": encode_array(run.get_cumulative("downlink_bytes")),
         "broadcast": encode_array(run.get_cumulative("downlink_broadcast_bytes")),
-        "paid": paid,
+        "paid": transferred_bytes,
         "residual_norm": _downsample_column(run, "residual_norm"),
         "rounds_missed": _downsample_column(run, "rounds_missed"),
-        "parts": _breakdown_to_json(run, facts),
+        "parts": _breakdown_to_json(run, stats),
         "clients_bytes": {
-            "up": _encode_quantiles(facts.uplink_bytes_by_client),
-            "down": _encode_quantiles(facts.downlink_bytes_by_client),
+            "up": _encode_quantiles(stats.uplink_bytes_by_client),
+            "down": _encode_quantiles(stats.downlink_bytes_by_client),
         },
         "timeline": timeline,
         "not_priced": run.why_not_repriceable,
@@ -173,34 +186,34 @@ def _run_to_json(run: Run, options: ReportOptions) -> dict[str, Any]:
 
 
 def _describe_required_objects(run: Run) -> str | None:
-    """Return the sentence that says which Python objects a rerun of the scenario needs; None if it runs by itself."""
+    """Return a sentence about the Python objects that a rerun of the scenario needs; None without such objects."""
     markers = dict(find_markers(tomllib.loads(run.scenario_text)))
     return describe_missing_objects(markers) if markers else None
 
 
 def _round_times_to_json(priced_run: PricedRun) -> dict[str, Any]:
-    """A column that is the same throughout is one number."""
+    """Return the columns of the round times; a constant column is one number."""
     columns: dict[str, Any] = {}
     for name, field in TIME_COLUMNS.items():
         values = getattr(priced_run.round_time_model, field)
-        alike = name != "offsets" and len(values) and bool((values == values[0]).all())
-        columns[name] = float(values[0]) if alike else encode_array(values)
+        is_constant = name != "offsets" and len(values) and bool((values == values[0]).all())
+        columns[name] = float(values[0]) if is_constant else encode_array(values)
     return {**columns, "work": asdict(priced_run.compute_profile)}
 
 
 def _downsample_column(run: Run, column: str) -> dict[str, Any] | None:
-    """A column over rounds, of a long run every so many; None if there is nothing."""
+    """Return the finite values of a column with their rounds, at most MAX_DRAWN_ROUNDS; None without finite values."""
     values = run.rounds[column]
-    at = np.flatnonzero(np.isfinite(values))
-    if not len(at):
+    indices = np.flatnonzero(np.isfinite(values))
+    if not len(indices):
         return None
-    at = at[:: -(-len(at) // MAX_DRAWN_ROUNDS)]
-    return {"round": encode_array(at + 1), "value": encode_array(values[at])}
+    indices = indices[:: -(-len(indices) // MAX_DRAWN_ROUNDS)]
+    return {"round": encode_array(indices + 1), "value": encode_array(values[indices])}
 
 
 def _breakdown_to_json(run: Run, ledger_stats: LedgerStats) -> dict[str, Any]:
-    """Where the bytes went; index_bytes and bound_bytes: of the updates that say where their coordinates are."""
-    totals = {way: {part: run.summary[f"{way}link"][part] for part in BREAKDOWN_KEYS} for way in ("up", "down")}
+    """Return the bytes by part of a frame, and the bytes of positions with their lower bound."""
+    totals = {key: {part: run.summary[f"{key}link"][part] for part in BREAKDOWN_KEYS} for key in ("up", "down")}
     return {
         **totals,
         "index_bytes": ledger_stats.index_bytes,
@@ -210,5 +223,5 @@ def _breakdown_to_json(run: Run, ledger_stats: LedgerStats) -> dict[str, Any]:
 
 
 def _encode_quantiles(values: Any) -> dict[str, str]:
-    """Bytes of the clients at 0, 1, ..., 100 % when they are sorted by them."""
+    """Return quantiles of the clients' bytes at 0, 1, ..., 100 %."""
     return encode_array(np.quantile(values, np.linspace(0, 1, N_QUANTILES)))
