@@ -73,7 +73,7 @@ def flower_command(
     if n_clients is not None and nodes > n_clients:
         raise click.BadParameter(f"got {nodes}, expected at most {n_clients}, the number of clients", param_hint="--nodes")
     with errors_in_file(options.scenario), claim_numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
-        _deploy(scenario, options, folder, nodes=nodes, warm=not cold, logs=keep_logs, trackers=trackers, **settings)
+        _deploy(scenario, options, folder, nodes=nodes, use_fork_server=not cold, logs=keep_logs, trackers=trackers, **settings)
 
 
 def _deploy(scenario: Scenario, options: ScenarioOptions, out: Path, trackers: Sequence[Tracker], **settings: Any) -> None:

@@ -293,7 +293,7 @@ def test_a_compressor_that_is_not_in_the_table_is_named(runs: Path, tmp_path: Pa
     says = "uplink mine:Mine is not in the table of codec costs, so its coding time counts as 0"
     for result in (called("price", own, "--network", "4g"), called("compare", own, "--network", "4g")):
         assert says in result.stdout
-        assert "--measured-coding takes them from the run's clock" in result.stdout
+        assert "--measured-coding uses times that the run measured" in result.stdout
     clocked = called("price", own, "--network", "4g", "--measured-coding").stdout
     assert "is not in the table" not in clocked
     assert called("report", own, "--target", "0.3", "--out", tmp_path / "page.html").exit_code == 0

@@ -1,11 +1,11 @@
-"""Figures for a paper, at the width of one column or of two, drawn from what the ledger has and Python's own price says."""
+"""Figures for a paper, one or two columns wide, drawn from ledgers and prices."""
 
 from __future__ import annotations
 
 from fedsgd.analysis.figures.style import paper_style
 
 # isort: split
-# what is above is imported before matplotlib, and lets it be imported whatever MPLBACKEND names
+# the import above must precede that of matplotlib, so that matplotlib accepts every value of MPLBACKEND
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,31 +37,40 @@ FIGURES: dict[str, Callable[[Sequence[MethodSeries], ReportOptions], Figure | No
     "clients": plot_client_traffic,
     "memory": plot_residuals,
 }
-"""By the name of their file. Each is None where it would be empty: those of accuracy if none was measured, of time if no run
-can be priced, of link speeds if no run gets to the target, of memory if no client has any."""
+"""Plot functions by the name of their file. A function returns None for a figure without data: without measured accuracies,
+without priced runs, without runs that reach the target, or without residuals."""
 
 
 def draw_figures(methods: Sequence[Method], options: ReportOptions, folder: Path, file_format: FigureFormat) -> list[Path]:
-    """All FIGURES that there is something to show in, a file each. Equal runs give equal files, and an error leaves none half
-    written.
+    """Draw all figures that have data, one file each. Equal runs give equal files.
 
-    The folder is made if its parent is there. OutputError for an unknown format, or if a file cannot be written; ReportError as
-    of `price`.
+    Args:
+        methods: methods, as from `load_methods`.
+        options: target, network and title.
+        folder: folder of the files, created if only its parent exists.
+        file_format: "pdf", "svg" or "png".
+
+    Returns:
+        Paths of the files. An error leaves no partial file.
+
+    Raises:
+        OutputError: the format is unknown, or a file cannot be written.
+        ReportError: a run cannot be read, as for `price`.
     """
     check_figure_folder(folder, file_format)
     with paper_style():
-        made = {name: _render_figure(figure, file_format) for name, figure in build_figures(methods, options).items()}
+        images = {name: _render_figure(figure, file_format) for name, figure in build_figures(methods, options).items()}
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise make_write_error(folder, error) from None
-    for name, data in made.items():
+    for name, data in images.items():
         write_atomically(folder / f"{name}.{file_format}", data)
-    return [folder / f"{name}.{file_format}" for name in made]
+    return [folder / f"{name}.{file_format}" for name in images]
 
 
 def check_figure_folder(folder: Path, file_format: str) -> None:
-    """OutputError unless figures of that format can be written there."""
+    """Raise OutputError unless figures of a format can be written to a folder."""
     if file_format not in FORMATS:
         raise OutputError(f'got the format "{file_format}"{suggest_name(file_format, FORMATS)}')
     if not folder.parent.is_dir():
@@ -71,11 +80,11 @@ def check_figure_folder(folder: Path, file_format: str) -> None:
 
 
 def build_figures(methods: Sequence[Method], options: ReportOptions) -> dict[str, Figure]:
-    """What `draw_figures` saves, by name; each run is priced once."""
+    """Return the figures of `draw_figures` by name; each run is priced once."""
     with paper_style():
-        shown = build_series(methods, options)
-        made = {name: make(shown, options) for name, make in FIGURES.items()}
-    return {name: figure for name, figure in made.items() if figure is not None}
+        series = build_series(methods, options)
+        figures = {name: plot(series, options) for name, plot in FIGURES.items()}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def _render_figure(figure: Figure, file_format: str) -> bytes:

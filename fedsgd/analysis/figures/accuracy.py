@@ -1,4 +1,4 @@
-"""What accuracy costs: in bytes, in rounds, in seconds, and which methods are best at that."""
+"""Figures of accuracy against bytes, rounds and time, and of the Pareto front of methods."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ Curve = tuple[F64, F64]
 
 
 def _build_accuracy_curve(run: Run, x_values: F64) -> Curve:
-    """Best accuracy so far against an axis that has a figure for after each round [R + 1]."""
-    at = np.array([round for round, _ in run.measured_accuracies], dtype=np.int64)
-    return x_values[at], np.array(running_maximum([accuracy for _, accuracy in run.measured_accuracies]))
+    """Return the best accuracy so far against an axis; x_values: [R + 1] position on the axis after each round."""
+    rounds = np.array([round for round, _ in run.measured_accuracies], dtype=np.int64)
+    return x_values[rounds], np.array(running_maximum([accuracy for _, accuracy in run.measured_accuracies]))
 
 
 def _build_accuracy_curves(x_values_of: Callable[[Run], F64], series: MethodSeries) -> list[Curve]:
-    """The same of each run, against what it says of that run."""
+    """Return the accuracy curve of each run; `x_values_of` gives the axis of a run."""
     return [_build_accuracy_curve(run, x_values_of(run)) for run in series.runs]
 
 
 def _draw_accuracy_bands(ax: Axes, bands: Sequence[tuple[MethodSeries, SeedBand]], target: float) -> None:
-    """The curves, and the target as a rule."""
-    for one, curve in bands:
-        curve.draw(ax, one)
+    """Draw the curves, and a horizontal line at the target."""
+    for series, band in bands:
+        band.draw(ax, series)
     ax.axhline(target, color=RULE_COLOUR, linewidth=0.7, zorder=2.5, gid="target")
     scale_axis(
         ax.yaxis,
         FRACTION,
-        *find_finite_range([target, *(value for _, curve in bands for value in curve.iter_values())]),
+        *find_finite_range([target, *(value for _, band in bands for value in band.iter_values())]),
         log=False,
     )
 
@@ -66,14 +66,14 @@ def _draw_accuracy_bands(ax: Axes, bands: Sequence[tuple[MethodSeries, SeedBand]
 def _build_bands(
     method_series: Sequence[MethodSeries], curves_of: Callable[[MethodSeries], Sequence[Curve]]
 ) -> list[tuple[MethodSeries, SeedBand]]:
-    made = [(one, interpolate_band(curves_of(one))) for one in method_series]
-    return [(one, curve) for one, curve in made if curve is not None]
+    bands = [(series, interpolate_band(curves_of(series))) for series in method_series]
+    return [(series, band) for series, band in bands if band is not None]
 
 
 def _scale_x_axis(
     ax: Axes, unit: AxisUnit, bands: Sequence[tuple[MethodSeries, SeedBand]], max_ticks: int = 5, log: bool | None = None
 ) -> None:
-    scale_axis(ax.xaxis, unit, *find_finite_range([x for _, curve in bands for x in curve.x.tolist()]), max_ticks, log)
+    scale_axis(ax.xaxis, unit, *find_finite_range([x for _, band in bands for x in band.x.tolist()]), max_ticks, log)
 
 
 def _add_legend(
@@ -83,25 +83,25 @@ def _add_legend(
     target: float,
     missing_note: str,
 ) -> None:
-    drawn = [one for one, _ in bands]
-    entries = [one.legend_entry("" if one in drawn else missing_note) for one in method_series]
+    drawn = [series for series, _ in bands]
+    entries = [series.legend_entry("" if series in drawn else missing_note) for series in method_series]
     add_legend(figure, [*entries, (Line2D([], [], color=RULE_COLOUR, linewidth=0.7), f"target {target:g}")])
 
 
 def _select_downlink_column(options: ReportOptions) -> str:
-    """Which bytes of the downlink are paid for."""
+    """Return the column of the downlink bytes that the network transfers."""
     return "downlink_broadcast_bytes" if options.pricing_model.network.downlink == "broadcast" else "downlink_bytes"
 
 
 def plot_accuracy_by_bytes(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
-    """Accuracy against the bytes of all clients together, of the uplink and of both directions."""
-    down = _select_downlink_column(options)
+    """Plot accuracy against the bytes of all clients, for the uplink and for both directions."""
+    downlink_column = _select_downlink_column(options)
 
     def get_uplink_bytes(run: Run) -> F64:
         return run.get_cumulative("uplink_bytes")
 
     def get_total_bytes(run: Run) -> F64:
-        return run.get_cumulative("uplink_bytes") + run.get_cumulative(down)
+        return run.get_cumulative("uplink_bytes") + run.get_cumulative(downlink_column)
 
     figure = Figure(figsize=(TWO_COLUMNS, 2.3), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -118,9 +118,9 @@ def plot_accuracy_by_bytes(method_series: Sequence[MethodSeries], options: Repor
 
 
 def plot_accuracy_by_rounds(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
-    """Accuracy against rounds."""
+    """Plot accuracy against rounds."""
     bands = _build_bands(
-        method_series, lambda one: [_build_accuracy_curve(run, np.arange(run.n_rounds + 1.0)) for run in one.runs]
+        method_series, lambda series: [_build_accuracy_curve(run, np.arange(run.n_rounds + 1.0)) for run in series.runs]
     )
     if not bands:
         return None
@@ -135,9 +135,10 @@ def plot_accuracy_by_rounds(method_series: Sequence[MethodSeries], options: Repo
 
 
 def plot_accuracy_by_time(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
-    """Accuracy against time on the network that was asked for."""
+    """Plot accuracy against time on the network of the options."""
     bands = _build_bands(
-        method_series, lambda one: [_build_accuracy_curve(priced.run, priced.cumulative_seconds) for priced in one.priced_runs]
+        method_series,
+        lambda series: [_build_accuracy_curve(run.run, run.cumulative_seconds) for run in series.priced_runs],
     )
     if not bands:
         return None
@@ -151,31 +152,38 @@ def plot_accuracy_by_time(method_series: Sequence[MethodSeries], options: Report
 
 
 def plot_pareto(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
-    """The best accuracy of each method against the bytes that it took to get there, small and hollow with other values of what
-    was tuned, and which of all these no other one betters in both."""
-    down = _select_downlink_column(options)
-    points = {one: {variant: _find_best_points(variant, down) for variant in one.method.variants} for one in method_series}
-    found = [point for of_one in points.values() for point in of_one.values() if point is not None]
-    if not found:
+    """Plot the best accuracy of each method against its bytes up to then, and the Pareto front.
+
+    Small, hollow markers are other values of tuned settings.
+    """
+    downlink_column = _select_downlink_column(options)
+    points = {
+        series: {variant: _find_best_points(variant, downlink_column) for variant in series.method.variants}
+        for series in method_series
+    }
+    all_points = [point for variants in points.values() for point in variants.values() if point is not None]
+    if not all_points:
         return None
     figure = Figure(figsize=(ONE_COLUMN, 2.2), layout="constrained")
     ax = figure.add_subplot()
-    for one, of_one in points.items():
-        for variant, point in of_one.items():
+    for series, variants in points.items():
+        for variant, point in variants.items():
             if point is not None:
-                _draw_point(ax, one, point, variant is one.method.best_variant)
-    scale_axis(ax.xaxis, BYTES, *find_finite_range([x for point in found for x in point[0].tolist()]), pad=0.06)
-    scale_axis(ax.yaxis, FRACTION, *find_finite_range([y for point in found for y in point[1].tolist()]), log=False, pad=0.06)
-    front = pareto_front([(float(np.median(x)), float(np.median(y))) for x, y in found])
+                _draw_point(ax, series, point, variant is series.method.best_variant)
+    x_range = find_finite_range([x for point in all_points for x in point[0].tolist()])
+    y_range = find_finite_range([y for point in all_points for y in point[1].tolist()])
+    scale_axis(ax.xaxis, BYTES, *x_range, pad=0.06)
+    scale_axis(ax.yaxis, FRACTION, *y_range, log=False, pad=0.06)
+    front = pareto_front([(float(np.median(x)), float(np.median(y))) for x, y in all_points])
     xs, ys = [*(x for x, _ in front), ax.get_xlim()[1]], [*(y for _, y in front), front[-1][1]]
     ax.step(xs, ys, where="post", color=RULE_COLOUR, linewidth=0.8, gid="front")
-    broadcast = "broadcast " if down == "downlink_broadcast_bytes" else ""
+    broadcast = "broadcast " if downlink_column == "downlink_broadcast_bytes" else ""
     ax.set(xlabel=f"uplink and {broadcast}downlink bytes until then, all clients", ylabel="best accuracy")
     entries = [
-        one.legend_entry("" if points[one][one.method.best_variant] is not None else NOT_MEASURED, as_line=False)
-        for one in method_series
+        series.legend_entry("" if points[series][series.method.best_variant] is not None else NOT_MEASURED, as_line=False)
+        for series in method_series
     ]
-    if len(found) > sum(of_one[one.method.best_variant] is not None for one, of_one in points.items()):
+    if len(all_points) > sum(variants[series.method.best_variant] is not None for series, variants in points.items()):
         entries.append(
             (
                 Line2D([], [], linestyle="none", marker="o", color=RULE_COLOUR, **OTHER_VALUE_STYLE),
@@ -187,7 +195,7 @@ def plot_pareto(method_series: Sequence[MethodSeries], options: ReportOptions) -
 
 
 def _draw_point(ax: Axes, series: MethodSeries, point: Curve, is_best: bool) -> None:
-    """At its medians over the seeds, with bars from the least to the largest if it is the chosen one."""
+    """Draw a point at its medians over seeds; for the best variant, with bars from minimum to maximum."""
     middle = np.median(point, axis=1)
     dots = {**series.style.get_marker_properties(), "linestyle": "none"}
     if not is_best:
@@ -200,7 +208,7 @@ def _draw_point(ax: Axes, series: MethodSeries, point: Curve, is_best: bool) -> 
 
 
 def _find_best_points(variant: TunedVariant, downlink_column: str) -> Curve | None:
-    """(bytes in both directions until then, its best accuracy) of each run; None if it was never measured."""
+    """Return the bytes up to the best accuracy and the best accuracy of each run; None without a measured accuracy."""
     curves = [
         _build_accuracy_curve(run, run.get_cumulative("uplink_bytes") + run.get_cumulative(downlink_column))
         for run in variant.runs
@@ -212,7 +220,11 @@ def _find_best_points(variant: TunedVariant, downlink_column: str) -> Curve | No
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those (cost, accuracy) than which no other one costs as little and is as accurate, by rising cost."""
+    """Return the pairs of cost and accuracy that no other pair dominates, by ascending cost.
+
+    >>> pareto_front([(3.0, 0.9), (1.0, 0.5), (2.0, 0.5)])
+    [(1.0, 0.5), (3.0, 0.9)]
+    """
     front: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or accuracy > front[-1][1]:

@@ -1,4 +1,4 @@
-"""What single clients carry and hold back."""
+"""Figures of the traffic and the residuals of single clients."""
 
 from __future__ import annotations
 
@@ -19,53 +19,56 @@ CLIENT_PERCENTILES = np.linspace(0, 100, N_QUANTILES)
 
 
 def plot_client_traffic(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure:
-    """How unevenly traffic falls on clients: bytes of each in the whole run, clients sorted by that. Those without any are left
-    out: a line begins where its clients have some."""
+    """Plot the bytes of each client in the whole run, sorted, as quantiles over clients.
+
+    Clients without bytes are omitted: a line starts at the first client with bytes.
+    """
     figure = Figure(figsize=(TWO_COLUMNS, 2.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    ways: tuple[tuple[str, Callable[[LedgerStats], F64]], ...] = (
-        ("uplink", lambda facts: facts.uplink_bytes_by_client),
-        ("downlink", lambda facts: facts.downlink_bytes_by_client),
+    directions: tuple[tuple[str, Callable[[LedgerStats], F64]], ...] = (
+        ("uplink", lambda stats: stats.uplink_bytes_by_client),
+        ("downlink", lambda stats: stats.downlink_bytes_by_client),
     )
-    for ax, (way, of) in zip(axes, ways, strict=True):
+    for ax, (direction, bytes_of) in zip(axes, directions, strict=True):
         bands = [
-            build_band(CLIENT_PERCENTILES, [_compute_quantiles(of(facts)) for facts in one.ledger_stats])
-            for one in method_series
+            build_band(CLIENT_PERCENTILES, [_compute_quantiles(bytes_of(stats)) for stats in series.ledger_stats])
+            for series in method_series
         ]
-        for one, curve in zip(method_series, bands, strict=True):
-            curve.draw(ax, one)
-        scale_axis(ax.yaxis, BYTES, *find_finite_range(value for curve in bands for value in curve.iter_values()))
-        ax.set(xlim=(-2, 102), xlabel="% of clients that carry no more", ylabel=f"{way} of a client")
-    add_legend(figure, [one.legend_entry() for one in method_series])
+        for series, band in zip(method_series, bands, strict=True):
+            band.draw(ax, series)
+        scale_axis(ax.yaxis, BYTES, *find_finite_range(value for band in bands for value in band.iter_values()))
+        ax.set(xlim=(-2, 102), xlabel="% of clients with at most these bytes", ylabel=f"{direction} of a client")
+    add_legend(figure, [series.legend_entry() for series in method_series])
     return figure
 
 
 def _compute_quantiles(values: F64) -> F64:
-    """Of the clients' bytes, NaN where that is nothing, for which a logarithmic axis has no place [X]."""
+    """Return quantiles of the clients' bytes, NaN for 0, which a logarithmic axis cannot show."""
     quantiles: F64 = np.quantile(values, CLIENT_PERCENTILES / 100)
     return np.where(quantiles > 0, quantiles, np.nan)
 
 
 def plot_residuals(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
-    """What clients hold back for later, and how old that gets: the methods that have any."""
-    norms = [(one, _build_round_band(one, "residual_norm")) for one in method_series]
-    held = [(one, curve) for one, curve in norms if curve is not None]
-    if not held:
+    """Plot the residual norms of clients and the rounds that clients missed, for methods with residuals."""
+    norms = [(series, _build_round_band(series, "residual_norm")) for series in method_series]
+    norm_bands = [(series, band) for series, band in norms if band is not None]
+    if not norm_bands:
         return None
     figure = Figure(figsize=(TWO_COLUMNS, 2.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    missed = [(one, _build_round_band(one, "rounds_missed")) for one, _ in held]
-    panels = ((held, "residual norm of a client"), ([(o, c) for o, c in missed if c is not None], "rounds missed by a client"))
+    missed = [(series, _build_round_band(series, "rounds_missed")) for series, _ in norm_bands]
+    missed_bands = [(series, band) for series, band in missed if band is not None]
+    panels = ((norm_bands, "residual norm of a client"), (missed_bands, "rounds missed by a client"))
     for ax, (bands, label) in zip(axes, panels, strict=True):
-        for i, (one, curve) in enumerate(bands):  # who takes part is often the same: shades would add up
-            curve.draw(ax, one, shade=not any(curve.equals(earlier) for _, earlier in bands[:i]))
-        scale_axis(ax.xaxis, NUMBER, *find_finite_range(x for _, curve in bands for x in curve.x.tolist()), log=False)
-        low, high = find_finite_range(value for _, curve in bands for value in curve.iter_values())
+        for i, (series, band) in enumerate(bands):  # methods often share cohorts: shades of equal bands would add up
+            band.draw(ax, series, shade=not any(band.equals(earlier) for _, earlier in bands[:i]))
+        scale_axis(ax.xaxis, NUMBER, *find_finite_range(x for _, band in bands for x in band.x.tolist()), log=False)
+        low, high = find_finite_range(value for _, band in bands for value in band.iter_values())
         log = low > 0 and high > 30 * low
         scale_axis(ax.yaxis, NUMBER, low if log else 0.0, high, log=log)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set(xlabel="round", ylabel=label)
-    add_legend(figure, [one.legend_entry() for one, _ in held])
+    add_legend(figure, [series.legend_entry() for series, _ in norm_bands])
     return figure
 
 
@@ -75,5 +78,5 @@ def _build_round_band(series: MethodSeries, column: str) -> SeedBand | None:
 
 def _select_finite_points(run: Run, column: str) -> tuple[F64, F64]:
     values = run.rounds[column]
-    at = np.flatnonzero(np.isfinite(values))
-    return at.astype(np.float64) + 1, values[at]
+    indices = np.flatnonzero(np.isfinite(values))
+    return indices.astype(np.float64) + 1, values[indices]

@@ -1,4 +1,4 @@
-"""Which method is soonest at its target, by the speed of the links."""
+"""Figure of the time to the target against the link speed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fedsgd.config.quantities import format_rate
 from fedsgd.network import Network
 
 MIN_SHOWN_SPEED, MAX_SHOWN_SPEED = 1e3, 1e10
-"""Bits per second: how far the figure goes, or farther where there is something to be seen."""
+"""Range of the figure in bits per second; the network and break-evens extend it."""
 BASELINE_MARK_STYLE: dict[str, Any] = {
     "marker": "o",
     "markersize": 4.5,
@@ -50,7 +50,7 @@ FASTEST_MARK_STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class BreakEvenMark:
-    """Where the order of two methods changes, of which `series` is the one that is not the baseline."""
+    """Marker of a break-even, in the style of `series`, the method that is not the baseline."""
 
     up_bits_per_second: float
     seconds: float
@@ -58,40 +58,43 @@ class BreakEvenMark:
 
 
 def plot_link_speed(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
-    """Time to the target against the speed of the uplink, with the break-evens where another method becomes the soonest, and
-    those with the uncompressed one."""
+    """Plot the time to the target against the uplink speed.
+
+    Markers are the break-evens with the uncompressed method, and those at which the fastest method changes.
+    """
     network = options.pricing_model.network
-    racers = {one: one.build_timing(options.target) for one in method_series}
+    timings = {series: series.build_timing(options.target) for series in method_series}
     bands = {
-        one: build_band(
-            np.array(SPEEDS), [MethodTiming(racer.label, [each]).compute_curve(network) for each in racer.times_to_target]
+        series: build_band(
+            np.array(SPEEDS), [MethodTiming(timing.label, [time]).compute_curve(network) for time in timing.times_to_target]
         )
-        for one, racer in racers.items()
-        if any(racer.times_to_target)
+        for series, timing in timings.items()
+        if any(timing.times_to_target)
     }
-    racing = [one for one, curve in bands.items() if np.isfinite(curve.median).any()]
-    if not racing:
+    timed_series = [series for series, band in bands.items() if np.isfinite(band.median).any()]
+    if not timed_series:
         return None
-    soonest = list(_find_fastest_changes([(one, racers[one], bands[one].median.tolist()) for one in racing], network))
-    against = list(_find_baseline_break_evens(racing, racers, network))
+    curves = [(series, timings[series], bands[series].median.tolist()) for series in timed_series]
+    fastest_marks = list(_find_fastest_changes(curves, network))
+    baseline_marks = list(_find_baseline_break_evens(timed_series, timings, network))
     figure = Figure(figsize=(ONE_COLUMN, 2.4), layout="constrained")
     ax = figure.add_subplot()
-    marked = [mark.up_bits_per_second for mark in soonest + against]
-    low, high = find_finite_range([MIN_SHOWN_SPEED, MAX_SHOWN_SPEED, network.link.up_bits_per_second, *marked])
-    seen = (np.array(SPEEDS) >= low * 0.999) & (np.array(SPEEDS) <= high * 1.001)
-    least, longest = find_finite_range(value for one in racing for value in bands[one].median[seen])
-    for one in racing:
-        bands[one].draw(ax, one)
+    mark_speeds = [mark.up_bits_per_second for mark in fastest_marks + baseline_marks]
+    low, high = find_finite_range([MIN_SHOWN_SPEED, MAX_SHOWN_SPEED, network.link.up_bits_per_second, *mark_speeds])
+    visible = (np.array(SPEEDS) >= low * 0.999) & (np.array(SPEEDS) <= high * 1.001)
+    shortest, longest = find_finite_range(value for series in timed_series for value in bands[series].median[visible])
+    for series in timed_series:
+        bands[series].draw(ax, series)
     scale_axis(ax.xaxis, RATE, low, high, max_ticks=4)
-    scale_axis(ax.yaxis, SECONDS, least / (3 if soonest else 1), longest, max_ticks=8, log=True)
-    _draw_marks(ax, soonest, against)
+    scale_axis(ax.yaxis, SECONDS, shortest / (3 if fastest_marks else 1), longest, max_ticks=8, log=True)
+    _draw_marks(ax, fastest_marks, baseline_marks)
     _draw_network(ax, options)
     ax.set(xlabel=_format_speed_label(network), ylabel=f"time to accuracy {options.target:g}")
-    entries = [one.legend_entry(_describe_absence(one, one in racing)) for one in method_series]
-    if soonest:
-        entries.append((Line2D([], [], linestyle="none", **FASTEST_MARK_STYLE), "another method becomes the soonest"))
-    if against:
-        (baseline, *_) = [one for one in racing if one.method.uncompressed]
+    entries = [series.legend_entry(_describe_absence(series, series in timed_series)) for series in method_series]
+    if fastest_marks:
+        entries.append((Line2D([], [], linestyle="none", **FASTEST_MARK_STYLE), "change of the fastest method"))
+    if baseline_marks:
+        (baseline, *_) = [series for series in timed_series if series.method.uncompressed]
         text = truncate_label(f"break-even with {baseline.style.label}", MAX_LABEL_POINTS)
         entries.append((Line2D([], [], linestyle="none", color=RULE_COLOUR, **BASELINE_MARK_STYLE), text))
     add_legend(figure, entries)
@@ -106,7 +109,7 @@ def _describe_absence(series: MethodSeries, is_timed: bool) -> str:
 
 def _format_speed_label(network: Network) -> str:
     ratio = network.link.down_bits_per_second / network.link.up_bits_per_second
-    return "speed of each uplink" + (f", downlinks {ratio:.3g} times that" if ratio != 1 else " and downlink")
+    return "speed of each uplink" + (f", downlinks {ratio:.3g} times as fast" if ratio != 1 else " and downlink")
 
 
 def _compute_seconds(timing: MethodTiming, up_bps: float, network: Network) -> float:
@@ -118,29 +121,29 @@ def _compute_seconds(timing: MethodTiming, up_bps: float, network: Network) -> f
 def _find_fastest_changes(
     timed_series: Sequence[tuple[MethodSeries, MethodTiming, Sequence[float]]], network: Network
 ) -> Iterator[BreakEvenMark]:
-    """Where another method becomes the soonest of all: the break-even of the two nearest to where that was seen."""
-    first = np.argmin([times for _, _, times in timed_series], axis=0)
-    for i, (before, after) in enumerate(pairwise(first.tolist())):
+    """Yield the break-evens at which the fastest method changes, each the one nearest to the change among SPEEDS."""
+    fastest = np.argmin([seconds for _, _, seconds in timed_series], axis=0)
+    for i, (before, after) in enumerate(pairwise(fastest.tolist())):
         if before == after:
             continue
-        _, racer, _ = timed_series[before]
-        one, other, _ = timed_series[after]
-        found = break_evens(racer, other, network)
-        if found:
+        _, previous_timing, _ = timed_series[before]
+        series, timing, _ = timed_series[after]
+        candidates = break_evens(previous_timing, timing, network)
+        if candidates:
             middle = (np.log(SPEEDS[i]) + np.log(SPEEDS[i + 1])) / 2
-            at = min(found, key=lambda each: abs(np.log(each.up_bits_per_second) - middle))
-            yield _make_mark(at, other, one, network)
+            nearest = min(candidates, key=lambda point: abs(np.log(point.up_bits_per_second) - middle))
+            yield _make_mark(nearest, timing, series, network)
 
 
 def _find_baseline_break_evens(
     timed_series: Sequence[MethodSeries], timings: dict[MethodSeries, MethodTiming], network: Network
 ) -> Iterator[BreakEvenMark]:
-    """All break-evens with the first method that does not compress."""
-    baselines = [one for one in timed_series if one.method.uncompressed]
-    for one in timed_series if baselines else []:
-        if one is not baselines[0]:
-            for each in break_evens(timings[baselines[0]], timings[one], network):
-                yield _make_mark(each, timings[one], one, network)
+    """Yield all break-evens with the first uncompressed method."""
+    baselines = [series for series in timed_series if series.method.uncompressed]
+    for series in timed_series if baselines else []:
+        if series is not baselines[0]:
+            for point in break_evens(timings[baselines[0]], timings[series], network):
+                yield _make_mark(point, timings[series], series, network)
 
 
 def _make_mark(break_even: BreakEven, timing: MethodTiming, series: MethodSeries, network: Network) -> BreakEvenMark:
@@ -150,28 +153,29 @@ def _make_mark(break_even: BreakEven, timing: MethodTiming, series: MethodSeries
 
 
 def _draw_marks(ax: Axes, fastest_marks: Sequence[BreakEvenMark], baseline_marks: Sequence[BreakEvenMark]) -> None:
-    """Speeds are written below the lowest line."""
+    """Draw the markers, and write the speeds of `fastest_marks` below the lowest line."""
     for mark in baseline_marks:
         ax.plot(mark.up_bits_per_second, mark.seconds, color=mark.series.style.colour, gid="break-even", **BASELINE_MARK_STYLE)
     low, high = np.log(ax.get_xlim())
-    left = -np.inf
+    last_fraction = -np.inf
     for mark in fastest_marks:
         ax.plot(mark.up_bits_per_second, mark.seconds, gid="soonest", **FASTEST_MARK_STYLE)
-        at = (np.log(mark.up_bits_per_second) - low) / (high - low)
-        lower = at < left + 0.25  # beside its neighbour there is no room for it
-        left = -np.inf if lower else at
-        side = "left" if at < 0.25 else "right"  # lines fall, so to the left below them is room
-        place = (3 if side == "left" else -2, -12 if lower else -3)
-        text, where = format_rate(mark.up_bits_per_second), (mark.up_bits_per_second, mark.seconds)
-        ax.annotate(text, where, place, textcoords="offset points", ha=side, va="top", fontsize=SMALL_FONT_SIZE, zorder=4.2)
+        fraction = (np.log(mark.up_bits_per_second) - low) / (high - low)
+        is_lowered = fraction < last_fraction + 0.25  # the text of the neighbor needs the room on the right
+        last_fraction = -np.inf if is_lowered else fraction
+        side = "left" if fraction < 0.25 else "right"  # lines fall, so there is room below them on the left
+        offset = (3 if side == "left" else -2, -12 if is_lowered else -3)
+        text, position = format_rate(mark.up_bits_per_second), (mark.up_bits_per_second, mark.seconds)
+        ax.annotate(text, position, offset, textcoords="offset points", ha=side, va="top", fontsize=SMALL_FONT_SIZE, zorder=4.2)
 
 
 def _draw_network(ax: Axes, options: ReportOptions) -> None:
-    """A rule at the network that was asked for, its name above the axes."""
+    """Draw a vertical line at the speed of the network, with its name above the axes."""
     speed = options.pricing_model.network.link.up_bits_per_second
     ax.axvline(speed, color=RULE_COLOUR, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=2, gid="network")
     low, high = np.log(ax.get_xlim())
-    at = (np.log(speed) - low) / (high - low)
-    side = "left" if at < 0.3 else "right" if at > 0.7 else "center"
-    how: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side, "va": "bottom"}
-    ax.annotate(truncate_label(options.network_name, 100), (at, 1), (0, 2), **how, fontsize=SMALL_FONT_SIZE, color=RULE_COLOUR)
+    fraction = (np.log(speed) - low) / (high - low)
+    side = "left" if fraction < 0.3 else "right" if fraction > 0.7 else "center"
+    placement: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side, "va": "bottom"}
+    name = truncate_label(options.network_name, 100)
+    ax.annotate(name, (fraction, 1), (0, 2), **placement, fontsize=SMALL_FONT_SIZE, color=RULE_COLOUR)

@@ -1,4 +1,4 @@
-"""matplotlib without the user's settings. A module that draws imports this one first."""
+"""matplotlib without the user's settings. Modules that draw import this module before matplotlib."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fedsgd.errors import OutputError
 
 
 def _import_matplotlib() -> None:
-    """Import matplotlib, whatever MPLBACKEND names: Jupyter exports one that another environment may lack.
+    """Import matplotlib under any value of MPLBACKEND: Jupyter exports a backend that another environment may lack.
 
-    The user's setting is applied afterwards, as if they had imported matplotlib, where matplotlib knows that backend.
+    The backend of MPLBACKEND is set afterwards, if matplotlib knows it.
 
     Raises:
         OutputError: matplotlib cannot be imported, for example because it finds no folder for its cache.
@@ -25,7 +25,7 @@ def _import_matplotlib() -> None:
     try:
         import matplotlib
     except Exception as error:
-        raise OutputError(f"nothing can be drawn: matplotlib cannot be imported ({' '.join(str(error).split())})") from error
+        raise OutputError(f"figures need matplotlib, which cannot be imported ({' '.join(str(error).split())})") from error
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
@@ -39,7 +39,7 @@ _import_matplotlib()
 
 @contextmanager
 def use_figure_settings(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Make and save figures with matplotlib's defaults and these settings; the user's are the same afterwards."""
+    """Use matplotlib's defaults with these settings, and restore the user's settings afterwards."""
     from matplotlib import style
 
     with style.context(["default", dict(settings)]):

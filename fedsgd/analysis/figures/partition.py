@@ -1,11 +1,11 @@
-"""Pictures of a split, as PNG or SVG. With the figures of a report the only door to matplotlib."""
+"""Pictures of a partition, as PNG or SVG."""
 
 from __future__ import annotations
 
 from fedsgd.analysis.figures.matplotlib_settings import use_figure_settings
 
 # isort: split
-# what is above is imported before matplotlib, and lets it be imported whatever MPLBACKEND names
+# the import above must precede that of matplotlib, so that matplotlib accepts every value of MPLBACKEND
 import io
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fedsgd.storage.run_directory import write_atomically
 
 FORMATS = (".png", ".svg")
 MAX_BARS = 40
-"""Up to so many clients each has a bar of its own; more become the columns of a map."""
+"""Most clients that are drawn as bars; more clients are the columns of a map."""
 COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#666666")
 """Paul Tol's "muted" scheme and a grey: distinct for colour-blind readers, and on paper."""
 OTHER_CLASSES_COLOUR = "#DDDDDD"
@@ -33,7 +33,7 @@ RC_PARAMS: Any = {"font.size": 10, "svg.hashsalt": "fedsgd", "axes.spines.top": 
 
 
 def check_picture_path(path: Path) -> None:
-    """OutputError unless a picture can be written there."""
+    """Raise OutputError unless a picture can be written to a path."""
     if path.suffix.lower() not in FORMATS:
         hint = suggest_name(path.suffix, FORMATS)
         raise OutputError(f'{path}: got a picture "{path.suffix}"{hint}')
@@ -42,7 +42,7 @@ def check_picture_path(path: Path) -> None:
 
 
 def draw_partition(partition_summary: PartitionSummary, path: Path) -> None:
-    """Who has what: a bar for each client, or for many clients a map of them. Equal splits give equal files."""
+    """Draw the classes of each client, as bars or, for many clients, as a map. Equal partitions give equal files."""
     check_picture_path(path)
     data = io.BytesIO()
     with use_figure_settings(RC_PARAMS):
@@ -53,39 +53,40 @@ def draw_partition(partition_summary: PartitionSummary, path: Path) -> None:
 
 
 def _build_title(partition_summary: PartitionSummary) -> str:
-    least, most = partition_summary.sizes.min(), partition_summary.sizes.max()
-    spread = f"{least:,} to {most:,} examples each, median {np.median(partition_summary.sizes):,.0f}"
-    if least == most:
-        spread = f"{least:,} examples each"
+    low, high = partition_summary.sizes.min(), partition_summary.sizes.max()
+    spread = f"{low:,} to {high:,} examples each, median {np.median(partition_summary.sizes):,.0f}"
+    if low == high:
+        spread = f"{low:,} examples each"
     name, population = _escape_text(partition_summary.name), partition_summary.population_text
     return f"{name}: {partition_summary.partition} over {population}, {spread}"
 
 
 def _collect_class_counts(partition_summary: PartitionSummary) -> list[tuple[str, str, I64]]:
-    """(label, colour, targets of each client [N]), the most frequent classes by themselves, the others together."""
+    """Return label, colour and [N] targets of each client for the most frequent classes, and for all other classes together."""
     if partition_summary.counts is None:
         return [("examples", COLOURS[0], partition_summary.sizes)]
     by_frequency = np.argsort(-partition_summary.counts.sum(axis=0), kind="stable")
     n_named = len(by_frequency) if len(by_frequency) <= len(COLOURS) else len(COLOURS) - 1
-    named = sorted(by_frequency[:n_named].tolist())
+    named_classes = sorted(by_frequency[:n_named].tolist())
     stacks = [
         (_format_class_name(partition_summary.class_names[c]), colour, partition_summary.counts[:, c])
-        for c, colour in zip(named, COLOURS, strict=False)
+        for c, colour in zip(named_classes, COLOURS, strict=False)
     ]
     if n_named < len(by_frequency):
-        others = by_frequency[n_named:]
-        stacks.append((f"{len(others)} others", OTHER_CLASSES_COLOUR, partition_summary.counts[:, others].sum(axis=1)))
+        other_classes = by_frequency[n_named:]
+        counts = partition_summary.counts[:, other_classes].sum(axis=1)
+        stacks.append((f"{len(other_classes)} others", OTHER_CLASSES_COLOUR, counts))
     return stacks
 
 
 def _format_class_name(name: str) -> str:
-    """A class name that can be seen, and leaves room for the picture."""
+    """Return a class name of at most 16 visible characters."""
     visible = {" ": "space", "\n": "line end"}.get(name, name)
     return _escape_text(visible if len(visible) <= 16 else visible[:15] + "…")
 
 
 def _escape_text(text: str) -> str:
-    """Without what matplotlib takes for mathematics, or for a label to be hidden."""
+    """Escape "$", which starts mathematics, and a leading "_", which hides a label."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -103,9 +104,7 @@ def _draw_bars(partition_summary: PartitionSummary) -> Figure:
         if partition_summary.counts is None or partition_summary.counts.sum() == partition_summary.sizes.sum()
         else "targets"
     )
-    ax.set(
-        ylabel="client", xlabel=f"{unit} that it trains on", ylim=(n - 0.4, -0.6), yticks=np.arange(0, n, 1 if n <= 20 else 5)
-    )
+    ax.set(ylabel="client", xlabel=f"training {unit}", ylim=(n - 0.4, -0.6), yticks=np.arange(0, n, 1 if n <= 20 else 5))
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.xaxis.set_major_formatter(THOUSANDS_FORMATTER)
@@ -116,7 +115,7 @@ def _draw_bars(partition_summary: PartitionSummary) -> Figure:
 
 
 def _draw_map(partition_summary: PartitionSummary) -> Figure:
-    """Clients as columns, sorted by their largest class and its share, so that likes stand together."""
+    """Draw clients as columns, sorted by their largest class and its share."""
     shares = partition_summary.compute_class_distributions()
     figure = Figure(figsize=(9, 2.8 if shares is None else 5.2), layout="constrained")
     figure.suptitle(_build_title(partition_summary), x=0.01, ha="left", fontsize=11, fontweight="bold")
@@ -146,7 +145,7 @@ def _draw_map(partition_summary: PartitionSummary) -> Figure:
 
 
 def _bin_columns(values: NDArray[Any]) -> F64:
-    """Columns [..., N] as at most MOST_COLUMNS, each the mean of neighbours, so that none is skipped."""
+    """Average neighboring columns, [..., N], so that at most MAX_MAP_COLUMNS remain."""
     n = values.shape[-1]
     n_bins = min(n, MAX_MAP_COLUMNS)
     starts = np.arange(n_bins) * n // n_bins

@@ -1,11 +1,11 @@
-"""What figures for paper look like: one look a method, labels that fit, ticks in the units that people say."""
+"""Style of figures for a paper: a style for each method, labels of limited width, ticks in common units."""
 
 from __future__ import annotations
 
 from fedsgd.analysis.figures.matplotlib_settings import use_figure_settings
 
 # isort: split
-# what is above is imported before matplotlib, and lets it be imported whatever MPLBACKEND names
+# the import above must precede that of matplotlib, so that matplotlib accepts every value of MPLBACKEND
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +23,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from fedsgd.config.quantities import format_bytes, format_rate, format_seconds
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
-"""Inches, as of most two-column papers."""
+"""Widths in inches, as in most two-column papers."""
 SMALL_FONT_SIZE = 7.0
 RULE_COLOUR = "#555555"
 RC_PARAMS: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # matplotlib brings it, so figures are the same everywhere
+    "font.family": "DejaVu Sans",  # part of matplotlib, so that figures are equal on every machine
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.linewidth": 0.6,
@@ -50,7 +50,7 @@ RC_PARAMS: dict[str, Any] = {
     "lines.markersize": 4,
     "lines.markeredgewidth": 0.5,
     "hatch.linewidth": 0.5,
-    "text.parse_math": False,  # "$" in a label is a dollar
+    "text.parse_math": False,  # "$" in a label is no mathematics
     "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "fedsgd",
@@ -61,12 +61,20 @@ COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#4
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 MAX_LABEL_POINTS = 190.0
-"""As wide as a label may be, so that it fits beside its line in one column."""
+"""Width of a label, in points, that fits next to its line in one column."""
 
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method is drawn, the same in every figure. label: as shown."""
+    """Style of a method, equal in all figures.
+
+    Attributes:
+        label: label, cut to the width of a legend.
+        colour: colour of lines and markers.
+        dashes: line style.
+        marker: marker.
+        index: position of the method, from 0.
+    """
 
     label: str
     colour: str
@@ -75,30 +83,33 @@ class MethodStyle:
     index: int
 
     def get_line_properties(self) -> dict[str, Any]:
-        """For its lines. Markers stand at other places on each, so that those of equal lines are all seen."""
-        every = (0.02 + 0.05 * (self.index % 4), 0.2)
-        return {**self.get_marker_properties(), "linestyle": self.dashes, "markevery": every, "gid": self.gid}
+        """Return the properties of lines. Markers are at different positions for each method, so that equal lines show all."""
+        marker_positions = (0.02 + 0.05 * (self.index % 4), 0.2)
+        return {**self.get_marker_properties(), "linestyle": self.dashes, "markevery": marker_positions, "gid": self.gid}
 
     def get_marker_properties(self) -> dict[str, Any]:
-        """For its markers."""
+        """Return the properties of markers."""
         return {"color": self.colour, "marker": self.marker, "markeredgecolor": "white", "zorder": 3 + 0.01 * self.index}
 
     @property
     def gid(self) -> str:
-        """What its line is called in an SVG."""
+        """Id of the method's line in an SVG."""
         return f"method-{self.index + 1}"
 
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """In here figures are made and saved, whatever the user's own settings of matplotlib are."""
+    """Use the settings of figures for a paper, independent of the user's settings."""
     with use_figure_settings(RC_PARAMS):
         yield
 
 
 def method_styles(labels: Sequence[str]) -> list[MethodStyle]:
-    """One for each method. With nine colours, four kinds of line and thirteen markers no two of the first 36 have the same
-    line, and no two of the first 117 the same colour and marker."""
+    """Return a style for each method.
+
+    With nine colours, four line styles and thirteen markers, the first 36 methods have different lines, and the first 117
+    different pairs of colour and marker.
+    """
     return [
         MethodStyle(label, COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)], i)
         for i, label in enumerate(truncate_labels(labels))
@@ -106,22 +117,22 @@ def method_styles(labels: Sequence[str]) -> list[MethodStyle]:
 
 
 def truncate_labels(labels: Sequence[str], max_points: float = MAX_LABEL_POINTS) -> list[str]:
-    """The labels, none wider than that, and those that differ still different."""
-    made: list[str] = []
+    """Cut labels to a width, so that different labels stay different."""
+    texts: list[str] = []
     for label in labels:
         text, n = truncate_label(label, max_points), 1
-        while text in made:
+        while text in texts:
             n += 1
             text = truncate_label(label, max_points, f" #{n}")
-        made.append(text)
-    return made
+        texts.append(text)
+    return texts
 
 
 def truncate_label(label: str, max_points: float, suffix: str = "") -> str:
-    """On one line and cut to that width at the size of small print, without what cannot be shown or would be hidden."""
+    """Return a label on one line, cut to a width in points, without unprintable characters."""
     plain = "".join(c if c.isprintable() else " " for c in label)
     plain = " ".join(plain.split()) or "(no name)"
-    plain = f" {plain}" if plain.startswith("_") else plain  # matplotlib hides labels that begin so
+    plain = f" {plain}" if plain.startswith("_") else plain  # matplotlib hides labels with a leading "_"
     if measure_width(plain + suffix) <= max_points:
         return plain + suffix
     low, high = 0, len(plain)
@@ -132,21 +143,24 @@ def truncate_label(label: str, max_points: float, suffix: str = "") -> str:
 
 
 def label_with_note(label: str, note: str) -> str:
-    """A label and what is to be said of it, below it where both do not fit on a line."""
+    """Return a label with a note in parentheses, on a second line if both do not fit on the first."""
     if not note:
         return label
-    whole = f"{label} ({note})"
-    return whole if measure_width(whole) <= MAX_LABEL_POINTS else f"{label}\n({note})"
+    text = f"{label} ({note})"
+    return text if measure_width(text) <= MAX_LABEL_POINTS else f"{label}\n({note})"
 
 
 def measure_width(text: str) -> float:
-    """In points at the size of small print."""
+    """Return the width of a text in points, at SMALL_FONT_SIZE."""
     outline = TextPath((0, 0), text, size=SMALL_FONT_SIZE).vertices
     return float(np.ptp(outline[:, 0])) if len(outline) else 0.0
 
 
 def add_legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
-    """Under the axes, in as many columns as fit; the figure grows by it. Short lines get the marker that their entry shows."""
+    """Add a legend below the axes, in as many columns as fit, and increase the height of the figure.
+
+    Lines that are too short for a marker get one, as their entry has.
+    """
     for ax in figure.axes:
         for line in ax.lines:
             _ensure_marker(line)
@@ -172,21 +186,26 @@ def add_legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
 
 
 def _ensure_marker(line: Line2D) -> None:
-    """Mark the first point of a line that ends before its first marker, as a line of one point does."""
-    every = line.get_markevery()
-    if not isinstance(every, tuple) or line.axes is None:
+    """Mark the first point of a line that ends before its first marker, for example of a line of one point."""
+    marker_positions = line.get_markevery()
+    if not isinstance(marker_positions, tuple) or line.axes is None:
         return
     points = line.get_transform().transform(np.column_stack([line.get_xdata(), line.get_ydata()]).astype(np.float64))
     points = points[np.isfinite(points).all(axis=1)]
     length = np.hypot(*np.diff(points, axis=0).T).sum()
-    if length <= 1.1 * every[0] * np.hypot(line.axes.bbox.width, line.axes.bbox.height):
+    if length <= 1.1 * marker_positions[0] * np.hypot(line.axes.bbox.width, line.axes.bbox.height):
         line.set_markevery([int(np.flatnonzero(np.isfinite(line.get_ydata()))[0])] if len(points) else None)
 
 
 @dataclass(frozen=True)
 class AxisUnit:
-    """text: a figure with its unit; levels: from finest to coarsest, the places where ticks look well on a logarithmic axis;
-    whole: on a linear axis ticks are at multiples of the largest of these that is not above its end."""
+    """Unit of an axis.
+
+    Attributes:
+        format_value: function that formats a value with its unit.
+        tick_levels: positions of ticks on a logarithmic axis, from the finest level to the coarsest.
+        tick_multiples: units of ticks on a linear axis, descending; the largest one within the axis is used.
+    """
 
     format_value: Callable[[float], str]
     tick_levels: tuple[tuple[float, ...], ...]
@@ -200,14 +219,14 @@ def _build_decade_levels(low: int, high: int) -> tuple[tuple[float, ...], ...]:
 
 
 def _build_time_levels() -> tuple[tuple[float, ...], ...]:
-    below = [m * 10.0**k for k in range(-9, 0) for m in (1, 2, 5)]
-    people = [m * unit for unit, steps in ((1, (1, 2, 5, 10, 20)), (60, (0.5, 1, 2, 5, 10, 20, 30))) for m in steps]
-    people += [3600.0 * m for m in (1, 2, 5, 12)]
+    subseconds = [m * 10.0**k for k in range(-9, 0) for m in (1, 2, 5)]
+    clock_times = [m * unit for unit, steps in ((1, (1, 2, 5, 10, 20)), (60, (0.5, 1, 2, 5, 10, 20, 30))) for m in steps]
+    clock_times += [3600.0 * m for m in (1, 2, 5, 12)]
     days = [86400 * m * 10.0**k for k in range(9) for m in (1, 2, 5)]
     tens = [10.0**k for k in range(-9, 2)]
     coarse = [*tens, 60.0, 600.0, 3600.0, 36000.0, *(86400 * 4 * 10.0**k for k in range(9))]
     coarser = [*(10.0**k for k in range(-9, 0, 3)), 1.0, 60.0, 3600.0, 86400.0, *(86400 * 10.0**k for k in range(2, 9, 2))]
-    return tuple(below + people + days), tuple(coarse), tuple(coarser)
+    return tuple(subseconds + clock_times + days), tuple(coarse), tuple(coarser)
 
 
 BYTES = AxisUnit(lambda x: format_bytes(round(x)), _build_decade_levels(0, 19))
@@ -220,22 +239,31 @@ NUMBER = AxisUnit(lambda x: f"{x:,.6g}", _build_decade_levels(-12, 16))
 def scale_axis(
     axis: Axis, unit: AxisUnit, low: float, high: float, max_ticks: int = 5, log: bool | None = None, pad: float = 0.03
 ) -> None:
-    """Ticks with their unit, for figures from low to high: logarithmic if these span a factor of three (or as said), else
-    linear; at most so many, or one more on a linear axis."""
+    """Set scale, limits and ticks of an axis.
+
+    Args:
+        axis: x or y axis.
+        unit: unit of the values.
+        low: smallest value.
+        high: largest value.
+        max_ticks: most ticks with a label; a linear axis may have one more.
+        log: whether the axis is logarithmic; None: if the values span a factor of three. An axis with low = 0 is linear.
+        pad: margin as a share of the range.
+    """
     name = "x" if isinstance(axis, XAxis) else "y"
     log = low > 0 and (high >= 3 * low if log is None else log)
     axis.axes.set(**{f"{name}scale": "log" if log else "linear"})
     inside = [[x for x in level if low * 0.999 <= x <= high * 1.001] for level in unit.tick_levels]
-    few = next((ticks for ticks in inside if 2 <= len(ticks) <= max_ticks), None)
+    major = next((ticks for ticks in inside if 2 <= len(ticks) <= max_ticks), None)
     minor: list[float] = []
-    if log and few is not None:
-        finest = next(ticks for ticks in inside if len(ticks) <= 30 or ticks is few)
-        minor = [x for x in finest if x not in few]
+    if log and major is not None:
+        finest = next(ticks for ticks in inside if len(ticks) <= 30 or ticks is major)
+        minor = [x for x in finest if x not in major]
     else:
-        whole = next((one for one in unit.tick_multiples if one <= high), unit.tick_multiples[-1])
-        ticks = MaxNLocator(max_ticks, steps=[1, 2, 2.5, 5, 10]).tick_values(low / whole, high / whole)
-        few = [whole * float(x) for x in ticks if x > 0 or not log]
-    axis.set_major_locator(FixedLocator(few))
+        multiple = next((m for m in unit.tick_multiples if m <= high), unit.tick_multiples[-1])
+        ticks = MaxNLocator(max_ticks, steps=[1, 2, 2.5, 5, 10]).tick_values(low / multiple, high / multiple)
+        major = [multiple * float(x) for x in ticks if x > 0 or not log]
+    axis.set_major_locator(FixedLocator(major))
     axis.set_minor_locator(FixedLocator(minor))
     axis.set_major_formatter(FuncFormatter(lambda x, _: unit.format_value(x)))
     axis.set_minor_formatter(NullFormatter())
@@ -246,6 +274,6 @@ def scale_axis(
 
 
 def find_finite_range(values: Iterable[float]) -> tuple[float, float]:
-    """The least and the largest that are finite."""
+    """Return the smallest and the largest finite value; 0 and 1 without finite values."""
     finite = [value for value in values if math.isfinite(value)]
     return (min(finite), max(finite)) if finite else (0.0, 1.0)

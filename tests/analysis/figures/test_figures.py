@@ -177,8 +177,8 @@ def test_lines_meet_the_target_where_the_tables_say(methods: list[Method]) -> No
 
 def test_a_run_that_cannot_be_priced_is_left_out_of_time_and_said_to_be(drawn: dict[str, Figure]) -> None:
     for name in ("accuracy-time", "link-speed"):
-        assert f"{DEPENDENT}\n(not priced: who took part depended on time)" in legend_of(drawn[name])
-    assert "not priced: who took part depended on time" in texts(drawn["round-time"])
+        assert f"{DEPENDENT}\n(not priced: participation depended on time)" in legend_of(drawn[name])
+    assert "not priced: participation depended on time" in texts(drawn["round-time"])
     assert DEPENDENT in legend_of(drawn["accuracy-bytes"])
 
 
@@ -340,7 +340,7 @@ def test_legend_of_the_anatomy_has_the_parts_and_marks_that_are_drawn(drawn: dic
     figure = drawn["anatomy"]
     (bound, *_) = lines(figure, "bound")
     handles = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))
-    mark = handles.pop("least that random positions take, log₂C(P, k)")
+    mark = handles.pop("lower bound for random positions, log₂C(P, k)")
     assert isinstance(mark, Line2D)
     assert (mark.get_marker(), mark.get_linestyle()) == (bound.get_marker(), bound.get_linestyle()) == ("|", "None")
     sizes = {
