@@ -29,29 +29,31 @@ SCRIPT = """
   };
   const over = (table, make) => Object.fromEntries(Object.entries(table).map(([name, one]) => [name, make(one)]));
   const timelines = over(golden.timelines, ({ columns, prices }) => {
-    const line = P.timeline(columns);
+    const line = P.buildRoundTimeModel(columns);
     return { columns, prices: prices.map(({ at }) => ({
-      at, seconds: P.seconds(line, ...at), cumulative: P.cumulative(line, ...at), stack: P.stack(line, ...at),
+      at, seconds: P.roundSeconds(line, ...at), cumulative: P.cumulativeSeconds(line, ...at), stack: P.computeBreakdown(line, ...at),
     })) };
   });
   const crossings = over(golden.crossings, ({ rounds, accuracies, target, axis }) => {
-    const found = P.crossing(rounds, accuracies.map((a) => (a === null ? NaN : a)), target);
-    return { rounds, accuracies, target, axis, crossing: found, on: found && P.on(found, axis) };
+    const crossing = P.firstReached(rounds, accuracies.map((a) => (a === null ? NaN : a)), target);
+    return { rounds, accuracies, target, axis, crossing, on: crossing && P.valueAtTarget(crossing, axis) };
   });
-  const medians = golden.medians.map(({ figures }) => ({ figures, ...P.overSeeds(figures) }));
+  const medians = golden.medians.map(({ figures }) => ({ figures, ...P.summarizeSeeds(figures) }));
   const speeds = golden.speeds;
   const races = over(golden.races, ({ timelines, crossings }) => {
     const racers = timelines.map((lines, i) => ({
       label: ["first", "second"][i],
-      reaches: lines.map((line, seed) => line && { timeline: P.timeline(line), crossing: crossings[i][seed] }),
+      reaches: lines.map((line, seed) => line && { timeline: P.buildRoundTimeModel(line), crossing: crossings[i][seed] }),
     }));
-    const found = P.breakEvens(...racers, golden.link, speeds);
+    const breakEvens = P.findBreakEvens(...racers, golden.link, speeds);
     return {
-      timelines, crossings, curves: racers.map((racer) => P.curve(racer, golden.link, speeds)),
-      break_evens: found.map(({ below, above, speed }) => ({ below, above, up_bits_per_second: speed })),
+      timelines, crossings, curves: racers.map((racer) => P.computeCurve(racer, golden.link, speeds)),
+      break_evens: breakEvens.map(({ below, above, speed }) => ({ below, above, up_bits_per_second: speed })),
     };
   });
-  const write = { three_figures: P.threeFigures, seconds_text: P.secondsText, rate_text: P.rateText, size_text: P.sizeText };
+  const write = {
+    three_figures: P.formatSignificant, seconds_text: P.formatSeconds, rate_text: P.formatRate, size_text: P.formatBytes,
+  };
   const texts = Object.fromEntries(Object.entries(golden.texts).map(([name, rows]) => [name, rows.map(([value]) => [value, write[name](value)])]));
   return plain({ timelines, crossings, medians, link: golden.link, speeds, races, texts });
 }

@@ -296,7 +296,7 @@ def test_a_network_with_figures_of_ones_own_is_not_called_by_the_profiles_name(
     page = opened({**known, "terms": {**known["terms"], "title": "", "network": "4g"}}).page
     assert page.inner_text("#answer").startswith("At 7.6 Mbit/s up")
     names = page.locator("#preset option").all_inner_texts()
-    assert names[0] == "as asked for"
+    assert names[0] == "network of the report"
     assert "4G (LTE), UK average" in names
 
 
@@ -305,7 +305,7 @@ def test_a_target_of_ones_own_is_not_what_was_tuned_for(opened: Callable[..., Op
     page = opened({**edited(known, tuned), "notes": ["something to be known"]}).page
     assert "at lr 0.1, the best of 2 for 60 %" in page.inner_text("#ranking")
     assert "something to be known." in page.inner_text("#notes")
-    assert "a report with that target" not in page.inner_text("#notes")
+    assert "write a report with this target" not in page.inner_text("#notes")
     page.fill("#target-number", "70")
     settle(page)
     assert "tuned values are those that are best for 60 %, not for 70 %" in page.inner_text("#notes")

@@ -1,6 +1,6 @@
-/* The figures with a line for each method. Each is a function of (model, view) to {svg, columns, rows}: what is drawn, and a
-   function that gives the same as a table. view: {state, ranking, width, speeds: {curves, breakEvens}, pending}, pending: the
-   curves of this state are still being computed. */
+/* Figures with a line for each method. Each function takes (model, view) and returns {svg, columns, rows}: the drawing, and its
+   values as a table. view: {state, ranking, width, speeds: {curves, breakEvens}, pending}; pending: the curves of this state
+   are not computed yet. */
 "use strict";
 
 const fedsgdCurves = (() => {
@@ -8,31 +8,31 @@ const fedsgdCurves = (() => {
   const D = fedsgdData;
   const {
     NARROW,
-    colour,
-    percent,
-    named,
-    shownOf,
-    size,
-    stroke,
-    plot,
-    nothing,
+    methodColour,
+    formatPercent,
+    methodName,
+    visibleMethods,
+    formatByteCount,
+    lineStyle,
+    createPlot,
+    emptyFigure,
     addLegend,
-    lineEntries,
-    singlePoints,
-    addLetters,
+    lineLegendEntries,
+    singlePointMark,
+    addMethodLetters,
     logTicks,
-    scale,
-    timeScale,
+    createScale,
+    createTimeScale,
   } = fedsgdDraw;
 
-  const pointsOf = (line, logarithmic) =>
-    D.thinned(line.x, line.y, logarithmic)
+  const selectPoints = (line, logarithmic) =>
+    D.downsampleLine(line.x, line.y, logarithmic)
       .map((i) => ({ x: line.x[i], y: line.y[i], round: line.round[i] }))
       .filter((p) => !logarithmic || p.x > 0);
 
-  function speed(model, view) {
+  function plotLinkSpeed(model, view) {
     const { state, width, speeds } = view;
-    const lines = shownOf(model, state).flatMap((method) => {
+    const lines = visibleMethods(model, state).flatMap((method) => {
       const points = Array.from(speeds.curves.get(method.index) || [], (seconds, i) => ({
         method,
         x: model.speeds[i],
@@ -41,20 +41,20 @@ const fedsgdCurves = (() => {
       const known = points.filter((point) => Number.isFinite(point.y));
       return known.length ? [{ method, points: known }] : [];
     });
-    if (!lines.length && view.pending) return nothing("The curves are being computed …");
-    if (!lines.length) return nothing("No method that is shown reaches the target on seconds that can be computed.");
+    if (!lines.length && view.pending) return emptyFigure("The curves are being computed …");
+    if (!lines.length) return emptyFigure("No method that is shown reaches the target in a time that can be computed.");
     const [height, marginLeft, marginRight] = [width < NARROW ? 320 : 430, 68, 34];
     const all = lines.flatMap((line) => line.points);
-    const y = timeScale(
+    const y = createTimeScale(
       d3.extent(all, (point) => point.y).map((seconds, i) => seconds * [0.75, 1.2][i]),
       800,
     );
-    const x = { type: "log", domain: d3.extent(model.speeds), label: "uplink", labelAnchor: "right", tickFormat: P.rateText };
+    const x = { type: "log", domain: d3.extent(model.speeds), label: "uplink", labelAnchor: "right", tickFormat: P.formatRate };
     const switches = speeds.breakEvens.filter(
       (one) => one.first && lines.some((line) => line.method === one.below) && lines.some((line) => line.method === one.above),
     );
     const now = lines.map(({ method }) => ({ method, y: view.ranking.find((row) => row.method === method).seconds }));
-    const svg = plot(width, {
+    const svg = createPlot(width, {
       height,
       marginLeft,
       marginRight,
@@ -62,86 +62,93 @@ const fedsgdCurves = (() => {
       y: { ...y, label: "time to the target", grid: true },
       marks: [
         Plot.ruleX([state.up], { stroke: "currentColor", strokeOpacity: 0.55 }),
-        Plot.text([state.up], { x: (d) => d, text: (d) => P.rateText(d), frameAnchor: "top", dy: -12, fill: "currentColor" }),
-        ...lines.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...stroke(method), clip: true })),
+        Plot.text([state.up], { x: (d) => d, text: (d) => P.formatRate(d), frameAnchor: "top", dy: -12, fill: "currentColor" }),
+        ...lines.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...lineStyle(method), clip: true })),
         Plot.dot(
           now.filter((one) => one.y && Number.isFinite(one.y.median)),
           {
             x: () => state.up,
             y: (d) => d.y.median,
             r: 3,
-            fill: (d) => colour(d.method),
+            fill: (d) => methodColour(d.method),
             stroke: "none",
           },
         ),
         Plot.dot(switches, { x: "speed", y: "seconds", r: 5, fill: "var(--paper)", stroke: "currentColor", strokeWidth: 1.5 }),
         Plot.tip(
           all,
-          Plot.pointer({ x: "x", y: "y", title: (d) => `${named(d.method)}\n${P.rateText(d.x)} up: ${P.secondsText(d.y)}` }),
+          Plot.pointer({
+            x: "x",
+            y: "y",
+            title: (d) => `${methodName(d.method)}\n${P.formatRate(d.x)} up: ${P.formatSeconds(d.y)}`,
+          }),
         ),
       ],
     });
     const [px, py] = [svg.scale("x"), svg.scale("y")];
-    const at = (i) => lines.map(({ method, points }) => ({ method, x: px.apply(points.at(i).x), y: py.apply(points.at(i).y) }));
-    addLetters(svg, at(-1), height - 40);
+    const lineEndsAt = (i) =>
+      lines.map(({ method, points }) => ({ method, x: px.apply(points.at(i).x), y: py.apply(points.at(i).y) }));
+    addMethodLetters(svg, lineEndsAt(-1), height - 40);
     const columns = ["uplink_bits_per_second", "downlink_bits_per_second", ...lines.map(({ method }) => method.label)];
-    const table = () =>
+    const tableRows = () =>
       Array.from(model.speeds, (s, i) => [
         s,
         s * (state.down / state.up),
-        ...lines.map(({ method }) => finite(speeds.curves.get(method.index)[i])),
+        ...lines.map(({ method }) => blankIfInfinite(speeds.curves.get(method.index)[i])),
       ]);
-    return { svg: addLegend(svg, lineEntries(lines), width), columns, rows: table };
+    return { svg: addLegend(svg, lineLegendEntries(lines), width), columns, rows: tableRows };
   }
 
-  const finite = (value) => (Number.isFinite(value) ? value : "");
+  const blankIfInfinite = (value) => (Number.isFinite(value) ? value : "");
 
   const AXES = {
-    up: { label: "uplink bytes, all clients", column: "uplink_bytes", of: (run) => run.up, text: size },
+    up: { label: "uplink bytes, all clients", column: "uplink_bytes", valuesOf: (run) => run.up, format: formatByteCount },
     all: {
-      label: "bytes both ways, all clients",
+      label: "bytes in both directions, all clients",
       column: "bytes",
-      of: (run) => run.up.map((n, i) => n + run.down[i]),
-      text: size,
+      valuesOf: (run) => run.up.map((n, i) => n + run.down[i]),
+      format: formatByteCount,
     },
-    rounds: { label: "rounds", column: "rounds", of: null, text: (n) => P.threeFigures(n), linear: true },
-    time: { label: "time on this network", column: "seconds", text: P.secondsText, time: true },
+    rounds: { label: "rounds", column: "rounds", valuesOf: null, format: (n) => P.formatSignificant(n), linear: true },
+    time: { label: "time on this network", column: "seconds", format: P.formatSeconds, time: true },
   };
 
-  /* The lines of a method on an axis: one a seed, and their median. */
-  function accuracyLines(method, axis, state, ranking) {
+  /* Lines of a method on an axis: one for each seed, and their median. */
+  function buildAccuracyLines(method, axis, state, ranking) {
     if (axis.time && !ranking.find((row) => row.method === method).racer) return null;
     const each = method.runs.map((run) => {
-      const along = axis.time ? P.cumulative(run.timeline, state.up, state.down, state.latency) : axis.of && axis.of(run);
+      const along = axis.time
+        ? P.cumulativeSeconds(run.timeline, state.up, state.down, state.latency)
+        : axis.valuesOf && axis.valuesOf(run);
       const { round, accuracy } = run.measured;
       const y = state.best ? run.bestSoFar : accuracy;
-      return { seed: run.seed, round, x: axis.of === null ? round : round.map((r) => along[r]), y };
+      return { seed: run.seed, round, x: axis.valuesOf === null ? round : round.map((r) => along[r]), y };
     });
-    return { method, each, middle: D.medianLine(each, !axis.linear) };
+    return { method, each, middle: D.medianCurve(each, !axis.linear) };
   }
 
-  /* What a pointer finds: enough of a line's points, since each of them costs a text. */
-  const some = (points) => points.filter((_, i) => i % Math.ceil(points.length / 80) === 0 || i === points.length - 1);
+  /* At most about 80 points of a line for the tooltip, since each point needs a text. */
+  const samplePoints = (points) => points.filter((_, i) => i % Math.ceil(points.length / 80) === 0 || i === points.length - 1);
 
-  const TARGET = { colour: "currentColor", dash: "4 3", width: 1, opacity: 0.7 };
+  const TARGET_LINE = { colour: "currentColor", dash: "4 3", width: 1, opacity: 0.7 };
 
-  function accuracy(model, view) {
+  function plotAccuracy(model, view) {
     const { state, width } = view;
     const axis = AXES[state.axis];
-    const lines = shownOf(model, state)
-      .map((method) => accuracyLines(method, axis, state, view.ranking))
+    const lines = visibleMethods(model, state)
+      .map((method) => buildAccuracyLines(method, axis, state, view.ranking))
       .filter((line) => line && line.each.some((one) => one.x.length));
-    if (!lines.length) return nothing("Nothing to draw: no method is shown, or accuracy was not measured.");
+    if (!lines.length) return emptyFigure("Nothing to draw: no method is shown, or accuracy was not measured.");
     const height = width < NARROW ? 320 : 430;
     const drawn = lines.map((line) => ({
       method: line.method,
-      points: pointsOf(line.middle, !axis.linear),
-      thin: line.each.length > 1 ? line.each.map((one) => pointsOf(one, !axis.linear)) : [],
+      points: selectPoints(line.middle, !axis.linear),
+      thin: line.each.length > 1 ? line.each.map((one) => selectPoints(one, !axis.linear)) : [],
     }));
     const all = drawn.flatMap((line) => [line.points, ...line.thin].flat());
     const xs = all.map((point) => point.x);
-    const x = axis.time ? timeScale(xs, width) : scale(xs, axis.text, width, !axis.linear);
-    const svg = plot(width, {
+    const x = axis.time ? createTimeScale(xs, width) : createScale(xs, axis.format, width, !axis.linear);
+    const svg = createPlot(width, {
       height,
       x: { ...x, label: axis.label, labelAnchor: "right" },
       y: {
@@ -149,14 +156,20 @@ const fedsgdCurves = (() => {
         nice: true,
         grid: true,
         label: "accuracy",
-        tickFormat: percent,
+        tickFormat: formatPercent,
         ticks: 8,
       },
       marks: [
-        Plot.ruleY([state.target], { stroke: "currentColor", strokeOpacity: TARGET.opacity, strokeDasharray: TARGET.dash }),
+        Plot.ruleY([state.target], {
+          stroke: "currentColor",
+          strokeOpacity: TARGET_LINE.opacity,
+          strokeDasharray: TARGET_LINE.dash,
+        }),
         Plot.line(
           drawn.flatMap(({ method, thin }) =>
-            thin.flatMap((points, i) => points.map((p) => ({ ...p, tone: colour(method), run: `${method.letter} ${i}` }))),
+            thin.flatMap((points, i) =>
+              points.map((p) => ({ ...p, tone: methodColour(method), run: `${method.letter} ${i}` })),
+            ),
           ),
           {
             x: "x",
@@ -168,41 +181,45 @@ const fedsgdCurves = (() => {
             strokeLinejoin: "round",
           },
         ),
-        ...drawn.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...stroke(method) })),
-        singlePoints(drawn),
+        ...drawn.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...lineStyle(method) })),
+        singlePointMark(drawn),
         Plot.tip(
-          drawn.flatMap(({ method, points }) => some(points).map((p) => ({ ...p, method }))),
+          drawn.flatMap(({ method, points }) => samplePoints(points).map((p) => ({ ...p, method }))),
           Plot.pointer({
             x: "x",
             y: "y",
             title: (d) =>
-              `${named(d.method)}\nround ${d.round}, ${axis.text(d.x)}${axis.linear ? " rounds" : ""}: ${percent(d.y)}`,
+              `${methodName(d.method)}\nround ${d.round}, ${axis.format(d.x)}${axis.linear ? " rounds" : ""}: ${formatPercent(d.y)}`,
           }),
         ),
       ],
     });
     const [px, py] = [svg.scale("x"), svg.scale("y")];
-    addLetters(
+    addMethodLetters(
       svg,
       drawn
         .filter((line) => line.points.length)
         .map(({ method, points }) => ({ method, x: px.apply(points.at(-1).x), y: py.apply(points.at(-1).y) })),
       height - 40,
     );
-    const rows = () =>
+    const tableRows = () =>
       lines.flatMap(({ method, each }) =>
         each.flatMap((one) => Array.from(one.round, (r, i) => [method.label, one.seed, r, one.x[i], one.y[i]])),
       );
     return {
-      svg: addLegend(svg, [...lineEntries(drawn), { ...TARGET, label: `target ${percent(state.target)}` }], width),
+      svg: addLegend(
+        svg,
+        [...lineLegendEntries(drawn), { ...TARGET_LINE, label: `target ${formatPercent(state.target)}` }],
+        width,
+      ),
       columns: ["method", "seed", "round", axis.column, state.best ? "best_accuracy_so_far" : "accuracy"],
-      rows,
+      rows: tableRows,
     };
   }
 
-  function traffic(model, view) {
+  function plotClientTraffic(model, view) {
     const { state, width } = view;
-    const methods = shownOf(model, state);
+    const methods = visibleMethods(model, state);
     const lines = methods.flatMap((method) =>
       ["up", "down"].map((way) => {
         const each = method.runs.map((run) => run.traffic[way]);
@@ -217,17 +234,17 @@ const fedsgdCurves = (() => {
     const drawn = lines
       .map((line) => ({ ...line, points: line.points.filter((p) => p.y > 0) }))
       .filter((line) => line.points.length);
-    if (!drawn.length) return nothing("No method that is shown sent anything.");
+    if (!drawn.length) return emptyFigure("The methods that are shown sent no bytes.");
     const narrow = width < NARROW;
     const titles = { up: "uplink", down: "downlink" };
     const facet = narrow ? "fy" : "fx";
     const height = narrow ? 480 : 330;
-    const y = scale(
+    const y = createScale(
       drawn.flatMap((line) => line.points.map((p) => p.y)),
-      size,
+      formatByteCount,
       400,
     );
-    const svg = plot(width, {
+    const svg = createPlot(width, {
       height,
       marginTop: narrow ? 48 : 36,
       marginRight: narrow ? 30 : 34,
@@ -242,7 +259,7 @@ const fedsgdCurves = (() => {
         domain: [0, 1],
         label: "share of clients, by their bytes",
         labelAnchor: "right",
-        tickFormat: percent,
+        tickFormat: formatPercent,
         ticks: narrow ? 4 : 5,
       },
       y: { ...y, grid: true, label: "bytes of a client" },
@@ -258,7 +275,9 @@ const fedsgdCurves = (() => {
               }),
             ]
           : []),
-        ...drawn.map(({ method, way, points }) => Plot.line(points, { x: "x", y: "y", [facet]: () => way, ...stroke(method) })),
+        ...drawn.map(({ method, way, points }) =>
+          Plot.line(points, { x: "x", y: "y", [facet]: () => way, ...lineStyle(method) }),
+        ),
       ],
     });
     const [px, py, pf] = [svg.scale("x"), svg.scale("y"), svg.scale(facet)];
@@ -271,60 +290,66 @@ const fedsgdCurves = (() => {
           x: px.apply(points.at(-1).x) + (narrow ? 0 : shift),
           y: py.apply(points.at(-1).y) + (narrow ? shift : 0),
         }));
-      addLetters(svg, ends, narrow ? Infinity : height - 40);
+      addMethodLetters(svg, ends, narrow ? Infinity : height - 40);
     }
-    const rows = () => lines.flatMap(({ method, way, points }) => points.map((p) => [method.label, way, p.x, p.y]));
+    const tableRows = () => lines.flatMap(({ method, way, points }) => points.map((p) => [method.label, way, p.x, p.y]));
     const entries = methods.map((method) => drawn.find((line) => line.method === method)).filter(Boolean);
     return {
-      svg: addLegend(svg, lineEntries(entries), width),
+      svg: addLegend(svg, lineLegendEntries(entries), width),
       columns: ["method", "direction", "share_of_clients", "bytes"],
-      rows,
+      rows: tableRows,
     };
   }
 
-  /* A quantity over rounds that some methods have. */
-  function overRounds(key, label, column) {
+  /* Plot function of a quantity over rounds that some methods have. */
+  function createRoundPlot(key, label, column) {
     return (model, view) => {
       const { state, width } = view;
-      const lines = shownOf(model, state).flatMap((method) => {
+      const lines = visibleMethods(model, state).flatMap((method) => {
         const each = method.runs.map((run) => run[key]).filter((one) => one && one.round.length);
         return each.length
-          ? [{ method, each, middle: D.medianLine(each.map((one) => ({ round: one.round, x: one.round, y: one.value }))) }]
+          ? [{ method, each, middle: D.medianCurve(each.map((one) => ({ round: one.round, x: one.round, y: one.value }))) }]
           : [];
       });
-      if (!lines.length) return nothing("None of the methods that are shown has any.");
+      if (!lines.length) return emptyFigure("The methods that are shown have no such values.");
       const drawn = lines
-        .map(({ method, middle }) => ({ method, points: pointsOf(middle, false) }))
+        .map(({ method, middle }) => ({ method, points: selectPoints(middle, false) }))
         .filter((line) => line.points.length);
       const height = 280;
-      const svg = plot(width, {
+      const svg = createPlot(width, {
         height,
         x: { label: "round", labelAnchor: "right", ticks: 5, domain: [0, d3.max(drawn, (line) => line.points.at(-1).x)] },
-        y: { label, grid: true, zero: true, ticks: 5, tickFormat: (n) => P.threeFigures(Math.max(0, n)) },
+        y: { label, grid: true, zero: true, ticks: 5, tickFormat: (n) => P.formatSignificant(Math.max(0, n)) },
         marks: [
           Plot.ruleY([0]),
-          ...drawn.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...stroke(method, 1.5) })),
-          singlePoints(drawn),
+          ...drawn.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...lineStyle(method, 1.5) })),
+          singlePointMark(drawn),
         ],
       });
       const [px, py] = [svg.scale("x"), svg.scale("y")];
-      addLetters(
+      addMethodLetters(
         svg,
         drawn.map(({ method, points }) => ({ method, x: px.apply(points.at(-1).x), y: py.apply(points.at(-1).y) })),
         height - 40,
       );
-      const rows = () =>
+      const tableRows = () =>
         lines.flatMap(({ method, middle }) => Array.from(middle.round, (r, i) => [method.label, r, middle.y[i]]));
       return {
-        svg: addLegend(svg, lineEntries(drawn), width),
+        svg: addLegend(svg, lineLegendEntries(drawn), width),
         columns: ["method", "round", column],
-        rows,
+        rows: tableRows,
       };
     };
   }
 
-  const missed = overRounds("missed", "rounds missed before", "rounds_missed");
-  const residual = overRounds("residual", "norm of the residual", "residual_norm");
+  const plotRoundsMissed = createRoundPlot("missed", "rounds missed", "rounds_missed");
+  const plotResidualNorm = createRoundPlot("residual", "residual norm", "residual_norm");
 
-  return { speed, accuracy, traffic, missed, residual };
+  return {
+    speed: plotLinkSpeed,
+    accuracy: plotAccuracy,
+    traffic: plotClientTraffic,
+    missed: plotRoundsMissed,
+    residual: plotResidualNorm,
+  };
 })();

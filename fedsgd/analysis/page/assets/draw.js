@@ -1,5 +1,5 @@
-/* What figures are drawn with: scales, axes that can be read, legends, letters at the ends of lines. Colours are CSS variables,
-   resolved where a figure is saved. */
+/* Parts of figures: scales, axes, legends, letters at the ends of lines. Colours are CSS variables, which are resolved when a
+   figure is saved. */
 "use strict";
 
 const fedsgdDraw = (() => {
@@ -9,36 +9,36 @@ const fedsgdDraw = (() => {
   const NARROW = 560;
   const FONT = "system-ui, sans-serif";
 
-  const colour = (method) => `var(--m${method.index % COLOURS})`;
-  const dash = (method) => DASHES[method.index % DASHES.length];
-  const percent = (share) => (Number.isNaN(share) ? "not measured" : `${Number((share * 100).toFixed(2))} %`);
-  const named = (method) => `${method.letter}  ${method.short}`;
-  const shownOf = (model, state) => model.methods.filter((method) => !state.hidden.has(method.index));
-  const size = (bytes) => P.sizeText(Math.round(bytes));
+  const methodColour = (method) => `var(--m${method.index % COLOURS})`;
+  const methodDash = (method) => DASHES[method.index % DASHES.length];
+  const formatPercent = (share) => (Number.isNaN(share) ? "not measured" : `${Number((share * 100).toFixed(2))} %`);
+  const methodName = (method) => `${method.letter}  ${method.short}`;
+  const visibleMethods = (model, state) => model.methods.filter((method) => !state.hidden.has(method.index));
+  const formatByteCount = (bytes) => P.formatBytes(Math.round(bytes));
 
   const pen = document.createElement("canvas").getContext("2d");
-  function textWidth(text, pixels = 12, weight = 400) {
+  function measureText(text, pixels = 12, weight = 400) {
     pen.font = `${weight} ${pixels}px ${FONT}`;
     return pen.measureText(text).width;
   }
-  function cut(text, width) {
-    if (textWidth(text) <= width) return text;
+  function truncateText(text, width) {
+    if (measureText(text) <= width) return text;
     let n = text.length;
-    while (n > 1 && textWidth(`${text.slice(0, n).trimEnd()}…`) > width) n--;
+    while (n > 1 && measureText(`${text.slice(0, n).trimEnd()}…`) > width) n--;
     return `${text.slice(0, n).trimEnd()}…`;
   }
 
-  /* A line of a method, as an attribute of a mark. */
-  const stroke = (method, width = 2, opacity = 1) => ({
-    stroke: colour(method),
+  /* Attributes of a mark for the line of a method. */
+  const lineStyle = (method, width = 2, opacity = 1) => ({
+    stroke: methodColour(method),
     strokeWidth: width,
     strokeOpacity: opacity,
-    strokeDasharray: dash(method),
+    strokeDasharray: methodDash(method),
     strokeLinejoin: "round",
   });
 
-  /* Plot leaves out the texts of ticks between powers of ten, so axes write their own. */
-  function plot(width, { x, y, marks, ...options }) {
+  /* A plot with explicit axes: Plot omits the texts of ticks between powers of ten. */
+  function createPlot(width, { x, y, marks, ...options }) {
     const axes = [
       ["axisX", "gridX", x],
       ["axisY", "gridY", y],
@@ -49,10 +49,10 @@ const fedsgdDraw = (() => {
         Plot[axis](own.ticks, { text: own.tickFormat, label: own.label, labelAnchor: own.labelAnchor }),
       ];
     });
-    const bare = (own) => (Array.isArray(own.ticks) ? { ...own, axis: null, grid: false } : own);
+    const withoutAxis = (own) => (Array.isArray(own.ticks) ? { ...own, axis: null, grid: false } : own);
     return Plot.plot({
-      x: bare(x),
-      y: bare(y),
+      x: withoutAxis(x),
+      y: withoutAxis(y),
       marks: [...axes, ...marks],
       width,
       marginLeft: 56,
@@ -64,10 +64,14 @@ const fedsgdDraw = (() => {
     });
   }
 
-  const nothing = (text) => ({ svg: d3.create("p").attr("class", "nothing").text(text).node(), columns: [], rows: () => [] });
+  const emptyFigure = (text) => ({
+    svg: d3.create("p").attr("class", "nothing").text(text).node(),
+    columns: [],
+    rows: () => [],
+  });
 
-  /* Draw below a figure, as many to a line as fit, entries: [{label, colour, dash, width, opacity | dot, hollow | fill, method}].
-     The mark of an entry looks like the mark in the figure. */
+  /* Add a legend below a figure, with as many entries on a line as fit. entries: [{label, colour, dash, width, opacity | dot,
+     hollow | fill, method}]. The mark of an entry looks like the mark in the figure. */
   function addLegend(svg, entries, width) {
     const [height, gap, lead] = [20, 18, 34];
     const below = Number(svg.getAttribute("height"));
@@ -79,8 +83,8 @@ const fedsgdDraw = (() => {
       .attr("text-anchor", "start");
     let [x, y] = [4, 14];
     for (const entry of entries) {
-      const label = cut(entry.label, Math.min(340, width - lead - 8));
-      const wide = lead + textWidth(label);
+      const label = truncateText(entry.label, Math.min(340, width - lead - 8));
+      const wide = lead + measureText(label);
       if (x > 4 && x + wide > width) [x, y] = [4, y + height];
       const one = root.append("g").attr("transform", `translate(${x},${y})`);
       if (entry.method) one.attr("class", "entry").attr("data-method", entry.method.index);
@@ -110,28 +114,29 @@ const fedsgdDraw = (() => {
     return svg;
   }
 
-  const methodEntry = (method, how = {}) => ({
-    label: `${named(method)}${method.diverged.length ? " (diverged)" : ""}`,
-    colour: colour(method),
-    dash: dash(method),
+  const methodLegendEntry = (method, options = {}) => ({
+    label: `${methodName(method)}${method.diverged.length ? " (diverged)" : ""}`,
+    colour: methodColour(method),
+    dash: methodDash(method),
     method,
-    ...how,
+    ...options,
   });
 
   /* Legend entries of lines: [{method, points}]. A line of one point is a dot. */
-  const lineEntries = (lines) => lines.map(({ method, points }) => methodEntry(method, { dot: points.length === 1 }));
+  const lineLegendEntries = (lines) =>
+    lines.map(({ method, points }) => methodLegendEntry(method, { dot: points.length === 1 }));
 
-  /* Mark for the lines of one point, of which a line mark shows nothing. */
-  const singlePoints = (lines) =>
+  /* Mark for lines of one point, which a line mark does not show. */
+  const singlePointMark = (lines) =>
     Plot.dot(
       lines.filter(({ points }) => points.length === 1).map(({ method, points }) => ({ ...points[0], method })),
-      { x: "x", y: "y", r: 5, fill: (d) => colour(d.method) },
+      { x: "x", y: "y", r: 5, fill: (d) => methodColour(d.method) },
     );
 
-  /* The letters of methods at the ends of their lines, moved apart where they would overlap. ends: [{method, x, y}], pixels. */
-  function addLetters(svg, ends, bottom, towards = 1) {
+  /* Letters of methods at the ends of their lines, moved so that they do not overlap. ends: [{method, x, y}] in pixels. */
+  function addMethodLetters(svg, ends, bottom, towards = 1) {
     const apart = 13;
-    const near = (a, b) => Math.abs(a.x - b.x) < 26;
+    const areNear = (a, b) => Math.abs(a.x - b.x) < 26;
     ends.sort((a, b) => a.y - b.y);
     ends.forEach(
       (end, i) =>
@@ -139,7 +144,7 @@ const fedsgdDraw = (() => {
           end.y,
           ...ends
             .slice(0, i)
-            .filter((one) => near(one, end))
+            .filter((one) => areNear(one, end))
             .map((one) => one.at + apart),
         )),
     );
@@ -149,7 +154,7 @@ const fedsgdDraw = (() => {
         bottom,
         ...ends
           .slice(i + 1)
-          .filter((one) => near(one, ends[i]))
+          .filter((one) => areNear(one, ends[i]))
           .map((one) => one.at - apart),
       );
     }
@@ -168,7 +173,7 @@ const fedsgdDraw = (() => {
           .attr("y1", y)
           .attr("x2", x + 9 * towards)
           .attr("y2", at)
-          .attr("stroke", colour(method))
+          .attr("stroke", methodColour(method))
           .attr("stroke-opacity", 0.6)
           .attr("stroke-width", 1);
       }
@@ -177,7 +182,7 @@ const fedsgdDraw = (() => {
         .attr("x", x + (Math.abs(at - y) > 3 ? 11 : 6) * towards)
         .attr("y", at)
         .attr("dy", "0.32em")
-        .attr("fill", colour(method))
+        .attr("fill", methodColour(method))
         .attr("stroke", "var(--paper)")
         .text(method.letter);
     }
@@ -192,8 +197,8 @@ const fedsgdDraw = (() => {
       .map((n) => 10 ** n);
   }
 
-  /* Where there are few powers of ten, or none: as many of 1, 2, 5 to each of them as there is room for. */
-  function finerTicks([low, high], most) {
+  /* Ticks of a range of less than two decades: as many of 1, 2, 5 in each decade as fit. */
+  function subdecadeTicks([low, high], most) {
     const powers = d3.range(Math.floor(Math.log10(low)), Math.log10(high)).map((n) => 10 ** n);
     for (const steps of [[1, 2, 5], [1, 5], [1]]) {
       const inside = powers.flatMap((power) => steps.map((step) => step * power)).filter((tick) => tick >= low && tick <= high);
@@ -202,52 +207,52 @@ const fedsgdDraw = (() => {
     return d3.ticks(low, high, Math.min(4, most));
   }
 
-  const TIMES = [
+  const TIME_TICKS = [
     1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 60, 600, 3600, 36000, 345600, 3456000, 34560000, 345600000, 3456000000,
     34560000000,
   ];
   const timeTicks = ([low, high], most = 9) => {
-    const inside = TIMES.filter((seconds) => seconds >= low && seconds <= high);
+    const inside = TIME_TICKS.filter((seconds) => seconds >= low && seconds <= high);
     const few = inside.filter((_, i) => (inside.length - 1 - i) % Math.ceil(inside.length / most) === 0);
     return few.length > 1 ? few : d3.ticks(low, high, 4);
   };
 
-  /* An axis of bytes, seconds or rounds that spreads over decades, or does not. */
-  function scale(values, text, width, logarithmic = true) {
+  /* Options of an axis of bytes, seconds or rounds. text: function that formats a value. */
+  function createScale(values, text, width, logarithmic = true) {
     const [low, high] = d3.extent(values);
     const most = Math.max(3, Math.floor(width / 105));
     if (!logarithmic) return { domain: [low, high], ticks: most, tickFormat: text };
     const domain = low === high ? [low / 2, high * 2] : [low, high];
-    const ticks = Math.log10(domain[1] / domain[0]) < 2 ? finerTicks(domain, most) : logTicks(domain, most);
+    const ticks = Math.log10(domain[1] / domain[0]) < 2 ? subdecadeTicks(domain, most) : logTicks(domain, most);
     return { type: "log", domain, ticks, tickFormat: text };
   }
 
-  function timeScale(values, width) {
-    const made = scale(values, P.secondsText, width);
+  function createTimeScale(values, width) {
+    const made = createScale(values, P.formatSeconds, width);
     return { ...made, ticks: timeTicks(made.domain, Math.max(3, Math.floor(width / 100))) };
   }
 
   return {
     NARROW,
     FONT,
-    colour,
-    dash,
-    percent,
-    named,
-    shownOf,
-    size,
-    textWidth,
-    cut,
-    stroke,
-    plot,
-    nothing,
+    methodColour,
+    methodDash,
+    formatPercent,
+    methodName,
+    visibleMethods,
+    formatByteCount,
+    measureText,
+    truncateText,
+    lineStyle,
+    createPlot,
+    emptyFigure,
     addLegend,
-    methodEntry,
-    lineEntries,
-    singlePoints,
-    addLetters,
+    methodLegendEntry,
+    lineLegendEntries,
+    singlePointMark,
+    addMethodLetters,
     logTicks,
-    scale,
-    timeScale,
+    createScale,
+    createTimeScale,
   };
 })();

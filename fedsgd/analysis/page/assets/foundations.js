@@ -1,29 +1,34 @@
-/* What does not change as the sliders move: positions, the terms of the price, what is needed to make the runs again. */
+/* Parts of the page that do not depend on the sliders: positions, pricing model, reproduction of the runs. */
 "use strict";
 
 const fedsgdFoundations = (() => {
   const P = fedsgdPricing;
-  const { size } = fedsgdDraw;
-  const { h, key } = fedsgdWords;
+  const { formatByteCount } = fedsgdDraw;
+  const { h, createLegendKey } = fedsgdWords;
   const $ = (id) => document.getElementById(id);
 
   function showPositions(model) {
-    const known = model.methods.filter((method) => method.runs[0].parts.index_bytes > 0);
-    $("positions-box").hidden = !known.length;
-    const heads = ["Method", "Positions", "Bound", "Positions / bound", "Bits a kept coordinate", "Bound"];
+    const sparse = model.methods.filter((method) => method.runs[0].parts.index_bytes > 0);
+    $("positions-box").hidden = !sparse.length;
+    const heads = ["Method", "Positions", "Bound", "Positions / bound", "Bits per coordinate", "Bound"];
     $("positions").tHead.replaceChildren(
       h("tr", {}, ...heads.map((head, i) => h("th", { scope: "col", class: i ? null : "text" }, head))),
     );
     $("positions").tBodies[0].replaceChildren(
-      ...known.map((method) => {
+      ...sparse.map((method) => {
         const { index_bytes: index, bound_bytes: bound, kept } = method.runs[0].parts;
         const cells = [
-          size(index),
-          size(bound),
+          formatByteCount(index),
+          formatByteCount(bound),
           bound ? (index / bound).toFixed(2) : "–",
           ...[index, bound].map((n) => (kept ? ((8 * n) / kept).toFixed(2) : "–")),
         ];
-        return h("tr", {}, h("td", { class: "text" }, key(method), method.short), ...cells.map((text) => h("td", {}, text)));
+        return h(
+          "tr",
+          {},
+          h("td", { class: "text" }, createLegendKey(method), method.short),
+          ...cells.map((text) => h("td", {}, text)),
+        );
       }),
     );
     $("unpriced").replaceChildren(
@@ -33,50 +38,47 @@ const fedsgdFoundations = (() => {
     );
   }
 
-  function showTerms(model) {
+  function showPricingModel(model) {
     const { terms } = model;
-    const machine = (one) => [
+    const describeDevice = (one) => [
       one.title ? `${one.title}: ${one.text}.` : `${one.text}.`,
       one.source ? h("span", { class: "small" }, one.source) : null,
     ];
     const items = [
       [
-        "Network asked for",
+        "Network of the report",
         [`${terms.title || terms.network}: ${terms.text}.`, terms.source ? h("span", { class: "small" }, terms.source) : null],
       ],
       [
-        "Kept by the sliders",
+        "Independent of the sliders",
         [
-          "How clients' links differ, jitter, limits of the server's own link and overheads stay as in the network asked for; the sliders and presets set its rates and latency.",
+          "Differences between clients' links, jitter, limits of the server's link and overheads are those of the network of the report. Sliders and presets set only its speeds and latency.",
         ],
       ],
       [
         "Downlink",
         [
           model.broadcast
-            ? "Broadcast: each distinct frame of a round goes once, to all."
-            : "Unicast: each client is sent its frames by itself.",
+            ? "Broadcast: each distinct frame of a round is sent once, to all clients."
+            : "Unicast: each client is sent its own frames.",
         ],
       ],
-      ["Clients compute on", machine(terms.device)],
-      ["Server", machine(terms.server)],
+      ["Device of the clients", describeDevice(terms.device)],
+      ["Device of the server", describeDevice(terms.server)],
       [
         "Deadline",
         [
           terms.deadline_seconds === null
-            ? "None: a reply that never came costs what it would have taken, a client of which nothing was heard its download alone."
-            : `${P.secondsText(terms.deadline_seconds)} for replies that never came.`,
+            ? "None: a lost reply counts with the time that it would have taken. A client that never replied counts with its download only."
+            : `${P.formatSeconds(terms.deadline_seconds)} for lost replies.`,
         ],
       ],
-      ["Bytes", ["Counted, frame by frame, in the run's ledger."]],
-      [
-        "Work",
-        [`Floating-point operations of training are counted. ${model.coding}.`],
-      ],
+      ["Bytes", ["Counted frame by frame in the ledger of the run."]],
+      ["Computation", [`Floating-point operations of training are counted. ${model.coding}.`]],
       [
         "Not modelled",
         [
-          "Lost packets and retransmission, connections being set up, links shared between clients, other traffic, phones that slow down or sleep. Nothing was sent over such a network.",
+          "Lost packets and retransmission, connection setup, links shared between clients, other traffic, devices that slow down or sleep. No bytes were sent over such a network.",
         ],
       ],
     ];
@@ -92,15 +94,15 @@ const fedsgdFoundations = (() => {
       return h(
         "details",
         { class: "method" },
-        h("summary", {}, key(method), method.label),
+        h("summary", {}, createLegendKey(method), method.label),
         settings.length ? h("dl", {}, ...settings.flat()) : null,
-        ...method.runs.map(runDetails),
+        ...method.runs.map(createRunDetails),
       );
     });
     $("reproduction").replaceChildren(...each);
   }
 
-  function runDetails(run) {
+  function createRunDetails(run) {
     const copy = h("button", { type: "button" }, "Copy");
     const text = h("pre", { tabindex: 0, "aria-label": "Scenario" }, run.scenario);
     copy.addEventListener("click", async () => {
@@ -112,7 +114,7 @@ const fedsgdFoundations = (() => {
     const versions = Object.entries(run.versions)
       .map(([name, version]) => `${name} ${version}`)
       .join(", ");
-    const facts = [
+    const details = [
       ["seed", String(run.seed)],
       ["folder", run.folder],
       ["size", `${run.rounds} rounds, ${run.clients} clients, ${run.parameters} parameters`],
@@ -124,21 +126,21 @@ const fedsgdFoundations = (() => {
     return h(
       "div",
       { class: "run" },
-      h("dl", {}, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, h("code", {}, value))]), ...needs),
+      h("dl", {}, ...details.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, h("code", {}, value))]), ...needs),
       h("details", { class: "scenario" }, h("summary", {}, "scenario.toml"), copy, text),
     );
   }
 
-  function show(model) {
+  function showFoundations(model) {
     if (model.broadcast)
       for (const id of ["parts", "traffic"])
-        document.querySelector(`#${id} figcaption`).append(" Downlink: as if each client were sent its frames by itself.");
+        document.querySelector(`#${id} figcaption`).append(" Downlink: as unicast, with the frames of each client counted.");
     $("mixture").hidden = !model.mixture;
     $("mixture").textContent = model.mixture ? `${model.mixture[0].toUpperCase()}${model.mixture.slice(1)}.` : "";
     showPositions(model);
-    showTerms(model);
+    showPricingModel(model);
     showReproduction(model);
   }
 
-  return { show };
+  return { showFoundations };
 })();

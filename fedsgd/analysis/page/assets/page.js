@@ -1,19 +1,19 @@
-/* The page: its state, its controls, its tables, and when which figure is drawn. The state is in the address, after the #. */
+/* The page: state, controls, tables and the drawing of figures. The state is in the fragment of the address. */
 "use strict";
 
 (() => {
   const P = fedsgdPricing;
   const D = fedsgdData;
   const W = fedsgdWords;
-  const DRAW = { ...fedsgdCurves, ...fedsgdTotals };
-  const { percent } = fedsgdDraw;
-  const { h, linkText } = W;
-  const STEPS = 100; // of a slider, to a decade
-  const SLICE = 12; // milliseconds of work at a time
+  const PLOT_FUNCTIONS = { ...fedsgdCurves, ...fedsgdTotals };
+  const { formatPercent } = fedsgdDraw;
+  const { h, describeLink } = W;
+  const STEPS_PER_DECADE = 100; // of a slider
+  const SLICE_MILLISECONDS = 12; // duration of a slice of computation
   const $ = (id) => document.getElementById(id);
-  const three = (value) => Number(value.toPrecision(3));
+  const roundToThreeFigures = (value) => Number(value.toPrecision(3));
 
-  /* What each figure depends on; it is drawn again when one of these changes and it can be seen. */
+  /* Parts of the state that each figure depends on; a visible figure is drawn again if one of them changes. */
   const FIGURES = {
     speed: ["up", "down", "latency", "target", "hidden", "speeds"],
     accuracy: ["time", "target", "hidden", "axis", "best"],
@@ -32,30 +32,32 @@
   const visible = new Set();
   let frame = 0;
   let job = 0;
-  let paper = 0; // width to draw at on paper, 0 on a screen
+  let paper = 0; // width of figures in print, 0 on a screen
 
   /* --- State ----------------------------------------------------------------------------------------------------------------- */
 
   const LIMITS = { up: [100, 1e12], down: [100, 1e12], latency: [0, 2], target: [0.001, 1] };
   const CHOICES = { axis: ["up", "all", "rounds", "time"], bytes: ["all", "up"] };
 
-  function fromAddress() {
-    const asked = new URLSearchParams(location.hash.slice(1));
-    const made = { ...start, hidden: new Set() };
+  function readAddress() {
+    const parameters = new URLSearchParams(location.hash.slice(1));
+    const newState = { ...start, hidden: new Set() };
     for (const [name, [low, high]] of Object.entries(LIMITS)) {
-      const value = Number(asked.get(name) || NaN);
-      if (Number.isFinite(value)) made[name] = Math.min(high, Math.max(low, value));
+      const value = Number(parameters.get(name) || NaN);
+      if (Number.isFinite(value)) newState[name] = Math.min(high, Math.max(low, value));
     }
-    for (const [name, known] of Object.entries(CHOICES)) if (known.includes(asked.get(name))) made[name] = asked.get(name);
-    for (const name of ["best", "ratio"]) if (asked.has(name)) made[name] = asked.get(name) === "1";
-    for (const letter of (asked.get("hide") || "").split(".")) {
+    for (const [name, choices] of Object.entries(CHOICES)) {
+      if (choices.includes(parameters.get(name))) newState[name] = parameters.get(name);
+    }
+    for (const name of ["best", "ratio"]) if (parameters.has(name)) newState[name] = parameters.get(name) === "1";
+    for (const letter of (parameters.get("hide") || "").split(".")) {
       const method = model.methods.find((one) => one.letter === letter);
-      if (method) made.hidden.add(method.index);
+      if (method) newState.hidden.add(method.index);
     }
-    return made;
+    return newState;
   }
 
-  function toAddress() {
+  function writeAddress() {
     const words = new URLSearchParams();
     for (const name of [...Object.keys(LIMITS), ...Object.keys(CHOICES)])
       if (state[name] !== start[name]) words.set(name, state[name]);
@@ -71,36 +73,37 @@
     history.replaceState(null, "", `#${words}`);
   }
 
-  /* Take on what changed, and draw it with the next frame. */
-  function change(what) {
-    Object.assign(state, what);
-    const names = new Set(Object.keys(what));
+  /* Apply changes to the state, and render the page in the next frame. */
+  function updateState(changes) {
+    Object.assign(state, changes);
+    const names = new Set(Object.keys(changes));
     if (state.axis === "time" && ["up", "down", "latency"].some((name) => names.has(name))) names.add("time");
     for (const [id, needs] of Object.entries(FIGURES)) if (needs.some((name) => names.has(name))) stale.add(id);
-    if (!frame) frame = requestAnimationFrame(present);
+    if (!frame) frame = requestAnimationFrame(renderPage);
   }
 
-  function present() {
+  function renderPage() {
     frame = 0;
-    rows = D.ranking(model, state);
+    rows = D.rankMethods(model, state);
     showControls();
-    W.showAnswer(model, state, rows, presetNow());
+    W.showAnswer(model, state, rows, findCurrentPreset());
     W.showRanking(model, state, rows);
     drawVisible();
-    wantSpeeds();
-    clearTimeout(toAddress.timer);
-    toAddress.timer = setTimeout(toAddress, 250);
+    scheduleCurves();
+    clearTimeout(writeAddress.timer);
+    writeAddress.timer = setTimeout(writeAddress, 250);
   }
 
   /* --- Controls -------------------------------------------------------------------------------------------------------------- */
 
-  const speedAt = (position) => three(10 ** (2 + position / STEPS));
-  const positionOf = (speed) => Math.round((Math.log10(speed) - 2) * STEPS);
-  const latencyAt = (position) => (position === 0 ? 0 : Math.min(2, three(10 ** (-4 + (position - 1) / STEPS))));
-  const latencyPosition = (seconds) =>
-    seconds < 1e-4 ? Number(seconds > 0) : Math.round((Math.log10(seconds) + 4) * STEPS) + 1;
+  const speedAtPosition = (position) => roundToThreeFigures(10 ** (2 + position / STEPS_PER_DECADE));
+  const positionOfSpeed = (speed) => Math.round((Math.log10(speed) - 2) * STEPS_PER_DECADE);
+  const latencyAtPosition = (position) =>
+    position === 0 ? 0 : Math.min(2, roundToThreeFigures(10 ** (-4 + (position - 1) / STEPS_PER_DECADE)));
+  const positionOfLatency = (seconds) =>
+    seconds < 1e-4 ? Number(seconds > 0) : Math.round((Math.log10(seconds) + 4) * STEPS_PER_DECADE) + 1;
 
-  function setRange(id, position, text) {
+  function setSlider(id, position, text) {
     const slider = $(id);
     if (Number(slider.value) !== position) slider.value = position;
     slider.setAttribute("aria-valuetext", text);
@@ -108,18 +111,18 @@
     if (output) output.textContent = text;
   }
 
-  /* The network whose link this is, or null. */
-  function presetNow() {
-    const same = (link) => link.up === state.up && link.down === state.down && link.latency === state.latency;
-    return presets.find((one) => same(one.link)) || null;
+  /* The preset with the link of the state, or null. */
+  function findCurrentPreset() {
+    const matchesState = (link) => link.up === state.up && link.down === state.down && link.latency === state.latency;
+    return presets.find((one) => matchesState(one.link)) || null;
   }
 
   let presets = [];
-  function makePresets() {
-    const profile = Boolean(model.terms.title); // its own figures, none of them asked for otherwise
-    const asked = { title: model.terms.title || "as asked for", link: D.bits(model.terms), named: profile };
+  function buildPresets() {
+    const profile = Boolean(model.terms.title); // a title means a profile without changed figures
+    const reportPreset = { title: model.terms.title || "network of the report", link: D.linkOf(model.terms), named: profile };
     const others = model.networks.filter((one) => !profile || one.name !== model.terms.network);
-    presets = [asked, ...others.map((one) => ({ title: one.title, link: D.bits(one), named: true }))];
+    presets = [reportPreset, ...others.map((one) => ({ title: one.title, link: D.linkOf(one), named: true }))];
     $("preset").append(
       ...presets.map((one, i) => h("option", { value: i }, one.title)),
       h("option", { value: "own", hidden: true }, "as set by the sliders"),
@@ -127,107 +130,107 @@
   }
 
   function showControls() {
-    setRange("up", positionOf(state.up), P.rateText(state.up));
-    setRange("down", positionOf(state.down), P.rateText(state.down));
-    setRange("latency", latencyPosition(state.latency), P.secondsText(state.latency));
-    setRange("target", Math.round(state.target * 1000), percent(state.target));
+    setSlider("up", positionOfSpeed(state.up), P.formatRate(state.up));
+    setSlider("down", positionOfSpeed(state.down), P.formatRate(state.down));
+    setSlider("latency", positionOfLatency(state.latency), P.formatSeconds(state.latency));
+    setSlider("target", Math.round(state.target * 1000), formatPercent(state.target));
     if (document.activeElement !== $("target-number")) $("target-number").value = Number((state.target * 100).toFixed(4));
-    const preset = presetNow();
+    const preset = findCurrentPreset();
     $("preset").value = preset ? presets.indexOf(preset) : "own";
     $("ratio").checked = state.ratio;
     $("best").checked = state.best;
     for (const name of ["axis", "bytes"]) document.querySelector(`input[name=${name}][value=${state[name]}]`).checked = true;
-    $("settings").textContent = `${linkText(state)}; target ${percent(state.target)}`;
+    $("settings").textContent = `${describeLink(state)}; target ${formatPercent(state.target)}`;
     $("printed-settings").textContent =
-      `${preset ? `${preset.title}: ` : ""}${linkText(state)}. Target: ${percent(state.target)} accuracy.` +
+      `${preset ? `${preset.title}: ` : ""}${describeLink(state)}. Target: ${formatPercent(state.target)} accuracy.` +
       (state.hidden.size ? ` Not shown: ${[...state.hidden].map((i) => model.methods[i].letter).join(", ")}.` : "");
     for (const button of $("legend").children)
       button.setAttribute("aria-pressed", String(!state.hidden.has(Number(button.dataset.method))));
   }
 
-  function toggle(index) {
+  function toggleMethod(index) {
     const hidden = new Set(state.hidden);
     if (!hidden.delete(index)) hidden.add(index);
-    change({ hidden });
+    updateState({ hidden });
   }
 
   function bindControls() {
-    const on = (id, event, act) => $(id).addEventListener(event, (e) => act(e.target));
-    let ratio = state.down / state.up; // kept from when it was set: rounding and the ends of the scale would wear it away
-    on("up", "input", ({ valueAsNumber }) => {
-      const up = speedAt(valueAsNumber);
+    const addListener = (id, event, act) => $(id).addEventListener(event, (e) => act(e.target));
+    let ratio = state.down / state.up; // stored: rounding and the ends of the scale would change it
+    addListener("up", "input", ({ valueAsNumber }) => {
+      const up = speedAtPosition(valueAsNumber);
       if (!state.ratio) ratio = state.down / up;
-      const follows = Math.min(1e12, Math.max(100, three(up * ratio)));
-      change(state.ratio ? { up, down: follows } : { up });
+      const follows = Math.min(1e12, Math.max(100, roundToThreeFigures(up * ratio)));
+      updateState(state.ratio ? { up, down: follows } : { up });
     });
-    on("down", "input", ({ valueAsNumber }) => {
-      ratio = speedAt(valueAsNumber) / state.up;
-      change({ down: speedAt(valueAsNumber) });
+    addListener("down", "input", ({ valueAsNumber }) => {
+      ratio = speedAtPosition(valueAsNumber) / state.up;
+      updateState({ down: speedAtPosition(valueAsNumber) });
     });
-    on("latency", "input", ({ valueAsNumber }) => change({ latency: latencyAt(valueAsNumber) }));
-    on("target", "input", ({ valueAsNumber }) => change({ target: valueAsNumber / 1000 }));
-    on("target-number", "input", ({ valueAsNumber }) => {
-      if (valueAsNumber > 0 && valueAsNumber <= 100) change({ target: Number((valueAsNumber / 100).toPrecision(12)) });
+    addListener("latency", "input", ({ valueAsNumber }) => updateState({ latency: latencyAtPosition(valueAsNumber) }));
+    addListener("target", "input", ({ valueAsNumber }) => updateState({ target: valueAsNumber / 1000 }));
+    addListener("target-number", "input", ({ valueAsNumber }) => {
+      if (valueAsNumber > 0 && valueAsNumber <= 100) updateState({ target: Number((valueAsNumber / 100).toPrecision(12)) });
     });
-    on("target-number", "blur", () => showControls());
-    on("preset", "change", ({ value }) => {
+    addListener("target-number", "blur", () => showControls());
+    addListener("preset", "change", ({ value }) => {
       if (value === "own") return;
       ratio = presets[value].link.down / presets[value].link.up;
-      change({ ...presets[value].link });
+      updateState({ ...presets[value].link });
     });
-    on("ratio", "change", ({ checked }) => {
+    addListener("ratio", "change", ({ checked }) => {
       ratio = state.down / state.up;
-      change({ ratio: checked });
+      updateState({ ratio: checked });
     });
-    on("best", "change", ({ checked }) => change({ best: checked }));
+    addListener("best", "change", ({ checked }) => updateState({ best: checked }));
     for (const name of ["axis", "bytes"]) {
       for (const radio of document.querySelectorAll(`input[name=${name}]`))
-        radio.addEventListener("change", () => change({ [name]: radio.value }));
+        radio.addEventListener("change", () => updateState({ [name]: radio.value }));
     }
-    on("reset", "click", () => change({ ...start, hidden: new Set() }));
+    addListener("reset", "click", () => updateState({ ...start, hidden: new Set() }));
     $("legend").append(
       ...model.methods.map((method) => {
         const button = h(
           "button",
           { type: "button", "data-method": method.index, title: method.label },
-          W.key(method),
+          W.createLegendKey(method),
           method.short,
         );
-        button.addEventListener("click", () => toggle(method.index));
+        button.addEventListener("click", () => toggleMethod(method.index));
         return button;
       }),
     );
-    window.addEventListener("hashchange", () => change(fromAddress()));
+    window.addEventListener("hashchange", () => updateState(readAddress()));
   }
 
   /* --- Figures --------------------------------------------------------------------------------------------------------------- */
 
-  function draw(id) {
+  function drawFigure(id) {
     const place = document.querySelector(`#${id} .plot`);
     const width = Math.round(paper ? (place.closest(".halves") ? paper / 2 - 10 : paper) : place.clientWidth);
-    const pending = id === "speed" && speeds.key !== speedsWanted();
-    const made = DRAW[id](model, { state, ranking: rows, width, speeds, pending });
+    const pending = id === "speed" && speeds.key !== curvesKey();
+    const figure = PLOT_FUNCTIONS[id](model, { state, ranking: rows, width, speeds, pending });
     place.classList.toggle("pending", pending);
-    if (made.svg.tagName === "svg") {
-      made.svg.setAttribute("role", "img");
-      made.svg.setAttribute("aria-label", titleOf(id));
+    if (figure.svg.tagName === "svg") {
+      figure.svg.setAttribute("role", "img");
+      figure.svg.setAttribute("aria-label", figureTitle(id));
     }
     for (const button of document.querySelectorAll(`#${id} .save button`))
-      button.disabled = made.svg.tagName !== "svg" || pending;
-    place.replaceChildren(made.svg);
-    drawn.set(id, made);
+      button.disabled = figure.svg.tagName !== "svg" || pending;
+    place.replaceChildren(figure.svg);
+    drawn.set(id, figure);
     stale.delete(id);
   }
 
-  const titleOf = (id) => document.querySelector(`#${id} h3`).textContent;
+  const figureTitle = (id) => document.querySelector(`#${id} h3`).textContent;
 
   function drawVisible() {
-    for (const id of visible) if (stale.has(id)) draw(id);
+    for (const id of visible) if (stale.has(id)) drawFigure(id);
   }
 
   function drawAll(width) {
     paper = width;
-    for (const id of Object.keys(FIGURES)) if (!$(id).hidden) draw(id);
+    for (const id of Object.keys(FIGURES)) if (!$(id).hidden) drawFigure(id);
     paper = 0;
   }
 
@@ -248,22 +251,22 @@
       requestAnimationFrame(drawVisible);
     });
     resized.observe(document.querySelector("#speed .plot"));
-    const has = (name) =>
+    const hasPositiveValues = (name) =>
       model.methods.some((method) => method.runs.some((run) => run[name] && run[name].value.some((value) => value > 0)));
     for (const [id, name] of [
       ["missed", "missed"],
       ["residual", "residual"],
     ])
-      $(id).hidden = !has(name);
+      $(id).hidden = !hasPositiveValues(name);
     for (const id of Object.keys(FIGURES)) {
       if (!$(id).hidden) seen.observe($(id));
       $(id).addEventListener("click", ({ target }) => {
         const entry = target.closest(".entry");
-        if (entry) toggle(Number(entry.dataset.method));
+        if (entry) toggleMethod(Number(entry.dataset.method));
         const kind = target.dataset.save;
         if (!kind) return;
-        if (stale.has(id)) draw(id);
-        fedsgdExport.download(drawn.get(id), kind, `fedsgd-${id}`, `${model.title}: ${titleOf(id)}`);
+        if (stale.has(id)) drawFigure(id);
+        fedsgdExport.exportFigure(drawn.get(id), kind, `fedsgd-${id}`, `${model.title}: ${figureTitle(id)}`);
       });
     }
     let closed = [];
@@ -278,67 +281,69 @@
     });
   }
 
-  /* --- Break-evens: some work, so it is done beside, and only when the sliders rest ------------------------------------------ */
+  /* --- Break-evens: computed in slices while the sliders are at rest --------------------------------------------------------- */
 
-  /* What the curves depend on. */
-  const speedsWanted = () =>
-    [state.down / state.up, state.latency, state.target, rows.map((row) => Boolean(row.racer))].join();
+  /* A text of all values that the curves depend on. */
+  const curvesKey = () => [state.down / state.up, state.latency, state.target, rows.map((row) => Boolean(row.racer))].join();
 
-  function wantSpeeds() {
-    const wanted = speedsWanted();
-    clearTimeout(wantSpeeds.timer);
-    job++; // whatever is under way is for sliders as they were
-    if (wanted === speeds.key && speeds.done) return showBreakEvens();
+  function scheduleCurves() {
+    const key = curvesKey();
+    clearTimeout(scheduleCurves.timer);
+    job++; // cancels the computation for the previous state
+    if (key === speeds.key && speeds.done) return showBreakEvens();
     $("break-evens").dataset.done = "false";
-    const steps = computing(wanted, { up: state.up, down: state.down, latency: state.latency }, rows);
-    wantSpeeds.timer = setTimeout(() => work(steps, job), speeds.key === null ? 0 : 120);
+    const steps = computeCurvesAndBreakEvens(key, { up: state.up, down: state.down, latency: state.latency }, rows);
+    scheduleCurves.timer = setTimeout(() => runInSlices(steps, job), speeds.key === null ? 0 : 120);
   }
 
-  /* Goes on with a generator in slices, until it is done or another one is wanted. */
-  function work(steps, mine) {
-    const until = performance.now() + SLICE;
-    while (mine === job) {
+  /* Run a generator in slices until it is done or a newer job has started. */
+  function runInSlices(steps, ownJob) {
+    const until = performance.now() + SLICE_MILLISECONDS;
+    while (ownJob === job) {
       if (steps.next().done) return;
       if (performance.now() > until) {
-        setTimeout(() => work(steps, mine), 0);
+        setTimeout(() => runInSlices(steps, ownJob), 0);
         return;
       }
     }
   }
 
-  /* All of it is for this link and these rows, wherever the sliders go meanwhile. */
-  function* computing(wanted, link, standing) {
-    const racers = standing
+  /* Compute curves and break-evens for this link and these rows, independent of later changes of the state. */
+  function* computeCurvesAndBreakEvens(key, link, currentRows) {
+    const timings = currentRows
       .filter((row) => row.racer)
       .sort((a, b) => a.method.index - b.method.index)
       .map((row) => ({ ...row.racer, method: row.method }));
-    const made = { key: wanted, curves: new Map(), breakEvens: [], done: false };
-    for (const racer of racers) {
+    const result = { key, curves: new Map(), breakEvens: [], done: false };
+    for (const timing of timings) {
       const curve = new Float64Array(model.speeds.length);
       for (const [i, speed] of model.speeds.entries()) {
-        curve[i] = P.racerSeconds(racer, ...P.at(link, speed));
+        curve[i] = P.medianSecondsToTarget(timing, ...P.linkAtSpeed(link, speed));
         yield;
       }
-      made.curves.set(racer.method.index, curve);
+      result.curves.set(timing.method.index, curve);
     }
-    publish(made);
-    for (const [i, first] of racers.entries()) {
-      for (const second of racers.slice(i + 1)) {
-        const found = P.breakEvens(
+    publishCurves(result);
+    for (const [i, first] of timings.entries()) {
+      for (const second of timings.slice(i + 1)) {
+        const points = P.findBreakEvens(
           first,
           second,
           link,
           model.speeds,
-          made.curves.get(first.method.index),
-          made.curves.get(second.method.index),
+          result.curves.get(first.method.index),
+          result.curves.get(second.method.index),
         );
-        for (const one of found) {
-          const times = racers.map((racer) => [racer.method.index, P.racerSeconds(racer, ...P.at(link, one.speed))]);
-          const [below, above] = [one.below, one.above].map((letter) => racers.find((racer) => racer.label === letter).method);
-          made.breakEvens.push({
+        for (const point of points) {
+          const at = P.linkAtSpeed(link, point.speed);
+          const times = timings.map((timing) => [timing.method.index, P.medianSecondsToTarget(timing, ...at)]);
+          const [below, above] = [point.below, point.above].map(
+            (letter) => timings.find((timing) => timing.label === letter).method,
+          );
+          result.breakEvens.push({
             below,
             above,
-            speed: one.speed,
+            speed: point.speed,
             times: new Map(times),
             seconds: new Map(times).get(below.index),
           });
@@ -346,19 +351,19 @@
         yield;
       }
     }
-    made.breakEvens.sort((a, b) => a.speed - b.speed);
-    made.done = true;
-    publish(made);
+    result.breakEvens.sort((a, b) => a.speed - b.speed);
+    result.done = true;
+    publishCurves(result);
   }
 
-  function publish(made) {
-    speeds = made;
+  function publishCurves(result) {
+    speeds = result;
     stale.add("speed");
     showBreakEvens();
     drawVisible();
   }
 
-  /* Marks those where the soonest of the methods shown changes, and says all of them in words. */
+  /* Mark the break-evens at which the fastest of the methods shown changes, and list all of them. */
   function showBreakEvens() {
     for (const one of speeds.breakEvens) {
       one.first = [...one.times].every(([index, seconds]) => state.hidden.has(index) || seconds >= one.seconds * (1 - 1e-9));
@@ -369,24 +374,24 @@
 
   /* --- Start ----------------------------------------------------------------------------------------------------------------- */
 
-  async function begin() {
+  async function startPage() {
     if (typeof DecompressionStream === "undefined")
       throw new Error(
         "this browser is too old to open the report: it needs Chrome or Edge 80, Firefox 113 or Safari 16.4, or later",
       );
-    model = D.model(await D.open($("payload")));
-    start = { ...D.bits(model.terms), target: model.target, axis: "up", bytes: "all", best: true, ratio: false };
-    state = fromAddress();
+    model = D.buildModel(await D.readPayload($("payload")));
+    start = { ...D.linkOf(model.terms), target: model.target, axis: "up", bytes: "all", best: true, ratio: false };
+    state = readAddress();
     $("page").hidden = false;
     if (matchMedia("(max-width: 700px)").matches) document.querySelector("#controls details").open = false;
-    makePresets();
+    buildPresets();
     bindControls();
-    fedsgdFoundations.show(model);
+    fedsgdFoundations.showFoundations(model);
     bindFigures();
-    change({});
+    updateState({});
   }
 
-  begin().catch((error) => {
+  startPage().catch((error) => {
     $("answer").textContent = `The report cannot be shown: ${error.message}.`;
     $("answer").className = "problem";
     throw error;

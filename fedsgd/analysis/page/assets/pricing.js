@@ -1,26 +1,28 @@
-/* The arithmetic of the report's page: what fedsgd/network/round_times.py, target.py, report/price.py, units.py and sizes.py do,
-   in the same order of operations on the same doubles. No DOM, no state. tests/golden/pricing.json holds both sides to it. */
+/* Arithmetic of the report's page: that of network/round_times.py, experiment/time_to_target.py, analysis/pricing.py and
+   config/quantities.py, in the same order of operations on the same doubles. No DOM, no state. Both sides must reproduce
+   tests/golden/pricing.json. */
 "use strict";
 
 const fedsgdPricing = (() => {
-  const COLUMNS = ["messages", "delay", "down", "compute", "coding", "up"];
-  const SHARED = ["shared_down", "shared_up", "serving", "waiting", "due"];
-  const BISECTIONS = 50;
-  const EQUAL = 1e-12;
+  const CANDIDATE_COLUMNS = ["messages", "delay", "down", "compute", "coding", "up"];
+  const ROUND_TIME_COLUMNS = ["shared_down", "shared_up", "serving", "waiting", "due"];
+  const N_BISECTIONS = 50;
+  const RELATIVE_TOLERANCE = 1e-12;
 
-  /* A timeline as the payload has it, where a column that is the same throughout is one number, with whole columns. */
-  function timeline(columns) {
+  /* Model of the round times of a run: the columns of the payload, in which a constant column is one number, as arrays. */
+  function buildRoundTimeModel(columns) {
     const offsets = Float64Array.from(columns.offsets);
     const rounds = offsets.length - 1;
-    const whole = (column, n) => (typeof column === "number" ? new Float64Array(n).fill(column) : Float64Array.from(column));
-    const made = { offsets, rounds };
-    for (const name of COLUMNS) made[name] = whole(columns[name], offsets[rounds]);
-    for (const name of SHARED) made[name] = whole(columns[name], rounds);
-    return made;
+    const expandColumn = (column, n) =>
+      typeof column === "number" ? new Float64Array(n).fill(column) : Float64Array.from(column);
+    const timeModel = { offsets, rounds };
+    for (const name of CANDIDATE_COLUMNS) timeModel[name] = expandColumn(columns[name], offsets[rounds]);
+    for (const name of ROUND_TIME_COLUMNS) timeModel[name] = expandColumn(columns[name], rounds);
+    return timeModel;
   }
 
-  /* When candidate i of round r is done: [on the way beside the bytes, down, up] add up to it with compute and coding. */
-  function legs(line, i, r, up, down, latency) {
+  /* Seconds of candidate i of round r on the network: [latency and jitter, download, upload]. */
+  function transferSeconds(line, i, r, up, down, latency) {
     return [
       Math.max(0, line.messages[i] * latency + line.delay[i]),
       Math.max(line.down[i] / down, line.shared_down[r]),
@@ -28,8 +30,8 @@ const fedsgdPricing = (() => {
     ];
   }
 
-  /* When the last client of round r is done. Written out, since the sliders and the curves live on it. */
-  function last(line, r, up, down, latency) {
+  /* Seconds until the slowest client of round r has finished. Inlined for speed: sliders and curves call it most. */
+  function slowestClientSeconds(line, r, up, down, latency) {
     let slowest = -Infinity;
     for (let i = line.offsets[r]; i < line.offsets[r + 1]; i++) {
       const delay = Math.max(0, line.messages[i] * latency + line.delay[i]);
@@ -41,49 +43,49 @@ const fedsgdPricing = (() => {
     return slowest;
   }
 
-  /* The duration of each round [R], infinite where a reply that was taken would come after the deadline. up, down: bits per
-     second of the link in the middle; latency: seconds, one way. */
-  function seconds(line, up, down, latency, rounds = line.rounds) {
+  /* Duration of each round [R] in seconds, infinite if an accepted reply would arrive after the deadline. up, down: speed of
+     the median link in bits per second; latency: one-way latency in seconds. */
+  function roundSeconds(line, up, down, latency, rounds = line.rounds) {
     const out = new Float64Array(rounds);
     for (let r = 0; r < rounds; r++) {
-      const end = last(line, r, up, down, latency);
-      out[r] = line.due[r] > 0 && end > line.due[r] ? Infinity : Math.max(end, line.waiting[r]) + line.serving[r];
+      const slowest = slowestClientSeconds(line, r, up, down, latency);
+      out[r] = line.due[r] > 0 && slowest > line.due[r] ? Infinity : Math.max(slowest, line.waiting[r]) + line.serving[r];
     }
     return out;
   }
 
-  /* Seconds after each round, 0 before the first [R + 1]. */
-  function cumulative(line, up, down, latency, rounds = line.rounds) {
-    const each = seconds(line, up, down, latency, rounds);
+  /* Seconds after each round [R + 1]; entry 0 is 0. */
+  function cumulativeSeconds(line, up, down, latency, rounds = line.rounds) {
+    const each = roundSeconds(line, up, down, latency, rounds);
     const out = new Float64Array(rounds + 1);
     for (let r = 0; r < rounds; r++) out[r + 1] = out[r] + each[r];
     return out;
   }
 
-  /* Where the time of each round goes: {down, compute, coding, up, serving, waiting}, each [R]. */
-  function stack(line, up, down, latency) {
+  /* Phases of each round in seconds: {down, compute, coding, up, serving, waiting}, each [R]. */
+  function computeBreakdown(line, up, down, latency) {
     const parts = {};
     for (const name of ["down", "compute", "coding", "up", "serving", "waiting"]) parts[name] = new Float64Array(line.rounds);
     for (let r = 0; r < line.rounds; r++) {
-      let most = -Infinity;
+      let slowest = -Infinity;
       for (let i = line.offsets[r]; i < line.offsets[r + 1]; i++) {
-        const [delay, wayDown, wayUp] = legs(line, i, r, up, down, latency);
+        const [delay, wayDown, wayUp] = transferSeconds(line, i, r, up, down, latency);
         const total = delay + wayDown + line.compute[i] + line.coding[i] + wayUp;
-        if (total <= most) continue;
-        most = total;
+        if (total <= slowest) continue;
+        slowest = total;
         parts.down[r] = wayDown + delay / 2;
         parts.compute[r] = line.compute[i];
         parts.coding[r] = line.coding[i];
         parts.up[r] = wayUp + delay / 2;
       }
       parts.serving[r] = line.serving[r];
-      parts.waiting[r] = Math.max(most, line.waiting[r]) - most;
+      parts.waiting[r] = Math.max(slowest, line.waiting[r]) - slowest;
     }
     return parts;
   }
 
-  /* Where a run first meets the target: {before, after, share, rounds}, or null: not reached. NaN counts as not measured. */
-  function crossing(rounds, accuracies, target) {
+  /* Point at which a run first reaches the target: {before, after, share, rounds}, or null. NaN: not measured. */
+  function firstReached(rounds, accuracies, target) {
     let before = 0;
     let best = -Infinity;
     for (let j = 0; j < rounds.length; j++) {
@@ -98,13 +100,13 @@ const fedsgdPricing = (() => {
     return null;
   }
 
-  /* The place of a crossing on an axis that has a figure for after each round [0, ..., R]. */
-  function on(found, axis) {
-    const [start, end] = [axis[found.before], axis[found.after]];
-    return start + found.share * (end - start);
+  /* Value of an axis at this point, by linear interpolation. axis: values after rounds [0, ..., R]. */
+  function valueAtTarget(crossing, axis) {
+    const [start, end] = [axis[crossing.before], axis[crossing.after]];
+    return start + crossing.share * (end - start);
   }
 
-  /* Of each value and all before it the largest, NaN left out. */
+  /* Running maximum; NaN is ignored. */
   function bestSoFar(values) {
     let best = -Infinity;
     return Float64Array.from(values, (value) => (best = Number.isNaN(value) ? best : Math.max(best, value)));
@@ -116,81 +118,88 @@ const fedsgdPricing = (() => {
     return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
   }
 
-  /* {median, low, high, reached, n} of the figures of several seeds; null: not reached, which is more than any figure. */
-  function overSeeds(figures) {
+  /* {median, low, high, reached, n} of figures over seeds. null: not reached, larger than every figure. */
+  function summarizeSeeds(figures) {
     const values = figures.map((figure) => (figure === null ? Infinity : figure));
     const reached = values.filter(Number.isFinite).length;
     return { median: median(values), low: Math.min(...values), high: Math.max(...values), reached, n: values.length };
   }
 
-  /* Seconds to the target of one run. reach: {timeline, crossing} or null: not reached. */
-  function reachSeconds(reach, up, down, latency) {
+  /* Seconds of a run to the target. reach: {timeline, crossing}, or null if the target is not reached. */
+  function secondsToTarget(reach, up, down, latency) {
     if (reach === null) return Infinity;
-    const spent = cumulative(reach.timeline, up, down, latency, reach.crossing.after);
-    return spent[reach.crossing.after] < Infinity ? on(reach.crossing, spent) : Infinity;
+    const seconds = cumulativeSeconds(reach.timeline, up, down, latency, reach.crossing.after);
+    return seconds[reach.crossing.after] < Infinity ? valueAtTarget(reach.crossing, seconds) : Infinity;
   }
 
-  /* Seconds to the target, the median over seeds; infinite: not reached by half of them. racer: {label, reaches}. */
-  function racerSeconds(racer, up, down, latency) {
-    return median(racer.reaches.map((reach) => reachSeconds(reach, up, down, latency)));
+  /* Median over seeds of the seconds to the target, infinite if half of the seeds do not reach it. timing: {label, reaches}. */
+  function medianSecondsToTarget(timing, up, down, latency) {
+    return median(timing.reaches.map((reach) => secondsToTarget(reach, up, down, latency)));
   }
 
-  /* (up, down, latency) of a link that is so fast, its ratio of down to up and its latency kept. */
-  function at(link, speed) {
+  /* [up, down, latency] of a link at another uplink speed, with equal latency and ratio of downlink to uplink. */
+  function linkAtSpeed(link, speed) {
     return [speed, speed * (link.down / link.up), link.latency];
   }
 
-  /* Seconds to the target at each of the speeds. link: {up, down, latency}. */
-  function curve(racer, link, speeds) {
-    return Float64Array.from(speeds, (speed) => racerSeconds(racer, ...at(link, speed)));
+  /* Seconds to the target at each uplink speed. link: {up, down, latency}. */
+  function computeCurve(timing, link, speeds) {
+    return Float64Array.from(speeds, (speed) => medianSecondsToTarget(timing, ...linkAtSpeed(link, speed)));
   }
 
-  /* Where the order of two changes as links get faster, ascending: [{below, above, speed}]. a, b: their curves. */
-  function breakEvens(first, second, link, speeds, a = curve(first, link, speeds), b = curve(second, link, speeds)) {
-    const found = [];
+  /* Uplink speeds at which the order of two methods changes, ascending: [{below, above, speed}]. a, b: their curves. */
+  function findBreakEvens(
+    first,
+    second,
+    link,
+    speeds,
+    a = computeCurve(first, link, speeds),
+    b = computeCurve(second, link, speeds),
+  ) {
+    const points = [];
     let previous = null;
     for (let i = 0; i < speeds.length; i++) {
       const [x, y] = [a[i], b[i]];
-      if (!(Number.isFinite(x) && Number.isFinite(y)) || Math.abs(x - y) <= EQUAL * Math.max(x, y)) continue;
-      const sooner = x < y;
-      if (previous !== null && previous.sooner !== sooner) {
+      if (!(Number.isFinite(x) && Number.isFinite(y)) || Math.abs(x - y) <= RELATIVE_TOLERANCE * Math.max(x, y)) continue;
+      const firstIsFaster = x < y;
+      if (previous !== null && previous.firstIsFaster !== firstIsFaster) {
         let [low, high] = [Math.log10(speeds[previous.i]), Math.log10(speeds[i])];
-        for (let n = 0; n < BISECTIONS; n++) {
+        for (let n = 0; n < N_BISECTIONS; n++) {
           const middle = (low + high) / 2;
-          const there = at(link, 10 ** middle);
-          const same = racerSeconds(first, ...there) < racerSeconds(second, ...there) === previous.sooner;
-          [low, high] = same ? [middle, high] : [low, middle];
+          const at = linkAtSpeed(link, 10 ** middle);
+          const isSame = medianSecondsToTarget(first, ...at) < medianSecondsToTarget(second, ...at) === previous.firstIsFaster;
+          [low, high] = isSame ? [middle, high] : [low, middle];
         }
-        const [below, above] = previous.sooner ? [first, second] : [second, first];
-        found.push({ below: below.label, above: above.label, speed: 10 ** high });
+        const [below, above] = previous.firstIsFaster ? [first, second] : [second, first];
+        points.push({ below: below.label, above: above.label, speed: 10 ** high });
       }
-      previous = { i, sooner };
+      previous = { i, firstIsFaster };
     }
-    return found;
+    return points;
   }
 
-  const grouped = (text) => text.replace(/\B(?=(\d{3})+(?!\d))/g, ",");
+  const groupThousands = (text) => text.replace(/\B(?=(\d{3})+(?!\d))/g, ",");
 
-  /* A number from 0 on with three significant figures, trailing zeros left out: "0.0123", "1.5", "250", "1,240". */
-  function threeFigures(value) {
-    if (value >= 999.5) return grouped(BigInt(Math.floor(value + 0.5)).toString());
+  /* A non-negative number with three significant figures, without trailing zeros: "0.0123", "1.5", "250", "1,240". */
+  function formatSignificant(value) {
+    if (value >= 999.5) return groupThousands(BigInt(Math.floor(value + 0.5)).toString());
     if (value < 1e-3) return value === 0 ? "0" : value.toExponential(2).replace(/e-(\d)$/, "e-0$1");
     const digits = [100, 10, 1, 0.1, 0.01].filter((bound) => value < bound).length;
     const text = (Math.floor(value * 10 ** digits + 0.5) / 10 ** digits).toFixed(digits);
     return text.includes(".") ? text.replace(/0+$/, "").replace(/\.$/, "") : text;
   }
 
-  function rateText(bitsPerSecond) {
+  function formatRate(bitsPerSecond) {
     const units = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
     let power = 0;
     while (power < units.length - 1 && bitsPerSecond >= 999.5 * 1000 ** power) power++;
-    return `${threeFigures(bitsPerSecond / 1000 ** power)} ${units[power]}`;
+    return `${formatSignificant(bitsPerSecond / 1000 ** power)} ${units[power]}`;
   }
 
-  /* A duration as people say it: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h". */
-  function secondsText(value) {
-    if (value < 0.9995) return `${threeFigures(value * 1000)} ms`;
-    if (value < 59.95) return `${threeFigures(value)} s`;
+  /* A duration: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h". */
+  function formatSeconds(value) {
+    if (value < 0.9995) return `${formatSignificant(value * 1000)} ms`;
+    if (value < 59.95) return `${formatSignificant(value)} s`;
     const steps = [
       ["min", 60, "s", 1, 3600],
       ["h", 3600, "min", 60, 86400],
@@ -200,14 +209,14 @@ const fedsgdPricing = (() => {
       const whole = Math.floor(value / short + 0.5) * short;
       if (whole >= most) continue;
       const rest = whole % long;
-      const first = grouped(BigInt(Math.round((whole - rest) / long)).toString());
+      const first = groupThousands(BigInt(Math.round((whole - rest) / long)).toString());
       return `${first} ${large}${rest ? ` ${Math.round(rest / short)} ${small}` : ""}`;
     }
     throw new RangeError(`no text for ${value} seconds`);
   }
 
-  /* With so many digits, halves that are exact to the even digit, as Python rounds. */
-  function rounded(value, digits) {
+  /* A number with a fixed number of digits; exact halves are rounded to the even digit, as in Python. */
+  function roundHalfToEven(value, digits) {
     const tie = value * 2 ** (digits + 1);
     if (digits > 2 || !Number.isInteger(tie) || tie % 2 === 0 || (value * 10 ** digits) % 1 !== 0.5)
       return value.toFixed(digits);
@@ -215,35 +224,35 @@ const fedsgdPricing = (() => {
     return ((lower % 2 ? lower + 1 : lower) / 10 ** digits).toFixed(digits);
   }
 
-  /* A whole number of bytes in three figures, in powers of 1000: "62.8 kB". */
-  function sizeText(bytes) {
+  /* A whole number of bytes with three significant figures, in powers of 1000: "62.8 kB". */
+  function formatBytes(bytes) {
     const units = ["B", "kB", "MB", "GB", "TB", "PB"];
     let power = 0;
     while (power < units.length - 1 && bytes >= 999.5 * 1000 ** power) power++;
     const value = bytes / 1000 ** power;
-    if (!power || value >= 100) return `${grouped(rounded(value, 0))} ${units[power]}`;
-    const text = rounded(value, value < 10 ? 2 : 1);
+    if (!power || value >= 100) return `${groupThousands(roundHalfToEven(value, 0))} ${units[power]}`;
+    const text = roundHalfToEven(value, value < 10 ? 2 : 1);
     return `${text.replace(/\.?0+$/, "")} ${units[power]}`;
   }
 
   return {
-    timeline,
-    seconds,
-    cumulative,
-    stack,
-    crossing,
-    on,
+    buildRoundTimeModel,
+    roundSeconds,
+    cumulativeSeconds,
+    computeBreakdown,
+    firstReached,
+    valueAtTarget,
     bestSoFar,
     median,
-    overSeeds,
-    reachSeconds,
-    racerSeconds,
-    at,
-    curve,
-    breakEvens,
-    threeFigures,
-    rateText,
-    secondsText,
-    sizeText,
+    summarizeSeeds,
+    secondsToTarget,
+    medianSecondsToTarget,
+    linkAtSpeed,
+    computeCurve,
+    findBreakEvens,
+    formatSignificant,
+    formatRate,
+    formatSeconds,
+    formatBytes,
   };
 })();

@@ -1,38 +1,52 @@
-/* The figures of what runs amount to. Each is a function of (model, view) to {svg, columns, rows}: what is drawn, and a
-   function that gives the same as a table. view: {state, ranking, width, speeds: {curves, breakEvens}}. */
+/* Figures of totals over runs. Each function takes (model, view) and returns {svg, columns, rows}: the drawing, and its values
+   as a table. view: {state, ranking, width, speeds: {curves, breakEvens}}. */
 "use strict";
 
 const fedsgdTotals = (() => {
   const P = fedsgdPricing;
-  const { NARROW, colour, percent, named, shownOf, size, textWidth, cut, plot, nothing, scale } = fedsgdDraw;
-  const { addLegend, methodEntry } = fedsgdDraw;
-  const PARTS = [
+  const {
+    NARROW,
+    methodColour,
+    formatPercent,
+    methodName,
+    visibleMethods,
+    formatByteCount,
+    measureText,
+    truncateText,
+    createPlot,
+    emptyFigure,
+    createScale,
+  } = fedsgdDraw;
+  const { addLegend, methodLegendEntry } = fedsgdDraw;
+  const BREAKDOWN_PARTS = [
     ["header", "headers"],
     ["index", "positions"],
     ["value", "values"],
     ["side", "side information"],
   ];
-  const FRONT = { label: "Pareto front", colour: "currentColor", width: 1.5, opacity: 0.45 };
-  const STACK = [
-    ["down", "down"],
-    ["compute", "compute"],
-    ["coding", "encode and decode"],
-    ["up", "up"],
+  const FRONT_LINE = { label: "Pareto front", colour: "currentColor", width: 1.5, opacity: 0.45 };
+  const ROUND_TIME_PHASES = [
+    ["down", "downlink"],
+    ["compute", "training"],
+    ["coding", "coding"],
+    ["up", "uplink"],
     ["serving", "server"],
-    ["waiting", "waiting for replies that never came"],
+    ["waiting", "waiting for lost replies"],
   ];
 
-  /* Bytes of all clients until the best accuracy was reached, as the figure for paper counts them. */
-  function pareto(model, view) {
+  /* Best accuracy against the bytes of all clients up to then, counted as in analysis/figures/accuracy.py. */
+  function plotPareto(model, view) {
     const { state, width } = view;
     const both = state.bytes === "all";
-    const spent = (run) => run.up[run.bestRound] + (both ? run.down[run.bestRound] : 0);
-    const points = shownOf(model, state).flatMap((method) => {
+    const bytesToBest = (run) => run.up[run.bestRound] + (both ? run.down[run.bestRound] : 0);
+    const points = visibleMethods(model, state).flatMap((method) => {
       const runs = method.runs.filter((run) => run.bestRound !== undefined);
       if (!runs.length) return [];
-      return [{ method, bytes: P.overSeeds(runs.map(spent)), accuracy: P.overSeeds(runs.map((run) => run.best)) }];
+      return [
+        { method, bytes: P.summarizeSeeds(runs.map(bytesToBest)), accuracy: P.summarizeSeeds(runs.map((run) => run.best)) },
+      ];
     });
-    if (!points.length) return nothing("Nothing to draw: no method is shown, or accuracy was not measured.");
+    if (!points.length) return emptyFigure("Nothing to draw: no method is shown, or accuracy was not measured.");
     for (const p of points) {
       p.dominated = points.some(
         (q) =>
@@ -45,14 +59,14 @@ const fedsgdTotals = (() => {
     const height = width < NARROW ? 300 : 380;
     const counted = `uplink${both ? ` and ${model.broadcast ? "broadcast " : ""}downlink` : ""} bytes`;
     const [low, high] = d3.extent(points.flatMap((p) => [p.bytes.low, p.bytes.high]));
-    const x = scale([low / 1.15, high * 1.15], size, width);
-    const svg = plot(width, {
+    const x = createScale([low / 1.15, high * 1.15], formatByteCount, width);
+    const svg = createPlot(width, {
       height,
       x: { ...x, label: `${counted} until then, all clients`, labelAnchor: "right" },
       y: {
         label: "best accuracy",
         grid: true,
-        tickFormat: percent,
+        tickFormat: formatPercent,
         nice: true,
         inset: 6,
         ticks: 6,
@@ -63,22 +77,22 @@ const fedsgdTotals = (() => {
           x: (p) => p.bytes.median,
           y: (p) => p.accuracy.median,
           curve: "step-after",
-          stroke: FRONT.colour,
-          strokeWidth: FRONT.width,
-          strokeOpacity: FRONT.opacity,
+          stroke: FRONT_LINE.colour,
+          strokeWidth: FRONT_LINE.width,
+          strokeOpacity: FRONT_LINE.opacity,
         }),
         Plot.ruleX(points, {
           x: (p) => p.bytes.median,
           y1: (p) => p.accuracy.low,
           y2: (p) => p.accuracy.high,
-          stroke: (p) => colour(p.method),
+          stroke: (p) => methodColour(p.method),
           strokeOpacity: 0.6,
         }),
         Plot.ruleY(points, {
           y: (p) => p.accuracy.median,
           x1: (p) => p.bytes.low,
           x2: (p) => p.bytes.high,
-          stroke: (p) => colour(p.method),
+          stroke: (p) => methodColour(p.method),
           strokeOpacity: 0.6,
         }),
         Plot.dot(points, {
@@ -86,8 +100,8 @@ const fedsgdTotals = (() => {
           y: (p) => p.accuracy.median,
           r: 5.5,
           strokeWidth: 2,
-          stroke: (p) => colour(p.method),
-          fill: (p) => (p.dominated ? "var(--paper)" : colour(p.method)),
+          stroke: (p) => methodColour(p.method),
+          fill: (p) => (p.dominated ? "var(--paper)" : methodColour(p.method)),
         }),
         Plot.text(points, {
           x: (p) => p.bytes.median,
@@ -95,19 +109,19 @@ const fedsgdTotals = (() => {
           text: (p) => p.method.letter,
           dy: -14,
           fontWeight: 600,
-          fill: (p) => colour(p.method),
+          fill: (p) => methodColour(p.method),
         }),
         Plot.tip(
           points,
           Plot.pointer({
             x: (p) => p.bytes.median,
             y: (p) => p.accuracy.median,
-            title: (p) => `${named(p.method)}\n${size(p.bytes.median)}, ${percent(p.accuracy.median)}`,
+            title: (p) => `${methodName(p.method)}\n${formatByteCount(p.bytes.median)}, ${formatPercent(p.accuracy.median)}`,
           }),
         ),
       ],
     });
-    const rows = () =>
+    const tableRows = () =>
       points.map((p) => [
         p.method.label,
         p.bytes.median,
@@ -118,23 +132,24 @@ const fedsgdTotals = (() => {
         p.accuracy.high,
         p.dominated,
       ]);
-    const entries = points.map(({ method, dominated }) => methodEntry(method, { dot: true, hollow: dominated }));
+    const entries = points.map(({ method, dominated }) => methodLegendEntry(method, { dot: true, hollow: dominated }));
     return {
-      svg: addLegend(svg, front.length > 1 ? [...entries, FRONT] : entries, width),
+      svg: addLegend(svg, front.length > 1 ? [...entries, FRONT_LINE] : entries, width),
       columns: ["method", "bytes", "bytes_least", "bytes_most", "accuracy", "accuracy_least", "accuracy_most", "dominated"],
-      rows,
+      rows: tableRows,
     };
   }
 
-  const shareText = (share) => percent(Number(share.toPrecision(share > 0.99 && share < 1 ? 3 : 2)));
+  const formatShare = (share) => formatPercent(Number(share.toPrecision(share > 0.99 && share < 1 ? 3 : 2)));
 
-  /* Stacked bars, level. list: [{label, parts: [numbers], text}], null between groups; names: [[key, label]] of the parts; tone: of
-     the CSS variables of their colours. */
-  function bars(width, list, names, tone, options) {
-    const end = (bar) => bar.end || "";
-    const whole = (bar) => textWidth(`${bar.label}  ${end(bar)}`);
-    const marginLeft = Math.min(width * 0.36, 16 + Math.max(...list.filter(Boolean).map(whole)));
-    const labelOf = (bar) => `${cut(bar.label, marginLeft - 16 - textWidth(`  ${end(bar)}`))}  ${end(bar)}`.trim();
+  /* Horizontal stacked bars. list: [{label, parts: [numbers], text}], with null between groups; names: [[key, label]] of the parts;
+     tone: prefix of the CSS variables of their colours. */
+  function plotBars(width, list, names, tone, options) {
+    const endText = (bar) => bar.end || "";
+    const labelWidth = (bar) => measureText(`${bar.label}  ${endText(bar)}`);
+    const marginLeft = Math.min(width * 0.36, 16 + Math.max(...list.filter(Boolean).map(labelWidth)));
+    const truncateLabel = (bar) =>
+      `${truncateText(bar.label, marginLeft - 16 - measureText(`  ${endText(bar)}`))}  ${endText(bar)}`.trim();
     const keys = list.map((_, i) => i);
     const pieces = list.flatMap((bar, i) => {
       let from = 0;
@@ -144,9 +159,9 @@ const fedsgdTotals = (() => {
       .map((name, part) => ({ name, part }))
       .filter(({ part }) => pieces.some((piece) => piece.part === part && piece.value > 0));
     const most = Math.max(...pieces.map((piece) => piece.to), 1e-300);
-    const room = 20 + Math.max(...list.filter(Boolean).map((bar) => textWidth(bar.text)));
-    const inside = (piece) => ((piece.to - piece.from) / most) * (width - marginLeft - room);
-    const svg = plot(width, {
+    const room = 20 + Math.max(...list.filter(Boolean).map((bar) => measureText(bar.text)));
+    const pixelWidth = (piece) => ((piece.to - piece.from) / most) * (width - marginLeft - room);
+    const svg = createPlot(width, {
       height: 62 + list.length * 19,
       marginLeft,
       marginRight: room,
@@ -162,11 +177,11 @@ const fedsgdTotals = (() => {
           ),
         ),
         Plot.text(
-          pieces.filter((piece) => options.share && inside(piece) > 36),
+          pieces.filter((piece) => options.share && pixelWidth(piece) > 36),
           {
             y: "i",
             x: (piece) => (piece.from + piece.to) / 2,
-            text: (piece) => shareText(piece.value),
+            text: (piece) => formatShare(piece.value),
             fill: (piece) => `var(--on-${tone}${piece.part})`,
             fontSize: 11,
           },
@@ -177,7 +192,7 @@ const fedsgdTotals = (() => {
         ),
         Plot.text(
           list.map((bar, i) => ({ bar, i })).filter(({ bar }) => bar),
-          { y: "i", frameAnchor: "left", text: ({ bar }) => labelOf(bar), textAnchor: "end", dx: -8 },
+          { y: "i", frameAnchor: "left", text: ({ bar }) => truncateLabel(bar), textAnchor: "end", dx: -8 },
         ),
       ],
     });
@@ -188,58 +203,65 @@ const fedsgdTotals = (() => {
     );
   }
 
-  function parts(model, view) {
+  function plotByteBreakdown(model, view) {
     const { state, width } = view;
-    const methods = shownOf(model, state);
-    if (!methods.length) return nothing("No method is shown.");
+    const methods = visibleMethods(model, state);
+    if (!methods.length) return emptyFigure("No method is shown.");
     const rows = [];
     const list = methods.flatMap((method, i) => [
       ...(i ? [null] : []),
       ...["up", "down"].map((way) => {
-        const known = PARTS.map(([key]) => method.runs[0].parts[way][key]);
+        const known = BREAKDOWN_PARTS.map(([key]) => method.runs[0].parts[way][key]);
         const total = d3.sum(known);
         const { index_bytes: index, bound_bytes: bound, kept } = method.runs[0].parts;
         rows.push([method.label, way, ...known, ...(way === "up" ? [index, bound, kept] : ["", "", ""])]);
         return {
-          label: way === "up" ? named(method) : "",
+          label: way === "up" ? methodName(method) : "",
           end: way === "up" ? " up" : "down",
           parts: known.map((n) => (total ? n / total : 0)),
-          text: size(total),
+          text: formatByteCount(total),
         };
       }),
     ]);
-    const x = { label: null, tickFormat: percent, ticks: width < NARROW ? 3 : 6 };
+    const x = { label: null, tickFormat: formatPercent, ticks: width < NARROW ? 3 : 6 };
     return {
-      svg: bars(width, list, PARTS, "p", { x, share: true }),
-      columns: ["method", "direction", ...PARTS.map(([key]) => `${key}_bytes`), "positions_bytes", "bound_bytes", "kept"],
+      svg: plotBars(width, list, BREAKDOWN_PARTS, "p", { x, share: true }),
+      columns: [
+        "method",
+        "direction",
+        ...BREAKDOWN_PARTS.map(([key]) => `${key}_bytes`),
+        "positions_bytes",
+        "bound_bytes",
+        "kept",
+      ],
       rows: () => rows,
     };
   }
 
-  function round(model, view) {
+  function plotRoundTime(model, view) {
     const { state, width } = view;
     const timed = new Set(view.ranking.filter((row) => row.racer).map((row) => row.method));
-    const methods = shownOf(model, state).filter((method) => timed.has(method));
-    if (!methods.length) return nothing("No method that is shown can be priced.");
+    const methods = visibleMethods(model, state).filter((method) => timed.has(method));
+    if (!methods.length) return emptyFigure("No method that is shown can be priced.");
     const rows = [];
     const list = methods.map((method) => {
-      const stack = P.stack(method.runs[0].timeline, state.up, state.down, state.latency);
-      const means = STACK.map(([key]) => d3.mean(stack[key]));
+      const stack = P.computeBreakdown(method.runs[0].timeline, state.up, state.down, state.latency);
+      const means = ROUND_TIME_PHASES.map(([key]) => d3.mean(stack[key]));
       rows.push([method.label, ...means]);
-      return { label: named(method), parts: means, text: P.secondsText(d3.sum(means)) };
+      return { label: methodName(method), parts: means, text: P.formatSeconds(d3.sum(means)) };
     });
     const x = {
-      label: "time of a round, in the mean",
+      label: "mean time of a round",
       labelAnchor: "right",
-      tickFormat: P.secondsText,
+      tickFormat: P.formatSeconds,
       ticks: width < NARROW ? 3 : 6,
     };
     return {
-      svg: bars(width, list, STACK, "s", { x }),
-      columns: ["method", ...STACK.map(([key]) => `${key}_seconds`)],
+      svg: plotBars(width, list, ROUND_TIME_PHASES, "s", { x }),
+      columns: ["method", ...ROUND_TIME_PHASES.map(([key]) => `${key}_seconds`)],
       rows: () => rows,
     };
   }
 
-  return { pareto, parts, round };
+  return { pareto: plotPareto, parts: plotByteBreakdown, round: plotRoundTime };
 })();

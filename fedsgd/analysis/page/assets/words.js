@@ -1,12 +1,12 @@
-/* What the page says in words and tables, made anew whenever something changes. */
+/* Texts and tables of the page, which are written again after every change. */
 "use strict";
 
 const fedsgdWords = (() => {
   const P = fedsgdPricing;
-  const { colour, dash, percent, size } = fedsgdDraw;
+  const { methodColour, methodDash, formatPercent, formatByteCount } = fedsgdDraw;
   const $ = (id) => document.getElementById(id);
 
-  /* An element with attributes and children; text is text, never markup. */
+  /* An element with attributes and children. Strings become text nodes, so they cannot contain markup. */
   function h(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
     for (const [key, value] of Object.entries(attributes)) {
@@ -16,75 +16,81 @@ const fedsgdWords = (() => {
     return made;
   }
 
-  function key(method) {
+  function createLegendKey(method) {
     const svg = d3.create("svg").attr("class", "key").attr("width", 40).attr("height", 12).attr("aria-hidden", "true");
     svg
       .append("line")
       .attr("x2", 24)
       .attr("y1", 6)
       .attr("y2", 6)
-      .attr("stroke", colour(method))
+      .attr("stroke", methodColour(method))
       .attr("stroke-width", 3)
-      .attr("stroke-dasharray", dash(method));
+      .attr("stroke-dasharray", methodDash(method));
     svg
       .append("text")
       .attr("x", 29)
       .attr("y", 10.5)
       .attr("font-size", 12)
       .attr("font-weight", 600)
-      .attr("fill", colour(method))
+      .attr("fill", methodColour(method))
       .text(method.letter);
     return svg.node();
   }
 
-  const linkText = (link) => `${P.rateText(link.up)} up, ${P.rateText(link.down)} down, ${P.secondsText(link.latency)} one way`;
-  const bold = (text) => h("b", {}, text);
+  const describeLink = (link) =>
+    `${P.formatRate(link.up)} up, ${P.formatRate(link.down)} down, ${P.formatSeconds(link.latency)} one way`;
+  const createBold = (text) => h("b", {}, text);
 
-  /* The sentence at the top. preset: the network that the sliders stand for, or null. */
+  /* The sentence at the top. preset: the network that the sliders agree with, or null. */
   function showAnswer(model, state, rows, preset) {
-    const where = preset && preset.named ? `On ${preset.title} (${linkText(state)}), ` : `At ${linkText(state)}, `;
+    const where = preset && preset.named ? `On ${preset.title} (${describeLink(state)}), ` : `At ${describeLink(state)}, `;
     const timed = rows.filter((row) => row.seconds && row.seconds.median < Infinity);
-    $("answer").replaceChildren(...(timed.length ? [where, ...soonest(timed, model, state, rows)] : withoutTime(state, rows)));
-    $("soonest").textContent = timed.length ? `${timed[0].method.short} after ${P.secondsText(timed[0].seconds.median)}` : "";
+    $("answer").replaceChildren(
+      ...(timed.length ? [where, ...describeFastest(timed, model, state, rows)] : describeWithoutTimes(state, rows)),
+    );
+    $("soonest").textContent = timed.length ? `${timed[0].method.short} after ${P.formatSeconds(timed[0].seconds.median)}` : "";
   }
 
-  function soonest([first, second], model, state, rows) {
+  function describeFastest([first, second], model, state, rows) {
     const words = [
-      bold(first.method.short),
-      ` reaches ${percent(state.target)} `,
+      createBold(first.method.short),
+      ` reaches ${formatPercent(state.target)} `,
       rows.length > 1 ? "first, " : "",
       "after ",
-      bold(P.secondsText(first.seconds.median)),
+      createBold(P.formatSeconds(first.seconds.median)),
     ];
     const base = rows.find((row) => row.method === model.baseline);
     const other = base === first ? second : base;
     if (!other) return [...words, "."];
     if (!other.seconds) return [...words, `; ${other.method.short} cannot be priced here.`];
     if (other.seconds.median === Infinity) return [...words, `; ${other.method.short} does not reach it.`];
-    return [...words, `; ${other.method.short} takes ${P.threeFigures(other.seconds.median / first.seconds.median)}× as long.`];
-  }
-
-  function withoutTime(state, rows) {
-    const [fewest] = rows.filter((row) => row.up.median < Infinity).sort((a, b) => a.up.median - b.up.median);
-    if (fewest)
-      return [
-        bold(fewest.method.short),
-        ` reaches ${percent(state.target)} with the fewest uplink bytes, `,
-        bold(size(fewest.up.median)),
-        ` (${size(fewest.bytes.median)} in both directions together)`,
-        "; it has no time on this network (see below).",
-      ];
-    const [best] = rows.filter((row) => !Number.isNaN(row.best.median)).sort((a, b) => b.best.median - a.best.median);
-    if (!best) return ["In none of these runs was accuracy measured."];
     return [
-      `No method reaches ${percent(state.target)} in these runs. The best, `,
-      bold(best.method.short),
-      `, gets to ${percent(best.best.median)}.`,
+      ...words,
+      `; ${other.method.short} takes ${P.formatSignificant(other.seconds.median / first.seconds.median)}× as long.`,
     ];
   }
 
-  /* "98.3–98.6 %": a unit that both have is said once. */
-  function between(low, high) {
+  function describeWithoutTimes(state, rows) {
+    const [fewest] = rows.filter((row) => row.up.median < Infinity).sort((a, b) => a.up.median - b.up.median);
+    if (fewest)
+      return [
+        createBold(fewest.method.short),
+        ` reaches ${formatPercent(state.target)} with the fewest uplink bytes, `,
+        createBold(formatByteCount(fewest.up.median)),
+        ` (${formatByteCount(fewest.bytes.median)} in both directions together)`,
+        "; it has no time on this network (see below).",
+      ];
+    const [best] = rows.filter((row) => !Number.isNaN(row.best.median)).sort((a, b) => b.best.median - a.best.median);
+    if (!best) return ["No accuracy was measured in these runs."];
+    return [
+      `No method reaches ${formatPercent(state.target)} in these runs. The best, `,
+      createBold(best.method.short),
+      `, gets to ${formatPercent(best.best.median)}.`,
+    ];
+  }
+
+  /* A range, "98.3–98.6 %": a common unit is written once. */
+  function formatRange(low, high) {
     const [a, b] = [low, high].map((text) => /^([\d.,]+)( \S+)$/.exec(text));
     return a && b && a[2] === b[2]
       ? `${a[1]}–${high}`
@@ -93,25 +99,25 @@ const fedsgdWords = (() => {
         : `${low}–${high}`;
   }
 
-  /* A figure over seeds, and below it the least and most where they differ. */
-  function cell(seeds, text, attributes = {}) {
+  /* A cell with the median over seeds, and below it minimum and maximum if they differ. */
+  function createSeedCell(seeds, text, attributes = {}) {
     if (seeds.median === Infinity) return h("td", { class: "none", ...attributes }, "not reached");
     const middle = text(seeds.median);
     const [low, high] = [seeds.low, seeds.high].map((value) => (value === Infinity ? "not reached" : text(value)));
     const spread =
-      seeds.n > 1 && (low !== middle || high !== middle) ? h("span", { class: "small" }, between(low, high)) : null;
+      seeds.n > 1 && (low !== middle || high !== middle) ? h("span", { class: "small" }, formatRange(low, high)) : null;
     return h("td", attributes, middle, spread);
   }
 
-  /* What stands below a method's name: the rest of its label, and at what of the tuned values it is shown. */
-  function below({ label, short, tuned, tried }, target) {
+  /* Lines below a method's name: the rest of its label, and its best tuned values. */
+  function describeVariant({ label, short, tuned, tried }, target) {
     const at = Object.entries(tuned).map(([name, value]) => `${name.split(".").at(-1)} ${value}`);
-    const best = `at ${at.join(", ")}, the best of ${tried.length} for ${percent(target)}`;
+    const best = `at ${at.join(", ")}, the best of ${tried.length} for ${formatPercent(target)}`;
     return [label.slice(short.length + 2), at.length ? best : ""].filter(Boolean);
   }
 
-  /* Marks below the name of a method whose runs diverged, or whose settings a component is not made for. */
-  function marks({ method, rounds }) {
+  /* Marks of a method whose runs diverged, or whose settings a component does not suit. */
+  function createWarningMarks({ method, rounds }) {
     const [diverged, warnings, seeds] = [method.diverged.length, method.warnings.length, rounds.n];
     const texts = [
       ...(diverged ? [seeds === 1 ? "diverged" : `${diverged} of ${seeds} seeds diverged`] : []),
@@ -120,10 +126,10 @@ const fedsgdWords = (() => {
     return texts.map((text) => h("span", { class: "warn" }, text));
   }
 
-  function notesOf(row, terms) {
+  function collectNotes(row, terms) {
     const { method } = row;
     const edge = method.at_edge.map(
-      (name) => `${name} = ${method.tuned[name]} is at the edge of what was tried: a better one may lie beyond`,
+      (name) => `${name} = ${method.tuned[name]} is at the edge of the values that were tried; a better value may exist beyond`,
     );
     const failed = method.failed_seeds
       ? [`${method.failed_seeds} of ${row.rounds.n} seeds failed; they count as not reached`]
@@ -131,13 +137,13 @@ const fedsgdWords = (() => {
     const priced = method.notPriced !== null ? [method.notPriced] : [];
     const deadline = row.late
       ? [
-          `on this network a reply that was taken would come after the deadline of ${P.secondsText(terms.deadline_seconds)}: others would have taken part`,
+          `on this network, an accepted reply would arrive after the deadline of ${P.formatSeconds(terms.deadline_seconds)}; other clients would have taken part`,
         ]
       : [];
     return [...edge, ...failed, ...method.diverged, ...method.warnings, ...priced, ...deadline];
   }
 
-  /* The table, and what is to be said about its rows. */
+  /* The ranking, and notes on its rows. */
   function showRanking(model, state, rows) {
     const base = rows.find((row) => row.method === model.baseline);
     const cost = model.price_per_gigabyte;
@@ -165,25 +171,26 @@ const fedsgdWords = (() => {
       ),
     );
     $("ranking-caption").textContent =
-      `To ${percent(state.target)}: rounds, bytes of all clients and time; the median over seeds, with the least and the most below it. ` +
-      `× ${baseline}: time as a multiple of ${short}'s.${cost === null ? "" : ` Cost: of the bytes both ways, at ${cost} a gigabyte.`}`;
+      `Rounds, bytes of all clients and time to ${formatPercent(state.target)}: median over seeds, with minimum and maximum below. ` +
+      `× ${baseline}: time divided by that of ${short}.` +
+      (cost === null ? "" : ` Cost: of the bytes in both directions, at ${cost} per gigabyte.`);
     const notes = [];
     const body = rows.map((row, i) => {
       const timed = row.seconds && row.seconds.median < Infinity;
-      const own = notesOf(row, model.terms).map((text) => notes.push(text));
+      const own = collectNotes(row, model.terms).map((text) => notes.push(text));
       const numbers = own.length ? h("sup", {}, own.join(", ")) : null;
       const name = h(
         "td",
         { class: "text" },
-        key(row.method),
+        createLegendKey(row.method),
         row.method.short,
         numbers,
-        ...below(row.method, model.target).map((text) => h("span", { class: "more", title: text }, text)),
-        ...marks(row),
+        ...describeVariant(row.method, model.target).map((text) => h("span", { class: "more", title: text }, text)),
+        ...createWarningMarks(row),
       );
       const times =
         timed && base.seconds && base.seconds.median < Infinity
-          ? `${P.threeFigures(row.seconds.median / base.seconds.median)}×`
+          ? `${P.formatSignificant(row.seconds.median / base.seconds.median)}×`
           : "–";
       return h(
         "tr",
@@ -191,54 +198,55 @@ const fedsgdWords = (() => {
         h("td", {}, timed ? String(i + 1) : "–"),
         name,
         row.seconds
-          ? cell(row.seconds, P.secondsText, { "data-seconds": true })
+          ? createSeedCell(row.seconds, P.formatSeconds, { "data-seconds": true })
           : h("td", { class: "none", "data-seconds": true }, "no time"),
         h("td", { class: times === "–" ? "none" : null }, times),
-        cell(row.rounds, P.threeFigures),
-        cell(row.up, size),
-        cell(row.down, size),
-        cost === null ? null : cell(row.bytes, (bytes) => P.threeFigures((bytes / 1e9) * cost)),
-        cell(row.best, percent),
+        createSeedCell(row.rounds, P.formatSignificant),
+        createSeedCell(row.up, formatByteCount),
+        createSeedCell(row.down, formatByteCount),
+        cost === null ? null : createSeedCell(row.bytes, (bytes) => P.formatSignificant((bytes / 1e9) * cost)),
+        createSeedCell(row.best, formatPercent),
         h("td", {}, `${row.rounds.reached} of ${row.rounds.n}`),
       );
     });
     $("ranking").tBodies[0].replaceChildren(...body);
-    const asked = model.methods.some((method) => Object.keys(method.tuned).length) && state.target !== model.target;
-    const tuned = `tuned values are those that are best for ${percent(model.target)}, not for ${percent(state.target)}; a report with that target chooses anew`;
+    const targetDiffers = model.methods.some((method) => Object.keys(method.tuned).length) && state.target !== model.target;
+    const [tunedFor, target] = [model.target, state.target].map(formatPercent);
+    const note = `tuned values are those that are best for ${tunedFor}, not for ${target}; to tune for ${target}, write a report with this target`;
     $("notes").replaceChildren(
       ...notes.map((text, i) => h("li", {}, h("sup", {}, String(i + 1)), ` ${text}.`)),
-      ...[...(asked ? [tuned] : []), ...model.notes].map((text) => h("li", {}, `${text}.`)),
+      ...[...(targetDiffers ? [note] : []), ...model.notes].map((text) => h("li", {}, `${text}.`)),
     );
   }
 
-  /* Break-evens: those where the soonest of the methods shown changes, and the others. */
+  /* Break-evens: first those at which the fastest of the methods shown changes, then all others. */
   function showBreakEvens(model, shown, { done = false, curves }) {
-    const line = (one) =>
+    const createItem = (one) =>
       h(
         "li",
         { "data-speed": one.speed },
-        bold(one.below.short),
-        ` (${one.below.letter}) is sooner than `,
-        bold(one.above.short),
-        ` (${one.above.letter}) below ${P.rateText(one.speed)} of uplink, and later above.`,
+        createBold(one.below.short),
+        ` (${one.below.letter}) is faster than `,
+        createBold(one.above.short),
+        ` (${one.above.letter}) below ${P.formatRate(one.speed)} of uplink, and slower above.`,
       );
     const [leading, others] = [shown.filter((one) => one.first), shown.filter((one) => !one.first)];
     const racing = new Set([...curves].filter(([, curve]) => curve.some(Number.isFinite)).map(([index]) => index));
-    const same = racing.size > 1 ? "Whatever the speed, the order at the top is the same." : "";
-    const none = done ? same : "Looking for break-evens …";
+    const same = racing.size > 1 ? "The fastest method is the same at every speed." : "";
+    const none = done ? same : "Computing break-evens …";
     const open = $("break-evens").querySelector("details")?.open;
     const head = leading.length
-      ? h("ul", { "aria-label": "Where the soonest method changes" }, ...leading.map(line))
+      ? h("ul", { "aria-label": "Speeds at which the fastest method changes" }, ...leading.map(createItem))
       : h("p", {}, model.methods.length > 1 ? none : "");
     const more = h(
       "details",
       { open },
-      h("summary", {}, `${others.length} more where two methods behind change places`),
-      h("ul", {}, ...others.map(line)),
+      h("summary", {}, `${others.length} more between methods that are not the fastest`),
+      h("ul", {}, ...others.map(createItem)),
     );
     $("break-evens").replaceChildren(head, ...(others.length ? [more] : []));
     $("break-evens").dataset.done = String(done);
   }
 
-  return { h, key, linkText, showAnswer, showRanking, showBreakEvens };
+  return { h, createLegendKey, describeLink, showAnswer, showRanking, showBreakEvens };
 })();
