@@ -1,0 +1,151 @@
+"""Groups of runs that are one method."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import fedsgd
+from fedsgd.analysis import load_methods
+from fedsgd.errors import ReportError
+from fedsgd.scenario.scenario import Scenario
+from tests.analysis.helpers import copy_run, invoke
+
+
+def test_runs_that_differ_in_seed_are_one_method(runs: Path) -> None:
+    methods = load_methods([runs])
+    labels = ["dense", "stc, density 0.05", "top-k, density 0.01, error feedback"]
+    assert [(method.label, [run.seed for run in method.runs]) for method in methods] == [(label, [0, 1]) for label in labels]
+    assert [method.uncompressed for method in methods] == [True, False, False]
+    duplicates = load_methods([runs / "topk-0", runs / "topk-0"])
+    assert len(duplicates[0].runs) == 1
+
+
+def test_label_of_runs_names_the_method(runs: Path) -> None:
+    first, second = load_methods([("mine", runs / "stc-0"), str(runs / "dense-0")])
+    assert (first.label, second.label) == ("mine", "dense")
+    with pytest.raises(
+        ReportError, match=r"all: the label has runs that differ in more than their seed: .*dense-0 has downlink\.compressor"
+    ):
+        load_methods([("all", runs)])
+    with pytest.raises(ReportError, match="a label of printable characters"):
+        load_methods([("a\nb", runs / "stc-0")])
+    result = invoke("compare", f"my own={runs / 'stc-0'}", runs / "dense-0", "--json")
+    assert [row["label"] for row in json.loads(result.stdout)["methods"]] == ["my own", "dense"]
+
+
+def test_different_runs_are_never_merged(runs: Path, tmp_path: Path) -> None:
+    other_engine = copy_run(runs / "topk-0", tmp_path / "a", 'name = "stacked"', 'name = "sequential"', {"params_sha256": "ff"})
+    with pytest.raises(
+        ReportError, match=r"have the same settings and seed, but different params_sha256: compare them as LABEL=RUN"
+    ):
+        load_methods([runs / "topk-0", other_engine])
+    assert len(load_methods([runs / "topk-0", ("sequential", other_engine)])) == 2
+    with pytest.raises(ReportError, match="x: the label has runs that differ in more than their seed"):
+        load_methods([("x", runs / "topk-0"), ("x", runs / "dense-1")])
+    with_module = copy_run(
+        runs / "topk-1", tmp_path / "b", "seed = 1", "seed = 1", {"given_in_python": ["module"], "parameters": 610}
+    )
+    assert len(load_methods([runs / "topk-0", with_module])) == 2, "a module given in Python"
+
+
+def test_engine_and_seed_do_not_separate_methods(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "topk-0", tmp_path / "a")
+    text = (tmp_path / "a" / "scenario.toml").read_text()
+    (tmp_path / "a" / "scenario.toml").write_text(
+        text.replace('name = "stacked"', 'name = "sequential"').replace("seed = 0", "seed = 7")
+    )
+    assert len(load_methods([runs / "topk-0", tmp_path / "a"])) == 1
+    (tmp_path / "a" / "scenario.toml").write_text(text.replace("lr = 0.05", "lr = 0.07"))
+    first, second = load_methods([runs / "topk-0", tmp_path / "a"])
+    assert (first.label, second.label) == ("top-k, error feedback, lr 0.05", "top-k, error feedback, lr 0.07")
+
+
+def test_tuned_method_has_its_best_value(runs: Path, tmp_path: Path) -> None:
+    """The accuracies of the second learning rate are edited to be better."""
+    shutil.copytree(runs / "topk-0", tmp_path / "worse")
+    shutil.copytree(runs / "topk-0", tmp_path / "better")
+    text = (tmp_path / "better" / "scenario.toml").read_text()
+    (tmp_path / "better" / "scenario.toml").write_text(text.replace("lr = 0.05", "lr = 0.07"))
+    rounds = pd.read_parquet(tmp_path / "better" / "rounds.parquet")
+    rounds.assign(accuracy=0.99).to_parquet(tmp_path / "better" / "rounds.parquet")
+    (method,) = load_methods([tmp_path / "worse", tmp_path / "better"], tuned=["client.optimizer.lr"])
+    assert method.best_variant.tuned == {"client.optimizer.lr": 0.07}
+    assert method.grid_edge_keys == ("client.optimizer.lr",)
+    assert len(method.variants) == 2
+    (with_low_target,) = load_methods([tmp_path / "worse", tmp_path / "better"], target=0.05, tuned=["client.optimizer.lr"])
+    assert with_low_target.best_variant.tuned == {"client.optimizer.lr": 0.07}, (
+        "both reach it in the first round, so the accuracy decides"
+    )
+    with pytest.raises(ReportError, match=r"there is no setting client\.lr"):
+        load_methods([tmp_path], tuned=["client.lr"])
+
+
+def test_sweep_cells_become_methods_with_failures(runs: Path, tmp_path: Path) -> None:
+    cells = []
+    for seed in (0, 1):
+        shutil.copytree(runs / f"topk-{seed}", tmp_path / "sweep" / "a" / f"seed-{seed}")
+        cells.append(
+            {
+                "folder": f"a/seed-{seed}",
+                "label": "A",
+                "tuned": {"client.optimizer.lr": 0.05},
+                "seed": seed,
+                "state": "finished",
+            }
+        )
+    cells.append(
+        {"folder": "a/x", "label": "A", "tuned": {"client.optimizer.lr": 9.0}, "seed": 0, "state": "failed", "error": "NaN"}
+    )
+    cells.append({"folder": "a/y", "label": "A", "tuned": {"client.optimizer.lr": 9.0}, "seed": 1, "state": "waiting"})
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"cells": cells}))
+    notices: list[str] = []
+    (method,) = load_methods([tmp_path / "sweep"], on_notice=notices.append)
+    assert notices == [f"{tmp_path / 'sweep'}: 1 of 4 cells have not been run yet"]
+    assert (method.label, len(method.runs), method.best_variant.tuned) == ("A", 2, {"client.optimizer.lr": 0.05})
+    assert [variant.n_failed for variant in method.variants] == [0, 1]
+    assert method.grid_edge_keys == ("client.optimizer.lr",)
+    failed_cells = [{**cell, "label": "B", "state": "failed"} for cell in cells[:2]]
+    untuned_cells = [{**cell, "tuned": {}, "folder": cell["folder"], "label": "C"} for cell in cells[:1]]
+    tuned_cells = [{**cell, "label": "C"} for cell in cells[1:2]]
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"cells": [*failed_cells, *untuned_cells, *tuned_cells]}))
+    notices.clear()
+    (only,) = load_methods([tmp_path / "sweep"], on_notice=notices.append)
+    assert (only.label, len(only.variants), only.grid_edge_keys) == ("C", 2, ())
+    assert notices == ["B is ignored: all of its runs ended in an error"]
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"cells": failed_cells}))
+    with pytest.raises(ReportError, match="there is no finished run to compare"):
+        load_methods([tmp_path / "sweep"])
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"sweep\.json: is not the file of a sweep"):
+        load_methods([tmp_path / "sweep"])
+
+
+def test_load_methods_without_runs_names_the_path(tmp_path: Path, runs: Path) -> None:
+    with pytest.raises(ReportError, match="there is no such folder"):
+        load_methods([tmp_path / "none"])
+    with pytest.raises(ReportError, match="has no finished run"):
+        load_methods([tmp_path])
+    with pytest.raises(ReportError, match=r"runs there: .*dense-0"):
+        load_methods([runs / "dense"])
+
+
+def test_runs_without_accuracy_have_no_best_value_and_no_target(tmp_path: Path) -> None:
+    examples = fedsgd.Examples(np.ones((20, 3), np.float32), np.ones((20, 1), np.float32))
+    dataset, settings = fedsgd.Dataset(examples, examples, None), {"data.partition.clients": 2, "engine.name": "sequential"}
+    module, loss = torch.nn.Linear(3, 1), torch.nn.functional.mse_loss
+    for lr in (0.05, 0.07):
+        scenario = Scenario(name="x", rounds=1).with_settings({**settings, "client.optimizer.lr": lr})
+        fedsgd.run(scenario, dataset=dataset, module=module, loss=loss, out=tmp_path / str(lr))
+    paths = [tmp_path / "0.05", tmp_path / "0.07"]
+    assert [method.best_variant.summarize_best_accuracy() for method in load_methods(paths)] == [None, None]
+    with pytest.raises(ReportError, match=r"no metric named accuracy, which decides on the best value of client.optimizer.lr"):
+        load_methods(paths, tuned=["client.optimizer.lr"])
+    with pytest.raises(ReportError, match="no metric named accuracy, which a target needs"):
+        load_methods(paths, target=0.5)
