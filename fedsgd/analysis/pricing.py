@@ -152,8 +152,8 @@ class BreakEven:
         faster_below: label of the method that reaches its target first on slower uplinks.
         faster_above: label of the method that reaches its target first on faster uplinks.
         up_bits_per_second: uplink speed at the break-even.
-        low: lower end of the speed's range, if measured coding times of one method are at their first decile and those of the
-            other method at their ninth; 0 without an end. None if coding times are from the cost table.
+        low: lower end of the speed's range by measured coding times, those of one method at the first decile and of the other
+            method at the ninth. 0 without an end; None if coding times are from the cost table.
         high: upper end of the range; infinite without an end.
     """
 

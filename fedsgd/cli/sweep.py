@@ -16,7 +16,16 @@ from fedsgd.cli.tracking import print_warnings
 from fedsgd.system.forkserver import MAX_PROCESSES, MAX_SEEDS
 
 
-@main.command("sweep")
+METHODS_EXAMPLE = """Example of a methods file:
+
+\b
+    ["top-k 1 %"]
+    uplink.compressor = { name = "top-k", density = 0.01 }
+    uplink.error_feedback = "persist"
+"""
+
+
+@main.command("sweep", epilog=METHODS_EXAMPLE)
 @scenario_options
 @click.option(
     "--methods",
@@ -67,12 +76,7 @@ def sweep_command(
     """Run SCENARIO with every method, grid value, tuned value and seed.
 
     Each run has a run folder in the folder of the sweep. A methods file has a table for each method. The name of the table is
-    the method's label, and its keys override settings of the scenario:
-
-    \b
-        ["top-k 1 %"]
-        uplink.compressor = { name = "top-k", density = 0.01 }
-        uplink.error_feedback = "persist"
+    the method's label, and its keys override settings of the scenario. An example is below.
 
     The same command resumes a sweep and runs only unfinished cells. More seeds, values or methods add cells. Finished cells
     that a command no longer includes stay in sweep.json. A cell that was finished with another scenario is refused, unless

@@ -23,7 +23,7 @@ from tests.analysis.helpers import PRICING_MODEL, edit_summary
 
 
 def test_training_flops_equal_those_of_the_layers(runs: Path) -> None:
-    """64 → 64 → 10: two operations for each weight forward, two for its gradient, and two for the gradient of its input but the first."""
+    """64 → 64 → 10: two operations for each weight forward, for its gradient, and for the gradient of all but the first input."""
     run = load_run(runs / "dense-0")
     assert run.summary["work"]["flops_rule"] == "counted"
     assert run.summary["work"]["flops_per_example"] == 2 * 2 * (64 * 64 + 64 * 10) + 2 * 64 * 10

@@ -99,7 +99,7 @@ def test_ledger_of_another_run_is_refused(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="not in the order of rounds"):
         list(read_client_traffic(load_run(tmp_path / "run")))
     for damaged, problem in (
-        (ledger.assign(client=ledger.client + 1), "client 20, expected 0 to 19, as summary.json problem"),
+        (ledger.assign(client=ledger.client + 1), "client 20, expected 0 to 19, as summary.json says"),
         (ledger.assign(round=ledger["round"] + 1), "round 7, expected 1 to 6, as rounds.parquet has"),
         (ledger[ledger["round"] <= 3], "bytes of uplink, expected .*: the file is cut or belongs to another run"),
         (ledger[ledger.direction == "up"], "0 bytes of downlink, expected"),

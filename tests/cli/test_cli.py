@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line: output, exit codes, error messages and progress."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ TINY = ("--set", "rounds=2", "--set", "client.epochs=1")
 
 
 def fedsgd(*arguments: str | Path) -> Result:
+    """Run a command line of fedsgd."""
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
@@ -32,7 +33,7 @@ def quickstart(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return root / "scenarios" / "quickstart.toml"
 
 
-def test_run_prints_a_table_and_writes_a_folder(quickstart: Path) -> None:
+def test_run_prints_tables_and_writes_a_folder(quickstart: Path) -> None:
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
     assert result.exit_code == 0, result.output
     for words in (
@@ -66,14 +67,14 @@ def test_run_prints_a_table_and_writes_a_folder(quickstart: Path) -> None:
     assert summary["rounds"] == 2
 
 
-def test_json_is_all_there_is_on_standard_output(quickstart: Path) -> None:
+def test_json_option_prints_only_json_on_standard_output(quickstart: Path) -> None:
     result = fedsgd("run", quickstart, *TINY, "--out", "o", "--json", "--seed", "5")
     assert json.loads(result.stdout) == json.loads(Path("o/summary.json").read_text())
     assert json.loads(result.stdout)["seed"] == 5
 
 
-def test_quiet_is_also_for_the_libraries_that_load_data(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "0")  # so that it is put back afterwards
+def test_quiet_option_silences_progress_bars_of_datasets(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "0")  # so that monkeypatch restores it
     monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS")
     assert fedsgd("run", quickstart, *TINY).exit_code == 0
     assert "HF_DATASETS_DISABLE_PROGRESS_BARS" not in os.environ
@@ -81,22 +82,20 @@ def test_quiet_is_also_for_the_libraries_that_load_data(quickstart: Path, monkey
     assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
 
 
-def test_runs_without_out_are_numbered(quickstart: Path) -> None:
+def test_run_without_out_has_a_numbered_folder(quickstart: Path) -> None:
     for _ in range(2):
         assert fedsgd("run", quickstart, *TINY, "--quiet").exit_code == 0
     assert sorted(p.name for p in Path("runs").iterdir()) == ["quickstart-1", "quickstart-2"]
 
 
-def test_brackets_in_names_are_only_brackets(quickstart: Path) -> None:
+def test_brackets_in_names_are_printed(quickstart: Path) -> None:
     result = fedsgd("run", quickstart, *TINY, "--set", "name=o[/b]x".replace("/", "|"), "--out", "p[bold]q")
     assert result.exit_code == 0
     assert "o[|b]x: bytes on the wire" in result.stdout
     assert "written to p[bold]q" in result.stdout
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
-    quickstart: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_without_terminal_is_lines_on_standard_error(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
     assert "quickstart: round 1/2, acc 0." in result.stderr
@@ -108,9 +107,9 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_on_standard_error(
 
 def test_run_into_a_finished_run_names_the_overwrite_option(quickstart: Path) -> None:
     assert fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet").exit_code == 0
-    again = fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet")
-    assert again.exit_code == 2
-    assert "choose another folder, or pass --overwrite" in again.stderr
+    second = fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet")
+    assert second.exit_code == 2
+    assert "choose another folder, or pass --overwrite" in second.stderr
     assert fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet", "--overwrite").exit_code == 0
 
 
@@ -127,7 +126,7 @@ def test_run_into_a_finished_run_names_the_overwrite_option(quickstart: Path) ->
         (("--out", "."), 2, "is not empty"),
     ],
 )
-def test_errors_are_one_line_and_a_status(
+def test_error_is_one_line_and_an_exit_status(
     quickstart: Path, arguments: tuple[str, ...], status: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FEDSGD_DATA", raising=False)
@@ -140,13 +139,13 @@ def test_errors_are_one_line_and_a_status(
     assert not Path("runs").exists()
 
 
-def test_an_interrupted_run_says_so(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, out: Path, **__: object) -> None:
+def test_interrupted_run_mentions_its_ledger(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, out: Path, **__: object) -> None:
         (out / "ledger.parquet").mkdir(parents=True)
         (out / "ledger.parquet" / "segment-000000.parquet").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedsgd.experiment.runner.run", interrupted)
+    monkeypatch.setattr("fedsgd.experiment.runner.run", interrupt)
     result = fedsgd("run", quickstart, "--out", "o")
     assert result.exit_code == 130
     assert result.stderr.splitlines() == ["fedsgd: o/ledger.parquet has the ledger of the rounds so far", "fedsgd: interrupted"]
@@ -164,14 +163,14 @@ def test_an_interrupted_run_says_so(quickstart: Path, monkeypatch: pytest.Monkey
         ("durations", "log-normal"),
     ],
 )
-def test_list(family: str, member: str) -> None:
+def test_list_prints_members_of_a_family(family: str, member: str) -> None:
     assert f"  {member}: " in fedsgd("list", family).stdout
     names = [m["name"] for m in json.loads(fedsgd("list", family, "--json").stdout)]
     assert member in names
     assert family in json.loads(fedsgd("list", "--json").stdout)
 
 
-def test_a_users_module_is_found_where_they_stand(quickstart: Path) -> None:
+def test_module_in_the_working_directory_is_imported(quickstart: Path) -> None:
     Path("my_nets.py").write_text(
         "from torch import nn\ndef make(width):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))\n"
     )
@@ -186,17 +185,17 @@ def test_a_users_module_is_found_where_they_stand(quickstart: Path) -> None:
         'model={module="my_nets:make", arguments={width=5}}',
         "--json",
     ]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["parameters"] == 65 * 5 + 60
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(process.stdout)["parameters"] == 65 * 5 + 60
 
 
-HEAVY = ("torch", "flwr", "pyarrow", "sklearn", "rich", "numba", "pandas")
+LARGE_MODULES = ("torch", "flwr", "pyarrow", "sklearn", "rich", "numba", "pandas")
 
 
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["run", "--help"], ["--version"], ["list"], ["list", "models", "--json"]], ids=" ".join
 )
-def test_help_and_list_import_nothing_heavy(arguments: list[str]) -> None:
+def test_help_and_list_import_no_large_module(arguments: list[str]) -> None:
     code = f"""
 import sys
 from fedsgd.cli import main
@@ -204,13 +203,13 @@ try:
     main({arguments!r})
 except SystemExit as status:
     assert not status.code
-loaded = [name for name in {HEAVY!r} if name in sys.modules]
-assert not loaded, loaded
+imported = [name for name in {LARGE_MODULES!r} if name in sys.modules]
+assert not imported, imported
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
-def test_a_wrong_scenario_is_refused_before_torch_is_imported(quickstart: Path) -> None:
+def test_wrong_scenario_is_refused_before_torch_is_imported(quickstart: Path) -> None:
     code = f"""
 import sys
 from fedsgd.cli import main
@@ -223,22 +222,27 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
-def record(number: int, metrics: dict[str, float] | None, seconds: float) -> RoundRecord:
-    """A round of one client."""
+def make_record(number: int, metrics: dict[str, float] | None, seconds: float) -> RoundRecord:
+    """Return the record of a round of one client."""
     return RoundRecord(number, 0.1, (0,), (0,), 1000, 1000, 5000, 5000, 70_000, 70_000, None, None, metrics, seconds)
 
 
-def test_the_time_left_is_that_of_the_rounds_left(
+def test_progress_line_estimates_the_remaining_time(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After rounds of 2 s and 4 s, four more of 3 s each are expected."""
+    """After rounds of 2 s and 4 s, four rounds of 3 s each remain."""
     from fedsgd.scenario.scenario import load
 
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    with terminal.show_progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (_, _, show, *_):
-        assert show is not None
+    with terminal.show_progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (
+        _,
+        _,
+        on_round,
+        *_,
+    ):
+        assert on_round is not None
         for number, seconds in ((1, 2.0), (2, 4.0)):
-            show(record(number, None, seconds))
+            on_round(make_record(number, None, seconds))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "quickstart: round 1/6, up 1 kB, 70× · both ways 6 kB, 23.3×, about 10 s left",
@@ -246,29 +250,31 @@ def test_the_time_left_is_that_of_the_rounds_left(
     ]
 
 
-def test_a_terminal_gets_a_bar(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_terminal_is_a_bar(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fedsgd.scenario.scenario import load
 
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     with terminal.show_progress(load(root / "scenarios" / "quickstart.toml", {"rounds": 6}), quiet=False) as (
-        chosen,
-        planned,
-        show,
+        on_engine,
+        on_state_budget,
+        on_round,
         *_,
     ):
-        assert chosen is not None
-        assert planned is not None
-        assert show is not None
-        planned(StateBudget(10, 10, 1000, 0, "memory", 2**30))
-        chosen(EngineChoice("captured", "fused", None, "not all its layers are linear"))
-        show(record(2, {"accuracy": 0.5}, 1.0))
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
-    assert "engine: captured, fused update: not all its layers are linear" in shown
-    assert "client state: at most 10 of 10 clients x 1 kB = 10 kB, in memory (budget 1 GiB)" in shown
-    assert "2/6" in shown
-    assert "acc 0.500 · up 1 kB, 70× · both ways 6 kB, 23.3×" in shown
+        assert on_engine is not None
+        assert on_state_budget is not None
+        assert on_round is not None
+        on_state_budget(StateBudget(10, 10, 1000, 0, "memory", 2**30))
+        on_engine(EngineChoice("captured", "fused", None, "not all its layers are linear"))
+        on_round(make_record(2, {"accuracy": 0.5}, 1.0))
+    output = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "engine: captured, fused update: not all its layers are linear" in output
+    assert "client state: at most 10 of 10 clients x 1 kB = 10 kB, in memory (budget 1 GiB)" in output
+    assert "2/6" in output
+    assert "acc 0.500 · up 1 kB, 70× · both ways 6 kB, 23.3×" in output
 
 
 def test_empty_label_in_a_comparison_is_refused() -> None:

@@ -107,8 +107,8 @@ def paper_style() -> Iterator[None]:
 def method_styles(labels: Sequence[str]) -> list[MethodStyle]:
     """Return a style for each method.
 
-    With nine colours, four line styles and thirteen markers, the first 36 methods have different lines, and the first 117
-    different pairs of colour and marker.
+    There are nine colours, four line styles and thirteen markers. So the first 36 methods have different lines, and the first
+    117 methods different pairs of colour and marker.
     """
     return [
         MethodStyle(label, COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)], i)

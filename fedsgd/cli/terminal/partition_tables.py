@@ -28,7 +28,7 @@ def print_partition(partition_summary: PartitionSummary) -> None:
     title = f"{partition_summary.name}: {partition_summary.partition}, {sizes}"
     console.print(title, style="bold", soft_wrap=True, markup=False)
     if fits and partition_summary.counts is not None and len(partition_summary.class_names) <= MAX_CLASSES:
-        console.print("by class: % of a client's examples; distance to the class distribution of all clients: 0 to 1")
+        console.print("by class: % of a client's examples; distance: to all clients' classes, 0 to 1")
         classes = [_format_class(partition_summary.class_names, label) for label in range(len(partition_summary.class_names))]
         if classes != [str(label) for label in range(len(classes))]:
             console.print(f"classes: {', '.join(classes)}", markup=False)

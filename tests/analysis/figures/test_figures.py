@@ -1,4 +1,4 @@
-"""Figures for papers: what is in them, and that they are files as asked, the same each time."""
+"""Figures for papers: their content, their legends and their files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from matplotlib.lines import Line2D
 
 import fedsgd
 from fedsgd.analysis import Method, load_methods, price
-from fedsgd.analysis.figures import FIGURES, FigureFormat, build_figures, draw_figures
-from fedsgd.analysis.figures import style as look
+from fedsgd.analysis.figures import FIGURES, FigureFormat, build_figures, draw_figures, style
 from fedsgd.analysis.figures.accuracy import pareto_front
 from fedsgd.analysis.figures.breakdown import BREAKDOWN_COLOURS
 from fedsgd.analysis.figures.series import interpolate_band
@@ -37,7 +36,7 @@ STARTS = {"pdf": b"%PDF-", "png": b"\x89PNG\r\n", "svg": b"<?xml"}
 DEPENDENT = "depends on time"
 
 
-def asked(target: float = TARGET, name: str = "3g") -> ReportOptions:
+def make_options(target: float = TARGET, name: str = "3g") -> ReportOptions:
     return ReportOptions("Test", target, PricingModel(get_network(name), get_device("phone"), get_device("server")), name)
 
 
@@ -56,75 +55,75 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def methods(runs: Path) -> list[Method]:
-    return named(
+    return with_labels(
         [*load_methods([runs / "priced"], TARGET), *load_methods([runs / "c-stragglers"], TARGET)], "dense", "sparse", DEPENDENT
     )
 
 
 @pytest.fixture(scope="module")
 def drawn(methods: list[Method]) -> dict[str, Figure]:
-    return build_figures(methods, asked())
+    return build_figures(methods, make_options())
 
 
-def named(methods: list[Method], *labels: str) -> list[Method]:
+def with_labels(methods: list[Method], *labels: str) -> list[Method]:
     return [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
 
 
-def shown_at(method: Method, **changes: Any) -> Method:
-    """Its chosen variant changed, the only one."""
-    chosen = replace(method.best_variant, **changes)
-    return replace(method, best_variant=chosen, variants=(chosen,))
+def with_best_variant(method: Method, **changes: Any) -> Method:
+    """Return a method with a changed best variant and no other variants."""
+    variant = replace(method.best_variant, **changes)
+    return replace(method, best_variant=variant, variants=(variant,))
 
 
-def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """No other figures are drawn."""
+def limit_figures(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Draw only these figures."""
     for name in set(FIGURES) - {*names}:
         monkeypatch.delitem(FIGURES, name)
 
 
-def lines(figure: Figure, gid: str, panel: int = 0) -> list[Line2D]:
+def find_lines(figure: Figure, gid: str, panel: int = 0) -> list[Line2D]:
     return [line for line in figure.axes[panel].lines if re.fullmatch(gid, str(line.get_gid()))]
 
 
-def legend_of(figure: Figure) -> list[str]:
+def legend_labels(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def texts(figure: Figure) -> str:
+def axes_texts(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.axes[0].texts)
 
 
-def test_all_figures_are_there_for_runs_that_have_everything(drawn: dict[str, Figure]) -> None:
+def test_runs_with_all_data_have_all_figures(drawn: dict[str, Figure]) -> None:
     assert list(drawn) == list(FIGURES)
     assert {round(float(figure.get_size_inches()[0]), 3) for figure in drawn.values()} == {3.4, 7.0}
 
 
 @pytest.mark.parametrize("format", ["pdf", "svg", "png"])
-def test_files_are_of_their_format_and_equal_runs_give_equal_files(
+def test_figure_files_have_their_format_and_are_reproducible(
     methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: FigureFormat
 ) -> None:
-    first = draw_figures(methods, asked(), tmp_path / "one", format)
+    first = draw_figures(methods, make_options(), tmp_path / "one", format)
     assert [path.name for path in first] == [f"{name}.{format}" for name in FIGURES]
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(path.name for path in first), "nothing else"
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(path.name for path in first), "no other files"
     for path in first:
         data = path.read_bytes()
         assert data.startswith(STARTS[format])
         assert b"Type3" not in data, "publishers refuse such fonts"
         assert not re.search(rb"CreationDate|dc:date", data), "no dates"
-    only(monkeypatch, "link-speed", "anatomy", "memory")
-    for path in draw_figures(methods, asked(), tmp_path / "two", format):
+    limit_figures(monkeypatch, "link-speed", "anatomy", "memory")
+    for path in draw_figures(methods, make_options(), tmp_path / "two", format):
         assert path.read_bytes() == (tmp_path / "one" / path.name).read_bytes(), path.name
 
 
-def test_the_users_own_settings_of_matplotlib_change_nothing(
+def test_matplotlib_settings_of_the_user_change_nothing(
     methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import matplotlib
 
-    only(monkeypatch, "accuracy-bytes")
-    (first,) = draw_figures(methods, asked(), tmp_path / "one", "svg")
-    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": False}):
-        (second,) = draw_figures(methods, asked(), tmp_path / "two", "svg")
+    limit_figures(monkeypatch, "accuracy-bytes")
+    (first,) = draw_figures(methods, make_options(), tmp_path / "one", "svg")
+    with matplotlib.rc_context({"font.size": 20, "find_lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": False}):
+        (second,) = draw_figures(methods, make_options(), tmp_path / "two", "svg")
         assert matplotlib.rcParams["font.size"] == 20
     assert first.read_bytes() == second.read_bytes()
 
@@ -136,138 +135,136 @@ def test_the_users_own_settings_of_matplotlib_change_nothing(
         ("clients", 2, 3), ("memory", 2, 2),
     ],
 )  # fmt: skip
-def test_each_method_has_one_line_in_its_own_look(drawn: dict[str, Figure], name: str, panels: int, expected: int) -> None:
+def test_method_has_one_line_in_its_style(drawn: dict[str, Figure], name: str, panels: int, expected: int) -> None:
     assert len(drawn[name].axes) == panels
-    styles = {line.get_gid(): to_hex(line.get_color()) for line in lines(drawn["clients"], r"method-\d+")}
-    assert len(set(styles.values())) == 3
+    colours = {line.get_gid(): to_hex(line.get_color()) for line in find_lines(drawn["clients"], r"method-\d+")}
+    assert len(set(colours.values())) == 3
     for panel in range(panels):
-        found = lines(drawn[name], r"method-\d+", panel)
-        assert len(found) == len({line.get_gid() for line in found}) == expected
-        assert all(to_hex(line.get_color()) == styles[line.get_gid()] for line in found), "the same in every figure"
+        panel_lines = find_lines(drawn[name], r"method-\d+", panel)
+        assert len(panel_lines) == len({line.get_gid() for line in panel_lines}) == expected
+        assert all(to_hex(line.get_color()) == colours[line.get_gid()] for line in panel_lines), "equal in all figures"
 
 
-def test_the_target_is_a_rule_at_its_height(drawn: dict[str, Figure]) -> None:
+def test_target_is_a_horizontal_line(drawn: dict[str, Figure]) -> None:
     for name in ("accuracy-bytes", "accuracy-rounds", "accuracy-time"):
         for panel in range(len(drawn[name].axes)):
-            (rule,) = lines(drawn[name], "target", panel)
+            (rule,) = find_lines(drawn[name], "target", panel)
             assert list(rule.get_ydata()) == [TARGET, TARGET]
-        assert f"target {TARGET:g}" in legend_of(drawn[name])
+        assert f"target {TARGET:g}" in legend_labels(drawn[name])
 
 
-def test_lines_meet_the_target_where_the_tables_say(methods: list[Method]) -> None:
-    single = [shown_at(method, runs=method.runs[:1]) for method in methods[:2]]
-    made = build_figures(single, asked())
+def test_line_reaches_the_target_at_the_value_of_the_tables(methods: list[Method]) -> None:
+    single = [with_best_variant(method, runs=method.runs[:1]) for method in methods[:2]]
+    figures = build_figures(single, make_options())
     checked = 0
     for i, method in enumerate(single):
-        (priced,) = price(method.runs[0], [asked().pricing_model])
-        found = time_to_target(priced, TARGET)
-        if found is None or found.target_reached.before == found.target_reached.after:
+        (priced,) = price(method.runs[0], [make_options().pricing_model])
+        reached = time_to_target(priced, TARGET)
+        if reached is None or reached.target_reached.before == reached.target_reached.after:
             continue
         for name, expected in (
-            ("accuracy-rounds", found.target_reached.rounds),
-            ("accuracy-time", found.target_reached.interpolate_on(priced.cumulative_seconds)),
-            ("accuracy-bytes", found.target_reached.interpolate_on(method.runs[0].get_cumulative("uplink_bytes"))),
+            ("accuracy-rounds", reached.target_reached.rounds),
+            ("accuracy-time", reached.target_reached.interpolate_on(priced.cumulative_seconds)),
+            ("accuracy-bytes", reached.target_reached.interpolate_on(method.runs[0].get_cumulative("uplink_bytes"))),
         ):
-            (line,) = lines(made[name], f"method-{i + 1}")
-            at = np.interp(expected, np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))
-            assert at == pytest.approx(TARGET, rel=1e-9), (method.label, name)
+            (line,) = find_lines(figures[name], f"method-{i + 1}")
+            accuracy = np.interp(expected, np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))
+            assert accuracy == pytest.approx(TARGET, rel=1e-9), (method.label, name)
             checked += 1
-    assert checked, "some method gets there between two rounds"
+    assert checked, "a method reaches the target between two rounds"
 
 
-def test_a_run_that_cannot_be_priced_is_left_out_of_time_and_said_to_be(drawn: dict[str, Figure]) -> None:
+def test_unpriced_run_is_named_in_figures_of_time(drawn: dict[str, Figure]) -> None:
     for name in ("accuracy-time", "link-speed"):
-        assert f"{DEPENDENT}\n(not priced: participation depended on time)" in legend_of(drawn[name])
-    assert "not priced: participation depended on time" in texts(drawn["round-time"])
-    assert DEPENDENT in legend_of(drawn["accuracy-bytes"])
+        assert f"{DEPENDENT}\n(not priced: participation depended on time)" in legend_labels(drawn[name])
+    assert "not priced: participation depended on time" in axes_texts(drawn["round-time"])
+    assert DEPENDENT in legend_labels(drawn["accuracy-bytes"])
 
 
-def test_with_nothing_but_such_runs_there_are_no_figures_of_time(methods: list[Method]) -> None:
-    left = set(FIGURES) - {"accuracy-time", "link-speed", "round-time"}
-    assert set(build_figures(methods[2:], asked())) == left
+def test_unpriced_runs_alone_have_no_figures_of_time(methods: list[Method]) -> None:
+    remaining = set(FIGURES) - {"accuracy-time", "link-speed", "round-time"}
+    assert set(build_figures(methods[2:], make_options())) == remaining
 
 
-def test_break_evens_are_marked_where_they_are(methods: list[Method]) -> None:
-    lossless = PricingModel(Network(Link(1e6, 1e6)), get_device("phone"), get_device("server"))
-    question = ReportOptions("Test", TARGET, lossless, "mine")
-    racers = [
-        MethodTiming(method.label, [time_to_target(price(run, [lossless])[0], TARGET) for run in method.runs])
+def test_break_even_markers_are_at_the_break_evens(methods: list[Method]) -> None:
+    pricing_model = PricingModel(Network(Link(1e6, 1e6)), get_device("phone"), get_device("server"))
+    options = ReportOptions("Test", TARGET, pricing_model, "mine")
+    timings = [
+        MethodTiming(method.label, [time_to_target(price(run, [pricing_model])[0], TARGET) for run in method.runs])
         for method in methods[:2]
     ]
-    expected = break_evens(*racers, lossless.network)
+    expected = break_evens(*timings, pricing_model.network)
     assert expected, "dense needs fewer rounds and more bytes"
-    figure = build_figures(methods[:2], question)["link-speed"]
+    figure = build_figures(methods[:2], options)["link-speed"]
     for gid in ("break-even", "soonest"):
-        marks = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines(figure, gid)]
-        assert [x for x, _ in marks] == pytest.approx([each.up_bits_per_second for each in expected], rel=1e-12)
+        marks = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in find_lines(figure, gid)]
+        assert [x for x, _ in marks] == pytest.approx([point.up_bits_per_second for point in expected], rel=1e-12)
         for x, y in marks:
-            for racer in racers:
-                assert y == pytest.approx(racer.compute_median_seconds(x, x, 0.0), rel=1e-9), "both are as soon there"
-    (rule,) = lines(figure, "network")
+            for timing in timings:
+                assert y == pytest.approx(timing.compute_median_seconds(x, x, 0.0), rel=1e-9), "both methods need the same time"
+    (rule,) = find_lines(figure, "network")
     assert list(rule.get_xdata()) == [1e6, 1e6]
 
 
-def test_a_method_that_never_gets_there_is_said_not_to(methods: list[Method]) -> None:
-    single = [shown_at(method, runs=method.runs[:1]) for method in methods[:2]]
+def test_method_that_misses_the_target_is_named_in_the_legend(methods: list[Method]) -> None:
+    single = [with_best_variant(method, runs=method.runs[:1]) for method in methods[:2]]
     best = [method.best_variant.summarize_best_accuracy().median for method in single]
     assert best[0] != best[1]
-    made = build_figures(single, asked(sum(best) / 2))
-    missing = [label for label in legend_of(made["link-speed"]) if "target not reached" in label]
+    figures = build_figures(single, make_options(sum(best) / 2))
+    missing = [label for label in legend_labels(figures["link-speed"]) if "target not reached" in label]
     assert len(missing) == 1
-    assert len(lines(made["link-speed"], r"method-\d+")) == 1
+    assert len(find_lines(figures["link-speed"], r"method-\d+")) == 1
     assert f"{'dense' if best[0] < best[1] else 'sparse'} (target not reached)" in missing
-    assert "link-speed" not in build_figures(single, asked(0.9999))
+    assert "link-speed" not in build_figures(single, make_options(0.9999))
 
 
-def test_failed_seeds_are_told(methods: list[Method]) -> None:
-    made = build_figures([shown_at(methods[0], n_failed=1)], asked())
-    assert "dense (1 of 3 seeds failed)" in legend_of(made["accuracy-rounds"])
-    (path,) = [path for path in made["link-speed"].axes[0].collections if len(path.get_paths())]
-    assert path.get_paths()[0].vertices[:, 1].max() > 1e3 * lines(made["link-speed"], "method-1")[0].get_ydata().max()
+def test_failed_seeds_are_named_in_the_legend(methods: list[Method]) -> None:
+    figures = build_figures([with_best_variant(methods[0], n_failed=1)], make_options())
+    assert "dense (1 of 3 seeds failed)" in legend_labels(figures["accuracy-rounds"])
+    (path,) = [path for path in figures["link-speed"].axes[0].collections if len(path.get_paths())]
+    assert path.get_paths()[0].vertices[:, 1].max() > 1e3 * find_lines(figures["link-speed"], "method-1")[0].get_ydata().max()
 
 
 HOSTILE = ["$x_1", "_hidden", r"\frac{", "a\nb\x00c\x1b[0m", "%&<>\"'", "", "x" * 60, "x" * 61, "W" * 200, "$$", "\ud800"]
 
 
-def test_labels_cannot_break_a_figure(methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, "accuracy-bytes", "link-speed", "anatomy", "round-time")
+def test_hostile_labels_are_drawn_as_text(methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_figures(monkeypatch, "accuracy-bytes", "link-speed", "anatomy", "round-time")
     many = [replace(methods[i % 2], label=label) for i, label in enumerate(HOSTILE)]
-    shown = legend_of(build_figures(many, asked())["accuracy-bytes"])[: len(HOSTILE)]
-    assert len(set(shown)) == len(HOSTILE), "those that differ still do"
-    with look.paper_style():
-        assert all(look.measure_width(text) <= look.MAX_LABEL_POINTS for text in shown)
-    for path in draw_figures(many, asked(), tmp_path / "svg", "svg"):
+    labels = legend_labels(build_figures(many, make_options())["accuracy-bytes"])[: len(HOSTILE)]
+    assert len(set(labels)) == len(HOSTILE), "different labels stay different"
+    with style.paper_style():
+        assert all(style.measure_width(text) <= style.MAX_LABEL_POINTS for text in labels)
+    for path in draw_figures(many, make_options(), tmp_path / "svg", "svg"):
         text = "".join(ElementTree.parse(path).getroot().itertext())
         for label in ("$x_1", "_hidden", r"\frac{", "a b c [0m", "%&<>\"'", "(no name)", "$$"):
             assert label in text, path.name
 
 
-def test_the_text_of_an_svg_is_text(methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, "clients", "pareto", "memory")
-    for path in draw_figures(methods, asked(), tmp_path / "svg", "svg"):
+def test_svg_contains_text_as_text(methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_figures(monkeypatch, "clients", "pareto", "memory")
+    for path in draw_figures(methods, make_options(), tmp_path / "svg", "svg"):
         text = "".join(ElementTree.parse(path).getroot().itertext())
         assert "sparse" in text, path.name
 
 
-def test_thirteen_methods_fit_and_look_different(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, "accuracy-bytes", "accuracy-time", "pareto", "anatomy")
-    many = [
-        replace(methods[i % 2], label=f"method {i} of thirteen, with a name as long as people give them") for i in range(13)
-    ]
-    styles = look.method_styles([method.label for method in many])
-    assert len({(one.colour, str(one.dashes)) for one in styles}) == len({one.marker for one in styles}) == 13
-    for name, figure in build_figures(many, asked()).items():
+def test_thirteen_methods_fit_and_have_different_styles(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_figures(monkeypatch, "accuracy-bytes", "accuracy-time", "pareto", "anatomy")
+    many = [replace(methods[i % 2], label=f"method {i} of thirteen, with a long name") for i in range(13)]
+    method_styles = style.method_styles([method.label for method in many])
+    assert len({(one.colour, str(one.dashes)) for one in method_styles}) == len({one.marker for one in method_styles}) == 13
+    for name, figure in build_figures(many, make_options()).items():
         figure.draw_without_rendering()
-        inside = figure.bbox
+        bounds = figure.bbox
         for legend in figure.legends:
             box = legend.get_window_extent()
-            assert box.x0 >= inside.x0 - 1, name
-            assert box.x1 <= inside.x1 + 1, name
+            assert box.x0 >= bounds.x0 - 1, name
+            assert box.x1 <= bounds.x1 + 1, name
             for ax in figure.axes:
                 assert box.y1 <= ax.get_tightbbox().y0 + 1, f"{name}: the legend covers the axes"
 
 
-def test_nothing_is_cut_off(drawn: dict[str, Figure]) -> None:
+def test_figure_contains_all_of_its_axes(drawn: dict[str, Figure]) -> None:
     for name, figure in drawn.items():
         figure.draw_without_rendering()
         for ax in figure.axes:
@@ -279,7 +276,7 @@ def test_nothing_is_cut_off(drawn: dict[str, Figure]) -> None:
             assert box.y1 <= figure.bbox.y1 + 1, name
 
 
-def test_the_bars_of_the_anatomy_are_what_the_summary_says(drawn: dict[str, Figure], methods: list[Method]) -> None:
+def test_byte_breakdown_equals_the_summary(drawn: dict[str, Figure], methods: list[Method]) -> None:
     bars: dict[float, float] = {}
     for patch in drawn["anatomy"].axes[0].patches:
         row = round(patch.get_y() + patch.get_height() / 2, 6)
@@ -292,54 +289,55 @@ def test_the_bars_of_the_anatomy_are_what_the_summary_says(drawn: dict[str, Figu
     assert values == pytest.approx([100 * value / (value + sum(rest)) for value, *rest in sums])
 
 
-def test_the_bars_of_a_round_add_up_to_its_mean_duration(drawn: dict[str, Figure], methods: list[Method]) -> None:
+def test_round_time_bars_add_up_to_the_mean_duration(drawn: dict[str, Figure], methods: list[Method]) -> None:
     widths = [0.0, 0.0]
     for patch in drawn["round-time"].axes[0].patches:
         widths[round(patch.get_y() + 0.2)] += patch.get_width()
-    terms = asked().pricing_model
+    pricing_model = make_options().pricing_model
     expected = [
-        np.mean([np.diff(price(run, [terms])[0].cumulative_seconds).mean() for run in method.runs]) for method in methods[:2]
+        np.mean([np.diff(price(run, [pricing_model])[0].cumulative_seconds).mean() for run in method.runs])
+        for method in methods[:2]
     ]
     assert widths == pytest.approx(expected)
 
 
-def test_the_pareto_front_is_what_no_other_point_betters() -> None:
+def test_pareto_front_has_the_points_that_none_dominates() -> None:
     points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.5), (2.0, 0.8), (4.0, 0.9), (5.0, 0.95), (6.0, 0.1)]
     assert pareto_front(points) == [(1.0, 0.5), (2.0, 0.8), (3.0, 0.9), (5.0, 0.95)]
 
 
-def test_the_front_is_drawn_as_steps_through_the_best_points(drawn: dict[str, Figure]) -> None:
-    (front,) = lines(drawn["pareto"], "front")
+def test_pareto_front_is_drawn_as_steps_through_its_points(drawn: dict[str, Figure]) -> None:
+    (front,) = find_lines(drawn["pareto"], "front")
     assert front.get_drawstyle() == "steps-post"
-    dots = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines(drawn["pareto"], r"method-\d+")]
+    dots = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in find_lines(drawn["pareto"], r"method-\d+")]
     xy = np.asarray(front.get_xydata())[:-1]
     assert [tuple(point) for point in xy.tolist()] == pareto_front(dots)
 
 
 def measured_once(method: Method) -> Method:
-    """The method with the last evaluation alone."""
+    """Return the method with only its last evaluation."""
     rounds = {"accuracy": np.where(np.arange(6) == 5, method.runs[0].accuracy, np.nan)}
-    return shown_at(method, runs=tuple(replace(run, rounds={**run.rounds, **rounds}) for run in method.runs[:1]))
+    return with_best_variant(method, runs=tuple(replace(run, rounds={**run.rounds, **rounds}) for run in method.runs[:1]))
 
 
 def test_line_of_one_point_has_the_marker_of_its_legend_entry(
     drawn: dict[str, Figure], methods: list[Method], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without one it would not be seen at all: markers begin some way along a line, and those of long lines still do."""
-    assert {line.get_markevery() for line in lines(drawn["accuracy-rounds"], "method-[12]")} == {(0.02, 0.2), (0.07, 0.2)}
-    only(monkeypatch, "accuracy-rounds", "accuracy-bytes")
-    for figure in build_figures([replace(measured_once(methods[0]), label=str(i)) for i in range(4)], asked()).values():
+    """A line of one point needs a marker to be visible. Markers of long lines still start some way along the line."""
+    assert {line.get_markevery() for line in find_lines(drawn["accuracy-rounds"], "method-[12]")} == {(0.02, 0.2), (0.07, 0.2)}
+    limit_figures(monkeypatch, "accuracy-rounds", "accuracy-bytes")
+    for figure in build_figures([replace(measured_once(methods[0]), label=str(i)) for i in range(4)], make_options()).values():
         entries = figure.legends[0].legend_handles
-        for i, line in enumerate(lines(figure, r"method-\d+")):
+        for i, line in enumerate(find_lines(figure, r"method-\d+")):
             assert line.get_markevery() == [0]
             assert line.get_marker() == entries[i].get_marker()
             assert len(line.get_xdata()) == 1
 
 
-def test_legend_of_the_anatomy_has_the_parts_and_marks_that_are_drawn(drawn: dict[str, Figure], methods: list[Method]) -> None:
+def test_byte_breakdown_legend_has_the_drawn_parts_and_markers(drawn: dict[str, Figure], methods: list[Method]) -> None:
     figure = drawn["anatomy"]
-    (bound, *_) = lines(figure, "bound")
-    handles = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))
+    (bound, *_) = find_lines(figure, "bound")
+    handles = dict(zip(legend_labels(figure), figure.legends[0].legend_handles, strict=True))
     mark = handles.pop("lower bound for random positions, log₂C(P, k)")
     assert isinstance(mark, Line2D)
     assert (mark.get_marker(), mark.get_linestyle()) == (bound.get_marker(), bound.get_linestyle()) == ("|", "None")
@@ -351,52 +349,50 @@ def test_legend_of_the_anatomy_has_the_parts_and_marks_that_are_drawn(drawn: dic
     assert "side" not in handles
 
 
-def test_pareto_legend_has_other_tuned_values_where_they_are_drawn(
-    methods: list[Method], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only(monkeypatch, "pareto")
-    assert "other values that were tried" not in legend_of(build_figures(methods, asked())["pareto"])
+def test_pareto_legend_has_other_tuned_values_if_drawn(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_figures(monkeypatch, "pareto")
+    assert "other values that were tried" not in legend_labels(build_figures(methods, make_options())["pareto"])
     tuned = replace(methods[0], variants=(methods[0].best_variant, replace(methods[1].best_variant, tuned={"lr": 0.1})))
-    figure = build_figures([tuned], asked())["pareto"]
-    mark = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))["other values that were tried"]
+    figure = build_figures([tuned], make_options())["pareto"]
+    mark = dict(zip(legend_labels(figure), figure.legends[0].legend_handles, strict=True))["other values that were tried"]
     drawn = [line for line in figure.axes[0].lines if line.get_markersize() == 3]
     assert len(drawn) == 1
     assert isinstance(mark, Line2D)
     assert (mark.get_markersize(), mark.get_markerfacecolor()) == (drawn[0].get_markersize(), drawn[0].get_markerfacecolor())
 
 
-def test_seeds_are_joined_where_all_have_begun_to_where_half_have_ended() -> None:
+def test_band_starts_at_the_last_start_and_ends_at_the_median_end() -> None:
     x = np.arange(1.0, 6)
-    made = interpolate_band([(x, x), (x[:3], 2 * x[:3]), (x[1:], 3 * x[1:])])
-    assert made is not None
-    assert made.x.tolist() == [2, 3, 4, 5]
-    assert made.median.tolist() == [4, 6, 6, 6]
-    assert made.low.tolist() == [2, 3, 4, 5]
-    assert made.high.tolist() == [6, 9, 12, 15]
+    band = interpolate_band([(x, x), (x[:3], 2 * x[:3]), (x[1:], 3 * x[1:])])
+    assert band is not None
+    assert band.x.tolist() == [2, 3, 4, 5]
+    assert band.median.tolist() == [4, 6, 6, 6]
+    assert band.low.tolist() == [2, 3, 4, 5]
+    assert band.high.tolist() == [6, 9, 12, 15]
     assert interpolate_band([(np.zeros(0), np.zeros(0))]) is None
 
 
-def test_long_runs_are_thinned() -> None:
+def test_band_of_long_runs_is_downsampled() -> None:
     x = np.arange(1.0, 100_001)
-    made = interpolate_band([(x, x)])
-    assert made is not None
-    assert len(made.x) <= 1000
-    assert (made.x[0], made.x[-1]) == (1.0, 100_000.0)
+    band = interpolate_band([(x, x)])
+    assert band is not None
+    assert len(band.x) <= 1000
+    assert (band.x[0], band.x[-1]) == (1.0, 100_000.0)
 
 
 @pytest.mark.parametrize(
     ("unit", "low", "high", "expected"),
     [
-        (look.BYTES, 900, 2e6, ["1 kB", "10 kB", "100 kB", "1 MB"]),
-        (look.BYTES, 1.1e6, 4.2e6, ["2 MB"]),
-        (look.SECONDS, 0.5, 4000, ["1 s", "10 s", "1 min", "10 min", "1 h"]),
-        (look.SECONDS, 20, 200, ["20 s", "30 s", "1 min", "2 min"]),
-        (look.RATE, 1e3, 1e10, ["1 kbit/s", "1 Mbit/s", "1 Gbit/s"]),
+        (style.BYTES, 900, 2e6, ["1 kB", "10 kB", "100 kB", "1 MB"]),
+        (style.BYTES, 1.1e6, 4.2e6, ["2 MB"]),
+        (style.SECONDS, 0.5, 4000, ["1 s", "10 s", "1 min", "10 min", "1 h"]),
+        (style.SECONDS, 20, 200, ["20 s", "30 s", "1 min", "2 min"]),
+        (style.RATE, 1e3, 1e10, ["1 kbit/s", "1 Mbit/s", "1 Gbit/s"]),
     ],
 )
-def test_ticks_are_as_people_say_them(unit: look.AxisUnit, low: float, high: float, expected: list[str]) -> None:
+def test_tick_labels_have_common_units(unit: style.AxisUnit, low: float, high: float, expected: list[str]) -> None:
     ax = Figure().add_subplot()
-    look.scale_axis(ax.xaxis, unit, low, high)
+    style.scale_axis(ax.xaxis, unit, low, high)
     labels = [unit.format_value(float(x)) for x in ax.xaxis.get_majorticklocs() if ax.get_xlim()[0] <= x <= ax.get_xlim()[1]]
     assert ax.get_xscale() == "log"
     assert labels == expected if len(expected) > 1 else len(labels) >= 2
@@ -404,10 +400,10 @@ def test_ticks_are_as_people_say_them(unit: look.AxisUnit, low: float, high: flo
 
 @pytest.mark.parametrize(("low", "high"), [(5.0, 5.0), (0.0, 0.0), (1.0, 2.0), (0.0, 1e9), (1e-9, 1e15)])
 @pytest.mark.parametrize("log", [None, True, False])
-def test_any_range_has_an_axis(low: float, high: float, log: Any) -> None:
+def test_axis_contains_any_range(low: float, high: float, log: Any) -> None:
     figure = Figure()
     ax = figure.add_subplot()
-    look.scale_axis(ax.yaxis, look.SECONDS, low, high, log=log)
+    style.scale_axis(ax.yaxis, style.SECONDS, low, high, log=log)
     figure.draw_without_rendering()
     bottom, top = ax.get_ylim()
     assert bottom <= low <= high <= top
@@ -415,27 +411,27 @@ def test_any_range_has_an_axis(low: float, high: float, log: Any) -> None:
     assert math.isfinite(top)
 
 
-def test_what_cannot_be_written_is_said_before_anything_is(methods: list[Method], tmp_path: Path) -> None:
+def test_wrong_format_or_folder_is_refused_before_writing(methods: list[Method], tmp_path: Path) -> None:
     with pytest.raises(OutputError, match='got the format "pfd", did you mean "pdf"'):
-        draw_figures(methods, asked(), tmp_path / "out", "pfd")
+        draw_figures(methods, make_options(), tmp_path / "out", "pfd")
     with pytest.raises(OutputError, match="there is no folder"):
-        draw_figures(methods, asked(), tmp_path / "no" / "such", "pdf")
+        draw_figures(methods, make_options(), tmp_path / "no" / "such", "pdf")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is not a folder"):
-        draw_figures(methods, asked(), tmp_path / "file", "pdf")
+        draw_figures(methods, make_options(), tmp_path / "file", "pdf")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_error_while_drawing_leaves_no_files(methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_in_a_figure_leaves_no_files(methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Figure:
         raise ValueError("broken")
 
     monkeypatch.setitem(FIGURES, "memory", broken)
     with pytest.raises(ValueError, match="broken"):
-        draw_figures(methods, asked(), tmp_path / "out", "pdf")
+        draw_figures(methods, make_options(), tmp_path / "out", "pdf")
     assert not (tmp_path / "out").exists()
 
 
-def test_matplotlib_is_not_imported_by_reports_without_figures() -> None:
+def test_analysis_package_does_not_import_matplotlib() -> None:
     code = "import sys, fedsgd.analysis; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The report's Python and the arithmetic of its page come to the same figures and the same texts."""
+"""Equal figures and texts from Python and from the arithmetic of the page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GOLDEN: dict[str, Any] = json.loads(FILE.read_text())
 EXACT = 1e-12
 
-# Each takes the vectors and gives them back as the page computes them; JSON has no word for NaN and infinite, so null it is.
+# The script takes the golden values and returns them as the page computes them; null replaces NaN and infinity.
 SCRIPT = """
 (golden) => {
   const P = fedsgdPricing;
@@ -60,35 +60,35 @@ SCRIPT = """
 """
 
 
-def test_python_gives_the_vectors() -> None:
+def test_python_reproduces_the_golden_values() -> None:
     assert json.loads(json.dumps(vectors(), allow_nan=False)) == GOLDEN
 
 
 @pytest.fixture(scope="module")
-def computed(browser: Browser) -> dict[str, Any]:
-    """The vectors as the page's arithmetic has them."""
+def page_values(browser: Browser) -> dict[str, Any]:
+    """Return the golden values as the page computes them."""
     page = browser.new_page()
     page.add_script_tag(content=(ASSETS / "pricing.js").read_text())
-    found: dict[str, Any] = page.evaluate(SCRIPT, GOLDEN)
+    values: dict[str, Any] = page.evaluate(SCRIPT, GOLDEN)
     page.close()
-    return found
+    return values
 
 
 @pytest.mark.parametrize("part", GOLDEN)
-def test_the_page_gives_the_vectors(computed: dict[str, Any], part: str) -> None:
-    assert not list(differences(GOLDEN[part], computed[part], part))
+def test_page_reproduces_the_golden_values(page_values: dict[str, Any], part: str) -> None:
+    assert not list(find_differences(GOLDEN[part], page_values[part], part))
 
 
-def differences(a: Any, b: Any, where: str) -> Any:
-    """Places where b is not a; floats may differ in their last digits."""
+def find_differences(a: Any, b: Any, where: str) -> Any:
+    """Yield the places at which two values differ by more than the last digits of a float."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         for key in a:
-            yield from differences(a[key], b[key], f"{where}.{key}")
+            yield from find_differences(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            yield from differences(x, y, f"{where}[{i}]")
+            yield from find_differences(x, y, f"{where}[{i}]")
     elif isinstance(a, float | int) and isinstance(b, float | int):
         if not math.isclose(a, b, rel_tol=EXACT):
-            yield f"{where}: {a!r}, the page has {b!r}"
+            yield f"{where}: {a!r}, the page computes {b!r}"
     elif a != b:
-        yield f"{where}: {a!r}, the page has {b!r}"
+        yield f"{where}: {a!r}, the page computes {b!r}"
