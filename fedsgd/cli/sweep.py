@@ -15,7 +15,6 @@ from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.tracking import print_warnings
 from fedsgd.system.forkserver import MAX_PROCESSES, MAX_SEEDS
 
-
 METHODS_EXAMPLE = """Example of a methods file:
 
 \b
