@@ -212,7 +212,7 @@ def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
         run_options = {f.name: options.pop(f.name) for f in fields(AnalysisOptions) if f.name != "pricing_options"}
         command(AnalysisOptions(**run_options, pricing_options=pricing_options), **options)
 
-    for decorate in reversed((*_build_run_options(), *_build_pricing_options())):
+    for decorate in reversed((*_build_run_options(), *_build_network_options(), *_build_pricing_options())):
         wrapper = decorate(wrapper)
     return wrapper
 
@@ -234,7 +234,7 @@ def _build_run_options() -> list[Callable[..., Any]]:
     ]
 
 
-def _build_pricing_options() -> list[Callable[..., Any]]:
+def _build_network_options() -> list[Callable[..., Any]]:
     return [
         click.option("--network", "networks", metavar="NAME,...", help="Networks by name, see `fedsgd list networks`."),
         click.option("--up", metavar="RATE", help="Uplink speed of the median client, e.g. 2Mbit/s."),
@@ -265,6 +265,11 @@ def _build_pricing_options() -> list[Callable[..., Any]]:
         click.option(
             "--overhead-down", metavar="SIZE", help="Bytes that the transport adds to a downlink message; about 3kB for Flower."
         ),
+    ]
+
+
+def _build_pricing_options() -> list[Callable[..., Any]]:
+    return [
         click.option(
             "--device", "device_name", metavar="NAME", default="phone", show_default=True, help="Device of the clients."
         ),
