@@ -42,13 +42,15 @@ class FrameTotals:
 
 @dataclass(eq=False)
 class CodingSeconds:
-    """Coding times that the machine of the run measured, without the first round, in which kernels are compiled.
+    """Coding times that the machine of the run measured.
+
+    Lists exclude round 1, in which kernels are compiled, unless the run has only one round.
 
     Attributes:
         client_encode: seconds to encode each UPDATE at its client.
         client_decode: seconds to decode each message at its client.
         server_decode: seconds to decode and add each UPDATE at the server.
-        server_encode: [R + 1] seconds to encode the downlink of each round; entry 0 is 0.
+        server_encode: [R + 1] seconds to encode the downlink of each round, round 1 included; entry 0 is 0.
     """
 
     client_encode: list[F64] = field(default_factory=list)
