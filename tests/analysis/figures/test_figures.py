@@ -122,7 +122,7 @@ def test_matplotlib_settings_of_the_user_change_nothing(
 
     limit_figures(monkeypatch, "accuracy-bytes")
     (first,) = draw_figures(methods, make_options(), tmp_path / "one", "svg")
-    with matplotlib.rc_context({"font.size": 20, "find_lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": False}):
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": False}):
         (second,) = draw_figures(methods, make_options(), tmp_path / "two", "svg")
         assert matplotlib.rcParams["font.size"] == 20
     assert first.read_bytes() == second.read_bytes()
