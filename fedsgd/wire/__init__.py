@@ -1,4 +1,4 @@
-"""The wire: frames, index codecs, value codecs. Hostile input stops here."""
+"""Wire format: frames, index codecs and value codecs. Decoders check every length and value before they use it."""
 
 from fedsgd.wire.frame import (
     ALL_CLIENTS,

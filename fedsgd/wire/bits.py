@@ -1,6 +1,6 @@
 """Bit strings: fixed-width fields of any width, unary numbers, variable-length integers.
 
-Bits are numbered from the least significant of the first byte; what is left of the last byte is zero.
+Bits are numbered from the least significant bit of the first byte. Unused bits of the last byte are zero.
 """
 
 from __future__ import annotations
@@ -15,47 +15,101 @@ Bytes = bytes | memoryview
 
 
 def n_bytes(n_bits: int) -> int:
-    """Bytes that hold `n_bits` bits."""
+    """Return the number of bytes that a bit string occupies.
+
+    Args:
+        n_bits: length of the bit string.
+    """
     return (n_bits + 7) // 8
 
 
 def pack(values: I64, widths: I64) -> bytes:
-    """The lowest `widths[i]` bits of each `values[i]`, one field after the other. values, widths: [n]; widths at most 32."""
+    """Pack the lowest `widths[i]` bits of each `values[i]`, one field after another.
+
+    Args:
+        values: [n] int64.
+        widths: [n] int64, 0 to 32 bits each.
+
+    >>> pack(np.array([5, 1]), np.array([3, 2])) == bytes([0b01_101])
+    True
+    """
     n_bits = int(widths.sum())
     return _pack(values, widths, n_bits)[: n_bytes(n_bits)].tobytes()
 
 
 def unpack(data: Bytes, widths: I64) -> I64:
-    """Inverse of `pack`; `data` is exactly as long as the widths ask for, padded with zero bits."""
+    """Unpack the fields of `pack`.
+
+    Args:
+        data: bytes of the fields; the caller has checked that their number fits the widths.
+        widths: [n] int64, 0 to 32 bits each.
+
+    Returns:
+        [n] int64, the values.
+
+    Raises:
+        WireError: the bits after the last field are not zero.
+    """
     n_bits = int(widths.sum())
     check_padding(data, n_bits)
     return _unpack(_to_words32(data), widths)
 
 
 def check_padding(data: Bytes, n_bits: int) -> None:
-    """WireError unless the bits of the last byte behind the first `n_bits` of `data` are zero."""
+    """Check that the unused bits of the last byte are zero.
+
+    Args:
+        data: bytes of a bit string.
+        n_bits: length of the bit string.
+
+    Raises:
+        WireError: an unused bit is 1.
+    """
     if n_bits % 8 and data[n_bits // 8] >> n_bits % 8:
         raise WireError(n_bits // 8, "padding bits are not zero")
 
 
 def pack_unary(values: I64) -> bytes:
-    """Each value as that many 0 bits and a 1. values: [n], non-negative."""
+    """Encode each value v as v 0 bits and a 1 bit.
+
+    Args:
+        values: [n] int64, non-negative.
+    """
     n_bits = int(values.sum()) + len(values)
     return _pack_unary(values, n_bits)[: n_bytes(n_bits)].tobytes()
 
 
 def popcount(data: Bytes) -> int:
-    """The number of 1 bits."""
+    """Return the number of 1 bits.
+
+    Args:
+        data: bytes to count in.
+    """
     return int(np.bitwise_count(np.frombuffer(data, dtype=np.uint8)).sum(dtype=np.int64))
 
 
 def find_set_bits(data: Bytes) -> I64:
-    """The positions of the 1 bits, ascending."""
+    """Return the positions of the 1 bits, ascending.
+
+    Args:
+        data: bytes of a bitmap.
+    """
     return bitmap_positions(_to_words64(data), popcount(data))
 
 
 def unpack_unary(data: Bytes, count: int) -> I64:
-    """Inverse of `pack_unary` for `count` values; the last 1 must stand in the last byte."""
+    """Decode the values of `pack_unary`.
+
+    Args:
+        data: bytes of the unary numbers alone.
+        count: number of values.
+
+    Returns:
+        [count] int64, the values.
+
+    Raises:
+        WireError: the number of 1 bits is not `count`, or the last 1 bit is not in the last byte.
+    """
     if popcount(data) != count:
         raise WireError(0, f"{popcount(data)} unary numbers, expected {count}")
     ends = bitmap_positions(_to_words64(data), count)
@@ -66,7 +120,11 @@ def unpack_unary(data: Bytes, count: int) -> I64:
 
 
 def pack_varint(value: int) -> bytes:
-    """LEB128: seven bits a byte, lowest first, the high bit set on all bytes but the last."""
+    """Encode an integer as LEB128: seven bits a byte, lowest first, the high bit set on all bytes but the last.
+
+    Args:
+        value: non-negative integer.
+    """
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -76,7 +134,18 @@ def pack_varint(value: int) -> bytes:
 
 
 def unpack_varint(data: Bytes, offset: int) -> tuple[int, int]:
-    """(value, offset behind it); at most five bytes, the shortest form only."""
+    """Decode an integer of `pack_varint`.
+
+    Args:
+        data: bytes that contain the integer.
+        offset: position of its first byte in `data`.
+
+    Returns:
+        The value, and the offset after its last byte.
+
+    Raises:
+        WireError: `data` ends within the integer, or the integer has more than five bytes or a redundant last byte.
+    """
     value = 0
     for i in range(5):
         if offset + i >= len(data):
@@ -94,7 +163,7 @@ def unpack_varint(data: Bytes, offset: int) -> tuple[int, int]:
 
 
 def _to_words32(data: Bytes) -> U32:
-    """`data` as words of 32 bits, and at least one of zeros behind it, so that a field can be read across a word's end."""
+    """Return `data` as words of 32 bits and at least one zero word, so that a field can be read across a word's end."""
     padded = np.zeros(len(data) // 4 + 2, dtype="<u4")
     padded.view(np.uint8)[: len(data)] = np.frombuffer(data, dtype=np.uint8)
     return padded.astype(np.uint32, copy=False)
@@ -110,32 +179,32 @@ def _pack_reference(values: I64, widths: I64, n_bits: int) -> U8:
     offsets = np.cumsum(widths) - widths
     bits = np.zeros(n_bits, dtype=np.uint8)
     for j in range(int(widths.max(initial=0))):
-        wide = widths > j
-        bits[offsets[wide] + j] = (values[wide] >> j) & 1
+        mask = widths > j
+        bits[offsets[mask] + j] = (values[mask] >> j) & 1
     return np.packbits(bits, bitorder="little")
 
 
 @kernel(_pack_reference)
 def _pack(values: I64, widths: I64, n_bits: int) -> U8:
-    """The packed bytes, and perhaps some more behind them."""
+    """Return the packed bytes, which up to nine unused bytes may follow."""
     out = np.empty((n_bits >> 3) + 9, dtype=np.uint8)
-    waiting, n_waiting, at = np.uint64(0), np.uint64(0), 0
+    buffer, n_buffered, position = np.uint64(0), np.uint64(0), 0
     for i in range(values.size):
         width = np.uint64(widths[i])
-        waiting |= (np.uint64(values[i]) & ((np.uint64(1) << width) - np.uint64(1))) << n_waiting
-        n_waiting += width
-        if n_waiting >= np.uint64(32):
-            out[at] = np.uint8(waiting)
-            out[at + 1] = np.uint8(waiting >> np.uint64(8))
-            out[at + 2] = np.uint8(waiting >> np.uint64(16))
-            out[at + 3] = np.uint8(waiting >> np.uint64(24))
-            at += 4
-            waiting >>= np.uint64(32)
-            n_waiting -= np.uint64(32)
+        buffer |= (np.uint64(values[i]) & ((np.uint64(1) << width) - np.uint64(1))) << n_buffered
+        n_buffered += width
+        if n_buffered >= np.uint64(32):
+            out[position] = np.uint8(buffer)
+            out[position + 1] = np.uint8(buffer >> np.uint64(8))
+            out[position + 2] = np.uint8(buffer >> np.uint64(16))
+            out[position + 3] = np.uint8(buffer >> np.uint64(24))
+            position += 4
+            buffer >>= np.uint64(32)
+            n_buffered -= np.uint64(32)
     for _ in range(5):
-        out[at] = np.uint8(waiting & np.uint64(255))
-        waiting >>= np.uint64(8)
-        at += 1
+        out[position] = np.uint8(buffer & np.uint64(255))
+        buffer >>= np.uint64(8)
+        position += 1
     return out
 
 
@@ -144,21 +213,21 @@ def _unpack_reference(words: U32, widths: I64) -> I64:
     offsets = np.cumsum(widths) - widths
     values = np.zeros(len(widths), dtype=np.int64)
     for j in range(int(widths.max(initial=0))):
-        wide = widths > j
-        values[wide] |= bits[offsets[wide] + j].astype(np.int64) << j
+        mask = widths > j
+        values[mask] |= bits[offsets[mask] + j].astype(np.int64) << j
     return values
 
 
 @kernel(_unpack_reference)
 def _unpack(words: U32, widths: I64) -> I64:
-    """The fields, `words` being longer than their widths' sum by a word."""
+    """Return the fields [n]. At least one word of zeros follows the last field."""
     values = np.empty(widths.size, dtype=np.int64)
-    at = 0
+    offset = 0
     for i in range(widths.size):
-        both = np.uint64(words[at >> 5]) | (np.uint64(words[(at >> 5) + 1]) << np.uint64(32))
+        pair = np.uint64(words[offset >> 5]) | (np.uint64(words[(offset >> 5) + 1]) << np.uint64(32))
         mask = (np.uint64(1) << np.uint64(widths[i])) - np.uint64(1)
-        values[i] = np.int64((both >> np.uint64(at & 31)) & mask)
-        at += widths[i]
+        values[i] = np.int64((pair >> np.uint64(offset & 31)) & mask)
+        offset += widths[i]
     return values
 
 
@@ -170,12 +239,12 @@ def _pack_unary_reference(values: I64, n_bits: int) -> U8:
 
 @kernel(_pack_unary_reference)
 def _pack_unary(values: I64, n_bits: int) -> U8:
-    """The packed bytes."""
+    """Return the packed bytes."""
     out = np.zeros((n_bits + 7) >> 3, dtype=np.uint8)
-    at = -1
+    position = -1
     for i in range(values.size):
-        at += values[i] + 1
-        out[at >> 3] |= np.uint8(1 << (at & 7))
+        position += values[i] + 1
+        out[position >> 3] |= np.uint8(1 << (position & 7))
     return out
 
 
@@ -187,11 +256,16 @@ for _i in range(64):
 
 @jit_helper
 def count_trailing_zeros(word: np.uint64) -> int:
-    """The position of the lowest 1 bit of a word that is not 0: every window of six bits of a de Bruijn sequence is another
-    (Leiserson, Prokop and Randall 1998)."""
+    """Return the position of the lowest 1 bit.
+
+    All windows of six bits of a de Bruijn sequence differ (Leiserson, Prokop and Randall 1998).
+
+    Args:
+        word: 64 bits, not all zero.
+    """
     lowest = word & (~word + np.uint64(1))
-    place: int = _TRAILING_ZEROS[(lowest * _DE_BRUIJN) >> np.uint64(58)]
-    return place
+    position: int = _TRAILING_ZEROS[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+    return position
 
 
 def _bitmap_positions_reference(words: U64, count: int) -> I64:
@@ -200,13 +274,18 @@ def _bitmap_positions_reference(words: U64, count: int) -> I64:
 
 @kernel(_bitmap_positions_reference)
 def bitmap_positions(words: U64, count: int) -> I64:
-    """Where the `count` 1 bits of a bitmap stand, ascending."""
+    """Return the positions of the 1 bits of a bitmap, ascending.
+
+    Args:
+        words: [n] uint64, the bitmap, lowest bit first.
+        count: number of 1 bits in it.
+    """
     positions = np.empty(count, dtype=np.int64)
-    at = 0
+    n = 0
     for i in range(words.size):
         word = words[i]
         while word != np.uint64(0):
-            positions[at] = 64 * i + count_trailing_zeros(word)
-            at += 1
+            positions[n] = 64 * i + count_trailing_zeros(word)
+            n += 1
             word &= word - np.uint64(1)
     return positions

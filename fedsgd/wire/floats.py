@@ -1,13 +1,14 @@
-"""Floating-point numbers: float32, bfloat16, float16 with a common scale, and powers of two with a sign.
+"""Codecs of floating-point numbers: float32, bfloat16, float16 with a common scale, and powers of two with a sign.
 
-    plain     the numbers, little-endian, 4 or 2 bytes each
+    plain     numbers, little-endian, 4 or 2 bytes each
     entropy   mode u8; 0: plain; 1: number of bytes of the symbols as a varint, the upper byte of each number rotated left
               by one bit as symbols of `rans`, then the other bytes of each rotated number, little-endian
     float16   SCALE: e as an int16; a number is half · 2^e
-    natural   a sign bit each; then the exponent byte of each number as a float32 as symbols of `rans`, 0 standing for zero
+    natural   a sign bit each; then the exponent byte of each number as a float32 as symbols of `rans`; 0 means zero
 
-Rotated by one bit the sign goes to the bottom and the upper byte holds the exponent (float32, bfloat16), or it and three bits
-of the mantissa (float16). The exponents of selected values carry one or two bits of information; signs and mantissas are noise.
+The rotation moves the sign to the lowest bit. The upper byte then holds the exponent (float32, bfloat16), or the exponent and
+three bits of the mantissa (float16). The exponents of selected values carry one or two bits of information. Signs and mantissas
+are noise.
 """
 
 from __future__ import annotations
@@ -24,11 +25,19 @@ Bytes = bytes | memoryview
 
 PLAIN, ROTATED = 0, 1
 MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -163, 113
-"""Of float16's common scale, from the smallest and the largest float32."""
+"""Limits of the exponent of float16's common scale. They follow from the smallest and the largest float32."""
 
 
 def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
-    """words: the bits of the numbers [k]. Without `entropy` the bytes may be a view of them."""
+    """Encode the words of floating-point numbers.
+
+    Args:
+        words: [k] uint32 or uint16, the bits of the numbers.
+        entropy: True to code entropy where this is shorter.
+
+    Returns:
+        The bytes. Without `entropy` the result may be a view of `words`.
+    """
     width = words.itemsize
     plain = words.astype(f"<u{width}", copy=False).data.cast("B")
     if not entropy:
@@ -43,7 +52,20 @@ def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
 
 
 def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
-    """Inverse of `encode_words` for k numbers of `measure_width` bytes; WireError where it is not valid."""
+    """Decode the words of `encode_words`.
+
+    Args:
+        data: bytes of the words alone.
+        k: number of words.
+        width: bytes of a word, 4 or 2.
+        entropy: setting of the encoder.
+
+    Returns:
+        [k] uint32, the words.
+
+    Raises:
+        WireError: `data` is not a valid encoding of k words.
+    """
     if entropy:
         if not data or data[0] not in (PLAIN, ROTATED):
             raise WireError(0, f"unknown mode {data[0]} of values" if data else "an empty section of values")
@@ -56,34 +78,55 @@ def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
 
 
 def _decode_rotated(data: Bytes, k: int, width: int) -> U32:
-    length, at = bits.unpack_varint(data, 1)
-    if len(data) - at - length != k * (width - 1):
-        raise WireError(at, f"{len(data) - at} bytes for {k} values, of which {length} are symbols")
-    with shift_offset(at):
-        upper = rans.decode_symbols(data[at : at + length], k)
-    return _join(upper, np.frombuffer(data, dtype=np.uint8, offset=at + length), 8 * width)
+    length, start = bits.unpack_varint(data, 1)
+    if len(data) - start - length != k * (width - 1):
+        raise WireError(start, f"{len(data) - start} bytes for {k} values, of which {length} are symbols")
+    with shift_offset(start):
+        upper = rans.decode_symbols(data[start : start + length], k)
+    return _join(upper, np.frombuffer(data, dtype=np.uint8, offset=start + length), 8 * width)
 
 
 def to_bfloat16(values: F32) -> U16:
-    """Round to nearest even in the upper 16 bits; a finite value never becomes infinite. values: [k], finite."""
+    """Round to nearest even in the upper 16 bits. A finite value never becomes infinite.
+
+    Args:
+        values: [k] float32, finite.
+
+    >>> from_bfloat16(to_bfloat16(np.array([1.0, 3.14159], dtype=np.float32)).astype(np.uint32)).tolist()
+    [1.0, 3.140625]
+    """
     return _to_bfloat16(values.view(np.uint32))
 
 
 def from_bfloat16(words: U32) -> F32:
-    """The float32 that each word is the upper half of."""
+    """Return the float32 numbers whose upper halves are given.
+
+    Args:
+        words: [k] uint32, each below 2¹⁶.
+    """
     return (words << np.uint32(16)).view(np.float32)
 
 
 def choose_scale_exponent(values: F32) -> int:
-    """e such that the largest magnitude is in [2¹⁴, 2¹⁵) · 2^e; 0 if all are zero. Nothing overflows float16's 65504, and what
-    underflows is 2⁻³⁹ of the largest: float16 without a scale loses small updates altogether."""
+    """Return the e for which the largest magnitude is in [2¹⁴, 2¹⁵) · 2^e, or 0 if all values are zero.
+
+    No value exceeds float16's maximum of 65504, and only values below 2⁻³⁹ of the largest underflow. Float16 without a scale
+    rounds small updates to zero.
+
+    Args:
+        values: [k] float32, finite.
+    """
     peak = float(np.abs(values).max(initial=0))
     return int(np.frexp(peak)[1]) - 15 if peak else 0
 
 
 def to_float16(values: F32, exponent: int) -> U16:
-    """values · 2^−e rounded to the nearest half, ties to even, but never to what is infinite as a float32. values: [k], finite,
-    at most 2¹⁵ · 2^e."""
+    """Round values · 2^−e to the nearest half, ties to even, but never to a half that is infinite as a float32.
+
+    Args:
+        values: [k] float32, finite, with magnitudes of at most 2¹⁵ · 2^e.
+        exponent: e, as `choose_scale_exponent` returns it.
+    """
     words = _to_float16(values, float(np.ldexp(1.0, -exponent)))
     if exponent == MAX_SCALE_EXPONENT:
         words = np.minimum(words & np.uint16(0x7FFF), np.uint16(0x77FF)) | words & np.uint16(0x8000)
@@ -91,18 +134,35 @@ def to_float16(values: F32, exponent: int) -> U16:
 
 
 def from_float16(words: U32, exponent: int) -> F32:
-    """half · 2^e. words: [k], of finite halves."""
+    """Return half · 2^e as float32.
+
+    Args:
+        words: [k] uint32, the bits of finite halves.
+        exponent: e.
+    """
     return _from_float16(words, float(np.ldexp(1.0, exponent)))
 
 
 def round_to_powers_of_two(values: F32, key: int) -> U16:
-    """sign << 8 | exponent of each value, rounded stochastically to a power of two: up with a probability of mantissa / 2²³, by
-    23 shared random bits, so that the mean is the value exactly (from 2¹²⁷ on always down). Subnormal numbers go to 0."""
+    """Round each value stochastically to a power of two, as sign << 8 | exponent.
+
+    A value is rounded up with probability mantissa / 2²³, by 23 shared random bits. So the expected value is the value exactly.
+    Magnitudes from 2¹²⁷ on are always rounded down, and subnormal numbers to 0.
+
+    Args:
+        values: [k] float32, finite.
+        key: key of the shared randomness, 64 bits.
+    """
     return _round_to_powers_of_two(values.view(np.uint32), np.uint64(key))
 
 
 def from_powers_of_two(signs: U8, exponents: U8) -> F32:
-    """± 2^(exponent − 127), or 0. signs: 0 or 1."""
+    """Return ± 2^(exponent − 127), or ± 0 for exponent 0.
+
+    Args:
+        signs: [k] uint8, 1 for minus, else 0.
+        exponents: [k] uint8, below 255.
+    """
     words = signs.astype(np.uint32) << np.uint32(31) | exponents.astype(np.uint32) << np.uint32(23)
     return words.view(np.float32)
 
@@ -119,7 +179,7 @@ def _split_reference(words: U32, width: int) -> tuple[U8, U8]:
 
 @kernel(_split_reference)
 def _split(words: U32, width: int) -> tuple[U8, U8]:
-    """(the upper bytes [k], the lower bytes [k · (width / 8 − 1)]) of words of 32 or 16 bits, rotated left by one."""
+    """Rotate words of 32 or 16 bits left by one bit; return the upper bytes [k] and the lower bytes [k · (width / 8 − 1)]."""
     upper = np.empty(words.size, dtype=np.uint8)
     lower = np.empty(words.size * (width // 8 - 1), dtype=np.uint8)
     if width == 32:
@@ -140,14 +200,14 @@ def _split(words: U32, width: int) -> tuple[U8, U8]:
 def _join_reference(upper: U8, lower: U8, width: int) -> U32:
     columns = np.zeros((len(upper), 8), dtype=np.uint8)
     columns[:, width // 8 - 1] = upper
-    columns[:, : width // 8 - 1] = lower.reshape(len(upper), width // 8 - 1)  # not -1: there may be none
+    columns[:, : width // 8 - 1] = lower.reshape(len(upper), width // 8 - 1)  # a -1 fails where there are no words
     rotated: U64 = columns.view("<u8").reshape(-1).astype(np.uint64)
     return (rotated >> np.uint64(1) | (rotated & np.uint64(1)) << np.uint64(width - 1)).astype(np.uint32)
 
 
 @kernel(_join_reference)
 def _join(upper: U8, lower: U8, width: int) -> U32:
-    """Inverse of `_split`."""
+    """Return the words that `_split` takes apart."""
     words = np.empty(upper.size, dtype=np.uint32)
     if width == 32:
         for i in range(upper.size):
@@ -172,7 +232,7 @@ def _to_bfloat16_reference(words: U32) -> U16:
 
 @kernel(_to_bfloat16_reference)
 def _to_bfloat16(words: U32) -> U16:
-    """The upper halves, rounded to nearest even, the largest finite one in place of infinity."""
+    """Return the upper halves, rounded to nearest even, with the largest finite number in place of infinity."""
     out = np.empty(words.size, dtype=np.uint16)
     for i in range(words.size):
         half = (words[i] + np.uint32(0x7FFF) + (words[i] >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
@@ -186,7 +246,10 @@ def _to_float16_reference(values: F32, factor: float) -> U16:
 
 @kernel(_to_float16_reference)
 def _to_float16(values: F32, factor: float) -> U16:
-    """The halves nearest to values · factor. From 2⁻¹⁴ on a half has 11 significant bits, below it is a multiple of 2⁻²⁴."""
+    """Return the halves nearest to values · factor.
+
+    A half has 11 significant bits from 2⁻¹⁴ on. Smaller halves are multiples of 2⁻²⁴.
+    """
     scaled = np.empty(values.size, dtype=np.float32)
     for i in range(values.size):
         scaled[i] = np.float32(np.float64(values[i]) * factor)
@@ -208,8 +271,8 @@ def _from_float16_reference(words: U32, factor: float) -> F32:
 
 @kernel(_from_float16_reference)
 def _from_float16(words: U32, factor: float) -> F32:
-    """half · factor."""
-    units = np.empty(32, dtype=np.float64)  # the last bit of a half by its exponent
+    """Return half · factor."""
+    units = np.empty(32, dtype=np.float64)  # value of the last bit of a half, by its exponent
     unit = factor * 2.0**-24
     for e in range(32):
         units[e] = unit
@@ -226,18 +289,18 @@ def _from_float16(words: U32, factor: float) -> F32:
 def _round_to_powers_of_two_reference(words: U32, key: np.uint64) -> U16:
     random = (counter_hash(int(key), np.arange(len(words), dtype=np.uint64)) >> np.uint64(41)).astype(np.uint32)
     exponent = words >> np.uint32(23) & np.uint32(255)
-    up = (random < (words & np.uint32(0x7FFFFF))) & (exponent < 254) & (exponent > 0)
-    return (words >> np.uint32(31) << np.uint32(8) | exponent + up).astype(np.uint16)
+    increment = (random < (words & np.uint32(0x7FFFFF))) & (exponent < 254) & (exponent > 0)
+    return (words >> np.uint32(31) << np.uint32(8) | exponent + increment).astype(np.uint16)
 
 
 @kernel(_round_to_powers_of_two_reference)
 def _round_to_powers_of_two(words: U32, key: np.uint64) -> U16:
-    """sign << 8 | exponent."""
+    """Return sign << 8 | exponent of each value."""
     out = np.empty(words.size, dtype=np.uint16)
     for i in range(words.size):
         random = np.uint32(counter_hash_scalar(key, np.uint64(i)) >> np.uint64(41))
         exponent = words[i] >> np.uint32(23) & np.uint32(255)
-        ordinary = np.uint32(exponent < np.uint32(254)) & np.uint32(exponent > np.uint32(0))
-        up = np.uint32(random < (words[i] & np.uint32(0x7FFFFF))) & ordinary
-        out[i] = np.uint16(words[i] >> np.uint32(31) << np.uint32(8) | exponent + up)
+        has_next_power = np.uint32(exponent < np.uint32(254)) & np.uint32(exponent > np.uint32(0))
+        increment = np.uint32(random < (words[i] & np.uint32(0x7FFFFF))) & has_next_power
+        out[i] = np.uint16(words[i] >> np.uint32(31) << np.uint32(8) | exponent + increment)
     return out

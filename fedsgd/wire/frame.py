@@ -1,11 +1,11 @@
-"""The frame: a fixed header, typed sections, a checksum. Everything that crosses the wire is one of these.
+"""Frames: a fixed header, typed sections and a checksum. All traffic between server and clients consists of frames.
 
     header   magic "fS", version u8, kind u8, codec u8, sections u8,
              round u32, base round u32, acknowledged round u32, client u32, examples u32       26 bytes
-    section  part u8, length as a varint, then `length` bytes                         2 to 6 bytes each, and the payload
-    check    CRC32 of all that stands before it                                                4 bytes
+    section  kind u8, length as a varint, then `length` bytes                         2 to 6 bytes each, and the payload
+    check    CRC-32 of all bytes before it                                                     4 bytes
 
-Little-endian. Rounds count from 1, so that 0 can say "none". The payload of a section belongs to its compressor.
+Integers are little-endian. Rounds count from 1, so that 0 can mean "none". The compressor defines the data of its sections.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedsgd.wire.bits import pack_varint, unpack_varint
 MAGIC = b"fS"
 VERSION = 1
 ALL_CLIENTS = 2**32 - 1
-"""The client field of a frame that is the same for every client."""
+"""Client field of a frame that is equal for all clients."""
 MAX_SECTIONS = 255
 
 _HEADER_FIELD_FORMATS = {
@@ -42,16 +42,21 @@ _HEADER = struct.Struct("<" + "".join(_HEADER_FIELD_FORMATS.values()))
 HEADER_OFFSETS = {
     name: struct.calcsize("<" + "".join([*_HEADER_FIELD_FORMATS.values()][:i])) for i, name in enumerate(_HEADER_FIELD_FORMATS)
 }
-"""Where each field of the header stands, for messages."""
+"""Offset of each header field in bytes, for error messages."""
 MAX_SECTION_HEADER = 1 + 5
 _CHECKSUM = struct.Struct("<I")
 
 
 class FrameKind(IntEnum):
-    """What a frame is for: TASK tells a client its round, MODEL carries the parameters, or how they differ from an earlier
-    round's, UPDATE a client's answer, REFERENCE what the scheme wants every client to know beside the model. RESYNC is the
-    answer of a client that cannot follow: it has lost the model that its message builds on, or what it remembered. BUFFERS
-    carries what a module keeps beside its parameters."""
+    """Purpose of a frame.
+
+    - TASK: the round's header for one client.
+    - MODEL: the parameters, or their difference from an earlier round's.
+    - UPDATE: a client's update.
+    - REFERENCE: an array that a scheme sends to all clients in addition to the model.
+    - RESYNC: reply of a client that lacks the base model of its message, or has lost its scheme's state.
+    - BUFFERS: buffers of the module (batch-norm statistics and others).
+    """
 
     TASK = 1
     MODEL = 2
@@ -62,7 +67,7 @@ class FrameKind(IntEnum):
 
 
 class SectionKind(IntEnum):
-    """What a section holds. The ledger counts INDEX and VALUE by themselves and all others as side information."""
+    """Type of a section's data. The ledger has a column each for INDEX and VALUE, and one for all others together."""
 
     INDEX = 1
     VALUE = 2
@@ -75,7 +80,13 @@ class SectionKind(IntEnum):
 
 @dataclass(frozen=True)
 class Section:
-    """One typed stretch of bytes. offset: where its data stood in the frame it was read from, for messages only."""
+    """Typed bytes of a frame.
+
+    Attributes:
+        kind: type of the data.
+        data: the bytes.
+        offset: position of the data in the decoded frame, for error messages only.
+    """
 
     kind: SectionKind
     data: bytes | memoryview
@@ -87,12 +98,18 @@ Sections = tuple[Section, ...]
 
 @dataclass(frozen=True)
 class Header:
-    """kind: what the frame is for; codec: the wire id of the compressor whose sections these are (0: none).
+    """Header of a frame.
 
-    round: the round it belongs to; base: the round whose model it is relative to (0: absolute; in a TASK, of the message's
-    first MODEL; in a RESYNC, the model that the client has); acknowledged: the last round in which the server accepted a reply
-    of this client (0: none; in a RESYNC, the last reply that the client knows of); client: whose it is, or ALL; examples: the
-    client's number of training examples (0 on the downlink).
+    Attributes:
+        kind: purpose of the frame.
+        round: round of the frame, from 1.
+        codec: wire id of the compressor that encoded the sections; 0: none.
+        base: base round of the sections; 0: they are absolute. In a TASK, the base of the message's first MODEL. In a RESYNC,
+            the round of the client's model.
+        acknowledged: last round in which the server accepted a reply of this client; 0: none. In a RESYNC, the round of the
+            last reply that the client knows of.
+        client: id of the client, or ALL_CLIENTS.
+        examples: training examples of the client; 0 on the downlink.
     """
 
     kind: FrameKind
@@ -106,7 +123,12 @@ class Header:
 
 @dataclass(frozen=True)
 class Frame:
-    """A header and its sections."""
+    """Header and sections of one encoded object.
+
+    Attributes:
+        header: header of the frame.
+        sections: sections in the order of the bytes.
+    """
 
     header: Header
     sections: Sections = ()
@@ -114,9 +136,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class ByteBreakdown:
-    """The bytes of one frame by what they are for; they add up to its length.
+    """Bytes of one frame by purpose. The four numbers add up to the frame's length.
 
-    header: frame header, section headers and checksum; side: scales and everything else that is neither index nor value.
+    Attributes:
+        header: bytes of the frame header, the section headers and the checksum.
+        index: bytes of the INDEX section.
+        value: bytes of the VALUE section.
+        side: bytes of all other sections: scales, factors, manifests, controls, buffers.
     """
 
     header: int
@@ -126,17 +152,33 @@ class ByteBreakdown:
 
 
 def frame_overhead(n_sections: int) -> int:
-    """The most bytes that a frame has beside its sections' payload; exact for a frame without sections."""
+    """Return the largest number of bytes of a frame without its payload; exact for a frame without sections.
+
+    Args:
+        n_sections: number of sections of the frame.
+    """
     return _HEADER.size + n_sections * MAX_SECTION_HEADER + _CHECKSUM.size
 
 
 @timed("encode")
 def encode_frame(frame: Frame) -> bytes:
-    """The frame as bytes."""
+    """Encode a frame as bytes.
+
+    Args:
+        frame: header and sections.
+
+    Raises:
+        ValueError: a header field is not in [0, 2³²), or the frame has more than 255 sections.
+
+    >>> frame = Frame(Header(FrameKind.UPDATE, round=1, client=7), (Section(SectionKind.VALUE, b"abc"),))
+    >>> len(encode_frame(frame)), decode_frame(encode_frame(frame)) == frame
+    (35, True)
+    """
     h = frame.header
     fixed = (h.round, h.base, h.acknowledged, h.client, h.examples)
     if len(frame.sections) > MAX_SECTIONS or not all(0 <= value < 2**32 for value in fixed):
-        raise ValueError(f"does not fit a frame: {h}, {len(frame.sections)} sections")
+        limits = f"expected fields from 0 to 2^32 - 1 and at most {MAX_SECTIONS} sections"
+        raise ValueError(f"frame: got {h} and {len(frame.sections)} sections, {limits}")
     pieces: list[bytes | memoryview] = [
         _HEADER.pack(MAGIC, VERSION, h.kind, h.codec, len(frame.sections), *fixed),
     ]
@@ -150,12 +192,23 @@ def encode_frame(frame: Frame) -> bytes:
 
 @timed("decode")
 def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Frame:
-    """Inverse of `encode_frame`; WireError with offset and cause for anything else. Payloads are views, nothing is copied."""
+    """Decode a frame and check its header, section lengths and checksum.
+
+    Args:
+        data: bytes of one frame.
+        max_bytes: largest length to accept; None: any.
+
+    Returns:
+        The frame. The data of its sections are views of `data`.
+
+    Raises:
+        WireError: the bytes are not a frame; the error has an offset and a cause.
+    """
     view = memoryview(data)
     if len(view) < frame_overhead(0):
-        raise WireError(len(view), f"the frame ends after {len(view)} bytes, the shortest has {frame_overhead(0)}")
+        raise WireError(len(view), f"the frame ends after {len(view)} bytes, expected at least {frame_overhead(0)}")
     if max_bytes is not None and len(view) > max_bytes:
-        raise WireError(0, f"a frame of {len(view)} bytes, at most {max_bytes} expected")
+        raise WireError(0, f"the frame has {len(view)} bytes, expected at most {max_bytes}")
     magic, version, kind, codec, n_sections, *fixed = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise WireError(0, f"magic is {magic!r}, expected {MAGIC!r}")
@@ -170,51 +223,75 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
     return Frame(header, _read_sections(view, n_sections, end))
 
 
-def require_header(header: Header, **fit: Sequence[int]) -> None:
-    """WireError unless each of these fields of the header has one of its values; other fields may say anything."""
-    for name, allowed in fit.items():
-        got = getattr(header, name)
-        if got not in allowed:
-            raise WireError(HEADER_OFFSETS[name], f"{name} is {got!s}, expected {' or '.join(map(str, allowed))}")
+def require_header(header: Header, **fields: Sequence[int]) -> None:
+    """Check fields of a header. Fields that are not named may have any value.
+
+    Args:
+        header: header of a decoded frame.
+        **fields: allowed values of a field, by the name of the field.
+
+    Raises:
+        WireError: a field has another value.
+    """
+    for name, options in fields.items():
+        value = getattr(header, name)
+        if value not in options:
+            raise WireError(HEADER_OFFSETS[name], f"{name} is {value!s}, expected {' or '.join(map(str, options))}")
 
 
 def peek_kind(data: bytes | memoryview) -> int:
-    """The kind that a frame says it has, without any check of the rest; 0 where it is too short to say."""
-    at = HEADER_OFFSETS["kind"]
-    return data[at] if len(data) > at else 0
+    """Return the kind byte of a frame without any other check, or 0 where the frame has no such byte.
+
+    Args:
+        data: bytes of one frame.
+    """
+    offset = HEADER_OFFSETS["kind"]
+    return data[offset] if len(data) > offset else 0
 
 
 def _read_sections(view: memoryview, n_sections: int, end: int) -> Sections:
-    sections, at = [], _HEADER.size
+    sections, offset = [], _HEADER.size
     for i in range(n_sections):
-        if at == end:
-            raise WireError(at, f"the frame ends before section {i + 1} of {n_sections}")
-        part = view[at]
-        length, start = unpack_varint(view[:end], at + 1)
-        if part not in SectionKind.__members__.values():
-            raise WireError(at, f"unknown section part {part}")
+        if offset == end:
+            raise WireError(offset, f"the frame ends before section {i + 1} of {n_sections}")
+        kind = view[offset]
+        length, start = unpack_varint(view[:end], offset + 1)
+        if kind not in SectionKind.__members__.values():
+            raise WireError(offset, f"unknown section kind {kind}")
         if length > end - start:
-            raise WireError(at + 1, f"a section of {length} bytes, {end - start} are left")
-        sections.append(Section(SectionKind(part), view[start : start + length], start))
-        at = start + length
-    if at != end:
-        raise WireError(at, f"{end - at} bytes after the last section")
+            raise WireError(offset + 1, f"a section of {length} bytes, but the frame has only {end - start} more")
+        sections.append(Section(SectionKind(kind), view[start : start + length], start))
+        offset = start + length
+    if offset != end:
+        raise WireError(offset, f"{end - offset} bytes after the last section")
     return tuple(sections)
 
 
 def frame_breakdown(data: bytes | memoryview) -> ByteBreakdown:
-    """The bytes of an encoded frame by part: read from the bytes themselves, not from what was meant to be sent."""
+    """Count the bytes of an encoded frame by purpose.
+
+    Args:
+        data: bytes of one frame.
+
+    Raises:
+        WireError: the bytes are not a frame.
+    """
     return breakdown_of(decode_frame(data), len(data))
 
 
 def breakdown_of(frame: Frame, n_bytes: int) -> ByteBreakdown:
-    """The same of a frame of so many bytes that has been decoded from them."""
-    by_part = {SectionKind.INDEX: 0, SectionKind.VALUE: 0}
+    """Count the bytes of a decoded frame by purpose.
+
+    Args:
+        frame: the decoded frame.
+        n_bytes: length of its encoding.
+    """
+    lengths = {SectionKind.INDEX: 0, SectionKind.VALUE: 0}
     side = 0
     for section in frame.sections:
-        if section.kind in by_part:
-            by_part[section.kind] += len(section.data)
+        if section.kind in lengths:
+            lengths[section.kind] += len(section.data)
         else:
             side += len(section.data)
-    header = n_bytes - by_part[SectionKind.INDEX] - by_part[SectionKind.VALUE] - side
-    return ByteBreakdown(header, by_part[SectionKind.INDEX], by_part[SectionKind.VALUE], side)
+    header = n_bytes - lengths[SectionKind.INDEX] - lengths[SectionKind.VALUE] - side
+    return ByteBreakdown(header, lengths[SectionKind.INDEX], lengths[SectionKind.VALUE], side)

@@ -1,13 +1,13 @@
-"""Gaps between kept positions, as non-negative integers: two codes for them.
+"""Two codes of the gaps between the positions of an index set. A gap is the number of positions skipped.
 
-    rice     a 5-bit parameter b for each block of 128 gaps; the low b bits of each gap; the rest of each gap in unary
-    classes  the bit length of each gap as symbols of `rans`, after their number of bytes as a varint; then the bits of each gap
-             below its highest
+    rice     a 5-bit parameter b for each block of 128 gaps; the low b bits of each gap; the higher bits of each gap in unary
+    classes  number of bytes of the symbols as a varint; the bit length of each gap as symbols of `rans`; then the bits of each
+             gap below its highest
 
-A gap is the number of positions skipped. Positions of kept coordinates are close to a Bernoulli process, whose gaps are
-geometric, and Rice's code is the optimal code of a geometric source to within a few per cent (Golomb 1966; Rice 1979). A
-parameter a block, because real supports cluster by layer. Where they cluster more than that, bit lengths are far from
-geometric, and coding them by how often they occur takes what there is to gain; it needs some hundred gaps to pay for its table.
+Positions of sent coordinates are close to a Bernoulli process, whose gaps are geometric. Rice's code is optimal for a geometric
+source to within a few per cent (Golomb 1966; Rice 1979). Each block has its own parameter, because positions of real updates
+cluster by layer. Where they cluster more than that, the bit lengths of the gaps are far from geometric, and an entropy code of
+the bit lengths is shorter. It needs about a hundred gaps, because its table is sent too.
 """
 
 from __future__ import annotations
@@ -27,65 +27,104 @@ MAX_BIT_LENGTH = 31
 
 
 def choose_rice_parameters(gaps: I64) -> tuple[I64, int]:
-    """(the parameter of each block that makes it shortest, the lowest of equals; bytes of the code). gaps: [k]."""
+    """Choose the Rice parameter of each block.
+
+    Args:
+        gaps: [k] int64, non-negative.
+
+    Returns:
+        [⌈k / 128⌉] int64, the parameters with the shortest code (the lowest of equals), and the number of bytes of the code.
+    """
     parameters, n_fixed, n_unary = _choose_rice_parameters(gaps)
     return parameters, sum(bits.n_bytes(n) for n in (PARAMETER_BITS * len(parameters), n_fixed, n_unary))
 
 
 def encode_rice(gaps: I64, parameters: I64) -> bytes:
-    """gaps: [k]; parameters: those of `choose_rice_parameters`."""
+    """Encode gaps in Rice's code.
+
+    Args:
+        gaps: [k] int64, non-negative.
+        parameters: [⌈k / 128⌉] int64, from `choose_rice_parameters`.
+    """
     widths = _repeat_per_gap(parameters, len(gaps))
     head = bits.pack(parameters, np.full(len(parameters), PARAMETER_BITS, dtype=np.int64))
     return head + bits.pack(gaps, widths) + bits.pack_unary(gaps >> widths)
 
 
 def decode_rice(body: Bytes, k: int) -> I64:
-    """The k gaps [k], of any size."""
+    """Decode the gaps of `encode_rice`.
+
+    Args:
+        body: bytes of the code alone.
+        k: number of gaps.
+
+    Returns:
+        [k] int64, the gaps, of any size.
+
+    Raises:
+        WireError: `body` is not a valid code of k gaps.
+    """
     n_blocks = (k + GAPS_PER_BLOCK - 1) // GAPS_PER_BLOCK
     head = bits.n_bytes(PARAMETER_BITS * n_blocks)
     if 8 * (len(body) - head) < k:
-        raise WireError(0, f"{k} Rice-coded indices cannot stand in {len(body)} bytes")
+        raise WireError(0, f"{len(body)} bytes are too few for {k} Rice-coded indices")
     widths = _repeat_per_gap(bits.unpack(body[:head], np.full(n_blocks, PARAMETER_BITS, dtype=np.int64)), k)
     fixed = bits.n_bytes(int(widths.sum()))
     if len(body) < head + fixed:
-        raise WireError(0, f"the fixed bits need {fixed} bytes, {len(body) - head} are left")
+        raise WireError(0, f"{len(body) - head} bytes after the Rice parameters, expected at least {fixed}")
     quotients = bits.unpack_unary(body[head + fixed :], k)
     gaps: I64 = (quotients << widths) | bits.unpack(body[head : head + fixed], widths)
     return gaps
 
 
 def encode_classes(gaps: I64) -> bytes:
-    """gaps: [k], below 2³¹."""
+    """Encode gaps by their bit lengths.
+
+    Args:
+        gaps: [k] int64, non-negative, below 2³¹.
+    """
     classes = _bit_lengths(gaps)
     symbols = rans.encode_symbols(classes)
     return bits.pack_varint(len(symbols)) + symbols + bits.pack(gaps, _mantissa_widths(classes))
 
 
 def decode_classes(body: Bytes, k: int) -> I64:
-    """The k gaps [k], below 2³¹."""
-    length, at = bits.unpack_varint(body, 0)
-    if length > len(body) - at:
-        raise WireError(0, f"{length} bytes of classes, {len(body) - at} are left")
-    classes = rans.decode_symbols(body[at : at + length], k)
+    """Decode the gaps of `encode_classes`.
+
+    Args:
+        body: bytes of the code alone.
+        k: number of gaps.
+
+    Returns:
+        [k] int64, the gaps, below 2³¹.
+
+    Raises:
+        WireError: `body` is not a valid code of k gaps.
+    """
+    length, start = bits.unpack_varint(body, 0)
+    if length > len(body) - start:
+        raise WireError(0, f"{length} bytes of bit lengths, but the section has only {len(body) - start} more")
+    end = start + length
+    classes = rans.decode_symbols(body[start:end], k)
     if k and int(classes.max()) > MAX_BIT_LENGTH:
-        raise WireError(at, f"a gap of {int(classes.max())} bits, at most {MAX_BIT_LENGTH} expected")
+        raise WireError(start, f"a gap of {int(classes.max())} bits, expected at most {MAX_BIT_LENGTH}")
     widths = _mantissa_widths(classes)
     n_mantissas = bits.n_bytes(int(widths.sum()))
-    if len(body) != at + length + n_mantissas:
-        raise WireError(at + length, f"{len(body) - at - length} bytes of mantissas, expected {n_mantissas}")
+    if len(body) != end + n_mantissas:
+        raise WireError(end, f"{len(body) - end} bytes of mantissas, expected {n_mantissas}")
     leading = np.where(classes > 0, np.int64(1) << widths, 0)
-    gaps: I64 = leading | bits.unpack(body[at + length :], widths)
+    gaps: I64 = leading | bits.unpack(body[end:], widths)
     return gaps
 
 
 def _mantissa_widths(classes: U8) -> I64:
-    """The bits of a gap below its highest."""
+    """Return the number of bits of each gap below its highest bit."""
     widths: I64 = np.maximum(classes.astype(np.int64) - 1, 0)
     return widths
 
 
 def _repeat_per_gap(parameters: I64, k: int) -> I64:
-    """Each block's parameter for each of its gaps."""
+    """Return the parameter of each gap's block, [k]."""
     return np.repeat(parameters, GAPS_PER_BLOCK)[:k]
 
 
@@ -105,11 +144,11 @@ def _choose_rice_parameters_reference(gaps: I64) -> tuple[I64, int, int]:
 
 @kernel(_choose_rice_parameters_reference)
 def _choose_rice_parameters(gaps: I64) -> tuple[I64, int, int]:
-    """(parameters, their fixed bits, their unary bits).
+    """Return the parameters, the number of fixed bits and the number of unary bits.
 
-    Only four parameters need be tried. A block of n gaps with mean m costs n(1 + b) + Σ⌊gap / 2^b⌋, which is more than n·h and
-    at most n(h + 1) with h(b) = b + m / 2^b. h is least at 2^b = m ln 2, and where it is less than 1 above that, b is between
-    log₂ m − 1.96 and log₂ m + 1.59: with L the bit length of ⌊m⌋, from L − 2 to L + 1.
+    Only four parameters need to be tried. A block of n gaps with mean m costs n(1 + b) + Σ⌊gap / 2^b⌋. With
+    h(b) = b + m / 2^b, this is more than n·h and at most n(h + 1). The minimum of h is at 2^b = m ln 2. Where h is less than 1
+    above its minimum, b is between log₂ m − 1.96 and log₂ m + 1.59. With L the bit length of ⌊m⌋, these are L − 2 to L + 1.
     """
     parameters = np.empty((gaps.size + 127) // 128, dtype=np.int64)
     n_fixed, n_unary = 0, 0
@@ -121,16 +160,16 @@ def _choose_rice_parameters(gaps: I64) -> tuple[I64, int, int]:
         length = 0
         while total // (end - start) >> length > 0:
             length += 1
-        best, least, unary = 0, 1 << 62, 0
+        parameter, min_cost, unary = 0, 1 << 62, 0
         for b in range(max(0, length - 2), length + 2):
             quotients = 0
             for i in range(start, end):
                 quotients += int(gaps[i] >> b)
             cost = quotients + (1 + b) * (end - start)
-            if cost < least:
-                best, least, unary = b, cost, quotients + end - start
-        parameters[block] = best
-        n_fixed += best * (end - start)
+            if cost < min_cost:
+                parameter, min_cost, unary = b, cost, quotients + end - start
+        parameters[block] = parameter
+        n_fixed += parameter * (end - start)
         n_unary += unary
     return parameters, n_fixed, n_unary
 
@@ -141,7 +180,7 @@ def _bit_lengths_reference(gaps: I64) -> U8:
 
 @kernel(_bit_lengths_reference)
 def _bit_lengths(gaps: I64) -> U8:
-    """The number of bits of each gap, 0 for 0."""
+    """Return the number of bits of each gap, 0 for a gap of 0."""
     out = np.empty(gaps.size, dtype=np.uint8)
     for i in range(gaps.size):
         length = 0

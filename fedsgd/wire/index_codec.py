@@ -1,13 +1,13 @@
-"""Index sets: k ascending positions below P, coded by the shortest of five codecs.
+"""Codec of index sets: k ascending positions below P, in the shortest of five forms.
 
     section := tag u8, body
-    0 Rice     k varint; the gaps before the positions in `gaps`' Rice code
-    1 bitmap   P bits
-    2 raw      k varint; each position in as few whole bytes as P - 1 needs
-    3 absent   as 0, for the positions that are not in the set
-    4 classes  k varint; the gaps in `gaps`' code of bit lengths
+    0 Rice        k varint; the gaps before the positions in the Rice code of `gap_codec`
+    1 bitmap      P bits
+    2 raw         k varint; each position in as few whole bytes as P - 1 needs
+    3 complement  as 0, for the positions that are not in the set
+    4 classes     k varint; the gaps in `gap_codec`'s code of bit lengths
 
-Of equal lengths the lowest tag wins. What is longer than the bitmap is refused, whatever the tag.
+Of forms with equal lengths, the lowest tag is used. Decoders reject every section that is longer than the bitmap.
 """
 
 from __future__ import annotations
@@ -24,27 +24,40 @@ Bytes = bytes | memoryview
 
 RICE, BITMAP, RAW, COMPLEMENT, CLASSES = range(5)
 MIN_GAPS_FOR_CLASSES = 64
-"""With fewer gaps the table of their bit lengths is too heavy, and it is not tried."""
+"""Smallest k for which CLASSES is tried. With fewer gaps its table costs more than the code saves."""
 
 
 def max_index_bytes(size: int) -> int:
-    """The longest index section for P = size: the bitmap is always a candidate."""
+    """Return the largest length of an index section in bytes: the bitmap's length, which is always possible.
+
+    Args:
+        size: P.
+    """
     return 1 + bits.n_bytes(size)
 
 
 @timed("encode")
 def encode_indices(indices: I64, size: int) -> bytes:
-    """indices: [k], strictly ascending, in [0, size)."""
-    k, between = len(indices), _positions_to_gaps(indices)
-    parameters, rice_bytes = gap_codec.choose_rice_parameters(between)
+    """Encode an index set as the data of an INDEX section.
+
+    Args:
+        indices: [k] int64, strictly ascending, in [0, size).
+        size: P.
+
+    >>> data = encode_indices(np.array([3, 40, 41]), 1000)
+    >>> data[0] == RICE, len(data), count_indices(data, 1000)
+    (True, 6, 3)
+    """
+    k, gaps = len(indices), _positions_to_gaps(indices)
+    parameters, rice_bytes = gap_codec.choose_rice_parameters(gaps)
     count = bits.pack_varint(k)
     lengths = {RICE: len(count) + rice_bytes, BITMAP: bits.n_bytes(size), RAW: len(count) + _raw_position_bytes(size) * k}
-    absent = classes = b""
+    complement = classes = b""
     if 2 * k > size:
-        absent = _encode_rice(_complement(indices, size))
-        lengths[COMPLEMENT] = len(absent)
+        complement = _encode_rice(_complement(indices, size))
+        lengths[COMPLEMENT] = len(complement)
     if k >= MIN_GAPS_FOR_CLASSES:
-        classes = count + gap_codec.encode_classes(between)
+        classes = count + gap_codec.encode_classes(gaps)
         lengths[CLASSES] = len(classes)
     tag = min(lengths, key=lambda tag: (lengths[tag], tag))
     if tag == BITMAP:
@@ -52,17 +65,29 @@ def encode_indices(indices: I64, size: int) -> bytes:
     elif tag == RAW:
         body = count + indices.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : _raw_position_bytes(size)].tobytes()
     elif tag == RICE:
-        body = count + gap_codec.encode_rice(between, parameters)
+        body = count + gap_codec.encode_rice(gaps, parameters)
     else:
-        body = absent if tag == COMPLEMENT else classes
+        body = complement if tag == COMPLEMENT else classes
     return bytes([tag]) + body
 
 
 @timed("decode")
 def decode_indices(section: Section, size: int, max_k: int | None = None) -> I64:
-    """Inverse of `encode_indices`; WireError unless the result is strictly ascending, below `size` and at most `max_k` long.
+    """Decode the index set of `encode_indices`.
 
-    Nothing is expanded before the section's length has been held against P, and k against max_k and the section's length.
+    Memory for the positions is allocated only after the section's length was compared with P, and k with `max_k` and with the
+    section's length.
+
+    Args:
+        section: an INDEX section.
+        size: P.
+        max_k: largest k to accept; None: P.
+
+    Returns:
+        [k] int64, the positions, strictly ascending.
+
+    Raises:
+        WireError: the section is malformed, has more than `max_k` positions, or positions that do not ascend or exceed P - 1.
     """
     with shift_offset(section.offset):
         return _decode(section.data, size, size if max_k is None else max_k)
@@ -72,28 +97,34 @@ def _decode(data: Bytes, size: int, max_k: int) -> I64:
     if not data:
         raise WireError(0, "an empty index section")
     if len(data) > max_index_bytes(size):
-        raise WireError(0, f"an index section of {len(data)} bytes, at most {max_index_bytes(size)} for {size} parameters")
+        limit = f"expected at most {max_index_bytes(size)} for {size} parameters"
+        raise WireError(0, f"an index section of {len(data)} bytes, {limit}")
     if data[0] > CLASSES:
         raise WireError(0, f"unknown index codec {data[0]}")
-    kept = count_indices(data, size)
-    if not 0 <= kept <= max_k:
-        raise WireError(1, f"{kept} indices, expected 0 to {max_k}")
+    count = count_indices(data, size)
+    if not 0 <= count <= max_k:
+        raise WireError(1, f"{count} indices, expected 0 to {max_k}")
     if data[0] == BITMAP:
         return _decode_bitmap(data[1:], size)
     k, start = bits.unpack_varint(data, 1)
     if data[0] == RAW:
         return _decode_raw(data[start:], k, size)
     with shift_offset(start):
-        between = gap_codec.decode_classes(data[start:], k) if data[0] == CLASSES else gap_codec.decode_rice(data[start:], k)
-    if k and int(between.max()) >= size:
-        raise WireError(start, f"a gap of {int(between.max())} positions, there are {size}")
-    indices = _gaps_to_positions(between)
+        gaps = gap_codec.decode_classes(data[start:], k) if data[0] == CLASSES else gap_codec.decode_rice(data[start:], k)
+    if k and int(gaps.max()) >= size:
+        raise WireError(start, f"a gap of {int(gaps.max())} positions, expected less than {size}")
+    indices = _gaps_to_positions(gaps)
     _check_range(indices, size)
     return _complement(indices, size) if data[0] == COMPLEMENT else indices
 
 
 def count_indices(data: Bytes, size: int) -> int:
-    """k of a section that `encode_indices` made for P = size, without decoding it."""
+    """Return k of an encoded index set without decoding the positions.
+
+    Args:
+        data: data of an INDEX section.
+        size: P.
+    """
     if data[0] == BITMAP:
         return bits.popcount(data[1:])
     k = bits.unpack_varint(data, 1)[0]
@@ -110,8 +141,8 @@ def _gaps_to_positions(gaps: I64) -> I64:
 
 
 def _encode_rice(indices: I64) -> bytes:
-    between = _positions_to_gaps(indices)
-    return bits.pack_varint(len(indices)) + gap_codec.encode_rice(between, gap_codec.choose_rice_parameters(between)[0])
+    gaps = _positions_to_gaps(indices)
+    return bits.pack_varint(len(indices)) + gap_codec.encode_rice(gaps, gap_codec.choose_rice_parameters(gaps)[0])
 
 
 def _check_range(indices: I64, size: int) -> None:
@@ -126,7 +157,7 @@ def _build_mask(indices: I64, size: int) -> U8:
 
 
 def _complement(indices: I64, size: int) -> I64:
-    """The positions below `size` that are not among `indices`."""
+    """Return the positions below `size` that are not in `indices`."""
     return np.flatnonzero(_build_mask(indices, size) == 0)
 
 

@@ -1,11 +1,11 @@
-"""Few-bit levels: integers from −L to L with a scale for each bucket of coordinates.
+"""Codec of few-bit levels: integers from −L to L with a scale for each bucket of coordinates.
 
-    VALUE   the levels plus L, in [0, 2L], as digits of base 2L + 1, as many to a byte as go in, the first being the lowest;
-            these bytes as symbols of `rans`
+    VALUE   the levels plus L, in [0, 2L], as digits of base 2L + 1; a byte holds as many digits as possible, the first one
+            lowest; the bytes are symbols of `rans`
     SCALE   a float32 for each bucket
 
-A coordinate decodes to level · scale / L, computed in float64 and rounded to float32. Several digits to a byte are quicker to
-code than one, and what neighbours have in common is found too.
+A coordinate decodes to level · scale / L, computed in float64 and rounded to float32. Coding several digits in a byte is faster
+than coding one, and the entropy code can use the dependence of neighbours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from fedsgd.wire.frame import Section, SectionKind, Sections
 
 
 def digits_per_byte(base: int) -> int:
-    """How many digits of this base a byte holds: 8 bits, 5 trits, ..., 1 from base 17 on."""
+    """Return the number of digits that a byte holds: 8 bits, 5 trits, ..., 1 from base 17 on.
+
+    Args:
+        base: base of the digits, 2 to 256.
+    """
     count = 1
     while base ** (count + 1) <= 256:
         count += 1
@@ -31,38 +35,96 @@ def digits_per_byte(base: int) -> int:
 
 
 def n_buckets(size: int, bucket: int) -> int:
-    """How many scales there are."""
+    """Return the number of buckets of a vector, which is the number of its scales.
+
+    Args:
+        size: P.
+        bucket: coordinates in a bucket; the last bucket may have fewer.
+    """
     return (size + bucket - 1) // bucket
 
 
 def max_level_bytes(size: int, level: int, bucket: int) -> int:
-    """The longest payload of `size` coordinates."""
+    """Return the largest payload of a vector in bytes.
+
+    Args:
+        size: P.
+        level: L.
+        bucket: coordinates in a bucket.
+    """
     digits = digits_per_byte(2 * level + 1)
     return rans.max_symbol_bytes((size + digits - 1) // digits) + 4 * n_buckets(size, bucket)
 
 
 def quantise(x: F32, scales: F32, level: int, bucket: int, key: int | None) -> U8:
-    """The levels plus L of x [P]: |x_i| · L / scale rounded to nearest, halves to even, or with a key stochastically: up with a
-    probability equal to the fraction (of 32 shared random bits). scales: [ceil(P / bucket)], none less than a magnitude in its
-    bucket; level: L, at most 127."""
+    """Quantise a vector to levels: |x_i| · L / scale with the sign of x_i, rounded.
+
+    Without a key, numbers are rounded to nearest, halves to even. With a key they are rounded stochastically: up with a
+    probability equal to the fraction, by 32 shared random bits.
+
+    Args:
+        x: [P] float32, finite.
+        scales: [⌈P / bucket⌉] float32, none less than a magnitude in its bucket.
+        level: L, 1 to 127.
+        bucket: coordinates in a bucket.
+        key: key of the shared randomness, 64 bits; None: round to nearest.
+
+    Returns:
+        [P] uint8, the levels plus L.
+
+    >>> x, scales = np.array([0.3, -2.0, 1.1], dtype=np.float32), np.array([2.0], dtype=np.float32)
+    >>> quantise(x, scales, level=1, bucket=3, key=None).tolist()
+    [1, 0, 2]
+    """
     return _quantise(x, scales, level, bucket, np.uint64(key or 0), key is not None)
 
 
 def dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
-    """What the levels plus L decode to."""
+    """Return the coordinates of levels.
+
+    Args:
+        levels: [P] uint8, the levels plus L.
+        scales: [⌈P / bucket⌉] float32.
+        level: L.
+        bucket: coordinates in a bucket.
+
+    Returns:
+        [P] float32, level · scale / L.
+    """
     return _dequantise(levels, scales, level, bucket)
 
 
 @timed("encode")
 def encode_levels(levels: U8, scales: F32, level: int, entropy: bool = True, frequency_bits: int = 12) -> Sections:
-    """levels: [P], the levels plus L; scales: [ceil(P / bucket)]; entropy: whether to try rANS, with so many frequency_bits."""
+    """Encode levels and scales as a VALUE and a SCALE section.
+
+    Args:
+        levels: [P] uint8, the levels plus L.
+        scales: [⌈P / bucket⌉] float32.
+        level: L.
+        entropy: False to leave the digits plain.
+        frequency_bits: largest log₂ T of rANS to try, 12 or 15.
+    """
     body = encode_digits(levels, 2 * level + 1, entropy, frequency_bits)
     return Section(SectionKind.VALUE, body), Section(SectionKind.SCALE, scales.astype("<f4").tobytes())
 
 
 @timed("decode")
 def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tuple[U8, F32]:
-    """(levels plus L [size], scales); WireError where lengths or ranges are not as they must be."""
+    """Decode the sections of `encode_levels`.
+
+    Args:
+        sections: a VALUE and a SCALE section.
+        size: P.
+        level: L.
+        bucket: coordinates in a bucket.
+
+    Returns:
+        [P] uint8, the levels plus L, and [⌈P / bucket⌉] float32, the scales.
+
+    Raises:
+        WireError: a section is missing or malformed, or a scale is negative or not finite.
+    """
     require_sections(sections, (SectionKind.VALUE, SectionKind.SCALE))
     scales = decode_scales(sections[1], n_buckets(size, bucket))
     with shift_offset(sections[0].offset):
@@ -71,7 +133,14 @@ def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tup
 
 @timed("encode")
 def encode_digits(digits: U8, base: int, entropy: bool = True, frequency_bits: int = 12) -> bytes:
-    """digits: [n], below `base_round`; entropy, frequency_bits: as in `rans.encode_symbols`."""
+    """Encode digits, several to a byte, as symbols of `rans`.
+
+    Args:
+        digits: [n] uint8, below `base`.
+        base: base of the digits, 2 to 255.
+        entropy: False to leave the digits plain.
+        frequency_bits: largest log₂ T of rANS to try, 12 or 15.
+    """
     count = digits_per_byte(base)
     if base == 2:
         packed = np.packbits(digits, bitorder="little")
@@ -82,11 +151,23 @@ def encode_digits(digits: U8, base: int, entropy: bool = True, frequency_bits: i
 
 @timed("decode")
 def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
-    """Inverse of `encode_digits` for n digits."""
+    """Decode the digits of `encode_digits`.
+
+    Args:
+        data: bytes of the digits alone.
+        n: number of digits.
+        base: base of the digits.
+
+    Returns:
+        [n] uint8, the digits.
+
+    Raises:
+        WireError: `data` is not a valid code of n digits.
+    """
     count = digits_per_byte(base)
     packed = rans.decode_symbols(data, (n + count - 1) // count)
     if len(packed) and int(packed.max()) >= base**count:
-        raise WireError(0, f"a byte of {int(packed.max())}, below {base}^{count} expected")
+        raise WireError(0, f"a byte of {int(packed.max())}, expected less than {base}^{count}")
     if base == 2:
         digits = np.unpackbits(packed, bitorder="little")
     else:
@@ -97,23 +178,42 @@ def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
 
 
 def require_sections(sections: Sections, kinds: tuple[SectionKind, ...]) -> None:
-    """WireError unless the sections are of these parts, in this order."""
+    """Check the kinds of sections and their order.
+
+    Args:
+        sections: sections of a decoded frame.
+        kinds: expected kinds, in order.
+
+    Raises:
+        WireError: the kinds or their order differ.
+    """
     if tuple(s.kind for s in sections) != kinds:
-        got = ", ".join(s.kind.name for s in sections) or "none"
-        where = sections[0].offset if sections else 0
-        raise WireError(where, f"value sections {got}, expected {', '.join(p.name for p in kinds)}")
+        names = ", ".join(s.kind.name for s in sections) or "none"
+        offset = sections[0].offset if sections else 0
+        raise WireError(offset, f"value sections {names}, expected {', '.join(kind.name for kind in kinds)}")
 
 
 def decode_scales(section: Section, count: int) -> F32:
-    """`count` finite, non-negative scales [count]."""
+    """Decode a SCALE section.
+
+    Args:
+        section: section with one float32 per scale.
+        count: number of scales.
+
+    Returns:
+        [count] float32, the scales.
+
+    Raises:
+        WireError: the length is not 4 · count bytes, or a scale is negative, −0 or not finite.
+    """
     if len(section.data) != 4 * count:
         raise WireError(section.offset, f"{len(section.data)} bytes of scales, expected {4 * count}")
     scales = np.frombuffer(section.data, dtype="<f4").astype(np.float32)
-    bad = first_non_finite(scales)
-    if bad < 0 and np.signbit(scales).any():
-        bad = int(np.signbit(scales).argmax())
-    if bad >= 0:
-        raise WireError(section.offset + 4 * bad, f"scale {bad} is {scales[bad]}")
+    position = first_non_finite(scales)
+    if position < 0 and np.signbit(scales).any():
+        position = int(np.signbit(scales).argmax())
+    if position >= 0:
+        raise WireError(section.offset + 4 * position, f"scale {position} is {scales[position]}")
     return scales
 
 
@@ -121,15 +221,15 @@ def decode_scales(section: Section, count: int) -> F32:
 
 
 def _uniform_numbers_reference(key: int, bucket_index: int, n: int) -> F64:
-    """The random numbers in [0, 1) of n coordinates of a bucket: 32 bits each, the lower half of a shared word first."""
+    """Return the random numbers in [0, 1) of n coordinates of a bucket: 32 bits each, the lower half of a word first."""
     words = counter_hash(key, np.uint64(bucket_index << 32) + np.arange((n + 1) // 2, dtype=np.uint64))
     random: F64 = words.astype("<u8").view("<u4")[:n] * 2.0**-32
     return random
 
 
 def _quantise_reference(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stochastic: bool) -> U8:
-    spread = np.repeat(scales.astype(np.float64), bucket)[: len(x)]
-    exact = np.abs(x.astype(np.float64)) * np.divide(level, spread, out=np.zeros(len(x)), where=spread > 0)
+    scale = np.repeat(scales.astype(np.float64), bucket)[: len(x)]
+    exact = np.abs(x.astype(np.float64)) * np.divide(level, scale, out=np.zeros(len(x)), where=scale > 0)
     if stochastic:
         random = [_uniform_numbers_reference(int(key), b, len(x[b * bucket : (b + 1) * bucket])) for b in range(len(scales))]
         rounded = np.floor(exact + np.concatenate([np.zeros(0), *random]))
@@ -142,7 +242,10 @@ def _quantise_reference(x: F32, scales: F32, level: int, bucket: int, key: np.ui
 
 @kernel(_quantise_reference)
 def _quantise(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stochastic: bool) -> U8:
-    """The levels plus L. The random words of 128 coordinates are drawn before they are used: that way both loops are wide."""
+    """Return the levels plus L.
+
+    The random words of 128 coordinates are drawn before they are used, so that the compiler can vectorise both loops.
+    """
     out = np.empty(x.size, dtype=np.uint8)
     words = np.empty(64, dtype=np.uint64)
     halves = words.view(np.uint32)
@@ -154,12 +257,12 @@ def _quantise(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stoc
             for first in range(0, part.size, 128):
                 for j in range(64):
                     words[j] = counter_hash_scalar(key, (np.uint64(b) << np.uint64(32)) + np.uint64(first // 2 + j))
-                values, places = part[first : first + 128], target[first : first + 128]
+                values, outputs = part[first : first + 128], target[first : first + 128]
                 for i in range(values.size):
                     random = np.float64(np.int64(halves[i])) * 2.0**-32
                     rounded = np.int32(np.float64(abs(values[i])) * factor + random)
                     magnitude = min(rounded, np.int32(level))
-                    places[i] = np.uint8(level - magnitude if values[i] < 0 else level + magnitude)
+                    outputs[i] = np.uint8(level - magnitude if values[i] < 0 else level + magnitude)
         else:
             for i in range(part.size):
                 rounded = np.int32(np.rint(np.float64(abs(part[i])) * factor))
@@ -175,7 +278,7 @@ def _dequantise_reference(levels: U8, scales: F32, level: int, bucket: int) -> F
 
 @kernel(_dequantise_reference)
 def _dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
-    """(levels − L) · scale / L."""
+    """Return (levels − L) · scale / L."""
     out = np.empty(levels.size, dtype=np.float32)
     for b in range(scales.size):
         step = np.float64(scales[b]) / level
@@ -194,9 +297,9 @@ def _pack_digits_reference(digits: U8, base: int, count: int) -> U8:
 
 @kernel(_pack_digits_reference)
 def _pack_digits(digits: U8, base: int, count: int) -> U8:
-    """`count` digits to a byte, the first being the lowest; the last byte is filled up with zeros.
+    """Pack `count` digits into a byte, the first one lowest; the last byte is filled up with zeros.
 
-    One place after the other; but pairs, which are what most numbers of levels make, at once.
+    Pairs of digits, the most frequent case, are packed in one loop. Otherwise there is one loop for each digit of a byte.
     """
     out = np.zeros((digits.size + count - 1) // count, dtype=np.uint8)
     if count == 2:
@@ -207,9 +310,9 @@ def _pack_digits(digits: U8, base: int, count: int) -> U8:
         return out
     power = 1
     for j in range(min(count, digits.size)):
-        place = digits[j:]
-        for i in range((place.size + count - 1) // count):
-            out[i] += np.uint8(power * place[i * count])
+        shifted = digits[j:]
+        for i in range((shifted.size + count - 1) // count):
+            out[i] += np.uint8(power * shifted[i * count])
         power *= base
     return out
 
@@ -220,15 +323,15 @@ def _unpack_digits_reference(packed: U8, base: int, count: int) -> U8:
 
 @kernel(_unpack_digits_reference)
 def _unpack_digits(packed: U8, base: int, count: int) -> U8:
-    """The digits, `count` for each byte."""
+    """Return the digits, `count` for each byte."""
     table = np.empty(256, dtype=np.uint8)
     out = np.empty(packed.size * count, dtype=np.uint8)
     power = 1
     for j in range(count if packed.size > 0 else 0):
         for value in range(256):
             table[value] = value // power % base
-        place = out[j:]
+        shifted = out[j:]
         for i in range(packed.size):
-            place[i * count] = table[packed[i]]
+            shifted[i * count] = table[packed[i]]
         power *= base
     return out

@@ -1,24 +1,24 @@
-"""Symbols of eight bits by a static range asymmetric numeral system (rANS).
+"""Entropy code of 8-bit symbols: a static range asymmetric numeral system (rANS; Duda 2009, arXiv 0902.0271).
 
     symbols := mode u8, then
     0 plain      the symbols themselves
     1 rANS       table, four states u32, words u16 ...; T = 4096
-    2 fine rANS  the same; T = 32768
+    2 fine rANS  as 1, with T = 32768
 
     table := lowest symbol u8, highest symbol u8, the frequency of each symbol from the lowest to the one before the highest
-             as a varint; what is missing from T is the frequency of the highest
+             as a varint; the highest symbol has the rest of T as its frequency
 
-The number of symbols n is not in it. Symbol i belongs to state i mod 4. A decoder begins with the four states as sent, and for
-each symbol in turn, x being its state and s the symbol in whose range [c, c + f) of the cumulated frequencies x mod T falls:
+The number of symbols n is not encoded. Symbol i belongs to state i mod 4 (interleaving: Giesen, arXiv 1402.3392). A decoder
+begins with the four encoded states. For each symbol it takes the state x and finds the symbol s whose range [c, c + f) of the
+cumulated frequencies contains x mod T. Then:
 
     x ← f · ⌊x / T⌋ + (x mod T) − c;   if x < 2¹⁵: x ← 2¹⁶ · x + the next word
 
-In the end every state is 2¹⁵ and every word is read, or the stream is not valid. Duda 2009 (arXiv 0902.0271); the interleaving
-is Giesen's (arXiv 1402.3392). The shortest of the modes is sent, of equal ones the lowest. Mode 2 is tried only where the
-compressor asks for it.
+A stream is valid if every state is 2¹⁵ and every word is read at the end. The encoder uses the shortest mode, of equal lengths
+the lowest. It tries mode 2 only where the compressor's setting `frequency_bits` is 15.
 
-Bits: within a fraction of a per cent of the entropy where no symbol is rarer than 1/T. A rarer one takes the share 1/T all the
-same, at the cost of the others: a million symbols, .999 of them equal and forty others, take 1.6 times their entropy in mode 1.
+Bits: within a fraction of a per cent of the entropy where no symbol is rarer than 1/T. A rarer symbol still has the frequency
+1/T, and the other symbols cost more. A million symbols, 99.9 % equal and forty others, take 1.6 times their entropy in mode 1.
 """
 
 from __future__ import annotations
@@ -36,39 +36,44 @@ Bytes = bytes | memoryview
 
 PLAIN = 0
 SCALE_BITS = {1: 12, 2: 15}
-"""log₂ T of each mode of rANS. States begin at 2¹⁵, so T may not be larger."""
+"""log₂ T of each mode of rANS. The smallest state is 2¹⁵, so T may not be larger."""
 MIN_STATE = 1 << 15
-"""The lower end of a state's range, [2¹⁵, 2³¹)."""
+"""Lower end of a state's range, [2¹⁵, 2³¹)."""
 LANES = 4
 MIN_SYMBOLS_TO_ESTIMATE = 4096
-"""From so many symbols on it is worth asking first whether coding will save anything."""
+"""Smallest number of symbols for which the length of the code is estimated before it is computed."""
 MIN_SYMBOLS_TO_CODE = 32
-"""With fewer symbols the table and the states weigh more than coding saves, and it is not tried."""
+"""Smallest number of symbols for which rANS is tried. With fewer, table and states cost more than the code saves."""
 
 
 def max_symbol_bytes(n: int) -> int:
-    """The longest form of n symbols."""
+    """Return the largest length of encoded symbols in bytes.
+
+    Args:
+        n: number of symbols.
+    """
     return 1 + n
 
 
 def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) -> bytes:
-    """Encode symbols in the shortest mode, of equal ones the lowest.
+    """Encode symbols in the shortest mode, of equal lengths the lowest.
 
     Args:
         symbols: [n] uint8.
-        entropy: False to leave them plain.
+        entropy: False to leave the symbols plain.
         frequency_bits: largest log₂ T to try, 12 or 15.
     """
-    forms = []
+    candidates = []
     if entropy and len(symbols) >= MIN_SYMBOLS_TO_CODE:
         counts = _histogram(symbols)
-        forms = [_encode_mode(symbols, counts, mode) for mode, scale_bits in SCALE_BITS.items() if scale_bits <= frequency_bits]
-    shortest = min(filter(None, forms), key=len, default=b"")
+        modes = [mode for mode, scale_bits in SCALE_BITS.items() if scale_bits <= frequency_bits]
+        candidates = [_encode_mode(symbols, counts, mode) for mode in modes]
+    shortest = min(filter(None, candidates), key=len, default=b"")
     return shortest or b"".join((bytes([PLAIN]), np.ascontiguousarray(symbols).data))
 
 
 def _encode_mode(symbols: U8, counts: I64, mode: int) -> bytes:
-    """Encode symbols in a mode of rANS; return no bytes where the plain form is as short."""
+    """Encode symbols in a mode of rANS; return no bytes where the result is not shorter than the plain form."""
     scale_bits = SCALE_BITS[mode]
     frequencies = normalise_frequencies(counts, scale_bits)
     if len(symbols) >= MIN_SYMBOLS_TO_ESTIMATE and _estimate_bits(counts, frequencies, scale_bits) >= 8 * len(symbols):
@@ -80,20 +85,35 @@ def _encode_mode(symbols: U8, counts: I64, mode: int) -> bytes:
 
 
 def _estimate_bits(counts: I64, frequencies: I64, scale_bits: int) -> int:
-    """Bits that the symbols will take, from what each costs."""
-    used = np.flatnonzero(counts)
-    costs = [_symbol_cost(f, scale_bits) for f in frequencies[used].tolist()]
-    return int(counts[used] @ np.array(costs)) // 256
+    """Estimate the bits of the encoded symbols from the cost of each symbol."""
+    alphabet = np.flatnonzero(counts)
+    costs = [_symbol_cost(f, scale_bits) for f in frequencies[alphabet].tolist()]
+    return int(counts[alphabet] @ np.array(costs)) // 256
 
 
 @cache
 def _symbol_cost(frequency: int, scale_bits: int) -> int:
-    """⌈256 log₂(T / frequency)⌉ by integers alone, so that no library's logarithm decides what is sent."""
+    """Return ⌈256 log₂(T / frequency)⌉, computed in integers so that the bytes do not depend on a library's logarithm."""
     return int((pow(1 << scale_bits, 256) - 1) // pow(frequency, 256)).bit_length()
 
 
 def decode_symbols(data: Bytes, n: int) -> U8:
-    """Inverse of `encode_symbols` for n symbols, `data` being exactly theirs; WireError where it is not valid."""
+    """Decode the symbols of `encode_symbols`.
+
+    Args:
+        data: bytes of the symbols alone.
+        n: number of symbols.
+
+    Returns:
+        [n] uint8, the symbols.
+
+    Raises:
+        WireError: `data` is not a valid code of n symbols.
+
+    >>> code = encode_symbols(np.repeat(np.array([7, 9], dtype=np.uint8), [900, 100]))
+    >>> len(code) < 1000 / 8, decode_symbols(code, 1000)[899:901].tolist()
+    (True, [7, 9])
+    """
     if not data or data[0] not in (PLAIN, *SCALE_BITS):
         raise WireError(0, f"unknown mode {data[0]} of a symbol stream" if data else "an empty symbol stream")
     if data[0] == PLAIN:
@@ -101,17 +121,17 @@ def decode_symbols(data: Bytes, n: int) -> U8:
             raise WireError(0, f"{len(data) - 1} plain symbols, expected {n}")
         return np.frombuffer(data, dtype=np.uint8, offset=1)
     scale_bits = SCALE_BITS[data[0]]
-    frequencies, at = _unpack_table(data, 1, scale_bits)
-    body = np.frombuffer(data, dtype=np.uint8, offset=at)
+    frequencies, offset = _unpack_table(data, 1, scale_bits)
+    body = np.frombuffer(data, dtype=np.uint8, offset=offset)
     if len(body) < 4 * LANES or len(body) % 2:
-        raise WireError(at, f"{len(body)} bytes of states and words, expected an even number from {4 * LANES}")
+        raise WireError(offset, f"{len(body)} bytes of states and words, expected an even number from {4 * LANES} on")
     states = body[: 4 * LANES].copy().view("<u4").astype(np.uint64)
     if not ((states >= MIN_STATE) & (states < MIN_STATE << 16)).all():
-        raise WireError(at, "a state is outside its range")
+        raise WireError(offset, "a state is outside its range")
     words = body[4 * LANES :].copy().view("<u2").astype(np.uint16)
-    symbols, good = _decode(words, states, frequencies, scale_bits, n)
-    if not good:
-        raise WireError(at, f"the stream does not end with its {n}th symbol")
+    symbols, is_valid = _decode(words, states, frequencies, scale_bits, n)
+    if not is_valid:
+        raise WireError(offset, f"the stream does not end with its {n}th symbol")
     return symbols
 
 
@@ -133,12 +153,15 @@ def _normalise_frequencies_reference(counts: I64, scale_bits: int) -> I64:
 
 @kernel(_normalise_frequencies_reference)
 def normalise_frequencies(counts: I64, scale_bits: int) -> I64:
-    """Frequencies that add up to T, at least 1 for each symbol that occurs, by largest remainder.
+    """Return frequencies that add up to T, at least 1 for each symbol that occurs, by the method of largest remainders.
 
-    counts: [256], not all 0; scale_bits: log₂ T.
+    All arithmetic is in integers, so that the result is equal on every machine. Shares are rounded down, and the symbols with
+    the largest remainders get 1 more each. If the sum exceeds T because of rare symbols, the then most frequent symbol is
+    reduced by 1 until it does not. Ties go to the lowest symbol.
 
-    Integers only, so that it is the same everywhere: shares are rounded down, then the largest remainders get one more each; if
-    the ones given to rare symbols are too many, the most frequent symbol pays for each in turn. Of equals the lowest symbol.
+    Args:
+        counts: [256] int64, occurrences of each symbol, not all 0.
+        scale_bits: log₂ T.
     """
     total = np.int64(0)
     for s in range(256):
@@ -171,20 +194,21 @@ def _pack_table(frequencies: I64) -> bytes:
     return bytes([lowest, highest]) + b"".join(bits.pack_varint(int(f)) for f in frequencies[lowest:highest])
 
 
-def _unpack_table(data: Bytes, at: int, scale_bits: int) -> tuple[I64, int]:
-    """(frequencies [256], offset behind the table)."""
-    if len(data) < at + 2 or data[at] > data[at + 1]:
-        raise WireError(at, "a frequency table without a range of symbols")
+def _unpack_table(data: Bytes, offset: int, scale_bits: int) -> tuple[I64, int]:
+    """Return the frequencies [256] and the offset after the table."""
+    if len(data) < offset + 2 or data[offset] > data[offset + 1]:
+        raise WireError(offset, "a frequency table without a range of symbols")
     frequencies = np.zeros(256, dtype=np.int64)
-    lowest, highest = data[at], data[at + 1]
-    at += 2
+    lowest, highest = data[offset], data[offset + 1]
+    offset += 2
     for symbol in range(lowest, highest):
-        frequencies[symbol], at = bits.unpack_varint(data, at)
+        frequencies[symbol], offset = bits.unpack_varint(data, offset)
     total = 1 << scale_bits
     frequencies[highest] = total - int(frequencies.sum())
     if not frequencies[lowest] > 0 or not frequencies[highest] > 0:
-        raise WireError(at, f"the frequencies do not add up to {total}, or the range of symbols is wider than they are")
-    return frequencies, at
+        cause = f"the frequencies do not add up to {total}, or the lowest or highest symbol has the frequency 0"
+        raise WireError(offset, cause)
+    return frequencies, offset
 
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels
@@ -196,7 +220,10 @@ def _histogram_reference(symbols: U8) -> I64:
 
 @kernel(_histogram_reference)
 def _histogram(symbols: U8) -> I64:
-    """How often each of 256 symbols occurs. Four tables, because equal neighbours would wait for each other's store."""
+    """Count the occurrences of each of 256 symbols.
+
+    There are four tables, because with one the processor waits for the store of an equal neighbour.
+    """
     counts = np.zeros((4, 256), dtype=np.int64)
     even = symbols.size - symbols.size % 4
     for i in range(0, even, 4):
@@ -228,9 +255,9 @@ def _encode_reference(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U
 
 @kernel(_encode_reference)
 def _encode(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
-    """(words, states) of symbols that all have a frequency.
+    """Return the words and the final states of symbols, all with a frequency above 0.
 
-    x // f without a division: x is below 2³¹, so with s = ⌈log₂ f⌉ and r = ⌈2^(31 + s) / f⌉ it is x · r >> 31 + s exactly
+    x // f is computed without a division. With x below 2³¹, s = ⌈log₂ f⌉ and r = ⌈2^(31 + s) / f⌉, it equals x · r >> 31 + s
     (Alverson 1991).
     """
     reciprocals = np.zeros(256, dtype=np.uint64)
@@ -252,18 +279,18 @@ def _encode(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
             starts[s] = start
             start += f
     words = np.empty(symbols.size + 1, dtype=np.uint16)
-    at = symbols.size
+    position = symbols.size
     states = np.full(4, 1 << 15, dtype=np.uint64)
     for i in range(symbols.size - 1, -1, -1):
         lane = i & 3
         s = symbols[i]
         x = states[lane]
-        words[at] = np.uint16(x & np.uint64(0xFFFF))
-        full = x >= limits[s]
-        at -= int(full)
-        x = x >> np.uint64(16) if full else x
+        words[position] = np.uint16(x & np.uint64(0xFFFF))
+        overflows = x >= limits[s]
+        position -= int(overflows)
+        x = x >> np.uint64(16) if overflows else x
         states[lane] = x + ((x * reciprocals[s]) >> shifts[s]) * complements[s] + starts[s]
-    return words[at + 1 :].copy(), states.astype(np.uint32)
+    return words[position + 1 :].copy(), states.astype(np.uint32)
 
 
 def _decode_reference(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) -> tuple[U8, bool]:
@@ -271,22 +298,25 @@ def _decode_reference(words: U16, states: U64, frequencies: I64, scale_bits: int
     symbol_of = np.repeat(np.arange(256, dtype=np.uint8), frequencies)
     x = [int(state) for state in states]
     symbols = np.zeros(n, dtype=np.uint8)
-    at = 0
+    n_read = 0
     for i in range(n):
         lane, slot = i % LANES, x[i % LANES] % (1 << scale_bits)
         symbols[i] = symbol_of[slot]
         x[lane] = int(frequencies[symbols[i]]) * (x[lane] >> scale_bits) + slot - int(starts[symbols[i]])
         if x[lane] < MIN_STATE:
-            if at == len(words):
+            if n_read == len(words):
                 return symbols, False
-            x[lane] = (x[lane] << 16) + int(words[at])
-            at += 1
-    return symbols, at == len(words) and x == [MIN_STATE] * LANES
+            x[lane] = (x[lane] << 16) + int(words[n_read])
+            n_read += 1
+    return symbols, n_read == len(words) and x == [MIN_STATE] * LANES
 
 
 @kernel(_decode_reference)
 def _decode(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) -> tuple[U8, bool]:
-    """(symbols [n], whether the stream ended as it must). frequencies add up to T. Reads no further than its words."""
+    """Return the symbols [n], and True if all states and words end as they must.
+
+    The frequencies add up to T. No word after the last one is read.
+    """
     total = 1 << scale_bits
     mask, shift = np.uint64(total - 1), np.uint64(scale_bits)
     symbol_of = np.empty(total, dtype=np.uint8)
@@ -303,18 +333,18 @@ def _decode(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) 
     padded[: words.size] = words
     x = states.copy()
     symbols = np.empty(n, dtype=np.uint8)
-    at = 0
+    n_read = 0
     for i in range(n):
         lane = i & 3
         slot = int(x[lane] & mask)
         symbols[i] = symbol_of[slot]
         y = frequency[slot] * (x[lane] >> shift) + offset[slot]
-        short = y < np.uint64(1 << 15)
-        x[lane] = (y << np.uint64(16)) | padded[at] if short else y
-        at += int(short)
-        if at > words.size:
+        underflows = y < np.uint64(1 << 15)
+        x[lane] = (y << np.uint64(16)) | padded[n_read] if underflows else y
+        n_read += int(underflows)
+        if n_read > words.size:
             return symbols, False
-    left = words.size - at
+    n_errors = words.size - n_read
     for lane in range(4):
-        left += int(x[lane] != np.uint64(1 << 15))
-    return symbols, left == 0
+        n_errors += int(x[lane] != np.uint64(1 << 15))
+    return symbols, n_errors == 0

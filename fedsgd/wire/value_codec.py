@@ -1,15 +1,14 @@
-"""Values as bytes, in one of seven formats. What comes back may differ from what went in (that is the loss of the format), but
-is always finite.
+"""Codecs of values in seven formats. Decoded values are always finite; most formats are lossy.
 
 | format | a value | sections |
 |---|---|---|
 | float32, bfloat16 | the number, rounded to nearest even | VALUE |
-| float16 | the same over a common power of two | VALUE, SCALE |
+| float16 | the number over a common power of two, rounded to nearest even | VALUE, SCALE |
 | natural | sign and power of two, rounded stochastically | VALUE |
 | int8, int4 | nearest of 255 or 15 levels up to the largest magnitude | VALUE, SCALE |
-| ternary | a sign bit; all have the mean magnitude; none is zero | VALUE, SCALE |
+| ternary | a sign bit; all values have the mean magnitude, and none is zero | VALUE, SCALE |
 
-The bytes are described in `floats` and `levels`; those of ternary are one bit each, 1 for minus, and a float32 scale.
+`floats` and `levels` describe the bytes. Ternary values have one bit each, 1 for minus, and a float32 scale.
 """
 
 from __future__ import annotations
@@ -31,33 +30,69 @@ from fedsgd.wire.frame import Section, SectionKind, Sections
 
 FloatFormat = Literal["float32", "bfloat16", "float16"]
 DenseFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4"]
-"""Formats that can hold a zero, and so can code every coordinate of a vector."""
+"""Formats that can represent zero, and so can encode every coordinate of a vector."""
 ValueFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary"]
 
 
 @timed("encode")
 def encode_values(values: F32, value_format: ValueFormat, key: int = 0, entropy: bool = True) -> tuple[Sections, F32]:
-    """(sections, what they decode to). values: [k], finite; for "ternary" none is zero. key: of the shared randomness that
-    "natural" rounds by. entropy: whether floats may be entropy-coded."""
+    """Encode values in a format.
+
+    Args:
+        values: [k] float32, finite; for "ternary" none is zero.
+        value_format: name of the format.
+        key: key of the shared randomness, 64 bits; "natural" rounds by it.
+        entropy: True to code the entropy of floats where this is shorter.
+
+    Returns:
+        The sections, and the [k] float32 values that they decode to.
+
+    >>> sections, values = encode_values(np.array([3.0, -1.0, 2.0], dtype=np.float32), "ternary")
+    >>> values.tolist(), [len(section.data) for section in sections]
+    ([2.0, -2.0, 2.0], [1, 4])
+    """
     return _CODECS[value_format].encode(values, key, entropy)
 
 
 @timed("decode")
 def decode_values(sections: Sections, k: int, value_format: ValueFormat, entropy: bool = True) -> F32:
-    """The k values [k] of the given sections; WireError where lengths, padding or finiteness are not as they must be."""
+    """Decode the values of `encode_values`.
+
+    Args:
+        sections: sections of the values alone.
+        k: number of values.
+        value_format: name of the format.
+        entropy: setting of the encoder.
+
+    Returns:
+        [k] float32, the values, finite.
+
+    Raises:
+        WireError: a section has another kind or length, padding that is not zero, or a value that is not finite.
+    """
     levels.require_sections(sections, _CODECS[value_format].section_kinds)
     return _CODECS[value_format].decode(sections, k, entropy)
 
 
 def max_value_bytes(k: int, value_format: ValueFormat) -> int:
-    """The most that the payload of k values weighs, the scale included."""
+    """Return the largest payload of values in bytes, the scale included.
+
+    Args:
+        k: number of values.
+        value_format: name of the format.
+    """
     return _CODECS[value_format].max_bytes(k)
 
 
 def max_relative_squared_error(value_format: ValueFormat) -> float | None:
-    """The largest ‖decoded − values‖² / ‖values‖² there can be of normal numbers, in the mean for "natural"; None if that
-    depends on the values: of int8, int4 and ternary nothing is sure but that a part as large as the largest coordinate
-    survives."""
+    """Return the largest possible ‖decoded − values‖² / ‖values‖² of normal numbers; for "natural", its expected value.
+
+    None if the values determine it. For int8, int4 and ternary, the only general guarantee is that the decoded vector keeps a
+    part with at least the energy of the largest coordinate.
+
+    Args:
+        value_format: name of the format.
+    """
     return _CODECS[value_format].max_relative_squared_error
 
 
@@ -76,9 +111,9 @@ class _ValueCodec(ABC):
 
 
 def _require_finite(values: F32, section: Section) -> F32:
-    bad = first_non_finite(values)
-    if bad >= 0:
-        raise WireError(section.offset, f"value {bad} is {values[bad]}")
+    position = first_non_finite(values)
+    if position >= 0:
+        raise WireError(section.offset, f"value {position} is {values[position]}")
     return values
 
 
@@ -131,7 +166,7 @@ class _Float16Codec(_ValueCodec):
         return sections, floats.from_float16(words.astype(np.uint32), exponent)
 
     def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
-        if len(sections[1].data) != 2:  # looked at first: Python refuses to write out a number of thousands of digits
+        if len(sections[1].data) != 2:  # checked first, as Python cannot print an integer of thousands of digits in a message
             raise WireError(sections[1].offset, f"an exponent of {len(sections[1].data)} bytes, expected 2")
         exponent = int.from_bytes(sections[1].data, "little", signed=True)
         if not floats.MIN_SCALE_EXPONENT <= exponent <= floats.MAX_SCALE_EXPONENT:
@@ -161,7 +196,7 @@ class _NaturalCodec(_ValueCodec):
         with shift_offset(body.offset + n_bytes(k)):
             exponents = rans.decode_symbols(body.data[n_bytes(k) :], k)
         if k and int(exponents.max()) == 255:
-            raise WireError(body.offset, "an exponent of 255 is no power of two")
+            raise WireError(body.offset, "an exponent of 255, which is no power of two")
         signs = decode_signs(Section(body.kind, body.data[: n_bytes(k)], body.offset), k, "natural values")
         return floats.from_powers_of_two(np.unpackbits(signs, count=k, bitorder="little"), exponents)
 
@@ -178,8 +213,8 @@ class _LevelCodec(_ValueCodec):
     def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
         bucket = max(1, len(values))
         scales = bucket_max_magnitudes(values, bucket)
-        chosen = levels.quantise(values, scales, self.level, bucket, None)
-        return levels.encode_levels(chosen, scales, self.level), levels.dequantise(chosen, scales, self.level, bucket)
+        quantised = levels.quantise(values, scales, self.level, bucket, None)
+        return levels.encode_levels(quantised, scales, self.level), levels.dequantise(quantised, scales, self.level, bucket)
 
     def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
         bucket = max(1, k)
@@ -194,18 +229,18 @@ class _TernaryCodec(_ValueCodec):
     max_relative_squared_error = None
 
     def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
-        negative = np.signbit(values)
+        signs = np.signbit(values)
         scale = np.float32(mean_magnitude(values))
-        signs = np.packbits(negative, bitorder="little").tobytes()
-        sections = Section(SectionKind.VALUE, signs), Section(SectionKind.SCALE, scale.astype("<f4").tobytes())
-        return sections, np.where(negative, -scale, scale).astype(np.float32)
+        body = np.packbits(signs, bitorder="little").tobytes()
+        sections = Section(SectionKind.VALUE, body), Section(SectionKind.SCALE, scale.astype("<f4").tobytes())
+        return sections, np.where(signs, -scale, scale).astype(np.float32)
 
     def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
-        negative = np.unpackbits(decode_signs(sections[0], k, "ternary values"), count=k, bitorder="little")
+        signs = np.unpackbits(decode_signs(sections[0], k, "ternary values"), count=k, bitorder="little")
         (scale,) = levels.decode_scales(sections[1], 1)
         if (scale > 0) != (k > 0):
             raise WireError(sections[1].offset, f"a scale of {scale} for {k} values")
-        values: F32 = np.where(negative == 1, -scale, scale).astype(np.float32)
+        values: F32 = np.where(signs == 1, -scale, scale).astype(np.float32)
         return values
 
     def max_bytes(self, k: int) -> int:
@@ -213,7 +248,19 @@ class _TernaryCodec(_ValueCodec):
 
 
 def decode_signs(section: Section, k: int, label: str) -> U8:
-    """The k sign bits of a section that holds nothing else, still packed; form: what they are the signs of, for messages."""
+    """Check a section of sign bits.
+
+    Args:
+        section: section that contains sign bits alone.
+        k: number of sign bits.
+        label: description of the values, for error messages.
+
+    Returns:
+        [⌈k / 8⌉] uint8, the packed sign bits.
+
+    Raises:
+        WireError: the length is not ⌈k / 8⌉ bytes, or the padding is not zero.
+    """
     if len(section.data) != n_bytes(k):
         raise WireError(section.offset, f"{len(section.data)} bytes for {k} {label}, expected {n_bytes(k)}")
     with shift_offset(section.offset):

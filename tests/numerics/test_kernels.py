@@ -112,17 +112,20 @@ CASES: dict[str, Case] = {
     "wire.bits._pack": packed_fields,
     "wire.bits._unpack": packed_words,
     "wire.bits._pack_unary": lambda r, n: ((v := r.integers(0, 90, n)), int(v.sum()) + n),
-    "wire.bits.ones_of": lambda r, n: ((w := r.integers(0, 2**63, n).astype(U64)), int(np.bitwise_count(w).sum())),
-    "wire.gaps._plan": lambda r, n: (pareto(r, n),),
-    "wire.gaps._bit_lengths": lambda r, n: (pareto(r, n),),
+    "wire.bits.bitmap_positions": lambda r, n: ((w := r.integers(0, 2**63, n).astype(U64)), int(np.bitwise_count(w).sum())),
+    "wire.gap_codec._choose_rice_parameters": lambda r, n: (pareto(r, n),),
+    "wire.gap_codec._bit_lengths": lambda r, n: (pareto(r, n),),
     "wire.rans._histogram": lambda r, n: (skewed(r, n),),
-    "wire.rans.normalise": lambda r, n: (np.bincount(skewed(r, n), minlength=256).astype(np.int64), int(r.choice([12, 15]))),
+    "wire.rans.normalise_frequencies": lambda r, n: (
+        np.bincount(skewed(r, n), minlength=256).astype(np.int64),
+        int(r.choice([12, 15])),
+    ),
     "wire.rans._encode": lambda r, n: frequencies_of(r, skewed(r, n)),
     "wire.rans._decode": coded,
     "wire.floats._split": lambda r, n: (floats_of(r, n).view(np.uint32), 32),
     "wire.floats._join": lambda r, n: (*floats._split.reference(floats_of(r, n).view(np.uint32), 32), 32),
     "wire.floats._to_bfloat16": lambda r, n: (floats_of(r, n).view(np.uint32),),
-    "wire.floats._round_to_powers": lambda r, n: (floats_of(r, n).view(np.uint32), U64(r.integers(2**63))),
+    "wire.floats._round_to_powers_of_two": lambda r, n: (floats_of(r, n).view(np.uint32), U64(r.integers(2**63))),
     "wire.floats._to_float16": lambda r, n: ((x := floats_of(r, n)), 2.0 ** -floats.choose_scale_exponent(x)),
     "wire.floats._from_float16": lambda r, n: (half_words(r, n), 2.0 ** int(r.integers(-163, 114))),
     "wire.levels._quantise": lambda r, n: (*level_case(r, n), U64(r.integers(2**63)), bool(r.integers(2))),
@@ -132,40 +135,44 @@ CASES: dict[str, Case] = {
     ),
     "wire.levels._pack_digits": digit_case,
     "wire.levels._unpack_digits": lambda r, n: ((d := digit_case(r, n)) and levels._pack_digits.reference(*d), *d[1:]),
-    "vectors.bucket_sums": lambda r, n: (small(floats_of(r, n)), int(r.choice([n, 128, 7])), int(r.integers(1, 3))),
-    "vectors.bucket_peaks": lambda r, n: (floats_of(r, n), int(r.choice([n, 128, 7]))),
-    "vectors.first_bad": lambda r, n: (
+    "numerics.reductions.bucket_sums": lambda r, n: (small(floats_of(r, n)), int(r.choice([n, 128, 7])), int(r.integers(1, 3))),
+    "numerics.reductions.bucket_max_magnitudes": lambda r, n: (floats_of(r, n), int(r.choice([n, 128, 7]))),
+    "numerics.reductions.first_non_finite": lambda r, n: (
         np.where(r.random(n) < 1 / n, np.float32(r.choice([np.nan, -np.inf])), floats_of(r, n)),
     ),
-    "vectors.scatter_add": lambda r, n: (
+    "numerics.reductions.scatter_add": lambda r, n: (
         (out := r.standard_normal(3 * n)),
         (i := supports(r, n)),
         out[i].astype(np.float32),
         0.1,
     ),
-    "compress.select._collect": lambda r, n: (
+    "compression.kernels.top_k._collect": lambda r, n: (
         floats_of(r, n).view(np.uint32),
         np.uint32(r.integers(1, 2**31)),
         int(r.integers(n, 2 * n)),
     ),
-    "compress.select._choose": candidates,
-    "compress.select._kth_largest": lambda r, n: (floats_of(r, n).view(np.uint32), int(r.integers(1, n + 1))),
-    "compress.updates._add_levels": lambda r, n: (
+    "compression.kernels.top_k._keep_with_ties": candidates,
+    "compression.kernels.top_k._kth_largest": lambda r, n: (floats_of(r, n).view(np.uint32), int(r.integers(1, n + 1))),
+    "compression.updates._add_levels": lambda r, n: (
         r.standard_normal(n),
         r.integers(0, 2 * (c := level_case(r, n))[2] + 1, n).astype(np.uint8),
         *c[1:],
         float(r.random()),
     ),
-    "compress.updates._add_signs": lambda r, n: (r.standard_normal(n), r.integers(0, 256, (n + 7) // 8).astype(np.uint8), 0.3),
-    "compress.updates.pack_signs": lambda r, n: (floats_of(r, n),),
-    "compress.eden._quantise": lambda r, n: (
+    "compression.updates._add_signs": lambda r, n: (
+        r.standard_normal(n),
+        r.integers(0, 256, (n + 7) // 8).astype(np.uint8),
+        0.3,
+    ),
+    "compression.updates.pack_signs": lambda r, n: (floats_of(r, n),),
+    "compression.operators.eden._quantise": lambda r, n: (
         small(floats_of(r, n)),
         compute_block_ends(n),
         U64(r.integers(2**63)),
         np.array(CENTROIDS[int(r.integers(1, 5))]),
         bool(r.integers(2)),
     ),
-    "compress.eden._restore": lambda r, n: (
+    "compression.operators.eden._restore": lambda r, n: (
         r.integers(0, 8, (e := compute_block_ends(n))[-1]).astype(np.uint8),
         r.random(len(e)).astype(np.float32),
         e,
@@ -173,27 +180,27 @@ CASES: dict[str, Case] = {
         np.array(CENTROIDS[3]),
         n,
     ),
-    "compress.count_sketch._sketch": lambda r, n: (
+    "compression.operators.count_sketch._sketch": lambda r, n: (
         small(floats_of(r, n)),
         int(r.choice([1, 3, 5])),
         int(r.integers(1, n + 1)),
         U64(r.integers(2**63)),
     ),
-    "compress.count_sketch._unsketch": lambda r, n: (
+    "compression.operators.count_sketch._unsketch": lambda r, n: (
         np.round(r.standard_normal((int(r.choice([1, 3, 5])), 7))),
         n,
         U64(r.integers(2**63)),
     ),
-    "compress.dgc._accumulate": lambda r, n: (
+    "compression.schemes.dgc._accumulate": lambda r, n: (
         *(small(floats_of(r, n)) for _ in range(3)),
         np.float32(0.9),
         np.float32(r.choice([1, 0.3])),
         bool(r.integers(2)),
     ),
-    "compress.power_sgd._times": lambda r, n: (matrix(r, 3, n), matrix(r, n, 2)),
-    "compress.power_sgd._transposed_times": lambda r, n: (matrix(r, n, 5), matrix(r, n, 2)),
-    "compress.power_sgd._product": lambda r, n: (matrix(r, n, 2), matrix(r, 4, 2)),
-    "compress.randk._sample": lambda r, n: (int(r.integers(1, n + 1)), n, U64(r.integers(2**63))),
+    "compression.schemes.power_sgd._multiply": lambda r, n: (matrix(r, 3, n), matrix(r, n, 2)),
+    "compression.schemes.power_sgd._multiply_transposed": lambda r, n: (matrix(r, n, 5), matrix(r, n, 2)),
+    "compression.schemes.power_sgd._product": lambda r, n: (matrix(r, n, 2), matrix(r, 4, 2)),
+    "compression.operators.randk._sample": lambda r, n: (int(r.integers(1, n + 1)), n, U64(r.integers(2**63))),
 }
 
 
@@ -254,8 +261,6 @@ WITHOUT_NUMBA = """
 import sys
 sys.modules["numba"] = None
 import numpy as np
-from fedsgd.compression import COMPRESSORS, Context
-from fedsgd.numerics.parameter_layout import Layout
 from tests.golden.frames import frames
 import json
 golden = json.loads(open("tests/golden/frames.json").read())

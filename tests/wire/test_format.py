@@ -26,7 +26,7 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.scenario.parsing import dump_table
 from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, Sections, decode_frame, encode_frame
-from tests.golden.frames import CONTEXT, FILE, compressors, frames, vector
+from tests.golden.frames import CONTEXT, FILE, compressors, frame_name, frames, vector
 from tests.laws.members import name_of, operators, sections_of, variants
 from tests.wire import second_decoder
 
@@ -154,7 +154,7 @@ def test_statistics_and_control_variates_are_read() -> None:
     assert read.statistics is not None
     assert same(read.statistics, vector()[:8])
     made = Scaffold()
-    read = second_decoder.open_update(GOLDEN[name_of(made)], dump_table(made), 42, shapes_of(CONTEXT))
+    read = second_decoder.open_update(GOLDEN[frame_name(made)], dump_table(made), 42, shapes_of(CONTEXT))
     assert read.control is not None
     assert same(read.control, -vector())
 
@@ -165,7 +165,7 @@ def test_a_reference_frame_is_read(made: Any) -> None:
     beside = made.encode_reference({"reference": reference}, CONTEXT)
     frame = encode_frame(Frame(Header(FrameKind.REFERENCE, 12, made.codec), beside))
     read = second_decoder.open_reference(frame, dump_table(made), 42, shapes_of(CONTEXT))[1]
-    assert same(read, made.read_downlink(beside, CONTEXT))
+    assert same(read, made.decode_reference(beside, CONTEXT))
 
 
 # ------------------------------------------------------------------------------------------------------------------ random

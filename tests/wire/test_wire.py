@@ -328,9 +328,9 @@ def test_a_header_survives() -> None:
 
 
 def test_what_does_not_fit_is_not_encoded() -> None:
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="expected fields from 0"):
         encode_frame(Frame(Header(FrameKind.TASK, -1)))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="expected fields from 0"):
         encode_frame(Frame(Header(FrameKind.TASK, 1, examples=2**32)))
 
 
@@ -369,7 +369,7 @@ def test_frames_with_a_good_checksum_and_a_bad_structure(change: Callable[[bytea
 
 
 def test_a_frame_longer_than_the_model_allows_is_not_looked_at() -> None:
-    with pytest.raises(WireError, match="at most 100 expected"):
+    with pytest.raises(WireError, match="expected at most 100"):
         decode_frame(a_frame(), max_bytes=100)
 
 
