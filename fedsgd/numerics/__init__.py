@@ -1,1 +1,1 @@
-"""Arithmetic that is equal on every machine: arrays, parameter layout, random streams, reductions, compiled kernels."""
+"""Arithmetic with equal results on every machine: arrays, parameter layout, random streams, reductions, compiled kernels."""

@@ -1,4 +1,4 @@
-"""Short names for numpy arrays by their element type."""
+"""Type aliases of numpy arrays by element type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one flat float32 vector that holds all trainable parameters, and which tensor each stretch of it is."""
+"""Layout of the flat float32 vector [P] of all trainable parameters: the tensor of each slice."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ import numpy as np
 from fedsgd.errors import ModelError
 
 MAX_PARAMETERS = 2**31 - 1
-"""The wire's index arithmetic is exact in 64 bits up to here."""
+"""Largest P. Up to this size, the wire's index arithmetic is exact in 64 bits."""
 
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Names and shapes of the trainable tensors, in the order in which they stand in the flat vector [P].
+    """Names and shapes of the trainable tensors, in the order of the flat vector [P].
 
-    Frozen parameters are not in it, tied ones are in it once: it is what trains, and so what is sent.
+    The vector has the parameters that are trained, and therefore sent. Frozen parameters are excluded, and tied parameters
+    occur once.
+
+    Attributes:
+        names: name of each tensor, unique.
+        shapes: shape of each tensor.
+
+    >>> layout = ParameterLayout(("weight", "bias"), ((2, 3), (2,)))
+    >>> layout.size, layout.offsets, layout.describe_position(5)
+    (8, (0, 6, 8), 'weight[1, 2]')
     """
 
     names: tuple[str, ...]
@@ -36,12 +45,12 @@ class ParameterLayout:
 
     @staticmethod
     def from_size(size: int) -> ParameterLayout:
-        """A layout of one vector of `size` entries: for tests and for vectors that are not a model."""
+        """Return the layout of one tensor with `size` entries, for tests and for vectors that are not a model."""
         return ParameterLayout(("vector",), ((size,),))
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where each tensor begins; one longer than `names`, its last entry is P."""
+        """Offset of each tensor in the vector, and P as the last entry."""
         ends = [0]
         for shape in self.shapes:
             ends.append(ends[-1] + math.prod(shape))
@@ -53,12 +62,12 @@ class ParameterLayout:
         return self.offsets[-1]
 
     def list_slices(self) -> Sequence[tuple[str, slice, tuple[int, ...]]]:
-        """(name, stretch of the flat vector, shape) of each tensor."""
+        """Return the name, the slice of the flat vector and the shape of each tensor."""
         bounds = zip(self.offsets[:-1], self.offsets[1:], strict=True)
         return [(n, slice(a, b), s) for n, (a, b), s in zip(self.names, bounds, self.shapes, strict=True)]
 
     def describe_position(self, position: int) -> str:
-        """`fc1.weight[3, 5]` for a position in the flat vector."""
+        """Return a position of the flat vector as an entry of its tensor, `fc1.weight[3, 5]`."""
         tensor = bisect_right(self.offsets, position) - 1
-        within = np.unravel_index(position - self.offsets[tensor], self.shapes[tensor] or (1,))
-        return f"{self.names[tensor]}[{', '.join(str(int(i)) for i in within)}]"
+        indices = np.unravel_index(position - self.offsets[tensor], self.shapes[tensor] or (1,))
+        return f"{self.names[tensor]}[{', '.join(str(int(i)) for i in indices)}]"

@@ -1,8 +1,8 @@
-"""Sums over long vectors whose bits do not depend on the machine, and the first number that is not finite.
+"""Sums over long vectors with equal bits on every machine, and a search for numbers that are not finite.
 
-A sum in floating point depends on its order, and libraries choose the order by the width of the processor's registers. Here it
-is fixed: 64 running sums in float64, the i-th element going to the (i mod 64)-th; then the upper half of them is added to the
-lower half until one is left.
+A sum in floating point depends on its order, and libraries choose the order by the width of the processor's registers. Here the
+order is fixed. There are 64 running sums (lanes) in float64, and element i is added to lane i mod 64. Then the upper half of the
+lanes is added to the lower half, until one lane remains.
 """
 
 from __future__ import annotations
@@ -16,48 +16,48 @@ LANES = 64
 
 
 def mean_magnitude(x: F32) -> float:
-    """|x|₁ / P, 0 for an empty vector. x: [P]."""
+    """Return |x|₁ / P of x [P], or 0 for an empty vector."""
     return float(bucket_sums(x, len(x), 1)[0]) / len(x) if len(x) else 0.0
 
 
 def squared_norm(x: F32) -> float:
-    """|x|². x: [P]."""
+    """Return |x|² of x [P]."""
     return float(bucket_sums(x, len(x), 2)[0]) if len(x) else 0.0
 
 
 def standard_deviation(x: F32) -> float:
-    """Return the population's standard deviation of x [P], exactly 0 for equal coordinates and for an empty vector.
+    """Return the population standard deviation of x [P]; exactly 0 for equal coordinates and for an empty vector.
 
-    Two passes: the difference of the mean square and the squared mean would cancel where the mean is large.
+    There are two passes, because the mean square minus the squared mean would cancel where the mean is large.
     """
-    wide = x.astype(np.float64)
-    mean = sum_in_lanes(wide) / max(1, len(wide))
-    return float(np.sqrt(sum_in_lanes(np.square(wide - mean)) / max(1, len(wide))))
+    terms = x.astype(np.float64)
+    mean = sum_in_lanes(terms) / max(1, len(terms))
+    return float(np.sqrt(sum_in_lanes(np.square(terms - mean)) / max(1, len(terms))))
 
 
 def bucket_norms(x: F32, bucket: int) -> F32:
-    """The Euclidean norm of each stretch of `bucket` coordinates [ceil(P / bucket)], rounded up: no coordinate is larger."""
+    """Return the Euclidean norms [⌈P / bucket⌉] of buckets of coordinates, rounded up so that no coordinate is larger."""
     return _round_up_to_float32(np.sqrt(bucket_sums(x, bucket, 2)))
 
 
 def all_finite(x: F32) -> bool:
-    """Whether no coordinate is an infinity or a NaN."""
+    """Return True if no coordinate is an infinity or a NaN."""
     return first_non_finite(x) < 0
 
 
 def _round_up_to_float32(sums: F64) -> F32:
     with np.errstate(over="ignore", under="ignore"):
-        near = sums.astype(np.float32)
-        return np.where(near < sums, np.nextafter(near, np.float32(np.inf)), near)
+        nearest = sums.astype(np.float32)
+        return np.where(nearest < sums, np.nextafter(nearest, np.float32(np.inf)), nearest)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels
 
 
 def sum_in_lanes(terms: F64) -> float:
-    """Return the sum of the terms [n] in the order of this module: the obvious form of what kernels do with `fold_lanes`.
+    """Return the sum of the terms [n] in the order of this module; kernels compute the same sum with `fold_lanes`.
 
-    Along the slow axis numpy adds row after row. Its pairwise order is for the fast axis alone.
+    Numpy adds row after row along the slow axis. It uses pairwise summation along the fast axis only.
     """
     rows = np.concatenate([terms, np.zeros(-len(terms) % LANES)]).reshape(-1, LANES)
     lanes = np.add.reduce(rows, axis=0)
@@ -68,7 +68,7 @@ def sum_in_lanes(terms: F64) -> float:
 
 @jit_helper
 def fold_lanes(lanes: F64) -> float:
-    """The sum of 64 running sums, in place, for kernels."""
+    """Return the sum of 64 lanes, which are overwritten; for kernels."""
     half = 32
     while half > 0:
         for j in range(half):
@@ -87,7 +87,7 @@ def _bucket_sums_reference(x: F32, bucket: int, power: int) -> F64:
 
 @kernel(_bucket_sums_reference)
 def bucket_sums(x: F32, bucket: int, power: int) -> F64:
-    """Σ|x_i|^power over each stretch of `bucket` coordinates, the last one being shorter. power: 1 or 2."""
+    """Return Σ|x_i|^power over each bucket of coordinates [⌈P / bucket⌉]. The last bucket may be shorter. power: 1 or 2."""
     sums = np.empty((x.size + bucket - 1) // bucket, dtype=np.float64)
     lanes = np.empty(64, dtype=np.float64)
     for b in range(sums.size):
@@ -102,9 +102,9 @@ def bucket_sums(x: F32, bucket: int, power: int) -> F64:
             else:
                 for j in range(64):
                     lanes[j] += np.float64(abs(terms[j]))
-        rest = part[part.size - part.size % 64 :]
-        for j in range(rest.size):
-            value = np.float64(abs(rest[j]))
+        remainder = part[part.size - part.size % 64 :]
+        for j in range(remainder.size):
+            value = np.float64(abs(remainder[j]))
             lanes[j] += value * value if power == 2 else value
         sums[b] = fold_lanes(lanes)
     return sums
@@ -116,7 +116,10 @@ def _bucket_max_magnitudes_reference(x: F32, bucket: int) -> F32:
 
 @kernel(_bucket_max_magnitudes_reference)
 def bucket_max_magnitudes(x: F32, bucket: int) -> F32:
-    """The largest magnitude in each stretch of `bucket` coordinates. x: finite. Floats without sign order as their bits do."""
+    """Return the largest magnitude in each bucket of coordinates [⌈P / bucket⌉] of a finite vector.
+
+    The order of floats without sign is the order of their bits.
+    """
     bits = x.view(np.uint32)
     peaks = np.empty((x.size + bucket - 1) // bucket, dtype=np.uint32)
     for b in range(peaks.size):
@@ -129,13 +132,13 @@ def bucket_max_magnitudes(x: F32, bucket: int) -> F32:
 
 
 def _first_non_finite_reference(x: F32) -> int:
-    bad = np.flatnonzero(~np.isfinite(x))
-    return int(bad[0]) if len(bad) else -1
+    positions = np.flatnonzero(~np.isfinite(x))
+    return int(positions[0]) if len(positions) else -1
 
 
 @kernel(_first_non_finite_reference)
 def first_non_finite(x: F32) -> int:
-    """The position of the first infinity or NaN, -1 if there is none. Their exponents are all ones."""
+    """Return the position of the first infinity or NaN, or -1. The exponent bits of both are all ones."""
     bits = x.view(np.uint32)
     for block in range((bits.size + 255) // 256):
         part = bits[256 * block : min(256 * block + 256, bits.size)]
@@ -155,6 +158,6 @@ def _scatter_add_reference(out: F64, indices: I64, values: F32, weight: float) -
 
 @kernel(_scatter_add_reference)
 def scatter_add(out: F64, indices: I64, values: F32, weight: float) -> None:
-    """out[indices] += weight · values, in place. indices: [k], distinct, within `out`."""
+    """Add weight · values to out[indices], in place. indices: [k], distinct, within `out`."""
     for i in range(indices.size):
         out[indices[i]] += np.float64(values[i]) * weight

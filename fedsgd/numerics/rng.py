@@ -1,13 +1,11 @@
-"""Randomness: every use draws from a generator of its own, named by what it is for.
+"""Random streams. Each use has its own stream, derived from the seed and a purpose string.
 
-Two kinds, never mixed:
+There are two kinds, for different uses:
 
-* `derive_generator` gives a numpy Generator for what happens on one side only (cohorts, batch order, partitions). Equal
-arguments
-  give an equal stream; no global random state is read or set.
-* `shared_key` and `counter_hash` are for what client and server must both know without sending it (the support of rand-k).
-  They are arithmetic of our own, because numpy does not promise a Generator's stream across versions and a wire format
-  must outlive a library.
+* `derive_generator` returns a numpy Generator for randomness of one side only (cohorts, batch order, partitions). Equal
+  arguments give equal streams. No global random state is read or set.
+* `shared_key` and `counter_hash` are for randomness that client and server derive independently (the positions of rand-k).
+  They do not use numpy's Generator, because its stream may change between versions and the wire format may not.
 """
 
 from __future__ import annotations
@@ -30,29 +28,42 @@ def _digest(seed: int, purpose: str, path: tuple[int, ...]) -> bytes:
 
 
 def derive_generator(seed: int, purpose: str, *path: int) -> np.random.Generator:
-    """A generator that belongs to (seed, purpose, path) alone.
+    """Return the generator of (seed, purpose, path).
 
-    purpose: a word for the use ("cohort", "batches"); path: what it is the stream of, e.g. (round, client, epoch).
+    Args:
+        seed: seed of the run.
+        purpose: word for the use ("cohort", "batches").
+        *path: numbers of the stream, for example round, client and epoch.
+
+    >>> bool(derive_generator(0, "cohort", 3).integers(100) == derive_generator(0, "cohort", 3).integers(100))
+    True
     """
     words = np.frombuffer(_digest(seed, purpose, path), dtype="<u4")
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([int(w) for w in words])))
 
 
 def derive_torch_seed(seed: int, purpose: str, *path: int) -> int:
-    """A seed for a fork of torch's generator, in [0, 2^63)."""
+    """Return the seed in [0, 2⁶³) of a torch generator for (seed, purpose, path)."""
     return int.from_bytes(_digest(seed, purpose, path)[:8], "little") >> 1
 
 
 def shared_key(seed: int, purpose: str, *path: int) -> int:
-    """The 64-bit key of a randomness that both ends derive from the scenario and the frame header."""
+    """Return the 64-bit key of the shared randomness, which both sides derive from the scenario and the frame header."""
     return int.from_bytes(_digest(seed, purpose, path)[:8], "little")
 
 
 def counter_hash(key: int, counter: U64) -> U64:
-    """splitmix64's output function at (key + (counter + 1)·γ): 64 well-mixed bits for each counter.
+    """Return 64 random bits for each counter: splitmix64's output function at key + (counter + 1)·γ.
 
-    counter: uint64 [n]; returns uint64 [n]. Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
-    OOPSLA 2014. For a fixed key the map is a bijection, so distinct counters never tie.
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. For a fixed key the map is a
+    bijection, so distinct counters have distinct results.
+
+    Args:
+        key: key of the shared randomness, 64 bits.
+        counter: [n] uint64.
+
+    Returns:
+        [n] uint64.
     """
     z = (counter.astype(np.uint64) + np.uint64(1)) * _GOLDEN + np.uint64(key)
     z = (z ^ (z >> np.uint64(30))) * _MIX1
@@ -63,7 +74,7 @@ def counter_hash(key: int, counter: U64) -> U64:
 
 @jit_helper
 def counter_hash_scalar(key: np.uint64, counter: np.uint64) -> np.uint64:
-    """`counter_hash` of one counter, for kernels."""
+    """Return `counter_hash` of one counter, for kernels."""
     z = (counter + np.uint64(1)) * _GOLDEN + key
     z = (z ^ (z >> np.uint64(30))) * _MIX1
     z = (z ^ (z >> np.uint64(27))) * _MIX2
