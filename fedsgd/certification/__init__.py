@@ -1,4 +1,4 @@
-"""Certificates: a compressor put through the law suite, and measured on vectors that anybody can make again."""
+"""Certificates: results of the law suite and measurements of a compressor, on vectors that everyone can compute again."""
 
 from fedsgd.certification.certificate import Certificate, LawResult
 from fedsgd.certification.runner import certify, certify_all

@@ -1,27 +1,34 @@
-"""What a certificate holds. All of it but `measure_throughput` is the same whenever it is made again from the same vectors.
+"""Certificates as data. All fields but `throughput` are equal whenever the certificate is computed again from equal vectors.
 
-P parameters; k kept coordinates. Figures are means over the messages unless they say otherwise.
+P: parameters; k: coordinates that a message sends. Figures are means over the messages unless stated otherwise.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedsgd.compression import CompressionOperator, CompressionScheme, OperatorScheme
+from fedsgd.experiment.summary import json_safe
 from fedsgd.scenario.parsing import dump_table
 
 CompressorLike = CompressionOperator | CompressionScheme
-"""What can be certified."""
+"""Compressors that can be certified."""
 FORMAT_VERSION = 1
-"""The version of the JSON; it goes up when a key changes its name or its meaning."""
+"""Version of the JSON. It increases when a key changes its name or its meaning."""
 
 
 @dataclass(frozen=True)
 class LawResult:
-    """One law. passed: None where it could not be tried; detail: the figures that broke it, or why it was not tried."""
+    """Result of one law.
+
+    Attributes:
+        law: name of the law.
+        statement: the law in one sentence.
+        passed: True if the law holds, None if it was not tried.
+        detail: figures that break the law, or the reason why it was not tried.
+    """
 
     law: str
     statement: str
@@ -31,7 +38,16 @@ class LawResult:
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """The updates that were measured: `rounds` of each of `clients`. sha256: of their float32s, little-endian, as they come."""
+    """Summary of the updates that were measured.
+
+    Attributes:
+        kind: "real", "gaussian" or "laplace".
+        description: the updates in words.
+        parameters: P.
+        rounds: number of rounds.
+        clients: number of clients, each with one update a round.
+        sha256: digest of all updates as little-endian float32, in order.
+    """
 
     kind: str
     description: str
@@ -43,12 +59,24 @@ class SampleSummary:
 
 @dataclass(frozen=True)
 class CompressorTraffic:
-    """What the messages weigh. header, index, value, side: bytes a message; reference_bytes: bytes a round beside the model.
-    uplink_ratio: bytes of dense float32 updates over those of the messages, which are updates; the downlink is not in it.
+    """Bytes of the messages.
 
-    position_bits_per_kept: log₂C(P, k)/k, what positions cost at least if all supports are equally likely.
-    entropy_bits_per_kept: by part, the zeroth-order entropy of the bytes in the sections, pooled over the messages: what an
-    ideal coder of single bytes would still leave of them. None where no coordinate was kept.
+    Attributes:
+        messages: number of messages, which are updates.
+        kept: coordinates that a message sends, k.
+        payload_bits_per_parameter: bits of a message's sections, over P.
+        frame_bits_per_parameter: bits of a message's frame, over P.
+        uplink_ratio: bytes of dense float32 updates over bytes of the messages; the downlink does not count.
+        header: bytes of the frame header, section headers and checksum of a message.
+        index: bytes of the INDEX section of a message.
+        value: bytes of the VALUE section of a message.
+        side: bytes of all other sections of a message.
+        reference_bytes: bytes of the reference frame of a round.
+        max_bytes: upper bound of a message's sections, as the compressor states it.
+        bits_per_kept: bits of each part over the coordinates sent; None if no coordinate was sent.
+        entropy_bits_per_kept: for each part, the zeroth-order entropy of the bytes in the sections, pooled over the messages.
+            It is the length in bits, over the coordinates sent, that an ideal code of single bytes has.
+        position_bits_per_kept: log₂C(P, k)/k, the smallest cost of a position if all sets of k positions are equally likely.
     """
 
     messages: int
@@ -69,11 +97,20 @@ class CompressorTraffic:
 
 @dataclass(frozen=True)
 class OperatorErrors:
-    """What an operator loses. error: |x − C(x)|²/|x|², the mean over the vectors.
+    """Errors of an operator.
 
-    bias: ‖mean of C(x) − x‖/‖x‖ over `draw_contexts` contexts of one x, and chance_bias what that would be by chance were the
-    operator unbiased. variance: E|C(x) − x|²/|x|² over these contexts, with its standard error. contraction:
-    1 − |x − C(x)|²/|x|² over the vectors. stated_*: what the operator says of itself, None where it says nothing.
+    Attributes:
+        error: mean of |x − C(x)|²/|x|² over the vectors.
+        contexts: number of contexts in which one vector x is encoded, for bias and variance.
+        bias: ‖mean of C(x) − x‖/‖x‖ over these contexts.
+        chance_bias: expected `bias` of an unbiased operator with this variance.
+        variance: E|C(x) − x|²/|x|² over these contexts.
+        variance_standard_error: standard error of `variance`.
+        stated_variance: variance that the operator states for x, over |x|²; None if it states none.
+        least_contraction: smallest 1 − |x − C(x)|²/|x|² over the vectors.
+        median_contraction: median of 1 − |x − C(x)|²/|x|² over the vectors.
+        stated_contraction: δ that the operator states; None if it is not contractive.
+        stated_floor: absolute error A that the operator states.
     """
 
     error: float
@@ -91,10 +128,14 @@ class OperatorErrors:
 
 @dataclass(frozen=True)
 class SchemeErrors:
-    """What a scheme delivers over the rounds, x being the mean of the clients' updates and d what the server made of them.
+    """Errors of a scheme over all rounds. x is the mean of the clients' updates of a round, and d the server's aggregate.
 
-    error: |Σx − Σd|²/|Σx|²; delivered: ⟨Σx, Σd⟩/|Σx|², 1 when nothing is missing. withheld, most_withheld: |withheld|² of the
-    mean client at the end, and of any client ever, in units of an update's mean |x|²; None if the scheme keeps nothing back.
+    Attributes:
+        error: |Σx − Σd|²/|Σx|².
+        delivered: ⟨Σx, Σd⟩/|Σx|²; 1 if all of Σx was delivered.
+        withheld: |undelivered update|² after the last round, the mean over the clients, over the mean |x|² of an update;
+            None if the scheme has no undelivered update.
+        most_withheld: largest |undelivered update|² of any client after any round, in the same unit.
     """
 
     error: float
@@ -105,10 +146,15 @@ class SchemeErrors:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Medians over `repeats`. encode: vector to frame; decode: frame to the server's float64 sum, the checksum included.
+    """Times of encoding and decoding. Each time is a median over `repeats`.
 
-    memcpy: a copy of one dense vector, made in turn with them. What is read goes round a pool of `pool_bytes`; cache_bytes: of
-    the last cache, None where that is not known.
+    Attributes:
+        repeats: number of measurements.
+        pool_bytes: size of the pool of vectors, which are read in turn.
+        cache_bytes: size of the processor's last cache; None if it is unknown.
+        memcpy_seconds: copy of one dense vector, measured in turn with the other two.
+        encode_seconds: from vector to frame.
+        decode_seconds: from frame to the server's float64 sum, with the check of the checksum.
     """
 
     repeats: int
@@ -120,21 +166,31 @@ class Throughput:
 
     @property
     def encode_memcpys(self) -> float:
-        """Encoding as a multiple of a copy."""
+        """Time of encoding as a multiple of a copy."""
         return self.encode_seconds / self.memcpy_seconds
 
     @property
     def decode_memcpys(self) -> float:
-        """Decoding and adding as a multiple of a copy."""
+        """Time of decoding and adding as a multiple of a copy."""
         return self.decode_seconds / self.memcpy_seconds
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """A compressor's laws and figures. What could not be measured is None.
+    """Laws and figures of a compressor. A figure that could not be measured is None.
 
-    kind: of an operator, else "scheme"; frames_sha256: of all frames; fresh_frames_sha256: of those that an equal compressor
-    made of the same vectors in a fresh interpreter.
+    Attributes:
+        fedsgd_version: version of fedsgd.
+        compressor: the component that was certified, with its settings.
+        kind: kind of an operator ("contractive", "unbiased" or "neither"), or "scheme".
+        vectors: summary of the updates that were measured.
+        laws: result of each law.
+        frames_sha256: digest of all frames.
+        fresh_frames_sha256: digest of the frames of an equal compressor and equal vectors in a fresh interpreter.
+        traffic: bytes of the messages.
+        errors: errors of an operator; None for a scheme.
+        delivery: errors of a scheme; None for an operator.
+        throughput: times of encoding and decoding.
     """
 
     fedsgd_version: str
@@ -151,31 +207,31 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether no law was broken."""
-        return all(verdict.passed is not False for verdict in self.laws)
+        """True if no law is broken."""
+        return all(result.passed is not False for result in self.laws)
 
     @property
     def label(self) -> str:
-        """The compressor's name, with that of the operator it works over, if any: `error-feedback(top-k)`."""
-        over = f"({self.compressor.op.name})" if isinstance(self.compressor, OperatorScheme) else ""
-        return f"{self.compressor.name}{over}"
+        """Name of the compressor, with the name of a scheme's operator: `error-feedback(top-k)`."""
+        operator = f"({self.compressor.op.name})" if isinstance(self.compressor, OperatorScheme) else ""
+        return f"{self.compressor.name}{operator}"
 
     @property
     def import_path(self) -> str:
-        """`module:Class` of the compressor."""
+        """Class of the compressor as `module:Class`."""
         cls = type(self.compressor)
         return f"{cls.__module__}:{cls.__qualname__}"
 
     @property
     def error(self) -> float | None:
-        """The error on these vectors: of an operator on each, of a scheme on their sum over the rounds."""
-        measured = self.errors or self.delivery
-        return None if measured is None else measured.error
+        """Error on these vectors: mean over the vectors for an operator, of the sums over the rounds for a scheme."""
+        errors = self.errors or self.delivery
+        return None if errors is None else errors.error
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, in plain types."""
+        """Return all fields and derived figures as JSON types."""
         figures = {name: getattr(self, name) for name in ("traffic", "errors", "delivery", "throughput")}
-        tables = {name: {} if part is None else json_safe(asdict(part)) for name, part in figures.items()}
+        tables = {name: {} if record is None else json_safe(asdict(record)) for name, record in figures.items()}
         if self.throughput is not None:
             tables["throughput"] |= {
                 "encode_memcpys": self.throughput.encode_memcpys,
@@ -189,13 +245,8 @@ class Certificate:
             "kind": self.kind,
             "vectors": asdict(self.vectors),
             "passed": self.passed,
-            "laws": [asdict(verdict) for verdict in self.laws],
+            "laws": [asdict(result) for result in self.laws],
             "frames_sha256": self.frames_sha256,
             "fresh_frames_sha256": self.fresh_frames_sha256,
             **{name: table or None for name, table in tables.items()},
         }
-
-
-def json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not finite as None: JSON knows neither infinities nor NaN."""
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}

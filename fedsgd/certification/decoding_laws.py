@@ -1,4 +1,4 @@
-"""Laws of decoded updates: how they are added, and what malformed bytes decode to. They hold for every compressor."""
+"""Laws of decoded updates for every compressor: weighted addition, and errors for malformed bytes."""
 
 from __future__ import annotations
 
@@ -20,40 +20,42 @@ from fedsgd.wire import Sections
 SIZE = 400
 N_DRAWS = 4
 N_MUTATIONS = 60
-"""Mutations of each message."""
+"""Number of mutations of each message."""
 WEIGHTS = (1.0, -1.0, 0.0, 0.3, -2.5)
 FLOAT32_TOLERANCE = 1e-5
-"""Rounding of a sum that is added up in float32, relative to its largest term."""
+"""Allowed rounding error of a float32 sum, relative to its largest term."""
 
 
 def weighted_addition(compressor: Compressor) -> None:
-    """A decoded update's `add_to` adds weight · `to_dense()`, for any weight, to float64 and to float32. It changes neither the
-    update nor its dense vector."""
+    """`add_to` of a decoded update adds weight · `to_dense()` for any weight, in float64 and float32.
+
+    The call changes neither the update nor its dense vector.
+    """
     for ctx, update in _decode_messages(compressor):
         dense = update.to_dense()
-        start = draw_gaussian(derive_generator(0, "laws/addition", ctx.round), SIZE)
+        initial = draw_gaussian(derive_generator(0, "laws/addition", ctx.round), SIZE)
         for dtype in (np.float64, np.float32):
             for weight in WEIGHTS:
-                out: NDArray[Any] = start.astype(dtype)
+                out: NDArray[Any] = initial.astype(dtype)
                 update.add_to(out, weight)
-                where = f"round {ctx.round}, weight {weight:g} in {np.dtype(dtype).name}"
-                _require_sum("addition", compressor, where, out, start, weight, dense)
-        again = update.to_dense()
-        again[:] = 0
-        same = bool((update.to_dense() == dense).all())
-        require(same, "addition", compressor, f"round {ctx.round}: to_dense gives another vector after add_to")
+                case = f"round {ctx.round}, weight {weight:g} in {np.dtype(dtype).name}"
+                _require_sum("weighted_addition", compressor, case, out, initial, weight, dense)
+        copy = update.to_dense()
+        copy[:] = 0
+        is_equal = bool((update.to_dense() == dense).all())
+        figures = f"round {ctx.round}: to_dense returns another vector after add_to"
+        require(is_equal, "weighted_addition", compressor, figures)
 
 
 def no_silent_corruption(compressor: Compressor) -> None:
-    """Sections with changed bytes raise an error, or decode to an update of the right size in which `add_to` and `to_dense`
-    agree.
+    """Changed bytes raise an error or decode to P coordinates for which `add_to` and `to_dense` agree.
 
-    Only silent faults are rejected. A decoder should raise WireError, but any other exception ends a run with an error too, and
-    the server refuses an aggregate that is not finite.
+    Only silent faults are rejected. A decoder should raise WireError, but any other exception ends a run with an error too. The
+    server rejects an aggregate that is not finite.
     """
     for ctx, sections in _draw_messages(compressor):
         for change, mutated in _mutate(sections, derive_generator(0, "laws/malformed", ctx.round)):
-            where = f"round {ctx.round}, {change}"
+            case = f"round {ctx.round}, {change}"
             try:
                 with np.errstate(all="ignore"):
                     update = decode_through_frame(compressor, mutated, ctx)
@@ -61,13 +63,14 @@ def no_silent_corruption(compressor: Compressor) -> None:
                     update.add_to(out, 1.0)
             except Exception:  # the user's own code
                 continue
-            require(dense.shape == (SIZE,), "malformed", compressor, f"{where}: {dense.shape} coordinates, expected {SIZE}")
+            figures = f"{case}: {dense.shape} coordinates, expected {SIZE}"
+            require(dense.shape == (SIZE,), "no_silent_corruption", compressor, figures)
             if np.isfinite(dense).all():
-                _require_sum("malformed", compressor, where, out, np.zeros(SIZE), 1.0, dense)
+                _require_sum("no_silent_corruption", compressor, case, out, np.zeros(SIZE), 1.0, dense)
 
 
 def _draw_messages(compressor: Compressor) -> Iterator[tuple[CodecContext, Sections]]:
-    """Yield the context at the server and the sections of clients without state, whose updates are Gaussian."""
+    """Yield the server's context and the sections of Gaussian updates of clients without state."""
     scheme = as_scheme(compressor)
     for ctx, rng in draw_contexts("decoding", SIZE, N_DRAWS):
         yield ctx, scheme.send(draw_gaussian(rng, SIZE), {}, ctx).sections
@@ -79,13 +82,13 @@ def _decode_messages(compressor: Compressor) -> Iterator[tuple[CodecContext, Upd
 
 
 def _mutate(sections: Sections, rng: np.random.Generator) -> Iterator[tuple[str, Sections]]:
-    """Yield (change, sections) with one section changed: a flipped bit, a cut, or a stretch that is repeated."""
-    places = [i for i, section in enumerate(sections) if len(section.data)]
-    for i in range(N_MUTATIONS if places else 0):
-        place = places[i % len(places)]
-        section = sections[place]
+    """Yield a description and the sections with one of them changed: a flipped bit, fewer bytes, or repeated bytes."""
+    candidates = [i for i, section in enumerate(sections) if len(section.data)]
+    for i in range(N_MUTATIONS if candidates else 0):
+        index = candidates[i % len(candidates)]
+        section = sections[index]
         change, data = _MUTATORS[int(rng.integers(len(_MUTATORS)))](bytes(section.data), rng)
-        yield f"{change} of {section.kind.name}", (*sections[:place], replace(section, data=data), *sections[place + 1 :])
+        yield f"{change} of {section.kind.name}", (*sections[:index], replace(section, data=data), *sections[index + 1 :])
 
 
 def _flip_bit(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
@@ -100,12 +103,12 @@ def _truncate(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def _repeat(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """Repeat a stretch of 1, 2, 4 or 8 bytes, in place of the next stretch or before it."""
+    """Repeat 1, 2, 4 or 8 bytes, in place of the bytes after them or before these."""
     width = 1 << int(rng.integers(4))
     start = width * int(rng.integers(-(-len(data) // width)))
-    stretch = data[start : start + width]
-    after = start + width * (1 + int(rng.integers(2)))
-    return f"bytes {start} to {start + width - 1} twice", data[: start + width] + stretch + data[after:]
+    copy = data[start : start + width]
+    end = start + width * (1 + int(rng.integers(2)))
+    return f"bytes {start} to {start + width - 1} twice", data[: start + width] + copy + data[end:]
 
 
 _MUTATORS: Sequence[Callable[[bytes, np.random.Generator], tuple[str, bytes]]] = (_flip_bit, _truncate, _repeat)
@@ -114,13 +117,13 @@ _MUTATORS: Sequence[Callable[[bytes, np.random.Generator], tuple[str, bytes]]] =
 def _require_sum(
     law: str, compressor: Compressor, case: str, out: NDArray[Any], initial: NDArray[Any], weight: float, dense: F32
 ) -> None:
-    """Raise LawError unless out [P] is start + weight · dense up to rounding."""
+    """Raise LawError unless out [P] is initial + weight · dense up to rounding."""
     expected = initial.astype(np.float64) + weight * dense.astype(np.float64)
-    off = np.abs(out - expected)
-    worst = int(off.argmax())
-    figures = f"{case}: add_to makes {out[worst]:.6g} of coordinate {worst}, expected {expected[worst]:.6g}"
+    errors = np.abs(out - expected)
+    worst = int(errors.argmax())
+    figures = f"{case}: add_to sets coordinate {worst} to {out[worst]:.6g}, expected {expected[worst]:.6g}"
     limit = FLOAT32_TOLERANCE * (float(np.abs(initial).max()) + abs(weight) * float(np.abs(dense).max()))
-    require(bool(off[worst] <= limit), law, compressor, figures)
+    require(bool(errors[worst] <= limit), law, compressor, figures)
 
 
 DECODING_LAWS: Sequence[Callable[[Compressor], None]] = (weighted_addition, no_silent_corruption)

@@ -1,7 +1,7 @@
-"""The law that errors of different clients, rounds and seeds average out.
+"""Law of independent errors: errors of different clients, rounds and seeds average out.
 
-One vector is encoded in a grid of contexts. The error that all contexts have in common is the bias, and is subtracted. Two
-errors then have an inner product of mean zero, unless their contexts share random numbers.
+One vector is encoded in a grid of contexts. The mean error over all contexts is the bias, and is subtracted. Then the inner
+product of two errors has the expected value zero, unless their contexts share random numbers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from fedsgd.numerics.rng import derive_generator
 SIZE = 1000
 SEEDS = (0, 1)
 ROUNDS = tuple(100_000 + r for r in (0, 1, 2, 3, 4, 5, 100, 200, 256, 512))
-"""Late rounds, in which a schedule over the rounds has ended."""
+"""Late rounds, after the end of any schedule over the rounds."""
 CLIENTS = (*range(12), 64, 100, 256, 1000, 1024, 10_000, 20_000, 30_000, 65_536, 131_072, 2**20, 2**21, 2**24, 2**25, 3 * 2**24)
-"""Neighbours, and clients with equal low bits or digits: a lag shows where two or more pairs of clients have it."""
+"""Adjacent ids, and ids with equal low bits or digits. A correlation at one lag shows if two or more pairs have this lag."""
 PAIR_CLASSES = {
     (False, False, True): "clients of one round",
     (False, True, False): "rounds of one client",
@@ -34,17 +34,17 @@ PAIR_CLASSES = {
     (True, False, True): "different clients with different seeds",
     (True, True, False): "different rounds with different seeds",
 }
-"""(seed, round, client), each equal or different → the pairs of contexts."""
+"""Names of pairs of contexts, by three flags: seeds, rounds and clients differ."""
 
 
 class _ContextPairs(NamedTuple):
     """All pairs of contexts.
 
     Attributes:
-        first: the place of the first context in the grid [pairs].
-        second: the place of the second context in the grid [pairs].
-        lag: the row of the pair's lag in `lags` [pairs].
-        lags: the differences in seed, round and client [n, 3].
+        first_index: [pairs], index of the first context in the grid.
+        second_index: [pairs], index of the second context in the grid.
+        lag_index: [pairs], row of the pair's lag in `lags`.
+        lags: [n, 3], differences in seed, round and client.
     """
 
     first_index: I64
@@ -57,9 +57,9 @@ class _PairClass(NamedTuple):
     """A set of pairs of contexts.
 
     Attributes:
-        name: the pairs, for the message.
-        mean: the mean of their correlations.
-        score: that mean in standard errors.
+        name: description of the pairs, for error messages.
+        mean: mean correlation of the pairs.
+        score: mean correlation in standard errors.
     """
 
     name: str
@@ -77,10 +77,10 @@ def _list_pairs() -> _ContextPairs:
 
 
 def independence(compressor: Compressor) -> None:
-    """Errors of one vector at different clients, in different rounds or with different seeds have no positive correlation. The
-    mean of m errors has at most 1/m of the variance.
+    """Errors of one vector at different clients, in different rounds or with different seeds have no positive correlation.
 
-    Negative correlation (antithetic or stratified draws) is legal. A scheme is tried on clients without state.
+    So the mean of m errors has at most 1/m of the variance. Negative correlation (antithetic or stratified draws) is legal. A
+    scheme is tried on clients without state.
     """
     if not compressor.has_independent_errors:
         return
@@ -88,20 +88,20 @@ def independence(compressor: Compressor) -> None:
     grid = (CodecContext(seed, round, client, layout) for seed, round, client in product(SEEDS, ROUNDS, CLIENTS))
     errors = np.array([_encode_and_decode(compressor, x, ctx) for ctx in grid]) - x.astype(np.float64)
     errors -= errors.mean(axis=0)
-    one = float(np.square(errors).sum()) / (len(errors) - 1)
-    if one <= ROUNDING_TOLERANCE**2 * squared_norm(x):  # nothing is random
+    energy = float(np.square(errors).sum()) / (len(errors) - 1)
+    if energy <= ROUNDING_TOLERANCE**2 * squared_norm(x):  # the compressor is deterministic
         return
     pairs = _list_pairs()
-    # Subtracting the mean of n errors takes 1/n off each correlation.
-    correlations = (errors @ errors.T)[pairs.first_index, pairs.second_index] / one + 1 / len(errors)
-    worst = max(_score_pair_classes(pairs, correlations), key=lambda of_class: of_class.score)
+    # Subtracting the mean of n errors reduces each correlation by 1/n.
+    correlations = (errors @ errors.T)[pairs.first_index, pairs.second_index] / energy + 1 / len(errors)
+    worst = max(_score_pair_classes(pairs, correlations), key=lambda pair_class: pair_class.score)
     figures = f"errors of {worst.name} correlate by {worst.mean:.3f}, expected at most 0 ({worst.score:+.1f} σ)"
-    effect = f"the mean of 100 has {1 + 99 * worst.mean:.3g} · variance / 100"
+    effect = f"the mean of 100 errors has {1 + 99 * worst.mean:.3g} · variance / 100"
     require(worst.score < MAX_STANDARD_ERRORS, "independence", compressor, f"{figures}: {effect}")
 
 
 def _encode_and_decode(compressor: Compressor, x: F32, ctx: CodecContext) -> F32:
-    """Return what the server decodes from a client without state [P]."""
+    """Return the vector [P] that the server decodes from a client without state."""
     if isinstance(compressor, CompressionOperator):
         return compressor.encode(x, ctx)[1].to_dense()
     assert isinstance(compressor, CompressionScheme)
@@ -109,18 +109,18 @@ def _encode_and_decode(compressor: Compressor, x: F32, ctx: CodecContext) -> F32
 
 
 def _score_pair_classes(pairs: _ContextPairs, correlations: F64) -> Iterator[_PairClass]:
-    """Yield the pairs of each of DIFFERENCES, and the lag with the highest score.
+    """Yield each class of PAIR_CLASSES, and the pairs of the lag with the highest score.
 
-    Random numbers that are shared with alternating signs cancel in a class of DIFFERENCES, but not in a lag. The spread counts
-    one pair more, as far off as the worst of all: a rare and large product may be missing by chance.
+    Random numbers that contexts share with alternating signs cancel in a class, but not in a lag. The spread includes one more
+    pair, with the largest product of all: a rare and large product may be missing by chance.
     """
     counts, sums = np.bincount(pairs.lag_index), np.bincount(pairs.lag_index, correlations)
     squares, largest = np.bincount(pairs.lag_index, np.square(correlations)), np.square(correlations).max()
     differs = pairs.lags != 0
     for pattern, name in PAIR_CLASSES.items():
-        chosen = (differs == pattern).all(axis=1)
-        total = sums[chosen].sum()
-        yield _PairClass(name, total / counts[chosen].sum(), total / np.sqrt(squares[chosen].sum() + largest))
+        mask = (differs == pattern).all(axis=1)
+        total = sums[mask].sum()
+        yield _PairClass(name, total / counts[mask].sum(), total / np.sqrt(squares[mask].sum() + largest))
     scores = sums / np.sqrt(squares + largest)
     worst = int(scores.argmax())
     seed, round, client = pairs.lags[worst].tolist()

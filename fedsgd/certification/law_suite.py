@@ -1,4 +1,4 @@
-"""The law suite: every law that holds for a compressor, one by one. The tests and the certificates both go through it."""
+"""Law suite: the laws that apply to a compressor, for the tests and for certificates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLED_VECTOR_LAWS: Sequence[Callable[[CompressionOperator], None]] = (
     operator_laws.incompressible_payload,
     operator_laws.rejects_malformed,
 )
-"""The laws of an operator that draw their own vectors."""
+"""Laws of an operator that draw their own vectors."""
 SCHEME_LAWS: Sequence[Callable[..., None]] = (
     scheme_laws.round_trip,
     scheme_laws.deterministic_send,
@@ -42,7 +42,13 @@ SCHEME_LAWS: Sequence[Callable[..., None]] = (
 
 @dataclass(frozen=True)
 class Law:
-    """One law, of one compressor. statement: what it says; check: raises LawError where it does not hold."""
+    """Law of one compressor.
+
+    Attributes:
+        name: name of the law's function.
+        statement: the law in one sentence.
+        check: function that raises LawError if the law does not hold.
+    """
 
     name: str
     statement: str
@@ -50,16 +56,22 @@ class Law:
 
 
 def applicable_laws(compressor: Compressor, include_round_laws: bool = True) -> Iterator[Law]:
-    """Every law that says something of an operator; of a scheme those of its operator, if it has one, and then its own.
+    """Yield the laws that apply to a compressor; for a scheme with an operator, the laws of the operator come first.
 
-    rounds: whether the laws of rounds and of decoding, which hold for every compressor, come last.
+    Args:
+        compressor: operator or scheme.
+        include_round_laws: True for the laws of rounds and of decoding too, which hold for every compressor and come last.
+
+    >>> from fedsgd.compression import COMPRESSORS
+    >>> [law.name for law in applicable_laws(COMPRESSORS["top-k"]())][:3]
+    ['preserves_zero', 'boundary_positions', 'sparse_supports']
     """
     if isinstance(compressor, OperatorScheme):
         yield from applicable_laws(compressor.op, include_round_laws=False)
     if isinstance(compressor, CompressionOperator):
-        for population_law in SAMPLED_VECTOR_LAWS:
-            if _is_applicable(population_law, compressor):
-                yield _as_law(population_law, partial(population_law, compressor))
+        for sampled_law in SAMPLED_VECTOR_LAWS:
+            if _is_applicable(sampled_law, compressor):
+                yield _as_law(sampled_law, partial(sampled_law, compressor))
         for input_law in operator_laws.INPUT_LAWS:
             if _is_applicable(input_law, compressor):
                 yield _as_law(input_law, partial(operator_laws.check_on_sample_vectors, input_law, compressor))
@@ -73,7 +85,7 @@ def applicable_laws(compressor: Compressor, include_round_laws: bool = True) -> 
 
 
 def _is_applicable(law: Callable[..., None], compressor: Compressor) -> bool:
-    """Whether a law's condition holds. A compressor that cannot even say so is put through it."""
+    """Return True if a law's condition holds, or if evaluating it raises an error: then the law is tried."""
     try:
         return _CONDITIONS[law](compressor) if law in _CONDITIONS else True
     except Exception:  # the user's own code
@@ -101,13 +113,17 @@ _CONDITIONS: Mapping[Callable[..., None], Callable[[Any], bool]] = {
 
 
 def _as_law(law: Callable[..., None], check: Callable[[], None]) -> Law:
-    """The law with its name and the first paragraph of its docstring."""
+    """Return the law with its name and the first paragraph of its docstring as the statement."""
     statement = " ".join((law.__doc__ or "").partition("\n\n")[0].split())
     return Law(law.__name__, statement, check)
 
 
 def check_compressor(compressor: Compressor) -> None:
-    """LawError for the first law that the compressor breaks. The global generators are left as they were."""
+    """Check all laws of a compressor. The states of the global generators are restored.
+
+    Raises:
+        LawError: a law does not hold; the error has the name of the first such law and its figures.
+    """
     with isolate_generators(0):
         for law in applicable_laws(compressor):
             law.check()

@@ -1,6 +1,6 @@
 """Bytes and errors of a compressor on a sample.
 
-R rounds, m clients, P parameters, k kept coordinates.
+R: rounds; m: clients; P: parameters; k: coordinates that a message sends.
 """
 
 from __future__ import annotations
@@ -20,75 +20,78 @@ from fedsgd.numerics.arrays import F32, F64
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.wire import Frame, FrameKind, Header, SectionKind, encode_frame, frame_breakdown
 
-MAX_CONTEXTS = 64
+MIN_CONTEXTS, MAX_CONTEXTS = 8, 64
 MAX_COORDINATES = 2**26
-"""Of long vectors fewer contexts are tried, though at least FEWEST_CONTEXTS."""
-MIN_CONTEXTS = 8
+"""Limit of contexts times P: long vectors are encoded in fewer contexts, but at least MIN_CONTEXTS."""
 SECTION_NAMES = {SectionKind.INDEX: "index", SectionKind.VALUE: "value"}
-"""Every other part of a frame counts as "side", as in the ledger."""
+"""Names of two kinds of sections. All others count as "side", as in the ledger."""
 
 
 def measure_traffic(compressor: CompressorLike, sample: UpdateSample, rounds: Sequence[SimulatedRound]) -> CompressorTraffic:
-    """What the messages of these rounds weigh, read from their bytes."""
-    messages = [message for exchange in rounds for message in exchange.replies]
-    size, n = sample.layout.size, len(messages)
-    splits = [frame_breakdown(message.frame) for message in messages]
-    totals = {part: sum(getattr(split, part) for split in splits) for part in ("header", "index", "value", "side")}
-    kept = [compressor.n_coordinates(message.sections, message.ctx) for message in messages]
-    payload, frames = sum(totals.values()) - totals["header"], sum(totals.values())
-    by_kept = sum(kept) or math.inf
-    bits = {part: 8 * total / by_kept for part, total in totals.items()}
-    entropy = {part: of_part / by_kept for part, of_part in _measure_entropies(messages).items()}
+    """Count the bytes of the rounds' messages in their frames."""
+    replies = [reply for simulated in rounds for reply in simulated.replies]
+    size, n = sample.layout.size, len(replies)
+    breakdowns = [frame_breakdown(reply.frame) for reply in replies]
+    totals = {name: sum(getattr(breakdown, name) for breakdown in breakdowns) for name in ("header", "index", "value", "side")}
+    counts = [compressor.n_coordinates(reply.sections, reply.ctx) for reply in replies]
+    payload_bytes, frame_bytes = sum(totals.values()) - totals["header"], sum(totals.values())
+    n_coordinates = sum(counts) or math.inf
+    bits = {name: 8 * total / n_coordinates for name, total in totals.items()}
+    entropy = {name: total / n_coordinates for name, total in _measure_entropies(replies).items()}
     return CompressorTraffic(
         messages=n,
-        kept=sum(kept) / n,
-        payload_bits_per_parameter=8 * payload / (n * size),
-        frame_bits_per_parameter=8 * frames / (n * size),
-        uplink_ratio=n * dense_frame_bytes(sample.layout) / frames,
-        **{part: total / n for part, total in totals.items()},
-        reference_bytes=sum(len(exchange.reference_frame) for exchange in rounds) / len(rounds),
+        kept=sum(counts) / n,
+        payload_bits_per_parameter=8 * payload_bytes / (n * size),
+        frame_bits_per_parameter=8 * frame_bytes / (n * size),
+        uplink_ratio=n * dense_frame_bytes(sample.layout) / frame_bytes,
+        **{name: total / n for name, total in totals.items()},
+        reference_bytes=sum(len(simulated.reference_frame) for simulated in rounds) / len(rounds),
         max_bytes=compressor.max_bytes(sample.layout),
-        bits_per_kept=bits if sum(kept) else None,
-        entropy_bits_per_kept=entropy if sum(kept) else None,
-        position_bits_per_kept=sum(log2_choose(size, k) for k in kept) / by_kept if sum(kept) else None,
+        bits_per_kept=bits if sum(counts) else None,
+        entropy_bits_per_kept=entropy if sum(counts) else None,
+        position_bits_per_kept=sum(log2_choose(size, k) for k in counts) / n_coordinates if sum(counts) else None,
     )
 
 
 def dense_frame_bytes(layout: ParameterLayout) -> int:
-    """The length of the frame that carries every coordinate as float32, by encoding one."""
+    """Return the length of a frame with every coordinate as float32, by encoding such a frame."""
     zeros = np.zeros(layout.size, dtype=np.float32)
     sections, _ = Dense().encode(zeros, CodecContext(SEED, 1, 0, layout))
     return len(encode_frame(Frame(Header(FrameKind.UPDATE, 1, Dense.codec), sections)))
 
 
 def log2_choose(n: int, k: int) -> float:
-    """log₂ of the number of k-subsets of n."""
+    """Return log₂ of the number of subsets with k of n elements."""
     return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
 
 
-def _measure_entropies(messages: Sequence[SimulatedReply]) -> dict[str, float]:
-    """Part → n · H₀ in bits of all its bytes together, H₀ being the entropy of how often each byte occurs."""
-    counts = {part: np.zeros(256, dtype=np.int64) for part in ("index", "value", "side")}
-    for message in messages:
-        for section in message.sections:
-            held = np.frombuffer(section.data, dtype=np.uint8)
-            counts[SECTION_NAMES.get(section.kind, "side")] += np.bincount(held, minlength=256)
-    return {part: _entropy_bits(of_part[of_part > 0].astype(np.float64)) for part, of_part in counts.items()}
+def _measure_entropies(replies: Sequence[SimulatedReply]) -> dict[str, float]:
+    """Return, for the bytes of each part together, their number times their zeroth-order entropy in bits."""
+    counts = {name: np.zeros(256, dtype=np.int64) for name in ("index", "value", "side")}
+    for reply in replies:
+        for section in reply.sections:
+            values = np.frombuffer(section.data, dtype=np.uint8)
+            counts[SECTION_NAMES.get(section.kind, "side")] += np.bincount(values, minlength=256)
+    return {name: _entropy_bits(histogram[histogram > 0].astype(np.float64)) for name, histogram in counts.items()}
 
 
 def _entropy_bits(counts: F64) -> float:
     return float((counts * np.log2(counts.sum() / counts)).sum()) if len(counts) else 0.0
 
 
-def decode_message(compressor: CompressorLike, message: SimulatedReply) -> F32:
-    """What a message says [P]; LawError if that is no update, or if it weighs more than it may."""
-    layout = message.ctx.layout
-    dense = compressor.decode(message.sections, message.ctx).to_dense()
+def decode_message(compressor: CompressorLike, reply: SimulatedReply) -> F32:
+    """Decode a reply to a vector [P] and check it.
+
+    Raises:
+        LawError: the vector does not have P finite coordinates, or the reply has more than `max_bytes` bytes.
+    """
+    layout = reply.ctx.layout
+    dense = compressor.decode(reply.sections, reply.ctx).to_dense()
     if dense.shape != (layout.size,) or not np.isfinite(dense).all():
         raise LawError(f"a message decodes to {dense.shape} coordinates, expected {layout.size}, all finite")
-    n_bytes, limit = sum(len(section.data) for section in message.sections), compressor.max_bytes(layout)
+    n_bytes, limit = sum(len(section.data) for section in reply.sections), compressor.max_bytes(layout)
     if n_bytes > limit:
-        raise LawError(f"a message of {n_bytes} bytes, max_bytes says {limit}")
+        raise LawError(f"a message has {n_bytes} bytes, but max_bytes is {limit}")
     return dense
 
 
@@ -96,25 +99,25 @@ def decode_message(compressor: CompressorLike, message: SimulatedReply) -> F32:
 
 
 def measure_operator_errors(op: CompressionOperator, sample: UpdateSample, rounds: Sequence[SimulatedRound]) -> OperatorErrors:
-    """What an operator loses of each vector, and on average of one."""
-    kept_shares = []
-    for x, exchange in zip(sample.updates, rounds, strict=True):
-        for client, message in enumerate(exchange.replies):
-            whole = _squared_norm(x[client])
-            if whole > 0:
-                kept_shares.append(1 - _squared_norm(x[client] - decode_message(op, message).astype(np.float64)) / whole)
-    shares = np.array(kept_shares) if kept_shares else np.ones(1)
-    draws, bias, samples = _measure_over_contexts(op, sample)
+    """Measure the errors of an operator on each vector, and on the first vector in several contexts."""
+    contractions = []
+    for updates, simulated in zip(sample.updates, rounds, strict=True):
+        for x, reply in zip(updates, simulated.replies, strict=True):
+            energy = _squared_norm(x)
+            if energy > 0:
+                contractions.append(1 - _squared_norm(x - decode_message(op, reply).astype(np.float64)) / energy)
+    shares = np.array(contractions) if contractions else np.ones(1)
+    n_contexts, squared_bias, squared_errors = _measure_over_contexts(op, sample)
     x, layout = sample.updates[0, 0], sample.layout
-    stated, whole = op.variance(x), _squared_norm(x) or 1.0
+    stated, energy = op.variance(x), _squared_norm(x) or 1.0
     return OperatorErrors(
         error=float(1 - shares.mean()),
-        contexts=draws,
-        bias=math.sqrt(bias / whole),
-        chance_bias=math.sqrt(samples.mean() / draws / whole),
-        variance=float(samples.mean() / whole),
-        variance_standard_error=float(samples.std(ddof=1) / math.sqrt(draws) / whole),
-        stated_variance=None if stated is None else stated / whole,
+        contexts=n_contexts,
+        bias=math.sqrt(squared_bias / energy),
+        chance_bias=math.sqrt(squared_errors.mean() / n_contexts / energy),
+        variance=float(squared_errors.mean() / energy),
+        variance_standard_error=float(squared_errors.std(ddof=1) / math.sqrt(n_contexts) / energy),
+        stated_variance=None if stated is None else stated / energy,
         least_contraction=float(shares.min()),
         median_contraction=float(np.median(shares)),
         stated_contraction=op.contraction(layout) if op.kind == "contractive" else None,
@@ -123,16 +126,16 @@ def measure_operator_errors(op: CompressionOperator, sample: UpdateSample, round
 
 
 def _measure_over_contexts(op: CompressionOperator, sample: UpdateSample) -> tuple[int, float, F64]:
-    """(draws, |mean of C(x) − x|², |C(x) − x|² in each draw) of the sample's first vector."""
+    """Encode the sample's first vector in n contexts; return n, |mean of C(x) − x|² and |C(x) − x|² of each context [n]."""
     x = sample.updates[0, 0]
-    draws = max(MIN_CONTEXTS, min(MAX_CONTEXTS, MAX_COORDINATES // len(x)))
-    total, samples = np.zeros(len(x)), np.empty(draws)
-    for draw in range(draws):
-        off = -x.astype(np.float64)
-        op.encode(x, CodecContext(SEED, draw + 1, 0, sample.layout))[1].add_to(off, 1.0)
-        total += off
-        samples[draw] = _squared_norm(off)
-    return draws, _squared_norm(total / draws), samples
+    n = max(MIN_CONTEXTS, min(MAX_CONTEXTS, MAX_COORDINATES // len(x)))
+    total, squared_errors = np.zeros(len(x)), np.empty(n)
+    for i in range(n):
+        error = -x.astype(np.float64)
+        op.encode(x, CodecContext(SEED, i + 1, 0, sample.layout))[1].add_to(error, 1.0)
+        total += error
+        squared_errors[i] = _squared_norm(error)
+    return n, _squared_norm(total / n), squared_errors
 
 
 def _squared_norm(x: F32 | F64) -> float:
@@ -143,21 +146,21 @@ def _squared_norm(x: F32 | F64) -> float:
 
 
 def measure_scheme_errors(scheme: CompressionScheme, sample: UpdateSample, rounds: Sequence[SimulatedRound]) -> SchemeErrors:
-    """What a scheme delivers of all updates together, and what it still holds back."""
-    given, made = np.zeros((2, sample.layout.size))
-    held: list[list[float]] = []
-    for x, exchange in zip(sample.updates, rounds, strict=True):
-        given += x.mean(axis=0, dtype=np.float64)
-        made += exchange.aggregate
-        for message in exchange.replies:
-            decode_message(scheme, message)
-        withheld = [scheme.undelivered_update(message.state, sample.layout) for message in exchange.replies]
-        held.append([_squared_norm(rest) for rest in withheld if rest is not None])
-    one = _squared_norm(sample.updates) / (sample.updates.shape[0] * sample.updates.shape[1]) or 1.0
-    whole = _squared_norm(given) or 1.0
+    """Compare a scheme's aggregates with the mean updates over all rounds, and measure the undelivered updates."""
+    total, delivered = np.zeros((2, sample.layout.size))
+    energies: list[list[float]] = []
+    for updates, simulated in zip(sample.updates, rounds, strict=True):
+        total += updates.mean(axis=0, dtype=np.float64)
+        delivered += simulated.aggregate
+        for reply in simulated.replies:
+            decode_message(scheme, reply)
+        undelivered = [scheme.undelivered_update(reply.state, sample.layout) for reply in simulated.replies]
+        energies.append([_squared_norm(update) for update in undelivered if update is not None])
+    unit = _squared_norm(sample.updates) / (sample.updates.shape[0] * sample.updates.shape[1]) or 1.0
+    total_energy = _squared_norm(total) or 1.0
     return SchemeErrors(
-        error=_squared_norm(given - made) / whole,
-        delivered=float(given @ made) / whole,
-        withheld=sum(held[-1]) / len(held[-1]) / one if held[-1] else None,
-        most_withheld=max(max(of_round) for of_round in held) / one if all(held) else None,
+        error=_squared_norm(total - delivered) / total_energy,
+        delivered=float(total @ delivered) / total_energy,
+        withheld=sum(energies[-1]) / len(energies[-1]) / unit if energies[-1] else None,
+        most_withheld=max(max(round_energies) for round_energies in energies) / unit if all(energies) else None,
     )

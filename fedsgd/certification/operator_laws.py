@@ -1,8 +1,8 @@
-"""The laws of `base_round.py` as checks that anyone's compressor can be put through. Each raises LawError with its figures.
+"""Laws of operators (`fedsgd.compression.base`) as functions that raise LawError with the figures of a violation.
 
-INPUT_LAWS hold for every finite vector: a test draws the vectors. The other laws draw their own, always the same, so a verdict
-never changes from run to run; `population`, `independence` and `scale` have those of statistics and of large and small numbers.
-`fedsgd.certification.law_suite` puts a compressor through all of them.
+INPUT_LAWS hold for every finite vector; tests draw the vectors. The other laws draw their own vectors, always the same, so that
+the result is equal in every run. Laws of statistics and of extreme magnitudes are in `statistical_laws`, `independence_law` and
+`scale_law`. `law_suite` checks all laws of a compressor.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, Sections
 ROUNDING_TOLERANCE = 1e-6
 """Relative error that float32 arithmetic may add to an energy."""
 TAG_BYTES = 2
-"""What a section may spend on saying which form it is in."""
+"""Bytes that a section may use to name its form."""
 TINY = 2.0**-126
-"""The smallest normal float32: a coordinate may lose as much by being flushed to zero."""
+"""Smallest normal float32: the largest error of a coordinate that is flushed to zero."""
 SMALL_SIZE, LARGE_SIZE = 64, 80_021
-"""Sizes P of vectors. LARGE needs indices of 17 bits and is no multiple of a block."""
+"""Sizes P of vectors. LARGE_SIZE needs indices of 17 bits and is not a multiple of a block."""
 UNEQUAL_LAYOUT = ParameterLayout(("scalar", "matrix", "pair", "vector"), ((), (20, 150), (2,), (40,)))
-"""A layout of very unequal tensors."""
+"""Layout of tensors with very unequal sizes."""
 MIN_COMPRESSED_SHARE = 0.5
-"""A section may shrink under zlib to this share of itself, not further: past that it holds bits that say nothing."""
+"""Smallest share of its length to which zlib may compress a section. A smaller share shows redundant bits."""
 
 
 def require(condition: bool, law: str, compressor: object, detail: str) -> None:
-    """LawError with the law, the compressor and the figures unless the condition holds."""
+    """Raise LawError with the law, the compressor and the figures unless the condition is True."""
     if not condition:
         raise LawError(f"{law}: {compressor}: {detail}")
 
 
 def decode_through_frame(op: Compressor, sections: Sections, ctx: CodecContext) -> Update:
-    """What a receiver decodes that has nothing but the frame and the context."""
+    """Return the update that a receiver decodes from the frame and the context alone."""
     frame = encode_frame(Frame(Header(FrameKind.UPDATE, ctx.round, op.codec, client=ctx.client), sections))
     return op.decode(decode_frame(frame).sections, ctx)
 
@@ -55,42 +55,43 @@ def _are_equal(a: F32, b: F32) -> bool:
 
 
 def round_trip(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
-    """decode gives what encode said it would: the same size, finite, equal in every coordinate; x is left alone."""
-    before = x.copy()
+    """`decode` returns the finite update that `encode` returned, equal in every coordinate, and x is unchanged."""
+    original = x.copy()
     sections, update = op.encode(x, ctx)
-    require(_are_equal(x, before), "round_trip", op, "encode wrote to its input")
+    require(_are_equal(x, original), "round_trip", op, "encode wrote to its input")
     decoded = decode_through_frame(op, sections, ctx)
     dense = decoded.to_dense()
     require(dense.shape == x.shape, "round_trip", op, f"{dense.shape} coordinates decoded, expected {x.shape}")
     require(bool(np.isfinite(dense).all()), "round_trip", op, "decoded to a value that is not finite")
-    wrong = np.flatnonzero(dense != update.to_dense())
-    require(not len(wrong), "round_trip", op, f"decoded differs from what encode returned at {wrong[:3]} and so on")
+    positions = np.flatnonzero(dense != update.to_dense())
+    figures = f"the decoded update differs from the update of encode at {len(positions)} positions, first {positions[:3]}"
+    require(not len(positions), "round_trip", op, figures)
 
 
 def coordinate_count(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
-    """The number of coordinates is the same in the sections, in what encode returns and in what decode returns."""
+    """`n_coordinates` is equal for the sections, for the update of `encode` and for the update of `decode`."""
     sections, update = op.encode(x, ctx)
     counts = op.n_coordinates(sections, ctx), update.n_coordinates, decode_through_frame(op, sections, ctx).n_coordinates
-    require(len(set(counts)) == 1, "kept", op, f"sections, encode, decode say {counts}")
+    require(len(set(counts)) == 1, "coordinate_count", op, f"n_coordinates of sections, encode and decode: {counts}")
 
 
 def deterministic_bytes(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
-    """Equal operators turn equal inputs into equal bytes."""
+    """Equal operators encode equal inputs as equal bytes."""
     first, second = op.encode(x, ctx)[0], replace(op).encode(x.copy(), ctx)[0]
-    require([bytes(s.data) for s in first] == [bytes(s.data) for s in second], "repeatable", op, "bytes differ")
+    require([bytes(s.data) for s in first] == [bytes(s.data) for s in second], "deterministic_bytes", op, "bytes differ")
 
 
 def payload_bound(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
-    """The payload weighs at most max_bytes."""
+    """The payload has at most `max_bytes` bytes."""
     n_bytes = sum(len(s.data) for s in op.encode(x, ctx)[0])
     limit = op.max_bytes(ctx.layout)
-    require(n_bytes <= limit, "weight", op, f"{n_bytes} bytes, max_bytes says {limit}")
+    require(n_bytes <= limit, "payload_bound", op, f"{n_bytes} bytes, but max_bytes is {limit}")
 
 
 def contraction(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
-    """A contractive operator: |x − C(x)|² ≤ (1 − δ)|x|² + A if it is deterministic, and never more than |x|².
+    """For a contractive operator, |x − C(x)|² ≤ |x|², and ≤ (1 − δ)|x|² + A if the operator is deterministic.
 
-    Each coordinate may lose TINY in addition.
+    Each coordinate may have an error of TINY in addition.
     """
     if op.kind != "contractive":
         return
@@ -99,8 +100,8 @@ def contraction(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
     energy = float(np.square(x, dtype=np.float64).sum())
     error = squared_error(op, x, ctx)
     limit = min(energy, (1 - delta) * energy + op.absolute_error(ctx.layout)) if op.deterministic else energy
-    allowed = limit + ROUNDING_TOLERANCE * energy + len(x) * TINY**2
-    require(error <= allowed, "contraction", op, f"|x − C(x)|² = {error:.6g}, at most {limit:.6g} allowed")
+    tolerance = ROUNDING_TOLERANCE * energy + len(x) * TINY**2
+    require(error <= limit + tolerance, "contraction", op, f"|x − C(x)|² = {error:.6g}, at most {limit:.6g} allowed")
 
 
 def squared_error(op: CompressionOperator, x: F32, ctx: CodecContext) -> float:
@@ -118,11 +119,11 @@ INPUT_LAWS: Sequence[Callable[[CompressionOperator, F32, CodecContext], None]] =
 )
 
 
-# --------------------------------------------------------------------------------------------------------- laws of a population
+# ------------------------------------------------------------------------------------------- laws that draw their own vectors
 
 
 def example_layout(size: int) -> ParameterLayout:
-    """A layout of so many parameters: from 8 on a matrix, a vector and a scalar, as models have them."""
+    """Return a layout of P = size parameters; from 8 on with a matrix, a vector and a scalar, as in models."""
     if size < 8:
         return ParameterLayout.from_size(size)
     columns = size // 4
@@ -130,31 +131,31 @@ def example_layout(size: int) -> ParameterLayout:
 
 
 def draw_contexts(purpose: str, size: int, n_draws: int) -> Iterator[tuple[CodecContext, np.random.Generator]]:
-    """A context of its own, and a generator, for each draw of a law; always the same ones."""
+    """Yield a distinct context and a generator for each draw of a law, equal in every run."""
     layout = example_layout(size)
     for draw in range(n_draws):
         yield CodecContext(0, draw + 1, draw % 7, layout), derive_generator(0, f"laws/{purpose}", draw)
 
 
 def draw_gaussian(rng: np.random.Generator, size: int) -> F32:
-    """A standard Gaussian vector."""
+    """Draw a standard Gaussian vector, [size] float32."""
     return rng.standard_normal(size, dtype=np.float32)
 
 
 def preserves_zero(op: CompressionOperator) -> None:
-    """The zero vector goes to the zero vector, without a division by its norm."""
+    """The zero vector decodes to the zero vector, without a division by zero."""
     for size in (1, 2, SMALL_SIZE, 1000):
         ctx = CodecContext(0, 1, 0, example_layout(size))
         with np.errstate(all="raise"):
             try:
                 dense = decode_through_frame(op, op.encode(np.zeros(size, dtype=np.float32), ctx)[0], ctx).to_dense()
             except (ArithmeticError, ValueError) as error:
-                raise LawError(f"zero: {op}: {type(error).__name__}: {error}") from error
-        require(_are_equal(dense, np.zeros(size, dtype=np.float32)), "zero", op, f"decoded to {dense[:4]}")
+                raise LawError(f"preserves_zero: {op}: {type(error).__name__}: {error}") from error
+        require(_are_equal(dense, np.zeros(size, dtype=np.float32)), "preserves_zero", op, f"decoded to {dense[:4]}")
 
 
 def boundary_positions(op: CompressionOperator) -> None:
-    """All input laws hold where only the first, or only the last, coordinate is not zero."""
+    """All input laws hold if only the first or only the last coordinate is not zero."""
     for size in (1, 2, SMALL_SIZE, 1000, 4097, LARGE_SIZE):
         for position in (0, size - 1):
             x = np.zeros(size, dtype=np.float32)
@@ -164,17 +165,17 @@ def boundary_positions(op: CompressionOperator) -> None:
 
 
 def sparse_supports(op: CompressionOperator) -> None:
-    """All input laws hold where the energy is in one tensor, at equal or unequal distances, or at the end of the vector."""
+    """All input laws hold if the nonzero coordinates are in one tensor, at regular distances, or at the end of the vector."""
     for name, x, layout in _build_sparse_vectors():
         for law in INPUT_LAWS:
             try:
                 law(op, x, CodecContext(0, 1, 0, layout))
             except LawError as error:
-                raise LawError(f"supports: {op}: {name}: {str(error).replace(f'{op}: ', '', 1)}") from error
+                raise LawError(f"sparse_supports: {op}: {name}: {str(error).replace(f'{op}: ', '', 1)}") from error
 
 
 def _build_sparse_vectors() -> Iterator[tuple[str, F32, ParameterLayout]]:
-    """Yield (description, vector [P], layout). Magnitudes are equal, or descend in an order that takes long distances first."""
+    """Yield descriptions, vectors [P] and layouts. Magnitudes are equal, or descend with the longest distances first."""
     for layout in (example_layout(1000), UNEQUAL_LAYOUT):
         for tensor, part, _ in layout.list_slices():
             x = np.zeros(layout.size, dtype=np.float32)
@@ -193,7 +194,7 @@ def _build_sparse_vectors() -> Iterator[tuple[str, F32, ParameterLayout]]:
 
 
 def call_order_invariance(op: CompressionOperator) -> None:
-    """The bytes depend on x and the context alone: calls in another order, at several clients and rounds, give equal bytes."""
+    """Bytes depend on x and the context alone: calls in another order, for several clients and rounds, give equal bytes."""
     layout = example_layout(SMALL_SIZE)
     calls = [
         (draw_gaussian(rng, SMALL_SIZE) * np.float32(2.0 ** (i % 5)), CodecContext(0, i // 2 + 1, i % 2, layout))
@@ -203,7 +204,7 @@ def call_order_invariance(op: CompressionOperator) -> None:
     for i in derive_generator(0, "laws/call_order").permutation(len(calls)):
         x, ctx = calls[i]
         figures = f"round {ctx.round}, client {ctx.client}: bytes differ after other calls"
-        require(_encode_bytes(replace(op), x, ctx) == first[i], "call_order", op, figures)
+        require(_encode_bytes(replace(op), x, ctx) == first[i], "call_order_invariance", op, figures)
 
 
 def _draw_streams(n: int) -> Iterator[tuple[int, np.random.Generator]]:
@@ -215,48 +216,52 @@ def _encode_bytes(op: CompressionOperator, x: F32, ctx: CodecContext) -> list[by
 
 
 def incompressible_payload(op: CompressionOperator) -> None:
-    """Sections hold no bits that say nothing: zlib does not make less than half of them on Gaussian vectors.
+    """Sections have no redundant bits: on Gaussian vectors, zlib does not compress them to less than half their length.
 
-    A MANIFEST is left out: it says what belongs to whom, as a header does, and repeats from frame to frame.
+    A MANIFEST is excluded: it describes the other sections, as a header does, and repeats in every frame.
     """
     streams: dict[SectionKind, list[bytes]] = {}
     for ctx, rng in draw_contexts("no_slack", 4096, 48):
         for section in op.encode(draw_gaussian(rng, 4096), ctx)[0]:
             streams.setdefault(section.kind, []).append(bytes(section.data))
     streams.pop(SectionKind.MANIFEST, None)
-    for part, pieces in streams.items():
+    for kind, pieces in streams.items():
         raw = b"".join(pieces)
-        squeezed = len(zlib.compress(raw, 9))
-        figures = f"zlib makes {squeezed} bytes of the {len(raw)} in its {part.name} sections"
-        require(squeezed >= MIN_COMPRESSED_SHARE * len(raw) - TAG_BYTES * len(pieces), "no_slack", op, figures)
+        n_bytes = len(zlib.compress(raw, 9))
+        figures = f"zlib compresses the {len(raw)} bytes of the {kind.name} sections to {n_bytes}"
+        limit = MIN_COMPRESSED_SHARE * len(raw) - TAG_BYTES * len(pieces)
+        require(n_bytes >= limit, "incompressible_payload", op, figures)
 
 
 def rejects_malformed(op: CompressionOperator) -> None:
-    """Sections of another part, one too few and one too many are WireErrors: a receiver believes nothing."""
+    """Sections of another kind, a missing section and an additional section raise WireError in the decoder."""
     for ctx, rng in draw_contexts("strict", SMALL_SIZE, 1):
-        good = op.encode(draw_gaussian(rng, SMALL_SIZE), ctx)[0]
-        other = [Section(SectionKind.MANIFEST if s.kind != SectionKind.MANIFEST else SectionKind.INDEX, s.data) for s in good]
-        wrong = [(*good[:i], other[i], *good[i + 1 :]) for i in range(len(good))]
-        for sections in [*wrong, good[:-1], (*good, Section(SectionKind.SCALE, b"")), ()]:
-            if sections == good:
+        valid = op.encode(draw_gaussian(rng, SMALL_SIZE), ctx)[0]
+        relabeled = [
+            Section(SectionKind.MANIFEST if s.kind != SectionKind.MANIFEST else SectionKind.INDEX, s.data) for s in valid
+        ]
+        malformed = [(*valid[:i], relabeled[i], *valid[i + 1 :]) for i in range(len(valid))]
+        for sections in [*malformed, valid[:-1], (*valid, Section(SectionKind.SCALE, b"")), ()]:
+            if sections == valid:
                 continue
             try:
                 decode_through_frame(op, sections, ctx)
             except WireError:
                 continue
             except Exception as error:
-                raise LawError(f"strict: {op}: {type(error).__name__} instead of a WireError: {error}") from error
-            parts = ", ".join(s.kind.name for s in sections) or "none"
-            raise LawError(f"strict: {op}: takes sections {parts}, sends {', '.join(s.kind.name for s in good)}")
+                raise LawError(f"rejects_malformed: {op}: {type(error).__name__} instead of a WireError: {error}") from error
+            kinds = ", ".join(s.kind.name for s in sections) or "none"
+            expected = ", ".join(s.kind.name for s in valid)
+            raise LawError(f"rejects_malformed: {op}: decodes sections {kinds}, but encodes {expected}")
 
 
-# ------------------------------------------------------------------------------------------------------- laws on drawn vectors
+# ------------------------------------------------------------------------------------------------- input laws on drawn vectors
 
 
 def check_on_sample_vectors(law: Callable[[CompressionOperator, F32, CodecContext], None], op: CompressionOperator) -> None:
-    """An input law on Gaussian, heavy-tailed, tied and nearly empty vectors."""
-    drawn = [*draw_contexts("check", 1000, 8), *draw_contexts("check", LARGE_SIZE, 1)]
-    for ctx, rng in drawn:
+    """Check an input law on Gaussian, heavy-tailed, tied and nearly zero vectors."""
+    draws = [*draw_contexts("check", 1000, 8), *draw_contexts("check", LARGE_SIZE, 1)]
+    for ctx, rng in draws:
         x = draw_gaussian(rng, ctx.layout.size)
         for vector in (x, x**7, np.sign(x), np.where(np.abs(x) > 3, x, np.float32(0))):
             law(op, vector, ctx)

@@ -1,4 +1,4 @@
-"""Certificates as people read them: the same rows in a terminal and in Markdown; and the files of one."""
+"""Certificates as tables for a terminal and for Markdown, and as files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ from fedsgd.errors import make_write_error
 from fedsgd.storage.run_directory import write_atomically
 
 CertificateRow = tuple[str, str, str]
-"""(what, the figure, what it is to be held against)."""
+"""Row of a table: the quantity, its value, and a figure to compare the value with."""
 COLUMNS = ("compressor", "kind", "bits/parameter", "ratio up", "error", "encode", "decode+add", "laws")
 LEGEND = (
-    "bits/parameter: whole frames; ratio up: of dense float32 updates to them (both directions together: below 2× if the "
-    "downlink is dense); error: |x − C(x)|²/|x|², of schemes that of the sums over the rounds; encode, decode+add: × a memcpy "
-    "of the dense vector."
+    "bits/parameter: whole frames; ratio up: bytes of dense float32 updates over bytes of the frames (for both directions "
+    "together, below 2× if the downlink is dense); error: |x − C(x)|²/|x|², for schemes of the sums over the rounds; encode, "
+    "decode+add: × a memcpy of the dense vector."
 )
 
 
 def save(certificate: Certificate, folder: Path) -> None:
-    """certificate.json and certificate.md, each all of it or nothing; OutputError where they cannot be written."""
+    """Write certificate.json and certificate.md, each atomically.
+
+    Args:
+        certificate: certificate to write.
+        folder: folder for the files; created if it does not exist.
+
+    Raises:
+        OutputError: the folder or a file cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -38,67 +46,65 @@ def save(certificate: Certificate, folder: Path) -> None:
 
 
 def to_json_text(*certificates: Certificate, as_list: bool = False) -> str:
-    """JSON of a certificate, or of several as a list."""
+    """Return the JSON text of a certificate, or of several certificates as a list."""
     tables = [certificate.to_json() for certificate in certificates]
     return json.dumps(tables if as_list else tables[0], indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def to_markdown(certificate: Certificate) -> str:
-    """The certificate as a page of Markdown."""
+    """Return the certificate as a page of Markdown."""
     lines = [f"# {format_title(certificate)}", "", f"`{certificate.compressor}`", "", describe_measurement(certificate), ""]
-    lines += ["## Laws", "", *_format_table(("law", "says", "verdict", "figures"), _list_law_rows(certificate))]
+    lines += ["## Laws", "", *_format_table(("law", "statement", "result", "figures"), _list_law_rows(certificate))]
     for heading, rows in list_sections(certificate):
-        lines += ["", f"## {heading.capitalize()}", "", *_format_table(("", "measured", "beside"), rows)]
-    lines += ["", "## Digests", "", *_format_table(("of", "SHA-256"), [*list_digests(certificate)])]
+        lines += ["", f"## {heading.capitalize()}", "", *_format_table(("", "measured", "compared with"), rows)]
+    lines += ["", "## Digests", "", *_format_table(("data", "SHA-256"), [*list_digests(certificate)])]
     return "\n".join(lines) + "\n"
 
 
 def comparison_to_markdown(certificates: Sequence[Certificate]) -> str:
-    """All of them as one table of Markdown, with its legend."""
+    """Return several certificates as one table of Markdown with a legend."""
     vectors = describe_vectors(certificates[0].vectors)
     return "\n".join([*_format_table(COLUMNS, build_comparison_rows(certificates)), "", f"{vectors}. {LEGEND}"]) + "\n"
 
 
 def build_comparison_rows(certificates: Sequence[Certificate]) -> list[tuple[str, ...]]:
-    """A row of COLUMNS for each certificate, in their order."""
+    """Return a row of COLUMNS for each certificate, in order."""
     return [_build_comparison_row(certificate) for certificate in certificates]
 
 
 def _build_comparison_row(certificate: Certificate) -> tuple[str, ...]:
-    sizes, times, error = certificate.traffic, certificate.throughput, certificate.error
+    traffic, throughput, error = certificate.traffic, certificate.throughput, certificate.error
     return (
         certificate.label,
         certificate.kind,
-        "" if sizes is None else _format_number(sizes.frame_bits_per_parameter),
-        "" if sizes is None else f"{sizes.uplink_ratio:.1f}×",
+        "" if traffic is None else _format_number(traffic.frame_bits_per_parameter),
+        "" if traffic is None else f"{traffic.uplink_ratio:.1f}×",
         "" if error is None else f"{error:.3g}",
-        "" if times is None else f"{times.encode_memcpys:.1f}×",
-        "" if times is None else f"{times.decode_memcpys:.1f}×",
-        f"{sum(verdict.passed is True for verdict in certificate.laws)}/{len(certificate.laws)}",
+        "" if throughput is None else f"{throughput.encode_memcpys:.1f}×",
+        "" if throughput is None else f"{throughput.decode_memcpys:.1f}×",
+        f"{sum(result.passed is True for result in certificate.laws)}/{len(certificate.laws)}",
     )
 
 
 def format_title(certificate: Certificate) -> str:
-    """What is certified, and whether it passed."""
-    broken = sum(verdict.passed is False for verdict in certificate.laws)
-    held = (
-        f"all {len(certificate.laws)} laws hold" if certificate.passed else f"{broken} of {len(certificate.laws)} laws broken"
-    )
-    return f"{certificate.label} ({certificate.kind}): {held}"
+    """Return the compressor's label and kind, and the number of broken laws."""
+    n_laws, n_broken = len(certificate.laws), sum(result.passed is False for result in certificate.laws)
+    outcome = f"all {n_laws} laws hold" if certificate.passed else f"{n_broken} of {n_laws} laws broken"
+    return f"{certificate.label} ({certificate.kind}): {outcome}"
 
 
 def describe_measurement(certificate: Certificate) -> str:
-    """What it was measured on, and by which version."""
+    """Describe the measured vectors and the version of fedsgd."""
     return f"{describe_vectors(certificate.vectors)}; fedsgd {certificate.fedsgd_version}"
 
 
 def describe_vectors(vectors: SampleSummary) -> str:
-    """The vectors in words."""
+    """Describe the measured vectors."""
     return f"{vectors.description}: {vectors.rounds} rounds of {vectors.clients} clients, P = {vectors.parameters:,}"
 
 
 def list_sections(certificate: Certificate) -> Iterator[tuple[str, list[CertificateRow]]]:
-    """(heading, rows) of what was measured."""
+    """Yield the heading and the rows of each table of measurements."""
     if certificate.traffic is not None:
         yield "bytes", [*_list_traffic_rows(certificate.traffic)]
     if certificate.errors is not None:
@@ -110,7 +116,7 @@ def list_sections(certificate: Certificate) -> Iterator[tuple[str, list[Certific
 
 
 def list_digests(certificate: Certificate) -> Iterator[tuple[str, str]]:
-    """(of what, SHA-256), as far as there are any."""
+    """Yield the name and the SHA-256 of each digest that the certificate has."""
     yield "vectors_sha256", certificate.vectors.sha256
     if certificate.frames_sha256 is not None:
         yield "frames_sha256", certificate.frames_sha256
@@ -120,8 +126,8 @@ def list_digests(certificate: Certificate) -> Iterator[tuple[str, str]]:
 
 def _list_law_rows(certificate: Certificate) -> Iterator[tuple[str, ...]]:
     words = {True: "holds", False: "**broken**", None: "not tried"}
-    for verdict in certificate.laws:
-        yield verdict.law, verdict.statement, words[verdict.passed], verdict.detail
+    for result in certificate.laws:
+        yield result.law, result.statement, words[result.passed], result.detail
 
 
 def _list_traffic_rows(traffic: CompressorTraffic) -> Iterator[CertificateRow]:
@@ -129,31 +135,31 @@ def _list_traffic_rows(traffic: CompressorTraffic) -> Iterator[CertificateRow]:
     yield (
         "bits/parameter, frame",
         _format_number(traffic.frame_bits_per_parameter),
-        f"a dense float32 update is {traffic.uplink_ratio:.1f}× that",
+        f"dense float32: {traffic.uplink_ratio:.1f} times as many",
     )
-    yield "kept coordinates", f"{traffic.kept:,.1f}", f"mean of {traffic.messages} messages"
+    yield "coordinates sent", f"{traffic.kept:,.1f}", f"mean of {traffic.messages} messages"
     for part in ("header", "index", "value", "side"):
         n_bytes: float = getattr(traffic, part)
         if not n_bytes:
             continue
-        bits, beside = "", []
+        bits, references = "", []
         if traffic.bits_per_kept and traffic.entropy_bits_per_kept:
-            bits = f" · {traffic.bits_per_kept[part]:.2f} bits/kept"
+            bits = f" · {traffic.bits_per_kept[part]:.2f} bits/sent"
             if part in traffic.entropy_bits_per_kept:
-                beside.append(f"entropy of the bytes {traffic.entropy_bits_per_kept[part]:.2f}")
+                references.append(f"entropy of the bytes {traffic.entropy_bits_per_kept[part]:.2f}")
             if part == "index":
-                beside.append(f"log₂C(P, k)/k {traffic.position_bits_per_kept:.2f}")
-        yield f"{part}, bytes", f"{n_bytes:,.1f}{bits}", ", ".join(beside)
+                references.append(f"log₂C(P, k)/k {traffic.position_bits_per_kept:.2f}")
+        yield f"{part}, bytes", f"{n_bytes:,.1f}{bits}", ", ".join(references)
     if traffic.reference_bytes:
-        yield "beside the model, bytes", f"{traffic.reference_bytes:,.1f}", "a round"
+        yield "reference frame, bytes", f"{traffic.reference_bytes:,.1f}", "a round"
 
 
 def _list_operator_error_rows(errors: OperatorErrors) -> Iterator[CertificateRow]:
     stated = "not stated" if errors.stated_variance is None else f"stated {_format_number(errors.stated_variance)}"
     delta = "not contractive" if errors.stated_contraction is None else f"stated δ {_format_number(errors.stated_contraction)}"
     floor = f", A {_format_number(errors.stated_floor)}" if errors.stated_floor else ""
-    uncertain = errors.variance_standard_error > 1e-9 * errors.variance
-    spread = f" ± {_format_number(errors.variance_standard_error)}" if uncertain else ""
+    is_random = errors.variance_standard_error > 1e-9 * errors.variance
+    spread = f" ± {_format_number(errors.variance_standard_error)}" if is_random else ""
     yield "|x − C(x)|²/|x|²", _format_number(errors.error), "mean over the vectors"
     yield "E|C(x) − x|²/|x|²", f"{_format_number(errors.variance)}{spread}", f"{stated}; {errors.contexts} contexts of one x"
     yield "bias ‖E C(x) − x‖/‖x‖", _format_number(errors.bias), f"by chance if unbiased {_format_number(errors.chance_bias)}"
@@ -162,11 +168,11 @@ def _list_operator_error_rows(errors: OperatorErrors) -> Iterator[CertificateRow
 
 
 def _list_scheme_error_rows(errors: SchemeErrors) -> Iterator[CertificateRow]:
-    yield "delivered ⟨Σx, Σd⟩/|Σx|²", _format_number(errors.delivered), "1 is all of it"
+    yield "delivered ⟨Σx, Σd⟩/|Σx|²", _format_number(errors.delivered), "1: all of Σx"
     yield "|Σx − Σd|²/|Σx|²", _format_number(errors.error), ""
     if errors.withheld is not None and errors.most_withheld is not None:
-        yield "withheld energy", _format_number(errors.withheld), "in updates, at the end, mean of the clients"
-        yield "most withheld", _format_number(errors.most_withheld), "of any client, after any round"
+        yield "undelivered energy", _format_number(errors.withheld), "in updates, mean of the clients at the end"
+        yield "undelivered, maximum", _format_number(errors.most_withheld), "over clients and rounds"
 
 
 def _list_throughput_rows(throughput: Throughput, vectors: SampleSummary) -> Iterator[CertificateRow]:
@@ -189,7 +195,7 @@ def _format_number(value: float) -> str:
 
 
 def _format_table(headings: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """The lines of a table in Markdown."""
+    """Yield the lines of a table in Markdown."""
     yield f"| {' | '.join(headings)} |"
     yield "|---" * len(headings) + "|"
     for row in rows:

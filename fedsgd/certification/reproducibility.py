@@ -1,6 +1,6 @@
-"""A fresh interpreter that decodes the frames of this process, and another that encodes the same vectors.
+"""Fresh interpreters: one decodes the frames of this process, another encodes the same vectors.
 
-Its hashes have another seed, and it has nothing of this process but the compressors' fields.
+A fresh interpreter has the compressors' fields and nothing else of this process. Its hashes have another seed.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from fedsgd.system.user_files import find_temporary_folder
 
 SERVE_COMMAND = "from fedsgd.certification.reproducibility import serve; serve()"
 EXIT_SECONDS = 10.0
-"""Limit for a process that has closed its pipes."""
+"""Time limit for a process that has closed its pipes."""
 _LENGTH = Struct("<Q")
 _ERROR, _END = b"error ", b""
 
 
 class FreshInterpreter:
-    """One interpreter for all compressors of a certificate.
+    """Interpreter for all compressors of a certificate.
 
-    Its environment and its import path are those of this process when the object is made, before anything is encoded. Once it
-    has imported the compressors' modules, it works in an empty folder, which is its folder for temporary files too. If it ends
-    before its time, the next request starts another. `compute_digests` always does.
-    Files by absolute paths and shared memory are not hidden from it.
+    The environment and the import path are copied from this process when the object is created, before anything is encoded.
+    After importing the compressors' modules, the interpreter works in an empty folder, which is also its folder for temporary
+    files. If the interpreter ends too early, the next request starts another one. `compute_digests` always starts another one.
+    Files by absolute paths and shared memory are still accessible.
 
     Args:
-        compressors: those that requests refer to by their number.
+        compressors: compressors, which requests refer to by index.
     """
 
     def __init__(self, compressors: Sequence[CompressorLike]) -> None:
         self._pickled = [_pickle(compressor) for compressor in compressors]
-        # The modules are to be found where this process finds them, the user's own included.
+        # The interpreter imports modules from the same folders as this process, the user's own included.
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         self._environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "random"}
         self._folder: TemporaryDirectory[str] | None = None
@@ -62,7 +62,7 @@ class FreshInterpreter:
         if find_temporary_folder() is not None:
             self._folder = TemporaryDirectory(prefix="fedsgd-certificate-", ignore_cleanup_errors=True)
             self._environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._folder.name)
-        with suppress(LawError):  # the first request raises it again
+        with suppress(LawError):  # the first request raises the error again
             self._start()
         return self
 
@@ -77,13 +77,13 @@ class FreshInterpreter:
         """Return the vectors of `decode_rounds` in the fresh interpreter.
 
         Args:
-            compressor: its number.
+            compressor_index: index of the compressor.
             rounds: frames of this process.
-            layout: of the vectors.
-            seconds: limit for the answer.
+            layout: layout of an update.
+            seconds: time limit for the reply.
 
         Raises:
-            LawError: the interpreter ended or did not answer in time; from the iterator, the compressor raised an error.
+            LawError: the interpreter ended or did not reply in time; from the iterator, the compressor raised an error.
         """
         return map(_read_array, self._send_request(("decode", self._pickled[compressor_index], rounds, layout), seconds))
 
@@ -92,50 +92,49 @@ class FreshInterpreter:
     ) -> list[tuple[str | None, str]]:
         """Return the digest of each compressor's frames, or None and the reason.
 
-        A new interpreter encodes them: a client has nothing of the server but the reference frames.
+        A new interpreter encodes the frames, because a client has nothing of the server but the reference frames.
 
         Args:
-            updates: [R, m, P].
-            layout: of the updates.
-            references: for each compressor the reference frames of this process, one a round.
+            updates: [R, m, P] float32.
+            layout: layout of an update.
+            references: for each compressor, the reference frame of this process for each round.
         """
         self._stop()
         try:
-            (answer,) = self._send_request(("encode", self._pickled, updates, layout, references))
+            (reply,) = self._send_request(("encode", self._pickled, updates, layout, references))
         except LawError as error:
             return [(None, str(error))] * len(self._pickled)
-        return [(found, why) for found, why in json.loads(answer)]
+        return [(digest, reason) for digest, reason in json.loads(reply)]
 
     def _send_request(self, request: tuple[Any, ...], seconds: float = threading.TIMEOUT_MAX) -> list[bytes]:
-        """Send a request and wait for all answers; LawError if the interpreter ends, or has to be stopped after `seconds`."""
+        """Send a request and wait for all replies; LawError if the interpreter ends, or is stopped after `seconds`."""
         process = self._process or self._start()
-        late = threading.Event()
+        timeout = threading.Event()
 
-        def stop_waiting() -> None:
-            late.set()
+        def kill_process() -> None:
+            timeout.set()
             process.kill()
 
-        timer = threading.Timer(seconds, stop_waiting)
+        timer = threading.Timer(seconds, kill_process)
         timer.start()
         try:
             _send(process, pickle.dumps(request))
             return [*iter(partial(_receive, process), _END)]
         except (OSError, EOFError):
-            raise LawError(
-                self._stop_and_explain(process, f"did not answer in {seconds:.0f} s" if late.is_set() else "")
-            ) from None
+            reason = f"did not reply in {seconds:.0f} s" if timeout.is_set() else ""
+            raise LawError(self._stop_and_explain(process, reason)) from None
         finally:
             timer.cancel()
 
     def _stop_and_explain(self, process: subprocess.Popen[bytes], reason: str) -> str:
-        """Stop an interpreter that does not answer, and return the reason."""
+        """Stop an interpreter that does not reply, and return the reason."""
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=EXIT_SECONDS)
         code = process.returncode
         self._stop()
         text = "" if self._folder is None else self._stderr_path.read_text(errors="replace")
-        last = (text.strip().splitlines() or ["no message"])[-1]
-        return f"the fresh interpreter {reason or f'ended with {code}: {last}'}"
+        last_line = (text.strip().splitlines() or ["no message"])[-1]
+        return f"the fresh interpreter {reason or f'ended with exit status {code}: {last_line}'}"
 
     def _start(self) -> subprocess.Popen[bytes]:
         errors: int | IO[bytes] = subprocess.DEVNULL if self._folder is None else self._stderr_path.open("wb")
@@ -147,7 +146,7 @@ class FreshInterpreter:
         finally:
             if not isinstance(errors, int):
                 errors.close()
-        with suppress(OSError):  # the next request finds out
+        with suppress(OSError):  # the next request raises the error
             _send(self._process, pickle.dumps((self._pickled, None if self._folder is None else self._folder.name)))
         return self._process
 
@@ -159,7 +158,7 @@ class FreshInterpreter:
         process.wait()
         for stream in (process.stdin, process.stdout):
             assert stream is not None
-            with suppress(OSError):  # what was not sent
+            with suppress(OSError):  # closing may fail to flush the rest of a request
                 stream.close()
 
     @property
@@ -169,7 +168,7 @@ class FreshInterpreter:
 
 
 def _pickle(compressor: CompressorLike) -> bytes | str:
-    """Return the compressor for another process, or the reason why it cannot be sent there."""
+    """Return the pickled compressor, or the reason why it cannot be pickled."""
     try:
         return pickle.dumps(rebuild(compressor))
     except Exception as error:
@@ -193,7 +192,7 @@ def _write(stream: IO[bytes], data: bytes) -> None:
 
 
 def _read(stream: IO[bytes]) -> bytes:
-    """Read what `_write` wrote; EOFError where it ends before."""
+    """Read the data of one `_write`; EOFError if the stream ends before."""
     head = stream.read(_LENGTH.size)
     data = stream.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
     if len(head) < _LENGTH.size or len(data) < _LENGTH.unpack(head)[0]:
@@ -201,10 +200,10 @@ def _read(stream: IO[bytes]) -> bytes:
     return data
 
 
-def _read_array(answer: bytes) -> NDArray[Any]:
-    if answer.startswith(_ERROR):
-        raise LawError(answer.removeprefix(_ERROR).decode())
-    array: NDArray[Any] = np.load(BytesIO(answer), allow_pickle=False)
+def _read_array(reply: bytes) -> NDArray[Any]:
+    if reply.startswith(_ERROR):
+        raise LawError(reply.removeprefix(_ERROR).decode())
+    array: NDArray[Any] = np.load(BytesIO(reply), allow_pickle=False)
     return array
 
 
@@ -212,12 +211,12 @@ def _read_array(answer: bytes) -> NDArray[Any]:
 
 
 def serve() -> None:
-    """Answer requests on standard input until it ends."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    """Reply to the requests on standard input until it ends."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # a user's module may print
     compressors, folder = pickle.loads(_read(requests))
-    for compressor in compressors:  # their modules may read files by paths that start here
+    for compressor in compressors:  # modules may read files by paths relative to the present folder, so they are imported here
         with suppress(Exception):
             pickle.loads(compressor)
     if folder is not None:
@@ -225,9 +224,9 @@ def serve() -> None:
     with suppress(EOFError):
         while True:
             task, *arguments = pickle.loads(_read(requests))
-            for answer in (_decode if task == "decode" else _encode)(*arguments):
-                _write(answers, answer)
-            _write(answers, _END)
+            for reply in (_decode if task == "decode" else _encode)(*arguments):
+                _write(replies, reply)
+            _write(replies, _END)
 
 
 def _decode(pickled: bytes | str, rounds: Sequence[RoundFrames], layout: ParameterLayout) -> Iterator[bytes]:
@@ -244,9 +243,9 @@ def _encode(
     pickled: Sequence[bytes | str], updates: F32, layout: ParameterLayout, references: Sequence[Sequence[bytes]]
 ) -> Iterator[bytes]:
     digests: list[tuple[str | None, str]] = []
-    for compressor, of_rounds in zip(pickled, references, strict=True):
+    for compressor, frames in zip(pickled, references, strict=True):
         try:
-            digests.append((hash_frames(encode_rounds(_unpickle(compressor), updates, layout, of_rounds)), ""))
+            digests.append((hash_frames(encode_rounds(_unpickle(compressor), updates, layout, frames)), ""))
         except Exception as error:
             digests.append((None, describe_error(error)))
     yield json.dumps(digests).encode()

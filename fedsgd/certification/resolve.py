@@ -1,42 +1,54 @@
-"""Which compressor is meant: a registered name, or `module:Class` of somebody's own, with settings as a scenario has them."""
+"""Compressors by registered name or by a user's `module:Class`, with settings as in a scenario."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fedsgd.certification.certificate import CompressorLike
 from fedsgd.compression import COMPRESSORS, CompressionOperator, CompressionScheme
+from fedsgd.compression.run_config import FeedbackPolicy
 from fedsgd.config.component import FieldError, import_by_path
 from fedsgd.errors import FedsgdError, ScenarioError
 from fedsgd.scenario.overrides import apply_settings
 from fedsgd.scenario.parsing import parse_table
 from fedsgd.scenario.sections import UplinkConfig
 
-FeedbackPolicy = Literal["none", "persist", "decay", "reset"]
-EXPECTED_CLASS = "a frozen dataclass, with a `name`, that subclasses fedsgd.compression.Operator or fedsgd.compression.Scheme"
+EXPECTED_CLASS = (
+    "a frozen dataclass with a `name` that subclasses fedsgd.compression.CompressionOperator or "
+    "fedsgd.compression.CompressionScheme"
+)
 
 
 def resolve_compressor(
     compressor: str | CompressorLike, settings: Mapping[str, Any], error_feedback: FeedbackPolicy
 ) -> CompressorLike:
-    """The compressor, under error feedback if that is asked for. settings: dotted keys of its fields.
+    """Return the compressor, with error feedback unless the policy is "none".
 
-    ScenarioError, that starts with the dotted key where there is one, for whatever is wrong.
+    Args:
+        compressor: a compressor, a registered name, or `my_package.my_module:MyCompressor`.
+        settings: for a name, values of its fields by dotted key.
+        error_feedback: policy for the residual of an absent client, or "none".
+
+    Raises:
+        ScenarioError: a name, setting or class is not valid; the message starts with the dotted key of a setting.
+
+    >>> resolve_compressor("top-k", {"density": 0.1}, "none")
+    TopK(density=0.1, values='float32')
     """
     if isinstance(compressor, str):
-        found = _build_from_name(compressor, settings)
+        component = _build_from_name(compressor, settings)
     elif settings:
         raise ScenarioError(f"{next(iter(settings))}: settings are for a compressor that is given by name, got {compressor!r}")
     else:
         check_compressor_class(type(compressor), repr(compressor))
-        found = compressor
+        component = compressor
     if error_feedback == "none":
-        return found
+        return component
     try:
-        return UplinkConfig(found, error_feedback).build_scheme()
+        return UplinkConfig(component, error_feedback).build_scheme()
     except FieldError as error:
         raise ScenarioError(f"{error.field}: {error.problem}") from None
 
@@ -45,12 +57,12 @@ def _build_from_name(compressor: str, settings: Mapping[str, Any]) -> Compressor
     cls: Any = import_by_path(compressor) if ":" in compressor else _find_registered(compressor)
     check_compressor_class(cls, f'"{compressor}"')
     try:
-        made: CompressorLike = parse_table(cls, apply_settings(cls, {}, settings))
+        component: CompressorLike = parse_table(cls, apply_settings(cls, {}, settings))
     except FedsgdError:
         raise
-    except Exception as error:  # the user's own checks and annotations may fail in any way
+    except Exception as error:  # the user's own checks and annotations may raise any error
         raise ScenarioError(f"{compressor}: cannot be built: {type(error).__name__}: {error}") from error
-    return made
+    return component
 
 
 def _find_registered(name: str) -> type:
@@ -62,7 +74,15 @@ def _find_registered(name: str) -> type:
 
 
 def check_compressor_class(cls: object, description: str) -> None:
-    """ScenarioError unless this is the class of a compressor. what: how it was named."""
+    """Check that a value is the class of a compressor.
+
+    Args:
+        cls: value to check.
+        description: name or repr of the value, for the error.
+
+    Raises:
+        ScenarioError: the value is not the class of a compressor.
+    """
     if not isinstance(cls, type):
         raise ScenarioError(f"{description} is {cls!r}, expected {EXPECTED_CLASS}")
     if not issubclass(cls, CompressionOperator | CompressionScheme):

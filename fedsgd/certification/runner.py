@@ -1,4 +1,4 @@
-"""Making certificates."""
+"""Functions that certify compressors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedsgd.certification.certificate import (
 from fedsgd.certification.law_suite import applicable_laws
 from fedsgd.certification.operator_laws import INPUT_LAWS
 from fedsgd.certification.reproducibility import FreshInterpreter
-from fedsgd.certification.resolve import FeedbackPolicy, resolve_compressor
+from fedsgd.certification.resolve import resolve_compressor
 from fedsgd.certification.samples import UpdateSample, sample_updates
 from fedsgd.certification.simulate_rounds import (
     SEED,
@@ -36,24 +36,25 @@ from fedsgd.certification.simulate_rounds import (
     simulate_rounds,
 )
 from fedsgd.compression import COMPRESSORS, CodecContext, CompressionOperator, CompressionScheme, OperatorScheme
+from fedsgd.compression.run_config import FeedbackPolicy
 from fedsgd.config.user_errors import find_user_class
 from fedsgd.errors import LawError
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.system.global_generators import isolate_generators
 
-VECTORS_STATEMENT = "It encodes, decodes and is measured on the certificate's own vectors, where the laws of every vector hold."
+VECTORS_STATEMENT = (
+    "The certificate's vectors are encoded, decoded and measured without an error, and all input laws hold for them."
+)
 DECODING_STATEMENT = (
-    "A fresh interpreter decodes the frames, in another order and from their bytes alone, to what was encoded, and aggregates "
-    "them to the same updates."
+    "A fresh interpreter decodes and aggregates the frames to equal vectors, in another order and from their bytes alone."
 )
 REPRODUCIBLE_STATEMENT = (
-    "An equal compressor in a fresh interpreter makes the same bytes of the same vectors. It has nothing of the server but the "
-    "reference frames."
+    "An equal compressor in a fresh interpreter, with the server's reference frames only, encodes equal vectors as equal bytes."
 )
 
 BASE_TIMEOUT, TIMEOUT_FACTOR = 60.0, 10.0
-"""Limit for decoding in the fresh interpreter: GRACE_SECONDS, and PATIENCE times the seconds of the same rounds here."""
+"""Time limit for decoding in the fresh interpreter, in seconds: BASE_TIMEOUT + TIMEOUT_FACTOR · time of the rounds here."""
 _DecodeFunction = Callable[[Sequence[RoundFrames], ParameterLayout, float], Iterator[NDArray[Any]]]
 
 
@@ -65,48 +66,73 @@ def certify(
     data: str = "real",
     size: int | None = None,
 ) -> Certificate:
-    """Put a compressor through all laws of its kind, and measure its bytes, errors and times.
+    """Check all laws of a compressor, and measure its bytes, errors and times.
 
-    compressor: one of your own, a registered name, or `my_package.my_module:MyCompressor`; settings: for a name, its fields by
-    dotted key. data: "real" (updates of a small federation, trained here in seconds), "gaussian" or "laplace" (independent
-    coordinates, `size` of them). An exception out of the compressor is a law that failed; ScenarioError is for what is asked.
+    Args:
+        compressor: a compressor, a registered name, or `my_package.my_module:MyCompressor`.
+        settings: for a name, values of its fields by dotted key.
+        error_feedback: policy for the residual of an absent client ("persist", "decay" or "reset"), or "none".
+        data: "real" (updates of a small federation, which is trained here in seconds), "gaussian" or "laplace" (independent
+            coordinates).
+        size: P of gaussian and laplace vectors; None: 200,000. None for real updates.
+
+    Returns:
+        The certificate. An exception of the compressor is a broken law in it.
+
+    Raises:
+        ScenarioError: an argument is not valid.
+
+    >>> certificate = certify("sign", data="gaussian", size=1000)
+    >>> certificate.passed, certificate.traffic.value
+    (True, 125.0)
     """
-    subject = resolve_compressor(compressor, settings or {}, error_feedback)
-    return _make_certificates([subject], sample_updates(data, size), with_laws=True)[0]
+    component = resolve_compressor(compressor, settings or {}, error_feedback)
+    return _make_certificates([component], sample_updates(data, size), with_laws=True)[0]
 
 
 def certify_all(*, data: str = "real", size: int | None = None, laws: bool = True) -> list[Certificate]:
-    """A certificate of every registered compressor at its defaults, by ascending bits per parameter.
+    """Certify every registered compressor at its defaults.
 
-    data, size: as for `certify`; laws: try the law suite, which is most of the time it takes.
+    Args:
+        data: as for `certify`.
+        size: as for `certify`.
+        laws: True to check the law suite, which takes most of the time.
+
+    Returns:
+        The certificates, by ascending bits per parameter.
     """
-    made = _make_certificates([resolve_compressor(name, {}, "none") for name in COMPRESSORS], sample_updates(data, size), laws)
-    return sorted(made, key=lambda c: float("inf") if c.traffic is None else c.traffic.frame_bits_per_parameter)
+    compressors = [resolve_compressor(name, {}, "none") for name in COMPRESSORS]
+    certificates = _make_certificates(compressors, sample_updates(data, size), laws)
+    return sorted(certificates, key=lambda c: float("inf") if c.traffic is None else c.traffic.frame_bits_per_parameter)
 
 
 def _make_certificates(compressors: Sequence[CompressorLike], sample: UpdateSample, with_laws: bool) -> list[Certificate]:
     pool = throughput.build_pool(sample)
-    with isolate_generators(0), FreshInterpreter(compressors) as fresh:
-        tried = [_run_laws(subject, sample, pool, partial(fresh.decode, i), with_laws) for i, subject in enumerate(compressors)]
-        references = [figures.references for _, figures in tried]
-        digests = fresh.compute_digests(sample.updates, sample.layout, references)
+    with isolate_generators(0), FreshInterpreter(compressors) as interpreter:
+        results = [
+            _run_laws(compressor, sample, pool, partial(interpreter.decode, i), with_laws)
+            for i, compressor in enumerate(compressors)
+        ]
+        references = [measurements.references for _, measurements in results]
+        digests = interpreter.compute_digests(sample.updates, sample.layout, references)
     return [
-        _make_certificate(subject, sample, *of, *there) for subject, of, there in zip(compressors, tried, digests, strict=True)
+        _make_certificate(compressor, sample, *result, *digest)
+        for compressor, result, digest in zip(compressors, results, digests, strict=True)
     ]
 
 
 def _run_laws(
     compressor: CompressorLike, sample: UpdateSample, pool: F32, decode: _DecodeFunction, with_laws: bool
 ) -> tuple[list[LawResult], _Measurements]:
-    """Return the verdicts of all laws but the last, and the figures. decode: decodes frames in the fresh interpreter."""
-    verdicts = [
-        _run_law(law.name, law.statement, law.check, compressor) for law in (applicable_laws(compressor) if with_laws else ())
-    ]
-    figures = _Measurements()
-    verdicts.append(_run_law("vectors", VECTORS_STATEMENT, partial(figures.measure_all, compressor, sample, pool), compressor))
-    verdicts.append(_check_decoding(compressor, figures, decode, sample.layout))
-    figures.rounds = []
-    return verdicts, figures
+    """Return the results of all laws but the last, and the measurements. decode: decodes in the fresh interpreter."""
+    laws = applicable_laws(compressor) if with_laws else ()
+    results = [_run_law(law.name, law.statement, law.check, compressor) for law in laws]
+    measurements = _Measurements()
+    measure_all = partial(measurements.measure_all, compressor, sample, pool)
+    results.append(_run_law("vectors", VECTORS_STATEMENT, measure_all, compressor))
+    results.append(_check_decoding(compressor, measurements, decode, sample.layout))
+    measurements.rounds = []
+    return results, measurements
 
 
 def _make_certificate(
@@ -133,7 +159,7 @@ def _make_certificate(
 
 
 class _Measurements:
-    """What was measured before something went wrong, or all of it."""
+    """Measurements of a compressor. After an exception, the later ones are missing."""
 
     def __init__(self) -> None:
         self.rounds: list[SimulatedRound] = []
@@ -146,12 +172,12 @@ class _Measurements:
         self.throughput: Throughput | None = None
 
     def measure_all(self, compressor: CompressorLike, sample: UpdateSample, pool: F32) -> None:
-        """Measure; whatever the compressor raises is let through."""
-        begun = time.perf_counter()
+        """Measure bytes, errors and times, and check the input laws. Exceptions of the compressor are not caught."""
+        start = time.perf_counter()
         self.rounds = rounds = [*simulate_rounds(compressor, sample.updates, sample.layout)]
-        self.seconds = time.perf_counter() - begun
-        self.references = [exchange.reference_frame for exchange in rounds]
-        self.sha256 = hash_frames(exchange.frames for exchange in rounds)
+        self.seconds = time.perf_counter() - start
+        self.references = [simulated.reference_frame for simulated in rounds]
+        self.sha256 = hash_frames(simulated.frames for simulated in rounds)
         self.traffic = measure.measure_traffic(compressor, sample, rounds)
         if isinstance(compressor, CompressionOperator):
             self.errors = measure.measure_operator_errors(compressor, sample, rounds)
@@ -165,22 +191,21 @@ class _Measurements:
 
 
 def _run_law(law: str, statement: str, check: Callable[[], None], compressor: CompressorLike) -> LawResult:
-    """The verdict of one law. Whatever the compressor raises is a verdict too."""
+    """Return the result of one law. Any exception of the compressor breaks the law."""
     try:
         check()
     except LawError as error:
-        return LawResult(
-            law, statement, False, _remove_phrases(str(error), (f"{law}: ", f"{compressor}: ", *_operator_prefixes(compressor)))
-        )
+        phrases = (f"{law}: ", f"{compressor}: ", *_operator_prefixes(compressor))
+        return LawResult(law, statement, False, _remove_phrases(str(error), phrases))
     except Exception as error:
         return LawResult(law, statement, False, _describe_exception(error))
     return LawResult(law, statement, True)
 
 
 def _remove_phrases(message: str, phrases: Iterable[str]) -> str:
-    """The message without what stands beside it anyway."""
-    for word in phrases:
-        message = message.replace(word, "", 1)
+    """Remove phrases that the certificate shows in other columns."""
+    for phrase in phrases:
+        message = message.replace(phrase, "", 1)
     return message
 
 
@@ -189,14 +214,14 @@ def _operator_prefixes(compressor: CompressorLike) -> list[str]:
 
 
 def _describe_exception(error: Exception) -> str:
-    """An exception on one line: what it is, and the place in the code that raised it."""
+    """Return class, message and source line of an exception, on one line."""
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
-    return " ".join(f"{type(error).__name__}: {error}{where}".split())
+    location = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {error}{location}".split())
 
 
 def _read_kind(op: CompressionOperator) -> str:
-    """The kind that an operator says it is."""
+    """Return the kind of an operator, or the exception that reading it raises."""
     try:
         return str(op.kind)
     except Exception as error:
@@ -207,12 +232,13 @@ def _check_decoding(
     compressor: CompressorLike, measurements: _Measurements, decode: _DecodeFunction, layout: ParameterLayout
 ) -> LawResult:
     law, rounds = "decodes_from_bytes", measurements.rounds
-    if why := _reason_not_to_compare(compressor, rounds):
-        return LawResult(law, DECODING_STATEMENT, None, why)
+    if reason := _reason_not_to_compare(compressor, rounds):
+        return LawResult(law, DECODING_STATEMENT, None, reason)
 
     def check() -> None:
-        decoded = decode([exchange.frames for exchange in rounds], layout, BASE_TIMEOUT + TIMEOUT_FACTOR * measurements.seconds)
-        require_equal_vectors(law, compressor, rounds, decoded)
+        timeout = BASE_TIMEOUT + TIMEOUT_FACTOR * measurements.seconds
+        vectors = decode([simulated.frames for simulated in rounds], layout, timeout)
+        require_equal_vectors(law, compressor, rounds, vectors)
 
     return _run_law(law, DECODING_STATEMENT, check, compressor)
 
@@ -220,21 +246,18 @@ def _check_decoding(
 def _check_reproducible(
     compressor: CompressorLike, local_sha256: str | None, fresh_sha256: str | None, reason: str
 ) -> LawResult:
-    not_tried = _reason_not_to_compare(compressor, local_sha256)
-    if not_tried or local_sha256 is None:
-        return LawResult("reproducible", REPRODUCIBLE_STATEMENT, None, not_tried)
+    obstacle = _reason_not_to_compare(compressor, local_sha256)
+    if obstacle or local_sha256 is None:
+        return LawResult("reproducible", REPRODUCIBLE_STATEMENT, None, obstacle)
     if fresh_sha256 is None:
         return LawResult("reproducible", REPRODUCIBLE_STATEMENT, False, reason)
-    detail = (
-        ""
-        if local_sha256 == fresh_sha256
-        else f"SHA-256 of the frames {local_sha256[:16]}... here, {fresh_sha256[:16]}... there"
-    )
-    return LawResult("reproducible", REPRODUCIBLE_STATEMENT, local_sha256 == fresh_sha256, detail)
+    is_equal = local_sha256 == fresh_sha256
+    figures = f"SHA-256 of the frames: {local_sha256[:16]}... here, {fresh_sha256[:16]}... in the fresh interpreter"
+    return LawResult("reproducible", REPRODUCIBLE_STATEMENT, is_equal, "" if is_equal else figures)
 
 
 def _reason_not_to_compare(compressor: CompressorLike, frames: object) -> str:
-    """Return the reason why a fresh interpreter cannot be compared with, "" if there is none."""
+    """Return the reason why the results of a fresh interpreter cannot be compared, or ""."""
     if (find_user_class(compressor) or "").startswith("__main__:"):
         return "its class is defined in __main__, which a fresh interpreter does not have; put it into a module"
     return "" if frames else "there are no frames to compare with"

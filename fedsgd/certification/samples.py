@@ -1,6 +1,6 @@
-"""The vectors that a compressor is measured on: client updates that were really trained, or independent draws.
+"""Updates that a compressor is measured on: of clients that are trained here, or with independent random coordinates.
 
-R rounds, m clients, P parameters.
+R: rounds; m: clients; P: parameters.
 """
 
 from __future__ import annotations
@@ -21,22 +21,28 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.rng import derive_generator
 from fedsgd.scenario.scenario import parse_scenario
-from fedsgd.wire import FrameKind as Frames
-from fedsgd.wire import decode_frame
+from fedsgd.wire import FrameKind, decode_frame
 
 SampleKind = Literal["real", "gaussian", "laplace"]
 DEFAULT_SIZE = 200_000
 ROUNDS, CLIENTS = 8, 4
 MAX_SAMPLE_BYTES = 2**28
-"""Of long vectors there are fewer rounds, so that all of them stay below this."""
+"""Limit of a sample. A sample of long vectors has fewer rounds."""
 HIDDEN_SIZES = (512, 320)
 LR, BATCH_SIZE = 0.1, 10
-"""The network that is trained for real updates, and how."""
+"""Network and settings of the training for real updates."""
 
 
 @dataclass(frozen=True, eq=False)
 class UpdateSample:
-    """updates: [R, m, P], never written to; layout: which tensor each stretch of P is."""
+    """Updates of several rounds and clients.
+
+    Attributes:
+        kind: source of the updates.
+        description: the updates in words.
+        layout: layout of an update.
+        updates: [R, m, P] float32, read-only.
+    """
 
     kind: SampleKind
     description: str
@@ -45,19 +51,30 @@ class UpdateSample:
 
     @property
     def summary(self) -> SampleSummary:
-        """What a certificate says of them."""
+        """Summary for a certificate."""
         rounds, clients, size = self.updates.shape
         digest = hashlib.sha256(self.updates.astype("<f4", copy=False).tobytes()).hexdigest()
         return SampleSummary(self.kind, self.description, size, rounds, clients, digest)
 
 
 def sample_updates(kind: str, size: int | None) -> UpdateSample:
-    """The sample of a kind. size: P, of draws only; the network that real updates come from has a size of its own."""
+    """Return the sample of a kind.
+
+    Args:
+        kind: "real", "gaussian" or "laplace".
+        size: P of random vectors (default 200,000); must be None for real updates, whose network determines P.
+
+    Raises:
+        ScenarioError: the kind is unknown, or the size is not allowed.
+
+    >>> sample_updates("gaussian", 1000).updates.shape
+    (8, 4, 1000)
+    """
     if kind not in get_args(SampleKind):
         raise ScenarioError(f'data: got "{kind}"{suggest_name(kind, get_args(SampleKind))}')
     if kind == "real":
         if size is not None:
-            raise ScenarioError(f'size: got {size}, expected none with data = "real": the network has a size of its own')
+            raise ScenarioError(f'size: got {size}, expected none with data = "real", whose network determines the size')
         return _train_updates()
     size = DEFAULT_SIZE if size is None else size
     if not 1 <= size < 2**31:
@@ -68,8 +85,8 @@ def sample_updates(kind: str, size: int | None) -> UpdateSample:
 def _sample_independent(kind: Literal["gaussian", "laplace"], size: int) -> UpdateSample:
     rounds = min(ROUNDS, max(1, MAX_SAMPLE_BYTES // (4 * CLIENTS * size)))
     updates = np.empty((rounds, CLIENTS, size), dtype=np.float32)
-    for r, of_round in enumerate(updates):
-        for client, row in enumerate(of_round):
+    for r, round_updates in enumerate(updates):
+        for client, row in enumerate(round_updates):
             rng = derive_generator(0, f"certificate/{kind}", r + 1, client)
             row[:] = rng.standard_normal(size, dtype=np.float32) if kind == "gaussian" else rng.laplace(size=size)
     updates.flags.writeable = False
@@ -77,19 +94,19 @@ def _sample_independent(kind: Literal["gaussian", "laplace"], size: int) -> Upda
 
 
 def _build_layout(size: int) -> ParameterLayout:
-    """A square matrix, as large as fits, and a vector of the rest: some compressors work by matrix."""
+    """Return the layout of the largest square matrix and a vector of the other coordinates. Some compressors need matrices."""
     side = math.isqrt(size)
-    rest = size - side * side
+    remainder = size - side * side
     return (
-        ParameterLayout(("matrix", "vector"), ((side, side), (rest,)))
-        if rest
+        ParameterLayout(("matrix", "vector"), ((side, side), (remainder,)))
+        if remainder
         else ParameterLayout(("matrix",), ((side, side),))
     )
 
 
 @cache
 def _train_updates() -> UpdateSample:
-    """FedAvg on the digits that scikit-learn carries: one epoch of each client in each round, sent as float32 without loss."""
+    """Train FedAvg on the digits of scikit-learn, with one local epoch a round; updates are sent as float32 without loss."""
     scenario = parse_scenario(
         {
             "name": "certificate",
@@ -104,7 +121,7 @@ def _train_updates() -> UpdateSample:
     updates = np.empty((ROUNDS, CLIENTS, plan.layout.size), dtype=np.float32)
 
     def store_update(event: FrameEvent) -> None:
-        if event.kind == Frames.UPDATE:
+        if event.kind == FrameKind.UPDATE:
             ctx = plan.make_context(event.round, event.client)
             decoded = plan.uplink.decode(decode_frame(event.frame).sections, ctx)
             updates[event.round - 1, event.client] = decoded.to_dense()

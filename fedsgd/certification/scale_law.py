@@ -1,4 +1,4 @@
-"""The law of scale: laws that hold for ordinary numbers hold for very large, very small and very unequal numbers too."""
+"""Law of scale: all laws hold for very large, very small and very unequal numbers too."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ EXPONENTS = (20, -20, 40, -40, 64, -64, 100, -100, 115, -120)
 
 
 def scale(op: CompressionOperator) -> None:
-    """All laws hold for vectors times 2^±100, subnormal numbers, and one huge coordinate among small ones.
+    """All laws hold for vectors times 2^±100, subnormal numbers, and one huge coordinate among small coordinates.
 
-    NonFiniteError is legal where `is_in_range` is false. There only contractive operators are tried: others may overflow.
+    NonFiniteError is legal where `is_in_range` is False. On such vectors only contractive operators are tried, because others
+    may overflow.
     """
     ctx = CodecContext(0, 1, 0, example_layout(SIZE))
     for name, x in build_hard_vectors():
@@ -32,17 +33,17 @@ def scale(op: CompressionOperator) -> None:
                 _check_law(law, op, name, x, ctx)
     for exponent in (-100, 100):
         x = np.ldexp(draw_gaussian(derive_generator(0, "laws/scale"), SIZE), exponent)
-        for law_of_draws in (check_mean_error, check_variance):
-            _check_law(law_of_draws, op, f"Gaussian coordinates times 2^{exponent}", x, N_DRAWS)
+        for check in (check_mean_error, check_variance):
+            _check_law(check, op, f"Gaussian coordinates times 2^{exponent}", x, N_DRAWS)
 
 
 def is_in_range(x: F32) -> bool:
-    """Return whether P · max|x| is within float32's range: no sum of coordinates and no multiple P · x_i overflows."""
+    """Return True if P · max|x| is within float32's range, so that no sum of coordinates and no P · x_i overflows."""
     return len(x) * float(np.abs(x).max()) <= MAX_FLOAT32
 
 
 def _check_law(law: Callable[..., None], op: CompressionOperator, name: str, x: F32, argument: CodecContext | int) -> None:
-    """Check a law on a vector, without numpy's warnings, and name the vector in a LawError."""
+    """Check a law on a vector, without numpy's warnings; a LawError gets the name of the vector."""
     try:
         with np.errstate(all="ignore"):
             law(op, x, argument)
@@ -54,7 +55,7 @@ def _check_law(law: Callable[..., None], op: CompressionOperator, name: str, x: 
 
 
 def build_hard_vectors() -> Iterator[tuple[str, F32]]:
-    """Yield (description, vector [SIZE])."""
+    """Yield descriptions and vectors [SIZE] of extreme magnitudes."""
     rng = derive_generator(0, "laws/scale")
     x, exponents = draw_gaussian(rng, SIZE), rng.integers(-126, 115, SIZE)
     signs, integers = np.where(x < 0, np.float32(-1), np.float32(1)), rng.integers(1, 2**23, SIZE).astype(np.float32)
@@ -64,12 +65,12 @@ def build_hard_vectors() -> Iterator[tuple[str, F32]]:
     yield "coordinates of ±2^-149", np.ldexp(signs, -149)
     yield "coordinates of ±2^-126 to ±2^114", np.ldexp(signs, exponents)
     yield "coordinates of ±2^117", np.ldexp(signs, 117)
-    for name, others in (("zeros", np.zeros_like(x)), ("coordinates near 1", x), ("tiny coordinates", np.ldexp(x, -100))):
+    for name, background in (("zeros", np.zeros_like(x)), ("coordinates near 1", x), ("tiny coordinates", np.ldexp(x, -100))):
         for position in (0, SIZE // 2, SIZE - 1):
-            huge = others.copy()
-            huge[position] = -(2.0**100)
-            yield f"-2^100 among {name}", huge
+            vector = background.copy()
+            vector[position] = -(2.0**100)
+            yield f"-2^100 among {name}", vector
     yield "coordinates of ± the largest float32", signs * np.float32(MAX_FLOAT32)
-    alone = np.zeros_like(x)
-    alone[SIZE // 2] = MAX_FLOAT32
-    yield "the largest float32 among zeros", alone
+    vector = np.zeros_like(x)
+    vector[SIZE // 2] = MAX_FLOAT32
+    yield "the largest float32 among zeros", vector

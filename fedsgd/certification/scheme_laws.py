@@ -1,8 +1,7 @@
-"""The laws of schemes as checks, as those of operators are in `laws`: what is said, remembered, delivered and held back.
+"""Laws of schemes: messages, states, delivered and undelivered updates.
 
-`round_trip` and `deterministic_send` hold for all; `lost_replies` for schemes with a backlog; `telescoping` and
-`bounded_residual` for schemes
-that keep something back and say what.
+`round_trip`, `deterministic_send` and `scale` hold for all schemes, and `lost_replies` for schemes with a residual.
+`telescoping` and `bounded_residual` hold for schemes that define `undelivered_update`.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ from fedsgd.numerics.rng import derive_generator
 
 N_ROUNDS = 12
 N_SENDS_LONG_RUN = 600
-"""Sends of one client: more than a counter of 8 bits holds."""
+"""Number of sends of one client, above the range of a counter of 8 bits."""
 COHORTS, LEARNING_RATE_SUMS = (1, 4, 10, 3), (1.0, 0.5, 0.125, 2.0, 0.01)
-"""The contexts of consecutive rounds."""
+"""Values in the contexts of consecutive rounds."""
 
 
 def sample_sends(scheme: CompressionScheme) -> Iterator[tuple[CodecContext, F32, StateArrays, EncodedUpdate]]:
-    """(context, update, state, what is sent) over some rounds, one update being zero and one almost; every fourth is lost."""
+    """Yield context, update, state and encoded update of some rounds. One update is zero, one nearly; every fourth is lost."""
     state: StateArrays = {}
     for ctx, rng in draw_contexts("scheme", 1000, N_ROUNDS):
         x = draw_gaussian(rng, 1000) * np.float32(0 if ctx.round == 5 else 1)
         x[: 990 if ctx.round == 6 else 0] = 0
-        sent = scheme.send(x, state, ctx)
-        yield ctx, x, state, sent
-        state = sent.state_if_lost if ctx.round % 4 == 3 else sent.state
+        encoded = scheme.send(x, state, ctx)
+        yield ctx, x, state, encoded
+        state = encoded.state_if_lost if ctx.round % 4 == 3 else encoded.state
 
 
 def _send_readonly(law: str, scheme: CompressionScheme, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-    """What is sent, of an update and a state that cannot be written to."""
+    """Encode a read-only update with a read-only state."""
     for array in (x, *state.values()):
         array.flags.writeable = False
     try:
@@ -56,56 +55,71 @@ def _send_readonly(law: str, scheme: CompressionScheme, x: F32, state: StateArra
 
 
 def round_trip(scheme: CompressionScheme) -> None:
-    """Each message decodes, from its bytes alone, to a finite update of the right size; it carries as many coordinates as
-    `n_coordinates` says, and weighs at most max_bytes. What is remembered is finite, whether the reply arrives or not."""
-    for ctx, x, _, sent in sample_sends(scheme):
-        update = decode_through_frame(scheme, sent.sections, ctx)
+    """Each message decodes, from its bytes alone, to P finite coordinates.
+
+    `n_coordinates` is the number of coordinates of the decoded update. The message has at most `max_bytes` bytes. The client's
+    state is finite, for an acknowledged and for a lost reply.
+    """
+    for ctx, x, _, encoded in sample_sends(scheme):
+        update = decode_through_frame(scheme, encoded.sections, ctx)
         dense = update.to_dense()
-        good = dense.shape == x.shape and bool(np.isfinite(dense).all())
-        said = f"{dense.shape} coordinates, expected {x.shape}, all finite"
-        require(good, "messages", scheme, f"round {ctx.round} decodes to {said}")
-        counts = scheme.n_coordinates(sent.sections, ctx), update.n_coordinates
-        require(counts[0] == counts[1], "messages", scheme, f"round {ctx.round}: kept and the update say {counts}")
-        n_bytes, limit = sum(len(s.data) for s in sent.sections), scheme.max_bytes(ctx.layout)
-        require(n_bytes <= limit, "messages", scheme, f"round {ctx.round}: {n_bytes} bytes, max_bytes says {limit}")
-        for state in (sent.state, sent.state_if_lost):
-            bad = [name for name, value in state.items() if not np.isfinite(value).all()]
-            require(not bad, "messages", scheme, f"round {ctx.round}: {', '.join(bad)} is not finite")
+        is_valid = dense.shape == x.shape and bool(np.isfinite(dense).all())
+        figures = f"round {ctx.round} decodes to {dense.shape} coordinates, expected {x.shape}, all finite"
+        require(is_valid, "round_trip", scheme, figures)
+        counts = scheme.n_coordinates(encoded.sections, ctx), update.n_coordinates
+        figures = f"round {ctx.round}: n_coordinates of the scheme and the update: {counts}"
+        require(counts[0] == counts[1], "round_trip", scheme, figures)
+        n_bytes, limit = sum(len(s.data) for s in encoded.sections), scheme.max_bytes(ctx.layout)
+        require(n_bytes <= limit, "round_trip", scheme, f"round {ctx.round}: {n_bytes} bytes, but max_bytes is {limit}")
+        for state in (encoded.state, encoded.state_if_lost):
+            names = [name for name, value in state.items() if not np.isfinite(value).all()]
+            require(not names, "round_trip", scheme, f"round {ctx.round}: {', '.join(names)} is not finite")
 
 
 def deterministic_send(scheme: CompressionScheme) -> None:
-    """Equal updates and equal states give equal bytes and equal states, also in another order of calls and from copies, as of a
-    client that was put away and fetched again; and neither is written to."""
-    calls = [*sample_sends(scheme)]
+    """Equal updates and equal states give equal bytes and equal states, in any order of calls.
+
+    Copies of a state, as of a client whose state was stored and loaded, give equal results. `send` writes neither to the update
+    nor to the state.
+    """
+    law, calls = "deterministic_send", [*sample_sends(scheme)]
     for i in derive_generator(0, "laws/repeatable").permutation(len(calls)):
-        ctx, x, state, sent = calls[i]
-        again = _send_readonly("repeatable", scheme, x, {name: value.copy() for name, value in state.items()}, ctx)
-        same = [bytes(s.data) for s in sent.sections] == [bytes(s.data) for s in again.sections]
-        require(same, "repeatable", scheme, f"round {ctx.round}: bytes differ")
-        for one, other in ((sent.state, again.state), (sent.state_if_lost, again.state_if_lost)):
-            equal = one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
-            require(equal, "repeatable", scheme, f"round {ctx.round}: states differ")
+        ctx, x, state, first = calls[i]
+        second = _send_readonly(law, scheme, x, {name: value.copy() for name, value in state.items()}, ctx)
+        equal_bytes = [bytes(s.data) for s in first.sections] == [bytes(s.data) for s in second.sections]
+        require(equal_bytes, law, scheme, f"round {ctx.round}: bytes differ")
+        for a, b in ((first.state, second.state), (first.state_if_lost, second.state_if_lost)):
+            equal_states = a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
+            require(equal_states, law, scheme, f"round {ctx.round}: states differ")
 
 
 def lost_replies(scheme: CompressionScheme) -> None:
-    """After a lost reply each entry of the `residual_entries` is there, and not zero where the update was not zero: what was
-    cleared
-    because it was sent comes back."""
-    for ctx, x, _, sent in sample_sends(scheme):
-        after = sent.state_if_lost
+    """After a lost reply, each of `residual_entries` is nonzero where the update was nonzero.
+
+    So coordinates that `send` cleared because they were sent are restored.
+    """
+    for ctx, x, _, encoded in sample_sends(scheme):
+        state = encoded.state_if_lost
         for name in scheme.residual_entries:
-            lost = np.count_nonzero(x if name not in after else x[after[name] == 0])
-            figures = f"round {ctx.round}: {name} is zero at {lost} of the update's coordinates after a lost reply"
-            require(not lost, "lost_replies", scheme, figures)
+            n_zeros = np.count_nonzero(x if name not in state else x[state[name] == 0])
+            figures = f"round {ctx.round}: {name} is zero at {n_zeros} of the update's coordinates after a lost reply"
+            require(not n_zeros, "lost_replies", scheme, figures)
 
 
 def telescoping(scheme: CompressionScheme, updates: Sequence[F32], lost_mask: Sequence[bool]) -> None:
-    """Over updates x [P], Σ x = Σ delivered + withheld in each coordinate, whichever replies were lost, and whatever cohort and
-    step sizes the contexts have."""
+    """The sum of all updates is the sum of all delivered updates plus the undelivered update, in each coordinate.
+
+    This holds for any lost replies, and for any cohorts and learning rates in the contexts.
+
+    Args:
+        scheme: scheme that defines `undelivered_update`; others are not checked.
+        updates: [P] float32 each, one for each round.
+        lost_mask: True for each reply that is lost.
+    """
     layout = example_layout(len(updates[0]))
-    given, delivered, magnitudes = np.zeros((3, layout.size))
+    total, delivered, magnitudes = np.zeros((3, layout.size))
     state: StateArrays = {}
-    if (withheld := scheme.undelivered_update(state, layout)) is None:
+    if (undelivered := scheme.undelivered_update(state, layout)) is None:
         return
     for i, (x, is_lost) in enumerate(zip(updates, lost_mask, strict=True)):
         ctx = CodecContext(
@@ -116,32 +130,37 @@ def telescoping(scheme: CompressionScheme, updates: Sequence[F32], lost_mask: Se
             cohort=COHORTS[i % len(COHORTS)],
             learning_rate_sum=LEARNING_RATE_SUMS[i % len(LEARNING_RATE_SUMS)],
         )
-        sent = _send_readonly("telescoping", scheme, x, state, ctx)
-        given += x
-        decoded = scheme.decode(sent.sections, ctx)
-        state = sent.state_if_lost if is_lost else sent.state
+        encoded = _send_readonly("telescoping", scheme, x, state, ctx)
+        total += x
+        decoded = scheme.decode(encoded.sections, ctx)
+        state = encoded.state_if_lost if is_lost else encoded.state
         if not is_lost:
             decoded.add_to(delivered, 1.0)
-        withheld = scheme.undelivered_update(state, layout)
-        if withheld is None:
-            raise LawError(f"telescoping: {scheme}: round {ctx.round}: withheld is None, but not before the first send")
-        magnitudes += np.abs(x) + np.abs(decoded.to_dense()) + np.abs(withheld)
-    off = np.abs(given - delivered - withheld)
-    worst = int((off - ROUNDING_TOLERANCE * magnitudes).argmax())
-    allowed = float(ROUNDING_TOLERANCE * magnitudes[worst] + len(updates) * TINY)
-    figures = f"{off[worst]:.4g} of coordinate {worst} was neither delivered nor withheld after {len(updates)} updates"
-    require(bool(off[worst] <= allowed), "telescoping", scheme, figures)
+        undelivered = scheme.undelivered_update(state, layout)
+        if undelivered is None:
+            cause = "undelivered_update returns None, but not before the first send"
+            raise LawError(f"telescoping: {scheme}: round {ctx.round}: {cause}")
+        magnitudes += np.abs(x) + np.abs(decoded.to_dense()) + np.abs(undelivered)
+    errors = np.abs(total - delivered - undelivered)
+    worst = int((errors - ROUNDING_TOLERANCE * magnitudes).argmax())
+    limit = float(ROUNDING_TOLERANCE * magnitudes[worst] + len(updates) * TINY)
+    sums = f"delivered and undelivered updates add up to another value than the {len(updates)} updates"
+    figures = f"coordinate {worst}: {sums}, by {errors[worst]:.4g}"
+    require(bool(errors[worst] <= limit), "telescoping", scheme, figures)
 
 
 def bounded_residual(scheme: CompressionScheme) -> None:
-    """What is withheld stays bounded: at most 4(1 − δ)/δ² of the largest update's energy, and 2A/δ, for a contraction
-    (Karimireddy et al. 2019, lemma 3), and never more than all that was ever given."""
+    """The undelivered update has at most 4(1 − δ)/δ² times the energy of the largest update, plus 2A/δ.
+
+    This is lemma 3 of Karimireddy et al. (2019), for an operator with contraction δ and absolute error A. In addition, the
+    undelivered update never has more energy than the sum of all updates can have.
+    """
     steps, layout = 100, example_layout(SMALL_SIZE)
-    delta, floor = 0.0, 0.0
+    delta, absolute_error = 0.0, 0.0
     if isinstance(scheme, OperatorScheme):
-        delta, floor = scheme.op.contraction(layout), scheme.op.absolute_error(layout)
-    limit = min(float(steps**2), 4 * (1 - delta) / delta**2 if delta > 0 else np.inf)
-    least = 2 * floor / delta if delta > 0 else 0.0
+        delta, absolute_error = scheme.op.contraction(layout), scheme.op.absolute_error(layout)
+    factor = min(float(steps**2), 4 * (1 - delta) / delta**2 if delta > 0 else np.inf)
+    offset = 2 * absolute_error / delta if delta > 0 else 0.0
     state: StateArrays = {}
     largest = 0.0
     for ctx, rng in draw_contexts("bounded", SMALL_SIZE, steps):
@@ -149,11 +168,11 @@ def bounded_residual(scheme: CompressionScheme) -> None:
         largest = max(largest, float(np.square(x, dtype=np.float64).sum()))
         with np.errstate(over="ignore", invalid="ignore"):
             state = scheme.send(x, state, ctx).state
-            withheld = scheme.undelivered_update(state, layout)
-            energy = 0.0 if withheld is None else float(np.square(withheld, dtype=np.float64).sum())
-        allowed = limit * largest + least
-        figures = f"after {ctx.round} rounds {energy:.4g} is withheld, at most {allowed:.4g} allowed"
-        require(energy <= allowed * (1 + ROUNDING_TOLERANCE) + ROUNDING_TOLERANCE, "bounded", scheme, figures)
+            undelivered = scheme.undelivered_update(state, layout)
+            energy = 0.0 if undelivered is None else float(np.square(undelivered, dtype=np.float64).sum())
+        limit = factor * largest + offset
+        figures = f"after {ctx.round} rounds, |undelivered update|² is {energy:.4g}, at most {limit:.4g} allowed"
+        require(energy <= limit * (1 + ROUNDING_TOLERANCE) + ROUNDING_TOLERANCE, "bounded_residual", scheme, figures)
 
 
 def scale(scheme: CompressionScheme) -> None:
@@ -163,11 +182,11 @@ def scale(scheme: CompressionScheme) -> None:
         updates = [np.ldexp(draw_gaussian(rng, SMALL_SIZE), exponent) for _, rng in draw_contexts("telescoping", SMALL_SIZE, 8)]
         for (ctx, _), x in zip(draw_contexts("telescoping", SMALL_SIZE, 8), updates, strict=True):
             with np.errstate(all="ignore"):
-                sent = scheme.send(x, state, ctx)
-                values = decode_through_frame(scheme, sent.sections, ctx).to_dense(), *sent.state.values()
-            good = all(bool(np.isfinite(value).all()) for value in values)
-            require(good, "scale", scheme, f"round {ctx.round}, updates times 2^{exponent}: a number is not finite")
-            state = sent.state
+                encoded = scheme.send(x, state, ctx)
+                arrays = decode_through_frame(scheme, encoded.sections, ctx).to_dense(), *encoded.state.values()
+            is_finite = all(bool(np.isfinite(array).all()) for array in arrays)
+            require(is_finite, "scale", scheme, f"round {ctx.round}, updates times 2^{exponent}: a number is not finite")
+            state = encoded.state
         try:
             telescoping(scheme, updates, [i % 3 == 1 for i in range(8)])
         except LawError as error:
@@ -176,11 +195,14 @@ def scale(scheme: CompressionScheme) -> None:
 
 
 def check_telescoping_on_samples(scheme: CompressionScheme) -> None:
-    """The telescoping law where every third reply is lost, where the first is lost and many follow, and on magnitudes that are
-    very unequal."""
+    """Check the telescoping law on three series of updates.
+
+    In the first, every third reply is lost. The second has very unequal magnitudes. The third is long, and its first reply and
+    every seventh after it are lost.
+    """
     updates = [draw_gaussian(rng, SMALL_SIZE) for _, rng in draw_contexts("telescoping", SMALL_SIZE, 20)]
     telescoping(scheme, updates, [i % 3 == 1 for i in range(20)])
     unequal = np.ldexp(np.float32(1), np.where(np.arange(SMALL_SIZE) % 5 == 3, 40, 0))
     telescoping(scheme, [x * unequal for x in updates], [i % 3 == 1 for i in range(20)])
-    many = [draw_gaussian(rng, 16) for _, rng in draw_contexts("telescoping/many", 16, N_SENDS_LONG_RUN)]
-    telescoping(scheme, many, [i % 7 == 0 for i in range(N_SENDS_LONG_RUN)])
+    long_series = [draw_gaussian(rng, 16) for _, rng in draw_contexts("telescoping/many", 16, N_SENDS_LONG_RUN)]
+    telescoping(scheme, long_series, [i % 7 == 0 for i in range(N_SENDS_LONG_RUN)])

@@ -1,6 +1,6 @@
-"""Rounds of a small federation without training: the clients' updates are given, the frames are examined.
+"""Rounds of a small federation with given updates instead of training, to examine the frames.
 
-R rounds, m clients, P parameters. Clients weigh the same, and all of them take part in each round.
+R: rounds; m: clients; P: parameters. All clients have the same aggregation weight and take part in each round.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from fedsgd.wire import ALL_CLIENTS, Frame, FrameKind, Header, Sections, decode_
 
 SEED = 0
 RoundFrames = tuple[bytes, Sequence[bytes]]
-"""(the reference frame, empty if there is none; the frame of each client) of one round."""
+"""Bytes of one round: the reference frame, empty if there is none, and the frame of each client."""
 
 
 @dataclass(frozen=True, eq=False)
 class SimulatedReply:
-    """One client's reply in one round.
+    """Reply of one client in one round.
 
     Attributes:
-        ctx: context of the server: without the reference that a client has.
+        ctx: context at the server, without the reference that a client has.
         frame: bytes of the reply.
-        sections: sections that are read back from the frame.
+        sections: sections decoded from the frame.
         state: the client's state if the reply is acknowledged.
         update: update that an operator's `encode` returned, or that a scheme decoded from the frame.
     """
@@ -56,13 +56,13 @@ class SimulatedReply:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedRound:
-    """One round.
+    """Frames and vectors of one round.
 
     Attributes:
-        messages: one for each client.
-        reference: the frame that is sent along with the model, empty if there is none.
-        decoded_reference: [P], the vector that clients decode from `reference`, None if there is none.
-        update: [P], the aggregate.
+        replies: reply of each client.
+        reference_frame: frame that is sent along with the model, empty if there is none.
+        decoded_reference: [P] float32, vector that clients decode from `reference_frame`; None if there is none.
+        aggregate: [P] float32, the aggregated update.
     """
 
     replies: Sequence[SimulatedReply]
@@ -73,11 +73,11 @@ class SimulatedRound:
     @property
     def frames(self) -> RoundFrames:
         """All bytes of the round."""
-        return self.reference_frame, [message.frame for message in self.replies]
+        return self.reference_frame, [reply.frame for reply in self.replies]
 
 
 def as_scheme(compressor: Compressor) -> CompressionScheme:
-    """Return the compressor as rounds use it: an operator becomes a scheme without memory."""
+    """Return the scheme itself, or the scheme without memory of an operator, as a run does."""
     if isinstance(compressor, CompressionScheme):
         return compressor
     assert isinstance(compressor, CompressionOperator)
@@ -85,7 +85,7 @@ def as_scheme(compressor: Compressor) -> CompressionScheme:
 
 
 def rebuild(value: Any) -> Any:
-    """Build an equal component from its fields alone, and the components in them too; return other values as they are."""
+    """Build an equal component from its fields, recursively; return any other value unchanged."""
     if type(value) is tuple:
         return tuple(map(rebuild, value))
     if not is_dataclass(value) or isinstance(value, type):
@@ -94,9 +94,9 @@ def rebuild(value: Any) -> Any:
 
 
 def encode_message(scheme: CompressionScheme, x: F32, state: StateArrays, ctx: CodecContext) -> tuple[bytes, StateArrays]:
-    """Return the frame of one update x [P], and the client's state if it is acknowledged."""
-    sent = scheme.send(x, state, ctx)
-    return _encode_update(scheme, sent, ctx), sent.state
+    """Return the frame of one update x [P], and the client's state if the update is acknowledged."""
+    encoded = scheme.send(x, state, ctx)
+    return _encode_update(scheme, encoded, ctx), encoded.state
 
 
 def _encode_update(compressor: Compressor, update: EncodedUpdate, ctx: CodecContext) -> bytes:
@@ -105,98 +105,98 @@ def _encode_update(compressor: Compressor, update: EncodedUpdate, ctx: CodecCont
 
 
 def simulate_rounds(compressor: Compressor, updates: F32, layout: ParameterLayout) -> Iterator[SimulatedRound]:
-    """Yield one round after the other. updates: [R, m, P]."""
+    """Simulate the rounds of updates [R, m, P], and yield each of them."""
     scheme, cohort = as_scheme(compressor), updates.shape[1]
     states: list[StateArrays] = [{}] * cohort
-    server: StateArrays = {}
-    for round, of_round in enumerate(updates, start=1):
-        reference = encode_reference_frame(scheme, server, make_context(round, ALL_CLIENTS, layout, cohort))
-        decoded = decode_reference_frame(scheme, reference, make_context(round, ALL_CLIENTS, layout, cohort))
-        messages = _send_round(compressor, of_round, states, round, layout, decoded)
-        received = (WeightedUpdate(message.sections, 1 / cohort, message.ctx) for message in messages)
-        update, server = scheme.aggregate(server, received, AggregationContext(SEED, round, layout, cohort))
-        yield SimulatedRound(messages, reference, decoded, update)
+    server_state: StateArrays = {}
+    for round, round_updates in enumerate(updates, start=1):
+        frame = encode_reference_frame(scheme, server_state, make_context(round, ALL_CLIENTS, layout, cohort))
+        reference = decode_reference_frame(scheme, frame, make_context(round, ALL_CLIENTS, layout, cohort))
+        replies = _send_round(compressor, round_updates, states, round, layout, reference)
+        weighted = (WeightedUpdate(reply.sections, 1 / cohort, reply.ctx) for reply in replies)
+        aggregate, server_state = scheme.aggregate(server_state, weighted, AggregationContext(SEED, round, layout, cohort))
+        yield SimulatedRound(replies, frame, reference, aggregate)
 
 
 def encode_rounds(
     compressor: Compressor, updates: F32, layout: ParameterLayout, references: Sequence[bytes]
 ) -> Iterator[RoundFrames]:
-    """Encode the clients' frames of one round after the other, as a client does that aggregates nothing.
+    """Encode the clients' frames of each round without aggregating them, as clients do.
 
     Args:
-        compressor: the compressor.
-        updates: [R, m, P].
-        layout: of the updates.
-        references: the reference frame of each round, empty where there is none.
+        compressor: operator or scheme.
+        updates: [R, m, P] float32.
+        layout: layout of an update.
+        references: reference frame of each round, empty where there is none.
     """
     scheme, cohort = as_scheme(compressor), updates.shape[1]
     states: list[StateArrays] = [{}] * cohort
-    for round, (of_round, reference) in enumerate(zip(updates, references, strict=True), start=1):
-        decoded = decode_reference_frame(scheme, reference, make_context(round, ALL_CLIENTS, layout, cohort))
-        messages = _send_round(compressor, of_round, states, round, layout, decoded)
-        yield reference, [message.frame for message in messages]
+    for round, (round_updates, frame) in enumerate(zip(updates, references, strict=True), start=1):
+        reference = decode_reference_frame(scheme, frame, make_context(round, ALL_CLIENTS, layout, cohort))
+        replies = _send_round(compressor, round_updates, states, round, layout, reference)
+        yield frame, [reply.frame for reply in replies]
 
 
 def _send_round(
     compressor: Compressor, updates: F32, states: list[StateArrays], round: int, layout: ParameterLayout, reference: F32 | None
 ) -> list[SimulatedReply]:
-    """Send updates [m, P] of one round, and replace the states of the clients."""
-    messages = []
+    """Return the replies with updates [m, P] of one round, and replace the states of the clients."""
+    replies = []
     for client, x in enumerate(updates):
         ctx = make_context(round, client, layout, len(updates))
-        messages.append(_send_message(compressor, x, states[client], ctx, reference))
-        states[client] = messages[-1].state
-    return messages
+        replies.append(_send_message(compressor, x, states[client], ctx, reference))
+        states[client] = replies[-1].state
+    return replies
 
 
 def make_context(round: int, client: int, layout: ParameterLayout, cohort: int) -> CodecContext:
-    """Return the context of the server."""
+    """Return the context at the server."""
     return CodecContext(SEED, round, client, layout, None, cohort)
 
 
 def _send_message(
     compressor: Compressor, x: F32, state: StateArrays, ctx: CodecContext, reference: F32 | None
 ) -> SimulatedReply:
-    at_client = replace(ctx, reference=reference)
+    client_ctx = replace(ctx, reference=reference)
     if isinstance(compressor, CompressionOperator):
-        sections, update = compressor.encode(x, at_client)
-        sent = EncodedUpdate(sections, {}, {})
-        frame = _encode_update(compressor, sent, ctx)
-        return SimulatedReply(ctx, frame, decode_frame(frame).sections, sent.state, update)
+        sections, update = compressor.encode(x, client_ctx)
+        encoded = EncodedUpdate(sections, {}, {})
+        frame = _encode_update(compressor, encoded, ctx)
+        return SimulatedReply(ctx, frame, decode_frame(frame).sections, encoded.state, update)
     assert isinstance(compressor, CompressionScheme)
-    frame, after = encode_message(compressor, x, state, at_client)
+    frame, new_state = encode_message(compressor, x, state, client_ctx)
     sections = decode_frame(frame).sections
-    return SimulatedReply(ctx, frame, sections, after, compressor.decode(sections, ctx))
+    return SimulatedReply(ctx, frame, sections, new_state, compressor.decode(sections, ctx))
 
 
 def encode_reference_frame(scheme: CompressionScheme, server_state: StateArrays, ctx: CodecContext) -> bytes:
-    """Return the frame that is sent along with the model, empty if the scheme sends none."""
+    """Return the reference frame, which is sent along with the model; empty if the scheme has none."""
     sections = scheme.encode_reference(server_state, ctx)
     return encode_frame(Frame(Header(FrameKind.REFERENCE, ctx.round, scheme.codec), sections)) if sections else b""
 
 
 def decode_reference_frame(scheme: CompressionScheme, frame: bytes, ctx: CodecContext) -> F32 | None:
-    """Return the vector [P] that clients decode from the reference frame, None if there is no frame."""
+    """Return the vector [P] that clients decode from the reference frame; None if there is no frame."""
     return scheme.decode_reference(decode_frame(frame).sections, ctx) if frame else None
 
 
 def hash_frames(rounds: Iterable[RoundFrames]) -> str:
-    """Return the SHA-256 of every frame, in the order in which they are sent."""
-    sha = hashlib.sha256()
+    """Return the SHA-256 digest of all frames, in the order in which they are sent."""
+    digest = hashlib.sha256()
     for reference, replies in rounds:
         for frame in (reference, *replies):
-            sha.update(frame)
-    return sha.hexdigest()
+            digest.update(frame)
+    return digest.hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------- from the bytes alone
+# ------------------------------------------------------------------------------------------------------------------- decoding
 
 
 def decode_rounds(compressor: Compressor, rounds: Sequence[RoundFrames], layout: ParameterLayout) -> Iterator[NDArray[Any]]:
-    """Decode frames in a shuffled order, from their bytes and contexts alone; then aggregate round after round.
+    """Decode frames in a shuffled order, from their bytes and contexts alone; then aggregate the rounds in order.
 
     Yields:
-        Each decoded vector [P]; then, for each round, the bytes of the reference frame, and the aggregate [P].
+        Each decoded vector [P]; then, for each round, the bytes of the reference frame and the aggregate [P].
     """
     scheme, cohort = as_scheme(compressor), len(rounds[0][1])
     for round, client in _shuffle(rounds):
@@ -206,57 +206,61 @@ def decode_rounds(compressor: Compressor, rounds: Sequence[RoundFrames], layout:
             yield _as_vector(decode_reference_frame(scheme, reference, ctx))
         else:
             yield scheme.decode(decode_frame(replies[client]).sections, ctx).to_dense()
-    server: StateArrays = {}
+    server_state: StateArrays = {}
     for round, (_, replies) in enumerate(rounds, start=1):
-        yield _as_byte_array(encode_reference_frame(scheme, server, make_context(round, ALL_CLIENTS, layout, cohort)))
+        yield _as_byte_array(encode_reference_frame(scheme, server_state, make_context(round, ALL_CLIENTS, layout, cohort)))
         contexts = (make_context(round, client, layout, cohort) for client in range(cohort))
-        received = (WeightedUpdate(decode_frame(f).sections, 1 / cohort, ctx) for f, ctx in zip(replies, contexts, strict=True))
-        update, server = scheme.aggregate(server, received, AggregationContext(SEED, round, layout, cohort))
-        yield update
+        weighted = (WeightedUpdate(decode_frame(f).sections, 1 / cohort, ctx) for f, ctx in zip(replies, contexts, strict=True))
+        aggregate, server_state = scheme.aggregate(server_state, weighted, AggregationContext(SEED, round, layout, cohort))
+        yield aggregate
 
 
 def require_equal_vectors(
     law: str, compressor: Compressor, rounds: Sequence[SimulatedRound], vectors: Iterator[NDArray[Any]]
 ) -> None:
-    """Compare the vectors of `decode_rounds` with those of the exchanges; LawError with the first difference.
+    """Compare the vectors of `decode_rounds` with the vectors of the simulated rounds.
 
     Args:
-        law: name of the law.
-        compressor: the compressor that encoded.
-        rounds: the exchanges of which the frames were decoded.
-        decoded: vectors as `decode_rounds` yields them.
+        law: name of the law, for the error.
+        compressor: compressor that encoded the rounds.
+        rounds: simulated rounds whose frames were decoded.
+        vectors: vectors as `decode_rounds` yields them.
+
+    Raises:
+        LawError: two vectors differ, or the next vector raises an error; the error describes the first difference.
     """
-    for where, expected in _list_vectors(rounds):
+    for name, expected in _list_vectors(rounds):
         try:
-            got = next(vectors)
+            vector = next(vectors)
         except Exception as error:  # the user's own code, here or in another process
-            raise LawError(f"{law}: {compressor}: {where}: {describe_error(error)}") from error
-        if got.shape != expected.shape:
-            raise LawError(f"{law}: {compressor}: {where}: got {got.shape} values, expected {expected.shape}")
-        wrong = np.flatnonzero(got != expected)
-        if len(wrong):
-            figures = f"coordinate {wrong[0]} is {got[wrong[0]]:.6g}, expected {expected[wrong[0]]:.6g}"
-            raise LawError(f"{law}: {compressor}: {where}: {figures}; {len(wrong)} of {len(got)} differ")
+            raise LawError(f"{law}: {compressor}: {name}: {describe_error(error)}") from error
+        if vector.shape != expected.shape:
+            raise LawError(f"{law}: {compressor}: {name}: got {vector.shape} values, expected {expected.shape}")
+        positions = np.flatnonzero(vector != expected)
+        if len(positions):
+            first = positions[0]
+            figures = f"coordinate {first} is {vector[first]:.6g}, expected {expected[first]:.6g}"
+            raise LawError(f"{law}: {compressor}: {name}: {figures}; {len(positions)} of {len(vector)} differ")
 
 
 def _list_vectors(rounds: Sequence[SimulatedRound]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the name and the value of each vector that `decode_rounds` should yield."""
-    for round, client in _shuffle([exchange.frames for exchange in rounds]):
-        exchange = rounds[round - 1]
+    for round, client in _shuffle([simulated.frames for simulated in rounds]):
+        simulated = rounds[round - 1]
         if client == ALL_CLIENTS:
-            yield f"round {round}, decoded reference", _as_vector(exchange.decoded_reference)
+            yield f"round {round}, decoded reference", _as_vector(simulated.decoded_reference)
         else:
-            yield f"round {round}, client {client}", exchange.replies[client].update.to_dense()
-    for round, exchange in enumerate(rounds, start=1):
-        yield f"round {round}, reference frame", _as_byte_array(exchange.reference_frame)
-        yield f"round {round}, aggregate", exchange.aggregate
+            yield f"round {round}, client {client}", simulated.replies[client].update.to_dense()
+    for round, simulated in enumerate(rounds, start=1):
+        yield f"round {round}, reference frame", _as_byte_array(simulated.reference_frame)
+        yield f"round {round}, aggregate", simulated.aggregate
 
 
 def _shuffle(rounds: Sequence[RoundFrames]) -> list[tuple[int, int]]:
-    """Return the round and the client of each frame, ALL for the reference frame, in an order that is always the same."""
-    places = [(round, ALL_CLIENTS) for round, (reference, _) in enumerate(rounds, start=1) if reference]
-    places += [(round, client) for round, (_, replies) in enumerate(rounds, start=1) for client in range(len(replies))]
-    return [places[i] for i in derive_generator(SEED, "laws/order").permutation(len(places))]
+    """Return the round and client of each frame (ALL_CLIENTS for a reference frame), shuffled equally in every run."""
+    frames = [(round, ALL_CLIENTS) for round, (reference, _) in enumerate(rounds, start=1) if reference]
+    frames += [(round, client) for round, (_, replies) in enumerate(rounds, start=1) for client in range(len(replies))]
+    return [frames[i] for i in derive_generator(SEED, "laws/order").permutation(len(frames))]
 
 
 def _as_vector(reference: F32 | None) -> F32:

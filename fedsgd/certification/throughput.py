@@ -1,7 +1,7 @@
-"""How long encoding and decoding take, against copying the dense vector in memory.
+"""Times of encoding and decoding, as multiples of the time of copying the dense vector in memory.
 
-The three are timed in turn, so that a machine that slows down slows all of them. Vectors are read from a pool that the
-processor's caches cannot hold: a copy within the cache would be a yardstick of another kind.
+The three are timed in turn, so that a change in the machine's speed affects all of them. Vectors are read from a pool that is
+larger than the processor's caches, because a copy within a cache is faster than a copy in memory.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.wire import decode_frame
 
 MIN_POOL_BYTES, MAX_POOL_BYTES = 2**26, 2**29
-"""Of the pool: twice the last cache, within these; vectors are never fewer than two."""
+"""Limits of the pool's size, which is twice the last cache. A pool has at least two vectors."""
 MAX_POOL_VECTORS = 512
-"""In the pool: short vectors stay in the cache, where filling a pool with them would be silly."""
+"""Largest number of vectors in the pool. Short vectors may fit into the cache."""
 MEASUREMENT_SECONDS = 1.0
+"""Time after which a measurement ends, between MIN_REPEATS and MAX_REPEATS."""
 MIN_REPEATS, MAX_REPEATS = 7, 201
 
 
 def build_pool(sample: UpdateSample) -> F32:
-    """The sample's vectors, over and over, each in memory of its own [n, P]."""
+    """Return copies [n, P] of the sample's vectors, repeated until the pool has its size."""
     vectors = sample.updates.reshape(-1, sample.layout.size)
-    wanted = min(MAX_POOL_BYTES, max(MIN_POOL_BYTES, 2 * (read_cache_bytes() or 0)))
-    n = max(2, min(MAX_POOL_VECTORS, -(-wanted // vectors[0].nbytes)))
+    n_bytes = min(MAX_POOL_BYTES, max(MIN_POOL_BYTES, 2 * (read_cache_bytes() or 0)))
+    n = max(2, min(MAX_POOL_VECTORS, -(-n_bytes // vectors[0].nbytes)))
     pool = np.empty((n, sample.layout.size), dtype=np.float32)
     for i, row in enumerate(pool):
         row[:] = vectors[i % len(vectors)]
@@ -38,7 +39,7 @@ def build_pool(sample: UpdateSample) -> F32:
 
 
 def read_cache_bytes() -> int | None:
-    """The size of the largest cache of processor 0, as Linux has it; None where that is not known."""
+    """Return the size of the largest cache of processor 0 from Linux's sysfs, or None if it is unknown."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         number, unit = path.read_text().strip()[:-1], path.read_text().strip()[-1:]
@@ -48,24 +49,30 @@ def read_cache_bytes() -> int | None:
 
 
 def measure_throughput(compressor: CompressorLike, sample: UpdateSample, pool: F32) -> Throughput:
-    """Medians of one copy, one encoding, one decoding and adding; the first of each is not counted. pool: of `build_pool`."""
+    """Measure the median times of a copy, of encoding, and of decoding and adding. The first repeat does not count.
+
+    Args:
+        compressor: operator or scheme.
+        sample: sample that the pool was built from.
+        pool: [n, P] float32, from `build_pool`.
+    """
     scheme = as_scheme(compressor)
     copies, total = np.empty_like(pool), np.zeros(sample.layout.size)
-    copies.fill(0)  # so that its pages are there
+    copies.fill(0)  # so that the system has mapped its pages
     state: StateArrays = {}
-    taken: list[tuple[float, float, float]] = []
-    begun = time.perf_counter()
-    while len(taken) <= MIN_REPEATS or (len(taken) <= MAX_REPEATS and time.perf_counter() - begun < MEASUREMENT_SECONDS):
-        i = len(taken)
-        here, there = i % len(pool), (i + len(pool) // 2) % len(pool)
+    times: list[tuple[float, float, float]] = []
+    begin = time.perf_counter()
+    while len(times) <= MIN_REPEATS or (len(times) <= MAX_REPEATS and time.perf_counter() - begin < MEASUREMENT_SECONDS):
+        i = len(times)
+        copy_index, encode_index = i % len(pool), (i + len(pool) // 2) % len(pool)
         ctx = CodecContext(SEED, i + 1, 0, sample.layout)
         start = time.perf_counter()
-        np.copyto(copies[here], pool[here])
-        copied = time.perf_counter()
-        frame, state = encode_message(scheme, pool[there], state, ctx)
-        encoded = time.perf_counter()
+        np.copyto(copies[copy_index], pool[copy_index])
+        copy_end = time.perf_counter()
+        frame, state = encode_message(scheme, pool[encode_index], state, ctx)
+        encode_end = time.perf_counter()
         scheme.decode(decode_frame(frame).sections, ctx).add_to(total, 1.0)
-        done = time.perf_counter()
-        taken.append((copied - start, encoded - copied, done - encoded))
-    copy, encode, decode = (float(median) for median in np.median(np.array(taken[1:]), axis=0))
-    return Throughput(len(taken) - 1, pool.nbytes, read_cache_bytes(), max(copy, 1e-9), encode, decode)
+        decode_end = time.perf_counter()
+        times.append((copy_end - start, encode_end - copy_end, decode_end - encode_end))
+    copy, encode, decode = (float(median) for median in np.median(np.array(times[1:]), axis=0))
+    return Throughput(len(times) - 1, pool.nbytes, read_cache_bytes(), max(copy, 1e-9), encode, decode)

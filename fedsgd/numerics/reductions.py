@@ -1,8 +1,8 @@
 """Sums over long vectors with equal bits on every machine, and a search for numbers that are not finite.
 
-A sum in floating point depends on its order, and libraries choose the order by the width of the processor's registers. Here the
-order is fixed. There are 64 running sums (lanes) in float64, and element i is added to lane i mod 64. Then the upper half of the
-lanes is added to the lower half, until one lane remains.
+A sum in floating point depends on its order, and libraries choose the order by the width of the processor's registers. Here
+the order is fixed. There are 64 running sums (lanes) in float64, and element i is added to lane i mod 64. Then the upper half
+of the lanes is added to the lower half, until one lane remains.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
-from fedsgd.compression import Operator, Plain
+from fedsgd.compression import CompressionOperator, MemorylessScheme
 from fedsgd.compression.operators.topk import TopK
-from fedsgd.compression.operators.dense import DenseOperator
+from fedsgd.compression.operators.dense import Dense
 
 print("a module may print")
 
@@ -85,7 +85,7 @@ class Raises(TopK):
         return super().encode(x, ctx)
 
 @dataclass(frozen=True)
-class ByProcess(DenseOperator):
+class ByProcess(Dense):
     name: ClassVar[str] = "by-process"
     codec: ClassVar[int] = 212
     def encode(self, x, ctx):
@@ -95,11 +95,11 @@ class Undecorated(TopK):
     pass
 
 @dataclass(frozen=True)
-class Nameless(Operator):
+class Nameless(CompressionOperator):
     pass
 
 @dataclass(frozen=True)
-class Wraps(Plain):
+class Wraps(MemorylessScheme):
     name: ClassVar[str] = "wraps"
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class InProcess:
     def decode(self, compressor: int, rounds: Sequence[RoundFrames], layout: ParameterLayout, seconds: float) -> Iterator[Any]:
         return decode_rounds(self.compressors[compressor], rounds, layout)
 
-    def digests(
+    def compute_digests(
         self, updates: F32, layout: ParameterLayout, references: Sequence[Sequence[bytes]]
     ) -> list[tuple[str | None, str]]:
         digests: list[tuple[str | None, str]] = []
@@ -278,12 +278,12 @@ def test_what_a_scheme_sends_beside_the_model_is_counted_and_read() -> None:
     assert made.delivery is not None
     assert made.delivery.delivered == pytest.approx(1)
     assert made.delivery.error == pytest.approx(0, abs=1e-12)
-    assert "beside the model, bytes" in report.to_markdown(made)
+    assert "reference frame, bytes" in report.to_markdown(made)
 
 
 def test_every_law_of_the_suite_has_a_verdict() -> None:
     every = [law.__name__ for law in (*SAMPLED_VECTOR_LAWS, *INPUT_LAWS)]
-    names = [name for name in every if name not in ("mean", "variance")]  # dense is neither unbiased nor random
+    names = [name for name in every if name not in ("mean_error", "variance")]  # dense is neither unbiased nor random
     last = [*(law.__name__ for law in (*ROUND_LAWS, *DECODING_LAWS)), "vectors", "decodes_from_bytes", "reproducible"]
     made = fedsgd.certify("dense", **SMALL)
     assert [v.law for v in made.laws] == [*names, *last]
@@ -300,10 +300,10 @@ def test_every_law_of_the_suite_has_a_verdict() -> None:
 @pytest.mark.parametrize(
     ("compressor", "law", "figures"),
     [
-        (planted.SignInAByte(), "no_slack", "zlib makes"),
-        (planted.OffByOneAtTheEnd(density=0.05), "ends", "contraction: |x − C(x)|² = 2.25, at most"),
-        (planted.RandKWithoutLast(density=0.25), "fair", "position 63 of 64"),
-        (planted.ForgetfulFeedback(TopK(density=0.05)), "telescoping", "neither delivered nor withheld"),
+        (planted.SignInAByte(), "incompressible_payload", "zlib compresses"),
+        (planted.OffByOneAtTheEnd(density=0.05), "boundary_positions", "contraction: |x − C(x)|² = 2.25, at most"),
+        (planted.RandKWithoutLast(density=0.25), "position_invariance", "position 63 of 64"),
+        (planted.ForgetfulFeedback(TopK(density=0.05)), "telescoping", "delivered and undelivered updates add up to"),
     ],
     ids=lambda v: getattr(v, "name", ""),
 )
@@ -319,12 +319,12 @@ def test_a_broken_law_is_exit_status_1(root: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "path", [*sys.path, str(root)])
     result = run("tests.laws.planted:SignInAByte")
     assert result.exit_code == 1
-    assert "BROKEN no_slack: zlib makes" in result.stdout
+    assert "BROKEN incompressible_payload: zlib compresses" in result.stdout
     result = run("tests.laws.planted:NormDivision", "--json")
     assert result.exit_code == 1
     table = json.loads(result.stdout)
     assert not table["passed"]
-    assert next(law["law"] for law in table["laws"] if not law["passed"]) == "zero"
+    assert next(law["law"] for law in table["laws"] if not law["passed"]) == "preserves_zero"
 
 
 def test_an_exception_is_a_broken_law_that_names_it(here: Path) -> None:
@@ -335,7 +335,7 @@ def test_an_exception_is_a_broken_law_that_names_it(here: Path) -> None:
     made = fedsgd.certify("mine_certified:Raises", **SMALL)
     assert made.traffic is None
     assert made.to_json()["traffic"] is None
-    assert broken(made).keys() >= {"ends", "round_trip", "vectors"}
+    assert broken(made).keys() >= {"boundary_positions", "round_trip", "vectors"}
     assert [v.passed for v in made.laws if v.law == "reproducible"] == [None]
     assert "not tried" in report.to_markdown(made)
     assert report.build_comparison_rows([made])[0][2:7] == ("", "", "", "", "")
@@ -363,7 +363,7 @@ def test_decoding_from_anything_but_the_bytes_is_a_broken_law(here: Path, monkey
     for made in others:
         assert broken(made).keys() == {"decodes_from_bytes"}, made.compressor
         assert re.match(r"round \d, client \d: (KeyError|IndexError|FileNotFoundError): ", broken(made)["decodes_from_bytes"])
-    assert broken(dying) == {"decodes_from_bytes": "the fresh interpreter ended with 7: no message"}
+    assert broken(dying) == {"decodes_from_bytes": "the fresh interpreter ended with exit status 7: no message"}
     assert re.fullmatch(
         r"round \d, client \d: coordinate \d+ is \S+, expected \S+; \d+ of 1000 differ", broken(ordered)["decodes_from_bytes"]
     )
@@ -400,7 +400,7 @@ def test_decoder_that_waits_for_ever_is_stopped(monkeypatch: pytest.MonkeyPatch)
     (made,) = runner._make_certificates(
         [planted_rounds.WaitingDecoder()], samples.sample_updates("gaussian", 100), with_laws=False
     )
-    assert broken(made) == {"decodes_from_bytes": "the fresh interpreter did not answer in 1 s"}
+    assert broken(made) == {"decodes_from_bytes": "the fresh interpreter did not reply in 1 s"}
 
 
 @pytest.mark.usefixtures("fresh_interpreter")
@@ -420,10 +420,10 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
     assert other is not None
     monkeypatch.setattr(reproducibility, "SERVE_COMMAND", "raise SystemExit('gone')")
     with reproducibility.FreshInterpreter([TopK()]) as interpreter:
-        with pytest.raises(LawError, match=r"^the fresh interpreter ended with 1: gone$"):
+        with pytest.raises(LawError, match=r"^the fresh interpreter ended with exit status 1: gone$"):
             interpreter.decode(0, frames, drawn.layout, 60)
         assert interpreter.compute_digests(drawn.updates, drawn.layout, [[b""] * 8]) == [
-            (None, "the fresh interpreter ended with 1: gone")
+            (None, "the fresh interpreter ended with exit status 1: gone")
         ]
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with (
@@ -547,7 +547,7 @@ def test_a_folder_that_cannot_be_written(here: Path) -> None:
 def test_the_table_fits_a_terminal_and_markdown_is_printed(here: Path) -> None:
     result = run("top-k", "--error-feedback", "decay")
     assert result.exit_code == 0
-    for words in ("bits/parameter, payload", "log₂C(P, k)/k", "withheld energy", "× memcpy", "frames_sha256", "bounded"):
+    for words in ("bits/parameter, payload", "log₂C(P, k)/k", "undelivered energy", "× memcpy", "frames_sha256", "bounded"):
         assert words in result.stdout
     assert max(len(line) for line in result.stdout.splitlines() if line.startswith(" ")) <= 80
     assert run("top-k", "--markdown").stdout.startswith("# top-k (contractive)")

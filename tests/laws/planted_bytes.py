@@ -265,13 +265,13 @@ class FreeReference(ErrorFeedback):
 
 
 REJECTED: list[tuple[CompressionOperator | CompressionScheme, Callable[..., None], str]] = [
-    (StaleThreshold(), call_order_invariance, "call_order"),
-    (EqualSharesOfTensors(), sparse_supports, "supports"),
-    (TwoBytesForAGap(density=0.0001), sparse_supports, "supports"),
-    (DitherOfAByte(), mean_error, "mean"),
-    (ClippedPeaks(), mean_error, "mean"),
-    (RepeatedPositions(), no_silent_corruption, "malformed"),
-    (UnsignedWeights(), weighted_addition, "addition"),
+    (StaleThreshold(), call_order_invariance, "call_order_invariance"),
+    (EqualSharesOfTensors(), sparse_supports, "sparse_supports"),
+    (TwoBytesForAGap(density=0.0001), sparse_supports, "sparse_supports"),
+    (DitherOfAByte(), mean_error, "mean_error"),
+    (ClippedPeaks(), mean_error, "mean_error"),
+    (RepeatedPositions(), no_silent_corruption, "no_silent_corruption"),
+    (UnsignedWeights(), weighted_addition, "weighted_addition"),
     (FirstReplyLost(TopK()), lost_replies, "lost_replies"),
     (FirstReplyLost(TopK()), telescoping, "telescoping"),
     (MaskWithoutRollback(), lost_replies, "lost_replies"),

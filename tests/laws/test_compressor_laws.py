@@ -164,5 +164,5 @@ def test_bias_of_three_percent_breaks_the_mean_law() -> None:
         BiasedRandK(density=0.5).encode(np.ones(4, np.float32), CodecContext(0, 1, 0, ParameterLayout.from_size(4)))[1],
         SparseUpdate,
     )
-    with pytest.raises(LawError, match="mean"):
+    with pytest.raises(LawError, match="mean_error"):
         mean_error(BiasedRandK(density=0.9))
