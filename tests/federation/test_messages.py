@@ -53,7 +53,10 @@ from fedsgd.wire import Frame, FrameKind, Header, decode_frame, encode_frame
 from tests.hostile.mutators import mutant
 from tests.laws.members import name_of
 from tests.wire import second_decoder
-from tests.wire.second_client import Agreed, Known, Opened, open_message
+from tests.wire.second_client import Client as Known
+from tests.wire.second_client import DecodedMessage as Opened
+from tests.wire.second_client import RunSettings as Agreed
+from tests.wire.second_client import decode_message as open_message
 
 SIZE, CLIENT, ROUNDS, BUFFER_SIZE = 300, 2, 5, 6
 POLICIES: tuple[DownlinkPolicy, ...] = get_args(DownlinkPolicy)

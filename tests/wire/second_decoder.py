@@ -1,6 +1,7 @@
-"""A second decoder, written from fedsgd/wire/FORMAT.md alone: where the two agree, the page says enough.
+"""Second decoder, written from fedsgd/wire/FORMAT.md alone, to check that the page is complete.
 
-Plain and slow, numpy and the standard library only. What the page does not allow is a ValueError.
+It is simple and slow, and uses only numpy and the standard library. Functions have the names of the page's forms. Bytes that the
+page does not allow raise ValueError.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Vector = npt.NDArray[np.float32]
 
 TASK, MODEL, UPDATE, REFERENCE, RESYNC, BUFFERS = 1, 2, 3, 4, 5, 6
 INDEX, VALUE, SCALE, FACTOR, MANIFEST, CONTROL, BUFFER = 1, 2, 3, 4, 5, 6, 7
-NOBODY = 2**32 - 1
+ALL_CLIENTS = 2**32 - 1
 CHANGES = 40
 CODECS = {
     "dense": 1, "top-k": 2, "rand-k": 3, "threshold": 4, "sign": 5, "terngrad": 6, "qsgd": 7, "natural": 8, "integer": 9,
@@ -36,24 +37,25 @@ CENTROIDS = {
 }  # fmt: skip
 
 
-def need(fact: bool, what: str) -> None:
-    if not fact:
-        raise ValueError(what)
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError unless the condition is True."""
+    if not condition:
+        raise ValueError(message)
 
 
 class Reader:
-    """Bytes, read from the front."""
+    """Bytes that are read in order."""
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+        self.data, self.offset = data, 0
 
     def take(self, n: int) -> bytes:
-        need(n <= len(self.data) - self.at, "cut short")
-        self.at += n
-        return self.data[self.at - n : self.at]
+        require(n <= len(self.data) - self.offset, "truncated")
+        self.offset += n
+        return self.data[self.offset - n : self.offset]
 
     def end(self) -> None:
-        need(self.at == len(self.data), "bytes left over")
+        require(self.offset == len(self.data), "unread bytes")
 
     def number(self, n: int) -> int:
         return int.from_bytes(self.take(n), "little")
@@ -64,53 +66,53 @@ class Reader:
             byte = self.number(1)
             value |= (byte & 127) << 7 * i
             if byte < 128:
-                need(byte > 0 or i == 0, "varint longer than needed")
+                require(byte > 0 or i == 0, "varint longer than needed")
                 return value
         raise ValueError("varint of more than five bytes")
 
     def fields(self, widths: Sequence[int]) -> list[int]:
-        """Bit fields, filled up to a whole byte."""
+        """Read bit fields, padded to a whole byte."""
         total = sum(widths)
         bits = "".join(f"{byte:08b}"[::-1] for byte in self.take((total + 7) // 8))
-        need("1" not in bits[total:], "padding")
-        values, at = [], 0
+        require("1" not in bits[total:], "padding")
+        values, start = [], 0
         for width in widths:
-            values.append(int("0" + bits[at : at + width][::-1], 2))
-            at += width
+            values.append(int("0" + bits[start : start + width][::-1], 2))
+            start += width
         return values
 
     def unary(self, k: int) -> list[int]:
-        bits = np.unpackbits(np.frombuffer(self.data[self.at :], np.uint8), bitorder="little")
+        bits = np.unpackbits(np.frombuffer(self.data[self.offset :], np.uint8), bitorder="little")
         ones = np.flatnonzero(bits)[:k]
-        need(len(ones) == k, "unary cut short")
+        require(len(ones) == k, "truncated unary numbers")
         if k == 0:
             return []
         size = ones[-1] // 8 + 1
         self.take(int(size))
-        need(not bits[ones[-1] + 1 : 8 * size].any(), "padding")
+        require(not bits[ones[-1] + 1 : 8 * size].any(), "padding")
         return (np.diff(ones, prepend=-1) - 1).tolist()
 
     def float32s(self, k: int) -> Vector:
-        """What the page calls finite with sign bit 0, as every scale is."""
+        """Read finite numbers with sign bit 0, as every scale is."""
         values = np.frombuffer(self.take(4 * k), "<f4")
-        need(bool(np.isfinite(values).all() and not np.signbit(values).any()), "scale")
+        require(bool(np.isfinite(values).all() and not np.signbit(values).any()), "scale")
         return values
 
 
 class Sections:
-    """(part, data) of each; a codec takes its own from the front, and reads each to its end."""
+    """Kind and data of each section. A codec takes its sections in order, and reads each to its end."""
 
-    def __init__(self, left: Sequence[tuple[int, bytes]]) -> None:
-        self.left, self.taken = [*left], list[Reader]()
+    def __init__(self, pairs: Sequence[tuple[int, bytes]]) -> None:
+        self.remaining, self.readers = [*pairs], list[Reader]()
 
-    def take(self, part: int) -> Reader:
-        need(bool(self.left) and self.left[0][0] == part, f"expected a section of part {part}")
-        self.taken.append(Reader(self.left.pop(0)[1]))
-        return self.taken[-1]
+    def take(self, kind: int) -> Reader:
+        require(bool(self.remaining) and self.remaining[0][0] == kind, f"expected a section of kind {kind}")
+        self.readers.append(Reader(self.remaining.pop(0)[1]))
+        return self.readers[-1]
 
     def end(self) -> None:
-        need(not self.left, "sections that the codec does not have")
-        for reader in self.taken:
+        require(not self.remaining, "sections that the codec does not have")
+        for reader in self.readers:
             reader.end()
 
 
@@ -118,21 +120,21 @@ class Sections:
 
 
 def symbols(data: Reader, n: int) -> npt.NDArray[np.uint8]:
-    """Up to the end of the data, unless the mode is 0."""
+    """Read n symbols; in modes 1 and 2, to the end of the data."""
     mode = data.number(1)
-    need(mode < 3, "mode of symbols")
+    require(mode < 3, "mode of symbols")
     if mode == 0:
         return np.frombuffer(data.take(n), np.uint8)
     low, high = data.number(1), data.number(1)
-    need(low <= high, "table")
+    require(low <= high, "table")
     frequencies = [data.varint() for _ in range(low, high)]
     total = 4096 if mode == 1 else 32768
     frequencies.append(total - sum(frequencies))
-    need(frequencies[0] >= 1 and frequencies[-1] >= 1, "frequencies")
+    require(frequencies[0] >= 1 and frequencies[-1] >= 1, "frequencies")
     sums = np.cumsum([0, *frequencies]).tolist()
     symbol_at = np.repeat(np.arange(len(frequencies)), frequencies).tolist()
     states = [data.number(4) for _ in range(4)]
-    need(all(2**15 <= x < 2**31 for x in states), "states")
+    require(all(2**15 <= x < 2**31 for x in states), "states")
     out = np.empty(n, np.uint8)
     for i in range(n):
         x = states[i % 4]
@@ -142,7 +144,7 @@ def symbols(data: Reader, n: int) -> npt.NDArray[np.uint8]:
         if x < 2**15:
             x = 65536 * x + data.number(2)
         states[i % 4] = x
-    need(states == [2**15] * 4, "states at the end")
+    require(states == [2**15] * 4, "states at the end")
     data.end()
     return out
 
@@ -150,15 +152,15 @@ def symbols(data: Reader, n: int) -> npt.NDArray[np.uint8]:
 def digits(data: Reader, n: int, base: int) -> npt.NDArray[np.int64]:
     d = max(i for i in range(9) if base**i <= 256)
     packed = symbols(data, -(-n // d)).astype(np.int64)
-    need(bool((packed < base**d).all()), "digit")
+    require(bool((packed < base**d).all()), "digit")
     unpacked = np.stack([packed // base**i % base for i in range(d)], axis=1).ravel()
-    need(not unpacked[n:].any(), "digits behind the last")
+    require(not unpacked[n:].any(), "digits after the last one")
     return unpacked[:n]
 
 
 def words(data: Reader, k: int, size: int, entropy: bool) -> npt.NDArray[np.unsignedinteger]:
     mode = data.number(1) if entropy else 0
-    need(mode < 2, "mode of words")
+    require(mode < 2, "mode of words")
     if mode == 0:
         return np.frombuffer(data.take(k * size), f"<u{size}")
     upper = symbols(part := Reader(data.take(data.varint())), k)
@@ -172,15 +174,15 @@ def words(data: Reader, k: int, size: int, entropy: bool) -> npt.NDArray[np.unsi
 
 
 def floats(data: Reader, values: str, k: int, entropy: bool, exponent: int) -> Vector:
-    """The three formats that consist of words."""
+    """Read values in one of the three formats that consist of words."""
     if values == "float32":
         out = words(data, k, 4, entropy).view("<f4")
     elif values == "bfloat16":
         out = (words(data, k, 2, entropy).astype(np.uint32) << 16).view(np.float32)
     else:
-        need(-163 <= exponent <= 113, "exponent")
+        require(-163 <= exponent <= 113, "exponent")
         out = (words(data, k, 2, entropy).view("<f2").astype(np.float64) * 2.0**exponent).astype(np.float32)
-    need(bool(np.isfinite(out).all()), "not finite")
+    require(bool(np.isfinite(out).all()), "not finite")
     return out
 
 
@@ -195,11 +197,11 @@ def numbers(sections: Sections, values: str, k: int, entropy: bool) -> Vector:
     if values == "natural":
         minus = signs(data, k)
         exponents = symbols(data, k)
-        need(bool((exponents < 255).all()), "exponent 255")
+        require(bool((exponents < 255).all()), "exponent 255")
         return minus * np.where(exponents > 0, 2.0 ** (exponents.astype(int) - 127), 0).astype(np.float32)
     if values == "ternary":
         scale = one_scale(sections)
-        need((scale > 0) == (k > 0), "ternary scale")
+        require((scale > 0) == (k > 0), "ternary scale")
         return signs(data, k) * scale
     exponent = 0
     if values == "float16":
@@ -212,31 +214,31 @@ def one_scale(sections: Sections) -> np.float32:
     return scale
 
 
-def levels(sections: Sections, n: int, most: int, bucket: int) -> Vector:
+def levels(sections: Sections, n: int, max_level: int, bucket: int) -> Vector:
     data, scale = sections.take(VALUE), sections.take(SCALE)
-    level = digits(data, n, 2 * most + 1) - most
+    level = digits(data, n, 2 * max_level + 1) - max_level
     scales = scale.float32s(-(-n // bucket) if n else 0)
-    return (level * (scales.astype(np.float64) / most).repeat(bucket)[:n]).astype(np.float32)
+    return (level * (scales.astype(np.float64) / max_level).repeat(bucket)[:n]).astype(np.float32)
 
 
 # Positions
 
 
 def positions(reader: Reader, size: int) -> npt.NDArray[np.int64]:
-    need(len(reader.data) <= 1 + (size + 7) // 8, "longer than a bitmap")
+    require(len(reader.data) <= 1 + (size + 7) // 8, "longer than a bitmap")
     tag = reader.number(1)
-    need(tag < 5, "tag")
+    require(tag < 5, "tag")
     if tag == 1:
         out = np.flatnonzero(reader.fields([1] * size))
     else:
         k = reader.varint()
-        need(k <= size, "more positions than coordinates")
+        require(k <= size, "more positions than coordinates")
         if tag == 2:
             width = max(1, ((size - 1).bit_length() + 7) // 8)
             out = np.array([reader.number(width) for _ in range(k)], np.int64)
         else:
             out = np.cumsum(np.array((classes if tag == 4 else rice)(reader, k), np.int64) + 1) - 1
-        need(bool((np.diff(out, prepend=-1) > 0).all() and (out < size).all()), "positions")
+        require(bool((np.diff(out, prepend=-1) > 0).all() and (out < size).all()), "positions")
         if tag == 3:
             out = np.setdiff1d(np.arange(size), out)
     return out
@@ -249,10 +251,10 @@ def rice(data: Reader, k: int) -> list[int]:
 
 
 def classes(data: Reader, k: int) -> list[int]:
-    part = Reader(data.take(data.varint()))
-    lengths = [int(length) for length in symbols(part, k)]
-    part.end()
-    need(all(length <= 31 for length in lengths), "bit length")
+    reader = Reader(data.take(data.varint()))
+    lengths = [int(length) for length in symbols(reader, k)]
+    reader.end()
+    require(all(length <= 31 for length in lengths), "bit length")
     lower = data.fields([max(0, length - 1) for length in lengths])
     return [low + (1 << length >> 1) for low, length in zip(lower, lengths, strict=True)]
 
@@ -260,8 +262,8 @@ def classes(data: Reader, k: int) -> list[int]:
 # Shared randomness
 
 
-def key_of(seed: int, purpose: str, *place: int) -> int:
-    return int.from_bytes(hashlib.sha256("/".join(map(str, [seed, purpose, *place])).encode()).digest()[:8], "little")
+def key_of(seed: int, purpose: str, *path: int) -> int:
+    return int.from_bytes(hashlib.sha256("/".join(map(str, [seed, purpose, *path])).encode()).digest()[:8], "little")
 
 
 def word(key: int, i: int) -> int:
@@ -274,15 +276,22 @@ def word(key: int, i: int) -> int:
 # Compressors
 
 
-class Place(NamedTuple):
-    """What both ends know of one frame, or of one group in it. rest: what stands where the sections have no position; −0 is what
-    changes nothing when it is added."""
+class FrameContext(NamedTuple):
+    """Context of a frame, or of one group in it, that sender and receiver derive independently.
+
+    Attributes:
+        seed: seed of the run.
+        round: round of the frame.
+        client: client of the frame.
+        shapes: shape of each tensor by name.
+        default: value of the coordinates for which the sections have no position; adding −0 changes no number.
+    """
 
     seed: int
     round: int
     client: int
     shapes: dict[str, tuple[int, ...]]
-    rest: float = 0.0
+    default: float = 0.0
 
     @property
     def size(self) -> int:
@@ -296,25 +305,25 @@ def share(density: float, size: float) -> int:
     return max(1, round(density * size))
 
 
-def vector(table: Table, sections: Sections, at: Place) -> Vector:
-    """What the sections say under a compressor's settings."""
-    name, size = table["name"], at.size
+def vector(table: Table, sections: Sections, ctx: FrameContext) -> Vector:
+    """Decode the sections with a compressor's settings."""
+    name, size = table["name"], ctx.size
     match name:
         case "dense":
             return numbers(sections, table["values"], size, table["entropy"])
         case "top-k" | "threshold" | "stc" | "dgc":
-            most = size
+            max_k = size
             if name == "dgc":
-                density = of_round(table["warm_up"], table["warm_up_rounds"], at.round, table["density"])
-                sizes = [(prod(shape), len(shape)) for shape in at.shapes.values()] if table["per_layer"] else [(size, 2)]
-                most = sum(share(density, n) if dimensions > 1 else n for n, dimensions in sizes if n)
+                density = round_density(table["warm_up"], table["warm_up_rounds"], ctx.round, table["density"])
+                sizes = [(prod(shape), len(shape)) for shape in ctx.shapes.values()] if table["per_layer"] else [(size, 2)]
+                max_k = sum(share(density, n) if dimensions > 1 else n for n, dimensions in sizes if n)
             elif name != "threshold":
-                most = share(table["density"], size)
-            index, values = sparse(sections, "ternary" if name == "stc" else table["values"], size, most)
-            return at_positions(index, values, at)
+                max_k = share(table["density"], size)
+            index, values = sparse(sections, "ternary" if name == "stc" else table["values"], size, max_k)
+            return scatter(index, values, ctx)
         case "rand-k":
             k = share(table["density"], size)
-            return at_positions(sample(k, size, at.key("rand-k")), numbers(sections, table["values"], k, True), at)
+            return scatter(sample(k, size, ctx.key("rand-k")), numbers(sections, table["values"], k, True), ctx)
         case "sign":
             return signs(sections.take(VALUE), size) * one_scale(sections)
         case "terngrad":
@@ -326,55 +335,55 @@ def vector(table: Table, sections: Sections, at: Place) -> Vector:
         case "integer":
             return levels(sections, size, 127 if table["bits"] == 8 else 7, table["bucket"])
         case "eden" | "drive":
-            return rotated(sections, table.get("bits", 1), size, at.key(name))
+            return rotated(sections, table.get("bits", 1), size, ctx.key(name))
         case "count-sketch":
-            return sketch(table, sections, size, at.key(name))
+            return sketch(table, sections, size, ctx.key(name))
         case "fetch-sgd":
-            return sketch(table, sections, size, key_of(at.seed, name))
+            return sketch(table, sections, size, key_of(ctx.seed, name))
         case "power-sgd":
-            return low_rank(table, sections, at)
+            return low_rank(table, sections, ctx)
         case "scheduled":
             op = table["op"]
-            density = of_round(table["densities"], table["rounds"], at.round, op["density"])
-            return vector({**op, "density": density}, sections, at)
+            density = round_density(table["densities"], table["rounds"], ctx.round, op["density"])
+            return vector({**op, "density": density}, sections, ctx)
         case "ef21" | "cafe":
-            return vector(table["op"], sections, at)
+            return vector(table["op"], sections, ctx)
         case "per-layer":
-            return per_layer(table, sections, at)
+            return per_layer(table, sections, ctx)
     raise ValueError(f"no codec for {name}")
 
 
-def of_round(densities: Sequence[float], rounds: int, number: int, own: float) -> float:
+def round_density(densities: Sequence[float], rounds: int, number: int, final: float) -> float:
     stage = (number - 1) // rounds if rounds else len(densities)
-    return densities[stage] if stage < len(densities) else own
+    return densities[stage] if stage < len(densities) else final
 
 
-def at_positions(index: npt.NDArray[np.int64], values: Vector, at: Place) -> Vector:
-    out = np.full(at.size, at.rest, np.float32)
+def scatter(index: npt.NDArray[np.int64], values: Vector, ctx: FrameContext) -> Vector:
+    out = np.full(ctx.size, ctx.default, np.float32)
     out[index] = values
     return out
 
 
-def sparse(sections: Sections, values: str, size: int, most: int) -> tuple[npt.NDArray[np.int64], Vector]:
+def sparse(sections: Sections, values: str, size: int, max_k: int) -> tuple[npt.NDArray[np.int64], Vector]:
     index = positions(sections.take(INDEX), size)
-    need(len(index) <= most, "too many coordinates")
+    require(len(index) <= max_k, "too many coordinates")
     return index, numbers(sections, values, len(index), True)
 
 
 def sample(k: int, size: int, key: int) -> npt.NDArray[np.int64]:
-    taken: set[int] = set()
+    positions: set[int] = set()
     for j in range(size - k, size):
         t = (j + 1) * word(key, j) >> 64
-        taken.add(j if t in taken else t)
-    return np.array(sorted(taken))
+        positions.add(j if t in positions else t)
+    return np.array(sorted(positions))
 
 
 def rotated(sections: Sections, bits: int, size: int, key: int) -> Vector:
     blocks = [4096] * (size // 4096)
-    left = size % 4096
-    while left > 0:
-        blocks.append(max(64, 1 << left.bit_length() - 1))
-        left -= blocks[-1]
+    remainder = size % 4096
+    while remainder > 0:
+        blocks.append(max(64, 1 << remainder.bit_length() - 1))
+        remainder -= blocks[-1]
     data, scale = sections.take(VALUE), sections.take(SCALE)
     level = digits(data, sum(blocks), 2**bits)
     scales = scale.float32s(len(blocks))
@@ -395,82 +404,82 @@ def sketch(table: Table, sections: Sections, size: int, key: int) -> Vector:
     rows = table["rows"]
     columns = max(1, round(table["density"] * size / rows))
     cells = numbers(sections, table["values"], rows * columns, True).astype(np.float64)
-    found = np.empty((rows, size))
+    estimates = np.empty((rows, size))
     for r in range(rows):
         for i in range(size):
             w = word(key, i + r * 2**32)
             cell = cells[r * columns + (columns * (w >> 32) >> 32)]
-            found[r, i] = -cell if w & 1 else cell
-    return np.sort(found, axis=0, kind="stable")[rows // 2].astype(np.float32)
+            estimates[r, i] = -cell if w & 1 else cell
+    return np.sort(estimates, axis=0, kind="stable")[rows // 2].astype(np.float32)
 
 
-def low_rank(table: Table, sections: Sections, at: Place) -> Vector:
+def low_rank(table: Table, sections: Sections, ctx: FrameContext) -> Vector:
     rank, values = table["rank"], table["values"]
-    sides = {name: (shape[0], prod(shape[1:])) for name, shape in at.shapes.items() if len(shape) > 1}
+    sides = {name: (shape[0], prod(shape[1:])) for name, shape in ctx.shapes.items() if len(shape) > 1}
     sides = {name: (n, m) for name, (n, m) in sides.items() if rank * (n + m) < n * m}
     factor, value = sections.take(FACTOR), sections.take(VALUE)
     factors = floats(factor, values, rank * sum(n + m for n, m in sides.values()), False, 0)
-    others = floats(value, values, at.size - sum(n * m for n, m in sides.values()), False, 0)
+    vectors = floats(value, values, ctx.size - sum(n * m for n, m in sides.values()), False, 0)
     out = []
-    for name, shape in at.shapes.items():
+    for name, shape in ctx.shapes.items():
         if name in sides:
             n, m = sides[name]
             p, q, factors = np.split(factors, [n * rank, (n + m) * rank])
-            need(float(abs(p).max()) * float(abs(q).max()) * rank <= float(np.finfo(np.float32).max), "factors too large")
+            require(float(abs(p).max()) * float(abs(q).max()) * rank <= float(np.finfo(np.float32).max), "factors too large")
             p, q = p.reshape(n, rank).astype(np.float64), q.reshape(m, rank).astype(np.float64)
             matrix = np.zeros((n, m))
             for r in range(rank):
                 matrix += p[:, r, None] * q[:, r]
             out.append(matrix.astype(np.float32).ravel())
         else:
-            own, others = np.split(others, [prod(shape)])
-            out.append(own)
+            tensor, vectors = np.split(vectors, [prod(shape)])
+            out.append(tensor)
     return np.concatenate(out)
 
 
-def groups_of(table: Table, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[Table, list[str]]]:
+def list_groups(table: Table, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[Table, list[str]]]:
     groups: dict[object, tuple[Table, list[str]]] = {}
     for name, shape in shapes.items():
         if prod(shape) == 0:
             continue
-        which: object = "rest"
+        group: object = "rest"
         op = table["op"]
         if table.get("biases") and len(shape) <= 1:
-            which, op = "biases", table["biases"]
+            group, op = "biases", table["biases"]
         for i, rule in reversed([*enumerate(table["rules"])]):
             if fnmatch.fnmatchcase(name, rule["pattern"]):
-                which, op = i, rule["op"]
-        groups.setdefault(name if table["separate"] else which, (op, []))[1].append(name)
+                group, op = i, rule["op"]
+        groups.setdefault(name if table["separate"] else group, (op, []))[1].append(name)
     yield from groups.values()
 
 
-def per_layer(table: Table, sections: Sections, at: Place) -> Vector:
+def per_layer(table: Table, sections: Sections, ctx: FrameContext) -> Vector:
     manifest = sections.take(MANIFEST)
-    parts = [part for part, _ in sections.left]
-    need(parts == sorted({*parts} - {MANIFEST}), "parts behind a MANIFEST")
-    readers = {part: sections.take(part) for part in parts}
+    kinds = [kind for kind, _ in sections.remaining]
+    require(kinds == sorted({*kinds} - {MANIFEST}), "sections after a MANIFEST")
+    readers = {kind: sections.take(kind) for kind in kinds}
     tensors: dict[str, Vector] = {}
-    for number, (op, names) in enumerate(groups_of(table, at.shapes)):
-        own: list[tuple[int, bytes]] = []
+    for number, (op, names) in enumerate(list_groups(table, ctx.shapes)):
+        pairs: list[tuple[int, bytes]] = []
         count = manifest.number(1)
-        need(count <= 8, "sections of a group")
+        require(count <= 8, "sections of a group")
         for _ in range(count):
-            part, length = manifest.number(1), manifest.varint()
-            need(part in readers, "a part that is not there")
-            own.append((part, readers[part].take(length)))
-        shapes = {name: at.shapes[name] for name in names}
-        x = checked(op, Sections(own), at._replace(seed=key_of(at.seed, "group", number), shapes=shapes))
+            kind, length = manifest.number(1), manifest.varint()
+            require(kind in readers, "missing section")
+            pairs.append((kind, readers[kind].take(length)))
+        shapes = {name: ctx.shapes[name] for name in names}
+        x = decode_sections(op, Sections(pairs), ctx._replace(seed=key_of(ctx.seed, "group", number), shapes=shapes))
         ends = np.cumsum([prod(shape) for shape in shapes.values()])[:-1]
         tensors |= dict(zip(names, np.split(x, ends), strict=True))
-    return np.concatenate([tensors[name] for name in at.shapes if name in tensors])
+    return np.concatenate([tensors[name] for name in ctx.shapes if name in tensors])
 
 
-def checked(table: Table, sections: Sections, at: Place) -> Vector:
-    """Finite numbers from exactly the sections that the codec has."""
+def decode_sections(table: Table, sections: Sections, ctx: FrameContext) -> Vector:
+    """Decode exactly the sections of the codec to a finite vector."""
     with np.errstate(over="ignore", invalid="ignore"):
-        out = vector(table, sections, at)
+        out = vector(table, sections, ctx)
     sections.end()
-    need(bool(np.isfinite(out).all()), "not finite")
+    require(bool(np.isfinite(out).all()), "not finite")
     return out
 
 
@@ -478,7 +487,7 @@ def checked(table: Table, sections: Sections, at: Place) -> Vector:
 
 
 class Header(NamedTuple):
-    """The fields of a frame."""
+    """Header fields of a frame."""
 
     kind: int
     codec: int
@@ -489,65 +498,71 @@ class Header(NamedTuple):
     examples: int
 
 
-def read(frame: bytes) -> tuple[Header, Sections]:
-    need(len(frame) >= 30 and zlib.crc32(frame[:-4]) == int.from_bytes(frame[-4:], "little"), "check")
+def read_frame(frame: bytes) -> tuple[Header, Sections]:
+    require(len(frame) >= 30 and zlib.crc32(frame[:-4]) == int.from_bytes(frame[-4:], "little"), "check")
     data = Reader(frame[:-4])
-    need(data.take(2) == b"fS" and data.number(1) == 1, "magic, version")
+    require(data.take(2) == b"fS" and data.number(1) == 1, "magic, version")
     kind, codec, count = data.number(1), data.number(1), data.number(1)
     header = Header(kind, codec, *[data.number(4) for _ in range(5)])
-    need(TASK <= kind <= BUFFERS and header.round >= 1, "kind, round")
-    fitting = {MODEL: {c for c in CODECS.values() if c < 20} | {CHANGES}, UPDATE: {*CODECS.values()}, REFERENCE: {24, 26}}
-    need(codec in fitting.get(kind, {0}), "codec")
+    require(TASK <= kind <= BUFFERS and header.round >= 1, "kind, round")
+    codecs = {MODEL: {c for c in CODECS.values() if c < 20} | {CHANGES}, UPDATE: {*CODECS.values()}, REFERENCE: {24, 26}}
+    require(codec in codecs.get(kind, {0}), "codec")
     bases = {UPDATE: [header.round], REFERENCE: [0], BUFFERS: [0]}
-    need(header.base in bases.get(kind, range(codec == CHANGES, header.round)), "base")
-    need(header.acknowledged in {TASK: range(header.round), RESYNC: range(2**32)}.get(kind, [0]), "acknowledged")
-    need(kind == UPDATE or header.examples == 0, "examples")
-    need((header.client == NOBODY) == (kind in (MODEL, REFERENCE, BUFFERS)), "client")
-    need(count in {TASK: [0], RESYNC: [0], BUFFERS: [1]}.get(kind, range(256)), "sections")
+    require(header.base in bases.get(kind, range(codec == CHANGES, header.round)), "base")
+    require(header.acknowledged in {TASK: range(header.round), RESYNC: range(2**32)}.get(kind, [0]), "acknowledged")
+    require(kind == UPDATE or header.examples == 0, "examples")
+    require((header.client == ALL_CLIENTS) == (kind in (MODEL, REFERENCE, BUFFERS)), "client")
+    require(count in {TASK: [0], RESYNC: [0], BUFFERS: [1]}.get(kind, range(256)), "sections")
     sections: list[tuple[int, bytes]] = []
     for _ in range(count):
-        part = data.number(1)
-        need(INDEX <= part <= BUFFER, "part")
-        sections.append((part, data.take(data.varint())))
+        section_kind = data.number(1)
+        require(INDEX <= section_kind <= BUFFER, "section kind")
+        sections.append((section_kind, data.take(data.varint())))
     data.end()
     return header, Sections(sections)
 
 
 class Update(NamedTuple):
-    """An UPDATE. control: what changed in the client's control variate; statistics: its own; None where there are none."""
+    """Vectors of an UPDATE.
+
+    Attributes:
+        update: [P] float32.
+        control: [P] float32, change of the client's control variate; None if the compressor has none.
+        statistics: [S] float32, the client's entries of buffers; None if S is 0.
+    """
 
     update: Vector
     control: Vector | None
     statistics: Vector | None
 
 
-def inner(settings: Table) -> Table:
-    """The compressor whose codec it is."""
+def innermost(settings: Table) -> Table:
+    """Return the settings of the compressor that determines the codec."""
     while settings["name"] in ("plain", "error-feedback", "ageing"):
         settings = settings["scheme" if settings["name"] == "ageing" else "op"]
     return settings
 
 
 def plain_words(data: Reader, values: str, k: int) -> Vector:
-    need(len(data.data) == k * (2 if values == "bfloat16" else 4), "length")
+    require(len(data.data) == k * (2 if values == "bfloat16" else 4), "length")
     return floats(data, values, k, False, 0)
 
 
-def open_update(frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]], statistics: int = 0) -> Update:
-    header, sections = read(frame)
-    settings, control, own = inner(settings), None, None
-    need(header.kind == UPDATE and header.codec == CODECS[settings["name"]], "another kind or codec")
-    at = Place(seed, header.round, header.client, shapes)
+def decode_update(frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]], statistics: int = 0) -> Update:
+    header, sections = read_frame(frame)
+    settings, control, buffers = innermost(settings), None, None
+    require(header.kind == UPDATE and header.codec == CODECS[settings["name"]], "another kind or codec")
+    ctx = FrameContext(seed, header.round, header.client, shapes)
     if statistics:
-        need(bool(sections.left) and sections.left[-1][0] == BUFFER, "no statistics")
-        own = plain_words(Reader(sections.left.pop()[1]), "float32", statistics)
+        require(bool(sections.remaining) and sections.remaining[-1][0] == BUFFER, "no statistics")
+        buffers = plain_words(Reader(sections.remaining.pop()[1]), "float32", statistics)
     if settings["name"] == "scaffold":
-        control, settings = plain_words(sections.take(CONTROL), settings["values"], at.size), settings["op"]
-    return Update(checked(settings, sections, at), control, own)
+        control, settings = plain_words(sections.take(CONTROL), settings["values"], ctx.size), settings["op"]
+    return Update(decode_sections(settings, sections, ctx), control, buffers)
 
 
-def open_reference(frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]]) -> tuple[Header, Vector]:
-    header, sections = read(frame)
-    need(header.kind == REFERENCE and header.codec == CODECS[inner(settings)["name"]], "another kind or codec")
-    at = Place(seed, header.round, header.client, shapes)
-    return header, checked({"name": "threshold", "values": "float32"}, sections, at)
+def decode_reference(frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]]) -> tuple[Header, Vector]:
+    header, sections = read_frame(frame)
+    require(header.kind == REFERENCE and header.codec == CODECS[innermost(settings)["name"]], "another kind or codec")
+    ctx = FrameContext(seed, header.round, header.client, shapes)
+    return header, decode_sections({"name": "threshold", "values": "float32"}, sections, ctx)

@@ -1,5 +1,7 @@
-"""fedsgd/wire/FORMAT.md is the whole format: a decoder that was written from it alone reads every frame to the same bits, and
-refuses what fedsgd refuses."""
+"""Completeness of fedsgd/wire/FORMAT.md: a decoder written from it alone agrees with fedsgd.
+
+Both decode every frame to equal bits, and both reject the same frames.
+"""
 
 from __future__ import annotations
 
@@ -32,32 +34,34 @@ from tests.wire import second_decoder
 
 PAGE = (Path(fedsgd.wire.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
 GOLDEN = {name: bytes.fromhex(frame) for name, frame in json.loads(FILE.read_text()).items()}
-MADE = {name: made for name, made, _ in frames()}
+COMPRESSORS_BY_FRAME = {name: compressor for name, compressor, _ in frames()}
 KINDS = ("normal", "heavy", "clustered", "few", "half", "most", "zeros", "ties", "huge", "tiny")
-TRIES = 12
-"""Damaged copies of each golden frame."""
+N_COPIES = 12
+"""Number of damaged copies of each golden frame."""
 
 
-def second(frame: bytes, made: Compressor, ctx: CodecContext) -> F32:
-    """What the decoder of the page reads."""
-    return second_decoder.open_update(frame, dump_table(made, use_import_paths=False), ctx.seed, shapes_of(ctx)).update
+def decode_second(frame: bytes, compressor: Compressor, ctx: CodecContext) -> F32:
+    """Decode an UPDATE with the second decoder."""
+    return second_decoder.decode_update(
+        frame, dump_table(compressor, use_import_paths=False), ctx.seed, read_shapes(ctx)
+    ).update
 
 
-def shapes_of(ctx: CodecContext) -> dict[str, tuple[int, ...]]:
+def read_shapes(ctx: CodecContext) -> dict[str, tuple[int, ...]]:
     return dict(zip(ctx.layout.names, ctx.layout.shapes, strict=True))
 
 
-def frame_of(made: Compressor, sections: Sections, ctx: CodecContext) -> bytes:
-    return encode_frame(Frame(Header(FrameKind.UPDATE, ctx.round, made.codec, ctx.round, 0, ctx.client, 1), sections))
+def encode_update_frame(compressor: Compressor, sections: Sections, ctx: CodecContext) -> bytes:
+    return encode_frame(Frame(Header(FrameKind.UPDATE, ctx.round, compressor.codec, ctx.round, 0, ctx.client, 1), sections))
 
 
-def same(a: F32, b: F32) -> bool:
-    """Bit for bit: −0 is not 0."""
+def are_equal(a: F32, b: F32) -> bool:
+    """Return True if all bits are equal: −0 and 0 differ."""
     return a.dtype == b.dtype == np.float32 and a.tobytes() == b.tobytes()
 
 
-def members() -> list[Compressor]:
-    """Every operator at every setting, and every scheme with one setting after the other."""
+def list_members() -> list[Compressor]:
+    """Return every operator at every setting, and every scheme with variants of each setting."""
     schemes = [COMPRESSORS[name] for name in COMPRESSORS if issubclass(COMPRESSORS[name], CompressionScheme)]
     wrapped = [
         ErrorFeedback(TopK()),
@@ -65,18 +69,18 @@ def members() -> list[Compressor]:
         Scaffold(TopK(0.1, "ternary"), "bfloat16"),
         Scaffold(PerLayer()),
     ]
-    return [*operators(), *wrapped, *(made for cls in schemes for made in variants(cls))]
+    return [*operators(), *wrapped, *(scheme for cls in schemes for scheme in variants(cls))]
 
 
-def vector_of(kind: str, size: int, r: np.random.Generator) -> F32:
-    """A vector of one of the KINDS."""
+def draw_vector(kind: str, size: int, r: np.random.Generator) -> F32:
+    """Draw a vector of one of the KINDS."""
     x = r.standard_normal(size)
-    places = np.arange(size)
+    positions = np.arange(size)
     match kind:
         case "heavy":
             x = x**7
         case "clustered":
-            x *= (places // 40 % 13 == 0) & (r.random(size) < 0.7)
+            x *= (positions // 40 % 13 == 0) & (r.random(size) < 0.7)
         case "few":
             x *= r.random(size) < 0.0006
         case "half":
@@ -84,7 +88,7 @@ def vector_of(kind: str, size: int, r: np.random.Generator) -> F32:
         case "most":
             x *= r.random(size) < 0.97
         case "zeros":
-            x = np.where(places % 2, 0.0, -0.0)
+            x = np.where(positions % 2, 0.0, -0.0)
         case "ties":
             x = np.round(x) / 4
         case "huge":
@@ -95,172 +99,180 @@ def vector_of(kind: str, size: int, r: np.random.Generator) -> F32:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Which tags and modes the second decoder comes across."""
-    found: Counter[str] = Counter()
+def mode_counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the tags and modes that the second decoder reads."""
+    counts: Counter[str] = Counter()
 
-    def watched(name: str) -> None:
-        inner = getattr(second_decoder, name)
+    def count_modes(name: str) -> None:
+        function = getattr(second_decoder, name)
 
-        def outer(data: second_decoder.Reader, *rest: Any) -> Any:
-            if name != "words" or rest[2]:
-                found[f"{name} {data.data[data.at]}"] += 1
-            return inner(data, *rest)
+        def wrapper(data: second_decoder.Reader, *arguments: Any) -> Any:
+            if name != "words" or arguments[2]:
+                counts[f"{name} {data.data[data.offset]}"] += 1
+            return function(data, *arguments)
 
-        monkeypatch.setattr(second_decoder, name, outer)
+        monkeypatch.setattr(second_decoder, name, wrapper)
 
     for name in ("positions", "symbols", "words"):
-        watched(name)
-    return found
+        count_modes(name)
+    return counts
 
 
 # ------------------------------------------------------------------------------------------------------------------ golden
 
 
-@pytest.mark.parametrize("name", [name for name in GOLDEN if MADE[name] is not None])
-def test_golden_frames_are_read_to_the_same_bits(name: str) -> None:
-    made = MADE[name]
-    assert made is not None
-    assert same(second(GOLDEN[name], made, CONTEXT), made.decode(decode_frame(GOLDEN[name]).sections, CONTEXT).to_dense())
+@pytest.mark.parametrize("name", [name for name in GOLDEN if COMPRESSORS_BY_FRAME[name] is not None])
+def test_golden_frame_is_decoded_to_equal_bits(name: str) -> None:
+    compressor = COMPRESSORS_BY_FRAME[name]
+    assert compressor is not None
+    assert are_equal(
+        decode_second(GOLDEN[name], compressor, CONTEXT),
+        compressor.decode(decode_frame(GOLDEN[name]).sections, CONTEXT).to_dense(),
+    )
 
 
-def test_golden_frames_are_of_every_codec() -> None:
-    assert {made.codec for made in compressors()} == {COMPRESSORS[name].codec for name in COMPRESSORS}
+def test_golden_frames_have_every_codec() -> None:
+    assert {compressor.codec for compressor in compressors()} == {COMPRESSORS[name].codec for name in COMPRESSORS}
 
 
-def test_the_header_is_read_as_written() -> None:
-    header, sections = second_decoder.read(GOLDEN["task"])
+def test_header_of_task_is_decoded_equal() -> None:
+    header, sections = second_decoder.read_frame(GOLDEN["task"])
     assert header == second_decoder.Header(second_decoder.TASK, 0, 12, 0, 11, 5, 0)
-    assert not sections.left
+    assert not sections.remaining
 
 
-def test_a_header_of_each_kind_is_read_as_written() -> None:
-    others = {name: second_decoder.read(frame)[0] for name, frame in GOLDEN.items() if MADE[name] is None}
-    everybody = 2**32 - 1
-    assert others == {
+def test_header_of_each_kind_is_decoded_equal() -> None:
+    headers = {
+        name: second_decoder.read_frame(frame)[0] for name, frame in GOLDEN.items() if COMPRESSORS_BY_FRAME[name] is None
+    }
+    all_clients = 2**32 - 1
+    assert headers == {
         "task": second_decoder.Header(second_decoder.TASK, 0, 12, 0, 11, 5, 0),
         "task on the model of round 9": second_decoder.Header(second_decoder.TASK, 0, 12, 9, 11, 5, 0),
         "resync": second_decoder.Header(second_decoder.RESYNC, 0, 12, 7, 8, 5, 0),
-        "buffers": second_decoder.Header(second_decoder.BUFFERS, 0, 12, 0, 0, everybody, 0),
-        "changes": second_decoder.Header(second_decoder.MODEL, 40, 12, 9, 0, everybody, 0),
-        "difference": second_decoder.Header(second_decoder.MODEL, 3, 12, 11, 0, everybody, 0),
+        "buffers": second_decoder.Header(second_decoder.BUFFERS, 0, 12, 0, 0, all_clients, 0),
+        "changes": second_decoder.Header(second_decoder.MODEL, 40, 12, 9, 0, all_clients, 0),
+        "difference": second_decoder.Header(second_decoder.MODEL, 3, 12, 11, 0, all_clients, 0),
         "update and statistics": second_decoder.Header(second_decoder.UPDATE, 1, 12, 12, 0, 5, 600),
     }
 
 
-def test_statistics_and_control_variates_are_read() -> None:
-    read = second_decoder.open_update(GOLDEN["update and statistics"], dump_table(Dense()), 42, shapes_of(CONTEXT), 8)
-    assert same(read.update, vector())
-    assert read.statistics is not None
-    assert same(read.statistics, vector()[:8])
-    made = Scaffold()
-    read = second_decoder.open_update(GOLDEN[frame_name(made)], dump_table(made), 42, shapes_of(CONTEXT))
-    assert read.control is not None
-    assert same(read.control, -vector())
+def test_statistics_and_control_variate_are_decoded_equal() -> None:
+    decoded = second_decoder.decode_update(GOLDEN["update and statistics"], dump_table(Dense()), 42, read_shapes(CONTEXT), 8)
+    assert are_equal(decoded.update, vector())
+    assert decoded.statistics is not None
+    assert are_equal(decoded.statistics, vector()[:8])
+    scaffold = Scaffold()
+    decoded = second_decoder.decode_update(GOLDEN[frame_name(scaffold)], dump_table(scaffold), 42, read_shapes(CONTEXT))
+    assert decoded.control is not None
+    assert are_equal(decoded.control, -vector())
 
 
-@pytest.mark.parametrize("made", [COMPRESSORS["cafe"](), Scaffold()], ids=name_of)
-def test_a_reference_frame_is_read(made: Any) -> None:
-    reference = vector_of("ties", CONTEXT.layout.size, np.random.default_rng(0))
-    beside = made.encode_reference({"reference": reference}, CONTEXT)
-    frame = encode_frame(Frame(Header(FrameKind.REFERENCE, 12, made.codec), beside))
-    read = second_decoder.open_reference(frame, dump_table(made), 42, shapes_of(CONTEXT))[1]
-    assert same(read, made.decode_reference(beside, CONTEXT))
+@pytest.mark.parametrize("scheme", [COMPRESSORS["cafe"](), Scaffold()], ids=name_of)
+def test_reference_frame_is_decoded_equal(scheme: Any) -> None:
+    reference = draw_vector("ties", CONTEXT.layout.size, np.random.default_rng(0))
+    sections = scheme.encode_reference({"reference": reference}, CONTEXT)
+    frame = encode_frame(Frame(Header(FrameKind.REFERENCE, 12, scheme.codec), sections))
+    decoded = second_decoder.decode_reference(frame, dump_table(scheme), 42, read_shapes(CONTEXT))[1]
+    assert are_equal(decoded, scheme.decode_reference(sections, CONTEXT))
 
 
 # ------------------------------------------------------------------------------------------------------------------ random
 
 
-def cases() -> Iterator[tuple[Compressor, F32, CodecContext]]:
-    """Every member on small vectors of all kinds in turn, and on a long one."""
+def list_cases() -> Iterator[tuple[Compressor, F32, CodecContext]]:
+    """Yield every member with small vectors of all kinds in turn, and with a long vector."""
     r = np.random.default_rng(20)
-    for number, made in enumerate(members()):
+    for number, compressor in enumerate(list_members()):
         for turn, size in enumerate((1, 5, 64, 300, 5000)):
             kind = KINDS[(number + 3 * turn) % len(KINDS)]
             ctx = CodecContext(int(r.integers(2**40)), int(r.integers(1, 9)), int(r.integers(2**31)), example_layout(size))
-            yield made, vector_of(kind, size, r), ctx
+            yield compressor, draw_vector(kind, size, r), ctx
     thresholds: Any = COMPRESSORS["threshold"]
     for kind in KINDS:
         for size in (300, 5000, 70000):
-            yield thresholds(1e-3), vector_of(kind, size, r), CodecContext(1, 2, 3, ParameterLayout.from_size(size))
+            yield thresholds(1e-3), draw_vector(kind, size, r), CodecContext(1, 2, 3, ParameterLayout.from_size(size))
 
 
-def test_random_frames_are_read_to_the_same_bits(seen: Counter[str]) -> None:
-    unequal = []
-    coded = 0
-    for made, x, ctx in cases():
+def test_random_frames_are_decoded_to_equal_bits(mode_counts: Counter[str]) -> None:
+    differences = []
+    n_frames = 0
+    for compressor, x, ctx in list_cases():
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                sections = sections_of(made, x, ctx)
-                expected = made.decode(sections, ctx).to_dense()
+                sections = sections_of(compressor, x, ctx)
+                expected = compressor.decode(sections, ctx).to_dense()
         except NonFiniteError:
             continue
-        coded += 1
-        if not same(second(frame_of(made, sections, ctx), made, ctx), expected):
-            unequal.append((made, ctx.layout.size))
-    assert not unequal
-    assert coded > 500
-    assert {*seen} == {*(f"positions {tag}" for tag in range(5)), "symbols 0", "symbols 1", "words 0", "words 1"}
+        n_frames += 1
+        if not are_equal(decode_second(encode_update_frame(compressor, sections, ctx), compressor, ctx), expected):
+            differences.append((compressor, ctx.layout.size))
+    assert not differences
+    assert n_frames > 500
+    assert {*mode_counts} == {*(f"positions {tag}" for tag in range(5)), "symbols 0", "symbols 1", "words 0", "words 1"}
 
 
-def test_fine_frequencies_are_read_to_the_same_bits(seen: Counter[str]) -> None:
-    """One trit in five hundred is not zero: of the 243 bytes that five trits make, most are rarer than 1/4096."""
-    made, size = TernGrad(frequency_bits=15), 200_000
+def test_fine_frequencies_are_decoded_to_equal_bits(mode_counts: Counter[str]) -> None:
+    """One trit in five hundred is not zero, so most of the 243 bytes of five trits are rarer than 1/4096."""
+    compressor, size = TernGrad(frequency_bits=15), 200_000
     ctx = CodecContext(3, 1, 0, ParameterLayout.from_size(size))
     x = np.random.default_rng(0).standard_normal(size).astype(np.float32) * 0.002
     x[7] = 1.0
-    sections = made.encode(x, ctx)[0]
-    assert same(second(frame_of(made, sections, ctx), made, ctx), made.decode(sections, ctx).to_dense())
-    assert seen["symbols 2"] == 1
+    sections = compressor.encode(x, ctx)[0]
+    assert are_equal(
+        decode_second(encode_update_frame(compressor, sections, ctx), compressor, ctx),
+        compressor.decode(sections, ctx).to_dense(),
+    )
+    assert mode_counts["symbols 2"] == 1
 
 
 # ----------------------------------------------------------------------------------------------------------------- damaged
 
 
-def damaged(sections: Sections, r: np.random.Generator) -> Sections:
-    """One byte changed, a section cut or extended, left out, doubled or moved."""
-    found = [(section.kind, bytearray(section.data)) for section in sections]
-    part, data = found[i := int(r.integers(len(found)))]
+def damage(sections: Sections, r: np.random.Generator) -> Sections:
+    """Change a byte, or truncate, extend, relabel, delete or repeat a section."""
+    pairs = [(section.kind, bytearray(section.data)) for section in sections]
+    kind, data = pairs[i := int(r.integers(len(pairs)))]
     match int(r.integers(8)):
         case 0:
             del data[int(r.integers(len(data) + 1)) :]
         case 1:
             data += bytes([int(r.choice([0, 1, 255]))])
         case 2:
-            found[i] = (SectionKind(int(r.integers(1, 8))), data)
+            pairs[i] = (SectionKind(int(r.integers(1, 8))), data)
         case 3:
-            del found[i]
+            del pairs[i]
         case 4:
-            found.insert(int(r.integers(len(found) + 1)), (part, data))
+            pairs.insert(int(r.integers(len(pairs) + 1)), (kind, data))
         case 5 if data:
             data[int(r.integers(min(len(data), 8)))] = int(r.integers(256))
         case _ if data:
             data[int(r.integers(len(data)))] ^= 1 << int(r.integers(8))
-    return tuple(Section(part, bytes(data)) for part, data in found)
+    return tuple(Section(kind, bytes(data)) for kind, data in pairs)
 
 
-@pytest.mark.parametrize("name", [name for name in GOLDEN if MADE[name] is not None])
-def test_both_refuse_the_same_or_read_the_same(name: str) -> None:
-    made, r = MADE[name], np.random.default_rng(len(name))
-    assert made is not None
-    for _ in range(TRIES):
-        frame = frame_of(made, damaged(decode_frame(GOLDEN[name]).sections, r), CONTEXT)
+@pytest.mark.parametrize("name", [name for name in GOLDEN if COMPRESSORS_BY_FRAME[name] is not None])
+def test_damaged_golden_frame_is_rejected_by_both_or_decoded_equal(name: str) -> None:
+    compressor, r = COMPRESSORS_BY_FRAME[name], np.random.default_rng(len(name))
+    assert compressor is not None
+    for _ in range(N_COPIES):
+        frame = encode_update_frame(compressor, damage(decode_frame(GOLDEN[name]).sections, r), CONTEXT)
         try:
-            expected = made.decode(decode_frame(frame).sections, CONTEXT).to_dense()
+            expected = compressor.decode(decode_frame(frame).sections, CONTEXT).to_dense()
         except WireError:
-            with pytest.raises(ValueError, match=r".") as refused:
-                second(frame, made, CONTEXT)
-            assert refused.type is ValueError
+            with pytest.raises(ValueError, match=r".") as error:
+                decode_second(frame, compressor, CONTEXT)
+            assert error.type is ValueError
         else:
-            assert same(second(frame, made, CONTEXT), expected)
+            assert are_equal(decode_second(frame, compressor, CONTEXT), expected)
 
 
-@pytest.mark.parametrize("at", range(26))
-def test_a_damaged_header_is_refused(at: int) -> None:
+@pytest.mark.parametrize("position", range(26))
+def test_damaged_header_raises_value_error(position: int) -> None:
     frame = bytearray(GOLDEN["task"])
-    frame[at] ^= 64
+    frame[position] ^= 64
     with pytest.raises(ValueError, match="check"):
-        second_decoder.read(bytes(frame))
+        second_decoder.read_frame(bytes(frame))
 
 
 @pytest.mark.parametrize(
@@ -291,17 +303,17 @@ def test_a_damaged_header_is_refused(at: int) -> None:
     ],
     ids=str,
 )
-def test_a_header_that_the_page_does_not_allow_is_refused(header: Header) -> None:
+def test_header_against_the_page_raises_value_error(header: Header) -> None:
     with pytest.raises(ValueError, match=r"round|base|acknowledged|examples|client|codec"):
-        second_decoder.read(encode_frame(Frame(header)))
+        second_decoder.read_frame(encode_frame(Frame(header)))
 
 
 # -------------------------------------------------------------------------------------------------------------------- page
 
 
-def test_the_page_lists_the_registry() -> None:
-    listed = {
+def test_page_lists_all_registered_codecs() -> None:
+    codecs = {
         name: int(codec) for codec, name in re.findall(r"^\| (\d+) \| ([a-z0-9-]+) \|", PAGE.split("## Compressors")[1], re.M)
     }
-    assert listed == {name: COMPRESSORS[name].codec for name in COMPRESSORS}
-    assert listed == second_decoder.CODECS
+    assert codecs == {name: COMPRESSORS[name].codec for name in COMPRESSORS}
+    assert codecs == second_decoder.CODECS
