@@ -1,7 +1,7 @@
-"""What things cost, as two languages have to agree on it: the report's Python and the arithmetic of its page.
+"""Test vectors of prices, for which the report's Python and the script of its page must agree.
 
-`python -m tests.golden.pricing` writes the vectors: what goes in and what Python makes of it. null stands for what JSON has no
-word for: not measured (NaN) among accuracies, not reached (infinite) among times.
+`python -m tests.golden.pricing` writes the vectors: inputs, and the results of Python. null means not measured (NaN) among
+accuracies, and not reached (infinity) among times.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Columns = Mapping[str, Any]
 
 
 def timeline(columns: Columns) -> RoundTimeModel:
-    """As the payload has it: a column that is the same throughout is one number."""
+    """Build the round times of columns as in the page's payload, where a constant column is one number."""
     offsets = np.array(columns["offsets"], dtype=np.int64)
     sizes = {**dict.fromkeys(CANDIDATE_COLUMNS, int(offsets[-1])), **dict.fromkeys(SHARED, len(offsets) - 1)}
     whole = {name: np.broadcast_to(np.array(columns[name], dtype=np.float64), size).copy() for name, size in sizes.items()}
@@ -44,13 +44,13 @@ def timeline(columns: Columns) -> RoundTimeModel:
 
 
 def plain(**columns: Any) -> Columns:
-    """One candidate a round, and nothing but what is given."""
+    """Return the columns of rounds with one candidate; columns that are not given are 0."""
     offsets = columns.pop("offsets", list(range(1 + max(len(v) for v in columns.values() if isinstance(v, list)))))
     return {"offsets": offsets, **dict.fromkeys((*CANDIDATE_COLUMNS, *SHARED), 0.0), **columns}
 
 
 def drawn(rng: random.Random, rounds: int, bits: float) -> Columns:
-    """Rounds of one to six candidates, no column alike."""
+    """Draw the columns of rounds with one to six candidates."""
     counts = [rng.randint(1, 6) for _ in range(rounds)]
     offsets = [sum(counts[:r]) for r in range(rounds + 1)]
     n = offsets[-1]
@@ -61,13 +61,13 @@ def drawn(rng: random.Random, rounds: int, bits: float) -> Columns:
 
 
 def timelines() -> dict[str, Columns]:
-    """By name."""
+    """Return the columns of several runs by name."""
     rng = random.Random(29)
-    nobody = {"offsets": [0, 2, 3, 5], "messages": [2.0, 2.0, 0.0, 2.0, 2.0], "down": [8e6, 9e6, 0.0, 9e6, 7e6]}
+    empty_round = {"offsets": [0, 2, 3, 5], "messages": [2.0, 2.0, 0.0, 2.0, 2.0], "down": [8e6, 9e6, 0.0, 9e6, 7e6]}
     early = {"messages": [2.0, 2.0, 4.0], "delay": [-0.5, -0.01, 0.25], "down": [1e4, 0.0, 3e3], "up": [0.0, 0.0, 1e3]}
     return {
         "one candidate, alike but for its work": plain(messages=2.0, down=154432.0, up=154192.0, compute=[0.1, 0.25, 0.1, 0.4]),
-        "a round of nobody": plain(**nobody, up=[1e6, 2e5, 0.0, 3e6, 3e6], compute=[1.0, 3.0, 0.0, 2.0, 2.0]),
+        "a round of nobody": plain(**empty_round, up=[1e6, 2e5, 0.0, 3e6, 3e6], compute=[1.0, 3.0, 0.0, 2.0, 2.0]),
         "the server's link is the narrow one": plain(down=[1e6] * 3, up=1e5, shared_down=[9.0, 0.1, 4.5], shared_up=3.0),
         "replies that never come": plain(messages=2.0, up=[1e6, 5e6, 1e4], serving=0.125, waiting=[60.0, 0.0, 60.0]),
         "a reply that comes after it is due": plain(
@@ -80,14 +80,14 @@ def timelines() -> dict[str, Columns]:
 
 
 def runs() -> dict[str, tuple[list[int], list[float | None], float]]:
-    """(rounds, accuracies, target) by name."""
-    known: list[float | None] = [0.3, 0.5, 0.45, None, 0.7]
+    """Return rounds, accuracies and target of several runs by name."""
+    accuracies: list[float | None] = [0.3, 0.5, 0.45, None, 0.7]
     return {
-        "not reached": ([1, 2, 3, 4, 5], known, 0.9),
+        "not reached": ([1, 2, 3, 4, 5], accuracies, 0.9),
         "met by the first measurement": ([2, 4], [0.8, 0.9], 0.75),
         "met exactly by the first": ([1, 2], [0.5, 0.6], 0.5),
         "met exactly later": ([1, 2], [0.5, 0.6], 0.6),
-        "a dip before it": ([1, 2, 3, 4, 5], known, 0.6),
+        "a dip before it": ([1, 2, 3, 4, 5], accuracies, 0.6),
         "nothing measured in between": ([1, 2, 3, 4, 5], [0.1, None, None, None, 0.9], 0.4),
         "equal values": ([1, 2, 3, 4, 5], [0.5, 0.5, 0.5, 0.5, 0.51], 0.505),
         "nothing measured": ([1, 2, 3], [None, None, None], 0.5),
@@ -98,18 +98,18 @@ def runs() -> dict[str, tuple[list[int], list[float | None], float]]:
 
 
 def measured(rounds: Sequence[int], accuracies: Sequence[float | None]) -> list[tuple[int, float]]:
-    """As a run has it."""
+    """Return pairs of round and accuracy, as in a run."""
     return [(r, math.nan if a is None else a) for r, a in zip(rounds, accuracies, strict=True)]
 
 
 def races() -> dict[str, tuple[list[Columns | None], list[Columns | None]]]:
-    """The timelines of two methods, one a seed, None where the target is not reached; it is met after the last round."""
+    """Return the columns of two methods, one for each seed; None if the seed does not reach the target."""
     rng = random.Random(31)
     dense = [drawn(rng, 12, 4e6) for _ in range(3)]
     sparse = [{**drawn(rng, 15, 4e4), "compute": 4.0} for _ in range(3)]
     bent = plain(
         offsets=[0, 2], up=[0.0, 1e6], compute=[10.0, 0.0]
-    )  # below the straight one in the middle, above it at both ends
+    )  # faster than the other method at middle speeds, slower at both ends
     return {
         "never": ([plain(up=[1e6])], [plain(up=[2e6], compute=1.0)]),
         "alike": ([plain(up=[1e6])], [plain(up=[1e6])]),
@@ -122,21 +122,21 @@ def races() -> dict[str, tuple[list[Columns | None], list[Columns | None]]]:
 
 
 def racer(label: str, lines: Sequence[Columns | None]) -> MethodTiming:
-    """Its runs meet the target half-way through their last round."""
+    """Return a method whose runs reach the target in the middle of their last round."""
     return MethodTiming(label, [line and reach(line) for line in lines])
 
 
 def reach(line: Columns) -> TimeToTarget:
-    """Half-way through the last round."""
-    made = timeline(line)
-    end = len(made.lost_reply_wait)
-    found = find_first_reached([(end - 1, 0.25), (end, 0.75)] if end > 1 else [(end, 0.5)], 0.5)
-    assert found is not None
-    return TimeToTarget(made, found)
+    """Return the time to a target that is reached in the middle of the last round."""
+    round_times = timeline(line)
+    end = len(round_times.lost_reply_wait)
+    crossing = find_first_reached([(end - 1, 0.25), (end, 0.75)] if end > 1 else [(end, 0.5)], 0.5)
+    assert crossing is not None
+    return TimeToTarget(round_times, crossing)
 
 
 def numbers() -> list[float]:
-    """Where texts may go wrong: at the bounds of units and digits, at halves, and anywhere."""
+    """Return numbers at the limits of units and digits, at halves, and random numbers."""
     rng = random.Random(37)
     bounds = [0.0, 1e-9, 9.994e-4, 1e-3, 0.00999, 0.01, 0.09996, 0.1, 0.9994, 0.9995, 1.0, 1.005, 1.125, 1.375, 9.994, 9.995]
     bounds += [9.996]
@@ -210,7 +210,7 @@ def _races() -> dict[str, Any]:
 
 
 def vectors() -> dict[str, Any]:
-    """All of them, as the file has them."""
+    """Return all test vectors, as in the file."""
     texts = {"three_figures": format_significant, "seconds_text": format_seconds, "rate_text": format_rate}
     table = {name: [[value, write(value)] for value in numbers()] for name, write in texts.items()}
     sizes = [[n, format_bytes(n)] for n in sorted({int(value) for value in numbers()})]

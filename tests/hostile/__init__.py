@@ -1,1 +1,1 @@
-"""Hostile frames: the mutators that make them, and every decoder as a target that must withstand them."""
+"""Hostile frames: mutators of valid frames, and all decoders as targets."""

@@ -1,4 +1,4 @@
-"""What all targets share: the sizes, the place of a frame, and what makes a violation."""
+"""Sizes, round, client and vectors of all targets, and the error for a violation."""
 
 from __future__ import annotations
 
@@ -18,27 +18,34 @@ ROUND, CLIENT = 3, 2
 
 
 class ViolationError(AssertionError):
-    """A decoder let something through, or refused it in the wrong way."""
+    """A decoder accepts a malformed frame, or raises another error than WireError."""
 
 
-def require(condition: bool, what: str) -> None:
-    """A violation unless the condition holds."""
+def require(condition: bool, message: str) -> None:
+    """Raise ViolationError unless the condition is True."""
     if not condition:
-        raise ViolationError(what)
+        raise ViolationError(message)
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One decoder at one size. frames: valid ones; open: what the bytes decode to, WireError where they are refused."""
+    """Decoder at one size.
+
+    Attributes:
+        name: name of the decoder.
+        size: P.
+        frames: valid frames.
+        decode: function that decodes a frame, or raises WireError.
+    """
 
     name: str
     size: int
     frames: tuple[bytes, ...]
-    open: Callable[[bytes], NDArray[Any]]
+    decode: Callable[[bytes], NDArray[Any]]
 
 
 def vectors(size: int) -> Iterator[F32]:
-    """Noise, noise with a few large coordinates, zeros, and all the same."""
+    """Yield noise, noise with a few large coordinates, zeros, and equal coordinates."""
     rng = np.random.default_rng(size)
     x = rng.standard_normal(size).astype(np.float32)
     yield x
@@ -48,5 +55,5 @@ def vectors(size: int) -> Iterator[F32]:
 
 
 def context(size: int) -> CodecContext:
-    """What both ends know."""
+    """Return the context at client and server."""
     return CodecContext(0, ROUND, CLIENT, example_layout(size))

@@ -1,5 +1,8 @@
-"""Mutators: from a valid frame to one that somebody made who knows the format. They keep the checksum right, or nothing would get
-past it. All take their choices from a `random.Random`, so that a seed or Hypothesis can be behind it."""
+"""Mutators of valid frames, as an attacker who knows the format would write them.
+
+Most keep the checksum valid, because a decoder rejects any other frame at once. All draw from a `random.Random`, which a seed
+or Hypothesis can provide.
+"""
 
 from __future__ import annotations
 
@@ -38,93 +41,100 @@ STATES = (0, 1, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, (1 << 31) - 1, 1 << 31, (
 HUGE = (2**7 - 1, 2**7, 2**14, 2**21 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**35 - 1)
 
 Pieces = list[tuple[int, bytes]]
-"""(part, data) of each section."""
+"""Kind and data of each section."""
 Edit = Callable[[Random, bytes, int], bytes]
-"""From the data of a section of a model of that many parameters to other data."""
+"""Function from the data of a section, for P parameters, to other data."""
 
 
 def mutant(r: Random, frame: bytes, others: Sequence[bytes], size: int) -> bytes:
-    """A frame that one to three mutations have been at. others: valid frames to splice from; size: P."""
+    """Mutate a frame one to three times.
+
+    Args:
+        r: source of all choices.
+        frame: a valid frame.
+        others: valid frames whose sections may be inserted.
+        size: P.
+    """
     data = frame
     for _ in range(r.choice((1, 1, 1, 2, 2, 3))):
-        how = r.randrange(20)
-        if how < 15:
-            data = _of_sections(r, data, others, size)
-        elif how < 17:
-            data = _of_header(r, data)
-        elif how < 19:
-            data = _sealed(_of_bytes(r, data[:-4]))
+        choice = r.randrange(20)
+        if choice < 15:
+            data = _mutate_sections(r, data, others, size)
+        elif choice < 17:
+            data = _mutate_header(r, data)
+        elif choice < 19:
+            data = _seal(_mutate_bytes(r, data[:-4]))
         else:
-            data = _of_bytes(r, data)
+            data = _mutate_bytes(r, data)
     return data
 
 
 # ------------------------------------------------------------------------------------------------------------------ the frame
 
 
-def _sealed(body: bytes) -> bytes:
+def _seal(body: bytes) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def _of_bytes(r: Random, data: bytes) -> bytes:
-    """A mutation that knows no sections: flips, a cut, an extension, a section's count or length."""
-    how = r.randrange(6)
-    if how == 0:
+def _mutate_bytes(r: Random, data: bytes) -> bytes:
+    """Flip bits, truncate, extend, or change a header byte, the number of sections or the first section's length."""
+    choice = r.randrange(6)
+    if choice == 0:
         return data[: r.randrange(len(data) + 1)]
-    if how == 1:
+    if choice == 1:
         return data + r.randbytes(r.choice((1, 2, 4, 40)))
-    if how == 2 and len(data) > HEADER:
+    if choice == 2 and len(data) > HEADER:
         return data[:5] + bytes([r.choice((0, 1, 2, 4, 254, 255))]) + data[6:]
-    if how == 3 and len(data) > HEADER:
-        return _with_varint(r, data, HEADER + 1, (len(data),))
-    if how == 4:
-        at = r.randrange(min(len(data), HEADER) or 1)
-        return data[:at] + bytes([r.randrange(256)]) + data[at + 1 :]
-    return _flipped(r, data, 0)
+    if choice == 3 and len(data) > HEADER:
+        return _replace_varint(r, data, HEADER + 1, (len(data),))
+    if choice == 4:
+        offset = r.randrange(min(len(data), HEADER) or 1)
+        return data[:offset] + bytes([r.randrange(256)]) + data[offset + 1 :]
+    return _flip_bits(r, data, 0)
 
 
-def _of_header(r: Random, data: bytes) -> bytes:
-    """Another number in one field of the header: that of another kind or codec, a round nearby, one of the ends."""
+def _mutate_header(r: Random, data: bytes) -> bytes:
+    """Change a field of the header to another kind or codec, a small number, or an extreme number."""
     name = r.choice(("kind", "codec", "round", "base", "base", "acknowledged", "client", "examples"))
-    at, wide = HEADER_OFFSETS[name], name not in ("kind", "codec")
+    offset, is_u32 = HEADER_OFFSETS[name], name not in ("kind", "codec")
     if len(data) < HEADER:
-        return _sealed(_of_bytes(r, data[:-4]))
-    near = r.choice((*range(8), 40, 255))
-    value = struct.pack("<I", r.choice((near, near, *HUGE[:7]))) if wide else bytes([near])
-    return _sealed(data[:at] + value + data[at + len(value) : -4])
+        return _seal(_mutate_bytes(r, data[:-4]))
+    number = r.choice((*range(8), 40, 255))
+    value = struct.pack("<I", r.choice((number, number, *HUGE[:7]))) if is_u32 else bytes([number])
+    return _seal(data[:offset] + value + data[offset + len(value) : -4])
 
 
-def _pieces(data: bytes) -> Pieces | None:
-    """The sections of a frame that can still be read."""
+def _read_sections(data: bytes) -> Pieces | None:
+    """Return the sections of a frame, or None if the frame cannot be decoded."""
     try:
         return [(int(s.kind), bytes(s.data)) for s in decode_frame(data).sections]
     except WireError:
         return None
 
 
-def _of_sections(r: Random, data: bytes, others: Sequence[bytes], size: int) -> bytes:
-    pieces = _pieces(data)
+def _mutate_sections(r: Random, data: bytes, others: Sequence[bytes], size: int) -> bytes:
+    pieces = _read_sections(data)
     if pieces is None:
-        return _sealed(_of_bytes(r, data[:-4]))
-    how = r.randrange(16)
-    if pieces and how < 13:
-        at = r.randrange(len(pieces))
-        part, body = pieces[at]
-        pieces[at] = part, r.choice(EDITS)(r, body, size)
-    elif how < 14:
-        pieces = _rearranged(r, pieces)
-    elif how < 15:
-        pieces = _another_count(r, size)
+        return _seal(_mutate_bytes(r, data[:-4]))
+    choice = r.randrange(16)
+    if pieces and choice < 13:
+        index = r.randrange(len(pieces))
+        kind, body = pieces[index]
+        pieces[index] = kind, r.choice(EDITS)(r, body, size)
+    elif choice < 14:
+        pieces = _rearrange_sections(r, pieces)
+    elif choice < 15:
+        pieces = _forge_sparse_update(r, size)
     else:
-        donors = _pieces(r.choice(others)) or [(int(SectionKind.VALUE), b"")]
-        at = r.randrange(len(pieces) + 1)
-        pieces[at : at + r.randrange(2)] = [r.choice(donors)]
-    sections = tuple(Section(SectionKind(part), body) for part, body in pieces[:MAX_SECTIONS])
+        donors = _read_sections(r.choice(others)) or [(int(SectionKind.VALUE), b"")]
+        index = r.randrange(len(pieces) + 1)
+        pieces[index : index + r.randrange(2)] = [r.choice(donors)]
+    sections = tuple(Section(SectionKind(kind), body) for kind, body in pieces[:MAX_SECTIONS])
     return encode_frame(Frame(decode_frame(data).header, sections))
 
 
-def _another_count(r: Random, size: int) -> Pieces:
-    """A sound sparse update of any number of coordinates, which may be more than were asked for."""
+def _forge_sparse_update(r: Random, size: int) -> Pieces:
+    """Return a valid sparse update of any number of coordinates, which may exceed the density."""
     k = r.choice((0, 1, size // 10, size // 10 + 1, size // 2, size - 1, size))
     step = r.randrange(1, size // k + 1) if k else 1
     start = r.randrange(size - step * (k - 1)) if k else 0
@@ -133,81 +143,81 @@ def _another_count(r: Random, size: int) -> Pieces:
     return [(int(SectionKind.INDEX), positions), (int(SectionKind.VALUE), entropy + r.choice(SPECIAL_FLOATS) * k)]
 
 
-def _rearranged(r: Random, pieces: Pieces) -> Pieces:
-    """Sections swapped, deleted, doubled, emptied, or called something else."""
-    how = r.randrange(6)
-    if not pieces or how == 0:
+def _rearrange_sections(r: Random, pieces: Pieces) -> Pieces:
+    """Add, swap, delete, repeat, empty or relabel sections."""
+    choice = r.randrange(6)
+    if not pieces or choice == 0:
         return [*pieces, (int(r.choice(list(SectionKind))), r.randbytes(r.randrange(9)))]
-    at = r.randrange(len(pieces))
-    part, body = pieces[at]
-    if how == 1:
-        return pieces[:at] + pieces[at + 1 :]
-    if how == 2:
-        return pieces[:at] + [(part, body)] * r.choice((2, 2, 3, 60)) + pieces[at + 1 :]
-    if how == 3:
-        return [*pieces[:at], (int(r.choice(list(SectionKind))), body), *pieces[at + 1 :]]
-    if how == 4:
-        return [*pieces[:at], (part, b""), *pieces[at + 1 :]]
+    index = r.randrange(len(pieces))
+    kind, body = pieces[index]
+    if choice == 1:
+        return pieces[:index] + pieces[index + 1 :]
+    if choice == 2:
+        return pieces[:index] + [(kind, body)] * r.choice((2, 2, 3, 60)) + pieces[index + 1 :]
+    if choice == 3:
+        return [*pieces[:index], (int(r.choice(list(SectionKind))), body), *pieces[index + 1 :]]
+    if choice == 4:
+        return [*pieces[:index], (kind, b""), *pieces[index + 1 :]]
     return r.sample(pieces, len(pieces))
 
 
 # ---------------------------------------------------------------------------------------------------------------- one section
 
 
-def _near(r: Random, length: int) -> int:
-    """A position, more often near the start, where the counts, tables and states are."""
+def _draw_position(r: Random, length: int) -> int:
+    """Draw a position, more often near the start, where the counts, tables and states are."""
     return r.randrange(min(length, r.choice((1, 2, 4, 12, 48, length))) or 1) if length else 0
 
 
-def _flipped(r: Random, body: bytes, size: int) -> bytes:
+def _flip_bits(r: Random, body: bytes, size: int) -> bytes:
     data = bytearray(body)
     for _ in range(r.choice((1, 1, 2, 4))):
         if data:
-            data[_near(r, len(data))] ^= r.choice((1, 2, 16, 128, 255, r.randrange(1, 256)))
+            data[_draw_position(r, len(data))] ^= r.choice((1, 2, 16, 128, 255, r.randrange(1, 256)))
     return bytes(data)
 
 
-def _cut(r: Random, body: bytes, size: int) -> bytes:
+def _truncate(r: Random, body: bytes, size: int) -> bytes:
     return body[: r.choice((len(body) - 1, len(body) // 2, 1, r.randrange(len(body) + 1)))] if body else body
 
 
-def _extended(r: Random, body: bytes, size: int) -> bytes:
+def _extend(r: Random, body: bytes, size: int) -> bytes:
     length = r.choice((1, 2, 3, 16, 200, 1500, 2 * size + 2000))
     return body + r.choice((bytes(length), b"\xff" * length, r.randbytes(min(length, 64))))
 
 
-def _with_varint(r: Random, data: bytes, at: int, near: Sequence[int]) -> bytes:
-    """The varint at `at` replaced: 0, 1, off by one, huge, longer than it need be."""
+def _replace_varint(r: Random, data: bytes, offset: int, candidates: Sequence[int]) -> bytes:
+    """Replace the varint at an offset by 0, 1, a neighbour, a huge number or a malformed varint."""
     try:
-        value, end = unpack_varint(data, at)
+        value, end = unpack_varint(data, offset)
     except WireError:
-        value, end = 0, at
-    around = [max(0, v + d) for v in (value, *near) for d in (-1, 1, 0)]
-    new = r.choice((b"\x80\x00", b"\xff" * 5, b"\x80" * 6, *map(pack_varint, (0, 1, 2 * value, *around, *HUGE))))
-    return data[:at] + new + data[end:]
+        value, end = 0, offset
+    neighbours = [max(0, v + d) for v in (value, *candidates) for d in (-1, 1, 0)]
+    varint = r.choice((b"\x80\x00", b"\xff" * 5, b"\x80" * 6, *map(pack_varint, (0, 1, 2 * value, *neighbours, *HUGE))))
+    return data[:offset] + varint + data[end:]
 
 
-def _counted(r: Random, body: bytes, size: int) -> bytes:
-    return _with_varint(r, body, r.choice((1, 1, 1, 0, 2, 3, 4, 5)), (size, size // 2, size // 10))
+def _replace_count(r: Random, body: bytes, size: int) -> bytes:
+    return _replace_varint(r, body, r.choice((1, 1, 1, 0, 2, 3, 4, 5)), (size, size // 2, size // 10))
 
 
-def _special(r: Random, body: bytes, size: int) -> bytes:
-    """Floats that are not finite, or at the ends of their range, in one place or everywhere."""
+def _insert_special_floats(r: Random, body: bytes, size: int) -> bytes:
+    """Insert floats that are not finite or at the ends of their range, at one position or everywhere."""
     pattern = r.choice(SPECIAL_FLOATS if r.random() < 0.7 else SPECIAL_HALVES)
     if r.random() < 0.2:
         return body[: len(body) % len(pattern)] + pattern * (len(body) // len(pattern))
-    places = max(1, len(body) // len(pattern))
-    at = r.choice((0, 1, 0)) + len(pattern) * _near(r, places)
-    return body[:at] + pattern + body[at + len(pattern) :]
+    n_numbers = max(1, len(body) // len(pattern))
+    offset = r.choice((0, 1, 0)) + len(pattern) * _draw_position(r, n_numbers)
+    return body[:offset] + pattern + body[offset + len(pattern) :]
 
 
-def _replaced(r: Random, body: bytes, size: int) -> bytes:
-    """As long as before, and of one byte or of noise."""
+def _replace_data(r: Random, body: bytes, size: int) -> bytes:
+    """Replace the data by equal bytes or noise of the same length."""
     return r.choice((bytes(len(body)), b"\xff" * len(body), r.randbytes(min(len(body), 4096)).ljust(len(body), b"\x01")))
 
 
-def _symbols(r: Random, body: bytes, size: int) -> bytes:
-    """A forged symbol stream: any table, states and words; or the body as one of plain symbols."""
+def _forge_symbols(r: Random, body: bytes, size: int) -> bytes:
+    """Forge a symbol stream with any table, states and words, or put a mode before the data."""
     if r.random() < 0.2:
         return bytes([r.choice((0, 1, 2))]) + body
     lowest = r.choice((0, 1, 127, 254, 255, r.randrange(256)))
@@ -218,14 +228,14 @@ def _symbols(r: Random, body: bytes, size: int) -> bytes:
     states = b"".join(struct.pack("<I", r.choice(STATES if r.random() < 0.3 else (1 << 15, 1 << 15))) for _ in range(4))
     words = r.choice((b"", bytes(2), b"\xff" * 2 * r.randrange(40), r.randbytes(r.randrange(200)), r.randbytes(size // 2)))
     stream = bytes([1, lowest, highest]) + table + states + words
-    keep = r.choice((0, 0, 1, 2, 3, (size + 7) // 8))  # what may stand before it: a count, a mode, the signs of "natural"
+    n_prefix = r.choice((0, 0, 1, 2, 3, (size + 7) // 8))  # bytes before the stream: a count, a mode, the signs of "natural"
     k = r.choice((0, 0, 1, size, size // 10))
-    behind = bytes(r.choice((0, k, 3 * k, r.randrange(9))))  # what may stand behind it: mantissas
-    return body[:keep].ljust(keep, b"\x01") + r.choice((stream, pack_varint(len(stream)) + stream + behind))
+    suffix = bytes(r.choice((0, k, 3 * k, r.randrange(9))))  # bytes after the stream: mantissas
+    return body[:n_prefix].ljust(n_prefix, b"\x01") + r.choice((stream, pack_varint(len(stream)) + stream + suffix))
 
 
-def _positions(r: Random, body: bytes, size: int) -> bytes:
-    """A forged index section of any codec."""
+def _forge_positions(r: Random, body: bytes, size: int) -> bytes:
+    """Forge an index section of any codec."""
     tag, k = r.randrange(6), max(0, r.choice((0, 1, size - 1, size, size + 1, size // 10, size // 2, *HUGE)))
     length = r.choice((0, 1, 2, 9, (size + 7) // 8, (size + 7) // 8 - 6, (size + 7) // 16))
     filler = r.choice((bytes, lambda n: b"\xff" * n, lambda n: b"\x01" * n, r.randbytes))(max(0, length))
@@ -238,8 +248,8 @@ def _positions(r: Random, body: bytes, size: int) -> bytes:
     return bytes([tag]) + pack_varint(k) + filler
 
 
-def _manifest(r: Random, body: bytes, size: int) -> bytes:
-    """A manifest made up of what a manifest is made of."""
+def _forge_manifest(r: Random, body: bytes, size: int) -> bytes:
+    """Forge a manifest with any counts, kinds and lengths."""
     groups = []
     for _ in range(r.choice((0, 1, 2, 3, 4, 40))):
         count = r.choice((0, 1, 2, 2, 3, 8, 9, 255))
@@ -251,6 +261,17 @@ def _manifest(r: Random, body: bytes, size: int) -> bytes:
 
 
 EDITS: tuple[Edit, ...] = (
-    *(_flipped, _flipped, _flipped, _special, _special, _special, _counted, _symbols, _symbols, _positions),
-    *(_cut, _extended, _replaced, _manifest),
+    *(
+        _flip_bits,
+        _flip_bits,
+        _flip_bits,
+        _insert_special_floats,
+        _insert_special_floats,
+        _insert_special_floats,
+        _replace_count,
+        _forge_symbols,
+        _forge_symbols,
+        _forge_positions,
+    ),
+    *(_truncate, _extend, _replace_data, _forge_manifest),
 )

@@ -1,4 +1,4 @@
-"""The ends of a round as targets: an update and a RESYNC at the server, and each frame of a message at a client."""
+"""Targets of a round: an UPDATE and a RESYNC at the server, and each frame of a message at a client."""
 
 from __future__ import annotations
 
@@ -54,27 +54,27 @@ UPLINKS: tuple[CompressionScheme, ...] = (
 )
 DIFFERENCES: tuple[CompressionOperator, ...] = (TopK(0.1, "ternary"), Eden(), PerLayer(NaturalCompression()))
 STATISTICS = 5
-WHOLE = ModelBroadcast()
+WHOLE_MODEL = ModelBroadcast()
 NO_EXAMPLES = Examples(np.zeros((1, 1)), np.zeros(1))
 
 
 @cache
-def opened_server(
-    uplink: CompressionScheme, size: int, link: ModelBroadcast = WHOLE, statistics: int = 0
+def build_server(
+    uplink: CompressionScheme, size: int, downlink: ModelBroadcast = WHOLE_MODEL, statistics: int = 0
 ) -> tuple[FederationPlan, ServerState, Reply]:
-    """A server in round 3, and a good reply of client 1."""
+    """Build a server in round 3, and a valid reply of client 1."""
     norm = BufferPlan(np.ones(statistics, np.float32), None, np.zeros(0, np.float32)) if statistics else None
     recipe = LocalTraining(SGD(), 1, None, None)
-    plan = FederationPlan(0, example_layout(size), recipe, uplink, link, SGD(lr=1.0), "examples", 10, 2, buffers=norm)
+    plan = FederationPlan(0, example_layout(size), recipe, uplink, downlink, SGD(lr=1.0), "examples", 10, 2, buffers=norm)
     x = next(vectors(size))
     server = initial_server_state(plan, x)
     for round in range(1, ROUND):
-        server, _ = aggregate(plan, server, [reply_of(plan, 1, round, x)])
-    return plan, server, reply_of(plan, 1, ROUND, x)
+        server, _ = aggregate(plan, server, [encode_reply(plan, 1, round, x)])
+    return plan, server, encode_reply(plan, 1, ROUND, x)
 
 
-def reply_of(plan: FederationPlan, client: int, round: int, x: F32) -> Reply:
-    """What a client that remembers nothing sends for the update x."""
+def encode_reply(plan: FederationPlan, client: int, round: int, x: F32) -> Reply:
+    """Encode the reply of a client without state, with the update x."""
     header = Header(FrameKind.UPDATE, round, plan.uplink.codec, round, 0, client, 60)
     sections = plan.uplink.send(x, {}, plan.make_context(round, client)).sections
     if plan.buffers is not None:
@@ -82,8 +82,8 @@ def reply_of(plan: FederationPlan, client: int, round: int, x: F32) -> Reply:
     return Reply(client, (encode_frame(Frame(header, sections)),), 0.0, 0.0)
 
 
-def remembered(server: ServerState) -> list[bytes]:
-    """All that a server knows, to see that it stays so."""
+def copy_state(server: ServerState) -> list[bytes]:
+    """Copy all arrays of a server as bytes, to check that they do not change."""
     public, statistics = server.public_model, () if server.buffers is None else (server.buffers,)
     arrays = (server.weights, public.weights, *server.scheme_state.values(), *server.optimizer_state.values(), *statistics)
     return [array.tobytes() for array in arrays]
@@ -92,111 +92,125 @@ def remembered(server: ServerState) -> list[bytes]:
 # ----------------------------------------------------------------------------------------------------------------- the server
 
 
-def _open_reply(uplink: CompressionScheme, size: int, statistics: int, data: bytes) -> NDArray[Any]:
-    plan, server, good = opened_server(uplink, size, statistics=statistics)
-    before = remembered(server)
+def _decode_reply(uplink: CompressionScheme, size: int, statistics: int, data: bytes) -> NDArray[Any]:
+    plan, server, reply = build_server(uplink, size, statistics=statistics)
+    state = copy_state(server)
     try:
-        after, _ = aggregate(plan, server, [good, Reply(CLIENT, (data,), 0.0, 0.0)])
+        next_server, _ = aggregate(plan, server, [reply, Reply(CLIENT, (data,), 0.0, 0.0)])
     finally:
-        require(remembered(server) == before and server.round == ROUND, "the server was written to")
-    require(bool(np.isfinite(after.weights).all()), "a weight that is not finite")
-    if after.buffers is None:
-        return after.weights
-    require(after.buffers.shape == (statistics,) and bool(np.isfinite(after.buffers).all()), "statistics that are not")
-    return np.concatenate([after.weights, after.buffers])
+        require(copy_state(server) == state and server.round == ROUND, "the server's state has changed")
+    require(bool(np.isfinite(next_server.weights).all()), "a weight is not finite")
+    buffers = next_server.buffers
+    if buffers is None:
+        return next_server.weights
+    require(buffers.shape == (statistics,) and bool(np.isfinite(buffers).all()), "statistics are not finite")
+    return np.concatenate([next_server.weights, buffers])
 
 
 def _update_target(uplink: CompressionScheme, statistics: int, size: int) -> Target:
-    plan = opened_server(uplink, size, statistics=statistics)[0]
-    frames = tuple(reply_of(plan, CLIENT, ROUND, x).frames[0] for x in vectors(size))
+    plan = build_server(uplink, size, statistics=statistics)[0]
+    frames = tuple(encode_reply(plan, CLIENT, ROUND, x).frames[0] for x in vectors(size))
     name = f"UPDATE {'and statistics ' if statistics else ''}{name_of(uplink)}"
-    return Target(name, size, frames, partial(_open_reply, uplink, size, statistics))
+    return Target(name, size, frames, partial(_decode_reply, uplink, size, statistics))
 
 
-def _open_resync(link: ModelBroadcast, size: int, data: bytes) -> NDArray[Any]:
-    plan, server, _ = opened_server(UPLINKS[0], size, link)
-    before = remembered(server)
-    asked = decode_resync(Reply(CLIENT, (data,), 0.0, 0.0), ROUND)
-    messages, after = rebroadcast(plan, server, {CLIENT: asked})
-    require(remembered(server) == before == remembered(after) and after.round == ROUND, "the server was written to")
+def _decode_resync(downlink: ModelBroadcast, size: int, data: bytes) -> NDArray[Any]:
+    plan, server, _ = build_server(UPLINKS[0], size, downlink)
+    state = copy_state(server)
+    resync = decode_resync(Reply(CLIENT, (data,), 0.0, 0.0), ROUND)
+    messages, next_server = rebroadcast(plan, server, {CLIENT: resync})
+    is_unchanged = copy_state(server) == state == copy_state(next_server) and next_server.round == ROUND
+    require(is_unchanged, "the server's state has changed")
     message = messages[CLIENT]
     base = decode_frame(message[0]).header.base
-    require(base <= asked.header.base < ROUND, f"a message from round {base} for a client at {asked.header.base}")
+    require(base <= resync.header.base < ROUND, f"a message from round {base} for a client at {resync.header.base}")
     return np.frombuffer(b"".join(message), dtype=np.uint8)
 
 
-def _resync_target(link: ModelBroadcast, size: int) -> Target:
-    said = [(base, known) for base in range(ROUND) for known in (0, 1, 2**32 - 1)]
-    frames = [encode_frame(Frame(Header(FrameKind.RESYNC, ROUND, 0, base, known, CLIENT))) for base, known in said]
-    return Target(f"RESYNC {link.policy}", size, tuple(frames), partial(_open_resync, link, size))
+def _resync_target(downlink: ModelBroadcast, size: int) -> Target:
+    fields = [(base, acknowledged) for base in range(ROUND) for acknowledged in (0, 1, 2**32 - 1)]
+    frames = [
+        encode_frame(Frame(Header(FrameKind.RESYNC, ROUND, 0, base, acknowledged, CLIENT))) for base, acknowledged in fields
+    ]
+    return Target(f"RESYNC {downlink.policy}", size, tuple(frames), partial(_decode_resync, downlink, size))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the client
 
 
-def _open_message(plan: FederationPlan, message: Message, place: int, held: int, data: bytes) -> NDArray[Any]:
-    """At a client that holds the model of round `model_round`, 0 for none."""
-    models, own = InMemoryModelCache(), next(vectors(plan.layout.size))
-    before = own.tobytes()
-    if held:
-        models.put(held, own)
-    done = False
+def _decode_message(plan: FederationPlan, message: Message, index: int, model_round: int, data: bytes) -> NDArray[Any]:
+    """Decode a message with another frame at a client that has the model of `model_round`, 0 for none."""
+    models, model = InMemoryModelCache(), next(vectors(plan.layout.size))
+    original = model.tobytes()
+    if model_round:
+        models.put(model_round, model)
+    is_accepted = False
     try:
-        frames = (*message[:place], data, *message[place + 1 :])
-        task = decode_task(plan, CLIENT, frames, ClientState(model_round=held), NO_EXAMPLES, DownlinkCache(models))
-        done = True
+        frames = (*message[:index], data, *message[index + 1 :])
+        task = decode_task(plan, CLIENT, frames, ClientState(model_round=model_round), NO_EXAMPLES, DownlinkCache(models))
+        is_accepted = True
     except RunError as error:
-        if "the server accepted a reply" in error.cause:  # a sound frame of a server that remembers another client than this
+        if "the server accepted a reply" in error.cause:  # a valid frame that does not fit the client's state
             raise WireError(0, error.cause) from None
         raise
     finally:
-        require(own.tobytes() == before, "the model that the client holds was written to")
-        require(done or not models.has(ROUND), "a model was kept from a message that was refused")
-    if isinstance(task, ImmediateReply):  # a sound frame of a server that takes this client for another
-        raise WireError(0, "the client asks for another message")
+        require(model.tobytes() == original, "the client's model has changed")
+        require(is_accepted or not models.has(ROUND), "the client stored a model of a rejected message")
+    if isinstance(task, ImmediateReply):  # a valid frame that does not fit the client's state
+        raise WireError(0, "the client requests a second message")
     require(task.job.round >= 1, f"training in round {task.job.round}")
-    found = [task.job.weights, task.downlink.reference, task.job.buffers]
+    arrays = [task.job.weights, task.downlink.reference, task.job.buffers]
     sizes = [plan.layout.size, plan.layout.size, 0 if plan.buffers is None else plan.buffers.n_averaged]
-    for vector, size in zip(found, sizes, strict=True):
-        require(vector is None or (vector.shape == (size,) and bool(np.isfinite(vector).all())), "a vector that is not one")
-    return np.concatenate([vector for vector in found if vector is not None])
+    for array, size in zip(arrays, sizes, strict=True):
+        require(
+            array is None or (array.shape == (size,) and bool(np.isfinite(array).all())),
+            "an array of another size, or not finite",
+        )
+    return np.concatenate([array for array in arrays if array is not None])
 
 
-def _message_target(uplink: CompressionScheme, statistics: int, place: int, size: int) -> Target:
-    """A frame of a message with the whole model."""
-    plan, server, _ = opened_server(uplink, size, statistics=statistics)
+def _message_target(uplink: CompressionScheme, statistics: int, index: int, size: int) -> Target:
+    """Return the target of one frame of a message with the whole model."""
+    plan, server, _ = build_server(uplink, size, statistics=statistics)
     message = broadcast(plan, server, [CLIENT])[0][CLIENT]
-    kind = FrameKind(decode_frame(message[place]).header.kind).name
-    return Target(f"{kind} {uplink.name}", size, (message[place],), partial(_open_message, plan, message, place, 0))
+    kind = FrameKind(decode_frame(message[index]).header.kind).name
+    return Target(f"{kind} {uplink.name}", size, (message[index],), partial(_decode_message, plan, message, index, 0))
 
 
-def _difference_target(op: CompressionOperator | None, place: int, size: int) -> Target:
-    """A frame of a message from round 1: that of round 2, or that of round 3. op: what made them; None: the values of one in three
-    coordinates, which are assigned."""
-    link = ModelBroadcast("difference") if op is None else ModelBroadcast("error-feedback", op)
-    plan = opened_server(UPLINKS[0], size, link)[0]
+def _difference_target(op: CompressionOperator | None, index: int, size: int) -> Target:
+    """Return the target of one frame of a message with the differences of rounds 2 and 3.
+
+    Args:
+        op: operator of the differences; None: new values of every third coordinate.
+        index: index of the frame.
+        size: P.
+    """
+    downlink = ModelBroadcast("difference") if op is None else ModelBroadcast("error-feedback", op)
+    plan = build_server(UPLINKS[0], size, downlink)[0]
     task = encode_frame(Frame(Header(FrameKind.TASK, ROUND, 0, 1, 0, CLIENT)))
-    ways = []
+    messages = []
     for x in vectors(size):
         frames = [task]
         for round in (ROUND - 1, ROUND):
-            ctx, some = plan.make_context(round, ALL_CLIENTS), np.arange(0, size, 3)
-            sections = encode_sparse(some, x[some], "float32", ctx)[0] if op is None else op.encode(x, ctx)[0]
+            ctx, positions = plan.make_context(round, ALL_CLIENTS), np.arange(0, size, 3)
+            sections = encode_sparse(positions, x[positions], "float32", ctx)[0] if op is None else op.encode(x, ctx)[0]
             codec = ASSIGN_CODEC if op is None else op.codec
             frames.append(encode_frame(Frame(Header(FrameKind.MODEL, round, codec, round - 1), sections)))
-        ways.append(tuple(frames))
-    name = f"difference {'of changes' if op is None else op.name} {place}"
-    return Target(name, size, tuple(way[place] for way in ways), partial(_open_message, plan, ways[0], place, 1))
+        messages.append(tuple(frames))
+    name = f"difference {'of changes' if op is None else op.name} {index}"
+    return Target(
+        name, size, tuple(message[index] for message in messages), partial(_decode_message, plan, messages[0], index, 1)
+    )
 
 
 @cache
 def round_targets() -> tuple[Callable[[int], Target], ...]:
-    """Each is made for a size."""
-    makers: list[Callable[[int], Target]] = [partial(_update_target, uplink, 0) for uplink in UPLINKS]
-    makers += [partial(_update_target, uplink, STATISTICS) for uplink in (UPLINKS[0], UPLINKS[6])]
-    makers += [partial(_resync_target, ModelBroadcast(policy)) for policy in ("model", "difference")]
-    makers += [partial(_resync_target, ModelBroadcast("error-feedback", TopK(0.1, "ternary")))]
-    makers += [partial(_message_target, CAFe(TopK(0.1)), STATISTICS, place) for place in range(4)]
-    makers += [partial(_message_target, Scaffold(TopK(0.1)), 0, 2)]
-    makers += [partial(_difference_target, op, place) for op in (None, *DIFFERENCES) for place in (0, 1, 2)]
-    return tuple(makers)
+    """Return the functions that build a target for a size."""
+    builders: list[Callable[[int], Target]] = [partial(_update_target, uplink, 0) for uplink in UPLINKS]
+    builders += [partial(_update_target, uplink, STATISTICS) for uplink in (UPLINKS[0], UPLINKS[6])]
+    builders += [partial(_resync_target, ModelBroadcast(policy)) for policy in ("model", "difference")]
+    builders += [partial(_resync_target, ModelBroadcast("error-feedback", TopK(0.1, "ternary")))]
+    builders += [partial(_message_target, CAFe(TopK(0.1)), STATISTICS, index) for index in range(4)]
+    builders += [partial(_message_target, Scaffold(TopK(0.1)), 0, 2)]
+    builders += [partial(_difference_target, op, index) for op in (None, *DIFFERENCES) for index in (0, 1, 2)]
+    return tuple(builders)

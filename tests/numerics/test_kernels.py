@@ -1,4 +1,4 @@
-"""Every kernel gives the bytes of its reference, on ordinary input and at the edges."""
+"""Kernels and their references: equal bytes on ordinary and extreme input."""
 
 from __future__ import annotations
 
@@ -30,132 +30,140 @@ SIZES = (1, 2, 15, 63, 64, 65, 127, 128, 129, 1000, 4097)
 U64 = np.uint64
 
 
-def floats_of(rng: np.random.Generator, size: int) -> F32:
-    """Normal numbers over many magnitudes, with zeros of both signs, ties, subnormals and the largest among them."""
+def draw_floats(rng: np.random.Generator, size: int) -> F32:
+    """Draw numbers of many magnitudes, with zeros of both signs, ties, subnormals and extreme numbers."""
     x = (rng.standard_normal(size) * 10.0 ** rng.integers(-12, 12, size)).astype(np.float32)
-    odd = np.array([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-40, 3.4e38, -3.4e38, 2.0**-14, 2.0**127], dtype=np.float32)
-    where = rng.random(size) < 0.2
-    x[where] = rng.choice(odd, int(where.sum()))
+    special = np.array([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-40, 3.4e38, -3.4e38, 2.0**-14, 2.0**127], dtype=np.float32)
+    mask = rng.random(size) < 0.2
+    x[mask] = rng.choice(special, int(mask.sum()))
     return x
 
 
-def small(x: F32) -> F32:
-    """The same with nothing whose square or sum overflows."""
+def clip_magnitudes(x: F32) -> F32:
+    """Clip magnitudes, so that no square and no sum overflows."""
     return np.clip(x, -1e6, 1e6)
 
 
-def skewed(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Symbols of a random alphabet."""
+def draw_symbols(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draw symbols with draw_symbols frequencies."""
     return np.minimum(rng.geometric(rng.uniform(0.02, 0.99), size) - 1, 255).astype(np.uint8)
 
 
-def supports(rng: np.random.Generator, size: int) -> np.ndarray:
+def draw_positions(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.sort(rng.choice(size, int(rng.integers(1, size + 1)), replace=False)).astype(np.int64)
 
 
-def pareto(rng: np.random.Generator, size: int) -> np.ndarray:
+def draw_gaps(rng: np.random.Generator, size: int) -> np.ndarray:
     return (rng.pareto(rng.uniform(0.1, 3), size) * rng.choice([0.1, 10, 1000])).clip(0, 2**31 - 1).astype(np.int64)
 
 
-def frequencies_of(rng: np.random.Generator, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def normalise_symbols(rng: np.random.Generator, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     scale_bits = int(rng.choice([12, 15]))
     return symbols, rans.normalise_frequencies(np.bincount(symbols, minlength=256).astype(np.int64), scale_bits), scale_bits
 
 
-def coded(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
-    symbols = skewed(rng, size)
-    _, frequencies, scale_bits = frequencies_of(rng, symbols)
+def draw_code(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
+    symbols = draw_symbols(rng, size)
+    _, frequencies, scale_bits = normalise_symbols(rng, symbols)
     words, states = rans._encode.reference(symbols, frequencies, scale_bits)
     return words, states.astype(U64), frequencies, scale_bits, size
 
 
-def packed_fields(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+def draw_fields(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     widths = rng.integers(0, 33, size)
     return rng.integers(0, 2**32, size), widths, int(widths.sum())
 
 
-def packed_words(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    values, widths, n_bits = packed_fields(rng, size)
+def draw_packed_words(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    values, widths, n_bits = draw_fields(rng, size)
     from fedsgd.wire import bits
 
     return bits._to_words32(bits._pack.reference(values, widths, n_bits).tobytes()), widths
 
 
-def level_case(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
-    x, bucket, level = small(floats_of(rng, size)), int(rng.choice([size, 128, 7])), int(rng.choice([1, 7, 64, 127]))
+def draw_levels(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
+    x, bucket, level = (
+        clip_magnitudes(draw_floats(rng, size)),
+        int(rng.choice([size, 128, 7])),
+        int(rng.choice([1, 7, 64, 127])),
+    )
     scales = np.array([np.abs(x[i : i + bucket]).max() for i in range(0, size, bucket)], dtype=np.float32)
     return x, scales, level, bucket
 
 
-def digit_case(rng: np.random.Generator, size: int) -> tuple[np.ndarray, int, int]:
+def draw_digits(rng: np.random.Generator, size: int) -> tuple[np.ndarray, int, int]:
     base = int(rng.choice([2, 3, 9, 15, 255]))
     return rng.integers(0, base, size).astype(np.uint8), base, levels.digits_per_byte(base)
 
 
-def half_words(rng: np.random.Generator, size: int) -> np.ndarray:
+def draw_halves(rng: np.random.Generator, size: int) -> np.ndarray:
     words = rng.integers(0, 65536, size).astype(np.uint32)
     return np.where((words & 0x7C00) == 0x7C00, words & np.uint32(0x83FF), words)
 
 
-def candidates(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
+def draw_candidates(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
     words = rng.integers(0, 50, size).astype(np.uint32) | rng.integers(0, 2, size).astype(np.uint32) << np.uint32(31)
     k = int(rng.integers(1, size + 1))
     return np.cumsum(rng.integers(1, 9, size)), words, top_k._kth_largest.reference(words, k), k
 
 
-def matrix(rng: np.random.Generator, rows: int, columns: int) -> F32:
-    return small(floats_of(rng, rows * columns)).reshape(rows, columns)
+def draw_matrix(rng: np.random.Generator, rows: int, columns: int) -> F32:
+    return clip_magnitudes(draw_floats(rng, rows * columns)).reshape(rows, columns)
 
 
 Case = Callable[[np.random.Generator, int], tuple[Any, ...]]
 CASES: dict[str, Case] = {
-    "wire.bits._pack": packed_fields,
-    "wire.bits._unpack": packed_words,
+    "wire.bits._pack": draw_fields,
+    "wire.bits._unpack": draw_packed_words,
     "wire.bits._pack_unary": lambda r, n: ((v := r.integers(0, 90, n)), int(v.sum()) + n),
     "wire.bits.bitmap_positions": lambda r, n: ((w := r.integers(0, 2**63, n).astype(U64)), int(np.bitwise_count(w).sum())),
-    "wire.gap_codec._choose_rice_parameters": lambda r, n: (pareto(r, n),),
-    "wire.gap_codec._bit_lengths": lambda r, n: (pareto(r, n),),
-    "wire.rans._histogram": lambda r, n: (skewed(r, n),),
+    "wire.gap_codec._choose_rice_parameters": lambda r, n: (draw_gaps(r, n),),
+    "wire.gap_codec._bit_lengths": lambda r, n: (draw_gaps(r, n),),
+    "wire.rans._histogram": lambda r, n: (draw_symbols(r, n),),
     "wire.rans.normalise_frequencies": lambda r, n: (
-        np.bincount(skewed(r, n), minlength=256).astype(np.int64),
+        np.bincount(draw_symbols(r, n), minlength=256).astype(np.int64),
         int(r.choice([12, 15])),
     ),
-    "wire.rans._encode": lambda r, n: frequencies_of(r, skewed(r, n)),
-    "wire.rans._decode": coded,
-    "wire.floats._split": lambda r, n: (floats_of(r, n).view(np.uint32), 32),
-    "wire.floats._join": lambda r, n: (*floats._split.reference(floats_of(r, n).view(np.uint32), 32), 32),
-    "wire.floats._to_bfloat16": lambda r, n: (floats_of(r, n).view(np.uint32),),
-    "wire.floats._round_to_powers_of_two": lambda r, n: (floats_of(r, n).view(np.uint32), U64(r.integers(2**63))),
-    "wire.floats._to_float16": lambda r, n: ((x := floats_of(r, n)), 2.0 ** -floats.choose_scale_exponent(x)),
-    "wire.floats._from_float16": lambda r, n: (half_words(r, n), 2.0 ** int(r.integers(-163, 114))),
-    "wire.levels._quantise": lambda r, n: (*level_case(r, n), U64(r.integers(2**63)), bool(r.integers(2))),
+    "wire.rans._encode": lambda r, n: normalise_symbols(r, draw_symbols(r, n)),
+    "wire.rans._decode": draw_code,
+    "wire.floats._split": lambda r, n: (draw_floats(r, n).view(np.uint32), 32),
+    "wire.floats._join": lambda r, n: (*floats._split.reference(draw_floats(r, n).view(np.uint32), 32), 32),
+    "wire.floats._to_bfloat16": lambda r, n: (draw_floats(r, n).view(np.uint32),),
+    "wire.floats._round_to_powers_of_two": lambda r, n: (draw_floats(r, n).view(np.uint32), U64(r.integers(2**63))),
+    "wire.floats._to_float16": lambda r, n: ((x := draw_floats(r, n)), 2.0 ** -floats.choose_scale_exponent(x)),
+    "wire.floats._from_float16": lambda r, n: (draw_halves(r, n), 2.0 ** int(r.integers(-163, 114))),
+    "wire.levels._quantise": lambda r, n: (*draw_levels(r, n), U64(r.integers(2**63)), bool(r.integers(2))),
     "wire.levels._dequantise": lambda r, n: (
-        (c := level_case(r, n)) and r.integers(0, 2 * c[2] + 1, n).astype(np.uint8),
+        (c := draw_levels(r, n)) and r.integers(0, 2 * c[2] + 1, n).astype(np.uint8),
         *c[1:],
     ),
-    "wire.levels._pack_digits": digit_case,
-    "wire.levels._unpack_digits": lambda r, n: ((d := digit_case(r, n)) and levels._pack_digits.reference(*d), *d[1:]),
-    "numerics.reductions.bucket_sums": lambda r, n: (small(floats_of(r, n)), int(r.choice([n, 128, 7])), int(r.integers(1, 3))),
-    "numerics.reductions.bucket_max_magnitudes": lambda r, n: (floats_of(r, n), int(r.choice([n, 128, 7]))),
+    "wire.levels._pack_digits": draw_digits,
+    "wire.levels._unpack_digits": lambda r, n: ((d := draw_digits(r, n)) and levels._pack_digits.reference(*d), *d[1:]),
+    "numerics.reductions.bucket_sums": lambda r, n: (
+        clip_magnitudes(draw_floats(r, n)),
+        int(r.choice([n, 128, 7])),
+        int(r.integers(1, 3)),
+    ),
+    "numerics.reductions.bucket_max_magnitudes": lambda r, n: (draw_floats(r, n), int(r.choice([n, 128, 7]))),
     "numerics.reductions.first_non_finite": lambda r, n: (
-        np.where(r.random(n) < 1 / n, np.float32(r.choice([np.nan, -np.inf])), floats_of(r, n)),
+        np.where(r.random(n) < 1 / n, np.float32(r.choice([np.nan, -np.inf])), draw_floats(r, n)),
     ),
     "numerics.reductions.scatter_add": lambda r, n: (
         (out := r.standard_normal(3 * n)),
-        (i := supports(r, n)),
+        (i := draw_positions(r, n)),
         out[i].astype(np.float32),
         0.1,
     ),
     "compression.kernels.top_k._collect": lambda r, n: (
-        floats_of(r, n).view(np.uint32),
+        draw_floats(r, n).view(np.uint32),
         np.uint32(r.integers(1, 2**31)),
         int(r.integers(n, 2 * n)),
     ),
-    "compression.kernels.top_k._keep_with_ties": candidates,
-    "compression.kernels.top_k._kth_largest": lambda r, n: (floats_of(r, n).view(np.uint32), int(r.integers(1, n + 1))),
+    "compression.kernels.top_k._keep_with_ties": draw_candidates,
+    "compression.kernels.top_k._kth_largest": lambda r, n: (draw_floats(r, n).view(np.uint32), int(r.integers(1, n + 1))),
     "compression.updates._add_levels": lambda r, n: (
         r.standard_normal(n),
-        r.integers(0, 2 * (c := level_case(r, n))[2] + 1, n).astype(np.uint8),
+        r.integers(0, 2 * (c := draw_levels(r, n))[2] + 1, n).astype(np.uint8),
         *c[1:],
         float(r.random()),
     ),
@@ -164,9 +172,9 @@ CASES: dict[str, Case] = {
         r.integers(0, 256, (n + 7) // 8).astype(np.uint8),
         0.3,
     ),
-    "compression.updates.pack_signs": lambda r, n: (floats_of(r, n),),
+    "compression.updates.pack_signs": lambda r, n: (draw_floats(r, n),),
     "compression.operators.eden._quantise": lambda r, n: (
-        small(floats_of(r, n)),
+        clip_magnitudes(draw_floats(r, n)),
         compute_block_ends(n),
         U64(r.integers(2**63)),
         np.array(CENTROIDS[int(r.integers(1, 5))]),
@@ -181,7 +189,7 @@ CASES: dict[str, Case] = {
         n,
     ),
     "compression.operators.count_sketch._sketch": lambda r, n: (
-        small(floats_of(r, n)),
+        clip_magnitudes(draw_floats(r, n)),
         int(r.choice([1, 3, 5])),
         int(r.integers(1, n + 1)),
         U64(r.integers(2**63)),
@@ -192,54 +200,54 @@ CASES: dict[str, Case] = {
         U64(r.integers(2**63)),
     ),
     "compression.schemes.dgc._accumulate": lambda r, n: (
-        *(small(floats_of(r, n)) for _ in range(3)),
+        *(clip_magnitudes(draw_floats(r, n)) for _ in range(3)),
         np.float32(0.9),
         np.float32(r.choice([1, 0.3])),
         bool(r.integers(2)),
     ),
-    "compression.schemes.power_sgd._multiply": lambda r, n: (matrix(r, 3, n), matrix(r, n, 2)),
-    "compression.schemes.power_sgd._multiply_transposed": lambda r, n: (matrix(r, n, 5), matrix(r, n, 2)),
-    "compression.schemes.power_sgd._product": lambda r, n: (matrix(r, n, 2), matrix(r, 4, 2)),
+    "compression.schemes.power_sgd._multiply": lambda r, n: (draw_matrix(r, 3, n), draw_matrix(r, n, 2)),
+    "compression.schemes.power_sgd._multiply_transposed": lambda r, n: (draw_matrix(r, n, 5), draw_matrix(r, n, 2)),
+    "compression.schemes.power_sgd._product": lambda r, n: (draw_matrix(r, n, 2), draw_matrix(r, 4, 2)),
     "compression.operators.randk._sample": lambda r, n: (int(r.integers(1, n + 1)), n, U64(r.integers(2**63))),
 }
 
 
-def same(fast: Any, slow: Any) -> bool:
-    """Equal bit for bit; of buffers that are longer than what is in them, the common part."""
-    if isinstance(fast, tuple):
-        return all(same(a, b) for a, b in zip(fast, slow, strict=True))
-    if not isinstance(fast, np.ndarray):
-        return bool(fast == slow)
-    common = min(len(fast), len(slow))
-    return fast.dtype == slow.dtype and fast[:common].tobytes() == slow[:common].tobytes()
+def are_equal(a: Any, b: Any) -> bool:
+    """Return True if all bits are equal. Arrays of different lengths are compared over the shorter one."""
+    if isinstance(a, tuple):
+        return all(are_equal(x, y) for x, y in zip(a, b, strict=True))
+    if not isinstance(a, np.ndarray):
+        return bool(a == b)
+    n = min(len(a), len(b))
+    return a.dtype == b.dtype and a[:n].tobytes() == b[:n].tobytes()
 
 
-def runs() -> Iterator[Any]:
+def list_kernels() -> Iterator[Any]:
     for name, loop in KERNELS.items():
         if name.startswith("fedsgd."):
             yield pytest.param(name.removeprefix("fedsgd."), loop, id=name.removeprefix("fedsgd."))
 
 
-@pytest.mark.parametrize(("name", "loop"), list(runs()))
-def test_a_kernel_gives_the_bytes_of_its_reference(name: str, loop: Kernel[..., Any]) -> None:
-    fast = loop.compile()
-    assert fast is not None, "numba is a dependency, so the fast form is there"
+@pytest.mark.parametrize(("name", "loop"), list(list_kernels()))
+def test_kernel_after_compilation_gives_the_bytes_of_its_reference(name: str, loop: Kernel[..., Any]) -> None:
+    compiled = loop.compile()
+    assert compiled is not None, "numba is not installed"
     rng = np.random.default_rng(0)
     for size in SIZES:
         for _ in range(5):
             arguments = CASES[name](rng, size)
             copies = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
-            slow, quick = loop.reference(*copies), fast(*arguments)
-            assert same(quick, slow), (size, arguments)
-            assert all(same(a, b) for a, b in zip(arguments, copies, strict=True)), "what was written in place"
+            expected, result = loop.reference(*copies), compiled(*arguments)
+            assert are_equal(result, expected), (size, arguments)
+            assert all(are_equal(a, b) for a, b in zip(arguments, copies, strict=True)), "arguments after writes in place"
 
 
 def test_every_kernel_has_a_case() -> None:
     assert {name.removeprefix("fedsgd.") for name in KERNELS if name.startswith("fedsgd.")} == set(CASES)
 
 
-def test_a_kernel_that_differs_is_found() -> None:
-    """The comparison above has teeth: a loop with an operation in another order fails it."""
+def test_kernel_with_another_order_of_operations_is_not_equal() -> None:
+    """The comparison above detects such a kernel."""
 
     def total(x: F32) -> float:
         return float(np.add.accumulate(x.astype(np.float64))[-1])
@@ -254,7 +262,7 @@ def test_a_kernel_that_differs_is_found() -> None:
     KERNELS.pop(f"{__name__}.backwards")
     x = np.array([1e20, 1, -1e20, 1], dtype=np.float32)
     assert (backwards(x), backwards.reference(x)) == (0, 1)
-    assert not same(backwards(x), backwards.reference(x))
+    assert not are_equal(backwards(x), backwards.reference(x))
 
 
 WITHOUT_NUMBA = """
@@ -270,13 +278,13 @@ print(len(golden))
 """
 
 
-@pytest.mark.parametrize("way", ["missing", "switched off"])
-def test_without_numba_the_bytes_are_the_same(way: str, root: Any) -> None:
-    code = WITHOUT_NUMBA if way == "missing" else WITHOUT_NUMBA.replace('sys.modules["numba"] = None', "")
-    env = {"FEDSGD_KERNELS": "numpy"} if way == "switched off" else {}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, env=env, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 20
+@pytest.mark.parametrize("numba", ["missing", "disabled"])
+def test_golden_frames_without_numba_are_equal(numba: str, root: Any) -> None:
+    code = WITHOUT_NUMBA if numba == "missing" else WITHOUT_NUMBA.replace('sys.modules["numba"] = None', "")
+    env = {"FEDSGD_KERNELS": "numpy"} if numba == "disabled" else {}
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, env=env, check=False)
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) > 20
 
 
 def add_one(x: F32) -> F32:
@@ -284,15 +292,15 @@ def add_one(x: F32) -> F32:
 
 
 @pytest.fixture
-def own_folders_of_numba_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def numba_folders_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     from numba.core.caching import CacheImpl, UserProvidedCacheLocator
 
     monkeypatch.setattr(CacheImpl, "_locator_classes", [UserProvidedCacheLocator])
     monkeypatch.setattr("numba.config.CACHE_DIR", "")
 
 
-def stored_in(folder: Path) -> int:
-    """Number of compiled loops in a folder after one was compiled and called."""
+def count_stored_loops(folder: Path) -> int:
+    """Compile and call a loop; return the number of compiled loops in a folder."""
     import numba
 
     loop = Kernel(add_one, add_one)
@@ -302,46 +310,46 @@ def stored_in(folder: Path) -> int:
     return len(list(folder.rglob("*.nbi")))
 
 
-@pytest.mark.usefixtures("own_folders_of_numba_cannot_be_written")
-def test_fallback_cache_private_folder_is_made_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("numba_folders_cannot_be_written")
+def test_fallback_cache_in_private_folder_is_created_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FALLBACK_CACHE_VARIABLE, "")
-    assert stored_in(tmp_path) == 0
+    assert count_stored_loops(tmp_path) == 0
     monkeypatch.delenv(FALLBACK_CACHE_VARIABLE)
     set_fallback_cache(tmp_path / "above" / "kernels")
     set_fallback_cache(tmp_path / "another")
-    assert stored_in(tmp_path / "above" / "kernels") == 1
+    assert count_stored_loops(tmp_path / "above" / "kernels") == 1
     assert (tmp_path / "above" / "kernels").stat().st_mode & 0o777 == 0o700
     assert not (tmp_path / "another").exists()
 
 
-@pytest.mark.usefixtures("own_folders_of_numba_cannot_be_written")
-@pytest.mark.parametrize("way", ["for all", "for the group", "above", "owner", "file", "symbolic link"])
-def test_fallback_cache_folder_that_others_can_write_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+@pytest.mark.usefixtures("numba_folders_cannot_be_written")
+@pytest.mark.parametrize("fault", ["writable for all", "writable for the group", "parent", "owner", "file", "symbolic link"])
+def test_fallback_cache_in_folder_that_others_can_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """Numba unpickles what it finds in its cache."""
+    """Numba unpickles the files in its cache."""
     folder = tmp_path / "above" / "kernels"
     folder.mkdir(parents=True, mode=0o700)
     monkeypatch.setenv(FALLBACK_CACHE_VARIABLE, str(folder))
-    if way == "for all":
+    if fault == "writable for all":
         folder.chmod(0o777)
-    elif way == "for the group":
+    elif fault == "writable for the group":
         folder.chmod(0o770)
-    elif way == "above":
+    elif fault == "parent":
         folder.parent.chmod(0o777)
-    elif way == "owner":
+    elif fault == "owner":
         owner = os.geteuid()
         monkeypatch.setattr("os.geteuid", lambda: owner + 1)
-    elif way == "file":
+    elif fault == "file":
         folder.rmdir()
         folder.touch()
     else:
         folder.chmod(0o777)
         (tmp_path / "link").symlink_to(folder)
         monkeypatch.setenv(FALLBACK_CACHE_VARIABLE, str(tmp_path / "link"))
-    assert stored_in(tmp_path) == 0
+    assert count_stored_loops(tmp_path) == 0
 
 
-def test_importing_fedsgd_does_not_import_numba() -> None:
+def test_import_of_fedsgd_does_not_import_numba() -> None:
     code = "import sys, fedsgd, fedsgd.compression, fedsgd.cli; print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
