@@ -133,8 +133,8 @@ class SchemeErrors:
     Attributes:
         error: |Σx − Σd|²/|Σx|².
         delivered: ⟨Σx, Σd⟩/|Σx|²; 1 if all of Σx was delivered.
-        withheld: |undelivered update|² after the last round, the mean over the clients, over the mean |x|² of an update;
-            None if the scheme has no undelivered update.
+        withheld: |undelivered update|² after the last round, mean over the clients, in units of an update's mean |x|²; None
+            for a scheme without undelivered update.
         most_withheld: largest |undelivered update|² of any client after any round, in the same unit.
     """
 

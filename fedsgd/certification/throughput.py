@@ -1,7 +1,7 @@
 """Times of encoding and decoding, as multiples of the time of copying the dense vector in memory.
 
 The three are timed in turn, so that a change in the machine's speed affects all of them. Vectors are read from a pool that is
-larger than the processor's caches, because a copy within a cache is faster than a copy in memory.
+larger than the processor's caches: a copy within a cache is faster than a copy in memory.
 """
 
 from __future__ import annotations

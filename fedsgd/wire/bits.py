@@ -38,14 +38,11 @@ def pack(values: I64, widths: I64) -> bytes:
 
 
 def unpack(data: Bytes, widths: I64) -> I64:
-    """Unpack the fields of `pack`.
+    """Unpack the fields of `pack`, [n] int64.
 
     Args:
         data: bytes of the fields; the caller has checked that their number fits the widths.
         widths: [n] int64, 0 to 32 bits each.
-
-    Returns:
-        [n] int64, the values.
 
     Raises:
         WireError: the bits after the last field are not zero.
@@ -98,14 +95,11 @@ def find_set_bits(data: Bytes) -> I64:
 
 
 def unpack_unary(data: Bytes, count: int) -> I64:
-    """Decode the values of `pack_unary`.
+    """Decode the values of `pack_unary`, [count] int64.
 
     Args:
         data: bytes of the unary numbers alone.
         count: number of values.
-
-    Returns:
-        [count] int64, the values.
 
     Raises:
         WireError: the number of 1 bits is not `count`, or the last 1 bit is not in the last byte.
@@ -134,14 +128,11 @@ def pack_varint(value: int) -> bytes:
 
 
 def unpack_varint(data: Bytes, offset: int) -> tuple[int, int]:
-    """Decode an integer of `pack_varint`.
+    """Decode an integer of `pack_varint`; return the value and the offset after its last byte.
 
     Args:
         data: bytes that contain the integer.
         offset: position of its first byte in `data`.
-
-    Returns:
-        The value, and the offset after its last byte.
 
     Raises:
         WireError: `data` ends within the integer, or the integer has more than five bytes or a redundant last byte.

@@ -29,14 +29,11 @@ MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -163, 113
 
 
 def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
-    """Encode the words of floating-point numbers.
+    """Encode the words of floating-point numbers. Without `entropy`, the result may be a view of the words.
 
     Args:
         words: [k] uint32 or uint16, the bits of the numbers.
         entropy: True to code entropy where this is shorter.
-
-    Returns:
-        The bytes. Without `entropy` the result may be a view of `words`.
     """
     width = words.itemsize
     plain = words.astype(f"<u{width}", copy=False).data.cast("B")
@@ -52,16 +49,13 @@ def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
 
 
 def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
-    """Decode the words of `encode_words`.
+    """Decode the words of `encode_words`, [k] uint32.
 
     Args:
         data: bytes of the words alone.
         k: number of words.
         width: bytes of a word, 4 or 2.
         entropy: setting of the encoder.
-
-    Returns:
-        [k] uint32, the words.
 
     Raises:
         WireError: `data` is not a valid encoding of k words.
@@ -179,7 +173,7 @@ def _split_reference(words: U32, width: int) -> tuple[U8, U8]:
 
 @kernel(_split_reference)
 def _split(words: U32, width: int) -> tuple[U8, U8]:
-    """Rotate words of 32 or 16 bits left by one bit; return the upper bytes [k] and the lower bytes [k · (width / 8 − 1)]."""
+    """Rotate words left by one bit; return the upper bytes [k] and the lower bytes [k · (width / 8 − 1)]. width: 32 or 16."""
     upper = np.empty(words.size, dtype=np.uint8)
     lower = np.empty(words.size * (width // 8 - 1), dtype=np.uint8)
     if width == 32:

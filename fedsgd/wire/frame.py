@@ -192,14 +192,11 @@ def encode_frame(frame: Frame) -> bytes:
 
 @timed("decode")
 def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Frame:
-    """Decode a frame and check its header, section lengths and checksum.
+    """Decode a frame and check its header, section lengths and checksum. The data of its sections are views of `data`.
 
     Args:
         data: bytes of one frame.
         max_bytes: largest length to accept; None: any.
-
-    Returns:
-        The frame. The data of its sections are views of `data`.
 
     Raises:
         WireError: the bytes are not a frame; the error has an offset and a cause.

@@ -6,7 +6,7 @@
 
 Positions of sent coordinates are close to a Bernoulli process, whose gaps are geometric. Rice's code is optimal for a geometric
 source to within a few per cent (Golomb 1966; Rice 1979). Each block has its own parameter, because positions of real updates
-cluster by layer. Where they cluster more than that, the bit lengths of the gaps are far from geometric, and an entropy code of
+cluster by layer. Where they cluster more than that, the bit lengths of the gaps are far from geometric. Then an entropy code of
 the bit lengths is shorter. It needs about a hundred gaps, because its table is sent too.
 """
 
@@ -52,14 +52,11 @@ def encode_rice(gaps: I64, parameters: I64) -> bytes:
 
 
 def decode_rice(body: Bytes, k: int) -> I64:
-    """Decode the gaps of `encode_rice`.
+    """Decode the gaps of `encode_rice`, [k] int64, of any size.
 
     Args:
         body: bytes of the code alone.
         k: number of gaps.
-
-    Returns:
-        [k] int64, the gaps, of any size.
 
     Raises:
         WireError: `body` is not a valid code of k gaps.
@@ -89,14 +86,11 @@ def encode_classes(gaps: I64) -> bytes:
 
 
 def decode_classes(body: Bytes, k: int) -> I64:
-    """Decode the gaps of `encode_classes`.
+    """Decode the gaps of `encode_classes`, [k] int64, below 2³¹.
 
     Args:
         body: bytes of the code alone.
         k: number of gaps.
-
-    Returns:
-        [k] int64, the gaps, below 2³¹.
 
     Raises:
         WireError: `body` is not a valid code of k gaps.

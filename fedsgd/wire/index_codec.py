@@ -73,7 +73,7 @@ def encode_indices(indices: I64, size: int) -> bytes:
 
 @timed("decode")
 def decode_indices(section: Section, size: int, max_k: int | None = None) -> I64:
-    """Decode the index set of `encode_indices`.
+    """Decode the positions of `encode_indices`, [k] int64, strictly ascending.
 
     Memory for the positions is allocated only after the section's length was compared with P, and k with `max_k` and with the
     section's length.
@@ -82,9 +82,6 @@ def decode_indices(section: Section, size: int, max_k: int | None = None) -> I64
         section: an INDEX section.
         size: P.
         max_k: largest k to accept; None: P.
-
-    Returns:
-        [k] int64, the positions, strictly ascending.
 
     Raises:
         WireError: the section is malformed, has more than `max_k` positions, or positions that do not ascend or exceed P - 1.

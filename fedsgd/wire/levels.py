@@ -57,7 +57,7 @@ def max_level_bytes(size: int, level: int, bucket: int) -> int:
 
 
 def quantise(x: F32, scales: F32, level: int, bucket: int, key: int | None) -> U8:
-    """Quantise a vector to levels: |x_i| · L / scale with the sign of x_i, rounded.
+    """Quantise a vector to levels: |x_i| · L / scale with the sign of x_i, rounded, plus L, [P] uint8.
 
     Without a key, numbers are rounded to nearest, halves to even. With a key they are rounded stochastically: up with a
     probability equal to the fraction, by 32 shared random bits.
@@ -69,9 +69,6 @@ def quantise(x: F32, scales: F32, level: int, bucket: int, key: int | None) -> U
         bucket: coordinates in a bucket.
         key: key of the shared randomness, 64 bits; None: round to nearest.
 
-    Returns:
-        [P] uint8, the levels plus L.
-
     >>> x, scales = np.array([0.3, -2.0, 1.1], dtype=np.float32), np.array([2.0], dtype=np.float32)
     >>> quantise(x, scales, level=1, bucket=3, key=None).tolist()
     [1, 0, 2]
@@ -80,16 +77,13 @@ def quantise(x: F32, scales: F32, level: int, bucket: int, key: int | None) -> U
 
 
 def dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
-    """Return the coordinates of levels.
+    """Return the coordinates of levels, level · scale / L, [P] float32.
 
     Args:
         levels: [P] uint8, the levels plus L.
         scales: [⌈P / bucket⌉] float32.
         level: L.
         bucket: coordinates in a bucket.
-
-    Returns:
-        [P] float32, level · scale / L.
     """
     return _dequantise(levels, scales, level, bucket)
 
@@ -111,16 +105,13 @@ def encode_levels(levels: U8, scales: F32, level: int, entropy: bool = True, fre
 
 @timed("decode")
 def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tuple[U8, F32]:
-    """Decode the sections of `encode_levels`.
+    """Decode the levels plus L, [P] uint8, and the scales, [⌈P / bucket⌉] float32, of `encode_levels`.
 
     Args:
         sections: a VALUE and a SCALE section.
         size: P.
         level: L.
         bucket: coordinates in a bucket.
-
-    Returns:
-        [P] uint8, the levels plus L, and [⌈P / bucket⌉] float32, the scales.
 
     Raises:
         WireError: a section is missing or malformed, or a scale is negative or not finite.
@@ -151,15 +142,12 @@ def encode_digits(digits: U8, base: int, entropy: bool = True, frequency_bits: i
 
 @timed("decode")
 def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
-    """Decode the digits of `encode_digits`.
+    """Decode the digits of `encode_digits`, [n] uint8.
 
     Args:
         data: bytes of the digits alone.
         n: number of digits.
         base: base of the digits.
-
-    Returns:
-        [n] uint8, the digits.
 
     Raises:
         WireError: `data` is not a valid code of n digits.
@@ -194,14 +182,11 @@ def require_sections(sections: Sections, kinds: tuple[SectionKind, ...]) -> None
 
 
 def decode_scales(section: Section, count: int) -> F32:
-    """Decode a SCALE section.
+    """Decode the scales of a SCALE section, [count] float32.
 
     Args:
         section: section with one float32 per scale.
         count: number of scales.
-
-    Returns:
-        [count] float32, the scales.
 
     Raises:
         WireError: the length is not 4 · count bytes, or a scale is negative, −0 or not finite.

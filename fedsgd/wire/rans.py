@@ -9,8 +9,8 @@
              as a varint; the highest symbol has the rest of T as its frequency
 
 The number of symbols n is not encoded. Symbol i belongs to state i mod 4 (interleaving: Giesen, arXiv 1402.3392). A decoder
-begins with the four encoded states. For each symbol it takes the state x and finds the symbol s whose range [c, c + f) of the
-cumulated frequencies contains x mod T. Then:
+begins with the four encoded states. Each symbol is decoded from its state x. It is the symbol whose range [c, c + f) of the
+cumulated frequencies contains x mod T. The new state is:
 
     x ← f · ⌊x / T⌋ + (x mod T) − c;   if x < 2¹⁵: x ← 2¹⁶ · x + the next word
 
@@ -98,14 +98,11 @@ def _symbol_cost(frequency: int, scale_bits: int) -> int:
 
 
 def decode_symbols(data: Bytes, n: int) -> U8:
-    """Decode the symbols of `encode_symbols`.
+    """Decode the symbols of `encode_symbols`, [n] uint8.
 
     Args:
         data: bytes of the symbols alone.
         n: number of symbols.
-
-    Returns:
-        [n] uint8, the symbols.
 
     Raises:
         WireError: `data` is not a valid code of n symbols.
@@ -257,8 +254,8 @@ def _encode_reference(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U
 def _encode(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
     """Return the words and the final states of symbols, all with a frequency above 0.
 
-    x // f is computed without a division. With x below 2³¹, s = ⌈log₂ f⌉ and r = ⌈2^(31 + s) / f⌉, it equals x · r >> 31 + s
-    (Alverson 1991).
+    x // f is computed without a division (Alverson 1991). With x below 2³¹, s = ⌈log₂ f⌉ and r = ⌈2^(31 + s) / f⌉, it equals
+    x · r >> 31 + s.
     """
     reciprocals = np.zeros(256, dtype=np.uint64)
     shifts = np.zeros(256, dtype=np.uint64)

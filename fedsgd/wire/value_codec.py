@@ -56,16 +56,13 @@ def encode_values(values: F32, value_format: ValueFormat, key: int = 0, entropy:
 
 @timed("decode")
 def decode_values(sections: Sections, k: int, value_format: ValueFormat, entropy: bool = True) -> F32:
-    """Decode the values of `encode_values`.
+    """Decode the values of `encode_values`, [k] float32, finite.
 
     Args:
         sections: sections of the values alone.
         k: number of values.
         value_format: name of the format.
         entropy: setting of the encoder.
-
-    Returns:
-        [k] float32, the values, finite.
 
     Raises:
         WireError: a section has another kind or length, padding that is not zero, or a value that is not finite.
@@ -87,8 +84,8 @@ def max_value_bytes(k: int, value_format: ValueFormat) -> int:
 def max_relative_squared_error(value_format: ValueFormat) -> float | None:
     """Return the largest possible ‖decoded − values‖² / ‖values‖² of normal numbers; for "natural", its expected value.
 
-    None if the values determine it. For int8, int4 and ternary, the only general guarantee is that the decoded vector keeps a
-    part with at least the energy of the largest coordinate.
+    None if the values determine it. For int8, int4 and ternary, one guarantee is general: the decoded vector keeps a part with
+    at least the energy of the largest coordinate.
 
     Args:
         value_format: name of the format.
@@ -248,15 +245,12 @@ class _TernaryCodec(_ValueCodec):
 
 
 def decode_signs(section: Section, k: int, label: str) -> U8:
-    """Check a section of sign bits.
+    """Check a section of sign bits and return the packed bits, [⌈k / 8⌉] uint8.
 
     Args:
         section: section that contains sign bits alone.
         k: number of sign bits.
         label: description of the values, for error messages.
-
-    Returns:
-        [⌈k / 8⌉] uint8, the packed sign bits.
 
     Raises:
         WireError: the length is not ⌈k / 8⌉ bytes, or the padding is not zero.
