@@ -1,4 +1,4 @@
-"""Certificates: what is measured is exact where theory is, and whatever a compressor does wrong is in them."""
+"""Certificates: figures that theory predicts, broken laws, errors, output files and samples."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ from fedsgd.system.global_generators import read_generator_states
 from fedsgd.wire import Sections, decode_values, encode_values
 from tests.laws import planted, planted_bytes, planted_rounds
 
-SMALL: dict[str, Any] = {"data": "gaussian", "size": 1000}
-MINE = """
+SMALL_SAMPLE: dict[str, Any] = {"data": "gaussian", "size": 1000}
+USER_MODULE = """
 import os
 from dataclasses import dataclass
 from typing import ClassVar
@@ -113,7 +113,7 @@ not_a_class = 3
 
 
 class InProcess:
-    """The fresh interpreter's part, in this process."""
+    """Substitute for the fresh interpreter in this process."""
 
     def __init__(self, compressors: Sequence[CompressorLike]) -> None:
         self.compressors = compressors
@@ -124,16 +124,18 @@ class InProcess:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def decode(self, compressor: int, rounds: Sequence[RoundFrames], layout: ParameterLayout, seconds: float) -> Iterator[Any]:
-        return decode_rounds(self.compressors[compressor], rounds, layout)
+    def decode(
+        self, compressor_index: int, rounds: Sequence[RoundFrames], layout: ParameterLayout, seconds: float
+    ) -> Iterator[Any]:
+        return decode_rounds(self.compressors[compressor_index], rounds, layout)
 
     def compute_digests(
         self, updates: F32, layout: ParameterLayout, references: Sequence[Sequence[bytes]]
     ) -> list[tuple[str | None, str]]:
         digests: list[tuple[str | None, str]] = []
-        for compressor, of_rounds in zip(self.compressors, references, strict=True):
+        for compressor, frames in zip(self.compressors, references, strict=True):
             try:
-                digests.append((hash_frames(encode_rounds(compressor, updates, layout, of_rounds)), ""))
+                digests.append((hash_frames(encode_rounds(compressor, updates, layout, frames)), ""))
             except (IndexError, ValueError) as error:
                 digests.append((None, str(error)))
         return digests
@@ -141,11 +143,11 @@ class InProcess:
 
 @pytest.fixture
 def fresh_interpreter() -> None:
-    """A test that uses this one starts interpreters; all others compare within the process, which is quick."""
+    """Let a test start interpreters. All other tests compare within the process, which is faster."""
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def _reduce_work(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "fresh_interpreter" not in request.fixturenames:
         monkeypatch.setattr(runner, "FreshInterpreter", InProcess)
     monkeypatch.setattr(throughput, "MEASUREMENT_SECONDS", 0.0)
@@ -154,44 +156,45 @@ def _quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to work in, with a user's module in it."""
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Change to a folder with a user's module."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    (tmp_path / "mine_certified.py").write_text(MINE)
+    (tmp_path / "mine_certified.py").write_text(USER_MODULE)
     yield tmp_path
     sys.modules.pop("mine_certified", None)
 
 
-def run(*arguments: str | Path) -> Result:
+def run_certify(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["certify", *(str(a) for a in arguments), "--data", "gaussian", "--size", "1000"])
 
 
-def broken(certificate: Certificate) -> dict[str, str]:
-    return {verdict.law: verdict.detail for verdict in certificate.laws if verdict.passed is False}
+def list_broken_laws(certificate: Certificate) -> dict[str, str]:
+    return {result.law: result.detail for result in certificate.laws if result.passed is False}
 
 
-# ------------------------------------------------------------------------------------------------------------- exact figures
+# ------------------------------------------------------------------------------------------------------------------- figures
 
 
 @pytest.mark.usefixtures("fresh_interpreter")
-def test_dense_float32_is_32_bits_a_parameter_and_loses_nothing() -> None:
-    made = fedsgd.certify("dense", **SMALL)
-    assert made.passed
-    assert made.traffic is not None
-    assert made.errors is not None
-    assert made.traffic.payload_bits_per_parameter == 32
-    assert made.traffic.frame_bits_per_parameter == 8 * (26 + 1 + 2 + 4 * 1000 + 4) / 1000
-    assert made.traffic.uplink_ratio == 1.0
-    assert (made.traffic.kept, made.traffic.index, made.traffic.side, made.traffic.header) == (1000, 0, 0, 33)
-    assert made.traffic.position_bits_per_kept == pytest.approx(0, abs=1e-9)
-    assert (made.errors.error, made.errors.bias, made.errors.variance, made.errors.least_contraction) == (0, 0, 0, 1)
-    assert made.errors.stated_contraction == 1.0
-    assert made.frames_sha256 == made.fresh_frames_sha256
+def test_dense_float32_has_32_bits_a_parameter_and_no_error() -> None:
+    certificate = fedsgd.certify("dense", **SMALL_SAMPLE)
+    assert certificate.passed
+    traffic, errors = certificate.traffic, certificate.errors
+    assert traffic is not None
+    assert errors is not None
+    assert traffic.payload_bits_per_parameter == 32
+    assert traffic.frame_bits_per_parameter == 8 * (26 + 1 + 2 + 4 * 1000 + 4) / 1000
+    assert traffic.uplink_ratio == 1.0
+    assert (traffic.kept, traffic.index, traffic.side, traffic.header) == (1000, 0, 0, 33)
+    assert traffic.position_bits_per_kept == pytest.approx(0, abs=1e-9)
+    assert (errors.error, errors.bias, errors.variance, errors.least_contraction) == (0, 0, 0, 1)
+    assert errors.stated_contraction == 1.0
+    assert certificate.frames_sha256 == certificate.fresh_frames_sha256
 
 
-def test_rand_k_has_the_variance_of_theory_and_the_bias_of_chance() -> None:
-    errors = fedsgd.certify("rand-k", {"density": 0.1}, **SMALL).errors
+def test_rand_k_has_the_stated_variance_and_no_bias() -> None:
+    errors = fedsgd.certify("rand-k", {"density": 0.1}, **SMALL_SAMPLE).errors
     assert errors is not None
     assert errors.stated_variance == pytest.approx(9)
     assert errors.variance == pytest.approx(9, abs=5 * errors.variance_standard_error)
@@ -200,57 +203,58 @@ def test_rand_k_has_the_variance_of_theory_and_the_bias_of_chance() -> None:
     assert errors.stated_contraction is None
 
 
-def test_top_k_is_biased_and_contracts_by_more_than_its_worst_case() -> None:
-    made = fedsgd.certify("top-k", {"density": 0.1}, **SMALL)
-    assert made.errors is not None
-    assert made.traffic is not None
-    assert made.errors.bias > 10 * made.errors.chance_bias / math.sqrt(made.errors.contexts)
-    assert made.errors.bias == pytest.approx(math.sqrt(made.errors.variance))
-    assert made.errors.stated_contraction == 0.1 < made.errors.least_contraction < made.errors.median_contraction < 0.6
-    assert made.traffic.kept == 100
-    bits = made.traffic.bits_per_kept
+def test_top_k_is_biased_and_contracts_more_than_stated() -> None:
+    certificate = fedsgd.certify("top-k", {"density": 0.1}, **SMALL_SAMPLE)
+    traffic, errors = certificate.traffic, certificate.errors
+    assert errors is not None
+    assert traffic is not None
+    assert errors.bias > 10 * errors.chance_bias / math.sqrt(errors.contexts)
+    assert errors.bias == pytest.approx(math.sqrt(errors.variance))
+    assert errors.stated_contraction == 0.1 < errors.least_contraction < errors.median_contraction < 0.6
+    assert traffic.kept == 100
+    bits = traffic.bits_per_kept
     assert bits is not None
-    assert made.traffic.position_bits_per_kept is not None
-    assert made.traffic.position_bits_per_kept <= bits["index"] <= made.traffic.position_bits_per_kept + 0.5
-    assert bits["index"] == 8 * made.traffic.index / 100
-    assert sum(bits.values()) == pytest.approx(made.traffic.frame_bits_per_parameter * 10)
+    assert traffic.position_bits_per_kept is not None
+    assert traffic.position_bits_per_kept <= bits["index"] <= traffic.position_bits_per_kept + 0.5
+    assert bits["index"] == 8 * traffic.index / 100
+    assert sum(bits.values()) == pytest.approx(traffic.frame_bits_per_parameter * 10)
 
 
 @pytest.mark.parametrize(("n", "k"), [(5, 0), (5, 5), (5, 2), (1000, 10)])
-def test_log2_of_the_number_of_subsets(n: int, k: int) -> None:
+def test_log2_choose_is_the_logarithm_of_the_number_of_subsets(n: int, k: int) -> None:
     assert measure.log2_choose(n, k) == pytest.approx(math.log2(math.comb(n, k)), abs=1e-9)
 
 
-def test_the_entropy_of_bytes() -> None:
+def test_entropy_of_bytes_is_zeroth_order() -> None:
     assert measure._entropy_bits(np.array([4.0, 4.0])) == 8
     assert measure._entropy_bits(np.array([7.0])) == 0
     assert measure._entropy_bits(np.array([])) == 0
 
 
-def test_a_scheme_says_what_was_delivered_and_what_is_held_back() -> None:
-    made = fedsgd.certify("top-k", {"density": 0.1}, error_feedback="persist", **SMALL)
-    assert made.kind == "scheme"
-    assert made.errors is None
-    assert made.delivery is not None
-    assert 0.5 < made.delivery.delivered < 1
-    assert made.delivery.withheld is not None
-    assert made.delivery.most_withheld is not None
-    assert 0 < made.delivery.withheld <= made.delivery.most_withheld
-    assert made.error == made.delivery.error
-    everything = fedsgd.certify(ErrorFeedback(Dense()), **SMALL).delivery
-    assert everything is not None
-    assert everything.delivered == pytest.approx(1)
-    assert (everything.error, everything.withheld) == (pytest.approx(0, abs=1e-12), 0)
-    nothing_kept_back = fedsgd.certify(MemorylessScheme(RandK(scaled=False)), **SMALL).delivery
-    assert nothing_kept_back is not None
-    assert nothing_kept_back.withheld is None
+def test_scheme_errors_are_delivered_and_undelivered_updates() -> None:
+    certificate = fedsgd.certify("top-k", {"density": 0.1}, error_feedback="persist", **SMALL_SAMPLE)
+    assert certificate.kind == "scheme"
+    assert certificate.errors is None
+    assert certificate.delivery is not None
+    assert 0.5 < certificate.delivery.delivered < 1
+    assert certificate.delivery.withheld is not None
+    assert certificate.delivery.most_withheld is not None
+    assert 0 < certificate.delivery.withheld <= certificate.delivery.most_withheld
+    assert certificate.error == certificate.delivery.error
+    lossless = fedsgd.certify(ErrorFeedback(Dense()), **SMALL_SAMPLE).delivery
+    assert lossless is not None
+    assert lossless.delivered == pytest.approx(1)
+    assert (lossless.error, lossless.withheld) == (pytest.approx(0, abs=1e-12), 0)
+    memoryless = fedsgd.certify(MemorylessScheme(RandK(scaled=False)), **SMALL_SAMPLE).delivery
+    assert memoryless is not None
+    assert memoryless.withheld is None
 
 
 @dataclass(frozen=True)
-class Announces(MemorylessScheme):
-    """Clients send what differs from the last aggregate, which they are told beside the model."""
+class ReferencedUpdates(MemorylessScheme):
+    """Clients send the difference from the last aggregate, which the server sends in addition to the model."""
 
-    name: ClassVar[str] = "announces"
+    name: ClassVar[str] = "referenced-updates"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         return super().send(x if ctx.reference is None else x - ctx.reference, state, ctx)
@@ -270,31 +274,31 @@ class Announces(MemorylessScheme):
         return decode_values(sections, ctx.layout.size, "float32", False)
 
 
-def test_what_a_scheme_sends_beside_the_model_is_counted_and_read() -> None:
-    made = fedsgd.certify(Announces(Dense()), **SMALL)
-    assert made.label == "announces(dense)"
-    assert made.traffic is not None
-    assert made.traffic.reference_bytes == 7 / 8 * (26 + 1 + 2 + 4000 + 4)
-    assert made.delivery is not None
-    assert made.delivery.delivered == pytest.approx(1)
-    assert made.delivery.error == pytest.approx(0, abs=1e-12)
-    assert "reference frame, bytes" in report.to_markdown(made)
+def test_reference_frame_of_scheme_is_counted_and_decoded() -> None:
+    certificate = fedsgd.certify(ReferencedUpdates(Dense()), **SMALL_SAMPLE)
+    assert certificate.label == "referenced-updates(dense)"
+    assert certificate.traffic is not None
+    assert certificate.traffic.reference_bytes == 7 / 8 * (26 + 1 + 2 + 4000 + 4)
+    assert certificate.delivery is not None
+    assert certificate.delivery.delivered == pytest.approx(1)
+    assert certificate.delivery.error == pytest.approx(0, abs=1e-12)
+    assert "reference frame, bytes" in report.to_markdown(certificate)
 
 
-def test_every_law_of_the_suite_has_a_verdict() -> None:
-    every = [law.__name__ for law in (*SAMPLED_VECTOR_LAWS, *INPUT_LAWS)]
-    names = [name for name in every if name not in ("mean_error", "variance")]  # dense is neither unbiased nor random
+def test_certificate_has_a_result_for_every_law() -> None:
+    laws = [law.__name__ for law in (*SAMPLED_VECTOR_LAWS, *INPUT_LAWS)]
+    names = [name for name in laws if name not in ("mean_error", "variance")]  # dense is neither unbiased nor random
     last = [*(law.__name__ for law in (*ROUND_LAWS, *DECODING_LAWS)), "vectors", "decodes_from_bytes", "reproducible"]
-    made = fedsgd.certify("dense", **SMALL)
-    assert [v.law for v in made.laws] == [*names, *last]
-    unbiased = fedsgd.certify("rand-k", **SMALL)
-    assert [v.law for v in unbiased.laws] == [*(name for name in every if name != "contraction"), *last]
-    assert all(v.statement for v in made.laws)
-    made = fedsgd.certify(ErrorFeedback(Dense()), **SMALL)
-    assert [v.law for v in made.laws] == [*names, *(law.__name__ for law in SCHEME_LAWS), *last]
+    certificate = fedsgd.certify("dense", **SMALL_SAMPLE)
+    assert [result.law for result in certificate.laws] == [*names, *last]
+    unbiased = fedsgd.certify("rand-k", **SMALL_SAMPLE)
+    assert [result.law for result in unbiased.laws] == [*(name for name in laws if name != "contraction"), *last]
+    assert all(result.statement for result in certificate.laws)
+    certificate = fedsgd.certify(ErrorFeedback(Dense()), **SMALL_SAMPLE)
+    assert [result.law for result in certificate.laws] == [*names, *(law.__name__ for law in SCHEME_LAWS), *last]
 
 
-# ------------------------------------------------------------------------------------------------------------ what goes wrong
+# --------------------------------------------------------------------------------------------------------------- broken laws
 
 
 @pytest.mark.parametrize(
@@ -307,100 +311,104 @@ def test_every_law_of_the_suite_has_a_verdict() -> None:
     ],
     ids=lambda v: getattr(v, "name", ""),
 )
-def test_a_broken_law_is_reported_with_its_figures(compressor: Any, law: str, figures: str) -> None:
-    made = fedsgd.certify(compressor, **SMALL)
-    assert not made.passed
-    assert figures in broken(made)[law]
-    assert "laws broken" in report.to_markdown(made)
-    assert str(compressor) not in broken(made)[law]
+def test_broken_law_is_reported_with_its_figures(compressor: Any, law: str, figures: str) -> None:
+    certificate = fedsgd.certify(compressor, **SMALL_SAMPLE)
+    assert not certificate.passed
+    assert figures in list_broken_laws(certificate)[law]
+    assert "laws broken" in report.to_markdown(certificate)
+    assert str(compressor) not in list_broken_laws(certificate)[law]
 
 
-def test_a_broken_law_is_exit_status_1(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_law_gives_exit_status_1(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(root)])
-    result = run("tests.laws.planted:SignInAByte")
+    result = run_certify("tests.laws.planted:SignInAByte")
     assert result.exit_code == 1
     assert "BROKEN incompressible_payload: zlib compresses" in result.stdout
-    result = run("tests.laws.planted:NormDivision", "--json")
+    result = run_certify("tests.laws.planted:NormDivision", "--json")
     assert result.exit_code == 1
     table = json.loads(result.stdout)
     assert not table["passed"]
     assert next(law["law"] for law in table["laws"] if not law["passed"]) == "preserves_zero"
 
 
-def test_an_exception_is_a_broken_law_that_names_it(here: Path) -> None:
-    result = run("mine_certified:Raises")
+def test_exception_of_compressor_is_a_broken_law_with_its_location(user_folder: Path) -> None:
+    result = run_certify("mine_certified:Raises")
     assert result.exit_code == 1
     assert "BROKEN vectors: IndexError: list index out of range (mine_certified.py:" in result.stdout
     assert "Traceback" not in result.output
-    made = fedsgd.certify("mine_certified:Raises", **SMALL)
-    assert made.traffic is None
-    assert made.to_json()["traffic"] is None
-    assert broken(made).keys() >= {"boundary_positions", "round_trip", "vectors"}
-    assert [v.passed for v in made.laws if v.law == "reproducible"] == [None]
-    assert "not tried" in report.to_markdown(made)
-    assert report.build_comparison_rows([made])[0][2:7] == ("", "", "", "", "")
+    certificate = fedsgd.certify("mine_certified:Raises", **SMALL_SAMPLE)
+    assert certificate.traffic is None
+    assert certificate.to_json()["traffic"] is None
+    assert list_broken_laws(certificate).keys() >= {"boundary_positions", "round_trip", "vectors"}
+    assert [result.passed for result in certificate.laws if result.law == "reproducible"] == [None]
+    assert "not tried" in report.to_markdown(certificate)
+    assert report.build_comparison_rows([certificate])[0][2:7] == ("", "", "", "", "")
 
 
 @pytest.mark.usefixtures("fresh_interpreter")
-def test_bytes_that_differ_in_a_fresh_interpreter(here: Path) -> None:
-    made = fedsgd.certify("mine_certified:ByProcess", **SMALL)
-    assert made.frames_sha256 is not None
-    assert made.fresh_frames_sha256 is not None
-    assert made.frames_sha256 != made.fresh_frames_sha256
-    assert made.frames_sha256[:16] in broken(made)["reproducible"]
+def test_bytes_that_differ_in_a_fresh_interpreter_are_not_reproducible(user_folder: Path) -> None:
+    certificate = fedsgd.certify("mine_certified:ByProcess", **SMALL_SAMPLE)
+    assert certificate.frames_sha256 is not None
+    assert certificate.fresh_frames_sha256 is not None
+    assert certificate.frames_sha256 != certificate.fresh_frames_sha256
+    assert certificate.frames_sha256[:16] in list_broken_laws(certificate)["reproducible"]
 
 
 @pytest.mark.usefixtures("fresh_interpreter")
-def test_decoding_from_anything_but_the_bytes_is_a_broken_law(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_that_uses_more_than_the_bytes_breaks_a_law(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TMPDIR", "TEMP", "TMP"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    monkeypatch.setattr(tempfile, "tempdir", str(user_folder))
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    subjects = [*planted_rounds.CHANNELS, planted_rounds.DyingDecoder(), planted_rounds.OrderedDecoder(), TopK()]
-    *others, dying, ordered, right = runner._make_certificates(
-        subjects, samples.sample_updates("gaussian", 1000), with_laws=False
+    compressors = [*planted_rounds.CHANNELS, planted_rounds.DyingDecoder(), planted_rounds.OrderedDecoder(), TopK()]
+    *channels, dying, ordered, correct = runner._make_certificates(
+        compressors, samples.sample_updates("gaussian", 1000), with_laws=False
     )
-    for made in others:
-        assert broken(made).keys() == {"decodes_from_bytes"}, made.compressor
-        assert re.match(r"round \d, client \d: (KeyError|IndexError|FileNotFoundError): ", broken(made)["decodes_from_bytes"])
-    assert broken(dying) == {"decodes_from_bytes": "the fresh interpreter ended with exit status 7: no message"}
+    for certificate in channels:
+        assert list_broken_laws(certificate).keys() == {"decodes_from_bytes"}, certificate.compressor
+        assert re.match(
+            r"round \d, client \d: (KeyError|IndexError|FileNotFoundError): ",
+            list_broken_laws(certificate)["decodes_from_bytes"],
+        )
+    assert list_broken_laws(dying) == {"decodes_from_bytes": "the fresh interpreter ended with exit status 7: no message"}
     assert re.fullmatch(
-        r"round \d, client \d: coordinate \d+ is \S+, expected \S+; \d+ of 1000 differ", broken(ordered)["decodes_from_bytes"]
+        r"round \d, client \d: coordinate \d+ is \S+, expected \S+; \d+ of 1000 differ",
+        list_broken_laws(ordered)["decodes_from_bytes"],
     )
-    assert right.passed
+    assert correct.passed
 
 
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_client_that_reads_the_aggregate_from_the_process_is_not_reproducible() -> None:
-    subjects = [planted_bytes.FreeReference(TopK()), CAFe(TopK())]
-    liar, right = runner._make_certificates(subjects, samples.sample_updates("gaussian", 1000), with_laws=False)
-    assert broken(liar).keys() == {"reproducible"}
-    assert right.passed
+    compressors = [planted_bytes.FreeReference(TopK()), CAFe(TopK())]
+    unreproducible, correct = runner._make_certificates(compressors, samples.sample_updates("gaussian", 1000), with_laws=False)
+    assert list_broken_laws(unreproducible).keys() == {"reproducible"}
+    assert correct.passed
 
 
 def test_certificate_of_a_seeding_compressor_leaves_the_global_generators_alone() -> None:
     before = read_generator_states()
-    made = fedsgd.certify(planted_rounds.SeededByEncode(0.1), **SMALL)
-    assert "draws from the global generator of numpy.random" in broken(made)["global_generators"]
+    certificate = fedsgd.certify(planted_rounds.SeededByEncode(0.1), **SMALL_SAMPLE)
+    assert "draws from the global generator of numpy.random" in list_broken_laws(certificate)["global_generators"]
     assert read_generator_states() == before
 
 
 def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted_rounds.PeekingDecoder, "__module__", "__main__")
-    made = fedsgd.certify(ErrorFeedback(planted_rounds.PeekingDecoder(0.1)), **SMALL)
-    not_tried = {verdict.law: verdict.detail for verdict in made.laws if verdict.passed is None}
+    certificate = fedsgd.certify(ErrorFeedback(planted_rounds.PeekingDecoder(0.1)), **SMALL_SAMPLE)
+    not_tried = {result.law: result.detail for result in certificate.laws if result.passed is None}
     assert not_tried.keys() == {"decodes_from_bytes", "reproducible"}
-    assert all("put it into a module" in why for why in not_tried.values())
+    assert all("put it into a module" in reason for reason in not_tried.values())
 
 
 @pytest.mark.usefixtures("fresh_interpreter")
-def test_decoder_that_waits_for_ever_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_that_does_not_return_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "BASE_TIMEOUT", 1.0)
     monkeypatch.setattr(runner, "TIMEOUT_FACTOR", 0.0)
-    (made,) = runner._make_certificates(
+    (certificate,) = runner._make_certificates(
         [planted_rounds.WaitingDecoder()], samples.sample_updates("gaussian", 100), with_laws=False
     )
-    assert broken(made) == {"decodes_from_bytes": "the fresh interpreter did not reply in 1 s"}
+    assert list_broken_laws(certificate) == {"decodes_from_bytes": "the fresh interpreter did not reply in 1 s"}
 
 
 @pytest.mark.usefixtures("fresh_interpreter")
@@ -408,21 +416,21 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
     class Local(TopK):
         pass
 
-    drawn = samples.sample_updates("gaussian", 10)
-    frames = [exchange.frames for exchange in simulate_rounds(TopK(), drawn.updates, drawn.layout)]
+    sample = samples.sample_updates("gaussian", 10)
+    frames = [simulated.frames for simulated in simulate_rounds(TopK(), sample.updates, sample.layout)]
     with reproducibility.FreshInterpreter([Local(), TopK()]) as interpreter:
         with pytest.raises(LawError, match="cannot be pickled"):
-            next(interpreter.decode(0, frames, drawn.layout, 60))
-        assert len([*interpreter.decode(1, frames, drawn.layout, 60)]) == 8 * 4 + 2 * 8
-        (sha, why), (other, _) = interpreter.compute_digests(drawn.updates, drawn.layout, [[b""] * 8] * 2)
-    assert sha is None
-    assert "cannot be pickled" in why
-    assert other is not None
+            next(interpreter.decode(0, frames, sample.layout, 60))
+        assert len([*interpreter.decode(1, frames, sample.layout, 60)]) == 8 * 4 + 2 * 8
+        (digest, reason), (second_digest, _) = interpreter.compute_digests(sample.updates, sample.layout, [[b""] * 8] * 2)
+    assert digest is None
+    assert "cannot be pickled" in reason
+    assert second_digest is not None
     monkeypatch.setattr(reproducibility, "SERVE_COMMAND", "raise SystemExit('gone')")
     with reproducibility.FreshInterpreter([TopK()]) as interpreter:
         with pytest.raises(LawError, match=r"^the fresh interpreter ended with exit status 1: gone$"):
-            interpreter.decode(0, frames, drawn.layout, 60)
-        assert interpreter.compute_digests(drawn.updates, drawn.layout, [[b""] * 8]) == [
+            interpreter.decode(0, frames, sample.layout, 60)
+        assert interpreter.compute_digests(sample.updates, sample.layout, [[b""] * 8]) == [
             (None, "the fresh interpreter ended with exit status 1: gone")
         ]
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -430,10 +438,10 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
         reproducibility.FreshInterpreter([TopK()]) as interpreter,
         pytest.raises(LawError, match=r"cannot be started: .*/nowhere/python"),
     ):
-        interpreter.decode(0, frames, drawn.layout, 60)
+        interpreter.decode(0, frames, sample.layout, 60)
 
 
-# ------------------------------------------------------------------------------------------------------------ which compressor
+# ----------------------------------------------------------------------------------------------------------------- arguments
 
 
 @pytest.mark.parametrize(
@@ -457,8 +465,8 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
         (["mine_certified:Wraps", "--set", "op=dense", "--error-feedback", "persist"], "wraps has a memory of its own"),
     ],
 )
-def test_a_wrong_question_is_answered_on_one_line(here: Path, arguments: list[str], message: str) -> None:
-    result = run(*arguments)
+def test_invalid_compressor_gives_one_line_and_exit_status_2(user_folder: Path, arguments: list[str], message: str) -> None:
+    result = run_certify(*arguments)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert len(result.stderr.removeprefix("a module may print\n").splitlines()) == 1
@@ -474,13 +482,13 @@ def test_a_wrong_question_is_answered_on_one_line(here: Path, arguments: list[st
         (["top-k", "--no-laws"], "--no-laws needs --all"),
     ],
 )
-def test_options_that_do_not_go_together(arguments: list[str], message: str) -> None:
-    result = run(*arguments)
+def test_options_that_exclude_each_other_give_exit_status_2(arguments: list[str], message: str) -> None:
+    result = run_certify(*arguments)
     assert (result.exit_code, message in result.stderr) == (2, True)
 
 
-def test_wrong_vectors_and_settings() -> None:
-    neither: Any = 3
+def test_invalid_arguments_raise_scenario_error() -> None:
+    number: Any = 3
     with pytest.raises(ScenarioError, match="size: got 10, expected none"):
         fedsgd.certify("dense", size=10)
     with pytest.raises(ScenarioError, match="size: got 0"):
@@ -488,37 +496,37 @@ def test_wrong_vectors_and_settings() -> None:
     with pytest.raises(ScenarioError, match='data: got "gauss", did you mean "gaussian"'):
         fedsgd.certify("dense", data="gauss")
     with pytest.raises(ScenarioError, match="density: settings are for a compressor that is given by name"):
-        fedsgd.certify(TopK(), {"density": 0.5}, **SMALL)
+        fedsgd.certify(TopK(), {"density": 0.5}, **SMALL_SAMPLE)
     with pytest.raises(ScenarioError, match="expected a frozen dataclass"):
-        fedsgd.certify(neither, **SMALL)
+        fedsgd.certify(number, **SMALL_SAMPLE)
 
 
-def test_a_class_of_the_users_own_is_certified(here: Path) -> None:
-    result = run("mine_certified:Half", "--json", "--set", "density=0.25")
+def test_user_class_is_certified(user_folder: Path) -> None:
+    result = run_certify("mine_certified:Half", "--json", "--set", "density=0.25")
     assert result.exit_code == 0, result.output
     table = json.loads(result.stdout)
     assert table["compressor"] == {"name": "half", "density": 0.25, "values": "float32"}
     assert result.stderr == "a module may print\n"
     assert table["class"] == "mine_certified:Half"
     assert table["traffic"]["kept"] == 250
-    result = run("mine_certified:Wraps", "--set", "op.name=top-k", "--set", "op.density=0.1")
+    result = run_certify("mine_certified:Wraps", "--set", "op.name=top-k", "--set", "op.density=0.1")
     assert result.exit_code == 0, result.output
     assert re.search(r"wraps\(top-k\) \(scheme\): all \d+ laws hold", result.stdout)
 
 
-def test_the_command_finds_a_module_in_the_working_directory(here: Path, root: Path) -> None:
+def test_command_imports_a_module_of_the_working_directory(user_folder: Path, root: Path) -> None:
     command = [sys.executable, "-m", "fedsgd", "certify", "mine_certified:Half", "--data", "laplace", "--size", "500"]
-    ours = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=False, env=ours)
-    assert (done.returncode, done.stderr) == (0, "a module may print\n")
-    assert re.search(r"half \(contractive\): all \d+ laws hold", done.stdout)
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    process = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=False, env=environment)
+    assert (process.returncode, process.stderr) == (0, "a module may print\n")
+    assert re.search(r"half \(contractive\): all \d+ laws hold", process.stdout)
 
 
 # -------------------------------------------------------------------------------------------------------------------- outputs
 
 
-def test_json_is_the_same_apart_from_times_and_the_folder_is_written(here: Path) -> None:
-    first, second = (run("top-k", "--out", "a/b", "--json") for _ in range(2))
+def test_json_is_equal_except_times_and_files_are_written(user_folder: Path) -> None:
+    first, second = (run_certify("top-k", "--out", "a/b", "--json") for _ in range(2))
     assert first.exit_code == second.exit_code == 0
     assert Path("a/b/certificate.json").read_text() == second.stdout
     tables = [json.loads(result.stdout) for result in (first, second)]
@@ -536,75 +544,75 @@ def test_json_is_the_same_apart_from_times_and_the_folder_is_written(here: Path)
     assert first.stderr == "written to a/b\n"
 
 
-def test_a_folder_that_cannot_be_written(here: Path) -> None:
+def test_folder_that_cannot_be_written_raises_output_error(user_folder: Path) -> None:
     Path("file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        report.save(fedsgd.certify("dense", **SMALL), Path("file"))
-    result = run("dense", "--out", "file")
+        report.save(fedsgd.certify("dense", **SMALL_SAMPLE), Path("file"))
+    result = run_certify("dense", "--out", "file")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
-def test_the_table_fits_a_terminal_and_markdown_is_printed(here: Path) -> None:
-    result = run("top-k", "--error-feedback", "decay")
+def test_tables_fit_a_terminal_of_80_columns(user_folder: Path) -> None:
+    result = run_certify("top-k", "--error-feedback", "decay")
     assert result.exit_code == 0
     for words in ("bits/parameter, payload", "log₂C(P, k)/k", "undelivered energy", "× memcpy", "frames_sha256", "bounded"):
         assert words in result.stdout
     assert max(len(line) for line in result.stdout.splitlines() if line.startswith(" ")) <= 80
-    assert run("top-k", "--markdown").stdout.startswith("# top-k (contractive)")
+    assert run_certify("top-k", "--markdown").stdout.startswith("# top-k (contractive)")
 
 
-def test_all_compressors_in_one_table_by_bits_per_parameter() -> None:
-    result = run("--all", "--no-laws")
+def test_table_of_all_compressors_is_sorted_by_bits_per_parameter() -> None:
+    result = run_certify("--all", "--no-laws")
     assert result.exit_code == 0, result.output
-    made = certify_all(laws=False, **SMALL)
-    assert {c.compressor.name for c in made} == set(COMPRESSORS)
-    bits = [c.traffic.frame_bits_per_parameter for c in made if c.traffic is not None]
+    certificates = certify_all(laws=False, **SMALL_SAMPLE)
+    assert {c.compressor.name for c in certificates} == set(COMPRESSORS)
+    bits = [c.traffic.frame_bits_per_parameter for c in certificates if c.traffic is not None]
     assert len(bits) == len(COMPRESSORS)
     assert bits == sorted(bits)
     rows = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
-    labels = [c.label for c in made]
+    labels = [c.label for c in certificates]
     assert [row for row in rows if row in labels] == labels
-    page = run("--all", "--no-laws", "--markdown").stdout.splitlines()
+    page = run_certify("--all", "--no-laws", "--markdown").stdout.splitlines()
     assert page[0] == f"| {' | '.join(report.COLUMNS)} |"
-    assert [line.split(" | ")[0].removeprefix("| ") for line in page[2 : 2 + len(made)]] == labels
-    tables = json.loads(run("--all", "--no-laws", "--json").stdout)
-    assert [table["compressor"]["name"] for table in tables] == [c.compressor.name for c in made]
-    assert [len(table["laws"]) for table in tables] == [3] * len(made)
+    assert [line.split(" | ")[0].removeprefix("| ") for line in page[2 : 2 + len(certificates)]] == labels
+    tables = json.loads(run_certify("--all", "--no-laws", "--json").stdout)
+    assert [table["compressor"]["name"] for table in tables] == [c.compressor.name for c in certificates]
+    assert [len(table["laws"]) for table in tables] == [3] * len(certificates)
 
 
-# -------------------------------------------------------------------------------------------------------------------- vectors
+# -------------------------------------------------------------------------------------------------------------------- samples
 
 
-def test_real_vectors_are_updates_of_trained_clients_and_always_the_same() -> None:
-    made = samples.sample_updates("real", None)
-    assert made.updates.shape == (8, 4, 200_650)
-    assert len(made.layout.names) == 6
-    flat = made.updates.reshape(32, -1)
+def test_real_sample_has_distinct_updates_and_is_reproducible() -> None:
+    sample = samples.sample_updates("real", None)
+    assert sample.updates.shape == (8, 4, 200_650)
+    assert len(sample.layout.names) == 6
+    flat = sample.updates.reshape(32, -1)
     assert len({row.tobytes() for row in flat}) == 32
     assert (np.square(flat).sum(axis=1) > 0).all()
     samples._train_updates.cache_clear()
-    assert samples.sample_updates("real", None).summary == made.summary
+    assert samples.sample_updates("real", None).summary == sample.summary
 
 
 @pytest.mark.parametrize(("kind", "kurtosis"), [("gaussian", 3), ("laplace", 6)])
-def test_drawn_vectors_are_what_they_are_called(kind: str, kurtosis: float) -> None:
-    made = samples.sample_updates(kind, 10_000)
-    x = made.updates.astype(np.float64)
+def test_random_sample_has_the_kurtosis_of_its_distribution(kind: str, kurtosis: float) -> None:
+    sample = samples.sample_updates(kind, 10_000)
+    x = sample.updates.astype(np.float64)
     assert (x**4).mean() / (x**2).mean() ** 2 == pytest.approx(kurtosis, rel=0.05)
-    assert made.layout.shapes == ((100, 100),)
+    assert sample.layout.shapes == ((100, 100),)
     assert samples.sample_updates(kind, 3).layout.shapes == ((1, 1), (2,))
 
 
-def test_of_long_vectors_there_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_of_long_vectors_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MAX_SAMPLE_BYTES", 4 * 4 * 1000 * 3)
     assert samples.sample_updates("gaussian", 1000).updates.shape == (3, 4, 1000)
     assert samples.sample_updates("gaussian", 10_000).updates.shape == (1, 4, 10_000)
 
 
-def test_the_pool_is_larger_than_the_last_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = samples.sample_updates("gaussian", 1000)
-    assert throughput.build_pool(drawn).nbytes >= 2**20
+def test_pool_is_larger_than_the_last_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = samples.sample_updates("gaussian", 1000)
+    assert throughput.build_pool(sample).nbytes >= 2**20
     monkeypatch.setattr(throughput, "read_cache_bytes", lambda: 2**20)
-    pool = throughput.build_pool(drawn)
+    pool = throughput.build_pool(sample)
     assert pool.nbytes == 512 * 4000  # no more than 512 vectors
-    assert (pool[32] == drawn.updates[0, 0]).all()
+    assert (pool[32] == sample.updates[0, 0]).all()
