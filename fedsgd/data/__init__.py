@@ -1,4 +1,4 @@
-"""Datasets and how they are split over clients."""
+"""Datasets and their partition over clients."""
 
 from fedsgd.data.base import ClientData, Dataset, DatasetSource, Examples
 from fedsgd.data.dataset_check import check_dataset

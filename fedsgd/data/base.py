@@ -1,4 +1,4 @@
-"""What a dataset is: arrays of examples and targets, a training part to be split over clients and a held-out test part."""
+"""Datasets: examples and targets for training, which are partitioned over clients, and for testing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ from fedsgd.numerics.arrays import I64
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """n examples, or the rows `rows` of a larger set, gathered only when asked for.
+    """n examples, or a selection of the rows of a larger set, which `arrays` copies on demand.
 
-    x: [n, ...], usually float32; y: [n, ...], int64 class labels or any target that the loss takes; owner: [n], for data that
-    were made by somebody, a number for whose each example is.
+    Attributes:
+        x: [n, ...] usually float32, the inputs of the model.
+        y: [n, ...] int64 class labels, or any other targets that the loss takes.
+        rows: [m] int64, the rows of `x` and `y` that are selected; None: all rows.
+        writer: [n] int64, number of each example's owner (writer, speaker or user); None: the examples have no owners.
+
+    >>> import numpy as np
+    >>> examples = Examples(x=np.eye(4, dtype=np.float32), y=np.array([0, 1, 1, 0]), rows=np.array([3, 1]))
+    >>> len(examples), examples.targets().tolist()
+    (2, [0, 1])
     """
 
     x: NDArray[Any]
@@ -34,25 +42,38 @@ class Examples:
         return len(self.y) if self.rows is None else len(self.rows)
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(x, y) of these examples alone."""
+        """Return (x, y) of the selected rows."""
         if self.rows is None:
             return self.x, self.y
         return self.x[self.rows], self.y[self.rows]
 
     def targets(self) -> NDArray[Any]:
-        """y of these examples alone."""
+        """Return y of the selected rows."""
         return self.y if self.rows is None else self.y[self.rows]
 
     def select(self, positions: I64) -> Examples:
-        """The examples at these places among them, not gathered yet."""
+        """Return a selection of these examples, without their writers; no array is copied.
+
+        Args:
+            positions: [k] int64, positions among these examples.
+        """
         return Examples(self.x, self.y, self.row_indices(positions))
 
     def row_indices(self, positions: I64) -> I64:
-        """The rows of x and y where the examples at these places are."""
+        """Return the rows of `x` and `y` that belong to some of these examples.
+
+        Args:
+            positions: [k] int64, positions among these examples.
+        """
         return positions if self.rows is None else self.rows[positions]
 
     def slice(self, start: int, stop: int) -> Examples:
-        """The examples from `start` to before `stop`, not gathered yet."""
+        """Return consecutive examples, without their writers; no array is copied.
+
+        Args:
+            start: position of the first example.
+            stop: position after the last example.
+        """
         if self.rows is None:
             return Examples(self.x[start:stop], self.y[start:stop])
         return Examples(self.x, self.y, self.rows[start:stop])
@@ -60,13 +81,26 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """train and test examples; classes: number of classes, or None where targets are not class labels.
+    """Training and test examples, checked and converted when the dataset is built.
 
-    Arrays are brought into the form that models compute with: contiguous, native bytes, `rows` gathered, floats as float32,
-    integers as int64. Integer examples stay integers, as embeddings want them: images must be floats. Class labels are
-    integers in [0, classes), [n] or, in sequences, [n, T]; −100 marks a target that the loss ignores, and is no class.
-    class_names: what each class is called.
-    DataError for anything that is not an array of finite numbers, or does not fit together.
+    Arrays become contiguous and of native byte order, with `rows` applied. Floats and integers become float32 and int64.
+    Integer examples stay integers, as embeddings expect; images must be floats.
+
+    Attributes:
+        train: training examples, which are partitioned over the clients.
+        test: test examples, of the same types and shapes.
+        classes: number of classes; None: the targets are not class labels. Labels are integers from 0 to classes − 1,
+            [n] or, for sequences of length T, [n, T]. Label −100 is no class and marks a target that the loss ignores.
+        class_names: name of each class; None: the classes have no names.
+
+    Raises:
+        DataError: a field is not an array of finite numbers, or fields do not fit together.
+
+    >>> import numpy as np
+    >>> x, y = np.zeros((6, 2)), np.array([0, 1, 2, 0, 1, 2])
+    >>> dataset = Dataset(Examples(x[:4], y[:4]), Examples(x[4:], y[4:]), classes=3)
+    >>> dataset.shape, dataset.train.x.dtype.name
+    ((2,), 'float32')
     """
 
     train: Examples
@@ -78,19 +112,19 @@ class Dataset:
         self._check_classes()
         for part, field in (("training", "train"), ("test", "test")):
             object.__setattr__(self, field, self._validate_examples(getattr(self, field), part))
-        for what, train, test in (("examples", self.train.x, self.test.x), ("targets", self.train.y, self.test.y)):
+        for subject, train, test in (("examples", self.train.x, self.test.x), ("targets", self.train.y, self.test.y)):
             kinds = [f"{a.dtype} {list(a.shape[1:])}" for a in (train, test)]
             if kinds[0] != kinds[1]:
-                raise DataError(f"training and test {what} differ in kind or shape: {kinds[0]} and {kinds[1]}")
+                raise DataError(f"training and test {subject} differ in type or shape: {kinds[0]} and {kinds[1]}")
 
     def _check_classes(self) -> None:
         classes: Any = self.classes
         names: Any = self.class_names
         is_count = isinstance(classes, int | np.integer) and not isinstance(classes, bool) and 1 <= classes < 2**31
         if classes is not None and not is_count:
-            most = f" and at most {2**31 - 1}" if isinstance(classes, int) and classes > 1 else ""
+            maximum = f" and at most {2**31 - 1}" if isinstance(classes, int) and classes > 1 else ""
             raise DataError(
-                f"classes is {classes!r:.40}, expected a whole number of at least 1{most}, or None for other targets"
+                f"classes is {classes!r:.40}, expected a whole number of at least 1{maximum}, or None for other targets"
             )
         if names is not None:
             if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
@@ -111,28 +145,22 @@ class Dataset:
         if self.classes is not None:
             _check_integers(y, part)
             check_labels(y, self.classes, part)
-        owner = examples.writer
-        if owner is not None:
-            owner = _to_array(owner, f"{part} owners")
-            if owner.dtype.kind != "i" or owner.shape != (len(y),) or (len(owner) and owner.min() < 0):
-                raise DataError(
-                    f"the {part} owners are {_describe_values(owner)}, expected a number from 0 for each of {len(y)} examples"
-                )
+        writer = None if examples.writer is None else _validate_writer(examples.writer, len(y), part)
         if examples.rows is not None:
             _check_rows(examples.rows, len(y), part)
-            x, y, owner = x[examples.rows], y[examples.rows], None if owner is None else owner[examples.rows]
+            x, y, writer = x[examples.rows], y[examples.rows], None if writer is None else writer[examples.rows]
         if not len(y):
             raise DataError(f"the dataset has no {part} examples")
-        return Examples(x, y, None, owner)
+        return Examples(x, y, None, writer)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
+        """Shape of one example."""
         return tuple(self.train.x.shape[1:])
 
 
 def scale_pixels(x: NDArray[Any]) -> NDArray[Any]:
-    """Pixels (uint8) as float32 in [0, 1]; anything else as it is."""
+    """Return pixels (uint8) as float32 in [0, 1], and any other array unchanged."""
     if x.dtype != np.uint8:
         return x
     scaled: NDArray[np.float32] = np.multiply(x, np.float32(1 / 255), dtype=np.float32)
@@ -150,10 +178,10 @@ def _to_array(values: Any, subject: str) -> NDArray[Any]:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub" or not values.ndim:
         hint = _suggest_conversion(values, subject)
         raise DataError(
-            f"the {subject} are {_describe_values(values)}, expected a numpy array of numbers, one row an example{hint}"
+            f"the {subject} are {_describe_values(values)}, expected a numpy array of numbers, one row for each example{hint}"
         )
     if values.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what float32 cannot hold is found below
+        with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinite and is refused below
             floats: NDArray[np.float32] = np.ascontiguousarray(values, dtype=np.float32)
         if not np.isfinite(floats).all():
             first = int(np.flatnonzero(~np.isfinite(floats.reshape(len(floats), -1)).all(axis=1))[0])
@@ -165,13 +193,23 @@ def _to_array(values: Any, subject: str) -> NDArray[Any]:
 
 
 def _suggest_conversion(values: Any, subject: str) -> str:
-    """Return how values become an array of numbers, for a message."""
+    """Return the hint of a message: the conversion of values to an array of numbers."""
     if not isinstance(values, np.ndarray):
-        method = next((f"its .{name}() is one" for name in ("numpy", "to_numpy") if hasattr(values, name)), None)
-        return f"; {method or 'numpy.asarray(...) makes one of rows of equal length'}"
+        hint = next((f"call its .{name}()" for name in ("numpy", "to_numpy") if hasattr(values, name)), None)
+        return f"; {hint or 'numpy.asarray(...) converts rows of equal length'}"
     if values.dtype.kind in "US" and "targets" in subject:
         return "; names, y = numpy.unique(labels, return_inverse=True) numbers labels that are texts"
-    return "; rows of different lengths or kinds make an object array" if values.dtype.kind == "O" else ""
+    return "; rows of different lengths or types make an object array" if values.dtype.kind == "O" else ""
+
+
+def _validate_writer(values: Any, n: int, part: str) -> I64:
+    writer = _to_array(values, f"{part} owners (Examples.writer)")
+    if writer.dtype.kind != "i" or writer.shape != (n,) or (n and writer.min() < 0):
+        raise DataError(
+            f"the {part} owners (Examples.writer) are {_describe_values(writer)}, "
+            f"expected a number from 0 for each of {n} examples"
+        )
+    return writer
 
 
 def _check_integers(y: NDArray[Any], part: str) -> None:
@@ -188,45 +226,56 @@ def _check_rows(rows: Any, n: int, part: str) -> None:
 
 
 class ClientData(ABC):
-    """The examples of N clients, numbered from 0. Only `sizes` and `all_examples` are about every client and cost as much; the
-    others
-    cost what the clients that are asked for cost, however many there are."""
+    """Examples of N clients, numbered from 0.
+
+    The cost of `sizes` and `all_examples` grows with N. The cost of the other methods grows with the clients in their
+    arguments only.
+    """
 
     @abstractmethod
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
 
     @abstractmethod
     def examples_of(self, client: int) -> Examples:
-        """One client's examples."""
+        """Return the examples of one client."""
 
     @abstractmethod
     def sizes_of(self, clients: Sequence[int]) -> I64:
-        """How many examples each of these clients has [len(clients)]."""
+        """Return the number of examples of each of these clients, [len(clients)] int64."""
 
     @abstractmethod
     def sizes(self) -> I64:
-        """How many examples each client has [N]."""
+        """Return the number of examples of each client, [N] int64."""
 
     @abstractmethod
     def distinct_sizes(self) -> tuple[I64, I64]:
-        """(the numbers of examples that clients have, ascending, how many clients have each)."""
+        """Return (the distinct numbers of examples of a client, ascending; the number of clients for each)."""
 
     @abstractmethod
     def all_examples(self) -> Examples:
-        """The examples of all clients, client after client, the same arrays at each call. DataError if they are too many to be
-        looked at together."""
+        """Return the examples of all clients, client after client, as the same arrays at each call.
+
+        Raises:
+            DataError: the examples are generated and too many to hold in memory.
+        """
 
     @abstractmethod
     def limit_clients(self, max_clients: int) -> ClientData:
-        """The first `max_clients` clients of those whose data are made when they are asked for; all of those that have
-        theirs."""
+        """Return the first `max_clients` clients if examples are generated on demand; all clients if they are stored."""
 
 
 @dataclass(frozen=True)
 class DatasetSource(Component, ABC):
-    """Where a dataset comes from."""
+    """Source of a dataset: a file format, a hub or a generator, with its settings."""
 
     @abstractmethod
     def load(self, folder: Path | None) -> Dataset:
-        """The dataset; DataError if it is missing or corrupt. folder: what `--data` or FEDSGD_DATA named, or None."""
+        """Load the dataset.
+
+        Args:
+            folder: data folder that `--data` or FEDSGD_DATA names; None: no folder is set.
+
+        Raises:
+            DataError: the dataset is missing or corrupt.
+        """

@@ -1,4 +1,4 @@
-"""Refusal of what is no `Dataset`, with the way to make one of it."""
+"""Check that an argument is a `Dataset`, with a hint of the conversion for other types."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from fedsgd.errors import DataError
 EXPECTED_DATASET = (
     "expected a fedsgd.Dataset(train, test, classes), with train and test a fedsgd.Examples(x, y) of numpy arrays each"
 )
-_PAIR_HINT = "fedsgd.Examples(x, y) takes one pair of arrays, and training and test examples are a pair each"
+_PAIR_HINT = "fedsgd.Examples(x, y) takes one pair of arrays; pass one pair for training and one for testing"
 _TABLE_HINT = 'write it with save_to_disk(folder) and set [data] name = "hugging-face", path = folder'
-_PATH_HINT = 'files are named in [data]: name = "npz" or "hugging-face", path = "..."'
+_PATH_HINT = 'name a file in [data]: name = "npz" or "hugging-face", path = "..."'
 _CONVERSION_HINTS = {
-    "torch.TensorDataset": "x, y = (tensor.numpy() for tensor in dataset.tensors) are its arrays",
+    "torch.TensorDataset": "its arrays are x, y = (tensor.numpy() for tensor in dataset.tensors)",
     "torch.DataLoader": "batches = list(loader), and torch.cat(...).numpy() over the batches gives each array",
     "torch.Dataset": "x, y = map(numpy.stack, zip(*dataset)) stacks its items",
     "datasets.Dataset": _TABLE_HINT,
     "datasets.DatasetDict": _TABLE_HINT,
     "datasets.IterableDataset": "collect its rows into arrays",
-    "pandas.DataFrame": "frame[columns].to_numpy() and frame[label].to_numpy() are its arrays",
+    "pandas.DataFrame": "its arrays are frame[columns].to_numpy() and frame[label].to_numpy()",
     "numpy.ndarray": _PAIR_HINT,
     "builtins.tuple": _PAIR_HINT,
     "builtins.list": _PAIR_HINT,
@@ -27,16 +27,16 @@ _CONVERSION_HINTS = {
     "builtins.str": _PATH_HINT,
     "pathlib.Path": _PATH_HINT,
     "fedsgd.Examples": "test examples are required too",
-    "fedsgd.Source": "its load(folder) makes one",
+    "fedsgd.DatasetSource": "its load(folder) returns one",
 }
-"""First part of a module's name and the name of a class → how its instances become a `Dataset`."""
+"""Conversion of a type to a `Dataset`, by the top-level package and the name of its class."""
 
 
 def check_dataset(dataset: object) -> Dataset:
-    """Return the dataset that was given in Python.
+    """Return a dataset that a user passed in Python.
 
     Raises:
-        DataError: it is no `fedsgd.Dataset`; the message says how it becomes one.
+        DataError: `dataset` is no `fedsgd.Dataset`; the message names the conversion.
     """
     if isinstance(dataset, Dataset):
         return dataset

@@ -1,4 +1,4 @@
-"""Clients whose data are made from their number when they are asked for, and forgotten: any number of them costs nothing.
+"""Clients whose examples are generated on demand and not stored, so that memory does not grow with their number.
 
 N clients, n examples each.
 """
@@ -21,17 +21,21 @@ from fedsgd.numerics.arrays import I64
 from fedsgd.numerics.rng import derive_generator
 
 N_SAMPLE_CLIENTS = 8
-"""Clients whose examples stand for all where a model is tried and an engine records its steps."""
+"""Clients in the sample of the training examples, on which a model is tried and an engine records its steps."""
 MAX_MATERIALIZED_EXAMPLES = 10**6
-"""Examples of many clients that are made and held at once, in every process that looks at them."""
+"""Most examples that are generated and held in memory together, in each process that needs them."""
 
 
 @dataclass(frozen=True)
 class ClientGenerator(DatasetSource, ABC):
-    """A source of clients rather than of examples: N `clients` with `examples` each, and nothing to be split.
+    """Source of clients with generated examples; there is no dataset to partition.
 
-    Laws: a client's examples are a function of (the settings, the seed, its number) alone; nothing of size N is held. The test
-    examples are those of `test_clients` further clients, which never train: numbers N, N + 1, ...
+    Laws: a client's examples depend on the settings, the seed and the client's number only. No object of size N is stored.
+
+    Attributes:
+        clients: N, number of clients.
+        examples: n, examples of each client.
+        test_clients: number of further clients, N, N + 1, ..., which never train. Their examples are the test examples.
     """
 
     clients: PositiveInt = 1000
@@ -41,50 +45,72 @@ class ClientGenerator(DatasetSource, ABC):
     @property
     @abstractmethod
     def n_classes(self) -> int | None:
-        """The number of classes, or None where targets are not class labels."""
+        """Number of classes; None: the targets are not class labels."""
 
     @abstractmethod
     def examples_of(self, client: int, seed: int) -> Examples:
-        """What this client has, [n, ...], without `rows`. client: any number from 0."""
+        """Generate the examples of a client.
+
+        Args:
+            client: number of the client, any number from 0.
+            seed: seed of the run.
+
+        Returns:
+            Examples [n, ...] without `rows`.
+        """
 
     def sample_dataset(self, seed: int) -> Dataset:
-        """What is known without making every client's data: a few clients' examples, and the test examples."""
-        test = range(self.clients, self.clients + self.test_clients)
-        few, tested = (
-            _concatenate(self.examples_of(c, seed) for c in each) for each in (range(min(N_SAMPLE_CLIENTS, self.clients)), test)
+        """Return a dataset of the first `N_SAMPLE_CLIENTS` clients' examples and of the test examples.
+
+        Args:
+            seed: seed of the run.
+        """
+        sample_clients = range(min(N_SAMPLE_CLIENTS, self.clients))
+        test_clients = range(self.clients, self.clients + self.test_clients)
+        train, test = (
+            _concatenate(self.examples_of(client, seed) for client in clients) for clients in (sample_clients, test_clients)
         )
-        return Dataset(few, tested, self.n_classes)
+        return Dataset(train, test, self.n_classes)
 
     def load(self, folder: Path | None) -> Dataset:
-        """`sample_dataset` for the seed 0: a run makes the clients of its own seed."""
+        """Return `sample_dataset` for the seed 0. A run generates the clients of its own seed."""
         return self.sample_dataset(0)
 
 
 def generate_clients(generator: ClientGenerator, held_out: float, seed: int) -> tuple[Dataset, ClientData, ClientData | None]:
-    """(a sample of the clients' examples and the test examples, what each trains on, what it is tested on). held_out: as for
-    `partition_dataset`; with a share of 0 clients are tested on nothing (None)."""
-    made, n_held_out = (
-        GeneratedData(generator, seed, generator.clients),
-        int(count_held_out(np.array([generator.examples]), held_out)[0]),
-    )
+    """Return the data of generated clients.
+
+    Args:
+        generator: source of the clients.
+        held_out: share of each client's examples that is held out for testing, as for `partition_dataset`.
+        seed: seed of the run.
+
+    Returns:
+        (`sample_dataset`, the clients' training examples, the clients' held-out examples or None for a share of 0).
+    """
+    dataset, clients = generator.sample_dataset(seed), GeneratedData(generator, seed, generator.clients)
     if not held_out:
-        return generator.sample_dataset(seed), made, None
-    return (
-        generator.sample_dataset(seed),
-        replace(made, end=generator.examples - n_held_out),
-        replace(made, start=generator.examples - n_held_out),
-    )
+        return dataset, clients, None
+    n_train = generator.examples - int(count_held_out(np.array([generator.examples]), held_out)[0])
+    return dataset, replace(clients, end=n_train), replace(clients, start=n_train)
 
 
 def count_held_out(sizes: I64, share: float) -> I64:
-    """How many examples clients with so many each [m] hold out: the share, but at least one, and never all."""
+    """Return the number of examples to hold out of clients with `sizes` examples [m]: at least one and never all."""
     return np.where(sizes > 1, np.rint(share * sizes).clip(1, np.maximum(sizes - 1, 1)), 0).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedData(ClientData):
-    """The first `clients` of a population. start, end: of each client's examples, shuffled by a stream of its own, those from
-    `start` to before `end` (None: the last)."""
+    """Generated examples of clients, or a part of each client's examples.
+
+    Attributes:
+        generator: source of the clients.
+        seed: seed of the run.
+        clients: number of clients, the first ones of `generator`.
+        start: position of the first example of the part, in an order that a random stream of the client gives.
+        end: position after the last example of the part; None: the part ends with the last example.
+    """
 
     generator: ClientGenerator
     seed: int
@@ -96,7 +122,7 @@ class GeneratedData(ClientData):
         return self.clients
 
     def examples_of(self, client: int) -> Examples:
-        """One client's examples, made anew. IndexError if there is no such client."""
+        """Generate the examples of one client. IndexError if there is no such client."""
         if not 0 <= client < self.clients:
             raise IndexError(f"client {client} of {self.clients}")
         examples = self.generator.examples_of(client, self.seed)
@@ -106,26 +132,25 @@ class GeneratedData(ClientData):
         return examples.select(np.sort(shuffled[self.start : self.end]))
 
     def sizes_of(self, clients: Sequence[int]) -> I64:
-        """How many examples each of these clients has: all have as many [len(clients)]."""
+        """Return the number of examples of each of these clients, which is equal for all, [len(clients)]."""
         return np.full(len(clients), self._examples_per_client, dtype=np.int64)
 
     def sizes(self) -> I64:
-        """How many examples each client has [N]."""
+        """Return the number of examples of each client, [N]."""
         return np.full(self.clients, self._examples_per_client, dtype=np.int64)
 
     def distinct_sizes(self) -> tuple[I64, I64]:
-        """(the one number of examples that clients have, N)."""
+        """Return ([the number of examples of every client], [N])."""
         return np.array([self._examples_per_client]), np.array([self.clients])
 
     def all_examples(self) -> Examples:
-        """The examples of all clients, made once. DataError if there are more than `MAX_MATERIALIZED_EXAMPLES`."""
+        """Return the examples of all clients, generated once. DataError if there are more than `MAX_MATERIALIZED_EXAMPLES`."""
         return self._all_examples
 
     def limit_clients(self, max_clients: int) -> GeneratedData:
-        """The first `max_clients` clients, and fewer where these would have more than `MAX_MATERIALIZED_EXAMPLES` examples."""
-        return replace(
-            self, clients=min(self.clients, max_clients, max(1, MAX_MATERIALIZED_EXAMPLES // max(self._examples_per_client, 1)))
-        )
+        """Return the first `max_clients` clients, or fewer, so that at most `MAX_MATERIALIZED_EXAMPLES` examples remain."""
+        affordable = max(1, MAX_MATERIALIZED_EXAMPLES // max(self._examples_per_client, 1))
+        return replace(self, clients=min(self.clients, max_clients, affordable))
 
     @property
     def _examples_per_client(self) -> int:
@@ -136,7 +161,7 @@ class GeneratedData(ClientData):
         n = self.clients * self._examples_per_client
         if n > MAX_MATERIALIZED_EXAMPLES:
             raise DataError(
-                f"{self.clients:,} clients with {self._examples_per_client:,} examples each would have to be made and held: "
+                f"{self.clients:,} clients with {self._examples_per_client:,} examples each would have to be held in memory: "
                 f"{n:,} examples, more than {MAX_MATERIALIZED_EXAMPLES:,}"
             )
         return _concatenate(self.examples_of(client) for client in range(self.clients))

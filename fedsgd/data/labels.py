@@ -1,4 +1,4 @@
-"""Class labels: their number, their range, labels that a loss ignores, and labels that are texts.
+"""Class labels: count, range, ignored labels, and labels that are texts.
 
 n targets, T positions of a sequence.
 """
@@ -15,27 +15,27 @@ from fedsgd.errors import DataError
 from fedsgd.numerics.arrays import I64
 
 IGNORED_LABEL = -100
-"""Label of a target that a loss ignores: `ignore_index` of PyTorch's cross-entropy. It is no class."""
+"""Label of a target that a loss ignores, the `ignore_index` of PyTorch's cross-entropy; it is no class."""
 
 
 def count_classes(*targets: NDArray[Any]) -> int | None:
-    """Return the number of classes that labels imply, one more than the largest; None where targets are not integers.
+    """Return the number of classes that labels imply, the largest label + 1; None if the targets are not integers.
 
     Raises:
-        DataError: the largest label is far beyond the number of targets.
+        DataError: the largest label is far above the number of targets.
     """
     if any(y.dtype.kind not in "iub" for y in targets):
         return None
     largest = max(0, *(int(y.max()) for y in targets if y.size), 0)
     if largest > 1000 + sum(y.size for y in targets):
         raise DataError(
-            f"the largest label is {largest}, and there are not so many targets: labels are numbers from 0 to classes - 1"
+            f"the largest label is {largest}, far above the number of targets: labels are numbers from 0 to classes - 1"
         )
     return largest + 1
 
 
 def check_labels(y: I64, classes: int, part: str) -> None:
-    """Check that labels are classes, or `IGNORED_LABEL`.
+    """Check that labels are classes or `IGNORED_LABEL`.
 
     Args:
         y: labels, [n] or [n, T].
@@ -47,7 +47,7 @@ def check_labels(y: I64, classes: int, part: str) -> None:
     """
     labels = y[y != IGNORED_LABEL]
     if y.size and not labels.size:
-        raise DataError(f"all {part} labels are {IGNORED_LABEL}, which a loss ignores: there is nothing to learn or to test")
+        raise DataError(f"all {part} labels are {IGNORED_LABEL}, which a loss ignores: no target remains")
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < 0 or high >= classes:
         ignored = f", or {IGNORED_LABEL} for a target that the loss ignores" if low < 0 else ""
@@ -55,13 +55,17 @@ def check_labels(y: I64, classes: int, part: str) -> None:
 
 
 def number_text_labels(*targets: Sequence[str]) -> tuple[list[I64], tuple[str, ...]]:
-    """Number the classes of labels that are texts, in sorted order (by code point, so alike on every machine).
+    """Number the classes of labels that are texts, in the order of their code points, which is equal on every machine.
 
     Args:
-        targets: labels of each part, numbered together.
+        targets: labels of each part of the dataset; all parts are numbered together.
 
     Returns:
-        The class numbers of each part, and the name of each class.
+        (the class numbers of each part, the name of each class).
+
+    >>> numbers, names = number_text_labels(["owl", "cat"], ["cat"])
+    >>> [part.tolist() for part in numbers], names
+    ([[1, 0], [0]], ('cat', 'owl'))
     """
     names = sorted({str(label) for part in targets for label in part})
     number = {name: i for i, name in enumerate(names)}
@@ -69,7 +73,7 @@ def number_text_labels(*targets: Sequence[str]) -> tuple[list[I64], tuple[str, .
 
 
 def suggest_label_conversion(y: NDArray[Any]) -> str:
-    """Return how targets that are no integers become class labels, for a message; "" where they do not."""
+    """Return the hint of a message: the conversion of targets that are no integers to class labels, or ""."""
     if y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
-        return "; they are one-hot, and y.argmax(1) makes class labels of them"
-    return "; y.astype(numpy.int64) makes integers of whole numbers" if (y == np.rint(y)).all() else ""
+        return "; the targets are one-hot: y.argmax(1) converts them to class labels"
+    return "; y.astype(numpy.int64) converts whole numbers to integers" if (y == np.rint(y)).all() else ""

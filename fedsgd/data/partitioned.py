@@ -1,4 +1,4 @@
-"""A dataset dealt to its clients: what each trains on, and what each is tested on."""
+"""Partitioned datasets: each client's training and test examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from fedsgd.numerics.rng import derive_generator
 
 @dataclass(frozen=True, eq=False)
 class PartitionedData(ClientData):
-    """Examples that lie in memory, and whose they are."""
+    """Examples in memory and their partition over clients.
+
+    Attributes:
+        examples: examples of all clients.
+        partition: rows of `examples` that each client has.
+    """
 
     examples: Examples
     partition: Partition
@@ -25,33 +30,33 @@ class PartitionedData(ClientData):
         return len(self.partition)
 
     def examples_of(self, client: int) -> Examples:
-        """One client's examples, as rows of all."""
+        """Return the examples of one client, as rows of `examples`."""
         return Examples(self.examples.x, self.examples.y, self.partition.rows(client))
 
     def sizes_of(self, clients: Sequence[int]) -> I64:
-        """How many examples each of these clients has [len(clients)]."""
-        chosen, bounds = np.asarray(clients, dtype=np.int64), self.partition.bounds
-        sizes: I64 = bounds[chosen + 1] - bounds[chosen]
+        """Return the number of examples of each of these clients, [len(clients)]."""
+        indices, bounds = np.asarray(clients, dtype=np.int64), self.partition.bounds
+        sizes: I64 = bounds[indices + 1] - bounds[indices]
         return sizes
 
     def sizes(self) -> I64:
-        """How many examples each client has [N]."""
+        """Return the number of examples of each client, [N]."""
         return self.partition.sizes()
 
     def distinct_sizes(self) -> tuple[I64, I64]:
-        """(the numbers of examples that clients have, ascending, how many clients have each)."""
+        """Return (the distinct numbers of examples of a client, ascending; the number of clients for each)."""
         return np.unique(self.partition.sizes(), return_counts=True)
 
     def all_examples(self) -> Examples:
-        """The examples of all clients, client after client, as rows of all."""
+        """Return the examples of all clients, client after client, as rows of `examples`."""
         return Examples(self.examples.x, self.examples.y, self.partition.order)
 
     def limit_clients(self, max_clients: int) -> PartitionedData:
-        """All of them: they have their examples."""
+        """Return all clients, whose examples are stored already."""
         return self
 
     def filter_clients(self, predicate: Callable[[int], bool]) -> PartitionedData:
-        """The same for clients of which this is true; of the others there is nothing left."""
+        """Return copies of the examples of the clients that a predicate accepts; all other clients become empty."""
         rows = [self.partition.rows(client) if predicate(client) else self.partition.order[:0] for client in range(len(self))]
         x, y = Examples(self.examples.x, self.examples.y, np.concatenate(rows)).arrays()
         bounds = np.cumsum([0, *map(len, rows)], dtype=np.int64)
@@ -61,18 +66,25 @@ class PartitionedData(ClientData):
 def partition_dataset(
     dataset: Dataset, partitioner: Partitioner, held_out: float, seed: int
 ) -> tuple[PartitionedData, PartitionedData | None]:
-    """(what each client trains on, what it is tested on).
+    """Partition the training examples and give the clients test examples.
 
-    held_out: the share of each client's examples that is taken out of its training at random: at least one, and never all,
-    so a client with a single example has no test examples. With a share of 0, clients are tested on the dataset's test
-    examples of the same owners, if it names owners and the split keeps them together, else on nothing (None).
+    Args:
+        dataset: dataset to partition.
+        partitioner: rule of the partition.
+        held_out: share of each client's examples that is held out of training at random: at least one example and never
+            all. A client with one example has no test examples.
+        seed: seed of the run.
+
+    Returns:
+        (training examples, test examples of each client). For a share of 0 a client's test examples are the dataset's test
+        examples of the client's owners. They are None without owners, or if an owner's examples are at several clients.
     """
-    split = partition_examples(partitioner, dataset.train, seed)
+    partition = partition_examples(partitioner, dataset.train, seed)
     if held_out:
-        train, test = _hold_out_examples(split, held_out, seed)
+        train, test = _hold_out_examples(partition, held_out, seed)
         return PartitionedData(dataset.train, train), PartitionedData(dataset.train, test)
-    by_owner = _match_test_writers(dataset, split)
-    return PartitionedData(dataset.train, split), None if by_owner is None else PartitionedData(dataset.test, by_owner)
+    by_owner = _match_test_writers(dataset, partition)
+    return PartitionedData(dataset.train, partition), None if by_owner is None else PartitionedData(dataset.test, by_owner)
 
 
 def _hold_out_examples(partition: Partition, share: float, seed: int) -> tuple[Partition, Partition]:
@@ -81,22 +93,25 @@ def _hold_out_examples(partition: Partition, share: float, seed: int) -> tuple[P
     rank = np.arange(len(client)) - np.repeat(partition.bounds[:-1], sizes)
     held_out = np.zeros(len(client), dtype=bool)
     held_out[shuffled] = rank < count_held_out(sizes, share)[client]
-    kept, out = (
-        Partition(partition.order[chosen], np.searchsorted(client[chosen], np.arange(len(partition) + 1)))
-        for chosen in (~held_out, held_out)
+    train, test = (
+        Partition(partition.order[mask], np.searchsorted(client[mask], np.arange(len(partition) + 1)))
+        for mask in (~held_out, held_out)
     )
-    return kept, out
+    return train, test
 
 
 def _match_test_writers(dataset: Dataset, partition: Partition) -> Partition | None:
-    """Test examples to the client that has their owner's training examples; None if there are no owners, or if one's training
-    examples are with several clients."""
+    """Assign test examples to the client that has the training examples of their owner.
+
+    Returns:
+        None if there are no owners, or if the training examples of an owner are at several clients.
+    """
     if dataset.train.writer is None or dataset.test.writer is None:
         return None
-    names, number = np.unique(np.concatenate([dataset.train.writer, dataset.test.writer]), return_inverse=True)
-    trained, tested = number[: len(dataset.train)][partition.order], number[len(dataset.train) :]
-    client_of_owner = np.full(len(names), -1, dtype=np.int64)
-    client_of_owner[trained] = partition.client_per_entry()
-    if (client_of_owner[trained] != partition.client_per_entry()).any():
+    owners, index = np.unique(np.concatenate([dataset.train.writer, dataset.test.writer]), return_inverse=True)
+    train_owners, test_owners = index[: len(dataset.train)][partition.order], index[len(dataset.train) :]
+    client_of_owner = np.full(len(owners), -1, dtype=np.int64)
+    client_of_owner[train_owners] = partition.client_per_entry()
+    if (client_of_owner[train_owners] != partition.client_per_entry()).any():
         return None
-    return Partition.from_assignment(client_of_owner[tested], len(partition))
+    return Partition.from_assignment(client_of_owner[test_owners], len(partition))

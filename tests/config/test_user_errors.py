@@ -116,7 +116,9 @@ def test_partitioner_that_answers_with_another_array_is_refused_with_both(
     scenario: Make, settings: dict[str, Any], got: str
 ) -> None:
     said = message(scenario({"data.partition": {"name": f"{__name__}:BadPartitioner", "clients": N, **settings}}))
-    assert said.startswith(f"data.partition ({__name__}:BadPartitioner): owners returned {got}, expected int64 of shape [64]")
+    assert said.startswith(
+        f"data.partition ({__name__}:BadPartitioner): assign_clients returned {got}, expected int64 of shape [64]"
+    )
 
 
 def test_partitioner_that_raises_is_named(scenario: Make) -> None:

@@ -178,10 +178,10 @@ REFUSED: dict[str, tuple[Examples, Examples, int | None, str]] = {
         some(owner=np.zeros(2, int)),
         some(),
         2,
-        "the training owners are int64 of shape .2., expected a number",
+        r"the training owners \(Examples.writer\) are int64 of shape .2., expected a number",
     ),
-    "owners by name": (some(owner=np.array(["a"] * 3)), some(), 2, "the training owners are <U1 of shape"),
-    "owners below zero": (some(), some(owner=np.array([0, -1, 2])), 2, "the test owners are int64"),
+    "owners by name": (some(owner=np.array(["a"] * 3)), some(), 2, r"the training owners \(Examples.writer\) are <U1 of shape"),
+    "owners below zero": (some(), some(owner=np.array([0, -1, 2])), 2, r"the test owners \(Examples.writer\) are int64"),
     "no numbers of classes": (some(), some(), 2.0, "classes is 2.0, expected a whole number of at least 1, or None"),
     "classes by flag": (some(), some(), True, "classes is True, expected a whole number"),
     "no classes": (some(), some(), 0, "classes is 0, expected a whole number of at least 1"),
@@ -190,16 +190,21 @@ REFUSED: dict[str, tuple[Examples, Examples, int | None, str]] = {
         Examples(torch.zeros(1, 2), np.zeros(1, int)),
         some(),
         2,
-        r"examples are torch.Tensor, .*; its \.numpy\(\) is one",
+        r"examples are torch.Tensor, .*; call its \.numpy\(\)",
     ),
-    "a frame": (Examples(pd.DataFrame({"a": [1.0]}), np.zeros(1, int)), some(), 2, r"are pandas.DataFrame, .* its \.to_numpy"),
+    "a frame": (
+        Examples(pd.DataFrame({"a": [1.0]}), np.zeros(1, int)),
+        some(),
+        2,
+        r"are pandas.DataFrame, .* call its \.to_numpy",
+    ),
     "text labels": (Examples(np.zeros((1, 2)), np.array(["cat"])), some(), 2, "numpy.unique.labels, return_inverse=True."),
-    "ragged": (Examples(np.array([[1], [1, 2]], object), np.zeros(2, int)), some(), 2, "rows of different lengths or kinds"),
+    "ragged": (Examples(np.array([[1], [1, 2]], object), np.zeros(2, int)), some(), 2, "rows of different lengths or types"),
     "whole floats": (
         Examples(np.zeros((1, 2)), np.array([1.0])),
         some(),
         2,
-        r"float32 of shape \[1\], expected class labels.*; y.astype\(numpy.int64\) makes integers",
+        r"float32 of shape \[1\], expected class labels.*; y.astype\(numpy.int64\) converts whole numbers",
     ),
     "rows by list": (Examples(np.zeros((1, 2)), np.zeros(1, int), [0]), some(), 2, "the training rows are list, expected"),
     "rows beyond": (
@@ -241,8 +246,8 @@ GIVEN: dict[str, tuple[object, str]] = {
     "dictionary": ({"train": 1}, "got a dict, .*takes one pair of arrays"),
     "array": (np.zeros((2, 2)), "got a numpy.ndarray, .*takes one pair of arrays"),
     "examples": (some(), "got a fedsgd.Examples, .*test examples are required too"),
-    "source": (Npz(path="x"), r"got a fedsgd.Npz, .*its load\(folder\) makes one"),
-    "path": ("data.npz", r"got a str, .*files are named in \[data\]"),
+    "source": (Npz(path="x"), r"got a fedsgd.Npz, .*its load\(folder\) returns one"),
+    "path": ("data.npz", r"got a str, .*name a file in \[data\]"),
     "class": (Dataset, "got the class Dataset, "),
     "number": (3, "got an int, "),
 }
@@ -356,12 +361,10 @@ def test_cifar10_in_several_files_is_read_whole(tmp_path: Path) -> None:
         )
     assert Cifar10().load(tmp_path).train.y.tolist() == [0, 0, 0, 1, 1, 1]
     (tmp_path / "train-00000-of-00002.parquet").rename(tmp_path / "train.parquet")
-    with pytest.raises(
-        DataError, match=r"train-00001-of-00002\.parquet, train\.parquet: expected one file, or all parts of one"
-    ):
+    with pytest.raises(DataError, match=r"train-00001-of-00002\.parquet, train\.parquet: expected one file or all its parts"):
         Cifar10().load(tmp_path)
     (tmp_path / "train.parquet").unlink()
-    with pytest.raises(DataError, match="expected one file, or all parts of one"):
+    with pytest.raises(DataError, match="expected one file or all its parts"):
         Cifar10().load(tmp_path)
 
 
@@ -769,9 +772,9 @@ def test_csv_with_several_feature_columns_and_text_labels(tmp_path: Path) -> Non
     assert every.train.x.tolist() == whole.train.x.tolist()
     assert HuggingFace(path="own.csv", x=("height",), y="kind").load(tmp_path).shape == (1,)
     for columns, message in (
-        ("*", r"column who holds texts, expected one number a row: name the columns of numbers in data.x"),
+        ("*", r"column who contains texts, expected one number in each row: name columns of numbers in data.x"),
         ((), "x: got no column, expected at least one of: width, height, kind, who"),
-        ("widht", 'x: got "widht", did you mean "width".*a list of columns of numbers, or "[*]"'),
+        ("widht", 'x: got "widht", did you mean "width".*give a list of columns of numbers, or "[*]"'),
         (("width", "hight"), 'x: got "hight", did you mean "height"'),
     ):
         with pytest.raises((DataError, FieldError), match=message):
@@ -845,8 +848,8 @@ def test_csv_file_that_cannot_be_learnt_is_named(
 @pytest.mark.parametrize(
     ("targets", "hint"),
     [
-        (np.eye(3)[Y % 3], "they are one-hot, and y.argmax(1) makes class labels of them"),
-        (Y.astype(float), "y.astype(numpy.int64) makes integers of whole numbers"),
+        (np.eye(3)[Y % 3], "the targets are one-hot: y.argmax(1) converts them to class labels"),
+        (Y.astype(float), "y.astype(numpy.int64) converts whole numbers to integers"),
     ],
 )
 def test_npz_targets_that_are_no_labels_are_named_with_the_remedy(
@@ -860,7 +863,7 @@ def test_npz_targets_that_are_no_labels_are_named_with_the_remedy(
 
 def test_one_hot_labels_are_refused_with_argmax() -> None:
     y = np.eye(3)[np.arange(6) % 3]
-    with pytest.raises(DataError, match=r"one-hot, and y.argmax\(1\) makes class labels"):
+    with pytest.raises(DataError, match=r"one-hot: y.argmax\(1\) converts them to class labels"):
         Dataset(Examples(y, y), Examples(y, y), 3)
 
 

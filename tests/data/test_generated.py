@@ -161,7 +161,7 @@ def test_laws_of_client_data(made: Callable[[], ClientData]) -> None:
     )
     assert len(data.limit_clients(10**9)) == len(data)
     copy = pickle.loads(pickle.dumps(data))
-    assert same(copy.of(1), data.examples_of(1))
+    assert same(copy.examples_of(1), data.examples_of(1))
 
 
 @settings(max_examples=30)
@@ -202,7 +202,7 @@ def test_examples_of_too_many_clients_are_not_looked_at_together() -> None:
     with pytest.raises(DataError, match=r"1,000,000 clients with 50 examples each .* 50,000,000 examples, more than 1,000,000"):
         train.all_examples()
     assert len(train.limit_clients(1000)) == 1000
-    assert len(replace(train, source=Synthetic(examples=MAX_MATERIALIZED_EXAMPLES // 4)).first(1000)) == 4
+    assert len(replace(train, generator=Synthetic(examples=MAX_MATERIALIZED_EXAMPLES // 4)).limit_clients(1000)) == 4
 
 
 def test_a_million_clients_weigh_what_ten_thousand_do() -> None:
@@ -268,7 +268,7 @@ def test_accuracy_by_client_and_on_training_examples_are_those_of_the_clients(tm
 def test_evaluation_of_too_many_clients_is_refused(key: str) -> None:
     asked = make({f"evaluation.{key}": True, "data.held_out": 0.5, "data.clients": 10**6})
     with pytest.raises(
-        ScenarioError, match=rf"^evaluation\.{key}: 1,000,000 clients with 6 examples each would have to be made"
+        ScenarioError, match=rf"^evaluation\.{key}: 1,000,000 clients with 6 examples each would have to be held in memory"
     ):
         build_experiment(asked)
     with pytest.raises(ScenarioError, match="no client has test examples of its own; set"):

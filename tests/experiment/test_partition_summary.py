@@ -286,7 +286,7 @@ def test_the_command_prints_json(fedsgd: Callable[..., Result]) -> None:
     [
         (("--picture", "x.gif"), 2, 'x.gif: got a picture ".gif"'),
         (("--set", "data.partition.clients=2000"), 1, "2000 clients cannot share 1437 examples"),
-        (("--set", "data.partition.name=natural"), 1, "do not say whose each example is"),
+        (("--set", "data.partition.name=natural"), 1, "the dataset has no owners"),
         (("--set", "data.partition.alpha=-1"), 2, "quickstart.toml: data.partition.alpha: "),
     ],
 )

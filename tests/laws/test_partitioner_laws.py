@@ -219,7 +219,10 @@ def test_which_examples_of_a_class_a_pathological_client_gets_is_random() -> Non
 
 @pytest.mark.parametrize(
     ("clients", "classes", "message"),
-    [(10, 11, "11 classes a client, but the data have 10"), (3, 2, "3 clients × 2 classes cannot hold the 10 classes")],
+    [
+        (10, 11, "11 classes for each client, but the dataset has 10"),
+        (3, 2, "3 clients × 2 classes cannot hold the 10 classes"),
+    ],
 )
 def test_pathological_splits_that_cannot_be_are_errors(clients: int, classes: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -271,7 +274,7 @@ def test_natural_owners_stay_whole_in_fewer_clients() -> None:
 
 
 def test_natural_without_owners_or_with_too_few_is_an_error() -> None:
-    with pytest.raises(DataError, match="do not say whose each example is"):
+    with pytest.raises(DataError, match="the dataset has no owners"):
         partition_examples(NaturalPartition(), Examples(np.zeros((3, 1)), np.zeros(3, int)), 0)
     with pytest.raises(DataError, match="5 clients cannot share 4 owners"):
         partition_examples(NaturalPartition(clients=5), examples(np.zeros(8, int), OWNERS), 0)
@@ -391,7 +394,9 @@ class Careless(Partitioner):
 
 @pytest.mark.parametrize("given", [(0, 1, 2, 3), (0, 1, -1, -1), (-1, -1, -1, -1)])
 def test_a_partitioner_that_miscounts_its_clients_is_found_out(given: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r'"careless" deals \d examples to \d clients; there are to be 3, and each must'):
+    with pytest.raises(
+        DataError, match=r'"careless" assigns \d examples to \d clients, expected 3 clients with an example each'
+    ):
         partition_examples(Careless(clients=3, given=given), examples(np.zeros(4, int)), 0)
 
 
@@ -399,7 +404,7 @@ def test_flwr_partitions_that_overlap_are_an_error(monkeypatch: pytest.MonkeyPat
     from flwr_datasets.partitioner import IidPartitioner
 
     monkeypatch.setattr(IidPartitioner, "load_partition", lambda self, client: {"index": [3, 4, client]})
-    with pytest.raises(DataError, match="IidPartitioner: 30 examples dealt, but only 10 different ones"):
+    with pytest.raises(DataError, match="IidPartitioner: 30 examples assigned, but only 10 distinct examples"):
         partition_examples(flwr("IidPartitioner"), LABELLED, 0)
 
 

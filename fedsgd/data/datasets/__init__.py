@@ -1,4 +1,4 @@
-"""Datasets, one file each. To add one: write its file, add its line here."""
+"""Registry of datasets, one file for each. To add a dataset, write its file and add a line here."""
 
 from fedsgd.config.component import Registry
 from fedsgd.data.base import DatasetSource

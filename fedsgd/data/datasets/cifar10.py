@@ -1,4 +1,4 @@
-"""CIFAR-10 from Parquet files, as the Hugging Face hub lays them out."""
+"""CIFAR-10 from Parquet files in the layout of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ DOWNLOAD_HINT = (
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)
 STD = np.array([0.2470, 0.2435, 0.2616], dtype=np.float32)
-"""Of each colour over the training images, in [0, 1]."""
+"""Standard deviation of each colour over the training images, in [0, 1]; `MEAN` likewise."""
 
 
 @dataclass(frozen=True)
 class Cifar10(DatasetSource):
     """CIFAR-10 from Parquet files: 50,000 + 10,000 colour images of 32×32, ten classes.
 
-    Krizhevsky 2009. x: float32 [n, 3, 32, 32], each colour with mean 0 and standard deviation 1 over the training images.
-    Files with a column `img` (or `image`) of encoded images, PNG or JPEG, and a column `label`: all of train*.parquet and
-    test*.parquet in DIR or DIR/cifar10, DIR being what --data or FEDSGD_DATA names.
+    Source: Krizhevsky 2009. Inputs x are [n, 3, 32, 32] float32. Each colour has mean 0 and standard deviation 1 over the
+    training images.
+
+    The files are train*.parquet and test*.parquet in DIR or DIR/cifar10, where `--data` or FEDSGD_DATA names DIR. Column
+    `img` or `image` has images encoded as PNG or JPEG, and column `label` their classes.
     """
 
     name: ClassVar[str] = "cifar10"
@@ -49,16 +51,16 @@ class Cifar10(DatasetSource):
 
 
 def _check_file_set(paths: list[Path]) -> None:
-    """DataError unless it is one file, or all of NAME-00000-of-N to NAME-(N−1)-of-N: never the same images twice."""
-    numbers = [re.search(r"-(\d+)-of-(\d+)$", path.stem) for path in paths]
-    found = [(int(number[1]), int(number[2])) for number in numbers if number]
-    if (len(paths) > 1 or found) and found != [(i, len(paths)) for i in range(len(paths))]:
+    """Raise DataError unless there is one file, or all of NAME-00000-of-N to NAME-(N−1)-of-N: no image may be read twice."""
+    matches = [re.search(r"-(\d+)-of-(\d+)$", path.stem) for path in paths]
+    numbers = [(int(match[1]), int(match[2])) for match in matches if match]
+    if (len(paths) > 1 or numbers) and numbers != [(i, len(paths)) for i in range(len(paths))]:
         names = ", ".join(path.name for path in paths)
-        raise DataError(f"{paths[0].parent}: {names}: expected one file, or all parts of one: NAME-00000-of-N.parquet and on")
+        raise DataError(f"{paths[0].parent}: {names}: expected one file or all its parts, NAME-00000-of-N.parquet and so on")
 
 
 def _standardise(pixels: NDArray[np.uint8]) -> F32:
-    """[n, 32, 32, 3] to [n, 3, 32, 32]."""
+    """Return images [n, 32, 32, 3] as standardised [n, 3, 32, 32] float32."""
     x = np.empty((len(pixels), 3, 32, 32), dtype=np.float32)
     for colour in range(3):
         x[:, colour] = (pixels[..., colour] / np.float32(255) - MEAN[colour]) / STD[colour]
@@ -66,7 +68,7 @@ def _standardise(pixels: NDArray[np.uint8]) -> F32:
 
 
 def _read_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """(pixels [n, 32, 32, 3], labels [n]) of one file."""
+    """Return (pixels [n, 32, 32, 3], labels [n]) of one file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -87,7 +89,7 @@ def _read_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
 
 
 def _decode_image(cell: Any, path: Path, row: int) -> NDArray[np.uint8]:
-    """One encoded image as [32, 32, 3]."""
+    """Return the pixels of one encoded image, [32, 32, 3]."""
     from PIL import Image
 
     try:

@@ -1,6 +1,6 @@
 """Columns of Hugging Face tables as arrays.
 
-n rows of a table; a column is read from every table at once, so that all tables get the same form.
+n rows of a table. A column is read from all tables together, so that its arrays have one form.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def read_features(
 
     Args:
         tables: tables of one dataset.
-        columns: their columns of examples.
-        alone: whether the one column is an example by itself, in place of one of a vector's features.
-        where: the dataset, for messages.
+        columns: columns of the examples.
+        is_single_column: True if a row of the only column is an example; False if columns are features of a vector.
+        source_name: dataset, for messages.
 
     Returns:
-        For each table [n, ...]: the column's rows if `is_single_column`, otherwise float32 [n, features].
+        For each table [n, ...]: the rows of the column if `is_single_column`, otherwise [n, features] float32.
 
     Raises:
         DataError: values are missing, are no numbers, or have different shapes.
@@ -47,11 +47,11 @@ def read_labels(tables: Sequence[Any], column: str, source_name: str) -> tuple[l
 
     Args:
         tables: tables of one dataset.
-        column: their column of targets.
-        where: the dataset, for messages.
+        column: column of the targets.
+        source_name: dataset, for messages.
 
     Returns:
-        The targets of each table, texts numbered in sorted order; and the names of the classes, None if they have none.
+        (the targets of each table, the names of the classes or None). Texts are numbered in sorted order.
 
     Raises:
         DataError: values are missing, are no numbers, or have different shapes.
@@ -59,25 +59,24 @@ def read_labels(tables: Sequence[Any], column: str, source_name: str) -> tuple[l
     if any(getattr(table.features[column], "dtype", None) in _TEXT_TYPES for table in tables):
         texts = [list(table[column]) for table in tables]
         if not all(isinstance(label, str) for part in texts for label in part):
-            raise DataError(f"{source_name}: column {column} has missing values, or texts and numbers")
+            raise DataError(f"{source_name}: column {column} has missing values, or both texts and numbers")
         numbers, names = number_text_labels(*texts)
         return [*numbers], names
-    named = {tuple(getattr(table.features[column], "names", None) or ()) for table in tables}
-    if len(named) > 1:
-        training, test = (list(getattr(table.features[column], "names", None) or ()) for table in tables)
-        both = f"{_format_class_names(training)} and {_format_class_names(test)}"
-        raise DataError(f"{source_name}: column {column}: training and test part name their classes differently: {both}")
-    return _read_rows(tables, column, source_name), named.pop() or None
+    class_names = [tuple(getattr(table.features[column], "names", None) or ()) for table in tables]
+    if len(set(class_names)) > 1:
+        difference = " and ".join(map(_format_class_names, class_names))
+        raise DataError(f"{source_name}: column {column}: training and test part name their classes differently: {difference}")
+    return _read_rows(tables, column, source_name), class_names[0] or None
 
 
 def _format_class_names(names: Sequence[str]) -> str:
-    """Return at most five names of classes, for a message."""
+    """Return at most five class names, for a message."""
     more = f", ... ({len(names)} in all)" if len(names) > 5 else ""
     return f"[{', '.join(names[:5])}{more}]" if names else "none"
 
 
 def _read_numbers(table: Any, column: str, source_name: str) -> NDArray[Any]:
-    """Return a column that has one number a row, [n]."""
+    """Return a column of numbers, [n]."""
     values = np.asarray(list(table[column]))
     if values.dtype.kind in "fiub" and values.ndim == 1:
         return values
@@ -87,17 +86,17 @@ def _read_numbers(table: Any, column: str, source_name: str) -> NDArray[Any]:
     dtype = getattr(feature, "dtype", None) or type(feature).__name__
     kind = "texts" if dtype in _TEXT_TYPES else dtype
     raise DataError(
-        f"{source_name}: column {column} holds {kind}, expected one number a row: name the columns of numbers in data.x"
+        f"{source_name}: column {column} contains {kind}, expected one number in each row: name columns of numbers in data.x"
     )
 
 
 def _read_rows(tables: Sequence[Any], column: str, source_name: str) -> list[NDArray[Any]]:
-    """Return a column's rows as arrays [n, ...]; images by their pixels."""
+    """Return the rows of a column as arrays [n, ...], and images as their pixels."""
     parts = [_read_table_rows(table, column, source_name) for table in tables]
     rows = [row for part in parts for row in part]
     if any(row.dtype.kind == "O" for row in rows):
         raise DataError(f"{source_name}: column {column} has missing values, or values that are no numbers")
-    if _is_image(tables[0].features[column]) and len({row.ndim for row in rows}) > 1:  # grey ones among coloured ones
+    if _is_image(tables[0].features[column]) and len({row.ndim for row in rows}) > 1:  # both grey and colour images
         parts = [[row if row.ndim == 3 else np.repeat(row[None], 3, axis=0) for row in part] for part in parts]
         rows = [row for part in parts for row in part]
     if len({(row.shape, row.dtype.kind) for row in rows}) > 1:
@@ -108,12 +107,12 @@ def _read_rows(tables: Sequence[Any], column: str, source_name: str) -> list[NDA
 
 def _read_table_rows(table: Any, column: str, source_name: str) -> list[NDArray[Any]]:
     feature = table.features[column]
-    if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:  # images in a Parquet file that does not say so
+    if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:  # images in a Parquet file without a schema of features
         table = table.cast_column(column, require_extra("datasets", "huggingface").Image())
     images = _is_image(feature)
     try:
         return [_convert_image(row) if images and row is not None else np.asarray(row) for row in table[column]]
-    except Exception as error:  # rows are decoded as they are read
+    except Exception as error:  # reading a row decodes it, which may fail in any way
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{source_name}: column {column}: {problem}") from error
 
@@ -125,9 +124,9 @@ def _is_image(feature: Any) -> bool:
 
 
 def _convert_image(image: Any) -> NDArray[np.float32]:
-    """Return a PIL image as [channels, height, width] or, without colours, [height, width]; in [0, 1]."""
+    """Return a PIL image as [channels, height, width] or, if grey, [height, width], in [0, 1]."""
     if image.mode in ("1", "L", "LA"):
         return scale_pixels(np.asarray(image.convert("L")))
     if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
-        raise ValueError(f"an image of mode {image.mode}, expected 8 bits a channel")
+        raise ValueError(f"the image has mode {image.mode}, expected 8 bits in each channel")
     return scale_pixels(np.asarray(image.convert("RGB"))).transpose(2, 0, 1)

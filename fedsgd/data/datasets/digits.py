@@ -1,4 +1,4 @@
-"""The digits that scikit-learn carries: real handwriting, no download."""
+"""Handwritten digits of scikit-learn, which need no download."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ TEST_EXAMPLES = 360
 class Digits(DatasetSource):
     """scikit-learn's digits: 1,437 training and 360 test images of 8×8 grey levels, ten classes, no download.
 
-    Alpaydin and Kaynak 1998 (UCI). x: float32 [n, 8, 8] in [0, 1]. The test images are drawn once and for all: they do not
-    depend on the scenario's seed.
+    Source: Alpaydin and Kaynak 1998 (UCI). Inputs x are [n, 8, 8] float32 in [0, 1]. The test images do not depend on the
+    scenario's seed.
+
+    >>> dataset = Digits().load(None)
+    >>> len(dataset.train), len(dataset.test), dataset.shape, dataset.classes
+    (1437, 360, (8, 8), 10)
     """
 
     name: ClassVar[str] = "digits"

@@ -1,4 +1,4 @@
-"""Looking for data files, and saying where they were looked for."""
+"""Search for data files and for optional dependencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsgd.system.user_files import expand_user_path
 
 
 def require_extra(module: str, extra: str) -> ModuleType:
-    """An optional dependency's module; DataError that says how to install it."""
+    """Import a module of an optional dependency. DataError, with the command that installs it, if the module is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -21,21 +21,30 @@ def require_extra(module: str, extra: str) -> ModuleType:
 
 
 def search_paths(folder: Path | None, path: str) -> list[Path]:
-    """Where a user's own path is looked for: in FOLDER if there is one, then where they stand."""
-    return [place / expand_user_path(path) for place in (folder, Path()) if place is not None]
+    """Return the paths at which to look for a user's file: in the data folder, if any, then in the current folder."""
+    return [parent / expand_user_path(path) for parent in (folder, Path()) if parent is not None]
 
 
 def find_data_files(folder: Path | None, dataset_name: str, names: Sequence[str], hint: str) -> list[Path]:
-    """The files that the first of `names` to match any stands for, in FOLDER/owner or in FOLDER, ascending; a name may be a
-    pattern. DataError that says where they were looked for. help: where to get them."""
+    """Return the files of the first pattern that matches any, in ascending order.
+
+    Args:
+        folder: data folder; None: no folder is set.
+        dataset_name: name of the dataset, and of the subfolder that is searched first.
+        names: file names or glob patterns, in the order of preference.
+        hint: source of the files, for messages.
+
+    Raises:
+        DataError: no file matches; the message lists the paths that were tried.
+    """
     if folder is None:
         raise DataError(f"{dataset_name}: no folder given: {hint}")
-    looked = [place / name for place in (folder / dataset_name, folder) for name in names]
-    for path in looked:
+    candidates = [parent / name for parent in (folder / dataset_name, folder) for name in names]
+    for path in candidates:
         try:
-            found = sorted(match for match in path.parent.glob(path.name) if match.is_file())
+            matches = sorted(match for match in path.parent.glob(path.name) if match.is_file())
         except OSError as error:
-            raise DataError(f"{dataset_name}: {folder}: cannot be looked into ({error.strerror})") from None
-        if found:
-            return found
-    raise DataError(f"{dataset_name}: {names[0]} not found (looked for {', '.join(map(str, looked))}): {hint}")
+            raise DataError(f"{dataset_name}: {folder}: cannot be read ({error.strerror})") from None
+        if matches:
+            return matches
+    raise DataError(f"{dataset_name}: {names[0]} not found (looked for {', '.join(map(str, candidates))}): {hint}")

@@ -1,4 +1,4 @@
-"""Any dataset of the Hugging Face hub, or in its formats."""
+"""Datasets of the Hugging Face hub, and files in formats that its library reads."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ from fedsgd.numerics.arrays import I64
 from fedsgd.numerics.rng import derive_generator
 
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-"""End of a file's name → what the library calls the format."""
+"""Name of a format in the library, by file extension."""
 ALL_COLUMNS = "*"
 
 
 @dataclass(frozen=True)
 class HuggingFace(DatasetSource):
-    """Any Hugging Face dataset: `path` as datasets.load_dataset takes it, a name on the hub or a folder. Needs an extra.
+    """Any Hugging Face dataset: `path` is a name on the hub, a folder or a file. Needs the extra "huggingface".
 
-    path: also a folder of `save_to_disk`, of a `DatasetDict` or of a single `Dataset`; or a file .csv, .json, .jsonl or
-    .parquet. A folder or file is looked for in --data DIR (or FEDSGD_DATA), if given, and then where you stand.
-    config: which of the dataset's configurations.
-    train, test: splits, also in parts ("train[:80%]" and "train[80%:]").
-    test_share: where there is one split only, as in a file or a folder of a single `Dataset`, and `test` is left at its
-    default, this share of the training examples, drawn once and for all, is taken out of training to test.
-    x: the column of examples; or a list of columns of numbers, or "*" for all but y and owner, which become a vector
-    [features] of float32. Images become float32 in [0, 1], [channels, height, width] or, where all are without colours,
-    [height, width]; grey images among coloured ones get three equal channels, and transparency is dropped. Lists become arrays
-    as they are, and must be of one length.
-    y: the column of targets. A ClassLabel column, integers or texts are class labels; texts are numbered in sorted order, and
-    `fedsgd partition` shows the names. A label of -100 is ignored by the loss.
-    owner: the column that says whose each example is, for "natural".
-    The cache of the library is used, and its HF_HUB_OFFLINE and HF_DATASETS_OFFLINE are obeyed.
+    Images become float32 in [0, 1], [channels, height, width] or, if all images are grey, [height, width]. In a dataset with
+    colour images a grey image gets three equal channels. Transparency is dropped. Lists become arrays and must have equal
+    lengths. The library's cache is used, and its variables HF_HUB_OFFLINE and HF_DATASETS_OFFLINE apply.
+
+    Attributes:
+        path: argument of datasets.load_dataset; or a folder that `save_to_disk` wrote for a `DatasetDict` or a `Dataset`; or
+            a file .csv, .json, .jsonl or .parquet. A relative path is searched in the data folder (`--data DIR` or
+            FEDSGD_DATA), then in the current folder.
+        config: name of the dataset's configuration; None: the default configuration.
+        train: split of the training examples, or a part of a split, such as "train[:80%]".
+        test: split of the test examples, or a part of a split, such as "train[80%:]".
+        x: column of the examples; or a list of columns of numbers, or "*" for all columns but `y` and `owner`, which
+            become a vector [features] of float32.
+        y: column of the targets. A ClassLabel column, integers and texts are class labels; texts are numbered in sorted
+            order, and `fedsgd partition` shows the names. The loss ignores the label -100.
+        owner: column of the owners (writers, speakers or users), for the partitioner "natural"; None: no owners.
+        test_share: share of the examples that become test examples if there is only one split and `test` has its default.
+            They are drawn at random, independently of the scenario's seed.
     """
 
     name: ClassVar[str] = "hugging-face"
@@ -55,7 +59,7 @@ class HuggingFace(DatasetSource):
     test_share: FractionAboveZero = 0.2
 
     def __post_init__(self) -> None:
-        """Refuse a target among the features, and a feature that is named twice."""
+        """Raise FieldError for a target among the features, and for a repeated feature."""
         super().__post_init__()
         columns = (self.x,) if isinstance(self.x, str) else self.x
         for i, name in enumerate(columns):
@@ -65,58 +69,58 @@ class HuggingFace(DatasetSource):
                 raise FieldError(self.name, "x", f'names "{name}" twice, expected each column once')
 
     def load(self, folder: Path | None) -> Dataset:
-        tables, drawn = self._load_parts(folder)
+        tables, has_single_split = self._load_parts(folder)
         features = self._select_feature_columns(tables[0].column_names)
         for table in tables:
             self._check_columns(table.column_names, features)
-        where = f"hugging-face: {self.path}"
-        x = read_features(tables, features, isinstance(self.x, str) and self.x != ALL_COLUMNS, where)
-        y, names = read_labels(tables, self.y, where)
-        owners = self._number_writers(tables)
-        parts = [Examples(x[i], y[i], None, owners[i]) for i in range(len(tables))]
-        if drawn:
+        source_name = f"hugging-face: {self.path}"
+        x = read_features(tables, features, isinstance(self.x, str) and self.x != ALL_COLUMNS, source_name)
+        y, names = read_labels(tables, self.y, source_name)
+        writers = self._number_writers(tables)
+        parts = [Examples(x[i], y[i], None, writers[i]) for i in range(len(tables))]
+        if has_single_split:
             parts = self._hold_out_test(parts[0])
         return Dataset(parts[0], parts[1], len(names) if names else count_classes(*y), names)
 
     def _load_parts(self, folder: Path | None) -> tuple[list[Any], bool]:
-        """(the tables of training and test examples, False), or (the table of both, True)."""
+        """Return ([training table, test table], False), or ([table of both], True) if there is only one split."""
         library = require_extra("datasets", "huggingface")
         try:
             splits = self._load_splits(library, folder)
-            only_one = self.test == "test" and len(splits) == 1 and "test" not in splits
-            keys = ("train",) if only_one else ("train", "test")
-            return [self._select_split(library, splits, key) for key in keys], only_one
+            has_single_split = self.test == "test" and len(splits) == 1 and "test" not in splits
+            keys = ("train",) if has_single_split else ("train", "test")
+            return [self._select_split(library, splits, key) for key in keys], has_single_split
         except (FieldError, DataError):
             raise
-        except Exception as error:  # a hub, a cache, a network and a parser may each fail in ways of their own
+        except Exception as error:  # the hub, the cache, the network and the parsers raise many types
             raise DataError(f"hugging-face: {self.path} cannot be loaded: {_describe_cause(error)}") from error
 
     def _load_splits(self, library: Any, folder: Path | None) -> dict[str, Any]:
-        """Return the dataset's tables by the names of their splits."""
-        for place in search_paths(folder, self.path):
-            if (place / "state.json").is_file():  # written by save_to_disk of a single Dataset
-                return {"train": library.load_from_disk(str(place))}
-            if (place / "dataset_dict.json").is_file():
-                return dict(library.load_from_disk(str(place)))
-            if place.is_file() and place.suffix.lower() in FORMATS:
-                return dict(library.load_dataset(FORMATS[place.suffix.lower()], self.config, data_files=str(place)))
-            if place.is_dir():
-                return dict(library.load_dataset(str(place), self.config))
-        if Path(self.path).suffix.lower() in FORMATS:  # a file, and no name on the hub
-            looked_for = ", ".join(map(str, search_paths(folder, self.path)))
-            raise DataError(f"hugging-face: {self.path} not found (looked for {looked_for})")
+        """Return the tables of the dataset by split."""
+        for path in search_paths(folder, self.path):
+            if (path / "state.json").is_file():  # written by save_to_disk of a single Dataset
+                return {"train": library.load_from_disk(str(path))}
+            if (path / "dataset_dict.json").is_file():
+                return dict(library.load_from_disk(str(path)))
+            if path.is_file() and path.suffix.lower() in FORMATS:
+                return dict(library.load_dataset(FORMATS[path.suffix.lower()], self.config, data_files=str(path)))
+            if path.is_dir():
+                return dict(library.load_dataset(str(path), self.config))
+        if Path(self.path).suffix.lower() in FORMATS:  # a file, not a name on the hub
+            candidates = ", ".join(map(str, search_paths(folder, self.path)))
+            raise DataError(f"hugging-face: {self.path} not found (looked for {candidates})")
         return dict(library.load_dataset(self.path, self.config))
 
     def _select_split(self, library: Any, splits: dict[str, Any], key: str) -> Any:
-        """Return what `train` or `test` names, such as "train[:80%]". FieldError if there is no such split."""
-        wanted = getattr(self, key)
+        """Return the rows that the field `train` or `test` selects, such as "train[:80%]". FieldError for an unknown split."""
+        selection = getattr(self, key)
         try:
-            stretches = library.ReadInstruction.from_spec(wanted).to_absolute({name: len(splits[name]) for name in splits})
+            ranges = library.ReadInstruction.from_spec(selection).to_absolute({name: len(splits[name]) for name in splits})
         except (ValueError, AssertionError) as error:
-            split = wanted.partition("[")[0].partition("+")[0]
+            split = selection.partition("[")[0].partition("+")[0]
             problem = suggest_name(split, splits) if split not in splits else f": {error}"
-            raise FieldError(self.name, key, f'got "{wanted}"{problem}') from None
-        parts = [splits[one.splitname].select(range(one.from_, one.to)) for one in stretches]
+            raise FieldError(self.name, key, f'got "{selection}"{problem}') from None
+        parts = [splits[part.splitname].select(range(part.from_, part.to)) for part in ranges]
         return parts[0] if len(parts) == 1 else library.concatenate_datasets(parts)
 
     def _select_feature_columns(self, columns: Sequence[str]) -> tuple[str, ...]:
@@ -128,14 +132,14 @@ class HuggingFace(DatasetSource):
     def _check_columns(self, columns: Sequence[str], features: Sequence[str]) -> None:
         if not features:
             raise FieldError(self.name, "x", f"got no column, expected at least one of: {', '.join(columns)}")
-        wanted = [*(("x", name) for name in features), ("y", self.y), *([("owner", self.owner)] if self.owner else [])]
-        for key, name in wanted:
+        required = [*(("x", name) for name in features), ("y", self.y), *([("owner", self.owner)] if self.owner else [])]
+        for key, name in required:
             if name not in columns:
-                more = '; a list of columns of numbers, or "*" for all but y and owner, makes a vector' if key == "x" else ""
-                raise FieldError(self.name, key, f'got "{name}"{suggest_name(name, columns)}{more}')
+                hint = '; for a vector, give a list of columns of numbers, or "*" for all but y and owner' if key == "x" else ""
+                raise FieldError(self.name, key, f'got "{name}"{suggest_name(name, columns)}{hint}')
 
     def _hold_out_test(self, examples: Examples) -> list[Examples]:
-        """Return training and test examples: the latter are drawn by a generator of their own, whatever the seed is."""
+        """Return [training examples, test examples], drawn independently of the scenario's seed."""
         n_test = max(1, round(self.test_share * len(examples)))
         if n_test >= len(examples):
             problem = f"got {self.test_share:g}, which leaves none of {len(examples):,} examples to train on"
@@ -145,22 +149,20 @@ class HuggingFace(DatasetSource):
         return [Examples(examples.x, examples.y, part, examples.writer) for part in rows]
 
     def _number_writers(self, tables: Sequence[Any]) -> Sequence[I64 | None]:
-        """Owners, whatever they are called, numbered in the order of their names."""
+        """Return the owner of each row of each table, as a number in the sorted order of the owners' names."""
         if self.owner is None:
             return [None] * len(tables)
         columns = [list(table[self.owner]) for table in tables]
         types = {type(name) for column in columns for name in column}
         if len(types) > 1 or not types <= {str, int, float, bool}:
-            problem = (
-                f'column "{self.owner}" has missing values, values of different types, or values that are no names or numbers'
-            )
+            problem = f'column "{self.owner}" has missing values, mixed types, or values that are no names or numbers'
             raise FieldError(self.name, "owner", problem)
         numbers = np.unique(np.array([name for column in columns for name in column]), return_inverse=True)[1].astype(np.int64)
         return np.split(numbers, np.cumsum([len(column) for column in columns])[:-1])
 
 
 def _describe_cause(error: Exception) -> str:
-    """Return what went wrong while a dataset was loaded, in words where the library's own are of no help."""
+    """Return the cause of a failed load, in plain words for errors whose own message is unclear."""
     first: BaseException = error
     while first.__cause__ is not None:
         first = first.__cause__

@@ -27,8 +27,8 @@ DOWNLOAD_HINT = (
 class Mnist(DatasetSource):
     """MNIST from IDX files: 60,000 + 10,000 grey images of 28×28, ten classes.
 
-    LeCun, Cortes and Burges. x: float32 [n, 28, 28] in [0, 1]. The files are looked for in DIR and DIR/mnist, plain or
-    gzipped, DIR being what --data or FEDSGD_DATA names.
+    Source: LeCun, Cortes and Burges. Inputs x are [n, 28, 28] float32 in [0, 1]. The files are in DIR or DIR/mnist, plain or
+    gzipped, where `--data` or FEDSGD_DATA names DIR.
     """
 
     name: ClassVar[str] = "mnist"
@@ -67,7 +67,7 @@ def _read_labels(path: Path, n_images: int) -> NDArray[np.int64]:
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes with so many dimensions, plain or gzipped; DataError if it is anything else."""
+    """Read an IDX file of unsigned bytes, plain or gzipped. DataError for other contents or another number of dimensions."""
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
@@ -75,13 +75,13 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     except (OSError, EOFError, zlib.error) as error:
         problem = f"{path}: cannot be read ({error}); expected an IDX file, plain or gzipped: {DOWNLOAD_HINT}"
         raise DataError(problem) from error
-    head = 4 + 4 * dimensions
-    if len(data) < head or data[:4] != bytes([0, 0, 8, dimensions]):
+    header_size = 4 + 4 * dimensions
+    if len(data) < header_size or data[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(
             f"{path}: starts with {data[:4].hex(' ') or 'nothing'}, expected 00 00 08 {dimensions:02x} (IDX, unsigned bytes, "
             f"{dimensions} dimensions): {DOWNLOAD_HINT}"
         )
-    shape = struct.unpack(f">{dimensions}I", data[4:head])
-    if len(data) - head != int(np.prod(shape, dtype=object)):
-        raise DataError(f"{path}: {len(data) - head} bytes of data, expected {' × '.join(map(str, shape))}")
-    return np.frombuffer(data, dtype=np.uint8, offset=head).reshape(shape)
+    shape = struct.unpack(f">{dimensions}I", data[4:header_size])
+    if len(data) - header_size != int(np.prod(shape, dtype=object)):
+        raise DataError(f"{path}: {len(data) - header_size} bytes of data, expected {' × '.join(map(str, shape))}")
+    return np.frombuffer(data, dtype=np.uint8, offset=header_size).reshape(shape)

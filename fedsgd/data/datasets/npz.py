@@ -1,4 +1,4 @@
-"""A user's own arrays."""
+"""Arrays of the user, in a file of numpy.savez."""
 
 from __future__ import annotations
 
@@ -23,15 +23,20 @@ ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test", "owner_train", "owner_t
 
 @dataclass(frozen=True)
 class Npz(DatasetSource):
-    """Your own arrays: `path` names a file of numpy.savez with x_train and y_train, and x_test and y_test if there are any.
+    """Your own arrays: `path` names a file of numpy.savez with x_train and y_train, and optionally x_test and y_test.
 
-    owner_train and owner_test, if there, say whose each example is (for "natural"). Without test examples, `test_share` of the
-    training examples, drawn once and for all, take their place. x of uint8 are pixels and become float32 in [0, 1]; other
-    integers stay (characters, words); floats become float32. y of integers or booleans, [n] or [n, T], are class labels,
-    `classes` of them, by default as many as the largest says; a label of -100 is ignored by the loss, and is no class. y of
-    texts are class labels too, numbered in sorted order; `fedsgd partition` shows the names. Floats are regression targets.
-    Pickled objects are refused: they can run code. A relative path is looked for in --data DIR (or FEDSGD_DATA), if given,
-    and then where you stand.
+    Optional arrays owner_train and owner_test number the owner of each example, for the partitioner "natural". Inputs x of
+    uint8 are pixels and become float32 in [0, 1]. Other integers (characters, words) stay integers; floats become float32.
+    Targets y of integers or booleans, [n] or [n, T], are class labels. The loss ignores the label -100, which is no class.
+    Texts are class labels too, numbered in sorted order; `fedsgd partition` shows the names. Floats are regression targets.
+    Files with pickled objects are refused, because pickled objects can run code.
+
+    Attributes:
+        path: file to load. A relative path is searched in the data folder (`--data DIR` or FEDSGD_DATA), then in the current
+            folder.
+        classes: number of classes; None: the largest label + 1.
+        test_share: share of the training examples that become test examples if the file has none. They are drawn at random,
+            independently of the scenario's seed.
     """
 
     name: ClassVar[str] = "npz"
@@ -42,20 +47,20 @@ class Npz(DatasetSource):
 
     def load(self, folder: Path | None) -> Dataset:
         arrays, names = _number_labels(_read_arrays(self._find_file(folder)))
-        x, y, owner = arrays["x_train"], arrays["y_train"], arrays.get("owner_train")
+        x, y, writer = arrays["x_train"], arrays["y_train"], arrays.get("owner_train")
         if not x.ndim or not y.ndim:
             raise DataError(
-                f"{self.path}: x_train and y_train have {x.ndim} and {y.ndim} dimensions, expected one row an example"
+                f"{self.path}: x_train and y_train have {x.ndim} and {y.ndim} dimensions, expected one row for each example"
             )
         if len(x) != len(y):
             raise DataError(f"{self.path}: {len(x)} training examples but {len(y)} targets")
         if "x_test" in arrays:
-            train = Examples(x, y, None, owner)
+            train = Examples(x, y, None, writer)
             test = Examples(arrays["x_test"], arrays["y_test"], None, arrays.get("owner_test"))
         else:
-            train, test = self._hold_out_test(x, y, owner)
-        implied = len(names) if names else count_classes(train.y, test.y)
-        classes = implied if self.classes is None else self.classes
+            train, test = self._hold_out_test(x, y, writer)
+        implied_classes = len(names) if names else count_classes(train.y, test.y)
+        classes = implied_classes if self.classes is None else self.classes
         if names and classes != len(names):
             raise FieldError(self.name, "classes", f"got {classes}, but the labels are {len(names)} different texts")
         if self.classes is not None and y.dtype.kind == "f":
@@ -81,7 +86,7 @@ class Npz(DatasetSource):
 
 
 def _number_labels(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], tuple[str, ...] | None]:
-    """Return the arrays, labels that are texts numbered; and the names of the classes, None where labels are numbers."""
+    """Return (the arrays with numbers in place of text labels, the class names or None if the labels are numbers)."""
     labels = {name: arrays[name] for name in ("y_train", "y_test") if name in arrays}
     if not all(y.dtype.kind == "U" and y.ndim == 1 for y in labels.values()):
         return arrays, None
@@ -90,21 +95,21 @@ def _number_labels(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[A
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of the file; DataError unless it has what is needed."""
+    """Read the arrays of a file. DataError for an unreadable file or a missing array."""
     try:
-        with path.open("rb") as opened:
-            if not opened.read(6).startswith((b"PK", b"\x93NUMPY")):
-                raise ValueError("it is no zip file")  # numpy would take it for pickled objects
-            opened.seek(0)
-            file = np.load(opened, allow_pickle=False)
-            if isinstance(file, np.ndarray):
+        with path.open("rb") as file:
+            if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
+                raise ValueError("it is no zip file")  # numpy would report it as pickled objects
+            file.seek(0)
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise DataError(f"{path}: a single array, expected several: numpy.savez(path, x_train=..., y_train=...)")
-            arrays = {name: file[name] for name in ARRAY_NAMES if name in file.files}
-            names = ", ".join(file.files)
+            arrays = {name: archive[name] for name in ARRAY_NAMES if name in archive.files}
+            names = ", ".join(archive.files)
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # NotImplementedError too
         raise DataError(f"{path}: cannot be read as a file of numpy.savez without pickled objects ({error})") from error
-    for wanted in (("x_train", "y_train"), ("x_test", "y_test")):
-        missing = [name for name in wanted if name not in arrays]
-        if missing and (wanted[0] == "x_train" or len(missing) == 1):
-            raise DataError(f"{path}: has {names or 'nothing'}, expected {' and '.join(wanted)}")
+    for pair in (("x_train", "y_train"), ("x_test", "y_test")):
+        missing = [name for name in pair if name not in arrays]
+        if missing and (pair[0] == "x_train" or len(missing) == 1):
+            raise DataError(f"{path}: has {names or 'nothing'}, expected {' and '.join(pair)}")
     return {name: scale_pixels(a) if name.startswith("x_") else a for name, a in arrays.items()}

@@ -1,4 +1,4 @@
-"""The marker of a dataset that was given in Python."""
+"""Marker, in a scenario, of a dataset that the user passed in Python."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fedsgd.data.base import Dataset, DatasetSource
 
 @dataclass(frozen=True)
 class PythonObjectDataset(DatasetSource):
-    """Marker of a `Dataset` that was given in Python; it cannot be loaded.
+    """Marker of a `Dataset` that the user passed in Python; the marker cannot be loaded.
 
     Attributes:
-        description: the numbers of examples and their kind.
-        sha256: fingerprint of all arrays; equal datasets have equal ones.
+        description: numbers of examples, their type and shape.
+        sha256: fingerprint of all arrays; equal datasets have equal fingerprints.
     """
 
     name: ClassVar[str] = PYTHON_OBJECT_NAME
@@ -27,12 +27,16 @@ class PythonObjectDataset(DatasetSource):
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> PythonObjectDataset:
-        """Return the marker of a dataset, whose arrays are read once for it."""
+        """Return the marker of a dataset.
+
+        Args:
+            dataset: dataset whose arrays the fingerprint covers.
+        """
         train, test = dataset.train, dataset.test
         kind = f"{train.x.dtype} {list(train.x.shape[1:])}"
         arrays = [(part.x, part.y, part.writer) for part in (train, test)]
         return cls(f"{len(train):,} training and {len(test):,} test examples, {kind}", fingerprint([arrays, dataset.classes]))
 
     def load(self, folder: Path | None) -> Dataset:
-        """Refuse, with the sentence that says what to give."""
+        """Raise FieldError, whose message names the argument to pass."""
         raise FieldError("data", "name", describe_missing_objects({"data.name": self.description}))

@@ -1,6 +1,6 @@
-"""Clients that are drawn from a distribution of clients: FedProx's Synthetic(α, β).
+"""Synthetic(α, β) of FedProx, whose clients are drawn from a distribution of clients.
 
-d dimensions, C classes, n examples of a client.
+d dimensions, K classes, n examples of a client.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ from fedsgd.numerics.rng import derive_generator
 
 
 class SyntheticClient(NamedTuple):
-    """What a client was drawn as. W: [C, d] and b: [C], the model that labels its examples, whose entries have the mean u;
-    v: [d], the mean of its examples, whose entries have the mean B."""
+    """Random variables of a client, under the names of the paper.
+
+    Attributes:
+        u: mean of the entries of W and b.
+        B: mean of the entries of v.
+        W: [K, d] float64, weights of the model that labels the client's examples.
+        b: [K] float64, biases of that model.
+        v: [d] float64, mean of the client's examples.
+    """
 
     u: float
     B: float
@@ -31,20 +38,32 @@ class SyntheticClient(NamedTuple):
 
 @dataclass(frozen=True)
 class Synthetic(ClientGenerator):
-    """FedProx's Synthetic(alpha, beta): for each client a softmax model of its own, and a place where its examples lie.
+    """FedProx's Synthetic(alpha, beta): each client has its own softmax model and its own mean of examples.
 
-    Li et al. 2020, "Federated optimization in heterogeneous networks", section 5.1 and appendix C.1, after Shamir et al. 2014:
-    for client k, u ~ N(0, alpha), entries of W and b ~ N(u, 1); B ~ N(0, beta), entries of v ~ N(B, 1); x ~ N(v, Σ), Σ diagonal
-    with Σ_jj = j^−1.2; y = argmax softmax(Wx + b). alpha: how much models differ, beta: how much examples do. The paper writes
-    N(mean, variance), Σ being one, so alpha and beta are variances; its authors' code takes them for standard deviations, which
-    is the same at 0 and 1 but not at their 0.5. iid: one W and b with entries ~ N(0, 1) for all clients, and v = 0; alpha and
-    beta are not used. Unlike there all clients have the same number of examples. x: float32 [n, dimensions]. Any number of
-    clients may be asked for: what a client has is made from (seed, its number) when it takes part.
+    Source: Li et al. 2020, "Federated optimization in heterogeneous networks", section 5.1 and appendix C.1, after Shamir et
+    al. 2014. For each client
 
-    Two facts of that distribution. u adds the same to the score of every class, u·(Σ x_j + 1), so alpha changes no label. And
-    without u the models have nothing in common, so unless `iid` what is learnt from some clients says nothing of others: on the
-    test examples, which are others', accuracy stays near chance. The paper tests clients on examples of their own:
-    `held_out_sizes` with `[evaluation] clients`; one linear model does well by dozens of them, not by thousands.
+        u ~ N(0, alpha),  entries of W and b ~ N(u, 1)
+        B ~ N(0, beta),   entries of v ~ N(B, 1)
+        x ~ N(v, Σ),      Σ diagonal with Σ_jj = j^−1.2
+        y = argmax softmax(Wx + b)
+
+    The paper writes N(mean, variance), as Σ shows, so `alpha` and `beta` are variances. The authors' code uses them as
+    standard deviations, which is equal for 0 and 1 but not for 0.5, another value of the paper. Unlike in the paper, all
+    clients have equally many examples. Inputs x are [n, d] float32. A client's examples are generated from the seed and its
+    number when it takes part, so any number of clients is possible.
+
+    Traps: u adds u·(Σ x_j + 1) to the score of every class, so `alpha` changes no label. Apart from u, and unless `iid`, the
+    clients' models are independent. The test examples belong to further clients, so the accuracy on them stays near chance.
+    The paper tests clients on their own examples: set `[data] held_out` and `[evaluation] clients`. One linear model fits
+    dozens of clients well, but not thousands.
+
+    Attributes:
+        alpha: variance of u, the difference between the clients' models.
+        beta: variance of B, the difference between the clients' examples.
+        dimensions: d, features of an example.
+        classes: K, number of classes.
+        iid: True for one W and b with entries ~ N(0, 1) for all clients, and v = 0; `alpha` and `beta` have no effect.
     """
 
     name: ClassVar[str] = "synthetic"
@@ -57,25 +76,30 @@ class Synthetic(ClientGenerator):
 
     @property
     def n_classes(self) -> int:
-        """C."""
+        """Number of classes."""
         return self.classes
 
     def draw_client(self, client: int, seed: int) -> SyntheticClient:
-        """What this client is drawn as."""
+        """Draw the random variables of a client.
+
+        Args:
+            client: number of the client, from 0.
+            seed: seed of the run.
+        """
         return self._draw_client(derive_generator(seed, "synthetic", client), seed)
 
     def examples_of(self, client: int, seed: int) -> Examples:
-        """What this client has, x [n, d] and y [n]. Labels are those of the examples as they are rounded to float32."""
+        """Generate a client's examples, x [n, d] and y [n]. Labels are computed from x after rounding to float32."""
         rng = derive_generator(seed, "synthetic", client)
-        truth = self._draw_client(rng, seed)
+        variables = self._draw_client(rng, seed)
         deviation = np.arange(1, self.dimensions + 1) ** -0.6
-        with np.errstate(over="ignore", invalid="ignore"):  # where settings are too large for float32: the dataset is checked
-            x = (truth.v + deviation * rng.standard_normal((self.examples, self.dimensions))).astype(np.float32)
-            scores = x.astype(np.float64) @ truth.W.T + truth.b
+        with np.errstate(over="ignore", invalid="ignore"):  # for large settings: `Dataset` refuses infinite values
+            x = (variables.v + deviation * rng.standard_normal((self.examples, self.dimensions))).astype(np.float32)
+            scores = x.astype(np.float64) @ variables.W.T + variables.b
         return Examples(x, scores.argmax(axis=1))
 
     def _draw_client(self, rng: np.random.Generator, seed: int) -> SyntheticClient:
-        """Drawn from the client's stream before its examples, so that it does not depend on how many these are."""
+        """Draw the variables first from the client's stream, so that they do not depend on the number of examples."""
         size = (self.classes, self.dimensions)
         if self.iid:
             common = derive_generator(seed, "synthetic/iid")

@@ -1,4 +1,4 @@
-"""Partitioners, one file each. To add one: write its file, add its line here."""
+"""Registry of partitioners, one file for each. To add a partitioner, write its file and add a line here."""
 
 from fedsgd.config.component import Registry
 from fedsgd.data.partitioners.base import Partition, Partitioner, partition_examples

@@ -1,7 +1,6 @@
-"""How training examples are dealt to clients. n examples, N clients.
+"""Partition of the training examples over clients. n examples, N clients.
 
-A partitioner answers one question: whose is each example? Its answer is one client per example, so a split cannot give an
-example twice, and loses none unless the answer is "nobody's".
+A partitioner returns one client for each example, so no example can be at two clients. An example without a client is explicit.
 """
 
 from __future__ import annotations
@@ -24,14 +23,24 @@ from fedsgd.numerics.rng import derive_generator
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Client i has the examples order[bounds[i] : bounds[i + 1]]. order: distinct rows; bounds: [N + 1], ascending from 0."""
+    """Examples of each client: client i has order[bounds[i] : bounds[i + 1]].
+
+    Attributes:
+        order: [m] int64, distinct rows of the examples, client after client.
+        bounds: [N + 1] int64, ascending from 0 to m.
+
+    >>> import numpy as np
+    >>> partition = Partition.from_assignment(np.array([1, 0, -1, 1]), clients=2)
+    >>> [partition.rows(client).tolist() for client in range(2)]
+    [[1], [0, 3]]
+    """
 
     order: I64
     bounds: I64
 
     @staticmethod
     def from_assignment(assignment: I64, clients: int) -> Partition:
-        """From the client of each example [n], or −1 for nobody; each client's examples are in ascending order."""
+        """Build a partition from the client of each example [n], −1 for no client. A client's rows are in ascending order."""
         bounds = np.zeros(clients + 1, dtype=np.int64)
         np.cumsum(np.bincount(assignment[assignment >= 0], minlength=clients), out=bounds[1:])
         return Partition(np.argsort(assignment, kind="stable")[len(assignment) - bounds[-1] :], bounds)
@@ -40,100 +49,137 @@ class Partition:
         return len(self.bounds) - 1
 
     def rows(self, client: int) -> I64:
-        """The examples of one client."""
+        """Return the rows of one client's examples."""
         return self.order[self.bounds[client] : self.bounds[client + 1]]
 
     def sizes(self) -> I64:
-        """How many examples each client has [N]."""
+        """Return the number of examples of each client, [N]."""
         return np.diff(self.bounds)
 
     def client_per_entry(self) -> I64:
-        """The client of each entry of `order`."""
+        """Return the client of each entry of `order`, [m]."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.sizes())
 
 
 @dataclass(frozen=True)
 class Partitioner(Component, ABC):
-    """A way to deal n examples to clients. clients: N; None, where a partitioner allows it: as many as it finds in the data.
+    """Rule that assigns n examples to clients.
 
-    Laws: every example has one owner in [0, N), or, with a partitioner that says so, none; no client is left empty; the result
-    depends on the examples and the seed alone.
+    Laws: every example has one client in [0, N), or no client if the partitioner's documentation allows it. No client is empty.
+    The partition depends on the examples and the seed only.
+
+    Attributes:
+        clients: N, number of clients; None, if a partitioner allows it: the number follows from the data.
     """
 
     needs_labels: ClassVar[bool] = True
-    """True if the split looks at class labels; if not, any targets will do. Examples whose label the loss ignores (-100) are a
-    group of their own, divided as a class is."""
+    """True if the partition depends on class labels; False if any targets are accepted.
+
+    Examples with the label -100, which the loss ignores, are divided like the examples of a class.
+    """
 
     clients: PositiveInt | None = None
 
     @abstractmethod
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
-        """The client of each of the n examples, [n] in [0, N), or −1 for nobody's. May leave clients empty."""
+        """Assign the examples to clients. Clients may stay empty: `partition_examples` repairs them.
+
+        Args:
+            examples: n examples, without `rows`.
+            rng: generator of the partition.
+
+        Returns:
+            [n] int64, client of each example in [0, N), or −1 for no client.
+        """
 
 
 def partition_examples(partitioner: Partitioner, examples: Examples, seed: int) -> Partition:
-    """The split of these examples (with no `rows`); clients left empty are repaired.
+    """Partition examples and give an example to each empty client.
 
-    DataError if there are more clients than examples, or no class labels where the partitioner needs them.
+    Args:
+        partitioner: rule of the partition.
+        examples: examples without `rows`.
+        seed: seed of the run.
+
+    Raises:
+        DataError: there are more clients than examples, or the partitioner needs class labels and there are none.
+        ScenarioError: a user's partitioner returns an array of another type or shape.
+
+    >>> import numpy as np
+    >>> from fedsgd.data.partitioners.iid import Iid
+    >>> examples = Examples(np.zeros((7, 2)), np.arange(7))
+    >>> partition_examples(Iid(clients=3), examples, seed=0).sizes().tolist()
+    [3, 2, 2]
     """
     if partitioner.needs_labels and (examples.y.ndim != 1 or examples.y.dtype.kind not in "iub"):
         got = f"{examples.y.dtype} targets of shape {list(examples.y.shape)}"
-        hint = f'{suggest_label_conversion(examples.y)}; "iid" splits anything'
+        hint = f'{suggest_label_conversion(examples.y)}; "iid" accepts any targets'
         raise DataError(f'"{partitioner.name}" splits by class label, expected integers [n], got {got}{hint}')
     clients = partitioner.clients
     if clients is not None:
         require_enough_examples(clients, len(examples))
-    owner = _call_partitioner(partitioner, examples, seed)
-    found, n_dealt = int(owner.max()) + 1, np.count_nonzero(owner >= 0)
+    assignment = _call_partitioner(partitioner, examples, seed)
+    n_clients, n_assigned = int(assignment.max()) + 1, np.count_nonzero(assignment >= 0)
     if clients is None:
-        clients = found
-    if not n_dealt or found > clients or n_dealt < clients:
-        wanted = f"there are to be {clients}, and each must get an example"
-        raise DataError(f'"{partitioner.name}" deals {n_dealt} examples to {found} clients; {wanted}')
-    return Partition.from_assignment(_fill_empty_clients(owner, clients), clients)
+        clients = n_clients
+    if not n_assigned or n_clients > clients or n_assigned < clients:
+        problem = f"assigns {n_assigned} examples to {n_clients} clients, expected {clients} clients with an example each"
+        raise DataError(f'"{partitioner.name}" {problem}')
+    return Partition.from_assignment(_fill_empty_clients(assignment, clients), clients)
 
 
 def _call_partitioner(partitioner: Partitioner, examples: Examples, seed: int) -> I64:
-    """Return the client of each example [n]; ScenarioError for a partitioner of the user's own that breaks its contract."""
+    """Return the client of each example [n]. ScenarioError for a user's partitioner that returns anything else."""
     with wrap_user_errors("data.partition", partitioner):
-        owner: Any = partitioner.assign_clients(examples, derive_generator(seed, "partition"))
+        assignment: Any = partitioner.assign_clients(examples, derive_generator(seed, "partition"))
     n = len(examples)
-    if not isinstance(owner, np.ndarray) or owner.dtype.kind not in "iu" or owner.shape != (n,):
-        got = f"{owner.dtype} of shape {list(owner.shape)}" if isinstance(owner, np.ndarray) else describe_value(owner)
-        problem = f"owners returned {got}, expected int64 of shape [{n}]: the client of each of {n:,} training examples"
+    is_array = isinstance(assignment, np.ndarray)
+    if not is_array or assignment.dtype.kind not in "iu" or assignment.shape != (n,):
+        got = f"{assignment.dtype} of shape {list(assignment.shape)}" if is_array else describe_value(assignment)
+        problem = f"assign_clients returned {got}, expected int64 of shape [{n}]: the client of each of {n:,} training examples"
         raise make_component_error("data.partition", partitioner, problem)
-    return owner.astype(np.int64, copy=False)
+    return np.asarray(assignment, dtype=np.int64)
 
 
 def require_enough_examples(clients: int, n_examples: int) -> None:
-    """DataError unless so many clients can have an example each."""
+    """Raise DataError if there are more clients than examples."""
     if clients > n_examples:
-        shared = f"{n_examples} example{'s' * (n_examples != 1)}"
-        raise DataError(f"data.partition.clients: {clients} clients cannot share {shared}: at most one client an example")
+        count = f"{n_examples} example{'s' * (n_examples != 1)}"
+        raise DataError(f"data.partition.clients: {clients} clients cannot share {count}: each client needs an example")
 
 
 def split_proportionally(shares: F64, n: int) -> I64:
-    """The client of each of n places in a row, cut in proportion to `compute_class_distributions` [N], which add up to 1;
-    returns [n], ascending."""
+    """Assign n positions to clients in proportion to their shares.
+
+    Args:
+        shares: [N] float64 with the sum 1.
+        n: number of positions.
+
+    Returns:
+        [n] int64, client of each position, ascending.
+
+    >>> split_proportionally(np.array([0.5, 0.25, 0.25]), 4).tolist()
+    [0, 0, 1, 2]
+    """
     if not abs(float(shares.sum()) - 1) < 1e-6:
-        raise DataError(f"the clients' shares add up to {shares.sum():g}, not to 1: a setting is beyond what floats can hold")
+        raise DataError(f"the clients' shares add up to {shares.sum():g}, not to 1: a setting exceeds the range of floats")
     ends = np.rint(np.cumsum(shares) * n).astype(np.int64)
     return np.searchsorted(ends, np.arange(n), side="right").clip(max=len(shares) - 1)
 
 
 def draw_log_normal_shares(clients: int, sigma: float, rng: np.random.Generator) -> F64:
-    """Shares [N] that add up to 1, in proportion to exp(sigma · a standard normal)."""
-    with np.errstate(over="ignore"):  # the sum of shares tells
+    """Return shares [N] with the sum 1, in proportion to exp(sigma · z) with z standard normal."""
+    with np.errstate(over="ignore"):  # an overflow shows in the sum of the shares
         exponents = sigma * rng.standard_normal(clients)
-    weights = np.exp(np.maximum(exponents - exponents.max(), -60))  # e⁻⁶⁰ of the largest is no example, but not yet 0
+    weights = np.exp(np.maximum(exponents - exponents.max(), -60))  # e⁻⁶⁰ of the largest gives no example, but is above 0
     shares: F64 = weights / weights.sum()
     return shares
 
 
 def _fill_empty_clients(assignment: I64, clients: int) -> I64:
-    """Give each empty client, in ascending order, the last example of the client that has most (the lowest of equals)."""
-    split = Partition.from_assignment(assignment, clients)
-    sizes = split.sizes()
+    """Give each empty client, in ascending order, the last example of the client with the most (the lowest if several)."""
+    partition = Partition.from_assignment(assignment, clients)
+    sizes = partition.sizes()
     empty = np.flatnonzero(sizes == 0)
     if not len(empty):
         return assignment
@@ -142,6 +188,6 @@ def _fill_empty_clients(assignment: I64, clients: int) -> I64:
     heapq.heapify(heap)
     for client in empty:
         size, donor = heap[0]
-        assignment[split.order[split.bounds[donor] - size - 1]] = client
+        assignment[partition.order[partition.bounds[donor] - size - 1]] = client
         heapq.heapreplace(heap, (size + 1, donor))
     return assignment

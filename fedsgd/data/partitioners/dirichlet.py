@@ -1,4 +1,4 @@
-"""Skewed class proportions."""
+"""Label skew: classes divided in Dirichlet proportions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from fedsgd.numerics.arrays import I64
 class Dirichlet(Partitioner):
     """Each class is divided over the clients in proportions drawn from Dirichlet(alpha).
 
-    Yurochkin et al. 2019; Li et al. 2022 (NIID-Bench). A small alpha concentrates each class on few clients, a large one
-    approaches IID in proportions; sizes differ between clients too.
+    For each class, q ~ Dirichlet(alpha, ..., alpha) and client i gets a share q_i of its examples. Source: Yurochkin et al.
+    2019; Li et al. 2022 (NIID-Bench). The numbers of examples differ between clients too.
+
+    Attributes:
+        clients: N, number of clients.
+        alpha: concentration. A small value gives each class to few clients; a large value approaches equal proportions.
     """
 
     name: ClassVar[str] = "dirichlet"
@@ -28,9 +32,9 @@ class Dirichlet(Partitioner):
 
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         labels = examples.y
-        owner = np.empty(len(labels), dtype=np.int64)
+        assignment = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
-            members = rng.permutation(np.flatnonzero(labels == label))
+            rows = rng.permutation(np.flatnonzero(labels == label))
             shares = rng.dirichlet(np.full(self.clients, self.alpha))
-            owner[members] = split_proportionally(shares, len(members))
-        return owner
+            assignment[rows] = split_proportionally(shares, len(rows))
+        return assignment

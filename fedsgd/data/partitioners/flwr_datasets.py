@@ -1,4 +1,4 @@
-"""Any partitioner of flwr-datasets."""
+"""Partitioners of the library flwr-datasets."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ EXCLUDED_PREFIXES = ("Vertical", "Partitioner")
 
 @dataclass(frozen=True)
 class FlwrDatasets(Partitioner):
-    """Any partitioner of flwr-datasets: `partitioner = "DirichletPartitioner"`, made with `iterate_input_arguments`. Needs an
-    extra.
+    """Any partitioner of flwr-datasets, such as `partitioner = "DirichletPartitioner"`. Needs the extra "huggingface".
 
-    It is given a table of up to three columns: "index"; "label", where targets are class labels; and "owner", where the data
-    say whose each example is. Unless `iterate_input_arguments` say otherwise, its num_partitions is `clients`, its
-    partition_by is "owner"
-    for those by natural id and else "label", and its seed follows from the scenario's. Functions are given as
-    "my_package.my_module:function". Rows are shuffled first, because some of its partitioners (IidPartitioner) only cut what
-    they are given. Examples that it leaves out (ShardPartitioner) are nobody's. Those that split columns are of no use here.
+    The library's partitioner receives a table with the column "index", the column "label" if the targets are class labels, and
+    the column "owner" if the examples have owners. Rows are shuffled first, because some partitioners (IidPartitioner) only cut
+    the table. Examples that a partitioner omits (ShardPartitioner) have no client. Partitioners that split columns are not
+    available.
+
+    Attributes:
+        clients: N, number of clients, the default of the library's num_partitions; None: the partitioner sets it.
+        partitioner: name of a class in flwr_datasets.partitioner.
+        arguments: its arguments; a function is written "my_package.my_module:function". By default, partition_by is "owner"
+            for a partitioner by natural id and "label" for any other, and the seed derives from the scenario's.
     """
 
     name: ClassVar[str] = "flwr-datasets"
@@ -55,38 +58,38 @@ class FlwrDatasets(Partitioner):
             parts = [np.asarray(partitioner.load_partition(client)["index"], dtype=np.int64) for client in clients]
         except DataError:
             raise
-        except Exception as error:  # whatever a partitioner of somebody else's says of its data
+        except Exception as error:  # the library's partitioner may raise any type
             raise DataError(f"{self.partitioner}: {type(error).__name__}: {error}") from error
         rows = np.concatenate(parts)
         if len(np.unique(rows)) != len(rows):
-            problem = f"{len(rows)} examples dealt, but only {len(np.unique(rows))} different ones"
+            problem = f"{len(rows)} examples assigned, but only {len(np.unique(rows))} distinct examples"
             raise DataError(f"{self.partitioner}: {problem}")
-        owner = np.full(len(examples), -1, dtype=np.int64)
-        owner[rows] = np.repeat(clients, [len(part) for part in parts])
-        return owner
+        assignment = np.full(len(examples), -1, dtype=np.int64)
+        assignment[rows] = np.repeat(clients, [len(part) for part in parts])
+        return assignment
 
     def _create_partitioner(self, columns: dict[str, Any], seed: int) -> Any:
-        """The partitioner, with what can be filled in for the user."""
+        """Build the library's partitioner, with defaults for its seed, number of partitions and column."""
         library = require_extra("flwr_datasets.partitioner", "huggingface")
-        known = [name for name in dir(library) if name.endswith("Partitioner") and not name.startswith(EXCLUDED_PREFIXES)]
-        if self.partitioner not in known:
-            raise FieldError(self.name, "partitioner", f'got "{self.partitioner}"{suggest_name(self.partitioner, known)}')
-        make = getattr(library, self.partitioner)
-        takes = inspect.signature(make).parameters
-        offered: dict[str, Any] = {"seed": seed, "num_partitions": self.clients}
-        by = "owner" if "NaturalId" in self.partitioner else "label"
-        if by in columns:
-            offered["partition_by"] = by
-        filled = {key: value for key, value in offered.items() if key in takes and value is not None}
-        given = {key: _convert_argument(key, value) for key, value in self.arguments.items()}
+        names = [name for name in dir(library) if name.endswith("Partitioner") and not name.startswith(EXCLUDED_PREFIXES)]
+        if self.partitioner not in names:
+            raise FieldError(self.name, "partitioner", f'got "{self.partitioner}"{suggest_name(self.partitioner, names)}')
+        partitioner_class = getattr(library, self.partitioner)
+        parameters = inspect.signature(partitioner_class).parameters
+        defaults: dict[str, Any] = {"seed": seed, "num_partitions": self.clients}
+        column = "owner" if "NaturalId" in self.partitioner else "label"
+        if column in columns:
+            defaults["partition_by"] = column
+        defaults = {key: value for key, value in defaults.items() if key in parameters and value is not None}
+        arguments = {key: _convert_argument(key, value) for key, value in self.arguments.items()}
         try:
-            return make(**{**filled, **given})
+            return partitioner_class(**{**defaults, **arguments})
         except (TypeError, ValueError) as error:
             raise FieldError(self.name, "arguments", f"{self.partitioner} does not take {self.arguments}: {error}") from error
 
 
 def _convert_argument(key: str, value: Any) -> Any:
-    """What TOML cannot say: a function by its path, an array as nested lists."""
+    """Convert an argument that TOML has no type for: a function, written as its path, and an array, written as nested lists."""
     if key.endswith("_fn") and isinstance(value, str):
         return import_by_path(value)
     return np.asarray(value) if key.endswith("_array") else value

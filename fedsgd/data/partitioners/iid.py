@@ -1,4 +1,4 @@
-"""The same distribution for every client."""
+"""Partition without skew: equal distributions and sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from fedsgd.numerics.arrays import I64
 
 @dataclass(frozen=True)
 class Iid(Partitioner):
-    """Shuffle and deal: every client the same distribution, sizes equal to within one example."""
+    """Examples are shuffled and assigned in turn: equal distributions, and sizes that differ by at most one example.
+
+    Attributes:
+        clients: N, number of clients.
+    """
 
     name: ClassVar[str] = "iid"
     needs_labels: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""As the data were made: an owner's examples stay together."""
+"""Natural partition: the examples of an owner stay together."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from fedsgd.numerics.arrays import I64
 
 @dataclass(frozen=True)
 class NaturalPartition(Partitioner):
-    """By owner: a client for each writer, speaker or user of the data; or whole owners dealt to `clients` clients.
+    """By owner: one client for each owner (writer, speaker or user), or several whole owners for each client.
 
-    Needs data that say whose each example is, as "shakespeare" does. Without `clients`, clients are the owners in
-    ascending order. With it, owners are shuffled and dealt in turn, so clients have equal numbers of owners, to within one.
+    The dataset must have owners, as "shakespeare" has.
+
+    Attributes:
+        clients: N, number of clients. Owners are shuffled and assigned in turn, so numbers of owners differ by at most one.
+            None: the clients are the owners, in ascending order.
     """
 
     name: ClassVar[str] = "natural"
@@ -29,11 +32,11 @@ class NaturalPartition(Partitioner):
 
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         if examples.writer is None:
-            raise DataError('"natural" splits by owner, and these data do not say whose each example is')
-        names, owner = np.unique(examples.writer, return_inverse=True)
+            raise DataError('"natural" splits by owner, and the dataset has no owners')
+        owners, owner_index = np.unique(examples.writer, return_inverse=True)
         if self.clients is None:
-            return owner.astype(np.int64)
-        if self.clients > len(names):
-            raise DataError(f"{self.clients} clients cannot share {len(names)} owners: at most one client an owner")
-        client_of_owner = rng.permutation(np.arange(len(names), dtype=np.int64) % self.clients)
-        return client_of_owner[owner]
+            return owner_index.astype(np.int64)
+        if self.clients > len(owners):
+            raise DataError(f"{self.clients} clients cannot share {len(owners)} owners: each client needs an owner")
+        client_of_owner = rng.permutation(np.arange(len(owners), dtype=np.int64) % self.clients)
+        return client_of_owner[owner_index]

@@ -1,4 +1,4 @@
-"""So many classes a client and no others."""
+"""Label skew: a fixed number of classes for each client."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from fedsgd.numerics.arrays import I64
 
 @dataclass(frozen=True)
 class Pathological(Partitioner):
-    """Exactly `classes_per_client` classes for each client; a class is divided evenly over those that have it.
+    """Exactly `classes_per_client` classes for each client; a class is divided evenly over its clients.
 
-    Classes are dealt like cards, from one shuffled deck of all classes after the other, so each class is with as many clients
-    as any other, to within one. Unlike "shards", a client never gets one class twice, and sizes follow from the classes. A
-    class with fewer examples than clients that should have it stays away from some.
+    Classes are assigned in turn from random permutations of all classes. So the numbers of clients of two classes differ by at
+    most one. Unlike with "shards", a client's classes are distinct and its number of examples follows from them. A class with
+    fewer examples than clients is missing at some of them.
+
+    Attributes:
+        clients: N, number of clients.
+        classes_per_client: number of distinct classes of each client.
     """
 
     name: ClassVar[str] = "pathological"
@@ -31,28 +35,29 @@ class Pathological(Partitioner):
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         classes, labels = np.unique(examples.y, return_inverse=True)
         if self.classes_per_client > len(classes):
-            raise DataError(f"{self.classes_per_client} classes a client, but the data have {len(classes)}")
+            raise DataError(f"{self.classes_per_client} classes for each client, but the dataset has {len(classes)}")
         if self.clients * self.classes_per_client < len(classes):
-            room = f"{self.clients} clients × {self.classes_per_client} classes"
-            raise DataError(f"{room} cannot hold the {len(classes)} classes of the data")
-        hands = self._assign_classes(len(classes), rng)
-        owner = np.empty(len(labels), dtype=np.int64)
+            places = f"{self.clients} clients × {self.classes_per_client} classes"
+            raise DataError(f"{places} cannot hold the {len(classes)} classes of the dataset")
+        client_classes = self._assign_classes(len(classes), rng)
+        assignment = np.empty(len(labels), dtype=np.int64)
         for label in range(len(classes)):
-            holders = rng.permutation(np.flatnonzero((hands == label).any(axis=1)))
-            members = rng.permutation(np.flatnonzero(labels == label))
-            owner[members] = holders[np.arange(len(members), dtype=np.int64) * len(holders) // len(members)]
-        return owner
+            clients = rng.permutation(np.flatnonzero((client_classes == label).any(axis=1)))
+            rows = rng.permutation(np.flatnonzero(labels == label))
+            assignment[rows] = clients[np.arange(len(rows), dtype=np.int64) * len(clients) // len(rows)]
+        return assignment
 
-    def _assign_classes(self, classes: int, rng: np.random.Generator) -> I64:
-        """The classes of each client [N, classes_per_client]."""
-        hands = np.empty((self.clients, self.classes_per_client), dtype=np.int64)
-        deck: list[int] = []
-        for hand in hands:
-            dealt, deck = deck[: self.classes_per_client], deck[self.classes_per_client :]
-            if len(dealt) < self.classes_per_client:
-                fresh = [int(label) for label in rng.permutation(classes)]
-                more = [label for label in fresh if label not in dealt][: self.classes_per_client - len(dealt)]
-                deck = [label for label in fresh if label not in more]
-                dealt += more
-            hand[:] = dealt
-        return hands
+    def _assign_classes(self, n_classes: int, rng: np.random.Generator) -> I64:
+        """Draw the classes of each client, [N, classes_per_client]."""
+        client_classes = np.empty((self.clients, self.classes_per_client), dtype=np.int64)
+        queue: list[int] = []
+        for row in client_classes:
+            labels, queue = queue[: self.classes_per_client], queue[self.classes_per_client :]
+            if len(labels) < self.classes_per_client:
+                permutation = [int(label) for label in rng.permutation(n_classes)]
+                missing = self.classes_per_client - len(labels)
+                additions = [label for label in permutation if label not in labels][:missing]
+                queue = [label for label in permutation if label not in additions]
+                labels += additions
+            row[:] = labels
+        return client_classes

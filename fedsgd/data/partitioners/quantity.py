@@ -1,4 +1,4 @@
-"""Clients of very different sizes."""
+"""Quantity skew: log-normal numbers of examples."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from fedsgd.numerics.arrays import I64
 
 @dataclass(frozen=True)
 class QuantitySkew(Partitioner):
-    """The same distribution for every client, sizes log-normal: in proportion to exp(sigma · N(0, 1)).
+    """Equal distributions, and log-normal sizes in proportion to exp(sigma · z) with z ~ N(0, 1).
 
-    Quantity skew (Kairouz et al. 2021, section 3.1; Li et al. 2022). With sigma = 1 two thirds of the clients are within a
-    factor e of the median.
+    Source: quantity skew in Kairouz et al. 2021, section 3.1; Li et al. 2022.
+
+    Attributes:
+        clients: N, number of clients.
+        sigma: standard deviation of the logarithm of the sizes. With 1, two thirds of the clients are within a factor e of
+            the median.
     """
 
     name: ClassVar[str] = "quantity"

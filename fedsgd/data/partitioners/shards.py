@@ -1,4 +1,4 @@
-"""Few classes a client."""
+"""Label skew: a fixed number of shards of the sorted examples for each client."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from fedsgd.numerics.arrays import I64
 
 @dataclass(frozen=True)
 class Shards(Partitioner):
-    """Sort by label, cut into equal shards, deal `shards_per_client` to each client.
+    """Examples are sorted by label and cut into equal shards; each client gets `shards_per_client` random shards.
 
-    McMahan et al. 2017, section 3: with two shards most clients see two classes. Which examples of a class share a shard is
-    random; shard sizes are equal to within one example.
+    Source: McMahan et al. 2017, section 3. With two shards most clients have two classes. The examples of a class are in random
+    order before the cut. Shard sizes differ by at most one example.
+
+    Attributes:
+        clients: N, number of clients.
+        shards_per_client: number of shards of each client.
     """
 
     name: ClassVar[str] = "shards"
@@ -37,6 +41,6 @@ class Shards(Partitioner):
         shuffled = rng.permutation(n)
         by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
         client_of_shard = rng.permutation(np.arange(shards, dtype=np.int64) // self.shards_per_client)
-        owner = np.empty(n, dtype=np.int64)
-        owner[by_label] = client_of_shard[np.arange(n, dtype=np.int64) * shards // n]
-        return owner
+        assignment = np.empty(n, dtype=np.int64)
+        assignment[by_label] = client_of_shard[np.arange(n, dtype=np.int64) * shards // n]
+        return assignment

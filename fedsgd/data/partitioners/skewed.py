@@ -1,4 +1,4 @@
-"""Label skew and quantity skew together."""
+"""Label skew and quantity skew, set independently."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ FITTING_ITERATIONS = 100
 
 @dataclass(frozen=True)
 class LabelAndQuantitySkew(Partitioner):
-    """Sizes log-normal (sigma), and each client's mixture of classes drawn from Dirichlet(alpha), independently.
+    """Log-normal sizes (sigma), and each client's mixture of classes drawn from Dirichlet(alpha), independently.
 
-    With "dirichlet" alone, how skewed sizes are follows from alpha; here each is set by itself. Sizes and mixtures seldom
-    add up to the examples there are of each class, so the table of clients × classes is scaled by rows and columns in turn
-    until both fit (iterative proportional fitting, Deming and Stephan 1940); in the end the classes fit exactly.
+    With "dirichlet" the skew of the sizes follows from alpha; here it has its own setting. Sizes and mixtures seldom match the
+    examples of each class. So the table of clients × classes is scaled by rows and columns in turn until both sums match
+    (iterative proportional fitting, Deming and Stephan 1940). At the end the sums of the classes match exactly.
+
+    Attributes:
+        clients: N, number of clients.
+        alpha: concentration of the mixtures. A small value gives each client few classes.
+        sigma: standard deviation of the logarithm of the sizes.
     """
 
     name: ClassVar[str] = "skewed"
@@ -35,17 +40,19 @@ class LabelAndQuantitySkew(Partitioner):
         sizes = draw_log_normal_shares(self.clients, self.sigma, rng)
         mixtures = rng.dirichlet(np.full(len(classes), self.alpha), size=self.clients)
         shares = _fit_shares(mixtures, sizes, np.bincount(labels) / len(labels))
-        owner = np.empty(len(labels), dtype=np.int64)
+        assignment = np.empty(len(labels), dtype=np.int64)
         for label in range(len(classes)):
-            members = rng.permutation(np.flatnonzero(labels == label))
-            owner[members] = split_proportionally(shares[:, label], len(members))
-        return owner
+            rows = rng.permutation(np.flatnonzero(labels == label))
+            assignment[rows] = split_proportionally(shares[:, label], len(rows))
+        return assignment
 
 
 def _fit_shares(mixtures: F64, sizes: F64, classes: F64) -> F64:
-    """Each client's share of each class, columns adding up to 1 [N, C]: from the table nearest to mixtures · sizes whose
-    columns add up to `classes` [C] and whose rows, nearly, to `sizes` [N]."""
-    table = (mixtures + 1e-12) * sizes[:, None]  # so that no class is with nobody
+    """Return each client's share of each class, [N, K] with columns of sum 1.
+
+    They come from the table nearest to mixtures · sizes with column sums `classes` [K] and, nearly, row sums `sizes` [N].
+    """
+    table = (mixtures + 1e-12) * sizes[:, None]  # above 0, so that each class has a client
     for _ in range(FITTING_ITERATIONS):
         table *= classes / table.sum(axis=0)
         table *= (sizes / table.sum(axis=1))[:, None]
