@@ -1,4 +1,4 @@
-"""Models, one file or a few lines each. To add one: write it, add its line here. torch is imported when one is built."""
+"""Registry of models. To add a model, write its class and add a line here; torch is imported when a model is built."""
 
 from fedsgd.config.component import Registry
 from fedsgd.models.base import Loss, Metric, Model

@@ -1,4 +1,4 @@
-"""Refusal of a module, a loss or metrics that were given in Python and are of another kind."""
+"""Checks of a module, a loss and metrics that a user passes in Python."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fedsgd.errors import ModelError
 
 
 def check_python_arguments(module: object, loss: object, metrics: object) -> None:
-    """Check what `run` was given in place of what the scenario names; None is nothing given.
+    """Check the arguments of `run` that replace settings of the scenario; None is an absent argument.
 
     Raises:
-        ModelError: the module is no `torch.nn.Module`, the loss cannot be called, or the metrics are not callables by name.
+        ModelError: the module is no `torch.nn.Module`, the loss is not callable, or the metrics are no dictionary of callables.
     """
     if module is not None:
         _check_module(module)
@@ -32,7 +32,7 @@ def check_python_arguments(module: object, loss: object, metrics: object) -> Non
 
 
 def check_metric_name(name: str) -> None:
-    """Raise ModelError for a name of a metric that no table can show."""
+    """Raise ModelError for the name of a metric that is blank or not printable, which no table can show."""
     if not name.strip() or not name.isprintable():
         raise ModelError(f"metrics: got the name {describe_value(name)}, expected a word, such as accuracy")
 
@@ -42,16 +42,16 @@ def _check_module(module: object) -> None:
 
     if isinstance(module, torch.nn.Module):
         return
-    remedy = ""
+    hint = ""
     if isinstance(module, str):
-        remedy = '; a name goes into the scenario: [model] module = "package.module:function"'
+        hint = '; a name goes into the scenario: [model] module = "package.module:function"'
     elif callable(module):
-        remedy = f": call it, {_factory_name(module)}()"
-    raise ModelError(f"module: got {_describe_kind(module)}, expected an instance of torch.nn.Module{remedy}")
+        hint = f": call it, {_factory_name(module)}()"
+    raise ModelError(f"module: got {_describe_kind(module)}, expected an instance of torch.nn.Module{hint}")
 
 
 def _check_callable(value: object, subject: str, key: str) -> None:
-    """Check a loss or a metric; `key`: where the scenario names it, in [model]."""
+    """Check a loss or a metric; `key` is its key in [model]."""
     expected = f"{subject}: got {_describe_kind(value)}, expected a function of (output, target), or an instance"
     if isinstance(value, str):
         raise ModelError(f'{expected}; a name goes into the scenario: [model] {key} = "package.module:function"')

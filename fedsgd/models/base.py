@@ -1,8 +1,6 @@
-"""What a model is: how to build a torch.nn.Module, and what a run needs to know of one.
+"""Base class of models, which build a torch.nn.Module, and types of losses and metrics.
 
-A loss takes (output, target) of a batch and returns a scalar. A metric takes (output, target) and returns one number per
-example, [B], or a pair of these numbers and their weights, [B] each. torch is imported where a module is built, so that
-settings can be read without it.
+torch is imported only where a module is built, so that settings can be read without torch.
 """
 
 from __future__ import annotations
@@ -21,19 +19,27 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
+"""Function of (output, target) of a batch that returns a scalar."""
 Metric = Callable[["Tensor", "Tensor"], "Tensor | tuple[Tensor, Tensor]"]
+"""Function of (output, target) that returns one number for each example, [B], or (numbers [B], weights [B])."""
 
 
 @dataclass(frozen=True)
 class Model(Component, ABC):
-    """How to build a module. loss, metrics: `my_package.my_module:function`; by default cross-entropy and, on class labels,
-    accuracy where it is defined for the outputs (see `metrics.Accuracy`). batch_norm: what becomes of batch norm, whose running
-    statistics no federation can average as it does gradients:
-    "refuse" it; normalise by "batch", in evaluation too (slices of 100 examples); replace it by "group" norm, 16 channels a
-    group; send its statistics as they are and take their "mean"; keep it "local", parameters and statistics, at each
-    client (FedBN, Li et al. 2021); or keep it "frozen", a constant that costs no bytes. buffers: what becomes of other buffers
-    that training changes (spectral norm's vectors, a normaliser's moments): "refuse" them; send them as float32 and take their
-    "mean", integers rounded; or keep them "local". loss_parameters: train parameters of the loss too, and send them."""
+    """Architecture of the trained module, with its loss, metrics and policies.
+
+    Attributes:
+        loss: "my_package.my_module:function"; None: cross-entropy.
+        metrics: "my_package.my_module:function" of each metric, by name. For class labels, accuracy is added if it is defined
+            for the outputs (see `metrics.Accuracy`).
+        batch_norm: policy for batch norm, whose running statistics cannot be averaged like gradients. "refuse": raise an
+            error. "batch": normalise by the batch, also in evaluation (slices of 100 examples). "group": use group norm with
+            16 channels in a group. "mean": send the statistics uncompressed and average them. "local": keep parameters and
+            statistics at each client (FedBN, Li et al. 2021). "frozen": use the layer as a constant, which costs no bytes.
+        buffers: policy for other buffers that training changes, such as the vectors of spectral norm. "refuse": raise an
+            error. "mean": send them as float32 and average them, integers rounded. "local": keep them at each client.
+        loss_parameters: True to train and send parameters of the loss too.
+    """
 
     loss: str | None = None
     metrics: dict[str, str] = field(default_factory=dict)
@@ -42,24 +48,29 @@ class Model(Component, ABC):
     loss_parameters: bool = field(default=False, kw_only=True)
 
     needs_labels: ClassVar[bool] = True
-    """Whether it needs targets that are class labels."""
+    """True if the targets have to be class labels."""
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """A freshly initialised module for examples of this shape and so many classes (0: the targets are not labels)."""
+        """Build a module with new initial parameters.
+
+        Args:
+            shape: shape of one example.
+            classes: K, number of classes; 0: the targets are not class labels.
+        """
 
 
 def import_callable(path: str, key: str) -> Callable[..., Any]:
-    """What `my_package.my_module:function` names, for a key of [model]; FieldError if it is not there or not to be called."""
+    """Import "my_package.my_module:function", the value of a key of [model]. FieldError if it is missing or not callable."""
     if is_marker(path):
         raise FieldError("model", key, describe_missing_objects(dict(find_markers(path, f"model.{key}"))))
     try:
-        found = import_by_path(path)
+        value = import_by_path(path)
     except ScenarioError as error:
         raise FieldError("model", key, str(error)) from error
-    if not callable(found):
-        raise FieldError("model", key, f'"{path}" is {found!r}, expected something to call')
-    if isinstance(found, type) and key != "module":
-        raise FieldError("model", key, f'"{path}" is the class {found.__name__}, expected a function or an instance')
-    function: Callable[..., Any] = found
+    if not callable(value):
+        raise FieldError("model", key, f'"{path}" is {value!r}, expected a function or another callable')
+    if isinstance(value, type) and key != "module":
+        raise FieldError("model", key, f'"{path}" is the class {value.__name__}, expected a function or an instance')
+    function: Callable[..., Any] = value
     return function

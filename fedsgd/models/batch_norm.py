@@ -1,5 +1,8 @@
-"""What becomes of batch norm. Its running statistics are no gradients: sent, they are not what is compressed; kept, they differ
-between clients (Hsieh et al. 2020 show what that does). Imports torch, so import it where a module is built."""
+"""Replacement of batch norm, and access to its running statistics, which are not gradients.
+
+Statistics that are sent are not compressed. Statistics that stay at the clients differ between clients, with the effects that
+Hsieh et al. 2020 show. This module imports torch: import it only where a module is built.
+"""
 
 from __future__ import annotations
 
@@ -10,50 +13,50 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedsgd.models.policies import BatchNormPolicy
 
 CHANNELS_PER_GROUP = 16
-"""What Wu and He 2018 found to do as well as 32 groups, and which any width allows."""
+"""Channels in a group, as accurate as 32 groups in Wu and He 2018. A layer whose width 16 does not divide gets one group."""
 
 
 def replace_batch_norm(module: nn.Module, policy: BatchNormPolicy) -> None:
-    """Replace the batch norms in a module in place as "batch", "group" and "frozen" say; the other policies leave them."""
+    """Replace batch norms in place under the policies "batch", "group" and "frozen"; the other policies change nothing."""
     replace = {"batch": _without_running_stats, "group": _to_group_norm, "frozen": FrozenBatchNorm}.get(policy)
     if replace is None:
         return
-    made: dict[_BatchNorm, nn.Module] = {}
+    replacements: dict[_BatchNorm, nn.Module] = {}  # a layer under several names has one replacement
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, _BatchNorm) and child.track_running_stats:
-                made[child] = made[child] if child in made else replace(child)
-                setattr(parent, name, made[child])
+                replacements[child] = replacements[child] if child in replacements else replace(child)
+                setattr(parent, name, replacements[child])
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether it is one of torch's, of any number of dimensions."""
+    """Return True for a batch norm of torch with any number of dimensions."""
     return isinstance(module, _BatchNorm)
 
 
 def find_affine_parameters(module: nn.Module) -> set[nn.Parameter]:
-    """The scales and shifts of its batch norms."""
+    """Return the scales and shifts of the batch norms of a module."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     return {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
 
 
 def find_running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return (name, buffer) of the means and variances that batch norms keep, in the order of the module's layers, each once.
+    """Return (name, buffer) of the running means and variances of batch norms, in the order of the layers, each once.
 
-    A counter of batches is among them where the layer uses it: without a momentum it averages over all batches so far.
+    A layer without momentum averages over all batches so far, so its counter of batches is included.
     """
-    kept = {
+    ids = {
         id(buffer)
         for norm in module.modules()
         if isinstance(norm, _BatchNorm) and norm.track_running_stats
         for buffer in (norm.running_mean, norm.running_var, norm.num_batches_tracked if norm.momentum is None else None)
         if buffer is not None
     }
-    return [(name, buffer) for name, buffer in module.named_buffers() if id(buffer) in kept]
+    return [(name, buffer) for name, buffer in module.named_buffers() if id(buffer) in ids]
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm as a constant: statistics, scale and shift stay as they were made. All are buffers, under the same names."""
+    """Batch norm as a constant: statistics, scale and shift are buffers of the same names and keep their initial values."""
 
     weight: Tensor | None
     bias: Tensor | None

@@ -1,7 +1,7 @@
 """Parameters, buffers and frozen parameters of a module and its loss, by name.
 
-What training changes without a gradient is seen by no optimizer and no compressor. Batch norm's running statistics have a
-policy of their own (`fedsgd.models.batch_norm`); anything else follows `[model] buffers`. Imports torch.
+No optimizer and no compressor processes a tensor that training changes without a gradient. The running statistics of batch
+norm have their own policy (`fedsgd.models.batch_norm`); all other such tensors follow `[model] buffers`. Imports torch.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from fedsgd.errors import ModelError
 from fedsgd.numerics.arrays import F32
 
 MAX_EXACT_INTEGER = 2**24
-"""float32 holds every integer up to here."""
+"""Largest integer up to which float32 represents every integer."""
 _EXACT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int8, torch.uint8, torch.int16)
 
 Parts = Sequence[tuple[str, nn.Module]]
-"""The module and, where it is one, the loss, each with the prefix of its names."""
+"""The module and, if the loss is a module, the loss, each with the prefix of its names."""
 
 
 def list_parts(module: nn.Module, loss: object) -> list[tuple[str, nn.Module]]:
-    """Return what has parameters and buffers: the module and, where it is one, the loss, with the prefix "loss."."""
+    """Return the parts of a task: the module with the prefix "" and, if the loss is a module, the loss with "loss."."""
     return [("", module), *([("loss.", loss)] if isinstance(loss, nn.Module) else [])]
 
 
 def named_parameters(parts: Parts) -> dict[str, nn.Parameter]:
-    """Return the parameters of module and loss by name, each once, however many names it has."""
+    """Return the parameters of module and loss by name; a shared parameter occurs once, under its first name."""
     named: dict[str, nn.Parameter] = {}
     for prefix, part in parts:
-        known = {id(parameter) for parameter in named.values()}
-        named.update({f"{prefix}{name}": p for name, p in part.named_parameters() if id(p) not in known})
+        ids = {id(parameter) for parameter in named.values()}
+        named.update({f"{prefix}{name}": p for name, p in part.named_parameters() if id(p) not in ids})
     return named
 
 
@@ -44,16 +44,16 @@ def named_buffers(parts: Parts) -> dict[str, Tensor]:
 
 
 def named_fixed_tensors(parts: Parts) -> dict[str, Tensor]:
-    """Return by name what no gradient trains: the buffers of module and loss, then their frozen parameters."""
+    """Return the tensors that no gradient trains, by name: the buffers of module and loss, then their frozen parameters."""
     frozen = {name: parameter for name, parameter in named_parameters(parts).items() if not parameter.requires_grad}
     return {**named_buffers(parts), **frozen}
 
 
 def check_no_shared_memory(parts: Parts) -> None:
-    """Check that no parameter shares memory with a different tensor, from which engines, and copies, would part it.
+    """Check that no parameter shares memory with another tensor, because engines and copies would separate the two.
 
     Raises:
-        ModelError: a parameter is a view of another tensor, or several of its entries are one number in memory.
+        ModelError: a parameter is a view of another tensor, or several of its entries share memory.
     """
     spans = []
     for name, tensor in {**named_parameters(parts), **named_buffers(parts)}.items():
@@ -64,34 +64,34 @@ def check_no_shared_memory(parts: Parts) -> None:
             raise ModelError(f"{name} is expanded, so that several of its entries share memory; use its clone()")
         begin = tensor.data_ptr()
         spans.append((begin, begin + extent * tensor.element_size(), name, tensor.requires_grad))
-    last = last_trained = (0, "")
-    for begin, end, name, trained in sorted(spans):
-        reached, other = last if trained else last_trained
-        if begin < reached:
+    last = last_trainable = (0, "")
+    for begin, end, name, is_trainable in sorted(spans):
+        last_end, last_name = last if is_trainable else last_trainable
+        if begin < last_end:
             raise ModelError(
-                f"{other} and {name} share memory but are two tensors, which would drift apart; assign one torch.nn.Parameter "
-                "to both names, or derive one of them in forward()"
+                f"{last_name} and {name} share memory but are two tensors, which training would separate; assign one "
+                "torch.nn.Parameter to both names, or derive one of them in forward()"
             )
         last = max(last, (end, name))
-        last_trained = max(last_trained, (end, name)) if trained else last_trained
+        last_trainable = max(last_trainable, (end, name)) if is_trainable else last_trainable
 
 
 def find_unused_counters(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Yield the names of the counters of batches that a norm layer keeps and does not use: its momentum is a number."""
+    """Yield the names of counters of batches that a norm layer has but does not use, because its momentum is a number."""
     for name, child in module.named_modules():
         if isinstance(child, _NormBase) and child.momentum is not None and child.num_batches_tracked is not None:
             yield f"{prefix}{name}{'.' if name else ''}num_batches_tracked"
 
 
 def convert_to_float32(name: str, buffer: Tensor) -> F32:
-    """Return a buffer as float32 numbers [n], exactly.
+    """Convert a buffer to float32 numbers [n] without rounding.
 
     Raises:
-        ModelError: float32 does not hold them.
+        ModelError: float32 cannot represent a number of the buffer.
     """
     if buffer.dtype not in _EXACT_DTYPES and not _is_exact_in_float32(buffer):
         raise ModelError(
-            f"{name} is {buffer.dtype}, which float32 does not hold: expected torch.float32, "
+            f"{name} is {buffer.dtype}, which float32 cannot represent: expected torch.float32, "
             f"or integers up to {MAX_EXACT_INTEGER:,}"
         )
     values: F32 = buffer.detach().to(torch.float32).numpy().reshape(-1)

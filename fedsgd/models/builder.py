@@ -1,4 +1,4 @@
-"""Builder of the task of a scenario."""
+"""Builder of the learning task of a scenario."""
 
 from __future__ import annotations
 
@@ -27,23 +27,32 @@ def build_task(
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> LearningTask:
-    """The task of a scenario. A module, loss or metrics given in Python take the place of what the scenario names.
+    """Build the task of a scenario. Initial parameters are a function of the seed; torch's global generator does not change.
 
-    Initial parameters are a function of the seed; torch's global generator is as it was afterwards.
+    Args:
+        model: settings in [model].
+        dataset: dataset, whose shape and number of classes the module fits.
+        seed: seed of the run.
+        module: module to copy and train; None: `model` builds the module.
+        loss: loss in place of `model.loss`; None: the scenario's loss.
+        metrics: metrics by name, in addition to those of `model`, or in place of them under equal names; None: no metrics.
+
+    Raises:
+        ModelError: an argument is invalid, or no engine can train the module.
     """
     check_python_arguments(module, loss, metrics)
     source = None
     if module is None:
         source = ModuleSource(model, dataset.shape, dataset.classes, seed)
         module = source.build()
-    named: dict[str, Metric] = {} if dataset.classes is None else {"accuracy": accuracy}
-    given_metrics = metrics or {}
+    all_metrics: dict[str, Metric] = {} if dataset.classes is None else {"accuracy": accuracy}
+    argument_metrics = metrics or {}
     for name, path in model.metrics.items():
         check_metric_name(name)
-        named[name] = given_metrics[name] if name in given_metrics else import_callable(path, f"metrics.{name}")
-    named.update(given_metrics)
-    if "loss" in named:
-        raise ModelError('a metric cannot be called "loss": that is what the loss is reported as')
+        all_metrics[name] = argument_metrics[name] if name in argument_metrics else import_callable(path, f"metrics.{name}")
+    all_metrics.update(argument_metrics)
+    if "loss" in all_metrics:
+        raise ModelError('a metric cannot be called "loss", the name under which the loss is reported')
     if loss is None:
         loss = import_callable(model.loss, "loss") if model.loss else torch.nn.functional.cross_entropy
     if isinstance(loss, type):
@@ -52,14 +61,14 @@ def build_task(
     check_no_shared_memory(list_parts(module, loss))
     module, loss = _copy_module_and_loss(module, loss, copies_module=source is None)
     replace_batch_norm(module, model.batch_norm)
-    return describe_task(module, loss, named, model, dataset, source)
+    return describe_task(module, loss, all_metrics, model, dataset, source)
 
 
 def _copy_module_and_loss(module: nn.Module, loss: Loss, copies_module: bool) -> tuple[nn.Module, Loss]:
-    """Return copies, made together so that what they share stays shared. A module that was built here needs none."""
+    """Copy the module and the loss together, so that shared objects stay shared. A module that was built here is not copied."""
     try:
         copied = copy_pair(module if copies_module else None, loss)
         return copied if copies_module else (module, copied[1])
-    except Exception as error:  # tensors that are not leaves, and whatever the user's own attributes do
-        what = "the module" if copies_module else "the loss"
-        raise ModelError(f"{what} cannot be copied ({error}); give a function that makes it as [model] module") from error
+    except Exception as error:  # tensors that are not leaves, and attributes of the user, may raise any type
+        subject = "the module" if copies_module else "the loss"
+        raise ModelError(f"{subject} cannot be copied ({error}); name a function that makes it as [model] module") from error

@@ -1,4 +1,4 @@
-"""Next-character prediction."""
+"""LSTM for next-character prediction."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class CharLstm(Model):
     """McMahan et al.'s character LSTM: embedding 8, two layers of 256; 798,720 + 265 parameters for each character.
 
-    Reads characters [B, T] (numbers below `classes`) and predicts the next one at each place: [B, classes, T]. The paper gives
-    866,578 parameters, which torch.nn.LSTM, with two biases a layer, does not have for any number of characters: with the 65
-    of the Shakespeare file it is 815,945.
+    Inputs are characters [B, T], numbers below K. Outputs are scores of the next character at each position, [B, K, T]. The
+    paper's 866,578 parameters are impossible with torch.nn.LSTM, which has two biases in each layer. With the 65 characters of
+    the Shakespeare file there are 815,945.
     """
 
     name: ClassVar[str] = "char-lstm"
@@ -27,10 +27,10 @@ class CharLstm(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        ClassesSecond = import_by_path("fedsgd.models.layers:ClassDimSecond")
-        LstmOutputs = import_by_path("fedsgd.models.layers:LstmSequence")
+        ClassDimSecond = import_by_path("fedsgd.models.layers:ClassDimSecond")
+        LstmSequence = import_by_path("fedsgd.models.layers:LstmSequence")
 
         if len(shape) != 1:
             raise ModelError(f"expected sequences of characters [T], the examples have shape {list(shape)}")
-        lstm = LstmOutputs(nn.LSTM(8, 256, num_layers=2, batch_first=True))
-        return nn.Sequential(nn.Embedding(classes, 8), lstm, nn.Linear(256, classes), ClassesSecond())
+        lstm = LstmSequence(nn.LSTM(8, 256, num_layers=2, batch_first=True))
+        return nn.Sequential(nn.Embedding(classes, 8), lstm, nn.Linear(256, classes), ClassDimSecond())

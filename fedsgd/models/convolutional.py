@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def parse_image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(channels, height, width) of images; ModelError for examples that are none."""
+    """Return (channels, height, width) of images. ModelError for examples of another shape."""
     if len(shape) not in (2, 3):
         raise ModelError(f"expected images [height, width] or [channels, height, width], the examples have shape {list(shape)}")
     channels, height, width = shape if len(shape) == 3 else (1, *shape)
@@ -22,7 +22,7 @@ def parse_image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def add_channel_axis(shape: tuple[int, ...]) -> list[nn.Module]:
-    """The layers that give images without channels one."""
+    """Return the layers that give images without channels a channel axis."""
     from torch import nn
 
     return [nn.Unflatten(1, (1, shape[0]))] if len(shape) == 2 else []
@@ -31,7 +31,7 @@ def add_channel_axis(shape: tuple[int, ...]) -> list[nn.Module]:
 def _build_cnn(
     shape: tuple[int, ...], classes: int, channels: tuple[int, int], padding: int, pool: nn.Module, widths: tuple[int, ...]
 ) -> nn.Module:
-    """Two 5×5 convolutions, each with ReLU and pooling; fully connected layers of these widths with ReLU; one linear layer."""
+    """Build two 5×5 convolutions with ReLU and pooling, fully connected layers of `widths` with ReLU, and a linear layer."""
     import torch
     from torch import nn
 
@@ -65,7 +65,7 @@ class Cnn(Model):
 class LeNet(Model):
     """5×5×6, pool, 5×5×16, pool, 120, 84, with ReLU: the tutorial network of PyTorch and Flower; 62,006 parameters on CIFAR-10.
 
-    After LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998), with ReLU and max pooling. The fastest convolutional model here.
+    Like LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998), but with ReLU and max pooling. The fastest convolutional model here.
     """
 
     name: ClassVar[str] = "lenet"
@@ -80,8 +80,8 @@ class LeNet(Model):
 class CifarCnn(Model):
     """5×5×64, pool, 5×5×64, pool, 384, 192, with ReLU: 1,756,426 parameters on CIFAR-10.
 
-    The layers of TensorFlow's CIFAR-10 tutorial without its local response normalisation, from which McMahan et al. took
-    theirs. They crop to 24×24 and so have about 10⁶ parameters; here images are whole. Pools are 3×3 with stride 2.
+    The layers of TensorFlow's CIFAR-10 tutorial, the source of McMahan et al.'s model, without local response normalisation.
+    McMahan et al. crop images to 24×24, which gives about 10⁶ parameters; here images are whole. Pools are 3×3 with stride 2.
     """
 
     name: ClassVar[str] = "cifar-cnn"

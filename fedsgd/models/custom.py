@@ -1,4 +1,4 @@
-"""A module of the user's own: built by a function that the scenario names, or given in Python."""
+"""Modules of the user: built by a function that the scenario names, or passed in Python."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CustomModule(Model):
-    """Your own torch.nn.Module: `module = "my_package.my_module:make_model"`, called with `iterate_input_arguments`."""
+    """Your own torch.nn.Module: `module = "my_package.my_module:make_model"`, called with `arguments`.
+
+    Attributes:
+        module: "my_package.my_module:name" of a function or class that returns the module.
+        arguments: keyword arguments of the call.
+
+    >>> CustomModule(module="torch.nn:Linear", arguments={"in_features": 4, "out_features": 2}).build((4,), 2)
+    Linear(in_features=4, out_features=2, bias=True)
+    """
 
     name: ClassVar[str] = "module"
     needs_labels: ClassVar[bool] = False
@@ -34,27 +42,27 @@ class CustomModule(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        built = import_callable(self.module, "module")
-        if isinstance(built, nn.Module):
-            kind = add_article(type(built).__name__)
+        factory = import_callable(self.module, "module")
+        if isinstance(factory, nn.Module):
+            kind = add_article(type(factory).__name__)
             problem = f'"{self.module}" is an instance, {kind}, expected a function or class that makes a module'
             raise FieldError("model", "module", problem)
         try:
-            inspect.signature(built).bind(**self.arguments)
+            inspect.signature(factory).bind(**self.arguments)
         except TypeError as error:
             raise FieldError("model", "arguments", f"{self.module} does not take {self.arguments}: {error}") from error
-        module: nn.Module = built(**self.arguments)
+        module: nn.Module = factory(**self.arguments)
         return module
 
 
 @dataclass(frozen=True)
 class PythonObjectModule(Model):
-    """Marker of a torch.nn.Module that was given in Python; it cannot be built.
+    """Marker of a torch.nn.Module that the user passed in Python; the marker cannot be built.
 
     Attributes:
-        description: the module's class and the number of its parameters.
-        sha256: fingerprint of the module without its numbers: classes, attributes, names and shapes of parameters.
-        initial_sha256: fingerprint of the module with its numbers: initial parameters and buffers too.
+        description: class of the module and number of its parameters.
+        sha256: fingerprint of the module without values: classes, attributes, names and shapes of parameters.
+        initial_sha256: fingerprint of the module with the values of its initial parameters and buffers; None: not compared.
     """
 
     name: ClassVar[str] = PYTHON_OBJECT_NAME
@@ -66,7 +74,12 @@ class PythonObjectModule(Model):
 
     @classmethod
     def from_module(cls, module: nn.Module, model: Model) -> PythonObjectModule:
-        """Return the marker of a module, with those settings of the scenario's model that hold for any module."""
+        """Return the marker of a module.
+
+        Args:
+            module: module that the user passed.
+            model: settings in [model]; the marker takes over the settings that apply to any module.
+        """
         count = sum(parameter.numel() for parameter in module.parameters())
         return cls(
             **{f.name: getattr(model, f.name) for f in fields(Model)},
@@ -76,20 +89,27 @@ class PythonObjectModule(Model):
         )
 
     def check_fingerprint(self, module: nn.Module) -> None:
-        """Compare a module with the fingerprints, if there are any; FieldError if it is another module."""
+        """Compare a module with the fingerprints of the marker, if any.
+
+        Args:
+            module: module that the user passed.
+
+        Raises:
+            FieldError: the module has another structure or other initial values.
+        """
         expected = get_object_digest(self.sha256)
         structure = fingerprint(module, include_values=False) if expected else ""
         if structure != expected:
-            way = "to train another one, remove model.sha256 and model.initial_sha256 from the scenario"
-            raise FieldError("model", "sha256", describe_digest_mismatch("module", structure, expected, way))
+            remedy = "to train another module, remove model.sha256 and model.initial_sha256 from the scenario"
+            raise FieldError("model", "sha256", describe_digest_mismatch("module", structure, expected, remedy))
         values = fingerprint(module) if self.initial_sha256 else self.initial_sha256
         if values != self.initial_sha256:
-            way = "to begin with these, remove model.initial_sha256 from the scenario"
-            what = "module (same structure, other initial parameters)" if self.sha256 else "module"
+            remedy = "to start from these parameters, remove model.initial_sha256 from the scenario"
+            subject = "module (same structure, other initial parameters)" if self.sha256 else "module"
             raise FieldError(
-                "model", "initial_sha256", describe_digest_mismatch(what, str(values), str(self.initial_sha256), way)
+                "model", "initial_sha256", describe_digest_mismatch(subject, str(values), str(self.initial_sha256), remedy)
             )
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """Refuse, with the sentence that says what to give."""
+        """Raise FieldError, whose message names the argument to pass."""
         raise FieldError("model", "name", describe_missing_objects({"model.name": self.description}))

@@ -1,7 +1,6 @@
-"""From a module, a loss and policies to a `LearningTask`: which parameters train, which buffers clients carry, and where each
-goes.
+"""Description of a task: trainable parameters and changing buffers of a module and a loss, under the policies of [model].
 
-Imports torch, so import it where a module is built.
+This module imports torch: import it only where a module is built.
 """
 
 from __future__ import annotations
@@ -42,41 +41,48 @@ def describe_task(
     dataset: Dataset,
     source: ModuleSource | None,
 ) -> LearningTask:
-    """Return the task of a module and a loss under the policies of [model]; source: how the module was made, unless given.
+    """Return the task of a module and a loss under the policies of [model].
+
+    Args:
+        module: module to train.
+        loss: loss of the module.
+        metrics: metrics by name.
+        model: settings in [model].
+        dataset: examples for the trial of a training step.
+        source: source of the module; None: the user passed the module.
 
     Raises:
-        ModelError: no engine can run them, or a policy refuses them.
+        ModelError: no engine can train the module, or a policy refuses a layer or a buffer.
     """
     parts = list_parts(module, loss)
     _check_state(module)
     _check_layers(parts)
     _check_loss(parts, model)
-    sent, kept = _split_parameters(parts, model)
-    layout, initial = _flatten_parameters([*sent, *kept])
+    shared, local = _split_parameters(parts, model)
+    layout, initial = _flatten_parameters([*shared, *local])
     check_restorable(module, source)
     trial = try_module(module, loss, dataset, source)
-    averaged, local = _split_buffers(module, parts, None if trial is None else set(trial.changed_tensors), model)
-    buffers, initial_buffers = _flatten_buffers([*averaged, *local])
-    n_local = sum(parameter.numel() for _, parameter in kept)
-    n_local_buffers = sum(buffer.numel() for _, buffer in local)
-    restarts = None if trial is None else trial.changed_attribute
-    described = layout, initial, n_local, buffers, initial_buffers, n_local_buffers, source, restarts
-    return LearningTask(module, loss, metrics, *described)
+    changed_names = None if trial is None else set(trial.changed_tensors)
+    averaged_buffers, local_buffers = _split_buffers(module, parts, changed_names, model)
+    buffers, initial_buffers = _flatten_buffers([*averaged_buffers, *local_buffers])
+    n_local = sum(parameter.numel() for _, parameter in local)
+    n_local_buffers = sum(buffer.numel() for _, buffer in local_buffers)
+    reset_attribute = None if trial is None else trial.changed_attribute
+    task_fields = layout, initial, n_local, buffers, initial_buffers, n_local_buffers, source, reset_attribute
+    return LearningTask(module, loss, metrics, *task_fields)
 
 
 def _check_state(module: nn.Module) -> None:
-    """Raise ModelError for state that no file of a run could hold, or that cannot be put back for the next client."""
+    """Raise ModelError for state that cannot be saved in a file or reset for the next client."""
     for part in module.modules():
         for name, value in vars(part).items():
             if isinstance(value, Iterator) and not isinstance(value, io.IOBase):
-                problem = (
-                    "is an iterator, whose state cannot be put back for the next client; use a number or a numpy Generator"
-                )
+                problem = "is an iterator, whose state cannot be reset for the next client; use a number or a numpy Generator"
                 raise ModelError(f"the attribute {type(part).__name__}.{name} {problem}")
     for name, value in module.state_dict().items():
         if not isinstance(value, Tensor):
             raise ModelError(
-                f"{name} in the module's state_dict is a {type(value).__name__}, expected a tensor: keep it in a buffer"
+                f"{name} in the module's state_dict is a {type(value).__name__}, expected a tensor: store it in a buffer"
             )
 
 
@@ -84,88 +90,89 @@ def _check_layers(parts: Parts) -> None:
     for prefix, part in parts:
         for name, child in part.named_modules():
             if isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.sparse:
-                where = f"{prefix}{name}" or "the model"
-                raise ModelError(f"{where} gives sparse gradients, which no engine takes; make it with sparse=False")
+                layer = f"{prefix}{name}" or "the model"
+                raise ModelError(f"{layer} gives sparse gradients, which no engine supports; create it with sparse=False")
 
 
 def _check_loss(parts: Parts, model: Model) -> None:
-    """Raise ModelError for parameters of the loss that nobody said what to do with."""
+    """Raise ModelError if the loss's trainable parameters contradict `model.loss_parameters`, or if names clash."""
     in_module = {id(parameter) for parameter in parts[0][1].parameters()}
     loss = parts[1][1] if len(parts) > 1 else None
-    own = [] if loss is None else [n for n, p in loss.named_parameters() if p.requires_grad and id(p) not in in_module]
-    if own and not model.loss_parameters:
+    trainable = [] if loss is None else [n for n, p in loss.named_parameters() if p.requires_grad and id(p) not in in_module]
+    if trainable and not model.loss_parameters:
         raise ModelError(
-            f"the loss {type(loss).__name__} has parameters of its own ({', '.join(own[:3])}), which would not be trained; set "
-            "model.loss_parameters = true to train and send them, or requires_grad = False on them"
+            f"the loss {type(loss).__name__} has parameters of its own ({', '.join(trainable[:3])}), which would not be "
+            "trained; set model.loss_parameters = true to train and send them, or requires_grad = False on them"
         )
-    if model.loss_parameters and not own:
+    if model.loss_parameters and not trainable:
         raise ModelError("model.loss_parameters is true, but the loss has no parameters that require a gradient")
     names = {name.partition(".")[0] for name, _ in (*parts[0][1].named_parameters(), *parts[0][1].named_buffers())}
-    if loss is not None and "loss" in names and (own or any(True for _ in loss.buffers())):
+    if loss is not None and "loss" in names and (trainable or any(True for _ in loss.buffers())):
         raise ModelError(
-            'the module has a part called "loss", which is how parameters and buffers of the loss are named; rename it'
+            'the module has a part called "loss", the prefix of parameters and buffers of the loss; rename the part'
         )
 
 
 def _split_parameters(parts: Parts, model: Model) -> tuple[NamedTensors, NamedTensors]:
-    """Return the parameters that are sent and those that never leave a client."""
+    """Return (parameters that are sent, parameters that never leave a client)."""
     trainable = [(name, p) for name, p in named_parameters(parts).items() if p.requires_grad]
     if not trainable:
         raise ModelError("the model has no parameter that requires a gradient: there is nothing to train or to send")
     local = find_affine_parameters(parts[0][1]) if model.batch_norm == "local" else set()
-    sent = [named for named in trainable if named[1] not in local]
-    if not sent:
+    shared = [item for item in trainable if item[1] not in local]
+    if not shared:
         raise ModelError('model.batch_norm is "local", and only batch norm has parameters to train: there is nothing to send')
-    return sent, [named for named in trainable if named[1] in local]
+    return shared, [item for item in trainable if item[1] in local]
 
 
 def _split_buffers(
     module: nn.Module, parts: Parts, changed_names: set[str] | None, model: Model
 ) -> tuple[NamedTensors, NamedTensors]:
-    """Return the fixed tensors that are sent and averaged, and those that never leave a client.
+    """Return (tensors without gradient that are sent and averaged, tensors without gradient that never leave a client).
 
     Args:
         module: module with batch norms.
         parts: module and loss.
-        changed: names of what training changes; None if that is not known: then every buffer counts as changed.
-        model: the policies.
+        changed_names: names of the tensors that training changes; None: they are unknown, and every buffer counts.
+        model: settings in [model], with the policies.
     """
     statistics = find_running_statistics(module)
-    of_batch_norm = {name for name, _ in statistics}
-    if model.batch_norm == "refuse" and (of_batch_norm if changed_names is None else of_batch_norm & changed_names):
+    statistics_names = {name for name, _ in statistics}
+    if model.batch_norm == "refuse" and (statistics_names if changed_names is None else statistics_names & changed_names):
         raise ModelError(_explain_refused_batch_norm(module))
     fixed = named_fixed_tensors(parts)
-    appeared = (changed_names or set()) - fixed.keys()
-    if appeared:
-        raise ModelError(f"buffer {min(appeared)} appeared while the module ran; register it beforehand")
+    new_names = (changed_names or set()) - fixed.keys()
+    if new_names:
+        raise ModelError(f"buffer {min(new_names)} appeared while the module ran; register it beforehand")
     if changed_names is None:
         counters = {name for prefix, part in parts for name in find_unused_counters(part, prefix)}
         changed_names = {n for n, tensor in fixed.items() if not isinstance(tensor, nn.Parameter)} - counters
         changed_names = set() if model.buffers == "refuse" else changed_names
-    others = [(name, tensor.detach()) for name, tensor in fixed.items() if name in changed_names and name not in of_batch_norm]
-    _check_other_buffers(parts, others, model)
-    averaged = [*(statistics if model.batch_norm == "mean" else ()), *(others if model.buffers == "mean" else ())]
-    local = [*(statistics if model.batch_norm == "local" else ()), *(others if model.buffers == "local" else ())]
+    buffer_names = changed_names - statistics_names
+    buffers = [(name, tensor.detach()) for name, tensor in fixed.items() if name in buffer_names]
+    _check_other_buffers(parts, buffers, model)
+    averaged = [*(statistics if model.batch_norm == "mean" else ()), *(buffers if model.buffers == "mean" else ())]
+    local = [*(statistics if model.batch_norm == "local" else ()), *(buffers if model.buffers == "local" else ())]
     return averaged, local
 
 
 def _check_other_buffers(parts: Parts, buffers: NamedTensors, model: Model) -> None:
-    """Raise ModelError for buffers and frozen parameters that training changes and the policy does not take."""
+    """Raise ModelError for buffers and frozen parameters that training changes and `model.buffers` does not allow."""
     if buffers and model.buffers == "refuse":
         names = ", ".join(name for name, _ in buffers[:3]) + (f" and {len(buffers) - 3} more" if len(buffers) > 3 else "")
-        what = f"buffer {names}, which is no gradient" if len(buffers) == 1 else f"buffers {names}, which are no gradients"
+        subject = f"buffer {names}, which is no gradient" if len(buffers) == 1 else f"buffers {names}, which are no gradients"
         raise ModelError(
-            f"training changes the {what} and would silently differ between clients; set "
-            'model.buffers to "mean" (sent as float32 and averaged) or "local" (kept by each client)'
+            f"training changes the {subject} and would silently differ between clients; set "
+            'model.buffers to "mean" (sent as float32 and averaged) or "local" (stored at each client)'
         )
-    in_files = {f"{prefix}{name}" for prefix, part in parts for name in part.state_dict()}
+    persistent_names = {f"{prefix}{name}" for prefix, part in parts for name in part.state_dict()}
     for name, buffer in buffers:
-        if name not in in_files:
-            raise ModelError(f"training changes the buffer {name}, which no state dict holds; register it as a persistent one")
+        if name not in persistent_names:
+            raise ModelError(f"training changes the buffer {name}, which is in no state dict; register it as persistent")
         if model.buffers == "mean" and buffer.dtype == torch.bool:
             raise ModelError(f'buffer {name} is torch.bool, which has no mean; set model.buffers to "local"')
         if model.buffers == "local" and name.startswith("loss."):
-            raise ModelError(f'{name} is of the loss, and model.buffers = "local" keeps parts of models only; set it to "mean"')
+            raise ModelError(f'{name} is part of the loss, and model.buffers = "local" is for modules only; set it to "mean"')
 
 
 def _explain_refused_batch_norm(module: nn.Module) -> str:
@@ -178,7 +185,7 @@ def _explain_refused_batch_norm(module: nn.Module) -> str:
 
 
 def _flatten_parameters(tensors: NamedTensors) -> tuple[ParameterLayout, F32]:
-    """Return (layout, values) of parameters; ModelError unless they are of single precision and on the CPU."""
+    """Return (layout, values) of parameters. ModelError unless they are torch.float32 on the CPU."""
     for name, tensor in tensors:
         _check_initialized(name, tensor)
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
@@ -187,7 +194,7 @@ def _flatten_parameters(tensors: NamedTensors) -> tuple[ParameterLayout, F32]:
 
 
 def _flatten_buffers(tensors: NamedTensors) -> tuple[ParameterLayout | None, F32 | None]:
-    """Return (layout, values) of buffers, nothing if there are none; ModelError unless float32 numbers can hold them."""
+    """Return (layout, values) of buffers, or (None, None). ModelError for values that float32 cannot represent."""
     if not tensors:
         return None, None
     for name, tensor in tensors:
@@ -197,7 +204,7 @@ def _flatten_buffers(tensors: NamedTensors) -> tuple[ParameterLayout | None, F32
 
 def _check_initialized(name: str, tensor: Tensor) -> None:
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-        raise ModelError(f"{name} is not initialised yet; run the lazy module once before handing it over")
+        raise ModelError(f"{name} is not initialised yet; run the lazy module once before passing it")
 
 
 def _build_layout(tensors: NamedTensors) -> ParameterLayout:

@@ -22,11 +22,11 @@ GENERATOR_STATE_READERS: Mapping[type, Callable[[Any], Any]] = {
     random.Random: lambda generator: generator.getstate(),
     torch.Generator: lambda generator: generator.get_state(),
 }
-"""Reader of each kind of generator's state."""
+"""Function that reads the state of a generator, by its type."""
 
 
 def is_same(a: Any, b: Any, visited_pairs: frozenset[tuple[int, int]] = frozenset()) -> bool:
-    """Return whether two values are equal in type and content; NaN equals NaN, arrays and generators compare by their state."""
+    """Return True if two values are equal in type and content. NaN equals NaN; arrays and generators compare by state."""
     if a is b or (id(a), id(b)) in visited_pairs:
         return True
     if type(a) is not type(b) or isinstance(a, nn.Module):
@@ -55,20 +55,20 @@ def _is_same_tensor(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_equal(a: Any, b: Any) -> bool:
-    """Return whether `a == b` says so: for containers of plain values the quick answer."""
+    """Return True if `a == b` is True, a quick test for containers of plain values."""
     try:
         return (a == b) is True
-    except Exception:  # arrays inside, or the user's own comparison
+    except Exception:  # arrays inside a container, or a comparison of the user, may raise
         return False
 
 
 def _pair_contents(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
-    """Return pairs that all have to be the same for two values of one type that == does not call equal; None if they differ."""
+    """Return the pairs of contents that have to be the same for two values of one type; None if the values differ."""
     if isinstance(a, dict):
         return [(a[key], b[key]) for key in a] if list(a) == list(b) else None
     if isinstance(a, list | tuple | deque):
         return list(zip(a, b, strict=True)) if len(a) == len(b) else None
-    read = next((read for known, read in GENERATOR_STATE_READERS.items() if isinstance(a, known)), None)
+    read = next((read for cls, read in GENERATOR_STATE_READERS.items() if isinstance(a, cls)), None)
     if read is not None:
         return [(read(a), read(b))]
     if isinstance(a, np.ndarray):
@@ -80,11 +80,11 @@ def _pair_contents(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
 
 
 def read_slots(obj: Any) -> dict[str, Any]:
-    """Return the attributes of an object that stand in `__slots__`."""
-    names = [name for kind in type(obj).__mro__ for name in getattr(kind, "__slots__", ()) if not name.startswith("__")]
+    """Return the attributes of an object that its classes declare in `__slots__`."""
+    names = [name for cls in type(obj).__mro__ for name in getattr(cls, "__slots__", ()) if not name.startswith("__")]
     return {name: getattr(obj, name) for name in names if hasattr(obj, name)}
 
 
 def is_python_instance(obj: Any) -> bool:
-    """Return True for an instance of a class of the user's own, written in Python."""
+    """Return True for an instance of a user's class that is written in Python."""
     return type(type(obj)) is type and type(obj).__module__.partition(".")[0] not in ("builtins", "torch", "numpy", "re")

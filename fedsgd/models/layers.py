@@ -1,4 +1,4 @@
-"""Building blocks that torch.nn does not have. Imports torch, so import it where a module is built."""
+"""Layers that torch.nn does not have. This module imports torch: import it only where a module is built."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch.nn import functional
 
 
 class ResidualBlock(nn.Module):
-    """ReLU(body(x) + shortcut(x)); the shortcut has no parameters.
+    """ReLU(body(x) + shortcut(x)) for x [B, channels, height, width]; the shortcut has no parameters.
 
-    Where the body halves the image, the shortcut takes every second pixel, and channels that x has not are zero: option A of
-    He et al. 2016, section 4.2. x: [B, C, H, W].
+    If the body halves the image, the shortcut takes every second pixel. Channels that x does not have are zero: option A of
+    He et al. 2016, section 4.2.
     """
 
     def __init__(self, body: nn.Module, stride: int, new_channels: int) -> None:
@@ -25,7 +25,7 @@ class ResidualBlock(nn.Module):
 
 
 class LstmSequence(nn.Module):
-    """The outputs of an LSTM's last layer, without its final state. x: [B, T, features]; returns [B, T, hidden]."""
+    """Outputs of an LSTM's last layer, without its final state: [B, T, features] to [B, T, hidden]."""
 
     def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LstmSequence(nn.Module):
 
 
 class ClassDimSecond(nn.Module):
-    """[B, T, classes] to [B, classes, T], where torch's losses look for the classes."""
+    """Transposition of [B, T, K] to [B, K, T], because torch's losses expect the classes in the second axis."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2)

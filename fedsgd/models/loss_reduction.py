@@ -10,8 +10,8 @@ from fedsgd.errors import ModelError
 Reduction = Literal["mean", "counted", "sum", "whole"]
 """Reduction of the losses of slices to the loss of a set.
 
-mean: each slice weighs as much as it has examples. counted: each slice weighs as much as its targets that are not ignored,
-or as their class weights. sum: slices are added up. whole: the loss is computed in one call on the outputs of the whole set.
+"mean": mean of the slices, weighted by their numbers of examples. "counted": mean of the slices, weighted by the number or
+the class weights of their targets that are not ignored. "sum": sum of the slices. "whole": one call for the whole set.
 """
 
 
@@ -20,9 +20,12 @@ class LossReduction:
     """Reduction of the loss over a set of examples.
 
     Attributes:
-        kind: for sets of at most `max_examples` examples.
-        largest: the most examples whose outputs fit in memory together; None: any number.
-        larger: for larger sets; None: the loss of a larger set cannot be computed.
+        kind: reduction for sets of at most `max_examples` examples.
+        max_examples: largest number of examples whose outputs fit in memory together; None: any number.
+        kind_above_max: reduction for larger sets; None: the loss of a larger set cannot be computed.
+
+    >>> LossReduction("whole", max_examples=1000, kind_above_max="mean").select_kind(2000)
+    'mean'
     """
 
     kind: Reduction
@@ -30,7 +33,7 @@ class LossReduction:
     kind_above_max: Literal["mean", "sum"] | None = None
 
     def select_kind(self, n_examples: int) -> Reduction:
-        """Return the reduction for a set of so many examples; ModelError where there is none."""
+        """Return the reduction for a set of `n_examples` examples. ModelError if there is none."""
         if self.kind != "whole" or self.max_examples is None or n_examples <= self.max_examples:
             return self.kind
         if self.kind_above_max is None:
@@ -39,5 +42,5 @@ class LossReduction:
 
     @property
     def is_additive(self) -> bool:
-        """Tell if the loss of two sets together is the sum of theirs, not their mean."""
+        """True if the loss of the union of two sets is the sum of their losses, not a mean."""
         return self.kind == "sum" or (self.kind == "whole" and self.kind_above_max == "sum")

@@ -1,4 +1,4 @@
-"""Reduction of losses: how the losses of slices of a set give the loss of the whole set. Imports torch."""
+"""Recognition of PyTorch's losses and their reduction from slices to a set of examples. Imports torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedsgd.models.loss_reduction import Reduction
 DEFAULT_IGNORE_INDEX = -100
 """Default of `ignore_index` in PyTorch."""
 COUNTED_LOSSES = ("cross_entropy", "nll_loss")
-"""Losses whose mean is over the targets that are not ignored, weighted by class."""
+"""Losses whose mean is over the targets that are not ignored, with class weights."""
 LOSS_MODULES: Mapping[type[nn.Module], str] = {
     nn.CrossEntropyLoss: "cross_entropy",
     nn.NLLLoss: "nll_loss",
@@ -36,13 +36,13 @@ LOSS_MODULES: Mapping[type[nn.Module], str] = {
 LOSS_FUNCTIONS: Mapping[Any, str] = {getattr(functional, name): name for name in LOSS_MODULES.values()}
 REDUCTION_OPTIONS = ("reduction", "weight", "ignore_index")
 LEGACY_OPTIONS = ("size_average", "reduce")
-"""Deprecated options that change the reduction; a loss that names one is not recognised."""
+"""Deprecated options that change the reduction; a loss with such an option is not recognised."""
 
 
 def recognise_loss(loss: Loss) -> tuple[str, dict[str, Any]] | None:
-    """Return the name of PyTorch's loss function and its options, or None for a loss of the user's own.
+    """Return (name, options) of PyTorch's loss function, or None for a user's loss.
 
-    A `functools.partial` of such a function counts; a subclass or a module with hooks of its own does not.
+    A `functools.partial` of such a function is recognised; a subclass or a module with hooks is not.
     """
     if isinstance(loss, functools.partial):
         name = _find_function_name(loss.func)
@@ -50,8 +50,8 @@ def recognise_loss(loss: Loss) -> tuple[str, dict[str, Any]] | None:
             return None
         return name, {key: loss.keywords[key] for key in REDUCTION_OPTIONS if key in loss.keywords}
     if isinstance(loss, nn.Module):
-        changed = loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss)
-        name = None if changed else LOSS_MODULES.get(type(loss))
+        is_modified = loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss)
+        name = None if is_modified else LOSS_MODULES.get(type(loss))
         return None if name is None else (name, {key: getattr(loss, key) for key in REDUCTION_OPTIONS if hasattr(loss, key)})
     name = _find_function_name(loss)
     return None if name is None else (name, {})
@@ -60,18 +60,22 @@ def recognise_loss(loss: Loss) -> tuple[str, dict[str, Any]] | None:
 def _find_function_name(function: Callable[..., Any]) -> str | None:
     try:
         return LOSS_FUNCTIONS.get(function)
-    except TypeError:  # a callable that cannot be hashed
+    except TypeError:  # the callable cannot be hashed
         return None
 
 
 def find_reduction(loss: Loss) -> Reduction:
-    """Return how the losses of slices combine, as far as the loss itself says so: see `Reduction`."""
-    known = recognise_loss(loss)
-    if known is None:
+    """Return the reduction of the losses of slices that the loss implies; "whole" for a loss that is not recognised.
+
+    >>> find_reduction(nn.MSELoss()), find_reduction(nn.CrossEntropyLoss()), find_reduction(lambda output, target: output.sum())
+    ('mean', 'counted', 'whole')
+    """
+    recognised = recognise_loss(loss)
+    if recognised is None:
         return "whole"
-    name, options = known
+    name, options = recognised
     reduction = options.get("reduction", "mean")
-    if name not in COUNTED_LOSSES and options.get("weight") is not None:  # such a weight may belong to places of a batch
+    if name not in COUNTED_LOSSES and options.get("weight") is not None:  # the weight may have an entry for each example
         return "whole"
     if reduction == "sum":
         return "sum"
@@ -81,15 +85,15 @@ def find_reduction(loss: Loss) -> Reduction:
 
 
 def is_cross_entropy(loss: Loss) -> bool:
-    """Tell if the loss is PyTorch's cross-entropy or negative log-likelihood, whose classes stand in the second axis."""
-    known = recognise_loss(loss)
-    return known is not None and known[0] in COUNTED_LOSSES
+    """Return True for PyTorch's cross-entropy or negative log-likelihood, whose second axis has the classes."""
+    recognised = recognise_loss(loss)
+    return recognised is not None and recognised[0] in COUNTED_LOSSES
 
 
 def find_ignored_label(loss: Loss) -> int | None:
-    """Return the label that PyTorch's cross-entropy leaves out; None for any other loss."""
-    known = recognise_loss(loss)
-    return int(known[1].get("ignore_index", DEFAULT_IGNORE_INDEX)) if known is not None and known[0] in COUNTED_LOSSES else None
+    """Return the label that PyTorch's cross-entropy ignores; None for any other loss."""
+    name, options = recognise_loss(loss) or ("", {})
+    return int(options.get("ignore_index", DEFAULT_IGNORE_INDEX)) if name in COUNTED_LOSSES else None
 
 
 def count_targets(loss: Loss, target: Tensor) -> float:
@@ -100,13 +104,12 @@ def count_targets(loss: Loss, target: Tensor) -> float:
         target: [B, ...] class labels, or probabilities of classes.
 
     Returns:
-        The number of examples, places of one example as shares, less the ignored ones; with class weights, their sum
-        over the targets that are not ignored.
+        The number of targets that are not ignored, in units of examples; with class weights, the sum of the weights of these
+        targets.
     """
-    if target.is_floating_point():  # probabilities: PyTorch divides by the number of examples, whatever the weights
+    if target.is_floating_point():  # probabilities: PyTorch divides by the number of examples and ignores weights
         return float(len(target))
-    known = recognise_loss(loss)
-    options = {} if known is None else known[1]
+    _, options = recognise_loss(loss) or ("", {})
     counted = target[target != options.get("ignore_index", DEFAULT_IGNORE_INDEX)]
     weight = options.get("weight")
     if weight is not None:
@@ -115,7 +118,7 @@ def count_targets(loss: Loss, target: Tensor) -> float:
 
 
 def weigh_slice(reduction: Reduction, loss: Loss, target: Tensor) -> float:
-    """Return by what the loss of one slice is multiplied before slices are added up."""
+    """Return the factor of the loss of one slice in the sum over slices."""
     if reduction == "sum":
         return 1.0
     return count_targets(loss, target) if reduction == "counted" else float(len(target))

@@ -1,4 +1,4 @@
-"""Built-in accuracy: the shapes of outputs and labels for which it is defined. Imports torch only where it computes."""
+"""Built-in accuracy, and the shapes of outputs and labels for which accuracy is defined."""
 
 from __future__ import annotations
 
@@ -18,43 +18,46 @@ CUSTOM_METRIC_HINT = (
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of right answers per example.
+    """Share of correct predictions of each example.
 
     Attributes:
-        reading: "classes": the largest of several outputs is the answer; "logit": one output, class 1 where it is positive.
-        ignored: label that does not count; None: every label counts.
+        output_kind: "classes": the largest of several outputs is the prediction; "logit": class 1 if the output is positive.
+        ignored_label: label that does not count; None: every label counts.
+
+    >>> import torch
+    >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])).tolist()
+    [1.0, 0.0]
     """
 
     output_kind: Literal["classes", "logit"] = "classes"
     ignored_label: int | None = None
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Compare answers with labels.
+        """Compare predictions with labels.
 
         Args:
-            output: [B, C] with C >= 2, or [B, C, T] (any number of further axes); for "logit" [B] or [B, 1].
-            target: labels, [B] or [B, 1]; of sequences [B, T].
+            output: [B, K] with K >= 2, or [B, K, T] (any number of further axes); for "logit" [B] or [B, 1].
+            target: [B] or [B, 1] labels; of sequences [B, T].
 
         Returns:
-            [B], the share of the places of each example that are right. With an ignored label also the weights [B]: the
-            number of places that count.
+            [B] share of each example's positions with a correct prediction. With an ignored label also the weights [B], the
+            number of positions that count.
 
         Raises:
-            ModelError: the shapes are others.
+            ModelError: accuracy is not defined for the shapes.
         """
-        answer, labels = (
-            _predict_classes(output, target) if self.output_kind == "classes" else _predict_from_logits(output, target)
-        )
-        right = (answer == labels).reshape(len(target), -1)
+        predict = _predict_classes if self.output_kind == "classes" else _predict_from_logits
+        prediction, labels = predict(output, target)
+        correct = (prediction == labels).reshape(len(target), -1)
         if self.ignored_label is None:
-            return right.float().mean(dim=1)
+            return correct.float().mean(dim=1)
         counted = (labels != self.ignored_label).reshape(len(target), -1)
         weights = counted.sum(dim=1).double()
-        return (right & counted).sum(dim=1).double() / weights.clamp(min=1), weights
+        return (correct & counted).sum(dim=1).double() / weights.clamp(min=1), weights
 
 
 accuracy = Accuracy()
-"""Accuracy of [B, C] against labels [B], and of sequences [B, C, T] against [B, T]."""
+"""Accuracy of outputs [B, K] with labels [B], and of sequences [B, K, T] with labels [B, T]."""
 
 
 def _predict_classes(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,18 +75,18 @@ def _predict_from_logits(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor
 
 
 def has_one_number_per_example(tensor: Tensor) -> bool:
-    """Tell if the shape is [B] or [B, 1]."""
+    """Return True for a tensor of shape [B] or [B, 1]."""
     return tensor.dim() == 1 or (tensor.dim() == 2 and tensor.shape[1] == 1)
 
 
 def explain_undefined_accuracy(output: object, target: object, reason: str = "") -> str:
-    """Return the sentence that refuses the built-in accuracy for these shapes."""
+    """Return the error message for shapes without a defined accuracy."""
     shapes = f"output {format_shape(output)}, labels {format_shape(target)}"
     return f"the built-in accuracy is not defined for {shapes}{reason and f' ({reason})'}: {CUSTOM_METRIC_HINT}"
 
 
 def format_shape(value: object) -> str:
-    """Return the shape of a tensor with its first axis as B, "[B, 3]", or what the value is instead."""
+    """Return the shape of a tensor with B as its first axis, "[B, 3]", or the type of another value."""
     shape = getattr(value, "shape", None)
     if shape is None or not hasattr(value, "dtype"):
         return f"of type {type(value).__name__}"
@@ -93,16 +96,16 @@ def format_shape(value: object) -> str:
 def infer_output_kind(
     output: Tensor, target: Tensor, classes: int, is_cross_entropy: bool
 ) -> tuple[Literal["classes", "logit"] | None, str]:
-    """Decide by the shapes alone how the built-in accuracy reads an output.
+    """Return the `output_kind` of the built-in accuracy for a model, from the shapes alone.
 
     Args:
-        output: [B, ...] of one slice.
+        output: [B, ...] outputs of one slice.
         target: [B, ...] labels of the slice.
-        classes: number of classes of the dataset.
-        is_cross_entropy: the loss is PyTorch's, whose classes stand in the second axis.
+        classes: K, number of classes of the dataset.
+        is_cross_entropy: True if the loss is PyTorch's cross-entropy, whose second axis has the classes.
 
     Returns:
-        The reading, or None and the reason.
+        (the kind, "") or (None, the reason for which accuracy is not defined, or "").
     """
     if has_one_number_per_example(output) and has_one_number_per_example(target) and len(output) == len(target):
         return ("logit", "") if classes == 2 else (None, f"one output for {classes} classes")
@@ -114,5 +117,5 @@ def infer_output_kind(
     if not is_cross_entropy and n_outputs < classes:
         return None, f"{n_outputs} outputs for {classes} classes"
     if output.dim() > 2 and tuple(output.shape[:-1]) == tuple(target.shape) and not is_cross_entropy:
-        return None, "either of two axes may be that of the classes"
+        return None, "two axes may be the axis of the classes"
     return "classes", ""

@@ -38,7 +38,18 @@ class Softmax(Model):
 
 @dataclass(frozen=True)
 class Mlp(Model):
-    """Fully connected layers with ReLU between them; `hidden` gives their widths."""
+    """Fully connected layers with ReLU between them.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+
+    >>> Mlp(hidden=(32,)).build((8, 8), 10)[1:]
+    Sequential(
+      (1): Linear(in_features=64, out_features=32, bias=True)
+      (2): ReLU()
+      (3): Linear(in_features=32, out_features=10, bias=True)
+    )
+    """
 
     name: ClassVar[str] = "mlp"
 

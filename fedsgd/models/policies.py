@@ -5,6 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 BatchNormPolicy = Literal["refuse", "batch", "group", "mean", "local", "frozen"]
-"""What becomes of batch norm: see `Model`."""
+"""Policy for batch norm: see `Model`."""
 BufferPolicy = Literal["refuse", "mean", "local"]
 """Policy for other buffers that training changes: see `Model`."""

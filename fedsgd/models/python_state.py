@@ -1,7 +1,7 @@
-"""Python state of modules, losses and metrics: what is reachable from their plain attributes, as it was made.
+"""Python state of modules, losses and metrics: the objects that are reachable from their plain attributes.
 
-Clients of a federation share no Python objects, so each begins its round with that state as it was made. It is put back in
-place: objects stay the same objects, so that those that share them go on sharing them. Imports torch.
+Clients of a federation share no Python objects, so each client starts its round with the initial state. The contents are
+restored in place: objects keep their identity, so that references to a shared object stay valid. Imports torch.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from fedsgd.models.equality import ATOMIC_TYPES, GENERATOR_STATE_READERS, is_pyt
 from fedsgd.system.torch_determinism import deep_copy
 
 LARGE_ARRAY_BYTES = 2**20
-"""Bytes from which on an array is compared once a client or evaluation, not in each slice."""
+"""Size in bytes from which an array is compared once for each client or evaluation, not for each slice."""
 _MAX_OBJECTS = 100_000
 _TORCH_ATTRIBUTES = frozenset((*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"))
-"""Names that torch keeps in `vars(module)`; the last two, of recurrent layers, follow the parameters."""
+"""Names of torch in `vars(module)`; the last two belong to recurrent layers and follow the parameters."""
 _HOOK_ATTRIBUTES = tuple(name for name in sorted(_TORCH_ATTRIBUTES) if name.endswith("_hooks"))
 _ABSENT = object()
 
 
 @dataclass(frozen=True)
 class _ContentAccess:
-    """Functions that read and overwrite the content of an object, not deeper."""
+    """Functions that read and overwrite the direct content of an object."""
 
     read: Callable[[Any], Any]
     write: Callable[[Any, Any], object]
@@ -70,8 +70,8 @@ _ACCESS_BY_TYPE: dict[type, _ContentAccess] = {
     list: _ContentAccess(list, _refill),
     deque: _ContentAccess(list, _refill),
     set: _ContentAccess(set, _refill),
-    np.ndarray: _ContentAccess(np.copy, lambda array, made: np.copyto(array, made)),
-    Tensor: _ContentAccess(lambda tensor: tensor.detach().clone(), lambda tensor, made: tensor.detach().copy_(made)),
+    np.ndarray: _ContentAccess(np.copy, lambda array, original: np.copyto(array, original)),
+    Tensor: _ContentAccess(lambda tensor: tensor.detach().clone(), lambda tensor, original: tensor.detach().copy_(original)),
     CellType: _ContentAccess(lambda cell: [cell.cell_contents], _write_cell),
     np.random.Generator: _ContentAccess(
         GENERATOR_STATE_READERS[np.random.Generator], lambda g, state: setattr(g.bit_generator, "state", state)
@@ -84,7 +84,14 @@ _ACCESS_BY_TYPE: dict[type, _ContentAccess] = {
 
 @dataclass(frozen=True, eq=False)
 class _ObjectSnapshot:
-    """One mutable object, with its content as it was made; label: class and attribute from which it was reached."""
+    """Snapshot of the content of one mutable object.
+
+    Attributes:
+        label: class and attribute from which the object is reached.
+        obj: the object itself, which `restore` changes in place.
+        access: functions that read and write its content.
+        original: content at the time of the snapshot.
+    """
 
     label: str
     obj: Any
@@ -93,20 +100,20 @@ class _ObjectSnapshot:
 
     @property
     def size(self) -> int:
-        """Bytes of an array or a tensor, 0 for anything else."""
+        """Size in bytes of an array or a tensor; 0 for any other object."""
         return self.original.nbytes if isinstance(self.original, np.ndarray | Tensor) else 0
 
     def restore(self) -> str | None:
-        """Make the content what it was; return what was another one, None if nothing was."""
+        """Restore the content; return the label of the first change, or None without a change."""
         if isinstance(self.obj, np.ndarray | Tensor):
-            now = self.obj.detach() if isinstance(self.obj, Tensor) else self.obj  # compared where it is
+            current = self.obj.detach() if isinstance(self.obj, Tensor) else self.obj  # compared in place, without a copy
         else:
-            now = self.access.read(self.obj)
-        if _is_identical(now, self.original):
+            current = self.access.read(self.obj)
+        if _is_identical(current, self.original):
             return None
-        changed = self._find_change(now)
+        change = self._find_change(current)
         self.access.write(self.obj, self.original)
-        return changed
+        return change
 
     def _find_change(self, current: Any) -> str | None:
         if self.access is not _MODULE_ACCESS:
@@ -120,39 +127,39 @@ class _ObjectSnapshot:
 class PythonState:
     """Python state of modules, and of a loss and metrics that are objects.
 
-    Parameters and buffers of the modules are not among it. Iterators and objects of C without attributes are left alone.
+    Parameters and buffers of the modules are excluded, and so are iterators and C objects without attributes.
 
     Attributes:
-        changed: label of the first object that was found changed; None if there was none.
+        first_change: label of the first object that `restore` found changed; None: no object changed.
     """
 
     def __init__(self, modules: Sequence[nn.Module], objects: Iterable[object] = ()) -> None:
         self.first_change: str | None = None
         tensors = [t for module in modules for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
-        self._visited_objects: dict[int, Any] = {id(thing): thing for thing in (*modules, *tensors)}
+        self._visited_objects: dict[int, Any] = {id(obj): obj for obj in (*modules, *tensors)}
         self._storage_pointers = {tensor.untyped_storage().data_ptr() for tensor in tensors if not is_lazy(tensor)}
         self._snapshots: list[_ObjectSnapshot] = []
         for module in modules:
             self._add_module(module)
-        for other in objects:
-            if not isinstance(other, FunctionType | nn.Module):
-                self._record_reachable(other, type(other).__name__)
+        for obj in objects:
+            if not isinstance(obj, FunctionType | nn.Module):
+                self._record_reachable(obj, type(obj).__name__)
 
     def list_contents(self) -> list[tuple[str, Any]]:
         """Return (label, value) of all arrays, tensors and generators, in an order that depends on the structure alone."""
-        generators = [_ACCESS_BY_TYPE[kind] for kind in GENERATOR_STATE_READERS]
-        return [(record.label, record.original) for record in self._snapshots if record.size or record.access in generators]
+        generators = [_ACCESS_BY_TYPE[cls] for cls in GENERATOR_STATE_READERS]
+        return [(item.label, item.original) for item in self._snapshots if item.size or item.access in generators]
 
     def restore(self, include_large: bool = True) -> None:
-        """Make everything what it was, and note in `first_change` the first object that was not.
+        """Restore all contents, and store the label of the first changed object in `first_change`.
 
         Args:
-            large: whether arrays of `LARGE_ARRAY_BYTES` bytes and more are looked at too.
+            include_large: False to omit arrays of at least `LARGE_ARRAY_BYTES` bytes.
         """
-        for record in self._snapshots:
-            if include_large or record.size < LARGE_ARRAY_BYTES:
-                changed = record.restore()
-                self.first_change = changed if self.first_change is None else self.first_change
+        for snapshot in self._snapshots:
+            if include_large or snapshot.size < LARGE_ARRAY_BYTES:
+                change = snapshot.restore()
+                self.first_change = change if self.first_change is None else self.first_change
 
     def _add_module(self, module: nn.Module) -> None:
         for name, value in _read_attributes(module).items():
@@ -163,47 +170,47 @@ class PythonState:
         self._snapshots.append(_ObjectSnapshot(type(module).__name__, module, _MODULE_ACCESS, _read_attributes(module)))
 
     def _is_alias(self, obj: Any) -> bool:
-        """Return whether a tensor shares memory with a parameter or buffer, as what spectral norm makes of a weight does."""
+        """Return True for a tensor that shares memory with a parameter or buffer, such as spectral norm's view of a weight."""
         strided = isinstance(obj, Tensor) and obj.layout == torch.strided
         return strided and obj.untyped_storage().data_ptr() in self._storage_pointers
 
     def _record_reachable(self, obj: Any, label: str) -> None:
         """Record an object and all that is reachable from it, iteratively: structures may be deep."""
-        waiting = [obj]
-        while waiting and len(self._visited_objects) < _MAX_OBJECTS:
-            obj = waiting.pop()
+        stack = [obj]
+        while stack and len(self._visited_objects) < _MAX_OBJECTS:
+            obj = stack.pop()
             if isinstance(obj, ATOMIC_TYPES) or id(obj) in self._visited_objects:
                 continue
             self._visited_objects[id(obj)] = obj
-            kind = None if self._is_alias(obj) else _select_access(obj)
-            if kind is not None:
-                self._snapshots.append(_ObjectSnapshot(label, obj, kind, kind.read(obj)))
-            waiting.extend(_list_references(obj))
+            access = None if self._is_alias(obj) else _select_access(obj)
+            if access is not None:
+                self._snapshots.append(_ObjectSnapshot(label, obj, access, access.read(obj)))
+            stack.extend(_list_references(obj))
 
 
 def copy_pair(module: Any, loss: Any) -> tuple[Any, Any]:
-    """Return copies of a module and a loss that share what these share. Sentinels, `object()`, stay the same objects.
+    """Return copies of a module and a loss; shared objects stay shared. Sentinels, `object()`, keep their identity.
 
     Raises:
-        Exception: whatever an attribute that cannot be copied raises.
+        Exception: any exception of an attribute that cannot be copied.
     """
-    modules = [part for whole in (module, loss) if isinstance(whole, nn.Module) for part in whole.modules()]
+    modules = [part for root in (module, loss) if isinstance(root, nn.Module) for part in root.modules()]
     sentinels = [value for part in modules for value in _read_attributes(part).values() if type(value) is object]
     pair: tuple[Any, Any] = deep_copy((module, loss), sentinels)
     return pair
 
 
 def _select_access(obj: Any) -> _ContentAccess | None:
-    """Return how an object is read, None for what does not change or cannot be read."""
+    """Return the functions that read and write an object; None for an object that cannot change or cannot be read."""
     if isinstance(obj, np.ndarray) and not obj.flags.writeable:
         return None
     if isinstance(obj, Tensor) and (not obj.is_leaf or obj.layout != torch.strided):
         return None
     if isinstance(obj, CellType) and not _read_cell(obj):
         return None
-    known = next((kind for kind in _ACCESS_BY_TYPE if isinstance(obj, kind)), None)
-    if known is not None:
-        return _ACCESS_BY_TYPE[known]
+    access = next((access for cls, access in _ACCESS_BY_TYPE.items() if isinstance(obj, cls)), None)
+    if access is not None:
+        return access
     return _SLOT_ACCESS if is_python_instance(obj) and read_slots(obj) else None
 
 
@@ -215,7 +222,7 @@ def _read_cell(cell: CellType) -> list[Any]:
 
 
 def _list_references(obj: Any) -> list[Any]:
-    """Return what is directly reachable from an object: items, attributes, what a function closes over."""
+    """Return the objects that an object refers to: items, attributes, and the closure and defaults of a function."""
     if isinstance(obj, dict):
         return list(obj.values())
     if isinstance(obj, list | tuple | deque | set | frozenset):
@@ -237,7 +244,7 @@ def _list_references(obj: Any) -> list[Any]:
 
 
 def _is_identical(current: Any, original: Any) -> bool:
-    """Return whether contents have the same objects, without looking into them; arrays are compared bit by bit."""
+    """Return True if contents have identical objects, without a comparison inside them; arrays are compared bit by bit."""
     if isinstance(current, np.ndarray | Tensor):
         return is_same(current, original)
     if isinstance(current, dict) and isinstance(original, dict):
@@ -257,5 +264,5 @@ def _is_equal_atom(a: Any, b: Any) -> bool:
 
 
 def _is_alike(current: Any, original: Any) -> bool:
-    """Return whether a value is the same, or a result of parameters: a tensor with a history is no state."""
+    """Return True for an equal value, or a tensor that depends on parameters: a tensor with a history is no state."""
     return (isinstance(current, Tensor) and not current.is_leaf) or is_same(current, original)

@@ -21,9 +21,11 @@ class ResNet20(Model):
     """The ResNet-20 of He et al. with group norm in place of batch norm: 269,722 parameters on CIFAR-10.
 
     He et al. 2016, section 4.2: a 3×3 convolution, three stages of three blocks with 16, 32 and 64 channels, shortcuts
-    without parameters, global mean. Group norm (Wu and He 2018) keeps no statistics over batches, which are not gradients and
-    differ between clients (Hsieh et al. 2020 show what that does); groups: into how many each layer's channels are split.
-    Convolutions start as in He et al. 2015.
+    without parameters, global mean. Convolutions are initialised as in He et al. 2015. Group norm (Wu and He 2018) has no
+    statistics over batches, which are not gradients and differ between clients (effects: Hsieh et al. 2020).
+
+    Attributes:
+        groups: number of groups of each layer's channels, a divisor of 16.
     """
 
     name: ClassVar[str] = "resnet-20"
@@ -38,18 +40,18 @@ class ResNet20(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        Residual = import_by_path("fedsgd.models.layers:ResidualBlock")
+        ResidualBlock = import_by_path("fedsgd.models.layers:ResidualBlock")
 
         channels, _, _ = parse_image_shape(shape)
         layers = [*add_channel_axis(shape), *self._build_convolution(channels, STAGE_WIDTHS[0], 1), nn.ReLU()]
-        before = STAGE_WIDTHS[0]
+        n_in = STAGE_WIDTHS[0]
         for width in STAGE_WIDTHS:
             for _ in range(BLOCKS_PER_STAGE):
-                stride = width // before
-                body = [*self._build_convolution(before, width, stride), nn.ReLU(), *self._build_convolution(width, width, 1)]
-                layers.append(Residual(nn.Sequential(*body), stride, width - before))
-                before = width
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+                stride = width // n_in
+                body = [*self._build_convolution(n_in, width, stride), nn.ReLU(), *self._build_convolution(width, width, 1)]
+                layers.append(ResidualBlock(nn.Sequential(*body), stride, width - n_in))
+                n_in = width
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, classes))
 
     def _build_convolution(self, n_in: int, n_out: int, stride: int) -> list[nn.Module]:
         from torch import nn

@@ -1,4 +1,4 @@
-"""Task of a run: module, loss, metrics and the layout of their parameters."""
+"""Learning task of a run: module, loss, metrics and the layout of parameters and buffers."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ from fedsgd.system.torch_threads import use_single_thread
 class LearningTask:
     """Module that a run trains, with its loss and metrics.
 
-    Parameters and buffers of a loss that is a module are among those of the task, under names that begin with "loss.".
+    Parameters and buffers of a loss that is a module belong to the task, under names with the prefix "loss.".
 
     Attributes:
-        module: owned by the run; its parameters are re-pointed at flat vectors.
-        loss: maps (output, target) of a batch to a scalar.
-        metrics: by name, functions from (output, target) to one number per example.
-        layout: names and shapes of the parameters that train, P numbers.
-        initial: [P] float32, their values before round 1.
-        n_local: number of parameters, the last ones of `layout`, that never leave a client.
-        buffers: names and shapes of the buffers that clients carry from round to round, S numbers; None if there are none.
-        initial_buffers: [S] float32, their values before round 1. All other buffers are constant in training.
-        n_local_buffers: number of entries, the last ones of `module_buffers`, that never leave a client.
-        source: how the module was made, for processes that it cannot be sent to; None if it was given.
-        restarts: label of Python state that training changes, and that begins as it was made at each client; None: nothing.
-        reduction: how the loss of a set of examples is computed; None: as the loss alone says, see `models.losses`.
+        module: module of the run; its parameters become views of flat vectors.
+        loss: function of (output, target) of a batch that returns a scalar.
+        metrics: functions of (output, target) that return one number for each example, by name.
+        layout: names and shapes of the trainable parameters, P numbers.
+        initial_parameters: [P] float32, parameters before round 1.
+        n_local_parameters: L, number of parameters that never leave a client, the last numbers of `layout`.
+        buffers: names and shapes of the buffers that training changes, sent buffers first; None: there are none. All other
+            buffers are constant.
+        initial_buffers: float32, one number for each number of `buffers`, before round 1; None: there are none.
+        n_local_buffers: number of entries that never leave a client, the last numbers of `buffers`.
+        module_source: source of the module, for processes that build it again; None: the user passed the module.
+        reset_attribute: label of Python state that training changes and that is reset for each client; None: there is none.
+        reduction: reduction of the loss over a set of examples; None: the reduction that the loss implies, see
+            `models.losses`.
     """
 
     module: nn.Module
@@ -60,14 +62,14 @@ class LearningTask:
 
     @property
     def parts(self) -> list[tuple[str, nn.Module]]:
-        """The module and, where it is one, the loss, each with the prefix of its names."""
+        """The module and, if the loss is a module, the loss, each with the prefix of its names."""
         return list_parts(self.module, self.loss)
 
     def copy(self) -> LearningTask:
-        """Return the task with a copy of its module and loss to try things on; with themselves where they cannot be copied."""
+        """Return the task with copies of module and loss, for trials; the task itself if they cannot be copied."""
         try:
             module, loss = copy_pair(self.module, self.loss)
-        except Exception:  # the user's own attributes may be anything
+        except Exception:  # copying a user's attributes may raise any type
             return self
         return replace(self, module=module, loss=loss)
 
@@ -78,34 +80,45 @@ class LearningTask:
 
     @property
     def shared_layout(self) -> ParameterLayout:
-        """What is sent: the first P − L parameters."""
+        """Layout of the parameters that clients send, the first P − L parameters."""
         if not self.n_local_parameters:
             return self.layout
         n = self.layout.offsets.index(self.layout.size - self.n_local_parameters)
         return ParameterLayout(self.layout.names[:n], self.layout.shapes[:n])
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        """Send the module by how it was made, since not all of it can be written; one that was given is written by torch.
+        """Serialise the source of the module, or the module itself if the user passed it.
 
-        ModelError if something cannot be sent to another process.
+        Some modules cannot be serialised, but their source can.
+
+        Raises:
+            ModelError: a part of the task cannot be sent to another process.
         """
-        buffers = (self.buffers, self.initial_buffers, self.n_local_buffers)
-        described = (
+        task_fields = (
             self.layout,
             self.initial_parameters,
             self.n_local_parameters,
-            *buffers,
+            self.buffers,
+            self.initial_buffers,
+            self.n_local_buffers,
             self.module_source,
             self.reset_attribute,
             self.reduction,
         )
         module = self.module if self.module_source is None else None
-        return _deserialize_task, (_serialize(module, self.loss, self.metrics), *described)
+        return _deserialize_task, (_serialize(module, self.loss, self.metrics), *task_fields)
 
 
 @dataclass(frozen=True)
 class ModuleSource:
-    """Source of a run's module: a model, for examples of a shape and a number of classes, with the run's seed."""
+    """Source of a run's module.
+
+    Attributes:
+        model: settings in [model].
+        shape: shape of one example.
+        classes: K, number of classes; None: the targets are not class labels.
+        seed: seed of the run.
+    """
 
     model: Model
     shape: tuple[int, ...]
@@ -118,7 +131,7 @@ class ModuleSource:
         return hasattr(self.model, "module")
 
     def build(self) -> nn.Module:
-        """Return a new module, always with the same initial values. ModelError if that cannot be done."""
+        """Build a module, with equal initial values at each call. ModelError if the model cannot be built."""
         with use_single_thread(), isolate_generators(derive_torch_seed(self.seed, "init")):
             module = _build_module(self.model, self.shape, self.classes)
         check_hooks(module)
@@ -135,7 +148,7 @@ IMPORTABLE_HINT = (
 def _serialize(module: nn.Module | None, loss: Loss, metrics: Mapping[str, Metric]) -> bytes:
     try:
         return _to_bytes((module, loss, metrics))
-    except Exception as error:  # the user's own attributes may be anything
+    except Exception as error:  # serialising a user's attributes may raise any type
         for name, part in {"module": module, "loss": loss, **{f"metric {n}": m for n, m in metrics.items()}}.items():
             try:
                 _to_bytes(part)
@@ -149,7 +162,7 @@ def _serialize(module: nn.Module | None, loss: Loss, metrics: Mapping[str, Metri
 
 
 def _single_line_message(error: Exception) -> str:
-    """Return an error's message in one line."""
+    """Return the message of an error in one line."""
     return " ".join(str(error).split())
 
 
@@ -159,23 +172,23 @@ def _to_bytes(value: object) -> bytes:
     return file.getvalue()
 
 
-def _deserialize_task(data: bytes, *described: Any) -> LearningTask:
-    source: ModuleSource | None = described[-3]
+def _deserialize_task(data: bytes, *task_fields: Any) -> LearningTask:
+    source: ModuleSource | None = task_fields[-3]
     try:
         module, loss, metrics = torch.load(io.BytesIO(data), weights_only=False)
-    except Exception as error:  # a class of a notebook is nowhere else
+    except Exception as error:  # classes of a notebook exist in its process only
         raise ModelError(
-            f"the model cannot be made again in a worker process ({_single_line_message(error)}): {IMPORTABLE_HINT}"
+            f"the model cannot be built in a worker process ({_single_line_message(error)}): {IMPORTABLE_HINT}"
         ) from error
     if module is None and source is not None:
         module = source.build()
-    return LearningTask(module, loss, metrics, *described)
+    return LearningTask(module, loss, metrics, *task_fields)
 
 
 def _build_module(model: Model, shape: tuple[int, ...], classes: int | None) -> nn.Module:
     if model.needs_labels and classes is None:
         raise ModelError(
-            f"{model.name}: this model classifies, and the dataset's targets are not class labels; bring your own module"
+            f"{model.name}: this model classifies, and the dataset's targets are not class labels; use your own module"
         )
     try:
         return model.build(shape, classes or 0)
@@ -183,12 +196,12 @@ def _build_module(model: Model, shape: tuple[int, ...], classes: int | None) -> 
         raise ModelError(f"{model.name}: {error}") from error
     except FedsgdError:
         raise
-    except Exception as error:  # the user's own factory may fail in any way
+    except Exception as error:  # the user's factory may raise any type
         raise ModelError(f"{model.name}: cannot be built: {type(error).__name__}: {error}") from error
 
 
 def check_hooks(module: object) -> None:
-    """Raise ModelError for what is no module, and for hooks on parameters, which a copy of the module does not have."""
+    """Raise ModelError for an object that is no module, and for hooks on parameters, which a copy of the module loses."""
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"the model is {type(module).__name__}, expected a torch.nn.Module")
     for name, p in module.named_parameters():

@@ -1,6 +1,6 @@
-"""Trial of a module and its loss on copies, before a task is described: what training changes, and whether it can be repeated.
+"""Trial of a module and its loss on copies: the tensors that training changes, and the repeatability of a step.
 
-Imports torch, so import it where a module is built.
+This module imports torch: import it only where a module is built.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fedsgd.system.torch_threads import use_single_thread
 BATCH_SIZE = 8
 """Examples in each of the two batches."""
 LEARNING_RATE = 1e-3
-"""Step size: enough that an average over the weights changes."""
+"""Learning rate, large enough to change an average of the weights."""
 SHAPE_WARNING_PREFIX = "Using a target size"
 """Beginning of PyTorch's warning that output and target differ in shape."""
 MAX_GRADIENT_DIFFERENCE = 1e-3
-"""Largest difference of two gradients that should be equal, as a share of their norm."""
+"""Largest difference of gradients that should be equal, relative to their norm."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class ModuleTrialResult:
     """Result of two training steps.
 
     Attributes:
-        changed: names of the buffers and frozen parameters that the steps changed.
-        attribute: label of Python state that they changed; None if there was none.
+        changed_tensors: names of the buffers and frozen parameters that the steps changed.
+        changed_attribute: label of Python state that the steps changed; None: there is none.
     """
 
     changed_tensors: frozenset[str]
@@ -48,7 +48,16 @@ class ModuleTrialResult:
 
 @dataclass(frozen=True, eq=False)
 class _CopyResult:
-    """Result of two training steps and an evaluation on one copy."""
+    """Result of two training steps and an evaluation on one copy.
+
+    Attributes:
+        parts: copies of module and loss.
+        gradients: gradients of both steps.
+        leaves: tensors at which the backward pass of each step ends.
+        changed_tensors: names of the buffers and frozen parameters that the steps changed.
+        evaluation_changes: names of the buffers and frozen parameters that the evaluation changed.
+        changed_attribute: label of Python state that changed; None: there is none.
+    """
 
     parts: Parts
     gradients: list[Tensor]
@@ -63,86 +72,84 @@ def try_module(module: nn.Module, loss: Loss, dataset: Dataset, source: ModuleSo
 
     Args:
         module: module to copy.
-        loss: its loss.
+        loss: loss of the module.
         dataset: examples to train and evaluate on.
-        source: how the module was made, for one that cannot be copied; None if it was given.
+        source: source of the module, for a module that cannot be copied; None: the user passed the module.
 
     Returns:
-        None if there are no copies, or a step fails: that is named by the trial of a step of each batch size.
+        None if there are no copies or a step fails. The later trial of each batch size reports the failure.
 
     Raises:
-        ModelError: nothing would train a tensor that requires a gradient; equal steps give other gradients; evaluation changes
-            a buffer.
+        ModelError: a tensor that requires a gradient would not be trained; equal steps give different gradients; evaluation
+            changes a buffer.
     """
     copies = [_copy_module_and_loss(module, loss, source) for _ in range(2)]
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=SHAPE_WARNING_PREFIX
-            )  # the trial of an evaluation refuses it, with the shapes
-            outcomes = [_try_copy(*pair, dataset.train) for pair in copies if pair is not None]
-    except Exception:  # the user's module or loss
+            warnings.filterwarnings("ignore", message=SHAPE_WARNING_PREFIX)  # the trial of an evaluation raises an error
+            results = [_try_copy(*pair, dataset.train) for pair in copies if pair is not None]
+    except Exception:  # the user's module or loss may raise any type
         return None
-    if len(outcomes) < 2:
+    if len(results) < 2:
         return None
-    _check_leaves(outcomes[0], is_copy_of_instance=source is None)
-    _check_repeatable(*outcomes)
-    if outcomes[0].evaluation_changes:
+    _check_leaves(results[0], is_copy_of_instance=source is None)
+    _check_repeatable(*results)
+    if results[0].evaluation_changes:
         raise ModelError(
-            f"evaluation changes {min(outcomes[0].evaluation_changes)}, so that figures would depend on how often a model was "
-            "evaluated; change it in training mode only"
+            f"evaluation changes {min(results[0].evaluation_changes)}, so results would depend on the number of evaluations; "
+            "change it in training mode only"
         )
-    return ModuleTrialResult(outcomes[0].changed_tensors, outcomes[0].changed_attribute)
+    return ModuleTrialResult(results[0].changed_tensors, results[0].changed_attribute)
 
 
 def check_restorable(module: nn.Module, source: ModuleSource | None) -> None:
-    """Check that the module can be made again, and restored from its state dict, by making it twice more.
+    """Build the module twice more, to check that it can be rebuilt and restored from its state dict.
 
-    A module that was given is not checked: whoever gave it has it.
+    A module that the user passed is not checked, because the user can save it.
 
     Raises:
-        ModelError: the function that makes it draws from a generator that is not seeded; or a plain tensor, an array or a
-            buffer that is not persistent, which no state dict holds, is drawn at random.
+        ModelError: the function that builds the module draws from a generator without a seed. Or a plain tensor, an array or
+            a non-persistent buffer, none of which is in a state dict, is drawn at random.
     """
     if source is None or not source.is_user_defined:
         return
     contents = [*_collect_unsaved_state(module), *module.state_dict().items()]
-    again = source.build()
-    for (label, value), (_, other) in zip(
-        contents, [*_collect_unsaved_state(again), *again.state_dict().items()], strict=False
+    rebuilt = source.build()
+    for (label, value), (_, rebuilt_value) in zip(
+        contents, [*_collect_unsaved_state(rebuilt), *rebuilt.state_dict().items()], strict=False
     ):
-        if not is_same(value, other):
+        if not is_same(value, rebuilt_value):
             raise ModelError(
-                f"{label} is another one each time that the module is made with the same seed; draw from torch's, numpy's or "
+                f"{label} differs each time that the module is built with the same seed; draw from torch's, numpy's or "
                 "Python's global generator, which are seeded, or from a generator with a seed"
             )
-    held = _collect_unsaved_state(module)
-    drawn = _collect_unsaved_state(replace(source, seed=source.seed + 1).build()) if held else []
-    for (label, value), (_, other) in zip(held, drawn, strict=False):
-        if not is_same(value, other):
+    unsaved = _collect_unsaved_state(module)
+    reseeded = _collect_unsaved_state(replace(source, seed=source.seed + 1).build()) if unsaved else []
+    for (label, value), (_, reseeded_value) in zip(unsaved, reseeded, strict=False):
+        if not is_same(value, reseeded_value):
             raise ModelError(
-                f"{label} is drawn at random and in no state dict, so that the trained model could not be restored; register "
-                "it as a persistent buffer"
+                f"{label} is drawn at random and in no state dict, so the trained model could not be restored; register it as "
+                "a persistent buffer"
             )
 
 
 def _collect_unsaved_state(module: nn.Module) -> list[tuple[str, object]]:
-    held = module.state_dict().keys()
-    buffers = [(f"buffer {name}", buffer) for name, buffer in module.named_buffers() if name not in held]
+    persistent_names = module.state_dict().keys()
+    buffers = [(f"buffer {name}", buffer) for name, buffer in module.named_buffers() if name not in persistent_names]
     return [*PythonState(list(module.modules())).list_contents(), *buffers]
 
 
 def _copy_module_and_loss(module: nn.Module, loss: Loss, source: ModuleSource | None) -> tuple[nn.Module, Loss] | None:
     try:
-        copied: tuple[nn.Module, Loss] = copy_pair(module, loss)
-        return copied
-    except Exception:  # the user's own attributes may be anything
+        pair: tuple[nn.Module, Loss] = copy_pair(module, loss)
+        return pair
+    except Exception:  # copying a user's attributes may raise any type
         return None if source is None else (source.build(), loss)
 
 
 def _try_copy(module: nn.Module, loss: Loss, examples: Examples) -> _CopyResult:
     parts = list_parts(module, loss)
-    attributes = PythonState([child for _, part in parts for child in part.modules()], (loss,))
+    python_state = PythonState([child for _, part in parts for child in part.modules()], (loss,))
     before = {name: tensor.detach().clone() for name, tensor in named_fixed_tensors(parts).items()}
     with use_single_thread(), isolate_generators(0), torch.enable_grad():
         first, second = (_take_step(parts, loss, examples, start) for start in (0, BATCH_SIZE))
@@ -150,13 +157,16 @@ def _try_copy(module: nn.Module, loss: Loss, examples: Examples) -> _CopyResult:
     module.eval()
     with use_single_thread(), isolate_generators(0), torch.no_grad():
         module(_select_batch(examples, 0)[0])
-    last = {name: tensor.detach() for name, tensor in named_fixed_tensors(parts).items()}
-    attributes.restore()
+    after_evaluation = {name: tensor.detach() for name, tensor in named_fixed_tensors(parts).items()}
+    python_state.restore()
     counters = [name for prefix, part in parts for name in find_unused_counters(part, prefix)]
-    changed = _find_changed_tensors(before, after).difference(counters)
-    leaves = first[1], second[1]
     return _CopyResult(
-        parts, [*first[0], *second[0]], leaves, changed, _find_changed_tensors(after, last), attributes.first_change
+        parts,
+        gradients=[*first[0], *second[0]],
+        leaves=(first[1], second[1]),
+        changed_tensors=_find_changed_tensors(before, after).difference(counters),
+        evaluation_changes=_find_changed_tensors(after, after_evaluation),
+        changed_attribute=python_state.first_change,
     )
 
 
@@ -173,45 +183,43 @@ def _select_batch(examples: Examples, start: int) -> tuple[Tensor, Tensor]:
 def _take_step(
     parts: Parts, loss: Callable[[Tensor, Tensor], Tensor], examples: Examples, start: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Make one step of gradient descent; return (the gradients, the leaves of the loss)."""
+    """Make one step of gradient descent; return (the gradients, the leaves of the loss's graph)."""
     module, (x, y) = parts[0][1].train(), _select_batch(examples, start)
-    trained = [parameter for parameter in named_parameters(parts).values() if parameter.requires_grad]
+    trainable = [parameter for parameter in named_parameters(parts).values() if parameter.requires_grad]
     value = loss(module(x), y)
     leaves = list(_iterate_leaves(value))
-    gradients = torch.autograd.grad(value, trained, materialize_grads=True)
+    gradients = torch.autograd.grad(value, trainable, materialize_grads=True)
     with torch.no_grad():
-        for parameter, gradient in zip(trained, gradients, strict=True):
+        for parameter, gradient in zip(trainable, gradients, strict=True):
             parameter.sub_(gradient, alpha=LEARNING_RATE)
     return list(gradients), leaves
 
 
 def _iterate_leaves(value: Tensor) -> Iterator[Tensor]:
-    """Yield the tensors that the backward pass of a loss ends at."""
-    waiting, seen = [value.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
+    """Yield the tensors at which the backward pass of a loss ends."""
+    stack, visited = [value.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if hasattr(node, "variable"):
             yield node.variable
-        waiting.extend(function for function, _ in node.next_functions)
+        stack.extend(function for function, _ in node.next_functions)
 
 
-def _check_leaves(outcome: _CopyResult, is_copy_of_instance: bool) -> None:
-    """Raise ModelError for a tensor that both steps reach, so that it was there before, and that no parameter is."""
-    own = {id(parameter) for parameter in named_parameters(outcome.parts).values()}
-    first, second = outcome.leaves
+def _check_leaves(result: _CopyResult, is_copy_of_instance: bool) -> None:
+    """Raise ModelError for a leaf of both steps, which therefore existed before them, that is no parameter."""
+    parameter_ids = {id(parameter) for parameter in named_parameters(result.parts).values()}
+    first, second = result.leaves
     for leaf in first:
-        if id(leaf) not in own and any(leaf is other for other in second):
-            copied = (
-                "; a module that is given is copied, so a loss must not hold tensors of the original"
-                if is_copy_of_instance
-                else ""
-            )
+        if id(leaf) not in parameter_ids and any(leaf is other_leaf for other_leaf in second):
+            hint = ""
+            if is_copy_of_instance:
+                hint = "; the module is a copy, so the loss must not refer to tensors of the original"
             raise ModelError(
                 f"the loss depends on a tensor of shape {list(leaf.shape)} that requires a gradient and is no parameter of the "
-                f"module, so nothing would train it; register it, or call requires_grad_(False) on it{copied}"
+                f"module, so nothing would train it; register it, or call requires_grad_(False) on it{hint}"
             )
 
 
@@ -220,6 +228,6 @@ def _check_repeatable(first: _CopyResult, second: _CopyResult) -> None:
         if not float((a - b).norm()) <= MAX_GRADIENT_DIFFERENCE * float(a.norm()) and bool(torch.isfinite(a).all()):
             raise ModelError(
                 "equal training steps of two copies of the module, with the same seed, give different gradients: something "
-                "draws from a generator that is not seeded, or keeps state outside the module; draw from torch's, numpy's or "
+                "draws from a generator without a seed, or stores state outside the module; draw from torch's, numpy's or "
                 "Python's global generator, which are seeded for each client"
             )

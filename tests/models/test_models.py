@@ -178,7 +178,7 @@ def test_a_module_of_the_users_own_with_loss_and_metric(own: str, blobs: Dataset
         ({"module": "own_model:make_modle"}, "module", 'has no "make_modle", did you mean "make_model"'),
         ({"module": ".own_model:make_model"}, "module", 'expected "my_package.my_module:name"'),
         ({"module": "broken_model:make_model"}, "module", 'cannot import "broken_model": SyntaxError'),
-        ({"module": "own_model:number"}, "module", "is 3, expected something to call"),
+        ({"module": "own_model:number"}, "module", "is 3, expected a function or another callable"),
         ({"module": "own_model:make_model", "arguments": {"depth": 2}}, "arguments", "does not take"),
         ({"module": "own_model:make_model", "loss": "own_model:nope"}, "loss", 'has no "nope"'),
         ({"module": "own_model:make_model", "metrics": {"m": "own_model:nope"}}, "metrics.m", 'has no "nope"'),

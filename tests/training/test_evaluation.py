@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Any, Any, int, tuple[int, ...], str]] = {
         lambda o, t: functional.cross_entropy(o.transpose(1, 2), t),
         3,
         (3,),
-        r"output \[B, 3, 3\], labels \[B, 3\] \(either of two axes may be that of the classes\)",
+        r"output \[B, 3, 3\], labels \[B, 3\] \(two axes may be the axis of the classes\)",
     ),
     "several labels": (
         linear(3),
