@@ -1,6 +1,6 @@
-"""Links and clocks: how long rounds take on a network, from the bytes that crossed and the work that was done.
+"""Model of a network: durations of rounds, computed from the recorded bytes and work of a run.
 
-Nothing here reads a clock, and nothing was sent over such a network: it is a model, every piece of it with a closed form.
+No clock is read and no bytes are sent. Each term of the model has a closed form.
 """
 
 from fedsgd.network.heterogeneity import HomogeneousLinks, LinkFactors, LinkHeterogeneity, LogNormalLinks, TraceLinks

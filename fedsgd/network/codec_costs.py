@@ -1,18 +1,18 @@
-"""Codec costs: the work of encoding and decoding a message, from one data file that says how it was measured.
+"""Codec costs: the work of encoding and decoding a message, from a data file that also describes the measurement.
 
-A cost is a number of bytes copied in memory, so that a device's copy rate turns it into seconds:
+A cost is a number of bytes copied in memory, which a device's copy rate converts to seconds:
 
     copies · 4P + kept · 4k + fixed_bytes
 
-P parameters, k coordinates that the message carries.
+P parameters, k coordinates of the message.
 
 Rules of the lookup:
 
-- Of several rows of a compressor, the row counts that has the most of its settings; of numbers, such as the bits of EDEN, the
-  nearest. Settings that no row names, such as the format of a sparse message's values, do not count.
-- A compressor with an inner `operator` costs its own row plus that of the operator. `per-layer` counts its `operator` on the
-whole vector.
-- A compressor that has no row costs nothing, and is named to the user, also one among the rules or the biases of `per-layer`.
+- If a compressor has several rows, the row with the most equal settings counts; of rows that differ in a number, such as the
+  bits of EDEN, the nearest counts. Settings that no row has, such as the format of a sparse message's values, do not matter.
+- A compressor with an inner operator (key `op`) costs its own row plus the row of the operator. For `per-layer`, the operator
+  counts for the whole vector.
+- A compressor without a row costs nothing and is reported to the user, also in the rules or the biases of `per-layer`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ from fedsgd.network.round_times import FLOAT_BYTES
 
 COST_TABLE_PATH = Path(__file__).with_name("codec_costs.toml")
 CodecJob = Literal["encode", "encode_with_feedback", "add", "send", "receive"]
-"""A client's encoding of its update, alone or under error feedback; the server's decoding and adding of an update; the server's
-encoding of a frame for the clients; a client's decoding of a message and what follows from it."""
+"""Work of encoding or decoding.
+
+"encode" and "encode_with_feedback": a client encodes its update, without or with error feedback. "add": the server decodes and
+adds an update. "send": the server encodes a frame for the clients. "receive": a client decodes a message and applies it.
+"""
 ASSIGN_COMPRESSOR: Mapping[str, Any] = {"name": "changes"}
-"""The MODEL frame that assigns values, and the REFERENCE frame."""
+"""Compressor of a MODEL frame that assigns changed values, and of a REFERENCE frame."""
 LOSSLESS_DENSE_COMPRESSOR: Mapping[str, Any] = {"name": "dense", "values": "float32", "entropy": True}
-"""The whole model for a client that holds no model, where the policy sends differences."""
+"""Compressor of the whole model for a client without a model, under a downlink policy that sends differences."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,12 @@ class CodecCost:
     """Cost of one message.
 
     Attributes:
-        copies: copies of the vector in memory.
-        kept: copies of a coordinate, for each coordinate that the message carries.
-        fixed_bytes: bytes copied for any message: calls from Python, headers, checksums.
+        copies: number of copies of the vector in memory.
+        kept: number of copies of a coordinate, for each coordinate of the message.
+        fixed_bytes: bytes copied for any message, for calls from Python, headers and checksums.
+
+    >>> CodecCost(copies=2, kept=30, fixed_bytes=1000).count_bytes(parameters=10_000, n_coordinates=100)
+    93000
     """
 
     copies: float = 0.0
@@ -55,25 +61,25 @@ class CodecCost:
         return CodecCost(self.copies + other.copies, self.kept + other.kept, self.fixed_bytes + other.fixed_bytes)
 
     def count_bytes(self, parameters: int, n_coordinates: float) -> float:
-        """Return the bytes copied for a message of `n_coordinates` coordinates."""
+        """Return the number of bytes copied for a message of `n_coordinates` coordinates."""
         return FLOAT_BYTES * (self.copies * parameters + self.kept * n_coordinates) + self.fixed_bytes
 
 
 @cache
 def read_cost_table() -> Mapping[str, Any]:
-    """Return the data file: when and where it was measured, and a list of rows for each `CodecJob`."""
+    """Return the data file: a description of the measurement, and a list of rows for each `CodecJob`."""
     return tomllib.loads(COST_TABLE_PATH.read_text(encoding="utf-8"))
 
 
 def look_up_cost(job: CodecJob, compressor: Mapping[str, Any]) -> tuple[CodecCost, tuple[str, ...]]:
-    """Look up what a job costs.
+    """Look up the cost of a job.
 
     Args:
-        job: the job.
-        compressor: the compressor's table, as a scenario has it.
+        job: work of encoding or decoding.
+        compressor: table of a compressor, in the form of a scenario.
 
     Returns:
-        The cost, and the names of compressors in it that the data file does not have.
+        (the cost, the names of compressors without a row).
     """
     row = _find_row(job, compressor)
     if row is None:
@@ -86,40 +92,40 @@ def look_up_cost(job: CodecJob, compressor: Mapping[str, Any]) -> tuple[CodecCos
 
 
 def _iterate_uncounted_operators(compressor: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the operators of `per-layer` whose tensors count as those of its `operator`."""
+    """Yield the operators of `per-layer` for single tensors, which count like tensors of its main operator."""
     parts = [compressor.get("biases"), *(rule.get("op") for rule in compressor.get("rules", ()))]
     yield from (part for part in parts if isinstance(part, Mapping))
 
 
 def select_uplink_job(uplink: Mapping[str, Any]) -> CodecJob:
-    """Return the client's job: with error feedback where [uplink] asks for it and the compressor has no memory of its own."""
+    """Return the job of a client: with error feedback if [uplink] sets it and the compressor is an operator without memory."""
     operators = {row["compressor"]["name"] for row in read_cost_table()["encode_with_feedback"]}
     feedback = uplink.get("error_feedback", "none") != "none" and uplink["compressor"].get("name") in operators
     return "encode_with_feedback" if feedback else "encode"
 
 
 def _find_row(job: CodecJob, compressor: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the row that fits a compressor best, None if none has its name."""
+    """Return the row that matches a compressor best; None if no row has its name."""
     rows: list[Mapping[str, Any]] = [row for row in read_cost_table()[job] if _is_match(row["compressor"], compressor)]
     return min(rows, key=lambda row: _measure_distance(row["compressor"], compressor), default=None)
 
 
 def _is_match(key: Mapping[str, Any], compressor: Mapping[str, Any]) -> bool:
-    """Return whether a compressor has every setting of a row's key that is not a number."""
+    """Return True if a compressor has each setting of a row's key that is not a number."""
     return all(_is_number(value) or compressor.get(name) == value for name, value in key.items())
 
 
 def _measure_distance(key: Mapping[str, Any], compressor: Mapping[str, Any]) -> tuple[int, float]:
-    """Return how far a row's key is: fewer equal settings first, then numbers farther apart."""
+    """Return the distance of a row's key: first by the number of equal settings, then by the numbers."""
     return -sum(not _is_number(value) for value in key.values()), sum(_iterate_ratio_distances(key, compressor))
 
 
 def _iterate_ratio_distances(key: Mapping[str, Any], compressor: Mapping[str, Any]) -> Iterator[float]:
-    """Yield the distance of each number of a row's key, by ratio."""
+    """Yield the distance of each number of a row's key, the absolute logarithm of a ratio."""
     for name, value in key.items():
         if _is_number(value):
-            wanted = compressor.get(name, value)
-            yield abs(math.log(value / wanted)) if _is_number(wanted) and wanted > 0 else math.inf
+            setting = compressor.get(name, value)
+            yield abs(math.log(value / setting)) if _is_number(setting) and setting > 0 else math.inf
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How the links of clients differ."""
+"""Differences between the links of clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ HEADER = ("client", "up_bits_per_second", "down_bits_per_second", "latency_secon
 
 
 class LinkFactors(NamedTuple):
-    """Of clients [n]: by what their rates are the network's, and by how many seconds their latency is more than it."""
+    """Links of n clients, relative to the link of the median client.
+
+    Attributes:
+        up: [n] float64, factors of the uplink rate.
+        down: [n] float64, factors of the downlink rate.
+        latency_seconds: [n] float64, differences from the latency.
+    """
 
     up: F64
     down: F64
@@ -30,32 +36,41 @@ class LinkFactors(NamedTuple):
 
 @dataclass(frozen=True)
 class LinkHeterogeneity(ValidatedConfig, ABC):
-    """A client's link, compared with that of the client in the middle.
+    """Rule that gives the clients' links, relative to the link of the median client.
 
-    Laws: factors are above 0 and finite, latencies at least minus the network's; they depend on (seed, client) alone.
+    Laws: factors are above 0 and finite. Latency differences are at least minus the network's latency. Factors and differences
+    depend on (seed, client) only.
     """
 
     @abstractmethod
     def compute_factors(self, seed: int, clients: I64) -> LinkFactors:
-        """Of these clients [n]."""
+        """Compute the factors of these clients, [n]."""
 
 
 @dataclass(frozen=True)
 class HomogeneousLinks(LinkHeterogeneity):
-    """All links are alike."""
+    """Equal links of all clients."""
 
     def compute_factors(self, seed: int, clients: I64) -> LinkFactors:
         ones = np.ones(len(clients))
         return LinkFactors(ones, ones, np.zeros(len(clients)))
 
     def __str__(self) -> str:
-        return "all links alike"
+        return "equal links"
 
 
 @dataclass(frozen=True)
 class LogNormalLinks(LinkHeterogeneity):
-    """Both rates of a client times exp(spread · z), z standard normal, the same for both: a slow link is slow both ways. With
-    spread 0.5 two clients in three are within a factor 1.65 of the one in the middle."""
+    """Log-normal rates: both rates of a client have the factor exp(spread · z), with one z ~ N(0, 1) for both directions.
+
+    Attributes:
+        spread: standard deviation of the logarithm of the rates. With 0.5, two thirds of the clients are within a factor 1.65
+            of the median.
+
+    >>> factors = LogNormalLinks(spread=0.5).compute_factors(seed=0, clients=np.array([0, 1]))
+    >>> bool((factors.up == factors.down).all())
+    True
+    """
 
     spread: NonNegativeFloat = 0.5
 
@@ -68,29 +83,33 @@ class LogNormalLinks(LinkHeterogeneity):
 
 
 def draw_log_normal_factors(seed: int, purpose: str, clients: I64, spread: float) -> F64:
-    """exp(spread · z) for each client [n]; a client's z depends on (seed, purpose, client) alone."""
+    """Return exp(spread · z) of each client, [n], with z ~ N(0, 1) that depends on (seed, purpose, client) only."""
     if not spread or not len(clients):
         return np.ones(len(clients))
     z = np.empty(len(clients))
     blocks = clients // _CLIENTS_PER_BLOCK
     for block in np.unique(blocks).tolist():
-        which = blocks == block
-        z[which] = derive_generator(seed, purpose, block).standard_normal(_CLIENTS_PER_BLOCK)[
-            clients[which] % _CLIENTS_PER_BLOCK
-        ]
+        mask = blocks == block
+        block_z = derive_generator(seed, purpose, block).standard_normal(_CLIENTS_PER_BLOCK)
+        z[mask] = block_z[clients[mask] % _CLIENTS_PER_BLOCK]
     with np.errstate(over="ignore"):
         factors: F64 = np.exp(spread * z)
     if not np.all(np.isfinite(factors) & (factors > 0)):
-        raise DataError(f"spread {spread:g}: a client's speed is beyond what floats can hold")
+        raise DataError(f"spread {spread:g}: a client's speed exceeds the range of floats")
     return factors
 
 
 @dataclass(frozen=True)
 class TraceLinks(LinkHeterogeneity):
-    """Links as measured: `rates` and `latencies` by client, relative to the medians, which are the network's (see
-    `read_link_trace`).
+    """Measured links, relative to their medians, which are the network's link (see `read_link_trace`).
 
-    A client whose number is not in the file has the link of its number modulo the number of lines.
+    A client that is not in the file has the link of its number modulo the number of lines.
+
+    Attributes:
+        file: name of the trace file.
+        up: factor of the uplink rate of each client.
+        down: factor of the downlink rate of each client.
+        latency: seconds, difference from the latency of each client.
     """
 
     file: str
@@ -99,15 +118,15 @@ class TraceLinks(LinkHeterogeneity):
     latency: tuple[float, ...]
 
     def compute_factors(self, seed: int, clients: I64) -> LinkFactors:
-        at = clients % len(self.up)
-        return LinkFactors(np.array(self.up)[at], np.array(self.down)[at], np.array(self.latency)[at])
+        lines = clients % len(self.up)
+        return LinkFactors(np.array(self.up)[lines], np.array(self.down)[lines], np.array(self.latency)[lines])
 
     def __str__(self) -> str:
         return f"links of {len(self.up):,} clients from {self.file}"
 
 
 class LinkTrace(NamedTuple):
-    """A trace, and the medians that it is relative to."""
+    """Links of a trace, and the medians to which the links are relative."""
 
     links: TraceLinks
     up_bits_per_second: float
@@ -116,14 +135,21 @@ class LinkTrace(NamedTuple):
 
 
 def read_link_trace(path: Path) -> LinkTrace:
-    """A CSV file with the header client,up_bits_per_second,down_bits_per_second,latency_seconds, a line for each of the clients
-    0, 1, ... in any order. DataError that names the file and the line where something is wrong."""
+    """Read a trace of links.
+
+    Args:
+        path: CSV file with the header client,up_bits_per_second,down_bits_per_second,latency_seconds and one line for each of
+            the clients 0, 1, ... in any order.
+
+    Raises:
+        DataError: the file is invalid; the message has the file and the line.
+    """
     rows: dict[int, tuple[float, float, float]] = {}
 
     def add_line(cells: list[str]) -> None:
         client, link = _parse_line(cells)
         if client in rows:
-            raise ValueError(f"client: {client} was there before")
+            raise ValueError(f"client: {client} is repeated")
         rows[client] = link
 
     for _ in read_rows(path, HEADER, add_line):
@@ -132,25 +158,26 @@ def read_link_trace(path: Path) -> LinkTrace:
         raise DataError(f"{path}: expected lines below the header, got none")
     missing = next((client for client in range(len(rows)) if client not in rows), None)
     if missing is not None:
-        raise DataError(f"{path}: {len(rows)} lines, expected the clients 0 to {len(rows) - 1}, but {missing} is not there")
+        raise DataError(f"{path}: {len(rows)} lines, expected the clients 0 to {len(rows) - 1}, but {missing} is missing")
     up, down, latency = (np.array(values) for values in zip(*(rows[client] for client in range(len(rows))), strict=True))
-    middle = [float(np.median(values)) for values in (up, down, latency)]
-    relative = (up / middle[0], down / middle[1], latency - middle[2])
-    return LinkTrace(TraceLinks(path.name, *(tuple(values.tolist()) for values in relative)), *middle)
+    medians = [float(np.median(values)) for values in (up, down, latency)]
+    relative = (up / medians[0], down / medians[1], latency - medians[2])
+    return LinkTrace(TraceLinks(path.name, *(tuple(values.tolist()) for values in relative)), *medians)
 
 
 def _parse_line(cells: list[str]) -> tuple[int, tuple[float, float, float]]:
-    """A line's numbers; ValueError says what was expected."""
+    """Return (client, (up, down, latency)) of a line. ValueError, with the expected value, for an invalid cell."""
     if not cells[0].strip().isdecimal():
-        raise ValueError(f"client: expected a whole number from 0 on, got {cells[0]!r}")
+        raise ValueError(f"client: expected a whole number of at least 0, got {cells[0]!r}")
     numbers = []
     for key, cell in zip(HEADER[1:], cells[1:], strict=True):
         try:
             value = float(cell)
         except ValueError:
             raise ValueError(f"{key}: expected a number, got {cell!r}") from None
-        least = "from 0 on" if key == "latency_seconds" else "above 0"
-        if not 0 <= value <= MAX_QUANTITY or (value < MIN_QUANTITY and least == "above 0"):
-            raise ValueError(f"{key}: expected a number {least}, got {cell.strip()}")
+        allows_zero = key == "latency_seconds"
+        if not 0 <= value <= MAX_QUANTITY or (value < MIN_QUANTITY and not allows_zero):
+            bound = "of at least 0" if allows_zero else "above 0"
+            raise ValueError(f"{key}: expected a number {bound}, got {cell.strip()}")
         numbers.append(value)
     return int(cells[0]), (numbers[0], numbers[1], numbers[2])

@@ -1,4 +1,4 @@
-"""What a network and its devices are like: the figures that a price rests on."""
+"""Links, networks and devices: the figures from which prices are computed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from fedsgd.network.heterogeneity import HomogeneousLinks, LinkHeterogeneity
 
 @dataclass(frozen=True)
 class Link(ValidatedConfig):
-    """A client's link, which loses nothing. A message of n bytes takes latency + jitter + 8n / rate.
+    """Link of the median client, without loss. A message of n bytes takes latency + jitter + 8n / rate seconds.
 
-    up_bits_per_second, down_bits_per_second: of the client that is in the middle of them; latency_seconds: one way, so half of
-    a ping; jitter_seconds: the mean of an exponential delay that each message has beside.
+    Attributes:
+        up_bits_per_second: bits per second, uplink rate.
+        down_bits_per_second: bits per second, downlink rate.
+        latency_seconds: seconds, one way, which is half of a round trip.
+        jitter_seconds: seconds, mean of an additional exponential delay of each message.
     """
 
     up_bits_per_second: PositiveFloat
@@ -31,15 +34,23 @@ class Link(ValidatedConfig):
 
 @dataclass(frozen=True)
 class Network(ValidatedConfig):
-    """The links of a federation.
+    """Links of a federation.
 
-    link: of the client in the middle; draws: how others differ from it. server_up_bits_per_second,
-    server_down_bits_per_second: what the server's own link takes in from all clients together and gives out to them, None for
-    no limit. It is as if all of a round began to load, and later to send, at once, and nobody were done before all bytes had
-    passed: exact for clients that are alike, too long where some send while others still compute.
+    The server's link is modelled as if all clients of a round started to receive, and later to send, at the same time, and each
+    client finished when all bytes had passed. That is exact for equal clients. It overestimates the time if some clients send
+    while other clients compute.
 
-    downlink: "unicast": each client is sent its frames by itself; "broadcast": all clients hear one channel, on which each
-    distinct frame of a round goes once. up_overhead_bytes, down_overhead_bytes: what the transport adds to each message.
+    Attributes:
+        link: link of the median client.
+        draws: differences between the links of clients.
+        server_up_bits_per_second: bits per second into the server from all clients together; None: no limit.
+        server_down_bits_per_second: bits per second out of the server to all clients together; None: no limit.
+        downlink: "unicast": each client receives its own copy of a frame; "broadcast": all clients receive one channel, which
+            carries each distinct frame of a round once.
+        up_overhead_bytes: bytes that the transport adds to each message of a client.
+        down_overhead_bytes: bytes that the transport adds to each message to a client.
+        title: name of the network in reports.
+        source: origin of the figures.
     """
 
     link: Link
@@ -56,7 +67,7 @@ class Network(ValidatedConfig):
         return ", ".join([str(self.link), *self._describe_extras()])
 
     def describe_differences(self, other: Network) -> list[str]:
-        """Return each figure of this network that is not that of `series`, in words: "1 Mbit/s up", "jitter 5 ms"."""
+        """Return, in words, each figure of this network that differs from `other`: "1 Mbit/s up", "jitter 5 ms"."""
         link, base = self.link, other.link
         figures = (
             (f"{format_rate(link.up_bits_per_second)} up", link.up_bits_per_second != base.up_bits_per_second),
@@ -64,27 +75,35 @@ class Network(ValidatedConfig):
             (f"{format_seconds(link.latency_seconds)} one way", link.latency_seconds != base.latency_seconds),
             (f"jitter {format_seconds(link.jitter_seconds)}", link.jitter_seconds != base.jitter_seconds),
         )
-        known = other._describe_extras()
-        return [text for text, differs in figures if differs] + [text for text in self._describe_extras() if text not in known]
+        other_extras = other._describe_extras()
+        extras = [text for text in self._describe_extras() if text not in other_extras]
+        return [text for text, differs in figures if differs] + extras
 
     def _describe_extras(self) -> list[str]:
-        """Return what the network has beside the link of the median client, in words."""
+        """Return, in words, the figures other than the link of the median client."""
         parts = [str(self.draws)] if self.draws != HomogeneousLinks() else []
-        for rate, where in ((self.server_up_bits_per_second, "into"), (self.server_down_bits_per_second, "out of")):
+        for rate, direction in ((self.server_up_bits_per_second, "into"), (self.server_down_bits_per_second, "out of")):
             if rate is not None:
-                parts.append(f"{format_rate(rate)} {where} the server")
+                parts.append(f"{format_rate(rate)} {direction} the server")
         if self.downlink == "broadcast":
             parts.append("downlink broadcast")
-        for n_bytes, way in ((self.up_overhead_bytes, "up"), (self.down_overhead_bytes, "down")):
+        for n_bytes, direction in ((self.up_overhead_bytes, "up"), (self.down_overhead_bytes, "down")):
             if n_bytes:
-                parts.append(f"{n_bytes:,.0f} B more a message {way}")
+                parts.append(f"{n_bytes:,.0f} B of overhead in each message {direction}")
         return parts
 
 
 @dataclass(frozen=True)
 class Device(ValidatedConfig):
-    """What computes. flops_per_second: sustained in training, not a data sheet's peak; copy_bytes_per_second: of a copy in
-    memory, the measure of encoding and decoding; spread: the standard deviation of the logarithm of clients' speeds."""
+    """Speed of a processor.
+
+    Attributes:
+        flops_per_second: floating-point operations per second, sustained in training, not the peak of a data sheet.
+        copy_bytes_per_second: bytes per second of a copy in memory, the measure of encoding and decoding.
+        spread: standard deviation of the logarithm of the clients' speeds.
+        title: name of the device in reports.
+        source: origin of the figures.
+    """
 
     flops_per_second: PositiveFloat
     copy_bytes_per_second: PositiveFloat
@@ -94,7 +113,7 @@ class Device(ValidatedConfig):
 
     @property
     def copy_rate_text(self) -> str:
-        """How quickly it copies."""
+        """Copy rate in words."""
         return f"copies {format_bytes(round(self.copy_bytes_per_second))}/s"
 
     def __str__(self) -> str:

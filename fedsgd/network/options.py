@@ -1,4 +1,4 @@
-"""What a price is asked for, in words: the names of profiles, and quantities with their units."""
+"""Pricing models from options: names of profiles, and texts of quantities with their units."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedsgd.network.round_times import PricingModel
 from fedsgd.system.user_files import expand_user_path
 
 MAX_SPREAD = 10
-"""Standard deviations of a logarithm: with 10, clients differ by factors of billions."""
+"""Largest standard deviation of a logarithm: with 10, clients differ by factors of billions."""
 
 
 def build_pricing_model(
@@ -41,34 +41,43 @@ def build_pricing_model(
     server_name: str = DEFAULT_SERVER,
     deadline: str | None = None,
 ) -> PricingModel:
-    """Return the terms of a price.
+    """Build a pricing model from the options of a command.
 
     Args:
-        network_name: a profile; the other figures override its own. Without a profile and without a trace, `up` and `down` are
+        network_name: profile of the network, whose figures other options override; None: `up` and `down`, or `trace`, are
             required.
-        up, down: rates of the median client, such as "2 Mbit/s".
-        latency, jitter: one way, such as "25 ms".
-        spread: standard deviation of the logarithm of clients' rates.
+        up: uplink rate of the median client, such as "2 Mbit/s".
+        down: downlink rate of the median client.
+        latency: one-way latency of the median client, such as "25 ms".
+        jitter: mean of the random delay of a message, such as "5 ms".
+        spread: standard deviation of the logarithm of the clients' rates.
         trace: CSV file of measured links.
-        server_up, server_down: rates of the server's own link; None for no limit.
-        broadcast: whether each distinct frame goes down once.
-        overhead_up, overhead_down: what the transport adds to a message, such as "12 kB".
-        device_name, flops, device_spread: what clients compute on.
-        server_name: what aggregates.
-        deadline: how long the server waits for a reply that never comes.
+        server_up: rate of the server's own link into the server; None: no limit.
+        server_down: rate of the server's own link out of the server; None: no limit.
+        broadcast: True if each distinct frame is sent down once.
+        overhead_up: bytes that the transport adds to a message of a client, such as "12 kB".
+        overhead_down: bytes that the transport adds to a message to a client.
+        device_name: profile of the clients' device.
+        flops: speed of the clients' training, such as "1 GFLOP/s", in place of the profile's.
+        device_spread: standard deviation of the logarithm of the clients' speeds.
+        server_name: profile of the server's device.
+        deadline: time that the server waits for a lost reply, such as "60 s"; None: see `PricingModel`.
 
     Raises:
-        ScenarioError: an option is wrong; the message starts with its name.
+        ScenarioError: an option is invalid; the message starts with its name.
+
+    >>> str(build_pricing_model("3g", up="1 Mbit/s").network.link)
+    '1 Mbit/s up, 1.6 Mbit/s down, 150 ms one way'
     """
     if trace is not None and spread is not None:
-        raise ScenarioError(f"--spread: got {spread:g} beside a trace, which says by itself how links differ")
-    link, draws, named = _build_link(network_name, up, down, trace)
+        raise ScenarioError(f"--spread: got {spread:g} in addition to a trace, whose links differ already")
+    link, draws, profile = _build_link(network_name, up, down, trace)
     link = replace(
         link,
         latency_seconds=_parse_option("--latency", parse_seconds, latency, link.latency_seconds),
         jitter_seconds=_parse_option("--jitter", parse_seconds, jitter, link.jitter_seconds),
     )
-    asked = Network(
+    network = Network(
         link,
         LogNormalLinks(_parse_option("--spread", _check_spread, spread)) if spread else draws,
         _parse_option("--server-up", parse_rate, server_up),
@@ -76,74 +85,74 @@ def build_pricing_model(
         "broadcast" if broadcast else "unicast",
         _parse_option("--overhead-up", parse_size, overhead_up, 0.0),
         _parse_option("--overhead-down", parse_size, overhead_down, 0.0),
-        source="as asked for",
+        source="set by options",
     )
-    asked = asked if named is None else _set_source(asked, named)
-    _check_latency(asked, latency)
+    network = network if profile is None else _set_source(network, profile)
+    _check_latency(network, latency)
     seconds = _parse_option("--deadline", parse_seconds, deadline)
     if seconds == 0:
         raise ScenarioError(f"--deadline: got {deadline!r}, expected a time above 0")
-    return PricingModel(
-        asked, _build_client_device(device_name, flops, device_spread), _look_up_device("--server", server_name), seconds
-    )
+    device, server = _build_client_device(device_name, flops, device_spread), _look_up_device("--server", server_name)
+    return PricingModel(network, device, server, seconds)
 
 
 def _set_source(network: Network, profile: Network) -> Network:
-    """Return a network that began as a profile with the source of its figures; the profile's title only if all are its own."""
+    """Return a network with the source of its figures, and with the profile's title if no figure differs from the profile."""
     overrides = network.describe_differences(profile)
     if not overrides:
         return replace(network, title=profile.title, source=profile.source)
-    return replace(network, source=f"as asked for: {', '.join(overrides)}; all other figures: {profile.source}")
+    return replace(network, source=f"set by options: {', '.join(overrides)}; all other figures: {profile.source}")
 
 
 def format_network_label(name: str, pricing_model: PricingModel) -> str:
-    """Return the heading for terms that start from the profile `name`, with each override: "4g", "4g with 1 Mbit/s up"."""
+    """Return the heading of a pricing model that starts from a profile, with each override: "4g", "4g with 1 Mbit/s up"."""
     overrides = pricing_model.network.describe_differences(get_network(name))
     return f"{name} with {', '.join(overrides)}" if overrides else name
 
 
 def _check_latency(network: Network, latency: str | None) -> None:
-    """ScenarioError if a client of the trace would be there before it was sent anything."""
+    """Raise ScenarioError if a client of the trace would have a latency below 0."""
     if isinstance(network.draws, TraceLinks):
-        below = -min(network.draws.latency)
-        if below > network.link.latency_seconds:
-            nearest = f"the trace's nearest client is {format_seconds(below)} below its median"
-            raise ScenarioError(f"--latency: got {latency!r}, expected at least that, since {nearest}")
+        largest_reduction = -min(network.draws.latency)
+        if largest_reduction > network.link.latency_seconds:
+            minimum = format_seconds(largest_reduction)
+            reason = f"a client of the trace has a latency {minimum} below the median"
+            raise ScenarioError(f"--latency: got {latency!r}, expected at least {minimum}: {reason}")
 
 
 def _build_client_device(name: str, flops: str | None, spread: float) -> Device:
-    """What clients compute on."""
-    made = replace(_look_up_device("--device", name), spread=_parse_option("--device-spread", _check_spread, spread))
+    """Return the device of the clients."""
+    device = replace(_look_up_device("--device", name), spread=_parse_option("--device-spread", _check_spread, spread))
     if flops is None:
-        return made
-    return replace(made, flops_per_second=_parse_option("--flops", parse_flops, flops), title="", source="as asked for")
+        return device
+    return replace(device, flops_per_second=_parse_option("--flops", parse_flops, flops), title="", source="set by options")
 
 
 def _build_link(
     name: str | None, up: str | None, down: str | None, trace: Path | None
 ) -> tuple[Link, LinkHeterogeneity, Network | None]:
-    """(the link in the middle, how others differ from it, the profile)."""
+    """Return (the median client's link, the differences between links, the profile or None)."""
     draws: LinkHeterogeneity = HomogeneousLinks()
-    named = None
+    profile = None
     if name is not None:
         with _errors_in_option("--network"):
-            named = get_network(name)
+            profile = get_network(name)
     if trace is not None:
-        traced = read_link_trace(expand_user_path(trace))
-        middle = Link(traced.up_bits_per_second, traced.down_bits_per_second, traced.latency_seconds)
-        draws = traced.links
-    elif named is not None:
-        middle = named.link
+        link_trace = read_link_trace(expand_user_path(trace))
+        link = Link(link_trace.up_bits_per_second, link_trace.down_bits_per_second, link_trace.latency_seconds)
+        draws = link_trace.links
+    elif profile is not None:
+        link = profile.link
     elif up is None or down is None:
-        missing = [option for option, given in (("--up", up), ("--down", down)) if given is None]
+        missing = [option for option, value in (("--up", up), ("--down", down)) if value is None]
         raise ScenarioError(f"{missing[0]}: expected a rate, or a network by its name, or a trace")
     else:
-        middle = Link(1.0, 1.0)
+        link = Link(1.0, 1.0)  # both rates are replaced below
     rates = (
-        _parse_option("--up", parse_rate, up, middle.up_bits_per_second),
-        _parse_option("--down", parse_rate, down, middle.down_bits_per_second),
+        _parse_option("--up", parse_rate, up, link.up_bits_per_second),
+        _parse_option("--down", parse_rate, down, link.down_bits_per_second),
     )
-    return replace(middle, up_bits_per_second=rates[0], down_bits_per_second=rates[1]), draws, named
+    return replace(link, up_bits_per_second=rates[0], down_bits_per_second=rates[1]), draws, profile
 
 
 def _look_up_device(option: str, name: str) -> Device:
@@ -158,7 +167,7 @@ def _check_spread(value: float) -> float:
 
 
 def _parse_option(option: str, parse: Callable[[Any], float], value: Any, default: Any = None) -> Any:
-    """What an option says, or the default where it is not given."""
+    """Parse the value of an option; return the default if the option is absent."""
     if value is None:
         return default
     with _errors_in_option(option):

@@ -1,4 +1,4 @@
-"""Networks and devices by name, from one data file in which each figure has its source."""
+"""Profiles of networks and devices, from a data file with the source of each figure."""
 
 from __future__ import annotations
 
@@ -22,30 +22,34 @@ def _read_profiles() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
 
 
 def load_networks() -> dict[str, Network]:
-    """All that there are, by name."""
+    """Return all networks by name."""
     return {name: _parse_network(profile) for name, profile in _read_profiles()["networks"].items()}
 
 
 def load_devices() -> dict[str, Device]:
-    """All that there are, by name."""
+    """Return all devices by name."""
     return {name: _parse_device(profile) for name, profile in _read_profiles()["devices"].items()}
 
 
 def get_network(name: str) -> Network:
-    """The network of that name; ScenarioError with the nearest one if there is none."""
+    """Return a network by name. ScenarioError, with the nearest name, for an unknown name.
+
+    >>> str(get_network("3g"))
+    '768 kbit/s up, 1.6 Mbit/s down, 150 ms one way'
+    """
     return _parse_network(_find_profile("networks", name))
 
 
 def get_device(name: str) -> Device:
-    """The device of that name; ScenarioError with the nearest one if there is none."""
+    """Return a device by name. ScenarioError, with the nearest name, for an unknown name."""
     return _parse_device(_find_profile("devices", name))
 
 
 def _find_profile(kind: str, name: str) -> Mapping[str, str]:
-    known = _read_profiles()[kind]
-    if name not in known:
-        raise ScenarioError(f'got "{name}"{suggest_name(name, known)}')
-    return known[name]
+    profiles = _read_profiles()[kind]
+    if name not in profiles:
+        raise ScenarioError(f'got "{name}"{suggest_name(name, profiles)}')
+    return profiles[name]
 
 
 def _parse_network(profile: Mapping[str, Any]) -> Network:

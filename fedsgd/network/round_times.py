@@ -1,17 +1,19 @@
-"""How long each round of a run takes on a network, whatever the speed of its links.
+"""Duration of each round of a run on a network, as a function of the rates and the latency of the links.
 
-A round lasts until its slowest client is done:
+A round ends when its slowest client is done, and the server is done:
 
-    T = serving + max over clients c of
+    seconds = server + max over clients c of
         M_c · latency + delay_c + max(D_c / down, SD) + compute_c + coding_c + max(U_c / up, SU)
 
-D_c, U_c: bits that the client is sent and sends, by its link's factor; M_c: how many messages; delay_c: jitter, and what its
-latency is beside the network's; SD, SU: the least that the server's own link takes for all of them; serving: the server's
-encoding and decoding. As everything in it grows with each figure of a client, a client of whom another one has no less of
-anything is never the last. Only the others, the round's candidates, are kept: a handful of a large cohort, so that a run can be
-priced again in no time, also in a browser. `report/assets/pricing.js` does the same arithmetic in the same order.
+D_c, U_c: bits to and from the client, divided by the factors of its link. M_c: number of its messages. delay_c: jitter, and the
+difference of its latency from the network's. SD, SU: least seconds that the server's own link needs for all clients. server:
+encoding and decoding at the server.
 
-R rounds, T trips, C candidates of all rounds.
+Each term grows with each figure of a client. So a client is never the slowest if another client has at least equal figures
+throughout. All other clients, the candidates of the round, are stored. They are few even in a large cohort, so a run can be
+priced again quickly, also in a browser. `analysis/page/assets/pricing.js` repeats this arithmetic in the same order.
+
+R rounds, T rows (one for each client and round in which it took part), Q candidates of all rounds.
 """
 
 from __future__ import annotations
@@ -33,13 +35,19 @@ from fedsgd.numerics.rng import derive_generator
 
 @dataclass(frozen=True, eq=False)
 class ClientTraffic:
-    """Arrays [T], ascending by round, then client. down_bytes, up_bytes: of all its frames in the round; down_messages,
-    up_messages: how many messages these were (two each way where the client asked for another one); examples: that its steps
-    took in, each counted as often as it was in a batch, 0 if nothing was heard of it; taken: whether its reply is in the
-    model.
+    """Traffic and work of the clients in consecutive rounds, ascending by round, then client.
 
-    For each of the rounds first, first + 1, ... [R] down_distinct_bytes: those of the downlink with each distinct frame counted
-    once.
+    Attributes:
+        first_round: number of the first round.
+        round: [T] int64, round of each row.
+        client: [T] int64, client of each row.
+        down_bytes: [T] int64, bytes of all frames to the client.
+        up_bytes: [T] int64, bytes of all frames of the client.
+        down_messages: [T] int64, messages to the client; 2 if the client requested a second message.
+        up_messages: [T] int64, messages of the client; 2 if the client requested a second message.
+        examples: [T] int64, examples of the client's steps, counted once for each batch; 0 for a client without a reply.
+        accepted: [T] bool, True if the reply was aggregated.
+        down_distinct_bytes: [R] float64, bytes of the downlink in each round with each distinct frame counted once.
     """
 
     first_round: int
@@ -56,22 +64,22 @@ class ClientTraffic:
 
 FLOAT_BYTES = 4
 CANDIDATE_COLUMNS = ("messages", "delay", "down", "compute", "coding", "up")
-"""Of each candidate."""
+"""Columns of `RoundTimeModel` with one entry for each candidate."""
 ROUND_TIME_COLUMNS = ("shared_down", "shared_up", "server_seconds", "lost_reply_wait", "deadline")
-"""Of each round."""
+"""Columns of `RoundTimeModel` with one entry for each round."""
 
 
 @dataclass(frozen=True)
 class ComputeProfile(ValidatedConfig):
-    """Work of a run, in units of no machine; a copy is that of the P float32 numbers in memory.
+    """Work of a run, independent of a machine; the unit "copy" is a copy of the P float32 parameters in memory.
 
     Attributes:
-        parameters: P.
+        parameters: P, number of parameters.
         flops_per_example: floating-point operations of training on one example, forward and backward.
-        encode_copies: of encoding an update at the client.
-        decode_copies: of decoding a message at the client.
-        server_copies: of decoding and adding an update at the server.
-        sending_copies: of encoding what goes down in a round.
+        encode_copies: copies, work of a client to encode an update.
+        decode_copies: copies, work of a client to decode a message.
+        server_copies: copies, work of the server to decode and add an update.
+        sending_copies: copies, work of the server to encode the frames of a round.
     """
 
     parameters: int
@@ -83,8 +91,16 @@ class ComputeProfile(ValidatedConfig):
 
 
 class RoundTimeBreakdown(NamedTuple):
-    """Where the time of each round goes, seconds [R]: of the client that is the last, and of the server (serving: its encoding
-    and decoding; waiting: for replies that never come, up to the deadline)."""
+    """Seconds of each round by phase, [R] float64 each, of the slowest client and of the server.
+
+    Attributes:
+        down: downlink, with half of latency and jitter.
+        compute: training.
+        coding: encoding and decoding at the client.
+        up: uplink, with half of latency and jitter.
+        server_seconds: encoding and decoding at the server.
+        lost_reply_wait: wait of the server for lost replies, up to the deadline.
+    """
 
     down: F64
     compute: F64
@@ -96,10 +112,24 @@ class RoundTimeBreakdown(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RoundTimeModel:
-    """offsets: where the candidates of each round begin [R + 1]; of each candidate [C] messages, delay (seconds), down and up
-    (bits by the factor of the link), compute, coding (seconds); of each round [R] shared_down, shared_up, serving (seconds),
-    waiting: the deadline where a reply never came and there is one, else 0; due: the deadline where a reply was taken and there
-    is one, else 0. A round whose last reply comes after it is due would have been another one: it takes infinitely long."""
+    """Durations of the rounds of a run as a function of the rates and the latency of the median client's link.
+
+    A round with an accepted reply after the deadline would have had other participants: its duration is infinite.
+
+    Attributes:
+        offsets: [R + 1] int64, position of the first candidate of each round.
+        messages: [Q] float64, number of messages of each candidate.
+        delay: [Q] seconds, jitter and difference from the network's latency.
+        down: [Q] bits to the candidate, divided by the factor of its link.
+        compute: [Q] seconds of training.
+        coding: [Q] seconds of encoding and decoding.
+        up: [Q] bits of the candidate, divided by the factor of its link.
+        shared_down: [R] seconds, least time of the server's own link for the downlink.
+        shared_up: [R] seconds, least time of the server's own link for the uplink.
+        server_seconds: [R] seconds of encoding and decoding at the server.
+        lost_reply_wait: [R] seconds, the deadline of a round with a lost reply; 0: there is no lost reply or no deadline.
+        deadline: [R] seconds, the deadline of a round with an accepted reply; 0: there is no accepted reply or no deadline.
+    """
 
     offsets: I64
     messages: F64
@@ -115,7 +145,7 @@ class RoundTimeModel:
     deadline: F64
 
     def _transfer_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> tuple[F64, F64, F64]:
-        """(on the way in either direction beside the bytes, down, up) of each candidate, seconds [C]."""
+        """Return (latency and jitter of all messages, downlink, uplink) of each candidate, seconds [Q]."""
         counts = np.diff(self.offsets)
         delay = np.maximum(0.0, self.messages * latency_seconds + self.delay)
         down = np.maximum(self.down / down_bps, np.repeat(self.shared_down, counts))
@@ -123,50 +153,60 @@ class RoundTimeModel:
         return delay, down, up
 
     def slowest_client_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> F64:
-        """When the last client of each round is done [R]."""
+        """Return the seconds after which the slowest client of each round is done, [R]."""
         delay, down, up = self._transfer_seconds(up_bps, down_bps, latency_seconds)
-        last: F64 = np.maximum.reduceat(delay + down + self.compute + self.coding + up, self.offsets[:-1])
-        return last
+        slowest: F64 = np.maximum.reduceat(delay + down + self.compute + self.coding + up, self.offsets[:-1])
+        return slowest
 
     def round_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> F64:
-        """The duration of each round [R]. up_bps, down_bps: bits per second of the link in the middle."""
+        """Return the duration of each round, seconds [R].
+
+        Args:
+            up_bps: bits per second, uplink rate of the median client.
+            down_bps: bits per second, downlink rate of the median client.
+            latency_seconds: seconds, one-way latency of the median client.
+        """
         slowest = self.slowest_client_seconds(up_bps, down_bps, latency_seconds)
         late = (self.deadline > 0) & (slowest > self.deadline)
         return np.where(late, np.inf, np.maximum(slowest, self.lost_reply_wait) + self.server_seconds)
 
     def first_rounds(self, n_rounds: int) -> RoundTimeModel:
-        """The first so many rounds."""
+        """Return the model of the first `n_rounds` rounds."""
         end = self.offsets[n_rounds]
         columns = (getattr(self, name)[:end] for name in CANDIDATE_COLUMNS)
         shared = (getattr(self, name)[:n_rounds] for name in ROUND_TIME_COLUMNS)
         return RoundTimeModel(self.offsets[: n_rounds + 1], *columns, *shared)
 
     def cumulative_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> F64:
-        """Seconds after each round, 0 before the first [R + 1]."""
+        """Return the seconds from the start to the end of each round, preceded by 0, [R + 1]."""
         return np.concatenate([[0.0], np.cumsum(self.round_seconds(up_bps, down_bps, latency_seconds))])
 
     def breakdown(self, up_bps: float, down_bps: float, latency_seconds: float) -> RoundTimeBreakdown:
-        """The same by what it goes into; latency and jitter in halves with the way down and the way up."""
+        """Return the duration of each round by phase; latency and jitter count half as downlink and half as uplink."""
         delay, down, up = self._transfer_seconds(up_bps, down_bps, latency_seconds)
         total = delay + down + self.compute + self.coding + up
         slowest = np.maximum.reduceat(total, self.offsets[:-1])
         counts = np.diff(self.offsets)
-        is_last = np.flatnonzero(total == np.repeat(slowest, counts))
-        rounds = np.repeat(np.arange(len(counts)), counts)[is_last]
-        last = is_last[np.unique(rounds, return_index=True)[1]]
-        halves = delay[last] / 2
-        waiting = np.maximum(slowest, self.lost_reply_wait) - slowest
+        ties = np.flatnonzero(total == np.repeat(slowest, counts))
+        rounds = np.repeat(np.arange(len(counts)), counts)[ties]
+        last = ties[np.unique(rounds, return_index=True)[1]]  # of equally slow candidates, the first
+        half_delay = delay[last] / 2
+        wait = np.maximum(slowest, self.lost_reply_wait) - slowest
         return RoundTimeBreakdown(
-            down[last] + halves, self.compute[last], self.coding[last], up[last] + halves, self.server_seconds, waiting
+            down[last] + half_delay, self.compute[last], self.coding[last], up[last] + half_delay, self.server_seconds, wait
         )
 
 
 @dataclass(frozen=True)
 class PricingModel(ValidatedConfig):
-    """What a run is priced on. device: what the clients compute on; server: what decodes and adds their updates.
+    """Network and devices on which a run is priced.
 
-    deadline_seconds: how long the server waits for a reply that never comes; None: such a round takes as long as if it had
-    come, and a client of which nothing was heard counts with its download alone, since nobody knows what else it did.
+    Attributes:
+        network: links of the clients and of the server.
+        device: device of the clients.
+        server: device of the server, which encodes frames, and decodes and adds updates.
+        deadline_seconds: seconds, time that the server waits for a lost reply; None: the round lasts as if the reply had
+            arrived, and a client without a recorded reply counts with its download and decoding alone.
     """
 
     network: Network
@@ -178,19 +218,35 @@ class PricingModel(ValidatedConfig):
 def round_time_models(
     traffic: Iterable[ClientTraffic], compute_profile: ComputeProfile, seed: int, pricing_models: Sequence[PricingModel]
 ) -> list[RoundTimeModel]:
-    """What the durations of a run's rounds depend on, for each of `terms`. trips: all of its rounds, stretch by stretch; seed:
-    of the clients' links and speeds.
+    """Build the round time model of a run for each pricing model.
 
-    ReportError if a reply that was taken would have come after the deadline on this network: who takes part would then have
-    been others.
+    Args:
+        traffic: traffic of all rounds, in chunks of consecutive rounds.
+        compute_profile: work of the run.
+        seed: seed of the clients' links and speeds.
+        pricing_models: networks and devices.
+
+    Raises:
+        ReportError: an accepted reply would arrive after the deadline on a network, so the participants would differ.
+
+    >>> from fedsgd.network.link import Link
+    >>> row = {name: np.array([1]) for name in ("round", "client", "down_messages", "up_messages")}
+    >>> volume = {name: np.array([125_000]) for name in ("down_bytes", "up_bytes")}
+    >>> traffic = ClientTraffic(1, **row, **volume, examples=np.array([50]), accepted=np.array([True]),
+    ...                         down_distinct_bytes=np.array([125_000.0]))
+    >>> work = ComputeProfile(parameters=31_250, flops_per_example=1e6, encode_copies=0, decode_copies=0, server_copies=0)
+    >>> network, device = Network(Link(1e6, 2e6)), Device(flops_per_second=1e9, copy_bytes_per_second=1e9)
+    >>> (model,) = round_time_models([traffic], work, seed=0, pricing_models=[PricingModel(network, device, device)])
+    >>> model.round_seconds(1e6, 2e6, 0.0).round(2).tolist()  # 0.5 s down, 0.05 s of training, 1 s up
+    [1.55]
     """
     parts: list[list[RoundTimeModel]] = [[] for _ in pricing_models]
-    for stretch in traffic:
-        for made, each in zip(parts, pricing_models, strict=True):
-            made.append(_build_part(stretch, compute_profile, seed, each))
-    joined = [_concatenate(made) for made in parts]
-    for whole, each in zip(joined, pricing_models, strict=True):
-        _check_deadline(whole, each)
+    for chunk in traffic:
+        for models, pricing_model in zip(parts, pricing_models, strict=True):
+            models.append(_build_part(chunk, compute_profile, seed, pricing_model))
+    joined = [_concatenate(models) for models in parts]
+    for round_times, pricing_model in zip(joined, pricing_models, strict=True):
+        _check_deadline(round_times, pricing_model)
     return joined
 
 
@@ -207,36 +263,36 @@ def _build_part(
 ) -> RoundTimeModel:
     network, deadline, server = pricing_model.network, pricing_model.deadline_seconds, pricing_model.server
     n_rounds = len(traffic.down_distinct_bytes)
-    at = traffic.round - traffic.first_round
+    rounds = traffic.round - traffic.first_round
     columns, shared = (
-        _candidate_columns(traffic, at, network, compute_profile, pricing_model.device, seed),
-        _server_link_seconds(traffic, at, network),
+        _candidate_columns(traffic, rounds, network, compute_profile, pricing_model.device, seed),
+        _server_link_seconds(traffic, rounds, network),
     )
-    kept = np.ones(len(at), dtype=bool) if deadline is None else traffic.accepted
-    lost = np.bincount(at[~traffic.accepted], minlength=n_rounds) > 0
-    taken = np.bincount(at[traffic.accepted], minlength=n_rounds)
+    counted = np.ones(len(rounds), dtype=bool) if deadline is None else traffic.accepted
+    n_lost = np.bincount(rounds[~traffic.accepted], minlength=n_rounds)
+    n_accepted = np.bincount(rounds[traffic.accepted], minlength=n_rounds)
     copies = (
-        np.where(np.bincount(at, minlength=n_rounds) > 0, compute_profile.sending_copies, 0.0)
-        + taken * compute_profile.server_copies
+        np.where(np.bincount(rounds, minlength=n_rounds) > 0, compute_profile.sending_copies, 0.0)
+        + n_accepted * compute_profile.server_copies
     )
-    serving = copies * (FLOAT_BYTES * compute_profile.parameters / server.copy_bytes_per_second)
-    # a round of nobody, or of nobody whose reply was taken, has one candidate that does nothing
-    empty = np.flatnonzero(np.bincount(at[kept], minlength=n_rounds) == 0)
-    at = np.concatenate([at[kept], empty])
-    columns = np.concatenate([columns[:, kept], np.zeros((len(columns), len(empty)))], axis=1)
-    order = np.argsort(at, kind="stable")
-    at, columns = at[order], columns[:, order]
-    which = _pareto_candidates(at, np.stack([*columns[:3], columns[3] + columns[4], columns[5]]), n_rounds)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(at[which], minlength=n_rounds))])
+    server_seconds = copies * (FLOAT_BYTES * compute_profile.parameters / server.copy_bytes_per_second)
+    # a round without clients, or with a deadline and without an accepted reply, gets one candidate of zeros
+    empty = np.flatnonzero(np.bincount(rounds[counted], minlength=n_rounds) == 0)
+    rounds = np.concatenate([rounds[counted], empty])
+    columns = np.concatenate([columns[:, counted], np.zeros((len(columns), len(empty)))], axis=1)
+    order = np.argsort(rounds, kind="stable")
+    rounds, columns = rounds[order], columns[:, order]
+    candidates = _pareto_candidates(rounds, np.stack([*columns[:3], columns[3] + columns[4], columns[5]]), n_rounds)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rounds[candidates], minlength=n_rounds))])
     limit = 0.0 if deadline is None else deadline
-    waiting, due = np.where(lost, limit, 0.0), np.where(taken > 0, limit, 0.0)
-    return RoundTimeModel(offsets, *(*columns[:, which], *shared, serving, waiting, due))
+    wait, due = np.where(n_lost > 0, limit, 0.0), np.where(n_accepted > 0, limit, 0.0)
+    return RoundTimeModel(offsets, *(*columns[:, candidates], *shared, server_seconds, wait, due))
 
 
 def _candidate_columns(
     traffic: ClientTraffic, round_positions: I64, network: Network, compute_profile: ComputeProfile, device: Device, seed: int
 ) -> F64:
-    """COLUMNS of each trip [6, T]."""
+    """Return `CANDIDATE_COLUMNS` of each row of the traffic, [6, T]."""
     factors = network.draws.compute_factors(seed, traffic.client)
     speed = draw_log_normal_factors(seed, "device", traffic.client, device.spread)
     messages = (traffic.down_messages + traffic.up_messages).astype(np.float64)
@@ -263,32 +319,32 @@ def _candidate_columns(
 
 
 def _sum_broadcast_bytes(traffic: ClientTraffic, round_positions: I64, network: Network) -> F64:
-    """What goes over the one channel in each round [R]: each client has a message, with a frame of its own, in it."""
+    """Return the bytes on the broadcast channel in each round [R], with the overhead of each client's message."""
     messages = np.bincount(round_positions, traffic.down_messages, len(traffic.down_distinct_bytes))
     return traffic.down_distinct_bytes + messages * network.down_overhead_bytes
 
 
 def _server_link_seconds(traffic: ClientTraffic, round_positions: I64, network: Network) -> tuple[F64, F64]:
-    """The least that the server's own link takes in each round, down and up, seconds [R]."""
+    """Return (downlink, uplink), the least seconds that the server's own link needs in each round, [R]."""
     n_rounds = len(traffic.down_distinct_bytes)
     up: F64 = np.zeros(n_rounds)
     down: F64 = np.zeros(n_rounds)
     if network.server_up_bits_per_second is not None:
-        n_bytes = (traffic.up_bytes + traffic.up_messages * network.up_overhead_bytes) * traffic.accepted  # lost is before it
+        n_bytes = (traffic.up_bytes + traffic.up_messages * network.up_overhead_bytes) * traffic.accepted  # lost before it
         up = 8 * np.bincount(round_positions, n_bytes, n_rounds) / network.server_up_bits_per_second
     if network.server_down_bits_per_second is not None:
         n_bytes = traffic.down_bytes + traffic.down_messages * network.down_overhead_bytes
-        sent = (
+        total = (
             _sum_broadcast_bytes(traffic, round_positions, network)
             if network.downlink == "broadcast"
             else np.bincount(round_positions, n_bytes, n_rounds)
         )
-        down = 8 * sent / network.server_down_bits_per_second
+        down = 8 * total / network.server_down_bits_per_second
     return down, up
 
 
 def _draw_jitter(traffic: ClientTraffic, messages: F64, seed: int) -> F64:
-    """For each trip the sum of a unit exponential for each of its messages [T]; those of a round depend on that round alone."""
+    """Return, for each row, the sum of one unit exponential for each message, [T]. The draws of a round depend on it alone."""
     sums = np.empty(len(traffic.round))
     starts = np.flatnonzero(np.diff(traffic.round, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], len(sums)], strict=True):
@@ -297,25 +353,32 @@ def _draw_jitter(traffic: ClientTraffic, messages: F64, seed: int) -> F64:
 
 
 def _pareto_candidates(round_positions: I64, figures: F64, n_rounds: int) -> I64:
-    """Which trips can be the last of their round: those of whom no other one of the round has at least as much of everything,
-    and of equals the first. at: their round [T], ascending; figures [F, T]."""
+    """Return the positions of the clients that can be the slowest of their round.
+
+    A client is omitted if another client of the round has at least equal figures throughout. Of equal clients, the first stays.
+
+    Args:
+        round_positions: [T] int64, round of each client, ascending from 0.
+        figures: [F, T] float64, F figures of each client.
+        n_rounds: R, number of rounds.
+    """
     counts = np.bincount(round_positions, minlength=n_rounds)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    place = np.arange(len(round_positions)) - starts[round_positions]
+    slots = np.arange(len(round_positions)) - starts[round_positions]
     grid = np.full((len(figures), n_rounds, counts.max()), -np.inf)
-    grid[:, round_positions, place] = figures
-    most = np.repeat(np.maximum.reduceat(figures, starts, axis=1), counts, axis=1)
-    score = np.full(grid.shape[1:], -np.inf)  # grows with each figure, so whoever has most of it is not outdone by anybody
-    score[round_positions, place] = (figures / np.where(most > 0, most, 1)).sum(axis=0)
-    alive, chosen = np.isfinite(score), np.zeros(score.shape, dtype=bool)
+    grid[:, round_positions, slots] = figures
+    maxima = np.repeat(np.maximum.reduceat(figures, starts, axis=1), counts, axis=1)
+    score = np.full(grid.shape[1:], -np.inf)  # grows with each figure, so no client dominates the client of the largest score
+    score[round_positions, slots] = (figures / np.where(maxima > 0, maxima, 1)).sum(axis=0)
+    remaining, is_candidate = np.isfinite(score), np.zeros(score.shape, dtype=bool)
     rows = np.arange(n_rounds)
     while len(rows):
-        best = np.where(alive[rows], score[rows], -np.inf).argmax(axis=1)
-        chosen[rows, best] = True
-        alive[rows] &= (grid[:, rows] > grid[:, rows, best][..., None]).any(axis=0)
-        rows = rows[alive[rows].any(axis=1)]
-    which: I64 = np.flatnonzero(chosen[round_positions, place])
-    return which
+        best = np.where(remaining[rows], score[rows], -np.inf).argmax(axis=1)
+        is_candidate[rows, best] = True
+        remaining[rows] &= (grid[:, rows] > grid[:, rows, best][..., None]).any(axis=0)
+        rows = rows[remaining[rows].any(axis=1)]
+    candidates: I64 = np.flatnonzero(is_candidate[round_positions, slots])
+    return candidates
 
 
 def _check_deadline(round_times: RoundTimeModel, pricing_model: PricingModel) -> None:
@@ -326,6 +389,6 @@ def _check_deadline(round_times: RoundTimeModel, pricing_model: PricingModel) ->
     late: BoolArray = (round_times.deadline > 0) & (slowest > round_times.deadline)
     if late.any():
         round = int(late.argmax())
-        taken = f"a reply that was taken in round {round + 1} would come after {format_seconds(float(slowest[round]))}"
-        then = "on this network others would have taken part, and the run another one"
-        raise ReportError(f"{taken}, later than the deadline of {format_seconds(deadline)}: {then}")
+        arrival = f"a reply that was accepted in round {round + 1} would arrive after {format_seconds(float(slowest[round]))}"
+        consequence = "on this network other clients would have taken part, and the run would differ"
+        raise ReportError(f"{arrival}, later than the deadline of {format_seconds(deadline)}: {consequence}")

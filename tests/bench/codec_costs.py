@@ -48,20 +48,20 @@ PASSES = 3
 """Times that all is measured, one after the other, so that a busy minute spoils no figure."""
 
 HEADER = """\
-# What encoding and decoding cost, in bytes copied in memory: copies * 4P + kept * 4k + fixed_bytes, for a model of P parameters
-# and a message of k coordinates; fedsgd/network/codec_costs.py has the rules. Prices rest on these figures, so that equal runs cost
-# the same wherever they were made: edit none by hand.
+# Costs of encoding and decoding, in bytes copied in memory: copies * 4P + kept * 4k + fixed_bytes, for a model of P parameters
+# and a message of k coordinates. fedsgd/network/codec_costs.py has the rules of the lookup. Prices depend on these figures, so
+# that equal runs have equal prices on any machine: do not edit a figure by hand.
 #
-# Measured by tests/bench/codec_costs.py: three clients with Gaussian updates, processor time of one thread, the quickest tenth of
-# the repetitions, against copies of the largest vector in turn with them. A cost is fitted to all sizes, and for sparse messages
-# to densities from 0.1 to 0.001. A wrapper's row is what it adds to its operator. Not counted: the model's own steps at the
-# server, running statistics of batch norm, residuals that age."""
+# Measured by tests/bench/codec_costs.py: three clients with Gaussian updates, processor time of one thread. A figure is the
+# fastest tenth of the repetitions, relative to copies of the largest vector that alternate with them. A cost is fitted to all
+# sizes, and for sparse messages to densities from 0.1 to 0.001. The row of a wrapper excludes its operator. Not counted: the
+# server's step of the model, running statistics of batch norm, and the decay of residuals."""
 JOBS: Mapping[CodecJob, str] = {
-    "encode": "A client encodes its update and its frame, without error feedback, or with the memory of its scheme.",
-    "encode_with_feedback": "The same under error feedback.",
-    "add": "The server checks and decodes an update, and adds it.",
-    "send": "The server encodes a MODEL frame: the whole model (dense), the values that changed (changes), or its step.",
-    "receive": "A client decodes a message with that frame, and has its new model.",
+    "encode": "A client encodes its update and the frame, without error feedback or with the state of its scheme.",
+    "encode_with_feedback": "A client encodes its update and the frame, with error feedback.",
+    "add": "The server checks, decodes and adds an update.",
+    "send": "The server encodes a MODEL frame: the whole model (dense), the changed values (changes), or the step of the model.",
+    "receive": "A client decodes a message with such a frame and builds the new model.",
 }
 
 Settings = Mapping[str, Any]

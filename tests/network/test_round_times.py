@@ -157,13 +157,13 @@ def test_links_from_a_trace(tmp_path: Path) -> None:
         ),
         (
             "client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,1,1,-1\n",
-            "latency_seconds: expected a number from 0 on",
+            "latency_seconds: expected a number of at least 0",
         ),
         (
             "client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,1,1,0\n0,1,1,0\n",
-            "line 3: client: 0 was there before",
+            "line 3: client: 0 is repeated",
         ),
-        ("client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,1,1,0\n2,1,1,0\n", "1 is not there"),
+        ("client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,1,1,0\n2,1,1,0\n", "1 is missing"),
         ("client,up_bits_per_second,down_bits_per_second,latency_seconds\n-1,1,1,0\n", "client: expected a whole number"),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_round_in_which_a_reply_never_comes_lasts_until_the_deadline() -> None
     assert seconds(rows, PLAIN) == pytest.approx([1, 1])
     assert seconds(rows, PLAIN, deadline_seconds=10.0) == pytest.approx([10, 1])
     with pytest.raises(
-        ReportError, match=r"round 1 would come after 1 s, later than the deadline of 500 ms: on this network others"
+        ReportError, match=r"round 1 would arrive after 1 s, later than the deadline of 500 ms: on this network other"
     ):
         seconds(rows, PLAIN, deadline_seconds=0.5)
     nobody = [{"round": 1, "client": 1, "up": 10**9, "taken": 0}]
@@ -328,7 +328,7 @@ def test_stretches_of_rounds_join_to_the_same_timeline() -> None:
     ]
     terms = [PricingModel(replace(PLAIN, draws=LogNormalLinks(0.5), link=Link(1000, 4000, 0.1, 0.1)), INSTANT, INSTANT)]
     whole, joined = (round_time_models(parts, NOTHING, 1, terms)[0] for parts in ([at_once], cut))
-    for name in ("offsets", "messages", "delay", "down", "compute", "coding", "up", "serving"):
+    for name in ("offsets", "messages", "delay", "down", "compute", "coding", "up", "server_seconds"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(joined, name))
     half = whole.first_rounds(3)
     np.testing.assert_array_equal(half.round_seconds(1000, 4000, 0.1), whole.round_seconds(1000, 4000, 0.1)[:3])
@@ -381,7 +381,7 @@ def test_what_is_asked_for_takes_the_place_of_the_profiles_figures() -> None:
         ({"server_up": "1 Gbit/s", "server_down": "2 Gbit/s"}, "3g with 1 Gbit/s into the server, 2 Gbit/s out of the server"),
         (
             {"broadcast": True, "overhead_up": "12 kB", "overhead_down": "3 kB"},
-            "3g with downlink broadcast, 12,000 B more a message up, 3,000 B more a message down",
+            "3g with downlink broadcast, 12,000 B of overhead in each message up, 3,000 B of overhead in each message down",
         ),
         ({"flops": "1 GFLOP/s", "deadline": "5 s"}, "3g"),  # of the devices, not of the network
     ],
@@ -392,7 +392,7 @@ def test_network_label_names_every_override(options: dict[str, Any], heading: st
     assert (terms.network.title == get_network("3g").title) == (heading == "3g")
     assert terms.network.source.endswith(get_network("3g").source)
     overrides = heading.removeprefix("3g with ")
-    assert terms.network.source.startswith(f"as asked for: {overrides}; ") == (heading != "3g")
+    assert terms.network.source.startswith(f"set by options: {overrides}; ") == (heading != "3g")
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_network_label_names_every_override(options: dict[str, Any], heading: st
         ({"network_name": "4g", "deadline": "0 s"}, "--deadline"),
         ({"network_name": "4g", "spread": -1.0}, "--spread"),
         ({"network_name": "4g", "device_name": "fone"}, "--device: got"),
-        ({"network_name": "4g", "trace": Path("x.csv"), "spread": 0.5}, "--spread: got 0.5 beside a trace"),
+        ({"network_name": "4g", "trace": Path("x.csv"), "spread": 0.5}, "--spread: got 0.5 in addition to a trace"),
     ],
 )
 def test_what_is_asked_for_and_cannot_be_names_its_option(options: dict[str, Any], says: str) -> None:
@@ -414,6 +414,6 @@ def test_what_is_asked_for_and_cannot_be_names_its_option(options: dict[str, Any
 
 
 def test_a_speed_that_floats_cannot_hold_is_refused() -> None:
-    with pytest.raises(DataError, match="beyond what floats can hold"):
+    with pytest.raises(DataError, match="exceeds the range of floats"):
         draw_log_normal_factors(0, "link", np.arange(2000), 400.0)
     assert math.isfinite(float(draw_log_normal_factors(0, "link", np.arange(2000), 5.0).max()))
