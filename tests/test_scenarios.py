@@ -24,7 +24,7 @@ from fedsgd.models.builder import build_task
 from fedsgd.scenario.scenario import Scenario, load
 from fedsgd.sweeps.runner import sweep
 from fedsgd.sweeps.settings import normalize_methods, read_methods
-from tests.data.test_datasets import idx
+from tests.data.datasets.test_mnist import encode_idx
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
 NO_SCENARIOS = ("pyproject.toml", "methods.toml")  # of a Flower app; of a sweep
@@ -43,7 +43,7 @@ def tiny_data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for stem, n in (("train", 1000), ("t10k", 200)):
         for kind, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)):
             array = read_idx(data_folder / "mnist" / f"{stem}-{kind}.gz", dimensions)
-            (folder / "mnist" / f"{stem}-{kind}.gz").write_bytes(gzip.compress(idx(np.asarray(array[:n]))))
+            (folder / "mnist" / f"{stem}-{kind}.gz").write_bytes(gzip.compress(encode_idx(np.asarray(array[:n]))))
     for part, n in (("train", 1000), ("test", 100)):
         pq.write_table(
             pq.read_table(data_folder / "cifar10" / f"{part}.parquet").slice(0, n), folder / f"cifar10/{part}.parquet"

@@ -31,11 +31,11 @@ def list_parts(module: nn.Module, loss: object) -> list[tuple[str, nn.Module]]:
 
 def named_parameters(parts: Parts) -> dict[str, nn.Parameter]:
     """Return the parameters of module and loss by name; a shared parameter occurs once, under its first name."""
-    named: dict[str, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
     for prefix, part in parts:
-        ids = {id(parameter) for parameter in named.values()}
-        named.update({f"{prefix}{name}": p for name, p in part.named_parameters() if id(p) not in ids})
-    return named
+        ids = {id(parameter) for parameter in parameters.values()}
+        parameters.update({f"{prefix}{name}": p for name, p in part.named_parameters() if id(p) not in ids})
+    return parameters
 
 
 def named_buffers(parts: Parts) -> dict[str, Tensor]:

@@ -36,8 +36,8 @@ class Link(ValidatedConfig):
 class Network(ValidatedConfig):
     """Links of a federation.
 
-    The server's link is modelled as if all clients of a round started to receive, and later to send, at the same time, and each
-    client finished when all bytes had passed. That is exact for equal clients. It overestimates the time if some clients send
+    Model of the server's link: all clients of a round start to receive, and later to send, at the same time. Each client
+    finishes when all bytes have passed. The model is exact for equal clients. It overestimates the time if some clients send
     while other clients compute.
 
     Attributes:

@@ -22,10 +22,10 @@ EXCLUDED_PREFIXES = ("Vertical", "Partitioner")
 class FlwrDatasets(Partitioner):
     """Any partitioner of flwr-datasets, such as `partitioner = "DirichletPartitioner"`. Needs the extra "huggingface".
 
-    The library's partitioner receives a table with the column "index", the column "label" if the targets are class labels, and
-    the column "owner" if the examples have owners. Rows are shuffled first, because some partitioners (IidPartitioner) only cut
-    the table. Examples that a partitioner omits (ShardPartitioner) have no client. Partitioners that split columns are not
-    available.
+    The library's partitioner receives a table with the column "index". The table has a column "label" if the targets are class
+    labels, and a column "owner" if the examples have owners. Rows are shuffled first, because some partitioners
+    (IidPartitioner) only cut the table. Examples that a partitioner omits (ShardPartitioner) have no client. Partitioners that
+    split columns are not available.
 
     Attributes:
         clients: N, number of clients, the default of the library's num_partitions; None: the partitioner sets it.
