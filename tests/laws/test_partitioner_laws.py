@@ -1,4 +1,4 @@
-"""The law suite of partitioners, over their registry."""
+"""Laws of all registered partitioners, and tests of each partitioner."""
 
 from __future__ import annotations
 
@@ -29,74 +29,75 @@ LABELS = np.random.default_rng(0).integers(0, 10, 6000)
 
 
 SLOW = {"flwr-datasets"}
-"""Somebody else's code: held to the laws, but not to our speed."""
+"""Partitioners of another library, which obey the laws but may be slow."""
 
 
-def examples(labels: np.ndarray, owner: np.ndarray | None = None) -> Examples:
-    return Examples(np.zeros((len(labels), 1), np.float32), labels, None, np.arange(len(labels)) if owner is None else owner)
+def make_examples(labels: np.ndarray, writer: np.ndarray | None = None) -> Examples:
+    """Return examples with these labels; by default each example has its own writer."""
+    return Examples(np.zeros((len(labels), 1), np.float32), labels, None, np.arange(len(labels)) if writer is None else writer)
 
 
-LABELLED = examples(LABELS)
+LABELLED = make_examples(LABELS)
 
 
-def member(name: str, clients: int, labels: np.ndarray) -> Partitioner:
-    """With settings under which as many clients as examples are possible."""
-    needed: dict[str, dict[str, Any]] = {
+def make_partitioner(name: str, clients: int, labels: np.ndarray) -> Partitioner:
+    """Return a registered partitioner with settings that allow as many clients as examples."""
+    settings: dict[str, dict[str, Any]] = {
         "shards": {"shards_per_client": 1},
         "pathological": {"classes_per_client": len(np.unique(labels))},
         "flwr-datasets": {"partitioner": "IidPartitioner"},
     }
-    return PARTITIONERS[name](clients=clients, **needed.get(name, {}))
+    return PARTITIONERS[name](clients=clients, **settings.get(name, {}))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60)
 @given(data=st.data(), seed=st.integers(0, 1000))
-def test_an_exact_cover_without_empty_clients(name: str, data: st.DataObject, seed: int) -> None:
+def test_partition_covers_all_examples_without_empty_clients(name: str, data: st.DataObject, seed: int) -> None:
     labels = np.array(data.draw(st.lists(st.integers(-3, 5), min_size=1, max_size=80)))
     clients = data.draw(st.integers(1, len(labels)))
-    split = partition_examples(member(name, clients, labels), examples(labels), seed)
-    assert len(split) == clients
-    assert sorted(split.order.tolist()) == list(range(len(labels)))
-    assert split.sizes().min() >= 1
-    assert np.concatenate([split.rows(c) for c in range(clients)]).tolist() == split.order.tolist()
+    partition = partition_examples(make_partitioner(name, clients, labels), make_examples(labels), seed)
+    assert len(partition) == clients
+    assert sorted(partition.order.tolist()) == list(range(len(labels)))
+    assert partition.sizes().min() >= 1
+    assert np.concatenate([partition.rows(c) for c in range(clients)]).tolist() == partition.order.tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_function_of_the_seed_alone(name: str) -> None:
-    dealer = member(name, 50, LABELS)
-    first = partition_examples(dealer, LABELLED, 1)
+def test_partition_depends_on_the_seed_only(name: str) -> None:
+    partitioner = make_partitioner(name, 50, LABELS)
+    first = partition_examples(partitioner, LABELLED, 1)
     np.random.default_rng(5).random(100)
-    again, other = partition_examples(dealer, LABELLED, 1), partition_examples(dealer, LABELLED, 2)
-    assert (first.order == again.order).all()
-    assert (first.bounds == again.bounds).all()
-    assert not (first.order == other.order).all()
+    second, other_seed = partition_examples(partitioner, LABELLED, 1), partition_examples(partitioner, LABELLED, 2)
+    assert (first.order == second.order).all()
+    assert (first.bounds == second.bounds).all()
+    assert not (first.order == other_seed.order).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_more_clients_than_examples_is_an_error(name: str) -> None:
+def test_more_clients_than_examples_raise_error(name: str) -> None:
     with pytest.raises(DataError, match="11 clients cannot share 10 examples"):
-        partition_examples(member(name, 11, np.zeros(10, int)), examples(np.zeros(10, int)), 0)
+        partition_examples(make_partitioner(name, 11, np.zeros(10, int)), make_examples(np.zeros(10, int)), 0)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SLOW])
-def test_a_hundred_thousand_clients_can_be_dealt_to(name: str) -> None:
+def test_partition_of_a_hundred_thousand_clients_has_no_empty_client(name: str) -> None:
     labels = np.random.default_rng(0).integers(0, 10, 300_000)
-    split = partition_examples(PARTITIONERS[name](clients=100_000), examples(labels), 0)
-    assert len(split) == 100_000
-    assert split.sizes().min() >= 1
-    assert split.sizes().sum() == 300_000
+    partition = partition_examples(PARTITIONERS[name](clients=100_000), make_examples(labels), 0)
+    assert len(partition) == 100_000
+    assert partition.sizes().min() >= 1
+    assert partition.sizes().sum() == 300_000
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("targets", [np.linspace(0, 1, 30), np.zeros((30, 2), int)], ids=["floats", "two columns"])
-def test_targets_that_are_no_classes_are_refused_or_never_looked_at(name: str, targets: np.ndarray) -> None:
-    dealer = member(name, 3, LABELS)
-    if dealer.needs_labels:
+def test_targets_without_classes_raise_error_if_labels_are_needed(name: str, targets: np.ndarray) -> None:
+    partitioner = make_partitioner(name, 3, LABELS)
+    if partitioner.needs_labels:
         with pytest.raises(DataError, match=rf'"{name}" splits by class label'):
-            partition_examples(dealer, examples(targets), 0)
+            partition_examples(partitioner, make_examples(targets), 0)
     else:
-        assert partition_examples(dealer, examples(targets), 0).sizes().sum() == 30
+        assert partition_examples(partitioner, make_examples(targets), 0).sizes().sum() == 30
 
 
 def test_iid_sizes_differ_by_one_at_most() -> None:
@@ -104,25 +105,25 @@ def test_iid_sizes_differ_by_one_at_most() -> None:
     assert sizes.max() - sizes.min() <= 1
 
 
-def test_shards_give_few_classes_and_equal_sizes() -> None:
-    """McMahan: 100 clients, 200 shards of 300; a shard of sorted labels holds one class, rarely two."""
+def test_shards_clients_have_few_classes_and_equal_sizes() -> None:
+    """With 100 clients and 200 shards of 300 examples, as in McMahan et al., a shard has one class, rarely two."""
     labels = np.repeat(np.arange(10), 6000)[np.random.default_rng(0).permutation(60_000)]
-    split = partition_examples(Shards(clients=100), examples(labels), 0)
-    assert set(split.sizes().tolist()) == {600}
-    classes = [len(np.unique(labels[split.rows(c)])) for c in range(100)]
+    partition = partition_examples(Shards(clients=100), make_examples(labels), 0)
+    assert set(partition.sizes().tolist()) == {600}
+    classes = [len(np.unique(labels[partition.rows(c)])) for c in range(100)]
     assert max(classes) <= 2
     assert sum(c == 2 for c in classes) > 80
 
 
-def test_more_shards_than_examples_is_an_error() -> None:
+def test_shards_more_than_examples_raise_error() -> None:
     with pytest.raises(DataError, match="6 clients × 2 shards are 12 shards, but there are 10 examples"):
-        partition_examples(Shards(clients=6), examples(np.zeros(10, int)), 0)
+        partition_examples(Shards(clients=6), make_examples(np.zeros(10, int)), 0)
 
 
-def test_a_small_alpha_concentrates_and_a_large_one_evens_out() -> None:
+def test_dirichlet_small_alpha_concentrates_classes() -> None:
     def largest_share(alpha: float) -> float:
-        split = partition_examples(Dirichlet(clients=10, alpha=alpha), LABELLED, 0)
-        counts = np.array([np.bincount(LABELS[split.rows(c)], minlength=10) for c in range(10)])
+        partition = partition_examples(Dirichlet(clients=10, alpha=alpha), LABELLED, 0)
+        counts = np.array([np.bincount(LABELS[partition.rows(c)], minlength=10) for c in range(10)])
         return float((counts.max(axis=0) / counts.sum(axis=0)).mean())
 
     assert largest_share(0.05) > 0.7
@@ -130,90 +131,92 @@ def test_a_small_alpha_concentrates_and_a_large_one_evens_out() -> None:
 
 
 def test_dirichlet_shares_have_the_mean_and_variance_of_theory() -> None:
-    """One class, 20 clients: a client's share has mean 1/20 and variance (1/20)(19/20)/(20α + 1)."""
+    """For one class and 20 clients, a client's share has mean 1/20 and variance (1/20)(19/20)/(20α + 1)."""
     labels = np.zeros(20_000, dtype=np.int64)
     shares = (
-        np.array([partition_examples(Dirichlet(clients=20, alpha=0.5), examples(labels), s).sizes() for s in range(200)])
+        np.array([partition_examples(Dirichlet(clients=20, alpha=0.5), make_examples(labels), s).sizes() for s in range(200)])
         / 20_000
     )
     assert shares.mean() == pytest.approx(0.05)
     assert shares.var() == pytest.approx(0.05 * 0.95 / 11, rel=0.1)
 
 
-def test_empty_clients_are_repaired_from_the_largest() -> None:
-    """Everything to one of five clients: each other gets one of its last examples, in ascending order."""
-    split = partition_examples(Dirichlet(clients=5, alpha=1e-9), examples(np.zeros(12, int)), 3)
-    assert sorted(split.sizes().tolist()) == [1, 1, 1, 1, 8]
+def test_empty_clients_get_examples_of_the_largest() -> None:
+    """One of five clients has all examples, and each other client gets one of them."""
+    partition = partition_examples(Dirichlet(clients=5, alpha=1e-9), make_examples(np.zeros(12, int)), 3)
+    assert sorted(partition.sizes().tolist()) == [1, 1, 1, 1, 8]
 
 
-def test_of_owners_by_hand() -> None:
-    split = Partition.from_assignment(np.array([1, 0, 2, 1]), 3)
-    assert [split.rows(c).tolist() for c in range(3)] == [[1], [0, 3], [2]]
+def test_partition_from_assignment_matches_hand_computed_rows() -> None:
+    partition = Partition.from_assignment(np.array([1, 0, 2, 1]), 3)
+    assert [partition.rows(c).tolist() for c in range(3)] == [[1], [0, 3], [2]]
 
 
-def test_each_class_is_divided_by_a_draw_of_its_own() -> None:
-    split = partition_examples(Dirichlet(clients=5, alpha=0.3), LABELLED, 0)
-    counts = np.array([np.bincount(LABELS[split.rows(c)], minlength=10) for c in range(5)])
+def test_dirichlet_each_class_has_its_own_draw() -> None:
+    partition = partition_examples(Dirichlet(clients=5, alpha=0.3), LABELLED, 0)
+    counts = np.array([np.bincount(LABELS[partition.rows(c)], minlength=10) for c in range(5)])
     favourites = counts.argmax(axis=0)
     assert len(set(favourites.tolist())) > 1
 
 
-def test_which_examples_of_a_class_share_a_shard_is_random() -> None:
-    rows = partition_examples(Shards(clients=4), examples(np.zeros(400, int)), 0).rows(0)
-    assert (np.diff(rows) > 1).sum() > 20, "two contiguous shards would leave one gap at most"
+def test_shards_have_random_examples_of_a_class() -> None:
+    rows = partition_examples(Shards(clients=4), make_examples(np.zeros(400, int)), 0).rows(0)
+    assert (np.diff(rows) > 1).sum() > 20, "two contiguous shards would have one gap at most"
 
 
-def test_repair_takes_the_last_example_of_the_largest_client_the_lowest_of_equals() -> None:
-    """Sizes 3, 0, 3, 2, 0, 0: client 1 takes from 0, then 4 from 2, then, all being of size 2, 5 from 0."""
-    owner = np.array([0, 0, 0, 2, 2, 2, 3, 3])
-    assert _fill_empty_clients(owner, 6).tolist() == [0, 5, 1, 2, 2, 4, 3, 3]
-    assert owner.tolist() == [0, 0, 0, 2, 2, 2, 3, 3]
+def test_empty_clients_get_last_example_of_the_largest_lowest_client() -> None:
+    """Sizes are 3, 0, 3, 2, 0, 0. Client 1 gets an example of 0, client 4 of 2, and client 5, with sizes of 2, of 0."""
+    assignment = np.array([0, 0, 0, 2, 2, 2, 3, 3])
+    assert _fill_empty_clients(assignment, 6).tolist() == [0, 5, 1, 2, 2, 4, 3, 3]
+    assert assignment.tolist() == [0, 0, 0, 2, 2, 2, 3, 3]
 
 
-def test_which_examples_of_a_class_a_client_gets_is_random() -> None:
-    rows = partition_examples(Dirichlet(clients=4, alpha=100.0), examples(np.zeros(400, int)), 0).rows(0)
+def test_dirichlet_clients_get_random_examples_of_a_class() -> None:
+    rows = partition_examples(Dirichlet(clients=4, alpha=100.0), make_examples(np.zeros(400, int)), 0).rows(0)
     assert (np.diff(rows) > 1).sum() > 20
 
 
-def table(split: Partition, labels: np.ndarray) -> np.ndarray:
-    """Examples of each class that each client has [N, C]."""
-    return np.array([np.bincount(labels[split.rows(c)], minlength=10) for c in range(len(split))])
+def count_classes(partition: Partition, labels: np.ndarray) -> np.ndarray:
+    """Return the number of examples of each class at each client, [N, K]."""
+    return np.array([np.bincount(labels[partition.rows(c)], minlength=10) for c in range(len(partition))])
 
 
-def test_cut_by_hand() -> None:
+def test_split_proportionally_matches_hand_computed_clients() -> None:
     assert split_proportionally(np.array([0.5, 0.0, 0.25, 0.25]), 8).tolist() == [0, 0, 0, 0, 2, 2, 3, 3]
     assert split_proportionally(np.array([1.0]), 3).tolist() == [0, 0, 0]
 
 
-def test_quantity_sizes_are_log_normal_and_classes_are_alike() -> None:
+def test_quantity_sizes_are_log_normal_and_classes_are_equal() -> None:
     labels = np.random.default_rng(0).integers(0, 10, 200_000)
-    split = partition_examples(QuantitySkew(clients=300, sigma=1.5), examples(labels), 0)
-    logs = np.log(split.sizes())
+    partition = partition_examples(QuantitySkew(clients=300, sigma=1.5), make_examples(labels), 0)
+    logs = np.log(partition.sizes())
     assert logs.std() == pytest.approx(1.5, rel=0.12)
     assert abs(float(((logs - logs.mean()) ** 3).mean() / logs.std() ** 3)) < 0.4, (
-        "not skewed: it is the logarithm that is normal"
+        "the logarithm of the sizes is normal, so it is not skewed"
     )
-    largest = int(split.sizes().argmax())
-    assert table(split, labels)[largest] / split.sizes()[largest] == pytest.approx(np.full(10, 0.1), abs=0.02)
+    largest = int(partition.sizes().argmax())
+    assert count_classes(partition, labels)[largest] / partition.sizes()[largest] == pytest.approx(np.full(10, 0.1), abs=0.02)
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(10, 2), (7, 3), (100, 1), (33, 4), (5, 10)])
-def test_pathological_clients_have_so_many_classes_and_classes_as_many_clients(clients: int, classes: int) -> None:
-    counts = table(partition_examples(Pathological(clients=clients, classes_per_client=classes), LABELLED, 0), LABELS) > 0
+def test_pathological_clients_have_set_number_of_classes(clients: int, classes: int) -> None:
+    counts = (
+        count_classes(partition_examples(Pathological(clients=clients, classes_per_client=classes), LABELLED, 0), LABELS) > 0
+    )
     assert set(counts.sum(axis=1).tolist()) == {classes}
-    holders = counts.sum(axis=0)
-    assert holders.max() - holders.min() <= 1
+    n_clients = counts.sum(axis=0)
+    assert n_clients.max() - n_clients.min() <= 1
 
 
 def test_pathological_classes_are_divided_evenly_and_pairs_vary() -> None:
-    counts = table(partition_examples(Pathological(clients=50), LABELLED, 0), LABELS)
-    for of_class in counts.T:
-        assert np.ptp(of_class[of_class > 0]) <= 1
+    counts = count_classes(partition_examples(Pathological(clients=50), LABELLED, 0), LABELS)
+    for class_counts in counts.T:
+        assert np.ptp(class_counts[class_counts > 0]) <= 1
     assert len({tuple(np.flatnonzero(row)) for row in counts}) > 20
 
 
-def test_which_examples_of_a_class_a_pathological_client_gets_is_random() -> None:
-    rows = partition_examples(Pathological(clients=4, classes_per_client=1), examples(np.zeros(400, int)), 0).rows(0)
+def test_pathological_clients_get_random_examples_of_a_class() -> None:
+    rows = partition_examples(Pathological(clients=4, classes_per_client=1), make_examples(np.zeros(400, int)), 0).rows(0)
     assert (np.diff(rows) > 1).sum() > 20
 
 
@@ -224,36 +227,36 @@ def test_which_examples_of_a_class_a_pathological_client_gets_is_random() -> Non
         (3, 2, "3 clients × 2 classes cannot hold the 10 classes"),
     ],
 )
-def test_pathological_splits_that_cannot_be_are_errors(clients: int, classes: int, message: str) -> None:
+def test_pathological_impossible_settings_raise_error(clients: int, classes: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         partition_examples(Pathological(clients=clients, classes_per_client=classes), LABELLED, 0)
 
 
-def test_skewed_sets_sizes_and_mixtures_by_themselves() -> None:
-    """Sizes as log-normal as asked for whatever alpha is; a client's mixture as concentrated as Dirichlet(alpha) has it."""
+def test_skewed_sizes_and_mixtures_are_independent() -> None:
+    """For any alpha, the sizes are log-normal with sigma, and a client's mixture is as concentrated as Dirichlet(alpha)."""
     labels = np.random.default_rng(0).integers(0, 10, 200_000)
     for alpha, low, high in ((0.1, 0.6, 0.9), (100.0, 0.1, 0.15)):
-        split = partition_examples(LabelAndQuantitySkew(clients=200, alpha=alpha, sigma=0.8), examples(labels), 0)
-        assert np.log(split.sizes()).std() == pytest.approx(0.8, rel=0.15)
-        counts = table(split, labels)
+        partition = partition_examples(LabelAndQuantitySkew(clients=200, alpha=alpha, sigma=0.8), make_examples(labels), 0)
+        assert np.log(partition.sizes()).std() == pytest.approx(0.8, rel=0.15)
+        counts = count_classes(partition, labels)
         assert low < float((counts.max(axis=1) / counts.sum(axis=1)).mean()) < high
-    equal = partition_examples(LabelAndQuantitySkew(clients=200, alpha=0.1, sigma=1e-9), examples(labels), 0).sizes()
-    assert equal.max() / equal.min() < 1.1, "equal sizes, though each client has few classes"
+    equal = partition_examples(LabelAndQuantitySkew(clients=200, alpha=0.1, sigma=1e-9), make_examples(labels), 0).sizes()
+    assert equal.max() / equal.min() < 1.1, "sizes are equal although each client has few classes"
 
 
-def test_skewed_survives_extreme_settings() -> None:
-    split = partition_examples(LabelAndQuantitySkew(clients=20, alpha=1e-6, sigma=5.0), LABELLED, 0)
-    assert split.sizes().min() >= 1
-    assert split.sizes().sum() == len(LABELS)
+def test_skewed_extreme_settings_give_valid_partition() -> None:
+    partition = partition_examples(LabelAndQuantitySkew(clients=20, alpha=1e-6, sigma=5.0), LABELLED, 0)
+    assert partition.sizes().min() >= 1
+    assert partition.sizes().sum() == len(LABELS)
 
 
 @pytest.mark.parametrize("name", ["quantity", "skewed"])
-def test_a_sigma_beyond_all_measure_leaves_one_example_to_each_but_one(name: str) -> None:
+def test_huge_sigma_leaves_one_example_to_all_clients_but_one(name: str) -> None:
     sizes = np.sort(partition_examples(PARTITIONERS[name](clients=50, sigma=1e6), LABELLED, 0).sizes())
     assert sizes[:-1].tolist() == [1] * 49
 
 
-def test_an_alpha_that_floats_cannot_hold_is_an_error() -> None:
+def test_dirichlet_alpha_beyond_float32_raises_error() -> None:
     with pytest.raises(FieldError, match=r"alpha: expected a number above 0 and at most 3.4e38"):
         Dirichlet(clients=50, alpha=1e308)
 
@@ -261,204 +264,220 @@ def test_an_alpha_that_floats_cannot_hold_is_an_error() -> None:
 OWNERS = np.array([7, 7, 2, 9, 2, 7, 9, 4])
 
 
-def test_natural_clients_are_owners_in_their_order() -> None:
-    split = partition_examples(NaturalPartition(), examples(np.zeros(8, int), OWNERS), 0)
-    assert [split.rows(c).tolist() for c in range(4)] == [[2, 4], [7], [0, 1, 5], [3, 6]]
+def test_natural_clients_are_owners_in_ascending_order() -> None:
+    partition = partition_examples(NaturalPartition(), make_examples(np.zeros(8, int), OWNERS), 0)
+    assert [partition.rows(c).tolist() for c in range(4)] == [[2, 4], [7], [0, 1, 5], [3, 6]]
 
 
-def test_natural_owners_stay_whole_in_fewer_clients() -> None:
-    split = partition_examples(NaturalPartition(clients=2), examples(np.zeros(8, int), OWNERS), 0)
-    owners = [set(OWNERS[split.rows(c)].tolist()) for c in range(2)]
-    assert [len(o) for o in owners] == [2, 2]
+def test_natural_owners_stay_together_with_fewer_clients() -> None:
+    partition = partition_examples(NaturalPartition(clients=2), make_examples(np.zeros(8, int), OWNERS), 0)
+    owners = [set(OWNERS[partition.rows(c)].tolist()) for c in range(2)]
+    assert [len(names) for names in owners] == [2, 2]
     assert not owners[0] & owners[1]
 
 
-def test_natural_without_owners_or_with_too_few_is_an_error() -> None:
+def test_natural_without_enough_owners_raises_error() -> None:
     with pytest.raises(DataError, match="the dataset has no owners"):
         partition_examples(NaturalPartition(), Examples(np.zeros((3, 1)), np.zeros(3, int)), 0)
     with pytest.raises(DataError, match="5 clients cannot share 4 owners"):
-        partition_examples(NaturalPartition(clients=5), examples(np.zeros(8, int), OWNERS), 0)
+        partition_examples(NaturalPartition(clients=5), make_examples(np.zeros(8, int), OWNERS), 0)
 
 
 # --------------------------------------------------------------------------------------------------------- flwr-datasets
 
 
-def flwr(partitioner: str, clients: int | None = 10, **arguments: object) -> FlwrDatasets:
+def make_flwr_partitioner(partitioner: str, clients: int | None = 10, **arguments: object) -> FlwrDatasets:
+    """Return the adapter of a partitioner of flwr-datasets."""
     return FlwrDatasets(clients=clients, partitioner=partitioner, arguments=arguments)
 
 
-def test_flwr_iid_is_shuffled_though_the_library_only_cuts() -> None:
+def test_flwr_iid_examples_are_shuffled() -> None:
     labels = np.sort(LABELS)
-    counts = table(partition_examples(flwr("IidPartitioner"), examples(labels), 0), labels)
+    counts = count_classes(partition_examples(make_flwr_partitioner("IidPartitioner"), make_examples(labels), 0), labels)
     assert counts.min() > 30
 
 
-def test_flwr_dirichlet_gets_label_and_seed() -> None:
-    splits = [partition_examples(flwr("DirichletPartitioner", alpha=0.1), LABELLED, seed) for seed in (0, 0, 1)]
-    counts = table(splits[0], LABELS)
+def test_flwr_dirichlet_receives_label_and_seed() -> None:
+    partitions = [
+        partition_examples(make_flwr_partitioner("DirichletPartitioner", alpha=0.1), LABELLED, seed) for seed in (0, 0, 1)
+    ]
+    counts = count_classes(partitions[0], LABELS)
     assert (counts.max(axis=0) / counts.sum(axis=0)).mean() > 0.4
-    assert (splits[0].order == splits[1].order).all()
-    assert splits[0].sizes().tolist() != splits[2].sizes().tolist()
+    assert (partitions[0].order == partitions[1].order).all()
+    assert partitions[0].sizes().tolist() != partitions[2].sizes().tolist()
 
 
-def test_flwr_natural_ids_are_owners_and_their_number_is_found() -> None:
-    owner = np.arange(len(LABELS)) % 17
-    split = partition_examples(flwr("NaturalIdPartitioner", None), examples(LABELS, owner), 0)
-    assert len(split) == 17
-    assert all(len(np.unique(owner[split.rows(c)])) == 1 for c in range(17))
+def test_flwr_natural_id_clients_are_owners() -> None:
+    writer = np.arange(len(LABELS)) % 17
+    partition = partition_examples(make_flwr_partitioner("NaturalIdPartitioner", None), make_examples(LABELS, writer), 0)
+    assert len(partition) == 17
+    assert all(len(np.unique(writer[partition.rows(c)])) == 1 for c in range(17))
 
 
 @pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")
-def test_flwr_shards_leave_examples_to_nobody() -> None:
-    split = partition_examples(flwr("ShardPartitioner", num_shards_per_partition=2, shard_size=20), LABELLED, 0)
-    assert split.sizes().tolist() == [40] * 10
-    assert len(set(split.order.tolist())) == 400
+def test_flwr_shards_omit_examples() -> None:
+    partition = partition_examples(
+        make_flwr_partitioner("ShardPartitioner", num_shards_per_partition=2, shard_size=20), LABELLED, 0
+    )
+    assert partition.sizes().tolist() == [40] * 10
+    assert len(set(partition.order.tolist())) == 400
 
 
 @pytest.mark.parametrize(
-    "made",
+    "partitioner",
     [
-        flwr("ContinuousPartitioner", strictness=0.5),
-        flwr(
+        make_flwr_partitioner("ContinuousPartitioner", strictness=0.5),
+        make_flwr_partitioner(
             "DistributionPartitioner",
             distribution_array=[[0.5, 0.5]] * 10,
             num_unique_labels_per_partition=2,
             preassigned_num_samples_per_label=5,
         ),
-        flwr("ExponentialPartitioner", 4),
-        flwr("GroupedNaturalIdPartitioner", None, group_size=600),
-        flwr("InnerDirichletPartitioner", None, partition_sizes=[600] * 10, alpha=0.5),
-        flwr("LinearPartitioner"),
-        flwr("PathologicalPartitioner", num_classes_per_partition=3, class_assignment_mode="deterministic"),
-        flwr("SizePartitioner", None, partition_sizes=[600] * 10),
-        flwr("SquarePartitioner"),
+        make_flwr_partitioner("ExponentialPartitioner", 4),
+        make_flwr_partitioner("GroupedNaturalIdPartitioner", None, group_size=600),
+        make_flwr_partitioner("InnerDirichletPartitioner", None, partition_sizes=[600] * 10, alpha=0.5),
+        make_flwr_partitioner("LinearPartitioner"),
+        make_flwr_partitioner("PathologicalPartitioner", num_classes_per_partition=3, class_assignment_mode="deterministic"),
+        make_flwr_partitioner("SizePartitioner", None, partition_sizes=[600] * 10),
+        make_flwr_partitioner("SquarePartitioner"),
     ],
-    ids=lambda made: made.partitioner,
+    ids=lambda adapter: adapter.partitioner,
 )
-def test_flwr_partitioners_by_rows_all_fit(made: FlwrDatasets) -> None:
-    split = partition_examples(made, LABELLED, 0)
-    assert len(split) == (4 if made.partitioner.startswith("Exponential") else 10)
-    assert len(set(split.order.tolist())) == len(split.order) > 0.9 * len(LABELS)
+def test_flwr_partitioner_by_rows_assigns_examples(partitioner: FlwrDatasets) -> None:
+    partition = partition_examples(partitioner, LABELLED, 0)
+    assert len(partition) == (4 if partitioner.partitioner.startswith("Exponential") else 10)
+    assert len(set(partition.order.tolist())) == len(partition.order) > 0.9 * len(LABELS)
 
 
-def test_flwr_functions_and_arrays_are_given_as_toml_can() -> None:
-    split = partition_examples(flwr("IdToSizeFncPartitioner", 3, partition_id_to_size_fn="numpy:exp"), LABELLED, 0)
-    assert np.diff(split.sizes()).min() > 0
+def test_flwr_function_argument_accepts_import_path() -> None:
+    partition = partition_examples(
+        make_flwr_partitioner("IdToSizeFncPartitioner", 3, partition_id_to_size_fn="numpy:exp"), LABELLED, 0
+    )
+    assert np.diff(partition.sizes()).min() > 0
 
 
 @pytest.mark.parametrize(
-    ("made", "error", "message"),
+    ("partitioner", "error", "message"),
     [
         (
-            flwr("DirichletPartitionr"),
+            make_flwr_partitioner("DirichletPartitionr"),
             FieldError,
             'partitioner: got "DirichletPartitionr", did you mean "DirichletPartitioner"',
         ),
-        (flwr("VerticalEvenPartitioner"), FieldError, 'partitioner: got "VerticalEvenPartitioner"'),
-        (flwr("DirichletPartitioner"), FieldError, "arguments: DirichletPartitioner does not take .*alpha"),
-        (flwr("IidPartitioner", sigma=3), FieldError, "arguments: IidPartitioner does not take .*sigma"),
-        (flwr("DirichletPartitioner", alpha=1.0, min_partition_size=9000), DataError, "DirichletPartitioner: "),
+        (make_flwr_partitioner("VerticalEvenPartitioner"), FieldError, 'partitioner: got "VerticalEvenPartitioner"'),
+        (make_flwr_partitioner("DirichletPartitioner"), FieldError, "arguments: DirichletPartitioner does not take .*alpha"),
+        (make_flwr_partitioner("IidPartitioner", sigma=3), FieldError, "arguments: IidPartitioner does not take .*sigma"),
+        (
+            make_flwr_partitioner("DirichletPartitioner", alpha=1.0, min_partition_size=9000),
+            DataError,
+            "DirichletPartitioner: ",
+        ),
     ],
-    ids=["misspelt", "by columns", "argument missing", "argument unknown", "refused by the library"],
+    ids=["misspelt", "by columns", "missing argument", "unknown argument", "error of the library"],
 )
-def test_flwr_partitioners_that_cannot_be_made_are_named(made: FlwrDatasets, error: type[Exception], message: str) -> None:
+def test_flwr_partitioner_with_invalid_settings_raises_error(
+    partitioner: FlwrDatasets, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
-        partition_examples(made, LABELLED, 0)
+        partition_examples(partitioner, LABELLED, 0)
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("partitioner", "message"),
     [
-        (flwr("IidPartitioner", num_partitions=3), "makes 3 partitions, but `clients` is 10"),
-        (flwr("IidPartitioner", num_partitions=20), "makes 20 partitions, but `clients` is 10"),
-        (flwr("NaturalIdPartitioner", 6500), "clients cannot share 6000 examples"),
-        (flwr("IidPartitioner", None, num_partitions=6001), "6001 clients cannot share 6000 examples"),
-        (flwr("NaturalIdPartitioner", 10), "makes 6000 partitions, but `clients` is 10"),
+        (make_flwr_partitioner("IidPartitioner", num_partitions=3), "makes 3 partitions, but `clients` is 10"),
+        (make_flwr_partitioner("IidPartitioner", num_partitions=20), "makes 20 partitions, but `clients` is 10"),
+        (make_flwr_partitioner("NaturalIdPartitioner", 6500), "clients cannot share 6000 examples"),
+        (make_flwr_partitioner("IidPartitioner", None, num_partitions=6001), "6001 clients cannot share 6000 examples"),
+        (make_flwr_partitioner("NaturalIdPartitioner", 10), "makes 6000 partitions, but `clients` is 10"),
     ],
 )
-def test_flwr_partitions_of_another_number_than_asked_for_are_an_error(made: FlwrDatasets, message: str) -> None:
+def test_flwr_partitions_of_another_number_raise_error(partitioner: FlwrDatasets, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        partition_examples(made, LABELLED, 0)
+        partition_examples(partitioner, LABELLED, 0)
 
 
 @dataclass(frozen=True)
-class Careless(Partitioner):
-    """Gives examples to clients that there are not, or to fewer than there are."""
+class CarelessPartitioner(Partitioner):
+    """Partitioner that assigns examples to clients above N, or to too few clients."""
 
     name: ClassVar[str] = "careless"
-    given: tuple[int, ...] = ()
+    assignment: tuple[int, ...] = ()
 
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> np.ndarray:
-        return np.array(self.given)
+        return np.array(self.assignment)
 
 
-@pytest.mark.parametrize("given", [(0, 1, 2, 3), (0, 1, -1, -1), (-1, -1, -1, -1)])
-def test_a_partitioner_that_miscounts_its_clients_is_found_out(given: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("assignment", [(0, 1, 2, 3), (0, 1, -1, -1), (-1, -1, -1, -1)])
+def test_partitioner_with_wrong_number_of_clients_raises_error(assignment: tuple[int, ...]) -> None:
     with pytest.raises(
         DataError, match=r'"careless" assigns \d examples to \d clients, expected 3 clients with an example each'
     ):
-        partition_examples(Careless(clients=3, given=given), examples(np.zeros(4, int)), 0)
+        partition_examples(CarelessPartitioner(clients=3, assignment=assignment), make_examples(np.zeros(4, int)), 0)
 
 
-def test_flwr_partitions_that_overlap_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flwr_overlapping_partitions_raise_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr_datasets.partitioner import IidPartitioner
 
     monkeypatch.setattr(IidPartitioner, "load_partition", lambda self, client: {"index": [3, 4, client]})
     with pytest.raises(DataError, match="IidPartitioner: 30 examples assigned, but only 10 distinct examples"):
-        partition_examples(flwr("IidPartitioner"), LABELLED, 0)
+        partition_examples(make_flwr_partitioner("IidPartitioner"), LABELLED, 0)
 
 
-def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flwr_without_extra_raises_error_with_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
     with pytest.raises(DataError, match=r'flwr_datasets is not installed: python -m pip install "fedsgd\[huggingface\]"'):
-        partition_examples(flwr("IidPartitioner"), LABELLED, 0)
+        partition_examples(make_flwr_partitioner("IidPartitioner"), LABELLED, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- held out
 
 
-def dataset(labels: np.ndarray, owner: np.ndarray | None = None, test_owner: np.ndarray | None = None) -> Dataset:
-    def part(n: int, who: np.ndarray | None) -> Examples:
-        return Examples(np.zeros((n, 1), np.float32), labels[:n], None, who)
+def make_dataset(labels: np.ndarray, writer: np.ndarray | None = None, test_writer: np.ndarray | None = None) -> Dataset:
+    """Return a dataset with these training labels; the test labels are the first of them."""
 
-    return Dataset(part(len(labels), owner), part(5 if test_owner is None else len(test_owner), test_owner), 10)
+    def make_part(n: int, part_writer: np.ndarray | None) -> Examples:
+        return Examples(np.zeros((n, 1), np.float32), labels[:n], None, part_writer)
+
+    return Dataset(make_part(len(labels), writer), make_part(5 if test_writer is None else len(test_writer), test_writer), 10)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_held_out_examples_are_a_share_of_each_clients_own(name: str) -> None:
-    data, dealer = dataset(LABELS, np.arange(len(LABELS))), member(name, 60, LABELS)
-    whole = partition_examples(dealer, data.train, 3)
-    train, test = partition_dataset(data, dealer, 0.25, 3)
+def test_held_out_examples_are_a_share_of_each_client(name: str) -> None:
+    data, partitioner = make_dataset(LABELS, np.arange(len(LABELS))), make_partitioner(name, 60, LABELS)
+    partition = partition_examples(partitioner, data.train, 3)
+    train, test = partition_dataset(data, partitioner, 0.25, 3)
     assert test is not None
     for client in range(60):
-        own, kept, held = (set(p.rows(client).tolist()) for p in (whole, train.partition, test.partition))
-        assert kept | held == own
-        assert not kept & held
-        assert len(held) == (max(1, round(0.25 * len(own))) if len(own) > 1 else 0) or len(own) - len(held) == 1
+        rows, train_rows, test_rows = (set(p.rows(client).tolist()) for p in (partition, train.partition, test.partition))
+        assert train_rows | test_rows == rows
+        assert not train_rows & test_rows
+        expected = max(1, round(0.25 * len(rows))) if len(rows) > 1 else 0
+        assert len(test_rows) == expected or len(rows) - len(test_rows) == 1
 
 
-def test_a_client_with_one_example_trains_on_it() -> None:
-    train, test = partition_dataset(dataset(np.arange(10)), Iid(clients=6), 0.9, 0)
+def test_client_with_one_example_has_no_test_example() -> None:
+    train, test = partition_dataset(make_dataset(np.arange(10)), Iid(clients=6), 0.9, 0)
     assert test is not None
     assert train.partition.sizes().tolist() == [1] * 6
     assert sorted(test.partition.sizes().tolist()) == [0, 0, 1, 1, 1, 1]
 
 
-def test_which_examples_are_held_out_is_random() -> None:
-    _, test = partition_dataset(dataset(LABELS), Iid(clients=1), 0.5, 0)
+def test_held_out_examples_are_random() -> None:
+    _, test = partition_dataset(make_dataset(LABELS), Iid(clients=1), 0.5, 0)
     assert test is not None
     assert 2500 < int(np.median(test.partition.rows(0))) < 3500
-    _, other = partition_dataset(dataset(LABELS), Iid(clients=1), 0.5, 1)
-    assert other is not None
-    assert test.partition.rows(0).tolist() != other.partition.rows(0).tolist()
+    _, other_test = partition_dataset(make_dataset(LABELS), Iid(clients=1), 0.5, 1)
+    assert other_test is not None
+    assert test.partition.rows(0).tolist() != other_test.partition.rows(0).tolist()
 
 
-def test_clients_are_tested_on_the_test_examples_of_their_owners() -> None:
-    owner, test_owner = np.array([5, 5, 1, 10**15, 10**15]), np.array([10**15, 1, 3, 10**15])
-    data = dataset(np.zeros(5, int), owner, test_owner)
+def test_clients_get_test_examples_of_their_owners() -> None:
+    writer, test_writer = np.array([5, 5, 1, 10**15, 10**15]), np.array([10**15, 1, 3, 10**15])
+    data = make_dataset(np.zeros(5, int), writer, test_writer)
     _, test = partition_dataset(data, NaturalPartition(), 0.0, 0)
     assert test is not None
     assert [test.partition.rows(c).tolist() for c in range(3)] == [[1], [], [0, 3]]
     assert test.examples is data.test
-    assert partition_dataset(data, Iid(clients=2), 0.0, 0)[1] is None, "owners are torn apart"
-    assert partition_dataset(dataset(np.zeros(5, int)), Iid(clients=2), 0.0, 0)[1] is None, "no owners"
+    assert partition_dataset(data, Iid(clients=2), 0.0, 0)[1] is None, "examples of an owner are at several clients"
+    assert partition_dataset(make_dataset(np.zeros(5, int)), Iid(clients=2), 0.0, 0)[1] is None, "no owners"
