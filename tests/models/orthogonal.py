@@ -1,10 +1,10 @@
-"""A module whose initialisation is sensitive to the number of threads."""
+"""Module whose initialisation depends on the number of threads."""
 
 from torch import nn
 
 
 def make() -> nn.Module:
-    """A square layer with orthogonal weights."""
+    """Return a module with a square layer of orthogonal weights."""
     layer = nn.Linear(64, 700)
     square = nn.Linear(700, 700)
     nn.init.orthogonal_(square.weight)

@@ -1,4 +1,4 @@
-"""Comparison by value of what modules keep in attributes, and the way back."""
+"""Python state of modules: comparison by value, and restoring."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Settings:
     names: list[str]
 
 
-class Slots:
+class Slotted:
     __slots__ = ("value",)
 
     def __init__(self, value: int) -> None:
         self.value = value
 
 
-DIFFERENT: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "list": (lambda: [1, 2], lambda v: v.append(3)),
     "nested": (lambda: {"a": [np.zeros(2)]}, lambda v: v["a"][0].__setitem__(1, 1.0)),
     "set": (lambda: {1, 2}, lambda v: v.add(3)),
@@ -45,24 +45,24 @@ DIFFERENT: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "Python generator": (lambda: random.Random(0), lambda v: v.random()),
     "torch generator": (lambda: torch.Generator().manual_seed(0), lambda v: torch.rand(1, generator=v)),
     "dataclass": (lambda: Settings(1.0, ["a"]), lambda v: v.names.append("b")),
-    "slots": (lambda: Slots(1), lambda v: setattr(v, "value", 2)),
+    "slots": (lambda: Slotted(1), lambda v: setattr(v, "value", 2)),
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
-def test_copy_is_the_same_until_it_changes_and_can_be_put_back(name: str) -> None:
-    make, change = DIFFERENT[name]
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_attribute_is_detected_and_restored(name: str) -> None:
+    build, change = CHANGES[name]
     module = nn.Linear(2, 2)
-    module.thing = make()
-    attributes = PythonState([module])
-    assert is_same(module.thing, copy.deepcopy(module.thing))
-    attributes.restore()
-    assert attributes.first_change is None
-    change(module.thing)
-    assert not is_same(module.thing, make())
-    attributes.restore()
-    assert attributes.first_change == "Linear.thing"
-    assert is_same(module.thing, make())
+    module.attribute = build()
+    state = PythonState([module])
+    assert is_same(module.attribute, copy.deepcopy(module.attribute))
+    state.restore()
+    assert state.first_change is None
+    change(module.attribute)
+    assert not is_same(module.attribute, build())
+    state.restore()
+    assert state.first_change == "Linear.attribute"
+    assert is_same(module.attribute, build())
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_copy_is_the_same_until_it_changes_and_can_be_put_back(name: str) -> Non
         (slice(1), slice(2)),
     ],
 )
-def test_values_that_differ_in_type_or_content_are_not_the_same(a: object, b: object) -> None:
+def test_is_same_rejects_other_types_and_contents(a: object, b: object) -> None:
     assert not is_same(a, b)
     assert is_same(a, copy.deepcopy(a))
 
 
-def test_nan_is_the_same_and_cycles_end() -> None:
+def test_is_same_accepts_nan_and_cycles() -> None:
     assert is_same(float("nan"), float("nan"))
     assert is_same(np.array([np.nan]), np.array([np.nan]))
     assert is_same([torch.tensor([float("nan")])], [torch.tensor([float("nan")])])
@@ -96,14 +96,14 @@ def test_nan_is_the_same_and_cycles_end() -> None:
     assert not is_same(a, b)
 
 
-def test_modules_and_parameters_that_an_attribute_refers_to_are_not_copied() -> None:
+def test_restore_keeps_identity_of_modules_and_parameters() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))
     module.list = [module[0], module[0].weight]
-    attributes = PythonState(list(module.modules()))
+    state = PythonState(list(module.modules()))
     module.list.append(1)
     module.new = 5
     del module[1].hidden_size
-    attributes.restore()
+    state.restore()
     assert module.list[0] is module[0]
     assert module.list[1] is module[0].weight
     assert len(module.list) == 2
