@@ -1,4 +1,4 @@
-"""Costs of codecs: equal digests give equal prices, and the table that prices rest on covers every compressor."""
+"""Codec costs: the table, and the prices that are computed from it; runs of equal digests have equal prices."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ CAFE = {"uplink.compressor": {"name": "cafe"}, "uplink.error_feedback": "none", 
 
 @pytest.fixture(scope="module")
 def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six rounds of the quickstart: top-k, dense, and CAFe, which sends a reference down."""
+    """Run six rounds of the quickstart with top-k, dense, and CAFe, which sends a reference down."""
     folder = tmp_path_factory.mktemp("runs")
     for name, settings in {"topk": {}, "dense": DENSE, "cafe": CAFE}.items():
         fedsgd.run(fedsgd.load(root / "scenarios" / "quickstart.toml", {**TINY, **settings}), out=folder / name)
     return folder
 
 
-def called(*arguments: str | Path) -> Result:
+def call_command(*arguments: str | Path) -> Result:
+    """Call `fedsgd` with arguments."""
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
@@ -68,7 +69,7 @@ def copy_as_another_machine(run: Path, folder: Path) -> None:
     rng = np.random.default_rng(5)
     for name in ("ledger.parquet", "rounds.parquet"):
         table = pd.read_parquet(folder / name)
-        for column in table.columns[[each.endswith("seconds") for each in table.columns]]:
+        for column in table.columns[[name.endswith("seconds") for name in table.columns]]:
             table[column] = table[column] * rng.uniform(0.1, 300, len(table))
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False), folder / name, row_group_size=37)
     summary = json.loads((folder / "summary.json").read_text())
@@ -76,74 +77,80 @@ def copy_as_another_machine(run: Path, folder: Path) -> None:
     rewrite_summary(folder, seconds=1e4, peak_memory_bytes=None, work=work)
 
 
-# -------------------------------------------------------------------------------------------------------------------- the law
+# ----------------------------------------------------------------------------------------------------------------- equal prices
 
-PRICED = ("--network", "4g,lora", "--target", "0.3", "--device-spread", "0.4", "--spread", "0.5", "--jitter", "2ms")
+PRICING_OPTIONS = ("--network", "4g,lora", "--target", "0.3", "--device-spread", "0.4", "--spread", "0.5", "--jitter", "2ms")
 
 
-def outputs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Return all that the commands make of the runs in `folder`, by name."""
+def collect_outputs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Return the outputs of all commands for the runs in `folder`, by name."""
     monkeypatch.chdir(folder)
     labelled = [f"{name}=runs/{name}" for name in ("topk", "dense", "cafe")]
-    results = {"price": called("price", *labelled, *PRICED), "price --json": called("price", *labelled, *PRICED, "--json")}
+    results = {
+        "price": call_command("price", *labelled, *PRICING_OPTIONS),
+        "price --json": call_command("price", *labelled, *PRICING_OPTIONS, "--json"),
+    }
     tables = [f"table.{suffix}" for suffix in ("csv", "json", "md", "tex")]
-    results["compare"] = called("compare", *labelled, *PRICED, *(word for table in tables for word in ("--out", table)))
-    results["report"] = called("report", *labelled, "--network", "4g", "--target", "0.3", "--out", "page.html")
+    results["compare"] = call_command(
+        "compare", *labelled, *PRICING_OPTIONS, *(word for table in tables for word in ("--out", table))
+    )
+    results["report"] = call_command("report", *labelled, "--network", "4g", "--target", "0.3", "--out", "page.html")
     for name, result in results.items():
         assert result.exit_code == 0, (name, result.output)
-    made = {name: result.stdout.encode() for name, result in results.items()}
-    return made | {name: Path(name).read_bytes() for name in (*tables, "page.html")}
+    printed = {name: result.stdout.encode() for name, result in results.items()}
+    return printed | {name: Path(name).read_bytes() for name in (*tables, "page.html")}
 
 
-def test_runs_of_equal_digests_have_equal_prices_whatever_the_clock_said(
+def test_prices_of_equal_runs_do_not_depend_on_measured_seconds(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("topk", "dense", "cafe"):
-        shutil.copytree(runs / name, tmp_path / "here" / "runs" / name)
-        copy_as_another_machine(runs / name, tmp_path / "there" / "runs" / name)
-    here, there = (outputs(tmp_path / where, monkeypatch) for where in ("here", "there"))
-    assert len(here) == 9
-    for name, text in here.items():
-        assert text == there[name], name
-    measured = called("price", tmp_path / "here" / "runs" / "topk", *PRICED, "--measured-coding").stdout
-    assert measured != called("price", tmp_path / "there" / "runs" / "topk", *PRICED, "--measured-coding").stdout
+        shutil.copytree(runs / name, tmp_path / "original" / "runs" / name)
+        copy_as_another_machine(runs / name, tmp_path / "copy" / "runs" / name)
+    original, copy = (collect_outputs(tmp_path / folder, monkeypatch) for folder in ("original", "copy"))
+    assert len(original) == 9
+    for name, text in original.items():
+        assert text == copy[name], name
+    measured = call_command("price", tmp_path / "original" / "runs" / "topk", *PRICING_OPTIONS, "--measured-coding").stdout
+    assert measured != call_command("price", tmp_path / "copy" / "runs" / "topk", *PRICING_OPTIONS, "--measured-coding").stdout
 
 
-def test_other_versions_on_the_page_change_no_figure(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_figures_do_not_depend_on_versions(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = []
-    for where in ("here", "there"):
-        copy_as_another_machine(runs / "topk", tmp_path / where / "runs" / "topk")
-        rewrite_summary(tmp_path / where / "runs" / "topk", versions={"machine": where})
-        monkeypatch.chdir(tmp_path / where)
-        assert called("report", "runs/topk", "--target", "0.3", "--out", "page.html").exit_code == 0
+    for machine in ("first", "second"):
+        copy_as_another_machine(runs / "topk", tmp_path / machine / "runs" / "topk")
+        rewrite_summary(tmp_path / machine / "runs" / "topk", versions={"machine": machine})
+        monkeypatch.chdir(tmp_path / machine)
+        assert call_command("report", "runs/topk", "--target", "0.3", "--out", "page.html").exit_code == 0
         packed = re.search(r'id="payload"[^>]*>([^<]+)<', Path("page.html").read_text())
         assert packed is not None
         payload = json.loads(gzip.decompress(base64.b64decode(packed[1])))
-        assert payload["methods"][0]["runs"][0].pop("versions") == {"machine": where}
+        assert payload["methods"][0]["runs"][0].pop("versions") == {"machine": machine}
         pages.append(payload)
     assert pages[0] == pages[1]
 
 
-# ------------------------------------------------------------------------------------------------------------------ the table
+# ------------------------------------------------------------------------------------------------------------------------ table
 
 
-def names(job: str) -> set[str]:
+def list_compressors(job: str) -> set[str]:
+    """Return the names of the compressors that have a row for a job."""
     return {row["compressor"]["name"] for row in read_cost_table()[job]}
 
 
 @pytest.mark.parametrize("name", list(COMPRESSORS))
-def test_every_registered_compressor_has_its_costs(name: str) -> None:
-    assert name in names("encode") & names("add")
+def test_cost_table_has_rows_of_every_compressor(name: str) -> None:
+    assert name in list_compressors("encode") & list_compressors("add")
     compressor = COMPRESSORS[name]()
     if isinstance(compressor, CompressionOperator):
-        assert name in names("send") & names("receive")
+        assert name in list_compressors("send") & list_compressors("receive")
         if compressor.kind == "contractive":
-            assert name in names("encode_with_feedback")
+            assert name in list_compressors("encode_with_feedback")
     else:
-        assert name not in names("encode_with_feedback"), "it has a memory of its own"
+        assert name not in list_compressors("encode_with_feedback"), "a scheme has state and takes no error feedback"
 
 
-def test_the_table_says_how_it_was_made_and_has_the_form_that_write_gives() -> None:
+def test_cost_table_has_its_origin_and_the_written_form() -> None:
     table = read_cost_table()
     assert table["command"] == "python -m tests.bench.codec --write"
     assert all(table[key] for key in ("date", "processor", "cores", "python", "numpy", "numba", "torch"))
@@ -155,37 +162,42 @@ def test_the_table_says_how_it_was_made_and_has_the_form_that_write_gives() -> N
             assert row["compressor"]["name"] in {*COMPRESSORS, "changes"}
 
 
-def row(job: str, **key: Any) -> CodecCost:
-    """Return the row with exactly this key."""
-    (found,) = (each for each in read_cost_table()[job] if each["compressor"] == key)
-    return CodecCost(found["copies"], found["kept"], found["fixed_bytes"])
+def read_cost(job: str, **key: Any) -> CodecCost:
+    """Return the cost of the row with exactly this key."""
+    (match,) = (entry for entry in read_cost_table()[job] if entry["compressor"] == key)
+    return CodecCost(match["copies"], match["kept"], match["fixed_bytes"])
 
 
-def test_a_compressor_costs_the_row_that_fits_it_best() -> None:
+def test_look_up_cost_returns_best_matching_row() -> None:
     resolved = {"name": "top-k", "density": 0.01, "values": "float32"}
-    assert look_up_cost("encode", resolved) == (row("encode", name="top-k"), ())
-    assert look_up_cost("encode", {"name": "dense", "values": "float32", "entropy": False})[0] == row("encode", name="dense")
-    assert look_up_cost("add", {"name": "dense", "values": "float32", "entropy": True})[0] == row(
+    assert look_up_cost("encode", resolved) == (read_cost("encode", name="top-k"), ())
+    assert look_up_cost("encode", {"name": "dense", "values": "float32", "entropy": False})[0] == read_cost(
+        "encode", name="dense"
+    )
+    assert look_up_cost("add", {"name": "dense", "values": "float32", "entropy": True})[0] == read_cost(
         "add", name="dense", entropy=True
     )
     for rank, nearest in ((1, 1), (2, 2), (3, 4), (6, 8), (100, 8)):
-        assert look_up_cost("encode", {"name": "power-sgd", "rank": rank})[0] == row("encode", name="power-sgd", rank=nearest)
+        assert look_up_cost("encode", {"name": "power-sgd", "rank": rank})[0] == read_cost(
+            "encode", name="power-sgd", rank=nearest
+        )
     rounded = {"name": "integer", "bits": 8, "rounding": "nearest", "entropy": False}
-    assert look_up_cost("encode", rounded)[0] == row("encode", name="integer", bits=8, rounding="nearest")
+    assert look_up_cost("encode", rounded)[0] == read_cost("encode", name="integer", bits=8, rounding="nearest")
 
 
-def test_a_wrapper_costs_its_own_row_and_its_operators() -> None:
+def test_look_up_cost_of_wrapper_adds_its_operator() -> None:
     inner = {"name": "sign"}
-    own = row("encode", name="ef21")
-    assert look_up_cost("encode", {"name": "ef21", "op": inner})[0] == own + row("encode", name="sign")
+    wrapper = read_cost("encode", name="ef21")
+    assert look_up_cost("encode", {"name": "ef21", "op": inner})[0] == wrapper + read_cost("encode", name="sign")
     layered = {"name": "scheduled", "op": {"name": "per-layer", "separate": True, "op": inner}}
     rows = [
-        row("encode_with_feedback", **key) for key in ({"name": "scheduled"}, {"name": "per-layer", "separate": True}, inner)
+        read_cost("encode_with_feedback", **key)
+        for key in ({"name": "scheduled"}, {"name": "per-layer", "separate": True}, inner)
     ]
     assert look_up_cost("encode_with_feedback", layered)[0] == rows[0] + rows[1] + rows[2]
 
 
-def test_error_feedback_is_counted_around_operators_alone() -> None:
+def test_uplink_job_has_error_feedback_for_operators_only() -> None:
     for name, policy, job in (
         ("top-k", "persist", "encode_with_feedback"),
         ("top-k", "decay", "encode_with_feedback"),
@@ -195,16 +207,16 @@ def test_error_feedback_is_counted_around_operators_alone() -> None:
         assert select_uplink_job({"compressor": {"name": name}, "error_feedback": policy}) == job
 
 
-def test_a_cost_is_in_bytes_of_copies() -> None:
+def test_codec_cost_counts_bytes_of_copies() -> None:
     cost = CodecCost(copies=2, kept=30, fixed_bytes=1000)
     assert cost.count_bytes(10_000, 100) == 4 * (2 * 10_000 + 30 * 100) + 1000
 
 
-# ------------------------------------------------------------------------------------------------------------------ the price
+# ----------------------------------------------------------------------------------------------------------------------- prices
 
 
-def test_coding_is_what_the_table_has_for_the_frames_of_the_ledger(runs: Path) -> None:
-    """By pandas: the mean over updates, over messages, and over rounds."""
+def test_coding_work_follows_table_and_ledger(runs: Path) -> None:
+    """The work equals the mean over updates, over messages, and over rounds, as pandas computes it."""
     run = load_run(runs / "topk")
     (priced,) = price(run, [build_pricing_model("4g")])
     ledger, vector = pd.read_parquet(runs / "topk" / "ledger.parquet"), FLOAT_BYTES * 4810
@@ -214,67 +226,68 @@ def test_coding_is_what_the_table_has_for_the_frames_of_the_ledger(runs: Path) -
         ("encode_with_feedback", priced.compute_profile.encode_copies),
         ("add", priced.compute_profile.server_copies),
     ):
-        cost = row(job, **topk)
-        assert copies * vector == pytest.approx(np.mean([cost.count_bytes(4810, kept) for kept in updates.kept]))
-    whole = {"name": "dense", "entropy": True}
+        cost = read_cost(job, **topk)
+        assert copies * vector == pytest.approx(np.mean([cost.count_bytes(4810, k) for k in updates.kept]))
+    full_model = {"name": "dense", "entropy": True}
     distinct = models.drop_duplicates(["round", "frame_hash"])
     for job, frames, copies in (
         ("receive", models, priced.compute_profile.decode_copies),
         ("send", distinct, priced.compute_profile.sending_copies),
     ):
         costs = [
-            (row(job, **whole) if f.base == 0 else row(job, name="changes")).count_bytes(4810, f.kept)
+            (read_cost(job, **full_model) if f.base == 0 else read_cost(job, name="changes")).count_bytes(4810, f.kept)
             for f in frames.itertuples()
         ]
         assert copies * vector == pytest.approx(sum(costs) / (60 if job == "receive" else 6))
 
 
-def test_a_reference_is_counted_as_values_that_changed(runs: Path) -> None:
+def test_reference_frames_count_as_changed_values(runs: Path) -> None:
     run = load_run(runs / "cafe")
     (priced,) = price(run, [build_pricing_model("4g")])
     ledger = pd.read_parquet(runs / "cafe" / "ledger.parquet")
     references = ledger[ledger.kind == "REFERENCE"]
     sent = priced.ledger_stats.downlink_frames["reference"]
-    assert sent.n_frames == len(references) == 50, "in the first round there is none"
+    assert sent.n_frames == len(references) == 50, "the first round has no reference"
     assert sent.n_coordinates == (references.value_bytes // 3.5).clip(upper=4810).sum()
     assert priced.ledger_stats.distinct_downlink_frames["reference"].n_frames == 5
-    cost = row("send", name="dense").count_bytes(4810, 4810) * 6
+    cost = read_cost("send", name="dense").count_bytes(4810, 4810) * 6
     cost += sum(
-        row("send", name="changes").count_bytes(4810, kept) for kept in (references.drop_duplicates("round").value_bytes // 3.5)
+        read_cost("send", name="changes").count_bytes(4810, k) for k in (references.drop_duplicates("round").value_bytes // 3.5)
     )
     assert priced.compute_profile.sending_copies * FLOAT_BYTES * 4810 == pytest.approx(cost / 6)
     (plain,) = price(load_run(runs / "dense"), [build_pricing_model("4g")])
     assert priced.compute_profile.decode_copies > plain.compute_profile.decode_copies
 
 
-def test_a_difference_that_is_sent_again_is_encoded_once(root: Path, tmp_path: Path) -> None:
-    """With a ternary downlink a client that was away is sent the differences that it missed, as they were."""
+def test_repeated_difference_is_encoded_once(root: Path, tmp_path: Path) -> None:
+    """With a ternary downlink, a client that was absent receives the stored frames of the differences it missed."""
     downlink = {"policy": "error-feedback", "compressor": {"name": "top-k", "density": 0.01, "values": "ternary"}}
     settings = {**TINY, "uplink.compressor": {"name": "stc"}, "uplink.error_feedback": "none", "downlink": downlink}
     fedsgd.run(fedsgd.load(root / "scenarios" / "quickstart.toml", settings), out=tmp_path / "run")
     (priced,) = price(load_run(tmp_path / "run"), [build_pricing_model("4g")])
-    encoded = priced.ledger_stats.distinct_downlink_frames
-    assert encoded["latest"].n_frames <= 5 < encoded["step"].n_frames
-    whole, step = row("send", name="dense", entropy=True), row("send", name="top-k")
-    costs = encoded["whole"].n_frames * whole.count_bytes(4810, 4810) + encoded["latest"].n_frames * step.count_bytes(4810, 48)
+    frames = priced.ledger_stats.distinct_downlink_frames
+    assert frames["latest"].n_frames <= 5 < frames["step"].n_frames
+    full_model, step = read_cost("send", name="dense", entropy=True), read_cost("send", name="top-k")
+    costs = frames["whole"].n_frames * full_model.count_bytes(4810, 4810)
+    costs += frames["latest"].n_frames * step.count_bytes(4810, 48)
     assert priced.compute_profile.sending_copies * FLOAT_BYTES * 4810 == pytest.approx(costs / 6, rel=1e-3)
 
 
-def test_runs_of_earlier_versions_are_priced(runs: Path, tmp_path: Path) -> None:
-    """They do not say what a copy took, and their scenarios may lack settings that were added later."""
+def test_runs_of_earlier_versions_have_equal_prices(runs: Path, tmp_path: Path) -> None:
+    """Runs of earlier versions lack the time of a copy, and their scenarios may lack later settings."""
     run = tmp_path / "run"
     shutil.copytree(runs / "dense", run)
     rewrite_summary(run, work={"flops_per_example": 20224.0})
     text = (run / "scenario.toml").read_text().replace("entropy = false\n", "")
     (run / "scenario.toml").write_text(re.sub(r'\[downlink\]\npolicy = "model"\n', "", text))
-    (old,), (new,) = (price(load_run(each), [build_pricing_model("4g")]) for each in (run, runs / "dense"))
+    (old,), (new,) = (price(load_run(folder), [build_pricing_model("4g")]) for folder in (run, runs / "dense"))
     np.testing.assert_array_equal(old.cumulative_seconds, new.cumulative_seconds)
     with pytest.raises(ReportError, match=r"has no work\.copy_seconds; run the scenario again"):
         price(load_run(run), [build_pricing_model("4g")], measured_coding=True)
 
 
 def rename_compressor(run: Path, folder: Path) -> Path:
-    """Copy a run, as if its uplink were a compressor of the user's own."""
+    """Copy a run, with the name of a user's compressor in its scenario."""
     shutil.copytree(run, folder)
     text = (folder / "scenario.toml").read_text()
     (folder / "scenario.toml").write_text(
@@ -283,108 +296,112 @@ def rename_compressor(run: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_compressor_that_is_not_in_the_table_is_named(runs: Path, tmp_path: Path) -> None:
-    own = rename_compressor(runs / "topk", tmp_path / "own")
-    (priced,) = price(load_run(own), [build_pricing_model("4g")])
-    assert find_uncosted_codecs(load_run(own)) == ("uplink mine:Mine",)
+def test_compressor_without_row_is_named_in_outputs(runs: Path, tmp_path: Path) -> None:
+    run = rename_compressor(runs / "topk", tmp_path / "own")
+    (priced,) = price(load_run(run), [build_pricing_model("4g")])
+    assert find_uncosted_codecs(load_run(run)) == ("uplink mine:Mine",)
     assert (
         priced.compute_profile.encode_copies == priced.compute_profile.server_copies == 0 < priced.compute_profile.decode_copies
     )
-    says = "uplink mine:Mine is not in the table of codec costs, so its coding time counts as 0"
-    for result in (called("price", own, "--network", "4g"), called("compare", own, "--network", "4g")):
-        assert says in result.stdout
-        assert "--measured-coding uses times that the run measured" in result.stdout
-    clocked = called("price", own, "--network", "4g", "--measured-coding").stdout
-    assert "is not in the table" not in clocked
-    assert called("report", own, "--target", "0.3", "--out", tmp_path / "page.html").exit_code == 0
+    note = "uplink mine:Mine is not in the table of codec costs, so its encoding and decoding count as nothing"
+    for result in (call_command("price", run, "--network", "4g"), call_command("compare", run, "--network", "4g")):
+        assert note in result.stdout
+        assert "--measured-coding takes them from the run's clock" in result.stdout
+    measured = call_command("price", run, "--network", "4g", "--measured-coding").stdout
+    assert "is not in the table" not in measured
+    assert call_command("report", run, "--target", "0.3", "--out", tmp_path / "page.html").exit_code == 0
     packed = re.search(r'id="payload"[^>]*>([^<]+)<', (tmp_path / "page.html").read_text())
     assert packed is not None
     notes = json.loads(gzip.decompress(base64.b64decode(packed[1])))["notes"]
-    assert any(says in note for note in notes)
-    drawn = called("report", own, "--target", "0.3", "--format", "png", "--out", tmp_path / "figures")
-    assert says in drawn.stderr
+    assert any(note in text for text in notes)
+    result = call_command("report", run, "--target", "0.3", "--format", "png", "--out", tmp_path / "figures")
+    assert note in result.stderr
 
 
-class Silent:
-    """A tracker that only waits for the end."""
+class LastRecordTracker:
+    """Tracker that stores the record of the end."""
 
     def begin(self, run: RunStarted) -> None: ...
 
     def round(self, record: fedsgd.RoundRecord) -> None: ...
 
     def end(self, ended: RunFinished) -> None:
-        self.ended = ended
+        self.last_record = ended
 
 
-def test_a_tracker_is_warned_of_a_compressor_that_is_not_in_the_table(runs: Path, tmp_path: Path) -> None:
-    own, silent = rename_compressor(runs / "topk", tmp_path / "own"), Silent()
-    tracker = PricedTracker(silent, {"4g": build_pricing_model("4g")})
+def test_priced_tracker_warns_of_compressor_without_row(runs: Path, tmp_path: Path) -> None:
+    run, inner = rename_compressor(runs / "topk", tmp_path / "own"), LastRecordTracker()
+    tracker = PricedTracker(inner, {"4g": build_pricing_model("4g")})
     scenario = fedsgd.load(runs / "topk" / "scenario.toml")
-    tracker.begin(RunStarted(scenario, own))
+    tracker.begin(RunStarted(scenario, run))
     with pytest.warns(TrackerWarning, match="own: uplink mine:Mine is not in the table of codec costs"):
         tracker.end(RunFinished(summary={}))
     assert (
-        list(silent.ended.seconds_by_network["4g"])
-        == price(load_run(own), [build_pricing_model("4g")])[0].cumulative_seconds[1:].tolist()
+        list(inner.last_record.seconds_by_network["4g"])
+        == price(load_run(run), [build_pricing_model("4g")])[0].cumulative_seconds[1:].tolist()
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------- by the clock
+# -------------------------------------------------------------------------------------------------------------- measured coding
 
 
-def test_measured_coding_is_an_interval_of_times_and_of_break_evens(runs: Path, tmp_path: Path) -> None:
-    methods, terms = load_methods([("topk", runs / "topk"), ("dense", runs / "dense")], 0.3), {"4g": build_pricing_model("4g")}
-    clocked = compare(methods, 0.3, terms, measured_coding=True)
-    for each in clocked.rows:
-        on = each.network_costs["4g"]
-        assert on.coding_low is not None
-        assert on.coding_high is not None
-        assert on.coding_low.median < on.seconds.median < on.coding_high.median
+def test_measured_coding_gives_intervals_of_times_and_break_evens(runs: Path, tmp_path: Path) -> None:
+    methods = load_methods([("topk", runs / "topk"), ("dense", runs / "dense")], 0.3)
+    pricing_models = {"4g": build_pricing_model("4g")}
+    measured = compare(methods, 0.3, pricing_models, measured_coding=True)
+    for method in measured.rows:
+        costs = method.network_costs["4g"]
+        assert costs.coding_low is not None
+        assert costs.coding_high is not None
+        assert costs.coding_low.median < costs.seconds.median < costs.coding_high.median
     run = methods[0].runs[0]
-    (priced,) = price(run, [terms["4g"]], measured_coding=True)
+    (priced,) = price(run, [pricing_models["4g"]], measured_coding=True)
     assert priced.coding_deciles is not None
     updates = pd.read_parquet(runs / "topk" / "ledger.parquet").query("kind == 'UPDATE' and round > 1")
-    for one, quantile in zip((priced.coding_deciles[0], priced, priced.coding_deciles[1]), (0.1, 0.5, 0.9), strict=True):
+    for priced_run, quantile in zip((priced.coding_deciles[0], priced, priced.coding_deciles[1]), (0.1, 0.5, 0.9), strict=True):
         copies = updates.encode_seconds.quantile(quantile) / run.summary["work"]["copy_seconds"]
-        assert one.compute_profile.encode_copies == float(f"{copies:.1e}"), "to two figures, without round one"
-    (even,) = clocked.break_evens["4g"]
-    assert even.low is not None
-    assert even.high is not None
-    assert even.low <= even.up_bits_per_second <= even.high
-    (plain,) = compare(methods, 0.3, terms).break_evens["4g"]
+        assert priced_run.compute_profile.encode_copies == float(f"{copies:.1e}"), "two significant figures, without round 1"
+    (break_even,) = measured.break_evens["4g"]
+    assert break_even.low is not None
+    assert break_even.high is not None
+    assert break_even.low <= break_even.up_bits_per_second <= break_even.high
+    (plain,) = compare(methods, 0.3, pricing_models).break_evens["4g"]
     assert plain.low is plain.high is None
 
 
-def test_measured_coding_is_said_wherever_it_is_shown(runs: Path, tmp_path: Path) -> None:
-    given = (f"topk={runs / 'topk'}", f"dense={runs / 'dense'}", "--target", "0.3", "--measured-coding")
-    out = [f"{tmp_path}/table.{suffix}" for suffix in ("csv", "json", "md")]
-    shown = called("price", *given, "--network", "4g").stdout
-    assert "coding times were measured by the machine of each run: median [first to ninth decile]" in shown
+def test_measured_coding_is_named_in_all_outputs(runs: Path, tmp_path: Path) -> None:
+    arguments = (f"topk={runs / 'topk'}", f"dense={runs / 'dense'}", "--target", "0.3", "--measured-coding")
+    tables = [f"{tmp_path}/table.{suffix}" for suffix in ("csv", "json", "md")]
+    shown = call_command("price", *arguments, "--network", "4g").stdout
+    assert "by the clock of the machine that made each run: median [first to ninth decile]" in shown
     assert len(re.findall(r"\[[\d.]+ m?s to [\d.]+ m?s\]", shown)) == 2
     assert re.search(r"topk is faster than dense below .* \[.* to .*\] up", shown)
     assert max(len(line.rstrip()) for line in shown.splitlines()[:12]) <= 80
-    assert called("compare", *given, "--network", "4g", *(word for path in out for word in ("--out", path))).exit_code == 0
-    (first, _) = csv.DictReader(io.StringIO(Path(out[0]).read_text()))
-    low, middle, high = (float(first[f"seconds{which} 4g median"]) for which in ("_coding_low", "", "_coding_high"))
-    assert low < middle < high
-    plain = json.loads(Path(out[1]).read_text())
+    assert (
+        call_command("compare", *arguments, "--network", "4g", *(word for path in tables for word in ("--out", path))).exit_code
+        == 0
+    )
+    (first, _) = csv.DictReader(io.StringIO(Path(tables[0]).read_text()))
+    low, median, high = (float(first[f"seconds{suffix} 4g median"]) for suffix in ("_coding_low", "", "_coding_high"))
+    assert low < median < high
+    plain = json.loads(Path(tables[1]).read_text())
     assert plain["measured_coding"] is True
     assert plain["methods"][0]["on"]["4g"]["coding_low"]["median"] == low
     assert "low" in plain["break_evens"]["4g"][0]
     page = tmp_path / "page.html"
-    assert called("report", *given, "--network", "4g", "--out", page).exit_code == 0
+    assert call_command("report", *arguments, "--network", "4g", "--out", page).exit_code == 0
     packed = re.search(r'id="payload"[^>]*>([^<]+)<', page.read_text())
     assert packed is not None
     payload = json.loads(gzip.decompress(base64.b64decode(packed[1])))
-    assert payload["coding"].startswith("Coding times are medians that the machine of each run measured")
-    assert sum("with measured coding times [first to ninth decile]" in note for note in payload["notes"]) == 2
-    refused = called("compare", runs / "topk", "--measured-coding")
-    assert refused.exit_code == 2
-    assert "--measured-coding needs a network" in refused.stderr
+    assert payload["coding"].startswith("Encoding and decoding are by the clock of the machine that made each run")
+    assert sum("coding by the clock [first to ninth decile]" in note for note in payload["notes"]) == 2
+    result = call_command("compare", runs / "topk", "--measured-coding")
+    assert result.exit_code == 2
+    assert "--measured-coding needs a network" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("ends", "text"),
+    ("bounds", "text"),
     [
         ((None, None), "3 Mbit/s"),
         ((1e6, 9e6), "3 Mbit/s [1 Mbit/s to 9 Mbit/s]"),
@@ -393,54 +410,56 @@ def test_measured_coding_is_said_wherever_it_is_shown(runs: Path, tmp_path: Path
         ((0.0, math.inf), "3 Mbit/s [any]"),
     ],
 )
-def test_a_break_even_has_its_range(ends: tuple[float | None, float | None], text: str) -> None:
-    assert list(describe_break_evens([BreakEven("a", "b", 3e6, *ends)])) == [f"a is faster than b below {text} up"]
+def test_break_even_text_has_its_range(bounds: tuple[float | None, float | None], text: str) -> None:
+    assert list(describe_break_evens([BreakEven("a", "b", 3e6, *bounds)])) == [f"a is sooner than b below {text} up"]
 
 
-def test_a_range_has_no_end_where_the_order_does_not_change() -> None:
-    """By hand: `quick` sends nothing and codes for 1 to 3 s, `lean` sends 1 Mbit and codes for 2 s at most."""
-    net = Network(Link(1e6, 1e6))
+def test_break_even_range_is_unbounded_without_change_of_order() -> None:
+    """Method `quick` sends nothing and codes for 1 to 3 s; `lean` sends 1 Mbit and codes for 0.5 to 2 s."""
+    network = Network(Link(1e6, 1e6))
 
-    def made(label: str, bits: float, *coding: float) -> MethodTiming:
+    def make_timing(label: str, bits: float, *coding: float) -> MethodTiming:
         columns = [np.array([value]) for value in (0.0, 0.0, 0.0, 0.0)]
-        reaches = []
-        for each in coding:
-            line = RoundTimeModel(
-                np.array([0, 1]), *columns, np.array([each]), np.array([bits]), *(np.zeros(1) for _ in range(5))
+        times = []
+        for seconds in coding:
+            model = RoundTimeModel(
+                np.array([0, 1]), *columns, np.array([seconds]), np.array([bits]), *(np.zeros(1) for _ in range(5))
             )
-            reaches.append(TimeToTarget(line, TargetReached(1, 1, 0.0)))
-        low, middle, high = (MethodTiming(label, [one]) for one in reaches)
-        return MethodTiming(label, middle.times_to_target, (low, high))
+            times.append(TimeToTarget(model, TargetReached(1, 1, 0.0)))
+        low, median, high = (MethodTiming(label, [time]) for time in times)
+        return MethodTiming(label, median.times_to_target, (low, high))
 
-    (even,) = break_evens(made("quick", 0.0, 1.0, 2.0, 3.0), made("lean", 1e6, 0.5, 1.0, 2.0), net)
-    assert even.up_bits_per_second == pytest.approx(1e6), "2 s = 1 s + 1 Mbit"
-    assert even.low == pytest.approx(1e6 / 2.5), "3 s = 0.5 s + 1 Mbit"
-    assert even.high == math.inf, "1 s is less than 2 s and whatever the link takes"
-
-
-# --------------------------------------------------------------------------------------------------------------- the measuring
+    (break_even,) = break_evens(make_timing("quick", 0.0, 1.0, 2.0, 3.0), make_timing("lean", 1e6, 0.5, 1.0, 2.0), network)
+    assert break_even.up_bits_per_second == pytest.approx(1e6), "2 s = 1 s + 1 Mbit"
+    assert break_even.low == pytest.approx(1e6 / 2.5), "3 s = 0.5 s + 1 Mbit"
+    assert break_even.high == math.inf, "1 s is less than 2 s plus any time of the link"
 
 
-def test_the_table_can_be_measured_again() -> None:
-    """At the smallest size, one repetition: every row that the committed table has, and no other."""
+# ------------------------------------------------------------------------------------------------------------------ measurement
+
+
+def test_measurement_covers_rows_of_the_cost_table() -> None:
+    """One repetition at the smallest size gives exactly the rows of the committed table."""
     samples, rate = measure(Effort(pool_mib=1, seconds=0, fewest=1, most=1), passes=1, shapes=SHAPES[:1])
     assert rate > 0
     assert all(math.isfinite(second) for sample in samples.values() for second in sample.seconds)
     costs, worst = fitted(samples, rate)
     assert worst >= 1
     for job in JOBS:
-        assert {key for of, key in costs if of == job} == {key_text(each["compressor"]) for each in read_cost_table()[job]}
+        assert {key for cost_job, key in costs if cost_job == job} == {
+            key_text(entry["compressor"]) for entry in read_cost_table()[job]
+        }
 
 
-def test_a_fit_finds_the_costs_that_made_the_figures() -> None:
+def test_fit_recovers_costs_of_synthetic_samples() -> None:
     true, rate = CodecCost(copies=3, kept=50, fixed_bytes=2e5), 1e10
     samples = {}
     for i, density in enumerate((0.1, 0.01, 0.001)):
         for size in (5_000, 200_000, 2_000_000):
-            kept = round(density * size)
+            k = round(density * size)
             sample = samples.setdefault(("encode", key_text({"name": "top-k"}), i, size), Sample())
-            for slower in (1.0, 1.0, 1.0, 7.0):
-                sample.add(slower * true.count_bytes(size, kept) / rate, kept)
+            for factor in (1.0, 1.0, 1.0, 7.0):
+                sample.add(factor * true.count_bytes(size, k) / rate, k)
     costs, worst = fitted(samples, rate)
     assert costs["encode", key_text({"name": "top-k"})] == true
     assert worst == pytest.approx(1)
