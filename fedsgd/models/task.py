@@ -178,7 +178,7 @@ def _deserialize_task(data: bytes, *task_fields: Any) -> LearningTask:
         module, loss, metrics = torch.load(io.BytesIO(data), weights_only=False)
     except Exception as error:  # classes of a notebook exist in its process only
         raise ModelError(
-            f"the model cannot be built in a worker process ({_single_line_message(error)}): {IMPORTABLE_HINT}"
+            f"the model cannot be made again in a worker process ({_single_line_message(error)}): {IMPORTABLE_HINT}"
         ) from error
     if module is None and source is not None:
         module = source.build()

@@ -120,7 +120,7 @@ def test_compare_and_report_name_the_figures_that_were_used(runs: Path, tmp_path
     assert packed is not None
     terms = json.loads(gzip.decompress(base64.b64decode(packed[1])))["terms"]
     assert terms["network"] == OVERRIDDEN
-    assert terms["source"].startswith("set by options: 1 Mbit/s up, log-normal rates, spread 0.5; all other figures: ")
+    assert terms["source"].startswith("as asked for: 1 Mbit/s up, log-normal rates, spread 0.5; all other figures: ")
 
 
 def test_price_as_json_has_everything(runs: Path) -> None:
