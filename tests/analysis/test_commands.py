@@ -56,7 +56,7 @@ def test_compare_and_report_name_overridden_network_options(runs: Path, tmp_path
     assert payload is not None
     terms = json.loads(gzip.decompress(base64.b64decode(payload[1])))["terms"]
     assert terms["network"] == OVERRIDDEN
-    assert terms["source"].startswith("as asked for: 1 Mbit/s up, log-normal rates, spread 0.5; all other figures: ")
+    assert terms["source"].startswith("set by options: 1 Mbit/s up, log-normal rates, spread 0.5; all other figures: ")
 
 
 def test_price_json_has_network_and_break_evens(runs: Path) -> None:
