@@ -1,20 +1,24 @@
-"""SGD and its relatives, and step-size schedules. To add one: write its file, add its line here.
+"""Optimizers (SGD, its momentum forms, adaptive server optimizers) and learning-rate schedules.
 
-η step size (lr), β momentum, g gradient, v velocity (zero at first), w parameters.
+η is the learning rate (lr), β the momentum, g the gradient, v the velocity (initially zero), w the parameters.
 
     sgd               w ← w − ηg
-    momentum          v ← βv − ηg;  w ← w + v          the velocity holds the step (Polyak 1964; Sutskever et al. 2013)
+    momentum          v ← βv − ηg;  w ← w + v          the velocity holds steps (Polyak 1964; Sutskever et al. 2013)
     momentum-pytorch  v ← βv + g;   w ← w − ηv          the velocity holds gradients (torch.optim.SGD)
     nesterov          v ← βv + g;   w ← w − η(g + βv)   torch.optim.SGD(nesterov=True)
 
-The two momentum forms make the same steps while η is constant: v of the one is −η times v of the other. When η changes they
-part: the first keeps the steps that were taken at the old η in its velocity, the second rescales its whole memory to the
-new η at once.
+The two momentum forms make the same steps while η is constant: v of "momentum" is −η times v of "momentum-pytorch". They
+differ when η changes. The velocity of "momentum" keeps the old η in past steps; "momentum-pytorch" applies the new η to all
+past gradients at once.
 
-On the client they run on flat torch vectors inside the engine; on the server the same classes take the negative mean update
-as a gradient ("pseudo-gradient", Reddi et al. 2021). So "sgd" with lr = 1 is FedAvg there, and "momentum-pytorch" is FedAvgM
-(Hsu, Qi and Brown 2019): "fedavg" and "fedavgm" are other names for them. FedAdam, FedYogi and FedAdagrad are for the server
-only.
+On a client, optimizers run on flat torch vectors inside the engine. On the server, the same classes take the negative mean
+update as a gradient ("pseudo-gradient", Reddi et al. 2021). There "sgd" with lr = 1 is FedAvg and "momentum-pytorch" is
+FedAvgM (Hsu, Qi and Brown 2019): "fedavg" and "fedavgm" are aliases. FedAdam, FedYogi and FedAdagrad run on the server only.
+
+To add an optimizer or a schedule, write its module and add a line to the registry here.
+
+    >>> OPTIMIZERS["fedavgm"](lr=0.5, schedule=SCHEDULES["step"](every=10)).learning_rate(round=11)
+    0.05
 """
 
 from fedsgd.config.component import Registry

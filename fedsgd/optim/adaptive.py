@@ -1,15 +1,15 @@
-"""Adaptive server optimisers: Reddi et al., "Adaptive federated optimization", ICLR 2021, algorithm 2.
+"""Adaptive server optimizers: Reddi et al., "Adaptive federated optimization", ICLR 2021, algorithm 2.
 
-Δ the cohort's mean update, τ adaptivity, x the model; all products and roots by coordinate.
+Δ is the cohort's mean update, τ the adaptivity, x the model. All products and roots are by coordinate.
 
-    m ← β₁m + (1 − β₁)Δ                            m = 0 at first
+    m ← β₁m + (1 − β₁)Δ                            initially m = 0
     v ← v + Δ²                                      fedadagrad
     v ← β₂v + (1 − β₂)Δ²                            fedadam
-    v ← v − (1 − β₂)Δ² sign(v − Δ²)                 fedyogi      v = τ² at first, for all three
+    v ← v − (1 − β₂)Δ² sign(v − Δ²)                 fedyogi      initially v = τ², for all three
     x ← x + η m/(√v + τ)
 
-The paper asks for v ≥ τ² at first, and has no bias correction. Flower's FedAdam is another rule: its v begins at 0, and it
-does correct η for the bias of both moments (flwr 1.41).
+The paper requires an initial v ≥ τ² and has no bias correction. Flower's FedAdam is a different rule (flwr 1.41): its v
+starts at 0, and Flower corrects η for the bias of both moments.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdaptiveServerOptimizer(Optimizer):
-    """What the three share: the first moment, the division, the initial values. Subclasses state how v grows."""
+    """First moment, division and initial values of the adaptive rules. Subclasses define the update of v.
+
+    Attributes:
+        lr: learning rate η of the server before the schedule.
+        beta1: β₁, decay of the first moment m.
+        tau: τ, adaptivity: added to √v in the division; its square is the initial v.
+    """
 
     server_only: ClassVar[bool] = True
 
@@ -48,12 +54,21 @@ class AdaptiveServerOptimizer(Optimizer):
 
     @abstractmethod
     def accumulate(self, v: Tensor, squared_gradient: Tensor) -> None:
-        """Bring v up to date, in place, with the squared gradient."""
+        """Update the second moment in place.
+
+        Args:
+            v: [P] float32, second moment, overwritten.
+            squared_gradient: [P] float32, Δ².
+        """
 
 
 @dataclass(frozen=True)
 class FedAdagrad(AdaptiveServerOptimizer):
-    """FedAdagrad, for the server: v ← v + Δ²; x ← x + ηm/(√v + τ). No bias correction; v = τ² at first."""
+    """FedAdagrad, for the server: v ← v + Δ²; x ← x + ηm/(√v + τ). No bias correction; v starts at τ².
+
+    Attributes:
+        beta1: β₁, decay of the first moment m; 0 by default, as Adagrad has no momentum: m = Δ.
+    """
 
     name: ClassVar[str] = "fedadagrad"
 
@@ -65,7 +80,11 @@ class FedAdagrad(AdaptiveServerOptimizer):
 
 @dataclass(frozen=True)
 class FedAdam(AdaptiveServerOptimizer):
-    """FedAdam, for the server: v ← β₂v + (1 − β₂)Δ²; x ← x + ηm/(√v + τ). No bias correction; v = τ² at first."""
+    """FedAdam, for the server: v ← β₂v + (1 − β₂)Δ²; x ← x + ηm/(√v + τ). No bias correction; v starts at τ².
+
+    Attributes:
+        beta2: β₂, decay of the second moment v.
+    """
 
     name: ClassVar[str] = "fedadam"
 
@@ -77,7 +96,11 @@ class FedAdam(AdaptiveServerOptimizer):
 
 @dataclass(frozen=True)
 class FedYogi(AdaptiveServerOptimizer):
-    """FedYogi, for the server: v ← v − (1 − β₂)Δ² sign(v − Δ²); x ← x + ηm/(√v + τ). No bias correction; v = τ² at first."""
+    """FedYogi, for the server: v ← v − (1 − β₂)Δ² sign(v − Δ²); x ← x + ηm/(√v + τ). No bias correction; v starts at τ².
+
+    Attributes:
+        beta2: β₂; v changes by (1 − β₂)Δ², up or down by the sign of v − Δ².
+    """
 
     name: ClassVar[str] = "fedyogi"
 

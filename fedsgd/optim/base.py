@@ -1,4 +1,4 @@
-"""What an optimiser is: a gradient and a memory in, a step out."""
+"""Base class of optimizers, which turn a gradient and buffers into a step, and the server's step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 
 class ScaledStep(NamedTuple):
-    """The step alpha · direction, not yet multiplied out: w.add_(direction, alpha=alpha) then rounds once, as torch.optim does.
+    """The step alpha · direction as two factors, so that w.add_(direction, alpha=alpha) rounds once, as torch.optim does.
 
-    direction: [P], a buffer or the gradient itself, valid until the next step.
+    Attributes:
+        direction: [P] float32, a buffer or the gradient itself, valid until the next step.
+        alpha: factor of the direction, mostly −η.
     """
 
     direction: Tensor
@@ -33,12 +35,24 @@ class ScaledStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Optimizer(Component, ABC):
-    """A rule that turns a gradient into a step. Subclasses are final and only state their recurrence.
+    """Rule that turns a gradient into a step. Subclasses are final and only define `init` and `update_rule`.
 
-    lr: step size η before the schedule; clip_norm: g ← g · min(1, clip_norm/|g|) over the whole vector, before all else;
-    weight_decay: g ← g + weight_decay · w, as in torch.optim.SGD. schedule: what multiplies η as time goes by, and
-    schedule_over: what is time: "rounds"; "steps", all local steps of the client had it taken part in every round so far; or
-    "local-steps", which begin anew in each round. On the server a round is one step.
+    The gradient is clipped, then decayed, then passed to the rule. On the server a round is one step.
+
+        >>> import torch
+        >>> from fedsgd.optim import SGD
+        >>> optimizer, w, g = SGD(lr=0.5, clip_norm=1.0), torch.zeros(2), torch.tensor([3.0, 4.0])
+        >>> direction, alpha = optimizer.step(w, g, optimizer.init(w), optimizer.learning_rate(round=1))
+        >>> (alpha * direction).tolist()
+        [-0.30000001192092896, -0.4000000059604645]
+
+    Attributes:
+        lr: learning rate η before the schedule.
+        weight_decay: g ← g + weight_decay · w, as in torch.optim.SGD.
+        clip_norm: g ← g · min(1, clip_norm/|g|) over the whole vector, before weight decay; None: no clipping.
+        schedule: factor of η at time t.
+        schedule_over: unit of t. "rounds"; "steps": local steps of a client that takes part in every round;
+            "local-steps": local steps since the start of the round.
     """
 
     server_only: ClassVar[bool] = False
@@ -50,45 +64,87 @@ class Optimizer(Component, ABC):
     schedule_over: Literal["rounds", "steps", "local-steps"] = "rounds"
 
     def learning_rate(self, round: int, step: int = 1, n_steps: int = 1) -> float:
-        """η in local step `step` of the `n_steps` that the client makes in `round`; all count from 1."""
+        """Return η of a local step after the schedule.
+
+        Args:
+            round: number of the round, from 1.
+            step: number of the local step in the round, from 1.
+            n_steps: local steps of the client in the round.
+        """
         times = {"rounds": round, "steps": (round - 1) * n_steps + step, "local-steps": step}
         return self.lr * self.schedule.factor(times[self.schedule_over])
 
     def init(self, w: Tensor) -> Buffers:
-        """Zero buffers for parameters w [P]."""
+        """Return the rule's initial buffers by name; none for a rule without state.
+
+        Args:
+            w: [P] float32 or any other shape, the parameters; buffers have this shape.
+        """
         return {}
 
     def step(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
-        """The step at w [P] for gradient g [P]. Writes to g and to the buffers, never to w: adding it is the caller's."""
+        """Return the step; the caller adds it to w.
+
+        Args:
+            w: [P] float32, parameters; not written to.
+            g: [P] float32, gradient; overwritten.
+            buffers: the rule's state as `init` returns it, each [P]; updated in place.
+            lr: η after the schedule.
+        """
         self.clip(g)
         return self.step_after_clipping(w, g, buffers, lr)
 
     def clip(self, g: Tensor) -> None:
-        """Clip a gradient [P] in place."""
+        """Scale a gradient in place to a norm of at most `clip_norm`.
+
+        Args:
+            g: [P] float32, the whole gradient.
+        """
         if self.clip_norm is not None:
             norm = float(g.norm())
             if norm > self.clip_norm:
                 g.mul_(self.clip_norm / norm)
 
     def step_after_clipping(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
-        """The same for a gradient that is clipped already. Coordinate by coordinate, so w and g may have any shape."""
+        """Return the step for a clipped gradient. The rule is elementwise, so w and g may have any shape.
+
+        Args:
+            w: parameters; not written to.
+            g: clipped gradient, in the shape of w; overwritten.
+            buffers: the rule's state, each in the shape of w; updated in place.
+            lr: η after the schedule.
+        """
         if self.weight_decay:
             g.add_(w, alpha=self.weight_decay)
         return self.update_rule(g, buffers, lr)
 
     @abstractmethod
     def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
-        """The rule itself, for a gradient that is already clipped and decayed."""
+        """Return the step for a gradient that was clipped and decayed.
+
+        Args:
+            g: gradient of any shape; may be overwritten.
+            buffers: the rule's state, each in the shape of g; updated in place.
+            lr: η after the schedule.
+        """
 
 
 def compute_server_step(
     optimizer: Optimizer, weights: F32, update: F32, state: Mapping[str, F32], round: int
 ) -> tuple[F32, F32, dict[str, F32]]:
-    """(next weights [P], the step that led there [P], next state): one step of `server_optimizer` on the pseudo-gradient
-    −update.
-    Nothing is written to.
+    """Make one step of a server optimizer on the pseudo-gradient −update.
 
-    With "sgd" and lr = 1 this is weights + update, so the weighted mean of the clients' models: FedAvg.
+    With "sgd" and lr = 1 the next weights are weights + update, the weighted mean of the clients' models: FedAvg.
+
+    Args:
+        optimizer: the server's optimizer.
+        weights: [P] float32, model before the step; not written to.
+        update: [P] float32, aggregated update; not written to.
+        state: the optimizer's buffers by name, each [P] float32; empty: the initial buffers. Not written to.
+        round: number of the round, from 1.
+
+    Returns:
+        Next weights [P], the step [P] and the next state.
     """
     import torch
 

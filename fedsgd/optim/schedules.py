@@ -1,4 +1,4 @@
-"""Step-size schedules: what the step size is multiplied by at time t = 1, 2, ..., in rounds or in local steps."""
+"""Learning-rate schedules: factors of the learning rate at time t = 1, 2, ..., in rounds or in local steps."""
 
 from __future__ import annotations
 
@@ -12,16 +12,24 @@ from fedsgd.config.component import ClosedFraction, Component, FractionAboveZero
 
 @dataclass(frozen=True)
 class Schedule(Component, ABC):
-    """A factor in [0, 1] on the step size. The optimiser's `schedule_over` says what t counts."""
+    """Factor in [0, 1] of the learning rate at time t. The optimizer's `schedule_over` sets the unit of t.
+
+    >>> [WarmUpSchedule(length=4, then=ExponentialSchedule(gamma=0.5)).factor(t) for t in range(1, 7)]
+    [0.25, 0.5, 0.75, 1.0, 0.5, 0.25]
+    """
 
     @abstractmethod
     def factor(self, t: int) -> float:
-        """The multiplier at time t, which counts from 1."""
+        """Return the factor at a time.
+
+        Args:
+            t: time from 1, in rounds or local steps.
+        """
 
 
 @dataclass(frozen=True)
 class ConstantSchedule(Schedule):
-    """The same step size all the time."""
+    """Constant learning rate: factor 1."""
 
     name: ClassVar[str] = "constant"
 
@@ -31,7 +39,12 @@ class ConstantSchedule(Schedule):
 
 @dataclass(frozen=True)
 class StepSchedule(Schedule):
-    """Multiply by `gamma` after every `convert_all` rounds (or steps)."""
+    """Multiply by `gamma` after every `every` rounds (or steps): gamma^⌊(t − 1)/every⌋.
+
+    Attributes:
+        every: rounds or local steps between two changes.
+        gamma: factor of each change, in (0, 1].
+    """
 
     name: ClassVar[str] = "step"
 
@@ -44,7 +57,11 @@ class StepSchedule(Schedule):
 
 @dataclass(frozen=True)
 class ExponentialSchedule(Schedule):
-    """Multiply by `gamma` after every round (or step)."""
+    """Multiply by `gamma` after every round (or step): gamma^(t − 1).
+
+    Attributes:
+        gamma: factor of each change, in (0, 1].
+    """
 
     name: ClassVar[str] = "exponential"
 
@@ -56,9 +73,13 @@ class ExponentialSchedule(Schedule):
 
 @dataclass(frozen=True)
 class CosineSchedule(Schedule):
-    """Half a cosine from 1 down to `floor`, which is reached after `length` rounds (or steps) and kept from there on.
+    """Fall along half a cosine from 1 to `floor`, which is reached after `length` rounds (or steps) and then constant.
 
     floor + (1 − floor)(1 + cos(π(t − 1)/length))/2: Loshchilov and Hutter 2017, equation 5, without restarts.
+
+    Attributes:
+        length: rounds or local steps until the floor is reached.
+        floor: smallest factor, in [0, 1].
     """
 
     name: ClassVar[str] = "cosine"
@@ -67,13 +88,13 @@ class CosineSchedule(Schedule):
     floor: ClosedFraction = 0.0
 
     def factor(self, t: int) -> float:
-        way = min(t - 1, self.length) / self.length
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * way)) / 2
+        progress = min(t - 1, self.length) / self.length
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
 class InverseSqrtSchedule(Schedule):
-    """1/√t, the classical rate of SGD on convex losses (Zinkevich 2003)."""
+    """Factor 1/√t, the classical rate of SGD on convex losses (Zinkevich 2003)."""
 
     name: ClassVar[str] = "inverse-sqrt"
 
@@ -83,9 +104,13 @@ class InverseSqrtSchedule(Schedule):
 
 @dataclass(frozen=True)
 class WarmUpSchedule(Schedule):
-    """Rise linearly, t/`length`, for `length` rounds (or steps); the schedule `then` begins where the top is reached.
+    """Rise linearly as t/`length` for `length` rounds (or steps), then follow the schedule `then`.
 
-    Gradual warm-up: Goyal et al. 2017, section 2.2.
+    Gradual warm-up: Goyal et al. 2017, section 2.2. Time 1 of `then` is time `length`, where the factor reaches 1.
+
+    Attributes:
+        length: rounds or local steps of the rise.
+        then: schedule after the rise.
     """
 
     name: ClassVar[str] = "warm-up"

@@ -1,5 +1,7 @@
-"""SGD: vanilla, momentum in the two conventions that are often confused, Nesterov. The recurrences stand side by side in
-`fedsgd.optim`."""
+"""SGD, momentum in the two conventions that are often confused, and Nesterov momentum.
+
+The docstring of `fedsgd.optim` compares their update rules.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class MomentumOptimizer(Optimizer):
-    """What the three momentum rules share: β and a velocity that starts at zero."""
+    """Base of the momentum rules: β and a velocity that starts at zero.
+
+    Attributes:
+        momentum: β in [0, 1), decay of the velocity.
+    """
 
     momentum: FractionBelowOne = 0.9
 
@@ -37,7 +43,7 @@ class MomentumOptimizer(Optimizer):
 
 @dataclass(frozen=True)
 class Momentum(MomentumOptimizer):
-    """Momentum whose velocity holds the step: v ← βv − ηg; w ← w + v."""
+    """Momentum with a velocity of steps: v ← βv − ηg; w ← w + v (Polyak 1964; Sutskever et al. 2013)."""
 
     name: ClassVar[str] = "momentum"
 
@@ -47,7 +53,7 @@ class Momentum(MomentumOptimizer):
 
 @dataclass(frozen=True)
 class PyTorchMomentum(MomentumOptimizer):
-    """Momentum as torch.optim.SGD has it, the velocity holds gradients: v ← βv + g; w ← w − ηv."""
+    """Momentum of torch.optim.SGD with a velocity of gradients: v ← βv + g; w ← w − ηv."""
 
     name: ClassVar[str] = "momentum-pytorch"
 
@@ -57,7 +63,7 @@ class PyTorchMomentum(MomentumOptimizer):
 
 @dataclass(frozen=True)
 class Nesterov(MomentumOptimizer):
-    """Nesterov momentum as torch.optim.SGD has it: v ← βv + g; w ← w − η(g + βv)."""
+    """Nesterov momentum of torch.optim.SGD: v ← βv + g; w ← w − η(g + βv)."""
 
     name: ClassVar[str] = "nesterov"
 
