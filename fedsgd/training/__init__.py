@@ -1,8 +1,8 @@
-"""Local training of a cohort. An engine's own module imports torch; what is here does not.
+"""Local training of clients, and evaluation. This package does not import torch; the modules of the engines do.
 
-sequential   one client after the other, plain autograd: the oracle
-captured     the step recorded once, rewritten, replayed without autograd
-stacked      the same for many clients at once
+sequential   trains client after client with plain autograd: the reference for tests
+captured     records a step once, rewrites it, and replays it without autograd
+stacked      replays a recorded step for many clients at once
 """
 
 from fedsgd.training.base import (

@@ -1,7 +1,4 @@
-"""The engine's contract: work in, local results out, each independent of which others are there.
-
-n examples of a client, B batch size, P parameters.
-"""
+"""Protocol of training engines, settings of local training, and the jobs and results of clients."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 EngineName = Literal["auto", "sequential", "captured", "stacked"]
 UpdateMode = Literal["exact", "fused"]
 LastBatch = Literal["keep", "drop", "merge"]
-"""Use of the examples that do not fill a last batch: see `LocalTraining`."""
+"""Use of the examples that do not fill a batch: see `LocalTraining`."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,8 @@ class BatchPlan:
 
     Attributes:
         size: examples in each batch but the last.
-        full: number of batches of `size` examples.
-        last: examples in the batch after these, 0 if there is none; never equal to `size`.
+        n_full: number of batches of `size` examples.
+        last_size: examples in a last batch of another size; 0: no such batch.
     """
 
     size: int
@@ -47,7 +44,7 @@ class BatchPlan:
 
     @property
     def n_batches(self) -> int:
-        """Number of batches, which is the number of steps in a pass."""
+        """Number of batches, equal to the number of steps in a pass."""
         return self.n_full + (self.last_size > 0)
 
     @property
@@ -61,22 +58,30 @@ class BatchPlan:
         return [self.size] * self.n_full + [self.last_size] * (self.last_size > 0)
 
     def locate_batch(self, step: int) -> slice:
-        """Return the places of batch `step`, from 0, in the order of the pass."""
+        """Return the range of batch `step`, from 0, in the order of the pass."""
         return slice(step * self.size, (step + 1) * self.size if step < self.n_full else self.n_examples)
 
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a client trains in one round: `epochs` passes or `n_steps` steps (the other is None) of batches of `batch_size`
-    (None: all its examples at once). FedSGD is one step a round.
+    """Settings of a client's training in one round. FedSGD is one step a round.
 
-    last_batch: use of the examples of a pass that do not fill a last batch. "keep": a smaller batch; "drop": no batch, as with
-    PyTorch's DataLoader(drop_last=True); "merge": they join the batch before. Examples that fill no batch at all are the only
-    batch in all three. An update is weighted by all examples of its client in all three.
+        >>> from fedsgd.optim import SGD
+        >>> local_training = LocalTraining(SGD(), epochs=2, steps=None, batch_size=10, last_batch="merge")
+        >>> local_training.plan_batches(25).batch_sizes, local_training.n_steps(25)
+        ([10, 15], 4)
 
-    proximal: μ of FedProx (Li et al. 2020, equation 2): μ(w − w_received) is added to each gradient, before it is clipped.
-    carry: a client's optimiser goes on with the buffers that it had after the client's last round; else they start at zero in
-    each round. corrected: each client has a vector that is added to its gradients, see `TrainingJob`.
+    Attributes:
+        optimizer: optimizer of the local steps.
+        epochs: passes over the client's examples; None if `steps` is set.
+        steps: local steps; None if `epochs` is set.
+        batch_size: examples in a batch; None: all examples of the client.
+        proximal: μ of FedProx (Li et al. 2020, equation 2): μ(w − w_received) is added to each gradient before clipping.
+        keep_optimizer_state: start with the optimizer's buffers of the client's last round; else with the initial buffers.
+        uses_correction: add a vector of the client to each gradient: see `TrainingJob`.
+        last_batch: use of the examples that do not fill a last batch. "keep": a smaller batch; "drop": none, as with PyTorch's
+            DataLoader(drop_last=True); "merge": add them to the batch before. A client with fewer examples than `batch_size`
+            has one batch of all its examples in each case. All its examples count in its aggregation weight in each case.
     """
 
     optimizer: Optimizer
@@ -89,7 +94,7 @@ class LocalTraining:
     last_batch: LastBatch = "keep"
 
     def plan_batches(self, n: int) -> BatchPlan:
-        """Return the batches of one pass over n examples. Every count of steps, batches and examples follows from it."""
+        """Return the batches of one pass over n examples. All counts of steps, batches and examples follow from them."""
         size = n if self.batch_size is None else min(self.batch_size, n)
         full, rest = divmod(n, size) if size else (0, 0)
         if not rest or self.last_batch == "drop":
@@ -97,16 +102,16 @@ class LocalTraining:
         return BatchPlan(size, full, rest) if self.last_batch == "keep" else BatchPlan(size, full - 1, size + rest)
 
     def n_steps(self, n: int) -> int:
-        """The number of steps that a client of n examples makes in a round."""
+        """Return the number of local steps in a round of a client with n examples."""
         if n == 0:
             return 0
         return self.plan_batches(n).n_batches * (self.epochs or 0) if self.steps is None else self.steps
 
     def n_examples_processed(self, n: int) -> int:
-        """The number of examples that these steps take in, each counted as often as it is in a batch."""
+        """Return the number of examples in the batches of `n_steps(n)` steps, repetitions included."""
         plan = self.plan_batches(n)
-        passes, rest = divmod(self.n_steps(n), max(plan.n_batches, 1))
-        return passes * plan.n_examples + rest * plan.size
+        n_passes, n_rest = divmod(self.n_steps(n), max(plan.n_batches, 1))
+        return n_passes * plan.n_examples + n_rest * plan.size
 
     def local_step(
         self,
@@ -118,12 +123,17 @@ class LocalTraining:
         correction: Tensor | None = None,
         unused_slices: Sequence[slice] = (),
     ) -> ScaledStep:
-        """The step at w [P] for a batch's gradient g [P], which it may write to; start: the received model [P]; at: (round,
-        step, steps of this client in the round), from 1; correction: what is added to g [P]. In this order: proximal term,
-        correction, clipping, weight decay, the rule.
+        """Return the step at w: proximal term, correction, clipping, weight decay and the optimizer's rule, in this order.
 
-        unused: stretches of the parameters that the batch does not use. As in torch, which skips a parameter without a
-        gradient, they and their buffers stay as they are, unless the proximal term or a correction gives them a gradient.
+        Args:
+            w: [P] float32, parameters; not written to.
+            received_weights: [P] float32, model at the start of the round.
+            g: [P] float32, gradient of the batch; overwritten.
+            buffers: the optimizer's buffers by name, each [P]; updated in place.
+            schedule_time: round, local step and number of the client's steps in the round, from 1.
+            correction: [P] float32, added to g; None: nothing is added.
+            unused_slices: slices of the parameters that the batch does not use. They and their buffers do not change, as
+                torch skips parameters without a gradient, unless `skips_unused_parameters` is false.
         """
         if self.proximal:
             g.add_(w - received_weights, alpha=self.proximal)
@@ -132,58 +142,65 @@ class LocalTraining:
         rate = self.optimizer.learning_rate(*schedule_time)
         if not unused_slices or not self.skips_unused_parameters:
             return self.optimizer.step(w, g, buffers, rate)
-        kept = [(value[where], value[where].clone()) for value in buffers.values() for where in unused_slices]
+        copies = [(buffer[unused], buffer[unused].clone()) for buffer in buffers.values() for unused in unused_slices]
         direction, alpha = self.optimizer.step(w, g, buffers, rate)
-        direction = direction.clone()  # it may be one of the buffers
-        for where in unused_slices:
-            direction[where] = 0
-        for stretch, value in kept:
-            stretch.copy_(value)
+        direction = direction.clone()  # may be one of the buffers
+        for unused in unused_slices:
+            direction[unused] = 0
+        for segment, copy in copies:
+            segment.copy_(copy)
         return ScaledStep(direction, alpha)
 
     @property
     def skips_unused_parameters(self) -> bool:
-        """True if a parameter that a batch does not use stays as it is; a proximal term or a correction reaches all of them."""
+        """True if steps do not change parameters that the batch does not use: no proximal term and no correction."""
         return not self.proximal and not self.uses_correction
 
     def fednova_normalizer(self, n_examples: int, round: int) -> float:
-        """By how much a constant gradient of one moves each coordinate of a client of so many examples in this round, against
-        the gradient: FedNova's ‖a_i‖₁ with the step sizes in it (Wang et al. 2020, "Tackling the objective inconsistency
-        problem", section 4). Schedule, momentum and proximal term count; buffers start at zero; clipping, correction and
-        weight decay are left out. τη for τ steps of SGD; 0 without examples."""
+        """Return FedNova's ‖a_i‖₁ with the learning rates in it.
+
+        Wang et al. 2020, "Tackling the objective inconsistency problem", section 4: the distance that a constant gradient of
+        one moves a coordinate. τη for τ steps of SGD, 0 without examples. Schedule, momentum and proximal term count, with
+        buffers that start at zero. Clipping, correction and weight decay do not count.
+        """
         return _fednova_normalizer(self, self.n_steps(n_examples), round)
 
     def learning_rate_sum(self, n_examples: int, round: int) -> float:
-        """The sum of the step sizes η over the steps of a client of so many examples in this round: SCAFFOLD's Kη (Karimireddy
-        et al. 2020, algorithm 1)."""
+        """Return the sum of η over a client's local steps: SCAFFOLD's Kη (Karimireddy et al. 2020, algorithm 1)."""
         n_steps = self.n_steps(n_examples)
         return float(sum(self.optimizer.learning_rate(round, step, n_steps) for step in range(1, n_steps + 1)))
 
 
 @functools.lru_cache(4096)
 def _fednova_normalizer(local_training: LocalTraining, n_steps: int, round: int) -> float:
-    """`LocalTraining.fednova_normalizer`, by its own recurrence on one number."""
+    """Run the optimizer's steps on one coordinate with gradient one; see `LocalTraining.fednova_normalizer`."""
     import torch
 
-    plain = replace(local_training, optimizer=replace(local_training.optimizer, clip_norm=None, weight_decay=0.0))
+    unclipped = replace(local_training, optimizer=replace(local_training.optimizer, clip_norm=None, weight_decay=0.0))
     start = torch.zeros(1, dtype=torch.float64)
     w, buffers = start.clone(), local_training.optimizer.init(start)
     with torch.no_grad():
         for step in range(1, n_steps + 1):
-            direction, alpha = plain.local_step(w, start, torch.ones_like(w), buffers, (round, step, n_steps))
+            direction, alpha = unclipped.local_step(w, start, torch.ones_like(w), buffers, (round, step, n_steps))
             w.add_(direction, alpha=alpha)
     return -float(w)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingJob:
-    """One client's task in one round. Nothing that it has is written to.
+    """Training of one client in one round. Engines write to none of its arrays.
 
-    weights: the decoded model [P]. memory: what the optimiser begins with if the recipe says `keep_optimizer_state`, by the
-    names that
-    `Optimizer.init` gives, each [P]; what is absent is zero. correction: what is added to the gradient of each batch [P] if the
-    recipe says `uses_correction`, SCAFFOLD's c − c_i (Karimireddy et al. 2020, algorithm 1); None: zero. buffers: batch norm's
-    running statistics before training [S], as `LearningTask.module_buffers` describes them; None: as the module was made.
+    Attributes:
+        seed: seed of the run.
+        round: number of the round, from 1.
+        client: index of the client.
+        weights: [P] float32, decoded model.
+        examples: the client's n training examples.
+        optimizer_state: the optimizer's initial buffers under `keep_optimizer_state`, by the names of `Optimizer.init`, each
+            [P] float32; buffers that are absent start at zero.
+        correction: [P] float32, added to each gradient under `uses_correction`: SCAFFOLD's c − c_i (Karimireddy et al. 2020,
+            algorithm 1); None: zero.
+        buffers: [S] float32, module buffers before training in the order of `LearningTask.buffers`; None: their initial values.
     """
 
     seed: int
@@ -198,12 +215,16 @@ class TrainingJob:
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """What a client's training gave. update: w_local − w_received [P], or the step itself if it was the only one.
+    """Result of a client's training.
 
-    (w + s) − w is not s in floating point, so a one-step client hands over s. memory: if the recipe says
-    `keep_optimizer_state`, the
-    optimiser's buffers after the last step, each [P], in memory of their own; else nothing. buffers: batch norm's running
-    statistics after training [S]; None if the task has none.
+    Attributes:
+        client: index of the client.
+        update: [P] float32, w_local − w_received. A client with one step s returns s itself, since (w + s) − w is rounded.
+        n_examples: the client's training examples, n.
+        n_steps: local steps of the round.
+        optimizer_state: the optimizer's buffers after the last step under `keep_optimizer_state`, each a [P] array of its own;
+            else empty.
+        buffers: [S] float32, module buffers after training; None if clients send none.
     """
 
     client: int
@@ -215,70 +236,84 @@ class TrainingResult:
 
 
 def explain_restart(label: str) -> str:
-    """Return the sentence about Python state that training changes and that clients do not carry."""
-    return f"training changes {label} in Python, which begins as it was made at each client; keep it in a buffer to carry it on"
+    """Return the sentence about a Python attribute that training changes and that clients do not send."""
+    return f"training changes {label} in Python, which is reset for each client; use a buffer to keep its value between rounds"
 
 
 class NotCapturableError(Exception):
-    """Why an engine cannot train a task. Nobody's mistake: another engine can."""
+    """Reason why an engine cannot train a task that another engine can train."""
 
 
 class TrainingEngine(Protocol):
-    """Laws: each result depends on its own Work alone, and the evaluation of each slice on that slice; torch's thread count and
-    global generator are left as they were.
+    """Implementation of local training and of evaluation.
 
-    together: how many works it likes to be given at once.
+    Laws: each result depends only on its job, and the evaluation of a slice only on the slice. Torch's thread count and
+    global generators are restored.
 
-    What a module, or a loss that is one, keeps in its buffers is put back after each client; batch norm's running statistics,
-    if the task has them, come with each Work and go with its result. What a module keeps in Python attributes that its forward
-    changes is its own: such a module has no place in a federation, where clients do not share memory.
+    Buffers and Python attributes of the module and the loss are restored after each client. The buffers that clients send
+    (`LearningTask.buffers`) come with each job and are returned with its result.
+
+    Attributes:
+        preferred_batch_of_clients: number of jobs that one call of `train` should have.
     """
 
     preferred_batch_of_clients: int
 
     @abstractmethod
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        """A result for each of `jobs`, in any order."""
+        """Train clients.
+
+        Args:
+            jobs: training of one client each, also of the same client or of different rounds.
+
+        Yields:
+            A result for each job, in any order.
+        """
 
     @abstractmethod
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""
+        """Return the loss and the metrics of a model.
+
+        Args:
+            weights: [P] float32, parameters.
+            examples: examples to evaluate the model on.
+            buffers: [S] float32, module buffers; None: their initial values.
+        """
 
 
 def initial_training_state(job: TrainingJob, local_training: LocalTraining) -> tuple[Mapping[str, F32], F32 | None]:
-    """What a client begins with besides the model: (the optimiser's buffers, what is added to each gradient [P], None if that
-    is nothing for all clients).
+    """Return the optimizer's initial buffers, and the correction [P]; None if no client has a correction.
 
-    A zero in a correction becomes −0: to add that changes nothing, not even the sign of a zero.
+    Zeros in a correction become −0, because adding −0 changes no number, not even the sign of a zero.
     """
-    memory: Mapping[str, F32] = job.optimizer_state if local_training.keep_optimizer_state else {}
+    optimizer_state: Mapping[str, F32] = job.optimizer_state if local_training.keep_optimizer_state else {}
     if not local_training.uses_correction:
-        return memory, None
+        return optimizer_state, None
     correction = np.zeros_like(job.weights) if job.correction is None else job.correction
-    return memory, np.negative(0 - correction)
+    return optimizer_state, np.negative(0 - correction)
 
 
 def epochs(job: TrainingJob, local_training: LocalTraining) -> Iterator[tuple[I64, int]]:
-    """(the order of the pass's examples [`BatchPlan.n_examples`], the number of steps) of each pass; every pass has an order of
-    its own, the last may stop early.
+    """Yield the order of the examples, [`BatchPlan.n_examples`], and the number of steps of each pass.
 
-    Full batches are in the order of the data, so that they add up the same in every round.
+    Each pass has its own random order; the last pass may have fewer steps. A batch of all examples has the order of the data,
+    so that its sums round alike in every round.
     """
-    n, left, epoch = len(job.examples), local_training.n_steps(len(job.examples)), 0
+    n, remaining, epoch = len(job.examples), local_training.n_steps(len(job.examples)), 0
     plan = local_training.plan_batches(n)
-    while left:
+    while remaining:
         if plan.n_batches == 1 and plan.n_examples == n:
             order = np.arange(n, dtype=np.int64)
         else:
             order = rng.derive_generator(job.seed, "batches", job.round, job.client, epoch).permutation(n)[: plan.n_examples]
-        n_steps = min(left, plan.n_batches)
+        n_steps = min(remaining, plan.n_batches)
         yield order, n_steps
-        left -= n_steps
+        remaining -= n_steps
         epoch += 1
 
 
 def batches(job: TrainingJob, local_training: LocalTraining) -> Iterator[I64]:
-    """The examples of each step, as `LocalTraining.plan_batches` divides a pass."""
+    """Yield the indices of each step's examples, as `LocalTraining.plan_batches` divides a pass."""
     plan = local_training.plan_batches(len(job.examples))
     for order, n_steps in epochs(job, local_training):
         for step in range(n_steps):
@@ -286,7 +321,7 @@ def batches(job: TrainingJob, local_training: LocalTraining) -> Iterator[I64]:
 
 
 def distinct_batch_sizes(n: int, local_training: LocalTraining) -> list[int]:
-    """The sizes of the batches that a client of n examples makes in a round."""
+    """Return the distinct batch sizes of a client with n examples in a round."""
     plan, n_steps = local_training.plan_batches(n), local_training.n_steps(n)
     full = [plan.size] if n_steps and plan.n_full else []
     return [*full, plan.last_size] if plan.last_size and n_steps > plan.n_full else full

@@ -1,4 +1,4 @@
-"""Result of an evaluation, and how results of slices are joined."""
+"""Sets of examples that models are evaluated on, and results of evaluations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fedsgd.data import Examples
 from fedsgd.numerics.arrays import F64, I64
 
 EVALUATION_SLICE_SIZE = 100
-"""Slices of 1,000 were 1.3 to 1.6 times slower on the convolutional networks, and no faster on the others."""
+"""Examples in a slice. 1,000 were 1.3 to 1.6 times slower on convolutional networks, and not faster on others."""
 SET_LABELS = {"test": "test examples", "clients": "test examples of clients", "training": "training examples"}
-"""Names of sets in words."""
+"""Descriptions of sets for messages, by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,27 +22,28 @@ class EvaluationSets:
     """Examples on which a run evaluates models.
 
     Attributes:
-        together: name of a set -> its examples, evaluated by one model.
-        alone: name of a set -> its examples, the numbers of examples of the clients whose own models are evaluated, and how
-            many clients have each.
+        global_sets: by name of the set, its examples; one model is evaluated on them.
+        local_sets: by name of the set, its examples, the distinct numbers of examples of its clients, and the number of clients
+            with each; each client's own model is evaluated on its examples.
     """
 
     global_sets: Mapping[str, Examples]
     local_sets: Mapping[str, tuple[Examples, I64, I64]]
 
     def iterate_slices(self) -> Iterator[tuple[str, str, Examples]]:
-        """Yield (name of the set, its examples in words, slice) for a slice of each size that occurs, whole ones first."""
+        """Yield name of the set, description and slice, for a slice of each size that occurs, full slices first."""
         for name, examples in self.global_sets.items():
-            what, rest = f"the {len(examples):,} {SET_LABELS[name]}", len(examples) % EVALUATION_SLICE_SIZE
-            yield name, what, examples.slice(0, EVALUATION_SLICE_SIZE)
-            if rest and rest < len(examples):
-                yield name, what, examples.slice(len(examples) - rest, len(examples))
-        for name, (examples, sizes, clients) in self.local_sets.items():
-            whole, rests = np.minimum(sizes, EVALUATION_SLICE_SIZE), sizes % EVALUATION_SLICE_SIZE
-            for size in np.unique(np.concatenate([whole, rests]))[::-1].tolist():
-                n_clients = clients[(whole == size) | (rests == size)].sum()
+            description, n_rest = f"the {len(examples):,} {SET_LABELS[name]}", len(examples) % EVALUATION_SLICE_SIZE
+            yield name, description, examples.slice(0, EVALUATION_SLICE_SIZE)
+            if n_rest and n_rest < len(examples):
+                yield name, description, examples.slice(len(examples) - n_rest, len(examples))
+        for name, (examples, sizes, client_counts) in self.local_sets.items():
+            first_sizes, last_sizes = np.minimum(sizes, EVALUATION_SLICE_SIZE), sizes % EVALUATION_SLICE_SIZE
+            for size in np.unique(np.concatenate([first_sizes, last_sizes]))[::-1].tolist():
+                n_clients = client_counts[(first_sizes == size) | (last_sizes == size)].sum()
                 if size:
-                    yield name, f"the test examples of {n_clients:,} of {clients.sum():,} clients", examples.slice(0, size)
+                    description = f"the test examples of {n_clients:,} of {client_counts.sum():,} clients"
+                    yield name, description, examples.slice(0, size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +51,13 @@ class EvaluationResult:
     """Loss and metrics of a model on n examples.
 
     Attributes:
-        examples: n.
-        losses: by slice of `EVALUATION_SLICE_SIZE` examples, in order, the loss times its weight; one entry where the loss was
+        n_examples: number of examples, n.
+        losses: loss times weight of each slice of `EVALUATION_SLICE_SIZE` examples, in order; one entry where the loss was
             computed in one call.
-        scores: each metric by example, [n].
-        weights: weights of the scores by example, [n], of the metrics that have any.
-        loss_weights: by entry of `losses`, what it weighs; None: the numbers of examples.
-        summed: the loss of the set is the sum of `losses`, not their mean.
+        scores: by name of the metric, [n] float64, its value for each example.
+        score_weights: by name of the metric, [n] float64, weights of its values; only for metrics with weights.
+        loss_weights: weight of each entry of `losses`; None: numbers of examples.
+        is_loss_sum: True if the loss of the set is the sum of `losses`, False if it is their weighted mean.
     """
 
     n_examples: int
@@ -68,7 +69,7 @@ class EvaluationResult:
 
     @staticmethod
     def join(parts: Sequence[EvaluationResult]) -> EvaluationResult:
-        """Join parts that follow each other, each but the last whole slices: what one evaluation of all would return."""
+        """Join consecutive parts, each but the last of full slices, into the result of one evaluation of all examples."""
         first = parts[0]
         losses = [loss for part in parts for loss in part.losses]
         scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in first.scores}
@@ -82,18 +83,18 @@ class EvaluationResult:
         )
 
     def get_score_weights(self, name: str) -> F64:
-        """Return the weights of a metric by example, [n]; all ones if it has none."""
+        """Return the weights of a metric's values, [n]; ones for a metric without weights."""
         return self.score_weights[name] if name in self.score_weights else np.ones(self.n_examples)
 
     def sum_weights(self, name: str) -> float:
-        """Return what a metric, or "loss", weighs among those of other sets: examples, or what counts of them."""
+        """Return the weight of a metric, or of "loss", in a mean over sets: the number of examples or the sum of weights."""
         if name == "loss":
             return float(self.n_examples) if self.loss_weights is None else _add_up(self.loss_weights)
         return float(self.score_weights[name].sum()) if name in self.score_weights else float(self.n_examples)
 
     @property
     def loss(self) -> float:
-        """Loss of the examples together. Slices are added in their order, whoever evaluated them; sum() would compensate."""
+        """Loss of all examples. Slices are added in order, whichever worker evaluated them; Python's `sum` would compensate."""
         total = _add_up(self.losses)
         if self.is_loss_sum:
             return total
@@ -102,7 +103,7 @@ class EvaluationResult:
 
     @property
     def means(self) -> dict[str, float]:
-        """ "loss" and the weighted mean of each metric."""
+        """Loss under "loss", and the weighted mean of each metric by its name."""
         with np.errstate(over="ignore", invalid="ignore"):  # a user's metric may be infinite
             means = {name: average(score, self.score_weights.get(name)) for name, score in self.scores.items()}
             return {"loss": self.loss, **means}
@@ -116,8 +117,8 @@ def _add_up(values: Sequence[float]) -> float:
 
 
 def average(values: F64, weights: F64 | None) -> float:
-    """Return the mean of values [n] with weights [n], the plain one where all weights are equal; NaN if all are zero."""
+    """Return the mean of values [n] with weights [n]: the unweighted mean if all are equal, NaN if all are zero."""
     if weights is None or (weights == weights[0]).all():
         return float(values.mean()) if weights is None or weights[0] else math.nan
-    counted = weights > 0
-    return float((values[counted] * weights[counted]).sum() / weights[counted].sum())
+    is_weighted = weights > 0
+    return float((values[is_weighted] * weights[is_weighted]).sum() / weights[is_weighted].sum())
