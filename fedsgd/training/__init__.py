@@ -1,4 +1,4 @@
-"""Local training of clients, and evaluation. This package does not import torch; the modules of the engines do.
+"""Local training of clients, and evaluation. This module does not import torch; the modules of the engines do.
 
 sequential   trains client after client with plain autograd: the reference for tests
 captured     records a step once, rewrites it, and replays it without autograd

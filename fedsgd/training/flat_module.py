@@ -1,4 +1,4 @@
-"""A task's module on flat parameters: what every engine asks of plain autograd, and evaluation."""
+"""A task's module on a flat parameter vector: gradients of plain autograd, and evaluation."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ from fedsgd.training.slice_evaluation import EvaluationAccumulator, check_loss
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """As on the wire; or, channels_last, with the channels of each tensor of four axes (the weight of a convolution) last.
+    """Order of the numbers of each tensor in a flat vector [P].
 
-    That is what convolutions and pools are quickest with on a CPU. An elementwise rule is the same in both.
+    Attributes:
+        layout: names and shapes of the P parameters.
+        channels_last: store tensors of four axes (weights of convolutions) with their channels last, the fastest order for
+            convolutions and pooling on a CPU; else all tensors have the order of the wire. Elementwise rules suit both.
     """
 
     layout: ParameterLayout
     channels_last: bool = False
 
     def view_tensors(self, flat: Tensor) -> list[Tensor]:
-        """Each tensor of a vector [P], in the shape that the module knows."""
-        return [self._view(flat[where], shape) for _, where, shape in self.layout.list_slices()]
+        """Return each tensor of a vector [P] as a view, in its shape in the module."""
+        return [self._view(flat[segment], shape) for _, segment, shape in self.layout.list_slices()]
 
     def _view(self, segment: Tensor, shape: tuple[int, ...]) -> Tensor:
         if not self._is_permuted(shape):
@@ -50,27 +53,29 @@ class TensorFormat:
         return self.channels_last and len(shape) == 4
 
     def load(self, flat: Tensor, values: F32) -> None:
-        """Overwrite flat [P] with values [P] that stand as on the wire."""
-        ours: F32 = flat.numpy()
-        np.copyto(ours, values)
-        for _, where, shape in self.layout.list_slices():
+        """Overwrite flat [P] with values [P] in wire order."""
+        array: F32 = flat.numpy()
+        np.copyto(array, values)
+        for _, segment, shape in self.layout.list_slices():
             if self._is_permuted(shape):
                 out, channels, height, width = shape
-                ours[where].reshape(out, height, width, channels)[...] = values[where].reshape(shape).transpose(0, 2, 3, 1)
+                tensor = values[segment].reshape(shape)
+                array[segment].reshape(out, height, width, channels)[...] = tensor.transpose(0, 2, 3, 1)
 
     def to_wire_order(self, flat: Tensor) -> F32:
-        """A copy of flat [P] that stands as on the wire."""
-        ours: F32 = flat.numpy()
-        values = ours.copy()
-        for _, where, shape in self.layout.list_slices():
+        """Return a copy of flat [P] in wire order."""
+        array: F32 = flat.numpy()
+        values = array.copy()
+        for _, segment, shape in self.layout.list_slices():
             if self._is_permuted(shape):
                 out, channels, height, width = shape
-                values[where].reshape(shape)[...] = ours[where].reshape(out, height, width, channels).transpose(0, 3, 1, 2)
+                tensor = array[segment].reshape(out, height, width, channels)
+                values[segment].reshape(shape)[...] = tensor.transpose(0, 3, 1, 2)
         return values
 
 
 class FlatModule:
-    """The module of a task, whose parameters can be pointed at any flat vector [P]."""
+    """Module of a task whose parameters can be views of any flat vector [P]."""
 
     def __init__(self, task: LearningTask) -> None:
         self.task = task
@@ -80,13 +85,13 @@ class FlatModule:
         self._views: list[Tensor] = [parameter.detach() for parameter in self.parameters]
 
     def bind_parameters(self, views: Sequence[Tensor]) -> None:
-        """Make these tensors, in the layout's order, the module's parameters."""
+        """Let the module's parameters use the memory of these tensors, given in the layout's order."""
         self._views = list(views)
         for parameter, view in zip(self.parameters, views, strict=True):
             parameter.data = view
 
     def compute_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of one batch, as a graph of autograd's."""
+        """Return the loss of one batch with its autograd graph."""
         with torch.enable_grad():
             return check_loss(self.task.loss(self.task.module(x), y))
 
@@ -94,13 +99,13 @@ class FlatModule:
         """Return the gradient of the loss of one batch for each parameter, None for one that the loss does not reach."""
         gradients = torch.autograd.grad(self.compute_loss(x, y), self.parameters, allow_unused=True)
         for parameter, view in zip(self.parameters, self._views, strict=True):
-            if parameter.data_ptr() != view.data_ptr():  # the module assigned to its .data: that is its value from now on
+            if parameter.data_ptr() != view.data_ptr():  # the module assigned to .data, so the parameter has a new value
                 view.copy_(parameter.detach())
                 parameter.data = view
         return gradients
 
     def compute_flat_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[slice]]:
-        """Return the gradient of one batch's loss [P], and the stretches of it that the batch does not use, where it is 0."""
+        """Return the gradient of one batch's loss [P], and its slices that the batch does not use, where it is 0."""
         gradients = self.compute_gradients(x, y)
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
         return torch.cat([part.reshape(-1) for part in parts]), find_unused_slices(self.task.layout, gradients)
@@ -108,8 +113,14 @@ class FlatModule:
     def evaluate(
         self, weights: F32, examples: Examples, tensor_format: TensorFormat, buffers: F32 | None = None
     ) -> EvaluationResult:
-        """The loss and the metrics of the model with these weights [P] and running statistics [S], in slices of 100
-        examples."""
+        """Return the loss and the metrics of a model, computed in slices of `EVALUATION_SLICE_SIZE` examples.
+
+        Args:
+            weights: [P] float32, parameters in wire order.
+            examples: examples to evaluate the model on.
+            tensor_format: order of the parameters that the module computes with.
+            buffers: [S] float32, module buffers; None: their initial values.
+        """
         flat = torch.empty(len(weights))
         tensor_format.load(flat, weights)
         self.bind_parameters(tensor_format.view_tensors(flat))
@@ -127,11 +138,11 @@ class FlatModule:
 
     @contextmanager
     def isolated_buffers(self, buffers: F32 | None = None, include_large: bool = True) -> Iterator[None]:
-        """Run the body with buffers and attributes as they were made, and put both back afterwards.
+        """Run the body with initial buffers and attributes of the module, and restore both afterwards.
 
         Args:
-            statistics: [S] float32, values of the buffers that clients carry; None: as they were made.
-            large: see `ModuleState.restore`.
+            buffers: [S] float32, values of the buffers that clients send; None: their initial values.
+            include_large: see `ModuleState.restore`.
         """
         self.state.restore(include_large)
         try:
@@ -143,10 +154,10 @@ class FlatModule:
 
 
 def copy_for_capture(task: LearningTask) -> FlatModule:
-    """Return the network of a copy of the task, since trying to capture it runs the module.
+    """Return a copy of the task's module, because an attempt to capture its step runs it.
 
     Raises:
-        CaptureError: training changes buffers or Python state, and a step that is tried compares gradients only.
+        NotCapturableError: training changes buffers or Python state; the check of a captured step compares gradients only.
     """
     if task.buffers is not None:
         raise NotCapturableError(f"training changes the buffer {task.buffers.names[0]}")
@@ -158,14 +169,14 @@ def copy_for_capture(task: LearningTask) -> FlatModule:
 def read_state_dicts(
     flat_module: FlatModule, weights: F32, buffers: F32 | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Return the state dicts of module and loss with weights [P] and buffers [S]; None for a loss that nothing changes."""
+    """Return the state dicts of module and loss with weights [P] and buffers [S]; None for a loss that does not train."""
     task, flat = flat_module.task, torch.from_numpy(np.array(weights))
     flat_module.bind_parameters(TensorFormat(task.layout).view_tensors(flat))
-    carried = () if task.buffers is None else task.buffers.names
-    changes = any(name.startswith("loss.") for name in (*task.layout.names, *carried))
+    buffer_names = () if task.buffers is None else task.buffers.names
+    loss_changes = any(name.startswith("loss.") for name in (*task.layout.names, *buffer_names))
     with flat_module.isolated_buffers(buffers):
         module, *loss = (_copy_tensors(part.state_dict()) for _, part in task.parts)
-    return module, loss[0] if loss and changes else None
+    return module, loss[0] if loss and loss_changes else None
 
 
 def _copy_tensors(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
@@ -173,21 +184,21 @@ def _copy_tensors(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def check_attributes(flat_module: FlatModule) -> None:
-    """Raise CaptureError if running the module changed one of its Python attributes, which a recording would not."""
+    """Raise NotCapturableError if the module changed one of its Python attributes, as a recording would not."""
     flat_module.state.restore()
-    changed = flat_module.state.attributes.first_change
-    if changed is not None:
-        raise NotCapturableError(explain_restart(changed))
+    attribute = flat_module.state.attributes.first_change
+    if attribute is not None:
+        raise NotCapturableError(explain_restart(attribute))
 
 
 def find_unused_slices(layout: ParameterLayout, gradients: Sequence[Tensor | None]) -> list[slice]:
-    """Return the stretches of a vector [P] whose parameters have no gradient."""
-    return [where for (_, where, _), gradient in zip(layout.list_slices(), gradients, strict=True) if gradient is None]
+    """Return the slices of a vector [P] whose parameters have no gradient."""
+    return [segment for (_, segment, _), gradient in zip(layout.list_slices(), gradients, strict=True) if gradient is None]
 
 
 @timed("gather")
 def batch_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
-    """x and y of these examples as copies, so that a module that works in place changes them only for itself."""
+    """Return x and y of examples as copies, so that in-place operations of a module do not change the dataset."""
     if examples.rows is None:
         return as_tensor(examples.x).clone(), as_tensor(examples.y).clone()
     rows = torch.from_numpy(examples.rows)
@@ -195,7 +206,7 @@ def batch_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
 
 
 def as_tensor(array: NDArray[np.generic]) -> Tensor:
-    """A tensor in the array's memory. Nobody here writes to it, so that an array that may not be written to will do."""
+    """Return a tensor in the array's memory. The array may be read-only, since callers do not write to the tensor."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -1,4 +1,4 @@
-"""The floating-point operations of a training step, counted: what a price of computing rests on."""
+"""Count of the floating-point operations of a training step, from which computing times are estimated."""
 
 from __future__ import annotations
 
@@ -17,48 +17,56 @@ from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training.flat_module import FlatModule, TensorFormat, batch_tensors
 
 BATCH_SIZE = 8
+"""Examples in the batch whose operations are counted."""
 FLOPS_PER_PARAMETER = 6
+"""Operations per parameter and example without a count: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)."""
 
 
 class Flops(NamedTuple):
-    """per_example: of one example, forward and backward. rule: "counted", by PyTorch's own counter, which knows the matrix
-    products, convolutions and attention that training consists of, and counts a multiplication and an addition as two; or "six
-    a parameter" where it finds none or fails (2P forward, 4P backward; Kaplan et al. 2020, section 2.1)."""
+    """Floating-point operations of training.
+
+    Attributes:
+        per_example: operations for one example, forward and backward.
+        rule: "counted" by PyTorch's counter, which covers matrix products, convolutions and attention, and counts a
+            multiplication and an addition as two; "six a parameter" where the counter fails or finds none of these.
+    """
 
     per_example: float
     rule: Literal["counted", "six a parameter"]
 
 
 def count_training_flops(task: LearningTask, examples: Examples) -> Flops:
-    """Of the gradient of the loss on a few of these examples. The module is as it was afterwards, and so are torch's global
-    generator and its threads."""
-    six = Flops(float(FLOPS_PER_PARAMETER * task.layout.size), "six a parameter")
+    """Count the operations of the gradient on the first `BATCH_SIZE` examples; never raises.
+
+    The module's state, the global generators and torch's number of threads are restored.
+    """
+    estimate = Flops(float(FLOPS_PER_PARAMETER * task.layout.size), "six a parameter")
     try:
-        counted = _count_flops(task, examples)
-    except Exception:  # the user's module, loss or an operation that the counter cannot read: no reason to lose a finished run
-        return six
-    return Flops(counted, "counted") if counted else six
+        per_example = _count_flops(task, examples)
+    except Exception:  # of the user's module or loss, or of the counter; a finished run must not fail for it
+        return estimate
+    return Flops(per_example, "counted") if per_example else estimate
 
 
 def _count_flops(task: LearningTask, examples: Examples) -> float:
-    part = examples.slice(0, min(BATCH_SIZE, len(examples)))
-    network, flat = FlatModule(task), torch.empty(task.layout.size)
-    arrangement = TensorFormat(task.layout)
-    arrangement.load(flat, task.initial_parameters)
-    network.bind_parameters(arrangement.view_tensors(flat))
+    batch = examples.slice(0, min(BATCH_SIZE, len(examples)))
+    flat_module, flat = FlatModule(task), torch.empty(task.layout.size)
+    tensor_format = TensorFormat(task.layout)
+    tensor_format.load(flat, task.initial_parameters)
+    flat_module.bind_parameters(tensor_format.view_tensors(flat))
     was_training = task.module.training
-    with use_single_thread(), isolate_generators(0), network.isolated_buffers(), _disable_fused_layers():
+    with use_single_thread(), isolate_generators(0), flat_module.isolated_buffers(), _disable_fused_layers():
         task.module.train()
         with FlopCounterMode(display=False) as counter:
-            network.compute_gradients(*batch_tensors(part))
+            flat_module.compute_gradients(*batch_tensors(batch))
     task.module.train(was_training)
-    return float(counter.get_total_flops()) / len(part)
+    return float(counter.get_total_flops()) / len(batch)
 
 
 @contextmanager
 def _disable_fused_layers() -> Iterator[None]:
-    """MKL-DNN makes one operation of a whole recurrent layer, in which the counter finds nothing to count."""
+    """Run the body without MKL-DNN, which makes a recurrent layer one operation that the counter does not cover."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # said when its flags are set, on any machine
+        warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # PyTorch warns on any machine
         with torch.backends.mkldnn.flags(enabled=False):
             yield

@@ -1,7 +1,7 @@
-"""State of a task's module and loss beside the parameters that train: buffers, frozen parameters, Python attributes.
+"""State of a task's module and loss besides its trainable parameters: buffers, frozen parameters, Python attributes.
 
-Clients of a federation share none of it. Each begins its round with all of it as it was made, except for the tensors that its
-policy carries from round to round (`LearningTask.module_buffers`).
+Clients do not share this state. Each client starts its round with the initial state, except for the buffers that clients send
+or store (`LearningTask.buffers`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from fedsgd.numerics.arrays import F32
 
 
 class ModuleState:
-    """Fixed tensors and attributes of a task's module and loss as they were made; S is the size of
-    `LearningTask.module_buffers`."""
+    """Initial buffers, frozen parameters and attributes of a task's module and loss."""
 
     def __init__(self, task: LearningTask) -> None:
         self._parts = task.parts
@@ -30,9 +29,9 @@ class ModuleState:
         fixed = named_fixed_tensors(self._parts)
         self._initial_tensors = {name: tensor.detach().clone() for name, tensor in fixed.items()}
         self._frozen_names = {name for name, tensor in fixed.items() if isinstance(tensor, torch.nn.Parameter)}
-        carried = () if task.buffers is None else task.buffers.names
+        client_buffers = () if task.buffers is None else task.buffers.names
         counters = [name for prefix, part in self._parts for name in find_unused_counters(part, prefix)]
-        self._unchanging_names = self._initial_tensors.keys() - {*carried, *counters}
+        self._unchanging_names = self._initial_tensors.keys() - {*client_buffers, *counters}
         modules = [module for _, part in self._parts for module in part.modules()]
         self._buffers = [module._buffers for module in modules]
         self._n_buffers = self._count_buffers()
@@ -42,54 +41,54 @@ class ModuleState:
         return sum(buffer is not None for buffers in self._buffers for buffer in buffers.values())
 
     def restore(self, include_large: bool = True) -> None:
-        """Make everything what it was.
+        """Restore the initial state.
 
         Args:
-            large: whether frozen parameters and large arrays in attributes are put back too.
+            include_large: restore frozen parameters and large arrays in attributes too.
 
         Raises:
-            ModelError: a buffer appeared or changed its shape.
+            ModelError: the module added a buffer or changed a buffer's shape.
         """
-        nothing = not self._initial_tensors and self._count_buffers() == self._n_buffers  # names are slow to look up
-        for name, tensor in () if nothing else named_fixed_tensors(self._parts).items():
-            before = self._initial_tensors.get(name)
-            if before is None or before.shape != tensor.shape:
-                raise ModelError(f"buffer {name} appeared or changed its shape while the module ran; register it beforehand")
+        is_empty = not self._initial_tensors and self._count_buffers() == self._n_buffers  # names are slow to look up
+        for name, tensor in () if is_empty else named_fixed_tensors(self._parts).items():
+            initial = self._initial_tensors.get(name)
+            if initial is None or initial.shape != tensor.shape:
+                raise ModelError(f"the module added buffer {name}, or changed its shape, while it ran; register it beforehand")
             if include_large or name not in self._frozen_names:
                 with torch.no_grad():
-                    tensor.copy_(before)
+                    tensor.copy_(initial)
         self.attributes.restore(include_large)
 
     def load_buffers(self, values: F32) -> None:
-        """Overwrite the tensors that clients carry with values [S]."""
+        """Overwrite the buffers that clients send with values [S]."""
         if self._layout is None or values.shape != (self._layout.size,):
             expected = "none" if self._layout is None else f"[{self._layout.size}]"
-            raise ValueError(f"buffers of shape {list(values.shape)}, this model has {expected}")
+            raise ValueError(f"got buffers of shape {list(values.shape)}, expected {expected} for this model")
         tensors = named_fixed_tensors(self._parts)
-        for name, where, shape in self._layout.list_slices():
-            value = torch.from_numpy(np.array(values[where])).view(shape)
+        for name, segment, shape in self._layout.list_slices():
+            value = torch.from_numpy(np.array(values[segment])).view(shape)
             if not tensors[name].is_floating_point():
                 value = value.round()
             with torch.no_grad():
                 tensors[name].copy_(value)
 
     def read_buffers(self) -> F32 | None:
-        """Return the tensors that clients carry [S], None if there are none."""
+        """Return the buffers that clients send [S], None if there are none."""
         if self._layout is None:
             return None
         tensors = named_fixed_tensors(self._parts)
         return np.concatenate([convert_to_float32(name, tensors[name]) for name in self._layout.names])
 
     def check_unchanged(self) -> None:
-        """Raise ModelError if training changed a tensor that no policy carries: putting it back would lose the change."""
+        """Raise ModelError if training changed a tensor that clients do not send, since `restore` would undo the change."""
         if self._unchanging_names:
             self.check_copies_unchanged(named_fixed_tensors(self._parts))
 
     def check_copies_unchanged(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise ModelError as `check_unchanged` does, for an engine that works on tensors of its own, by name."""
+        """Do the check of `check_unchanged` on an engine's copies of the tensors, by name."""
         for name in self._unchanging_names & tensors.keys():
             if not is_same(tensors[name].detach(), self._initial_tensors[name]):
                 raise ModelError(
-                    f"{name} changed while a client trained, though not in the trial steps before round 1, so that no policy "
-                    "carries it; let it change from the first step on, or not at all"
+                    f"{name} changed while a client trained, but not in the trial steps before round 1, so clients do not "
+                    "send it; change it from the first step on, or not at all"
                 )

@@ -1,5 +1,7 @@
-"""Which engine trains: the one that was asked for, or by a rule on the model and its clients. Never by a timing: a rerun must
-choose the same. torch is imported when an engine is made, so that settings can be read without it."""
+"""Selection of the engine: the requested one, or for "auto" by a rule on the model and its clients.
+
+The rule uses no timings, so that a rerun selects the same engine.
+"""
 
 from __future__ import annotations
 
@@ -31,23 +33,32 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_RECORDED_BATCH_SIZES = 32
-"""Batch sizes beyond these are not worth the time to record them: they go through autograd."""
+"""Most batch sizes that are recorded: recording a rarer size takes longer than training it with autograd."""
 MAX_STACKED_PARAMETERS = 65_536
-"""Larger models gain nothing in a stack: their weights leave the cache."""
+"""Parameters of the largest model that is stacked: the stacked weights of larger models do not fit in the cache."""
 MIN_STACKED_CLIENTS = 8
+"""Smallest cohort that is stacked."""
 DEFAULT_STACK_SIZE = 32
+"""Clients of a stack that is requested without a number."""
 PARAMETERS_PER_STACK = 2**19
-"""Parameters in a stack: as many clients as have so many, 16 to 50 of them."""
+"""Parameters of all clients in a stack: "auto" stacks 16 to 50 clients, and at most the cohort."""
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """An engine. stack: how many clients it trains at once, if it stacks them; reason: why this one."""
+    """Requested or selected engine.
+
+    Attributes:
+        name: name of the engine; "auto" in a request: by the rule of `select_engine`.
+        update: "exact": the bits of the sequential engine; "fused": faster, with other rounding.
+        stack: clients that the stacked engine trains at once; None: by rule, or for another engine.
+        reason: reason of the selection, for messages.
+    """
 
     name: EngineName = "auto"
     update: UpdateMode = "fused"
     stack: int | None = None
-    reason: str = "asked for"
+    reason: str = "requested"
 
     def __str__(self) -> str:
         update = "" if self.name == "sequential" else f", {self.update} update"
@@ -58,11 +69,24 @@ class EngineChoice:
 def make_engine(
     choice: EngineChoice, batch_sizes: Sequence[int], task: LearningTask, local_training: LocalTraining, sample: Examples
 ) -> TrainingEngine:
-    """That engine; ModelError if it cannot train this task. like: training examples; sizes: see `rank_batch_sizes`."""
+    """Return the chosen engine.
+
+    Args:
+        choice: name and settings of the engine, not "auto".
+        batch_sizes: batch sizes to record, as `rank_batch_sizes` returns them.
+        task: module, loss and initial model.
+        local_training: settings of local training.
+        sample: training examples to record and to check steps with.
+
+    Raises:
+        ModelError: the engine cannot train the task.
+    """
     try:
         return _create(choice, task, local_training, sample, batch_sizes)
     except NotCapturableError as error:
-        raise ModelError(f"the {choice.name} engine cannot train it: {error}; the sequential engine trains anything") from error
+        raise ModelError(
+            f"the {choice.name} engine cannot train the model: {error}; the sequential engine trains any model"
+        ) from error
 
 
 def select_engine(
@@ -73,33 +97,47 @@ def select_engine(
     batch_sizes: Sequence[int],
     cohort_size: int,
 ) -> tuple[TrainingEngine, EngineChoice]:
-    """(the engine, what it is). For "auto": stacked if the rule and the module allow it, else captured if the module does, else
-    sequential."""
+    """Return an engine and its description.
+
+    For "auto": stacked if `_reason_not_to_stack` has none and the module can be stacked; else captured if the module can be
+    captured; else sequential.
+
+    Args:
+        request: requested engine.
+        task: module, loss and initial model.
+        local_training: settings of local training.
+        sample: training examples to record and to check steps with.
+        batch_sizes: batch sizes to record, as `rank_batch_sizes` returns them.
+        cohort_size: clients of a round.
+
+    Raises:
+        ModelError: the requested engine cannot train the task; never for "auto".
+    """
     if request.name != "auto":
         reason = (
             request.reason if task.reset_attribute is None else f"{request.reason}; {explain_restart(task.reset_attribute)}"
         )
         return make_engine(request, batch_sizes, task, local_training, sample), replace(request, reason=reason)
     if not batch_sizes:
-        chosen = replace(request, name="sequential", stack=None, reason="no client has any examples")
-        return _create(chosen, task, local_training, sample, batch_sizes), chosen
-    against = _reason_not_to_stack(task, batch_sizes, cohort_size)
-    tried: list[tuple[EngineName, str]] = [("captured", against)]
-    if not against:
-        tried = [
+        choice = replace(request, name="sequential", stack=None, reason="no client has any examples")
+        return _create(choice, task, local_training, sample, batch_sizes), choice
+    objection = _reason_not_to_stack(task, batch_sizes, cohort_size)
+    candidates: list[tuple[EngineName, str]] = [("captured", objection)]
+    if not objection:
+        candidates = [
             ("stacked", f"{task.layout.size:,} parameters in linear layers, {cohort_size} clients a round"),
             ("captured", ""),
         ]
     stack = request.stack or min(50, max(16, PARAMETERS_PER_STACK // task.layout.size), cohort_size)
     reason = ""
-    for name, why in tried:
-        chosen = replace(request, name=name, stack=stack if name == "stacked" else None, reason=why or reason)
+    for name, rule in candidates:
+        choice = replace(request, name=name, stack=stack if name == "stacked" else None, reason=rule or reason)
         try:
-            return _create(chosen, task, local_training, sample, batch_sizes), chosen
+            return _create(choice, task, local_training, sample, batch_sizes), choice
         except NotCapturableError as error:
-            reason = f"it cannot be {name}: {error}"
-    chosen = replace(request, name="sequential", stack=None, reason=reason)
-    return _create(chosen, task, local_training, sample, batch_sizes), chosen
+            reason = f"the model cannot be {name}: {error}"
+    choice = replace(request, name="sequential", stack=None, reason=reason)
+    return _create(choice, task, local_training, sample, batch_sizes), choice
 
 
 def _create(
@@ -108,39 +146,44 @@ def _create(
     if choice.name == "captured" and batch_sizes:
         return Captured(task, local_training, sample, batch_sizes, choice.update)
     if choice.name == "stacked" and len(batch_sizes) == MAX_RECORDED_BATCH_SIZES:
-        raise NotCapturableError("its clients' batches have too many sizes for a stack")
+        raise NotCapturableError("the clients' batches have too many sizes for a stack")
     if choice.name == "stacked" and batch_sizes:
         return Stacked(task, local_training, sample, batch_sizes, choice.update, choice.stack or DEFAULT_STACK_SIZE)
     return Sequential(task, local_training)
 
 
 def _reason_not_to_stack(task: LearningTask, batch_sizes: Sequence[int], cohort_size: int) -> str:
-    """Why clients are not stacked; nothing if they may be."""
+    """Return the reason not to stack clients, "" if there is none."""
     if not all(_is_linear(module) for module in task.module.modules()):
-        return "not all its layers are linear"
+        return "not all layers are linear"
     if task.layout.size > MAX_STACKED_PARAMETERS:
-        return f"{task.layout.size:,} parameters, more than {MAX_STACKED_PARAMETERS:,}, gain nothing in a stack"
+        return f"{task.layout.size:,} parameters, more than {MAX_STACKED_PARAMETERS:,}, are not faster in a stack"
     if cohort_size < MIN_STACKED_CLIENTS:
-        return f"{cohort_size} clients a round, fewer than {MIN_STACKED_CLIENTS}, gain nothing in a stack"
+        return f"{cohort_size} clients a round, fewer than {MIN_STACKED_CLIENTS}, are not faster in a stack"
     return ""
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether what it has parameters for, if anything, is a linear layer or an embedding."""
+    """Return True for a linear layer, an embedding, or a module without parameters of its own."""
     from torch import nn
 
     return not module._parameters or type(module) in (nn.Linear, nn.Embedding)
 
 
 def rank_batch_sizes(example_counts: I64, local_training: LocalTraining, client_counts: I64 | None = None) -> list[int]:
-    """The sizes of the batches of clients with so many examples each, the most frequent first, at most 32. clients: how many
-    have each of these counts, one if not given; of the same length."""
-    steps: Counter[int] = Counter()
+    """Return the batch sizes of clients, those of most steps first, at most `MAX_RECORDED_BATCH_SIZES`.
+
+    Args:
+        example_counts: [m] int64, numbers of examples of clients.
+        local_training: settings of local training.
+        client_counts: [m] int64, numbers of clients with each of these; None: one each.
+    """
+    n_steps: Counter[int] = Counter()
     for n, n_clients in zip(
         *np.unique(example_counts, return_counts=True) if client_counts is None else (example_counts, client_counts),
         strict=True,
     ):
         plan = local_training.plan_batches(int(n))
         for size in distinct_batch_sizes(int(n), local_training):
-            steps[size] += int(n_clients) * (1 if size == plan.last_size else plan.n_full)
-    return [size for size, _ in sorted(steps.items(), key=lambda item: (-item[1], -item[0]))[:MAX_RECORDED_BATCH_SIZES]]
+            n_steps[size] += int(n_clients) * (1 if size == plan.last_size else plan.n_full)
+    return [size for size, _ in sorted(n_steps.items(), key=lambda item: (-item[1], -item[0]))[:MAX_RECORDED_BATCH_SIZES]]

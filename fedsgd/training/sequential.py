@@ -1,4 +1,4 @@
-"""One client after the other, one step after the other, plain autograd: the oracle that faster engines are held to."""
+"""Training of one client after another with plain autograd: the reference that tests compare faster engines with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedsgd.training.flat_module import FlatModule, TensorFormat, as_tensor, bat
 
 
 class Sequential:
-    """The parameters of the task's module are views of one flat vector w [P], so a step is one operation on it."""
+    """Engine whose module's parameters are views of one flat vector w [P], so that a step is one operation on w."""
 
     preferred_batch_of_clients = 1
 
@@ -29,12 +29,12 @@ class Sequential:
         self._tensor_format = TensorFormat(task.layout)
 
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        """The results, in the order of `jobs`."""
-        for work in jobs:
-            seed = derive_torch_seed(work.seed, "module", work.round, work.client)
-            with use_single_thread(), isolate_generators(seed), self._flat_module.isolated_buffers(work.buffers):
-                local = self._train_client(work)
-            yield local
+        """Yield the results in the order of `jobs`."""
+        for job in jobs:
+            seed = derive_torch_seed(job.seed, "module", job.round, job.client)
+            with use_single_thread(), isolate_generators(seed), self._flat_module.isolated_buffers(job.buffers):
+                result = self._train_client(job)
+            yield result
 
     def _train_client(self, job: TrainingJob) -> TrainingResult:
         n_steps = self.local_training.n_steps(len(job.examples))
@@ -42,28 +42,30 @@ class Sequential:
         w = start.clone()
         self._flat_module.bind_parameters(self._tensor_format.view_tensors(w))
         self._flat_module.task.module.train()
-        memory, correction = initial_training_state(job, self.local_training)
-        added = None if correction is None else torch.from_numpy(correction)
+        initial_state, correction_array = initial_training_state(job, self.local_training)
+        correction = None if correction_array is None else torch.from_numpy(correction_array)
         buffers = self.local_training.optimizer.init(w)
-        for name, value in memory.items():
+        for name, value in initial_state.items():
             buffers[name].copy_(as_tensor(value))
         only_step = torch.zeros_like(w)
         for step, batch in enumerate(batches(job, self.local_training), start=1):
-            gradient, unused = self._flat_module.compute_flat_gradient(*batch_tensors(job.examples.select(batch)))
+            gradient, unused_slices = self._flat_module.compute_flat_gradient(*batch_tensors(job.examples.select(batch)))
             direction, alpha = self.local_training.local_step(
-                w, start, gradient, buffers, (job.round, step, n_steps), added, unused
+                w, start, gradient, buffers, (job.round, step, n_steps), correction, unused_slices
             )
             if n_steps == 1:
                 only_step = direction * alpha
             else:
                 w.add_(direction, alpha=alpha)
         update = only_step if n_steps == 1 else w - start
-        kept = {name: value.numpy() for name, value in buffers.items()} if self.local_training.keep_optimizer_state else {}
+        final_state: dict[str, F32] = {}
+        if self.local_training.keep_optimizer_state:
+            final_state = {name: value.numpy() for name, value in buffers.items()}
         self._flat_module.state.check_unchanged()
         return TrainingResult(
-            job.client, update.numpy(), len(job.examples), n_steps, kept, self._flat_module.state.read_buffers()
+            job.client, update.numpy(), len(job.examples), n_steps, final_state, self._flat_module.state.read_buffers()
         )
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""
+        """Return the loss and the metrics of a model: see `TrainingEngine.evaluate`."""
         return self._flat_module.evaluate(weights, examples, self._tensor_format, buffers)

@@ -1,10 +1,10 @@
-"""In which order the clients of a stack make their steps."""
+"""Schedule of the steps of a stack of clients."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,10 +14,15 @@ from fedsgd.training.base import LocalTraining, TrainingJob, epochs
 
 @dataclass(frozen=True, eq=False)
 class StackedStepRange:
-    """A step of the clients from `start` to before `stop`, which can be made at once.
+    """A step of consecutive clients of a stack that one call makes.
 
-    size: of their batches; rate: the step size; only: whether it is all that they do in the round; batches: of clients next to
-    each other, the rows of the data [k, B].
+    Attributes:
+        start: first client.
+        stop: client after the last one.
+        batch_size: examples in each client's batch, B.
+        learning_rate: η of the step.
+        is_only_step: True if the clients make one step in the round.
+        batches: for groups of consecutive clients, the rows of the dataset in their batches, each [k, B].
     """
 
     start: int
@@ -28,73 +33,81 @@ class StackedStepRange:
     batches: tuple[I64, ...]
 
     def concatenate_rows(self) -> I64:
-        """The rows of all batches, one after the other."""
+        """Return the rows of all batches in one array."""
         return np.concatenate([batch.reshape(-1) for batch in self.batches])
 
 
 def schedule_steps(jobs: Sequence[TrainingJob], local_training: LocalTraining) -> Iterator[StackedStepRange]:
-    """Every step of every client, each client's in order. works: sorted, so that clients with equally many examples in the same
-    round are next to each other: these make the same steps.
+    """Yield the steps of all clients, those of each client in order.
 
-    Pass after pass: a client that is done with one waits for the others, so that full batches stay together.
+    All clients finish a pass before the next pass starts, so that steps with full batches can be merged.
+
+    Args:
+        jobs: training of the stack's clients, sorted: jobs of one round with equally many examples, which have the same steps,
+            are consecutive.
+        local_training: settings of local training.
     """
     groups = [
-        _AlikeClients(local_training, list(alike))
-        for _, alike in itertools.groupby(enumerate(jobs), lambda w: (len(w[1].examples), w[1].round))
+        _AlikeClients(local_training, list(indexed_jobs))
+        for _, indexed_jobs in itertools.groupby(enumerate(jobs), lambda pair: (len(pair[1].examples), pair[1].round))
     ]
     while groups:
         orders = [group.advance_epoch() for group in groups]
         for step in range(max((n_steps for _, n_steps in orders), default=0)):
-            ready = [g.build_step(rows, step) for g, (rows, n_steps) in zip(groups, orders, strict=True) if step < n_steps]
-            yield from _merge_ranges(ready)
+            ranges = [
+                group.build_step(rows, step) for group, (rows, n_steps) in zip(groups, orders, strict=True) if step < n_steps
+            ]
+            yield from _merge_ranges(ranges)
         groups = [group for group, (_, n_steps) in zip(groups, orders, strict=True) if n_steps]
 
 
 def _merge_ranges(ranges: Sequence[StackedStepRange]) -> Iterator[StackedStepRange]:
-    """Runs next to each other whose steps are alike, as one."""
-    joined: StackedStepRange | None = None
-    for run in ranges:
+    """Merge consecutive ranges with equal batch size and learning rate."""
+    merged: StackedStepRange | None = None
+    for step in ranges:
         if (
-            joined is not None
-            and joined.stop == run.start
-            and (joined.batch_size, joined.learning_rate, joined.is_only_step)
-            == (run.batch_size, run.learning_rate, run.is_only_step)
+            merged is not None
+            and merged.stop == step.start
+            and (merged.batch_size, merged.learning_rate, merged.is_only_step)
+            == (step.batch_size, step.learning_rate, step.is_only_step)
         ):
-            joined = StackedStepRange(
-                joined.start, run.stop, run.batch_size, run.learning_rate, run.is_only_step, joined.batches + run.batches
-            )
+            merged = replace(merged, stop=step.stop, batches=merged.batches + step.batches)
         else:
-            if joined is not None:
-                yield joined
-            joined = run
-    if joined is not None:
-        yield joined
+            if merged is not None:
+                yield merged
+            merged = step
+    if merged is not None:
+        yield merged
 
 
 class _AlikeClients:
-    """Clients of a stack that make the same steps."""
+    """Consecutive clients of a stack with the same steps."""
 
     def __init__(self, local_training: LocalTraining, indexed_jobs: Sequence[tuple[int, TrainingJob]]) -> None:
         self._local_training = local_training
-        self._start, first = indexed_jobs[0]
-        self._jobs = [work for _, work in indexed_jobs]
-        n, self._round = len(first.examples), first.round
+        self._start, first_job = indexed_jobs[0]
+        self._jobs = [job for _, job in indexed_jobs]
+        n, self._round = len(first_job.examples), first_job.round
         self._batch_plan, self._n_steps = local_training.plan_batches(n), local_training.n_steps(n)
         self._n_steps_done = 0
-        self._epochs = [epochs(work, local_training) for work in self._jobs]
+        self._epochs = [epochs(job, local_training) for job in self._jobs]
 
     def advance_epoch(self) -> tuple[I64, int]:
-        """(the rows of the data in the order of the next pass [k, `BatchPlan.n_examples`], how many steps that is); no steps if
-        there is none."""
+        """Start the next pass.
+
+        Returns:
+            Rows of the dataset in the order of the pass, [k, `BatchPlan.n_examples`], and its number of steps; 0 after the
+            last pass.
+        """
         rows, n_steps = [], 0
-        for work, each in zip(self._jobs, self._epochs, strict=True):
-            order, n_steps = next(each, (None, 0))
+        for job, epoch_iterator in zip(self._jobs, self._epochs, strict=True):
+            order, n_steps = next(epoch_iterator, (None, 0))
             if order is not None:
-                rows.append(work.examples.row_indices(order))
+                rows.append(job.examples.row_indices(order))
         return np.stack(rows) if rows else np.empty((0, 0), dtype=np.int64), n_steps
 
     def build_step(self, rows: I64, step_index: int) -> StackedStepRange:
-        """The step of that number, from 0, of a pass."""
+        """Return step `step_index`, from 0, of the current pass, whose rows are `rows`."""
         batch = rows[:, self._batch_plan.locate_batch(step_index)]
         self._n_steps_done += 1
         rate = self._local_training.optimizer.learning_rate(self._round, self._n_steps_done, self._n_steps)

@@ -122,7 +122,7 @@ def test_one_client_reports_what_plain_pytorch_does(name: str, tmp_path: Path) -
     for engine in ENGINES:
         asked = scenario(case, tmp_path / "data.npz", 1, **{"engine.name": engine, "engine.update": "exact"})
         if engine in ("captured", "stacked") and not trainable(asked):
-            with pytest.raises(ModelError, match=f"the {engine} engine cannot train it"):
+            with pytest.raises(ModelError, match=f"the {engine} engine cannot train the model"):
                 fedsgd.run(asked)
             continue
         result = fedsgd.run(asked)
@@ -253,9 +253,7 @@ def test_loss_that_was_trained_is_in_a_file_of_its_own(tmp_path: Path) -> None:
 
 def test_state_in_an_attribute_is_warned_of_and_named(tmp_path: Path) -> None:
     asked = scenario(CASES["counter"], tmp_path / "data.npz", 4)
-    with pytest.warns(
-        ModelWarning, match="training changes Counter.calls in Python, which begins as it was made at each client"
-    ):
+    with pytest.warns(ModelWarning, match="training changes Counter.calls in Python, which is reset for each client"):
         fedsgd.run(asked)
     for engine in ("auto", "sequential"):
         told: list[str] = []

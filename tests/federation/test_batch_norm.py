@@ -277,7 +277,7 @@ def test_evaluation_uses_the_passed_buffers(data: Dataset) -> None:
 def test_buffers_of_wrong_size_raise_value_error(data: Dataset) -> None:
     task = build_norm_task(make_perceptron, "mean", data)
     engine = Sequential(task, LocalTraining(SGD(), 1, None, 10))
-    with pytest.raises(ValueError, match=r"buffers of shape \[3\], this model has \[16\]"):
+    with pytest.raises(ValueError, match=r"got buffers of shape \[3\], expected \[16\] for this model"):
         engine.evaluate(task.initial_parameters, data.test, np.zeros(3, np.float32))
     task_without_buffers = build_task(Mlp(), data, 0, module=nn.Sequential(nn.Flatten(), nn.Linear(108, 3)))
     with pytest.raises(ValueError, match="this model has none"):
@@ -300,7 +300,7 @@ def test_buffers_that_change_require_the_sequential_engine(policy: str, data: Da
     assert choice.reason == "it cannot be captured: training changes the buffer 1.running_mean"
     for name in ("captured", "stacked"):
         with pytest.raises(
-            ModelError, match=f"the {name} engine cannot train it: training changes the buffer 1.running_mean; the seq"
+            ModelError, match=f"the {name} engine cannot train the model: training changes the buffer 1.running_mean; the seq"
         ):
             make_engine(EngineChoice(name), [10], task, recipe, data.train)
 

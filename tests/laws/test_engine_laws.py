@@ -362,7 +362,7 @@ def test_evaluation_is_the_mean_over_all_examples_whatever_the_slices(blobs: Dat
     task = build_task(Mlp(), blobs, 0, metrics={"first": lambda output, target: output[:, 0]})
     engine = Sequential(task, LocalTraining(SGD(), 1, None, 10))
     whole = engine.evaluate(task.initial_parameters, blobs.test).means
-    monkeypatch.setattr("fedsgd.training.flat_module.EVALUATION_SLICE", 7)
+    monkeypatch.setattr("fedsgd.training.flat_module.EVALUATION_SLICE_SIZE", 7)
     sliced = engine.evaluate(task.initial_parameters, blobs.test).means
     assert set(whole) == {"loss", "accuracy", "first"}
     assert sliced == pytest.approx(whole, rel=1e-6)
@@ -568,7 +568,7 @@ def test_a_schedule_over_steps_changes_the_step_size_within_a_round(over: str, b
 
     @dataclass(frozen=True)
     class Watched(SGD):
-        def recurrence(self, g: Tensor, buffers: dict[str, Tensor], lr: float) -> ScaledStep:
+        def update_rule(self, g: Tensor, buffers: dict[str, Tensor], lr: float) -> ScaledStep:
             seen.append(lr)
             return super().update_rule(g, buffers, lr)
 

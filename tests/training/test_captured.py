@@ -313,7 +313,7 @@ def test_what_cannot_be_captured_is_trained_by_autograd(make: Callable[[], nn.Mo
     assert isinstance(engine, Sequential)
     assert chosen.name == "sequential"
     assert reason in chosen.reason
-    with pytest.raises(ModelError, match=f"the captured engine cannot train it: .*{reason}"):
+    with pytest.raises(ModelError, match=f"the captured engine cannot train the model: .*{reason}"):
         make_engine(EngineChoice("captured"), [10], task, recipe, blobs.train)
 
 
@@ -372,7 +372,7 @@ def images(n: int = 40, shape: tuple[int, ...] = (28, 28)) -> Dataset:
         ("softmax", 20, EngineChoice("stacked", "fused", 20), "linear layers"),
         ("softmax", 7, EngineChoice("captured"), "7 clients a round, fewer than 8"),
         ("2nn", 100, EngineChoice("captured"), "199,210 parameters, more than 65,536"),
-        ("lenet", 100, EngineChoice("captured"), "not all its layers are linear"),
+        ("lenet", 100, EngineChoice("captured"), "not all layers are linear"),
     ],
 )
 def test_auto_is_a_rule(model: str, cohort: int, expected: EngineChoice, reason: str) -> None:
