@@ -1,4 +1,4 @@
-"""The step recorded once for each batch size, and replayed without autograd or module calls."""
+"""Training with steps that are recorded once for each batch size and replayed without autograd or module calls."""
 
 from __future__ import annotations
 
@@ -34,13 +34,20 @@ from fedsgd.training.graph.step import CapturedStep, StepBuffers, capture_step, 
 
 
 class Captured:
-    """SGD of any module, as a list of tensor operations.
+    """Engine that runs the steps of a module as lists of tensor operations, client after client.
 
-    like: examples to record and to try steps with; sizes: the batch sizes that are worth recording, the most frequent first
-    (others go through autograd). update: "exact" gives the oracle's bits; "fused" adds the gradients of weights to the
-    parameters as they are computed, and has the channels of images last. So it rounds in another order, which deep networks
-    amplify: `python -m tests.bench.engine rounding` prints how far updates end from the oracle's. An optimiser that needs the
-    gradient itself is exact in its update either way.
+    Args:
+        task: module, loss and initial model.
+        local_training: settings of local training.
+        sample: examples to record and to check steps with.
+        batch_sizes: batch sizes to record, those of most steps first; steps of other sizes run with autograd.
+        update_mode: "exact" gives the bits of the sequential engine. "fused" adds the gradients of weights to the parameters
+            while computing them, and stores images with their channels last. Its sums round in another order, and deep
+            networks amplify the difference: `python -m tests.bench.engine rounding` prints it. Optimizers that need the
+            gradient itself are not fused.
+
+    Raises:
+        NotCapturableError: the module cannot be captured; with the reason.
     """
 
     preferred_batch_of_clients = 1
@@ -53,7 +60,6 @@ class Captured:
         batch_sizes: Sequence[int],
         update_mode: UpdateMode = "fused",
     ) -> None:
-        """CaptureError, with the reason, if the module cannot be captured."""
         self.local_training = local_training
         self._flat_module = copy_for_capture(task)
         self._sample = sample
@@ -64,18 +70,18 @@ class Captured:
         self._step_buffers, self._steps = self._capture_first_step(batch_sizes[0], has_images)
 
     def _capture_first_step(self, batch_size: int, has_images: bool) -> tuple[StepBuffers, dict[int, CapturedStep | None]]:
-        """The workspace in the arrangement in which the module can be captured, and the step that shows it."""
+        """Return buffers in the tensor format in which the module can be captured, and the step of the first batch size."""
         layout, optimizer = self._flat_module.task.layout, self.local_training.optimizer
         for channels_last in (True, False) if has_images else (False,):
-            space = StepBuffers(self._flat_module, TensorFormat(layout, channels_last), optimizer)
+            buffers = StepBuffers(self._flat_module, TensorFormat(layout, channels_last), optimizer)
             try:
-                steps: dict[int, CapturedStep | None] = {batch_size: self._capture_step(space, batch_size)}
-                if channels_last:  # metrics see the outputs as they stand
+                steps: dict[int, CapturedStep | None] = {batch_size: self._capture_step(buffers, batch_size)}
+                if channels_last:  # metrics get outputs in this order, and may not support it
                     self._flat_module.evaluate(
-                        self._flat_module.task.initial_parameters, self._sample.slice(0, batch_size), space.tensor_format
+                        self._flat_module.task.initial_parameters, self._sample.slice(0, batch_size), buffers.tensor_format
                     )
-                return space, steps
-            except Exception:  # CaptureError, and whatever a metric does
+                return buffers, steps
+            except Exception:  # NotCapturableError, and errors of the user's metrics
                 if not channels_last:
                     raise
         raise AssertionError("unreachable")
@@ -93,7 +99,7 @@ class Captured:
             return step
 
     def _get_or_capture_step(self, batch_size: int) -> CapturedStep | None:
-        """The step for batches of this size; None if they go through autograd."""
+        """Return the step of a batch size; None if its batches run with autograd."""
         if batch_size not in self._steps:
             step = None
             if batch_size in self._batch_sizes:
@@ -105,70 +111,67 @@ class Captured:
         return self._steps[batch_size]
 
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        """The results, in the order of `jobs`."""
-        for work in jobs:
+        """Yield the results in the order of `jobs`."""
+        for job in jobs:
             steps = {
-                size: self._get_or_capture_step(size) for size in distinct_batch_sizes(len(work.examples), self.local_training)
+                size: self._get_or_capture_step(size) for size in distinct_batch_sizes(len(job.examples), self.local_training)
             }
             with (
                 use_single_thread(),
                 torch.no_grad(),
                 self._flat_module.isolated_buffers(),
-                self._seed_client_generators(work, steps.values()),
+                self._seed_client_generators(job, steps.values()),
             ):
-                local = self._train_client(work, steps)
-            yield local
+                result = self._train_client(job, steps)
+            yield result
 
     def _seed_client_generators(self, job: TrainingJob, steps: Iterable[CapturedStep | None]) -> AbstractContextManager[Any]:
-        """The client's own, as far as its steps draw any."""
+        """Return a scope with the client's seeds of the global generators; an empty scope if no step draws from them."""
         if not any(step is None or step.is_random for step in steps):
             return nullcontext()
         return isolate_generators(derive_torch_seed(job.seed, "module", job.round, job.client))
 
     def _train_client(self, job: TrainingJob, steps: Mapping[int, CapturedStep | None]) -> TrainingResult:
-        space, optimizer, n_steps = (
-            self._step_buffers,
-            self.local_training.optimizer,
-            self.local_training.n_steps(len(job.examples)),
-        )
-        memory, correction = initial_training_state(job, self.local_training)
-        space.load_client(job.weights, memory)
-        added = None if correction is None else space.to_internal_order(correction)
-        start = space.w.clone() if self.local_training.proximal else space.w
-        space.flat_module.task.module.train()
+        buffers, optimizer = self._step_buffers, self.local_training.optimizer
+        n_steps = self.local_training.n_steps(len(job.examples))
+        initial_state, correction_array = initial_training_state(job, self.local_training)
+        buffers.load_client(job.weights, initial_state)
+        correction = None if correction_array is None else buffers.to_internal_order(correction_array)
+        start = buffers.w.clone() if self.local_training.proximal else buffers.w
+        buffers.flat_module.task.module.train()
         for number, (x, y) in enumerate(self._gather_batches(job), start=1):
-            step, at = steps[y.shape[0]], (job.round, number, n_steps)
+            step, time = steps[y.shape[0]], (job.round, number, n_steps)
             if step is not None and step.apply_update is not None and n_steps > 1:
-                step.apply_update(x, y, -optimizer.learning_rate(*at))
+                step.apply_update(x, y, -optimizer.learning_rate(*time))
                 continue
             if step is None:
-                unused: Sequence[slice] = space.compute_eager_gradient(x, y)
+                unused_slices: Sequence[slice] = buffers.compute_eager_gradient(x, y)
             else:
-                unused = step.unused_slices
+                unused_slices = step.unused_slices
                 step.compute_gradient(x, y)
             direction, alpha = self.local_training.local_step(
-                space.w, start, space.g, space.optimizer_buffers, at, added, unused
+                buffers.w, start, buffers.g, buffers.optimizer_buffers, time, correction, unused_slices
             )
             if n_steps == 1:
-                return self._build_result(job, space.tensor_format.to_wire_order(direction * alpha))
-            space.w.add_(direction, alpha=alpha)
-        update = space.tensor_format.to_wire_order(space.w)
+                return self._build_result(job, buffers.tensor_format.to_wire_order(direction * alpha))
+            buffers.w.add_(direction, alpha=alpha)
+        update = buffers.tensor_format.to_wire_order(buffers.w)
         np.subtract(update, job.weights, out=update)
         return self._build_result(job, update)
 
     def _build_result(self, job: TrainingJob, update: F32) -> TrainingResult:
-        """The result, with what is now remembered."""
+        """Return the result of a client, with the optimizer's buffers under `keep_optimizer_state`."""
         self._flat_module.state.check_copies_unchanged(self._step_buffers.module_buffers)
-        space, n = self._step_buffers, len(job.examples)
-        kept = (
-            {name: space.tensor_format.to_wire_order(value) for name, value in space.optimizer_buffers.items()}
+        buffers, n = self._step_buffers, len(job.examples)
+        final_state = (
+            {name: buffers.tensor_format.to_wire_order(value) for name, value in buffers.optimizer_buffers.items()}
             if self.local_training.keep_optimizer_state
             else {}
         )
-        return TrainingResult(job.client, update, n, self.local_training.n_steps(n), kept)
+        return TrainingResult(job.client, update, n, self.local_training.n_steps(n), final_state)
 
     def _gather_batches(self, job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
-        """The examples of each step."""
+        """Yield x and y of each step; valid until the next step."""
         sizes = self.local_training.plan_batches(len(job.examples)).batch_sizes
         for order, n_steps in epochs(job, self.local_training):
             rows = torch.split(torch.from_numpy(job.examples.row_indices(order)), sizes)
@@ -176,14 +179,15 @@ class Captured:
                 yield self._x_buffer.gather(job.examples.x, batch), self._y_buffer.gather(job.examples.y, batch)
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""
+        """Return the loss and the metrics of a model: see `TrainingEngine.evaluate`."""
         return self._flat_module.evaluate(weights, examples, self._step_buffers.tensor_format, buffers)
 
 
 class BatchBuffer:
-    """Rows of an array, in memory that is used again and again.
+    """Memory for the rows of a batch, which the next batch overwrites.
 
-    Always from its beginning: what a matrix product rounds to may depend on how its operands are aligned.
+    Rows start at the beginning of the memory, because the rounding of a matrix product may depend on the alignment of its
+    operands.
     """
 
     def __init__(self) -> None:
@@ -193,17 +197,17 @@ class BatchBuffer:
 
     @timed("gather")
     def gather(self, array: NDArray[Any], rows: Tensor) -> Tensor:
-        """These rows of it, valid until the next are taken."""
+        """Return rows of an array as a tensor, valid until the next call."""
         if self._array is not array:
             self._array, self._source, self._views_by_size = array, as_tensor(array), {}
         n = rows.numel()
-        beginning = self._views_by_size.get(n)
-        if beginning is None:
-            beginning = self._reserve_rows(n)
-        return torch.index_select(self._source, 0, rows, out=beginning)
+        view = self._views_by_size.get(n)
+        if view is None:
+            view = self._reserve_rows(n)
+        return torch.index_select(self._source, 0, rows, out=view)
 
     def _reserve_rows(self, n: int) -> Tensor:
-        """Room for n rows: the beginning of what there is, if that is enough."""
+        """Return memory for n rows: the beginning of the storage, which grows if it is too small."""
         shape = self._source.shape[1:]
         if self._storage.shape[0] < n or self._storage.shape[1:] != shape or self._storage.dtype != self._source.dtype:
             self._storage, self._views_by_size = torch.empty((n, *shape), dtype=self._source.dtype), {}

@@ -1,4 +1,7 @@
-"""Many clients at once: the recorded step with an axis of clients, for models so small that calls cost more than arithmetic."""
+"""Training of many clients at once with recorded steps that have an axis of clients.
+
+This is faster where the model is so small that calls take longer than arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ from fedsgd.training.stack_schedule import StackedStepRange, schedule_steps
 
 
 class ClientStack:
-    """The tensors [K, *shape] that the steps of a stack of K clients work on."""
+    """Tensors [K, *shape] of a stack of K clients: parameters w, gradients g, and the optimizer's buffers."""
 
     def __init__(self, layout: ParameterLayout, local_training: LocalTraining, capacity: int) -> None:
         self.layout = layout
@@ -54,59 +57,64 @@ class ClientStack:
         self.corrections: list[Tensor] = []
 
     def load_models(self, models: Sequence[F32]) -> None:
-        """A client for each of these models [P], which it received; nothing remembered, nothing to correct."""
-        same = all(model is models[0] for model in models)
-        self.received_weights, self.corrections = self._split_rows(np.stack(models[:1] if same else models)), []
+        """Load the received model [P] of each client, with zero optimizer buffers and without corrections."""
+        is_shared = all(model is models[0] for model in models)
+        self.received_weights, self.corrections = self._split_rows(np.stack(models[:1] if is_shared else models)), []
         for w, received in zip(self.w, self.received_weights, strict=True):
             w[: len(models)] = received
-        for memory in self.optimizer_buffers:
-            for value in memory.values():
-                value[: len(models)] = 0
+        for buffers in self.optimizer_buffers:
+            for buffer in buffers.values():
+                buffer[: len(models)] = 0
 
     def restore_optimizer_state(self, client: int, optimizer_state: Mapping[str, F32]) -> None:
-        """Let this client begin with what its optimiser remembers, each [P]."""
+        """Load the optimizer's buffers of a client, each [P]."""
         for name, values in optimizer_state.items():
-            for buffers, part in zip(self.optimizer_buffers, self._split_rows(values[np.newaxis]), strict=True):
-                buffers[name][client] = part[0]
+            for buffers, tensor in zip(self.optimizer_buffers, self._split_rows(values[np.newaxis]), strict=True):
+                buffers[name][client] = tensor[0]
 
     def set_corrections(self, corrections: Sequence[F32]) -> None:
-        """What is added to the gradients of each client [P]."""
+        """Set the vector [P] that is added to each gradient of a client, for all clients."""
         self.corrections = self._split_rows(np.stack(corrections))
 
     def optimizer_states(self, k: int) -> dict[str, F32]:
-        """What the optimisers of the first k clients remember, [k, P] each."""
+        """Return the optimizer's buffers of the first k clients by name, each [k, P]."""
         return {
-            name: self.flatten([memory[name][:k] for memory in self.optimizer_buffers]) for name in self.optimizer_buffers[0]
+            name: self.flatten([buffers[name][:k] for buffers in self.optimizer_buffers]) for name in self.optimizer_buffers[0]
         }
 
     def _split_rows(self, rows: F32) -> list[Tensor]:
-        """Rows [k, P] as tensors [k, *shape], in the rows' memory."""
-        return [as_tensor(rows[:, where]).view(-1, *shape) for _, where, shape in self.layout.list_slices()]
+        """Return rows [k, P] as tensors [k, *shape] in the rows' memory."""
+        return [as_tensor(rows[:, segment]).view(-1, *shape) for _, segment, shape in self.layout.list_slices()]
 
     def compute_updates(self, k: int) -> F32:
-        """What the first k clients' training gave: w − received, [k, P]."""
+        """Return the updates of the first k clients, w − received weights, [k, P]."""
         return self.flatten([w[:k] - received for w, received in zip(self.w, self.received_weights, strict=True)])
 
-    def flatten(self, parts: Sequence[Tensor]) -> F32:
-        """Tensors [k, *shape] as rows [k, P]."""
-        rows: F32 = torch.cat([part.reshape(len(part), -1) for part in parts], dim=1).numpy()
+    def flatten(self, tensors: Sequence[Tensor]) -> F32:
+        """Return tensors [k, *shape] as rows [k, P]."""
+        rows: F32 = torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1).numpy()
         return rows
 
 
 class StackedStep:
-    """The step of one batch size, for the clients from `start` to before `stop` of the stack. used: whether batches use each
-    of the module's parameters."""
+    """Step of one batch size for consecutive clients of a stack.
+
+    Attributes:
+        used_parameters: for each tensor of the layout, True if batches use it.
+        bind_gradient: function of a range of clients that returns the program of their gradients.
+        bind_update: function of a range of clients that returns the program of their whole step; None: not fused.
+    """
 
     def __init__(
         self, step_buffers: StepBuffers, client_stack: ClientStack, fused_update: FusedUpdate | None, batch: Examples
     ) -> None:
-        graph, gradients, unused = record_stacked_step(step_buffers, batch, client_stack.capacity)
-        self.used_parameters = [where not in unused for _, where, _ in client_stack.layout.list_slices()]
+        graph, gradients, unused_slices = record_stacked_step(step_buffers, batch, client_stack.capacity)
+        self.used_parameters = [segment not in unused_slices for _, segment, _ in client_stack.layout.list_slices()]
         _bind_placeholders(graph, client_stack.w)
         write_gradients(graph, gradients, add_placeholders(graph, "g", client_stack.g))
         self.bind_gradient = functools.lru_cache(512)(Program(graph).bind)
         self.bind_update: Callable[[int, int], Callable[..., None]] | None = None
-        if fused_update is not None and fused_update.is_applicable(unused):
+        if fused_update is not None and fused_update.is_applicable(unused_slices):
             self.bind_update = functools.lru_cache(512)(
                 _build_fused_program(step_buffers, client_stack, fused_update, batch).bind
             )
@@ -115,27 +123,39 @@ class StackedStep:
 def _build_fused_program(
     step_buffers: StepBuffers, client_stack: ClientStack, fused_update: FusedUpdate, batch: Examples
 ) -> Program:
-    """The step with the update folded in."""
+    """Return the program of a step with its update."""
     graph, gradients, _ = record_stacked_step(step_buffers, batch, client_stack.capacity)
     _bind_placeholders(graph, client_stack.w)
-    targets = [memory["velocity"] for memory in client_stack.optimizer_buffers] if fused_update.has_velocity else client_stack.w
+    targets = client_stack.w
+    if fused_update.has_velocity:
+        targets = [buffers["velocity"] for buffers in client_stack.optimizer_buffers]
     append_update(graph, gradients, fused_update, targets, (client_stack.w, targets))
     return Program(graph)
 
 
 def _bind_placeholders(graph: Graph, stacked_tensors: Sequence[Tensor]) -> None:
-    """Let the placeholders w0, w1, ... stand for these stacks."""
+    """Set the values of the placeholders w0, w1, ..."""
     by_name = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-    for i, stack in enumerate(stacked_tensors):
-        by_name[f"w{i}"].meta.update(value=stack, varies=True)
+    for i, tensor in enumerate(stacked_tensors):
+        by_name[f"w{i}"].meta.update(value=tensor, varies=True)
 
 
 class Stacked:
-    """SGD of a small module, `together` clients at a time, each on its own parameters.
+    """Engine that trains the clients of a stack at once, each on its own parameters, for small modules.
 
-    Clients are sorted by how many examples they have, so that those with a step of the same size to make stand together: no
-    padding, no wasted work. like, update: as for `Captured`; sizes: batch sizes to record at once, others are when
-    they come. No result depends on who else is in the stack.
+    Clients are sorted by their numbers of examples, so that clients with equal batch sizes are consecutive and no batch is
+    padded. No result depends on the other clients of the stack.
+
+    Args:
+        task: module, loss and initial model.
+        local_training: settings of local training.
+        sample: examples to record and to check steps with.
+        batch_sizes: batch sizes to record at once; other sizes are recorded at their first step.
+        update_mode: see `Captured`.
+        stack_size: most clients in a stack.
+
+    Raises:
+        NotCapturableError: the module cannot be stacked; with the reason.
     """
 
     def __init__(
@@ -147,7 +167,6 @@ class Stacked:
         update_mode: UpdateMode = "fused",
         stack_size: int = 32,
     ) -> None:
-        """CaptureError, with the reason, if the module cannot be stacked."""
         self.local_training = local_training
         self.preferred_batch_of_clients = stack_size
         self._flat_module = copy_for_capture(task)
@@ -161,97 +180,98 @@ class Stacked:
             self._record_step(size)
 
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        """The results, those with many examples first."""
-        by_data: dict[tuple[int, int], list[TrainingJob]] = {}
-        for work in jobs:
-            by_data.setdefault((id(work.examples.x), id(work.examples.y)), []).append(work)
-        for same in by_data.values():
-            same.sort(key=lambda work: (-len(work.examples), work.round))
-            for first in range(0, len(same), self.preferred_batch_of_clients):
-                yield from self._train_stack(same[first : first + self.preferred_batch_of_clients])
+        """Yield the results, by dataset, those of clients with many examples first."""
+        by_dataset: dict[tuple[int, int], list[TrainingJob]] = {}
+        for job in jobs:
+            by_dataset.setdefault((id(job.examples.x), id(job.examples.y)), []).append(job)
+        for group in by_dataset.values():
+            group.sort(key=lambda job: (-len(job.examples), job.round))
+            for start in range(0, len(group), self.preferred_batch_of_clients):
+                yield from self._train_stack(group[start : start + self.preferred_batch_of_clients])
 
     def _train_stack(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        """One stack, sorted."""
-        stacks, counts = self._client_stack, [self.local_training.n_steps(len(work.examples)) for work in jobs]
-        for size in {
-            size for n in {len(work.examples) for work in jobs} for size in distinct_batch_sizes(n, self.local_training)
-        }:
-            self._record_step(size)
+        """Train the clients of one stack, whose jobs are sorted as `schedule_steps` requires."""
+        stack, n_steps = self._client_stack, [self.local_training.n_steps(len(job.examples)) for job in jobs]
+        for n in {len(job.examples) for job in jobs}:
+            for size in distinct_batch_sizes(n, self.local_training):
+                self._record_step(size)
         with use_single_thread(), torch.no_grad():
             self._load_clients(jobs)
-            only: dict[int, F32] = {}
-            for run in schedule_steps(jobs, self.local_training):
-                x, y = self._gather(jobs[0].examples, run)
-                step = self._steps[run.batch_size]
-                if step.bind_update is not None and not run.is_only_step:
-                    step.bind_update(run.start, run.stop)(run.stop - run.start, x, y, -run.learning_rate)
+            only_steps: dict[int, F32] = {}
+            for step_range in schedule_steps(jobs, self.local_training):
+                start, stop = step_range.start, step_range.stop
+                x, y = self._gather(jobs[0].examples, step_range)
+                step = self._steps[step_range.batch_size]
+                if step.bind_update is not None and not step_range.is_only_step:
+                    step.bind_update(start, stop)(stop - start, x, y, -step_range.learning_rate)
                     continue
-                step.bind_gradient(run.start, run.stop)(run.stop - run.start, x, y)
-                steps = self._apply_optimizer(run, step.used_parameters)
-                if steps is not None:
-                    only.update(zip(range(run.start, run.stop), steps, strict=True))
-            updates = stacks.compute_updates(len(jobs))
-            remembered = stacks.optimizer_states(len(jobs)) if self.local_training.keep_optimizer_state else {}
-        for i, work in enumerate(jobs):
-            memory = {name: rows[i].copy() for name, rows in remembered.items()}
-            yield TrainingResult(work.client, only.get(i, updates[i]), len(work.examples), counts[i], memory)
+                step.bind_gradient(start, stop)(stop - start, x, y)
+                rows = self._apply_optimizer(step_range, step.used_parameters)
+                if rows is not None:
+                    only_steps.update(zip(range(start, stop), rows, strict=True))
+            updates = stack.compute_updates(len(jobs))
+            states = stack.optimizer_states(len(jobs)) if self.local_training.keep_optimizer_state else {}
+        for i, job in enumerate(jobs):
+            state = {name: rows[i].copy() for name, rows in states.items()}
+            yield TrainingResult(job.client, only_steps.get(i, updates[i]), len(job.examples), n_steps[i], state)
 
     def _load_clients(self, jobs: Sequence[TrainingJob]) -> None:
-        """What the clients of a stack begin with."""
-        self._client_stack.load_models([work.weights for work in jobs])
+        """Load models, optimizer states and corrections of the clients of a stack."""
+        self._client_stack.load_models([job.weights for job in jobs])
         corrections = []
-        for i, work in enumerate(jobs):
-            memory, correction = initial_training_state(work, self.local_training)
-            self._client_stack.restore_optimizer_state(i, memory)
+        for i, job in enumerate(jobs):
+            state, correction = initial_training_state(job, self.local_training)
+            self._client_stack.restore_optimizer_state(i, state)
             if correction is not None:
                 corrections.append(correction)
         if corrections:
             self._client_stack.set_corrections(corrections)
 
     def _gather(self, examples: Examples, step_range: StackedStepRange) -> tuple[Tensor, Tensor]:
-        """x and y of the run's batches, [k, B, ...]."""
-        rows, shape = (
-            torch.from_numpy(step_range.concatenate_rows()),
-            (step_range.stop - step_range.start, step_range.batch_size),
-        )
+        """Return x and y of a step's batches, [k, B, ...]."""
+        rows = torch.from_numpy(step_range.concatenate_rows())
+        shape = step_range.stop - step_range.start, step_range.batch_size
         x, y = self._x_buffer.gather(examples.x, rows), self._y_buffer.gather(examples.y, rows)
         return x.view(*shape, *x.shape[1:]), y.view(*shape, *y.shape[1:])
 
     def _apply_optimizer(self, step_range: StackedStepRange, used_parameters: Sequence[bool]) -> F32 | None:
-        """The optimiser's own step from the gradients, for the parameters that the batch uses; instead of making it, returned
-        as rows [k, P] if it is all that these clients do in the round."""
-        stacks, optimizer, clients = self._client_stack, self.local_training.optimizer, slice(step_range.start, step_range.stop)
-        made: list[Tensor] = []
-        parts = [(w[clients], g[clients]) for w, g in zip(stacks.w, stacks.g, strict=True)]
+        """Make the optimizer's step from the gradients of a range of clients.
+
+        Returns:
+            If it is the only step in the round, the steps [k, P] instead, without a change of w; else None.
+        """
+        stack, optimizer, clients = self._client_stack, self.local_training.optimizer, slice(step_range.start, step_range.stop)
+        steps: list[Tensor] = []
+        tensors = [(w[clients], g[clients]) for w, g in zip(stack.w, stack.g, strict=True)]
         if self.local_training.proximal:
-            for (w, g), received in zip(parts, stacks.received_weights, strict=True):
+            for (w, g), received in zip(tensors, stack.received_weights, strict=True):
                 g.add_(w - (received[clients] if len(received) > 1 else received), alpha=self.local_training.proximal)
-        for (_, g), correction in zip(parts, stacks.corrections, strict=False):  # there may be none at all
+        for (_, g), correction in zip(tensors, stack.corrections, strict=False):  # the stack may have no corrections
             g.add_(correction[clients])
         if optimizer.clip_norm is not None:
-            self._clip_per_client([g for _, g in parts])
-        for (w, g), memory, moves in zip(parts, stacks.optimizer_buffers, used_parameters, strict=True):
-            if not moves and self.local_training.skips_unused_parameters:
-                made.append(torch.zeros_like(w))
+            self._clip_per_client([g for _, g in tensors])
+        for (w, g), stacked_buffers, is_used in zip(tensors, stack.optimizer_buffers, used_parameters, strict=True):
+            if not is_used and self.local_training.skips_unused_parameters:
+                steps.append(torch.zeros_like(w))
                 continue
-            buffers = {name: value[clients] for name, value in memory.items()}
+            buffers = {name: buffer[clients] for name, buffer in stacked_buffers.items()}
             direction, alpha = optimizer.step_after_clipping(w, g, buffers, step_range.learning_rate)
             if step_range.is_only_step:
-                made.append(direction * alpha)
+                steps.append(direction * alpha)
             else:
                 w.add_(direction, alpha=alpha)
-        return stacks.flatten(made) if step_range.is_only_step else None
+        return stack.flatten(steps) if step_range.is_only_step else None
 
     def _clip_per_client(self, gradients: Sequence[Tensor]) -> None:
-        """Each client's gradient, as one vector [P]."""
-        for parts in zip(*gradients, strict=True):
-            whole = torch.cat([part.reshape(-1) for part in parts])
-            self.local_training.optimizer.clip(whole)
-            for part, clipped in zip(parts, torch.split(whole, [part.numel() for part in parts]), strict=True):
-                part.copy_(clipped.view_as(part))
+        """Clip the gradient of each client as one vector [P]; `gradients` has a tensor [k, *shape] for each parameter."""
+        for tensors in zip(*gradients, strict=True):
+            vector = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            self.local_training.optimizer.clip(vector)
+            for tensor, clipped in zip(tensors, torch.split(vector, [tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(clipped.view_as(tensor))
 
     def _record_step(self, batch_size: int) -> None:
-        """Record the step for batches of this size, unless that is done."""
+        """Record the step of a batch size that has none yet."""
         if batch_size in self._steps:
             return
         with use_single_thread(), torch.no_grad(), self._flat_module.isolated_buffers():
@@ -265,7 +285,7 @@ class Stacked:
                 check_attributes(self._flat_module)
             except NotCapturableError:
                 raise
-            except Exception as error:  # whatever the module does that is not made for being recorded, or batched
+            except Exception as error:  # of a module that cannot be recorded or batched
                 raise NotCapturableError(f"{type(error).__name__}: {error}") from error
         self._steps[batch_size] = step
 
@@ -273,35 +293,35 @@ class Stacked:
         return self._sample.select((np.arange(batch_size) + client * batch_size) % len(self._sample))
 
     def _verify_step(self, step: StackedStep, batch_size: int) -> None:
-        """CaptureError unless clients in a stack get the bits of clients alone, and those are close to autograd's."""
-        stacks, initial, k = self._client_stack, self._flat_module.task.initial_parameters, self._client_stack.capacity
+        """Raise NotCapturableError unless clients in a stack get the bits of clients alone, close to autograd's results."""
+        stack, initial, k = self._client_stack, self._flat_module.task.initial_parameters, self._client_stack.capacity
         models = [initial * np.float32(1 + 0.1 * client / k) for client in range(k)]
         batches = [batch_tensors(self._sample_batch(batch_size, client)) for client in range(k)]
         x, y = (torch.stack([batch[i] for batch in batches]) for i in (0, 1))
-        for bound, results, rate in ((step.bind_gradient, stacks.g, ()), (step.bind_update, stacks.w, (-1.0,))):
-            if bound is None:
+        for bind, tensors, rate in ((step.bind_gradient, stack.g, ()), (step.bind_update, stack.w, (-1.0,))):
+            if bind is None:
                 continue
-            stacks.load_models(models)
-            bound(0, k)(k, x, y, *rate)
-            together = [result.clone() for result in results]
-            for i in range(k):  # alone, in the first place
-                stacks.load_models(models[i : i + 1])
-                bound(0, 1)(1, x[i : i + 1].clone(), y[i : i + 1].clone(), *rate)
-                if not all(torch.equal(a[i], b[0]) for a, b in zip(together, results, strict=True)):
-                    raise NotCapturableError("a client's result depends on who else is in its stack")
-            rows = stacks.flatten(together) if not rate else np.stack(models) - stacks.flatten(together)
+            stack.load_models(models)
+            bind(0, k)(k, x, y, *rate)
+            results = [tensor.clone() for tensor in tensors]
+            for i in range(k):  # client i alone, in the first row of the stack
+                stack.load_models(models[i : i + 1])
+                bind(0, 1)(1, x[i : i + 1].clone(), y[i : i + 1].clone(), *rate)
+                if not all(torch.equal(result[i], tensor[0]) for result, tensor in zip(results, tensors, strict=True)):
+                    raise NotCapturableError("a client's result depends on the other clients in its stack")
+            rows = stack.flatten(results) if not rate else np.stack(models) - stack.flatten(results)
             for model, batch, row in list(zip(models, batches, rows, strict=True))[:SMALL_CLIENT_COUNT]:
                 self._flat_module.bind_parameters(self._step_buffers.tensor_format.view_tensors(torch.from_numpy(model.copy())))
-                twice = [self._flat_module.compute_flat_gradient(*batch)[0] for _ in range(2)]
-                if not torch.equal(*twice):
-                    raise NotCapturableError("a step depends on those before it")
-                expected = twice[0].numpy()
-                off, scale = float(np.linalg.norm(row - expected)), float(np.linalg.norm(expected))
-                if not off <= RELATIVE_TOLERANCE * (scale + (float(np.linalg.norm(model)) if rate else 0)):
+                gradients = [self._flat_module.compute_flat_gradient(*batch)[0] for _ in range(2)]
+                if not torch.equal(*gradients):
+                    raise NotCapturableError("a step depends on the steps before it")
+                expected = gradients[0].numpy()
+                error, norm = float(np.linalg.norm(row - expected)), float(np.linalg.norm(expected))
+                if not error <= RELATIVE_TOLERANCE * (norm + (float(np.linalg.norm(model)) if rate else 0)):
                     raise NotCapturableError(
-                        f"the step is not autograd's: off by {off:.3g}, the gradient's norm is {scale:.3g}"
+                        f"the step differs from autograd's: the error's norm is {error:.3g}, the gradient's {norm:.3g}"
                     )
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """The loss and the metrics of the model with these weights [P] and running statistics [S] (None: as it was made)."""
+        """Return the loss and the metrics of a model: see `TrainingEngine.evaluate`."""
         return self._flat_module.evaluate(weights, examples, self._step_buffers.tensor_format, buffers)

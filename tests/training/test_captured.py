@@ -388,7 +388,7 @@ def test_a_stack_whose_clients_are_not_independent_is_not_chosen(blobs: Dataset)
     task = build_task(Mlp(hidden=(7,)), blobs, 0)
     _, chosen = select_engine(EngineChoice(), task, LocalTraining(SGD(), 1, None, 33), blobs.train, [33], 40)
     assert chosen.name == "captured"
-    assert "a client's result depends on who else is in its stack" in chosen.reason
+    assert "a client's result depends on the other clients in its stack" in chosen.reason
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ class Elsewhere(Branching):
 
 
 @pytest.mark.parametrize(
-    ("make", "reason"), [(Elsewhere, "not autograd's"), (Alternating, "training changes Alternating.calls")]
+    ("make", "reason"), [(Elsewhere, "differs from autograd's"), (Alternating, "training changes Alternating.calls")]
 )
 def test_a_stack_is_held_to_the_oracle(make: Callable[[], nn.Module], reason: str, blobs: Dataset) -> None:
     task = build_task(Mlp(), blobs, 0, module=make())
