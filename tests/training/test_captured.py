@@ -293,13 +293,13 @@ class Bounded(Branching):
 
 
 UNCAPTURABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "a branch on data": (Branching, "reads a number out of a tensor"),
-    "numpy": (Peeking, "numpy reads numbers out of a tensor"),
+    "a branch on data": (Branching, "reads a number of a tensor"),
+    "numpy": (Peeking, "numpy reads numbers of a tensor"),
     "an attribute": (Remembering, "training changes Remembering.calls in Python"),
     "an attribute, every other time": (Alternating, "training changes Alternating.calls in Python"),
     "Python's generator": (Skipping, "draws from numpy's or Python's global generator"),
-    "a generator": (Drawing, "a generator of its own"),
-    "other memory for a parameter": (Renormed, "other memory behind a parameter or buffer"),
+    "a generator": (Drawing, "draws from its own generator"),
+    "other memory for a parameter": (Renormed, "moves a parameter or buffer to other memory"),
 }
 
 
@@ -401,7 +401,7 @@ def test_an_activation_that_rounds_by_place_is_stacked_only_where_it_cannot(
     task = build_task(Mlp(), blobs, 0, module=nn.Sequential(nn.Linear(8, width), activation(), nn.Linear(width, 4)))
     _, chosen = select_engine(EngineChoice(), task, LocalTraining(SGD(), 1, None, 8), blobs.train, [8, 1], 40)
     assert (chosen.name == "stacked") == stacks
-    assert stacks or "aten.sigmoid.default rounds a number by where it stands" in chosen.reason
+    assert stacks or "aten.sigmoid.default rounds a number by its position" in chosen.reason
 
 
 class Elsewhere(Branching):

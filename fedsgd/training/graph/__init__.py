@@ -1,1 +1,1 @@
-"""Recorded training steps: recording, passes, compiled programs."""
+"""Recorded training steps: recorder, passes over graphs, compiled programs."""

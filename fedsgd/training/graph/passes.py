@@ -1,7 +1,7 @@
-"""Rewriting of a recorded step: each pass is small and keeps what the step computes.
+"""Passes that rewrite a recorded step without changing its results.
 
-Which tensor shares memory with which is read off the operators' schemas: nothing is computed once that is written to later, and
-nothing that is written to is removed.
+The operators' schemas show which tensors share memory. Tensors that an operation writes to are neither folded into constants
+nor removed.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ aten = torch.ops.aten
 IDENTITY_OPERATORS = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 RESHAPE_OPERATORS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default}
 FILL_OPERATORS: dict[Any, float] = {aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
-"""Operators to which only the shape of their input matters, and what they fill it with."""
+"""Operators that use only the shape of their input, with the number that they fill the result with."""
 OUT_VARIANTS: dict[Any, Callable[..., Any]] = {
     aten.mm.default: torch.mm,
     aten.bmm.default: torch.bmm,
     aten.sum.dim_IntList: torch.sum,
 }
-"""Operators that can write their result into a tensor that is there."""
+"""Operators that can write their result into an existing tensor, with their binding."""
 ALIGNMENT_BYTES = 64
-"""Bytes; of every tensor that torch allocates on a CPU."""
+"""Alignment in bytes of every tensor that torch allocates on a CPU."""
 ACCUMULATING_VARIANTS: dict[Any, Callable[..., Any]] = {aten.mm.default: Tensor.addmm_, aten.bmm.default: Tensor.baddbmm_}
-"""Products, and how each is added to a tensor as it is computed."""
+"""Matrix products, with the method that adds the product to a tensor while computing it."""
 
-# ------------------------------------------------------------------------------------------------------------ what a node does
+# ------------------------------------------------------------------------------------------------------------ queries of nodes
 
 
 def iterate_input_arguments(node: Node) -> Iterator[tuple[Node, Any]]:
-    """Each input that is a node, with the argument of the operator's schema that it is given as."""
+    """Yield each input that is a node, with its argument in the operator's schema."""
     if not isinstance(node.target, OpOverload):
         return
     for position, argument in enumerate(node.target._schema.arguments):
         value = node.kwargs.get(argument.name, node.args[position] if position < len(node.args) else None)
-        for one in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(one, Node):
-                yield one, argument
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, Node):
+                yield item, argument
 
 
 def mutated_inputs(node: Node) -> list[Node]:
-    """The inputs that it writes to."""
+    """Return the inputs that a node writes to."""
     return [
         value
         for value, argument in iterate_input_arguments(node)
@@ -59,48 +59,48 @@ def mutated_inputs(node: Node) -> list[Node]:
 
 
 def shares_memory(node: Any) -> bool:
-    """Whether what it gives lives in the memory of an input, be it a view or the input itself."""
+    """Return True if the result of a node uses the memory of an input: a view, or the input itself."""
     return isinstance(node.target, OpOverload) and any(result.alias_info is not None for result in node.target._schema.returns)
 
 
 def is_view(node: Node) -> bool:
-    """Whether it only looks at its input in another way."""
+    """Return True if the result of a node is a view of an input that it does not write to."""
     return shares_memory(node) and not mutated_inputs(node)
 
 
 def is_random(node: Node) -> bool:
-    """Whether it draws from torch's generator."""
+    """Return True if a node draws from torch's generator."""
     return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def storage_owner(node: Node) -> Node:
-    """The node whose memory this one's tensor lives in: itself, unless it is a view, or an input that was written to."""
+    """Return the node whose memory a node's result uses: the node itself, unless it returns an input or a view."""
     while True:
         node = node.meta.get("owner", node)
         source = node.args[0] if node.target is operator.getitem else node
-        through = source if isinstance(source, Node) else node
-        if not shares_memory(through):
+        operation = source if isinstance(source, Node) else node
+        if not shares_memory(operation):
             return node
-        node = next(value for value, argument in iterate_input_arguments(through) if argument.alias_info is not None)
+        node = next(value for value, argument in iterate_input_arguments(operation) if argument.alias_info is not None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- passes
 
 
 def simplify(graph: Graph, gradients: Sequence[Node], fold_views: bool = True) -> list[Node]:
-    """What every step goes through before its update is appended: returns the nodes that are its gradients then."""
+    """Run the passes that precede the update, and return the nodes of the gradients in the new graph."""
     output = graph.output(tuple(gradients))
     eliminate_dead_code(graph)
     eliminate_identity_views(graph)
     fold_constants(graph, fold_views)
     eliminate_dead_code(graph)
-    cleaned = list(output.args[0])
+    simplified_gradients = list(output.args[0])
     graph.erase_node(output)
-    return cleaned
+    return simplified_gradients
 
 
 def eliminate_dead_code(graph: Graph) -> None:
-    """Remove what nothing uses, the value of the loss above all. What writes to a tensor, or draws, stays."""
+    """Remove unused nodes, such as the loss, except for nodes that write to a tensor or draw random numbers."""
     for node in reversed(graph.nodes):
         if node.op == "call_function" and not node.users and not mutated_inputs(node) and not is_random(node):
             graph.erase_node(node)
@@ -113,7 +113,7 @@ def eliminate_identity_views(graph: Graph) -> None:
         if not isinstance(source, Node):
             continue
         if node.target in IDENTITY_OPERATORS or (
-            node.target in RESHAPE_OPERATORS and source.meta.get("like") == node.meta.get("like")
+            node.target in RESHAPE_OPERATORS and source.meta.get("spec") == node.meta.get("spec")
         ):
             _replace(graph, node, source)
         elif node.target is source.target is aten.t.default and isinstance(source.args[0], Node):
@@ -121,40 +121,43 @@ def eliminate_identity_views(graph: Graph) -> None:
 
 
 def fold_constants(graph: Graph, fold_views: bool = True) -> None:
-    """Compute once what is the same in every step: constants, and (if asked for) views of tensors that stay where they are."""
-    changing = {storage_owner(target) for node in graph.nodes for target in mutated_inputs(node)}
+    """Replace what is equal in all steps by placeholders: constants and, with `fold_views`, views of fixed tensors."""
+    mutated_storages = {storage_owner(target) for node in graph.nodes for target in mutated_inputs(node)}
     first = next(iter(graph.nodes))
     for node in list(graph.nodes):
         if node.op != "call_function" or is_random(node) or mutated_inputs(node):
             continue
-        value = _evaluate_constant(node, changing) if not is_view(node) else _evaluate_fixed_view(node) if fold_views else None
+        if is_view(node):
+            value = _evaluate_fixed_view(node) if fold_views else None
+        else:
+            value = _evaluate_constant(node, mutated_storages)
         if value is None:
             continue
         with graph.inserting_before(first):
-            once = graph.placeholder("once")
+            placeholder = graph.placeholder("once")
         varies = is_view(node) and any(source.meta["varies"] for source in node.all_input_nodes)
-        once.meta.update(like=TensorSpec.from_tensor(value), value=value, varies=varies)
+        placeholder.meta.update(spec=TensorSpec.from_tensor(value), value=value, varies=varies)
         if is_view(node):
-            once.meta["owner"] = storage_owner(node)
-        _replace(graph, node, once)
+            placeholder.meta["owner"] = storage_owner(node)
+        _replace(graph, node, placeholder)
 
 
 def _evaluate_fixed_view(node: Node) -> Tensor | None:
-    """The view itself, if what it is of stays where it is."""
-    if any("value" not in source.meta for source in node.all_input_nodes) or "like" not in node.meta:
+    """Return the view of a fixed tensor, None for a view of any other tensor."""
+    if any("value" not in source.meta for source in node.all_input_nodes) or "spec" not in node.meta:
         return None
     return _evaluate_node(node)
 
 
 def _evaluate_constant(node: Node, mutated_storages: set[Node]) -> Tensor | None:
-    """What it computes, if that is the same in every step, and nobody writes to it or to what it is computed from."""
-    if storage_owner(node) in mutated_storages or "like" not in node.meta or not isinstance(node.target, OpOverload):
+    """Return the result of a node if it is equal in all steps and no node writes to it or to its inputs, else None."""
+    if storage_owner(node) in mutated_storages or "spec" not in node.meta or not isinstance(node.target, OpOverload):
         return None
-    like: TensorSpec = node.meta["like"]
+    spec: TensorSpec = node.meta["spec"]
     if node.target in FILL_OPERATORS:
-        return torch.empty_strided(like.shape, like.stride, dtype=like.dtype).fill_(FILL_OPERATORS[node.target])
-    sources = node.all_input_nodes
-    if any("value" not in s.meta or s.meta["varies"] or storage_owner(s) in mutated_storages for s in sources):
+        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype).fill_(FILL_OPERATORS[node.target])
+    inputs = node.all_input_nodes
+    if any("value" not in i.meta or i.meta["varies"] or storage_owner(i) in mutated_storages for i in inputs):
         return None
     return _evaluate_node(node)
 
@@ -175,8 +178,11 @@ def _replace(graph: Graph, node: Node, replacement: Node) -> None:
 
 
 def write_gradients(graph: Graph, gradients: Sequence[Node], destinations: Sequence[Node]) -> None:
-    """End the step by leaving each gradient in its tensor; products and sums are computed there at once, if it is aligned as a
-    tensor of its own would be: what a product rounds to may depend on that."""
+    """End the step by writing each gradient to its destination.
+
+    Products and sums are computed in the destination if it is aligned as a new tensor would be, because the rounding of a
+    product may depend on the alignment.
+    """
     for gradient, target in zip(gradients, destinations, strict=True):
         source = _sum_behind_view(gradient)
         if (
@@ -196,9 +202,10 @@ def write_gradients(graph: Graph, gradients: Sequence[Node], destinations: Seque
 def fuse_update(
     graph: Graph, gradients: Sequence[Node], destinations: Sequence[Node], beta: float, alpha: Node | float
 ) -> None:
-    """End the step with t ← beta·t + alpha·gradient for each target t; a product of two matrices is added as it is computed.
+    """End the step with t ← beta·t + alpha·gradient for each destination t.
 
-    It is rounded once less than when the gradient is stored first. No target changes before all gradients are known.
+    A matrix product is added while it is computed, with one rounding less than if the gradient were stored first. No
+    destination changes before all gradients are computed.
     """
     rest: list[tuple[Node, Node]] = []
     for gradient, target in zip(gradients, destinations, strict=True):
@@ -221,20 +228,20 @@ def fuse_update(
 
 
 def _sum_behind_view(gradient: Node) -> Node:
-    """The sum over the batch that a bias's gradient is a view of; else the gradient itself."""
+    """Return the sum over the batch whose view is the gradient of a bias; else the gradient itself."""
     source = gradient.args[0] if gradient.target in RESHAPE_OPERATORS else None
     if not isinstance(source, Node) or source.target is not aten.sum.dim_IntList or source.args[1:] != ([0], True):
         return gradient
-    return source if gradient.meta["like"].shape == source.meta["like"].shape[1:] else gradient
+    return source if gradient.meta["spec"].shape == source.meta["spec"].shape[1:] else gradient
 
 
 def _is_unshared(gradient: Node, source: Node, gradients: Sequence[Node]) -> bool:
-    """Whether nothing else needs it as a tensor of its own."""
+    """Return True if no other node and no other gradient uses the gradient, or the source of its view."""
     return not gradient.users and set(source.users) <= {gradient} and gradients.count(gradient) == 1
 
 
 def _has_stable_inputs(graph: Graph, product: Node) -> bool:
-    """Whether its inputs are still what they are when the step ends: nothing writes to them, and they are no parameters."""
+    """Return True if a product's inputs do not change until the step ends: no node writes to them, and none is a parameter."""
     owners = {storage_owner(source) for source in product.all_input_nodes}
     if any(node.op == "placeholder" and node.meta.get("varies") for node in owners):
         return False
@@ -242,7 +249,7 @@ def _has_stable_inputs(graph: Graph, product: Node) -> bool:
 
 
 def _materialize(graph: Graph, gradient: Node) -> Node:
-    """A gradient that is no parameter itself, and so does not change while they do."""
+    """Copy a gradient in the memory of a placeholder, such as a parameter that the update changes; else return the gradient."""
     return graph.call_function(torch.clone, (gradient,)) if storage_owner(gradient).op == "placeholder" else gradient
 
 
@@ -250,17 +257,17 @@ def _materialize(graph: Graph, gradient: Node) -> Node:
 
 
 def use_native_bindings(graph: Graph) -> None:
-    """Call torch's own bindings where an operator has one: about 1 µs less a call than the operator object."""
+    """Call torch's native binding of each operator that has one: about 1 µs faster than the operator object."""
     for node in graph.nodes:
         if isinstance(node.target, OpOverload) and node.target.namespace == "aten":
             node.target = _find_binding(node.target._schema.name.removeprefix("aten::")) or node.target
 
 
 def _find_binding(name: str) -> Callable[..., Any] | None:
-    """The compiled function or method of that name. Those that torch wraps in Python take other arguments."""
-    for where in (torch, torch._C._nn):
-        if isinstance(getattr(where, name, None), BuiltinFunctionType):
-            function: Callable[..., Any] = getattr(where, name)
+    """Return the compiled function or method of a name, else None: functions that torch wraps take other arguments."""
+    for namespace in (torch, torch._C._nn):
+        if isinstance(getattr(namespace, name, None), BuiltinFunctionType):
+            function: Callable[..., Any] = getattr(namespace, name)
             return function
     method: Callable[..., Any] | None = getattr(Tensor, name, None)
     return method if isinstance(method, MethodDescriptorType) else None

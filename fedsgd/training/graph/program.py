@@ -1,4 +1,4 @@
-"""A rewritten step as one Python function."""
+"""Compilation of a rewritten step into one Python function."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fedsgd.training.graph.passes import use_native_bindings
 
 
 def compile_graph(graph: Graph) -> Callable[..., Any]:
-    """A function of what each step is given, in the order of its placeholders; the tensors that stay are bound to it.
+    """Return a function of the step's inputs, in the order of their placeholders, with the fixed tensors bound to it.
 
-    It lets go of each tensor after its last use, so a step needs no more memory than autograd does.
+    The function releases each tensor after its last use, so a step needs no more memory than with autograd.
     """
     return Program(graph).bind()
 
 
 class Program:
-    """A graph as a function whose fixed tensors are yet to be bound. most: how many clients its constants are made for."""
+    """Compiled graph whose fixed tensors are not yet bound."""
 
     def __init__(self, graph: Graph) -> None:
         use_native_bindings(graph)
@@ -33,13 +33,18 @@ class Program:
         self._function: Callable[..., Any] = namespace["forward"]
 
     def bind(self, start: int | None = None, stop: int = 0) -> Callable[..., Any]:
-        """The function of what each step is given; of clients `start` to before `stop` of a stack, if it is of stacks."""
+        """Bind the fixed tensors and return a function of the step's inputs.
+
+        Args:
+            start: first client, for a graph of a stack; None: no stack.
+            stop: client after the last one.
+        """
         values = (node.meta["value"] if start is None else _slice_value(node, start, stop) for node in self._fixed_nodes)
         return functools.partial(self._function, None, *values)
 
 
 def _slice_value(node: Node, start: int, stop: int) -> Tensor:
-    """What concerns these clients: their places in a stack; of a constant with rows for each client, that many."""
+    """Return the clients' rows of a stacked tensor, or as many blocks of a constant that has one block for each client."""
     value: Tensor = node.meta["value"]
     if node.meta["varies"]:
         return value[start:stop]
@@ -47,11 +52,11 @@ def _slice_value(node: Node, start: int, stop: int) -> Tensor:
 
 
 def _move_fixed_first(graph: Graph) -> Sequence[Node]:
-    """Put the placeholders that stay in front of those that each step gives, and give each a name of its own."""
+    """Move the placeholders of fixed tensors before those of the step's inputs, with unique names; return the former."""
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    fixed = [node for node in placeholders if "value" in node.meta]
+    fixed_nodes = [node for node in placeholders if "value" in node.meta]
     for node in placeholders:
         node.target = node.name
-    for node in reversed(fixed):
+    for node in reversed(fixed_nodes):
         next(iter(graph.nodes)).prepend(node)
-    return fixed
+    return fixed_nodes

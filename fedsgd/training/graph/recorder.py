@@ -1,9 +1,10 @@
-"""One training step as a graph: every tensor operation that the module, the loss and autograd call, recorded as it happens.
+"""Recording of a training step as a graph of the tensor operations that the module, the loss and autograd call.
 
-torch's own tracer, `make_fx`, records the same operations; but it imports a compiler (1.8 s) that nothing here needs.
+Torch's own tracer, `make_fx`, records the same operations, but it imports a compiler (1.8 s) that is not needed here.
 
-In a graph, a placeholder whose meta has a "value" stands for a tensor that is the same object in every step (a parameter, a
-buffer, a constant), and "varies" says whether what is in it may change; the others are what each step is given.
+A placeholder with "value" in its meta is a fixed tensor: the same object in every step (a parameter, a buffer, a constant).
+Its meta "varies" is True if the numbers in the tensor may change. All other placeholders are inputs of each step. The meta
+"spec" of a node is the `TensorSpec` of its result.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from torch.utils._pytree import tree_map_only
 from fedsgd.training.base import NotCapturableError
 
 DATA_READING_FUNCTIONS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
-"""How numbers leave a tensor without an operation."""
+"""Functions that read the numbers of a tensor without an operation that a `Recorder` sees."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What is known of a tensor before there is one."""
+    """Shape, stride and dtype of a tensor."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -37,16 +38,16 @@ class TensorSpec:
 
     @staticmethod
     def from_tensor(tensor: Tensor) -> TensorSpec:
-        """Of this tensor."""
+        """Return the spec of a tensor."""
         return TensorSpec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 
 
 class Recorder(TorchDispatchMode):
-    """Records below autograd: what it sees is the forward and the backward pass, in the order in which they happen."""
+    """Dispatch mode that records the operations of the forward and the backward pass, below autograd, in order."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Else torch imports its compiler, to keep it away from here."""
+        """Return False, because True lets torch import its compiler to disable it here."""
         return False
 
     def __init__(self) -> None:
@@ -54,10 +55,17 @@ class Recorder(TorchDispatchMode):
         self.graph = Graph()
         self._nodes: dict[int, Node] = {}
         self._nodes_by_storage: dict[tuple[int, TensorSpec], Node] = {}
-        self._live_tensors: list[Tensor] = []  # so that no two tensors have the same id
+        self._live_tensors: list[Tensor] = []  # keeps ids unique
 
     def add_input(self, name: str, tensor: Tensor, is_fixed: bool, is_mutable: bool = True) -> Node:
-        """A placeholder for `tensor`; fixed: it is this very tensor in every step; varies: what is in it may change."""
+        """Add a placeholder.
+
+        Args:
+            name: name of the placeholder.
+            tensor: tensor in the recorded step.
+            is_fixed: the tensor is the same object in every step.
+            is_mutable: the numbers in a fixed tensor may change.
+        """
         node = self.graph.placeholder(name)
         if is_fixed:
             node.meta.update(value=tensor.detach(), varies=is_mutable)
@@ -65,72 +73,77 @@ class Recorder(TorchDispatchMode):
         return node
 
     def get_node(self, tensor: Tensor) -> Node:
-        """What computed this tensor; a constant if nothing that was recorded did."""
-        known = self._nodes.get(id(tensor)) or self._nodes_by_storage.get(_storage_key(tensor))
-        if known is not None:
-            return known
+        """Return the node that computed a tensor; a new constant if no recorded operation did."""
+        node = self._nodes.get(id(tensor)) or self._nodes_by_storage.get(_storage_key(tensor))
+        if node is not None:
+            return node
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
             return self.add_input("constant", tensor, is_fixed=True, is_mutable=False)
 
     def _register(self, tensor: Tensor, node: Node) -> None:
         self._nodes[id(tensor)] = self._nodes_by_storage[_storage_key(tensor)] = node
         self._live_tensors.append(tensor)
-        node.meta["like"] = TensorSpec.from_tensor(tensor)
+        node.meta["spec"] = TensorSpec.from_tensor(tensor)
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         _check_data_independence(func, args)
         if any(isinstance(value, torch.Generator) for value in (kwargs or {}).values()):
-            raise NotCapturableError(f"{func} draws from a generator of its own")
-        given = tree_map_only(Tensor, self.get_node, (args, dict(kwargs or {})))
-        out = func(*args, **(kwargs or {}))
-        node = self.graph.call_function(func, *given)
-        if isinstance(out, Tensor):
-            self._register(out, node)
-        elif isinstance(out, tuple | list):
-            for i, part in enumerate(out):
+            raise NotCapturableError(f"{func} draws from its own generator")
+        arguments = tree_map_only(Tensor, self.get_node, (args, dict(kwargs or {})))
+        result = func(*args, **(kwargs or {}))
+        node = self.graph.call_function(func, *arguments)
+        if isinstance(result, Tensor):
+            self._register(result, node)
+        elif isinstance(result, tuple | list):
+            for i, part in enumerate(result):
                 if isinstance(part, Tensor):
                     self._register(part, self.graph.call_function(operator.getitem, (node, i)))
-        elif out is not None:
-            raise NotCapturableError(f"{func} gives a {type(out).__name__}, not a tensor")
-        return out
+        elif result is not None:
+            raise NotCapturableError(f"{func} returns a {type(result).__name__}, not a tensor")
+        return result
 
 
 def _storage_key(tensor: Tensor) -> tuple[int, TensorSpec]:
-    """Where its numbers are: what `.data` gives is another tensor, which no operation made, in the same place."""
-    return (tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else id(tensor)), TensorSpec.from_tensor(
-        tensor
-    )
+    """Return the address and the spec of a tensor, by which the result of `.data`, which no operation made, is recognized."""
+    address = tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else id(tensor)
+    return address, TensorSpec.from_tensor(tensor)
 
 
 class FunctionGuard(TorchFunctionMode):
-    """CaptureError where numbers leave tensors in a way that a `Recorder` does not see."""
+    """Function mode that raises NotCapturableError at a call of one of `DATA_READING_FUNCTIONS`."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func in DATA_READING_FUNCTIONS:
             raise NotCapturableError(
-                f"{func.__name__} reads numbers out of a tensor, so that what comes next may depend on the data"
+                f"{func.__name__} reads numbers of a tensor, so the next operations may depend on the data"
             )
         return func(*args, **(kwargs or {}))
 
 
 def _check_data_independence(func: OpOverload, args: tuple[Any, ...]) -> None:
-    """CaptureError for an operation after which the next ones may be others for other data."""
+    """Raise NotCapturableError for an operation after which other data may lead to other operations."""
     if torch.Tag.data_dependent_output in func.tags:
-        raise NotCapturableError(f"{func} reads a number out of a tensor, so that what comes next may depend on the data")
+        raise NotCapturableError(f"{func} reads a number of a tensor, so the next operations may depend on the data")
     if torch.Tag.dynamic_output_shape in func.tags:
         indices = args[1] if func is torch.ops.aten.index.Tensor else ()
         if not indices or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):  # a mask
-            raise NotCapturableError(f"{func} gives a shape that depends on the data")
+            raise NotCapturableError(f"{func} returns a tensor whose shape depends on the data")
 
 
 def record(
     step: Callable[[], Sequence[Tensor]], fixed_tensors: Mapping[str, Tensor], step_inputs: Mapping[str, Tensor]
 ) -> tuple[Graph, list[Node]]:
-    """(the graph of what `step` calls, the nodes of what it returns); the graph has no output yet.
+    """Record a step.
 
-    fixed: by name, the tensors that are the same objects in every step; given: those that each step brings.
+    Args:
+        step: function that makes the step and returns its results.
+        fixed_tensors: by name, tensors that are the same objects in every step.
+        step_inputs: by name, tensors that are inputs of each step.
+
+    Returns:
+        The graph, without an output node, and the nodes of the results.
     """
     recorder = Recorder()
     for name, tensor in fixed_tensors.items():

@@ -1,8 +1,8 @@
-"""The step of a stack of clients: the recorded step of one, with an axis of clients in front of everything.
+"""Recording of a step for a stack of clients: the step of one client with a leading axis of clients.
 
-k clients in a run, K in a stack. vmap turns each recorded operation into its batched form, which is recorded in turn, for two
-numbers of clients: an integer that differs between the two is a multiple of k, and a constant that differs has k blocks. So one
-recording serves any run of clients.
+vmap turns each recorded operation of one client into its batched form, which is recorded for two numbers of clients. An integer
+that differs between the two recordings is a multiple of the number of clients k; a constant that differs has k blocks. So one
+graph serves any number of clients.
 """
 
 from __future__ import annotations
@@ -27,26 +27,32 @@ from fedsgd.training.graph.recorder import record
 from fedsgd.training.graph.step import StepBuffers, record_gradients
 
 SMALL_CLIENT_COUNT = 3
-"""The other number of clients that a step is recorded for."""
+"""Clients of the smaller one of the two recordings of a step."""
 VECTOR_WIDTH = 32
-"""Kernels go through a tensor by so many numbers at once, or by a part of that, and take what is left at its end one by one."""
+"""Multiple of the numbers that kernels process at once; they process the rest at the end of a tensor one by one."""
 
 
 def record_stacked_step(step_buffers: StepBuffers, batch: Examples, max_clients: int) -> tuple[Graph, list[Node], list[slice]]:
-    """(the graph of the gradients of k clients, `max_clients` at most, the nodes of these, the stretches of parameters that no
-    batch
-    uses). Its placeholders are w0, w1, ... [k, *shape], x and y [k, B, ...], k, and constants: of one with a meta "blocks",
-    each client has so many rows.
+    """Record the step for any number of clients up to `max_clients`.
 
-    CaptureError if it cannot be had.
+    Returns:
+        The graph, the nodes of the gradients [k, *shape], and the slices of the parameters that no batch uses. Placeholders
+        are w0, w1, ... [k, *shape], x and y [k, B, ...], k, and constants; the meta "blocks" of a constant is the number of
+        its rows for each client.
+
+    Raises:
+        NotCapturableError: the step cannot be recorded for a stack.
     """
-    one, gradients, unused = _record_one_client(step_buffers, batch)
-    few, many = (_record_clients(one, gradients, step_buffers, batch, k) for k in (SMALL_CLIENT_COUNT, max_clients))
-    return *_RecordingMerger(SMALL_CLIENT_COUNT, max_clients)(few, many), unused
+    client_graph, gradients, unused_slices = _record_one_client(step_buffers, batch)
+    small_recording, large_recording = (
+        _record_clients(client_graph, gradients, step_buffers, batch, k) for k in (SMALL_CLIENT_COUNT, max_clients)
+    )
+    merge = _RecordingMerger(SMALL_CLIENT_COUNT, max_clients)
+    return *merge(small_recording, large_recording), unused_slices
 
 
 def _record_one_client(step_buffers: StepBuffers, batch: Examples) -> tuple[Graph, list[Node], list[slice]]:
-    graph, gradients, unused = record_gradients(step_buffers, batch)
+    graph, gradients, unused_slices = record_gradients(step_buffers, batch)
     output = graph.output(tuple(gradients))
     eliminate_dead_code(graph)
     eliminate_identity_views(graph)
@@ -58,29 +64,29 @@ def _record_one_client(step_buffers: StepBuffers, batch: Examples) -> tuple[Grap
             raise NotCapturableError(f"{node.target} changes a tensor in place, which clients in a stack would share")
         if not _is_position_independent(node):
             raise NotCapturableError(
-                f"{node.target} rounds a number by where it stands, so a client's result by who else is there"
+                f"{node.target} rounds a number by its position, so a client's result would depend on the other clients"
             )
     gradients = list(output.args[0])
     graph.erase_node(output)
-    return graph, gradients, unused
+    return graph, gradients, unused_slices
 
 
 def _is_position_independent(node: Node) -> bool:
-    """Whether an elementwise operation gives a number the same result wherever it stands in a stack.
+    """Return True if the result of an elementwise operation does not depend on a number's position in a stack.
 
-    Kernels that take several numbers at once may round in another way, but seldom: so it is tried on many.
+    Kernels that process several numbers at once may round differently, but only some numbers; so many are compared.
     """
     operation = node.target
     if not isinstance(operation, OpOverload) or torch.Tag.pointwise not in operation.tags or not node.all_input_nodes:
         return True
-    if math.prod(node.meta["like"].shape) % VECTOR_WIDTH == 0:
+    if math.prod(node.meta["spec"].shape) % VECTOR_WIDTH == 0:
         return True
     generator = torch.Generator().manual_seed(0)
     n = 64 * VECTOR_WIDTH
-    numbers = {s: (3 * torch.randn(n, generator=generator)).to(s.meta["like"].dtype) for s in node.all_input_nodes}
+    inputs = {i: (3 * torch.randn(n, generator=generator)).to(i.meta["spec"].dtype) for i in node.all_input_nodes}
 
     def evaluate_range(start: int, stop: int) -> Tensor:
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda source: numbers[source][start:stop])
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda i: inputs[i][start:stop])
         value: Tensor = operation(*args, **kwargs)
         return value.nan_to_num()
 
@@ -93,36 +99,36 @@ def _is_position_independent(node: Node) -> bool:
 def _record_clients(
     client_graph: Graph, gradients: Sequence[Node], step_buffers: StepBuffers, batch: Examples, k: int
 ) -> tuple[Graph, list[Node]]:
-    """The graph of k clients, all alike."""
+    """Record the step of k clients, by vmap over the operations of one client."""
     x, y = batch_tensors(batch)
-    given = {f"w{i}": leaf.detach() for i, leaf in enumerate(step_buffers.leaves)} | {"x": x, "y": y}
-    stacks = {name: tensor.expand(k, *tensor.shape).clone() for name, tensor in given.items()}
+    client_inputs = {f"w{i}": leaf.detach() for i, leaf in enumerate(step_buffers.leaves)} | {"x": x, "y": y}
+    stacked_inputs = {name: tensor.expand(k, *tensor.shape).clone() for name, tensor in client_inputs.items()}
 
     def step() -> Sequence[Tensor]:
-        results: Sequence[Tensor] = vmap(lambda inputs: _interpret(client_graph, gradients, inputs))(stacks)
+        results: Sequence[Tensor] = vmap(lambda inputs: _interpret(client_graph, gradients, inputs))(stacked_inputs)
         return results
 
-    graph, batched = record(step, {}, stacks)
-    return graph, simplify(graph, batched, fold_views=False)
+    graph, stacked_gradients = record(step, {}, stacked_inputs)
+    return graph, simplify(graph, stacked_gradients, fold_views=False)
 
 
 def _interpret(graph: Graph, results: Sequence[Node], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Operation after operation; inputs: by the name of the placeholder, the others have values."""
-    env: dict[Node, Any] = {}
+    """Run a graph; placeholders without an input of their name have a value in their meta."""
+    values: dict[Node, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
-            env[node] = inputs[node.name] if node.name in inputs else node.meta["value"]
+            values[node] = inputs[node.name] if node.name in inputs else node.meta["value"]
         else:
-            args, kwargs = map_arg((node.args, dict(node.kwargs)), env.__getitem__)
-            env[node] = node.target(*args, **kwargs)
-    return tuple(env[node] for node in results)
+            args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+    return tuple(values[node] for node in results)
 
 
 # ------------------------------------------------------------------------------------------------------- any number of clients
 
 
 class _RecordingMerger:
-    """Two recordings, for two numbers of clients, into one for any."""
+    """Function that merges the recordings of two numbers of clients into a graph for any number."""
 
     def __init__(self, n_few: int, n_many: int) -> None:
         self.n_few, self.n_many = n_few, n_many
@@ -130,12 +136,12 @@ class _RecordingMerger:
     def __call__(
         self, small_recording: tuple[Graph, list[Node]], large_recording: tuple[Graph, list[Node]]
     ) -> tuple[Graph, list[Node]]:
-        """The first graph, with what depends on the number of clients made a function of it."""
-        (graph, gradients), (other, _) = small_recording, large_recording
-        pairs = list(zip(graph.nodes, other.nodes, strict=False))
-        calls = [(a.target, b.target) for a, b in pairs if a.op != "placeholder"]
-        if len(graph.nodes) != len(other.nodes) or any(a != b for a, b in calls):
-            raise NotCapturableError("the operations depend on how many clients there are")
+        """Return the small recording with the integers and constants that depend on the number of clients made general."""
+        (graph, gradients), (large_graph, _) = small_recording, large_recording
+        pairs = list(zip(graph.nodes, large_graph.nodes, strict=False))
+        targets = [(a.target, b.target) for a, b in pairs if a.op != "placeholder"]
+        if len(graph.nodes) != len(large_graph.nodes) or any(a != b for a, b in targets):
+            raise NotCapturableError("the operations depend on the number of clients")
         with graph.inserting_before(next(iter(graph.nodes))):
             k = graph.placeholder("k")
         for a, b in pairs:
@@ -143,17 +149,17 @@ class _RecordingMerger:
                 self._merge_constant(a, b)
                 continue
             with graph.inserting_before(a):
-                times = functools.partial(_multiply_by_k, graph, k)
-                a.args = self._merge_argument(a.args, b.args, times)
-                a.kwargs = self._merge_argument(dict(a.kwargs), dict(b.kwargs), times)
+                multiply = functools.partial(_multiply_by_k, graph, k)
+                a.args = self._merge_argument(a.args, b.args, multiply)
+                a.kwargs = self._merge_argument(dict(a.kwargs), dict(b.kwargs), multiply)
         return graph, gradients
 
     def _merge_argument(self, a: Any, b: Any, multiply: Callable[[int], Node]) -> Any:
-        """a, with each integer that is not b's replaced by a multiple of k."""
+        """Return a with each integer that differs from b's replaced by a multiple of k."""
         if isinstance(a, dict):
             return {key: self._merge_argument(a[key], b[key], multiply) for key in a}
         if isinstance(a, tuple | list):
-            return type(a)(self._merge_argument(one, other, multiply) for one, other in zip(a, b, strict=True))
+            return type(a)(self._merge_argument(x, y, multiply) for x, y in zip(a, b, strict=True))
         if isinstance(a, Node) or a == b:
             return a
         if isinstance(a, int) and a % self.n_few == 0 and a // self.n_few * self.n_many == b:
@@ -161,7 +167,7 @@ class _RecordingMerger:
         raise NotCapturableError(f"{a} for {self.n_few} clients is {b} for {self.n_many}")
 
     def _merge_constant(self, a: Node, b: Node) -> None:
-        """Keep the larger one, and note how many of its rows belong to a client."""
+        """Store the large recording's constant in node a, and the number of its rows for each client."""
         if "value" not in a.meta:
             return
         small, large = a.meta["value"], b.meta["value"]
@@ -173,7 +179,7 @@ class _RecordingMerger:
                 )
             a.meta["blocks"] = rows
         if not torch.equal(small, large[: len(small)] if small.dim() else large):
-            raise NotCapturableError("a constant depends on how many clients there are")
+            raise NotCapturableError("a constant depends on the number of clients")
         a.meta["value"] = large
 
 

@@ -1,4 +1,4 @@
-"""The step of one batch size: recorded, rewritten, compiled, and tried against plain autograd before it is used."""
+"""Capture of the step of one batch size: record, rewrite, compile, and compare with plain autograd before use."""
 
 from __future__ import annotations
 
@@ -21,17 +21,25 @@ from fedsgd.training.graph.program import compile_graph
 from fedsgd.training.graph.recorder import record
 
 RELATIVE_TOLERANCE = 1e-3
-"""How far a step that adds up in another order may be from autograd's: the norm of the difference by that of the gradient. A
-unit that is almost zero may come to the other side of it."""
+"""Largest norm of the difference to autograd's gradient, relative to its norm, for a step with another order of sums.
+
+The difference includes units whose activation is almost zero and changes its sign.
+"""
 MAX_RELATIVE_STEP = 0.01
-"""A step that is tried changes the model by this share of its norm at most: far away from where it was initialised, differences
-in rounding may grow to anything."""
+"""Largest change of the model in the check of a step, relative to its norm: far from the initial model, rounding differences
+may grow without limit."""
 
 
 @dataclass(frozen=True)
 class FusedUpdate:
-    """An update that a step can make itself. t ← beta·t + alpha·g, where t is the velocity, or w if there is none; then
-    w ← w + gamma·t. alpha, gamma None: −η."""
+    """Update that a step can include: t ← beta·t + alpha·g, then w ← w + gamma·t, where t is the velocity.
+
+    Attributes:
+        has_velocity: False: t is w, and there is no second assignment.
+        beta: factor of t.
+        alpha: factor of the gradient; None: −η.
+        gamma: factor of the velocity; None: −η.
+    """
 
     has_velocity: bool = False
     beta: float = 1.0
@@ -39,12 +47,12 @@ class FusedUpdate:
     gamma: float | None = None
 
     def is_applicable(self, unused_slices: Sequence[slice]) -> bool:
-        """Return whether steps whose batches do not use these stretches can be folded: a velocity would move them."""
+        """Return False if batches do not use some slices and there is a velocity, which would change them."""
         return not (self.has_velocity and unused_slices)
 
 
 def fusable_update(local_training: LocalTraining) -> FusedUpdate | None:
-    """How the update is folded into the step; None if it needs the gradient itself."""
+    """Return the update that a step can include; None if the optimizer or a correction needs the gradient itself."""
     optimizer = local_training.optimizer
     if optimizer.clip_norm is not None or optimizer.weight_decay or local_training.proximal or local_training.uses_correction:
         return None
@@ -58,9 +66,16 @@ def fusable_update(local_training: LocalTraining) -> FusedUpdate | None:
 
 
 class StepBuffers:
-    """What all steps of an engine work on: flat vectors [P] and the module's buffers, each its own and never replaced.
+    """Tensors of all steps of an engine, which are never replaced: flat vectors [P] and copies of the module's buffers.
 
-    w: the parameters; g: the gradient; memory: what the optimiser remembers.
+    Attributes:
+        flat_module: module whose steps are captured.
+        tensor_format: order of the parameters in the vectors.
+        w: [P] float32, parameters.
+        g: [P] float32, gradient.
+        optimizer_buffers: the optimizer's buffers by name, each [P].
+        leaves: views of w, one for each tensor of the layout, with gradients.
+        module_buffers: copies of the buffers of module and loss by name.
     """
 
     def __init__(self, flat_module: FlatModule, tensor_format: TensorFormat, optimizer: Optimizer) -> None:
@@ -72,51 +87,51 @@ class StepBuffers:
         self.leaves = [view.detach().requires_grad_() for view in tensor_format.view_tensors(self.w)]
         self._g_views = tensor_format.view_tensors(self.g)
         parts = flat_module.task.parts
-        mine = {id(b): b.clone() for _, part in parts for b in part.buffers()}  # one tensor, however many names it has
-        self._part_buffers = [{n: mine[id(b)] for n, b in part.named_buffers(remove_duplicate=False)} for _, part in parts]
+        copies = {id(b): b.clone() for _, part in parts for b in part.buffers()}  # one copy of a buffer with several names
+        self._part_buffers = [{n: copies[id(b)] for n, b in part.named_buffers(remove_duplicate=False)} for _, part in parts]
         pairs = zip(parts, self._part_buffers, strict=True)
-        self.module_buffers = {f"{prefix}{name}": b for (prefix, _), own in pairs for name, b in own.items()}
+        self.module_buffers = {f"{prefix}{name}": b for (prefix, _), buffers in pairs for name, b in buffers.items()}
         self._initial_buffers = {name: b.clone() for name, b in self.module_buffers.items()}
         leaves = {id(p): leaf for p, leaf in zip(flat_module.parameters, self.leaves, strict=True)}
         named = [part.named_parameters(remove_duplicate=False) for _, part in parts]
-        self._part_parameters = [{name: leaves[id(p)] for name, p in every if id(p) in leaves} for every in named]
+        self._part_parameters = [{name: leaves[id(p)] for name, p in pairs if id(p) in leaves} for pairs in named]
 
     def load_client(self, weights: F32, optimizer_state: Mapping[str, F32] | None = None) -> None:
-        """What a client begins with: the received model [P], what the optimiser remembers (zero where absent), all buffers as
-        they were made."""
+        """Load the received model [P], the optimizer's buffers (zero where absent) and the initial module buffers."""
         self.tensor_format.load(self.w, weights)
-        for value in self.optimizer_buffers.values():
-            value.zero_()
-        for name, remembered in (optimizer_state or {}).items():
-            self.tensor_format.load(self.optimizer_buffers[name], remembered)
-        for name, value in self._initial_buffers.items():
-            self.module_buffers[name].copy_(value)
+        for buffer in self.optimizer_buffers.values():
+            buffer.zero_()
+        for name, values in (optimizer_state or {}).items():
+            self.tensor_format.load(self.optimizer_buffers[name], values)
+        for name, buffer in self._initial_buffers.items():
+            self.module_buffers[name].copy_(buffer)
 
     def to_internal_order(self, values: F32) -> Tensor:
-        """A vector [P] that stands as on the wire, in the order of w."""
+        """Return a vector [P] in wire order as a tensor in the order of w."""
         flat = torch.empty_like(self.w)
         self.tensor_format.load(flat, values)
         return flat
 
     def compute_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of one batch's loss at w for each parameter, None for one that the loss does not reach."""
-        swapped = [{**own, **buffers} for own, buffers in zip(self._part_parameters, self._part_buffers, strict=True)]
+        pairs = zip(self._part_parameters, self._part_buffers, strict=True)
+        tensors = [{**parameters, **buffers} for parameters, buffers in pairs]
         loss, task = self.flat_module.task.loss, self.flat_module.task
         with torch.enable_grad():
-            output = functional_call(task.module, swapped[0], (x,), tie_weights=False)
+            output = functional_call(task.module, tensors[0], (x,), tie_weights=False)
             if isinstance(loss, torch.nn.Module):
-                value = functional_call(loss, swapped[1], (output, y), tie_weights=False)
+                value = functional_call(loss, tensors[1], (output, y), tie_weights=False)
             else:
                 value = loss(output, y)
         gradients = torch.autograd.grad(value, self.leaves, allow_unused=True)
-        for used, own in zip(swapped, self._part_buffers, strict=True):
-            for name, buffer in own.items():
-                if used[name] is not buffer:  # the module put another in its place
-                    buffer.copy_(used[name].detach())
+        for part_tensors, buffers in zip(tensors, self._part_buffers, strict=True):
+            for name, buffer in buffers.items():
+                if part_tensors[name] is not buffer:  # the module assigned another tensor
+                    buffer.copy_(part_tensors[name].detach())
         return gradients
 
     def compute_eager_gradient(self, x: Tensor, y: Tensor) -> list[slice]:
-        """Leave the gradient of one batch in g, without a recording; return the stretches that the batch does not use."""
+        """Write the gradient of one batch to g with autograd, and return the slices that the batch does not use."""
         gradients = self.compute_gradients(x, y)
         for view, gradient in zip(self._g_views, gradients, strict=True):
             view.zero_() if gradient is None else view.copy_(gradient)
@@ -125,10 +140,13 @@ class StepBuffers:
 
 @dataclass(frozen=True, eq=False)
 class CapturedStep:
-    """One batch: `gradient(x, y)` leaves the gradient in g; `update(x, y, −η)`, if there is one, makes the whole step.
+    """Compiled step of one batch size.
 
     Attributes:
-        unused: stretches of the parameters that no batch of this size uses.
+        compute_gradient: function of (x, y) that writes the gradient to g.
+        apply_update: function of (x, y, −η) that makes the whole step; None: the update is not fused.
+        is_random: the step draws from torch's generator.
+        unused_slices: slices of the parameters that no batch of this size uses.
     """
 
     compute_gradient: Callable[[Tensor, Tensor], None]
@@ -140,12 +158,16 @@ class CapturedStep:
 def capture_step(
     step_buffers: StepBuffers, fused_update: FusedUpdate | None, first_batch: Examples, second_batch: Examples
 ) -> CapturedStep:
-    """The step for batches of this size, tried on two of them; CaptureError if it cannot be had, or is not autograd's."""
+    """Capture the step of one batch size and compare it with autograd on two batches.
+
+    Raises:
+        NotCapturableError: the step cannot be recorded, or differs from autograd's.
+    """
     try:
         step_buffers.flat_module.task.module.train()
         step_buffers.load_client(step_buffers.flat_module.task.initial_parameters)
         with torch.no_grad(), isolate_generators(0):
-            graph, gradients, skipped = record_gradients(step_buffers, first_batch)
+            graph, gradients, unused_slices = record_gradients(step_buffers, first_batch)
             gradients = simplify(graph, gradients)
             draws = any(is_random(node) for node in graph.nodes)
             write_gradients(
@@ -153,44 +175,50 @@ def capture_step(
             )
             update = (
                 None
-                if fused_update is None or not fused_update.is_applicable(skipped)
+                if fused_update is None or not fused_update.is_applicable(unused_slices)
                 else _record_fused_update(step_buffers, fused_update, first_batch)
             )
-            step = CapturedStep(_compile_step(graph), update, draws, tuple(skipped))
+            step = CapturedStep(_compile_step(graph), update, draws, tuple(unused_slices))
             for batch in (first_batch, second_batch):
                 _verify_step(step_buffers, step, *batch_tensors(batch))
     except NotCapturableError:
         raise
-    except Exception as error:  # whatever the module does that is not made for being recorded
+    except Exception as error:  # of a module that cannot be recorded
         raise NotCapturableError(f"{type(error).__name__}: {error}") from error
     return step
 
 
 def record_gradients(step_buffers: StepBuffers, batch: Examples) -> tuple[Graph, list[Node], list[slice]]:
-    """(the graph of one batch's gradients, the nodes of these, the stretches of parameters that the batch does not use), as
-    recorded; CaptureError for what a recording misses."""
+    """Record the gradients of one batch.
+
+    Returns:
+        The graph, the nodes of the gradients, and the slices of the parameters that the batch does not use.
+
+    Raises:
+        NotCapturableError: the module does something that a recording would not repeat.
+    """
     x, y = batch_tensors(batch)
-    fixed = {f"w{i}": leaf for i, leaf in enumerate(step_buffers.leaves)} | {
+    fixed_tensors = {f"w{i}": leaf for i, leaf in enumerate(step_buffers.leaves)} | {
         f"b{i}": b for i, b in enumerate(step_buffers.module_buffers.values())
     }
-    places = {name: tensor.data_ptr() for name, tensor in fixed.items()}
-    drawn, skipped = read_generator_states(), list[slice]()
+    addresses = {name: tensor.data_ptr() for name, tensor in fixed_tensors.items()}
+    states, unused_slices = read_generator_states(), list[slice]()
 
-    def gradients() -> list[Tensor]:
-        made = step_buffers.compute_gradients(x, y)
-        skipped.extend(find_unused_slices(step_buffers.tensor_format.layout, made))
-        return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(step_buffers.leaves, made, strict=True)]
+    def compute_gradients() -> list[Tensor]:
+        gradients = step_buffers.compute_gradients(x, y)
+        unused_slices.extend(find_unused_slices(step_buffers.tensor_format.layout, gradients))
+        return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(step_buffers.leaves, gradients, strict=True)]
 
-    graph, nodes = record(gradients, fixed, {"x": x, "y": y})
-    if read_generator_states() | {"torch": None} != drawn | {"torch": None}:  # what it draws from torch's is in the recording
+    graph, nodes = record(compute_gradients, fixed_tensors, {"x": x, "y": y})
+    if read_generator_states() | {"torch": None} != states | {"torch": None}:  # draws from torch's generator are recorded
         raise NotCapturableError("the module draws from numpy's or Python's global generator, which a recording would not")
-    if places != {name: tensor.data_ptr() for name, tensor in fixed.items()}:
-        raise NotCapturableError("the module puts other memory behind a parameter or buffer, as assigning to its .data does")
-    return graph, nodes, skipped
+    if addresses != {name: tensor.data_ptr() for name, tensor in fixed_tensors.items()}:
+        raise NotCapturableError("the module moves a parameter or buffer to other memory, for example by assigning to .data")
+    return graph, nodes, unused_slices
 
 
 def add_placeholders(graph: Graph, name: str, values: Sequence[Tensor]) -> list[Node]:
-    """Placeholders for tensors that the update works on."""
+    """Add placeholders for tensors that the update reads or writes."""
     nodes = []
     with graph.inserting_before(next(iter(graph.nodes))):
         for i, value in enumerate(values):
@@ -200,7 +228,7 @@ def add_placeholders(graph: Graph, name: str, values: Sequence[Tensor]) -> list[
 
 
 def _record_fused_update(step_buffers: StepBuffers, fused_update: FusedUpdate, batch: Examples) -> Callable[..., None]:
-    """The step with the update folded in."""
+    """Return the compiled step with its update."""
     graph, gradients, _ = record_gradients(step_buffers, batch)
     target = step_buffers.optimizer_buffers["velocity"] if fused_update.has_velocity else step_buffers.w
     append_update(
@@ -220,12 +248,19 @@ def append_update(
     targets: Sequence[Tensor],
     whole_tensors: tuple[Sequence[Tensor], Sequence[Tensor]],
 ) -> None:
-    """End a step with its update; −η is the last thing that it is given. targets: a tensor for each gradient, the velocity's or
-    the parameters'; whole: (the parameters, the velocity), in as few tensors as they stand in."""
+    """End a step with its update; −η becomes the last input of the step.
+
+    Args:
+        graph: graph of the gradients.
+        gradients: nodes of the gradients.
+        fused_update: update to append.
+        targets: for each gradient, the tensor t of the velocity or of the parameters.
+        whole_tensors: parameters and velocity as tensors with one operation each, for example the flat vectors.
+    """
     with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
         rate = graph.placeholder("minus_lr")
-    into = add_placeholders(graph, "t", targets)
-    fuse_update(graph, gradients, into, fused_update.beta, rate if fused_update.alpha is None else fused_update.alpha)
+    destinations = add_placeholders(graph, "t", targets)
+    fuse_update(graph, gradients, destinations, fused_update.beta, rate if fused_update.alpha is None else fused_update.alpha)
     if fused_update.has_velocity:
         w, velocity = (add_placeholders(graph, name, tensors) for name, tensors in zip("uv", whole_tensors, strict=True))
         graph.call_function(
@@ -234,38 +269,47 @@ def append_update(
 
 
 def _compile_step(graph: Graph) -> Callable[..., None]:
-    """torch's fused RNN keeps what its backward pass needs only where gradients are on; nothing here asks for any."""
+    """Compile a step; with gradients enabled for torch's fused RNN, which else does not store what its backward pass needs."""
     needs_grad = any("mkldnn_rnn_layer" in str(node.target) for node in graph.nodes)
     step = compile_graph(graph)
     return torch.enable_grad()(step) if needs_grad else step
 
 
 def _verify_step(step_buffers: StepBuffers, step: CapturedStep, x: Tensor, y: Tensor) -> None:
-    """CaptureError unless the step gives autograd's gradient, to the bit if nothing is arranged in another way; twice in a row,
-    since what it leaves in buffers is seen in the next one only."""
-    network, arrangement = step_buffers.flat_module, step_buffers.tensor_format
-    received = arrangement.to_wire_order(step_buffers.w)
-    weights = torch.empty_like(step_buffers.w).copy_(torch.from_numpy(received))  # aligned as the oracle's
-    with isolate_generators(0), network.isolated_buffers():
-        network.bind_parameters(TensorFormat(arrangement.layout).view_tensors(weights))
-        expected = [network.compute_flat_gradient(x.clone(), y.clone())[0]]
-        rate = min(1.0, MAX_RELATIVE_STEP * float(weights.norm()) / max(float(expected[0].norm()), 1e-30))
-        after = weights - rate * expected[0]  # a module may write to its parameters, as an embedding with max_norm does
-        expected.append(network.compute_flat_gradient(x.clone(), y.clone())[0])
+    """Compare a step with autograd: bit for bit, unless channels are last.
+
+    Two gradients in a row are compared, because only the second shows the changes of buffers in the first.
+
+    Raises:
+        NotCapturableError: a gradient or the updated model differs.
+    """
+    flat_module, tensor_format = step_buffers.flat_module, step_buffers.tensor_format
+    received = tensor_format.to_wire_order(step_buffers.w)
+    weights = torch.empty_like(step_buffers.w).copy_(torch.from_numpy(received))  # aligned as in the sequential engine
+    with isolate_generators(0), flat_module.isolated_buffers():
+        flat_module.bind_parameters(TensorFormat(tensor_format.layout).view_tensors(weights))
+        expected_gradients = [flat_module.compute_flat_gradient(x.clone(), y.clone())[0]]
+        rate = min(1.0, MAX_RELATIVE_STEP * float(weights.norm()) / max(float(expected_gradients[0].norm()), 1e-30))
+        expected_w = weights - rate * expected_gradients[0]  # after the gradient: an embedding with max_norm changes weights
+        expected_gradients.append(flat_module.compute_flat_gradient(x.clone(), y.clone())[0])
     step_buffers.load_client(received)
     with isolate_generators(0):
-        for wanted in expected:
+        for expected in expected_gradients:
             step.compute_gradient(x.clone(), y.clone())
-            gradient = torch.from_numpy(arrangement.to_wire_order(step_buffers.g))
-            off, scale = float((gradient - wanted).norm()), float(wanted.norm())
-            if not (off <= RELATIVE_TOLERANCE * scale if arrangement.channels_last else torch.equal(gradient, wanted)):
-                raise NotCapturableError(f"the gradient is not autograd's: off by {off:.3g}, its norm is {scale:.3g}")
+            gradient = torch.from_numpy(tensor_format.to_wire_order(step_buffers.g))
+            error, norm = float((gradient - expected).norm()), float(expected.norm())
+            if not (error <= RELATIVE_TOLERANCE * norm if tensor_format.channels_last else torch.equal(gradient, expected)):
+                raise NotCapturableError(
+                    f"the gradient differs from autograd's: the error's norm is {error:.3g}, the gradient's {norm:.3g}"
+                )
     if step.apply_update is None:
         step_buffers.w.sub_(step_buffers.g, alpha=rate)
     else:
         step_buffers.load_client(received)
         with isolate_generators(0):
             step.apply_update(x.clone(), y.clone(), -rate)
-        off = float((torch.from_numpy(arrangement.to_wire_order(step_buffers.w)) - after).norm())
-        if not off <= RELATIVE_TOLERANCE * rate * float(expected[0].norm()) + 1e-6 * float(weights.norm()):
-            raise NotCapturableError(f"the step is not autograd's: off by {off:.3g}, the gradient's norm is {scale:.3g}")
+        error = float((torch.from_numpy(tensor_format.to_wire_order(step_buffers.w)) - expected_w).norm())
+        if not error <= RELATIVE_TOLERANCE * rate * float(expected_gradients[0].norm()) + 1e-6 * float(weights.norm()):
+            raise NotCapturableError(
+                f"the step differs from autograd's: the error's norm is {error:.3g}, the gradient's {norm:.3g}"
+            )
