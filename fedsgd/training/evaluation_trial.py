@@ -1,4 +1,4 @@
-"""Trial of an evaluation before round 1: shapes, the built-in accuracy, and how the loss of a set is computed."""
+"""Trial of an evaluation before round 1: shapes, the built-in accuracy, and the reduction of the loss of a set."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from fedsgd.training.loss_probes import check_metric, choose_reading, name_failu
 from fedsgd.training.slice_evaluation import allocate_outputs, check_loss, check_scores, list_leaves, map_tree
 
 MAX_LOSS_OUTPUT_BYTES = 2**30
-"""Bytes that the outputs of a set may take if its loss is computed in one call."""
+"""Most bytes of the outputs of a set whose loss is computed in one call."""
 MAX_PROBED_EXAMPLES = 1000
-"""Most examples on which a loss is tried for being a mean or a sum over examples."""
+"""Most examples for the test if a loss is a mean or a sum over examples."""
 REMEDIES = {
     "test": "use another number of test examples",
     "clients": "set another data.held_out",
     "training": "set evaluation.training = false",
 }
-"""By set of examples, what avoids a last slice of the size that it has."""
+"""Advice that avoids a last slice of a failing size, by set of examples."""
 
 
 def resolve_evaluation(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:
@@ -51,31 +51,31 @@ def resolve_evaluation(task: LearningTask, dataset: Dataset, sets: EvaluationSet
         sets: examples on which models will be evaluated.
 
     Returns:
-        The task with the built-in accuracy as its outputs are read, or without it, and with the reduction of its loss.
+        The task with the reduction of its loss, and with the built-in accuracy for its outputs, or without it if undefined.
 
     Raises:
         ModelError: the loss or a metric has another shape than expected, outputs and targets are broadcast, the built-in
-            accuracy is the only metric and not defined, or the loss of a set cannot be computed.
+            accuracy is the only metric and undefined, or the loss of a set cannot be computed.
     """
-    trial = _InitialModel(task)
+    initial_model = _InitialModel(task)
     with use_single_thread(), torch.no_grad(), _refuse_broadcast():
         examples = _select_probe(dataset.train)
-        probe, target = trial.run(examples)
+        output, target = initial_model.run(examples)
         if find_reduction(task.loss) == "whole":
-            with name_failure("the loss", probe, target, task.loss):
-                _check_loss_needs_outputs_only(trial, examples, probe, target)
-        with name_failure("the loss", probe, target, task.loss):
-            check_loss(trial.compute_loss(probe, target))
+            with name_failure("the loss", output, target, task.loss):
+                _check_loss_needs_outputs_only(initial_model, examples, output, target)
+        with name_failure("the loss", output, target, task.loss):
+            check_loss(initial_model.compute_loss(output, target))
         if recognise_loss(task.loss) is None:
-            reject_pairwise_loss(trial.compute_loss, probe, target)
-        metrics = _resolve_metrics(task, trial, dataset, probe, target)
+            reject_pairwise_loss(initial_model.compute_loss, output, target)
+        metrics = _resolve_metrics(task, initial_model, dataset, output, target)
         for name, metric in metrics.items():
-            check_metric(name, metric, probe, target)
-        first = None
-        for described in sets.iterate_slices():
-            result = _try_slice(trial, metrics, *described)
-            first = result if first is None else first
-        reduction = _resolve_reduction(task, trial, sets, first)
+            check_metric(name, metric, output, target)
+        first_result = None
+        for set_name, description, part in sets.iterate_slices():
+            result = _try_slice(initial_model, metrics, set_name, description, part)
+            first_result = result if first_result is None else first_result
+        reduction = _resolve_reduction(task, initial_model, sets, first_result)
     return replace(task, metrics=metrics, reduction=reduction)
 
 
@@ -84,19 +84,19 @@ class _InitialModel:
 
     def __init__(self, task: LearningTask) -> None:
         self._flat_module, self.task = FlatModule(task), task
-        arrangement, flat = TensorFormat(task.layout), torch.empty(len(task.initial_parameters))
-        arrangement.load(flat, task.initial_parameters)
-        self._flat_module.bind_parameters(arrangement.view_tensors(flat))
+        tensor_format, flat = TensorFormat(task.layout), torch.empty(len(task.initial_parameters))
+        tensor_format.load(flat, task.initial_parameters)
+        self._flat_module.bind_parameters(tensor_format.view_tensors(flat))
         task.module.eval()
 
     def run(self, examples: Examples) -> tuple[Any, Tensor]:
-        """Return (output, target) for these examples in one batch."""
+        """Return outputs and targets of examples in one batch."""
         with isolate_generators(0), self._flat_module.isolated_buffers():
             x, target = batch_tensors(examples)
             return self.task.module(x), target
 
     def run_with_loss(self, examples: Examples) -> Any:
-        """Return the loss of these examples right after the module ran, before anything is put back."""
+        """Return the loss of examples right after the module ran, before buffers and generators are restored."""
         with isolate_generators(0), self._flat_module.isolated_buffers():
             x, target = batch_tensors(examples)
             output = self.task.module(x)
@@ -104,38 +104,38 @@ class _InitialModel:
             return self.task.loss(output, target)
 
     def compute_loss(self, output: Any, target: Tensor) -> Any:
-        """Return what the loss gives, with torch's generator seeded and buffers put back."""
-        if isinstance(output, Tensor):  # a loss may work in place
+        """Return the loss of outputs, with seeded generators and initial buffers."""
+        if isinstance(output, Tensor):  # a loss may change it in place
             output = output.clone()
         with isolate_generators(0), self._flat_module.isolated_buffers():
             return self.task.loss(output, target.clone())
 
 
 def _check_loss_needs_outputs_only(initial_model: _InitialModel, examples: Examples, output: Any, target: Tensor) -> None:
-    """Check that a loss of one call needs the outputs alone, since it is called when all slices have been evaluated.
+    """Check that a loss of one call needs only outputs and targets, because it is computed after all slices.
 
     Raises:
-        ModelError: it gives another number, or fails, where the state of the module was put back after it ran.
+        ModelError: the loss differs or fails after the state of the module was restored.
     """
     expected = float(check_loss(initial_model.run_with_loss(examples)))
     try:
-        alone = float(check_loss(initial_model.compute_loss(output, target)))
+        loss = float(check_loss(initial_model.compute_loss(output, target)))
     except Exception:  # the user's loss
-        alone = math.nan
-    if not (alone == expected or math.isnan(expected)):
+        loss = math.nan
+    if not (loss == expected or math.isnan(expected)):
         raise ModelError(
-            "the loss depends on more than the output and the target, such as what the module stored when it last ran: return "
-            "that as a part of the output"
+            "the loss depends on more than the output and the target, for example on a tensor that the module stores when it "
+            "runs: return the tensor as a part of the output"
         )
 
 
 def _try_slice(
     initial_model: _InitialModel, metrics: Mapping[str, Metric], set_name: str, description: str, examples: Examples
 ) -> tuple[Any, Tensor]:
-    """Return (output, target) of a slice of a set.
+    """Return outputs and targets of a slice of a set.
 
     Raises:
-        ModelError: its loss or a metric cannot be computed, but could be if it were not smaller than other slices.
+        ModelError: loss or metrics fail on the slice but not on a full slice of its examples, repeated.
     """
     try:
         return _evaluate_slice(initial_model, metrics, examples)
@@ -143,10 +143,12 @@ def _try_slice(
         n = len(examples)
         try:
             _evaluate_slice(initial_model, metrics, examples.select(np.arange(EVALUATION_SLICE_SIZE) % n))
-        except Exception:  # not for its size
+        except Exception:  # the size of the slice is not the reason
             raise error from None
-        by_batch = any(is_batch_norm(part) and not part.track_running_stats for part in initial_model.task.module.modules())
-        hint = ', or another model.batch_norm than "batch"' if by_batch else ""
+        uses_batch_statistics = any(
+            is_batch_norm(part) and not part.track_running_stats for part in initial_model.task.module.modules()
+        )
+        hint = ', or another model.batch_norm than "batch"' if uses_batch_statistics else ""
         size = f"{n:,} example{'s' * (n != 1)}"
         problem = (
             f"evaluating {size} fails, and the last slice of {description} has {n:,} (slices have {EVALUATION_SLICE_SIZE})"
@@ -184,26 +186,26 @@ def _refuse_broadcast() -> Iterator[None]:
 
 
 def cover_labels(targets: Any, max_rows: int) -> I64:
-    """Return rows of targets [n, ...] that hold each distinct label, filled up with the first rows to at most `max_rows`."""
+    """Return rows of targets [n, ...] with each distinct label, filled up with the first rows to at most `max_rows`."""
     rows = np.arange(min(max_rows, len(targets)), dtype=np.int64)
     if targets.dtype.kind in "iub" and targets.size:
-        _, first = np.unique(targets.reshape(-1), return_index=True)
-        having = np.unique(first // (targets.size // len(targets)))[:max_rows]
-        rows = np.unique(np.concatenate([having, np.setdiff1d(rows, having)[: max_rows - len(having)]]))
+        _, positions = np.unique(targets.reshape(-1), return_index=True)
+        label_rows = np.unique(positions // (targets.size // len(targets)))[:max_rows]
+        rows = np.unique(np.concatenate([label_rows, np.setdiff1d(rows, label_rows)[: max_rows - len(label_rows)]]))
     return rows
 
 
 def _select_probe(examples: Examples) -> Examples:
-    """Return one slice of examples with as many labels as a look at the first million finds."""
-    some = examples.targets()
-    some = some[: max(EVALUATION_SLICE_SIZE, 10**6 * len(some) // max(some.size, 1))]
-    return examples.select(cover_labels(some, EVALUATION_SLICE_SIZE))
+    """Return one slice of examples with all labels among the first million targets, as far as they fit."""
+    targets = examples.targets()
+    targets = targets[: max(EVALUATION_SLICE_SIZE, 10**6 * len(targets) // max(targets.size, 1))]
+    return examples.select(cover_labels(targets, EVALUATION_SLICE_SIZE))
 
 
 def _resolve_metrics(
     task: LearningTask, initial_model: _InitialModel, dataset: Dataset, output: Any, target: Tensor
 ) -> dict[str, Metric]:
-    """Return the metrics with the built-in accuracy as the outputs are read; without it where it is not defined."""
+    """Return the metrics with the built-in accuracy for the outputs, or without it if it is undefined."""
     metrics = dict(task.metrics)
     if metrics.get("accuracy") is not accuracy or dataset.classes is None:
         return metrics
@@ -218,7 +220,7 @@ def _resolve_metrics(
 
 
 def _resolve_ignored_label(task: LearningTask, dataset: Dataset) -> int | None:
-    """Return the label that the loss leaves out, if any example may have it."""
+    """Return the label that the loss ignores, a negative label only if an example has it; else None."""
     label = find_ignored_label(task.loss)
     if label is None or label >= 0:
         return label
@@ -232,31 +234,31 @@ def _resolve_reduction(
     if kind != "whole" or first_result is None:
         return LossReduction(kind)
     largest = _count_examples_per_loss_call(*first_result)
-    tried = {name: (examples, len(examples)) for name, examples in sets.global_sets.items()}
-    tried |= {name: (examples, int(sizes.max())) for name, (examples, sizes, _) in sets.local_sets.items()}
-    larger: set[Literal["mean", "sum"] | None] = set()
-    for name, (examples, n) in tried.items():
+    set_sizes = {name: (examples, len(examples)) for name, examples in sets.global_sets.items()}
+    set_sizes |= {name: (examples, int(sizes.max())) for name, (examples, sizes, _) in sets.local_sets.items()}
+    reductions: set[Literal["mean", "sum"] | None] = set()  # of sets that are evaluated in several calls
+    for name, (examples, n) in set_sizes.items():
         if n <= largest:
             _check_single_loss_call(initial_model, name, examples.slice(0, n), first_result[0])
         if n > largest or name in sets.local_sets:
-            larger.add(_infer_reduction(initial_model, examples))
-        if (n > largest and larger & {None}) or len(larger) > 1:
+            reductions.add(_infer_reduction(initial_model, examples))
+        if (n > largest and reductions & {None}) or len(reductions) > 1:
             raise ModelError(_explain_uncombinable_loss(name, n, first_result))
-    return LossReduction("whole", largest, larger.pop() if larger else None)
+    return LossReduction("whole", largest, reductions.pop() if reductions else None)
 
 
 def _count_examples_per_loss_call(output: Any, target: Tensor) -> int:
-    """Return the most examples whose outputs may be held for one call of the loss; one slice if they cannot be joined."""
+    """Return the most examples of one call of the loss, given the outputs of a slice; one slice if outputs cannot be joined."""
     try:
         allocate_outputs(output, len(target), 0)
     except ModelError:
         return EVALUATION_SLICE_SIZE
-    each = sum(leaf.nbytes for leaf in list_leaves(output)) / len(target)
-    return max(EVALUATION_SLICE_SIZE, int(MAX_LOSS_OUTPUT_BYTES // max(each, 1)))
+    bytes_per_example = sum(leaf.nbytes for leaf in list_leaves(output)) / len(target)
+    return max(EVALUATION_SLICE_SIZE, int(MAX_LOSS_OUTPUT_BYTES // max(bytes_per_example, 1)))
 
 
 def _check_single_loss_call(initial_model: _InitialModel, set_name: str, examples: Examples, output: Any) -> None:
-    """Compute the loss on as many outputs as the set has examples: those of one slice, repeated."""
+    """Compute the loss in one call for all examples of a set, with the outputs of one slice, repeated."""
     n = len(examples)
     if n <= EVALUATION_SLICE_SIZE:
         output, target = initial_model.run(examples)
@@ -272,9 +274,12 @@ def _check_single_loss_call(initial_model: _InitialModel, set_name: str, example
 
 
 def _infer_reduction(initial_model: _InitialModel, examples: Examples) -> Literal["mean", "sum"] | None:
-    """Decide on some examples of a set if its loss is the mean or the sum over examples: in one batch and in three parts.
+    """Infer from the losses of one batch and of its three parts if a loss is the mean or the sum over examples.
 
-    The examples hold every distinct label, and are sorted by label, so that parts differ in what they hold.
+    The batch has every distinct label and is sorted by label, so that the parts have different labels.
+
+    Returns:
+        "mean" or "sum"; None if the loss is neither, or if there are too few examples or too many labels.
     """
     targets = examples.targets()
     rows = cover_labels(targets, min(MAX_PROBED_EXAMPLES, len(targets)))
@@ -295,12 +300,12 @@ def _infer_reduction(initial_model: _InitialModel, examples: Examples) -> Litera
 
 def _explain_uncombinable_loss(set_name: str, n: int, first_result: tuple[Any, Tensor]) -> str:
     output, target = first_result
-    held = sum(leaf.nbytes for leaf in list_leaves(output) if isinstance(leaf, Tensor)) * n // len(target)
+    n_bytes = sum(leaf.nbytes for leaf in list_leaves(output) if isinstance(leaf, Tensor)) * n // len(target)
     shapes = ", ".join(format_shape(leaf) for leaf in list_leaves(output))
     return (
         f"the loss of the {n:,} {SET_LABELS[set_name]} cannot be computed: "
         "in a trial it was neither a mean nor a sum over examples, "
-        f"and their outputs ({shapes}; {format_bytes(held)}) cannot be held for one call, "
+        f"and their outputs ({shapes}; {format_bytes(n_bytes)}) cannot be stored for one call, "
         f"which takes tensors [B, ...] of at most {format_binary_bytes(MAX_LOSS_OUTPUT_BYTES)} together; "
         "use a loss of torch.nn, or evaluate fewer examples"
     )

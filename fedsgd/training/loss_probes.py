@@ -1,4 +1,4 @@
-"""Probes of losses and metrics with chosen outputs and targets, which show how they read them."""
+"""Probes of losses and metrics with constructed outputs and targets, to find out their conventions."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ OutputReading = Literal["classes", "logit"]
 def choose_reading(
     task: LearningTask, loss: LossProbe, output: Any, target: Tensor, dataset: Dataset
 ) -> tuple[OutputReading | None, str]:
-    """Decide how the built-in accuracy reads outputs.
+    """Choose how the built-in accuracy interprets outputs.
 
     Args:
-        task: its loss says what it reads.
-        loss: that loss, to be tried.
-        output: module's output for some training examples, [B, ...].
-        target: their labels, [B, ...].
+        task: task whose loss may have a known convention.
+        loss: the task's loss, to be evaluated on constructed outputs.
+        output: the module's output for some training examples, [B, ...].
+        target: labels of these examples, [B, ...].
         dataset: examples with class labels.
 
     Returns:
-        The reading, or None and the reason why the accuracy is not defined.
+        The reading and "", or None and the reason why the accuracy is undefined.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None, ""
-    known = is_cross_entropy(task.loss)
-    reading, reason = infer_output_kind(output, target, dataset.classes or 0, known)
-    if reading is None or (known and reading == "classes"):
+    is_known_loss = is_cross_entropy(task.loss)
+    reading, reason = infer_output_kind(output, target, dataset.classes or 0, is_known_loss)
+    if reading is None or (is_known_loss and reading == "classes"):
         return reading, reason
     if any(part.targets().min() < 0 for part in (dataset.train, dataset.test)):
         return None, "negative labels, which only PyTorch's cross-entropy is known to ignore"
@@ -50,17 +50,18 @@ def choose_reading(
         return (reading, "") if _is_logit_loss(loss, output, target) else (None, "the loss does not read it as a logit")
     if not _is_lower_at_labels(loss, output, target):
         return None, "the loss is not lower where the largest output is the label's"
-    ignored = _find_ignored_labels(loss, output, target)
-    if ignored:
-        return None, f"the loss ignores label {ignored[0]}; torch.nn.CrossEntropyLoss(ignore_index={ignored[0]}) names it"
+    ignored_labels = _find_ignored_labels(loss, output, target)
+    if ignored_labels:
+        label = ignored_labels[0]
+        return None, f"the loss ignores label {label}; torch.nn.CrossEntropyLoss(ignore_index={label}) names it"
     return reading, ""
 
 
 def _is_logit_loss(loss: LossProbe, output: Tensor, target: Tensor) -> bool:
-    """Tell if the loss of one output reads it as a logit, so that class 1 begins at zero.
+    """Return True if the loss interprets one output as a logit, so that outputs above zero mean class 1.
 
-    Either the loss is lower for class 1 at +0.25 and for class 0 at -0.25, or it falls towards its class and class 1 mirrors
-    class 0 up to a factor, as with a weight of the positive class.
+    Either the loss is lower for class 1 at +0.25 and for class 0 at -0.25, or the loss falls towards each class and the
+    losses of the classes mirror each other up to a factor, such as a weight of the positive class.
     """
 
     def loss_at(value: float, label: int) -> float:
@@ -68,13 +69,13 @@ def _is_logit_loss(loss: LossProbe, output: Tensor, target: Tensor) -> bool:
 
     if loss_at(0.25, 1) < loss_at(0.25, 0) and loss_at(-0.25, 0) < loss_at(-0.25, 1):
         return True
-    falling = loss_at(0.25, 1) < loss_at(-0.25, 1) and loss_at(-0.25, 0) < loss_at(0.25, 0)
+    is_falling = loss_at(0.25, 1) < loss_at(-0.25, 1) and loss_at(-0.25, 0) < loss_at(0.25, 0)
     ratios = [loss_at(value, 1) / loss_at(-value, 0) if loss_at(-value, 0) else math.nan for value in (-2.0, -0.25, 0.25, 2.0)]
-    return falling and all(math.isclose(ratio, ratios[0], rel_tol=1e-4) for ratio in ratios) and ratios[0] > 0
+    return is_falling and all(math.isclose(ratio, ratios[0], rel_tol=1e-4) for ratio in ratios) and ratios[0] > 0
 
 
 def _is_lower_at_labels(loss: LossProbe, output: Tensor, target: Tensor) -> bool:
-    """Tell if the loss is lower where the largest output is that of the label than where it is the next one."""
+    """Return True if the loss is lower with the largest output at the label than at the next class."""
     labels = _reshape_labels(output, target)
 
     def make_outputs(largest_classes: Tensor) -> Tensor:
@@ -86,17 +87,17 @@ def _is_lower_at_labels(loss: LossProbe, output: Tensor, target: Tensor) -> bool
 
 
 def _find_ignored_labels(loss: LossProbe, output: Tensor, target: Tensor) -> list[int]:
-    """Return the labels at whose outputs the loss has no gradient, while it has one at others."""
+    """Return the labels without a gradient of the loss, if other labels have one."""
     labels = _reshape_labels(output, target)
     with torch.enable_grad():
         synthetic = (0.5 + 0.1 * _make_distinct_values(output)).requires_grad_()
         try:
             (gradient,) = torch.autograd.grad(loss(synthetic, target), synthetic)
-        except Exception:  # a loss without a gradient says nothing here
+        except Exception:  # a loss without a gradient shows nothing
             return []
-    moved = gradient.abs().amax(dim=1) > 0
-    still = [label for label in np.unique(labels.numpy()).tolist() if not moved[labels == label].any()]
-    return still if moved.any() else []
+    has_gradient = gradient.abs().amax(dim=1) > 0
+    ignored_labels = [label for label in np.unique(labels.numpy()).tolist() if not has_gradient[labels == label].any()]
+    return ignored_labels if has_gradient.any() else []
 
 
 def _reshape_labels(output: Tensor, target: Tensor) -> Tensor:
@@ -104,23 +105,23 @@ def _reshape_labels(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _compute_loss_or_nan(loss: LossProbe, output: Tensor, target: Tensor) -> float:
-    """Return the loss, NaN where it raises, so that it is not lower than any other."""
+    """Return the loss, or NaN if it raises, which is not lower than any number."""
     try:
         return float(loss(output, target))
-    except Exception:  # the user's loss may do anything with outputs that its module would not give
+    except Exception:  # the user's loss may fail on outputs that its module never returns
         return math.nan
 
 
 def _make_distinct_values(output: Tensor) -> Tensor:
-    """Return numbers between -1 and 1, all different, in the shape of the output."""
+    """Return distinct numbers between -1 and 1 in the shape of the output."""
     return torch.cos(torch.arange(output.numel())).reshape(output.shape).to(output.dtype)
 
 
 def reject_pairwise_loss(loss: LossProbe, output: Any, target: Tensor) -> None:
     """Raise ModelError if the loss compares every output with every target.
 
-    Where shapes differ, as [B, 1] and [B], broadcasting may make a table [B, B]. Such a loss does not change if targets are
-    given to other outputs. Outputs are varied for it, by as much as targets differ or, if the loss raises there, by little.
+    If shapes differ, as [B, 1] and [B], broadcasting may make a table [B, B]. Such a loss does not change if targets are
+    permuted. The test uses outputs that vary as much as the targets, or little if the loss raises.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape == target.shape:
         return
@@ -129,11 +130,11 @@ def reject_pairwise_loss(loss: LossProbe, output: Any, target: Tensor) -> None:
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
     for scale in (float(target.double().std()), 0.01):
         distinct = output * (1 + 0.1 * _make_distinct_values(output)) + scale * _make_distinct_values(output)
-        paired, moved = (_compute_loss_or_nan(loss, distinct, labels) for labels in (target, target[order]))
-        alike = _compute_loss_or_nan(loss, distinct, target[:1].expand_as(target))
+        paired, permuted = (_compute_loss_or_nan(loss, distinct, labels) for labels in (target, target[order]))
+        constant = _compute_loss_or_nan(loss, distinct, target[:1].expand_as(target))
         if not math.isfinite(paired):
             continue
-        if math.isclose(paired, moved, rel_tol=1e-6) and not math.isclose(paired, alike, rel_tol=1e-6):
+        if math.isclose(paired, permuted, rel_tol=1e-6) and not math.isclose(paired, constant, rel_tol=1e-6):
             raise ModelError(
                 f"the loss compares each output with the targets of all examples (output {format_shape(output)}, targets "
                 f"{format_shape(target)}): give output and targets the same shape"
@@ -143,13 +144,16 @@ def reject_pairwise_loss(loss: LossProbe, output: Any, target: Tensor) -> None:
 
 @contextmanager
 def name_failure(subject: str, output: Any, target: Tensor, loss: Loss | None = None) -> Iterator[None]:
-    """Name the loss or the metric that raises, with the shapes that it was given; errors of fedsgd and warnings pass.
+    """Turn an error of a loss or metric in the body into a ModelError; errors of fedsgd and warnings pass.
 
     Args:
-        what: "the loss", or a metric and its name.
-        output: module's output, [B, ...].
+        subject: "the loss", or a metric and its name.
+        output: the module's output, [B, ...].
         target: targets, [B, ...].
         loss: the loss, for advice on shapes; None for a metric.
+
+    Raises:
+        ModelError: with the subject, the shapes and the error.
     """
     try:
         yield
@@ -157,13 +161,13 @@ def name_failure(subject: str, output: Any, target: Tensor, loss: Loss | None = 
         raise
     except Exception as error:  # the user's function
         shape = format_shape(output) if isinstance(output, Tensor) else f"of type {type(output).__name__}"
-        given = f"output {shape}, targets {str(target.dtype).removeprefix('torch.')} {format_shape(target)}"
+        arguments = f"output {shape}, targets {str(target.dtype).removeprefix('torch.')} {format_shape(target)}"
         advice = _advise_on_shapes(loss, output, target) if loss is not None and isinstance(output, Tensor) else ""
-        raise ModelError(f"{subject} cannot be computed ({given}): {describe_error(error)}{advice}") from error
+        raise ModelError(f"{subject} cannot be computed ({arguments}): {describe_error(error)}{advice}") from error
 
 
 def _advise_on_shapes(loss: Loss, output: Tensor, target: Tensor) -> str:
-    """Return how output and targets of one number each come to have one shape, "" where that is not the problem."""
+    """Return advice for outputs and targets with equally many numbers but different shapes, else ""."""
     if is_cross_entropy(loss):
         is_column = output.dim() == 2 and target.dim() == 2 and target.shape[1] == 1
         return f"; labels are {format_shape(target)}, flatten them: y.reshape(-1)" if is_column else ""
@@ -175,7 +179,7 @@ def _advise_on_shapes(loss: Loss, output: Tensor, target: Tensor) -> str:
 
 
 def check_metric(name: str, metric: Metric, output: Any, target: Tensor) -> None:
-    """Raise ModelError if a metric has not one number per example, or one that depends on other examples."""
+    """Raise ModelError unless a metric has one number per example, which does not depend on other examples."""
     n = len(target)
     with name_failure(f'metric "{name}"', output, target):
         scores = metric(output, target)
@@ -188,7 +192,7 @@ def check_metric(name: str, metric: Metric, output: Any, target: Tensor) -> None
         first = metric(map_tree(lambda leaf: leaf[:half], output), target[:half])
         second = metric(map_tree(lambda leaf: leaf[half:], output), target[half:])
         parts = [check_scores(name, first, half)[0], check_scores(name, second, n - half)[0]]
-    except Exception:  # outputs that cannot be cut, or a metric for batches of one size
+    except Exception:  # outputs that cannot be sliced, or a metric for one batch size
         return
     if not np.allclose(np.concatenate(parts), values, rtol=1e-3, atol=1e-5, equal_nan=True):
-        raise ModelError(f"metric {name} gives an example another number among other examples, expected one that is its own")
+        raise ModelError(f"metric {name} of an example depends on the other examples, expected a number for each example alone")

@@ -1,4 +1,4 @@
-"""Losses and metrics of a set of examples that a module runs on in slices."""
+"""Computation of losses and metrics of a set of examples that is evaluated in slices."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ from fedsgd.training.evaluation_result import EvaluationResult
 
 
 def check_loss(loss: object) -> Tensor:
-    """Return the loss of a batch; ModelError unless it is a scalar tensor."""
+    """Return the loss of a batch.
+
+    Raises:
+        ModelError: the loss is not a scalar tensor.
+    """
     if not isinstance(loss, Tensor) or loss.dim():
         raise ModelError(f"the loss is {_describe_value(loss)}, expected a tensor that is a scalar: the mean over the batch")
     return loss
 
 
 def check_scores(name: str, score: object, n: int) -> tuple[F64, F64 | None]:
-    """Return a metric of n examples as (numbers [n], weights [n] or None); ModelError if it is anything else."""
+    """Return a metric's values [n], and its weights [n] or None.
+
+    Raises:
+        ModelError: the metric is neither a tensor [n] nor a pair of values and weights.
+    """
     if not isinstance(score, tuple) or len(score) != 2:
         return _convert_values(name, score, n), None
     values, weights = (_convert_values(name, part, n) for part in score)
@@ -45,9 +53,9 @@ def _describe_value(value: object) -> str:
 
 
 class EvaluationAccumulator:
-    """Losses and metrics of the slices of one set that were evaluated so far.
+    """Losses and metrics of the evaluated slices of a set.
 
-    Where the loss is computed in one call, the outputs of all slices are stored for it.
+    If the loss is computed in one call, the outputs of all slices are stored.
     """
 
     def __init__(self, task: LearningTask, n_examples: int) -> None:
@@ -63,7 +71,7 @@ class EvaluationAccumulator:
         self._targets: Any = None
 
     def add(self, output: Any, target: Tensor) -> None:
-        """Take in the module's output for the next slice, whose targets are [B, ...]."""
+        """Add the module's output for the next slice, whose targets are [B, ...]."""
         n = len(target)
         if self.reduction == "whole":
             self._store_outputs(output, target)
@@ -85,30 +93,30 @@ class EvaluationAccumulator:
             return
         if self._n_added == 0:
             self._outputs, self._targets = (allocate_outputs(tree, len(target), self.n_examples) for tree in (output, target))
-        for whole, part in ((self._outputs, output), (self._targets, target)):
-            fill_tree(whole, part, self._n_added, len(target))
+        for whole, tree in ((self._outputs, output), (self._targets, target)):
+            fill_tree(whole, tree, self._n_added, len(target))
 
     def compute_result(self) -> EvaluationResult:
-        """Return the results of all slices; computes the loss if it takes one call."""
+        """Return the result of all slices, for which a loss of one call is computed here."""
         if self.reduction == "whole":
             weight = 1.0 if self.task.loss_reduction.is_additive else float(self.n_examples)
             self._losses = [float(check_loss(self.task.loss(self._outputs, self._targets))) * weight]
             self._loss_weights = [float(self.n_examples)]
-        weighted = self._loss_weights if self.reduction == "counted" else None
-        summed = self.reduction == "sum" or self.task.loss_reduction.is_additive
-        return EvaluationResult(self.n_examples, self._losses, self._scores, self._score_weights, weighted, summed)
+        loss_weights = self._loss_weights if self.reduction == "counted" else None
+        is_sum = self.reduction == "sum" or self.task.loss_reduction.is_additive
+        return EvaluationResult(self.n_examples, self._losses, self._scores, self._score_weights, loss_weights, is_sum)
 
 
 def allocate_outputs(tree: Any, slice_size: int, n_examples: int) -> Any:
     """Return empty tensors for the outputs of a whole set.
 
     Args:
-        tree: output for a slice of n examples: a tensor [n, ...], or tuples, lists and dicts of such tensors.
-        n: examples of the slice.
-        examples: examples of the set.
+        tree: output for a slice: a tensor [slice_size, ...], or tuples, lists and dicts of such tensors.
+        slice_size: examples of the slice.
+        n_examples: examples of the set.
 
     Raises:
-        ModelError: something in the tree is no tensor, or its first axis is not that of the examples.
+        ModelError: an object in the tree is not a tensor, or its first axis is not the axis of the examples.
     """
 
     def allocate_leaf(leaf: object) -> Tensor:
@@ -120,11 +128,11 @@ def allocate_outputs(tree: Any, slice_size: int, n_examples: int) -> Any:
 
 
 def fill_tree(whole: Any, tree: Any, start: int, n: int) -> None:
-    """Copy the outputs of n examples into those of the whole set, from example `start` on."""
-    into, parts = list_leaves(whole), list_leaves(tree)
-    if len(into) != len(parts):
+    """Copy the outputs of n examples into the outputs of the whole set, from example `start` on."""
+    tensors, parts = list_leaves(whole), list_leaves(tree)
+    if len(tensors) != len(parts):
         raise ModelError("the module's outputs for two slices differ in structure")
-    for tensor, part in zip(into, parts, strict=True):
+    for tensor, part in zip(tensors, parts, strict=True):
         if not isinstance(part, Tensor) or tuple(part.shape) != (n, *tensor.shape[1:]) or part.dtype != tensor.dtype:
             raise ModelError(
                 f"the module's outputs for two slices differ in shape: {format_shape(tensor)} and {format_shape(part)}"
@@ -133,7 +141,7 @@ def fill_tree(whole: Any, tree: Any, start: int, n: int) -> None:
 
 
 def list_leaves(tree: Any) -> list[Any]:
-    """Return what tuples, lists and dicts hold in the end, in order."""
+    """Return the objects in nested tuples, lists and dicts in order, without None."""
     if isinstance(tree, dict | tuple | list):
         branches = tree.values() if isinstance(tree, dict) else tree
         return [leaf for branch in branches for leaf in list_leaves(branch)]
@@ -141,7 +149,7 @@ def list_leaves(tree: Any) -> list[Any]:
 
 
 def map_tree(function: Any, tree: Any) -> Any:
-    """Return the same tuples, lists and dicts with `function` applied to what they hold; None stays."""
+    """Return a copy of nested tuples, lists and dicts with `function` applied to the objects in them, except to None."""
     if tree is None:
         return None
     values: Any

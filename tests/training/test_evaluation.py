@@ -501,7 +501,7 @@ METRICS: dict[str, tuple[Any, str]] = {
     "a scalar": (lambda o, t: (o.argmax(1) == t).float().mean(), r"metric odd is of shape \[\]"),
     "of its slice": (
         lambda o, t: (o.argmax(1) == t).float().mean().expand(len(t)),
-        "metric odd gives an example another number among other examples",
+        "metric odd of an example depends on the other examples",
     ),
     "weights of another shape": (lambda o, t: (t.float(), torch.ones(1)), r"metric odd is of shape \[1\]"),
     "negative weights": (lambda o, t: (t.float(), t - 1.0), "weights that are negative"),
