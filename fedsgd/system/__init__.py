@@ -1,1 +1,1 @@
-"""The process and the machine: fork server, memory, profiling, global generators, torch threads, folders."""
+"""Process and machine: fork server, memory, profiling, global generators, torch settings, folders and files."""

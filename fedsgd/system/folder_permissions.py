@@ -1,4 +1,4 @@
-"""Rights of other users in the folders above a file that this user runs or unpickles."""
+"""Permissions of other users in the folders above a file that this user runs or unpickles."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def has_protected_entries(folder: Path) -> bool:
-    """Return True if no other user can replace an entry of a folder, or of a folder above it. True on a system without users.
+    """Return True if no other user can replace an entry of a folder, or of a folder above it.
 
-    Entries of a sticky folder can be replaced by root and by their owner only.
+    Only root and the owner can replace an entry of a sticky folder. True on a system without user ids.
 
     Args:
         folder: existing folder; symbolic links are resolved.
@@ -22,11 +22,11 @@ def has_protected_entries(folder: Path) -> bool:
     if not hasattr(os, "geteuid"):
         return True
     folder = folder.resolve(strict=True)
-    return all(_is_safe(above.stat()) for above in (folder, *folder.parents))
+    return all(_is_safe(parent.stat()) for parent in (folder, *folder.parents))
 
 
 def is_private(folder: Path) -> bool:
-    """Return True if a folder is this user's alone and no other user can replace it, so that its files may be unpickled.
+    """Return True if only this user can access a folder and no other user can replace it, so its files may be unpickled.
 
     Args:
         folder: existing folder; symbolic links are resolved.
@@ -39,8 +39,8 @@ def is_private(folder: Path) -> bool:
         return True
     folder = folder.resolve(strict=True)
     status = folder.stat()
-    own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-    return own and has_protected_entries(folder.parent)
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    return is_own and has_protected_entries(folder.parent)
 
 
 def _is_safe(status: os.stat_result) -> bool:

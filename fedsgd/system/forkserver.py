@@ -1,7 +1,7 @@
-"""The beginning of worker processes, before anything heavy is imported here: it imports what they need, meanwhile.
+"""Early start of the fork server, which imports modules for workers while this process imports its own.
 
-They are forked from a server that has imported all that they need and nothing else (or started afresh where there is none). As
-always with multiprocessing they import the main script too, and must not run it.
+Workers are forked from a server that has imported the modules they need and nothing else. Without a fork server they are
+spawned. As always with multiprocessing, workers import the main script too, and must not run it.
 """
 
 from __future__ import annotations
@@ -18,27 +18,36 @@ from fedsgd.errors import ScenarioError
 from fedsgd.system.user_files import find_temporary_folder
 
 WORKER_NAME_PREFIX = "fedsgd-worker-"
-"""How the names of worker processes begin."""
+"""Prefix of the names of worker processes."""
 HAS_FORKSERVER = "forkserver" in mp.get_all_start_methods()
 MAX_PROCESSES = 4096
-"""Most workers, jobs or nodes that can be asked for."""
+"""Most workers, jobs or nodes of a request."""
 MAX_SEEDS = 100_000
 """Most seeds of a sweep."""
 EXIT_MISSING_MAIN_GUARD = 79
-"""The exit status of a worker that was about to run the script that it imports."""
+"""Exit status of a worker whose import of the main script would start a run."""
 THREAD_COUNT_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Environment variables with the number of threads of numerical libraries."""
 
 
 def preload_workers(n_workers: int) -> None:
-    """Let the imports of so many workers to come begin now, if there are to be several. ScenarioError for a number that makes
-    no sense. Ends this process if it is a worker, which has got here by importing a script that lacks its guard."""
+    """Start the fork server and its imports for several workers.
+
+    In a worker, which can only get here by importing a main script without a guard, end the process.
+
+    Args:
+        n_workers: number of worker processes; 1: training in this process.
+
+    Raises:
+        ScenarioError: the number is not an integer from 1 to `MAX_PROCESSES`, or this system supports only 1.
+    """
     if mp.current_process().name.startswith(WORKER_NAME_PREFIX):
         os._exit(EXIT_MISSING_MAIN_GUARD)
     if not isinstance(n_workers, int) or isinstance(n_workers, bool) or not 1 <= n_workers <= MAX_PROCESSES:
-        expected = f"how many processes clients are to train in: 1 or more, at most {MAX_PROCESSES}"
+        expected = f"number of processes that train clients, from 1 to {MAX_PROCESSES}"
         raise ScenarioError(f"workers: got {n_workers!r}, expected {expected}")
     if n_workers > 1 and not hasattr(os, "preadv"):
-        raise ScenarioError(f"workers: got {n_workers}, expected 1: this system has not what several need")
+        raise ScenarioError(f"workers: got {n_workers}, expected 1: this system does not support several workers")
     if n_workers > 1 and choose_start_method() == "forkserver":
         from multiprocessing import forkserver
 
@@ -48,15 +57,15 @@ def preload_workers(n_workers: int) -> None:
 
 
 def choose_start_method() -> Literal["forkserver", "spawn"]:
-    """Return how worker processes start: a fork server needs a temporary folder for its socket, and some systems have none."""
+    """Return the start method of workers: a fork server if the system has one and a temporary folder for its socket."""
     return "forkserver" if HAS_FORKSERVER and find_temporary_folder() is not None else "spawn"
 
 
 @contextmanager
 def hide_missing_main() -> Iterator[None]:
-    """Start processes in this context that import no main script where there is no such file.
+    """Let processes that the body starts skip the import of a main script whose file does not exist.
 
-    A script on standard input is called "<stdin>"; a file may be gone. A process that is started would fail to run it.
+    The file of a script on standard input is "<stdin>", and another file may have been deleted. The import would fail.
     """
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
@@ -72,13 +81,13 @@ def hide_missing_main() -> Iterator[None]:
 
 @contextmanager
 def single_threaded_children() -> Iterator[None]:
-    """Libraries that count processors when they are loaded find one in processes that are started here."""
-    before = {name: os.environ.get(name) for name in THREAD_COUNT_VARIABLES}
+    """Limit numerical libraries to one thread in processes that the body starts."""
+    previous_values = {name: os.environ.get(name) for name in THREAD_COUNT_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_COUNT_VARIABLES, "1"))
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous_values.items():
             if value is None:
                 del os.environ[name]
             else:

@@ -1,6 +1,7 @@
-"""The global generators of Python's `random`, numpy and torch: seed, compare and watch them.
+"""Global random generators of Python's `random`, numpy and torch: seed them, compare their states, record their calls.
 
-Results must not depend on them. torch is never imported here: its generator counts where other code has imported torch.
+Results must not depend on these generators. This module does not import torch; its generator is included if other code has
+imported torch.
 """
 
 from __future__ import annotations
@@ -18,22 +19,21 @@ from numpy import random as numpy_random
 from numpy.random import mtrand
 
 PYTHON_GENERATOR: Any = vars(random)["random"].__self__
-"""The generator behind the functions of `random`."""
+"""Generator of the functions of `random`."""
 NUMPY_GENERATOR: Any = vars(mtrand)["uniform"].__self__
-"""The generator behind the functions of `numpy.random`."""
+"""Generator of the functions of `numpy.random`."""
 _OTHER_NUMPY_FUNCTIONS = ("seed", "sample", "ranf", "get_bit_generator", "set_bit_generator")
-"""Functions of `numpy.random` that use NUMPY and are not its methods."""
+"""Functions of `numpy.random` that use NUMPY_GENERATOR and are not its methods."""
 _TORCH_FUNCTIONS = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state", "fork_rng")
 
 
 def _get_torch_generator() -> Any:
-    """Return torch's global generator, None where torch is not imported."""
+    """Return torch's global generator, None if torch is not imported."""
     return getattr(sys.modules.get("torch"), "default_generator", None)
 
 
 class _SeedScopes(threading.local):
-    """Nested scopes of `isolate_generators` in this thread, with a bit generator for each: it is slower to make than to
-    seed."""
+    """Nested scopes of `isolate_generators` in this thread, each with a bit generator: seeding is faster than creating."""
 
     def __init__(self) -> None:
         self.depth = 0
@@ -45,17 +45,17 @@ _SEED_SCOPES = _SeedScopes()
 
 @contextmanager
 def isolate_generators(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python's `random`, and restore the state that they had.
+    """Seed the global generators of torch, numpy and Python's `random` for the body, and restore their states.
 
-    A user's module, loss, metric, factory or compressor may draw from any of them.
+    A user's module, loss, metric, factory or compressor may draw from any of these generators.
 
     Args:
-        seed: in [0, 2^63), as `rng.derive_torch_seed` gives it.
+        seed: number in [0, 2^63), as `rng.derive_torch_seed` returns.
     """
     torch_generator = _get_torch_generator()
     torch_state = None if torch_generator is None else torch_generator.get_state()
-    before = mtrand.get_bit_generator(), PYTHON_GENERATOR.getstate()
-    numpy_state = NUMPY_GENERATOR.get_state(legacy=False)  # a normal number may be stored beside the bit generator
+    bit_generator, python_state = mtrand.get_bit_generator(), PYTHON_GENERATOR.getstate()
+    numpy_state = NUMPY_GENERATOR.get_state(legacy=False)  # may have a normal number in addition to the bit generator
     if _SEED_SCOPES.depth == len(_SEED_SCOPES.bit_generators):
         _SEED_SCOPES.bit_generators.append(numpy_random.MT19937(0))
     mtrand.set_bit_generator(_SEED_SCOPES.bit_generators[_SEED_SCOPES.depth])
@@ -67,10 +67,10 @@ def isolate_generators(seed: int) -> Iterator[None]:
         _SEED_SCOPES.depth -= 1
         if torch_generator is not None:
             torch_generator.set_state(torch_state)
-        mtrand.set_bit_generator(before[0])
+        mtrand.set_bit_generator(bit_generator)
         if numpy_state.get("has_gauss"):
             NUMPY_GENERATOR.set_state(numpy_state)
-        PYTHON_GENERATOR.setstate(before[1])
+        PYTHON_GENERATOR.setstate(python_state)
 
 
 def reseed_generators(seed: int) -> None:
@@ -83,18 +83,21 @@ def reseed_generators(seed: int) -> None:
 
 
 def read_generator_states() -> dict[str, object]:
-    """Return the states of the global generators by the name of their module, comparable by ==."""
-    bits: Any = mtrand.get_bit_generator()
+    """Return the states of the global generators by module name; states compare with ==."""
+    bit_generator: Any = mtrand.get_bit_generator()
     numpy_state = NUMPY_GENERATOR.get_state(legacy=False)
     gauss = numpy_state.get("has_gauss"), numpy_state.get("gauss")
-    states: dict[str, object] = {"random": PYTHON_GENERATOR.getstate(), "numpy.random": (pickle.dumps(bits.state), gauss)}
+    states: dict[str, object] = {
+        "random": PYTHON_GENERATOR.getstate(),
+        "numpy.random": (pickle.dumps(bit_generator.state), gauss),
+    }
     torch_generator = _get_torch_generator()
     if torch_generator is not None:
         states["torch"] = torch_generator.get_state().numpy().tobytes()
     return states
 
 
-# ------------------------------------------------------------------------------------------------------------------- watching
+# ------------------------------------------------------------------------------------------------------------------- recording
 
 
 class _RecordedFunction:
@@ -114,42 +117,41 @@ class _RecordedFunction:
 
 @contextmanager
 def record_generator_calls() -> Iterator[list[str]]:
-    """Record the calls of functions that draw from a global generator, or that read or set its state.
+    """Record the calls of functions that draw from a global generator, or read or set its state.
 
-    Functions are replaced in every module, so that `from random import random` is watched too. Calls from other threads are
-    not recorded. Functions that a closure, a default or an instance holds are not reached.
+    Functions are replaced in every module, including names from `from random import random`. Calls from other threads are not
+    recorded, nor calls of functions that a closure, a default argument or an instance refers to.
 
     Yields:
         Names of the functions, in the order of the calls.
     """
     calls: list[str] = []
     pairs = [(function, _RecordedFunction(name, function, calls)) for name, function in _list_functions()]
-    _replace_objects({id(function): watched for function, watched in pairs})
+    _replace_objects({id(function): recorded for function, recorded in pairs})
     try:
         yield calls
     finally:
-        _replace_objects({id(watched): function for function, watched in pairs})
-        for _, watched in pairs:
-            watched.thread = None
+        _replace_objects({id(recorded): function for function, recorded in pairs})
+        for _, recorded in pairs:
+            recorded.thread = None
 
 
 def _list_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Yield the name and the function of everything in `random`, `numpy.random` and torch that uses a global
-    generator."""
-    for prefix, module, owner, others in (
+    """Yield the names and functions in `random`, `numpy.random` and torch that use a global generator."""
+    for prefix, module, owner, function_names in (
         ("random", random, PYTHON_GENERATOR, ()),
         ("numpy.random", numpy_random, NUMPY_GENERATOR, _OTHER_NUMPY_FUNCTIONS),
         ("numpy.random", mtrand, NUMPY_GENERATOR, _OTHER_NUMPY_FUNCTIONS),
         ("torch", sys.modules.get("torch.random"), object(), _TORCH_FUNCTIONS),
-        ("torch", sys.modules.get("torch"), object(), _TORCH_FUNCTIONS),  # may have wrappers of its own
+        ("torch", sys.modules.get("torch"), object(), _TORCH_FUNCTIONS),  # may have its own wrappers
     ):
         for name, value in list(vars(module).items()) if module is not None else ():
-            if getattr(value, "__self__", None) is owner or name in others:
+            if getattr(value, "__self__", None) is owner or name in function_names:
                 yield f"{prefix}.{name}", value
 
 
 def _replace_objects(replacements: Mapping[int, Any]) -> None:
-    """Replace objects, by their ids, in the namespaces of all modules."""
+    """Replace objects in the namespaces of all modules; `replacements` maps the id of an object to its replacement."""
     for module in list(sys.modules.values()):
         namespace = getattr(module, "__dict__", None)
         if not isinstance(namespace, dict) or replacements.keys().isdisjoint(map(id, list(namespace.values()))):

@@ -1,4 +1,4 @@
-"""How much memory a run has needed, and how quickly this machine copies it."""
+"""Peak memory of this process, and the time of a copy on this machine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 
 _POOL_BYTES = 2**25
+"""Memory of all arrays of a measurement, larger than caches."""
 _N_COPIES = 15
+"""Copies of a measurement, of which the median is returned."""
 
 
 def measure_peak_memory(status_file: Path = Path("/proc/self/status")) -> int | None:
-    """The most memory that this process has had at once since its program began, in bytes; None where the system does not say.
+    """Return the peak resident memory of this process since its program started, in bytes; None if unknown.
 
-    It is what the process had in real memory. Not in it: workers, which are processes of their own, and what lies in files,
-    as client states do on disk and with workers. On Linux the maximum that `getrusage` gives is no good: who is started by a
-    large process inherits its maximum. The kernel's VmHWM begins anew with each program. status: where it is.
+    It excludes workers, which are separate processes, and files, such as client states on disk. On Linux, the maximum of
+    `getrusage` is inherited from the parent process; the kernel's VmHWM restarts with each program.
+
+    Args:
+        status_file: file with VmHWM of this process.
     """
     try:
         lines = status_file.read_text(encoding="ascii", errors="replace").splitlines()
@@ -34,13 +38,16 @@ def measure_peak_memory(status_file: Path = Path("/proc/self/status")) -> int | 
 
 
 def memcpy_seconds(size: int) -> float:
-    """The median time of copying `size` float32 numbers, which lie where no cache has them (below 32 MB all together: where one
-    may). It is the unit of what encoding and decoding cost, so that this does not depend on whose machine measured it."""
+    """Return the median seconds of copying `size` float32 numbers from and to memory that is not cached.
+
+    The time is the unit of encoding and decoding times, so that these are comparable between machines. Caches that are larger
+    than 32 MB may be used.
+    """
     n = max(2, _POOL_BYTES // (4 * size)) if size else 2
-    pool = np.ones((n, size), dtype=np.float32)  # written to, so that its pages are there
-    taken = []
+    pool = np.ones((n, size), dtype=np.float32)  # ones, not empty, so that all pages exist
+    durations = []
     for i in range(_N_COPIES):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         np.copyto(pool[i % len(pool)], pool[(i + len(pool) // 2) % len(pool)])
-        taken.append(time.perf_counter() - begun)
-    return max(1e-9, sorted(taken)[_N_COPIES // 2])
+        durations.append(time.perf_counter() - start)
+    return max(1e-9, sorted(durations)[_N_COPIES // 2])

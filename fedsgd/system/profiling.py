@@ -1,16 +1,16 @@
-"""Where the time of a run goes, by phase; nothing is measured unless somebody asks.
+"""Time of a run by phase, measured only on request.
 
-    gather     the examples of batches, out of the data set
+    gather     copies of the examples of batches
     train      local training
-    compress   the client's scheme: choosing what to send, remembering the rest
-    encode     numbers to bytes, at either end
-    decode     bytes to numbers, at either end
-    aggregate  folding the replies, and the server's step
-    evaluate   the model on test examples
-    ledger     the account of what crossed the wire, and progress
-    other      the rest, and waiting for workers
+    compress   schemes of the clients: selection of coordinates, residuals
+    encode     numbers to bytes, at client and server
+    decode     bytes to numbers, at client and server
+    aggregate  aggregation of updates, and the server's step
+    evaluate   evaluation of models on test examples
+    ledger     ledger of frames, and progress
+    other      all else, and waiting for workers
 
-A phase within another is not counted in that one, so the phases add up to the time that passed.
+The time of a nested phase is not counted in the outer phase, so the phases add up to the elapsed time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Phase = Literal["gather", "train", "compress", "encode", "decode", "aggregate", 
 PHASES: tuple[Phase, ...] = ("gather", "train", "compress", "encode", "decode", "aggregate", "evaluate", "ledger", "other")
 
 PROFILE_FORMAT = f"<{len(PHASES)}d"
-"""Of the seconds of a process in memory that processes share."""
+"""`struct` format of the seconds of all phases, for memory that processes share."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Profile:
-    """Seconds by phase, of one process."""
+    """Seconds of one process by phase."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -41,28 +41,28 @@ class Profile:
         self._last_time = time.perf_counter()
 
     def enter(self, phase: Phase) -> None:
-        """What passes from now on is this phase's."""
+        """Start a phase inside the current one."""
         self.accrue()
         self._phase_stack.append(phase)
 
     def leave(self) -> None:
-        """What passes from now on is what it was before."""
+        """Return to the phase before the last `enter`."""
         self.accrue()
         self._phase_stack.pop()
 
     def pack(self) -> bytes:
-        """`seconds`, in the order of PHASES."""
+        """Return `seconds` as bytes, in the order of PHASES."""
         return struct.pack(PROFILE_FORMAT, *self.seconds.values())
 
     def accrue(self) -> None:
-        """Bring `seconds` up to now."""
+        """Add the time since the last call to the current phase."""
         now = time.perf_counter()
         self.seconds[self._phase_stack[-1]] += now - self._last_time
         self._last_time = now
 
 
 class RoundProfile:
-    """What rounds take: all but the first, in which much is done for the first time, unless it is the only one."""
+    """Mean time of a round by phase, without the first round, which includes set-up, unless it is the only one."""
 
     def __init__(self) -> None:
         self.profile = Profile()
@@ -71,25 +71,25 @@ class RoundProfile:
         self._last_seconds: list[dict[Phase, float]] = []
 
     def record_round(self, read_worker_seconds: Callable[[], dict[Phase, float]] | None) -> None:
-        """A round is over. workers: seconds by phase of all workers together, None if there are none."""
+        """Record the end of a round; `read_worker_seconds` returns the sum over workers by phase, None without workers."""
         self.profile.accrue()
         self._n_rounds += 1
         self._last_seconds = [dict(self.profile.seconds), *([] if read_worker_seconds is None else [read_worker_seconds()])]
         self._first_seconds = self._first_seconds or self._last_seconds
 
     def average_per_round(self) -> dict[str, dict[Phase, float]]:
-        """Seconds a round by phase: of "server", this process, and, if there are any, of all "workers" together."""
-        rounds = max(1, self._n_rounds - 1)
-        before = self._first_seconds if self._n_rounds > 1 else [dict.fromkeys(PHASES, 0.0) for _ in self._last_seconds]
-        spent = [
-            {phase: (late[phase] - early[phase]) / rounds for phase in PHASES}
-            for early, late in zip(before, self._last_seconds, strict=True)
+        """Return mean seconds of a round by phase, for "server" (this process) and, if any, the sum over "workers"."""
+        n_rounds = max(1, self._n_rounds - 1)
+        start_seconds = self._first_seconds if self._n_rounds > 1 else [dict.fromkeys(PHASES, 0.0) for _ in self._last_seconds]
+        averages = [
+            {phase: (end[phase] - start[phase]) / n_rounds for phase in PHASES}
+            for start, end in zip(start_seconds, self._last_seconds, strict=True)
         ]
-        return dict(zip(("server", "workers"), spent, strict=False))
+        return dict(zip(("server", "workers"), averages, strict=False))
 
 
 def unpack_seconds(data: bytes) -> dict[Phase, float]:
-    """What `Profile.pack` wrote."""
+    """Return the seconds by phase from the bytes of `Profile.pack`."""
     return dict(zip(PHASES, struct.unpack(PROFILE_FORMAT, data), strict=True))
 
 
@@ -98,17 +98,17 @@ _active_profile: Profile | None = None
 
 @contextmanager
 def profiling_into(profile: Profile | None) -> Iterator[None]:
-    """Charge what happens in this process to `profile`; to nothing if it is None."""
+    """Measure the body's phases with `profile`; None: measure nothing."""
     global _active_profile
-    before, _active_profile = _active_profile, profile
+    previous_profile, _active_profile = _active_profile, profile
     try:
         yield
     finally:
-        _active_profile = before
+        _active_profile = previous_profile
 
 
 class PhaseTimer:
-    """A context whose time is that phase's."""
+    """Context that counts its time to a phase."""
 
     __slots__ = ("_phase",)
 
@@ -125,7 +125,7 @@ class PhaseTimer:
 
 
 def timed(phase: Phase) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorates a function whose time is that phase's."""
+    """Return a decorator that counts a function's time to a phase."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
@@ -141,7 +141,7 @@ def timed(phase: Phase) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def timed_iterator(phase: Phase, results: Iterator[R]) -> Iterator[R]:
-    """The results; the time that each takes to come is that phase's, what is done with it in between is not."""
+    """Yield the results and count the time of the iterator, without the time between results, to a phase."""
     while True:
         with PhaseTimer(phase):
             try:

@@ -1,6 +1,6 @@
-"""Scopes for settings that Python, numpy and torch keep globally: results must not depend on what other code has set.
+"""Scopes for global settings of Python, numpy and torch, since results must not depend on settings of other code.
 
-Each scope sets values for its body and restores the previous ones.
+Each scope sets values for its body and restores the previous values.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from fedsgd.system.global_generators import NUMPY_GENERATOR, PYTHON_GENERATOR
 
 
 def deep_copy(value: Any, shared_objects: Iterable[object] = ()) -> Any:
-    """Copy a value as `copy.deepcopy` does, but for `shared_objects` and for the global generators, whose methods it may
-    hold."""
-    return copy.deepcopy(value, {id(thing): thing for thing in (PYTHON_GENERATOR, NUMPY_GENERATOR, *shared_objects)})
+    """Return a copy as `copy.deepcopy` does, without copies of `shared_objects` and of the global generators.
+
+    A value may refer to a method of a global generator, which must not be copied.
+    """
+    return copy.deepcopy(value, {id(shared): shared for shared in (PYTHON_GENERATOR, NUMPY_GENERATOR, *shared_objects)})
 
 
 class _ThreadDispatchedFunction:
     """A function of `random` or `numpy.random` that draws from another generator in other threads.
 
-    It pickles as the function that it stands for.
+    It is pickled as the function that it replaces.
     """
 
     def __init__(self, module: ModuleType, owner_function: Callable[..., Any], background_function: Callable[..., Any]) -> None:
@@ -45,14 +47,14 @@ class _ThreadDispatchedFunction:
         self._owner_thread: int | None = threading.get_ident()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        mine = self._owner_thread is None or threading.get_ident() == self._owner_thread
-        return (self._owner_function if mine else self._background_function)(*args, **kwargs)
+        is_owner = self._owner_thread is None or threading.get_ident() == self._owner_thread
+        return (self._owner_function if is_owner else self._background_function)(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return _load_function, (self._module, self._owner_function.__name__)
 
     def release(self) -> None:
-        """Draw from the global generator in every thread, for those that imported this function meanwhile."""
+        """Use the global generator in every thread from now on, since modules may have imported this function."""
         self._owner_thread = None
 
 
@@ -63,10 +65,10 @@ def _load_function(module: str, name: str) -> Any:
 class _GeneratorDispatch:
     """Dispatch of the functions of `random` and `numpy.random` by thread.
 
-    While it is active, calls from other threads draw from generators that start in the global generators' state, so that a
-    thread in the background (Flower's heartbeat draws from `random`) neither changes nor sees what a client's training
-    draws.
-    Not reached: functions that another thread imported by name before (`from random import random`), and torch's generator.
+    While the dispatch is active, other threads draw from generators that start with the global generators' states. So a
+    background thread, such as Flower's heartbeat, which draws from `random`, does not change the draws of a client's
+    training. Functions that another thread has imported by name (`from random import random`) and torch's generator are not
+    covered.
     """
 
     def __init__(self) -> None:
@@ -74,7 +76,7 @@ class _GeneratorDispatch:
         python.setstate(PYTHON_GENERATOR.getstate())
         if type(mtrand.get_bit_generator()) is numpy_random.MT19937:
             numpy.set_state(NUMPY_GENERATOR.get_state(legacy=False))
-        of_numpy: Mapping[str, Callable[..., Any]] = {
+        numpy_functions: Mapping[str, Callable[..., Any]] = {
             "seed": numpy.seed,
             "sample": numpy.random_sample,
             "ranf": numpy.random_sample,
@@ -82,7 +84,7 @@ class _GeneratorDispatch:
         self._original_functions: list[tuple[ModuleType, str, Any]] = []
         self._replace(random, PYTHON_GENERATOR, python, {})
         for module in (numpy_random, mtrand):
-            self._replace(module, NUMPY_GENERATOR, numpy, of_numpy)
+            self._replace(module, NUMPY_GENERATOR, numpy, numpy_functions)
 
     def _replace(
         self,
@@ -107,7 +109,7 @@ class _GeneratorDispatch:
             )
 
     def close(self) -> None:
-        """Put the functions back."""
+        """Restore the functions."""
         for module, name, method in self._original_functions:
             vars(module)[name].release()
             setattr(module, name, method)
@@ -117,7 +119,7 @@ class _GeneratorDispatch:
 
 
 class _IsolationState(threading.local):
-    """Scopes that `isolate_global_state` has entered in this thread; None outside of it."""
+    """Scopes that `isolate_global_state` has entered in this thread; None outside."""
 
     scopes: ExitStack | None = None
 
@@ -128,10 +130,10 @@ _ISOLATION = _IsolationState()
 
 @contextmanager
 def isolate_global_state() -> Iterator[None]:
-    """Run the body with the settings that a fresh process has: `_enter_defaults` has the list.
+    """Run the body with the settings of a new process, which `_enter_defaults` lists.
 
-    Only one thread of a process is inside at a time; others wait, because torch's number of threads, default dtype and
-    generator belong to the whole process. Entering again in the same thread changes nothing.
+    Only one thread of a process is inside at a time and other threads wait, because torch's number of threads, default dtype
+    and generator belong to the process. A nested call in the same thread changes nothing.
 
     Raises:
         ScenarioError: the caller is inside `with torch.device(...)`, which cannot be undone here.
@@ -148,7 +150,7 @@ def isolate_global_state() -> Iterator[None]:
 
 @contextmanager
 def use_caller_state() -> Iterator[None]:
-    """Run the body, code of the caller such as a callback, with the caller's settings, and let other threads run meanwhile."""
+    """Run the body, such as a callback, with the caller's settings, and let other threads enter meanwhile."""
     if _ISOLATION.scopes is None:
         yield
         return
@@ -179,23 +181,24 @@ def _leave() -> None:
 
 
 def _enter_defaults(scopes: ExitStack) -> None:
-    """Set torch's and numpy's settings to those of a fresh process until `scopes` closes.
+    """Set torch and numpy to the settings of a new process until `scopes` closes.
 
-    float32 on the CPU, gradients, no autocast, no inference mode, no deterministic mode, no anomaly mode, full precision of
-    matrix products, MKL-DNN and the fast path of attention; numpy's treatment of floating-point errors.
+    These are float32 on the CPU, gradients, full precision of matrix products, MKL-DNN, the fast path of attention, numpy's
+    treatment of floating-point errors, and neither autocast nor inference, deterministic or anomaly mode.
     """
     scopes.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
     scopes.enter_context(torch.inference_mode(False))
     scopes.enter_context(torch.enable_grad())
     scopes.enter_context(torch.autocast("cpu", enabled=False))
     for get, set_to, value in _GLOBAL_SETTINGS:
-        before = get()
-        if before != value:
-            scopes.callback(set_to, before)
+        previous_value = get()
+        if previous_value != value:
+            scopes.callback(set_to, previous_value)
             set_to(value)
     if torch.get_default_device() != torch.device("cpu"):
         raise ScenarioError(
-            f"torch.device: a run is inside `with torch.device(...)` of {torch.get_default_device()}; end it before"
+            f"torch.device: got a run inside `with torch.device(...)` of {torch.get_default_device()}, expected none; leave "
+            "it before the run"
         )
 
 
@@ -221,4 +224,4 @@ _GLOBAL_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any], Any], ...
         if hasattr(owner, "fp32_precision")
     ),
 )
-"""(get, set, value in a fresh process) of torch's settings for the whole process."""
+"""Getter, setter and value in a new process, for each of torch's settings of the process."""

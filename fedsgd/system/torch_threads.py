@@ -1,4 +1,4 @@
-"""Number of torch's threads. torch is imported where it is used, so that settings can be read without it."""
+"""Number of torch's threads. Functions import torch, so that importing this module does not."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 
 @contextmanager
 def use_single_thread() -> Iterator[None]:
-    """Run the body with one torch thread, and restore the user's setting: results differ between 1, 2 and 4 threads."""
+    """Run the body with one torch thread and restore the user's setting, because results depend on the number of threads."""
     import torch
 
-    before = torch.get_num_threads()
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(n_threads)
 
 
 def pin_single_thread() -> None:
-    """Set one torch thread in a process that is one of several."""
+    """Limit this process, one of several, to one torch thread."""
     import torch
 
     torch.set_num_threads(1)

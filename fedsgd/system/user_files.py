@@ -1,4 +1,4 @@
-"""Paths and text files that a user names or writes."""
+"""Paths from users, and text files that users write."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def expand_user_path(path: str | Path, name: str = "path") -> Path:
-    """Return the path with a leading `~` or `~name` expanded, as a shell does: no folder called "~" is ever made.
+    """Return the path with a leading `~` or `~name` expanded as in a shell, so that no folder is ever called "~".
 
     Args:
         path: path of a file or folder.
-        name: argument or key that has the path, for messages.
+        name: argument or key with the path, for messages.
 
     Raises:
-        ScenarioError: the value is no path, or there is no such home folder.
+        ScenarioError: the value is not a path, or the home folder does not exist.
     """
     if not isinstance(path, str | Path):
         raise ScenarioError(f"{name}: got {repr(path)[:80]}, expected the path of a file or folder, a text or a pathlib.Path")
@@ -26,18 +26,25 @@ def expand_user_path(path: str | Path, name: str = "path") -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         home = Path(path).parts[0]
-        raise ScenarioError(f"{path}: there is no home folder {home}; a folder of that name is written ./{path}") from None
+        raise ScenarioError(f"{path}: home folder {home} does not exist; write ./{path} for a folder of that name") from None
 
 
 def check_paths(**paths: str | Path | None) -> None:
-    """Check that arguments are paths; None is none. ScenarioError that names the argument for anything else."""
+    """Check that arguments are paths or None.
+
+    Args:
+        **paths: values of the arguments by name.
+
+    Raises:
+        ScenarioError: an argument is not a path; with its name.
+    """
     for name, path in paths.items():
         if path is not None:
             expand_user_path(path, name)
 
 
 def find_temporary_folder() -> Path | None:
-    """Return the folder for temporary files, None where no folder can be written, as in a container without one."""
+    """Return the folder for temporary files, None if there is none, as in some containers."""
     try:
         return Path(tempfile.gettempdir())
     except OSError:
@@ -49,14 +56,14 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file is not UTF-8; the message says which encoding was found, or the line of the first wrong byte.
+        ValueError: the file is not UTF-8; with its encoding if recognized, or the line of the first wrong byte.
     """
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        kind = _BYTE_ORDER_MARKS.get(data[:2])
+        encoding = _BYTE_ORDER_MARKS.get(data[:2])
         line = data[: error.start].count(b"\n") + 1
-        found = f"is {kind}" if kind else f"line {line}: byte 0x{data[error.start]:02x} is not UTF-8"
-        raise ValueError(f"{found}, expected UTF-8 text: save the file in that encoding") from None
+        problem = f"is {encoding}" if encoding else f"line {line}: byte 0x{data[error.start]:02x} is not UTF-8"
+        raise ValueError(f"{problem}, expected UTF-8 text: save the file as UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -156,7 +156,7 @@ def test_home_in_paths_is_expanded_everywhere(quick: Scenario, tmp_path: Path, m
     assert invoke("compare", "~/cli", "b=~/python", "--out=~/table.csv").exit_code == 0
     assert {path.name for path in home.iterdir()} == {"q.toml", "python", "cli", "sweep", "table.csv"}
     assert not Path("~").exists()
-    with pytest.raises(ScenarioError, match="there is no home folder ~nobody-of-this-name"):
+    with pytest.raises(ScenarioError, match="home folder ~nobody-of-this-name does not exist"):
         expand_user_path("~nobody-of-this-name/x")
 
 

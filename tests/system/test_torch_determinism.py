@@ -83,7 +83,7 @@ def states() -> tuple[Any, ...]:
 def test_run_inside_a_device_block_is_refused_in_one_line(scenario: Make) -> None:
     with (
         torch.device("meta"),
-        pytest.raises(ScenarioError, match=r"inside `with torch\.device\(\.\.\.\)` of meta; end it before"),
+        pytest.raises(ScenarioError, match=r"inside `with torch\.device\(\.\.\.\)` of meta, expected none"),
     ):
         fedsgd.run(scenario())
     assert fedsgd.run(scenario({"rounds": 1})).summary["rounds"] == 1
