@@ -132,8 +132,8 @@ _ISOLATION = _IsolationState()
 def isolate_global_state() -> Iterator[None]:
     """Run the body with the settings of a new process, which `_enter_defaults` lists.
 
-    Only one thread of a process is inside at a time and other threads wait, because torch's number of threads, default dtype
-    and generator belong to the process. A nested call in the same thread changes nothing.
+    Only one thread of a process is inside at a time; other threads wait. Torch's number of threads, default dtype and
+    generator belong to the process. A nested call in the same thread changes nothing.
 
     Raises:
         ScenarioError: the caller is inside `with torch.device(...)`, which cannot be undone here.
@@ -183,8 +183,8 @@ def _leave() -> None:
 def _enter_defaults(scopes: ExitStack) -> None:
     """Set torch and numpy to the settings of a new process until `scopes` closes.
 
-    These are float32 on the CPU, gradients, full precision of matrix products, MKL-DNN, the fast path of attention, numpy's
-    treatment of floating-point errors, and neither autocast nor inference, deterministic or anomaly mode.
+    On: float32, CPU, gradients, full precision of matrix products, MKL-DNN, the fast path of attention. Off: autocast,
+    inference mode, deterministic mode, anomaly mode. Numpy's treatment of floating-point errors is its default.
     """
     scopes.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
     scopes.enter_context(torch.inference_mode(False))

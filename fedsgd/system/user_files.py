@@ -52,7 +52,7 @@ def find_temporary_folder() -> Path | None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, with or without a byte order mark, with "\\n" as line ends.
+    """Return the text of a UTF-8 file, with or without a byte order mark, with line feeds as line ends.
 
     Raises:
         OSError: the file cannot be read.

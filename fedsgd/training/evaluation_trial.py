@@ -54,8 +54,8 @@ def resolve_evaluation(task: LearningTask, dataset: Dataset, sets: EvaluationSet
         The task with the reduction of its loss, and with the built-in accuracy for its outputs, or without it if undefined.
 
     Raises:
-        ModelError: the loss or a metric has another shape than expected, outputs and targets are broadcast, the built-in
-            accuracy is the only metric and undefined, or the loss of a set cannot be computed.
+        ModelError: the loss or a metric has another shape than expected; outputs and targets are broadcast; the only metric,
+            the built-in accuracy, is undefined; or the loss of a set cannot be computed.
     """
     initial_model = _InitialModel(task)
     with use_single_thread(), torch.no_grad(), _refuse_broadcast():

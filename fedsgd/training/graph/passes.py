@@ -180,8 +180,8 @@ def _replace(graph: Graph, node: Node, replacement: Node) -> None:
 def write_gradients(graph: Graph, gradients: Sequence[Node], destinations: Sequence[Node]) -> None:
     """End the step by writing each gradient to its destination.
 
-    Products and sums are computed in the destination if it is aligned as a new tensor would be, because the rounding of a
-    product may depend on the alignment.
+    Products and sums are computed in the destination if it is aligned as a new tensor would be. The rounding of a product
+    may depend on the alignment.
     """
     for gradient, target in zip(gradients, destinations, strict=True):
         source = _sum_behind_view(gradient)
