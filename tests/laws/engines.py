@@ -1,4 +1,4 @@
-"""The engines that the laws are tried on: from (task, recipe, data) to an engine."""
+"""Engines that the laws are tested with, as functions of task, settings of result training and data."""
 
 from __future__ import annotations
 
@@ -17,49 +17,61 @@ from fedsgd.training.captured import Captured
 from fedsgd.training.sequential import Sequential
 from fedsgd.training.stacked import Stacked
 
-Make = Callable[[LearningTask, LocalTraining, Dataset], TrainingEngine]
+EngineMaker = Callable[[LearningTask, LocalTraining, Dataset], TrainingEngine]
 
 
-def _sizes(recipe: LocalTraining, data: Dataset) -> list[int]:
-    first = min(recipe.batch_size or 30, len(data.train))
-    return [first, *(size for size in range(1, 51) if size != first)]
+def _list_batch_sizes(local_training: LocalTraining, data: Dataset) -> list[int]:
+    most_frequent = min(local_training.batch_size or 30, len(data.train))
+    return [most_frequent, *(size for size in range(1, 51) if size != most_frequent)]
 
 
-ENGINES: dict[str, Make] = {
-    "sequential": lambda task, recipe, data: Sequential(task, recipe),
-    "captured, exact": lambda task, recipe, data: Captured(task, recipe, data.train, _sizes(recipe, data), "exact"),
-    "captured, fused": lambda task, recipe, data: Captured(task, recipe, data.train, _sizes(recipe, data), "fused"),
-    "captured, one size": lambda task, recipe, data: Captured(task, recipe, data.train, _sizes(recipe, data)[:1], "fused"),
-    "stacked, exact": lambda task, recipe, data: Stacked(task, recipe, data.train, _sizes(recipe, data)[:1], "exact", 3),
-    "stacked, fused": lambda task, recipe, data: Stacked(task, recipe, data.train, _sizes(recipe, data)[:1], "fused", 3),
+ENGINES: dict[str, EngineMaker] = {
+    "sequential": lambda task, local_training, data: Sequential(task, local_training),
+    "captured, exact": lambda task, local_training, data: Captured(
+        task, local_training, data.train, _list_batch_sizes(local_training, data), "exact"
+    ),
+    "captured, fused": lambda task, local_training, data: Captured(
+        task, local_training, data.train, _list_batch_sizes(local_training, data), "fused"
+    ),
+    "captured, one size": lambda task, local_training, data: Captured(
+        task, local_training, data.train, _list_batch_sizes(local_training, data)[:1], "fused"
+    ),
+    "stacked, exact": lambda task, local_training, data: Stacked(
+        task, local_training, data.train, _list_batch_sizes(local_training, data)[:1], "exact", 3
+    ),
+    "stacked, fused": lambda task, local_training, data: Stacked(
+        task, local_training, data.train, _list_batch_sizes(local_training, data)[:1], "fused", 3
+    ),
 }
 EXACT = ("sequential", "captured, exact")
-"""These have the oracle's bits."""
-OF_UPDATE, OF_MODEL = 2e-5, 1e-6
-"""How far the others may be after some twenty steps of a small model: the norm of the difference, as a share of the update's, and
-of the model's, since a parameter is rounded whenever it changes."""
+"""Engines whose results have the bits of the sequential engine."""
+UPDATE_TOLERANCE, MODEL_TOLERANCE = 2e-5, 1e-6
+"""Largest error of other engines after about twenty steps of a small model, relative to the norm of the update and of the model.
+
+The model counts because a parameter is rounded whenever it changes.
+"""
 
 
 def assert_agree(name: str, update: np.ndarray, expected: np.ndarray, model: np.ndarray) -> None:
-    """The engine of that name gave this update for that model, the oracle the expected one."""
+    """Compare the update of an engine with that of the sequential engine, for a model of these parameters."""
     if name in EXACT:
         assert update.tobytes() == expected.tobytes()
     else:
-        bound = OF_UPDATE * np.linalg.norm(expected) + OF_MODEL * np.linalg.norm(model)
+        bound = UPDATE_TOLERANCE * np.linalg.norm(expected) + MODEL_TOLERANCE * np.linalg.norm(model)
         assert np.linalg.norm(update - expected) <= bound
 
 
-def bits(local: TrainingResult) -> tuple[bytes, dict[str, bytes]]:
-    """All numbers of a result."""
-    return local.update.tobytes(), {name: value.tobytes() for name, value in local.optimizer_state.items()}
+def read_bits(result: TrainingResult) -> tuple[bytes, dict[str, bytes]]:
+    """Return the update and the optimizer's buffers of a result as bytes."""
+    return result.update.tobytes(), {name: value.tobytes() for name, value in result.optimizer_state.items()}
 
 
-def train_by_pytorch(module: nn.Module, job: TrainingJob, recipe: LocalTraining) -> None:
-    """A tutorial's loop on a job's batches, with momentum 0.9, on one thread: the module is left as it is after training."""
-    optimizer = torch.optim.SGD(module.train().parameters(), lr=recipe.optimizer.lr, momentum=0.9, foreach=False)
+def train_by_pytorch(module: nn.Module, job: TrainingJob, local_training: LocalTraining) -> None:
+    """Train a module with plain PyTorch on a job's batches, with momentum 0.9 and one thread."""
+    optimizer = torch.optim.SGD(module.train().parameters(), lr=local_training.optimizer.lr, momentum=0.9, foreach=False)
     x, y = (torch.from_numpy(array) for array in job.examples.arrays())
     with use_single_thread():
-        for batch in batches(job, recipe):
+        for batch in batches(job, local_training):
             optimizer.zero_grad()
             nn.functional.cross_entropy(module(x[batch]), y[batch]).backward()
             optimizer.step()

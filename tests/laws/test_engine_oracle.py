@@ -1,4 +1,4 @@
-"""Every engine against the oracle, on random small models: layers, losses, sizes, optimisers."""
+"""Every engine against the sequential engine, on random small models, losses, batch sizes and optimizers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedsgd.optim.schedules import ExponentialSchedule
 from fedsgd.training import LastBatch, LocalTraining, TrainingJob, TrainingResult
 from fedsgd.training.base import NotCapturableError
 from fedsgd.training.sequential import Sequential
-from tests.laws.engines import ENGINES, assert_agree, bits
+from tests.laws.engines import ENGINES, assert_agree, read_bits
 
 CLASSES = 4
 CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
@@ -47,7 +47,7 @@ LOSSES: dict[str, Loss] = {
 ACTIVATIONS: list[Callable[[], nn.Module]] = [
     nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, lambda: nn.ReLU(inplace=True), nn.Hardtanh,
 ]  # fmt: skip
-BETWEEN: dict[str, Callable[[int], nn.Module]] = {
+HIDDEN_LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "nothing": lambda width: nn.Identity(),
     "layer norm": nn.LayerNorm,
     "dropout": lambda width: nn.Dropout(0.3),
@@ -55,7 +55,7 @@ BETWEEN: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Tied(nn.Module):
-    """One weight in two places, one parameter that nothing reaches, one that is frozen."""
+    """Module with a tied weight, an unused parameter and a frozen parameter."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def perceptrons(draw: st.DrawFn) -> nn.Sequential:
     for n_in, n_out in itertools.pairwise(widths):
         layers += [nn.Linear(n_in, n_out, bias=draw(st.booleans()))]
         if n_out is not widths[-1] or len(layers) < len(widths) - 1:
-            layers += [BETWEEN[draw(st.sampled_from(sorted(BETWEEN)))](n_out), draw(st.sampled_from(ACTIVATIONS))()]
+            layers += [HIDDEN_LAYERS[draw(st.sampled_from(sorted(HIDDEN_LAYERS)))](n_out), draw(st.sampled_from(ACTIVATIONS))()]
     if draw(st.booleans()):
         layers.insert(0, Tied(8))
     return nn.Sequential(*layers)
@@ -103,19 +103,19 @@ def recurrent(draw: st.DrawFn) -> nn.Sequential:
     layers = draw(st.integers(1, 2))
     cell = kind(3, 5, num_layers=layers, batch_first=True)
     if draw(st.booleans()):
-        return nn.Sequential(nn.Embedding(7, 3), LstmSequence(cell), nn.Linear(5, CLASSES), ClassDimSecond(), Last())
+        return nn.Sequential(nn.Embedding(7, 3), LstmSequence(cell), nn.Linear(5, CLASSES), ClassDimSecond(), LastPosition())
     return nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(32, CLASSES))
 
 
-class Last(nn.Module):
-    """The classes at the last place of a sequence."""
+class LastPosition(nn.Module):
+    """Layer that selects the outputs at the last position of a sequence."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, -1]
 
 
 @st.composite
-def recipes(draw: st.DrawFn) -> LocalTraining:
+def training_settings(draw: st.DrawFn) -> LocalTraining:
     name = draw(st.sampled_from(CLIENT_OPTIMIZERS))
     settings: dict[str, object] = {
         "lr": draw(st.sampled_from((0.05, 0.01))),
@@ -127,19 +127,25 @@ def recipes(draw: st.DrawFn) -> LocalTraining:
     optimizer: Optimizer = OPTIMIZERS[name](**settings)
     epochs, steps = draw(st.sampled_from(((1, None), (2, None), (None, 1), (None, 5))))
     size, proximal = draw(st.sampled_from((None, 1, 2, 3, 7))), draw(st.sampled_from((0.0, 0.0, 0.1)))
-    carry, corrected, last_batch = draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from(get_args(LastBatch)))
-    return LocalTraining(optimizer, epochs, steps, size, proximal, carry, corrected, last_batch)
+    keep_state, uses_correction, last_batch = (
+        draw(st.booleans()),
+        draw(st.booleans()),
+        draw(st.sampled_from(get_args(LastBatch))),
+    )
+    return LocalTraining(optimizer, epochs, steps, size, proximal, keep_state, uses_correction, last_batch)
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     task: LearningTask
     data: Dataset
-    recipe: LocalTraining
-    works: list[TrainingJob]
+    local_training: LocalTraining
+    jobs: list[TrainingJob]
 
     def __repr__(self) -> str:
-        return f"{self.task.module}, {self.task.loss}, {self.recipe}, examples {[len(work.examples) for work in self.works]}"
+        return (
+            f"{self.task.module}, {self.task.loss}, {self.local_training}, examples {[len(job.examples) for job in self.jobs]}"
+        )
 
 
 @st.composite
@@ -151,84 +157,88 @@ def cases(draw: st.DrawFn, modules: st.SearchStrategy[nn.Sequential], words: boo
     y = rng.integers(0, CLASSES, 40)
     data = Dataset(Examples(x, y), Examples(x[:5], y[:5]), CLASSES)
     torch_state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)  # the module's initial parameters; the strategies draw nothing from torch
+    torch.default_generator.manual_seed(seed)  # for the module's initial parameters; strategies do not draw from torch
     try:
         module = draw(modules)
     finally:
         torch.set_rng_state(torch_state)
     task = build_task(Mlp(), data, seed, module=module, loss=LOSSES[draw(st.sampled_from(sorted(LOSSES)))])
     ns = draw(st.lists(st.integers(0, 16), min_size=1, max_size=5))
-    recipe, works = draw(recipes()), []
+    local_training, jobs = draw(training_settings()), []
     for client, n in enumerate(ns):
         job = TrainingJob(
             seed, 3, client, task.initial_parameters, Examples(data.train.x, data.train.y, rng.permutation(40)[:n])
         )
-        if draw(st.booleans()):  # both are left aside unless the recipe asks for them
-            memory = recipe.optimizer.init(torch.zeros(task.layout.size))
-            job = replace(job, optimizer_state={name: small(rng, task) for name in memory}, correction=small(rng, task))
-        works.append(job)
-    return Case(task, data, recipe, works)
+        if draw(st.booleans()):  # engines ignore both unless the settings use them
+            buffers = local_training.optimizer.init(torch.zeros(task.layout.size))
+            job = replace(
+                job, optimizer_state={name: draw_small(rng, task) for name in buffers}, correction=draw_small(rng, task)
+            )
+        jobs.append(job)
+    return Case(task, data, local_training, jobs)
 
 
-def small(rng: np.random.Generator, task: LearningTask) -> F32:
+def draw_small(rng: np.random.Generator, task: LearningTask) -> F32:
     return (0.01 * rng.standard_normal(task.layout.size)).astype(np.float32)
 
 
-def hold_to_the_oracle(case: Case, name: str) -> None:
+def compare_with_sequential(case: Case, name: str) -> None:
+    """Compare the results of an engine with those of the sequential engine, of both rounds if clients have states."""
     try:
-        engine = ENGINES[name](case.task, case.recipe, case.data)
-        trained = {local.client: local for local in engine.train(case.works)}
+        engine = ENGINES[name](case.task, case.local_training, case.data)
+        results = {result.client: result for result in engine.train(case.jobs)}
     except NotCapturableError:
         if "stacked" in name:
             return
         raise
-    oracle = Sequential(case.task, case.recipe)
-    expected = {local.client: local for local in oracle.train(case.works)}
-    agree(name, case, trained, expected)
-    alone = {work.client: bits(next(iter(engine.train([work])))) for work in case.works}
-    assert alone == {client: bits(local) for client, local in trained.items()}
-    if case.recipe.keep_optimizer_state:  # the next round, with what each engine remembers itself
-        trained = {local.client: local for local in engine.train(next_round(case.works, trained))}
-        agree(name, case, trained, {local.client: local for local in oracle.train(next_round(case.works, expected))})
-
-
-def next_round(works: list[TrainingJob], trained: dict[int, TrainingResult]) -> list[TrainingJob]:
-    return [replace(work, round=work.round + 1, optimizer_state=trained[work.client].optimizer_state) for work in works]
-
-
-def agree(name: str, case: Case, trained: dict[int, TrainingResult], expected: dict[int, TrainingResult]) -> None:
-    assert trained.keys() == expected.keys()
-    for client, local in expected.items():
-        got = trained[client]
-        assert (got.n_examples, got.n_steps, got.optimizer_state.keys()) == (
-            local.n_examples,
-            local.n_steps,
-            local.optimizer_state.keys(),
+    sequential = Sequential(case.task, case.local_training)
+    expected = {result.client: result for result in sequential.train(case.jobs)}
+    assert_results_agree(name, case, results, expected)
+    single_results = {job.client: read_bits(next(iter(engine.train([job])))) for job in case.jobs}
+    assert single_results == {client: read_bits(result) for client, result in results.items()}
+    if case.local_training.keep_optimizer_state:  # a second round, with each engine's own states
+        results = {result.client: result for result in engine.train(next_round(case.jobs, results))}
+        assert_results_agree(
+            name, case, results, {result.client: result for result in sequential.train(next_round(case.jobs, expected))}
         )
-        assert_agree(name, got.update, local.update, case.task.initial_parameters)
-        for key, value in local.optimizer_state.items():
-            assert_agree(name, got.optimizer_state[key], value, case.task.initial_parameters)
 
 
-FAST = [name for name in ENGINES if name != "sequential"]
+def next_round(jobs: list[TrainingJob], results: dict[int, TrainingResult]) -> list[TrainingJob]:
+    return [replace(job, round=job.round + 1, optimizer_state=results[job.client].optimizer_state) for job in jobs]
 
 
-@pytest.mark.parametrize("name", FAST)
+def assert_results_agree(
+    name: str, case: Case, results: dict[int, TrainingResult], expected: dict[int, TrainingResult]
+) -> None:
+    assert results.keys() == expected.keys()
+    for client, reference in expected.items():
+        result = results[client]
+        assert (result.n_examples, result.n_steps) == (reference.n_examples, reference.n_steps)
+        assert result.optimizer_state.keys() == reference.optimizer_state.keys()
+        assert_agree(name, result.update, reference.update, case.task.initial_parameters)
+        for key, value in reference.optimizer_state.items():
+            assert_agree(name, result.optimizer_state[key], value, case.task.initial_parameters)
+
+
+OTHER_ENGINES = [name for name in ENGINES if name != "sequential"]
+
+
+@pytest.mark.parametrize("name", OTHER_ENGINES)
 @settings(max_examples=40)
 @given(case=cases(perceptrons()))
-def test_perceptrons(name: str, case: Case) -> None:
-    hold_to_the_oracle(case, name)
+def test_engine_on_perceptrons_agrees_with_sequential(name: str, case: Case) -> None:
+    compare_with_sequential(case, name)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", OTHER_ENGINES)
 @settings(max_examples=20)
 @given(case=cases(convolutional(), image=True))
-def test_convolutional_networks(name: str, case: Case) -> None:
-    hold_to_the_oracle(case, name)
+def test_engine_on_convolutional_networks_agrees_with_sequential(name: str, case: Case) -> None:
+    compare_with_sequential(case, name)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", OTHER_ENGINES)
 @settings(max_examples=20)
 @given(case=cases(recurrent(), words=True))
-def test_words(name: str, case: Case) -> None:
-    hold_to_the_oracle(case, name)
+def test_engine_on_sequences_agrees_with_sequential(name: str, case: Case) -> None:
+    compare_with_sequential(case, name)

@@ -1,4 +1,4 @@
-"""A parameter that a batch does not use: as in torch, neither momentum nor weight decay moves it, in any engine."""
+"""Parameters that a batch does not use: as in torch, neither momentum nor weight decay changes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_
 
 
 class Branch(nn.Module):
-    """One of two layers, by the sign of the batch."""
+    """Module that uses one of two layers, by the sign of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Branch(nn.Module):
 
 
 class Spare(nn.Module):
-    """A layer that nothing uses, between two that are used."""
+    """Module with an unused layer between two used layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,71 +46,75 @@ class Spare(nn.Module):
         return y
 
 
-def data() -> Dataset:
+def make_dataset() -> Dataset:
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((12, 4)) + np.where(np.arange(12) % 3, 2, -2)[:, None]).astype(np.float32)
     examples = Examples(x, rng.integers(0, 2, 12))
     return Dataset(examples, examples, 2)
 
 
-def by_torch(module: nn.Module, job: TrainingJob, recipe: LocalTraining) -> np.ndarray:
-    net = copy.deepcopy(module)
-    optimizer = torch.optim.SGD(net.parameters(), lr=recipe.optimizer.lr, momentum=0.9, weight_decay=0.1, foreach=False)
+def train_with_torch(module: nn.Module, job: TrainingJob, local_training: LocalTraining) -> np.ndarray:
+    copied = copy.deepcopy(module)
+    optimizer = torch.optim.SGD(
+        copied.parameters(), lr=local_training.optimizer.lr, momentum=0.9, weight_decay=0.1, foreach=False
+    )
     x, y = (torch.from_numpy(array) for array in job.examples.arrays())
-    for batch in batches(job, recipe):
+    for batch in batches(job, local_training):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
+        nn.functional.cross_entropy(copied(x[batch]), y[batch]).backward()
         optimizer.step()
-    return torch.cat([p.detach().reshape(-1) for p in net.parameters()]).numpy()
+    return torch.cat([p.detach().reshape(-1) for p in copied.parameters()]).numpy()
 
 
 @pytest.mark.parametrize(("make", "size"), [(Branch, 1), (Spare, 4)])
-def test_unused_parameter_under_momentum_and_decay_moves_as_in_torch(make: type[nn.Module], size: int) -> None:
+def test_unused_parameter_under_momentum_and_decay_changes_as_in_torch(make: type[nn.Module], size: int) -> None:
     torch.manual_seed(0)
     module = make()
-    task = build_task(Mlp(), data(), 0, module=module)
-    recipe = LocalTraining(PyTorchMomentum(lr=0.1, momentum=0.9, weight_decay=0.1), 3, None, size)
-    job = TrainingJob(0, 1, 0, task.initial_parameters, data().train)
-    (local,) = Sequential(task, recipe).train([job])
-    assert np.abs(task.initial_parameters + local.update - by_torch(module, job, recipe)).max() < 1e-6
+    task = build_task(Mlp(), make_dataset(), 0, module=module)
+    local_training = LocalTraining(PyTorchMomentum(lr=0.1, momentum=0.9, weight_decay=0.1), 3, None, size)
+    job = TrainingJob(0, 1, 0, task.initial_parameters, make_dataset().train)
+    (result,) = Sequential(task, local_training).train([job])
+    assert np.abs(task.initial_parameters + result.update - train_with_torch(module, job, local_training)).max() < 1e-6
 
 
 @pytest.mark.parametrize("optimizer", CLIENT_OPTIMIZERS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_spare_layer_and_its_remembered_velocity_stay_in_every_engine(engine: str, optimizer: str) -> None:
-    task = build_task(Mlp(), data(), 0, module=Spare())
-    recipe = LocalTraining(OPTIMIZERS[optimizer](lr=0.1, weight_decay=0.1), 2, None, 4, keep_optimizer_state=True)
-    memory = {name: np.ones(task.layout.size, np.float32) for name in recipe.optimizer.init(torch.zeros(task.layout.size))}
-    job = TrainingJob(0, 1, 0, task.initial_parameters, data().train, memory)
-    (local,) = ENGINES[engine](task, recipe, data()).train([job])
-    (expected,) = Sequential(task, recipe).train([job])
-    assert_agree(engine, local.update, expected.update, task.initial_parameters)
-    spare = [where for name, where, _ in task.layout.list_slices() if name.startswith("spare")]
-    for where in spare:
-        assert not local.update[where].any()
-        for value in local.optimizer_state.values():
-            assert (value[where] == 1).all()
-    assert local.update[: spare[0].start].all()
+def test_unused_layer_and_its_state_do_not_change(engine: str, optimizer: str) -> None:
+    task = build_task(Mlp(), make_dataset(), 0, module=Spare())
+    local_training = LocalTraining(OPTIMIZERS[optimizer](lr=0.1, weight_decay=0.1), 2, None, 4, keep_optimizer_state=True)
+    state = {
+        name: np.ones(task.layout.size, np.float32) for name in local_training.optimizer.init(torch.zeros(task.layout.size))
+    }
+    job = TrainingJob(0, 1, 0, task.initial_parameters, make_dataset().train, state)
+    (result,) = ENGINES[engine](task, local_training, make_dataset()).train([job])
+    (expected,) = Sequential(task, local_training).train([job])
+    assert_agree(engine, result.update, expected.update, task.initial_parameters)
+    segments = [segment for name, segment, _ in task.layout.list_slices() if name.startswith("spare")]
+    for segment in segments:
+        assert not result.update[segment].any()
+        for value in result.optimizer_state.values():
+            assert (value[segment] == 1).all()
+    assert result.update[: segments[0].start].all()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_proximal_term_reaches_a_spare_layer(engine: str) -> None:
-    """The term μ/2 |w − w_received|² has a gradient for all parameters, so weight decay moves them too, as in torch."""
-    task = build_task(Mlp(), data(), 0, module=Spare())
-    recipe = LocalTraining(PyTorchMomentum(lr=0.1, weight_decay=0.1), 2, None, 4, proximal=0.5)
-    job = TrainingJob(0, 1, 0, task.initial_parameters, data().train)
-    (local,) = ENGINES[engine](task, recipe, data()).train([job])
-    where = next(where for name, where, _ in task.layout.list_slices() if name == "spare.weight")
-    assert (np.sign(local.update[where]) == -np.sign(task.initial_parameters[where])).all()
+def test_unused_layer_under_a_proximal_term_decays(engine: str) -> None:
+    """The term μ/2 |w − w_received|² has a gradient for all parameters, so weight decay changes them too, as in torch."""
+    task = build_task(Mlp(), make_dataset(), 0, module=Spare())
+    local_training = LocalTraining(PyTorchMomentum(lr=0.1, weight_decay=0.1), 2, None, 4, proximal=0.5)
+    job = TrainingJob(0, 1, 0, task.initial_parameters, make_dataset().train)
+    (result,) = ENGINES[engine](task, local_training, make_dataset()).train([job])
+    segment = next(segment for name, segment, _ in task.layout.list_slices() if name == "spare.weight")
+    assert (np.sign(result.update[segment]) == -np.sign(task.initial_parameters[segment])).all()
 
 
-def test_single_step_leaves_the_spare_layer_in_the_update_at_zero() -> None:
-    task = build_task(Mlp(), data(), 0, module=Spare())
-    recipe = LocalTraining(PyTorchMomentum(lr=0.1, weight_decay=0.1), None, 1, None)
-    job = replace(TrainingJob(0, 1, 0, task.initial_parameters, data().train))
+def test_unused_layer_after_one_step_has_a_zero_update() -> None:
+    task = build_task(Mlp(), make_dataset(), 0, module=Spare())
+    local_training = LocalTraining(PyTorchMomentum(lr=0.1, weight_decay=0.1), None, 1, None)
+    job = replace(TrainingJob(0, 1, 0, task.initial_parameters, make_dataset().train))
     for make in ENGINES.values():
-        (local,) = make(task, recipe, data()).train([job])
-        assert [n for n, where, _ in task.layout.list_slices() if not local.update[where].any()] == [
+        (result,) = make(task, local_training, make_dataset()).train([job])
+        assert [n for n, segment, _ in task.layout.list_slices() if not result.update[segment].any()] == [
             "spare.weight",
             "spare.bias",
         ]
