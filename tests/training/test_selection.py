@@ -1,0 +1,113 @@
+"""Selection of the engine, and the order of batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsgd.data import Dataset
+from fedsgd.errors import ModelError
+from fedsgd.models import MODELS, Mlp
+from fedsgd.models.builder import build_task
+from fedsgd.optim import SGD, Momentum
+from fedsgd.training import LocalTraining, TrainingJob
+from fedsgd.training.base import NotCapturableError
+from fedsgd.training.selection import EngineChoice, rank_batch_sizes, select_engine
+from fedsgd.training.sequential import Sequential
+from fedsgd.training.stacked import Stacked
+from tests.training.modules import Alternating, Branching, make_images
+
+
+@pytest.mark.parametrize(
+    ("model", "cohort", "expected", "reason"),
+    [
+        ("softmax", 100, EngineChoice("stacked", "fused", 50), "7,850 parameters in linear layers, 100 clients a round"),
+        ("softmax", 20, EngineChoice("stacked", "fused", 20), "linear layers"),
+        ("softmax", 7, EngineChoice("captured"), "7 clients a round, fewer than 8"),
+        ("2nn", 100, EngineChoice("captured"), "199,210 parameters, more than 65,536"),
+        ("lenet", 100, EngineChoice("captured"), "not all layers are linear"),
+    ],
+)
+def test_auto_selects_the_engine_by_its_rule(model: str, cohort: int, expected: EngineChoice, reason: str) -> None:
+    data = make_images(shape=(28, 28))
+    task = build_task(MODELS[model](), data, 0)
+    _, choice = select_engine(EngineChoice(), task, LocalTraining(SGD(), 1, None, 10), data.train, [10], cohort)
+    assert (choice.name, choice.update, choice.stack) == (expected.name, expected.update, expected.stack)
+    assert reason in choice.reason
+
+
+def test_stack_with_dependent_clients_is_not_selected(blobs: Dataset) -> None:
+    """Products with seven columns round differently where they are not aligned."""
+    task = build_task(Mlp(hidden=(7,)), blobs, 0)
+    _, choice = select_engine(EngineChoice(), task, LocalTraining(SGD(), 1, None, 33), blobs.train, [33], 40)
+    assert choice.name == "captured"
+    assert "a client's result depends on the other clients in its stack" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("activation", "width", "stacks"), [(nn.Sigmoid, 5, False), (nn.ReLU, 5, True), (nn.Sigmoid, 32, True)]
+)
+def test_activation_that_rounds_by_position_is_stacked_only_at_full_width(
+    activation: Callable[[], nn.Module], width: int, stacks: bool, blobs: Dataset
+) -> None:
+    """The end of a tensor, where vectors of numbers do not fit, rounds differently."""
+    task = build_task(Mlp(), blobs, 0, module=nn.Sequential(nn.Linear(8, width), activation(), nn.Linear(width, 4)))
+    _, choice = select_engine(EngineChoice(), task, LocalTraining(SGD(), 1, None, 8), blobs.train, [8, 1], 40)
+    assert (choice.name == "stacked") == stacks
+    assert stacks or "aten.sigmoid.default rounds a number by its position" in choice.reason
+
+
+class DirectParameter(Branching):
+    """Module that uses a parameter through a list instead of its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = [self.linear.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weights[0], self.linear.bias)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"), [(DirectParameter, "differs from autograd's"), (Alternating, "training changes Alternating.calls")]
+)
+def test_stacked_step_that_differs_from_autograd_is_rejected(
+    make: Callable[[], nn.Module], reason: str, blobs: Dataset
+) -> None:
+    task = build_task(Mlp(), blobs, 0, module=make())
+    with pytest.raises(NotCapturableError, match=reason):
+        Stacked(task, LocalTraining(SGD(), 1, None, 10), blobs.train, [10])
+
+
+def test_dropout_is_not_stacked(blobs: Dataset) -> None:
+    task = build_task(Mlp(), blobs, 0, module=nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 3)))
+    _, choice = select_engine(EngineChoice(), task, LocalTraining(SGD(), 1, None, 10), blobs.train, [10], 40)
+    assert choice.name == "captured"
+    assert "draws random numbers" in choice.reason
+
+
+def test_auto_without_examples_selects_sequential(blobs: Dataset) -> None:
+    task = build_task(Mlp(), blobs, 0)
+    engine, choice = select_engine(EngineChoice(), task, LocalTraining(SGD(), 1, None, 10), blobs.train, [], 40)
+    assert (type(engine), choice.name, choice.reason) == (Sequential, "sequential", "no client has any examples")
+
+
+def test_invalid_loss_under_auto_is_an_error_of_the_sequential_engine(blobs: Dataset) -> None:
+    task = build_task(Mlp(), blobs, 0, loss=lambda output, target: functional.cross_entropy(output, target, reduction="none"))
+    engine, choice = select_engine(EngineChoice(), task, LocalTraining(SGD(), 1, None, 10), blobs.train, [10], 4)
+    assert choice.name == "sequential"
+    with pytest.raises(ModelError, match="expected a tensor that is a scalar"):
+        list(engine.train([TrainingJob(0, 1, 0, task.initial_parameters, blobs.train)]))
+
+
+def test_batch_sizes_are_ranked_by_frequency() -> None:
+    counts = np.array([25, 25, 10, 7, 0])
+    assert rank_batch_sizes(counts, LocalTraining(SGD(), 1, None, 10)) == [10, 5, 7]
+    assert rank_batch_sizes(counts, LocalTraining(SGD(), 1, None, None)) == [25, 10, 7]
+    assert rank_batch_sizes(counts, LocalTraining(SGD(), None, 1, 10)) == [10, 7]
+    assert rank_batch_sizes(np.array([0, 0]), LocalTraining(SGD(), 1, None, 10)) == []
+    assert len(rank_batch_sizes(np.arange(1, 90), LocalTraining(Momentum(), 1, None, None))) == 32
