@@ -1,4 +1,4 @@
-"""Batches of a pass: counts and sizes in closed form, and plain PyTorch's loops with each use of the last batch."""
+"""Batches of a pass: counts and sizes, and training loops of plain PyTorch with each use of the last batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ScenarioError
-from fedsgd.experiment.builder import local_training_config as recipe_of
+from fedsgd.experiment.builder import local_training_config
 from fedsgd.experiment.runner import run
 from fedsgd.models import Mlp
 from fedsgd.models.builder import build_task
@@ -32,17 +32,17 @@ from fedsgd.training.selection import rank_batch_sizes
 from fedsgd.training.sequential import Sequential
 from tests.laws.engines import ENGINES, assert_agree
 
-Make = Callable[..., Scenario]
+ScenarioMaker = Callable[..., Scenario]
 LAST_BATCH: tuple[LastBatch, ...] = ("keep", "drop", "merge")
 BATCH_SIZES = (None, 1, 2, 3, 7, 10, 40)
 
 
-def work(task: LearningTask, data: Dataset, n: int) -> TrainingJob:
+def make_job(task: LearningTask, data: Dataset, n: int) -> TrainingJob:
     return TrainingJob(5, 2, 3, task.initial_parameters, data.train.slice(0, n))
 
 
-def sizes_by_hand(n: int, batch_size: int | None, last_batch: LastBatch) -> list[int]:
-    """The batches of one pass, cut from a list of examples."""
+def slice_sizes(n: int, batch_size: int | None, last_batch: LastBatch) -> list[int]:
+    """Return the batch sizes of one pass, from slices of a list of examples."""
     size = batch_size or max(n, 1)
     sizes = [len(range(n)[start : start + size]) for start in range(0, n, size)]
     if len(sizes) > 1 and sizes[-1] < size and last_batch != "keep":
@@ -54,31 +54,31 @@ def sizes_by_hand(n: int, batch_size: int | None, last_batch: LastBatch) -> list
 
 @pytest.mark.parametrize("last_batch", LAST_BATCH)
 @pytest.mark.parametrize(("epochs", "steps"), [(1, None), (3, None), (None, 1), (None, 2), (None, 9)])
-def test_batch_sizes_on_a_grid_match_a_list_that_is_cut(last_batch: LastBatch, epochs: int | None, steps: int | None) -> None:
+def test_batch_sizes_on_a_grid_equal_slices_of_a_list(last_batch: LastBatch, epochs: int | None, steps: int | None) -> None:
     for n in range(24):
         data = Examples(np.zeros((n, 1)), np.zeros(n))
         for batch_size in BATCH_SIZES:
-            recipe = LocalTraining(SGD(lr=0.5), epochs, steps, batch_size, last_batch=last_batch)
-            one_pass = sizes_by_hand(n, batch_size, last_batch)
-            n_steps = 0 if not n else len(one_pass) * epochs if epochs else steps or 0
-            expected = (one_pass * 9)[:n_steps]
-            got = [len(batch) for batch in batches(TrainingJob(0, 1, 0, np.zeros(1, np.float32), data), recipe)]
-            assert got == expected, (n, batch_size)
-            assert (recipe.n_steps(n), recipe.n_examples_processed(n)) == (n_steps, sum(expected))
-            assert Counter(distinct_batch_sizes(n, recipe)) == Counter(set(expected))
-            assert set(rank_batch_sizes(np.array([n]), recipe)) == set(expected)
-            assert recipe.plan_batches(n).batch_sizes == one_pass
-            assert recipe.learning_rate_sum(n, 1) == recipe.fednova_normalizer(n, 1) == 0.5 * n_steps
+            local_training = LocalTraining(SGD(lr=0.5), epochs, steps, batch_size, last_batch=last_batch)
+            pass_sizes = slice_sizes(n, batch_size, last_batch)
+            n_steps = 0 if not n else len(pass_sizes) * epochs if epochs else steps or 0
+            expected = (pass_sizes * 9)[:n_steps]
+            lengths = [len(batch) for batch in batches(TrainingJob(0, 1, 0, np.zeros(1, np.float32), data), local_training)]
+            assert lengths == expected, (n, batch_size)
+            assert (local_training.n_steps(n), local_training.n_examples_processed(n)) == (n_steps, sum(expected))
+            assert Counter(distinct_batch_sizes(n, local_training)) == Counter(set(expected))
+            assert set(rank_batch_sizes(np.array([n]), local_training)) == set(expected)
+            assert local_training.plan_batches(n).batch_sizes == pass_sizes
+            assert local_training.learning_rate_sum(n, 1) == local_training.fednova_normalizer(n, 1) == 0.5 * n_steps
 
 
 @pytest.mark.parametrize(
     ("last_batch", "expected"), [("keep", [10, 10, 5]), ("drop", [10, 10]), ("merge", [10, 15]), (None, [10, 10, 5])]
 )
 def test_last_batch_of_25_examples_has_the_stated_size(
-    scenario: Make, last_batch: LastBatch | None, expected: list[int]
+    scenario: ScenarioMaker, last_batch: LastBatch | None, expected: list[int]
 ) -> None:
     settings = {} if last_batch is None else {"client.last_batch": last_batch}
-    assert recipe_of(scenario(settings)).plan_batches(25).batch_sizes == expected
+    assert local_training_config(scenario(settings)).plan_batches(25).batch_sizes == expected
 
 
 def test_last_batch_of_most_clients_is_recorded_first() -> None:
@@ -88,7 +88,7 @@ def test_last_batch_of_most_clients_is_recorded_first() -> None:
         assert rank_batch_sizes(counts, LocalTraining(SGD(), 1, None, 10, last_batch=last_batch), clients) == sizes
 
 
-def test_unknown_last_batch_is_refused_with_the_valid_names(scenario: Make) -> None:
+def test_unknown_last_batch_is_rejected_with_the_nearest_name(scenario: ScenarioMaker) -> None:
     with pytest.raises(ScenarioError, match=r'client.last_batch: got "dorp", did you mean "drop"\?'):
         scenario({"client.last_batch": "dorp"})
 
@@ -96,31 +96,31 @@ def test_unknown_last_batch_is_refused_with_the_valid_names(scenario: Make) -> N
 # ----------------------------------------------------------------------------------------------------------- plain PyTorch
 
 
-def orders(job: TrainingJob, epochs: int) -> Iterator[list[int]]:
-    """The order of the examples in each pass, from the stream that belongs to it."""
+def draw_orders(job: TrainingJob, epochs: int) -> Iterator[list[int]]:
+    """Yield the order of the examples in each pass, from its random stream."""
     for epoch in range(epochs):
         generator = rng.derive_generator(job.seed, "batches", job.round, job.client, epoch)
         yield generator.permutation(len(job.examples)).tolist()
 
 
-def loader_batches(data: TensorDataset, order: list[int], size: int, last_batch: LastBatch) -> list[tuple[Tensor, Tensor]]:
-    """The batches of PyTorch's own loader; "merge" joins the last two."""
-    loaded = [(x, y) for x, y in DataLoader(data, size, sampler=order, drop_last=last_batch == "drop")]
-    if last_batch == "merge" and len(loaded) > 1 and len(loaded[-1][1]) < size:
-        (x, y), (more_x, more_y) = loaded.pop(-2), loaded.pop()
-        loaded.append((torch.cat([x, more_x]), torch.cat([y, more_y])))
-    return loaded
+def load_batches(data: TensorDataset, order: list[int], size: int, last_batch: LastBatch) -> list[tuple[Tensor, Tensor]]:
+    """Return the batches of PyTorch's DataLoader, the last two joined for "merge"."""
+    loaded_batches = [(x, y) for x, y in DataLoader(data, size, sampler=order, drop_last=last_batch == "drop")]
+    if last_batch == "merge" and len(loaded_batches) > 1 and len(loaded_batches[-1][1]) < size:
+        (x, y), (last_x, last_y) = loaded_batches.pop(-2), loaded_batches.pop()
+        loaded_batches.append((torch.cat([x, last_x]), torch.cat([y, last_y])))
+    return loaded_batches
 
 
-def trained_by_pytorch(task: LearningTask, job: TrainingJob, recipe: LocalTraining) -> np.ndarray:
-    """Parameters [P] after a tutorial's loop over a DataLoader."""
-    engine = Sequential(task, recipe)
+def train_by_pytorch(task: LearningTask, job: TrainingJob, local_training: LocalTraining) -> np.ndarray:
+    """Return the parameters [P] after training with a plain PyTorch loop over a DataLoader."""
+    engine = Sequential(task, local_training)
     engine._flat_module.bind_parameters(engine._tensor_format.view_tensors(torch.from_numpy(task.initial_parameters.copy())))
     module, data = task.module.train(), TensorDataset(*(torch.from_numpy(array) for array in job.examples.arrays()))
-    optimizer = torch.optim.SGD(module.parameters(), lr=recipe.optimizer.lr, momentum=0.9, foreach=False)
+    optimizer = torch.optim.SGD(module.parameters(), lr=local_training.optimizer.lr, momentum=0.9, foreach=False)
     with use_single_thread():
-        for order in orders(job, recipe.epochs or 0):
-            for x, y in loader_batches(data, order, recipe.batch_size or 0, recipe.last_batch):
+        for order in draw_orders(job, local_training.epochs or 0):
+            for x, y in load_batches(data, order, local_training.batch_size or 0, local_training.last_batch):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(module(x), y).backward()
                 optimizer.step()
@@ -130,25 +130,29 @@ def trained_by_pytorch(task: LearningTask, job: TrainingJob, recipe: LocalTraini
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("last_batch", LAST_BATCH)
 @pytest.mark.parametrize(("n", "batch_size"), [(41, 10), (47, 5), (40, 8)])
-def test_client_trains_as_a_loop_over_a_data_loader(
+def test_client_update_equals_that_of_a_data_loader_loop(
     name: str, last_batch: LastBatch, n: int, batch_size: int, blobs: Dataset
 ) -> None:
     task = build_task(Mlp(hidden=(16,)), blobs, 0)
-    recipe = LocalTraining(PyTorchMomentum(lr=0.1), 2, None, batch_size, last_batch=last_batch)
-    job = work(task, blobs, n)
-    (local,) = ENGINES[name](task, recipe, blobs).train([job])
-    assert_agree(name, local.update, trained_by_pytorch(task, job, recipe) - task.initial_parameters, task.initial_parameters)
+    local_training = LocalTraining(PyTorchMomentum(lr=0.1), 2, None, batch_size, last_batch=last_batch)
+    job = make_job(task, blobs, n)
+    (result,) = ENGINES[name](task, local_training, blobs).train([job])
+    assert_agree(
+        name, result.update, train_by_pytorch(task, job, local_training) - task.initial_parameters, task.initial_parameters
+    )
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_merged_only_batch_trains_as_the_full_batch(name: str, blobs: Dataset) -> None:
-    """A pass of 10 + 7 examples is one batch of 17, in the order of the data as every full batch."""
+def test_merged_single_batch_trains_as_a_full_batch(name: str, blobs: Dataset) -> None:
+    """A pass of 10 + 7 examples is one batch of 17, in the order of the data, as every full batch."""
     task = build_task(Mlp(hidden=(16,)), blobs, 0)
-    merged = LocalTraining(SGD(lr=0.1), 3, None, 10, last_batch="merge")
-    full = replace(merged, batch_size=None)
-    first, second = (next(iter(ENGINES[name](task, r, blobs).train([work(task, blobs, 17)]))) for r in (merged, full))
-    assert first.update.tobytes() == second.update.tobytes()
-    assert (first.n_steps, first.n_examples) == (second.n_steps, second.n_examples) == (3, 17)
+    settings = LocalTraining(SGD(lr=0.1), 3, None, 10, last_batch="merge")
+    merged, full = (
+        next(iter(ENGINES[name](task, local_training, blobs).train([make_job(task, blobs, 17)])))
+        for local_training in (settings, replace(settings, batch_size=None))
+    )
+    assert merged.update.tobytes() == full.update.tobytes()
+    assert (merged.n_steps, merged.n_examples) == (full.n_steps, full.n_examples) == (3, 17)
 
 
 # ------------------------------------------------------------------------------------------------------------------- whole runs
@@ -157,7 +161,7 @@ def test_merged_only_batch_trains_as_the_full_batch(name: str, blobs: Dataset) -
 @pytest.mark.parametrize("engine", ["sequential", "captured", "stacked"])
 @pytest.mark.parametrize("last_batch", LAST_BATCH)
 def test_ledger_counts_the_steps_and_examples_of_the_batches(
-    scenario: Make, blobs: Dataset, tmp_path: Path, engine: str, last_batch: LastBatch
+    scenario: ScenarioMaker, blobs: Dataset, tmp_path: Path, engine: str, last_batch: LastBatch
 ) -> None:
     """120 examples of 7 clients: one has 18, the others have 17."""
     settings = {
@@ -174,9 +178,9 @@ def test_ledger_counts_the_steps_and_examples_of_the_batches(
     assert Counter(row for row in rows if row[0]) == expected[last_batch]
 
 
-def test_fednova_measures_the_steps_that_are_left() -> None:
-    """Momentum 0.5: the n-th of τ steps moves by η(1 − 0.5^(τ − n + 1)) / 0.5 in all."""
+def test_fednova_normalizer_counts_the_steps_of_each_last_batch() -> None:
+    """With momentum 0.5, step n of τ moves the model by η(1 − 0.5^(τ − n + 1)) / 0.5 in total."""
     for last_batch, tau in (("keep", 3), ("drop", 2), ("merge", 2)):
-        recipe = LocalTraining(Momentum(lr=0.1, momentum=0.5), 1, None, 10, last_batch=last_batch)
-        expected = math.fsum(0.1 * (1 - 0.5**left) / 0.5 for left in range(1, tau + 1))
-        assert recipe.fednova_normalizer(25, 1) == pytest.approx(expected)
+        local_training = LocalTraining(Momentum(lr=0.1, momentum=0.5), 1, None, 10, last_batch=last_batch)
+        expected = math.fsum(0.1 * (1 - 0.5**n) / 0.5 for n in range(1, tau + 1))
+        assert local_training.fednova_normalizer(25, 1) == pytest.approx(expected)

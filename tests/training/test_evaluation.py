@@ -1,4 +1,4 @@
-"""Reported loss and accuracy equal what plain PyTorch computes on the whole test set, or the run is refused."""
+"""Reported loss and accuracy equal those of plain PyTorch on the whole test set, or the run is rejected."""
 
 from __future__ import annotations
 
@@ -29,37 +29,38 @@ N, N_TEST = 40, 250
 """Test examples make two slices of 100 and one of 50."""
 
 
-def dataset(labels: np.ndarray, classes: int | None, width: int = 4) -> Dataset:
-    """Random inputs [N + N_TEST, width] with these targets; the first N are for training."""
+def make_dataset(labels: np.ndarray, classes: int | None, width: int = 4) -> Dataset:
+    """Return random inputs [N + N_TEST, width] with these targets; the first N examples are for training."""
     x = np.random.default_rng(1).normal(size=(len(labels), width)).astype(np.float32)
     return Dataset(Examples(x[:N], labels[:N]), Examples(x[N:], labels[N:]), classes)
 
 
-def labels(classes: int, *places: int) -> np.ndarray:
-    """Class labels [N + N_TEST, *places] whose composition changes from slice to slice."""
+def make_labels(classes: int, *places: int) -> np.ndarray:
+    """Return class labels [N + N_TEST, *places] with other frequencies in the last slices."""
     rng = np.random.default_rng(2)
-    drawn = rng.integers(0, classes, (N + N_TEST, *places))
-    late = np.arange(len(drawn)) > N + 120
-    return np.where(late.reshape(-1, *[1] * len(places)), np.minimum(drawn, 1), drawn)
+    classes_of_examples = rng.integers(0, classes, (N + N_TEST, *places))
+    is_late = np.arange(len(classes_of_examples)) > N + 120
+    return np.where(is_late.reshape(-1, *[1] * len(places)), np.minimum(classes_of_examples, 1), classes_of_examples)
 
 
-def composed(data: Dataset, module: nn.Module, loss: Any = None, settings: Any = None, **given: Any) -> Experiment:
-    basic = {"data.partition.clients": 2, "engine.name": "sequential", **(settings or {})}
-    return build_experiment(Scenario(name="x").with_settings(basic), dataset=data, module=module, loss=loss, **given)
+def build(data: Dataset, module: nn.Module, loss: Any = None, settings: Any = None, **options: Any) -> Experiment:
+    scenario = Scenario(name="x").with_settings({"data.partition.clients": 2, "engine.name": "sequential", **(settings or {})})
+    return build_experiment(scenario, dataset=data, module=module, loss=loss, **options)
 
 
-def figures(experiment: Experiment) -> dict[str, float]:
+def evaluate(experiment: Experiment) -> dict[str, float]:
+    """Return the metrics of the initial model."""
     return experiment.evaluator(experiment.task.initial_parameters)[0]
 
 
-def plain(module: nn.Module, data: Dataset) -> tuple[Any, Tensor]:
-    """Output and targets of the whole test set in plain PyTorch."""
+def run_plain(module: nn.Module, data: Dataset) -> tuple[Any, Tensor]:
+    """Return output and targets of the whole test set from plain PyTorch."""
     with torch.no_grad():
         return module.eval()(torch.from_numpy(data.test.x)), torch.from_numpy(data.test.y)
 
 
 class Reshaped(nn.Module):
-    """A linear layer whose output is brought into another shape."""
+    """Linear layer with a function that reshapes its output."""
 
     def __init__(self, outputs: int, reshape: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class Reshaped(nn.Module):
         return self.reshape(self.linear(x))
 
 
-def linear(outputs: int, *shape: int) -> Reshaped:
+def make_linear(outputs: int, *shape: int) -> Reshaped:
     return Reshaped(outputs, lambda o: o.reshape(len(o), *shape) if shape else o)
 
 
@@ -80,32 +81,38 @@ def linear(outputs: int, *shape: int) -> Reshaped:
 
 BCE = functional.binary_cross_entropy_with_logits
 ACCEPTED: dict[str, tuple[Any, Any, int, tuple[int, ...], Any]] = {
-    # name: module, loss, classes, places of the labels, right answers [n, ...] from output and labels
-    "classes": (linear(3), None, 3, (), lambda o, t: o.argmax(1) == t),
-    "classes, own loss": (linear(3), lambda o, t: functional.cross_entropy(o, t) * 2, 3, (), lambda o, t: o.argmax(1) == t),
+    # name: module, loss, classes, shape of the labels of an example, correctness [n, ...] of outputs and labels
+    "classes": (make_linear(3), None, 3, (), lambda o, t: o.argmax(1) == t),
+    "classes, own loss": (
+        make_linear(3),
+        lambda o, t: functional.cross_entropy(o, t) * 2,
+        3,
+        (),
+        lambda o, t: o.argmax(1) == t,
+    ),
     "classes, one-hot squares": (
-        linear(3),
+        make_linear(3),
         lambda o, t: (o - functional.one_hot(t, 3)).square().mean(),
         3,
         (),
         lambda o, t: o.argmax(1) == t,
     ),
     "classes, labels as a column": (
-        linear(3),
+        make_linear(3),
         lambda o, t: functional.cross_entropy(o, t[:, 0]),
         3,
         (1,),
         lambda o, t: o.argmax(1) == t[:, 0],
     ),
     "one logit [B, 1], labels [B]": (
-        linear(1),
+        make_linear(1),
         lambda o, t: BCE(o[:, 0], t.float()),
         2,
         (),
         lambda o, t: (o[:, 0] > 0) == (t == 1),
     ),
     "one logit [B, 1], labels [B, 1]": (
-        linear(1),
+        make_linear(1),
         lambda o, t: BCE(o, t.float()),
         2,
         (1,),
@@ -125,62 +132,68 @@ ACCEPTED: dict[str, tuple[Any, Any, int, tuple[int, ...], Any]] = {
         (1,),
         lambda o, t: (o > 0) == (t[:, 0] == 1),
     ),
-    "sequences": (linear(15, 3, 5), None, 3, (5,), lambda o, t: (o.argmax(1) == t).float().mean(1)),
-    "sequences, as many places as classes": (linear(9, 3, 3), None, 3, (3,), lambda o, t: (o.argmax(1) == t).float().mean(1)),
+    "sequences": (make_linear(15, 3, 5), None, 3, (5,), lambda o, t: (o.argmax(1) == t).float().mean(1)),
+    "sequences, as many places as classes": (
+        make_linear(9, 3, 3),
+        None,
+        3,
+        (3,),
+        lambda o, t: (o.argmax(1) == t).float().mean(1),
+    ),
     "sequences, own loss": (
-        linear(15, 3, 5),
+        make_linear(15, 3, 5),
         lambda o, t: functional.cross_entropy(o, t) * 2,
         3,
         (5,),
         lambda o, t: (o.argmax(1) == t).float().mean(1),
     ),
-    "pixels": (linear(24, 3, 2, 4), None, 3, (2, 4), lambda o, t: (o.argmax(1) == t).float().mean((1, 2))),
+    "pixels": (make_linear(24, 3, 2, 4), None, 3, (2, 4), lambda o, t: (o.argmax(1) == t).float().mean((1, 2))),
 }
 
 
-@pytest.mark.parametrize(("module", "loss", "classes", "places", "right"), ACCEPTED.values(), ids=ACCEPTED.keys())
-def test_built_in_accuracy_of_a_defined_shape_is_that_of_plain_pytorch(
-    module: nn.Module, loss: Any, classes: int, places: tuple[int, ...], right: Any
+@pytest.mark.parametrize(("module", "loss", "classes", "places", "is_correct"), ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_built_in_accuracy_equals_that_of_plain_pytorch(
+    module: nn.Module, loss: Any, classes: int, places: tuple[int, ...], is_correct: Any
 ) -> None:
-    data = dataset(labels(classes, *places), classes)
-    values = figures(composed(data, module, loss))
-    output, target = plain(module, data)
-    assert values["accuracy"] == pytest.approx(float(right(output, target).double().mean()), rel=1e-6)
+    data = make_dataset(make_labels(classes, *places), classes)
+    values = evaluate(build(data, module, loss))
+    output, target = run_plain(module, data)
+    assert values["accuracy"] == pytest.approx(float(is_correct(output, target).double().mean()), rel=1e-6)
     assert values["loss"] == pytest.approx(float((loss or functional.cross_entropy)(output, target)), rel=1e-6)
     assert 0 < values["accuracy"] < 1
 
 
-def test_a_weight_of_the_positive_class_is_read_as_a_logit_and_a_shift_is_not() -> None:
-    """At +0.25 the weighted loss is larger for class 1 than for class 0, and its decision still lies at zero."""
-    data, module, weight = dataset(labels(2, 1), 2), linear(1), torch.tensor([9.0])
-    values = figures(composed(data, module, lambda o, t: BCE(o, t.float(), pos_weight=weight)))
-    output, target = plain(module, data)
+def test_logit_loss_is_recognized_with_a_class_weight_but_not_with_a_shift() -> None:
+    """At +0.25 the weighted loss is larger for class 1 than for class 0, but its threshold is still zero."""
+    data, module, weight = make_dataset(make_labels(2, 1), 2), make_linear(1), torch.tensor([9.0])
+    values = evaluate(build(data, module, lambda o, t: BCE(o, t.float(), pos_weight=weight)))
+    output, target = run_plain(module, data)
     assert values["accuracy"] == pytest.approx(float(((output > 0) == (target == 1)).double().mean()), rel=1e-12)
     with pytest.raises(ModelError, match="the loss does not read it as a logit"):
-        composed(data, module, lambda o, t: BCE(o - 3, t.float()))
+        build(data, module, lambda o, t: BCE(o - 3, t.float()))
 
 
 # -------------------------------------------------------------------------------------------------------------- accuracy: refused
 
 
-REFUSED: dict[str, tuple[Any, Any, int, tuple[int, ...], str]] = {
-    # name: module, loss, classes, places of the labels, message
+REJECTED: dict[str, tuple[Any, Any, int, tuple[int, ...], str]] = {
+    # name: module, loss, classes, shape of the labels of an example, message
     "channels last": (
-        linear(15, 5, 3),
+        make_linear(15, 5, 3),
         lambda o, t: functional.cross_entropy(o.transpose(1, 2), t),
         3,
         (5,),
         r"output \[B, 5, 3\], labels \[B, 5\]",
     ),
     "channels last, as many places as classes": (
-        linear(9, 3, 3),
+        make_linear(9, 3, 3),
         lambda o, t: functional.cross_entropy(o.transpose(1, 2), t),
         3,
         (3,),
         r"output \[B, 3, 3\], labels \[B, 3\] \(two axes may be the axis of the classes\)",
     ),
     "several labels": (
-        linear(3),
+        make_linear(3),
         lambda o, t: BCE(o, t.float()),
         2,
         (3,),
@@ -200,23 +213,23 @@ REFUSED: dict[str, tuple[Any, Any, int, tuple[int, ...], str]] = {
         (),
         "the loss does not read it as a logit",
     ),
-    "cross-entropy of one output": (linear(1), lambda o, t: o.square().mean(), 2, (), "does not read it as a logit"),
+    "cross-entropy of one output": (make_linear(1), lambda o, t: o.square().mean(), 2, (), "does not read it as a logit"),
     "one output for three classes": (
-        linear(1),
+        make_linear(1),
         lambda o, t: functional.mse_loss(o[:, 0], t.float()),
         3,
         (),
         r"output \[B, 1\], labels \[B\] \(one output for 3 classes\)",
     ),
     "cumulative logits": (
-        linear(2),
+        make_linear(2),
         lambda o, t: BCE(o, (t[:, None] > torch.arange(2)).float()),
         3,
         (),
         r"\(2 outputs for 3 classes\)",
     ),
     "an embedding": (
-        linear(8),
+        make_linear(8),
         lambda o, t: (torch.cdist(o, o) * (t[:, None] == t)).mean(),
         3,
         (),
@@ -230,7 +243,7 @@ REFUSED: dict[str, tuple[Any, Any, int, tuple[int, ...], str]] = {
         r"output of type dict, labels \[B\]",
     ),
     "a label that an own loss ignores": (
-        linear(15, 3, 5),
+        make_linear(15, 3, 5),
         lambda o, t: functional.cross_entropy(o, t, ignore_index=0),
         3,
         (5,),
@@ -239,83 +252,83 @@ REFUSED: dict[str, tuple[Any, Any, int, tuple[int, ...], str]] = {
 }
 
 
-@pytest.mark.parametrize(("module", "loss", "classes", "places", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_built_in_accuracy_of_another_shape_is_refused_unless_a_metric_is_named(
+@pytest.mark.parametrize(("module", "loss", "classes", "places", "message"), REJECTED.values(), ids=REJECTED.keys())
+def test_undefined_accuracy_is_rejected_unless_a_metric_is_named(
     module: nn.Module, loss: Any, classes: int, places: tuple[int, ...], message: str
 ) -> None:
-    data = dataset(labels(classes, *places), classes)
-    with pytest.raises(ModelError, match=message) as caught:
-        composed(data, module, loss)
-    assert 'metrics.accuracy = "module:function"' in str(caught.value)
-    assert "\n" not in str(caught.value)
+    data = make_dataset(make_labels(classes, *places), classes)
+    with pytest.raises(ModelError, match=message) as error:
+        build(data, module, loss)
+    assert 'metrics.accuracy = "module:function"' in str(error.value)
+    assert "\n" not in str(error.value)
     named = {"first": lambda o, t: t.float().reshape(len(t), -1)[:, 0]}
-    assert set(figures(composed(data, module, loss, metrics=named))) == {"loss", "first"}
+    assert set(evaluate(build(data, module, loss, metrics=named))) == {"loss", "first"}
     for key in ("report.target_accuracy", "stop.target_accuracy"):
         with pytest.raises(ScenarioError, match=rf"{key}: there is no metric named accuracy \(metrics: first\)"):
-            composed(data, module, loss, {key: 0.5}, metrics=named)
-    own = {"accuracy": lambda o, t: torch.full((len(t),), 0.25)}
-    assert figures(composed(data, module, loss, {"report.target_accuracy": 0.5}, metrics=own))["accuracy"] == 0.25
+            build(data, module, loss, {key: 0.5}, metrics=named)
+    accuracy = {"accuracy": lambda o, t: torch.full((len(t),), 0.25)}
+    assert evaluate(build(data, module, loss, {"report.target_accuracy": 0.5}, metrics=accuracy))["accuracy"] == 0.25
 
 
-def test_negative_labels_are_refused_where_the_loss_is_not_known_to_ignore_them() -> None:
-    data = dataset(labels(3), 3)
+def test_negative_labels_under_an_unknown_loss_are_rejected() -> None:
+    data = make_dataset(make_labels(3), 3)
     object.__setattr__(data, "train", Examples(data.train.x, np.where(np.arange(N) == 7, -1, data.train.y)))
     with pytest.raises(ModelError, match="negative labels, which only PyTorch's cross-entropy is known to ignore"):
-        composed(data, linear(3), lambda o, t: functional.cross_entropy(o, t.clamp(min=0)))
+        build(data, make_linear(3), lambda o, t: functional.cross_entropy(o, t.clamp(min=0)))
 
 
 # ---------------------------------------------------------------------------------------------------------- labels that are ignored
 
 
-def padded(data: Dataset, label: int) -> Dataset:
-    """The same with labels replaced by one that is ignored: more in later examples, all of example 3 of the test set."""
+def ignore_labels(data: Dataset, label: int) -> Dataset:
+    """Replace labels by an ignored one: more in later examples, and all labels of example 3."""
     for part in (data.train, data.test):
-        ignored = np.random.default_rng(3).random(part.y.shape) < np.linspace(0, 0.9, len(part.y)).reshape(
+        is_ignored = np.random.default_rng(3).random(part.y.shape) < np.linspace(0, 0.9, len(part.y)).reshape(
             -1, *[1] * (part.y.ndim - 1)
         )
-        ignored[3] = True
-        part.y[ignored] = label
+        is_ignored[3] = True
+        part.y[is_ignored] = label
     return data
 
 
 @pytest.mark.parametrize("places", [(), (5,)], ids=["classes", "sequences"])
 @pytest.mark.parametrize("label", [-100, 0])
-def test_ignored_labels_count_neither_in_the_accuracy_nor_in_the_loss(label: int, places: tuple[int, ...]) -> None:
-    data = padded(dataset(labels(3, *places), 3), label)
-    module = linear(15, 3, 5) if places else linear(3)
+def test_ignored_labels_do_not_count_in_accuracy_and_loss(label: int, places: tuple[int, ...]) -> None:
+    data = ignore_labels(make_dataset(make_labels(3, *places), 3), label)
+    module = make_linear(15, 3, 5) if places else make_linear(3)
     loss = nn.CrossEntropyLoss(ignore_index=label)
-    output, target = plain(module, data)
-    for given in (loss, functools.partial(functional.cross_entropy, ignore_index=label)):
-        values = figures(composed(data, module, given))
-        counted = target != label
-        assert values["accuracy"] == pytest.approx(float((output.argmax(1) == target)[counted].double().mean()), rel=1e-12)
+    output, target = run_plain(module, data)
+    for equal_loss in (loss, functools.partial(functional.cross_entropy, ignore_index=label)):
+        values = evaluate(build(data, module, equal_loss))
+        is_counted = target != label
+        assert values["accuracy"] == pytest.approx(float((output.argmax(1) == target)[is_counted].double().mean()), rel=1e-12)
         assert values["loss"] == pytest.approx(float(loss(output, target)), rel=1e-6)
 
 
-def test_accuracy_by_client_leaves_out_ignored_labels() -> None:
-    data = padded(dataset(labels(3, 5), 3), 0)
-    module, loss = linear(15, 3, 5), nn.CrossEntropyLoss(ignore_index=0)
+def test_accuracy_by_client_ignores_the_label() -> None:
+    data = ignore_labels(make_dataset(make_labels(3, 5), 3), 0)
+    module, loss = make_linear(15, 3, 5), nn.CrossEntropyLoss(ignore_index=0)
     settings = {"data.partition.clients": 8, "data.held_out": 0.4, "evaluation.clients": True, "evaluation.training": True}
-    experiment = composed(data, module, loss, settings)
+    experiment = build(data, module, loss, settings)
     values, accuracy = experiment.evaluator(experiment.task.initial_parameters)
     assert experiment.held_out is not None
     assert accuracy is not None
     expected = []
     for client in range(8):
         x, y = (torch.from_numpy(part) for part in experiment.held_out.examples_of(client).arrays())
-        right, counted = module(x).argmax(1) == y, y != 0
-        expected.append(float(right[counted].double().mean()) if counted.any() else math.nan)
+        is_correct, is_counted = module(x).argmax(1) == y, y != 0
+        expected.append(float(is_correct[is_counted].double().mean()) if is_counted.any() else math.nan)
     assert accuracy.tolist() == pytest.approx(expected, rel=1e-12, nan_ok=True)
     assert values["client_accuracy_mean"] == pytest.approx(np.nanmean(expected), rel=1e-12)
     x, y = (torch.from_numpy(part) for part in experiment.train.all_examples().arrays())
     assert values["train_loss"] == pytest.approx(float(loss(module(x), y).detach()), rel=1e-6)
 
 
-def test_a_client_without_a_label_that_counts_has_no_accuracy() -> None:
-    data = dataset(labels(3), 3)
+def test_client_with_only_ignored_labels_has_no_accuracy() -> None:
+    data = make_dataset(make_labels(3), 3)
     data.train.y[:] = 0
     loss = nn.CrossEntropyLoss(ignore_index=0)
-    experiment = composed(data, linear(3), loss, {"data.held_out": 0.4, "evaluation.clients": True})
+    experiment = build(data, make_linear(3), loss, {"data.held_out": 0.4, "evaluation.clients": True})
     values, accuracy = experiment.evaluator(experiment.task.initial_parameters)
     assert accuracy is not None
     assert np.isnan(accuracy).all()
@@ -323,11 +336,10 @@ def test_a_client_without_a_label_that_counts_has_no_accuracy() -> None:
     assert 0 < values["accuracy"] < 1
 
 
-def test_nothing_ignored_changes_no_bit() -> None:
-    """The figures of cross-entropy are those of slices weighted by their examples, as they always were."""
-    data, module = dataset(labels(3, 5), 3), linear(15, 3, 5)
-    output, target = plain(module, data)
-    values, total = figures(composed(data, module)), 0.0
+def test_loss_without_ignored_labels_has_the_bits_of_slices_weighted_by_examples() -> None:
+    data, module = make_dataset(make_labels(3, 5), 3), make_linear(15, 3, 5)
+    output, target = run_plain(module, data)
+    values, total = evaluate(build(data, module)), 0.0
     for start in (0, 100, 200):
         part = slice(start, start + 100)
         total += float(functional.cross_entropy(output[part], target[part])) * len(target[part])
@@ -356,20 +368,20 @@ LOSSES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-def test_reported_loss_is_that_of_the_whole_set(loss: Any) -> None:
-    data, module = dataset(labels(3), 3), linear(3)
-    experiment = composed(data, module, loss, {"evaluation.training": True, "data.partition.clients": 2})
-    values = figures(experiment)
-    assert values["loss"] == pytest.approx(float(loss(*plain(module, data))), rel=2e-6)
+def test_reported_loss_equals_that_of_the_whole_set(loss: Any) -> None:
+    data, module = make_dataset(make_labels(3), 3), make_linear(3)
+    experiment = build(data, module, loss, {"evaluation.training": True, "data.partition.clients": 2})
+    values = evaluate(experiment)
+    assert values["loss"] == pytest.approx(float(loss(*run_plain(module, data))), rel=2e-6)
     x, y = (torch.from_numpy(part) for part in experiment.train.all_examples().arrays())
     assert values["train_loss"] == pytest.approx(float(loss(module(x), y).detach()), rel=2e-6)
 
 
-def test_regression_losses_are_those_of_the_whole_set() -> None:
-    data = dataset(np.random.default_rng(4).normal(size=(N + N_TEST, 2)).astype(np.float32), None)
+def test_regression_loss_equals_that_of_the_whole_set() -> None:
+    data = make_dataset(np.random.default_rng(4).normal(size=(N + N_TEST, 2)).astype(np.float32), None)
     for loss in (nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.MSELoss(reduction="sum")):
-        module = linear(2)
-        assert figures(composed(data, module, loss))["loss"] == pytest.approx(float(loss(*plain(module, data))), rel=2e-6)
+        module = make_linear(2)
+        assert evaluate(build(data, module, loss))["loss"] == pytest.approx(float(loss(*run_plain(module, data))), rel=2e-6)
 
 
 TREES: dict[str, tuple[Any, Any]] = {
@@ -379,41 +391,46 @@ TREES: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize(("reshape", "loss"), TREES.values(), ids=TREES.keys())
-def test_loss_of_several_outputs_is_computed_on_all_of_them(reshape: Any, loss: Any) -> None:
-    data, module = dataset(labels(3), 3), Reshaped(3, reshape)
-    values = figures(composed(data, module, loss, metrics={"one": lambda o, t: torch.ones(len(t))}))
-    assert values["loss"] == pytest.approx(float(loss(*plain(module, data))), rel=1e-6)
+def test_loss_of_several_outputs_equals_that_of_the_whole_set(reshape: Any, loss: Any) -> None:
+    data, module = make_dataset(make_labels(3), 3), Reshaped(3, reshape)
+    values = evaluate(build(data, module, loss, metrics={"one": lambda o, t: torch.ones(len(t))}))
+    assert values["loss"] == pytest.approx(float(loss(*run_plain(module, data))), rel=1e-6)
 
 
-def test_losses_of_torch_are_recognised_by_what_they_are() -> None:
-    class Own(nn.CrossEntropyLoss):
+def test_reduction_of_torch_losses_is_recognized() -> None:
+    class RootLoss(nn.CrossEntropyLoss):
         def forward(self, output: Tensor, target: Tensor) -> Tensor:
             return super().forward(output, target).sqrt()
 
     hooked = nn.MSELoss()
-    hooked.register_forward_hook(lambda module, given, result: result * 2)
+    hooked.register_forward_hook(lambda module, arguments, result: result * 2)
     assert [find_reduction(loss) for loss in (functional.mse_loss, nn.MSELoss(), nn.BCELoss())] == ["mean"] * 3
     assert [find_reduction(loss) for loss in (functional.cross_entropy, nn.NLLLoss())] == ["counted"] * 2
     assert [find_reduction(nn.L1Loss(reduction="sum")), find_reduction(nn.KLDivLoss(reduction="batchmean"))] == ["sum", "mean"]
-    whole: list[Any] = [Own(), hooked, nn.BCELoss(weight=torch.ones(2)), functools.partial(functional.mse_loss, reduce=False)]
+    whole: list[Any] = [
+        RootLoss(),
+        hooked,
+        nn.BCELoss(weight=torch.ones(2)),
+        functools.partial(functional.mse_loss, reduce=False),
+    ]
     assert [find_reduction(loss) for loss in whole] == ["whole"] * 4
 
 
-def test_large_outputs_are_combined_by_a_trial_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_of_large_outputs_is_combined_or_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsgd.training.evaluation_trial.MAX_LOSS_OUTPUT_BYTES", 1500)
-    data, module = dataset(labels(3), 3), linear(3)
+    data, module = make_dataset(make_labels(3), 3), make_linear(3)
     for loss in (LOSSES["own, sum"], lambda o, t: functional.cross_entropy(o, t) * 2, LOSSES["class weights"]):
-        assert figures(composed(data, module, loss))["loss"] == pytest.approx(float(loss(*plain(module, data))), rel=2e-6)
+        assert evaluate(build(data, module, loss))["loss"] == pytest.approx(float(loss(*run_plain(module, data))), rel=2e-6)
     for name in ("own, weighted", "own, root"):
         with pytest.raises(
             ModelError, match=r"the loss of the 250 test examples cannot be computed: .*\[B, 3\]; 3 kB.*"
-        ) as caught:
-            composed(data, module, LOSSES[name])
-        assert "\n" not in str(caught.value)
-    last = Reshaped(3, lambda o: (o, o.mean()))
-    own = {"one": lambda o, t: torch.ones(len(t))}
+        ) as error:
+            build(data, module, LOSSES[name])
+        assert "\n" not in str(error.value)
+    module = Reshaped(3, lambda o: (o, o.mean()))
+    metrics = {"one": lambda o, t: torch.ones(len(t))}
     with pytest.raises(ModelError, match="cannot be computed"):
-        composed(data, last, lambda o, t: functional.cross_entropy(o[0], t) + o[1].square(), metrics=own)
+        build(data, module, lambda o, t: functional.cross_entropy(o[0], t) + o[1].square(), metrics=metrics)
 
 
 LOSS_ERRORS: dict[str, tuple[Any, str]] = {
@@ -427,28 +444,32 @@ LOSS_ERRORS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("loss", "message"), LOSS_ERRORS.values(), ids=LOSS_ERRORS.keys())
-def test_a_loss_that_cannot_be_evaluated_is_refused_before_round_1(loss: Any, message: str) -> None:
+def test_loss_that_cannot_be_evaluated_is_rejected_before_round_1(loss: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        composed(dataset(labels(3), 3), linear(3), loss)
+        build(make_dataset(make_labels(3), 3), make_linear(3), loss)
 
 
-def test_a_module_that_fails_on_the_last_slice_is_refused_before_round_1() -> None:
-    def fails(output: Tensor) -> Tensor:
+def test_module_that_fails_on_the_last_slice_is_rejected_before_round_1() -> None:
+    def fail_on_50(output: Tensor) -> Tensor:
         return output * (torch.ones(100)[: len(output)] if len(output) != 50 else torch.ones(7))[:, None]
 
     with pytest.raises(ModelError, match=r"^evaluating 50 examples fails, and the last slice of the 250 test examples has 50 "):
-        composed(dataset(labels(3), 3), Reshaped(3, fails))
+        build(make_dataset(make_labels(3), 3), Reshaped(3, fail_on_50))
 
 
-def test_a_loss_that_reads_what_the_module_stored_is_refused() -> None:
+def test_loss_that_reads_a_tensor_stored_by_the_module_is_rejected() -> None:
     stored: dict[str, Tensor] = {}
 
-    def keep(output: Tensor) -> Tensor:
+    def store_mean(output: Tensor) -> Tensor:
         stored["mean"] = output.mean()
         return output
 
     with pytest.raises(ModelError, match="the loss depends on more than the output and the target"):
-        composed(dataset(labels(3), 3), Reshaped(3, keep), lambda o, t: functional.cross_entropy(o, t) + stored["mean"])
+        build(
+            make_dataset(make_labels(3), 3),
+            Reshaped(3, store_mean),
+            lambda o, t: functional.cross_entropy(o, t) + stored["mean"],
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------------- broadcasting
@@ -466,31 +487,31 @@ PAIRS: dict[str, Any] = {
 
 @pytest.mark.parametrize("loss", PAIRS.values(), ids=PAIRS.keys())
 @pytest.mark.parametrize("column", ["output", "target"])
-def test_every_output_against_every_target_is_refused(loss: Any, column: str) -> None:
+def test_loss_of_all_pairs_is_rejected(loss: Any, column: str) -> None:
     y = np.random.default_rng(4).normal(size=N + N_TEST).astype(np.float32)
-    data = dataset(y[:, None] if column == "target" else y, None)
-    module = linear(1) if column == "output" else Reshaped(1, lambda o: o[:, 0])
+    data = make_dataset(y[:, None] if column == "target" else y, None)
+    module = make_linear(1) if column == "output" else Reshaped(1, lambda o: o[:, 0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ModelError, match=r"the loss (would compare|compares) each output .*the same shape") as caught:
-            composed(data, module, loss)
-    assert "\n" not in str(caught.value)
+        with pytest.raises(ModelError, match=r"the loss (would compare|compares) each output .*the same shape") as error:
+            build(data, module, loss)
+    assert "\n" not in str(error.value)
 
 
-def test_one_output_of_several_against_every_target_is_refused() -> None:
-    data = dataset(np.random.default_rng(4).normal(size=N + N_TEST).astype(np.float32), None)
+def test_loss_of_one_output_and_all_targets_is_rejected() -> None:
+    data = make_dataset(np.random.default_rng(4).normal(size=N + N_TEST).astype(np.float32), None)
     with pytest.raises(ModelError, match=r"compares each output .*output \[B, 3\], targets \[B\]"):
-        composed(data, linear(3), lambda o, t: (o[:, :1] - t).square().mean())
+        build(data, make_linear(3), lambda o, t: (o[:, :1] - t).square().mean())
 
 
-def test_outputs_and_targets_of_unlike_shape_that_the_loss_pairs_are_accepted() -> None:
+def test_loss_that_pairs_outputs_and_targets_of_different_shapes_is_accepted() -> None:
     y = np.random.default_rng(4).normal(size=N + N_TEST).astype(np.float32)
     losses = (lambda o, t: (o[:, 0] - t).square().mean(), lambda o, t: functional.mse_loss(o, t[:, None]) + o.var())
     for loss, scale in itertools.product(losses, (1e-3, 1, 1e6)):
-        module = linear(1)
+        module = make_linear(1)
         nn.init.zeros_(module.linear.weight)
-        data = dataset(y * np.float32(scale), None)
-        assert figures(composed(data, module, loss))["loss"] == pytest.approx(float(loss(*plain(module, data))), rel=1e-6)
+        data = make_dataset(y * np.float32(scale), None)
+        assert evaluate(build(data, module, loss))["loss"] == pytest.approx(float(loss(*run_plain(module, data))), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ metrics
@@ -509,34 +530,34 @@ METRICS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("metric", "message"), METRICS.values(), ids=METRICS.keys())
-def test_a_metric_that_is_not_one_number_per_example_is_refused(metric: Any, message: str) -> None:
+def test_metric_without_one_number_per_example_is_rejected(metric: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        composed(dataset(labels(3), 3), linear(3), metrics={"odd": metric})
+        build(make_dataset(make_labels(3), 3), make_linear(3), metrics={"odd": metric})
 
 
-def test_a_metric_may_weigh_its_examples() -> None:
-    data, module = dataset(labels(3), 3), linear(3)
-    output, target = plain(module, data)
+def test_metric_with_weights_is_their_weighted_mean() -> None:
+    data, module = make_dataset(make_labels(3), 3), make_linear(3)
+    output, target = run_plain(module, data)
     recall = {"recall_of_2": lambda o, t: ((o.argmax(1) == 2).float(), (t == 2).float())}
     expected = float((output.argmax(1)[target == 2] == 2).double().mean())
-    assert figures(composed(data, module, metrics=recall))["recall_of_2"] == pytest.approx(expected, rel=1e-12)
+    assert evaluate(build(data, module, metrics=recall))["recall_of_2"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_an_output_of_one_example_that_loses_its_axis_is_refused_where_a_slice_has_one() -> None:
+def test_output_that_loses_its_axis_in_a_slice_of_one_example_is_rejected() -> None:
     y = np.random.default_rng(4).integers(0, 2, N + N_TEST)
-    whole = dataset(y, 2)
-    cut = Dataset(whole.train, whole.test.slice(0, 201), 2)
+    data = make_dataset(y, 2)
+    short_data = Dataset(data.train, data.test.slice(0, 201), 2)
     module = Reshaped(1, lambda o: o.squeeze())
     loss = {"loss": lambda o, t: BCE(o.reshape(-1), t.float())}
-    assert 0 < figures(composed(whole, module, **loss))["accuracy"] < 1
+    assert 0 < evaluate(build(data, module, **loss))["accuracy"] < 1
     with pytest.raises(ModelError, match=r"output a single number for all examples, labels \[B\]"):
-        composed(cut, module, **loss)
+        build(short_data, module, **loss)
 
 
-# ------------------------------------------------------------------------------------------------------- clients' own models, workers
+# ------------------------------------------------------------------------------------------------------- models of clients, workers
 
 
-def normalised() -> nn.Module:
+def make_batch_norm_module() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
 
@@ -554,12 +575,12 @@ OWN_MODELS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("loss", "combine"), OWN_MODELS.values(), ids=OWN_MODELS.keys())
-def test_losses_of_clients_own_models_combine_as_stated(loss: Any, combine: Any) -> None:
+def test_losses_of_models_of_clients_are_combined(loss: Any, combine: Any) -> None:
     settings = {"model.batch_norm": "local", "data.held_out": 0.4, "evaluation.clients": True, "data.partition.clients": 3}
-    experiment = composed(dataset(labels(3), 3), normalised(), loss, settings)
+    experiment = build(make_dataset(make_labels(3), 3), make_batch_norm_module(), loss, settings)
     assert experiment.held_out is not None
     values, _ = experiment.evaluator(experiment.task.initial_parameters[: experiment.plan.layout.size])
-    module, losses, sizes, targets = normalised().eval(), [], [], []
+    module, losses, sizes, targets = make_batch_norm_module().eval(), [], [], []
     for client in range(3):
         x, y = (torch.from_numpy(part) for part in experiment.held_out.examples_of(client).arrays())
         losses.append(float(loss(module(x), y).detach()))
@@ -572,22 +593,22 @@ def root_loss(output: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(output, target).sqrt()
 
 
-def test_figures_are_the_same_with_one_worker_and_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_with_one_and_two_workers_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsgd.runtime.workers.pool.MIN_DISTRIBUTED_EVALUATION", 0)
-    data, settings = padded(dataset(labels(3), 3), 0), {"data.partition.clients": 2}
+    data, settings = ignore_labels(make_dataset(make_labels(3), 3), 0), {"data.partition.clients": 2}
     for loss in (nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=0), root_loss):
-        experiment = composed(
-            data, nn.Linear(4, 3), loss, settings, share=True, metrics={"accuracy": Accuracy(ignored_label=0)}
+        experiment = build(
+            data, nn.Linear(4, 3), loss, settings, share_data=True, metrics={"accuracy": Accuracy(ignored_label=0)}
         )
-        alone = figures(experiment)
-        with with_worker_pool(experiment, 2) as shared:
-            assert isinstance(shared.runtime, WorkerPool)
-            assert figures(shared) == alone
-        output, target = plain(experiment.task.module, data)
-        assert alone["loss"] == pytest.approx(float(loss(output, target)), rel=2e-6)
+        metrics = evaluate(experiment)
+        with with_worker_pool(experiment, 2) as distributed:
+            assert isinstance(distributed.runtime, WorkerPool)
+            assert evaluate(distributed) == metrics
+        output, target = run_plain(experiment.task.module, data)
+        assert metrics["loss"] == pytest.approx(float(loss(output, target)), rel=2e-6)
 
 
-def test_evaluated_parts_join_with_their_weights() -> None:
+def test_joined_results_are_weighted() -> None:
     first = EvaluationResult(2, [3.0], {"a": np.array([1.0, 0.0])}, {"a": np.array([3.0, 0.0])}, [2.0])
     second = EvaluationResult(1, [5.0], {"a": np.array([0.0])}, {}, [6.0])
     joined = EvaluationResult.join([first, second])
@@ -596,35 +617,37 @@ def test_evaluated_parts_join_with_their_weights() -> None:
     assert math.isnan(EvaluationResult(2, [0.0], {}, {}, [0.0]).loss)
 
 
-# --------------------------------------------------------------------------------------------------------------- whole runs, at last
+# --------------------------------------------------------------------------------------------------------------- whole runs
 
 
-def test_the_best_accuracy_is_the_best_finite_one() -> None:
-    evaluations = 0  # the trial is the first
+def test_best_accuracy_ignores_nan() -> None:
+    evaluations = 0  # the trial counts as the first
 
-    def odd(output: Tensor, target: Tensor) -> Tensor:
+    def nan_in_round_1(output: Tensor, target: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += len(target) == 50
         return torch.full((len(target),), math.nan if evaluations == 2 and len(target) == 50 else 0.5)
 
-    s = Scenario(name="x", rounds=2).with_settings(
+    scenario = Scenario(name="x", rounds=2).with_settings(
         {"data.partition.clients": 2, "engine.name": "sequential", "evaluation.every": 1}
     )
-    result = fedsgd.run(s, dataset=dataset(labels(3), 3), module=nn.Linear(4, 3), metrics={"accuracy": odd})
+    result = fedsgd.run(
+        scenario, dataset=make_dataset(make_labels(3), 3), module=nn.Linear(4, 3), metrics={"accuracy": nan_in_round_1}
+    )
     assert result.history[0].accuracy != result.history[0].accuracy
     assert result.summary["best_accuracy"] == 0.5
 
 
-def test_a_run_reports_the_loss_and_the_accuracy_of_its_model() -> None:
-    """One logit, class weights, labels as a column: the figures of the final parameters in plain PyTorch."""
-    data = dataset((np.random.default_rng(5).random((N + N_TEST, 1)) < 0.3).astype(np.int64), 2)
+def test_run_reports_loss_and_accuracy_of_its_final_model() -> None:
+    """The run has one logit, class weights and a column of labels; plain PyTorch evaluates its final parameters."""
+    data = make_dataset((np.random.default_rng(5).random((N + N_TEST, 1)) < 0.3).astype(np.int64), 2)
     weight = torch.tensor([3.0])
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return (BCE(output, target.float(), reduction="none") * (1 + 2 * target)).sum() / (1 + 2 * target).sum()
 
-    s = Scenario(name="x", rounds=2).with_settings({"data.partition.clients": 2, "engine.name": "sequential"})
-    result = fedsgd.run(s, dataset=data, module=nn.Linear(4, 1), loss=loss)
+    scenario = Scenario(name="x", rounds=2).with_settings({"data.partition.clients": 2, "engine.name": "sequential"})
+    result = fedsgd.run(scenario, dataset=data, module=nn.Linear(4, 1), loss=loss)
     final = result.history[-1].metrics
     assert final is not None
     w = torch.from_numpy(result.parameters)
