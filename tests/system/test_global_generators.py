@@ -1,4 +1,4 @@
-"""The global generators: their states, and the calls that are watched."""
+"""States of the global generators, and records of their calls."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_call_of_a_global_generator_is_recorded(name: str) -> None:
     assert name in calls
 
 
-def test_torch_that_wraps_its_seeding_is_recorded() -> None:
+def test_call_of_a_wrapper_of_torch_is_recorded() -> None:
     importlib.import_module("torch._dynamo")
     assert torch.manual_seed is not torch.random.manual_seed
     test_call_of_a_global_generator_is_recorded("torch.manual_seed")
@@ -60,14 +60,14 @@ def test_call_from_another_thread_is_not_recorded() -> None:
     assert not calls
 
 
-def test_functions_are_back_after_watching() -> None:
+def test_functions_after_a_record_are_restored() -> None:
     modules = [random, numpy_random, mtrand, torch.random, torch, sys.modules[__name__]]
-    before = [dict(vars(module)) for module in modules]
+    namespaces = [dict(vars(module)) for module in modules]
     with record_generator_calls() as calls:
-        assert draw_by_name is not before[-1]["draw_by_name"]
-        captured = random.random
-    assert [dict(vars(module)) for module in modules] == before
-    captured()
+        assert draw_by_name is not namespaces[-1]["draw_by_name"]
+        recorded = random.random
+    assert [dict(vars(module)) for module in modules] == namespaces
+    recorded()
     assert not calls
 
 
@@ -76,10 +76,10 @@ def test_functions_are_back_after_watching() -> None:
     [("random", random.random), ("numpy.random", numpy_random.standard_normal), ("torch", lambda: torch.rand(1))],
     ids=["random", "numpy", "torch"],
 )
-def test_state_changes_with_a_draw_and_is_restored(module: str, draw: Callable[[], Any]) -> None:
-    outside = read_generator_states()
+def test_state_after_a_draw_in_a_scope_is_restored(module: str, draw: Callable[[], Any]) -> None:
+    initial_states = read_generator_states()
     with isolate_generators(5):
         before = read_generator_states()
         draw()
         assert [name for name, state in read_generator_states().items() if state != before[name]] == [module]
-    assert read_generator_states() == outside
+    assert read_generator_states() == initial_states

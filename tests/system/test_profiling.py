@@ -1,4 +1,4 @@
-"""Phases add up to the time that passed, nested ones are not counted twice, and nothing is measured unless asked."""
+"""Phases add up to the elapsed time, nested phases count once, and nothing is measured without a profile."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from fedsgd.system.profiling import (
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds, to be set."""
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    return now
+    """Return the clock's seconds, which tests set."""
+    seconds = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: seconds[0])
+    return seconds
 
 
-def test_a_phase_within_another_is_not_counted_in_it(clock: list[float]) -> None:
+def test_nested_phase_does_not_count_in_the_outer_phase(clock: list[float]) -> None:
     profile = Profile()
     with profiling_into(profile):
         clock[0] = 1
@@ -47,22 +47,22 @@ def test_a_phase_within_another_is_not_counted_in_it(clock: list[float]) -> None
     assert unpack_seconds(profile.pack()) == profile.seconds
 
 
-def test_an_error_ends_its_phase_and_none_is_measured_without_a_profile(clock: list[float]) -> None:
+def test_phase_with_an_error_ends_and_counts_only_under_a_profile(clock: list[float]) -> None:
     @timed("train")
-    def fails() -> None:
+    def fail() -> None:
         clock[0] += 1
         raise KeyError
 
     profile = Profile()
-    for target in (None, profile):
-        with profiling_into(target), pytest.raises(KeyError):
-            fails()
+    for active_profile in (None, profile):
+        with profiling_into(active_profile), pytest.raises(KeyError):
+            fail()
     clock[0] += 5
     profile.accrue()
     assert (profile.seconds["train"], profile.seconds["other"]) == (1, 6)
 
 
-def test_what_is_done_between_results_is_not_part_of_their_phase(clock: list[float]) -> None:
+def test_time_between_results_does_not_count_in_the_phase(clock: list[float]) -> None:
     def results() -> Any:
         for n in (1, 2):
             clock[0] += n
@@ -76,35 +76,35 @@ def test_what_is_done_between_results_is_not_part_of_their_phase(clock: list[flo
     assert (profile.seconds["train"], profile.seconds["other"]) == (3, 200)
 
 
-def test_the_first_round_counts_only_if_it_is_the_only_one(clock: list[float]) -> None:
-    account = RoundProfile()
+def test_first_round_counts_only_if_it_is_the_only_round(clock: list[float]) -> None:
+    round_profile = RoundProfile()
     clock[0] = 8
-    account.record_round(None)
-    assert account.average_per_round()["server"]["other"] == 8
+    round_profile.record_round(None)
+    assert round_profile.average_per_round()["server"]["other"] == 8
     for end in (10, 14):
         clock[0] = end
-        account.record_round(None)
-    assert account.average_per_round()["server"]["other"] == 3
+        round_profile.record_round(None)
+    assert round_profile.average_per_round()["server"]["other"] == 3
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_profile_of_a_run(scenario: Callable[..., Scenario], workers: int) -> None:
+def test_profile_of_a_run_has_all_phases(scenario: Callable[..., Scenario], workers: int) -> None:
     result = run(scenario({"rounds": 3}), workers=workers, profile=True)
     profile = result.summary["profile"]
     assert list(profile) == (["server"] if workers == 1 else ["server", "workers"])
-    by_clients = profile["server" if workers == 1 else "workers"]
-    assert all(tuple(spent) == PHASES for spent in profile.values())
-    assert all(by_clients[phase] > 0 for phase in ("gather", "train", "compress", "encode", "decode"))
+    client_seconds = profile["server" if workers == 1 else "workers"]
+    assert all(tuple(seconds) == PHASES for seconds in profile.values())
+    assert all(client_seconds[phase] > 0 for phase in ("gather", "train", "compress", "encode", "decode"))
     assert all(profile["server"][phase] > 0 for phase in ("encode", "decode", "aggregate", "evaluate", "ledger"))
     assert sum(profile["server"].values()) == pytest.approx(sum(r.seconds for r in result.history[1:]) / 2, rel=0.5)
     assert "profile" not in run(scenario()).summary
 
 
-def test_the_command_prints_it(quickstart: str) -> None:
-    shown = CliRunner().invoke(main, ["run", quickstart, "--set", "rounds=2", "--profile", "--quiet"])
-    assert shown.exit_code == 0, shown.output
-    assert "a round, in milliseconds" in shown.output
-    assert all(phase in shown.output for phase in PHASES)
+def test_run_command_prints_the_profile(quickstart: str) -> None:
+    result = CliRunner().invoke(main, ["run", quickstart, "--set", "rounds=2", "--profile", "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert "a round, in milliseconds" in result.output
+    assert all(phase in result.output for phase in PHASES)
 
 
 @pytest.fixture
