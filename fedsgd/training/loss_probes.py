@@ -61,7 +61,7 @@ def _is_logit_loss(loss: LossProbe, output: Tensor, target: Tensor) -> bool:
     """Return True if the loss interprets one output as a logit, so that outputs above zero mean class 1.
 
     In the first case, the loss is lower for class 1 at +0.25 and for class 0 at -0.25. In the second case, the loss falls
-    towards each class, and the losses of the classes mirror each other up to a factor, such as a weight of class 1.
+    towards each class, and both losses mirror each other up to a factor, such as a weight of class 1.
     """
 
     def loss_at(value: float, label: int) -> float:

@@ -136,7 +136,7 @@ class _RecordingMerger:
     def __call__(
         self, small_recording: tuple[Graph, list[Node]], large_recording: tuple[Graph, list[Node]]
     ) -> tuple[Graph, list[Node]]:
-        """Return the small recording with the integers and constants that depend on the number of clients made general."""
+        """Return the small recording, generalized in the integers and constants that depend on the number of clients."""
         (graph, gradients), (large_graph, _) = small_recording, large_recording
         pairs = list(zip(graph.nodes, large_graph.nodes, strict=False))
         targets = [(a.target, b.target) for a, b in pairs if a.op != "placeholder"]
