@@ -280,7 +280,7 @@ def test_buffers_of_wrong_size_raise_value_error(data: Dataset) -> None:
     with pytest.raises(ValueError, match=r"got buffers of shape \[3\], expected \[16\] for this model"):
         engine.evaluate(task.initial_parameters, data.test, np.zeros(3, np.float32))
     task_without_buffers = build_task(Mlp(), data, 0, module=nn.Sequential(nn.Flatten(), nn.Linear(108, 3)))
-    with pytest.raises(ValueError, match="this model has none"):
+    with pytest.raises(ValueError, match="expected none for this model"):
         Sequential(task_without_buffers, engine.local_training).evaluate(
             task_without_buffers.initial_parameters, data.test, np.zeros(3, np.float32)
         )
@@ -297,7 +297,7 @@ def test_buffers_that_change_require_the_sequential_engine(policy: str, data: Da
             engine(task, recipe, data.train, [10])
     chosen_engine, choice = select_engine(EngineChoice(), task, recipe, data.train, [10], 40)
     assert (type(chosen_engine), choice.name) == (Sequential, "sequential")
-    assert choice.reason == "it cannot be captured: training changes the buffer 1.running_mean"
+    assert choice.reason == "the model cannot be captured: training changes the buffer 1.running_mean"
     for name in ("captured", "stacked"):
         with pytest.raises(
             ModelError, match=f"the {name} engine cannot train the model: training changes the buffer 1.running_mean; the seq"
