@@ -1,7 +1,7 @@
-"""Scenarios as real deployments: Flower's SuperLink and SuperNodes started, watched, measured and stopped on this machine.
+"""Deployments of scenarios over Flower: a SuperLink and SuperNodes as processes on this machine.
 
-`fedsgd.flower` runs inside Flower's processes; this package starts and stops these processes, and does not import Flower. Names
-are imported when they are first used: the guard of a deployment needs few of them.
+`fedsgd.flower` runs inside Flower's processes. This package starts, monitors, measures and stops these processes. The launching
+process does not import Flower. Names are imported on first use, because the guard of a deployment needs few of them.
 """
 
 from __future__ import annotations

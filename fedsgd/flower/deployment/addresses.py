@@ -12,13 +12,13 @@ from fedsgd.flower.deployment.guard import Guard
 class ProcessAddresses:
     """Current address of each process that serves children, by the process's name.
 
-    A port may belong to a different deployment before and afterwards. An address is dropped when its process is started again
-    at another one, lost its port to another process, or has ended.
+    A port may belong to a different deployment before and afterwards. An address is dropped when its process is restarted at
+    another address, loses its port to another process, or ends.
 
     Attributes:
-        guard: guard process that has the same addresses, None for none.
-        began: start of the deployment in seconds since the epoch; processes that are older are not its own.
-        by_name: address by the name of the process.
+        guard: guard process that receives the same addresses, None for no guard.
+        start_time: start of the deployment in seconds since the epoch; older processes do not belong to the deployment.
+        address_by_name: address by the name of the process.
     """
 
     guard: Guard | None = None
@@ -26,14 +26,14 @@ class ProcessAddresses:
     address_by_name: dict[str, str] = field(default_factory=dict)
 
     def assign(self, name: str, address: str) -> None:
-        """Set the address of a process, before the process is started; its earlier address is dropped."""
+        """Set the address of a process before the process is started, and drop its earlier address."""
         self.drop(name)
         self.address_by_name[name] = address
         if self.guard is not None:
             self.guard.register_address(address)
 
     def drop(self, name: str) -> None:
-        """Spare processes at the address of a process, if it has one."""
+        """Remove the address of a process, if it has one. Processes at this address are then no longer ended."""
         address = self.address_by_name.pop(name, None)
         if address is not None and self.guard is not None:
             self.guard.unregister_address(address)

@@ -1,4 +1,4 @@
-"""The Flower app that is submitted: where fedsgd's two apps are, and the scenario as a setting of the run."""
+"""Folder of the Flower app that is submitted: the names of fedsgd's two apps, and the settings of the run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,14 @@ def write_app(
     server_app: str = "fedsgd.flower.runtime.server_app:app",
     client_app: str = "fedsgd.flower.runtime.client_app:app",
 ) -> Path:
-    """The app's folder, which is made. server, client: where the apps are."""
+    """Write the app's folder, and return it.
+
+    Args:
+        folder: folder to create.
+        settings: run config of the app, which includes the scenario.
+        server_app: `module:attribute` of the ServerApp.
+        client_app: `module:attribute` of the ClientApp.
+    """
     folder.mkdir()
     (folder / "LICENSE").touch()
     lines = "\n".join(f"{name} = {_format_toml(value)}" for name, value in settings.items())
@@ -46,5 +53,5 @@ def write_app(
 
 
 def _format_toml(value: AppConfigValue) -> str:
-    """Strings of JSON are strings of TOML, but for one character."""
+    """Return a value as TOML. A JSON string is a TOML string, except that TOML requires DEL to be escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""SuperLink and SuperNodes on this machine's loopback, for as long as a context lasts."""
+"""SuperLink and SuperNodes on this machine's loopback interface, which run while a context is open."""
 
 from __future__ import annotations
 
@@ -26,24 +26,31 @@ from fedsgd.numerics.kernels import FALLBACK_CACHE_VARIABLE
 
 CONNECTION_NAME = "here"
 MAX_PORT_TRIES = 5
-"""A port that is free when it is looked for may be taken when it is wanted."""
+"""Maximum number of ports that are tried: another process may take a free port before the SuperLink listens on it."""
 SUPERLINK_SECONDS = 60.0
-"""For a SuperLink to answer: two on a quiet machine."""
+"""Time limit for the SuperLink's first answer, which takes about two seconds on an idle machine."""
 HEALTH_CHECK_SECONDS = 5.0
 COMMAND_SECONDS = 60.0
-"""For one of Flower's commands to answer."""
+"""Time limit for one of Flower's commands."""
 POLL_SECONDS = 0.1
 PORT_IN_USE_TEXT = "address already in use"
-_NO_LAUNCH_FOLDER = "since no folder can hold the launcher's commands"
+_NO_LAUNCH_FOLDER = "because no folder can hold the launcher's commands"
 LOG_PATTERNS = ("superlink", "serverapp", "submission", "warm", "node-*")
-"""What logs are called, as patterns."""
+"""Patterns of the names of logs, without the suffix."""
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """nodes: how many; scenario, data: what is to be run, nothing if it is somebody's own app; tls: whether nodes and server
-    talk by TLS; measured: whether all bytes on nodes' sockets are counted; warm: whether Flower's apps are forked from a
-    process that is ready."""
+    """Configuration of a local deployment.
+
+    Attributes:
+        nodes: number of SuperNodes.
+        scenario_toml: scenario as TOML, "" for a user's own app.
+        data: folder of the data files, "" for the default or for a user's own app.
+        tls: whether nodes and SuperLink communicate over TLS.
+        measure_socket: whether all bytes on the nodes' sockets are counted.
+        use_fork_server: whether Flower's apps are forked from a process that has imported their modules.
+    """
 
     nodes: int
     scenario_toml: str = ""
@@ -58,18 +65,18 @@ class LocalCluster:
     """Running processes of a deployment.
 
     Attributes:
-        asked: what the deployment is to be.
-        folder: folder of all files that it needs while it runs.
+        config: configuration of the deployment.
+        folder: folder of all files that the deployment needs while it runs.
         logs: folder of the processes' logs.
         env: environment of the processes.
-        on_trouble: called with a line if the deployment goes on without a process.
-        secrets: certificates, None without TLS.
+        on_trouble: called with a message if the deployment continues without a process.
+        tls_certificates: certificates, None without TLS.
         port: port of the SuperLink.
         superlink: process of the SuperLink.
-        warm: process that Flower's apps are forked from, None if there is none, or no longer.
+        fork_server: process that Flower's apps are forked from, None if it was not started or has ended.
         nodes: SuperNode processes by partition.
-        proxies: counting proxies by partition, if bytes are counted.
-        started: all processes that were started, in this order.
+        proxies: counting proxies by partition, empty if bytes are not counted.
+        child_processes: all processes that were started, in order of their start.
         addresses: addresses at which processes serve their own children, by the name of their log.
     """
 
@@ -89,11 +96,15 @@ class LocalCluster:
 
     @property
     def flwr_home(self) -> Path:
-        """The FLWR_HOME of all its processes."""
+        """FLWR_HOME of all processes of the deployment."""
         return self.folder / "home"
 
     def start_superlink(self) -> None:
-        """Start the SuperLink, and wait until it answers. DeploymentError if it does not."""
+        """Start the SuperLink, and wait until it answers.
+
+        Raises:
+            DeploymentError: the SuperLink ended, does not answer, or no port was free.
+        """
         security = ["--insecure"]
         if self.tls_certificates is not None:
             files = {
@@ -117,29 +128,30 @@ class LocalCluster:
         (self.flwr_home / "config.toml").write_text(self._format_connection_config(), encoding="utf-8")
 
     def start_node(self, partition: int) -> None:
-        """Start the SuperNode of this partition, again if it was started before."""
-        asked, to = self.config, self.port
-        if asked.measure_socket:
+        """Start the SuperNode of a partition, or restart it."""
+        superlink_port = self.port
+        if self.config.measure_socket:
             if partition not in self.proxies:
                 self.proxies[partition] = CountingProxy(self.port)
-            to = self.proxies[partition].port
+            superlink_port = self.proxies[partition].port
         security = (
             ["--insecure"]
             if self.tls_certificates is None
             else ["--root-certificates", str(self.tls_certificates.ca_certificate)]
         )
-        config = f"partition-id={partition} num-partitions={asked.nodes}"
-        place = ["--superlink", f"127.0.0.1:{to}", "--host", "127.0.0.1", "--port", str(self._assign_port(f"node-{partition}"))]
-        command = ["flower-supernode", *security, *place, "--max-retries", "20", "--node-config", config]
+        node_config = f"partition-id={partition} num-partitions={self.config.nodes}"
+        port = str(self._assign_port(f"node-{partition}"))
+        addresses = ["--superlink", f"127.0.0.1:{superlink_port}", "--host", "127.0.0.1", "--port", port]
+        command = ["flower-supernode", *security, *addresses, "--max-retries", "20", "--node-config", node_config]
         self.nodes[partition] = self.start_process(f"node-{partition}", command)
 
     def start_fork_server(self, launch_folder: Path) -> None:
-        """Start the process that Flower's apps are forked from, which serves a socket in this folder."""
+        """Start the process that Flower's apps are forked from. It listens on a socket in `launch_folder`."""
         address, scenario_file = launch_folder / SOCKET_NAME, self.folder / "scenario.toml"
         scenario_file.write_text(self.config.scenario_toml, encoding="utf-8")
         _get_startup_marker(address).touch()
         self.env[launchers.SOCKET_VARIABLE] = str(address)
-        self.addresses.assign("warm", str(address))  # forks keep the command line
+        self.addresses.assign("warm", str(address))  # forked processes have the same command line
         command = [
             sys.executable,
             "-P",
@@ -152,63 +164,75 @@ class LocalCluster:
         self.fork_server = self.start_process("warm", command)
 
     def check_fork_server(self) -> None:
-        """Let apps start without the warm process if it has ended, and report that once."""
+        """Let apps start without the fork server if it has ended, and report its end once."""
         if self.fork_server is None or self.fork_server.poll() is None:
             return
         _get_startup_marker(Path(self.env[launchers.SOCKET_VARIABLE])).unlink(missing_ok=True)
-        first, *rest = str(self.make_process_error("the warm process", self.fork_server, "warm")).splitlines()
+        first, *rest = str(self.make_process_error("the fork server", self.fork_server, "warm")).splitlines()
         self.fork_server = None
-        self.on_trouble("\n".join([f"{first}; each app starts by itself from now on, slower", *rest]))
+        self.on_trouble("\n".join([f"{first}; from now on each app starts as a new process, more slowly", *rest]))
 
     def submit(self, app: Path, *, stream: bool = False) -> subprocess.Popen[bytes]:
-        """Submit an app (its folder) by `flwr run`. stream: whether the process prints the run's log, and ends with it."""
+        """Submit an app by `flwr run`.
+
+        Args:
+            app: folder of the app.
+            stream: whether the process prints the log of the run and ends at its end.
+        """
         return self.start_process("submission", ["flwr", "run", str(app), CONNECTION_NAME, *(["--stream"] if stream else [])])
 
     def read_flower_byte_counters(self) -> dict[str, int] | None:
-        """Flower's own counter of its only run's bytes, at the SuperLink, without headers and polls; None if there is none."""
-        command = [launchers.flower_executable("flwr"), "list", CONNECTION_NAME, "--format", "json"]
+        """Return the bytes that the SuperLink counted for its only run, by direction; None if they are not available.
+
+        Flower's counter does not include headers and polls.
+        """
+        command = [launchers.find_flower_command("flwr"), "list", CONNECTION_NAME, "--format", "json"]
         with suppress(subprocess.SubprocessError, ValueError, LookupError, OSError):
-            done = subprocess.run(command, env=self.env, capture_output=True, timeout=COMMAND_SECONDS, check=True)
-            (run,) = json.loads(done.stdout)["runs"]
+            result = subprocess.run(command, env=self.env, capture_output=True, timeout=COMMAND_SECONDS, check=True)
+            (run,) = json.loads(result.stdout)["runs"]
             traffic = run["network-traffic"]
             return {"down": int(traffic["outbound-bytes"]), "up": int(traffic["inbound-bytes"])}
         return None
 
     def restart_after_port_conflict(self, partition: int) -> bool:
-        """Whether that is why this node ended, and it was started once more."""
+        """Restart a node that ended because its port was in use. Return whether the node was restarted."""
         if self.nodes[partition].poll() is None or not 0 < self._count_port_conflicts(f"node-{partition}") < MAX_PORT_TRIES:
             return False
         self.start_node(partition)
         return True
 
     def get_log_path(self, name: str) -> Path:
-        """Where a process's log is."""
+        """Return the path of a process's log."""
         return self.logs / f"{name}.log"
 
     def make_process_error(
         self, description: str, process: subprocess.Popen[bytes], log_name: str, seconds: float = SUPERLINK_SECONDS
     ) -> DeploymentError:
-        """Return the error for a process that ended, or has not answered for so many seconds."""
-        how = processes.describe_exit(process) or f"does not answer after {seconds:g} s"
+        """Return the error for a process that ended, or that has not answered for `seconds`."""
+        status = processes.describe_exit(process) or f"does not answer after {seconds:g} s"
         path = self.get_log_path(log_name)
-        return DeploymentError(f"{description} (process {process.pid}) {how}; its log is {path}{processes.read_tail(path)}")
+        return DeploymentError(f"{description} (process {process.pid}) {status}; its log is {path}{processes.read_tail(path)}")
 
     def start_process(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
-        """Start a command, one of Flower's or with its path, that ends with the deployment.
+        """Start a command that ends with the deployment.
+
+        Args:
+            name: name of the log and of the state folder.
+            command: arguments, of which the first is the name of a command of Flower or an absolute path.
 
         Raises:
             OutputError: Flower has no such command, or the log cannot be written.
             DeploymentError: the process cannot be started.
         """
         env = {**self.env, "FEDSGD_STATE": str(self.folder / "state" / name)}
-        program = command[0] if Path(command[0]).is_absolute() else launchers.flower_executable(command[0])
+        program = command[0] if Path(command[0]).is_absolute() else launchers.find_flower_command(command[0])
         self.child_processes.append(processes.start([program, *command[1:]], env, self.get_log_path(name)))
         return self.child_processes[-1]
 
     def stop(self) -> None:
-        """End all processes, nodes before their server, but none at an address that was taken by another deployment."""
+        """End all processes, nodes before the SuperLink, but no process at an address that another deployment uses."""
         for name, process in {"superlink": self.superlink, **{f"node-{i}": node for i, node in self.nodes.items()}}.items():
-            with suppress(OSError):  # the log is gone
+            with suppress(OSError):  # the log was removed
                 if process is not None and process.poll() is not None and self._count_port_conflicts(name):
                     self.addresses.drop(name)
         processes.stop(
@@ -224,17 +248,17 @@ class LocalCluster:
         return port
 
     def _wait_for_superlink(self) -> bool:
-        """Whether the SuperLink is ready; False if it ended."""
+        """Wait until the SuperLink answers. Return False if it ended, or did not answer in time."""
         assert self.superlink is not None
         deadline = time.monotonic() + SUPERLINK_SECONDS
         while time.monotonic() < deadline and self.superlink.poll() is None:
-            if self.is_superlink_healthy():  # and it is not a stranger at a port that was taken
+            if self.is_superlink_healthy():  # if the SuperLink has ended, another program answered at its port
                 return self.superlink.poll() is None
             time.sleep(POLL_SECONDS)
         return False
 
     def is_superlink_healthy(self) -> bool:
-        """Whether the SuperLink answers now, within some seconds."""
+        """Return whether the SuperLink answers within `HEALTH_CHECK_SECONDS`."""
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
         if self.tls_certificates is not None:
             handlers.append(
@@ -255,10 +279,10 @@ class LocalCluster:
             if self.tls_certificates is None
             else f'root-certificates = "{self.tls_certificates.ca_certificate}"'
         )
-        place = (
+        connection = (
             f'[superlink]\ndefault = "{CONNECTION_NAME}"\n[superlink.{CONNECTION_NAME}]\naddress = "127.0.0.1:{self.port}"\n'
         )
-        return f"{place}{security}\n"
+        return f"{connection}{security}\n"
 
 
 @contextmanager
@@ -270,20 +294,20 @@ def local_cluster(
     on_trouble: Callable[[str], None] = lambda text: None,
     guard: Guard | None = None,
 ) -> Iterator[LocalCluster]:
-    """Start a SuperLink and SuperNodes. However the context is left, no process and no port is left behind.
+    """Start a SuperLink and SuperNodes; end all processes and free all ports at the end, also after an error.
 
-    The SuperLink answers when the context begins; the SuperNodes are starting.
+    The SuperLink answers when the context begins. The SuperNodes are still starting.
 
     Args:
-        asked: what the deployment is to be.
-        folder: new folder for the files that the processes need meanwhile.
-        logs: folder of the logs; those of an earlier deployment are replaced.
-        on_stop: called before anything is stopped.
-        on_trouble: called with a line if the deployment goes on, but not as asked.
-        guard: guard process of this launcher, None: the deployment has its own.
+        config: configuration of the deployment.
+        folder: folder to create, for the files that the processes need while they run.
+        logs: folder of the logs; logs of an earlier deployment are replaced.
+        on_stop: called before any process is stopped.
+        on_trouble: called with a message if the deployment continues without a process or a log.
+        guard: guard process of this launcher; None starts a guard for the deployment.
 
     Raises:
-        OutputError: there can be no logs, or Flower is not installed.
+        OutputError: the logs cannot be written, or Flower is not installed.
         DeploymentError: a process cannot be started, or ended.
     """
     with ExitStack() as stack:
@@ -292,42 +316,43 @@ def local_cluster(
         _prepare_logs(logs)
         try:
             (folder / "home").mkdir(parents=True)
-            launch_folder, refused = find_launch_folder(folder)
+            launch_folder, refusals = find_launch_folder(folder)
             if launch_folder is not None and launch_folder != folder:
                 guard.register_folder(launch_folder)
                 stack.callback(shutil.rmtree, launch_folder, ignore_errors=True)
             env = _build_environment(folder, launch_folder, logs)
-            secrets = tls.create_certificates(folder) if config.tls else None
+            certificates = tls.create_certificates(folder) if config.tls else None
         except OSError as error:
             raise make_write_error(error.filename or folder, error) from None
         if launch_folder is None:
-            slower = "each app starts by itself, slower, and " * config.use_fork_server
-            on_trouble(f"{slower}the ServerApp has no log, {_NO_LAUNCH_FOLDER}: {'; '.join(refused)}; other logs are in {logs}")
-        made = LocalCluster(config, folder, logs, env, on_trouble, secrets, addresses=ProcessAddresses(guard))
+            slower = "each app starts as a new process, more slowly, and " * config.use_fork_server
+            reasons = "; ".join(refusals)
+            on_trouble(f"{slower}the ServerApp has no log, {_NO_LAUNCH_FOLDER}: {reasons}; other logs are in {logs}")
+        cluster = LocalCluster(config, folder, logs, env, on_trouble, certificates, addresses=ProcessAddresses(guard))
         try:
-            _start_processes(made, launch_folder)
-            yield made
+            _start_processes(cluster, launch_folder)
+            yield cluster
         finally:
             on_stop()
             try:
-                made.stop()
+                cluster.stop()
             finally:
-                for proxy in made.proxies.values():
+                for proxy in cluster.proxies.values():
                     proxy.close()
 
 
 def _prepare_logs(logs: Path) -> None:
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        for earlier in (path for name in LOG_PATTERNS for path in logs.glob(f"{name}.log")):
-            earlier.unlink()
+        for log in (path for pattern in LOG_PATTERNS for path in logs.glob(f"{pattern}.log")):
+            log.unlink()
         (logs / "superlink.log").touch()
     except OSError as error:
-        raise OutputError(f"{logs}: no folder for logs ({error.strerror})") from None
+        raise OutputError(f"{logs}: logs cannot be written there ({error.strerror})") from None
 
 
 def _build_environment(folder: Path, launch_folder: Path | None, logs: Path) -> dict[str, str]:
-    """Return the environment of the processes: the launcher commands first on PATH, and a cache for compiled loops."""
+    """Return the environment of the processes: the launcher commands first on PATH, and a cache for compiled kernels."""
     commands = None if launch_folder is None else launchers.write_launchers(launch_folder / "bin", logs / "serverapp.log")
     env = processes.build_environment(folder / "home", commands)
     env.setdefault(FALLBACK_CACHE_VARIABLE, str(folder / "kernels"))
@@ -341,10 +366,10 @@ def _start_processes(cluster: LocalCluster, launch_folder: Path | None) -> None:
         cluster.start_superlink()
         for partition in range(cluster.config.nodes):
             cluster.start_node(partition)
-    except OSError as error:  # no socket is left, or no room for a file
+    except OSError as error:  # the system has no free socket, or no space for a file
         raise DeploymentError(f"the deployment cannot be started: {error}") from None
 
 
 def _get_startup_marker(address: Path) -> Path:
-    """Return the file that exists as long as the warm process at this address is being started."""
+    """Return the file that exists while the fork server at this address is starting."""
     return address.with_name(f"{address.name}.starting")

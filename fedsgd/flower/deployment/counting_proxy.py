@@ -1,7 +1,8 @@
-"""What a node really sends and receives: a TCP proxy between it and the SuperLink that counts every byte, in each direction.
+"""TCP proxy between a node and the SuperLink that counts all bytes in each direction.
 
-That is all that the two sockets carry: requests and replies with their headers, polls, heartbeats and the app's bundle, under
-TLS as it is encrypted. Headers of TCP and IP are not in it. The loopback's own counters would count everything twice.
+The count covers all data of the sockets: requests and replies with their headers, polls, heartbeats and the app's bundle. With
+TLS the encrypted bytes are counted. Headers of TCP and IP are not counted. The counters of the loopback interface would count
+everything twice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ JOIN_SECONDS = 5.0
 
 
 class SocketTraffic(NamedTuple):
-    """Bytes that went by. at: when, by the clock that all processes of a machine share; direction: as the ledger has it."""
+    """Bytes that the proxy forwarded at once.
+
+    Attributes:
+        time: seconds, by the monotonic clock that all processes of a machine share.
+        direction: "down" or "up", as in the ledger.
+        n_bytes: number of bytes.
+    """
 
     time: float
     direction: Literal["down", "up"]
@@ -27,7 +34,12 @@ class SocketTraffic(NamedTuple):
 
 
 class CountingProxy:
-    """Listens at `port` of 127.0.0.1 and passes on to `target_port`, another port of it, until it is closed."""
+    """Proxy from a free port of 127.0.0.1 to another port, which runs until `close`.
+
+    Attributes:
+        traffic: bytes that were forwarded, in order of time.
+        port: port that the proxy listens on.
+    """
 
     def __init__(self, target_port: int) -> None:
         self.traffic: list[SocketTraffic] = []
@@ -41,18 +53,18 @@ class CountingProxy:
         self._acceptor = self._start_thread(self._accept_connections)
 
     def close(self) -> None:
-        """Listen no longer, and cut all connections."""
+        """Stop listening, and close all connections."""
         self._is_open = False
         self._acceptor.join()
         self._listener.close()
-        for line in list(self._connections):
+        for connection in list(self._connections):
             with suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
 
-    def _start_thread(self, target: Callable[..., None], *given: Any) -> threading.Thread:
-        thread = threading.Thread(target=target, args=given, name=f"proxy-{self.port}", daemon=True)
+    def _start_thread(self, target: Callable[..., None], *arguments: Any) -> threading.Thread:
+        thread = threading.Thread(target=target, args=arguments, name=f"proxy-{self.port}", daemon=True)
         thread.start()
         return thread
 
@@ -65,14 +77,15 @@ class CountingProxy:
             except OSError:
                 return
             try:
-                link = socket.create_connection(("127.0.0.1", self._target_port))
-            except OSError:  # as the node would find it without us
+                superlink = socket.create_connection(("127.0.0.1", self._target_port))
+            except OSError:  # the SuperLink would refuse a direct connection too
                 node.close()
                 continue
-            self._connections |= {node, link}
-            pair = self._start_thread(self._forward, node, link, "up"), self._start_thread(self._forward, link, node, "down")
-            alive = [thread for thread in self._threads if thread.is_alive()]
-            self._threads = [*alive, self._start_thread(self._close_connections, node, link, pair)]
+            self._connections |= {node, superlink}
+            uplink = self._start_thread(self._forward, node, superlink, "up")
+            downlink = self._start_thread(self._forward, superlink, node, "down")
+            running = [thread for thread in self._threads if thread.is_alive()]
+            self._threads = [*running, self._start_thread(self._close_connections, node, superlink, (uplink, downlink))]
 
     def _forward(self, source: socket.socket, destination: socket.socket, direction: Literal["down", "up"]) -> None:
         with suppress(OSError):
@@ -84,9 +97,9 @@ class CountingProxy:
             destination.shutdown(socket.SHUT_WR)
 
     def _close_connections(self, node: socket.socket, superlink: socket.socket, threads: Sequence[threading.Thread]) -> None:
-        """Both ends are let go of when nothing more comes either way."""
+        """Close both sockets when both directions have ended."""
         for thread in threads:
             thread.join()
-        for line in (node, superlink):
-            self._connections.discard(line)
-            line.close()
+        for connection in (node, superlink):
+            self._connections.discard(connection)
+            connection.close()

@@ -1,7 +1,9 @@
-"""Asks a warm process to run a command in a fork of itself, and ends as that ends: ask.py SOCKET COMMAND ARGUMENTS...
+"""Client of the fork server: request a command in a forked process, and end with the exit status of the command.
 
-Where nobody answers, it becomes COMMAND. This imports nothing but the standard library, and little of it: it is what a
-ClientApp costs before it begins.
+    python -I -S fork_client.py SOCKET COMMAND ARGUMENTS...
+
+If no fork server answers, this process executes COMMAND itself. It imports few modules, all of the standard library, because
+it delays the start of each ClientApp.
 """
 
 from __future__ import annotations
@@ -13,32 +15,35 @@ import sys
 import time
 
 READY_SECONDS = 120.0
-"""For a warm process that is just being started to answer."""
+"""Time limit for a fork server that is starting."""
 
 
 def main() -> int:
-    """The exit status of the command."""
+    """Run the command, and return its exit status."""
     address, command, *arguments = sys.argv[1:]
-    line = _connect(address)
-    if line is None:
+    connection = _connect(address)
+    if connection is None:
         os.execv(command, [command, *arguments])
-    asked = {"command": command.rpartition("/")[2], "arguments": arguments, "environment": dict(os.environ)}
-    data = json.dumps(asked).encode()
+    request = {"command": command.rpartition("/")[2], "arguments": arguments, "environment": dict(os.environ)}
+    data = json.dumps(request).encode()
     folder = os.open(".", os.O_RDONLY)
-    socket.send_fds(line, [len(data).to_bytes(8, "little")], [0, 1, 2, folder])
-    line.sendall(data)
-    answer = line.recv(1)  # nothing: the warm process was killed, and how the fork ends nobody will know
-    return answer[0] if answer else 1
+    socket.send_fds(connection, [len(data).to_bytes(8, "little")], [0, 1, 2, folder])
+    connection.sendall(data)
+    status = connection.recv(1)  # empty if the fork server was killed: the status of the forked process is then unknown
+    return status[0] if status else 1
 
 
 def _connect(address: str) -> socket.socket | None:
-    """None if nobody listens and nobody is about to: `ADDRESS.starting` is there for as long as somebody is."""
-    line = socket.socket(socket.AF_UNIX)
+    """Connect to the fork server; return None if none listens and none is starting.
+
+    The file `ADDRESS.starting` exists while a fork server is starting.
+    """
+    connection = socket.socket(socket.AF_UNIX)
     deadline = time.monotonic() + READY_SECONDS
     while True:
         try:
-            line.connect(address)
-            return line
+            connection.connect(address)
+            return connection
         except OSError:
             if not os.access(f"{address}.starting", os.F_OK) or time.monotonic() > deadline:
                 return None

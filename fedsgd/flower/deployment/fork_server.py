@@ -1,9 +1,9 @@
-"""A process that has imported what Flower's apps need, and built the scenario, and is forked for each of them.
+"""Fork server: a process that has imported the modules of Flower's apps and built the scenario, and forks for each app.
 
     python -m fedsgd.flower.deployment.fork_server SOCKET SCENARIO DATA
 
-Flower starts a ClientApp for each message, because no two of them may have anything to do with each other. A fork is just as
-much a process of its own, with its own id, environment, output and end; it only has its imports behind it.
+Flower starts a process for each message to a ClientApp, so that messages cannot affect each other. A forked process is as
+separate: it has its own id, environment, output and exit status. It only saves the imports.
 """
 
 from __future__ import annotations
@@ -27,16 +27,21 @@ from fedsgd.flower.runtime.node import NodeSource, prebuild
 from fedsgd.system.torch_threads import pin_single_thread
 
 N_FILES = 4
-"""That come with what is asked: the standard streams, and the folder."""
+"""File descriptors that come with a request: the three standard streams and the current folder."""
 REQUEST_SECONDS = 5.0
-"""For who asks to have said all of it."""
+"""Time limit for each part of a request."""
 PARENT_CHECK_SECONDS = 1.0
-"""Between two looks whether who started us is still there."""
+"""Interval between two checks that the parent process is running."""
 
 
 class ForkServer:
-    """Forks for whoever asks at this socket. commands: what a fork may run, by name; parent: the process that started this one,
-    which may be gone by now."""
+    """Server that forks for each request at a socket.
+
+    Args:
+        listener: socket that listens.
+        commands: functions that a forked process may run, by the name of the command.
+        parent_pid: id of the process that started this process; it may have ended already.
+    """
 
     def __init__(self, listener: socket.socket, commands: Mapping[str, Callable[[], Any]], parent_pid: int) -> None:
         self._commands = commands
@@ -45,16 +50,15 @@ class ForkServer:
         self._selector = selectors.DefaultSelector()
         self._forks: dict[int, socket.socket] = {}
         self._selector.register(listener, selectors.EVENT_READ)
-        self._wakeup_reader, wake = socket.socketpair()
-        for end in (self._wakeup_reader, wake):
+        self._wakeup_reader, self._wakeup_writer = socket.socketpair()
+        for end in (self._wakeup_reader, self._wakeup_writer):
             end.setblocking(False)
-        self._wakeup_writer = wake
-        signal.set_wakeup_fd(wake.fileno())
+        signal.set_wakeup_fd(self._wakeup_writer.fileno())
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         self._selector.register(self._wakeup_reader, selectors.EVENT_READ)
 
     def serve(self) -> None:
-        """Until the process that started this one is gone."""
+        """Answer requests until the parent process ends, then end all forked processes."""
         while os.getppid() == self._parent_pid:
             for key, _ in self._selector.select(PARENT_CHECK_SECONDS):
                 if key.fileobj is self._listener:
@@ -97,7 +101,7 @@ class ForkServer:
         os._exit(status)
 
     def _run_as(self, request: dict[str, Any], files: list[int]) -> None:
-        """What the command would be if it had been started where and how the asker was."""
+        """Run the command of a request with the arguments, environment, streams and folder of the client."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._selector.close()
@@ -115,10 +119,10 @@ class ForkServer:
         self._commands[request["command"]]()
 
     def _handle_disconnect(self, connection: Any) -> None:
-        """Who asked is gone, so nobody wants what the fork does."""
+        """End the forked process of a client that has ended."""
         self._selector.unregister(connection)
-        for pid, asker in self._forks.items():
-            if asker is connection:
+        for pid, client in self._forks.items():
+            if client is connection:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGTERM)
 
@@ -127,26 +131,26 @@ class ForkServer:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            line = self._forks.pop(pid)
+            connection = self._forks.pop(pid)
             with suppress(KeyError):
-                self._selector.unregister(line)
+                self._selector.unregister(connection)
             with suppress(OSError):
-                line.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
-            line.close()
+                connection.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+            connection.close()
 
 
 def _read_request(connection: socket.socket) -> tuple[bytes | None, list[int]]:
-    """(what is asked, the asker's files); None if who asks does not say it all, and soon."""
+    """Return (request as JSON, file descriptors of the client). The request is None if it is incomplete or comes too late."""
     files: list[int] = []
     try:
         connection.settimeout(REQUEST_SECONDS)
         size, files, *_ = socket.recv_fds(connection, 8, N_FILES)
         data = b""
         while len(data) < int.from_bytes(size, "little"):
-            part = connection.recv(1 << 16)
-            if not part:
+            chunk = connection.recv(1 << 16)
+            if not chunk:
                 return None, files
-            data += part
+            data += chunk
         connection.settimeout(None)
     except OSError:
         return None, files
@@ -154,8 +158,8 @@ def _read_request(connection: socket.socket) -> tuple[bytes | None, list[int]]:
 
 
 def main() -> None:
-    """Import, build, listen."""
-    parent = os.getppid()  # before anything that takes time
+    """Import the apps, build the scenario, and serve requests."""
+    parent = os.getppid()  # first, because the parent may end during the imports
     address, scenario, data = sys.argv[1:]
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -168,7 +172,7 @@ def main() -> None:
 
 
 def _load_commands(scenario_file: Path, data: str) -> dict[str, Callable[[], Any]]:
-    """The commands, when all that they will need is there."""
+    """Import the modules of the apps, build the scenario, and return the functions of the commands by name."""
     loaded: dict[str, Callable[[], Any]] = {}
     for name in (CLIENT_COMMAND, SERVER_COMMAND, SUPEREXEC_COMMAND):
         (command,) = entry_points(group="console_scripts", name=name)
@@ -176,10 +180,10 @@ def _load_commands(scenario_file: Path, data: str) -> dict[str, Callable[[], Any
     for module in ("fedsgd.flower.runtime.client_app", "fedsgd.flower.runtime.server_app", "fedsgd.runtime.workers.preload"):
         importlib.import_module(module)
     pin_single_thread()
-    with suppress(Exception):  # the nodes will say what is wrong, and that they cannot take part
+    with suppress(Exception):  # each node meets the same error and reports it
         prebuild(NodeSource(scenario_file.read_text(encoding="utf-8"), data))
     gc.collect()
-    gc.freeze()  # so that collecting garbage in a fork does not copy what it shares
+    gc.freeze()  # garbage collection in a forked process then does not copy shared pages
     return loaded
 
 

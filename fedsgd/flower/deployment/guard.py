@@ -1,10 +1,10 @@
-"""Guard of a deployment: a small process that ends all others if their launcher is killed.
+"""Guard of a deployment: a small process that ends all other processes if their launcher is killed.
 
-    python -P -m fedsgd.flower.deployment.guard LAUNCHER
+    python -P -m fedsgd.flower.deployment.guard LAUNCHER_PID
 
 A process cannot act on its own SIGKILL, and Flower's processes do not end with the process that started them. The launcher
-holds the write end of the guard's standard input and writes a line of JSON for each fact that the guard needs. If the launcher
-ends without the word `finished`, the guard ends the processes of the deployment and removes its temporary folders.
+holds the write end of the guard's standard input. It writes each message as a line of JSON, [kind, value]. If the launcher ends
+without the message `finished`, the guard ends the processes of the deployment and removes its temporary folders.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import IO
 from fedsgd.flower.deployment import processes
 
 POLL_SECONDS = 1.0
-"""Between two looks at the launcher: the pipe stays open where another process has inherited its write end."""
+"""Interval between two checks of the launcher. The end of the pipe does not suffice: another process may have inherited it."""
 EXIT_SECONDS = 10.0
-"""For the guard of a finished deployment to end."""
+"""Time limit for the guard of a finished deployment to end."""
 _IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Guard:
-    """Handle of the guard process, for the launcher. As a context it says at the end that the deployment is finished.
+    """Handle of the guard process in the launcher: a context that reports at its end that the deployment is finished.
 
     Raises:
         DeploymentError: the process cannot be started.
@@ -59,23 +59,23 @@ class Guard:
             self._process.wait()
 
     def register_home(self, home: Path) -> None:
-        """Have all processes with this FLWR_HOME ended if the launcher is killed."""
+        """Make the guard end all processes with this FLWR_HOME if the launcher is killed."""
         self._send("home", str(home))
 
     def register_address(self, address: str) -> None:
-        """Have younger processes with a hidden environment ended too if this address is on their command line."""
+        """Make the guard also end younger processes with a hidden environment and this address on their command line."""
         self._send("address", address)
 
     def unregister_address(self, address: str) -> None:
-        """Undo `register_address`: a different deployment may have the address now."""
+        """Undo `register_address`, because a different deployment may use the address now."""
         self._send("spare", address)
 
     def register_folder(self, folder: Path) -> None:
-        """Have a folder removed if the launcher is killed."""
+        """Make the guard remove a folder if the launcher is killed."""
         self._send("folder", str(folder))
 
     def unregister_folder(self, folder: Path) -> None:
-        """Leave a folder after all that was to be removed."""
+        """Undo `register_folder`, so that the folder remains."""
         self._send("keep", str(folder))
 
     @property
@@ -84,19 +84,19 @@ class Guard:
         return self._process.stdin
 
     def _send(self, kind: str, value: str) -> None:
-        with suppress(OSError):  # a guard that was killed does not end the deployment
+        with suppress(OSError):  # the deployment continues if the guard was killed
             self._stdin.write(json.dumps([kind, value]).encode() + b"\n")
             self._stdin.flush()
 
 
 def main() -> None:
-    """Read facts until the launcher ends; then end and remove what it left."""
+    """Read messages until the launcher ends; then end its processes and remove its folders."""
     for name in _IGNORED_SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    began = time.time()
+    start_time = time.time()
     homes, addresses, folders = set[str](), set[str](), set[str]()
-    for fact, value in _read_messages(int(sys.argv[1])):
-        match fact:
+    for kind, value in _read_messages(int(sys.argv[1])):
+        match kind:
             case "finished":
                 return
             case "home":
@@ -110,21 +110,21 @@ def main() -> None:
             case "keep":
                 folders.discard(value)
     for home in homes:
-        processes.stop(Path(home), (), addresses, began)
+        processes.stop(Path(home), (), addresses, start_time)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_messages(launcher_pid: int) -> Iterator[tuple[str, str]]:
-    """Yield (fact, value) for each complete line of standard input until the launcher has ended and the pipe is empty."""
+    """Yield (kind, value) for each complete line of standard input until the launcher has ended and the pipe is empty."""
     data = b""
     while True:
-        is_running = os.getppid() == launcher_pid  # before the pipe is read: a launcher that has ended writes nothing more
+        is_running = os.getppid() == launcher_pid  # checked before the pipe: a launcher that has ended writes nothing more
         if select.select([0], [], [], POLL_SECONDS if is_running else 0.0)[0]:
-            part = os.read(0, 1 << 16)
-            if not part:
+            chunk = os.read(0, 1 << 16)
+            if not chunk:
                 return
-            *lines, data = (data + part).split(b"\n")
+            *lines, data = (data + chunk).split(b"\n")
             yield from (tuple(json.loads(line)) for line in lines)
         elif not is_running:
             return

@@ -1,10 +1,10 @@
-"""Folder of the launcher commands and of the warm process's socket.
+"""Folder of the launcher commands and of the fork server's socket.
 
-The folder of temporary files may be unusable: a socket's name has room for some hundred bytes, and a file system that is
-mounted with `noexec` runs no scripts. So each candidate is tried with a real script and a real socket.
+The folder of temporary files may be unusable: the path of a socket is limited to about a hundred bytes, and a file system that
+is mounted with `noexec` runs no scripts. Each candidate is therefore tested with a real script and a real socket.
 
-The commands are first on PATH. So a folder that another user can replace is not used, such as a folder in the XDG_RUNTIME_DIR
-of the user who calls `sudo -E`.
+The commands are first on PATH. A folder that another user can replace is therefore not used. An example is a folder in the
+XDG_RUNTIME_DIR of the user who calls `sudo -E`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _REPLACEABLE_TEXT = "another user can replace entries of it, or of a folder abov
 
 
 def find_launch_folder(work_folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the first usable folder, and a line for each folder before it that is not usable.
+    """Return the first usable folder, and the reason for each candidate before it.
 
     Args:
-        work: folder of the deployment, private to this user. It is the first candidate; the others are made anew, with mode
-            0700, and those that are not usable are removed again.
+        work_folder: folder of the deployment, private to this user. It is the first candidate. The other candidates are new
+            folders with mode 0700; unusable folders are removed.
 
     Returns:
-        The folder, None if no candidate is usable; and `FOLDER (reason)` for each candidate that was refused.
+        The folder, None if no candidate is usable; and `FOLDER (reason)` for each candidate that is not usable.
     """
     reason = (
         find_problem(work_folder)
@@ -42,26 +42,26 @@ def find_launch_folder(work_folder: Path) -> tuple[Path | None, list[str]]:
     )
     if reason is None:
         return work_folder, []
-    refused = [f"{work_folder} ({reason})"]
+    refusals = [f"{work_folder} ({reason})"]
     for parent in _list_candidate_parents():
         try:
             if not has_protected_entries(parent):
-                refused.append(f"{parent} ({_REPLACEABLE_TEXT})")
+                refusals.append(f"{parent} ({_REPLACEABLE_TEXT})")
                 continue
             folder = Path(tempfile.mkdtemp(prefix="fedsgd-", dir=parent))
         except (OSError, RuntimeError) as error:
-            refused.append(f"{parent} ({_describe_error(error)})")
+            refusals.append(f"{parent} ({_describe_error(error)})")
             continue
         reason = find_problem(folder)
         if reason is None:
-            return folder, refused
-        refused.append(f"{parent} ({reason})")
+            return folder, refusals
+        refusals.append(f"{parent} ({reason})")
         shutil.rmtree(folder, ignore_errors=True)
-    return None, refused
+    return None, refusals
 
 
 def find_problem(folder: Path) -> str | None:
-    """Return why a folder cannot hold launcher commands and a socket, None if it can."""
+    """Return the reason for which a folder cannot hold launcher commands and a socket, None if it can."""
     script, address = folder / "try", folder / SOCKET_NAME
     try:
         script.write_text("#!/bin/sh\nexit 0\n")
@@ -84,7 +84,7 @@ def find_problem(folder: Path) -> str | None:
 
 
 def _list_candidate_parents() -> Iterator[Path]:
-    """Yield the folders in which a private one may be made."""
+    """Yield the folders in which a private folder may be created."""
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime)
     yield from (Path("/tmp"), Path("/var/tmp"))

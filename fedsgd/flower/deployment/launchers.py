@@ -1,8 +1,8 @@
-"""Commands that stand before Flower's own on PATH, under the same names and with the same arguments.
+"""Launcher commands, which come before Flower's commands on PATH and have the same names and arguments.
 
-A SuperExec starts `flwr-serverapp` and `flwr-clientapp` by name, and is itself started so; which program that is, is PATH's
-business. Ours add the output of a ServerApp, which Flower throws away, to a log; and have them forked from a process that has
-imported everything (`fedsgd.flower.deployment.fork_server`), where there is one. Otherwise they become Flower's own commands.
+A SuperExec starts `flwr-serverapp` and `flwr-clientapp` by name, and is itself started by name, so PATH selects the program. A
+launcher command starts Flower's command in a fork of the fork server (`fedsgd.flower.deployment.fork_server`), if there is one.
+Otherwise it executes Flower's command. It also appends the output of a ServerApp, which Flower discards, to a log.
 """
 
 from __future__ import annotations
@@ -17,35 +17,39 @@ from fedsgd.errors import OutputError
 
 CLIENT_COMMAND, SERVER_COMMAND, SUPEREXEC_COMMAND = "flwr-clientapp", "flwr-serverapp", "flower-superexec"
 SOCKET_VARIABLE = "FEDSGD_WARM_SOCKET"
-"""Names the socket of the process to be forked; without it there is none."""
+"""Environment variable with the socket of the fork server; it is not set without a fork server."""
 
 
 def write_launchers(folder: Path, server_log: Path) -> Path:
-    """Write the commands to a new folder, and return it.
+    """Write the launcher commands to a new folder, and return the folder.
 
     Args:
-        folder: the folder, on a file system that runs scripts.
-        server_log: file that the output of a ServerApp is added to.
+        folder: folder to create, on a file system that runs scripts.
+        server_log: file that the output of a ServerApp is appended to.
 
     Raises:
         OutputError: Flower's own commands do not exist.
     """
     folder.mkdir()
-    python, ask = shlex.quote(sys.executable), shlex.quote(str(Path(__file__).with_name("fork_client.py")))
+    python, fork_client = shlex.quote(sys.executable), shlex.quote(str(Path(__file__).with_name("fork_client.py")))
     for name in (CLIENT_COMMAND, SERVER_COMMAND, SUPEREXEC_COMMAND):
-        command = shlex.quote(flower_executable(name))
-        to_log = f"exec >>{shlex.quote(str(server_log))} 2>&1\n" if name == SERVER_COMMAND else ""
-        # -S and -I: without the environment's packages, Python is there in milliseconds.
-        asking = f'exec {python} -I -S {ask} "${SOCKET_VARIABLE}" {command} "$@"'
+        command = shlex.quote(find_flower_command(name))
+        redirection = f"exec >>{shlex.quote(str(server_log))} 2>&1\n" if name == SERVER_COMMAND else ""
+        # -I and -S: Python starts in milliseconds without the packages of the environment.
+        request = f'exec {python} -I -S {fork_client} "${SOCKET_VARIABLE}" {command} "$@"'
         path = folder / name
-        path.write_text(f'#!/bin/sh\n{to_log}[ -n "${SOCKET_VARIABLE}" ] || exec {command} "$@"\n{asking}\n')
+        path.write_text(f'#!/bin/sh\n{redirection}[ -n "${SOCKET_VARIABLE}" ] || exec {command} "$@"\n{request}\n')
         path.chmod(0o700)
     return folder
 
 
-def flower_executable(name: str) -> str:
-    """Flower's own command of this name. OutputError if it is not installed for this Python."""
-    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
-    if found is None:
+def find_flower_command(name: str) -> str:
+    """Return the path of Flower's own command of this name.
+
+    Raises:
+        OutputError: Flower is not installed for this Python.
+    """
+    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if path is None:
         raise OutputError(f"{name}: no such command; it comes with flwr, which is not installed for {sys.executable}")
-    return found
+    return path

@@ -1,4 +1,4 @@
-"""What happens while a deployment runs: what its ServerApp tells, and which of its processes die."""
+"""Monitor of a running deployment: events of the ServerApp, and processes that die."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from fedsgd.flower.deployment.cluster import LocalCluster
 
 POLL_SECONDS = 0.05
 PROBE_SECONDS, SILENT_SECONDS = 5.0, 60.0
-"""How often the SuperLink is asked whether it is well, and after how long without an answer of it, or a word of the ServerApp,
-the run is given up: Flower itself would go on trying."""
+"""Interval between health checks of the SuperLink, and time after which the run ends with an error.
+
+The time begins with the last answer of the SuperLink and the last event of the ServerApp. Flower itself would retry forever.
+"""
 SUBMITTED_TEXT = "Successfully started run"
-"""What `flwr run` prints if it did; its exit status says nothing of it."""
+"""Text that `flwr run` prints after a successful submission. Its exit status is the same after a failure."""
 _NODE_CAUSE = re.compile(r"(?:(?:Connection|Timeout)Error: |\d+ of \d+ nodes are ready after [^:]*: )?nodes? (\d+)\b")
-"""How the causes begin that FlowerRuntime gives."""
+"""Beginning of the causes in errors of FlowerRuntime that concern a node."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,12 @@ class DeploymentCallbacks:
     """Callbacks of a running deployment.
 
     Attributes:
-        on_state: called with the state that the deployment is in.
-        on_engine: called with the engine that was chosen.
+        on_status: called with the present step of the deployment, such as "waiting for 2 nodes".
+        on_engine: called with the selected engine.
         on_round: called after each round.
-        on_trouble: called with a line, and the end of a log, if the deployment goes on without a process.
-        on_warning: called with a line about settings that a component is not made for.
-        on_up: called with the federation, once it runs.
+        on_trouble: called with a line, and the end of a log, if the deployment continues without a process.
+        on_warning: called with a line about settings that are outside a component's valid use.
+        on_cluster_start: called with the processes after the SuperLink has started.
     """
 
     on_status: Callable[[str], None] = lambda text: None
@@ -48,7 +50,7 @@ class DeploymentCallbacks:
     on_round: Callable[[RoundRecord], None] = lambda record: None
     on_trouble: Callable[[str], None] = lambda text: None
     on_warning: Callable[[str], None] = lambda text: warn_once(text, ScenarioWarning, stacklevel=2)
-    on_cluster_start: Callable[[LocalCluster], None] = lambda made: None
+    on_cluster_start: Callable[[LocalCluster], None] = lambda cluster: None
 
 
 @dataclass
@@ -56,11 +58,11 @@ class ServerAppProgress:
     """Events of the ServerApp so far.
 
     Attributes:
-        process: id of the ServerApp's process, 0 before it began.
-        carried: messages that crossed.
-        ready: time at which the nodes were ready.
-        ends: time at which each round was over.
-        done: whether the run is over.
+        pid: id of the ServerApp's process, 0 before its start.
+        messages: messages between server and nodes, with the fields of `MessageEvent`.
+        ready_time: time at which all nodes were ready, None before.
+        round_ends: [R] times at which rounds ended.
+        is_done: whether the run is complete.
     """
 
     pid: int = 0
@@ -71,8 +73,19 @@ class ServerAppProgress:
 
 
 class DeploymentMonitor:
-    """Listens and looks. events: the file that the ServerApp writes to; submission: the process that submits the app;
-    start_seconds: for the ServerApp to begin; goes_on: whether the run can do without a SuperNode."""
+    """Reader of the ServerApp's events, which also checks the processes of a deployment.
+
+    Args:
+        cluster: processes of the deployment.
+        events: file that the ServerApp writes events to.
+        submission: process that submits the app.
+        callbacks: callbacks of the deployment.
+        start_seconds: seconds, time limit for the start of the ServerApp.
+        tolerate_node_loss: whether the run continues without a SuperNode that ended.
+
+    Attributes:
+        progress: events of the ServerApp so far.
+    """
 
     def __init__(
         self,
@@ -96,7 +109,12 @@ class DeploymentMonitor:
         self._stop_probing = threading.Event()
 
     def wait(self) -> ServerAppProgress:
-        """Returns when the run is over; raises what the ServerApp raised, or DeploymentError for who died."""
+        """Wait until the run is complete.
+
+        Raises:
+            FedsgdError: the error that the ServerApp raised.
+            DeploymentError: a process that the run needs died, or does not answer.
+        """
         threading.Thread(target=self._probe_superlink, name="probe", daemon=True).start()
         try:
             return self._follow_events()
@@ -106,28 +124,28 @@ class DeploymentMonitor:
     def _follow_events(self) -> ServerAppProgress:
         with self._events.open(encoding="utf-8") as file:
             while True:
-                dead = self._is_server_app_dead()
+                is_dead = self._is_server_app_dead()  # checked first: all events of a dead process are then in the file
                 for event in _read_events(file):
                     self._last_event_time = time.monotonic()
                     self._handle_event(event)
                 if self.progress.is_done:
                     return self.progress
-                if dead:
+                if is_dead:
                     raise DeploymentError(f"the ServerApp (process {self.progress.pid}) died{self._describe_log('serverapp')}")
                 self._check_processes()
                 time.sleep(POLL_SECONDS)
 
     def _probe_superlink(self) -> None:
-        """Beside the rest, because whoever hangs does not answer at once."""
+        """Check the SuperLink's health at intervals, in a thread because a process that hangs does not answer quickly."""
         while not self._stop_probing.wait(PROBE_SECONDS):
             if self._cluster.superlink is None or self._cluster.is_superlink_healthy():
                 self._last_response_time = time.monotonic()
 
     def _handle_event(self, event: dict[str, Any]) -> None:
-        at, told = event.pop("at"), self.progress
+        time_of_event, progress = event.pop("at"), self.progress
         match event.pop("event"):
             case "begun":
-                told.pid = event["process"]
+                progress.pid = event["process"]
                 self._callbacks.on_status("building the scenario")
             case "engine":
                 self._callbacks.on_engine(event["text"])
@@ -136,12 +154,12 @@ class DeploymentMonitor:
             case "waiting":
                 self._callbacks.on_status(f"waiting for {self._cluster.config.nodes} nodes")
             case "ready":
-                told.ready_time = at
+                progress.ready_time = time_of_event
                 self._callbacks.on_status("round 1")
             case "carried":
-                told.messages.append(event)
+                progress.messages.append(event)
             case "round":
-                told.round_ends.append(at)
+                progress.round_ends.append(time_of_event)
                 record = event["record"]
                 for key in ("cohort", "accepted", "failures"):
                     record[key] = tuple(record[key])
@@ -149,69 +167,69 @@ class DeploymentMonitor:
             case "error":
                 raise self._build_error(event)
             case "done":
-                told.is_done = True
+                progress.is_done = True
 
     def _check_processes(self) -> None:
-        """DeploymentError if somebody died without whom there is no run."""
-        made = self._cluster
-        made.check_fork_server()
-        if made.superlink is not None and made.superlink.poll() is not None:
-            raise made.make_process_error("the SuperLink", made.superlink, "superlink")
+        """Raise a DeploymentError if a process that the run needs died, or does not answer."""
+        cluster = self._cluster
+        cluster.check_fork_server()
+        if cluster.superlink is not None and cluster.superlink.poll() is not None:
+            raise cluster.make_process_error("the SuperLink", cluster.superlink, "superlink")
         now = time.monotonic()
-        if made.superlink is not None and now - self._last_response_time > SILENT_SECONDS:
-            raise made.make_process_error("the SuperLink", made.superlink, "superlink", SILENT_SECONDS)
+        if cluster.superlink is not None and now - self._last_response_time > SILENT_SECONDS:
+            raise cluster.make_process_error("the SuperLink", cluster.superlink, "superlink", SILENT_SECONDS)
         if self.progress.pid and now - self._last_event_time > SILENT_SECONDS:
-            silent = f"the ServerApp (process {self.progress.pid}) has said nothing for {SILENT_SECONDS:g} s"
-            raise DeploymentError(f"{silent}{self._describe_log('serverapp')}")
-        how = processes.describe_exit(self._submission)
+            silence = f"the ServerApp (process {self.progress.pid}) has written no event for {SILENT_SECONDS:g} s"
+            raise DeploymentError(f"{silence}{self._describe_log('serverapp')}")
+        status = processes.describe_exit(self._submission)
         if (
-            how is not None
+            status is not None
             and not self.progress.pid
-            and SUBMITTED_TEXT not in made.get_log_path("submission").read_text(errors="replace")
+            and SUBMITTED_TEXT not in cluster.get_log_path("submission").read_text(errors="replace")
         ):
-            raise DeploymentError(f"the app could not be submitted: `flwr run` {how}{self._describe_log('submission')}")
+            raise DeploymentError(f"the app could not be submitted: `flwr run` {status}{self._describe_log('submission')}")
         if not self.progress.pid and time.monotonic() > self._start_deadline:
             raise DeploymentError(
                 f"the ServerApp did not begin within {self._start_seconds:g} s{self._describe_log('superlink')}"
             )
-        for partition, node in made.nodes.items():
+        for partition, node in cluster.nodes.items():
             if node.poll() is None or self._dead_node_pids.get(partition) == node.pid:
                 continue
-            if self.progress.ready_time is None and made.restart_after_port_conflict(partition):
+            if self.progress.ready_time is None and cluster.restart_after_port_conflict(partition):
                 continue
-            error = made.make_process_error(f"node {partition}", node, f"node-{partition}")
+            error = cluster.make_process_error(f"node {partition}", node, f"node-{partition}")
             self._dead_node_pids[partition] = node.pid
-            alone = all(other.poll() is not None for other in made.nodes.values())
-            if self.progress.ready_time is None or alone or not self._tolerate_node_loss:
+            all_ended = all(process.poll() is not None for process in cluster.nodes.values())
+            if self.progress.ready_time is None or all_ended or not self._tolerate_node_loss:
                 raise error
-            made.addresses.drop(f"node-{partition}")  # its SuperExec ends with it
-            self._callbacks.on_trouble(f"{str(error).splitlines()[0]}; the run goes on without its clients")
+            cluster.addresses.drop(f"node-{partition}")  # the node's SuperExec ends with the node
+            self._callbacks.on_trouble(f"{str(error).splitlines()[0]}; the run continues without its clients")
 
     def _is_server_app_dead(self) -> bool:
-        process = self.progress.pid
-        if not process:
+        pid = self.progress.pid
+        if not pid:
             return False
         try:
-            return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
 
     def _build_error(self, event: Mapping[str, Any]) -> FedsgdError:
-        """What the ServerApp raised; where it was about a node, with that node's log."""
-        named = _NODE_CAUSE.match(event.get("cause", ""))
-        if named is not None:
-            return DeploymentError(f"{event['text']}{self._describe_log(f'node-{named[1]}')}")
-        kind = getattr(errors, event["kind"], None)
-        if kind is None:
+        """Return the error that the ServerApp raised; if it concerns a node, with that node's log."""
+        node_match = _NODE_CAUSE.match(event.get("cause", ""))
+        if node_match is not None:
+            return DeploymentError(f"{event['text']}{self._describe_log(f'node-{node_match[1]}')}")
+        error_class = getattr(errors, event["kind"], None)
+        if error_class is None:
             return DeploymentError(f"the ServerApp failed: {event['text']}{self._describe_log('serverapp')}")
-        made: FedsgdError
-        if issubclass(kind, RunError):
-            made = kind(event["round"], event["client"], event["cause"])
-        elif issubclass(kind, WireError):
-            made = kind(event["offset"], event["cause"], event["where"], event["client"])
+        error: FedsgdError
+        if issubclass(error_class, RunError):
+            error = error_class(event["round"], event["client"], event["cause"])
+        elif issubclass(error_class, WireError):
+            error = error_class(event["offset"], event["cause"], event["where"], event["client"])
         else:
-            made = kind(event["text"])
-        return made
+            error = error_class(event["text"])
+        return error
 
     def _describe_log(self, name: str) -> str:
         path = self._cluster.get_log_path(name)
@@ -219,11 +237,11 @@ class DeploymentMonitor:
 
 
 def _read_events(file: Any) -> Iterator[dict[str, Any]]:
-    """The lines that are complete."""
+    """Yield the events of all complete lines from the present position of the file."""
     while True:
-        begin = file.tell()
+        position = file.tell()
         line = file.readline()
         if not line.endswith("\n"):
-            file.seek(begin)
+            file.seek(position)
             return
         yield json.loads(line)

@@ -1,4 +1,4 @@
-"""Scenario as a real deployment: a SuperLink and SuperNodes as processes of their own, over Flower's own transport."""
+"""Run of a scenario as a deployment: a SuperLink and SuperNodes as separate processes, over Flower's transport."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DeploymentResult:
     """Finished run of a deployment.
 
     Attributes:
-        summary: contents of summary.json, which are those of a simulation and `flower`.
+        summary: contents of summary.json: those of a simulation, and `flower`.
         out: run folder, which has transport.parquet in addition to the files of a simulation.
     """
 
@@ -63,40 +63,44 @@ def deploy(
     round_seconds: float = ROUND_SECONDS,
     callbacks: DeploymentCallbacks | None = None,
 ) -> DeploymentResult:
-    """Run a scenario over Flower, on this machine's loopback, and stop everything.
+    """Run a scenario over Flower on this machine's loopback interface, and stop all processes.
 
-    With `[participation] on_failure = "continue"` the run goes on without a SuperNode that died, or does not answer in time.
+    With `[participation] on_failure = "continue"` the run continues without a SuperNode that died, or that does not answer in
+    time.
 
     Args:
-        scenario: the scenario, or the file that holds one.
+        scenario: scenario, or the path of a scenario file.
         out: run folder, as for `fedsgd.run`.
-        nodes: number of SuperNodes, over which the clients are spread.
-        tls: whether nodes and SuperLink use TLS, with certificates made for the purpose.
+        nodes: number of SuperNodes; client c runs on node c mod `nodes`.
+        tls: whether nodes and SuperLink communicate over TLS, with certificates that are created for this run.
         measure_socket: whether all bytes on the nodes' sockets are counted.
-        warm: whether Flower's apps are forked from a process that has imported everything.
+        use_fork_server: whether Flower's apps are forked from a process that has imported their modules, which is faster.
         overwrite: whether an earlier run in the run folder is replaced.
         data: folder of the data files.
-        logs: folder for the processes' logs. None: they are removed at the end, unless a message named them.
-        start_seconds: seconds for the ServerApp to begin, and then for all nodes to be ready.
-        round_seconds: seconds for a node's answer.
-        watched: callbacks.
+        logs: folder for the processes' logs. None: the logs are removed at the end, unless a message names them.
+        start_seconds: seconds, time limit for the start of the ServerApp, and then for all nodes to be ready.
+        round_seconds: seconds, time limit for a node's reply in a round.
+        callbacks: functions that are called during the run, None for none.
+
+    Returns:
+        The summary and the run folder.
 
     Raises:
         ScenarioError, OutputError, RunError: as in a simulation.
-        DeploymentError: a process that the run needs did not start, or died. The message names it and its log.
+        DeploymentError: a process that the run needs did not start, or died. The message names the process and its log.
     """
     source, scenario = open_scenario(scenario)
     check_paths(out=out, data=data, logs=logs)
-    clients = scenario.data.n_clients
-    if not 1 <= nodes <= MAX_PROCESSES or (clients is not None and nodes > clients):
-        most = f"or more, at most {MAX_PROCESSES}" if clients is None else f"to {clients}, the clients that there are"
-        raise ScenarioError(f"nodes: got {nodes}, expected 1 {most}")
+    n_clients = scenario.data.n_clients
+    if not 1 <= nodes <= MAX_PROCESSES or (n_clients is not None and nodes > n_clients):
+        limit = f"or more, at most {MAX_PROCESSES}" if n_clients is None else f"to {n_clients}, the number of clients"
+        raise ScenarioError(f"nodes: got {nodes}, expected 1 {limit}")
     _check_seconds(start_seconds=start_seconds, round_seconds=round_seconds)
-    where = data or os.environ.get("FEDSGD_DATA")
-    asked = ClusterConfig(
+    data_folder = data or os.environ.get("FEDSGD_DATA")
+    config = ClusterConfig(
         nodes,
         scenario.to_toml(),
-        str(expand_user_path(where).absolute()) if where else "",
+        str(expand_user_path(data_folder).absolute()) if data_folder else "",
         tls,
         measure_socket,
         use_fork_server,
@@ -104,28 +108,28 @@ def deploy(
     folder = expand_user_path(out).absolute()
     logs = None if logs is None else expand_user_path(logs).absolute()
     if logs is not None and folder.resolve() in (logs.resolve(), *logs.resolve().parents):
-        raise OutputError(f"{logs}: logs cannot be in the run folder {out}; choose another place for them")
-    find_files_to_remove(folder, overwrite)  # what is there is replaced when the nodes are ready, and not before
+        raise OutputError(f"{logs}: logs cannot be in the run folder {out}; choose another folder for the logs")
+    find_files_to_remove(folder, overwrite)  # only a check: the files are replaced when the nodes are ready
     settings: dict[str, app_bundle.AppConfigValue] = {
         "out": str(folder),
         "start-seconds": float(start_seconds),
         "round-seconds": float(round_seconds),
     }
-    with source, _handle_signals() as signals, _temporary_folders(logs) as place:
+    with source, _handle_signals() as signals, _temporary_folders(logs) as folders:
         PythonObjects().check(scenario, require_importable=True)
-        callbacks = _keep_logs_on_trouble(DeploymentCallbacks() if callbacks is None else callbacks, place)
-        with local_cluster(asked, place.work, place.logs, signals.ignore, callbacks.on_trouble, place.guard) as made:
-            callbacks.on_cluster_start(made)
-            told = _run_app(made, settings, callbacks, scenario.participation.on_failure == "continue", start_seconds)
+        callbacks = _keep_logs_on_trouble(DeploymentCallbacks() if callbacks is None else callbacks, folders)
+        with local_cluster(config, folders.work, folders.logs, signals.ignore, callbacks.on_trouble, folders.guard) as cluster:
+            callbacks.on_cluster_start(cluster)
+            progress = _run_app(cluster, settings, callbacks, scenario.participation.on_failure == "continue", start_seconds)
             signals.ignore()
-            is_warm = made.fork_server is not None
-            counted = made.read_flower_byte_counters() if measure_socket else None
-            seen = {node: list(proxy.traffic) for node, proxy in made.proxies.items()} if measure_socket else None
-        return _write_outputs(folder, replace(asked, use_fork_server=is_warm), told, seen, counted)
+            has_fork_server = cluster.fork_server is not None
+            byte_counters = cluster.read_flower_byte_counters() if measure_socket else None
+            traffic = {node: list(proxy.traffic) for node, proxy in cluster.proxies.items()} if measure_socket else None
+        return _write_outputs(folder, replace(config, use_fork_server=has_fork_server), progress, traffic, byte_counters)
 
 
 def _keep_logs_on_trouble(callbacks: DeploymentCallbacks, folders: _WorkingFolders) -> DeploymentCallbacks:
-    """Return the same callbacks; the logs, which messages name, are kept after trouble."""
+    """Return callbacks with an `on_trouble` that also keeps the logs, because its message names one of them."""
 
     def on_trouble(text: str) -> None:
         folders.keep_logs()
@@ -148,7 +152,7 @@ def _run_app(
     start_seconds: float,
 ) -> ServerAppProgress:
     events = cluster.folder / "events.jsonl"
-    asked: dict[str, app_bundle.AppConfigValue] = {
+    run_config: dict[str, app_bundle.AppConfigValue] = {
         "scenario": cluster.config.scenario_toml,
         "data": cluster.config.data,
         "nodes": cluster.config.nodes,
@@ -156,7 +160,7 @@ def _run_app(
     }
     try:
         events.touch()
-        app = app_bundle.write_app(cluster.folder / "app", {**asked, **settings})
+        app = app_bundle.write_app(cluster.folder / "app", {**run_config, **settings})
     except OSError as error:
         raise make_write_error(error.filename or cluster.folder, error) from None
     submission = cluster.submit(app)
@@ -171,18 +175,26 @@ def _write_outputs(
     socket_traffic: Mapping[int, Sequence[SocketTraffic]] | None,
     byte_counters: dict[str, int] | None,
 ) -> DeploymentResult:
-    """Add the figures that only a deployment has to the run folder. asked: the deployment as it was at the end."""
-    ends = [progress.ready_time or 0.0, *progress.round_ends]
-    rows = transport_table.transport_rows(progress.messages, ends, socket_traffic)
+    """Add transport.parquet and the table `flower` of summary.json to the run folder.
+
+    Args:
+        out: run folder.
+        config: configuration of the deployment at its end.
+        progress: events of the ServerApp.
+        socket_traffic: bytes that each node's proxy counted, by partition; None if they were not measured.
+        byte_counters: bytes that Flower counted, by direction; None if not available.
+    """
+    boundaries = [progress.ready_time or 0.0, *progress.round_ends]
+    rows = transport_table.transport_rows(progress.messages, boundaries, socket_traffic)
     transport_table.save(out / transport_table.FILE_NAME, rows)
-    rounds = [after - before for before, after in itertools.pairwise(ends)]
+    round_seconds = [end - start for start, end in itertools.pairwise(boundaries)]
     summary = json.loads((out / "summary.json").read_bytes())
     summary["flower"] = {
         "nodes": config.nodes,
         "tls": config.tls,
         "warm": config.use_fork_server,
         "version": version("flwr"),
-        "round_seconds_median": statistics.median(rounds) if rounds else None,
+        "round_seconds_median": statistics.median(round_seconds) if round_seconds else None,
         "transport": transport_table.sum_by_direction(rows),
         "counted_by_flower": byte_counters,
     }
@@ -195,10 +207,10 @@ class _WorkingFolders:
     """Folders of a deployment.
 
     Attributes:
-        work: folder for the time being.
+        work: temporary folder of the processes' files.
         logs: folder of the logs.
-        guard: process that removes temporary folders if this one is killed.
-        keep: whether logs are kept that the user did not ask for.
+        guard: process that removes temporary folders if this process is killed.
+        must_keep_logs: whether logs in a temporary folder are kept.
     """
 
     work: Path
@@ -207,17 +219,20 @@ class _WorkingFolders:
     must_keep_logs: bool = False
 
     def keep_logs(self) -> None:
-        """Keep the logs, since a message names them."""
+        """Keep the logs, because a message names one of them."""
         self.must_keep_logs = True
         self.guard.unregister_folder(self.logs)
 
 
 @contextmanager
 def _temporary_folders(logs: Path | None) -> Iterator[_WorkingFolders]:
-    """Make temporary folders, also for logs that the user did not ask for. These are kept if a message named them.
+    """Create temporary folders, and remove them at the end, except logs that a message names.
+
+    Args:
+        logs: the user's folder for logs, None for a temporary folder.
 
     Raises:
-        OutputError: no temporary folder can be made.
+        OutputError: no temporary folder can be created.
         DeploymentError: the guard process cannot be started.
     """
     with ExitStack() as stack:
@@ -226,36 +241,39 @@ def _temporary_folders(logs: Path | None) -> Iterator[_WorkingFolders]:
             log_folder = Path(tempfile.mkdtemp(prefix="fedsgd-logs-")) if logs is None else logs
             temporary = tempfile.TemporaryDirectory(prefix="fedsgd-", ignore_cleanup_errors=True)
         except OSError as error:
-            where = find_temporary_folder() or "TMPDIR, /tmp, /var/tmp"
+            parent = find_temporary_folder() or "TMPDIR, /tmp, /var/tmp"
             raise OutputError(
-                f"{where}: no temporary folder can be made ({error.strerror}); set TMPDIR to one that can be"
+                f"{parent}: no temporary folder can be created ({error.strerror}); set TMPDIR to a folder that can be written"
             ) from None
         guard.register_folder(Path(temporary.name))
         if logs is None:
             guard.register_folder(log_folder)
-        place = _WorkingFolders(Path(stack.enter_context(temporary)) / "run", log_folder, guard)
+        folders = _WorkingFolders(Path(stack.enter_context(temporary)) / "run", log_folder, guard)
         try:
-            yield place
+            yield folders
         except DeploymentError:
-            place.keep_logs()
+            folders.keep_logs()
             raise
         finally:
-            if logs is None and not place.must_keep_logs:
+            if logs is None and not folders.must_keep_logs:
                 shutil.rmtree(log_folder, ignore_errors=True)
 
 
 class _Signals:
-    """Whatever asks us to end does so as Ctrl-C does, once: what is being stopped then is stopped to the end."""
+    """Handler of the stop signals: the first signal raises KeyboardInterrupt, as Ctrl-C does; later signals are ignored.
+
+    The termination of the processes is thus not interrupted.
+    """
 
     def __init__(self) -> None:
         self._is_ignoring = False
 
     def ignore(self) -> None:
-        """From now on nothing is broken off."""
+        """Ignore all further signals."""
         self._is_ignoring = True
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
+        """Raise KeyboardInterrupt at the first signal."""
         if not self._is_ignoring:
             self._is_ignoring = True
             raise KeyboardInterrupt
@@ -263,18 +281,21 @@ class _Signals:
 
 @contextmanager
 def _handle_signals() -> Iterator[_Signals]:
-    """What is ignored (under nohup, or in the background of a script) stays ignored."""
+    """Install the handler of the stop signals, and restore the earlier handlers at the end.
+
+    Signals that the process ignores (under nohup, or in the background of a script) stay ignored.
+    """
     signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    known = [getattr(signal, name) for name in _STOP_SIGNALS if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in known}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    for number in before:
+    numbers = [getattr(signal, name) for name in _STOP_SIGNALS if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for number in handlers:
         signal.signal(number, signals.handle)
     try:
         yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

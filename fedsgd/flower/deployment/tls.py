@@ -1,4 +1,4 @@
-"""Certificates for TLS on this machine alone, made on the spot and thrown away with the deployment."""
+"""Certificates for TLS on this machine, created for one deployment and removed with its folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ VALIDITY_DAYS = 30
 
 @dataclass(frozen=True)
 class TlsCertificates:
-    """Files in PEM. authority: what nodes trust; certificate, key: the SuperLink's, for localhost and 127.0.0.1."""
+    """Paths of a deployment's certificates, in PEM.
+
+    Attributes:
+        ca_certificate: certificate of the authority, which nodes trust.
+        certificate: certificate of the SuperLink, for localhost and 127.0.0.1.
+        key: private key of the SuperLink.
+    """
 
     ca_certificate: Path
     certificate: Path
@@ -25,33 +31,33 @@ class TlsCertificates:
 
 
 def create_certificates(folder: Path) -> TlsCertificates:
-    """An authority of our own and what it signed, in this folder; the authority's key is kept nowhere."""
+    """Create a certificate authority and a certificate that it signs, in a folder. The authority's key is not stored."""
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer, subject = _build_name("fedsgd deployment"), _build_name("localhost")
-    signs = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    signing_usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     authority = (
         _build_certificate(issuer, issuer, authority_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(signs, critical=True)
+        .add_extension(signing_usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    places = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     server = (
         _build_certificate(issuer, subject, server_key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(places), critical=False)
+        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    made = TlsCertificates(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
-    made.ca_certificate.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    made.certificate.write_bytes(server.public_bytes(serialization.Encoding.PEM))
-    made.key.touch(mode=0o600)
-    pem, form, no_password = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    made.key.write_bytes(server_key.private_bytes(pem, form, no_password))
-    return made
+    certificates = TlsCertificates(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
+    certificates.ca_certificate.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    certificates.certificate.write_bytes(server.public_bytes(serialization.Encoding.PEM))
+    certificates.key.touch(mode=0o600)
+    pem, key_format, no_password = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    certificates.key.write_bytes(server_key.private_bytes(pem, key_format, no_password))
+    return certificates
 
 
 def _build_name(common_name: str) -> x509.Name:

@@ -1,16 +1,16 @@
-"""What became of the frames on their way: frame → Flower message → socket, for each round, node and direction.
+"""Table transport.parquet: bytes of frames, of Flower messages and on sockets, for each round, node and direction.
 
 | column | type | meaning |
 |---|---|---|
 | round | int | from 1; 0: before the first round and after the last (registration, the app's bundle, polls) |
-| node | int | the partition-id |
+| node | int | partition-id of the node |
 | direction | str | "down" or "up" |
-| messages | int | between the server and the node |
-| frame_bytes | int | of the frames in them; one that several of the node's clients share is in a message once |
-| message_bytes | int | of the objects that Flower makes of them |
-| socket_bytes | int | all that the node's connections carried meanwhile; null if it was not measured |
-| process | int | the id of the process that answered last; null if none did |
-| seconds | float | that it took, from having the message to its answer; null if none did |
+| messages | int | messages between the server and the node |
+| frame_bytes | int | bytes of the frames in the messages; a frame that several of the node's clients share counts once |
+| message_bytes | int | bytes of the objects that Flower makes of the messages |
+| socket_bytes | int | all bytes on the node's connections during the round; null if not measured |
+| process | int | id of the process that answered last; null without an answer |
+| seconds | float | time from the node's receipt of the message to its answer; null without an answer |
 """
 
 from __future__ import annotations
@@ -44,55 +44,51 @@ def transport_rows(
     round_boundaries: Sequence[float],
     socket_traffic: Mapping[int, Sequence[SocketTraffic]] | None,
 ) -> list[TransportRow]:
-    """A row for each round, node and direction in which anything crossed, in this order. carried: the messages, as
-    `fedsgd.flower.runtime.grid_runtime.MessageEvent` has them; ends: when the nodes were ready, and when each round was over;
-    seen:
-    what each
-    node's proxy saw, None if nothing was measured."""
-    made: dict[tuple[int, int, str], TransportRow] = {}
+    """Return a row for each round, node and direction with any traffic, in this order.
+
+    Args:
+        messages: messages with the fields of `fedsgd.flower.runtime.grid_runtime.MessageEvent`.
+        round_boundaries: [R + 1] times: when the nodes were ready, and the end of each round.
+        socket_traffic: bytes that each node's proxy counted, by partition; None if they were not measured.
+    """
+    row_by_key: dict[tuple[int, int, str], TransportRow] = {}
 
     def find_row(round: int, node: int, direction: str) -> TransportRow:
-        empty = dict.fromkeys(("messages", "frame_bytes", "message_bytes"), 0)
-        start = {
-            "round": round,
-            "node": node,
-            "direction": direction,
-            **empty,
-            "socket_bytes": None if socket_traffic is None else 0,
-        }
-        return made.setdefault((round, node, direction), {**start, "process": None, "seconds": None})
+        key = {"round": round, "node": node, "direction": direction}
+        totals = {"messages": 0, "frame_bytes": 0, "message_bytes": 0, "socket_bytes": None if socket_traffic is None else 0}
+        return row_by_key.setdefault((round, node, direction), {**key, **totals, "process": None, "seconds": None})
 
     for message in messages:
-        found = find_row(message["round"], message["node"], message["direction"])
-        found["messages"] += 1
-        for key in ("frame_bytes", "message_bytes"):
-            found[key] += message[key]
+        row = find_row(message["round"], message["node"], message["direction"])
+        row["messages"] += 1
+        for column in ("frame_bytes", "message_bytes"):
+            row[column] += message[column]
         if message["process"]:
-            found["process"], found["seconds"] = message["process"], (found["seconds"] or 0.0) + message["seconds"]
+            row["process"], row["seconds"] = message["process"], (row["seconds"] or 0.0) + message["seconds"]
     for node, events in (socket_traffic or {}).items():
         for event in events:
             round = bisect_left(round_boundaries, event.time)
             find_row(round if 0 < round < len(round_boundaries) else 0, node, event.direction)["socket_bytes"] += event.n_bytes
-    return [made[key] for key in sorted(made)]
+    return [row_by_key[key] for key in sorted(row_by_key)]
 
 
 def sum_by_direction(rows: Sequence[TransportRow]) -> dict[str, dict[str, int | None]]:
-    """Direction → bytes in rounds of each kind, and `outside_rounds`, those of sockets before and after."""
+    """Return, by direction, the totals over all rounds, and `outside_rounds`: bytes on sockets before and after the rounds."""
     return {direction: dict(_sum_rows([row for row in rows if row["direction"] == direction])) for direction in _DIRECTIONS}
 
 
 def _sum_rows(rows: Sequence[TransportRow]) -> Iterator[tuple[str, int | None]]:
-    within = [row for row in rows if row["round"]]
-    yield "messages", sum(row["messages"] for row in within)
-    for key in ("frame_bytes", "message_bytes", "socket_bytes"):
-        figures = [row[key] for row in within]
-        yield key, None if None in figures or not figures else sum(figures)
-    outside = [row["socket_bytes"] for row in rows if not row["round"]]
-    yield "outside_rounds", None if None in outside or not outside else sum(outside)
+    round_rows = [row for row in rows if row["round"]]
+    yield "messages", sum(row["messages"] for row in round_rows)
+    for column in ("frame_bytes", "message_bytes", "socket_bytes"):
+        sizes = [row[column] for row in round_rows]
+        yield column, None if None in sizes or not sizes else sum(sizes)
+    outside_sizes = [row["socket_bytes"] for row in rows if not row["round"]]
+    yield "outside_rounds", None if None in outside_sizes or not outside_sizes else sum(outside_sizes)
 
 
 def save(path: Path, rows: Sequence[TransportRow]) -> None:
-    """As Parquet."""
+    """Write the rows to a Parquet file."""
     table = TableWriter(path, COLUMNS)
     for row in rows:
         table.append(row)

@@ -163,7 +163,7 @@ def test_the_run_goes_on_without_a_node_that_was_killed(scenario: Make, tmp_path
     pid = breaking.made[0].nodes[1].pid
     log = tmp_path / "logs" / "node-1.log"
     assert breaking.troubles == [
-        f"node 1 (process {pid}) was killed by SIGKILL; its log is {log}; the run goes on without its clients"
+        f"node 1 (process {pid}) was killed by SIGKILL; its log is {log}; the run continues without its clients"
     ]
     assert [record.accepted for record in breaking.rounds] == [tuple(range(8)), (0, 2, 4, 6), (0, 2, 4, 6)]
     assert all("node 1: " in failure for failure in breaking.rounds[1].failures)
@@ -214,7 +214,7 @@ def test_a_node_that_does_not_come(scenario: Make, tmp_path: Path) -> None:
     watched = DeploymentCallbacks(on_cluster_start=stopped)
     with pytest.raises(DeploymentError, match=r"1 of 2 nodes are ready after 25 s: node 1 did not answer"):
         deployed(scenario(SMALL), tmp_path / "over", watched=watched, start_seconds=25.0)
-    with pytest.raises(ScenarioError, match="nodes: got 9, expected 1 to 8, the clients that there are"):
+    with pytest.raises(ScenarioError, match="nodes: got 9, expected 1 to 8, the number of clients"):
         deployed(scenario(SMALL), tmp_path / "over", nodes=9)
     for seconds in (0, float("inf"), float("nan"), "9"):
         with pytest.raises(ScenarioError, match=r"round_seconds: got .*, expected a positive number of seconds"):
@@ -258,7 +258,7 @@ def test_errors_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> Non
     assert (tmp_path / "kept" / "summary.json").read_text() == "{}", "what was there is there until there is something else"
     with pytest.raises(OutputError, match="logs cannot be in the run folder"):
         deployed(without, tmp_path / "over2", logs=tmp_path / "over2" / "logs")
-    with pytest.raises(OutputError, match="no folder for logs"):
+    with pytest.raises(OutputError, match="logs cannot be written there"):
         deployed(without, tmp_path / "over3", logs=tmp_path / "mine.txt" / "logs")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
@@ -356,7 +356,7 @@ def test_no_folder_for_commands_and_socket_is_reported_and_flowers_commands_are_
         assert made.fork_server is None
         assert str(tmp_path) not in made.env["PATH"]
     (line,) = troubles
-    assert line.startswith("each app starts by itself, slower, and the ServerApp has no log")
+    assert line.startswith("each app starts as a new process, more slowly, and the ServerApp has no log")
     assert f": {tmp_path / 'run'} (no); {tmp_path} (no); other logs are in {tmp_path / 'logs'}" in line
     assert {path.name for path in tmp_path.iterdir()} == {"run", "logs"}
 

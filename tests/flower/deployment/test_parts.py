@@ -224,9 +224,9 @@ def test_only_processes_of_the_deployment_are_ended_and_all_of_them(tmp_path: Pa
         ours = processes.start([sys.executable, "-c", parent], env, tmp_path / "log")
         while (tmp_path / "log").read_text() != "1\n1\n":
             time.sleep(0.02)
-        assert len(found := processes.processes_of(home)) == 2
+        assert len(found := processes.find_processes(home)) == 2
         processes.stop(home, [ours])
-        assert processes.processes_of(home) == []
+        assert processes.find_processes(home) == []
         assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in found)
         assert processes.describe_exit(ours) == "was killed by SIGKILL"
         assert stranger.poll() is None
@@ -314,14 +314,14 @@ def nodes_without_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "taken"
     program.write_text("#!/bin/sh\necho Address already in use\n")
     program.chmod(0o700)
-    monkeypatch.setattr(launchers, "flower_executable", lambda name: str(program))
+    monkeypatch.setattr(launchers, "find_flower_command", lambda name: str(program))
 
 
 @pytest.mark.usefixtures("hidden_environments")
 def test_a_process_that_hides_its_environment_is_known_by_its_address(tmp_path: Path) -> None:
     with start_stub(1) as hidden:
-        assert [process.pid for process in processes.processes_of(tmp_path, [address(1)])] == [hidden.pid]
-        assert processes.processes_of(tmp_path, [address(2)]) == []
+        assert [process.pid for process in processes.find_processes(tmp_path, [address(1)])] == [hidden.pid]
+        assert processes.find_processes(tmp_path, [address(2)]) == []
         hidden.kill()
 
 
@@ -330,7 +330,7 @@ def test_process_older_than_the_deployment_at_its_address_is_spared(tmp_path: Pa
     with start_stub(1) as other:
         created = psutil.Process(other.pid).create_time()
         for age, expected in ((3600, []), (-1, [other.pid])):
-            found = processes.processes_of(tmp_path, [address(1)], start_time=created + age)
+            found = processes.find_processes(tmp_path, [address(1)], start_time=created + age)
             assert [process.pid for process in found] == expected
         other.kill()
 
@@ -351,7 +351,7 @@ def test_process_at_a_port_that_a_node_lost_is_spared(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("hidden_environments", "ports")
 def test_process_at_the_port_of_a_running_node_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launchers, "flower_executable", lambda name: "/bin/cat")
+    monkeypatch.setattr(launchers, "find_flower_command", lambda name: "/bin/cat")
     made = LocalCluster(ClusterConfig(1), tmp_path, tmp_path, dict(os.environ))
     made.start_node(0)
     made.get_log_path("node-0").write_text("Address already in use\n")  # at the first start
@@ -374,8 +374,8 @@ def test_a_log_ends_with_what_was_said_last(tmp_path: Path) -> None:
 
 def test_flowers_commands_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutputError, match="flwr-nothing: no such command; it comes with flwr"):
-        launchers.flower_executable("flwr-nothing")
-    assert Path(launchers.flower_executable(launchers.CLIENT_COMMAND)).name == launchers.CLIENT_COMMAND
+        launchers.find_flower_command("flwr-nothing")
+    assert Path(launchers.find_flower_command(launchers.CLIENT_COMMAND)).name == launchers.CLIENT_COMMAND
 
 
 def test_the_command_has_the_defaults_of_the_function() -> None:
@@ -449,7 +449,7 @@ def test_guard_ends_what_a_killed_launcher_leaves_and_nothing_of_a_finished_one(
     with subprocess.Popen([sys.executable, "-c", LAUNCHER, home, tmp_path, how], stdout=subprocess.PIPE) as launcher:
         assert launcher.stdout is not None
         child, guard = map(int, launcher.stdout.readline().split())
-        (running,) = processes.processes_of(home)
+        (running,) = processes.find_processes(home)
         if how == "killed":
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if Path("/proc/self/status").exists() else ():
                 wait_until_ignored(guard, number)
@@ -461,7 +461,7 @@ def test_guard_ends_what_a_killed_launcher_leaves_and_nothing_of_a_finished_one(
         os.kill(child, signal.SIGKILL)
     assert (tmp_path / "removed").exists() == (how == "finished")
     assert (tmp_path / "kept").exists()
-    assert (running in processes.processes_of(home)) == (how == "finished")
+    assert (running in processes.find_processes(home)) == (how == "finished")
     processes.stop(home, [])
 
 
@@ -589,8 +589,8 @@ def test_warm_process_that_ends_is_reported_once_with_the_end_of_its_log(tmp_pat
     for _ in range(2):
         made.check_fork_server()
     assert troubles == [
-        f"the warm process (process {pid}) ended with exit status 3; its log is {tmp_path / 'warm.log'}; "
-        "each app starts by itself from now on, slower\n  | no module named fedsgd"
+        f"the fork server (process {pid}) ended with exit status 3; its log is {tmp_path / 'warm.log'}; "
+        "from now on each app starts as a new process, more slowly\n  | no module named fedsgd"
     ]
     assert not (tmp_path / "warm.starting").exists()
 
