@@ -1,4 +1,4 @@
-"""Sweeps: a grid of experiments, each in a run folder of its own, and a file that lists them; resumable."""
+"""Sweeps: runs of one scenario with different settings, each in a run folder, and a file that lists them. Resumable."""
 
 from fedsgd.sweeps.cells import SWEEP_FILE, Cell, PlannedCell, Sweep, plan_cells
 from fedsgd.sweeps.settings import parse_grids, read_methods

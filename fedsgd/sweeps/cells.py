@@ -1,4 +1,4 @@
-"""The cells of a sweep: methods × grid × tuned values × seeds, each a scenario, a label and a folder."""
+"""Cells of a sweep: methods × grid × tuned values × seeds, each with a scenario, a label and a folder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,24 @@ from fedsgd.system.user_files import read_text
 SWEEP_FILE = "sweep.json"
 FORMAT_VERSION = 1
 DETERMINISTIC_ERRORS = ("RunError", "NonFiniteError")
-"""How a run ends that would end so again."""
+"""Names of errors that a run raises again if it is repeated."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment of a sweep. folder: its run folder, below the sweep's; grid, tuned: dotted key → value; error: why it
-    failed, and cause: by which error of fedsgd.errors."""
+    """One run of a sweep.
+
+    Attributes:
+        folder: run folder, relative to the sweep's folder.
+        label: method, and the values of the grid.
+        method: name of the method.
+        grid: values of the grid by dotted key.
+        tuned: tuned values by dotted key.
+        seed: seed of the run.
+        state: "waiting", "finished" or "failed".
+        error: message of the error that the run failed with.
+        cause: name of the error's class in fedsgd.errors.
+    """
 
     folder: str
     label: str
@@ -40,12 +51,12 @@ class Cell:
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended in numbers that are not finite, which says something of the method."""
+        """True if the run failed because of numbers that are not finite, which is a result for the method."""
         return self.cause == "NonFiniteError"
 
     @property
     def group(self) -> str:
-        """What it is but for its seed: the label and what is tuned."""
+        """Label and tuned values; equal for cells that differ only in the seed."""
         text = format_settings(self.tuned, shorten_keys([*self.grid, *self.tuned]))
         return f"{self.label}, {text}" if text else self.label
 
@@ -55,8 +66,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it stands. scenario: its name; tuned, grid: dotted keys; cells: in the order in which they run, then those of
-    earlier calls that were not asked for in the last one."""
+    """State of a sweep.
+
+    Attributes:
+        out: folder of the sweep.
+        scenario: name of the scenario.
+        tuned: dotted keys of tuned settings.
+        grid: dotted keys of the grid.
+        cells: planned cells in the order in which they run, then finished cells of earlier calls that are no longer planned.
+    """
 
     out: Path
     scenario: str
@@ -66,7 +84,14 @@ class Sweep:
 
     @classmethod
     def read(cls, out: str | Path) -> Sweep:
-        """The one in that folder; OutputError if there is none."""
+        """Read the sweep of a folder.
+
+        Args:
+            out: folder of the sweep.
+
+        Raises:
+            OutputError: the folder has no sweep.json, or the file cannot be read.
+        """
         path = Path(out) / SWEEP_FILE
         try:
             raw = json.loads(read_text(path))
@@ -77,15 +102,15 @@ class Sweep:
         except OSError as error:
             raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{path}: is not a sweep's ({type(error).__name__}: {error})") from None
+            raise OutputError(f"{path}: not the file of a sweep ({type(error).__name__}: {error})") from None
 
     def to_json(self) -> str:
-        """As sweep.json has it."""
+        """Return the contents of sweep.json."""
         head = {"format": FORMAT_VERSION, "scenario": self.scenario, "tuned": self.tuned, "grid": self.grid}
         return json.dumps({**head, "cells": [asdict(cell) for cell in self.cells]}, indent=2, ensure_ascii=False) + "\n"
 
     def read_summary(self, cell: Cell) -> dict[str, Any] | None:
-        """The summary.json of a finished cell, None for others."""
+        """Return the contents of summary.json of a finished cell, None for other cells."""
         if cell.state != "finished":
             return None
         summary: dict[str, Any] = json.loads((self.out / cell.folder / "summary.json").read_text(encoding="utf-8"))
@@ -94,7 +119,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell, and what is to be run for it."""
+    """A cell and its scenario.
+
+    Attributes:
+        cell: description of the run.
+        scenario: checked scenario of the run.
+    """
 
     cell: Cell
     scenario: Scenario
@@ -103,9 +133,22 @@ class PlannedCell:
 def plan_cells(
     base: Scenario, methods: Mapping[str, DottedSettings], grid: Grid, tune: Grid, seeds: int, message_prefix: str
 ) -> list[PlannedCell]:
-    """All cells, each with its scenario checked, in an order that gives a first impression early: all methods with one seed and
-    one value of what is tuned before the next. Over the scenario go a method's settings, over these the grid's. where: what
-    messages have in front of a method's name; ScenarioError names the cell.
+    """Return all cells, each with a checked scenario.
+
+    All methods run with one seed and one combination of tuned values before the next, so that comparisons are possible early.
+    Settings of a method replace those of the scenario; values of the grid, tuned values and the seed replace both.
+
+    Args:
+        base: scenario that the settings are applied to.
+        methods: settings by the name of a method.
+        grid: values by dotted key, which become part of the label.
+        tune: values by dotted key, which do not become part of the label.
+        seeds: number of seeds, from the scenario's seed on.
+        message_prefix: text before a method's name in messages, such as the methods' file.
+
+    Raises:
+        ScenarioError: a scenario is wrong (the message names the cell or the method), two labels are equal, or two tuned values
+            have the same text.
     """
     table, names = dump_table(base), shorten_keys([*grid, *tune])
     rows = [(method, point, _format_label(method, point, names)) for method in methods for point in _expand_grid(grid)]
@@ -113,25 +156,25 @@ def plan_cells(
     for label in labels:
         if labels.count(label) > 1:
             raise ScenarioError(
-                f'{message_prefix}two methods and grid values give the same label, "{label}": rename the method'
+                f'{message_prefix}two pairs of method and grid values have the same label, "{label}": rename the method'
             )
     columns = list(_expand_grid(tune))
     folders = assign_unique_slugs(labels, reserved=(SWEEP_FILE,))
-    below = assign_unique_slugs(dict.fromkeys(format_settings(point, names) for point in columns))
-    if len(below) < len(columns):
-        raise ScenarioError("tune: two values look the same when they are shown")
-    out = []
+    subfolders = assign_unique_slugs(dict.fromkeys(format_settings(point, names) for point in columns))
+    if len(subfolders) < len(columns):
+        raise ScenarioError("tune: two values have the same text in a label")
+    plan = []
     for seed, tuned, (method, point, label) in itertools.product(range(base.seed, base.seed + seeds), columns, rows):
-        parts = [folders[label], *([below[format_settings(tuned, names)]] if tuned else []), f"seed-{seed}"]
+        parts = [folders[label], *([subfolders[format_settings(tuned, names)]] if tuned else []), f"seed-{seed}"]
         cell = Cell("/".join(parts), label, method, point, tuned, seed)
         try:
-            ours = apply_settings(Scenario, table, methods[method])
-            scenario = parse_scenario(apply_settings(Scenario, ours, {**point, **tuned, "seed": seed}))
+            method_table = apply_settings(Scenario, table, methods[method])
+            scenario = parse_scenario(apply_settings(Scenario, method_table, {**point, **tuned, "seed": seed}))
             PythonObjects().check(scenario)
         except ScenarioError as error:
             raise ScenarioError(_format_cell_error(error, cell, table, methods[method], message_prefix)) from None
-        out.append(PlannedCell(cell, scenario))
-    return out
+        plan.append(PlannedCell(cell, scenario))
+    return plan
 
 
 def _expand_grid(grid: Grid) -> Iterator[dict[str, Any]]:
@@ -146,15 +189,19 @@ def _format_label(method: str, point: DottedSettings, names: Mapping[str, str]) 
 def _format_cell_error(
     error: ScenarioError, cell: Cell, table: Mapping[str, Any], method: DottedSettings, message_prefix: str
 ) -> str:
-    """The message with what it is about in front: the method, if that is wrong by itself, else the cell."""
+    """Return an error's message after its subject: the method, if the method alone gives the same error, else the cell."""
     try:
         parse_scenario(apply_settings(Scenario, table, method))
-    except ScenarioError as alone:
-        if str(alone) == str(error):
+    except ScenarioError as method_error:
+        if str(method_error) == str(error):
             return f"{message_prefix}[{cell.method}]: {error}"
     return f'cell "{cell}": {error}'
 
 
 def collect_keys(settings: Iterable[DottedSettings]) -> tuple[str, ...]:
-    """All keys that any of them has, in order of appearance."""
-    return tuple(dict.fromkeys(key for some in settings for key in some))
+    """Return the keys of all settings, in order of appearance.
+
+    >>> collect_keys([{"uplink.density": 0.1}, {"client.lr": 0.2, "uplink.density": 0.01}])
+    ('uplink.density', 'client.lr')
+    """
+    return tuple(dict.fromkeys(key for table in settings for key in table))

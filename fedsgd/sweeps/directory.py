@@ -1,4 +1,4 @@
-"""What a sweep finds in its folder when it begins: the cells that are done, and what must not be touched."""
+"""Folder of a sweep: its lock, its file, and the state of cells from earlier calls."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, SWEEP_FILE, Cell, PlannedC
 
 @contextmanager
 def locked_directory(out: Path) -> Iterator[None]:
-    """The folder, made if need be, for one sweep at a time. OutputError if it is not a sweep's, or another one is at it."""
+    """Create the folder if necessary, and lock it against other sweeps while the context is open.
+
+    Raises:
+        OutputError: the folder has other files but no sweep.json, or another sweep has locked it.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        present = sorted(path.name for path in out.iterdir())
+        names = sorted(path.name for path in out.iterdir())
     except OSError as error:
-        raise OutputError(f"{out}: cannot be made or read ({error.strerror}); choose a folder with --out") from None
-    if present and SWEEP_FILE not in present:
-        shown = ", ".join(present[:3])
-        raise OutputError(f"{out}: holds no {SWEEP_FILE} (but {shown}), so it is not a sweep's; choose another folder")
+        raise OutputError(f"{out}: cannot be created or read ({error.strerror}); choose a folder with --out") from None
+    if names and SWEEP_FILE not in names:
+        examples = ", ".join(names[:3])
+        raise OutputError(f"{out}: not the folder of a sweep: it has no {SWEEP_FILE}, but {examples}; choose another folder")
     try:
         import fcntl
-    except ImportError:  # not on this system
+    except ImportError:  # the system has no such module
         yield
         return
     descriptor = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone when this process is, however it ends
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases the lock when this process ends
     except BlockingIOError:
         os.close(descriptor)
         raise OutputError(f"{out}: another sweep is writing to it") from None
@@ -54,15 +58,22 @@ def save(sweep: Sweep) -> None:
 
 
 def resume(out: Path, plan: Sequence[PlannedCell], overwrite: bool, retry_failed: bool) -> Sweep:
-    """The planned cells, each as far as it is done already, and finished ones that are no longer asked for.
+    """Return the planned cells with their present states, then finished cells of earlier calls that are not planned.
 
-    OutputError, and nothing is changed, if a cell is finished with another scenario, unless `overwrite`: then it is waiting.
+    Args:
+        out: folder of the sweep.
+        plan: planned cells.
+        overwrite: whether a cell that is finished with another scenario runs again.
+        retry_failed: whether cells that failed with a deterministic error run again.
+
+    Raises:
+        OutputError: without `overwrite`, a cell is finished with another scenario; no file was changed.
     """
-    before = {cell.folder: cell for cell in Sweep.read(out).cells} if (out / SWEEP_FILE).exists() else {}
-    cells = [_resume_cell(out, one, before.get(one.cell.folder), overwrite, retry_failed) for one in plan]
-    asked = {cell.folder for cell in cells}
-    others = [cell for cell in before.values() if cell.folder not in asked and _is_finished(out / cell.folder)]
-    cells += [replace(cell, state="finished", error=None, cause=None) for cell in others]
+    previous = {cell.folder: cell for cell in Sweep.read(out).cells} if (out / SWEEP_FILE).exists() else {}
+    cells = [_resume_cell(out, planned, previous.get(planned.cell.folder), overwrite, retry_failed) for planned in plan]
+    planned_folders = {cell.folder for cell in cells}
+    unplanned = [cell for cell in previous.values() if cell.folder not in planned_folders and _is_finished(out / cell.folder)]
+    cells += [replace(cell, state="finished", error=None, cause=None) for cell in unplanned]
     tuned, grid = collect_keys(cell.tuned for cell in cells), collect_keys(cell.grid for cell in cells)
     return Sweep(out, plan[0].scenario.name, tuned, grid, tuple(cells))
 
@@ -72,7 +83,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _is_truncated(folder: Path) -> bool:
-    """Return whether the disk was full when the run was over: no parameters beside the tables, or tables without their end."""
+    """Return whether the disk was full at the end of the run: the parameters or rows of a table are missing."""
     tables = [folder / name for name in ("rounds.parquet", "ledger.parquet")]
     if not all(path.exists() for path in tables):
         return False
@@ -110,19 +121,20 @@ def _resume_cell(out: Path, planned_cell: PlannedCell, previous_cell: Cell | Non
 
 
 def _find_difference(path: Path, scenario: Scenario) -> str:
-    """What is another setting in the resolved scenario there than in the one asked for; nothing if none is."""
+    """Return the first setting in which a stored scenario differs from the planned scenario, as text; "" if none differs."""
     try:
-        there = load(path)
+        stored_scenario = load(path)
     except ScenarioError as error:
         return str(error)
-    if scenario.engine.name == "auto":  # which is resolved there
-        there = there.with_settings({"engine": {**dump_table(scenario.engine), "update": there.engine.update}})
-    found, wanted = dict(flatten_settings(dump_table(there))), dict(flatten_settings(dump_table(scenario)))
-    for key in dict.fromkeys([*wanted, *found]):
-        if found.get(key) != wanted.get(key):
-            return f"{key} is {_value_text(found, key)} there, and {_value_text(wanted, key)} was asked for"
+    if scenario.engine.name == "auto":  # the stored scenario has the selected engine
+        engine = {**dump_table(scenario.engine), "update": stored_scenario.engine.update}
+        stored_scenario = stored_scenario.with_settings({"engine": engine})
+    stored, planned = dict(flatten_settings(dump_table(stored_scenario))), dict(flatten_settings(dump_table(scenario)))
+    for key in dict.fromkeys([*planned, *stored]):
+        if stored.get(key) != planned.get(key):
+            return f"{key} is {_format_setting(stored, key)} there, but {_format_setting(planned, key)} in this sweep"
     return ""
 
 
-def _value_text(table: Mapping[str, Any], key: str) -> str:
+def _format_setting(table: Mapping[str, Any], key: str) -> str:
     return repr(table[key]) if key in table else "unset"

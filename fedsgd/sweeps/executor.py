@@ -1,4 +1,4 @@
-"""Running cells, here one after the other, or in processes, several at a time."""
+"""Execution of cells: one after the other in this process, or several at a time in processes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class CellOutcome:
     Attributes:
         seconds: duration of the run.
         cause: name of the error's class in fedsgd.errors, None for a run without an error.
-        error: the error's message.
-        warnings: lines about settings that a component is not made for.
+        error: message of the error.
+        warnings: lines about settings that are outside a component's valid use.
     """
 
     seconds: float
@@ -45,20 +45,23 @@ class CellOutcome:
     warnings: tuple[str, ...] = ()
 
     def to_error(self) -> FedsgdError:
-        """The error again, as one that has nothing but a message."""
-        known = {cls.__name__: cls for cls in (errors.DataError, errors.ModelError, errors.LawError, ScenarioError)}
-        return known.get(self.cause or "", FedsgdError)(self.error)
+        """Return an error with the outcome's message, of the same class if that class takes only a message."""
+        classes = {cls.__name__: cls for cls in (errors.DataError, errors.ModelError, errors.LawError, ScenarioError)}
+        return classes.get(self.cause or "", FedsgdError)(self.error)
 
 
 CellResults = Generator[tuple[Cell, CellOutcome], None, None]
-"""Cells as they end. To be closed."""
+"""Generator of cells with their outcomes, in the order in which they end. It must be closed."""
 
 
 def run_cell(
     scenario: Scenario, folder: Path, data: str | None, on_round: Callable[[RoundRecord], None] | None = None
 ) -> CellOutcome:
-    """Run it into its folder. Only an OutputError, which is not of the experiment's making, and what is not ours are raised."""
-    begun, texts = time.perf_counter(), []
+    """Run a scenario into a folder, and return its outcome.
+
+    An error of fedsgd becomes part of the outcome. OutputError, which the scenario does not cause, and other errors are raised.
+    """
+    start, texts = time.perf_counter(), []
     try:
         with _record_warnings() as texts:
             run = import_by_path("fedsgd.experiment.runner:run")  # imports torch, which the plan of a sweep does not need
@@ -67,22 +70,22 @@ def run_cell(
         raise
     except FedsgdError as error:
         cause = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
-        return CellOutcome(time.perf_counter() - begun, cause, str(error), tuple(texts))
-    return CellOutcome(time.perf_counter() - begun, warnings=tuple(texts))
+        return CellOutcome(time.perf_counter() - start, cause, str(error), tuple(texts))
+    return CellOutcome(time.perf_counter() - start, warnings=tuple(texts))
 
 
 @contextmanager
 def _record_warnings() -> Iterator[list[str]]:
-    """Yield the list that takes up each ScenarioWarning, which the sweep issues once for all cells."""
+    """Yield a list that receives the text of each ScenarioWarning. The sweep issues each text once for all cells."""
     texts: list[str] = []
     with warnings.catch_warnings():
-        show_other = warnings.showwarning
+        show_warning = warnings.showwarning
 
-        def record(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        def record(message: Warning | str, category: type[Warning], *arguments: Any, **options: Any) -> None:
             if issubclass(category, ScenarioWarning):
                 texts.append(str(message))
             else:
-                show_other(message, category, *where, **more)
+                show_warning(message, category, *arguments, **options)
 
         warnings.simplefilter("always", ScenarioWarning)
         warnings.showwarning = record
@@ -90,10 +93,10 @@ def _record_warnings() -> Iterator[list[str]]:
 
 
 def run_sequentially(plan: Sequence[PlannedCell], out: Path, data: str | None, on_round: RoundCallback | None) -> CellResults:
-    """Runs the cells in this process."""
-    for one in plan:
-        show = None if on_round is None else _bind_cell(one.cell, on_round)
-        yield one.cell, run_cell(one.scenario, out / one.cell.folder, data, show)
+    """Run cells in this process, one after the other."""
+    for planned in plan:
+        on_cell_round = None if on_round is None else _bind_cell(planned.cell, on_round)
+        yield planned.cell, run_cell(planned.scenario, out / planned.cell.folder, data, on_cell_round)
 
 
 def _bind_cell(cell: Cell, on_round: RoundCallback) -> Callable[[RoundRecord], None]:
@@ -101,58 +104,67 @@ def _bind_cell(cell: Cell, on_round: RoundCallback) -> Callable[[RoundRecord], N
 
 
 def run_in_processes(plan: Sequence[PlannedCell], out: Path, data: str | None, jobs: int) -> CellResults:
-    """Runs the cells in so many processes, and gives them as they end. However this is left, none of these is left running; if
-    this process is killed they end by themselves. FedsgdError if one of them is."""
-    before, started = {*mp.active_children()}, set()
+    """Run cells in `jobs` processes, and yield their outcomes in the order in which they end.
+
+    No process remains after an error or an interrupt. If this process is killed, the processes end by themselves.
+
+    Raises:
+        ScenarioError: the main script starts the sweep without `if __name__ == "__main__":`.
+        FedsgdError: a process was killed.
+    """
+    other_processes, processes = {*mp.active_children()}, set()
     pool = ProcessPoolExecutor(min(jobs, len(plan)), mp.get_context("spawn"), initializer=_initialize_process)
     try:
         with _block_interrupts(), single_threaded_children(), hide_missing_main():
             futures: dict[Future[CellOutcome], Cell] = {}
-            for one in plan:
-                futures[pool.submit(run_cell, one.scenario, out / one.cell.folder, data)] = one.cell
-                started |= {*mp.active_children()} - before
+            for planned in plan:
+                futures[pool.submit(run_cell, planned.scenario, out / planned.cell.folder, data)] = planned.cell
+                processes |= {*mp.active_children()} - other_processes
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
         pool.shutdown()
     except BrokenProcessPool:
         pool.shutdown()
-        if any(process.exitcode == EXIT_MISSING_MAIN_GUARD for process in started):
+        if any(process.exitcode == EXIT_MISSING_MAIN_GUARD for process in processes):
             raise ScenarioError(
-                "jobs: each process imports the script that is run, and this one starts a sweep when it is imported: "
-                'put that under `if __name__ == "__main__":`'
+                "jobs: each process imports the main script, and this script starts a sweep when it is imported: "
+                'start the sweep under `if __name__ == "__main__":`'
             ) from None
-        raise FedsgdError("a process of the sweep was killed, perhaps for want of memory: try fewer --jobs") from None
+        raise FedsgdError("a process of the sweep was killed; it may have run out of memory: use fewer --jobs") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in {*mp.active_children()} - before:
+        for process in {*mp.active_children()} - other_processes:
             process.kill()
         pool.shutdown()
 
 
 @contextmanager
 def _block_interrupts() -> Iterator[None]:
-    """Processes that are started here are deaf to Ctrl-C from their first moment; what was pressed comes afterwards."""
+    """Block SIGINT, so that processes that are started in the context never receive Ctrl-C.
+
+    A signal that arrives meanwhile is delivered to this process at the end.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    blocked_signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_signals)
 
 
 # ----------------------------------------------------------------------------------------------------- in the process of a cell
 
 
 def _initialize_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the sweep, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles an interrupt, and ends this process
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    sys.stdout = sys.stderr  # what somebody's own module prints is not a result
+    sys.stdout = sys.stderr  # the output of a user's module is not a result
 
 
 def _exit_with_parent() -> None:
-    sweep = mp.parent_process()
-    if sweep is not None:
-        sweep.join()
+    parent = mp.parent_process()
+    if parent is not None:
+        parent.join()
         os._exit(1)

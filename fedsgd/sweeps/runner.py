@@ -1,4 +1,4 @@
-"""Making a sweep: what is asked, what is done already, and the rest run."""
+"""Run of a sweep: plan the cells, read the finished cells, and run the remaining cells."""
 
 from __future__ import annotations
 
@@ -38,46 +38,62 @@ def sweep(
 ) -> Sweep:
     """Run a scenario with every method, grid value, tuned value and seed, each into a run folder.
 
-    methods: label → settings over the scenario, nested or dotted; or a TOML file with a table for each. grid: dotted key → its
-    values, which become part of the label. tune: the same for what is to be chosen for each label by whoever compares. seeds:
-    how many, from the scenario's on. jobs: processes; results do not depend on it, and with several a script must start its
-    sweep under `if __name__ == "__main__":`. out: by default runs/NAME-sweep. What is finished there is not run again, nor
-    what failed by itself unless `retry_failed`; cells that are finished with another scenario are an OutputError, or run anew
-    with `overwrite`. Every cell's scenario is checked before any runs.
+    All scenarios are checked before the first run. Finished cells do not run again. Cells that failed with a RunError run again
+    only with `retry_failed`. A RunError is a cell's result. Any other error of fedsgd ends the sweep if no cell has ended
+    before, for example for missing data. Otherwise it counts as the cell's failure, and the cell runs again in the next call.
 
-    A RunError is a cell's own result. Any other error of ours ends the sweep if no cell has ended before, as with data that
-    are not there, and else counts as that cell's failure, which is tried again next time. on_begin: called with what is done
-    already; on_round: after each round, with one job; on_cell: after each cell, with the seconds that it took. Cells that run
-    in the same process have the peak memory of the largest so far. A ScenarioWarning of several cells is issued once, after the
-    first of them, with its label.
+    Cells that run in the same process have the peak memory of the largest cell so far. A ScenarioWarning of several cells is
+    issued once, with the label of the first cell.
+
+    Args:
+        scenario: scenario, or the path of a scenario file.
+        methods: settings over the scenario by label, nested or dotted; or a TOML file with a table for each label.
+        grid: values by dotted key, which become part of the label.
+        tune: values by dotted key, of which an analysis selects one for each label.
+        seeds: number of seeds, from the scenario's seed on.
+        jobs: number of processes, which does not change results. With more than one, a script must start the sweep under
+            `if __name__ == "__main__":`.
+        out: folder of the sweep, by default runs/NAME-sweep.
+        data: folder of the data files.
+        overwrite: whether cells that are finished with another scenario run again.
+        retry_failed: whether cells that failed with a RunError run again.
+        on_begin: called with the sweep before the first run.
+        on_round: called with the cell and the record after each round, if `jobs` is 1.
+        on_cell: called after each cell with the sweep, the cell and its duration in seconds.
+
+    Returns:
+        The sweep with the states of all cells.
+
+    Raises:
+        ScenarioError: a setting is wrong, or the script starts the sweep without `if __name__ == "__main__":`.
+        OutputError: the folder belongs to no sweep or is in use; or a cell is finished with another scenario.
+        FedsgdError: the first cell failed with an error other than a RunError, or a process was killed.
     """
     if getattr(mp.current_process(), "_inheriting", False):
-        os._exit(
-            EXIT_MISSING_MAIN_GUARD
-        )  # a process that was started for a cell is importing the script, which lacks its guard
-    for name, number, most in (("seeds", seeds, MAX_SEEDS), ("jobs", jobs, MAX_PROCESSES)):
-        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:
-            raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {most}")
+        os._exit(EXIT_MISSING_MAIN_GUARD)  # this process was started for a cell, and imports a main script without a guard
+    for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", jobs, MAX_PROCESSES)):
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= limit:
+            raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {limit}")
     check_paths(out=out, data=data)
     plan = _plan_sweep(scenario, methods, grid or {}, tune or {}, seeds)
     folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else expand_user_path(out)
     with locked_directory(folder):
-        made = resume(folder, plan, overwrite, retry_failed)
-        save(made)
+        current_sweep = resume(folder, plan, overwrite, retry_failed)
+        save(current_sweep)
         if on_begin is not None:
-            on_begin(made)
-        waiting = {cell.folder for cell in made.cells if cell.state == "waiting"}
-        todo, known = [one for one in plan if one.cell.folder in waiting], set[str]()
-        with closing(_run_cells(todo, folder, None if data is None else str(data), jobs, on_round)) as ended:
-            for cell, outcome in ended:
-                made = _with_outcome(made, cell, outcome)
-                save(made)
-                for text in (text for text in outcome.warnings if text not in known):
-                    known.add(text)
+            on_begin(current_sweep)
+        waiting = {cell.folder for cell in current_sweep.cells if cell.state == "waiting"}
+        waiting_cells, issued_warnings = [planned for planned in plan if planned.cell.folder in waiting], set[str]()
+        with closing(_run_cells(waiting_cells, folder, None if data is None else str(data), jobs, on_round)) as results:
+            for cell, outcome in results:
+                current_sweep = _record_outcome(current_sweep, cell, outcome)
+                save(current_sweep)
+                for text in (text for text in outcome.warnings if text not in issued_warnings):
+                    issued_warnings.add(text)
                     warn_once(f"{cell.label}: {text}", ScenarioWarning, stacklevel=2)
                 if on_cell is not None:
-                    on_cell(made, next(c for c in made.cells if c.folder == cell.folder), outcome.seconds)
-    return made
+                    on_cell(current_sweep, next(c for c in current_sweep.cells if c.folder == cell.folder), outcome.seconds)
+    return current_sweep
 
 
 def _plan_sweep(
@@ -87,36 +103,36 @@ def _plan_sweep(
     tune: Mapping[str, Sequence[Any]],
     seeds: int,
 ) -> list[PlannedCell]:
-    """Every cell, checked."""
+    """Check the arguments of a sweep, and return all cells with checked scenarios."""
     check_grids(grid, tune)
     _, scenario = open_scenario(scenario)
-    asked: Mapping[str, DottedSettings] = {scenario.name: {}}
-    where = ""
+    settings_by_method: Mapping[str, DottedSettings] = {scenario.name: {}}
+    message_prefix = ""
     if isinstance(methods, str | Path):
-        where, methods = f"{methods}: ", read_methods(expand_user_path(methods))
+        message_prefix, methods = f"{methods}: ", read_methods(expand_user_path(methods))
     if methods is not None:
-        asked = normalize_methods(methods, where)
-    return plan_cells(scenario, asked, grid, tune, seeds, where)
+        settings_by_method = normalize_methods(methods, message_prefix)
+    return plan_cells(scenario, settings_by_method, grid, tune, seeds, message_prefix)
 
 
 def _run_cells(
     planned_cells: Sequence[PlannedCell], out: Path, data: str | None, jobs: int, on_round: RoundCallback | None
 ) -> CellResults:
-    """The cells as they end. An error that is none of the experiment's own is raised where nothing has been learnt before."""
+    """Yield cells in the order in which they end. Raise an error that is not deterministic if no cell has ended before."""
     if not planned_cells:
         return
-    learnt = False
+    has_result = False
     cells = (
         run_sequentially(planned_cells, out, data, on_round) if jobs == 1 else run_in_processes(planned_cells, out, data, jobs)
     )
     with closing(cells):
         for cell, outcome in cells:
-            if outcome.cause is not None and outcome.cause not in DETERMINISTIC_ERRORS and not learnt:
+            if outcome.cause is not None and outcome.cause not in DETERMINISTIC_ERRORS and not has_result:
                 raise outcome.to_error()
-            learnt = True
+            has_result = True
             yield cell, outcome
 
 
-def _with_outcome(current_sweep: Sweep, cell: Cell, outcome: CellOutcome) -> Sweep:
-    ended = replace(cell, state="finished" if outcome.cause is None else "failed", error=outcome.error, cause=outcome.cause)
-    return replace(current_sweep, cells=tuple(ended if one.folder == cell.folder else one for one in current_sweep.cells))
+def _record_outcome(current_sweep: Sweep, cell: Cell, outcome: CellOutcome) -> Sweep:
+    new_cell = replace(cell, state="finished" if outcome.cause is None else "failed", error=outcome.error, cause=outcome.cause)
+    return replace(current_sweep, cells=tuple(new_cell if c.folder == cell.folder else c for c in current_sweep.cells))

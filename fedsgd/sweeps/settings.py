@@ -1,4 +1,4 @@
-"""What a sweep is asked for: grids of settings, and files of methods."""
+"""Settings of a sweep: grids of values, and files of methods."""
 
 from __future__ import annotations
 
@@ -15,24 +15,32 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.system.user_files import read_text
 
 DottedSettings = Mapping[str, Any]
-"""Dotted key → value."""
+"""Values by dotted key."""
 Grid = Mapping[str, Sequence[Any]]
-"""Dotted key → the values that it takes in turn."""
+"""Lists of values by dotted key."""
+_SEED_HINT = "a sweep sets the seeds itself; use `seeds` for their number"
 
 
 # ------------------------------------------------------------------------------------------------------------------------ grids
 
 
 def parse_grids(texts: Iterable[str], option: str) -> dict[str, list[Any]]:
-    """`KEY=V1,V2,...` → values as `--set` takes them; `KEY=[V1, V2]` → the items of a TOML array, which may hold commas.
-    option: what they were given with, for messages."""
+    """Parse the grid of a command line.
+
+    >>> parse_grids(["uplink.compressor.density=0.1,0.01", "model.hidden=[[64], [32, 32]]"], "--grid")
+    {'uplink.compressor.density': [0.1, 0.01], 'model.hidden': [[64], [32, 32]]}
+
+    Args:
+        texts: `KEY=V1,V2,...` with values as for `--set`; or `KEY=[V1, V2]`, a TOML array whose items may contain commas.
+        option: name of the command line's option, for messages.
+    """
     grid: dict[str, list[Any]] = {}
     for text in texts:
         key, equals, values = (part.strip() for part in text.partition("="))
         if not equals or not key or not all(key.split(".")):
             raise ScenarioError(f"{option} {text}: expected KEY=V1,V2,..., for example uplink.compressor.density=0.001,0.01")
         if key in grid:
-            raise ScenarioError(f"{option} {key}: given twice, expected all its values in one {option}")
+            raise ScenarioError(f"{option} {key}: got it twice, expected all values in one {option}")
         grid[key] = _parse_array(values, f"{option} {key}") if values.startswith("[") else _parse_list(key, values, option)
     return grid
 
@@ -41,7 +49,7 @@ def _parse_array(text: str, message_prefix: str) -> list[Any]:
     try:
         values = tomllib.loads(f"values = {text}")["values"]
     except ValueError as error:
-        raise ScenarioError(f"{message_prefix}: not a TOML array: {error}; where values are arrays: [[64], [32, 32]]") from None
+        raise ScenarioError(f"{message_prefix}: not a TOML array: {error}; example with arrays: [[64], [32, 32]]") from None
     return list(values)
 
 
@@ -50,23 +58,27 @@ def _parse_list(key: str, text: str, option: str) -> list[Any]:
     for piece in (piece.strip() for piece in text.split(",")):
         value = parse_setting(f"{key}={piece}")[1]
         if isinstance(value, str) and value == piece and piece[:1] in ("{", "[", '"', "'"):
-            raise ScenarioError(f"{option} {key}: got {piece!r}, expected {key}=[...], a TOML array, where values hold commas")
+            raise ScenarioError(f"{option} {key}: got {piece!r}, expected a TOML array, {key}=[...], for values with commas")
         values.append(value)
     return values
 
 
 def check_grids(grid: Grid, tune: Grid) -> None:
-    """ScenarioError for a key that is in both, that has no values or the same one twice, or that is not for grids."""
-    for option, given in (("grid", grid), ("tune", tune)):
-        if not isinstance(given, Mapping):
+    """Check the grid and the tuned values of a sweep.
+
+    Raises:
+        ScenarioError: a key is in both, is `seed`, or has no values or equal values.
+    """
+    for option, option_grid in (("grid", grid), ("tune", tune)):
+        if not isinstance(option_grid, Mapping):
             raise ScenarioError(
-                f"{option}: got {describe_value(given)}, expected a dictionary of lists of values by dotted key"
+                f"{option}: got {describe_value(option_grid)}, expected a dictionary of lists of values by dotted key"
             )
-        for key, values in given.items():
+        for key, values in option_grid.items():
             if not isinstance(key, str):
                 raise ScenarioError(f'{option}: got the key {describe_value(key)}, expected a dotted key: "server.cohort"')
             if key == "seed":
-                raise ScenarioError(f"{option} seed: a sweep goes over seeds by itself, as many as `seeds` says")
+                raise ScenarioError(f"{option} seed: {_SEED_HINT}")
             if isinstance(values, str) or not isinstance(values, Sequence):
                 raise ScenarioError(f"{option} {key}: got {values!r}, expected a list of values")
             if not values:
@@ -78,75 +90,93 @@ def check_grids(grid: Grid, tune: Grid) -> None:
                     raise ScenarioError(f"{option} {key}: got {value!r} twice")
     for key in grid:
         if key in tune:
-            raise ScenarioError(f"{key}: is in the grid and tuned too, expected one of them")
+            raise ScenarioError(f"{key}: got it in grid and in tune, expected it in one of them")
 
 
-def _is_same_value(one: Any, other: Any) -> bool:
-    """Whether two values set the same: 1 and 1.0 do, 1 and true do not."""
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+def _is_same_value(value: Any, other: Any) -> bool:
+    """Return whether two values are the same setting: 1 and 1.0 are, 1 and true are not."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- methods
 
 
 def read_methods(path: Path) -> dict[str, Any]:
-    """Label → settings as nested tables, from a TOML file in which each table is a method."""
+    """Read a TOML file of methods: a table of settings for each label.
+
+    Raises:
+        ScenarioError: the file cannot be read, or is not TOML.
+    """
     try:
         return tomllib.loads(read_text(path))
     except OSError as error:
-        near = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
-        raise ScenarioError(f"{path}: cannot be read ({error.strerror}){suggest_name(path.name, near)}") from None
+        other_names = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
+        raise ScenarioError(f"{path}: cannot be read ({error.strerror}){suggest_name(path.name, other_names)}") from None
     except (ValueError, RecursionError) as error:
         hint = '; a label with spaces is quoted: ["top-k 1 %"]' if isinstance(error, tomllib.TOMLDecodeError) else ""
         raise ScenarioError(f"{path}: not valid TOML: {error}{hint}") from None
 
 
 def normalize_methods(methods: Mapping[str, Any], message_prefix: str) -> dict[str, DottedSettings]:
-    """Label → dotted settings. where: what to put in front of messages."""
+    """Check methods, and return dotted settings by label.
+
+    Args:
+        methods: settings by label, nested or dotted.
+        message_prefix: text before messages, such as the methods' file.
+
+    Raises:
+        ScenarioError: a label or a setting is wrong, or there is no method.
+    """
     if not isinstance(methods, Mapping):
         raise ScenarioError(
             f"methods: got {describe_value(methods)}, expected a dictionary of settings by label, or the path of a TOML file"
         )
     if not methods:
-        raise ScenarioError(f"{message_prefix}holds no methods, expected a table for each")
-    out: dict[str, DottedSettings] = {}
+        raise ScenarioError(f"{message_prefix}got no methods, expected a table for each method")
+    settings_by_label: dict[str, DottedSettings] = {}
     for label, table in methods.items():
         if not isinstance(label, str):
-            raise ScenarioError(f"{message_prefix}[{label!r}]: expected a label, a text")
+            raise ScenarioError(f"{message_prefix}[{label!r}]: expected a text as the label")
         if not isinstance(table, Mapping):
             raise ScenarioError(f"{message_prefix}{label}: expected a table of settings, one for each method, got {table!r}")
         if not label.strip() or not label.isprintable():
-            raise ScenarioError(f"{message_prefix}[{label!r}]: expected a name that can be printed")
+            raise ScenarioError(f"{message_prefix}[{label!r}]: expected a label of printable characters")
         check_settings(table, f"{message_prefix}[{label}]")
-        out[label] = flatten_table(table)
-        if "seed" in out[label]:
-            raise ScenarioError(f"{message_prefix}[{label}]: seed: a sweep goes over seeds by itself, as many as `seeds` says")
-    return out
+        settings_by_label[label] = flatten_table(table)
+        if "seed" in settings_by_label[label]:
+            raise ScenarioError(f"{message_prefix}[{label}]: seed: {_SEED_HINT}")
+    return settings_by_label
 
 
 def flatten_table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables as dotted settings: sections are gone into. A component's table is a value, which replaces all of what is
-    there, if it names the component; else its keys are set in what is there."""
-    out: dict[str, Any] = {}
+    """Return nested tables as dotted settings.
+
+    A component's table with the component's name is one value, which replaces the whole component. Without a name, its keys are
+    set in the present component.
+
+    >>> flatten_table({"uplink": {"compressor": {"name": "top-k", "density": 0.01}}, "client": {"optimizer": {"lr": 0.1}}})
+    {'uplink.compressor': {'name': 'top-k', 'density': 0.01}, 'client.optimizer.lr': 0.1}
+    """
+    settings: dict[str, Any] = {}
     for key, value in table.items():
         cls = _find_class(key)
         if isinstance(value, Mapping) and cls is not None and not _names_component(cls, value):
-            out.update(flatten_table({f"{key}.{inner}": item for inner, item in value.items()}))
+            settings.update(flatten_table({f"{key}.{inner_key}": item for inner_key, item in value.items()}))
         else:
-            out[key] = value
-    return out
+            settings[key] = value
+    return settings
 
 
-def _find_class(dotted: str) -> type | None:
-    """The section or component family that a scenario has there; None for plain values and where there is nothing."""
+def _find_class(dotted_key: str) -> type | None:
+    """Return the section or component family of a scenario at a dotted key; None for plain values and unknown keys."""
     cls: type | None = Scenario
-    for part in dotted.split("."):
+    for part in dotted_key.split("."):
         cls = None if cls is None else component_type(field_types(cls).get(part))
     return cls
 
 
 def _names_component(cls: type, table: Mapping[str, Any]) -> bool:
-    """Whether the table says which component it is. A section is none, even if it has a `name`."""
+    """Return whether a table names its component. A section is not a component, even if it has a key `name`."""
     if issubclass(cls, SettingsSection) or not issubclass(cls, Component):
         return False
     return "name" in table or any(key in REGISTRIES[cls].implied_names for key in table)

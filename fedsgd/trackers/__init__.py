@@ -1,6 +1,6 @@
-"""Where people already look at their runs: trackers by name, and the protocol for one's own.
+"""Trackers, which send the metrics of runs to TensorBoard, MLflow or a user's own tool.
 
-To add one: write its file, add its line below, and an extra of the same name to pyproject.toml.
+To add a tracker, write a module with its name, add a line to `TRACKERS`, and add an extra with its name to pyproject.toml.
 """
 
 from __future__ import annotations
@@ -22,16 +22,23 @@ __all__ = [
 ]
 
 TRACKERS = {"tensorboard": "TensorBoard", "mlflow": "MLflow"}
-"""Name → the class of that name's module. Each needs the extra that is called as it is."""
+"""Class by the name of its module. Each tracker needs the extra of the same name."""
 
 
 def create_tracker(name: str) -> Tracker:
-    """The tracker of this name. ScenarioError if there is none, or if what it needs is not installed."""
+    """Return a tracker with default settings.
+
+    Args:
+        name: key of `TRACKERS`.
+
+    Raises:
+        ScenarioError: no tracker has this name, or a package that the tracker needs is not installed.
+    """
     if name not in TRACKERS:
         raise ScenarioError(f'--track: got "{name}"{suggest_name(name, TRACKERS)}')
     try:
         module = importlib.import_module(f"fedsgd.trackers.{name}")
     except ModuleNotFoundError as error:
         raise ScenarioError(f"--track {name} needs pip install 'fedsgd[{name}]' ({error})") from error
-    made: Tracker = getattr(module, TRACKERS[name])()
-    return made
+    tracker: Tracker = getattr(module, TRACKERS[name])()
+    return tracker

@@ -1,4 +1,4 @@
-"""The protocol of trackers, and what keeps a run from harm by them."""
+"""Protocol of trackers, and the group of a run's trackers, whose errors do not stop the run."""
 
 from __future__ import annotations
 
@@ -21,32 +21,44 @@ SettingValue = bool | int | float | str
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run that is about to train. scenario: resolved; folder: the run folder, if there is one."""
+    """Event before the first round of a run.
+
+    Attributes:
+        scenario: resolved scenario.
+        folder: run folder, None for a run without one.
+    """
 
     scenario: Scenario
     folder: Path | None = None
 
     @property
     def name(self) -> str:
-        """The run folder's name; without one, the scenario's."""
+        """Name of the run folder; without a run folder, the scenario's name."""
         return self.scenario.name if self.folder is None else self.folder.absolute().name
 
     @property
     def shared_folder(self) -> Path:
-        """Where what several runs share is written: the run folder's parent; without one, what is the parent by default."""
+        """Folder for files that several runs share: the parent of the run folder, by default `runs`."""
         return Path("runs").absolute() if self.folder is None else self.folder.absolute().parent
 
     @property
     def settings(self) -> dict[str, SettingValue]:
-        """Dotted key → value of every setting that has one, as `--set` takes them. A list is its JSON; tables in a list are
-        numbered from 0."""
+        """Values of all settings by dotted key, as for `--set`.
+
+        A list is a JSON text. Tables in a list are numbered from 0.
+        """
         return dict(_flatten_settings(dump_table(self.scenario), ""))
 
 
 @dataclass(frozen=True)
 class RunFinished:
-    """A run that is over. summary: as in summary.json, None if it failed; error: what it failed of, KeyboardInterrupt too;
-    priced: label of a network → seconds there from the start to the end of each round."""
+    """Event at the end of a run.
+
+    Attributes:
+        summary: contents of summary.json, None for a run that failed.
+        error: error that ended the run, which may be KeyboardInterrupt; None for a complete run.
+        seconds_by_network: [R] seconds from the start of the run to the end of each round, by the label of a network.
+    """
 
     summary: Mapping[str, Any] | None = None
     error: BaseException | None = None
@@ -54,39 +66,70 @@ class RunFinished:
 
 
 class Tracker(Protocol):
-    """Follows runs, one after the other. Who raises is reported once, and not called again in that run, which goes on."""
+    """Protocol of a tracker, which receives the events of one run after another.
+
+    A tracker that raises an error is reported by a `TrackerWarning`. It receives no more events of that run, which continues.
+
+    >>> class LossPrinter:
+    ...     def begin(self, run):
+    ...         print("begin", run.name)
+    ...     def round(self, record):
+    ...         print(record.round, record.metrics)
+    ...     def end(self, outcome):
+    ...         print("end")
+    >>> check_callbacks([LossPrinter()], {})
+    """
 
     def begin(self, run: RunStarted) -> None:
-        """Before the first round, when the run folder is there."""
+        """Receive the start of a run, after its folder was created and before its first round.
+
+        Args:
+            run: scenario and folder of the run.
+        """
 
     def round(self, record: RoundRecord) -> None:
-        """After each round."""
+        """Receive the end of a round.
+
+        Args:
+            record: bytes, metrics and participants of the round.
+        """
 
     def end(self, outcome: RunFinished) -> None:
-        """Once, however the run ended, short of a kill; the run folder is complete."""
+        """Receive the end of a run, once, also after an error; the run folder is then complete.
+
+        Args:
+            outcome: summary of the run, or its error.
+        """
 
 
 def check_callbacks(trackers: object, callbacks: Mapping[str, object]) -> None:
-    """Raise a ScenarioError for what is no sequence of trackers, and for callbacks that cannot be called.
+    """Check the types of trackers and callbacks.
 
     Args:
-        trackers: instances with the methods of `Tracker`.
-        calls: callback by the name of its argument; None for none.
+        trackers: sequence of instances with the methods of `Tracker`.
+        callbacks: callback by the name of its argument, None for no callback.
+
+    Raises:
+        ScenarioError: `trackers` is not such a sequence, or a callback is not callable.
     """
-    for name, call in callbacks.items():
-        if call is not None and not callable(call):
-            raise ScenarioError(f"{name}: got {describe_value(call)}, expected a function")
-    names = ("begin", "round", "end")
-    if not isinstance(trackers, Sequence) or not all(callable(getattr(one, name, None)) for one in trackers for name in names):
+    for name, callback in callbacks.items():
+        if callback is not None and not callable(callback):
+            raise ScenarioError(f"{name}: got {describe_value(callback)}, expected a function")
+    methods = ("begin", "round", "end")
+    if not isinstance(trackers, Sequence) or not all(callable(getattr(t, name, None)) for t in trackers for name in methods):
         raise ScenarioError(f"trackers: got {describe_value(trackers)}, expected a list of fedsgd.Tracker, each an instance")
 
 
 class TrackerWarning(RuntimeWarning):
-    """A tracker raised: which, and what."""
+    """Error that a tracker raised, with the tracker's class and method."""
 
 
 class TrackerGroup:
-    """The trackers of one run. Used as a context, it tells them of an error that leaves it."""
+    """Trackers of one run. As a context, the group sends `end` with the error if an error leaves the context.
+
+    Args:
+        trackers: trackers in the order in which they are called.
+    """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = list(trackers)
@@ -100,27 +143,39 @@ class TrackerGroup:
             self.end(RunFinished(error=error))
 
     def begin(self, run: RunStarted) -> None:
-        """Tell all of them."""
+        """Send the start of the run to all trackers.
+
+        Args:
+            run: scenario and folder of the run.
+        """
         for tracker in self._trackers:
-            self._active_trackers.append(tracker)  # from now on it is told of the end, of an interrupt in here too
+            self._active_trackers.append(tracker)  # before the call, so that the tracker receives `end` after an interrupt
             self._notify(tracker, "begin", run)
 
     def round(self, record: RoundRecord) -> None:
-        """Tell those that still follow."""
+        """Send the end of a round to all trackers without an error.
+
+        Args:
+            record: record of the round.
+        """
         for tracker in tuple(self._active_trackers):
             self._notify(tracker, "round", record)
 
     def end(self, outcome: RunFinished) -> None:
-        """Tell those that still follow, and nobody of anything after that."""
-        following, self._active_trackers = self._active_trackers, []
+        """Send the end of the run to all trackers without an error; later calls have no effect.
+
+        Args:
+            outcome: summary of the run, or its error.
+        """
+        trackers, self._active_trackers = self._active_trackers, []
         failures: list[str] = []
         interrupt: BaseException | None = None
-        for tracker in following:
+        for tracker in trackers:
             try:
                 tracker.end(outcome)
             except Exception as error:
                 failures.append(_describe_failure(tracker, "end", error))
-            except BaseException as error:  # who is impatient in one tracker must not leave the others open
+            except BaseException as error:  # an interrupt in one tracker must not leave the other trackers open
                 interrupt = error
         for failure in failures:
             warnings.warn(failure, TrackerWarning, stacklevel=2)
@@ -133,19 +188,19 @@ class TrackerGroup:
         except Exception as error:
             self._active_trackers = [other for other in self._active_trackers if other is not tracker]
             warnings.warn(
-                f"{_describe_failure(tracker, method, error)}; the run goes on without it", TrackerWarning, stacklevel=3
+                f"{_describe_failure(tracker, method, error)}; the run continues without it", TrackerWarning, stacklevel=3
             )
 
 
 def x_axes(record: RoundRecord) -> dict[str, int]:
-    """What a metric is drawn over → where this round is there; all but the network's time, which is known at the end."""
-    up, down = record.uplink_bytes, record.downlink_bytes
-    return {"round": record.round, "uplink bytes": up, "all bytes": up + down}
+    """Return the horizontal coordinate of a round by axis, without the time on a network, which is known after the run."""
+    uplink, downlink = record.uplink_bytes, record.downlink_bytes
+    return {"round": record.round, "uplink bytes": uplink, "all bytes": uplink + downlink}
 
 
 def round_metrics(record: RoundRecord) -> dict[str, float]:
-    """Return the figures of a round by the columns of rounds.parquet, and its compression ratios; without a None."""
-    known: dict[str, float | None] = {
+    """Return the figures of a round by the columns of rounds.parquet, and its compression ratios. None values are omitted."""
+    figures: dict[str, float | None] = {
         "uplink_bytes": record.uplink_bytes,
         "uplink_received_bytes": record.uplink_received_bytes,
         "downlink_bytes": record.downlink_bytes,
@@ -159,11 +214,15 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
         "lr": record.lr,
         "seconds": record.seconds,
     }
-    return {name: value for name, value in known.items() if value is not None}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def convert_to_milliseconds(outcome: RunFinished, n_rounds: int) -> Iterator[tuple[str, list[int]]]:
-    """(a network's label, the time there at the end of each round, as whole steps). ValueError if it is not one a round."""
+    """Yield (label of a network, [R] milliseconds at the end of each round).
+
+    Raises:
+        ValueError: a network has not one time for each round.
+    """
     for network, seconds in outcome.seconds_by_network.items():
         if len(seconds) != n_rounds:
             raise ValueError(f"{network}: {len(seconds)} times for {n_rounds} rounds")
@@ -176,9 +235,9 @@ def _describe_failure(tracker: Tracker, method: str, error: Exception) -> str:
 
 def _flatten_settings(value: Any, key: str) -> Iterator[tuple[str, SettingValue]]:
     if isinstance(value, Mapping):
-        for name, one in value.items():
-            yield from _flatten_settings(one, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
-        yield from _flatten_settings({str(i): one for i, one in enumerate(value)}, key)
+        for name, item in value.items():
+            yield from _flatten_settings(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        yield from _flatten_settings({str(i): item for i, item in enumerate(value)}, key)
     else:
         yield key, value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""TensorBoard: event files beside the run folder, by tensorboard's own writer, which needs neither TensorFlow nor torch."""
+"""Tracker for TensorBoard. It uses tensorboard's own writer, which needs neither TensorFlow nor torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
-from tensorboard.plugins.hparams import metadata as of_settings
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-from tensorboard.plugins.text import metadata as of_text
+from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from fedsgd.federation.round_record import RoundRecord
@@ -25,7 +25,7 @@ from fedsgd.trackers.base import RunFinished, RunStarted, convert_to_millisecond
 FLUSH_SECONDS = 2
 QUEUE_SIZE = 1000
 FILE_SUFFIX = ".fedsgd"
-"""How the names of our event files end: an earlier run's are removed, and no others."""
+"""Suffix of the event files of this tracker. Only files with this suffix are removed when a run is overwritten."""
 TAGS = {
     "uplink_bytes": "bytes/uplink",
     "uplink_received_bytes": "bytes/uplink received",
@@ -42,15 +42,18 @@ TAGS = {
     "lr": "clients/step size",
     "seconds": "seconds/round",
 }
-"""TensorBoard has a card a tag, and a group for what is before the slash."""
+"""Tags by the name of a figure. TensorBoard shows a card for each tag, grouped by the text before the slash."""
 
 
 class TensorBoard:
-    """Event files in FOLDER/NAME, by default in the folder `tensorboard` beside the run folder, under the same name.
+    """Tracker that writes event files to FOLDER/NAME, where NAME is the name of the run folder.
 
-    TensorBoard's horizontal axis is the step, so each metric is written once an axis: "accuracy/by round", "accuracy/by uplink
-    bytes", "accuracy/by all bytes" and, for each network, "accuracy/by milliseconds on ...". Steps are exact; values are
-    float32, as in every event file.
+    TensorBoard's horizontal axis is the step, so each metric is written once for each axis: "accuracy/by round", "accuracy/by
+    uplink bytes", "accuracy/by all bytes" and, for each network, "accuracy/by milliseconds on ...". Steps are exact. Values are
+    float32, as in all event files.
+
+    Args:
+        folder: folder of the event files of all runs, by default `tensorboard` next to the run folder.
     """
 
     _writer: EventFileWriter
@@ -60,16 +63,16 @@ class TensorBoard:
         self._folder = None if folder is None else expand_user_path(folder)
 
     def begin(self, run: RunStarted) -> None:
-        """The scenario, as text and as hyper-parameters."""
-        place = _prepare_folder(run, self._folder or run.shared_folder / "tensorboard")
+        """Write the scenario, as text and as hyper-parameters."""
+        folder = _prepare_folder(run, self._folder or run.shared_folder / "tensorboard")
         self._history = []
-        self._writer = EventFileWriter(str(place), QUEUE_SIZE, FLUSH_SECONDS, FILE_SUFFIX)
+        self._writer = EventFileWriter(str(folder), QUEUE_SIZE, FLUSH_SECONDS, FILE_SUFFIX)
         now = time.time()
         self._add_summary(now, 0, hparams_pb(run.settings, start_time_secs=now))
         self._add_summary(now, 0, Summary(value=[_build_text_value("scenario", f"```toml\n{run.scenario.to_toml()}```\n")]))
 
     def round(self, record: RoundRecord) -> None:
-        """A round's figures over rounds, and its metrics over every axis."""
+        """Write the figures of a round over rounds, and its metrics over each axis."""
         now, metrics = time.time(), dict(record.metrics or {})
         self._history.append((now, metrics))
         self._add_scalars(now, record.round, {TAGS[name]: value for name, value in round_metrics(record).items()})
@@ -77,22 +80,23 @@ class TensorBoard:
             self._add_scalars(now, step, {f"{name}/by {axis}": value for name, value in metrics.items()})
 
     def end(self, outcome: RunFinished) -> None:
-        """The metrics over time on networks, at the time of day when they were measured; and how the run ended."""
+        """Write the metrics over time on networks, each with the wall time of its round, and the status of the run."""
         try:
             for network, steps in convert_to_milliseconds(outcome, len(self._history)):
-                for (then, metrics), step in zip(self._history, steps, strict=True):
-                    self._add_scalars(then, step, {f"{name}/by milliseconds on {network}": v for name, v in metrics.items()})
+                suffix = f"/by milliseconds on {network}"
+                for (timestamp, metrics), step in zip(self._history, steps, strict=True):
+                    self._add_scalars(timestamp, step, {f"{name}{suffix}": value for name, value in metrics.items()})
             if outcome.error is not None:
                 error = f"{type(outcome.error).__name__}: {outcome.error}"
                 self._add_summary(time.time(), 0, Summary(value=[_build_text_value("error", error)]))
-            self._add_summary(time.time(), 0, Summary(value=[_hparams_session_end(outcome.error is None)]))
+            self._add_summary(time.time(), 0, Summary(value=[_build_status_value(outcome.error is None)]))
         finally:
             self._writer.close()
 
     def _add_scalars(self, timestamp: float, step: int, values: Mapping[str, float]) -> None:
         if values:
             self._add_summary(
-                timestamp, step, Summary(value=[Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()])
+                timestamp, step, Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
             )
 
     def _add_summary(self, timestamp: float, step: int, summary: Summary) -> None:
@@ -100,20 +104,22 @@ class TensorBoard:
 
 
 def _prepare_folder(run: RunStarted, parent: Path) -> Path:
-    """The folder for this run, without what an earlier run of the same name wrote there; NAME-N where there is no run folder,
-    which would have been numbered."""
+    """Return the folder of a run's event files, and remove files that an earlier run of the same name wrote there.
+
+    A run without a run folder gets a new folder NAME-N, because its name is not numbered.
+    """
     if run.folder is None:
         for n in itertools.count(1):
-            place = parent / f"{run.name}-{n}"
+            folder = parent / f"{run.name}-{n}"
             try:
-                place.mkdir(parents=True)
-                return place
+                folder.mkdir(parents=True)
+                return folder
             except FileExistsError:
                 continue
-    place = parent / run.name
-    for earlier in place.glob(f"events.out.tfevents.*{FILE_SUFFIX}"):
-        earlier.unlink()
-    return place
+    folder = parent / run.name
+    for event_file in folder.glob(f"events.out.tfevents.*{FILE_SUFFIX}"):
+        event_file.unlink()
+    return folder
 
 
 def _build_text_value(tag: str, text: str) -> Summary.Value:
@@ -122,12 +128,12 @@ def _build_text_value(tag: str, text: str) -> Summary.Value:
         tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
         string_val=[text.encode()],
     )
-    return Summary.Value(tag=tag, metadata=of_text.create_summary_metadata(tag, ""), tensor=tensor)
+    return Summary.Value(tag=tag, metadata=text_metadata.create_summary_metadata(tag, ""), tensor=tensor)
 
 
-def _hparams_session_end(succeeded: bool) -> Summary.Value:
-    """What the hyper-parameters' page shows of how the run ended."""
+def _build_status_value(succeeded: bool) -> Summary.Value:
+    """Return the status of a run for TensorBoard's page of hyper-parameters."""
     status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
-    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-    data = of_settings.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
-    return Summary.Value(tag=of_settings.SESSION_END_INFO_TAG, metadata=data, tensor=of_settings.NULL_TENSOR)
+    session_end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    metadata = hparams_metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=session_end))
+    return Summary.Value(tag=hparams_metadata.SESSION_END_INFO_TAG, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)

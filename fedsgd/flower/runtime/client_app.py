@@ -1,5 +1,4 @@
-"""ClientApp of a fedsgd scenario: it answers for the clients of its node, as a simulation does
-(`fedsgd.runtime.client_host`)."""
+"""ClientApp of a fedsgd scenario. It trains the clients of its node as a simulation does (`fedsgd.runtime.client_host`)."""
 
 from __future__ import annotations
 
@@ -24,16 +23,16 @@ app = ClientApp()
 @app.query()
 @isolate_global_state()
 def report_identity(message: Message, context: Context) -> Message:
-    """Reply with this node's partition, and with the reason if it cannot take part: it has another engine than the server."""
+    """Reply with this node's partition; and with the reason if the node cannot take part, such as a different engine."""
     pin_single_thread()
-    partition, nodes = _read_partition(context)
-    values = ConfigRecord({"partition-id": partition, "num-partitions": nodes, "process": os.getpid()})
+    partition, n_nodes = _read_partition(context)
+    values = ConfigRecord({"partition-id": partition, "num-partitions": n_nodes, "process": os.getpid()})
     try:
-        chosen = str(_load_node(context, open_state_store(context)).engine_choice)
+        engine = str(_load_node(context, open_state_store(context)).engine_choice)
         record = message.content.get(RECORD_KEY)
         expected = str(record.get("hello", "")) if isinstance(record, ConfigRecord) else ""
-        if expected and chosen != expected:
-            values["trouble"] = f"its engine would be {chosen}; the server expects {expected}"
+        if expected and engine != expected:
+            values["trouble"] = f"its engine would be {engine}; the server expects {expected}"
     except FedsgdError as error:
         values["trouble"] = str(error)
     return Message(RecordDict({RECORD_KEY: values}), reply_to=message)
@@ -43,14 +42,14 @@ def report_identity(message: Message, context: Context) -> Message:
 @isolate_global_state()
 def train(message: Message, context: Context) -> Message:
     """Train all clients in the message for one round."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     pin_single_thread()
     store = open_state_store(context)
     messages = message_content.decode_request(read_payload(message.content))
     outcomes = list(node.create_runtime(store, _load_node(context, store)).exchange(messages, None))
     for client in store.unreadable_clients:
-        print(f"fedsgd: the state of client {client} could not be read: it begins anew", flush=True)
-    data = message_content.encode_reply(os.getpid(), time.perf_counter() - begun, outcomes)
+        print(f"fedsgd: the state of client {client} cannot be read; the client starts without state", flush=True)
+    data = message_content.encode_reply(os.getpid(), time.perf_counter() - start, outcomes)
     commit_state(context, store)
     return Message(write_payload(RecordDict(), data), reply_to=message)
 
@@ -59,10 +58,10 @@ def _read_partition(context: Context) -> tuple[int, int]:
     """Return (partition of this node, number of partitions). ScenarioError if the node was started without them."""
     config = context.node_config
     match config.get("partition-id"), config.get("num-partitions"):
-        case int(partition), int(nodes) if 0 <= partition < nodes:
-            return partition, nodes
-        case partition, nodes:
-            got = f"got partition-id {partition!r} and num-partitions {nodes!r}"
+        case int(partition), int(n_nodes) if 0 <= partition < n_nodes:
+            return partition, n_nodes
+        case partition, n_nodes:
+            got = f"got partition-id {partition!r} and num-partitions {n_nodes!r}"
     expected = (
         'expected whole numbers: start the SuperNode with --node-config "partition-id=I num-partitions=N", I from 0 to N - 1'
     )
@@ -70,6 +69,6 @@ def _read_partition(context: Context) -> tuple[int, int]:
 
 
 def _load_node(context: Context, store: FolderStore) -> node.NodeExperiment:
-    partition, nodes = _read_partition(context)
-    settings = read_client_config(context.run_config)
-    return node.load_node(store, node.NodeSource(settings.scenario, settings.data), lambda client: client % nodes == partition)
+    partition, n_nodes = _read_partition(context)
+    config = read_client_config(context.run_config)
+    return node.load_node(store, node.NodeSource(config.scenario, config.data), lambda client: client % n_nodes == partition)

@@ -1,5 +1,8 @@
-"""The runtime that carries frames over Flower's transport: one message for each node and round, with the frames of all of the
-round's clients that live there. Client c of N nodes lives at node c mod N, the one whose partition-id that is."""
+"""Runtime over Flower's transport.
+
+In a round the server sends one message to each node, with the frames of all of the node's clients in the cohort. Client c
+belongs to the node with partition-id c mod `n_nodes`.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,26 @@ from fedsgd.flower.runtime import message_content
 from fedsgd.wire import decode_frame, frame_overhead
 
 POLL_SECONDS = 0.02, 0.25
-"""Between two looks for replies: at first, and at most. (`Grid.send_and_receive` waits for three seconds.)"""
+"""First and largest interval between two polls for replies. (`Grid.send_and_receive` waits for three seconds.)"""
 TTL_MARGIN_SECONDS = 1.0
-"""That Flower keeps a message longer than we wait, so that it is we who say what was late."""
+"""Time that Flower stores a message beyond the timeout, so that the timeout is reported here and not by Flower."""
 RESTART_TIMEOUT_SECONDS = 30.0
-"""For a node that has come back to say who it is, before a round goes on without waiting for it."""
+"""Time limit for a restarted node to report its partition, before a round continues without the node."""
 
 
 @dataclass(frozen=True)
 class MessageEvent:
-    """A message that crossed between the server and a node. frame_bytes: of all frames in it, those that clients share once;
-    message_bytes: of the objects that Flower makes of it; process: which answered, 0 on the way down; seconds: that it took
-    there, 0.0 on the way down."""
+    """Message between the server and a node.
+
+    Attributes:
+        round: number of the round.
+        node: partition-id of the node.
+        direction: "down" to the node, "up" to the server.
+        frame_bytes: bytes of all frames in the message; a frame that clients share counts once.
+        message_bytes: bytes of the objects that Flower makes of the message.
+        process: id of the node's process that replied, 0 for "down".
+        seconds: time that the node took, 0.0 for "down".
+    """
 
     round: int
     node: int
@@ -44,10 +55,15 @@ class MessageEvent:
 
 
 class FlowerRuntime:
-    """A runtime over a Grid.
+    """Runtime that exchanges messages with clients over a Flower Grid.
 
-    clients: N; nodes: how many SuperNodes there are to be; timeout: seconds that a round may take, None: as long as it takes;
-    on_carried: sees every message; hello: what a node says to the first message, if it is ready.
+    Args:
+        grid: Grid of the ServerApp.
+        n_clients: N, number of registered clients.
+        n_nodes: number of SuperNodes that the run needs.
+        timeout: seconds, time limit of a round; None for no limit.
+        on_message: called with each message that is sent or received.
+        expected_engine: server's engine choice as text, which all nodes must select too; "" accepts any engine.
     """
 
     def __init__(
@@ -56,7 +72,7 @@ class FlowerRuntime:
         n_clients: int,
         n_nodes: int,
         timeout: float | None = None,
-        on_message: Callable[[MessageEvent], None] = lambda carried: None,
+        on_message: Callable[[MessageEvent], None] = lambda event: None,
         expected_engine: str = "",
     ) -> None:
         self.timeout = timeout
@@ -65,17 +81,23 @@ class FlowerRuntime:
         self._n_nodes = n_nodes
         self._on_message = on_message
         self._expected_engine = expected_engine
-        self._nodes: dict[int, int] = {}  # partition → Flower's id of the node, which is another after each start
+        self._nodes: dict[int, int] = {}  # partition → Flower's id of the node, which changes with each start
         self._contacted_nodes: set[int] = set()
-        self._pending_queries: dict[str, int] = {}  # who has not said yet who it is: message id → node
+        self._pending_queries: dict[str, int] = {}  # id of a query without a reply → Flower's id of the node
 
     def list_clients(self) -> Sequence[ClientId]:
-        """All clients there are, ascending."""
+        """Return all registered clients, ascending."""
         return range(self._n_clients)
 
     def wait_for_nodes(self, timeout: float) -> None:
-        """Wait until all nodes are there and know who they are. RunError if they are not within this time, or if one is not fit
-        for the run."""
+        """Wait until all nodes have reported their partition.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            RunError: a node did not answer in time, or cannot take part in the run.
+        """
         deadline = time.monotonic() + timeout
         while True:
             self._query_identity(set(self._grid.get_node_ids()) - self._contacted_nodes)
@@ -90,46 +112,52 @@ class FlowerRuntime:
             time.sleep(POLL_SECONDS[1])
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
-        """One outcome per client, as nodes answer; the clients of a node that fails have failed, and so have those of one that
-        takes too long."""
+        """Send messages to clients, and yield one outcome for each client as nodes reply.
+
+        The clients of a node that fails, or that replies too late, have failed.
+
+        Args:
+            messages: message by client.
+            timeout: seconds, None for the runtime's timeout.
+        """
         limit = self.timeout if timeout is None else timeout
         self._admit_restarted_nodes()
         deadline = None if limit is None else time.monotonic() + limit
-        by_node: dict[int, dict[ClientId, Message]] = {}
+        messages_by_node: dict[int, dict[ClientId, Message]] = {}
         for client, message in messages.items():
-            by_node.setdefault(client % self._n_nodes, {})[client] = message
+            messages_by_node.setdefault(client % self._n_nodes, {})[client] = message
         (round,) = {_read_round(message) for message in messages.values()}
-        waiting: dict[str, int] = {}
-        for node, pushed in self._push(round, by_node, None if limit is None else limit + TTL_MARGIN_SECONDS):
-            if pushed is None:
-                yield from self._create_failures(by_node[node], node, "it is not connected")
+        pending_messages: dict[str, int] = {}
+        for node, message_id in self._push(round, messages_by_node, None if limit is None else limit + TTL_MARGIN_SECONDS):
+            if message_id is None:
+                yield from self._create_failures(messages_by_node[node], node, "not connected")
             else:
-                waiting[pushed] = node
-        for node, reply in self._receive_replies(waiting, deadline):
-            yield from self._decode_outcomes(round, node, by_node[node], reply)
-        for node in waiting.values():
-            yield from self._create_failures(by_node[node], node, f"no answer within {limit:g} s", TimeoutError)
+                pending_messages[message_id] = node
+        for node, reply in self._receive_replies(pending_messages, deadline):
+            yield from self._decode_outcomes(round, node, messages_by_node[node], reply)
+        for node in pending_messages.values():
+            yield from self._create_failures(messages_by_node[node], node, f"no answer within {limit:g} s", TimeoutError)
 
     def _push(
-        self, round: int, by_node: Mapping[int, Mapping[ClientId, Message]], ttl: float | None
+        self, round: int, messages_by_node: Mapping[int, Mapping[ClientId, Message]], ttl: float | None
     ) -> Iterator[tuple[int, str | None]]:
-        """(node, Flower's id of the message to it, None if it could not be sent)."""
-        made: dict[int, FlowerMessage] = {}
-        for node, messages in by_node.items():
+        """Send one message to each node. Yield (node, Flower's id of the message, None if it could not be sent)."""
+        flower_messages: dict[int, FlowerMessage] = {}
+        for node, messages in messages_by_node.items():
             if node not in self._nodes:
                 yield node, None
                 continue
             data = message_content.encode_request(messages)
-            content, to = write_payload(RecordDict(), data), self._nodes[node]
-            made[node] = FlowerMessage(content, to, MessageType.TRAIN, ttl=ttl, group_id=str(round))
-            self._on_message(
-                MessageEvent(round, node, "down", message_content.count_frame_bytes(data), count_message_bytes(made[node]))
-            )
-        ids = self._grid.push_messages(list(made.values())) if made else ()
-        yield from zip(made, (pushed or None for pushed in ids), strict=True)
+            content = write_payload(RecordDict(), data)
+            message = FlowerMessage(content, self._nodes[node], MessageType.TRAIN, ttl=ttl, group_id=str(round))
+            size = message_content.count_frame_bytes(data)
+            self._on_message(MessageEvent(round, node, "down", size, count_message_bytes(message)))
+            flower_messages[node] = message
+        ids = self._grid.push_messages(list(flower_messages.values())) if flower_messages else ()
+        yield from zip(flower_messages, (message_id or None for message_id in ids), strict=True)
 
     def _receive_replies(self, pending_messages: dict[str, int], deadline: float | None) -> Iterator[tuple[int, FlowerMessage]]:
-        """(node, its reply) as they come, each taken out of those that are waited for, until the deadline."""
+        """Yield (node, reply) for each reply until the deadline, and remove its message from `pending_messages`."""
         pause = POLL_SECONDS[0]
         while pending_messages:
             replies = list(self._pull(pending_messages))
@@ -149,15 +177,16 @@ class FlowerRuntime:
             return
         try:
             data = read_payload(reply.content)
-            answered = message_content.decode_reply(data, round, messages)
+            node_reply = message_content.decode_reply(data, round, messages)
         except WireError as error:
-            yield from self._create_failures(messages, node, f"its answer cannot be read: {error}")
+            yield from self._create_failures(messages, node, f"its reply cannot be decoded: {error}")
             return
         size = message_content.count_frame_bytes(data)
-        self._on_message(MessageEvent(round, node, "up", size, count_message_bytes(reply), answered.process, answered.seconds))
-        yield from answered.outcomes
-        silent = set(messages) - {outcome.client for outcome in answered.outcomes}
-        yield from self._create_failures(sorted(silent), node, "its answer says nothing of this client")
+        event = MessageEvent(round, node, "up", size, count_message_bytes(reply), node_reply.process, node_reply.seconds)
+        self._on_message(event)
+        yield from node_reply.outcomes
+        missing = set(messages) - {outcome.client for outcome in node_reply.outcomes}
+        yield from self._create_failures(sorted(missing), node, "its reply has no outcome of this client")
 
     def _create_failures(
         self, clients: Iterable[ClientId], node: int, reason: str, error_class: type[OSError] = ConnectionError
@@ -166,19 +195,22 @@ class FlowerRuntime:
             yield ClientFailure(client, error_class(f"node {node}: {reason}"))
 
     def _admit_restarted_nodes(self) -> None:
-        """A node that was started again has another id: ask those that are new who they are. One that does not answer soon is
-        heard later, and one that is not fit is left alone."""
-        new = set(self._grid.get_node_ids()) - self._contacted_nodes
-        self._query_identity(new)
-        until = time.monotonic() + (RESTART_TIMEOUT_SECONDS if new else 0.0)
-        for node, reply in self._receive_replies(self._pending_queries, until):
+        """Query the partition of new nodes, because a node has a new id after a restart.
+
+        A node that does not reply within `RESTART_TIMEOUT_SECONDS` is admitted in a later round. A node that cannot take part
+        is ignored.
+        """
+        new_nodes = set(self._grid.get_node_ids()) - self._contacted_nodes
+        self._query_identity(new_nodes)
+        deadline = time.monotonic() + (RESTART_TIMEOUT_SECONDS if new_nodes else 0.0)
+        for node, reply in self._receive_replies(self._pending_queries, deadline):
             try:
                 self._register_node(node, reply)
             except RunError as error:
-                print(f"fedsgd: {error.cause}; the run goes on without it", flush=True)
+                print(f"fedsgd: {error.cause}; the run continues without this node", flush=True)
 
     def _query_identity(self, nodes: Collection[int]) -> None:
-        """Ask them who they are."""
+        """Send a query for the partition to nodes, by Flower's ids."""
         self._contacted_nodes |= set(nodes)
         messages = [
             FlowerMessage(
@@ -187,20 +219,20 @@ class FlowerRuntime:
             for node in nodes
         ]
         ids = self._grid.push_messages(messages) if messages else ()
-        self._pending_queries.update((pushed, node) for pushed, node in zip(ids, nodes, strict=True) if pushed)
+        self._pending_queries.update((message_id, node) for message_id, node in zip(ids, nodes, strict=True) if message_id)
 
     def _register_node(self, node: int, reply: FlowerMessage) -> None:
-        """Who a node says it is. RunError if it is not fit for the run."""
+        """Store the partition that a node reports. RunError if the node cannot take part in the run."""
         if reply.has_error():
             raise RunError(1, None, f"a node cannot take part: {_describe_error(reply)}")
         record = reply.content.get(RECORD_KEY)
         values = dict(record) if isinstance(record, ConfigRecord) else {}
-        partition, n, trouble = (values.get(key) for key in ("partition-id", "num-partitions", "trouble"))
-        if not isinstance(partition, int) or n != self._n_nodes or not 0 <= partition < self._n_nodes:
-            expected = f"expected a partition-id below {self._n_nodes} of as many"
-            raise RunError(1, None, f"a node says that it is partition {partition!r} of {n!r}, {expected}")
-        if trouble:
-            raise RunError(1, None, f"node {partition}: cannot take part: {trouble!s}")
+        partition, n_partitions, problem = (values.get(key) for key in ("partition-id", "num-partitions", "trouble"))
+        if not isinstance(partition, int) or n_partitions != self._n_nodes or not 0 <= partition < self._n_nodes:
+            expected = f"expected a partition-id from 0 to {self._n_nodes - 1} of {self._n_nodes}"
+            raise RunError(1, None, f"a node reports partition {partition!r} of {n_partitions!r}, {expected}")
+        if problem:
+            raise RunError(1, None, f"node {partition}: cannot take part: {problem!s}")
         self._nodes[partition] = node
 
     def _pull(self, pending_messages: Mapping[str, int]) -> Iterator[FlowerMessage]:
@@ -213,16 +245,17 @@ def _read_round(message: Message) -> int:
 
 
 def _describe_error(reply: FlowerMessage) -> str:
-    """Flower's error in words: those of its own are put together from a class and a text."""
-    code, reason = reply.error.code, reply.error.reason or "no reason was given"
+    """Return the error of a reply in words, because Flower's reason is only the error's class and text."""
+    code, reason = reply.error.code, reply.error.reason or "without a reason"
     return f"{_ERROR_TEXTS.get(code, f'error {code}')}: {reason}"
 
 
 _ERROR_TEXTS = {
     1: "its app cannot be loaded",
-    2: "its app raised",
+    2: "its app raised an error",
     3: "message lost",
     4: "reply lost",
-    5: "it is gone",
+    5: "unavailable",
     8: "its app died",
 }
+"""Texts by Flower's error code."""

@@ -1,9 +1,9 @@
-"""What the server and a node say to each other, beside the frames. Nothing that comes over a network is unpickled.
+"""Packets of the messages between the server and a node. Nothing that comes over a network is unpickled.
 
-server  TRAIN    clients and their messages, as workers are told
-node    first    which process answers, and how long it took
-        REPLY    client, seconds, steps and what else an observer may know; frames: the reply's
-        FAILED   client; frames: the kind of error, and what went wrong
+server  TRAIN    clients and their messages, encoded as for workers
+node    first    id of the process that replies, and the seconds that it took
+        REPLY    client, seconds, steps and other figures that an observer may know; frames: those of the reply
+        FAILED   client; frames: kind of the error, and its cause
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ _ERROR_KINDS: Mapping[bytes, type[RunError]] = {b"": RunError, b"not finite": No
 
 @dataclass(frozen=True)
 class NodeReply:
-    """process: the id of the process that answered at the node; seconds: between its having the message and its answer, with
-    what it took to get ready; outcomes: one for each client that it says anything of."""
+    """Decoded reply of a node.
+
+    Attributes:
+        process: id of the node's process that replied.
+        seconds: time from the process's receipt of the message to its reply, with the time to load the scenario.
+        outcomes: outcome of each client in the reply.
+    """
 
     process: int
     seconds: float
@@ -36,44 +41,57 @@ class NodeReply:
 
 
 def encode_request(messages: Mapping[ClientId, Message]) -> bytes:
-    """The messages of a node's clients; a frame that several of them are sent is there once."""
+    """Encode the messages of a node's clients. A frame that several clients receive is stored once."""
     return protocol.pack_packets([protocol.encode_train_request(messages)])
 
 
 def decode_request(data: bytes) -> dict[ClientId, Message]:
-    """Inverse of `encode_request`; WireError for anything else."""
+    """Decode the output of `encode_request`.
+
+    Raises:
+        WireError: the data is not a training request.
+    """
     try:
         ((head, frames),) = protocol.unpack_packets(data)
         if protocol.message_type(head) is not MessageType.TRAIN:
-            raise ValueError("not a request")
+            raise ValueError("not a training request")
         return protocol.decode_train_request(head, frames)
     except (ValueError, IndexError) as error:
-        raise error if isinstance(error, WireError) else WireError(0, "the message does not say what to train") from None
+        raise error if isinstance(error, WireError) else WireError(0, "the message is not a training request") from None
 
 
 def encode_reply(process: int, seconds: float, outcomes: Sequence[ClientOutcome]) -> bytes:
-    """What a node answers."""
+    """Encode the reply of a node: the id of its process, its seconds, and the outcomes of its clients."""
     return protocol.pack_packets([(_NODE_STRUCT.pack(process, seconds), ()), *map(_encode_outcome, outcomes)])
 
 
 def decode_reply(data: bytes, round: int, clients: Collection[ClientId]) -> NodeReply:
-    """Inverse of `encode_reply`. asked: whom the node was asked for. WireError for anything else: then none of it is taken."""
+    """Decode the output of `encode_reply`.
+
+    Args:
+        data: payload of the node's message.
+        round: number of the present round.
+        clients: clients whose messages were sent to the node.
+
+    Raises:
+        WireError: a part of the data is invalid; no outcome of it is then used.
+    """
     try:
         (head, _), *rest = protocol.unpack_packets(data)
         process, seconds = _NODE_STRUCT.unpack(head)
         if process >= 2**31 or not 0 <= seconds < math.inf:
-            raise WireError(0, f"process {process} was at it for {seconds} s")
-        outcomes = tuple(_decode_outcome(of, frames, round) for of, frames in rest)
+            raise WireError(0, f"process {process} reports {seconds} s")
+        outcomes = tuple(_decode_outcome(outcome_head, frames, round) for outcome_head, frames in rest)
     except (ValueError, IndexError, struct.error) as error:
-        raise error if isinstance(error, WireError) else WireError(0, "the answer is not one of a node") from None
-    heard = [outcome.client for outcome in outcomes]
-    if len(set(heard)) != len(heard) or not set(heard) <= set(clients):
-        raise WireError(0, "the answer has two outcomes of a client, or one of a client that was not asked for")
+        raise error if isinstance(error, WireError) else WireError(0, "the data is not the reply of a node") from None
+    reply_clients = [outcome.client for outcome in outcomes]
+    if len(set(reply_clients)) != len(reply_clients) or not set(reply_clients) <= set(clients):
+        raise WireError(0, "the reply has two outcomes of a client, or an outcome of a client without a message")
     return NodeReply(process, seconds, outcomes)
 
 
 def count_frame_bytes(data: bytes) -> int:
-    """Of all frames in a request or an answer; one that several clients share is there once. A failure has none."""
+    """Return the bytes of all frames in a request or a reply. A frame that clients share counts once; a failure has none."""
     return sum(len(frame) for frame in _iterate_frames(data))
 
 
@@ -84,14 +102,14 @@ def _iterate_frames(data: bytes) -> Iterator[bytes]:
 
 
 def _validate_reply(reply: Reply, round: int) -> Reply:
-    """The reply; WireError for figures beside its frames that cannot be. Nothing but the client's word stands for them."""
+    """Return the reply. WireError if a figure outside its frames is impossible: only the client knows these figures."""
     seconds = reply.decode_seconds, reply.encode_seconds
     norms = [norm for norm in (reply.residual_norm, reply.residual_norm_if_lost) if not math.isnan(norm)]
     if not all(0 <= figure < math.inf for figure in (*seconds, *norms)):
-        raise WireError(0, f"seconds {seconds} and norms {norms} of client {reply.client}, expected finite ones from 0 on")
+        raise WireError(0, f"seconds {seconds} and norms {norms} of client {reply.client}, expected finite numbers from 0 on")
     if not (0 <= reply.steps < 2**31 and -1 <= reply.rounds_missed < round and 0 <= reply.examples_processed < 2**53):
-        said = f"{reply.steps} steps on {reply.examples_processed} examples and {reply.rounds_missed} missed rounds"
-        raise WireError(0, f"{said} of client {reply.client} in round {round}")
+        counts = f"{reply.steps} steps on {reply.examples_processed} examples and {reply.rounds_missed} missed rounds"
+        raise WireError(0, f"client {reply.client} reports {counts} in round {round}")
     return reply
 
 
@@ -110,5 +128,5 @@ def _decode_outcome(head: bytes, frames: Sequence[bytes], round: int) -> ClientO
         return _validate_reply(protocol.decode_reply(head, frames), round)
     _, client = _CLIENT_STRUCT.unpack(head)
     kind, cause = frames
-    made = _ERROR_KINDS.get(kind, RunError)(round, client, cause.decode(errors="replace"))
-    return ClientFailure(client, made)
+    error = _ERROR_KINDS.get(kind, RunError)(round, client, cause.decode(errors="replace"))
+    return ClientFailure(client, error)

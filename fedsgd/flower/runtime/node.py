@@ -1,8 +1,8 @@
-"""A node: the clients of a scenario that live there, between one message and the next.
+"""Experiment of a node: plan, engine and data for training the node's clients, cached between messages.
 
-A ClientApp is a new process for each message, so what a node needs is kept on its disk beside its clients' states: the plan,
-the task, how to make the engine, and the examples of its own clients. A process that is forked from one that has built the
-scenario already (`PREBUILT`) needs none of that.
+A ClientApp is a new process for each message. The plan, the task, the engine's factory and the examples of the node's own
+clients are therefore cached on the node's disk, in the folder of the clients' states. A process that is forked from a process
+with a built scenario (`PREBUILT`) does not read the cache.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ CACHE_FILE = "scenario.pickle"
 
 @dataclass(frozen=True, eq=False)
 class NodeExperiment:
-    """All that training takes beside messages and states. chosen: which engine it is."""
+    """Objects that training needs in addition to messages and client states.
+
+    Attributes:
+        plan: plan of the federation.
+        engine: engine that trains.
+        data: examples of the clients, at least those of the node's own clients.
+        engine_choice: selected engine, with the reason for its selection.
+    """
 
     plan: FederationPlan
     engine: TrainingEngine
@@ -43,23 +50,34 @@ class NodeExperiment:
 
 @dataclass(frozen=True)
 class NodeSource:
-    """scenario: as TOML; data: the folder of the data files, or nothing."""
+    """Source that an experiment is built from.
+
+    Attributes:
+        scenario: scenario as TOML.
+        data: folder of the data files, "" for the default.
+    """
 
     scenario: str
     data: str
 
 
 PREBUILT: dict[NodeSource, NodeExperiment] = {}
-"""What was built before this process was forked."""
+"""Experiments that were built before this process was forked."""
 
 
 def create_runtime(store: FolderStore, experiment: NodeExperiment) -> InProcessRuntime:
-    """What answers the messages of a node's clients."""
+    """Return the runtime that replies to the messages of a node's clients."""
     return InProcessRuntime(experiment.plan, experiment.engine, store, experiment.data, FolderModelCache(store))
 
 
 def load_node(store: FolderStore, source: NodeSource, is_local_client: Callable[[int], bool]) -> NodeExperiment:
-    """The scenario, as quickly as this process can have it. lives_here: whether a client is one of this node's."""
+    """Return the experiment: prebuilt, from the cache, or built and then cached.
+
+    Args:
+        store: store of the node's client states; its folder holds the cache.
+        source: scenario and data folder.
+        is_local_client: predicate for the node's own clients.
+    """
     add_user_folder_to_path()
     if source in PREBUILT:
         return PREBUILT[source]
@@ -69,7 +87,7 @@ def load_node(store: FolderStore, source: NodeSource, is_local_client: Callable[
 
 
 def prebuild(source: NodeSource) -> None:
-    """Build it for all processes that will be forked from this one."""
+    """Build the experiment for all processes that will be forked from this process."""
     add_user_folder_to_path()
     PREBUILT[source] = _build_and_cache(source)
 
@@ -77,32 +95,31 @@ def prebuild(source: NodeSource) -> None:
 def _build_and_cache(
     source: NodeSource, cache_path: Path | None = None, is_local_client: Callable[[int], bool] = lambda client: True
 ) -> NodeExperiment:
-    made = build_experiment(read_scenario(source.scenario), source.data or None)
+    experiment = build_experiment(read_scenario(source.scenario), source.data or None)
+    plan, train, engine_choice = experiment.plan, experiment.train, experiment.engine_choice
     if cache_path is not None:
-        data = made.train.filter_clients(is_local_client) if isinstance(made.train, PartitionedData) else made.train
-        with suppress(Exception):  # somebody's own module may not be one that can be pickled: it is built for each message then
-            write_atomically(
-                cache_path, pickle.dumps((source, made.plan, made.task, made.make_engine, made.engine_choice, data), protocol=5)
-            )
-    return NodeExperiment(made.plan, made.engine, made.train, made.engine_choice)
+        data = train.filter_clients(is_local_client) if isinstance(train, PartitionedData) else train
+        with suppress(Exception):  # a user's module may not support pickling: the experiment is then built for each message
+            cache = (source, plan, experiment.task, experiment.make_engine, engine_choice, data)
+            write_atomically(cache_path, pickle.dumps(cache, protocol=5))
+    return NodeExperiment(plan, experiment.engine, train, engine_choice)
 
 
 def _load_cached(path: Path, source: NodeSource) -> NodeExperiment | None:
-    """Return the objects that are stored there for this scenario, None if there are none.
+    """Return the cached experiment of this source, None if there is none.
 
-    Nothing in the file came over a network. Where other users may write in its folder, it is not read: it is unpickled.
+    Nothing in the file came over a network. The file is unpickled, so it is not read if other users can write to its folder.
     """
     try:
         if not is_private(path.parent):
             return None
-        found: tuple[NodeSource, FederationPlan, LearningTask, EngineFactory, EngineChoice, ClientData] = pickle.loads(
+        cache: tuple[NodeSource, FederationPlan, LearningTask, EngineFactory, EngineChoice, ClientData] = pickle.loads(
             path.read_bytes()
         )
-    except Exception:  # there is nothing, or it cannot be made again here: then it is built
+    except Exception:  # the file does not exist, or its objects cannot be restored: the experiment is then built
         return None
-    known, plan, task, make_engine, chosen, data = found
-    if known != source:
+    cached_source, plan, task, make_engine, engine_choice, data = cache
+    if cached_source != source:
         return None
-    return NodeExperiment(
-        plan, make_engine(task, plan.local_training, Examples(*data.limit_clients(1).all_examples().arrays())), data, chosen
-    )
+    examples = Examples(*data.limit_clients(1).all_examples().arrays())
+    return NodeExperiment(plan, make_engine(task, plan.local_training, examples), data, engine_choice)

@@ -1,6 +1,6 @@
-"""ServerApp of a fedsgd scenario: the run that `fedsgd run` makes, with its clients at the other end of a Grid.
+"""ServerApp of a fedsgd scenario: the same run as `fedsgd run`, with clients that are reached over a Grid.
 
-It writes the run folder itself, and a line of JSON for each event to a file that its launcher reads.
+The ServerApp writes the run folder. It also writes a line of JSON for each event to a file that its launcher reads.
 """
 
 from __future__ import annotations
@@ -27,39 +27,41 @@ from fedsgd.flower.state_directory import add_user_folder_to_path
 
 app = ServerApp()
 HEARTBEAT_SECONDS = 5.0
-_ERROR_ATTRIBUTES = ("round", "client", "cause", "offset", "where")
-"""Of our own errors, from which they can be made again."""
+_ERROR_ATTRIBUTES = {"round": "round", "client": "client", "cause": "cause", "offset": "offset", "where": "location"}
+"""Attributes of fedsgd's errors by the key of the event, from which the launcher constructs the same error."""
 
 
 class EventLog:
-    """Lines of JSON in a file, each there as soon as it is written. All have the time at which they were, as the clock has it
-    that all processes of a machine share."""
+    """File of events, each a line of JSON that is flushed at once.
+
+    Each event has its time in seconds, by the monotonic clock that all processes of a machine share.
+    """
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         self._lock = threading.Lock()
 
     def write(self, event: str, **values: Any) -> None:
-        """One line."""
+        """Write one event with its values."""
         with self._lock:
             self._file.write(json.dumps({"event": event, "at": time.monotonic(), **values}) + "\n")
             self._file.flush()
 
     @contextmanager
     def write_heartbeats(self) -> Iterator[None]:
-        """Say every few seconds that this process is there."""
-        over = threading.Event()
+        """Write an event "alive" every `HEARTBEAT_SECONDS` while the context is open."""
+        stop = threading.Event()
 
-        def beat() -> None:
-            while not over.wait(HEARTBEAT_SECONDS):
+        def write_until_stop() -> None:
+            while not stop.wait(HEARTBEAT_SECONDS):
                 self.write("alive")
 
-        thread = threading.Thread(target=beat, name="alive", daemon=True)
+        thread = threading.Thread(target=write_until_stop, name="alive", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            stop.set()
             thread.join()
 
 
@@ -71,18 +73,18 @@ def main(grid: Grid, context: Context) -> None:
         ScenarioError: a setting is missing or wrong, as in an app that `fedsgd flower` did not write.
         OutputError: the file of events cannot be written.
     """
-    settings = read_server_config(context.run_config)
-    with _open_events(Path(settings.events)) as file:
+    config = read_server_config(context.run_config)
+    with _open_events(Path(config.events)) as file:
         events = EventLog(file)
         events.write("begun", process=os.getpid())
         try:
             with events.write_heartbeats():
-                _run_scenario(grid, settings, events)
+                _run_scenario(grid, config, events)
         except Exception as error:
-            own = isinstance(error, FedsgdError)
-            parts = {name: getattr(error, name) for name in _ERROR_ATTRIBUTES if own and hasattr(error, name)}
+            is_own = isinstance(error, FedsgdError)
+            values = {key: getattr(error, name) for key, name in _ERROR_ATTRIBUTES.items() if is_own and hasattr(error, name)}
             kind, text = type(error).__name__, str(error)
-            events.write("error", kind=kind if own else "", text=text if own else f"{kind}: {text}", **parts)
+            events.write("error", kind=kind if is_own else "", text=text if is_own else f"{kind}: {text}", **values)
             raise
         events.write("done")
 
@@ -94,27 +96,27 @@ def _open_events(path: Path) -> IO[str]:
         raise make_write_error(path, error) from None
 
 
-def _run_scenario(grid: Grid, settings: ServerAppConfig, events: EventLog) -> None:
+def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None:
     add_user_folder_to_path()
 
     def create_runtime(experiment: Experiment) -> FlowerRuntime:
-        def on_carried(carried: MessageEvent) -> None:
-            events.write("carried", **asdict(carried))
+        def write_message(message: MessageEvent) -> None:
+            events.write("carried", **asdict(message))
 
         for text in experiment.warnings:
             events.write("warning", text=text)
-        engine, clients = str(experiment.engine_choice), len(experiment.train)
-        runtime = FlowerRuntime(grid, clients, settings.nodes, settings.round_seconds, on_carried, engine)
+        engine, n_clients = str(experiment.engine_choice), len(experiment.train)
+        runtime = FlowerRuntime(grid, n_clients, config.nodes, config.round_seconds, write_message, engine)
         events.write("waiting")
-        runtime.wait_for_nodes(settings.start_seconds)
+        runtime.wait_for_nodes(config.start_seconds)
         events.write("ready")
         return runtime
 
     run(
-        read_scenario(settings.scenario),
-        out=settings.out,
-        overwrite=True,  # the launcher has checked that this is wanted
-        data=settings.data or None,
+        read_scenario(config.scenario),
+        out=config.out,
+        overwrite=True,  # the launcher has checked the run folder
+        data=config.data or None,
         runtime_factory=create_runtime,
         on_engine=lambda engine: events.write("engine", text=str(engine)),
         on_round=lambda record: events.write("round", record=asdict(record)),

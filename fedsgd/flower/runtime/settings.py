@@ -8,13 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fedsgd.errors import ScenarioError
-from fedsgd.scenario.scenario import (
-    Scenario,
-    parse_scenario,  # a ClientApp seldom needs it, and each message is a new process
-)
+from fedsgd.scenario.scenario import Scenario, parse_scenario
 
 FieldCheck = tuple[str, Callable[[Any], bool]]
-"""(expected values in words, whether a value is one)."""
+"""(expected values in words, predicate for a valid value)."""
 
 
 def _is_text(value: Any) -> bool:
@@ -48,7 +45,17 @@ _PURPOSE = (
 
 
 class ServerAppConfig(NamedTuple):
-    """Run config of the ServerApp, in the order of `SERVER_FIELDS`."""
+    """Run config of the ServerApp, in the order of `SERVER_FIELDS`.
+
+    Attributes:
+        scenario: scenario as TOML.
+        data: folder of the data files, "" for the default.
+        nodes: number of SuperNodes.
+        events: file that events are written to.
+        out: run folder.
+        start_seconds: seconds, time limit for all nodes to be ready.
+        round_seconds: seconds, time limit of a round.
+    """
 
     scenario: str
     data: str
@@ -60,24 +67,24 @@ class ServerAppConfig(NamedTuple):
 
 
 class ClientAppConfig(NamedTuple):
-    """Run config of the ClientApp, in the order of `CLIENT_FIELDS`."""
+    """Run config of the ClientApp, in the order of `CLIENT_FIELDS`: scenario as TOML, and folder of the data files."""
 
     scenario: str
     data: str
 
 
 def read_server_config(config: Mapping[str, Any]) -> ServerAppConfig:
-    """Return the settings of the ServerApp. ScenarioError for missing ones, and for values of a wrong type."""
+    """Return the settings of the ServerApp. ScenarioError for missing settings and for wrong values."""
     return ServerAppConfig(*_read_fields(config, SERVER_FIELDS, "fedsgd.flower.runtime.server_app:app"))
 
 
 def read_client_config(config: Mapping[str, Any]) -> ClientAppConfig:
-    """Return the settings of the ClientApp. ScenarioError for missing ones, and for values of a wrong type."""
+    """Return the settings of the ClientApp. ScenarioError for missing settings and for wrong values."""
     return ClientAppConfig(*_read_fields(config, CLIENT_FIELDS, "fedsgd.flower.runtime.client_app:app"))
 
 
 def read_scenario(text: str) -> Scenario:
-    """Return the scenario of the run config. ScenarioError if the text is not one, such as a path."""
+    """Return the scenario of the run config. ScenarioError if the text is not a scenario, such as a path."""
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -91,7 +98,7 @@ def _read_fields(config: Mapping[str, Any], fields: Mapping[str, FieldCheck], ap
     missing = [name for name in fields if name not in config]
     if missing:
         raise ScenarioError(f"run config: no {', '.join(missing)}: {app_name} {_PURPOSE}")
-    for name, (expected, is_one) in fields.items():
-        if not is_one(config[name]):
+    for name, (expected, is_valid) in fields.items():
+        if not is_valid(config[name]):
             raise ScenarioError(f"run config: {name}: got {config[name]!r:.80}, expected {expected}: {app_name} {_PURPOSE}")
     return [config[name] for name in fields]
