@@ -627,7 +627,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: sweep(QUICKSTART, methods=cast("Any", [1])),
         "methods: got [1], expected a dictionary of settings by label",
     ),
-    "sweep, label": (lambda: sweep(QUICKSTART, methods=cast("Any", {3: {}})), "[3]: expected a label, a text"),
+    "sweep, label": (lambda: sweep(QUICKSTART, methods=cast("Any", {3: {}})), "[3]: expected a text as the label"),
     "sweep, setting": (
         lambda: sweep(QUICKSTART, methods=cast("Any", {"a": {3: 4}})),
         "[a]: got the key 3, expected a dictionary",

@@ -28,7 +28,7 @@ def _is_positive(value: Any) -> bool:
 
 CLIENT_FIELDS: Mapping[str, FieldCheck] = {
     "scenario": ("a scenario in TOML", _is_text),
-    "data": ("the path of a folder, or nothing", _is_text),
+    "data": ('the path of a folder, or ""', _is_text),
 }
 SERVER_FIELDS: Mapping[str, FieldCheck] = {
     **CLIENT_FIELDS,

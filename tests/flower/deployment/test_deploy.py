@@ -1,4 +1,4 @@
-"""Real deployments: SuperLinks and SuperNodes as processes, over Flower's own transport. Parity with a simulation, and faults."""
+"""Tests of deployments with processes, over Flower's own transport: equal results to a simulation, and faults."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ from tests.flower.example import write_app
 Make = Callable[..., Scenario]
 SMALL = {"rounds": 2, "engine.name": "sequential"}
 NO_FEEDBACK = {"uplink.error_feedback": "none"}
-WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dense, TLS": ({"uplink.compressor.name": "dense", **NO_FEEDBACK}, {"tls": True}),
-    "dgc, cold": ({"uplink.compressor.name": "dgc", "uplink.compressor.momentum": 0.0, **NO_FEEDBACK}, {"warm": False}),
+    "dgc, cold": (
+        {"uplink.compressor.name": "dgc", "uplink.compressor.momentum": 0.0, **NO_FEEDBACK},
+        {"use_fork_server": False},
+    ),
     "stc both ways": (
         {
             "uplink.compressor.name": "stc",
@@ -50,61 +53,64 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def ours() -> set[int]:
-    """Processes of deployments that this process started: all of them have its own id in their environment."""
-    found = set()
+def find_own_processes() -> set[int]:
+    """Return the ids of all processes of deployments that this process started, which have its id in their environment."""
+    pids = set()
     for process in psutil.process_iter():
         try:
             if process.environ().get("FEDSGD_TEST_OF") == str(os.getpid()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.add(process.pid)
+                pids.add(process.pid)
         except (psutil.Error, OSError):
             continue
-    return found - {os.getpid()}
+    return pids - {os.getpid()}
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No process and no port, however the test ends."""
+def check_processes_and_ports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Check after each test that no process runs and that no port is in use."""
     monkeypatch.setenv("FEDSGD_TEST_OF", str(os.getpid()))
     ports: list[int] = []
-    real = processes.find_free_port
-    monkeypatch.setattr(processes, "find_free_port", lambda: ports.append(real()) or ports[-1])
+    find_free_port = processes.find_free_port
+    monkeypatch.setattr(processes, "find_free_port", lambda: ports.append(find_free_port()) or ports[-1])
     yield
-    assert ours() == set()
+    assert find_own_processes() == set()
     for port in ports:
-        with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            s.bind(("127.0.0.1", port))
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
 
 
-def deployed(scenario: Scenario | Path, out: Path, **given: Any) -> DeploymentResult:
-    return deploy(scenario, out, **{"nodes": 2, "logs": out.with_name(f"logs-of-{out.name}"), **given})
+def deploy_scenario(scenario: Scenario | Path, out: Path, **options: Any) -> DeploymentResult:
+    """Deploy a scenario on two nodes, with logs next to the run folder."""
+    return deploy(scenario, out, **{"nodes": 2, "logs": out.with_name(f"logs-of-{out.name}"), **options})
 
 
-def frame_rows(path: Path) -> list[dict[str, Any]]:
-    """All that is not a time."""
+def read_rows_without_seconds(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table without its columns of times."""
     table = pq.read_table(path)
     return table.drop_columns([name for name in table.column_names if name.endswith("_seconds")]).to_pylist()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_same_bits_and_the_same_frames_as_a_simulation(scenario: Make, tmp_path: Path, way: str) -> None:
-    settings, options = WAYS[way]
+@pytest.mark.parametrize("case", CASES)
+def test_deployment_has_the_parameters_and_frames_of_a_simulation(scenario: Make, tmp_path: Path, case: str) -> None:
+    settings, options = CASES[case]
     s = scenario({**SMALL, **settings})
-    here = fedsgd.run(s, out=tmp_path / "here")
-    over = deployed(s, tmp_path / "over", measure_socket=True, **options)
-    assert over.summary["params_sha256"] == here.summary["params_sha256"]
-    assert over.summary["ledger_sha256"] == here.summary["ledger_sha256"]
-    assert frame_rows(tmp_path / "over" / "ledger.parquet") == frame_rows(tmp_path / "here" / "ledger.parquet")
-    assert (tmp_path / "over" / "params.safetensors").read_bytes() == (tmp_path / "here" / "params.safetensors").read_bytes()
-    rows = pq.read_table(tmp_path / "over" / "transport.parquet").to_pylist()
-    check_that_it_was_a_deployment(rows, over.summary, tls=bool(options.get("tls")))
+    simulation = fedsgd.run(s, out=tmp_path / "simulation")
+    deployment = deploy_scenario(s, tmp_path / "deployment", measure_socket=True, **options)
+    assert deployment.summary["params_sha256"] == simulation.summary["params_sha256"]
+    assert deployment.summary["ledger_sha256"] == simulation.summary["ledger_sha256"]
+    ledgers = [read_rows_without_seconds(tmp_path / name / "ledger.parquet") for name in ("deployment", "simulation")]
+    assert ledgers[0] == ledgers[1]
+    parameters = [(tmp_path / name / "params.safetensors").read_bytes() for name in ("deployment", "simulation")]
+    assert parameters[0] == parameters[1]
+    rows = pq.read_table(tmp_path / "deployment" / "transport.parquet").to_pylist()
+    check_transport(rows, deployment.summary, tls=bool(options.get("tls")))
 
 
-def check_that_it_was_a_deployment(rows: list[dict[str, Any]], summary: Any, tls: bool) -> None:
-    """Other processes trained, a new one for each message, and what was sent went over sockets."""
-    answered = [row for row in rows if row["round"] and row["direction"] == "up" and row["messages"]]
-    pids = [row["process"] for row in answered]
+def check_transport(rows: list[dict[str, Any]], summary: Any, tls: bool) -> None:
+    """Check that a new process trained for each message, and that all bytes went over sockets."""
+    reply_rows = [row for row in rows if row["round"] and row["direction"] == "up" and row["messages"]]
+    pids = [row["process"] for row in reply_rows]
     assert len(set(pids)) == len(pids) >= 2
     assert os.getpid() not in pids
     for row in rows:
@@ -112,161 +118,168 @@ def check_that_it_was_a_deployment(rows: list[dict[str, Any]], summary: Any, tls
             assert row["frame_bytes"] < row["message_bytes"] or not row["messages"]
             assert row["socket_bytes"] > row["message_bytes"]
     totals = summary["flower"]["transport"]
-    counted = summary["flower"]["counted_by_flower"]
+    flower_counters = summary["flower"]["counted_by_flower"]
     for direction in ("up", "down"):
         assert totals[direction]["frame_bytes"] <= summary[f"{direction}link"]["n_bytes"]
         assert (
             totals[direction]["message_bytes"]
-            <= counted[direction]
+            <= flower_counters[direction]
             <= totals[direction]["socket_bytes"] + totals[direction]["outside_rounds"]
         )
         assert totals[direction]["outside_rounds"] > (2000 if tls else 500)
 
 
-class Breaking:
-    """Does something to the federation when a round is over."""
+class FaultInjector:
+    """Callbacks that inject a fault into the cluster after a round."""
 
-    def __init__(self, what: Callable[[LocalCluster], None], after: int = 1) -> None:
-        self.what = what
-        self.after = after
-        self.made: list[LocalCluster] = []
+    def __init__(self, inject: Callable[[LocalCluster], None], round: int = 1) -> None:
+        self.inject = inject
+        self.round = round
+        self.clusters: list[LocalCluster] = []
         self.troubles: list[str] = []
-        self.rounds: list[Any] = []
-        self.watched = DeploymentCallbacks(
-            on_cluster_start=self.made.append, on_round=self.on_round, on_trouble=self.troubles.append
+        self.records: list[Any] = []
+        self.callbacks = DeploymentCallbacks(
+            on_cluster_start=self.clusters.append, on_round=self.on_round, on_trouble=self.troubles.append
         )
 
     def on_round(self, record: Any) -> None:
-        self.rounds.append(record)
-        if record.round == self.after:
-            self.what(self.made[0])
+        self.records.append(record)
+        if record.round == self.round:
+            self.inject(self.clusters[0])
 
 
-def killed(made: LocalCluster) -> None:
-    made.nodes[1].kill()
+def kill_node(cluster: LocalCluster) -> None:
+    cluster.nodes[1].kill()
 
 
-def stopped(made: LocalCluster) -> None:
-    """It hangs, and its connections stay open."""
-    os.kill(made.nodes[1].pid, signal.SIGSTOP)
+def suspend_node(cluster: LocalCluster) -> None:
+    """Suspend a node; its connections stay open."""
+    os.kill(cluster.nodes[1].pid, signal.SIGSTOP)
 
 
-def link_stopped(made: LocalCluster) -> None:
-    assert made.superlink is not None
-    os.kill(made.superlink.pid, signal.SIGSTOP)
+def kill_superlink(cluster: LocalCluster) -> None:
+    assert cluster.superlink is not None
+    cluster.superlink.kill()
 
 
-def test_the_run_goes_on_without_a_node_that_was_killed(scenario: Make, tmp_path: Path) -> None:
+def suspend_superlink(cluster: LocalCluster) -> None:
+    assert cluster.superlink is not None
+    os.kill(cluster.superlink.pid, signal.SIGSTOP)
+
+
+def test_run_continues_without_a_killed_node(scenario: Make, tmp_path: Path) -> None:
     s = scenario({**SMALL, "rounds": 3, "server.cohort": 8, "participation.on_failure": "continue"})
-    breaking = Breaking(killed)
-    over = deployed(s, tmp_path / "over", watched=breaking.watched, logs=tmp_path / "logs", round_seconds=15.0)
-    pid = breaking.made[0].nodes[1].pid
+    injector = FaultInjector(kill_node)
+    result = deploy_scenario(
+        s, tmp_path / "deployment", callbacks=injector.callbacks, logs=tmp_path / "logs", round_seconds=15.0
+    )
+    pid = injector.clusters[0].nodes[1].pid
     log = tmp_path / "logs" / "node-1.log"
-    assert breaking.troubles == [
+    assert injector.troubles == [
         f"node 1 (process {pid}) was killed by SIGKILL; its log is {log}; the run continues without its clients"
     ]
-    assert [record.accepted for record in breaking.rounds] == [tuple(range(8)), (0, 2, 4, 6), (0, 2, 4, 6)]
-    assert all("node 1: " in failure for failure in breaking.rounds[1].failures)
-    assert over.summary["rounds"] == 3
-    assert over.summary["failures"] == 8
+    assert [record.accepted for record in injector.records] == [tuple(range(8)), (0, 2, 4, 6), (0, 2, 4, 6)]
+    assert all("node 1: " in failure for failure in injector.records[1].failures)
+    assert result.summary["rounds"] == 3
+    assert result.summary["failures"] == 8
     assert log.stat().st_size > 0
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("inject", "message"),
     [
-        (killed, r"node 1 \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
-        (stopped, r"round 2, client 1: TimeoutError: node 1: no answer within 15 s; its log is (\S+)"),
-        (lambda made: made.superlink.kill(), r"the SuperLink \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
-        (link_stopped, r"the SuperLink \(process \d+\) does not answer after 8 s; its log is (\S+)"),
+        (kill_node, r"node 1 \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
+        (suspend_node, r"round 2, client 1: TimeoutError: node 1: no answer within 15 s; its log is (\S+)"),
+        (kill_superlink, r"the SuperLink \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
+        (suspend_superlink, r"the SuperLink \(process \d+\) does not answer after 8 s; its log is (\S+)"),
     ],
     ids=["node killed", "node hangs", "SuperLink killed", "SuperLink hangs"],
 )
-def test_what_died_is_said_within_a_stated_time(
-    scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Callable[[LocalCluster], None], message: str
+def test_failed_process_is_named_with_its_log_within_a_minute(
+    scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inject: Callable[[LocalCluster], None], message: str
 ) -> None:
-    if what is link_stopped:
+    if inject is suspend_superlink:
         monkeypatch.setattr(monitor, "SILENT_SECONDS", 8.0)
-    given = {"logs": None} if what is killed else {}  # nobody asked for logs: they are kept all the same
-    breaking, at = Breaking(what), [0.0]
-    real = breaking.what
-    breaking.what = lambda made: (real(made), at.__setitem__(0, time.monotonic()))[0]
+    options = {"logs": None} if inject is kill_node else {}  # without a folder for logs, they are kept because of the error
+    fault_times: list[float] = []
+    injector = FaultInjector(lambda cluster: (inject(cluster), fault_times.append(time.monotonic()))[0])
     with pytest.raises(DeploymentError) as caught:
-        deployed(
+        deploy_scenario(
             scenario({**SMALL, "rounds": 9, "server.cohort": 8}),
-            tmp_path / "over",
-            watched=breaking.watched,
+            tmp_path / "deployment",
+            callbacks=injector.callbacks,
             round_seconds=15.0,
-            **given,
+            **options,
         )
-    found = re.match(message, str(caught.value))
-    assert found, str(caught.value)
-    assert time.monotonic() - at[0] < 60
-    assert Path(found[1]).stat().st_size > 0, "its log is still there"
-    if given:
-        shutil.rmtree(Path(found[1]).parent)
-    ledger = frame_rows(tmp_path / "over" / "ledger.parquet")
+    match = re.match(message, str(caught.value))
+    assert match, str(caught.value)
+    assert time.monotonic() - fault_times[0] < 60
+    assert Path(match[1]).stat().st_size > 0, "the log was not removed"
+    if options:
+        shutil.rmtree(Path(match[1]).parent)
+    ledger = read_rows_without_seconds(tmp_path / "deployment" / "ledger.parquet")
     assert {row["round"] for row in ledger} <= {1, 2}
     assert ledger
 
 
-def test_a_node_that_does_not_come(scenario: Make, tmp_path: Path) -> None:
-    watched = DeploymentCallbacks(on_cluster_start=stopped)
+def test_missing_node_and_wrong_arguments_are_errors(scenario: Make, tmp_path: Path) -> None:
+    callbacks = DeploymentCallbacks(on_cluster_start=suspend_node)
     with pytest.raises(DeploymentError, match=r"1 of 2 nodes are ready after 25 s: node 1 did not answer"):
-        deployed(scenario(SMALL), tmp_path / "over", watched=watched, start_seconds=25.0)
+        deploy_scenario(scenario(SMALL), tmp_path / "run", callbacks=callbacks, start_seconds=25.0)
     with pytest.raises(ScenarioError, match="nodes: got 9, expected 1 to 8, the number of clients"):
-        deployed(scenario(SMALL), tmp_path / "over", nodes=9)
+        deploy_scenario(scenario(SMALL), tmp_path / "run", nodes=9)
     for seconds in (0, float("inf"), float("nan"), "9"):
         with pytest.raises(ScenarioError, match=r"round_seconds: got .*, expected a positive number of seconds"):
-            deployed(scenario(SMALL), tmp_path / "over", round_seconds=seconds)
+            deploy_scenario(scenario(SMALL), tmp_path / "run", round_seconds=seconds)
 
 
-def test_ports_that_are_taken_are_not_insisted_on(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, wanted = processes.find_free_port, []
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_port_in_use_is_replaced_by_another(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scenario is the path of a file."""
+    find_free_port, n_calls = processes.find_free_port, 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        used_port = listener.getsockname()[1]
 
-        def free_port() -> int:
-            wanted.append(0)
-            return port if len(wanted) in (1, 3) else real()  # the SuperLink's, and the first node's
+        def find_port() -> int:
+            nonlocal n_calls
+            n_calls += 1
+            return used_port if n_calls in (1, 3) else find_free_port()  # for the SuperLink, and for the first node
 
-        monkeypatch.setattr(processes, "find_free_port", free_port)
-        file = tmp_path / "mine.toml"  # a path will do for a scenario
+        monkeypatch.setattr(processes, "find_free_port", find_port)
+        file = tmp_path / "mine.toml"
         file.write_text(scenario({**SMALL, "rounds": 1}).to_toml())
-        over = deployed(file, tmp_path / "over")
-    assert len(wanted) == 5
-    assert over.summary["failures"] == 0
+        result = deploy_scenario(file, tmp_path / "deployment")
+    assert n_calls == 5
+    assert result.summary["failures"] == 0
 
 
-def test_errors_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> None:
-    """A client's, and the server's before the first round."""
+def test_errors_of_a_client_and_of_the_server_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> None:
     diverging = scenario({**SMALL, "client.optimizer.lr": 1e38, "client.epochs": 2})
     with pytest.raises(NonFiniteError, match=r"round 1, client \d: the update is not finite"):
-        deployed(diverging, tmp_path / "over")
+        deploy_scenario(diverging, tmp_path / "run")
     without = scenario({**SMALL, "data.name": "mnist", "model.name": "softmax"})
     with pytest.raises(DataError, match=f"{tmp_path}"):
-        deployed(without, tmp_path / "other", data=tmp_path)
+        deploy_scenario(without, tmp_path / "other", data=tmp_path)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "summary.json").write_text("{}")
     (tmp_path / "mine.txt").touch()
     (tmp_path / "wrong.toml").write_text('name = "x"\nround = 3\n')
     with pytest.raises(ScenarioError, match=r"^\S+wrong.toml: round: .*did you mean") as caught:
-        deployed(tmp_path / "wrong.toml", tmp_path / "over")
+        deploy_scenario(tmp_path / "wrong.toml", tmp_path / "run")
     assert str(caught.value).count("wrong.toml") == 1
     with pytest.raises(DataError):
-        deployed(without, tmp_path / "kept", data=tmp_path, overwrite=True)
-    assert (tmp_path / "kept" / "summary.json").read_text() == "{}", "what was there is there until there is something else"
+        deploy_scenario(without, tmp_path / "kept", data=tmp_path, overwrite=True)
+    assert (tmp_path / "kept" / "summary.json").read_text() == "{}", "an earlier run is not removed before the nodes are ready"
     with pytest.raises(OutputError, match="logs cannot be in the run folder"):
-        deployed(without, tmp_path / "over2", logs=tmp_path / "over2" / "logs")
+        deploy_scenario(without, tmp_path / "run2", logs=tmp_path / "run2" / "logs")
     with pytest.raises(OutputError, match="logs cannot be written there"):
-        deployed(without, tmp_path / "over3", logs=tmp_path / "mine.txt" / "logs")
+        deploy_scenario(without, tmp_path / "run3", logs=tmp_path / "mine.txt" / "logs")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(OutputError, match="is not empty"):
-        deployed(scenario(SMALL), tmp_path / "mine")
+        deploy_scenario(scenario(SMALL), tmp_path / "mine")
 
 
-def test_readme_command_over_a_deployment_completes_compressed() -> None:
+def test_readme_command_over_a_deployment_sends_compressed_updates() -> None:
     run = flower_run.run_in_deployment()
     run.check()
     replies = flower_run.ROUNDS * flower_run.NODES * 2
@@ -275,95 +288,97 @@ def test_readme_command_over_a_deployment_completes_compressed() -> None:
 
 def test_example_app_on_four_forked_nodes_logs_the_bytes_of_the_sockets(tmp_path: Path) -> None:
     """Compare the bytes of the app's log with Flower's own counter and the sockets."""
-    with local_cluster(ClusterConfig(4, measure_socket=True), tmp_path / "run", tmp_path / "logs") as made:
-        app = write_app(made.folder / "app", compressed=True, settings={"num-server-rounds": 2, "min-nodes": 4})
-        made.submit(app, stream=True).wait()
-        counted, log = made.read_flower_byte_counters(), made.get_log_path("serverapp").read_text()
-        seen = [seen for proxy in made.proxies.values() for seen in proxy.traffic]
-    said = {what: int(n.replace(",", "")) for what, n in re.findall(r"fedsgd: (round \d.*?): ([\d,]+) bytes", log)}
-    assert list(said) == ["round 1", "round 1, evaluation", "round 2", "round 2, evaluation"], log[-2000:]
-    up = said["round 1"] + said["round 2"]
-    assert counted is not None
-    assert up < counted["up"] < up + 16 * 5000
-    assert counted["up"] < sum(s.n_bytes for s in seen if s.direction == "up")
-    assert up < 2 * 4 * 55_210 * 4 / 60, "a sixtieth of the arrays"
+    with local_cluster(ClusterConfig(4, measure_socket=True), tmp_path / "run", tmp_path / "logs") as cluster:
+        app = write_app(cluster.folder / "app", compressed=True, settings={"num-server-rounds": 2, "min-nodes": 4})
+        cluster.submit(app, stream=True).wait()
+        flower_counters, log = cluster.read_flower_byte_counters(), cluster.get_log_path("serverapp").read_text()
+        traffic = [item for proxy in cluster.proxies.values() for item in proxy.traffic]
+    sizes = {phase: int(n.replace(",", "")) for phase, n in re.findall(r"fedsgd: (round \d.*?): ([\d,]+) bytes", log)}
+    assert list(sizes) == ["round 1", "round 1, evaluation", "round 2", "round 2, evaluation"], log[-2000:]
+    uplink_bytes = sizes["round 1"] + sizes["round 2"]
+    assert flower_counters is not None
+    assert uplink_bytes < flower_counters["up"] < uplink_bytes + 16 * 5000
+    assert flower_counters["up"] < sum(item.n_bytes for item in traffic if item.direction == "up")
+    assert uplink_bytes < 2 * 4 * 55_210 * 4 / 60, "a sixtieth of the arrays"
     assert "accuracy" in log
 
 
-def test_ctrl_c_stops_everything(root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "over"
+def test_ctrl_c_ends_all_processes(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
     settings = ["--set", "rounds=200", "--set", "client.epochs=1", "--set", "server.cohort=4"]
     command = [sys.executable, "-m", "fedsgd", "flower", str(root / "scenarios" / "quickstart.toml"), *settings, "--nodes", "2"]
     with subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
-        said = []
+        lines = []
         for line in running.stderr:
-            said.append(line)
+            lines.append(line)
             if "round 1" in line:
                 break
-        assert len(ours()) >= 7, "a SuperLink, two SuperNodes, what they start, and the command"
+        assert len(find_own_processes()) >= 7, "a SuperLink, two SuperNodes, the processes that they start, and the command"
         running.send_signal(signal.SIGINT)
         rest = running.stderr.read()
-    assert running.returncode == 130, "".join(said) + rest
+    assert running.returncode == 130, "".join(lines) + rest
     assert rest.splitlines()[-1] == "fedsgd: interrupted"
 
 
-def test_launcher_killed_by_sigkill_no_process_and_no_folder_is_left(
+def test_launcher_killed_by_sigkill_leaves_no_process_and_no_folder(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     settings = ["--set", "rounds=200", "--set", "client.epochs=1", "--set", "server.cohort=4", "--nodes", "2"]
     command = [sys.executable, "-m", "fedsgd", "flower", str(root / "scenarios" / "quickstart.toml"), *settings]
-    with subprocess.Popen([*command, "--out", str(tmp_path / "over")], stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen([*command, "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         assert any("round 1" in line for line in running.stderr)
-        assert len(ours()) >= 8, "a SuperLink, two SuperNodes, the processes that they start, the command and its guard"
-        assert len(list(tmp_path.glob("fedsgd-*"))) == 2, "the work folder, and that of the logs"
+        assert len(find_own_processes()) >= 8, (
+            "a SuperLink, two SuperNodes, the processes that they start, the command and its guard"
+        )
+        assert len(list(tmp_path.glob("fedsgd-*"))) == 2, "the work folder and the folder of the logs"
         running.kill()
     deadline = time.monotonic() + 30
-    while (ours() or list(tmp_path.glob("fedsgd-*"))) and time.monotonic() < deadline:
+    while (find_own_processes() or list(tmp_path.glob("fedsgd-*"))) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert ours() == set()
+    assert find_own_processes() == set()
     assert list(tmp_path.glob("fedsgd-*")) == []
 
 
-def test_temporary_folder_with_a_long_path_apps_are_forked(
+def test_fork_server_with_a_long_temporary_path_uses_a_short_private_folder(
     scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The socket is in another folder, private and short, which is removed."""
+    """The other folder is removed at the end."""
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    made: list[LocalCluster] = []
+    clusters: list[LocalCluster] = []
     troubles: list[str] = []
-    watched = DeploymentCallbacks(on_cluster_start=made.append, on_trouble=troubles.append)
-    over = deployed(scenario({**SMALL, "rounds": 1}), tmp_path / "over", watched=watched)
+    callbacks = DeploymentCallbacks(on_cluster_start=clusters.append, on_trouble=troubles.append)
+    result = deploy_scenario(scenario({**SMALL, "rounds": 1}), tmp_path / "deployment", callbacks=callbacks)
     assert troubles == []
-    assert over.summary["flower"]["warm"]
-    socket_folder = Path(made[0].env[launchers.SOCKET_VARIABLE]).parent
+    assert result.summary["flower"]["warm"]
+    socket_folder = Path(clusters[0].env[launchers.SOCKET_VARIABLE]).parent
     assert folder not in socket_folder.parents
     assert not socket_folder.exists()
     assert list(folder.glob("fedsgd-*")) == []
 
 
-def test_no_folder_for_commands_and_socket_is_reported_and_flowers_commands_are_used(
+def test_cluster_without_a_launch_folder_reports_it_and_uses_flowers_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch_folder, "find_problem", lambda folder: "no")
     monkeypatch.setattr(launch_folder, "_list_candidate_parents", lambda: [tmp_path])
     troubles: list[str] = []
-    with local_cluster(ClusterConfig(1), tmp_path / "run", tmp_path / "logs", on_trouble=troubles.append) as made:
-        assert made.fork_server is None
-        assert str(tmp_path) not in made.env["PATH"]
+    with local_cluster(ClusterConfig(1), tmp_path / "run", tmp_path / "logs", on_trouble=troubles.append) as cluster:
+        assert cluster.fork_server is None
+        assert str(tmp_path) not in cluster.env["PATH"]
     (line,) = troubles
     assert line.startswith("each app starts as a new process, more slowly, and the ServerApp has no log")
     assert f": {tmp_path / 'run'} (no); {tmp_path} (no); other logs are in {tmp_path / 'logs'}" in line
     assert {path.name for path in tmp_path.iterdir()} == {"run", "logs"}
 
 
-def test_what_is_being_stopped_is_stopped_to_the_end_and_the_run_is_a_finished_one(root: Path, tmp_path: Path) -> None:
-    """Ctrl-C comes when the results are there and the processes still are."""
-    out = tmp_path / "over"
+def test_ctrl_c_while_processes_are_stopped_does_not_interrupt(root: Path, tmp_path: Path) -> None:
+    """The signal comes after the results are written and before all processes have ended."""
+    out = tmp_path / "run"
     settings = ["--set", "rounds=1", "--set", "client.epochs=1", "--json", "--nodes", "1"]
     command = [
         sys.executable,
@@ -380,30 +395,29 @@ def test_what_is_being_stopped_is_stopped_to_the_end_and_the_run_is_a_finished_o
             time.sleep(0.02)
         time.sleep(0.3)
         running.send_signal(signal.SIGINT)
-        said, _ = running.communicate()
+        output, _ = running.communicate()
     assert running.returncode in (0, 130)
-    assert ours() == set()
+    assert find_own_processes() == set()
     if running.returncode == 0:
-        assert json.loads(said)["flower"]["nodes"] == 1
+        assert json.loads(output)["flower"]["nodes"] == 1
 
 
-def test_the_command_prints_what_was_measured(
+def test_command_prints_the_summary_as_json_and_the_measured_bytes(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what it prints as JSON is what it wrote."""
     settings = ["--set", "rounds=1", "--set", "client.epochs=1"]
     command = [sys.executable, "-m", "fedsgd", "flower", str(root / "scenarios" / "quickstart.toml"), *settings]
     options = ["--nodes", "1", "--measure-socket", "--keep-logs", str(tmp_path / "logs"), "--json", "--quiet"]
-    done = subprocess.run([*command, *options, "--out", str(tmp_path / "over")], check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout) == json.loads((tmp_path / "over" / "summary.json").read_text())
-    assert done.stderr == ""
+    result = subprocess.run([*command, *options, "--out", str(tmp_path / "run")], check=True, capture_output=True, text=True)
+    assert json.loads(result.stdout) == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert result.stderr == ""
     monkeypatch.setenv("COLUMNS", "120")
-    print_result(DeploymentResult(json.loads(done.stdout), tmp_path / "over"))
-    shown = capsys.readouterr().out
-    way = json.loads(done.stdout)["flower"]["transport"]["up"]
+    print_result(DeploymentResult(json.loads(result.stdout), tmp_path / "run"))
+    output = capsys.readouterr().out
+    uplink = json.loads(result.stdout)["flower"]["transport"]["up"]
     for title, key in (("on sockets, in rounds", "socket_bytes"), ("in Flower's messages", "message_bytes")):
-        assert re.search(rf"{title} +{way[key]:,} +×", shown), shown
-    assert "a round took " in shown
+        assert re.search(rf"{title} +{uplink[key]:,} +×", output), output
+    assert "a round took " in output
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {
         "node-0.log",
         "serverapp.log",
