@@ -177,7 +177,7 @@ def start_runtime(scenario: Scenario, n_nodes: int = 2, timeout: float = 0.3) ->
 
 def exchange_errors(runtime: FlowerRuntime, experiment: Any, cohort: Sequence[int] = range(4)) -> dict[int, str]:
     """Run the messages of a round, and return the error of each client as text, "" for a reply."""
-    messages, _ = broadcast(experiment.plan, experiment.server, cohort)
+    messages, _ = broadcast(experiment.plan, experiment.initial_server_state, cohort)
     return {
         outcome.client: f"{type(outcome.error).__name__}: {outcome.error}" if isinstance(outcome, ClientFailure) else ""
         for outcome in runtime.exchange(messages, None)

@@ -1,0 +1,175 @@
+"""Tests of the tracker for MLflow."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedsgd
+from fedsgd.data import Dataset
+from fedsgd.errors import RunError
+from fedsgd.federation.round_record import RoundRecord
+from fedsgd.scenario.scenario import Scenario
+from fedsgd.storage.run_directory import RUN_FILES
+from fedsgd.trackers import RunFinished, RunStarted, create_tracker
+from fedsgd.trackers.base import round_metrics, x_axes
+from tests.trackers.helpers import SECONDS_BY_NETWORK, Make, RecordingTracker, run_command, send_events
+
+# SQLAlchemy warns of MLflow's declaration of tables; SQLite of connections that MLflow does not close.
+MLFLOW_WARNINGS = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+    pytest.mark.filterwarnings("ignore:unclosed database in <sqlite3:ResourceWarning"),
+]
+
+
+@pytest.fixture
+def default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove MLflow's settings from the environment, and disable its telemetry."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def read_metric(client: Any, run: Any, name: str) -> list[tuple[int, float]]:
+    """Return (step, value) of all values of a metric."""
+    return sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
+
+
+@pytest.fixture
+def store(default_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Client of a store that the environment names, with a temporary folder for files."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'user.db'}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "thesis")
+    client = MlflowClient()
+    client.create_experiment("thesis", artifact_location=(tmp_path / "files").as_uri())
+    return client
+
+
+def find_runs(client: Any, experiment: str) -> list[Any]:
+    """Return the MLflow runs of an experiment."""
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+
+
+class TestMLflow:
+    """Tests that need a store."""
+
+    pytestmark = MLFLOW_WARNINGS
+
+    def test_default_store_is_next_to_the_run_folder(self, default_settings: None, scenario: Make, tmp_path: Path) -> None:
+        from mlflow import MlflowClient
+
+        runs, settings = tmp_path / "my runs", {"rounds": 5, "evaluation.every": 2}
+        result = fedsgd.run(scenario(settings), out=runs / "one", trackers=[create_tracker("mlflow")])
+        client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+        (run,) = find_runs(client, "fedsgd")
+        assert (run.info.run_name, run.info.status) == ("one", "FINISHED")
+        for metric in ("loss", "accuracy"):
+            for axis, suffix in (("round", ""), ("uplink bytes", "_by_uplink_bytes"), ("all bytes", "_by_all_bytes")):
+                values = [(x_axes(r)[axis], r.metrics[metric]) for r in result.history if r.metrics is not None]
+                assert read_metric(client, run, f"{metric}{suffix}") == values
+        for name in round_metrics(result.history[-1]):
+            values = [(r.round, float(round_metrics(r)[name])) for r in result.history if name in round_metrics(r)]
+            assert read_metric(client, run, name) == values
+        for key in ("uplink_ratio", "downlink_ratio", "bidirectional_ratio"):
+            assert run.data.metrics[key] == result.summary[key]
+        assert run.data.params == {key: str(value) for key, value in RunStarted(result.scenario).settings.items()}
+        assert run.data.tags["fedsgd.params_sha256"] == result.summary["params_sha256"]
+        assert run.data.tags["fedsgd.ledger_sha256"] == result.summary["ledger_sha256"]
+        assert sorted(file.path for file in client.list_artifacts(run.info.run_id)) == sorted(RUN_FILES)
+        (summary,) = runs.glob("mlartifacts/**/summary.json")
+        assert summary.read_bytes() == (runs / "one" / "summary.json").read_bytes()
+
+    def test_active_run_of_the_user_is_the_parent_and_stays_active(self, store: Any, scenario: Make, tmp_path: Path) -> None:
+        import mlflow
+
+        with mlflow.start_run() as user_run:
+            fedsgd.run(scenario({"rounds": 1}), trackers=[create_tracker("mlflow")])
+            assert mlflow.active_run().info.run_id == user_run.info.run_id
+        nested, parent = sorted(find_runs(store, "thesis"), key=lambda run: run.info.run_id == user_run.info.run_id)
+        assert nested.data.tags["mlflow.parentRunId"] == user_run.info.run_id
+        assert not parent.data.metrics
+        assert not parent.data.params
+        assert nested.data.metrics["clients"] == 4
+
+    def test_run_below_an_active_run_uses_the_store_of_the_active_run(
+        self, default_settings: None, scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import mlflow
+
+        monkeypatch.chdir(tmp_path)
+        with mlflow.start_run() as user_run:
+            fedsgd.run(scenario({"rounds": 1}), out=tmp_path / "runs" / "one", trackers=[create_tracker("mlflow")])
+        (nested,) = mlflow.MlflowClient().search_runs(
+            [user_run.info.experiment_id], filter_string=f"tags.mlflow.parentRunId = '{user_run.info.run_id}'"
+        )
+        assert nested.info.run_name == "one"
+        assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+    def test_status_of_a_run_is_failed_after_an_error_and_killed_after_an_interrupt(
+        self, store: Any, scenario: Make, blobs: Dataset, tmp_path: Path, failing_metrics: Any
+    ) -> None:
+        def interrupt(record: RoundRecord) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fedsgd.run(scenario(), out=tmp_path / "k", trackers=[create_tracker("mlflow")], on_round=interrupt)
+        s = Scenario(name="x", rounds=3).with_settings({"data.partition.clients": 5})
+        with pytest.raises(RunError):
+            fedsgd.run(s, dataset=blobs, metrics=failing_metrics, out=tmp_path / "f", trackers=[create_tracker("mlflow")])
+        run_by_name = {run.info.run_name: run for run in find_runs(store, "thesis")}
+        assert {name: run.info.status for name, run in run_by_name.items()} == {"k": "KILLED", "f": "FAILED"}
+        assert run_by_name["f"].data.tags["fedsgd.error"].startswith("RunError: round 1, server: evaluation")
+        files = sorted(file.path for file in store.list_artifacts(run_by_name["f"].info.run_id))
+        assert files == ["ledger.parquet", "rounds.parquet", "scenario.toml"]
+
+    def test_time_on_networks_is_stored_and_long_texts_and_names_are_adapted(
+        self, store: Any, scenario: Make, tmp_path: Path
+    ) -> None:
+        history = [replace(r, metrics={"f1@5": 0.5, "loss": float("nan")}) for r in fedsgd.run(scenario()).history]
+        outcome = RunFinished(error=RunError(1, None, "y" * 9000), seconds_by_network=SECONDS_BY_NETWORK)
+        send_events(history, scenario({"name": "x" * 700}), tmp_path / "r", "mlflow", outcome)
+        (run,) = find_runs(store, "thesis")
+        assert read_metric(store, run, "f1_5_by_milliseconds_on_lte") == [(1002, 0.5), (2500, 0.5), (10**12, 0.5)]
+        assert len(run.data.params["name"]) == 500
+        assert len(run.data.tags["fedsgd.error"]) == 5000
+        file = Path(store.download_artifacts(run.info.run_id, "scenario.toml"))
+        assert tomllib.loads(file.read_text())["name"] == "x" * 700
+
+    def test_settings_and_metrics_beyond_one_batch_are_stored(self, store: Any, scenario: Make, tmp_path: Path) -> None:
+        rules = [{"pattern": f"{n}.*", "op": {"name": "top-k"}} for n in range(60)]
+        s = scenario({"uplink.compressor": {"name": "per-layer", "rules": rules}})
+        assert len(RunStarted(s).settings) > 200
+        (record,) = fedsgd.run(scenario({"rounds": 1})).history
+        send_events([record] * 200, s, tmp_path / "r", "mlflow", RunFinished(error=RunError(1, None, "y")))
+        (run,) = find_runs(store, "thesis")
+        assert len(run.data.params) == len(RunStarted(s).settings)
+
+    def test_metrics_are_stored_during_the_run(self, store: Any, scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        class StoreReader(RecordingTracker):
+            def round(self, record: RoundRecord) -> None:
+                (run,) = find_runs(store, "thesis")
+                self._record(run.info.status, [step for step, _ in read_metric(store, run, "accuracy")])
+
+        reader = StoreReader()
+        monkeypatch.setattr("fedsgd.trackers.mlflow.FLUSH_SECONDS", 0.0)
+        fedsgd.run(scenario(), trackers=[create_tracker("mlflow"), reader])
+        assert reader.calls[1:-1] == [("RUNNING", [1]), ("RUNNING", [1, 2]), ("RUNNING", [1, 2, 3])]
+
+    def test_command_with_both_trackers_uses_each_once(
+        self, store: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        arguments = [str(root / "scenarios" / "quickstart.toml"), "--set", "rounds=1", "--quiet"]
+        result = run_command("run", *arguments, "--track", "mlflow", "--track", "tensorboard", "--track", "mlflow")
+        assert result.exit_code == 0, result.output
+        (run,) = find_runs(store, "thesis")
+        assert run.info.run_name == "quickstart-1"
+        assert (tmp_path / "runs" / "tensorboard" / "quickstart-1").is_dir()
+        assert not (tmp_path / "runs" / "mlflow.db").exists()
+        assert not (tmp_path / "mlruns").exists()
