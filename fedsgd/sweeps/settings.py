@@ -86,7 +86,7 @@ def check_grids(grid: Grid, tune: Grid) -> None:
             for i, value in enumerate(values):
                 if value == "":
                     raise ScenarioError(f"{option} {key}: value {i + 1} is empty")
-                if any(_is_same_value(value, earlier) for earlier in values[:i]):
+                if any(_is_same_value(value, previous) for previous in values[:i]):
                     raise ScenarioError(f"{option} {key}: got {value!r} twice")
     for key in grid:
         if key in tune:

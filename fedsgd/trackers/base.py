@@ -186,7 +186,7 @@ class TrackerGroup:
         try:
             getattr(tracker, method)(argument)
         except Exception as error:
-            self._active_trackers = [other for other in self._active_trackers if other is not tracker]
+            self._active_trackers = [active for active in self._active_trackers if active is not tracker]
             warnings.warn(
                 f"{_describe_failure(tracker, method, error)}; the run continues without it", TrackerWarning, stacklevel=3
             )

@@ -48,9 +48,9 @@ TAGS = {
 class TensorBoard:
     """Tracker that writes event files to FOLDER/NAME, where NAME is the name of the run folder.
 
-    TensorBoard's horizontal axis is the step, so each metric is written once for each axis: "accuracy/by round", "accuracy/by
-    uplink bytes", "accuracy/by all bytes" and, for each network, "accuracy/by milliseconds on ...". Steps are exact. Values are
-    float32, as in all event files.
+    TensorBoard's horizontal axis is the step, so each metric is written once for each axis. The tags are "accuracy/by round",
+    "accuracy/by uplink bytes", "accuracy/by all bytes" and, for each network, "accuracy/by milliseconds on ...". Steps are
+    exact. Values are float32, as in all event files.
 
     Args:
         folder: folder of the event files of all runs, by default `tensorboard` next to the run folder.

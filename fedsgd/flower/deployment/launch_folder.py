@@ -1,7 +1,7 @@
 """Folder of the launcher commands and of the fork server's socket.
 
-The folder of temporary files may be unusable: the path of a socket is limited to about a hundred bytes, and a file system that
-is mounted with `noexec` runs no scripts. Each candidate is therefore tested with a real script and a real socket.
+The folder of temporary files may be unusable. The path of a socket is limited to about a hundred bytes. A file system that is
+mounted with `noexec` runs no scripts. Each candidate is therefore tested with a real script and a real socket.
 
 The commands are first on PATH. A folder that another user can replace is therefore not used. An example is a folder in the
 XDG_RUNTIME_DIR of the user who calls `sudo -E`.

@@ -1,8 +1,8 @@
 """Experiment of a node: plan, engine and data for training the node's clients, cached between messages.
 
 A ClientApp is a new process for each message. The plan, the task, the engine's factory and the examples of the node's own
-clients are therefore cached on the node's disk, in the folder of the clients' states. A process that is forked from a process
-with a built scenario (`PREBUILT`) does not read the cache.
+clients are therefore cached on the node's disk, in the folder of client states. A process that is forked from a process with a
+built scenario (`PREBUILT`) does not read the cache.
 """
 
 from __future__ import annotations
