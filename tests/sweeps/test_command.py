@@ -28,12 +28,12 @@ def test_command_prints_a_table_and_a_line_for_each_cell(quickstart: Path, run_f
     assert lines[2] == "2 of 24: dense, rounds 2, lr 0.1, seed 5: accuracy 0.4000, up 1.2 kB, down 34 kB, 1.0 s"
     rows = [" ".join(line.split()) for line in first.stdout.splitlines()]
     assert "top-k 1 %, rounds 2, lr 0.2 3 0.5000 1.2 kB 34 kB" in rows
-    assert rows[-2:] == ["written to runs/quickstart-sweep", "compare them: fedsgd compare runs/quickstart-sweep"]
+    assert rows[-2:] == ["written to runs/quickstart-sweep", "to compare the methods: fedsgd compare runs/quickstart-sweep"]
     assert max(len(line) for line in first.stdout.splitlines()) <= 80
     sweep = Sweep.read("runs/quickstart-sweep")
     assert (sweep.grid, sweep.tuned) == (("rounds",), ("client.optimizer.lr",))
     second = run_command(*arguments, "--seeds", "3", "--seed", "5")
-    assert second.stderr.splitlines() == ["24 cells, 24 of them done already"]
+    assert second.stderr.splitlines() == ["24 cells, 24 of them finished before"]
     assert second.stdout == first.stdout
 
 
@@ -57,7 +57,7 @@ def test_interrupted_sweep_prints_the_number_of_finished_cells(
     result = run_command(quickstart, "--seeds", "3", "--out", "o")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-2:] == [
-        "fedsgd: 1 of 3 cells are done and kept in o; the same command goes on",
+        "fedsgd: 1 of 3 cells are finished and stored in o; repeat the command to run the others",
         "fedsgd: interrupted",
     ]
 

@@ -32,11 +32,11 @@ def test_diverging_cell_is_a_result_and_runs_again_on_request(quickstart: Path) 
     stamps = summary_stamps(Path("o"))
     second = run_command(*arguments)
     assert (second.exit_code, json.loads(second.stdout)["cells"]) == (0, cells)
-    assert second.stderr.splitlines() == ["2 cells, 2 of them done already"]
+    assert second.stderr.splitlines() == ["2 cells, 2 of them finished before"]
     third = run_command(*arguments, "--retry-failed")
     assert json.loads(third.stdout)["cells"] == cells
     assert [line.partition(": round")[0] for line in third.stderr.splitlines()] == [
-        "2 cells, 1 of them done already",
+        "2 cells, 1 of them finished before",
         "2 of 2: quickstart, lr 1e30, seed 0: diverged",
     ]
     assert summary_stamps(Path("o")) == stamps
@@ -57,7 +57,7 @@ def test_missing_data_in_the_first_cell_ends_the_sweep(quickstart: Path, monkeyp
     result = run_command(quickstart, "--set", "data.name=mnist", "--seeds", "2", "--out", "o")
     assert result.exit_code == 1
     assert "fedsgd: mnist: no folder given" in result.stderr
-    assert "0 of 2 cells are done and kept in o" in result.stderr
+    assert "0 of 2 cells are finished and stored in o" in result.stderr
     assert states(Sweep.read("o")) == ["waiting", "waiting"]
 
 

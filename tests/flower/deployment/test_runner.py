@@ -8,13 +8,13 @@ import signal
 
 import pytest
 
-from fedsgd.cli.flower import flower
+from fedsgd.cli.flower import flower_command
 from fedsgd.flower.deployment import deploy
 from fedsgd.flower.deployment.runner import _handle_signals
 
 
 def test_command_has_the_defaults_of_the_function() -> None:
-    options = {option.name: option.default for option in flower.params}
+    options = {option.name: option.default for option in flower_command.params}
     for name in ("start_seconds", "round_seconds"):
         assert options[name] == inspect.signature(deploy).parameters[name].default
 
