@@ -45,7 +45,9 @@ METAPHORS = re.compile(
     r"|held to|beside|bills?|fresh eyes)\b",
     re.IGNORECASE,
 )
-FIELD_TERMS = re.compile(r"\b\w+\.\w[\w.]*|forget gate|HTTP POST|POST request|`[^`]*`|\"[\w.-]+\"|'[\w.-]+'", re.IGNORECASE)
+FIELD_TERMS = re.compile(
+    r"^ +\w+: |\b\w+\.\w[\w.]*|forget gate|HTTP POST|POST request|`[^`]*`|\"[\w.-]+\"|'[\w.-]+'", re.IGNORECASE | re.MULTILINE
+)
 """Texts in which a word of METAPHORS is a term of the field, a name or a key."""
 PUBLIC_PACKAGES = ("federation", "wire")
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -246,6 +248,28 @@ def undocumented_parameters() -> list[str]:
     return findings
 
 
+def undocumented_methods() -> list[str]:
+    """Return the public methods without a docstring that override no method of another class of the package.
+
+    Classes that extend a class of a library are left out, because their methods override the library's.
+    """
+    bases = _class_bases()
+    findings = []
+    for module in modules():
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            ancestors = bases.ancestors(node.name)
+            if ancestors - {*bases.members, "ABC", "Protocol", "Generic", "NamedTuple"}:
+                continue
+            inherited = {name for ancestor in ancestors for name in bases.members.get(ancestor, ())}
+            for member in node.body:
+                is_public = isinstance(member, Function) and not member.name.startswith("_")
+                if is_public and not ast.get_docstring(member) and member.name not in inherited:
+                    findings.append(f"{module.path}:{member.lineno}: {node.name}.{member.name} has no docstring")
+    return findings
+
+
 def exported_names() -> frozenset[str]:
     """Return the names that `fedsgd` and `fedsgd.flower` export."""
     exported: set[str] = set()
@@ -347,6 +371,7 @@ FINDINGS = {
     "docstrings with a rejected first word": clause_docstrings,
     "rejected words in docstrings and visible strings": metaphors,
     "undescribed parameters and fields of the public interface": undocumented_parameters,
+    "public methods without a docstring": undocumented_methods,
 }
 
 

@@ -263,9 +263,7 @@ def _reply_state_lost(plan: FederationPlan, client: ClientId, header: Header, st
     if plan.uplink.server_mirrors_clients:
         last_round = state.last_reply_round
         cause = f"the server accepted a reply of round {header.acknowledged}, this client's state ends at round {last_round}"
-        explanation = (
-            f"{plan.uplink.name} stores an estimate for each client, of which the server has only the sum over all clients"
-        )
+        explanation = f"{plan.uplink.name} stores an estimate for each client, and the server only the sum over clients"
         raise RunError(header.round, client, f"{cause}; {explanation}: the state of this client cannot be restored")
     return ImmediateReply(_encode_resync(client, header.round, 0, 0), ClientState())
 
@@ -294,9 +292,8 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
         cause = f"the update {describe_non_finite(result.update, plan.layout)}; is the learning rate too large?"
         raise NonFiniteError(round, client, cause)
     if result.buffers is not None and not all_finite(result.buffers):
-        raise NonFiniteError(
-            round, client, f"the vector of the model's buffers {describe_non_finite(result.buffers, plan.layout)}"
-        )
+        cause = f"the vector of the model's buffers {describe_non_finite(result.buffers, plan.layout)}"
+        raise NonFiniteError(round, client, cause)
     update = result.update[: plan.layout.size]
     start_time = time.perf_counter()
     scheme_state = entries_of(task.state.committed_state, SCHEME)

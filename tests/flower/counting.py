@@ -14,7 +14,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from tests.flower.grid import RUN, GridHere, identity
+from tests.flower.grid import RUN, InProcessGrid, identity
 
 SHAPES = {"w": (30, 20), "b": (20,)}
 
@@ -25,7 +25,7 @@ def object_bytes(message: Message) -> int:
 
 
 @dataclass(eq=False)
-class CountingGrid(GridHere):
+class CountingGrid(InProcessGrid):
     """Grid that counts the bytes of messages and replies.
 
     Attributes:
@@ -54,14 +54,14 @@ class CountingGrid(GridHere):
         if message_id is not None:
             self.message_bytes.setdefault((phase, "down"), []).append(object_bytes(message))
         reply = self._replies.get(message_id or "")
-        if reply is not None and node_id in self.gone:  # the SuperLink itself creates this error
+        if reply is not None and node_id in self.unavailable_nodes:  # the SuperLink itself creates this error
             reply.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
         elif reply is not None:
             self.message_bytes.setdefault((phase, "up"), []).append(object_bytes(reply))
         return message_id
 
     def _reply(self, node_id: int, message: Message) -> Message:
-        if node_id in self.gone:
+        if node_id in self.unavailable_nodes:
             return Message(Error(5, "Error: Node Unavailable"), reply_to=message)
         node = self.nodes[node_id]
         config = {"partition-id": node.partition, "num-partitions": node.nodes}
@@ -71,7 +71,7 @@ class CountingGrid(GridHere):
         except Exception as error:
             reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
         node.state = context.state
-        return reply if reply.has_error() else Message(self.altered(node_id, reply.content), reply_to=message)
+        return reply if reply.has_error() else Message(self.alter_reply(node_id, reply.content), reply_to=message)
 
 
 ReplyChange = Callable[[int, RecordDict], RecordDict]
@@ -142,7 +142,7 @@ def start(
         settings: other arguments of `Strategy.start`.
     """
     random.seed(0)  # Flower draws its cohorts from Python's global generator
-    grid = CountingGrid(app, GridHere.of(app, nodes).nodes)
+    grid = CountingGrid(app, InProcessGrid.of(app, nodes).nodes)
     if prepare is not None:
         prepare(grid)
     config = ConfigRecord({"learning-rate": 0.1, "name": "a run"})

@@ -42,7 +42,7 @@ def transfer_message(message: Message) -> Message:
 
 
 @dataclass(eq=False)
-class NodeHere:
+class InProcessNode:
     """A SuperNode.
 
     Attributes:
@@ -50,52 +50,52 @@ class NodeHere:
         nodes: number of nodes.
         settings: run configuration.
         state: `context.state`, as Flower stores it between messages.
-        asked: number of messages that the node received.
+        n_messages: number of messages that the node received.
     """
 
     partition: int
     nodes: int
     settings: Mapping[str, Any]
     state: RecordDict = field(default_factory=RecordDict)
-    asked: int = 0
+    n_messages: int = 0
 
 
 @dataclass(eq=False)
-class GridHere:
+class InProcessGrid:
     """Grid of SuperNodes in this process.
 
     Attributes:
         app: ClientApp of all nodes.
         nodes: nodes by Flower's id.
-        gone: nodes whose messages get Flower's error for an unavailable node.
-        silent: nodes that never reply.
-        unsent: nodes to which no message can be sent.
-        altered: function of a node and its reply's content that returns the content that arrives.
-        pushed: all messages that were sent.
+        unavailable_nodes: nodes whose messages get Flower's error for an unavailable node.
+        silent_nodes: nodes that never reply.
+        unreachable_nodes: nodes to which no message can be sent.
+        alter_reply: function of a node and its reply's content that returns the content that arrives.
+        sent_messages: all messages that were sent.
     """
 
     app: ClientApp
-    nodes: dict[int, NodeHere]
-    gone: set[int] = field(default_factory=set)
-    silent: set[int] = field(default_factory=set)
-    unsent: set[int] = field(default_factory=set)
-    altered: Callable[[int, RecordDict], RecordDict] = lambda node, content: content
-    pushed: list[Message] = field(default_factory=list)
+    nodes: dict[int, InProcessNode]
+    unavailable_nodes: set[int] = field(default_factory=set)
+    silent_nodes: set[int] = field(default_factory=set)
+    unreachable_nodes: set[int] = field(default_factory=set)
+    alter_reply: Callable[[int, RecordDict], RecordDict] = lambda node, content: content
+    sent_messages: list[Message] = field(default_factory=list)
     _replies: dict[str, Message] = field(default_factory=dict)
 
     @staticmethod
-    def of(app: ClientApp, n: int, **settings: Any) -> GridHere:
+    def of(app: ClientApp, n: int, **settings: Any) -> InProcessGrid:
         """Return a grid of n nodes with ids of Flower's size."""
-        return GridHere(app, {2**60 + 7919 * (n - p): NodeHere(p, n, settings) for p in range(n)})
+        return InProcessGrid(app, {2**60 + 7919 * (n - p): InProcessNode(p, n, settings) for p in range(n)})
 
-    def id_of(self, partition: int) -> int:
+    def find_id(self, partition: int) -> int:
         """Return Flower's id of a partition's node."""
         return next(id for id, node in self.nodes.items() if node.partition == partition)
 
     def restart(self, partition: int) -> None:
         """Replace a node by a new node of the same partition, with another id and an empty memory."""
-        node = self.nodes.pop(self.id_of(partition))
-        self.nodes[max(self.nodes, default=0) + 1] = NodeHere(partition, node.nodes, node.settings)
+        node = self.nodes.pop(self.find_id(partition))
+        self.nodes[max(self.nodes, default=0) + 1] = InProcessNode(partition, node.nodes, node.settings)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the connected nodes."""
@@ -111,11 +111,11 @@ class GridHere:
 
     def _push(self, message: Message) -> str | None:
         node_id = message.metadata.dst_node_id
-        if node_id in self.unsent:
+        if node_id in self.unreachable_nodes:
             return None
-        self.pushed.append(message)
+        self.sent_messages.append(message)
         received = transfer_message(message)
-        if node_id not in self.silent:
+        if node_id not in self.silent_nodes:
             with identity(node_id):
                 reply = transfer_message(self._reply(node_id, received))
             reply.metadata.__dict__["_src_node_id"] = node_id
@@ -124,10 +124,10 @@ class GridHere:
         return message.object_id
 
     def _reply(self, node_id: int, message: Message) -> Message:
-        if node_id in self.gone or node_id not in self.nodes:
+        if node_id in self.unavailable_nodes or node_id not in self.nodes:
             return Message(Error(5, "Node Unavailable"), reply_to=message)
         node = self.nodes[node_id]
-        node.asked += 1
+        node.n_messages += 1
         config = {"partition-id": node.partition, "num-partitions": node.nodes}
         context = Context(RUN, node_id, config, node.state, dict(node.settings))
         try:
@@ -136,4 +136,4 @@ class GridHere:
             return Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
         finally:
             node.state = context.state
-        return Message(reply.error if reply.has_error() else self.altered(node_id, reply.content), reply_to=message)
+        return Message(reply.error if reply.has_error() else self.alter_reply(node_id, reply.content), reply_to=message)

@@ -13,14 +13,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
 from fedsgd.flower import compression_mod
-from tests.flower.grid import GridHere
+from tests.flower.grid import InProcessGrid
 
 WIDTH = 128
 NODES = 7
 
 
 @dataclass(eq=False)
-class Grid(GridHere):
+class Grid(InProcessGrid):
     """Grid with Flower's `send_and_receive`.
 
     Attributes:
@@ -81,7 +81,7 @@ def make_grid(mods: Sequence[Any] | None = None, train_mods: Sequence[Any] = (),
     """Return a grid of nodes with these mods, by default with `compression_mod` only."""
     random.seed(0)
     app = make_app([compression_mod()] if mods is None else [*mods], [*train_mods])
-    return Grid(app, GridHere.of(app, nodes).nodes)
+    return Grid(app, InProcessGrid.of(app, nodes).nodes)
 
 
 def measure_final_mse(

@@ -15,7 +15,7 @@ from tests.flower.apps.shapes_app import client_app
 from tests.flower.apps.shapes_app.server_app import Outcome, federate
 from tests.flower.apps.shapes_app.shapes import NODES, SHAPES
 from tests.flower.counting import CountingGrid
-from tests.flower.grid import GridHere, identity
+from tests.flower.grid import InProcessGrid, identity
 
 APP = Path(__file__).parent / "apps"
 
@@ -80,7 +80,7 @@ def run_shape(shape: str, compressed: bool, rounds: int, folder: Path) -> tuple[
     """Run a shape on nodes of this process, and return its outcome and the grid."""
     app = getattr(client_app, client_component(shape, compressed))
     settings = {"shape": shape, "compressed": compressed, "rounds": rounds, "folder": str(folder)}
-    grid = ObjectGrid(app, GridHere.of(app, NODES, **settings).nodes)
+    grid = ObjectGrid(app, InProcessGrid.of(app, NODES, **settings).nodes)
     random.seed(0)  # Flower draws its cohorts from Python's global generator
     with identity(1):
         return federate(grid, settings), grid

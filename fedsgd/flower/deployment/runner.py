@@ -91,24 +91,11 @@ def deploy(
     """
     source, scenario = open_scenario(scenario)
     check_paths(out=out, data=data, logs=logs)
-    n_clients = scenario.data.n_clients
-    if not 1 <= nodes <= MAX_PROCESSES or (n_clients is not None and nodes > n_clients):
-        limit = f"or more, at most {MAX_PROCESSES}" if n_clients is None else f"to {n_clients}, the number of clients"
-        raise ScenarioError(f"nodes: got {nodes}, expected 1 {limit}")
+    _check_nodes(nodes, scenario.data.n_clients)
     _check_seconds(start_seconds=start_seconds, round_seconds=round_seconds)
-    data_folder = data or os.environ.get("FEDSGD_DATA")
-    config = ClusterConfig(
-        nodes,
-        scenario.to_toml(),
-        str(expand_user_path(data_folder).absolute()) if data_folder else "",
-        tls,
-        measure_socket,
-        use_fork_server,
-    )
+    config = ClusterConfig(nodes, scenario.to_toml(), _locate_data(data), tls, measure_socket, use_fork_server)
     folder = expand_user_path(out).absolute()
-    logs = None if logs is None else expand_user_path(logs).absolute()
-    if logs is not None and folder.resolve() in (logs.resolve(), *logs.resolve().parents):
-        raise OutputError(f"{logs}: logs cannot be in the run folder {out}; choose another folder for the logs")
+    logs = None if logs is None else _resolve_log_folder(logs, folder)
     find_files_to_remove(folder, overwrite)  # only a check: the files are replaced when the nodes are ready
     settings: dict[str, app_bundle.AppConfigValue] = {
         "out": str(folder),
@@ -136,6 +123,27 @@ def _keep_logs_on_trouble(callbacks: DeploymentCallbacks, folders: _WorkingFolde
         callbacks.on_trouble(text)
 
     return replace(callbacks, on_trouble=on_trouble)
+
+
+def _check_nodes(nodes: int, n_clients: int | None) -> None:
+    """Raise a ScenarioError for fewer than one SuperNode, or for more than there are clients."""
+    if not 1 <= nodes <= MAX_PROCESSES or (n_clients is not None and nodes > n_clients):
+        limit = f"or more, at most {MAX_PROCESSES}" if n_clients is None else f"to {n_clients}, the number of clients"
+        raise ScenarioError(f"nodes: got {nodes}, expected 1 {limit}")
+
+
+def _locate_data(data: str | Path | None) -> str:
+    """Return the absolute path of the data folder, from FEDSGD_DATA for None; an empty text without one."""
+    folder = data or os.environ.get("FEDSGD_DATA")
+    return str(expand_user_path(folder).absolute()) if folder else ""
+
+
+def _resolve_log_folder(logs: str | Path, run_folder: Path) -> Path:
+    """Return the absolute path of the folder for logs; OutputError if it is in the run folder."""
+    folder = expand_user_path(logs).absolute()
+    if run_folder.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise OutputError(f"{folder}: logs cannot be in the run folder {run_folder}; choose another folder for the logs")
+    return folder
 
 
 def _check_seconds(**settings: float) -> None:

@@ -19,7 +19,7 @@ from struct import Struct
 import numpy as np
 
 from fedsgd.compression import ClientId
-from fedsgd.federation.client_state import ClientState
+from fedsgd.federation.client_state import ClientState, ModelCache
 from fedsgd.numerics.arrays import F32
 from fedsgd.runtime.stores.shared import HEADER, deserialize_state, serialize_state
 from fedsgd.runtime.workers.shared_memory import align_up
@@ -124,7 +124,7 @@ class FolderStore:
                     yield int(json.loads(file.read(HEADER.unpack(header)[1]))[0])
 
 
-class FolderModelCache:
+class FolderModelCache(ModelCache):
     """A `ModelCache` for the clients of a `FolderStore`, in the same folder."""
 
     def __init__(self, store: FolderStore) -> None:

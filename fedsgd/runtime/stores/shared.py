@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.compression import ClientId, EntryPatch
-from fedsgd.federation.client_state import ClientState, UncommittedState
+from fedsgd.federation.client_state import ClientState, ModelCache, UncommittedState
 from fedsgd.numerics.arrays import F32, U8
 from fedsgd.runtime.workers.shared_memory import ALIGNMENT, SharedFile, align_up
 
@@ -147,7 +147,7 @@ class SlotStore:
         self.file.write(offset, _NUMBER.pack(number))
 
 
-class SlotModelCache:
+class SlotModelCache(ModelCache):
     """A `ModelCache` for several processes."""
 
     def __init__(self, n_rounds: int) -> None:

@@ -17,7 +17,7 @@ from fedsgd.flower.app.arrays import is_float, read_packed_shape
 from fedsgd.flower.records import read_payload, write_payload
 from fedsgd.runtime.workers import protocol
 from tests.flower.app.fixed_updates import make_record, to_numpy
-from tests.flower.grid import GridHere
+from tests.flower.grid import InProcessGrid
 
 Values = dict[str, np.ndarray]
 TOP_K = {"name": "top-k", "density": 0.25}
@@ -50,7 +50,7 @@ class LastReplyFedAvg(RecordingFedAvg):
         return list(replies)[-1].content["arrays"], None
 
 
-def make_grid(reply: Callable[[int, int, Values], Any], mods: bool = True, nodes: int = 3) -> GridHere:
+def make_grid(reply: Callable[[int, int, Values], Any], mods: bool = True, nodes: int = 3) -> InProcessGrid:
     """Return a grid of nodes that reply with `reply(partition, round, arrays)`, which returns arrays or all records."""
     app = ClientApp(mods=[compression_mod()] if mods else [])
 
@@ -63,10 +63,10 @@ def make_grid(reply: Callable[[int, int, Values], Any], mods: bool = True, nodes
         content["metrics"] = MetricRecord({"num-examples": 1})
         return Message(content, reply_to=message)
 
-    return GridHere.of(app, nodes)
+    return InProcessGrid.of(app, nodes)
 
 
-def run_rounds(strategy: Strategy, grid: GridHere, arrays: ArrayRecord, n: int = 3) -> list[Values]:
+def run_rounds(strategy: Strategy, grid: InProcessGrid, arrays: ArrayRecord, n: int = 3) -> list[Values]:
     """Return the arrays after each of n rounds."""
     results: list[Values] = []
     for round in range(1, n + 1):
@@ -78,9 +78,9 @@ def run_rounds(strategy: Strategy, grid: GridHere, arrays: ArrayRecord, n: int =
     return results
 
 
-def list_compressed(grid: GridHere) -> list[bool]:
+def list_compressed(grid: InProcessGrid) -> list[bool]:
     """Return True for each message with fedsgd's record instead of the arrays."""
-    return [message.content.get("fedsgd") is not None for message in grid.pushed]
+    return [message.content.get("fedsgd") is not None for message in grid.sent_messages]
 
 
 def add_one(partition: int, round: int, arrays: Values) -> Values:
@@ -183,7 +183,7 @@ def test_strategy_that_returns_float64_continues_the_session() -> None:
     grid = make_grid(reply)
     results = run_rounds(strategy, grid, make_record({"w": W.astype(np.float32)}))
     assert [values["w"].dtype for values in results] == [np.dtype("float64")] * 3
-    assert {message.content["fedsgd"] is not None for message in grid.pushed} == {True}
+    assert {message.content["fedsgd"] is not None for message in grid.sent_messages} == {True}
     assert strategy._session is not None
     assert strategy._session.server.round == 4, "one session"
 
@@ -272,7 +272,7 @@ def test_arrays_of_other_libraries_types_are_sent_uncompressed() -> None:
         return Message(RecordDict({"arrays": message.content["arrays"]}), reply_to=message)
 
     model = ArrayRecord({"w": Array(W.astype(np.float32)), "bf": bfloat16, "own": other_packing})
-    strategy, grid = CompressedStrategy(LastReplyFedAvg(), "dense"), GridHere.of(app, 2)
+    strategy, grid = CompressedStrategy(LastReplyFedAvg(), "dense"), InProcessGrid.of(app, 2)
     for round in (1, 2):
         ids = grid.push_messages(strategy.configure_train(round, model, ConfigRecord(), grid))
         model, _ = strategy.aggregate_train(round, grid.pull_messages([id for id in ids if id]))
@@ -388,8 +388,8 @@ def test_reply_with_one_of_two_tied_names_leaves_the_names_tied() -> None:
 
 def test_reply_with_a_compressed_and_an_uncompressed_array_of_one_name_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     grid = make_grid(lambda partition, round, arrays: {**arrays, "base": arrays["base"] + np.float32(1)})
-    grid.altered = lambda node, content: (
-        RecordDict({**content, "arrays": make_record({"base": W})}) if node == grid.id_of(0) else content
+    grid.alter_reply = lambda node, content: (
+        RecordDict({**content, "arrays": make_record({"base": W})}) if node == grid.find_id(0) else content
     )
     inner = RecordingFedAvg()
     run_rounds(CompressedStrategy(inner, "dense"), grid, make_record(MODEL), 1)
@@ -506,10 +506,10 @@ def test_exact_arrays_without_a_name_are_refused(caplog: pytest.LogCaptureFixtur
     def replace_name(node: int, content: RecordDict) -> RecordDict:
         update_packet, (head, frames) = protocol.unpack_packets(read_payload(content))
         data = protocol.pack_packets([update_packet, (head.replace(b'"n"', b"null"), frames)])
-        return write_payload(RecordDict(dict(content)), data) if node == grid.id_of(0) else content
+        return write_payload(RecordDict(dict(content)), data) if node == grid.find_id(0) else content
 
     grid = make_grid(lambda partition, round, arrays: dict(arrays))
-    grid.altered = replace_name
+    grid.alter_reply = replace_name
     inner = RecordingFedAvg()
     run_rounds(CompressedStrategy(inner, "dense"), grid, make_record(MODEL), 1)
     assert len(inner.replies[0]) == 2

@@ -157,7 +157,7 @@ def raise_at_node_1(number: int) -> None:
 
 def test_app_that_raises_is_reported_without_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
     def prepare(grid: CountingGrid) -> None:
-        ids.append(grid.id_of(1))
+        ids.append(grid.find_id(1))
 
     ids: list[int] = []
     (text,) = collect_warnings(caplog, make_app([compression_mod()], before_training=raise_at_node_1), prepare=prepare)
@@ -169,8 +169,8 @@ def test_error_of_an_app_is_the_cause_of_the_mods_error() -> None:
     grid = start(app, fed_avg(), 0)
     strategy = CompressedStrategy(fed_avg(), DENSE)
     messages = list(strategy.configure_train(1, model_arrays(), ConfigRecord(), grid))
-    message = next(m for m in messages if m.metadata.dst_node_id == grid.id_of(1))
-    context = Context(77, grid.id_of(1), {"partition-id": 1}, RecordDict(), {})
+    message = next(m for m in messages if m.metadata.dst_node_id == grid.find_id(1))
+    context = Context(77, grid.find_id(1), {"partition-id": 1}, RecordDict(), {})
     with pytest.raises(
         ClientAppError, match=r"^compression_mod\(\): the app raised ZeroDivisionError: division by zero$"
     ) as raised:
@@ -219,8 +219,8 @@ def test_unavailable_node_is_reported_without_the_remedy(caplog: pytest.LogCaptu
     ids: list[int] = []
 
     def prepare(grid: CountingGrid) -> None:
-        ids.append(grid.id_of(2))
-        grid.gone.add(ids[0])
+        ids.append(grid.find_id(2))
+        grid.unavailable_nodes.add(ids[0])
 
     train, evaluate = collect_warnings(caplog, make_app([compression_mod()]), prepare=prepare)
     assert train == evaluate == f"node {ids[0]}: no result: Error: Node Unavailable"

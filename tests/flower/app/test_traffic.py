@@ -131,7 +131,7 @@ def test_traffic_of_uncompressed_and_damaged_replies_counts_them_unchanged(
     strategy = CompressedStrategy(fed_avg(), TOP_K)
 
     def prepare(grid: CountingGrid) -> None:
-        grid.altered = lambda node, content: change(grid.nodes[node].partition, content)
+        grid.alter_reply = lambda node, content: change(grid.nodes[node].partition, content)
 
     grid = start(make_app([compression_mod()]), strategy, 2, prepare=prepare)
     check_message_bytes(grid, strategy)
@@ -145,7 +145,7 @@ def test_traffic_of_uncompressed_and_damaged_replies_counts_them_unchanged(
 def test_traffic_of_errors_counts_errors_of_nodes_only() -> None:
     strategy = CompressedStrategy(fed_avg(), TOP_K)
     app = make_app([compression_mod()], before_training=raise_at_node_1)
-    grid = start(app, strategy, 2, prepare=lambda grid: grid.gone.add(grid.id_of(2)))
+    grid = start(app, strategy, 2, prepare=lambda grid: grid.unavailable_nodes.add(grid.find_id(2)))
     assert [len(grid.message_bytes["train", direction]) for direction in ("down", "up")] == [6, 4]
     check_message_bytes(grid, strategy)
 

@@ -31,7 +31,7 @@ from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import read_scenario
 from fedsgd.runtime.workers import protocol
 from fedsgd.scenario.scenario import Scenario
-from tests.flower.grid import GridHere, NodeHere, identity
+from tests.flower.grid import InProcessGrid, InProcessNode, identity
 
 Make = Callable[..., Scenario]
 
@@ -45,12 +45,12 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
         yield tmp_path / "state"
 
 
-def create_grid(scenario: Scenario, n_nodes: int, data: Path | None = None) -> GridHere:
-    return GridHere.of(app, n_nodes, scenario=scenario.to_toml(), data=str(data or ""))
+def create_grid(scenario: Scenario, n_nodes: int, data: Path | None = None) -> InProcessGrid:
+    return InProcessGrid.of(app, n_nodes, scenario=scenario.to_toml(), data=str(data or ""))
 
 
 def run_over_grid(
-    grid: GridHere, scenario: Scenario, events: list[MessageEvent] | None = None, **options: Any
+    grid: InProcessGrid, scenario: Scenario, events: list[MessageEvent] | None = None, **options: Any
 ) -> fedsgd.Result:
     """Run a scenario over a grid, and append its messages to `events`."""
     messages = [] if events is None else events
@@ -106,7 +106,7 @@ def test_each_node_receives_one_message_in_a_round_with_shared_frames_once(scena
     assert [(event.round, event.node, event.direction) for event in events if event.direction == "down"] == [
         (round, node, "down") for round in (1, 2) for node in range(3)
     ]
-    assert [node.asked for node in grid.nodes.values()] == [3, 3, 3], "a query, and two rounds"
+    assert [node.n_messages for node in grid.nodes.values()] == [3, 3, 3], "a query, and two rounds"
     rows = result.ledger.table().to_pylist()
     model_bytes = next(row["n_bytes"] for row in rows if row["kind"] == "MODEL")
     task_bytes = next(row["n_bytes"] for row in rows if row["kind"] == "TASK")
@@ -167,7 +167,7 @@ def test_cache_of_a_node_has_only_the_examples_of_its_own_clients(scenario: Make
 # --------------------------------------------------------------------------------------------------------------------------- faults
 
 
-def start_runtime(scenario: Scenario, n_nodes: int = 2, timeout: float = 0.3) -> tuple[Any, GridHere, FlowerRuntime]:
+def start_runtime(scenario: Scenario, n_nodes: int = 2, timeout: float = 0.3) -> tuple[Any, InProcessGrid, FlowerRuntime]:
     """Return the experiment, a grid and a runtime whose nodes are ready."""
     experiment, grid = build_experiment(scenario), create_grid(scenario, n_nodes)
     runtime = FlowerRuntime(grid, 8, n_nodes, timeout)
@@ -186,11 +186,11 @@ def exchange_errors(runtime: FlowerRuntime, experiment: Any, cohort: Sequence[in
 
 def test_clients_of_an_unavailable_node_fail_with_its_cause(scenario: Make) -> None:
     experiment, grid, runtime = start_runtime(scenario())
-    node_id = grid.id_of(1)
+    node_id = grid.find_id(1)
     for failing_nodes, expected in (
-        (grid.gone, "ConnectionError: node 1: unavailable: Node Unavailable"),
-        (grid.silent, "TimeoutError: node 1: no answer within 0.3 s"),
-        (grid.unsent, "ConnectionError: node 1: not connected"),
+        (grid.unavailable_nodes, "ConnectionError: node 1: unavailable: Node Unavailable"),
+        (grid.silent_nodes, "TimeoutError: node 1: no answer within 0.3 s"),
+        (grid.unreachable_nodes, "ConnectionError: node 1: not connected"),
     ):
         failing_nodes.add(node_id)
         assert exchange_errors(runtime, experiment) == {0: "", 1: expected, 2: "", 3: expected}
@@ -201,11 +201,11 @@ def test_corrupt_reply_fails_the_clients_of_its_node(scenario: Make) -> None:
     experiment, grid, runtime = start_runtime(scenario())
     for data in (b"", b"\0" * 40, bytes(range(200))):
         corrupt_content = write_payload(RecordDict(), data + b"!")
-        grid.altered = lambda to, content, corrupt=corrupt_content: corrupt if to == grid.id_of(0) else content
+        grid.alter_reply = lambda to, content, corrupt=corrupt_content: corrupt if to == grid.find_id(0) else content
         errors = exchange_errors(runtime, experiment)
         assert errors[1] == errors[3] == ""
         assert errors[0].startswith("ConnectionError: node 0: its reply cannot be decoded: byte")
-    grid.altered = lambda to, content: RecordDict() if to == grid.id_of(0) else content
+    grid.alter_reply = lambda to, content: RecordDict() if to == grid.find_id(0) else content
     assert 'expected a record "fedsgd" with "frames"' in exchange_errors(runtime, experiment)[2]
 
 
@@ -216,7 +216,7 @@ def test_error_of_a_client_fails_one_client_and_error_of_an_app_its_node(scenari
     assert errors[0] == errors[2] == errors[3] == "", "one client's failure does not affect other clients"
     assert "client 1: OutputError" in errors[1]
     assert "client state cannot be written (Is a directory)" in errors[1]
-    grid.nodes[grid.id_of(1)].settings = {}
+    grid.nodes[grid.find_id(1)].settings = {}
     error = exchange_errors(runtime, experiment)[3]
     assert "node 1: its app raised an error: <class 'fedsgd.errors.ScenarioError'>:<'run config: no scenario, data: " in error
 
@@ -230,15 +230,15 @@ def test_error_of_a_client_has_its_class_and_message_at_the_server(scenario: Mak
 def test_missing_or_unsuitable_node_is_a_run_error(scenario: Make) -> None:
     s = scenario()
     grid = create_grid(s, 3)
-    grid.silent.add(grid.id_of(1))
+    grid.silent_nodes.add(grid.find_id(1))
     runtime = FlowerRuntime(grid, 8, 3)
     with pytest.raises(RunError, match=r"2 of 3 nodes are ready after 0.2 s: node 1 did not answer"):
         runtime.wait_for_nodes(0.2)
     with pytest.raises(RunError, match=r"node \d: cannot take part: its engine would be .*; the server expects another"):
         FlowerRuntime(create_grid(s, 2), 8, 2, expected_engine="another").wait_for_nodes(5.0)
     with pytest.raises(RunError, match=r"a node reports partition \d of 2, expected a partition-id from 0 to 2 of 3"):
-        FlowerRuntime(GridHere.of(app, 2, scenario=s.to_toml(), data=""), 8, 3).wait_for_nodes(5.0)
-    grid_without_data = GridHere.of(app, 1, scenario=s.to_toml().replace('"digits"', '"mnist"'), data="/nowhere")
+        FlowerRuntime(InProcessGrid.of(app, 2, scenario=s.to_toml(), data=""), 8, 3).wait_for_nodes(5.0)
+    grid_without_data = InProcessGrid.of(app, 1, scenario=s.to_toml().replace('"digits"', '"mnist"'), data="/nowhere")
     with pytest.raises(RunError, match=r"node 0: cannot take part: .*/nowhere"):
         FlowerRuntime(grid_without_data, 8, 1).wait_for_nodes(5.0)
 
@@ -272,7 +272,7 @@ def test_run_config_with_a_path_in_place_of_a_scenario_is_an_error() -> None:
 
 def test_error_of_a_node_without_partition_has_the_option_that_sets_it(scenario: Make) -> None:
     grid = create_grid(scenario(), 1)
-    grid.nodes[grid.id_of(0)].partition = None
+    grid.nodes[grid.find_id(0)].partition = None
     expected = 'got partition-id None and num-partitions 1, .* --node-config "partition-id=I num-partitions=N"'
     with pytest.raises(RunError, match=f"a node cannot take part: its app raised an error: .*ScenarioError.*{expected}"):
         FlowerRuntime(grid, 8, 1).wait_for_nodes(5.0)
@@ -280,7 +280,7 @@ def test_error_of_a_node_without_partition_has_the_option_that_sets_it(scenario:
 
 def test_query_of_a_foreign_server_app_is_answered(scenario: Make) -> None:
     grid = create_grid(scenario(), 1)
-    (message,) = grid.push_messages([Message(RecordDict(), grid.id_of(0), MessageType.QUERY, group_id="0")])
+    (message,) = grid.push_messages([Message(RecordDict(), grid.find_id(0), MessageType.QUERY, group_id="0")])
     (reply,) = grid.pull_messages([message or ""])
     assert dict(reply.content["fedsgd"])["partition-id"] == 0
 
@@ -289,9 +289,9 @@ def test_unsuitable_new_nodes_are_ignored_after_one_timeout(scenario: Make, monk
     """One new node has a wrong number of partitions, and one does not reply."""
     monkeypatch.setattr("fedsgd.flower.runtime.grid_runtime.RESTART_TIMEOUT_SECONDS", 0.2)
     experiment, grid, runtime = start_runtime(scenario(), timeout=30.0)
-    grid.nodes[5] = NodeHere(0, 7, grid.nodes[grid.id_of(0)].settings)
-    grid.nodes[6] = NodeHere(1, 2, grid.nodes[grid.id_of(0)].settings)
-    grid.silent.add(6)
+    grid.nodes[5] = InProcessNode(0, 7, grid.nodes[grid.find_id(0)].settings)
+    grid.nodes[6] = InProcessNode(1, 2, grid.nodes[grid.find_id(0)].settings)
+    grid.silent_nodes.add(6)
     for min_seconds, max_seconds in ((0.2, 20.0), (0.0, 0.2)):
         start = time.monotonic()
         runtime._admit_restarted_nodes()
