@@ -191,36 +191,17 @@ def decode_task(
     """
     start_time = time.perf_counter()
     downlink_cache = DownlinkCache() if downlink_cache is None else downlink_cache
-    if len(message) < 2:
-        raise WireError(0, f"the message has {len(message)} frames, expected TASK, MODEL and, for some schemes, REFERENCE")
-    header = decode_frame(message[0], frame_overhead(0)).header
-    if not header.round:
-        raise WireError(HEADER_OFFSETS["round"], "round is 0, expected 1 or more")
-    require_header(header, kind=(FrameKind.TASK,), codec=(0,), client=(client,), examples=(0,))
-    if header.base >= header.round or header.acknowledged >= header.round:
-        name = "base" if header.base >= header.round else "acknowledged"
-        raise WireError(HEADER_OFFSETS[name], f"{name} is {getattr(header, name)}, expected a round before {header.round}")
-    if header.round < state.last_reply_round:  # a delayed message, whose acknowledgement is outdated
-        raise WireError(
-            HEADER_OFFSETS["round"],
-            f"round is {header.round}, but this client already replied in round {state.last_reply_round}",
-        )
+    header = _decode_task_header(client, message, state.last_reply_round)
     seconds = time.perf_counter() - start_time
     if header.acknowledged > state.last_reply_round:
         return _reply_state_lost(plan, client, header, state)
-    if (
-        state.uncommitted_state is not None
-        and state.uncommitted_state.round == header.round
-        and state.uncommitted_state.reply_frame is not None
-    ):
-        steps, examples_processed = (
-            plan.local_training.n_steps(len(examples)),
-            plan.local_training.n_examples_processed(len(examples)),
+    uncommitted = state.uncommitted_state
+    if uncommitted is not None and uncommitted.round == header.round and uncommitted.reply_frame is not None:
+        n_steps, n_processed = (
+            count(len(examples)) for count in (plan.local_training.n_steps, plan.local_training.n_examples_processed)
         )
-        return ImmediateReply(
-            Reply(client, (state.uncommitted_state.reply_frame,), seconds, 0.0, steps, examples_processed=examples_processed),
-            state,
-        )
+        reply = Reply(client, (uncommitted.reply_frame,), seconds, 0.0, n_steps, examples_processed=n_processed)
+        return ImmediateReply(reply, state)
     model_round = (
         state.model_round if state.model_round <= header.round and downlink_cache.model_cache.has(state.model_round) else 0
     )
@@ -235,6 +216,25 @@ def decode_task(
     job = _build_job(plan, header.round, client, downlink, committed.committed_state, examples)
     rounds_missed = header.round - state.last_reply_round - 1 if state.last_reply_round else -1
     return ClientTask(job, committed, downlink, state.model_round, rounds_missed, seconds + downlink.decode_seconds)
+
+
+def _decode_task_header(client: ClientId, message: Message, last_reply_round: int) -> Header:
+    """Decode the TASK frame of a message, and check that it is for this client and not outdated."""
+    if len(message) < 2:
+        raise WireError(0, f"the message has {len(message)} frames, expected TASK, MODEL and, for some schemes, REFERENCE")
+    header = decode_frame(message[0], frame_overhead(0)).header
+    if not header.round:
+        raise WireError(HEADER_OFFSETS["round"], "round is 0, expected 1 or more")
+    require_header(header, kind=(FrameKind.TASK,), codec=(0,), client=(client,), examples=(0,))
+    if header.base >= header.round or header.acknowledged >= header.round:
+        name = "base" if header.base >= header.round else "acknowledged"
+        raise WireError(HEADER_OFFSETS[name], f"{name} is {getattr(header, name)}, expected a round before {header.round}")
+    if header.round < last_reply_round:  # a delayed message, whose acknowledgement is outdated
+        raise WireError(
+            HEADER_OFFSETS["round"],
+            f"round is {header.round}, but this client already replied in round {last_reply_round}",
+        )
+    return header
 
 
 def _build_job(
@@ -273,6 +273,16 @@ def _encode_resync(client: ClientId, round: int, model_round: int, last_reply_ro
     return Reply(client, (encode_frame(Frame(header)),), 0.0, 0.0)
 
 
+def _check_finite(plan: FederationPlan, round: int, result: TrainingResult) -> None:
+    """Raise a NonFiniteError if an update or its buffers are not finite."""
+    if not all_finite(result.update):
+        cause = f"the update {describe_non_finite(result.update, plan.layout)}; is the learning rate too large?"
+        raise NonFiniteError(round, result.client, cause)
+    if result.buffers is not None and not all_finite(result.buffers):
+        cause = f"the vector of the model's buffers {describe_non_finite(result.buffers, plan.layout)}"
+        raise NonFiniteError(round, result.client, cause)
+
+
 def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult) -> tuple[Reply, ClientState]:
     """Compress the result of local training: the last step of `client_update`.
 
@@ -288,12 +298,7 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
         NonFiniteError: the update, the buffers or the next state are not finite.
     """
     round, client = task.job.round, result.client
-    if not all_finite(result.update):
-        cause = f"the update {describe_non_finite(result.update, plan.layout)}; is the learning rate too large?"
-        raise NonFiniteError(round, client, cause)
-    if result.buffers is not None and not all_finite(result.buffers):
-        cause = f"the vector of the model's buffers {describe_non_finite(result.buffers, plan.layout)}"
-        raise NonFiniteError(round, client, cause)
+    _check_finite(plan, round, result)
     update = result.update[: plan.layout.size]
     start_time = time.perf_counter()
     scheme_state = entries_of(task.state.committed_state, SCHEME)
