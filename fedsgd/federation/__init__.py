@@ -25,15 +25,8 @@ RESYNC frame and is sent a second message by `rebroadcast`.
 """
 
 from fedsgd.federation.buffers import BufferPlan
-from fedsgd.federation.client import (
-    ClientTask,
-    DecodedDownlink,
-    DownlinkCache,
-    ImmediateReply,
-    client_update,
-    decode_task,
-    encode_update,
-)
+from fedsgd.federation.client import ClientTask, ImmediateReply, client_update, decode_task, encode_update
+from fedsgd.federation.downlink_cache import DecodedDownlink, DownlinkCache
 from fedsgd.federation.plan import FederationPlan, Message, Reply
 from fedsgd.federation.server import (
     AggregatedReply,
