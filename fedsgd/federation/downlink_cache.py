@@ -7,17 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsgd.errors import RunError, WireError
 from fedsgd.federation.buffers import decode_buffers_frame
 from fedsgd.federation.client_state import InMemoryModelCache, ModelCache
 from fedsgd.federation.downlink import apply_model_frames
 from fedsgd.federation.plan import FederationPlan, Message
 from fedsgd.numerics.arrays import F32
-from fedsgd.wire import (
-    ALL_CLIENTS,
-    FrameKind,
-    Header,
-    frame_overhead,
-)
+from fedsgd.wire import ALL_CLIENTS, MAX_SECTIONS, FrameKind, Header, decode_frame, frame_overhead, peek_kind, require_header
 
 
 @dataclass(frozen=True, eq=False)
