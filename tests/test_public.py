@@ -12,24 +12,24 @@ import fedsgd
 from fedsgd import errors
 
 
-def test_all_is_sorted_and_every_name_is_there() -> None:
+def test_exported_names_are_sorted_and_exist() -> None:
     assert fedsgd.__all__ == sorted(fedsgd.__all__)
     for name in fedsgd.__all__:
         assert getattr(fedsgd, name) is not None
     assert set(fedsgd._EXPORT_MODULES) == set(fedsgd.__all__) <= set(dir(fedsgd))
 
 
-def test_unknown_names_are_attribute_errors() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         _ = fedsgd.nope
 
 
-def test_the_package_itself_imports_nothing_heavy() -> None:
+def test_package_import_loads_no_large_dependency() -> None:
     code = "import sys, fedsgd; assert not {'numpy', 'torch', 'click', 'msgspec'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_error_is_in_the_tree_and_the_tree_is_in_the_docstring() -> None:
+def test_every_error_is_a_fedsgd_error_and_in_the_docstring() -> None:
     ours = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception) and not issubclass(e, Warning)]
     for error in ours:
         assert issubclass(error, errors.FedsgdError)
@@ -46,14 +46,14 @@ def test_every_error_is_in_the_tree_and_the_tree_is_in_the_docstring() -> None:
     ],
     ids=lambda e: type(e).__name__,
 )
-def test_errors_cross_processes(error: Exception) -> None:
+def test_error_pickled_keeps_message_and_fields(error: Exception) -> None:
     import pickle
 
     twin = pickle.loads(pickle.dumps(error))
     assert (type(twin), str(twin), vars(twin)) == (type(error), str(error), vars(error))
 
 
-def test_the_nearest_name() -> None:
+def test_suggested_name_is_the_nearest_or_a_list() -> None:
     assert errors.suggest_name("topk", ["top-k", "dense"]) == ', did you mean "top-k"?'
     assert errors.suggest_name("dirichletpartitoner", ["DirichletPartitioner"]) == ', did you mean "DirichletPartitioner"?'
     assert errors.suggest_name("?", [f"name-{i:02}" for i in range(50)]).endswith('"name-29" and 20 more')

@@ -23,32 +23,32 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_two_commands_and_that_ci_runs_the_second() -> None:
+def test_readme_test_command_is_run_by_ci() -> None:
     first, second, *_ = blocks("sh")
     assert first.strip() == "python -m pip install . && fedsgd run scenarios/quickstart.toml"
     assert "python -m pytest" in second
     assert second.strip() in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_commands_of_the_flower_app_are_run_by_ci() -> None:
+def test_flower_app_commands_are_run_by_ci() -> None:
     (block,) = (block for block in blocks("sh") if "flwr run" in block)
     install, command = block.splitlines()
     assert command == run.COMMAND
     assert [install, "python -m tests.flower.run simulation"] == (ROOT / ".ci" / "run").read_text().splitlines()[-2:]
 
 
-def test_every_file_that_is_named_is_there() -> None:
+def test_named_files_exist() -> None:
     for name in re.findall(r"`((?:fedsgd|scenarios|tests)/[\w./-]*)`", README):
         assert (ROOT / name).exists(), name
 
 
-def test_every_picture_is_there_and_every_one_that_is_there_is_shown() -> None:
+def test_readme_shows_exactly_the_pictures_in_the_folder() -> None:
     shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
     assert len(shown) >= 2
     assert {ROOT / path for path in shown} == set((ROOT / "scenarios" / "pictures").iterdir())
 
 
-def test_every_scenario_has_a_time() -> None:
+def test_scenario_rows_state_a_time() -> None:
     rows = re.findall(r"^\| `scenarios/.*$", README, flags=re.MULTILINE)
     assert len(rows) > 15
     for row in rows:
@@ -72,7 +72,7 @@ def test_ratios_of_bytes_name_their_direction() -> None:
         assert re.search(r"\b(?:up|down|uplink|downlink|both ways|both directions)\b", part), f"{name}: {part}"
 
 
-def test_every_scenario_is_listed() -> None:
+def test_readme_lists_every_scenario() -> None:
     app = ROOT / "scenarios" / "flower_app"
     assert f"`{app.relative_to(ROOT)}`" in README, "a Flower app is one thing, by its folder"
     for path in (ROOT / "scenarios").rglob("*.*"):
@@ -80,13 +80,13 @@ def test_every_scenario_is_listed() -> None:
             assert f"`{path.relative_to(ROOT)}`" in README
 
 
-def test_the_example_scenario_loads() -> None:
+def test_example_scenario_loads_and_round_trips() -> None:
     (text,) = blocks("toml")
     scenario = parse_scenario(tomllib.loads(text))
     assert parse_scenario(tomllib.loads(scenario.to_toml())) == scenario
 
 
-def test_the_settings_in_commands_are_settings() -> None:
+def test_settings_in_commands_are_valid() -> None:
     from fedsgd.scenario.overrides import parse_setting
 
     commands = [line for block in blocks("sh") for line in block.splitlines() if re.search("fedsgd (run|partition) ", line)]
@@ -96,7 +96,7 @@ def test_the_settings_in_commands_are_settings() -> None:
         load(ROOT / path, dict(parse_setting(text) for text in re.findall(r"--set (\S+)", command)))
 
 
-def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_example_prints_three_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = (block for block in blocks("python") if "fedsgd.run(" in block)
     monkeypatch.chdir(ROOT)
     tiny = example.replace('{"', '{"rounds": 2, "client.epochs": 1, "', 1)
@@ -105,7 +105,7 @@ def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_the_queries_of_the_ledger_run(
+def test_ledger_queries_print_the_documented_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the three libraries that are named; what they print stands in the README, but for digits of another machine."""
@@ -122,7 +122,7 @@ def test_the_queries_of_the_ledger_run(
     assert re.search(r"│ [67] +┆ 0\.9", printed)
 
 
-def test_the_columns_that_are_described_are_the_columns() -> None:
+def test_described_columns_are_the_columns_of_the_tables() -> None:
     from fedsgd.experiment.ledger import COLUMNS
     from fedsgd.storage.run_directory import ROUND_COLUMNS
 
@@ -132,7 +132,7 @@ def test_the_columns_that_are_described_are_the_columns() -> None:
         assert named - {"loss", "accuracy"} == set(columns)
 
 
-def test_the_example_compressor_obeys_the_laws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_compressor_obeys_the_laws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = (block for block in blocks("python") if "class MySign" in block)
     (tmp_path / "my_sign.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)

@@ -88,7 +88,7 @@ def warnings_of(scenario: Scenario, data: Path | None) -> tuple[str, ...]:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
-def test_scenario_warns_of_its_settings_only_where_its_comment_says_so(
+def test_scenario_warnings_appear_only_where_its_comment_announces_them(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     scenario = load(path)
@@ -99,7 +99,7 @@ def test_scenario_warns_of_its_settings_only_where_its_comment_says_so(
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.parent.stem)
-def test_method_warns_of_its_settings_only_where_its_comment_says_so(path: Path, tiny_data: Path) -> None:
+def test_method_warnings_appear_only_where_its_comment_announces_them(path: Path, tiny_data: Path) -> None:
     (base,) = (scenario for scenario in SCENARIOS if scenario.stem == path.parent.stem)
     tables = re.findall(r'((?:^#.*\n)*)^\["(.*)"\]$', path.read_text(), flags=re.MULTILINE)
     comments = {label: comment for comment, label in tables}
@@ -108,7 +108,7 @@ def test_method_warns_of_its_settings_only_where_its_comment_says_so(path: Path,
         assert bool(found) == bool(re.search(r"\bwarns\b", comments[label])), (label, found)
 
 
-def test_every_method_of_the_compressors_sweep_runs(tiny_data: Path, tmp_path: Path) -> None:
+def test_compressors_sweep_runs_every_method(tiny_data: Path, tmp_path: Path) -> None:
     folder = FOLDER / "compressors"
     scenario = load(folder / "compressors.toml", TINY)
     made = sweep(scenario, methods=folder / "methods.toml", out=tmp_path / "sweep", data=tiny_data)
@@ -121,14 +121,14 @@ def test_every_method_of_the_compressors_sweep_runs(tiny_data: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
-def test_every_scenario_is_called_what_its_file_is(path: Path) -> None:
+def test_scenario_name_is_its_file_name(path: Path) -> None:
     assert load(path).name == path.stem
     assert path.read_text().startswith("# ")
     assert len(path.read_text().splitlines()) < 50
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
-def test_the_settings_that_comments_suggest_are_settings(path: Path) -> None:
+def test_settings_in_comments_are_valid(path: Path) -> None:
     from fedsgd.scenario.overrides import parse_setting
 
     comments = " ".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
@@ -136,14 +136,14 @@ def test_the_settings_that_comments_suggest_are_settings(path: Path) -> None:
     load(path, dict(settings))
 
 
-def test_the_simulation_script_runs() -> None:
+def test_simulation_script_prints_both_cohorts() -> None:
     done = subprocess.run([sys.executable, FOLDER / "simulation_script.py", "2"], check=True, capture_output=True, text=True)
     assert "2 clients a round" in done.stdout
     assert "20 clients a round" in done.stdout
     assert len((FOLDER / "simulation_script.py").read_text().splitlines()) < 30
 
 
-def test_the_comparison_of_methods_goes_on_where_it_was_interrupted(tiny_data: Path, tmp_path: Path) -> None:
+def test_comparison_interrupted_resumes_without_repeating_runs(tiny_data: Path, tmp_path: Path) -> None:
     options = ["--rounds", "2", "--seeds", "2", "--rates", "0.2", "0.4", "--splits", "IID", "--jobs", "2"]
     command = [sys.executable, FOLDER / "participation" / "compare.py", *options, "--data", tiny_data]
     results = tmp_path / "results.jsonl"
@@ -161,7 +161,7 @@ def test_the_comparison_of_methods_goes_on_where_it_was_interrupted(tiny_data: P
     assert float(rows[2][3]) > 50 * float(rows[3][3]), "megabytes up"
 
 
-def test_what_becomes_of_batch_norm_is_shown(tmp_path: Path) -> None:
+def test_batch_norm_script_prints_all_policies(tmp_path: Path) -> None:
     command = [sys.executable, FOLDER / "participation" / "batch_norm.py", "2"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
     policies = {line.split(":")[0].strip(): line for line in done.stdout.splitlines()}

@@ -53,7 +53,7 @@ def table(out: str) -> list[list[float]]:
 
 
 class TestParabola:
-    def test_the_first_steps_by_hand(self, parabola: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_first_steps_match_hand_computation(self, parabola: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
         parabola.main([])
         out = capsys.readouterr().out
         rows = table(out)
@@ -64,7 +64,7 @@ class TestParabola:
         assert all(abs(row[3]) < 1e-14 and abs(row[6]) < 1e-14 for row in rows)
         assert out.splitlines()[-1].endswith("modulus √β = 0.948683: the oscillation decays as β^(t/2).")
 
-    def test_the_columns_are_aligned(self, parabola: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_table_of_large_numbers_stays_aligned(self, parabola: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
         parabola.main(["--lr", "2", "--steps", "30"])  # grows to 1e14: the cells change to powers of ten
         lines = capsys.readouterr().out.splitlines()[:-2]
         assert {len(line) for line in lines} == {len(lines[0])}
@@ -86,13 +86,13 @@ class TestParabola:
             (0.125 - 1e-14, 0.25),
         ],
     )
-    def test_the_closed_form_is_where_the_optimiser_goes(self, parabola: ModuleType, lr: float, momentum: float) -> None:
+    def test_closed_form_matches_the_optimizer(self, parabola: ModuleType, lr: float, momentum: float) -> None:
         went = parabola.iterates(Momentum(lr=lr, momentum=momentum), 5.0, 100)
         assert parabola.closed_form(lr, momentum, 5.0, 100) == pytest.approx(went, rel=0, abs=1e-9)
         vanilla = parabola.iterates(SGD(lr=lr), 5.0, 100)
         assert vanilla == pytest.approx([5 * (1 - 2 * lr) ** t for t in range(101)], rel=1e-14, abs=1e-9)
 
-    def test_the_roots_solve_their_equation(self, parabola: ModuleType) -> None:
+    def test_roots_have_the_sum_and_product_of_their_equation(self, parabola: ModuleType) -> None:
         for lr, momentum in ((0.1, 0.9), (0.01, 0.5), (0.005, 0.81)):
             one, two = parabola.roots(lr, momentum)
             assert one + two == pytest.approx(1 + momentum - 2 * lr)
@@ -107,7 +107,7 @@ class TestParabola:
             (["--lr", "2", "--momentum", "0.5"], "multiplies x by the first and diverges."),
         ],
     )
-    def test_the_last_line_says_which_case(
+    def test_last_line_names_the_case_of_the_roots(
         self, parabola: ModuleType, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         parabola.main(argv)
@@ -117,7 +117,7 @@ class TestParabola:
 
 
 class TestValley:
-    def test_momentum_arrives_first_by_default(
+    def test_momentum_with_default_options_arrives_first(
         self, valley: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -130,7 +130,7 @@ class TestValley:
         ]
         assert not err
 
-    def test_the_points_by_hand(self, valley: ModuleType) -> None:
+    def test_points_match_hand_computation(self, valley: ModuleType) -> None:
         vanilla = valley.descend("vanilla", SGD(lr=0.1), (1.0, 1.0), 4.0, 2)
         np.testing.assert_allclose(vanilla.points, [[1, 1], [0.9, 0.6], [0.81, 0.36]])
         np.testing.assert_allclose(vanilla.loss, [2.5, (0.81 + 4 * 0.36) / 2, (0.6561 + 4 * 0.1296) / 2])
@@ -138,7 +138,7 @@ class TestValley:
         np.testing.assert_allclose(momentum.points, [[1, 1], [0.9, 0.6], [0.9 - 0.05 - 0.09, 0.6 - 0.2 - 0.24]])
 
     @pytest.mark.parametrize("momentum", [0.0, 0.6])
-    def test_the_bound_on_the_step_size_is_where_the_loss_starts_to_grow(self, valley: ModuleType, momentum: float) -> None:
+    def test_step_size_above_the_bound_makes_the_loss_grow(self, valley: ModuleType, momentum: float) -> None:
         bound = 2 * (1 + momentum) / 40
         for lr, grows in ((0.99 * bound, False), (1.01 * bound, True)):
             descent = valley.descend("momentum", Momentum(lr=lr, momentum=momentum), (-10.0, 2.0), 40.0, 2000)
@@ -146,10 +146,10 @@ class TestValley:
             assert descent.diverges == grows
             assert (descent.loss[-1] > descent.loss[0]) == grows
 
-    def test_who_starts_on_the_floor_feels_no_walls(self, valley: ModuleType) -> None:
+    def test_descent_started_on_the_valley_floor_does_not_diverge(self, valley: ModuleType) -> None:
         assert not valley.descend("vanilla", SGD(lr=0.06), (-10.0, 0.0), 40.0, 5).diverges
 
-    def test_pictures_are_valid_and_the_same_each_time(self, valley: ModuleType, tmp_path: Path) -> None:
+    def test_pictures_are_valid_and_reproducible(self, valley: ModuleType, tmp_path: Path) -> None:
         made = []
         for run in ("a", "b"):
             (tmp_path / run).mkdir()
@@ -162,7 +162,7 @@ class TestValley:
         assert root.tag == f"{SVG}svg"
         assert len(list(root.iter(f"{SVG}path"))) > 100
 
-    def test_the_animation_draws_step_by_step(self, valley: ModuleType, tmp_path: Path) -> None:
+    def test_animation_has_one_frame_a_step(self, valley: ModuleType, tmp_path: Path) -> None:
         path = tmp_path / "v.gif"
         valley.main(["--steps", "6", "--out", str(tmp_path / "v.png"), "--animate", str(path)])
         with Image.open(path) as gif:
@@ -181,7 +181,7 @@ class TestValley:
             (["--lr", "0.05"], []),  # on the bound: bounces for ever
         ],
     )
-    def test_divergence_is_said_and_drawn_at_the_scale_of_the_start(
+    def test_divergence_is_reported_and_drawn_at_the_scale_of_the_start(
         self, valley: ModuleType, tmp_path: Path, options: list[str], lines: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         valley.main([*options, "--out", str(tmp_path / "v.png")])
@@ -198,7 +198,7 @@ class TestValley:
 
     @pytest.mark.parametrize("start", [(-10, 0), (0, 2), (1, 100), (-1, -1)])
     @pytest.mark.parametrize("condition", [1, 1000])
-    def test_x_and_y_have_one_scale_and_the_paths_are_inside(
+    def test_axes_have_equal_scales_and_contain_the_paths(
         self, valley: ModuleType, start: tuple[float, float], condition: float
     ) -> None:
         _, descents = valley.parse(["--start", *map(str, start), "--condition", str(condition), "--lr", "0.001"])
@@ -211,7 +211,7 @@ class TestValley:
             assert left < x.min() <= x.max() < right
             assert bottom < y.min() <= y.max() < top
 
-    def test_the_legend_says_the_settings_and_how_far_each_ended(self, valley: ModuleType) -> None:
+    def test_legend_states_settings_and_final_distances(self, valley: ModuleType) -> None:
         args, descents = valley.parse(["--steps", "3"])
         figure, _ = valley.draw(descents, args.condition)
         vanilla, momentum = (text.get_text() for text in figure.axes[0].get_legend().get_texts())
@@ -247,5 +247,7 @@ class TestValley:
         ("valley", ["--animate", "v.mp4"], "argument --animate: 'v.mp4' does not end in .gif"),
     ],
 )
-def test_bad_options(name: str, argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_option_exits_with_one_line(
+    name: str, argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     refuses(script(name), argv, complaint, capsys)

@@ -131,7 +131,7 @@ def test_importable_loss_and_metric_rerun_from_the_file_alone_to_equal_digests(s
     assert len(load_methods([tmp_path / "a", tmp_path / "b"])) == 1, "the same method, however it was said"
 
 
-def test_given_metrics_are_merged_with_those_of_the_scenario_in_their_order(scenario: Make) -> None:
+def test_python_metrics_are_merged_into_the_metrics_of_the_scenario(scenario: Make) -> None:
     s = scenario({**SHORT, "model.metrics": {"a": f"{HERE}:top2", "b": "nowhere_at_all:f"}})
     result = fedsgd.run(s, metrics={"b": top2, "c": lambda o, t: o[:, 0]})
     assert [*result.scenario.model.metrics] == ["a", "b", "c"]
@@ -156,11 +156,11 @@ def test_given_metrics_are_merged_with_those_of_the_scenario_in_their_order(scen
     ],
     ids=["of torch", "function", "class", "lambda", "bound method", "module", "loss"],
 )
-def test_import_path_names_the_very_object_or_nothing(value: Any, expected: str | None) -> None:
+def test_import_path_names_the_identical_object_or_is_none(value: Any, expected: str | None) -> None:
     assert find_import_path(value) == expected
 
 
-def test_import_path_of_a_module_made_in_memory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_path_of_a_module_in_memory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import ModuleType
 
     made = ModuleType("made_in_memory")
@@ -232,14 +232,14 @@ def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, mo
         fedsgd.deploy(file, tmp_path / "d", nodes=2)
 
 
-def test_trackers_are_told_of_the_marker(scenario: Make, tmp_path: Path) -> None:
+def test_tracker_settings_contain_the_marker(scenario: Make, tmp_path: Path) -> None:
     result = fedsgd.run(scenario(SHORT), module=make_net())
     settings = RunStarted(result.scenario).settings
     assert settings["model.name"] == "python-object"
     assert "310 parameters" in str(settings["model.description"])
 
 
-def test_marker_is_in_no_listing_and_no_suggestion(scenario: Make) -> None:
+def test_marker_appears_in_no_listing_and_no_suggestion(scenario: Make) -> None:
     with pytest.raises(ScenarioError) as caught:
         scenario({"model.name": "zzz"})
     assert "python-object" not in str(caught.value)
@@ -274,7 +274,7 @@ def test_source_of_an_importable_class_is_found_by_its_path(scenario: Make) -> N
     assert fedsgd.run(s).scenario.data.source == Waves(24)
 
 
-def test_component_of_a_local_class_is_a_marker_that_refuses(scenario: Make, tmp_path: Path) -> None:
+def test_component_of_a_local_class_is_written_as_a_marker_that_does_not_load(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Local(TopK):
         """Has the name of top-k, and would be taken for it."""
@@ -290,7 +290,7 @@ def test_component_of_a_local_class_is_a_marker_that_refuses(scenario: Make, tmp
     assert load(file, {"uplink.compressor.name": "dense"}).uplink.compressor == Dense()
 
 
-def test_model_and_source_of_local_classes_are_markers_that_objects_can_fill(scenario: Make, tmp_path: Path) -> None:
+def test_markers_of_local_model_and_source_are_replaced_by_objects(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class LocalWaves(Waves):
         """Like its base."""
@@ -310,7 +310,7 @@ def test_model_and_source_of_local_classes_are_markers_that_objects_can_fill(sce
     assert fedsgd.run(loaded, dataset=Waves().load(None), module=module).summary["parameters"] == 337
 
 
-def test_component_of_a_local_class_inside_another_is_found(scenario: Make, tmp_path: Path) -> None:
+def test_nested_component_of_a_local_class_is_refused_with_its_key(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Local(Dense):
         """Has the name of dense."""
@@ -371,7 +371,7 @@ def makers() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
 
 
 @pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in makers()])
-def test_fingerprint_of_a_module_tells_structure_from_numbers(make: Callable[[], nn.Module]) -> None:
+def test_fingerprint_of_a_module_distinguishes_structure_and_values(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     one, other = make(), make()
     torch.manual_seed(0)
@@ -382,7 +382,7 @@ def test_fingerprint_of_a_module_tells_structure_from_numbers(make: Callable[[],
     assert fingerprint(one, include_values=False) != fingerprint(other, include_values=False), "frozen"
 
 
-def test_fingerprint_tells_code_closures_and_attributes_apart() -> None:
+def test_fingerprint_distinguishes_code_closures_and_attributes() -> None:
     def net(text: str) -> type:
         names: dict[str, Any] = {"nn": nn, "__name__": "__main__"}
         exec(f"class Net(nn.Module):\n    def forward(self, x):\n        return {text}", names)
@@ -410,7 +410,7 @@ def test_fingerprint_is_equal_in_another_process() -> None:
 # ---------------------------------------------------------------------------------------------------------------- reports
 
 
-def test_runs_with_other_given_objects_are_not_repeats(scenario: Make, tmp_path: Path) -> None:
+def test_runs_with_different_python_objects_are_separate_methods(scenario: Make, tmp_path: Path) -> None:
     s = scenario(SHORT)
     fedsgd.run(s, dataset=digits(), out=tmp_path / "a")
     fedsgd.run(s.with_settings({"seed": 1}), dataset=digits(), out=tmp_path / "b")
@@ -423,7 +423,7 @@ def test_runs_with_other_given_objects_are_not_repeats(scenario: Make, tmp_path:
         load_methods([("x", tmp_path)])
 
 
-def test_runs_with_other_initial_parameters_are_repeats_only_where_a_label_says_so(scenario: Make, tmp_path: Path) -> None:
+def test_runs_with_different_initial_parameters_are_one_method_only_under_a_label(scenario: Make, tmp_path: Path) -> None:
     for seed in (0, 1):
         module = make_net()
         with torch.no_grad():
@@ -439,7 +439,7 @@ def test_runs_with_other_initial_parameters_are_repeats_only_where_a_label_says_
         load_methods([("mine", tmp_path)])
 
 
-def test_page_price_and_compare_take_a_run_of_given_objects(scenario: Make, tmp_path: Path) -> None:
+def test_page_price_and_compare_accept_a_run_of_python_objects(scenario: Make, tmp_path: Path) -> None:
     fedsgd.run(scenario(SHORT), module=make_net(), loss=local_loss(1.0), out=tmp_path / "a")
     fedsgd.run(scenario(SHORT), out=tmp_path / "b")
     from fedsgd.network import Link, Network, PricingModel, get_device
@@ -512,7 +512,7 @@ def initialized(bias: float) -> nn.Module:
         ),
     ],
 )
-def test_rerun_with_another_object_is_refused_and_the_named_remedy_runs_it(
+def test_rerun_with_another_object_is_refused_until_the_remedy_is_applied(
     rerun_folder: Path, key: str, other: dict[str, Any], problem: str, remedy: dict[str, str]
 ) -> None:
     with pytest.raises(ScenarioError) as caught:
@@ -536,7 +536,7 @@ def test_rerun_with_equal_objects_gives_equal_digests_and_an_equal_scenario(reru
     assert first.scenario == load(rerun_folder)
 
 
-def test_rerun_with_a_metric_that_counts_its_calls_is_that_of_its_first_state(scenario: Make, tmp_path: Path) -> None:
+def test_rerun_with_a_metric_that_counts_its_calls_starts_from_its_first_state(scenario: Make, tmp_path: Path) -> None:
     def counting() -> Callable[[Tensor, Tensor], Tensor]:
         calls: list[int] = []
 
@@ -559,7 +559,7 @@ def module_like(name: str, width: int) -> nn.Module:
     return made
 
 
-def test_labels_of_given_objects_are_class_names_and_short_digests_where_names_collide(scenario: Make, tmp_path: Path) -> None:
+def test_labels_of_python_objects_are_class_names_with_digests_where_names_collide(scenario: Make, tmp_path: Path) -> None:
     modules = [module_like(name, width) for name, width in (("My_Net", 4), ("My_Net", 5), ("Other_Net", 5))]
     first, second, _ = (PythonObjectModule.from_module(module, Mlp()) for module in modules)
     folders = [tmp_path / str(n) for n in range(3)]
@@ -636,7 +636,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG_ARGUMENTS)
-def test_argument_of_a_wrong_kind_is_refused_in_one_line(case: str) -> None:
+def test_argument_of_a_wrong_type_is_refused_in_one_line(case: str) -> None:
     call, message = WRONG_ARGUMENTS[case]
     with pytest.raises(FedsgdError) as refused:
         call()

@@ -37,7 +37,7 @@ from fedsgd.errors import ScenarioError
         ("1e3 kbit/s", 1e6),
     ],
 )
-def test_rates(text: str, bits: float) -> None:
+def test_rate_text_is_parsed_to_bits_per_second(text: str, bits: float) -> None:
     assert parse_rate(text) == pytest.approx(bits, rel=1e-12)
 
 
@@ -68,14 +68,14 @@ def test_rates(text: str, bits: float) -> None:
         ("2 Mbit/s; import os", "expected a rate"),
     ],
 )
-def test_what_is_no_rate_or_could_be_either_is_refused(text: str, says: str) -> None:
+def test_invalid_or_ambiguous_rate_is_refused(text: str, says: str) -> None:
     with pytest.raises(ScenarioError, match=f"got '{text[:9]}".replace("(", r"\(")) as caught:
         parse_rate(text)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_times_throughputs_and_sizes() -> None:
+def test_seconds_flops_and_sizes_are_parsed() -> None:
     assert [parse_seconds(t) for t in ("50ms", "1.5 s", "2 min", "1h", "0 s", "300 us", "50 μs")] == pytest.approx(
         [0.05, 1.5, 120, 3600, 0, 3e-4, 5e-5]
     )
@@ -87,13 +87,13 @@ def test_times_throughputs_and_sizes() -> None:
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_a_rate_or_a_clear_error(text: str) -> None:
+def test_any_text_is_a_rate_or_a_scenario_error(text: str) -> None:
     with suppress(ScenarioError):  # and nothing else
         assert 0 < parse_rate(text) < math.inf
 
 
 @given(st.floats(1, 1e14))
-def test_a_rate_that_is_written_is_read_again_to_three_figures(bits: float) -> None:
+def test_formatted_rate_is_parsed_to_three_figures(bits: float) -> None:
     assert parse_rate(format_rate(bits).replace(",", "")) == pytest.approx(bits, rel=6e-3)
 
 
@@ -118,7 +118,7 @@ def test_a_rate_that_is_written_is_read_again_to_three_figures(bits: float) -> N
         (math.inf, "∞"),
     ],
 )
-def test_durations_as_people_say_them(seconds: float, text: str) -> None:
+def test_seconds_are_formatted_in_two_units(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
@@ -135,10 +135,10 @@ def test_durations_as_people_say_them(seconds: float, text: str) -> None:
         (0.001, "0.001"),
     ],
 )
-def test_three_figures(value: float, text: str) -> None:
+def test_number_is_formatted_to_three_figures(value: float, text: str) -> None:
     assert format_significant(value) == text
 
 
 @given(st.floats(1e-3, 999))
-def test_three_figures_are_the_value_to_three_figures(value: float) -> None:
+def test_formatted_number_is_within_three_figures(value: float) -> None:
     assert float(format_significant(value)) == pytest.approx(value, rel=5.1e-3)

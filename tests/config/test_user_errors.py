@@ -95,7 +95,9 @@ def message(scenario: Scenario) -> str:
         ((0, 1, 2, 3, 4), "drew 5 of 4 clients, expected 4"),
     ],
 )
-def test_sampler_that_breaks_a_law_is_refused_with_key_and_class(scenario: Make, cohort: tuple[int, ...], problem: str) -> None:
+def test_sampler_with_an_invalid_cohort_is_refused_with_key_and_class(
+    scenario: Make, cohort: tuple[int, ...], problem: str
+) -> None:
     sampler = {"name": f"{__name__}:BadSampler", "cohort": list(cohort)}
     assert (
         message(scenario({"server.sampler": sampler})) == f"round 1, server: server.sampler ({__name__}:BadSampler): {problem}"
@@ -112,9 +114,7 @@ def test_sampler_that_raises_is_named_with_the_round(scenario: Make) -> None:
     ("settings", "got"),
     [({"missing": 1}, "int64 of shape [63]"), ({"kind": "float64"}, "float64 of shape [64]")],
 )
-def test_partitioner_that_answers_with_another_array_is_refused_with_both(
-    scenario: Make, settings: dict[str, Any], got: str
-) -> None:
+def test_partitioner_with_a_wrong_array_is_refused_with_both_arrays(scenario: Make, settings: dict[str, Any], got: str) -> None:
     said = message(scenario({"data.partition": {"name": f"{__name__}:BadPartitioner", "clients": N, **settings}}))
     assert said.startswith(
         f"data.partition ({__name__}:BadPartitioner): assign_clients returned {got}, expected int64 of shape [64]"
@@ -131,13 +131,13 @@ def test_compressor_that_raises_at_a_client_is_named(scenario: Make) -> None:
     assert said == f"round 1, client 3: uplink.compressor ({__name__}:BadOperator): ZeroDivisionError: no"
 
 
-def test_durations_that_are_no_numbers_are_refused(scenario: Make) -> None:
+def test_nan_duration_is_refused(scenario: Make) -> None:
     said = message(scenario({"participation.durations": f"{__name__}:BadDurations", "participation.deadline": 5}))
     assert said.startswith(f"round 1, server: participation.durations ({__name__}:BadDurations): client ")
     assert said.endswith(" takes nan seconds, expected a number of at least 0")
 
 
-def test_error_of_a_class_of_fedsgd_passes_through() -> None:
+def test_error_of_a_fedsgd_class_passes_unchanged() -> None:
     with pytest.raises(ZeroDivisionError), wrap_user_errors("uplink.compressor", TopK(0.1)):
         raise ZeroDivisionError
     with pytest.raises(ScenarioError), wrap_user_errors("uplink.compressor", BadOperator(0.1)):

@@ -33,7 +33,7 @@ def evaluations(losses: Sequence[float], accuracy: float | None = None) -> list[
     return [(r, {"loss": loss, **known}) for r, loss in enumerate(losses, 1)]
 
 
-def test_divergence_loss_above_initial_is_named_with_both_losses() -> None:
+def test_divergence_by_loss_above_initial_names_both_losses() -> None:
     losses = [2.31 + r / 4 for r in range(1, 41)]
     found = detect_divergence(evaluations(losses, 0.12), initial_metrics=INITIAL)
     assert found == "test loss 12.3 after round 40, 2.31 before round 1"
@@ -41,7 +41,7 @@ def test_divergence_loss_above_initial_is_named_with_both_losses() -> None:
     assert unknown == "test loss 12.3 after round 40, 2.56 after round 1"
 
 
-def test_divergence_loss_that_exploded_in_round_1_and_falls_since_is_found() -> None:
+def test_divergence_of_a_loss_that_exploded_in_round_1_is_detected_from_initial_metrics() -> None:
     losses = [2.5e7 / 2**r for r in range(20)]
     assert (
         detect_divergence(evaluations(losses, 0.1), initial_metrics=INITIAL)
@@ -51,7 +51,7 @@ def test_divergence_loss_that_exploded_in_round_1_and_falls_since_is_found() -> 
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_divergence_loss_that_is_not_finite_is_found(bad: float) -> None:
+def test_divergence_by_non_finite_last_loss_is_detected(bad: float) -> None:
     assert detect_divergence(evaluations([*FALLING[:-1], bad], 0.9)) == "test loss is not finite after round 40"
     assert detect_divergence(evaluations([bad, *FALLING])) is None
 
@@ -73,7 +73,7 @@ def test_divergence_margin_depends_on_the_number_of_evaluations(losses: list[flo
     assert (detect_divergence(evaluations(losses), initial_metrics=INITIAL) is not None) == diverged
 
 
-def test_divergence_negative_loss_margin_is_of_its_size() -> None:
+def test_divergence_margin_of_a_negative_loss_is_relative_to_its_magnitude() -> None:
     assert detect_divergence(evaluations([-3.0] * 10), initial_metrics={"loss": -2.0}) is None
     assert detect_divergence(evaluations([-1.9] * 10), initial_metrics={"loss": -2.0}) is not None
     assert detect_divergence(evaluations([-0.5]), initial_metrics={"loss": -2.0}) is None
@@ -81,7 +81,7 @@ def test_divergence_negative_loss_margin_is_of_its_size() -> None:
 
 
 @pytest.mark.parametrize(("accuracy", "diverged"), [(0.1, True), (0.32, True), (0.33, False), (0.9, False), (math.nan, True)])
-def test_divergence_model_that_learned_and_overfits_is_excepted(accuracy: float, diverged: bool) -> None:
+def test_overfitting_model_with_enough_accuracy_is_not_divergent(accuracy: float, diverged: bool) -> None:
     """A quarter of the way from 0.1 to 1 is 0.325."""
     found = detect_divergence(evaluations([5.0] * 10, accuracy), initial_metrics=INITIAL)
     assert (found is not None) == diverged
@@ -91,7 +91,7 @@ def test_divergence_model_that_learned_and_overfits_is_excepted(accuracy: float,
     ("before", "after", "diverged"),
     [(0.9, 0.91, False), (0.9, 0.9, True), (0.9, 0.5, True), (0.59, 0.6, True), (0.6, 0.61, False)],
 )
-def test_divergence_model_that_was_trained_before_may_gain_little(before: float, after: float, diverged: bool) -> None:
+def test_pretrained_model_with_a_small_gain_is_not_divergent(before: float, after: float, diverged: bool) -> None:
     found = detect_divergence(evaluations([0.4] * 10, after), initial_metrics={"loss": 0.3, "accuracy": before})
     assert (found is not None) == diverged
 
@@ -112,25 +112,27 @@ def test_divergence_model_that_was_trained_before_may_gain_little(before: float,
     ],
     ids=["exponential", "loss falls", "few rounds", "enough rounds", "square", "linear", "root", "plateau", "stopped", "inf"],
 )
-def test_divergence_residuals_count_if_they_outgrow_the_rounds(norms: list[float], losses: list[float], diverged: bool) -> None:
+def test_divergence_by_residuals_needs_growth_faster_than_the_rounds(
+    norms: list[float], losses: list[float], diverged: bool
+) -> None:
     assert (detect_divergence(evaluations(losses), norms, INITIAL) is not None) == diverged
 
 
-def test_divergence_growing_residuals_are_named_with_their_medians() -> None:
+def test_divergence_by_residuals_names_the_medians() -> None:
     """Rounds 11 to 20 and 31 to 40 of r²: medians (15² + 16²) / 2 and (35² + 36²) / 2."""
     found = detect_divergence(evaluations(NO_LONGER_FALLING), [r**2 for r in range(1, 41)], INITIAL)
     figures = "1.26e+03 in the last quarter of the rounds, 240 in the second"
     assert found == f"residual norm {figures}, while the test loss no longer falls"
 
 
-def test_divergence_run_without_evaluations_has_none() -> None:
+def test_run_without_evaluations_is_not_divergent() -> None:
     assert detect_divergence([]) is None
 
 
 # ------------------------------------------------------------------------------------------------------------- where it is shown
 
 
-def test_summary_initial_metrics_are_those_of_the_untrained_model(blobs: Dataset, scenario: Make) -> None:
+def test_initial_metrics_match_the_untrained_model_in_pytorch(blobs: Dataset, scenario: Make) -> None:
     """Plain PyTorch: the same initial weights, cross-entropy and accuracy on the same test examples."""
     import torch
 
@@ -147,7 +149,7 @@ def test_summary_initial_metrics_are_those_of_the_untrained_model(blobs: Dataset
     assert result.summary["diverged"] is None
 
 
-def test_initial_metrics_that_fail_lose_no_finished_run(blobs: Dataset, scenario: Make) -> None:
+def test_failure_of_initial_metrics_keeps_the_finished_run(blobs: Dataset, scenario: Make) -> None:
     rounds: list[int] = []
     failures = 0
 
@@ -185,7 +187,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return read
 
 
-def test_summary_says_what_diverged_and_nothing_of_an_ordinary_run(runs: Path) -> None:
+def test_summary_field_diverged_is_none_for_a_run_that_learns(runs: Path) -> None:
     bad, good = summary_of(runs / "bad"), summary_of(runs / "good")
     loss, initial = bad["final_metrics"]["loss"], bad["initial_metrics"]["loss"]
     assert loss > 2 * initial
@@ -195,7 +197,7 @@ def test_summary_says_what_diverged_and_nothing_of_an_ordinary_run(runs: Path) -
     assert good["final_metrics"]["loss"] < initial
 
 
-def test_run_that_diverges_warns_in_its_closing_table_and_exits_with_0(root: Path, tmp_path: Path) -> None:
+def test_divergent_run_warns_in_its_closing_table_and_exits_with_0(root: Path, tmp_path: Path) -> None:
     quick = ("--quiet", "--set", "rounds=3", "--set", "client.epochs=1")
     scenario = root / "scenarios" / "quickstart.toml"
     bad = called("run", scenario, *quick, "--set", "client.optimizer.lr=50.0", "--out", tmp_path / "bad")
@@ -207,7 +209,7 @@ def test_run_that_diverges_warns_in_its_closing_table_and_exits_with_0(root: Pat
 
 
 @pytest.mark.parametrize(("settings", "diverged"), [({}, False), ({"uplink.compressor.density": 0.001}, False), (DGC, True)])
-def test_residuals_of_error_feedback_warn_only_where_they_grow_without_end(
+def test_residuals_of_error_feedback_warn_only_under_unbounded_growth(
     root: Path, settings: dict[str, Any], diverged: bool
 ) -> None:
     """40 rounds of the quickstart: top-k fills up to a plateau, DGC with momentum at this rate does not."""
@@ -217,7 +219,7 @@ def test_residuals_of_error_feedback_warn_only_where_they_grow_without_end(
     assert not diverged or evidence.startswith("residual norm ")
 
 
-def test_compare_names_the_seed_that_diverged_in_every_format(runs: Path, tmp_path: Path) -> None:
+def test_compare_names_the_divergent_seed_in_every_format(runs: Path, tmp_path: Path) -> None:
     outs = [tmp_path / f"table{suffix}" for suffix in (".md", ".csv", ".json", ".tex")]
     options = [option for out in outs for option in ("--out", out)]
     result = called("compare", f"plain={runs / 'good'}", f"hot={runs / 'bad'}", *options)
@@ -232,7 +234,7 @@ def test_compare_names_the_seed_that_diverged_in_every_format(runs: Path, tmp_pa
     assert "plain: the run" not in result.stdout
 
 
-def test_sweep_names_the_cells_that_diverged_and_counts_them_as_finished(root: Path, tmp_path: Path) -> None:
+def test_sweep_names_divergent_cells_and_counts_them_as_finished(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     grid = ("--grid", "client.optimizer.lr=0.05,50.0", "--set", "rounds=3", "--set", "client.epochs=1")
     result = called("sweep", root / "scenarios" / "quickstart.toml", *grid, "--out", out)
@@ -245,7 +247,7 @@ def test_sweep_names_the_cells_that_diverged_and_counts_them_as_finished(root: P
     assert "lr 50" in ended[0]
 
 
-def test_page_payload_names_the_seed_that_diverged(runs: Path) -> None:
+def test_page_payload_names_the_divergent_seed(runs: Path) -> None:
     from fedsgd.analysis import load_methods
     from fedsgd.analysis.page.payload import ReportOptions, build_payload
     from fedsgd.network import PricingModel, get_device, get_network
@@ -259,7 +261,7 @@ def test_page_payload_names_the_seed_that_diverged(runs: Path) -> None:
     assert [method["diverged"] for method in known["methods"]] == [[], [text]]
 
 
-def test_figures_mark_the_method_that_diverged_in_their_legend(runs: Path) -> None:
+def test_figure_legend_marks_the_divergent_method(runs: Path) -> None:
     from fedsgd.analysis import load_methods
     from fedsgd.analysis.figures.series import build_series
     from fedsgd.analysis.page.payload import ReportOptions
@@ -291,13 +293,13 @@ WORSE = [2.9, 3.1, 2.7, 3.4, 2.8, 2.6]
         ([40.0, 20.0, 10.0, 4.0], 0.1, 0.1, False),
     ],
 )
-def test_divergence_short_run_is_found_where_losses_stay_above_the_start_and_accuracy_does_not_rise(
+def test_divergence_of_a_short_run_needs_high_losses_without_accuracy_gain(
     losses: list[float], before: float, after: float, diverged: bool
 ) -> None:
     found = detect_divergence(evaluations(losses, after), initial_metrics={"loss": 2.297, "accuracy": before})
     assert (found is not None) == diverged, found
 
 
-def test_divergence_late_dip_is_named_with_the_median_loss() -> None:
+def test_divergence_with_a_late_dip_names_the_median_loss() -> None:
     found = detect_divergence(evaluations(SPIKES, 0.114), initial_metrics={"loss": 2.297, "accuracy": 0.217})
     assert found == "median test loss 202 over 6 evaluations, 2.3 before round 1"

@@ -38,7 +38,7 @@ def owned(scores: list[float], owner: list[int], clients: int) -> PartitionedDat
     return PartitionedData(Examples(x, np.zeros(len(x), int)), Partition.from_assignment(np.array(owner), clients))
 
 
-def test_accuracy_by_client_by_hand() -> None:
+def test_accuracy_by_client_matches_hand_computation() -> None:
     """Clients have accuracy 1, 0.5, none (no examples), 0: the worst tenth of three is one client."""
     held_out = owned([1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 3, -1], 4)
     values = Evaluator(Fixed(), ("accuracy",), Examples(np.float32([1, 0]), np.zeros(2, int)), held_out, None)(np.zeros(1))[0]
@@ -48,7 +48,7 @@ def test_accuracy_by_client_by_hand() -> None:
     assert values["client_accuracy_std"] == pytest.approx(np.sqrt(1 / 6))
 
 
-def test_the_worst_tenth_is_rounded_up_to_whole_clients() -> None:
+def test_worst_tenth_is_rounded_up_to_whole_clients() -> None:
     scores = [i / 20 for i in range(21)]
     values = Evaluator(
         Fixed(), ("accuracy",), Examples(np.float32([1]), np.zeros(1, int)), owned(scores, [*range(21)], 21), None
@@ -56,7 +56,7 @@ def test_the_worst_tenth_is_rounded_up_to_whole_clients() -> None:
     assert values(np.zeros(1))[0]["client_accuracy_worst_tenth"] == pytest.approx((0 + 0.05 + 0.1) / 3)
 
 
-def test_what_is_measured_is_what_is_named_and_recorded(scenario: Make, tmp_path: Path) -> None:
+def test_optional_evaluations_are_named_in_summary_and_table(scenario: Make, tmp_path: Path) -> None:
     wanted = {"data.held_out": 0.25, "evaluation.clients": True, "evaluation.training": True, "evaluation.every": 2}
     result = run(scenario(wanted), out=tmp_path / "run")
     assert list(result.summary["final_metrics"]) == [
@@ -68,7 +68,7 @@ def test_what_is_measured_is_what_is_named_and_recorded(scenario: Make, tmp_path
     assert rounds["client_accuracy_std"][0] is None
 
 
-def test_held_out_examples_are_not_trained_on_and_training_is_measured_on_what_is(scenario: Make) -> None:
+def test_training_metrics_exclude_held_out_examples(scenario: Make) -> None:
     experiment = build_experiment(scenario({"data.held_out": 0.5, "evaluation.clients": True, "evaluation.training": True}))
     assert experiment.held_out is not None
     rows = set(experiment.train.partition.order.tolist())
@@ -80,7 +80,7 @@ def test_held_out_examples_are_not_trained_on_and_training_is_measured_on_what_i
     assert values["train_accuracy"] == pytest.approx(alone["accuracy"], rel=1e-12)
 
 
-def test_accuracy_by_client_is_that_of_each_client_alone(scenario: Make) -> None:
+def test_accuracy_by_client_matches_separate_evaluations(scenario: Make) -> None:
     experiment = build_experiment(scenario({"data.held_out": 0.3, "evaluation.clients": True}))
     held_out = experiment.held_out
     assert held_out is not None
@@ -94,7 +94,7 @@ def test_accuracy_by_client_is_that_of_each_client_alone(scenario: Make) -> None
     assert values["client_accuracy_std"] == pytest.approx(np.std(alone), rel=1e-12)
 
 
-def test_the_accuracy_of_each_client_is_in_the_result_and_in_a_file(scenario: Make, tmp_path: Path) -> None:
+def test_accuracy_of_each_client_is_in_the_result_and_in_a_file(scenario: Make, tmp_path: Path) -> None:
     asked = scenario({"data.held_out": 0.1, "evaluation.clients": True, "data.partition.clients": 300, "rounds": 1})
     asked = asked.with_settings({"downlink.compressor.values": "bfloat16"})  # clients are tested on what they decode
     result = run(asked, out=tmp_path / "run")
@@ -115,12 +115,12 @@ def test_the_accuracy_of_each_client_is_in_the_result_and_in_a_file(scenario: Ma
     assert not (tmp_path / "run" / "clients.parquet").exists()
 
 
-def test_accuracy_by_client_needs_examples_of_their_own(scenario: Make) -> None:
+def test_accuracy_by_client_without_client_test_examples_is_refused(scenario: Make) -> None:
     with pytest.raises(ScenarioError, match=r"evaluation.clients: no client has test examples of its own; set data.held_out"):
         build_experiment(scenario({"evaluation.clients": True}))
 
 
-def test_accuracy_by_client_needs_an_accuracy() -> None:
+def test_accuracy_by_client_without_an_accuracy_metric_is_refused() -> None:
     some = Examples(np.zeros((4, 2), np.float32), np.zeros((4, 1), np.float32))
     s = Scenario(name="x").with_settings({"data.partition.clients": 2, "data.held_out": 0.5, "evaluation.clients": True})
     with pytest.raises(ScenarioError, match=r"evaluation.clients: there is no metric named accuracy \(metrics: none\)"):
@@ -128,12 +128,12 @@ def test_accuracy_by_client_needs_an_accuracy() -> None:
 
 
 @pytest.mark.parametrize("name", ["train_loss", "train_speed", "client_accuracy_std", "seconds"])
-def test_a_metric_cannot_take_the_name_of_another_column(name: str, scenario: Make) -> None:
+def test_metric_with_the_name_of_another_column_is_refused(name: str, scenario: Make) -> None:
     with pytest.raises(ModelError, match=f'cannot be called "{name}"'):
         build_experiment(scenario(), metrics={name: lambda o, t: t.float()})
 
 
-def test_a_model_that_does_not_fit_its_data_is_found_out_before_the_first_round(scenario: Make, blobs: Dataset) -> None:
+def test_model_that_does_not_fit_its_data_is_refused_before_the_first_round(scenario: Make, blobs: Dataset) -> None:
     with pytest.raises(
         ModelError, match=r"cannot be run on these data \(examples float32 \[8, 8\], targets int64 \[\]\): Runtime"
     ):
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_fit_its_data_is_found_out_before_the_first_round(
         build_experiment(scenario(), dataset=words)
 
 
-def test_metrics_have_one_number_for_each_example(blobs: Dataset) -> None:
+def test_metric_of_a_wrong_shape_is_refused(blobs: Dataset) -> None:
     def column(output: Tensor, target: Tensor) -> Tensor:
         return torch.ones(len(target), 1)
 
@@ -158,14 +158,14 @@ def test_metrics_have_one_number_for_each_example(blobs: Dataset) -> None:
         run(s, dataset=blobs, metrics={"column": column})
 
 
-def test_what_turns_out_to_be_wrong_later_is_named_with_the_file(scenario: Make, tmp_path: Path) -> None:
+def test_error_after_loading_names_the_scenario_file(scenario: Make, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\n[model]\nmodule = "nowhere_to_be_found:make"\n')
     with pytest.raises(ScenarioError, match=r'mine.toml: model.module: cannot import "nowhere_to_be_found"'):
         run(path)
 
 
-def test_accuracy_that_is_not_finite_is_not_taken_for_no_examples(scenario: Make, tmp_path: Path) -> None:
+def test_non_finite_client_accuracy_is_distinguished_from_no_examples(scenario: Make, tmp_path: Path) -> None:
     def odd(output: Tensor, target: Tensor) -> Tensor:
         return torch.where(target == 3, torch.nan, 1.0)
 
@@ -178,7 +178,7 @@ def test_accuracy_that_is_not_finite_is_not_taken_for_no_examples(scenario: Make
     assert min(table["test_examples"]) > 0
 
 
-def test_each_client_is_evaluated_once_a_round(scenario: Make) -> None:
+def test_client_examples_are_evaluated_once_a_round(scenario: Make) -> None:
     seen = 0
 
     def counting(output: Tensor, target: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def test_each_client_is_evaluated_once_a_round(scenario: Make) -> None:
     assert seen == 2 * (360 + n) + tried + 360, "a slice and its halves, one slice of each size, the initial model at the end"
 
 
-def test_an_evaluation_is_made_of_its_slices(scenario: Make) -> None:
+def test_evaluation_equals_the_join_of_its_slices(scenario: Make) -> None:
     """So that others may take some of them: also with a module that draws numbers, and keeps some, while it is evaluated."""
 
     class Noisy(nn.Module):

@@ -109,7 +109,7 @@ class Plain:
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_one_client_reports_what_plain_pytorch_does(name: str, tmp_path: Path) -> None:
+def test_metrics_of_one_client_match_plain_pytorch(name: str, tmp_path: Path) -> None:
     """And each engine trains the same model, or refuses before round 1."""
     case = CASES[name]
     made = build_experiment(scenario(case, tmp_path / "data.npz", 1))
@@ -142,7 +142,7 @@ def trainable(asked: Scenario) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.refused is not None])
-def test_what_has_no_right_figure_is_refused_before_round_1(name: str, tmp_path: Path) -> None:
+def test_unsupported_case_is_refused_before_round_1(name: str, tmp_path: Path) -> None:
     case, rounds = CASES[name], []
     with pytest.raises(FedsgdError, match=case.refused) as caught:
         fedsgd.run(scenario(case, tmp_path / "data.npz", 2), on_round=rounds.append)
@@ -154,7 +154,7 @@ def test_what_has_no_right_figure_is_refused_before_round_1(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_rerun_from_the_run_directory_with_two_workers_has_the_digests(name: str, tmp_path: Path) -> None:
+def test_rerun_from_the_run_directory_with_two_workers_has_equal_digests(name: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = fedsgd.run(scenario(CASES[name], tmp_path / "data.npz", 4), out=out)
     again = fedsgd.run(fedsgd.load(out / "scenario.toml"))
@@ -221,7 +221,7 @@ def restored_accuracy(parts: list[tuple[Examples, nn.Module]]) -> float:
 
 
 @pytest.mark.parametrize("policy", ["model", "shift"])
-def test_evaluated_model_that_is_not_the_servers_has_its_own_file(policy: str, tmp_path: Path) -> None:
+def test_evaluated_model_that_differs_from_the_server_model_has_its_own_file(policy: str, tmp_path: Path) -> None:
     compressor = {"name": "dense", "values": "bfloat16"} if policy == "model" else {"name": "top-k", "density": 0.1}
     downlink = {f"downlink.compressor.{key}": value for key, value in compressor.items()}
     asked = scenario(CASES["perceptron"], tmp_path / "data.npz", 4, **{"downlink.policy": policy}, **downlink)
@@ -237,7 +237,7 @@ def test_evaluated_model_that_is_not_the_servers_has_its_own_file(policy: str, t
     assert any(not torch.equal(server[name], evaluated[name]) for name in server)
 
 
-def test_loss_that_was_trained_is_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_loss_with_parameters_has_its_own_file(tmp_path: Path) -> None:
     asked = scenario(CASES["loss with a parameter"], tmp_path / "data.npz", 4)
     result = fedsgd.run(asked, out=tmp_path / "run")
     module, loss = matrix.perceptron(), matrix.Temperature()
@@ -251,7 +251,7 @@ def test_loss_that_was_trained_is_in_a_file_of_its_own(tmp_path: Path) -> None:
         assert float(loss(module(x), y)) == pytest.approx(result.history[-1].metrics["loss"], rel=1e-6)
 
 
-def test_state_in_an_attribute_is_warned_of_and_named(tmp_path: Path) -> None:
+def test_state_in_an_attribute_raises_a_warning_with_its_name(tmp_path: Path) -> None:
     asked = scenario(CASES["counter"], tmp_path / "data.npz", 4)
     with pytest.warns(ModelWarning, match="training changes Counter.calls in Python, which is reset for each client"):
         fedsgd.run(asked)

@@ -39,7 +39,7 @@ def split(
     )
 
 
-def test_counts_and_measures_by_hand() -> None:
+def test_client_measures_match_hand_computation() -> None:
     two = PartitionSummary("s", "p", ("a", "b"), np.array([[3, 1], [0, 4]]), np.array([4, 4]), None, 0)
     measures = two.compute_client_measures()
     assert measures["classes"].tolist() == [2, 1]
@@ -47,7 +47,7 @@ def test_counts_and_measures_by_hand() -> None:
     assert measures["distance"].tolist() == [0.375, 0.375], "all have 3/8 of a: |6/8 − 3/8| and |0 − 3/8|"
 
 
-def test_the_counts_are_those_of_the_run() -> None:
+def test_counts_add_up_to_the_dataset() -> None:
     whole = split(partition__name="dirichlet", partition__clients=5)
     assert whole.counts is not None
     assert whole.counts.sum(axis=0).tolist() == [60, 40, 20]
@@ -56,7 +56,7 @@ def test_the_counts_are_those_of_the_run() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The sum of partition sizes:UserWarning")
-def test_held_out_examples_are_counted_apart_and_left_out_ones_are_nobodys() -> None:
+def test_held_out_and_unassigned_examples_are_counted_separately() -> None:
     held = split(held_out=0.25)
     assert held.held_out_sizes is not None
     assert (held.sizes + held.held_out_sizes).sum() == 120
@@ -71,7 +71,7 @@ def test_held_out_examples_are_counted_apart_and_left_out_ones_are_nobodys() -> 
     assert (sharded.n_unassigned, sharded.sizes.tolist()) == (90, [5, 10])
 
 
-def test_in_sequences_each_place_counts() -> None:
+def test_sequence_targets_are_counted_at_every_position() -> None:
     sequences = split(np.array([[0, 1, 2], [2, 2, 2]] * 4), partition__name="natural", partition__clients=None)
     assert sequences.counts is not None
     assert sequences.counts.tolist() == [[1, 1, 4]] * 4
@@ -80,7 +80,7 @@ def test_in_sequences_each_place_counts() -> None:
     assert sequences.n_unassigned == 0
 
 
-def test_targets_that_are_no_classes_have_sizes_only() -> None:
+def test_regression_targets_have_sizes_only() -> None:
     regression = split(np.linspace(0, 1, 40), None)
     assert (regression.counts, regression.sizes.tolist()) == (None, [10] * 4)
     assert list(regression.compute_client_measures()) == ["examples"]
@@ -94,7 +94,7 @@ def shown(of: PartitionSummary, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_few_clients_have_a_row_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_of_few_clients_has_a_row_each(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("[red]", "\n", " ")
     table = shown(
         PartitionSummary("s", "p", names, np.array([[3, 1, 0], [0, 3, 1]]), np.array([4, 4]), np.array([1, 0]), 7), capsys
@@ -105,7 +105,7 @@ def test_few_clients_have_a_row_each(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("names", [("class_0", "class_1", "class_2"), ("client", "cli", "examples"), ("a", "b", "distance")])
-def test_no_class_is_lost_whatever_it_is_called(names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_shows_every_class_of_any_name(names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.array([[10, 30, 60], [10, 30, 60]])
     assert re.search(
         r"^ +0 +100 +0\.00 +10 +30 +60 *$",
@@ -115,7 +115,7 @@ def test_no_class_is_lost_whatever_it_is_called(names: tuple[str, ...], capsys: 
 
 
 @pytest.mark.parametrize("clients", [10, 20, 1000])
-def test_tables_fit_a_terminal(clients: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_fits_a_terminal(clients: int, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 9000, (clients, 10))
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -125,14 +125,14 @@ def test_tables_fit_a_terminal(clients: int, capsys: pytest.CaptureFixture[str])
     assert len(table.splitlines()) < 32
 
 
-def test_numbers_in_the_place_of_names_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbered_class_headings_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.ones((2, 2), dtype=int)
     table = shown(PartitionSummary("s", "p", ("class_a", "class_b"), counts, counts.sum(axis=1), None, 0), capsys)
     assert "classes: 0 class_a, 1 class_b" in table
     assert "classes:" not in shown(PartitionSummary("s", "p", ("0", "1"), counts, counts.sum(axis=1), None, 0), capsys)
 
 
-def test_many_clients_are_summarised(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_of_many_clients_shows_quantiles(capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.zeros((101, 2), dtype=int)
     counts[:, 0] = np.arange(1, 102)
     counts[:50, 1] = [5] * 40 + [1] * 10
@@ -142,7 +142,7 @@ def test_many_clients_are_summarised(capsys: pytest.CaptureFixture[str]) -> None
     assert re.search(r"b +210 +50 +5", table)
 
 
-def test_many_classes_are_named_by_frequency(capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_classes_are_listed_by_frequency(capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.tile(np.arange(30), (3, 1))
     few = shown(PartitionSummary("s", "p", tuple(map(str, range(30))), counts, counts.sum(axis=1), None, 0), capsys)
     assert "29 7%, 28 6%, 27 6%, 26 6%, 25 6%" in few
@@ -162,7 +162,7 @@ def random_split(clients: int, classes: int) -> PartitionSummary:
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(1, 1), (10, 10), (40, 62), (41, 10), (1000, 65), (5000, 3)])
-def test_pictures_for_few_and_many(clients: int, classes: int, tmp_path: Path) -> None:
+def test_pictures_of_any_size_are_valid_and_reproducible(clients: int, classes: int, tmp_path: Path) -> None:
     made = random_split(clients, classes)
     for suffix in (".png", ".svg"):
         paths = [tmp_path / f"{i}{suffix}" for i in range(2)]
@@ -175,14 +175,14 @@ def test_pictures_for_few_and_many(clients: int, classes: int, tmp_path: Path) -
     assert (tmp_path / "0.svg").stat().st_size < 600_000
 
 
-def test_pictures_of_targets_that_are_no_classes(tmp_path: Path) -> None:
+def test_pictures_of_regression_targets_are_drawn(tmp_path: Path) -> None:
     for clients in (4, 60):
         sizes = np.arange(1, clients + 1)
         draw_partition(PartitionSummary("s", "p", (), None, sizes, None, 0), tmp_path / f"{clients}.png")
         assert (tmp_path / f"{clients}.png").stat().st_size > 5000
 
 
-def test_a_bar_is_as_long_as_what_the_client_has() -> None:
+def test_bar_lengths_are_the_client_sizes() -> None:
     from fedsgd.analysis.figures.partition import _draw_bars
 
     made = random_split(12, 4)
@@ -194,7 +194,7 @@ def test_a_bar_is_as_long_as_what_the_client_has() -> None:
     assert lefts.T.tolist() == (made.counts.cumsum(axis=1) - made.counts).tolist(), "one beside the other"
 
 
-def test_the_map_sorts_clients_by_their_largest_class() -> None:
+def test_map_sorts_clients_by_their_largest_class() -> None:
     from fedsgd.analysis.figures.partition import _draw_map
 
     made = random_split(200, 5)
@@ -210,7 +210,7 @@ def test_the_map_sorts_clients_by_their_largest_class() -> None:
         assert any(np.allclose(share, column) and size == own for share, own in zip(shares, made.sizes, strict=True))
 
 
-def test_classes_beyond_the_palette_are_added_up() -> None:
+def test_classes_beyond_the_palette_are_summed() -> None:
     from fedsgd.analysis.figures.partition import _collect_class_counts
 
     counts = np.arange(1, 25).reshape(2, 12)
@@ -219,7 +219,7 @@ def test_classes_beyond_the_palette_are_added_up() -> None:
     assert stacks[-1][2].tolist() == [1 + 2 + 3, 13 + 14 + 15]
 
 
-def test_names_that_matplotlib_would_hide_or_typeset_are_shown(tmp_path: Path) -> None:
+def test_class_names_with_matplotlib_syntax_are_shown(tmp_path: Path) -> None:
     from fedsgd.analysis.figures.partition import _draw_bars
 
     counts = np.ones((2, 3), dtype=int)
@@ -230,7 +230,7 @@ def test_names_that_matplotlib_would_hide_or_typeset_are_shown(tmp_path: Path) -
     draw_partition(PartitionSummary("a$b$_{c", "p", names, counts, counts.sum(axis=1), None, 0), tmp_path / "s.png")
 
 
-def test_sizes_are_counted_in_whole_examples() -> None:
+def test_size_axes_have_integer_ticks() -> None:
     from fedsgd.analysis.figures.partition import _draw_bars, _draw_map
 
     (ax,) = _draw_map(PartitionSummary("s", "p", (), None, np.ones(100, dtype=int), None, 0)).axes
@@ -240,7 +240,7 @@ def test_sizes_are_counted_in_whole_examples() -> None:
     assert ax.get_xlabel() == "clients, by size"
 
 
-def test_columns_beyond_a_thousand_are_means_of_neighbours() -> None:
+def test_columns_beyond_a_thousand_are_averaged_with_neighbours() -> None:
     assert _bin_columns(np.arange(2000)).tolist() == (np.arange(0, 2000, 2) + 0.5).tolist()
     assert _bin_columns(np.arange(5)).tolist() == [0, 1, 2, 3, 4]
     uneven = _bin_columns(np.ones((2, 2345)))
@@ -251,7 +251,7 @@ def test_columns_beyond_a_thousand_are_means_of_neighbours() -> None:
 @pytest.mark.parametrize(
     ("name", "message"), [("s.jpg", r'got a picture ".jpg"'), ("none/s.png", "there is no folder"), ("s", 'got a picture ""')]
 )
-def test_pictures_that_cannot_be_written(name: str, message: str, tmp_path: Path) -> None:
+def test_picture_path_that_cannot_be_written_is_refused(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=message):
         draw_partition(random_split(3, 2), tmp_path / name)
 
@@ -267,14 +267,14 @@ def fedsgd(root: Path) -> Callable[..., Result]:
     return call
 
 
-def test_the_command_shows_a_table_and_draws_a_picture(fedsgd: Callable[..., Result], tmp_path: Path) -> None:
+def test_partition_command_prints_a_table_and_draws_a_picture(fedsgd: Callable[..., Result], tmp_path: Path) -> None:
     result = fedsgd("--picture", str(tmp_path / "split.png"), "--set", "data.held_out=0.2")
     assert result.exit_code == 0, result.output
     assert "quickstart: dirichlet, 20 clients, 1,149 training examples" in result.stdout
     assert (tmp_path / "split.png").exists()
 
 
-def test_the_command_prints_json(fedsgd: Callable[..., Result]) -> None:
+def test_partition_command_prints_json(fedsgd: Callable[..., Result]) -> None:
     found = json.loads(fedsgd("--json", "--seed", "3").stdout)
     assert (found["clients"], sum(found["sizes"]), found["left_out"]) == (20, 1437, 0)
     assert np.array(found["counts"]).shape == (20, 10)
@@ -290,7 +290,7 @@ def test_the_command_prints_json(fedsgd: Callable[..., Result]) -> None:
         (("--set", "data.partition.alpha=-1"), 2, "quickstart.toml: data.partition.alpha: "),
     ],
 )
-def test_the_command_says_what_is_wrong(
+def test_partition_command_with_invalid_options_fails_with_a_message(
     fedsgd: Callable[..., Result], arguments: tuple[str, ...], status: int, message: str
 ) -> None:
     result = fedsgd(*arguments)

@@ -42,7 +42,7 @@ def digests(result: Result) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------------------- what is written
 
 
-def test_the_run_folder(scenario: Make, tmp_path: Path) -> None:
+def test_run_folder_has_the_documented_files(scenario: Make, tmp_path: Path) -> None:
     out = tmp_path / "new" / "run"
     result = run(scenario(), out=out)
     assert sorted(p.name for p in out.iterdir()) == sorted(RUN_FILES)
@@ -78,7 +78,7 @@ def test_the_run_folder(scenario: Make, tmp_path: Path) -> None:
     assert models.first().nunique() == 3, "another one each round"
 
 
-def test_the_summary_adds_up(scenario: Make) -> None:
+def test_summary_bytes_and_ratios_add_up(scenario: Make) -> None:
     result = run(scenario())
     s = result.summary
     for key in (
@@ -99,11 +99,11 @@ def test_the_summary_adds_up(scenario: Make) -> None:
     assert s["best_accuracy"] == max(r.accuracy for r in result.history if r.accuracy is not None)
 
 
-def test_a_dense_run_has_ratio_one(scenario: Make) -> None:
+def test_dense_run_has_ratio_one(scenario: Make) -> None:
     assert run(scenario({"uplink.compressor.name": "dense"})).summary["uplink_ratio"] == 1
 
 
-def test_rows_of_a_larger_set_are_what_is_trained_on(scenario: Make, blobs: Dataset) -> None:
+def test_training_uses_only_the_selected_rows(scenario: Make, blobs: Dataset) -> None:
     """Examples(x, y, rows) is those rows: no other may be dealt to a client."""
     s = Scenario(name="rows", rounds=1).with_settings({"data.partition.clients": 5})
     x, y, rows = blobs.train.x, blobs.train.y, np.arange(30, 90)
@@ -112,31 +112,31 @@ def test_rows_of_a_larger_set_are_what_is_trained_on(scenario: Make, blobs: Data
     assert digests(run(s, dataset=part)) == digests(run(s, dataset=copied)) != digests(run(s, dataset=blobs))
 
 
-def test_the_summary_says_what_came_from_python(scenario: Make, blobs: Dataset) -> None:
+def test_summary_lists_the_objects_passed_in_python(scenario: Make, blobs: Dataset) -> None:
     s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
     assert run(s, dataset=blobs).summary["given_in_python"] == ["dataset"]
     assert run(scenario({"rounds": 1})).summary["given_in_python"] == []
 
 
-def test_what_is_not_finite_is_null_in_json(scenario: Make, blobs: Dataset, tmp_path: Path) -> None:
+def test_non_finite_metric_is_null_in_json(scenario: Make, blobs: Dataset, tmp_path: Path) -> None:
     s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
     run(s, dataset=blobs, metrics={"odd": lambda o, t: o[:, 0] / 0}, out=tmp_path / "r")
     assert json.loads((tmp_path / "r" / "summary.json").read_text(), parse_constant=pytest.fail)["final_metrics"]["odd"] is None
 
 
-def test_a_metric_cannot_take_the_place_of_a_column(blobs: Dataset) -> None:
+def test_metric_with_the_name_of_a_column_is_refused(blobs: Dataset) -> None:
     s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
     with pytest.raises(ModelError, match='cannot be called "uplink_bytes"'):
         run(s, dataset=blobs, metrics={"uplink_bytes": lambda o, t: o[:, 0]})
 
 
-def test_a_metric_that_fails_ends_the_run_with_the_round(blobs: Dataset, failing_metrics: Any) -> None:
+def test_failing_metric_ends_the_run_with_the_round(blobs: Dataset, failing_metrics: Any) -> None:
     s = Scenario(name="x", rounds=2).with_settings({"data.partition.clients": 5})
     with pytest.raises(RunError, match="round 1, server: evaluation: ZeroDivisionError"):
         run(s, dataset=blobs, metrics=failing_metrics)
 
 
-def test_overwriting_takes_the_remains_of_a_killed_run_and_follows_no_links(scenario: Make, tmp_path: Path) -> None:
+def test_overwrite_removes_a_killed_run_and_follows_no_links(scenario: Make, tmp_path: Path) -> None:
     out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     (out / "rounds.parquet").mkdir(parents=True)
     (out / "rounds.parquet" / "segment-000000.parquet").touch()
@@ -155,13 +155,13 @@ def test_overwriting_takes_the_remains_of_a_killed_run_and_follows_no_links(scen
         run(scenario({"rounds": 1}), out=out, overwrite=True)
 
 
-def test_nothing_is_written_unless_asked(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_out_writes_nothing(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(scenario()).out is None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_holds_something_is_not_written_to(scenario: Make, tmp_path: Path) -> None:
+def test_folder_that_is_not_empty_is_refused(scenario: Make, tmp_path: Path) -> None:
     run(scenario(), out=tmp_path / "a")
     before = (tmp_path / "a" / "summary.json").read_bytes()
     with pytest.raises(OutputError, match=r"is not empty .* or pass --overwrite \(in Python: overwrite=True\)$"):
@@ -181,13 +181,13 @@ def test_a_folder_that_holds_something_is_not_written_to(scenario: Make, tmp_pat
 # ------------------------------------------------------------------------------------------------------------------ evaluation
 
 
-def test_evaluation_as_often_as_asked_and_after_the_last_round(scenario: Make) -> None:
+def test_evaluation_follows_its_interval_and_the_last_round(scenario: Make) -> None:
     history = run(scenario({"rounds": 5, "evaluation.every": 2})).history
     assert [r.round for r in history if r.metrics is not None] == [2, 4, 5]
     assert run(scenario({"rounds": 3, "evaluation.every": 100})).summary["final_accuracy"] is not None
 
 
-def test_the_target_is_reported_or_ends_the_run(scenario: Make) -> None:
+def test_target_accuracy_is_reported_or_ends_the_run(scenario: Make) -> None:
     seen: list[int] = []
     reported = run(scenario({"rounds": 4, "report.target_accuracy": 0.2}), on_round=lambda r: seen.append(r.round))
     first = reported.summary["rounds_to_target"]
@@ -206,7 +206,7 @@ def test_the_target_is_reported_or_ends_the_run(scenario: Make) -> None:
     assert never.summary["rounds_to_target"] is None
 
 
-def test_it_learns(root: Path) -> None:
+def test_quickstart_reaches_its_accuracy(root: Path) -> None:
     """The quickstart's promise at a quarter of its length; 10 % is chance."""
     result = run(fedsgd.load(root / "scenarios" / "quickstart.toml", {"rounds": 11}))
     assert result.summary["final_accuracy"] > 0.85
@@ -217,7 +217,7 @@ def test_it_learns(root: Path) -> None:
 # ------------------------------------------------------------------------------------------------- modules, losses, data in Python
 
 
-def test_module_loss_metrics_and_data_in_python(blobs: Dataset) -> None:
+def test_module_loss_metrics_and_data_from_python_are_trained(blobs: Dataset) -> None:
     s = Scenario(name="own", rounds=40).with_settings({"data.partition.clients": 6, "client.optimizer.lr": 0.1})
     result = run(
         s,
@@ -230,7 +230,7 @@ def test_module_loss_metrics_and_data_in_python(blobs: Dataset) -> None:
     assert result.summary["final_metrics"]["top2"] >= result.summary["final_accuracy"] > 0.6
 
 
-def test_a_regression_has_no_accuracy_and_needs_none(tmp_path: Path) -> None:
+def test_regression_runs_without_accuracy(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((100, 4)).astype(np.float32)
     y = (x @ np.float32([[1], [2], [-1], [0.5]])).astype(np.float32)
@@ -259,7 +259,7 @@ def in_a_process(path: Path, threads: str, **environment: str) -> str:
     return subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_the_same_digests_twice_in_one_process(scenario: Make) -> None:
+def test_digests_repeat_within_one_process(scenario: Make) -> None:
     torch.manual_seed(1)
     first = run(scenario())
     torch.manual_seed(2)
@@ -268,14 +268,14 @@ def test_the_same_digests_twice_in_one_process(scenario: Make) -> None:
     assert digests(first) != digests(run(scenario({"seed": 1})))
 
 
-def test_the_same_digests_in_other_processes_whatever_the_threads(root: Path) -> None:
+def test_digests_repeat_in_other_processes_with_any_threads(root: Path) -> None:
     path = root / "scenarios" / "quickstart.toml"
     expected = " ".join(digests(run(fedsgd.load(path, {"rounds": 3}))))
     assert in_a_process(path, "default") == expected
     assert in_a_process(path, "4", OMP_NUM_THREADS="3", MKL_NUM_THREADS="2", PYTHONHASHSEED="7") == expected
 
 
-def test_the_thread_setting_of_the_user_is_given_back(scenario: Make) -> None:
+def test_thread_setting_of_the_user_is_restored(scenario: Make) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -301,14 +301,14 @@ def test_the_thread_setting_of_the_user_is_given_back(scenario: Make) -> None:
     ],
     ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()),
 )
-def test_every_choice_runs_and_repeats(scenario: Make, settings: dict[str, Any]) -> None:
+def test_digests_repeat_for_every_choice(scenario: Make, settings: dict[str, Any]) -> None:
     assert digests(run(scenario(settings))) == digests(run(scenario(settings)))
 
 
 # ------------------------------------------------------------------------------------------------------------------ bad endings
 
 
-def test_a_run_that_diverges_leaves_a_finished_ledger(scenario: Make, tmp_path: Path) -> None:
+def test_failed_run_leaves_a_finished_ledger(scenario: Make, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"round \d+, client \d+"):
         run(
             scenario({"client.optimizer.lr": 1e8, "client.optimizer.name": "sgd", "rounds": 50, "model.hidden": [8, 8]}),
@@ -320,7 +320,7 @@ def test_a_run_that_diverges_leaves_a_finished_ledger(scenario: Make, tmp_path: 
     assert not (tmp_path / "r" / "summary.json").exists()
 
 
-def test_a_killed_run_leaves_a_ledger_that_pandas_opens(root: Path, tmp_path: Path) -> None:
+def test_killed_run_leaves_a_readable_ledger(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code = f"import fedsgd; fedsgd.run(fedsgd.load({str(root / 'scenarios' / 'quickstart.toml')!r}, {{'rounds': 3000}}), out={str(out)!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -343,19 +343,19 @@ def test_a_killed_run_leaves_a_ledger_that_pandas_opens(root: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("over", ["steps", "local-steps"])
-def test_a_step_size_that_changes_within_a_round_is_not_recorded_as_one(scenario: Make, over: str) -> None:
+def test_learning_rate_that_changes_within_a_round_is_recorded_as_none(scenario: Make, over: str) -> None:
     result = run(scenario({"client.optimizer.schedule": {"name": "cosine"}, "client.optimizer.schedule_over": over}))
     assert [r.lr for r in result.history] == [None] * 3
 
 
-def test_the_step_size_of_each_round_is_recorded(scenario: Make) -> None:
+def test_learning_rate_of_each_round_is_recorded(scenario: Make) -> None:
     history = run(
         scenario({"client.optimizer.lr": 0.4, "client.optimizer.schedule": {"name": "exponential", "gamma": 0.5}})
     ).history
     assert [r.lr for r in history] == [0.4, 0.2, 0.1]
 
 
-def test_the_decoded_model_is_evaluated_on_the_test_examples_and_the_exact_one_is_saved(scenario: Make) -> None:
+def test_evaluation_uses_the_decoded_model_and_parameters_are_exact(scenario: Make) -> None:
     result = run(scenario({"downlink.compressor.values": "bfloat16"}))
     experiment = build_experiment(scenario())
     halves = encode_values(result.parameters, "bfloat16")[1]
@@ -364,7 +364,7 @@ def test_the_decoded_model_is_evaluated_on_the_test_examples_and_the_exact_one_i
     assert experiment.engine.evaluate(result.parameters, experiment.dataset.test).means != result.summary["final_metrics"]
 
 
-def test_the_data_folder_may_come_from_the_environment(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_folder_comes_from_the_environment(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSGD_DATA", str(tmp_path))
     with pytest.raises(DataError, match=str(tmp_path / "mnist")):
         run(scenario({"data.name": "mnist"}))

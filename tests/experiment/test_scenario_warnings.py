@@ -63,9 +63,7 @@ def fed_back(policy: str, **compressor: Any) -> dict[str, Any]:
         ({"server_momentum": 0.9}, "the server's optimizer has a momentum of its own", 'server.optimizer.name = "sgd"'),
     ],
 )
-def test_dgc_with_momentum_outside_its_rule_is_warned_of_with_the_remedy(
-    settings: dict[str, Any], reason: str, remedy: str
-) -> None:
+def test_dgc_momentum_outside_its_rule_warns_with_the_remedy(settings: dict[str, Any], reason: str, remedy: str) -> None:
     by_rule = {**EVERYBODY, "local_steps": 1}
     assert warnings_of({"name": "dgc", "momentum": 0.9}, **by_rule) == []
     assert warnings_of({"name": "dgc", "momentum": 0.9}, **{**by_rule, "local_steps": None}) == [], "steps are not known"
@@ -101,7 +99,7 @@ TOP_K, RAND_K = {"name": "top-k", "density": 0.01}, {"name": "rand-k", "density"
         ({"name": "cafe", "op": TOP_K}, {}, None),
     ],
 )
-def test_biased_operator_without_error_feedback_is_warned_of(
+def test_biased_operator_without_error_feedback_warns(
     uplink: dict[str, Any], settings: dict[str, Any], starts: str | None
 ) -> None:
     found = warnings_of(uplink, **settings)
@@ -124,9 +122,7 @@ def test_biased_operator_without_error_feedback_is_warned_of(
         ({"name": "cafe"}, ONE_OF_A_HUNDRED, False),
     ],
 )
-def test_residuals_that_persist_at_tiny_cohorts_are_warned_of(
-    uplink: dict[str, Any], settings: dict[str, Any], stale: bool
-) -> None:
+def test_persistent_residuals_at_tiny_cohorts_warn(uplink: dict[str, Any], settings: dict[str, Any], stale: bool) -> None:
     found = warnings_of(uplink, **settings)
     expected = (
         "uplink.error_feedback: a client takes part every 100 rounds on average, and residuals that persist are as old; "
@@ -178,12 +174,12 @@ def test_residuals_that_persist_at_tiny_cohorts_are_warned_of(
         ),
     ],
 )
-def test_each_rule_names_its_key(uplink: dict[str, Any], settings: dict[str, Any], key: str | None) -> None:
+def test_warning_begins_with_its_key(uplink: dict[str, Any], settings: dict[str, Any], key: str | None) -> None:
     found = warnings_of(uplink, **settings)
     assert [text.partition(":")[0] for text in found] == ([] if key is None else [key])
 
 
-def test_server_is_the_only_sender_of_the_downlink() -> None:
+def test_downlink_warnings_ignore_client_participation() -> None:
     rand_k = {"policy": "plain", "compressor": {"name": "rand-k", "density": 0.1}}
     (text,) = warnings_of({"name": "dense"}, rand_k)
     assert text.startswith("downlink.compressor.density: one message has an error of 9 times")
@@ -205,14 +201,12 @@ def test_server_is_the_only_sender_of_the_downlink() -> None:
         ({"client.velocity": "carry", "client.optimizer.clip_norm": 1.0}, None),
     ],
 )
-def test_settings_of_local_training_that_have_no_effect_are_warned_of(
-    scenario: Make, settings: dict[str, Any], key: str | None
-) -> None:
+def test_local_training_setting_without_effect_warns(scenario: Make, settings: dict[str, Any], key: str | None) -> None:
     found = build_experiment(scenario(settings)).warnings
     assert [text.partition(":")[0] for text in found] == ([] if key is None else [key])
 
 
-def test_run_that_follows_the_advice_of_dgc_is_one_of_error_feedback_over_top_k(scenario: Make) -> None:
+def test_dgc_without_momentum_equals_error_feedback_over_top_k(scenario: Make) -> None:
     dgc = fedsgd.run(scenario({**DGC, "uplink.compressor.momentum": 0.0})).summary
     top_k = fedsgd.run(scenario()).summary
     assert dgc["warnings"] == []
@@ -243,7 +237,7 @@ class Broken(TopK):
         yield str(1 // (run.cohort - 4))
 
 
-def test_compressor_of_the_user_warns_in_one_line(scenario: Make) -> None:
+def test_user_compressor_warns_in_one_line(scenario: Make) -> None:
     mine = scenario({"uplink.compressor.name": f"{__name__}:Mine"})
     assert build_experiment(mine).warnings == ("uplink.compressor.density: 4 clients are too few; set server.cohort = 5",)
     assert build_experiment(mine.with_settings({"server.cohort": 5})).warnings == ()
@@ -264,7 +258,7 @@ def write_scenario(scenario: Make, folder: Path, settings: Mapping[str, Any] = D
     return path
 
 
-def test_run_in_python_issues_a_warning_and_its_summary_has_it(scenario: Make, tmp_path: Path) -> None:
+def test_run_in_python_issues_the_warning_and_summarizes_it(scenario: Make, tmp_path: Path) -> None:
     with pytest.warns(ScenarioWarning, match=re.escape(DGC_WARNING)) as caught:
         result = fedsgd.run(scenario({"rounds": 1, **DGC}), out=tmp_path / "run")
     assert len(caught) == 1
@@ -275,7 +269,7 @@ def test_run_in_python_issues_a_warning_and_its_summary_has_it(scenario: Make, t
         assert fedsgd.run(scenario({"rounds": 1})).summary["warnings"] == []
 
 
-def test_script_shows_the_warning_of_several_seeds_once_at_its_own_line(scenario: Make, tmp_path: Path) -> None:
+def test_script_shows_a_repeated_warning_once_at_its_line(scenario: Make, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     path = write_scenario(scenario, tmp_path)
     script.write_text(f"import fedsgd\nfor seed in (0, 1):\n    fedsgd.run(fedsgd.load({str(path)!r}, {{'seed': seed}}))\n")
@@ -298,7 +292,7 @@ def test_command_line_prints_the_warning_first_and_in_its_summary(scenario: Make
     assert json.loads(as_json.stdout)["warnings"] == [DGC_WARNING]
 
 
-def test_sweep_prints_a_warning_of_many_cells_once_with_their_labels(scenario: Make, tmp_path: Path) -> None:
+def test_sweep_prints_a_shared_warning_once_with_the_cell_labels(scenario: Make, tmp_path: Path) -> None:
     path, methods = write_scenario(scenario, tmp_path, {}), tmp_path / "methods.toml"
     table = 'uplink.error_feedback = "none"\nuplink.compressor = {{ name = "dgc", density = {} }}\n'
     methods.write_text(f'["DGC 1 %"]\n{table.format(0.01)}["DGC 5 %"]\n{table.format(0.05)}')
@@ -316,7 +310,7 @@ def test_quiet_sweep_leaves_standard_error_empty(scenario: Make, tmp_path: Path)
     assert f"warning: quickstart: {DGC_WARNING}\n" in result.stdout
 
 
-def test_sweep_warns_of_a_cell_that_fails(scenario: Make, tmp_path: Path) -> None:
+def test_sweep_with_a_failing_cell_warns(scenario: Make, tmp_path: Path) -> None:
     path = write_scenario(scenario, tmp_path)
     with pytest.warns(ScenarioWarning, match=f"quickstart: {re.escape(DGC_WARNING)}") as caught:
         made = fedsgd.sweep(path, tune={"client.optimizer.lr": [1e38]}, out=tmp_path / "sweep")

@@ -40,7 +40,7 @@ def plan(
     return plan_state_storage(**sizes, location=where, budget=budget, folder=folder, free_bytes_probe=lambda _: free)
 
 
-def test_the_plan_in_words() -> None:
+def test_budget_text_states_sizes_and_location() -> None:
     assert str(plan()) == ("client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, in memory (budget 2 GiB)")
     assert str(plan(model_bytes=7_700_000)) == (
         "client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, in memory with 7.7 MB of models (budget 2 GiB)"
@@ -50,7 +50,7 @@ def test_the_plan_in_words() -> None:
     assert str(plan(clients=70)).startswith("client state: at most 70 of 70 clients x 62.8 kB = 4.4 MB")
 
 
-def test_auto_is_in_memory_while_it_fits_and_on_disk_from_then_on() -> None:
+def test_auto_location_is_memory_up_to_the_budget_then_disk() -> None:
     assert plan(budget=314_000_000).location == "memory"
     on_disk = plan(budget=313_999_999)
     assert (on_disk.location, on_disk.folder, on_disk.max_participants, on_disk.n_bytes) == (
@@ -86,7 +86,7 @@ def test_auto_is_in_memory_while_it_fits_and_on_disk_from_then_on() -> None:
         ("disk", 2 * GIB, 10**12, None, "state.folder names no folder on disk; "),
     ],
 )
-def test_where_there_is_no_room_it_says_what_is_needed_and_what_can_be_done(
+def test_insufficient_room_is_refused_with_remedies(
     where: StoreLocation, budget: int, free: int, folder: str | None, said: str
 ) -> None:
     with pytest.raises(ScenarioError) as caught:
@@ -99,13 +99,13 @@ def test_where_there_is_no_room_it_says_what_is_needed_and_what_can_be_done(
 
 
 @pytest.mark.parametrize("where", ["auto", "memory", "disk"])
-def test_models_are_in_memory_wherever_states_are(where: StoreLocation) -> None:
+def test_models_beyond_the_memory_budget_are_refused_at_any_location(where: StoreLocation) -> None:
     said = r"models that clients keep: at most 200 MB, but the budget of memory is 100 MB; remedies: .*downlink\.remember"
     with pytest.raises(ScenarioError, match=said):
         plan(where, budget=10**8, model_bytes=2 * 10**8)
 
 
-def test_the_disk_is_asked_only_where_it_is_needed(tmp_path: Path) -> None:
+def test_free_disk_space_is_measured_only_if_needed(tmp_path: Path) -> None:
     def asked(folder: Path) -> int:
         raise AssertionError
 
@@ -116,7 +116,7 @@ def test_the_disk_is_asked_only_where_it_is_needed(tmp_path: Path) -> None:
         plan_state_storage(10, 1, 1, 100, location="disk", budget=0, folder=tmp_path / "nowhere")
 
 
-def test_the_store_is_where_the_plan_says(tmp_path: Path) -> None:
+def test_store_opens_at_the_planned_location(tmp_path: Path) -> None:
     for made in (plan(), plan("disk", folder=tmp_path)):
         store = made.open_shared_store()
         assert store.n_clients == 10**6
@@ -124,8 +124,8 @@ def test_the_store_is_where_the_plan_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", list(schemes()), ids=str)
-def test_a_typical_state_is_what_a_client_has_after_two_rounds(scheme: CompressionScheme) -> None:
-    agreed = replace(make_plan(scheme), layout=LAYOUT)
+def test_representative_state_bounds_the_state_of_later_rounds(scheme: CompressionScheme) -> None:
+    agreed = replace(plan_of(scheme), layout=LAYOUT)
     state = representative_state(agreed, LAYOUT.size)
     assert state.uncommitted_state is not None
     assert state.uncommitted_state.round == 2
@@ -139,8 +139,8 @@ def test_a_typical_state_is_what_a_client_has_after_two_rounds(scheme: Compressi
         assert stored_bytes(state) <= 1.1 * stored_bytes(representative_state(agreed, LAYOUT.size)) + 64
 
 
-def test_what_training_remembers_is_counted_too() -> None:
-    agreed = replace(make_plan(), layout=LAYOUT)
+def test_representative_state_counts_optimizer_state_and_buffers() -> None:
+    agreed = replace(plan_of(), layout=LAYOUT)
     carrying = replace(agreed, local_training=replace(agreed.local_training, optimizer=Momentum(), keep_optimizer_state=True))
     halved = replace(carrying, bfloat16_states=True)
     norm = BufferPlan(None, np.ones(20_000, np.float32), np.ones(20_000, np.float32))
@@ -153,7 +153,7 @@ def test_what_training_remembers_is_counted_too() -> None:
     assert own > 8 * 20_000
 
 
-def test_sizes_in_words() -> None:
+def test_byte_counts_are_formatted_with_units() -> None:
     known = {0: "0 B", 999: "999 B", 1000: "1 kB", 62_800: "62.8 kB", 999_499: "999 kB", 999_500: "1 MB", 314 * 10**6: "314 MB"}
     assert {n: format_bytes(n) for n in known} == known
     assert format_bytes(5 * 10**18) == "5,000 PB"
@@ -179,14 +179,14 @@ def test_sizes_in_words() -> None:
         ("7 B", 7),
     ],
 )
-def test_sizes_are_read(text: str, n_bytes: int) -> None:
+def test_memory_size_is_parsed(text: str, n_bytes: int) -> None:
     assert parse_memory_size(text) == n_bytes
 
 
 @pytest.mark.parametrize(
     "text", ["", "GiB", "2 GX", "-1 MB", "1e9", "inf", "nan B", "1,000", "2 GiB!", ".5 GB", "٣ GB", "1" * 31, "2 G"]
 )
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_invalid_memory_size_is_refused(text: str) -> None:
     with pytest.raises(ScenarioError, match=r"expected a size such as \"2 GiB\" or \"500 MB\" \(B, kB, "):
         parse_memory_size(text)
     with pytest.raises(ScenarioError, match="expected a size of at most"):
@@ -194,7 +194,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 @given(st.text(max_size=12))
-def test_any_text_is_a_size_or_an_error_that_says_so(text: str) -> None:
+def test_any_text_is_a_memory_size_or_a_scenario_error(text: str) -> None:
     try:
         n_bytes = parse_memory_size(text)
     except ScenarioError:
@@ -203,5 +203,5 @@ def test_any_text_is_a_size_or_an_error_that_says_so(text: str) -> None:
 
 
 @given(st.integers(0, 2**62))
-def test_what_is_shown_of_a_budget_is_near_what_it_is(n: int) -> None:
+def test_formatted_memory_size_is_parsed_to_three_figures(n: int) -> None:
     assert parse_memory_size(format_binary_bytes(n).replace(",", "")) == pytest.approx(n, rel=6e-3)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedsgd.experiment.time_to_target import TargetReached, find_first_reached, running_maximum, summarize_seeds
 
 
-def test_the_crossing_is_interpolated_on_the_best_so_far() -> None:
+def test_target_crossing_is_interpolated_on_the_running_maximum() -> None:
     """By hand: best so far .5, .8, .8, .9; .85 lies half of the way from round 30 (where .8 still is the best) to round 40."""
     measured = [(10, 0.5), (20, 0.8), (30, 0.6), (40, 0.9)]
     found = find_first_reached(measured, 0.85)
@@ -24,7 +24,7 @@ def test_the_crossing_is_interpolated_on_the_best_so_far() -> None:
     assert found.interpolate_on(bytes_after) == pytest.approx(3500)
 
 
-def test_the_first_measurement_may_meet_it_and_none_may() -> None:
+def test_target_reached_first_later_or_never_is_distinguished() -> None:
     assert find_first_reached([(5, 0.9)], 0.9) == TargetReached(5, 5, 0.0)
     assert find_first_reached([(5, 0.9), (6, 0.89)], 0.91) is None
     assert find_first_reached([], 0.5) is None
@@ -33,7 +33,7 @@ def test_the_first_measurement_may_meet_it_and_none_may() -> None:
     )
 
 
-def test_a_target_that_is_met_exactly_is_reached_there() -> None:
+def test_target_met_exactly_is_reached_in_that_round() -> None:
     found = find_first_reached([(1, 0.5), (2, 0.7)], 0.7)
     assert found is not None
     assert found.rounds == 2
@@ -43,7 +43,7 @@ accuracies = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
 
 @given(accuracies, st.floats(0.01, 1))
-def test_it_is_reached_if_and_only_if_the_best_reaches_it(values: list[float], target: float) -> None:
+def test_target_is_reached_iff_the_maximum_reaches_it(values: list[float], target: float) -> None:
     measured = list(enumerate(values, start=1))
     found = find_first_reached(measured, target)
     assert (found is None) == (max(values) < target)
@@ -54,18 +54,18 @@ def test_it_is_reached_if_and_only_if_the_best_reaches_it(values: list[float], t
 
 
 @given(accuracies, st.floats(0.01, 1), st.floats(0.01, 1))
-def test_a_higher_target_is_never_sooner(values: list[float], one: float, other: float) -> None:
+def test_higher_target_is_never_reached_sooner(values: list[float], one: float, other: float) -> None:
     low, high = (find_first_reached(list(enumerate(values, start=1)), target) for target in sorted((one, other)))
     if high is not None:
         assert low is not None
         assert low.rounds <= high.rounds + 1e-9
 
 
-def test_best_so_far_leaves_out_what_is_not_a_number() -> None:
+def test_running_maximum_skips_nan() -> None:
     assert running_maximum([0.1, math.nan, 0.3, 0.2]) == [0.1, 0.1, 0.3, 0.3]
 
 
-def test_over_seeds_not_reached_is_more_than_anything() -> None:
+def test_seed_summary_counts_unreached_as_infinite() -> None:
     all_three = summarize_seeds([3.0, 1.0, 2.0])
     assert (all_three.median, all_three.low, all_three.high, all_three.reached, all_three.n) == (2.0, 1.0, 3.0, 3, 3)
     two = summarize_seeds([3.0, None, 2.0])

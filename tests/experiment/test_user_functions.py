@@ -39,17 +39,17 @@ def refused(y: Any, classes: int | None, outputs: int, **given: Any) -> str:
 LABELS = np.arange(40) % 2
 
 
-def test_metric_that_fails_is_named_with_shapes() -> None:
+def test_failing_metric_is_named_with_shapes() -> None:
     message = refused(LABELS, 2, 2, metrics={"m": lambda o, t: 1 / 0})
     assert message == 'metric "m" cannot be computed (output [B, 2], targets int64 [B]): ZeroDivisionError: division by zero'
 
 
-def test_loss_that_fails_is_named_with_shapes() -> None:
+def test_failing_loss_is_named_with_shapes() -> None:
     message = refused(LABELS, 2, 2, loss=lambda o, t: 1 / 0)
     assert message == "the loss cannot be computed (output [B, 2], targets int64 [B]): ZeroDivisionError: division by zero"
 
 
-def test_cross_entropy_on_a_column_of_labels_says_to_flatten_them() -> None:
+def test_cross_entropy_on_a_column_of_labels_advises_flattening() -> None:
     message = refused(LABELS[:, None], 2, 2)
     assert message.startswith("the loss cannot be computed (output [B, 2], targets int64 [B, 1]): ")
     assert message.endswith("; labels are [B, 1], flatten them: y.reshape(-1)")
@@ -67,7 +67,7 @@ BCE = functional.binary_cross_entropy_with_logits
         (LABELS.astype(np.float32), None, lambda output, target: BCE(output.reshape(target.shape), target)),
     ],
 )
-def test_one_logit_against_flat_targets_says_how_to_give_both_one_shape(
+def test_one_logit_with_flat_targets_advises_a_common_shape(
     y: Any, classes: int | None, advised: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
     message = refused(y, classes, 1, loss=BCE)
@@ -85,7 +85,7 @@ def test_squared_error_that_broadcasts_is_refused_without_a_warning() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb"])
-def test_metric_with_a_name_that_no_table_can_show_is_refused(name: str) -> None:
+def test_metric_with_an_unprintable_name_is_refused(name: str) -> None:
     assert "expected a word, such as accuracy" in refused(LABELS, 2, 2, metrics={name: lambda o, t: o[:, 0]})
 
 
@@ -118,7 +118,7 @@ def test_changed_buffers_are_named_in_singular_or_plural(names: list[str], probl
     assert problem in str(caught.value)
 
 
-def test_metric_that_is_never_finite_is_named_in_the_summary_and_the_closing_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_metric_never_finite_is_named_in_summary_and_closing_table(capsys: pytest.CaptureFixture[str]) -> None:
     def late(output: Tensor, target: Tensor) -> Tensor:
         counts.append(1)
         return torch.full((len(target),), float("nan") if len(counts) < 12 else 1.0)

@@ -35,7 +35,7 @@ from fedsgd.training import LocalTraining
 Make = Callable[..., Scenario]
 
 
-def test_the_quickstart_says_what_the_design_says(root: Path) -> None:
+def test_quickstart_has_the_designed_settings(root: Path) -> None:
     s = load(root / "scenarios" / "quickstart.toml")
     assert (s.name, s.seed, s.rounds, s.compute_cohort_size(20)) == ("quickstart", 0, 40, 10)
     assert s.client == ClientConfig(Momentum(lr=0.05, momentum=0.9), epochs=5, batch_size=10)
@@ -44,20 +44,20 @@ def test_the_quickstart_says_what_the_design_says(root: Path) -> None:
     assert s.stop.target_accuracy is None
 
 
-def test_a_name_is_all_that_a_scenario_needs() -> None:
+def test_scenario_with_only_a_name_has_the_defaults() -> None:
     s = parse_scenario({"name": "x"})
     assert s == Scenario(name="x")
     assert s.client.epochs == 1
     assert s.compute_cohort_size(100) == 100
 
 
-def test_the_servers_step_size_is_one_unless_it_is_said() -> None:
+def test_server_learning_rate_defaults_to_one() -> None:
     assert parse_scenario({"name": "x", "server": {"optimizer": {"name": "momentum"}}}).server.optimizer.lr == 1.0
     assert parse_scenario({"name": "x", "client": {"optimizer": {"name": "momentum"}}}).client.optimizer.lr == 0.1
     assert parse_scenario({"name": "x", "server": {"optimizer": {"name": "sgd", "lr": 0.5}}}).server.optimizer.lr == 0.5
 
 
-def test_a_server_optimizer_with_a_step_size_of_its_own_keeps_it_and_other_names_are_understood() -> None:
+def test_server_optimizer_aliases_keep_their_own_learning_rate() -> None:
     def server(optimizer: object) -> Optimizer:
         return parse_scenario({"name": "x", "server": {"optimizer": optimizer}}).server.optimizer
 
@@ -68,12 +68,12 @@ def test_a_server_optimizer_with_a_step_size_of_its_own_keeps_it_and_other_names
         server("fedavgn")
 
 
-def test_local_steps_are_none_of_the_servers() -> None:
+def test_server_schedule_over_local_steps_is_refused() -> None:
     with pytest.raises(ScenarioError, match=r"server\.optimizer\.schedule_over: got .local-steps., expected .rounds."):
         parse_scenario({"name": "x", "server": {"optimizer": {"name": "sgd", "schedule_over": "local-steps"}}})
 
 
-def test_a_key_that_implies_a_member_replaces_the_one_that_was_named(scenario: Make) -> None:
+def test_key_that_implies_a_component_replaces_the_named_component(scenario: Make) -> None:
     """The quickstart names an MLP with hidden layers."""
     own = scenario({"model.module": "m:f", "model.arguments.width": 3, "model.loss": "m:loss"})
     assert own.model == CustomModule(loss="m:loss", module="m:f", arguments={"width": 3})
@@ -81,7 +81,7 @@ def test_a_key_that_implies_a_member_replaces_the_one_that_was_named(scenario: M
     assert again.model == CustomModule(loss="m:loss", module="m:g", arguments={"width": 3})
 
 
-def test_a_key_without_a_default_is_asked_for() -> None:
+def test_missing_required_key_is_named_with_an_example() -> None:
     with pytest.raises(ScenarioError, match=r"^data\.path: missing, expected for example path = "):
         parse_scenario({"name": "x", "data": {"name": "npz"}})
     with pytest.raises(ScenarioError, match=r"^model\.module: missing, expected for example module = "):
@@ -90,7 +90,7 @@ def test_a_key_without_a_default_is_asked_for() -> None:
     assert keys["npz"] == {"path": "required", "classes": None, "test_share": 0.2}
 
 
-def test_engines_and_what_goes_with_which() -> None:
+def test_engine_settings_that_do_not_combine_are_refused() -> None:
     with pytest.raises(ScenarioError, match=r'engine\.stack: got 8 with captured, expected it with "stacked" or "auto" only'):
         parse_scenario({"name": "x", "engine": {"name": "captured", "stack": 8}})
     with pytest.raises(ScenarioError, match=r'engine\.name: got "serial", did you mean "sequential"'):
@@ -99,7 +99,7 @@ def test_engines_and_what_goes_with_which() -> None:
     assert parse_scenario(tomllib.loads(resolved.to_toml())) == resolved
 
 
-def test_cohorts_of_splits_whose_size_is_in_the_data() -> None:
+def test_cohort_larger_than_the_natural_partition_is_refused() -> None:
     s = parse_scenario({"name": "x", "data": {"name": "shakespeare", "partition": "natural"}, "server": {"cohort": 300}})
     assert s.compute_cohort_size(300) == 300
     with pytest.raises(ScenarioError, match=r"server\.cohort: got 300 clients a round, but data.partition gives 243"):
@@ -107,7 +107,7 @@ def test_cohorts_of_splits_whose_size_is_in_the_data() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "scenarios").glob("*.toml")), ids=lambda p: p.stem)
-def test_the_resolved_form_is_equal_when_read_again(path: Path) -> None:
+def test_resolved_scenario_round_trips_through_toml(path: Path) -> None:
     s = load(path)
     assert parse_scenario(tomllib.loads(s.to_toml())) == s
 
@@ -123,7 +123,7 @@ REQUIRED["trace"] = {"server.sampler.file": "f"}
 REQUIRED["scaffold"] = REQUIRED["ef21"]
 
 
-def test_every_member_of_every_family_survives_toml() -> None:
+def test_every_component_round_trips_through_toml() -> None:
     keys = {
         "DatasetSource": "data",
         "Partitioner": "data.partition",
@@ -143,7 +143,7 @@ def test_every_member_of_every_family_survives_toml() -> None:
             assert f'name = "{name}"' in s.to_toml()
 
 
-def test_rules_of_layers_are_tables_within_a_list(scenario: Make) -> None:
+def test_layer_rules_are_a_list_of_tables(scenario: Make) -> None:
     rules = [{"pattern": "1.*", "op": {"name": "top-k", "density": 0.5}}, {"pattern": "3.*", "op": "sign"}]
     s = scenario({"uplink.compressor.name": "per-layer", "uplink.compressor.rules": rules})
     assert parse_scenario(tomllib.loads(s.to_toml())) == s
@@ -161,7 +161,7 @@ def test_rules_of_layers_are_tables_within_a_list(scenario: Make) -> None:
 
 
 @pytest.mark.parametrize(("outer", "inner"), [("ef21", "op"), ("cafe", "op"), ("scheduled", "op"), ("per-layer", "biases")])
-def test_settings_reach_into_a_compressor_within_a_compressor(scenario: Make, outer: str, inner: str) -> None:
+def test_settings_reach_a_nested_compressor(scenario: Make, outer: str, inner: str) -> None:
     key = f"uplink.compressor.{inner}"
     base = {"uplink.compressor.name": outer, "uplink.error_feedback": "none", "server.weighting": "uniform"}
     s = scenario({**base, f"{key}.name": "top-k", f"{key}.density": 0.5})
@@ -172,14 +172,14 @@ def test_settings_reach_into_a_compressor_within_a_compressor(scenario: Make, ou
         assert scenario({**base, "uplink.compressor.op.density": 0.25}).uplink.compressor.op == TopK(0.25)
 
 
-def test_only_what_fits_is_offered_for_an_operator(scenario: Make) -> None:
+def test_message_for_a_nested_operator_offers_only_operators(scenario: Make) -> None:
     with pytest.raises(ScenarioError) as missing:
         scenario({"uplink.compressor": {"name": "scheduled", "op": {"density": 0.5}}})
     assert "missing, expected one of" in str(missing.value)
     assert '"dgc"' not in str(missing.value)
 
 
-def test_a_rule_that_matches_no_tensor_is_an_error(scenario: Make) -> None:
+def test_layer_rule_without_a_matching_tensor_is_refused(scenario: Make) -> None:
     s = scenario({"uplink.compressor": {"name": "per-layer", "rules": [{"pattern": "1.wieght", "op": "dense"}]}})
     with pytest.raises(
         ScenarioError, match=r'^uplink\.compressor\.rules: pattern "1\.wieght" matches no tensor.*did you mean "1\.weight"'
@@ -187,28 +187,28 @@ def test_a_rule_that_matches_no_tensor_is_an_error(scenario: Make) -> None:
         build_experiment(s)
 
 
-def test_fraction_gives_at_least_one_client() -> None:
+def test_cohort_of_any_fraction_has_at_least_one_client() -> None:
     for fraction, m in ((0.0, 1), (0.1, 10), (0.014, 1), (0.016, 2), (1.0, 100)):
         assert Scenario(name="x", server=ServerConfig(fraction=fraction)).compute_cohort_size(100) == m
 
 
-def test_a_recipe_is_what_the_client_table_says(scenario: Make) -> None:
+def test_local_training_config_follows_the_client_table(scenario: Make) -> None:
     s = scenario({"client.optimizer.weight_decay": 0.1, "client.optimizer.schedule.name": "step", "client.batch_size": "full"})
     assert local_training_config(s) == LocalTraining(s.client.optimizer, 1, None, None)
     assert local_training_config(scenario({"client.steps": 7})) == LocalTraining(scenario().client.optimizer, None, 7, 10)
 
 
-def test_a_string_stands_for_a_table_with_a_name() -> None:
+def test_string_is_read_as_a_table_with_a_name() -> None:
     assert parse_scenario({"name": "x", "uplink": {"compressor": "top-k"}}).uplink.compressor == TopK()
 
 
-def test_a_model_with_a_module_needs_no_name() -> None:
+def test_model_with_a_module_needs_no_name() -> None:
     s = parse_scenario({"name": "x", "model": {"module": "a.b:c", "arguments": {"width": 3}}})
     assert s.model.name == "module"
     assert parse_scenario(tomllib.loads(s.to_toml())) == s
 
 
-def test_nested_members_and_python_form(scenario: Make) -> None:
+def test_nested_components_are_built_from_settings_and_from_python(scenario: Make) -> None:
     s = scenario({"client.optimizer.schedule.name": "step", "client.optimizer.schedule.every": 5})
     assert s.client.optimizer.schedule == StepSchedule(every=5)
     built = Scenario(name="y", data=DataConfig(partition=Iid(clients=3)), uplink=UplinkConfig(RandK(scaled=False), "persist"))
@@ -219,7 +219,7 @@ def test_nested_members_and_python_form(scenario: Make) -> None:
 # ------------------------------------------------------------------------------------------------------------------- --set
 
 
-def test_setting_a_name_resets_the_other_keys_of_that_component(scenario: Make) -> None:
+def test_name_setting_resets_the_other_keys_of_the_component(scenario: Make) -> None:
     assert scenario({"uplink.compressor.density": 0.5}).uplink.compressor == TopK(0.5)
     settings = {"uplink.error_feedback": "none", "uplink.compressor.density": 0.2, "uplink.compressor.name": "rand-k"}
     assert scenario(settings).uplink.compressor == RandK(0.2)
@@ -227,7 +227,7 @@ def test_setting_a_name_resets_the_other_keys_of_that_component(scenario: Make) 
     assert scenario({"uplink.compressor.name": "top-k"}).uplink.compressor == TopK()
 
 
-def test_the_order_of_settings_does_not_matter(scenario: Make) -> None:
+def test_settings_in_any_order_give_the_same_scenario(scenario: Make) -> None:
     for settings in (
         {"uplink.compressor": "top-k", "uplink.compressor.density": 0.5},
         {"uplink.compressor.density": 0.5, "uplink.compressor": "top-k"},
@@ -235,12 +235,12 @@ def test_the_order_of_settings_does_not_matter(scenario: Make) -> None:
         assert scenario(settings).uplink.compressor == TopK(0.5)
 
 
-def test_a_key_called_name_in_plain_data_is_a_key_like_any_other() -> None:
+def test_key_called_name_in_plain_data_resets_nothing() -> None:
     s = parse_scenario({"name": "x", "model": {"module": "a:b", "arguments": {"width": 3, "name": "p"}}})
     assert s.with_settings({"model.arguments.name": "q"}).model.arguments == {"width": 3, "name": "q"}
 
 
-def test_setting_a_key_of_what_the_file_leaves_out_starts_from_the_default(tmp_path: Path) -> None:
+def test_setting_of_a_table_absent_from_the_file_starts_from_the_default(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text('name = "x"')
     settings = {
@@ -256,11 +256,11 @@ def test_setting_a_key_of_what_the_file_leaves_out_starts_from_the_default(tmp_p
     assert s.server.optimizer.lr == 1.0
 
 
-def test_setting_the_dataset_keeps_the_partition(scenario: Make) -> None:
+def test_dataset_setting_keeps_the_partition(scenario: Make) -> None:
     assert scenario({"data.name": "mnist"}).data.partition == scenario().data.partition
 
 
-def test_setting_one_of_two_alternatives_unsets_the_other(scenario: Make) -> None:
+def test_setting_one_alternative_unsets_the_other(scenario: Make) -> None:
     s = scenario({"server.fraction": 0.5, "client.steps": 3})
     assert (s.server.cohort, s.server.fraction) == (None, 0.5)
     assert (s.client.epochs, s.client.steps) == (None, 3)
@@ -286,7 +286,7 @@ def test_settings_are_toml_values_or_plain_words(text: str, parsed: tuple[str, A
 
 
 @pytest.mark.parametrize("text", ["a", "=1", "a..b=1", ".a=1"])
-def test_a_setting_that_is_none_is_refused(text: str) -> None:
+def test_malformed_setting_is_refused(text: str) -> None:
     with pytest.raises(ScenarioError, match="expected KEY=VALUE"):
         parse_setting(text)
 
@@ -327,7 +327,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("settings", "message"), WRONG.values(), ids=WRONG.keys())
-def test_what_is_wrong_is_said_with_file_and_key(root: Path, settings: dict[str, Any], message: str) -> None:
+def test_invalid_setting_is_reported_with_file_and_key(root: Path, settings: dict[str, Any], message: str) -> None:
     path = root / "scenarios" / "quickstart.toml"
     base = {"data.partition.clients": 8} if "cohort" in str(settings) else {}
     with pytest.raises(ScenarioError) as error:
@@ -336,17 +336,17 @@ def test_what_is_wrong_is_said_with_file_and_key(root: Path, settings: dict[str,
     assert message in str(error.value)
 
 
-def test_two_alternatives_at_once_are_refused() -> None:
+def test_both_alternatives_at_once_are_refused() -> None:
     with pytest.raises(ScenarioError, match=r"server\.cohort: got cohort = 3 and fraction = 0.5, expected only one of them"):
         parse_scenario({"name": "x", "server": {"cohort": 3, "fraction": 0.5}})
 
 
-def test_a_name_is_missing() -> None:
+def test_missing_scenario_name_is_refused() -> None:
     with pytest.raises(ScenarioError, match="name: missing"):
         parse_scenario({})
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "quickstart.toml").write_text("name = ")
     with pytest.raises(ScenarioError, match=r'quikstart.toml: cannot be read .*did you mean "quickstart.toml"\?'):
         load(tmp_path / "quikstart.toml")
@@ -359,7 +359,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load(tmp_path / "latin.toml")
 
 
-def test_every_member_is_described_with_its_keys() -> None:
+def test_registry_description_lists_keys_and_options() -> None:
     for registry in REGISTRIES.values():
         for member in describe_registry(registry):
             assert member["summary"].endswith(".")
@@ -397,7 +397,7 @@ def test_suggestion_names_only_what_is_valid_there(settings: dict[str, Any], off
     assert f'"{withholds}"' not in hint
 
 
-def test_suggestion_for_a_missing_attribute_names_what_can_be_called() -> None:
+def test_suggestion_for_a_missing_attribute_names_callables_only() -> None:
     with pytest.raises(ScenarioError, match='"math" has no "sqroot", did you mean "sqrt"'):
         import_by_path("math:sqroot")
     with pytest.raises(ScenarioError) as refused:
@@ -446,7 +446,7 @@ def _checked_classes() -> list[type[ValidatedConfig]]:
     return [cls for cls in classes if not inspect.isabstract(cls)]
 
 
-def test_wrong_value_for_any_field_is_refused_in_plain_words() -> None:
+def test_invalid_value_for_any_field_is_refused_in_plain_words() -> None:
     refused, kinds = 0, set()
     for cls in _checked_classes():
         for key, annotation in field_types(cls).items():
@@ -474,14 +474,14 @@ def test_wrong_value_for_any_field_is_refused_in_plain_words() -> None:
         (["a", "b", "a"], 'data.x: names "a" twice, expected each column once'),
     ],
 )
-def test_feature_columns_with_the_target_or_twice_are_refused(x: Any, message: str) -> None:
+def test_feature_columns_with_the_target_or_duplicates_are_refused(x: Any, message: str) -> None:
     with pytest.raises(ScenarioError) as refused:
         Scenario(name="x").with_settings({"data": {"name": "hugging-face", "path": "p", "x": x, "y": "y"}})
     assert str(refused.value) == message
 
 
 @pytest.mark.parametrize("field", ["lr", "weight_decay", "clip_norm"])
-def test_largest_float32_number_is_a_setting(field: str) -> None:
+def test_largest_float32_number_is_accepted(field: str) -> None:
     largest = float(np.finfo(np.float32).max)
     scenario = Scenario(name="x").with_settings({f"client.optimizer.{field}": largest})
     assert getattr(scenario.client.optimizer, field) == largest
@@ -516,13 +516,13 @@ def test_largest_float32_number_is_a_setting(field: str) -> None:
         ({"uplink.compressor": {"name": "eden", "bits": 9}}, "uplink.compressor.bits: expected 1, 2, 3 or 4, got 9"),
     ],
 )
-def test_wrong_value_message_names_key_and_options(settings: dict[str, Any], message: str) -> None:
+def test_invalid_value_is_reported_with_key_and_options(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ScenarioError) as refused:
         Scenario(name="x").with_settings(settings)
     assert str(refused.value) == message
 
 
-def test_options_of_a_key_begin_with_its_default_in_every_listing() -> None:
+def test_listed_options_begin_with_the_default() -> None:
     listed = CliRunner().invoke(main, ["list", "models"]).output
     assert (
         'batch_norm = "refuse" | "batch" | "group" | "mean" | "local" | "frozen", buffers = "refuse" | "mean" | "local"'
@@ -547,7 +547,7 @@ def test_options_of_a_key_begin_with_its_default_in_every_listing() -> None:
         ("otpk", ["top-k", "topk"], ', did you mean "topk"?'),
     ],
 )
-def test_suggestion_is_a_name_that_is_alike(word: str, options: list[str], said: str) -> None:
+def test_suggestion_is_a_similar_name(word: str, options: list[str], said: str) -> None:
     assert suggest_name(word, options) == said
 
 
@@ -571,17 +571,17 @@ def test_suggestion_is_a_name_that_is_alike(word: str, options: list[str], said:
         ),
     ],
 )
-def test_setting_that_is_wrong_is_said_as_in_toml(settings: dict[str, Any], message: str) -> None:
+def test_invalid_setting_is_quoted_as_in_toml(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ScenarioError) as refused:
         Scenario(name="x").with_settings(settings)
     assert str(refused.value) == message
 
 
-def test_alternative_that_is_none_leaves_the_other() -> None:
+def test_alternative_set_to_none_keeps_the_other() -> None:
     assert Scenario(name="x").with_settings({"client.epochs": 2, "client.steps": None}).client.epochs == 2
 
 
-def test_module_that_is_not_found_is_said_with_the_place_and_the_way_on() -> None:
+def test_missing_module_is_reported_with_the_searched_folder() -> None:
     with pytest.raises(ScenarioError) as refused:
         import_by_path("nowhere_at_all:make")
     assert f"searched the current folder {Path.cwd()} and on Python's path; run from its folder" in str(refused.value)
@@ -592,7 +592,7 @@ def test_instance_in_place_of_a_factory_is_refused() -> None:
         CustomModule(module=f"{__name__}:INSTANCE").build((4,), 2)
 
 
-def test_settings_of_the_caller_stay_as_they_are(scenario: Make) -> None:
+def test_settings_of_the_caller_are_not_modified(scenario: Make) -> None:
     compressor = {"name": "dgc", "density": 0.01}
     settings = {"uplink.compressor": compressor, "uplink.compressor.momentum": 0.0, "uplink.error_feedback": "none"}
     assert scenario().with_settings(settings).uplink.compressor == DGC(density=0.01, momentum=0.0)

@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "t.parquet"
 
 
-def test_segments_while_it_goes_and_one_file_at_its_end(path: Path) -> None:
+def test_table_writer_writes_segments_then_one_file(path: Path) -> None:
     writer = TableWriter(path, COLUMNS)
     for i in range(5):
         writer.append(row(i))
@@ -39,14 +39,14 @@ def test_segments_while_it_goes_and_one_file_at_its_end(path: Path) -> None:
     assert writer.to_table().num_rows == 5
 
 
-def test_a_table_without_rows_still_has_its_columns(path: Path) -> None:
+def test_table_without_rows_has_its_columns(path: Path) -> None:
     writer = TableWriter(path, COLUMNS)
     writer.close()
     assert list(pd.read_parquet(path).columns) == list(COLUMNS)
     assert TableWriter(None, COLUMNS).to_table().column_names == list(COLUMNS)
 
 
-def test_rows_are_held_back_for_a_while_and_not_without_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unflushed_rows_are_limited_in_number(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "SEGMENT_SECONDS", 1e9)
     monkeypatch.setattr(parquet, "SEGMENT_ROWS", 10)
     writer = TableWriter(path, COLUMNS)
@@ -58,7 +58,7 @@ def test_rows_are_held_back_for_a_while_and_not_without_limit(path: Path, monkey
     assert writer.to_table().num_rows == 25
 
 
-def test_in_memory(path: Path) -> None:
+def test_table_writer_without_a_path_stays_in_memory(path: Path) -> None:
     writer = TableWriter(None, COLUMNS)
     for i in range(3):
         writer.append(row(i))
