@@ -1,4 +1,4 @@
-"""What many tests share: small data, small scenarios, the folder of real data."""
+"""Fixtures that many tests share: small data, small scenarios, the folder of real data."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The project's root."""
+    """Return the project's root."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of real data, or skip."""
+    """Return the folder of real data; skip the test if there is none."""
     folder = Path(os.environ.get("FEDSGD_DATA") or ROOT.parent / "shared" / "data")
     if not (folder / "mnist").is_dir():
         pytest.skip(f"no real data in {folder}: set FEDSGD_DATA")
@@ -49,7 +49,7 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="module")
 def quick_collection() -> Iterator[None]:
-    """Keep the objects of earlier tests out of garbage collections: Flower collects at each record that it reads as arrays."""
+    """Exclude the objects of earlier tests from garbage collection, which Flower runs for each record that it reads as arrays."""
     gc.collect()
     gc.freeze()
     yield
@@ -58,7 +58,7 @@ def quick_collection() -> Iterator[None]:
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and a cache of its own."""
+    """Switch the Hugging Face libraries offline, with a cache in the test's folder."""
     import datasets
 
     for name, value in (("HF_HUB_OFFLINE", True), ("HF_DATASETS_OFFLINE", True), ("HF_DATASETS_CACHE", tmp_path / "cache")):
@@ -69,14 +69,17 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def scenario() -> Callable[..., Scenario]:
-    """The quickstart at a tiny size, the whole model down, with dotted keys overridden: scenario({"rounds": 3})."""
+    """Return a function that builds the quickstart at a tiny size, with the whole model as downlink.
+
+    Its argument overrides settings by dotted key: scenario({"rounds": 3}).
+    """
 
     def make(settings: dict[str, Any] | None = None) -> Scenario:
         tiny = {"rounds": 3, "client.epochs": 1, "server.cohort": 4, "data.partition.clients": 8}
         tiny["downlink.policy"] = "model"
-        for key, other in (("client.steps", "client.epochs"), ("server.fraction", "server.cohort")):
+        for key, alternative in (("client.steps", "client.epochs"), ("server.fraction", "server.cohort")):
             if key in (settings or {}):
-                del tiny[other]
+                del tiny[alternative]
         return load(ROOT / "scenarios" / "quickstart.toml", {**tiny, **(settings or {})})
 
     return make
@@ -84,7 +87,7 @@ def scenario() -> Callable[..., Scenario]:
 
 @pytest.fixture(scope="session")
 def blobs() -> Dataset:
-    """Three Gaussian classes in eight dimensions: 120 training and 60 test examples."""
+    """Return three Gaussian classes in eight dimensions: 120 training and 60 test examples."""
     rng = np.random.default_rng(7)
     y = rng.integers(0, 3, 180)
     x = (rng.standard_normal((180, 8)) + 2 * np.eye(3, 8)[y]).astype(np.float32)
@@ -93,7 +96,7 @@ def blobs() -> Dataset:
 
 @pytest.fixture
 def failing_metrics(blobs: Dataset) -> dict[str, Callable[..., Any]]:
-    """A metric that fails when the test examples of `blobs` are evaluated again, after the trial before a run."""
+    """Return a metric that fails at the second evaluation of the test examples of `blobs`; the first is the trial before a run."""
     evaluations = 0
 
     def odd(output: Any, target: Any) -> Any:
@@ -106,9 +109,9 @@ def failing_metrics(blobs: Dataset) -> dict[str, Callable[..., Any]]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium. Where there is none, or no Playwright to drive it, tests skip; under CI they fail.
+    """Open a headless Chromium. Without Chromium or Playwright, tests are skipped; under CI they fail.
 
-    Of a module, since Playwright's event loop is running in its thread as long as it is open.
+    The scope is a module because Playwright's event loop runs in its thread while the browser is open.
     """
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None or importlib.util.find_spec("playwright") is None:
@@ -118,6 +121,6 @@ def browser() -> Iterator[Browser]:
 
     with sync_playwright() as playwright:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]
-        opened = playwright.chromium.launch(executable_path=chromium, args=sandbox)
-        yield opened
-        opened.close()
+        chromium_browser = playwright.chromium.launch(executable_path=chromium, args=sandbox)
+        yield chromium_browser
+        chromium_browser.close()

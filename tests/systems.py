@@ -1,4 +1,4 @@
-"""What some tests need of the system that they run on."""
+"""Marks for tests that need a certain operating system."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import pytest
 
 linux = pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(),
-    reason="it counts a process's open files, or reads its memory, in /proc, which only Linux has; what is tested needs no /proc",
+    reason="the test reads a process's open files or memory in /proc, which only Linux has; the tested code needs no /proc",
 )

@@ -1,4 +1,4 @@
-"""The names that users import."""
+"""Names that users import from fedsgd, and its errors."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_package_import_loads_no_large_dependency() -> None:
 
 
 def test_every_error_is_a_fedsgd_error_and_in_the_docstring() -> None:
-    ours = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception) and not issubclass(e, Warning)]
-    for error in ours:
+    candidates = (member for member in vars(errors).values() if isinstance(member, type))
+    for error in (cls for cls in candidates if issubclass(cls, Exception) and not issubclass(cls, Warning)):
         assert issubclass(error, errors.FedsgdError)
         assert error.__name__ in (errors.__doc__ or "")
 
@@ -49,8 +49,8 @@ def test_every_error_is_a_fedsgd_error_and_in_the_docstring() -> None:
 def test_error_pickled_keeps_message_and_fields(error: Exception) -> None:
     import pickle
 
-    twin = pickle.loads(pickle.dumps(error))
-    assert (type(twin), str(twin), vars(twin)) == (type(error), str(error), vars(error))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 def test_suggested_name_is_the_nearest_or_a_list() -> None:

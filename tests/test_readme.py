@@ -1,4 +1,4 @@
-"""What a test can hold the README to: its commands are those that CI runs, its code runs, its files are there."""
+"""README: its commands are those that CI runs, its code runs, its files exist."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
+    """Return the README's fenced blocks of code in this language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -43,9 +44,9 @@ def test_named_files_exist() -> None:
 
 
 def test_readme_shows_exactly_the_pictures_in_the_folder() -> None:
-    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
-    assert len(shown) >= 2
-    assert {ROOT / path for path in shown} == set((ROOT / "scenarios" / "pictures").iterdir())
+    picture_paths = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert len(picture_paths) >= 2
+    assert {ROOT / path for path in picture_paths} == set((ROOT / "scenarios" / "pictures").iterdir())
 
 
 def test_scenario_rows_state_a_time() -> None:
@@ -56,7 +57,7 @@ def test_scenario_rows_state_a_time() -> None:
 
 
 def test_ratios_of_bytes_name_their_direction() -> None:
-    """In the README, the comments of scenarios and the docstrings of their scripts, sentence by sentence and row by row."""
+    """Each sentence and table row of the README, of the scenarios' comments and of the scripts' docstrings is checked."""
     ratio = r"\bratios?\b(?!\.py)|(?:st|nd|rd|th) of the bytes|(?:times|×) (?:smaller|fewer|less)\b"
     texts = {"README.md": re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)}
     for path in (ROOT / "scenarios").rglob("*.*"):
@@ -64,17 +65,17 @@ def test_ratios_of_bytes_name_their_direction() -> None:
             texts[path.name] = re.sub(r"\n# ?", " ", "\n".join(re.findall(r"^#.*", path.read_text(), flags=re.MULTILINE)))
         elif path.suffix == ".py":
             texts[path.name] = ast.get_docstring(ast.parse(path.read_text())) or ""
-    sentences = [(name, part) for name, text in texts.items() for part in re.split(r"(?<=[.])\s|\n(?=\|)|\n\n", text)]
-    claims = [(name, part) for name, part in sentences if re.search(ratio, part)]
+    sentences = [(name, sentence) for name, text in texts.items() for sentence in re.split(r"(?<=[.])\s|\n(?=\|)|\n\n", text)]
+    claims = [(name, sentence) for name, sentence in sentences if re.search(ratio, sentence)]
     assert len(claims) > 15
-    assert not re.search(r"\| (?:compression )?ratios? \|", README), "a column is of one direction, or of both together"
-    for name, part in claims:
-        assert re.search(r"\b(?:up|down|uplink|downlink|both ways|both directions)\b", part), f"{name}: {part}"
+    assert not re.search(r"\| (?:compression )?ratios? \|", README), "a column states one direction, or both together"
+    for name, sentence in claims:
+        assert re.search(r"\b(?:up|down|uplink|downlink|both ways|both directions)\b", sentence), f"{name}: {sentence}"
 
 
 def test_readme_lists_every_scenario() -> None:
     app = ROOT / "scenarios" / "flower_app"
-    assert f"`{app.relative_to(ROOT)}`" in README, "a Flower app is one thing, by its folder"
+    assert f"`{app.relative_to(ROOT)}`" in README, "a Flower app is listed by its folder"
     for path in (ROOT / "scenarios").rglob("*.*"):
         if path.suffix in (".toml", ".py") and app not in path.parents:
             assert f"`{path.relative_to(ROOT)}`" in README
@@ -108,7 +109,7 @@ def test_python_example_prints_three_lines(monkeypatch: pytest.MonkeyPatch, caps
 def test_ledger_queries_print_the_documented_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the three libraries that are named; what they print stands in the README, but for digits of another machine."""
+    """The README shows queries in three libraries, with their output; digits may differ on another machine."""
     from fedsgd.experiment.runner import run
 
     queries = [block for block in blocks("python") if "quickstart-1/" in block]
@@ -117,9 +118,9 @@ def test_ledger_queries_print_the_documented_results(
     monkeypatch.chdir(tmp_path)
     for query in queries:
         exec(query, {})
-    printed = capsys.readouterr().out
-    assert "bits_a_position" in printed
-    assert re.search(r"│ [67] +┆ 0\.9", printed)
+    output = capsys.readouterr().out
+    assert "bits_a_position" in output
+    assert re.search(r"│ [67] +┆ 0\.9", output)
 
 
 def test_described_columns_are_the_columns_of_the_tables() -> None:
@@ -128,8 +129,8 @@ def test_described_columns_are_the_columns_of_the_tables() -> None:
 
     for file, columns in (("ledger", COLUMNS), ("rounds", ROUND_COLUMNS)):
         (table,) = re.findall(rf"^\| `{file}\.parquet` \| \| \|\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
-        named = set(re.findall(r"`(\w+)`", table))
-        assert named - {"loss", "accuracy"} == set(columns)
+        names = set(re.findall(r"`(\w+)`", table))
+        assert names - {"loss", "accuracy"} == set(columns)
 
 
 def test_example_compressor_obeys_the_laws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Every scenario of the project runs, at a tiny size."""
+"""The project's scenarios and their scripts, at a tiny size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FILES_OF_THE_USER = {"mnist", "cifar10", "shakespeare", "hugging-face"}
 
 @pytest.fixture(scope="session")
 def tiny_data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first examples of the real files, as the same kinds of files."""
+    """Write the first examples of the real files, in the same formats, and return their folder."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("mnist", "cifar10"):
         (folder / name).mkdir()
@@ -54,7 +54,7 @@ def tiny_data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def make_files(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the commands by which a scenario's comment makes its files, in a folder that becomes the current one."""
+    """Run the commands of a scenario's comment that create its files, in a folder that becomes the current folder."""
     monkeypatch.chdir(folder)
     for command in re.findall(r'^#   python -c "(.*)"$', path.read_text(), flags=re.MULTILINE):
         subprocess.run([sys.executable, "-c", command], check=True)
@@ -74,16 +74,16 @@ def test_every_scenario_runs(
 
 
 FULL_SIZE = {"mnist": 60, "cifar10": 50, "hugging-face": 50, "shakespeare": 10}
-"""How many times as many examples a client of the real files has."""
+"""Examples of a client of the real files, as a multiple of those in `tiny_data`, by dataset."""
 
 
 def warnings_of(scenario: Scenario, data: Path | None) -> tuple[str, ...]:
-    """The warnings of a scenario, for clients with as many examples as the real files give them."""
+    """Return the warnings of a scenario, for clients with as many examples as the real files give them."""
     dataset, train, _ = load_client_data(scenario, data)
     plan = make_plan(scenario, build_task(scenario.model, dataset, scenario.seed), train)
     (sizes, counts), factor = train.distinct_sizes(), FULL_SIZE.get(scenario.data.source.name, 1)
-    full: Any = SimpleNamespace(distinct_sizes=lambda: (factor * sizes, counts))
-    return find_warnings(scenario, plan, full)
+    full_data: Any = SimpleNamespace(distinct_sizes=lambda: (factor * sizes, counts))
+    return find_warnings(scenario, plan, full_data)
 
 
 @pytest.mark.usefixtures("offline")
@@ -94,8 +94,8 @@ def test_scenario_warnings_appear_only_where_its_comment_announces_them(
     scenario = load(path)
     data = request.getfixturevalue("tiny_data") if scenario.data.source.name in FILES_OF_THE_USER else None
     make_files(path, tmp_path, monkeypatch)
-    found = warnings_of(scenario, data)
-    assert bool(found) == bool(re.search(r"^#.* warns\b", path.read_text(), flags=re.MULTILINE)), found
+    texts = warnings_of(scenario, data)
+    assert bool(texts) == bool(re.search(r"^#.* warns\b", path.read_text(), flags=re.MULTILINE)), texts
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.parent.stem)
@@ -104,16 +104,16 @@ def test_method_warnings_appear_only_where_its_comment_announces_them(path: Path
     tables = re.findall(r'((?:^#.*\n)*)^\["(.*)"\]$', path.read_text(), flags=re.MULTILINE)
     comments = {label: comment for comment, label in tables}
     for label, settings in normalize_methods(read_methods(path), "").items():
-        found = warnings_of(load(base).with_settings(settings), tiny_data)
-        assert bool(found) == bool(re.search(r"\bwarns\b", comments[label])), (label, found)
+        texts = warnings_of(load(base).with_settings(settings), tiny_data)
+        assert bool(texts) == bool(re.search(r"\bwarns\b", comments[label])), (label, texts)
 
 
 def test_compressors_sweep_runs_every_method(tiny_data: Path, tmp_path: Path) -> None:
     folder = FOLDER / "compressors"
     scenario = load(folder / "compressors.toml", TINY)
-    made = sweep(scenario, methods=folder / "methods.toml", out=tmp_path / "sweep", data=tiny_data)
+    result = sweep(scenario, methods=folder / "methods.toml", out=tmp_path / "sweep", data=tiny_data)
     methods = load_methods([tmp_path / "sweep"])
-    assert len(methods) == len(made.cells) == 13
+    assert len(methods) == len(result.cells) == 13
     assert [method.label for method in methods if method.uncompressed] == ["dense"]
     up = {method.label: method.runs[0].summary["uplink"]["n_bytes"] for method in methods}
     for name in ("top-k", "rand-k", "DGC", "STC", "EF21", "CAFe"):
@@ -137,9 +137,9 @@ def test_settings_in_comments_are_valid(path: Path) -> None:
 
 
 def test_simulation_script_prints_both_cohorts() -> None:
-    done = subprocess.run([sys.executable, FOLDER / "simulation_script.py", "2"], check=True, capture_output=True, text=True)
-    assert "2 clients a round" in done.stdout
-    assert "20 clients a round" in done.stdout
+    process = subprocess.run([sys.executable, FOLDER / "simulation_script.py", "2"], check=True, capture_output=True, text=True)
+    assert "2 clients a round" in process.stdout
+    assert "20 clients a round" in process.stdout
     assert len((FOLDER / "simulation_script.py").read_text().splitlines()) < 30
 
 
@@ -147,15 +147,15 @@ def test_comparison_interrupted_resumes_without_repeating_runs(tiny_data: Path, 
     options = ["--rounds", "2", "--seeds", "2", "--rates", "0.2", "0.4", "--splits", "IID", "--jobs", "2"]
     command = [sys.executable, FOLDER / "participation" / "compare.py", *options, "--data", tiny_data]
     results = tmp_path / "results.jsonl"
-    done = [
+    processes = [
         subprocess.run(
             [*command, "--results", results, "--methods", *methods], check=True, capture_output=True, text=True, cwd=tmp_path
         )
         for methods in (["dense"], ["dense", "STC both ways"], ["dense", "STC both ways"])
     ]
-    assert [len(run.stderr.splitlines()) for run in done] == [4, 4, 0], "each run is made once"
-    assert done[1].stdout == done[2].stdout
-    rows = [line.split(" | ") for line in done[1].stdout.splitlines()]
+    assert [len(run.stderr.splitlines()) for run in processes] == [4, 4, 0], "each run is executed once"
+    assert processes[1].stdout == processes[2].stdout
+    rows = [line.split(" | ") for line in processes[1].stdout.splitlines()]
     assert [row[0] for row in rows[2:]] == ["| dense", "| STC both ways"]
     assert all(" ± " in row[1] for row in rows[2:])
     assert float(rows[2][3]) > 50 * float(rows[3][3]), "megabytes up"
@@ -163,7 +163,7 @@ def test_comparison_interrupted_resumes_without_repeating_runs(tiny_data: Path, 
 
 def test_batch_norm_script_prints_all_policies(tmp_path: Path) -> None:
     command = [sys.executable, FOLDER / "participation" / "batch_norm.py", "2"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
-    policies = {line.split(":")[0].strip(): line for line in done.stdout.splitlines()}
+    process = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    policies = {line.split(":")[0].strip(): line for line in process.stdout.splitlines()}
     assert list(policies) == ["group", "batch", "mean", "local"]
     assert {name for name, line in policies.items() if not line.endswith(" 0 of them statistics")} == {"mean"}

@@ -1,4 +1,4 @@
-"""The two scripts that teach momentum: their numbers are exact, their pictures open, their mistakes are named in one line."""
+"""Two scripts that teach momentum: exact numbers, valid pictures, errors in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent.parent / "scenarios"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def script(name: str) -> ModuleType:
+def load_script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -29,22 +29,22 @@ def script(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def parabola() -> ModuleType:
-    return script("parabola")
+    return load_script("parabola")
 
 
 @pytest.fixture(scope="module")
 def valley() -> ModuleType:
-    return script("valley")
+    return load_script("valley")
 
 
-def refuses(module: ModuleType, argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The script exits with 2, and the last line of stderr is its complaint."""
-    with pytest.raises(SystemExit) as stop:
+def assert_exits_with_error(module: ModuleType, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that the script exits with 2 and prints the message in the last line of stderr."""
+    with pytest.raises(SystemExit) as exit_info:
         module.main(argv)
-    assert stop.value.code == 2
+    assert exit_info.value.code == 2
     out, err = capsys.readouterr()
     assert not out
-    assert complaint in err.splitlines()[-1]
+    assert message in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
@@ -79,25 +79,25 @@ class TestParabola:
             (0.9, 0.05),  # real and negative
             (0.3, 0.0),  # vanilla SGD: one root is zero
             (0.125, 0.25),  # a double root, exact in binary
-            (0.005, 0.81),  # a double root, but for rounding
-            (1.125, 0.25),  # a negative one
-            (0.5, 0.0),  # at zero
-            (0.125 + 1e-12, 0.25),  # roots that nearly meet
+            (0.005, 0.81),  # a double root, up to rounding
+            (1.125, 0.25),  # a negative double root
+            (0.5, 0.0),  # a double root at zero
+            (0.125 + 1e-12, 0.25),  # roots that nearly coincide
             (0.125 - 1e-14, 0.25),
         ],
     )
     def test_closed_form_matches_the_optimizer(self, parabola: ModuleType, lr: float, momentum: float) -> None:
-        went = parabola.iterates(Momentum(lr=lr, momentum=momentum), 5.0, 100)
-        assert parabola.closed_form(lr, momentum, 5.0, 100) == pytest.approx(went, rel=0, abs=1e-9)
+        iterates = parabola.iterates(Momentum(lr=lr, momentum=momentum), 5.0, 100)
+        assert parabola.closed_form(lr, momentum, 5.0, 100) == pytest.approx(iterates, rel=0, abs=1e-9)
         vanilla = parabola.iterates(SGD(lr=lr), 5.0, 100)
         assert vanilla == pytest.approx([5 * (1 - 2 * lr) ** t for t in range(101)], rel=1e-14, abs=1e-9)
 
     def test_roots_have_the_sum_and_product_of_their_equation(self, parabola: ModuleType) -> None:
         for lr, momentum in ((0.1, 0.9), (0.01, 0.5), (0.005, 0.81)):
-            one, two = parabola.roots(lr, momentum)
-            assert one + two == pytest.approx(1 + momentum - 2 * lr)
-            assert one * two == pytest.approx(momentum)
-            assert abs(one) >= abs(two)
+            first, second = parabola.roots(lr, momentum)
+            assert first + second == pytest.approx(1 + momentum - 2 * lr)
+            assert first * second == pytest.approx(momentum)
+            assert abs(first) >= abs(second)
 
     @pytest.mark.parametrize(
         ("argv", "words"),
@@ -140,25 +140,25 @@ class TestValley:
     @pytest.mark.parametrize("momentum", [0.0, 0.6])
     def test_step_size_above_the_bound_makes_the_loss_grow(self, valley: ModuleType, momentum: float) -> None:
         bound = 2 * (1 + momentum) / 40
-        for lr, grows in ((0.99 * bound, False), (1.01 * bound, True)):
+        for lr, divergent in ((0.99 * bound, False), (1.01 * bound, True)):
             descent = valley.descend("momentum", Momentum(lr=lr, momentum=momentum), (-10.0, 2.0), 40.0, 2000)
             assert descent.bound == pytest.approx(bound)
-            assert descent.diverges == grows
-            assert (descent.loss[-1] > descent.loss[0]) == grows
+            assert descent.diverges == divergent
+            assert (descent.loss[-1] > descent.loss[0]) == divergent
 
     def test_descent_started_on_the_valley_floor_does_not_diverge(self, valley: ModuleType) -> None:
         assert not valley.descend("vanilla", SGD(lr=0.06), (-10.0, 0.0), 40.0, 5).diverges
 
     def test_pictures_are_valid_and_reproducible(self, valley: ModuleType, tmp_path: Path) -> None:
-        made = []
+        pictures = []
         for run in ("a", "b"):
             (tmp_path / run).mkdir()
             png, svg, gif = (tmp_path / run / f"v.{suffix}" for suffix in ("png", "svg", "gif"))
             valley.main(["--steps", "6", "--out", str(png), "--out", str(svg), "--animate", str(gif)])
-            made.append([path.read_bytes() for path in (png, svg, gif)])
-        assert made[0] == made[1]
-        assert made[0][0].startswith(b"\x89PNG\r\n\x1a\n")
-        root = ElementTree.fromstring(made[0][1])
+            pictures.append([path.read_bytes() for path in (png, svg, gif)])
+        assert pictures[0] == pictures[1]
+        assert pictures[0][0].startswith(b"\x89PNG\r\n\x1a\n")
+        root = ElementTree.fromstring(pictures[0][1])
         assert root.tag == f"{SVG}svg"
         assert len(list(root.iter(f"{SVG}path"))) > 100
 
@@ -178,7 +178,7 @@ class TestValley:
         [
             (["--lr", "0.055"], ["vanilla SGD diverges: its step size 0.055 is above the largest stable one, 0.05"]),
             (["--lr", "3e38"], ["vanilla SGD diverges", "momentum diverges"]),
-            (["--lr", "0.05"], []),  # on the bound: bounces for ever
+            (["--lr", "0.05"], []),  # on the bound: oscillates without decay
         ],
     )
     def test_divergence_is_reported_and_drawn_at_the_scale_of_the_start(
@@ -222,7 +222,7 @@ class TestValley:
 
 
 @pytest.mark.parametrize(
-    ("name", "argv", "complaint"),
+    ("name", "argv", "message"),
     [
         ("parabola", ["--lr", "0"], "lr: expected a number above 0, got 0.0"),
         ("parabola", ["--lr", "inf"], "lr: expected a finite number"),
@@ -248,6 +248,6 @@ class TestValley:
     ],
 )
 def test_invalid_option_exits_with_one_line(
-    name: str, argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    name: str, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refuses(script(name), argv, complaint, capsys)
+    assert_exits_with_error(load_script(name), argv, message, capsys)

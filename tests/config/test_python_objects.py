@@ -1,4 +1,4 @@
-"""Runs that are given Python objects: the scenario that they write says what ran, and a rerun of it is the same run or refused."""
+"""Runs with Python objects: their scenario records the objects, and a rerun repeats the run or is refused."""
 
 from __future__ import annotations
 
@@ -56,23 +56,23 @@ def make_net(width: int = 4) -> nn.Module:
 
 
 NET = make_net()
-"""A module-level module: another process would import one with other initial parameters, so it has no import path."""
+"""Module of this file. It has no import path, because another process would import it with other initial parameters."""
 
 
 @dataclass(frozen=True)
 class HalfDense(Dense):
-    """Inherits the name "dense", but is another compressor."""
+    """Compressor that inherits the name "dense" without being `Dense`."""
 
     note: str = "half"
 
 
 class Renamed(TopK):
-    """Has the name of top-k, and would be taken for it."""
+    """Compressor that inherits the name "top-k" without being `TopK`."""
 
 
 @dataclass(frozen=True)
 class Waves(DatasetSource):
-    """A dataset of the user's own."""
+    """Dataset that a user defines."""
 
     name: ClassVar[str] = "waves"
 
@@ -86,7 +86,7 @@ class Waves(DatasetSource):
 
 
 class Broken(Waves):
-    """Cannot be built."""
+    """Dataset whose constructor fails."""
 
     def __post_init__(self) -> None:
         raise NameError("Unknown")
@@ -94,10 +94,10 @@ class Broken(Waves):
 
 @dataclass(frozen=True)
 class Nameless(DatasetSource):
-    """Lacks a name."""
+    """Dataset without a name."""
 
     def load(self, folder: Path | None) -> Dataset:
-        """Return nothing of use."""
+        """Raise an error."""
         raise NotImplementedError
 
 
@@ -111,7 +111,7 @@ def digits(shift: float = 0.0) -> Dataset:
     return Dataset(Examples(x[:60], y[:60]), Examples(x[60:], y[60:]), 10)
 
 
-def one_line(error: BaseException) -> str:
+def single_line(error: BaseException) -> str:
     text = str(error)
     assert "\n" not in text
     return text
@@ -124,11 +124,11 @@ def test_importable_loss_and_metric_rerun_from_the_file_alone_to_equal_digests(s
     s = scenario(SHORT)
     first = fedsgd.run(s, loss=smoothed, metrics={"top2": top2}, out=tmp_path / "a")
     assert (first.scenario.model.loss, first.scenario.model.metrics) == (f"{HERE}:smoothed", {"top2": f"{HERE}:top2"})
-    again = fedsgd.run(tmp_path / "a" / "scenario.toml", out=tmp_path / "b")
-    assert digests(again) == digests(first) != digests(fedsgd.run(s))
-    assert again.summary["final_metrics"] == first.summary["final_metrics"]
-    assert (first.summary["given_in_python"], again.summary["given_in_python"]) == (["loss", "metrics"], [])
-    assert len(load_methods([tmp_path / "a", tmp_path / "b"])) == 1, "the same method, however it was said"
+    second = fedsgd.run(tmp_path / "a" / "scenario.toml", out=tmp_path / "b")
+    assert digests(second) == digests(first) != digests(fedsgd.run(s))
+    assert second.summary["final_metrics"] == first.summary["final_metrics"]
+    assert (first.summary["given_in_python"], second.summary["given_in_python"]) == (["loss", "metrics"], [])
+    assert len(load_methods([tmp_path / "a", tmp_path / "b"])) == 1, "one method for both spellings"
 
 
 def test_python_metrics_are_merged_into_the_metrics_of_the_scenario(scenario: Make) -> None:
@@ -137,9 +137,9 @@ def test_python_metrics_are_merged_into_the_metrics_of_the_scenario(scenario: Ma
     assert [*result.scenario.model.metrics] == ["a", "b", "c"]
     assert [*result.summary["final_metrics"]] == ["loss", "accuracy", "a", "b", "c"]
     assert result.scenario.model.metrics["b"] == f"{HERE}:top2"
-    with pytest.raises(ScenarioError, match=r'model\.metrics\.c: .*fedsgd\.run\(\.\.\., metrics=\{"c": \.\.\.\}\)') as caught:
+    with pytest.raises(ScenarioError, match=r'model\.metrics\.c: .*fedsgd\.run\(\.\.\., metrics=\{"c": \.\.\.\}\)') as error:
         fedsgd.run(result.scenario)
-    one_line(caught.value)
+    single_line(error.value)
     assert digests(fedsgd.run(result.scenario, metrics={"c": lambda o, t: o[:, 0]})) == digests(result)
 
 
@@ -163,10 +163,10 @@ def test_import_path_names_the_identical_object_or_is_none(value: Any, expected:
 def test_import_path_of_a_module_in_memory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import ModuleType
 
-    made = ModuleType("made_in_memory")
-    exec("def f(output, target): return output.sum()", made.__dict__)
-    monkeypatch.setitem(sys.modules, "made_in_memory", made)
-    assert find_import_path(made.f) is None, "no other process can import it"
+    module = ModuleType("made_in_memory")
+    exec("def f(output, target): return output.sum()", module.__dict__)
+    monkeypatch.setitem(sys.modules, "made_in_memory", module)
+    assert find_import_path(module.f) is None, "no other process can import it"
 
 
 # --------------------------------------------------------------------------------------------------------------- markers
@@ -178,16 +178,16 @@ def test_module_is_written_as_a_marker_and_reruns_only_with_the_module(scenario:
     file = tmp_path / "a" / "scenario.toml"
     model = load(file).model
     assert isinstance(model, PythonObjectModule)
-    assert model.batch_norm == "group", "it applies to any module"
-    assert "hidden" not in file.read_text(), "that of the file's model does not"
+    assert model.batch_norm == "group", "batch_norm applies to any module"
+    assert "hidden" not in file.read_text(), "hidden applies to the file's model only"
     assert model.description == "Sequential of torch.nn.modules.container, 310 parameters"
-    with pytest.raises(ScenarioError) as caught:
+    with pytest.raises(ScenarioError) as error:
         fedsgd.run(file)
-    assert "model.name: needs Python objects" in one_line(caught.value)
-    assert "310 parameters" in one_line(caught.value)
-    assert "fedsgd.run(..., module=...)" in one_line(caught.value)
-    again = fedsgd.run(file, module=make_net(), out=tmp_path / "b")
-    assert digests(again) == digests(first)
+    assert "model.name: needs Python objects" in single_line(error.value)
+    assert "310 parameters" in single_line(error.value)
+    assert "fedsgd.run(..., module=...)" in single_line(error.value)
+    second = fedsgd.run(file, module=make_net(), out=tmp_path / "b")
+    assert digests(second) == digests(first)
     assert (tmp_path / "b" / "scenario.toml").read_text() == file.read_text()
 
 
@@ -197,22 +197,22 @@ def test_dataset_is_written_as_a_marker_and_reruns_only_with_the_dataset(scenari
     data = load(file).data
     assert (data.held_out, data.partition) == (0.2, scenario().data.partition)
     assert "60 training and 30 test examples, float32 [64]" in file.read_text()
-    with pytest.raises(ScenarioError, match=r"scenario\.toml: data\.name: .*fedsgd\.run\(\.\.\., dataset=\.\.\.\)") as caught:
+    with pytest.raises(ScenarioError, match=r"scenario\.toml: data\.name: .*fedsgd\.run\(\.\.\., dataset=\.\.\.\)") as error:
         fedsgd.run(file)
-    one_line(caught.value)
+    single_line(error.value)
     assert digests(fedsgd.run(file, dataset=digits())) == digests(first)
     other = fedsgd.run(load(file, {"data.sha256": ""}), dataset=digits(1e-3))
-    assert other.scenario != first.scenario, "other numbers, another fingerprint"
+    assert other.scenario != first.scenario, "other values, another fingerprint"
 
 
 def test_all_missing_objects_are_named_in_one_sentence(scenario: Make) -> None:
-    given: dict[str, Any] = {"dataset": digits(), "module": make_net(), "loss": nn.CrossEntropyLoss(), "metrics": {"z": top2}}
-    result = fedsgd.run(scenario(SHORT), **given)
+    objects: dict[str, Any] = {"dataset": digits(), "module": make_net(), "loss": nn.CrossEntropyLoss(), "metrics": {"z": top2}}
+    result = fedsgd.run(scenario(SHORT), **objects)
     with pytest.raises(ScenarioError, match=r"fedsgd\.run\(\.\.\., dataset=\.\.\., module=\.\.\., loss=\.\.\.\)"):
         fedsgd.run(result.scenario)
-    assert digests(fedsgd.run(result.scenario, **given)) == digests(result)
-    named = result.scenario.with_settings({"data.name": "digits", "model.name": "mlp"})
-    assert named.model == scenario({"model.name": "mlp"}).model, "other settings take the place of a marker"
+    assert digests(fedsgd.run(result.scenario, **objects)) == digests(result)
+    replaced = result.scenario.with_settings({"data.name": "digits", "model.name": "mlp"})
+    assert replaced.model == scenario({"model.name": "mlp"}).model, "settings replace a marker"
 
 
 def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, mo
         assert result.exit_code == 2, (command, result.stderr)
         assert "data.name: needs Python objects" in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "runs").exists(), "nothing was begun"
+    assert not (tmp_path / "runs").exists(), "no run was started"
     with pytest.raises(ScenarioError, match="needs Python objects"):
         sweep(file, grid={"model.batch_norm": ["group", "mean"]})
     with pytest.raises((ScenarioError, DeploymentError), match="needs Python objects"):
@@ -240,9 +240,9 @@ def test_tracker_settings_contain_the_marker(scenario: Make, tmp_path: Path) -> 
 
 
 def test_marker_appears_in_no_listing_and_no_suggestion(scenario: Make) -> None:
-    with pytest.raises(ScenarioError) as caught:
+    with pytest.raises(ScenarioError) as error:
         scenario({"model.name": "zzz"})
-    assert "python-object" not in str(caught.value)
+    assert "python-object" not in str(error.value)
     assert "python-object" not in CliRunner().invoke(main, ["list"]).output
     assert fedsgd.run(scenario({**SHORT, "name": "python-object"})).scenario.name == "python-object"
 
@@ -259,10 +259,10 @@ def test_component_of_an_importable_class_is_written_by_its_path(scenario: Make,
     first = fedsgd.run(s, out=tmp_path / "a")
     text = (tmp_path / "a" / "scenario.toml").read_text()
     assert f'name = "{HERE}:HalfDense"\nvalues = "float32"\nentropy = false\nnote = "mine"' in text
-    again = fedsgd.run(tmp_path / "a" / "scenario.toml")
-    assert again.scenario == first.scenario
-    assert again.scenario.uplink.compressor == HalfDense(note="mine")
-    assert digests(again) == digests(first)
+    second = fedsgd.run(tmp_path / "a" / "scenario.toml")
+    assert second.scenario == first.scenario
+    assert second.scenario.uplink.compressor == HalfDense(note="mine")
+    assert digests(second) == digests(first)
     assert load(tmp_path / "a" / "scenario.toml", {"uplink.compressor.note": "other"}).uplink.compressor == HalfDense(
         note="other"
     )
@@ -277,27 +277,27 @@ def test_source_of_an_importable_class_is_found_by_its_path(scenario: Make) -> N
 def test_component_of_a_local_class_is_written_as_a_marker_that_does_not_load(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Local(TopK):
-        """Has the name of top-k, and would be taken for it."""
+        """Compressor that inherits the name "top-k" without being `TopK`."""
 
     fedsgd.run(with_compressor(scenario(SHORT), Local(density=0.5)), out=tmp_path / "a")
     file = tmp_path / "a" / "scenario.toml"
     assert 'name = "python-object"\ndescription = "test_component' in file.read_text()
-    with pytest.raises(ScenarioError) as caught:
+    with pytest.raises(ScenarioError) as error:
         load(file)
-    assert f"{file}: uplink.compressor.name: needs Python objects" in one_line(caught.value)
-    assert "density=0.5" in str(caught.value)
-    assert "define the class in a module" in str(caught.value)
+    assert f"{file}: uplink.compressor.name: needs Python objects" in single_line(error.value)
+    assert "density=0.5" in str(error.value)
+    assert "define the class in a module" in str(error.value)
     assert load(file, {"uplink.compressor.name": "dense"}).uplink.compressor == Dense()
 
 
 def test_markers_of_local_model_and_source_are_replaced_by_objects(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class LocalWaves(Waves):
-        """Like its base."""
+        """Dataset equal to its base."""
 
     @dataclass(frozen=True)
     class LocalMlp(Mlp):
-        """Has the name of mlp."""
+        """Model that inherits the name "mlp"."""
 
     s = scenario({**SHORT, "data.partition": {"name": "iid", "clients": 4}})
     s = replace(s, data=replace(s.data, source=LocalWaves()), model=LocalMlp(hidden=(5,), batch_norm="group"))
@@ -313,7 +313,7 @@ def test_markers_of_local_model_and_source_are_replaced_by_objects(scenario: Mak
 def test_nested_component_of_a_local_class_is_refused_with_its_key(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Local(Dense):
-        """Has the name of dense."""
+        """Compressor that inherits the name "dense"."""
 
     rules = PerLayer(rules=(LayerRule("*bias", Local()),))
     s = with_compressor(scenario(SHORT), rules)
@@ -338,10 +338,10 @@ def test_nested_component_of_a_local_class_is_refused_with_its_key(scenario: Mak
     ],
 )
 def test_class_that_cannot_be_a_component_is_refused_in_one_line(scenario: Make, key: str, value: str, problem: str) -> None:
-    with pytest.raises(ScenarioError) as caught:
+    with pytest.raises(ScenarioError) as error:
         scenario({key: value})
-    assert one_line(caught.value).split(": ")[1] in (key, key.removesuffix(".name"))
-    assert problem in str(caught.value)
+    assert single_line(error.value).split(": ")[1] in (key, key.removesuffix(".name"))
+    assert problem in str(error.value)
 
 
 def test_class_named_by_a_server_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def local_loss(weight: float) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda output, target: weight * smoothed(output, target)
 
 
-def makers() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def module_factories() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     yield "linear", lambda: nn.Linear(3, 4)
     yield "lstm", lambda: nn.LSTM(3, 4)
     yield "attention", lambda: nn.MultiheadAttention(8, 2)
@@ -370,16 +370,16 @@ def makers() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     yield "hooks", lambda: nn.utils.spectral_norm(nn.Linear(3, 4))
 
 
-@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in makers()])
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in module_factories()])
 def test_fingerprint_of_a_module_distinguishes_structure_and_values(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    one, other = make(), make()
+    first, second = make(), make()
     torch.manual_seed(0)
-    same = make()
-    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
-    assert fingerprint(one, include_values=False) == fingerprint(other, include_values=False)
-    other.requires_grad_(False)
-    assert fingerprint(one, include_values=False) != fingerprint(other, include_values=False), "frozen"
+    copy_of_first = make()
+    assert fingerprint(first) == fingerprint(copy_of_first) != fingerprint(second)
+    assert fingerprint(first, include_values=False) == fingerprint(second, include_values=False)
+    second.requires_grad_(False)
+    assert fingerprint(first, include_values=False) != fingerprint(second, include_values=False), "frozen"
 
 
 def test_fingerprint_distinguishes_code_closures_and_attributes() -> None:
@@ -390,21 +390,23 @@ def test_fingerprint_distinguishes_code_closures_and_attributes() -> None:
 
     assert fingerprint(net("x.relu()")()) == fingerprint(net("x.relu()")()) != fingerprint(net("x.tanh()")())
     assert fingerprint(local_loss(1.0)) == fingerprint(local_loss(1.0)) != fingerprint(local_loss(2.0))
-    one, same, other = (eval("lambda o, t: W * smoothed(o, t)", {"W": w, "smoothed": smoothed}) for w in (1.0, 1.0, 2.0))
-    assert fingerprint(one) == fingerprint(same) != fingerprint(other), "globals"
+    first, copy_of_first, second = (
+        eval("lambda o, t: W * smoothed(o, t)", {"W": w, "smoothed": smoothed}) for w in (1.0, 1.0, 2.0)
+    )
+    assert fingerprint(first) == fingerprint(copy_of_first) != fingerprint(second), "globals"
     assert fingerprint(nn.CrossEntropyLoss(label_smoothing=0.1)) != fingerprint(nn.CrossEntropyLoss())
     assert fingerprint({1, 2, "three"}) == fingerprint({"three", 2, 1})
     assert fingerprint(SGD(lr=0.1)) == fingerprint(SGD(lr=0.1)) != fingerprint(SGD(lr=0.2))
     assert fingerprint(np.zeros((2, 3))) != fingerprint(np.zeros((3, 2)))
-    assert fingerprint(x for x in ()), "what pickle refuses has one too"
+    assert fingerprint(x for x in ()), "an object that pickle rejects has a fingerprint too"
 
 
 def test_fingerprint_is_equal_in_another_process() -> None:
     code = "[np.arange(3), {'a', 'b', 'c'}, lambda o, t: o in {'x', 'y', 'z'}, range(2), Path('x')]"
     imports = "import numpy as np; from pathlib import Path; from fedsgd.config.python_objects import fingerprint"
     command = [sys.executable, "-c", f"{imports}; print(fingerprint({code}))"]
-    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    assert there == fingerprint(eval(code))
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert output == fingerprint(eval(code))
 
 
 # ---------------------------------------------------------------------------------------------------------------- reports
@@ -429,9 +431,9 @@ def test_runs_with_different_initial_parameters_are_one_method_only_under_a_labe
         with torch.no_grad():
             module[1].weight.add_(seed)
         fedsgd.run(scenario({**SHORT, "seed": seed}), module=module, out=tmp_path / str(seed))
-    told: list[str] = []
-    assert len(load_methods([tmp_path], on_notice=told.append)) == 2
-    assert any("LABEL=RUN" in line for line in told)
+    notices: list[str] = []
+    assert len(load_methods([tmp_path], on_notice=notices.append)) == 2
+    assert any("LABEL=RUN" in line for line in notices)
     (method,) = load_methods([("mine", tmp_path)])
     assert [run.seed for run in method.runs] == [0, 1]
     fedsgd.run(scenario({**SHORT, "seed": 2}), module=make_net(5), out=tmp_path / "2")
@@ -444,26 +446,28 @@ def test_page_price_and_compare_accept_a_run_of_python_objects(scenario: Make, t
     fedsgd.run(scenario(SHORT), out=tmp_path / "b")
     from fedsgd.network import Link, Network, PricingModel, get_device
 
-    terms = PricingModel(Network(Link(1e6, 4e6, 0.02)), get_device("phone"), get_device("server"))
-    given, plain = (
+    pricing = PricingModel(Network(Link(1e6, 4e6, 0.02)), get_device("phone"), get_device("server"))
+    custom, named = (
         m["runs"][0]
-        for m in build_payload(load_methods([tmp_path / "a", tmp_path / "b"]), ReportOptions("x", 0.05, terms, "x"))["methods"]
+        for m in build_payload(load_methods([tmp_path / "a", tmp_path / "b"]), ReportOptions("x", 0.05, pricing, "x"))[
+            "methods"
+        ]
     )
-    assert 'name = "python-object"' in given["scenario"]
-    assert "fedsgd.run(..., module=..., loss=...)" in given["needs"]
-    assert plain["needs"] is None
+    assert 'name = "python-object"' in custom["scenario"]
+    assert "fedsgd.run(..., module=..., loss=...)" in custom["needs"]
+    assert named["needs"] is None
     for command in (
         ["price", tmp_path / "a", "--network", "4g"],
         ["compare", tmp_path / "a", tmp_path / "b", "--target", "0.05"],
     ):
-        result = CliRunner().invoke(main, [str(one) for one in command])
+        result = CliRunner().invoke(main, [str(argument) for argument in command])
         assert result.exit_code == 0, result.output
 
 
 # ----------------------------------------------------------------------------------------- objects other than those of a run
 
 
-def given_objects(slope: float = 1.0, power: int = 1) -> dict[str, Any]:
+def python_objects(slope: float = 1.0, power: int = 1) -> dict[str, Any]:
     return {
         "dataset": digits(),
         "module": make_net(),
@@ -476,11 +480,11 @@ def given_objects(slope: float = 1.0, power: int = 1) -> dict[str, Any]:
 def rerun_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("given") / "run"
     raw = {"name": "g", "rounds": 1, "data": {"name": "digits", "partition": {"name": "iid", "clients": 4}}}
-    fedsgd.run(parse_scenario(raw), out=folder, **given_objects())
+    fedsgd.run(parse_scenario(raw), out=folder, **python_objects())
     return folder / "scenario.toml"
 
 
-def initialized(bias: float) -> nn.Module:
+def net_with_bias(bias: float) -> nn.Module:
     net = make_net()
     with torch.no_grad():
         net[3].bias.fill_(bias)
@@ -488,7 +492,7 @@ def initialized(bias: float) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("key", "other", "problem", "remedy"),
+    ("key", "replacements", "problem", "remedy"),
     [
         ("data.sha256", {"dataset": digits(1.0)}, "the dataset differs from that of the run", {"data.sha256": ""}),
         (
@@ -499,39 +503,39 @@ def initialized(bias: float) -> nn.Module:
         ),
         (
             "model.initial_sha256",
-            {"module": initialized(0.5)},
+            {"module": net_with_bias(0.5)},
             "the module (same structure, other initial parameters) differs from that of the run",
             {"model.initial_sha256": ""},
         ),
-        ("model.loss", {"loss": given_objects(2.0)["loss"]}, "the loss differs from that of the run", {}),
+        ("model.loss", {"loss": python_objects(2.0)["loss"]}, "the loss differs from that of the run", {}),
         (
             "model.metrics.half",
-            {"metrics": given_objects(power=2)["metrics"]},
+            {"metrics": python_objects(power=2)["metrics"]},
             'the metric "half" differs from that of the run',
             {},
         ),
     ],
 )
 def test_rerun_with_another_object_is_refused_until_the_remedy_is_applied(
-    rerun_folder: Path, key: str, other: dict[str, Any], problem: str, remedy: dict[str, str]
+    rerun_folder: Path, key: str, replacements: dict[str, Any], problem: str, remedy: dict[str, str]
 ) -> None:
-    with pytest.raises(ScenarioError) as caught:
-        fedsgd.run(rerun_folder, **{**given_objects(), **other})
-    message = one_line(caught.value)
+    with pytest.raises(ScenarioError) as error:
+        fedsgd.run(rerun_folder, **{**python_objects(), **replacements})
+    message = single_line(error.value)
     assert message.startswith(f"{rerun_folder}: {key}: {problem}: got sha256 ")
     marker = str(dict(flatten_settings(dump_table(load(rerun_folder))))[key])
-    if not remedy:  # part of a text
-        removed = message.rpartition('remove "')[2].partition('"')[0]
-        assert removed in marker
-        remedy = {key: marker.replace(removed, "")}
+    if not remedy:  # the remedy removes a part of the marker's text
+        quoted = message.rpartition('remove "')[2].partition('"')[0]
+        assert quoted in marker
+        remedy = {key: marker.replace(quoted, "")}
     assert all(f"{name}" in message for name in remedy if name != key)
-    result = fedsgd.run(load(rerun_folder, remedy), **{**given_objects(), **other})
+    result = fedsgd.run(load(rerun_folder, remedy), **{**python_objects(), **replacements})
     written = str(dict(flatten_settings(dump_table(result.scenario)))[key])
     assert written not in ("", marker)
 
 
 def test_rerun_with_equal_objects_gives_equal_digests_and_an_equal_scenario(rerun_folder: Path) -> None:
-    first, second = (fedsgd.run(rerun_folder, **given_objects()) for _ in range(2))
+    first, second = (fedsgd.run(rerun_folder, **python_objects()) for _ in range(2))
     assert digests(first) == digests(second)
     assert first.scenario == load(rerun_folder)
 
@@ -551,16 +555,16 @@ def test_rerun_with_a_metric_that_counts_its_calls_starts_from_its_first_state(s
     assert digests(first) == digests(second)
 
 
-def module_like(name: str, width: int) -> nn.Module:
+def make_named_module(name: str, width: int) -> nn.Module:
     """Return an instance of a class of this name that cannot be imported."""
     torch.manual_seed(0)
     cls = type(name, (nn.Sequential,), {"__module__": "__main__", "__qualname__": name})
-    made: nn.Module = cls(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
-    return made
+    module: nn.Module = cls(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
+    return module
 
 
 def test_labels_of_python_objects_are_class_names_with_digests_where_names_collide(scenario: Make, tmp_path: Path) -> None:
-    modules = [module_like(name, width) for name, width in (("My_Net", 4), ("My_Net", 5), ("Other_Net", 5))]
+    modules = [make_named_module(name, width) for name, width in (("My_Net", 4), ("My_Net", 5), ("Other_Net", 5))]
     first, second, _ = (PythonObjectModule.from_module(module, Mlp()) for module in modules)
     folders = [tmp_path / str(n) for n in range(3)]
     for folder, module in zip(folders, modules, strict=True):
@@ -579,13 +583,13 @@ def test_labels_of_python_objects_are_class_names_with_digests_where_names_colli
 
 
 def test_fingerprint_of_a_function_does_not_depend_on_globals_named_like_its_attributes() -> None:
-    def made(**names: int) -> Any:
-        found: dict[str, Any] = {"__name__": "__main__", "used": 1, **names}
-        exec("def f(x):\n    return x.size + used", found)
-        return found["f"]
+    def make_function(**names: int) -> Any:
+        namespace: dict[str, Any] = {"__name__": "__main__", "used": 1, **names}
+        exec("def f(x):\n    return x.size + used", namespace)
+        return namespace["f"]
 
-    assert fingerprint(made(size=3)) == fingerprint(made())
-    assert fingerprint(made(used=2)) != fingerprint(made())
+    assert fingerprint(make_function(size=3)) == fingerprint(make_function())
+    assert fingerprint(make_function(used=2)) != fingerprint(make_function())
 
 
 SMALL = Examples(np.zeros((8, 4), np.float32), np.arange(8) % 2)
@@ -638,7 +642,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
 @pytest.mark.parametrize("case", WRONG_ARGUMENTS)
 def test_argument_of_a_wrong_type_is_refused_in_one_line(case: str) -> None:
     call, message = WRONG_ARGUMENTS[case]
-    with pytest.raises(FedsgdError) as refused:
+    with pytest.raises(FedsgdError) as error:
         call()
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

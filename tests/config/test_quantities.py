@@ -1,4 +1,4 @@
-"""Quantities in words: bits are never bytes, and what could be either is refused."""
+"""Quantities as text: bits are never read as bytes, and ambiguous units are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_rate_text_is_parsed_to_bits_per_second(text: str, bits: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("2 Mb/s", 'write "Mbit" for bits or "MB" for bytes'),
         ("2 mb/s", "ambiguous"),
@@ -68,11 +68,11 @@ def test_rate_text_is_parsed_to_bits_per_second(text: str, bits: float) -> None:
         ("2 Mbit/s; import os", "expected a rate"),
     ],
 )
-def test_invalid_or_ambiguous_rate_is_refused(text: str, says: str) -> None:
-    with pytest.raises(ScenarioError, match=f"got '{text[:9]}".replace("(", r"\(")) as caught:
+def test_invalid_or_ambiguous_rate_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ScenarioError, match=f"got '{text[:9]}".replace("(", r"\(")) as error:
         parse_rate(text)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_seconds_flops_and_sizes_are_parsed() -> None:
@@ -88,7 +88,7 @@ def test_seconds_flops_and_sizes_are_parsed() -> None:
 
 @given(st.text(max_size=20))
 def test_any_text_is_a_rate_or_a_scenario_error(text: str) -> None:
-    with suppress(ScenarioError):  # and nothing else
+    with suppress(ScenarioError):  # any other error fails the test
         assert 0 < parse_rate(text) < math.inf
 
 

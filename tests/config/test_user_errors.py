@@ -1,4 +1,4 @@
-"""Component classes of the user's own that raise, or that break their contract: one line with the key and the class."""
+"""Component classes of the user that raise or break their contract: one line with the key and the class."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ N, COHORT = 8, 4
 
 @dataclass(frozen=True)
 class BadSampler(Sampler):
-    """A sampler that draws `cohort_size`, and raises in round 2."""
+    """Sampler that draws the clients `cohort` and raises in round 2."""
 
     name: ClassVar[str] = "bad-sampler"
 
     cohort: tuple[int, ...] = (0, 1, 2, 3)
 
     def bind(self, pool: SamplingPool) -> CohortSampler:
-        def draw(round: int, wanted: int) -> SampledCohort:
+        def draw(round: int, size: int) -> SampledCohort:
             assert 1 // (round - 2)
             return SampledCohort(self.cohort)
 
@@ -40,7 +40,7 @@ class BadSampler(Sampler):
 
 @dataclass(frozen=True)
 class BadPartitioner(Partitioner):
-    """A partitioner that answers with `missing` examples fewer, in a type."""
+    """Partitioner whose array has `missing` entries too few, and the dtype `kind`."""
 
     name: ClassVar[str] = "bad-partitioner"
 
@@ -53,7 +53,7 @@ class BadPartitioner(Partitioner):
 
 @dataclass(frozen=True)
 class BadOperator(TopK):
-    """An operator that cannot encode from round 2 on."""
+    """Operator that fails at client 3."""
 
     name: ClassVar[str] = "bad-operator"
 
@@ -65,7 +65,7 @@ class BadOperator(TopK):
 
 @dataclass(frozen=True)
 class BadDurations(DurationModel):
-    """Durations that are no numbers."""
+    """Durations that are NaN."""
 
     name: ClassVar[str] = "bad-durations"
 
@@ -79,10 +79,10 @@ def data() -> Dataset:
     return Dataset(examples, examples, 10)
 
 
-def message(scenario: Scenario) -> str:
-    with pytest.raises(FedsgdError) as refused:
+def run_error(scenario: Scenario) -> str:
+    with pytest.raises(FedsgdError) as error:
         run(scenario, dataset=data())
-    return str(refused.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,15 @@ def test_sampler_with_an_invalid_cohort_is_refused_with_key_and_class(
 ) -> None:
     sampler = {"name": f"{__name__}:BadSampler", "cohort": list(cohort)}
     assert (
-        message(scenario({"server.sampler": sampler})) == f"round 1, server: server.sampler ({__name__}:BadSampler): {problem}"
+        run_error(scenario({"server.sampler": sampler}))
+        == f"round 1, server: server.sampler ({__name__}:BadSampler): {problem}"
     )
 
 
 def test_sampler_that_raises_is_named_with_the_round(scenario: Make) -> None:
-    said = message(scenario({"server.sampler": f"{__name__}:BadSampler"}))
+    text = run_error(scenario({"server.sampler": f"{__name__}:BadSampler"}))
     cause = "ZeroDivisionError: integer division or modulo by zero"
-    assert said == f"round 2, server: server.sampler ({__name__}:BadSampler): {cause}"
+    assert text == f"round 2, server: server.sampler ({__name__}:BadSampler): {cause}"
 
 
 @pytest.mark.parametrize(
@@ -115,26 +116,24 @@ def test_sampler_that_raises_is_named_with_the_round(scenario: Make) -> None:
     [({"missing": 1}, "int64 of shape [63]"), ({"kind": "float64"}, "float64 of shape [64]")],
 )
 def test_partitioner_with_a_wrong_array_is_refused_with_both_arrays(scenario: Make, settings: dict[str, Any], got: str) -> None:
-    said = message(scenario({"data.partition": {"name": f"{__name__}:BadPartitioner", "clients": N, **settings}}))
-    assert said.startswith(
-        f"data.partition ({__name__}:BadPartitioner): assign_clients returned {got}, expected int64 of shape [64]"
-    )
+    text = run_error(scenario({"data.partition": {"name": f"{__name__}:BadPartitioner", "clients": N, **settings}}))
+    assert text.startswith(f"data.partition ({__name__}:BadPartitioner): owners returned {got}, expected int64 of shape [64]")
 
 
 def test_partitioner_that_raises_is_named(scenario: Make) -> None:
-    said = message(scenario({"data.partition": {"name": f"{__name__}:BadPartitioner", "clients": N, "kind": "x"}}))
-    assert said == f"data.partition ({__name__}:BadPartitioner): TypeError: data type 'x' not understood"
+    text = run_error(scenario({"data.partition": {"name": f"{__name__}:BadPartitioner", "clients": N, "kind": "x"}}))
+    assert text == f"data.partition ({__name__}:BadPartitioner): TypeError: data type 'x' not understood"
 
 
 def test_compressor_that_raises_at_a_client_is_named(scenario: Make) -> None:
-    said = message(scenario({"uplink.compressor": f"{__name__}:BadOperator", "server.cohort": N}))
-    assert said == f"round 1, client 3: uplink.compressor ({__name__}:BadOperator): ZeroDivisionError: no"
+    text = run_error(scenario({"uplink.compressor": f"{__name__}:BadOperator", "server.cohort": N}))
+    assert text == f"round 1, client 3: uplink.compressor ({__name__}:BadOperator): ZeroDivisionError: no"
 
 
 def test_nan_duration_is_refused(scenario: Make) -> None:
-    said = message(scenario({"participation.durations": f"{__name__}:BadDurations", "participation.deadline": 5}))
-    assert said.startswith(f"round 1, server: participation.durations ({__name__}:BadDurations): client ")
-    assert said.endswith(" takes nan seconds, expected a number of at least 0")
+    text = run_error(scenario({"participation.durations": f"{__name__}:BadDurations", "participation.deadline": 5}))
+    assert text.startswith(f"round 1, server: participation.durations ({__name__}:BadDurations): client ")
+    assert text.endswith(" takes nan seconds, expected a number of at least 0")
 
 
 def test_error_of_a_fedsgd_class_passes_unchanged() -> None:

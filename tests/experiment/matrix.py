@@ -1,6 +1,6 @@
-"""Small modules as users write them, each with what plain PyTorch makes of it: the matrix of `tests/experiment/test_matrix.py`.
+"""Small modules as users write them, with the outcome that plain PyTorch defines: the cases of `tests/experiment/test_matrix.py`.
 
-Modules are made by functions of this module without arguments, so that a run directory can name them.
+Functions of this module without arguments build the modules, so that a run directory can name them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Arrays = tuple[NDArray[Any], NDArray[Any]]
 
 
 def clouds() -> Arrays:
-    """Gaussian clouds of three classes, [n, 8] and [n]."""
+    """Return Gaussian clouds of three classes, [n, 8] and [n]."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, CLASSES, N_TRAIN + N_TEST)
     return (rng.normal(size=(len(y), WIDTH)) + 2 * np.eye(CLASSES, WIDTH)[y]).astype(np.float32), y
@@ -50,19 +50,19 @@ def column_of_two() -> Arrays:
 
 
 def words() -> Arrays:
-    """Sequences of five words of seven, labelled by the first."""
+    """Return sequences of five words out of seven, labelled by the first word."""
     x = np.random.default_rng(1).integers(0, 7, (N_TRAIN + N_TEST, T))
     return x, x[:, 0] % CLASSES
 
 
 def next_words() -> Arrays:
-    """Sequences whose label at each place is the next word's class."""
+    """Return sequences whose label at each position is the class of the next word."""
     x = np.random.default_rng(1).integers(0, 7, (N_TRAIN + N_TEST, T + 1))
     return x[:, :-1], x[:, 1:] % CLASSES
 
 
 def targets() -> Arrays:
-    """Regression: one number an example, [n, 1]."""
+    """Return the data of a regression: one number an example, [n, 1]."""
     x, _ = clouds()
     return x, (x[:, :1] * 2 + 1).astype(np.float32)
 
@@ -79,8 +79,8 @@ def perceptron(middle: Callable[[], nn.Module] = nn.Identity) -> nn.Sequential:
     return nn.Sequential(nn.Linear(WIDTH, 12), middle(), nn.ReLU(), nn.Linear(12, CLASSES))
 
 
-class Lambda(nn.Module):
-    """A perceptron whose input goes through `change`."""
+class InputTransform(nn.Module):
+    """Perceptron that applies `change` to its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Lambda(nn.Module):
         return y
 
 
-class Tied(nn.Module):
+class TiedWeights(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
@@ -106,7 +106,7 @@ class Tied(nn.Module):
 
 
 class TwoNames(nn.Module):
-    """One layer under two names."""
+    """Module with one layer under two names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,8 +124,8 @@ def frozen_layer() -> nn.Module:
     return net
 
 
-class RandomProjection(Lambda):
-    """A buffer of random numbers that nothing changes."""
+class RandomProjection(InputTransform):
+    """Module with a constant buffer of random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,8 +165,8 @@ def instance_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, 12), nn.Unflatten(1, (3, 4)), norm, nn.Flatten(), nn.ReLU(), nn.Linear(12, CLASSES))
 
 
-class Normaliser(Lambda):
-    """Moments of the inputs so far, with the number of examples that they are of."""
+class Normaliser(InputTransform):
+    """Module that subtracts the mean of the inputs so far; buffers hold the mean and its number of examples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,18 +185,18 @@ def dropout() -> nn.Module:
     return perceptron(lambda: nn.Dropout(0.3))
 
 
-class NumpyNoise(Lambda):
+class NumpyNoise(InputTransform):
     def change(self, x: Tensor) -> Tensor:
         return x * float(numpy_global.uniform(0.8, 1.2)) if self.training else x
 
 
-class PythonNoise(Lambda):
+class PythonNoise(InputTransform):
     def change(self, x: Tensor) -> Tensor:
         return x * random.uniform(0.8, 1.2) if self.training else x
 
 
-class NumpyStart(Lambda):
-    """Weights from numpy's global generator."""
+class NumpyStart(InputTransform):
+    """Module with initial weights from NumPy's global generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class NumpyStart(Lambda):
             self.net[0].weight.copy_(torch.from_numpy(numpy_global.randn(12, WIDTH).astype(np.float32)))
 
 
-class OwnGenerator(Lambda):
+class OwnGenerator(InputTransform):
     def __init__(self) -> None:
         super().__init__()
         self.rng = np.random.default_rng(0)
@@ -213,8 +213,8 @@ class OwnGenerator(Lambda):
         return x * float(self.rng.uniform(0.8, 1.2)) if self.training else x
 
 
-class Counter(Lambda):
-    """Scales by how often it was called, in an attribute."""
+class Counter(InputTransform):
+    """Module that scales by its number of calls, which an attribute counts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,8 +225,8 @@ class Counter(Lambda):
         return x * (1 + 0.1 * (self.calls % 3))
 
 
-class SlowCounter(Lambda):
-    """Another scale from the fourth training step on."""
+class SlowCounter(InputTransform):
+    """Module with another scale from the fourth training step on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,8 +237,8 @@ class SlowCounter(Lambda):
         return x * (1.0 if self.calls < 4 else 0.3)
 
 
-class Shadow(Lambda):
-    """A frozen copy that follows the weights, and is what is evaluated."""
+class Shadow(InputTransform):
+    """Module that evaluates a frozen copy, an average of the weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,13 +249,13 @@ class Shadow(Lambda):
             y: Tensor = self.shadow(x)
             return y
         with torch.no_grad():
-            for kept, now in zip(self.shadow.parameters(), self.net.parameters(), strict=True):
-                kept.mul_(0.5).add_(now, alpha=0.5)
+            for average, current in zip(self.shadow.parameters(), self.net.parameters(), strict=True):
+                average.mul_(0.5).add_(current, alpha=0.5)
         return super().forward(x)
 
 
 class ShadowBuffer(nn.Module):
-    """An average of the weights in a buffer, which equals them before the first step."""
+    """Module that evaluates an average of the weights in a buffer, equal to the weights before the first step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,28 +270,28 @@ class ShadowBuffer(nn.Module):
         return y
 
 
-class Shared(Lambda):
-    """Two parts that talk through one dictionary, and a hook that closes over another."""
+class SharedDictionaries(InputTransform):
+    """Module whose two parts share a dictionary, with a hook that writes into another dictionary."""
 
     def __init__(self) -> None:
         super().__init__()
         self.context: dict[str, Tensor] = {}
         self.net[0].context = self.context
-        seen: dict[str, Tensor] = {}
-        self.seen = seen
-        self.net[0].register_forward_hook(lambda module, inputs, output: seen.__setitem__("mean", output.mean()))
+        statistics: dict[str, Tensor] = {}
+        self.statistics = statistics
+        self.net[0].register_forward_hook(lambda module, inputs, output: statistics.__setitem__("mean", output.mean()))
 
     def forward(self, x: Tensor) -> Tensor:
         self.context["scale"] = x.detach().mean()
         hidden = torch.relu(self.net[0](x) * (1 + self.net[0].context["scale"]))
-        y: Tensor = self.net[3](hidden) + self.seen["mean"]
+        y: Tensor = self.net[3](hidden) + self.statistics["mean"]
         return y
 
 
 MISSING = object()
 
 
-class Sentinel(Lambda):
+class SentinelAttribute(InputTransform):
     def __init__(self) -> None:
         super().__init__()
         self.scale = MISSING
@@ -303,25 +303,25 @@ class Sentinel(Lambda):
 GENERATOR = np.random.default_rng(0)
 
 
-class GlobalGenerator(Lambda):
+class GlobalGenerator(InputTransform):
     def change(self, x: Tensor) -> Tensor:
         return x * float(GENERATOR.uniform(0.5, 1.5)) if self.training else x
 
 
-class Unseeded(Lambda):
+class UnseededNoise(InputTransform):
     def change(self, x: Tensor) -> Tensor:
         return x * float(np.random.default_rng().uniform(0.5, 1.5)) if self.training else x
 
 
-class UnseededStart(Lambda):
+class UnseededStart(InputTransform):
     def __init__(self) -> None:
         super().__init__()
         with torch.no_grad():
             self.net[0].bias.copy_(torch.from_numpy(np.random.default_rng().random(12, dtype=np.float32)))
 
 
-class PlainProjection(Lambda):
-    """A tensor of random numbers that is no buffer."""
+class PlainProjection(InputTransform):
+    """Module with a random tensor that is not a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -331,8 +331,8 @@ class PlainProjection(Lambda):
         return x @ self.projection
 
 
-class HiddenProjection(Lambda):
-    """A random buffer that no state dict holds."""
+class HiddenProjection(InputTransform):
+    """Module with a random buffer outside the state dict."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -343,8 +343,8 @@ class HiddenProjection(Lambda):
         return y
 
 
-class Table(Lambda):
-    """A constant table that no state dict holds, the same each time that it is made."""
+class Table(InputTransform):
+    """Module with a constant table outside the state dict, equal in every instance."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,8 +356,8 @@ class Table(Lambda):
         return y
 
 
-class Tested(Lambda):
-    """A buffer that evaluation changes."""
+class EvaluationBuffer(InputTransform):
+    """Module with a buffer that evaluation changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -369,7 +369,7 @@ class Tested(Lambda):
         return x - self.mean
 
 
-class Iterating(Lambda):
+class IteratorAttribute(InputTransform):
     def __init__(self) -> None:
         super().__init__()
         self.scales = itertools.cycle([1.0, 0.5])
@@ -378,8 +378,8 @@ class Iterating(Lambda):
         return x * next(self.scales)
 
 
-class Locked(Normaliser):
-    """Cannot be copied."""
+class Uncopyable(Normaliser):
+    """Module that cannot be copied."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -387,7 +387,7 @@ class Locked(Normaliser):
 
 
 class TwoPolicies(nn.Module):
-    """Batch norm and a buffer of its own."""
+    """Module with batch norm and with another buffer that training changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -398,8 +398,8 @@ class TwoPolicies(nn.Module):
         return y
 
 
-class Branch(nn.Module):
-    """Two layers, of which a batch uses one."""
+class DataDependentBranch(nn.Module):
+    """Module with two layers; a batch uses one of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -429,7 +429,7 @@ class Recurrent(nn.Module):
 
 
 class Sequences(Recurrent):
-    """Classes at each place, [B, C, T]."""
+    """Module with classes at each position, [B, C, T]."""
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.out(self.lstm(self.words(x))[0]).transpose(1, 2)
@@ -437,7 +437,7 @@ class Sequences(Recurrent):
 
 
 class ClassesLast(Recurrent):
-    """Classes at each place, [B, T, C]."""
+    """Module with classes at each position, [B, T, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.out(self.lstm(self.words(x))[0])
@@ -488,7 +488,7 @@ squares = nn.MSELoss()
 
 
 class Temperature(nn.Module):
-    """A loss with a parameter of its own."""
+    """Loss with a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -502,7 +502,7 @@ temperature = Temperature()
 
 
 class Centred(nn.Module):
-    """A loss with a buffer that training changes."""
+    """Loss with a buffer that training changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -522,15 +522,15 @@ centred = Centred()
 
 @dataclass(frozen=True)
 class Case:
-    """A module on data, with settings of [model] and [client].
+    """Module, data and settings of a run, with the expected outcome.
 
     Attributes:
-        make: makes the module.
-        data: makes all examples, the first `N_TRAIN` of them for training.
-        loss: name of a loss in this module, None: cross-entropy.
-        settings: dotted keys of the scenario.
-        refused: a pattern of the error that refuses it before round 1; None: it runs.
-        accuracy: whether the built-in accuracy is defined for it.
+        make: function that builds the module.
+        data: function that returns all examples; the first `N_TRAIN` are for training.
+        loss: name of a loss in this file; None: cross-entropy.
+        settings: settings of the scenario by dotted key, of [model] and [client].
+        refused: pattern of the error that refuses the run before round 1; None: the run finishes.
+        accuracy: whether the built-in accuracy is defined for the outputs.
     """
 
     make: Callable[[], nn.Module]
@@ -541,14 +541,14 @@ class Case:
     accuracy: bool = True
 
 
-def policies(make: Callable[[], nn.Module], key: str, *names: str) -> dict[str, Case]:
-    """A case for each policy of batch norm or buffers."""
-    return {f"{make.__name__}, {key} {name}": Case(make, settings={f"model.{key}": name}) for name in names}
+def policies(make: Callable[[], nn.Module], key: str, *policy_names: str) -> dict[str, Case]:
+    """Return a case for each policy of batch norm or buffers."""
+    return {f"{make.__name__}, {key} {name}": Case(make, settings={f"model.{key}": name}) for name in policy_names}
 
 
 CASES: dict[str, Case] = {
     "perceptron": Case(perceptron),
-    "tied": Case(Tied),
+    "tied": Case(TiedWeights),
     "one module under two names": Case(TwoNames),
     "frozen random layer": Case(frozen_layer),
     "random buffer": Case(RandomProjection),
@@ -567,17 +567,17 @@ CASES: dict[str, Case] = {
     "frozen shadow, refused": Case(Shadow, refused=r"training changes"),
     **policies(Shadow, "buffers", "mean", "local"),
     **policies(ShadowBuffer, "buffers", "mean"),
-    "shared state": Case(Shared),
-    "sentinel": Case(Sentinel),
+    "shared state": Case(SharedDictionaries),
+    "sentinel": Case(SentinelAttribute),
     "constant table": Case(Table),
     "generator of the file": Case(GlobalGenerator, refused="equal training steps of two copies"),
-    "unseeded generator": Case(Unseeded, refused="equal training steps of two copies"),
-    "unseeded initialisation": Case(UnseededStart, refused="differs each time"),
+    "unseeded generator": Case(UnseededNoise, refused="equal training steps of two copies"),
+    "unseeded initialisation": Case(UnseededStart, refused="is another one each time"),
     "random tensor that is no buffer": Case(PlainProjection, refused=r"PlainProjection\.projection is drawn at random"),
     "random buffer that is not persistent": Case(HiddenProjection, refused="buffer projection is drawn at random"),
-    "buffer that evaluation changes": Case(Tested, refused="evaluation changes mean"),
-    "iterator": Case(Iterating, refused=r"Iterating\.scales is an iterator"),
-    "module that cannot be copied": Case(Locked, settings={"model.buffers": "mean"}),
+    "buffer that evaluation changes": Case(EvaluationBuffer, refused="evaluation changes mean"),
+    "iterator": Case(IteratorAttribute, refused=r"IteratorAttribute\.scales is an iterator"),
+    "module that cannot be copied": Case(Uncopyable, settings={"model.buffers": "mean"}),
     "batch norm mean, buffers local": Case(TwoPolicies, settings={"model.batch_norm": "mean", "model.buffers": "local"}),
     "batch norm local, buffers mean": Case(TwoPolicies, settings={"model.batch_norm": "local", "model.buffers": "mean"}),
     "dropout": Case(dropout),
@@ -587,7 +587,7 @@ CASES: dict[str, Case] = {
     "generator of its own": Case(OwnGenerator),
     "counter": Case(Counter),
     "slow counter": Case(SlowCounter),
-    "branch on the batch": Case(Branch, settings={"client.optimizer.name": "momentum-pytorch", "client.optimizer.weight_decay": 0.1}),
+    "branch on the batch": Case(DataDependentBranch, settings={"client.optimizer.name": "momentum-pytorch", "client.optimizer.weight_decay": 0.1}),
     "one logit": Case(one_logit, two_clouds, "bce_column"),
     "one logit, flat": Case(one_logit_flat, two_clouds, "bce_column"),
     "one logit, labels as a column": Case(one_logit, column_of_two, "bce_column"),

@@ -1,4 +1,4 @@
-"""Divergence: one rule over a run's history, and where its warning is shown."""
+"""Divergence: the rule over a run's history, and the outputs that show its warning."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ NO_LONGER_FALLING = [1.0] * 40
 
 
 def evaluations(losses: Sequence[float], accuracy: float | None = None) -> list[tuple[int, dict[str, float]]]:
-    """An evaluation after every round. accuracy: of all of them."""
-    known = {} if accuracy is None else {"accuracy": accuracy}
-    return [(r, {"loss": loss, **known}) for r, loss in enumerate(losses, 1)]
+    """Return an evaluation after every round, each with this accuracy."""
+    metrics = {} if accuracy is None else {"accuracy": accuracy}
+    return [(r, {"loss": loss, **metrics}) for r, loss in enumerate(losses, 1)]
 
 
 def test_divergence_by_loss_above_initial_names_both_losses() -> None:
     losses = [2.31 + r / 4 for r in range(1, 41)]
-    found = detect_divergence(evaluations(losses, 0.12), initial_metrics=INITIAL)
-    assert found == "test loss 12.3 after round 40, 2.31 before round 1"
-    unknown = detect_divergence(evaluations(losses))
-    assert unknown == "test loss 12.3 after round 40, 2.56 after round 1"
+    evidence = detect_divergence(evaluations(losses, 0.12), initial_metrics=INITIAL)
+    assert evidence == "test loss 12.3 after round 40, 2.31 before round 1"
+    without_initial = detect_divergence(evaluations(losses))
+    assert without_initial == "test loss 12.3 after round 40, 2.56 after round 1"
 
 
 def test_divergence_of_a_loss_that_exploded_in_round_1_is_detected_from_initial_metrics() -> None:
@@ -47,13 +47,13 @@ def test_divergence_of_a_loss_that_exploded_in_round_1_is_detected_from_initial_
         detect_divergence(evaluations(losses, 0.1), initial_metrics=INITIAL)
         == "test loss 47.7 after round 20, 2.31 before round 1"
     )
-    assert detect_divergence(evaluations(losses, 0.1)) is None, "nothing in the history itself shows it"
+    assert detect_divergence(evaluations(losses, 0.1)) is None, "the history alone shows no divergence"
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_divergence_by_non_finite_last_loss_is_detected(bad: float) -> None:
-    assert detect_divergence(evaluations([*FALLING[:-1], bad], 0.9)) == "test loss is not finite after round 40"
-    assert detect_divergence(evaluations([bad, *FALLING])) is None
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_divergence_by_non_finite_last_loss_is_detected(loss: float) -> None:
+    assert detect_divergence(evaluations([*FALLING[:-1], loss], 0.9)) == "test loss is not finite after round 40"
+    assert detect_divergence(evaluations([loss, *FALLING])) is None
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_divergence_margin_of_a_negative_loss_is_relative_to_its_magnitude() -> 
 @pytest.mark.parametrize(("accuracy", "diverged"), [(0.1, True), (0.32, True), (0.33, False), (0.9, False), (math.nan, True)])
 def test_overfitting_model_with_enough_accuracy_is_not_divergent(accuracy: float, diverged: bool) -> None:
     """A quarter of the way from 0.1 to 1 is 0.325."""
-    found = detect_divergence(evaluations([5.0] * 10, accuracy), initial_metrics=INITIAL)
-    assert (found is not None) == diverged
+    evidence = detect_divergence(evaluations([5.0] * 10, accuracy), initial_metrics=INITIAL)
+    assert (evidence is not None) == diverged
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_overfitting_model_with_enough_accuracy_is_not_divergent(accuracy: float
     [(0.9, 0.91, False), (0.9, 0.9, True), (0.9, 0.5, True), (0.59, 0.6, True), (0.6, 0.61, False)],
 )
 def test_pretrained_model_with_a_small_gain_is_not_divergent(before: float, after: float, diverged: bool) -> None:
-    found = detect_divergence(evaluations([0.4] * 10, after), initial_metrics={"loss": 0.3, "accuracy": before})
-    assert (found is not None) == diverged
+    evidence = detect_divergence(evaluations([0.4] * 10, after), initial_metrics={"loss": 0.3, "accuracy": before})
+    assert (evidence is not None) == diverged
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,10 @@ def test_divergence_by_residuals_needs_growth_faster_than_the_rounds(
 
 
 def test_divergence_by_residuals_names_the_medians() -> None:
-    """Rounds 11 to 20 and 31 to 40 of r²: medians (15² + 16²) / 2 and (35² + 36²) / 2."""
-    found = detect_divergence(evaluations(NO_LONGER_FALLING), [r**2 for r in range(1, 41)], INITIAL)
+    """For norms r² the medians of rounds 11 to 20 and 31 to 40 are (15² + 16²) / 2 and (35² + 36²) / 2."""
+    evidence = detect_divergence(evaluations(NO_LONGER_FALLING), [r**2 for r in range(1, 41)], INITIAL)
     figures = "1.26e+03 in the last quarter of the rounds, 240 in the second"
-    assert found == f"residual norm {figures}, while the test loss no longer falls"
+    assert evidence == f"residual norm {figures}, while the test loss no longer falls"
 
 
 def test_run_without_evaluations_is_not_divergent() -> None:
@@ -133,14 +133,14 @@ def test_run_without_evaluations_is_not_divergent() -> None:
 
 
 def test_initial_metrics_match_the_untrained_model_in_pytorch(blobs: Dataset, scenario: Make) -> None:
-    """Plain PyTorch: the same initial weights, cross-entropy and accuracy on the same test examples."""
+    """PyTorch computes cross-entropy and accuracy from the same initial weights on the same test examples."""
     import torch
 
     result = fedsgd.run(scenario({"model.hidden": [5], "data.partition.clients": 4, "rounds": 1}), dataset=blobs)
     from fedsgd.experiment.builder import build_experiment
 
     weights = build_experiment(result.scenario, dataset=blobs).initial_server_state.weights
-    tensors = [torch.tensor(weights[where].reshape(shape)) for _, where, shape in result.layout.list_slices()]
+    tensors = [torch.tensor(weights[span].reshape(shape)) for _, span, shape in result.layout.list_slices()]
     x, y = (torch.tensor(values) for values in blobs.test.arrays())
     output = torch.relu(x @ tensors[0].T + tensors[1]) @ tensors[2].T + tensors[3]
     loss = torch.nn.functional.cross_entropy(output, y).item()
@@ -168,13 +168,13 @@ def test_failure_of_initial_metrics_keeps_the_finished_run(blobs: Dataset, scena
     assert result.summary["rounds"] == 3
 
 
-def called(*arguments: str | Path) -> Any:
+def invoke(*arguments: str | Path) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
 def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that learns and one that diverges, in three rounds of the quickstart."""
+    """Return the folder of two runs of the quickstart, three rounds each: "good" learns, "bad" diverges."""
     folder = tmp_path_factory.mktemp("runs")
     for name, settings in {"good": {}, "bad": {"client.optimizer.lr": 50.0}}.items():
         tiny = {"rounds": 3, "client.epochs": 1, **settings}
@@ -182,13 +182,13 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return read
+def read_summary(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
 
 
 def test_summary_field_diverged_is_none_for_a_run_that_learns(runs: Path) -> None:
-    bad, good = summary_of(runs / "bad"), summary_of(runs / "good")
+    bad, good = read_summary(runs / "bad"), read_summary(runs / "good")
     loss, initial = bad["final_metrics"]["loss"], bad["initial_metrics"]["loss"]
     assert loss > 2 * initial
     assert initial == good["initial_metrics"]["loss"]
@@ -200,10 +200,10 @@ def test_summary_field_diverged_is_none_for_a_run_that_learns(runs: Path) -> Non
 def test_divergent_run_warns_in_its_closing_table_and_exits_with_0(root: Path, tmp_path: Path) -> None:
     quick = ("--quiet", "--set", "rounds=3", "--set", "client.epochs=1")
     scenario = root / "scenarios" / "quickstart.toml"
-    bad = called("run", scenario, *quick, "--set", "client.optimizer.lr=50.0", "--out", tmp_path / "bad")
-    good = called("run", scenario, *quick, "--out", tmp_path / "good")
+    bad = invoke("run", scenario, *quick, "--set", "client.optimizer.lr=50.0", "--out", tmp_path / "bad")
+    good = invoke("run", scenario, *quick, "--out", tmp_path / "good")
     assert bad.exit_code == good.exit_code == 0
-    evidence = summary_of(tmp_path / "bad")["diverged"]
+    evidence = read_summary(tmp_path / "bad")["diverged"]
     assert f"the run diverged: {evidence}; try a smaller client.optimizer.lr\n" in bad.stdout
     assert "diverged" not in good.stdout
 
@@ -212,7 +212,7 @@ def test_divergent_run_warns_in_its_closing_table_and_exits_with_0(root: Path, t
 def test_residuals_of_error_feedback_warn_only_under_unbounded_growth(
     root: Path, settings: dict[str, Any], diverged: bool
 ) -> None:
-    """40 rounds of the quickstart: top-k fills up to a plateau, DGC with momentum at this rate does not."""
+    """In 40 rounds of the quickstart, residuals of top-k reach a plateau; those of DGC with momentum at this density do not."""
     result = fedsgd.run(fedsgd.load(root / "scenarios" / "quickstart.toml", {"client.epochs": 2, **settings}))
     evidence = result.summary["diverged"]
     assert (evidence is not None) == diverged
@@ -222,9 +222,9 @@ def test_residuals_of_error_feedback_warn_only_under_unbounded_growth(
 def test_compare_names_the_divergent_seed_in_every_format(runs: Path, tmp_path: Path) -> None:
     outs = [tmp_path / f"table{suffix}" for suffix in (".md", ".csv", ".json", ".tex")]
     options = [option for out in outs for option in ("--out", out)]
-    result = called("compare", f"plain={runs / 'good'}", f"hot={runs / 'bad'}", *options)
+    result = invoke("compare", f"plain={runs / 'good'}", f"hot={runs / 'bad'}", *options)
     assert result.exit_code == 0, result.output
-    note = f"hot: the run with seed 0 diverged: {summary_of(runs / 'bad')['diverged']}"
+    note = f"hot: the run with seed 0 diverged: {read_summary(runs / 'bad')['diverged']}"
     markdown, table, plain, latex = (out.read_text() for out in outs)
     assert note in result.stdout
     assert f"- {note}\n" in markdown
@@ -237,14 +237,14 @@ def test_compare_names_the_divergent_seed_in_every_format(runs: Path, tmp_path: 
 def test_sweep_names_divergent_cells_and_counts_them_as_finished(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     grid = ("--grid", "client.optimizer.lr=0.05,50.0", "--set", "rounds=3", "--set", "client.epochs=1")
-    result = called("sweep", root / "scenarios" / "quickstart.toml", *grid, "--out", out)
+    result = invoke("sweep", root / "scenarios" / "quickstart.toml", *grid, "--out", out)
     assert result.exit_code == 0, result.output
     warnings = [line for line in result.stdout.splitlines() if "diverged" in line]
     assert len(warnings) == 1
     assert re.fullmatch(r".*lr 50, seed 0: diverged: test loss \S+ after round 3, \S+ before round 1", warnings[0])
-    ended = [line for line in result.stderr.splitlines() if "diverged" in line]
-    assert len(ended) == 1
-    assert "lr 50" in ended[0]
+    progress_lines = [line for line in result.stderr.splitlines() if "diverged" in line]
+    assert len(progress_lines) == 1
+    assert "lr 50" in progress_lines[0]
 
 
 def test_page_payload_names_the_divergent_seed(runs: Path) -> None:
@@ -253,12 +253,12 @@ def test_page_payload_names_the_divergent_seed(runs: Path) -> None:
     from fedsgd.network import PricingModel, get_device, get_network
 
     methods = load_methods([("plain", runs / "good"), ("hot", runs / "bad")])
-    known = build_payload(
+    payload = build_payload(
         methods, ReportOptions("Test", 0.5, PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g")
     )
-    evidence = summary_of(runs / "bad")["diverged"]
+    evidence = read_summary(runs / "bad")["diverged"]
     text = f"the run with seed 0 diverged: {evidence}; try a smaller client.optimizer.lr"
-    assert [method["diverged"] for method in known["methods"]] == [[], [text]]
+    assert [method["diverged"] for method in payload["methods"]] == [[], [text]]
 
 
 def test_figure_legend_marks_the_divergent_method(runs: Path) -> None:
@@ -268,10 +268,10 @@ def test_figure_legend_marks_the_divergent_method(runs: Path) -> None:
     from fedsgd.network import PricingModel, get_device, get_network
 
     methods = load_methods([("plain", runs / "good"), ("hot", runs / "bad")])
-    shown = build_series(
+    series = build_series(
         methods, ReportOptions("Test", 0.5, PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g")
     )
-    assert [one.legend_entry()[1] for one in shown] == ["plain", "hot (diverged)"]
+    assert [curve.legend_entry()[1] for curve in series] == ["plain", "hot (diverged)"]
 
 
 SPIKES = [1456.0, 22.0, 149.0, 1875.0, 255.0, 2.311]
@@ -296,10 +296,10 @@ WORSE = [2.9, 3.1, 2.7, 3.4, 2.8, 2.6]
 def test_divergence_of_a_short_run_needs_high_losses_without_accuracy_gain(
     losses: list[float], before: float, after: float, diverged: bool
 ) -> None:
-    found = detect_divergence(evaluations(losses, after), initial_metrics={"loss": 2.297, "accuracy": before})
-    assert (found is not None) == diverged, found
+    evidence = detect_divergence(evaluations(losses, after), initial_metrics={"loss": 2.297, "accuracy": before})
+    assert (evidence is not None) == diverged, evidence
 
 
 def test_divergence_with_a_late_dip_names_the_median_loss() -> None:
-    found = detect_divergence(evaluations(SPIKES, 0.114), initial_metrics={"loss": 2.297, "accuracy": 0.217})
-    assert found == "median test loss 202 over 6 evaluations, 2.3 before round 1"
+    evidence = detect_divergence(evaluations(SPIKES, 0.114), initial_metrics={"loss": 2.297, "accuracy": 0.217})
+    assert evidence == "median test loss 202 over 6 evaluations, 2.3 before round 1"

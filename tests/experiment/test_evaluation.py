@@ -1,4 +1,4 @@
-"""What is measured beside the test examples: by client, on the training examples, by the user's own metrics."""
+"""Optional evaluations: by client, on the training examples, by the user's metrics."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ from fedsgd.training import EvaluationResult
 Make = Callable[..., Scenario]
 
 
-class Fixed:
-    """An engine whose accuracy on an example is the example itself."""
+class ExampleAsAccuracy:
+    """Engine whose accuracy on an example is the example itself."""
 
     def evaluate(self, weights: np.ndarray, examples: Examples, buffers: object = None) -> EvaluationResult:
         return EvaluationResult(len(examples), [0.5 * len(examples)], {"accuracy": examples.arrays()[0].astype(np.float64)})
 
-    def train(self, works: Any) -> Any:
+    def train(self, jobs: Any) -> Any:
         raise AssertionError
 
 
-def owned(scores: list[float], owner: list[int], clients: int) -> PartitionedData:
+def partition_by(scores: list[float], assignment: list[int], clients: int) -> PartitionedData:
     x = np.array(scores, dtype=np.float32)
-    return PartitionedData(Examples(x, np.zeros(len(x), int)), Partition.from_assignment(np.array(owner), clients))
+    return PartitionedData(Examples(x, np.zeros(len(x), int)), Partition.from_assignment(np.array(assignment), clients))
 
 
 def test_accuracy_by_client_matches_hand_computation() -> None:
-    """Clients have accuracy 1, 0.5, none (no examples), 0: the worst tenth of three is one client."""
-    held_out = owned([1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 3, -1], 4)
-    values = Evaluator(Fixed(), ("accuracy",), Examples(np.float32([1, 0]), np.zeros(2, int)), held_out, None)(np.zeros(1))[0]
+    """The clients' accuracies are 1, 0.5, none (no examples) and 0; the worst tenth of three clients is one client."""
+    held_out = partition_by([1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 3, -1], 4)
+    values = Evaluator(ExampleAsAccuracy(), ("accuracy",), Examples(np.float32([1, 0]), np.zeros(2, int)), held_out, None)(
+        np.zeros(1)
+    )[0]
     assert values["accuracy"] == 0.5
     assert values["client_accuracy_mean"] == pytest.approx(0.5)
     assert values["client_accuracy_worst_tenth"] == 0
@@ -51,14 +53,18 @@ def test_accuracy_by_client_matches_hand_computation() -> None:
 def test_worst_tenth_is_rounded_up_to_whole_clients() -> None:
     scores = [i / 20 for i in range(21)]
     values = Evaluator(
-        Fixed(), ("accuracy",), Examples(np.float32([1]), np.zeros(1, int)), owned(scores, [*range(21)], 21), None
+        ExampleAsAccuracy(),
+        ("accuracy",),
+        Examples(np.float32([1]), np.zeros(1, int)),
+        partition_by(scores, [*range(21)], 21),
+        None,
     )
     assert values(np.zeros(1))[0]["client_accuracy_worst_tenth"] == pytest.approx((0 + 0.05 + 0.1) / 3)
 
 
 def test_optional_evaluations_are_named_in_summary_and_table(scenario: Make, tmp_path: Path) -> None:
-    wanted = {"data.held_out": 0.25, "evaluation.clients": True, "evaluation.training": True, "evaluation.every": 2}
-    result = run(scenario(wanted), out=tmp_path / "run")
+    settings = {"data.held_out": 0.25, "evaluation.clients": True, "evaluation.training": True, "evaluation.every": 2}
+    result = run(scenario(settings), out=tmp_path / "run")
     assert list(result.summary["final_metrics"]) == [
         *("loss", "accuracy", "client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std"),
         *("train_loss", "train_accuracy"),
@@ -74,44 +80,46 @@ def test_training_metrics_exclude_held_out_examples(scenario: Make) -> None:
     rows = set(experiment.train.partition.order.tolist())
     assert not rows & set(experiment.held_out.partition.order.tolist())
     values, _ = experiment.evaluator(experiment.task.initial_parameters)
-    own = experiment.dataset.train
-    alone = experiment.engine.evaluate(experiment.task.initial_parameters, Examples(own.x, own.y, np.array(sorted(rows)))).means
-    assert values["train_loss"] == pytest.approx(alone["loss"], rel=1e-6)
-    assert values["train_accuracy"] == pytest.approx(alone["accuracy"], rel=1e-12)
+    examples = experiment.dataset.train
+    expected = experiment.engine.evaluate(
+        experiment.task.initial_parameters, Examples(examples.x, examples.y, np.array(sorted(rows)))
+    ).means
+    assert values["train_loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert values["train_accuracy"] == pytest.approx(expected["accuracy"], rel=1e-12)
 
 
 def test_accuracy_by_client_matches_separate_evaluations(scenario: Make) -> None:
     experiment = build_experiment(scenario({"data.held_out": 0.3, "evaluation.clients": True}))
     held_out = experiment.held_out
     assert held_out is not None
-    alone = [
+    accuracies = [
         experiment.engine.evaluate(experiment.task.initial_parameters, held_out.examples_of(c)).means["accuracy"]
         for c in range(len(held_out))
         if len(held_out.examples_of(c))
     ]
     values, _ = experiment.evaluator(experiment.task.initial_parameters)
-    assert values["client_accuracy_mean"] == pytest.approx(np.mean(alone), rel=1e-12)
-    assert values["client_accuracy_std"] == pytest.approx(np.std(alone), rel=1e-12)
+    assert values["client_accuracy_mean"] == pytest.approx(np.mean(accuracies), rel=1e-12)
+    assert values["client_accuracy_std"] == pytest.approx(np.std(accuracies), rel=1e-12)
 
 
 def test_accuracy_of_each_client_is_in_the_result_and_in_a_file(scenario: Make, tmp_path: Path) -> None:
-    asked = scenario({"data.held_out": 0.1, "evaluation.clients": True, "data.partition.clients": 300, "rounds": 1})
-    asked = asked.with_settings({"downlink.compressor.values": "bfloat16"})  # clients are tested on what they decode
-    result = run(asked, out=tmp_path / "run")
+    custom = scenario({"data.held_out": 0.1, "evaluation.clients": True, "data.partition.clients": 300, "rounds": 1})
+    custom = custom.with_settings({"downlink.compressor.values": "bfloat16"})  # clients are tested on what they decode
+    result = run(custom, out=tmp_path / "run")
     accuracy, metrics = result.client_accuracy, result.summary["final_metrics"]
     assert accuracy is not None
-    tested = np.sort(accuracy[~np.isnan(accuracy)])
-    assert 0 < len(tested) < 290
-    assert metrics["client_accuracy_mean"] == pytest.approx(tested.mean(), rel=1e-12)
-    assert metrics["client_accuracy_std"] == pytest.approx(tested.std(), rel=1e-12)
-    assert metrics["client_accuracy_worst_tenth"] == pytest.approx(tested[: -(-len(tested) // 10)].mean(), rel=1e-12)
+    accuracies = np.sort(accuracy[~np.isnan(accuracy)])
+    assert 0 < len(accuracies) < 290
+    assert metrics["client_accuracy_mean"] == pytest.approx(accuracies.mean(), rel=1e-12)
+    assert metrics["client_accuracy_std"] == pytest.approx(accuracies.std(), rel=1e-12)
+    assert metrics["client_accuracy_worst_tenth"] == pytest.approx(accuracies[: -(-len(accuracies) // 10)].mean(), rel=1e-12)
     table = pq.read_table(tmp_path / "run" / "clients.parquet").to_pydict()
     assert table["client"] == list(range(300))
     assert sum(table["train_examples"]) + sum(table["test_examples"]) == 1437
     assert [a is None for a in table["accuracy"]] == [n == 0 for n in table["test_examples"]] == np.isnan(accuracy).tolist()
     assert any(n == 0 for n in table["test_examples"])
-    again = run(scenario({"rounds": 1}), out=tmp_path / "run", overwrite=True)
-    assert again.client_accuracy is None
+    second_result = run(scenario({"rounds": 1}), out=tmp_path / "run", overwrite=True)
+    assert second_result.client_accuracy is None
     assert not (tmp_path / "run" / "clients.parquet").exists()
 
 
@@ -121,10 +129,10 @@ def test_accuracy_by_client_without_client_test_examples_is_refused(scenario: Ma
 
 
 def test_accuracy_by_client_without_an_accuracy_metric_is_refused() -> None:
-    some = Examples(np.zeros((4, 2), np.float32), np.zeros((4, 1), np.float32))
+    examples = Examples(np.zeros((4, 2), np.float32), np.zeros((4, 1), np.float32))
     s = Scenario(name="x").with_settings({"data.partition.clients": 2, "data.held_out": 0.5, "evaluation.clients": True})
     with pytest.raises(ScenarioError, match=r"evaluation.clients: there is no metric named accuracy \(metrics: none\)"):
-        build_experiment(s, dataset=Dataset(some, some, None), module=nn.Linear(2, 1), loss=nn.functional.mse_loss)
+        build_experiment(s, dataset=Dataset(examples, examples, None), module=nn.Linear(2, 1), loss=nn.functional.mse_loss)
 
 
 @pytest.mark.parametrize("name", ["train_loss", "train_speed", "client_accuracy_std", "seconds"])
@@ -142,9 +150,9 @@ def test_model_that_does_not_fit_its_data_is_refused_before_the_first_round(scen
     text = Dataset(
         Examples(np.full((4, 5), 7), np.zeros((4, 5), int)), Examples(np.zeros((4, 5), int), np.zeros((4, 5), int)), 3
     )
-    own = Scenario(name="x").with_settings({"data.partition.clients": 2, "model.name": "char-lstm"})
+    recurrent = Scenario(name="x").with_settings({"data.partition.clients": 2, "model.name": "char-lstm"})
     with pytest.raises(ModelError, match=r"cannot be run on these data .*: IndexError"):
-        build_experiment(own, dataset=text)
+        build_experiment(recurrent, dataset=text)
     with pytest.raises(ModelError, match="integer examples are numbers of words or characters, give images as floats"):
         build_experiment(scenario(), dataset=words)
 
@@ -169,8 +177,8 @@ def test_non_finite_client_accuracy_is_distinguished_from_no_examples(scenario: 
     def odd(output: Tensor, target: Tensor) -> Tensor:
         return torch.where(target == 3, torch.nan, 1.0)
 
-    asked = scenario({"data.held_out": 0.2, "evaluation.clients": True, "rounds": 1})
-    result = run(asked, metrics={"accuracy": odd}, out=tmp_path / "run")
+    custom = scenario({"data.held_out": 0.2, "evaluation.clients": True, "rounds": 1})
+    result = run(custom, metrics={"accuracy": odd}, out=tmp_path / "run")
     assert result.summary["final_metrics"]["client_accuracy_mean"] is None
     assert result.summary["final_metrics"]["client_accuracy_worst_tenth"] is None
     table = pq.read_table(tmp_path / "run" / "clients.parquet").to_pydict()
@@ -179,11 +187,11 @@ def test_non_finite_client_accuracy_is_distinguished_from_no_examples(scenario: 
 
 
 def test_client_examples_are_evaluated_once_a_round(scenario: Make) -> None:
-    seen = 0
+    n_examples = 0
 
     def counting(output: Tensor, target: Tensor) -> Tensor:
-        nonlocal seen
-        seen += len(target)
+        nonlocal n_examples
+        n_examples += len(target)
         return torch.ones(len(target))
 
     result = run(scenario({"data.held_out": 0.2, "evaluation.clients": True, "rounds": 2}), metrics={"one": counting})
@@ -191,12 +199,14 @@ def test_client_examples_are_evaluated_once_a_round(scenario: Make) -> None:
     held_out = build_experiment(scenario({"data.held_out": 0.2})).held_out
     assert held_out is not None
     n = int(held_out.partition.sizes().sum())
-    tried = 2 * 100 + (100 + 60) + (100 + n % 100)
-    assert seen == 2 * (360 + n) + tried + 360, "a slice and its halves, one slice of each size, the initial model at the end"
+    n_trial = 2 * 100 + (100 + 60) + (100 + n % 100)
+    assert n_examples == 2 * (360 + n) + n_trial + 360, (
+        "a slice and its halves, one slice of each size, the initial model at the end"
+    )
 
 
 def test_evaluation_equals_the_join_of_its_slices(scenario: Make) -> None:
-    """So that others may take some of them: also with a module that draws numbers, and keeps some, while it is evaluated."""
+    """The equality allows workers to share an evaluation. It includes a module that draws random numbers and has state."""
 
     class Noisy(nn.Module):
         def __init__(self) -> None:

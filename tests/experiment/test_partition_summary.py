@@ -1,4 +1,4 @@
-"""Splits as tables, as pictures and as JSON."""
+"""Partitions as tables, as pictures and as JSON."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_counts_add_up_to_the_dataset() -> None:
 
 @pytest.mark.filterwarnings("ignore:The sum of partition sizes:UserWarning")
 def test_held_out_and_unassigned_examples_are_counted_separately() -> None:
-    held = split(held_out=0.25)
-    assert held.held_out_sizes is not None
-    assert (held.sizes + held.held_out_sizes).sum() == 120
-    assert held.n_unassigned == 0
+    with_held_out = split(held_out=0.25)
+    assert with_held_out.held_out_sizes is not None
+    assert (with_held_out.sizes + with_held_out.held_out_sizes).sum() == 120
+    assert with_held_out.n_unassigned == 0
     sharded = split(
         held_out=0.5,
         partition__name="flwr-datasets",
@@ -76,7 +76,7 @@ def test_sequence_targets_are_counted_at_every_position() -> None:
     assert sequences.counts is not None
     assert sequences.counts.tolist() == [[1, 1, 4]] * 4
     assert sequences.sizes.tolist() == [2] * 4
-    assert sequences.held_out_sizes is not None, "the test examples of the same owners"
+    assert sequences.held_out_sizes is not None, "test examples of the same clients"
     assert sequences.n_unassigned == 0
 
 
@@ -89,14 +89,14 @@ def test_regression_targets_have_sizes_only() -> None:
 # -------------------------------------------------------------------------------------------------------------------- tables
 
 
-def shown(of: PartitionSummary, capsys: pytest.CaptureFixture[str]) -> str:
-    print_partition(of)
+def table_text(partition: PartitionSummary, capsys: pytest.CaptureFixture[str]) -> str:
+    print_partition(partition)
     return capsys.readouterr().out
 
 
 def test_table_of_few_clients_has_a_row_each(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("[red]", "\n", " ")
-    table = shown(
+    table = table_text(
         PartitionSummary("s", "p", names, np.array([[3, 1, 0], [0, 3, 1]]), np.array([4, 4]), np.array([1, 0]), 7), capsys
     )
     assert re.search(r"client +examples +held out +distance +\[re +\\n +' '", table)
@@ -109,7 +109,7 @@ def test_table_shows_every_class_of_any_name(names: tuple[str, ...], capsys: pyt
     counts = np.array([[10, 30, 60], [10, 30, 60]])
     assert re.search(
         r"^ +0 +100 +0\.00 +10 +30 +60 *$",
-        shown(PartitionSummary("s", "p", names, counts, counts.sum(axis=1), None, 0), capsys),
+        table_text(PartitionSummary("s", "p", names, counts, counts.sum(axis=1), None, 0), capsys),
         re.M,
     )
 
@@ -119,7 +119,7 @@ def test_table_fits_a_terminal(clients: int, capsys: pytest.CaptureFixture[str])
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 9000, (clients, 10))
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    table = shown(PartitionSummary("s", "p", names, counts, counts.sum(axis=1), counts[:, 0], 0), capsys)
+    table = table_text(PartitionSummary("s", "p", names, counts, counts.sum(axis=1), counts[:, 0], 0), capsys)
     assert max(map(len, table.splitlines())) <= 80
     assert "…" not in table
     assert len(table.splitlines()) < 32
@@ -127,16 +127,16 @@ def test_table_fits_a_terminal(clients: int, capsys: pytest.CaptureFixture[str])
 
 def test_numbered_class_headings_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.ones((2, 2), dtype=int)
-    table = shown(PartitionSummary("s", "p", ("class_a", "class_b"), counts, counts.sum(axis=1), None, 0), capsys)
+    table = table_text(PartitionSummary("s", "p", ("class_a", "class_b"), counts, counts.sum(axis=1), None, 0), capsys)
     assert "classes: 0 class_a, 1 class_b" in table
-    assert "classes:" not in shown(PartitionSummary("s", "p", ("0", "1"), counts, counts.sum(axis=1), None, 0), capsys)
+    assert "classes:" not in table_text(PartitionSummary("s", "p", ("0", "1"), counts, counts.sum(axis=1), None, 0), capsys)
 
 
 def test_table_of_many_clients_shows_quantiles(capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.zeros((101, 2), dtype=int)
     counts[:, 0] = np.arange(1, 102)
     counts[:50, 1] = [5] * 40 + [1] * 10
-    table = shown(PartitionSummary("s", "p", ("a", "b"), counts, counts.sum(axis=1), None, 0), capsys)
+    table = table_text(PartitionSummary("s", "p", ("a", "b"), counts, counts.sum(axis=1), None, 0), capsys)
     assert re.search(r"examples +6 +16 +51 +91 +101", table)
     assert re.search(r"classes +1 +1 +1 +2 +2", table)
     assert re.search(r"b +210 +50 +5", table)
@@ -144,11 +144,11 @@ def test_table_of_many_clients_shows_quantiles(capsys: pytest.CaptureFixture[str
 
 def test_many_classes_are_listed_by_frequency(capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.tile(np.arange(30), (3, 1))
-    few = shown(PartitionSummary("s", "p", tuple(map(str, range(30))), counts, counts.sum(axis=1), None, 0), capsys)
+    few = table_text(PartitionSummary("s", "p", tuple(map(str, range(30))), counts, counts.sum(axis=1), None, 0), capsys)
     assert "29 7%, 28 6%, 27 6%, 26 6%, 25 6%" in few
     many = np.tile(np.arange(30), (30, 1))
     assert re.search(
-        r"18 others +4,590", shown(PartitionSummary("s", "p", tuple("x" * 30), many, many.sum(axis=1), None, 0), capsys)
+        r"18 others +4,590", table_text(PartitionSummary("s", "p", tuple("x" * 30), many, many.sum(axis=1), None, 0), capsys)
     )
 
 
@@ -163,11 +163,11 @@ def random_split(clients: int, classes: int) -> PartitionSummary:
 
 @pytest.mark.parametrize(("clients", "classes"), [(1, 1), (10, 10), (40, 62), (41, 10), (1000, 65), (5000, 3)])
 def test_pictures_of_any_size_are_valid_and_reproducible(clients: int, classes: int, tmp_path: Path) -> None:
-    made = random_split(clients, classes)
+    partition = random_split(clients, classes)
     for suffix in (".png", ".svg"):
         paths = [tmp_path / f"{i}{suffix}" for i in range(2)]
         for path in paths:
-            draw_partition(made, path)
+            draw_partition(partition, path)
         assert paths[0].read_bytes() == paths[1].read_bytes()
     with Image.open(tmp_path / "0.png") as image:
         assert image.width == 1350
@@ -185,29 +185,32 @@ def test_pictures_of_regression_targets_are_drawn(tmp_path: Path) -> None:
 def test_bar_lengths_are_the_client_sizes() -> None:
     from fedsgd.analysis.figures.partition import _draw_bars
 
-    made = random_split(12, 4)
-    assert made.counts is not None
-    (ax,) = _draw_bars(made).axes
+    partition = random_split(12, 4)
+    assert partition.counts is not None
+    (ax,) = _draw_bars(partition).axes
     widths = np.array([[bar.get_width() for bar in container] for container in ax.containers])
     lefts = np.array([[bar.get_x() for bar in container] for container in ax.containers])
-    assert widths.T.tolist() == made.counts.tolist()
-    assert lefts.T.tolist() == (made.counts.cumsum(axis=1) - made.counts).tolist(), "one beside the other"
+    assert widths.T.tolist() == partition.counts.tolist()
+    assert lefts.T.tolist() == (partition.counts.cumsum(axis=1) - partition.counts).tolist(), "stacked without gaps"
 
 
 def test_map_sorts_clients_by_their_largest_class() -> None:
     from fedsgd.analysis.figures.partition import _draw_map
 
-    made = random_split(200, 5)
-    top, below, _ = _draw_map(made).axes
-    columns = np.asarray(below.images[0].get_array())
+    partition = random_split(200, 5)
+    top, bottom, _ = _draw_map(partition).axes
+    columns = np.asarray(bottom.images[0].get_array())
     assert (np.diff(columns.argmax(axis=0)) >= 0).all()
     assert columns.sum(axis=0) == pytest.approx(np.ones(200))
     heights = top.collections[0].get_paths()[0].vertices[1:400:2, 1]
-    assert sorted(heights.tolist()) == sorted(made.sizes.tolist())
-    shares = made.compute_class_distributions()
+    assert sorted(heights.tolist()) == sorted(partition.sizes.tolist())
+    shares = partition.compute_class_distributions()
     assert shares is not None
     for column, size in zip(columns.T, heights, strict=True):
-        assert any(np.allclose(share, column) and size == own for share, own in zip(shares, made.sizes, strict=True))
+        assert any(
+            np.allclose(share, column) and size == client_size
+            for share, client_size in zip(shares, partition.sizes, strict=True)
+        )
 
 
 def test_classes_beyond_the_palette_are_summed() -> None:
@@ -275,10 +278,10 @@ def test_partition_command_prints_a_table_and_draws_a_picture(fedsgd: Callable[.
 
 
 def test_partition_command_prints_json(fedsgd: Callable[..., Result]) -> None:
-    found = json.loads(fedsgd("--json", "--seed", "3").stdout)
-    assert (found["clients"], sum(found["sizes"]), found["left_out"]) == (20, 1437, 0)
-    assert np.array(found["counts"]).shape == (20, 10)
-    assert found["sizes"] != json.loads(fedsgd("--json").stdout)["sizes"]
+    partition = json.loads(fedsgd("--json", "--seed", "3").stdout)
+    assert (partition["clients"], sum(partition["sizes"]), partition["left_out"]) == (20, 1437, 0)
+    assert np.array(partition["counts"]).shape == (20, 10)
+    assert partition["sizes"] != json.loads(fedsgd("--json").stdout)["sizes"]
 
 
 @pytest.mark.parametrize(

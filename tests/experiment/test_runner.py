@@ -1,4 +1,4 @@
-"""Whole runs: what they return and write, that they are the same each time, and how they end."""
+"""Whole runs: results, files, reproducibility and failures."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_run_folder_has_the_documented_files(scenario: Make, tmp_path: Path) -> 
     for column, direction in (("uplink_bytes", "up"), ("downlink_bytes", "down")):
         assert rounds[column].tolist() == ledger[ledger.direction == direction].groupby("round").n_bytes.sum().cumsum().tolist()
     models = ledger[ledger.kind == "MODEL"].groupby("round").frame_hash
-    assert models.nunique().tolist() == [1, 1, 1], "one model a round for all"
-    assert models.first().nunique() == 3, "another one each round"
+    assert models.nunique().tolist() == [1, 1, 1], "all clients of a round receive one model"
+    assert models.first().nunique() == 3, "each round sends another model"
 
 
 def test_summary_bytes_and_ratios_add_up(scenario: Make) -> None:
@@ -93,8 +93,8 @@ def test_summary_bytes_and_ratios_add_up(scenario: Make) -> None:
     assert s["dense_uplink_bytes"] == 12 * (4 * 4810 + frame_overhead(0) + 1 + 3)
     assert s["uplink_ratio"] == s["dense_uplink_bytes"] / s["uplink_bytes"]
     assert s["downlink_ratio"] == s["dense_downlink_bytes"] / s["downlink_bytes"]
-    dense, sent = s["dense_uplink_bytes"] + s["dense_downlink_bytes"], s["uplink_bytes"] + s["downlink_bytes"]
-    assert s["bidirectional_ratio"] == dense / sent
+    dense, compressed = s["dense_uplink_bytes"] + s["dense_downlink_bytes"], s["uplink_bytes"] + s["downlink_bytes"]
+    assert s["bidirectional_ratio"] == dense / compressed
     assert s["bidirectional_ratio"] < 2 < s["uplink_ratio"], "the model goes down whole"
     assert s["best_accuracy"] == max(r.accuracy for r in result.history if r.accuracy is not None)
 
@@ -104,7 +104,7 @@ def test_dense_run_has_ratio_one(scenario: Make) -> None:
 
 
 def test_training_uses_only_the_selected_rows(scenario: Make, blobs: Dataset) -> None:
-    """Examples(x, y, rows) is those rows: no other may be dealt to a client."""
+    """Examples(x, y, rows) contains only those rows; no client may receive another row."""
     s = Scenario(name="rows", rounds=1).with_settings({"data.partition.clients": 5})
     x, y, rows = blobs.train.x, blobs.train.y, np.arange(30, 90)
     part = Dataset(Examples(x, y, rows), blobs.test, 3)
@@ -188,26 +188,28 @@ def test_evaluation_follows_its_interval_and_the_last_round(scenario: Make) -> N
 
 
 def test_target_accuracy_is_reported_or_ends_the_run(scenario: Make) -> None:
-    seen: list[int] = []
-    reported = run(scenario({"rounds": 4, "report.target_accuracy": 0.2}), on_round=lambda r: seen.append(r.round))
+    rounds: list[int] = []
+    reported = run(scenario({"rounds": 4, "report.target_accuracy": 0.2}), on_round=lambda r: rounds.append(r.round))
     first = reported.summary["rounds_to_target"]
-    assert seen == [1, 2, 3, 4]
+    assert rounds == [1, 2, 3, 4]
     assert first is not None
     assert first < 4
     stopped = run(scenario({"rounds": 4, "stop.target_accuracy": 0.2, "report.target_accuracy": 0.2}))
     assert stopped.summary["rounds"] == stopped.summary["rounds_to_target"] == first
-    only = run(scenario({"rounds": 4, "stop.target_accuracy": 0.2}).with_settings({"report": {}}))
-    assert (only.summary["target_accuracy"], only.summary["rounds_to_target"]) == (0.2, first)
-    exactly = reported.history[1].accuracy
-    assert run(scenario({"report.target_accuracy": exactly})).summary["rounds_to_target"] <= 2
+    stop_only = run(scenario({"rounds": 4, "stop.target_accuracy": 0.2}).with_settings({"report": {}}))
+    assert (stop_only.summary["target_accuracy"], stop_only.summary["rounds_to_target"]) == (0.2, first)
+    second_accuracy = reported.history[1].accuracy
+    assert run(scenario({"report.target_accuracy": second_accuracy})).summary["rounds_to_target"] <= 2
     assert [r.summary["stopped_by"] for r in (reported, stopped)] == ["rounds", "target_accuracy"]
-    assert reported.history[int(first) - 1].compression_ratios.items() <= stopped.summary.items(), "of the rounds that were run"
-    never = run(scenario({"report.target_accuracy": 1.0}))
-    assert never.summary["rounds_to_target"] is None
+    assert reported.history[int(first) - 1].compression_ratios.items() <= stopped.summary.items(), (
+        "ratios cover the executed rounds"
+    )
+    unreached = run(scenario({"report.target_accuracy": 1.0}))
+    assert unreached.summary["rounds_to_target"] is None
 
 
 def test_quickstart_reaches_its_accuracy(root: Path) -> None:
-    """The quickstart's promise at a quarter of its length; 10 % is chance."""
+    """A quarter of the quickstart's rounds is enough; chance is 10 %."""
     result = run(fedsgd.load(root / "scenarios" / "quickstart.toml", {"rounds": 11}))
     assert result.summary["final_accuracy"] > 0.85
     assert result.summary["best_accuracy"] == max(r.accuracy for r in result.history) >= result.summary["final_accuracy"]
@@ -254,7 +256,7 @@ print(result.summary["params_sha256"], result.summary["ledger_sha256"])
 """
 
 
-def in_a_process(path: Path, threads: str, **environment: str) -> str:
+def digests_in_a_process(path: Path, threads: str, **environment: str) -> str:
     command = [sys.executable, "-c", CHILD, str(path), threads]
     return subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -271,8 +273,8 @@ def test_digests_repeat_within_one_process(scenario: Make) -> None:
 def test_digests_repeat_in_other_processes_with_any_threads(root: Path) -> None:
     path = root / "scenarios" / "quickstart.toml"
     expected = " ".join(digests(run(fedsgd.load(path, {"rounds": 3}))))
-    assert in_a_process(path, "default") == expected
-    assert in_a_process(path, "4", OMP_NUM_THREADS="3", MKL_NUM_THREADS="2", PYTHONHASHSEED="7") == expected
+    assert digests_in_a_process(path, "default") == expected
+    assert digests_in_a_process(path, "4", OMP_NUM_THREADS="3", MKL_NUM_THREADS="2", PYTHONHASHSEED="7") == expected
 
 
 def test_thread_setting_of_the_user_is_restored(scenario: Make) -> None:
@@ -339,7 +341,7 @@ def test_killed_run_leaves_a_readable_ledger(root: Path, tmp_path: Path) -> None
     assert ledger["round"].unique().tolist() == list(range(1, ledger["round"].max() + 1))
     assert len(ledger) == 30 * ledger["round"].max()
     assert rounds["round"].tolist() == list(range(1, len(rounds) + 1))
-    assert 0 < len(rounds) <= ledger["round"].max(), "a kill may fall between the two"
+    assert 0 < len(rounds) <= ledger["round"].max(), "the kill may come between the two writes"
 
 
 @pytest.mark.parametrize("over", ["steps", "local-steps"])
@@ -358,9 +360,9 @@ def test_learning_rate_of_each_round_is_recorded(scenario: Make) -> None:
 def test_evaluation_uses_the_decoded_model_and_parameters_are_exact(scenario: Make) -> None:
     result = run(scenario({"downlink.compressor.values": "bfloat16"}))
     experiment = build_experiment(scenario())
-    halves = encode_values(result.parameters, "bfloat16")[1]
-    assert halves.tobytes() != result.parameters.tobytes()
-    assert experiment.engine.evaluate(halves, experiment.dataset.test).means == result.summary["final_metrics"]
+    decoded = encode_values(result.parameters, "bfloat16")[1]
+    assert decoded.tobytes() != result.parameters.tobytes()
+    assert experiment.engine.evaluate(decoded, experiment.dataset.test).means == result.summary["final_metrics"]
     assert experiment.engine.evaluate(result.parameters, experiment.dataset.test).means != result.summary["final_metrics"]
 
 

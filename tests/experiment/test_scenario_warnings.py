@@ -1,4 +1,4 @@
-"""Warnings of settings that a component is not made for: which settings, and where the warnings are shown."""
+"""Warnings of unsuitable settings: the rules, and the outputs that show the warnings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fedsgd.scenario.sections import DownlinkConfig, UplinkConfig
 
 Make = Callable[..., Scenario]
 MLP = ParameterLayout(("1.weight", "1.bias", "3.weight", "3.bias"), ((64, 64), (64,), (10, 64), (10,)))
-"""The quickstart's model, 4,810 numbers."""
+"""Layout of the quickstart's model, 4,810 parameters."""
 RUN = RunConfig("uplink.compressor", MLP, rounds=100, clients=20, cohort=10, local_steps=5)
 EVERYBODY, ONE_OF_A_HUNDRED = {"clients": 20, "cohort": 20}, {"clients": 100, "cohort": 1}
 DGC = {"uplink.compressor": {"name": "dgc", "density": 0.01}, "uplink.error_feedback": "none"}
@@ -41,13 +41,13 @@ DGC_WARNING = (
 
 
 def warnings_of(uplink: Mapping[str, Any], downlink: Mapping[str, Any] | None = None, **settings: Any) -> list[str]:
-    """The warnings of both compressors in a run with these settings. uplink: a compressor, or the table [uplink]."""
+    """Return the warnings of both compressors in a run with these settings; `uplink` is a compressor or the table [uplink]."""
     link = parse_table(UplinkConfig, uplink if "compressor" in uplink else {"compressor": uplink})
     run = replace(RUN, error_feedback=link.error_feedback, **settings)
     return list(find_compressor_warnings(link.build_scheme(), run, parse_table(DownlinkConfig, downlink or {})))
 
 
-def fed_back(policy: str, **compressor: Any) -> dict[str, Any]:
+def with_feedback(policy: str, **compressor: Any) -> dict[str, Any]:
     return {"compressor": compressor, "error_feedback": policy}
 
 
@@ -66,7 +66,9 @@ def fed_back(policy: str, **compressor: Any) -> dict[str, Any]:
 def test_dgc_momentum_outside_its_rule_warns_with_the_remedy(settings: dict[str, Any], reason: str, remedy: str) -> None:
     by_rule = {**EVERYBODY, "local_steps": 1}
     assert warnings_of({"name": "dgc", "momentum": 0.9}, **by_rule) == []
-    assert warnings_of({"name": "dgc", "momentum": 0.9}, **{**by_rule, "local_steps": None}) == [], "steps are not known"
+    assert warnings_of({"name": "dgc", "momentum": 0.9}, **{**by_rule, "local_steps": None}) == [], (
+        "the number of steps is unknown"
+    )
     (text,) = warnings_of({"name": "dgc", "momentum": 0.9}, **{**by_rule, **settings})
     assert text.startswith("uplink.compressor.momentum = 0.9: ")
     assert text.endswith(f", but {reason}; set uplink.compressor.momentum = 0, or {remedy}")
@@ -87,8 +89,8 @@ TOP_K, RAND_K = {"name": "top-k", "density": 0.01}, {"name": "rand-k", "density"
         ({"name": "per-layer", "op": TOP_K, "biases": "dense"}, {}, 'uplink.error_feedback = "none": top-k is biased'),
         ({"name": "scaffold", "op": TOP_K}, {}, "uplink.compressor.op: top-k is biased"),
         ({"name": "scaffold"}, {}, None),
-        (fed_back("persist", **TOP_K), {}, None),
-        (fed_back("decay", name="sign"), {}, None),
+        (with_feedback("persist", **TOP_K), {}, None),
+        (with_feedback("decay", name="sign"), {}, None),
         (TOP_K, ONE_OF_A_HUNDRED, None),
         ({"name": "top-k", "density": 0.5}, {}, None),
         ({"name": "dense", "values": "bfloat16"}, {}, None),
@@ -102,33 +104,33 @@ TOP_K, RAND_K = {"name": "top-k", "density": 0.01}, {"name": "rand-k", "density"
 def test_biased_operator_without_error_feedback_warns(
     uplink: dict[str, Any], settings: dict[str, Any], starts: str | None
 ) -> None:
-    found = warnings_of(uplink, **settings)
-    assert len(found) == (starts is not None), found
-    assert starts is None or found[0].startswith(starts)
+    texts = warnings_of(uplink, **settings)
+    assert len(texts) == (starts is not None), texts
+    assert starts is None or texts[0].startswith(starts)
 
 
 @pytest.mark.parametrize(
     ("uplink", "settings", "stale"),
     [
-        (fed_back("persist", **TOP_K), ONE_OF_A_HUNDRED, True),
+        (with_feedback("persist", **TOP_K), ONE_OF_A_HUNDRED, True),
         ({"name": "stc"}, ONE_OF_A_HUNDRED, True),
         ({"name": "dgc", "momentum": 0.0}, ONE_OF_A_HUNDRED, True),
         ({"name": "power-sgd"}, ONE_OF_A_HUNDRED, True),
-        (fed_back("persist", **TOP_K), {**ONE_OF_A_HUNDRED, "rounds": None}, True),
-        (fed_back("persist", **TOP_K), {**ONE_OF_A_HUNDRED, "rounds": 99}, False),
-        (fed_back("persist", **TOP_K), {"clients": 100, "cohort": 10}, False),
-        (fed_back("decay", **TOP_K), ONE_OF_A_HUNDRED, False),
-        (fed_back("reset", name="stc"), ONE_OF_A_HUNDRED, False),
+        (with_feedback("persist", **TOP_K), {**ONE_OF_A_HUNDRED, "rounds": None}, True),
+        (with_feedback("persist", **TOP_K), {**ONE_OF_A_HUNDRED, "rounds": 99}, False),
+        (with_feedback("persist", **TOP_K), {"clients": 100, "cohort": 10}, False),
+        (with_feedback("decay", **TOP_K), ONE_OF_A_HUNDRED, False),
+        (with_feedback("reset", name="stc"), ONE_OF_A_HUNDRED, False),
         ({"name": "cafe"}, ONE_OF_A_HUNDRED, False),
     ],
 )
 def test_persistent_residuals_at_tiny_cohorts_warn(uplink: dict[str, Any], settings: dict[str, Any], stale: bool) -> None:
-    found = warnings_of(uplink, **settings)
+    texts = warnings_of(uplink, **settings)
     expected = (
         "uplink.error_feedback: a client takes part every 100 rounds on average, and residuals that persist are as old; "
         'set uplink.error_feedback = "decay" or "reset", or sample more clients in a round'
     )
-    assert found == [expected] * stale
+    assert texts == [expected] * stale
 
 
 @pytest.mark.parametrize(
@@ -139,8 +141,8 @@ def test_persistent_residuals_at_tiny_cohorts_warn(uplink: dict[str, Any], setti
         ({"name": "rand-k", "density": 0.1}, ONE_OF_A_HUNDRED, "uplink.compressor.density"),
         ({"name": "count-sketch", "density": 0.02}, {}, "uplink.compressor.density"),
         ({"name": "count-sketch", "density": 0.1}, {}, None),
-        (fed_back("persist", **RAND_K), {}, "uplink.compressor.density = 0.01"),
-        (fed_back("persist", **RAND_K), {"rounds": 400}, None),
+        (with_feedback("persist", **RAND_K), {}, "uplink.compressor.density = 0.01"),
+        (with_feedback("persist", **RAND_K), {"rounds": 400}, None),
         ({"name": "ef21", "op": RAND_K}, {}, "uplink.compressor.op.density = 0.01"),
         ({"name": "eden"}, {}, None),
         ({"name": "eden"}, {"layout": ParameterLayout.from_size(100)}, "uplink.compressor"),
@@ -175,8 +177,8 @@ def test_persistent_residuals_at_tiny_cohorts_warn(uplink: dict[str, Any], setti
     ],
 )
 def test_warning_begins_with_its_key(uplink: dict[str, Any], settings: dict[str, Any], key: str | None) -> None:
-    found = warnings_of(uplink, **settings)
-    assert [text.partition(":")[0] for text in found] == ([] if key is None else [key])
+    texts = warnings_of(uplink, **settings)
+    assert [text.partition(":")[0] for text in texts] == ([] if key is None else [key])
 
 
 def test_downlink_warnings_ignore_client_participation() -> None:
@@ -202,8 +204,8 @@ def test_downlink_warnings_ignore_client_participation() -> None:
     ],
 )
 def test_local_training_setting_without_effect_warns(scenario: Make, settings: dict[str, Any], key: str | None) -> None:
-    found = build_experiment(scenario(settings)).warnings
-    assert [text.partition(":")[0] for text in found] == ([] if key is None else [key])
+    texts = build_experiment(scenario(settings)).warnings
+    assert [text.partition(":")[0] for text in texts] == ([] if key is None else [key])
 
 
 def test_dgc_without_momentum_equals_error_feedback_over_top_k(scenario: Make) -> None:
@@ -218,7 +220,7 @@ def test_dgc_without_momentum_equals_error_feedback_over_top_k(scenario: Make) -
 
 
 @dataclass(frozen=True)
-class Mine(TopK):
+class MinimumCohort(TopK):
     name: ClassVar[str] = "mine"
     codec: ClassVar[int] = 101
 
@@ -229,7 +231,7 @@ class Mine(TopK):
 
 
 @dataclass(frozen=True)
-class Broken(TopK):
+class FailingWarnings(TopK):
     name: ClassVar[str] = "broken"
     codec: ClassVar[int] = 101
 
@@ -238,17 +240,17 @@ class Broken(TopK):
 
 
 def test_user_compressor_warns_in_one_line(scenario: Make) -> None:
-    mine = scenario({"uplink.compressor.name": f"{__name__}:Mine"})
-    assert build_experiment(mine).warnings == ("uplink.compressor.density: 4 clients are too few; set server.cohort = 5",)
-    assert build_experiment(mine.with_settings({"server.cohort": 5})).warnings == ()
-    with pytest.raises(ScenarioError, match=rf"uplink.compressor \({__name__}:Broken\): ZeroDivisionError"):
-        build_experiment(scenario({"uplink.compressor.name": f"{__name__}:Broken"}))
+    custom = scenario({"uplink.compressor.name": f"{__name__}:MinimumCohort"})
+    assert build_experiment(custom).warnings == ("uplink.compressor.density: 4 clients are too few; set server.cohort = 5",)
+    assert build_experiment(custom.with_settings({"server.cohort": 5})).warnings == ()
+    with pytest.raises(ScenarioError, match=rf"uplink.compressor \({__name__}:FailingWarnings\): ZeroDivisionError"):
+        build_experiment(scenario({"uplink.compressor.name": f"{__name__}:FailingWarnings"}))
 
 
 # ----------------------------------------------------------------------------------------------------- where warnings are shown
 
 
-def called(*arguments: object) -> Result:
+def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
@@ -259,9 +261,9 @@ def write_scenario(scenario: Make, folder: Path, settings: Mapping[str, Any] = D
 
 
 def test_run_in_python_issues_the_warning_and_summarizes_it(scenario: Make, tmp_path: Path) -> None:
-    with pytest.warns(ScenarioWarning, match=re.escape(DGC_WARNING)) as caught:
+    with pytest.warns(ScenarioWarning, match=re.escape(DGC_WARNING)) as records:
         result = fedsgd.run(scenario({"rounds": 1, **DGC}), out=tmp_path / "run")
-    assert len(caught) == 1
+    assert len(records) == 1
     assert result.summary["warnings"] == [DGC_WARNING]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"] == [DGC_WARNING]
     with warnings.catch_warnings():
@@ -273,15 +275,15 @@ def test_script_shows_a_repeated_warning_once_at_its_line(scenario: Make, tmp_pa
     script = tmp_path / "script.py"
     path = write_scenario(scenario, tmp_path)
     script.write_text(f"import fedsgd\nfor seed in (0, 1):\n    fedsgd.run(fedsgd.load({str(path)!r}, {{'seed': seed}}))\n")
-    done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
-    assert done.stderr.splitlines()[0] == f"{script}:3: ScenarioWarning: {DGC_WARNING}"
-    assert done.stderr.count("ScenarioWarning") == 1
+    process = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
+    assert process.stderr.splitlines()[0] == f"{script}:3: ScenarioWarning: {DGC_WARNING}"
+    assert process.stderr.count("ScenarioWarning") == 1
 
 
 def test_command_line_prints_the_warning_first_and_in_its_summary(scenario: Make, tmp_path: Path) -> None:
     path = write_scenario(scenario, tmp_path)
     plain, quiet, as_json = (
-        called("run", path, "--out", tmp_path / name, *options)
+        invoke("run", path, "--out", tmp_path / name, *options)
         for name, options in (("plain", ()), ("quiet", ("--quiet",)), ("json", ("--json", "--quiet")))
     )
     assert plain.exit_code == quiet.exit_code == as_json.exit_code == 0, plain.output
@@ -296,26 +298,26 @@ def test_sweep_prints_a_shared_warning_once_with_the_cell_labels(scenario: Make,
     path, methods = write_scenario(scenario, tmp_path, {}), tmp_path / "methods.toml"
     table = 'uplink.error_feedback = "none"\nuplink.compressor = {{ name = "dgc", density = {} }}\n'
     methods.write_text(f'["DGC 1 %"]\n{table.format(0.01)}["DGC 5 %"]\n{table.format(0.05)}')
-    result = called("sweep", path, "--methods", methods, "--seeds", 2, "--jobs", 2, "--out", tmp_path / "sweep")
+    result = invoke("sweep", path, "--methods", methods, "--seeds", 2, "--jobs", 2, "--out", tmp_path / "sweep")
     assert result.exit_code == 0, result.output
-    (shown,) = (line for line in result.stderr.splitlines() if DGC_WARNING in line)
-    assert re.fullmatch(r"fedsgd: warning: DGC [15] %: ", shown.removesuffix(DGC_WARNING))
-    (closing,) = (line for line in result.stdout.splitlines() if DGC_WARNING in line)
-    assert closing == f"warning: DGC 1 %, DGC 5 %: {DGC_WARNING}"
+    (progress_line,) = (line for line in result.stderr.splitlines() if DGC_WARNING in line)
+    assert re.fullmatch(r"fedsgd: warning: DGC [15] %: ", progress_line.removesuffix(DGC_WARNING))
+    (summary_line,) = (line for line in result.stdout.splitlines() if DGC_WARNING in line)
+    assert summary_line == f"warning: DGC 1 %, DGC 5 %: {DGC_WARNING}"
 
 
 def test_quiet_sweep_leaves_standard_error_empty(scenario: Make, tmp_path: Path) -> None:
-    result = called("sweep", write_scenario(scenario, tmp_path), "--quiet", "--out", tmp_path / "sweep")
+    result = invoke("sweep", write_scenario(scenario, tmp_path), "--quiet", "--out", tmp_path / "sweep")
     assert result.stderr == ""
     assert f"warning: quickstart: {DGC_WARNING}\n" in result.stdout
 
 
 def test_sweep_with_a_failing_cell_warns(scenario: Make, tmp_path: Path) -> None:
     path = write_scenario(scenario, tmp_path)
-    with pytest.warns(ScenarioWarning, match=f"quickstart: {re.escape(DGC_WARNING)}") as caught:
-        made = fedsgd.sweep(path, tune={"client.optimizer.lr": [1e38]}, out=tmp_path / "sweep")
-    assert [cell.state for cell in made.cells] == ["failed"]
-    assert len(caught) == 1
+    with pytest.warns(ScenarioWarning, match=f"quickstart: {re.escape(DGC_WARNING)}") as records:
+        result = fedsgd.sweep(path, tune={"client.optimizer.lr": [1e38]}, out=tmp_path / "sweep")
+    assert [cell.state for cell in result.cells] == ["failed"]
+    assert len(records) == 1
 
 
 def test_comparison_and_page_payload_name_the_warning(scenario: Make, tmp_path: Path) -> None:
@@ -328,7 +330,7 @@ def test_comparison_and_page_payload_name_the_warning(scenario: Make, tmp_path: 
         fedsgd.run(scenario({"rounds": 1, **settings}), out=tmp_path / name)
     methods = load_methods([("plain", tmp_path / "plain"), ("hot", tmp_path / "hot")])
     assert f"hot: warning: {DGC_WARNING}" in collect_notes(compare(methods))
-    known = build_payload(
+    payload = build_payload(
         methods, ReportOptions("Test", 0.5, PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g")
     )
-    assert [method["warnings"] for method in known["methods"]] == [[], [f"warning: {DGC_WARNING}"]]
+    assert [method["warnings"] for method in payload["methods"]] == [[], [f"warning: {DGC_WARNING}"]]

@@ -1,4 +1,4 @@
-"""What clients remember all together, and where it goes: known, or refused with what can be done, before the first round."""
+"""Budget of client state: size and location are planned, or refused with remedies, before the first round."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_auto_location_is_memory_up_to_the_budget_then_disk() -> None:
         5000,
         314_000_000,
     )
-    assert plan(budget=314_000_000, model_bytes=1).location == "disk", "models are in memory too"
+    assert plan(budget=314_000_000, model_bytes=1).location == "disk", "models occupy memory too"
     assert plan(budget=0, free=314_000_000).location == "disk"
-    assert plan("disk", bytes_per_client=0).location == "memory", "nothing needs no disk"
+    assert plan("disk", bytes_per_client=0).location == "memory", "an empty state needs no disk"
 
 
 @pytest.mark.parametrize(
-    ("where", "budget", "free", "folder", "said"),
+    ("location", "budget", "free", "folder", "message"),
     [
         (
             "memory",
@@ -87,29 +87,29 @@ def test_auto_location_is_memory_up_to_the_budget_then_disk() -> None:
     ],
 )
 def test_insufficient_room_is_refused_with_remedies(
-    where: StoreLocation, budget: int, free: int, folder: str | None, said: str
+    location: StoreLocation, budget: int, free: int, folder: str | None, message: str
 ) -> None:
-    with pytest.raises(ScenarioError) as caught:
-        plan(where, budget, free, folder and Path(folder))
-    text = str(caught.value)
+    with pytest.raises(ScenarioError) as error:
+        plan(location, budget, free, folder and Path(folder))
+    text = str(error.value)
     assert text.startswith("no room for client state: at most 5,000 of 1,000,000 clients x 62.8 kB = 314 MB, but ")
-    assert said in text
-    for way in ("bfloat16", "fewer rounds", "compressor without state"):
-        assert way in text
+    assert message in text
+    for remedy in ("bfloat16", "fewer rounds", "compressor without state"):
+        assert remedy in text
 
 
-@pytest.mark.parametrize("where", ["auto", "memory", "disk"])
-def test_models_beyond_the_memory_budget_are_refused_at_any_location(where: StoreLocation) -> None:
-    said = r"models that clients keep: at most 200 MB, but the budget of memory is 100 MB; remedies: .*downlink\.remember"
-    with pytest.raises(ScenarioError, match=said):
-        plan(where, budget=10**8, model_bytes=2 * 10**8)
+@pytest.mark.parametrize("location", ["auto", "memory", "disk"])
+def test_models_beyond_the_memory_budget_are_refused_at_any_location(location: StoreLocation) -> None:
+    message = r"models that clients keep: at most 200 MB, but the budget of memory is 100 MB; remedies: .*downlink\.remember"
+    with pytest.raises(ScenarioError, match=message):
+        plan(location, budget=10**8, model_bytes=2 * 10**8)
 
 
 def test_free_disk_space_is_measured_only_if_needed(tmp_path: Path) -> None:
-    def asked(folder: Path) -> int:
+    def failing_probe(folder: Path) -> int:
         raise AssertionError
 
-    plan_state_storage(10, 1, 1, 100, budget=GIB, folder=Path("/nowhere"), free_bytes_probe=asked)
+    plan_state_storage(10, 1, 1, 100, budget=GIB, folder=Path("/nowhere"), free_bytes_probe=failing_probe)
     assert plan_state_storage(10, 1, 1, 100, location="disk", budget=0, folder=tmp_path).location == "disk"
     assert measure_free_bytes(tmp_path) > 0
     with pytest.raises(ScenarioError, match=r"nowhere: expected a folder for client state \(No such file or directory\)"):
@@ -117,45 +117,49 @@ def test_free_disk_space_is_measured_only_if_needed(tmp_path: Path) -> None:
 
 
 def test_store_opens_at_the_planned_location(tmp_path: Path) -> None:
-    for made in (plan(), plan("disk", folder=tmp_path)):
-        store = made.open_shared_store()
+    for state_budget in (plan(), plan("disk", folder=tmp_path)):
+        store = state_budget.open_shared_store()
         assert store.n_clients == 10**6
         store.close()
 
 
 @pytest.mark.parametrize("scheme", list(schemes()), ids=str)
 def test_representative_state_bounds_the_state_of_later_rounds(scheme: CompressionScheme) -> None:
-    agreed = replace(plan_of(scheme), layout=LAYOUT)
-    state = representative_state(agreed, LAYOUT.size)
+    round_plan = replace(plan_of(scheme), layout=LAYOUT)
+    state = representative_state(round_plan, LAYOUT.size)
     assert state.uncommitted_state is not None
     assert state.uncommitted_state.round == 2
-    for round in range(3, 7):  # it grows no further
+    for round in range(3, 7):  # the state grows no further
         x = np.random.default_rng(round).standard_normal(LAYOUT.size, dtype=np.float32)
-        opened = DecodedDownlink(x, None, np.zeros_like(x), 0.0)
+        downlink = DecodedDownlink(x, None, np.zeros_like(x), 0.0)
         task = ClientTask(
-            TrainingJob(0, round, 0, x, NO_EXAMPLES), ClientState(state.resolve(round, round - 1)), opened, 0, -1, 0.0
+            TrainingJob(0, round, 0, x, NOBODYS), ClientState(state.resolve(round, round - 1)), downlink, 0, -1, 0.0
         )
-        _, state = encode_update(agreed, task, TrainingResult(0, x, 1, 1))
-        assert stored_bytes(state) <= 1.1 * stored_bytes(representative_state(agreed, LAYOUT.size)) + 64
+        _, state = encode_update(round_plan, task, TrainingResult(0, x, 1, 1))
+        assert stored_bytes(state) <= 1.1 * stored_bytes(representative_state(round_plan, LAYOUT.size)) + 64
 
 
 def test_representative_state_counts_optimizer_state_and_buffers() -> None:
-    agreed = replace(plan_of(), layout=LAYOUT)
-    carrying = replace(agreed, local_training=replace(agreed.local_training, optimizer=Momentum(), keep_optimizer_state=True))
-    halved = replace(carrying, bfloat16_states=True)
+    round_plan = replace(plan_of(), layout=LAYOUT)
+    with_velocity = replace(
+        round_plan, local_training=replace(round_plan.local_training, optimizer=Momentum(), keep_optimizer_state=True)
+    )
+    in_bfloat16 = replace(with_velocity, bfloat16_states=True)
     norm = BufferPlan(None, np.ones(20_000, np.float32), np.ones(20_000, np.float32))
-    local = replace(agreed, buffers=norm)
+    local = replace(round_plan, buffers=norm)
     size = LAYOUT.size + 20_000
-    none, velocity, half, own = (stored_bytes(representative_state(p, size)) for p in (agreed, carrying, halved, local))
+    none, velocity, half, with_buffers = (
+        stored_bytes(representative_state(p, size)) for p in (round_plan, with_velocity, in_bfloat16, local)
+    )
     assert none == 64
     assert velocity > 4 * size
     assert half < 0.7 * velocity
-    assert own > 8 * 20_000
+    assert with_buffers > 8 * 20_000
 
 
 def test_byte_counts_are_formatted_with_units() -> None:
-    known = {0: "0 B", 999: "999 B", 1000: "1 kB", 62_800: "62.8 kB", 999_499: "999 kB", 999_500: "1 MB", 314 * 10**6: "314 MB"}
-    assert {n: format_bytes(n) for n in known} == known
+    texts = {0: "0 B", 999: "999 B", 1000: "1 kB", 62_800: "62.8 kB", 999_499: "999 kB", 999_500: "1 MB", 314 * 10**6: "314 MB"}
+    assert {n: format_bytes(n) for n in texts} == texts
     assert format_bytes(5 * 10**18) == "5,000 PB"
     assert [format_binary_bytes(n) for n in (2 * GIB, 3 * 2**20, 10**8, 1024 * 10**6, 0)] == [
         "2 GiB",

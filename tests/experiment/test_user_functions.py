@@ -1,4 +1,4 @@
-"""Losses and metrics that fail in the trial before round 1: the message names them, and the shapes that they were given."""
+"""Losses and metrics that fail in the trial before round 1: the message names the function and its shapes."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def examples(y: Any, classes: int | None) -> Dataset:
     return Dataset(Examples(x, y), Examples(x, y), classes)
 
 
-def refused(y: Any, classes: int | None, outputs: int, **given: Any) -> str:
+def run_error(y: Any, classes: int | None, outputs: int, **functions: Any) -> str:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        with pytest.raises(ModelError) as caught:
-            fedsgd.run(parse_scenario(RAW), dataset=examples(y, classes), module=nn.Linear(3, outputs), **given)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+        with pytest.raises(ModelError) as error:
+            fedsgd.run(parse_scenario(RAW), dataset=examples(y, classes), module=nn.Linear(3, outputs), **functions)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 LABELS = np.arange(40) % 2
 
 
 def test_failing_metric_is_named_with_shapes() -> None:
-    message = refused(LABELS, 2, 2, metrics={"m": lambda o, t: 1 / 0})
+    message = run_error(LABELS, 2, 2, metrics={"m": lambda o, t: 1 / 0})
     assert message == 'metric "m" cannot be computed (output [B, 2], targets int64 [B]): ZeroDivisionError: division by zero'
 
 
 def test_failing_loss_is_named_with_shapes() -> None:
-    message = refused(LABELS, 2, 2, loss=lambda o, t: 1 / 0)
+    message = run_error(LABELS, 2, 2, loss=lambda o, t: 1 / 0)
     assert message == "the loss cannot be computed (output [B, 2], targets int64 [B]): ZeroDivisionError: division by zero"
 
 
 def test_cross_entropy_on_a_column_of_labels_advises_flattening() -> None:
-    message = refused(LABELS[:, None], 2, 2)
+    message = run_error(LABELS[:, None], 2, 2)
     assert message.startswith("the loss cannot be computed (output [B, 2], targets int64 [B, 1]): ")
     assert message.endswith("; labels are [B, 1], flatten them: y.reshape(-1)")
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ BCE = functional.binary_cross_entropy_with_logits
 def test_one_logit_with_flat_targets_advises_a_common_shape(
     y: Any, classes: int | None, advised: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
-    message = refused(y, classes, 1, loss=BCE)
+    message = run_error(y, classes, 1, loss=BCE)
     number = "" if classes is None else ".float()"
     assert message.startswith(f"the loss cannot be computed (output [B, 1], targets {y.dtype} [B]): ValueError: Target size")
     assert message.endswith(
@@ -80,13 +80,13 @@ def test_one_logit_with_flat_targets_advises_a_common_shape(
 
 
 def test_squared_error_that_broadcasts_is_refused_without_a_warning() -> None:
-    message = refused(LABELS.astype(np.float32), None, 1, loss=functional.mse_loss)
+    message = run_error(LABELS.astype(np.float32), None, 1, loss=functional.mse_loss)
     assert message.startswith("the loss would compare each output with the targets of all examples")
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb"])
 def test_metric_with_an_unprintable_name_is_refused(name: str) -> None:
-    assert "expected a word, such as accuracy" in refused(LABELS, 2, 2, metrics={name: lambda o, t: o[:, 0]})
+    assert "expected a word, such as accuracy" in run_error(LABELS, 2, 2, metrics={name: lambda o, t: o[:, 0]})
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_metric_with_an_unprintable_name_is_refused(name: str) -> None:
 )
 def test_changed_buffers_are_named_in_singular_or_plural(names: list[str], problem: str) -> None:
     class Counts(nn.Linear):
-        """Adds 1 to its buffers in training."""
+        """Layer that adds 1 to its buffers in training."""
 
         def __init__(self) -> None:
             super().__init__(3, 2)
@@ -113,9 +113,9 @@ def test_changed_buffers_are_named_in_singular_or_plural(names: list[str], probl
                     getattr(self, name).add_(1)
             return super().forward(x)
 
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as error:
         fedsgd.run(parse_scenario(RAW), dataset=examples(LABELS, 2), module=Counts())
-    assert problem in str(caught.value)
+    assert problem in str(error.value)
 
 
 def test_metric_never_finite_is_named_in_summary_and_closing_table(capsys: pytest.CaptureFixture[str]) -> None:

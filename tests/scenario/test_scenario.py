@@ -75,10 +75,10 @@ def test_server_schedule_over_local_steps_is_refused() -> None:
 
 def test_key_that_implies_a_component_replaces_the_named_component(scenario: Make) -> None:
     """The quickstart names an MLP with hidden layers."""
-    own = scenario({"model.module": "m:f", "model.arguments.width": 3, "model.loss": "m:loss"})
-    assert own.model == CustomModule(loss="m:loss", module="m:f", arguments={"width": 3})
-    again = own.with_settings({"model.module": "m:g"})
-    assert again.model == CustomModule(loss="m:loss", module="m:g", arguments={"width": 3})
+    custom = scenario({"model.module": "m:f", "model.arguments.width": 3, "model.loss": "m:loss"})
+    assert custom.model == CustomModule(loss="m:loss", module="m:f", arguments={"width": 3})
+    changed = custom.with_settings({"model.module": "m:g"})
+    assert changed.model == CustomModule(loss="m:loss", module="m:g", arguments={"width": 3})
 
 
 def test_missing_required_key_is_named_with_an_example() -> None:
@@ -166,17 +166,17 @@ def test_settings_reach_a_nested_compressor(scenario: Make, outer: str, inner: s
     base = {"uplink.compressor.name": outer, "uplink.error_feedback": "none", "server.weighting": "uniform"}
     s = scenario({**base, f"{key}.name": "top-k", f"{key}.density": 0.5})
     assert getattr(s.uplink.compressor, inner) == TopK(0.5)
-    again = s.with_settings({f"{key}.name": "rand-k", f"{key}.scaled": False})
-    assert getattr(again.uplink.compressor, inner) == RandK(scaled=False), "a new name takes its own defaults"
+    changed = s.with_settings({f"{key}.name": "rand-k", f"{key}.scaled": False})
+    assert getattr(changed.uplink.compressor, inner) == RandK(scaled=False), "a new name takes its own defaults"
     if inner == "op":
         assert scenario({**base, "uplink.compressor.op.density": 0.25}).uplink.compressor.op == TopK(0.25)
 
 
 def test_message_for_a_nested_operator_offers_only_operators(scenario: Make) -> None:
-    with pytest.raises(ScenarioError) as missing:
+    with pytest.raises(ScenarioError) as error:
         scenario({"uplink.compressor": {"name": "scheduled", "op": {"density": 0.5}}})
-    assert "missing, expected one of" in str(missing.value)
-    assert '"dgc"' not in str(missing.value)
+    assert "missing, expected one of" in str(error.value)
+    assert '"dgc"' not in str(error.value)
 
 
 def test_layer_rule_without_a_matching_tensor_is_refused(scenario: Make) -> None:
@@ -211,8 +211,10 @@ def test_model_with_a_module_needs_no_name() -> None:
 def test_nested_components_are_built_from_settings_and_from_python(scenario: Make) -> None:
     s = scenario({"client.optimizer.schedule.name": "step", "client.optimizer.schedule.every": 5})
     assert s.client.optimizer.schedule == StepSchedule(every=5)
-    built = Scenario(name="y", data=DataConfig(partition=Iid(clients=3)), uplink=UplinkConfig(RandK(scaled=False), "persist"))
-    assert isinstance(built.uplink.build_scheme(), ErrorFeedback)
+    from_python = Scenario(
+        name="y", data=DataConfig(partition=Iid(clients=3)), uplink=UplinkConfig(RandK(scaled=False), "persist")
+    )
+    assert isinstance(from_python.uplink.build_scheme(), ErrorFeedback)
     assert isinstance(Scenario(name="y").uplink.build_scheme(), MemorylessScheme)
 
 
@@ -329,9 +331,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("settings", "message"), WRONG.values(), ids=WRONG.keys())
 def test_invalid_setting_is_reported_with_file_and_key(root: Path, settings: dict[str, Any], message: str) -> None:
     path = root / "scenarios" / "quickstart.toml"
-    base = {"data.partition.clients": 8} if "cohort" in str(settings) else {}
+    base_settings = {"data.partition.clients": 8} if "cohort" in str(settings) else {}
     with pytest.raises(ScenarioError) as error:
-        load(path, {**base, **settings})
+        load(path, {**base_settings, **settings})
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
 
@@ -369,7 +371,7 @@ def test_registry_description_lists_keys_and_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "offers", "withholds"),
+    ("settings", "suggestion", "absent"),
     [
         ({"client.optimizer": "adam"}, '"sgd"', "fedadam"),
         ({"client.optimizer": "fedyogy"}, 'did you mean "fedavg"?', "fedyogi"),
@@ -389,30 +391,30 @@ def test_registry_description_lists_keys_and_options() -> None:
         ({"model": {"modul": "m:f"}}, 'model.modul: unknown key, did you mean "module"?', "mlp"),
     ],
 )
-def test_suggestion_names_only_what_is_valid_there(settings: dict[str, Any], offers: str, withholds: str) -> None:
-    with pytest.raises(ScenarioError) as refused:
+def test_suggestion_names_only_what_is_valid_there(settings: dict[str, Any], suggestion: str, absent: str) -> None:
+    with pytest.raises(ScenarioError) as error:
         Scenario(name="x").with_settings(settings)
-    hint = str(refused.value).partition("got ")[2] or str(refused.value)
-    assert offers in hint
-    assert f'"{withholds}"' not in hint
+    hint = str(error.value).partition("got ")[2] or str(error.value)
+    assert suggestion in hint
+    assert f'"{absent}"' not in hint
 
 
 def test_suggestion_for_a_missing_attribute_names_callables_only() -> None:
     with pytest.raises(ScenarioError, match='"math" has no "sqroot", did you mean "sqrt"'):
         import_by_path("math:sqroot")
-    with pytest.raises(ScenarioError) as refused:
+    with pytest.raises(ScenarioError) as error:
         import_by_path("torch.nn:zzz")
-    assert "__" not in str(refused.value)
-    assert len(str(refused.value)) < 1000
+    assert "__" not in str(error.value)
+    assert len(str(error.value)) < 1000
     with pytest.raises(ScenarioError, match=r"expected one of: .*acos.* and \d+ more$"):
         import_by_path("math:p")  # a number of the module is no function
 
 
 def test_missing_file_is_not_suggested_for_itself(tmp_path: Path) -> None:
     (tmp_path / "x.toml").mkdir()
-    with pytest.raises(ScenarioError) as refused:
+    with pytest.raises(ScenarioError) as error:
         load(tmp_path / "x.toml")
-    assert "did you mean" not in str(refused.value)
+    assert "did you mean" not in str(error.value)
 
 
 INSTANCE = nn.Identity()
@@ -438,31 +440,31 @@ JARGON = re.compile(
 def _checked_classes() -> list[type[ValidatedConfig]]:
     """Every registered component, every table of a scenario, and every other checked class that fedsgd defines."""
     members = [registry[name] for registry in REGISTRIES.values() for name in registry]
-    classes, waiting = dict.fromkeys(members), [ValidatedConfig]
-    while waiting:
-        below = waiting.pop().__subclasses__()
-        waiting += below
-        classes.update(dict.fromkeys(cls for cls in below if cls.__module__.startswith("fedsgd.")))
+    classes, queue = dict.fromkeys(members), [ValidatedConfig]
+    while queue:
+        subclasses = queue.pop().__subclasses__()
+        queue += subclasses
+        classes.update(dict.fromkeys(cls for cls in subclasses if cls.__module__.startswith("fedsgd.")))
     return [cls for cls in classes if not inspect.isabstract(cls)]
 
 
 def test_invalid_value_for_any_field_is_refused_in_plain_words() -> None:
-    refused, kinds = 0, set()
+    n_refused, kinds = 0, set()
     for cls in _checked_classes():
         for key, annotation in field_types(cls).items():
             for value in WRONG_VALUES.values():
                 try:
                     validate_value(value, annotation)
                 except ValueError as problem:
-                    message, refused = str(FieldError(cls.__name__, key, str(problem))), refused + 1
+                    message, n_refused = str(FieldError(cls.__name__, key, str(problem))), n_refused + 1
                     kinds.add(str(annotation))
-                    said = message.rpartition(", got ")[0] or message  # without the value
+                    expectation = message.rpartition(", got ")[0] or message  # without the value
                     assert message.startswith(f"{cls.__name__}.{key}: "), message
-                    assert "expected " in said, message
-                    assert not JARGON.search(said), message
+                    assert "expected " in expectation, message
+                    assert not JARGON.search(expectation), message
                     assert "\n" not in message, message
                     assert len(message) < 260, message
-    assert refused > 1000
+    assert n_refused > 1000
     assert {str(annotation) for cls in _checked_classes() for annotation in field_types(cls).values()} == kinds
 
 
@@ -475,9 +477,9 @@ def test_invalid_value_for_any_field_is_refused_in_plain_words() -> None:
     ],
 )
 def test_feature_columns_with_the_target_or_duplicates_are_refused(x: Any, message: str) -> None:
-    with pytest.raises(ScenarioError) as refused:
+    with pytest.raises(ScenarioError) as error:
         Scenario(name="x").with_settings({"data": {"name": "hugging-face", "path": "p", "x": x, "y": "y"}})
-    assert str(refused.value) == message
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("field", ["lr", "weight_decay", "clip_norm"])
@@ -517,18 +519,18 @@ def test_largest_float32_number_is_accepted(field: str) -> None:
     ],
 )
 def test_invalid_value_is_reported_with_key_and_options(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ScenarioError) as refused:
+    with pytest.raises(ScenarioError) as error:
         Scenario(name="x").with_settings(settings)
-    assert str(refused.value) == message
+    assert str(error.value) == message
 
 
 def test_listed_options_begin_with_the_default() -> None:
-    listed = CliRunner().invoke(main, ["list", "models"]).output
+    output = CliRunner().invoke(main, ["list", "models"]).output
     assert (
         'batch_norm = "refuse" | "batch" | "group" | "mean" | "local" | "frozen", buffers = "refuse" | "mean" | "local"'
-        in listed
+        in output
     )
-    assert "loss_parameters = false" in listed
+    assert "loss_parameters = false" in output
     for registry in REGISTRIES.values():
         for member in describe_registry(registry):
             for key, options in member["options"].items():
@@ -538,7 +540,7 @@ def test_listed_options_begin_with_the_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "options", "said"),
+    ("word", "options", "hint"),
     [
         ("noniid", ["iid", "dirichlet"], ', expected one of: "dirichlet", "iid"'),
         ("quick.toml", ["div.toml"], ', expected one of: "div.toml"'),
@@ -547,8 +549,8 @@ def test_listed_options_begin_with_the_default() -> None:
         ("otpk", ["top-k", "topk"], ', did you mean "topk"?'),
     ],
 )
-def test_suggestion_is_a_similar_name(word: str, options: list[str], said: str) -> None:
-    assert suggest_name(word, options) == said
+def test_suggestion_is_a_similar_name(word: str, options: list[str], hint: str) -> None:
+    assert suggest_name(word, options) == hint
 
 
 @pytest.mark.parametrize(
@@ -572,9 +574,9 @@ def test_suggestion_is_a_similar_name(word: str, options: list[str], said: str) 
     ],
 )
 def test_invalid_setting_is_quoted_as_in_toml(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ScenarioError) as refused:
+    with pytest.raises(ScenarioError) as error:
         Scenario(name="x").with_settings(settings)
-    assert str(refused.value) == message
+    assert str(error.value) == message
 
 
 def test_alternative_set_to_none_keeps_the_other() -> None:
@@ -582,9 +584,9 @@ def test_alternative_set_to_none_keeps_the_other() -> None:
 
 
 def test_missing_module_is_reported_with_the_searched_folder() -> None:
-    with pytest.raises(ScenarioError) as refused:
+    with pytest.raises(ScenarioError) as error:
         import_by_path("nowhere_at_all:make")
-    assert f"searched the current folder {Path.cwd()} and on Python's path; run from its folder" in str(refused.value)
+    assert f"searched the current folder {Path.cwd()} and on Python's path; run from its folder" in str(error.value)
 
 
 def test_instance_in_place_of_a_factory_is_refused() -> None:
