@@ -1,11 +1,11 @@
-"""The worked example of SGD and momentum: L = x², step by step, beside the formulas that say where each step must land.
+"""SGD and momentum on L = x², step by step, with the closed form of each step.
 
 python scenarios/parabola.py [--lr η] [--momentum β] [--start x0] [--steps N]
 
 The gradient is 2x. Vanilla SGD, x ← x − 2ηx, gives x0 (1 − 2η)^t. Momentum, v ← βv − 2ηx and x ← x + v with v = 0 at first,
-gives x_(t+1) = (1 + β − 2η) x_t − β x_(t−1): two steps back, so two roots, those of λ² − (1 + β − 2η)λ + β = 0.
+gives x_(t+1) = (1 + β − 2η) x_t − β x_(t−1). The closed form follows from the roots of λ² − (1 + β − 2η)λ + β = 0.
 
-On one parabola a good step size needs no momentum: what it is for is the valley of scenarios/valley.py.
+On one parabola, a good learning rate needs no momentum. scenarios/valley.py shows a loss for which momentum helps.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import torch
 from fedsgd.config.component import FieldError
 from fedsgd.optim import SGD, Momentum
 
-DOUBLE = 1e-13  # roots whose discriminant is below this count as one: apart they would lose more digits to cancellation
+DOUBLE = 1e-13  # roots with a smaller discriminant are treated as one: as two they would lose more digits to cancellation
 
 
 def iterates(rule: SGD | Momentum, start: float, steps: int) -> list[float]:
-    """x_0 ... x_steps, as the project's own rule makes them."""
+    """Return x_0 ... x_steps as fedsgd's optimizer computes them."""
     x = torch.tensor([start], dtype=torch.float64)
-    buffers, found = rule.init(x), [start]
+    buffers, values = rule.init(x), [start]
     for _ in range(steps):
         direction, alpha = rule.step(x, 2 * x, buffers, rule.lr)
         x.add_(direction, alpha=alpha)
-        found.append(x.item())
-    return found
+        values.append(x.item())
+    return values
 
 
 def roots(lr: float, momentum: float) -> tuple[complex, complex]:
-    """The roots λ of λ² − (1 + β − 2η)λ + β, the larger in modulus first."""
+    """Return the roots λ of λ² − (1 + β − 2η)λ + β, the larger modulus first."""
     middle = (1 + momentum - 2 * lr) / 2
     discriminant = middle**2 - momentum
     half = 0 if abs(discriminant) < DOUBLE else cmath.sqrt(discriminant)
@@ -44,36 +44,36 @@ def roots(lr: float, momentum: float) -> tuple[complex, complex]:
 
 
 def closed_form(lr: float, momentum: float, start: float, steps: int) -> list[float]:
-    """x_0 ... x_steps of momentum, from the roots: x_t = aλ₁^t + bλ₂^t, or (a + bt)λ^t where they are one."""
-    one, two = roots(lr, momentum)
-    x1 = start - 2 * lr * start  # the velocity was zero: the first step is vanilla SGD's
-    if one == two:
-        return [start] + [(x1 * t * one ** (t - 1) - start * (t - 1) * one**t).real for t in range(1, steps + 1)]
-    a = (x1 - two * start) / (one - two)
-    return [(a * one**t + (start - a) * two**t).real for t in range(steps + 1)]
+    """Return x_0 ... x_steps of momentum from the roots: x_t = aλ₁^t + bλ₂^t, or (a + bt)λ^t for a double root."""
+    first, second = roots(lr, momentum)
+    x1 = start - 2 * lr * start  # the velocity was zero: the first step equals that of vanilla SGD
+    if first == second:
+        return [start] + [(x1 * t * first ** (t - 1) - start * (t - 1) * first**t).real for t in range(1, steps + 1)]
+    a = (x1 - second * start) / (first - second)
+    return [(a * first**t + (start - a) * second**t).real for t in range(steps + 1)]
 
 
-def moral(lr: float, momentum: float) -> str:
-    """What the roots say, in words."""
-    one, two = roots(lr, momentum)
-    if one.imag:
+def describe_roots(lr: float, momentum: float) -> str:
+    """Return two sentences on the long run of both rules."""
+    first, second = roots(lr, momentum)
+    if first.imag:
         shape = f"complex roots of modulus √β = {math.sqrt(momentum):.6g}: the oscillation decays as β^(t/2)"
-    elif one == two:
-        shape = f"a double root {one.real:.6g}, where real roots turn complex: x goes as t λ^t"
+    elif first == second:
+        shape = f"a double root {first.real:.6g}, between real and complex roots: x behaves as t λ^t"
     else:
-        shape = f"real roots {one.real:.6g} and {two.real:.6g}: in the long run a step multiplies x by the first"
-    fates = [" and diverges" if abs(factor) > 1 else "" for factor in (1 - 2 * lr, one)]
-    return f"Vanilla SGD multiplies x by 1 − 2η = {1 - 2 * lr:.6g} in each step{fates[0]}.\nMomentum has {shape}{fates[1]}."
+        shape = f"real roots {first.real:.6g} and {second.real:.6g}: in the long run a step multiplies x by the first"
+    endings = [" and diverges" if abs(factor) > 1 else "" for factor in (1 - 2 * lr, first)]
+    return f"Vanilla SGD multiplies x by 1 − 2η = {1 - 2 * lr:.6g} in each step{endings[0]}.\nMomentum has {shape}{endings[1]}."
 
 
 def cell(x: float) -> str:
-    """x in 17 columns, in powers of ten where it is very large or very small."""
+    """Return x in 17 columns, in powers of ten if it is very large or very small."""
     return f"{x:17.9f}" if x == 0 or 1e-4 <= abs(x) < 1e5 else f"{x:17.8e}"
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="parabola.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--lr", type=float, default=0.1, help="step size η")
+    parser.add_argument("--lr", type=float, default=0.1, help="learning rate η")
     parser.add_argument("--momentum", type=float, default=0.9, help="momentum β")
     parser.add_argument("--start", type=float, default=5.0, help="x0")
     parser.add_argument("--steps", type=int, default=10)
@@ -90,19 +90,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         sgd, momentum = SGD(lr=args.lr), Momentum(lr=args.lr, momentum=args.momentum)
         vanilla = [args.start * (1 - 2 * args.lr) ** t for t in range(args.steps + 1)]
-        rolling = closed_form(args.lr, args.momentum, args.start, args.steps)
-        if not all(map(math.isfinite, [*vanilla, *rolling])):
+        momentum_form = closed_form(args.lr, args.momentum, args.start, args.steps)
+        if not all(map(math.isfinite, [*vanilla, *momentum_form])):
             raise OverflowError
     except FieldError as error:
         parser.error(f"argument --{error.field}: {error.problem}")
     except OverflowError:
-        parser.error("the iterates outgrow a float64: take fewer steps or a smaller --lr")
+        parser.error("the iterates exceed a float64: use fewer steps or a smaller --lr")
     heads = ("vanilla", "x0 (1 − 2η)^t", "momentum", "from the roots")
     print("step" + "".join(f"{head:>17}" + ("  difference" if i % 2 else "") for i, head in enumerate(heads)))
-    walks = [iterates(rule, args.start, args.steps) for rule in (sgd, momentum)]
-    for t, (a, b, c, d) in enumerate(zip(walks[0], vanilla, walks[1], rolling, strict=True)):
+    paths = [iterates(rule, args.start, args.steps) for rule in (sgd, momentum)]
+    for t, (a, b, c, d) in enumerate(zip(paths[0], vanilla, paths[1], momentum_form, strict=True)):
         print(f"{t:4}{cell(a)}{cell(b)}{a - b:12.1e}{cell(c)}{cell(d)}{c - d:12.1e}")
-    print(moral(args.lr, args.momentum))
+    print(describe_roots(args.lr, args.momentum))
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ class TestValley:
         assert (tmp_path / "valley.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         out, err = capsys.readouterr()
         assert out.splitlines() == [
-            "vanilla SGD: steps until the loss fell below a thousandth of its start: 62",
-            "momentum: steps until the loss fell below a thousandth of its start: 20",
+            "vanilla SGD: steps until the loss was below a thousandth of its initial value: 62",
+            "momentum: steps until the loss was below a thousandth of its initial value: 20",
         ]
         assert not err
 
@@ -138,7 +138,7 @@ class TestValley:
         np.testing.assert_allclose(momentum.points, [[1, 1], [0.9, 0.6], [0.9 - 0.05 - 0.09, 0.6 - 0.2 - 0.24]])
 
     @pytest.mark.parametrize("momentum", [0.0, 0.6])
-    def test_step_size_above_the_bound_makes_the_loss_grow(self, valley: ModuleType, momentum: float) -> None:
+    def test_learning_rate_above_the_bound_makes_the_loss_grow(self, valley: ModuleType, momentum: float) -> None:
         bound = 2 * (1 + momentum) / 40
         for lr, divergent in ((0.99 * bound, False), (1.01 * bound, True)):
             descent = valley.descend("momentum", Momentum(lr=lr, momentum=momentum), (-10.0, 2.0), 40.0, 2000)
@@ -176,7 +176,7 @@ class TestValley:
     @pytest.mark.parametrize(
         ("options", "lines"),
         [
-            (["--lr", "0.055"], ["vanilla SGD diverges: its step size 0.055 is above the largest stable one, 0.05"]),
+            (["--lr", "0.055"], ["vanilla SGD diverges: its learning rate 0.055 is above the stability bound, 0.05"]),
             (["--lr", "3e38"], ["vanilla SGD diverges", "momentum diverges"]),
             (["--lr", "0.05"], []),  # on the bound: oscillates without decay
         ],
@@ -216,8 +216,8 @@ class TestValley:
         figure, _ = valley.draw(descents, args.condition)
         vanilla, momentum = (text.get_text() for text in figure.axes[0].get_legend().get_texts())
         ends = [math.hypot(*descent.points[-1]) for descent in descents]
-        assert vanilla == f"vanilla SGD: step size η = 0.0475, momentum β = 0, ends {ends[0]:.2g} from the minimum"
-        assert momentum == f"momentum: step size η = 0.0475, momentum β = 0.6, ends {ends[1]:.2g} from the minimum"
+        assert vanilla == f"vanilla SGD: learning rate η = 0.0475, momentum β = 0, ends {ends[0]:.2g} from the minimum"
+        assert momentum == f"momentum: learning rate η = 0.0475, momentum β = 0.6, ends {ends[1]:.2g} from the minimum"
         assert figure.get_suptitle() == "Steps to a thousandth of the loss: vanilla SGD over 3, momentum over 3"
 
 
@@ -231,8 +231,8 @@ class TestValley:
         ("parabola", ["--steps", "0"], "--steps: expected at least 1, got 0"),
         ("parabola", ["--start", "nan"], "--start: expected a finite number, got nan"),
         ("parabola", ["--lr", "ten"], "invalid float value: 'ten'"),
-        ("parabola", ["--lr", "1e38"], "outgrow a float64"),
-        ("parabola", ["--start", "1e308", "--lr", "2"], "outgrow a float64"),
+        ("parabola", ["--lr", "1e38"], "exceed a float64"),
+        ("parabola", ["--start", "1e308", "--lr", "2"], "exceed a float64"),
         ("valley", ["--lr", "0"], "lr: expected a number above 0, got 0.0"),
         ("valley", ["--lr", "nan"], "lr: expected a finite number, got nan"),
         ("valley", ["--momentum", "1"], "momentum: expected a number of at least 0 and below 1, got 1.0"),

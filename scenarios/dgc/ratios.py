@@ -1,11 +1,11 @@
-"""Compression ratios of Deep Gradient Compression's uplink, by encoding vectors of its networks.
+"""Compression ratios of the uplink of Deep Gradient Compression, measured by encoding vectors of its networks.
 
     python scenarios/dgc/ratios.py
 
 Lin et al. 2018, tables 2 to 4: ResNet-50 0.35 MB and 277×, AlexNet 0.39 MB and 597×, the PTB language model 0.42 MB and 462×.
-They follow from the wire that the paper uses: of each tensor with more than one dimension the largest 0.1 %, each as a float32
-and a 16-bit run of zeros; all other tensors whole. Beside them, the same coordinates in this project's own frames. The values
-are Gaussian, each tensor with a spread of its own; positions within a tensor are then uniform, the worst case for their code.
+The paper's format sends the largest 0.1 % of each tensor with more than one dimension, each value as a float32 after a 16-bit
+run of zeros; it sends other tensors whole. The table adds the bytes of the same coordinates in fedsgd's frames. The values are
+Gaussian, with another standard deviation in each tensor. Positions are then uniform, the worst case for the run-length code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAPER = {"ResNet-50": (0.35, 277), "AlexNet": (0.39, 597), "PTB LSTM": (0.42, 46
 
 
 def resnet_50() -> Iterator[tuple[int, ...]]:
-    """He et al. 2016: convolutions, each with the weight and bias of its batch norm, and a linear layer."""
+    """Yield the shapes of He et al. 2016: convolutions, each with weight and bias of its batch norm, and a linear layer."""
 
     def convolution(outputs: int, inputs: int, side: int) -> Iterator[tuple[int, ...]]:
         yield from ((outputs, inputs, side, side), (outputs,), (outputs,))
@@ -50,14 +50,14 @@ def resnet_50() -> Iterator[tuple[int, ...]]:
 
 
 def alexnet() -> Iterator[tuple[int, ...]]:
-    """Krizhevsky et al. 2012, with the second, fourth and fifth convolution in two halves."""
+    """Yield the shapes of Krizhevsky et al. 2012, with the second, fourth and fifth convolution in two halves."""
     shapes = [(96, 3, 11, 11), (256, 48, 5, 5), (384, 256, 3, 3), (384, 192, 3, 3), (256, 192, 3, 3)]
     for shape in [*shapes, (4096, 9216), (4096, 4096), (1000, 4096)]:
         yield from (shape, shape[:1])
 
 
 def ptb_lstm() -> Iterator[tuple[int, ...]]:
-    """Two LSTM layers of 1,500 between an embedding of 10,000 words and a decoder that shares its weights."""
+    """Yield the shapes of an embedding of 10,000 words, two LSTM layers of 1,500 units, and a decoder with tied weights."""
     yield (10_000, 1500)
     for _ in range(2):
         yield from ((6000, 1500), (6000, 1500), (6000,), (6000,))
@@ -68,13 +68,13 @@ NETWORKS = {"ResNet-50": resnet_50, "AlexNet": alexnet, "PTB LSTM": ptb_lstm}
 
 
 def layout_of(network: str) -> ParameterLayout:
-    """Its tensors in one flat vector."""
+    """Return the layout of a network's tensors in one flat vector."""
     shapes = tuple(NETWORKS[network]())
     return ParameterLayout(tuple(f"tensor {i}" for i in range(len(shapes))), shapes)
 
 
 def gradient(layout: ParameterLayout) -> F32:
-    """Gaussian values with another spread in each tensor."""
+    """Return Gaussian values with another standard deviation in each tensor."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(layout.size, dtype=np.float32)
     for _, part, shape in layout.list_slices():
@@ -82,37 +82,37 @@ def gradient(layout: ParameterLayout) -> F32:
     return x
 
 
-def dgc_wire(x: F32, layout: ParameterLayout) -> bytes:
-    """The paper's message: (run of zeros u16, value f32) for what is kept of matrices, float32 for all else."""
+def encode_with_dgc(x: F32, layout: ParameterLayout) -> bytes:
+    """Encode the paper's message: (run of zeros u16, value f32) for each coordinate of a matrix, float32 for other tensors."""
     out = []
     for _, part, shape in layout.list_slices():
         if len(shape) < 2:
             out.append(x[part].tobytes())
             continue
         indices, values = top_k(x[part], top_k_size(DENSITY, part.stop - part.start))
-        at = -1
+        last = -1
         for index, value in zip(indices.tolist(), values.tolist(), strict=True):
-            run = index - at - 1
-            while run > LONGEST_RUN:  # a zero in between, as run-length codes do it
+            run = index - last - 1
+            while run > LONGEST_RUN:  # a longer run is split by a zero value, as run-length codes do
                 out.append(struct.pack("<Hf", LONGEST_RUN, 0.0))
                 run -= LONGEST_RUN + 1
             out.append(struct.pack("<Hf", run, value))
-            at = index
+            last = index
     return b"".join(out)
 
 
-def our_frame(x: F32, layout: ParameterLayout, form: ValueFormat) -> bytes:
-    """The same coordinates as this project sends them."""
-    scheme = DGC(DENSITY, momentum=0.0, values=form, per_layer=True)
-    sent = scheme.send(x, {}, CodecContext(0, 1, 0, layout))
-    return encode_frame(Frame(Header(FrameKind.UPDATE, 1, scheme.codec, 1, 0, 0, 1), sent.sections))
+def encode_with_fedsgd(x: F32, layout: ParameterLayout, value_format: ValueFormat) -> bytes:
+    """Encode the same coordinates as a frame of fedsgd."""
+    scheme = DGC(DENSITY, momentum=0.0, values=value_format, per_layer=True)
+    result = scheme.send(x, {}, CodecContext(0, 1, 0, layout))
+    return encode_frame(Frame(Header(FrameKind.UPDATE, 1, scheme.codec, 1, 0, 0, 1), result.sections))
 
 
 def ratios(network: str) -> dict[str, tuple[float, float]]:
-    """(MiB, dense bytes divided by them) by wire: "DGC" and each format of ours."""
+    """Return size in MiB and compression ratio of the uplink by wire: "DGC" and each value format of fedsgd."""
     layout = layout_of(network)
     x = gradient(layout)
-    sizes = {"DGC": len(dgc_wire(x, layout)), **{form: len(our_frame(x, layout, form)) for form in FORMATS}}
+    sizes = {"DGC": len(encode_with_dgc(x, layout)), **{form: len(encode_with_fedsgd(x, layout, form)) for form in FORMATS}}
     return {wire: (n_bytes / 2**20, 4 * layout.size / n_bytes) for wire, n_bytes in sizes.items()}
 
 
@@ -122,8 +122,8 @@ def main() -> None:
         f"{'uplink of':<10} {'parameters':>11}  {'paper':>14}  {'DGC wire':>16}" + "".join(f"  {form:>16}" for form in FORMATS)
     )
     for network, (megabytes, ratio) in PAPER.items():
-        found = ratios(network)
-        cells = "".join(f"  {found[wire][0]:.4f} MiB {found[wire][1]:4.0f}×" for wire in ("DGC", *FORMATS))
+        by_wire = ratios(network)
+        cells = "".join(f"  {by_wire[wire][0]:.4f} MiB {by_wire[wire][1]:4.0f}×" for wire in ("DGC", *FORMATS))
         print(f"{network:<10} {layout_of(network).size:>11,}  {megabytes:.2f} MB {ratio:>4}×{cells}", flush=True)
 
 

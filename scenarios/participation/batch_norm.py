@@ -1,8 +1,8 @@
-"""What becomes of batch norm in a federation: python scenarios/participation/batch_norm.py
+"""Comparison of four policies for batch norm: python scenarios/participation/batch_norm.py
 
-Its running statistics are no gradients. Four ways to deal with them on digits with skewed classes, accuracy on each client's
-own held-out examples and bytes up: group norm in its place; normalising by each batch; statistics averaged, as dense float32
-that is counted; batch norm that stays at its client (FedBN).
+The running statistics of batch norm are not gradients. The script trains on digits with skewed classes, and prints the accuracy
+on each client's held-out examples and the bytes up. Policies: "group" replaces batch norm by group norm; "batch" normalises by
+each batch; "mean" averages the statistics, sent as dense float32 and counted; "local" keeps batch norm at its client (FedBN).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCENARIO = parse_scenario(
 
 
 def network() -> nn.Module:
-    """A perceptron with batch norm, the same each time."""
+    """Return a perceptron with batch norm, with equal initial weights at each call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))

@@ -586,7 +586,7 @@ def test_alternative_set_to_none_keeps_the_other() -> None:
 def test_missing_module_is_reported_with_the_searched_folder() -> None:
     with pytest.raises(ScenarioError) as error:
         import_by_path("nowhere_at_all:make")
-    assert f"searched the current folder {Path.cwd()} and on Python's path; run from its folder" in str(error.value)
+    assert f"searched the current folder {Path.cwd()} and Python's path; run from its folder" in str(error.value)
 
 
 def test_instance_in_place_of_a_factory_is_refused() -> None:

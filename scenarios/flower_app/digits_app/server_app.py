@@ -1,4 +1,4 @@
-"""What runs on the server."""
+"""Flower ServerApp with a compressed strategy."""
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -12,9 +12,9 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run FedAvg over all nodes, and wait before a round until `min-nodes` of them are there."""
+    """Run FedAvg over all nodes. Each round waits until `min-nodes` nodes are connected."""
     nodes = int(context.run_config["min-nodes"])
     strategy = FedAvg(min_train_nodes=nodes, min_evaluate_nodes=nodes, min_available_nodes=nodes)
-    # Line 2 of 2: of each update the largest 1 % is sent, the rest is remembered; of the model, only what changed.
+    # Line 2 of 2: nodes send the largest 1 % of an update and add the rest to the next; the server sends changes of the model.
     strategy = CompressedStrategy(strategy, "top-k", error_feedback="persist", downlink={"policy": "difference"})
     strategy.start(grid, ArrayRecord(make_net().state_dict()), num_rounds=context.run_config["num-server-rounds"])

@@ -1,4 +1,4 @@
-"""The model, the data of each node, and the training: nothing of it knows of federations."""
+"""Model, data of each node, and training: plain PyTorch, independent of Flower."""
 
 import numpy as np
 import torch
@@ -8,13 +8,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def make_net() -> nn.Module:
-    """55,210 parameters."""
+    """Return a perceptron of 55,210 parameters."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10))
 
 
 def load_data(partition_id: int, num_partitions: int) -> tuple[TensorDataset, TensorDataset]:
-    """(what this node trains on, what it tests on)."""
+    """Return the training and the test examples of a node."""
     x, y = load_digits(return_X_y=True)
     rows = np.array_split(np.random.default_rng(0).permutation(len(x)), num_partitions)[partition_id]
     data = torch.tensor(x[rows] / 16, dtype=torch.float32), torch.tensor(y[rows])
@@ -23,7 +23,7 @@ def load_data(partition_id: int, num_partitions: int) -> tuple[TensorDataset, Te
 
 
 def train(net: nn.Module, data: TensorDataset, epochs: int, lr: float) -> float:
-    """Mean loss of the last epoch."""
+    """Train the model and return the mean loss of the last epoch."""
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     for _ in range(epochs):
         losses = []
@@ -38,6 +38,6 @@ def train(net: nn.Module, data: TensorDataset, epochs: int, lr: float) -> float:
 
 @torch.no_grad()
 def test(net: nn.Module, data: TensorDataset) -> float:
-    """Accuracy."""
+    """Return the accuracy."""
     x, y = data.tensors
     return float((net(x).argmax(1) == y).float().mean())
