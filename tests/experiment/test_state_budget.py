@@ -7,11 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedsgd.compression import CompressionScheme
-from fedsgd.config.quantities import format_binary_bytes, format_bytes, parse_memory_size
 from fedsgd.errors import ScenarioError
 from fedsgd.experiment.state_budget import (
     StateBudget,
@@ -155,57 +152,3 @@ def test_representative_state_counts_optimizer_state_and_buffers() -> None:
     assert velocity > 4 * size
     assert half < 0.7 * velocity
     assert with_buffers > 8 * 20_000
-
-
-def test_byte_counts_are_formatted_with_units() -> None:
-    texts = {0: "0 B", 999: "999 B", 1000: "1 kB", 62_800: "62.8 kB", 999_499: "999 kB", 999_500: "1 MB", 314 * 10**6: "314 MB"}
-    assert {n: format_bytes(n) for n in texts} == texts
-    assert format_bytes(5 * 10**18) == "5,000 PB"
-    assert [format_binary_bytes(n) for n in (2 * GIB, 3 * 2**20, 10**8, 1024 * 10**6, 0)] == [
-        "2 GiB",
-        "3 MiB",
-        "100 MB",
-        "1.02 GB",
-        "0 B",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "n_bytes"),
-    [
-        ("2 GiB", 2 * GIB),
-        ("500 MB", 5 * 10**8),
-        ("1.5gb", 15 * 10**8),
-        (" 4096 ", 4096),
-        ("0", 0),
-        ("62.8 kB", 62_800),
-        ("0.1 KiB", 102),
-        ("7 B", 7),
-    ],
-)
-def test_memory_size_is_parsed(text: str, n_bytes: int) -> None:
-    assert parse_memory_size(text) == n_bytes
-
-
-@pytest.mark.parametrize(
-    "text", ["", "GiB", "2 GX", "-1 MB", "1e9", "inf", "nan B", "1,000", "2 GiB!", ".5 GB", "٣ GB", "1" * 31, "2 G"]
-)
-def test_invalid_memory_size_is_refused(text: str) -> None:
-    with pytest.raises(ScenarioError, match=r"expected a size such as \"2 GiB\" or \"500 MB\" \(B, kB, "):
-        parse_memory_size(text)
-    with pytest.raises(ScenarioError, match="expected a size of at most"):
-        parse_memory_size("9" * 25 + " PB")
-
-
-@given(st.text(max_size=12))
-def test_any_text_is_a_memory_size_or_a_scenario_error(text: str) -> None:
-    try:
-        n_bytes = parse_memory_size(text)
-    except ScenarioError:
-        return
-    assert 0 <= n_bytes < 2**63
-
-
-@given(st.integers(0, 2**62))
-def test_formatted_memory_size_is_parsed_to_three_figures(n: int) -> None:
-    assert parse_memory_size(format_binary_bytes(n).replace(",", "")) == pytest.approx(n, rel=6e-3)
