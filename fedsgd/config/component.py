@@ -263,8 +263,8 @@ def import_by_path(path: str) -> Any:
 class Registry(Generic[C]):
     """Mapping of a family's names to component classes, which are imported when they are first used.
 
-    To add a member, write its file and add its line where the registry is created. The name "package.module:Class" stands for a
-    class that is not registered.
+    To add a member, write its file and add its line where the registry is created. The name "package.module:Class" refers to
+    a class that is not registered.
 
     Args:
         family: name of the family in the singular, such as "compressor".

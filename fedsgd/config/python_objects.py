@@ -102,7 +102,9 @@ def get_object_digest(sha256: str) -> str:
 
 def describe_digest_mismatch(subject: str, digest: str, expected: str, remedy: str) -> str:
     """Return the message for an object whose fingerprint differs from its marker's."""
-    return f"the {subject} differs from that of the run: got sha256 {digest}, expected {expected}; pass that one, or {remedy}"
+    return (
+        f"the {subject} differs from that of the run: got sha256 {digest}, expected {expected}; pass the original, or {remedy}"
+    )
 
 
 def check_marker(marker: str, value: Any, label: str) -> None:

@@ -125,7 +125,7 @@ def build_experiment(
 
 def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, share_data: bool) -> Experiment:
     objects.check(scenario)
-    described = objects.insert_references(scenario)  # before the user's functions run, which may change the objects
+    resolved = objects.insert_references(scenario)  # before the user's functions run, which may change the objects
     dataset, train, held_out = load_client_data(scenario, data, objects.dataset)
     if objects.module is None:
         check_class_labels(scenario, dataset)
@@ -138,7 +138,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     task = _dry_run_model(task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
     check_training_steps(task, plan.local_training, train, dataset.train, scenario.seed)
     engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train)
-    scenario = replace(described, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
+    scenario = replace(resolved, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
     store = InMemoryClientStore()
     evaluator = _build_evaluator(scenario, engine, task, dataset, train, held_out)
     evaluator = replace(evaluator, local_model_of=_make_local_model_reader(plan, store))

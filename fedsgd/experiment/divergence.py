@@ -39,8 +39,8 @@ def detect_divergence(
        since its rising loss means overfitting: its accuracy rose by a quarter of the way from the start to 1, or rose from
        `PRETRAINED_ACCURACY` or more.
     3. A measured accuracy did not rise, the last loss is above the start, and losses do not fall throughout. In addition the
-       median of all losses is above the start by more than the start itself, so that a late dip hides nothing. A margin of 1 %
-       suffices, for median and last loss, with `MIN_EVALUATIONS` or more evaluations, fewer than
+       median of all losses is above the start by more than the start itself, so that a late dip does not hide it. A margin of
+       1 % suffices, for median and last loss, with `MIN_EVALUATIONS` or more evaluations, fewer than
        `MIN_EVALUATIONS_FOR_TIGHT_MARGIN`, and an accuracy below the start.
     4. Residual norms grow faster than in proportion to the rounds, over at least `MIN_ROUNDS_FOR_RESIDUALS` rounds. The median
        of the last quarter is then more than 7/3 of the second quarter's, and more than 7/5 of the third's. These are the ratios

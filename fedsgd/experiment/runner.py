@@ -309,7 +309,9 @@ def _record_rounds(
         history.append(record)
         with PhaseTimer("ledger"):
             rounds_table.append(build_table_row(record))
-            if not _is_last(experiment.scenario, record) and ledger.flush():  # after the last round the parameters come first
+            if (
+                not _is_last(experiment.scenario, record) and ledger.flush()
+            ):  # after the last round, the parameters are written first
                 rounds_table.flush(force=True)
             with use_caller_state():
                 for callback in round_callbacks:

@@ -101,7 +101,7 @@ class SeedSummary:
 
 
 def summarize_seeds(figures: Sequence[float | None]) -> SeedSummary:
-    """Summarize a figure over seeds; None stands for a target that is not reached, and counts as infinite."""
+    """Summarize a figure over seeds; None means that the target was not reached, and counts as infinite."""
     values = [math.inf if figure is None else float(figure) for figure in figures]
     return SeedSummary(
         statistics.median(values), min(values), max(values), sum(math.isfinite(value) for value in values), len(values)

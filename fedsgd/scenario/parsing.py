@@ -289,7 +289,9 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
     if not issubclass(cls, base):
         raise ScenarioError(f'{path}.name: got "{name}", which this key does not accept{suggest_name("", list_members())}')
     common, defaults = field_defaults(registry.base), field_defaults(cls)
-    preset = {key: value for key, value in preset.items() if defaults[key] == common[key]}  # the member's own default wins
+    preset = {
+        key: value for key, value in preset.items() if defaults[key] == common[key]
+    }  # the member's own default has precedence
     try:
         return _build_section(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*sibling_keys, "name"])
     except FedsgdError:
