@@ -45,7 +45,7 @@ class PartitionSummary:
         partition: name of the partitioner.
         class_names: [K] names of the classes.
         counts: [N, K] int64, targets of each class in a client's training examples; None where targets are not class labels. A
-            sequence has one target for each position. `IGNORED_CLASS_NAME` is a last class of targets that the loss ignores (-100).
+            sequence has one target for each position. `IGNORED_CLASS_NAME` is a last class of ignored targets (-100).
         sizes: [N] int64, training examples of each client.
         held_out_sizes: [N] int64, test examples of each client; None without client test data.
         n_unassigned: training examples that no client has.
