@@ -286,11 +286,11 @@ class DownlinkConfig(SettingsSection):
         if self.policy == "difference" and self.compressor != Dense():
             problem = f'{got}, expected "dense" with float32 values: a difference is exact'
             raise FieldError("downlink", "compressor.name", problem)
-        if self.policy in ("error-feedback", "shift") and self.compressor.kind != "contractive":
+        if self.policy in ("error-feedback", "ef21-p") and self.compressor.kind != "contractive":
             problem = f"{got}, which is {self.compressor.kind}, expected a contractive compressor, whose residual stays bounded"
             raise FieldError("downlink", "compressor", problem)
         if self.policy == "unbiased" and self.compressor.kind == "contractive" and not self.compressor.lossless:
-            problem = f'{got} without a memory of what it leaves out, expected policy = "error-feedback" or "ef21-p"'
+            problem = f'{got} without error feedback, expected policy = "error-feedback" or "ef21-p"'
             raise FieldError("downlink", "compressor", problem)
 
     def build_downlink(self) -> Link:

@@ -117,7 +117,9 @@ def test_sampler_that_raises_is_named_with_the_round(scenario: Make) -> None:
 )
 def test_partitioner_with_a_wrong_array_is_refused_with_both_arrays(scenario: Make, settings: dict[str, Any], got: str) -> None:
     text = run_error(scenario({"data.partition": {"name": f"{__name__}:BadPartitioner", "clients": N, **settings}}))
-    assert text.startswith(f"data.partition ({__name__}:BadPartitioner): owners returned {got}, expected int64 of shape [64]")
+    assert text.startswith(
+        f"data.partition ({__name__}:BadPartitioner): assign_clients returned {got}, expected int64 of shape [64]"
+    )
 
 
 def test_partitioner_that_raises_is_named(scenario: Make) -> None:

@@ -572,7 +572,7 @@ CASES: dict[str, Case] = {
     "constant table": Case(Table),
     "generator of the file": Case(GlobalGenerator, refused="equal training steps of two copies"),
     "unseeded generator": Case(UnseededNoise, refused="equal training steps of two copies"),
-    "unseeded initialisation": Case(UnseededStart, refused="is another one each time"),
+    "unseeded initialisation": Case(UnseededStart, refused="differs each time"),
     "random tensor that is no buffer": Case(PlainProjection, refused=r"PlainProjection\.projection is drawn at random"),
     "random buffer that is not persistent": Case(HiddenProjection, refused="buffer projection is drawn at random"),
     "buffer that evaluation changes": Case(EvaluationBuffer, refused="evaluation changes mean"),

@@ -124,7 +124,7 @@ def test_metrics_of_one_client_match_plain_pytorch(name: str, tmp_path: Path) ->
     for engine in ENGINES:
         scenario = make_scenario(case, tmp_path / "data.npz", 1, **{"engine.name": engine, "engine.update": "exact"})
         if engine in ("captured", "stacked") and not is_trainable(scenario):
-            with pytest.raises(ModelError, match=f"the {engine} engine cannot train it"):
+            with pytest.raises(ModelError, match=f"the {engine} engine cannot train the model"):
                 fedsgd.run(scenario)
             continue
         result = fedsgd.run(scenario)
@@ -255,9 +255,7 @@ def test_loss_with_parameters_has_its_own_file(tmp_path: Path) -> None:
 
 def test_state_in_an_attribute_raises_a_warning_with_its_name(tmp_path: Path) -> None:
     scenario = make_scenario(CASES["counter"], tmp_path / "data.npz", 4)
-    with pytest.warns(
-        ModelWarning, match="training changes Counter.calls in Python, which begins as it was made at each client"
-    ):
+    with pytest.warns(ModelWarning, match="training changes Counter.calls in Python, which is reset for each client"):
         fedsgd.run(scenario)
     for engine in ("auto", "sequential"):
         reasons: list[str] = []

@@ -122,7 +122,7 @@ def test_store_opens_at_the_planned_location(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", list(schemes()), ids=str)
 def test_representative_state_bounds_the_state_of_later_rounds(scheme: CompressionScheme) -> None:
-    round_plan = replace(plan_of(scheme), layout=LAYOUT)
+    round_plan = replace(make_plan(scheme), layout=LAYOUT)
     state = representative_state(round_plan, LAYOUT.size)
     assert state.uncommitted_state is not None
     assert state.uncommitted_state.round == 2
@@ -130,14 +130,14 @@ def test_representative_state_bounds_the_state_of_later_rounds(scheme: Compressi
         x = np.random.default_rng(round).standard_normal(LAYOUT.size, dtype=np.float32)
         downlink = DecodedDownlink(x, None, np.zeros_like(x), 0.0)
         task = ClientTask(
-            TrainingJob(0, round, 0, x, NOBODYS), ClientState(state.resolve(round, round - 1)), downlink, 0, -1, 0.0
+            TrainingJob(0, round, 0, x, NO_EXAMPLES), ClientState(state.resolve(round, round - 1)), downlink, 0, -1, 0.0
         )
         _, state = encode_update(round_plan, task, TrainingResult(0, x, 1, 1))
         assert stored_bytes(state) <= 1.1 * stored_bytes(representative_state(round_plan, LAYOUT.size)) + 64
 
 
 def test_representative_state_counts_optimizer_state_and_buffers() -> None:
-    round_plan = replace(plan_of(), layout=LAYOUT)
+    round_plan = replace(make_plan(), layout=LAYOUT)
     with_velocity = replace(
         round_plan, local_training=replace(round_plan.local_training, optimizer=Momentum(), keep_optimizer_state=True)
     )
