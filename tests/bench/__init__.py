@@ -1,1 +1,1 @@
-"""Benchmarks: what the codec takes, beside a memcpy and beside what others offer; what a round takes, beside other simulators."""
+"""Benchmarks of the codec, local training, whole rounds, reports and deployments; some compare fedsgd with other programs."""

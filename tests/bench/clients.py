@@ -1,12 +1,14 @@
-"""What clients cost that are registered and hardly ever take part: `scenarios/million_clients.toml`, with fewer of them and with all.
+"""Benchmark of registered clients that rarely take part: `scenarios/million_clients.toml` with different numbers of clients.
 
     python -m tests.bench.clients [--clients N,N] [--rounds R] [--turns N] [--only NAME] [--json FILE]
 
-Each run is a process of its own, and they are made in turn. A round: the median over a run's rounds but the first two and the
-last, which is evaluated; the least of the turns. Memory: the peak of the process, the least of the turns. Of few clients some take
-part again, of many hardly any, so more of them remember something: what states take is told apart, and taken off before memory is
-fitted as a straight line over the clients that are registered. Its slope is what one of them costs. Times are noisy on a machine
-that others use; a miss is no failure.
+Each run is a separate process, and the runs alternate. The time of a round is the median over the rounds of a run without the first
+two and the last, which is evaluated. Memory is the peak of the process. Each figure is the least of the turns.
+
+With few registered clients some take part repeatedly, with many hardly any. So the number of stored states grows with the
+registered clients. The bytes of the states are shown separately, and subtracted before memory is fitted as a straight line over
+the registered clients. Its slope is the cost of one registered client. Times vary if other programs use the machine, so the exit
+status does not depend on the verdicts.
 """
 
 from __future__ import annotations
@@ -35,29 +37,43 @@ SCENARIO = ROOT / "scenarios" / "million_clients.toml"
 CLIENTS = (10_000, 100_000, 1_000_000)
 SKIPPED = 2
 ROUND_GOAL = 1.15
-"""A round among the most clients: at most so many times one among the fewest."""
+"""Upper limit for the time of a round with the most clients, as a multiple of the time with the fewest."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """goal: the bytes that one more registered client may cost at most."""
+class Variant:
+    """Settings that are compared.
+
+    Attributes:
+        name: name in the table.
+        settings: settings of the scenario.
+        goal: upper limit for the bytes of one more registered client.
+    """
 
     name: str
     settings: Mapping[str, Any]
     goal: float
 
 
-WAYS = (
-    Way("uniform, states in memory", {"server.sampler.name": "uniform", "state.store": "memory"}, 16),
-    Way("uniform, states on disk", {"server.sampler.name": "uniform", "state.store": "disk"}, 16),
-    Way("weighted, states in memory", {"server.sampler.name": "weighted", "state.store": "memory"}, 48),
+VARIANTS = (
+    Variant("uniform, states in memory", {"server.sampler.name": "uniform", "state.store": "memory"}, 16),
+    Variant("uniform, states on disk", {"server.sampler.name": "uniform", "state.store": "disk"}, 16),
+    Variant("weighted, states in memory", {"server.sampler.name": "weighted", "state.store": "memory"}, 48),
 )
 
 
 @dataclass(frozen=True)
 class Figure:
-    """seconds: of a round; peak, states: bytes, of the process and of what clients remember in it; seen: clients that took
-    part."""
+    """Time and memory with one number of registered clients.
+
+    Attributes:
+        way: name of the variant.
+        clients: N, number of registered clients.
+        seconds: seconds of a round.
+        peak: peak memory of the process in bytes.
+        states: bytes of the clients' states in memory.
+        seen: number of clients that took part.
+    """
 
     way: str
     clients: int
@@ -69,7 +85,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """ratio: a round among the most clients to one among the fewest; growth: bytes for each registered client."""
+    """Comparison of a variant with its goals.
+
+    Attributes:
+        way: name of the variant.
+        ratio: time of a round with the most clients, divided by the time with the fewest.
+        growth: bytes of one more registered client.
+        goal: upper limit for `growth`.
+    """
 
     way: str
     ratio: float
@@ -77,57 +100,59 @@ class Verdict:
     goal: float
 
 
-def alone(settings: Mapping[str, Any]) -> dict[str, float]:
-    """One run, in this process and nothing else in it: the figures but for what they are of."""
+def measure_run(settings: Mapping[str, Any]) -> dict[str, float]:
+    """Run the scenario in this process, which must run nothing else, and return the figures by name."""
     result = run(load(SCENARIO, settings))
     seconds = median(record.seconds for record in result.history[SKIPPED:-1])
     seen = len({client for record in result.history for client in record.cohort})
     states = build_experiment(result.scenario).state_budget
-    held = seen * states.bytes_per_client if states.location == "memory" else 0
+    state_bytes = seen * states.bytes_per_client if states.location == "memory" else 0
     peak = result.summary["peak_memory_bytes"]
-    return {"seconds": seconds, "peak": math.nan if peak is None else peak, "states": held, "seen": seen}
+    return {"seconds": seconds, "peak": math.nan if peak is None else peak, "states": state_bytes, "seen": seen}
 
 
-def in_a_process(settings: Mapping[str, Any]) -> dict[str, float]:
-    """The same in a fresh one."""
-    code = "import json, sys; from tests.bench.clients import alone; print(json.dumps(alone(json.loads(sys.argv[1]))))"
+def measure_run_in_process(settings: Mapping[str, Any]) -> dict[str, float]:
+    """Run the scenario in a new process and return the figures by name."""
+    code = (
+        "import json, sys; from tests.bench.clients import measure_run; print(json.dumps(measure_run(json.loads(sys.argv[1]))))"
+    )
     command = [sys.executable, "-c", code, json.dumps(settings)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    figures: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return figures
 
 
-def measure(ways: Sequence[Way], clients: Sequence[int], rounds: int, turns: int) -> list[Figure]:
-    """Every way with every number of clients, in turn."""
-    runs: dict[tuple[str, int], list[dict[str, float]]] = {(way.name, n): [] for way in ways for n in clients}
+def measure(variants: Sequence[Variant], clients: Sequence[int], rounds: int, turns: int) -> list[Figure]:
+    """Measure every variant with every number of clients, in turn."""
+    runs: dict[tuple[str, int], list[dict[str, float]]] = {(variant.name, n): [] for variant in variants for n in clients}
     for _ in range(turns):
-        for way in ways:
+        for variant in variants:
             for n in clients:
-                settings = {**way.settings, "data.clients": n, "rounds": rounds, "evaluation.every": rounds}
-                runs[way.name, n].append(in_a_process(settings))
+                settings = {**variant.settings, "data.clients": n, "rounds": rounds, "evaluation.every": rounds}
+                runs[variant.name, n].append(measure_run_in_process(settings))
     return [
         Figure(
-            way,
+            name,
             n,
-            *(min(one[key] for one in made) for key in ("seconds", "peak")),
-            int(made[0]["states"]),
-            int(made[0]["seen"]),
+            *(min(figures[key] for figures in repetitions) for key in ("seconds", "peak")),
+            int(repetitions[0]["states"]),
+            int(repetitions[0]["seen"]),
         )
-        for (way, n), made in runs.items()
+        for (name, n), repetitions in runs.items()
     ]
 
 
-def verdict(way: Way, figures: Sequence[Figure]) -> Verdict:
-    """What the figures of one way say. figures: ascending by clients, two or more."""
-    mine = [f for f in figures if f.way == way.name]
-    growth = np.polyfit([f.clients for f in mine], [f.peak - f.states for f in mine], 1)[0]
-    return Verdict(way.name, mine[-1].seconds / mine[0].seconds, float(growth), way.goal)
+def assess(variant: Variant, figures: Sequence[Figure]) -> Verdict:
+    """Compare a variant with its goals. figures: in ascending order of clients, at least two of the variant."""
+    of_variant = [f for f in figures if f.way == variant.name]
+    growth = np.polyfit([f.clients for f in of_variant], [f.peak - f.states for f in of_variant], 1)[0]
+    return Verdict(variant.name, of_variant[-1].seconds / of_variant[0].seconds, float(growth), variant.goal)
 
 
 def table(figures: Sequence[Figure]) -> Table:
-    """Figures for people."""
+    """Return a table of the figures."""
     out = Table(box=None, padding=(0, 1), header_style="bold")
-    for name in ("", "registered", "took part", "ms a round", "peak MB", "of it states"):
+    for name in ("", "registered", "took part", "ms a round", "peak MB", "states MB"):
         out.add_column(name, justify="right" if name else "left", no_wrap=True)
     for f in figures:
         cells = (f"{f.clients:,}", f"{f.seen:,}", f"{1e3 * f.seconds:,.1f}", f"{f.peak / 1e6:,.1f}", f"{f.states / 1e6:,.1f}")
@@ -135,36 +160,38 @@ def table(figures: Sequence[Figure]) -> Table:
     return out
 
 
-def line(told: Verdict) -> str:
-    """A verdict in words."""
-    goals = ((told.ratio, ROUND_GOAL), (told.growth, told.goal))
-    (time, memory) = ("pass" if measured <= goal else "miss" for measured, goal in goals)
-    growth = f"{told.growth:+.1f} bytes a registered client (≤ {told.goal:g}: {memory})"
-    return f"{told.way}: a round {told.ratio:.2f} × (≤ {ROUND_GOAL:g}: {time}), {growth}"
+def describe(verdict: Verdict) -> str:
+    """Return a line that describes a verdict."""
+    goals = ((verdict.ratio, ROUND_GOAL), (verdict.growth, verdict.goal))
+    (time, memory) = ("pass" if figure <= goal else "miss" for figure, goal in goals)
+    growth = f"{verdict.growth:+.1f} bytes for each registered client (≤ {verdict.goal:g}: {memory})"
+    return f"{verdict.way}: time of a round {verdict.ratio:.2f} × (≤ {ROUND_GOAL:g}: {time}), {growth}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.clients", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clients", default=",".join(map(str, CLIENTS)), help="how many, with commas between them")
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--only", default="", metavar="NAME", help="ways with this in their name")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    given = parser.parse_args(arguments)
-    clients = sorted(set(map(int, given.clients.split(","))))
-    if len(clients) < 2 or given.rounds < SKIPPED + 2:
-        parser.error(f"two numbers of clients and {SKIPPED + 2} rounds at least")
-    ways = [way for way in WAYS if given.only in way.name]
-    figures = measure(ways, clients, given.rounds, given.turns)
-    verdicts = [verdict(way, figures) for way in ways]
+    parser.add_argument(
+        "--clients", default=",".join(map(str, CLIENTS)), help="numbers of registered clients, separated by commas"
+    )
+    parser.add_argument("--rounds", type=int, default=50, help="rounds of each run")
+    parser.add_argument("--turns", type=int, default=3, help="number of runs for each figure, of which the least counts")
+    parser.add_argument("--only", default="", metavar="NAME", help="measure only the variants whose name contains NAME")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    options = parser.parse_args(arguments)
+    clients = sorted(set(map(int, options.clients.split(","))))
+    if len(clients) < 2 or options.rounds < SKIPPED + 2:
+        parser.error(f"expected at least two numbers of clients and {SKIPPED + 2} rounds")
+    variants = [variant for variant in VARIANTS if options.only in variant.name]
+    figures = measure(variants, clients, options.rounds, options.turns)
+    verdicts = [assess(variant, figures) for variant in variants]
     console = Console(width=120, highlight=False)
     console.print(table(figures))
-    for told in verdicts:
-        console.print(line(told), soft_wrap=True, markup=False)
-    if given.json is not None:
+    for verdict in verdicts:
+        console.print(describe(verdict), soft_wrap=True, markup=False)
+    if options.json is not None:
         report = {"figures": [asdict(f) for f in figures], "verdicts": [asdict(v) for v in verdicts]}
-        given.json.write_text(json.dumps(report, indent=1))
+        options.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

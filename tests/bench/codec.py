@@ -1,20 +1,25 @@
-"""The goals of the codec, measured: `python -m tests.bench.codec [--sizes P,P] [--only NAME] [--json FILE]`.
+"""Benchmark of the codec against its goals: `python -m tests.bench.codec [--sizes P,P] [--only NAME] [--json FILE]`.
 
-`python -m tests.bench.codec --write` measures what `fedsgd price` counts for encoding and decoding: see `tests.bench.codec_costs`.
+`python -m tests.bench.codec --write` measures the costs of encoding and decoding that `fedsgd price` reads instead: see
+`tests.bench.codec_costs`.
 
-The unit of time is a memcpy of the dense float32 vector into a destination that has been touched, run in turn with what is
-measured, on one thread; both are medians over repetitions. The vectors are Gaussian, and rotate through a pool of at least
-160 MiB and at least 4 of them, more than the last-level cache holds, and so do the destinations: a memcpy is from memory to
-memory. Within the cache it is four times as fast (40 instead of 11 GB/s on the machine where this was written), into one
-destination that stays in the cache one and a half times, and everything would look slow beside it.
+The unit of time is a memcpy of the dense float32 vector into initialized memory. It alternates with the measured function, on one
+thread; both times are medians over repetitions. The pool holds at least 160 MiB of Gaussian vectors, and at least 4 vectors,
+which is more than the last-level cache. As many destinations rotate with them, so that a memcpy copies from memory to memory. A
+memcpy within the cache is four times as fast (40 instead of 11 GB/s on the author's machine). A memcpy into a single destination
+that stays in the cache is one and a half times as fast. Relative to either, every measured function would look slow.
 
-numba compiles before the clock starts. An encoding ends with the frame and its checksum, and a decoding begins with checking
-it; "smaller" compares a message with 4P bytes. The DGC step is a send less the encoding of a support of the same size, both
-timed in turn. Against torch and DGC's sampling "µs" is the rival's time, and the note says how many × k it found. FedLab's
-compressors return tensors: their bytes are those of the tensors, indices included, and no frame is made of them; they
-decompress to a dense tensor, which is added to nothing.
+- numba compiles before the clock starts.
+- An encoding includes the frame and its checksum; a decoding includes the check of the checksum.
+- "smaller" compares a message with 4P bytes.
+- The DGC step is a send minus the encoding of a support of the same size; the two alternate.
+- Compared with torch and with DGC's sampling, "µs" is the time of the other selection, and the note has the number of its
+  coordinates as a multiple of k.
+- FedLab's compressors return tensors. Their bytes are those of the tensors, indices included, without a frame. They decompress to
+  a dense tensor, which is not added to a sum.
 
-Ratios at 10,000 parameters are mostly the fixed cost of calls in Python. Machines are noisy: a miss is no failure.
+Ratios at 10,000 parameters are mostly the fixed cost of calls from Python. Times vary from run to run, so the exit status does
+not depend on the verdicts.
 """
 
 from __future__ import annotations
@@ -36,21 +41,34 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsgd.system.torch_threads import use_single_thread
-from tests.bench.codec_costs import COST_TABLE_PATH, write
-from tests.bench.goals import CASES, Case, NotThereError
+from tests.bench.codec_costs import COST_TABLE_PATH, write_cost_table
+from tests.bench.goals import CASES, Case, UnavailableError
 from tests.bench.measure import Bench, Effort
 
 SIZES = (10_000, 200_000, 1_663_370, 25_000_000)
 WIDTH = 120
-COSTS = Effort(pool_mib=64, seconds=0.3, fewest=4, most=12)
-"""Of each case of `--write`."""
+COST_EFFORT = Effort(pool_mib=64, seconds=0.3, fewest=4, most=12)
+"""Effort for each case of `--write`."""
 COLOURS = {"pass": "green", "miss": "red"}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the report. size: P; measured: in `unit`, None if there is nothing to measure; verdict: pass, miss, "no goal"
-    or "not there yet"; microseconds, memcpy_microseconds: medians."""
+    """One line of the report.
+
+    Attributes:
+        size: P.
+        what: name of the case.
+        measured: the figure in `unit`, None if the compressor or library is unavailable.
+        unit: unit of the figure and of the goal.
+        goal: limit for the figure, None if there is none at this size.
+        at_least: True if the goal is a lower limit, False if it is an upper limit.
+        verdict: "pass", "miss", "no goal" or "unavailable".
+        microseconds: median time of a call.
+        memcpy_microseconds: median time of a memcpy of the dense vector.
+        n_bytes: bytes of a message, None if the case has none.
+        note: further results for the table.
+    """
 
     size: int
     what: str
@@ -65,28 +83,28 @@ class Figure:
     note: str = ""
 
 
-def figure(case: Case, bench: Bench) -> Figure:
-    """Measures one case."""
+def measure_case(case: Case, bench: Bench) -> Figure:
+    """Measure one case."""
     goal = case.goal if case.applies(bench.size) else None
     try:
         reading = case.measure(bench)
-    except NotThereError:
-        return Figure(bench.size, case.what, None, case.unit, goal, case.at_least, "not there yet")
+    except UnavailableError:
+        return Figure(bench.size, case.name, None, case.unit, goal, case.at_least, "unavailable")
     verdict = "no goal"
     if goal is not None:
         verdict = "pass" if (reading.measured >= goal if case.at_least else reading.measured <= goal) else "miss"
     microseconds, memcpy = reading.seconds * 1e6, reading.memcpy * 1e6
     measured, n_bytes = reading.measured, reading.n_bytes
     return Figure(
-        bench.size, case.what, measured, case.unit, goal, case.at_least, verdict, microseconds, memcpy, n_bytes, reading.note
+        bench.size, case.name, measured, case.unit, goal, case.at_least, verdict, microseconds, memcpy, n_bytes, reading.note
     )
 
 
 def measure(size: int, effort: Effort, only: str, console: Console) -> list[Figure]:
-    """All figures of one size, printed as a table."""
+    """Measure all cases at one size, print a table, and return the figures."""
     bench = Bench(size, effort)
-    figures = [figure(case, bench) for case in CASES if only in case.what]
-    seconds = median(bench.copies) if bench.copies else math.nan
+    figures = [measure_case(case, bench) for case in CASES if only in case.name]
+    seconds = median(bench.copy_seconds) if bench.copy_seconds else math.nan
     mib = 4 * size * len(bench.vectors) / 2**20
     title = f"P = {size:,}: memcpy {seconds * 1e6:.1f} µs, {4 * size / seconds / 1e9:.1f} GB/s"
     console.print(table(f"{title} ({len(bench.vectors)} vectors, {mib:.0f} MiB)", figures))
@@ -94,9 +112,9 @@ def measure(size: int, effort: Effort, only: str, console: Console) -> list[Figu
 
 
 def table(title: str, figures: Sequence[Figure]) -> Table:
-    """Figures for people."""
+    """Return a table of the figures."""
     out = Table(title=title, title_justify="left", width=WIDTH, padding=(0, 1), box=None, header_style="bold")
-    for name in ("what", "µs", "measured", "", "goal", "", "bytes", "note"):
+    for name in ("case", "µs", "measured", "", "goal", "", "bytes", "note"):
         right = name in ("µs", "measured", "goal", "bytes")
         out.add_column(name, justify="right" if right else "left", no_wrap=name != "note")
     for f in figures:
@@ -106,26 +124,26 @@ def table(title: str, figures: Sequence[Figure]) -> Table:
             out.add_row(f.what, "", "", "", goal, "", "", verdict)
             continue
         style = COLOURS.get(f.verdict, "")
-        shown = f"[{style}]{verdict}[/]" if style else verdict
+        styled_verdict = f"[{style}]{verdict}[/]" if style else verdict
         n_bytes = "" if f.n_bytes is None else f"{f.n_bytes:,}"
         digits = ".4f" if f.unit in ("× log₂C", "× entropy") else ".2f"
-        out.add_row(f.what, f"{f.microseconds:,.1f}", f"{f.measured:{digits}}", f.unit, goal, shown, n_bytes, f.note)
+        out.add_row(f.what, f"{f.microseconds:,.1f}", f"{f.measured:{digits}}", f.unit, goal, styled_verdict, n_bytes, f.note)
     return out
 
 
 def summary(figures: Sequence[Figure]) -> str:
-    """Passes and misses by size."""
-    return "; ".join(_counts(size, figures) for size in dict.fromkeys(f.size for f in figures))
+    """Return the numbers of passes and misses of each size."""
+    return "; ".join(_summarize_size(size, figures) for size in dict.fromkeys(f.size for f in figures))
 
 
-def _counts(size: int, figures: Sequence[Figure]) -> str:
+def _summarize_size(size: int, figures: Sequence[Figure]) -> str:
     counts = Counter(f.verdict for f in figures if f.size == size and f.goal is not None)
-    missing = f", {counts['not there yet']} not there yet" if counts["not there yet"] else ""
-    return f"P = {size:,}: {counts['pass']} pass, {counts['miss']} miss{missing}"
+    unavailable = f", {counts['unavailable']} unavailable" if counts["unavailable"] else ""
+    return f"P = {size:,}: {counts['pass']} pass, {counts['miss']} miss{unavailable}"
 
 
 def machine() -> dict[str, str | int | None]:
-    """Where it was measured."""
+    """Return the processor and the versions of Python and the libraries."""
     libraries = {name: version(name) for name in ("numpy", "numba", "torch")}
     return {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version(), **libraries}
 
@@ -137,32 +155,38 @@ def _processor() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.codec", description="Measures the goals of the codec.")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="numbers of parameters, with commas between them")
-    parser.add_argument("--only", default="", metavar="NAME", help="figures with this in their name")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
-    parser.add_argument("--repetitions", type=int, help="of each figure; by default as many as go into 0.7 s, 5 to 400")
-    parser.add_argument(
-        "--write", action="store_true", help=f"measure the costs of codecs instead, and write {COST_TABLE_PATH.name}"
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.codec", description="Measure the codec and compare it with its goals."
     )
-    parser.add_argument("--pool", type=float, default=Effort.pool_mib, metavar="MIB", help="of vectors; 160 by default")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="numbers of parameters, separated by commas")
+    parser.add_argument("--only", default="", metavar="NAME", help="measure only the cases whose name contains NAME")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument(
+        "--repetitions", type=int, help="number for each figure; by default as many as fit into 0.7 s, 5 to 400"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help=f"measure the costs of codecs instead and write {COST_TABLE_PATH.name}"
+    )
+    parser.add_argument(
+        "--pool", type=float, default=Effort.pool_mib, metavar="MIB", help="size of the pool of vectors, by default 160"
+    )
+    options = parser.parse_args(arguments)
     console = Console(width=WIDTH, highlight=False)
-    if given.write:
-        made_by = {"command": "python -m tests.bench.codec --write", "date": f"{datetime.now(UTC):%Y-%m-%d}"}
-        write({**made_by, **machine()}, COSTS)
-        console.print(f"written to {COST_TABLE_PATH}", soft_wrap=True)
+    if options.write:
+        origin = {"command": "python -m tests.bench.codec --write", "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+        write_cost_table({**origin, **machine()}, COST_EFFORT)
+        console.print(f"wrote {COST_TABLE_PATH}", soft_wrap=True)
         return
-    effort = Effort(given.pool, repetitions=given.repetitions)
+    effort = Effort(options.pool, repetitions=options.repetitions)
     figures: list[Figure] = []
     with use_single_thread():
-        for size in given.sizes.split(","):
-            figures += measure(int(size), effort, given.only, console)
+        for size in options.sizes.split(","):
+            figures += measure(int(size), effort, options.only, console)
             console.print()
-    if given.json:
+    if options.json:
         report = {"machine": machine(), "figures": [asdict(f) for f in figures]}
-        given.json.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     console.print(summary(figures), soft_wrap=True)
 
 

@@ -1,11 +1,9 @@
-"""The costs of codecs, measured: what `python -m tests.bench.codec --write` puts into fedsgd/network/codec_costs.toml.
+"""Costs of codecs: the measurement that `python -m tests.bench.codec --write` writes to fedsgd/network/codec_costs.toml.
 
-Rounds of three clients whose updates are Gaussian, through `broadcast`, `client_update` and `aggregate`: a job takes what the
-ledger of a run would say that it took. The layouts are those of three models: a perceptron on digits, McMahan's 2NN, his CNN.
-The clock counts the processor time of the thread, and the quickest tenth of the repetitions stands for all, since what else
-a machine does only ever adds to them. A cost is fitted to the sizes and densities by least squares of relative errors.
-
-P parameters, k coordinates of a message.
+Three clients with Gaussian updates run rounds of `broadcast`, `client_update` and `aggregate`. The seconds of a job are those that
+the ledger of a run would have. The layouts are those of three models: a perceptron on digits, and the 2NN and the CNN of McMahan
+et al. 2017. The clock counts the processor time of the thread. A figure is the first decile of the repetitions, since other load on
+the machine only adds to their times. A cost is fitted to the sizes and densities by least squares of relative errors.
 """
 
 from __future__ import annotations
@@ -30,8 +28,7 @@ from fedsgd.network.round_times import FLOAT_BYTES
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.optim import SGD
 from fedsgd.system.torch_threads import use_single_thread
-from fedsgd.training import LocalTraining, TrainingResult
-from fedsgd.training import TrainingJob as ClientWork
+from fedsgd.training import LocalTraining, TrainingJob, TrainingResult
 from tests.bench.measure import Bench, Effort
 
 SHAPES: tuple[tuple[tuple[int, ...], ...], ...] = (
@@ -39,13 +36,14 @@ SHAPES: tuple[tuple[tuple[int, ...], ...], ...] = (
     ((200, 784), (200,), (200, 200), (200,), (10, 200), (10,)),
     ((32, 1, 5, 5), (32,), (64, 32, 5, 5), (64,), (512, 3136), (512,), (10, 512), (10,)),
 )
-"""Of the tensors of each model."""
+"""Shapes of the tensors of each model."""
 CLIENTS = 3
 WARM_UP = 2
-"""Rounds without a clock: loops are compiled, and states begin."""
-QUICK = 0.1
+"""Rounds before the clock starts, in which loops are compiled and states are created."""
+QUANTILE = 0.1
+"""Quantile of the repetitions that is the figure."""
 PASSES = 3
-"""Times that all is measured, one after the other, so that a busy minute spoils no figure."""
+"""Number of passes over all cases, so that other load during one pass does not determine a figure."""
 
 HEADER = """\
 # Costs of encoding and decoding, in bytes copied in memory: copies * 4P + kept * 4k + fixed_bytes, for a model of P parameters
@@ -67,18 +65,18 @@ JOBS: Mapping[CodecJob, str] = {
 Settings = Mapping[str, Any]
 SPARSE: tuple[Settings, ...] = ({"density": 0.1}, {"density": 0.01}, {"density": 0.001})
 THRESHOLDS: tuple[Settings, ...] = ({"threshold": 1.645e-3}, {"threshold": 2.576e-3}, {"threshold": 3.29e-3})
-"""The same densities of Gaussian vectors of that scale."""
+"""Thresholds that select the densities of `SPARSE` from the Gaussian vectors of `Bench`."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A compressor that has a row of its own.
+    """A compressor with its own row.
 
     Attributes:
-        key: its name and settings in the row.
-        sweep: further settings with which it is measured, each for another number of coordinates.
-        feedback: settings with which it contracts, None if with none, or if it is a scheme.
-        inner: compressor in it, whose cost is subtracted.
+        key: name and settings of the compressor in the row.
+        sweep: further settings with which the compressor is measured, each with another number of coordinates.
+        feedback: further settings that make an operator contractive; None for a scheme, and if no settings do.
+        inner: operator of a wrapper, whose cost is subtracted; None if the compressor is no wrapper.
     """
 
     key: Settings
@@ -86,9 +84,9 @@ class Variant:
     feedback: Settings | None = None
     inner: Settings | None = None
 
-    def made(self, *settings: Settings) -> Any:
-        """Return the compressor."""
-        merged = {name: value for each in (self.key, *settings) for name, value in each.items() if name != "name"}
+    def make(self, *settings: Settings) -> Any:
+        """Return the compressor with further settings."""
+        merged = {name: value for table in (self.key, *settings) for name, value in table.items() if name != "name"}
         return COMPRESSORS[self.key["name"]](**merged)
 
 
@@ -124,86 +122,103 @@ VARIANTS: tuple[Variant, ...] = (
 
 @dataclass
 class Sample:
-    """Repetitions of a job at one size. kept: k of each message."""
+    """Repetitions of a job at one size.
+
+    Attributes:
+        seconds: processor time of each repetition.
+        n_coordinates: k of each message.
+    """
 
     seconds: list[float] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
+    n_coordinates: list[int] = field(default_factory=list)
 
-    def add(self, seconds: float, kept: int) -> None:
+    def add(self, seconds: float, n_coordinates: int) -> None:
         """Add a repetition."""
         self.seconds.append(seconds)
-        self.kept.append(kept)
+        self.n_coordinates.append(n_coordinates)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A job at one size: P, the mean of k, and how many bytes a copy makes in the time of the quickest tenth."""
+    """Figure of a job at one size.
+
+    Attributes:
+        parameters: P.
+        n_coordinates: mean of k over the repetitions.
+        n_bytes: bytes that a copy moves in the time of the job.
+    """
 
     parameters: int
-    kept: float
+    n_coordinates: float
     n_bytes: float
 
 
 class Federation:
-    """Clients whose training gives the vectors of a pool. It is the engine, too."""
+    """Federation whose clients' updates are the vectors of a pool. It implements the training engine."""
 
-    together = 1
+    preferred_batch_of_clients = 1
 
     def __init__(self, bench: Bench, layout: ParameterLayout) -> None:
         self.bench = bench
         self.layout = layout
-        self.copies: list[float] = []
+        self.copy_seconds: list[float] = []
         self._turn = 0
 
-    def train(self, works: Sequence[ClientWork]) -> Iterator[TrainingResult]:
-        """Copy a vector, by the clock, and give another one."""
-        for work in works:
+    def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
+        """Time the copy of a vector and yield another vector as the update, for each job."""
+        for job in jobs:
             self._turn += 1
-            begun = time.perf_counter()
+            start = time.perf_counter()
             np.copyto(self.bench.destinations[self._turn % len(self.bench.destinations)], self.bench.vector(self._turn))
-            self.copies.append(time.perf_counter() - begun)
-            yield TrainingResult(work.client, self.bench.vector(self._turn + len(self.bench.vectors) // 2), 10, 1)
+            self.copy_seconds.append(time.perf_counter() - start)
+            yield TrainingResult(job.client, self.bench.vector(self._turn + len(self.bench.vectors) // 2), 10, 1)
 
     def evaluate(self, *_: Any) -> Any:
-        """Nothing is evaluated."""
+        """Raise an error: no model is evaluated."""
         raise NotImplementedError
 
     def run(self, scheme: CompressionScheme, link: ModelBroadcast, samples: Mapping[CodecJob, Sample], effort: Effort) -> None:
-        """Add the repetitions of some rounds to `samples`."""
-        recipe = LocalTraining(SGD(), None, 1, None, uses_correction=scheme.corrects_gradients)
-        plan = FederationPlan(0, self.layout, recipe, scheme, link, SGD(lr=1.0), "uniform", CLIENTS, CLIENTS)
+        """Run rounds and add their repetitions to `samples`."""
+        local_training = LocalTraining(SGD(), None, 1, None, uses_correction=scheme.corrects_gradients)
+        plan = FederationPlan(0, self.layout, local_training, scheme, link, SGD(lr=1.0), "uniform", CLIENTS, CLIENTS)
         examples = Examples(np.zeros((10, 1), dtype=np.float32), np.zeros(10, dtype=np.int64))
-        server, begun = initial_server_state(plan, self.bench.vector(0)), time.monotonic()
-        states, shelves = [ClientState() for _ in range(CLIENTS)], [DownlinkCache() for _ in range(CLIENTS)]
+        server, start = initial_server_state(plan, self.bench.vector(0)), time.monotonic()
+        states, caches = [ClientState() for _ in range(CLIENTS)], [DownlinkCache() for _ in range(CLIENTS)]
         for round in range(WARM_UP + effort.most):
             messages, server = broadcast(plan, server, range(CLIENTS))
-            down = (
-                server.public_model.difference_frames[-1]
-                if server.public_model.difference_frames
-                else server.public_model.full_model_frame
-            )
+            public_model = server.public_model
+            differences = public_model.difference_frames
+            down = differences[-1] if differences else public_model.full_model_frame
             assert down is not None
             replies = []
             for client, message in messages.items():
-                reply, states[client] = client_update(plan, self, client, message, states[client], examples, shelves[client])
+                reply, states[client] = client_update(plan, self, client, message, states[client], examples, caches[client])
                 replies.append(reply)
-            after, folded = aggregate(plan, server, replies)
+            next_server, decoded_updates = aggregate(plan, server, replies)
             if round >= WARM_UP:
                 samples["send"].add(down.encode_seconds, down.n_coordinates)
                 for reply in replies:
-                    _, sections, seconds = folded[reply.client]
-                    kept = plan.uplink.n_coordinates(sections, plan.make_context(server.round, reply.client))
-                    samples["encode"].add(reply.encode_seconds, kept)
-                    samples["add"].add(seconds, kept)
+                    _, sections, seconds = decoded_updates[reply.client]
+                    n_coordinates = plan.uplink.n_coordinates(sections, plan.make_context(server.round, reply.client))
+                    samples["encode"].add(reply.encode_seconds, n_coordinates)
+                    samples["add"].add(seconds, n_coordinates)
                     samples["receive"].add(reply.decode_seconds, down.n_coordinates)
-            server = after
-            if round >= WARM_UP + effort.fewest - 1 and time.monotonic() - begun > effort.seconds:
+            server = next_server
+            if round >= WARM_UP + effort.fewest - 1 and time.monotonic() - start > effort.seconds:
                 break
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: `build_scheme` up and `link` down. jobs: what is taken of it, by the job of the table."""
+    """A federation to measure.
+
+    Attributes:
+        key: key of the row to which the samples belong.
+        sweep: number of the settings in the sweep.
+        scheme: compressor of the uplink.
+        link: policy and operator of the downlink.
+        jobs: for each job of the table, the job of the federation whose samples count.
+    """
 
     key: Settings
     sweep: int
@@ -213,10 +228,10 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Yield all that is run."""
+    """Yield every federation to measure."""
     for variant in VARIANTS:
         for i, settings in enumerate(variant.sweep):
-            compressor = variant.made(settings)
+            compressor = variant.make(settings)
             if isinstance(compressor, CompressionOperator):
                 yield Case(
                     variant.key,
@@ -228,7 +243,7 @@ def cases() -> Iterator[Case]:
             else:
                 yield Case(variant.key, i, compressor, ModelBroadcast(), {"encode": "encode", "add": "add"})
             if variant.feedback is not None:
-                scheme = ErrorFeedback(variant.made(settings, variant.feedback))
+                scheme = ErrorFeedback(variant.make(settings, variant.feedback))
                 yield Case(variant.key, i, scheme, ModelBroadcast(), {"encode_with_feedback": "encode"})
     for i, density in enumerate((0.3, 0.1, 0.01, 0.001)):
         scheme = MemorylessScheme(COMPRESSORS["top-k"](density=density))
@@ -236,91 +251,104 @@ def cases() -> Iterator[Case]:
 
 
 def _link(op: CompressionOperator) -> ModelBroadcast:
-    """Return the policy with which an operator goes down."""
+    """Return the downlink that an operator is measured in."""
     if op.name == "dense":
         return ModelBroadcast("model", op)
     return ModelBroadcast("error-feedback" if op.kind == "contractive" else "unbiased", op)
 
 
 Samples = dict[tuple[CodecJob, str, int, int], Sample]
-"""By job, row, number in the sweep, and P."""
+"""Samples by job, key of the row, number in the sweep, and P."""
 
 
 def measure(
     effort: Effort, passes: int = PASSES, shapes: Sequence[Sequence[tuple[int, ...]]] = SHAPES
 ) -> tuple[Samples, float]:
-    """Return all repetitions, and the bytes that a copy makes a second at the largest size."""
+    """Return all samples, and the bytes per second of a copy at the largest size."""
     samples: Samples = {}
-    layouts = [ParameterLayout(tuple(f"tensor{i}" for i in range(len(each))), tuple(each)) for each in shapes]
-    copies: dict[int, list[float]] = {layout.size: [] for layout in layouts}
+    layouts = [ParameterLayout(tuple(f"tensor{i}" for i in range(len(tensors))), tuple(tensors)) for tensors in shapes]
+    copy_seconds: dict[int, list[float]] = {layout.size: [] for layout in layouts}
     with use_single_thread(), mock.patch.object(time, "perf_counter", time.thread_time):
         for _ in range(passes):
             for layout in layouts:
                 federation = Federation(Bench(layout.size, effort), layout)
                 for case in cases():
-                    these = {mine: Sample() for mine in ("encode", "add", "send", "receive")}
-                    federation.run(case.scheme, case.link, these, effort)
-                    for job, mine in case.jobs.items():
-                        sample = samples.setdefault((job, key_text(case.key), case.sweep, layout.size), Sample())
-                        sample.seconds += these[mine].seconds
-                        sample.kept += these[mine].kept
-                copies[layout.size] += federation.copies
-    largest = max(copies)
-    return samples, FLOAT_BYTES * largest / float(np.quantile(copies[largest], QUICK))
+                    measured: dict[CodecJob, Sample] = {job: Sample() for job in ("encode", "add", "send", "receive")}
+                    federation.run(case.scheme, case.link, measured, effort)
+                    for table_job, job in case.jobs.items():
+                        sample = samples.setdefault((table_job, key_text(case.key), case.sweep, layout.size), Sample())
+                        sample.seconds += measured[job].seconds
+                        sample.n_coordinates += measured[job].n_coordinates
+                copy_seconds[layout.size] += federation.copy_seconds
+    largest = max(copy_seconds)
+    return samples, FLOAT_BYTES * largest / float(np.quantile(copy_seconds[largest], QUANTILE))
 
 
-def fitted(samples: Samples, rate: float) -> tuple[dict[tuple[CodecJob, str], CodecCost], float]:
-    """Return the cost of each job by row, and the largest ratio between a figure and its fit. rate: bytes a copy makes a second."""
+def fit_costs(samples: Samples, rate: float) -> tuple[dict[tuple[CodecJob, str], CodecCost], float]:
+    """Fit a cost to the samples of each job and row.
+
+    Args:
+        samples: all samples.
+        rate: bytes per second of a copy.
+
+    Returns:
+        The costs by job and key of the row, and the largest ratio between a figure and its fit.
+    """
     points: dict[tuple[CodecJob, str], list[Point]] = {}
     for (job, key, _, size), sample in samples.items():
-        point = Point(size, float(np.mean(sample.kept)), rate * float(np.quantile(sample.seconds, QUICK)))
+        n_bytes = rate * float(np.quantile(sample.seconds, QUANTILE))
+        point = Point(size, float(np.mean(sample.n_coordinates)), n_bytes)
         points.setdefault((job, key), []).append(point)
     inner = {key_text(variant.key): key_text(variant.inner) for variant in VARIANTS if variant.inner is not None}
     costs, worst = {}, 1.0
-    for (job, key), these in points.items():
+    for (job, key), row in points.items():
         if key in inner:
-            costs[job, key] = _fit(these, [_nearest(point, points[job, inner[key]]).n_bytes for point in these])
+            costs[job, key] = _fit(row, [_nearest(point, points[job, inner[key]]).n_bytes for point in row])
             continue
-        cost = costs[job, key] = _fit(these, [0.0] * len(these))
-        ratios = [point.n_bytes / cost.count_bytes(point.parameters, point.kept) for point in these]
+        cost = costs[job, key] = _fit(row, [0.0] * len(row))
+        ratios = [point.n_bytes / cost.count_bytes(point.parameters, point.n_coordinates) for point in row]
         worst = max(worst, *ratios, *(1 / ratio for ratio in ratios))
-    for key in inner:  # what an operator does around another one does not depend on error feedback around both
+    for key in inner:  # the work of a wrapper does not depend on error feedback
         if ("send", key) in costs:
             costs["encode_with_feedback", key] = costs["encode", key]
     return costs, worst
 
 
 def repeatability(samples: Samples) -> float:
-    """Return the ratio within which nine in ten figures of the first half of the repetitions and of the second half are."""
+    """Return the ratio between the figures of the first and the second half of the repetitions: the 0.9 quantile over samples."""
     ratios = []
     for sample in samples.values():
         middle = len(sample.seconds) // 2
-        first, second = (np.quantile(half, QUICK) for half in (sample.seconds[:middle], sample.seconds[middle:]))
+        first, second = (np.quantile(half, QUANTILE) for half in (sample.seconds[:middle], sample.seconds[middle:]))
         ratios.append(max(first / second, second / first))
     return float(np.quantile(ratios, 0.9))
 
 
-def _nearest(point: Point, others: Sequence[Point]) -> Point:
-    """Return the point of the same size and the nearest number of coordinates."""
-    return min(others, key=lambda other: (other.parameters != point.parameters, abs(other.kept - point.kept)))
+def _nearest(point: Point, candidates: Sequence[Point]) -> Point:
+    """Return the candidate of the same size with the nearest number of coordinates."""
+
+    def distance(candidate: Point) -> tuple[bool, float]:
+        return candidate.parameters != point.parameters, abs(candidate.n_coordinates - point.n_coordinates)
+
+    return min(candidates, key=distance)
 
 
-def _fit(points: Sequence[Point], less: Sequence[float]) -> CodecCost:
-    """Return the cost that is nearest to some points. less: bytes to be subtracted from each, those of an inner compressor."""
-    swept = len({point.parameters for point in points}) < len(points)
-    columns = [[FLOAT_BYTES * point.parameters, FLOAT_BYTES * point.kept * swept, 1.0] for point in points]
+def _fit(points: Sequence[Point], inner_bytes: Sequence[float]) -> CodecCost:
+    """Fit a cost to points. inner_bytes: bytes of the inner operator, subtracted from each point."""
+    is_swept = len({point.parameters for point in points}) < len(points)
+    columns = [[FLOAT_BYTES * point.parameters, FLOAT_BYTES * point.n_coordinates * is_swept, 1.0] for point in points]
     weights = 1 / np.array([point.n_bytes for point in points])
-    wanted = np.array([point.n_bytes for point in points]) - less
-    found, _ = nnls(np.array(columns) * weights[:, None], wanted * weights)
-    return CodecCost(*(float(f"{value:.1e}") for value in found))
+    targets = np.array([point.n_bytes for point in points]) - inner_bytes
+    coefficients, _ = nnls(np.array(columns) * weights[:, None], targets * weights)
+    return CodecCost(*(float(f"{value:.1e}") for value in coefficients))
 
 
-def make_table(measured: Settings, effort: Effort) -> dict[str, Any]:
-    """Measure, and return what the data file is to have. measured: machine, date and versions."""
+def make_table(origin: Settings, effort: Effort) -> dict[str, Any]:
+    """Measure all costs and return the table of the data file. origin: command, date, machine and versions."""
     samples, rate = measure(effort)
-    costs, worst = fitted(samples, rate)
+    costs, worst = fit_costs(samples, rate)
     table: dict[str, Any] = {
-        **measured,
+        **origin,
         "copy_bytes_per_second": float(f"{rate:.1e}"),
         "parameters": sorted({size for _, _, _, size in samples}),
         "ratio_of_nine_in_ten_repeated_figures": round(repeatability(samples), 2),
@@ -328,13 +356,13 @@ def make_table(measured: Settings, effort: Effort) -> dict[str, Any]:
     }
     keys = {key_text(key): dict(key) for key in (ASSIGN_COMPRESSOR, *(variant.key for variant in VARIANTS))}
     for job in JOBS:
-        rows = sorted((key, cost) for (of, key), cost in costs.items() if of == job)
+        rows = sorted((key, cost) for (row_job, key), cost in costs.items() if row_job == job)
         table[job] = [{"compressor": keys[key], **asdict(cost)} for key, cost in rows]
     return table
 
 
 def table_text(table: Settings) -> str:
-    """Return a data file as text."""
+    """Return the text of a data file."""
     lines = [HEADER, *(f"{name} = {_value(value)}" for name, value in table.items() if name not in JOBS)]
     for job, meaning in JOBS.items():
         lines += ["", f"# {meaning}", f"{job} = [", *(f"    {_value(row)}," for row in table[job]), "]"]
@@ -342,14 +370,14 @@ def table_text(table: Settings) -> str:
 
 
 def key_text(key: Settings) -> str:
-    """Return a row's key as TOML."""
+    """Return the TOML text of a row's key."""
     return _value(key)
 
 
 def _value(value: Any) -> str:
-    """Return a value as TOML; the numbers of a cost without exponents."""
+    """Return the TOML text of a value; numbers have no exponents."""
     if isinstance(value, Mapping):
-        return f"{{ {', '.join(f'{name} = {_value(each)}' for name, each in value.items())} }}"
+        return f"{{ {', '.join(f'{name} = {_value(entry)}' for name, entry in value.items())} }}"
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, bool | str):
@@ -357,6 +385,6 @@ def _value(value: Any) -> str:
     return f"{int(value):_}" if value == int(value) else f"{value:g}"
 
 
-def write(measured: Settings, effort: Effort) -> None:
-    """Measure, and write the data file."""
-    COST_TABLE_PATH.write_text(table_text(make_table(measured, effort)), encoding="utf-8")
+def write_cost_table(origin: Settings, effort: Effort) -> None:
+    """Measure all costs and write the data file. origin: command, date, machine and versions."""
+    COST_TABLE_PATH.write_text(table_text(make_table(origin, effort)), encoding="utf-8")

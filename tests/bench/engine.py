@@ -1,20 +1,21 @@
-"""How fast local training is: each workload by each engine and by the naive loop, in turn, on one thread.
+"""Benchmark of local training: each workload with each engine and with the naive loop, in turn, on one thread.
 
     python -m tests.bench.engine [--only NAME] [--turns N] [--json FILE]
     python -m tests.bench.engine rounding [--only NAME] [--clients N] [--seeds N] [--data DIR] [--json FILE]
 
-The unit is the naive loop: what a tutorial does for each client, with deepcopy, DataLoader, torch.optim.SGD and state_dict. The
-floor is the arithmetic alone: the matrix products of forward and backward pass at the rate of a large one. By hand: the same
-steps written out with addmm_ for that very network. Every engine trains the same clients on the same batches; what it gives is
-compared with the oracle's, and a benchmark fails if the engine it names cannot be had or gives something else. Recording the
-steps is not in the times: it is in a column of its own. Times are the least of some turns, since others use the machine too.
+- naive loop: the loop of a tutorial for each client, with deepcopy, DataLoader, torch.optim.SGD and state_dict. It is the unit of
+  the other times.
+- floor: the time of the arithmetic, which is the matrix products of forward and backward pass at the rate of a large product.
+- by hand: the same steps for one network, written with addmm_.
 
-Its data are random: the work is the same.
+Every engine trains the same clients on the same batches of random data. Its updates are compared with those of the oracle, the
+sequential engine. The benchmark fails if an engine cannot train the workload or its updates differ too much. The time to record the
+steps is not part of the times and has a separate column. Times are the least of some turns, since other programs may use the machine.
 
-"rounding" measures distances instead of times. Clients train the first round of the scenario of each built-in model, by the
-oracle and by each engine with the fused update. Printed is ‖update − oracle's‖ / ‖oracle's‖ of single clients. The row "one
-float away" is the oracle from other initial weights, each of them the next float in a random direction: so far does rounding
-alone carry the training apart.
+"rounding" measures distances instead of times. Clients train the first round of the scenario of each built-in model, with the
+oracle and with each engine with the fused update. The table has ‖update − oracle's‖ / ‖oracle's‖ over clients. The row "one float
+away" is the oracle from other initial weights, each the next float in a random direction. It is the distance that rounding alone
+causes.
 """
 
 from __future__ import annotations
@@ -54,14 +55,27 @@ from fedsgd.training.sequential import Sequential
 
 ROOT = Path(__file__).parent.parent.parent
 CLOSE = 1e-3
-"""How far an engine's updates may be from the oracle's, relative; convolutions are chaotic within a round of steps this large."""
+"""Largest relative distance of an engine's updates from the oracle's. Steps this large amplify rounding in convolutions."""
 PRODUCT = 1024
-"""Rows and columns of the product whose rate the floor is at."""
+"""Rows and columns of the matrix product whose rate determines the floor."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """clients of n examples each, batches of `locate_batch` (None: all). goals: by engine, at least how many times the naive loop."""
+    """Local training of one round.
+
+    Attributes:
+        name: name of the workload.
+        model: name of the model.
+        shape: shape of one example.
+        clients: number of clients.
+        n: examples of each client.
+        batch: B; None for all examples of the client.
+        goals: by engine, lower limit for its speed as a multiple of the naive loop's.
+        classes: K.
+        words: number of different tokens; 0 if examples are not tokens.
+        optimizer: optimizer of the local steps.
+    """
 
     name: str
     model: str
@@ -86,13 +100,23 @@ WORKLOADS = (
     Workload("char-LSTM, B = 10", "char-lstm", (80,), 2, 50, 10, {}, classes=65, words=65),
 )
 BY_HAND = 1.25
-"""A round of the 2NN with B = 10 by the captured engine: at most so many times the loop written by hand."""
+"""Upper limit for the captured engine's time on the 2NN with B = 10, as a multiple of the time of the loop by hand."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One way to do a workload. seconds: of a round; prepared: what came before, once; faster: than the naive loop; goal: at
-    least that; off: the largest relative distance of a client's update from the oracle's."""
+    """Time of a workload with one engine or loop.
+
+    Attributes:
+        workload: name of the workload.
+        how: name of the engine and its update, or of the loop.
+        seconds: seconds of a round.
+        prepared: seconds to make the engine and record its steps, once.
+        faster: speed as a multiple of the naive loop's.
+        goal: lower limit for `faster`, None if there is none.
+        off: largest relative distance of a client's update from the oracle's.
+        note: "auto" for the engine that `engine.name = "auto"` selects.
+    """
 
     workload: str
     how: str
@@ -104,8 +128,8 @@ class Figure:
     note: str = ""
 
 
-def works_of(load: Workload, task: LearningTask, data: Dataset) -> list[TrainingJob]:
-    """The clients' work in a round."""
+def make_jobs(load: Workload, task: LearningTask, data: Dataset) -> list[TrainingJob]:
+    """Return the clients' training jobs of a round."""
     order = np.random.default_rng(0).permutation(len(data.train))
     rows = order[: load.clients * load.n].reshape(load.clients, load.n)
     return [
@@ -115,7 +139,7 @@ def works_of(load: Workload, task: LearningTask, data: Dataset) -> list[Training
 
 
 def random_data(load: Workload) -> Dataset:
-    """As many examples as the workload needs."""
+    """Return a dataset with as many random examples as the workload needs."""
     rng = np.random.default_rng(0)
     shape = (load.clients * load.n, *load.shape)
     x = rng.integers(0, load.words, shape) if load.words else rng.random(shape, np.float32)
@@ -123,15 +147,15 @@ def random_data(load: Workload) -> Dataset:
     return Dataset(Examples(x, y), Examples(x[:2], y[:2]), load.classes)
 
 
-# ------------------------------------------------------------------------------------------------------------ ways to do the work
+# ------------------------------------------------------------------------------------------------------------- loops and engines
 
 
-def naive(load: Workload, task: LearningTask, works: Sequence[TrainingJob]) -> list[np.ndarray]:
-    """As tutorials have it."""
+def train_naively(load: Workload, task: LearningTask, jobs: Sequence[TrainingJob]) -> list[np.ndarray]:
+    """Train the clients with the loop of a tutorial and return their parameters."""
     global_model = task.module
     results = []
-    for work in works:
-        x, y = (torch.from_numpy(a) for a in work.examples.arrays())
+    for job in jobs:
+        x, y = (torch.from_numpy(a) for a in job.examples.arrays())
         model = copy.deepcopy(global_model)
         model.train()
         momentum = getattr(load.optimizer, "momentum", 0.0)
@@ -145,16 +169,16 @@ def naive(load: Workload, task: LearningTask, works: Sequence[TrainingJob]) -> l
     return results
 
 
-def by_hand(load: Workload, task: LearningTask, works: Sequence[TrainingJob], recipe: LocalTraining) -> list[np.ndarray]:
-    """The 2NN, written out."""
+def train_by_hand(task: LearningTask, jobs: Sequence[TrainingJob], local_training: LocalTraining) -> list[np.ndarray]:
+    """Train the 2NN of each client with explicit matrix products and return the updates."""
     w = torch.empty(task.layout.size)
-    w1, b1, w2, b2, w3, b3 = (w[where].view(shape) for _, where, shape in task.layout.list_slices())
-    lr, results = recipe.optimizer.lr, []
+    w1, b1, w2, b2, w3, b3 = (w[rows].view(shape) for _, rows, shape in task.layout.list_slices())
+    lr, results = local_training.optimizer.lr, []
     with torch.inference_mode():
-        for work in works:
-            w.copy_(torch.from_numpy(np.array(work.weights)))
-            x_all, y_all = (torch.from_numpy(a) for a in work.examples.arrays())
-            for batch in batches(work, recipe):
+        for job in jobs:
+            w.copy_(torch.from_numpy(np.array(job.weights)))
+            x_all, y_all = (torch.from_numpy(a) for a in job.examples.arrays())
+            for batch in batches(job, local_training):
                 rows = torch.from_numpy(batch)
                 x, y = x_all.index_select(0, rows).view(len(batch), -1), y_all.index_select(0, rows)
                 h1 = torch.addmm(b1, x, w1.t()).relu_()
@@ -167,12 +191,12 @@ def by_hand(load: Workload, task: LearningTask, works: Sequence[TrainingJob], re
                 for weight, bias, d, h in ((w3, b3, d3, h2), (w2, b2, d2, h1), (w1, b1, d1, x)):
                     weight.addmm_(d.t(), h, alpha=-lr)
                     bias.add_(d.sum(0), alpha=-lr)
-            results.append((w.numpy() - work.weights).copy())
+            results.append((w.numpy() - job.weights).copy())
     return results
 
 
 def engines(load: Workload) -> Iterator[tuple[str, EngineChoice]]:
-    """Every engine that may be asked for this workload."""
+    """Yield the name and choice of every engine that is measured on a workload."""
     yield "sequential", EngineChoice("sequential")
     for update in ("exact", "fused"):
         yield f"captured, {update}", EngineChoice("captured", update)
@@ -184,9 +208,12 @@ def engines(load: Workload) -> Iterator[tuple[str, EngineChoice]]:
 # ------------------------------------------------------------------------------------------------------------------- measurement
 
 
-def floor(load: Workload, task: LearningTask) -> float:
-    """Seconds that the products of a round take at the rate of a large one: 2 operations a weight and use of it forward, twice
-    as many backward, less the gradient with respect to the input."""
+def estimate_floor(load: Workload, task: LearningTask) -> float:
+    """Return the seconds that the products of a round take at the rate of a large product.
+
+    A use of a weight takes 2 operations in the forward pass and 4 in the backward pass; in the first layer 2 in the backward
+    pass, since the gradient with respect to the input is not computed.
+    """
     a = torch.rand(PRODUCT, PRODUCT)
     rate = 2 * PRODUCT**3 / min(_seconds(lambda: torch.mm(a, a)) for _ in range(10))
     operations = 0.0
@@ -215,71 +242,72 @@ def floor(load: Workload, task: LearningTask) -> float:
 
 
 def _seconds(action: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     action()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def measure(load: Workload, turns: int) -> list[Figure]:
-    """All ways of a workload, in turn."""
+    """Measure a workload with all loops and engines, in turn."""
     data = random_data(load)
-    recipe = LocalTraining(load.optimizer, 1, None, load.batch)
+    local_training = LocalTraining(load.optimizer, 1, None, load.batch)
 
-    def fresh() -> LearningTask:
+    def new_task() -> LearningTask:
         return build_task(MODELS[load.model](), data, 0)
 
-    task = fresh()
-    works = works_of(load, task, data)
-    sizes = rank_batch_sizes(np.full(load.clients, load.n), recipe)
-    oracle = {local.client: local.update for local in Sequential(fresh(), recipe).train(works)}
-    ways: dict[str, Callable[[], object]] = {"naive loop": lambda: naive(load, task, works)}
-    prepared, off = {"naive loop": 0.0}, {"naive loop": math.nan}
+    task = new_task()
+    jobs = make_jobs(load, task, data)
+    sizes = rank_batch_sizes(np.full(load.clients, load.n), local_training)
+    oracle = {result.client: result.update for result in Sequential(new_task(), local_training).train(jobs)}
+    actions: dict[str, Callable[[], object]] = {"naive loop": lambda: train_naively(load, task, jobs)}
+    preparation_seconds, distances = {"naive loop": 0.0}, {"naive loop": math.nan}
     if load.model == "2nn" and type(load.optimizer) is SGD:
-        ways["by hand"] = lambda: by_hand(load, task, works, recipe)
-        prepared["by hand"] = 0.0
-        off["by hand"] = max(map(_distance, by_hand(load, task, works, recipe), (oracle[w.client] for w in works)))
-    for how, chosen in engines(load):
-        begun = time.perf_counter()
-        engine = make_engine(chosen, sizes, fresh(), recipe, data.train)
-        prepared[how] = time.perf_counter() - begun
-        assert type(engine).__name__.lower() == chosen.name, f"{load.name}: asked for {chosen.name}, got {engine}"
-        results = _train(engine, works)
-        off[how] = max(_distance(results[client], update) for client, update in oracle.items())
-        assert off[how] <= CLOSE, f"{load.name}, {how}: off by {off[how]:.2g}"
-        ways[how] = lambda engine=engine: _train(engine, works)
-    least = _in_turn(ways, turns)
-    at_least = floor(load, task)
-    _, auto = select_engine(EngineChoice(), fresh(), recipe, data.train, sizes, load.clients)
+        actions["by hand"] = lambda: train_by_hand(task, jobs, local_training)
+        preparation_seconds["by hand"] = 0.0
+        updates = train_by_hand(task, jobs, local_training)
+        distances["by hand"] = max(map(_distance, updates, (oracle[job.client] for job in jobs)))
+    for name, choice in engines(load):
+        start = time.perf_counter()
+        engine = make_engine(choice, sizes, new_task(), local_training, data.train)
+        preparation_seconds[name] = time.perf_counter() - start
+        assert type(engine).__name__.lower() == choice.name, f"{load.name}: expected {choice.name}, got {engine}"
+        results = _train(engine, jobs)
+        distances[name] = max(_distance(results[client], update) for client, update in oracle.items())
+        assert distances[name] <= CLOSE, f"{load.name}, {name}: relative distance {distances[name]:.2g} from the oracle"
+        actions[name] = lambda engine=engine: _train(engine, jobs)
+    least = _time_in_turn(actions, turns)
+    floor = estimate_floor(load, task)
+    _, auto = select_engine(EngineChoice(), new_task(), local_training, data.train, sizes, load.clients)
     return [
         Figure(
             load.name,
-            how,
-            least[how],
-            prepared[how],
-            least["naive loop"] / least[how],
-            load.goals.get(how.split(",")[0]) if how.endswith("fused") else None,
-            off[how],
-            "auto" if how == f"{auto.name}, {auto.update}" else "",
+            name,
+            least[name],
+            preparation_seconds[name],
+            least["naive loop"] / least[name],
+            load.goals.get(name.split(",")[0]) if name.endswith("fused") else None,
+            distances[name],
+            "auto" if name == f"{auto.name}, {auto.update}" else "",
         )
-        for how in ways
-    ] + [Figure(load.name, "floor", at_least, 0.0, least["naive loop"] / at_least, None, math.nan)]
+        for name in actions
+    ] + [Figure(load.name, "floor", floor, 0.0, least["naive loop"] / floor, None, math.nan)]
 
 
-def _in_turn(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    least = dict.fromkeys(ways, math.inf)
+def _time_in_turn(actions: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    least = dict.fromkeys(actions, math.inf)
     for _ in range(turns):
-        for how, way in ways.items():
-            least[how] = min(least[how], _seconds(way))
+        for name, action in actions.items():
+            least[name] = min(least[name], _seconds(action))
     return least
 
 
-def _train(engine: TrainingEngine, works: Sequence[TrainingJob]) -> dict[int, np.ndarray]:
-    """The updates, one client at a time or as many as the engine likes."""
-    results = {}
-    for first in range(0, len(works), engine.preferred_batch_of_clients):
-        for local in engine.train(works[first : first + engine.preferred_batch_of_clients]):
-            results[local.client] = local.update
-    return results
+def _train(engine: TrainingEngine, jobs: Sequence[TrainingJob]) -> dict[int, np.ndarray]:
+    """Return the updates by client; the engine gets as many clients at a time as it prefers."""
+    updates = {}
+    for first in range(0, len(jobs), engine.preferred_batch_of_clients):
+        for result in engine.train(jobs[first : first + engine.preferred_batch_of_clients]):
+            updates[result.client] = result.update
+    return updates
 
 
 def _distance(update: np.ndarray, expected: np.ndarray) -> float:
@@ -299,13 +327,19 @@ SCENARIOS: dict[str, tuple[str, tuple[EngineName, ...]]] = {
     "resnet-20": ("resnet20", ("captured",)),
     "char-lstm": ("shakespeare", ("captured",)),
 }
-"""For each built-in model the scenario that trains it, and the engines that can."""
+"""For each built-in model, a scenario that trains it and the engines that can train it."""
 
 
 @dataclass(frozen=True)
 class Distances:
-    """Relative distances of clients' updates from the oracle's. steps: the most that a client made; each: of every client and
-    seed."""
+    """Relative distances of clients' updates from the oracle's.
+
+    Attributes:
+        model: name of the model.
+        how: name of the engine and its update.
+        steps: largest number of local steps of a client.
+        each: distance of every client with every seed.
+    """
 
     model: str
     how: str
@@ -315,27 +349,27 @@ class Distances:
 
 def measure_distances(model: str, clients: int, seeds: int, data: str | None) -> list[Distances]:
     """Train the first clients of the first round of the model's scenario; return the distances of each engine."""
-    name, engines = SCENARIOS[model]
-    path, dataset, steps = ROOT / "scenarios" / f"{name}.toml", None, 0
-    found: dict[str, list[float]] = {}
+    scenario, engines = SCENARIOS[model]
+    path, dataset, steps = ROOT / "scenarios" / f"{scenario}.toml", None, 0
+    distances: dict[str, list[float]] = {}
     for seed in range(seeds):
         oracle = build_experiment(load_scenario(path, {"seed": seed, "engine.name": "sequential"}), data, dataset)
         dataset, weights = oracle.dataset, oracle.task.initial_parameters
         cohort = oracle.participation.sample_round(1).cohort[:clients]
-        works = [TrainingJob(seed, 1, client, weights, oracle.train.examples_of(client)) for client in cohort]
-        steps = max(steps, *(oracle.plan.local_training.n_steps(len(work.examples)) for work in works))
-        expected = _train(oracle.engine, works)
-        upwards = np.random.default_rng(seed).random(len(weights)) < 0.5
-        nearby = np.nextafter(weights, np.where(upwards, np.float32(np.inf), np.float32(-np.inf)))
-        others = {"sequential, one float away": _train(oracle.engine, [replace(work, weights=nearby) for work in works])}
+        jobs = [TrainingJob(seed, 1, client, weights, oracle.train.examples_of(client)) for client in cohort]
+        steps = max(steps, *(oracle.plan.local_training.n_steps(len(job.examples)) for job in jobs))
+        expected = _train(oracle.engine, jobs)
+        is_upward = np.random.default_rng(seed).random(len(weights)) < 0.5
+        neighbours = np.nextafter(weights, np.where(is_upward, np.float32(np.inf), np.float32(-np.inf)))
+        updates = {"sequential, one float away": _train(oracle.engine, [replace(job, weights=neighbours) for job in jobs])}
         for engine in engines:
-            made = build_experiment(
+            experiment = build_experiment(
                 load_scenario(path, {"seed": seed, "engine.name": engine, "engine.update": "fused"}), data, dataset
             )
-            others[f"{engine}, fused"] = _train(made.engine, works)
-        for how, updates in others.items():
-            found.setdefault(how, []).extend(_distance(updates[client], expected[client]) for client in cohort)
-    return [Distances(model, how, steps, tuple(each)) for how, each in sorted(found.items())]
+            updates[f"{engine}, fused"] = _train(experiment.engine, jobs)
+        for name, by_client in updates.items():
+            distances.setdefault(name, []).extend(_distance(by_client[client], expected[client]) for client in cohort)
+    return [Distances(model, name, steps, tuple(of_name)) for name, of_name in sorted(distances.items())]
 
 
 def make_distance_table(rows: Sequence[Distances]) -> Table:
@@ -353,76 +387,82 @@ def make_distance_table(rows: Sequence[Distances]) -> Table:
 
 
 def table(figures: Sequence[Figure]) -> Table:
-    """The figures of one workload, for people."""
+    """Return a table of the figures of one workload."""
     out = Table(title=figures[0].workload, title_justify="left", box=None, padding=(0, 1), header_style="bold", width=100)
-    for name in ("", "ms a round", "recording, ms", "× naive", "goal", "", "off", ""):
+    for name in ("", "ms a round", "recording, ms", "× naive", "goal", "", "distance", ""):
         out.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
     for f in figures:
         verdict = "" if f.goal is None else "[green]pass[/]" if f.faster >= f.goal else "[red]miss[/]"
-        goal, off = "" if f.goal is None else f"≥ {f.goal:g}", "" if math.isnan(f.off) else f"{f.off:.1g}"
-        ahead = f"{1e3 * f.prepared:,.0f}" if f.prepared else ""
-        out.add_row(f.how, f"{1e3 * f.seconds:,.1f}", ahead, f"{f.faster:.2f}", goal, verdict, off, f.note)
+        goal, distance = "" if f.goal is None else f"≥ {f.goal:g}", "" if math.isnan(f.off) else f"{f.off:.1g}"
+        recording = f"{1e3 * f.prepared:,.0f}" if f.prepared else ""
+        out.add_row(f.how, f"{1e3 * f.seconds:,.1f}", recording, f"{f.faster:.2f}", goal, verdict, distance, f.note)
     return out
 
 
 def verdicts(figures: Sequence[Figure]) -> list[str]:
-    """The goals that compare two engines, in words."""
-    said = []
+    """Return lines about the goals that compare two engines."""
+    lines = []
     by_workload: dict[str, dict[str, float]] = {}
     for f in figures:
         by_workload.setdefault(f.workload, {})[f.how] = f.seconds
     for workload, seconds in by_workload.items():
         if "by hand" in seconds and workload == "2NN, B = 10":
             ratio = seconds["captured, fused"] / seconds["by hand"]
-            said.append(f"{workload}: captured is {ratio:.2f} × the loop by hand, goal ≤ {BY_HAND}")
-        fast = {how: s for how, s in seconds.items() if how.startswith(("captured", "stacked"))}
-        slow = [f"{how} {s / seconds['sequential']:.2f}" for how, s in fast.items() if s > seconds["sequential"]]
-        if slow:
-            said.append(f"{workload}: slower than sequential: {', '.join(slow)}")
-    return said
+            lines.append(f"{workload}: captured takes {ratio:.2f} × the time of the loop by hand, goal ≤ {BY_HAND}")
+        compiled = {name: s for name, s in seconds.items() if name.startswith(("captured", "stacked"))}
+        slower = [f"{name} {s / seconds['sequential']:.2f}" for name, s in compiled.items() if s > seconds["sequential"]]
+        if slower:
+            lines.append(f"{workload}: slower than sequential: {', '.join(slower)}")
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.engine", description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("speed", "rounding"), default="speed")
-    parser.add_argument("--only", default="", help="workloads, or models, whose name contains this")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--clients", type=int, default=4, help="rounding: clients of each seed")
-    parser.add_argument("--seeds", type=int, default=3, help="rounding: seeds")
-    parser.add_argument("--data", default=os.environ.get("FEDSGD_DATA"), help="rounding: folder of the data files")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
-    given = parser.parse_args(arguments)
+    parser.add_argument("figure", nargs="?", choices=("speed", "rounding"), default="speed", help="times or distances")
+    parser.add_argument(
+        "--only", default="", metavar="NAME", help="measure only the workloads or models whose name contains NAME"
+    )
+    parser.add_argument("--turns", type=int, default=5, help="speed: number of turns, of which the least time counts")
+    parser.add_argument("--clients", type=int, default=4, help="rounding: number of clients for each seed")
+    parser.add_argument("--seeds", type=int, default=3, help="rounding: number of seeds")
+    parser.add_argument(
+        "--data", default=os.environ.get("FEDSGD_DATA"), metavar="DIR", help="rounding: folder of the data files"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    options = parser.parse_args(arguments)
     console = Console(highlight=False, width=100)
-    figures: list[Figure] | list[Distances] = _rounding(given, console) if given.what == "rounding" else _speed(given, console)
+    figures: list[Figure] | list[Distances] = (
+        _measure_all_distances(options, console) if options.figure == "rounding" else _measure_speed(options, console)
+    )
     machine = (
         f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
     )
     console.print(machine)
-    if given.json is not None:
-        given.json.write_text(json.dumps({"machine": machine, "figures": [asdict(f) for f in figures]}, indent=2))
+    if options.json is not None:
+        options.json.write_text(json.dumps({"machine": machine, "figures": [asdict(f) for f in figures]}, indent=2))
 
 
-def _speed(given: argparse.Namespace, console: Console) -> list[Figure]:
+def _measure_speed(options: argparse.Namespace, console: Console) -> list[Figure]:
     figures = []
     with use_single_thread():
         for load in WORKLOADS:
-            if given.only in load.name:
-                measured = measure(load, given.turns)
-                console.print(table(measured))
-                figures += measured
+            if options.only in load.name:
+                of_load = measure(load, options.turns)
+                console.print(table(of_load))
+                figures += of_load
     for line in verdicts(figures):
         console.print(line)
     return figures
 
 
-def _rounding(given: argparse.Namespace, console: Console) -> list[Distances]:
+def _measure_all_distances(options: argparse.Namespace, console: Console) -> list[Distances]:
     rows = []
     for model in SCENARIOS:
-        if given.only in model:
-            measured = measure_distances(model, given.clients, given.seeds, given.data)
-            console.print(make_distance_table(measured))
-            rows += measured
+        if options.only in model:
+            of_model = measure_distances(model, options.clients, options.seeds, options.data)
+            console.print(make_distance_table(of_model))
+            rows += of_model
     return rows
 
 

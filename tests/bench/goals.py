@@ -1,6 +1,6 @@
-"""What is measured, and the goals. Each entry of CASES gives one figure for each size.
+"""Cases of the benchmark of the codec, and their goals. Each entry of `CASES` yields one figure for each size.
 
-P parameters, k kept coordinates. Where a compressor is not in the registry, its figures are not there yet.
+Figures of a compressor that is not in the registry are unavailable.
 """
 
 from __future__ import annotations
@@ -24,21 +24,29 @@ from tests.bench.measure import Bench, Step
 
 DENSITY = 0.01
 MESSAGES = 8
-"""Different messages that are decoded in turn."""
+"""Number of different messages that a decoding cycles through."""
 CLIENTS = 4
-"""Whose states take turns, so that at 1.66 million parameters they do not stay in the cache."""
+"""Number of clients that send in turn, so that their states do not stay in the cache at 1.66 million parameters."""
 FEWEST_SYMBOLS, MOST_SYMBOLS = 100_000, 4_000_000
 FEWEST_INDICES = 1000
-"""With fewer the bound on index bytes is no goal."""
+"""Smallest k at which the goal for index bytes applies."""
 
 
-class NotThereError(Exception):
-    """What would be measured does not exist here."""
+class UnavailableError(Exception):
+    """The compressor or library of a case is not available."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """measured: in the case's unit; seconds: of one call; memcpy: seconds of the one beside it; n_bytes: of the message."""
+    """Result of one case.
+
+    Attributes:
+        measured: the figure in the case's unit.
+        seconds: seconds of one call.
+        memcpy: seconds of a memcpy of the dense vector, measured in the same run.
+        n_bytes: bytes of the message, None if there is none.
+        note: further results for the table.
+    """
 
     measured: float
     seconds: float
@@ -49,9 +57,18 @@ class Reading:
 
 @dataclass(frozen=True)
 class Case:
-    """unit: of the figure and the goal; goal: at most this, or at least; applies: whether the goal holds at this size."""
+    """A function to measure, and a goal for the figure.
 
-    what: str
+    Attributes:
+        name: name of the case.
+        measure: measures the case at one size.
+        goal: limit for the figure, None if there is none.
+        unit: unit of the figure and of the goal.
+        at_least: True if the goal is a lower limit, False if it is an upper limit.
+        applies: returns True if the goal applies at a size.
+    """
+
+    name: str
     measure: Callable[[Bench], Reading]
     goal: float | None = None
     unit: str = "× memcpy"
@@ -61,32 +78,39 @@ class Case:
 
 @dataclass(frozen=True)
 class Work:
-    """step: what is timed; less: what is timed too and taken off; n_bytes: of a message, for the ratio to dense float32."""
+    """Functions whose time is measured.
+
+    Attributes:
+        step: function whose time is the figure.
+        subtracted_step: function whose time is subtracted from that of `step`, None if there is none.
+        n_bytes: bytes of a message, for the ratio to dense float32; None if there is none.
+        note: further results for the table.
+    """
 
     step: Step
-    less: Step | None = None
+    subtracted_step: Step | None = None
     n_bytes: int | None = None
     note: str = ""
 
 
-def timed(prepare: Callable[[Bench], Work]) -> Callable[[Bench], Reading]:
-    """The time of some work as a multiple of a memcpy."""
+def time_relative_to_memcpy(prepare: Callable[[Bench], Work]) -> Callable[[Bench], Reading]:
+    """Return a function that measures the prepared work as a multiple of a memcpy."""
 
     def measure(bench: Bench) -> Reading:
         work = prepare(bench)
-        times = bench.time(work.step, *([work.less] if work.less else []))
+        times = bench.time(work.step, *([work.subtracted_step] if work.subtracted_step else []))
         seconds = times.steps[0] - sum(times.steps[1:])
-        smaller = f"{4 * bench.size / work.n_bytes:.3g}× smaller" if work.n_bytes else ""
-        note = ", ".join(filter(None, (smaller, work.note)))
+        ratio = f"{4 * bench.size / work.n_bytes:.3g}× smaller" if work.n_bytes else ""
+        note = ", ".join(filter(None, (ratio, work.note)))
         return Reading(seconds / times.memcpy, seconds, times.memcpy, work.n_bytes, note)
 
     return measure
 
 
-def member(name: str, **settings: Any) -> Any:
-    """A compressor of the registry, or NotThereError."""
+def make_compressor(name: str, **settings: Any) -> Any:
+    """Return a compressor of the registry; UnavailableError if there is none of this name."""
     if name not in set(COMPRESSORS):
-        raise NotThereError(name)
+        raise UnavailableError(name)
     return COMPRESSORS[name](**settings)
 
 
@@ -94,34 +118,34 @@ def member(name: str, **settings: Any) -> Any:
 
 
 def selection(density: float) -> Case:
-    """Exact top-k alone."""
+    """Return the case of exact top-k without encoding."""
 
     def prepare(bench: Bench) -> Work:
         k = top_k_size(density, bench.size)
         return Work(lambda turn: top_k(bench.vector(turn), k))
 
-    return Case(f"top-k {100 * density:g}%", timed(prepare), {0.001: 2, 0.01: 2.5, 0.1: 8}[density])
+    return Case(f"top-k {100 * density:g}%", time_relative_to_memcpy(prepare), {0.001: 2, 0.01: 2.5, 0.1: 8}[density])
 
 
-def encoding(what: str, goal: float | None, name: str, **settings: Any) -> Case:
-    """An operator and the frame with its checksum."""
+def encoding(label: str, goal: float | None, name: str, **settings: Any) -> Case:
+    """Return the case of an operator's encoding and the frame with its checksum."""
 
     def prepare(bench: Bench) -> Work:
-        op: CompressionOperator = member(name, **settings)
+        op: CompressionOperator = make_compressor(name, **settings)
 
         def step(turn: int) -> bytes:
             return bench.frame(op.encode(bench.vector(turn), bench.ctx)[0], op.codec)
 
         return Work(step, n_bytes=len(step(0)))
 
-    return Case(f"{what} encode", timed(prepare), goal)
+    return Case(f"{label} encode", time_relative_to_memcpy(prepare), goal)
 
 
-def decoding(what: str, goal: float | None, name: str, **settings: Any) -> Case:
-    """What the server does with a frame: check it, decode it, add it to a total in float64."""
+def decoding(label: str, goal: float | None, name: str, **settings: Any) -> Case:
+    """Return the case of the server's work on a frame: check, decode, and add to a sum in float64."""
 
     def prepare(bench: Bench) -> Work:
-        op: CompressionOperator = member(name, **settings)
+        op: CompressionOperator = make_compressor(name, **settings)
         frames = [bench.frame(op.encode(bench.vector(turn), bench.ctx)[0], op.codec) for turn in range(MESSAGES)]
 
         def step(turn: int) -> None:
@@ -130,59 +154,59 @@ def decoding(what: str, goal: float | None, name: str, **settings: Any) -> Case:
 
         return Work(step, n_bytes=len(frames[0]))
 
-    return Case(f"{what} decode + add", timed(prepare), goal)
+    return Case(f"{label} decode + add", time_relative_to_memcpy(prepare), goal)
 
 
 # -------------------------------------------------------------------------------------------------------------------- schemes
 
 
 class Clients:
-    """Some clients that send in turn, each from its own state."""
+    """Clients that send in turn, each from its own state."""
 
     def __init__(self, bench: Bench, scheme: CompressionScheme) -> None:
         self.bench = bench
         self.scheme = scheme
         self.states: list[StateArrays] = [{} for _ in range(CLIENTS)]
-        self.sent: Sections = ()
+        self.sections: Sections = ()
         self.sends = 0
         for turn in range(2 * CLIENTS):
             self.send(turn)
 
     def send(self, turn: int) -> bytes:
-        """The next client's frame."""
-        at, self.sends = self.sends % CLIENTS, self.sends + 1
-        sent = self.scheme.send(self.bench.vector(turn), self.states[at], self.bench.ctx)
-        self.states[at], self.sent = sent.state, sent.sections
-        return self.bench.frame(sent.sections, self.scheme.codec)
+        """Send the update of the next client and return its frame."""
+        client, self.sends = self.sends % CLIENTS, self.sends + 1
+        update = self.scheme.send(self.bench.vector(turn), self.states[client], self.bench.ctx)
+        self.states[client], self.sections = update.state, update.sections
+        return self.bench.frame(update.sections, self.scheme.codec)
 
     def encode_again(self, turn: int) -> bytes:
-        """The sections and the frame of what was just sent."""
-        form: Any = getattr(self.scheme, "values", "float32")
-        sections, _ = encode_sparse(self.support, self.values, form, self.bench.ctx)
+        """Encode the update that `find_support` decoded, and return its frame."""
+        value_format: Any = getattr(self.scheme, "values", "float32")
+        sections, _ = encode_sparse(self.support, self.values, value_format, self.bench.ctx)
         return self.bench.frame(sections, self.scheme.codec)
 
     def find_support(self) -> None:
-        """Decodes what was last sent for its positions and values."""
-        update: Any = self.scheme.decode(self.sent, self.bench.ctx)
+        """Decode the update that was sent last, and store its positions and values."""
+        update: Any = self.scheme.decode(self.sections, self.bench.ctx)
         self.support: I64 = update.indices
         self.values: F32 = update.values
 
 
 def dgc_step(bench: Bench) -> Work:
-    """A send without its encoding."""
-    clients = Clients(bench, member("dgc"))
+    """Return the work of a DGC send without its encoding."""
+    clients = Clients(bench, make_compressor("dgc"))
     clients.find_support()
-    return Work(clients.send, less=clients.encode_again, note="send less encoding")
+    return Work(clients.send, subtracted_step=clients.encode_again, note="send minus encoding")
 
 
 def dgc_send(bench: Bench) -> Work:
-    """A send as it is."""
-    clients = Clients(bench, member("dgc"))
+    """Return the work of a complete DGC send."""
+    clients = Clients(bench, make_compressor("dgc"))
     return Work(clients.send, n_bytes=len(clients.send(0)))
 
 
 def feedback_send(bench: Bench) -> Work:
-    """Error feedback over top-k."""
+    """Return the work of a send of top-k with error feedback."""
     clients = Clients(bench, ErrorFeedback(TopK(DENSITY, "bfloat16")))
     return Work(clients.send, n_bytes=len(clients.send(0)))
 
@@ -191,12 +215,12 @@ def feedback_send(bench: Bench) -> Work:
 
 
 def log2_subsets(n: int, k: int) -> float:
-    """log₂ C(n, k)."""
+    """Return log₂ C(n, k)."""
     return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
 
 
 def index_bytes(density: float) -> Case:
-    """Uniform supports, for which log₂ C is a bound."""
+    """Return the case of the bytes of a uniform support, for which log₂ C(P, k) is the lower bound."""
 
     def measure(bench: Bench) -> Reading:
         k = top_k_size(density, bench.size)
@@ -215,30 +239,30 @@ def index_bytes(density: float) -> Case:
 
 
 def geometric(n: int) -> U8:
-    """Skewed symbols [n], as bit lengths of gaps are."""
+    """Return skewed symbols [n], distributed like the bit lengths of gaps."""
     return np.minimum(np.random.default_rng(n).geometric(0.3, n) - 1, 255).astype(np.uint8)
 
 
 def exponents(n: int) -> U8:
-    """The exponent bytes of Gaussian numbers [n]."""
+    """Return the exponent bytes of Gaussian numbers [n]."""
     words = np.random.default_rng(n).standard_normal(n, dtype=np.float32).view(np.uint32)
     return (words >> np.uint32(23) & np.uint32(255)).astype(np.uint8)
 
 
 def entropy_bytes(symbols: U8) -> float:
-    """What coding each symbol by how often it occurs takes at least, the table of that left out."""
+    """Return the lower bound of a code by symbol frequencies, without the table of frequencies, in bytes."""
     counts = np.bincount(symbols)
     shares = counts[counts > 0] / len(symbols)
     return float(-(shares * np.log2(shares)).sum() * len(symbols) / 8)
 
 
 def symbols_for(bench: Bench, source: Callable[[int], U8]) -> U8:
-    """As many symbols as there are parameters, within bounds."""
+    """Return as many symbols as there are parameters, within bounds."""
     return source(min(max(bench.size, FEWEST_SYMBOLS), MOST_SYMBOLS))
 
 
 def rans_bytes(name: str, source: Callable[[int], U8]) -> Case:
-    """rANS against the entropy of the very symbols."""
+    """Return the case of the bytes of rANS relative to the entropy of the symbols."""
 
     def measure(bench: Bench) -> Reading:
         symbols = symbols_for(bench, source)
@@ -251,7 +275,7 @@ def rans_bytes(name: str, source: Callable[[int], U8]) -> Case:
 
 
 def rans_speed(name: str, source: Callable[[int], U8], decode: bool) -> Case:
-    """Million symbols per second."""
+    """Return the case of the speed of rANS in million symbols per second."""
 
     def measure(bench: Bench) -> Reading:
         symbols = symbols_for(bench, source)
@@ -266,30 +290,30 @@ def rans_speed(name: str, source: Callable[[int], U8], decode: bool) -> Case:
     return Case(f"rANS {'decode' if decode else 'encode'}, {name}", measure, None, "M symbols/s")
 
 
-# --------------------------------------------------------------------------------------------------------------------- others
+# ------------------------------------------------------------------------------------------------------- other implementations
 
 
-def against(what: str, rival: Callable[[Any, int], Any], goal: float) -> Case:
-    """How many times quicker top-k is than another selection, on one thread, each on its turn."""
+def comparison(label: str, rival: Callable[[Any, int], Any], goal: float) -> Case:
+    """Return the case of the speed of top-k relative to another selection; the two alternate on one thread."""
 
     def measure(bench: Bench) -> Reading:
         k = top_k_size(DENSITY, bench.size)
-        found = len(rival(bench.tensor(0), k))
+        n_selected = len(rival(bench.tensor(0), k))
         times = bench.time(lambda turn: top_k(bench.vector(turn), k), lambda turn: rival(bench.tensor(turn), k))
-        ours, theirs = times.steps
-        note = f"{theirs / times.memcpy:.3g} × memcpy, {found / k:.2f} k"
-        return Reading(theirs / ours, theirs, times.memcpy, note=note)
+        top_k_seconds, rival_seconds = times.steps
+        note = f"{rival_seconds / times.memcpy:.3g} × memcpy, {n_selected / k:.2f} k"
+        return Reading(rival_seconds / top_k_seconds, rival_seconds, times.memcpy, note=note)
 
-    return Case(f"top-k 1% vs {what}", measure, goal, "× faster", at_least=True)
+    return Case(f"top-k 1% vs {label}", measure, goal, "× faster", at_least=True)
 
 
-def fedlab(what: str, name: str, setting: float, decode: bool) -> Case:
-    """One of FedLab's compressors. They return tensors: what these weigh is what would be sent, indices included."""
+def fedlab(label: str, name: str, setting: float, decode: bool) -> Case:
+    """Return the case of one of FedLab's compressors. Their bytes are those of the tensors that they return, with indices."""
 
     def prepare(bench: Bench) -> Work:
         module = rivals.fedlab_compressors()
         if module is None:
-            raise NotThereError("fedlab")
+            raise UnavailableError("fedlab")
         compressor = getattr(module, name)(setting)
         packed = compressor.compress(bench.tensor(0))
 
@@ -303,7 +327,7 @@ def fedlab(what: str, name: str, setting: float, decode: bool) -> Case:
             return Work(decompress, n_bytes=n_bytes, note="dense")
         return Work(lambda turn: compressor.compress(bench.tensor(turn)), n_bytes=n_bytes)
 
-    return Case(f"FedLab {what} {'decompress' if decode else 'compress'}", timed(prepare))
+    return Case(f"FedLab {label} {'decompress' if decode else 'compress'}", time_relative_to_memcpy(prepare))
 
 
 SPARSE = {"density": DENSITY, "values": "bfloat16"}
@@ -312,8 +336,8 @@ CASES: tuple[Case, ...] = (
     *(selection(density) for density in (0.001, 0.01, 0.1)),
     encoding("top-k 1% bfloat16", 3, "top-k", **SPARSE),
     decoding("top-k 1% bfloat16", 1, "top-k", **SPARSE),
-    Case("dgc step", timed(dgc_step), 5),
-    Case("dgc send", timed(dgc_send), 6),
+    Case("dgc step", time_relative_to_memcpy(dgc_step), 5),
+    Case("dgc send", time_relative_to_memcpy(dgc_send), 6),
     encoding("sign", 2, "sign"),
     decoding("sign", 1, "sign"),
     encoding("int8", 3, "integer", bits=8),
@@ -325,14 +349,14 @@ CASES: tuple[Case, ...] = (
     *(index_bytes(density) for density in (0.001, 0.01, 0.1)),
     rans_bytes("geometric", geometric),
     rans_bytes("exponents", exponents),
-    against("torch.topk", rivals.torch_top_k, 10),
-    against("DGC's sampling", rivals.dgc_selection, 4),
+    comparison("torch.topk", rivals.torch_top_k, 10),
+    comparison("DGC's sampling", rivals.dgc_selection, 4),
     *(
         rans_speed(*source, decode)
         for source in (("geometric", geometric), ("exponents", exponents))
         for decode in (False, True)
     ),
-    Case("error feedback, top-k 1% send", timed(feedback_send)),
+    Case("error feedback, top-k 1% send", time_relative_to_memcpy(feedback_send)),
     encoding("rand-k 1%", None, "rand-k", density=DENSITY),
     decoding("rand-k 1%", None, "rand-k", density=DENSITY),
     encoding("float32", None, "dense"),

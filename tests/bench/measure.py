@@ -1,7 +1,7 @@
-"""Time beside a memcpy that is measured in the same run.
+"""Times relative to a memcpy that is measured in the same run.
 
-P parameters. A machine's speed changes from minute to minute, and others work on it; the ratio to a memcpy of the same vector
-changes much less. So each repetition first copies one vector and then runs what is measured on the next ones.
+The speed of a machine changes from minute to minute, also because other programs use it. The ratio to a memcpy of the same vector
+changes much less. So each repetition first copies one vector and then runs the measured steps on the next ones.
 """
 
 from __future__ import annotations
@@ -25,15 +25,23 @@ from fedsgd.wire import Frame, FrameKind, Header, Sections, encode_frame
 MIB = 2**20
 FEWEST_VECTORS = 4
 SCALE = 1e-3
-"""Of the vectors: about the size of a real update."""
+"""Standard deviation of the coordinates: about the size of a real update."""
 
 Step = Callable[[int], Any]
-"""Does what is measured. Its argument counts up: it says which vector of the pool is next."""
+"""Function whose time is measured. Its argument is the number of the call, which selects a vector of the pool."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. pool_mib: MiB of vectors; seconds: for each figure; repetitions: a fixed number of them instead."""
+    """Duration of the measurement of one figure.
+
+    Attributes:
+        pool_mib: MiB of vectors in the pool.
+        seconds: seconds after which no repetition starts.
+        repetitions: fixed number of repetitions; None for as many as fit into `seconds`.
+        fewest: smallest number of repetitions if their number is not fixed.
+        most: largest number of repetitions if their number is not fixed.
+    """
 
     pool_mib: float = 160
     seconds: float = 0.7
@@ -44,14 +52,19 @@ class Effort:
 
 @dataclass(frozen=True)
 class Times:
-    """Medians in seconds. memcpy: of a dense vector; steps: of each step."""
+    """Medians over the repetitions.
+
+    Attributes:
+        memcpy: seconds to copy a dense vector.
+        steps: seconds of each step.
+    """
 
     memcpy: float
     steps: tuple[float, ...]
 
 
 class Bench:
-    """Gaussian vectors of one size, and the clock."""
+    """Pool of Gaussian vectors of one size, and a clock."""
 
     def __init__(self, size: int, effort: Effort) -> None:
         self.size = size
@@ -65,53 +78,56 @@ class Bench:
         self.vectors: list[F32] = list(pool)
         self.destinations: list[F32] = list(np.ones((n_vectors, size), dtype=np.float32))
         self.ctx = CodecContext(42, 7, 3, ParameterLayout.from_size(size))
-        self.copies: list[float] = []
+        self.copy_seconds: list[float] = []
 
     @cached_property
     def total(self) -> F64:
-        """What a server adds updates to [P]. There is one, as there is at a server."""
+        """Sum to which a server adds updates, [P]. All steps share it, as at a server."""
         return np.ones(self.size, dtype=np.float64)
 
     @cached_property
     def tensors(self) -> list[torch.Tensor]:
-        """The same vectors as tensors of torch; nothing is copied."""
+        """Vectors of the pool as torch tensors that share their memory."""
         return [torch.from_numpy(vector) for vector in self.vectors]
 
     def vector(self, turn: int) -> F32:
-        """The vector of this turn [P]."""
+        """Return the vector of a turn, [P]."""
         return self.vectors[turn % len(self.vectors)]
 
     def tensor(self, turn: int) -> torch.Tensor:
-        """The vector of this turn [P]."""
+        """Return the vector of a turn as a tensor, [P]."""
         return self.tensors[turn % len(self.vectors)]
 
     def frame(self, sections: Sections, codec: int) -> bytes:
-        """The frame that a client would send."""
+        """Return the frame that a client would send."""
         header = Header(FrameKind.UPDATE, self.ctx.round, codec, self.ctx.round, 0, self.ctx.client, 600)
         return encode_frame(Frame(header, sections))
 
     def time(self, *steps: Step) -> Times:
-        """Each step once without a clock, so that numba has compiled; then rounds of a memcpy and each step, on vectors that
-        have not been touched since the pool came round."""
+        """Call each step once without a clock, so that numba compiles it, then time repetitions of a memcpy and each step.
+
+        Each call gets the next vector of the pool, so that the vector is no longer in the cache.
+        """
         for turn, step in enumerate(steps):
             step(turn)
-        effort, began, turn = self.effort, time.perf_counter(), 0
-        taken: list[list[float]] = [[] for _ in range(len(steps) + 1)]
-        while not self._enough(len(taken[0]), began):
-            for step, seconds in zip((self._copy, *steps), taken, strict=True):
-                at = time.perf_counter()
+        effort, start, turn = self.effort, time.perf_counter(), 0
+        durations: list[list[float]] = [[] for _ in range(len(steps) + 1)]
+        while not self._is_complete(len(durations[0]), start):
+            for step, seconds in zip((self._copy, *steps), durations, strict=True):
+                step_start = time.perf_counter()
                 step(turn)
-                seconds.append(time.perf_counter() - at)
+                seconds.append(time.perf_counter() - step_start)
                 turn += 1
-        assert effort.repetitions is None or effort.repetitions == len(taken[0])
-        self.copies += taken[0]
-        return Times(median(taken[0]), tuple(median(seconds) for seconds in taken[1:]))
+        assert effort.repetitions is None or effort.repetitions == len(durations[0])
+        self.copy_seconds += durations[0]
+        return Times(median(durations[0]), tuple(median(seconds) for seconds in durations[1:]))
 
     def _copy(self, turn: int) -> None:
         np.copyto(self.destinations[turn % len(self.destinations)], self.vector(turn))
 
-    def _enough(self, done: int, began: float) -> bool:
+    def _is_complete(self, repetitions: int, start: float) -> bool:
         effort = self.effort
         if effort.repetitions is not None:
-            return done >= effort.repetitions
-        return done >= effort.most or (done >= effort.fewest and time.perf_counter() - began > effort.seconds)
+            return repetitions >= effort.repetitions
+        seconds = time.perf_counter() - start
+        return repetitions >= effort.most or (repetitions >= effort.fewest and seconds > effort.seconds)

@@ -1,11 +1,11 @@
-"""What a report of a long run costs: ledgers of a hundred thousand and a million rows, made up, priced and put on a page.
+"""Benchmark of pricing and reporting a long run, with synthetic ledgers of a hundred thousand and a million rows.
 
     python -m tests.bench.report [--rows N,N] [--json FILE]
 
-A ledger has a hundred clients a round of a thousand, three frames each (TASK, MODEL, UPDATE) with random sizes, on links that
-differ. Each measurement is a process of its own. seconds are set beside reading the whole ledger with pyarrow in the same process,
-and peak memory beside that of the process before it began: of a report it should hardly grow with the rows. Times are noisy on a
-machine that others use.
+A ledger has a hundred of a thousand clients in each round, with three frames of random size each (TASK, MODEL, UPDATE). The
+clients' links differ. Each measurement runs in a separate process. Its seconds are compared with the time that pyarrow needs to
+read the whole ledger. Its peak memory is compared with the peak before the measurement: for a report, the difference should
+hardly grow with the rows. Times vary if other programs use the machine.
 """
 
 from __future__ import annotations
@@ -36,26 +36,31 @@ PARAMETERS = 199_210
 
 
 def make_run(folder: Path, rows: int) -> None:
-    """A run folder whose ledger has so many rows, whole rounds."""
+    """Write a run folder whose ledger has `rows` rows, rounded down to whole rounds."""
     import fedsgd
 
     fedsgd.run(fedsgd.load(ROOT / "scenarios" / "quickstart.toml", {"rounds": 1, "client.epochs": 1}), out=folder)
     n_rounds = rows // (COHORT * FRAMES)
     rng = np.random.default_rng(0)
     ledger = _ledger(n_rounds, rng)
-    pq.write_table(pa.table(ledger), folder / "ledger.parquet", row_group_size=SEGMENT_ROWS, compression="zstd")  # as a run
-    summed = {way: ledger["n_bytes"][ledger["direction"] == way].reshape(n_rounds, -1).sum(axis=1) for way in ("up", "down")}
+    pq.write_table(
+        pa.table(ledger), folder / "ledger.parquet", row_group_size=SEGMENT_ROWS, compression="zstd"
+    )  # as a run does
+    round_bytes = {
+        direction: ledger["n_bytes"][ledger["direction"] == direction].reshape(n_rounds, -1).sum(axis=1)
+        for direction in ("up", "down")
+    }
     accuracy = 1 - 0.9 * np.exp(-np.arange(n_rounds) / (n_rounds / 5)) + rng.normal(0, 0.005, n_rounds)
-    shared = {name: np.cumsum(summed[way]) for way, name in (("up", "uplink_bytes"), ("down", "downlink_bytes"))}
+    total_bytes = {"uplink_bytes": np.cumsum(round_bytes["up"]), "downlink_bytes": np.cumsum(round_bytes["down"])}
     rounds = {
         "round": np.arange(1, n_rounds + 1),
         "lr": np.full(n_rounds, 0.1),
         "clients": np.full(n_rounds, COHORT),
         "accepted": np.full(n_rounds, COHORT),
         "failures": np.zeros(n_rounds, dtype=np.int64),
-        **shared,
-        "uplink_received_bytes": shared["uplink_bytes"],
-        "downlink_broadcast_bytes": shared["downlink_bytes"],
+        **total_bytes,
+        "uplink_received_bytes": total_bytes["uplink_bytes"],
+        "downlink_broadcast_bytes": total_bytes["downlink_bytes"],
         "dense_uplink_bytes": np.cumsum(np.full(n_rounds, 4 * PARAMETERS * COHORT)),
         "dense_downlink_bytes": np.cumsum(np.full(n_rounds, 4 * PARAMETERS * COHORT)),
         "residual_norm": rng.random(n_rounds),
@@ -70,7 +75,7 @@ def make_run(folder: Path, rows: int) -> None:
 
 
 def _ledger(n_rounds: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Columns: in each round the frames down, client by client, then those up."""
+    """Return the columns of a ledger; each round has the downlink frames, client by client, then the uplink frames."""
     cohorts = np.sort(rng.permuted(np.tile(np.arange(CLIENTS), (n_rounds, 1)), axis=1)[:, :COHORT], axis=1)
     client = np.concatenate([np.repeat(cohorts, 2, axis=1), cohorts], axis=1).reshape(-1)
     kind = np.tile(np.array(["TASK", "MODEL"] * COHORT + ["UPDATE"] * COHORT), n_rounds)
@@ -78,7 +83,7 @@ def _ledger(n_rounds: int, rng: np.random.Generator) -> dict[str, Any]:
     n = len(client)
     index, value = (np.where(up | model, rng.integers(2000, 9000, n), 0) for _ in range(2))
     header = np.full(n, 30)
-    sizes = 50 + 550 * rng.random(CLIENTS)
+    n_examples = 50 + 550 * rng.random(CLIENTS)
     return {
         "round": np.repeat(np.arange(1, n_rounds + 1), COHORT * FRAMES),
         "client": client,
@@ -94,14 +99,22 @@ def _ledger(n_rounds: int, rng: np.random.Generator) -> dict[str, Any]:
         "fate": np.full(n, "received"),
         "frame_hash": np.char.add("0" * 16, np.char.mod("%016x", rng.integers(0, 2**62, n))),
         "steps": np.where(up, 60, 0),
-        "examples": np.where(up, sizes[client].astype(np.int64), 0),
+        "examples": np.where(up, n_examples[client].astype(np.int64), 0),
         "encode_seconds": np.where(up, 2e-4, 0.0),
         "decode_seconds": np.where(up | model, 1e-4, 0.0),
     }
 
 
-def measured(folder: Path, what: str) -> dict[str, float]:
-    """In this process: seconds, peak memory before and after, and the page's bytes."""
+def measure(folder: Path, task: str) -> dict[str, float]:
+    """Measure a task in this process.
+
+    Args:
+        folder: run folder.
+        task: "read" the ledger with pyarrow, "price" the run, or "report" it on a page.
+
+    Returns:
+        Seconds, peak memory before and after the task in bytes, and bytes of the page (0 if there is none).
+    """
     from fedsgd.analysis import load_methods, price
     from fedsgd.analysis.page.html import render
     from fedsgd.analysis.page.payload import ReportOptions, build_payload
@@ -110,51 +123,53 @@ def measured(folder: Path, what: str) -> dict[str, float]:
 
     build_pricing_model("4g")
     load_methods([folder])
-    begun = measure_peak_memory() or 0
-    start, size = time.perf_counter(), 0
-    if what == "read":
+    peak_before = measure_peak_memory() or 0
+    start, page_bytes = time.perf_counter(), 0
+    if task == "read":
         pq.read_table(folder / "ledger.parquet")
-    elif what == "price":
+    elif task == "price":
         price(load_methods([folder])[0].runs[0], [build_pricing_model("4g", spread=0.5)])
     else:
         page = render(
             build_payload(load_methods([folder]), ReportOptions("long", 0.9, build_pricing_model("4g", spread=0.5), "4g"))
         )
-        size = len(page.encode())
+        page_bytes = len(page.encode())
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "before": float(begun), "peak": float(measure_peak_memory() or 0), "page_bytes": float(size)}
+    peak = float(measure_peak_memory() or 0)
+    return {"seconds": seconds, "before": float(peak_before), "peak": peak, "page_bytes": float(page_bytes)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(map(str, ROWS)))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", nargs=2, metavar=("FOLDER", "WHAT"), help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
-    if asked.one:
-        print(json.dumps(measured(Path(asked.one[0]), asked.one[1])))
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="numbers of rows, separated by commas")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument("--one", nargs=2, metavar=("FOLDER", "TASK"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.one:
+        folder, task = options.one
+        print(json.dumps(measure(Path(folder), task)))
         return
-    figures = [figure for rows in map(int, asked.rows.split(",")) for figure in _of(rows)]
-    table = Table("rows", "what", "seconds", "× reading it", "memory on top, MB", "page, MB")
+    figures = [figure for rows in map(int, options.rows.split(",")) for figure in _measure_size(rows)]
+    table = Table("rows", "task", "seconds", "× read", "additional memory, MB", "page, MB")
     for f in figures:
         page = f"{f['page_bytes'] / 1e6:.2f}" if f["page_bytes"] else ""
-        top = (f["peak"] - f["before"]) / 1e6
-        table.add_row(f"{f['rows']:,}", f["what"], f"{f['seconds']:.2f}", f"{f['ratio']:.1f}", f"{top:.0f}", page)
+        additional_memory = (f["peak"] - f["before"]) / 1e6
+        table.add_row(f"{f['rows']:,}", f["what"], f"{f['seconds']:.2f}", f"{f['ratio']:.1f}", f"{additional_memory:.0f}", page)
     Console().print(table)
-    if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
 
 
-def _of(rows: int) -> list[dict[str, Any]]:
+def _measure_size(rows: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         make_run(Path(folder) / "run", rows)
-        found = []
-        for what in ("read", "price", "report"):
-            command = [sys.executable, "-m", "tests.bench.report", "--one", str(Path(folder) / "run"), what]
-            done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-            found.append({"rows": rows, "what": what, **json.loads(done.stdout)})
-        return [{**f, "ratio": f["seconds"] / found[0]["seconds"]} for f in found]
+        figures = []
+        for task in ("read", "price", "report"):
+            command = [sys.executable, "-m", "tests.bench.report", "--one", str(Path(folder) / "run"), task]
+            process = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            figures.append({"rows": rows, "what": task, **json.loads(process.stdout)})
+        return [{**f, "ratio": f["seconds"] / figures[0]["seconds"]} for f in figures]
 
 
 if __name__ == "__main__":

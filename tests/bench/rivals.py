@@ -1,4 +1,4 @@
-"""What others do with the same vector: torch, the selection of DGC, FedLab."""
+"""Other implementations on the same vector: torch, the sampled selection of DGC, FedLab."""
 
 from __future__ import annotations
 
@@ -8,38 +8,42 @@ from typing import Any
 
 import torch
 
-SAMPLED = 0.01
-TOO_MANY = 1.3
+SAMPLE_SHARE = 0.01
+MAX_SELECTED = 1.3
+"""Largest number of selected coordinates, as a multiple of k; beyond it an exact top-k follows."""
 
 
 def torch_top_k(x: torch.Tensor, k: int) -> torch.Tensor:
-    """The positions of the k largest |x|, in any order: the way of most simulators. x: [P]."""
+    """Return the positions of the k largest |x| in any order, as most simulators do. x: [P]."""
     return torch.topk(x.abs(), k, sorted=False).indices
 
 
 def dgc_selection(x: torch.Tensor, k: int) -> torch.Tensor:
-    """The positions of about k large |x|. It is not exact: the threshold is an estimate, and how many pass it is chance.
+    """Return the positions of about k large |x|, by an estimated threshold. x: [P].
 
-    Lin et al. 2018, "Deep Gradient Compression", section 3.1 and its public implementations: the k-th largest share of a sample
-    of 1 % of the coordinates is the threshold; what reaches it is sent; if far too many do (here 1.3 times k), an exact top-k
-    among them. The sample is strided, which is quicker than a random one, and at least two of it are expected to pass. The loop
-    that lowers a threshold that too few reach is left out, in favour of the rival. x: [P].
+    Lin et al. 2018, "Deep Gradient Compression", section 3.1, and its public implementations. The threshold is the value that a
+    share of k / P of a sample of 1 % of the coordinates reaches. Coordinates that reach the threshold are selected, so their
+    number is random. If more than 1.3 k coordinates reach it, an exact top-k among them follows.
+
+    The sample is strided, which is faster than a random sample. It is large enough that two of its coordinates are expected to
+    reach the threshold. The loop of the implementations that lowers a threshold which too few coordinates reach is omitted,
+    which makes this selection faster.
     """
     importance = x.abs()
-    wanted = max(math.ceil(SAMPLED * len(x)), math.ceil(2 * len(x) / k))
-    sample = importance[:: max(1, len(x) // wanted)]
+    sample_size = max(math.ceil(SAMPLE_SHARE * len(x)), math.ceil(2 * len(x) / k))
+    sample = importance[:: max(1, len(x) // sample_size)]
     threshold = torch.topk(sample, max(1, round(len(sample) * k / len(x))), sorted=False).values.min()
-    found = torch.where(importance >= threshold)[0]
-    if len(found) > TOO_MANY * k:
-        found = found[torch.topk(importance[found], k, sorted=False).indices]
-    return found
+    positions = torch.where(importance >= threshold)[0]
+    if len(positions) > MAX_SELECTED * k:
+        positions = positions[torch.topk(importance[positions], k, sorted=False).indices]
+    return positions
 
 
 def fedlab_compressors() -> Any:
-    """FedLab's module of compressors, None where it is not installed.
+    """Return FedLab's module of compressors, None if FedLab is not installed.
 
-    Install it with `pip install --no-deps fedlab`. It declares torchvision, pynvml and any torch: pip then replaces torch, or
-    puts a torchvision for CUDA beside a torch without it. The compressors need torch alone.
+    Install it with `pip install --no-deps fedlab`. FedLab requires torchvision, pynvml and any torch. With these requirements
+    pip replaces torch, or installs a torchvision for CUDA with a torch without CUDA. The compressors need only torch.
     """
     try:
         return importlib.import_module("fedlab.contrib.compressor")
@@ -48,5 +52,5 @@ def fedlab_compressors() -> Any:
 
 
 def n_bytes(tensors: Any) -> int:
-    """What tensors weigh as they are: what would be sent by who pickles them, without the pickle's own bytes."""
+    """Return the bytes of the tensors' data: a pickle of them without the pickle's own bytes."""
     return sum(tensor.nbytes for tensor in tensors)

@@ -1,1 +1,1 @@
-"""What Flower costs around the frames: bytes and seconds."""
+"""Benchmark of Flower deployments: the bytes and seconds that Flower adds to the frames."""

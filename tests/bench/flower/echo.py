@@ -1,4 +1,4 @@
-"""A Flower app that sends payloads and has them sent back."""
+"""Flower app whose server sends payloads that the client returns."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ server = ServerApp()
 
 @client.train()
 def echo(message: Message, context: Context) -> Message:
-    """The payload again, in other bytes: Flower sends equal ones once."""
-    data = bytes(byte ^ 255 for byte in read_payload(message.content)[:64]) + read_payload(message.content)[64:]
+    """Return a payload of the same size with other bytes, since Flower sends equal objects only once."""
+    received = read_payload(message.content)
+    data = bytes(byte ^ 255 for byte in received[:64]) + received[64:]
     return Message(write_payload(RecordDict(), data), reply_to=message)
 
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Each payload some times, one after the other."""
+    """Send payloads of every size in turn, one at a time."""
     config = context.run_config
     with Path(str(config["events"])).open("a", encoding="utf-8") as file:
         events = EventLog(file)
@@ -35,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
         for turn in range(int(config["turns"])):
             for size in map(int, str(config["sizes"]).split()):
                 payload = derive_generator(turn, "payload", size).bytes(size)
-                begun = time.monotonic()
+                start = time.monotonic()
                 message = Message(write_payload(RecordDict(), payload), nodes[0], MessageType.TRAIN)
                 down = count_message_bytes(message)
                 (id,) = grid.push_messages([message])
@@ -45,5 +46,5 @@ def main(grid: Grid, context: Context) -> None:
                 assert not reply.has_error(), reply.error
                 assert len(read_payload(reply.content)) == size
                 up = count_message_bytes(reply)
-                events.write("echo", turn=turn, size=size, begun=begun, down=down, up=up)
+                events.write("echo", turn=turn, size=size, begun=start, down=down, up=up)
         events.write("done")

@@ -1,4 +1,4 @@
-"""Flower apps of many shapes on a real SuperLink with four SuperNodes: plain, and with our two lines."""
+"""Flower apps of many shapes on a SuperLink with four SuperNodes: plain, and with the two lines of fedsgd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.flower.shapes import write_app
 
 ROOT = Path(__file__).parents[3]
 RUN_SECONDS = 900.0
-"""For a run to end."""
+"""Time limit of a run."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,22 @@ class AppResult:
 
 @dataclass(frozen=True)
 class ShapeFigures:
-    """Figures of a shape. Bytes are by Flower's own counter; ratios are plain bytes divided by compressed bytes."""
+    """Figures of a shape, plain and with compression.
+
+    Bytes are by Flower's own counter. Ratios are plain bytes divided by compressed bytes, None without compressed bytes.
+
+    Attributes:
+        shape: name of the shape.
+        accuracy_plain: accuracy of the plain app after the last round, None without one.
+        accuracy_compressed: accuracy of the app with compression after the last round, None without one.
+        up_plain: bytes of the plain uplink.
+        up_compressed: bytes of the compressed uplink.
+        up_ratio: ratio of the uplinks.
+        down_plain: bytes of the plain downlink.
+        down_compressed: bytes of the compressed downlink.
+        down_ratio: ratio of the downlinks.
+        failed: failures of the two runs, empty if there was none.
+    """
 
     shape: str
     accuracy_plain: float | None
@@ -71,7 +86,7 @@ class ShapeFigures:
 
 
 def measure_shapes(rounds: int) -> list[ShapeFigures]:
-    """Run every shape twice, each time on a new SuperLink."""
+    """Run every shape without and with compression, each time on a new SuperLink."""
     figures = []
     for shape in SHAPES:
         plain, compressed = (run_app(shape, compressed, rounds) for compressed in (False, True))
@@ -100,31 +115,31 @@ def run_app(shape: str, compressed: bool, rounds: int) -> AppResult:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     with tempfile.TemporaryDirectory(prefix="fedsgd-") as name:
         folder = Path(name)
-        with local_cluster(ClusterConfig(NODES), folder / "run", folder / "logs") as running:
-            return _submit(running, shape, compressed, rounds)
+        with local_cluster(ClusterConfig(NODES), folder / "run", folder / "logs") as cluster:
+            return _submit(cluster, shape, compressed, rounds)
 
 
-def _submit(running: LocalCluster, shape: str, compressed: bool, rounds: int) -> AppResult:
-    results = running.folder / "results"
+def _submit(cluster: LocalCluster, shape: str, compressed: bool, rounds: int) -> AppResult:
+    results = cluster.folder / "results"
     results.mkdir()
-    submission = running.submit(write_app(running.folder / "app", shape, compressed, rounds, results), stream=True)
+    submission = cluster.submit(write_app(cluster.folder / "app", shape, compressed, rounds, results), stream=True)
     try:
         submission.wait(RUN_SECONDS)
     except subprocess.TimeoutExpired:
         return AppResult(None, 0, 0, f"the run has not ended after {RUN_SECONDS:g} s")
-    counted = running.read_flower_byte_counters() or {"up": 0, "down": 0}
+    counters = cluster.read_flower_byte_counters() or {"up": 0, "down": 0}
     outcome = results / OUTCOME
     if not outcome.exists():
-        return AppResult(None, counted["up"], counted["down"], _last_error(running))
+        return AppResult(None, counters["up"], counters["down"], _last_error(cluster))
     accuracies = json.loads(outcome.read_text())["accuracies"]
     failed = "" if len(accuracies) == rounds else f"{len(accuracies)} of {rounds} rounds have an accuracy"
     accuracy = round(accuracies[-1], 4) if accuracies else None
-    return AppResult(accuracy, counted["up"], counted["down"], failed)
+    return AppResult(accuracy, counters["up"], counters["down"], failed)
 
 
-def _last_error(running: LocalCluster) -> str:
+def _last_error(cluster: LocalCluster) -> str:
     """Return the last line with an error in the log of the ServerApp, or the last line of the submission's log."""
-    logs = {name: running.get_log_path(name) for name in ("serverapp", "submission")}
+    logs = {name: cluster.get_log_path(name) for name in ("serverapp", "submission")}
     texts = {name: log.read_text(errors="replace") if log.exists() else "" for name, log in logs.items()}
     errors = re.findall(r"(?m)^.*\b\w+(?:Error|Exception)\b.*$", texts["serverapp"])
     lines = [line for line in re.split(r"[\n│╭╮╰╯─]+", texts["submission"]) if line.strip()]

@@ -1,1 +1,1 @@
-"""fedsgd and three other simulators on the same work."""
+"""Benchmark of fedsgd and three other simulators on the same work."""

@@ -1,4 +1,4 @@
-"""Who is compared, and one measurement of one of them."""
+"""Peers that are compared, and the measurement of one peer."""
 
 from __future__ import annotations
 
@@ -13,47 +13,55 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench.peers import fedsgd
-from tests.bench.peers.measure import Spec, measured
+from tests.bench.peers.measure import Spec, measure_command
 from tests.bench.peers.work import CLASSES, Report, Work, read_report
 
 FEWEST_ROUNDS = 3
-LEARNT = 2.5
-"""Times chance: a model below this has not been trained."""
+MIN_ACCURACY = 2.5
+"""Smallest accuracy of a trained model, as a multiple of the accuracy by chance."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-EXTRA = "pip install -e '.[bench]'"
-FEDLAB = "pip install -e '.[test]' && pip install --no-deps fedlab==1.3.0"
-LAST_LINES = 15
+INSTALL_EXTRA = "pip install -e '.[bench]'"
+INSTALL_FEDLAB = "pip install -e '.[test]' && pip install --no-deps fedlab==1.3.0"
+LOG_LINES = 15
 
 
 class PeerError(Exception):
-    """A peer failed, or has not done the work."""
+    """A peer failed or did not do the work."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """cores: its budget; command: what does the work that lies in a folder; report: what it left there, None if nothing; needs:
-    modules that it imports; install: how to get them."""
+    """A program that is compared.
+
+    Attributes:
+        name: name in the table.
+        cores: number of cores that the peer may use.
+        command: returns the command that does the work in a folder.
+        report: reads the report in that folder; returns None if there is none.
+        needs: modules that the peer imports.
+        install: command that installs these modules.
+    """
 
     name: str
     cores: int
     command: Callable[[Path, Work], list[str]]
     report: Callable[[Path], Report | None] = read_report
     needs: tuple[str, ...] = ()
-    install: str = EXTRA
+    install: str = INSTALL_EXTRA
 
     @property
-    def ours(self) -> bool:
-        """Whether this is fedsgd."""
+    def is_fedsgd(self) -> bool:
+        """True if the peer is fedsgd."""
         return self.report is fedsgd.report
 
-    def absent(self) -> str | None:
-        """Why it cannot run here, or None."""
+    def reason_to_skip(self) -> str | None:
+        """Return the reason that the peer cannot run on this machine, None if it can."""
         if len(os.sched_getaffinity(0)) < self.cores:
             return f"needs {self.cores} cores"
-        if self.ours and self.cores > 1 and not fedsgd.has_workers():
-            return "this fedsgd has no --workers"
+        if self.is_fedsgd and self.cores > 1 and not fedsgd.has_workers():
+            return "this version of fedsgd has no --workers"
         missing = [module for module in self.needs if importlib.util.find_spec(module) is None]
-        return f"no {' and no '.join(missing)} here: {self.install}" if missing else None
+        return f"{' and '.join(missing)} not installed; to install: {self.install}" if missing else None
 
 
 def _driver(module: str) -> Callable[[Path, Work], list[str]]:
@@ -68,7 +76,7 @@ PEERS = (
     _fedsgd("dense", 1),
     _fedsgd("top-k 1 %", 1),
     Peer("pfl-research", 1, _driver("pfl"), needs=("pfl",)),
-    Peer("FedLab", 1, _driver("fedlab"), needs=("fedlab",), install=FEDLAB),
+    Peer("FedLab", 1, _driver("fedlab"), needs=("fedlab",), install=INSTALL_FEDLAB),
     _fedsgd("dense", 2),
     _fedsgd("top-k 1 %", 2),
     Peer("Flower", 2, _driver("flower"), needs=("flwr", "ray")),
@@ -77,9 +85,21 @@ PEERS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """seconds: of a round, the median without the first and the last; first_seconds: from the start of the process to the end
-    of round one; peak_bytes: of the process tree; accuracy: after the last round; uplink_bytes, downlink_bytes: of a round, None
-    from who does not say; rounds: seconds of each round but the first."""
+    """Measurement of one peer.
+
+    Attributes:
+        work: name of the work.
+        peer: name of the peer.
+        cores: number of cores that the peer may use.
+        seconds: median seconds of a round, without the first and the last.
+        first_seconds: seconds from the start of the process to the end of round one.
+        peak_bytes: peak memory of the process tree.
+        accuracy: accuracy after the last round.
+        parameters: P.
+        uplink_bytes: bytes of a round, None if the peer does not count them.
+        downlink_bytes: bytes of a round, None if the peer does not count them.
+        rounds: seconds of each round but the first.
+    """
 
     work: str
     peer: str
@@ -94,22 +114,22 @@ class Figure:
     rounds: list[float]
 
 
-def figure(peer: Peer, work: Work, folder: Path) -> Figure:
-    """Measure one peer in an empty folder. PeerError if it fails, or has learnt nothing."""
+def measure_peer(peer: Peer, work: Work, folder: Path) -> Figure:
+    """Measure one peer in an empty folder; PeerError if it fails, or if the accuracy is near chance."""
     (folder / "work.json").write_text(json.dumps(asdict(work)))
     log = folder / "log"
     cores = sorted(os.sched_getaffinity(0))[-peer.cores :]
-    taken = measured(Spec(peer.command(folder, work), ENVIRONMENT, cores, str(log)))
-    said = peer.report(folder) if taken.status == 0 else None
-    if said is None:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
-        raise PeerError(f"{peer.name}: exit status {taken.status}, no result\n{tail}")
-    if len(said.ends) != work.rounds:
-        raise PeerError(f"{peer.name}: {len(said.ends)} rounds instead of {work.rounds}")
-    if not said.accuracy >= LEARNT / CLASSES:
-        raise PeerError(f"{peer.name}: accuracy {said.accuracy:.3f}, chance is {1 / CLASSES:g}: it has not done the work")
-    rounds = [after - before for before, after in pairwise(said.ends)]
-    up, down = (None if n is None else n / work.rounds for n in (said.uplink_bytes, said.downlink_bytes))
-    first = said.ends[0] - taken.started
-    seconds, peak = median(rounds[:-1]), taken.peak_bytes
-    return Figure(work.name, peer.name, peer.cores, seconds, first, peak, said.accuracy, said.parameters, up, down, rounds)
+    usage = measure_command(Spec(peer.command(folder, work), ENVIRONMENT, cores, str(log)))
+    report = peer.report(folder) if usage.status == 0 else None
+    if report is None:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        raise PeerError(f"{peer.name}: exit status {usage.status}, no result\n{tail}")
+    if len(report.ends) != work.rounds:
+        raise PeerError(f"{peer.name}: got {len(report.ends)} rounds, expected {work.rounds}")
+    if not report.accuracy >= MIN_ACCURACY / CLASSES:
+        raise PeerError(f"{peer.name}: accuracy is {report.accuracy:.3f}, chance is {1 / CLASSES:g}: the model is not trained")
+    rounds = [after - before for before, after in pairwise(report.ends)]
+    up, down = (None if n is None else n / work.rounds for n in (report.uplink_bytes, report.downlink_bytes))
+    first = report.ends[0] - usage.started
+    seconds, peak = median(rounds[:-1]), usage.peak_bytes
+    return Figure(work.name, peer.name, peer.cores, seconds, first, peak, report.accuracy, report.parameters, up, down, rounds)

@@ -1,8 +1,8 @@
-"""FedLab 1.3.0 by its standalone pipeline: `SyncServerHandler` and `SGDSerialClientTrainer`, one client after the other.
+"""FedLab 1.3.0 with its standalone pipeline: `SyncServerHandler` and `SGDSerialClientTrainer`, one client after the other.
 
-The data set is ours, as `get_dataloader` is for FedLab's users to write (over FedLab's `BaseDataset`, batches shuffled), and so
-is the pipeline's `evaluate`, the hook after each round, which takes the time. FedLab's package imports torchvision and pynvml
-for data sets and GPUs that are not used here; where they are not installed, empty modules stand in for them, in its favour.
+Users of FedLab write `get_dataloader` of the dataset (here over FedLab's `BaseDataset`, with shuffled batches) and `evaluate` of the
+pipeline, which is called after each round and reads the clock here. FedLab imports torchvision and pynvml for datasets and GPUs that
+are not used here. If they are not installed, empty modules replace them, which makes FedLab start faster.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.bench.peers.work import Clock, Work, build, client_part, drive
 
 
 def run(work: Work, clock: Clock) -> nn.Module:
-    """The trained model."""
+    """Train and return the model."""
     for unused in ("torchvision", "pynvml"):
         if importlib.util.find_spec(unused) is None:
             sys.modules[unused] = MagicMock()

@@ -1,8 +1,8 @@
-"""fedsgd as its users run it: `fedsgd run SCENARIO`, every frame encoded, decoded and written to the ledger.
+"""fedsgd with its command, `fedsgd run SCENARIO`: every frame is encoded, decoded and written to the ledger.
 
-Two uplinks: dense float32, and the largest 1 % of the coordinates with error feedback. Seconds a round are those that the run
-says of itself in rounds.parquet; the end of round one is when that file was finished, less the seconds of the later rounds.
-The last round of a run is always evaluated, so nobody's last round is timed.
+There are two uplinks: dense float32, and top-k 1 % with error feedback. The seconds of a round are those of rounds.parquet. The end
+of round one is the modification time of that file minus the seconds of the later rounds. fedsgd always evaluates the last round,
+so the last round does not count for any peer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ every = {work.rounds}
 
 
 def command(folder: Path, work: Work, uplink: str, workers: int) -> list[str]:
-    """The command of a user."""
+    """Write the scenario and return the command that a user would type."""
     (folder / "scenario.toml").write_text(SCENARIO.format(work=work, uplink=UPLINKS[uplink]))
     options = ["--out", str(folder / "run"), "--quiet", "--json"]
     options += ["--workers", str(workers)] if workers > 1 else []
@@ -50,7 +50,7 @@ def command(folder: Path, work: Work, uplink: str, workers: int) -> list[str]:
 
 
 def report(folder: Path) -> Report | None:
-    """What the run folder says, if there is one."""
+    """Return the report of a run folder, None if the run did not finish."""
     import pyarrow.parquet as pq
 
     rounds, summary_file = (folder / "run" / name for name in ("rounds.parquet", "summary.json"))
@@ -66,6 +66,6 @@ def report(folder: Path) -> Report | None:
 
 @functools.cache
 def has_workers() -> bool:
-    """Whether this fedsgd can train on several processes."""
-    asked = subprocess.run([sys.executable, "-m", "fedsgd", "run", "--help"], capture_output=True, text=True, check=True)
-    return "--workers" in asked.stdout
+    """Return True if this version of fedsgd has the option --workers."""
+    process = subprocess.run([sys.executable, "-m", "fedsgd", "run", "--help"], capture_output=True, text=True, check=True)
+    return "--workers" in process.stdout

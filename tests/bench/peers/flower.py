@@ -1,8 +1,8 @@
-"""Flower's simulation engine as its users run it: `flwr run APP` on a SuperLink with `--simulation`, Ray, one CPU a client.
+"""Flower's simulation engine: `flwr run APP` on a SuperLink with `--simulation`, Ray, one CPU for each client.
 
-`flwr run` by itself would start a SuperLink that nobody stops; this one is a child of the driver, with a home of its own, and is
-stopped. Nothing phones home, nothing is installed at run time. The clock starts before the SuperLink does, as a user's first
-`flwr run` would start it too. A simulation passes messages by reference and says nothing of bytes.
+`flwr run` alone would start a SuperLink that continues to run. This SuperLink is a child of the driver with a separate home, and is
+stopped. Telemetry and installations at run time are disabled. The time includes the start of the SuperLink, as for a user's first
+`flwr run`. A simulation passes messages by reference and does not count bytes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ CPUS = 2
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of the SuperLink, the command and all their children, which are launched by name."""
+    """Return the environment of the SuperLink, the command and their children, which are started by name."""
     home, root = folder / "home", str(Path(__file__).resolve().parents[3])
-    env = {
-        name: value for name, value in processes.build_environment(home, folder).items() if name not in THREAD_COUNT_VARIABLES
-    }  # Ray's business
+    env = processes.build_environment(home, folder)
+    for name in THREAD_COUNT_VARIABLES:  # Ray sets them
+        env.pop(name, None)
     return {
         **env,
         "PYTHONPATH": os.pathsep.join((root, env.get("PYTHONPATH", ""))),
@@ -36,7 +36,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def write_app(folder: Path, port: int) -> Path:
-    """The app's folder, and the connection that `flwr run` will use."""
+    """Write the app and the connection that `flwr run` uses, and return the app's folder."""
     home = folder / "home"
     home.mkdir()
     app = app_bundle.write_app(folder / "app", {"folder": str(folder)}, "flower_app:server", "flower_app:client")
@@ -46,7 +46,7 @@ def write_app(folder: Path, port: int) -> Path:
 
 
 def simulate(folder: Path, work: Work) -> None:
-    """Run the app to its end. It writes the report itself."""
+    """Run the app, which writes the report, to its end."""
     port, env = processes.find_free_port(), environment(folder)
     app = write_app(folder, port)
     options = ["--insecure", "--simulation", "--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port"]

@@ -1,7 +1,7 @@
-"""The app that Flower runs: client and server as in its quickstart-pytorch template, with our model and arrays.
+"""Flower app with client and server as in Flower's template quickstart-pytorch, with the model and arrays of the work.
 
-The driver in flower.py copies this file into an app's folder. The template's `evaluate_fn` hook takes the time after each round
-and evaluates nothing.
+The driver in flower.py copies this file into the folder of an app. The `evaluate_fn` hook of the template reads the clock after each
+round and does not evaluate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ server = ServerApp()
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """One client's round: the model from the message, the client's own examples, the trained model and its loss back."""
+    """Train the model of the message on the client's examples and reply with the trained model and its loss."""
     folder = Path(str(context.run_config["folder"]))
     work = read_work(folder)
     model = build(work.model)
@@ -39,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def train_model(model: nn.Module, loader: Loader, epochs: int, lr: float) -> float:
-    """The plain loop. Returns the mean loss of the batches."""
+    """Train with plain SGD and return the mean loss of the batches."""
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     model.train()
@@ -56,12 +56,12 @@ def train_model(model: nn.Module, loader: Loader, epochs: int, lr: float) -> flo
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """All rounds, then the test and the report."""
+    """Run all rounds, evaluate the model and write the report."""
     folder = Path(str(context.run_config["folder"]))
     work, clock = read_work(folder), Clock()
     model = build(work.model)
 
-    def take_time(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+    def record_end(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round:
             clock.stamp()
         return None
@@ -72,7 +72,7 @@ def main(grid: Grid, context: Context) -> None:
         initial_arrays=ArrayRecord(model.state_dict()),
         num_rounds=work.rounds,
         train_config=ConfigRecord({"lr": work.lr}),
-        evaluate_fn=take_time,
+        evaluate_fn=record_end,
     )
     model.load_state_dict(result.arrays.to_torch_state_dict())
     finish(folder, work, clock, model)

@@ -1,8 +1,8 @@
-"""Runs a command in a fresh process and says what it took: `python -m tests.bench.peers.measure SPEC`, Linux only.
+"""Measurement of the time and memory of a command: `python -m tests.bench.peers.measure SPEC`, only on Linux.
 
-This process adopts every orphan among its descendants (Ray's and Flower's daemons leave their parents), so that the memory of
-all of them is counted, and all of them are ended, by their ids. Memory is the sum of their proportional set sizes: pages that
-several map, shared memory included, count once.
+Daemons of Ray and Flower are orphans. This process adopts every orphan among its descendants, so that the memory of all descendants
+counts and all of them are ended, by their ids. Memory is the sum of the proportional set sizes: pages that several processes map,
+shared memory included, count once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SAMPLE_SECONDS = 0.2
-MOST_SAMPLING = 0.03
-"""Of the time: reading the sizes of many processes takes a while, and the cores are busy."""
+MAX_SAMPLING_SHARE = 0.03
+"""Largest share of the time in which sizes are read: reading those of many processes is slow, and the cores are busy."""
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_SECONDS = 3600.0
 GRACE_SECONDS = 5.0
@@ -30,7 +30,14 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 @dataclass(frozen=True)
 class Spec:
-    """What to run, from the project's root. cores: those it may use; log: the file its output goes to."""
+    """Command to measure in the root folder of the project.
+
+    Attributes:
+        command: command line.
+        environment: environment variables in addition to those of this process.
+        cores: ids of the cores that the command may use.
+        log: path of the file for the output of the command.
+    """
 
     command: list[str]
     environment: dict[str, str]
@@ -39,78 +46,90 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """status: the exit status, None if it had to be stopped; started: time.time() before its start; peak_bytes: of the tree."""
+class Usage:
+    """Time and memory of a command.
+
+    Attributes:
+        status: exit status, None if the command was stopped at the time limit.
+        started: time.time() before the start of the command.
+        peak_bytes: peak memory of the process tree.
+    """
 
     status: int | None
     started: float
     peak_bytes: int
 
 
-def measured(spec: Spec) -> Taken:
-    """Measure in a process of its own, so that nothing is adopted here. Interrupted, it ends what it has started."""
+def measure_command(spec: Spec) -> Usage:
+    """Measure a command from a separate process, so that the calling process adopts no orphan.
+
+    An interrupt ends the command.
+    """
     command = [sys.executable, "-m", "tests.bench.peers.measure", json.dumps(asdict(spec))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
     try:
-        said, _ = process.communicate()
+        output, _ = process.communicate()
     finally:
         process.terminate()
         process.wait()
-    return Taken(**json.loads(said))
+    return Usage(**json.loads(output))
 
 
-def run(spec: Spec) -> Taken:
-    """Run, watch, and end whatever is left."""
+def run(spec: Spec) -> Usage:
+    """Run and measure the command, and end all remaining descendants."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # whoever asked for this may be killed
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # the calling process may be killed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    everywhere = os.sched_getaffinity(0)
+    all_cores = os.sched_getaffinity(0)
     environment = {**os.environ, **spec.environment}
     try:
         with Path(spec.log).open("wb") as log:
-            os.sched_setaffinity(0, spec.cores)  # children inherit it
+            os.sched_setaffinity(0, spec.cores)  # children inherit them
             started = time.time()
             process = subprocess.Popen(
                 spec.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT
             )
-            os.sched_setaffinity(0, everywhere)
-            peak = watch(process)
-        return Taken(process.poll(), started, peak)
+            os.sched_setaffinity(0, all_cores)
+            peak = measure_peak(process)
+        return Usage(process.poll(), started, peak)
     finally:
         end_all()
 
 
-def watch(process: subprocess.Popen[bytes]) -> int:
-    """The largest sum of sizes seen until the process ends."""
+def measure_peak(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the process and return the largest sum of the sizes of all descendants in bytes."""
     peak, deadline = 0, time.monotonic() + LIMIT_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        began = time.perf_counter()
+        start = time.perf_counter()
         peak = max(peak, sum(map(size, descendants(os.getpid()))))
-        cost = time.perf_counter() - began
+        cost = time.perf_counter() - start
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(SAMPLE_SECONDS, cost / MOST_SAMPLING))
+            process.wait(max(SAMPLE_SECONDS, cost / MAX_SAMPLING_SHARE))
     return peak
 
 
 def descendants(ancestor: int) -> list[int]:
-    """The ids of all processes below this one."""
+    """Return the ids of all descendants of a process."""
     children: dict[int, list[int]] = {}
     for process, parent in parents():
         children.setdefault(parent, []).append(process)
-    found, ahead = [], [ancestor]
-    while ahead:
-        below = children.get(ahead.pop(), [])
-        found += below
-        ahead += below
-    return found
+    result, pending = [], [ancestor]
+    while pending:
+        of_process = children.get(pending.pop(), [])
+        result += of_process
+        pending += of_process
+    return result
 
 
 def parents() -> Iterator[tuple[int, int]]:
-    """(process, its parent) for every process that has not ended. One whose first thread has ended may live on in others."""
+    """Yield (id, id of the parent) of every running process.
+
+    A process in state Z with several threads counts as running: only its first thread has ended.
+    """
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it is gone
+            with contextlib.suppress(OSError):  # the process has ended
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 state, parent, n_threads = fields[0], fields[1], fields[17]
                 if state != "Z" or int(n_threads) > 1:
@@ -118,7 +137,7 @@ def parents() -> Iterator[tuple[int, int]]:
 
 
 def size(process: int) -> int:
-    """Its proportional set size in bytes; 0 if it has ended."""
+    """Return the proportional set size of a process in bytes, 0 if the process has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -127,11 +146,11 @@ def size(process: int) -> int:
 
 
 def end_all() -> None:
-    """End every process below this one, politely first, and collect them: not every system's first process does that."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
+    """End every descendant with SIGTERM, then with SIGKILL, and reap them: not every system's first process reaps orphans."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         for process in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process, kind)
+                os.kill(process, number)
         deadline = time.monotonic() + GRACE_SECONDS
         while descendants(os.getpid()) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -1,9 +1,9 @@
-"""pfl-research 0.6.0 by the API of its tutorials: `FederatedAveraging` over `SimulatedBackend` and `PyTorchModel`.
+"""pfl-research 0.6.0 with the API of its tutorials: `FederatedAveraging` over `SimulatedBackend` and `PyTorchModel`.
 
-One process, as without a launcher. Each user is a `PyTorchTensorDataset`; users are drawn by the sampler that its documentation
-recommends ("minimize_reuse"), updates weighted by data points. Batches come in the same order each time, as its data sets do
-not shuffle. pfl evaluates the users of round one before and after training, and there is no turning that off: `metrics`, which
-is for pfl's users to write, counts examples there and computes nothing. A callback takes the time.
+It runs in one process, without a launcher. Each user is a `PyTorchTensorDataset`. The sampler is "minimize_reuse", which the
+documentation recommends; updates are weighted by data points. Batches have the same order each time, since pfl's datasets do not
+shuffle. pfl evaluates the users of round one before and after training, without an option to disable it. `metrics`, which users
+of pfl write, only counts examples there. A callback reads the clock.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from tests.bench.peers.work import Clock, Work, client_part, drive, layers
 
 
 class Classifier(nn.Sequential):
-    """A module as pfl wants it."""
+    """Module with the methods that pfl requires."""
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean over a batch."""
+        """Return the mean loss of a batch."""
         return nn.functional.cross_entropy(self(x), y)
 
     def metrics(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """Nothing that costs."""
+        """Return the number of examples, which takes no time."""
         return {"examples": Weighted.from_unweighted(len(y))}
 
 
 class Stamp(TrainingProcessCallback):
-    """Takes the time after each round."""
+    """Callback that reads the clock after each round."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
     def after_central_iteration(self, *args: Any, **kwargs: Any) -> tuple[bool, Metrics]:
-        """Go on."""
+        """Read the clock and continue the training."""
         self.clock.stamp()
         return False, Metrics()
 
 
 def run(work: Work, clock: Clock) -> nn.Module:
-    """The trained model."""
+    """Train and return the model."""
     users = FederatedDataset(
         lambda user: PyTorchTensorDataset(client_part(work, user), user_id=user),
         get_user_sampler("minimize_reuse", range(work.clients)),

@@ -1,4 +1,4 @@
-"""The comparison with other simulators, without any of them: fedsgd's own part, and the watch over other processes."""
+"""Tests of the comparison with other simulators, without these: the runs of fedsgd, and the measurement of processes."""
 
 from __future__ import annotations
 
@@ -16,88 +16,91 @@ import pytest
 from fedsgd.models import MODELS
 from fedsgd.scenario.scenario import load
 from tests.bench.peers import fedsgd, work
-from tests.bench.peers.contenders import PEERS, Peer, PeerError, figure
-from tests.bench.peers.measure import Spec, measured
+from tests.bench.peers.contenders import PEERS, Peer, PeerError, measure_peer
+from tests.bench.peers.measure import Spec, measure_command
 from tests.bench.peers.work import WORKS, Report
 from tests.systems import linux
 
-comparison = importlib.import_module("tests.bench.peers.__main__")
+peers_main = importlib.import_module("tests.bench.peers.__main__")
 
 pytestmark = linux
 
 TINY = replace(WORKS["tiny"], rounds=3)
 ONE_CORE = PEERS[0]
-ABSENT = Peer("nobody", 1, lambda folder, work: [], needs=("no_such_module",), install="pip install nobody")
+MISSING = Peer("missing peer", 1, lambda folder, work: [], needs=("no_such_module",), install="pip install missing")
 
 
-def python(code: str) -> Peer:
-    """A peer that runs this code."""
-    return Peer("somebody", 1, lambda folder, work: [sys.executable, "-c", code, str(folder)])
+def make_python_peer(code: str) -> Peer:
+    """Return a peer that runs Python code."""
+    return Peer("peer", 1, lambda folder, work: [sys.executable, "-c", code, str(folder)])
 
 
-def reporting(ends: int, accuracy: float) -> Peer:
-    """A peer that says this at once."""
-    report = Report([float(n) for n in range(ends)], accuracy, 1)
-    return Peer("somebody", 1, lambda folder, work: [sys.executable, "-c", ""], report=lambda folder: report)
+def make_reporting_peer(n_rounds: int, accuracy: float) -> Peer:
+    """Return a peer that reports rounds and an accuracy without any work."""
+    report = Report([float(n) for n in range(n_rounds)], accuracy, 1)
+    return Peer("peer", 1, lambda folder, work: [sys.executable, "-c", ""], report=lambda folder: report)
 
 
-def test_fedsgd_is_measured_and_who_is_absent_or_fails_is_named(
+def test_command_measures_fedsgd_and_names_skipped_and_failed_peers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(comparison, "PEERS", (ONE_CORE, ABSENT, python("print('the reason'); raise SystemExit(3)")))
+    monkeypatch.setattr(peers_main, "PEERS", (ONE_CORE, MISSING, make_python_peer("print('the reason'); raise SystemExit(3)")))
     file = tmp_path / "figures.json"
-    asked = ["--workload", "tiny", "--rounds", "3", "--cold", "--json", str(file)]
-    assert comparison.main(asked) == 1
-    shown, report = capsys.readouterr().out, json.loads(file.read_text())
-    (found,) = report["figures"]
-    assert found["peer"] == "fedsgd dense"
-    assert found["parameters"] == 199_210
-    numbers = [value for value in found.values() if isinstance(value, int | float)] + found["rounds"]
+    arguments = ["--workload", "tiny", "--rounds", "3", "--cold", "--json", str(file)]
+    assert peers_main.main(arguments) == 1
+    output, report = capsys.readouterr().out, json.loads(file.read_text())
+    (figure,) = report["figures"]
+    assert figure["peer"] == "fedsgd dense"
+    assert figure["parameters"] == 199_210
+    numbers = [value for value in figure.values() if isinstance(value, int | float)] + figure["rounds"]
     assert all(math.isfinite(n) and n > 0 for n in numbers)
-    assert found["uplink_bytes"] > TINY.cohort * 4 * found["parameters"]
-    assert report["skipped"] == {"nobody, one core": "no no_such_module here: pip install nobody"}
-    assert "skipped nobody, one core" in shown
-    assert "FAILED tiny: somebody: exit status 3" in shown
-    assert "the reason" in shown
-    assert all(len(line) <= comparison.WIDTH for line in shown.splitlines() if "processor" not in line)
+    assert figure["uplink_bytes"] > TINY.cohort * 4 * figure["parameters"]
+    reason = "no_such_module not installed; to install: pip install missing"
+    assert report["skipped"] == {"missing peer, one core": reason}
+    assert "skipped missing peer, one core" in output
+    assert "FAILED tiny: peer: exit status 3" in output
+    assert "the reason" in output
+    assert all(len(line) <= peers_main.WIDTH for line in output.splitlines() if "processor" not in line)
 
 
 @pytest.mark.parametrize(
-    ("ends", "accuracy", "problem"), [(3, 0.1, "chance is 0.1"), (3, math.nan, "chance"), (2, 0.9, "2 rounds")]
+    ("n_rounds", "accuracy", "message"), [(3, 0.1, "chance is 0.1"), (3, math.nan, "chance"), (2, 0.9, "2 rounds")]
 )
-def test_whoever_has_not_done_the_work_fails(tmp_path: Path, ends: int, accuracy: float, problem: str) -> None:
-    with pytest.raises(PeerError, match=problem):
-        figure(reporting(ends, accuracy), TINY, tmp_path)
+def test_peer_with_missing_rounds_or_accuracy_by_chance_fails(
+    tmp_path: Path, n_rounds: int, accuracy: float, message: str
+) -> None:
+    with pytest.raises(PeerError, match=message):
+        measure_peer(make_reporting_peer(n_rounds, accuracy), TINY, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("asked", "problem"), [("--rounds 2", "at least 3"), ("--workload 3nn", "has 3nn"), ("--workload 2nn", "--data DIR")]
+    ("arguments", "message"), [("--rounds 2", "at least 3"), ("--workload 3nn", "has 3nn"), ("--workload 2nn", "--data DIR")]
 )
-def test_what_cannot_be_measured_is_refused_at_once(
-    asked: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_invalid_option_ends_the_command_with_a_message(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("FEDSGD_DATA", raising=False)
     with pytest.raises(SystemExit):
-        comparison.main(asked.split())
-    assert problem in capsys.readouterr().err
+        peers_main.main(arguments.split())
+    assert message in capsys.readouterr().err
 
 
-def test_ratios_are_to_fedsgd_with_as_many_cores_or_one(tmp_path: Path) -> None:
-    one = figure(reporting(3, 0.9), TINY, tmp_path)
-    dense = [replace(one, peer="fedsgd dense", cores=cores, seconds=seconds) for cores, seconds in ((1, 2.0), (2, 1.0))]
-    rival = replace(one, cores=2)
-    assert comparison.baseline(rival, dense) == dense[1]
-    assert comparison.baseline(rival, dense[:1]) == dense[0]
-    assert comparison.baseline(rival, []) is None
+def test_baseline_is_dense_fedsgd_with_equal_cores_or_one_core(tmp_path: Path) -> None:
+    figure = measure_peer(make_reporting_peer(3, 0.9), TINY, tmp_path)
+    dense = [replace(figure, peer="fedsgd dense", cores=cores, seconds=seconds) for cores, seconds in ((1, 2.0), (2, 1.0))]
+    other = replace(figure, cores=2)
+    assert peers_main.baseline(other, dense) == dense[1]
+    assert peers_main.baseline(other, dense[:1]) == dense[0]
+    assert peers_main.baseline(other, []) is None
 
 
-def test_memory_of_orphans_counts_and_they_are_ended(tmp_path: Path) -> None:
+def test_measurement_counts_memory_of_orphans_and_ends_them(tmp_path: Path) -> None:
     ready, pid = tmp_path / "ready", tmp_path / "pid"
-    orphan = f"import time; held = bytearray(b'x' * 300_000_000); open({str(ready)!r}, 'w').close(); time.sleep(600)"
+    orphan = f"import time; data = bytearray(b'x' * 300_000_000); open({str(ready)!r}, 'w').close(); time.sleep(600)"
     parent = (
         "import subprocess, sys\n"
-        f"left = subprocess.Popen([sys.executable, '-c', {orphan!r}], start_new_session=True)\n"
-        f"open({str(pid)!r}, 'w').write(str(left.pid))"
+        f"child = subprocess.Popen([sys.executable, '-c', {orphan!r}], start_new_session=True)\n"
+        f"open({str(pid)!r}, 'w').write(str(child.pid))"
     )
     main = (
         "import os, subprocess, sys, time\n"
@@ -106,22 +109,22 @@ def test_memory_of_orphans_counts_and_they_are_ended(tmp_path: Path) -> None:
         "time.sleep(1)"
     )
     core = max(os.sched_getaffinity(0))
-    taken = measured(Spec([sys.executable, "-c", main], {}, [core], str(tmp_path / "log")))
-    assert taken.status == 0, (tmp_path / "log").read_text()
-    assert taken.peak_bytes > 300_000_000
-    assert taken.started < time.time()
+    usage = measure_command(Spec([sys.executable, "-c", main], {}, [core], str(tmp_path / "log")))
+    assert usage.status == 0, (tmp_path / "log").read_text()
+    assert usage.peak_bytes > 300_000_000
+    assert usage.started < time.time()
     assert not Path("/proc", pid.read_text()).exists()
 
 
 @pytest.mark.parametrize("name", ["2nn", "cnn"])
-def test_everybody_trains_the_same_model(name: str) -> None:
-    ours = MODELS[name]().build((28, 28), work.CLASSES)
-    theirs = work.build(name)
-    assert [str(layer) for layer in theirs] == [str(layer) for layer in ours]
+def test_model_of_the_peers_equals_that_of_fedsgd(name: str) -> None:
+    fedsgd_model = MODELS[name]().build((28, 28), work.CLASSES)
+    peer_model = work.build(name)
+    assert [str(layer) for layer in peer_model] == [str(layer) for layer in fedsgd_model]
 
 
 @pytest.mark.parametrize("uplink", fedsgd.UPLINKS)
-def test_fedsgd_has_the_same_settings(tmp_path: Path, uplink: str) -> None:
+def test_fedsgd_scenario_has_the_settings_of_the_work(tmp_path: Path, uplink: str) -> None:
     command = fedsgd.command(tmp_path, replace(TINY, arrays=str(tmp_path)), uplink, 1)
     assert "--workers" not in command
     assert fedsgd.command(tmp_path, TINY, uplink, 2)[-2:] == ["--workers", "2"]

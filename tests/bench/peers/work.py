@@ -1,6 +1,6 @@
-"""The work that everybody does, and what everybody says of it afterwards.
+"""The work of all peers, and the report that a peer's driver writes.
 
-Drivers are timed from their first moment, so this module imports numpy and torch only where they are used.
+The time of a driver includes its imports, so this module imports numpy and torch only in the functions that use them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,20 @@ PARTS = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Work:
-    """FedAvg over `clients` clients with `examples` examples each, `cohort_size` of them a round, plain SGD, float32.
+    """FedAvg with plain SGD in float32.
 
-    data: "mnist", or "shapes", which is made up and needs no file; arrays: the folder that `prepare` has put them into.
+    Attributes:
+        name: name of the work.
+        model: "2nn" or "cnn".
+        data: "mnist", or "shapes" for synthetic images that need no file.
+        clients: N.
+        examples: examples of each client.
+        cohort: C.
+        epochs: local epochs.
+        batch_size: B.
+        lr: learning rate.
+        rounds: R.
+        arrays: folder of the arrays that `prepare` writes.
     """
 
     name: str
@@ -47,13 +58,21 @@ WORKS = {
     "cnn": Work("cnn", "cnn"),
     "tiny": Work("tiny", data="shapes", clients=8, examples=50, cohort=4),
 }
-"""McMahan et al. 2017: the 2NN (199,210 parameters) and the CNN (1,663,370), IID, C = 0.1, E = 1, B = 10; and one for tests."""
+"""The 2NN (199,210 parameters) and the CNN (1,663,370) of McMahan et al. 2017, IID with a tenth of the clients a round, one local epoch
+and batches of 10; and a small work for tests."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a driver says. ends: time.time() at the end of each round; accuracy: of the last model on the test examples, taken
-    after the last round; bytes: of all rounds, None from those that do not say."""
+    """Report of a driver.
+
+    Attributes:
+        ends: time.time() at the end of each round.
+        accuracy: accuracy of the last model on the test examples, evaluated after the last round.
+        parameters: P.
+        uplink_bytes: bytes of all rounds, None if the peer does not count them.
+        downlink_bytes: bytes of all rounds, None if the peer does not count them.
+    """
 
     ends: list[float]
     accuracy: float
@@ -64,18 +83,21 @@ class Report:
 
 @dataclass
 class Clock:
-    """Takes the time at the end of each round."""
+    """Clock that is read at the end of each round."""
 
     ends: list[float] = field(default_factory=list)
 
     def stamp(self) -> None:
-        """A round has ended."""
+        """Record the end of a round."""
         self.ends.append(time.time())
 
 
 def prepare(work: Work, data: Path | None, folder: Path) -> Work:
-    """The work with its arrays written: client i owns rows [i * examples, (i + 1) * examples) of the training part, which is
-    shuffled. As .npy for whoever can map files into memory, and the same once more as data.npz for fedsgd."""
+    """Write the arrays of the work and return the work with their folder.
+
+    Training examples are shuffled; client i has rows [i * examples, (i + 1) * examples). The arrays are .npy files, which can be
+    mapped into memory, and additionally data.npz for fedsgd.
+    """
     import numpy as np
 
     arrays = _shapes(work) if work.data == "shapes" else _mnist(data)
@@ -85,57 +107,57 @@ def prepare(work: Work, data: Path | None, folder: Path) -> Work:
     for name in PARTS:
         np.save(folder / f"{name}.npy", arrays[name])
     np.savez(folder / "data.npz", owner_train=np.arange(n_examples) // work.examples, **arrays)
-    os.sync()  # or it is written to the disk while the first peer is measured
+    os.sync()  # else the files are written to the disk while the first peer is measured
     return replace(work, arrays=str(folder))
 
 
 def _mnist(data: Path | None) -> dict[str, NDArray[Any]]:
     from fedsgd.data.datasets.mnist import Mnist
 
-    read = Mnist().load(data)
-    return dict(zip(PARTS, (read.train.x, read.train.y, read.test.x, read.test.y), strict=True))
+    dataset = Mnist().load(data)
+    return dict(zip(PARTS, (dataset.train.x, dataset.train.y, dataset.test.x, dataset.test.y), strict=True))
 
 
 def _shapes(work: Work) -> dict[str, NDArray[Any]]:
-    """Ten random pictures of 28×28 with noise."""
+    """Return ten random images of 28×28 with noise."""
     import numpy as np
 
     rng = np.random.default_rng(1)
-    pictures = rng.random((CLASSES, 28, 28), dtype=np.float32)
+    images = rng.random((CLASSES, 28, 28), dtype=np.float32)
     arrays: dict[str, NDArray[Any]] = {}
     for part, n in (("train", work.clients * work.examples), ("test", 200)):
         y = rng.integers(0, CLASSES, n)
         noise = rng.standard_normal((n, 28, 28), dtype=np.float32)
-        arrays |= {f"x_{part}": pictures[y] + np.float32(0.1) * noise, f"y_{part}": y}
+        arrays |= {f"x_{part}": images[y] + np.float32(0.1) * noise, f"y_{part}": y}
     return arrays
 
 
-# ------------------------------------------------------------------------------------------------------ for those who use torch
+# ---------------------------------------------------------------------------------------------------- functions of the drivers
 
 
 def read_work(folder: Path) -> Work:
-    """The work that is to be done there."""
+    """Read the work that is stored in a folder."""
     return Work(**json.loads((folder / "work.json").read_text()))
 
 
 def part(work: Work, name: str) -> tuple[Tensor, Tensor]:
-    """(x, y) of "train" or "test" as float32 [n, 28, 28] and int64 [n], mapped into memory: only what is used is read."""
+    """Return (x, y) of "train" or "test", float32 [n, 28, 28] and int64 [n], mapped into memory."""
     import numpy as np
     import torch
 
-    x, y = (torch.from_numpy(np.load(Path(work.arrays, f"{what}_{name}.npy"), mmap_mode="c")) for what in ("x", "y"))
+    x, y = (torch.from_numpy(np.load(Path(work.arrays, f"{array}_{name}.npy"), mmap_mode="c")) for array in ("x", "y"))
     return x, y
 
 
 def client_part(work: Work, client: int) -> tuple[Tensor, Tensor]:
-    """(x, y) of one client's training examples."""
+    """Return (x, y) of one client's training examples."""
     x, y = part(work, "train")
     rows = slice(client * work.examples, (client + 1) * work.examples)
     return x[rows], y[rows]
 
 
 def layers(model: str) -> list[nn.Module]:
-    """The model's layers, the same as fedsgd's."""
+    """Return the layers of the model, which are those of fedsgd."""
     from torch import nn
 
     if model == "2nn":
@@ -146,14 +168,14 @@ def layers(model: str) -> list[nn.Module]:
 
 
 def build(model: str) -> nn.Module:
-    """The model with torch's own random parameters."""
+    """Return the model with the initial parameters of torch."""
     from torch import nn
 
     return nn.Sequential(*layers(model))
 
 
 def finish(folder: Path, work: Work, clock: Clock, module: nn.Module) -> None:
-    """Test the model, and write the report."""
+    """Evaluate the model and write the report."""
     import torch
 
     x, y = part(work, "test")
@@ -166,13 +188,13 @@ def finish(folder: Path, work: Work, clock: Clock, module: nn.Module) -> None:
 
 
 def read_report(folder: Path) -> Report | None:
-    """What a driver has written, if it has."""
+    """Return the report of a driver, None if there is none."""
     file = folder / "report.json"
     return Report(**json.loads(file.read_text())) if file.exists() else None
 
 
 def drive(run: Callable[[Work, Clock], nn.Module]) -> None:
-    """What a driver does: the work in the folder that its command line names, the test, the report."""
+    """Do the work in the folder that the command line names, evaluate the model and write the report."""
     import torch
 
     torch.set_num_threads(1)
