@@ -262,7 +262,9 @@ def print_table(figures: list[Any], title: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     all_parts = (*PARTS, COLD, SHAPES)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.flower", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(all_parts)}; by default {', '.join(PARTS)}")
     parser.add_argument("--turns", type=int, default=5, help="overhead: number of times that each payload is sent")
     parser.add_argument("--rounds", type=int, default=5, help="app, rounds and shapes: number of rounds")
