@@ -3,8 +3,9 @@
     python -m tests.digests > before.json           at one commit
     python -m tests.digests --compare before.json   at another one, on the same machine
 
-Digests of parameters depend on the machine's floating-point kernels, so the file is not kept with the project. Only the command
-line is used, so that the script runs at commits whose modules have other names.
+Digests of parameters depend on the machine's floating-point kernels, so the file is not part of the project. The script only uses
+the command line, so it runs at commits whose modules have other names. For the same reason it uses the older names of the downlink
+policies, which newer commits accept as aliases.
 """
 
 from __future__ import annotations
@@ -44,8 +45,13 @@ DIGESTS = ("params_sha256", "ledger_sha256")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compare", type=Path, help="digests of another commit; exit with status 1 where one differs")
+    """Run the command and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.digests", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--compare", type=Path, help="file with the digests of another commit; the exit status is 1 if a digest differs"
+    )
     options = parser.parse_args()
     digests = {}
     for name, digest in [*run_digests(), *certificate_digests()]:
@@ -68,7 +74,7 @@ def run_digests() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def run(path: Path, options: Any) -> dict[str, str]:
-    """Run a scenario in a temporary folder that holds the files which the scenario's comment makes."""
+    """Run a scenario in a temporary folder with the files that commands in the scenario's comments create."""
     with tempfile.TemporaryDirectory() as folder:
         for command in re.findall(r'^#   python -c "(.*)"$', path.read_text(), flags=re.MULTILINE):
             subprocess.run([sys.executable, "-c", command], check=True, cwd=folder)
@@ -77,7 +83,7 @@ def run(path: Path, options: Any) -> dict[str, str]:
 
 
 def certificate_digests() -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the digest of each compressor's frames as its certificate has it."""
+    """Yield the digest of the frames in each compressor's certificate."""
     with tempfile.TemporaryDirectory() as folder:
         certificates = json.loads(fedsgd(folder, "certify", "--all", "--no-laws", "--json"))
     for certificate in certificates:
@@ -85,12 +91,13 @@ def certificate_digests() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def fedsgd(folder: str, *arguments: str) -> str:
+    """Run the command in a folder and return its output; SystemExit with its error output if it fails."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-m", "fedsgd", *arguments]
-    ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{ended.stderr}")
-    return ended.stdout
+    process = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{process.stderr}")
+    return process.stdout
 
 
 def report_differences(before: dict[str, Any], after: dict[str, Any]) -> int:

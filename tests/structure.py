@@ -80,15 +80,15 @@ class Module:
     def imports(self) -> list[tuple[str, int, bool]]:
         """(dotted name, line, True inside a function) of each import of an own module."""
         inside = {id(node) for f in ast.walk(self.tree) if isinstance(f, Function) for node in ast.walk(f)}
-        found = []
+        imports = []
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fedsgd":
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
-                found += [(n if n in module_names() else str(node.module), node.lineno, id(node) in inside) for n in names]
+                imports += [(n if n in module_names() else str(node.module), node.lineno, id(node) in inside) for n in names]
             elif isinstance(node, ast.Import):
-                own = [alias.name for alias in node.names if alias.name.split(".")[0] == "fedsgd"]
-                found += [(name, node.lineno, id(node) in inside) for name in own]
-        return found
+                names = [alias.name for alias in node.names if alias.name.split(".")[0] == "fedsgd"]
+                imports += [(name, node.lineno, id(node) in inside) for name in names]
+        return imports
 
     @cached_property
     def references(self) -> list[tuple[str, int]]:
@@ -283,21 +283,26 @@ def exported_names() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _Classes:
-    """Classes of the package. parents: names of each class's bases; members: names that each class defines."""
+    """Classes of the package.
+
+    Attributes:
+        parents: names of each class's bases.
+        members: names that each class defines.
+    """
 
     parents: Mapping[str, tuple[str, ...]]
     members: Mapping[str, frozenset[str]]
 
     def ancestors(self, name: str) -> set[str]:
         """Return the names of all base classes."""
-        found: set[str] = set()
-        waiting = [name]
-        while waiting:
-            for parent in self.parents.get(waiting.pop(), ()):
-                if parent not in found:
-                    found.add(parent)
-                    waiting.append(parent)
-        return found
+        ancestors: set[str] = set()
+        pending = [name]
+        while pending:
+            for parent in self.parents.get(pending.pop(), ()):
+                if parent not in ancestors:
+                    ancestors.add(parent)
+                    pending.append(parent)
+        return ancestors
 
 
 @cache
@@ -389,7 +394,10 @@ def counts() -> dict[str, int]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command and return the exit status, 1 if --list printed a finding."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.structure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--list", nargs="+", type=Path, metavar="PATH", help="print each finding in these files and folders")
     paths = parser.parse_args(arguments).list
     if paths is None:
