@@ -104,11 +104,11 @@ def measure_run(settings: Mapping[str, Any]) -> dict[str, float]:
     """Run the scenario in this process, which must run nothing else, and return the figures by name."""
     result = run(load(SCENARIO, settings))
     seconds = median(record.seconds for record in result.history[SKIPPED:-1])
-    seen = len({client for record in result.history for client in record.cohort})
+    n_clients = len({client for record in result.history for client in record.cohort})
     states = build_experiment(result.scenario).state_budget
-    state_bytes = seen * states.bytes_per_client if states.location == "memory" else 0
+    state_bytes = n_clients * states.bytes_per_client if states.location == "memory" else 0
     peak = result.summary["peak_memory_bytes"]
-    return {"seconds": seconds, "peak": math.nan if peak is None else peak, "states": state_bytes, "seen": seen}
+    return {"seconds": seconds, "peak": math.nan if peak is None else peak, "states": state_bytes, "seen": n_clients}
 
 
 def measure_run_in_process(settings: Mapping[str, Any]) -> dict[str, float]:

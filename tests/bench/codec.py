@@ -1,12 +1,12 @@
 """Benchmark of the codec against its goals: `python -m tests.bench.codec [--sizes P,P] [--only NAME] [--json FILE]`.
 
-`python -m tests.bench.codec --write` measures the costs of encoding and decoding that `fedsgd price` reads instead: see
+With `--write` the command measures the costs of encoding and decoding that `fedsgd price` reads, and not the goals: see
 `tests.bench.codec_costs`.
 
 The unit of time is a memcpy of the dense float32 vector into initialized memory. It alternates with the measured function, on one
 thread; both times are medians over repetitions. The pool holds at least 160 MiB of Gaussian vectors, and at least 4 vectors,
 which is more than the last-level cache. As many destinations rotate with them, so that a memcpy copies from memory to memory. A
-memcpy within the cache is four times as fast (40 instead of 11 GB/s on the author's machine). A memcpy into a single destination
+memcpy within the cache is four times as fast (40 instead of 11 GB/s on one machine). A memcpy into a single destination
 that stays in the cache is one and a half times as fast. Relative to either, every measured function would look slow.
 
 - numba compiles before the clock starts.

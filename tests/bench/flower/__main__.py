@@ -108,7 +108,7 @@ def measure_overhead(turns: int) -> list[Overhead]:
         for direction in ("down", "up"):
             of_size = [event for event in events if event["size"] == size]
             sockets = [
-                sum(s.n_bytes for s in traffic if s.direction == direction and event["begun"] <= s.time <= event["at"])
+                sum(s.n_bytes for s in traffic if s.direction == direction and event["start"] <= s.time <= event["at"])
                 for event in of_size
             ]
             figures.append(Overhead(size, direction, int(median(e[direction] for e in of_size)), int(median(sockets))))

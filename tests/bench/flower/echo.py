@@ -46,5 +46,5 @@ def main(grid: Grid, context: Context) -> None:
                 assert not reply.has_error(), reply.error
                 assert len(read_payload(reply.content)) == size
                 up = count_message_bytes(reply)
-                events.write("echo", turn=turn, size=size, begun=start, down=down, up=up)
+                events.write("echo", turn=turn, size=size, start=start, down=down, up=up)
         events.write("done")
