@@ -3,9 +3,9 @@
     python -m tests.digests > before.json           at one commit
     python -m tests.digests --compare before.json   at another one, on the same machine
 
-Digests of parameters depend on the machine's floating-point kernels, so the file is not part of the project. The script only uses
-the command line, so it runs at commits whose modules have other names. For the same reason it uses the older names of the downlink
-policies, which newer commits accept as aliases.
+Digests of parameters depend on the machine's floating-point kernels, so the file is not part of the project. The script only
+uses the command line, so it runs at commits whose modules have other names. For the same reason it uses the older names of the
+downlink policies, which newer commits accept as aliases.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
     python -m tests.bench.clients [--clients N,N] [--rounds R] [--turns N] [--only NAME] [--json FILE]
 
-Each run is a separate process, and the runs alternate. The time of a round is the median over the rounds of a run without the first
-two and the last, which is evaluated. Memory is the peak of the process. Each figure is the least of the turns.
+Each run is a separate process, and the runs alternate. The time of a round is the median over the rounds of a run without the
+first two and the last, which is evaluated. Memory is the peak of the process. Each figure is the least of the turns.
 
 With few registered clients some take part repeatedly, with many hardly any. So the number of stored states grows with the
 registered clients. The bytes of the states are shown separately, and subtracted before memory is fitted as a straight line over
-the registered clients. Its slope is the cost of one registered client. Times vary if other programs use the machine, so the exit
-status does not depend on the verdicts.
+the registered clients. Its slope is the cost of one registered client. Times vary if other programs use the machine, so the
+exit status does not depend on the verdicts.
 """
 
 from __future__ import annotations

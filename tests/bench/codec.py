@@ -3,11 +3,12 @@
 With `--write` the command measures the costs of encoding and decoding that `fedsgd price` reads, and not the goals: see
 `tests.bench.codec_costs`.
 
-The unit of time is a memcpy of the dense float32 vector into initialized memory. It alternates with the measured function, on one
-thread; both times are medians over repetitions. The pool holds at least 160 MiB of Gaussian vectors, and at least 4 vectors,
-which is more than the last-level cache. As many destinations rotate with them, so that a memcpy copies from memory to memory. A
-memcpy within the cache is four times as fast (40 instead of 11 GB/s on one machine). A memcpy into a single destination
-that stays in the cache is one and a half times as fast. Relative to either, every measured function would look slow.
+The unit of time is a memcpy of the dense float32 vector into initialized memory. It alternates with the measured function, on
+one thread; both times are medians over repetitions. The pool holds at least 160 MiB of Gaussian vectors, and at least 4
+vectors, which is more than the last-level cache. As many destinations rotate with them, so that a memcpy copies from memory to
+memory. A memcpy within the cache is four times as fast (40 instead of 11 GB/s on one machine). A memcpy into a single
+destination that stays in the cache is one and a half times as fast. Relative to either, every measured function would look
+slow.
 
 - numba compiles before the clock starts.
 - An encoding includes the frame and its checksum; a decoding includes the check of the checksum.
@@ -15,8 +16,8 @@ that stays in the cache is one and a half times as fast. Relative to either, eve
 - The DGC step is a send minus the encoding of a support of the same size; the two alternate.
 - Compared with torch and with DGC's sampling, "µs" is the time of the other selection, and the note has the number of its
   coordinates as a multiple of k.
-- FedLab's compressors return tensors. Their bytes are those of the tensors, indices included, without a frame. They decompress to
-  a dense tensor, which is not added to a sum.
+- FedLab's compressors return tensors. Their bytes are those of the tensors, indices included, without a frame. They decompress
+  to a dense tensor, which is not added to a sum.
 
 Ratios at 10,000 parameters are mostly the fixed cost of calls from Python. Times vary from run to run, so the exit status does
 not depend on the verdicts.

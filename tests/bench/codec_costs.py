@@ -1,9 +1,10 @@
 """Costs of codecs: the measurement that `python -m tests.bench.codec --write` writes to fedsgd/network/codec_costs.toml.
 
-Three clients with Gaussian updates run rounds of `broadcast`, `client_update` and `aggregate`. The seconds of a job are those that
-the ledger of a run would have. The layouts are those of three models: a perceptron on digits, and the 2NN and the CNN of McMahan
-et al. 2017. The clock counts the processor time of the thread. A figure is the first decile of the repetitions, since other load on
-the machine only adds to their times. A cost is fitted to the sizes and densities by least squares of relative errors.
+Three clients with Gaussian updates run rounds of `broadcast`, `client_update` and `aggregate`. The seconds of a job are those
+that the ledger of a run would have. The layouts are those of three models: a perceptron on digits, and the 2NN and the CNN of
+McMahan et al. 2017. The clock counts the processor time of the thread. A figure is the first decile of the repetitions, since
+other load on the machine only adds to their times. A cost is fitted to the sizes and densities by least squares of relative
+errors.
 """
 
 from __future__ import annotations
@@ -315,7 +316,7 @@ def fitted(samples: Samples, rate: float) -> tuple[dict[tuple[CodecJob, str], Co
 
 
 def repeatability(samples: Samples) -> float:
-    """Return the ratio between the figures of the first and the second half of the repetitions: the 0.9 quantile over samples."""
+    """Return the ratio between the figures of both halves of the repetitions: the 0.9 quantile over samples."""
     ratios = []
     for sample in samples.values():
         middle = len(sample.seconds) // 2

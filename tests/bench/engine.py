@@ -3,19 +3,20 @@
     python -m tests.bench.engine [--only NAME] [--turns N] [--json FILE]
     python -m tests.bench.engine rounding [--only NAME] [--clients N] [--seeds N] [--data DIR] [--json FILE]
 
-- naive loop: the loop of a tutorial for each client, with deepcopy, DataLoader, torch.optim.SGD and state_dict. It is the unit of
-  the other times.
+- naive loop: the loop of a tutorial for each client, with deepcopy, DataLoader, torch.optim.SGD and state_dict. It is the unit
+  of the other times.
 - floor: the time of the arithmetic, which is the matrix products of forward and backward pass at the rate of a large product.
 - by hand: the same steps for one network, written with addmm_.
 
 Every engine trains the same clients on the same batches of random data. Its updates are compared with those of the oracle, the
-sequential engine. The benchmark fails if an engine cannot train the workload or its updates differ too much. The time to record the
-steps is not part of the times and has a separate column. Times are the least of some turns, since other programs may use the machine.
+sequential engine. The benchmark fails if an engine cannot train the workload or its updates differ too much. The time to record
+the steps is not part of the times and has a separate column. Times are the least of some turns, since other programs may use
+the machine.
 
 "rounding" measures distances instead of times. Clients train the first round of the scenario of each built-in model, with the
-oracle and with each engine with the fused update. The table has ‖update − oracle's‖ / ‖oracle's‖ over clients. The row "one float
-away" is the oracle from other initial weights, each the next float in a random direction. It is the distance that rounding alone
-causes.
+oracle and with each engine with the fused update. The table has ‖update − oracle's‖ / ‖oracle's‖ over clients. The row "one
+float away" is the oracle from other initial weights, each the next float in a random direction. It is the distance that
+rounding alone causes.
 """
 
 from __future__ import annotations

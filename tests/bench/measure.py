@@ -1,7 +1,7 @@
 """Times relative to a memcpy that is measured in the same run.
 
-The speed of a machine changes from minute to minute, also because other programs use it. The ratio to a memcpy of the same vector
-changes much less. So each repetition first copies one vector and then runs the measured steps on the next ones.
+The speed of a machine changes from minute to minute, also because other programs use it. The ratio to a memcpy of the same
+vector changes much less. So each repetition first copies one vector and then runs the measured steps on the next ones.
 """
 
 from __future__ import annotations

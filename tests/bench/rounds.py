@@ -2,12 +2,13 @@
 
     python -m tests.bench.rounds [--rounds N] [--turns N] [--only NAME] [--json FILE]
 
-The models are the 2NN and the CNN of McMahan et al. 2017 on random images. Each round has ten clients with 600 examples each, one
-local epoch and batches of 10. Uplinks are dense float32 and top-k 1 % with error feedback, with one process and with two workers.
+The models are the 2NN and the CNN of McMahan et al. 2017 on random images. Each round has ten clients with 600 examples each,
+one local epoch and batches of 10. Uplinks are dense float32 and top-k 1 % with error feedback, with one process and with two
+workers.
 They are compared with training alone: the engine and the mean of its updates, without any encoding.
 
-The runs alternate. A time is the median over the rounds of a run without the first two and the last, which is evaluated. A figure
-is the least of some such times.
+The runs alternate. A time is the median over the rounds of a run without the first two and the last, which is evaluated. A
+figure is the least of some such times.
 """
 
 from __future__ import annotations

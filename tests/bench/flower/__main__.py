@@ -7,16 +7,17 @@
 overhead: payloads of 1 kB, 100 kB and 10 MB from a SuperLink to a SuperNode and back. The figures are medians of the bytes of
     Flower's message and of the bytes on the node's socket between the sending of the message and the arrival of the reply. The
     latter include the polls during that time.
-app: scenarios/flower_app on four nodes, without and with the two lines of fedsgd: bytes by Flower's own counter and on the sockets.
-rounds: seconds of a round of the quickstart on four nodes. Flower starts a new process for each app ("cold"), or fedsgd forks it
-    from a prepared process ("warm"). The same rounds in one process are the comparison.
-cold: two rounds of the quickstart on two nodes without the prepared process, N times. Each failure is printed; the exit status is
-    1 if there was one.
-shapes: the apps of tests/flower/apps on four nodes, without and with the two lines of fedsgd: accuracy and bytes by Flower's own
-    counter.
+app: scenarios/flower_app on four nodes, without and with the two lines of fedsgd: bytes by Flower's own counter and on the
+    sockets.
+rounds: seconds of a round of the quickstart on four nodes. Flower starts a new process for each app ("cold"), or fedsgd forks
+    it from a prepared process ("warm"). The same rounds in one process are the comparison.
+cold: two rounds of the quickstart on two nodes without the prepared process, N times. Each failure is printed; the exit status
+    is 1 if there was one.
+shapes: the apps of tests/flower/apps on four nodes, without and with the two lines of fedsgd: accuracy and bytes by Flower's
+    own counter.
 
-The default is overhead, app and rounds. Each deployment is stopped before the next one starts. Times vary if other programs use the
-machine.
+The default is overhead, app and rounds. Each deployment is stopped before the next one starts. Times vary if other programs use
+the machine.
 """
 
 from __future__ import annotations

@@ -2,22 +2,23 @@
 
     python -m tests.bench.peers [--workload 2nn,cnn] [--rounds N] [--only NAME] [--cold] [--json FILE] [--data DIR]
 
-All peers do the same work: FedAvg on MNIST as in McMahan et al. 2017, with 100 clients of 600 examples each, 10 clients a round, one
-local epoch, batches of 10, and plain SGD with learning rate 0.1 in float32. The model is the 2NN (199,210 parameters) or the CNN
-(1,663,370). All peers read the same arrays from files. fedsgd loads its file completely; the others map the files into memory, so
-that unused examples take no memory. Each peer runs with its recommended interface, which its module describes:
+All peers do the same work: FedAvg on MNIST as in McMahan et al. 2017, with 100 clients of 600 examples each, 10 clients a
+round, one local epoch, batches of 10, and plain SGD with learning rate 0.1 in float32. The model is the 2NN (199,210
+parameters) or the CNN (1,663,370). All peers read the same arrays from files. fedsgd loads its file completely; the others map
+the files into memory, so that unused examples take no memory. Each peer runs with its recommended interface, which its module
+describes:
 
-- fedsgd (fedsgd.py): the command; every frame is encoded, decoded and written to the ledger. The uplink is dense, or top-k 1 % with
-  error feedback.
+- fedsgd (fedsgd.py): the command; every frame is encoded, decoded and written to the ledger. The uplink is dense, or top-k 1 %
+  with error feedback.
 - pfl-research (pfl.py), FedLab (fedlab.py): one process without messages.
 - Flower (flower.py, flower_app.py): the simulation engine, a SuperLink and Ray with one CPU for each client.
 
-Peers run one after the other, in new processes bound to their cores: one core, or two for Flower and for fedsgd with two workers.
-BLAS and torch have one thread in each process. Before the measurement each peer runs once on a small work, so that files are in the
-page cache and bytecode and the loops of fedsgd are compiled, as in a user's second run.
+Peers run one after the other, in new processes bound to their cores: one core, or two for Flower and for fedsgd with two
+workers. BLAS and torch have one thread in each process. Before the measurement each peer runs once on a small work, so that
+files are in the page cache and bytecode and the loops of fedsgd are compiled, as in a user's second run.
 
-- s/round: median without the first and the last round. The rounds between do not evaluate. fedsgd evaluates in the last round, so
-  the last round does not count for any peer.
+- s/round: median without the first and the last round. The rounds between do not evaluate. fedsgd evaluates in the last round,
+  so the last round does not count for any peer.
 - start: seconds from the start of the process to the end of round one
 - MiB: peak of the sum of proportional set sizes over all processes, shared memory included, sampled up to five times a second
 - ×: the figure divided by that of dense fedsgd with the same number of cores, else with one core; below 1, fedsgd is worse

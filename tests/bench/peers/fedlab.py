@@ -1,8 +1,8 @@
 """FedLab 1.3.0 with its standalone pipeline: `SyncServerHandler` and `SGDSerialClientTrainer`, one client after the other.
 
-Users of FedLab write `get_dataloader` of the dataset (here over FedLab's `BaseDataset`, with shuffled batches) and `evaluate` of the
-pipeline, which is called after each round and reads the clock here. FedLab imports torchvision and pynvml for datasets and GPUs that
-are not used here. If they are not installed, empty modules replace them, which makes FedLab start faster.
+Users of FedLab write `get_dataloader` of the dataset (here over FedLab's `BaseDataset`, with shuffled batches) and `evaluate`
+of the pipeline, which is called after each round and reads the clock here. FedLab imports torchvision and pynvml for datasets
+and GPUs that are not used here. If they are not installed, empty modules replace them, which makes FedLab start faster.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """fedsgd with its command, `fedsgd run SCENARIO`: every frame is encoded, decoded and written to the ledger.
 
-There are two uplinks: dense float32, and top-k 1 % with error feedback. The seconds of a round are those of rounds.parquet. The end
-of round one is the modification time of that file minus the seconds of the later rounds. fedsgd always evaluates the last round,
-so the last round does not count for any peer.
+There are two uplinks: dense float32, and top-k 1 % with error feedback. The seconds of a round are those of rounds.parquet. The
+end of round one is the modification time of that file minus the seconds of the later rounds. fedsgd always evaluates the last
+round, so the last round does not count for any peer.
 """
 
 from __future__ import annotations

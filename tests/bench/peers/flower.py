@@ -1,8 +1,8 @@
 """Flower's simulation engine: `flwr run APP` on a SuperLink with `--simulation`, Ray, one CPU for each client.
 
-`flwr run` alone would start a SuperLink that continues to run. This SuperLink is a child of the driver with a separate home, and is
-stopped. Telemetry and installations at run time are disabled. The time includes the start of the SuperLink, as for a user's first
-`flwr run`. A simulation passes messages by reference and does not count bytes.
+`flwr run` alone would start a SuperLink that continues to run. This SuperLink is a child of the driver with a separate home,
+and is stopped. Telemetry and installations at run time are disabled. The time includes the start of the SuperLink, as for a
+user's first `flwr run`. A simulation passes messages by reference and does not count bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Flower app with client and server as in Flower's template quickstart-pytorch, with the model and arrays of the work.
 
-The driver in flower.py copies this file into the folder of an app. The `evaluate_fn` hook of the template reads the clock after each
-round and does not evaluate.
+The driver in flower.py copies this file into the folder of an app. The `evaluate_fn` hook of the template reads the clock after
+each round and does not evaluate.
 """
 
 from __future__ import annotations

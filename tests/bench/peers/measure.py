@@ -1,8 +1,8 @@
 """Measurement of the time and memory of a command: `python -m tests.bench.peers.measure SPEC`, only on Linux.
 
-Daemons of Ray and Flower are orphans. This process adopts every orphan among its descendants, so that the memory of all descendants
-counts and all of them are ended, by their ids. Memory is the sum of the proportional set sizes: pages that several processes map,
-shared memory included, count once.
+Daemons of Ray and Flower leave their parents. This process adopts every orphan among its descendants, so that the memory of all
+descendants counts and all of them are ended, by their ids. Memory is the sum of the proportional set sizes: pages that several
+processes map, shared memory included, count once.
 """
 
 from __future__ import annotations

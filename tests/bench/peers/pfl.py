@@ -1,9 +1,9 @@
 """pfl-research 0.6.0 with the API of its tutorials: `FederatedAveraging` over `SimulatedBackend` and `PyTorchModel`.
 
 It runs in one process, without a launcher. Each user is a `PyTorchTensorDataset`. The sampler is "minimize_reuse", which the
-documentation recommends; updates are weighted by data points. Batches have the same order each time, since pfl's datasets do not
-shuffle. pfl evaluates the users of round one before and after training, without an option to disable it. `metrics`, which users
-of pfl write, only counts examples there. A callback reads the clock.
+documentation recommends; updates are weighted by data points. Batches have the same order each time, since pfl's datasets do
+not shuffle. pfl evaluates the users of round one before and after training, without an option to disable it. `metrics`, which
+users of pfl write, only counts examples there. A callback reads the clock.
 """
 
 from __future__ import annotations

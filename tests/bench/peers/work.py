@@ -58,8 +58,10 @@ WORKS = {
     "cnn": Work("cnn", "cnn"),
     "tiny": Work("tiny", data="shapes", clients=8, examples=50, cohort=4),
 }
-"""The 2NN (199,210 parameters) and the CNN (1,663,370) of McMahan et al. 2017, IID with a tenth of the clients a round, one local epoch
-and batches of 10; and a small work for tests."""
+"""The 2NN (199,210 parameters) and the CNN (1,663,370) of McMahan et al. 2017, and a small work for tests.
+
+IID, a tenth of the clients in each round, one local epoch, batches of 10.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ class Clock:
 def prepare(work: Work, data: Path | None, folder: Path) -> Work:
     """Write the arrays of the work and return the work with their folder.
 
-    Training examples are shuffled; client i has rows [i * examples, (i + 1) * examples). The arrays are .npy files, which can be
-    mapped into memory, and additionally data.npz for fedsgd.
+    Training examples are shuffled; client i has rows [i * examples, (i + 1) * examples). The arrays are .npy files, which can
+    be mapped into memory, and additionally data.npz for fedsgd.
     """
     import numpy as np
 
