@@ -285,7 +285,7 @@ def measure(
     return samples, FLOAT_BYTES * largest / float(np.quantile(copy_seconds[largest], QUANTILE))
 
 
-def fitted(samples: Samples, rate: float) -> tuple[dict[tuple[CodecJob, str], CodecCost], float]:
+def fit_costs(samples: Samples, rate: float) -> tuple[dict[tuple[CodecJob, str], CodecCost], float]:
     """Fit a cost to the samples of each job and row.
 
     Args:
@@ -347,7 +347,7 @@ def _fit(points: Sequence[Point], inner_bytes: Sequence[float]) -> CodecCost:
 def make_table(origin: Settings, effort: Effort) -> dict[str, Any]:
     """Measure all costs and return the table of the data file. origin: command, date, machine and versions."""
     samples, rate = measure(effort)
-    costs, worst = fitted(samples, rate)
+    costs, worst = fit_costs(samples, rate)
     table: dict[str, Any] = {
         **origin,
         "copy_bytes_per_second": float(f"{rate:.1e}"),

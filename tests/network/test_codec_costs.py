@@ -35,7 +35,7 @@ from fedsgd.network import Link, Network, RoundTimeModel, build_pricing_model
 from fedsgd.network.codec_costs import COST_TABLE_PATH, CodecCost, look_up_cost, read_cost_table, select_uplink_job
 from fedsgd.network.round_times import FLOAT_BYTES
 from fedsgd.trackers import RunFinished, RunStarted, TrackerWarning
-from tests.bench.codec_costs import JOBS, SHAPES, Sample, fitted, key_text, measure, table_text
+from tests.bench.codec_costs import JOBS, SHAPES, Sample, fit_costs, key_text, measure, table_text
 from tests.bench.measure import Effort
 
 TINY = {"rounds": 6, "client.epochs": 1}
@@ -443,7 +443,7 @@ def test_measurement_covers_rows_of_the_cost_table() -> None:
     samples, rate = measure(Effort(pool_mib=1, seconds=0, fewest=1, most=1), passes=1, shapes=SHAPES[:1])
     assert rate > 0
     assert all(math.isfinite(second) for sample in samples.values() for second in sample.seconds)
-    costs, worst = fitted(samples, rate)
+    costs, worst = fit_costs(samples, rate)
     assert worst >= 1
     for job in JOBS:
         assert {key for cost_job, key in costs if cost_job == job} == {
@@ -460,7 +460,7 @@ def test_fit_recovers_costs_of_synthetic_samples() -> None:
             sample = samples.setdefault(("encode", key_text({"name": "top-k"}), i, size), Sample())
             for factor in (1.0, 1.0, 1.0, 7.0):
                 sample.add(factor * true.count_bytes(size, k) / rate, k)
-    costs, worst = fitted(samples, rate)
+    costs, worst = fit_costs(samples, rate)
     assert costs["encode", key_text({"name": "top-k"})] == true
     assert worst == pytest.approx(1)
     assert tomllib.loads(table_text({"date": "x", **{job: [] for job in JOBS}}))["date"] == "x"
