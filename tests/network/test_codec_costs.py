@@ -303,10 +303,10 @@ def test_compressor_without_row_is_named_in_outputs(runs: Path, tmp_path: Path) 
     assert (
         priced.compute_profile.encode_copies == priced.compute_profile.server_copies == 0 < priced.compute_profile.decode_copies
     )
-    note = "uplink mine:Mine is not in the table of codec costs, so its encoding and decoding count as nothing"
+    note = "uplink mine:Mine is not in the table of codec costs, so its coding time counts as 0"
     for result in (call_command("price", run, "--network", "4g"), call_command("compare", run, "--network", "4g")):
         assert note in result.stdout
-        assert "--measured-coding takes them from the run's clock" in result.stdout
+        assert "--measured-coding uses times that the run measured" in result.stdout
     measured = call_command("price", run, "--network", "4g", "--measured-coding").stdout
     assert "is not in the table" not in measured
     assert call_command("report", run, "--target", "0.3", "--out", tmp_path / "page.html").exit_code == 0
@@ -373,7 +373,7 @@ def test_measured_coding_is_named_in_all_outputs(runs: Path, tmp_path: Path) -> 
     arguments = (f"topk={runs / 'topk'}", f"dense={runs / 'dense'}", "--target", "0.3", "--measured-coding")
     tables = [f"{tmp_path}/table.{suffix}" for suffix in ("csv", "json", "md")]
     shown = call_command("price", *arguments, "--network", "4g").stdout
-    assert "by the clock of the machine that made each run: median [first to ninth decile]" in shown
+    assert "coding times were measured by the machine of each run: median [first to ninth decile]" in shown
     assert len(re.findall(r"\[[\d.]+ m?s to [\d.]+ m?s\]", shown)) == 2
     assert re.search(r"topk is faster than dense below .* \[.* to .*\] up", shown)
     assert max(len(line.rstrip()) for line in shown.splitlines()[:12]) <= 80
@@ -393,8 +393,8 @@ def test_measured_coding_is_named_in_all_outputs(runs: Path, tmp_path: Path) -> 
     packed = re.search(r'id="payload"[^>]*>([^<]+)<', page.read_text())
     assert packed is not None
     payload = json.loads(gzip.decompress(base64.b64decode(packed[1])))
-    assert payload["coding"].startswith("Encoding and decoding are by the clock of the machine that made each run")
-    assert sum("coding by the clock [first to ninth decile]" in note for note in payload["notes"]) == 2
+    assert payload["coding"].startswith("Coding times are medians that the machine of each run measured")
+    assert sum("with measured coding times [first to ninth decile]" in note for note in payload["notes"]) == 2
     result = call_command("compare", runs / "topk", "--measured-coding")
     assert result.exit_code == 2
     assert "--measured-coding needs a network" in result.stderr
@@ -411,7 +411,7 @@ def test_measured_coding_is_named_in_all_outputs(runs: Path, tmp_path: Path) -> 
     ],
 )
 def test_break_even_text_has_its_range(bounds: tuple[float | None, float | None], text: str) -> None:
-    assert list(describe_break_evens([BreakEven("a", "b", 3e6, *bounds)])) == [f"a is sooner than b below {text} up"]
+    assert list(describe_break_evens([BreakEven("a", "b", 3e6, *bounds)])) == [f"a is faster than b below {text} up"]
 
 
 def test_break_even_range_is_unbounded_without_change_of_order() -> None:
