@@ -44,7 +44,7 @@ def preload_workers(n_workers: int) -> None:
     if mp.current_process().name.startswith(WORKER_NAME_PREFIX):
         os._exit(EXIT_MISSING_MAIN_GUARD)
     if not isinstance(n_workers, int) or isinstance(n_workers, bool) or not 1 <= n_workers <= MAX_PROCESSES:
-        expected = f"number of processes that train clients, from 1 to {MAX_PROCESSES}"
+        expected = f"a number of processes that train clients, from 1 to {MAX_PROCESSES}"
         raise ScenarioError(f"workers: got {n_workers!r}, expected {expected}")
     if n_workers > 1 and not hasattr(os, "preadv"):
         raise ScenarioError(f"workers: got {n_workers}, expected 1: this system does not support several workers")

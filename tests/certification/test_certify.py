@@ -462,7 +462,7 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
         (["mine_certified:Fussy"], "mine_certified:Fussy: cannot be built: KeyError: 'no luck'"),
         (["mine_certified:Wraps"], "op: missing"),
         (["mine_certified:Wraps", "--set", "op.name=topk"], 'op.name: got "topk", did you mean "top-k"?'),
-        (["mine_certified:Wraps", "--set", "op=dense", "--error-feedback", "persist"], "wraps has a memory of its own"),
+        (["mine_certified:Wraps", "--set", "op=dense", "--error-feedback", "persist"], "the state of wraps is not a residual"),
     ],
 )
 def test_invalid_compressor_gives_one_line_and_exit_status_2(user_folder: Path, arguments: list[str], message: str) -> None:

@@ -673,7 +673,7 @@ INCOMPATIBLE_SETTINGS = {
     ),
     "biased operator without a residual": (
         {"downlink.policy": "unbiased", "downlink.compressor.name": "top-k"},
-        r'downlink\.compressor: got "top-k" without a memory',
+        r'downlink\.compressor: got "top-k" without error feedback',
     ),
     "no velocity": ({"client.optimizer.name": "sgd", "client.velocity": "carry"}, r"client\.velocity: .* sgd has no velocity"),
     "ef21 and inclusion probabilities": (
@@ -696,7 +696,7 @@ INCOMPATIBLE_SETTINGS = {
             "server.weighting": "uniform",
             "client.optimizer.name": "momentum",
         },
-        r"client\.optimizer: scaffold reads the mean gradient",
+        r"client\.optimizer: scaffold needs the mean gradient",
     ),
     "mirrored and rounded": (
         {
@@ -710,7 +710,7 @@ INCOMPATIBLE_SETTINGS = {
     "no size": ({"state.budget": "plenty"}, r"state\.budget: got 'plenty', expected a size such as"),
     "no residual to decay": (
         {"uplink.compressor.name": "cafe", "uplink.error_feedback": "decay"},
-        r'uplink\.error_feedback: got "decay", expected "none": cafe has a memory',
+        r'uplink\.error_feedback: got "decay", expected "none": the state of cafe',
     ),
 }
 

@@ -234,7 +234,7 @@ def test_run_without_a_temporary_folder_stores_states_in_memory(quick: Scenario,
     settings = {"uplink.compressor.name": "top-k", "uplink.error_feedback": "persist"}
     result = fedsgd.run(quick.with_settings(settings))
     assert result.summary["states"]["place"] == "memory"
-    with pytest.raises(ScenarioError, match=r"no folder on disk is named"):
+    with pytest.raises(ScenarioError, match=r"names no folder on disk"):
         fedsgd.run(quick.with_settings({**settings, "state.store": "disk"}))
     monkeypatch.setattr("fedsgd.experiment.runner.run", lambda *_, **__: fail_without_folder())
     result_of_command = invoke("run", "q.toml", "--quiet", "--out", "o")

@@ -417,7 +417,7 @@ def test_command_prints_the_summary_as_json_and_the_measured_bytes(
     uplink = json.loads(result.stdout)["flower"]["transport"]["up"]
     for title, key in (("on sockets, in rounds", "socket_bytes"), ("in Flower's messages", "message_bytes")):
         assert re.search(rf"{title} +{uplink[key]:,} +×", output), output
-    assert "a round took " in output
+    assert "median duration of a round: " in output
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {
         "node-0.log",
         "serverapp.log",
