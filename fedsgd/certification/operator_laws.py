@@ -259,7 +259,7 @@ def rejects_malformed(op: CompressionOperator) -> None:
 
 
 def check_on_sample_vectors(law: Callable[[CompressionOperator, F32, CodecContext], None], op: CompressionOperator) -> None:
-    """Check an input law on Gaussian, heavy-tailed, tied and nearly zero vectors."""
+    """Check an input law on Gaussian, heavy-tailed, tied and sparse vectors."""
     draws = [*draw_contexts("check", 1000, 8), *draw_contexts("check", LARGE_SIZE, 1)]
     for ctx, rng in draws:
         x = draw_gaussian(rng, ctx.layout.size)

@@ -60,6 +60,6 @@ def main() -> None:
 
     Exit status: 0 success; 1 a run or its data failed; 2 a setting, option or output folder is invalid; 130 interrupted.
     """
-    # A user's module is also searched in the working directory, as by `python -m`; installed packages come first.
+    # Modules in the working directory can be imported too; installed packages of the same name come first.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))

@@ -18,7 +18,7 @@ from fedsgd.errors import OutputError
 @click.option(
     "--out",
     type=UserPath(),
-    help="File for the page; with --format, folder for the figures.  [default: report.html, or figures]",
+    help="File for the page, or folder for the figures of --format pdf, svg or png.  [default: report.html, or figures]",
 )
 @click.option(
     "--format",

@@ -96,7 +96,7 @@ def generate_clients(generator: ClientGenerator, held_out: float, seed: int) -> 
 
 
 def count_held_out(sizes: I64, share: float) -> I64:
-    """Return the number of examples to hold out of clients with `sizes` examples [m]: at least one and never all."""
+    """Return the numbers of held-out examples of clients with `sizes` examples [m]: at least one, not all; 0 of one example."""
     return np.where(sizes > 1, np.rint(share * sizes).clip(1, np.maximum(sizes - 1, 1)), 0).astype(np.int64)
 
 

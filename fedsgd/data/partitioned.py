@@ -71,13 +71,13 @@ def partition_dataset(
     Args:
         dataset: dataset to partition.
         partitioner: rule of the partition.
-        held_out: share of each client's examples that is held out of training at random: at least one example and never
-            all. A client with one example has no test examples.
+        held_out: share of each client's examples that are held out of training at random: at least one example and not all,
+            but none of a client with one example.
         seed: seed of the run.
 
     Returns:
-        (training examples, test examples of each client). For a share of 0 a client's test examples are the dataset's test
-        examples of the client's owners. They are None without owners, or if an owner's examples are at several clients.
+        (training examples, test examples) of each client. For a share of 0, a client's test examples are the dataset's test
+        examples by the owners of its training examples; None without owners, or if several clients share an owner.
     """
     partition = partition_examples(partitioner, dataset.train, seed)
     if held_out:

@@ -48,7 +48,7 @@ class ClientState:
     """State of one client between two rounds.
 
     Attributes:
-        committed_state: arrays by "prefix/name" while no reply is unacknowledged.
+        committed_state: arrays by "prefix/name" from before the last reply.
         uncommitted_state: state after the last reply, until the server acknowledges a round; None if there is none.
         model_round: round of the model that the client has stored; 0 for none.
     """
@@ -211,7 +211,7 @@ BLOCK_SIZE = 256
 class AcknowledgedRounds:
     """Round of the last accepted reply of each client, 0 by default.
 
-    The object is immutable: `with_rounds` copies only the blocks that change, so its cost does not grow with the number of
+    The object is immutable. `with_rounds` copies the blocks that change and the table of blocks, which has one entry for 256
     clients.
 
     Attributes:

@@ -128,7 +128,7 @@ def decode_symbols(data: Bytes, n: int) -> U8:
     words = body[4 * LANES :].copy().view("<u2").astype(np.uint16)
     symbols, is_valid = _decode(words, states, frequencies, scale_bits, n)
     if not is_valid:
-        raise WireError(offset, f"the stream does not end with its {n}th symbol")
+        raise WireError(offset, f"the stream does not end after {n} symbols")
     return symbols
 
 
@@ -153,8 +153,8 @@ def normalise_frequencies(counts: I64, scale_bits: int) -> I64:
     """Return frequencies that add up to T, at least 1 for each symbol that occurs, by the method of largest remainders.
 
     All arithmetic is in integers, so that the result is equal on every machine. Shares are rounded down, and the symbols with
-    the largest remainders get 1 more each. If the sum exceeds T because of rare symbols, the then most frequent symbol is
-    reduced by 1 until it does not. Ties go to the lowest symbol.
+    the largest remainders get 1 more each. While the sum exceeds T because of rare symbols, the largest frequency is
+    reduced by 1. Ties go to the lowest symbol.
 
     Args:
         counts: [256] int64, occurrences of each symbol, not all 0.

@@ -120,8 +120,8 @@ def interpolate_band(curves: Sequence[tuple[F64, F64]]) -> SeedBand | None:
     """Return the band of curves with different positions (x ascending), by linear interpolation; None without points.
 
     The band starts at the position where all curves have started. It ends at the median of the last positions. A curve that
-    ends before has its last value up to there, as of a run that stopped at its target. So, for ascending curves, the median
-    reaches a value at the position of the median seed.
+    ends earlier, such as that of a run that stopped at its target, is extended with its last value. So, for ascending curves,
+    the median reaches a value at the position of the median seed.
     """
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:

@@ -34,7 +34,7 @@ class CountSketch(CompressionOperator):
 
     Charikar, Chen and Farach-Colton 2002. C(x)_i is the median over the rows of sign · cell. Unbiased over the random signs:
     the other coordinates of a cell err symmetrically. The variance is large, (|x|² − x_i²)/columns for each coordinate of a
-    single row, so only coordinates that stand out can be read. 32 · density bits a parameter.
+    single row, so only coordinates that stand out can be read. 32 · density bits per parameter with float32 cells.
 
     Each client has its own hash and signs in each round. The table is linear in x, so tables can be added instead of vectors:
     the scheme `fetch-sgd` does that.
@@ -85,7 +85,7 @@ class CountSketch(CompressionOperator):
         return ctx.layout.size
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Warn of noise that remains in the mean over the cohort: the median errs by about |x|²/density."""
+        """Warn of noise that remains in the mean over the cohort: the squared error is about |x|²/density."""
         return [*super().find_warnings(run), *run.find_noise_warnings(1 / self.density)]
 
 
@@ -105,7 +105,7 @@ def unsketch(table: F64, size: int, key: int) -> F64:
 def _hash_coordinates(row: int, size: int, columns: int, key: np.uint64) -> tuple[I64, F64]:
     """Return column and sign of each coordinate in a row.
 
-    The column is the upper 32 of the coordinate's shared random bits times the number of columns; the sign is the lowest bit.
+    Each coordinate has 64 shared random bits. Its column is ⌊upper 32 bits · columns / 2³²⌋; the lowest bit gives its sign.
     """
     words = counter_hash(int(key), np.arange(size, dtype=np.uint64) + np.uint64(row << 32))
     column = ((words >> np.uint64(32)) * np.uint64(columns) >> np.uint64(32)).astype(np.int64)

@@ -29,7 +29,7 @@ class StaleResidualPolicy(CompressionScheme):
         scheme: scheme with residual entries in the client's state.
         policy: "decay" multiplies the residual by `factor` for each missed round; "reset" drops it if more than `rounds` were
             missed.
-        factor: decay a round.
+        factor: share of the residual that remains after a missed round.
         rounds: maximum number of missed rounds without a reset.
     """
 
