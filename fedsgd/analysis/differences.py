@@ -10,7 +10,7 @@ from fedsgd.analysis.runs import Run
 from fedsgd.sweeps.labels import format_value, name_objects
 
 MAX_LISTED_VALUES = 3
-"""Most values of a difference that a sentence lists."""
+"""Maximum number of values per difference in a sentence."""
 
 
 def find_differing_settings(methods: Sequence[Method]) -> list[str]:
@@ -21,11 +21,7 @@ def find_differing_settings(methods: Sequence[Method]) -> list[str]:
 
 
 def describe_other_differences(methods: Sequence[Method]) -> str | None:
-    """Return a sentence about differences in dataset, partition, model, rounds and clients.
-
-    Returns:
-        None if the methods agree in all of these, so that their figures are comparable.
-    """
+    """Return a sentence about differences in dataset, partition, model, rounds and clients, or None if there are none."""
     shortened = name_objects([_serialize_settings(method.runs[0]) for method in methods])
     topics = [_group_settings_by_topic(settings, method.runs[0]) for settings, method in zip(shortened, methods, strict=True)]
     differences = []
@@ -49,7 +45,7 @@ def _serialize_settings(run: Run) -> dict[str, str]:
 
 
 def _group_settings_by_topic(settings: dict[str, str], run: Run) -> dict[str, dict[str, str]]:
-    """Return the settings that affect the figures of every method, as JSON, by topic."""
+    """Group by topic the settings that make results comparable, as JSON."""
     tables = {
         name: {k: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in ("data", "data.partition", "model")
     }
@@ -65,6 +61,6 @@ def _group_settings_by_topic(settings: dict[str, str], run: Run) -> dict[str, di
 
 
 def _format_value(key: str, value: str) -> str:
-    """Return a setting with its key; only the value for the name of a component."""
+    """Return "key value"; for the name of a component, the value alone."""
     text = format_value(json.loads(value))
     return text if key.endswith("name") else f"{key.rpartition('.')[2].replace('_', ' ')} {text}"

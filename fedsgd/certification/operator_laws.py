@@ -1,7 +1,7 @@
-"""Laws of operators (`fedsgd.compression.base`) as functions that raise LawError with the figures of a violation.
+"""Laws of operators (`fedsgd.compression.base`) as functions that raise LawError with the numbers that violate the law.
 
-INPUT_LAWS hold for every finite vector; tests draw the vectors. The other laws draw their own vectors, always the same, so that
-the result is equal in every run. Laws of statistics and of extreme magnitudes are in `statistical_laws`, `independence_law` and
+INPUT_LAWS take any finite vector as argument. The other laws use fixed pseudo-random vectors.
+Laws of statistics and of extreme magnitudes are in `statistical_laws`, `independence_law` and
 `scale_law`. `law_suite` checks all laws of a compressor.
 """
 
@@ -24,19 +24,19 @@ from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, Sections
 ROUNDING_TOLERANCE = 1e-6
 """Relative error that float32 arithmetic may add to an energy."""
 TAG_BYTES = 2
-"""Bytes that a section may use to name its form."""
+"""Bytes for the tag of a section's format, not counted as redundancy."""
 TINY = 2.0**-126
-"""Smallest normal float32: the largest error of a coordinate that is flushed to zero."""
+"""Smallest normal float32; flushing a coordinate to zero changes it by at most this."""
 SMALL_SIZE, LARGE_SIZE = 64, 80_021
-"""Sizes P of vectors. LARGE_SIZE needs indices of 17 bits and is not a multiple of a block."""
+"""Sizes P of vectors. LARGE_SIZE needs indices of 17 bits and is not a multiple of any block size."""
 UNEQUAL_LAYOUT = ParameterLayout(("scalar", "matrix", "pair", "vector"), ((), (20, 150), (2,), (40,)))
 """Layout of tensors with very unequal sizes."""
 MIN_COMPRESSED_SHARE = 0.5
-"""Smallest share of its length to which zlib may compress a section. A smaller share shows redundant bits."""
+"""Minimum ratio of zlib-compressed to raw length; a smaller ratio means redundant bits."""
 
 
 def require(condition: bool, law: str, compressor: object, detail: str) -> None:
-    """Raise LawError with the law, the compressor and the figures unless the condition is True."""
+    """Raise LawError with the law, the compressor and the numbers unless the condition is True."""
     if not condition:
         raise LawError(f"{law}: {compressor}: {detail}")
 
@@ -55,7 +55,7 @@ def _are_equal(a: F32, b: F32) -> bool:
 
 
 def round_trip(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
-    """`decode` returns the finite update that `encode` returned, equal in every coordinate, and x is unchanged."""
+    """`decode` returns the update that `encode` returned, equal in every coordinate and finite; x is unchanged."""
     original = x.copy()
     sections, update = op.encode(x, ctx)
     require(_are_equal(x, original), "round_trip", op, "encode wrote to its input")
@@ -91,7 +91,7 @@ def payload_bound(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
 def contraction(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
     """For a contractive operator, |x − C(x)|² ≤ |x|², and ≤ (1 − δ)|x|² + A if the operator is deterministic.
 
-    Each coordinate may have an error of TINY in addition.
+    A is `absolute_error`. Each coordinate may have an error of TINY in addition.
     """
     if op.kind != "contractive":
         return
@@ -123,7 +123,7 @@ INPUT_LAWS: Sequence[Callable[[CompressionOperator, F32, CodecContext], None]] =
 
 
 def example_layout(size: int) -> ParameterLayout:
-    """Return a layout of P = size parameters; from 8 on with a matrix, a vector and a scalar, as in models."""
+    """Return a layout of `size` parameters, with a matrix, a vector and a scalar if `size` is at least 8."""
     if size < 8:
         return ParameterLayout.from_size(size)
     columns = size // 4
@@ -131,7 +131,7 @@ def example_layout(size: int) -> ParameterLayout:
 
 
 def draw_contexts(purpose: str, size: int, n_draws: int) -> Iterator[tuple[CodecContext, np.random.Generator]]:
-    """Yield a distinct context and a generator for each draw of a law, equal in every run."""
+    """Yield a context and a generator for each draw; the sequence is the same in every run."""
     layout = example_layout(size)
     for draw in range(n_draws):
         yield CodecContext(0, draw + 1, draw % 7, layout), derive_generator(0, f"laws/{purpose}", draw)
@@ -155,7 +155,7 @@ def preserves_zero(op: CompressionOperator) -> None:
 
 
 def boundary_positions(op: CompressionOperator) -> None:
-    """All input laws hold if only the first or only the last coordinate is not zero."""
+    """All input laws hold for vectors with one nonzero coordinate, the first or the last."""
     for size in (1, 2, SMALL_SIZE, 1000, 4097, LARGE_SIZE):
         for position in (0, size - 1):
             x = np.zeros(size, dtype=np.float32)
@@ -175,7 +175,7 @@ def sparse_supports(op: CompressionOperator) -> None:
 
 
 def _build_sparse_vectors() -> Iterator[tuple[str, F32, ParameterLayout]]:
-    """Yield descriptions, vectors [P] and layouts. Magnitudes are equal, or descend with the longest distances first."""
+    """Yield descriptions, vectors [P] and layouts. Magnitudes are equal, or largest at the largest gaps."""
     for layout in (example_layout(1000), UNEQUAL_LAYOUT):
         for tensor, part, _ in layout.list_slices():
             x = np.zeros(layout.size, dtype=np.float32)

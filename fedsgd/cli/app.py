@@ -20,7 +20,7 @@ class _CommandGroup(click.Group):
     """Group of commands that prints an error of the package as one line and exits with a status."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command line, on streams that can print every character."""
+        """Run the command line, on streams that can encode every character."""
         make_streams_safe()
         try:
             return super().main(*args, **kwargs)
@@ -46,7 +46,7 @@ class _CommandGroup(click.Group):
         except OSError as error:
             if error.errno in DISK_FULL_ERRNOS:
                 report_disk_full(error)
-            elif error.filename is None and find_temporary_folder() is None:  # libraries look for one during their import
+            elif error.filename is None and find_temporary_folder() is None:  # libraries look for it when imported
                 echo("fedsgd: no temporary folder is writable; set TMPDIR to a writable folder", err=True)
             else:
                 raise

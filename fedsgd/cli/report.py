@@ -1,4 +1,4 @@
-"""`fedsgd report`."""
+"""Command `fedsgd report`: write a page or figures of finished runs."""
 
 from __future__ import annotations
 

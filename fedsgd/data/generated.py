@@ -1,7 +1,4 @@
-"""Clients whose examples are generated on demand and not stored, so that memory does not grow with their number.
-
-N clients, n examples each.
-"""
+"""Clients whose examples are generated on demand and not stored, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ from fedsgd.numerics.arrays import I64
 from fedsgd.numerics.rng import derive_generator
 
 N_SAMPLE_CLIENTS = 8
-"""Clients in the sample of the training examples, on which a model is tried and an engine records its steps."""
+"""Number of clients in the sample dataset, which is used to check the model and to trace the engine's steps."""
 MAX_MATERIALIZED_EXAMPLES = 10**6
-"""Most examples that are generated and held in memory together, in each process that needs them."""
+"""Maximum number of generated examples in memory at a time, per process."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class ClientGenerator(DatasetSource, ABC):
         return Dataset(train, test, self.n_classes)
 
     def load(self, folder: Path | None) -> Dataset:
-        """Return `sample_dataset` for the seed 0. A run generates the clients of its own seed."""
+        """Return the sample dataset for seed 0; runs use their own seed."""
         return self.sample_dataset(0)
 
 
@@ -82,7 +79,7 @@ def generate_clients(generator: ClientGenerator, held_out: float, seed: int) -> 
 
     Args:
         generator: source of the clients.
-        held_out: share of each client's examples that is held out for testing, as for `partition_dataset`.
+        held_out: share of each client's examples that is held out for testing, as in `partition_dataset`.
         seed: seed of the run.
 
     Returns:
@@ -108,7 +105,7 @@ class GeneratedData(ClientData):
         generator: source of the clients.
         seed: seed of the run.
         clients: number of clients, the first ones of `generator`.
-        start: position of the first example of the part, in an order that a random stream of the client gives.
+        start: position of the first example of the part, in the client's random order.
         end: position after the last example of the part; None: the part ends with the last example.
     """
 
@@ -122,7 +119,7 @@ class GeneratedData(ClientData):
         return self.clients
 
     def examples_of(self, client: int) -> Examples:
-        """Generate the examples of one client. IndexError if there is no such client."""
+        """Generate the examples of one client; raise IndexError if the client does not exist."""
         if not 0 <= client < self.clients:
             raise IndexError(f"client {client} of {self.clients}")
         examples = self.generator.examples_of(client, self.seed)
@@ -132,7 +129,7 @@ class GeneratedData(ClientData):
         return examples.select(np.sort(shuffled[self.start : self.end]))
 
     def sizes_of(self, clients: Sequence[int]) -> I64:
-        """Return the number of examples of each of these clients, which is equal for all, [len(clients)]."""
+        """Return [len(clients)] numbers of examples, all equal."""
         return np.full(len(clients), self._examples_per_client, dtype=np.int64)
 
     def sizes(self) -> I64:
@@ -140,11 +137,11 @@ class GeneratedData(ClientData):
         return np.full(self.clients, self._examples_per_client, dtype=np.int64)
 
     def distinct_sizes(self) -> tuple[I64, I64]:
-        """Return ([the number of examples of every client], [N])."""
+        """Return the one distinct size and its number of clients, N."""
         return np.array([self._examples_per_client]), np.array([self.clients])
 
     def all_examples(self) -> Examples:
-        """Return the examples of all clients, generated once. DataError if there are more than `MAX_MATERIALIZED_EXAMPLES`."""
+        """Return the examples of all clients, generated once; raise DataError for more than `MAX_MATERIALIZED_EXAMPLES`."""
         return self._all_examples
 
     def limit_clients(self, max_clients: int) -> GeneratedData:

@@ -44,7 +44,7 @@ class PartitionedData(ClientData):
         return self.partition.sizes()
 
     def distinct_sizes(self) -> tuple[I64, I64]:
-        """Return (the distinct numbers of examples of a client, ascending; the number of clients for each)."""
+        """Return the distinct client sizes, ascending, and the number of clients of each size."""
         return np.unique(self.partition.sizes(), return_counts=True)
 
     def all_examples(self) -> Examples:
@@ -52,11 +52,11 @@ class PartitionedData(ClientData):
         return Examples(self.examples.x, self.examples.y, self.partition.order)
 
     def limit_clients(self, max_clients: int) -> PartitionedData:
-        """Return all clients, whose examples are stored already."""
+        """Return the object itself: all examples are in memory already."""
         return self
 
     def filter_clients(self, predicate: Callable[[int], bool]) -> PartitionedData:
-        """Return copies of the examples of the clients that a predicate accepts; all other clients become empty."""
+        """Return a copy in which clients rejected by `predicate` have no examples."""
         rows = [self.partition.rows(client) if predicate(client) else self.partition.order[:0] for client in range(len(self))]
         x, y = Examples(self.examples.x, self.examples.y, np.concatenate(rows)).arrays()
         bounds = np.cumsum([0, *map(len, rows)], dtype=np.int64)
@@ -66,7 +66,7 @@ class PartitionedData(ClientData):
 def partition_dataset(
     dataset: Dataset, partitioner: Partitioner, held_out: float, seed: int
 ) -> tuple[PartitionedData, PartitionedData | None]:
-    """Partition the training examples and give the clients test examples.
+    """Partition the training examples and assign test examples to the clients.
 
     Args:
         dataset: dataset to partition.
@@ -76,8 +76,8 @@ def partition_dataset(
         seed: seed of the run.
 
     Returns:
-        (training examples, test examples) of each client. For a share of 0, a client's test examples are the dataset's test
-        examples by the owners of its training examples; None without owners, or if several clients share an owner.
+        (training examples, test examples) of each client. For a share of 0, a client gets the test examples of the owners
+        of its training examples; None without owners, or if several clients share an owner.
     """
     partition = partition_examples(partitioner, dataset.train, seed)
     if held_out:
@@ -101,10 +101,9 @@ def _hold_out_examples(partition: Partition, share: float, seed: int) -> tuple[P
 
 
 def _match_test_writers(dataset: Dataset, partition: Partition) -> Partition | None:
-    """Assign test examples to the client that has the training examples of their owner.
+    """Assign each test example to the client that has its owner's training examples.
 
-    Returns:
-        None if there are no owners, or if the training examples of an owner are at several clients.
+    Return None if there are no owners, or if the training examples of an owner are at several clients.
     """
     if dataset.train.writer is None or dataset.test.writer is None:
         return None

@@ -20,7 +20,7 @@ from fedsgd.numerics.arrays import F32, I32
 from fedsgd.wire.floats import from_bfloat16, to_bfloat16
 
 LOCAL = "own"
-"""Prefix of the entries that are parts of the model and never leave the client. They are never rounded."""
+"""Prefix of entries for personal parameters, which never leave the client and are never rounded."""
 
 V = TypeVar("V")
 
@@ -33,8 +33,8 @@ class UncommittedState:
         round: round of the reply.
         state_if_accepted: state if the server accepts the reply.
         rollback: patches that turn `state_if_accepted` into the state for a reply that is not accepted.
-        reply_frame: the reply's frame, or other bytes from which its host repeats the reply, in case the same TASK arrives
-            again. None if the state is empty, because training again then gives the same reply.
+        reply_frame: bytes from which the client's host can resend the reply if the same TASK arrives again. None if the state
+            is empty, because training again then gives the same reply.
     """
 
     round: int
@@ -71,7 +71,7 @@ class ClientState:
         """Return the arrays of the client's state at the beginning of a round.
 
         Args:
-            round: the round. If the client has replied in it already, the state before that reply is returned.
+            round: current round. If the client has already replied in this round, the state before the reply is returned.
             acknowledged_round: last round whose reply the server accepted; 0 for none. It is at most `last_reply_round`.
         """
         if self.uncommitted_state is None or self.uncommitted_state.round == round:
@@ -82,20 +82,20 @@ class ClientState:
 
 
 def entries_of(state: Mapping[str, V], prefix: str) -> dict[str, V]:
-    """Return the entries of one owner, by their names without the prefix.
+    """Return the entries of one component, with the prefix removed from their names.
 
     Args:
         state: entries by "prefix/name".
-        prefix: owner of the entries, for example "scheme".
+        prefix: component of the entries, for example "scheme".
     """
     return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}/")}
 
 
 def with_prefix(prefix: str, values: Mapping[str, V]) -> dict[str, V]:
-    """Return entries of one owner by their names in a client's state, "prefix/name".
+    """Return the entries with a component's prefix added to their names: "prefix/name".
 
     Args:
-        prefix: owner of the entries, for example "scheme".
+        prefix: component of the entries, for example "scheme".
         values: entries by their names without the prefix.
     """
     return {f"{prefix}/{name}": value for name, value in values.items()}
@@ -121,7 +121,7 @@ class ClientStore(Protocol):
 
 
 class InMemoryClientStore(ClientStore):
-    """A `ClientStore` in the memory of this process, which grows with the clients that took part."""
+    """In-memory `ClientStore`. Its size grows with the number of clients that have taken part."""
 
     def __init__(self) -> None:
         self._states_by_client: dict[ClientId, ClientState] = {}
@@ -134,16 +134,13 @@ class InMemoryClientStore(ClientStore):
 
 
 class ModelCache(Protocol):
-    """Cache of the models that the clients of one host have stored.
-
-    Each model is stored once, by the round in which it was sent.
-    """
+    """Models that the clients of one host use, each cached once under the round in which it was sent."""
 
     def has(self, round: int) -> bool:
         """Return whether the model of a round is cached.
 
         Args:
-            round: the round, from 0.
+            round: round of the model; 0 is the number for no model.
         """
 
     def get(self, round: int) -> F32:
@@ -185,7 +182,7 @@ class InMemoryModelCache(ModelCache):
         return self._models[round]
 
     def put(self, round: int, model: F32, oldest_useful_round: int = 0) -> F32:
-        if round not in self._models:  # models of rounds in which every client failed have no reference
+        if round not in self._models:  # drop models without clients, such as of a failed round
             self._models = {
                 cached_round: cached_model
                 for cached_round, cached_model in self._models.items()
@@ -215,7 +212,7 @@ class AcknowledgedRounds:
     clients.
 
     Attributes:
-        blocks: block number → [256] int32, rounds of the clients from 256 · number on. Blocks that are all 0 are left out.
+        blocks: block b → [BLOCK_SIZE] int32, rounds of the clients from b · BLOCK_SIZE. Blocks of zeros are omitted.
 
     >>> rounds = AcknowledgedRounds().with_rounds([3, 700], 2)
     >>> rounds.get(3), rounds.get(4), sorted(rounds.blocks)
@@ -225,7 +222,7 @@ class AcknowledgedRounds:
     blocks: Mapping[int, I32] = field(default_factory=dict)
 
     def get(self, client: ClientId) -> int:
-        """Return the round of one client.
+        """Return the round of a client's last accepted reply; 0 if there is none.
 
         Args:
             client: number of the client, from 0.
@@ -234,7 +231,7 @@ class AcknowledgedRounds:
         return 0 if block is None else int(block[client % BLOCK_SIZE])
 
     def with_rounds(self, clients: Iterable[ClientId], round: int) -> AcknowledgedRounds:
-        """Return a copy in which the given clients have the given round.
+        """Return a copy that records `round` as the last accepted round of `clients`.
 
         Args:
             clients: clients whose reply was accepted.
@@ -259,8 +256,8 @@ NONE_ACKNOWLEDGED = AcknowledgedRounds()
 def to_bfloat16_state(state: ClientState) -> ClientState:
     """Return the state with all float32 arrays as bfloat16, stored as uint16.
 
-    Values are rounded to the nearest bfloat16, ties to even; where that would be infinite, to the largest finite one. Arrays of
-    other types and those of `LOCAL` are not changed. An array that occurs twice is rounded once.
+    Values are rounded to the nearest bfloat16, ties to even. Values that would round to infinity become the largest finite
+    bfloat16. Arrays of other types and `LOCAL` entries are not changed. An array that occurs twice is rounded once.
 
     Args:
         state: a state whose values are finite.
@@ -281,7 +278,7 @@ def to_float32_state(state: ClientState) -> ClientState:
 
 
 ArrayConverter = Callable[[str, NDArray[Any]], NDArray[Any]]
-"""Function of an entry's name and array to the converted array."""
+"""Function that maps the name and the array of an entry to the converted array."""
 
 
 def _to_bf16(name: str, array: NDArray[Any]) -> NDArray[Any]:

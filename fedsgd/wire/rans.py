@@ -3,19 +3,19 @@
     symbols := mode u8, then
     0 plain      the symbols themselves
     1 rANS       table, four states u32, words u16 ...; T = 4096
-    2 fine rANS  as 1, with T = 32768
+    2 fine rANS  as mode 1, with T = 32768
 
-    table := lowest symbol u8, highest symbol u8, the frequency of each symbol from the lowest to the one before the highest
-             as a varint; the highest symbol has the rest of T as its frequency
+    table := lowest symbol u8, highest symbol u8, varint frequency of each symbol in [lowest, highest);
+             the frequency of the highest symbol is T minus their sum
 
 The number of symbols n is not encoded. Symbol i belongs to state i mod 4 (interleaving: Giesen, arXiv 1402.3392). A decoder
-begins with the four encoded states. Each symbol is decoded from its state x. It is the symbol whose range [c, c + f) of the
-cumulated frequencies contains x mod T. The new state is:
+begins with the four encoded states. A state x decodes to the symbol whose cumulative-frequency range [c, c + f)
+contains x mod T. The new state is:
 
     x ← f · ⌊x / T⌋ + (x mod T) − c;   if x < 2¹⁵: x ← 2¹⁶ · x + the next word
 
-A stream is valid if every state is 2¹⁵ and every word is read at the end. The encoder uses the shortest mode, of equal lengths
-the lowest. It tries mode 2 only where the compressor's setting `frequency_bits` is 15.
+A stream is valid if, after n symbols, every state is 2¹⁵ and all words are read. The encoder uses the mode with the shortest
+result; ties go to the lowest mode. It tries mode 2 only if the compressor's setting `frequency_bits` is 15.
 
 Bits: within a fraction of a per cent of the entropy where no symbol is rarer than 1/T. A rarer symbol still has the frequency
 1/T, and the other symbols cost more. A million symbols, 99.9 % equal and forty others, take 1.6 times their entropy in mode 1.
@@ -47,7 +47,7 @@ MIN_SYMBOLS_TO_CODE = 32
 
 
 def max_symbol_bytes(n: int) -> int:
-    """Return the largest length of encoded symbols in bytes.
+    """Return the maximum length of encoded symbols in bytes.
 
     Args:
         n: number of symbols.
@@ -56,7 +56,7 @@ def max_symbol_bytes(n: int) -> int:
 
 
 def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) -> bytes:
-    """Encode symbols in the shortest mode, of equal lengths the lowest.
+    """Encode symbols in the mode with the shortest result; ties go to the lowest mode.
 
     Args:
         symbols: [n] uint8.
@@ -73,7 +73,7 @@ def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) 
 
 
 def _encode_mode(symbols: U8, counts: I64, mode: int) -> bytes:
-    """Encode symbols in a mode of rANS; return no bytes where the result is not shorter than the plain form."""
+    """Encode symbols in a mode of rANS; return no bytes if the result is not shorter than the plain form."""
     scale_bits = SCALE_BITS[mode]
     frequencies = normalise_frequencies(counts, scale_bits)
     if len(symbols) >= MIN_SYMBOLS_TO_ESTIMATE and _estimate_bits(counts, frequencies, scale_bits) >= 8 * len(symbols):
@@ -219,7 +219,7 @@ def _histogram_reference(symbols: U8) -> I64:
 def _histogram(symbols: U8) -> I64:
     """Count the occurrences of each of 256 symbols.
 
-    There are four tables, because with one the processor waits for the store of an equal neighbour.
+    Four tables avoid store-to-load stalls when neighbouring symbols are equal.
     """
     counts = np.zeros((4, 256), dtype=np.int64)
     even = symbols.size - symbols.size % 4
@@ -252,7 +252,7 @@ def _encode_reference(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U
 
 @kernel(_encode_reference)
 def _encode(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
-    """Return the words and the final states of symbols, all with a frequency above 0.
+    """Return the words and the final states. Every symbol has a frequency above 0.
 
     x // f is computed without a division (Alverson 1991). With x below 2³¹, s = ⌈log₂ f⌉ and r = ⌈2^(31 + s) / f⌉, it equals
     x · r >> 31 + s.
@@ -260,7 +260,7 @@ def _encode(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
     reciprocals = np.zeros(256, dtype=np.uint64)
     shifts = np.zeros(256, dtype=np.uint64)
     limits = np.zeros(256, dtype=np.uint64)
-    complements = np.zeros(256, dtype=np.uint64)  # T - f: x // f * T + x % f = x + x // f * (T - f)
+    complements = np.zeros(256, dtype=np.uint64)  # T - f, as (x // f) T + x % f = x + (x // f)(T - f)
     starts = np.zeros(256, dtype=np.uint64)
     start = np.int64(0)
     for s in range(256):
@@ -310,9 +310,9 @@ def _decode_reference(words: U16, states: U64, frequencies: I64, scale_bits: int
 
 @kernel(_decode_reference)
 def _decode(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) -> tuple[U8, bool]:
-    """Return the symbols [n], and True if all states and words end as they must.
+    """Return the symbols [n], and True if the stream is valid (see the module).
 
-    The frequencies add up to T. No word after the last one is read.
+    The frequencies must add up to T. Words beyond the end are never read.
     """
     total = 1 << scale_bits
     mask, shift = np.uint64(total - 1), np.uint64(scale_bits)

@@ -40,7 +40,7 @@ Curve = tuple[F64, F64]
 
 
 def _build_accuracy_curve(run: Run, x_values: F64) -> Curve:
-    """Return the best accuracy so far against an axis; x_values: [R + 1] position on the axis after each round."""
+    """Return the curve of the best accuracy so far; `x_values` [R + 1] are positions after each round."""
     rounds = np.array([round for round, _ in run.measured_accuracies], dtype=np.int64)
     return x_values[rounds], np.array(running_maximum([accuracy for _, accuracy in run.measured_accuracies]))
 
@@ -135,7 +135,7 @@ def plot_accuracy_by_rounds(method_series: Sequence[MethodSeries], options: Repo
 
 
 def plot_accuracy_by_time(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
-    """Plot accuracy against time on the network of the options."""
+    """Plot accuracy against time on the network of `options`."""
     bands = _build_bands(
         method_series,
         lambda series: [_build_accuracy_curve(run.run, run.cumulative_seconds) for run in series.priced_runs],
@@ -152,9 +152,9 @@ def plot_accuracy_by_time(method_series: Sequence[MethodSeries], options: Report
 
 
 def plot_pareto(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
-    """Plot the best accuracy of each method against its bytes up to then, and the Pareto front.
+    """Plot each method's best accuracy against the bytes sent until then, and the Pareto front.
 
-    Small, hollow markers are other values of tuned settings.
+    Small, hollow markers are other tuned variants.
     """
     downlink_column = _select_downlink_column(options)
     points = {

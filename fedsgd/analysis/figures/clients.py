@@ -1,4 +1,4 @@
-"""Figures of the traffic and the residuals of single clients."""
+"""Figures of the traffic and the residuals of individual clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIENT_PERCENTILES = np.linspace(0, 100, N_QUANTILES)
 
 
 def plot_client_traffic(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure:
-    """Plot the bytes of each client in the whole run, sorted, as quantiles over clients.
+    """Plot quantiles over clients of the bytes of one client in the whole run.
 
     Clients without bytes are omitted: a line starts at the first client with bytes.
     """

@@ -20,7 +20,7 @@ from fedsgd.analysis.runs import Run
 from fedsgd.numerics.arrays import F64
 
 MAX_POINTS = 1000
-"""Most points of a curve."""
+"""Maximum number of points of a curve."""
 NOT_PRICED = "not priced: participation depended on time"
 
 
@@ -29,7 +29,7 @@ class MethodSeries:
     """A method with the data and the style of its curves.
 
     Attributes:
-        method: the method.
+        method: method and its tuned variants.
         style: colours, dashes and markers.
         priced_runs: runs under the pricing model of the report; empty if they cannot be priced.
         ledger_stats: ledger statistics of each run.
@@ -46,7 +46,7 @@ class MethodSeries:
         return self.method.runs
 
     def legend_entry(self, missing_note: str = "", as_line: bool = True) -> tuple[Artist, str]:
-        """Return handle and text of a legend entry; `missing_note` is the reason for which the figure lacks the method."""
+        """Return handle and text of a legend entry; `missing_note`: reason why the method is not in the figure."""
         n_failed, n_diverged = self.method.best_variant.n_failed, len(self.method.divergence_by_seed)
         n = n_failed + len(self.runs)
         counts = ((n_failed, "failed"), (n_diverged, "diverged"))
@@ -56,7 +56,7 @@ class MethodSeries:
         return handle, label_with_note(self.style.label, ", ".join(notes))
 
     def build_timing(self, target: float) -> MethodTiming:
-        """Return the times of the method to a target; failed seeds do not reach it."""
+        """Return the method's time to a target. Failed seeds count as not reaching the target."""
         return build_method_timing(self.style.label, self.priced_runs, target, self.method.best_variant.n_failed)
 
 
@@ -117,11 +117,10 @@ def build_band(x: F64, curves: Sequence[F64 | list[float]]) -> SeedBand:
 
 
 def interpolate_band(curves: Sequence[tuple[F64, F64]]) -> SeedBand | None:
-    """Return the band of curves with different positions (x ascending), by linear interpolation; None without points.
+    """Return the band of curves with different positions (x ascending), by linear interpolation; None if all are empty.
 
     The band starts at the position where all curves have started. It ends at the median of the last positions. A curve that
-    ends earlier, such as that of a run that stopped at its target, is extended with its last value. So, for ascending curves,
-    the median reaches a value at the position of the median seed.
+    ends earlier keeps its last value. For ascending curves, the median therefore reaches a value where the median seed does.
     """
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_certificate(certificate: Certificate) -> None:
-    """Print the tables of a certificate, and a line for each law that is broken or was not tested."""
+    """Print the tables of a certificate, and a line for each law that is broken or was not tried."""
     from fedsgd.certification import report
 
     console = Console(highlight=False)
@@ -39,7 +39,7 @@ def print_certificate(certificate: Certificate) -> None:
 
 
 def print_certificates(certificates: Sequence[Certificate]) -> None:
-    """Print one table of all compressors, and a legend of its columns."""
+    """Print a comparison table of compressors with a legend."""
     from fedsgd.certification import report
 
     console = Console(highlight=False)

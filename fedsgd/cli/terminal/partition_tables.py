@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 20
 MAX_CLASSES = 12
-"""Most clients and classes of a table; more are summarized."""
+"""Maximum number of clients and of classes in a table; more are summarized."""
 
 
 def print_partition(partition_summary: PartitionSummary) -> None:
-    """Print a table with a row for each client, or quantiles over clients if there are too many for a screen."""
+    """Print a table with a row for each client, or quantiles over clients if there are more than `MAX_ROWS`."""
     console = Console(highlight=False)
     fits = len(partition_summary.sizes) <= MAX_ROWS
     sizes = f"{partition_summary.population_text}, {partition_summary.sizes.sum():,} training examples"
@@ -76,7 +76,7 @@ def _shorten_headings(names: Sequence[str]) -> Sequence[str]:
 
 
 def _format_class(names: Sequence[str], label: int) -> str:
-    """Return a class's number and name; only the name if it is the number, or for targets without a class."""
+    """Return "number name"; only the name if both are equal, or for IGNORED_CLASS_NAME."""
     from fedsgd.experiment.partition_summary import IGNORED_CLASS_NAME
 
     name = names[label]
@@ -84,7 +84,7 @@ def _format_class(names: Sequence[str], label: int) -> str:
 
 
 def _shorten_name(name: str, width: int = 12) -> str:
-    """Return a class name with visible characters, cut to a width."""
+    """Return a class name, at most `width` characters, with control characters escaped."""
     return (repr(name)[1:-1] if name.strip(" ") else repr(name))[:width]
 
 

@@ -24,7 +24,7 @@ Rows = Literal[1, 3, 5, 7]
 
 
 def n_columns(size: int, density: float, rows: int) -> int:
-    """Return the columns of a table that has `density` · P cells, for P = `size`."""
+    """Return the number of columns of a table with about density · size cells."""
     return max(1, round(density * size / rows))
 
 
@@ -33,11 +33,11 @@ class CountSketch(CompressionOperator):
     """Table of random sums: every coordinate is added, with a random sign, to one random cell in each row.
 
     Charikar, Chen and Farach-Colton 2002. C(x)_i is the median over the rows of sign · cell. Unbiased over the random signs:
-    the other coordinates of a cell err symmetrically. The variance is large, (|x|² − x_i²)/columns for each coordinate of a
-    single row, so only coordinates that stand out can be read. 32 · density bits per parameter with float32 cells.
+    the other coordinates in a cell add symmetric noise. The variance is large, (|x|² − x_i²)/columns for each coordinate of a
+    single row, so only coordinates large against |x|/√columns are recoverable. 32 · density bits per parameter (float32).
 
-    Each client has its own hash and signs in each round. The table is linear in x, so tables can be added instead of vectors:
-    the scheme `fetch-sgd` does that.
+    Each client has its own hash and signs in each round. The table is linear in x, so tables can be added instead of vectors,
+    as in `fetch-sgd` (with one shared key).
 
     Attributes:
         density: cells of the table as a share of the parameters.
@@ -95,7 +95,7 @@ def sketch(x: F32, rows: int, columns: int, key: int) -> F64:
 
 
 def unsketch(table: F64, size: int, key: int) -> F64:
-    """Return the median over an odd number of rows of s_r(i) · cell for each of `size` coordinates [P]."""
+    """Return the median over an odd number of rows of s_r(i) · cell (r, h_r(i)) for each of `size` coordinates [P]."""
     return _unsketch(table, size, np.uint64(key))
 
 

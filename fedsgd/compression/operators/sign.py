@@ -23,7 +23,7 @@ class Sign(CompressionOperator):
     """The sign of every coordinate times the mean magnitude.
 
     C(x) = (|x|₁/P) sign(x). Bernstein et al. 2018 send signs; Karimireddy et al. 2019 add the scale and error feedback
-    (EF-sign). Without error feedback it need not converge: set `error_feedback`. δ = |x|₁²/(P|x|²), which is 2/π on a Gaussian
+    (EF-sign). Without error feedback training may diverge: set `error_feedback`. δ = |x|₁²/(P|x|²), which is 2/π on a Gaussian
     vector and 1/P in the worst case. P bits and 4 bytes.
 
     Traps: zeros have a sign too, so they decode to plus or minus the scale. The scale is a mean over P, so a vector of mostly

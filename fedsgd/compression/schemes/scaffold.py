@@ -24,17 +24,16 @@ class Scaffold(ServerReferenceScheme):
     """SCAFFOLD: local steps corrected by control variates.
 
     Karimireddy et al. 2020 (algorithm 1, option II). Local step: w ← w − η(g − c_i + c). After K steps with local update x:
-    c_i⁺ = c_i − c − x / Kη; the client sends x and c_i⁺ − c_i. Server: the mean of x is the update; c ← c + Σ (c_i⁺ − c_i) / N
-    over the cohort. c is sent with the model in a REFERENCE frame. So a message in either direction has about twice the bytes
-    of a dense one, and all of them are counted.
+    c_i⁺ = c_i − c − x / (Kη); the client sends x and c_i⁺ − c_i. Server: the mean of x is the update; c ← c + (1/N) Σ (c_i⁺ −
+    c_i) over the cohort, with N clients in total. c is sent with the model in a REFERENCE frame. So a message in either
+    direction has about twice the bytes of a dense message.
 
-    Kη is the sum of the learning rates. Clients must train with plain SGD, otherwise x / Kη is no mean gradient. If Kη is 0 (no
-    examples, or a schedule that ends at 0), c_i stays unchanged. If a reply is lost, c_i is restored. All clients have equal
-    weights. The server stores one vector and each client one. A round without replies changes nothing, as in the algorithm:
-    without a cohort both sums are empty.
+    Kη is the sum of the learning rates. Clients must train with plain SGD, otherwise x / (Kη) is not a mean gradient. If Kη is
+    0 (no examples, or a schedule that ends at 0), c_i stays unchanged. If a reply is lost, c_i is restored. All clients have
+    equal weights. The server and each client store one vector. A round without replies changes nothing: both sums are empty.
 
     Attributes:
-        op: operator of x, best an unbiased one: SCAFFOLD has no error feedback.
+        op: operator that encodes x; should be unbiased, because SCAFFOLD has no error feedback.
         values: format of the control variates.
     """
 
@@ -54,7 +53,7 @@ class Scaffold(ServerReferenceScheme):
         if learning_rate_sum:
             change = -x / learning_rate_sum
             change = change if ctx.reference is None else change - ctx.reference
-        else:  # without a step the update says nothing about the gradients
+        else:  # without a local step there is no gradient estimate
             change = np.zeros_like(x)
         (control_section,), decoded = encode_values(change, self.values, entropy=False)
         sections, _ = self.op.encode(x, ctx)
@@ -65,7 +64,7 @@ class Scaffold(ServerReferenceScheme):
         )
 
     def gradient_correction(self, state: StateArrays, ctx: CodecContext) -> F32 | None:
-        """Return c − c_i."""
+        """Return c − c_i [P]; None if both are 0."""
         if "control" not in state:
             return ctx.reference
         control: F32 = state["control"].astype(np.float32)

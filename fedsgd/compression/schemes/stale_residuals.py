@@ -1,4 +1,4 @@
-"""Policies for the residual of a client that was absent."""
+"""Decay or reset of residuals after missed rounds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fedsgd.wire import Sections
 class StaleResidualPolicy(CompressionScheme):
     """A scheme whose residuals decay or are reset while a client is absent.
 
-    A residual was computed on an older model, and suits the present model less with every round of absence. With every client
-    in every round both policies change nothing. Missed rounds are counted from the last round in which the client took part,
+    A residual refers to an older model. Each missed round makes it less accurate. If every client takes part in every round,
+    neither policy has an effect. Missed rounds are counted from the last round in which the client took part,
     whether its reply arrived or not.
 
     Attributes:

@@ -16,7 +16,7 @@ class PythonObjectDataset(DatasetSource):
     """Marker of a `Dataset` that the user passed in Python; the marker cannot be loaded.
 
     Attributes:
-        description: numbers of examples, their type and shape.
+        description: number of examples, and dtype and shape of the inputs.
         sha256: fingerprint of all arrays; equal datasets have equal fingerprints.
     """
 
@@ -38,5 +38,5 @@ class PythonObjectDataset(DatasetSource):
         return cls(f"{len(train):,} training and {len(test):,} test examples, {kind}", fingerprint([arrays, dataset.classes]))
 
     def load(self, folder: Path | None) -> Dataset:
-        """Raise FieldError, whose message names the argument to pass."""
+        """Raise FieldError: the dataset must be passed in Python again."""
         raise FieldError("data", "name", describe_missing_objects({"data.name": self.description}))

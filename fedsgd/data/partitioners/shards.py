@@ -16,10 +16,10 @@ from fedsgd.numerics.arrays import I64
 
 @dataclass(frozen=True)
 class Shards(Partitioner):
-    """Examples are sorted by label and cut into equal shards; each client gets `shards_per_client` random shards.
+    """Partitioner that gives each client random shards of the examples sorted by label.
 
-    Source: McMahan et al. 2017, section 3. With two shards most clients have two classes. The examples of a class are in random
-    order before the cut. Shard sizes differ by at most one example.
+    Source: McMahan et al. 2017, section 3. With two shards most clients have two classes. Examples of one class are shuffled
+    before they are cut. Shard sizes differ by at most one example.
 
     Attributes:
         clients: N, number of clients.

@@ -17,11 +17,11 @@ FITTING_ITERATIONS = 100
 
 @dataclass(frozen=True)
 class LabelAndQuantitySkew(Partitioner):
-    """Log-normal sizes (sigma), and each client's mixture of classes drawn from Dirichlet(alpha), independently.
+    """Partitioner with independent quantity skew (log-normal sizes) and label skew (Dirichlet class mixtures).
 
-    With "dirichlet" the skew of the sizes follows from alpha; here it has its own setting. Sizes and mixtures seldom match the
-    examples of each class. So the table of clients × classes is scaled by rows and columns in turn until both sums match
-    (iterative proportional fitting, Deming and Stephan 1940). At the end the sums of the classes match exactly.
+    The partitioner "dirichlet" couples size skew to alpha. The drawn sizes and mixtures seldom add up to the examples of each
+    class. So the table of clients × classes is scaled by rows and columns in turn (iterative proportional fitting, Deming and
+    Stephan 1940). Class sums then match exactly, client sums approximately.
 
     Attributes:
         clients: N, number of clients.
@@ -50,7 +50,7 @@ class LabelAndQuantitySkew(Partitioner):
 def _fit_shares(mixtures: F64, sizes: F64, classes: F64) -> F64:
     """Return each client's share of each class, [N, K] with columns of sum 1.
 
-    They come from the table nearest to mixtures · sizes with column sums `classes` [K] and, nearly, row sums `sizes` [N].
+    The shares belong to the table nearest to mixtures · sizes with column sums `classes` [K] and, nearly, row sums `sizes` [N].
     """
     table = (mixtures + 1e-12) * sizes[:, None]  # above 0, so that each class has a client
     for _ in range(FITTING_ITERATIONS):
