@@ -31,16 +31,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("alias", "policy"), POLICY_ALIASES.items())
-def test_alias_is_normalised_in_python_and_in_tables(alias: str, policy: str) -> None:
+def test_alias_is_normalised_in_python_and_in_tables(alias: Any, policy: Any) -> None:
     operator: Any = OPERATORS[alias]
-    expected = DownlinkConfig(policy, operator)  # type: ignore[arg-type]
-    assert DownlinkConfig(alias, operator) == expected  # type: ignore[arg-type]
-    assert DownlinkConfig(alias, operator).policy == policy  # type: ignore[arg-type]
+    expected = DownlinkConfig(policy, operator)
+    assert DownlinkConfig(alias, operator) == expected
+    assert DownlinkConfig(alias, operator).policy == policy
     table = {**dump_table(expected), "policy": alias}
     assert parse_table(DownlinkConfig, table) == expected
     assert dump_table(parse_table(DownlinkConfig, table))["policy"] == policy
     assert expected.build_downlink().policy == policy
-    assert ModelBroadcast(alias, operator) == expected.build_downlink()  # type: ignore[arg-type]
+    assert ModelBroadcast(alias, operator) == expected.build_downlink()
 
 
 @pytest.mark.parametrize(("alias", "policy"), POLICY_ALIASES.items())
