@@ -65,7 +65,7 @@ class WireError(FedsgdError, ValueError):
 
 @contextmanager
 def shift_offset(offset: int) -> Iterator[None]:
-    """Add `offset` to the offset of a WireError from the body, which decodes a part of a frame."""
+    """Add `offset` to the offset of a WireError of the body, which decodes a part of a frame."""
     try:
         yield
     except WireError as error:
@@ -73,7 +73,7 @@ def shift_offset(offset: int) -> Iterator[None]:
 
 
 class LawError(FedsgdError, AssertionError):
-    """Component that breaks a law of its family; the message has the law and the figures."""
+    """Component that breaks a law of its family; the message has the law and its figures."""
 
 
 class OutputError(FedsgdError):
@@ -123,9 +123,9 @@ class NonFiniteError(RunError):
 
 
 _MAX_LISTED_NAMES = 30
-"""Largest number of names in a message."""
+"""Maximum number of names in a message."""
 _MIN_SIMILARITY, _MIN_SIMILARITY_OTHER_INITIAL = 0.6, 0.7
-"""Smallest similarity for a suggestion, for names with equal and with other initials: "iid" is not near "noniid"."""
+"""Minimum similarity for a suggestion, for names with equal and with other initials: "iid" is not near "noniid"."""
 
 
 class ModelWarning(UserWarning):
@@ -143,12 +143,8 @@ _ISSUED_WARNINGS: set[tuple[str, str, int]] = set()
 def warn_once(text: str, category: type[Warning], stacklevel: int) -> None:
     """Issue a warning, once for each line of the caller, unless a filter asks for all of them or for errors.
 
-    Python's own record of shown warnings is cleared whenever filters change, as they do in every run.
-
-    Args:
-        text: message.
-        category: class of the warning.
-        stacklevel: number of callers between this function and the line that causes the warning.
+    Python's own record of shown warnings is cleared whenever filters change, as they do in every run. `stacklevel` is the
+    number of callers between this function and the line that causes the warning.
     """
     actions = (action for action, message, kind, *_ in warnings.filters if issubclass(category, kind) and message is None)
     frame = sys._getframe(stacklevel)
@@ -169,10 +165,6 @@ def suggest_name(word: str, options: Iterable[str]) -> str:
 
     >>> suggest_name("top_k", ["dense", "top-k"])
     ', did you mean "top-k"?'
-
-    Args:
-        word: name that is not valid.
-        options: valid names in place of `word`.
     """
     names = sorted(options)
     near = max(names, key=lambda name: _similarity(word, name), default="")
@@ -185,7 +177,7 @@ def suggest_name(word: str, options: Iterable[str]) -> str:
 
 
 def _similarity(word: str, name: str) -> float:
-    """Return the similarity of two names, 0 to 1, without regard to case and to an equal file extension."""
+    """Return the similarity of two names, 0 to 1; case and a common file extension do not count."""
     (word, end), (name, other_end) = _split_extension(word.lower()), _split_extension(name.lower())
     same_end = end == other_end
     return difflib.SequenceMatcher(None, word + end * (not same_end), name + other_end * (not same_end)).ratio()

@@ -38,13 +38,7 @@ Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class FieldError(ScenarioError):
-    """Value that a field does not accept.
-
-    Attributes:
-        owner: component or section that has the field.
-        field: name of the field; callers that know its path put the path in front.
-        problem: description of the fault.
-    """
+    """Value that a field does not accept; callers that know the path of `field` put the path in front."""
 
     def __init__(self, owner: str, field: str, problem: str) -> None:
         super().__init__(f"{owner}.{field}: {problem}")
@@ -90,11 +84,7 @@ def component_type(annotation: Any) -> type | None:
 
 
 def validate_value(value: Any, annotation: Any) -> Any:
-    """Convert a value to the type of an annotation: a list to a tuple, 1 to 1.0.
-
-    Raises:
-        ValueError: the annotation does not accept the value; the message has the expected type.
-    """
+    """Convert a value to the type of an annotation (a list to a tuple, 1 to 1.0), or raise a ValueError with that type."""
     item = item_type(annotation)
     if item is not None:
         if not isinstance(value, tuple | list):
@@ -121,7 +111,7 @@ _MAX_UNMENTIONED_BOUND = 10**6  # messages name a larger upper bound only where 
 
 
 def describe_value(value: Any) -> str:
-    """Return a value for a message, as in TOML or as its `repr`, in one line of at most 80 characters."""
+    """Return a value as in TOML or as its `repr`, in one line of at most 80 characters, for a message."""
     text = " ".join(map(str.strip, _format_toml(value).splitlines()))
     return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."
 
@@ -142,7 +132,7 @@ def add_article(noun: str) -> str:
 
 
 def _describe_mismatch(value: Any, annotation: Any) -> str:
-    """Return the message for a value that an annotation does not accept, with its position in a list or its key in a table."""
+    """Return the message for a value that an annotation does not accept; an entry of a list or table is named by its place."""
     options = [option for option in _literal_options(annotation) if isinstance(option, str)]
     if options and isinstance(value, str):
         hint = suggest_name(value, options)
@@ -198,8 +188,8 @@ def _describe_number(kind: type, bounds: msgspec.Meta, value: Any) -> str:
     if kind is float and isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     noun = "a whole number" if kind is int else "a number"
-    exceeded = isinstance(value, int | float) and bounds.le is not None and value > bounds.le
-    bound = None if (bounds.le or 0) > _MAX_UNMENTIONED_BOUND and not exceeded else bounds.le
+    is_exceeded = isinstance(value, int | float) and bounds.le is not None and value > bounds.le
+    bound = None if (bounds.le or 0) > _MAX_UNMENTIONED_BOUND and not is_exceeded else bounds.le
     most = "3.4e38, the largest number of float32" if bound == MAX_FLOAT32 else bound
     if bounds.ge is not None and most is not None:
         return f"{noun} from {bounds.ge} to {most}"
@@ -223,7 +213,7 @@ class ValidatedConfig:
 
 @dataclass(frozen=True)
 class Component(ValidatedConfig):
-    """Base class of the objects that a scenario names. A component has hyper-parameters and no state, and compares by value."""
+    """Base class of the objects that a scenario names: hyper-parameters without state, compared by value."""
 
     name: ClassVar[str]
 
@@ -237,18 +227,13 @@ C = TypeVar("C", bound=Component)
 
 
 def import_by_path(path: str) -> Any:
-    """Import the object that `my_package.my_module:name` names.
-
-    Raises:
-        ScenarioError: the module or the name does not exist.
-    """
+    """Import the object that `my_package.my_module:name` names, or raise a ScenarioError if it cannot be imported."""
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
         raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's own module may fail in any way while it is imported
-        # a module that the user's module imports may be missing too; its remedy is another one
+    except Exception as error:  # importing the user's module may fail in any way; a module that it imports may be missing
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         searched = f"searched the current folder {Path.cwd()} and Python's path"
         hint = f" ({searched}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
@@ -267,7 +252,6 @@ class Registry(Generic[C]):
     a class that is not registered.
 
     Args:
-        family: name of the family in the singular, such as "compressor".
         base: base class of the members.
         members: name → "module:Class".
         implied_names: key → name of a table that has this key and no `name`.
@@ -326,11 +310,7 @@ class Registry(Generic[C]):
         return member
 
     def _import_user_class(self, path: str) -> type[C]:
-        """Import a class that is not registered.
-
-        Raises:
-            ScenarioError: the class cannot be a member of the family.
-        """
+        """Import a class that is not registered, or raise a ScenarioError if the class cannot be a member of the family."""
         cls = import_by_path(path)
         base = f"{self.base.__module__}.{self.base.__qualname__}"
         if not (isinstance(cls, type) and issubclass(cls, self.base)):

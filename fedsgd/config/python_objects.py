@@ -49,7 +49,7 @@ def find_import_path(value: Any) -> str | None:
 
 
 def _is_importable(module: str) -> bool:
-    """Return True if a finder finds a top-level module, which is not so for `__main__` and modules created in memory."""
+    """Return True if a finder finds a top-level module; `__main__` and modules created in memory have no finder."""
     if module in ("__main__", "__mp_main__"):
         return False
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
@@ -108,11 +108,7 @@ def describe_digest_mismatch(subject: str, digest: str, expected: str, remedy: s
 
 
 def check_marker(marker: str, value: Any, label: str) -> None:
-    """Compare a loss or a metric with the marker that it replaces; a marker without a fingerprint accepts any object.
-
-    Raises:
-        ValueError: the fingerprints differ.
-    """
+    """Raise a ValueError if a loss or metric differs from its marker; a marker without a fingerprint accepts any object."""
     expected = marker.rpartition(_DIGEST_SEPARATOR)[2] if is_marker(marker) and _DIGEST_SEPARATOR in marker else ""
     if expected and fingerprint(value) != expected:
         remedy = f'to use another one, remove "{_DIGEST_SEPARATOR}{expected}" from this text'
@@ -122,13 +118,7 @@ def check_marker(marker: str, value: Any, label: str) -> None:
 def find_missing_objects(
     markers: Iterable[tuple[str, str]], argument_names: Iterable[str], metric_names: Iterable[str]
 ) -> dict[str, str]:
-    """Return the markers without an object, as description by dotted key.
-
-    Args:
-        markers: (dotted key, description), as `find_markers` yields them.
-        argument_names: names of the arguments of `fedsgd.run` that have an object: dataset, module, loss.
-        metric_names: names of the metrics that were passed.
-    """
+    """Return the markers without an object, as description by dotted key; `argument_names` are among dataset, module, loss."""
     arguments = {f"{name}=..." for name in argument_names}
     complete = {key for key, argument in _ARGUMENT_OF_KEY.items() if argument in arguments} | {
         f"{_METRIC_KEY_PREFIX}{name}" for name in metric_names
@@ -158,11 +148,7 @@ def fingerprint(value: Any, include_values: bool = True) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of an object's class, code, attributes and arrays.
 
     An importable function or class counts by its import path. The state of a C object that pickle cannot write does not count,
-    and only the first million objects count.
-
-    Args:
-        value: any object.
-        include_values: count the numbers in arrays and tensors, in addition to their types and shapes.
+    and only the first million objects count. Without `include_values`, arrays and tensors count by type and shape alone.
     """
     digest = hashlib.sha256()
     numbers: dict[int, int] = {}
@@ -195,7 +181,7 @@ def _view_as_bytes(item: Any) -> Any:
     if torch is not None and isinstance(item, torch.Tensor):
         try:
             return item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, lazy
+        except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantized, lazy
             return None
     if isinstance(item, np.ndarray) and item.dtype != object:
         return np.ascontiguousarray(item).reshape(-1).view(np.uint8)

@@ -1,4 +1,4 @@
-"""Quantities with units, as text: rates, times, sizes, throughputs. This is the only module that imports pint.
+"""Quantities with units, as text: rates, times, sizes, throughputs. No other module imports pint.
 
 "Mbit/s" (bits) and "MB/s" (bytes) are accepted. "Mb/s", "mbit/s" and numbers without a unit are ambiguous, and rejected. The
 unit registry has only the units below, because pint's own registry reads "b" as barn and "m" as milli before every unit.
@@ -59,17 +59,7 @@ def _unit_registry() -> pint.UnitRegistry[Any]:
 
 
 def _parse_quantity(text: str, unit: str, example: str, positive: bool = False) -> float:
-    """Convert a text to a number in a unit.
-
-    Args:
-        text: quantity, such as "2 Mbit/s".
-        unit: unit of the result.
-        example: description of valid texts, for messages.
-        positive: reject 0.
-
-    Raises:
-        ScenarioError: the text is not a quantity of this unit.
-    """
+    """Convert a text to a number in a unit, or raise a ScenarioError; `example` describes valid texts, `positive` rejects 0."""
     problem = f"got {text[:50]!r}, expected {example}"
     for match in _AMBIGUOUS.finditer(text):
         prefix, name = match[1] or "", match[2] or match[3]
@@ -92,13 +82,10 @@ def _parse_quantity(text: str, unit: str, example: str, positive: bool = False) 
 
 
 def parse_rate(text: str) -> float:
-    """Convert a rate to bits per second, above 0.
+    """Convert a rate to bits per second, above 0; ScenarioError for other texts.
 
     >>> parse_rate("2 Mbit/s"), parse_rate("1.5 MB/s")
     (2000000.0, 12000000.0)
-
-    Raises:
-        ScenarioError: the text is not a rate.
     """
     return _parse_quantity(text, "bit / second", 'a rate such as "2 Mbit/s" (bits) or "1.5 MB/s" (bytes)', positive=True)
 
@@ -181,15 +168,11 @@ BYTES_PER_UNIT = {
     for power, unit in enumerate(units)
 }
 MAX_BYTES = 2**63 - 1
-"""Largest size, so that byte counts fit into 64 bits."""
+"""Maximum size, so that byte counts fit into 64 bits."""
 
 
 def parse_memory_size(text: str) -> int:
-    """Convert a size such as "2 GiB", "500 MB", "1.5gb" or "4096" to bytes, rounded down.
-
-    Raises:
-        ScenarioError: the text is not a size, or the size is above 2⁶³ − 1 bytes.
-    """
+    """Convert a size such as "2 GiB", "500 MB", "1.5gb" or "4096" to bytes, rounded down; ScenarioError for other texts."""
     match = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", text)
     unit = match and BYTES_PER_UNIT.get(match[2].lower() or "b")
     if not match or not unit:
@@ -206,9 +189,8 @@ def format_bytes(n_bytes: int) -> str:
     largest = len(DECIMAL_BYTE_UNITS) - 1
     power = next((power for power in range(largest) if n_bytes < 999.5 * 1000**power), largest)
     value = n_bytes / 1000**power
-    return (
-        f"{value:,.0f} {DECIMAL_BYTE_UNITS[power]}" if not power or value >= 100 else f"{value:.3g} {DECIMAL_BYTE_UNITS[power]}"
-    )
+    number = f"{value:,.0f}" if not power or value >= 100 else f"{value:.3g}"
+    return f"{number} {DECIMAL_BYTE_UNITS[power]}"
 
 
 def format_binary_bytes(n_bytes: int) -> str:
@@ -229,11 +211,8 @@ def compression_ratios(
 ) -> dict[str, float | None]:
     """Return the compression ratios of the uplink, of the downlink, and of both directions together.
 
-    Args:
-        uplink_bytes: bytes that clients sent.
-        downlink_bytes: bytes that the server sent, a shared frame counted for each client.
-        dense_uplink_bytes: bytes of dense float32 frames in place of the updates.
-        dense_downlink_bytes: bytes of dense float32 frames in place of the models.
+    A shared downlink frame counts for each client. `dense_*_bytes` are the bytes of dense float32 frames in place of the frames
+    that were sent.
     """
     return {
         "uplink_ratio": compression_ratio(dense_uplink_bytes, uplink_bytes),

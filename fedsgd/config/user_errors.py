@@ -21,34 +21,14 @@ def find_user_class(component: Any) -> str | None:
 
 
 def make_component_error(key: str, component: Any, problem: str, round: int | None = None) -> FedsgdError:
-    """Return the error of a component that breaks its contract.
-
-    Args:
-        key: dotted key of the component.
-        component: component at fault.
-        problem: description of the fault.
-        round: round of the run; None before the first round.
-
-    Returns:
-        A RunError of the server in a round, a ScenarioError before the first round.
-    """
+    """Return the error of a component that breaks its contract: a ScenarioError, or in a round a RunError of the server."""
     text = f"{key} ({find_user_class(component) or getattr(component, 'name', type(component).__name__)}): {problem}"
     return ScenarioError(text) if round is None else RunError(round, None, text)
 
 
 @contextmanager
 def wrap_user_errors(key: str, component: Any, round: int | None = None) -> Iterator[None]:
-    """Raise an error of a user's class again, with its key and class; errors of fedsgd's classes pass through.
-
-    Args:
-        key: dotted key of the component.
-        component: component that the body calls.
-        round: round of the run; None before the first round.
-
-    Raises:
-        ScenarioError: the component raised outside a round.
-        RunError: the component raised in a round.
-    """
+    """Turn an error of a user's class into that of `make_component_error`; errors of the package's classes pass through."""
     try:
         yield
     except (FedsgdError, MemoryError):

@@ -53,23 +53,14 @@ class Experiment:
     """Scenario with everything that a run needs.
 
     Attributes:
-        scenario: scenario, with the selected engine, and with references to the Python objects.
-        dataset: dataset that the data of the clients are from.
-        train: training examples of all clients.
-        held_out: test examples of all clients, None without them.
-        task: model, loss and metrics.
-        plan: plan of the federation.
-        engine: engine of this process.
-        engine_choice: name of the engine, and the reason for it.
+        scenario: scenario with the selected engine, and with references to the Python objects.
+        train, held_out: training and test examples of all clients; `held_out` is None without client test examples.
+        engine: engine of this process; `make_engine` makes an equal engine in another process.
         evaluator: evaluation that the scenario asks for.
-        runtime: runtime that reaches the clients.
-        participation: sampling, dropouts and deadline.
-        state_budget: location and size of the client states.
         initial_server_state: server before round 1.
-        make_engine: makes an engine equal to `engine`.
         shared_data: (dataset, train, held_out) in memory that other processes can read, None if this process is the only one.
         warnings: lines about settings that a component is not made for.
-        worker_phase_seconds: returns the seconds by phase of all workers together; None without workers.
+        worker_phase_seconds: returns the seconds by phase, summed over all workers; None without workers.
     """
 
     scenario: Scenario
@@ -106,16 +97,9 @@ def build_experiment(
     *,
     share_data: bool = False,
 ) -> Experiment:
-    """Build the experiment of a scenario.
+    """Build a scenario's experiment, with Python objects as for `fedsgd.run`.
 
-    Args:
-        scenario: scenario to build.
-        data: folder of the data files.
-        dataset: dataset in place of the one that the scenario names.
-        module: model in place of the one that the scenario names.
-        loss: loss in place of the scenario's.
-        metrics: metrics in addition to the scenario's.
-        share_data: place the data in memory that other processes can read, as `with_worker_pool` needs.
+    `share_data` places the data in memory that other processes can read, as `with_worker_pool` needs.
     """
     # the user's classes may draw from the global generators
     with isolate_global_state(), isolate_generators(derive_torch_seed(scenario.seed, "build")):
@@ -178,11 +162,7 @@ def _build_engine(
 
 
 def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> FederationPlan:
-    """Return the plan of a scenario's federation.
-
-    Raises:
-        FieldError: a compressor cannot encode the model, or the cohort does not fit the clients.
-    """
+    """Return the plan of a scenario's federation, or raise a ScenarioError if a compressor cannot encode the model."""
     with errors_in_section(""):
         cohort = scenario.compute_cohort_size(len(train))
     compressors = {"uplink.compressor": scenario.uplink.build_scheme(), "downlink.compressor": scenario.downlink.compressor}
@@ -248,14 +228,7 @@ def _participation(scenario: Scenario, train: ClientData, cohort: int, folder: s
 
 
 def _state_budget(scenario: Scenario, plan: FederationPlan, n_invited: int, size: int) -> StateBudget:
-    """Return the location and size of the client states.
-
-    Args:
-        scenario: scenario.
-        plan: plan of the federation.
-        n_invited: clients that are sent a message in a round.
-        size: length of the vector that a client trains, local parameters included.
-    """
+    """Return the budget of client states; `size` is the length of a client's trained vector, local parameters included."""
     n_models = scenario.rounds if plan.downlink.history_rounds is None else min(scenario.rounds, plan.downlink.history_rounds)
     models = min(plan.n_clients, n_models + 1) * plan.layout.size * 4 if plan.downlink.clients_keep_model else 0
     folder = expand_user_path(scenario.state.folder) if scenario.state.folder else find_temporary_folder()
@@ -277,16 +250,8 @@ def _state_budget(scenario: Scenario, plan: FederationPlan, n_invited: int, size
 def with_worker_pool(experiment: Experiment, workers: int, profile: bool = False) -> Iterator[Experiment]:
     """Yield the experiment with worker processes, and with client states at the location of its budget.
 
-    Results depend on neither.
-
-    Args:
-        experiment: experiment, built with `share_data` for more than one worker.
-        workers: number of processes that train and evaluate; 1 for this process alone.
-        profile: measure the time of the workers by phase.
-
-    Raises:
-        ModelError: the model cannot be sent to another process.
-        OutputError: the store on disk cannot be created.
+    One worker is this process alone. Several workers need an experiment that was built with `share_data`. Results depend on
+    neither workers nor location.
     """
     if workers == 1 and experiment.state_budget.location == "memory":
         yield experiment
@@ -338,12 +303,7 @@ def _build_evaluator(
     train: ClientData,
     held_out: ClientData | None,
 ) -> Evaluator:
-    """Return the evaluation that the scenario asks for.
-
-    Raises:
-        ScenarioError: it needs an accuracy, and the task has none.
-        ModelError: the name of a metric is a column of rounds.parquet.
-    """
+    """Return the evaluation that the scenario asks for, after a check of the metrics and their names."""
     config = scenario.evaluation
     check_accuracy(scenario, task)
     for name in task.metrics:
@@ -351,19 +311,14 @@ def _build_evaluator(
             columns = f"{', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED_PREFIXES)}..."
             raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has columns of its own: {columns}')
     return Evaluator(
-        engine,
-        tuple(task.metrics),
-        dataset.test,
-        held_out if config.clients else None,
-        train if config.training else None,
+        engine, tuple(task.metrics), dataset.test, held_out if config.clients else None, train if config.training else None
     )
 
 
 def _dry_run_model(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:
     """Evaluate a few examples, so that a model that does not fit its data fails before the first round.
 
-    Returns:
-        The task with the metrics that apply, and with the reduction of its loss.
+    The returned task has the metrics that apply, and the reduction of its loss.
     """
     x, y = dataset.train.arrays()
     try:

@@ -1,7 +1,4 @@
-"""Rule for the divergence of a run, for its summary, its closing table, comparisons and reports.
-
-The rule gives a warning, and changes neither results nor the exit status.
-"""
+"""Detection of diverged runs, which gives a warning and changes neither results nor the exit status."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ EvaluationHistory = Sequence[tuple[int, Mapping[str, float]]]
 """(round, metrics) of each evaluation, by ascending round; the metrics include "loss"."""
 
 MIN_EVALUATIONS_FOR_TIGHT_MARGIN = 8
-"""Smallest number of evaluations for a margin of 1 % above the start; with fewer, the loss must double."""
+"""Minimum number of evaluations for a margin of 1 % above the start; with fewer, the loss must double."""
 MIN_EVALUATIONS = 3
-"""Smallest number of evaluations for a verdict on a loss below twice its start."""
+"""Minimum number of evaluations for a verdict on a loss below twice its start."""
 MIN_ROUNDS_FOR_RESIDUALS = 16
-"""Smallest number of rounds for a verdict on residuals, which grow in the first rounds of every run."""
+"""Minimum number of rounds for a verdict on residuals, which grow in the first rounds of every run."""
 PRETRAINED_ACCURACY = 0.6
-"""Smallest accuracy of an initial model that counts as pretrained: any rise of its accuracy is learning."""
+"""Minimum accuracy of an initial model that counts as pretrained: any rise of its accuracy is learning."""
 LEARNING_RATE_HINT = "try a smaller client.optimizer.lr"
 """Remedy that messages about a diverged run name."""
 
@@ -28,29 +25,26 @@ LEARNING_RATE_HINT = "try a smaller client.optimizer.lr"
 def detect_divergence(
     evaluations: EvaluationHistory, residual_norms: Sequence[float] = (), initial_metrics: Mapping[str, float] | None = None
 ) -> str | None:
-    """Return the evidence that a run diverged, None without any.
+    """Return the evidence that a run diverged, None without evidence.
 
     A level is the median over the last quarter of the evaluations, at least one. The start is the initial model, or the first
-    evaluation where the initial model is not known. A run diverged if one of these holds:
+    evaluation where the initial model's metrics are unknown. A run diverged if one of these rules holds:
 
     1. The last test loss is not finite.
     2. The level of the test loss and the last test loss are above the start: by more than 1 % with at least
        `MIN_EVALUATIONS_FOR_TIGHT_MARGIN` evaluations, else by more than the start itself. A model that learned is excepted,
        since its rising loss means overfitting: its accuracy rose by a quarter of the way from the start to 1, or rose from
        `PRETRAINED_ACCURACY` or more.
-    3. A measured accuracy did not rise, the last loss is above the start, and losses do not fall throughout. In addition the
-       median of all losses is above the start by more than the start itself, so that a late dip does not hide it. A margin of
-       1 % suffices, for median and last loss, with `MIN_EVALUATIONS` or more evaluations, fewer than
+    3. The accuracy did not rise or was not measured, the last loss is above the start, and losses do not fall throughout. In
+       addition the median of all losses is above the start by more than the start itself, so that a late dip does not hide the
+       divergence. A margin of 1 % suffices, for median and last loss, with `MIN_EVALUATIONS` or more evaluations, fewer than
        `MIN_EVALUATIONS_FOR_TIGHT_MARGIN`, and an accuracy below the start.
-    4. Residual norms grow faster than in proportion to the rounds, over at least `MIN_ROUNDS_FOR_RESIDUALS` rounds. The median
-       of the last quarter is then more than 7/3 of the second quarter's, and more than 7/5 of the third's. These are the ratios
-       of proportional growth. At the same time the level of the test loss is not below its second quarter. Residuals that grow
-       to a plateau, as with a low density, do not count.
+    4. Residual norms grow faster than in proportion to the rounds, over at least `MIN_ROUNDS_FOR_RESIDUALS` rounds and four
+       evaluations: the median of the last quarter is more than 7/3 of the second quarter's, and more than 7/5 of the third
+       quarter's, which are the ratios of proportional growth. At the same time the level of the test loss is not below the
+       median of the losses' second quarter. Residuals that grow to a plateau, as with a low density, do not count.
 
-    Args:
-        evaluations: (round, metrics) of each evaluation, by ascending round.
-        residual_norms: mean residual norm of a cohort's clients, for each round that has one.
-        initial_metrics: metrics of the initial model, None if unknown.
+    `residual_norms` has the mean residual norm of a cohort's clients, for each round in which a client has a residual.
     """
     if not evaluations:
         return None

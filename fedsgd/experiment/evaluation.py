@@ -29,13 +29,7 @@ class SupportsEvaluate(Protocol):
     """Object that evaluates a model: an engine, or a pool of workers."""
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """Evaluate a model.
-
-        Args:
-            weights: [P] float32, parameters.
-            examples: examples to evaluate on.
-            buffers: [S] float32, buffers that clients carry; None for the initial ones.
-        """
+        """Evaluate a model with parameters [P] and buffers [S]; None stands for the initial buffers."""
 
 
 Mask = NDArray[np.bool_]
@@ -48,13 +42,10 @@ class Evaluator:
     """Evaluation that a scenario asks for.
 
     Attributes:
-        engine: object that evaluates a model.
-        metrics: names of the task's metrics.
-        test: test examples.
-        held_out: each client's own test examples, for the accuracy by client; None without it.
-        train: training examples, for loss and metrics of training; None without them.
+        held_out: each client's own test examples, for the accuracy by client; None where it is not evaluated.
+        train: training examples, for loss and metrics of training; None where they are not evaluated.
         local_model_of: reader of the parameters and buffers that stay at a client, None where all clients have the same model.
-            With local models, all figures are of the clients' models on their own examples.
+            With local models, each client's model is evaluated on the client's own examples.
     """
 
     engine: SupportsEvaluate
@@ -72,10 +63,9 @@ class Evaluator:
         return (*names, *by_client, *(() if self.train is None else (f"train_{name}" for name in names)))
 
     def __call__(self, weights: F32, buffers: F32 | None = None) -> tuple[dict[str, float], F64 | None]:
-        """Evaluate the model with these parameters [P] and buffers [S].
+        """Return (figures by name, accuracy by client [N] or None) of the model with parameters [P] and buffers [S].
 
-        Returns:
-            (figures by name, accuracy by client [N] or None). The accuracy is NaN for a client without an example that counts.
+        The accuracy is NaN for a client without examples, or with ignored targets only.
         """
         if self.local_model_of is not None and self.held_out is not None:
             return self._evaluate_local_models(weights, buffers, self.local_model_of, self.held_out)
@@ -92,12 +82,11 @@ class Evaluator:
     def _evaluate_local_models(
         self, weights: F32, buffers: F32 | None, local_model_of: LocalModelOf, data: ClientData
     ) -> tuple[dict[str, float], F64]:
-        """Evaluate each client's own model on its own examples.
+        """Evaluate each client's model on the client's examples, and return (figures of all clients, accuracy by client [N]).
 
-        Returns:
-            Figures of all clients together, and the accuracy of each client [N]. A metric is the mean over all examples. The
-            loss is the mean of the clients' losses, weighted by the client's examples (for PyTorch's cross-entropy, by its
-            targets that count); a loss that is a sum over examples is the sum of the clients' losses.
+        A metric is the mean over all examples. The loss is the mean of the clients' losses, weighted by the client's examples
+        (for PyTorch's cross-entropy, by the targets that are not ignored). A loss that is a sum over examples is the sum of the
+        clients' losses.
         """
         accuracy, counted = np.full(len(data), np.nan), np.zeros(len(data), dtype=bool)
         totals, shares = (dict.fromkeys(("loss", *self.metrics), 0.0) for _ in range(2))
@@ -113,7 +102,7 @@ class Evaluator:
         return {**values, **_client_accuracy_summary(accuracy[counted])}, accuracy
 
     def _measure_client_accuracy(self, weights: F32, data: ClientData, buffers: F32 | None) -> tuple[F64, Mask]:
-        """Return the accuracy of each client [N], and a mask of the clients that have an example that counts [N]."""
+        """Return the accuracy of each client [N], and a mask of the clients that have an example whose target counts [N]."""
         result = self.engine.evaluate(weights, data.all_examples(), buffers)
         counts, clients = result.get_score_weights("accuracy"), np.repeat(np.arange(len(data)), data.sizes())
         scores = np.multiply(result.scores["accuracy"], counts, out=np.zeros(len(counts)), where=counts > 0)
@@ -123,11 +112,7 @@ class Evaluator:
 
 
 def check_accuracy(scenario: Scenario, task: LearningTask) -> None:
-    """Check that the task has an accuracy where the scenario needs one.
-
-    Raises:
-        ScenarioError: it has none.
-    """
+    """Raise a ScenarioError if the scenario needs an accuracy and the task has none."""
     wants_accuracy = {
         "report.target_accuracy": scenario.report.target_accuracy is not None,
         "stop.target_accuracy": scenario.stop.target_accuracy is not None,
@@ -142,11 +127,7 @@ def check_accuracy(scenario: Scenario, task: LearningTask) -> None:
 def select_evaluation_sets(
     scenario: Scenario, task: LearningTask, dataset: Dataset, train: ClientData, held_out: ClientData | None
 ) -> EvaluationSets:
-    """Return the examples on which models will be evaluated.
-
-    Raises:
-        ScenarioError: there are no such examples, or too many.
-    """
+    """Return the examples on which models will be evaluated, or raise a ScenarioError if there are none or too many."""
     config = scenario.evaluation
     has_local_models = task.n_local_parameters + task.n_local_buffers > 0
     if has_local_models and (config.training or not config.clients):

@@ -52,7 +52,7 @@ class FinalModel:
         return PARAMETERS_FILE if self.evaluated_model is None else EVALUATED_FILE
 
     def make_file_writers(self, folder: Path) -> dict[str, Callable[[], None]]:
-        """Return a function that writes the file, for each file of a run directory."""
+        """Return a function for each file of a run directory, by file name, that writes the file."""
         states = {
             PARAMETERS_FILE: self.server_model,
             EVALUATED_FILE: self.evaluated_model,
@@ -69,10 +69,10 @@ def build_final_model(experiment: Experiment, server: ServerState) -> FinalModel
     buffers = None if buffer_plan is None else buffer_plan.join(server.buffers, None)
     local = task.initial_parameters[experiment.plan.layout.size :]
     server_model, loss = read_state_dicts(flat_module, np.concatenate([server.weights, local]), buffers)
-    evaluated = None
+    evaluated_model = None
     if server.public_model.weights.tobytes() != server.weights.tobytes():
-        evaluated, loss = read_state_dicts(flat_module, np.concatenate([server.public_model.weights, local]), buffers)
-    return FinalModel(server_model, evaluated, loss, _stack_local_tensors(experiment, task))
+        evaluated_model, loss = read_state_dicts(flat_module, np.concatenate([server.public_model.weights, local]), buffers)
+    return FinalModel(server_model, evaluated_model, loss, _stack_local_tensors(experiment, task))
 
 
 def _stack_local_tensors(experiment: Experiment, task: LearningTask) -> StateDict | None:

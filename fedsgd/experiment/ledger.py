@@ -65,17 +65,12 @@ COLUMNS: Mapping[str, type] = {
 
 @dataclass
 class DirectionTotals:
-    """Totals of one direction, under the keys of summary.json.
+    """Totals of one direction in bytes, except `frames` and `kept`, under the keys of summary.json.
 
     Attributes:
-        frames: number of frames.
-        n_bytes: bytes of all frames.
-        received: bytes of frames that were received and used.
+        received: bytes of frames whose fate is "received".
         broadcast: bytes over a broadcast channel, where a shared frame is sent once a round.
-        header: bytes of frame headers, section headers and checksums.
-        index: bytes of positions.
-        value: bytes of values.
-        side: bytes of scales and other sections.
+        header, index, value, side: as the columns header_bytes to side_bytes of the ledger.
         kept: number of coordinates.
     """
 
@@ -105,12 +100,7 @@ class _FrameInfo(NamedTuple):
 
 
 def _inspect_frame(frame: bytes, decoded: Frame | None) -> _FrameInfo:
-    """Read the sizes and the header of a frame. An undecodable frame was sent all the same, and counts as side information.
-
-    Args:
-        frame: encoded frame.
-        decoded: decoded frame, if it is known.
-    """
+    """Read the sizes and the header of a frame. Count an undecodable frame, which was sent too, as side information."""
     try:
         decoded = decode_frame(frame) if decoded is None else decoded
         breakdown, base = breakdown_of(decoded, len(frame)), decoded.header.base
@@ -197,7 +187,7 @@ class Ledger:
         return self._digest.hexdigest()
 
     def flush(self) -> bool:
-        """Write the rows of finished rounds to disk, every few seconds at most, and return True if rows were written.
+        """Write the rows of finished rounds to disk, unless the last write is recent, and return True if rows were written.
 
         The rows of a run that is killed stay readable.
         """

@@ -31,7 +31,7 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.system.user_files import expand_user_path
 
 MAX_GENERATED_CLIENTS = 1000
-"""Largest number of clients with generated data that a summary covers."""
+"""Maximum number of clients with generated data that a summary covers."""
 IGNORED_CLASS_NAME = "ignored (-100)"
 """Name of the group of targets that the loss ignores."""
 
@@ -41,15 +41,12 @@ class PartitionSummary:
     """Sizes and classes of the clients' data.
 
     Attributes:
-        name: name of the scenario.
-        partition: name of the partitioner.
         class_names: [K] names of the classes.
         counts: [N, K] int64, targets of each class in a client's training examples; None where targets are not class labels. A
             sequence has one target for each position. `IGNORED_CLASS_NAME` is a last class of ignored targets (-100).
-        sizes: [N] int64, training examples of each client.
-        held_out_sizes: [N] int64, test examples of each client; None without client test data.
+        sizes, held_out_sizes: [N] int64, each client's training and test examples; `held_out_sizes` is None without test data.
         n_unassigned: training examples that no client has.
-        n_registered: number of registered clients, where the summary covers the first N of them; None where it covers all.
+        n_registered: number of registered clients if the summary covers only the first N clients, else None.
     """
 
     name: str
@@ -75,7 +72,7 @@ class PartitionSummary:
         """Return figures of each client, [N] each, by name.
 
         "examples" and "classes" are counts; "largest class" is the share of the client's most frequent class. "distance" is the
-        total variation distance between its class distribution and the distribution of all clients' targets, 0 to 1.
+        total variation distance between the client's class distribution and the distribution of all clients' targets, 0 to 1.
         """
         shares = self.compute_class_distributions()
         if self.counts is None or shares is None:
@@ -107,12 +104,7 @@ class PartitionSummary:
 def load_client_data(
     scenario: Scenario, data: str | Path | None, dataset: Dataset | None = None
 ) -> tuple[Dataset, ClientData, ClientData | None]:
-    """Load and partition the data of a scenario.
-
-    Args:
-        scenario: scenario.
-        data: folder of the data files, None for the current folder.
-        dataset: dataset in place of the one that the scenario names.
+    """Load and partition a scenario's data, from the folder `data`, or from `dataset` in place of the scenario's dataset.
 
     Returns:
         (dataset, training data of all clients, test data of all clients or None).
@@ -148,11 +140,7 @@ def _prefix_source_path(source: DatasetSource) -> Iterator[None]:
 
 
 def check_class_labels(scenario: Scenario, dataset: Dataset) -> None:
-    """Check that the targets are class labels where the model needs them.
-
-    Raises:
-        ModelError: they are not; the message says how to convert them.
-    """
+    """Raise a ModelError, with the remedy, if the model needs class labels and the dataset's targets are not class labels."""
     if scenario.model.needs_labels and dataset.classes is None:
         source = scenario.data.source
         column = {"npz": "y_train", "hugging-face": f"column {getattr(source, 'y', '')}"}.get(source.name)
@@ -165,13 +153,7 @@ def check_class_labels(scenario: Scenario, dataset: Dataset) -> None:
 
 
 def summarize_partition(scenario: Scenario, data: str | Path | None = None, dataset: Dataset | None = None) -> PartitionSummary:
-    """Summarize the partition of a scenario; for generated data, its first `MAX_GENERATED_CLIENTS` clients.
-
-    Args:
-        scenario: scenario.
-        data: folder of the data files.
-        dataset: dataset in place of the one that the scenario names.
-    """
+    """Summarize the partition of a scenario; generated data have a summary of the first `MAX_GENERATED_CLIENTS` clients."""
     dataset, all_clients, held_out = load_client_data(scenario, data, dataset)
     train = all_clients.limit_clients(MAX_GENERATED_CLIENTS)
     registered = None if len(train) == len(all_clients) else len(all_clients)
@@ -201,13 +183,7 @@ def _count_unassigned(train: PartitionedData, held_out: ClientData | None) -> in
 
 
 def _count_targets(labels: I64, sizes: I64, classes: int) -> I64:
-    """Count the targets of each class by client, [N, K].
-
-    Args:
-        labels: [n] or [n, T], in the order of the clients.
-        sizes: [N], examples of each client.
-        classes: number of classes, K.
-    """
+    """Count the targets of each class by client, [N, K], from labels [n] or [n, positions] in the order of the clients."""
     client = np.repeat(np.arange(len(sizes)), sizes).reshape(-1, *[1] * (labels.ndim - 1))
     cells = np.bincount((client * classes + labels).ravel(), minlength=len(sizes) * classes)
     return cells.reshape(len(sizes), classes)

@@ -54,13 +54,12 @@ class Result:
         ledger: table of all frames.
         parameters: [P] float32, the server's final model, in the order of `layout`.
         layout: names and shapes of the parameters.
-        client_accuracy: [N] float64, accuracy of the final model on each client's own test examples; NaN for a client without
-            test examples. None without `[evaluation] clients`.
-        summary: contents of summary.json. Its peak_memory_bytes is the memory of this process, which is the server's where
-            there are workers; None where the system does not report it.
+        client_accuracy: [N] float64, accuracy of the final model on each client's test examples, NaN for a client without test
+            examples; None without `[evaluation] clients`.
+        summary: contents of summary.json; peak_memory_bytes is the memory of this process, without workers, or None.
         out: run directory, None if nothing was written.
-        state_dict: complete state of the model that was evaluated last, for `module.load_state_dict(..., strict=True)`.
-            Parameters and buffers that stay at the clients have their initial values.
+        state_dict: complete state of the model that was evaluated last, for `module.load_state_dict(..., strict=True)`;
+            parameters and buffers that stay at the clients have their initial values.
     """
 
     scenario: Scenario
@@ -95,7 +94,7 @@ def run(
     """Run a scenario to its end.
 
     Python objects take the place of the components that the scenario names. scenario.toml has an importable object as
-    `module:name`, another one as a marker; a scenario with a marker runs only if the object is passed again.
+    `module:name`, any other object as a marker; a scenario with a marker runs only if the object is passed again.
 
     >>> import fedsgd
     >>> from fedsgd.scenario.scenario import parse_scenario
@@ -116,16 +115,11 @@ def run(
         on_engine: called with the selected engine before the first round.
         on_state_budget: called with the location and size of the client states before the first round.
         on_round: called after each round.
-        trackers: objects that are called at the start, after each round and at the end. A tracker that raises is reported by a
-            TrackerWarning and not called again.
-        workers: processes that train clients, with one thread each. Results do not depend on their number. With more than one,
+        trackers: objects that receive the run's events; a tracker that raises is reported by a TrackerWarning, and dropped.
+        workers: processes that train clients, with one thread each; their number does not change results. With more than one,
             a script must call `run` under `if __name__ == "__main__":`.
         profile: add the time of a round by phase to the summary.
-        runtime_factory: makes the runtime that reaches the clients, in place of this process or workers. Client states are then
-            stored where the clients are.
-
-    Returns:
-        The result, with the final parameters.
+        runtime_factory: makes the runtime that reaches the clients, which then store their states themselves.
 
     Raises:
         ScenarioError: a setting is wrong, or does not fit the data or the model.
@@ -135,7 +129,7 @@ def run(
         RunError: the server or a client failed; a client's failure only with `[participation] on_failure = "stop"`.
 
     Warns:
-        ScenarioWarning: a component is used outside the setting that it is made for. The summary has the same lines.
+        ScenarioWarning: a setting that a component is not made for; the summary has the same lines.
     """
     preload_workers(workers)
     check_callbacks(trackers, {"on_engine": on_engine, "on_state_budget": on_state_budget, "on_round": on_round})
@@ -249,7 +243,7 @@ def _call_metadata(workers: int, round_profile: RoundProfile | None, python_obje
 def _save(result: Result, experiment: Experiment, model: FinalModel, rounds_table: TableWriter) -> None:
     """Write the files of a finished run: first the parameters and the summary, which only another run could produce.
 
-    The tables come last: their rows are already in segments, and merging the segments needs as much room again.
+    The tables come last: their rows are already in segments, and merging the segments needs the same disk space again.
     """
     folder = result.out
     if folder is None:
@@ -272,8 +266,8 @@ def _open_outputs(
 ) -> Iterator[tuple[Path | None, Ledger, TableWriter]]:
     """Yield (run directory, ledger, table of rounds).
 
-    `_save` completes the tables of a run that succeeds. If the run fails, this context completes them, and adds an error of
-    doing so to the run's error as a note. After an OutputError the segments stay as they are.
+    `_save` completes the tables of a run that succeeds. If the run fails, this context completes the tables, and adds their own
+    errors to the run's error as notes. After an OutputError the segments stay unchanged.
     """
     folder = None if out is None else clear_run_directory(expand_user_path(out), overwrite)
     if folder is not None:
@@ -309,9 +303,8 @@ def _record_rounds(
         history.append(record)
         with PhaseTimer("ledger"):
             rounds_table.append(build_table_row(record))
-            if (
-                not _is_last(experiment.scenario, record) and ledger.flush()
-            ):  # after the last round, the parameters are written first
+            # after the last round, the parameters are written first
+            if not _is_last(experiment.scenario, record) and ledger.flush():
                 rounds_table.flush(force=True)
             with use_caller_state():
                 for callback in round_callbacks:

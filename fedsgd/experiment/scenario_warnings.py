@@ -16,16 +16,7 @@ from fedsgd.training import LocalTraining
 
 
 def find_warnings(scenario: Scenario, plan: FederationPlan, training_data: ClientData) -> tuple[str, ...]:
-    """Find the settings of a scenario that its components are not made for.
-
-    Args:
-        scenario: scenario to check.
-        plan: plan of the federation.
-        training_data: examples of all clients, whose number gives the number of local steps.
-
-    Returns:
-        One line for each setting: dotted key, reason and remedy.
-    """
+    """Return a line (dotted key, reason and remedy) for each setting that the scenario's components are not made for."""
     run = _build_run_config(scenario, plan, training_data)
     warnings = [*find_compressor_warnings(plan.uplink, run, scenario.downlink)]
     warnings += _find_client_warnings(plan.local_training, run.local_steps)
@@ -35,13 +26,7 @@ def find_warnings(scenario: Scenario, plan: FederationPlan, training_data: Clien
 
 
 def find_compressor_warnings(uplink: Compressor, run_config: RunConfig, downlink: DownlinkConfig) -> Iterator[str]:
-    """Yield the warnings of both compressors.
-
-    Args:
-        uplink: compressor of the clients' updates.
-        run_config: settings of the run that concern the uplink.
-        downlink: policy and compressor of the server's steps.
-    """
+    """Yield the warnings of the uplink's compressor, whose run `run_config` describes, and of the downlink's compressor."""
     yield from _list_compressor_warnings(uplink, run_config)
     feedback: FeedbackPolicy = "persist" if downlink.policy in ("error-feedback", "ef21-p") else "none"
     server = RunConfig(

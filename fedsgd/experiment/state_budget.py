@@ -29,8 +29,7 @@ class StateBudget:
     """Number, size and location of the client states of a run.
 
     Attributes:
-        clients: number of registered clients, N.
-        max_participants: number of clients that take part at least once, at most.
+        max_participants: maximum number of clients that take part at least once.
         bytes_per_client: size of one stored state, bytes.
         model_bytes: size of the models that clients hold, bytes.
         location: place of the states; "nodes" where clients train on nodes of a deployment.
@@ -48,7 +47,7 @@ class StateBudget:
 
     @property
     def n_bytes(self) -> int:
-        """Size of all states together, at most, in bytes."""
+        """Maximum size of all states together, in bytes."""
         return self.max_participants * self.bytes_per_client
 
     def __str__(self) -> str:
@@ -65,11 +64,7 @@ class StateBudget:
         return f"in memory{models} (budget {format_binary_bytes(self.budget)})"
 
     def open_shared_store(self) -> SlotStore:
-        """Open a new store at the location, for several processes.
-
-        Raises:
-            OutputError: the store cannot be created.
-        """
+        """Open a new store at the location, for several processes."""
         return SlotStore(self.clients, self.folder if self.location == "disk" else None)
 
 
@@ -85,23 +80,13 @@ def plan_state_storage(
     folder: Path | None = None,
     free_bytes_probe: Callable[[Path], int] | None = None,
 ) -> StateBudget:
-    """Choose the location of the states of min(N, C·R) clients.
+    """Choose the location of the states of min(N, C·R) clients, where C (`cohort`) are sent a message in each round.
 
-    "auto" is memory if states and models fit the budget, else disk.
+    "auto" is memory if states and models fit the budget, else disk. A ScenarioError names the missing space and remedies.
 
-    Args:
-        clients: number of registered clients, N.
-        cohort: clients that are sent a message in a round, C.
-        rounds: number of rounds, R.
-        bytes_per_client: size of one stored state, as `fedsgd.runtime.stores.shared.stored_bytes` returns it.
-        model_bytes: size of the models that clients hold, bytes.
-        location: requested location.
-        budget: memory that states and models may use, bytes.
-        folder: folder for states on disk.
-        free_bytes_probe: returns the free bytes of a folder's file system; None for `measure_free_bytes`.
-
-    Raises:
-        ScenarioError: the space is too small; the message has what is needed, what there is, and remedies.
+    `bytes_per_client` is the size of a stored state, as `fedsgd.runtime.stores.shared.stored_bytes` returns it. `model_bytes`
+    is the size of all models that clients hold. `budget` is the memory for states and models, in bytes. `free_bytes_probe`
+    replaces `measure_free_bytes`.
     """
     if model_bytes > budget:
         raise ScenarioError(
@@ -144,11 +129,7 @@ def _remedies(location: StoreLocation) -> str:
 
 
 def measure_free_bytes(folder: Path) -> int:
-    """Return the free bytes of a folder's file system.
-
-    Raises:
-        ScenarioError: the folder does not exist.
-    """
+    """Return the free bytes of a folder's file system, or raise a ScenarioError if the folder does not exist."""
     try:
         return shutil.disk_usage(folder).free
     except OSError as error:
@@ -156,13 +137,9 @@ def measure_free_bytes(folder: Path) -> int:
 
 
 def representative_state(plan: FederationPlan, size: int) -> ClientState:
-    """Return the state of a client after two rounds with updates of normal random numbers.
+    """Return the state of a client after two rounds with updates [size] of normal random numbers.
 
-    With the schemes of this package a state does not grow after the second round.
-
-    Args:
-        plan: plan of the federation.
-        size: length of the vector that a client trains, local parameters included.
+    With the schemes of this package a state does not grow after the second round. `size` includes local parameters.
     """
     layout, trained = plan.layout, np.zeros(size, dtype=np.float32)
     downlink = DecodedDownlink(trained[: layout.size], None, trained[: layout.size], 0.0)

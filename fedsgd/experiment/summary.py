@@ -32,7 +32,7 @@ from fedsgd.wire import Frame, FrameKind, Header, encode_frame
 
 
 def dense_frame_bytes(plan: FederationPlan) -> int:
-    """Return the length of a frame that carries every coordinate as float32: the base of all compression ratios."""
+    """Return the length of a frame with all P coordinates as float32, the base of all compression ratios."""
     zeros = np.zeros(plan.layout.size, dtype=np.float32)
     sections, _ = Dense().encode(zeros, CodecContext(plan.seed, 1, 0, plan.layout))
     return len(encode_frame(Frame(Header(FrameKind.UPDATE, 1, Dense.codec), sections)))
@@ -46,16 +46,7 @@ def build_summary(
     parameters: F32,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return the figures of a finished run, as summary.json has them.
-
-    Args:
-        experiment: experiment of the run.
-        history: records of all rounds.
-        ledger: ledger of the run.
-        residuals: norms of the clients' residuals.
-        parameters: [P] float32, the server's final model.
-        seconds: duration of the run.
-    """
+    """Return the figures of summary.json, from the server's final `parameters` [P] and the duration of the run in seconds."""
     scenario, last, target = experiment.scenario, history[-1], experiment.target_accuracy
     policy = scenario.model.batch_norm
     up, down = ledger.totals["up"], ledger.totals["down"]
@@ -120,10 +111,7 @@ def _summarize_states(budget: StateBudget) -> dict[str, Any]:
 
 
 def _count_buffers(experiment: Experiment) -> dict[str, int] | None:
-    """Return the number of buffer entries in each message ("sent"), and of entries that stay at each client ("local").
-
-    None if there are neither.
-    """
+    """Return the numbers of buffer entries in a message ("sent") and of entries that stay at a client ("local"), or None."""
     carried = experiment.plan.buffers
     if carried is None:
         return None
@@ -132,11 +120,7 @@ def _count_buffers(experiment: Experiment) -> dict[str, int] | None:
 
 
 def evaluate_initial_model(experiment: Experiment) -> dict[str, float] | None:
-    """Evaluate the initial model on the test examples, once the run is over.
-
-    Returns:
-        Metrics by name. None where local models are evaluated, or where the user's module, loss or metrics fail.
-    """
+    """Evaluate the initial model after the run; None with local models, or if the user's module, loss or metrics fail."""
     evaluator, server = experiment.evaluator, experiment.initial_server_state
     if evaluator.local_model_of is not None:
         return None
@@ -148,12 +132,7 @@ def evaluate_initial_model(experiment: Experiment) -> dict[str, float] | None:
 
 
 def _summarize_evaluations(history: Sequence[RoundRecord], initial_metrics: Mapping[str, float] | None) -> dict[str, Any]:
-    """Return accuracy, metrics and divergence of a run.
-
-    Args:
-        history: records of all rounds.
-        initial_metrics: metrics of the initial model, None if unknown.
-    """
+    """Return accuracy, metrics and divergence of a run."""
     last = history[-1]
     evaluations = [(record.round, record.metrics) for record in history if record.metrics is not None]
     norms = [record.residual_norm for record in history if record.residual_norm is not None]
@@ -175,10 +154,7 @@ def _find_best_accuracy(history: Sequence[RoundRecord]) -> float | None:
 
 
 def _cost_to_target(history: Sequence[RoundRecord], target: float | None) -> dict[str, float | None]:
-    """Return rounds and bytes until the target was reached, by the rule of `fedsgd.experiment.time_to_target`.
-
-    All are None if the target was not reached, or if there is none.
-    """
+    """Return rounds and bytes until the run reached the target, by the rule of `time_to_target`, all None if it never did."""
     measured = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
     reached = None if target is None else find_first_reached(measured, target)
     axes = {
@@ -209,7 +185,7 @@ def json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _collect_versions() -> dict[str, str]:
-    """Return the versions and the machine that the digests hold for."""
+    """Return the versions and the machine with which the digests can be reproduced."""
     import torch
 
     return {
@@ -222,14 +198,7 @@ def _collect_versions() -> dict[str, str]:
 
 
 def save_clients(path: Path, train: ClientData, held_out: ClientData, accuracy: F64) -> None:
-    """Write clients.parquet: sizes of the clients' data, and the accuracy of the final model on their own test examples.
-
-    Args:
-        path: file to write.
-        train: training examples of all clients.
-        held_out: test examples of all clients.
-        accuracy: [N] float64, NaN for a client without test examples.
-    """
+    """Write clients.parquet: sizes of the clients' data, and accuracy [N] on each client's test examples, null for NaN."""
     table = TableWriter(path, CLIENT_COLUMNS)
     sizes = (data.sizes().tolist() for data in (train, held_out))
     accuracies = (value if math.isfinite(value) else None for value in accuracy.tolist())

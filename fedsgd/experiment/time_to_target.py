@@ -1,7 +1,7 @@
-"""Time to target: the one rule for the round, the bytes and the seconds at which a run reaches an accuracy.
+"""Time to target: the rule for the round, the bytes and the seconds at which a run reaches an accuracy.
 
-The rule is that of McMahan et al. 2017, section 3. The curve is made monotone by its running maximum. Between the two
-measurements that enclose the target it is linear. The same share of the way is used on other axes, such as bytes or seconds.
+As in McMahan et al. 2017, section 3, the accuracies are replaced by their running maximum, and interpolated linearly between
+the two measurements that enclose the target. The same share of the way holds on other axes, such as bytes or seconds.
 """
 
 from __future__ import annotations
@@ -39,27 +39,18 @@ class TargetReached:
         return self.before + self.share * (self.after - self.before)
 
     def interpolate_on(self, axis: CumulativeAxis) -> float:
-        """Return the figure at the point.
-
-        Args:
-            axis: figure after each round, [R + 1], such as cumulative bytes.
-        """
+        """Return a cumulative figure at the point, from the figure after each round [R + 1]."""
         start, end = float(axis[self.before]), float(axis[self.after])
         return start + self.share * (end - start)
 
 
 def find_first_reached(measurements: Iterable[tuple[int, float]], target: float) -> TargetReached | None:
-    """Find the point at which a run first reaches a target.
+    """Find the point at which a run first reaches a target accuracy, None if it never does.
+
+    Measurements are (round, accuracy) by ascending round; NaN counts as not measured.
 
     >>> find_first_reached([(10, 0.5), (20, 0.9)], target=0.7).rounds
     15.0
-
-    Args:
-        measurements: (round, accuracy) of each evaluation, by ascending round; NaN counts as not measured.
-        target: accuracy.
-
-    Returns:
-        The point, None if the target is not reached.
     """
     before, best = 0, -math.inf
     for round, accuracy in measurements:
@@ -87,10 +78,8 @@ class SeedSummary:
 
     Attributes:
         median: median over the runs; infinite where at least half of the runs do not reach the target.
-        low: smallest figure.
-        high: largest figure; infinite where a run does not reach the target.
-        reached: number of runs that reach the target.
-        n: number of runs.
+        low, high: smallest and largest figure; infinite where a run does not reach the target.
+        reached: number of runs that reach the target, of `n` runs.
     """
 
     median: float
@@ -103,6 +92,5 @@ class SeedSummary:
 def summarize_seeds(figures: Sequence[float | None]) -> SeedSummary:
     """Summarize a figure over seeds; None means that the target was not reached, and counts as infinite."""
     values = [math.inf if figure is None else float(figure) for figure in figures]
-    return SeedSummary(
-        statistics.median(values), min(values), max(values), sum(math.isfinite(value) for value in values), len(values)
-    )
+    reached = sum(map(math.isfinite, values))
+    return SeedSummary(statistics.median(values), min(values), max(values), reached, len(values))

@@ -30,7 +30,7 @@ FALLBACK_CACHE_VARIABLE = "FEDSGD_KERNEL_CACHE"
 """Environment variable with a folder for compiled loops, which is used where numba's own folders cannot be written."""
 _JIT_HELPERS: list[Callable[..., Any]] = []
 KERNELS: dict[str, Kernel[..., Any]] = {}
-"""All kernels by `module.name`. A test compares each with its reference."""
+"""All kernels by `module.name`. A test compares each loop with its reference."""
 
 
 def jit_helper(function: Callable[P, R]) -> Callable[P, R]:
@@ -40,12 +40,7 @@ def jit_helper(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class Kernel(Generic[P, R]):
-    """Function in two forms with equal parameters and results.
-
-    Args:
-        reference: the form in numpy.
-        compiled_source: the loop that numba compiles.
-    """
+    """Function in two forms with equal parameters and results: a reference in numpy, and a loop that numba compiles."""
 
     def __init__(self, reference: Callable[P, R], compiled_source: Callable[P, R]) -> None:
         self.reference = reference
@@ -96,11 +91,9 @@ class Kernel(Generic[P, R]):
 def set_fallback_cache(folder: Path) -> None:
     """Set the folder of compiled loops for this process and its children, where numba's own folders cannot be written.
 
-    A folder that the environment already names, for example from the launcher of a deployment, stays in force. The folder is
-    created at the first use. It is used only if no other user can write to it or replace it: numba unpickles its contents.
-
-    Args:
-        folder: absolute path, created with mode 0700 if it does not exist.
+    A folder that the environment already names, for example from the launcher of a deployment, stays in force. The folder, an
+    absolute path, is created at the first use with mode 0700. It is used only if no other user can write to it or replace it:
+    numba unpickles its contents.
     """
     os.environ.setdefault(FALLBACK_CACHE_VARIABLE, str(folder))
 

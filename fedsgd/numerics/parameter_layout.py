@@ -13,7 +13,7 @@ import numpy as np
 from fedsgd.errors import ModelError
 
 MAX_PARAMETERS = 2**31 - 1
-"""Largest P. Up to this size, the wire's index arithmetic is exact in 64 bits."""
+"""Maximum of P. Up to this size, the wire's index arithmetic is exact in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,6 @@ class ParameterLayout:
 
     The vector has the parameters that are trained, and therefore sent. Frozen parameters are excluded, and tied parameters
     occur once.
-
-    Attributes:
-        names: name of each tensor, unique.
-        shapes: shape of each tensor.
 
     >>> layout = ParameterLayout(("weight", "bias"), ((2, 3), (2,)))
     >>> layout.size, layout.offsets, layout.describe_position(5)
@@ -67,7 +63,7 @@ class ParameterLayout:
         return [(n, slice(a, b), s) for n, (a, b), s in zip(self.names, bounds, self.shapes, strict=True)]
 
     def describe_position(self, position: int) -> str:
-        """Return a position of the flat vector as an entry of its tensor, `fc1.weight[3, 5]`."""
+        """Return a position of the flat vector as an entry of a tensor, `fc1.weight[3, 5]`."""
         tensor = bisect_right(self.offsets, position) - 1
         indices = np.unravel_index(position - self.offsets[tensor], self.shapes[tensor] or (1,))
         return f"{self.names[tensor]}[{', '.join(str(int(i)) for i in indices)}]"

@@ -57,7 +57,7 @@ def _round_up_to_float32(sums: F64) -> F32:
 def sum_in_lanes(terms: F64) -> float:
     """Return the sum of the terms [n] in the order of this module; kernels compute the same sum with `fold_lanes`.
 
-    Numpy adds row after row along the slow axis. It uses pairwise summation along the fast axis only.
+    Numpy adds row after row along the slow axis, and uses pairwise summation only along the fast axis.
     """
     rows = np.concatenate([terms, np.zeros(-len(terms) % LANES)]).reshape(-1, LANES)
     lanes = np.add.reduce(rows, axis=0)
@@ -118,7 +118,7 @@ def _bucket_max_magnitudes_reference(x: F32, bucket: int) -> F32:
 def bucket_max_magnitudes(x: F32, bucket: int) -> F32:
     """Return the largest magnitude in each bucket of coordinates [⌈P / bucket⌉] of a finite vector.
 
-    The order of floats without sign is the order of their bits.
+    Floats without sign have the order of their bits.
     """
     bits = x.view(np.uint32)
     peaks = np.empty((x.size + bucket - 1) // bucket, dtype=np.uint32)

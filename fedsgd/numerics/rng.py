@@ -28,12 +28,7 @@ def _digest(seed: int, purpose: str, path: tuple[int, ...]) -> bytes:
 
 
 def derive_generator(seed: int, purpose: str, *path: int) -> np.random.Generator:
-    """Return the generator of (seed, purpose, path).
-
-    Args:
-        seed: seed of the run.
-        purpose: word for the use ("cohort", "batches").
-        *path: numbers of the stream, for example round, client and epoch.
+    """Return the generator of (seed, purpose, path), for example of ("batches", round, client, epoch) and the run's seed.
 
     >>> bool(derive_generator(0, "cohort", 3).integers(100) == derive_generator(0, "cohort", 3).integers(100))
     True
@@ -53,17 +48,10 @@ def shared_key(seed: int, purpose: str, *path: int) -> int:
 
 
 def counter_hash(key: int, counter: U64) -> U64:
-    """Return 64 random bits for each counter: splitmix64's output function at key + (counter + 1)·γ.
+    """Return 64 random bits for each counter [n]: splitmix64's output function at key + (counter + 1)·γ.
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. For a fixed key the map is a
     bijection, so distinct counters have distinct results.
-
-    Args:
-        key: key of the shared randomness, 64 bits.
-        counter: [n] uint64.
-
-    Returns:
-        [n] uint64.
     """
     z = (counter.astype(np.uint64) + np.uint64(1)) * _GOLDEN + np.uint64(key)
     z = (z ^ (z >> np.uint64(30))) * _MIX1

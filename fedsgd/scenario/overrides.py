@@ -16,9 +16,6 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
     >>> parse_setting("uplink.compressor.density=0.1")
     ('uplink.compressor.density', 0.1)
-
-    Raises:
-        ScenarioError: the text is not of this form.
     """
     key, equals, value = text.partition("=")
     key = key.strip()
@@ -34,15 +31,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def check_settings(settings: object, label: str = "settings") -> None:
-    """Check that settings are a mapping from dotted keys to values, or None.
-
-    Args:
-        settings: settings to check.
-        label: name of the argument, for messages.
-
-    Raises:
-        ScenarioError: they are not.
-    """
+    """Raise a ScenarioError, with `label` as its subject, unless settings are a mapping of values by dotted key, or None."""
     example = 'expected a dictionary of values by dotted key: {"server.cohort": 5}'
     if settings is not None and not isinstance(settings, Mapping):
         raise ScenarioError(f"{label}: got {describe_value(settings)}, {example}")
@@ -52,18 +41,11 @@ def check_settings(settings: object, label: str = "settings") -> None:
 
 
 def apply_settings(root: type, toml_table: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Set dotted keys in nested tables.
+    """Return nested tables with dotted keys set, for a table of the class `root`; `toml_table` stays unchanged.
 
-    Setting a `name`, or a key that implies a name, removes the other keys of that component, which then take the new member's
-    defaults. Outer keys are set before inner ones, and names before their neighbours, in any order of `settings`.
-
-    Args:
-        root: class of the outermost table.
-        toml_table: nested tables, which stay unchanged.
-        settings: value by dotted key.
-
-    Raises:
-        ScenarioError: two settings exclude each other, or a key has no table.
+    Setting a `name`, or a key that implies another name, removes the other keys of the component, which then take the new
+    member's defaults. Outer keys are set before inner keys, and names before neighbouring keys, whatever the order of
+    `settings`.
     """
     out = _copy_tables(toml_table)
     excluded: dict[tuple[str, ...], str] = {}
@@ -95,7 +77,7 @@ def _resolve_section(
 ) -> tuple[dict[str, Any], type | None]:
     """Return (table at a path, class of its section or component, None for plain data).
 
-    Missing tables on the path are created, a missing component with its default.
+    Missing tables on the path are created, missing components with their defaults.
     """
     cls: type | None = root
     for depth, part in enumerate(parents):
@@ -112,7 +94,7 @@ def _resolve_section(
 
 
 def _member_class(cls: type | None, table: Mapping[str, Any]) -> type | None:
-    """Return the member of a family that a table names, which may have keys of its own; else the class itself."""
+    """Return the class that a family's table names, which may have additional keys; any other class is returned unchanged."""
     name = table.get("name")
     if cls is None or cls not in REGISTRIES or not REGISTRIES[cls].is_valid_name(name):
         return cls

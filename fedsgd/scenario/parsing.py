@@ -56,7 +56,7 @@ class SettingsSection(ValidatedConfig):
     """Section of a scenario.
 
     Attributes:
-        mutually_exclusive: keys of which one at most may be set; an override of one unsets the others.
+        mutually_exclusive: keys of which at most one may be set; an override of one key unsets the other keys.
     """
 
     mutually_exclusive: ClassVar[tuple[str, ...]] = ()
@@ -85,15 +85,9 @@ _REGISTERED_ONLY: ContextVar[bool] = ContextVar("registered_only", default=False
 
 
 def parse_table(cls: type[T], toml_table: Mapping[str, Any], registered_only: bool = False) -> T:
-    """Create a section or component from nested tables.
+    """Create a section or component from nested tables; the message of a ScenarioError begins with the dotted key.
 
-    Args:
-        cls: class of the section or component.
-        toml_table: nested mappings, as TOML gives them.
-        registered_only: reject a class that is not registered ("package.module:Class") before it is imported.
-
-    Raises:
-        ScenarioError: a key or value is wrong; the message begins with the dotted key.
+    With `registered_only`, a class that is not registered ("package.module:Class") is rejected before it is imported.
     """
     token = _REGISTERED_ONLY.set(registered_only)
     try:
@@ -106,10 +100,8 @@ def parse_table(cls: type[T], toml_table: Mapping[str, Any], registered_only: bo
 def dump_table(component: ValidatedConfig, use_import_paths: bool = True) -> dict[str, Any]:
     """Return nested tables that `parse_table` turns into an equal object. Keys whose value is None are absent.
 
-    Args:
-        component: section or component.
-        use_import_paths: give a component whose class is not registered its import path as `name`, or a marker if it has none.
-            Otherwise every component has the `name` of its class.
+    With `use_import_paths`, a component whose class is not registered has its import path as `name`, or is a marker if the
+    class has no path. Otherwise every component has the `name` of its class.
     """
     out: dict[str, Any] = {}
     if isinstance(component, Component):
@@ -153,8 +145,8 @@ def flatten_settings(table: Mapping[str, Any], path: str = "") -> Iterator[tuple
 def describe_registry(registry: Registry[Any]) -> list[dict[str, Any]]:
     """Describe the members of a family.
 
-    Each has its name, its other names ("also"), the first line of its docstring ("summary"), its keys with their defaults
-    ("required" for a key without one), and the options of each key that accepts one of a few values.
+    A description has the member's name, its aliases ("also"), the first line of its docstring ("summary"), its keys with their
+    defaults ("required" without a default), and the options of each key that accepts one of a few values.
     """
     members = []
     for name in registry:
@@ -168,7 +160,7 @@ def describe_registry(registry: Registry[Any]) -> list[dict[str, Any]]:
 
 
 def _list_options(annotation: Any, default: Any) -> list[Any]:
-    """Return the few values that a key accepts, its default first; no values for other keys."""
+    """Return the few values that a key accepts, its default first; an empty list for a key that accepts other values."""
     if get_origin(annotation) is Literal:
         return sorted(get_args(annotation), key=lambda value: value != default)
     return [value for part in get_args(annotation) for value in _list_options(part, default)]
@@ -189,14 +181,9 @@ def list_direct_keys(cls: type) -> list[str]:
 
 
 def _build_section(cls: type, toml_table: Any, path: str, preset: Mapping[str, Any], sibling_keys: Sequence[str] = ()) -> Any:
-    """Create a section or component from its keys.
+    """Create a section or component from a table; `preset` has values of fields that the table does not set.
 
-    Args:
-        cls: class to create.
-        toml_table: its table.
-        path: dotted key of the table, for messages.
-        preset: values of fields that the table does not set.
-        sibling_keys: further valid keys of the same table, for messages.
+    In messages, `path` is the dotted key of the table, and `sibling_keys` are further valid keys.
     """
     if not isinstance(toml_table, Mapping):
         raise ScenarioError(f"{path or 'scenario'}: expected a table, got {describe_value(toml_table)}")
@@ -249,15 +236,10 @@ def _build_value(annotation: type | None, toml_value: Any, path: str, metadata: 
 
 
 def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str, Any], sibling_keys: Sequence[str] = ()) -> Any:
-    """Create the member of a family that a table names.
+    """Create the member of the family of class `base` that a table, or a string, names.
 
-    Args:
-        base: class that the field accepts.
-        toml_value: table, or the name alone.
-        path: dotted key of the table, for messages.
-        metadata: metadata of the field. "preset" has defaults of this place. "accepts" is a predicate of a member's class, for
-            suggestions; the owner of the field rejects the other members itself.
-        sibling_keys: further valid keys of the same table, for messages.
+    The field's `metadata` may have "preset", defaults of this field, and "accepts", a predicate of a member's class for
+    suggestions; the owner of the field rejects the other members. `sibling_keys` are further valid keys, for messages.
     """
     registry, preset = REGISTRIES[base], metadata.get("preset", {})
     list_members = partial(_members_of_type, registry, base, metadata.get("accepts", lambda _: True))

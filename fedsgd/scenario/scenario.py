@@ -55,7 +55,7 @@ class Scenario(SettingsSection):
     Attributes:
         name: name of the scenario, also of its run directories.
         seed: seed of all randomness.
-        rounds: number of rounds, at most.
+        rounds: maximum number of rounds.
         data: dataset and its partition.
         model: model, loss and metrics.
         client: optimizer, batches and epochs of local training.
@@ -122,11 +122,10 @@ class Scenario(SettingsSection):
     def compute_cohort_size(self, n_clients: int) -> int:
         """Return the size of the cohort: `server.cohort`, or max(1, round(fraction · N)) (McMahan et al. 2017).
 
+        A cohort above N raises a FieldError.
+
         Args:
             n_clients: number of registered clients, N.
-
-        Raises:
-            FieldError: the cohort is larger than N.
         """
         if self.server.cohort is None:
             return max(1, round((self.server.fraction or 0.0) * n_clients))
@@ -148,9 +147,6 @@ class Scenario(SettingsSection):
 
         Args:
             settings: value by dotted key, such as `{"uplink.compressor.density": 0.1}`.
-
-        Raises:
-            ScenarioError: a key or value is wrong.
         """
         check_settings(settings)
         return parse_scenario(apply_settings(Scenario, dump_table(self), settings))
@@ -182,7 +178,7 @@ def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenari
         near = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
         hint = suggest_name(path.name, near) if near else ""
         raise ScenarioError(f"{path}: cannot be read ({error.strerror}){hint}") from None
-    except (ValueError, RecursionError) as error:  # of decoding, of TOML, and of numbers with too many digits
+    except (ValueError, RecursionError) as error:  # undecodable text, wrong TOML, a number with too many digits
         raise ScenarioError(f"{path}: not valid TOML: {error}") from None
     with errors_in_file(path):
         return parse_scenario(apply_settings(Scenario, raw, settings or {}))
@@ -198,11 +194,7 @@ def errors_in_file(path: Path) -> Iterator[None]:
 
 
 def open_scenario(scenario: Scenario | str | Path) -> tuple[AbstractContextManager[None], Scenario]:
-    """Return (context that prefixes errors with the file, scenario), for a scenario or the path of its file.
-
-    Raises:
-        ScenarioError: the argument is neither, or the file is wrong.
-    """
+    """Return (context that prefixes errors with the file, scenario), for a scenario or the path of its file."""
     if isinstance(scenario, Scenario):
         return nullcontext(), scenario
     if isinstance(scenario, str | Path):
@@ -220,14 +212,7 @@ def parse_scenario(toml_table: Mapping[str, Any]) -> Scenario:
 
 @dataclass(frozen=True, eq=False)
 class PythonObjects:
-    """Python objects that take the place of components of a scenario, as passed to `fedsgd.run`.
-
-    Attributes:
-        dataset: dataset, or None.
-        module: torch.nn.Module, or None.
-        loss: function of (output, target), or None.
-        metrics: functions of (output, target) by name, or None.
-    """
+    """Python objects that take the place of a scenario's components, as passed to `fedsgd.run`; None without an object."""
 
     dataset: Dataset | None = None
     module: Any = None
@@ -235,14 +220,9 @@ class PythonObjects:
     metrics: Mapping[str, Metric] | None = None
 
     def check(self, scenario: Scenario, require_importable: bool = False) -> None:
-        """Check that these objects are the ones that the scenario was run with.
+        """Raise a ScenarioError if an object is missing, or differs from the object that its marker in the scenario describes.
 
-        Args:
-            scenario: scenario, with or without markers.
-            require_importable: check that all components can be imported, for a scenario that another process reads.
-
-        Raises:
-            ScenarioError: an object is missing, or differs from the one that the marker describes.
+        With `require_importable`, all components must be importable, for a scenario that another process reads.
         """
         names = [name for name in ("dataset", "module", "loss") if getattr(self, name) is not None]
         missing = find_missing_objects(
@@ -256,7 +236,7 @@ class PythonObjects:
         self._check_fingerprints(scenario)
 
     def _check_fingerprints(self, scenario: Scenario) -> None:
-        """Raise a ScenarioError if an object differs from the one that its marker describes."""
+        """Raise a ScenarioError if an object differs from the object that its marker describes."""
         source, model = scenario.data.source, scenario.model
         if isinstance(source, PythonObjectDataset) and self.dataset is not None:
             _check_dataset_digest(source, self.dataset)
@@ -269,10 +249,7 @@ class PythonObjects:
                 _check_function_digest(f"metrics.{name}", model.metrics.get(name), metric, f'metric "{name}"')
 
     def insert_references(self, scenario: Scenario) -> Scenario:
-        """Return the scenario with a reference to each object: its import path, or a marker.
-
-        Markers that `check` has compared stay unchanged.
-        """
+        """Return the scenario with a reference to each object: its import path or a marker. Checked markers stay unchanged."""
         data, model = scenario.data, scenario.model
         if self.dataset is not None and not (
             isinstance(data.source, PythonObjectDataset) and get_object_digest(data.source.sha256)
@@ -290,7 +267,7 @@ class PythonObjects:
 
 
 def _check_dataset_digest(marker: PythonObjectDataset, dataset: Dataset) -> None:
-    """Raise a ScenarioError if a dataset differs from the one that a marker with a fingerprint describes."""
+    """Raise a ScenarioError if a dataset differs from the dataset that a marker with a fingerprint describes."""
     expected = get_object_digest(marker.sha256)
     value = marker.from_dataset(dataset).sha256 if expected else ""
     if value != expected:
@@ -299,7 +276,7 @@ def _check_dataset_digest(marker: PythonObjectDataset, dataset: Dataset) -> None
 
 
 def _check_function_digest(key: str, path: str | None, value: object, label: str) -> None:
-    """Raise a FieldError for a key of [model] if a loss or metric differs from the one that its marker describes."""
+    """Raise a FieldError for a key of [model] if a loss or metric differs from the function that its marker describes."""
     try:
         check_marker(path or "", value, label)
     except ValueError as error:

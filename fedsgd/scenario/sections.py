@@ -48,7 +48,7 @@ class DataConfig(SettingsSection):
     Attributes:
         source: dataset. Its keys are keys of this table.
         partition: partitioner. For a source that has its own clients (`ClientGenerator`), the default becomes "natural".
-        held_out: share of each client's examples that are its test examples instead of training examples, 0 to below 1.
+        held_out: share of each client's examples that are test examples, 0 to below 1.
     """
 
     source: DatasetSource = field(default=Digits(), metadata={"inline": True})
@@ -79,13 +79,11 @@ class ClientConfig(SettingsSection):
     """[client]: local training.
 
     Attributes:
-        optimizer: optimizer of local steps.
         epochs: local epochs of a round; 1 if neither `epochs` nor `steps` is set.
         steps: local steps of a round, in place of `epochs`.
         batch_size: examples in a batch; "full" for all examples of the client.
         proximal: FedProx's μ (Li et al. 2020), which adds μ/2 · |w − w_received|² to the loss of each batch; 0 is FedAvg.
-        velocity: start of the optimizer's state in a round: zero ("restart") or the state after the client's last round
-            ("carry").
+        velocity: optimizer state at the start of a round: zero ("restart") or the client's last state ("carry").
         last_batch: use of a smaller last batch of an epoch: train on it ("keep"), omit it ("drop", PyTorch's drop_last), or
             join it to the batch before ("merge"). A client with fewer examples than `batch_size` keeps its only batch.
     """
@@ -118,7 +116,7 @@ class EngineConfig(SettingsSection):
 
     Attributes:
         name: "sequential" (plain autograd, the reference), "captured" (recorded steps), "stacked" (recorded steps of several
-            clients at once), or "auto", which selects by model and cohort. scenario.toml of a run has the selected engine.
+            clients at once), or "auto", which selects by model and cohort. A run's scenario.toml has the selected engine.
         update: "exact" gives the bits of the reference, except in stacks; "fused" is faster, and rounds differently.
         stack: clients in a stack; None for a number that fits the model.
     """
@@ -138,11 +136,8 @@ class ServerConfig(SettingsSection):
     """[server]: cohort, aggregation weights and the server's step.
 
     Attributes:
-        cohort: clients in a cohort.
         fraction: clients in a cohort as a share of all, in place of `cohort`; at least one client.
-        optimizer: optimizer of the server's step.
         weighting: aggregation weights: the clients' numbers of examples ("examples") or equal weights ("uniform").
-        sampler: sampler of the cohort.
         normalisation: "fednova" divides each update by the length of its client's steps and multiplies the mean by the average
             length, so that additional steps do not increase a client's weight (Wang et al. 2020).
     """
@@ -167,16 +162,13 @@ class ServerConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class ParticipationConfig(SettingsSection):
-    """[participation]: simulated dropouts, stragglers and failures.
-
-    A client whose reply is not used keeps its residual.
+    """[participation]: simulated dropouts, stragglers and failures. A client whose reply is not used keeps its residual.
 
     Attributes:
         over_selection: clients that are sent a message, as a multiple of the cohort; the server uses the first replies.
         dropout: probability that a reply is lost.
         deadline: simulated seconds until the server closes a round; None to wait for all replies.
-        durations: model of the clients' durations.
-        on_failure: effect of a client that fails: the run ends ("stop"), or its reply counts as lost ("continue").
+        on_failure: effect of a client that fails: the run ends ("stop"), or the reply counts as lost ("continue").
     """
 
     over_selection: FloatAtLeastOne = 1.0
@@ -191,7 +183,7 @@ class StateStoreConfig(SettingsSection):
     """[state]: location and precision of client states between rounds.
 
     Attributes:
-        store: "memory", "disk", or "auto": memory if the states fit into `budget`, else disk. Results do not depend on it.
+        store: "memory", "disk", or "auto": memory if the states fit into `budget`, else disk. Results are equal.
         budget: memory for client states and models, such as "4 GiB".
         folder: folder of states on disk; None for the folder of temporary files.
         precision: "bfloat16" halves the size of the states and rounds them.
@@ -220,11 +212,10 @@ class UplinkConfig(SettingsSection):
     """[uplink]: compression of the clients' updates.
 
     Attributes:
-        compressor: compressor.
-        error_feedback: policy for the residual of a client over the rounds that it misses: "none" (no error feedback),
-            "persist", "decay" or "reset". A scheme with a residual of its own (DGC, STC, ...) persists under "none".
+        error_feedback: policy for the residual of a client over the rounds that the client misses: "none" (no error feedback),
+            "persist", "decay" or "reset". A scheme with a residual of its own (DGC, STC, ...) keeps this residual under "none".
         residual_factor: factor of the residual for each missed round, under "decay".
-        residual_rounds: largest number of missed rounds after which the residual is kept, under "reset".
+        residual_rounds: maximum number of missed rounds after which the residual is kept, under "reset".
     """
 
     compressor: Compressor = Dense()
@@ -258,13 +249,13 @@ class UplinkConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class DownlinkConfig(SettingsSection):
-    """[downlink]: how the model gets to the clients, by one of the policies of `fedsgd.federation.downlink`.
+    """[downlink]: transfer of the model to the clients, by one of the policies of `fedsgd.federation.downlink`.
 
     Attributes:
         policy: "model" sends the whole model; "difference" the exact difference to the last round's model; "unbiased" the
-            server's step through an unbiased `compressor`; "error-feedback" that step with a residual at the server; "ef21-p"
-            the difference between the models of server and clients. The earlier names "plain" and "shift" stand for "unbiased"
-            and "ef21-p".
+            server's step through an unbiased `compressor`; "error-feedback" the step with a residual at the server; "ef21-p"
+            the difference between the server's and the clients' model. Earlier names: "plain" for "unbiased", "shift" for
+            "ef21-p".
         compressor: operator of the server's step; "dense" under "model" and "difference".
         remember: rounds for which clients store a model, so that a difference can be applied to it; unset for no limit.
     """
@@ -315,21 +306,13 @@ class EvaluationConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class TargetConfig(SettingsSection):
-    """[report]: target of the summary.
-
-    Attributes:
-        target_accuracy: accuracy whose rounds and bytes the summary has, by the rule of `fedsgd.experiment.time_to_target`.
-    """
+    """[report]: accuracy whose rounds and bytes the summary has, by the rule of `fedsgd.experiment.time_to_target`."""
 
     target_accuracy: FractionAboveZero | None = None
 
 
 @dataclass(frozen=True)
 class StoppingConfig(SettingsSection):
-    """[stop]: stopping rule.
-
-    Attributes:
-        target_accuracy: test accuracy; the first round that reaches it is the last one.
-    """
+    """[stop]: stopping rule; the first round that reaches the test accuracy is the last round."""
 
     target_accuracy: FractionAboveZero | None = None

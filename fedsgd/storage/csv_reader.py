@@ -13,15 +13,10 @@ T = TypeVar("T")
 
 
 def read_rows(path: Path, header: Sequence[str], parse_row: Callable[[list[str]], T]) -> Iterator[T]:
-    """Yield the parsed rows of a CSV file; empty lines are skipped.
+    """Yield the parsed rows of a CSV file; empty lines are skipped, and a wrong line raises a DataError with its number.
 
-    Args:
-        path: CSV file.
-        header: names that the first line must have.
-        parse_row: function of the cells of a line, as many as the header has. It raises ValueError for wrong cells.
-
-    Raises:
-        DataError: the file or a line is wrong; the message has the file and the line.
+    The first line must have the names of `header`. `parse_row` is a function of the cells of a line, as many as the header has,
+    which raises ValueError for wrong cells.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

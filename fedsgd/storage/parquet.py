@@ -30,14 +30,10 @@ _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
 class TableWriter:
-    """Writer of rows to a Parquet file.
+    """Writer of rows to a Parquet file, or to memory without a path; each column accepts None.
 
-    Each method raises OutputError if the file system refuses the rows. They stay in memory, and the next call that succeeds
+    Each method raises OutputError if the file system refuses the rows. The rows stay in memory, and the next call that succeeds
     writes them.
-
-    Args:
-        path: file to write; None keeps the rows in memory for `to_table`.
-        columns: int, float or str by name. Each column accepts None.
     """
 
     def __init__(self, path: Path | None, columns: Mapping[str, type]) -> None:
@@ -59,13 +55,9 @@ class TableWriter:
         self._rows.append(row)
 
     def flush(self, force: bool = False) -> bool:
-        """Write the rows to a segment, a few seconds after the last one at the earliest, and return True if that was done.
+        """Write the rows to a segment, and return True; without `force`, only some seconds after the last segment.
 
-        Args:
-            force: write in any case.
-
-        Raises:
-            OutputError: the segment cannot be written. The message says how many rows are safe; the others stay in memory.
+        The message of an OutputError says how many rows are safe; the other rows stay in memory.
         """
         due = force or len(self._rows) >= SEGMENT_ROWS or time.monotonic() - self._last_flush >= SEGMENT_SECONDS
         if not self._rows or not due:
@@ -94,13 +86,10 @@ class TableWriter:
             raise OutputError(f"{make_write_error(folder, error)}: it has {self._n_written:,} of {total:,} rows") from None
 
     def close(self) -> None:
-        """Merge the segments into one file, with the memory of one segment.
+        """Merge the segments into one file, with the memory of one segment; an OutputError leaves the segments as the table.
 
         A process that is killed between the two renames leaves the table as `.NAME.merged`, and its segments in
         `.NAME.segments`.
-
-        Raises:
-            OutputError: the merged file cannot be written. The segments stay, and are read like one file.
         """
         self.flush(force=True)
         if self.path is None or not self.path.is_dir():
@@ -119,8 +108,7 @@ class TableWriter:
             with suppress(OSError):
                 segments.rename(self.path)
             problem = f"{make_write_error(self.path, error)} as one file"
-            problem = f"{problem}: it stays a folder of segments with all {self._n_written:,} rows"
-            raise OutputError(problem) from None
+            raise OutputError(f"{problem}: it stays a folder of segments with all {self._n_written:,} rows") from None
         shutil.rmtree(segments, ignore_errors=True)
 
     def to_table(self) -> pa.Table:
@@ -133,35 +121,25 @@ class TableWriter:
 
 @dataclass(frozen=True, eq=False)
 class Categorical:
-    """Column of strings with few distinct values.
-
-    Attributes:
-        codes: [rows] int32, index of each row's string in `names`.
-        names: distinct strings.
-    """
+    """Column of strings with few distinct values: `codes` [rows] are indices of `names`."""
 
     codes: I32
     names: tuple[str, ...]
 
     def isin(self, *values: str) -> BoolArray:
-        """Return a mask of the rows that have one of the values, [rows]."""
+        """Return a mask [rows] of the rows that have one of the values."""
         return np.isin(self.codes, [code for code, name in enumerate(self.names) if name in values])
 
 
 def read_batches(path: Path, names: Sequence[str], rows: int = SEGMENT_ROWS) -> Iterator[dict[str, Any]]:
     """Yield columns of a table in batches: integers as int64, floats as float64 with NaN for null, strings as `Categorical`.
 
-    Args:
-        path: file, or folder of segments.
-        names: names of the columns.
-        rows: rows of a batch, at most.
-
-    Raises:
-        ReportError: the table cannot be read, or lacks a column.
+    The table is a file or a folder of segments. `rows` is the maximum number of rows of a batch. A table that cannot be read,
+    or lacks a column, raises a ReportError.
     """
     try:
         for part in sorted(path.glob("segment-*.parquet")) if path.is_dir() else [path]:
-            with pq.ParquetFile(part, pre_buffer=False) as file:  # with pre_buffer it reads the whole file
+            with pq.ParquetFile(part, pre_buffer=False) as file:  # pre_buffer would read the whole file
                 columns = file.schema_arrow.names
                 missing = next((name for name in names if name not in columns), None)
                 if missing is not None:
@@ -182,11 +160,7 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 
 def count_rows(path: Path) -> int:
-    """Return the number of rows of a table: a file, or a folder of segments.
-
-    Raises:
-        ReportError: the table cannot be read.
-    """
+    """Return the number of rows of a table: a file, or a folder of segments."""
     parts = path.glob("segment-*.parquet") if path.is_dir() else [path]
     try:
         return sum(pq.read_metadata(part).num_rows for part in parts)

@@ -64,14 +64,9 @@ CLIENT_COLUMNS: Mapping[str, type] = {"client": int, "train_examples": int, "tes
 
 
 def clear_run_directory(folder: Path, overwrite: bool) -> Path:
-    """Create a run directory, or remove the files of an earlier run from it.
+    """Create a run directory, or with `overwrite` remove the files of an earlier run from it.
 
-    Args:
-        folder: run directory.
-        overwrite: remove an earlier run.
-
-    Raises:
-        OutputError: the directory is not empty, without `overwrite`; or it has files that no run wrote.
+    A directory that is not empty, without `overwrite`, or that has files that no run wrote, raises an OutputError.
     """
     for path in find_files_to_remove(folder, overwrite):
         try:
@@ -82,15 +77,7 @@ def clear_run_directory(folder: Path, overwrite: bool) -> Path:
 
 
 def find_files_to_remove(folder: Path, overwrite: bool) -> list[Path]:
-    """Return the paths that `clear_run_directory` removes. The folder is created, and nothing is removed.
-
-    Args:
-        folder: run directory.
-        overwrite: accept an earlier run in the folder.
-
-    Raises:
-        OutputError: the folder cannot be read, has an earlier run without `overwrite`, or has files that no run wrote.
-    """
+    """Return the paths that `clear_run_directory` removes, or raise its OutputError; create the folder, but remove nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         present = sorted(p.name for p in folder.iterdir())
@@ -108,11 +95,7 @@ def find_files_to_remove(folder: Path, overwrite: bool) -> list[Path]:
 
 
 def _run_owned_paths(path: Path) -> list[Path]:
-    """Return a path of a finished or killed run, after the segments in it.
-
-    Raises:
-        OutputError: no run wrote the path.
-    """
+    """Return a path of a finished or killed run, after the segments in it; an OutputError if no run wrote the path."""
     name = path.name
     files = (*RUN_FILES, *OPTIONAL_FILES)
     temporary = [f".{file}.{end}" for file in files for end in ("partial", "merged", "segments")]
@@ -125,18 +108,14 @@ def _run_owned_paths(path: Path) -> list[Path]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors in the format of safetensors; no two of them may share memory."""
+    """Write named tensors in the format of safetensors; no two tensors may share memory."""
     from safetensors.torch import save
 
     write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all: an error or an interrupt leaves no partial file.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Write a file completely or not at all: an error or an interrupt leaves no partial file."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(data)
@@ -150,14 +129,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_all(folder: Path, writers: Mapping[str, Callable[[], object]]) -> None:
-    """Write the files of a finished run, each one even if another cannot be written.
+    """Write the files of a finished run, in order of importance, each file even if another cannot be written.
 
-    Args:
-        folder: run directory.
-        writers: function that writes each file, by name, in order of importance.
-
-    Raises:
-        OutputError: a file could not be written. The message names the files that are safe, and the errors of the others.
+    The message of an OutputError names the files that are safe, and the errors of the other files.
     """
     safe, errors = [], []
     for name, write_file in writers.items():

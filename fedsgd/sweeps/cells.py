@@ -20,7 +20,7 @@ from fedsgd.system.user_files import read_text
 SWEEP_FILE = "sweep.json"
 FORMAT_VERSION = 1
 DETERMINISTIC_ERRORS = ("RunError", "NonFiniteError")
-"""Names of errors that a run raises again if it is repeated."""
+"""Names of errors that a repeated run raises again."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,7 @@ class Cell:
     Attributes:
         folder: run folder, relative to the sweep's folder.
         label: method, and the values of the grid.
-        method: name of the method.
-        grid: values of the grid by dotted key.
-        tuned: tuned values by dotted key.
-        seed: seed of the run.
-        state: "waiting", "finished" or "failed".
+        grid, tuned: values of the grid, and tuned values, by dotted key.
         error: message of the error that the run failed with.
         cause: name of the error's class in fedsgd.errors.
     """
@@ -69,10 +65,8 @@ class Sweep:
     """State of a sweep.
 
     Attributes:
-        out: folder of the sweep.
         scenario: name of the scenario.
-        tuned: dotted keys of tuned settings.
-        grid: dotted keys of the grid.
+        tuned, grid: dotted keys of the tuned settings and of the grid.
         cells: planned cells in the order in which they run, then finished cells of earlier calls that are no longer planned.
     """
 
@@ -84,14 +78,7 @@ class Sweep:
 
     @classmethod
     def read(cls, out: str | Path) -> Sweep:
-        """Read the sweep of a folder.
-
-        Args:
-            out: folder of the sweep.
-
-        Raises:
-            OutputError: the folder has no sweep.json, or the file cannot be read.
-        """
+        """Read the sweep of a folder from its sweep.json, or raise an OutputError."""
         path = Path(out) / SWEEP_FILE
         try:
             raw = json.loads(read_text(path))
@@ -119,12 +106,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell and its scenario.
-
-    Attributes:
-        cell: description of the run.
-        scenario: checked scenario of the run.
-    """
+    """A cell and the checked scenario of its run."""
 
     cell: Cell
     scenario: Scenario
@@ -136,19 +118,10 @@ def plan_cells(
     """Return all cells, each with a checked scenario.
 
     All methods run with one seed and one combination of tuned values before the next, so that comparisons are possible early.
-    Settings of a method replace those of the scenario; values of the grid, tuned values and the seed replace both.
+    Settings of a method replace settings of the scenario; values of the grid, tuned values and the seed replace both.
 
-    Args:
-        base: scenario that the settings are applied to.
-        methods: settings by the name of a method.
-        grid: values by dotted key, which become part of the label.
-        tune: values by dotted key, which do not become part of the label.
-        seeds: number of seeds, from the scenario's seed on.
-        message_prefix: text before a method's name in messages, such as the methods' file.
-
-    Raises:
-        ScenarioError: a scenario is wrong (the message names the cell or the method), two labels are equal, or two tuned values
-            have the same text.
+    Labels have the values of `grid`, not of `tune`. Seeds are numbered from the scenario's seed on. `message_prefix` precedes a
+    method's name in messages, such as the methods' file. A wrong scenario, and equal labels, raise a ScenarioError.
     """
     table, names = dump_table(base), shorten_keys([*grid, *tune])
     rows = [(method, point, _format_label(method, point, names)) for method in methods for point in _expand_grid(grid)]

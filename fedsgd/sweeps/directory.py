@@ -22,8 +22,7 @@ from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, SWEEP_FILE, Cell, PlannedC
 def locked_directory(out: Path) -> Iterator[None]:
     """Create the folder if necessary, and lock it against other sweeps while the context is open.
 
-    Raises:
-        OutputError: the folder has other files but no sweep.json, or another sweep has locked it.
+    A locked folder, and a folder with other files but no sweep.json, raise an OutputError.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -60,14 +59,8 @@ def save(sweep: Sweep) -> None:
 def resume(out: Path, plan: Sequence[PlannedCell], overwrite: bool, retry_failed: bool) -> Sweep:
     """Return the planned cells with their present states, then finished cells of earlier calls that are not planned.
 
-    Args:
-        out: folder of the sweep.
-        plan: planned cells.
-        overwrite: whether a cell that is finished with another scenario runs again.
-        retry_failed: whether cells that failed with a deterministic error run again.
-
-    Raises:
-        OutputError: without `overwrite`, a cell is finished with another scenario; no file was changed.
+    A cell that is finished with another scenario runs again with `overwrite`; otherwise it raises an OutputError, and no file
+    changes. With `retry_failed`, cells that failed with a deterministic error run again.
     """
     previous = {cell.folder: cell for cell in Sweep.read(out).cells} if (out / SWEEP_FILE).exists() else {}
     cells = [_resume_cell(out, planned, previous.get(planned.cell.folder), overwrite, retry_failed) for planned in plan]
@@ -83,7 +76,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _is_truncated(folder: Path) -> bool:
-    """Return whether the disk was full at the end of the run: the parameters or rows of a table are missing."""
+    """Return True if the disk was full at the end of the run: the parameters or rows of a table are missing."""
     tables = [folder / name for name in ("rounds.parquet", "ledger.parquet")]
     if not all(path.exists() for path in tables):
         return False

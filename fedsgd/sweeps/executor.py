@@ -36,7 +36,7 @@ class CellOutcome:
         seconds: duration of the run.
         cause: name of the error's class in fedsgd.errors, None for a run without an error.
         error: message of the error.
-        warnings: lines about settings that are outside a component's valid use.
+        warnings: lines about settings that a component is not made for.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ class CellOutcome:
     warnings: tuple[str, ...] = ()
 
     def to_error(self) -> FedsgdError:
-        """Return an error with the outcome's message, of the same class if that class takes only a message."""
+        """Return an error with the outcome's message, of the same class if the class takes only a message."""
         classes = {cls.__name__: cls for cls in (errors.DataError, errors.ModelError, errors.LawError, ScenarioError)}
         return classes.get(self.cause or "", FedsgdError)(self.error)
 
@@ -57,9 +57,9 @@ CellResults = Generator[tuple[Cell, CellOutcome], None, None]
 def run_cell(
     scenario: Scenario, folder: Path, data: str | None, on_round: Callable[[RoundRecord], None] | None = None
 ) -> CellOutcome:
-    """Run a scenario into a folder, and return its outcome.
+    """Run a scenario into a folder, and return the outcome, with an error of fedsgd as a part of it.
 
-    An error of fedsgd becomes part of the outcome. OutputError, which the scenario does not cause, and other errors are raised.
+    An OutputError, which the scenario does not cause, and errors of other libraries are raised.
     """
     start, texts = time.perf_counter(), []
     try:
@@ -76,7 +76,7 @@ def run_cell(
 
 @contextmanager
 def _record_warnings() -> Iterator[list[str]]:
-    """Yield a list that receives the text of each ScenarioWarning. The sweep issues each text once for all cells."""
+    """Yield a list that receives the text of each ScenarioWarning, because the sweep issues each text once for all cells."""
     texts: list[str] = []
     with warnings.catch_warnings():
         show_warning = warnings.showwarning
@@ -104,13 +104,10 @@ def _bind_cell(cell: Cell, on_round: RoundCallback) -> Callable[[RoundRecord], N
 
 
 def run_in_processes(plan: Sequence[PlannedCell], out: Path, data: str | None, jobs: int) -> CellResults:
-    """Run cells in `jobs` processes, and yield their outcomes in the order in which they end.
+    """Run cells in `jobs` processes, and yield their outcomes in the order in which the cells end.
 
-    No process remains after an error or an interrupt. If this process is killed, the processes end by themselves.
-
-    Raises:
-        ScenarioError: the main script starts the sweep without `if __name__ == "__main__":`.
-        FedsgdError: a process was killed.
+    No process remains after an error or an interrupt. If this process is killed, the processes end by themselves. A killed
+    process raises a FedsgdError. A main script without `if __name__ == "__main__":` raises a ScenarioError.
     """
     other_processes, processes = {*mp.active_children()}, set()
     pool = ProcessPoolExecutor(min(jobs, len(plan)), mp.get_context("spawn"), initializer=_initialize_process)
@@ -142,7 +139,7 @@ def run_in_processes(plan: Sequence[PlannedCell], out: Path, data: str | None, j
 def _block_interrupts() -> Iterator[None]:
     """Block SIGINT, so that processes that are started in the context never receive Ctrl-C.
 
-    A signal that arrives meanwhile is delivered to this process at the end.
+    A signal that arrives in the context is delivered to this process at the end of the context.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

@@ -33,7 +33,7 @@ def shorten_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """Return a setting's value as text for a label; of a component its name, then its keys.
+    """Return a setting's value as text for a label: for a component, the name, then the keys.
 
     >>> [format_value(value) for value in (0.001, True, "persist", [64, 32], {"name": "top-k", "density": 0.01})]
     ['0.001', 'true', 'persist', '64 32', 'top-k density 0.01']
@@ -106,7 +106,7 @@ def format_settings(settings: Mapping[str, Any], names: Mapping[str, str]) -> st
 
 
 def slugify(text: str) -> str:
-    """Return a text as a folder's name of lower-case letters, digits, dots and hyphens.
+    """Return a text as a folder name of lower-case letters, digits, dots and hyphens.
 
     >>> slugify("Top-k 1 %, density 0.01")
     'top-k-1-density-0.01'
@@ -116,12 +116,7 @@ def slugify(text: str) -> str:
 
 
 def assign_unique_slugs(texts: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
-    """Return a unique folder's name for each text. Equal names get the suffixes -2, -3, ... in the order of the texts.
-
-    Args:
-        texts: distinct texts.
-        reserved: names that no text gets without a suffix.
-    """
+    """Return a unique folder name for each distinct text: equal or `reserved` names get the suffixes -2, -3, ... in order."""
     used, name_by_text = set(reserved), {}
     for text in texts:
         slug = name = slugify(text)

@@ -38,9 +38,9 @@ def sweep(
 ) -> Sweep:
     """Run a scenario with every method, grid value, tuned value and seed, each into a run folder.
 
-    All scenarios are checked before the first run. Finished cells do not run again. Cells that failed with a RunError run again
-    only with `retry_failed`. A RunError is a cell's result. Any other error of fedsgd ends the sweep if no cell has ended
-    before, for example for missing data. Otherwise it counts as the cell's failure, and the cell runs again in the next call.
+    All scenarios are checked before the first run. Finished cells do not run again. A RunError is a cell's result: the cell
+    runs again only with `retry_failed`. Any other error of fedsgd, for example for missing data, ends the sweep if no cell has
+    ended before. Otherwise the error counts as the cell's failure, and the cell runs again in the next call.
 
     Cells that run in the same process have the peak memory of the largest cell so far. A ScenarioWarning of several cells is
     issued once, with the label of the first cell.
@@ -51,18 +51,14 @@ def sweep(
         grid: values by dotted key, which become part of the label.
         tune: values by dotted key, of which an analysis selects one for each label.
         seeds: number of seeds, from the scenario's seed on.
-        jobs: number of processes, which does not change results. With more than one, a script must start the sweep under
-            `if __name__ == "__main__":`.
+        jobs: number of processes; with more than one, a script must start the sweep under `if __name__ == "__main__":`.
         out: folder of the sweep, by default runs/NAME-sweep.
         data: folder of the data files.
-        overwrite: whether cells that are finished with another scenario run again.
-        retry_failed: whether cells that failed with a RunError run again.
+        overwrite: run cells again that are finished with another scenario.
+        retry_failed: run cells again that failed with a RunError.
         on_begin: called with the sweep before the first run.
         on_round: called with the cell and the record after each round, if `jobs` is 1.
         on_cell: called after each cell with the sweep, the cell and its duration in seconds.
-
-    Returns:
-        The sweep with the states of all cells.
 
     Raises:
         ScenarioError: a setting is wrong, or the script starts the sweep without `if __name__ == "__main__":`.

@@ -32,7 +32,7 @@ def parse_grids(texts: Iterable[str], option: str) -> dict[str, list[Any]]:
 
     Args:
         texts: `KEY=V1,V2,...` with values as for `--set`; or `KEY=[V1, V2]`, a TOML array whose items may contain commas.
-        option: name of the command line's option, for messages.
+        option: name of the command-line option, for messages.
     """
     grid: dict[str, list[Any]] = {}
     for text in texts:
@@ -64,11 +64,7 @@ def _parse_list(key: str, text: str, option: str) -> list[Any]:
 
 
 def check_grids(grid: Grid, tune: Grid) -> None:
-    """Check the grid and the tuned values of a sweep.
-
-    Raises:
-        ScenarioError: a key is in both, is `seed`, or has no values or equal values.
-    """
+    """Raise a ScenarioError if a key is in both `grid` and `tune`, is `seed`, or has no values or equal values."""
     for option, option_grid in (("grid", grid), ("tune", tune)):
         if not isinstance(option_grid, Mapping):
             raise ScenarioError(
@@ -94,7 +90,7 @@ def check_grids(grid: Grid, tune: Grid) -> None:
 
 
 def _is_same_value(value: Any, other: Any) -> bool:
-    """Return whether two values are the same setting: 1 and 1.0 are, 1 and true are not."""
+    """Return True if two values are the same setting: 1 equals 1.0, but not true."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
@@ -102,11 +98,7 @@ def _is_same_value(value: Any, other: Any) -> bool:
 
 
 def read_methods(path: Path) -> dict[str, Any]:
-    """Read a TOML file of methods: a table of settings for each label.
-
-    Raises:
-        ScenarioError: the file cannot be read, or is not TOML.
-    """
+    """Read a TOML file of methods: a table of settings for each label."""
     try:
         return tomllib.loads(read_text(path))
     except OSError as error:
@@ -118,14 +110,10 @@ def read_methods(path: Path) -> dict[str, Any]:
 
 
 def normalize_methods(methods: Mapping[str, Any], message_prefix: str) -> dict[str, DottedSettings]:
-    """Check methods, and return dotted settings by label.
+    """Check methods, whose settings are nested or dotted, and return dotted settings by label.
 
-    Args:
-        methods: settings by label, nested or dotted.
-        message_prefix: text before messages, such as the methods' file.
-
-    Raises:
-        ScenarioError: a label or a setting is wrong, or there is no method.
+    `message_prefix` precedes messages, such as the methods' file. A wrong label or setting, or no method, raises a
+    ScenarioError.
     """
     if not isinstance(methods, Mapping):
         raise ScenarioError(
@@ -151,8 +139,8 @@ def normalize_methods(methods: Mapping[str, Any], message_prefix: str) -> dict[s
 def flatten_table(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested tables as dotted settings.
 
-    A component's table with the component's name is one value, which replaces the whole component. Without a name, its keys are
-    set in the present component.
+    A component's table with the component's name is one value, which replaces the whole component. The keys of a table without
+    a name are set in the present component.
 
     >>> flatten_table({"uplink": {"compressor": {"name": "top-k", "density": 0.01}}, "client": {"optimizer": {"lr": 0.1}}})
     {'uplink.compressor': {'name': 'top-k', 'density': 0.01}, 'client.optimizer.lr': 0.1}
@@ -176,7 +164,7 @@ def _find_class(dotted_key: str) -> type | None:
 
 
 def _names_component(cls: type, table: Mapping[str, Any]) -> bool:
-    """Return whether a table names its component. A section is not a component, even if it has a key `name`."""
+    """Return True if a table names its component. A section is not a component, even if it has a key `name`."""
     if issubclass(cls, SettingsSection) or not issubclass(cls, Component):
         return False
     return "name" in table or any(key in REGISTRIES[cls].implied_names for key in table)

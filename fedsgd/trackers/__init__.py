@@ -26,14 +26,7 @@ TRACKERS = {"tensorboard": "TensorBoard", "mlflow": "MLflow"}
 
 
 def create_tracker(name: str) -> Tracker:
-    """Return a tracker with default settings.
-
-    Args:
-        name: key of `TRACKERS`.
-
-    Raises:
-        ScenarioError: no tracker has this name, or a package that the tracker needs is not installed.
-    """
+    """Return a tracker of `TRACKERS` with default settings, or raise a ScenarioError for a wrong name or missing packages."""
     if name not in TRACKERS:
         raise ScenarioError(f'--track: got "{name}"{suggest_name(name, TRACKERS)}')
     try:

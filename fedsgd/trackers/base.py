@@ -21,12 +21,7 @@ SettingValue = bool | int | float | str
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Event before the first round of a run.
-
-    Attributes:
-        scenario: resolved scenario.
-        folder: run folder, None for a run without one.
-    """
+    """Event before the first round of a run, with the resolved scenario, and with the run folder if there is one."""
 
     scenario: Scenario
     folder: Path | None = None
@@ -43,10 +38,7 @@ class RunStarted:
 
     @property
     def settings(self) -> dict[str, SettingValue]:
-        """Values of all settings by dotted key, as for `--set`.
-
-        A list is a JSON text. Tables in a list are numbered from 0.
-        """
+        """Values of all settings by dotted key, as for `--set`; a list is a JSON text, tables in a list are numbered from 0."""
         return dict(_flatten_settings(dump_table(self.scenario), ""))
 
 
@@ -68,7 +60,7 @@ class RunFinished:
 class Tracker(Protocol):
     """Protocol of a tracker, which receives the events of one run after another.
 
-    A tracker that raises an error is reported by a `TrackerWarning`. It receives no more events of that run, which continues.
+    A tracker that raises an error is reported by a `TrackerWarning`, and receives no more events of the run, which continues.
 
     >>> class LossPrinter:
     ...     def begin(self, run):
@@ -103,15 +95,7 @@ class Tracker(Protocol):
 
 
 def check_callbacks(trackers: object, callbacks: Mapping[str, object]) -> None:
-    """Check the types of trackers and callbacks.
-
-    Args:
-        trackers: sequence of instances with the methods of `Tracker`.
-        callbacks: callback by the name of its argument, None for no callback.
-
-    Raises:
-        ScenarioError: `trackers` is not such a sequence, or a callback is not callable.
-    """
+    """Raise a ScenarioError unless trackers are a sequence of `Tracker` instances and callbacks are callable."""
     for name, callback in callbacks.items():
         if callback is not None and not callable(callback):
             raise ScenarioError(f"{name}: got {describe_value(callback)}, expected a function")
@@ -125,10 +109,9 @@ class TrackerWarning(RuntimeWarning):
 
 
 class TrackerGroup:
-    """Trackers of one run. As a context, the group sends `end` with the error if an error leaves the context.
+    """Trackers of one run, in the order in which they are called.
 
-    Args:
-        trackers: trackers in the order in which they are called.
+    As a context, the group sends `end` with the error if an error leaves the context.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
@@ -143,30 +126,18 @@ class TrackerGroup:
             self.end(RunFinished(error=error))
 
     def begin(self, run: RunStarted) -> None:
-        """Send the start of the run to all trackers.
-
-        Args:
-            run: scenario and folder of the run.
-        """
+        """Send the start of the run to all trackers."""
         for tracker in self._trackers:
             self._active_trackers.append(tracker)  # before the call, so that the tracker receives `end` after an interrupt
             self._notify(tracker, "begin", run)
 
     def round(self, record: RoundRecord) -> None:
-        """Send the end of a round to all trackers without an error.
-
-        Args:
-            record: record of the round.
-        """
+        """Send the end of a round to all trackers without an error."""
         for tracker in tuple(self._active_trackers):
             self._notify(tracker, "round", record)
 
     def end(self, outcome: RunFinished) -> None:
-        """Send the end of the run to all trackers without an error; later calls have no effect.
-
-        Args:
-            outcome: summary of the run, or its error.
-        """
+        """Send the end of the run, or its error, to all trackers without an error; later calls have no effect."""
         trackers, self._active_trackers = self._active_trackers, []
         failures: list[str] = []
         interrupt: BaseException | None = None
@@ -218,11 +189,7 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
 
 
 def convert_to_milliseconds(outcome: RunFinished, n_rounds: int) -> Iterator[tuple[str, list[int]]]:
-    """Yield (label of a network, [R] milliseconds at the end of each round).
-
-    Raises:
-        ValueError: a network has not one time for each round.
-    """
+    """Yield (label of a network, [R] milliseconds at the end of each round), or raise a ValueError for another length."""
     for network, seconds in outcome.seconds_by_network.items():
         if len(seconds) != n_rounds:
             raise ValueError(f"{network}: {len(seconds)} times for {n_rounds} rounds")

@@ -22,7 +22,7 @@ from fedsgd.storage.run_directory import OPTIONAL_FILES, RUN_FILES
 from fedsgd.trackers.base import RunFinished, RunStarted, convert_to_milliseconds, round_metrics, x_axes
 
 FLUSH_SECONDS = 2.0
-"""Smallest interval between two requests with metrics. A request for each round may be slow with a remote server."""
+"""Minimum interval between two requests with metrics. A request for each round may be slow with a remote server."""
 MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 500, 5000
 """Numbers of characters that all servers accept, also Databricks and old servers. MLflow's server accepts 6000 and 8000."""
 DEFAULT_EXPERIMENT = "fedsgd"
@@ -31,11 +31,10 @@ DEFAULT_EXPERIMENT = "fedsgd"
 class MLflow:
     """Tracker that creates an MLflow run for each run.
 
-    The store and the experiment are those of MLflow's own settings (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...). If the
-    user has an active MLflow run, the new run is its child.
-
-    Without such settings, the store is `mlflow.db` next to the run folder, with files in `mlartifacts`. The experiment is then
-    "fedsgd". SQLite is MLflow's default; its file store requires an opt-in. Flower already installs the packages for SQLite.
+    MLflow's own settings (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...) select the store and the experiment. If the user
+    has an active MLflow run, the new run is its child. Without such settings, the store is `mlflow.db` next to the run folder,
+    with files in `mlartifacts`, and the experiment is "fedsgd". MLflow's file store requires an opt-in; SQLite does not, and
+    Flower already installs its packages.
 
     Metrics over bytes ("accuracy_by_uplink_bytes") have bytes as steps, which are 64-bit integers in MLflow.
     """
@@ -107,7 +106,7 @@ def _open_store(run: RunStarted, parent_run: Run | None) -> tuple[MlflowClient, 
 
 
 def _get_experiment_id(client: MlflowClient, parent_run: Run | None, artifacts: str | None) -> str:
-    """Return the id of the experiment from MLflow's settings, and create the experiment if it does not exist."""
+    """Return the id of the experiment that MLflow's settings name, and create the experiment if it does not exist."""
     if parent_run is not None:
         return str(parent_run.info.experiment_id)
     if os.environ.get("MLFLOW_EXPERIMENT_ID"):  # mlflow.set_experiment sets it too

@@ -106,7 +106,7 @@ class TensorBoard:
 def _prepare_folder(run: RunStarted, parent: Path) -> Path:
     """Return the folder of a run's event files, and remove files that an earlier run of the same name wrote there.
 
-    A run without a run folder gets a new folder NAME-N, because its name is not numbered.
+    A run without a run folder gets a new folder NAME-N, because the run's name is not numbered.
     """
     if run.folder is None:
         for n in itertools.count(1):
@@ -124,9 +124,7 @@ def _prepare_folder(run: RunStarted, parent: Path) -> Path:
 
 def _build_text_value(tag: str, text: str) -> Summary.Value:
     tensor = TensorProto(
-        dtype=types_pb2.DT_STRING,
-        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
-        string_val=[text.encode()],
+        dtype=types_pb2.DT_STRING, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]), string_val=[text.encode()]
     )
     return Summary.Value(tag=tag, metadata=text_metadata.create_summary_metadata(tag, ""), tensor=tensor)
 
