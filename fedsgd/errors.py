@@ -31,7 +31,7 @@ class FedsgdError(Exception):
 
 
 class ScenarioError(FedsgdError, ValueError):
-    """Wrong setting. The message begins with its place (`file: table.key: ...`)."""
+    """Wrong setting. The message begins with the place of the setting (`file: table.key: ...`)."""
 
 
 class DataError(FedsgdError):
@@ -91,7 +91,7 @@ class ReportError(FedsgdError):
 
 
 class DeploymentError(FedsgdError):
-    """Process of a deployment that did not start, or that died; the message has its name and its log."""
+    """Process of a deployment that did not start, or that died; the message has the name and the log of the process."""
 
 
 class ClientAppError(FedsgdError):
@@ -141,7 +141,7 @@ _ISSUED_WARNINGS: set[tuple[str, str, int]] = set()
 
 
 def warn_once(text: str, category: type[Warning], stacklevel: int) -> None:
-    """Issue a warning, once for each line of the caller, unless a filter asks for all of them or for errors.
+    """Issue a warning, once for each line of the caller, unless a filter asks for all warnings or for errors.
 
     Python's own record of shown warnings is cleared whenever filters change, as they do in every run. `stacklevel` is the
     number of callers between this function and the line that causes the warning.
@@ -167,11 +167,11 @@ def suggest_name(word: str, options: Iterable[str]) -> str:
     ', did you mean "top-k"?'
     """
     names = sorted(options)
-    near = max(names, key=lambda name: _similarity(word, name), default="")
-    if near and _similarity(word, near) >= (
-        _MIN_SIMILARITY if word[:1].lower() == near[:1].lower() else _MIN_SIMILARITY_OTHER_INITIAL
+    nearest_name = max(names, key=lambda name: _similarity(word, name), default="")
+    if nearest_name and _similarity(word, nearest_name) >= (
+        _MIN_SIMILARITY if word[:1].lower() == nearest_name[:1].lower() else _MIN_SIMILARITY_OTHER_INITIAL
     ):
-        return f', did you mean "{near}"?'
+        return f', did you mean "{nearest_name}"?'
     more = f" and {len(names) - _MAX_LISTED_NAMES} more" if len(names) > _MAX_LISTED_NAMES else ""
     return ", expected one of: " + ", ".join(f'"{name}"' for name in names[:_MAX_LISTED_NAMES]) + more if names else ""
 

@@ -96,12 +96,12 @@ def validate_value(value: Any, annotation: Any) -> Any:
             return value
         raise ValueError(_describe_mismatch(value, annotation))
     try:
-        converted = msgspec.convert(value, annotation, strict=True)
+        result = msgspec.convert(value, annotation, strict=True)
     except (msgspec.ValidationError, OverflowError):  # an integer that no float can hold overflows
         raise ValueError(_describe_mismatch(value, annotation)) from None
-    if isinstance(converted, float) and not math.isfinite(converted):
-        raise ValueError(f"expected a finite number, got {converted!r}")
-    return converted
+    if isinstance(result, float) and not math.isfinite(result):
+        raise ValueError(f"expected a finite number, got {result!r}")
+    return result
 
 
 # ------------------------------------------------------------------------------------------------- annotations in plain words
@@ -132,7 +132,7 @@ def add_article(noun: str) -> str:
 
 
 def _describe_mismatch(value: Any, annotation: Any) -> str:
-    """Return the message for a value that an annotation does not accept; an entry of a list or table is named by its place."""
+    """Return the message for a value that an annotation does not accept, with the place of a wrong entry in a list or table."""
     options = [option for option in _literal_options(annotation) if isinstance(option, str)]
     if options and isinstance(value, str):
         hint = suggest_name(value, options)
@@ -179,8 +179,8 @@ def _describe_expected(annotation: Any, value: Any) -> str:
         words = [_describe_expected(argument, value) for argument in arguments if argument is not type(None)]
         unset = ", or the key left out" if type(None) in arguments else ""
         return " or ".join(words) + unset
-    plain = {bool: "true or false", str: "a text in quotes", int: "a whole number", float: "a number"}
-    return plain.get(annotation, f"a {getattr(annotation, '__name__', annotation)}")
+    description_by_type = {bool: "true or false", str: "a text in quotes", int: "a whole number", float: "a number"}
+    return description_by_type.get(annotation, f"a {getattr(annotation, '__name__', annotation)}")
 
 
 def _describe_number(kind: type, bounds: msgspec.Meta, value: Any) -> str:
@@ -190,10 +190,10 @@ def _describe_number(kind: type, bounds: msgspec.Meta, value: Any) -> str:
     noun = "a whole number" if kind is int else "a number"
     is_exceeded = isinstance(value, int | float) and bounds.le is not None and value > bounds.le
     bound = None if (bounds.le or 0) > _MAX_UNMENTIONED_BOUND and not is_exceeded else bounds.le
-    most = "3.4e38, the largest number of float32" if bound == MAX_FLOAT32 else bound
-    if bounds.ge is not None and most is not None:
-        return f"{noun} from {bounds.ge} to {most}"
-    limits = (("above", bounds.gt), ("of at least", bounds.ge), ("below", bounds.lt), ("at most", most))
+    maximum = "3.4e38, the largest number of float32" if bound == MAX_FLOAT32 else bound
+    if bounds.ge is not None and maximum is not None:
+        return f"{noun} from {bounds.ge} to {maximum}"
+    limits = (("above", bounds.gt), ("of at least", bounds.ge), ("below", bounds.lt), ("at most", maximum))
     return " ".join([noun, " and ".join(f"{word} {limit}" for word, limit in limits if limit is not None)]).rstrip()
 
 
@@ -233,10 +233,11 @@ def import_by_path(path: str) -> Any:
         raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing the user's module may fail in any way; a module that it imports may be missing
+    except Exception as error:  # the user's module may raise any error while it is imported
+        # the hint is wrong if the user's module exists, and a module that the user's module imports is missing
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        searched = f"searched the current folder {Path.cwd()} and Python's path"
-        hint = f" ({searched}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
+        searched_places = f"searched the current folder {Path.cwd()} and Python's path"
+        hint = f" ({searched_places}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
         raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{hint}') from error
     try:
         return getattr(module, attribute)
@@ -289,7 +290,7 @@ class Registry(Generic[C]):
         return isinstance(name, str) and (":" in name or name in self._all_members or name in self.aliases)
 
     def is_registered(self, cls: type) -> bool:
-        """Return True if a class is the member with its `name`."""
+        """Return True if the registry has a class under the `name` of the class."""
         name = getattr(cls, "name", None)
         return name in self._all_members and self[str(name)] is cls
 
@@ -316,8 +317,8 @@ class Registry(Generic[C]):
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
             raise ScenarioError(f'got "{path}", which is {cls!r}, expected a subclass of {base}')
         if inspect.isabstract(cls):
-            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-            raise ScenarioError(f'got "{path}", which does not define {missing}, expected a subclass of {base} that does')
+            missing_names = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+            raise ScenarioError(f'got "{path}", which does not define {missing_names}, expected a subclass of {base} that does')
         if not isinstance(getattr(cls, "name", None), str):
             raise ScenarioError(f'got "{path}", which has no name, expected name: ClassVar[str] = "..." in the class')
         member: type[C] = cls

@@ -49,7 +49,7 @@ def find_import_path(value: Any) -> str | None:
 
 
 def _is_importable(module: str) -> bool:
-    """Return True if a finder finds a top-level module; `__main__` and modules created in memory have no finder."""
+    """Return True if another process can import a top-level module, unlike `__main__` and modules created in memory."""
     if module in ("__main__", "__mp_main__"):
         return False
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
@@ -120,10 +120,10 @@ def find_missing_objects(
 ) -> dict[str, str]:
     """Return the markers without an object, as description by dotted key; `argument_names` are among dataset, module, loss."""
     arguments = {f"{name}=..." for name in argument_names}
-    complete = {key for key, argument in _ARGUMENT_OF_KEY.items() if argument in arguments} | {
+    keys_with_object = {key for key, argument in _ARGUMENT_OF_KEY.items() if argument in arguments} | {
         f"{_METRIC_KEY_PREFIX}{name}" for name in metric_names
     }
-    return {key: description for key, description in markers if key not in complete}
+    return {key: description for key, description in markers if key not in keys_with_object}
 
 
 def describe_missing_objects(markers: Mapping[str, str]) -> str:
@@ -152,7 +152,7 @@ def fingerprint(value: Any, include_values: bool = True) -> str:
     """
     digest = hashlib.sha256()
     numbers: dict[int, int] = {}
-    visited: list[Any] = []  # keeps objects alive, so that no id is used twice
+    visited_objects: list[Any] = []  # keeps objects alive, so that no two objects have the same id
     stack = [value]
     for _ in range(_MAX_OBJECTS):
         if not stack:
@@ -166,7 +166,7 @@ def fingerprint(value: Any, include_values: bool = True) -> str:
             digest.update(f"#{numbers[id(item)]}".encode())
             continue
         numbers[id(item)] = len(numbers)
-        visited.append(item)
+        visited_objects.append(item)
         array, parts = _decompose(item)
         digest.update(f"/{len(parts)}>".encode())
         if array is not None and include_values:
@@ -217,8 +217,8 @@ def _list_parts(item: Any) -> list[Any]:
             return [path]
     if isinstance(item, FunctionType):
         cells = [cell.cell_contents for cell in item.__closure__ or () if _is_filled(cell)]
-        used = {name: item.__globals__[name] for name in _list_global_names(item.__code__) if name in item.__globals__}
-        return [item.__code__, item.__defaults__, item.__kwdefaults__, cells, used]
+        global_values = {name: item.__globals__[name] for name in _list_global_names(item.__code__) if name in item.__globals__}
+        return [item.__code__, item.__defaults__, item.__kwdefaults__, cells, global_values]
     if isinstance(item, type):
         attributes = {name: part for name, part in vars(item).items() if name not in _IGNORED_CLASS_ATTRIBUTES}
         return [item.__qualname__, list(item.__bases__), attributes]
@@ -239,9 +239,9 @@ def _drop_hook_handles(key: object, value: Any) -> Any:
 
 def _list_global_names(code: CodeType) -> list[str]:
     """Return the global names that a function's code and its inner functions load; names of attributes are not included."""
-    inner = (name for part in code.co_consts if isinstance(part, CodeType) for name in _list_global_names(part))
-    looked_up = (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
-    return list(dict.fromkeys([*looked_up, *inner]))
+    inner_names = (name for part in code.co_consts if isinstance(part, CodeType) for name in _list_global_names(part))
+    loaded_names = (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return list(dict.fromkeys([*loaded_names, *inner_names]))
 
 
 def _is_filled(cell: Any) -> bool:
@@ -254,9 +254,9 @@ def _is_filled(cell: Any) -> bool:
 def _reduce_object(item: Any) -> list[Any]:
     """Return the parts that pickle writes of an object, or its class and attributes where pickle fails."""
     try:
-        reduced = item.__reduce_ex__(4)
-    except Exception:  # parametrised modules cannot be pickled, and the user's object may raise anything
+        result = item.__reduce_ex__(4)
+    except Exception:  # parametrized modules cannot be pickled, and the user's object may raise anything
         return [type(item), getattr(item, "__dict__", None)]
-    if isinstance(reduced, str):
-        return [reduced]
-    return [list(part) if isinstance(part, Iterator) else part for part in reduced]
+    if isinstance(result, str):
+        return [result]
+    return [list(part) if isinstance(part, Iterator) else part for part in result]

@@ -64,15 +64,15 @@ def _parse_quantity(text: str, unit: str, example: str, positive: bool = False) 
     for match in _AMBIGUOUS.finditer(text):
         prefix, name = match[1] or "", match[2] or match[3]
         if name in ("b", "Bps") or (prefix and prefix[0] in "mKgt" and prefix != "Ki"):
-            valid = {"m": "M", "K": "k", "g": "G", "t": "T"}.get(prefix, prefix)
-            raise ScenarioError(f'{problem}: "{match[0]}" is ambiguous, write "{valid}bit" for bits or "{valid}B" for bytes')
+            si = {"m": "M", "K": "k", "g": "G", "t": "T"}.get(prefix, prefix)
+            raise ScenarioError(f'{problem}: "{match[0]}" is ambiguous, write "{si}bit" for bits or "{si}B" for bytes')
     number = re.match(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(.*)", text)
     if not number or not re.fullmatch(r"[A-Za-zµμ]+(\s*/\s*[A-Za-zµμ]+)?\s*", number[2]):
         hint = ", a number and its unit" if number and not number[2].strip() else ""
         raise ScenarioError(problem + hint)
     try:
         value = float(_unit_registry().Quantity(float(number[1]), number[2]).to(unit).magnitude)
-    except Exception:  # pint has no common base class for its errors, and raises others too
+    except Exception:  # pint's errors have no common base class
         raise ScenarioError(f'{problem}, got the unit "{number[2].strip()}"') from None
     if value and not MIN_QUANTITY <= value <= MAX_QUANTITY:
         raise ScenarioError(f"{problem}, between {MIN_QUANTITY:g} and {MAX_QUANTITY:g} {unit}, or 0")
@@ -123,7 +123,7 @@ def _format_with_prefix(value: float, units: tuple[str, ...]) -> str:
 def format_significant(value: float) -> str:
     """Return a number from 0 up with three significant figures, without trailing zeros: "0.0123", "1.5", "250", "1,240".
 
-    The script of the report page does the same arithmetic, so that both show the same digits.
+    The script of the report page does the same arithmetic, so that the page shows the same digits.
     """
     if value >= 999.5:
         return f"{math.floor(value + 0.5):,}"
@@ -147,16 +147,16 @@ def format_seconds(seconds: float) -> str:
         return f"{format_significant(seconds * 1000)} ms"
     if seconds < 59.95:
         return f"{format_significant(seconds)} s"
-    for (large, long), (small, short), most in (
+    for (large_unit, large_seconds), (small_unit, small_seconds), limit in (
         (("min", 60), ("s", 1), 3600),
         (("h", 3600), ("min", 60), 86400),
         (("d", 86400), ("h", 3600), math.inf),
     ):
-        whole = math.floor(seconds / short + 0.5) * short
-        if whole < most:
-            first, rest = divmod(whole, long)
-            tail = f" {rest // short:.0f} {small}" if rest else ""
-            return f"{first:,.0f} {large}{tail}"
+        whole_seconds = math.floor(seconds / small_seconds + 0.5) * small_seconds
+        if whole_seconds < limit:
+            n_large, rest = divmod(whole_seconds, large_seconds)
+            tail = f" {rest // small_seconds:.0f} {small_unit}" if rest else ""
+            return f"{n_large:,.0f} {large_unit}{tail}"
     raise AssertionError(seconds)
 
 
@@ -186,8 +186,8 @@ def parse_memory_size(text: str) -> int:
 
 def format_bytes(n_bytes: int) -> str:
     """Return a size with three significant figures, in powers of 1000: "62.8 kB"."""
-    largest = len(DECIMAL_BYTE_UNITS) - 1
-    power = next((power for power in range(largest) if n_bytes < 999.5 * 1000**power), largest)
+    last_power = len(DECIMAL_BYTE_UNITS) - 1
+    power = next((power for power in range(last_power) if n_bytes < 999.5 * 1000**power), last_power)
     value = n_bytes / 1000**power
     number = f"{value:,.0f}" if not power or value >= 100 else f"{value:.3g}"
     return f"{number} {DECIMAL_BYTE_UNITS[power]}"

@@ -28,7 +28,10 @@ def make_component_error(key: str, component: Any, problem: str, round: int | No
 
 @contextmanager
 def wrap_user_errors(key: str, component: Any, round: int | None = None) -> Iterator[None]:
-    """Turn an error of a user's class into that of `make_component_error`; errors of the package's classes pass through."""
+    """Turn an exception of a user's class into the error of `make_component_error`.
+
+    A FedsgdError, a MemoryError and exceptions of the package's own classes pass unchanged.
+    """
     try:
         yield
     except (FedsgdError, MemoryError):

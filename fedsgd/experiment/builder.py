@@ -109,20 +109,20 @@ def build_experiment(
 
 def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, share_data: bool) -> Experiment:
     objects.check(scenario)
-    resolved = objects.insert_references(scenario)  # before the user's functions run, which may change the objects
+    resolved_scenario = objects.insert_references(scenario)  # before the user's functions run and perhaps change the objects
     dataset, train, held_out = load_client_data(scenario, data, objects.dataset)
     if objects.module is None:
         check_class_labels(scenario, dataset)
-    shared = SharedPickle.from_value((dataset, train, held_out)) if share_data else None
-    if shared is not None:  # frees the arrays that were read
-        dataset, train, held_out = shared.load()
+    shared_data = SharedPickle.from_value((dataset, train, held_out)) if share_data else None
+    if shared_data is not None:  # frees the arrays that were read
+        dataset, train, held_out = shared_data.load()
     with errors_in_section("model"):
         task = build_task(scenario.model, dataset, scenario.seed, objects.module, objects.loss, objects.metrics)
     plan = make_plan(scenario, task, train)
     task = _dry_run_model(task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
     check_training_steps(task, plan.local_training, train, dataset.train, scenario.seed)
     engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train)
-    scenario = replace(resolved, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
+    scenario = replace(resolved_scenario, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
     store = InMemoryClientStore()
     evaluator = _build_evaluator(scenario, engine, task, dataset, train, held_out)
     evaluator = replace(evaluator, local_model_of=_make_local_model_reader(plan, store))
@@ -145,7 +145,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
         budget,
         server,
         engine_factory,
-        shared,
+        shared_data,
         find_warnings(scenario, plan, train),
     )
 
@@ -156,13 +156,16 @@ def _build_engine(
     """Return (engine, its name and the reason for it, function that makes an equal engine)."""
     example_counts, client_counts = train.distinct_sizes()
     config, sizes = scenario.engine, rank_batch_sizes(example_counts, plan.local_training, client_counts)
-    requested = EngineChoice(config.name, config.update, config.stack)
-    engine, choice = select_engine(requested, task, plan.local_training, dataset.train, sizes, plan.cohort_size)
+    requested_choice = EngineChoice(config.name, config.update, config.stack)
+    engine, choice = select_engine(requested_choice, task, plan.local_training, dataset.train, sizes, plan.cohort_size)
     return engine, choice, partial(make_engine, choice, sizes)
 
 
 def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> FederationPlan:
-    """Return the plan of a scenario's federation, or raise a ScenarioError if a compressor cannot encode the model."""
+    """Return the plan of a scenario's federation.
+
+    A compressor that cannot encode the model, and a cohort above the number of clients, raise a ScenarioError.
+    """
     with errors_in_section(""):
         cohort = scenario.compute_cohort_size(len(train))
     compressors = {"uplink.compressor": scenario.uplink.build_scheme(), "downlink.compressor": scenario.downlink.compressor}
@@ -193,9 +196,9 @@ def _build_buffer_plan(task: LearningTask) -> BufferPlan | None:
     if values is None and not task.n_local_parameters:
         return None
     n_averaged = 0 if values is None else len(values) - task.n_local_buffers
-    averaged = values[:n_averaged] if values is not None and n_averaged else None
-    local = values[n_averaged:] if values is not None and task.n_local_buffers else None
-    return BufferPlan(averaged, local, task.initial_parameters[task.shared_layout.size :])
+    averaged_buffers = values[:n_averaged] if values is not None and n_averaged else None
+    local_buffers = values[n_averaged:] if values is not None and task.n_local_buffers else None
+    return BufferPlan(averaged_buffers, local_buffers, task.initial_parameters[task.shared_layout.size :])
 
 
 def _count_examples(data: ClientData) -> int:

@@ -76,16 +76,16 @@ def _is_above(evaluations: EvaluationHistory, start: Mapping[str, float]) -> boo
 
 def _is_mostly_above(evaluations: EvaluationHistory, start: Mapping[str, float]) -> bool:
     """Return True if rule 3 holds."""
-    losses, before = _extract_losses(evaluations), start["loss"]
+    losses, start_loss = _extract_losses(evaluations), start["loss"]
     rise = _compute_accuracy_rise(evaluations, start)
-    falls = all(later < earlier for earlier, later in itertools.pairwise(losses))
-    if falls or not math.isfinite(before) or losses[-1] <= before or (rise is not None and rise > 0):
+    is_falling = all(later < earlier for earlier, later in itertools.pairwise(losses))
+    if is_falling or not math.isfinite(start_loss) or losses[-1] <= start_loss or (rise is not None and rise > 0):
         return False
-    median, margin = statistics.median(losses), 0.01 * abs(before)
-    if median > before + abs(before):
+    median, margin = statistics.median(losses), 0.01 * abs(start_loss)
+    if median > start_loss + abs(start_loss):
         return True
     is_worse = rise is not None and rise < 0 and MIN_EVALUATIONS <= len(losses) < MIN_EVALUATIONS_FOR_TIGHT_MARGIN
-    return is_worse and min(median, losses[-1]) > before + margin
+    return is_worse and min(median, losses[-1]) > start_loss + margin
 
 
 def _has_learned(evaluations: EvaluationHistory, start: Mapping[str, float]) -> bool:
@@ -93,15 +93,15 @@ def _has_learned(evaluations: EvaluationHistory, start: Mapping[str, float]) -> 
     rise = _compute_accuracy_rise(evaluations, start)
     if rise is None:
         return False
-    before = start["accuracy"]
-    return rise >= (1 - before) / 4 or (before >= PRETRAINED_ACCURACY and rise > 0)
+    start_accuracy = start["accuracy"]
+    return rise >= (1 - start_accuracy) / 4 or (start_accuracy >= PRETRAINED_ACCURACY and rise > 0)
 
 
 def _compute_accuracy_rise(evaluations: EvaluationHistory, start: Mapping[str, float]) -> float | None:
     """Return the level of the accuracy minus the accuracy at the start; None where either is unknown."""
     accuracies = [metrics["accuracy"] for _, metrics in evaluations if math.isfinite(metrics.get("accuracy", math.nan))]
-    before = start.get("accuracy", math.nan)
-    return _quarter_median(accuracies, 4) - before if accuracies and math.isfinite(before) else None
+    start_accuracy = start.get("accuracy", math.nan)
+    return _quarter_median(accuracies, 4) - start_accuracy if accuracies and math.isfinite(start_accuracy) else None
 
 
 def _extract_losses(evaluations: EvaluationHistory) -> list[float]:

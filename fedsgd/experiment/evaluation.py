@@ -17,9 +17,9 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import EvaluationResult, EvaluationSets
 
 CLIENT_METRICS = ("client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std")
-"""Figures of the accuracy by client."""
+"""Names of the figures that summarize the accuracy by client."""
 RESERVED_PREFIXES = ("client_accuracy_", "train_")
-"""Prefixes of the names of figures by client and on training examples, which a user's metric must not have."""
+"""Prefixes that a user's metric must not have, since figures by client and on training examples have them."""
 
 if TYPE_CHECKING:
     from fedsgd.models.task import LearningTask
@@ -42,8 +42,8 @@ class Evaluator:
     """Evaluation that a scenario asks for.
 
     Attributes:
-        held_out: each client's own test examples, for the accuracy by client; None where it is not evaluated.
-        train: training examples, for loss and metrics of training; None where they are not evaluated.
+        held_out: each client's own test examples, for the accuracy by client; None without that evaluation.
+        train: training examples, for loss and metrics of training; None without that evaluation.
         local_model_of: reader of the parameters and buffers that stay at a client, None where all clients have the same model.
             With local models, each client's model is evaluated on the client's own examples.
     """
@@ -72,8 +72,8 @@ class Evaluator:
         values = self.engine.evaluate(weights, self.test, buffers).means
         accuracy = None
         if self.held_out is not None:
-            accuracy, counted = self._measure_client_accuracy(weights, self.held_out, buffers)
-            values.update(_client_accuracy_summary(accuracy[counted]))
+            accuracy, is_counted = self._measure_client_accuracy(weights, self.held_out, buffers)
+            values.update(_client_accuracy_summary(accuracy[is_counted]))
         if self.train is not None:
             training_values = self.engine.evaluate(weights, self.train.all_examples(), buffers).means
             values.update({f"train_{name}": value for name, value in training_values.items()})
@@ -88,7 +88,7 @@ class Evaluator:
         (for PyTorch's cross-entropy, by the targets that are not ignored). A loss that is a sum over examples is the sum of the
         clients' losses.
         """
-        accuracy, counted = np.full(len(data), np.nan), np.zeros(len(data), dtype=bool)
+        accuracy, is_counted = np.full(len(data), np.nan), np.zeros(len(data), dtype=bool)
         totals, shares = (dict.fromkeys(("loss", *self.metrics), 0.0) for _ in range(2))
         for client in np.flatnonzero(data.sizes()).tolist():
             parameters, statistics = local_model_of(client, buffers)
@@ -97,12 +97,12 @@ class Evaluator:
                 share = 1.0 if name == "loss" and result.is_loss_sum else result.sum_weights(name)
                 totals[name] += mean * share if share else 0.0
                 shares[name] = 1.0 if name == "loss" and result.is_loss_sum else shares[name] + share
-            accuracy[client], counted[client] = result.means["accuracy"], result.sum_weights("accuracy") > 0
+            accuracy[client], is_counted[client] = result.means["accuracy"], result.sum_weights("accuracy") > 0
         values = {name: total / shares[name] if shares[name] else math.nan for name, total in totals.items()}
-        return {**values, **_client_accuracy_summary(accuracy[counted])}, accuracy
+        return {**values, **_client_accuracy_summary(accuracy[is_counted])}, accuracy
 
     def _measure_client_accuracy(self, weights: F32, data: ClientData, buffers: F32 | None) -> tuple[F64, Mask]:
-        """Return the accuracy of each client [N], and a mask of the clients that have an example whose target counts [N]."""
+        """Return the accuracy of each client [N], and a mask of the clients with a target that is not ignored [N]."""
         result = self.engine.evaluate(weights, data.all_examples(), buffers)
         counts, clients = result.get_score_weights("accuracy"), np.repeat(np.arange(len(data)), data.sizes())
         scores = np.multiply(result.scores["accuracy"], counts, out=np.zeros(len(counts)), where=counts > 0)
@@ -113,12 +113,12 @@ class Evaluator:
 
 def check_accuracy(scenario: Scenario, task: LearningTask) -> None:
     """Raise a ScenarioError if the scenario needs an accuracy and the task has none."""
-    wants_accuracy = {
+    is_set_by_key = {
         "report.target_accuracy": scenario.report.target_accuracy is not None,
         "stop.target_accuracy": scenario.stop.target_accuracy is not None,
         "evaluation.clients": scenario.evaluation.clients,
     }
-    for key, is_set in wants_accuracy.items():
+    for key, is_set in is_set_by_key.items():
         if is_set and "accuracy" not in task.metrics:
             names = ", ".join(sorted(task.metrics)) or "none"
             raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {names})")
@@ -158,5 +158,5 @@ def _client_accuracy_summary(accuracy: F64) -> dict[str, float]:
     """
     if not len(accuracy) or not np.isfinite(accuracy).all():
         return dict.fromkeys(CLIENT_METRICS, math.nan)
-    worst = np.sort(accuracy)[: math.ceil(len(accuracy) / 10)]
-    return dict(zip(CLIENT_METRICS, (float(accuracy.mean()), float(worst.mean()), float(accuracy.std())), strict=True))
+    worst_tenth = np.sort(accuracy)[: math.ceil(len(accuracy) / 10)]
+    return dict(zip(CLIENT_METRICS, (float(accuracy.mean()), float(worst_tenth.mean()), float(accuracy.std())), strict=True))

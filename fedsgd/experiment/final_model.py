@@ -52,7 +52,7 @@ class FinalModel:
         return PARAMETERS_FILE if self.evaluated_model is None else EVALUATED_FILE
 
     def make_file_writers(self, folder: Path) -> dict[str, Callable[[], None]]:
-        """Return a function for each file of a run directory, by file name, that writes the file."""
+        """Return functions that write the files of the models into a run directory, by file name."""
         states = {
             PARAMETERS_FILE: self.server_model,
             EVALUATED_FILE: self.evaluated_model,
@@ -67,11 +67,11 @@ def build_final_model(experiment: Experiment, server: ServerState) -> FinalModel
     task, flat_module = experiment.task, FlatModule(experiment.task)
     buffer_plan = experiment.plan.buffers
     buffers = None if buffer_plan is None else buffer_plan.join(server.buffers, None)
-    local = task.initial_parameters[experiment.plan.layout.size :]
-    server_model, loss = read_state_dicts(flat_module, np.concatenate([server.weights, local]), buffers)
+    tail = task.initial_parameters[experiment.plan.layout.size :]  # local parameters
+    server_model, loss = read_state_dicts(flat_module, np.concatenate([server.weights, tail]), buffers)
     evaluated_model = None
     if server.public_model.weights.tobytes() != server.weights.tobytes():
-        evaluated_model, loss = read_state_dicts(flat_module, np.concatenate([server.public_model.weights, local]), buffers)
+        evaluated_model, loss = read_state_dicts(flat_module, np.concatenate([server.public_model.weights, tail]), buffers)
     return FinalModel(server_model, evaluated_model, loss, _stack_local_tensors(experiment, task))
 
 
@@ -82,11 +82,11 @@ def _stack_local_tensors(experiment: Experiment, task: LearningTask) -> StateDic
     if local_model_of is None or held_out is None:
         return None
     clients = np.flatnonzero(held_out.sizes())
-    averaged = None if experiment.plan.buffers is None else experiment.plan.buffers.averaged
-    n_averaged = 0 if averaged is None else len(averaged)
+    averaged_buffers = None if experiment.plan.buffers is None else experiment.plan.buffers.averaged
+    n_averaged = 0 if averaged_buffers is None else len(averaged_buffers)
     parameters, buffers = [], []
     for client in clients.tolist():
-        client_parameters, client_buffers = local_model_of(client, averaged)
+        client_parameters, client_buffers = local_model_of(client, averaged_buffers)
         parameters.append(client_parameters)
         buffers.append(np.zeros(0, np.float32) if client_buffers is None else client_buffers[n_averaged:])
     rows = _slice_last_tensors(task.layout, task.n_local_parameters, np.stack(parameters))

@@ -15,10 +15,12 @@
 | kept | int | coordinates that the frame carries |
 | fate | str | "received"; "lost": not delivered; "late": delivered after the deadline; "refused": not decodable |
 | frame_hash | str | BLAKE2b of the frame, 16 bytes in hexadecimal |
-| steps | int | local steps of an UPDATE; not part of the digest |
-| examples | int | examples in the batches of these steps, counted with repetition; not part of the digest |
-| encode_seconds | float | time to encode; of a shared frame in its first row of a round; not part of the digest |
-| decode_seconds | float | time to decode (an UPDATE: and to add it; a downlink message: in its first MODEL); not part of it |
+| steps | int | local steps of an UPDATE |
+| examples | int | examples in the batches of these steps, counted with repetition |
+| encode_seconds | float | time to encode; a shared frame has the time in its first row of a round |
+| decode_seconds | float | time to decode, and to add an UPDATE; a downlink message has the time in its first MODEL |
+
+The digest, ledger_sha256 in summary.json, covers the columns up to frame_hash.
 """
 
 from __future__ import annotations
@@ -175,9 +177,9 @@ class Ledger:
         info = self._shared_frames.get(key)
         if info is not None and info.frame is frame:
             return False, info
-        previous = self._previous_shared_frames.get(key)
-        is_repeated = previous is not None and previous.frame is frame
-        info = previous if is_repeated and previous is not None else _inspect_frame(frame, event.decoded)
+        previous_info = self._previous_shared_frames.get(key)
+        is_repeated = previous_info is not None and previous_info.frame is frame
+        info = previous_info if is_repeated and previous_info is not None else _inspect_frame(frame, event.decoded)
         self._shared_frames[key] = info
         return True, info
 

@@ -44,7 +44,7 @@ class PartitionSummary:
         class_names: [K] names of the classes.
         counts: [N, K] int64, targets of each class in a client's training examples; None where targets are not class labels. A
             sequence has one target for each position. `IGNORED_CLASS_NAME` is a last class of ignored targets (-100).
-        sizes, held_out_sizes: [N] int64, each client's training and test examples; `held_out_sizes` is None without test data.
+        sizes, held_out_sizes: [N] int64, training and test examples by client; `held_out_sizes` is None without test data.
         n_unassigned: training examples that no client has.
         n_registered: number of registered clients if the summary covers only the first N clients, else None.
     """
@@ -77,13 +77,13 @@ class PartitionSummary:
         shares = self.compute_class_distributions()
         if self.counts is None or shares is None:
             return {"examples": self.sizes}
-        overall = self.counts.sum(axis=0) / self.counts.sum()
+        overall_shares = self.counts.sum(axis=0) / self.counts.sum()
         classes = slice(len(self.class_names) - (IGNORED_CLASS_NAME in self.class_names))
         return {
             "examples": self.sizes,
             "classes": (self.counts[:, classes] > 0).sum(axis=1),
             "largest class": shares[:, classes].max(axis=1),
-            "distance": np.abs(shares - overall).sum(axis=1) / 2,
+            "distance": np.abs(shares - overall_shares).sum(axis=1) / 2,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -104,7 +104,9 @@ class PartitionSummary:
 def load_client_data(
     scenario: Scenario, data: str | Path | None, dataset: Dataset | None = None
 ) -> tuple[Dataset, ClientData, ClientData | None]:
-    """Load and partition a scenario's data, from the folder `data`, or from `dataset` in place of the scenario's dataset.
+    """Load and partition a scenario's data, or partition `dataset` in place of the scenario's dataset.
+
+    Files are searched in the folder `data`, if any, and in the current folder.
 
     Returns:
         (dataset, training data of all clients, test data of all clients or None).
@@ -153,10 +155,10 @@ def check_class_labels(scenario: Scenario, dataset: Dataset) -> None:
 
 
 def summarize_partition(scenario: Scenario, data: str | Path | None = None, dataset: Dataset | None = None) -> PartitionSummary:
-    """Summarize the partition of a scenario; generated data have a summary of the first `MAX_GENERATED_CLIENTS` clients."""
+    """Summarize the partition of a scenario; of generated data, only the first `MAX_GENERATED_CLIENTS` clients."""
     dataset, all_clients, held_out = load_client_data(scenario, data, dataset)
     train = all_clients.limit_clients(MAX_GENERATED_CLIENTS)
-    registered = None if len(train) == len(all_clients) else len(all_clients)
+    n_registered = None if len(train) == len(all_clients) else len(all_clients)
     held_out = held_out and held_out.limit_clients(len(train))
     names: tuple[str, ...] = ()
     counts = None
@@ -168,18 +170,18 @@ def summarize_partition(scenario: Scenario, data: str | Path | None = None, data
         counts = _count_targets(labels, train.sizes(), len(names))
     sizes = train.sizes()
     held_out_sizes = None if held_out is None else held_out.sizes()
-    unassigned = _count_unassigned(train, held_out) if isinstance(train, PartitionedData) else 0
+    n_unassigned = _count_unassigned(train, held_out) if isinstance(train, PartitionedData) else 0
     return PartitionSummary(
-        scenario.name, scenario.data.partition.name, names, counts, sizes, held_out_sizes, unassigned, registered
+        scenario.name, scenario.data.partition.name, names, counts, sizes, held_out_sizes, n_unassigned, n_registered
     )
 
 
 def _count_unassigned(train: PartitionedData, held_out: ClientData | None) -> int:
     """Count the training examples that no client trains or tests on."""
-    used = int(train.sizes().sum())
+    n_used = int(train.sizes().sum())
     if isinstance(held_out, PartitionedData) and held_out.examples is train.examples:
-        used += int(held_out.sizes().sum())
-    return len(train.examples) - used
+        n_used += int(held_out.sizes().sum())
+    return len(train.examples) - n_used
 
 
 def _count_targets(labels: I64, sizes: I64, classes: int) -> I64:

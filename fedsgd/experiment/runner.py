@@ -56,7 +56,7 @@ class Result:
         layout: names and shapes of the parameters.
         client_accuracy: [N] float64, accuracy of the final model on each client's test examples, NaN for a client without test
             examples; None without `[evaluation] clients`.
-        summary: contents of summary.json; peak_memory_bytes is the memory of this process, without workers, or None.
+        summary: contents of summary.json; peak_memory_bytes excludes workers, and is None where the system does not report it.
         out: run directory, None if nothing was written.
         state_dict: complete state of the model that was evaluated last, for `module.load_state_dict(..., strict=True)`;
             parameters and buffers that stay at the clients have their initial values.
@@ -115,11 +115,11 @@ def run(
         on_engine: called with the selected engine before the first round.
         on_state_budget: called with the location and size of the client states before the first round.
         on_round: called after each round.
-        trackers: objects that receive the run's events; a tracker that raises is reported by a TrackerWarning, and dropped.
+        trackers: objects that receive the run's events; a tracker that raises causes a TrackerWarning and gets no more events.
         workers: processes that train clients, with one thread each; their number does not change results. With more than one,
             a script must call `run` under `if __name__ == "__main__":`.
         profile: add the time of a round by phase to the summary.
-        runtime_factory: makes the runtime that reaches the clients, which then store their states themselves.
+        runtime_factory: makes the runtime, in place of this process or workers; client states are then where the clients are.
 
     Raises:
         ScenarioError: a setting is wrong, or does not fit the data or the model.
@@ -129,7 +129,7 @@ def run(
         RunError: the server or a client failed; a client's failure only with `[participation] on_failure = "stop"`.
 
     Warns:
-        ScenarioWarning: a setting that a component is not made for; the summary has the same lines.
+        ScenarioWarning: a component is not made for a setting; the summary has the same lines.
     """
     preload_workers(workers)
     check_callbacks(trackers, {"on_engine": on_engine, "on_state_budget": on_state_budget, "on_round": on_round})
@@ -266,8 +266,8 @@ def _open_outputs(
 ) -> Iterator[tuple[Path | None, Ledger, TableWriter]]:
     """Yield (run directory, ledger, table of rounds).
 
-    `_save` completes the tables of a run that succeeds. If the run fails, this context completes the tables, and adds their own
-    errors to the run's error as notes. After an OutputError the segments stay unchanged.
+    `_save` completes the tables of a run that succeeds. If the run fails, this context completes the tables, and adds an error
+    of the completion to the run's error as a note. After an OutputError the segments stay unchanged.
     """
     folder = None if out is None else clear_run_directory(expand_user_path(out), overwrite)
     if folder is not None:
@@ -365,8 +365,8 @@ def _iterate_rounds(
 def _is_last(scenario: Scenario, record: RoundRecord) -> bool:
     """Return True if a run ends with this round: all rounds are done, or `[stop] target_accuracy` is reached."""
     stop = scenario.stop.target_accuracy
-    reached = stop is not None and record.accuracy is not None and record.accuracy >= stop
-    return record.round == scenario.rounds or reached
+    is_target_reached = stop is not None and record.accuracy is not None and record.accuracy >= stop
+    return record.round == scenario.rounds or is_target_reached
 
 
 @timed("evaluate")

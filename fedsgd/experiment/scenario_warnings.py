@@ -26,7 +26,7 @@ def find_warnings(scenario: Scenario, plan: FederationPlan, training_data: Clien
 
 
 def find_compressor_warnings(uplink: Compressor, run_config: RunConfig, downlink: DownlinkConfig) -> Iterator[str]:
-    """Yield the warnings of the uplink's compressor, whose run `run_config` describes, and of the downlink's compressor."""
+    """Yield the warnings of the uplink's compressor, for the run in `run_config`, and of the downlink's compressor."""
     yield from _list_compressor_warnings(uplink, run_config)
     feedback: FeedbackPolicy = "persist" if downlink.policy in ("error-feedback", "ef21-p") else "none"
     server = RunConfig(
@@ -69,8 +69,8 @@ def _find_client_warnings(training: LocalTraining, local_steps: int | None) -> I
     momentum = _momentum_coefficient(training.optimizer)
     if momentum and local_steps == 1 and not training.keep_optimizer_state:
         yield (
-            f"client.optimizer.momentum = {momentum:g}: a client makes one local step a round, and its velocity begins at zero "
-            'in each, so that it never accumulates; set client.velocity = "carry", or server.optimizer.name = "momentum"'
+            f"client.optimizer.momentum = {momentum:g}: a client makes one local step a round, and the velocity begins at zero "
+            'in each round: no velocity accumulates; set client.velocity = "carry", or server.optimizer.name = "momentum"'
         )
 
 

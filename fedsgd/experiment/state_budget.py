@@ -82,7 +82,7 @@ def plan_state_storage(
 ) -> StateBudget:
     """Choose the location of the states of min(N, C·R) clients, where C (`cohort`) are sent a message in each round.
 
-    "auto" is memory if states and models fit the budget, else disk. A ScenarioError names the missing space and remedies.
+    "auto" is memory if states and models fit the budget, else disk. Too little space raises a ScenarioError with remedies.
 
     `bytes_per_client` is the size of a stored state, as `fedsgd.runtime.stores.shared.stored_bytes` returns it. `model_bytes`
     is the size of all models that clients hold. `budget` is the memory for states and models, in bytes. `free_bytes_probe`
@@ -95,23 +95,23 @@ def plan_state_storage(
             'downlink.policy = "model", with which clients keep no model'
         )
     participants = min(clients, cohort * rounds)
-    in_memory = StateBudget(clients, participants, bytes_per_client, model_bytes, "memory", budget)
-    fits = model_bytes + in_memory.n_bytes <= budget
-    if not bytes_per_client or (location != "disk" and fits):
-        return in_memory
-    free = None if location == "memory" or folder is None else (free_bytes_probe or measure_free_bytes)(folder)
-    if free is not None and in_memory.n_bytes <= free:
+    memory_budget = StateBudget(clients, participants, bytes_per_client, model_bytes, "memory", budget)
+    fits_memory = model_bytes + memory_budget.n_bytes <= budget
+    if not bytes_per_client or (location != "disk" and fits_memory):
+        return memory_budget
+    free_bytes = None if location == "memory" or folder is None else (free_bytes_probe or measure_free_bytes)(folder)
+    if free_bytes is not None and memory_budget.n_bytes <= free_bytes:
         return StateBudget(clients, participants, bytes_per_client, model_bytes, "disk", budget, folder)
     problems = []
     if location != "disk":
         models = f", {format_bytes(model_bytes)} of which models take" if model_bytes else ""
         problems.append(f"the budget of memory is {format_binary_bytes(budget)}{models}")
-    if free is not None:
-        problems.append(f"the disk of {folder} has {format_bytes(free)} free")
+    if free_bytes is not None:
+        problems.append(f"the disk of {folder} has {format_bytes(free_bytes)} free")
     elif location != "memory":
         problems.append("state.folder names no folder on disk")
     raise ScenarioError(
-        f"no room for client state: {_describe_amount(in_memory)}, but {' and '.join(problems)}; {_remedies(location)}"
+        f"no room for client state: {_describe_amount(memory_budget)}, but {' and '.join(problems)}; {_remedies(location)}"
     )
 
 
@@ -141,16 +141,16 @@ def representative_state(plan: FederationPlan, size: int) -> ClientState:
 
     With the schemes of this package a state does not grow after the second round. `size` includes local parameters.
     """
-    layout, trained = plan.layout, np.zeros(size, dtype=np.float32)
-    downlink = DecodedDownlink(trained[: layout.size], None, trained[: layout.size], 0.0)
-    examples = Examples(trained[:1], trained[:1])
+    layout, zeros = plan.layout, np.zeros(size, dtype=np.float32)
+    downlink = DecodedDownlink(zeros[: layout.size], None, zeros[: layout.size], 0.0)
+    examples = Examples(zeros[:1], zeros[:1])
     state = ClientState()
     buffers = None if plan.buffers is None else plan.buffers.join(plan.buffers.averaged, None)
-    optimizer_state = {"velocity": trained} if plan.local_training.keep_optimizer_state else {}
+    optimizer_state = {"velocity": zeros} if plan.local_training.keep_optimizer_state else {}
     for round in (1, 2):
         x = derive_generator(plan.seed, "state/example", round).standard_normal(size, dtype=np.float32)
-        committed = ClientState(state.resolve(round, round - 1))
-        task = ClientTask(TrainingJob(plan.seed, round, 0, trained, examples), committed, downlink, 0, -1, 0.0)
+        client_state = ClientState(state.resolve(round, round - 1))
+        task = ClientTask(TrainingJob(plan.seed, round, 0, zeros, examples), client_state, downlink, 0, -1, 0.0)
         with wrap_user_errors("uplink.compressor", plan.uplink):
             _, state = encode_update(plan, task, TrainingResult(0, x, 1, 1, optimizer_state, buffers))
     return to_bfloat16_state(state) if plan.bfloat16_states else state

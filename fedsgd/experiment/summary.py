@@ -112,11 +112,11 @@ def _summarize_states(budget: StateBudget) -> dict[str, Any]:
 
 def _count_buffers(experiment: Experiment) -> dict[str, int] | None:
     """Return the numbers of buffer entries in a message ("sent") and of entries that stay at a client ("local"), or None."""
-    carried = experiment.plan.buffers
-    if carried is None:
+    buffer_plan = experiment.plan.buffers
+    if buffer_plan is None:
         return None
-    local = 0 if carried.local is None else len(carried.local)
-    return {"sent": carried.n_averaged, "local": local + len(carried.local_parameters)}
+    n_local = 0 if buffer_plan.local is None else len(buffer_plan.local)
+    return {"sent": buffer_plan.n_averaged, "local": n_local + len(buffer_plan.local_parameters)}
 
 
 def evaluate_initial_model(experiment: Experiment) -> dict[str, float] | None:
@@ -154,15 +154,15 @@ def _find_best_accuracy(history: Sequence[RoundRecord]) -> float | None:
 
 
 def _cost_to_target(history: Sequence[RoundRecord], target: float | None) -> dict[str, float | None]:
-    """Return rounds and bytes until the run reached the target, by the rule of `time_to_target`, all None if it never did."""
-    measured = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
-    reached = None if target is None else find_first_reached(measured, target)
+    """Return rounds and bytes to the target, by the rule of `time_to_target`; all are None if it is unset or not reached."""
+    measurements = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
+    point = None if target is None else find_first_reached(measurements, target)
     axes = {
         "rounds_to_target": range(len(history) + 1),
         "uplink_bytes_to_target": [0, *(r.uplink_bytes for r in history)],
         "downlink_bytes_to_target": [0, *(r.downlink_bytes for r in history)],
     }
-    return {name: None if reached is None else reached.interpolate_on(axis) for name, axis in axes.items()}
+    return {name: None if point is None else point.interpolate_on(axis) for name, axis in axes.items()}
 
 
 def compute_profile(experiment: Experiment) -> dict[str, float | str]:

@@ -78,7 +78,7 @@ class SeedSummary:
 
     Attributes:
         median: median over the runs; infinite where at least half of the runs do not reach the target.
-        low, high: smallest and largest figure; infinite where a run does not reach the target.
+        low, high: smallest and largest figure; `high` is infinite where a run does not reach the target.
         reached: number of runs that reach the target, of `n` runs.
     """
 
@@ -92,5 +92,5 @@ class SeedSummary:
 def summarize_seeds(figures: Sequence[float | None]) -> SeedSummary:
     """Summarize a figure over seeds; None means that the target was not reached, and counts as infinite."""
     values = [math.inf if figure is None else float(figure) for figure in figures]
-    reached = sum(map(math.isfinite, values))
-    return SeedSummary(statistics.median(values), min(values), max(values), reached, len(values))
+    n_reached = sum(map(math.isfinite, values))
+    return SeedSummary(statistics.median(values), min(values), max(values), n_reached, len(values))

@@ -8,9 +8,9 @@ width of the processor's registers.
 Numba's rules apply in a loop:
 
 - Arithmetic promotes integers of 32 bits to 64 bits; int64 and uint64 together become float64.
-- Nothing is checked. The caller of a kernel has checked every length and index.
-- Each access allows for a negative index, which prevents wide registers unless the compiler can exclude negative indices. So
-  inner loops run over slices, from 0.
+- A loop does not check lengths and indices; the caller of a kernel has checked them.
+- Each access allows for a negative index, which prevents wide registers unless the compiler can exclude negative indices.
+  Therefore inner loops run over slices, from 0.
 """
 
 from __future__ import annotations
@@ -78,22 +78,22 @@ class Kernel(Generic[P, R]):
         folder, config = _create_fallback_cache(), cast("Any", numba.config)
         if folder is None:
             return numba.njit(nogil=True)(self.compiled_source)
-        previous = config.CACHE_DIR
+        previous_folder = config.CACHE_DIR
         try:
             config.CACHE_DIR = str(folder)  # numba reads the variable in `njit` only
             return numba.njit(cache=True, nogil=True)(self.compiled_source)
         except RuntimeError:
             return numba.njit(nogil=True)(self.compiled_source)
         finally:
-            config.CACHE_DIR = previous
+            config.CACHE_DIR = previous_folder
 
 
 def set_fallback_cache(folder: Path) -> None:
     """Set the folder of compiled loops for this process and its children, where numba's own folders cannot be written.
 
     A folder that the environment already names, for example from the launcher of a deployment, stays in force. The folder, an
-    absolute path, is created at the first use with mode 0700. It is used only if no other user can write to it or replace it:
-    numba unpickles its contents.
+    absolute path, is created at the first use with mode 0700. The folder is used only if no other user can write to it or
+    replace it: numba unpickles the folder's contents.
     """
     os.environ.setdefault(FALLBACK_CACHE_VARIABLE, str(folder))
 

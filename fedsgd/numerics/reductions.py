@@ -47,8 +47,8 @@ def all_finite(x: F32) -> bool:
 
 def _round_up_to_float32(sums: F64) -> F32:
     with np.errstate(over="ignore", under="ignore"):
-        nearest = sums.astype(np.float32)
-        return np.where(nearest < sums, np.nextafter(nearest, np.float32(np.inf)), nearest)
+        nearest_sums = sums.astype(np.float32)
+        return np.where(nearest_sums < sums, np.nextafter(nearest_sums, np.float32(np.inf)), nearest_sums)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels

@@ -1,11 +1,11 @@
 """Random streams. Each use has its own stream, derived from the seed and a purpose string.
 
-There are two kinds, for different uses:
+There are two kinds:
 
 * `derive_generator` returns a numpy Generator for randomness of one side only (cohorts, batch order, partitions). Equal
   arguments give equal streams. No global random state is read or set.
 * `shared_key` and `counter_hash` are for randomness that client and server derive independently (the positions of rand-k).
-  They do not use numpy's Generator, because its stream may change between versions and the wire format may not.
+  They do not use numpy's Generator, whose stream may change between versions of numpy, while the wire format may not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _digest(seed: int, purpose: str, path: tuple[int, ...]) -> bytes:
 
 
 def derive_generator(seed: int, purpose: str, *path: int) -> np.random.Generator:
-    """Return the generator of (seed, purpose, path), for example of ("batches", round, client, epoch) and the run's seed.
+    """Return the generator of (seed, purpose, path), such as (seed of the run, "batches", round, client, epoch).
 
     >>> bool(derive_generator(0, "cohort", 3).integers(100) == derive_generator(0, "cohort", 3).integers(100))
     True

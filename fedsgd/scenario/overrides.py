@@ -41,35 +41,35 @@ def check_settings(settings: object, label: str = "settings") -> None:
 
 
 def apply_settings(root: type, toml_table: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested tables with dotted keys set, for a table of the class `root`; `toml_table` stays unchanged.
+    """Return nested tables of the class `root` with dotted keys set; `toml_table` stays unchanged.
 
     Setting a `name`, or a key that implies another name, removes the other keys of the component, which then take the new
     member's defaults. Outer keys are set before inner keys, and names before neighbouring keys, whatever the order of
     `settings`.
     """
-    out = _copy_tables(toml_table)
-    excluded: dict[tuple[str, ...], str] = {}
-    naming = {"name", *(key for registry in REGISTRIES.values() for key in registry.implied_names)}
-    for dotted in sorted(settings, key=lambda key: (key.count("."), key.split(".")[-1] not in naming)):
-        *parents, leaf = dotted.split(".")
-        table, cls = _resolve_section(root, out, parents, dotted)
-        implied = REGISTRIES[cls].implied_names.get(leaf) if cls is not None and cls in REGISTRIES else None
-        if implied is not None and table.get("name", implied) != implied:
+    result = _copy_tables(toml_table)
+    key_by_section: dict[tuple[str, ...], str] = {}
+    name_keys = {"name", *(key for registry in REGISTRIES.values() for key in registry.implied_names)}
+    for dotted_key in sorted(settings, key=lambda key: (key.count("."), key.split(".")[-1] not in name_keys)):
+        *parents, leaf = dotted_key.split(".")
+        table, cls = _resolve_section(root, result, parents, dotted_key)
+        implied_name = REGISTRIES[cls].implied_names.get(leaf) if cls is not None and cls in REGISTRIES else None
+        if implied_name is not None and table.get("name", implied_name) != implied_name:
             table.clear()
         if leaf == "name" and parents and cls is not None:
             direct_keys = list_direct_keys(cls) if issubclass(cls, SettingsSection) else ()
             for key in [k for k in table if k not in direct_keys]:
                 del table[key]
-        is_set = settings[dotted] is not None
+        is_set = settings[dotted_key] is not None
         if is_set and cls is not None and issubclass(cls, SettingsSection) and leaf in cls.mutually_exclusive:
-            other_key = excluded.setdefault(tuple(parents), dotted)
-            if other_key != dotted:
-                raise ScenarioError(f"{dotted}: is set together with {other_key}, expected only one of them")
+            other_key = key_by_section.setdefault(tuple(parents), dotted_key)
+            if other_key != dotted_key:
+                raise ScenarioError(f"{dotted_key}: is set together with {other_key}, expected only one of them")
             for other in cls.mutually_exclusive:
                 table.pop(other, None)
-        value = settings[dotted]
+        value = settings[dotted_key]
         table[leaf] = _copy_tables(value) if isinstance(value, Mapping) else value
-    return out
+    return result
 
 
 def _resolve_section(
@@ -94,7 +94,7 @@ def _resolve_section(
 
 
 def _member_class(cls: type | None, table: Mapping[str, Any]) -> type | None:
-    """Return the class that a family's table names, which may have additional keys; any other class is returned unchanged."""
+    """Return the family member that a table names, which may have keys of its own, or `cls` if the table names no member."""
     name = table.get("name")
     if cls is None or cls not in REGISTRIES or not REGISTRIES[cls].is_valid_name(name):
         return cls

@@ -123,8 +123,8 @@ def dump_table(component: ValidatedConfig, use_import_paths: bool = True) -> dic
 
 def _build_marker(component: Component, registry: Registry[Any]) -> dict[str, Any]:
     """Return the marker of a component whose class other processes cannot import."""
-    common = {f.name: getattr(component, f.name) for f in fields(registry.base)}
-    entries = {key: _to_plain(value) for key, value in common.items() if value is not None and value != {}}
+    base_values = {f.name: getattr(component, f.name) for f in fields(registry.base)}
+    entries = {key: _to_plain(value) for key, value in base_values.items() if value is not None and value != {}}
     marker = {
         "name": PYTHON_OBJECT_NAME,
         "description": format_one_line(repr(component)),
@@ -236,7 +236,7 @@ def _build_value(annotation: type | None, toml_value: Any, path: str, metadata: 
 
 
 def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str, Any], sibling_keys: Sequence[str] = ()) -> Any:
-    """Create the member of the family of class `base` that a table, or a string, names.
+    """Create the member of the family with base class `base` that a table or a single string names.
 
     The field's `metadata` may have "preset", defaults of this field, and "accepts", a predicate of a member's class for
     suggestions; the owner of the field rejects the other members. `sibling_keys` are further valid keys, for messages.
@@ -247,8 +247,8 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
     if not isinstance(table, Mapping):
         example = f'{{ name = "{next(iter(registry))}" }}'
         raise ScenarioError(f"{path}: expected a table with a name, like {example}, got {describe_value(toml_value)}")
-    implied = next((registry.implied_names[key] for key in table if key in registry.implied_names), None)
-    name = table.get("name", implied)
+    implied_name = next((registry.implied_names[key] for key in table if key in registry.implied_names), None)
+    name = table.get("name", implied_name)
     if name is None:
         for key in table:
             hint = suggest_name(str(key), registry.implied_names)
@@ -270,9 +270,9 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
         raise ScenarioError(f"{path}.name: {error}") from error
     if not issubclass(cls, base):
         raise ScenarioError(f'{path}.name: got "{name}", which this key does not accept{suggest_name("", list_members())}')
-    common, defaults = field_defaults(registry.base), field_defaults(cls)
+    base_defaults, defaults = field_defaults(registry.base), field_defaults(cls)
     preset = {
-        key: value for key, value in preset.items() if defaults[key] == common[key]
+        key: value for key, value in preset.items() if defaults[key] == base_defaults[key]
     }  # the member's own default has precedence
     try:
         return _build_section(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*sibling_keys, "name"])

@@ -103,15 +103,15 @@ class Scenario(SettingsSection):
         if scheme.needs_normalized_weights and (
             server.sampler.yields_inclusion_probabilities or server.normalisation != "none"
         ):
-            key, got = (
+            key, value = (
                 ("sampler", server.sampler.name)
                 if server.sampler.yields_inclusion_probabilities
                 else ("normalisation", server.normalisation)
             )
-            problem = f'got "{got}", expected aggregation weights that sum to 1, as {name} needs'
+            problem = f'got "{value}", expected aggregation weights that sum to 1, as {name} needs'
             raise FieldError("scenario", f"server.{key}", problem)
-        plain = client.optimizer.name == "sgd" and client.optimizer.clip_norm is None and not client.optimizer.weight_decay
-        if scheme.corrects_gradients and not (plain and not client.proximal):
+        is_plain = client.optimizer.name == "sgd" and client.optimizer.clip_norm is None and not client.optimizer.weight_decay
+        if scheme.corrects_gradients and not (is_plain and not client.proximal):
             problem = f"{name} needs the mean gradient, expected plain sgd: no momentum, clipping, decay or proximal"
             raise FieldError("scenario", "client.optimizer", problem)
         if scheme.server_mirrors_clients and self.state.precision != "float32":
@@ -137,7 +137,7 @@ class Scenario(SettingsSection):
         return self.server.cohort
 
     def to_toml(self) -> str:
-        """Return the scenario as TOML, with all keys that have a value. Loading it gives an equal scenario."""
+        """Return the scenario as TOML, with all keys that have a value. Loading the text gives an equal scenario."""
         import tomli_w
 
         return tomli_w.dumps(dump_table(self))
@@ -173,15 +173,15 @@ def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenari
     path = expand_user_path(path, "scenario")
     check_settings(settings)
     try:
-        raw = tomllib.loads(read_text(path))
+        table = tomllib.loads(read_text(path))
     except OSError as error:
-        near = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
-        hint = suggest_name(path.name, near) if near else ""
+        other_names = sorted(p.name for p in path.parent.glob("*.toml") if p.name != path.name)
+        hint = suggest_name(path.name, other_names) if other_names else ""
         raise ScenarioError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except (ValueError, RecursionError) as error:  # undecodable text, wrong TOML, a number with too many digits
         raise ScenarioError(f"{path}: not valid TOML: {error}") from None
     with errors_in_file(path):
-        return parse_scenario(apply_settings(Scenario, raw, settings or {}))
+        return parse_scenario(apply_settings(Scenario, table, settings or {}))
 
 
 @contextmanager
@@ -201,7 +201,7 @@ def open_scenario(scenario: Scenario | str | Path) -> tuple[AbstractContextManag
         return errors_in_file(expand_user_path(scenario)), load(scenario)
     raise ScenarioError(
         f"scenario: got {describe_value(scenario)}, expected a fedsgd.Scenario, or the path of a TOML file"
-        "; fedsgd.scenario.scenario.parse_scenario(tables) makes a scenario of tables"
+        "; fedsgd.scenario.scenario.parse_scenario(tables) makes a scenario from tables"
     )
 
 
@@ -225,11 +225,11 @@ class PythonObjects:
         With `require_importable`, all components must be importable, for a scenario that another process reads.
         """
         names = [name for name in ("dataset", "module", "loss") if getattr(self, name) is not None]
-        missing = find_missing_objects(
+        missing_objects = find_missing_objects(
             find_markers(dump_table(scenario, use_import_paths=require_importable)), names, self.metrics or ()
         )
-        if missing:
-            raise ScenarioError(f"{next(iter(missing))}: {describe_missing_objects(missing)}")
+        if missing_objects:
+            raise ScenarioError(f"{next(iter(missing_objects))}: {describe_missing_objects(missing_objects)}")
         check_python_arguments(self.module, self.loss, self.metrics)
         if self.dataset is not None:
             check_dataset(self.dataset)
@@ -249,7 +249,10 @@ class PythonObjects:
                 _check_function_digest(f"metrics.{name}", model.metrics.get(name), metric, f'metric "{name}"')
 
     def insert_references(self, scenario: Scenario) -> Scenario:
-        """Return the scenario with a reference to each object: its import path or a marker. Checked markers stay unchanged."""
+        """Return the scenario with a reference to each object: its import path, or a marker.
+
+        Markers that `check` has compared stay unchanged.
+        """
         data, model = scenario.data, scenario.model
         if self.dataset is not None and not (
             isinstance(data.source, PythonObjectDataset) and get_object_digest(data.source.sha256)

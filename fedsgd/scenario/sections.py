@@ -183,7 +183,7 @@ class StateStoreConfig(SettingsSection):
     """[state]: location and precision of client states between rounds.
 
     Attributes:
-        store: "memory", "disk", or "auto": memory if the states fit into `budget`, else disk. Results are equal.
+        store: "memory", "disk" or "auto" (memory if the states fit into `budget`, else disk); results do not depend on it.
         budget: memory for client states and models, such as "4 GiB".
         folder: folder of states on disk; None for the folder of temporary files.
         precision: "bfloat16" halves the size of the states and rounds them.
@@ -253,7 +253,7 @@ class DownlinkConfig(SettingsSection):
 
     Attributes:
         policy: "model" sends the whole model; "difference" the exact difference to the last round's model; "unbiased" the
-            server's step through an unbiased `compressor`; "error-feedback" the step with a residual at the server; "ef21-p"
+            server's step through an unbiased `compressor`; "error-feedback" the step and the residual of the server; "ef21-p"
             the difference between the server's and the clients' model. Earlier names: "plain" for "unbiased", "shift" for
             "ef21-p".
         compressor: operator of the server's step; "dense" under "model" and "difference".

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def read_rows(path: Path, header: Sequence[str], parse_row: Callable[[list[str]], T]) -> Iterator[T]:
-    """Yield the parsed rows of a CSV file; empty lines are skipped, and a wrong line raises a DataError with its number.
+    """Yield the parsed rows of a CSV file; empty lines are skipped, and a wrong line raises a DataError with the line number.
 
     The first line must have the names of `header`. `parse_row` is a function of the cells of a line, as many as the header has,
     which raises ValueError for wrong cells.

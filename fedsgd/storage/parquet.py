@@ -1,6 +1,6 @@
 """Parquet tables that are written during a run, and stay readable if the run is killed.
 
-During the run `ledger.parquet` is a folder of complete segments, which pandas and pyarrow open like a file. At its end the
+During the run `ledger.parquet` is a folder of complete segments, which pandas and pyarrow open like a file. After the run the
 segments are merged into one file of the same name.
 """
 
@@ -55,12 +55,12 @@ class TableWriter:
         self._rows.append(row)
 
     def flush(self, force: bool = False) -> bool:
-        """Write the rows to a segment, and return True; without `force`, only some seconds after the last segment.
+        """Write the rows to a segment and return True, if they fill a segment or the last segment is `SEGMENT_SECONDS` old.
 
-        The message of an OutputError says how many rows are safe; the other rows stay in memory.
+        `force` writes any rows. The message of an OutputError says how many rows are safe; the other rows stay in memory.
         """
-        due = force or len(self._rows) >= SEGMENT_ROWS or time.monotonic() - self._last_flush >= SEGMENT_SECONDS
-        if not self._rows or not due:
+        is_due = force or len(self._rows) >= SEGMENT_ROWS or time.monotonic() - self._last_flush >= SEGMENT_SECONDS
+        if not self._rows or not is_due:
             return False
         segment = pa.Table.from_pylist(self._rows, schema=self.schema)
         if self.path is None:
@@ -94,22 +94,22 @@ class TableWriter:
         self.flush(force=True)
         if self.path is None or not self.path.is_dir():
             return
-        merged = self.path.with_name(f".{self.path.name}.merged")
-        segments = self.path.with_name(f".{self.path.name}.segments")
+        merged_file = self.path.with_name(f".{self.path.name}.merged")
+        segment_folder = self.path.with_name(f".{self.path.name}.segments")
         try:
-            with pq.ParquetWriter(merged, self.schema, compression="zstd") as writer:
+            with pq.ParquetWriter(merged_file, self.schema, compression="zstd") as writer:
                 for segment in sorted(self.path.glob("segment-*.parquet")):
                     writer.write_table(pq.read_table(segment, schema=self.schema))
-            self.path.rename(segments)
-            merged.rename(self.path)
+            self.path.rename(segment_folder)
+            merged_file.rename(self.path)
         except OSError as error:
             with suppress(OSError):
-                merged.unlink(missing_ok=True)
+                merged_file.unlink(missing_ok=True)
             with suppress(OSError):
-                segments.rename(self.path)
+                segment_folder.rename(self.path)
             problem = f"{make_write_error(self.path, error)} as one file"
             raise OutputError(f"{problem}: it stays a folder of segments with all {self._n_written:,} rows") from None
-        shutil.rmtree(segments, ignore_errors=True)
+        shutil.rmtree(segment_folder, ignore_errors=True)
 
     def to_table(self) -> pa.Table:
         """Return all rows so far."""
@@ -141,10 +141,10 @@ def read_batches(path: Path, names: Sequence[str], rows: int = SEGMENT_ROWS) -> 
         for part in sorted(path.glob("segment-*.parquet")) if path.is_dir() else [path]:
             with pq.ParquetFile(part, pre_buffer=False) as file:  # pre_buffer would read the whole file
                 columns = file.schema_arrow.names
-                missing = next((name for name in names if name not in columns), None)
-                if missing is not None:
-                    hint = suggest_name(missing, columns)
-                    raise ReportError(f'{part}: has no column "{missing}"{hint}; was it written by an older version?')
+                missing_column = next((name for name in names if name not in columns), None)
+                if missing_column is not None:
+                    hint = suggest_name(missing_column, columns)
+                    raise ReportError(f'{part}: has no column "{missing_column}"{hint}; was it written by an older version?')
                 for batch in file.iter_batches(rows, columns=list(names)):
                     yield {name: _to_numpy(batch.column(name)) for name in names}
     except (OSError, pa.ArrowException) as error:
@@ -178,8 +178,8 @@ def read_column_names(path: Path) -> list[str]:
 
 
 def _to_numpy(values: pa.Array) -> NDArray[Any] | Categorical:
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):  # pandas writes the latter
-        encoded = pc.dictionary_encode(values)
-        return Categorical(encoded.indices.to_numpy(zero_copy_only=False), tuple(encoded.dictionary.to_pylist()))
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):  # pandas writes large strings
+        column = pc.dictionary_encode(values)
+        return Categorical(column.indices.to_numpy(zero_copy_only=False), tuple(column.dictionary.to_pylist()))
     array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return array

@@ -66,7 +66,7 @@ CLIENT_COLUMNS: Mapping[str, type] = {"client": int, "train_examples": int, "tes
 def clear_run_directory(folder: Path, overwrite: bool) -> Path:
     """Create a run directory, or with `overwrite` remove the files of an earlier run from it.
 
-    A directory that is not empty, without `overwrite`, or that has files that no run wrote, raises an OutputError.
+    An OutputError is raised for a file that no run wrote, and without `overwrite` for any file.
     """
     for path in find_files_to_remove(folder, overwrite):
         try:
@@ -80,30 +80,30 @@ def find_files_to_remove(folder: Path, overwrite: bool) -> list[Path]:
     """Return the paths that `clear_run_directory` removes, or raise its OutputError; create the folder, but remove nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(p.name for p in folder.iterdir())
+        names = sorted(p.name for p in folder.iterdir())
     except OSError as error:
         raise OutputError(f"{folder}: cannot be created or read ({error.strerror})") from None
     try:
-        owned, remedy = [path for name in present for path in _run_owned_paths(folder / name)], f", or {OVERWRITE_HINT}"
+        run_paths, remedy = [path for name in names for path in _run_owned_paths(folder / name)], f", or {OVERWRITE_HINT}"
     except (OutputError, OSError) as error:
         if overwrite:
             raise OutputError(str(error)) from None
         remedy = ""  # files that no run wrote are never replaced
-    if present and not overwrite:
-        raise OutputError(f"{folder}: is not empty (it has {', '.join(present[:3])}); choose another folder{remedy}")
-    return owned
+    if names and not overwrite:
+        raise OutputError(f"{folder}: is not empty (it has {', '.join(names[:3])}); choose another folder{remedy}")
+    return run_paths
 
 
 def _run_owned_paths(path: Path) -> list[Path]:
-    """Return a path of a finished or killed run, after the segments in it; an OutputError if no run wrote the path."""
+    """Return the segments in a path, then the path, or raise an OutputError if no finished or killed run wrote them."""
     name = path.name
     files = (*RUN_FILES, *OPTIONAL_FILES)
-    temporary = [f".{file}.{end}" for file in files for end in ("partial", "merged", "segments")]
+    temporary_names = [f".{file}.{end}" for file in files for end in ("partial", "merged", "segments")]
     is_folder = path.is_dir() and not path.is_symlink()
     segments = sorted(path.iterdir()) if is_folder else []
-    foreign = [p for p in segments if not p.name.strip(".").startswith("segment-") or p.is_dir()]
-    if name not in (*files, *temporary) or foreign or (is_folder and "parquet" not in name):
-        raise OutputError(f"{foreign[0] if foreign else path}: no run wrote this; choose another folder")
+    foreign_paths = [p for p in segments if not p.name.strip(".").startswith("segment-") or p.is_dir()]
+    if name not in (*files, *temporary_names) or foreign_paths or (is_folder and "parquet" not in name):
+        raise OutputError(f"{foreign_paths[0] if foreign_paths else path}: no run wrote this; choose another folder")
     return [*segments, path]
 
 
@@ -116,13 +116,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file completely or not at all: an error or an interrupt leaves no partial file."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial_file = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        partial_file.write_bytes(data)
+        partial_file.replace(path)
     except BaseException as error:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise make_write_error(path, error) from None
         raise
@@ -133,13 +133,13 @@ def write_all(folder: Path, writers: Mapping[str, Callable[[], object]]) -> None
 
     The message of an OutputError names the files that are safe, and the errors of the other files.
     """
-    safe, errors = [], []
+    saved_names, errors = [], []
     for name, write_file in writers.items():
         try:
             write_file()
         except OutputError as error:
             errors.append(str(error))
         else:
-            safe.append(name)
+            saved_names.append(name)
     if errors:
-        raise OutputError(f"{'; '.join(errors)}; safe in {folder}: {', '.join(safe) or 'nothing'}")
+        raise OutputError(f"{'; '.join(errors)}; safe in {folder}: {', '.join(saved_names) or 'nothing'}")

@@ -81,11 +81,11 @@ class Sweep:
         """Read the sweep of a folder from its sweep.json, or raise an OutputError."""
         path = Path(out) / SWEEP_FILE
         try:
-            raw = json.loads(read_text(path))
-            if raw["format"] != FORMAT_VERSION:
-                raise OutputError(f"{path}: got format {raw['format']!r}, expected {FORMAT_VERSION}")
-            cells = tuple(Cell(**cell) for cell in raw["cells"])
-            return cls(Path(out), raw["scenario"], tuple(raw["tuned"]), tuple(raw["grid"]), cells)
+            table = json.loads(read_text(path))
+            if table["format"] != FORMAT_VERSION:
+                raise OutputError(f"{path}: got format {table['format']!r}, expected {FORMAT_VERSION}")
+            cells = tuple(Cell(**cell) for cell in table["cells"])
+            return cls(Path(out), table["scenario"], tuple(table["tuned"]), tuple(table["grid"]), cells)
         except OSError as error:
             raise OutputError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError) as error:

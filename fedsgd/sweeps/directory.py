@@ -22,7 +22,7 @@ from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, SWEEP_FILE, Cell, PlannedC
 def locked_directory(out: Path) -> Iterator[None]:
     """Create the folder if necessary, and lock it against other sweeps while the context is open.
 
-    A locked folder, and a folder with other files but no sweep.json, raise an OutputError.
+    A folder that another sweep has locked, and a folder with other files but no sweep.json, raise an OutputError.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -59,14 +59,19 @@ def save(sweep: Sweep) -> None:
 def resume(out: Path, plan: Sequence[PlannedCell], overwrite: bool, retry_failed: bool) -> Sweep:
     """Return the planned cells with their present states, then finished cells of earlier calls that are not planned.
 
-    A cell that is finished with another scenario runs again with `overwrite`; otherwise it raises an OutputError, and no file
-    changes. With `retry_failed`, cells that failed with a deterministic error run again.
+    Without `overwrite`, a cell that is finished with another scenario raises an OutputError, and no file changes; with
+    `overwrite` the cell runs again. With `retry_failed`, cells that failed with a deterministic error run again.
     """
-    previous = {cell.folder: cell for cell in Sweep.read(out).cells} if (out / SWEEP_FILE).exists() else {}
-    cells = [_resume_cell(out, planned, previous.get(planned.cell.folder), overwrite, retry_failed) for planned in plan]
+    previous_cells = {cell.folder: cell for cell in Sweep.read(out).cells} if (out / SWEEP_FILE).exists() else {}
+    cells = [
+        _resume_cell(out, planned_cell, previous_cells.get(planned_cell.cell.folder), overwrite, retry_failed)
+        for planned_cell in plan
+    ]
     planned_folders = {cell.folder for cell in cells}
-    unplanned = [cell for cell in previous.values() if cell.folder not in planned_folders and _is_finished(out / cell.folder)]
-    cells += [replace(cell, state="finished", error=None, cause=None) for cell in unplanned]
+    other_cells = [
+        cell for cell in previous_cells.values() if cell.folder not in planned_folders and _is_finished(out / cell.folder)
+    ]
+    cells += [replace(cell, state="finished", error=None, cause=None) for cell in other_cells]
     tuned, grid = collect_keys(cell.tuned for cell in cells), collect_keys(cell.grid for cell in cells)
     return Sweep(out, plan[0].scenario.name, tuned, grid, tuple(cells))
 
@@ -82,8 +87,8 @@ def _is_truncated(folder: Path) -> bool:
         return False
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        expected = [summary["rounds"], summary["uplink"]["frames"] + summary["downlink"]["frames"]]
-        return not (folder / "params.safetensors").exists() or [*map(count_rows, tables)] != expected
+        expected_rows = [summary["rounds"], summary["uplink"]["frames"] + summary["downlink"]["frames"]]
+        return not (folder / "params.safetensors").exists() or [*map(count_rows, tables)] != expected_rows
     except (OSError, ValueError, LookupError, TypeError, ReportError):
         return True
 
@@ -122,10 +127,12 @@ def _find_difference(path: Path, scenario: Scenario) -> str:
     if scenario.engine.name == "auto":  # the stored scenario has the selected engine
         engine = {**dump_table(scenario.engine), "update": stored_scenario.engine.update}
         stored_scenario = stored_scenario.with_settings({"engine": engine})
-    stored, planned = dict(flatten_settings(dump_table(stored_scenario))), dict(flatten_settings(dump_table(scenario)))
-    for key in dict.fromkeys([*planned, *stored]):
-        if stored.get(key) != planned.get(key):
-            return f"{key} is {_format_setting(stored, key)} there, but {_format_setting(planned, key)} in this sweep"
+    stored_settings = dict(flatten_settings(dump_table(stored_scenario)))
+    planned_settings = dict(flatten_settings(dump_table(scenario)))
+    for key in dict.fromkeys([*planned_settings, *stored_settings]):
+        if stored_settings.get(key) != planned_settings.get(key):
+            texts = _format_setting(stored_settings, key), _format_setting(planned_settings, key)
+            return f"{key} is {texts[0]} there, but {texts[1]} in this sweep"
     return ""
 
 

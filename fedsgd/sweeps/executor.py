@@ -59,7 +59,7 @@ def run_cell(
 ) -> CellOutcome:
     """Run a scenario into a folder, and return the outcome, with an error of fedsgd as a part of it.
 
-    An OutputError, which the scenario does not cause, and errors of other libraries are raised.
+    An OutputError, which the scenario does not cause, and errors outside fedsgd are raised.
     """
     start, texts = time.perf_counter(), []
     try:
@@ -94,9 +94,9 @@ def _record_warnings() -> Iterator[list[str]]:
 
 def run_sequentially(plan: Sequence[PlannedCell], out: Path, data: str | None, on_round: RoundCallback | None) -> CellResults:
     """Run cells in this process, one after the other."""
-    for planned in plan:
-        on_cell_round = None if on_round is None else _bind_cell(planned.cell, on_round)
-        yield planned.cell, run_cell(planned.scenario, out / planned.cell.folder, data, on_cell_round)
+    for planned_cell in plan:
+        on_cell_round = None if on_round is None else _bind_cell(planned_cell.cell, on_round)
+        yield planned_cell.cell, run_cell(planned_cell.scenario, out / planned_cell.cell.folder, data, on_cell_round)
 
 
 def _bind_cell(cell: Cell, on_round: RoundCallback) -> Callable[[RoundRecord], None]:
@@ -114,8 +114,8 @@ def run_in_processes(plan: Sequence[PlannedCell], out: Path, data: str | None, j
     try:
         with _block_interrupts(), single_threaded_children(), hide_missing_main():
             futures: dict[Future[CellOutcome], Cell] = {}
-            for planned in plan:
-                futures[pool.submit(run_cell, planned.scenario, out / planned.cell.folder, data)] = planned.cell
+            for planned_cell in plan:
+                futures[pool.submit(run_cell, planned_cell.scenario, out / planned_cell.cell.folder, data)] = planned_cell.cell
                 processes |= {*mp.active_children()} - other_processes
         for future in as_completed(futures):
             yield futures.pop(future), future.result()

@@ -67,12 +67,12 @@ def name_objects(settings_of_runs: Sequence[Mapping[str, str]]) -> list[dict[str
     for settings, objects in zip(settings_of_runs, objects_of_runs, strict=True):
         marker_keys = {f"{key.removesuffix('name')}{part}" for key in objects if key.endswith(".name") for part in MARKER_KEYS}
         marker_keys |= {"model.parameters"} if "model.name" in objects else set()
-        short = {key: value for key, value in settings.items() if key not in marker_keys}
+        texts = {key: value for key, value in settings.items() if key not in marker_keys}
         for key, (name, digest) in objects.items():
-            short[key] = json.dumps(f"{name} {digest[:FINGERPRINT_DIGITS]}".strip() if len(digests[key, name]) > 1 else name)
+            texts[key] = json.dumps(f"{name} {digest[:FINGERPRINT_DIGITS]}".strip() if len(digests[key, name]) > 1 else name)
         if len(initial_digests[objects.get("model.name")]) > 1:
-            short["model.initial"] = json.dumps(_get_initial_fingerprint(settings)[:FINGERPRINT_DIGITS])
-        short_settings.append(short)
+            texts["model.initial"] = json.dumps(_get_initial_fingerprint(settings)[:FINGERPRINT_DIGITS])
+        short_settings.append(texts)
     return short_settings
 
 
@@ -111,19 +111,19 @@ def slugify(text: str) -> str:
     >>> slugify("Top-k 1 %, density 0.01")
     'top-k-1-density-0.01'
     """
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")[:MAX_SLUG_LENGTH].strip("-.") or "cell"
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9.]+", "-", ascii_text).strip("-.")[:MAX_SLUG_LENGTH].strip("-.") or "cell"
 
 
 def assign_unique_slugs(texts: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
     """Return a unique folder name for each distinct text: equal or `reserved` names get the suffixes -2, -3, ... in order."""
-    used, name_by_text = set(reserved), {}
+    used_names, name_by_text = set(reserved), {}
     for text in texts:
         slug = name = slugify(text)
         n = 1
-        while name in used:
+        while name in used_names:
             n += 1
             name = f"{slug}-{n}"
-        used.add(name)
+        used_names.add(name)
         name_by_text[text] = name
     return name_by_text

@@ -42,8 +42,8 @@ def sweep(
     runs again only with `retry_failed`. Any other error of fedsgd, for example for missing data, ends the sweep if no cell has
     ended before. Otherwise the error counts as the cell's failure, and the cell runs again in the next call.
 
-    Cells that run in the same process have the peak memory of the largest cell so far. A ScenarioWarning of several cells is
-    issued once, with the label of the first cell.
+    A cell reports the peak memory of its process, which includes earlier cells in the process. A ScenarioWarning of several
+    cells is issued once, with the label of the first cell.
 
     Args:
         scenario: scenario, or the path of a scenario file.
@@ -78,8 +78,9 @@ def sweep(
         save(current_sweep)
         if on_begin is not None:
             on_begin(current_sweep)
-        waiting = {cell.folder for cell in current_sweep.cells if cell.state == "waiting"}
-        waiting_cells, issued_warnings = [planned for planned in plan if planned.cell.folder in waiting], set[str]()
+        waiting_folders = {cell.folder for cell in current_sweep.cells if cell.state == "waiting"}
+        waiting_cells = [planned_cell for planned_cell in plan if planned_cell.cell.folder in waiting_folders]
+        issued_warnings = set[str]()
         with closing(_run_cells(waiting_cells, folder, None if data is None else str(data), jobs, on_round)) as results:
             for cell, outcome in results:
                 current_sweep = _record_outcome(current_sweep, cell, outcome)

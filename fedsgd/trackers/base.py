@@ -132,12 +132,12 @@ class TrackerGroup:
             self._notify(tracker, "begin", run)
 
     def round(self, record: RoundRecord) -> None:
-        """Send the end of a round to all trackers without an error."""
+        """Send the end of a round to all trackers that have not raised an error."""
         for tracker in tuple(self._active_trackers):
             self._notify(tracker, "round", record)
 
     def end(self, outcome: RunFinished) -> None:
-        """Send the end of the run, or its error, to all trackers without an error; later calls have no effect."""
+        """Send the end of the run to all trackers that have not raised an error; later calls have no effect."""
         trackers, self._active_trackers = self._active_trackers, []
         failures: list[str] = []
         interrupt: BaseException | None = None
@@ -189,7 +189,7 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
 
 
 def convert_to_milliseconds(outcome: RunFinished, n_rounds: int) -> Iterator[tuple[str, list[int]]]:
-    """Yield (label of a network, [R] milliseconds at the end of each round), or raise a ValueError for another length."""
+    """Yield (label of a network, [R] milliseconds at the end of each round); a ValueError if a network has not R times."""
     for network, seconds in outcome.seconds_by_network.items():
         if len(seconds) != n_rounds:
             raise ValueError(f"{network}: {len(seconds)} times for {n_rounds} rounds")

@@ -109,14 +109,14 @@ def _get_experiment_id(client: MlflowClient, parent_run: Run | None, artifacts: 
     """Return the id of the experiment that MLflow's settings name, and create the experiment if it does not exist."""
     if parent_run is not None:
         return str(parent_run.info.experiment_id)
-    if os.environ.get("MLFLOW_EXPERIMENT_ID"):  # mlflow.set_experiment sets it too
+    if os.environ.get("MLFLOW_EXPERIMENT_ID"):  # mlflow.set_experiment sets this variable too
         return os.environ["MLFLOW_EXPERIMENT_ID"]
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:  # another process may have created it meanwhile
+        except MlflowException:  # another process may have created the experiment meanwhile
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
