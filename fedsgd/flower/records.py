@@ -1,7 +1,7 @@
 """Packing of bytes into Flower's records, and the size of Flower's messages.
 
-A payload is one opaque value, which needs the fewest objects and requests. A payload above 5 MiB is one array, which Flower
-sends in chunks, because that is faster.
+A payload is one opaque value, so that a message has few objects and needs few requests. A payload above 5 MiB is one array,
+because Flower sends an array in chunks, which is faster.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_CONFIG_VALUE_BYTES = 5 * 2**20
 _OBJECT_ID_LENGTH = 64
 """Number of characters in the name of one of Flower's objects."""
 _MAX_SAMPLE_BYTES = 32
-"""Largest number of a chunk's bytes that are compared before the whole chunks are compared."""
+"""Maximum number of bytes in the sample of a chunk. Two chunks of equal length and with equal samples are compared whole."""
 _BLOCK_BYTES = 2**16
 
 
@@ -43,14 +43,7 @@ def write_payload(content: RecordDict, data: bytes) -> RecordDict:
 
 
 def read_payload(content: RecordDict) -> bytes:
-    """Return the bytes that `write_payload` wrote into a content.
-
-    Raises:
-        WireError: the content has no record of fedsgd, or the record has no such bytes.
-
-    >>> read_payload(write_payload(RecordDict(), b"frames"))
-    b'frames'
-    """
+    """Return the bytes that `write_payload` wrote into a content. WireError if the content has no payload of fedsgd."""
     record = content.get(RECORD_KEY)
     value = record.get(_VALUE_KEY) if isinstance(record, ConfigRecord | ArrayRecord) else None
     if isinstance(value, Array) and value.stype == _PAYLOAD_STYPE:
@@ -81,14 +74,13 @@ def unpack_records(data: bytes) -> RecordDict:
 def count_message_bytes(message: Message, content: RecordDict | None = None, cache: RecordCache | None = None) -> int:
     """Return the bytes of a message as Flower stores and sends it: a tree of objects, equal objects once.
 
-    Requests, headers and polls are not counted. Flower names an object by a hash of its content. This function compares large
-    contents instead, which is fast unless they are equal.
+    Requests, headers and polls are not counted. Flower hashes contents to find equal objects; this function compares contents,
+    which is faster unless they are equal.
 
     Args:
         message: message with a content or with an error.
-        content: content to count instead of the message's own; None for its own.
-        cache: sizes of records in other messages, extended by this call, so that a shared record is read once. Records must not
-            change between calls.
+        content: content to count instead of the message's own content.
+        cache: sizes of records, extended by this call, to read a shared record once. Records must not change between calls.
     """
     objects = _ObjectCounter()
     if message.has_content():
@@ -97,11 +89,7 @@ def count_message_bytes(message: Message, content: RecordDict | None = None, cac
 
 
 class _ObjectCounter:
-    """Counter of the distinct objects of one message, each of which gets a number.
-
-    Attributes:
-        n_bytes: bytes of these objects.
-    """
+    """Counter of a message's distinct objects, which are numbered; `n_bytes` is the size of all counted objects."""
 
     def __init__(self) -> None:
         self.n_bytes = 0
@@ -142,7 +130,7 @@ class _ObjectCounter:
     def _add_chunk(self, data: bytes | memoryview) -> int:
         """Count a chunk. Its key is its length and a sample of its bytes, with a "+" for each other chunk of the same key."""
         key = b"%d %b" % (len(data), bytes(data[:: len(data) // _MAX_SAMPLE_BYTES + 1]))
-        while (counted := self._chunks.setdefault(key, data)) is not data and not _are_equal(counted, data):
+        while (chunk := self._chunks.setdefault(key, data)) is not data and not _are_equal(chunk, data):
             key += b"+"
         return self._add_parent(key, ArrayChunk, 0, len(data))
 

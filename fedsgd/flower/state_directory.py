@@ -1,16 +1,12 @@
 """Folders of client state on a node's own disk.
 
 Flower sends its Context over the loopback with each message and loses it when the SuperNode stops. So the Context has only one
-small record: the folder, and the folder's generation, which counts the commits.
+small record: the folder's path, and the folder's generation, which counts the commits. A new run removes the folders of runs
+that wrote nothing for a week.
 
-Environment variables:
-
-* FEDSGD_STATE: root folder of all runs, and of compiled loops if numba has no folder for them; by default `fedsgd` in
-  Flower's home.
-* FEDSGD_STATE_BUDGET: largest number of bytes for all runs under the root, like "2 GiB"; by default the space on the disk.
-
-A run's folder is removed when another run begins under the root and nothing was written to the folder for a week. The folder of
-a session is removed when a later session of the same strategy begins.
+- FEDSGD_STATE: root folder of all runs, by default `fedsgd` in Flower's home. The root also stores compiled loops if numba
+  has no folder for them.
+- FEDSGD_STATE_BUDGET: maximum number of bytes of all runs under the root, like "2 GiB"; by default the space on the disk.
 """
 
 from __future__ import annotations
@@ -41,20 +37,15 @@ _FOLDER_KEY, _GENERATION_KEY = "folder", "generation"
 def open_state_store(context: Context, name: str = "", session: int | None = None, expected_bytes: int = 0) -> FolderStore:
     """Open the stored states of this node's clients in this run.
 
-    The disk has precedence over the Context: it is ahead if a process was killed between two writes, and the Context is new if
-    the SuperNode was started again. If the disk is behind the Context, the folder was replaced by an older one. All its states
-    are then removed, and the node's clients get a catch-up.
+    The disk has precedence over the Context: the disk is ahead if a process was killed between the two writes, or if the
+    SuperNode was started again with a new Context. A folder that is behind the Context was replaced by an older folder. The
+    folder's states are removed, and the node's clients get a catch-up.
 
     Args:
         context: Flower's context of the node.
         name: name of the federation, for a run with several federations.
         session: number of the federation's session; folders of earlier sessions of this name are removed.
-        expected_bytes: largest size of the folder, which must fit on the disk before the first state is stored; 0: no check.
-
-    Raises:
-        ModelError: `context.state` has a record of the app with fedsgd's name.
-        OutputError: the folder cannot be used, or the disk or the budget has too little space.
-        ScenarioError: the budget cannot be parsed.
+        expected_bytes: maximum size of the folder, which must fit on the disk before the first state is stored; 0: no check.
     """
     set_fallback_cache(_get_root() / _KERNEL_FOLDER)
     node = context.node_config.get("partition-id", context.node_id)
@@ -87,11 +78,7 @@ def commit_state(context: Context, store: FolderStore) -> None:
 
 @contextmanager
 def hide_record(context: Context) -> Iterator[None]:
-    """Remove fedsgd's record from the Context's state, and restore it at the end, also after an error.
-
-    Raises:
-        ModelError: the app stored a record with fedsgd's name.
-    """
+    """Hide fedsgd's record from the app that runs in this context. ModelError if the app stores a record of the same name."""
     state = context.state
     record = state.pop(RECORD_KEY) if _has_fedsgd_record(state) else None
     try:
@@ -156,12 +143,7 @@ def _remove_expired_runs(root: Path) -> None:
 
 @contextmanager
 def _reserve_space(folder: Path, n_bytes: int) -> Iterator[None]:
-    """Check that a run's folder has space for n bytes; while the context is open, no other node under the root writes.
-
-    Raises:
-        OutputError: the bytes exceed the budget or the disk, or cannot be written.
-        ScenarioError: the budget cannot be parsed.
-    """
+    """Check that a folder has space for n bytes. With a budget, other nodes under the root wait until the context ends."""
     budget = _read_budget()
     try:
         with _lock_root(_get_root(), budget is not None):
@@ -172,12 +154,12 @@ def _reserve_space(folder: Path, n_bytes: int) -> Iterator[None]:
 
 
 def _check_space(folder: Path, n_bytes: int, budget: int | None) -> None:
-    available = shutil.disk_usage(folder).free
-    problem, remedy = f"{format_bytes(available)} free on its disk", "free disk space"
-    if budget is not None and (remaining := max(0, budget - _count_run_bytes(_get_root()))) < available:
-        problem = f"{format_bytes(remaining)} free in the budget of {format_binary_bytes(budget)} for all runs in {_get_root()}"
-        available, remedy = remaining, f"increase {BUDGET_VARIABLE}"
-    if n_bytes > available:
+    space = shutil.disk_usage(folder).free
+    problem, remedy = f"{format_bytes(space)} free on its disk", "free disk space"
+    if budget is not None and (rest := max(0, budget - _count_run_bytes(_get_root()))) < space:
+        problem = f"{format_bytes(rest)} free in the budget of {format_binary_bytes(budget)} for all runs in {_get_root()}"
+        space, remedy = rest, f"increase {BUDGET_VARIABLE}"
+    if n_bytes > space:
         remedies = f"{remedy}, remove folders of finished runs, or set {ROOT_VARIABLE} to another folder"
         raise OutputError(f"{folder}: no room for client state: {format_bytes(n_bytes)} needed, {problem}; {remedies}")
 
@@ -192,11 +174,7 @@ def _read_budget() -> int | None:
 
 
 def _count_run_bytes(root: Path) -> int:
-    """Return the bytes of all files of runs under the root.
-
-    Each write measures all files. A stored sum would become wrong when a process is killed before it writes the sum, or when
-    a user removes a run's folder. There are few files: one for each client, and one for each model.
-    """
+    """Return the bytes of all runs' files. A stored sum would be wrong after a process is killed or a user removes a folder."""
     return sum(_count_folder_bytes(run) for run in root.glob(f"{_RUN_PREFIX}*"))
 
 

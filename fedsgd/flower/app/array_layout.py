@@ -1,12 +1,11 @@
-"""Conversion of a Flower app's model between the app's record of named arrays and the compressors' one vector.
+"""Conversion between an app's record of named arrays and the one vector [P] that compressors need.
 
-- The vector [P] float32 has the arrays of float16, float32 and float64, concatenated in the record's order.
-- An app gets each array in its own type. A float64 number is rounded to the 24 bits of a float32.
-- Exact arrays are sent bit for bit, separately from the vector. Exact are integers, complex numbers, arrays in other packings,
-  arrays that are not finite, and arrays whose names match a pattern of the setting `exact`.
-- A tensor with several names is in the vector once, at the place of its first name, with the value of its last name. A torch
-  module loads the last name last.
-- A reply may lack arrays of the model, and may have additional arrays: see `ReplyArrays`.
+- The vector has the arrays of float16, float32 and float64, as float32 and concatenated in the record's order. An app gets each
+  array in the array's own type; a float64 is rounded to the 24 bits of a float32.
+- Exact arrays are sent bit for bit, not in the vector: integers, complex numbers, arrays in other packings than numpy's, arrays
+  that are not finite as float32, and arrays whose names match a pattern of the setting `exact`.
+- A tensor with several names is in the vector once, at the place of its first name. The tensor's value is the value of the last
+  name, because a torch module loads the last name last.
 """
 
 from __future__ import annotations
@@ -51,9 +50,6 @@ class ArrayLayout:
         tied_groups: groups of names that are one tensor each, in the record's order.
         dtypes: name and numpy's type name of each array in the vector that is not float32.
 
-    Raises:
-        ModelError: a group is not one tensor, or a type is not a type of floats.
-
     >>> import numpy as np
     >>> from flwr.app import Array
     >>> arrays = {"weight": Array(np.ones((2, 3), np.float32)), "steps": Array(np.array([7]))}
@@ -83,8 +79,8 @@ class ArrayLayout:
     @cached_property
     def layout(self) -> ParameterLayout:
         """Names and shapes of the arrays in the vector [P], each tensor under its first name."""
-        flat = [(name, shape) for name, shape, exact in self._entries if not exact and self._first_name.get(name, name) == name]
-        return ParameterLayout(tuple(name for name, _ in flat), tuple(shape for _, shape in flat))
+        shapes = {name: shape for name, shape, exact in self._entries if not exact and self._first_name.get(name, name) == name}
+        return ParameterLayout(tuple(shapes), tuple(shapes.values()))
 
     @cached_property
     def slices(self) -> Mapping[str, slice]:
@@ -116,7 +112,7 @@ class ArrayLayout:
         return zip(self.names, self.shapes, self.exact, strict=True)
 
     def find_mismatch(self, arrays: Mapping[str, Array]) -> str | None:
-        """Return the first difference from the model in names, shapes or kinds ("got ..., expected ..."), or None.
+        """Return the first difference from the model in names, shapes or kinds, as "got ..., expected ..."; None if all agree.
 
         Types of floats may differ, and so may types of exact arrays.
         """
@@ -134,21 +130,14 @@ class ArrayLayout:
         return None
 
     def to_vector(self, arrays: Mapping[str, Array]) -> F32:
-        """Return the vector [P] float32 of a model's arrays. Values are rounded to float32.
-
-        Raises:
-            ModelError: the arrays are those of another model.
-        """
+        """Return the vector [P] of a model's arrays, rounded to float32. ModelError for the arrays of another model."""
         problem = self.find_mismatch(arrays)
         if problem is not None:
             raise ModelError(problem)
         return self.fill_vector(np.empty(self.layout.size, dtype=np.float32), arrays)
 
     def fill_vector(self, vector: F32, arrays: Mapping[str, Array]) -> F32:
-        """Write some or all arrays of the model into a vector [P] and return the vector.
-
-        A tensor with several names gets the value of the last name.
-        """
+        """Write some or all arrays of the model into a vector [P] and return the vector."""
         for name, part in self.slices.items():
             if name in arrays:
                 vector[part] = flatten_values(arrays[name])
@@ -156,22 +145,16 @@ class ArrayLayout:
 
     def round_to_dtypes(self, vector: F32) -> F32:
         """Return the vector [P] with the values of float16 arrays rounded to float16, as an app gets them."""
-        narrow = [(name, np.dtype(dtype)) for name, dtype in self.dtypes if np.dtype(dtype).itemsize < 4]
-        if narrow:
+        half_dtypes = [(name, np.dtype(dtype)) for name, dtype in self.dtypes if np.dtype(dtype).itemsize < 4]
+        if half_dtypes:
             vector = vector.copy()
             with np.errstate(over="ignore"):
-                for name, dtype in narrow:
+                for name, dtype in half_dtypes:
                     vector[self.slices[name]] = vector[self.slices[name]].astype(dtype)
         return vector
 
     def to_record(self, vector: F32, exact_arrays: Mapping[str, Array], missing_names: Collection[str] = ()) -> ArrayRecord:
-        """Return a record of the model's arrays. Inverse of `to_vector`.
-
-        Args:
-            vector: [P] float32, values of the arrays that are not exact.
-            exact_arrays: exact arrays, by name.
-            missing_names: names of arrays that the record omits.
-        """
+        """Return a record of the model's arrays from the vector [P] and the exact arrays, without the missing names."""
         return ArrayRecord(
             {
                 name: exact_arrays[name]
@@ -184,8 +167,8 @@ class ArrayLayout:
 
     def with_dtypes(self, dtypes: Mapping[str, str]) -> ArrayLayout:
         """Return the same model with other types of floats, by name."""
-        merged = {**self.dtype_by_name, **dtypes}
-        return replace(self, dtypes=tuple((name, merged[name]) for name in self.names if merged.get(name, FLOAT32) != FLOAT32))
+        dtypes = {**self.dtype_by_name, **dtypes}
+        return replace(self, dtypes=tuple((name, dtypes[name]) for name in self.names if dtypes.get(name, FLOAT32) != FLOAT32))
 
     def find_dtype_changes(self, arrays: Mapping[str, Array]) -> dict[str, str]:
         """Return the types of arrays in the vector that differ from the model's types, by name."""
@@ -206,9 +189,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True, eq=False)
 class ReplyArrays:
-    """Arrays of a reply, sorted into arrays of the model and other arrays.
-
-    A strategy of Flower accepts replies with fewer arrays than the model, with more, or with other shapes.
+    """Arrays of a reply. Flower's strategies accept replies with fewer or more arrays than the model, or with other shapes.
 
     Attributes:
         model_arrays: arrays with a name, shape and packing of the model; these are compressed.
@@ -222,21 +203,15 @@ class ReplyArrays:
 
     def compute_missing_mask(self, array_layout: ArrayLayout) -> BoolArray:
         """Return [P] bool, True for the coordinates of tensors that the reply has under none of their names."""
-        missing = np.ones(array_layout.layout.size, dtype=np.bool_)
+        mask = np.ones(array_layout.layout.size, dtype=np.bool_)
         for name in self.model_arrays:
             if name in array_layout.slices:
-                missing[array_layout.slices[name]] = False
-        return missing
+                mask[array_layout.slices[name]] = False
+        return mask
 
     @staticmethod
     def from_reply(array_layout: ArrayLayout, arrays: Mapping[str, Array], exact_arrays: Mapping[str, Array]) -> ReplyArrays:
-        """Sort the arrays of a reply.
-
-        Args:
-            array_layout: layout of the model.
-            arrays: arrays of the reply, by name.
-            exact_arrays: exact arrays of the message that the app received, by name.
-        """
+        """Separate a reply's arrays of the model from other arrays. The app received the exact arrays `exact_arrays`."""
         model_arrays = {
             name: array for name, array in arrays.items() if _is_model_array(array_layout, name, array, exact_arrays.get(name))
         }
@@ -246,13 +221,9 @@ class ReplyArrays:
 
 
 def _is_model_array(array_layout: ArrayLayout, name: str, array: Array, exact_array: Array | None) -> bool:
-    """Return True if an array has the shape and packing of the model's array of its name.
+    """Return True if a reply's array has the shape and packing of the model's array of this name.
 
-    Args:
-        array_layout: layout of the model.
-        name: name of the array in the reply.
-        array: array of the reply.
-        exact_array: the model's array of this name; None if it is in the vector.
+    `exact_array` is the model's array if the array is exact, None otherwise.
     """
     if tuple(array.shape) != array_layout.shape_by_name.get(name):
         return False
@@ -268,10 +239,7 @@ def build_array_layout(
 ) -> ArrayLayout | None:
     """Return the layout of a model; None if the model has no number that can be compressed.
 
-    Args:
-        arrays: the model's arrays, by name.
-        exact_patterns: patterns of the names of exact arrays, as in a shell ("*running_mean").
-        tied_groups: groups of names that are one tensor each. A tensor that is exact under one name is exact under all names.
+    `exact_patterns` match as in a shell ("*running_mean"). A tensor that is exact under one name is exact under all names.
     """
     exact = {name: is_exact(name, array, exact_patterns) for name, array in arrays.items()}
     for group in tied_groups:
@@ -300,11 +268,7 @@ def guess_ties(arrays: ArrayRecord, exact_patterns: Sequence[str]) -> TiedGroups
 
 
 def resolve_tied_groups(groups: TiedGroups, arrays: Mapping[str, Array]) -> TiedGroups:
-    """Return the groups of the setting `tied` in canonical order, without groups of arrays that are not floats.
-
-    Raises:
-        ScenarioError: the model has no array of such a name, or the arrays of a group have different values.
-    """
+    """Check the setting `tied` for a model, and return its groups of float arrays in canonical order."""
     float_groups = []
     for group in groups:
         for name in group:
@@ -323,12 +287,13 @@ def resolve_tied_groups(groups: TiedGroups, arrays: Mapping[str, Array]) -> Tied
 def describe_dtypes(array_layout: ArrayLayout) -> str:
     """Return the number of arrays of each type in the vector other than float32, with a note where values are rounded."""
     counts = Counter(dtype for _, dtype in array_layout.dtypes)
-    rounded = {dtype: " (rounded to 24 bits)" if np.dtype(dtype).itemsize > 4 else "" for dtype in counts}
-    return ", ".join(f"{n} arrays of {dtype}{rounded[dtype]}" for dtype, n in counts.items())
+    notes = {dtype: " (rounded to 24 bits)" if np.dtype(dtype).itemsize > 4 else "" for dtype in counts}
+    return ", ".join(f"{n} arrays of {dtype}{notes[dtype]}" for dtype, n in counts.items())
 
 
 def describe_exact_arrays(arrays: Mapping[str, Array], names: Collection[str]) -> str:
     """Return the names and types of the first five arrays, and the name of the first array that is not finite."""
     labels = [f'"{name}" of {arrays[name].dtype}' for name in itertools.islice(names, 5)]
-    infinite = [name for name in names if is_float(arrays[name]) and not all_finite(flatten_values(arrays[name]))]
-    return ", ".join(labels) + (f'; "{infinite[0]}" is not finite' if infinite else "")
+    nonfinite_names = (name for name in names if is_float(arrays[name]) and not all_finite(flatten_values(arrays[name])))
+    name = next(nonfinite_names, None)
+    return ", ".join(labels) + ("" if name is None else f'; "{name}" is not finite')

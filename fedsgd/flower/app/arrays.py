@@ -29,8 +29,8 @@ def is_compressible(array: Array) -> bool:
 @lru_cache
 def is_float_type(dtype: str) -> bool:
     """Return True for numpy's name of float16, float32 or float64."""
-    parsed = _parse_dtype(dtype)
-    return parsed is not None and parsed.kind == "f" and parsed.itemsize <= 8
+    numpy_dtype = _parse_dtype(dtype)
+    return numpy_dtype is not None and numpy_dtype.kind == "f" and numpy_dtype.itemsize <= 8
 
 
 def has_float32_overflow(array: Array) -> bool:
@@ -52,7 +52,7 @@ def make_array(values: F32, shape: tuple[int, ...], dtype: str | None = None) ->
 
 
 def read_packed_shape(array: Array, dtype: str) -> tuple[int, ...] | None:
-    """Return the shape of a packed array; None if its bytes are no array of numbers and no array of type `dtype`."""
+    """Return the shape of a packed array; None if its bytes are neither an array of numbers nor an array of type `dtype`."""
     try:
         values = array.numpy()
     except Exception:  # numpy raises errors of many classes for bytes that are no array
@@ -65,14 +65,9 @@ def read_packed_shape(array: Array, dtype: str) -> tuple[int, ...] | None:
 
 
 def _is_compatible_dtype(array_dtype: np.dtype[Any], declared_dtype: str) -> bool:
-    """Return True if numpy reads an array of a declared type as `array_dtype`.
-
-    Types that other libraries register, such as bfloat16, are read as raw bytes of the same size.
-    """
-    declared = _parse_dtype(declared_dtype)
-    return declared in (None, array_dtype) or (
-        declared.kind == "V" and array_dtype.kind == "V" and declared.itemsize == array_dtype.itemsize
-    )
+    """Return True if numpy may read `declared_dtype` as `array_dtype`. Other libraries' types are read as raw bytes."""
+    dtype = _parse_dtype(declared_dtype)
+    return dtype in (None, array_dtype) or (dtype.kind == array_dtype.kind == "V" and dtype.itemsize == array_dtype.itemsize)
 
 
 def _parse_dtype(dtype: str) -> np.dtype[Any] | None:

@@ -42,26 +42,19 @@ _DUMMY_EXAMPLES = Examples(np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.f
 def compression_mod() -> Mod:
     """Return a mod that compresses a ClientApp's updates for a `CompressedStrategy`.
 
-    It works with any ClientApp of Flower's message API: `ClientApp(mods=[compression_mod()])`. Put the mod first, so that
-    other mods see uncompressed arrays. The mod has no settings; they are in the messages of the `CompressedStrategy`. The app
-    gets decoded arrays, and the mod sends the difference between the app's arrays and the decoded ones.
+    The mod works with any ClientApp of Flower's message API. Put the mod first, so that other mods see uncompressed arrays. The
+    messages of the `CompressedStrategy` contain the settings. The app gets decoded arrays; the mod sends the difference between
+    the app's arrays and the decoded arrays.
 
     - State: a scheme's state is stored on the node's disk (see `fedsgd.flower.state_directory`), with the last reply if a
-      repeated message must get the same reply. The log says once how many bytes that takes.
+      repeated message must get the same reply. The log states once how many bytes a client stores.
     - Context: `context.state` has one ConfigRecord "fedsgd", which is hidden from the app while the app runs.
-    - Not compressed: messages of other strategies, replies without arrays, replies with an error, and replies without an array
-      of the model. A reply is also sent uncompressed if it contradicts the server's tied names.
+    - Not compressed: messages of other strategies, replies with an error, and replies without an array of the model. A reply is
+      also sent uncompressed if the reply contradicts the server's tied names.
     - Arrays that the model does not have are sent as they are.
-
-    Returns:
-        The mod. At a compressed message it raises `ClientAppError`, which Flower reports and the server explains in its log.
-        The cause is the app's error or an error of the mod:
-
-        - ModelError: arrays share memory.
-        - NonFiniteError: the update is not finite.
-        - ScenarioError: secure aggregation is behind the mod.
-        - WireError: the message cannot be read.
-        - OutputError: the disk is full, or the budget is exceeded.
+    - Errors: Flower reports a `ClientAppError`, which the server explains in its log. The cause is an error of the app or of
+      the mod: ModelError (two arrays share memory), NonFiniteError (the update), ScenarioError (secure aggregation behind the
+      mod), WireError (the message), or OutputError (the disk or the budget).
 
     >>> from flwr.clientapp import ClientApp
     >>> from fedsgd.flower import compression_mod
@@ -110,7 +103,7 @@ class _MessageHandler:
         )
 
     def evaluate(self, message: Message, call_next: ClientAppCallable) -> Message:
-        """Return the app's reply to the decoded model. The client's state does not change."""
+        """Return the app's reply to the decoded model. The client's state stays the same."""
         state = ClientState(model_round=self.store.load(self.client).model_round)
         task = decode_task(self.plan, self.client, self.request.frames, state, _DUMMY_EXAMPLES, self.downlink_cache)
         if isinstance(task, ImmediateReply):
@@ -136,9 +129,9 @@ class _MessageHandler:
             array_layout, {} if key is None else reply.content.array_records[key], self.request.exact_arrays
         )
         received_weights = array_layout.round_to_dtypes(task.downlink.weights)
-        tied = self._find_ties(received_weights, arrays)
-        if key is None or tied is not None or arrays.model_arrays.keys().isdisjoint(array_layout.slices):
-            reply.content = write_payload(reply.content, encode_uncompressed_reply(key or "", tied or ()))
+        tied_groups = self._find_ties(received_weights, arrays)
+        if key is None or tied_groups is not None or arrays.model_arrays.keys().isdisjoint(array_layout.slices):
+            reply.content = write_payload(reply.content, encode_uncompressed_reply(key or "", tied_groups or ()))
             return reply
         with np.errstate(over="ignore", invalid="ignore"):  # `encode_update` raises an error with the number of such values
             update = array_layout.fill_vector(received_weights.copy(), arrays.model_arrays) - received_weights
@@ -163,11 +156,7 @@ class _MessageHandler:
         return message
 
     def _find_ties(self, received_weights: F32, arrays: ReplyArrays) -> TiedGroups | None:
-        """Return the tied names of a reply if they differ from the server's groups; None if they agree.
-
-        Args:
-            received_weights: [P] float32, vector of the arrays that the app received.
-            arrays: arrays of the reply.
+        """Return a reply's tied names if they differ from the server's groups; None if all agree.
 
         Raises:
             ModelError: an array is the transpose or a part of another array.
@@ -187,13 +176,13 @@ class _MessageHandler:
                 f"in the reply, {sharing}; compression would make the two arrays differ: put both names into "
                 "CompressedStrategy(exact=[...]), or keep one parameter and compute the other in the model's forward()"
             )
-        assumed = sort_groups([name for name in group if name in after] for group in array_layout.tied_groups)
-        observed = observe_groups(assumed, before, after)
-        groups = tuple(group for group in observed if not array_layout.exact_shapes.keys() >= set(group))
-        return None if assumed == groups else groups
+        server_groups = sort_groups([name for name in group if name in after] for group in array_layout.tied_groups)
+        observed_groups = observe_groups(server_groups, before, after)
+        groups = tuple(group for group in observed_groups if not array_layout.exact_shapes.keys() >= set(group))
+        return None if server_groups == groups else groups
 
     def _create_reply(self, message: Message, frames: Frames) -> Message:
-        """Return a reply of these frames (RESYNC), without calling the app."""
+        """Return a reply with a RESYNC frame, without a call of the app."""
         data = encode_reply(self.request.settings.key, frames, self.request.settings, None)
         return Message(write_payload(RecordDict(), data), reply_to=message)
 

@@ -1,4 +1,4 @@
-"""Stored state of a Flower app's client: its size, its folder on the node, and the last reply that is stored with it."""
+"""Stored state of a Flower app's client: the state's size, its folder on the node, and the last reply in the same file."""
 
 from __future__ import annotations
 
@@ -35,14 +35,7 @@ def create_settings(
     seed: int,
     previous_settings: CompressionSettings | None,
 ) -> CompressionSettings:
-    """Return the settings of a new session.
-
-    Args:
-        uplink: settings of the updates.
-        downlink: settings of the model's broadcast.
-        array_layout: names, shapes and order of the app's arrays.
-        seed: seed of the randomness that server and clients share.
-        previous_settings: settings of the strategy's previous session, whose state nodes remove; None for the first session.
+    """Return the settings of a new session. Nodes remove the state of the strategy's previous session.
 
     Raises:
         ScenarioError: a compressor cannot be used for the model.
@@ -65,12 +58,7 @@ def measure_state_bytes(plan: FederationPlan) -> int:
 
 
 def describe_state(settings: CompressionSettings, folder: Path | None = None) -> str:
-    """Return a log line about the state of a client: its size, its folder, and the time of its removal.
-
-    Args:
-        settings: settings of the session.
-        folder: folder on the client's node; None on the server, for a line about all clients.
-    """
+    """Return a log line about the stored state of all clients, or of the client whose folder is given."""
     client, place = ("each client", "on the disk of its node") if folder is None else ("this client", f"in {folder}")
     n_bytes, size = _compute_stored_bytes(settings), settings.array_layout.layout.size
     content = "only the number of its last round"
@@ -85,16 +73,7 @@ def describe_state(settings: CompressionSettings, folder: Path | None = None) ->
 def open_store(context: Context, settings: CompressionSettings, is_training: bool) -> FolderStore:
     """Open the folder of a session on this node. For a new folder, log a line and remove folders of earlier sessions.
 
-    Args:
-        context: Flower's context of the node.
-        settings: settings of the session.
-        is_training: True for a message to train, for which the state must fit on the disk beforehand. An evaluation stores at
-            most the model, whose space is checked when it is stored.
-
-    Raises:
-        ModelError: `context.state` has a record of the app with fedsgd's name.
-        OutputError: the folder cannot be used, or the state does not fit.
-        ScenarioError: the budget cannot be parsed.
+    Before training, the state must fit on the disk. An evaluation stores at most the model, which is checked at its write.
     """
     store = open_state_store(
         context, f"app-{settings.first}", settings.session, 2 * _compute_stored_bytes(settings) * is_training
@@ -107,8 +86,8 @@ def open_store(context: Context, settings: CompressionSettings, is_training: boo
 def attach_reply(state: ClientState, content: RecordDict) -> ClientState:
     """Return the state with the whole reply, if the scheme stores its reply; otherwise return the state unchanged.
 
-    A repeated message then gets the stored reply; a second reply would change the scheme's state twice. State and reply are one
-    file, so neither can be stored without the other.
+    A repeated message gets the stored reply, because a second reply would change the scheme's state twice. One file has both
+    state and reply, so neither is stored without the other.
     """
     uncommitted = state.uncommitted_state
     if uncommitted is None or uncommitted.reply_frame is None:
@@ -117,13 +96,9 @@ def attach_reply(state: ClientState, content: RecordDict) -> ClientState:
 
 
 def revert_missing_coordinates(state: ClientState, missing_mask: BoolArray) -> ClientState:
-    """Return the state after a reply that lacks some coordinates: for these, the reply counts as lost.
+    """Return the state after a reply that lacks the coordinates in `missing_mask` [P], for which the reply counts as lost.
 
     A scheme encodes the residual of all coordinates, but the server omits the arrays that the reply lacks.
-
-    Args:
-        state: state after the reply.
-        missing_mask: [P] bool, True for the coordinates that the reply lacks.
     """
     uncommitted = state.uncommitted_state
     if uncommitted is None or not missing_mask.any():

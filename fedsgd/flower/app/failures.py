@@ -1,6 +1,6 @@
-"""Failures of a user's ClientApp: the error that its node reports, and the server's explanation.
+"""Failures of a user's ClientApp: the error that a node reports, and the server's explanation.
 
-The mod marks the reason of every error that passes `compression_mod`. A marked error proves that the ClientApp has the mod.
+`compression_mod` marks the reason of each error that passes the mod. So a marked error proves that the ClientApp has the mod.
 """
 
 from __future__ import annotations
@@ -25,19 +25,14 @@ _SIMULATION_ERROR = "ClientAppException"
 
 
 class ReplyFailure(NamedTuple):
-    """Cause of a node's failure.
-
-    Attributes:
-        kind: "app", "order", "mod", "handler" or "flower"; the strategy adds "reply" and "arrays".
-        text: one line without the node; a log line names the nodes before it.
-    """
+    """Failure of a node: kind ("app", "order", "mod", "handler", "flower", "reply" or "arrays") and text, one line."""
 
     kind: str
     text: str
 
     @property
     def cause(self) -> str:
-        """Text with all numbers set to 0, so that equal failures of different rounds and nodes have one cause."""
+        """Text with all numbers set to 0, which is the same for equal failures in different rounds and at different nodes."""
         return re.sub(r"\d+", "0", self.text)
 
 
@@ -60,7 +55,7 @@ def explain_error(error: Error, key: str, handler: str | None) -> ReplyFailure:
     Args:
         error: error as Flower reports it.
         key: name of the record that was compressed.
-        handler: another handler of the node's ClientApp that has the mod; None if no such handler is known.
+        handler: another handler of the node's ClientApp, which is known to have the mod; None if no handler is known.
     """
     reason = error.reason or ""
     if ERROR_MARK in reason or _FEDSGD_ERROR_PREFIX in reason:
@@ -95,6 +90,6 @@ def _extract_text(reason: str) -> str:
 
 
 def _get_code_name(code: int) -> str:
-    """Return the number of an error of Flower, and the code's name if Flower has one."""
+    """Return the number of Flower's error code, and the code's name if Flower has a name."""
     names = {value: name for name, value in vars(ErrorCode).items() if isinstance(value, int)}
     return f"error {code}, {names[code]}" if code in names else f"error {code}"

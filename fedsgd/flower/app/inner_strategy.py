@@ -23,31 +23,23 @@ DEFAULT_TIMEOUT = 3600.0
 class WrappingStrategy(Strategy):
     """Base of strategies that pass attributes on to an inner strategy.
 
-    An attribute that neither this class nor the object has is read from, set on and deleted from the inner strategy. Subclasses
-    set their own attributes before they call `super().__init__`.
-
-    Attributes:
-        inner: inner strategy, which cannot be replaced.
+    An attribute that neither this class nor the object has is read from, set on and deleted from the inner strategy, which
+    cannot be replaced. Subclasses set their own attributes before they call `super().__init__`.
     """
 
     inner: Strategy
 
     def __init__(self, inner: Strategy) -> None:
-        """Set the inner strategy. Later assignments to unknown names set its attributes.
-
-        Args:
-            inner: inner strategy.
-        """
+        """Set the inner strategy. Later assignments to other names set attributes of the inner strategy."""
         vars(self)["inner"] = inner
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the inner strategy."""
-        if name.startswith("__") or "inner" not in vars(self):  # `copy` and `pickle` ask before the object is complete
+        if name.startswith("__") or "inner" not in vars(self):  # `copy` and `pickle` read names of an incomplete object
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.inner, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute of the inner strategy, unless this object or its class has one of that name."""
+        """Set an attribute of the inner strategy, unless this object or its class has an attribute of that name."""
         self._check_name(name)
         is_outer = "inner" not in vars(self) or name in vars(self) or hasattr(type(self), name)
         if is_outer:
@@ -56,7 +48,7 @@ class WrappingStrategy(Strategy):
             setattr(self.inner, name, value)
 
     def __delattr__(self, name: str) -> None:
-        """Delete an attribute of the inner strategy, unless this object has one of that name."""
+        """Delete an attribute of the inner strategy, unless this object has an attribute of that name."""
         self._check_name(name)
         if name in vars(self):
             object.__delattr__(self, name)
@@ -71,12 +63,9 @@ class WrappingStrategy(Strategy):
 
 @dataclass(frozen=True, eq=False)
 class _ExtraArguments:
-    """Additional arguments with which an inner strategy calls its own method, beyond those of Flower's interface.
+    """Arguments with which an inner strategy calls its own method, in addition to the arguments of Flower's interface.
 
-    Attributes:
-        args: positional arguments, with None in place of Flower's arguments.
-        kwargs: keyword arguments, with None in place of Flower's arguments.
-        positions: position or keyword of each of Flower's arguments.
+    `args` and `kwargs` have None in place of Flower's arguments; `positions` has the position or keyword of each of these.
     """
 
     args: Sequence[Any]
@@ -103,7 +92,7 @@ class InnerMethods:
         original_methods: replaced methods, by name; empty while no method is replaced.
         called_names: names of the methods that the inner `start` has called.
         arguments: additional arguments of the inner `start`'s running calls, by name of the method.
-        is_running_original: True while an original method runs. Methods that it calls on its own object are originals, too.
+        is_running_original: True while an original method runs, whose calls of other methods are not replaced.
     """
 
     strategy: Strategy
@@ -187,29 +176,26 @@ def _split_arguments(
 ) -> tuple[list[Any], _ExtraArguments]:
     """Return the values of Flower's arguments in a call of a method, and the additional arguments.
 
-    A method may have additional parameters. It may also have other names for Flower's parameters, in Flower's order.
-
-    Raises:
-        ScenarioError: the call has fewer arguments than Flower's interface.
+    A method may have additional parameters, and other names for Flower's parameters, in Flower's order.
     """
     parameters: Mapping[str, inspect.Parameter]
     try:
         parameters = inspect.signature(method).parameters
     except (TypeError, ValueError):  # some callables have no signature
         parameters = {}
-    positional = [key for key, parameter in parameters.items() if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD]
-    positions: dict[str, int | str] = {key: index for index, key in zip(range(len(args)), positional, strict=False)}
-    positions |= {f"*{index}": index for index in range(len(positional), len(args))}
+    names = [key for key, parameter in parameters.items() if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD]
+    positions: dict[str, int | str] = {key: index for index, key in zip(range(len(args)), names, strict=False)}
+    positions |= {f"*{index}": index for index in range(len(names), len(args))}
     for key in HOOK_ARGUMENTS[name]:
         if key in parameters and key not in positions and parameters[key].default is not inspect.Parameter.empty:
             kwargs = {key: parameters[key].default, **kwargs}
     positions |= {key: key for key in [*parameters, *kwargs] if key in kwargs}
-    unnamed = iter([position for key, position in positions.items() if key not in HOOK_ARGUMENTS[name]])
-    matches = [positions[key] if key in positions else next(unnamed, None) for key in HOOK_ARGUMENTS[name]]
+    other_positions = iter([position for key, position in positions.items() if key not in HOOK_ARGUMENTS[name]])
+    matches = [positions[key] if key in positions else next(other_positions, None) for key in HOOK_ARGUMENTS[name]]
     flower_positions = [position for position in matches if position is not None]
     if len(flower_positions) < len(matches):
         got, expected = ", ".join(positions) or "no arguments", ", ".join(HOOK_ARGUMENTS[name])
-        raise ScenarioError(f"{name}: start() calls it with {got}, expected {expected}; without these, nothing is compressed")
+        raise ScenarioError(f"{name}: got {got} from start(), expected {expected}; otherwise nothing is compressed")
     values = [args[position] if isinstance(position, int) else kwargs[position] for position in flower_positions]
     return values, _ExtraArguments(
         [None if index in flower_positions else value for index, value in enumerate(args)],
@@ -227,9 +213,8 @@ def iterate_strategies(strategy: Strategy) -> Iterator[Strategy]:
         if id(outer) not in visited:
             visited[id(outer)] = outer
             yield outer
-            queue += [
-                value for attribute in [*getattr(outer, "__dict__", {}).values()] for value in _find_strategies(attribute)
-            ]
+            attributes = [*getattr(outer, "__dict__", {}).values()]
+            queue += [value for attribute in attributes for value in _find_strategies(attribute)]
 
 
 def _find_strategies(attribute: object) -> list[Strategy]:
@@ -239,7 +224,7 @@ def _find_strategies(attribute: object) -> list[Strategy]:
 
 
 def find_setting(strategy: Strategy, name: str, default: str) -> str:
-    """Return a text attribute of a strategy or of a strategy that it wraps; the default if none has it."""
+    """Return a text attribute of a strategy or of an inner strategy; the default if no strategy has the attribute."""
     attributes = (getattr(part, name, None) for part in iterate_strategies(strategy))
     return next((value for value in attributes if isinstance(value, str)), default)
 
@@ -256,7 +241,10 @@ def find_timeout(start: Callable[..., object], args: tuple[Any, ...], kwargs: di
 
 
 def find_outer_strategies(strategy: Strategy) -> list[Strategy]:
-    """Return the strategies around a strategy, innermost first: those with a method on the call stack that it does not wrap."""
+    """Return the strategies around a strategy, innermost first.
+
+    An outer strategy has a method on the call stack, and the strategy does not contain the outer strategy.
+    """
     inner_ids = {id(part) for part in iterate_strategies(strategy)}
     outer_strategies: dict[int, Strategy] = {}
     frame = inspect.currentframe()

@@ -1,14 +1,12 @@
 """Records that CompressedStrategy and compression_mod add to an app's messages.
 
-- Server, record "fedsgd": the settings with the MODEL frames, and the exact arrays. Nodes with the same base round get the
-  same record.
+- Server, record "fedsgd": settings, MODEL frames and exact arrays. Nodes with the same base round get the same record.
 - Server, record "fedsgd-task": the TASK frame of one node.
-- Node, record "fedsgd", compressed: the name of the reply's record with the UPDATE or RESYNC frame, and the exact arrays. If
-  arrays are missing or have other types than the model's, their names and types follow. Arrays with other names or shapes stay
-  in their own record.
+- Node, record "fedsgd", compressed: the name of the reply's record, the UPDATE or RESYNC frame, the exact arrays, and the names
+  of missing arrays and of arrays with other types than the model's. Arrays that the model does not have stay in their record.
 - Node, record "fedsgd", uncompressed: the name of the record that is sent as it is, and the tied names.
 
-Each message has the settings. So a node needs no settings of its own, and server and node always use the same.
+Each message has the settings, so a node applies the server's settings and needs none of its own.
 """
 
 from __future__ import annotations
@@ -38,13 +36,7 @@ _FRAME_KEY = "frame"
 
 @dataclass(frozen=True, eq=False)
 class CompressedRequest:
-    """Compressed message to a node.
-
-    Attributes:
-        settings: settings of the session.
-        frames: TASK frame and MODEL frames.
-        exact_arrays: exact arrays, by name.
-    """
+    """Compressed message to a node: settings of the session, the TASK frame and MODEL frames, and exact arrays by name."""
 
     settings: CompressionSettings
     frames: Message
@@ -52,13 +44,7 @@ class CompressedRequest:
 
 
 def create_shared_record(settings: CompressionSettings, frames: Message, arrays: ArrayRecord) -> Record:
-    """Return the record for all nodes with the same MODEL frames.
-
-    Args:
-        settings: settings of the session.
-        frames: MODEL frames.
-        arrays: the model, of which the record has the exact arrays.
-    """
+    """Return the record for all nodes with the same MODEL frames: settings, frames, and the model's exact arrays."""
     data = protocol.pack_packets([(settings.encode(), frames), encode_exact_arrays(settings.array_layout, arrays)])
     return write_payload(RecordDict(), data)[RECORD_KEY]
 
@@ -92,14 +78,7 @@ def decode_request(content: RecordDict) -> CompressedRequest:
 
 
 def encode_reply(key: str, frames: Message, settings: CompressionSettings, arrays: ReplyArrays | None) -> bytes:
-    """Encode a node's reply.
-
-    Args:
-        key: name of the reply's record that the frames replace.
-        frames: UPDATE or RESYNC frame.
-        settings: settings of the message.
-        arrays: arrays of the reply; None for a RESYNC frame.
-    """
+    """Encode a reply whose UPDATE frame replaces the record `key`, or a reply with a RESYNC frame and without arrays."""
     parts: list[Packet] = [
         (key.encode(), frames),
         (b"", ()) if arrays is None else encode_exact_arrays(settings.array_layout, arrays.model_arrays),
@@ -114,17 +93,15 @@ def encode_reply(key: str, frames: Message, settings: CompressionSettings, array
 
 
 def encode_uncompressed_reply(key: str, groups: TiedGroups) -> bytes:
-    """Encode the record for a reply whose arrays contradict the settings and are sent uncompressed.
+    """Encode the record for a reply that is sent uncompressed, with the groups of tied names in the reply's record `key`.
 
-    Args:
-        key: name of the record with the arrays; empty if no record has arrays of the model.
-        groups: tied names in these arrays.
+    The key is empty if no record has arrays of the model.
     """
     return protocol.pack_packets([(key.encode(), ()), (json.dumps(groups).encode(), ())])
 
 
 def decode_groups(compressed_reply: CompressedReply) -> TiedGroups:
-    """Return the groups that `encode_uncompressed_reply` encoded. WireError if they cannot be decoded."""
+    """Return the groups that `encode_uncompressed_reply` encoded. WireError for other bytes."""
     try:
         groups = tuple(tuple(group) for group in json.loads(compressed_reply.side_packet[0]))
     except (ValueError, TypeError, RecursionError):
@@ -136,7 +113,7 @@ def decode_groups(compressed_reply: CompressedReply) -> TiedGroups:
 
 @dataclass(frozen=True, eq=False)
 class CompressedReply:
-    """Reply of a node, as far as it can be decoded without the plan.
+    """Reply of a node, as far as the reply can be decoded without the plan.
 
     Attributes:
         key: name of the record that the frames replace; empty for a reply without a record of the model.
@@ -154,15 +131,7 @@ class CompressedReply:
 
 
 def decode_reply(content: RecordDict, array_layout: ArrayLayout) -> CompressedReply:
-    """Decode a reply of `encode_reply` or `encode_uncompressed_reply`. The exact arrays stay encoded.
-
-    Args:
-        content: content of the reply.
-        array_layout: layout of the model.
-
-    Raises:
-        WireError: the content is no such reply, or the reply names arrays that are not in the model.
-    """
+    """Decode a reply of `encode_reply` or `encode_uncompressed_reply`. WireError for any other content."""
     (key_bytes, frames), side_packet, *rest = _unpack_parts(read_payload(content), max_parts=3)
     try:
         key = bytes(key_bytes).decode()
@@ -175,16 +144,16 @@ def decode_reply(content: RecordDict, array_layout: ArrayLayout) -> CompressedRe
 def _decode_differences(data: bytes, array_layout: ArrayLayout) -> tuple[tuple[str, ...], dict[str, str]]:
     """Decode the names of missing arrays, and the types that differ from the model's by name."""
     try:
-        missing, names_by_dtype = json.loads(data)
-        present = array_layout.slices.keys() - {*missing}
-        dtypes = {name: dtype for dtype, names in names_by_dtype.items() for name in names or present}
-        if not {*missing} <= {*array_layout.names} or not dtypes.keys() <= present:
+        missing_names, names_by_dtype = json.loads(data)
+        reply_names = array_layout.slices.keys() - {*missing_names}
+        dtypes = {name: dtype for dtype, names in names_by_dtype.items() for name in names or reply_names}
+        if not {*missing_names} <= {*array_layout.names} or not dtypes.keys() <= reply_names:
             raise ValueError
         if not all(map(is_float_type, names_by_dtype)):
             raise ValueError
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise WireError(0, "the names of missing arrays and the types of arrays cannot be read") from None
-    return tuple(missing), dtypes
+    return tuple(missing_names), dtypes
 
 
 def replace_records(content: RecordDict, key: str, replacements: Mapping[str, Record]) -> RecordDict:
@@ -207,51 +176,41 @@ def _unpack_parts(data: bytes, max_parts: int = 2) -> Sequence[Packet]:
 
 
 def encode_exact_arrays(array_layout: ArrayLayout, arrays: Mapping[str, Array]) -> Packet:
-    """Encode the exact arrays among some arrays.
-
-    Equal bytes are sent once: a later array refers to their frame by number.
-    """
+    """Encode the exact arrays among some arrays. Equal bytes are sent once: later arrays refer to the frame by its number."""
     head: list[tuple[object, ...]] = []
     frames: dict[bytes, int] = {}
     for name in (name for name in array_layout.exact_shapes if name in arrays):
         array = arrays[name]
-        repeated = (frames[array.data],) if array.data in frames else ()
+        reference = (frames[array.data],) if array.data in frames else ()
         frames.setdefault(array.data, len(frames))
-        head.append((name, array.dtype, tuple(array.shape), array.stype, *repeated))
+        head.append((name, array.dtype, tuple(array.shape), array.stype, *reference))
     return json.dumps(head).encode() if head else b"", list(frames)
 
 
 def decode_exact_arrays(
     array_layout: ArrayLayout, packet: Packet, templates: Mapping[str, Array] | None = None, missing_names: Collection[str] = ()
 ) -> dict[str, Array]:
-    """Decode the exact arrays that `encode_exact_arrays` encoded.
+    """Decode the model's exact arrays, except missing arrays. WireError for other arrays.
 
-    Args:
-        array_layout: layout of the model.
-        packet: encoded exact arrays.
-        templates: arrays whose packing is expected, by name; None to accept any packing.
-        missing_names: names of the model's arrays that were not sent.
-
-    Raises:
-        WireError: the packet cannot be decoded, or its arrays are not the model's exact arrays.
+    `templates` are arrays whose packing is expected, by name; None to accept any packing.
     """
     head, frames = packet
     try:
         entries = json.loads(head) if head else []
         frame_numbers = itertools.count()
-        numbered = [(*entry, next(frame_numbers)) if len(entry) == 4 else tuple(entry) for entry in entries]
+        complete_entries = [(*entry, next(frame_numbers)) if len(entry) == 4 else tuple(entry) for entry in entries]
         arrays = {
             name: Array(dtype, tuple(shape), stype, bytes(frames[number]))
-            for name, dtype, shape, stype, number in numbered
+            for name, dtype, shape, stype, number in complete_entries
             if number >= 0
         }
         if next(frame_numbers) != len(frames) or not all(isinstance(name, str) for name in arrays):
             raise ValueError
     except (ValueError, TypeError, IndexError, RecursionError):
         raise WireError(0, "the exact arrays cannot be read") from None
-    expected = [name for name in array_layout.exact_shapes if name not in missing_names]
-    if arrays.keys() != set(expected):
-        raise WireError(0, f"got the exact arrays {sorted(arrays)}, expected {sorted(expected)}")
+    expected_names = array_layout.exact_shapes.keys() - set(missing_names)
+    if arrays.keys() != expected_names:
+        raise WireError(0, f"got the exact arrays {sorted(arrays)}, expected {sorted(expected_names)}")
     for name, array in arrays.items():
         stype, dtype = (array.stype, array.dtype) if templates is None else (templates[name].stype, templates[name].dtype)
         if array.stype != stype or (
@@ -262,7 +221,7 @@ def decode_exact_arrays(
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Return the bytes of fedsgd's records in a content. WireError if it has none."""
+    """Return the number of bytes in fedsgd's records of a content. WireError for a content without these records."""
     task = content.get(TASK_KEY)
     frame = task.get(_FRAME_KEY) if isinstance(task, ConfigRecord) else None
     return len(read_payload(content)) + (len(frame) if isinstance(frame, bytes) else 0)

@@ -14,17 +14,13 @@ _SECURE_AGGREGATION_PACKAGE = "flwr.client.mod.secure_aggregation"
 
 
 def check_mods(call_next: ClientAppCallable) -> None:
-    """Raise ScenarioError for a mod that cannot work with compressed updates.
-
-    Args:
-        call_next: next function in Flower's chain of mods, as a mod receives it.
-    """
+    """Raise ScenarioError for a mod behind `call_next` in Flower's chain that cannot work with compressed updates."""
     for mod in _find_mods(call_next):
         if getattr(mod, "__module__", "").startswith(_SECURE_AGGREGATION_PACKAGE):
             name = getattr(mod, "__name__", type(mod).__name__)
             raise ScenarioError(
-                f"mods: got {name} behind compression_mod(), expected no secure aggregation: it masks vectors of integers, and "
-                "a compressed update is no such vector"
+                f"mods: got {name} behind compression_mod(), expected no secure aggregation, which masks vectors of integers: "
+                "a compressed update is not a vector of integers"
             )
 
 

@@ -1,7 +1,7 @@
 """Differential privacy with compressed updates: clipping of decoded updates, and checks of the order of wrappers.
 
 Flower's wrappers for client-side clipping send a norm under the key `clipping_norm` of a ConfigRecord. Flower's mods clip an
-update to that norm before compression. A compressor may increase the norm again, so the decoded update is clipped once more.
+update to this norm before compression. A compressor may increase the norm again, so the decoded update is clipped once more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DP_WRAPPERS = (
     DifferentialPrivacyClientSideAdaptiveClipping,
 )
 _NORM_TOLERANCE = 1e-6
-"""Relative excess over a norm that the rounding of float32 explains."""
+"""Relative excess over a norm up to which an update is not clipped, because the rounding of float32 explains the excess."""
 NON_EXPANSIVE_COMPRESSORS = ("dense", "sign", "top-k")
 """Compressors that do not increase the norm of an update, without error feedback."""
 _NON_EXPANSIVE_NAMES = ", ".join(f'"{name}"' for name in NON_EXPANSIVE_COMPRESSORS)
@@ -47,14 +47,10 @@ AnyArray = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class ClippingNorm:
-    """Clipping norm of one node in one round.
+    """Maximum Euclidean norm of one node's update in one round, with the message to the node.
 
-    Arrays without dimensions, such as the batch counter of batch norm, do not count: Flower's mods do not clip them.
-
-    Attributes:
-        norm: largest Euclidean norm of the node's update over all arrays with dimensions.
-        message: message to the node.
-        content: content of the message before compression.
+    `content` is the content of the message before compression.
+    Arrays without dimensions, such as the batch counter of batch norm, do not count, because Flower's mods do not clip them.
     """
 
     norm: float
@@ -62,10 +58,7 @@ class ClippingNorm:
     content: RecordDict
 
     def clip_update(self, content: RecordDict) -> float:
-        """Clip the update in a decoded reply: x + min(1, norm / ‖y − x‖) (y − x), with x sent and y returned arrays.
-
-        Args:
-            content: content of the decoded reply. If the update's norm is too large, its arrays are replaced.
+        """Clip a reply's update: replace the returned arrays y by x + min(1, norm / ‖y − x‖) (y − x), with the sent arrays x.
 
         Returns:
             Norm of the update before clipping, divided by the clipping norm.
@@ -82,7 +75,7 @@ class ClippingNorm:
         if after.keys() != before.keys():
             raise ModelError(f"got the arrays {sorted(after)}, expected {sorted(before)}: the update cannot be clipped")
         names = [name for name in after if after[name].shape or before[name].shape]
-        update_norm = math.sqrt(math.fsum(_squared_norm(_subtract(before[name], after[name])) for name in names))
+        update_norm = math.sqrt(math.fsum(_compute_squared_norm(_subtract(before[name], after[name])) for name in names))
         if not math.isfinite(update_norm):
             raise ModelError("the update is not finite, so it cannot be clipped")
         if update_norm > self.norm * (1 + _NORM_TOLERANCE):
@@ -101,11 +94,7 @@ class ClippingNorm:
 
 
 def find_clipping_norms(messages: Iterable[Message]) -> dict[int, ClippingNorm]:
-    """Return the clipping norms that a strategy sends, by node.
-
-    Args:
-        messages: messages of the strategy, before compression.
-    """
+    """Return the clipping norms in a strategy's messages before compression, by node."""
     norms: dict[int, ClippingNorm] = {}
     for message in messages:
         for record in message.content.config_records.values():
@@ -118,15 +107,10 @@ def find_clipping_norms(messages: Iterable[Message]) -> dict[int, ClippingNorm]:
 def clip_replies(
     clipping_norms: Mapping[int, ClippingNorm], replies: Iterable[Message], compressor: str
 ) -> tuple[list[Message], dict[int, str], str | None]:
-    """Clip the updates in decoded replies to the norms of their nodes.
-
-    Args:
-        clipping_norms: result of `find_clipping_norms`.
-        replies: decoded replies.
-        compressor: name of the uplink's compressor.
+    """Clip the updates in decoded replies to their nodes' norms.
 
     Returns:
-        The replies, with an error instead of each update without a norm; the reason of each such error, by node; a warning
+        The replies, with an error instead of each update without a norm; the reasons of these errors, by node; a warning
         about updates with larger norms, or None.
     """
     clipped_replies: list[Message] = []
@@ -141,21 +125,20 @@ def clip_replies(
                 reasons[node] = str(error)
                 reply = Message(Error(0, f"fedsgd: {error}"), reply_to=clipping_norms[node].message)
         clipped_replies.append(reply)
-    excess = [ratio for ratio in ratios if ratio > 1 + _MIN_LOGGED_EXCESS]
-    if not excess:
+    n_large = sum(ratio > 1 + _MIN_LOGGED_EXCESS for ratio in ratios)
+    if not n_large:
         return clipped_replies, reasons, None
     is_expansive = compressor not in NON_EXPANSIVE_COMPRESSORS
     cause = f'"{compressor}" increases the norm of updates, or ' if is_expansive else ""
     remedy = f"; the compressors {_NON_EXPANSIVE_NAMES} do not increase the norm" if is_expansive else ""
-    line = (
-        f"{len(excess)} of {len(ratios)} decoded updates had norms of up to {max(excess):.3g} times the clipping norm and were "
-        f"clipped on the server: {cause}clients do not clip (put Flower's clipping mods behind compression_mod()){remedy}"
-    )
+    problem = f"{n_large} of {len(ratios)} decoded updates had norms of up to {max(ratios):.3g} times the clipping norm"
+    action = "put Flower's clipping mods behind compression_mod()"
+    line = f"{problem} and were clipped on the server: {cause}clients do not clip ({action}){remedy}"
     return clipped_replies, reasons, line
 
 
 def is_private(inner: Strategy) -> bool:
-    """Return True if a strategy is one of Flower's wrappers for differential privacy, or wraps one."""
+    """Return True if a strategy is, or contains, one of Flower's wrappers for differential privacy."""
     return any(isinstance(part, DP_WRAPPERS) for part in iterate_strategies(inner))
 
 
@@ -170,17 +153,13 @@ def require_memoryless(uplink: UplinkConfig) -> None:
         problem, remedy = f'error_feedback: got "{policy}"', '"none"'
     raise ScenarioError(
         f"{problem} with differential privacy, expected {remedy}: clients would add a part of each update to later updates, "
-        "which then depend on data of earlier rounds; privacy accounting by round does not cover that; to allow it, set "
-        "CompressedStrategy(..., dp_error_feedback=True)"
+        "which then depend on data of earlier rounds; privacy accounting by round does not cover such updates; to allow error "
+        "feedback, set CompressedStrategy(..., dp_error_feedback=True)"
     )
 
 
 def check_outer_strategies(outer_strategies: Sequence[Strategy], inner: Strategy) -> str | None:
-    """Return a warning about the innermost strategy around a CompressedStrategy; None if no strategy is around it.
-
-    Args:
-        outer_strategies: strategies around the CompressedStrategy, innermost first.
-        inner: strategy inside the CompressedStrategy.
+    """Return a warning about the outer strategies (innermost first) of a CompressedStrategy; None without outer strategies.
 
     Raises:
         ScenarioError: an outer strategy is one of Flower's wrappers for differential privacy.
@@ -203,19 +182,19 @@ def check_outer_strategies(outer_strategies: Sequence[Strategy], inner: Strategy
 
 
 def _subtract(before: Array, after: Array) -> AnyArray:
-    """Return after − before in float64; 0 where both are the same infinity or both NaN."""
+    """Return after − before in float64 or a larger type; 0 where both are the same infinity or both NaN."""
     old, new = _to_numpy(before), _to_numpy(after)
     if old.shape != new.shape:
         raise ModelError(f"got an array of shape {new.shape}, expected {old.shape}: the update cannot be clipped")
-    wide = np.result_type(old.dtype, new.dtype, np.float64)
-    old, new = old.astype(wide), new.astype(wide)
+    dtype = np.result_type(old.dtype, new.dtype, np.float64)
+    old, new = old.astype(dtype), new.astype(dtype)
     with np.errstate(invalid="ignore", over="ignore"):
-        same = (old == new) | (np.isnan(old) & np.isnan(new))
-        difference: AnyArray = np.where(same, 0.0, new - old)
+        is_equal = (old == new) | (np.isnan(old) & np.isnan(new))
+        difference: AnyArray = np.where(is_equal, 0.0, new - old)
     return difference
 
 
-def _squared_norm(difference: AnyArray) -> float:
+def _compute_squared_norm(difference: AnyArray) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
         return float(np.vdot(difference, difference).real)
 

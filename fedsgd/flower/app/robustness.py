@@ -1,4 +1,4 @@
-"""Warning for robust strategies with sparse updates, which they suppress like wrong replies."""
+"""Warning for robust strategies, which suppress sparse updates like wrong replies."""
 
 from __future__ import annotations
 
@@ -21,26 +21,22 @@ _REMEDY = (
 def describe_sparsity(inner: Strategy, uplink: UplinkConfig, overlap: float, n_replies: int) -> str | None:
     """Return a warning if an aggregation rule of the strategy suppresses sparse updates; None otherwise.
 
-    Args:
-        inner: inner strategy.
-        uplink: settings of the clients' updates.
-        overlap: share of the changed coordinates that at least half of the replies changed.
-        n_replies: replies of the round.
+    `overlap` is the share of the changed coordinates that at least half of the replies changed.
     """
     if overlap >= MIN_OVERLAP or isinstance(uplink.compressor, Dense):
         return None
-    sparse = (
+    sparsity = (
         f"only {overlap:.0%} of the changed coordinates were changed by at least half of the {n_replies} replies with "
         f'"{uplink.compressor.name}"'
     )
     for rule in iterate_strategies(inner):
         name = type(rule).__name__
         if _is_trimming_rule(rule, n_replies):
-            return f"{name} discards most of each update: {sparse}, and a median of mostly zeros is zero; {_REMEDY}"
+            return f"{name} discards most of each update: {sparsity}, and a median of mostly zeros is zero; {_REMEDY}"
         if isinstance(rule, MultiKrum) and 2 * rule.num_nodes_to_select < n_replies and _is_unbiased(uplink):
             return (
                 f"{name} averages only {rule.num_nodes_to_select} of {n_replies} updates, too few to average out the errors of "
-                f"an unbiased compressor: {sparse}; {_REMEDY}"
+                f"an unbiased compressor: {sparsity}; {_REMEDY}"
             )
     return None
 

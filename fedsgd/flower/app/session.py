@@ -1,4 +1,4 @@
-"""Server side of a compressed session: fedsgd's rounds below a strategy that gets and returns plain arrays."""
+"""Server side of a compression session: fedsgd's rounds below a strategy that gets and returns uncompressed arrays."""
 
 from __future__ import annotations
 
@@ -51,19 +51,11 @@ class CompressionSession:
     Nodes are numbered in the order of their first messages. The session counts its own rounds, because a strategy may be
     started again or may end a round without aggregation.
 
-    Args:
-        settings: settings of the session.
-        arrays: initial model.
-        ties: tied names. The session ends when they differ from the initial groups.
-
     Attributes:
-        settings: settings of the last message, with its cohort, record key and metric.
-        plan: plan of fedsgd's rounds.
-        server: server state of the current round.
+        settings: settings of the last message, with the message's cohort, record key and metric.
         client_ids: number of each node, by Flower's id.
-        ties: tied names, updated by replies.
+        ties: tied names, updated by replies. The session ends when the groups differ from `initial_groups`.
         uncompressed_replies: difference of each uncompressed reply from the model, by node; "" for other tied names.
-        initial_groups: tied names at the start.
     """
 
     def __init__(self, settings: CompressionSettings, arrays: ArrayRecord, ties: TieState) -> None:
@@ -91,7 +83,7 @@ class CompressionSession:
         return self.ties.groups != self.initial_groups
 
     def matches(self, arrays: ArrayRecord) -> bool:
-        """Return True if these arrays are bit for bit the model that clients of the current round get."""
+        """Return True if these arrays are bit for bit the server's model of the current round."""
         if (
             self.array_layout.find_mismatch(arrays) is not None
             or self.array_layout.find_unequal_groups(arrays)
@@ -101,10 +93,7 @@ class CompressionSession:
         return is_bit_equal(self.array_layout.to_vector(arrays), self.array_layout.round_to_dtypes(self.server.weights))
 
     def set_model(self, arrays: ArrayRecord) -> None:
-        """Set the model of the next round.
-
-        If the caller changed the arrays since the last round, all clients are sent the whole model.
-        """
+        """Set the next round's model. All clients are sent the whole model if the caller changed it since the last round."""
         if self._awaits_replies:  # the strategy has ended the round without aggregation
             self.finish_round(None, ())
         self._adopt_dtypes(arrays)
@@ -112,12 +101,9 @@ class CompressionSession:
             self.server = _publish_full_model(self.plan, self.server, self.array_layout.to_vector(arrays))
 
     def find_warnings(self, inner: object, n_nodes: int, allows_memory: bool = True) -> list[str]:
-        """Return warnings about settings of the round that do not suit the compressor.
+        """Return warnings about settings that do not suit the compressor, for example about a momentum of the strategy.
 
-        Args:
-            inner: strategy, whose server may have momentum.
-            n_nodes: connected nodes.
-            allows_memory: False if error feedback is not allowed; then no warning recommends it.
+        No warning recommends error feedback unless `allows_memory` is True.
         """
         uplink, momentum = self.settings.uplink, getattr(inner, "server_momentum", 0.0) or getattr(inner, "beta_1", 0.0)
         run = RunConfig(
@@ -135,14 +121,7 @@ class CompressionSession:
     def compress_train_messages(
         self, contents: Mapping[int, RecordDict], arrays: ArrayRecord, key: str, weighted_by: str
     ) -> dict[int, RecordDict]:
-        """Return the compressed contents of the messages to train, by node.
-
-        Args:
-            contents: contents of the messages before compression, by node.
-            arrays: the model.
-            key: name of the record with the model.
-            weighted_by: name of the metric with a node's number of training examples.
-        """
+        """Return the compressed contents of the messages to train, by node."""
         settings = replace(self.settings, cohort=max(1, len(contents)), key=key, weighted_by=weighted_by)
         self.settings, self.plan, self._awaits_replies = settings, settings.build_plan(), True
         self.uncompressed_replies, self._irregularities = {}, {}
@@ -164,13 +143,7 @@ class CompressionSession:
     def compress_second_messages(
         self, contents: Mapping[int, RecordDict], frames: Mapping[ClientId, Frame], arrays: ArrayRecord
     ) -> dict[int, RecordDict]:
-        """Return the contents of second messages to nodes that replied RESYNC, by node.
-
-        Args:
-            contents: contents of the first messages before compression, by node.
-            frames: RESYNC frames, by client.
-            arrays: the model.
-        """
+        """Return the compressed contents of second messages to nodes that replied with a RESYNC frame, by node."""
         messages, self.server = rebroadcast(self.plan, self.server, frames)
         return self._write_messages(contents, messages, arrays)
 
@@ -178,7 +151,7 @@ class CompressionSession:
         """Return the content that a node would have sent uncompressed, or its RESYNC frame.
 
         Raises:
-            WireError: the reply cannot be read. The session does not change.
+            WireError: the reply cannot be read. The session stays unchanged.
         """
         compressed_reply = decode_reply(reply.content, self.array_layout)
         if compressed_reply.key == RECORD_KEY:
@@ -192,7 +165,7 @@ class CompressionSession:
         decoded = decode_update(self.plan, federation_reply, self.server.round)
         update = self.plan.uplink.decode(decoded.sections, self.plan.make_context(self.server.round, client))
         # The update is added to the server's model. With a lossy downlink, clients have another model, and the difference
-        # between the two models must not reach the strategy.
+        # between both models must not reach the strategy.
         weights = self.server.weights.copy()
         with np.errstate(over="ignore", invalid="ignore"):
             update.add_to(weights, 1.0)
@@ -258,11 +231,11 @@ class CompressionSession:
         """Record a warning about a compressed reply with missing or additional arrays."""
         if missing_names:
             names = f'"{missing_names[0]}"' + f" and {len(missing_names) - 1} other arrays" * (len(missing_names) > 1)
-            text = f"replies lack {names} of the model: the strategy gets these replies without them, as from a plain ClientApp"
+            text = f"replies lack {names} of the model: the strategy gets these replies without the missing arrays"
             self._irregularities.setdefault("missing", text)
         if other_arrays:
             name = next(iter(other_arrays))
-            text = f'replies have arrays that the model does not have, such as "{name}": these are sent uncompressed'
+            text = f'replies have arrays that the model does not have, such as "{name}": such arrays are sent uncompressed'
             self._irregularities.setdefault("additional", text)
 
     def _flatten_arrays(self, arrays: ArrayRecord) -> Mapping[str, F32]:
@@ -272,7 +245,7 @@ class CompressionSession:
             raise WireError(0, f"the reply's arrays cannot be read ({error})") from None
 
     def note_uncompressed_reply(self, content: RecordDict) -> None:
-        """Record a reply without fedsgd's record: any coordinate may have changed, and tied names may have separated."""
+        """Record a reply without fedsgd's record: any coordinate may have changed, and tied names may differ."""
         self._change_counts += 1
         for arrays in content.array_records.values():
             with suppress(WireError):  # the strategy gets the reply and reports arrays that cannot be read
@@ -280,15 +253,11 @@ class CompressionSession:
                     self.ties.add_reply(self.array_layout.tied_groups, self._flatten_arrays(arrays), ())
 
     def finish_round(self, arrays: ArrayRecord | None, accepted_nodes: Sequence[int]) -> ArrayRecord | None:
-        """End the round with the strategy's model, and return the model of the next round.
-
-        Args:
-            arrays: model that the strategy returned; None if it returned none.
-            accepted_nodes: nodes whose decoded replies the strategy received.
+        """End the round with the strategy's model, or with None for no model, and return the model of the next round.
 
         Returns:
-            The strategy's own record, because the strategy may continue to use it. Its arrays are changed if the downlink is
-            lossy. If the strategy returned no model: a new record, or None if the model did not change.
+            The strategy's own record, because the strategy may continue to use the record. The downlink policies "unbiased" and
+            "error-feedback" change the record's arrays. Without a model: a new record, or None if the model did not change.
         """
         if arrays is not None:
             self._adopt_dtypes(arrays)
@@ -328,8 +297,8 @@ class CompressionSession:
     def _is_rounding_noise(self, new_weights: F32, n_replies: int) -> BoolArray:
         """Return [P] bool, True for coordinates that no client changed and that the strategy's mean only rounded.
 
-        In float32 the mean of n equal numbers x differs from x by at most (n + 2) · 2⁻²⁴ · |x|. Without this check, such a
-        difference would be sent as a change. In float16 the difference is as large as a server step, and is sent.
+        In float32 the mean of n equal numbers x differs from x by at most (n + 2) · 2⁻²⁴ · |x|. Such a difference is not sent.
+        In float16 the difference is as large as a server step, and is sent.
         """
         with np.errstate(invalid="ignore", over="ignore"):
             tolerance = np.abs(self.server.weights) * np.float32((n_replies + 2) * 2.0**-24)
@@ -365,7 +334,7 @@ class CompressionSession:
 
 
 def _publish_full_model(plan: FederationPlan, server: ServerState, weights: F32) -> ServerState:
-    """Return the next server state for a model that did not result from the last round: clients get it whole."""
+    """Return the next server state for a model that did not result from the last round: clients get the whole model."""
     round = server.round + 1
     public = initial_public_model(plan.downlink, weights, lambda _: plan.make_context(round, ALL_CLIENTS))
     change_rounds = None if public.change_rounds is None else np.full_like(public.change_rounds, round)

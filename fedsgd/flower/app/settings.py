@@ -19,20 +19,15 @@ from fedsgd.wire import ALL_CLIENTS
 
 SETTINGS_VERSION = 2
 MAX_SETTINGS_BYTES = 2**26
-"""Largest size of decompressed settings, enough for the names and shapes of a million arrays."""
+"""Maximum size of decompressed settings, enough for the names and shapes of a million arrays."""
 _INTEGER_FIELDS = ("seed", "session", "cohort", "first", "state_bytes")
 
 
 def parse_uplink(compressor: str | Mapping[str, object] | Compressor, error_feedback: str) -> UplinkConfig:
     """Return the settings of the uplink.
 
-    Args:
-        compressor: name, table with a name, or component.
-        error_feedback: policy, as in a scenario.
-
     Raises:
-        ScenarioError: a setting is wrong, or the compressor's server does not decode each client's update alone. A strategy
-            gets the arrays of every client.
+        ScenarioError: a setting is wrong, or the compressor does not give the strategy each client's arrays.
     """
     table = dump_table(compressor, use_import_paths=False) if isinstance(compressor, Compressor) else compressor
     name = table.get("name") if isinstance(table, Mapping) else table
@@ -49,14 +44,7 @@ def parse_uplink(compressor: str | Mapping[str, object] | Compressor, error_feed
 
 
 def parse_downlink(settings: str | Mapping[str, object] | None) -> DownlinkConfig:
-    """Return the settings of the downlink.
-
-    Args:
-        settings: table as in a scenario, or the name of a policy; None for the whole model, uncompressed.
-
-    Raises:
-        ScenarioError: a setting is wrong.
-    """
+    """Return the downlink's settings from a table, a policy's name, or None, which stands for the uncompressed model."""
     try:
         table = {"policy": settings} if isinstance(settings, str) else settings
         return parse_table(DownlinkConfig, {} if table is None else table, registered_only=True)
@@ -86,12 +74,9 @@ class CompressionSettings:
     """Settings of a session, which server and nodes both apply.
 
     Attributes:
-        uplink: table as in a scenario.
-        downlink: table as in a scenario.
-        array_layout: names, shapes and order of the app's arrays.
         seed: seed of the randomness that server and clients share.
-        session: number of the session in the run, from 1.
-        cohort: nodes that are sent a message in the round.
+        session: number of the session in the server's process, from 1.
+        cohort: number of nodes that are sent a message in the round.
         key: name of the record with the model.
         weighted_by: name of the metric with a node's number of training examples.
         first: number of the strategy's first session. Later sessions of the strategy replace earlier sessions.
@@ -110,10 +95,9 @@ class CompressionSettings:
     state_bytes: int = 0
 
     def build_plan(self) -> FederationPlan:
-        """Return the plan of the rounds. Its settings of training and aggregation are unused: app and strategy do both."""
+        """Return the plan of the rounds. App and strategy train and aggregate, so the plan's settings for both are unused."""
         training = LocalTraining(SGD(), None, 1, None)
-        scheme: CompressionScheme = self.uplink.build_scheme()
-        downlink = self.downlink.build_downlink()
+        scheme, downlink = self.uplink.build_scheme(), self.downlink.build_downlink()
         return FederationPlan(
             self.seed, self.array_layout.layout, training, scheme, downlink, SGD(), "uniform", ALL_CLIENTS, self.cohort
         )
@@ -136,11 +120,7 @@ class CompressionSettings:
 
 
 def decode_settings(data: bytes) -> CompressionSettings:
-    """Return the settings that `CompressionSettings.encode` encoded.
-
-    Raises:
-        WireError: the bytes are no settings, or are settings of another release.
-    """
+    """Return the settings that `CompressionSettings.encode` encoded. WireError for any other bytes."""
     try:
         decompressor = zlib.decompressobj()
         values = json.loads(decompressor.decompress(data, MAX_SETTINGS_BYTES))

@@ -51,37 +51,34 @@ class CompressedStrategy(WrappingStrategy):
     """Wrapper that adds compressed updates to any strategy of Flower's message API.
 
     The ClientApp needs `mods=[compression_mod()]`. The inner strategy's own `start`, attributes and methods stay in use:
-    `strategy.name` is `inner.name` unless this class has the name. In every reply, `inner` gets the model that it sent plus the
+    `strategy.name` is `inner.name` unless this class has the name. Each reply that `inner` gets is the sent model plus the
     decoded update. A subclass sets its own attributes before `super().__init__()`; later assignments set attributes of `inner`.
 
-    **Tied weights.** A tensor with several names (or a module that is registered twice) is sent once and restored under all
-    names. Initial arrays that are equal and not constant are assumed to be one tensor. A reply that contradicts this is sent
-    uncompressed, and the next round starts a new session, with a warning. The argument `tied` avoids that: [] for none, or the
-    result of `fedsgd.flower.tied_names` for a module. A reply in which an array is the transpose or a range of rows of another
-    array is refused: put both names into `exact`. Other views of the same memory are not detected: put their names into
-    `exact`, too.
+    **Tied weights.** A tensor with several names is sent once and restored under all names. Initial arrays that are equal and
+    not constant are assumed to be one tensor. A reply that contradicts this assumption is sent uncompressed, and the next round
+    starts a new session, with a warning. To avoid both, set `tied` to the result of `fedsgd.flower.tied_names`, or to [] for
+    none. A reply in which one array is the transpose or a range of rows of another array is refused. Other views of the same
+    memory are not detected. Put the names of such arrays into `exact`.
 
     **Differential privacy.**
 
-    - Flower's wrappers belong inside: `CompressedStrategy(DifferentialPrivacy...(FedAvg(), ...))`. Outside they are refused,
+    - Flower's wrappers belong inside: `CompressedStrategy(DifferentialPrivacy...(FedAvg(), ...))`. Outer wrappers are refused,
       because they would clip compressed messages. Server-side wrappers inside clip the decoded updates.
-    - A client-side wrapper sends a norm under Flower's key `clipping_norm`. Each decoded update is clipped once more before
-      `inner` gets it. Its norm counts all arrays of the reply in float64, including exact arrays. Arrays without dimensions (a
-      batch counter) do not count, because Flower's mods do not clip them. An update within the norm does not change. An update
-      without a norm is an error of its node.
+    - A client-side wrapper sends a norm under Flower's key `clipping_norm`. A decoded update with a larger norm is clipped once
+      more before `inner` gets the update. The norm counts all arrays of the reply in float64, including exact arrays, but no
+      arrays without dimensions (a batch counter), which Flower's mods skip. An update without a norm is an error of its node.
     - Flower's mods `fixedclipping_mod`, `adaptiveclipping_mod` and `LocalDpMod` belong behind `compression_mod`, in
-      `@app.train(mods=[fixedclipping_mod])`. In `ClientApp(mods=[...])` they refuse evaluations, also without fedsgd.
-    - Compression after the noise of `LocalDpMod` preserves its guarantee. Error feedback and compressors with memory are
-      refused unless `dp_error_feedback` is set. SecAgg+ does not work: it masks vectors of integers.
+      `@app.train(mods=[fixedclipping_mod])`. In `ClientApp(mods=[...])` these mods refuse evaluations, also without fedsgd.
+    - Compression after the noise of `LocalDpMod` preserves the guarantee of `LocalDpMod`. Error feedback and compressors with
+      memory are refused unless `dp_error_feedback` is set. SecAgg+ masks vectors of integers and is refused.
 
     **Robust strategies.** `FedMedian`, `FedTrimmedAvg` and `Bulyan` learn almost nothing from sparse updates, because a median
-    of mostly zeros is zero. They learn almost as well as without compression with "natural", "eden", "drive" and "qsgd" with
-    many levels. The same is true of "top-k" with a density of 0.5 and error feedback, and of "dense" with bfloat16 values.
-    `Krum` and `MultiKrum` average too few updates to average out the errors of sparse unbiased compressors like "rand-k". The
-    log warns of both.
+    of mostly zeros is zero. Good compressors for these strategies are "natural", "eden", "drive", "qsgd" with many levels,
+    "top-k" with a density of 0.5 and error feedback, and "dense" with bfloat16 values. `Krum` and `MultiKrum` average too few
+    updates to average out the errors of sparse unbiased compressors like "rand-k". The log warns of both cases.
 
     **Types.** Arrays of float16 and float64 are compressed in float32 and returned in their own types: a float64 is rounded to
-    24 bits. Messages of a model without floats are sent as they are, and so are a reply's arrays that the model does not have.
+    24 bits. A model without floats is sent as it is, and so are a reply's arrays that the model does not have.
 
     **Replies.** A client's reply counts as received when `inner` returns a model, even if `inner` did not use the reply. A
     reply that cannot be read is an error of its node, and the client keeps its residual. If the caller changes arrays between
@@ -138,11 +135,8 @@ class CompressedStrategy(WrappingStrategy):
             raise ScenarioError(f"dp_error_feedback: got {dp_error_feedback!r}, expected True or False")
         self.traffic: list[RoundTraffic] = []
         self._link_settings = parse_uplink(compressor, error_feedback), parse_downlink(downlink)
-        self._seed, self._exact_patterns, self._tied_groups = (
-            seed,
-            tuple(exact),
-            None if tied is None else parse_tied_groups(tied),
-        )
+        self._seed, self._exact_patterns = seed, tuple(exact)
+        self._tied_groups = None if tied is None else parse_tied_groups(tied)
         self._session: CompressionSession | None = None
         self._train_round: StrategyRound | None = None
         self._evaluate_round: StrategyRound | None = None
@@ -159,16 +153,13 @@ class CompressedStrategy(WrappingStrategy):
     def start(self, *args: Any, **kwargs: Any) -> Result:
         """Run the inner strategy's `start` with compressed messages.
 
-        While `start` runs, the methods that it calls on the inner object are replaced by this object's methods, which call the
-        original methods. For this, `vars(inner)` has five additional items. If `inner` defines its own `start`, then
-        `self.configure_train()` returns compressed messages to it, without a record of arrays.
+        During the call, this object's methods replace the methods that `start` calls on the inner object, and call the original
+        methods. For this purpose, `vars(inner)` has five additional items. If `inner` defines its own `start`, its calls of
+        `self.configure_train()` return compressed messages, without a record of arrays.
 
         Args:
             *args: arguments of the inner `start`: `grid`, `initial_arrays` and more.
             **kwargs: keyword arguments of the inner `start`.
-
-        Returns:
-            Result of the inner `start`.
         """
         self._timeout, n_previous = find_timeout(self.inner.start, args, kwargs), len(self.traffic)
         with self._inner_methods.replace_methods(self):
@@ -191,7 +182,7 @@ class CompressedStrategy(WrappingStrategy):
     # ------------------------------------------------------------------------------------------------------------- training
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Return the inner strategy's messages, with the compressed model instead of the model.
+        """Return the inner strategy's messages. Each node's first message with the model is compressed.
 
         Args:
             server_round: Flower's number of the round.
@@ -199,12 +190,9 @@ class CompressedStrategy(WrappingStrategy):
             config: configuration that the strategy sends to nodes.
             grid: Flower's grid.
 
-        Returns:
-            Messages to nodes. A message that is not a node's first message with the model is not compressed.
-
         Raises:
             NonFiniteError: the model is not finite.
-            ScenarioError: a wrapper for differential privacy is around this strategy. Or the strategy sends a clipping
+            ScenarioError: a wrapper for differential privacy is around this strategy. Or the inner strategy sends a clipping
                 norm, and the settings have error feedback or a compressor with memory.
         """
         self._check_outer_strategies()
@@ -231,12 +219,11 @@ class CompressedStrategy(WrappingStrategy):
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         """Return the result of the inner strategy for the decompressed replies.
 
+        Under the downlink policies "unbiased" and "error-feedback", the result has the model that clients will decode.
+
         Args:
             server_round: Flower's number of the round.
             replies: replies of the nodes.
-
-        Returns:
-            Result of the inner strategy. With a lossy downlink, its model is replaced by the model that the clients will have.
 
         Raises:
             NonFiniteError: the model is not finite.
@@ -309,15 +296,12 @@ class CompressedStrategy(WrappingStrategy):
         return new_session.write_weights(arrays, new_session.server.weights)
 
     def _get_session(self, arrays: ArrayRecord) -> CompressionSession | None:
-        """Return the session for a round with this model, a new one if layout or tied names changed."""
+        """Return the session for a round with this model: a new session if layout or tied names changed."""
         session = self._session
         if session is None or session.array_layout.find_mismatch(arrays) is not None:
-            groups = (
-                guess_ties(arrays, self._exact_patterns)
-                if self._tied_groups is None
-                else resolve_tied_groups(self._tied_groups, arrays)
-            )
-            return self._start_session(arrays, TieState(groups))
+            if self._tied_groups is None:
+                return self._start_session(arrays, TieState(guess_ties(arrays, self._exact_patterns)))
+            return self._start_session(arrays, TieState(resolve_tied_groups(self._tied_groups, arrays)))
         if session.array_layout.find_unequal_groups(arrays):
             session.ties.split_unequal(session.array_layout.flatten_arrays(arrays))
         if session.is_over:
@@ -331,9 +315,8 @@ class CompressedStrategy(WrappingStrategy):
         if array_layout is None:
             self._session = None
             names = describe_exact_arrays(arrays, arrays) or "it has no arrays"
-            self._warning_log.warn(
-                "nothing", f"no array of the model can be compressed ({names}): messages are sent uncompressed"
-            )
+            text = f"no array of the model can be compressed ({names}): messages are sent uncompressed"
+            self._warning_log.warn("nothing", text)
             return None
         previous_settings = None if self._session is None else self._session.settings
         settings = create_settings(*self._link_settings, array_layout, self._seed, previous_settings)
@@ -354,7 +337,7 @@ class CompressedStrategy(WrappingStrategy):
     # ----------------------------------------------------------------------------------------------------------- evaluation
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Return the inner strategy's messages, with the compressed model if it is the model of the next round.
+        """Return the inner strategy's messages, with the compressed model if `arrays` is the model of the next round.
 
         Args:
             server_round: Flower's number of the round.
@@ -376,7 +359,7 @@ class CompressedStrategy(WrappingStrategy):
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the inner strategy's metrics.
+        """Return the inner strategy's metrics for the decompressed replies.
 
         Args:
             server_round: Flower's number of the round.

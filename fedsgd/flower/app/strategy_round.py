@@ -29,7 +29,7 @@ class WarningLog:
 
     Attributes:
         warned_kinds: kinds of warnings that were logged.
-        responsive_nodes: phases and Flower's ids of the nodes that replied to a compressed message of that phase.
+        responsive_nodes: (phase, Flower's id) of each node that replied to a compressed message of the phase.
     """
 
     warned_kinds: set[str] = field(default_factory=set)
@@ -48,15 +48,12 @@ class StrategyRound:
 
     Attributes:
         round: Flower's number of the round.
-        phase: "train" or "evaluate".
         arrays: model that the strategy sends.
-        warning_log: log of the strategy.
         messages: compressed messages, by node.
         contents: contents of these messages before compression, by node.
         uncompressed_messages: messages that are sent as they are.
         replied_nodes: nodes whose replies were decompressed.
         failures: nodes and failures, by cause.
-        traffic: bytes of the messages and replies so far.
     """
 
     round: int
@@ -75,12 +72,7 @@ class StrategyRound:
         self.traffic = RoundTraffic(self.round, self.phase, 0)
 
     def compress_messages(self, messages: Sequence[Message], writer: MessageWriter | None) -> None:
-        """Compress each node's first message with the model.
-
-        Args:
-            messages: messages of the strategy, which are changed in place.
-            writer: function that compresses contents; None to send all messages as they are.
-        """
+        """Compress each node's first message with the model in place. Without a writer, all messages are sent as they are."""
         keys = (_find_model_key(message.content, self.arrays) for message in messages)
         key = next((key for key in keys if key is not None), None)
         for message in messages:
@@ -93,7 +85,7 @@ class StrategyRound:
             self.uncompressed_messages.append(message)
             if writer is not None:
                 text = f'node {node}: a message of type "{message.metadata.message_type}" is sent uncompressed'
-                self.warning_log.warn("plain", f'{text}: it is not the first with the model for "{self.phase}" in the round')
+                self.warning_log.warn("plain", f'{text}: only the first "{self.phase}" message with the model is compressed')
         self._key = key or ""
         if writer is not None and self.contents:
             for node, content in writer(self.contents, self._key).items():
@@ -103,13 +95,13 @@ class StrategyRound:
     def decompress_replies(
         self, session: CompressionSession | None, replies: Iterable[Message], grid: Grid, timeout: float | None
     ) -> tuple[list[Message], list[int]]:
-        """Return the replies without compression, and the nodes whose updates are in these replies.
+        """Return the replies, decompressed in place, and the nodes whose updates are in these replies.
 
-        Nodes that replied RESYNC are sent a second message. Failures are logged, and all bytes are counted.
+        Nodes that replied with a RESYNC frame are sent a second message. Failures are logged, and all bytes are counted.
 
         Args:
             session: session that compressed the messages; None if no message was compressed.
-            replies: replies of the nodes. Their contents are changed in place.
+            replies: replies of the nodes.
             grid: Flower's grid, for second messages.
             timeout: seconds, waiting time for replies to second messages; None for no limit.
         """
@@ -127,7 +119,7 @@ class StrategyRound:
         return restored_replies, accepted_nodes
 
     def _create_second_messages(self, session: CompressionSession, resync_frames: Mapping[int, Frame]) -> list[Message]:
-        """Return second messages for nodes that replied RESYNC, and count the messages."""
+        """Return second messages for nodes that replied with a RESYNC frame, and count the messages."""
         frames = {session.client_ids[node]: frame for node, frame in resync_frames.items()}
         contents = session.compress_second_messages({node: self.contents[node] for node in resync_frames}, frames, self.arrays)
         messages = []
@@ -146,14 +138,7 @@ class StrategyRound:
         restored_replies: list[Message],
         accepted_nodes: list[int],
     ) -> dict[int, Frame]:
-        """Return the RESYNC frames by node.
-
-        Args:
-            session: session that compressed the messages; None if no message was compressed.
-            replies: replies of the nodes.
-            restored_replies: list to which the other replies are appended, without compression.
-            accepted_nodes: list to which the nodes of decompressed replies are appended.
-        """
+        """Return the RESYNC frames by node. Append the other replies and the nodes of decompressed replies to the two lists."""
         resync_frames: dict[int, Frame] = {}
         for reply in replies:
             node = reply.metadata.src_node_id
@@ -169,26 +154,22 @@ class StrategyRound:
                 self.warning_log.warn("unexpected", f"node {node}: the reply is discarded: it answers no message of this round")
                 continue
             try:
-                restored = self._decompress_reply(session, node, reply)
+                content = self._decompress_reply(session, node, reply)
             except WireError as error:
                 self._record_traffic(plain_up=size)
                 restored_replies.append(self._replace_with_error(node, str(error) if error.offset else error.cause))
                 continue
-            if isinstance(restored, Frame):
-                resync_frames[node] = restored
+            if isinstance(content, Frame):
+                resync_frames[node] = content
                 continue
-            reply.content = restored
+            reply.content = content
             self._record_traffic(plain_up=count_message_bytes(reply))
             restored_replies.append(reply)
             accepted_nodes.append(node)
         return resync_frames
 
     def _decompress_reply(self, session: CompressionSession, node: int, reply: Message) -> RecordDict | Frame:
-        """Return the decompressed content of a reply, or its RESYNC frame.
-
-        Raises:
-            WireError: the reply cannot be used.
-        """
+        """Return the decompressed content of a reply, or its RESYNC frame. WireError for a reply that cannot be used."""
         try:
             size = payload_bytes(reply.content)
         except WireError:
@@ -197,9 +178,9 @@ class StrategyRound:
         self.warning_log.responsive_nodes.add((self.phase, node))
         if node in self.replied_nodes:
             raise WireError(0, "the node already replied to this message")
-        restored = session.decompress_reply(reply)
-        self.replied_nodes.add(node)  # only now: after an unreadable reply, such as one of another round, a second may follow
-        return restored
+        content = session.decompress_reply(reply)
+        self.replied_nodes.add(node)  # only now: after an unreadable reply, such as a late reply, a second reply may follow
+        return content
 
     def _replace_with_error(self, node: int, reason: str) -> Message:
         """Return an error instead of a reply that cannot be used."""
@@ -230,10 +211,7 @@ class StrategyRound:
         self.failures.setdefault(failure.cause, []).append((node, failure))
 
     def _find_node(self, reply: Message) -> int | None:
-        """Return the node whose compressed message a reply answers; None if the reply answers another message.
-
-        An error of the SuperLink itself has the SuperLink's id instead of the node's id.
-        """
+        """Return the node whose compressed message a reply or a SuperLink's error answers; None for other replies."""
         if not self.messages:
             return None
         message_id = reply.metadata.reply_to_message_id
@@ -258,10 +236,10 @@ class StrategyRound:
             )
 
     def _record_traffic(self, **n_bytes: int) -> None:
-        """Add bytes to fields of the traffic, by name of the field."""
+        """Add bytes to fields of the traffic, by the fields' names."""
         self.traffic = replace(self.traffic, **{name: getattr(self.traffic, name) + n for name, n in n_bytes.items()})
 
 
 def _find_model_key(content: RecordDict, arrays: ArrayRecord) -> str | None:
-    """Return the name of a message's record with the model; None if there is none."""
+    """Return the name of a message's record with the model; None if no record has the model."""
     return next((key for key, record in content.array_records.items() if record is arrays or record == arrays), None)

@@ -2,12 +2,11 @@
 
 Flower's records contain copies, so neither the server nor the mod can compare storage. Values are compared bit for bit.
 
-- Arrays that are equal and not constant in the initial model: assumed to be one tensor. This may be wrong for clones of a
-  layer, which are also equal initially.
-- Arrays that differ in a reply: separate tensors.
-- Arrays that training changed to equal values in a reply: one tensor. This decides about initial zeros and ones.
+- Arrays that are equal and not constant in the initial model are assumed to be one tensor, although clones of a layer are equal
+  initially, too. A reply that contradicts the assumption is sent uncompressed, so a wrong assumption changes no value.
+- Arrays that differ in a reply are separate tensors.
+- Arrays that training changed to equal values are one tensor. This rule decides about initial zeros and ones.
 
-A reply that contradicts the server's groups is sent uncompressed, so a wrong guess changes no value.
 A group is a tuple of names; the values of a group are flat float32 vectors of one size.
 """
 
@@ -27,7 +26,7 @@ TiedGroups = tuple[tuple[str, ...], ...]
 ValuesByName = Mapping[str, F32]
 _PREFIX_LENGTH = 16
 _MIN_DISTINCT_VALUES = 8
-"""Smallest number of distinct values at which equal parts of two changed arrays are no coincidence."""
+"""Minimum number of distinct values for which equal parts of two changed arrays are not a coincidence."""
 
 _CONSEQUENCE = (
     "such replies are sent uncompressed, and the next round starts a new session without the clients' residuals; "
@@ -66,14 +65,8 @@ def guess_groups(values: ValuesByName) -> TiedGroups:
 def observe_groups(tied_groups: TiedGroups, before: ValuesByName, after: ValuesByName) -> TiedGroups:
     """Return the groups of tied names that one reply shows.
 
-    Args:
-        tied_groups: groups that the server assumes.
-        before: values that the app received, by name.
-        after: values of the app's reply, by the same names.
-
-    Returns:
-        The parts of `tied_groups` with equal values, and the groups that training changed to equal values. Unchanged values and
-        constants of more than one number add no groups.
+    The result has the parts of `tied_groups` with equal values after training, and the groups that training changed to equal
+    values. Unchanged values and constants of more than one number add no groups.
 
     >>> import numpy as np
     >>> before, after = np.zeros(2, np.float32), np.array([1, 2], np.float32)
@@ -94,11 +87,9 @@ def observe_groups(tied_groups: TiedGroups, before: ValuesByName, after: ValuesB
 
 
 def find_partial_sharing(changed_arrays: Mapping[str, F32], exact_names: Collection[str]) -> str | None:
-    """Describe the first array that is the transpose, or a range of rows, of another array; None if there is none.
+    """Describe the first array that is the transpose, or a range of rows, of another array; None if there is no such array.
 
-    Args:
-        changed_arrays: arrays that training changed, with their shapes, by name. Arrays of few distinct values do not count.
-        exact_names: names of exact arrays; sharing between two of these is allowed.
+    Arrays of few distinct values do not count, and two exact arrays may share values.
     """
     for (a, x), (b, y) in itertools.permutations(changed_arrays.items(), 2):
         if not x.ndim or (a in exact_names and b in exact_names):
@@ -127,13 +118,7 @@ class TieState:
     separate_pairs: set[frozenset[str]] = field(default_factory=set)
 
     def add_reply(self, tied_groups: TiedGroups, values: ValuesByName, reported_groups: Iterable[tuple[str, ...]]) -> None:
-        """Update the groups from one uncompressed reply.
-
-        Args:
-            tied_groups: groups that the message assumed.
-            values: values of the app's reply, by name.
-            reported_groups: groups that the node reports.
-        """
+        """Update the groups from the values of an uncompressed reply to a message that assumed `tied_groups`."""
         for group in tied_groups:
             for a, b in itertools.combinations(group, 2):
                 if not is_bit_equal(values[a], values[b]):
@@ -169,7 +154,7 @@ class TieState:
 
 
 def parse_tied_groups(tied: object) -> TiedGroups:
-    """Return the setting `tied` as groups. ScenarioError for a value that is no list of groups of names."""
+    """Return the setting `tied` as groups. ScenarioError for a value that is not a list of groups of names."""
     expected = 'expected groups of two or more names, like [("embed.weight", "head.weight")]'
     if isinstance(tied, str) or not isinstance(tied, Sequence):
         raise ScenarioError(f"tied: got {tied!r}, {expected}")
@@ -190,11 +175,8 @@ def tied_names(module: Any) -> list[tuple[str, ...]]:
     Args:
         module: a `torch.nn.Module`.
 
-    Returns:
-        Groups of names; empty for a module without tied names.
-
     Raises:
-        ModelError: two tensors share only a part of their memory, or share it with different views, for example transposed.
+        ModelError: two tensors share memory with different views, for example a part or the transpose.
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 2, bias=False)
@@ -223,12 +205,12 @@ def tied_names(module: Any) -> list[tuple[str, ...]]:
 
 def describe_changes(before: TiedGroups, after: TiedGroups) -> dict[str, str]:
     """Return warnings about a change of the groups: "apart" for separated pairs of names, "tied" for joined pairs."""
-    apart, tied = sort_groups(_list_pairs(before) - _list_pairs(after)), sort_groups(_list_pairs(after) - _list_pairs(before))
+    before_pairs, after_pairs = _list_pairs(before), _list_pairs(after)
     changes = {}
-    if apart:
-        changes["apart"] = f"{describe_pair(apart)} were assumed to be one tensor and differ in a reply; {_CONSEQUENCE}"
-    if tied:
-        changes["tied"] = f"{describe_pair(tied)} were assumed to be two tensors and are one tensor in a reply; {_CONSEQUENCE}"
+    if pairs := sort_groups(before_pairs - after_pairs):
+        changes["apart"] = f"{describe_pair(pairs)} were assumed to be one tensor and differ in a reply; {_CONSEQUENCE}"
+    if pairs := sort_groups(after_pairs - before_pairs):
+        changes["tied"] = f"{describe_pair(pairs)} were assumed to be two tensors and are one tensor in a reply; {_CONSEQUENCE}"
     return changes
 
 
@@ -243,7 +225,7 @@ def _list_pairs(groups: TiedGroups) -> set[tuple[str, ...]]:
 
 
 def _is_trained(names: Sequence[str], before: ValuesByName, after: ValuesByName) -> bool:
-    """Return True if training changed at least one of these names, whose values are now equal and no larger constant."""
+    """Return True if training changed at least one of these arrays, and the common value is one number or not constant."""
     value = after[names[0]]
     if value.size > 1 and _is_constant(value):
         return False

@@ -15,21 +15,18 @@ RoundPhase = Literal["train", "evaluate"]
 class RoundTraffic:
     """Traffic of one phase of a round, its training or its evaluation.
 
-    Messages count when the strategy passes them to Flower, and replies when they arrive. A message counts whole, as Flower
-    stores and sends it: records of any type, names and metadata (see `fedsgd.flower.records.count_message_bytes`). Flower's own
-    counter (`flwr list`) adds the protobuf around each object, a few hundred bytes a message. RESYNC replies and second
-    messages count as 0 in the fields without compression. An error of the SuperLink itself counts as 0 bytes.
+    Messages count when the strategy passes them to Flower, and replies when they arrive. A message counts as Flower's objects,
+    with names and metadata (see `fedsgd.flower.records.count_message_bytes`). Flower's own counter (`flwr list`) adds a few
+    hundred bytes of protobuf a message. An error of the SuperLink itself counts as 0 bytes.
 
     Attributes:
         round: Flower's number of the round.
         what: "train" or "evaluate".
-        nodes: nodes that were sent a message.
-        down: bytes of fedsgd's own records in the messages: frames and exact arrays.
-        up: bytes of fedsgd's own records in the replies.
-        message_down: bytes of all messages, as Flower's objects.
-        message_up: bytes of all replies, as Flower's objects.
-        plain_down: bytes of the messages without compression, as Flower's objects.
-        plain_up: bytes of the replies without compression, as Flower's objects. A reply that cannot be read counts unchanged.
+        nodes: number of nodes that were sent a message.
+        down, up: bytes of fedsgd's own records (frames and exact arrays) in the messages and in the replies.
+        message_down, message_up: bytes of all messages and of all replies.
+        plain_down, plain_up: bytes of all messages and of all replies without compression. RESYNC replies and second messages
+            count as 0, and a reply that cannot be read counts unchanged.
 
     >>> traffic = RoundTraffic(1, "train", nodes=2, message_down=900, message_up=100, plain_down=1000, plain_up=1000)
     >>> traffic.compression_ratios["bidirectional_ratio"]
@@ -48,7 +45,7 @@ class RoundTraffic:
 
     @property
     def compression_ratios(self) -> dict[str, float | None]:
-        """Compression ratios of the uplink, of the downlink, and of both together, of the bytes of Flower's objects."""
+        """Compression ratios of the uplink, of the downlink, and of both directions together, for whole messages."""
         return compression_ratios(self.message_up, self.message_down, self.plain_up, self.plain_down)
 
     def __str__(self) -> str:

@@ -266,7 +266,7 @@ def test_own_start_without_the_argument_grid_is_refused() -> None:
 
     with pytest.raises(ScenarioError) as raised:
         CompressedStrategy(GridlessFedAvg(), "dense").start(make_grid(nodes=2), make_zeros())
-    assert "configure_train: start() calls it with server_round, arrays" in str(raised.value)
+    assert "configure_train: got server_round, arrays from start()" in str(raised.value)
     assert "expected server_round, arrays, config, grid" in str(raised.value)
 
 
