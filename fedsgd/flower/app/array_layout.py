@@ -166,7 +166,7 @@ class ArrayLayout:
         )
 
     def with_dtypes(self, dtypes: Mapping[str, str]) -> ArrayLayout:
-        """Return the same model with other types of floats, by name."""
+        """Return the layout of the same model with other types of floats, by name."""
         dtypes = {**self.dtype_by_name, **dtypes}
         return replace(self, dtypes=tuple((name, dtypes[name]) for name in self.names if dtypes.get(name, FLOAT32) != FLOAT32))
 

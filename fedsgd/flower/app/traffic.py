@@ -17,7 +17,7 @@ class RoundTraffic:
 
     Messages count when the strategy passes them to Flower, and replies when they arrive. A message counts as Flower's objects,
     with names and metadata (see `fedsgd.flower.records.count_message_bytes`). Flower's own counter (`flwr list`) adds a few
-    hundred bytes of protobuf a message. An error of the SuperLink itself counts as 0 bytes.
+    hundred bytes of protobuf to each message. An error of the SuperLink itself counts as 0 bytes.
 
     Attributes:
         round: Flower's number of the round.
@@ -25,8 +25,8 @@ class RoundTraffic:
         nodes: number of nodes that were sent a message.
         down, up: bytes of fedsgd's own records (frames and exact arrays) in the messages and in the replies.
         message_down, message_up: bytes of all messages and of all replies.
-        plain_down, plain_up: bytes of all messages and of all replies without compression. RESYNC replies and second messages
-            count as 0, and a reply that cannot be read counts unchanged.
+        plain_down, plain_up: bytes of all messages and of all replies without compression. Second messages and replies with a
+            RESYNC frame count as 0, and a reply that cannot be read counts unchanged.
 
     >>> traffic = RoundTraffic(1, "train", nodes=2, message_down=900, message_up=100, plain_down=1000, plain_up=1000)
     >>> traffic.compression_ratios["bidirectional_ratio"]
