@@ -1,4 +1,8 @@
-"""Wire format: frames, index codecs and value codecs. Decoders check every length and value before they use it."""
+"""Wire format: frames, index codecs and value codecs.
+
+Decoders check every length and value before they use it. They raise WireError, with a byte offset and a cause, for malformed
+bytes.
+"""
 
 from fedsgd.wire.frame import (
     ALL_CLIENTS,

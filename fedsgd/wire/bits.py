@@ -43,9 +43,6 @@ def unpack(data: Bytes, widths: I64) -> I64:
     Args:
         data: bytes of the fields; the caller has checked that their number fits the widths.
         widths: [n] int64, 0 to 32 bits each.
-
-    Raises:
-        WireError: the bits after the last field are not zero.
     """
     n_bits = int(widths.sum())
     check_padding(data, n_bits)
@@ -53,14 +50,11 @@ def unpack(data: Bytes, widths: I64) -> I64:
 
 
 def check_padding(data: Bytes, n_bits: int) -> None:
-    """Check that the unused bits of the last byte are zero.
+    """Raise WireError if an unused bit of the last byte is 1.
 
     Args:
         data: bytes of a bit string.
         n_bits: length of the bit string.
-
-    Raises:
-        WireError: an unused bit is 1.
     """
     if n_bits % 8 and data[n_bits // 8] >> n_bits % 8:
         raise WireError(n_bits // 8, "padding bits are not zero")
@@ -80,7 +74,7 @@ def popcount(data: Bytes) -> int:
     """Return the number of 1 bits.
 
     Args:
-        data: bytes to count in.
+        data: bytes of a bitmap.
     """
     return int(np.bitwise_count(np.frombuffer(data, dtype=np.uint8)).sum(dtype=np.int64))
 
@@ -100,17 +94,13 @@ def unpack_unary(data: Bytes, count: int) -> I64:
     Args:
         data: bytes of the unary numbers alone.
         count: number of values.
-
-    Raises:
-        WireError: the number of 1 bits is not `count`, or the last 1 bit is not in the last byte.
     """
     if popcount(data) != count:
         raise WireError(0, f"{popcount(data)} unary numbers, expected {count}")
     ends = bitmap_positions(_to_words64(data), count)
     if n_bytes(int(ends[-1]) + 1 if count else 0) != len(data):
-        raise WireError(0, "bytes after the last unary number")
-    out: I64 = np.diff(ends, prepend=-1) - 1
-    return out
+        raise WireError(0, "bytes follow the last unary number")
+    return np.diff(ends, prepend=-1) - 1
 
 
 def pack_varint(value: int) -> bytes:
@@ -132,10 +122,7 @@ def unpack_varint(data: Bytes, offset: int) -> tuple[int, int]:
 
     Args:
         data: bytes that contain the integer.
-        offset: position of its first byte in `data`.
-
-    Raises:
-        WireError: `data` ends within the integer, or the integer has more than five bytes or a redundant last byte.
+        offset: position of the integer's first byte in `data`.
     """
     value = 0
     for i in range(5):
@@ -268,8 +255,8 @@ def bitmap_positions(words: U64, count: int) -> I64:
     """Return the positions of the 1 bits of a bitmap, ascending.
 
     Args:
-        words: [n] uint64, the bitmap, lowest bit first.
-        count: number of 1 bits in it.
+        words: [n] uint64, lowest bit first.
+        count: number of 1 bits in the words.
     """
     positions = np.empty(count, dtype=np.int64)
     n = 0

@@ -33,7 +33,7 @@ def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
 
     Args:
         words: [k] uint32 or uint16, the bits of the numbers.
-        entropy: True to code entropy where this is shorter.
+        entropy: True to use the entropy code if it is shorter.
     """
     width = words.itemsize
     plain = words.astype(f"<u{width}", copy=False).data.cast("B")
@@ -56,18 +56,15 @@ def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
         k: number of words.
         width: bytes of a word, 4 or 2.
         entropy: setting of the encoder.
-
-    Raises:
-        WireError: `data` is not a valid encoding of k words.
     """
     if entropy:
         if not data or data[0] not in (PLAIN, ROTATED):
-            raise WireError(0, f"unknown mode {data[0]} of values" if data else "an empty section of values")
+            raise WireError(0, f"mode {data[0]} of the values is unknown" if data else "the section of values is empty")
         if data[0] == ROTATED:
             return _decode_rotated(data, k, width)
         data = data[1:]
     if len(data) != k * width:
-        raise WireError(0, f"{len(data)} bytes for {k} values of {width} bytes")
+        raise WireError(0, f"{len(data)} bytes of values, expected {k} values of {width} bytes")
     return np.frombuffer(data, dtype=f"<u{width}").astype(np.uint32)
 
 
@@ -93,7 +90,7 @@ def to_bfloat16(values: F32) -> U16:
 
 
 def from_bfloat16(words: U32) -> F32:
-    """Return the float32 numbers whose upper halves are given.
+    """Return the float32 numbers that have the words as upper halves, and zeros as lower halves.
 
     Args:
         words: [k] uint32, each below 2¹⁶.
@@ -104,8 +101,8 @@ def from_bfloat16(words: U32) -> F32:
 def choose_scale_exponent(values: F32) -> int:
     """Return the e for which the largest magnitude is in [2¹⁴, 2¹⁵) · 2^e, or 0 if all values are zero.
 
-    No value exceeds float16's maximum of 65504, and only values below 2⁻³⁹ of the largest underflow. Float16 without a scale
-    rounds small updates to zero.
+    No value then exceeds float16's maximum of 65504, and only values below 2⁻³⁹ of the largest become zero. Without a scale,
+    float16 rounds small updates to zero.
 
     Args:
         values: [k] float32, finite.
@@ -138,7 +135,7 @@ def from_float16(words: U32, exponent: int) -> F32:
 
 
 def round_to_powers_of_two(values: F32, key: int) -> U16:
-    """Round each value stochastically to a power of two, as sign << 8 | exponent.
+    """Round each value stochastically to a power of two; return sign << 8 | exponent.
 
     A value is rounded up with probability mantissa / 2²³, by 23 shared random bits. So the expected value is the value exactly.
     Magnitudes from 2¹²⁷ on are always rounded down, and subnormal numbers to 0.
@@ -165,8 +162,8 @@ def from_powers_of_two(signs: U8, exponents: U8) -> F32:
 
 
 def _split_reference(words: U32, width: int) -> tuple[U8, U8]:
-    wide = words.astype(np.uint64)
-    rotated = (wide << np.uint64(1) | wide >> np.uint64(width - 1)) & np.uint64(2**width - 1)
+    words64 = words.astype(np.uint64)
+    rotated = (words64 << np.uint64(1) | words64 >> np.uint64(width - 1)) & np.uint64(2**width - 1)
     columns = rotated.astype("<u8").view(np.uint8).reshape(-1, 8)
     return columns[:, width // 8 - 1].copy(), np.ascontiguousarray(columns[:, : width // 8 - 1]).reshape(-1)
 
@@ -218,8 +215,8 @@ def _join(upper: U8, lower: U8, width: int) -> U32:
 
 
 def _to_bfloat16_reference(words: U32) -> U16:
-    wide = words.astype(np.uint64)
-    half = ((wide + np.uint64(0x7FFF) + (wide >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)
+    words64 = words.astype(np.uint64)
+    half = ((words64 + np.uint64(0x7FFF) + (words64 >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)
     infinite = (half & np.uint16(0x7F80)) == np.uint16(0x7F80)
     return np.where(infinite, (half & np.uint16(0x8000)) | np.uint16(0x7F7F), half)
 
@@ -240,10 +237,7 @@ def _to_float16_reference(values: F32, factor: float) -> U16:
 
 @kernel(_to_float16_reference)
 def _to_float16(values: F32, factor: float) -> U16:
-    """Return the halves nearest to values · factor.
-
-    A half has 11 significant bits from 2⁻¹⁴ on. Smaller halves are multiples of 2⁻²⁴.
-    """
+    """Return the halves nearest to values · factor: 11 significant bits from 2⁻¹⁴ on, multiples of 2⁻²⁴ below."""
     scaled = np.empty(values.size, dtype=np.float32)
     for i in range(values.size):
         scaled[i] = np.float32(np.float64(values[i]) * factor)

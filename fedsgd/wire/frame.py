@@ -83,8 +83,7 @@ class Section:
     """Typed bytes of a frame.
 
     Attributes:
-        kind: type of the data.
-        data: the bytes.
+        kind, data: type of the data, and the data.
         offset: position of the data in the decoded frame, for error messages only.
     """
 
@@ -103,12 +102,11 @@ class Header:
     Attributes:
         kind: purpose of the frame.
         round: round of the frame, from 1.
-        codec: wire id of the compressor that encoded the sections; 0: none.
+        codec: codec id of the compressor that encoded the sections; 0: none.
         base: base round of the sections; 0: they are absolute. In a TASK, the base of the message's first MODEL. In a RESYNC,
             the round of the client's model.
-        acknowledged: last round in which the server accepted a reply of this client; 0: none. In a RESYNC, the round of the
-            last reply that the client knows of.
-        client: id of the client, or ALL_CLIENTS.
+        acknowledged: last round in which the server accepted a reply of this client, as the frame's sender knows it; 0: none.
+        client: number of the client, or ALL_CLIENTS.
         examples: training examples of the client; 0 on the downlink.
     """
 
@@ -126,8 +124,7 @@ class Frame:
     """Header and sections of one encoded object.
 
     Attributes:
-        header: header of the frame.
-        sections: sections in the order of the bytes.
+        header, sections: the header, and the sections in the order of their bytes.
     """
 
     header: Header
@@ -139,10 +136,9 @@ class ByteBreakdown:
     """Bytes of one frame by purpose. The four numbers add up to the frame's length.
 
     Attributes:
-        header: bytes of the frame header, the section headers and the checksum.
-        index: bytes of the INDEX section.
-        value: bytes of the VALUE section.
-        side: bytes of all other sections: scales, factors, manifests, controls, buffers.
+        header: frame header, section headers and checksum.
+        index, value: data of the INDEX section, and of the VALUE section.
+        side: data of all other sections: scales, factors, manifests, controls, buffers.
     """
 
     header: int
@@ -152,7 +148,7 @@ class ByteBreakdown:
 
 
 def frame_overhead(n_sections: int) -> int:
-    """Return the largest number of bytes of a frame without its payload; exact for a frame without sections.
+    """Return the maximum number of bytes of a frame without its payload; exact for a frame without sections.
 
     Args:
         n_sections: number of sections of the frame.
@@ -162,13 +158,10 @@ def frame_overhead(n_sections: int) -> int:
 
 @timed("encode")
 def encode_frame(frame: Frame) -> bytes:
-    """Encode a frame as bytes.
+    """Encode a frame as bytes. Raise ValueError if it has more than 255 sections, or a header field outside [0, 2³²).
 
     Args:
         frame: header and sections.
-
-    Raises:
-        ValueError: a header field is not in [0, 2³²), or the frame has more than 255 sections.
 
     >>> frame = Frame(Header(FrameKind.UPDATE, round=1, client=7), (Section(SectionKind.VALUE, b"abc"),))
     >>> len(encode_frame(frame)), decode_frame(encode_frame(frame)) == frame
@@ -179,9 +172,7 @@ def encode_frame(frame: Frame) -> bytes:
     if len(frame.sections) > MAX_SECTIONS or not all(0 <= value < 2**32 for value in fixed):
         limits = f"expected fields from 0 to 2^32 - 1 and at most {MAX_SECTIONS} sections"
         raise ValueError(f"frame: got {h} and {len(frame.sections)} sections, {limits}")
-    pieces: list[bytes | memoryview] = [
-        _HEADER.pack(MAGIC, VERSION, h.kind, h.codec, len(frame.sections), *fixed),
-    ]
+    pieces: list[bytes | memoryview] = [_HEADER.pack(MAGIC, VERSION, h.kind, h.codec, len(frame.sections), *fixed)]
     for section in frame.sections:
         pieces += [bytes([section.kind]) + pack_varint(len(section.data)), section.data]
     check = 0
@@ -196,10 +187,7 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
 
     Args:
         data: bytes of one frame.
-        max_bytes: largest length to accept; None: any.
-
-    Raises:
-        WireError: the bytes are not a frame; the error has an offset and a cause.
+        max_bytes: maximum length to accept; None: any.
     """
     view = memoryview(data)
     if len(view) < frame_overhead(0):
@@ -215,20 +203,17 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
     if zlib.crc32(view[:end]) != _CHECKSUM.unpack_from(view, end)[0]:
         raise WireError(end, "the checksum does not match")
     if kind not in FrameKind.__members__.values():
-        raise WireError(HEADER_OFFSETS["kind"], f"unknown kind {kind}")
+        raise WireError(HEADER_OFFSETS["kind"], f"kind {kind} is unknown")
     header = Header(FrameKind(kind), fixed[0], codec, *fixed[1:])
     return Frame(header, _read_sections(view, n_sections, end))
 
 
 def require_header(header: Header, **fields: Sequence[int]) -> None:
-    """Check fields of a header. Fields that are not named may have any value.
+    """Raise WireError unless fields of a header have allowed values. Fields that are not named may have any value.
 
     Args:
         header: header of a decoded frame.
         **fields: allowed values of a field, by the name of the field.
-
-    Raises:
-        WireError: a field has another value.
     """
     for name, options in fields.items():
         value = getattr(header, name)
@@ -254,13 +239,13 @@ def _read_sections(view: memoryview, n_sections: int, end: int) -> Sections:
         kind = view[offset]
         length, start = unpack_varint(view[:end], offset + 1)
         if kind not in SectionKind.__members__.values():
-            raise WireError(offset, f"unknown section kind {kind}")
+            raise WireError(offset, f"section kind {kind} is unknown")
         if length > end - start:
             raise WireError(offset + 1, f"a section of {length} bytes, but the frame has only {end - start} more")
         sections.append(Section(SectionKind(kind), view[start : start + length], start))
         offset = start + length
     if offset != end:
-        raise WireError(offset, f"{end - offset} bytes after the last section")
+        raise WireError(offset, f"{end - offset} bytes follow the last section")
     return tuple(sections)
 
 
@@ -269,9 +254,6 @@ def frame_breakdown(data: bytes | memoryview) -> ByteBreakdown:
 
     Args:
         data: bytes of one frame.
-
-    Raises:
-        WireError: the bytes are not a frame.
     """
     return breakdown_of(decode_frame(data), len(data))
 
@@ -280,15 +262,10 @@ def breakdown_of(frame: Frame, n_bytes: int) -> ByteBreakdown:
     """Count the bytes of a decoded frame by purpose.
 
     Args:
-        frame: the decoded frame.
-        n_bytes: length of its encoding.
+        frame: decoded frame.
+        n_bytes: length of the encoded frame.
     """
-    lengths = {SectionKind.INDEX: 0, SectionKind.VALUE: 0}
-    side = 0
-    for section in frame.sections:
-        if section.kind in lengths:
-            lengths[section.kind] += len(section.data)
-        else:
-            side += len(section.data)
-    header = n_bytes - lengths[SectionKind.INDEX] - lengths[SectionKind.VALUE] - side
-    return ByteBreakdown(header, lengths[SectionKind.INDEX], lengths[SectionKind.VALUE], side)
+    payload = sum(len(section.data) for section in frame.sections)
+    index = sum(len(section.data) for section in frame.sections if section.kind == SectionKind.INDEX)
+    value = sum(len(section.data) for section in frame.sections if section.kind == SectionKind.VALUE)
+    return ByteBreakdown(n_bytes - payload, index, value, payload - index - value)

@@ -6,8 +6,8 @@
 
 Positions of sent coordinates are close to a Bernoulli process, whose gaps are geometric. Rice's code is optimal for a geometric
 source to within a few per cent (Golomb 1966; Rice 1979). Each block has its own parameter, because positions of real updates
-cluster by layer. Where they cluster more than that, the bit lengths of the gaps are far from geometric. Then an entropy code of
-the bit lengths is shorter. It needs about a hundred gaps, because its table is sent too.
+cluster by layer. Where positions cluster more, the bit lengths of the gaps are far from geometric, and "classes" is shorter. It
+needs about a hundred gaps, because the frequency table of `rans` is sent too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,10 @@ MAX_BIT_LENGTH = 31
 
 
 def choose_rice_parameters(gaps: I64) -> tuple[I64, int]:
-    """Choose the Rice parameter of each block.
+    """Return the Rice parameters with the shortest code, [⌈k / 128⌉] int64, and the length of the code in bytes.
 
     Args:
         gaps: [k] int64, non-negative.
-
-    Returns:
-        [⌈k / 128⌉] int64, the parameters with the shortest code (the lowest of equals), and the number of bytes of the code.
     """
     parameters, n_fixed, n_unary = _choose_rice_parameters(gaps)
     return parameters, sum(bits.n_bytes(n) for n in (PARAMETER_BITS * len(parameters), n_fixed, n_unary))
@@ -57,9 +54,6 @@ def decode_rice(body: Bytes, k: int) -> I64:
     Args:
         body: bytes of the code alone.
         k: number of gaps.
-
-    Raises:
-        WireError: `body` is not a valid code of k gaps.
     """
     n_blocks = (k + GAPS_PER_BLOCK - 1) // GAPS_PER_BLOCK
     head = bits.n_bytes(PARAMETER_BITS * n_blocks)
@@ -91,9 +85,6 @@ def decode_classes(body: Bytes, k: int) -> I64:
     Args:
         body: bytes of the code alone.
         k: number of gaps.
-
-    Raises:
-        WireError: `body` is not a valid code of k gaps.
     """
     length, start = bits.unpack_varint(body, 0)
     if length > len(body) - start:
@@ -138,11 +129,12 @@ def _choose_rice_parameters_reference(gaps: I64) -> tuple[I64, int, int]:
 
 @kernel(_choose_rice_parameters_reference)
 def _choose_rice_parameters(gaps: I64) -> tuple[I64, int, int]:
-    """Return the parameters, the number of fixed bits and the number of unary bits.
+    """Return the parameters, the lowest of those with equal costs, the number of fixed bits and the number of unary bits.
 
     Only four parameters need to be tried. A block of n gaps with mean m costs n(1 + b) + Σ⌊gap / 2^b⌋. With
-    h(b) = b + m / 2^b, this is more than n·h and at most n(h + 1). The minimum of h is at 2^b = m ln 2. Where h is less than 1
-    above its minimum, b is between log₂ m − 1.96 and log₂ m + 1.59. With L the bit length of ⌊m⌋, these are L − 2 to L + 1.
+    h(b) = b + m / 2^b, this cost is more than n·h and at most n(h + 1). The minimum of h is at 2^b = m ln 2. Where h is less
+    than 1 above its minimum, b is between log₂ m − 1.96 and log₂ m + 1.59. With L the bit length of ⌊m⌋, these are L − 2 to
+    L + 1.
     """
     parameters = np.empty((gaps.size + 127) // 128, dtype=np.int64)
     n_fixed, n_unary = 0, 0

@@ -24,11 +24,11 @@ Bytes = bytes | memoryview
 
 RICE, BITMAP, RAW, COMPLEMENT, CLASSES = range(5)
 MIN_GAPS_FOR_CLASSES = 64
-"""Smallest k for which CLASSES is tried. With fewer gaps its table costs more than the code saves."""
+"""Smallest k for which CLASSES is tried. With fewer gaps, its frequency table costs more than the code saves."""
 
 
 def max_index_bytes(size: int) -> int:
-    """Return the largest length of an index section in bytes: the bitmap's length, which is always possible.
+    """Return the maximum length of an index section in bytes: a bitmap is always possible.
 
     Args:
         size: P.
@@ -41,7 +41,7 @@ def encode_indices(indices: I64, size: int) -> bytes:
     """Encode an index set as the data of an INDEX section.
 
     Args:
-        indices: [k] int64, strictly ascending, in [0, size).
+        indices: [k] int64, strictly ascending, in [0, P).
         size: P.
 
     >>> data = encode_indices(np.array([3, 40, 41]), 1000)
@@ -81,10 +81,7 @@ def decode_indices(section: Section, size: int, max_k: int | None = None) -> I64
     Args:
         section: an INDEX section.
         size: P.
-        max_k: largest k to accept; None: P.
-
-    Raises:
-        WireError: the section is malformed, has more than `max_k` positions, or positions that do not ascend or exceed P - 1.
+        max_k: maximum k to accept; None: P.
     """
     with shift_offset(section.offset):
         return _decode(section.data, size, size if max_k is None else max_k)
@@ -92,12 +89,11 @@ def decode_indices(section: Section, size: int, max_k: int | None = None) -> I64
 
 def _decode(data: Bytes, size: int, max_k: int) -> I64:
     if not data:
-        raise WireError(0, "an empty index section")
+        raise WireError(0, "the index section is empty")
     if len(data) > max_index_bytes(size):
-        limit = f"expected at most {max_index_bytes(size)} for {size} parameters"
-        raise WireError(0, f"an index section of {len(data)} bytes, {limit}")
+        raise WireError(0, f"an index section of {len(data)} bytes, expected at most {max_index_bytes(size)} for P = {size}")
     if data[0] > CLASSES:
-        raise WireError(0, f"unknown index codec {data[0]}")
+        raise WireError(0, f"index codec {data[0]} is unknown")
     count = count_indices(data, size)
     if not 0 <= count <= max_k:
         raise WireError(1, f"{count} indices, expected 0 to {max_k}")
@@ -173,7 +169,7 @@ def _raw_position_bytes(size: int) -> int:
 def _decode_raw(body: Bytes, k: int, size: int) -> I64:
     width = _raw_position_bytes(size)
     if len(body) != k * width:
-        raise WireError(1, f"{len(body)} bytes for {k} indices of {width} bytes")
+        raise WireError(1, f"{len(body)} bytes of indices, expected {k} indices of {width} bytes")
     columns = np.zeros((k, 4), dtype=np.uint8)
     columns[:, :width] = np.frombuffer(body, dtype=np.uint8).reshape(k, width)
     indices = columns.view("<u4").reshape(k).astype(np.int64)

@@ -34,18 +34,13 @@ def digits_per_byte(base: int) -> int:
     return count
 
 
-def n_buckets(size: int, bucket: int) -> int:
-    """Return the number of buckets of a vector, which is the number of its scales.
-
-    Args:
-        size: P.
-        bucket: coordinates in a bucket; the last bucket may have fewer.
-    """
+def _n_buckets(size: int, bucket: int) -> int:
+    """Return the number of buckets of P = `size` coordinates; the last bucket may be shorter."""
     return (size + bucket - 1) // bucket
 
 
 def max_level_bytes(size: int, level: int, bucket: int) -> int:
-    """Return the largest payload of a vector in bytes.
+    """Return the maximum payload of a vector in bytes.
 
     Args:
         size: P.
@@ -53,7 +48,7 @@ def max_level_bytes(size: int, level: int, bucket: int) -> int:
         bucket: coordinates in a bucket.
     """
     digits = digits_per_byte(2 * level + 1)
-    return rans.max_symbol_bytes((size + digits - 1) // digits) + 4 * n_buckets(size, bucket)
+    return rans.max_symbol_bytes((size + digits - 1) // digits) + 4 * _n_buckets(size, bucket)
 
 
 def quantise(x: F32, scales: F32, level: int, bucket: int, key: int | None) -> U8:
@@ -97,7 +92,7 @@ def encode_levels(levels: U8, scales: F32, level: int, entropy: bool = True, fre
         scales: [⌈P / bucket⌉] float32.
         level: L.
         entropy: False to leave the digits plain.
-        frequency_bits: largest log₂ T of rANS to try, 12 or 15.
+        frequency_bits: maximum log₂ T of rANS to try, 12 or 15.
     """
     body = encode_digits(levels, 2 * level + 1, entropy, frequency_bits)
     return Section(SectionKind.VALUE, body), Section(SectionKind.SCALE, scales.astype("<f4").tobytes())
@@ -112,12 +107,9 @@ def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tup
         size: P.
         level: L.
         bucket: coordinates in a bucket.
-
-    Raises:
-        WireError: a section is missing or malformed, or a scale is negative or not finite.
     """
     require_sections(sections, (SectionKind.VALUE, SectionKind.SCALE))
-    scales = decode_scales(sections[1], n_buckets(size, bucket))
+    scales = decode_scales(sections[1], _n_buckets(size, bucket))
     with shift_offset(sections[0].offset):
         return decode_digits(sections[0].data, size, 2 * level + 1), scales
 
@@ -130,7 +122,7 @@ def encode_digits(digits: U8, base: int, entropy: bool = True, frequency_bits: i
         digits: [n] uint8, below `base`.
         base: base of the digits, 2 to 255.
         entropy: False to leave the digits plain.
-        frequency_bits: largest log₂ T of rANS to try, 12 or 15.
+        frequency_bits: maximum log₂ T of rANS to try, 12 or 15.
     """
     count = digits_per_byte(base)
     if base == 2:
@@ -148,9 +140,6 @@ def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
         data: bytes of the digits alone.
         n: number of digits.
         base: base of the digits.
-
-    Raises:
-        WireError: `data` is not a valid code of n digits.
     """
     count = digits_per_byte(base)
     packed = rans.decode_symbols(data, (n + count - 1) // count)
@@ -166,14 +155,11 @@ def decode_digits(data: bytes | memoryview, n: int, base: int) -> U8:
 
 
 def require_sections(sections: Sections, kinds: tuple[SectionKind, ...]) -> None:
-    """Check the kinds of sections and their order.
+    """Raise WireError unless sections have the expected kinds, in order.
 
     Args:
         sections: sections of a decoded frame.
-        kinds: expected kinds, in order.
-
-    Raises:
-        WireError: the kinds or their order differ.
+        kinds: expected kinds.
     """
     if tuple(s.kind for s in sections) != kinds:
         names = ", ".join(s.kind.name for s in sections) or "none"
@@ -182,14 +168,11 @@ def require_sections(sections: Sections, kinds: tuple[SectionKind, ...]) -> None
 
 
 def decode_scales(section: Section, count: int) -> F32:
-    """Decode the scales of a SCALE section, [count] float32.
+    """Decode the scales of a SCALE section, [count] float32: finite, not negative and not −0.
 
     Args:
-        section: section with one float32 per scale.
+        section: section with one float32 for each scale.
         count: number of scales.
-
-    Raises:
-        WireError: the length is not 4 · count bytes, or a scale is negative, −0 or not finite.
     """
     if len(section.data) != 4 * count:
         raise WireError(section.offset, f"{len(section.data)} bytes of scales, expected {4 * count}")

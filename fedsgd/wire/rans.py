@@ -61,7 +61,7 @@ def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) 
     Args:
         symbols: [n] uint8.
         entropy: False to leave the symbols plain.
-        frequency_bits: largest log₂ T to try, 12 or 15.
+        frequency_bits: maximum log₂ T to try, 12 or 15.
     """
     candidates = []
     if entropy and len(symbols) >= MIN_SYMBOLS_TO_CODE:
@@ -75,7 +75,7 @@ def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) 
 def _encode_mode(symbols: U8, counts: I64, mode: int) -> bytes:
     """Encode symbols in a mode of rANS; return no bytes if the result is not shorter than the plain form."""
     scale_bits = SCALE_BITS[mode]
-    frequencies = normalise_frequencies(counts, scale_bits)
+    frequencies = _normalise_frequencies(counts, scale_bits)
     if len(symbols) >= MIN_SYMBOLS_TO_ESTIMATE and _estimate_bits(counts, frequencies, scale_bits) >= 8 * len(symbols):
         return b""
     table = _pack_table(frequencies)
@@ -104,15 +104,12 @@ def decode_symbols(data: Bytes, n: int) -> U8:
         data: bytes of the symbols alone.
         n: number of symbols.
 
-    Raises:
-        WireError: `data` is not a valid code of n symbols.
-
     >>> code = encode_symbols(np.repeat(np.array([7, 9], dtype=np.uint8), [900, 100]))
     >>> len(code) < 1000 / 8, decode_symbols(code, 1000)[899:901].tolist()
     (True, [7, 9])
     """
     if not data or data[0] not in (PLAIN, *SCALE_BITS):
-        raise WireError(0, f"unknown mode {data[0]} of a symbol stream" if data else "an empty symbol stream")
+        raise WireError(0, f"mode {data[0]} of the symbol stream is unknown" if data else "the symbol stream is empty")
     if data[0] == PLAIN:
         if len(data) != 1 + n:
             raise WireError(0, f"{len(data) - 1} plain symbols, expected {n}")
@@ -149,16 +146,12 @@ def _normalise_frequencies_reference(counts: I64, scale_bits: int) -> I64:
 
 
 @kernel(_normalise_frequencies_reference)
-def normalise_frequencies(counts: I64, scale_bits: int) -> I64:
-    """Return frequencies that add up to T, at least 1 for each symbol that occurs, by the method of largest remainders.
+def _normalise_frequencies(counts: I64, scale_bits: int) -> I64:
+    """Return frequencies [256] that add up to T, at least 1 for each symbol that occurs, by the method of largest remainders.
 
-    All arithmetic is in integers, so that the result is equal on every machine. Shares are rounded down, and the symbols with
-    the largest remainders get 1 more each. While the sum exceeds T because of rare symbols, the largest frequency is
-    reduced by 1. Ties go to the lowest symbol.
-
-    Args:
-        counts: [256] int64, occurrences of each symbol, not all 0.
-        scale_bits: log₂ T.
+    All arithmetic is in integers, so that the result is equal on every machine. Shares of the counts [256], not all 0, are
+    rounded down; the symbols with the largest remainders get 1 more each. While rare symbols make the sum exceed T, the largest
+    frequency is reduced by 1. Ties go to the lowest symbol.
     """
     total = np.int64(0)
     for s in range(256):
@@ -194,7 +187,7 @@ def _pack_table(frequencies: I64) -> bytes:
 def _unpack_table(data: Bytes, offset: int, scale_bits: int) -> tuple[I64, int]:
     """Return the frequencies [256] and the offset after the table."""
     if len(data) < offset + 2 or data[offset] > data[offset + 1]:
-        raise WireError(offset, "a frequency table without a range of symbols")
+        raise WireError(offset, "the frequency table has no range of symbols")
     frequencies = np.zeros(256, dtype=np.int64)
     lowest, highest = data[offset], data[offset + 1]
     offset += 2
@@ -203,8 +196,7 @@ def _unpack_table(data: Bytes, offset: int, scale_bits: int) -> tuple[I64, int]:
     total = 1 << scale_bits
     frequencies[highest] = total - int(frequencies.sum())
     if not frequencies[lowest] > 0 or not frequencies[highest] > 0:
-        cause = f"the frequencies do not add up to {total}, or the lowest or highest symbol has the frequency 0"
-        raise WireError(offset, cause)
+        raise WireError(offset, f"the frequencies do not add up to {total}, or an end of the range has the frequency 0")
     return frequencies, offset
 
 
@@ -217,10 +209,7 @@ def _histogram_reference(symbols: U8) -> I64:
 
 @kernel(_histogram_reference)
 def _histogram(symbols: U8) -> I64:
-    """Count the occurrences of each of 256 symbols.
-
-    Four tables avoid store-to-load stalls when neighbouring symbols are equal.
-    """
+    """Count each of 256 symbols. Four tables avoid store-to-load stalls when neighbouring symbols are equal."""
     counts = np.zeros((4, 256), dtype=np.int64)
     even = symbols.size - symbols.size % 4
     for i in range(0, even, 4):

@@ -36,16 +36,13 @@ ValueFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4
 
 @timed("encode")
 def encode_values(values: F32, value_format: ValueFormat, key: int = 0, entropy: bool = True) -> tuple[Sections, F32]:
-    """Encode values in a format.
+    """Encode values in a format; return the sections, and the [k] float32 values that the sections decode to.
 
     Args:
         values: [k] float32, finite; for "ternary" none is zero.
         value_format: name of the format.
-        key: key of the shared randomness, 64 bits; "natural" rounds by it.
-        entropy: True to code the entropy of floats where this is shorter.
-
-    Returns:
-        The sections, and the [k] float32 values that they decode to.
+        key: key of the shared randomness, 64 bits, by which "natural" rounds.
+        entropy: True to use the entropy code of floats if it is shorter.
 
     >>> sections, values = encode_values(np.array([3.0, -1.0, 2.0], dtype=np.float32), "ternary")
     >>> values.tolist(), [len(section.data) for section in sections]
@@ -63,16 +60,13 @@ def decode_values(sections: Sections, k: int, value_format: ValueFormat, entropy
         k: number of values.
         value_format: name of the format.
         entropy: setting of the encoder.
-
-    Raises:
-        WireError: a section has another kind or length, padding that is not zero, or a value that is not finite.
     """
     levels.require_sections(sections, _CODECS[value_format].section_kinds)
     return _CODECS[value_format].decode(sections, k, entropy)
 
 
 def max_value_bytes(k: int, value_format: ValueFormat) -> int:
-    """Return the largest payload of values in bytes, the scale included.
+    """Return the maximum payload of k values in bytes, which includes their scale.
 
     Args:
         k: number of values.
@@ -82,10 +76,9 @@ def max_value_bytes(k: int, value_format: ValueFormat) -> int:
 
 
 def max_relative_squared_error(value_format: ValueFormat) -> float | None:
-    """Return the largest possible ‖decoded − values‖² / ‖values‖² of normal numbers; for "natural", its expected value.
+    """Return the maximum of ‖decoded − values‖² / ‖values‖² over normal numbers; for "natural", of its expected value.
 
-    None if the values determine it. For int8, int4 and ternary, one guarantee is general: the decoded vector keeps a part with
-    at least the energy of the largest coordinate.
+    None for int8, int4 and ternary, whose only bound is 1 − 1/k for k values.
 
     Args:
         value_format: name of the format.
@@ -171,7 +164,7 @@ class _Float16Codec(_ValueCodec):
             raise WireError(sections[1].offset, f"an exponent of {exponent}, expected {limits}")
         words = _decode_words(sections[0], k, 2, entropy)
         if ((words & np.uint32(0x7C00)) == 0x7C00).any():
-            raise WireError(sections[0].offset, "a half that is not finite")
+            raise WireError(sections[0].offset, "a half is not finite")
         return _require_finite(floats.from_float16(words, exponent), sections[0])
 
     def max_bytes(self, k: int) -> int:
@@ -193,7 +186,7 @@ class _NaturalCodec(_ValueCodec):
         with shift_offset(body.offset + n_bytes(k)):
             exponents = rans.decode_symbols(body.data[n_bytes(k) :], k)
         if k and int(exponents.max()) == 255:
-            raise WireError(body.offset, "an exponent of 255, which is no power of two")
+            raise WireError(body.offset, "an exponent is 255, which is no power of two")
         signs = decode_signs(Section(body.kind, body.data[: n_bytes(k)], body.offset), k, "natural values")
         return floats.from_powers_of_two(np.unpackbits(signs, count=k, bitorder="little"), exponents)
 
@@ -236,7 +229,7 @@ class _TernaryCodec(_ValueCodec):
         signs = np.unpackbits(decode_signs(sections[0], k, "ternary values"), count=k, bitorder="little")
         (scale,) = levels.decode_scales(sections[1], 1)
         if (scale > 0) != (k > 0):
-            raise WireError(sections[1].offset, f"a scale of {scale} for {k} values")
+            raise WireError(sections[1].offset, f"the scale of {k} values is {scale}")
         values: F32 = np.where(signs == 1, -scale, scale).astype(np.float32)
         return values
 
@@ -251,9 +244,6 @@ def decode_signs(section: Section, k: int, label: str) -> U8:
         section: section that contains sign bits alone.
         k: number of sign bits.
         label: description of the values, for error messages.
-
-    Raises:
-        WireError: the length is not ⌈k / 8⌉ bytes, or the padding is not zero.
     """
     if len(section.data) != n_bytes(k):
         raise WireError(section.offset, f"{len(section.data)} bytes for {k} {label}, expected {n_bytes(k)}")

@@ -59,7 +59,7 @@ def draw_gaps(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def normalise_symbols(rng: np.random.Generator, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     scale_bits = int(rng.choice([12, 15]))
-    return symbols, rans.normalise_frequencies(np.bincount(symbols, minlength=256).astype(np.int64), scale_bits), scale_bits
+    return symbols, rans._normalise_frequencies(np.bincount(symbols, minlength=256).astype(np.int64), scale_bits), scale_bits
 
 
 def draw_code(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
@@ -120,7 +120,7 @@ CASES: dict[str, Case] = {
     "wire.gap_codec._choose_rice_parameters": lambda r, n: (draw_gaps(r, n),),
     "wire.gap_codec._bit_lengths": lambda r, n: (draw_gaps(r, n),),
     "wire.rans._histogram": lambda r, n: (draw_symbols(r, n),),
-    "wire.rans.normalise_frequencies": lambda r, n: (
+    "wire.rans._normalise_frequencies": lambda r, n: (
         np.bincount(draw_symbols(r, n), minlength=256).astype(np.int64),
         int(r.choice([12, 15])),
     ),

@@ -45,7 +45,7 @@ def test_fine_frequencies_of_rare_symbols_are_near_the_entropy() -> None:
 @pytest.mark.parametrize(
     ("mutate", "message"),
     [
-        (lambda c: bytes([3]) + c[1:], "unknown mode 3"),
+        (lambda c: bytes([3]) + c[1:], "mode 3 of the symbol stream is unknown"),
         (lambda c: bytes([3 - c[0]]) + c[1:], "add up to|a state|does not end"),
         (lambda c: c[:-2], "does not end"),
         (lambda c: c + bytes(2), "does not end"),
