@@ -32,17 +32,16 @@ Weighting = Literal["examples", "uniform"]
 
 @dataclass(frozen=True)
 class CodecContext:
-    """Context of one client's update. All shared randomness is a hash of it.
+    """Context of one client's update, from which all shared randomness is hashed.
 
-    Sender and receiver derive it independently; it is not part of a frame.
+    Sender and receiver derive the context independently; no frame contains it.
 
     Attributes:
         seed: seed of the run.
         round: number of the round, from 1.
         client: number of the client, from 0.
         layout: tensors of the vector, P numbers.
-        reference: [P] float32, vector that the server sent with the model; None if it sent none. The server's own context
-            has no reference.
+        reference: [P] float32, vector that the server sent with the model; None if it sent none, and in the server's context.
         cohort: C, number of clients whose updates are averaged.
         learning_rate_sum: sum of the learning rates of the client's local steps.
     """
@@ -91,14 +90,11 @@ class Compressor(Component, ABC):
 
     @abstractmethod
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
-        """Decode the sections of one client.
+        """Decode the sections of one client. Raise WireError for malformed sections, before they are expanded.
 
         Args:
             sections: sections of the frame; they may be malformed.
             ctx: context at the server, which has no `reference`.
-
-        Raises:
-            WireError: wrong kind, length, range or finiteness. It is raised before the sections are expanded.
         """
 
     @abstractmethod
@@ -110,7 +106,7 @@ class Compressor(Component, ABC):
         """
 
     def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        """Return the number of coordinates in valid sections. Override it if decoding is not necessary for that.
+        """Return the number of coordinates in valid sections. Override this method if they can be counted without decoding.
 
         Args:
             sections: valid sections of one client.
@@ -124,25 +120,20 @@ class Compressor(Component, ABC):
         return True
 
     def check_layout(self, layout: ParameterLayout) -> None:
-        """Check the settings against the model.
+        """Raise FieldError if a setting does not fit the model.
 
         Args:
             layout: tensors of the vector, P numbers.
-
-        Raises:
-            FieldError: a setting does not fit the model.
         """
         return
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Find the settings of a run that do not suit this compressor.
+        """Return one line for each setting of a run that does not suit this compressor.
+
+        A line has the dotted key, the reason, and the setting to use instead. An override also returns its base class's lines.
 
         Args:
             run: settings of the run.
-
-        Returns:
-            One line for each unsuitable setting: the dotted key, the reason, and the setting to use instead. A class that
-            overrides this method returns the lines of its parent class too.
         """
         return ()
 
@@ -196,17 +187,13 @@ class CompressionOperator(Compressor):
 
     @abstractmethod
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
-        """Encode a vector.
+        """Encode a vector; return the sections, and the update that the sections decode to.
+
+        Raise NonFiniteError if a number that has to be sent leaves float32's range.
 
         Args:
             x: [P] float32, finite; never written to.
             ctx: context of the client.
-
-        Returns:
-            The sections, and the update that they decode to.
-
-        Raises:
-            NonFiniteError: a number that has to be sent leaves float32's range.
         """
 
     @abstractmethod
@@ -253,12 +240,10 @@ class CompressionOperator(Compressor):
 
 @dataclass(frozen=True)
 class EncodedUpdate:
-    """Result of `CompressionScheme.send`.
+    """Result of `CompressionScheme.send`: the sections, and the client's next state if the server acknowledges the update.
 
-    Attributes:
-        sections: sections of the encoded update.
-        state: client's next state if the server acknowledges the update.
-        rollback: patches that turn `state` into the next state for a lost update, by name of the entry. None removes the entry.
+    `rollback` has patches, by name of the state's entry, that turn `state` into the next state for a lost update. None removes
+    the entry.
     """
 
     sections: Sections
@@ -273,14 +258,7 @@ class EncodedUpdate:
 
 @dataclass(frozen=True)
 class AggregationContext:
-    """Context of the round whose replies a scheme aggregates.
-
-    Attributes:
-        seed: seed of the run.
-        round: number of the round, from 1.
-        layout: tensors of the vector, P numbers.
-        clients: N, number of registered clients, in the cohort or not.
-    """
+    """Context of a round whose replies a scheme aggregates; `clients` is N, and the rest is as in `CodecContext`."""
 
     seed: int
     round: int
@@ -290,13 +268,9 @@ class AggregationContext:
 
 @dataclass(frozen=True)
 class WeightedUpdate:
-    """Encoded update of one client at the server, with its aggregation weight.
+    """Encoded update of one client at the server, with its aggregation weight and its context (without `reference`).
 
-    Attributes:
-        sections: sections of the encoded update.
-        weight: factor of the update in the weighted mean. The weights of a round add up to 1, unless they are corrected for
-            inclusion probabilities or for the length of local training.
-        ctx: context of the client, without `reference`.
+    The weights of a round add up to 1, unless they are corrected for inclusion probabilities or the length of local training.
     """
 
     sections: Sections
@@ -330,56 +304,43 @@ class CompressionScheme(Compressor):
     steps_without_replies: ClassVar[bool] = False
     """True if the server also steps in a round without replies, with the update that `aggregate` returns for none."""
     residual_entries: ClassVar[tuple[str, ...]] = ()
-    """Entries of a client's state that hold updates not sent yet; the last entry is the residual.
-
-    They become stale while the client is absent.
-    """
+    """State entries of a client that hold unsent updates and become stale in its absence; the last entry is the residual."""
 
     @abstractmethod
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        """Encode the update of one client.
+        """Encode the update of one client. Raise NonFiniteError if a number that has to be sent leaves float32's range.
 
         Args:
             x: [P] float32, update of this round; never written to.
             state: client's state, empty before its first update; never written to.
             ctx: context of the client.
-
-        Raises:
-            NonFiniteError: a number that has to be sent leaves float32's range.
         """
 
     @abstractmethod
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
-        """Return the part of past updates that was not sent yet and will be sent.
+        """Return the part of past updates that will be sent later, [P] float32.
+
+        None if the scheme withholds nothing, or changes the part that it withholds.
 
         Args:
             state: client's state.
             layout: tensors of the vector, P numbers.
-
-        Returns:
-            [P] float32; None if the scheme withholds nothing, or changes what it withholds.
         """
 
     def residual(self, state: StateArrays) -> F32 | None:
-        """Return what a client accumulated and did not send. Unlike `undelivered_update`, a scheme may change it.
+        """Return a client's residual, [P] float32, or None. A scheme may change a residual before it is sent.
 
         Args:
             state: client's state.
-
-        Returns:
-            [P] float32; None if the client has no residual.
         """
         return state.get(self.residual_entries[-1]) if self.residual_entries else None
 
     def gradient_correction(self, state: StateArrays, ctx: CodecContext) -> F32 | None:
-        """Return the vector that a client adds to each gradient of local training in this round.
+        """Return the vector that a client adds to each gradient of local training, [P] float32; None for no correction.
 
         Args:
             state: client's state.
             ctx: context of the client.
-
-        Returns:
-            [P] float32; None for no correction.
         """
         return None
 
@@ -401,20 +362,17 @@ class CompressionScheme(Compressor):
     def aggregate(
         self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        """Aggregate the replies of a round; by default the weighted mean.
+        """Return the aggregate of a round's replies, [P] float32, and the server's next state; by default the weighted mean.
 
         Args:
             server_state: server's state, empty in the first round; never written to.
             replies: updates of the cohort, ascending by client; there may be none. They can be iterated over once.
             ctx: context of the round.
-
-        Returns:
-            The aggregate [P] float32, and the server's next state.
         """
         return self.weighted_mean(replies, ctx.layout), server_state
 
     def weighted_mean(self, replies: Iterable[WeightedUpdate], layout: ParameterLayout) -> F32:
-        """Return Σ weight · decoded update [P] float32, added up in float64 in the order of the replies.
+        """Return Σ weight · decoded update, [P] float32, added up in float64 in the order of the replies.
 
         Args:
             replies: updates of the cohort. The caller sorts them by client, so that the sum does not depend on their arrival.
@@ -448,9 +406,6 @@ class CompressionScheme(Compressor):
         Args:
             sections: sections of the REFERENCE frame; they may be malformed.
             ctx: context of the coming round.
-
-        Raises:
-            WireError: the sections are malformed, or the scheme has no reference.
         """
         raise WireError(sections[0].offset if sections else 0, f"{self.name} expects no REFERENCE frame")
 
@@ -482,6 +437,6 @@ class OperatorScheme(CompressionScheme):
         self.op.check_layout(layout)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
-        """Return the scheme's warnings, and those of the operator as if it had error feedback."""
+        """Return the scheme's warnings, and the operator's as if the operator had error feedback."""
         operator_run = replace(run, key=f"{run.key}.op", error_feedback="persist")
         return [*super().find_warnings(run), *self.op.find_warnings(operator_run)]

@@ -11,14 +11,14 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 FeedbackPolicy = Literal["none", "persist", "decay", "reset"]
 """Policy for the part of an update that a client has not sent: see `[uplink] error_feedback`."""
 STALE_ROUNDS = 100
-"""Mean number of rounds between two participations of a client from which persistent residuals gain nothing.
+"""Mean number of rounds between a client's participations from which residuals that persist gain nothing.
 
 Top-k 1 % on MNIST, two classes a client, 200 rounds, three seeds (scenarios/participation). With two of a hundred clients a
 round: accuracy 0.824 with residuals that persist, 0.815 if they decay, 0.792 without residuals. With one client a round:
 0.695, 0.724 and 0.717.
 """
 MAX_NOISE_RATIO = 4.0
-"""Largest error of the mean over a cohort, as a multiple of an update's energy, that costs almost no accuracy.
+"""Maximum error of the mean over a cohort, as a multiple of an update's energy, that costs almost no accuracy.
 
 Scaled rand-k instead of top-k in the quickstart, at the best of three learning rates: accuracy 0.985, 0.978 and 0.976 at an
 error of 0.3, 0.9 and 1.9; 0.963 at 4.9, with a fifth of the learning rate; 0.869 at 9.9, where the scenario's own learning
@@ -28,18 +28,16 @@ rate diverges.
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of a run that decide whether a compressor suits it.
+    """Settings of a run that decide whether a compressor suits the run.
 
     Attributes:
         key: dotted key of the compressor, for messages: "uplink.compressor".
         layout: tensors of the vector that is compressed, P numbers.
-        rounds: R, number of rounds; None if it is not known.
-        clients: N, number of registered clients.
+        rounds, clients: R and N; `rounds` is None if R is not known.
         cohort: C, number of clients whose updates are averaged in a round.
-        local_steps: maximum number of local steps of a client in a round; None if it is not known.
-        client_momentum: momentum of local training; 0 if there is none or if it has no effect.
-        server_momentum: momentum of the server's optimizer; 0 if there is none.
-        error_feedback: policy for the part of an update that an operator drops. With "none" it is lost.
+        local_steps: maximum number of a client's local steps in a round; None if it is not known.
+        client_momentum, server_momentum: momentum of each optimizer; 0 without momentum, or if momentum has no effect.
+        error_feedback: policy for the part of an update that an operator drops. With "none" this part is lost.
     """
 
     key: str
@@ -63,11 +61,7 @@ class RunConfig:
         return None if self.rounds is None else self.rounds / self.rounds_between_participations
 
     def find_noise_warnings(self, relative_error: float) -> Iterator[str]:
-        """Warn of an unbiased operator if the mean over the cohort has an error above `MAX_NOISE_RATIO`.
-
-        Args:
-            relative_error: E|C(x) − x|² / |x|² of one client's update.
-        """
+        """Warn if the error of the mean over the cohort is too large; `relative_error` is one client's E|C(x) − x|² / |x|²."""
         if relative_error > MAX_NOISE_RATIO * self.cohort:
             messages = "one message" if self.cohort == 1 else f"the mean of {self.cohort:,} messages"
             yield (
@@ -83,12 +77,10 @@ class RunConfig:
             yield "the server's optimizer has a momentum of its own", 'server.optimizer.name = "sgd"'
 
     def find_momentum_warnings(self, momentum: float, rule: str, mismatches: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """Warn of a compressor's momentum in a run that the momentum does not suit.
+        """Warn of a compressor's `momentum` above 0 in a run that it does not suit.
 
-        Args:
-            momentum: coefficient of the momentum, above 0.
-            rule: sentence about the runs that the momentum suits.
-            mismatches: differences of the run from the rule, each with the setting that removes the difference.
+        `rule` is a sentence about the runs that the momentum suits. Each of `mismatches` is a difference of this run from the
+        rule, and the setting that removes the difference.
         """
         differences, remedies = [*zip(*mismatches, strict=True)] or [(), ()]
         if differences:

@@ -1,7 +1,4 @@
-"""Decoded updates, each in the form that is cheapest to add, and patches that restore earlier entries of a state.
-
-P parameters, k coordinates of a sparse update.
-"""
+"""Decoded updates, each in the form that is cheapest to add, and patches that restore earlier entries of a state."""
 
 from __future__ import annotations
 
@@ -46,11 +43,7 @@ class Update(ABC):
 
 @dataclass(frozen=True, eq=False)
 class DenseUpdate(Update):
-    """Update with every coordinate.
-
-    Attributes:
-        values: [P] float32.
-    """
+    """Update with every coordinate: `values` [P]."""
 
     values: F32
 
@@ -67,13 +60,7 @@ class DenseUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class SparseUpdate(Update):
-    """Update with k coordinates; all others are zero.
-
-    Attributes:
-        indices: [k] int64, positions, strictly ascending.
-        values: [k] float32.
-        size: P.
-    """
+    """Update with k coordinates, and zeros at all others: strictly ascending positions `indices` [k] and their `values` [k]."""
 
     indices: I64
     values: F32
@@ -97,12 +84,7 @@ class SparseUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class EntryPatch:
-    """Entries of a vector to write back.
-
-    Attributes:
-        indices: [k] int64, positions; None for all.
-        values: [k], or [P] for all positions.
-    """
+    """Entries to write back into a vector: `values` [k] at positions `indices` [k], or all `values` [P] if `indices` is None."""
 
     indices: I64 | None
     values: NDArray[Any]
@@ -136,12 +118,7 @@ def apply_rollback(state: StateArrays, rollback: Mapping[str, EntryPatch | None]
 
 @dataclass(frozen=True, eq=False)
 class LazyUpdate(Update):
-    """Update that is computed when it is used: a client without memory never uses it.
-
-    Attributes:
-        coordinate_count: number of coordinates that were sent.
-        factory: function that computes the update.
-    """
+    """Update that `factory` computes when it is used; a client without memory never uses it."""
 
     coordinate_count: int
     factory: Callable[[], Update]
@@ -159,13 +136,9 @@ class LazyUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class LevelUpdate(Update):
-    """Update with every coordinate as one of 2L + 1 levels.
+    """Update with every coordinate as one of 2L + 1 levels, L = `level`.
 
-    Attributes:
-        levels: [P] uint8, each level plus L.
-        scales: [ceil(P / bucket)] float32, magnitude of level L in each bucket.
-        level: L.
-        bucket: coordinates that share a scale.
+    `levels` [P] has each level plus L. `scales` [⌈P / bucket⌉] has the magnitude of level L in each bucket of coordinates.
     """
 
     levels: U8
@@ -189,12 +162,9 @@ class LevelUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class SignUpdate(Update):
-    """Update with every coordinate as plus or minus one scale.
+    """Update with every coordinate as plus or minus `scale`.
 
-    Attributes:
-        sign_bits: [ceil(P / 8)] uint8, one bit a coordinate, 1 for minus; the lowest bit comes first.
-        scale: magnitude of every coordinate.
-        size: P.
+    `sign_bits` [⌈P / 8⌉] has one bit for each of P = `size` coordinates, 1 for minus; the lowest bit comes first.
     """
 
     sign_bits: U8
@@ -264,7 +234,7 @@ def _pack_signs_reference(x: F32) -> U8:
 
 @kernel(_pack_signs_reference)
 def pack_signs(x: F32) -> U8:
-    """Return the sign bit of each coordinate [ceil(P / 8)], 1 for minus and for -0.0; the lowest bit comes first."""
+    """Return the sign bit of each coordinate [⌈P / 8⌉], 1 for minus and for −0.0; the lowest bit comes first."""
     words = x.view(np.uint32)
     out = np.zeros((x.size + 63) // 64, dtype=np.uint64)
     for block in range(x.size // 64):

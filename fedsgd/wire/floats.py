@@ -1,14 +1,9 @@
 """Codecs of floating-point numbers: float32, bfloat16, float16 with a common scale, and powers of two with a sign.
 
-    plain     numbers, little-endian, 4 or 2 bytes each
-    entropy   mode u8; 0: plain; 1: number of bytes of the symbols as a varint, the upper byte of each number rotated left
-              by one bit as symbols of `rans`, then the other bytes of each rotated number, little-endian
-    float16   SCALE: e as an int16; a number is half · 2^e
-    natural   a sign bit each; then the exponent byte of each number as a float32 as symbols of `rans`; 0 means zero
-
-The rotation moves the sign to the lowest bit. The upper byte then holds the exponent (float32, bfloat16), or the exponent and
-three bits of the mantissa (float16). The exponents of selected values carry one or two bits of information. Signs and mantissas
-are noise.
+`FORMAT.md` describes the bytes: words(k) and natural values. The entropy code rotates each word left by one bit, which moves the
+sign to the lowest bit. The upper byte then holds the exponent (float32, bfloat16), or the exponent and three bits of the mantissa
+(float16). The exponents of selected values carry one or two bits of information, and `rans` codes them. Signs and mantissas are
+noise, so the other bytes are stored as they are.
 """
 
 from __future__ import annotations

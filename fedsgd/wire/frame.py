@@ -1,11 +1,7 @@
-"""Frames: a fixed header, typed sections and a checksum. All traffic between server and clients consists of frames.
+"""Frames: a fixed header of 26 bytes, typed sections and a CRC-32. All traffic between server and clients consists of frames.
 
-    header   magic "fS", version u8, kind u8, codec u8, sections u8,
-             round u32, base round u32, acknowledged round u32, client u32, examples u32       26 bytes
-    section  kind u8, length as a varint, then `length` bytes                         2 to 6 bytes each, and the payload
-    check    CRC-32 of all bytes before it                                                     4 bytes
-
-Integers are little-endian. Rounds count from 1, so that 0 can mean "none". The compressor defines the data of its sections.
+`FORMAT.md` describes the bytes. Integers are little-endian. Rounds count from 1, so that 0 can mean "none". The compressor
+defines the data of its sections.
 """
 
 from __future__ import annotations

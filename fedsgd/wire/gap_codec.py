@@ -1,13 +1,10 @@
-"""Two codes of the gaps between the positions of an index set. A gap is the number of positions skipped.
+"""Two codes of the gaps between the positions of an index set: rice(k) and classes(k) of `FORMAT.md`.
 
-    rice     a 5-bit parameter b for each block of 128 gaps; the low b bits of each gap; the higher bits of each gap in unary
-    classes  number of bytes of the symbols as a varint; the bit length of each gap as symbols of `rans`; then the bits of each
-             gap below its highest
-
-Positions of sent coordinates are close to a Bernoulli process, whose gaps are geometric. Rice's code is optimal for a geometric
-source to within a few per cent (Golomb 1966; Rice 1979). Each block has its own parameter, because positions of real updates
-cluster by layer. Where positions cluster more, the bit lengths of the gaps are far from geometric, and "classes" is shorter. It
-needs about a hundred gaps, because the frequency table of `rans` is sent too.
+A gap is the number of positions skipped. Positions of sent coordinates are close to a Bernoulli process, whose gaps are
+geometric. Rice's code is optimal for a geometric source to within a few per cent (Golomb 1966; Rice 1979). Each block of 128
+gaps has its own parameter, because positions of real updates cluster by layer. Where positions cluster more, the bit lengths
+of the gaps are far from geometric. An entropy code of the bit lengths, "classes", is then shorter. It needs about a hundred
+gaps, because its frequency table is sent too.
 """
 
 from __future__ import annotations

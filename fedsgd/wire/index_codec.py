@@ -1,11 +1,4 @@
-"""Codec of index sets: k ascending positions below P, in the shortest of five forms.
-
-    section := tag u8, body
-    0 Rice        k varint; the gaps before the positions in the Rice code of `gap_codec`
-    1 bitmap      P bits
-    2 raw         k varint; each position in as few whole bytes as P - 1 needs
-    3 complement  as 0, for the positions that are not in the set
-    4 classes     k varint; the gaps in `gap_codec`'s code of bit lengths
+"""Codec of index sets: k ascending positions below P, in the shortest of five forms that `FORMAT.md` describes.
 
 Of forms with equal lengths, the lowest tag is used. Decoders reject every section that is longer than the bitmap.
 """

@@ -1,11 +1,9 @@
 """Codec of few-bit levels: integers from −L to L with a scale for each bucket of coordinates.
 
-    VALUE   the levels plus L, in [0, 2L], as digits of base 2L + 1; a byte holds as many digits as possible, the first one
-            lowest; the bytes are symbols of `rans`
-    SCALE   a float32 for each bucket
-
-A coordinate decodes to level · scale / L, computed in float64 and rounded to float32. Coding several digits in a byte is faster
-than coding one, and the entropy code can use the dependence of neighbours.
+A VALUE section has the levels plus L as digits of base 2L + 1, as many in a byte as possible, the first one lowest. The bytes
+are symbols of `rans`. A SCALE section has a float32 for each bucket. A coordinate decodes to level · scale / L, computed in
+float64 and rounded to float32. Coding several digits in a byte is faster than coding one, and the entropy code can use the
+dependence of neighbours.
 """
 
 from __future__ import annotations

@@ -1,16 +1,8 @@
 """Entropy code of 8-bit symbols: a static range asymmetric numeral system (rANS; Duda 2009, arXiv 0902.0271).
 
-    symbols := mode u8, then
-    0 plain      the symbols themselves
-    1 rANS       table, four states u32, words u16 ...; T = 4096
-    2 fine rANS  as mode 1, with T = 32768
-
-    table := lowest symbol u8, highest symbol u8, varint frequency of each symbol in [lowest, highest);
-             the frequency of the highest symbol is T minus their sum
-
-The number of symbols n is not encoded. Symbol i belongs to state i mod 4 (interleaving: Giesen, arXiv 1402.3392). A decoder
-begins with the four encoded states. A state x decodes to the symbol whose cumulative-frequency range [c, c + f)
-contains x mod T. The new state is:
+`FORMAT.md` describes the bytes: symbols(n). Mode 0 is plain, mode 1 is rANS with T = 4096, mode 2 ("fine") with T = 32768.
+Symbol i belongs to state i mod 4 (interleaving: Giesen, arXiv 1402.3392). A decoder begins with the four encoded states. A
+state x decodes to the symbol whose cumulative-frequency range [c, c + f) contains x mod T. The new state is:
 
     x ← f · ⌊x / T⌋ + (x mod T) − c;   if x < 2¹⁵: x ← 2¹⁶ · x + the next word
 

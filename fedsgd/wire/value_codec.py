@@ -1,14 +1,10 @@
 """Codecs of values in seven formats. Decoded values are always finite; most formats are lossy.
 
-| format | a value | sections |
-|---|---|---|
-| float32, bfloat16 | the number, rounded to nearest even | VALUE |
-| float16 | the number over a common power of two, rounded to nearest even | VALUE, SCALE |
-| natural | sign and power of two, rounded stochastically | VALUE |
-| int8, int4 | nearest of 255 or 15 levels up to the largest magnitude | VALUE, SCALE |
-| ternary | a sign bit; all values have the mean magnitude, and none is zero | VALUE, SCALE |
-
-`floats` and `levels` describe the bytes. Ternary values have one bit each, 1 for minus, and a float32 scale.
+- float32, bfloat16: the number, rounded to nearest even.
+- float16: the number over a common power of two, the scale, rounded to nearest even.
+- natural: sign and power of two, rounded stochastically.
+- int8, int4: nearest of 255 or 15 levels up to the largest magnitude, which is the scale.
+- ternary: a sign bit; all values have the mean magnitude, and none is zero.
 """
 
 from __future__ import annotations

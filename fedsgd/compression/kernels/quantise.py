@@ -23,11 +23,7 @@ def encode_quantised(
     entropy: bool = True,
     frequency_bits: int = 12,
 ) -> tuple[Sections, LevelUpdate]:
-    """Encode x [P] on 2L + 1 levels of each bucket's scale, L = `level`.
-
-    `scales` [ceil(P / bucket)] bound the magnitudes of their buckets. `entropy` and `frequency_bits` are those of
-    `rans.encode_symbols`.
-    """
+    """Encode x [P] on 2L + 1 levels of each bucket's scale [⌈P / bucket⌉], which bounds its magnitudes; `level` is L."""
     if not all_finite(scales):
         raise NonFiniteError(ctx.round, ctx.client, "the norm of a bucket leaves float32's range")
     levels = quantise(x, scales, level, bucket, ctx.derive_key("rounding") if stochastic else None)
@@ -40,7 +36,7 @@ def decode_quantised(sections: Sections, level: int, bucket: int, ctx: CodecCont
 
 
 def rounding_variance(x: F32, scales: F32, level: int, bucket: int) -> float:
-    """Return Σ(scale / L)² f(1 − f), f the fraction of |x_i| L / scale: E|C(x) − x|² of stochastic rounding, exactly."""
+    """Return E|C(x) − x|² of stochastic rounding: Σ(scale / L)² f(1 − f), with f the fraction of |x_i| L / scale."""
     steps = np.repeat(scales.astype(np.float64) / level, bucket)[: len(x)]
     fraction = np.divide(np.abs(x.astype(np.float64)), steps, out=np.zeros(len(x)), where=steps > 0) % 1
     return float((np.square(steps) * fraction * (1 - fraction)).sum())

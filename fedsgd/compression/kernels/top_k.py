@@ -1,6 +1,6 @@
 """Exact selection of the k largest magnitudes of a vector, in about the time that one read of the vector takes.
 
-Without its sign, the bits of a float order as its magnitude does. So all comparisons are of integers, and -0.0 is a zero. A
+Without its sign, the bits of a float order as its magnitude does. So all comparisons are of integers, and −0.0 is a zero. A
 sample gives a bound that slightly more than k coordinates reach. One pass collects these candidates, and only they are
 partitioned. The sample decides the duration and never the result: if fewer than k coordinates reach the bound, or far more,
 all coordinates are partitioned.
@@ -23,7 +23,7 @@ MIN_SAMPLE_STRIDE = 8
 def top_k(x: F32, k: int) -> tuple[I64, F32]:
     """Return the positions, ascending, and the values of the k largest |x| of a finite x [P].
 
-    Of equal magnitudes the lowest positions are selected first. Zeros never are, so there may be fewer than k coordinates.
+    Of equal magnitudes the lowest positions are selected first. Zeros are never selected, so there may be fewer than k.
     """
     words = x.view(np.uint32)
     bound, capacity = sample_threshold(words, k)
@@ -43,10 +43,10 @@ def select_above(x: F32, threshold: float) -> tuple[I64, F32]:
 
 
 def sample_threshold(words: U32, k: int) -> tuple[int, int]:
-    """Return a magnitude that about k of the words [P] reach, and the count above which the sample was unusable.
+    """Return a magnitude that slightly more than k of the words [P] reach, and the count above which the sample was unusable.
 
-    The estimate aims at a count four standard deviations above its mean, so that rather more than k words reach it. The
-    magnitude is 1, which every non-zero reaches, if most words have to reach it. `words` are bits of floats.
+    The words are bits of floats. The estimate aims four standard deviations above k. The magnitude is 1, which every non-zero
+    reaches, if nearly all words have to reach it.
     """
     stride = max(MIN_SAMPLE_STRIDE, len(words) // SAMPLE_SIZE)
     sample = words[::stride] & np.uint32(0x7FFFFFFF)
@@ -83,8 +83,8 @@ def _collect_reference(words: U32, bound: np.uint32, capacity: int) -> tuple[I64
 def _collect(words: U32, bound: np.uint32, capacity: int) -> tuple[I64, U32, int]:
     """Collect positions and words whose magnitude reaches `bound`, and their number; none if there are more than `capacity`.
 
-    64 comparisons set the bits of one word without a branch. A word without a set bit, as most are at low densities, is
-    skipped.
+    64 comparisons set the bits of one word without a branch. A word without a set bit is skipped, the usual case at low
+    densities.
     """
     positions = np.empty(capacity + 64, dtype=np.int64)
     candidates = np.empty(capacity + 64, dtype=np.uint32)
@@ -116,10 +116,7 @@ def _kth_largest_reference(words: U32, k: int) -> int:
 
 @kernel(_kth_largest_reference)
 def _kth_largest(words: U32, k: int) -> int:
-    """Return the k-th largest magnitude, 1 ≤ k ≤ n.
-
-    A search bit by bit would read all magnitudes 31 times. Counts of 11 bits at a time leave few of them after the first pass.
-    """
+    """Return the k-th largest magnitude, 1 ≤ k ≤ n. Counts of 11 bits at a time leave few magnitudes after the first pass."""
     magnitudes = np.empty(words.size, dtype=np.uint32)
     least, most = np.uint32(0xFFFFFFFF), np.uint32(0)
     for i in range(words.size):

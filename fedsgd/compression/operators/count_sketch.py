@@ -34,7 +34,8 @@ class CountSketch(CompressionOperator):
 
     Charikar, Chen and Farach-Colton 2002. C(x)_i is the median over the rows of sign · cell. Unbiased over the random signs:
     the other coordinates in a cell add symmetric noise. The variance is large, (|x|² − x_i²)/columns for each coordinate of a
-    single row, so only coordinates large against |x|/√columns are recoverable. 32 · density bits per parameter (float32).
+    single row, so only coordinates that are large compared with |x|/√columns are recoverable. 32 · density bits per parameter
+    (float32).
 
     Each client has its own hash and signs in each round. The table is linear in x, so tables can be added instead of vectors,
     as in `fetch-sgd` (with one shared key).
@@ -103,10 +104,7 @@ def unsketch(table: F64, size: int, key: int) -> F64:
 
 
 def _hash_coordinates(row: int, size: int, columns: int, key: np.uint64) -> tuple[I64, F64]:
-    """Return column and sign of each coordinate in a row.
-
-    Each coordinate has 64 shared random bits. Its column is ⌊upper 32 bits · columns / 2³²⌋; the lowest bit gives its sign.
-    """
+    """Return column ⌊upper 32 bits · columns / 2³²⌋ and sign (lowest bit) of each coordinate, from 64 shared random bits each."""
     words = counter_hash(int(key), np.arange(size, dtype=np.uint64) + np.uint64(row << 32))
     column = ((words >> np.uint64(32)) * np.uint64(columns) >> np.uint64(32)).astype(np.int64)
     return column, 1.0 - 2.0 * (words & np.uint64(1)).astype(np.float64)

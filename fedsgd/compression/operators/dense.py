@@ -16,7 +16,7 @@ from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max
 class Dense(CompressionOperator):
     """Every coordinate, as float32 (exact), bfloat16 or float16 (half the bytes).
 
-    * float32: 32 bits a parameter, δ = 1. It is the baseline of all compression ratios.
+    * float32: 32 bits a parameter, δ = 1. All compression ratios refer to this form.
     * bfloat16 rounds to nearest even with 8 bits of significand. Each coordinate errs by at most 2⁻⁸ of itself, so δ = 1 − 2⁻¹⁶
       for normal numbers; below 1.2e-38 the relative error grows.
     * float16 has 11 bits of significand: δ = 1 − 2⁻²¹. The whole vector shares a power of two, without which small updates
@@ -26,8 +26,8 @@ class Dense(CompressionOperator):
 
     Attributes:
         values: format of the coordinates.
-        entropy: code the exponents by their frequencies, without loss. Gaussian values take 26.6 bits as float32, 10.6 as
-            bfloat16 and 13.5 as float16 then, at several times the time.
+        entropy: code the exponents by their frequencies, without loss, at several times the time. Gaussian values then take
+            26.6 bits as float32, 10.6 as bfloat16 and 13.5 as float16.
     """
 
     name: ClassVar[str] = "dense"

@@ -36,7 +36,7 @@ Over 4,000 rotations the mean errs by 10 % of |x| at 10 coordinates, 3.6 % at 32
 error of such a mean is 1.2 %.
 """
 SAFE_SCALE = 2.0**114
-"""Scale below which no sum of 4096 centroids times the scale leaves float32's range."""
+"""Scale below which no sum of 4096 products of a centroid and the scale leaves float32's range."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Eden(CompressionOperator):
     y⟩, decoded R⁻¹ S q. 1, 1.92, 2.83 or 3.77 bits a coordinate after rANS, which includes a float32 for each block.
 
     The scale makes the estimate unbiased for a uniformly random rotation. A Hadamard matrix with random signs is only close to
-    that, and only for long blocks: (1, .5, .25, .1) at one bit averages (1.3225, 0, 0, 0). So the kind is "neither". These laws
-    hold: ⟨C(x), x⟩ = |x|² on every call, and on Gaussian vectors a squared error of .571, .133, .0358 and .0096 of |x|² for 1
-    to 4 bits. Each client has its own rotation in each round; otherwise errors would not average out over clients.
+    such a rotation, and only for long blocks: (1, .5, .25, .1) at one bit averages (1.3225, 0, 0, 0). So the kind is "neither".
+    These laws hold: ⟨C(x), x⟩ = |x|² on every call, and on Gaussian vectors a squared error of .571, .133, .0358 and .0096 of
+    |x|² for 1 to 4 bits. Each client has its own rotation in each round, otherwise errors would not average out over clients.
 
     Attributes:
         bits: bits of a coordinate before entropy coding.
@@ -94,10 +94,9 @@ def find_short_vector_warnings(run: RunConfig) -> Iterable[str]:
 
 
 def encode_rotated(x: F32, bits: int, ctx: CodecContext, purpose: str, unbiased: bool) -> tuple[Sections, Update]:
-    """Rotate a vector [P], quantise it to 2^bits centroids, and scale each block.
+    """Rotate x [P], quantise it to 2^bits centroids, and scale each block by |y|²/⟨q, y⟩ if `unbiased`, else by ⟨q, y⟩/|q|².
 
-    `purpose` names the random sequence of the rotation. The scale is |y|²/⟨q, y⟩ if `unbiased`, else ⟨q, y⟩/|q|², which has the
-    least error.
+    The second scale has the least error. `purpose` names the random sequence of the rotation.
     """
     ends, key, centroids = compute_block_ends(len(x)), ctx.derive_key(purpose), np.array(CENTROIDS[bits])
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -170,8 +169,7 @@ def _quantise_reference(x: F32, ends: I64, key: np.uint64, centroids: F64, unbia
 def _quantise(x: F32, ends: I64, key: np.uint64, centroids: F64, unbiased: bool) -> tuple[U8, F64]:
     """Return the digits and scales of x [P]. Of 2^bits digits the lower half are negative centroids, largest first.
 
-    A block of zeros has scale 0. Each block stays in the cache through all steps. The sums run over 64 lanes as in
-    `reductions`.
+    A block of zeros has scale 0. Each block stays in the cache through all steps. Sums run over 64 lanes as in `reductions`.
     """
     n = centroids.size
     digits = np.empty(ends[-1], dtype=np.uint8)

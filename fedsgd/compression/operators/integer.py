@@ -28,8 +28,8 @@ class Integer(CompressionOperator):
             coordinate moves by more than itself and the largest of each bucket not at all, so δ is at least 1/bucket; it is far
             larger on vectors that are not nearly all zeros.
         bucket: coordinates that share a scale.
-        entropy: code the integers by their frequencies. Gaussian values take 7.2 bits of 8 and 3.1 of 4 then, at several times
-            the time.
+        entropy: code the integers by their frequencies, at several times the time. Gaussian values then take 7.2 bits of 8
+            and 3.1 of 4.
     """
 
     name: ClassVar[str] = "integer"

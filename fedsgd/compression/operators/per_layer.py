@@ -27,7 +27,6 @@ MAX_SECTIONS_PER_GROUP = 8
 
 
 def _can_be_nested(operator: type[CompressionOperator]) -> bool:
-    """Return whether operators of this class may be nested in `PerLayer`."""
     return not issubclass(operator, PerLayer)
 
 
@@ -46,13 +45,7 @@ class LayerRule(ValidatedConfig):
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Tensors that one operator compresses as one vector of n numbers.
-
-    Attributes:
-        op: operator of the group.
-        slices: slices of the tensors in the whole vector, ascending.
-        layout: tensors of the group alone, n numbers.
-    """
+    """Tensors that one operator compresses as one vector of n numbers: ascending slices of x [P], and a layout of their own."""
 
     op: CompressionOperator
     slices: tuple[slice, ...]
@@ -68,15 +61,15 @@ class PerLayer(CompressionOperator):
     """An operator for each group of tensors: by rules on names, for tensors with one dimension, and for all others.
 
     Unbiased or contractive if all its operators are, with the smallest δ among them; float32 dense goes with either kind. Each
-    group has its own shared randomness. The groups' sections of one kind are joined into one section. A MANIFEST lists the
-    length of each, in about 5 bytes a group.
+    group has its own shared randomness. The groups' sections of one kind are joined into one section. A MANIFEST lists the length
+    of each group's sections, in about 5 bytes a group.
 
     Traps: a rule that matches no tensor of the model is an error. Published figures rarely say whether a density is a share of
     each tensor or of all: the k largest of all gives most coordinates to the layers that change most.
 
     Attributes:
         op: operator for all tensors without a rule, except those of `biases`.
-        biases: operator for tensors with at most one dimension that no rule matches; unset, `op` compresses them.
+        biases: operator for tensors with at most one dimension that no rule matches; if unset, `op` compresses them.
         rules: rules in order; the first one whose pattern matches a tensor's name decides.
         separate: compress each tensor as a vector with its own k and scale, as papers do that work per layer. Otherwise the
             tensors of a rule are one vector, and a density is a share of all of them.
@@ -195,13 +188,7 @@ class PerLayer(CompressionOperator):
 
 @dataclass(frozen=True, eq=False)
 class GroupedUpdate(Update):
-    """Update of several groups of tensors.
-
-    Attributes:
-        groups: groups of the model.
-        updates: update of each group.
-        size: P.
-    """
+    """Update of P = `size` coordinates in several groups of tensors, with one of `updates` for each of `groups`."""
 
     groups: tuple[TensorGroup, ...]
     updates: tuple[Update, ...]
@@ -246,11 +233,7 @@ def _derive_group_context(ctx: CodecContext, number: int, group: TensorGroup) ->
 
 
 def _merge(sections: Sequence[Sections]) -> Sections:
-    """Return a MANIFEST and one section of each kind that occurs.
-
-    The manifest holds for each group the number of its sections as u8, and for each section its kind as u8 and its length as a
-    varint.
-    """
+    """Return a MANIFEST and one section of each kind that occurs, as `fedsgd/wire/FORMAT.md` describes them under "per-layer"."""
     manifest = bytearray()
     bodies: dict[SectionKind, list[bytes | memoryview]] = {}
     for group in sections:

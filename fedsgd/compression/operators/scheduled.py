@@ -18,7 +18,6 @@ from fedsgd.wire import Sections
 
 
 def _has_density(operator: type[CompressionOperator]) -> bool:
-    """Return whether operators of this class have a density that a schedule can set."""
     return "density" in field_types(operator)
 
 

@@ -83,14 +83,11 @@ def n_sparse_coordinates(sections: Sections, ctx: CodecContext) -> int:
 
 
 def max_sparse_bytes(k: int, value_format: ValueFormat, size: int) -> int:
-    """Return the maximum payload of k of `size` coordinates. Raw positions and a bitmap are always candidates."""
+    """Return the maximum payload of k of `size` coordinates in bytes. Raw positions and a bitmap are always candidates."""
     return min(max_index_bytes(size), 6 + 4 * k) + max_value_bytes(k, value_format)
 
 
 def contraction_after_rounding(energy_share: float, value_format: ValueFormat, layout: ParameterLayout) -> float:
-    """Return δ if a share of the energy is kept before the values are rounded.
-
-    For some formats the only bound is that as much energy remains as the largest coordinate has; their δ is 1/P.
-    """
+    """Return δ if `energy_share` of the energy is left before the values are rounded; 1/P if their error has no better bound."""
     error = max_relative_squared_error(value_format)
     return 1 / layout.size if error is None else min(1.0, energy_share) * (1 - error)

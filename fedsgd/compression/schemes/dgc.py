@@ -175,10 +175,9 @@ def _accumulate_reference(x: F32, u: F32, v: F32, momentum: np.float32, factor: 
 
 @kernel(_accumulate_reference)
 def _accumulate(x: F32, u: F32, v: F32, momentum: np.float32, factor: np.float32, nesterov: bool) -> tuple[F32, F32]:
-    """Return the next u and v [P].
+    """Return the next u and v [P]. A momentum below the normal numbers becomes zero.
 
-    A momentum below the normal numbers becomes zero: 0.9^t would never reach zero, and arithmetic with subnormal numbers is
-    many times slower.
+    Otherwise 0.9^t would never reach zero, and arithmetic with subnormal numbers is many times slower.
     """
     next_u = np.empty(x.size, dtype=np.float32)
     next_v = np.empty(x.size, dtype=np.float32)

@@ -50,7 +50,6 @@ class ErrorFeedback(OperatorScheme):
 
     @property
     def codec(self) -> int:
-        """Codec id of the operator, which encodes the frames."""
         return self.op.codec
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
@@ -70,7 +69,7 @@ class ErrorFeedback(OperatorScheme):
 
 
 def can_contract(operator: type[CompressionOperator]) -> bool:
-    """Return whether operators of this class contract by default or unscaled."""
+    """Return whether operators of this class contract by default, or if they are unscaled."""
     return (
         {*field_types(operator)} != {*field_defaults(operator)}
         or operator().kind == "contractive"
@@ -79,7 +78,7 @@ def can_contract(operator: type[CompressionOperator]) -> bool:
 
 
 def require_contractive(scheme: OperatorScheme, reason: str = "its error would not shrink") -> None:
-    """Raise FieldError unless the scheme's operator contracts; `reason` is the consequence that the message names."""
+    """Raise FieldError unless the scheme's operator contracts; the message gives `reason` as the consequence."""
     op = scheme.op
     if op.kind != "contractive":
         remedy = ", or scaled = false" if hasattr(op, "scaled") else ""

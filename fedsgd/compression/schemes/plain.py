@@ -25,7 +25,6 @@ class MemorylessScheme(OperatorScheme):
 
     @property
     def codec(self) -> int:
-        """Codec id of the operator, which encodes the frames."""
         return self.op.codec
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:

@@ -23,14 +23,9 @@ from fedsgd.wire.levels import require_sections
 
 @dataclass(frozen=True)
 class MatrixLayout:
-    """One tensor as a matrix [n, m]: its first dimension by all others.
+    """One tensor as a matrix [n, m], its first dimension by all others, from position `start` of the flat vector on.
 
-    Attributes:
-        start: position of the tensor in the flat vector.
-        n: rows.
-        m: columns.
-        rank: r.
-        factor_offset: position of the left factor [n, r] in the vector of all factors. The right factor [m, r] follows it.
+    In the vector of all factors, the left factor [n, r] starts at `factor_offset`, and the right factor [m, r] follows; `rank` is r.
     """
 
     start: int
@@ -72,13 +67,9 @@ def split_tensors(layout: ParameterLayout, rank: int) -> tuple[list[MatrixLayout
 
 @dataclass(frozen=True, eq=False)
 class LowRankUpdate(Update):
-    """Update with P̂Qᵀ for each matrix, and all other coordinates.
+    """Update with P̂Qᵀ for each matrix, and `other_values` for the coordinates of all other tensors, in order.
 
-    Attributes:
-        layout: tensors of the vector, P numbers.
-        rank: r.
-        factors: P̂ [n, r] and Q [m, r] of each matrix, flat and in order.
-        other_values: coordinates of all other tensors, in order.
+    `factors` has P̂ [n, r] and Q [m, r] of each matrix, flat and in order; `rank` is r.
     """
 
     layout: ParameterLayout

@@ -21,14 +21,14 @@ from fedsgd.wire import Sections
 class StaleResidualPolicy(CompressionScheme):
     """A scheme whose residuals decay or are reset while a client is absent.
 
-    A residual refers to an older model. Each missed round makes it less accurate. If every client takes part in every round,
-    neither policy has an effect. Missed rounds are counted from the last round in which the client took part,
-    whether its reply arrived or not.
+    A residual refers to an older model, and each missed round makes the residual less accurate. If every client takes part in every
+    round, neither policy has an effect. Missed rounds are counted from the last round in which the client took part, whether its
+    reply arrived or not.
 
     Attributes:
         scheme: scheme with residual entries in the client's state.
-        policy: "decay" multiplies the residual by `factor` for each missed round; "reset" drops it if more than `rounds` were
-            missed.
+        policy: "decay" multiplies the residual by `factor` for each missed round; "reset" drops the residual after more than
+            `rounds` missed rounds.
         factor: share of the residual that remains after a missed round.
         rounds: maximum number of missed rounds without a reset.
     """
@@ -47,7 +47,6 @@ class StaleResidualPolicy(CompressionScheme):
 
     @property
     def codec(self) -> int:
-        """Codec id of the scheme, which encodes the frames."""
         return self.scheme.codec
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
