@@ -37,9 +37,7 @@ class CodecContext:
     Sender and receiver derive the context independently; no frame contains it.
 
     Attributes:
-        seed: seed of the run.
-        round: number of the round, from 1.
-        client: number of the client, from 0.
+        seed, round, client: seed of the run, number of the round from 1, and number of the client from 0.
         layout: tensors of the vector, P numbers.
         reference: [P] float32, vector that the server sent with the model; None if it sent none, and in the server's context.
         cohort: C, number of clients whose updates are averaged.
@@ -55,11 +53,7 @@ class CodecContext:
     learning_rate_sum: float = 1.0
 
     def derive_key(self, purpose: str) -> int:
-        """Return the key of a random sequence that belongs to this client and round alone.
-
-        Args:
-            purpose: name of the sequence, such as "rounding".
-        """
+        """Return the key of a random sequence, named such as "rounding", that belongs to this client and round alone."""
         return shared_key(self.seed, purpose, self.round, self.client)
 
 
@@ -239,11 +233,21 @@ class CompressionOperator(Compressor):
 
 
 @dataclass(frozen=True)
+class DenseOperator(CompressionOperator):
+    """Operator whose decoded vector has all P coordinates; not contractive, unless a member overrides `contraction`."""
+
+    def contraction(self, layout: ParameterLayout) -> float:
+        return 0.0
+
+    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
+        return ctx.layout.size
+
+
+@dataclass(frozen=True)
 class EncodedUpdate:
     """Result of `CompressionScheme.send`: the sections, and the client's next state if the server acknowledges the update.
 
-    `rollback` has patches, by name of the state's entry, that turn `state` into the next state for a lost update. None removes
-    the entry.
+    `rollback` patches entries of `state`, by name, to the next state for a lost update; None removes an entry.
     """
 
     sections: Sections
@@ -295,10 +299,7 @@ class CompressionScheme(Compressor):
     needs_normalized_weights: ClassVar[bool] = False
     """True if the server's arithmetic needs aggregation weights that add up to 1."""
     server_mirrors_clients: ClassVar[bool] = False
-    """True if the server stores the sum of a vector that each client stores too.
-
-    A client that lost its state cannot continue then, and stored states may not be rounded.
-    """
+    """True if the server stores the sum of a vector that each client stores too: no client may lose its state or round it."""
     corrects_gradients: ClassVar[bool] = False
     """True if clients add `gradient_correction` to each gradient of local training."""
     steps_without_replies: ClassVar[bool] = False
@@ -346,17 +347,13 @@ class CompressionScheme(Compressor):
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
         """Warn of residuals that persist although clients take part so rarely that residuals are stale."""
-        clients_return = run.rounds is None or run.rounds >= run.rounds_between_participations
-        if (
-            self.residual_entries
-            and run.error_feedback in ("none", "persist")
-            and clients_return
-            and run.rounds_between_participations >= STALE_ROUNDS
-        ):
+        interval = run.rounds_between_participations
+        clients_return = run.rounds is None or run.rounds >= interval
+        residuals_persist = bool(self.residual_entries) and run.error_feedback in ("none", "persist")
+        if residuals_persist and clients_return and interval >= STALE_ROUNDS:
             yield (
-                f"{run.feedback_key}: a client takes part every {run.rounds_between_participations:.0f} rounds on average, "
-                "and residuals that persist are as old; "
-                f'set {run.feedback_key} = "decay" or "reset", or sample more clients in a round'
+                f"{run.feedback_key}: a client takes part every {interval:.0f} rounds on average, and residuals that persist "
+                f'are {interval:.0f} rounds old; set {run.feedback_key} = "decay" or "reset", or sample more clients in a round'
             )
 
     def aggregate(

@@ -32,7 +32,7 @@ class RunConfig:
 
     Attributes:
         key: dotted key of the compressor, for messages: "uplink.compressor".
-        layout: tensors of the vector that is compressed, P numbers.
+        layout: tensors of the vector that is compressed.
         rounds, clients: R and N; `rounds` is None if R is not known.
         cohort: C, number of clients whose updates are averaged in a round.
         local_steps: maximum number of a client's local steps in a round; None if it is not known.
@@ -79,8 +79,7 @@ class RunConfig:
     def find_momentum_warnings(self, momentum: float, rule: str, mismatches: Iterable[tuple[str, str]]) -> Iterator[str]:
         """Warn of a compressor's `momentum` above 0 in a run that it does not suit.
 
-        `rule` is a sentence about the runs that the momentum suits. Each of `mismatches` is a difference of this run from the
-        rule, and the setting that removes the difference.
+        `rule` says which runs the momentum suits. `mismatches`: each difference of this run, and the setting that removes it.
         """
         differences, remedies = [*zip(*mismatches, strict=True)] or [(), ()]
         if differences:

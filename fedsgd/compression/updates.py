@@ -27,14 +27,9 @@ class Update(ABC):
     def n_coordinates(self) -> int:
         """Number of coordinates that were sent."""
 
-    @abstractmethod
     def add_to(self, out: NDArray[Any], weight: float) -> None:
-        """Add weight · update to a vector in place.
-
-        Args:
-            out: [P] float32 or float64. The product is computed in its dtype.
-            weight: factor of the update.
-        """
+        """Add weight · update to `out` [P] in place. The product is computed in the dtype of `out`, float32 or float64."""
+        out += self.to_dense().astype(out.dtype, copy=False) * out.dtype.type(weight)
 
     @abstractmethod
     def to_dense(self) -> F32:
@@ -84,7 +79,7 @@ class SparseUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class EntryPatch:
-    """Entries to write back into a vector: `values` [k] at positions `indices` [k], or all `values` [P] if `indices` is None."""
+    """Entries to write back into a vector: `values` [k] at positions `indices` [k], or all `values` [P] without `indices`."""
 
     indices: I64 | None
     values: NDArray[Any]
@@ -154,7 +149,7 @@ class LevelUpdate(Update):
         if out.dtype == np.float64:
             _add_levels(out, self.levels, self.scales, self.level, self.bucket, float(weight))
         else:
-            DenseUpdate(self.to_dense()).add_to(out, weight)
+            super().add_to(out, weight)
 
     def to_dense(self) -> F32:
         return dequantise(self.levels, self.scales, self.level, self.bucket)
@@ -179,11 +174,11 @@ class SignUpdate(Update):
         if out.dtype == np.float64:
             _add_signs(out, self.sign_bits, float(self.scale) * float(weight))
         else:
-            DenseUpdate(self.to_dense()).add_to(out, weight)
+            super().add_to(out, weight)
 
     def to_dense(self) -> F32:
-        negative = np.unpackbits(self.sign_bits, count=self.size, bitorder="little")
-        return np.array([self.scale, -self.scale], dtype=np.float32)[negative]
+        is_negative = np.unpackbits(self.sign_bits, count=self.size, bitorder="little")
+        return np.array([self.scale, -self.scale], dtype=np.float32)[is_negative]
 
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels
@@ -205,8 +200,8 @@ def _add_levels(out: F64, levels: U8, scales: F32, level: int, bucket: int, weig
 
 
 def _add_signs_reference(out: F64, sign_bits: U8, amount: float) -> None:
-    negative = np.unpackbits(sign_bits, count=len(out), bitorder="little")
-    out += np.array([amount, -amount])[negative]
+    is_negative = np.unpackbits(sign_bits, count=len(out), bitorder="little")
+    out += np.array([amount, -amount])[is_negative]
 
 
 @kernel(_add_signs_reference)

@@ -1,7 +1,6 @@
 """Wire format: frames, index codecs and value codecs.
 
-Decoders check every length and value before they use it. They raise WireError, with a byte offset and a cause, for malformed
-bytes.
+Decoders check lengths and values before they use them. For malformed bytes they raise WireError, with an offset and a cause.
 """
 
 from fedsgd.wire.frame import (

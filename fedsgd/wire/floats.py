@@ -1,9 +1,9 @@
 """Codecs of floating-point numbers: float32, bfloat16, float16 with a common scale, and powers of two with a sign.
 
-`FORMAT.md` describes the bytes: words(k) and natural values. The entropy code rotates each word left by one bit, which moves the
-sign to the lowest bit. The upper byte then holds the exponent (float32, bfloat16), or the exponent and three bits of the mantissa
-(float16). The exponents of selected values carry one or two bits of information, and `rans` codes them. Signs and mantissas are
-noise, so the other bytes are stored as they are.
+`FORMAT.md` describes the bytes: words(k) and natural values. The entropy code rotates each word left by one bit, which moves
+the sign to the lowest bit. The upper byte then holds the exponent (float32, bfloat16), or the exponent and three bits of the
+mantissa (float16). The exponents of selected values carry one or two bits of information, and `rans` codes them. Signs and
+mantissas are noise, so the other bytes are stored as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from fedsgd.numerics.arrays import F32, U8, U16, U32, U64
 from fedsgd.numerics.kernels import kernel
 from fedsgd.numerics.rng import counter_hash, counter_hash_scalar
 from fedsgd.wire import bits, rans
-
-Bytes = bytes | memoryview
+from fedsgd.wire.bits import Bytes
 
 PLAIN, ROTATED = 0, 1
 MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -163, 113
@@ -37,9 +36,9 @@ def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
     if len(words) >= rans.MIN_SYMBOLS_TO_CODE:
         upper, lower = _split(words.astype(np.uint32, copy=False), 8 * width)
         symbols = rans.encode_symbols(upper)
-        coded = bytes([ROTATED]) + bits.pack_varint(len(symbols)) + symbols
-        if len(coded) + len(lower) < 1 + len(plain):
-            return b"".join([coded, lower.data])
+        code = bytes([ROTATED]) + bits.pack_varint(len(symbols)) + symbols
+        if len(code) + len(lower) < 1 + len(plain):
+            return b"".join([code, lower.data])
     return b"".join([bytes([PLAIN]), plain])
 
 
@@ -158,8 +157,8 @@ def from_powers_of_two(signs: U8, exponents: U8) -> F32:
 
 def _split_reference(words: U32, width: int) -> tuple[U8, U8]:
     words64 = words.astype(np.uint64)
-    rotated = (words64 << np.uint64(1) | words64 >> np.uint64(width - 1)) & np.uint64(2**width - 1)
-    columns = rotated.astype("<u8").view(np.uint8).reshape(-1, 8)
+    rotated_words = (words64 << np.uint64(1) | words64 >> np.uint64(width - 1)) & np.uint64(2**width - 1)
+    columns = rotated_words.astype("<u8").view(np.uint8).reshape(-1, 8)
     return columns[:, width // 8 - 1].copy(), np.ascontiguousarray(columns[:, : width // 8 - 1]).reshape(-1)
 
 
@@ -187,8 +186,8 @@ def _join_reference(upper: U8, lower: U8, width: int) -> U32:
     columns = np.zeros((len(upper), 8), dtype=np.uint8)
     columns[:, width // 8 - 1] = upper
     columns[:, : width // 8 - 1] = lower.reshape(len(upper), width // 8 - 1)  # a -1 fails where there are no words
-    rotated: U64 = columns.view("<u8").reshape(-1).astype(np.uint64)
-    return (rotated >> np.uint64(1) | (rotated & np.uint64(1)) << np.uint64(width - 1)).astype(np.uint32)
+    rotated_words: U64 = columns.view("<u8").reshape(-1).astype(np.uint64)
+    return (rotated_words >> np.uint64(1) | (rotated_words & np.uint64(1)) << np.uint64(width - 1)).astype(np.uint32)
 
 
 @kernel(_join_reference)
@@ -212,8 +211,8 @@ def _join(upper: U8, lower: U8, width: int) -> U32:
 def _to_bfloat16_reference(words: U32) -> U16:
     words64 = words.astype(np.uint64)
     half = ((words64 + np.uint64(0x7FFF) + (words64 >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)
-    infinite = (half & np.uint16(0x7F80)) == np.uint16(0x7F80)
-    return np.where(infinite, (half & np.uint16(0x8000)) | np.uint16(0x7F7F), half)
+    is_infinite = (half & np.uint16(0x7F80)) == np.uint16(0x7F80)
+    return np.where(is_infinite, (half & np.uint16(0x8000)) | np.uint16(0x7F7F), half)
 
 
 @kernel(_to_bfloat16_reference)
@@ -233,16 +232,16 @@ def _to_float16_reference(values: F32, factor: float) -> U16:
 @kernel(_to_float16_reference)
 def _to_float16(values: F32, factor: float) -> U16:
     """Return the halves nearest to values · factor: 11 significant bits from 2⁻¹⁴ on, multiples of 2⁻²⁴ below."""
-    scaled = np.empty(values.size, dtype=np.float32)
+    products = np.empty(values.size, dtype=np.float32)
     for i in range(values.size):
-        scaled[i] = np.float32(np.float64(values[i]) * factor)
-    words = scaled.view(np.uint32)
+        products[i] = np.float32(np.float64(values[i]) * factor)
+    words = products.view(np.uint32)
     out = np.empty(values.size, dtype=np.uint16)
     for i in range(values.size):
         word = words[i] & np.uint32(0x7FFFFFFF)
-        normal = (word - np.uint32(0x38000000) + np.uint32(0xFFF) + (word >> np.uint32(13) & np.uint32(1))) >> np.uint32(13)
-        tiny = np.uint32(np.int32(np.rint(min(np.float32(abs(scaled[i])), np.float32(1)) * np.float32(2**24))))
-        magnitude = normal if word >= np.uint32(0x38800000) else tiny
+        half = (word - np.uint32(0x38000000) + np.uint32(0xFFF) + (word >> np.uint32(13) & np.uint32(1))) >> np.uint32(13)
+        subnormal_half = np.uint32(np.int32(np.rint(min(np.float32(abs(products[i])), np.float32(1)) * np.float32(2**24))))
+        magnitude = half if word >= np.uint32(0x38800000) else subnormal_half
         out[i] = np.uint16(words[i] >> np.uint32(16) & np.uint32(0x8000) | magnitude)
     return out
 

@@ -96,8 +96,7 @@ class Header:
     """Header of a frame.
 
     Attributes:
-        kind: purpose of the frame.
-        round: round of the frame, from 1.
+        kind, round: purpose of the frame, and round from 1.
         codec: codec id of the compressor that encoded the sections; 0: none.
         base: base round of the sections; 0: they are absolute. In a TASK, the base of the message's first MODEL. In a RESYNC,
             the round of the client's model.
@@ -164,11 +163,11 @@ def encode_frame(frame: Frame) -> bytes:
     (35, True)
     """
     h = frame.header
-    fixed = (h.round, h.base, h.acknowledged, h.client, h.examples)
-    if len(frame.sections) > MAX_SECTIONS or not all(0 <= value < 2**32 for value in fixed):
+    fields = (h.round, h.base, h.acknowledged, h.client, h.examples)
+    if len(frame.sections) > MAX_SECTIONS or not all(0 <= value < 2**32 for value in fields):
         limits = f"expected fields from 0 to 2^32 - 1 and at most {MAX_SECTIONS} sections"
         raise ValueError(f"frame: got {h} and {len(frame.sections)} sections, {limits}")
-    pieces: list[bytes | memoryview] = [_HEADER.pack(MAGIC, VERSION, h.kind, h.codec, len(frame.sections), *fixed)]
+    pieces: list[bytes | memoryview] = [_HEADER.pack(MAGIC, VERSION, h.kind, h.codec, len(frame.sections), *fields)]
     for section in frame.sections:
         pieces += [bytes([section.kind]) + pack_varint(len(section.data)), section.data]
     check = 0
@@ -190,7 +189,7 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
         raise WireError(len(view), f"the frame ends after {len(view)} bytes, expected at least {frame_overhead(0)}")
     if max_bytes is not None and len(view) > max_bytes:
         raise WireError(0, f"the frame has {len(view)} bytes, expected at most {max_bytes}")
-    magic, version, kind, codec, n_sections, *fixed = _HEADER.unpack_from(view)
+    magic, version, kind, codec, n_sections, *fields = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise WireError(0, f"magic is {magic!r}, expected {MAGIC!r}")
     if version != VERSION:
@@ -200,7 +199,7 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
         raise WireError(end, "the checksum does not match")
     if kind not in FrameKind.__members__.values():
         raise WireError(HEADER_OFFSETS["kind"], f"kind {kind} is unknown")
-    header = Header(FrameKind(kind), fixed[0], codec, *fixed[1:])
+    header = Header(FrameKind(kind), fields[0], codec, *fields[1:])
     return Frame(header, _read_sections(view, n_sections, end))
 
 

@@ -15,8 +15,7 @@ from fedsgd.errors import WireError
 from fedsgd.numerics.arrays import I64, U8
 from fedsgd.numerics.kernels import kernel
 from fedsgd.wire import bits, rans
-
-Bytes = bytes | memoryview
+from fedsgd.wire.bits import Bytes
 
 GAPS_PER_BLOCK = 128
 PARAMETER_BITS = 5
@@ -57,11 +56,11 @@ def decode_rice(body: Bytes, k: int) -> I64:
     if 8 * (len(body) - head) < k:
         raise WireError(0, f"{len(body)} bytes are too few for {k} Rice-coded indices")
     widths = _repeat_per_gap(bits.unpack(body[:head], np.full(n_blocks, PARAMETER_BITS, dtype=np.int64)), k)
-    fixed = bits.n_bytes(int(widths.sum()))
-    if len(body) < head + fixed:
-        raise WireError(0, f"{len(body) - head} bytes after the Rice parameters, expected at least {fixed}")
-    quotients = bits.unpack_unary(body[head + fixed :], k)
-    gaps: I64 = (quotients << widths) | bits.unpack(body[head : head + fixed], widths)
+    n_fixed = bits.n_bytes(int(widths.sum()))
+    if len(body) < head + n_fixed:
+        raise WireError(0, f"{len(body) - head} bytes after the Rice parameters, expected at least {n_fixed}")
+    quotients = bits.unpack_unary(body[head + n_fixed :], k)
+    gaps: I64 = (quotients << widths) | bits.unpack(body[head : head + n_fixed], widths)
     return gaps
 
 
@@ -94,8 +93,8 @@ def decode_classes(body: Bytes, k: int) -> I64:
     n_mantissas = bits.n_bytes(int(widths.sum()))
     if len(body) != end + n_mantissas:
         raise WireError(end, f"{len(body) - end} bytes of mantissas, expected {n_mantissas}")
-    leading = np.where(classes > 0, np.int64(1) << widths, 0)
-    gaps: I64 = leading | bits.unpack(body[end:], widths)
+    leading_bits = np.where(classes > 0, np.int64(1) << widths, 0)
+    gaps: I64 = leading_bits | bits.unpack(body[end:], widths)
     return gaps
 
 
@@ -120,8 +119,8 @@ def _choose_rice_parameters_reference(gaps: I64) -> tuple[I64, int, int]:
     counts = np.diff(starts, append=len(gaps))
     costs = [counts * (1 + b) + np.add.reduceat(gaps >> b, starts) for b in range(32)]
     parameters = np.argmin(costs, axis=0)
-    fixed = int((counts * parameters).sum())
-    return parameters, fixed, int(np.min(costs, axis=0).sum()) - fixed
+    n_fixed = int((counts * parameters).sum())
+    return parameters, n_fixed, int(np.min(costs, axis=0).sum()) - n_fixed
 
 
 @kernel(_choose_rice_parameters_reference)
@@ -130,8 +129,7 @@ def _choose_rice_parameters(gaps: I64) -> tuple[I64, int, int]:
 
     Only four parameters need to be tried. A block of n gaps with mean m costs n(1 + b) + Σ⌊gap / 2^b⌋. With
     h(b) = b + m / 2^b, this cost is more than n·h and at most n(h + 1). The minimum of h is at 2^b = m ln 2. Where h is less
-    than 1 above its minimum, b is between log₂ m − 1.96 and log₂ m + 1.59. With L the bit length of ⌊m⌋, these are L − 2 to
-    L + 1.
+    than 1 above its minimum, b is from log₂ m − 1.96 to log₂ m + 1.59. With L the bit length of ⌊m⌋, b is L − 2 to L + 1.
     """
     parameters = np.empty((gaps.size + 127) // 128, dtype=np.int64)
     n_fixed, n_unary = 0, 0

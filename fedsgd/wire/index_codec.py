@@ -11,9 +11,8 @@ from fedsgd.errors import WireError, shift_offset
 from fedsgd.numerics.arrays import I64, U8
 from fedsgd.system.profiling import timed
 from fedsgd.wire import bits, gap_codec
+from fedsgd.wire.bits import Bytes
 from fedsgd.wire.frame import Section
-
-Bytes = bytes | memoryview
 
 RICE, BITMAP, RAW, COMPLEMENT, CLASSES = range(5)
 MIN_GAPS_FOR_CLASSES = 64

@@ -32,11 +32,6 @@ def digits_per_byte(base: int) -> int:
     return count
 
 
-def _n_buckets(size: int, bucket: int) -> int:
-    """Return the number of buckets of P = `size` coordinates; the last bucket may be shorter."""
-    return (size + bucket - 1) // bucket
-
-
 def max_level_bytes(size: int, level: int, bucket: int) -> int:
     """Return the maximum payload of a vector in bytes.
 
@@ -46,7 +41,7 @@ def max_level_bytes(size: int, level: int, bucket: int) -> int:
         bucket: coordinates in a bucket.
     """
     digits = digits_per_byte(2 * level + 1)
-    return rans.max_symbol_bytes((size + digits - 1) // digits) + 4 * _n_buckets(size, bucket)
+    return rans.max_symbol_bytes((size + digits - 1) // digits) + 4 * ((size + bucket - 1) // bucket)
 
 
 def quantise(x: F32, scales: F32, level: int, bucket: int, key: int | None) -> U8:
@@ -67,18 +62,6 @@ def quantise(x: F32, scales: F32, level: int, bucket: int, key: int | None) -> U
     [1, 0, 2]
     """
     return _quantise(x, scales, level, bucket, np.uint64(key or 0), key is not None)
-
-
-def dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
-    """Return the coordinates of levels, level · scale / L, [P] float32.
-
-    Args:
-        levels: [P] uint8, the levels plus L.
-        scales: [⌈P / bucket⌉] float32.
-        level: L.
-        bucket: coordinates in a bucket.
-    """
-    return _dequantise(levels, scales, level, bucket)
 
 
 @timed("encode")
@@ -107,7 +90,7 @@ def decode_levels(sections: Sections, size: int, level: int, bucket: int) -> tup
         bucket: coordinates in a bucket.
     """
     require_sections(sections, (SectionKind.VALUE, SectionKind.SCALE))
-    scales = decode_scales(sections[1], _n_buckets(size, bucket))
+    scales = decode_scales(sections[1], (size + bucket - 1) // bucket)
     with shift_offset(sections[0].offset):
         return decode_digits(sections[0].data, size, 2 * level + 1), scales
 
@@ -195,13 +178,13 @@ def _uniform_numbers_reference(key: int, bucket_index: int, n: int) -> F64:
 
 def _quantise_reference(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stochastic: bool) -> U8:
     scale = np.repeat(scales.astype(np.float64), bucket)[: len(x)]
-    exact = np.abs(x.astype(np.float64)) * np.divide(level, scale, out=np.zeros(len(x)), where=scale > 0)
+    quotients = np.abs(x.astype(np.float64)) * np.divide(level, scale, out=np.zeros(len(x)), where=scale > 0)
     if stochastic:
         random = [_uniform_numbers_reference(int(key), b, len(x[b * bucket : (b + 1) * bucket])) for b in range(len(scales))]
-        rounded = np.floor(exact + np.concatenate([np.zeros(0), *random]))
+        integer = np.floor(quotients + np.concatenate([np.zeros(0), *random]))
     else:
-        rounded = np.rint(exact)
-    magnitude = np.minimum(rounded, level)
+        integer = np.rint(quotients)
+    magnitude = np.minimum(integer, level)
     levels: U8 = (level + np.where(x < 0, -magnitude, magnitude)).astype(np.uint8)
     return levels
 
@@ -226,13 +209,13 @@ def _quantise(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stoc
                 values, outputs = part[first : first + 128], target[first : first + 128]
                 for i in range(values.size):
                     random = np.float64(np.int64(halves[i])) * 2.0**-32
-                    rounded = np.int32(np.float64(abs(values[i])) * factor + random)
-                    magnitude = min(rounded, np.int32(level))
+                    integer = np.int32(np.float64(abs(values[i])) * factor + random)
+                    magnitude = min(integer, np.int32(level))
                     outputs[i] = np.uint8(level - magnitude if values[i] < 0 else level + magnitude)
         else:
             for i in range(part.size):
-                rounded = np.int32(np.rint(np.float64(abs(part[i])) * factor))
-                magnitude = min(rounded, np.int32(level))
+                integer = np.int32(np.rint(np.float64(abs(part[i])) * factor))
+                magnitude = min(integer, np.int32(level))
                 target[i] = np.uint8(level - magnitude if part[i] < 0 else level + magnitude)
     return out
 
@@ -243,8 +226,15 @@ def _dequantise_reference(levels: U8, scales: F32, level: int, bucket: int) -> F
 
 
 @kernel(_dequantise_reference)
-def _dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
-    """Return (levels − L) · scale / L."""
+def dequantise(levels: U8, scales: F32, level: int, bucket: int) -> F32:
+    """Return the coordinates of levels, level · scale / L, [P] float32.
+
+    Args:
+        levels: [P] uint8, the levels plus L.
+        scales: [⌈P / bucket⌉] float32.
+        level: L.
+        bucket: coordinates in a bucket.
+    """
     out = np.empty(levels.size, dtype=np.float32)
     for b in range(scales.size):
         step = np.float64(scales[b]) / level
@@ -276,9 +266,9 @@ def _pack_digits(digits: U8, base: int, count: int) -> U8:
         return out
     power = 1
     for j in range(min(count, digits.size)):
-        shifted = digits[j:]
-        for i in range((shifted.size + count - 1) // count):
-            out[i] += np.uint8(power * shifted[i * count])
+        tail = digits[j:]
+        for i in range((tail.size + count - 1) // count):
+            out[i] += np.uint8(power * tail[i * count])
         power *= base
     return out
 
@@ -296,8 +286,8 @@ def _unpack_digits(packed: U8, base: int, count: int) -> U8:
     for j in range(count if packed.size > 0 else 0):
         for value in range(256):
             table[value] = value // power % base
-        shifted = out[j:]
+        tail = out[j:]
         for i in range(packed.size):
-            shifted[i * count] = table[packed[i]]
+            tail[i * count] = table[packed[i]]
         power *= base
     return out

@@ -23,8 +23,7 @@ from fedsgd.errors import WireError
 from fedsgd.numerics.arrays import I64, U8, U16, U32, U64
 from fedsgd.numerics.kernels import kernel
 from fedsgd.wire import bits
-
-Bytes = bytes | memoryview
+from fedsgd.wire.bits import Bytes
 
 PLAIN = 0
 SCALE_BITS = {1: 12, 2: 15}
@@ -72,8 +71,8 @@ def _encode_mode(symbols: U8, counts: I64, mode: int) -> bytes:
         return b""
     table = _pack_table(frequencies)
     words, states = _encode(symbols, frequencies, scale_bits)
-    coded = bytes([mode]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
-    return coded if len(coded) <= len(symbols) else b""
+    code = bytes([mode]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+    return code if len(code) <= len(symbols) else b""
 
 
 def _estimate_bits(counts: I64, frequencies: I64, scale_bits: int) -> int:
@@ -126,13 +125,13 @@ def decode_symbols(data: Bytes, n: int) -> U8:
 
 def _normalise_frequencies_reference(counts: I64, scale_bits: int) -> I64:
     total = int(counts.sum())
-    scaled = counts << scale_bits
-    frequencies: I64 = np.maximum(scaled // total, counts > 0)
-    remainders = np.where(scaled >= total, scaled % total, -1)
-    missing = (1 << scale_bits) - int(frequencies.sum())
-    if missing > 0:
-        frequencies[np.argsort(-remainders, kind="stable")[:missing]] += 1
-    for _ in range(-missing):
+    product = counts << scale_bits
+    frequencies: I64 = np.maximum(product // total, counts > 0)
+    remainders = np.where(product >= total, product % total, -1)
+    deficit = (1 << scale_bits) - int(frequencies.sum())
+    if deficit > 0:
+        frequencies[np.argsort(-remainders, kind="stable")[:deficit]] += 1
+    for _ in range(-deficit):
         frequencies[np.argmax(frequencies)] -= 1
     return frequencies
 
@@ -150,29 +149,29 @@ def _normalise_frequencies(counts: I64, scale_bits: int) -> I64:
         total += counts[s]
     frequencies = np.zeros(256, dtype=np.int64)
     remainders = np.full(256, -1, dtype=np.int64)
-    missing = 1 << scale_bits
+    deficit = 1 << scale_bits
     for s in range(256):
-        scaled = counts[s] << scale_bits
-        if scaled >= total:
-            frequencies[s] = scaled // total
-            remainders[s] = scaled % total
-        elif scaled > 0:
+        product = counts[s] << scale_bits
+        if product >= total:
+            frequencies[s] = product // total
+            remainders[s] = product % total
+        elif product > 0:
             frequencies[s] = 1
-        missing -= int(frequencies[s])
-    while missing > 0:
-        most = np.argmax(remainders)
-        frequencies[most] += 1
-        remainders[most] = -1
-        missing -= 1
-    while missing < 0:
+        deficit -= int(frequencies[s])
+    while deficit > 0:
+        symbol = np.argmax(remainders)
+        frequencies[symbol] += 1
+        remainders[symbol] = -1
+        deficit -= 1
+    while deficit < 0:
         frequencies[np.argmax(frequencies)] -= 1
-        missing += 1
+        deficit += 1
     return frequencies
 
 
 def _pack_table(frequencies: I64) -> bytes:
-    used = np.flatnonzero(frequencies)
-    lowest, highest = int(used[0]), int(used[-1])
+    alphabet = np.flatnonzero(frequencies)
+    lowest, highest = int(alphabet[0]), int(alphabet[-1])
     return bytes([lowest, highest]) + b"".join(bits.pack_varint(int(f)) for f in frequencies[lowest:highest])
 
 

@@ -127,7 +127,7 @@ def test_biased_operator_without_error_feedback_warns(
 def test_persistent_residuals_at_tiny_cohorts_warn(uplink: dict[str, Any], settings: dict[str, Any], stale: bool) -> None:
     texts = warnings_of(uplink, **settings)
     expected = (
-        "uplink.error_feedback: a client takes part every 100 rounds on average, and residuals that persist are as old; "
+        "uplink.error_feedback: a client takes part every 100 rounds on average, and residuals that persist are 100 rounds old; "
         'set uplink.error_feedback = "decay" or "reset", or sample more clients in a round'
     )
     assert texts == [expected] * stale

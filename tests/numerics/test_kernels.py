@@ -133,7 +133,7 @@ CASES: dict[str, Case] = {
     "wire.floats._to_float16": lambda r, n: ((x := draw_floats(r, n)), 2.0 ** -floats.choose_scale_exponent(x)),
     "wire.floats._from_float16": lambda r, n: (draw_halves(r, n), 2.0 ** int(r.integers(-163, 114))),
     "wire.levels._quantise": lambda r, n: (*draw_levels(r, n), U64(r.integers(2**63)), bool(r.integers(2))),
-    "wire.levels._dequantise": lambda r, n: (
+    "wire.levels.dequantise": lambda r, n: (
         (c := draw_levels(r, n)) and r.integers(0, 2 * c[2] + 1, n).astype(np.uint8),
         *c[1:],
     ),

@@ -46,8 +46,8 @@ def unrotate(y: F32, ends: I64, key: int, size: int) -> F32:
 
 def _flip_signs_reference(x: F32, key: int) -> F32:
     words = counter_hash(key, np.arange(len(x) // 64, dtype=np.uint64))
-    negative = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")
-    return np.where(negative == 1, -x, x)
+    is_negative = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")
+    return np.where(is_negative == 1, -x, x)
 
 
 def _apply_hadamard_reference(x: F32, ends: I64) -> F32:
@@ -125,9 +125,7 @@ def _apply_hadamard(block: F32) -> None:
 
 
 @jit_helper
-def _butterfly8(
-    a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any
-) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
+def _butterfly8(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> tuple[Any, ...]:
     """Apply three steps of butterflies to eight numbers: at distances four, two and one."""
     a, e = a + e, a - e
     b, f = b + f, b - f

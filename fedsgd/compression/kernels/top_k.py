@@ -50,8 +50,8 @@ def sample_threshold(words: U32, k: int) -> tuple[int, int]:
     """
     stride = max(MIN_SAMPLE_STRIDE, len(words) // SAMPLE_SIZE)
     sample = words[::stride] & np.uint32(0x7FFFFFFF)
-    expected = k / len(words) * len(sample)
-    aim = int(expected + 4 * np.sqrt(expected) + 4)
+    expected_count = k / len(words) * len(sample)
+    aim = int(expected_count + 4 * np.sqrt(expected_count) + 4)
     if aim >= len(sample):
         return 1, len(words)
     return max(1, _kth_largest(sample, aim)), min(len(words), max(4 * k + SAMPLE_SIZE, 4 * aim * stride))
@@ -83,8 +83,7 @@ def _collect_reference(words: U32, bound: np.uint32, capacity: int) -> tuple[I64
 def _collect(words: U32, bound: np.uint32, capacity: int) -> tuple[I64, U32, int]:
     """Collect positions and words whose magnitude reaches `bound`, and their number; none if there are more than `capacity`.
 
-    64 comparisons set the bits of one word without a branch. A word without a set bit is skipped, the usual case at low
-    densities.
+    64 comparisons set the bits of one word without a branch. A word without a set bit, usual at low densities, is skipped.
     """
     positions = np.empty(capacity + 64, dtype=np.int64)
     candidates = np.empty(capacity + 64, dtype=np.uint32)
@@ -118,33 +117,33 @@ def _kth_largest_reference(words: U32, k: int) -> int:
 def _kth_largest(words: U32, k: int) -> int:
     """Return the k-th largest magnitude, 1 ≤ k ≤ n. Counts of 11 bits at a time leave few magnitudes after the first pass."""
     magnitudes = np.empty(words.size, dtype=np.uint32)
-    least, most = np.uint32(0xFFFFFFFF), np.uint32(0)
+    minimum, maximum = np.uint32(0xFFFFFFFF), np.uint32(0)
     for i in range(words.size):
         magnitudes[i] = words[i] & np.uint32(0x7FFFFFFF)
-        least, most = min(least, magnitudes[i]), max(most, magnitudes[i])
+        minimum, maximum = min(minimum, magnitudes[i]), max(maximum, magnitudes[i])
     counts = np.empty(2048, dtype=np.int64)
     n = words.size
-    while least < most:
+    while minimum < maximum:
         shift = np.uint32(0)
-        while (most - least) >> shift >= np.uint32(2048):
+        while (maximum - minimum) >> shift >= np.uint32(2048):
             shift += np.uint32(1)
         for b in range(2048):
             counts[b] = 0
         for i in range(n):
-            counts[(magnitudes[i] - least) >> shift] += 1
+            counts[(magnitudes[i] - minimum) >> shift] += 1
         bin_index = 2047
         while counts[bin_index] < k:
             k -= counts[bin_index]
             bin_index -= 1
-        n_remaining, offset = 0, least
-        least, most = np.uint32(0xFFFFFFFF), np.uint32(0)
+        n_remaining, offset = 0, minimum
+        minimum, maximum = np.uint32(0xFFFFFFFF), np.uint32(0)
         for i in range(n):
             if (magnitudes[i] - offset) >> shift == np.uint32(bin_index):
                 magnitudes[n_remaining] = magnitudes[i]
-                least, most = min(least, magnitudes[n_remaining]), max(most, magnitudes[n_remaining])
+                minimum, maximum = min(minimum, magnitudes[n_remaining]), max(maximum, magnitudes[n_remaining])
                 n_remaining += 1
         n = n_remaining
-    return int(most)
+    return int(maximum)
 
 
 def _keep_with_ties_reference(positions: I64, words: U32, threshold: int, k: int) -> tuple[I64, U32]:
@@ -162,14 +161,14 @@ def _keep_with_ties(positions: I64, words: U32, threshold: int, k: int) -> tuple
     ties = k
     for i in range(positions.size):
         ties -= int((words[i] & np.uint32(0x7FFFFFFF)) > limit)
-    selected = np.empty(k + 1, dtype=np.int64)
-    selected_words = np.empty(k + 1, dtype=np.uint32)
+    selection = np.empty(k + 1, dtype=np.int64)
+    selection_words = np.empty(k + 1, dtype=np.uint32)
     count = 0
     for i in range(positions.size):
         magnitude = words[i] & np.uint32(0x7FFFFFFF)
         tie = int(magnitude == limit) & int(ties > 0)
-        selected[count] = positions[i]
-        selected_words[count] = words[i]
+        selection[count] = positions[i]
+        selection_words[count] = words[i]
         count += tie | int(magnitude > limit)
         ties -= tie
-    return selected[:k], selected_words[:k]
+    return selection[:k], selection_words[:k]

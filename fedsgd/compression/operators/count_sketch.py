@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
 from fedsgd.compression.run_config import RunConfig
 from fedsgd.compression.updates import DenseUpdate, LazyUpdate, Update
 from fedsgd.config.component import FractionAboveZero
@@ -29,13 +29,12 @@ def n_columns(size: int, density: float, rows: int) -> int:
 
 
 @dataclass(frozen=True)
-class CountSketch(CompressionOperator):
+class CountSketch(DenseOperator):
     """Table of random sums: every coordinate is added, with a random sign, to one random cell in each row.
 
     Charikar, Chen and Farach-Colton 2002. C(x)_i is the median over the rows of sign · cell. Unbiased over the random signs:
     the other coordinates in a cell add symmetric noise. The variance is large, (|x|² − x_i²)/columns for each coordinate of a
-    single row, so only coordinates that are large compared with |x|/√columns are recoverable. 32 · density bits per parameter
-    (float32).
+    single row, so only coordinates well above |x|/√columns are recoverable. 32 · density bits per parameter (float32).
 
     Each client has its own hash and signs in each round. The table is linear in x, so tables can be added instead of vectors,
     as in `fetch-sgd` (with one shared key).
@@ -64,8 +63,8 @@ class CountSketch(CompressionOperator):
             table = sketch(x, self.rows, n_columns(len(x), self.density, self.rows), key).astype(np.float32).reshape(-1)
         if not all_finite(table):
             raise NonFiniteError(ctx.round, ctx.client, "a sum in the sketch leaves float32's range")
-        sections, decoded = encode_values(table, self.values)
-        return sections, self._decode_table(decoded, len(x), key)
+        sections, decoded_table = encode_values(table, self.values)
+        return sections, self._decode_table(decoded_table, len(x), key)
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         size = ctx.layout.size
@@ -78,12 +77,6 @@ class CountSketch(CompressionOperator):
 
     def max_bytes(self, layout: ParameterLayout) -> int:
         return max_value_bytes(self.rows * n_columns(layout.size, self.density, self.rows), self.values)
-
-    def contraction(self, layout: ParameterLayout) -> float:
-        return 0.0
-
-    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        return ctx.layout.size
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
         """Warn of noise that remains in the mean over the cohort: the squared error is about |x|²/density."""
@@ -104,7 +97,7 @@ def unsketch(table: F64, size: int, key: int) -> F64:
 
 
 def _hash_coordinates(row: int, size: int, columns: int, key: np.uint64) -> tuple[I64, F64]:
-    """Return column ⌊upper 32 bits · columns / 2³²⌋ and sign (lowest bit) of each coordinate, from 64 shared random bits each."""
+    """Return column ⌊upper 32 bits · columns / 2³²⌋ and sign (lowest bit) of each coordinate, from 64 random bits for each."""
     words = counter_hash(int(key), np.arange(size, dtype=np.uint64) + np.uint64(row << 32))
     column = ((words >> np.uint64(32)) * np.uint64(columns) >> np.uint64(32)).astype(np.int64)
     return column, 1.0 - 2.0 * (words & np.uint64(1)).astype(np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
 from fedsgd.compression.updates import DenseUpdate, Update
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
@@ -13,7 +13,7 @@ from fedsgd.wire import FloatFormat, Sections, decode_values, encode_values, max
 
 
 @dataclass(frozen=True)
-class Dense(CompressionOperator):
+class Dense(DenseOperator):
     """Every coordinate, as float32 (exact), bfloat16 or float16 (half the bytes).
 
     * float32: 32 bits a parameter, δ = 1. All compression ratios refer to this form.
@@ -32,21 +32,18 @@ class Dense(CompressionOperator):
 
     name: ClassVar[str] = "dense"
     codec: ClassVar[int] = 1
+    kind: ClassVar[OperatorKind] = "contractive"
 
     values: FloatFormat = "float32"
     entropy: bool = False
-
-    @property
-    def kind(self) -> OperatorKind:
-        return "contractive"
 
     @property
     def lossless(self) -> bool:
         return self.values == "float32"
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
-        sections, decoded = encode_values(x, self.values, entropy=self.entropy)
-        return sections, DenseUpdate(decoded)
+        sections, decoded_values = encode_values(x, self.values, entropy=self.entropy)
+        return sections, DenseUpdate(decoded_values)
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         return DenseUpdate(decode_values(sections, ctx.layout.size, self.values, self.entropy))
@@ -56,6 +53,3 @@ class Dense(CompressionOperator):
 
     def contraction(self, layout: ParameterLayout) -> float:
         return 1.0 - (max_relative_squared_error(self.values) or 0.0)
-
-    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        return ctx.layout.size

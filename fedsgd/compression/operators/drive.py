@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
 from fedsgd.compression.operators.eden import decode_rotated, encode_rotated, find_short_vector_warnings, max_rotated_bytes
 from fedsgd.compression.run_config import RunConfig
 from fedsgd.compression.updates import Update
@@ -16,7 +16,7 @@ from fedsgd.wire import Sections
 
 
 @dataclass(frozen=True)
-class Drive(CompressionOperator):
+class Drive(DenseOperator):
     """Random rotation of blocks of 4096, the sign of each coordinate, and a scale for each block.
 
     DRIVE (Vargaftik et al. 2021): y = R x; decoded R⁻¹ S sign(y). 1 bit a coordinate, and a float32 for each block.
@@ -52,9 +52,6 @@ class Drive(CompressionOperator):
 
     def contraction(self, layout: ParameterLayout) -> float:
         return 1 / 4096 if self.kind == "contractive" else 0.0
-
-    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        return ctx.layout.size
 
     def is_lossy(self, layout: ParameterLayout) -> bool:
         """Return False: the bias of "least-squares" is one factor for all coordinates."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
 from fedsgd.compression.kernels.quantise import decode_quantised, encode_quantised, rounding_variance
 from fedsgd.compression.updates import Update
 from fedsgd.config.component import BucketSize
@@ -17,7 +17,7 @@ from fedsgd.wire.levels import max_level_bytes
 
 
 @dataclass(frozen=True)
-class Integer(CompressionOperator):
+class Integer(DenseOperator):
     """Every coordinate as an integer of 8 or 4 bits times its bucket's scale.
 
     The largest magnitude of each bucket becomes 127 (7 with 4 bits). The levels are symmetric, so zero is a level.
@@ -70,9 +70,6 @@ class Integer(CompressionOperator):
         if self.deterministic:
             return None
         return rounding_variance(x, bucket_max_magnitudes(x, self.bucket), self.level, self.bucket)
-
-    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        return ctx.layout.size
 
     def is_lossy(self, layout: ParameterLayout) -> bool:
         """Return False: unlike its bound, the error of rounding to nearest is small on real updates."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
 from fedsgd.compression.updates import DenseUpdate, Update
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
@@ -15,7 +15,7 @@ from fedsgd.wire import Sections, decode_values, encode_values, max_value_bytes
 
 
 @dataclass(frozen=True)
-class NaturalCompression(CompressionOperator):
+class NaturalCompression(DenseOperator):
     """Each coordinate rounded stochastically to one of its two neighbouring powers of two.
 
     Natural compression (Horváth et al. 2019): the mantissa is the probability of rounding up and is not sent, so E[C(x)] = x.
@@ -27,15 +27,12 @@ class NaturalCompression(CompressionOperator):
 
     name: ClassVar[str] = "natural"
     codec: ClassVar[int] = 8
+    kind: ClassVar[OperatorKind] = "unbiased"
     deterministic: ClassVar[bool] = False
 
-    @property
-    def kind(self) -> OperatorKind:
-        return "unbiased"
-
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
-        sections, decoded = encode_values(x, "natural", ctx.derive_key("values"))
-        return sections, DenseUpdate(decoded)
+        sections, decoded_values = encode_values(x, "natural", ctx.derive_key("values"))
+        return sections, DenseUpdate(decoded_values)
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         return DenseUpdate(decode_values(sections, ctx.layout.size, "natural"))
@@ -43,15 +40,9 @@ class NaturalCompression(CompressionOperator):
     def max_bytes(self, layout: ParameterLayout) -> int:
         return max_value_bytes(layout.size, "natural")
 
-    def contraction(self, layout: ParameterLayout) -> float:
-        return 0.0
-
     def variance(self, x: F32) -> float | None:
         words = x.view(np.uint32)
         exponent = (words >> np.uint32(23) & np.uint32(255)).astype(np.int64)
         mantissa = (words & np.uint32(0x7FFFFF)) / 2.0**23
         normal = np.ldexp(1.0, 2 * (exponent - 127)) * mantissa * (1 - mantissa)
         return float(np.where(exponent > 0, normal, np.square(x.astype(np.float64))).sum())
-
-    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        return ctx.layout.size

@@ -61,8 +61,8 @@ class PerLayer(CompressionOperator):
     """An operator for each group of tensors: by rules on names, for tensors with one dimension, and for all others.
 
     Unbiased or contractive if all its operators are, with the smallest δ among them; float32 dense goes with either kind. Each
-    group has its own shared randomness. The groups' sections of one kind are joined into one section. A MANIFEST lists the length
-    of each group's sections, in about 5 bytes a group.
+    group has its own shared randomness. The groups' sections of one kind are joined into one section. A MANIFEST lists each
+    group's sections with their lengths, in about 5 bytes a group.
 
     Traps: a rule that matches no tensor of the model is an error. Published figures rarely say whether a density is a share of
     each tensor or of all: the k largest of all gives most coordinates to the layers that change most.
@@ -136,9 +136,9 @@ class PerLayer(CompressionOperator):
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         groups = self.group_tensors(ctx.layout)
-        encoded = [g.op.encode(g.gather(x), _derive_group_context(ctx, i, g)) for i, g in enumerate(groups)]
-        update = GroupedUpdate(tuple(groups), tuple(update for _, update in encoded), len(x))
-        return _merge([sections for sections, _ in encoded]), update
+        results = [g.op.encode(g.gather(x), _derive_group_context(ctx, i, g)) for i, g in enumerate(groups)]
+        update = GroupedUpdate(tuple(groups), tuple(update for _, update in results), len(x))
+        return _merge([sections for sections, _ in results]), update
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         groups = self.group_tensors(ctx.layout)
@@ -233,7 +233,7 @@ def _derive_group_context(ctx: CodecContext, number: int, group: TensorGroup) ->
 
 
 def _merge(sections: Sequence[Sections]) -> Sections:
-    """Return a MANIFEST and one section of each kind that occurs, as `fedsgd/wire/FORMAT.md` describes them under "per-layer"."""
+    """Return a MANIFEST and one section of each kind that occurs; `fedsgd/wire/FORMAT.md` describes the manifest."""
     manifest = bytearray()
     bodies: dict[SectionKind, list[bytes | memoryview]] = {}
     for group in sections:
@@ -241,8 +241,8 @@ def _merge(sections: Sequence[Sections]) -> Sections:
         for section in group:
             manifest += bytes([section.kind]) + pack_varint(len(section.data))
             bodies.setdefault(section.kind, []).append(section.data)
-    merged = [Section(kind, b"".join(bodies[kind])) for kind in sorted(bodies)]
-    return (Section(SectionKind.MANIFEST, bytes(manifest)), *merged)
+    merged_sections = [Section(kind, b"".join(bodies[kind])) for kind in sorted(bodies)]
+    return (Section(SectionKind.MANIFEST, bytes(manifest)), *merged_sections)
 
 
 def _split(sections: Sections, n_groups: int) -> list[Sections]:
@@ -252,7 +252,7 @@ def _split(sections: Sections, n_groups: int) -> list[Sections]:
         raise WireError(sections[0].offset if sections else 0, "expected a MANIFEST and one section of each kind, in order")
     manifest, at = sections[0], 0
     bodies = {section.kind: section for section in sections[1:]}
-    used = dict.fromkeys(bodies, 0)
+    ends = dict.fromkeys(bodies, 0)
     split: list[Sections] = []
     for _ in range(n_groups):
         if at >= len(manifest.data) or manifest.data[at] > MAX_SECTIONS_PER_GROUP:
@@ -263,13 +263,13 @@ def _split(sections: Sections, n_groups: int) -> list[Sections]:
             kind = manifest.data[at] if at < len(manifest.data) else 0
             with shift_offset(manifest.offset):
                 length, at = unpack_varint(manifest.data, at + 1)
-            if kind not in used or length > len(bodies[SectionKind(kind)].data) - used[SectionKind(kind)]:
+            if kind not in ends or length > len(bodies[SectionKind(kind)].data) - ends[SectionKind(kind)]:
                 raise WireError(manifest.offset + at, f"the manifest lists {length} bytes of kind {kind} that are missing")
-            body, start = bodies[SectionKind(kind)], used[SectionKind(kind)]
+            body, start = bodies[SectionKind(kind)], ends[SectionKind(kind)]
             group.append(Section(SectionKind(kind), body.data[start : start + length], body.offset + start))
-            used[SectionKind(kind)] += length
+            ends[SectionKind(kind)] += length
         split.append(tuple(group))
     listed_kinds = {section.kind for sections in split for section in sections}
-    if at != len(manifest.data) or listed_kinds != set(bodies) or any(used[kind] != len(bodies[kind].data) for kind in bodies):
+    if at != len(manifest.data) or listed_kinds != set(bodies) or any(ends[kind] != len(bodies[kind].data) for kind in bodies):
         raise WireError(manifest.offset + at, "the manifest does not account for every byte")
     return split

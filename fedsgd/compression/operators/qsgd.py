@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
 from fedsgd.compression.kernels.quantise import decode_quantised, encode_quantised, rounding_variance
 from fedsgd.compression.updates import Update
 from fedsgd.config.component import BucketSize, QuantizationLevel
@@ -17,18 +17,17 @@ from fedsgd.wire.levels import max_level_bytes
 
 
 @dataclass(frozen=True)
-class QSGD(CompressionOperator):
+class QSGD(DenseOperator):
     """Stochastic rounding of each bucket to `levels` multiples of its norm.
 
-    QSGD (Alistarh et al. 2017): |x_i| becomes ‖x‖/s times ⌊s|x_i|/‖x‖⌋ or the next integer, with probabilities that make it
-    unbiased: E[C(x)] = x. With f the fractions, the variance is Σ(‖x‖/s)² f(1 − f), at most min(B/s², √B/s)|x|² for buckets of
-    B.
+    QSGD (Alistarh et al. 2017): |x_i| becomes ‖x‖/s times ⌊s|x_i|/‖x‖⌋ or the next integer, at random so that E[C(x)] = x.
+    With f the fractions, the variance is Σ(‖x‖/s)² f(1 − f), at most min(B/s², √B/s)|x|² for buckets of B.
 
     rANS codes levels and signs together, instead of the paper's Elias code, because most levels are 0. At s = 4 on buckets of
     512 a coordinate costs 0.8 bits, which includes 32 bits for each bucket's norm.
 
-    Traps: a bucket of zeros; a norm rounded down to float32, which puts a single coordinate above the last level; a count of
-    bits without the sign bit.
+    Traps: a bucket of zeros has no norm to divide by; a norm rounded down to float32 puts a single coordinate above the last
+    level. A count of bits must include the sign bits.
 
     Attributes:
         levels: s, the highest level.
@@ -38,15 +37,12 @@ class QSGD(CompressionOperator):
 
     name: ClassVar[str] = "qsgd"
     codec: ClassVar[int] = 7
+    kind: ClassVar[OperatorKind] = "unbiased"
     deterministic: ClassVar[bool] = False
 
     levels: QuantizationLevel = 4
     bucket: BucketSize = 512
     norm: Literal["l2", "max"] = "l2"
-
-    @property
-    def kind(self) -> OperatorKind:
-        return "unbiased"
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return encode_quantised(x, self._compute_scales(x), self.levels, self.bucket, ctx, stochastic=True)
@@ -57,14 +53,8 @@ class QSGD(CompressionOperator):
     def max_bytes(self, layout: ParameterLayout) -> int:
         return max_level_bytes(layout.size, self.levels, self.bucket)
 
-    def contraction(self, layout: ParameterLayout) -> float:
-        return 0.0
-
     def variance(self, x: F32) -> float | None:
         return rounding_variance(x, self._compute_scales(x), self.levels, self.bucket)
-
-    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        return ctx.layout.size
 
     def _compute_scales(self, x: F32) -> F32:
         return bucket_norms(x, self.bucket) if self.norm == "l2" else bucket_max_magnitudes(x, self.bucket)

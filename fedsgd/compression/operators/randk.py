@@ -69,8 +69,8 @@ class RandK(CompressionOperator):
             values = x[support] * np.float32(len(x) / k) if self.scaled else x[support]
         if not all_finite(values):
             raise NonFiniteError(ctx.round, ctx.client, f"scaling the update by P/k = {len(x) / k:g} leaves float32's range")
-        sections, decoded = encode_values(values, self.values, ctx.derive_key("values"))
-        return sections, SparseUpdate(support, decoded, len(x))
+        sections, decoded_values = encode_values(values, self.values, ctx.derive_key("values"))
+        return sections, SparseUpdate(support, decoded_values, len(x))
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         k = top_k_size(self.density, ctx.layout.size)

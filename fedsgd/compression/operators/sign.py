@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
 from fedsgd.compression.updates import SignUpdate, Update, pack_signs
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
@@ -19,7 +19,7 @@ from fedsgd.wire.value_codec import decode_signs
 
 
 @dataclass(frozen=True)
-class Sign(CompressionOperator):
+class Sign(DenseOperator):
     """The sign of every coordinate times the mean magnitude.
 
     C(x) = (|x|₁/P) sign(x). Bernstein et al. 2018 send signs; Karimireddy et al. 2019 add the scale and error feedback
@@ -32,10 +32,7 @@ class Sign(CompressionOperator):
 
     name: ClassVar[str] = "sign"
     codec: ClassVar[int] = 5
-
-    @property
-    def kind(self) -> OperatorKind:
-        return "contractive"
+    kind: ClassVar[OperatorKind] = "contractive"
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         scale, sign_bits = np.float32(mean_magnitude(x)), pack_signs(x)
@@ -53,6 +50,3 @@ class Sign(CompressionOperator):
 
     def contraction(self, layout: ParameterLayout) -> float:
         return 1 / layout.size
-
-    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        return ctx.layout.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
 from fedsgd.compression.updates import SparseUpdate
@@ -42,14 +43,12 @@ def density_in_round(density: float, stages: Sequence[float], rounds: int, round
 class Sparsifier(CompressionOperator):
     """Operator that sends some large coordinates and their positions: contractive, whatever the format of the values."""
 
+    kind: ClassVar[OperatorKind] = "contractive"
+
     @property
     @abstractmethod
     def values(self) -> ValueFormat:
         """Format of the values: a field of each member."""
-
-    @property
-    def kind(self) -> OperatorKind:
-        return "contractive"
 
     @property
     def deterministic(self) -> bool:
@@ -63,8 +62,9 @@ class Sparsifier(CompressionOperator):
 def encode_sparse(indices: I64, values: F32, value_format: ValueFormat, ctx: CodecContext) -> tuple[Sections, SparseUpdate]:
     """Encode ascending positions [k] and values [k] as an INDEX section and value sections. Also return the update."""
     size = ctx.layout.size
-    value_sections, decoded = encode_values(values, value_format, ctx.derive_key("values") if value_format == "natural" else 0)
-    return (Section(SectionKind.INDEX, encode_indices(indices, size)), *value_sections), SparseUpdate(indices, decoded, size)
+    value_sections, decoded_values = encode_values(values, value_format, ctx.derive_key("values"))
+    index_section = Section(SectionKind.INDEX, encode_indices(indices, size))
+    return (index_section, *value_sections), SparseUpdate(indices, decoded_values, size)
 
 
 def decode_sparse(sections: Sections, value_format: ValueFormat, ctx: CodecContext, max_k: int | None = None) -> SparseUpdate:
@@ -88,6 +88,6 @@ def max_sparse_bytes(k: int, value_format: ValueFormat, size: int) -> int:
 
 
 def contraction_after_rounding(energy_share: float, value_format: ValueFormat, layout: ParameterLayout) -> float:
-    """Return δ if `energy_share` of the energy is left before the values are rounded; 1/P if their error has no better bound."""
+    """Return δ if `energy_share` of the energy is left before the values are rounded; 1/P if rounding has no better bound."""
     error = max_relative_squared_error(value_format)
     return 1 / layout.size if error is None else min(1.0, energy_share) * (1 - error)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedsgd.compression.base import CodecContext, CompressionOperator, OperatorKind
+from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
 from fedsgd.compression.kernels.quantise import decode_quantised, encode_quantised, rounding_variance
 from fedsgd.compression.updates import Update
 from fedsgd.config.component import NonNegativeFloat
@@ -19,7 +19,7 @@ from fedsgd.wire.levels import max_level_bytes
 
 
 @dataclass(frozen=True)
-class TernGrad(CompressionOperator):
+class TernGrad(DenseOperator):
     """Stochastic rounding of each coordinate to −s, 0 or s, with s the largest magnitude.
 
     TernGrad (Wen et al. 2017, NIPS, arXiv 1705.07878): s·sign(x_i) with probability |x_i|/s, else 0. E[C(x)] = x, with
@@ -33,12 +33,11 @@ class TernGrad(CompressionOperator):
     * σ is taken about the mean: N(3, 1) is cut to ±2.5, and most coordinates become s. The root mean square cuts at 7.9,
       which is above all of them.
     * With σ = 0 (one coordinate, equal coordinates) nothing is clipped. The paper's rule would send zeros in every round.
-    * s is the largest magnitude after clipping, as in the paper. The authors' code takes c·σ for s even where no coordinate
-      is as large.
-    * The paper's workers share the largest of their s. Here each client has its own, because a round has one uplink phase.
+    * s is the largest magnitude after clipping, as in the paper. The authors' code takes c·σ even if no coordinate is as large.
+    * The paper's workers share their largest s. Here each client has its own s, because a round has one uplink phase.
 
-    The paper clips and scales each tensor by itself: that is `per-layer` with separate = true. Otherwise σ and s are those of
-    the whole vector, or of each group under `per-layer` with separate = false.
+    The paper clips and scales each tensor by itself, as `per-layer` does with separate = true. Otherwise σ and s belong to the
+    whole vector, or to each group under `per-layer` with separate = false.
 
     Five trits to a byte, 1.6 bits a coordinate, which rANS then brings close to the entropy: about 0.8 bits on Gaussian
     vectors. Where nearly all trits are 0, most of the 243 byte values are rarer than 1/4096, the smallest frequency with 12
@@ -63,9 +62,9 @@ class TernGrad(CompressionOperator):
         return "neither" if self.clip else "unbiased"
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
-        clipped = self._clip_magnitudes(x)
-        scales = bucket_max_magnitudes(clipped, len(x))
-        return encode_quantised(clipped, scales, 1, len(x), ctx, stochastic=True, frequency_bits=self.frequency_bits)
+        clipped_update = self._clip_magnitudes(x)
+        scales = bucket_max_magnitudes(clipped_update, len(x))
+        return encode_quantised(clipped_update, scales, 1, len(x), ctx, stochastic=True, frequency_bits=self.frequency_bits)
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         return decode_quantised(sections, 1, ctx.layout.size, ctx)
@@ -73,14 +72,8 @@ class TernGrad(CompressionOperator):
     def max_bytes(self, layout: ParameterLayout) -> int:
         return max_level_bytes(layout.size, 1, layout.size)
 
-    def contraction(self, layout: ParameterLayout) -> float:
-        return 0.0
-
     def variance(self, x: F32) -> float | None:
         return None if self.clip else rounding_variance(x, bucket_max_magnitudes(x, len(x)), 1, len(x))
-
-    def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
-        return ctx.layout.size
 
     def _clip_magnitudes(self, x: F32) -> F32:
         if not self.clip:

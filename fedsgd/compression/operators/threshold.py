@@ -25,11 +25,11 @@ from fedsgd.wire import Sections, ValueFormat
 class Threshold(Sparsifier):
     """All coordinates whose magnitude is at least `threshold`.
 
-    Hard threshold (Ström 2015, who sends the threshold with a sign). Sahu et al. 2021 show that with error feedback it spends a
-    budget of bytes over a whole run better than top-k. It contracts up to a constant:
+    Hard threshold (Ström 2015, who sends the threshold with a sign). Sahu et al. 2021 show that a hard threshold with error
+    feedback spends a budget of bytes over a whole run better than top-k. The operator contracts up to a constant:
     |x − C(x)|² ≤ (1 − δ)|x|² + P·threshold². So with float32 values every coordinate of a residual stays below the threshold.
 
-    Bits for each coordinate as for top-k. The number of coordinates follows the size of the updates, from almost none to all.
+    Bits for each coordinate: as for top-k. The number of coordinates follows the size of the updates, from almost none to all.
 
     Attributes:
         threshold: smallest magnitude that is sent, in units of the update, which includes the learning rate.

@@ -138,9 +138,8 @@ class DGC(CompressionScheme):
         if not self.per_layer:
             return top_k(v, top_k_size(density, len(v)))
         selections = [(part.start, *top_k(v[part], k)) for part, k in _allocate_coordinates(ctx.layout, density)]
-        return np.concatenate([start + i for start, i, _ in selections]), np.concatenate(
-            [values for _, _, values in selections]
-        )
+        positions = np.concatenate([start + i for start, i, _ in selections])
+        return positions, np.concatenate([values for _, _, values in selections])
 
     def _max_coordinates(self, layout: ParameterLayout, density: float) -> int:
         if not self.per_layer:
@@ -175,10 +174,7 @@ def _accumulate_reference(x: F32, u: F32, v: F32, momentum: np.float32, factor: 
 
 @kernel(_accumulate_reference)
 def _accumulate(x: F32, u: F32, v: F32, momentum: np.float32, factor: np.float32, nesterov: bool) -> tuple[F32, F32]:
-    """Return the next u and v [P]. A momentum below the normal numbers becomes zero.
-
-    Otherwise 0.9^t would never reach zero, and arithmetic with subnormal numbers is many times slower.
-    """
+    """Return the next u and v [P]. A subnormal momentum becomes 0: arithmetic with subnormal numbers is many times slower."""
     next_u = np.empty(x.size, dtype=np.float32)
     next_v = np.empty(x.size, dtype=np.float32)
     for i in range(x.size):

@@ -19,7 +19,7 @@ from fedsgd.compression.base import (
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.run_config import RunConfig
 from fedsgd.compression.schemes.error_feedback import can_contract, require_contractive
-from fedsgd.compression.updates import EntryPatch, StateArrays, record_patch
+from fedsgd.compression.updates import StateArrays, record_patch
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 
@@ -63,12 +63,12 @@ class EF21(OperatorScheme):
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         estimate = state.get("estimate")
-        previous = np.zeros(len(x)) if estimate is None else estimate
-        sections, correction = self.op.encode((x - previous).astype(np.float32), ctx)
-        next_estimate = previous.copy()
+        previous_estimate = np.zeros(len(x)) if estimate is None else estimate
+        sections, correction = self.op.encode((x - previous_estimate).astype(np.float32), ctx)
+        next_estimate = previous_estimate.copy()
         correction.add_to(next_estimate, 1.0)
-        rollback: dict[str, EntryPatch | None] = {"estimate": None if estimate is None else record_patch(previous, correction)}
-        return EncodedUpdate(sections, {"estimate": next_estimate}, rollback)
+        patch = None if estimate is None else record_patch(previous_estimate, correction)
+        return EncodedUpdate(sections, {"estimate": next_estimate}, {"estimate": patch})
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         return None

@@ -54,15 +54,14 @@ class ErrorFeedback(OperatorScheme):
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         residual = state.get("residual")
-        accumulated = x if residual is None else residual + x
-        sections, decoded = self.op.encode(accumulated, ctx)
-        next_residual = accumulated.copy()
-        decoded.add_to(next_residual, -1.0)
-        return EncodedUpdate(sections, {"residual": next_residual}, {"residual": record_patch(accumulated, decoded)})
+        total = x if residual is None else residual + x
+        sections, update = self.op.encode(total, ctx)
+        next_residual = total.copy()
+        update.add_to(next_residual, -1.0)
+        return EncodedUpdate(sections, {"residual": next_residual}, {"residual": record_patch(total, update)})
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
-        residual = state.get("residual")
-        return np.zeros(layout.size, dtype=np.float32) if residual is None else residual
+        return state["residual"] if "residual" in state else np.zeros(layout.size, dtype=np.float32)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
         return [*CompressionScheme.find_warnings(self, run), *self.op.find_warnings(run)]
@@ -77,7 +76,7 @@ def can_contract(operator: type[CompressionOperator]) -> bool:
     )
 
 
-def require_contractive(scheme: OperatorScheme, reason: str = "its error would not shrink") -> None:
+def require_contractive(scheme: OperatorScheme, reason: str = "its error would not shrink; use another compressor") -> None:
     """Raise FieldError unless the scheme's operator contracts; the message gives `reason` as the consequence."""
     op = scheme.op
     if op.kind != "contractive":

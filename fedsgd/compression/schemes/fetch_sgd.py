@@ -26,8 +26,8 @@ MIN_COLUMNS, MIN_COLUMNS_PER_COORDINATE = 1000, 10
 """Minimum columns of a table, in all and for each coordinate that a round changes.
 
 FetchSGD without momentum instead of top-k in the quickstart, perceptrons of 4,810, 19,210 and 76,810 parameters. With up to 5
-columns a coordinate six of seven runs diverge, with 8 they end at 0.65 and 0.914. Of tables with 19 or more a coordinate, 96
-and 481 columns end at 0.215 and 0.906, 1,921 and 3,842 columns at 0.956 or more.
+columns a coordinate six of seven runs diverge; with 8 they end at 0.65 and 0.914. With 19 or more columns a coordinate,
+tables of 96 and 481 columns end at 0.215 and 0.906, tables of 1,921 and 3,842 columns at 0.956 or more.
 """
 
 
@@ -54,10 +54,10 @@ class FetchSGD(CompressionScheme):
 
     Deviations:
 
-    * The paper multiplies S_u by the learning rate on its way into S_e. Here each table includes its client's learning rate,
-      which is equivalent if the learning rate is constant.
+    * The paper multiplies S_u by the learning rate before adding S_u to S_e. Here each table includes its client's learning
+      rate, which is equivalent if the learning rate is constant.
     * The authors' code does not subtract sketch(Δ) from S_e, because their runs diverged. It clears the cells of Δ in S_e as in
-      S_u. Here S_e is algorithm 1's.
+      S_u. Here S_e follows algorithm 1.
     * The paper has clients in every round. A round without replies changes neither the model nor S_u and S_e.
 
     Attributes:
@@ -90,10 +90,8 @@ class FetchSGD(CompressionScheme):
         return None
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
-        """Return the median estimates of one client's update, from its table."""
-        return DenseUpdate(
-            unsketch(self._decode_table(sections, ctx.layout), ctx.layout.size, _derive_hash_key(ctx.seed)).astype(np.float32)
-        )
+        table = self._decode_table(sections, ctx.layout)
+        return DenseUpdate(unsketch(table, ctx.layout.size, _derive_hash_key(ctx.seed)).astype(np.float32))
 
     def aggregate(
         self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext

@@ -15,11 +15,7 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 
 @dataclass(frozen=True)
 class MemorylessScheme(OperatorScheme):
-    """The operator alone, for the update of each round. Neither side has a state.
-
-    Attributes:
-        op: operator of the frames.
-    """
+    """The operator alone, for the update of each round. Neither client nor server has a state."""
 
     name: ClassVar[str] = "plain"
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsgd.compression.base import CodecContext, CompressionScheme, EncodedUpdate
 from fedsgd.compression.updates import EntryPatch, StateArrays, Update
@@ -25,7 +24,7 @@ from fedsgd.wire.levels import require_sections
 class MatrixLayout:
     """One tensor as a matrix [n, m], its first dimension by all others, from position `start` of the flat vector on.
 
-    In the vector of all factors, the left factor [n, r] starts at `factor_offset`, and the right factor [m, r] follows; `rank` is r.
+    In the vector of all factors, the left factor [n, r] starts at `factor_offset`, and the right factor [m, r] follows.
     """
 
     start: int
@@ -81,9 +80,6 @@ class LowRankUpdate(Update):
     def n_coordinates(self) -> int:
         return len(self.factors) + len(self.other_values)
 
-    def add_to(self, out: NDArray[Any], weight: float) -> None:
-        out += self.to_dense().astype(out.dtype, copy=False) * out.dtype.type(weight)
-
     def to_dense(self) -> F32:
         matrices, other_slices = split_tensors(self.layout, self.rank)
         out = np.empty(self.layout.size, dtype=np.float32)
@@ -103,8 +99,7 @@ class PowerSGD(CompressionScheme):
 
     PowerSGD (Vogels, Karimireddy and Jaggi 2019, algorithm 1). For each tensor as a matrix M [n, m] of residual plus update:
     P̂ = orthonormalised M Q, then Q = Mᵀ P̂. P̂Qᵀ is the decoded matrix and M − P̂Qᵀ the residual. |M − P̂Qᵀ|² = |M|² − |P̂ᵀM|²,
-    so rank ≤ r is exact. r(n + m) floats a matrix. Tensors with one dimension, and tensors that factors would not make smaller,
-    are sent whole.
+    so rank ≤ r is exact. r(n + m) floats a matrix. Tensors with one dimension, or that would not shrink, are sent whole.
 
     Q starts from the client's Q of its last round, so that the iteration continues over the rounds. Columns that are zero start
     from random signs, otherwise a matrix that was zero once would always be sent as zero. All clients start from the same
@@ -115,8 +110,8 @@ class PowerSGD(CompressionScheme):
     * The paper averages P over the workers before it is orthonormalised, by an all-reduce between the two products. A round of
       federated learning has no second phase. So each client sends both factors of its own matrix, and the server averages the
       products. The update of C clients may have rank C·r, and each client's approximation is its own.
-    * The paper's first Q is Gaussian. Its momentum (algorithm 2) is applied after decompression, by the server's optimizer
-      here.
+    * The paper's first Q is Gaussian. The paper's momentum (algorithm 2) is applied after decompression; here the server's
+      optimizer applies it.
 
     Attributes:
         rank: r.
@@ -132,12 +127,12 @@ class PowerSGD(CompressionScheme):
     values: Literal["float32", "bfloat16"] = "float32"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        accumulated: F32 = x if "residual" not in state else state["residual"] + x
+        total: F32 = x if "residual" not in state else state["residual"] + x
         matrices, other_slices = split_tensors(ctx.layout, self.rank)
         factors = np.zeros(count_factor_values(matrices), dtype=np.float32)
         previous_factors = state.get("factors", factors)
         for matrix in matrices:
-            m = accumulated[matrix.flat_slice].reshape(matrix.n, matrix.m)
+            m = total[matrix.flat_slice].reshape(matrix.n, matrix.m)
             start = _make_start_factor(matrix.view_factors(previous_factors)[1], matrix, ctx.seed)
             left, right = matrix.view_factors(factors)
             left[:] = self._round_to_format(_orthonormalise(_multiply(m, start)))
@@ -145,15 +140,15 @@ class PowerSGD(CompressionScheme):
                 right[:] = _multiply_transposed(m, left)
         if not (all_finite(factors) and _has_finite_products(matrices, factors)):
             raise NonFiniteError(ctx.round, ctx.client, "a product of factors leaves float32's range")
-        other_values = np.concatenate([np.zeros(0, dtype=np.float32), *(accumulated[part] for part in other_slices)])
+        other_values = np.concatenate([np.zeros(0, dtype=np.float32), *(total[part] for part in other_slices)])
         (factor_section,), factors = encode_values(factors, self.values, entropy=False)
         other_sections, other_values = encode_values(other_values, self.values, entropy=False)
         update = LowRankUpdate(ctx.layout, self.rank, factors, other_values)
-        next_state: StateArrays = {"residual": accumulated - update.to_dense(), "factors": factors}
+        next_state: StateArrays = {"residual": total - update.to_dense(), "factors": factors}
         return EncodedUpdate(
             (Section(SectionKind.FACTOR, factor_section.data), *other_sections),
             next_state,
-            {"residual": EntryPatch(None, accumulated)},
+            {"residual": EntryPatch(None, total)},
         )
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
@@ -171,9 +166,8 @@ class PowerSGD(CompressionScheme):
 
     def max_bytes(self, layout: ParameterLayout) -> int:
         matrices, other_slices = split_tensors(layout, self.rank)
-        return max_value_bytes(count_factor_values(matrices), self.values) + max_value_bytes(
-            _count_others(other_slices), self.values
-        )
+        sizes = count_factor_values(matrices), _count_others(other_slices)
+        return sum(max_value_bytes(size, self.values) for size in sizes)
 
     def _round_to_format(self, factor: F64) -> F32:
         """Return a factor as the receiver reads it, so that the right factor fits the decoded left factor."""
@@ -209,8 +203,8 @@ def _orthonormalise(columns: F64) -> F64:
     out = columns.copy()
     for c in range(out.shape[1]):
         original_norm = np.sqrt(sum_in_lanes(out[:, c] * out[:, c]))
-        for earlier in [*range(c), *range(c)]:
-            out[:, c] -= sum_in_lanes(out[:, earlier] * out[:, c]) * out[:, earlier]
+        for j in [*range(c), *range(c)]:
+            out[:, c] -= sum_in_lanes(out[:, j] * out[:, c]) * out[:, j]
         norm = np.sqrt(sum_in_lanes(out[:, c] * out[:, c]))
         out[:, c] = out[:, c] / norm if norm > 1e-10 * original_norm else 0.0
     return out
@@ -220,8 +214,8 @@ def _orthonormalise(columns: F64) -> F64:
 
 
 def _multiply_reference(m: F32, q: F32) -> F64:
-    wide, columns = m.astype(np.float64), q.T.astype(np.float64)
-    return np.array([[sum_in_lanes(row * column) for column in columns] for row in wide])
+    rows, columns = m.astype(np.float64), q.T.astype(np.float64)
+    return np.array([[sum_in_lanes(row * column) for column in columns] for row in rows])
 
 
 @kernel(_multiply_reference)

@@ -55,9 +55,9 @@ class Scaffold(ServerReferenceScheme):
             change = change if ctx.reference is None else change - ctx.reference
         else:  # without a local step there is no gradient estimate
             change = np.zeros_like(x)
-        (control_section,), decoded = encode_values(change, self.values, entropy=False)
+        (control_section,), decoded_change = encode_values(change, self.values, entropy=False)
         sections, _ = self.op.encode(x, ctx)
-        next_control: F64 = decoded.astype(np.float64) if control is None else control + decoded
+        next_control: F64 = decoded_change.astype(np.float64) if control is None else control + decoded_change
         rollback = None if control is None else EntryPatch(None, control)
         return EncodedUpdate(
             (Section(SectionKind.CONTROL, control_section.data), *sections), {"control": next_control}, {"control": rollback}

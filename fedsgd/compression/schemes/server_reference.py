@@ -18,12 +18,9 @@ from fedsgd.wire import Sections
 
 @dataclass(frozen=True)
 class ServerReferenceScheme(OperatorScheme):
-    """Scheme whose server state "reference" [P] is sent with the model in a REFERENCE frame, once there is one.
+    """Scheme whose server state "reference" [P] is sent with the model in a REFERENCE frame, if the state has one.
 
-    It is sent exactly: float32, exponents coded, zeros left out.
-
-    Attributes:
-        op: operator of the frames.
+    The reference is sent exactly: float32, exponents coded, zeros left out.
     """
 
     def encode_reference(self, server_state: StateArrays, ctx: CodecContext) -> Sections:

@@ -21,9 +21,9 @@ from fedsgd.wire import Sections
 class StaleResidualPolicy(CompressionScheme):
     """A scheme whose residuals decay or are reset while a client is absent.
 
-    A residual refers to an older model, and each missed round makes the residual less accurate. If every client takes part in every
-    round, neither policy has an effect. Missed rounds are counted from the last round in which the client took part, whether its
-    reply arrived or not.
+    A residual refers to an older model, and each missed round makes the residual less accurate. If every client takes part in
+    every round, neither policy has an effect. Missed rounds are counted from the last round in which the client took part,
+    whether its reply arrived or not.
 
     Attributes:
         scheme: scheme with residual entries in the client's state.

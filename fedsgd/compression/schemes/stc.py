@@ -22,11 +22,11 @@ class STC(CompressionScheme):
     Sattler, Wiedemann, Müller and Samek 2019 (arXiv 1903.02891). a = residual + x, send STC(a), residual ← a − STC(a).
     |x − C(x)|² = |x|² − |top|₁²/k exactly. 1 bit and a position for each coordinate.
 
-    With fewer than k non-zeros all of them are sent, and no zeros. μ is then their mean. The paper still divides by k, which
-    makes μ smaller.
+    With fewer than k non-zeros, all of them are sent, and no zeros. The mean is then over the values that are sent; the paper
+    still divides by k, which makes the mean smaller.
 
-    The paper's server compresses the mean of the decoded updates in the same way and sends it: [downlink] policy =
-    "error-feedback" with compressor = { name = "top-k", values = "ternary" }.
+    The paper's server compresses the mean of the decoded updates in the same way: [downlink] policy = "error-feedback" with
+    compressor = { name = "top-k", values = "ternary" }.
 
     Attributes:
         density: k / P.
