@@ -14,28 +14,13 @@ from fedsgd.compression import ClientId, EncodedUpdate, StateArrays
 from fedsgd.data import Examples
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.federation.buffers import encode_buffer_section
-from fedsgd.federation.client_state import (
-    LOCAL,
-    ClientState,
-    UncommittedState,
-    entries_of,
-    with_prefix,
-)
+from fedsgd.federation.client_state import LOCAL, ClientState, UncommittedState, entries_of, with_prefix
 from fedsgd.federation.downlink_cache import DecodedDownlink, DownlinkCache
 from fedsgd.federation.plan import FederationPlan, Message, Reply, describe_non_finite
 from fedsgd.numerics.reductions import all_finite, squared_norm
 from fedsgd.system.profiling import PhaseTimer
 from fedsgd.training import TrainingEngine, TrainingJob, TrainingResult
-from fedsgd.wire import (
-    HEADER_OFFSETS,
-    Frame,
-    FrameKind,
-    Header,
-    decode_frame,
-    encode_frame,
-    frame_overhead,
-    require_header,
-)
+from fedsgd.wire import HEADER_OFFSETS, Frame, FrameKind, Header, decode_frame, encode_frame, frame_overhead, require_header
 
 SCHEME, OPTIMIZER = "scheme", "optimizer"
 """Prefixes of a client's state entries: entries of the compression scheme, and entries of the local optimizer."""
@@ -142,8 +127,7 @@ def _decode_task_header(client: ClientId, message: Message, last_reply_round: in
         raise WireError(HEADER_OFFSETS[name], f"{name} is {getattr(header, name)}, expected a round before {header.round}")
     if header.round < last_reply_round:  # a delayed message, whose acknowledgement is outdated
         raise WireError(
-            HEADER_OFFSETS["round"],
-            f"round is {header.round}, but this client already replied in round {last_reply_round}",
+            HEADER_OFFSETS["round"], f"round is {header.round}, but this client already replied in round {last_reply_round}"
         )
     return header
 

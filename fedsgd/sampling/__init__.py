@@ -19,10 +19,7 @@ SAMPLERS: Registry[Sampler] = Registry(
     },
 )
 DURATIONS: Registry[DurationModel] = Registry(
-    "duration model",
-    DurationModel,
-    {"log-normal": "fedsgd.sampling.client_durations:LogNormalDurations"},
-    plural="durations",
+    "duration model", DurationModel, {"log-normal": "fedsgd.sampling.client_durations:LogNormalDurations"}, plural="durations"
 )
 
 __all__ = [
