@@ -1,12 +1,12 @@
 """Functions of one round of federated learning, from values to values, without sockets, files or processes.
 
-    broadcast(plan, server, cohort)          → a message of frames for each client of the cohort, and the server
-    client_update(plan, engine, client, ...) = decode_task, engine.train, encode_update: a message to a reply
-    aggregate(plan, server, replies)         → the server of the next round
+    broadcast(plan, server, cohort)          → a message for each client of the cohort, and the server's state
+    client_update(plan, engine, client, ...) → the client's reply to a message, and the client's next state
+    aggregate(plan, server, replies)         → the server's state of the next round
 
 FedAvg (McMahan et al. 2017, algorithm 1) is a loop over these three functions: `fedsgd.federation.round_loop`. FedSGD is FedAvg
-with one local step a round. A client that lost its model or its state cannot decode its message. Such a client replies with a
-RESYNC frame and is sent a second message by `rebroadcast`.
+with one local step a round. A client that lost its model or its state replies with a RESYNC frame, and `rebroadcast` encodes a
+second message for the client.
 
 >>> import numpy as np
 >>> from fedsgd.compression.schemes.plain import MemorylessScheme
@@ -20,7 +20,7 @@ RESYNC frame and is sent a second message by `rebroadcast`.
 >>> plan = FederationPlan(0, layout, recipe, scheme, ModelBroadcast(), SGD(), "uniform", n_clients=5, cohort_size=2)
 >>> server = initial_server_state(plan, np.zeros(3, dtype=np.float32))
 >>> messages, server = broadcast(plan, server, [1, 4])
->>> {client: len(frames) for client, frames in messages.items()}  # TASK and MODEL
+>>> {client: len(frames) for client, frames in messages.items()}  # a TASK and a MODEL frame
 {1: 2, 4: 2}
 """
 

@@ -1,7 +1,7 @@
-"""Frames and sections of the buffers that training changes, as dense float32 means.
+"""Frames and sections of the buffers that training changes.
 
-Of S entries, S' are sent: the running statistics of batch norm, and other buffers according to `[model] buffers`. Buffers are
-not gradients, so no compressor and no optimizer is applied to them. Their bytes are counted like all others.
+S' of the S entries are sent, as dense float32; the policies of `[model]` select the entries. Buffers are not gradients, so no
+compressor and no optimizer is applied to them.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ class BufferPlan:
 
 
 def encode_buffer_section(buffers: F32) -> Section:
-    """Return the last section of an UPDATE frame, which carries a client's buffers.
+    """Return the section that carries buffers: the last of an UPDATE frame, the only one of a BUFFERS frame.
 
     Args:
-        buffers: [S'] float32, buffers after local training.
+        buffers: [S'] float32, a client's buffers after local training, or averaged buffers.
     """
     (section,) = encode_values(buffers, "float32", entropy=False)[0]
     return Section(SectionKind.BUFFER, section.data)
 
 
 def max_buffer_section_bytes(buffer_plan: BufferPlan | None) -> int:
-    """Return the largest number of bytes in a buffer section.
+    """Return the maximum number of bytes in a buffer section.
 
     Args:
         buffer_plan: buffers of the plan; None if there are none.
@@ -103,14 +103,11 @@ class DecodedUpdate(NamedTuple):
 
 
 def split_buffers(frame: Frame, buffer_plan: BufferPlan | None) -> DecodedUpdate:
-    """Separate the buffers of an UPDATE frame from the sections of its scheme.
+    """Separate an UPDATE frame's buffers from the scheme's sections. Raise a WireError if the buffer section is not valid.
 
     Args:
         frame: a decoded UPDATE frame.
         buffer_plan: buffers of the plan; None if there are none.
-
-    Raises:
-        WireError: the plan averages buffers, and the last section is not a valid buffer section.
     """
     if buffer_plan is None or not buffer_plan.n_averaged:
         return DecodedUpdate(frame, frame.sections, None)
@@ -132,15 +129,12 @@ def encode_buffers_frame(round: int, buffers: F32) -> EncodedFrame:
 
 
 def decode_buffers_frame(data: bytes, buffer_plan: BufferPlan, round: int) -> F32:
-    """Return the buffers of a BUFFERS frame, [S'] float32.
+    """Return a BUFFERS frame's buffers, [S'] float32. Raise a WireError if the frame is damaged or of another round.
 
     Args:
-        data: the frame as it was received.
+        data: bytes of the frame, as they were received.
         buffer_plan: buffers of the plan.
         round: round of the message.
-
-    Raises:
-        WireError: the frame is damaged, or is not the BUFFERS frame of this round.
     """
     frame = decode_frame(data, frame_overhead(1) + max_buffer_section_bytes(buffer_plan))
     expected_fields = {"codec": (0,), "base": (0,), "client": (ALL_CLIENTS,), "acknowledged": (0,), "examples": (0,)}
@@ -151,11 +145,11 @@ def decode_buffers_frame(data: bytes, buffer_plan: BufferPlan, round: int) -> F3
 
 
 def average_buffers(buffers: Sequence[F32], aggregation_weights: F64) -> F32:
-    """Return the weighted mean of the buffers of several clients, [S'] float32, added up in float64 in their order.
+    """Return the weighted mean of the clients' buffers, [S'] float32. The sum is in float64, in the order of `buffers`.
 
     Args:
-        buffers: [S'] float32 each, in ascending order of clients.
-        aggregation_weights: [len(buffers)] float64; they are divided by their sum.
+        buffers: for each client, [S'] float32, ascending by client.
+        aggregation_weights: [len(buffers)] float64; the weights are divided by their sum.
     """
     total = np.zeros(len(buffers[0]))
     for values, weight in zip(buffers, aggregation_weights / aggregation_weights.sum(), strict=True):

@@ -34,8 +34,8 @@ class ClientTask:
         job: input of local training.
         state: the client's state after the acknowledgement: committed, without an uncommitted part.
         downlink: decoded frames that other clients of the round may share.
-        previous_model_round: round of the model that the client had stored before; 0 for none.
-        rounds_missed: rounds since the client last took part; −1 for the first time.
+        previous_model_round: round of the model that the client had stored before this message; 0 for none.
+        rounds_missed: rounds between the client's last reply and this round; −1 if the client has not replied before.
         decode_seconds: seconds that decoding the message took.
     """
 
@@ -68,22 +68,18 @@ def decode_task(
     examples: Examples,
     downlink_cache: DownlinkCache | None = None,
 ) -> ClientTask | ImmediateReply:
-    """Decode a message and commit or roll back the client's last reply: the first step of `client_update`.
+    """Decode a message, and commit or roll back the state of the client's last reply: the first step of `client_update`.
+
+    The result is a reply without training if the client cannot decode the message or has answered the message before. A damaged
+    or outdated message raises a WireError. A lost state that the scheme mirrors at the server raises a RunError.
 
     Args:
         plan: settings of the federation.
-        client: number of the client.
+        client: number of the client, from 0.
         message: frames that the client received.
         state: the client's stored state.
         examples: the client's training examples.
-        downlink_cache: decoded frames and models of the clients of the same host; None for a new cache.
-
-    Returns:
-        The decoded task; or a reply, if the client cannot decode the message or has answered it before.
-
-    Raises:
-        WireError: the message is damaged, or older than the client's last reply.
-        RunError: the client lost a state that the scheme mirrors at the server.
+        downlink_cache: cache that the clients of one host share; None for a new cache.
     """
     start_time = time.perf_counter()
     downlink_cache = DownlinkCache() if downlink_cache is None else downlink_cache
@@ -93,22 +89,18 @@ def decode_task(
         return _reply_state_lost(plan, client, header, state)
     uncommitted = state.uncommitted_state
     if uncommitted is not None and uncommitted.round == header.round and uncommitted.reply_frame is not None:
-        n_steps, n_processed = (
-            count(len(examples)) for count in (plan.local_training.n_steps, plan.local_training.n_examples_processed)
-        )
+        n_steps = plan.local_training.n_steps(len(examples))
+        n_processed = plan.local_training.n_examples_processed(len(examples))
         reply = Reply(client, (uncommitted.reply_frame,), seconds, 0.0, n_steps, examples_processed=n_processed)
         return ImmediateReply(reply, state)
-    model_round = (
-        state.model_round if state.model_round <= header.round and downlink_cache.model_cache.has(state.model_round) else 0
-    )
+    has_model = state.model_round <= header.round and downlink_cache.model_cache.has(state.model_round)
+    model_round = state.model_round if has_model else 0
     if header.base > model_round:
-        return ImmediateReply(
-            _encode_resync(client, header.round, model_round, state.last_reply_round), replace(state, model_round=model_round)
-        )
+        reply = _encode_resync(client, header.round, model_round, state.last_reply_round)
+        return ImmediateReply(reply, replace(state, model_round=model_round))
     downlink = downlink_cache.decode(plan, header, message[1:], model_round)
-    committed = ClientState(
-        state.resolve(header.round, header.acknowledged), None, header.round if plan.downlink.clients_keep_model else 0
-    )
+    next_model_round = header.round if plan.downlink.clients_keep_model else 0
+    committed = ClientState(state.resolve(header.round, header.acknowledged), None, next_model_round)
     job = _build_job(plan, header.round, client, downlink, committed.committed_state, examples)
     rounds_missed = header.round - state.last_reply_round - 1 if state.last_reply_round else -1
     return ClientTask(job, committed, downlink, state.model_round, rounds_missed, seconds + downlink.decode_seconds)
@@ -135,10 +127,9 @@ def _decode_task_header(client: ClientId, message: Message, last_reply_round: in
 def _build_job(
     plan: FederationPlan, round: int, client: ClientId, downlink: DecodedDownlink, state: StateArrays, examples: Examples
 ) -> TrainingJob:
-    """Return the input of local training. Parameters that never leave the client follow those that are sent."""
-    correction = plan.uplink.gradient_correction(
-        entries_of(state, SCHEME), plan.make_context(round, client, downlink.reference)
-    )
+    """Return the input of local training. Parameters that never leave the client follow the parameters that are sent."""
+    ctx = plan.make_context(round, client, downlink.reference)
+    correction = plan.uplink.gradient_correction(entries_of(state, SCHEME), ctx)
     local_entries, weights, buffers = entries_of(state, LOCAL), downlink.weights, downlink.buffers
     if plan.buffers is not None:
         buffers = plan.buffers.join(buffers, local_entries.get("statistics"))
@@ -150,10 +141,9 @@ def _build_job(
 
 
 def _reply_state_lost(plan: FederationPlan, client: ClientId, header: Header, state: ClientState) -> ImmediateReply:
-    """Return a RESYNC with an empty state for a client whose accepted reply is later than its state.
+    """Return a RESYNC and an empty state, for a client that lost its state or restored an older copy.
 
-    The client lost its state or restored an older copy. The server may have received the residual of that copy since, so the
-    whole state is dropped.
+    An older copy is dropped too: its residual may be part of a reply that the server accepted later.
     """
     if plan.uplink.server_mirrors_clients:
         last_round = state.last_reply_round
@@ -179,27 +169,22 @@ def _check_finite(plan: FederationPlan, round: int, result: TrainingResult) -> N
 
 
 def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult) -> tuple[Reply, ClientState]:
-    """Compress the result of local training: the last step of `client_update`.
+    """Return the reply with the compressed update, and the client's uncommitted state: the last step of `client_update`.
+
+    Raise a NonFiniteError if the update, the buffers or the state are not finite.
 
     Args:
         plan: settings of the federation.
         task: the decoded task.
         result: result of the engine for `task.job`.
-
-    Returns:
-        The reply, and the client's next state, which is uncommitted until the reply is acknowledged.
-
-    Raises:
-        NonFiniteError: the update, the buffers or the next state are not finite.
     """
     round, client = task.job.round, result.client
     _check_finite(plan, round, result)
     update = result.update[: plan.layout.size]
     start_time = time.perf_counter()
     scheme_state = entries_of(task.state.committed_state, SCHEME)
-    learning_rate_sum = (
-        plan.local_training.learning_rate_sum(result.n_examples, round) if plan.local_training.uses_correction else 1.0
-    )
+    training = plan.local_training
+    learning_rate_sum = training.learning_rate_sum(result.n_examples, round) if training.uses_correction else 1.0
     ctx = plan.make_context(round, client, task.downlink.reference, learning_rate_sum)
     with np.errstate(over="ignore", invalid="ignore"), PhaseTimer("compress"):
         encoded = plan.uplink.send(update, scheme_state, ctx)
@@ -221,25 +206,16 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
         **with_prefix(OPTIMIZER, result.optimizer_state),
         **with_prefix(LOCAL, local_entries),
     }
-    uncommitted = UncommittedState(
-        round, state_if_accepted, with_prefix(SCHEME, encoded.rollback), frame if state_if_accepted else None
-    )
-    examples_processed = plan.local_training.n_examples_processed(result.n_examples)
-    reply = Reply(
-        client,
-        (frame,),
-        task.decode_seconds,
-        encode_seconds,
-        result.n_steps,
-        *_residual_norms(plan, encoded),
-        task.rounds_missed,
-        examples_processed,
-    )
+    rollback = with_prefix(SCHEME, encoded.rollback)
+    uncommitted = UncommittedState(round, state_if_accepted, rollback, frame if state_if_accepted else None)
+    seconds, norms = (task.decode_seconds, encode_seconds), _residual_norms(plan, encoded)
+    n_processed = training.n_examples_processed(result.n_examples)
+    reply = Reply(client, (frame,), *seconds, result.n_steps, *norms, task.rounds_missed, n_processed)
     return reply, ClientState({}, uncommitted, task.state.model_round)
 
 
 def _local_state(plan: FederationPlan, job: TrainingJob, result: TrainingResult) -> StateArrays:
-    """Return the entries of the model that stay with the client. They do not depend on the acknowledgement of the reply."""
+    """Return the part of the model that stays at the client. It does not depend on the acknowledgement of the reply."""
     entries: dict[str, NDArray[Any]] = {}
     size = plan.layout.size
     if plan.buffers is not None and plan.buffers.local_parameters.size:
@@ -260,9 +236,8 @@ def _residual_norms(plan: FederationPlan, encoded_update: EncodedUpdate) -> tupl
     if patch is None:
         return math.sqrt(squared_norm_if_accepted), math.sqrt(squared_norm_if_accepted)
     replaced_part = squared_norm_if_accepted if patch.indices is None else squared_norm(residual[patch.indices])
-    return math.sqrt(squared_norm_if_accepted), math.sqrt(
-        max(0.0, squared_norm_if_accepted - replaced_part) + squared_norm(patch.values)
-    )
+    squared_norm_if_lost = max(0.0, squared_norm_if_accepted - replaced_part) + squared_norm(patch.values)
+    return math.sqrt(squared_norm_if_accepted), math.sqrt(squared_norm_if_lost)
 
 
 def client_update(
@@ -274,24 +249,13 @@ def client_update(
     examples: Examples,
     downlink_cache: DownlinkCache | None = None,
 ) -> tuple[Reply, ClientState]:
-    """Decode a message, train, and encode the reply of one client.
+    """Decode a message, train, and encode the update of one client. Return its reply and its next state.
+
+    The errors are those of `decode_task` and `encode_update`.
 
     Args:
-        plan: settings of the federation.
         engine: engine of local training.
-        client: number of the client.
-        message: frames that the client received.
-        state: the client's stored state.
-        examples: the client's training examples.
-        downlink_cache: decoded frames and models of the clients of the same host; None for a new cache.
-
-    Returns:
-        The reply, and the client's next state.
-
-    Raises:
-        WireError: the message is damaged, or older than the client's last reply.
-        RunError: the client lost a state that the scheme mirrors at the server.
-        NonFiniteError: the update, the buffers or the next state are not finite.
+        plan, client, message, state, examples, downlink_cache: as in `decode_task`.
     """
     task = decode_task(plan, client, message, state, examples, downlink_cache)
     if isinstance(task, ImmediateReply):

@@ -1,8 +1,8 @@
-"""State of clients between the rounds in which they take part, and the stores that hold it.
+"""State of a client between two rounds, and stores of client states.
 
 A reply may be lost, so a client's state is committed in two phases. `encode_update` returns an uncommitted state with the
-reply. The next TASK frame acknowledges the last round whose reply the server accepted, which makes the uncommitted state final
-or rolls it back.
+reply. The next TASK frame names the last round in which the server accepted the client's reply. Then the client commits the
+uncommitted state or rolls the state back.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class UncommittedState:
         round: round of the reply.
         state_if_accepted: state if the server accepts the reply.
         rollback: patches that turn `state_if_accepted` into the state for a reply that is not accepted.
-        reply_frame: bytes from which the client's host can resend the reply if the same TASK arrives again. None if the state
-            is empty, because training again then gives the same reply.
+        reply_frame: the UPDATE frame, to be sent again if the same TASK frame arrives again. None if the state is empty: then
+            training again gives the same frame.
     """
 
     round: int
@@ -48,8 +48,8 @@ class ClientState:
     """State of one client between two rounds.
 
     Attributes:
-        committed_state: arrays by "prefix/name" from before the last reply.
-        uncommitted_state: state after the last reply, until the server acknowledges a round; None if there is none.
+        committed_state: arrays by "prefix/name", from before the last reply.
+        uncommitted_state: state after the last reply, until the next TASK frame arrives; None if there is none.
         model_round: round of the model that the client has stored; 0 for none.
     """
 
@@ -82,20 +82,20 @@ class ClientState:
 
 
 def entries_of(state: Mapping[str, V], prefix: str) -> dict[str, V]:
-    """Return the entries of one component, with the prefix removed from their names.
+    """Return the entries with the prefix "prefix/", and remove the prefix from their names.
 
     Args:
         state: entries by "prefix/name".
-        prefix: component of the entries, for example "scheme".
+        prefix: owner of the entries: "scheme", "optimizer" or `LOCAL`.
     """
     return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}/")}
 
 
 def with_prefix(prefix: str, values: Mapping[str, V]) -> dict[str, V]:
-    """Return the entries with a component's prefix added to their names: "prefix/name".
+    """Return the entries by "prefix/name": the inverse of `entries_of`.
 
     Args:
-        prefix: component of the entries, for example "scheme".
+        prefix: owner of the entries, as in `entries_of`.
         values: entries by their names without the prefix.
     """
     return {f"{prefix}/{name}": value for name, value in values.items()}
@@ -115,8 +115,7 @@ class ClientStore(Protocol):
         """Replace the state of one client.
 
         Args:
-            client: number of the client, from 0.
-            state: state that later calls of `load` return.
+            client, state: number of the client, from 0, and the state that later calls of `load` return.
         """
 
 
@@ -134,13 +133,13 @@ class InMemoryClientStore(ClientStore):
 
 
 class ModelCache(Protocol):
-    """Models that the clients of one host use, each cached once under the round in which it was sent."""
+    """Cache of the models that the clients of one host have stored. Clients that decoded the same model share one copy."""
 
     def has(self, round: int) -> bool:
         """Return whether the model of a round is cached.
 
         Args:
-            round: round of the model; 0 is the number for no model.
+            round: round of the model; 0 for no model, which is never cached.
         """
 
     def get(self, round: int) -> F32:
@@ -151,20 +150,19 @@ class ModelCache(Protocol):
         """
 
     def put(self, round: int, model: F32, oldest_useful_round: int = 0) -> F32:
-        """Return the cached model of a round, [P] float32, after storing `model` if the round has none yet.
+        """Store `model` unless the round has a cached model, and return the cached model, [P] float32.
 
         Args:
             round: round in which the model was sent.
             model: [P] float32, the decoded model.
-            oldest_useful_round: models of earlier rounds may be removed.
+            oldest_useful_round: the cache may remove models of earlier rounds.
         """
 
     def move_reference(self, old_round: int, new_round: int) -> None:
-        """Record that one client replaces its stored model. A model without clients is removed.
+        """Record that one client replaces its stored model. A model that no client has stored any longer is removed.
 
         Args:
-            old_round: round of the model that the client had stored; 0 for none.
-            new_round: round of the model that it stores now; 0 for none.
+            old_round, new_round: round of the client's model before, and from now on; 0 for no model.
         """
 
 
@@ -182,7 +180,7 @@ class InMemoryModelCache(ModelCache):
         return self._models[round]
 
     def put(self, round: int, model: F32, oldest_useful_round: int = 0) -> F32:
-        if round not in self._models:  # drop models without clients, such as of a failed round
+        if round not in self._models:  # remove models that no client has stored, for example after a failed round
             self._models = {
                 cached_round: cached_model
                 for cached_round, cached_model in self._models.items()
@@ -206,13 +204,10 @@ BLOCK_SIZE = 256
 
 @dataclass(frozen=True, eq=False)
 class AcknowledgedRounds:
-    """Round of the last accepted reply of each client, 0 by default.
-
-    The object is immutable. `with_rounds` copies the blocks that change and the table of blocks, which has one entry for 256
-    clients.
+    """Immutable table: each client's last accepted round, 0 by default. `with_rounds` copies `blocks` and the changed arrays.
 
     Attributes:
-        blocks: block b → [BLOCK_SIZE] int32, rounds of the clients from b · BLOCK_SIZE. Blocks of zeros are omitted.
+        blocks: block b → [BLOCK_SIZE] int32, rounds of the clients from b · BLOCK_SIZE on. Blocks of zeros are omitted.
 
     >>> rounds = AcknowledgedRounds().with_rounds([3, 700], 2)
     >>> rounds.get(3), rounds.get(4), sorted(rounds.blocks)
@@ -234,8 +229,7 @@ class AcknowledgedRounds:
         """Return a copy that records `round` as the last accepted round of `clients`.
 
         Args:
-            clients: clients whose reply was accepted.
-            round: round of these replies.
+            clients, round: clients whose reply was accepted, and the round of these replies.
         """
         blocks, copied = dict(self.blocks), set[int]()
         for client in clients:
@@ -257,13 +251,11 @@ def to_bfloat16_state(state: ClientState) -> ClientState:
     """Return the state with all float32 arrays as bfloat16, stored as uint16.
 
     Values are rounded to the nearest bfloat16, ties to even. Values that would round to infinity become the largest finite
-    bfloat16. Arrays of other types and `LOCAL` entries are not changed. An array that occurs twice is rounded once.
+    bfloat16. Arrays of other types and `LOCAL` entries are not changed. An array that occurs twice is rounded once. A uint16
+    array raises a TypeError, because `to_float32_state` would take it for bfloat16.
 
     Args:
         state: a state whose values are finite.
-
-    Raises:
-        TypeError: an array is uint16, which `to_float32_state` would take for bfloat16.
     """
     return _convert_state(state, _to_bf16)
 

@@ -18,15 +18,13 @@ from fedsgd.wire import ALL_CLIENTS, MAX_SECTIONS, FrameKind, Header, decode_fra
 
 @dataclass(frozen=True, eq=False)
 class DecodedDownlink:
-    """Decoded frames that clients of a round share.
-
-    Several clients may hold the same object, so its arrays are never written to.
+    """Decoded frames that clients of a round share. Several clients may use one object, so its arrays are never written to.
 
     Attributes:
         weights: [P] float32, the model.
         buffers: [S'] float32, averaged buffers; None if there are none.
         reference: [P] float32, vector of the REFERENCE frame; None if the scheme sends none.
-        decode_seconds: seconds that decoding took, as it would take each client on a processor of its own.
+        decode_seconds: seconds that decoding took. Clients that share the decoded frames all report these seconds.
     """
 
     weights: F32
@@ -51,15 +49,14 @@ class DownlinkCache:
     def decode(self, plan: FederationPlan, header: Header, frames: Message, model_round: int) -> DecodedDownlink:
         """Return the model, the buffers and the reference of a message's shared frames.
 
+        Frames that are damaged, missing or for another base round raise a WireError. A model that differs from another client's
+        model of the same round raises a RunError.
+
         Args:
             plan: settings of the federation.
             header: header of the client's TASK frame.
             frames: the message without its TASK frame.
             model_round: round of the model that the client has stored; 0 for none.
-
-        Raises:
-            WireError: the frames are damaged, incomplete, or do not fit the client's model.
-            RunError: the decoded model differs from the model that another client decoded in the same round.
         """
         if header.round != self._round:
             self._round, self._entries, self._shared_model = header.round, {}, None
@@ -80,11 +77,9 @@ class DownlinkCache:
         buffers = None
         if FrameKind.BUFFERS in extra_frames and plan.buffers is not None:
             buffers = decode_buffers_frame(extra_frames[FrameKind.BUFFERS], plan.buffers, header.round)
-        reference = (
-            _decode_reference(plan, extra_frames[FrameKind.REFERENCE], header.round)
-            if FrameKind.REFERENCE in extra_frames
-            else None
-        )
+        reference = None
+        if FrameKind.REFERENCE in extra_frames:
+            reference = _decode_reference(plan, extra_frames[FrameKind.REFERENCE], header.round)
         seconds = time.perf_counter() - start_time
         if plan.downlink.clients_keep_model:
             weights = self._deduplicate_model(header.round, weights, plan.downlink.history_rounds)
@@ -100,7 +95,7 @@ class DownlinkCache:
 
 
 def _split_frames(plan: FederationPlan, frames: Message) -> tuple[Message, dict[int, bytes]]:
-    """Return the MODEL frames, and the other shared frames by kind. WireError if a frame is missing or out of order."""
+    """Return the MODEL frames, and the other shared frames by kind. Raise a WireError if a frame is missing or out of order."""
     kinds = [peek_kind(frame) for frame in frames]
     extra_frames = {
         kind: frame for kind, frame in zip(kinds, frames, strict=True) if kind in (FrameKind.BUFFERS, FrameKind.REFERENCE)

@@ -34,10 +34,10 @@ class FederationPlan:
         uplink: scheme that compresses the clients' updates.
         downlink: policy and operator that carry the model to the clients.
         server_optimizer: rule of the server's step.
-        weighting: aggregation weights: "examples" in proportion to each client's examples, "uniform" for equal ones.
+        weighting: "examples" for aggregation weights in proportion to each client's examples, "uniform" for equal weights.
         n_clients: N, number of registered clients.
-        cohort_size: number of replies that a round aggregates at most.
-        n_examples: training examples of all clients together; 0 where no sampler yields inclusion probabilities.
+        cohort_size: maximum number of replies that a round aggregates.
+        n_examples: training examples of all clients together; 0 if the sampler yields no inclusion probabilities.
         uses_fednova: True if updates are normalized by the progress of their local steps (FedNova, Wang et al. 2020).
         buffers: buffers that training changes; None if there are none.
         bfloat16_states: True if clients store their states in bfloat16.
@@ -66,8 +66,7 @@ class FederationPlan:
             round: round of the frame, from 1.
             client: client of the frame; `ALL_CLIENTS` for a frame that clients share.
             reference: [P] float32, vector of the round's REFERENCE frame; None if there is none.
-            learning_rate_sum: sum of the learning rates of the client's local steps, for schemes that correct gradients; else
-                1.
+            learning_rate_sum: sum of the local steps' learning rates, for schemes that correct gradients; otherwise 1.
         """
         return CodecContext(self.seed, round, client, self.layout, reference, self.cohort_size, learning_rate_sum)
 
@@ -79,19 +78,16 @@ class FederationPlan:
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """Answer of a client to a message.
-
-    Only `client` and `frames` cross the network. The other fields are for an observer in the same process.
+    """Reply of a client to a message. Only `client` and `frames` are part of the protocol; the other fields are measurements.
 
     Attributes:
         client: client that replies.
         frames: one UPDATE frame or one RESYNC frame.
-        decode_seconds: seconds that decoding the message took.
-        encode_seconds: seconds that encoding the reply took.
+        decode_seconds, encode_seconds: seconds that decoding the message and encoding the reply took.
         steps: local steps of the client in the round.
         residual_norm: Euclidean norm of the client's residual if the reply is accepted; NaN if the scheme has no residual.
-        residual_norm_if_lost: the same norm if the reply is not accepted.
-        rounds_missed: rounds since the client last took part; −1 for the first time.
+        residual_norm_if_lost: Euclidean norm of the client's residual if the reply is not accepted; NaN likewise.
+        rounds_missed: rounds between the client's last reply and this round; −1 if the client has not replied before.
         examples_processed: examples in all batches of the local steps, with repetitions.
     """
 
@@ -107,7 +103,7 @@ class Reply:
 
 
 def describe_non_finite(vector: NDArray[Any], layout: ParameterLayout) -> str:
-    """Return a text about the first non-finite coordinate of a vector, for messages.
+    """Describe the first coordinate of a vector that is not finite, for an error message.
 
     Args:
         vector: array with at least one entry that is not finite.

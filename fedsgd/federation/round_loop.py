@@ -1,4 +1,4 @@
-"""Loop over rounds: a `Runtime` carries the messages, and an observer is called for every frame."""
+"""Loop over rounds: a `Runtime` carries the messages, and an observer is called for every frame that was sent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ClientOutcome = Reply | ClientFailure
 
 
 class Runtime(Protocol):
-    """Carrier of messages between the server and its clients, independent of their content."""
+    """Carrier of messages between the server and its clients, independent of the messages' content."""
 
     def list_clients(self) -> Sequence[ClientId]:
         """Return all clients that can be sent a message, ascending."""
@@ -56,17 +56,14 @@ class FrameEvent:
         round: round of the frame.
         client: client that sends or receives the frame.
         direction: "down" from the server to the client, "up" from the client to the server.
-        kind: kind of the frame.
-        frame: the frame's bytes.
-        n_coordinates: coordinates of a model or an update in the frame; 0 for TASK, REFERENCE, RESYNC and unreadable frames.
-        encode_seconds: seconds that encoding took. A frame that clients share is encoded once; the first event has the seconds
-            and the others have 0.
-        decode_seconds: on the uplink, seconds that decoding and adding took at the server. On the downlink, seconds that the
-            client took for the whole message, in the event of its first MODEL frame.
-        delivery: outcome of the delivery; "refused" for a frame that could not be read.
-        decoded: the decoded frame, if it was decoded already.
-        steps: of an UPDATE, local steps that the client reports.
-        examples_processed: of an UPDATE, examples in all batches of these steps, as the client reports.
+        kind, frame: the frame's kind, and the frame's bytes.
+        n_coordinates: coordinates of a MODEL or UPDATE frame; 0 for other kinds and for refused frames.
+        encode_seconds: seconds that encoding took. For a frame that clients share, only the first event has these seconds.
+        decode_seconds: on the uplink, seconds that the scheme took to decode and add the update. On the downlink, seconds that
+            the client took to decode the whole message, in the event of the first MODEL frame alone.
+        delivery: outcome of the delivery; "refused" for a frame that could not be read, and in a round that failed.
+        decoded: the decoded frame; None if the frame was not decoded.
+        steps, examples_processed: of an UPDATE, local steps and examples in all their batches, as the client reports.
     """
 
     round: int
@@ -94,8 +91,8 @@ class RoundParticipants:
     Attributes:
         cohort: clients that were sent a message.
         accepted: clients whose update was aggregated, ascending.
-        replies: all replies, ascending by client.
-        failures: clients without a reply, or with an unreadable one.
+        replies: all replies but RESYNC frames, ascending by client.
+        failures: clients without a reply, or with an unreadable reply.
     """
 
     cohort: tuple[ClientId, ...]
@@ -106,16 +103,7 @@ class RoundParticipants:
 
 @dataclass(eq=False)
 class _ExchangeResult:
-    """Result of sending messages once or twice.
-
-    Attributes:
-        server: state of the server with the frames that were sent.
-        messages: messages that were sent.
-        outcomes: outcome of each client.
-        runtime_error: violation of the runtime's contract; None if there is none.
-        resync_frames: decoded RESYNC frames, by client.
-        unreadable_replies: replies with an unreadable RESYNC frame, by client.
-    """
+    """Result of sending messages once or twice. `runtime_error` is a violation of the runtime's contract."""
 
     server: ServerState
     messages: Mapping[ClientId, Message]
@@ -126,11 +114,8 @@ class _ExchangeResult:
 
     @property
     def replies(self) -> list[Reply]:
-        return [
-            outcome
-            for outcome in self.outcomes.values()
-            if isinstance(outcome, Reply) and outcome.client not in self.resync_frames
-        ]
+        replies = (outcome for outcome in self.outcomes.values() if isinstance(outcome, Reply))
+        return [reply for reply in replies if reply.client not in self.resync_frames]
 
     @property
     def failures(self) -> list[ClientFailure]:
@@ -146,24 +131,17 @@ def run_rounds(
     timeout: float | None = None,
     on_failure: Literal["stop", "continue"] = "stop",
 ) -> Iterator[tuple[ServerState, RoundParticipants]]:
-    """Run rounds without end. The caller stops the iteration.
+    """Run rounds without end, and yield the server's state after each round and the round's participants.
 
     Args:
         plan: settings of the federation.
         server: state of the server before the first round.
         runtime: carrier of the messages.
         participation: model of the cohorts and of the deliveries.
-        observer: function that is called for every frame that was sent.
+        observer: function that is called for every frame that was sent, before any error is raised.
         timeout: seconds that the runtime waits for replies; None for no limit.
-        on_failure: "stop" ends the run if a client fails or its reply cannot be read; "continue" treats such a reply as lost.
-
-    Yields:
-        The server's state after each round, and the participants of the round.
-
-    Raises:
-        FedsgdError: a client failed, or aggregation failed. With any `on_failure`, the run ends if the runtime raises or gives
-            two outcomes for one client, and if a worker process dies (ChildProcessError), which is no failure of a client.
-            Frames that were sent are observed before the error is raised.
+        on_failure: "stop" raises the failure of a client, or the error of an unreadable reply, as a FedsgdError. "continue"
+            treats such a reply as lost. Errors of the runtime, of aggregation and of worker processes are always raised.
     """
     while True:
         sampled_cohort = participation.sample_round(server.round)
@@ -201,21 +179,16 @@ def _aggregate_readable_replies(
     accepted_replies: Sequence[Reply],
     skip_unreadable: bool,
 ) -> tuple[ServerState, Mapping[ClientId, AggregatedReply], list[ClientFailure]]:
-    """Aggregate the replies that can be read.
+    """Return the next server state, the aggregated replies, and the failures.
 
-    If `skip_unreadable`, a reply that cannot be read becomes a failure, and the aggregation starts again without it.
-
-    Returns:
-        The server's state of the next round, the aggregated replies, and the failures.
+    If `skip_unreadable`, a reply that cannot be read becomes a failure, and the aggregation starts again without the reply.
     """
     failures: list[ClientFailure] = []
     while True:
         readable_replies = [reply for reply in accepted_replies if reply.client not in {failure.client for failure in failures}]
+        probabilities = _inclusion_probabilities(sampled_cohort, readable_replies)
         try:
-            return (
-                *aggregate(plan, server, readable_replies, _inclusion_probabilities(sampled_cohort, readable_replies)),
-                failures,
-            )
+            return *aggregate(plan, server, readable_replies, probabilities), failures
         except WireError as error:
             if not skip_unreadable or error.client is None:
                 raise
@@ -225,8 +198,7 @@ def _aggregate_readable_replies(
 def _inclusion_probabilities(sampled_cohort: SampledCohort, accepted_replies: Sequence[Reply]) -> dict[ClientId, float] | None:
     """Return the probability that each accepted reply is aggregated; None if the sampler gives no inclusion probabilities.
 
-    It is the client's inclusion probability times the share of the cohort that was accepted, an estimate of the probability
-    that a sampled client is accepted.
+    The probability that a sampled client is accepted is estimated by the share of the cohort that was accepted.
     """
     if sampled_cohort.inclusion_probabilities is None:
         return None
@@ -276,10 +248,8 @@ def _exchange_once(
     except Exception as error:
         runtime_error = RunError(round, None, f"the runtime failed: {type(error).__name__}: {error}")
         runtime_error.__cause__ = error
-    missing_outcomes = {
-        client: ClientFailure(client, TimeoutError("no reply")) for client in messages if client not in outcomes
-    }
-    result = _ExchangeResult(server, messages, dict(sorted({**outcomes, **missing_outcomes}.items())), runtime_error)
+    failures = {client: ClientFailure(client, TimeoutError("no reply")) for client in messages if client not in outcomes}
+    result = _ExchangeResult(server, messages, dict(sorted({**outcomes, **failures}.items())), runtime_error)
     for reply in result.replies:
         if reply.frames and peek_kind(reply.frames[0]) == FrameKind.RESYNC:
             try:
@@ -294,8 +264,7 @@ def as_run_error(round: int, failure: ClientFailure) -> FedsgdError:
     """Return a client's failure as an error that names round and client.
 
     Args:
-        round: round of the failure.
-        failure: failure, caused by user code (model, loss, data) or by this package.
+        round, failure: round of the failure, and the failure, caused by user code or by this package.
     """
     if isinstance(failure.error, RunError) or (isinstance(failure.error, WireError) and failure.error.client is not None):
         return failure.error
@@ -340,7 +309,7 @@ def _uplink_events(
     deliveries: Mapping[ClientId, Delivery],
     aggregated_replies: Mapping[ClientId, AggregatedReply],
 ) -> Iterator[FrameEvent]:
-    """Yield the events of the clients' replies. Refused replies are reported too, because they were sent."""
+    """Yield the events of the clients' replies, refused replies included, because these were sent as well."""
     for reply in replies:
         delivery = deliveries[reply.client]
         for frame in reply.frames:
@@ -353,5 +322,5 @@ def _uplink_events(
                     sections = decode_update(plan, reply, server.round).sections
                     n_coordinates = plan.uplink.n_coordinates(sections, plan.make_context(server.round, reply.client))
             seconds, counts = (reply.encode_seconds, decode_seconds), (reply.steps, reply.examples_processed)
-            place = server.round, reply.client
-            yield FrameEvent(*place, "up", FrameKind.UPDATE, frame, n_coordinates, *seconds, delivery, decoded, *counts)
+            header = server.round, reply.client
+            yield FrameEvent(*header, "up", FrameKind.UPDATE, frame, n_coordinates, *seconds, delivery, decoded, *counts)

@@ -1,4 +1,4 @@
-"""Record of a round: participants, bytes, metrics."""
+"""Records of rounds: participants, bytes, metrics, and statistics of the clients' residuals."""
 
 from __future__ import annotations
 
@@ -15,24 +15,21 @@ from fedsgd.federation.plan import Reply
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """Record of a finished round.
-
-    Byte counts are cumulative over the rounds so far.
+    """Record of a finished round. Byte counts are sums over all rounds so far.
 
     Attributes:
         round: number of the round, from 1.
-        lr: learning rate of the clients; None if the schedule changes it from step to step.
+        lr: learning rate of the clients; None if the schedule changes the learning rate from step to step.
         cohort: clients that were sent a message, ascending.
         accepted: clients whose update was aggregated, ascending.
         uplink_bytes: bytes of all frames that clients sent.
         uplink_received_bytes: bytes of the UPDATE frames that were aggregated.
-        downlink_bytes: bytes of all frames that clients were sent, each client by itself.
+        downlink_bytes: bytes of all frames that the server sent. A frame that clients share counts once for each client.
         downlink_broadcast_bytes: bytes of the downlink over a broadcast channel, where frames that clients share count once.
-        dense_uplink_bytes: bytes of as many dense float32 frames on the uplink.
-        dense_downlink_bytes: bytes of as many dense float32 frames on the downlink.
-        residual_norm: mean Euclidean norm of the residuals of the clients that replied; None if none has a residual.
-        rounds_missed: mean number of rounds since these clients last took part; None if all take part for the first time.
-        metrics: "loss", the metrics of the task and those that `[evaluation]` adds; None if the model was not evaluated.
+        dense_uplink_bytes, dense_downlink_bytes: bytes of one dense float32 frame for each reply, and for each message.
+        residual_norm: mean Euclidean norm of residuals, over the clients that replied; None if there are no residuals.
+        rounds_missed: mean number of rounds since the last reply, over clients that replied before; None if there are none.
+        metrics: "loss", the metrics of the task, and metrics that `[evaluation]` adds; None if the model was not evaluated.
         seconds: seconds of wall-clock time that the round took.
         failures: one line for each client that failed.
     """
@@ -55,7 +52,7 @@ class RoundRecord:
 
     @property
     def accuracy(self) -> float | None:
-        """Test accuracy after this round; None if it was not measured."""
+        """Test accuracy after this round; None if accuracy was not measured."""
         return None if self.metrics is None else self.metrics.get("accuracy")
 
     @property
@@ -66,18 +63,18 @@ class RoundRecord:
 
 @dataclass
 class ResidualStatistics:
-    """Norms and staleness of the clients' residuals.
+    """Norms of the clients' residuals, and rounds that the residuals waited for.
 
     Attributes:
-        norms: client → Euclidean norm of its residual after its last reply.
-        rounds_missed: rounds between two participations of a client, for all participations but each client's first.
+        norms: client → Euclidean norm of the client's residual after the client's last reply.
+        rounds_missed: rounds between a reply and the same client's previous reply, for all such pairs of replies.
     """
 
     norms: dict[int, float] = field(default_factory=dict)
     rounds_missed: list[int] = field(default_factory=list)
 
     def add(self, replies: Sequence[Reply], accepted_clients: Collection[int]) -> tuple[float | None, float | None]:
-        """Add the replies of a round and return (mean norm, mean rounds missed), each None if there is no value.
+        """Add a round's replies, and return (mean norm, mean rounds missed), each None if there is no value.
 
         Args:
             replies: all replies of the round.
@@ -94,7 +91,7 @@ class ResidualStatistics:
         return _mean(list(norms.values())), _mean(rounds_missed)
 
     def summarize(self) -> dict[str, float | int | None] | None:
-        """Return figures over all clients that have a residual; None if there are none."""
+        """Return medians and maxima over all clients; None if no client has a residual."""
         if not self.norms:
             return None
         norms = list(self.norms.values())

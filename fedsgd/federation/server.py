@@ -41,13 +41,12 @@ class ServerState:
     Attributes:
         round: the next round, from 1.
         weights: [P] float32, model that the server's optimizer steps.
-        public_model: model that the clients of the next round decode, and its frames.
+        public_model: model that the clients of the next round decode, and the model's frames.
         buffers: [S'] float32, buffers that clients start from; None if there are none.
-        extra_frames: the BUFFERS and REFERENCE frames of the next round, where there are any.
-        optimizer_state: state of the server's optimizer.
-        scheme_state: state of the compression scheme at the server.
+        extra_frames: BUFFERS and REFERENCE frames of the next round; empty if there are none.
+        optimizer_state, scheme_state: states of the server's optimizer, and of the compression scheme at the server.
         acknowledged_rounds: last round in which each client's reply was aggregated.
-        shared_frames: frames of the next round that clients share, as far as they were sent.
+        shared_frames: frames of the next round that clients share and that were sent already.
     """
 
     round: int
@@ -65,9 +64,8 @@ class AggregatedReply(NamedTuple):
     """Reply that was aggregated.
 
     Attributes:
-        frame: the decoded UPDATE frame.
-        sections: sections of the scheme.
-        seconds: seconds that decoding and adding the update took.
+        frame, sections: the decoded UPDATE frame, and the scheme's sections in the frame.
+        seconds: seconds that the scheme took to decode and add the update.
     """
 
     frame: Frame
@@ -84,28 +82,20 @@ def initial_server_state(plan: FederationPlan, weights: F32) -> ServerState:
     """
     with wrap_user_errors("downlink.compressor", plan.downlink):
         public_model = initial_public_model(plan.downlink, weights, lambda round: plan.make_context(round, ALL_CLIENTS))
-    initial_buffers = None if plan.buffers is None else plan.buffers.averaged
-    return ServerState(
-        1,
-        weights,
-        public_model,
-        initial_buffers,
-        () if initial_buffers is None else (encode_buffers_frame(1, initial_buffers),),
-    )
+    buffers = None if plan.buffers is None else plan.buffers.averaged
+    return ServerState(1, weights, public_model, buffers, () if buffers is None else (encode_buffers_frame(1, buffers),))
 
 
 def broadcast(
     plan: FederationPlan, server: ServerState, cohort: Sequence[ClientId]
 ) -> tuple[dict[ClientId, Message], ServerState]:
-    """Encode the messages of a round: a TASK frame for each client, and the frames that bring it to the current model.
+    """Return the message of each client, and the server's state with the frames that were sent.
+
+    A message has a TASK frame, and frames that bring the client to the current model.
 
     Args:
-        plan: settings of the federation.
-        server: state of the server.
+        plan, server: settings of the federation, and state of the server.
         cohort: clients of the round.
-
-    Returns:
-        The message of each client, and the server's state with the frames that were sent.
     """
     acknowledged_rounds = {client: server.acknowledged_rounds.get(client) for client in cohort}
     return _encode_messages(plan, server, {client: (round, round) for client, round in acknowledged_rounds.items()})
@@ -114,18 +104,13 @@ def broadcast(
 def rebroadcast(
     plan: FederationPlan, server: ServerState, resync_frames: Mapping[ClientId, Frame]
 ) -> tuple[dict[ClientId, Message], ServerState]:
-    """Encode a second message for clients that replied with a RESYNC frame.
+    """Return a second message for each client that replied with a RESYNC frame, and the server's state, as `broadcast` does.
 
-    The frames start from the model that the client reports. A reply that the client's state does not include is not
-    acknowledged.
+    The frames start from the model that the client reports. A reply later than the client's state is not acknowledged.
 
     Args:
-        plan: settings of the federation.
-        server: state that `broadcast` returned.
-        resync_frames: client → its decoded RESYNC frame.
-
-    Returns:
-        The message of each of these clients, and the server's state with the frames that were sent.
+        plan, server: settings of the federation, and state that `broadcast` returned.
+        resync_frames: client → decoded RESYNC frame of the client.
     """
     client_rounds = {}
     for client, frame in resync_frames.items():
@@ -139,11 +124,8 @@ def _encode_messages(
 ) -> tuple[dict[ClientId, Message], ServerState]:
     """Return the messages of a round, and the server's state with the frames that were sent.
 
-    Args:
-        plan: settings of the federation.
-        server: state of the server.
-        client_rounds: client → (round of the client's stored model or an earlier one, round of its last accepted reply), 0 for
-            none.
+    `client_rounds` maps each client to (round of the client's stored model or an earlier round, round of the client's last
+    accepted reply). A round of 0 stands for no model and for no reply.
     """
     planner = CatchUpPlanner(plan.downlink, server.public_model, lambda round: plan.make_context(round, ALL_CLIENTS))
     messages: dict[ClientId, Message] = {}
@@ -178,10 +160,9 @@ def aggregate(
     aggregates an empty cohort instead, and the optimizer steps with the result.
 
     Args:
-        plan: settings of the federation.
-        server: state of the server.
+        plan, server: settings of the federation, and state of the server.
         replies: accepted replies, in any order.
-        inclusion_probabilities: client → probability that its reply is among the replies; None for no correction.
+        inclusion_probabilities: client → probability that the client's reply is among `replies`; None for no correction.
 
     Returns:
         The server's state of the next round, and the decoded reply of each client.
@@ -189,7 +170,7 @@ def aggregate(
     Raises:
         WireError: a frame is damaged; the error names the client.
         NonFiniteError: the aggregate or the new model is not finite.
-        RunError: two replies of one client, or no examples in the whole cohort.
+        RunError: a client has two replies, or no client of the cohort has examples.
     """
     sorted_replies = sorted(replies, key=lambda reply: reply.client)
     if len({reply.client for reply in sorted_replies}) != len(sorted_replies):
@@ -197,12 +178,10 @@ def aggregate(
     if not sorted_replies and not plan.uplink.steps_without_replies:
         return _publish_next_round(plan, server, server.weights, np.zeros_like(server.weights)), {}
     decoded_updates = [decode_update(plan, reply, server.round) for reply in sorted_replies]
-    aggregation_weights = _aggregation_weights(
-        plan, server.round, [update.frame for update in decoded_updates], inclusion_probabilities
-    )
-    update, scheme_state, seconds = _aggregate_updates(
-        plan, server, decoded_updates, _fednova_weights(plan, server.round, decoded_updates, aggregation_weights)
-    )
+    frames = [update.frame for update in decoded_updates]
+    aggregation_weights = _aggregation_weights(plan, server.round, frames, inclusion_probabilities)
+    update_weights = _fednova_weights(plan, server.round, decoded_updates, aggregation_weights)
+    update, scheme_state, seconds = _aggregate_updates(plan, server, decoded_updates, update_weights)
     aggregated_replies = {
         decoded.frame.header.client: AggregatedReply(decoded.frame, decoded.sections, reply_seconds)
         for decoded, reply_seconds in zip(decoded_updates, seconds, strict=True)
@@ -231,20 +210,15 @@ def advance_with_external_model(
     """Return the next server state for a model that was computed outside `aggregate`, for example by a user's Flower strategy.
 
     Args:
-        plan: settings of the federation.
-        server: state of the server.
-        weights: [P] float32, the new model.
+        plan, server: settings of the federation, and state of the server.
+        weights: [P] float32, the new model. A model that is not finite raises a NonFiniteError.
         accepted_clients: clients whose replies the model includes.
-
-    Raises:
-        NonFiniteError: the model is not finite.
     """
     if not all_finite(weights):
         raise NonFiniteError(server.round, None, f"after the server's step {describe_non_finite(weights, plan.layout)}")
     acknowledged_rounds = server.acknowledged_rounds.with_rounds(accepted_clients, server.round)
-    return _publish_next_round(
-        plan, replace(server, acknowledged_rounds=acknowledged_rounds), weights, weights - server.weights
-    )
+    next_state = replace(server, acknowledged_rounds=acknowledged_rounds)
+    return _publish_next_round(plan, next_state, weights, weights - server.weights)
 
 
 def _aggregate_updates(
@@ -279,7 +253,7 @@ def _aggregate_updates(
 def _aggregation_weights(
     plan: FederationPlan, round: int, frames: Sequence[Frame], inclusion_probabilities: Mapping[ClientId, float] | None
 ) -> F64:
-    """Return the aggregation weight of each reply, [len(frames)] float64. Without inclusion probabilities they add up to 1."""
+    """Return the replies' aggregation weights, [len(frames)] float64. Their sum is 1 without inclusion probabilities."""
     if not frames:
         return np.zeros(0)
     examples = np.array([frame.header.examples for frame in frames], dtype=np.float64)
@@ -296,8 +270,8 @@ def _aggregation_weights(
 def _fednova_weights(plan: FederationPlan, round: int, updates: Sequence[DecodedUpdate], aggregation_weights: F64) -> F64:
     """Return the weight of each update, [len(updates)] float64.
 
-    With FedNova (Wang et al. 2020) that is p_i τ_eff / τ_i, where τ_i is the normalizer of client i's local steps and τ_eff = Σ
-    p_i τ_i / Σ p_i. Otherwise it is p_i. Buffers do not grow with the number of steps, so their weights are always p_i.
+    The weight is p_i τ_eff / τ_i with FedNova (Wang et al. 2020), otherwise p_i. τ_i is the normalizer of client i's local steps,
+    and τ_eff = Σ p_i τ_i / Σ p_i. Buffers do not grow with the number of steps, so the weight of buffers is always p_i.
     """
     if not plan.uses_fednova or not updates:
         return aggregation_weights
@@ -310,7 +284,7 @@ def _fednova_weights(plan: FederationPlan, round: int, updates: Sequence[Decoded
 
 
 def _publish_next_round(plan: FederationPlan, server: ServerState, weights: F32, step: F32) -> ServerState:
-    """Return the server's state of the next round, with the frames that its clients will be sent."""
+    """Return the next round's server state, with the frames that all clients of the round are sent."""
     with wrap_user_errors("downlink.compressor", plan.downlink, server.round):
         weights, public_model = next_public_model(
             plan.downlink, server.public_model, weights, step, lambda round: plan.make_context(round, ALL_CLIENTS)
@@ -328,15 +302,11 @@ def _publish_next_round(plan: FederationPlan, server: ServerState, weights: F32,
 
 
 def decode_update(plan: FederationPlan, reply: Reply, round: int) -> DecodedUpdate:
-    """Decode a reply's UPDATE frame and check its header.
+    """Decode a reply's UPDATE frame. Raise a WireError that names the client unless the reply is one valid frame of the round.
 
     Args:
         plan: settings of the federation.
-        reply: reply of a client.
-        round: round in which the reply was sent.
-
-    Raises:
-        WireError: the reply is not one valid UPDATE frame of this round; the error names the client.
+        reply, round: reply of a client, and the round in which the reply was sent.
     """
     try:
         if len(reply.frames) != 1:
@@ -352,14 +322,10 @@ def decode_update(plan: FederationPlan, reply: Reply, round: int) -> DecodedUpda
 
 
 def decode_resync(reply: Reply, round: int) -> Frame:
-    """Decode a reply's RESYNC frame and check its header.
+    """Decode a reply's RESYNC frame. Raise a WireError unless the reply is one valid RESYNC frame of the round.
 
     Args:
-        reply: reply of a client that could not decode its message.
-        round: round in which the reply was sent.
-
-    Raises:
-        WireError: the reply is not one valid RESYNC frame of this round.
+        reply, round: reply of a client that could not decode its message, and the round in which the reply was sent.
     """
     if len(reply.frames) != 1:
         raise WireError(0, f"the reply has {len(reply.frames)} frames, expected one RESYNC")
@@ -371,6 +337,6 @@ def decode_resync(reply: Reply, round: int) -> Frame:
 
 
 def _add_location(error: WireError, round: int, client: ClientId | None) -> WireError:
-    """Return the error with the round and the client, if it is known, in front of its message."""
+    """Return the error with the round and the client (None if unknown) at the beginning of the message."""
     location = f"round {round}: " if client is None else f"round {round}, client {client}: "
     return WireError(error.offset, error.cause, location, client)

@@ -1,7 +1,7 @@
 """Downlink: policies that carry the model to the clients, and the catch-up of clients that missed rounds.
 
-Server and clients share one public model. Clients decode it, train from it and are evaluated with it. The policy determines how
-the public model follows the model w of the server:
+Clients decode and train from a public model, which the server knows as well and evaluates. The policy determines how the public
+model follows the server's model w:
 
     "model"           public ← C(w), sent whole in each round; clients need no earlier model
     "difference"      public ← w; sent are the coordinates that changed since the last round, with their new values
@@ -12,14 +12,14 @@ the public model follows the model w of the server:
                       (Gruntkowska, Tyurin and Richtárik 2023)
 
 C is the operator of `[downlink] compressor`, and step is the step of the server's optimizer. Under "error-feedback", step
-cannot be w − public. That difference contains the residual already, and feeding the residual back twice diverges. Without
-weight decay the optimizer does not read the model, and w − public is the residual plus the step. Then "error-feedback" and
-"ef21-p" send equal vectors up to rounding. They differ in the stored vector: the residual, or w.
+cannot be w − public: that difference contains the residual already, and a residual that is fed back twice diverges. Without
+weight decay, w − public is the residual plus the step, because the optimizer does not read the model. Then "error-feedback" and
+"ef21-p" send equal vectors up to rounding, and differ in the stored vector alone: the residual, or w.
 
-A client that has stored the model of an earlier round is sent the smallest of three candidates: all differences since then, as
-they were sent; one MODEL frame that assigns the present values to every coordinate that changed since then; the full model.
-Assigning values and adding the differences in order both give the bits of a client that missed no round. Adding the sum of the
-differences would not, because floating-point addition is not associative.
+A client that has stored the model of an earlier round is sent the smallest of three candidates: all differences since that
+round, as they were sent; one MODEL frame that assigns the present values to every coordinate that changed since; the full
+model. All candidates give the bits of a client that missed no round. Adding the sum of the differences would not, because
+floating-point addition is not associative.
 """
 
 from fedsgd.federation.downlink.catch_up import CatchUpPlanner

@@ -21,9 +21,9 @@ class CatchUpPlanner:
         self._merged_by_size: dict[int, EncodedFrame] = {}
 
     def plan_frames(self, base_round: int) -> tuple[EncodedFrame, ...]:
-        """Return the smallest frames that bring a client from an earlier model to the current one.
+        """Return the smallest frames that bring a client from an earlier model to the current model.
 
-        Among equally small candidates the first is used, in the order of the docstring of `fedsgd.federation.downlink`.
+        Candidates of equal size are preferred in the order that `fedsgd.federation.downlink` lists.
 
         Args:
             base_round: round of the model that the client has stored; 0 for none.
@@ -49,9 +49,9 @@ class CatchUpPlanner:
     def _merge_changes(
         self, change_rounds: I32, base_round: int, candidates: list[tuple[EncodedFrame, ...]]
     ) -> list[tuple[EncodedFrame, ...]]:
-        """Return the frame that assigns all coordinates changed since `base_round`, if it may be the smallest candidate.
+        """Return the frame that assigns all coordinates changed since `base_round`, if the frame may be the smallest candidate.
 
-        Its base is the earliest model to which it can be applied, so that it is encoded once for several base rounds.
+        The frame's base is the earliest model to which the frame can be applied, so that several base rounds share the frame.
         """
         is_missed = change_rounds > base_round
         n = int(np.count_nonzero(is_missed))
@@ -70,10 +70,7 @@ class CatchUpPlanner:
 
 
 def _can_be_smaller(n_coordinates: int, candidates: list[tuple[EncodedFrame, ...]]) -> bool:
-    """Return whether n exact values may be smaller than all candidates.
-
-    Three of the four bytes of a float32 are never entropy-coded.
-    """
+    """Return whether n exact float32 values may be smaller than all candidates. At most one byte in four is entropy-coded."""
     return not candidates or 3 * n_coordinates < min(map(_total_bytes, candidates))
 
 

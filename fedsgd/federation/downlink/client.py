@@ -24,15 +24,14 @@ def apply_model_frames(
 ) -> F32:
     """Return the model after a message's MODEL frames, [P] float32.
 
+    Frames that are damaged, or that do not lead from the base round to the message's round, raise a WireError.
+
     Args:
         downlink: settings of the downlink.
         frames: MODEL frames of the message, in order.
-        round_and_base: round of the message, and round of the model that its first frame is applied to, 0 for none.
-        client_model: round of the client's stored model, not before the base round, and that model, [P] float32.
-        context: codec context of each round.
-
-    Raises:
-        WireError: the frames are damaged, or do not lead from the base round to the round of the message.
+        round_and_base: round of the message, and base round of the first frame; 0 if the frame has the full model.
+        client_model: round of the client's stored model, not before the base round, and the model itself, [P] float32.
+        context: function of a round to the codec context.
     """
     round, base = round_and_base
     if not 1 <= len(frames) <= max(1, round - base if base else 1):
@@ -68,21 +67,14 @@ def _apply_difference(downlink: ModelBroadcast, frame: Frame, model: F32, ctx: C
 
 
 def _decode_model_frame(downlink: ModelBroadcast, data: bytes, base_round: int, context: ContextFactory) -> Frame:
-    """Decode a MODEL frame with the given base round. WireError if the policy does not send such a frame."""
+    """Decode a MODEL frame. Raise a WireError if the policy sends no frame with such a header for `base_round`."""
     layout = context(1).layout
     frame = decode_frame(data, max_model_bytes(downlink, layout))
     header = frame.header
     additive_codecs = () if downlink.policy in ("model", "difference") else (downlink.operator.codec,)
     codecs = (ASSIGN_CODEC, *additive_codecs) if base_round else (downlink.full_model_operator.codec,)
-    require_header(
-        header,
-        kind=(FrameKind.MODEL,),
-        codec=codecs,
-        base=(base_round,),
-        client=(ALL_CLIENTS,),
-        acknowledged=(0,),
-        examples=(0,),
-    )
+    expected_fields = {"base": (base_round,), "client": (ALL_CLIENTS,), "acknowledged": (0,), "examples": (0,)}
+    require_header(header, kind=(FrameKind.MODEL,), codec=codecs, **expected_fields)
     if header.round <= base_round or (base_round and header.codec != ASSIGN_CODEC and header.round != base_round + 1):
         raise WireError(HEADER_OFFSETS["round"], f"round is {header.round} for a base of round {base_round}")
     return frame

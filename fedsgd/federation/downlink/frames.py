@@ -19,7 +19,7 @@ DownlinkPolicy = Literal["model", "difference", "unbiased", "error-feedback", "e
 POLICY_ALIASES: Mapping[str, DownlinkPolicy] = {"plain": "unbiased", "shift": "ef21-p"}
 """Earlier names of policies, which scenarios may still use."""
 ContextFactory = Callable[[int], CodecContext]
-"""Function of a round to the codec context of its MODEL frame, which server and clients derive independently."""
+"""Function of a round to the codec context of the round's MODEL frame, which server and clients derive independently."""
 
 ASSIGN_CODEC = 40
 """Codec of a MODEL frame that assigns float32 values to the coordinates at given positions."""
@@ -33,8 +33,8 @@ class ModelBroadcast:
 
     Attributes:
         policy: policy of the public model, described in `fedsgd.federation.downlink`.
-        operator: compressor C of the server's step; under "model", the format of the full model.
-        history_rounds: rounds for which a client stores a model, so that it can be sent differences; None for no limit.
+        operator: operator C of the policy; under "model", the operator that encodes the full model.
+        history_rounds: rounds for which a stored model can be the base of differences; None for no limit.
 
     >>> ModelBroadcast("ef21-p").assumed_base_round(7, known_round=3)  # differences since round 3
     3
@@ -64,7 +64,7 @@ class ModelBroadcast:
 
         Args:
             round: round of the message.
-            known_round: last round in which the client is known to have decoded a model; 0 for none.
+            known_round: last round in which the client has decoded a model, as far as the server knows; 0 for none.
         """
         is_stored = self.clients_keep_model and (self.history_rounds is None or round - known_round <= self.history_rounds)
         return known_round if is_stored else 0
@@ -75,9 +75,8 @@ class EncodedFrame:
     """Frame that this process encoded.
 
     Attributes:
-        data: the frame's bytes.
-        decoded: the frame that `data` decodes to.
-        n_coordinates: coordinates of a model or an update in the frame.
+        data, decoded: the frame's bytes, and the frame that the bytes decode to.
+        n_coordinates: coordinates of a MODEL frame; 0 for other kinds.
         encode_seconds: seconds that encoding took.
     """
 
@@ -88,19 +87,16 @@ class EncodedFrame:
 
 
 def encode_full_model(downlink: ModelBroadcast, weights: F32, ctx: CodecContext) -> tuple[F32, EncodedFrame]:
-    """Return the model that clients decode, [P] float32, and its frame.
+    """Return the model that clients decode, [P] float32, and the frame that carries the model.
 
     Args:
-        downlink: settings of the downlink.
-        weights: [P] float32, the model.
-        ctx: codec context of the round.
+        downlink, ctx: settings of the downlink, and codec context of the round.
+        weights: [P] float32, the model before encoding.
     """
-    start_time = time.perf_counter()
-    sections, update = downlink.full_model_operator.encode(weights, ctx)
-    frame = make_frame(
-        Header(FrameKind.MODEL, ctx.round, downlink.full_model_operator.codec), sections, update.n_coordinates, start_time
-    )
-    return (weights if downlink.full_model_operator.lossless else update.to_dense()), frame
+    start_time, operator = time.perf_counter(), downlink.full_model_operator
+    sections, update = operator.encode(weights, ctx)
+    frame = make_frame(Header(FrameKind.MODEL, ctx.round, operator.codec), sections, update.n_coordinates, start_time)
+    return (weights if operator.lossless else update.to_dense()), frame
 
 
 def encode_changes(base_round: int, model: F32, indices: I64, ctx: CodecContext) -> EncodedFrame:
@@ -108,8 +104,7 @@ def encode_changes(base_round: int, model: F32, indices: I64, ctx: CodecContext)
 
     Args:
         base_round: earliest round whose model the frame can be applied to.
-        model: [P] float32, the present model.
-        indices: [k] int64, ascending positions.
+        model, indices: the present model, [P] float32, and ascending positions, [k] int64.
         ctx: codec context of the round.
     """
     start_time = time.perf_counter()
@@ -118,11 +113,10 @@ def encode_changes(base_round: int, model: F32, indices: I64, ctx: CodecContext)
 
 
 def make_frame(header: Header, sections: Sections, n_coordinates: int, start_time: float) -> EncodedFrame:
-    """Return a frame with its bytes, its coordinate count and its encoding time.
+    """Encode a frame, and measure the seconds since `start_time`.
 
     Args:
-        header: header of the frame.
-        sections: encoded sections.
+        header, sections: header and encoded sections of the frame.
         n_coordinates: coordinates that the sections carry.
         start_time: `time.perf_counter()` before the sections were encoded.
     """
@@ -131,11 +125,10 @@ def make_frame(header: Header, sections: Sections, n_coordinates: int, start_tim
 
 
 def max_model_bytes(downlink: ModelBroadcast, layout: ParameterLayout) -> int:
-    """Return the number of bytes of the longest MODEL frame.
+    """Return the maximum number of bytes in a MODEL frame.
 
     Args:
-        downlink: settings of the downlink.
-        layout: names and shapes of the P parameters.
+        downlink, layout: settings of the downlink, and names and shapes of the P parameters.
     """
     section_bytes = [downlink.full_model_operator.max_bytes(layout)]
     if downlink.clients_keep_model:

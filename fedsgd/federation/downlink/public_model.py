@@ -1,4 +1,4 @@
-"""Public model at the server: its step from round to round, and the history that catch-up needs."""
+"""Public model at the server: step from round to round, and the history that catch-up needs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class PublicModel:
         round: round whose clients decode the model.
         weights: [P] float32, the model.
         full_model_frame: frame of the full model; None if it was not encoded.
-        difference_frames: differences of the last rounds, newest last, as long as they are together smaller than a full model.
+        difference_frames: differences of the last rounds, newest last: at least one, or as many as fit in a full model's bytes.
         change_rounds: [P] int32, round in which each coordinate changed last, 0 for never; None under "model".
-        residual: [P] float32, residual of the compressor under "error-feedback"; None otherwise.
+        residual: [P] float32, residual of the operator under "error-feedback"; None otherwise.
     """
 
     round: int
@@ -49,9 +49,8 @@ def initial_public_model(downlink: ModelBroadcast, weights: F32, context: Contex
     """Return the public model of round 1.
 
     Args:
-        downlink: settings of the downlink.
+        downlink, context: settings of the downlink, and function of a round to the codec context.
         weights: [P] float32, initial model.
-        context: codec context of each round.
     """
     model, full_model_frame = encode_full_model(downlink, weights, context(1))
     if not downlink.clients_keep_model:
@@ -62,20 +61,15 @@ def initial_public_model(downlink: ModelBroadcast, weights: F32, context: Contex
 def next_public_model(
     downlink: ModelBroadcast, previous: PublicModel, weights: F32, step: F32, context: ContextFactory
 ) -> tuple[F32, PublicModel]:
-    """Step the public model by the rule of the policy.
+    """Return the model from which the server continues, [P] float32, and the next round's public model, by the policy's rule.
+
+    Raise a NonFiniteError if a value leaves float32's range.
 
     Args:
-        downlink: settings of the downlink.
+        downlink, context: settings of the downlink, and function of a round to the codec context.
         previous: public model of the last round.
-        weights: [P] float32, the server's model after the step of its optimizer.
-        step: [P] float32, that step.
-        context: codec context of each round.
-
-    Returns:
-        The model from which the server continues, [P] float32, and the public model of the next round.
-
-    Raises:
-        NonFiniteError: a value leaves float32's range.
+        weights: [P] float32, the server's model after the step of the server's optimizer.
+        step: [P] float32, step of the server's optimizer.
     """
     round = previous.round + 1
     ctx = context(round)
@@ -92,12 +86,8 @@ def next_public_model(
         if not all_finite(delta):
             raise NonFiniteError(previous.round, None, "the vector that the downlink compresses leaves float32's range")
         sections, update = downlink.operator.encode(delta, ctx)
-        difference = make_frame(
-            Header(FrameKind.MODEL, round, downlink.operator.codec, base=previous.round),
-            sections,
-            update.n_coordinates,
-            start_time,
-        )
+        header = Header(FrameKind.MODEL, round, downlink.operator.codec, base=previous.round)
+        difference = make_frame(header, sections, update.n_coordinates, start_time)
         model, residual = previous.weights.copy(), None
         update.add_to(model, 1.0)
         if downlink.policy == "error-feedback":
@@ -122,13 +112,12 @@ def _exact_difference(downlink: ModelBroadcast, previous: PublicModel, weights: 
         return PublicModel(ctx.round, weights, encode_full_model(downlink, weights, ctx)[1], (), change_rounds)
     difference = encode_changes(previous.round, weights, indices, ctx)
     change_rounds = np.where(is_changed, np.int32(ctx.round), previous.change_rounds)
-    return PublicModel(
-        ctx.round, weights, None, _trim_differences((*previous.difference_frames, difference), len(weights)), change_rounds
-    )
+    difference_frames = _trim_differences((*previous.difference_frames, difference), len(weights))
+    return PublicModel(ctx.round, weights, None, difference_frames, change_rounds)
 
 
 def _trim_differences(difference_frames: tuple[EncodedFrame, ...], size: int) -> tuple[EncodedFrame, ...]:
-    """Return the newest differences that are together smaller than any full model, at least the last."""
+    """Return the newest differences whose bytes do not exceed the maximum of a full model, and at least one difference."""
     n_bytes, first = len(difference_frames[-1].data), len(difference_frames) - 1
     while first and n_bytes + len(difference_frames[first - 1].data) <= _max_full_model_bytes(size):
         first -= 1
@@ -137,7 +126,7 @@ def _trim_differences(difference_frames: tuple[EncodedFrame, ...], size: int) ->
 
 
 def _max_full_model_bytes(size: int) -> int:
-    """Return the largest number of bytes of a frame with a full model of `size` = P parameters."""
+    """Return the maximum number of bytes in the frame of a full model with `size` = P parameters."""
     return frame_overhead(MAX_SECTIONS) + LOSSLESS_DENSE.max_bytes(ParameterLayout.from_size(size))
 
 
