@@ -254,8 +254,13 @@ def client_update(
     The errors are those of `decode_task` and `encode_update`.
 
     Args:
+        plan: settings of the federation.
         engine: engine of local training.
-        plan, client, message, state, examples, downlink_cache: as in `decode_task`.
+        client: number of the client, from 0.
+        message: frames that the client received.
+        state: the client's stored state.
+        examples: the client's training examples.
+        downlink_cache: cache that the clients of one host share; None for a new cache.
     """
     task = decode_task(plan, client, message, state, examples, downlink_cache)
     if isinstance(task, ImmediateReply):

@@ -115,7 +115,8 @@ class ClientStore(Protocol):
         """Replace the state of one client.
 
         Args:
-            client, state: number of the client, from 0, and the state that later calls of `load` return.
+            client: number of the client, from 0.
+            state: state that later calls of `load` return.
         """
 
 
@@ -162,7 +163,8 @@ class ModelCache(Protocol):
         """Record that one client replaces its stored model. A model that no client has stored any longer is removed.
 
         Args:
-            old_round, new_round: round of the client's model before, and from now on; 0 for no model.
+            old_round: round of the model that the client had stored; 0 for no model.
+            new_round: round of the model that the client has stored now; 0 for no model.
         """
 
 
@@ -229,7 +231,8 @@ class AcknowledgedRounds:
         """Return a copy that records `round` as the last accepted round of `clients`.
 
         Args:
-            clients, round: clients whose reply was accepted, and the round of these replies.
+            clients: clients whose reply was accepted.
+            round: round of the replies.
         """
         blocks, copied = dict(self.blocks), set[int]()
         for client in clients:

@@ -264,7 +264,8 @@ def as_run_error(round: int, failure: ClientFailure) -> FedsgdError:
     """Return a client's failure as an error that names round and client.
 
     Args:
-        round, failure: round of the failure, and the failure, caused by user code or by this package.
+        round: round of the failure.
+        failure: failure of a client, caused by user code or by this package.
     """
     if isinstance(failure.error, RunError) or (isinstance(failure.error, WireError) and failure.error.client is not None):
         return failure.error

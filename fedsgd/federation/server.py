@@ -94,7 +94,8 @@ def broadcast(
     A message has a TASK frame, and frames that bring the client to the current model.
 
     Args:
-        plan, server: settings of the federation, and state of the server.
+        plan: settings of the federation.
+        server: state of the server.
         cohort: clients of the round.
     """
     acknowledged_rounds = {client: server.acknowledged_rounds.get(client) for client in cohort}
@@ -109,7 +110,8 @@ def rebroadcast(
     The frames start from the model that the client reports. A reply later than the client's state is not acknowledged.
 
     Args:
-        plan, server: settings of the federation, and state that `broadcast` returned.
+        plan: settings of the federation.
+        server: state that `broadcast` returned.
         resync_frames: client → decoded RESYNC frame of the client.
     """
     client_rounds = {}
@@ -160,7 +162,8 @@ def aggregate(
     aggregates an empty cohort instead, and the optimizer steps with the result.
 
     Args:
-        plan, server: settings of the federation, and state of the server.
+        plan: settings of the federation.
+        server: state of the server.
         replies: accepted replies, in any order.
         inclusion_probabilities: client → probability that the client's reply is among `replies`; None for no correction.
 
@@ -210,7 +213,8 @@ def advance_with_external_model(
     """Return the next server state for a model that was computed outside `aggregate`, for example by a user's Flower strategy.
 
     Args:
-        plan, server: settings of the federation, and state of the server.
+        plan: settings of the federation.
+        server: state of the server.
         weights: [P] float32, the new model. A model that is not finite raises a NonFiniteError.
         accepted_clients: clients whose replies the model includes.
     """
@@ -270,8 +274,8 @@ def _aggregation_weights(
 def _fednova_weights(plan: FederationPlan, round: int, updates: Sequence[DecodedUpdate], aggregation_weights: F64) -> F64:
     """Return the weight of each update, [len(updates)] float64.
 
-    The weight is p_i τ_eff / τ_i with FedNova (Wang et al. 2020), otherwise p_i. τ_i is the normalizer of client i's local steps,
-    and τ_eff = Σ p_i τ_i / Σ p_i. Buffers do not grow with the number of steps, so the weight of buffers is always p_i.
+    With FedNova (Wang et al. 2020), the weight is p_i τ_eff / τ_i with client i's normalizer τ_i and τ_eff = Σ p_i τ_i / Σ p_i;
+    otherwise p_i. Buffers do not grow with the number of steps, so the weight of a client's buffers is always p_i.
     """
     if not plan.uses_fednova or not updates:
         return aggregation_weights
@@ -306,7 +310,8 @@ def decode_update(plan: FederationPlan, reply: Reply, round: int) -> DecodedUpda
 
     Args:
         plan: settings of the federation.
-        reply, round: reply of a client, and the round in which the reply was sent.
+        reply: reply of a client.
+        round: round in which the reply was sent.
     """
     try:
         if len(reply.frames) != 1:
@@ -325,7 +330,8 @@ def decode_resync(reply: Reply, round: int) -> Frame:
     """Decode a reply's RESYNC frame. Raise a WireError unless the reply is one valid RESYNC frame of the round.
 
     Args:
-        reply, round: reply of a client that could not decode its message, and the round in which the reply was sent.
+        reply: reply of a client that could not decode its message.
+        round: round in which the reply was sent.
     """
     if len(reply.frames) != 1:
         raise WireError(0, f"the reply has {len(reply.frames)} frames, expected one RESYNC")

@@ -16,14 +16,9 @@ from fedsgd.training import TrainingEngine, TrainingResult
 
 
 def chunk_by_size(clients: Sequence[ClientId], sizes: I64, chunk_size: int) -> list[list[ClientId]]:
-    """Split clients into chunks of similar numbers of examples, largest first.
+    """Split clients into chunks of `chunk_size`, by their numbers of examples, `sizes` [len(clients)], largest first.
 
-    Clients of a chunk train together, so they should take about as many steps. The last chunks to be dispatched are short.
-
-    Args:
-        clients: clients in any order.
-        sizes: [len(clients)] int64, number of examples of each client.
-        chunk_size: clients in a chunk.
+    Clients of a chunk train together, so their numbers of steps should be similar. The chunks dispatched last are short.
 
     >>> import numpy as np
     >>> chunk_by_size([3, 5, 8], np.array([10, 40, 20]), chunk_size=2)
@@ -34,10 +29,10 @@ def chunk_by_size(clients: Sequence[ClientId], sizes: I64, chunk_size: int) -> l
 
 
 class ClientHost:
-    """Host of the clients of one process: it decodes messages, trains, and encodes replies.
+    """Host that decodes messages, trains, and encodes replies for the clients of one process.
 
-    The result for a client depends on its message, its state and its examples alone. Frames that clients share are decoded
-    once, and a model that several clients have stored is in memory once.
+    A client's reply depends on the client's message, state and examples alone. Frames and models that clients share are decoded
+    and stored once.
     """
 
     def __init__(
@@ -84,10 +79,9 @@ class ClientHost:
         self._downlink_cache.model_cache.move_reference(old_round, state.model_round)
 
     def _train(self, tasks: Mapping[ClientId, ClientTask]) -> Iterator[ClientOutcome]:
-        """Train clients and yield their outcomes.
+        """Train clients and yield their outcomes. After an error, each client without a result trains again alone.
 
-        If training several clients together fails, the clients without a result train again one by one, so that only the faulty
-        client fails.
+        Thus a faulty client does not make the other clients of its chunk fail.
         """
         remaining = dict(tasks)
         try:

@@ -1,4 +1,4 @@
-"""Runtime with server and clients in one process, which exchange the same bytes as over a network."""
+"""Runtime with server and clients in one process. Messages have the same bytes as over a network."""
 
 from __future__ import annotations
 
@@ -32,10 +32,7 @@ class InProcessRuntime:
         return range(len(self._host.data))
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
-        """Yield one outcome for each client. An error at a client becomes a failure of that client.
-
-        `timeout` is not used, because all outcomes are computed here.
-        """
+        """Yield one outcome for each client. `timeout` is not used, because this process computes the outcomes itself."""
         host, clients = self._host, list(messages)
         for chunk in chunk_by_size(clients, host.data.sizes_of(clients), host.engine.preferred_batch_of_clients):
             yield from host.process_messages({client: messages[client] for client in chunk})

@@ -24,14 +24,13 @@ HEADER = ("client", "first_round", "last_round")
 class TraceSampler(Sampler):
     """Uniform sampling of the clients that are available in a round, as listed in a file.
 
-    The cohort has m of the available clients, or all of them if they are fewer than m; it may be empty. No inclusion
-    probabilities are returned, so the mean is not corrected for clients that are rarely available.
+    The cohort has m available clients, or all available clients if fewer than m are available; the cohort may be empty. No
+    inclusion probabilities are returned, so the mean is not corrected for clients that are rarely available.
 
     Attributes:
-        file: path of a CSV file with the header client,first_round,last_round. A line says that a client, from 0, is available
-            from one round to another, both included. Rounds count from 1. A client may have several lines; a client without a
-            line is never available. A relative path is looked for in --data DIR (or FEDSGD_DATA) and then in the current
-            folder.
+        file: path of a CSV file with the header client,first_round,last_round. Clients count from 0 and rounds from 1; a client
+            is available from the line's first round to its last, both included. A client may have several lines, or none. A
+            relative path is looked for in --data DIR (or FEDSGD_DATA), then in the current folder.
         period: rounds after which the trace repeats; 0 for no repetition.
     """
 
@@ -67,7 +66,7 @@ class TraceSampler(Sampler):
 
 
 def _read_lines(path: Path, clients: int, period: int) -> list[tuple[int, int, int]]:
-    """Return (client, first round, last round) of each line. DataError names the file and the line of a fault."""
+    """Return (client, first round, last round) of each line. Raise a DataError with the file and the line of a fault."""
     lines = list(read_rows(path, HEADER, lambda cells: _parse_line(cells, clients, period)))
     if not lines:
         raise DataError(f"{path}: no client is ever available: expected lines below the header, got none")
@@ -75,7 +74,7 @@ def _read_lines(path: Path, clients: int, period: int) -> list[tuple[int, int, i
 
 
 def _parse_line(cells: list[str], clients: int, period: int) -> tuple[int, int, int]:
-    """Return the numbers of a line. ValueError says which value was expected."""
+    """Return the numbers of a line. Raise a ValueError that names the expected values."""
     for key, cell in zip(HEADER, cells, strict=True):
         if not re.fullmatch(r"\s*[0-9]{1,18}\s*", cell):
             raise ValueError(f"{key}: expected a whole number, got {cell!r}")

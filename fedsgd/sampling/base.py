@@ -1,7 +1,7 @@
 """Base class of samplers, which draw the cohort of each round.
 
-A sampler works in two steps, because a federation may have a million clients and a cohort a hundred. `Sampler.bind` does the
-work that depends on N once. It returns a function whose cost per round depends on the size of the cohort.
+A federation may have a million clients, and a cohort a hundred. Therefore `Sampler.bind` does the work that depends on N once,
+and returns a function whose cost depends on the size of the cohort.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SamplingPool:
     Attributes:
         seed: seed of the scenario.
         clients: N, number of registered clients, numbered from 0 to N − 1.
-        sizes: function that returns the number of examples of each client, [N] int64. Only samplers that use sizes call it.
+        sizes: function that returns each client's number of examples, [N] int64. The call is expensive for large N.
         data_folder: folder of data files; None if there is none.
     """
 
@@ -44,9 +44,8 @@ class SampledCohort:
 
     Attributes:
         cohort: distinct clients, ascending.
-        inclusion_probabilities: [len(cohort)] float64 in (0, 1], probability π_i of each client to be in the cohort; None if
-            the mean is not corrected. Σ x_i / π_i over the cohort is an unbiased estimate of Σ x_i over all clients (Horvitz
-            and Thompson 1952).
+        inclusion_probabilities: [len(cohort)] float64 in (0, 1], probability π_i that client i is in the cohort; None if the
+            mean is not corrected. Σ x_i / π_i over the cohort estimates Σ x_i over all clients (Horvitz and Thompson 1952).
     """
 
     cohort: tuple[int, ...]
@@ -54,15 +53,14 @@ class SampledCohort:
 
 
 CohortSampler = Callable[[int, int], SampledCohort]
-"""Function of (round from 1, cohort size in [0, N]) to the cohort. It raises ValueError for other sizes."""
+"""Function of (round from 1, cohort size in [0, N]) to the cohort. The function raises a ValueError for other sizes."""
 
 
 @dataclass(frozen=True)
 class Sampler(Component, ABC):
     """Base class of rules that draw the cohort of each round.
 
-    Law (cohort): a cohort has distinct clients in [0, N), ascending. It has m clients, or at most m under a sampler that knows
-    which clients are available.
+    Law (cohort): a cohort has distinct clients in [0, N), ascending: m clients, or at most m if `always_full` is False.
 
     Law (determinism): a cohort depends on the pool, m, the seed and the round alone, and not on earlier draws.
 
@@ -93,23 +91,16 @@ class Sampler(Component, ABC):
 
 
 def bind_with_checks(sampler: Sampler, pool: SamplingPool, key: str = "server.sampler") -> CohortSampler:
-    """Bind a sampler, and check each cohort against the laws of samplers.
+    """Bind a sampler, and check each cohort against the laws of samplers. `key` is the sampler's dotted key, for messages.
 
-    Args:
-        sampler: rule that draws the cohorts.
-        pool: clients from which cohorts are drawn.
-        key: dotted key of the sampler, for messages.
-
-    Raises:
-        ScenarioError: a user's sampler raises, or returns no function. The returned function raises a RunError if a draw raises
-            or breaks a law.
+    A ScenarioError is raised if a user's `bind` raises, or returns no function. The returned function raises a RunError if a
+    draw raises or breaks a law.
     """
     with wrap_user_errors(key, sampler):
         bound_sampler: Any = sampler.bind(pool)
     if not callable(bound_sampler):
-        raise make_component_error(
-            key, sampler, f"bind returned {describe_value(bound_sampler)}, expected a function of (round, cohort_size)"
-        )
+        problem = f"bind returned {describe_value(bound_sampler)}, expected a function of (round, cohort_size)"
+        raise make_component_error(key, sampler, problem)
 
     def sample_cohort(round: int, cohort_size: int) -> SampledCohort:
         with wrap_user_errors(key, sampler, round):
@@ -123,7 +114,7 @@ def bind_with_checks(sampler: Sampler, pool: SamplingPool, key: str = "server.sa
 
 
 def _find_broken_law(sampler: Sampler, sampled_cohort: Any, cohort_size: int, clients: int) -> str | None:
-    """Return the law that a draw breaks, in words; None if it breaks none."""
+    """Describe the law that a draw breaks; None if the draw breaks no law."""
     if not isinstance(sampled_cohort, SampledCohort):
         return f"returned {describe_value(sampled_cohort)}, expected a fedsgd.sampling.SampledCohort"
     cohort = sampled_cohort.cohort if isinstance(sampled_cohort.cohort, tuple | list | np.ndarray) else None
@@ -144,28 +135,25 @@ def _find_broken_law(sampler: Sampler, sampled_cohort: Any, cohort_size: int, cl
 
 
 def _find_probability_fault(sampler: Sampler, sampled_cohort: SampledCohort) -> str | None:
-    """Return the fault of a draw's inclusion probabilities, in words; None if there is none."""
+    """Describe the fault of a draw's inclusion probabilities; None if there is no fault."""
     probabilities: Any = sampled_cohort.inclusion_probabilities
     if not sampler.yields_inclusion_probabilities:
         remedy = "a sampler that has them sets yields_inclusion_probabilities = True"
         return None if probabilities is None else f"gave inclusion probabilities, expected None; {remedy}"
-    is_valid = (
-        isinstance(probabilities, np.ndarray)
-        and probabilities.dtype.kind == "f"
-        and probabilities.shape == (len(sampled_cohort.cohort),)
-    )
+    has_floats = isinstance(probabilities, np.ndarray) and probabilities.dtype.kind == "f"
+    is_valid = has_floats and probabilities.shape == (len(sampled_cohort.cohort),)
     if not is_valid or not ((probabilities > 0) & (probabilities <= 1)).all():
         return f"gave {describe_value(probabilities)}, expected an inclusion probability above 0 for each client of the cohort"
     return None
 
 
 def shuffle_clients(pool: SamplingPool) -> I32 | I64:
-    """Return all clients in an order that is shuffled once for the run, [N], as int32 if that holds all numbers."""
+    """Return all clients in an order that is shuffled once for the run, [N], narrowed by `narrow_integers`."""
     return narrow_integers(derive_generator(pool.seed, "cohort/order").permutation(pool.clients))
 
 
 def narrow_integers(numbers: I64) -> I32 | I64:
-    """Return [N] integers in [0, N] as int32 if that holds N, else unchanged."""
+    """Return [N] integers in [0, N] as int32 if N fits in int32, else unchanged."""
     return numbers.astype(np.int32) if len(numbers) <= np.iinfo(np.int32).max else numbers
 
 

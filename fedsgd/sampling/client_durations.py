@@ -13,9 +13,9 @@ from fedsgd.numerics.rng import derive_generator
 
 @dataclass(frozen=True)
 class DurationModel(Component, ABC):
-    """Base class of models of the simulated time that a client takes. No clock is read.
+    """Base class of models of the simulated time that a client takes to reply. No clock is read.
 
-    Law: a duration is finite and at least 0, it depends on the arguments alone, and more steps never take less time.
+    Law: a duration is finite and at least 0, depends on the arguments alone, and does not decrease with the number of steps.
 
     >>> model = LogNormalDurations(fixed=1.0, per_step=0.5, spread=0.0)
     >>> model.reply_seconds(seed=0, round=1, client=3, steps=10)
@@ -41,7 +41,7 @@ class LogNormalDurations(DurationModel):
         (fixed + per_step · steps) · exp(spread · z_client + jitter · z_client,round), z standard normal
 
     The median client takes `fixed` + `per_step` · steps. With `spread` = 0.5, two thirds of the clients are within a factor of
-    1.65 of it. The tail of the log-normal distribution gives the stragglers.
+    1.65 of the median. The tail of the log-normal distribution gives the stragglers.
 
     Attributes:
         fixed: seconds of a reply without local steps.
@@ -60,9 +60,8 @@ class LogNormalDurations(DurationModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.fixed and not self.per_step:
-            raise FieldError(
-                self.name, "per_step", "got 0 for both fixed and per_step, expected one above 0: no client takes 0 seconds"
-            )
+            problem = "got 0 for both fixed and per_step, expected one above 0: no client takes 0 seconds"
+            raise FieldError(self.name, "per_step", problem)
 
     def reply_seconds(self, seed: int, round: int, client: int, steps: int) -> float:
         exponent = self.spread * derive_generator(seed, "speed", client).standard_normal()

@@ -12,10 +12,10 @@ from fedsgd.sampling.base import CohortSampler, SampledCohort, Sampler, Sampling
 
 @dataclass(frozen=True)
 class Cyclic(Sampler):
-    """Sampling in turn: the next m clients in each round, of an order that is shuffled once, and again from its start.
+    """Sampling in turn: each round has the next m clients of an order that is shuffled once and repeats from its start.
 
-    This is cyclic participation (Eichner et al. 2019; Cho et al. 2023). With the same m in all rounds, no client takes part for
-    the second time before every client has taken part once.
+    This is cyclic participation (Eichner et al. 2019; Cho et al. 2023). With the same m in all rounds, every client takes part
+    once before any client takes part twice.
     """
 
     name: ClassVar[str] = "cyclic"

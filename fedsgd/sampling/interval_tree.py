@@ -9,21 +9,21 @@ import numpy as np
 from fedsgd.numerics.arrays import I64
 
 MAX_POINT = 2**31 - 1
-"""Largest point that intervals may contain, and largest owner that they may have."""
+"""Maximum of points and owners."""
 
 
 @dataclass(frozen=True, eq=False)
 class IntervalTree:
     """Segment tree (Bentley 1977) of n intervals of integers, each with an owner.
 
-    The ends of all intervals cut the integers into slots, the leaves of the tree. Each interval is stored at the O(log n) nodes
-    whose slots it consists of. The intervals that contain a point are stored on the path from the point's slot to the root.
-    Building takes O(n log n), a search O(log n).
+    The ends of all intervals cut the integers into slots, the leaves of the tree. Each interval is stored at O(log n) nodes,
+    which together cover the interval's slots. The intervals that contain a point are stored on the path from the point's slot
+    to the root. Building takes O(n log n), a search O(log n).
 
     Attributes:
-        edges: start of each slot, and end of the last one, ascending.
+        edges: start of each slot, and end of the last slot, ascending.
         owners: owners of the stored intervals, node by node, ascending within each node.
-        bounds: node i has owners[bounds[i] : bounds[i + 1]]; its parent is node i // 2.
+        bounds: node i has owners[bounds[i] : bounds[i + 1]]; the parent of node i is node i // 2.
 
     >>> tree = IntervalTree.from_intervals(np.array([4, 7]), first=np.array([1, 3]), last=np.array([5, 9]))
     >>> [owner for owners in tree.owners_at(4) for owner in owners.tolist()]
@@ -36,12 +36,9 @@ class IntervalTree:
 
     @staticmethod
     def from_intervals(owner: I64, first: I64, last: I64) -> IntervalTree:
-        """Return the tree of the intervals [first, last], which include both ends.
+        """Return the tree of n ≥ 1 intervals [first, last], which include both ends; all numbers are in [0, MAX_POINT].
 
-        Args:
-            owner: [n] int64 in [0, MAX_POINT], n ≥ 1. Intervals of one owner may overlap.
-            first: [n] int64 in [0, MAX_POINT], at most `last`.
-            last: [n] int64 in [0, MAX_POINT].
+        Intervals of one owner may overlap.
         """
         owner, first, end = _merge_intervals(owner, first, last)
         edges = np.unique(np.concatenate([first, end]))
@@ -62,7 +59,7 @@ class IntervalTree:
         return IntervalTree(edges, node_owner[np.lexsort((node_owner, node))], bounds)
 
     def owners_at(self, point: int) -> list[I64]:
-        """Return the owners of the intervals that contain a point, each once, as a few views that are not empty."""
+        """Return the distinct owners of the intervals that contain a point, as O(log n) views that are not empty."""
         n_slots = len(self.edges) - 1
         slot = int(np.searchsorted(self.edges, point, side="right")) - 1
         if not 0 <= slot < n_slots:
@@ -76,11 +73,8 @@ class IntervalTree:
 
 
 def _merge_intervals(owner: I64, first: I64, last: I64) -> tuple[I64, I64, I64]:
-    """Return (owner, first, last + 1) of the fewest equivalent intervals, sorted by owner and start.
-
-    Intervals of one owner neither overlap nor touch.
-    """
-    # All intervals on one line, one owner after another.
+    """Join intervals of one owner that overlap or touch. Return (owner, first, last + 1), sorted by owner and start."""
+    # All intervals are placed on one line, one owner after another.
     start, end = (owner << 32) + first, (owner << 32) + last + 1
     order = np.argsort(start, kind="stable")
     start, reach = start[order], np.maximum.accumulate(end[order])

@@ -19,14 +19,10 @@ from fedsgd.sampling.client_durations import DurationModel
 
 
 def first_within_deadline(seconds: Mapping[int, float], max_replies: int, deadline: float | None) -> list[int]:
-    """Return the clients whose replies are accepted, ascending: the first `max_replies` within the deadline.
+    """Return the clients whose replies are accepted, ascending: the first `max_replies` within `deadline` seconds.
 
-    Over-selection accepts the first m of more than m invited clients (Bonawitz et al. 2019, section 2.2).
-
-    Args:
-        seconds: client → duration in seconds. Of clients with equal durations the lowest is first.
-        max_replies: m, largest number of accepted replies.
-        deadline: seconds; None for no deadline.
+    Over-selection accepts the first m of more than m invited clients (Bonawitz et al. 2019, section 2.2). Of clients with equal
+    durations, the client with the lowest number is first.
 
     >>> first_within_deadline({0: 4.0, 1: 2.0, 2: 9.0, 3: 4.0}, max_replies=2, deadline=5.0)
     [0, 1]
@@ -36,29 +32,21 @@ def first_within_deadline(seconds: Mapping[int, float], max_replies: int, deadli
 
 
 def is_lost(seed: int, round: int, client: int, probability: float) -> bool:
-    """Return whether a client's reply is lost, with `probability` in [0, 1], independently of all others."""
+    """Return whether a client's reply is lost, with `probability` in [0, 1], independently of all other replies."""
     return bool(derive_generator(seed, "dropout", round, client).random() < probability)
 
 
 Delivery = Literal["received", "lost", "late", "refused"]
-"""Outcome of the delivery of a frame.
-
-"received": it arrived and was accepted. "lost": it never arrived. "late": it arrived after the round had ended. "refused": it
-arrived and could not be read.
-"""
+"""Outcome of a frame's delivery, in this order: accepted; never arrived; arrived after the round's end; arrived unreadable."""
 
 
 @dataclass(frozen=True, eq=False)
 class ParticipationModel:
-    """Model of the clients of each round and of the delivery of their replies.
-
-    All methods are functions of the seed and the round; no clock is read.
+    """Model of each round's clients and of the delivery of their replies. No clock is read.
 
     Attributes:
-        seed: seed of the scenario.
-        cohort_sampler: function that draws the invited clients.
         clients: N, number of registered clients.
-        target_cohort: m, number of replies that a round accepts at most.
+        target_cohort: m, maximum number of replies that a round accepts.
         over_selection: number of invited clients divided by m.
         dropout: probability that a reply is lost.
         deadline: simulated seconds that a round waits for replies; None for no deadline.
@@ -76,42 +64,28 @@ class ParticipationModel:
 
     @property
     def n_invited(self) -> int:
-        """Number of clients that are invited in a round, if so many are available."""
-        return min(
-            self.clients, math.ceil(self.target_cohort * Fraction(str(self.over_selection)))
-        )  # the float 100 · 1.1 is above 110
+        """Maximum number of clients that are invited in a round; fewer may be available."""
+        n_selected = math.ceil(self.target_cohort * Fraction(str(self.over_selection)))  # the float 100 · 1.1 is above 110
+        return min(self.clients, n_selected)
 
     def sample_round(self, round: int) -> SampledCohort:
         """Return the clients that are sent a message in `round`."""
         return self.cohort_sampler(round, self.n_invited)
 
     def delivery_of(self, round: int, steps: Mapping[int, int]) -> dict[int, Delivery]:
-        """Return the delivery of each client's reply.
-
-        A reply that is lost is lost whatever its duration. A late reply is discarded.
-
-        Args:
-            round: round in which the replies were sent.
-            steps: client → its local steps, for each client that replies.
-        """
+        """Return the delivery of each reply. `steps` has the local steps of each client that replies in `round`."""
         lost = {client for client in steps if is_lost(self.seed, round, client, self.dropout)} if self.dropout else set()
         arrived = [client for client in steps if client not in lost]
         accepted = set(arrived)
         if self.deadline is not None or len(arrived) > self.target_cohort:
-            accepted = set(
-                first_within_deadline(
-                    {client: self.reply_seconds(round, client, steps[client]) for client in arrived},
-                    self.target_cohort,
-                    self.deadline,
-                )
-            )
+            seconds = {client: self.reply_seconds(round, client, steps[client]) for client in arrived}
+            accepted = set(first_within_deadline(seconds, self.target_cohort, self.deadline))
         return {client: "lost" if client in lost else "received" if client in accepted else "late" for client in steps}
 
     def reply_seconds(self, round: int, client: int, steps: int) -> float:
-        """Return the simulated seconds from sending a client the message of `round` to receiving its reply.
+        """Return the simulated seconds from sending the message of `round` to receiving the client's reply.
 
-        Raises:
-            RunError: a user's duration model raises, or gives no number of at least 0.
+        A RunError is raised if a user's duration model raises, or returns no number of at least 0.
         """
         if self.durations is None:
             return 0.0

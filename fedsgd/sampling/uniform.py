@@ -14,8 +14,8 @@ class Uniform(Sampler):
     """Uniform sampling of m distinct clients: every cohort has the same probability.
 
     This is the sampling of FedAvg (McMahan et al. 2017, algorithm 1). Every inclusion probability is m / N, so the mean needs
-    no correction. numpy's `choice` is Floyd's algorithm, O(m), up to N = 10 000 clients and wherever m ≤ N/50. Otherwise it
-    shuffles the end of a list of all N, which are then fewer than 50 m: O(m) again.
+    no correction. A draw takes O(m): numpy's `choice` uses Floyd's algorithm if N ≤ 10 000 or m ≤ N/50. Otherwise `choice`
+    shuffles the end of a list of all N < 50 m clients.
     """
 
     name: ClassVar[str] = "uniform"

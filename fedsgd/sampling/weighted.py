@@ -28,13 +28,13 @@ class Weighted(Sampler):
     """Sampling without replacement, with probabilities in proportion to examples ** `exponent`.
 
     The m clients are drawn by systematic sampling over an order that is shuffled once (Madow 1949). The inclusion probabilities
-    add up to m and are exact; drawing one client after another without replacement would distort them. They are returned, so
-    that the mean is corrected for them and unbiased (Horvitz and Thompson 1952). A client whose probability would exceed 1 is
-    in every cohort, and the rest of the cohort is drawn from the other clients in proportion. Clients without examples are
-    never drawn, unless `exponent` is 0.
+    are exact and add up to m; drawing one client after another without replacement would distort the probabilities. The mean is
+    corrected by the probabilities and is therefore unbiased (Horvitz and Thompson 1952). A client whose probability would be
+    above 1 is in every cohort, and the rest of the cohort is drawn from the other clients in proportion. Clients without
+    examples are never drawn, unless `exponent` is 0.
 
     Attributes:
-        exponent: 1 for probabilities in proportion to the number of examples, 0 for equal ones.
+        exponent: 1 for probabilities in proportion to the number of examples, 0 for equal probabilities.
     """
 
     name: ClassVar[str] = "weighted"
@@ -48,9 +48,8 @@ class Weighted(Sampler):
         def sample_cohort(round: int, cohort_size: int) -> SampledCohort:
             check_cohort_size(cohort_size, pool.clients)
             if cohort_size > systematic.n_drawable:
-                raise DataError(
-                    f'"weighted" has to draw {cohort_size} clients a round, but only {systematic.n_drawable} have any examples'
-                )
+                problem = f"has to draw {cohort_size} clients a round, but only {systematic.n_drawable} have any examples"
+                raise DataError(f'"weighted" {problem}')
             return systematic.sample(cohort_size, derive_generator(pool.seed, "cohort", round))
 
         return sample_cohort
@@ -59,8 +58,7 @@ class Weighted(Sampler):
 def _integer_weights(sizes: I64, exponent: float) -> I64:
     """Return integers in proportion to sizes ** exponent, [N] int64, at least 1 for each client with examples.
 
-    Their sum is below 2⁶³. With integers, rounding does not affect the draw: inclusion probabilities are exactly those of the
-    integers.
+    The sum of the integers is below 2⁶³. Later rounding errors cannot affect the draw, because the draw uses integers alone.
     """
     scale = 2.0 ** min(52, 62 - len(sizes).bit_length())
     shares = sizes / max(1, sizes.max())  # in place from here on, because there may be millions of clients
@@ -75,13 +73,11 @@ def _integer_weights(sizes: I64, exponent: float) -> I64:
 
 @dataclass(frozen=True, eq=False)
 class _SystematicSampler:
-    """Systematic sampling along a line on which each client has an interval as long as its integer weight.
-
-    A client takes 16 bytes.
+    """Systematic sampling along a line on which each client has an interval as long as the client's integer weight.
 
     Attributes:
         order: [N], clients in the order of their intervals.
-        cumulative_weights: [N + 1], start of each interval, and end of the last.
+        cumulative_weights: [N + 1], start of each interval, and end of the last interval.
         positions_by_weight: [N], positions in `order` by weight, largest first.
         n_drawable: number of clients with a weight above 0.
     """
@@ -105,14 +101,13 @@ class _SystematicSampler:
         return weights
 
     def count_certain(self, cohort_size: int) -> tuple[int, int]:
-        """Return the number k of clients that are in every cohort of this size, and the total weight of the other clients.
+        """Return the number k of clients that are in every cohort of this size ≥ 1, and the total weight of the other clients.
 
-        k is the least number for which no client after the k heaviest has a probability above 1. That condition, (cohort_size −
-        k) · largest ≤ sum of their weights, remains true as k grows, and is true for k = cohort_size − 1. Clients of equal
-        weight are all among the first k, or none is. `cohort_size` is at least 1.
+        k is the least number for which no client after the k heaviest has a probability above 1: (cohort_size − k) · largest
+        weight ≤ total weight of these clients. The condition holds for k = cohort_size − 1, and for k + 1 if it holds for k.
         """
         largest_weights = self.weights_at(self.positions_by_weight[:cohort_size])
-        # Total weight after the k heaviest, for each k.
+        # Total weight after the k heaviest clients, for each k.
         remaining_weights = self.cumulative_weights[-1] - np.cumsum(largest_weights) + largest_weights
 
         def has_valid_probabilities(k: int) -> bool:
@@ -132,18 +127,16 @@ class _SystematicSampler:
         # the line equally often. No two points meet the same client, because no interval is longer than their distance.
         # Python's integers do not overflow.
         points = np.array([(i * total_weight + start) // n_points for i in range(n_points)], dtype=np.int64)
-        drawn_positions = np.searchsorted(
-            self.cumulative_weights[1:], self._restore_offsets(self.positions_by_weight[:k], points), side="right"
-        )
-        probabilities = np.concatenate(
-            [np.ones(k), np.minimum(1.0, self.weights_at(drawn_positions) * (n_points / total_weight))]
-        )
+        offsets = self._restore_offsets(self.positions_by_weight[:k], points)
+        drawn_positions = np.searchsorted(self.cumulative_weights[1:], offsets, side="right")
+        drawn_probabilities = np.minimum(1.0, self.weights_at(drawn_positions) * (n_points / total_weight))
+        probabilities = np.concatenate([np.ones(k), drawn_probabilities])
         cohort = self.order[np.concatenate([self.positions_by_weight[:k], drawn_positions])]
         ascending = np.argsort(cohort)
         return SampledCohort(tuple(cohort[ascending].tolist()), probabilities[ascending])
 
     def _restore_offsets(self, excluded_positions: I32 | I64, points: I64) -> I64:
-        """Return points [n] of the line without some intervals as points of the whole line."""
+        """Map points [n] of the line from which some intervals were removed to points of the whole line."""
         excluded = excluded_positions[np.argsort(excluded_positions)]
         removed = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.weights_at(excluded))])
         cuts = self.cumulative_weights[excluded + 1] - removed[1:]  # positions at which the intervals were removed

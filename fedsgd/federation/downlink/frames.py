@@ -90,8 +90,9 @@ def encode_full_model(downlink: ModelBroadcast, weights: F32, ctx: CodecContext)
     """Return the model that clients decode, [P] float32, and the frame that carries the model.
 
     Args:
-        downlink, ctx: settings of the downlink, and codec context of the round.
+        downlink: settings of the downlink.
         weights: [P] float32, the model before encoding.
+        ctx: codec context of the round.
     """
     start_time, operator = time.perf_counter(), downlink.full_model_operator
     sections, update = operator.encode(weights, ctx)
@@ -104,7 +105,8 @@ def encode_changes(base_round: int, model: F32, indices: I64, ctx: CodecContext)
 
     Args:
         base_round: earliest round whose model the frame can be applied to.
-        model, indices: the present model, [P] float32, and ascending positions, [k] int64.
+        model: [P] float32, the present model.
+        indices: [k] int64, ascending positions.
         ctx: codec context of the round.
     """
     start_time = time.perf_counter()
@@ -116,7 +118,8 @@ def make_frame(header: Header, sections: Sections, n_coordinates: int, start_tim
     """Encode a frame, and measure the seconds since `start_time`.
 
     Args:
-        header, sections: header and encoded sections of the frame.
+        header: header of the frame.
+        sections: encoded sections of the frame.
         n_coordinates: coordinates that the sections carry.
         start_time: `time.perf_counter()` before the sections were encoded.
     """
@@ -128,7 +131,8 @@ def max_model_bytes(downlink: ModelBroadcast, layout: ParameterLayout) -> int:
     """Return the maximum number of bytes in a MODEL frame.
 
     Args:
-        downlink, layout: settings of the downlink, and names and shapes of the P parameters.
+        downlink: settings of the downlink.
+        layout: names and shapes of the P parameters.
     """
     section_bytes = [downlink.full_model_operator.max_bytes(layout)]
     if downlink.clients_keep_model:

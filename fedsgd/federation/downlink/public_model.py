@@ -49,8 +49,9 @@ def initial_public_model(downlink: ModelBroadcast, weights: F32, context: Contex
     """Return the public model of round 1.
 
     Args:
-        downlink, context: settings of the downlink, and function of a round to the codec context.
+        downlink: settings of the downlink.
         weights: [P] float32, initial model.
+        context: function of a round to the codec context.
     """
     model, full_model_frame = encode_full_model(downlink, weights, context(1))
     if not downlink.clients_keep_model:
@@ -66,10 +67,11 @@ def next_public_model(
     Raise a NonFiniteError if a value leaves float32's range.
 
     Args:
-        downlink, context: settings of the downlink, and function of a round to the codec context.
+        downlink: settings of the downlink.
         previous: public model of the last round.
         weights: [P] float32, the server's model after the step of the server's optimizer.
         step: [P] float32, step of the server's optimizer.
+        context: function of a round to the codec context.
     """
     round = previous.round + 1
     ctx = context(round)

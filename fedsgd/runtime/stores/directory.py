@@ -1,8 +1,8 @@
 """Client states in a folder on disk, with one file for each client that took part.
 
-The folder serves hosts that run each message in a new process. A file is written next to the file that it replaces, so a
-process that is killed leaves the old state or the new one. Each file ends in a checksum. A file that cannot be read counts as
-lost, and its client catches up like one that missed rounds.
+The folder is for hosts that process each message in a new process. A new file is written completely before it replaces the old
+file, so a killed process leaves the old state or the new state. Each file ends in a checksum. A file that cannot be read counts
+as lost: the file's client replies with a RESYNC frame and catches up.
 """
 
 from __future__ import annotations
@@ -38,25 +38,16 @@ def reserve_unlimited(folder: Path, n_bytes: int) -> AbstractContextManager[None
 
 
 class FolderStore:
-    """A `ClientStore` whose states are files in a folder.
+    """A `ClientStore` whose states are files in a folder. Only one process uses the folder at a time.
 
     Attributes:
-        folder: path of the folder.
         is_new: True if this store created the folder.
         generation: number of calls of `commit` on this folder, over all processes.
         unreadable_clients: clients whose files could not be read.
     """
 
     def __init__(self, folder: Path, space_reservation: SpaceReservation = reserve_unlimited) -> None:
-        """Open the folder, and create it if it does not exist.
-
-        Args:
-            folder: path of a folder that only one process uses at a time.
-            space_reservation: context in which each state and each model is written.
-
-        Raises:
-            OSError: the folder cannot be used.
-        """
+        """Open the folder, or create it. `space_reservation` is the context in which each state and each model is written."""
         self.folder = folder
         self.unreadable_clients: list[ClientId] = []
         self.is_new = not folder.exists()
@@ -90,11 +81,7 @@ class FolderStore:
         self.write(f"{CLIENT_PREFIX}{client}", state)
 
     def write(self, name: str, state: ClientState) -> None:
-        """Write a state to a file of the folder completely, or not at all.
-
-        Raises:
-            OSError: the disk is full, or the space reservation rejects the size.
-        """
+        """Write a state to a file of the folder completely, or not at all. The errors are the OSErrors of `save`."""
         parts = _serialize_with_checksum(state)
         with self._space_reservation(self.folder, sum(map(len, parts))):
             _write_atomically(self.folder / name, parts)
@@ -113,10 +100,7 @@ class FolderStore:
         self.generation = 0
 
     def read_model_rounds(self) -> Iterator[int]:
-        """Yield the round of the model that each client has stored; 0 for none.
-
-        Only the beginning of each file is read.
-        """
+        """Yield the round of the model that each client has stored, 0 for none, from the beginning of each client's file."""
         for path in self.folder.glob(f"{CLIENT_PREFIX}*"):
             with suppress(OSError, ValueError, TypeError, LookupError), path.open("rb") as file:
                 header = file.read(HEADER.size)
@@ -143,7 +127,7 @@ class FolderModelCache(ModelCache):
 
     def put(self, round: int, model: F32, oldest_useful_round: int = 0) -> F32:
         if not self.has(round):
-            for path in self._folder.glob(f"{MODEL_PREFIX}*"):  # models of rounds without a reply have no reference
+            for path in self._folder.glob(f"{MODEL_PREFIX}*"):  # no client has stored the model of a round without a reply
                 cached_round = int(path.name.removeprefix(MODEL_PREFIX))
                 if cached_round < oldest_useful_round or self._reference_counts[cached_round] <= 0:
                     path.unlink()
@@ -171,7 +155,7 @@ class FolderModelCache(ModelCache):
 
 
 def _read_state(path: Path) -> ClientState | None:
-    """Return the state in a file; None if there is no such file or its checksum is wrong."""
+    """Return the state in a file; None if the file is missing or its checksum is wrong."""
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError:
@@ -183,7 +167,7 @@ def _read_state(path: Path) -> ClientState | None:
 
 
 def compute_file_size(state: ClientState) -> int:
-    """Return the size of the file that a state is stored in."""
+    """Return the bytes of the file that a state is stored in."""
     return sum(map(len, _serialize_with_checksum(state)))
 
 
@@ -198,7 +182,7 @@ def _serialize_with_checksum(state: ClientState) -> list[bytes | memoryview]:
 
 
 def _write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
-    """Write a file completely or not at all, even if the process is killed. A crash of the system is not covered."""
+    """Write a file completely or not at all, even if the process is killed; a crash of the system may lose data."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -210,7 +194,7 @@ def _write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
 
 
 def _is_running(process_id: str) -> bool:
-    """Return False if there is no process of this id; True where that cannot be known."""
+    """Return False if no process has this id; True if the system does not say."""
     if os.name != "posix" or not process_id.isdecimal():
         return True
     try:

@@ -1,14 +1,11 @@
 """Client states in a file that all processes of a run share, in memory or on disk.
 
-A client may be trained by another worker in each round. Layout of the file:
-
     end of the file u64, first free slot of each size u64 × 64
-    for each client: offset of its slot plus the logarithm of the slot's size, 0 for no slot   u64
+    for each client: offset of the client's slot plus the binary logarithm of the slot's size, 0 for no slot   u64
     slots of 2^n bytes each: used bytes u64, length of the description u32, description (JSON), arrays
 
-Slots begin at multiples of 64, so that an entry has room for offset and size. Sizes are powers of two, because pages that were
-never written take no memory. Clients that never take part take none either. Saving and loading take as long with ten million
-registered clients as with ten. Nothing is pickled.
+Slots begin at multiples of 64, so that an entry has room for offset and size. Pages that were never written take no memory, so
+neither the rest of a slot nor a client that never takes part costs memory. Loading and saving take O(1) for any N.
 """
 
 from __future__ import annotations
@@ -31,8 +28,6 @@ from fedsgd.runtime.workers.shared_memory import ALIGNMENT, SharedFile, align_up
 
 N_SIZE_CLASSES = 64
 """Number of slot sizes."""
-MIN_SIZE_CLASS = 6
-"""Logarithm of the smallest slot size, `ALIGNMENT` bytes. It holds a state that has only a round."""
 PAGE_BYTES = 4096
 """Bytes of a page, the unit in which systems allocate memory and disk space."""
 _NUMBER = struct.Struct("<Q")
@@ -46,25 +41,13 @@ NamedArray = tuple[str, str, NDArray[Any] | None]
 
 
 class SlotStore:
-    """A `ClientStore` for several processes. Only one process uses the state of a client at a time.
+    """A `ClientStore` for several processes, of which only one uses the state of a client at a time.
 
-    The file has no name. It is removed when the last process that has it open ends, in whatever way.
-
-    Attributes:
-        n_clients: N, number of registered clients.
-        file: file with the layout that the module describes.
+    The file has no name, so the system removes it when the last process that has the file open ends.
     """
 
     def __init__(self, n_clients: int, folder: Path | None = None) -> None:
-        """Create the file.
-
-        Args:
-            n_clients: N, number of registered clients.
-            folder: folder on the disk where the file is created; None for memory.
-
-        Raises:
-            OutputError: no file can be created in the folder.
-        """
+        """Create the file in a folder on disk, or in memory if `folder` is None. `n_clients` is N, the registered clients."""
         self.n_clients = n_clients
         self.file = SharedFile() if folder is None else SharedFile.create_on_disk(folder)
         end = align_up(_INDEX_BYTES + _NUMBER.size * n_clients)
@@ -79,10 +62,9 @@ class SlotStore:
         return deserialize_state(self.file.read_array(offset, self._read_number(offset)))
 
     def save(self, client: ClientId, state: ClientState) -> None:
-        """Store the state of one client.
+        """Store the state of one client. If memory or disk is full, raise an OSError.
 
-        Raises:
-            OSError: memory or disk is full. The old state is then unchanged if the new one needed a larger slot.
+        After the error, the old state is unchanged if the new state needs a larger slot.
         """
         parts = serialize_state(state)
         needed_class = (_sum_lengths(parts) - 1).bit_length()
@@ -115,7 +97,7 @@ class SlotStore:
         return _INDEX_BYTES + _NUMBER.size * client
 
     def _find_slot(self, client: ClientId) -> tuple[int, int]:
-        """Return the offset of a client's slot and the logarithm of its size; zeros if there is none."""
+        """Return the offset of a client's slot and the binary logarithm of the slot's size; zeros if the client has no slot."""
         entry = self._read_number(self._locate_entry(client))
         return entry & -ALIGNMENT, entry & (ALIGNMENT - 1)
 
@@ -148,14 +130,9 @@ class SlotStore:
 
 
 class SlotModelCache(ModelCache):
-    """A `ModelCache` for several processes."""
+    """A `ModelCache` for several processes, with one slot for each of the run's `n_rounds` rounds."""
 
     def __init__(self, n_rounds: int) -> None:
-        """Create the shared files.
-
-        Args:
-            n_rounds: rounds of the run.
-        """
         self._models = SlotStore(n_rounds + 1)
         self._reference_counts = SharedFile()
         os.ftruncate(self._reference_counts.descriptor, _COUNT.size * (n_rounds + 1))
@@ -195,10 +172,7 @@ class SlotModelCache(ModelCache):
 
 @contextmanager
 def lock_file(file: SharedFile) -> Iterator[None]:
-    """Return a context that only one process at a time can be in, for each file.
-
-    The system releases the lock if the process that holds it dies.
-    """
+    """Return a context in which this process has the file's lock. The system releases the lock if the process dies."""
     import fcntl  # not available on every system
 
     fcntl.lockf(file.descriptor, fcntl.LOCK_EX)
@@ -209,10 +183,7 @@ def lock_file(file: SharedFile) -> Iterator[None]:
 
 
 def stored_bytes(state: ClientState) -> int:
-    """Return the bytes of memory or disk that a state takes in a store.
-
-    That is a power of two, or the number of whole pages if that is less.
-    """
+    """Return the bytes of memory or disk that a state takes: a power of two, or whole pages if these are fewer bytes."""
     used = _sum_lengths(serialize_state(state))
     return min(1 << (used - 1).bit_length(), -(-used // PAGE_BYTES) * PAGE_BYTES)
 
@@ -224,11 +195,8 @@ def _sum_lengths(parts: list[bytes | memoryview]) -> int:
 def serialize_state(state: ClientState) -> list[bytes | memoryview]:
     """Return the state as byte strings, each of which begins at a multiple of `ALIGNMENT` in a file.
 
-    The first has the number of used bytes and a description; the others have one array each. An array that occurs twice is
-    stored once.
-
-    Raises:
-        TypeError: an entry is not an array of numbers.
+    The first string has the number of used bytes and a description; each other string has one array. An array that occurs twice
+    is stored once.
     """
     descriptions: list[list[Any]] = []
     arrays: list[bytes | memoryview] = []

@@ -1,8 +1,7 @@
-"""Channels between the server and its workers, which carry messages in order, independent of their meaning.
+"""Channels between the server and its workers. A channel carries messages in order, independent of their meaning.
 
-A message has a head of a few bytes and some frames. Large frames are written to a shared file instead of the pipe. Measured
-between two processes, a request and a reply of 200 B take 0.02 ms either way. With 800 kB they take 0.47 ms through the pipe
-and 0.13 ms through a shared file; with 6.6 MB, 6.2 ms and 1.5 ms.
+A message has a head of a few bytes and some frames. Large frames are written to a shared file, which is about four times as
+fast as a pipe for frames of 800 kB or more.
 """
 
 from __future__ import annotations
@@ -15,12 +14,9 @@ from typing import Protocol
 from fedsgd.runtime.workers.shared_memory import SharedFile
 
 MIN_SHARED_FRAME_BYTES = 1 << 16
-"""Bytes from which on a frame is written to the shared file, once for all messages that have it."""
+"""Minimum bytes of a frame that is written to the shared file, once for all messages that contain the frame."""
 MAX_INLINE_MESSAGE_BYTES = 1 << 12
-"""Largest message in bytes that is sent through the pipe.
-
-Larger messages go to the shared file, so that a full pipe never blocks the sender.
-"""
+"""Maximum bytes of a message in the pipe. The shared file takes larger messages, lest a full pipe block the sender."""
 _NOTICE = struct.Struct("<QqQ")
 """Content of a pipe message: number of flips, offset of the body or `_INLINE`, length of the body."""
 _COUNTS = struct.Struct("<II")
@@ -48,14 +44,10 @@ class Channel(Protocol):
 
 
 class SharedOutbox:
-    """Shared file of a sender, on one channel or several.
+    """Shared file in which a sender writes the large messages of one channel or several.
 
-    The sender writes to one half of the file and flips to the other. Data written before the last flip is still readable, and
-    older data may be overwritten.
-
-    Attributes:
-        file: the shared file.
-        n_flips: number of flips so far.
+    The sender writes to one half of the file, and `flip` switches to the other half. Data remains readable until the second
+    flip after writing.
     """
 
     def __init__(self) -> None:
@@ -65,13 +57,13 @@ class SharedOutbox:
         self._offsets: dict[int, tuple[bytes, int]] = {}
 
     def flip(self) -> None:
-        """Continue in the other half of the file. The receivers must have read all that was sent before the last flip."""
+        """Switch to the file's other half. The receivers must have read all messages from before the last flip."""
         self.n_flips += 1
         self._end_offset = self.n_flips % 2 * _SECOND_HALF_OFFSET
         self._offsets = {}
 
     def write_once(self, data: bytes) -> int:
-        """Return the offset of these bytes in the file. An object is written once between two flips."""
+        """Write bytes unless the same object was written since the last flip, and return their offset in the file."""
         if id(data) not in self._offsets:
             self._offsets[id(data)] = data, self._end_offset
             self._end_offset = self.file.write(self._end_offset, data)
@@ -79,10 +71,7 @@ class SharedOutbox:
 
 
 class PipeChannel:
-    """Channel between processes of one machine: a pipe, and for large messages a shared file in each direction.
-
-    This end writes `outbox`, and the other end writes `inbox`.
-    """
+    """Channel between processes of one machine: a pipe, and for large messages the shared files `outbox` and `inbox`."""
 
     def __init__(self, pipe: Connection, outbox: SharedOutbox, inbox: SharedFile) -> None:
         self.pipe = pipe
@@ -97,10 +86,9 @@ class PipeChannel:
 
     def send(self, head: bytes, frames: Sequence[bytes] = ()) -> None:
         """Send a message. OSError if the other end is closed."""
+        offsets = [self.outbox.write_once(f) if len(f) >= MIN_SHARED_FRAME_BYTES else _INLINE for f in frames]
         parts = [_COUNTS.pack(len(head), len(frames))]
-        parts += [
-            _FRAME.pack(self.outbox.write_once(f) if len(f) >= MIN_SHARED_FRAME_BYTES else _INLINE, len(f)) for f in frames
-        ]
+        parts += [_FRAME.pack(offset, len(frame)) for offset, frame in zip(offsets, frames, strict=True)]
         body = b"".join([*parts, head, *(f for f in frames if len(f) < MIN_SHARED_FRAME_BYTES)])
         offset = self.outbox.write_once(body) if len(body) > MAX_INLINE_MESSAGE_BYTES else _INLINE
         self.pipe.send_bytes(_NOTICE.pack(self.outbox.n_flips, offset, len(body)) + (body if offset == _INLINE else b""))

@@ -1,4 +1,4 @@
-"""Server side of the workers: it dispatches clients and evaluations, and collects the results."""
+"""Server side of the workers: dispatch clients and evaluations, and collect the results."""
 
 from __future__ import annotations
 
@@ -25,21 +25,18 @@ if TYPE_CHECKING:
     from fedsgd.models.task import LearningTask
 
 MAX_QUEUED_JOBS = 2
-"""Largest number of jobs of a worker: the current one, and the next one so that the worker need not wait."""
+"""Maximum number of a worker's jobs: the current job, and the next job, so that the worker need not wait."""
 EVALUATION_PARTS_PER_WORKER = 4
 """Parts of an evaluation for each worker."""
 MIN_DISTRIBUTED_EVALUATION = 10**7
-"""Parameters times examples below which an evaluation is faster in the server's process."""
+"""Minimum of parameters times examples for which workers evaluate faster than the server's process."""
 
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker, as the server sees it.
+    """Server's handle of a worker, with the numbers of the worker's jobs, oldest first.
 
-    Attributes:
-        channel: connection to the worker.
-        describe_exit: function that waits until the worker has ended and describes its exit.
-        jobs: numbers of the worker's jobs, oldest first.
+    `describe_exit` waits until the worker has ended, and describes the exit.
     """
 
     channel: Channel
@@ -48,12 +45,12 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """Runtime that trains clients in workers, and evaluator that distributes examples to them.
+    """Runtime that trains clients in workers, and evaluator that distributes examples to the workers.
 
     Attributes:
         workers: workers that have not ended.
-        outbox: outbox of all channels.
-        engine: engine like those of the workers, for evaluations too small to distribute.
+        outbox: outbox of all workers' channels.
+        engine: the server's own engine, for evaluations that are too small to distribute.
         evaluation_sets: examples in the order of `WorkerConfig.select_evaluation_sets`.
     """
 
@@ -81,15 +78,10 @@ class WorkerPool:
         return range(len(self.data))
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
-        """Yield one outcome for each client, in any order.
-
-        The clients of a worker that ends have failed, and so have clients without an outcome after `timeout` seconds.
-        """
+        """Yield one outcome for each client, in any order. The unfinished clients of a worker that ends have failed."""
         clients_per_worker = -(-len(messages) // max(len(self.workers), 1))  # at least one part for every worker
-        clients = list(messages)
-        parts = chunk_by_size(
-            clients, self.data.sizes_of(clients), max(1, min(self.engine.preferred_batch_of_clients, clients_per_worker))
-        )
+        clients, part_size = list(messages), max(1, min(self.engine.preferred_batch_of_clients, clients_per_worker))
+        parts = chunk_by_size(clients, self.data.sizes_of(clients), part_size)
         jobs = [protocol.encode_train_request({client: messages[client] for client in part}) for part in parts]
         pending = {client: None for part in parts for client in part}
         for job, answer in self._dispatch(jobs, timeout):
@@ -106,14 +98,11 @@ class WorkerPool:
             yield ClientFailure(client, TimeoutError("no reply" if timeout is None else f"no reply within {timeout:g} s"))
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """Evaluate a model with weights [P] and buffers [S]. The result has the same bits as that of one engine.
+        """Evaluate a model with weights [P] and buffers [S]. The result has the same bits as the result of one engine.
 
-        A loss that needs all outputs at once is computed by the engine of this process, because the workers would have to send
-        the outputs.
+        A loss that needs all outputs at once is computed in this process, because the workers would have to send the outputs.
         """
-        set_index = next(
-            (i for i, evaluation_set in enumerate(self.evaluation_sets) if _is_same_data(evaluation_set, examples)), None
-        )
+        set_index = next((i for i, candidate in enumerate(self.evaluation_sets) if _is_same_data(candidate, examples)), None)
         slices = -(-len(examples) // EVALUATION_SLICE_SIZE)
         is_small = slices < 2 or len(examples) * self.n_parameters < MIN_DISTRIBUTED_EVALUATION
         if set_index is None or is_small or self.loss_reduction.select_kind(len(examples)) == "whole":
@@ -135,10 +124,7 @@ class WorkerPool:
         return EvaluationResult.join(parts)
 
     def _dispatch(self, jobs: Sequence[Packet], timeout: float | None) -> Iterator[tuple[int, Packet | Exception]]:
-        """Yield (job number, answer) as the answers arrive.
-
-        The answer is a ChildProcessError for each unfinished job of a worker that ended.
-        """
+        """Yield (job number, answer) as the answers arrive; a ChildProcessError answers the jobs of a worker that ended."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self._finish_earlier_jobs()
         self.outbox.flip()
@@ -174,7 +160,7 @@ class WorkerPool:
         return packet
 
     def _finish_earlier_jobs(self) -> None:
-        """Receive the remaining answers to an exchange whose caller stopped early."""
+        """Receive the remaining answers to earlier jobs, whose caller stopped early or reached the timeout."""
         for worker in list(self.workers):
             while worker.jobs and worker in self.workers:
                 self._receive(worker)

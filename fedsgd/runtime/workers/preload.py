@@ -1,7 +1,4 @@
-"""Imports of the fork server, which it makes before it forks workers.
-
-It also makes the first call of a compiled loop, which takes 0.6 s, once for all workers.
-"""
+"""Work of the fork server, once for all workers: imports, and the first call of a compiled loop, which takes 0.6 s."""
 
 import numpy as np
 

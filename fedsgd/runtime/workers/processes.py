@@ -41,13 +41,11 @@ EXIT_TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True, eq=False)
 class SharedInputs:
-    """Inputs of all workers, in memory that they share.
+    """Inputs of all workers, in shared memory.
 
     Attributes:
         worker_config: a pickled `WorkerConfig`.
-        data: pickled (dataset, training examples of the clients, held-out examples of the clients).
-        store: states of the clients.
-        model_cache: models that the clients have stored.
+        data: pickled (dataset, clients' training examples, clients' held-out examples).
         profile_file: file to which each worker writes its seconds by phase; None if no profile is measured.
     """
 
@@ -61,24 +59,19 @@ class SharedInputs:
         """Return the seconds by phase, summed over `n_workers` workers."""
         total = dict.fromkeys(PHASES, 0.0)
         if self.profile_file is not None:
+            size = calcsize(PROFILE_FORMAT)
             for number in range(n_workers):
-                for phase, seconds in unpack_seconds(
-                    self.profile_file.read(number * calcsize(PROFILE_FORMAT), calcsize(PROFILE_FORMAT))
-                ).items():
+                for phase, seconds in unpack_seconds(self.profile_file.read(number * size, size)).items():
                     total[phase] += seconds
         return total
 
 
 @contextmanager
 def start_workers(n_workers: int, inputs: SharedInputs, outbox: SharedOutbox) -> Iterator[list[WorkerHandle]]:
-    """Return a context with n ready workers.
+    """Return a context with `n_workers` ready workers.
 
-    The workers end by themselves when the context is left without an error, and when this process dies. If an error leaves the
-    context, they are killed.
-
-    Raises:
-        RunError: a worker ended before it was ready.
-        ScenarioError: the script starts a run when it is imported.
+    Workers end by themselves at the end of the context and when this process dies. After an error, the workers are killed. A
+    worker's end before it is ready raises a RunError here, and a script without a main guard raises a ScenarioError.
     """
     preload_workers(n_workers)
     context = mp.get_context("forkserver") if choose_start_method() == "forkserver" else mp.get_context("spawn")
@@ -110,15 +103,14 @@ def _wait_ready(worker: WorkerHandle) -> None:
     with suppress(EOFError, OSError):
         head, frames = worker.channel.receive()
     if not head:
-        raise RunError(
-            1, None, f"{worker.describe_exit()} before it was ready: it imports the script, whose output may say more"
-        )
+        problem = "before it was ready: a worker imports the script, and the script's output may say more"
+        raise RunError(1, None, f"{worker.describe_exit()} {problem}")
     if protocol.message_type(head) is not MessageType.READY:
         raise protocol.decode_failure(head, frames)[1]
 
 
 def _describe_exit(process: BaseProcess) -> str:
-    """Return a description of a process's end. ScenarioError if the script has no main guard."""
+    """Describe the end of a process. Raise a ScenarioError if the script has no main guard."""
     process.join(EXIT_TIMEOUT_SECONDS)
     status, number = process.exitcode, process.name.removeprefix(WORKER_NAME_PREFIX)
     if status == EXIT_MISSING_MAIN_GUARD:

@@ -54,7 +54,7 @@ def message_type(head: bytes) -> MessageType:
 
 
 def encode_train_request(messages: Mapping[ClientId, Message]) -> Packet:
-    """Return the message with clients and their messages. A frame of several messages is included once."""
+    """Return the message with clients and their messages. A frame that several messages share is included once."""
     frames: dict[int, tuple[int, bytes]] = {}
     numbers: list[int] = []
     for client, message in messages.items():
@@ -78,13 +78,9 @@ def decode_train_request(head: bytes, frames: Sequence[bytes]) -> dict[ClientId,
 
 
 def encode_evaluation_request(set_index: int, start: int, stop: int, model: Sequence[bytes]) -> Packet:
-    """Return the message for the evaluation of a model on examples of one set.
+    """Return the message for the evaluation of a model on examples [start, stop) of one set.
 
-    Args:
-        set_index: number of the set.
-        start: first example.
-        stop: end of the examples, exclusive.
-        model: weights [P] float32, and buffers [S] float32 if there are any, as bytes.
+    `model` has the bytes of the weights, [P] float32, and of the buffers, [S] float32, if there are any.
     """
     return _encode_numbers(MessageType.EVALUATE, [set_index, start, stop]), model
 
@@ -126,13 +122,7 @@ def encode_evaluation(result: EvaluationResult) -> Packet:
 
 
 def decode_evaluation(head: bytes, frames: Sequence[bytes], metrics: Sequence[str]) -> EvaluationResult:
-    """Return the result of an evaluation: the inverse of `encode_evaluation`.
-
-    Args:
-        head: head of the message.
-        frames: frames of the message.
-        metrics: names of the task's metrics, in order.
-    """
+    """Return the result of an evaluation: the inverse of `encode_evaluation`. `metrics` are the task's metrics, in order."""
     losses, loss_weights, *arrays = (np.frombuffer(frame, dtype=np.float64) for frame in frames)
     scores = dict(zip(metrics, arrays[::2], strict=True))
     weights = {name: values for name, values in zip(metrics, arrays[1::2], strict=True) if len(values)}
@@ -141,13 +131,9 @@ def decode_evaluation(head: bytes, frames: Sequence[bytes], metrics: Sequence[st
 
 
 def encode_failure(error: Exception, client: ClientId = -1) -> Packet:
-    """Return the message with an error.
+    """Return the message with an error, to which the worker's traceback is added as a note. `client` is −1 for no client.
 
-    An error that cannot be pickled and restored is sent as its class name and text.
-
-    Args:
-        error: the error; the worker's traceback is added to it as a note.
-        client: client that failed; −1 if the error belongs to no client.
+    If an error cannot be pickled and restored, the message has the error's class name and text.
     """
     error.add_note("In a worker process:\n" + "".join(traceback.format_tb(error.__traceback__)).rstrip())
     try:
@@ -156,11 +142,8 @@ def encode_failure(error: Exception, client: ClientId = -1) -> Packet:
             data = b""
     except Exception:  # pickling a user's class may raise any error
         data = b""
-    return _NUMBER.pack(MessageType.FAILED, client), [
-        data,
-        type(error).__name__.encode(),
-        str(error).encode(errors="backslashreplace"),
-    ]
+    texts = type(error).__name__.encode(), str(error).encode(errors="backslashreplace")
+    return _NUMBER.pack(MessageType.FAILED, client), [data, *texts]
 
 
 def decode_failure(head: bytes, frames: Sequence[bytes]) -> tuple[ClientId, Exception]:
@@ -199,11 +182,7 @@ def pack_packets(packets: Sequence[Packet]) -> bytes:
 
 
 def unpack_packets(data: bytes) -> Iterator[Packet]:
-    """Yield the messages of a byte string: the inverse of `pack_packets`.
-
-    Raises:
-        WireError: a message is longer than the remaining bytes.
-    """
+    """Yield the messages of a byte string: the inverse of `pack_packets`. Raise a WireError if bytes are missing."""
     offset = 0
     while offset < len(data):
         if len(data) - offset < _COUNTS.size:
@@ -215,10 +194,8 @@ def unpack_packets(data: bytes) -> Iterator[Packet]:
         lengths = [_LENGTH.unpack_from(data, lengths_offset + _LENGTH.size * i)[0] for i in range(n_frames)]
         head_offset = lengths_offset + _LENGTH.size * n_frames
         if len(data) - head_offset < head_length + sum(lengths):
-            raise WireError(
-                offset,
-                f"a head of {head_length} and frames of {sum(lengths)} bytes are announced, {len(data) - head_offset} remain",
-            )
+            sizes = f"a head of {head_length} and frames of {sum(lengths)} bytes"
+            raise WireError(offset, f"{sizes} are announced, {len(data) - head_offset} remain")
         offset = head_offset + head_length
         frames = []
         for length in lengths:

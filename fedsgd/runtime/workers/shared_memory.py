@@ -1,7 +1,4 @@
-"""Files that the processes of a run share.
-
-The files have no names. They are removed when the last process that has them open ends, in whatever way.
-"""
+"""Files without names that the processes of a run share. The system removes a file when the last process that uses it ends."""
 
 from __future__ import annotations
 
@@ -30,33 +27,19 @@ def align_up(n_bytes: int) -> int:
 
 
 class SharedFile:
-    """File that several processes can read and write.
+    """File that several processes can read and write. A process can be passed the file only when the process is started.
 
-    It can be passed to a process only while the process is being started.
-
-    Attributes:
-        descriptor: file descriptor.
-        close: function that closes the descriptor, which is also called when the object is deleted.
+    Deleting the object calls `close`, which closes the file descriptor.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """Create a file in memory, or adopt an open one.
-
-        Args:
-            descriptor: descriptor of an open file; None for a new file.
-        """
+        """Adopt the open file of a descriptor, or create a file in memory."""
         self.descriptor = _open_anonymous_file() if descriptor is None else descriptor
         self.close = weakref.finalize(self, os.close, self.descriptor)
 
     @staticmethod
     def create_on_disk(folder: Path) -> SharedFile:
-        """Create a file in a folder on disk.
-
-        It has no name, so it is removed even if every process is killed.
-
-        Raises:
-            OutputError: no file can be created in the folder.
-        """
+        """Create a file without a name in a folder on disk. Raise an OutputError if the file cannot be created."""
         try:
             return SharedFile(_open_unlinked_file(folder))
         except OSError as error:
@@ -74,20 +57,12 @@ class SharedFile:
         return offset
 
     def read(self, offset: int, n_bytes: int) -> bytes:
-        """Return `n_bytes` bytes from `offset` on.
-
-        Raises:
-            EOFError: the file ends before.
-        """
+        """Return `n_bytes` bytes from `offset` on. Raise an EOFError if the file is shorter."""
         data = os.pread(self.descriptor, n_bytes, offset)
         return data if len(data) == n_bytes else self.read_array(offset, n_bytes).tobytes()
 
     def read_array(self, offset: int, n_bytes: int) -> U8:
-        """Return `n_bytes` bytes from `offset` on, [n_bytes] uint8, as a writable array.
-
-        Raises:
-            EOFError: the file ends before.
-        """
+        """Return `n_bytes` bytes from `offset` on, as a writable uint8 array. Raise an EOFError if the file is shorter."""
         out = np.empty(n_bytes, dtype=np.uint8)
         remaining = out.data
         while len(remaining):
@@ -115,13 +90,9 @@ def _open_unlinked_file(folder: Path | None) -> int:
 
 @dataclass(frozen=True, eq=False)
 class SharedPickle:
-    """Pickled value in a shared file.
+    """Pickled value in a shared file. Processes that load the value share the memory of its arrays.
 
-    Processes that load it share the memory of its arrays. An array that a process writes to is copied for that process alone.
-
-    Attributes:
-        file: file with the pickle and the arrays.
-        lengths: bytes of the pickle and of each array.
+    A process that writes to an array gets its own copy of the pages. `lengths` are the bytes of the pickle and of each array.
     """
 
     file: SharedFile
@@ -129,7 +100,7 @@ class SharedPickle:
 
     @staticmethod
     def from_value(value: object) -> SharedPickle:
-        """Pickle a value into a new shared file. Errors of pickling are not caught."""
+        """Pickle a value into a new shared file."""
         arrays: list[pickle.PickleBuffer] = []
         parts = [memoryview(pickle.dumps(value, protocol=5, buffer_callback=arrays.append))]
         parts += [array.raw() for array in arrays]

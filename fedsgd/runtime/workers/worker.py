@@ -16,17 +16,14 @@ from fedsgd.runtime.workers.protocol import MessageType, Packet
 from fedsgd.training import LocalTraining, TrainingEngine
 
 EngineFactory = Callable[[LearningTask, LocalTraining, Examples], TrainingEngine]
-"""Function of a task, the rule of local training, and training examples to record steps with, to an engine."""
+"""Function that creates an engine for a task and a rule of local training. The engine records steps with the examples."""
 
 
 @dataclass(frozen=True, eq=False)
 class WorkerConfig:
-    """Configuration of the workers, pickled once for all of them.
+    """Configuration that all workers share.
 
     Attributes:
-        plan: settings of the federation.
-        task: model, loss and metrics.
-        make_engine: factory of the worker's engine.
         evaluates_train_data: True if the model is also evaluated on all training examples.
         evaluates_by_client: True if the model is also evaluated on the examples that clients hold out.
     """
@@ -38,39 +35,26 @@ class WorkerConfig:
     evaluates_by_client: bool = False
 
     def select_evaluation_sets(self, test: Examples, train: ClientData, held_out: ClientData | None) -> list[Examples]:
-        """Return the examples for evaluations, in the same order at server and workers.
-
-        Only sets that are evaluated are returned, because joining the examples of all clients may be expensive.
-        """
+        """Return the evaluated sets, in the same order at server and workers. Other sets would be expensive to join."""
         parts = (train if self.evaluates_train_data else None, held_out if self.evaluates_by_client else None)
         return [test, *(part.all_examples() for part in parts if part is not None)]
 
 
+@dataclass(frozen=True, eq=False)
 class Worker:
-    """Worker that trains its host's clients and evaluates parts of `evaluation_sets`, one message after another.
+    """Worker that trains its host's clients and evaluates parts of `evaluation_sets`, one message after another."""
 
-    `on_message_processed` is called after each message.
-    """
-
-    def __init__(
-        self,
-        channel: Channel,
-        outbox: SharedOutbox,
-        host: ClientHost,
-        evaluation_sets: Sequence[Examples],
-        on_message_processed: Callable[[], None],
-    ) -> None:
-        self.on_message_processed = on_message_processed
-        self.channel = channel
-        self.outbox = outbox
-        self.host = host
-        self.evaluation_sets = evaluation_sets
+    channel: Channel
+    outbox: SharedOutbox
+    host: ClientHost
+    evaluation_sets: Sequence[Examples]
+    on_message_processed: Callable[[], None]
 
     def serve(self) -> None:
         """Process messages until the server ends, which raises EOFError or OSError."""
         while True:
             head, frames = self.channel.receive()
-            # Before it sends a message, the server has read all answers to the message before the last.
+            # The server sent this message after it had read all answers to the message before the last.
             self.outbox.flip()
             if protocol.message_type(head) is MessageType.TRAIN:
                 for outcome in self.host.process_messages(protocol.decode_train_request(head, frames)):
