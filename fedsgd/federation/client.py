@@ -87,11 +87,11 @@ def decode_task(
     seconds = time.perf_counter() - start_time
     if header.acknowledged > state.last_reply_round:
         return _reply_state_lost(plan, client, header, state)
-    uncommitted = state.uncommitted_state
-    if uncommitted is not None and uncommitted.round == header.round and uncommitted.reply_frame is not None:
+    uncommitted_state = state.uncommitted_state
+    if uncommitted_state is not None and uncommitted_state.round == header.round and uncommitted_state.reply_frame is not None:
         n_steps = plan.local_training.n_steps(len(examples))
         n_processed = plan.local_training.n_examples_processed(len(examples))
-        reply = Reply(client, (uncommitted.reply_frame,), seconds, 0.0, n_steps, examples_processed=n_processed)
+        reply = Reply(client, (uncommitted_state.reply_frame,), seconds, 0.0, n_steps, examples_processed=n_processed)
         return ImmediateReply(reply, state)
     has_model = state.model_round <= header.round and downlink_cache.model_cache.has(state.model_round)
     model_round = state.model_round if has_model else 0
@@ -100,14 +100,14 @@ def decode_task(
         return ImmediateReply(reply, replace(state, model_round=model_round))
     downlink = downlink_cache.decode(plan, header, message[1:], model_round)
     next_model_round = header.round if plan.downlink.clients_keep_model else 0
-    committed = ClientState(state.resolve(header.round, header.acknowledged), None, next_model_round)
-    job = _build_job(plan, header.round, client, downlink, committed.committed_state, examples)
+    next_state = ClientState(state.resolve(header.round, header.acknowledged), None, next_model_round)
+    job = _build_job(plan, header.round, client, downlink, next_state.committed_state, examples)
     rounds_missed = header.round - state.last_reply_round - 1 if state.last_reply_round else -1
-    return ClientTask(job, committed, downlink, state.model_round, rounds_missed, seconds + downlink.decode_seconds)
+    return ClientTask(job, next_state, downlink, state.model_round, rounds_missed, seconds + downlink.decode_seconds)
 
 
 def _decode_task_header(client: ClientId, message: Message, last_reply_round: int) -> Header:
-    """Decode the TASK frame of a message, and check that it is for this client and not outdated."""
+    """Decode the TASK frame of a message. Raise a WireError if the frame is for another client or outdated."""
     if len(message) < 2:
         raise WireError(0, f"the message has {len(message)} frames, expected TASK, MODEL and, for some schemes, REFERENCE")
     header = decode_frame(message[0], frame_overhead(0)).header
@@ -207,11 +207,11 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
         **with_prefix(LOCAL, local_entries),
     }
     rollback = with_prefix(SCHEME, encoded.rollback)
-    uncommitted = UncommittedState(round, state_if_accepted, rollback, frame if state_if_accepted else None)
+    uncommitted_state = UncommittedState(round, state_if_accepted, rollback, frame if state_if_accepted else None)
     seconds, norms = (task.decode_seconds, encode_seconds), _residual_norms(plan, encoded)
     n_processed = training.n_examples_processed(result.n_examples)
     reply = Reply(client, (frame,), *seconds, result.n_steps, *norms, task.rounds_missed, n_processed)
-    return reply, ClientState({}, uncommitted, task.state.model_round)
+    return reply, ClientState({}, uncommitted_state, task.state.model_round)
 
 
 def _local_state(plan: FederationPlan, job: TrainingJob, result: TrainingResult) -> StateArrays:
@@ -227,7 +227,7 @@ def _local_state(plan: FederationPlan, job: TrainingJob, result: TrainingResult)
 
 
 def _residual_norms(plan: FederationPlan, encoded_update: EncodedUpdate) -> tuple[float, float]:
-    """Return the residual's norm if the reply is accepted, and if it is not; NaN if the scheme has no residual."""
+    """Return the residual's norms for an accepted reply and for a lost reply; NaN if the scheme has no residual."""
     residual = plan.uplink.residual(encoded_update.state)
     if residual is None:
         return math.nan, math.nan
@@ -251,7 +251,7 @@ def client_update(
 ) -> tuple[Reply, ClientState]:
     """Decode a message, train, and encode the update of one client. Return its reply and its next state.
 
-    The errors are those of `decode_task` and `encode_update`.
+    `decode_task` and `encode_update` name the errors.
 
     Args:
         plan: settings of the federation.

@@ -49,7 +49,7 @@ class ClientState:
 
     Attributes:
         committed_state: arrays by "prefix/name", from before the last reply.
-        uncommitted_state: state after the last reply, until the next TASK frame arrives; None if there is none.
+        uncommitted_state: state after the last reply, until a later round's TASK frame arrives; None if there is none.
         model_round: round of the model that the client has stored; 0 for none.
     """
 
@@ -234,12 +234,12 @@ class AcknowledgedRounds:
             clients: clients whose reply was accepted.
             round: round of the replies.
         """
-        blocks, copied = dict(self.blocks), set[int]()
+        blocks, copied_numbers = dict(self.blocks), set[int]()
         for client in clients:
             number = client // BLOCK_SIZE
-            if number not in copied:
+            if number not in copied_numbers:
                 blocks[number] = np.array(blocks.get(number, np.zeros(BLOCK_SIZE)), dtype=np.int32)
-                copied.add(number)
+                copied_numbers.add(number)
             blocks[number][client % BLOCK_SIZE] = round
         return AcknowledgedRounds(blocks)
 
@@ -291,22 +291,24 @@ def _to_f32(name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _convert_state(state: ClientState, convert: ArrayConverter) -> ClientState:
-    converted: dict[int, NDArray[Any]] = {}
+    converted_arrays: dict[int, NDArray[Any]] = {}
 
     def convert_once(name: str, array: NDArray[Any]) -> NDArray[Any]:
         if name.startswith(f"{LOCAL}/"):
             return array
-        if id(array) not in converted:
-            converted[id(array)] = convert(name, array)
-        return converted[id(array)]
+        if id(array) not in converted_arrays:
+            converted_arrays[id(array)] = convert(name, array)
+        return converted_arrays[id(array)]
 
     def convert_all(state_entries: StateArrays) -> StateArrays:
         return {name: convert_once(name, array) for name, array in state_entries.items()}
 
-    uncommitted = state.uncommitted_state
-    if uncommitted is not None:
-        rollback = {
-            n: None if p is None else EntryPatch(p.indices, convert_once(n, p.values)) for n, p in uncommitted.rollback.items()
-        }
-        uncommitted = replace(uncommitted, state_if_accepted=convert_all(uncommitted.state_if_accepted), rollback=rollback)
-    return replace(state, committed_state=convert_all(state.committed_state), uncommitted_state=uncommitted)
+    def convert_patch(name: str, patch: EntryPatch | None) -> EntryPatch | None:
+        return None if patch is None else EntryPatch(patch.indices, convert_once(name, patch.values))
+
+    uncommitted_state = state.uncommitted_state
+    if uncommitted_state is not None:
+        arrays = convert_all(uncommitted_state.state_if_accepted)
+        rollback = {name: convert_patch(name, patch) for name, patch in uncommitted_state.rollback.items()}
+        uncommitted_state = replace(uncommitted_state, state_if_accepted=arrays, rollback=rollback)
+    return replace(state, committed_state=convert_all(state.committed_state), uncommitted_state=uncommitted_state)

@@ -148,23 +148,23 @@ def run_rounds(
         exchange = _exchange_with_resync(plan, server, runtime, sampled_cohort.cohort, observer, timeout)
         replies, failures = exchange.replies, exchange.failures
         deliveries = participation.delivery_of(server.round, {reply.client: reply.steps for reply in replies})
-        accepted = [reply for reply in replies if deliveries[reply.client] == "received"]
+        accepted_replies = [reply for reply in replies if deliveries[reply.client] == "received"]
         try:
             if exchange.runtime_error is not None:
                 raise exchange.runtime_error
             fatal_failures = [f for f in failures if on_failure == "stop" or isinstance(f.error, ChildProcessError)]
             if fatal_failures:
                 raise as_run_error(server.round, fatal_failures[0])
-            next_server, aggregated_replies, unreadable = _aggregate_readable_replies(
-                plan, exchange.server, sampled_cohort, accepted, on_failure == "continue"
+            next_server, aggregated_replies, unreadable_failures = _aggregate_readable_replies(
+                plan, exchange.server, sampled_cohort, accepted_replies, on_failure == "continue"
             )
         except FedsgdError:
             deliveries = {client: "refused" if delivery == "received" else delivery for client, delivery in deliveries.items()}
             for event in _uplink_events(plan, server, replies, deliveries, {}):
                 observer(event)
             raise
-        failures += unreadable
-        deliveries = {**deliveries, **dict.fromkeys((failure.client for failure in unreadable), "refused")}
+        failures += unreadable_failures
+        deliveries = {**deliveries, **dict.fromkeys((failure.client for failure in unreadable_failures), "refused")}
         with PhaseTimer("ledger"):
             for event in _uplink_events(plan, server, replies, deliveries, aggregated_replies):
                 observer(event)
@@ -217,19 +217,19 @@ def _exchange_with_resync(
 ) -> _ExchangeResult:
     """Send the messages of a round, and a second message to each client that replied with a RESYNC frame."""
     messages, sending_server = broadcast(plan, server, cohort)
-    first = _exchange_once(server.round, messages, sending_server, runtime, timeout)
+    first_result = _exchange_once(server.round, messages, sending_server, runtime, timeout)
     with PhaseTimer("ledger"):
-        _emit_downlink_events(first, observer)
-    if not first.resync_frames or first.runtime_error is not None:
-        return first
-    messages, sending_server = rebroadcast(plan, sending_server, first.resync_frames)
-    second = _exchange_once(server.round, messages, sending_server, runtime, timeout)
+        _emit_downlink_events(first_result, observer)
+    if not first_result.resync_frames or first_result.runtime_error is not None:
+        return first_result
+    messages, sending_server = rebroadcast(plan, sending_server, first_result.resync_frames)
+    second_result = _exchange_once(server.round, messages, sending_server, runtime, timeout)
     with PhaseTimer("ledger"):
-        _emit_downlink_events(second, observer)
+        _emit_downlink_events(second_result, observer)
     problem = "the client replied RESYNC to a second message"
-    failures = {c: ClientFailure(c, RunError(server.round, c, problem)) for c in second.resync_frames}
-    outcomes = {**first.outcomes, **second.outcomes, **failures}
-    return _ExchangeResult(sending_server, first.messages, dict(sorted(outcomes.items())), second.runtime_error)
+    failures = {c: ClientFailure(c, RunError(server.round, c, problem)) for c in second_result.resync_frames}
+    outcomes = {**first_result.outcomes, **second_result.outcomes, **failures}
+    return _ExchangeResult(sending_server, first_result.messages, dict(sorted(outcomes.items())), second_result.runtime_error)
 
 
 def _exchange_once(
@@ -280,15 +280,15 @@ def _emit_downlink_events(result: _ExchangeResult, observer: FrameObserver) -> N
     """Call the observer for the frames of an exchange: all downlink frames, and the RESYNC frames of the uplink."""
     server = result.server
     frames_by_id = {id(encoded.data): encoded for encoded in server.shared_frames}
-    unreported = {key for key, encoded in frames_by_id.items() if encoded.decoded.header.round == server.round}
-    for client, (task, *shared) in result.messages.items():
+    unreported_ids = {key for key, encoded in frames_by_id.items() if encoded.decoded.header.round == server.round}
+    for client, (task, *shared_frames) in result.messages.items():
         outcome = result.outcomes.get(client)
         decode_seconds = outcome.decode_seconds if isinstance(outcome, Reply) else 0.0
         observer(FrameEvent(server.round, client, "down", FrameKind.TASK, task, 0, 0.0, 0.0))
-        for frame in shared:
+        for frame in shared_frames:
             encoded = frames_by_id[id(frame)]
-            seconds = encoded.encode_seconds if id(frame) in unreported else 0.0
-            unreported.discard(id(frame))
+            seconds = encoded.encode_seconds if id(frame) in unreported_ids else 0.0
+            unreported_ids.discard(id(frame))
             kind, times = encoded.decoded.header.kind, (seconds, decode_seconds)
             observer(
                 FrameEvent(server.round, client, "down", kind, frame, encoded.n_coordinates, *times, decoded=encoded.decoded)
@@ -323,5 +323,5 @@ def _uplink_events(
                     sections = decode_update(plan, reply, server.round).sections
                     n_coordinates = plan.uplink.n_coordinates(sections, plan.make_context(server.round, reply.client))
             seconds, counts = (reply.encode_seconds, decode_seconds), (reply.steps, reply.examples_processed)
-            header = server.round, reply.client
-            yield FrameEvent(*header, "up", FrameKind.UPDATE, frame, n_coordinates, *seconds, delivery, decoded, *counts)
+            source = server.round, reply.client
+            yield FrameEvent(*source, "up", FrameKind.UPDATE, frame, n_coordinates, *seconds, delivery, decoded, *counts)

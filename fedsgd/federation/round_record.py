@@ -28,7 +28,7 @@ class RoundRecord:
         downlink_broadcast_bytes: bytes of the downlink over a broadcast channel, where frames that clients share count once.
         dense_uplink_bytes, dense_downlink_bytes: bytes of one dense float32 frame for each reply, and for each message.
         residual_norm: mean Euclidean norm of residuals, over the clients that replied; None if there are no residuals.
-        rounds_missed: mean number of rounds since the last reply, over clients that replied before; None if there are none.
+        rounds_missed: mean number of rounds since the last reply, over clients that replied before; None without such clients.
         metrics: "loss", the metrics of the task, and metrics that `[evaluation]` adds; None if the model was not evaluated.
         seconds: seconds of wall-clock time that the round took.
         failures: one line for each client that failed.
@@ -80,9 +80,9 @@ class ResidualStatistics:
             replies: all replies of the round.
             accepted_clients: clients whose update was aggregated.
         """
-        accepted = set(accepted_clients)
+        clients = set(accepted_clients)
         norms_by_client = {
-            reply.client: reply.residual_norm if reply.client in accepted else reply.residual_norm_if_lost for reply in replies
+            reply.client: reply.residual_norm if reply.client in clients else reply.residual_norm_if_lost for reply in replies
         }
         norms = {client: norm for client, norm in norms_by_client.items() if not math.isnan(norm)}
         rounds_missed = [reply.rounds_missed for reply in replies if reply.rounds_missed >= 0]

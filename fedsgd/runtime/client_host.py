@@ -16,7 +16,7 @@ from fedsgd.training import TrainingEngine, TrainingResult
 
 
 def chunk_by_size(clients: Sequence[ClientId], sizes: I64, chunk_size: int) -> list[list[ClientId]]:
-    """Split clients into chunks of `chunk_size`, by their numbers of examples, `sizes` [len(clients)], largest first.
+    """Split clients into chunks of `chunk_size`, the clients with the most examples first. `sizes` are numbers of examples.
 
     Clients of a chunk train together, so their numbers of steps should be similar. The chunks dispatched last are short.
 
@@ -24,8 +24,8 @@ def chunk_by_size(clients: Sequence[ClientId], sizes: I64, chunk_size: int) -> l
     >>> chunk_by_size([3, 5, 8], np.array([10, 40, 20]), chunk_size=2)
     [[5, 8], [3]]
     """
-    ordered = [client for _, client in sorted(zip((-sizes).tolist(), clients, strict=True))]
-    return [ordered[i : i + chunk_size] for i in range(0, len(ordered), chunk_size)]
+    sorted_clients = [client for _, client in sorted(zip((-sizes).tolist(), clients, strict=True))]
+    return [sorted_clients[i : i + chunk_size] for i in range(0, len(sorted_clients), chunk_size)]
 
 
 class ClientHost:
@@ -74,7 +74,7 @@ class ClientHost:
         return task
 
     def _save(self, client: ClientId, old_round: int, state: ClientState) -> None:
-        """Store a client's state, and move its model reference from `old_round` to the state's model round."""
+        """Store a client's state, and record that the client replaces the model of `old_round`."""
         self.store.save(client, to_bfloat16_state(state) if self.plan.bfloat16_states else state)
         self._downlink_cache.model_cache.move_reference(old_round, state.model_round)
 
@@ -83,16 +83,16 @@ class ClientHost:
 
         Thus a faulty client does not make the other clients of its chunk fail.
         """
-        remaining = dict(tasks)
+        remaining_tasks = dict(tasks)
         try:
             for result in timed_iterator("train", self.engine.train([task.job for task in tasks.values()])):
-                yield self._encode_reply(remaining.pop(result.client), result)
-            if remaining:
-                raise RuntimeError(f"the engine gave no result for {', '.join(map(str, remaining))}")
+                yield self._encode_reply(remaining_tasks.pop(result.client), result)
+            if remaining_tasks:
+                raise RuntimeError(f"the engine gave no result for {', '.join(map(str, remaining_tasks))}")
         except Exception as error:
-            if not remaining:
+            if not remaining_tasks:
                 raise
-            for client, task in remaining.items():
+            for client, task in remaining_tasks.items():
                 if len(tasks) == 1:
                     yield ClientFailure(client, error)
                 else:

@@ -46,14 +46,14 @@ class TraceSampler(Sampler):
 
         def sample_cohort(round: int, cohort_size: int) -> SampledCohort:
             check_cohort_size(cohort_size, pool.clients)
-            available = trace.owners_at((round - 1) % self.period + 1 if self.period else round)
-            ends = np.cumsum([len(group) for group in available], dtype=np.int64)
-            if not available or ends[-1] <= cohort_size:
-                return SampledCohort(tuple(sorted(client for group in available for client in group.tolist())))
+            available_groups = trace.owners_at((round - 1) % self.period + 1 if self.period else round)
+            ends = np.cumsum([len(group) for group in available_groups], dtype=np.int64)
+            if not available_groups or ends[-1] <= cohort_size:
+                return SampledCohort(tuple(sorted(client for group in available_groups for client in group.tolist())))
             drawn_positions = derive_generator(pool.seed, "cohort", round).choice(ends[-1], size=cohort_size, replace=False)
             group_numbers = np.searchsorted(ends, drawn_positions, side="right")
-            drawn = zip(group_numbers, drawn_positions, strict=True)
-            return SampledCohort(tuple(sorted(int(available[group][i - ends[group]]) for group, i in drawn)))
+            drawn_pairs = zip(group_numbers, drawn_positions, strict=True)
+            return SampledCohort(tuple(sorted(int(available_groups[group][i - ends[group]]) for group, i in drawn_pairs)))
 
         return sample_cohort
 

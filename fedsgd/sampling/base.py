@@ -74,7 +74,7 @@ class Sampler(Component, ABC):
     """
 
     always_full: ClassVar[bool] = True
-    """True if a cohort always has m clients; if False, it may have fewer or none."""
+    """True if a cohort always has m clients; if False, a cohort may have fewer clients or none."""
     yields_inclusion_probabilities: ClassVar[bool] = False
     """True if cohorts have inclusion probabilities, by which the mean is corrected."""
 
@@ -104,11 +104,11 @@ def bind_with_checks(sampler: Sampler, pool: SamplingPool, key: str = "server.sa
 
     def sample_cohort(round: int, cohort_size: int) -> SampledCohort:
         with wrap_user_errors(key, sampler, round):
-            sampled = bound_sampler(round, cohort_size)
-        problem = _find_broken_law(sampler, sampled, cohort_size, pool.clients)
+            sampled_cohort = bound_sampler(round, cohort_size)
+        problem = _find_broken_law(sampler, sampled_cohort, cohort_size, pool.clients)
         if problem:
             raise make_component_error(key, sampler, problem, round)
-        return SampledCohort(tuple(map(int, sampled.cohort)), sampled.inclusion_probabilities)
+        return SampledCohort(tuple(map(int, sampled_cohort.cohort)), sampled_cohort.inclusion_probabilities)
 
     return sample_cohort
 
@@ -124,10 +124,10 @@ def _find_broken_law(sampler: Sampler, sampled_cohort: Any, cohort_size: int, cl
     outside_client = next((client for client in cohort if not 0 <= client < clients), None)
     if outside_client is not None:
         return f"drew client {outside_client}, expected 0 to {clients - 1}"
-    for earlier, later in pairwise(cohort):
-        if later <= earlier:
-            order = "twice" if later == earlier else f"after client {earlier}"
-            return f"drew client {later} {order}, expected distinct clients, ascending"
+    for client, next_client in pairwise(cohort):
+        if next_client <= client:
+            order = "twice" if next_client == client else f"after client {client}"
+            return f"drew client {next_client} {order}, expected distinct clients, ascending"
     if len(cohort) > cohort_size or (sampler.always_full and len(cohort) < cohort_size):
         hint = "; a sampler that may draw fewer has always_full: ClassVar[bool] = False" if len(cohort) < cohort_size else ""
         return f"drew {len(cohort)} of {cohort_size} clients, expected {cohort_size}{hint}"

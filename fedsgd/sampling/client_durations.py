@@ -24,7 +24,7 @@ class DurationModel(Component, ABC):
 
     @abstractmethod
     def reply_seconds(self, seed: int, round: int, client: int, steps: int) -> float:
-        """Return the simulated seconds from sending a client its message to receiving its reply.
+        """Return the simulated seconds from sending the message to receiving the client's reply.
 
         Args:
             seed: seed of the scenario.
@@ -60,7 +60,7 @@ class LogNormalDurations(DurationModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.fixed and not self.per_step:
-            problem = "got 0 for both fixed and per_step, expected one above 0: no client takes 0 seconds"
+            problem = "got 0 for both fixed and per_step, expected at least one above 0: no client takes 0 seconds"
             raise FieldError(self.name, "per_step", problem)
 
     def reply_seconds(self, seed: int, round: int, client: int, steps: int) -> float:

@@ -27,8 +27,8 @@ def first_within_deadline(seconds: Mapping[int, float], max_replies: int, deadli
     >>> first_within_deadline({0: 4.0, 1: 2.0, 2: 9.0, 3: 4.0}, max_replies=2, deadline=5.0)
     [0, 1]
     """
-    punctual = ((duration, client) for client, duration in seconds.items() if deadline is None or duration <= deadline)
-    return sorted(client for _, client in heapq.nsmallest(max_replies, punctual))
+    punctual_replies = ((duration, client) for client, duration in seconds.items() if deadline is None or duration <= deadline)
+    return sorted(client for _, client in heapq.nsmallest(max_replies, punctual_replies))
 
 
 def is_lost(seed: int, round: int, client: int, probability: float) -> bool:
@@ -74,13 +74,13 @@ class ParticipationModel:
 
     def delivery_of(self, round: int, steps: Mapping[int, int]) -> dict[int, Delivery]:
         """Return the delivery of each reply. `steps` has the local steps of each client that replies in `round`."""
-        lost = {client for client in steps if is_lost(self.seed, round, client, self.dropout)} if self.dropout else set()
-        arrived = [client for client in steps if client not in lost]
-        accepted = set(arrived)
-        if self.deadline is not None or len(arrived) > self.target_cohort:
-            seconds = {client: self.reply_seconds(round, client, steps[client]) for client in arrived}
-            accepted = set(first_within_deadline(seconds, self.target_cohort, self.deadline))
-        return {client: "lost" if client in lost else "received" if client in accepted else "late" for client in steps}
+        lost_clients = {client for client in steps if self.dropout and is_lost(self.seed, round, client, self.dropout)}
+        arrived_clients = [client for client in steps if client not in lost_clients]
+        accepted_clients = set(arrived_clients)
+        if self.deadline is not None or len(arrived_clients) > self.target_cohort:
+            seconds = {client: self.reply_seconds(round, client, steps[client]) for client in arrived_clients}
+            accepted_clients = set(first_within_deadline(seconds, self.target_cohort, self.deadline))
+        return {c: "lost" if c in lost_clients else "received" if c in accepted_clients else "late" for c in steps}
 
     def reply_seconds(self, round: int, client: int, steps: int) -> float:
         """Return the simulated seconds from sending the message of `round` to receiving the client's reply.

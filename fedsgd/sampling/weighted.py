@@ -105,6 +105,7 @@ class _SystematicSampler:
 
         k is the least number for which no client after the k heaviest has a probability above 1: (cohort_size − k) · largest
         weight ≤ total weight of these clients. The condition holds for k = cohort_size − 1, and for k + 1 if it holds for k.
+        Clients of equal weight are either all among the first k, or all among the others.
         """
         largest_weights = self.weights_at(self.positions_by_weight[:cohort_size])
         # Total weight after the k heaviest clients, for each k.
@@ -123,22 +124,22 @@ class _SystematicSampler:
         k, total_weight = self.count_certain(cohort_size)
         n_points = cohort_size - k
         start = int(rng.integers(total_weight))
-        # The points have the distance total_weight / n_points, from start / n_points on. Over all starts they meet each unit of
-        # the line equally often. No two points meet the same client, because no interval is longer than their distance.
-        # Python's integers do not overflow.
+        # The points begin at start / n_points and have the distance total_weight / n_points. Over all starts, the points meet
+        # each unit of the line equally often. No two points meet the same client, because no interval is longer than the points'
+        # distance. Python's integers do not overflow.
         points = np.array([(i * total_weight + start) // n_points for i in range(n_points)], dtype=np.int64)
         offsets = self._restore_offsets(self.positions_by_weight[:k], points)
         drawn_positions = np.searchsorted(self.cumulative_weights[1:], offsets, side="right")
         drawn_probabilities = np.minimum(1.0, self.weights_at(drawn_positions) * (n_points / total_weight))
         probabilities = np.concatenate([np.ones(k), drawn_probabilities])
         cohort = self.order[np.concatenate([self.positions_by_weight[:k], drawn_positions])]
-        ascending = np.argsort(cohort)
-        return SampledCohort(tuple(cohort[ascending].tolist()), probabilities[ascending])
+        sorted_indices = np.argsort(cohort)
+        return SampledCohort(tuple(cohort[sorted_indices].tolist()), probabilities[sorted_indices])
 
     def _restore_offsets(self, excluded_positions: I32 | I64, points: I64) -> I64:
         """Map points [n] of the line from which some intervals were removed to points of the whole line."""
-        excluded = excluded_positions[np.argsort(excluded_positions)]
-        removed = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.weights_at(excluded))])
-        cuts = self.cumulative_weights[excluded + 1] - removed[1:]  # positions at which the intervals were removed
-        offsets: I64 = points + removed[np.searchsorted(cuts, points, side="right")]
+        sorted_positions = excluded_positions[np.argsort(excluded_positions)]
+        removed_weights = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.weights_at(sorted_positions))])
+        cuts = self.cumulative_weights[sorted_positions + 1] - removed_weights[1:]  # points at which intervals were removed
+        offsets: I64 = points + removed_weights[np.searchsorted(cuts, points, side="right")]
         return offsets

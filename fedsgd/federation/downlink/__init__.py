@@ -1,10 +1,10 @@
 """Downlink: policies that carry the model to the clients, and the catch-up of clients that missed rounds.
 
-Clients decode and train from a public model, which the server knows as well and evaluates. The policy determines how the public
-model follows the server's model w:
+Server and clients share one public model: clients train from the public model, and the server evaluates the public model. The
+policy determines how the public model follows the server's model w:
 
     "model"           public ← C(w), sent whole in each round; clients need no earlier model
-    "difference"      public ← w; sent are the coordinates that changed since the last round, with their new values
+    "difference"      public ← w; a message has the new values of the coordinates that changed since the last round
     "unbiased"        public ← public + C(step); w ← public; C is unbiased, and its error is not stored
     "error-feedback"  a = residual + step; public ← public + C(a); residual ← a − C(a); w ← public:
                       the downlink of STC (Sattler et al. 2019)
@@ -18,7 +18,7 @@ weight decay, w − public is the residual plus the step, because the optimizer 
 
 A client that has stored the model of an earlier round is sent the smallest of three candidates: all differences since that
 round, as they were sent; one MODEL frame that assigns the present values to every coordinate that changed since; the full
-model. All candidates give the bits of a client that missed no round. Adding the sum of the differences would not, because
+model. All three give the bits of a client that missed no round. Adding the sum of the differences would not, because
 floating-point addition is not associative.
 """
 

@@ -10,7 +10,7 @@ from fedsgd.numerics.arrays import I32
 
 
 class CatchUpPlanner:
-    """Planner of the MODEL frames of one round. Each frame is encoded once, and only if a client needs it."""
+    """Planner of one round's MODEL frames. Each frame is encoded once, and only if a client needs the frame."""
 
     def __init__(self, downlink: ModelBroadcast, public_model: PublicModel, context: ContextFactory) -> None:
         self.downlink = downlink
@@ -58,8 +58,8 @@ class CatchUpPlanner:
         if n == len(change_rounds) or not _can_be_smaller(n, candidates):
             return []
         if n not in self._merged_by_size:  # the changes since a later round are a subset, so equal counts mean equal sets
-            earliest = max(1, int(change_rounds[~is_missed].max()))
-            self._merged_by_size[n] = encode_changes(earliest, self.public_model.weights, np.flatnonzero(is_missed), self._ctx)
+            base = max(1, int(change_rounds[~is_missed].max()))
+            self._merged_by_size[n] = encode_changes(base, self.public_model.weights, np.flatnonzero(is_missed), self._ctx)
         return [(self._merged_by_size[n],)]
 
     def get_full_model_frame(self) -> EncodedFrame:

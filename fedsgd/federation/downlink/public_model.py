@@ -31,8 +31,8 @@ class PublicModel:
     Attributes:
         round: round whose clients decode the model.
         weights: [P] float32, the model.
-        full_model_frame: frame of the full model; None if it was not encoded.
-        difference_frames: differences of the last rounds, newest last: at least one, or as many as fit in a full model's bytes.
+        full_model_frame: frame of the full model; None if the full model was not encoded.
+        difference_frames: differences of the last rounds, newest last; together no larger than a full model, or only one frame.
         change_rounds: [P] int32, round in which each coordinate changed last, 0 for never; None under "model".
         residual: [P] float32, residual of the operator under "error-feedback"; None otherwise.
     """
@@ -120,11 +120,11 @@ def _exact_difference(downlink: ModelBroadcast, previous: PublicModel, weights: 
 
 def _trim_differences(difference_frames: tuple[EncodedFrame, ...], size: int) -> tuple[EncodedFrame, ...]:
     """Return the newest differences whose bytes do not exceed the maximum of a full model, and at least one difference."""
-    n_bytes, first = len(difference_frames[-1].data), len(difference_frames) - 1
-    while first and n_bytes + len(difference_frames[first - 1].data) <= _max_full_model_bytes(size):
-        first -= 1
-        n_bytes += len(difference_frames[first].data)
-    return difference_frames[first:]
+    n_bytes, first_index = len(difference_frames[-1].data), len(difference_frames) - 1
+    while first_index and n_bytes + len(difference_frames[first_index - 1].data) <= _max_full_model_bytes(size):
+        first_index -= 1
+        n_bytes += len(difference_frames[first_index].data)
+    return difference_frames[first_index:]
 
 
 def _max_full_model_bytes(size: int) -> int:

@@ -29,7 +29,7 @@ _CHECKSUM = Struct("<I")
 """CRC-32 at the end of a file, little-endian."""
 
 SpaceReservation = Callable[[Path, int], AbstractContextManager[None]]
-"""Context manager for writing n bytes to a folder; entering it raises an error if n bytes are too many."""
+"""Context manager for writing n bytes to a folder; entering the context raises an error if n bytes are too many."""
 
 
 def reserve_unlimited(folder: Path, n_bytes: int) -> AbstractContextManager[None]:
@@ -53,9 +53,9 @@ class FolderStore:
         self.is_new = not folder.exists()
         self._space_reservation = space_reservation
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for partial in folder.glob(".*"):
-            if not _is_running(partial.suffix[1:]):
-                partial.unlink(missing_ok=True)
+        for partial_file in folder.glob(".*"):
+            if not _is_running(partial_file.suffix[1:]):
+                partial_file.unlink(missing_ok=True)
         self.generation = _read_generation(folder / GENERATION_FILE)
 
     def load(self, client: ClientId) -> ClientState:
@@ -183,13 +183,13 @@ def _serialize_with_checksum(state: ClientState) -> list[bytes | memoryview]:
 
 def _write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
     """Write a file completely or not at all, even if the process is killed; a crash of the system may lose data."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("wb") as file:
+        with partial_file.open("wb") as file:
             file.writelines(parts)
-        partial.replace(path)
+        partial_file.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        partial_file.unlink(missing_ok=True)
         raise
 
 

@@ -88,7 +88,7 @@ class SlotStore:
         return self._find_slot(client)[1] > 0
 
     def close(self) -> None:
-        """Close the file. Its contents are removed unless another process has it open."""
+        """Close the file. The system removes the file unless another process has the file open."""
         self.file.close()
 
     def _locate_entry(self, client: ClientId) -> int:
@@ -184,8 +184,8 @@ def lock_file(file: SharedFile) -> Iterator[None]:
 
 def stored_bytes(state: ClientState) -> int:
     """Return the bytes of memory or disk that a state takes: a power of two, or whole pages if these are fewer bytes."""
-    used = _sum_lengths(serialize_state(state))
-    return min(1 << (used - 1).bit_length(), -(-used // PAGE_BYTES) * PAGE_BYTES)
+    n_used_bytes = _sum_lengths(serialize_state(state))
+    return min(1 << (n_used_bytes - 1).bit_length(), -(-n_used_bytes // PAGE_BYTES) * PAGE_BYTES)
 
 
 def _sum_lengths(parts: list[bytes | memoryview]) -> int:
@@ -214,20 +214,20 @@ def serialize_state(state: ClientState) -> list[bytes | memoryview]:
             offset += align_up(array.nbytes)
         descriptions.append([group, name, array.dtype.str, array.shape, offsets[id(array)]])
     text = json.dumps([state.model_round, state.uncommitted_state and state.uncommitted_state.round, descriptions]).encode()
-    used = align_up(HEADER.size + len(text)) + offset
-    return [HEADER.pack(used, len(text)) + text, *arrays]
+    n_used_bytes = align_up(HEADER.size + len(text)) + offset
+    return [HEADER.pack(n_used_bytes, len(text)) + text, *arrays]
 
 
 def deserialize_state(data: U8) -> ClientState:
     """Return the state that `serialize_state` wrote. Its arrays are views of `data`."""
     _, length = HEADER.unpack_from(data.data)
     model_round, round, descriptions = json.loads(data[HEADER.size : HEADER.size + length].tobytes())
-    first = align_up(HEADER.size + length)
+    first_offset = align_up(HEADER.size + length)
     groups: dict[str, dict[str, Any]] = {"memory": {}, "if_received": {}, "undo": {}, "indices": {}, "reply": {}}
     for group, name, dtype, shape, offset in descriptions:
         array = None
         if dtype is not None:
-            start, numpy_type = first + offset, np.dtype(dtype)
+            start, numpy_type = first_offset + offset, np.dtype(dtype)
             n_bytes = numpy_type.itemsize * int(np.prod(shape, dtype=np.int64))
             array = data[start : start + n_bytes].view(numpy_type).reshape(shape)
         groups[group][name] = array

@@ -83,18 +83,19 @@ class WorkerPool:
         clients, part_size = list(messages), max(1, min(self.engine.preferred_batch_of_clients, clients_per_worker))
         parts = chunk_by_size(clients, self.data.sizes_of(clients), part_size)
         jobs = [protocol.encode_train_request({client: messages[client] for client in part}) for part in parts]
-        pending = {client: None for part in parts for client in part}
+        pending_clients = {client: None for part in parts for client in part}
         for job, answer in self._dispatch(jobs, timeout):
             if isinstance(answer, Exception):
-                outcomes: list[ClientOutcome] = [ClientFailure(client, answer) for client in parts[job] if client in pending]
+                lost_clients = [client for client in parts[job] if client in pending_clients]
+                outcomes: list[ClientOutcome] = [ClientFailure(client, answer) for client in lost_clients]
             elif protocol.message_type(answer[0]) is MessageType.REPLY:
                 outcomes = [protocol.decode_reply(*answer)]
             else:
                 outcomes = [ClientFailure(*protocol.decode_failure(*answer))]
             for outcome in outcomes:
-                pending.pop(outcome.client, None)
+                pending_clients.pop(outcome.client, None)
                 yield outcome
-        for client in pending:
+        for client in pending_clients:
             yield ClientFailure(client, TimeoutError("no reply" if timeout is None else f"no reply within {timeout:g} s"))
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
@@ -128,24 +129,24 @@ class WorkerPool:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._finish_earlier_jobs()
         self.outbox.flip()
-        pending = deque(range(len(jobs)))
+        pending_jobs = deque(range(len(jobs)))
         for _ in range(MAX_QUEUED_JOBS):
             for worker in self.workers:
-                _send_next_job(worker, pending, jobs)
-        while busy := {worker.channel.fileno(): worker for worker in self.workers if worker.jobs}:
-            ready = wait(busy, None if deadline is None else max(0.0, deadline - time.monotonic()))
-            if not ready:
+                _send_next_job(worker, pending_jobs, jobs)
+        while busy_workers := {worker.channel.fileno(): worker for worker in self.workers if worker.jobs}:
+            ready_numbers = wait(busy_workers, None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if not ready_numbers:
                 return
-            for worker in (worker for number, worker in busy.items() if number in ready):
+            for worker in (worker for number, worker in busy_workers.items() if number in ready_numbers):
                 job = worker.jobs[0]
                 answer = self._receive(worker)
                 if isinstance(answer, Exception):
                     yield from ((lost_job, answer) for lost_job in worker.jobs)
                 elif protocol.message_type(answer[0]) is MessageType.DONE:
-                    _send_next_job(worker, pending, jobs)
+                    _send_next_job(worker, pending_jobs, jobs)
                 else:
                     yield job, answer
-        yield from ((job, self._last_error) for job in pending)
+        yield from ((job, self._last_error) for job in pending_jobs)
 
     def _receive(self, worker: WorkerHandle) -> Packet | Exception:
         """Return the worker's next message. A worker that has ended is removed, and its error is returned."""

@@ -50,10 +50,10 @@ class SharedFile:
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write all bytes at `offset`, and return the offset of their end."""
-        remaining = memoryview(data)
-        while len(remaining):
-            n = os.pwrite(self.descriptor, remaining, offset)
-            remaining, offset = remaining[n:], offset + n
+        remaining_bytes = memoryview(data)
+        while len(remaining_bytes):
+            n = os.pwrite(self.descriptor, remaining_bytes, offset)
+            remaining_bytes, offset = remaining_bytes[n:], offset + n
         return offset
 
     def read(self, offset: int, n_bytes: int) -> bytes:
@@ -64,12 +64,12 @@ class SharedFile:
     def read_array(self, offset: int, n_bytes: int) -> U8:
         """Return `n_bytes` bytes from `offset` on, as a writable uint8 array. Raise an EOFError if the file is shorter."""
         out = np.empty(n_bytes, dtype=np.uint8)
-        remaining = out.data
-        while len(remaining):
-            n = os.preadv(self.descriptor, [remaining], offset)
+        remaining_bytes = out.data
+        while len(remaining_bytes):
+            n = os.preadv(self.descriptor, [remaining_bytes], offset)
             if not n:
-                raise EOFError(f"{len(remaining)} bytes are missing at {offset}")
-            remaining, offset = remaining[n:], offset + n
+                raise EOFError(f"{len(remaining_bytes)} bytes are missing at {offset}")
+            remaining_bytes, offset = remaining_bytes[n:], offset + n
         return out
 
 
@@ -113,9 +113,9 @@ class SharedPickle:
     def load(self) -> Any:
         """Return a copy of the value whose arrays are in the shared memory."""
         size = sum(map(align_up, self.lengths))
-        mapped = memoryview(mmap.mmap(self.file.descriptor, size, access=mmap.ACCESS_COPY))
+        mapped_file = memoryview(mmap.mmap(self.file.descriptor, size, access=mmap.ACCESS_COPY))
         parts, offset = [], 0
         for length in self.lengths:
-            parts.append(mapped[offset : offset + length])
+            parts.append(mapped_file[offset : offset + length])
             offset += align_up(length)
         return pickle.loads(parts[0], buffers=parts[1:])
