@@ -125,8 +125,8 @@ class _SystematicSampler:
         n_points = cohort_size - k
         start = int(rng.integers(total_weight))
         # The points begin at start / n_points and have the distance total_weight / n_points. Over all starts, the points meet
-        # each unit of the line equally often. No two points meet the same client, because no interval is longer than the points'
-        # distance. Python's integers do not overflow.
+        # each unit of the line equally often. No interval is longer than the distance, so no two points meet the same client.
+        # Python's integers do not overflow.
         points = np.array([(i * total_weight + start) // n_points for i in range(n_points)], dtype=np.int64)
         offsets = self._restore_offsets(self.positions_by_weight[:k], points)
         drawn_positions = np.searchsorted(self.cumulative_weights[1:], offsets, side="right")
