@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdaptiveServerOptimizer(Optimizer):
-    """First moment, division and initial values of the adaptive rules. Subclasses define the update of v.
+    """Base class of the adaptive rules: first moment, division and initial values. Subclasses define the update of v.
 
     Attributes:
         lr: learning rate η of the server before the schedule.
@@ -57,7 +57,7 @@ class AdaptiveServerOptimizer(Optimizer):
         """Update the second moment in place.
 
         Args:
-            v: [P] float32, second moment, overwritten.
+            v: [P] float32, second moment; overwritten.
             squared_gradient: [P] float32, Δ².
         """
 

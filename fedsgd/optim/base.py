@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
 
 class ScaledStep(NamedTuple):
-    """The step alpha · direction as two factors, so that w.add_(direction, alpha=alpha) rounds once, as torch.optim does.
+    """Step alpha · direction as two factors, so that w.add_(direction, alpha=alpha) rounds once, as torch.optim does.
 
-    Attributes:
-        direction: [P] float32, a buffer or the gradient itself, valid until the next step.
-        alpha: factor of the direction, mostly −η.
+    The direction [P] may be a buffer or the gradient itself, and is valid until the next step. Often, alpha is −η.
     """
 
     direction: Tensor
@@ -37,7 +35,7 @@ class ScaledStep(NamedTuple):
 class Optimizer(Component, ABC):
     """Rule that turns a gradient into a step. Subclasses are final and only define `init` and `update_rule`.
 
-    The gradient is clipped, then decayed, then passed to the rule. On the server a round is one step.
+    The gradient is clipped, then weight decay is added, then the rule is applied. On the server, a round is one step.
 
         >>> import torch
         >>> from fedsgd.optim import SGD
@@ -51,8 +49,7 @@ class Optimizer(Component, ABC):
         weight_decay: g ← g + weight_decay · w, as in torch.optim.SGD.
         clip_norm: g ← g · min(1, clip_norm/|g|) over the whole vector, before weight decay; None: no clipping.
         schedule: factor of η at time t.
-        schedule_over: unit of t. "rounds"; "steps": local steps of a client that takes part in every round;
-            "local-steps": local steps since the start of the round.
+        schedule_over: unit of t: "rounds"; "steps" of a client that takes part in every round; "local-steps" of a round.
     """
 
     server_only: ClassVar[bool] = False
@@ -78,7 +75,7 @@ class Optimizer(Component, ABC):
         """Return the rule's initial buffers by name; none for a rule without state.
 
         Args:
-            w: [P] float32 or any other shape, the parameters; buffers have this shape.
+            w: parameters, [P] float32 or any other shape, which the buffers have too.
         """
         return {}
 
@@ -106,10 +103,10 @@ class Optimizer(Component, ABC):
                 g.mul_(self.clip_norm / norm)
 
     def step_after_clipping(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
-        """Return the step for a clipped gradient. The rule is elementwise, so w and g may have any shape.
+        """Return the step for a clipped gradient.
 
         Args:
-            w: parameters; not written to.
+            w: parameters of any shape, because the rule is elementwise; not written to.
             g: clipped gradient, in the shape of w; overwritten.
             buffers: the rule's state, each in the shape of w; updated in place.
             lr: η after the schedule.
@@ -120,7 +117,7 @@ class Optimizer(Component, ABC):
 
     @abstractmethod
     def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
-        """Return the step for a gradient that was clipped and decayed.
+        """Return the step for a gradient after clipping and weight decay.
 
         Args:
             g: gradient of any shape; may be overwritten.
@@ -132,19 +129,10 @@ class Optimizer(Component, ABC):
 def compute_server_step(
     optimizer: Optimizer, weights: F32, update: F32, state: Mapping[str, F32], round: int
 ) -> tuple[F32, F32, dict[str, F32]]:
-    """Make one step of a server optimizer on the pseudo-gradient −update.
+    """Make one server step on the pseudo-gradient −update, and return the next weights [P], the step [P] and the next state.
 
-    With "sgd" and lr = 1 the next weights are weights + update, the weighted mean of the clients' models: FedAvg.
-
-    Args:
-        optimizer: the server's optimizer.
-        weights: [P] float32, model before the step; not written to.
-        update: [P] float32, aggregated update; not written to.
-        state: the optimizer's buffers by name, each [P] float32; empty: the initial buffers. Not written to.
-        round: number of the round, from 1.
-
-    Returns:
-        Next weights [P], the step [P] and the next state.
+    An empty state stands for the initial buffers. No argument is written to. With "sgd" and lr = 1, the next weights are
+    weights + update, the weighted mean of the clients' models: FedAvg.
     """
     import torch
 

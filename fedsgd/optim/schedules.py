@@ -39,7 +39,7 @@ class ConstantSchedule(Schedule):
 
 @dataclass(frozen=True)
 class StepSchedule(Schedule):
-    """Multiply by `gamma` after every `every` rounds (or steps): gamma^⌊(t − 1)/every⌋.
+    """Factor that is multiplied by `gamma` after every `every` rounds (or steps): gamma^⌊(t − 1)/every⌋.
 
     Attributes:
         every: rounds or local steps between two changes.
@@ -57,7 +57,7 @@ class StepSchedule(Schedule):
 
 @dataclass(frozen=True)
 class ExponentialSchedule(Schedule):
-    """Multiply by `gamma` after every round (or step): gamma^(t − 1).
+    """Factor that is multiplied by `gamma` after every round (or step): gamma^(t − 1).
 
     Attributes:
         gamma: factor of each change, in (0, 1].
@@ -73,7 +73,7 @@ class ExponentialSchedule(Schedule):
 
 @dataclass(frozen=True)
 class CosineSchedule(Schedule):
-    """Fall along half a cosine from 1 to `floor`, which is reached after `length` rounds (or steps) and then constant.
+    """Factor that falls along half a cosine from 1 to `floor` in `length` rounds (or steps), and stays there.
 
     floor + (1 − floor)(1 + cos(π(t − 1)/length))/2: Loshchilov and Hutter 2017, equation 5, without restarts.
 
@@ -104,9 +104,9 @@ class InverseSqrtSchedule(Schedule):
 
 @dataclass(frozen=True)
 class WarmUpSchedule(Schedule):
-    """Rise linearly as t/`length` for `length` rounds (or steps), then follow the schedule `then`.
+    """Factor that rises linearly as t/`length` for `length` rounds (or steps), and then follows the schedule `then`.
 
-    Gradual warm-up: Goyal et al. 2017, section 2.2. Time 1 of `then` is time `length`, where the factor reaches 1.
+    Gradual warm-up: Goyal et al. 2017, section 2.2. Time 1 of `then` is time `length`, where the rise would reach 1.
 
     Attributes:
         length: rounds or local steps of the rise.

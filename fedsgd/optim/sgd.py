@@ -29,7 +29,7 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class MomentumOptimizer(Optimizer):
-    """Base of the momentum rules: β and a velocity that starts at zero.
+    """Base class of the momentum rules: β and a velocity that starts at zero.
 
     Attributes:
         momentum: β in [0, 1), decay of the velocity.

@@ -1,4 +1,7 @@
-"""Permissions of other users in the folders above a file that this user runs or unpickles."""
+"""Permissions of other users in the folders above a file that this user runs or unpickles.
+
+Symbolic links are resolved, with a RuntimeError for a loop of links. A system without user ids has no other users.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,9 @@ from pathlib import Path
 
 
 def has_protected_entries(folder: Path) -> bool:
-    """Return True if no other user can replace an entry of a folder, or of a folder above it.
+    """Return True if no other user can replace an entry of an existing folder or of a folder above it.
 
-    Only root and the owner can replace an entry of a sticky folder. True on a system without user ids.
-
-    Args:
-        folder: existing folder; symbolic links are resolved.
-
-    Raises:
-        OSError: the folder, or one above it, cannot be read.
-        RuntimeError: the symbolic links are a loop.
+    In a sticky folder, such as /tmp, only root and the owner of an entry can replace the entry.
     """
     if not hasattr(os, "geteuid"):
         return True
@@ -26,15 +22,7 @@ def has_protected_entries(folder: Path) -> bool:
 
 
 def is_private(folder: Path) -> bool:
-    """Return True if only this user can access a folder and no other user can replace it, so its files may be unpickled.
-
-    Args:
-        folder: existing folder; symbolic links are resolved.
-
-    Raises:
-        OSError: the folder, or one above it, cannot be read.
-        RuntimeError: the symbolic links are a loop.
-    """
+    """Return True if only this user can access a folder and no other user can replace it, so its files may be unpickled."""
     if not hasattr(os, "geteuid"):
         return True
     folder = folder.resolve(strict=True)

@@ -1,7 +1,7 @@
 """Early start of the fork server, which imports modules for workers while this process imports its own.
 
-Workers are forked from a server that has imported the modules they need and nothing else. Without a fork server they are
-spawned. As always with multiprocessing, workers import the main script too, and must not run it.
+Workers are forked from a server that has imported the workers' modules and nothing else. Without a fork server, workers are
+spawned. As always with multiprocessing, workers also import the main script, and must not run it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ WORKER_NAME_PREFIX = "fedsgd-worker-"
 """Prefix of the names of worker processes."""
 HAS_FORKSERVER = "forkserver" in mp.get_all_start_methods()
 MAX_PROCESSES = 4096
-"""Most workers, jobs or nodes of a request."""
+"""Maximum number of workers, jobs or nodes of a request."""
 MAX_SEEDS = 100_000
-"""Most seeds of a sweep."""
+"""Maximum number of seeds of a sweep."""
 EXIT_MISSING_MAIN_GUARD = 79
 """Exit status of a worker whose import of the main script would start a run."""
 THREAD_COUNT_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -31,15 +31,9 @@ THREAD_COUNT_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_TH
 
 
 def preload_workers(n_workers: int) -> None:
-    """Start the fork server and its imports for several workers.
+    """Start the fork server and its imports for several workers; one worker means training in this process.
 
-    In a worker, which can only get here by importing a main script without a guard, end the process.
-
-    Args:
-        n_workers: number of worker processes; 1: training in this process.
-
-    Raises:
-        ScenarioError: the number is not an integer from 1 to `MAX_PROCESSES`, or this system supports only 1.
+    A worker can only get here by importing a main script without a guard; this function ends the worker's process.
     """
     if mp.current_process().name.startswith(WORKER_NAME_PREFIX):
         os._exit(EXIT_MISSING_MAIN_GUARD)
@@ -57,16 +51,13 @@ def preload_workers(n_workers: int) -> None:
 
 
 def choose_start_method() -> Literal["forkserver", "spawn"]:
-    """Return the start method of workers: a fork server if the system has one and a temporary folder for its socket."""
+    """Return the start method of workers: a fork server if the system has fork servers and a temporary folder for sockets."""
     return "forkserver" if HAS_FORKSERVER and find_temporary_folder() is not None else "spawn"
 
 
 @contextmanager
 def hide_missing_main() -> Iterator[None]:
-    """Let processes that the body starts skip the import of a main script whose file does not exist.
-
-    The file of a script on standard input is "<stdin>", and another file may have been deleted. The import would fail.
-    """
+    """Let processes that the body starts skip the import of a main script that was deleted, or read from standard input."""
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if main is None or path is None or Path(path).exists():

@@ -1,6 +1,6 @@
 """Global random generators of Python's `random`, numpy and torch: seed them, compare their states, record their calls.
 
-Results must not depend on these generators. This module does not import torch; its generator is included if other code has
+Results must not depend on these generators. This module does not import torch; torch's generator is included if other code has
 imported torch.
 """
 
@@ -23,7 +23,7 @@ PYTHON_GENERATOR: Any = vars(random)["random"].__self__
 NUMPY_GENERATOR: Any = vars(mtrand)["uniform"].__self__
 """Generator of the functions of `numpy.random`."""
 _OTHER_NUMPY_FUNCTIONS = ("seed", "sample", "ranf", "get_bit_generator", "set_bit_generator")
-"""Functions of `numpy.random` that use NUMPY_GENERATOR and are not its methods."""
+"""Functions of `numpy.random` that use NUMPY_GENERATOR without being its methods."""
 _TORCH_FUNCTIONS = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state", "fork_rng")
 
 
@@ -33,7 +33,7 @@ def _get_torch_generator() -> Any:
 
 
 class _SeedScopes(threading.local):
-    """Nested scopes of `isolate_generators` in this thread, each with a bit generator: seeding is faster than creating."""
+    """Nested scopes of `isolate_generators` in this thread. Their bit generators are reused, as seeding is faster than creating."""
 
     def __init__(self) -> None:
         self.depth = 0
@@ -45,12 +45,9 @@ _SEED_SCOPES = _SeedScopes()
 
 @contextmanager
 def isolate_generators(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python's `random` for the body, and restore their states.
+    """Seed the global generators for the body with a seed in [0, 2^63), and restore their states afterwards.
 
-    A user's module, loss, metric, factory or compressor may draw from any of these generators.
-
-    Args:
-        seed: number in [0, 2^63), as `rng.derive_torch_seed` returns.
+    A user's module, loss, metric, factory or compressor may draw from any of the global generators.
     """
     torch_generator = _get_torch_generator()
     torch_state = None if torch_generator is None else torch_generator.get_state()
@@ -117,13 +114,10 @@ class _RecordedFunction:
 
 @contextmanager
 def record_generator_calls() -> Iterator[list[str]]:
-    """Record the calls of functions that draw from a global generator, or read or set its state.
+    """Record calls of functions that draw from a global generator, or read or set its state; yield a growing list of names.
 
     Functions are replaced in every module, including names from `from random import random`. Calls from other threads are not
     recorded, nor calls of functions that a closure, a default argument or an instance refers to.
-
-    Yields:
-        Names of the functions, in the order of the calls.
     """
     calls: list[str] = []
     pairs = [(function, _RecordedFunction(name, function, calls)) for name, function in _list_functions()]
@@ -145,7 +139,7 @@ def _list_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
         ("torch", sys.modules.get("torch.random"), object(), _TORCH_FUNCTIONS),
         ("torch", sys.modules.get("torch"), object(), _TORCH_FUNCTIONS),  # may have its own wrappers
     ):
-        for name, value in list(vars(module).items()) if module is not None else ():
+        for name, value in [] if module is None else list(vars(module).items()):
             if getattr(value, "__self__", None) is owner or name in function_names:
                 yield f"{prefix}.{name}", value
 

@@ -1,4 +1,4 @@
-"""Peak memory of this process, and the time of a copy on this machine."""
+"""Peak memory of this process, and the time of a memory copy on this machine."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from pathlib import Path
 import numpy as np
 
 _POOL_BYTES = 2**25
-"""Memory of all arrays of a measurement, larger than caches."""
+"""Bytes of all arrays of a measurement: more than the caches of most machines."""
 _N_COPIES = 15
-"""Copies of a measurement, of which the median is returned."""
+"""Number of copies in a measurement, whose median is the result."""
 
 
 def measure_peak_memory(status_file: Path = Path("/proc/self/status")) -> int | None:
     """Return the peak resident memory of this process since its program started, in bytes; None if unknown.
 
-    It excludes workers, which are separate processes, and files, such as client states on disk. On Linux, the maximum of
-    `getrusage` is inherited from the parent process; the kernel's VmHWM restarts with each program.
-
-    Args:
-        status_file: file with VmHWM of this process.
+    Workers, which are separate processes, and files, such as client states on disk, are not included. On Linux, `getrusage`
+    includes the parent process's maximum; the kernel's VmHWM restarts with each program.
     """
     try:
         lines = status_file.read_text(encoding="ascii", errors="replace").splitlines()
@@ -38,10 +35,9 @@ def measure_peak_memory(status_file: Path = Path("/proc/self/status")) -> int | 
 
 
 def memcpy_seconds(size: int) -> float:
-    """Return the median seconds of copying `size` float32 numbers from and to memory that is not cached.
+    """Return the median seconds of copying `size` float32 numbers from and to memory outside caches of at most 32 MB.
 
-    The time is the unit of encoding and decoding times, so that these are comparable between machines. Caches that are larger
-    than 32 MB may be used.
+    Encoding and decoding times are given as multiples of this time, so that results of different machines are comparable.
     """
     n = max(2, _POOL_BYTES // (4 * size)) if size else 2
     pool = np.ones((n, size), dtype=np.float32)  # ones, not empty, so that all pages exist

@@ -10,7 +10,7 @@
     ledger     ledger of frames, and progress
     other      all else, and waiting for workers
 
-The time of a nested phase is not counted in the outer phase, so the phases add up to the elapsed time.
+A nested phase's time is not counted in the outer phase, so the phases add up to the elapsed time.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Profile:
 
 
 class RoundProfile:
-    """Mean time of a round by phase, without the first round, which includes set-up, unless it is the only one."""
+    """Mean time of a round by phase. The first round, which includes set-up, only counts if the run has no other round."""
 
     def __init__(self) -> None:
         self.profile = Profile()

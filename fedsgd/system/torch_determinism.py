@@ -27,17 +27,14 @@ from fedsgd.system.global_generators import NUMPY_GENERATOR, PYTHON_GENERATOR
 
 
 def deep_copy(value: Any, shared_objects: Iterable[object] = ()) -> Any:
-    """Return a copy as `copy.deepcopy` does, without copies of `shared_objects` and of the global generators.
-
-    A value may refer to a method of a global generator, which must not be copied.
-    """
+    """Copy as `copy.deepcopy`, but share `shared_objects` and the global generators, which methods in a value may refer to."""
     return copy.deepcopy(value, {id(shared): shared for shared in (PYTHON_GENERATOR, NUMPY_GENERATOR, *shared_objects)})
 
 
 class _ThreadDispatchedFunction:
-    """A function of `random` or `numpy.random` that draws from another generator in other threads.
+    """Replacement of a function of a global generator, which draws from another generator in other threads.
 
-    It is pickled as the function that it replaces.
+    Pickle stores a replacement as the original function.
     """
 
     def __init__(self, module: ModuleType, owner_function: Callable[..., Any], background_function: Callable[..., Any]) -> None:
@@ -66,9 +63,8 @@ class _GeneratorDispatch:
     """Dispatch of the functions of `random` and `numpy.random` by thread.
 
     While the dispatch is active, other threads draw from generators that start with the global generators' states. So a
-    background thread, such as Flower's heartbeat, which draws from `random`, does not change the draws of a client's
-    training. Functions that another thread has imported by name (`from random import random`) and torch's generator are not
-    covered.
+    background thread, such as Flower's heartbeat, does not change the draws of a client's training. Torch's generator is not
+    covered, nor are functions that another thread imported by name (`from random import random`).
     """
 
     def __init__(self) -> None:
@@ -132,11 +128,8 @@ _ISOLATION = _IsolationState()
 def isolate_global_state() -> Iterator[None]:
     """Run the body with the settings of a new process, which `_enter_defaults` lists.
 
-    Only one thread of a process is inside at a time; other threads wait. Torch's number of threads, default dtype and
-    generator belong to the process. A nested call in the same thread changes nothing.
-
-    Raises:
-        ScenarioError: the caller is inside `with torch.device(...)`, which cannot be undone here.
+    One thread at a time runs a body, because torch's settings and generator belong to the process; other threads wait. A nested
+    call in the same thread changes nothing. A caller inside `with torch.device(...)` gets a ScenarioError.
     """
     if _ISOLATION.scopes is not None:
         yield

@@ -1,4 +1,4 @@
-"""Number of torch's threads. Functions import torch, so that importing this module does not."""
+"""Number of torch's threads. Importing this module does not import torch; calling its functions does."""
 
 from __future__ import annotations
 

@@ -13,12 +13,7 @@ _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 def expand_user_path(path: str | Path, name: str = "path") -> Path:
     """Return the path with a leading `~` or `~name` expanded as in a shell, so that no folder is ever called "~".
 
-    Args:
-        path: path of a file or folder.
-        name: argument or key with the path, for messages.
-
-    Raises:
-        ScenarioError: the value is not a path, or the home folder does not exist.
+    A ScenarioError for a value that is not a path begins with `name`, the argument or key with the path.
     """
     if not isinstance(path, str | Path):
         raise ScenarioError(f"{name}: got {repr(path)[:80]}, expected the path of a file or folder, a text or a pathlib.Path")
@@ -30,14 +25,7 @@ def expand_user_path(path: str | Path, name: str = "path") -> Path:
 
 
 def check_paths(**paths: str | Path | None) -> None:
-    """Check that arguments are paths or None.
-
-    Args:
-        **paths: values of the arguments by name.
-
-    Raises:
-        ScenarioError: an argument is not a path; with its name.
-    """
+    """Raise ScenarioError, with the argument's name, for an argument that is neither a path nor None."""
     for name, path in paths.items():
         if path is not None:
             expand_user_path(path, name)
@@ -54,9 +42,7 @@ def find_temporary_folder() -> Path | None:
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, with or without a byte order mark, with line feeds as line ends.
 
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not UTF-8; with its encoding if recognized, or the line of the first wrong byte.
+    For another encoding, ValueError names the encoding if it is recognized, else the line of the first wrong byte.
     """
     data = path.read_bytes()
     try:
