@@ -33,7 +33,7 @@ def _get_torch_generator() -> Any:
 
 
 class _SeedScopes(threading.local):
-    """Nested scopes of `isolate_generators` in this thread. Their bit generators are reused, as seeding is faster than creating."""
+    """Nested scopes of `isolate_generators` in this thread; their bit generators are reused, which is faster than new ones."""
 
     def __init__(self) -> None:
         self.depth = 0

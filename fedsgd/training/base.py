@@ -30,13 +30,7 @@ LastBatch = Literal["keep", "drop", "merge"]
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Batches of one pass over a client's examples.
-
-    Attributes:
-        size: examples in each batch but the last.
-        n_full: number of batches of `size` examples.
-        last_size: examples in a last batch of another size; 0: no such batch.
-    """
+    """Batches of one pass over a client's examples: `n_full` batches of `size` examples, then one of `last_size`, if not 0."""
 
     size: int
     n_full: int
@@ -44,7 +38,7 @@ class BatchPlan:
 
     @property
     def n_batches(self) -> int:
-        """Number of batches, equal to the number of steps in a pass."""
+        """Number of batches, and of steps, in a pass."""
         return self.n_full + (self.last_size > 0)
 
     @property
@@ -58,7 +52,7 @@ class BatchPlan:
         return [self.size] * self.n_full + [self.last_size] * (self.last_size > 0)
 
     def locate_batch(self, step: int) -> slice:
-        """Return the range of batch `step`, from 0, in the order of the pass."""
+        """Return the range of positions, in the order of a pass, of the batch of step `step`, counted from 0."""
         return slice(step * self.size, (step + 1) * self.size if step < self.n_full else self.n_examples)
 
 
@@ -73,15 +67,14 @@ class LocalTraining:
 
     Attributes:
         optimizer: optimizer of the local steps.
-        epochs: passes over the client's examples; None if `steps` is set.
-        steps: local steps; None if `epochs` is set.
+        epochs, steps: number of local epochs, or of local steps; one of the two is None.
         batch_size: examples in a batch; None: all examples of the client.
         proximal: μ of FedProx (Li et al. 2020, equation 2): μ(w − w_received) is added to each gradient before clipping.
         keep_optimizer_state: start with the optimizer's buffers of the client's last round; else with the initial buffers.
         uses_correction: add a vector of the client to each gradient: see `TrainingJob`.
         last_batch: use of the examples that do not fill a last batch. "keep": a smaller batch; "drop": none, as with PyTorch's
-            DataLoader(drop_last=True); "merge": add them to the batch before. A client with fewer examples than `batch_size`
-            has one batch of all its examples in each case. All its examples count in its aggregation weight in each case.
+            DataLoader(drop_last=True); "merge": add them to the batch before. In each case, a client with fewer examples than
+            `batch_size` has one batch of all its examples, and all of a client's examples count in its aggregation weight.
     """
 
     optimizer: Optimizer
@@ -94,7 +87,7 @@ class LocalTraining:
     last_batch: LastBatch = "keep"
 
     def plan_batches(self, n: int) -> BatchPlan:
-        """Return the batches of one pass over n examples. All counts of steps, batches and examples follow from them."""
+        """Return the batches of one pass over n examples, from which all counts of steps, batches and examples follow."""
         size = n if self.batch_size is None else min(self.batch_size, n)
         full, rest = divmod(n, size) if size else (0, 0)
         if not rest or self.last_batch == "drop":
@@ -125,15 +118,10 @@ class LocalTraining:
     ) -> ScaledStep:
         """Return the step at w: proximal term, correction, clipping, weight decay and the optimizer's rule, in this order.
 
-        Args:
-            w: [P] float32, parameters; not written to.
-            received_weights: [P] float32, model at the start of the round.
-            g: [P] float32, gradient of the batch; overwritten.
-            buffers: the optimizer's buffers by name, each [P]; updated in place.
-            schedule_time: round, local step and number of the client's steps in the round, from 1.
-            correction: [P] float32, added to g; None: nothing is added.
-            unused_slices: slices of the parameters that the batch does not use. They and their buffers do not change, as
-                torch skips parameters without a gradient, unless `skips_unused_parameters` is false.
+        All vectors are [P] float32. The gradient g is overwritten, and the optimizer's buffers are updated in place.
+        `schedule_time` is the round and the local step, from 1, and the client's number of steps in the round. Parameters in
+        `unused_slices`, which the batch does not use, and their buffers do not change, as torch skips parameters without a
+        gradient, unless `skips_unused_parameters` is false.
         """
         if self.proximal:
             g.add_(w - received_weights, alpha=self.proximal)
@@ -157,11 +145,10 @@ class LocalTraining:
         return not self.proximal and not self.uses_correction
 
     def fednova_normalizer(self, n_examples: int, round: int) -> float:
-        """Return FedNova's ‖a_i‖₁ with the learning rates in it.
+        """Return FedNova's ‖a_i‖₁ with learning rates: the distance by which a constant gradient of one moves a coordinate.
 
-        Wang et al. 2020, "Tackling the objective inconsistency problem", section 4: the distance that a constant gradient of
-        one moves a coordinate. τη for τ steps of SGD, 0 without examples. Schedule, momentum and proximal term count, with
-        buffers that start at zero. Clipping, correction and weight decay do not count.
+        Reference: Wang et al. 2020, "Tackling the objective inconsistency problem", section 4. τ steps of SGD give τη, no steps
+        give 0. Schedule, momentum (from zero) and proximal term count; clipping, correction and weight decay do not.
         """
         return _fednova_normalizer(self, self.n_steps(n_examples), round)
 
@@ -191,13 +178,9 @@ class TrainingJob:
     """Training of one client in one round. Engines write to none of its arrays.
 
     Attributes:
-        seed: seed of the run.
-        round: number of the round, from 1.
-        client: index of the client.
         weights: [P] float32, decoded model.
-        examples: the client's n training examples.
         optimizer_state: the optimizer's initial buffers under `keep_optimizer_state`, by the names of `Optimizer.init`, each
-            [P] float32; buffers that are absent start at zero.
+            [P] float32; absent buffers start at zero.
         correction: [P] float32, added to each gradient under `uses_correction`: SCAFFOLD's c − c_i (Karimireddy et al. 2020,
             algorithm 1); None: zero.
         buffers: [S] float32, module buffers before training in the order of `LearningTask.buffers`; None: their initial values.
@@ -218,12 +201,8 @@ class TrainingResult:
     """Result of a client's training.
 
     Attributes:
-        client: index of the client.
         update: [P] float32, w_local − w_received. A client with one step s returns s itself, since (w + s) − w is rounded.
-        n_examples: the client's training examples, n.
-        n_steps: local steps of the round.
-        optimizer_state: the optimizer's buffers after the last step under `keep_optimizer_state`, each a [P] array of its own;
-            else empty.
+        optimizer_state: the optimizer's last buffers, each a [P] array of its own, under `keep_optimizer_state`; else empty.
         buffers: [S] float32, module buffers after training; None if clients send none.
     """
 
@@ -236,22 +215,20 @@ class TrainingResult:
 
 
 def explain_restart(label: str) -> str:
-    """Return the sentence about a Python attribute that training changes and that clients do not send."""
+    """Return the message about a Python attribute that training changes and that clients do not send."""
     return f"training changes {label} in Python, which is reset for each client; use a buffer to keep its value between rounds"
 
 
 class NotCapturableError(Exception):
-    """Reason why an engine cannot train a task that another engine can train."""
+    """Error of an engine that cannot train a task, with the reason; another engine may be able to train it."""
 
 
 class TrainingEngine(Protocol):
     """Implementation of local training and of evaluation.
 
-    Laws: each result depends only on its job, and the evaluation of a slice only on the slice. Torch's thread count and
-    global generators are restored.
-
-    Buffers and Python attributes of the module and the loss are restored after each client. The buffers that clients send
-    (`LearningTask.buffers`) come with each job and are returned with its result.
+    Laws: each training result depends only on its job, and the evaluation of a slice only on the slice. Torch's thread count,
+    global generators, and buffers and Python attributes of module and loss are restored after each client. The buffers that
+    clients send (`LearningTask.buffers`) come with each job and are returned with its result.
 
     Attributes:
         preferred_batch_of_clients: number of jobs that one call of `train` should have.
@@ -261,28 +238,15 @@ class TrainingEngine(Protocol):
 
     @abstractmethod
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        """Train clients.
-
-        Args:
-            jobs: training of one client each, also of the same client or of different rounds.
-
-        Yields:
-            A result for each job, in any order.
-        """
+        """Yield a result for each job, in any order. Jobs may have the same client or different rounds."""
 
     @abstractmethod
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """Return the loss and the metrics of a model.
-
-        Args:
-            weights: [P] float32, parameters.
-            examples: examples to evaluate the model on.
-            buffers: [S] float32, module buffers; None: their initial values.
-        """
+        """Return the loss and the metrics of a model with weights [P] and module buffers [S]; None: the initial buffers."""
 
 
 def initial_training_state(job: TrainingJob, local_training: LocalTraining) -> tuple[Mapping[str, F32], F32 | None]:
-    """Return the optimizer's initial buffers, and the correction [P]; None if no client has a correction.
+    """Return the optimizer's initial buffers, and the correction [P], or None if the run has no corrections.
 
     Zeros in a correction become −0, because adding −0 changes no number, not even the sign of a zero.
     """
@@ -294,10 +258,10 @@ def initial_training_state(job: TrainingJob, local_training: LocalTraining) -> t
 
 
 def epochs(job: TrainingJob, local_training: LocalTraining) -> Iterator[tuple[I64, int]]:
-    """Yield the order of the examples, [`BatchPlan.n_examples`], and the number of steps of each pass.
+    """Yield for each pass the order of the examples, [`BatchPlan.n_examples`], and the number of steps.
 
-    Each pass has its own random order; the last pass may have fewer steps. A batch of all examples has the order of the data,
-    so that its sums round alike in every round.
+    Each pass has its own random order; the last pass may have fewer steps. A batch of all examples keeps the order of the
+    data, so that sums over the batch round alike in every round.
     """
     n, remaining, epoch = len(job.examples), local_training.n_steps(len(job.examples)), 0
     plan = local_training.plan_batches(n)

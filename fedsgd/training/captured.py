@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -37,17 +37,12 @@ class Captured:
     """Engine that runs the steps of a module as lists of tensor operations, client after client.
 
     Args:
-        task: module, loss and initial model.
-        local_training: settings of local training.
         sample: examples to record and to check steps with.
-        batch_sizes: batch sizes to record, those of most steps first; steps of other sizes run with autograd.
-        update_mode: "exact" gives the bits of the sequential engine. "fused" adds the gradients of weights to the parameters
-            while computing them, and stores images with their channels last. Its sums round in another order, and deep
-            networks amplify the difference: `python -m tests.bench.engine rounding` prints it. Optimizers that need the
-            gradient itself are not fused.
-
-    Raises:
-        NotCapturableError: the module cannot be captured; with the reason.
+        batch_sizes: batch sizes to record, the most frequent first; steps of other sizes run with autograd.
+        update_mode: "exact" gives the bits of the sequential engine. "fused" adds gradients of weights to the parameters while
+            computing them, and stores weights of convolutions with their channels last. Its sums round in another order, and
+            deep networks amplify the difference, which `python -m tests.bench.engine rounding` prints. Optimizers that need
+            the gradient itself are not fused.
     """
 
     preferred_batch_of_clients = 1
@@ -76,7 +71,7 @@ class Captured:
             buffers = StepBuffers(self._flat_module, TensorFormat(layout, channels_last), optimizer)
             try:
                 steps: dict[int, CapturedStep | None] = {batch_size: self._capture_step(buffers, batch_size)}
-                if channels_last:  # metrics get outputs in this order, and may not support it
+                if channels_last:  # metrics may not support outputs with channels last
                     self._flat_module.evaluate(
                         self._flat_module.task.initial_parameters, self._sample.slice(0, batch_size), buffers.tensor_format
                     )
@@ -103,10 +98,8 @@ class Captured:
         if batch_size not in self._steps:
             step = None
             if batch_size in self._batch_sizes:
-                try:
+                with suppress(NotCapturableError):
                     step = self._capture_step(self._step_buffers, batch_size)
-                except NotCapturableError:
-                    step = None
             self._steps[batch_size] = step
         return self._steps[batch_size]
 
@@ -126,7 +119,7 @@ class Captured:
             yield result
 
     def _seed_client_generators(self, job: TrainingJob, steps: Iterable[CapturedStep | None]) -> AbstractContextManager[Any]:
-        """Return a scope with the client's seeds of the global generators; an empty scope if no step draws from them."""
+        """Return a scope with the client's seeds of the global generators; an empty scope if no step draws random numbers."""
         if not any(step is None or step.is_random for step in steps):
             return nullcontext()
         return isolate_generators(derive_torch_seed(job.seed, "module", job.round, job.client))
@@ -171,7 +164,7 @@ class Captured:
         return TrainingResult(job.client, update, n, self.local_training.n_steps(n), final_state)
 
     def _gather_batches(self, job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield x and y of each step; valid until the next step."""
+        """Yield x and y of each step, valid until the next step."""
         sizes = self.local_training.plan_batches(len(job.examples)).batch_sizes
         for order, n_steps in epochs(job, self.local_training):
             rows = torch.split(torch.from_numpy(job.examples.row_indices(order)), sizes)
@@ -186,8 +179,7 @@ class Captured:
 class BatchBuffer:
     """Memory for the rows of a batch, which the next batch overwrites.
 
-    Rows start at the beginning of the memory, because the rounding of a matrix product may depend on the alignment of its
-    operands.
+    Rows start at the beginning of the memory, because a matrix product may round differently for other alignments.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from fedsgd.data import Examples
 from fedsgd.numerics.arrays import F64, I64
 
 EVALUATION_SLICE_SIZE = 100
-"""Examples in a slice. 1,000 were 1.3 to 1.6 times slower on convolutional networks, and not faster on others."""
+"""Examples in a slice. Slices of 1,000 were 1.3 to 1.6 times slower on convolutional networks, and not faster on others."""
 SET_LABELS = {"test": "test examples", "clients": "test examples of clients", "training": "training examples"}
 """Descriptions of sets for messages, by name."""
 
@@ -22,16 +22,16 @@ class EvaluationSets:
     """Examples on which a run evaluates models.
 
     Attributes:
-        global_sets: by name of the set, its examples; one model is evaluated on them.
-        local_sets: by name of the set, its examples, the distinct numbers of examples of its clients, and the number of clients
-            with each; each client's own model is evaluated on its examples.
+        global_sets: examples by name of the set, on which one model is evaluated.
+        local_sets: by name of the set, on whose examples each client's own model is evaluated: all examples, the distinct
+            numbers of examples of a client, and the number of clients with each of these numbers.
     """
 
     global_sets: Mapping[str, Examples]
     local_sets: Mapping[str, tuple[Examples, I64, I64]]
 
     def iterate_slices(self) -> Iterator[tuple[str, str, Examples]]:
-        """Yield name of the set, description and slice, for a slice of each size that occurs, full slices first."""
+        """Yield a set's name, a description and a slice, for each size of a slice that occurs, full slices first."""
         for name, examples in self.global_sets.items():
             description, n_rest = f"the {len(examples):,} {SET_LABELS[name]}", len(examples) % EVALUATION_SLICE_SIZE
             yield name, description, examples.slice(0, EVALUATION_SLICE_SIZE)
@@ -51,11 +51,10 @@ class EvaluationResult:
     """Loss and metrics of a model on n examples.
 
     Attributes:
-        n_examples: number of examples, n.
-        losses: loss times weight of each slice of `EVALUATION_SLICE_SIZE` examples, in order; one entry where the loss was
+        losses: loss times weight of each slice of `EVALUATION_SLICE_SIZE` examples, in order; one entry if the loss was
             computed in one call.
-        scores: by name of the metric, [n] float64, its value for each example.
-        score_weights: by name of the metric, [n] float64, weights of its values; only for metrics with weights.
+        scores: [n] float64 by name of the metric, value for each example.
+        score_weights: [n] float64 by name of the metric, weights of the values; only for metrics with weights.
         loss_weights: weight of each entry of `losses`; None: numbers of examples.
         is_loss_sum: True if the loss of the set is the sum of `losses`, False if it is their weighted mean.
     """
@@ -87,14 +86,14 @@ class EvaluationResult:
         return self.score_weights[name] if name in self.score_weights else np.ones(self.n_examples)
 
     def sum_weights(self, name: str) -> float:
-        """Return the weight of a metric, or of "loss", in a mean over sets: the number of examples or the sum of weights."""
+        """Return this result's weight in a mean of a metric, or of "loss", over sets: sum of weights or number of examples."""
         if name == "loss":
             return float(self.n_examples) if self.loss_weights is None else _add_up(self.loss_weights)
         return float(self.score_weights[name].sum()) if name in self.score_weights else float(self.n_examples)
 
     @property
     def loss(self) -> float:
-        """Loss of all examples. Slices are added in order, whichever worker evaluated them; Python's `sum` would compensate."""
+        """Loss of all examples, from a plain sum of losses in order: Python's `sum` would compensate for rounding."""
         total = _add_up(self.losses)
         if self.is_loss_sum:
             return total

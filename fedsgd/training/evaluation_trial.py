@@ -1,4 +1,4 @@
-"""Trial of an evaluation before round 1: shapes, the built-in accuracy, and the reduction of the loss of a set."""
+"""Trial of an evaluation before round 1, which finds out the built-in accuracy and the reduction of the loss."""
 
 from __future__ import annotations
 
@@ -26,36 +26,27 @@ from fedsgd.numerics.arrays import I64
 from fedsgd.system.global_generators import isolate_generators, reseed_generators
 from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training.evaluation_result import EVALUATION_SLICE_SIZE, SET_LABELS, EvaluationSets
-from fedsgd.training.flat_module import FlatModule, TensorFormat, as_tensor, batch_tensors
+from fedsgd.training.flat_module import FlatModule, as_tensor, batch_tensors
 from fedsgd.training.loss_probes import check_metric, choose_reading, name_failure, reject_pairwise_loss
 from fedsgd.training.slice_evaluation import allocate_outputs, check_loss, check_scores, list_leaves, map_tree
 
 MAX_LOSS_OUTPUT_BYTES = 2**30
-"""Most bytes of the outputs of a set whose loss is computed in one call."""
+"""Maximum number of bytes of the outputs of a set whose loss is computed in one call."""
 MAX_PROBED_EXAMPLES = 1000
-"""Most examples for the test if a loss is a mean or a sum over examples."""
+"""Maximum number of examples for the test if a loss is a mean or a sum over examples."""
 REMEDIES = {
     "test": "use another number of test examples",
     "clients": "set another data.held_out",
     "training": "set evaluation.training = false",
 }
-"""Advice that avoids a last slice of a failing size, by set of examples."""
+"""Advice by set of examples, for sets whose last slice has a failing size."""
 
 
 def resolve_evaluation(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:
-    """Try an evaluation of the initial model.
+    """Evaluate the initial model, and return the task with the loss's reduction and with the accuracy that fits the outputs.
 
-    Args:
-        task: the task as `build_task` returns it.
-        dataset: training and test examples.
-        sets: examples on which models will be evaluated.
-
-    Returns:
-        The task with the reduction of its loss, and with the built-in accuracy for its outputs, or without it if undefined.
-
-    Raises:
-        ModelError: the loss or a metric has another shape than expected; outputs and targets are broadcast; the only metric,
-            the built-in accuracy, is undefined; or the loss of a set cannot be computed.
+    A built-in accuracy that is undefined for the outputs is removed; if no metric is left, ModelError is raised. The loss and
+    the metrics are also checked: shapes, no broadcast of outputs and targets, and sets of every size in `sets`.
     """
     initial_model = _InitialModel(task)
     with use_single_thread(), torch.no_grad(), _refuse_broadcast():
@@ -84,9 +75,7 @@ class _InitialModel:
 
     def __init__(self, task: LearningTask) -> None:
         self._flat_module, self.task = FlatModule(task), task
-        tensor_format, flat = TensorFormat(task.layout), torch.empty(len(task.initial_parameters))
-        tensor_format.load(flat, task.initial_parameters)
-        self._flat_module.bind_parameters(tensor_format.view_tensors(flat))
+        self._flat_module.load_weights(task.initial_parameters)
         task.module.eval()
 
     def run(self, examples: Examples) -> tuple[Any, Tensor]:
@@ -112,11 +101,7 @@ class _InitialModel:
 
 
 def _check_loss_needs_outputs_only(initial_model: _InitialModel, examples: Examples, output: Any, target: Tensor) -> None:
-    """Check that a loss of one call needs only outputs and targets, because it is computed after all slices.
-
-    Raises:
-        ModelError: the loss differs or fails after the state of the module was restored.
-    """
+    """Raise ModelError unless a loss needs only outputs and targets: the loss of a set is computed after all slices."""
     expected = float(check_loss(initial_model.run_with_loss(examples)))
     try:
         loss = float(check_loss(initial_model.compute_loss(output, target)))
@@ -132,11 +117,7 @@ def _check_loss_needs_outputs_only(initial_model: _InitialModel, examples: Examp
 def _try_slice(
     initial_model: _InitialModel, metrics: Mapping[str, Metric], set_name: str, description: str, examples: Examples
 ) -> tuple[Any, Tensor]:
-    """Return outputs and targets of a slice of a set.
-
-    Raises:
-        ModelError: loss or metrics fail on the slice but not on a full slice of its examples, repeated.
-    """
+    """Return outputs and targets of a slice; raise ModelError with advice if a full slice of its examples, repeated, works."""
     try:
         return _evaluate_slice(initial_model, metrics, examples)
     except Exception as error:  # the user's module, loss or metrics
@@ -196,7 +177,7 @@ def cover_labels(targets: Any, max_rows: int) -> I64:
 
 
 def _select_probe(examples: Examples) -> Examples:
-    """Return one slice of examples with all labels among the first million targets, as far as they fit."""
+    """Return one slice of examples with all labels that occur in the first million targets, or as many as fit."""
     targets = examples.targets()
     targets = targets[: max(EVALUATION_SLICE_SIZE, 10**6 * len(targets) // max(targets.size, 1))]
     return examples.select(cover_labels(targets, EVALUATION_SLICE_SIZE))
@@ -205,7 +186,7 @@ def _select_probe(examples: Examples) -> Examples:
 def _resolve_metrics(
     task: LearningTask, initial_model: _InitialModel, dataset: Dataset, output: Any, target: Tensor
 ) -> dict[str, Metric]:
-    """Return the metrics with the built-in accuracy for the outputs, or without it if it is undefined."""
+    """Return the metrics with the built-in accuracy that fits the outputs, or without an undefined accuracy."""
     metrics = dict(task.metrics)
     if metrics.get("accuracy") is not accuracy or dataset.classes is None:
         return metrics
@@ -220,7 +201,7 @@ def _resolve_metrics(
 
 
 def _resolve_ignored_label(task: LearningTask, dataset: Dataset) -> int | None:
-    """Return the label that the loss ignores, a negative label only if an example has it; else None."""
+    """Return the label that the loss ignores, if any; a negative label only if some example has the label."""
     label = find_ignored_label(task.loss)
     if label is None or label >= 0:
         return label
@@ -248,7 +229,7 @@ def _resolve_reduction(
 
 
 def _count_examples_per_loss_call(output: Any, target: Tensor) -> int:
-    """Return the most examples of one call of the loss, given the outputs of a slice; one slice if outputs cannot be joined."""
+    """Return the maximum number of examples in one call of the loss: one slice if outputs of slices cannot be joined."""
     try:
         allocate_outputs(output, len(target), 0)
     except ModelError:
@@ -258,7 +239,7 @@ def _count_examples_per_loss_call(output: Any, target: Tensor) -> int:
 
 
 def _check_single_loss_call(initial_model: _InitialModel, set_name: str, examples: Examples, output: Any) -> None:
-    """Compute the loss in one call for all examples of a set, with the outputs of one slice, repeated."""
+    """Raise ModelError unless the loss of all examples of a set can be computed in one call, on a slice's outputs, repeated."""
     n = len(examples)
     if n <= EVALUATION_SLICE_SIZE:
         output, target = initial_model.run(examples)
@@ -274,12 +255,10 @@ def _check_single_loss_call(initial_model: _InitialModel, set_name: str, example
 
 
 def _infer_reduction(initial_model: _InitialModel, examples: Examples) -> Literal["mean", "sum"] | None:
-    """Infer from the losses of one batch and of its three parts if a loss is the mean or the sum over examples.
+    """Return "mean" or "sum" if the loss of a batch is the mean (weighted by examples) or the sum of its parts' losses.
 
-    The batch has every distinct label and is sorted by label, so that the parts have different labels.
-
-    Returns:
-        "mean" or "sum"; None if the loss is neither, or if there are too few examples or too many labels.
+    The batch has every distinct label and is sorted by label, so that its three parts have different labels. Return None for
+    any other loss, and for too few examples or too many labels.
     """
     targets = examples.targets()
     rows = cover_labels(targets, min(MAX_PROBED_EXAMPLES, len(targets)))
@@ -303,9 +282,8 @@ def _explain_uncombinable_loss(set_name: str, n: int, first_result: tuple[Any, T
     n_bytes = sum(leaf.nbytes for leaf in list_leaves(output) if isinstance(leaf, Tensor)) * n // len(target)
     shapes = ", ".join(format_shape(leaf) for leaf in list_leaves(output))
     return (
-        f"the loss of the {n:,} {SET_LABELS[set_name]} cannot be computed: "
-        "in a trial it was neither a mean nor a sum over examples, "
-        f"and their outputs ({shapes}; {format_bytes(n_bytes)}) cannot be stored for one call, "
-        f"which takes tensors [B, ...] of at most {format_binary_bytes(MAX_LOSS_OUTPUT_BYTES)} together; "
-        "use a loss of torch.nn, or evaluate fewer examples"
+        f"the loss of the {n:,} {SET_LABELS[set_name]} cannot be computed: in a trial, it was neither a mean nor a sum over "
+        f"examples, and the model's outputs ({shapes}; {format_bytes(n_bytes)}) cannot be stored for one call of the loss, "
+        f"which takes tensors [B, ...] of at most {format_binary_bytes(MAX_LOSS_OUTPUT_BYTES)} together; use a loss of "
+        "torch.nn, or evaluate fewer examples"
     )

@@ -28,12 +28,10 @@ from fedsgd.training.slice_evaluation import EvaluationAccumulator, check_loss
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """Order of the numbers of each tensor in a flat vector [P].
+    """Order of the numbers of each tensor in a flat vector [P]. Elementwise rules work in any order.
 
-    Attributes:
-        layout: names and shapes of the P parameters.
-        channels_last: store tensors of four axes (weights of convolutions) with their channels last, the fastest order for
-            convolutions and pooling on a CPU; else all tensors have the order of the wire. Elementwise rules suit both.
+    With `channels_last`, tensors of four axes (weights of convolutions) are stored with their channels last, the fastest order
+    for convolutions and pooling on a CPU. All other tensors have the order of the wire.
     """
 
     layout: ParameterLayout
@@ -90,13 +88,20 @@ class FlatModule:
         for parameter, view in zip(self.parameters, views, strict=True):
             parameter.data = view
 
+    def load_weights(self, weights: F32, tensor_format: TensorFormat | None = None) -> None:
+        """Bind the parameters to a copy of weights [P], which are in wire order; the copy has the wire's order by default."""
+        tensor_format = tensor_format or TensorFormat(self.task.layout)
+        flat = torch.empty(len(weights))
+        tensor_format.load(flat, weights)
+        self.bind_parameters(tensor_format.view_tensors(flat))
+
     def compute_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of one batch with its autograd graph."""
         with torch.enable_grad():
             return check_loss(self.task.loss(self.task.module(x), y))
 
     def compute_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the loss of one batch for each parameter, None for one that the loss does not reach."""
+        """Return the gradient of one batch's loss for each parameter, None for parameters that the loss does not reach."""
         gradients = torch.autograd.grad(self.compute_loss(x, y), self.parameters, allow_unused=True)
         for parameter, view in zip(self.parameters, self._views, strict=True):
             if parameter.data_ptr() != view.data_ptr():  # the module assigned to .data, so the parameter has a new value
@@ -105,7 +110,7 @@ class FlatModule:
         return gradients
 
     def compute_flat_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[slice]]:
-        """Return the gradient of one batch's loss [P], and its slices that the batch does not use, where it is 0."""
+        """Return the gradient [P] of one batch's loss, and the slices of unused parameters, where the gradient is 0."""
         gradients = self.compute_gradients(x, y)
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
         return torch.cat([part.reshape(-1) for part in parts]), find_unused_slices(self.task.layout, gradients)
@@ -113,17 +118,8 @@ class FlatModule:
     def evaluate(
         self, weights: F32, examples: Examples, tensor_format: TensorFormat, buffers: F32 | None = None
     ) -> EvaluationResult:
-        """Return the loss and the metrics of a model, computed in slices of `EVALUATION_SLICE_SIZE` examples.
-
-        Args:
-            weights: [P] float32, parameters in wire order.
-            examples: examples to evaluate the model on.
-            tensor_format: order of the parameters that the module computes with.
-            buffers: [S] float32, module buffers; None: their initial values.
-        """
-        flat = torch.empty(len(weights))
-        tensor_format.load(flat, weights)
-        self.bind_parameters(tensor_format.view_tensors(flat))
+        """Return `TrainingEngine.evaluate`'s result, computed in slices with the parameters in this format."""
+        self.load_weights(weights, tensor_format)
         self.task.module.eval()
         results = EvaluationAccumulator(self.task, len(examples))
         with use_single_thread(), torch.no_grad(), isolate_generators(0):
@@ -140,9 +136,7 @@ class FlatModule:
     def isolated_buffers(self, buffers: F32 | None = None, include_large: bool = True) -> Iterator[None]:
         """Run the body with initial buffers and attributes of the module, and restore both afterwards.
 
-        Args:
-            buffers: [S] float32, values of the buffers that clients send; None: their initial values.
-            include_large: see `ModuleState.restore`.
+        Values [S] in `buffers` replace the buffers that clients send. For `include_large`, see `ModuleState.restore`.
         """
         self.state.restore(include_large)
         try:
@@ -154,10 +148,9 @@ class FlatModule:
 
 
 def copy_for_capture(task: LearningTask) -> FlatModule:
-    """Return a copy of the task's module, because an attempt to capture its step runs it.
+    """Return a copy of the task's module, since an attempt to capture a step runs the module.
 
-    Raises:
-        NotCapturableError: training changes buffers or Python state; the check of a captured step compares gradients only.
+    A module whose buffers or Python state training changes is rejected, since the check of a step compares gradients only.
     """
     if task.buffers is not None:
         raise NotCapturableError(f"training changes the buffer {task.buffers.names[0]}")
@@ -169,9 +162,9 @@ def copy_for_capture(task: LearningTask) -> FlatModule:
 def read_state_dicts(
     flat_module: FlatModule, weights: F32, buffers: F32 | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Return the state dicts of module and loss with weights [P] and buffers [S]; None for a loss that does not train."""
-    task, flat = flat_module.task, torch.from_numpy(np.array(weights))
-    flat_module.bind_parameters(TensorFormat(task.layout).view_tensors(flat))
+    """Return the state dicts of module and loss with weights [P] and buffers [S]; None for a loss that clients do not send."""
+    task = flat_module.task
+    flat_module.load_weights(weights)
     buffer_names = () if task.buffers is None else task.buffers.names
     loss_changes = any(name.startswith("loss.") for name in (*task.layout.names, *buffer_names))
     with flat_module.isolated_buffers(buffers):
@@ -184,7 +177,7 @@ def _copy_tensors(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def check_attributes(flat_module: FlatModule) -> None:
-    """Raise NotCapturableError if the module changed one of its Python attributes, as a recording would not."""
+    """Raise NotCapturableError if the module changed one of its Python attributes, which a recording would not change."""
     flat_module.state.restore()
     attribute = flat_module.state.attributes.first_change
     if attribute is not None:

@@ -14,7 +14,7 @@ from fedsgd.data import Examples
 from fedsgd.models.task import LearningTask
 from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.torch_threads import use_single_thread
-from fedsgd.training.flat_module import FlatModule, TensorFormat, batch_tensors
+from fedsgd.training.flat_module import FlatModule, batch_tensors
 
 BATCH_SIZE = 8
 """Examples in the batch whose operations are counted."""
@@ -23,12 +23,10 @@ FLOPS_PER_PARAMETER = 6
 
 
 class Flops(NamedTuple):
-    """Floating-point operations of training.
+    """Floating-point operations of training on one example, forward and backward, and the rule of the count.
 
-    Attributes:
-        per_example: operations for one example, forward and backward.
-        rule: "counted" by PyTorch's counter, which covers matrix products, convolutions and attention, and counts a
-            multiplication and an addition as two; "six a parameter" where the counter fails or finds none of these.
+    "counted": PyTorch's counter covers matrix products, convolutions and attention, and counts a multiplication and an addition
+    as two. "six a parameter": the counter fails, or the module has no operation that the counter covers.
     """
 
     per_example: float
@@ -36,10 +34,7 @@ class Flops(NamedTuple):
 
 
 def count_training_flops(task: LearningTask, examples: Examples) -> Flops:
-    """Count the operations of the gradient on the first `BATCH_SIZE` examples; never raises.
-
-    The module's state, the global generators and torch's number of threads are restored.
-    """
+    """Count the operations of the gradient on the first `BATCH_SIZE` examples; change no state, and never raise."""
     estimate = Flops(float(FLOPS_PER_PARAMETER * task.layout.size), "six a parameter")
     try:
         per_example = _count_flops(task, examples)
@@ -50,11 +45,8 @@ def count_training_flops(task: LearningTask, examples: Examples) -> Flops:
 
 def _count_flops(task: LearningTask, examples: Examples) -> float:
     batch = examples.slice(0, min(BATCH_SIZE, len(examples)))
-    flat_module, flat = FlatModule(task), torch.empty(task.layout.size)
-    tensor_format = TensorFormat(task.layout)
-    tensor_format.load(flat, task.initial_parameters)
-    flat_module.bind_parameters(tensor_format.view_tensors(flat))
-    was_training = task.module.training
+    flat_module, was_training = FlatModule(task), task.module.training
+    flat_module.load_weights(task.initial_parameters)
     with use_single_thread(), isolate_generators(0), flat_module.isolated_buffers(), _disable_fused_layers():
         task.module.train()
         with FlopCounterMode(display=False) as counter:
@@ -65,7 +57,7 @@ def _count_flops(task: LearningTask, examples: Examples) -> float:
 
 @contextmanager
 def _disable_fused_layers() -> Iterator[None]:
-    """Run the body without MKL-DNN, which makes a recurrent layer one operation that the counter does not cover."""
+    """Run the body without MKL-DNN, where a recurrent layer would be one operation that the counter does not cover."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # PyTorch warns on any machine
         with torch.backends.mkldnn.flags(enabled=False):

@@ -26,17 +26,9 @@ OutputReading = Literal["classes", "logit"]
 def choose_reading(
     task: LearningTask, loss: LossProbe, output: Any, target: Tensor, dataset: Dataset
 ) -> tuple[OutputReading | None, str]:
-    """Choose how the built-in accuracy interprets outputs.
+    """Return the built-in accuracy's reading of outputs, and ""; or None and the reason why the accuracy is undefined.
 
-    Args:
-        task: task whose loss may have a known convention.
-        loss: the task's loss, to be evaluated on constructed outputs.
-        output: the module's output for some training examples, [B, ...].
-        target: labels of these examples, [B, ...].
-        dataset: examples with class labels.
-
-    Returns:
-        The reading and "", or None and the reason why the accuracy is undefined.
+    Outputs and labels [B, ...] come from some training examples. The task's loss is also run on constructed outputs.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None, ""
@@ -60,8 +52,8 @@ def choose_reading(
 def _is_logit_loss(loss: LossProbe, output: Tensor, target: Tensor) -> bool:
     """Return True if the loss interprets one output as a logit, so that outputs above zero mean class 1.
 
-    In the first case, the loss is lower for class 1 at +0.25 and for class 0 at -0.25. In the second case, the loss falls
-    towards each class, and both losses mirror each other up to a factor, such as a weight of class 1.
+    Either the loss is lower for class 1 at +0.25 and for class 0 at -0.25. Or the loss falls towards each class, and the losses
+    of the two classes mirror each other up to a factor, such as a weight of class 1.
     """
 
     def loss_at(value: float, label: int) -> float:
@@ -87,7 +79,7 @@ def _is_lower_at_labels(loss: LossProbe, output: Tensor, target: Tensor) -> bool
 
 
 def _find_ignored_labels(loss: LossProbe, output: Tensor, target: Tensor) -> list[int]:
-    """Return the labels without a gradient of the loss, if other labels have one."""
+    """Return the labels at which the loss has no gradient, if the loss has a gradient at other labels."""
     labels = _reshape_labels(output, target)
     with torch.enable_grad():
         synthetic = (0.5 + 0.1 * _make_distinct_values(output)).requires_grad_()
@@ -105,7 +97,7 @@ def _reshape_labels(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _compute_loss_or_nan(loss: LossProbe, output: Tensor, target: Tensor) -> float:
-    """Return the loss, or NaN if it raises, which is not lower than any number."""
+    """Return the loss; if the loss raises, return NaN, which is not lower than any number."""
     try:
         return float(loss(output, target))
     except Exception:  # the user's loss may fail on outputs that its module never returns
@@ -120,8 +112,8 @@ def _make_distinct_values(output: Tensor) -> Tensor:
 def reject_pairwise_loss(loss: LossProbe, output: Any, target: Tensor) -> None:
     """Raise ModelError if the loss compares every output with every target.
 
-    If shapes differ, as [B, 1] and [B], broadcasting may make a table [B, B]. Such a loss does not change if targets are
-    permuted. The test uses outputs that vary as much as the targets, or little if the loss raises.
+    If shapes differ, as [B, 1] and [B], broadcasting may make a table [B, B], whose loss does not change if targets are
+    permuted. The test's outputs vary as much as the targets, or less if the loss of such outputs is not finite.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape == target.shape:
         return
@@ -144,16 +136,9 @@ def reject_pairwise_loss(loss: LossProbe, output: Any, target: Tensor) -> None:
 
 @contextmanager
 def name_failure(subject: str, output: Any, target: Tensor, loss: Loss | None = None) -> Iterator[None]:
-    """Turn an error of a loss or metric in the body into a ModelError; errors of fedsgd and warnings pass.
+    """Turn the body's error of a loss or metric into a ModelError with subject and shapes; fedsgd's errors and warnings pass.
 
-    Args:
-        subject: "the loss", or a metric and its name.
-        output: the module's output, [B, ...].
-        target: targets, [B, ...].
-        loss: the loss, for advice on shapes; None for a metric.
-
-    Raises:
-        ModelError: with the subject, the shapes and the error.
+    With a loss, the message has advice on shapes too.
     """
     try:
         yield
@@ -179,7 +164,7 @@ def _advise_on_shapes(loss: Loss, output: Tensor, target: Tensor) -> str:
 
 
 def check_metric(name: str, metric: Metric, output: Any, target: Tensor) -> None:
-    """Raise ModelError unless a metric has one number per example, which does not depend on other examples."""
+    """Raise ModelError unless a metric has one number per example that does not depend on the other examples."""
     n = len(target)
     with name_failure(f'metric "{name}"', output, target):
         scores = metric(output, target)

@@ -1,6 +1,6 @@
 """State of a task's module and loss besides its trainable parameters: buffers, frozen parameters, Python attributes.
 
-Clients do not share this state. Each client starts its round with the initial state, except for the buffers that clients send
+Clients do not share this state. Each client starts a round with the initial state, except for the buffers that clients send
 or store (`LearningTask.buffers`).
 """
 
@@ -41,14 +41,7 @@ class ModuleState:
         return sum(buffer is not None for buffers in self._buffers for buffer in buffers.values())
 
     def restore(self, include_large: bool = True) -> None:
-        """Restore the initial state.
-
-        Args:
-            include_large: restore frozen parameters and large arrays in attributes too.
-
-        Raises:
-            ModelError: the module added a buffer or changed a buffer's shape.
-        """
+        """Restore the initial state; frozen parameters and large arrays in attributes only with `include_large`."""
         is_empty = not self._initial_tensors and self._count_buffers() == self._n_buffers  # names are slow to look up
         for name, tensor in () if is_empty else named_fixed_tensors(self._parts).items():
             initial = self._initial_tensors.get(name)
@@ -73,7 +66,7 @@ class ModuleState:
                 tensors[name].copy_(value)
 
     def read_buffers(self) -> F32 | None:
-        """Return the buffers that clients send [S], None if there are none."""
+        """Return the buffers that clients send, [S]; None if clients send none."""
         if self._layout is None:
             return None
         tensors = named_fixed_tensors(self._parts)
@@ -85,7 +78,7 @@ class ModuleState:
             self.check_copies_unchanged(named_fixed_tensors(self._parts))
 
     def check_copies_unchanged(self, tensors: Mapping[str, Tensor]) -> None:
-        """Do the check of `check_unchanged` on an engine's copies of the tensors, by name."""
+        """Make the check of `check_unchanged` on an engine's copies of the tensors, by name."""
         for name in self._unchanging_names & tensors.keys():
             if not is_same(tensors[name].detach(), self._initial_tensors[name]):
                 raise ModelError(

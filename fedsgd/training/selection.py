@@ -1,4 +1,4 @@
-"""Selection of the engine: the requested one, or for "auto" by a rule on the model and its clients.
+"""Selection of the engine: the requested engine, or for "auto" by a rule on the model and its clients.
 
 The rule uses no timings, so that a rerun selects the same engine.
 """
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_RECORDED_BATCH_SIZES = 32
-"""Most batch sizes that are recorded: recording a rarer size takes longer than training it with autograd."""
+"""Maximum number of batch sizes to record: recording a rarer size takes longer than training with autograd."""
 MAX_STACKED_PARAMETERS = 65_536
-"""Parameters of the largest model that is stacked: the stacked weights of larger models do not fit in the cache."""
+"""Maximum number of parameters of a stacked model: the stacked weights of larger models do not fit in the cache."""
 MIN_STACKED_CLIENTS = 8
-"""Smallest cohort that is stacked."""
+"""Minimum number of clients in a cohort that is stacked."""
 DEFAULT_STACK_SIZE = 32
-"""Clients of a stack that is requested without a number."""
+"""Number of clients in a stack if the request has no number."""
 PARAMETERS_PER_STACK = 2**19
-"""Parameters of all clients in a stack: "auto" stacks 16 to 50 clients, and at most the cohort."""
+"""Parameters of all clients in a stack of "auto", which stacks 16 to 50 clients, and at most the cohort."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class EngineChoice:
     Attributes:
         name: name of the engine; "auto" in a request: by the rule of `select_engine`.
         update: "exact": the bits of the sequential engine; "fused": faster, with other rounding.
-        stack: clients that the stacked engine trains at once; None: by rule, or for another engine.
-        reason: reason of the selection, for messages.
+        stack: number of clients that the stacked engine trains at once; None: by rule, or for another engine.
     """
 
     name: EngineName = "auto"
@@ -69,18 +68,7 @@ class EngineChoice:
 def make_engine(
     choice: EngineChoice, batch_sizes: Sequence[int], task: LearningTask, local_training: LocalTraining, sample: Examples
 ) -> TrainingEngine:
-    """Return the chosen engine.
-
-    Args:
-        choice: name and settings of the engine, not "auto".
-        batch_sizes: batch sizes to record, as `rank_batch_sizes` returns them.
-        task: module, loss and initial model.
-        local_training: settings of local training.
-        sample: training examples to record and to check steps with.
-
-    Raises:
-        ModelError: the engine cannot train the task.
-    """
+    """Return the chosen engine, which is not "auto"; raise ModelError if the engine cannot train the task."""
     try:
         return _create(choice, task, local_training, sample, batch_sizes)
     except NotCapturableError as error:
@@ -97,21 +85,11 @@ def select_engine(
     batch_sizes: Sequence[int],
     cohort_size: int,
 ) -> tuple[TrainingEngine, EngineChoice]:
-    """Return an engine and its description.
+    """Return an engine and its description; raise ModelError if the requested engine cannot train the task.
 
-    For "auto": stacked if `_reason_not_to_stack` has none and the module can be stacked; else captured if the module can be
-    captured; else sequential.
-
-    Args:
-        request: requested engine.
-        task: module, loss and initial model.
-        local_training: settings of local training.
-        sample: training examples to record and to check steps with.
-        batch_sizes: batch sizes to record, as `rank_batch_sizes` returns them.
-        cohort_size: clients of a round.
-
-    Raises:
-        ModelError: the requested engine cannot train the task; never for "auto".
+    "auto" selects the stacked engine if `_reason_not_to_stack` returns no reason and the module can be stacked; else the
+    captured engine if the module can be captured; else the sequential engine. Steps are recorded and checked with examples of
+    `sample`, for the batch sizes that `rank_batch_sizes` returns.
     """
     if request.name != "auto":
         reason = (
@@ -124,10 +102,7 @@ def select_engine(
     objection = _reason_not_to_stack(task, batch_sizes, cohort_size)
     candidates: list[tuple[EngineName, str]] = [("captured", objection)]
     if not objection:
-        candidates = [
-            ("stacked", f"{task.layout.size:,} parameters in linear layers, {cohort_size} clients a round"),
-            ("captured", ""),
-        ]
+        candidates.insert(0, ("stacked", f"{task.layout.size:,} parameters in linear layers, {cohort_size} clients a round"))
     stack = request.stack or min(50, max(16, PARAMETERS_PER_STACK // task.layout.size), cohort_size)
     reason = ""
     for name, rule in candidates:
@@ -153,7 +128,7 @@ def _create(
 
 
 def _reason_not_to_stack(task: LearningTask, batch_sizes: Sequence[int], cohort_size: int) -> str:
-    """Return the reason not to stack clients, "" if there is none."""
+    """Return the reason not to stack clients; "" if nothing prevents a stack."""
     if not all(_is_linear(module) for module in task.module.modules()):
         return "not all layers are linear"
     if task.layout.size > MAX_STACKED_PARAMETERS:
@@ -171,12 +146,9 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def rank_batch_sizes(example_counts: I64, local_training: LocalTraining, client_counts: I64 | None = None) -> list[int]:
-    """Return the batch sizes of clients, those of most steps first, at most `MAX_RECORDED_BATCH_SIZES`.
+    """Return at most `MAX_RECORDED_BATCH_SIZES` batch sizes of clients, those with the most steps first.
 
-    Args:
-        example_counts: [m] int64, numbers of examples of clients.
-        local_training: settings of local training.
-        client_counts: [m] int64, numbers of clients with each of these; None: one each.
+    `client_counts` [m] has the number of clients with each number of examples in `example_counts` [m]; None: one client.
     """
     n_steps: Counter[int] = Counter()
     for n, n_clients in zip(

@@ -1,4 +1,4 @@
-"""Computation of losses and metrics of a set of examples that is evaluated in slices."""
+"""Losses and metrics of a set of examples that is evaluated in slices."""
 
 from __future__ import annotations
 
@@ -17,22 +17,14 @@ from fedsgd.training.evaluation_result import EvaluationResult
 
 
 def check_loss(loss: object) -> Tensor:
-    """Return the loss of a batch.
-
-    Raises:
-        ModelError: the loss is not a scalar tensor.
-    """
+    """Return the loss of a batch; raise ModelError if the loss is not a scalar tensor."""
     if not isinstance(loss, Tensor) or loss.dim():
         raise ModelError(f"the loss is {_describe_value(loss)}, expected a tensor that is a scalar: the mean over the batch")
     return loss
 
 
 def check_scores(name: str, score: object, n: int) -> tuple[F64, F64 | None]:
-    """Return a metric's values [n], and its weights [n] or None.
-
-    Raises:
-        ModelError: the metric is neither a tensor [n] nor a pair of values and weights.
-    """
+    """Return a metric's values [n], and its weights [n] or None; raise ModelError if the metric has neither form."""
     if not isinstance(score, tuple) or len(score) != 2:
         return _convert_values(name, score, n), None
     values, weights = (_convert_values(name, part, n) for part in score)
@@ -53,10 +45,7 @@ def _describe_value(value: object) -> str:
 
 
 class EvaluationAccumulator:
-    """Losses and metrics of the evaluated slices of a set.
-
-    If the loss is computed in one call, the outputs of all slices are stored.
-    """
+    """Losses and metrics of a set's evaluated slices, and their outputs if the loss is computed in one call."""
 
     def __init__(self, task: LearningTask, n_examples: int) -> None:
         self.task = task
@@ -97,7 +86,7 @@ class EvaluationAccumulator:
             fill_tree(whole, tree, self._n_added, len(target))
 
     def compute_result(self) -> EvaluationResult:
-        """Return the result of all slices, for which a loss of one call is computed here."""
+        """Return the result for all slices, after the call of the loss if the loss is computed in one call."""
         if self.reduction == "whole":
             weight = 1.0 if self.task.loss_reduction.is_additive else float(self.n_examples)
             self._losses = [float(check_loss(self.task.loss(self._outputs, self._targets))) * weight]
@@ -108,15 +97,9 @@ class EvaluationAccumulator:
 
 
 def allocate_outputs(tree: Any, slice_size: int, n_examples: int) -> Any:
-    """Return empty tensors for the outputs of a whole set.
+    """Return empty tensors [n_examples, ...] for the outputs of a whole set, in the structure of a slice's output.
 
-    Args:
-        tree: output for a slice: a tensor [slice_size, ...], or tuples, lists and dicts of such tensors.
-        slice_size: examples of the slice.
-        n_examples: examples of the set.
-
-    Raises:
-        ModelError: an object in the tree is not a tensor, or its first axis is not the axis of the examples.
+    The output is a tensor [slice_size, ...], or tuples, lists and dicts of such tensors; any other object raises ModelError.
     """
 
     def allocate_leaf(leaf: object) -> Tensor:
@@ -128,7 +111,7 @@ def allocate_outputs(tree: Any, slice_size: int, n_examples: int) -> Any:
 
 
 def fill_tree(whole: Any, tree: Any, start: int, n: int) -> None:
-    """Copy the outputs of n examples into the outputs of the whole set, from example `start` on."""
+    """Copy the outputs of n examples into the outputs of the whole set, beginning at example `start`."""
     tensors, parts = list_leaves(whole), list_leaves(tree)
     if len(tensors) != len(parts):
         raise ModelError("the module's outputs for two slices differ in structure")
@@ -141,7 +124,7 @@ def fill_tree(whole: Any, tree: Any, start: int, n: int) -> None:
 
 
 def list_leaves(tree: Any) -> list[Any]:
-    """Return the objects in nested tuples, lists and dicts in order, without None."""
+    """Return the objects in nested tuples, lists and dicts, in order and without None."""
     if isinstance(tree, dict | tuple | list):
         branches = tree.values() if isinstance(tree, dict) else tree
         return [leaf for branch in branches for leaf in list_leaves(branch)]

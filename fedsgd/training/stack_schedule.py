@@ -14,15 +14,11 @@ from fedsgd.training.base import LocalTraining, TrainingJob, epochs
 
 @dataclass(frozen=True, eq=False)
 class StackedStepRange:
-    """A step of consecutive clients of a stack that one call makes.
+    """One step, in one call, of the stack's clients from `start` to before `stop`.
 
     Attributes:
-        start: first client.
-        stop: client after the last one.
-        batch_size: examples in each client's batch, B.
-        learning_rate: η of the step.
         is_only_step: True if the clients make one step in the round.
-        batches: for groups of consecutive clients, the rows of the dataset in their batches, each [k, B].
+        batches: for each group of consecutive clients, the rows of the dataset in the clients' batches, [k, B].
     """
 
     start: int
@@ -38,14 +34,10 @@ class StackedStepRange:
 
 
 def schedule_steps(jobs: Sequence[TrainingJob], local_training: LocalTraining) -> Iterator[StackedStepRange]:
-    """Yield the steps of all clients, those of each client in order.
+    """Yield the steps of a stack's clients; the steps of one client are in order.
 
-    All clients finish a pass before the next pass starts, so that steps with full batches can be merged.
-
-    Args:
-        jobs: training of the stack's clients, sorted: jobs of one round with equally many examples, which have the same steps,
-            are consecutive.
-        local_training: settings of local training.
+    Jobs of one round with equally many examples, which have the same steps, must be consecutive. All clients finish a pass
+    before the next pass starts, so that steps with full batches can be merged.
     """
     groups = [
         _AlikeClients(local_training, list(indexed_jobs))
@@ -93,11 +85,9 @@ class _AlikeClients:
         self._epochs = [epochs(job, local_training) for job in self._jobs]
 
     def advance_epoch(self) -> tuple[I64, int]:
-        """Start the next pass.
+        """Start the next pass, and return the rows of its k clients, [k, `BatchPlan.n_examples`], and its number of steps.
 
-        Returns:
-            Rows of the dataset in the order of the pass, [k, `BatchPlan.n_examples`], and its number of steps; 0 after the
-            last pass.
+        After the last pass, the number of steps is 0.
         """
         rows, n_steps = [], 0
         for job, epoch_iterator in zip(self._jobs, self._epochs, strict=True):
@@ -107,7 +97,7 @@ class _AlikeClients:
         return np.stack(rows) if rows else np.empty((0, 0), dtype=np.int64), n_steps
 
     def build_step(self, rows: I64, step_index: int) -> StackedStepRange:
-        """Return step `step_index`, from 0, of the current pass, whose rows are `rows`."""
+        """Return step `step_index`, counted from 0, of the current pass, which has these rows."""
         batch = rows[:, self._batch_plan.locate_batch(step_index)]
         self._n_steps_done += 1
         rate = self._local_training.optimizer.learning_rate(self._round, self._n_steps_done, self._n_steps)

@@ -1,6 +1,6 @@
 """Training of many clients at once with recorded steps that have an axis of clients.
 
-This is faster where the model is so small that calls take longer than arithmetic.
+A stack is faster if the model is so small that calls take longer than arithmetic.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class StackedStep:
     """Step of one batch size for consecutive clients of a stack.
 
     Attributes:
-        used_parameters: for each tensor of the layout, True if batches use it.
-        bind_gradient: function of a range of clients that returns the program of their gradients.
-        bind_update: function of a range of clients that returns the program of their whole step; None: not fused.
+        used_parameters: for each tensor of the layout, True if batches use the tensor.
+        bind_gradient: function of a range of clients that returns the program of the clients' gradients.
+        bind_update: function of a range of clients that returns the program of the whole step; None: not fused.
     """
 
     def __init__(
@@ -123,7 +123,6 @@ class StackedStep:
 def _build_fused_program(
     step_buffers: StepBuffers, client_stack: ClientStack, fused_update: FusedUpdate, batch: Examples
 ) -> Program:
-    """Return the program of a step with its update."""
     graph, gradients, _ = record_stacked_step(step_buffers, batch, client_stack.capacity)
     _bind_placeholders(graph, client_stack.w)
     targets = client_stack.w
@@ -144,18 +143,8 @@ class Stacked:
     """Engine that trains the clients of a stack at once, each on its own parameters, for small modules.
 
     Clients are sorted by their numbers of examples, so that clients with equal batch sizes are consecutive and no batch is
-    padded. No result depends on the other clients of the stack.
-
-    Args:
-        task: module, loss and initial model.
-        local_training: settings of local training.
-        sample: examples to record and to check steps with.
-        batch_sizes: batch sizes to record at once; other sizes are recorded at their first step.
-        update_mode: see `Captured`.
-        stack_size: most clients in a stack.
-
-    Raises:
-        NotCapturableError: the module cannot be stacked; with the reason.
+    padded. No result depends on the other clients of the stack. For the parameters, see `Captured`; batch sizes that are not
+    in `batch_sizes` are recorded before their first step.
     """
 
     def __init__(
@@ -180,7 +169,7 @@ class Stacked:
             self._record_step(size)
 
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        """Yield the results, by dataset, those of clients with many examples first."""
+        """Yield the results by dataset; in each dataset, clients with many examples come first."""
         by_dataset: dict[tuple[int, int], list[TrainingJob]] = {}
         for job in jobs:
             by_dataset.setdefault((id(job.examples.x), id(job.examples.y)), []).append(job)
@@ -235,11 +224,7 @@ class Stacked:
         return x.view(*shape, *x.shape[1:]), y.view(*shape, *y.shape[1:])
 
     def _apply_optimizer(self, step_range: StackedStepRange, used_parameters: Sequence[bool]) -> F32 | None:
-        """Make the optimizer's step from the gradients of a range of clients.
-
-        Returns:
-            If it is the only step in the round, the steps [k, P] instead, without a change of w; else None.
-        """
+        """Make the optimizer's step; the only step of a round does not change w, but is returned for each client, [k, P]."""
         stack, optimizer, clients = self._client_stack, self.local_training.optimizer, slice(step_range.start, step_range.stop)
         steps: list[Tensor] = []
         tensors = [(w[clients], g[clients]) for w, g in zip(stack.w, stack.g, strict=True)]
@@ -271,7 +256,7 @@ class Stacked:
                 tensor.copy_(clipped.view_as(tensor))
 
     def _record_step(self, batch_size: int) -> None:
-        """Record the step of a batch size that has none yet."""
+        """Record the step of a batch size, unless it is recorded already."""
         if batch_size in self._steps:
             return
         with use_single_thread(), torch.no_grad(), self._flat_module.isolated_buffers():
@@ -293,7 +278,7 @@ class Stacked:
         return self._sample.select((np.arange(batch_size) + client * batch_size) % len(self._sample))
 
     def _verify_step(self, step: StackedStep, batch_size: int) -> None:
-        """Raise NotCapturableError unless clients in a stack get the bits of clients alone, close to autograd's results."""
+        """Raise NotCapturableError unless a client in a stack gets the bits of a client alone, close to autograd's results."""
         stack, initial, k = self._client_stack, self._flat_module.task.initial_parameters, self._client_stack.capacity
         models = [initial * np.float32(1 + 0.1 * client / k) for client in range(k)]
         batches = [batch_tensors(self._sample_batch(batch_size, client)) for client in range(k)]
@@ -311,7 +296,7 @@ class Stacked:
                     raise NotCapturableError("a client's result depends on the other clients in its stack")
             rows = stack.flatten(results) if not rate else np.stack(models) - stack.flatten(results)
             for model, batch, row in list(zip(models, batches, rows, strict=True))[:SMALL_CLIENT_COUNT]:
-                self._flat_module.bind_parameters(self._step_buffers.tensor_format.view_tensors(torch.from_numpy(model.copy())))
+                self._flat_module.load_weights(model)
                 gradients = [self._flat_module.compute_flat_gradient(*batch)[0] for _ in range(2)]
                 if not torch.equal(*gradients):
                     raise NotCapturableError("a step depends on the steps before it")

@@ -1,7 +1,4 @@
-"""Trial of a training step at each batch size before round 1.
-
-The trial runs on a copy of the task's module and loss, where they can be copied.
-"""
+"""Trial of a training step at each batch size before round 1, on a copy of module and loss if they can be copied."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
-import torch
 
 from fedsgd.data import ClientData, Examples
 from fedsgd.data.generated import GeneratedData
@@ -19,22 +15,17 @@ from fedsgd.models.task import LearningTask
 from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training.base import LastBatch, LocalTraining, TrainingJob, batches, distinct_batch_sizes
-from fedsgd.training.flat_module import FlatModule, TensorFormat, batch_tensors
+from fedsgd.training.flat_module import FlatModule, batch_tensors
 
 MAX_TRIAL_EXAMPLES = 2048
-"""Total examples of the batch sizes that are tried in ascending order: all sizes of at most 63 examples."""
+"""Maximum sum of the batch sizes that are tried in ascending order: 2048 suffices for all sizes of at most 63 examples."""
 N_FREQUENT_SIZES = 8
 """Number of the most frequent batch sizes, which are always tried, as are the smallest and the largest size."""
 
 
 @dataclass(frozen=True)
 class BatchSizeUse:
-    """Clients that train on batches of one size.
-
-    Attributes:
-        example_counts: distinct numbers of examples of the clients, ascending.
-        client_counts: numbers of clients with as many examples, in the same order.
-    """
+    """Clients that train on batches of one size: distinct numbers of examples, and the number of clients with each."""
 
     example_counts: tuple[int, ...] = ()
     client_counts: tuple[int, ...] = ()
@@ -45,7 +36,7 @@ class BatchSizeUse:
 
 
 def collect_batch_size_uses(train: ClientData, local_training: LocalTraining) -> dict[int, BatchSizeUse]:
-    """Return the clients of each batch size, by ascending batch size."""
+    """Return the uses of all batch sizes, in ascending order of the sizes."""
     uses: dict[int, BatchSizeUse] = {}
     for n, n_clients in zip(*(values.tolist() for values in train.distinct_sizes()), strict=True):
         for size in distinct_batch_sizes(n, local_training):
@@ -62,7 +53,7 @@ def select_sizes_to_try(uses: Mapping[int, BatchSizeUse]) -> list[int]:
 
 
 def find_first_clients(data: ClientData) -> dict[int, int]:
-    """Return the first client with each number of examples, without a list of sizes where all clients have equally many."""
+    """Return the first client with each number of examples; list no sizes if all clients have equally many examples."""
     counts, _ = data.distinct_sizes()
     if len(counts) == 1:
         return {int(counts[0]): 0}
@@ -71,13 +62,9 @@ def find_first_clients(data: ClientData) -> dict[int, int]:
 
 
 class StepTrial:
-    """Training steps at the initial model, on a copy of the task's module.
+    """Training steps at the initial model, on the copy of the task.
 
-    Args:
-        task: module and loss to copy.
-        train: each client's training examples.
-        sample: examples for batch sizes that no client has, and for clients whose data is generated.
-        seed: seed of the run.
+    The examples of `sample` serve for batch sizes that no client has, and for clients whose data is generated.
     """
 
     def __init__(self, task: LearningTask, train: ClientData, sample: Examples, seed: int) -> None:
@@ -89,7 +76,7 @@ class StepTrial:
         self._flat_module: FlatModule | None = None
 
     def try_client_step(self, local_training: LocalTraining, n: int, batch_size: int) -> Exception | None:
-        """Return the error of a step on a batch of a client with n examples in round 1, None if the step succeeds."""
+        """Return the error of a step in round 1 on a batch of a client with n examples; None if the step succeeds."""
         client = self._client_by_n_examples[n]
         examples = self._take_sample(n) if isinstance(self._train, GeneratedData) else self._train.examples_of(client)
         job = TrainingJob(self._seed, 1, client, self._task.initial_parameters, examples)
@@ -107,7 +94,8 @@ class StepTrial:
 
     def _try_step(self, batch: Examples) -> Exception | None:
         if self._flat_module is None:
-            self._flat_module = copy_flat_module(self._task)
+            self._flat_module = FlatModule(self._task.copy())
+            self._flat_module.load_weights(self._task.initial_parameters)
         try:
             with use_single_thread(), isolate_generators(0), self._flat_module.isolated_buffers():
                 self._flat_module.task.module.train()
@@ -121,17 +109,9 @@ class StepTrial:
 def check_training_steps(
     task: LearningTask, local_training: LocalTraining, train: ClientData, sample: Examples, seed: int
 ) -> None:
-    """Try a training step at each batch size of the clients.
+    """Try training steps at the clients' batch sizes: see `select_sizes_to_try` and `StepTrial`.
 
-    Args:
-        task: module, loss and initial model.
-        local_training: settings of local training.
-        train: each client's training examples.
-        sample: training examples for batch sizes that no client has, and for clients whose data is generated.
-        seed: seed of the run, from which the batches of round 1 are drawn.
-
-    Raises:
-        ModelError: a step fails; with the number of clients that have such a batch, and the settings that avoid it.
+    For a step that fails, ModelError has the number of clients with such a batch, and settings that avoid such batches.
     """
     trial, uses = StepTrial(task, train, sample, seed), collect_batch_size_uses(train, local_training)
     results = {
@@ -154,7 +134,7 @@ def check_training_steps(
 
 def _advise(trial: StepTrial, local_training: LocalTraining, batch_size: int, use: BatchSizeUse, train: ClientData) -> str:
     """Return the settings that avoid a batch of this size."""
-    # clients of these numbers of examples have a full batch and a rest
+    # clients with these numbers of examples have a full batch and a rest
     large_counts = [n for n in use.example_counts if local_training.batch_size is not None and n > local_training.batch_size]
     counts = zip(use.example_counts, use.client_counts, strict=True)
     n_small_clients = sum(n_clients for n, n_clients in counts if n not in large_counts)
@@ -181,13 +161,6 @@ def _can_train(trial: StepTrial, local_training: LocalTraining, counts: Sequence
     """Return True if all steps of clients with these numbers of examples succeed."""
     n_by_size = {size: n for n in counts for size in distinct_batch_sizes(n, local_training)}
     return all(trial.try_client_step(local_training, n, size) is None for size, n in n_by_size.items())
-
-
-def copy_flat_module(task: LearningTask) -> FlatModule:
-    """Return a copy of the task's module and loss at the initial model."""
-    flat_module, flat = FlatModule(task.copy()), torch.from_numpy(task.initial_parameters.copy())
-    flat_module.bind_parameters(TensorFormat(task.layout).view_tensors(flat))
-    return flat_module
 
 
 def _format_examples(n: int) -> str:

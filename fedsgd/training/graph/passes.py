@@ -1,7 +1,7 @@
 """Passes that rewrite a recorded step without changing its results.
 
-The operators' schemas show which tensors share memory. Tensors that an operation writes to are neither folded into constants
-nor removed.
+Operators' schemas show which tensors share memory. Tensors that an operation writes to are neither removed nor folded into
+constants.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ aten = torch.ops.aten
 IDENTITY_OPERATORS = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 RESHAPE_OPERATORS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default}
 FILL_OPERATORS: dict[Any, float] = {aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
-"""Operators that use only the shape of their input, with the number that they fill the result with."""
+"""Operators that use only the shape of an input, with the number that fills the result."""
 OUT_VARIANTS: dict[Any, Callable[..., Any]] = {
     aten.mm.default: torch.mm,
     aten.bmm.default: torch.bmm,
     aten.sum.dim_IntList: torch.sum,
 }
-"""Operators that can write their result into an existing tensor, with their binding."""
+"""Operators that can write a result into an existing tensor, with torch's native binding for such a call."""
 ALIGNMENT_BYTES = 64
 """Alignment in bytes of every tensor that torch allocates on a CPU."""
 ACCUMULATING_VARIANTS: dict[Any, Callable[..., Any]] = {aten.mm.default: Tensor.addmm_, aten.bmm.default: Tensor.baddbmm_}
-"""Matrix products, with the method that adds the product to a tensor while computing it."""
+"""Matrix products, with the method that computes a product and adds it to a tensor at once."""
 
 # ------------------------------------------------------------------------------------------------------------ queries of nodes
 
@@ -64,7 +64,7 @@ def shares_memory(node: Any) -> bool:
 
 
 def is_view(node: Node) -> bool:
-    """Return True if the result of a node is a view of an input that it does not write to."""
+    """Return True if the result of a node is a view of an input, and the node writes to no input."""
     return shares_memory(node) and not mutated_inputs(node)
 
 
@@ -74,7 +74,7 @@ def is_random(node: Node) -> bool:
 
 
 def storage_owner(node: Node) -> Node:
-    """Return the node whose memory a node's result uses: the node itself, unless it returns an input or a view."""
+    """Return the node whose memory a node's result uses: another node if the result is an input or a view of an input."""
     while True:
         node = node.meta.get("owner", node)
         source = node.args[0] if node.target is operator.getitem else node
@@ -121,7 +121,7 @@ def eliminate_identity_views(graph: Graph) -> None:
 
 
 def fold_constants(graph: Graph, fold_views: bool = True) -> None:
-    """Replace what is equal in all steps by placeholders: constants and, with `fold_views`, views of fixed tensors."""
+    """Replace nodes that are equal in all steps by placeholders: constants and, with `fold_views`, views of fixed tensors."""
     mutated_storages = {storage_owner(target) for node in graph.nodes for target in mutated_inputs(node)}
     first = next(iter(graph.nodes))
     for node in list(graph.nodes):
@@ -143,14 +143,14 @@ def fold_constants(graph: Graph, fold_views: bool = True) -> None:
 
 
 def _evaluate_fixed_view(node: Node) -> Tensor | None:
-    """Return the view of a fixed tensor, None for a view of any other tensor."""
+    """Return the view of a fixed tensor; None for a view of any other tensor."""
     if any("value" not in source.meta for source in node.all_input_nodes) or "spec" not in node.meta:
         return None
     return _evaluate_node(node)
 
 
 def _evaluate_constant(node: Node, mutated_storages: set[Node]) -> Tensor | None:
-    """Return the result of a node if it is equal in all steps and no node writes to it or to its inputs, else None."""
+    """Return a node's result if it is equal in all steps and no node writes to the result or to an input; else None."""
     if storage_owner(node) in mutated_storages or "spec" not in node.meta or not isinstance(node.target, OpOverload):
         return None
     spec: TensorSpec = node.meta["spec"]
@@ -180,8 +180,7 @@ def _replace(graph: Graph, node: Node, replacement: Node) -> None:
 def write_gradients(graph: Graph, gradients: Sequence[Node], destinations: Sequence[Node]) -> None:
     """End the step by writing each gradient to its destination.
 
-    Products and sums are computed in the destination if it is aligned as a new tensor would be. The rounding of a product
-    may depend on the alignment.
+    Products and sums are computed in a destination that is aligned like a new tensor, since alignment may change rounding.
     """
     for gradient, target in zip(gradients, destinations, strict=True):
         source = _sum_behind_view(gradient)
@@ -204,8 +203,8 @@ def fuse_update(
 ) -> None:
     """End the step with t ← beta·t + alpha·gradient for each destination t.
 
-    A matrix product is added while it is computed, with one rounding less than if the gradient were stored first. No
-    destination changes before all gradients are computed.
+    A matrix product is added while it is computed, with one rounding less than if the gradient were stored first. All other
+    destinations change after all gradients are computed.
     """
     rest: list[tuple[Node, Node]] = []
     for gradient, target in zip(gradients, destinations, strict=True):
@@ -236,12 +235,12 @@ def _sum_behind_view(gradient: Node) -> Node:
 
 
 def _is_unshared(gradient: Node, source: Node, gradients: Sequence[Node]) -> bool:
-    """Return True if no other node and no other gradient uses the gradient, or the source of its view."""
+    """Return True if no other node and no other gradient uses a gradient, or the source that a gradient is a view of."""
     return not gradient.users and set(source.users) <= {gradient} and gradients.count(gradient) == 1
 
 
 def _has_stable_inputs(graph: Graph, product: Node) -> bool:
-    """Return True if a product's inputs do not change until the step ends: no node writes to them, and none is a parameter."""
+    """Return True if a product's inputs do not change until the step ends: no node writes to an input, and none is a parameter."""
     owners = {storage_owner(source) for source in product.all_input_nodes}
     if any(node.op == "placeholder" and node.meta.get("varies") for node in owners):
         return False
@@ -249,7 +248,7 @@ def _has_stable_inputs(graph: Graph, product: Node) -> bool:
 
 
 def _materialize(graph: Graph, gradient: Node) -> Node:
-    """Copy a gradient in the memory of a placeholder, such as a parameter that the update changes; else return the gradient."""
+    """Copy a gradient that uses a placeholder's memory, such as a parameter's, which the update changes; else return the gradient."""
     return graph.call_function(torch.clone, (gradient,)) if storage_owner(gradient).op == "placeholder" else gradient
 
 
@@ -264,7 +263,7 @@ def use_native_bindings(graph: Graph) -> None:
 
 
 def _find_binding(name: str) -> Callable[..., Any] | None:
-    """Return the compiled function or method of a name, else None: functions that torch wraps take other arguments."""
+    """Return the compiled function or method of a name, if any: functions that torch wraps in Python take other arguments."""
     for namespace in (torch, torch._C._nn):
         if isinstance(getattr(namespace, name, None), BuiltinFunctionType):
             function: Callable[..., Any] = getattr(namespace, name)

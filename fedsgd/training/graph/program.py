@@ -13,7 +13,7 @@ from fedsgd.training.graph.passes import use_native_bindings
 
 
 def compile_graph(graph: Graph) -> Callable[..., Any]:
-    """Return a function of the step's inputs, in the order of their placeholders, with the fixed tensors bound to it.
+    """Return a function of the step's inputs, in the order of the placeholders, which has the fixed tensors.
 
     The function releases each tensor after its last use, so a step needs no more memory than with autograd.
     """
@@ -33,18 +33,13 @@ class Program:
         self._function: Callable[..., Any] = namespace["forward"]
 
     def bind(self, start: int | None = None, stop: int = 0) -> Callable[..., Any]:
-        """Bind the fixed tensors and return a function of the step's inputs.
-
-        Args:
-            start: first client, for a graph of a stack; None: no stack.
-            stop: client after the last one.
-        """
+        """Return a function of the step's inputs; for a stack, with the tensors of the clients from `start` to before `stop`."""
         values = (node.meta["value"] if start is None else _slice_value(node, start, stop) for node in self._fixed_nodes)
         return functools.partial(self._function, None, *values)
 
 
 def _slice_value(node: Node, start: int, stop: int) -> Tensor:
-    """Return the clients' rows of a stacked tensor, or as many blocks of a constant that has one block for each client."""
+    """Return the clients' rows of a stacked tensor, or the clients' share of a constant that has a block for each client."""
     value: Tensor = node.meta["value"]
     if node.meta["varies"]:
         return value[start:stop]
@@ -52,7 +47,7 @@ def _slice_value(node: Node, start: int, stop: int) -> Tensor:
 
 
 def _move_fixed_first(graph: Graph) -> Sequence[Node]:
-    """Move the placeholders of fixed tensors before those of the step's inputs, with unique names; return the former."""
+    """Move the fixed tensors' placeholders before all inputs, give all placeholders unique names, and return the fixed ones."""
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     fixed_nodes = [node for node in placeholders if "value" in node.meta]
     for node in placeholders:

@@ -3,8 +3,8 @@
 Torch's own tracer, `make_fx`, records the same operations, but it imports a compiler (1.8 s) that is not needed here.
 
 A placeholder with "value" in its meta is a fixed tensor: the same object in every step (a parameter, a buffer, a constant).
-Its meta "varies" is True if the numbers in the tensor may change. All other placeholders are inputs of each step. The meta
-"spec" of a node is the `TensorSpec` of its result.
+The meta "varies" is True if the numbers in a fixed tensor may change. All other placeholders are inputs of each step. A
+node's meta "spec" is the `TensorSpec` of the result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TensorSpec:
 
     @staticmethod
     def from_tensor(tensor: Tensor) -> TensorSpec:
-        """Return the spec of a tensor."""
+        """Return a tensor's spec."""
         return TensorSpec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 
 
@@ -47,7 +47,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Return False, because True lets torch import its compiler to disable it here."""
+        """Return False: for True, torch would import its compiler in order to disable the compiler."""
         return False
 
     def __init__(self) -> None:
@@ -58,14 +58,7 @@ class Recorder(TorchDispatchMode):
         self._live_tensors: list[Tensor] = []  # keeps ids unique
 
     def add_input(self, name: str, tensor: Tensor, is_fixed: bool, is_mutable: bool = True) -> Node:
-        """Add a placeholder.
-
-        Args:
-            name: name of the placeholder.
-            tensor: tensor in the recorded step.
-            is_fixed: the tensor is the same object in every step.
-            is_mutable: the numbers in a fixed tensor may change.
-        """
+        """Add a placeholder for a tensor of the recorded step; `is_mutable`: the numbers in a fixed tensor may change."""
         node = self.graph.placeholder(name)
         if is_fixed:
             node.meta.update(value=tensor.detach(), varies=is_mutable)
@@ -73,7 +66,7 @@ class Recorder(TorchDispatchMode):
         return node
 
     def get_node(self, tensor: Tensor) -> Node:
-        """Return the node that computed a tensor; a new constant if no recorded operation did."""
+        """Return the node that computed a tensor; a new constant if no recorded operation computed the tensor."""
         node = self._nodes.get(id(tensor)) or self._nodes_by_storage.get(_storage_key(tensor))
         if node is not None:
             return node
@@ -106,7 +99,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _storage_key(tensor: Tensor) -> tuple[int, TensorSpec]:
-    """Return the address and the spec of a tensor, by which the result of `.data`, which no operation made, is recognized."""
+    """Return a tensor's address and spec: `.data` returns a new tensor without an operation, recognized by these two."""
     address = tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else id(tensor)
     return address, TensorSpec.from_tensor(tensor)
 
@@ -135,16 +128,7 @@ def _check_data_independence(func: OpOverload, args: tuple[Any, ...]) -> None:
 def record(
     step: Callable[[], Sequence[Tensor]], fixed_tensors: Mapping[str, Tensor], step_inputs: Mapping[str, Tensor]
 ) -> tuple[Graph, list[Node]]:
-    """Record a step.
-
-    Args:
-        step: function that makes the step and returns its results.
-        fixed_tensors: by name, tensors that are the same objects in every step.
-        step_inputs: by name, tensors that are inputs of each step.
-
-    Returns:
-        The graph, without an output node, and the nodes of the results.
-    """
+    """Record a step, and return the graph, without an output node, and the nodes of the step's results."""
     recorder = Recorder()
     for name, tensor in fixed_tensors.items():
         recorder.add_input(name, tensor, is_fixed=True)

@@ -1,8 +1,8 @@
 """Recording of a step for a stack of clients: the step of one client with a leading axis of clients.
 
-vmap turns each recorded operation of one client into its batched form, which is recorded for two numbers of clients. An integer
-that differs between the two recordings is a multiple of the number of clients k; a constant that differs has k blocks. So one
-graph serves any number of clients.
+torch.func.vmap turns each recorded operation of one client into a batched operation, which is recorded for two numbers of
+clients. An integer that differs between the two recordings is a multiple of the number of clients k; a constant that differs
+has k blocks. So one graph serves any number of clients.
 """
 
 from __future__ import annotations
@@ -27,21 +27,16 @@ from fedsgd.training.graph.recorder import record
 from fedsgd.training.graph.step import StepBuffers, record_gradients
 
 SMALL_CLIENT_COUNT = 3
-"""Clients of the smaller one of the two recordings of a step."""
+"""Number of clients in the smaller one of a step's two recordings."""
 VECTOR_WIDTH = 32
-"""Multiple of the numbers that kernels process at once; they process the rest at the end of a tensor one by one."""
+"""Multiple of the number of elements that a kernel processes at once; kernels process the last elements one by one."""
 
 
 def record_stacked_step(step_buffers: StepBuffers, batch: Examples, max_clients: int) -> tuple[Graph, list[Node], list[slice]]:
-    """Record the step for any number of clients up to `max_clients`.
+    """Record the step for up to `max_clients` clients; return graph, nodes of the gradients [k, *shape] and unused slices.
 
-    Returns:
-        The graph, the nodes of the gradients [k, *shape], and the slices of the parameters that no batch uses. Placeholders
-        are w0, w1, ... [k, *shape], x and y [k, B, ...], k, and constants; the meta "blocks" of a constant is the number of
-        its rows for each client.
-
-    Raises:
-        NotCapturableError: the step cannot be recorded for a stack.
+    The placeholders are w0, w1, ... [k, *shape], x and y [k, B, ...], k, and constants. A constant's meta "blocks" is the number
+    of rows for each client.
     """
     client_graph, gradients, unused_slices = _record_one_client(step_buffers, batch)
     small_recording, large_recording = (
@@ -74,7 +69,7 @@ def _record_one_client(step_buffers: StepBuffers, batch: Examples) -> tuple[Grap
 def _is_position_independent(node: Node) -> bool:
     """Return True if the result of an elementwise operation does not depend on a number's position in a stack.
 
-    Kernels that process several numbers at once may round differently, but only some numbers; so many are compared.
+    A kernel that processes several numbers at once may round some numbers differently, so many numbers are compared.
     """
     operation = node.target
     if not isinstance(operation, OpOverload) or torch.Tag.pointwise not in operation.tags or not node.all_input_nodes:
@@ -113,7 +108,7 @@ def _record_clients(
 
 
 def _interpret(graph: Graph, results: Sequence[Node], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Run a graph; placeholders without an input of their name have a value in their meta."""
+    """Run a graph on inputs by name of the placeholder; other placeholders have a value in their meta."""
     values: dict[Node, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -136,7 +131,7 @@ class _RecordingMerger:
     def __call__(
         self, small_recording: tuple[Graph, list[Node]], large_recording: tuple[Graph, list[Node]]
     ) -> tuple[Graph, list[Node]]:
-        """Return the small recording, generalized in the integers and constants that depend on the number of clients."""
+        """Return the small recording, in which integers and constants that depend on the number of clients are generalized."""
         (graph, gradients), (large_graph, _) = small_recording, large_recording
         pairs = list(zip(graph.nodes, large_graph.nodes, strict=False))
         targets = [(a.target, b.target) for a, b in pairs if a.op != "placeholder"]
@@ -155,7 +150,7 @@ class _RecordingMerger:
         return graph, gradients
 
     def _merge_argument(self, a: Any, b: Any, multiply: Callable[[int], Node]) -> Any:
-        """Return a with each integer that differs from b's replaced by a multiple of k."""
+        """Return a, in which a multiple of k replaces each integer that differs from the integer in b."""
         if isinstance(a, dict):
             return {key: self._merge_argument(a[key], b[key], multiply) for key in a}
         if isinstance(a, tuple | list):
@@ -167,7 +162,7 @@ class _RecordingMerger:
         raise NotCapturableError(f"{a} for {self.n_few} clients is {b} for {self.n_many}")
 
     def _merge_constant(self, a: Node, b: Node) -> None:
-        """Store the large recording's constant in node a, and the number of its rows for each client."""
+        """Store the large recording's constant in node a, and the constant's number of rows for each client."""
         if "value" not in a.meta:
             return
         small, large = a.meta["value"], b.meta["value"]

@@ -21,24 +21,19 @@ from fedsgd.training.graph.program import compile_graph
 from fedsgd.training.graph.recorder import record
 
 RELATIVE_TOLERANCE = 1e-3
-"""Largest norm of the difference to autograd's gradient, relative to its norm, for a step with another order of sums.
+"""Maximum error of a gradient in the norm, relative to autograd's gradient, for a step with another order of sums.
 
-The difference includes units whose activation is almost zero and changes its sign.
+The error includes units whose activation is almost zero and changes its sign.
 """
 MAX_RELATIVE_STEP = 0.01
-"""Largest change of the model in the check of a step, relative to its norm: far from the initial model, rounding differences
-may grow without limit."""
+"""Maximum norm of the step in a check, relative to the model's norm: rounding differences grow far from the initial model."""
 
 
 @dataclass(frozen=True)
 class FusedUpdate:
     """Update that a step can include: t ← beta·t + alpha·g, then w ← w + gamma·t, where t is the velocity.
 
-    Attributes:
-        has_velocity: False: t is w, and there is no second assignment.
-        beta: factor of t.
-        alpha: factor of the gradient; None: −η.
-        gamma: factor of the velocity; None: −η.
+    Without a velocity, t is w, and there is no second assignment. None for alpha or gamma stands for −η.
     """
 
     has_velocity: bool = False
@@ -47,12 +42,12 @@ class FusedUpdate:
     gamma: float | None = None
 
     def is_applicable(self, unused_slices: Sequence[slice]) -> bool:
-        """Return False if batches do not use some slices and there is a velocity, which would change them."""
+        """Return False if there are unused slices and a velocity, which would change the unused slices."""
         return not (self.has_velocity and unused_slices)
 
 
 def fusable_update(local_training: LocalTraining) -> FusedUpdate | None:
-    """Return the update that a step can include; None if the optimizer or a correction needs the gradient itself."""
+    """Return the update that a step can include; None if an optimizer, proximal term or correction needs the gradient itself."""
     optimizer = local_training.optimizer
     if optimizer.clip_norm is not None or optimizer.weight_decay or local_training.proximal or local_training.uses_correction:
         return None
@@ -66,14 +61,10 @@ def fusable_update(local_training: LocalTraining) -> FusedUpdate | None:
 
 
 class StepBuffers:
-    """Tensors of all steps of an engine, which are never replaced: flat vectors [P] and copies of the module's buffers.
+    """Tensors of an engine's steps, which are never replaced: parameters w [P], gradient g [P], buffers.
 
     Attributes:
-        flat_module: module whose steps are captured.
-        tensor_format: order of the parameters in the vectors.
-        w: [P] float32, parameters.
-        g: [P] float32, gradient.
-        optimizer_buffers: the optimizer's buffers by name, each [P].
+        tensor_format: order of the parameters in all vectors [P].
         leaves: views of w, one for each tensor of the layout, with gradients.
         module_buffers: copies of the buffers of module and loss by name.
     """
@@ -113,7 +104,7 @@ class StepBuffers:
         return flat
 
     def compute_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of one batch's loss at w for each parameter, None for one that the loss does not reach."""
+        """Return the gradient of one batch's loss at w for each parameter, None for parameters that the loss does not reach."""
         pairs = zip(self._part_parameters, self._part_buffers, strict=True)
         tensors = [{**parameters, **buffers} for parameters, buffers in pairs]
         loss, task = self.flat_module.task.loss, self.flat_module.task
@@ -131,7 +122,7 @@ class StepBuffers:
         return gradients
 
     def compute_eager_gradient(self, x: Tensor, y: Tensor) -> list[slice]:
-        """Write the gradient of one batch to g with autograd, and return the slices that the batch does not use."""
+        """Write autograd's gradient of one batch to g, and return the slices of parameters that the batch does not use."""
         gradients = self.compute_gradients(x, y)
         for view, gradient in zip(self._g_views, gradients, strict=True):
             view.zero_() if gradient is None else view.copy_(gradient)
@@ -145,7 +136,7 @@ class CapturedStep:
     Attributes:
         compute_gradient: function of (x, y) that writes the gradient to g.
         apply_update: function of (x, y, −η) that makes the whole step; None: the update is not fused.
-        is_random: the step draws from torch's generator.
+        is_random: True if the step draws from torch's generator.
         unused_slices: slices of the parameters that no batch of this size uses.
     """
 
@@ -158,11 +149,7 @@ class CapturedStep:
 def capture_step(
     step_buffers: StepBuffers, fused_update: FusedUpdate | None, first_batch: Examples, second_batch: Examples
 ) -> CapturedStep:
-    """Capture the step of one batch size and compare it with autograd on two batches.
-
-    Raises:
-        NotCapturableError: the step cannot be recorded, or differs from autograd's.
-    """
+    """Capture the step of one batch size, and compare the step with autograd's on two batches."""
     try:
         step_buffers.flat_module.task.module.train()
         step_buffers.load_client(step_buffers.flat_module.task.initial_parameters)
@@ -189,14 +176,7 @@ def capture_step(
 
 
 def record_gradients(step_buffers: StepBuffers, batch: Examples) -> tuple[Graph, list[Node], list[slice]]:
-    """Record the gradients of one batch.
-
-    Returns:
-        The graph, the nodes of the gradients, and the slices of the parameters that the batch does not use.
-
-    Raises:
-        NotCapturableError: the module does something that a recording would not repeat.
-    """
+    """Record the gradients of one batch, and return graph, nodes of the gradients and slices of unused parameters."""
     x, y = batch_tensors(batch)
     fixed_tensors = {f"w{i}": leaf for i, leaf in enumerate(step_buffers.leaves)} | {
         f"b{i}": b for i, b in enumerate(step_buffers.module_buffers.values())
@@ -228,7 +208,6 @@ def add_placeholders(graph: Graph, name: str, values: Sequence[Tensor]) -> list[
 
 
 def _record_fused_update(step_buffers: StepBuffers, fused_update: FusedUpdate, batch: Examples) -> Callable[..., None]:
-    """Return the compiled step with its update."""
     graph, gradients, _ = record_gradients(step_buffers, batch)
     target = step_buffers.optimizer_buffers["velocity"] if fused_update.has_velocity else step_buffers.w
     append_update(
@@ -248,14 +227,10 @@ def append_update(
     targets: Sequence[Tensor],
     whole_tensors: tuple[Sequence[Tensor], Sequence[Tensor]],
 ) -> None:
-    """End a step with its update; −η becomes the last input of the step.
+    """Append an update to the graph of the gradients; −η becomes the step's last input.
 
-    Args:
-        graph: graph of the gradients.
-        gradients: nodes of the gradients.
-        fused_update: update to append.
-        targets: for each gradient, the tensor t of the velocity or of the parameters.
-        whole_tensors: parameters and velocity as tensors with one operation each, for example the flat vectors.
+    `targets` has the tensor t for each gradient. `whole_tensors` has the parameters and the velocity in the least number of
+    tensors, such as one flat vector each, since each tensor needs an operation.
     """
     with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
         rate = graph.placeholder("minus_lr")
@@ -269,19 +244,17 @@ def append_update(
 
 
 def _compile_step(graph: Graph) -> Callable[..., None]:
-    """Compile a step; with gradients enabled for torch's fused RNN, which else does not store what its backward pass needs."""
+    """Compile a step; enable gradients for torch's fused RNN, whose backward pass needs tensors that are else not stored."""
     needs_grad = any("mkldnn_rnn_layer" in str(node.target) for node in graph.nodes)
     step = compile_graph(graph)
     return torch.enable_grad()(step) if needs_grad else step
 
 
 def _verify_step(step_buffers: StepBuffers, step: CapturedStep, x: Tensor, y: Tensor) -> None:
-    """Compare a step with autograd: bit for bit, unless channels are last.
+    """Raise NotCapturableError if a step's gradient or updated model differs from autograd's.
 
-    Two gradients in a row are compared, because only the second shows the changes of buffers in the first.
-
-    Raises:
-        NotCapturableError: a gradient or the updated model differs.
+    Gradients are compared bit for bit, unless channels are last. Two gradients in a row are compared, because the second
+    shows changes of buffers by the first.
     """
     flat_module, tensor_format = step_buffers.flat_module, step_buffers.tensor_format
     received = tensor_format.to_wire_order(step_buffers.w)
