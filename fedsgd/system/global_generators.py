@@ -121,13 +121,13 @@ def record_generator_calls() -> Iterator[list[str]]:
     """
     calls: list[str] = []
     pairs = [(function, _RecordedFunction(name, function, calls)) for name, function in _list_functions()]
-    _replace_objects({id(function): recorded for function, recorded in pairs})
+    _replace_objects({id(function): recorder for function, recorder in pairs})
     try:
         yield calls
     finally:
-        _replace_objects({id(recorded): function for function, recorded in pairs})
-        for _, recorded in pairs:
-            recorded.thread = None
+        _replace_objects({id(recorder): function for function, recorder in pairs})
+        for _, recorder in pairs:
+            recorder.thread = None
 
 
 def _list_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -139,7 +139,7 @@ def _list_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
         ("torch", sys.modules.get("torch.random"), object(), _TORCH_FUNCTIONS),
         ("torch", sys.modules.get("torch"), object(), _TORCH_FUNCTIONS),  # may have its own wrappers
     ):
-        for name, value in [] if module is None else list(vars(module).items()):
+        for name, value in list(vars(module).items()) if module is not None else ():
             if getattr(value, "__self__", None) is owner or name in function_names:
                 yield f"{prefix}.{name}", value
 

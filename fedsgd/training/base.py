@@ -52,7 +52,7 @@ class BatchPlan:
         return [self.size] * self.n_full + [self.last_size] * (self.last_size > 0)
 
     def locate_batch(self, step: int) -> slice:
-        """Return the range of positions, in the order of a pass, of the batch of step `step`, counted from 0."""
+        """Return the positions of a step's batch in the order of the pass; steps are counted from 0."""
         return slice(step * self.size, (step + 1) * self.size if step < self.n_full else self.n_examples)
 
 
@@ -89,10 +89,10 @@ class LocalTraining:
     def plan_batches(self, n: int) -> BatchPlan:
         """Return the batches of one pass over n examples, from which all counts of steps, batches and examples follow."""
         size = n if self.batch_size is None else min(self.batch_size, n)
-        full, rest = divmod(n, size) if size else (0, 0)
-        if not rest or self.last_batch == "drop":
-            return BatchPlan(size, full, 0)
-        return BatchPlan(size, full, rest) if self.last_batch == "keep" else BatchPlan(size, full - 1, size + rest)
+        n_full, n_rest = divmod(n, size) if size else (0, 0)
+        if not n_rest or self.last_batch == "drop":
+            return BatchPlan(size, n_full, 0)
+        return BatchPlan(size, n_full, n_rest) if self.last_batch == "keep" else BatchPlan(size, n_full - 1, size + n_rest)
 
     def n_steps(self, n: int) -> int:
         """Return the number of local steps in a round of a client with n examples."""
@@ -163,12 +163,12 @@ def _fednova_normalizer(local_training: LocalTraining, n_steps: int, round: int)
     """Run the optimizer's steps on one coordinate with gradient one; see `LocalTraining.fednova_normalizer`."""
     import torch
 
-    unclipped = replace(local_training, optimizer=replace(local_training.optimizer, clip_norm=None, weight_decay=0.0))
+    plain_training = replace(local_training, optimizer=replace(local_training.optimizer, clip_norm=None, weight_decay=0.0))
     start = torch.zeros(1, dtype=torch.float64)
     w, buffers = start.clone(), local_training.optimizer.init(start)
     with torch.no_grad():
         for step in range(1, n_steps + 1):
-            direction, alpha = unclipped.local_step(w, start, torch.ones_like(w), buffers, (round, step, n_steps))
+            direction, alpha = plain_training.local_step(w, start, torch.ones_like(w), buffers, (round, step, n_steps))
             w.add_(direction, alpha=alpha)
     return -float(w)
 
@@ -287,5 +287,5 @@ def batches(job: TrainingJob, local_training: LocalTraining) -> Iterator[I64]:
 def distinct_batch_sizes(n: int, local_training: LocalTraining) -> list[int]:
     """Return the distinct batch sizes of a client with n examples in a round."""
     plan, n_steps = local_training.plan_batches(n), local_training.n_steps(n)
-    full = [plan.size] if n_steps and plan.n_full else []
-    return [*full, plan.last_size] if plan.last_size and n_steps > plan.n_full else full
+    full_sizes = [plan.size] if n_steps and plan.n_full else []
+    return [*full_sizes, plan.last_size] if plan.last_size and n_steps > plan.n_full else full_sizes

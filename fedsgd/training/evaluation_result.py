@@ -72,8 +72,8 @@ class EvaluationResult:
         first = parts[0]
         losses = [loss for part in parts for loss in part.losses]
         scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in first.scores}
-        weighted = [name for name in first.scores if any(name in part.score_weights for part in parts)]
-        weights = {name: np.concatenate([part.get_score_weights(name) for part in parts]) for name in weighted}
+        weighted_names = [name for name in first.scores if any(name in part.score_weights for part in parts)]
+        weights = {name: np.concatenate([part.get_score_weights(name) for part in parts]) for name in weighted_names}
         loss_weights = None
         if first.loss_weights is not None:
             loss_weights = [weight for part in parts for weight in part.loss_weights or ()]

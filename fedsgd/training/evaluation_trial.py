@@ -214,18 +214,18 @@ def _resolve_reduction(
     kind = find_reduction(task.loss)
     if kind != "whole" or first_result is None:
         return LossReduction(kind)
-    largest = _count_examples_per_loss_call(*first_result)
+    max_examples = _count_examples_per_loss_call(*first_result)
     set_sizes = {name: (examples, len(examples)) for name, examples in sets.global_sets.items()}
     set_sizes |= {name: (examples, int(sizes.max())) for name, (examples, sizes, _) in sets.local_sets.items()}
     reductions: set[Literal["mean", "sum"] | None] = set()  # of sets that are evaluated in several calls
     for name, (examples, n) in set_sizes.items():
-        if n <= largest:
+        if n <= max_examples:
             _check_single_loss_call(initial_model, name, examples.slice(0, n), first_result[0])
-        if n > largest or name in sets.local_sets:
+        if n > max_examples or name in sets.local_sets:
             reductions.add(_infer_reduction(initial_model, examples))
-        if (n > largest and reductions & {None}) or len(reductions) > 1:
+        if (n > max_examples and reductions & {None}) or len(reductions) > 1:
             raise ModelError(_explain_uncombinable_loss(name, n, first_result))
-    return LossReduction("whole", largest, reductions.pop() if reductions else None)
+    return LossReduction("whole", max_examples, reductions.pop() if reductions else None)
 
 
 def _count_examples_per_loss_call(output: Any, target: Tensor) -> int:
@@ -268,13 +268,13 @@ def _infer_reduction(initial_model: _InitialModel, examples: Examples) -> Litera
     parts = [part for part in np.split(rows, [len(rows) // 7 + 1, len(rows) // 2 + 1]) if len(part)]
     if len(parts) < 2:
         return None
-    whole, *losses = (
+    batch_loss, *losses = (
         float(check_loss(initial_model.compute_loss(*initial_model.run(examples.select(part))))) for part in (rows, *parts)
     )
     mean = sum(loss * len(part) for loss, part in zip(losses, parts, strict=True)) / len(rows)
-    if math.isclose(whole, mean, rel_tol=1e-4, abs_tol=1e-9):
+    if math.isclose(batch_loss, mean, rel_tol=1e-4, abs_tol=1e-9):
         return "mean"
-    return "sum" if math.isclose(whole, sum(losses), rel_tol=1e-4, abs_tol=1e-9) else None
+    return "sum" if math.isclose(batch_loss, sum(losses), rel_tol=1e-4, abs_tol=1e-9) else None
 
 
 def _explain_uncombinable_loss(set_name: str, n: int, first_result: tuple[Any, Tensor]) -> str:
@@ -282,8 +282,8 @@ def _explain_uncombinable_loss(set_name: str, n: int, first_result: tuple[Any, T
     n_bytes = sum(leaf.nbytes for leaf in list_leaves(output) if isinstance(leaf, Tensor)) * n // len(target)
     shapes = ", ".join(format_shape(leaf) for leaf in list_leaves(output))
     return (
-        f"the loss of the {n:,} {SET_LABELS[set_name]} cannot be computed: in a trial, it was neither a mean nor a sum over "
-        f"examples, and the model's outputs ({shapes}; {format_bytes(n_bytes)}) cannot be stored for one call of the loss, "
-        f"which takes tensors [B, ...] of at most {format_binary_bytes(MAX_LOSS_OUTPUT_BYTES)} together; use a loss of "
-        "torch.nn, or evaluate fewer examples"
+        f"the loss of the {n:,} {SET_LABELS[set_name]} cannot be computed: in a trial, the loss was neither a mean nor a sum "
+        f"over examples, and the model's outputs ({shapes}; {format_bytes(n_bytes)}) cannot be stored for one call, which "
+        f"takes tensors [B, ...] of at most {format_binary_bytes(MAX_LOSS_OUTPUT_BYTES)} together; use a loss of torch.nn, or "
+        "evaluate fewer examples"
     )

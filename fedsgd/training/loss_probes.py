@@ -82,9 +82,9 @@ def _find_ignored_labels(loss: LossProbe, output: Tensor, target: Tensor) -> lis
     """Return the labels at which the loss has no gradient, if the loss has a gradient at other labels."""
     labels = _reshape_labels(output, target)
     with torch.enable_grad():
-        synthetic = (0.5 + 0.1 * _make_distinct_values(output)).requires_grad_()
+        probe = (0.5 + 0.1 * _make_distinct_values(output)).requires_grad_()
         try:
-            (gradient,) = torch.autograd.grad(loss(synthetic, target), synthetic)
+            (gradient,) = torch.autograd.grad(loss(probe, target), probe)
         except Exception:  # a loss without a gradient shows nothing
             return []
     has_gradient = gradient.abs().amax(dim=1) > 0
@@ -121,12 +121,13 @@ def reject_pairwise_loss(loss: LossProbe, output: Any, target: Tensor) -> None:
         return
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
     for scale in (float(target.double().std()), 0.01):
-        distinct = output * (1 + 0.1 * _make_distinct_values(output)) + scale * _make_distinct_values(output)
-        paired, permuted = (_compute_loss_or_nan(loss, distinct, labels) for labels in (target, target[order]))
-        constant = _compute_loss_or_nan(loss, distinct, target[:1].expand_as(target))
-        if not math.isfinite(paired):
+        probe = output * (1 + 0.1 * _make_distinct_values(output)) + scale * _make_distinct_values(output)
+        loss_value, permuted_loss, constant_loss = (
+            _compute_loss_or_nan(loss, probe, labels) for labels in (target, target[order], target[:1].expand_as(target))
+        )
+        if not math.isfinite(loss_value):
             continue
-        if math.isclose(paired, permuted, rel_tol=1e-6) and not math.isclose(paired, constant, rel_tol=1e-6):
+        if math.isclose(loss_value, permuted_loss, rel_tol=1e-6) and not math.isclose(loss_value, constant_loss, rel_tol=1e-6):
             raise ModelError(
                 f"the loss compares each output with the targets of all examples (output {format_shape(output)}, targets "
                 f"{format_shape(target)}): give output and targets the same shape"
@@ -174,9 +175,9 @@ def check_metric(name: str, metric: Metric, output: Any, target: Tensor) -> None
         return
     try:
         allocate_outputs(output, n, 0)
-        first = metric(map_tree(lambda leaf: leaf[:half], output), target[:half])
-        second = metric(map_tree(lambda leaf: leaf[half:], output), target[half:])
-        parts = [check_scores(name, first, half)[0], check_scores(name, second, n - half)[0]]
+        first_scores = metric(map_tree(lambda leaf: leaf[:half], output), target[:half])
+        second_scores = metric(map_tree(lambda leaf: leaf[half:], output), target[half:])
+        parts = [check_scores(name, first_scores, half)[0], check_scores(name, second_scores, n - half)[0]]
     except Exception:  # outputs that cannot be sliced, or a metric for one batch size
         return
     if not np.allclose(np.concatenate(parts), values, rtol=1e-3, atol=1e-5, equal_nan=True):

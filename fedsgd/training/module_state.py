@@ -26,9 +26,9 @@ class ModuleState:
     def __init__(self, task: LearningTask) -> None:
         self._parts = task.parts
         self._layout = task.buffers
-        fixed = named_fixed_tensors(self._parts)
-        self._initial_tensors = {name: tensor.detach().clone() for name, tensor in fixed.items()}
-        self._frozen_names = {name for name, tensor in fixed.items() if isinstance(tensor, torch.nn.Parameter)}
+        tensors = named_fixed_tensors(self._parts)
+        self._initial_tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self._frozen_names = {name for name, tensor in tensors.items() if isinstance(tensor, torch.nn.Parameter)}
         client_buffers = () if task.buffers is None else task.buffers.names
         counters = [name for prefix, part in self._parts for name in find_unused_counters(part, prefix)]
         self._unchanging_names = self._initial_tensors.keys() - {*client_buffers, *counters}
@@ -46,7 +46,7 @@ class ModuleState:
         for name, tensor in () if is_empty else named_fixed_tensors(self._parts).items():
             initial = self._initial_tensors.get(name)
             if initial is None or initial.shape != tensor.shape:
-                raise ModelError(f"the module added buffer {name}, or changed its shape, while it ran; register it beforehand")
+                raise ModelError(f"the module added buffer {name}, or changed its shape, while running; register it beforehand")
             if include_large or name not in self._frozen_names:
                 with torch.no_grad():
                     tensor.copy_(initial)

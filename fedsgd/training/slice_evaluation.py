@@ -82,8 +82,8 @@ class EvaluationAccumulator:
             return
         if self._n_added == 0:
             self._outputs, self._targets = (allocate_outputs(tree, len(target), self.n_examples) for tree in (output, target))
-        for whole, tree in ((self._outputs, output), (self._targets, target)):
-            fill_tree(whole, tree, self._n_added, len(target))
+        for destination, tree in ((self._outputs, output), (self._targets, target)):
+            fill_tree(destination, tree, self._n_added, len(target))
 
     def compute_result(self) -> EvaluationResult:
         """Return the result for all slices, after the call of the loss if the loss is computed in one call."""
@@ -110,9 +110,9 @@ def allocate_outputs(tree: Any, slice_size: int, n_examples: int) -> Any:
     return map_tree(allocate_leaf, tree)
 
 
-def fill_tree(whole: Any, tree: Any, start: int, n: int) -> None:
+def fill_tree(destination: Any, tree: Any, start: int, n: int) -> None:
     """Copy the outputs of n examples into the outputs of the whole set, beginning at example `start`."""
-    tensors, parts = list_leaves(whole), list_leaves(tree)
+    tensors, parts = list_leaves(destination), list_leaves(tree)
     if len(tensors) != len(parts):
         raise ModelError("the module's outputs for two slices differ in structure")
     for tensor, part in zip(tensors, parts, strict=True):

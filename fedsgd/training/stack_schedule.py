@@ -55,21 +55,21 @@ def schedule_steps(jobs: Sequence[TrainingJob], local_training: LocalTraining) -
 
 def _merge_ranges(ranges: Sequence[StackedStepRange]) -> Iterator[StackedStepRange]:
     """Merge consecutive ranges with equal batch size and learning rate."""
-    merged: StackedStepRange | None = None
+    last: StackedStepRange | None = None
     for step in ranges:
         if (
-            merged is not None
-            and merged.stop == step.start
-            and (merged.batch_size, merged.learning_rate, merged.is_only_step)
+            last is not None
+            and last.stop == step.start
+            and (last.batch_size, last.learning_rate, last.is_only_step)
             == (step.batch_size, step.learning_rate, step.is_only_step)
         ):
-            merged = replace(merged, stop=step.stop, batches=merged.batches + step.batches)
+            last = replace(last, stop=step.stop, batches=last.batches + step.batches)
         else:
-            if merged is not None:
-                yield merged
-            merged = step
-    if merged is not None:
-        yield merged
+            if last is not None:
+                yield last
+            last = step
+    if last is not None:
+        yield last
 
 
 class _AlikeClients:

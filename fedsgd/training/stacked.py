@@ -60,8 +60,8 @@ class ClientStack:
         """Load the received model [P] of each client, with zero optimizer buffers and without corrections."""
         is_shared = all(model is models[0] for model in models)
         self.received_weights, self.corrections = self._split_rows(np.stack(models[:1] if is_shared else models)), []
-        for w, received in zip(self.w, self.received_weights, strict=True):
-            w[: len(models)] = received
+        for w, received_w in zip(self.w, self.received_weights, strict=True):
+            w[: len(models)] = received_w
         for buffers in self.optimizer_buffers:
             for buffer in buffers.values():
                 buffer[: len(models)] = 0
@@ -88,7 +88,7 @@ class ClientStack:
 
     def compute_updates(self, k: int) -> F32:
         """Return the updates of the first k clients, w − received weights, [k, P]."""
-        return self.flatten([w[:k] - received for w, received in zip(self.w, self.received_weights, strict=True)])
+        return self.flatten([w[:k] - received_w for w, received_w in zip(self.w, self.received_weights, strict=True)])
 
     def flatten(self, tensors: Sequence[Tensor]) -> F32:
         """Return tensors [k, *shape] as rows [k, P]."""
@@ -229,8 +229,8 @@ class Stacked:
         steps: list[Tensor] = []
         tensors = [(w[clients], g[clients]) for w, g in zip(stack.w, stack.g, strict=True)]
         if self.local_training.proximal:
-            for (w, g), received in zip(tensors, stack.received_weights, strict=True):
-                g.add_(w - (received[clients] if len(received) > 1 else received), alpha=self.local_training.proximal)
+            for (w, g), received_w in zip(tensors, stack.received_weights, strict=True):
+                g.add_(w - (received_w[clients] if len(received_w) > 1 else received_w), alpha=self.local_training.proximal)
         for (_, g), correction in zip(tensors, stack.corrections, strict=False):  # the stack may have no corrections
             g.add_(correction[clients])
         if optimizer.clip_norm is not None:
@@ -279,8 +279,8 @@ class Stacked:
 
     def _verify_step(self, step: StackedStep, batch_size: int) -> None:
         """Raise NotCapturableError unless a client in a stack gets the bits of a client alone, close to autograd's results."""
-        stack, initial, k = self._client_stack, self._flat_module.task.initial_parameters, self._client_stack.capacity
-        models = [initial * np.float32(1 + 0.1 * client / k) for client in range(k)]
+        stack, weights, k = self._client_stack, self._flat_module.task.initial_parameters, self._client_stack.capacity
+        models = [weights * np.float32(1 + 0.1 * client / k) for client in range(k)]
         batches = [batch_tensors(self._sample_batch(batch_size, client)) for client in range(k)]
         x, y = (torch.stack([batch[i] for batch in batches]) for i in (0, 1))
         for bind, tensors, rate in ((step.bind_gradient, stack.g, ()), (step.bind_update, stack.w, (-1.0,))):
@@ -300,8 +300,8 @@ class Stacked:
                 gradients = [self._flat_module.compute_flat_gradient(*batch)[0] for _ in range(2)]
                 if not torch.equal(*gradients):
                     raise NotCapturableError("a step depends on the steps before it")
-                expected = gradients[0].numpy()
-                error, norm = float(np.linalg.norm(row - expected)), float(np.linalg.norm(expected))
+                gradient = gradients[0].numpy()
+                error, norm = float(np.linalg.norm(row - gradient)), float(np.linalg.norm(gradient))
                 if not error <= RELATIVE_TOLERANCE * (norm + (float(np.linalg.norm(model)) if rate else 0)):
                     raise NotCapturableError(
                         f"the step differs from autograd's: the error's norm is {error:.3g}, the gradient's {norm:.3g}"

@@ -46,10 +46,10 @@ def collect_batch_size_uses(train: ClientData, local_training: LocalTraining) ->
 
 def select_sizes_to_try(uses: Mapping[int, BatchSizeUse]) -> list[int]:
     """Return the batch sizes to try, ascending: see `MAX_TRIAL_EXAMPLES` and `N_FREQUENT_SIZES`."""
-    ascending = sorted(uses)
-    small = [size for size, total in zip(ascending, np.cumsum(ascending), strict=True) if total <= MAX_TRIAL_EXAMPLES]
-    frequent = sorted(ascending, key=lambda size: -sum(uses[size].client_counts))[:N_FREQUENT_SIZES]
-    return sorted({*small, *frequent, *ascending[:1], *ascending[-1:]})
+    sizes = sorted(uses)
+    small_sizes = [size for size, total in zip(sizes, np.cumsum(sizes), strict=True) if total <= MAX_TRIAL_EXAMPLES]
+    frequent_sizes = sorted(sizes, key=lambda size: -sum(uses[size].client_counts))[:N_FREQUENT_SIZES]
+    return sorted({*small_sizes, *frequent_sizes, *sizes[:1], *sizes[-1:]})
 
 
 def find_first_clients(data: ClientData) -> dict[int, int]:
@@ -62,7 +62,7 @@ def find_first_clients(data: ClientData) -> dict[int, int]:
 
 
 class StepTrial:
-    """Training steps at the initial model, on the copy of the task.
+    """Training steps at the initial model, on a copy of the task.
 
     The examples of `sample` serve for batch sizes that no client has, and for clients whose data is generated.
     """
@@ -144,15 +144,15 @@ def _advise(trial: StepTrial, local_training: LocalTraining, batch_size: int, us
     needs_examples = n_small_clients > 0 and trial.has_working_size(local_training, batch_size)
     remedies = []
     if large_counts and options:
-        quoted = " or ".join(f'"{option}"' for option in options)
-        remedies.append(f"set client.last_batch = {quoted}, or another client.batch_size")
+        values = " or ".join(f'"{option}"' for option in options)
+        remedies.append(f"set client.last_batch = {values}, or another client.batch_size")
     elif large_counts or not needs_examples:
         remedies.append("set another client.batch_size")
     if needs_examples:
         keys = "data.examples" if isinstance(train, GeneratedData) else "another data.partition, or fewer of its clients"
         clients = "each client"
         if large_counts:
-            clients = f"the {n_small_clients:,} of them that {'has' if n_small_clients == 1 else 'have'} no other batch"
+            clients = f"the {n_small_clients:,} client{'s' * (n_small_clients != 1)} with no other batch"
         remedies.append(f"give {clients} more than {_format_examples(batch_size)} ({keys})")
     return "; ".join(remedies)
 

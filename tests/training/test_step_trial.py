@@ -87,7 +87,7 @@ BATCH_OF_ONE: dict[str, tuple[int, dict[str, Any], str, str]] = {
     "batches of one": (500, BATCH_SIZE_ONE, "5 of 5 clients have", "set another client.batch_size"),
     "last and only batches": (
         8, BATCH_SIZE_ONE, "5 of 5 clients have",
-        f"set another client.batch_size; give the 2 of them that have no other batch {MORE_EXAMPLES}",
+        f"set another client.batch_size; give the 2 clients with no other batch {MORE_EXAMPLES}",
     ),
 }  # fmt: skip
 

@@ -74,7 +74,7 @@ def is_random(node: Node) -> bool:
 
 
 def storage_owner(node: Node) -> Node:
-    """Return the node whose memory a node's result uses: another node if the result is an input or a view of an input."""
+    """Return the node whose memory a node's result uses: the node itself, unless its result is an input or a view."""
     while True:
         node = node.meta.get("owner", node)
         source = node.args[0] if node.target is operator.getitem else node
@@ -180,7 +180,8 @@ def _replace(graph: Graph, node: Node, replacement: Node) -> None:
 def write_gradients(graph: Graph, gradients: Sequence[Node], destinations: Sequence[Node]) -> None:
     """End the step by writing each gradient to its destination.
 
-    Products and sums are computed in a destination that is aligned like a new tensor, since alignment may change rounding.
+    A product or sum is computed in the destination if the destination is aligned like a new tensor, since a product's
+    rounding may depend on the alignment.
     """
     for gradient, target in zip(gradients, destinations, strict=True):
         source = _sum_behind_view(gradient)
@@ -240,7 +241,7 @@ def _is_unshared(gradient: Node, source: Node, gradients: Sequence[Node]) -> boo
 
 
 def _has_stable_inputs(graph: Graph, product: Node) -> bool:
-    """Return True if a product's inputs do not change until the step ends: no node writes to an input, and none is a parameter."""
+    """Return True if a product's inputs are constant until the step ends: no parameter, and no tensor that a node writes to."""
     owners = {storage_owner(source) for source in product.all_input_nodes}
     if any(node.op == "placeholder" and node.meta.get("varies") for node in owners):
         return False
@@ -248,7 +249,7 @@ def _has_stable_inputs(graph: Graph, product: Node) -> bool:
 
 
 def _materialize(graph: Graph, gradient: Node) -> Node:
-    """Copy a gradient that uses a placeholder's memory, such as a parameter's, which the update changes; else return the gradient."""
+    """Return a gradient, or a copy if it uses the memory of a placeholder, such as a parameter that the update changes."""
     return graph.call_function(torch.clone, (gradient,)) if storage_owner(gradient).op == "placeholder" else gradient
 
 

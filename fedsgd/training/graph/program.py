@@ -33,7 +33,7 @@ class Program:
         self._function: Callable[..., Any] = namespace["forward"]
 
     def bind(self, start: int | None = None, stop: int = 0) -> Callable[..., Any]:
-        """Return a function of the step's inputs; for a stack, with the tensors of the clients from `start` to before `stop`."""
+        """Return a function of the step's inputs; in a stack, for the clients from `start` to before `stop`."""
         values = (node.meta["value"] if start is None else _slice_value(node, start, stop) for node in self._fixed_nodes)
         return functools.partial(self._function, None, *values)
 

@@ -33,10 +33,10 @@ VECTOR_WIDTH = 32
 
 
 def record_stacked_step(step_buffers: StepBuffers, batch: Examples, max_clients: int) -> tuple[Graph, list[Node], list[slice]]:
-    """Record the step for up to `max_clients` clients; return graph, nodes of the gradients [k, *shape] and unused slices.
+    """Record the step of 1 to `max_clients` clients; return graph, nodes of the gradients [k, *shape] and unused slices.
 
-    The placeholders are w0, w1, ... [k, *shape], x and y [k, B, ...], k, and constants. A constant's meta "blocks" is the number
-    of rows for each client.
+    Placeholders are w0, w1, ... [k, *shape], x and y [k, B, ...], k, and constants. A constant's meta "blocks" is the number of
+    rows for each client.
     """
     client_graph, gradients, unused_slices = _record_one_client(step_buffers, batch)
     small_recording, large_recording = (
@@ -159,7 +159,7 @@ class _RecordingMerger:
             return a
         if isinstance(a, int) and a % self.n_few == 0 and a // self.n_few * self.n_many == b:
             return multiply(a // self.n_few)
-        raise NotCapturableError(f"{a} for {self.n_few} clients is {b} for {self.n_many}")
+        raise NotCapturableError(f"an argument is {a} for {self.n_few} clients, {b} for {self.n_many}")
 
     def _merge_constant(self, a: Node, b: Node) -> None:
         """Store the large recording's constant in node a, and the constant's number of rows for each client."""

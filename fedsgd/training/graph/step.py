@@ -21,7 +21,7 @@ from fedsgd.training.graph.program import compile_graph
 from fedsgd.training.graph.recorder import record
 
 RELATIVE_TOLERANCE = 1e-3
-"""Maximum error of a gradient in the norm, relative to autograd's gradient, for a step with another order of sums.
+"""Maximum norm of a gradient's error, relative to the norm of autograd's gradient, for a step with another order of sums.
 
 The error includes units whose activation is almost zero and changes its sign.
 """
@@ -47,7 +47,7 @@ class FusedUpdate:
 
 
 def fusable_update(local_training: LocalTraining) -> FusedUpdate | None:
-    """Return the update that a step can include; None if an optimizer, proximal term or correction needs the gradient itself."""
+    """Return the update that a step can include; None if a part of the local step, such as clipping, needs the gradient."""
     optimizer = local_training.optimizer
     if optimizer.clip_norm is not None or optimizer.weight_decay or local_training.proximal or local_training.uses_correction:
         return None
@@ -84,8 +84,8 @@ class StepBuffers:
         self.module_buffers = {f"{prefix}{name}": b for (prefix, _), buffers in pairs for name, b in buffers.items()}
         self._initial_buffers = {name: b.clone() for name, b in self.module_buffers.items()}
         leaves = {id(p): leaf for p, leaf in zip(flat_module.parameters, self.leaves, strict=True)}
-        named = [part.named_parameters(remove_duplicate=False) for _, part in parts]
-        self._part_parameters = [{name: leaves[id(p)] for name, p in pairs if id(p) in leaves} for pairs in named]
+        parameters = [part.named_parameters(remove_duplicate=False) for _, part in parts]
+        self._part_parameters = [{name: leaves[id(p)] for name, p in pairs if id(p) in leaves} for pairs in parameters]
 
     def load_client(self, weights: F32, optimizer_state: Mapping[str, F32] | None = None) -> None:
         """Load the received model [P], the optimizer's buffers (zero where absent) and the initial module buffers."""
@@ -156,7 +156,7 @@ def capture_step(
         with torch.no_grad(), isolate_generators(0):
             graph, gradients, unused_slices = record_gradients(step_buffers, first_batch)
             gradients = simplify(graph, gradients)
-            draws = any(is_random(node) for node in graph.nodes)
+            draws_numbers = any(is_random(node) for node in graph.nodes)
             write_gradients(
                 graph, gradients, add_placeholders(graph, "g", step_buffers.tensor_format.view_tensors(step_buffers.g))
             )
@@ -165,7 +165,7 @@ def capture_step(
                 if fused_update is None or not fused_update.is_applicable(unused_slices)
                 else _record_fused_update(step_buffers, fused_update, first_batch)
             )
-            step = CapturedStep(_compile_step(graph), update, draws, tuple(unused_slices))
+            step = CapturedStep(_compile_step(graph), update, draws_numbers, tuple(unused_slices))
             for batch in (first_batch, second_batch):
                 _verify_step(step_buffers, step, *batch_tensors(batch))
     except NotCapturableError:
@@ -257,15 +257,15 @@ def _verify_step(step_buffers: StepBuffers, step: CapturedStep, x: Tensor, y: Te
     shows changes of buffers by the first.
     """
     flat_module, tensor_format = step_buffers.flat_module, step_buffers.tensor_format
-    received = tensor_format.to_wire_order(step_buffers.w)
-    weights = torch.empty_like(step_buffers.w).copy_(torch.from_numpy(received))  # aligned as in the sequential engine
+    received_weights = tensor_format.to_wire_order(step_buffers.w)
+    weights = torch.empty_like(step_buffers.w).copy_(torch.from_numpy(received_weights))  # aligned as in the sequential engine
     with isolate_generators(0), flat_module.isolated_buffers():
         flat_module.bind_parameters(TensorFormat(tensor_format.layout).view_tensors(weights))
         expected_gradients = [flat_module.compute_flat_gradient(x.clone(), y.clone())[0]]
         rate = min(1.0, MAX_RELATIVE_STEP * float(weights.norm()) / max(float(expected_gradients[0].norm()), 1e-30))
         expected_w = weights - rate * expected_gradients[0]  # after the gradient: an embedding with max_norm changes weights
         expected_gradients.append(flat_module.compute_flat_gradient(x.clone(), y.clone())[0])
-    step_buffers.load_client(received)
+    step_buffers.load_client(received_weights)
     with isolate_generators(0):
         for expected in expected_gradients:
             step.compute_gradient(x.clone(), y.clone())
@@ -278,7 +278,7 @@ def _verify_step(step_buffers: StepBuffers, step: CapturedStep, x: Tensor, y: Te
     if step.apply_update is None:
         step_buffers.w.sub_(step_buffers.g, alpha=rate)
     else:
-        step_buffers.load_client(received)
+        step_buffers.load_client(received_weights)
         with isolate_generators(0):
             step.apply_update(x.clone(), y.clone(), -rate)
         error = float((torch.from_numpy(tensor_format.to_wire_order(step_buffers.w)) - expected_w).norm())
