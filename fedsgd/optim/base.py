@@ -49,7 +49,8 @@ class Optimizer(Component, ABC):
         weight_decay: g ← g + weight_decay · w, as in torch.optim.SGD.
         clip_norm: g ← g · min(1, clip_norm/|g|) over the whole vector, before weight decay; None: no clipping.
         schedule: factor of η at time t.
-        schedule_over: unit of t: "rounds"; "steps" of a client that takes part in every round; "local-steps" of a round.
+        schedule_over: unit of t. "rounds"; "steps": local steps of a client that takes part in every round;
+            "local-steps": local steps since the start of the round.
     """
 
     server_only: ClassVar[bool] = False

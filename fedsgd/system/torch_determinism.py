@@ -191,7 +191,7 @@ def _enter_defaults(scopes: ExitStack) -> None:
     if torch.get_default_device() != torch.device("cpu"):
         raise ScenarioError(
             f"torch.device: got a run inside `with torch.device(...)` of {torch.get_default_device()}, expected none; leave "
-            "it before the run"
+            "the block before the run"
         )
 
 

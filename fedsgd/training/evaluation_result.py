@@ -22,9 +22,9 @@ class EvaluationSets:
     """Examples on which a run evaluates models.
 
     Attributes:
-        global_sets: examples by name of the set, on which one model is evaluated.
-        local_sets: by name of the set, on whose examples each client's own model is evaluated: all examples, the distinct
-            numbers of examples of a client, and the number of clients with each of these numbers.
+        global_sets: examples by name of the set; one model is evaluated on all examples.
+        local_sets: examples, distinct numbers of examples of a client, and the number of clients with each, by name of the set;
+            each client's own model is evaluated on the client's examples.
     """
 
     global_sets: Mapping[str, Examples]

@@ -1,4 +1,4 @@
-"""Trial of an evaluation before round 1, which finds out the built-in accuracy and the reduction of the loss."""
+"""Trial of an evaluation before round 1, to check shapes, and to choose the built-in accuracy and the loss's reduction."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ REMEDIES = {
 def resolve_evaluation(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:
     """Evaluate the initial model, and return the task with the loss's reduction and with the accuracy that fits the outputs.
 
-    A built-in accuracy that is undefined for the outputs is removed; if no metric is left, ModelError is raised. The loss and
-    the metrics are also checked: shapes, no broadcast of outputs and targets, and sets of every size in `sets`.
+    A built-in accuracy that is undefined for the outputs is removed; if no metric is left, ModelError is raised. ModelError is
+    also raised if a loss or metric has a wrong shape or fails on a slice of `sets`, or if the loss broadcasts its arguments.
     """
     initial_model = _InitialModel(task)
     with use_single_thread(), torch.no_grad(), _refuse_broadcast():

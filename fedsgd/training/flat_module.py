@@ -89,7 +89,7 @@ class FlatModule:
             parameter.data = view
 
     def load_weights(self, weights: F32, tensor_format: TensorFormat | None = None) -> None:
-        """Bind the parameters to a copy of weights [P], which are in wire order; the copy has the wire's order by default."""
+        """Bind the parameters to a copy of weights [P] in wire order; the copy is in this format, by default in wire order."""
         tensor_format = tensor_format or TensorFormat(self.task.layout)
         flat = torch.empty(len(weights))
         tensor_format.load(flat, weights)
@@ -118,7 +118,7 @@ class FlatModule:
     def evaluate(
         self, weights: F32, examples: Examples, tensor_format: TensorFormat, buffers: F32 | None = None
     ) -> EvaluationResult:
-        """Return `TrainingEngine.evaluate`'s result, computed in slices with the parameters in this format."""
+        """Return the loss and the metrics as `TrainingEngine.evaluate`, computed in slices with parameters in this format."""
         self.load_weights(weights, tensor_format)
         self.task.module.eval()
         results = EvaluationAccumulator(self.task, len(examples))

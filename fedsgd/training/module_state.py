@@ -46,7 +46,7 @@ class ModuleState:
         for name, tensor in () if is_empty else named_fixed_tensors(self._parts).items():
             initial = self._initial_tensors.get(name)
             if initial is None or initial.shape != tensor.shape:
-                raise ModelError(f"the module added buffer {name}, or changed its shape, while running; register it beforehand")
+                raise ModelError(f"running the module added buffer {name} or changed its shape; register the buffer beforehand")
             if include_large or name not in self._frozen_names:
                 with torch.no_grad():
                     tensor.copy_(initial)

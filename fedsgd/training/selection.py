@@ -148,7 +148,7 @@ def _is_linear(module: nn.Module) -> bool:
 def rank_batch_sizes(example_counts: I64, local_training: LocalTraining, client_counts: I64 | None = None) -> list[int]:
     """Return at most `MAX_RECORDED_BATCH_SIZES` batch sizes of clients, those with the most steps first.
 
-    `client_counts` [m] has the number of clients with each number of examples in `example_counts` [m]; None: one client.
+    `client_counts` [m] has the number of clients with each number of examples in `example_counts` [m]; None: one each.
     """
     n_steps: Counter[int] = Counter()
     for n, n_clients in zip(

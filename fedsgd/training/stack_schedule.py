@@ -85,7 +85,7 @@ class _AlikeClients:
         self._epochs = [epochs(job, local_training) for job in self._jobs]
 
     def advance_epoch(self) -> tuple[I64, int]:
-        """Start the next pass, and return the rows of its k clients, [k, `BatchPlan.n_examples`], and its number of steps.
+        """Start the next pass, and return its rows of the dataset, [k, `BatchPlan.n_examples`], and its number of steps.
 
         After the last pass, the number of steps is 0.
         """

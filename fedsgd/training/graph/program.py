@@ -13,7 +13,7 @@ from fedsgd.training.graph.passes import use_native_bindings
 
 
 def compile_graph(graph: Graph) -> Callable[..., Any]:
-    """Return a function of the step's inputs, in the order of the placeholders, which has the fixed tensors.
+    """Return a function of the step's inputs, in the order of the placeholders, to which the fixed tensors are bound.
 
     The function releases each tensor after its last use, so a step needs no more memory than with autograd.
     """

@@ -191,7 +191,7 @@ def record_gradients(step_buffers: StepBuffers, batch: Examples) -> tuple[Graph,
 
     graph, nodes = record(compute_gradients, fixed_tensors, {"x": x, "y": y})
     if read_generator_states() | {"torch": None} != states | {"torch": None}:  # draws from torch's generator are recorded
-        raise NotCapturableError("the module draws from numpy's or Python's global generator, which a recording would not")
+        raise NotCapturableError("the module draws from numpy's or Python's global generator, which a recording would not do")
     if addresses != {name: tensor.data_ptr() for name, tensor in fixed_tensors.items()}:
         raise NotCapturableError("the module moves a parameter or buffer to other memory, for example by assigning to .data")
     return graph, nodes, unused_slices
