@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.config.component import Component
+from fedsgd.config.component import Component, FieldError
 from fedsgd.data.labels import check_labels, suggest_label_conversion
 from fedsgd.errors import DataError
 from fedsgd.numerics.arrays import I64
+from fedsgd.numerics.rng import derive_generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,6 @@ class Examples:
         rows: [m] int64, the rows of `x` and `y` that are selected; None: all rows.
         writer: [n] int64, number of each example's owner (writer, speaker or user); None: the examples have no owners.
 
-    >>> import numpy as np
     >>> examples = Examples(x=np.eye(4, dtype=np.float32), y=np.array([0, 1, 1, 0]), rows=np.array([3, 1]))
     >>> len(examples), examples.targets().tolist()
     (2, [0, 1])
@@ -55,7 +55,7 @@ class Examples:
         """Return a selection of these examples, without their writers; no array is copied.
 
         Args:
-            positions: [k] int64, positions among these examples.
+            positions: [m] int64, positions among these examples.
         """
         return Examples(self.x, self.y, self.row_indices(positions))
 
@@ -63,7 +63,7 @@ class Examples:
         """Return the rows of `x` and `y` that belong to some of these examples.
 
         Args:
-            positions: [k] int64, positions among these examples.
+            positions: [m] int64, positions among these examples.
         """
         return positions if self.rows is None else self.rows[positions]
 
@@ -84,19 +84,15 @@ class Dataset:
     """Training and test examples, checked and converted when the dataset is built.
 
     Arrays become contiguous and of native byte order, with `rows` applied. Floats and integers become float32 and int64.
-    Integer examples stay integers, as embeddings expect; images must be floats.
+    Integer examples stay integers, as embeddings expect; images must be floats. DataError for a field that is no array of
+    finite numbers or contradicts another field.
 
     Attributes:
-        train: training examples, which are partitioned over the clients.
-        test: test examples, of the same types and shapes.
+        train, test: training examples, which are partitioned over the clients; test examples of equal types and shapes.
         classes: number of classes; None: the targets are not class labels. Labels are integers from 0 to classes − 1,
             [n] or, for sequences of length T, [n, T]. Label −100 is no class and marks a target that the loss ignores.
         class_names: name of each class; None: the classes have no names.
 
-    Raises:
-        DataError: a field is not an array of finite numbers, or fields do not fit together.
-
-    >>> import numpy as np
     >>> x, y = np.zeros((6, 2)), np.array([0, 1, 2, 0, 1, 2])
     >>> dataset = Dataset(Examples(x[:4], y[:4]), Examples(x[4:], y[4:]), classes=3)
     >>> dataset.shape, dataset.train.x.dtype.name
@@ -163,8 +159,20 @@ def scale_pixels(x: NDArray[Any]) -> NDArray[Any]:
     """Return pixels (uint8) as float32 in [0, 1], and any other array unchanged."""
     if x.dtype != np.uint8:
         return x
-    scaled: NDArray[np.float32] = np.multiply(x, np.float32(1 / 255), dtype=np.float32)
-    return scaled
+    pixels: NDArray[np.float32] = np.multiply(x, np.float32(1 / 255), dtype=np.float32)
+    return pixels
+
+
+def hold_out_test_examples(examples: Examples, share: float, source_name: str) -> tuple[Examples, Examples]:
+    """Return (training examples, test examples); the test examples are drawn independently of the scenario's seed."""
+    n = len(examples)
+    n_test = max(1, round(share * n))
+    if n_test >= n:
+        raise FieldError(source_name, "test_share", f"got {share:g}, which leaves none of {n:,} examples to train on")
+    order = derive_generator(0, f"{source_name}/test").permutation(n)
+    rows = np.sort(order[n_test:]), np.sort(order[:n_test])
+    train, test = (Examples(examples.x, examples.y, part, examples.writer) for part in rows)
+    return train, test
 
 
 def _describe_values(values: Any) -> str:
@@ -193,7 +201,7 @@ def _to_array(values: Any, subject: str) -> NDArray[Any]:
 
 
 def _suggest_conversion(values: Any, subject: str) -> str:
-    """Return the hint of a message: the conversion of values to an array of numbers."""
+    """Return a hint for a message: the conversion of the values to an array of numbers."""
     if not isinstance(values, np.ndarray):
         hint = next((f"call its .{name}()" for name in ("numpy", "to_numpy") if hasattr(values, name)), None)
         return f"; {hint or 'numpy.asarray(...) converts rows of equal length'}"
@@ -228,8 +236,8 @@ def _check_rows(rows: Any, n: int, part: str) -> None:
 class ClientData(ABC):
     """Examples of N clients, numbered from 0.
 
-    The cost of `sizes` and `all_examples` grows with N. The cost of the other methods grows with the clients in their
-    arguments only.
+    The cost of `sizes` and `all_examples` grows with N. The cost of any other method grows only with the clients in its
+    arguments.
     """
 
     @abstractmethod
@@ -250,15 +258,11 @@ class ClientData(ABC):
 
     @abstractmethod
     def distinct_sizes(self) -> tuple[I64, I64]:
-        """Return (the distinct numbers of examples of a client, ascending; the number of clients for each)."""
+        """Return (distinct numbers of examples that clients have, ascending; number of clients for each distinct number)."""
 
     @abstractmethod
     def all_examples(self) -> Examples:
-        """Return the examples of all clients, client after client, as the same arrays at each call.
-
-        Raises:
-            DataError: the examples are generated and too many to hold in memory.
-        """
+        """Return all clients' examples, client after client, as the same arrays at each call; DataError for too many."""
 
     @abstractmethod
     def limit_clients(self, max_clients: int) -> ClientData:
@@ -271,11 +275,8 @@ class DatasetSource(Component, ABC):
 
     @abstractmethod
     def load(self, folder: Path | None) -> Dataset:
-        """Load the dataset.
+        """Load the dataset; raise DataError for a dataset that is missing or corrupt.
 
         Args:
             folder: data folder that `--data` or FEDSGD_DATA names; None: no folder is set.
-
-        Raises:
-            DataError: the dataset is missing or corrupt.
         """

@@ -33,11 +33,7 @@ _CONVERSION_HINTS = {
 
 
 def check_dataset(dataset: object) -> Dataset:
-    """Return a dataset that a user passed in Python.
-
-    Raises:
-        DataError: `dataset` is no `fedsgd.Dataset`; the message names the conversion.
-    """
+    """Return the dataset that a user passed in Python. DataError, with a hint of the conversion, for any other type."""
     if isinstance(dataset, Dataset):
         return dataset
     if isinstance(dataset, type):

@@ -18,7 +18,7 @@ from fedsgd.numerics.arrays import I64
 from fedsgd.numerics.rng import derive_generator
 
 N_SAMPLE_CLIENTS = 8
-"""Number of clients in the sample dataset, which is used to check the model and to trace the engine's steps."""
+"""Number of clients in the sample dataset, on which the model is checked and the engine's steps are traced."""
 MAX_MATERIALIZED_EXAMPLES = 10**6
 """Maximum number of generated examples in memory at a time, per process."""
 
@@ -46,14 +46,11 @@ class ClientGenerator(DatasetSource, ABC):
 
     @abstractmethod
     def examples_of(self, client: int, seed: int) -> Examples:
-        """Generate the examples of a client.
+        """Generate the examples of a client, [n, ...] without `rows`.
 
         Args:
             client: number of the client, any number from 0.
             seed: seed of the run.
-
-        Returns:
-            Examples [n, ...] without `rows`.
         """
 
     def sample_dataset(self, seed: int) -> Dataset:
@@ -75,15 +72,9 @@ class ClientGenerator(DatasetSource, ABC):
 
 
 def generate_clients(generator: ClientGenerator, held_out: float, seed: int) -> tuple[Dataset, ClientData, ClientData | None]:
-    """Return the data of generated clients.
+    """Return (the sample dataset, the clients' training examples, the clients' held-out examples or None).
 
-    Args:
-        generator: source of the clients.
-        held_out: share of each client's examples that is held out for testing, as in `partition_dataset`.
-        seed: seed of the run.
-
-    Returns:
-        (`sample_dataset`, the clients' training examples, the clients' held-out examples or None for a share of 0).
+    `held_out` is the share of each client's examples that is held out for testing, as in `partition_dataset`.
     """
     dataset, clients = generator.sample_dataset(seed), GeneratedData(generator, seed, generator.clients)
     if not held_out:
@@ -93,20 +84,15 @@ def generate_clients(generator: ClientGenerator, held_out: float, seed: int) -> 
 
 
 def count_held_out(sizes: I64, share: float) -> I64:
-    """Return the numbers of held-out examples of clients with `sizes` examples [m]: at least one, not all; 0 of one example."""
+    """Return each client's number of held-out examples, [m] like `sizes`: at least 1 and not all, or 0 of a single example."""
     return np.where(sizes > 1, np.rint(share * sizes).clip(1, np.maximum(sizes - 1, 1)), 0).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedData(ClientData):
-    """Generated examples of clients, or a part of each client's examples.
+    """Generated examples of the generator's first `clients` clients, or a part of each client's examples.
 
-    Attributes:
-        generator: source of the clients.
-        seed: seed of the run.
-        clients: number of clients, the first ones of `generator`.
-        start: position of the first example of the part, in the client's random order.
-        end: position after the last example of the part; None: the part ends with the last example.
+    The part has the positions from `start` to before `end`, or to the last position, in a random order of the examples.
     """
 
     generator: ClientGenerator
@@ -129,19 +115,15 @@ class GeneratedData(ClientData):
         return examples.select(np.sort(shuffled[self.start : self.end]))
 
     def sizes_of(self, clients: Sequence[int]) -> I64:
-        """Return [len(clients)] numbers of examples, all equal."""
         return np.full(len(clients), self._examples_per_client, dtype=np.int64)
 
     def sizes(self) -> I64:
-        """Return the number of examples of each client, [N]."""
         return np.full(self.clients, self._examples_per_client, dtype=np.int64)
 
     def distinct_sizes(self) -> tuple[I64, I64]:
-        """Return the one distinct size and its number of clients, N."""
         return np.array([self._examples_per_client]), np.array([self.clients])
 
     def all_examples(self) -> Examples:
-        """Return the examples of all clients, generated once; raise DataError for more than `MAX_MATERIALIZED_EXAMPLES`."""
         return self._all_examples
 
     def limit_clients(self, max_clients: int) -> GeneratedData:

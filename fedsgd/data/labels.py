@@ -1,7 +1,4 @@
-"""Class labels: count, range, ignored labels, and labels that are texts.
-
-n targets, T positions of a sequence.
-"""
+"""Class labels, [n] or [n, T] for sequences of length T: count, range, ignored labels, and labels that are texts."""
 
 from __future__ import annotations
 
@@ -19,11 +16,7 @@ IGNORED_LABEL = -100
 
 
 def count_classes(*targets: NDArray[Any]) -> int | None:
-    """Return the number of classes that labels imply, the largest label + 1; None if the targets are not integers.
-
-    Raises:
-        DataError: the largest label is far above the number of targets.
-    """
+    """Return the largest label + 1; None if the targets are not integers. DataError if the label far exceeds their number."""
     if any(y.dtype.kind not in "iub" for y in targets):
         return None
     largest = max(0, *(int(y.max()) for y in targets if y.size), 0)
@@ -35,16 +28,7 @@ def count_classes(*targets: NDArray[Any]) -> int | None:
 
 
 def check_labels(y: I64, classes: int, part: str) -> None:
-    """Check that labels are classes or `IGNORED_LABEL`.
-
-    Args:
-        y: labels, [n] or [n, T].
-        classes: number of classes.
-        part: "training" or "test", for messages.
-
-    Raises:
-        DataError: a label is out of range, or every label is ignored.
-    """
+    """Raise DataError for a label out of range, or if every label is ignored; `part` is "training" or "test"."""
     labels = y[y != IGNORED_LABEL]
     if y.size and not labels.size:
         raise DataError(f"all {part} labels are {IGNORED_LABEL}, which a loss ignores: no target remains")
@@ -55,13 +39,9 @@ def check_labels(y: I64, classes: int, part: str) -> None:
 
 
 def number_text_labels(*targets: Sequence[str]) -> tuple[list[I64], tuple[str, ...]]:
-    """Number the classes of labels that are texts, in the order of their code points, which is equal on every machine.
+    """Return (the class numbers of each part of a dataset, the class names) for labels that are texts.
 
-    Args:
-        targets: labels of each part of the dataset; all parts are numbered together.
-
-    Returns:
-        (the class numbers of each part, the name of each class).
+    All parts are numbered together, in the order of code points, which is equal on every machine.
 
     >>> numbers, names = number_text_labels(["owl", "cat"], ["cat"])
     >>> [part.tolist() for part in numbers], names
@@ -73,7 +53,7 @@ def number_text_labels(*targets: Sequence[str]) -> tuple[list[I64], tuple[str, .
 
 
 def suggest_label_conversion(y: NDArray[Any]) -> str:
-    """Return the hint of a message: the conversion of targets that are no integers to class labels, or ""."""
+    """Return a hint for a message: the conversion of targets to class labels, or "" if no conversion is known."""
     if y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
         return "; the targets are one-hot: y.argmax(1) converts them to class labels"
     return "; y.astype(numpy.int64) converts whole numbers to integers" if (y == np.rint(y)).all() else ""

@@ -16,12 +16,7 @@ from fedsgd.numerics.rng import derive_generator
 
 @dataclass(frozen=True, eq=False)
 class PartitionedData(ClientData):
-    """Examples in memory and their partition over clients.
-
-    Attributes:
-        examples: examples of all clients.
-        partition: rows of `examples` that each client has.
-    """
+    """Examples of all clients in memory, and the partition of their rows over the clients."""
 
     examples: Examples
     partition: Partition
@@ -30,29 +25,23 @@ class PartitionedData(ClientData):
         return len(self.partition)
 
     def examples_of(self, client: int) -> Examples:
-        """Return the examples of one client, as rows of `examples`."""
         return Examples(self.examples.x, self.examples.y, self.partition.rows(client))
 
     def sizes_of(self, clients: Sequence[int]) -> I64:
-        """Return the number of examples of each of these clients, [len(clients)]."""
         indices, bounds = np.asarray(clients, dtype=np.int64), self.partition.bounds
         sizes: I64 = bounds[indices + 1] - bounds[indices]
         return sizes
 
     def sizes(self) -> I64:
-        """Return the number of examples of each client, [N]."""
         return self.partition.sizes()
 
     def distinct_sizes(self) -> tuple[I64, I64]:
-        """Return the distinct client sizes, ascending, and the number of clients of each size."""
         return np.unique(self.partition.sizes(), return_counts=True)
 
     def all_examples(self) -> Examples:
-        """Return the examples of all clients, client after client, as rows of `examples`."""
         return Examples(self.examples.x, self.examples.y, self.partition.order)
 
     def limit_clients(self, max_clients: int) -> PartitionedData:
-        """Return the object itself: all examples are in memory already."""
         return self
 
     def filter_clients(self, predicate: Callable[[int], bool]) -> PartitionedData:
@@ -66,18 +55,11 @@ class PartitionedData(ClientData):
 def partition_dataset(
     dataset: Dataset, partitioner: Partitioner, held_out: float, seed: int
 ) -> tuple[PartitionedData, PartitionedData | None]:
-    """Partition the training examples and assign test examples to the clients.
+    """Return (training examples, test examples) of the clients.
 
-    Args:
-        dataset: dataset to partition.
-        partitioner: rule of the partition.
-        held_out: share of each client's examples that are held out of training at random: at least one example and not all,
-            but none of a client with one example.
-        seed: seed of the run.
-
-    Returns:
-        (training examples, test examples) of each client. For a share of 0, a client gets the test examples of the owners
-        of its training examples; None without owners, or if several clients share an owner.
+    The share `held_out` of each client's examples is drawn at random for testing: at least one example and not all, but none of
+    a client with one example. For a share of 0, a client gets the test examples of its owners. If there are no owners, or if
+    several clients share an owner, the test examples are None.
     """
     partition = partition_examples(partitioner, dataset.train, seed)
     if held_out:
@@ -101,10 +83,7 @@ def _hold_out_examples(partition: Partition, share: float, seed: int) -> tuple[P
 
 
 def _match_test_writers(dataset: Dataset, partition: Partition) -> Partition | None:
-    """Assign each test example to the client that has its owner's training examples.
-
-    Return None if there are no owners, or if the training examples of an owner are at several clients.
-    """
+    """Assign each test example to its owner's client; return None without owners, or if several clients share an owner."""
     if dataset.train.writer is None or dataset.test.writer is None:
         return None
     owners, index = np.unique(np.concatenate([dataset.train.writer, dataset.test.writer]), return_inverse=True)

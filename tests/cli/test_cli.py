@@ -118,7 +118,7 @@ def test_run_into_a_finished_run_names_the_overwrite_option(quickstart: Path) ->
     [
         (("--set", "uplink.compressor.name=topkk"), 2, 'uplink.compressor.name: got "topkk", did you mean "top-k"?'),
         (("--set", "rounds"), 2, "expected KEY=VALUE"),
-        (("--set", "data.name=mnist"), 1, "mnist: no folder given"),
+        (("--set", "data.name=mnist"), 1, "mnist: no data folder is set"),
         (("--set", "data.name=mnist", "--data", "nowhere"), 1, "train-images-idx3-ubyte not found (looked for nowhere/mnist"),
         (("--set", "data.partition.clients=2000"), 1, "2000 clients cannot share 1437 examples"),
         (("--set", 'model={module="nowhere_at_all:f"}'), 2, 'model.module: cannot import "nowhere_at_all"'),

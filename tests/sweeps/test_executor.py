@@ -69,7 +69,7 @@ def test_error_in_a_process_is_raised_or_recorded(
     short_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FEDSGD_DATA", raising=False)
-    with pytest.raises(fedsgd.DataError, match="no folder given"):
+    with pytest.raises(fedsgd.DataError, match="no data folder is set"):
         fedsgd.sweep(short_scenario.with_settings({"data.name": "mnist"}), seeds=2, jobs=2, out=tmp_path)
     sweep = fedsgd.sweep(short_scenario.with_settings({"client.optimizer.lr": 1e30}), jobs=2, out=tmp_path / "o")
     assert sweep.cells[0].diverged

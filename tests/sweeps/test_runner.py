@@ -56,7 +56,7 @@ def test_missing_data_in_the_first_cell_ends_the_sweep(quickstart: Path, monkeyp
     monkeypatch.delenv("FEDSGD_DATA", raising=False)
     result = run_command(quickstart, "--set", "data.name=mnist", "--seeds", "2", "--out", "o")
     assert result.exit_code == 1
-    assert "fedsgd: mnist: no folder given" in result.stderr
+    assert "fedsgd: mnist: no data folder is set" in result.stderr
     assert "0 of 2 cells are finished and stored in o" in result.stderr
     assert states(Sweep.read("o")) == ["waiting", "waiting"]
 

@@ -23,7 +23,7 @@ DOWNLOAD_HINT = (
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)
 STD = np.array([0.2470, 0.2435, 0.2616], dtype=np.float32)
-"""Standard deviation of each colour over the training images, in [0, 1]; `MEAN` likewise."""
+"""Standard deviation of each colour over the training images in [0, 1], as `MEAN` is the mean."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cifar10(DatasetSource):
     training images.
 
     The files are train*.parquet and test*.parquet in DIR or DIR/cifar10, where `--data` or FEDSGD_DATA names DIR. Column
-    `img` or `image` has images encoded as PNG or JPEG, and column `label` their classes.
+    `img` or `image` has images encoded as PNG or JPEG, and column `label` has class labels.
     """
 
     name: ClassVar[str] = "cifar10"

@@ -1,7 +1,4 @@
-"""Columns of Hugging Face tables as arrays.
-
-n rows of a table. A column is read from all tables together, so that its arrays have one form.
-"""
+"""Columns of Hugging Face tables as arrays. A column is read from all tables together, so that its arrays have one form."""
 
 from __future__ import annotations
 
@@ -22,19 +19,9 @@ _TEXT_TYPES = ("string", "large_string")
 def read_features(
     tables: Sequence[Any], columns: Sequence[str], is_single_column: bool, source_name: str
 ) -> list[NDArray[Any]]:
-    """Read the examples of each table.
+    """Return each table's examples: rows of the single column, [n, ...], or the columns as vectors, [n, features] float32.
 
-    Args:
-        tables: tables of one dataset.
-        columns: columns of the examples.
-        is_single_column: True if a row of the only column is an example; False if columns are features of a vector.
-        source_name: dataset, for messages.
-
-    Returns:
-        For each table [n, ...]: the rows of the column if `is_single_column`, otherwise [n, features] float32.
-
-    Raises:
-        DataError: values are missing, are no numbers, or have different shapes.
+    DataError, with the dataset's `source_name`, for values that are missing, are no numbers, or have different shapes.
     """
     if is_single_column:
         return _read_rows(tables, columns[0], source_name)
@@ -43,19 +30,7 @@ def read_features(
 
 
 def read_labels(tables: Sequence[Any], column: str, source_name: str) -> tuple[list[NDArray[Any]], tuple[str, ...] | None]:
-    """Read the targets of each table.
-
-    Args:
-        tables: tables of one dataset.
-        column: column of the targets.
-        source_name: dataset, for messages.
-
-    Returns:
-        (the targets of each table, the names of the classes or None). Texts are numbered in sorted order.
-
-    Raises:
-        DataError: values are missing, are no numbers, or have different shapes.
-    """
+    """Return (each table's targets, the class names or None). Texts are numbered in sorted order."""
     if any(getattr(table.features[column], "dtype", None) in _TEXT_TYPES for table in tables):
         texts = [list(table[column]) for table in tables]
         if not all(isinstance(label, str) for part in texts for label in part):

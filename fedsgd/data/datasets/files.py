@@ -26,19 +26,13 @@ def search_paths(folder: Path | None, path: str) -> list[Path]:
 
 
 def find_data_files(folder: Path | None, dataset_name: str, names: Sequence[str], hint: str) -> list[Path]:
-    """Return the files of the first pattern that matches any, in ascending order.
+    """Return the files of the first pattern that matches any file, in ascending order; DataError if no pattern matches.
 
-    Args:
-        folder: data folder; None: no folder is set.
-        dataset_name: name of the dataset, and of the subfolder that is searched first.
-        names: file names or glob patterns, in the order of preference.
-        hint: source of the files, for messages.
-
-    Raises:
-        DataError: no file matches; the message lists the paths that were tried.
+    `names` are file names or glob patterns, in the order of preference. The subfolder `dataset_name` is searched before the
+    data folder itself. `hint` tells users the source of the files.
     """
     if folder is None:
-        raise DataError(f"{dataset_name}: no folder given: {hint}")
+        raise DataError(f"{dataset_name}: no data folder is set: {hint}")
     candidates = [parent / name for parent in (folder / dataset_name, folder) for name in names]
     for path in candidates:
         try:

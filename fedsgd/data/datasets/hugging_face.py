@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedsgd.config.component import FieldError, FractionAboveZero
-from fedsgd.data.base import Dataset, DatasetSource, Examples
+from fedsgd.data.base import Dataset, DatasetSource, Examples, hold_out_test_examples
 from fedsgd.data.datasets.columns import read_features, read_labels
 from fedsgd.data.datasets.files import require_extra, search_paths
 from fedsgd.data.labels import count_classes
 from fedsgd.errors import DataError, suggest_name
 from fedsgd.numerics.arrays import I64
-from fedsgd.numerics.rng import derive_generator
 
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """Name of a format in the library, by file extension."""
@@ -32,19 +31,17 @@ class HuggingFace(DatasetSource):
     lengths. The library's cache is used, and its variables HF_HUB_OFFLINE and HF_DATASETS_OFFLINE apply.
 
     Attributes:
-        path: argument of datasets.load_dataset; or a folder that `save_to_disk` wrote for a `DatasetDict` or a `Dataset`; or
-            a file .csv, .json, .jsonl or .parquet. A relative path is searched in the data folder (`--data DIR` or
-            FEDSGD_DATA), then in the current folder.
+        path: argument of datasets.load_dataset; or a folder that `save_to_disk` wrote; or a file .csv, .json, .jsonl or
+            .parquet. A relative path is searched in the data folder (`--data DIR` or FEDSGD_DATA), then in the current folder.
         config: name of the dataset's configuration; None: the default configuration.
-        train: split of the training examples, or a part of a split, such as "train[:80%]".
-        test: split of the test examples, or a part of a split, such as "train[80%:]".
+        train, test: splits of the training and test examples, or parts of a split, such as "train[:80%]" and "train[80%:]".
         x: column of the examples; or a list of columns of numbers, or "*" for all columns but `y` and `owner`, which
             become a vector [features] of float32.
         y: column of the targets. A ClassLabel column, integers and texts are class labels; texts are numbered in sorted
             order, and `fedsgd partition` shows the names. The loss ignores the label -100.
         owner: column of the owners (writers, speakers or users), for the partitioner "natural"; None: no owners.
-        test_share: share of the examples that become test examples if there is only one split and `test` has its default.
-            They are drawn at random, independently of the scenario's seed.
+        test_share: share of the examples that are drawn for testing, independently of the scenario's seed, if there is only
+            one split and `test` has its default.
     """
 
     name: ClassVar[str] = "hugging-face"
@@ -79,7 +76,7 @@ class HuggingFace(DatasetSource):
         writers = self._number_writers(tables)
         parts = [Examples(x[i], y[i], None, writers[i]) for i in range(len(tables))]
         if has_single_split:
-            parts = self._hold_out_test(parts[0])
+            parts = [*hold_out_test_examples(parts[0], self.test_share, self.name)]
         return Dataset(parts[0], parts[1], len(names) if names else count_classes(*y), names)
 
     def _load_parts(self, folder: Path | None) -> tuple[list[Any], bool]:
@@ -138,16 +135,6 @@ class HuggingFace(DatasetSource):
                 hint = '; for a vector, give a list of columns of numbers, or "*" for all but y and owner' if key == "x" else ""
                 raise FieldError(self.name, key, f'got "{name}"{suggest_name(name, columns)}{hint}')
 
-    def _hold_out_test(self, examples: Examples) -> list[Examples]:
-        """Return [training examples, test examples], drawn independently of the scenario's seed."""
-        n_test = max(1, round(self.test_share * len(examples)))
-        if n_test >= len(examples):
-            problem = f"got {self.test_share:g}, which leaves none of {len(examples):,} examples to train on"
-            raise FieldError(self.name, "test_share", problem)
-        order = derive_generator(0, "hugging-face/test").permutation(len(examples))
-        rows = (np.sort(order[n_test:]), np.sort(order[:n_test]))
-        return [Examples(examples.x, examples.y, part, examples.writer) for part in rows]
-
     def _number_writers(self, tables: Sequence[Any]) -> Sequence[I64 | None]:
         """Return the owner of each row of each table, as a number in the sorted order of the owners' names."""
         if self.owner is None:
@@ -162,12 +149,12 @@ class HuggingFace(DatasetSource):
 
 
 def _describe_cause(error: Exception) -> str:
-    """Return the cause of a failed load, in plain words for errors whose own message is unclear."""
-    first: BaseException = error
-    while first.__cause__ is not None:
-        first = first.__cause__
-    if type(first).__name__ == "EmptyDataError":
+    """Return the cause of a failed load, in plain words for errors with an unclear message."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if type(cause).__name__ == "EmptyDataError":
         return "the file is empty, expected a header and rows"
-    if "corresponds to no data" in str(first):
+    if "corresponds to no data" in str(cause):
         return "there are no rows"
-    return " ".join(f"{type(first).__name__}: {first}".split())
+    return " ".join(f"{type(cause).__name__}: {cause}".split())

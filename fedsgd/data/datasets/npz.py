@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.config.component import FieldError, FractionAboveZero, PositiveInt
-from fedsgd.data.base import Dataset, DatasetSource, Examples, scale_pixels
+from fedsgd.data.base import Dataset, DatasetSource, Examples, hold_out_test_examples, scale_pixels
 from fedsgd.data.datasets.files import search_paths
 from fedsgd.data.labels import count_classes, number_text_labels
 from fedsgd.errors import DataError
-from fedsgd.numerics.rng import derive_generator
 
 ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test", "owner_train", "owner_test")
 
@@ -32,11 +31,10 @@ class Npz(DatasetSource):
     Files with pickled objects are refused, because pickled objects can run code.
 
     Attributes:
-        path: file to load. A relative path is searched in the data folder (`--data DIR` or FEDSGD_DATA), then in the current
-            folder.
+        path: file; a relative path is searched in the data folder (`--data DIR` or FEDSGD_DATA), then in the current folder.
         classes: number of classes; None: the largest label + 1.
-        test_share: share of the training examples that become test examples if the file has none. They are drawn at random,
-            independently of the scenario's seed.
+        test_share: share of the examples that are drawn for testing, independently of the scenario's seed, if the file has no
+            test examples.
     """
 
     name: ClassVar[str] = "npz"
@@ -58,7 +56,7 @@ class Npz(DatasetSource):
             train = Examples(x, y, None, writer)
             test = Examples(arrays["x_test"], arrays["y_test"], None, arrays.get("owner_test"))
         else:
-            train, test = self._hold_out_test(x, y, writer)
+            train, test = hold_out_test_examples(Examples(x, y, None, writer), self.test_share, self.name)
         implied_classes = len(names) if names else count_classes(train.y, test.y)
         classes = implied_classes if self.classes is None else self.classes
         if names and classes != len(names):
@@ -74,15 +72,6 @@ class Npz(DatasetSource):
             if path.is_dir():
                 raise DataError(f"npz: {path} is a folder, expected a file of numpy.savez")
         raise DataError(f"npz: {self.path} not found (looked for {', '.join(map(str, search_paths(folder, self.path)))})")
-
-    def _hold_out_test(self, x: NDArray[Any], y: NDArray[Any], writer: NDArray[Any] | None) -> tuple[Examples, Examples]:
-        n_test = max(1, round(self.test_share * len(y)))
-        if n_test >= len(y):
-            problem = f"got {self.test_share:g}, which leaves none of {len(y):,} examples to train on"
-            raise FieldError(self.name, "test_share", problem)
-        order = derive_generator(0, "npz/test").permutation(len(y))
-        train, test = (Examples(x, y, np.sort(rows), writer) for rows in (order[n_test:], order[:n_test]))
-        return train, test
 
 
 def _number_labels(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], tuple[str, ...] | None]:

@@ -1,7 +1,4 @@
-"""Synthetic(α, β) of FedProx, whose clients are drawn from a distribution of clients.
-
-d dimensions, K classes, n examples of a client.
-"""
+"""Synthetic(α, β) of FedProx, whose clients are drawn from a distribution of clients."""
 
 from __future__ import annotations
 
@@ -19,15 +16,7 @@ from fedsgd.numerics.rng import derive_generator
 
 
 class SyntheticClient(NamedTuple):
-    """Random variables of a client, under the names of the paper.
-
-    Attributes:
-        u: mean of the entries of W and b.
-        B: mean of the entries of v.
-        W: [K, d] float64, weights of the model that labels the client's examples.
-        b: [K] float64, biases of that model.
-        v: [d] float64, mean of the client's examples.
-    """
+    """Random variables of a client, under the names of the paper (see `Synthetic`): W is [K, d], b is [K] and v is [d]."""
 
     u: float
     B: float
@@ -50,8 +39,8 @@ class Synthetic(ClientGenerator):
 
     The paper writes N(mean, variance), as Σ shows, so `alpha` and `beta` are variances. The authors' code uses them as
     standard deviations, which is equal for 0 and 1 but not for 0.5, another value of the paper. Unlike in the paper, all
-    clients have equally many examples. Inputs x are [n, d] float32. A client's examples are generated from the seed and its
-    number when it takes part, so any number of clients is possible.
+    clients have equally many examples. Inputs x are [n, d] float32. A client's examples are generated from the seed and the
+    client's number when the client takes part, so any number of clients is possible.
 
     Traps: u adds u·(Σ x_j + 1) to the score of every class, so `alpha` changes no label. Apart from u, and unless `iid`, the
     clients' models are independent. The test examples belong to further clients, so the accuracy on them stays near chance.
@@ -76,7 +65,6 @@ class Synthetic(ClientGenerator):
 
     @property
     def n_classes(self) -> int:
-        """Number of classes."""
         return self.classes
 
     def draw_client(self, client: int, seed: int) -> SyntheticClient:
@@ -99,7 +87,7 @@ class Synthetic(ClientGenerator):
         return Examples(x, scores.argmax(axis=1))
 
     def _draw_client(self, rng: np.random.Generator, seed: int) -> SyntheticClient:
-        """Draw the variables first from the client's stream, so that they do not depend on the number of examples."""
+        """Draw the variables before any example, so that the variables do not depend on the number of examples."""
         size = (self.classes, self.dimensions)
         if self.iid:
             common = derive_generator(seed, "synthetic/iid")

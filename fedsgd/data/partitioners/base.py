@@ -1,4 +1,4 @@
-"""Partition of the training examples over clients. n examples, N clients.
+"""Partition of the training examples over clients.
 
 A partitioner returns one client for each example, so no example can be at two clients. An example without a client is explicit.
 """
@@ -23,13 +23,10 @@ from fedsgd.numerics.rng import derive_generator
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Examples of each client: client i has order[bounds[i] : bounds[i + 1]].
+    """Rows of each client's examples: client i has order[bounds[i] : bounds[i + 1]].
 
-    Attributes:
-        order: [m] int64, distinct rows of the examples, client after client.
-        bounds: [N + 1] int64, ascending from 0 to m.
+    `order` [m] has distinct rows, client after client. `bounds` [N + 1] ascends from 0 to m.
 
-    >>> import numpy as np
     >>> partition = Partition.from_assignment(np.array([1, 0, -1, 1]), clients=2)
     >>> [partition.rows(client).tolist() for client in range(2)]
     [[1], [0, 3]]
@@ -73,39 +70,27 @@ class Partitioner(Component, ABC):
     """
 
     needs_labels: ClassVar[bool] = True
-    """True if the partition depends on class labels; False if any targets are accepted.
-
-    Examples with the label -100, which the loss ignores, are divided like the examples of a class.
-    """
+    """True if the partition depends on class labels; the label −100, which the loss ignores, is divided like a class."""
 
     clients: PositiveInt | None = None
 
     @abstractmethod
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
-        """Assign the examples to clients. Clients may stay empty: `partition_examples` repairs them.
+        """Return each example's client, [n] int64 in [0, N), or −1 for no client. `partition_examples` fills empty clients.
 
         Args:
             examples: n examples, without `rows`.
             rng: generator of the partition.
-
-        Returns:
-            [n] int64, client of each example in [0, N), or −1 for no client.
         """
 
 
 def partition_examples(partitioner: Partitioner, examples: Examples, seed: int) -> Partition:
-    """Partition examples and give an example to each empty client.
-
-    Args:
-        partitioner: rule of the partition.
-        examples: examples without `rows`.
-        seed: seed of the run.
+    """Partition examples, which have no `rows`, and give an example to each empty client.
 
     Raises:
         DataError: there are more clients than examples, or the partitioner needs class labels and there are none.
         ScenarioError: a user's partitioner returns an array of another type or shape.
 
-    >>> import numpy as np
     >>> from fedsgd.data.partitioners.iid import Iid
     >>> examples = Examples(np.zeros((7, 2)), np.arange(7))
     >>> partition_examples(Iid(clients=3), examples, seed=0).sizes().tolist()
@@ -129,7 +114,7 @@ def partition_examples(partitioner: Partitioner, examples: Examples, seed: int) 
 
 
 def _call_partitioner(partitioner: Partitioner, examples: Examples, seed: int) -> I64:
-    """Return the client of each example [n]. ScenarioError for a user's partitioner that returns anything else."""
+    """Return the client of each example, [n]. ScenarioError for a user's partitioner that returns anything else."""
     with wrap_user_errors("data.partition", partitioner):
         assignment: Any = partitioner.assign_clients(examples, derive_generator(seed, "partition"))
     n = len(examples)
@@ -149,14 +134,7 @@ def require_enough_examples(clients: int, n_examples: int) -> None:
 
 
 def split_proportionally(shares: F64, n: int) -> I64:
-    """Assign n positions to clients in proportion to their shares.
-
-    Args:
-        shares: [N] float64 with the sum 1.
-        n: number of positions.
-
-    Returns:
-        [n] int64, client of each position, ascending.
+    """Return the client of each of n positions, ascending, in proportion to the clients' shares [N], which add up to 1.
 
     >>> split_proportionally(np.array([0.5, 0.25, 0.25]), 4).tolist()
     [0, 0, 1, 2]
@@ -168,7 +146,7 @@ def split_proportionally(shares: F64, n: int) -> I64:
 
 
 def draw_log_normal_shares(clients: int, sigma: float, rng: np.random.Generator) -> F64:
-    """Return shares [N] with the sum 1, in proportion to exp(sigma · z) with z standard normal."""
+    """Draw shares [N] with the sum 1, in proportion to exp(sigma · z) with z ~ N(0, 1)."""
     with np.errstate(over="ignore"):  # an overflow shows in the sum of the shares
         exponents = sigma * rng.standard_normal(clients)
     weights = np.exp(np.maximum(exponents - exponents.max(), -60))  # e⁻⁶⁰ of the largest gives no example, but is above 0
@@ -177,16 +155,16 @@ def draw_log_normal_shares(clients: int, sigma: float, rng: np.random.Generator)
 
 
 def _fill_empty_clients(assignment: I64, clients: int) -> I64:
-    """Give each empty client, in ascending order, the last example of the client with the most (the lowest if several)."""
+    """Give each empty client, in ascending order, the last example of the client with most examples (the lowest of several)."""
     partition = Partition.from_assignment(assignment, clients)
     sizes = partition.sizes()
-    empty = np.flatnonzero(sizes == 0)
-    if not len(empty):
+    empty_clients = np.flatnonzero(sizes == 0)
+    if not len(empty_clients):
         return assignment
     assignment = assignment.copy()
     heap = [(-int(size), client) for client, size in enumerate(sizes) if size > 1]
     heapq.heapify(heap)
-    for client in empty:
+    for client in empty_clients:
         size, donor = heap[0]
         assignment[partition.order[partition.bounds[donor] - size - 1]] = client
         heapq.heapreplace(heap, (size + 1, donor))

@@ -17,8 +17,8 @@ from fedsgd.numerics.arrays import I64
 class Dirichlet(Partitioner):
     """Each class is divided over the clients in proportions drawn from Dirichlet(alpha).
 
-    For each class, q ~ Dirichlet(alpha, ..., alpha) and client i gets a share q_i of its examples. Source: Yurochkin et al.
-    2019; Li et al. 2022 (NIID-Bench). The numbers of examples differ between clients too.
+    For each class, q ~ Dirichlet(alpha, ..., alpha) and client i gets a share q_i of the class's examples. So the clients'
+    numbers of examples differ too. Source: Yurochkin et al. 2019; Li et al. 2022 (NIID-Bench).
 
     Attributes:
         clients: N, number of clients.

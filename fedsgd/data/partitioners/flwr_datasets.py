@@ -28,10 +28,10 @@ class FlwrDatasets(Partitioner):
     split columns are not available.
 
     Attributes:
-        clients: N, number of clients, the default of the library's num_partitions; None: the partitioner sets it.
+        clients: N, number of clients, the default of the library's num_partitions; None: the partitioner determines N.
         partitioner: name of a class in flwr_datasets.partitioner.
-        arguments: its arguments; a function is written "my_package.my_module:function". By default, partition_by is "owner"
-            for a partitioner by natural id and "label" for any other, and the seed derives from the scenario's.
+        arguments: arguments of the class; a function is written "my_package.my_module:function". By default, partition_by is
+            "owner" for a partitioner by natural id and "label" otherwise, and the seed is derived from the scenario's seed.
     """
 
     name: ClassVar[str] = "flwr-datasets"

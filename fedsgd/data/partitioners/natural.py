@@ -21,8 +21,7 @@ class NaturalPartition(Partitioner):
     The dataset must have owners, as "shakespeare" has.
 
     Attributes:
-        clients: N, number of clients. Owners are shuffled and assigned in turn, so numbers of owners differ by at most one.
-            None: the clients are the owners, in ascending order.
+        clients: N; owners are shuffled and assigned in turn. None: the clients are the owners, in ascending order.
     """
 
     name: ClassVar[str] = "natural"

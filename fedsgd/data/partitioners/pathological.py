@@ -18,9 +18,9 @@ from fedsgd.numerics.arrays import I64
 class Pathological(Partitioner):
     """Exactly `classes_per_client` classes for each client; a class is divided evenly over its clients.
 
-    Classes are assigned in turn from random permutations of all classes. So the numbers of clients of two classes differ by at
-    most one. Unlike with "shards", a client's classes are distinct and its number of examples follows from them. A class with
-    fewer examples than clients is missing at some of them.
+    Classes are assigned in turn from random permutations of all classes, so two classes differ by at most one client. Unlike
+    with "shards", a client's classes are distinct, and the classes determine the client's number of examples. A class with
+    fewer examples than clients is missing at some of its clients.
 
     Attributes:
         clients: N, number of clients.

@@ -21,8 +21,7 @@ class QuantitySkew(Partitioner):
 
     Attributes:
         clients: N, number of clients.
-        sigma: standard deviation of the logarithm of the sizes. With 1, two thirds of the clients are within a factor e of
-            the median.
+        sigma: standard deviation of the sizes' logarithm; with 1, two thirds of the sizes are within a factor e of the median.
     """
 
     name: ClassVar[str] = "quantity"

@@ -26,7 +26,7 @@ class LabelAndQuantitySkew(Partitioner):
     Attributes:
         clients: N, number of clients.
         alpha: concentration of the mixtures. A small value gives each client few classes.
-        sigma: standard deviation of the logarithm of the sizes.
+        sigma: standard deviation of the sizes' logarithm.
     """
 
     name: ClassVar[str] = "skewed"
@@ -48,7 +48,7 @@ class LabelAndQuantitySkew(Partitioner):
 
 
 def _fit_shares(mixtures: F64, sizes: F64, classes: F64) -> F64:
-    """Return each client's share of each class, [N, K] with columns of sum 1.
+    """Return each client's share of each class, [N, K]; the shares of a class add up to 1.
 
     The shares belong to the table nearest to mixtures · sizes with column sums `classes` [K] and, nearly, row sums `sizes` [N].
     """
