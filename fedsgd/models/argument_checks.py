@@ -9,11 +9,7 @@ from fedsgd.errors import ModelError
 
 
 def check_python_arguments(module: object, loss: object, metrics: object) -> None:
-    """Check the arguments of `run` that replace settings of the scenario; None is an absent argument.
-
-    Raises:
-        ModelError: the module is no `torch.nn.Module`, the loss is not callable, or the metrics are no dictionary of callables.
-    """
+    """Raise ModelError for arguments of `run` that are no module, loss or dictionary of metrics; None: absent argument."""
     if module is not None:
         _check_module(module)
     if loss is not None:

@@ -18,7 +18,7 @@ CHANNELS_PER_GROUP = 16
 
 def replace_batch_norm(module: nn.Module, policy: BatchNormPolicy) -> None:
     """Replace batch norms in place under the policies "batch", "group" and "frozen"; the other policies change nothing."""
-    replace = {"batch": _without_running_stats, "group": _to_group_norm, "frozen": FrozenBatchNorm}.get(policy)
+    replace = {"batch": _remove_running_stats, "group": _convert_to_group_norm, "frozen": FrozenBatchNorm}.get(policy)
     if replace is None:
         return
     replacements: dict[_BatchNorm, nn.Module] = {}  # a layer under several names has one replacement
@@ -41,7 +41,7 @@ def find_affine_parameters(module: nn.Module) -> set[nn.Parameter]:
 
 
 def find_running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return (name, buffer) of the running means and variances of batch norms, in the order of the layers, each once.
+    """Return (name, buffer) of batch norms' running means and variances, each once, in the order of the layers.
 
     A layer without momentum averages over all batches so far, so its counter of batches is included.
     """
@@ -75,14 +75,14 @@ class FrozenBatchNorm(nn.Module):
         return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-def _without_running_stats(norm: _BatchNorm) -> _BatchNorm:
+def _remove_running_stats(norm: _BatchNorm) -> _BatchNorm:
     norm.track_running_stats = False
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         norm.register_buffer(name, None)
     return norm
 
 
-def _to_group_norm(norm: _BatchNorm) -> nn.GroupNorm:
+def _convert_to_group_norm(norm: _BatchNorm) -> nn.GroupNorm:
     channels = norm.num_features
     groups = channels // CHANNELS_PER_GROUP if channels % CHANNELS_PER_GROUP == 0 else 1
     group_norm = nn.GroupNorm(groups, channels, norm.eps, norm.affine)

@@ -17,7 +17,7 @@ from fedsgd.errors import ModelError
 from fedsgd.numerics.arrays import F32
 
 MAX_EXACT_INTEGER = 2**24
-"""Largest integer up to which float32 represents every integer."""
+"""Maximum integer up to which float32 represents every integer."""
 _EXACT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int8, torch.uint8, torch.int16)
 
 Parts = Sequence[tuple[str, nn.Module]]
@@ -45,16 +45,12 @@ def named_buffers(parts: Parts) -> dict[str, Tensor]:
 
 def named_fixed_tensors(parts: Parts) -> dict[str, Tensor]:
     """Return the tensors that no gradient trains, by name: the buffers of module and loss, then their frozen parameters."""
-    frozen = {name: parameter for name, parameter in named_parameters(parts).items() if not parameter.requires_grad}
-    return {**named_buffers(parts), **frozen}
+    frozen_parameters = {name: parameter for name, parameter in named_parameters(parts).items() if not parameter.requires_grad}
+    return {**named_buffers(parts), **frozen_parameters}
 
 
 def check_no_shared_memory(parts: Parts) -> None:
-    """Check that no parameter shares memory with another tensor, because engines and copies would separate the two.
-
-    Raises:
-        ModelError: a parameter is a view of another tensor, or several of its entries share memory.
-    """
+    """Raise ModelError if a parameter shares memory with another tensor, or its entries do: engines would separate them."""
     spans = []
     for name, tensor in {**named_parameters(parts), **named_buffers(parts)}.items():
         if is_lazy(tensor) or not tensor.numel():
@@ -84,11 +80,7 @@ def find_unused_counters(module: nn.Module, prefix: str = "") -> Iterator[str]:
 
 
 def convert_to_float32(name: str, buffer: Tensor) -> F32:
-    """Convert a buffer to float32 numbers [n] without rounding.
-
-    Raises:
-        ModelError: float32 cannot represent a number of the buffer.
-    """
+    """Convert a buffer to flat float32 without rounding. ModelError for a number that float32 cannot represent."""
     if buffer.dtype not in _EXACT_DTYPES and not _is_exact_in_float32(buffer):
         raise ModelError(
             f"{name} is {buffer.dtype}, which float32 cannot represent: expected torch.float32, "

@@ -29,16 +29,8 @@ def build_task(
 ) -> LearningTask:
     """Build the task of a scenario. Initial parameters are a function of the seed; torch's global generator does not change.
 
-    Args:
-        model: settings in [model].
-        dataset: dataset, whose shape and number of classes the module fits.
-        seed: seed of the run.
-        module: module to copy and train; None: `model` builds the module.
-        loss: loss in place of `model.loss`; None: the scenario's loss.
-        metrics: metrics by name, in addition to those of `model`, or in place of them under equal names; None: no metrics.
-
-    Raises:
-        ModelError: an argument is invalid, or no engine can train the module.
+    `module`, which is copied, and `loss` replace the module and the loss of `model`. `metrics` are added to the metrics of
+    `model` and replace metrics of equal names. ModelError for an invalid argument, or if no engine can train the module.
     """
     check_python_arguments(module, loss, metrics)
     source = None
@@ -65,10 +57,10 @@ def build_task(
 
 
 def _copy_module_and_loss(module: nn.Module, loss: Loss, copies_module: bool) -> tuple[nn.Module, Loss]:
-    """Copy the module and the loss together, so that shared objects stay shared. A module that was built here is not copied."""
+    """Copy the loss, and a module that the user passed, together, so that shared objects stay shared."""
     try:
-        copied = copy_pair(module if copies_module else None, loss)
-        return copied if copies_module else (module, copied[1])
+        module_copy, loss_copy = copy_pair(module if copies_module else None, loss)
+        return (module_copy if copies_module else module), loss_copy
     except Exception as error:  # tensors that are not leaves, and attributes of the user, may raise any type
         subject = "the module" if copies_module else "the loss"
         raise ModelError(f"{subject} cannot be copied ({error}); name a function that makes it as [model] module") from error

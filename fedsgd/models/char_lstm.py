@@ -19,7 +19,7 @@ class CharLstm(Model):
 
     Inputs are characters [B, T], numbers below K. Outputs are scores of the next character at each position, [B, K, T]. The
     paper's 866,578 parameters are impossible with torch.nn.LSTM, which has two biases in each layer. With the 65 characters of
-    the Shakespeare file there are 815,945.
+    the Shakespeare file the model has 815,945 parameters.
     """
 
     name: ClassVar[str] = "char-lstm"

@@ -89,13 +89,10 @@ class PythonObjectModule(Model):
         )
 
     def check_fingerprint(self, module: nn.Module) -> None:
-        """Compare a module with the fingerprints of the marker, if any.
+        """Raise FieldError for a module whose structure or initial values differ from the marker's fingerprints, if any.
 
         Args:
             module: module that the user passed.
-
-        Raises:
-            FieldError: the module has another structure or other initial values.
         """
         expected = get_object_digest(self.sha256)
         structure = fingerprint(module, include_values=False) if expected else ""

@@ -41,34 +41,25 @@ def describe_task(
     dataset: Dataset,
     source: ModuleSource | None,
 ) -> LearningTask:
-    """Return the task of a module and a loss under the policies of [model].
+    """Return the task of a module and a loss under the policies of `model`, after a trial on `dataset`.
 
-    Args:
-        module: module to train.
-        loss: loss of the module.
-        metrics: metrics by name.
-        model: settings in [model].
-        dataset: examples for the trial of a training step.
-        source: source of the module; None: the user passed the module.
-
-    Raises:
-        ModelError: no engine can train the module, or a policy refuses a layer or a buffer.
+    `source` is None if the user passed the module. ModelError if no engine can train the module or a policy refuses a layer.
     """
     parts = list_parts(module, loss)
     _check_state(module)
     _check_layers(parts)
     _check_loss(parts, model)
-    shared, local = _split_parameters(parts, model)
-    layout, initial = _flatten_parameters([*shared, *local])
+    shared_parameters, local_parameters = _split_parameters(parts, model)
+    layout, initial_parameters = _flatten_parameters([*shared_parameters, *local_parameters])
     check_restorable(module, source)
     trial = try_module(module, loss, dataset, source)
     changed_names = None if trial is None else set(trial.changed_tensors)
     averaged_buffers, local_buffers = _split_buffers(module, parts, changed_names, model)
     buffers, initial_buffers = _flatten_buffers([*averaged_buffers, *local_buffers])
-    n_local = sum(parameter.numel() for _, parameter in local)
+    n_local = sum(parameter.numel() for _, parameter in local_parameters)
     n_local_buffers = sum(buffer.numel() for _, buffer in local_buffers)
     reset_attribute = None if trial is None else trial.changed_attribute
-    task_fields = layout, initial, n_local, buffers, initial_buffers, n_local_buffers, source, reset_attribute
+    task_fields = layout, initial_parameters, n_local, buffers, initial_buffers, n_local_buffers, source, reset_attribute
     return LearningTask(module, loss, metrics, *task_fields)
 
 
@@ -96,18 +87,18 @@ def _check_layers(parts: Parts) -> None:
 
 def _check_loss(parts: Parts, model: Model) -> None:
     """Raise ModelError if the loss's trainable parameters contradict `model.loss_parameters`, or if names clash."""
-    in_module = {id(parameter) for parameter in parts[0][1].parameters()}
+    module_ids = {id(parameter) for parameter in parts[0][1].parameters()}
     loss = parts[1][1] if len(parts) > 1 else None
-    trainable = [] if loss is None else [n for n, p in loss.named_parameters() if p.requires_grad and id(p) not in in_module]
-    if trainable and not model.loss_parameters:
+    own_names = [] if loss is None else [n for n, p in loss.named_parameters() if p.requires_grad and id(p) not in module_ids]
+    if own_names and not model.loss_parameters:
         raise ModelError(
-            f"the loss {type(loss).__name__} has parameters of its own ({', '.join(trainable[:3])}), which would not be "
+            f"the loss {type(loss).__name__} has parameters of its own ({', '.join(own_names[:3])}), which would not be "
             "trained; set model.loss_parameters = true to train and send them, or requires_grad = False on them"
         )
-    if model.loss_parameters and not trainable:
+    if model.loss_parameters and not own_names:
         raise ModelError("model.loss_parameters is true, but the loss has no parameters that require a gradient")
     names = {name.partition(".")[0] for name, _ in (*parts[0][1].named_parameters(), *parts[0][1].named_buffers())}
-    if loss is not None and "loss" in names and (trainable or any(True for _ in loss.buffers())):
+    if loss is not None and "loss" in names and (own_names or any(True for _ in loss.buffers())):
         raise ModelError(
             'the module has a part called "loss", the prefix of parameters and buffers of the loss; rename the part'
         )
@@ -115,14 +106,14 @@ def _check_loss(parts: Parts, model: Model) -> None:
 
 def _split_parameters(parts: Parts, model: Model) -> tuple[NamedTensors, NamedTensors]:
     """Return (parameters that are sent, parameters that never leave a client)."""
-    trainable = [(name, p) for name, p in named_parameters(parts).items() if p.requires_grad]
-    if not trainable:
+    parameters = [(name, p) for name, p in named_parameters(parts).items() if p.requires_grad]
+    if not parameters:
         raise ModelError("the model has no parameter that requires a gradient: there is nothing to train or to send")
-    local = find_affine_parameters(parts[0][1]) if model.batch_norm == "local" else set()
-    shared = [item for item in trainable if item[1] not in local]
-    if not shared:
+    batch_norm_parameters = find_affine_parameters(parts[0][1]) if model.batch_norm == "local" else set()
+    shared_parameters = [item for item in parameters if item[1] not in batch_norm_parameters]
+    if not shared_parameters:
         raise ModelError('model.batch_norm is "local", and only batch norm has parameters to train: there is nothing to send')
-    return shared, [item for item in trainable if item[1] in local]
+    return shared_parameters, [item for item in parameters if item[1] in batch_norm_parameters]
 
 
 def _split_buffers(
@@ -130,30 +121,28 @@ def _split_buffers(
 ) -> tuple[NamedTensors, NamedTensors]:
     """Return (tensors without gradient that are sent and averaged, tensors without gradient that never leave a client).
 
-    Args:
-        module: module with batch norms.
-        parts: module and loss.
-        changed_names: names of the tensors that training changes; None: they are unknown, and every buffer counts.
-        model: settings in [model], with the policies.
+    `changed_names` has the tensors that training changes; None: the names are unknown, and every buffer counts.
     """
     statistics = find_running_statistics(module)
     statistics_names = {name for name, _ in statistics}
     if model.batch_norm == "refuse" and (statistics_names if changed_names is None else statistics_names & changed_names):
         raise ModelError(_explain_refused_batch_norm(module))
-    fixed = named_fixed_tensors(parts)
-    new_names = (changed_names or set()) - fixed.keys()
+    tensors = named_fixed_tensors(parts)
+    new_names = (changed_names or set()) - tensors.keys()
     if new_names:
         raise ModelError(f"buffer {min(new_names)} appeared while the module ran; register it beforehand")
     if changed_names is None:
         counters = {name for prefix, part in parts for name in find_unused_counters(part, prefix)}
-        changed_names = {n for n, tensor in fixed.items() if not isinstance(tensor, nn.Parameter)} - counters
+        changed_names = {n for n, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)} - counters
         changed_names = set() if model.buffers == "refuse" else changed_names
     buffer_names = changed_names - statistics_names
-    buffers = [(name, tensor.detach()) for name, tensor in fixed.items() if name in buffer_names]
+    buffers = [(name, tensor.detach()) for name, tensor in tensors.items() if name in buffer_names]
     _check_other_buffers(parts, buffers, model)
-    averaged = [*(statistics if model.batch_norm == "mean" else ()), *(buffers if model.buffers == "mean" else ())]
-    local = [*(statistics if model.batch_norm == "local" else ()), *(buffers if model.buffers == "local" else ())]
-    return averaged, local
+    averaged_buffers, local_buffers = (
+        [*(statistics if model.batch_norm == policy else ()), *(buffers if model.buffers == policy else ())]
+        for policy in ("mean", "local")
+    )
+    return averaged_buffers, local_buffers
 
 
 def _check_other_buffers(parts: Parts, buffers: NamedTensors, model: Model) -> None:

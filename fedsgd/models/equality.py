@@ -63,7 +63,7 @@ def _is_equal(a: Any, b: Any) -> bool:
 
 
 def _pair_contents(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
-    """Return the pairs of contents that have to be the same for two values of one type; None if the values differ."""
+    """Return the pairs of contents that must be equal for two values of one type to be equal; None if the values differ."""
     if isinstance(a, dict):
         return [(a[key], b[key]) for key in a] if list(a) == list(b) else None
     if isinstance(a, list | tuple | deque):

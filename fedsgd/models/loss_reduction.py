@@ -10,8 +10,8 @@ from fedsgd.errors import ModelError
 Reduction = Literal["mean", "counted", "sum", "whole"]
 """Reduction of the losses of slices to the loss of a set.
 
-"mean": mean of the slices, weighted by their numbers of examples. "counted": mean of the slices, weighted by the number or
-the class weights of their targets that are not ignored. "sum": sum of the slices. "whole": one call for the whole set.
+"mean": mean of the slices, weighted by numbers of examples. "counted": mean of the slices, weighted by the number or the class
+weights of the targets that are not ignored. "sum": sum of the slices. "whole": one call for the whole set.
 """
 
 
@@ -19,10 +19,8 @@ the class weights of their targets that are not ignored. "sum": sum of the slice
 class LossReduction:
     """Reduction of the loss over a set of examples.
 
-    Attributes:
-        kind: reduction for sets of at most `max_examples` examples.
-        max_examples: largest number of examples whose outputs fit in memory together; None: any number.
-        kind_above_max: reduction for larger sets; None: the loss of a larger set cannot be computed.
+    `kind` applies to at most `max_examples` examples, whose outputs fit in memory together; None: any number. `kind_above_max`
+    applies to larger sets; None: the loss of a larger set cannot be computed.
 
     >>> LossReduction("whole", max_examples=1000, kind_above_max="mean").select_kind(2000)
     'mean'

@@ -40,10 +40,7 @@ LEGACY_OPTIONS = ("size_average", "reduce")
 
 
 def recognise_loss(loss: Loss) -> tuple[str, dict[str, Any]] | None:
-    """Return (name, options) of PyTorch's loss function, or None for a user's loss.
-
-    A `functools.partial` of such a function is recognised; a subclass or a module with hooks is not.
-    """
+    """Return (name, options) of PyTorch's loss, also as a `functools.partial`; None for a subclass, hooks or a user's loss."""
     if isinstance(loss, functools.partial):
         name = _find_function_name(loss.func)
         if name is None or loss.args or any(key in loss.keywords for key in LEGACY_OPTIONS):
@@ -70,10 +67,10 @@ def find_reduction(loss: Loss) -> Reduction:
     >>> find_reduction(nn.MSELoss()), find_reduction(nn.CrossEntropyLoss()), find_reduction(lambda output, target: output.sum())
     ('mean', 'counted', 'whole')
     """
-    recognised = recognise_loss(loss)
-    if recognised is None:
+    name_and_options = recognise_loss(loss)
+    if name_and_options is None:
         return "whole"
-    name, options = recognised
+    name, options = name_and_options
     reduction = options.get("reduction", "mean")
     if name not in COUNTED_LOSSES and options.get("weight") is not None:  # the weight may have an entry for each example
         return "whole"
@@ -86,8 +83,8 @@ def find_reduction(loss: Loss) -> Reduction:
 
 def is_cross_entropy(loss: Loss) -> bool:
     """Return True for PyTorch's cross-entropy or negative log-likelihood, whose second axis has the classes."""
-    recognised = recognise_loss(loss)
-    return recognised is not None and recognised[0] in COUNTED_LOSSES
+    name, _ = recognise_loss(loss) or ("", {})
+    return name in COUNTED_LOSSES
 
 
 def find_ignored_label(loss: Loss) -> int | None:
@@ -97,24 +94,18 @@ def find_ignored_label(loss: Loss) -> int | None:
 
 
 def count_targets(loss: Loss, target: Tensor) -> float:
-    """Return the weight of a slice in the mean of PyTorch's cross-entropy.
+    """Return the weight of a slice in PyTorch's mean cross-entropy, from [B, ...] class labels or probabilities of classes.
 
-    Args:
-        loss: cross-entropy or negative log-likelihood with reduction "mean".
-        target: [B, ...] class labels, or probabilities of classes.
-
-    Returns:
-        The number of targets that are not ignored, in units of examples; with class weights, the sum of the weights of these
-        targets.
+    The weight counts the targets that are not ignored, in units of examples, or adds up the class weights of these targets.
     """
     if target.is_floating_point():  # probabilities: PyTorch divides by the number of examples and ignores weights
         return float(len(target))
     _, options = recognise_loss(loss) or ("", {})
-    counted = target[target != options.get("ignore_index", DEFAULT_IGNORE_INDEX)]
+    labels = target[target != options.get("ignore_index", DEFAULT_IGNORE_INDEX)]
     weight = options.get("weight")
     if weight is not None:
-        return float(weight.detach().double()[counted].sum())
-    return counted.numel() * len(target) / max(target.numel(), 1)
+        return float(weight.detach().double()[labels].sum())
+    return labels.numel() * len(target) / max(target.numel(), 1)
 
 
 def weigh_slice(reduction: Reduction, loss: Loss, target: Tensor) -> float:

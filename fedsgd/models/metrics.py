@@ -33,27 +33,22 @@ class Accuracy:
     ignored_label: int | None = None
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Compare predictions with labels.
+        """Return the share of each example's positions with a correct prediction, [B]. ModelError for undefined shapes.
+
+        With an ignored label, return also weights [B], the number of positions that count.
 
         Args:
             output: [B, K] with K >= 2, or [B, K, T] (any number of further axes); for "logit" [B] or [B, 1].
             target: [B] or [B, 1] labels; of sequences [B, T].
-
-        Returns:
-            [B] share of each example's positions with a correct prediction. With an ignored label also the weights [B], the
-            number of positions that count.
-
-        Raises:
-            ModelError: accuracy is not defined for the shapes.
         """
         predict = _predict_classes if self.output_kind == "classes" else _predict_from_logits
         prediction, labels = predict(output, target)
-        correct = (prediction == labels).reshape(len(target), -1)
+        is_correct = (prediction == labels).reshape(len(target), -1)
         if self.ignored_label is None:
-            return correct.float().mean(dim=1)
-        counted = (labels != self.ignored_label).reshape(len(target), -1)
-        weights = counted.sum(dim=1).double()
-        return (correct & counted).sum(dim=1).double() / weights.clamp(min=1), weights
+            return is_correct.float().mean(dim=1)
+        is_counted = (labels != self.ignored_label).reshape(len(target), -1)
+        weights = is_counted.sum(dim=1).double()
+        return (is_correct & is_counted).sum(dim=1).double() / weights.clamp(min=1), weights
 
 
 accuracy = Accuracy()
@@ -96,16 +91,9 @@ def format_shape(value: object) -> str:
 def infer_output_kind(
     output: Tensor, target: Tensor, classes: int, is_cross_entropy: bool
 ) -> tuple[Literal["classes", "logit"] | None, str]:
-    """Return the `output_kind` of the built-in accuracy for a model, from the shapes alone.
+    """Infer the `output_kind` of the built-in accuracy from the shapes of one slice and the dataset's number of classes.
 
-    Args:
-        output: [B, ...] outputs of one slice.
-        target: [B, ...] labels of the slice.
-        classes: K, number of classes of the dataset.
-        is_cross_entropy: True if the loss is PyTorch's cross-entropy, whose second axis has the classes.
-
-    Returns:
-        (the kind, "") or (None, the reason for which accuracy is not defined, or "").
+    Return (the kind, "") or, if accuracy is not defined, (None, the reason or "").
     """
     if has_one_number_per_example(output) and has_one_number_per_example(target) and len(output) == len(target):
         return ("logit", "") if classes == 2 else (None, f"one output for {classes} classes")

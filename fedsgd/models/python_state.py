@@ -24,7 +24,7 @@ from fedsgd.models.equality import ATOMIC_TYPES, GENERATOR_STATE_READERS, is_pyt
 from fedsgd.system.torch_determinism import deep_copy
 
 LARGE_ARRAY_BYTES = 2**20
-"""Size in bytes from which an array is compared once for each client or evaluation, not for each slice."""
+"""Minimum bytes of an array that is compared only once for each client or evaluation, not for each slice."""
 _MAX_OBJECTS = 100_000
 _TORCH_ATTRIBUTES = frozenset((*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"))
 """Names of torch in `vars(module)`; the last two belong to recurrent layers and follow the parameters."""
@@ -84,14 +84,7 @@ _ACCESS_BY_TYPE: dict[type, _ContentAccess] = {
 
 @dataclass(frozen=True, eq=False)
 class _ObjectSnapshot:
-    """Snapshot of the content of one mutable object.
-
-    Attributes:
-        label: class and attribute from which the object is reached.
-        obj: the object itself, which `restore` changes in place.
-        access: functions that read and write its content.
-        original: content at the time of the snapshot.
-    """
+    """Snapshot of the original content of one mutable object; `label` names the class and the attribute that refer to it."""
 
     label: str
     obj: Any
@@ -151,11 +144,7 @@ class PythonState:
         return [(item.label, item.original) for item in self._snapshots if item.size or item.access in generators]
 
     def restore(self, include_large: bool = True) -> None:
-        """Restore all contents, and store the label of the first changed object in `first_change`.
-
-        Args:
-            include_large: False to omit arrays of at least `LARGE_ARRAY_BYTES` bytes.
-        """
+        """Restore all contents, those of large arrays only if `include_large`, and set `first_change`."""
         for snapshot in self._snapshots:
             if include_large or snapshot.size < LARGE_ARRAY_BYTES:
                 change = snapshot.restore()
@@ -171,8 +160,8 @@ class PythonState:
 
     def _is_alias(self, obj: Any) -> bool:
         """Return True for a tensor that shares memory with a parameter or buffer, such as spectral norm's view of a weight."""
-        strided = isinstance(obj, Tensor) and obj.layout == torch.strided
-        return strided and obj.untyped_storage().data_ptr() in self._storage_pointers
+        is_strided = isinstance(obj, Tensor) and obj.layout == torch.strided
+        return is_strided and obj.untyped_storage().data_ptr() in self._storage_pointers
 
     def _record_reachable(self, obj: Any, label: str) -> None:
         """Record an object and all that is reachable from it, iteratively: structures may be deep."""
@@ -189,11 +178,7 @@ class PythonState:
 
 
 def copy_pair(module: Any, loss: Any) -> tuple[Any, Any]:
-    """Return copies of a module and a loss; shared objects stay shared. Sentinels, `object()`, keep their identity.
-
-    Raises:
-        Exception: any exception of an attribute that cannot be copied.
-    """
+    """Return copies of a module and a loss; shared objects stay shared, and sentinels, `object()`, keep their identity."""
     modules = [part for root in (module, loss) if isinstance(root, nn.Module) for part in root.modules()]
     sentinels = [value for part in modules for value in _read_attributes(part).values() if type(value) is object]
     pair: tuple[Any, Any] = deep_copy((module, loss), sentinels)
@@ -264,5 +249,5 @@ def _is_equal_atom(a: Any, b: Any) -> bool:
 
 
 def _is_alike(current: Any, original: Any) -> bool:
-    """Return True for an equal value, or a tensor that depends on parameters: a tensor with a history is no state."""
+    """Return True for an equal value, or a tensor with a gradient history, which depends on parameters and is no state."""
     return (isinstance(current, Tensor) and not current.is_leaf) or is_same(current, original)

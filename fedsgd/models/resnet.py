@@ -22,10 +22,10 @@ class ResNet20(Model):
 
     He et al. 2016, section 4.2: a 3×3 convolution, three stages of three blocks with 16, 32 and 64 channels, shortcuts
     without parameters, global mean. Convolutions are initialised as in He et al. 2015. Group norm (Wu and He 2018) has no
-    statistics over batches, which are not gradients and differ between clients (effects: Hsieh et al. 2020).
+    batch statistics, which are not gradients and differ between clients (effects: Hsieh et al. 2020).
 
     Attributes:
-        groups: number of groups of each layer's channels, a divisor of 16.
+        groups: number of channel groups in each layer, a divisor of 16.
     """
 
     name: ClassVar[str] = "resnet-20"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -32,19 +32,14 @@ class LearningTask:
 
     Attributes:
         module: module of the run; its parameters become views of flat vectors.
-        loss: function of (output, target) of a batch that returns a scalar.
-        metrics: functions of (output, target) that return one number for each example, by name.
-        layout: names and shapes of the trainable parameters, P numbers.
-        initial_parameters: [P] float32, parameters before round 1.
+        layout, initial_parameters: names and shapes of the P trainable parameters; [P] float32, their values before round 1.
         n_local_parameters: L, number of parameters that never leave a client, the last numbers of `layout`.
-        buffers: names and shapes of the buffers that training changes, sent buffers first; None: there are none. All other
-            buffers are constant.
-        initial_buffers: float32, one number for each number of `buffers`, before round 1; None: there are none.
+        buffers: layout of the buffers that training changes, sent buffers first; None: all buffers are constant.
+        initial_buffers: [entries of `buffers`] float32, values before round 1.
         n_local_buffers: number of entries that never leave a client, the last numbers of `buffers`.
-        module_source: source of the module, for processes that build it again; None: the user passed the module.
+        module_source: source of the module, for processes that rebuild the module; None: the user passed the module.
         reset_attribute: label of Python state that training changes and that is reset for each client; None: there is none.
-        reduction: reduction of the loss over a set of examples; None: the reduction that the loss implies, see
-            `models.losses`.
+        reduction: reduction of the loss over a set of examples; None: the reduction that the loss implies.
     """
 
     module: nn.Module
@@ -87,38 +82,15 @@ class LearningTask:
         return ParameterLayout(self.layout.names[:n], self.layout.shapes[:n])
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        """Serialise the source of the module, or the module itself if the user passed it.
-
-        Some modules cannot be serialised, but their source can.
-
-        Raises:
-            ModelError: a part of the task cannot be sent to another process.
-        """
-        task_fields = (
-            self.layout,
-            self.initial_parameters,
-            self.n_local_parameters,
-            self.buffers,
-            self.initial_buffers,
-            self.n_local_buffers,
-            self.module_source,
-            self.reset_attribute,
-            self.reduction,
-        )
+        """Pickle the module's source in place of the module, which pickle may refuse, unless the user passed the module."""
+        _, _, _, *task_fields = (getattr(self, field.name) for field in fields(self))
         module = self.module if self.module_source is None else None
         return _deserialize_task, (_serialize(module, self.loss, self.metrics), *task_fields)
 
 
 @dataclass(frozen=True)
 class ModuleSource:
-    """Source of a run's module.
-
-    Attributes:
-        model: settings in [model].
-        shape: shape of one example.
-        classes: K, number of classes; None: the targets are not class labels.
-        seed: seed of the run.
-    """
+    """Settings from which a run's module is built: `shape` of one example, and K `classes` or None without class labels."""
 
     model: Model
     shape: tuple[int, ...]
@@ -148,7 +120,7 @@ IMPORTABLE_HINT = (
 def _serialize(module: nn.Module | None, loss: Loss, metrics: Mapping[str, Metric]) -> bytes:
     try:
         return _to_bytes((module, loss, metrics))
-    except Exception as error:  # serialising a user's attributes may raise any type
+    except Exception as error:  # pickling a user's attributes may raise any type
         for name, part in {"module": module, "loss": loss, **{f"metric {n}": m for n, m in metrics.items()}}.items():
             try:
                 _to_bytes(part)

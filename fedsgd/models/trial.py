@@ -30,17 +30,12 @@ LEARNING_RATE = 1e-3
 SHAPE_WARNING_PREFIX = "Using a target size"
 """Beginning of PyTorch's warning that output and target differ in shape."""
 MAX_GRADIENT_DIFFERENCE = 1e-3
-"""Largest difference of gradients that should be equal, relative to their norm."""
+"""Maximum difference between equal steps' gradients, relative to the norm of a gradient."""
 
 
 @dataclass(frozen=True)
 class ModuleTrialResult:
-    """Result of two training steps.
-
-    Attributes:
-        changed_tensors: names of the buffers and frozen parameters that the steps changed.
-        changed_attribute: label of Python state that the steps changed; None: there is none.
-    """
+    """Buffers and frozen parameters that two training steps changed, and the label of changed Python state or None."""
 
     changed_tensors: frozenset[str]
     changed_attribute: str | None
@@ -48,16 +43,7 @@ class ModuleTrialResult:
 
 @dataclass(frozen=True, eq=False)
 class _CopyResult:
-    """Result of two training steps and an evaluation on one copy.
-
-    Attributes:
-        parts: copies of module and loss.
-        gradients: gradients of both steps.
-        leaves: tensors at which the backward pass of each step ends.
-        changed_tensors: names of the buffers and frozen parameters that the steps changed.
-        evaluation_changes: names of the buffers and frozen parameters that the evaluation changed.
-        changed_attribute: label of Python state that changed; None: there is none.
-    """
+    """Result of two training steps and an evaluation on one copy; `leaves` end the backward pass of each step."""
 
     parts: Parts
     gradients: list[Tensor]
@@ -68,16 +54,9 @@ class _CopyResult:
 
 
 def try_module(module: nn.Module, loss: Loss, dataset: Dataset, source: ModuleSource | None) -> ModuleTrialResult | None:
-    """Make two training steps and an evaluation on each of two copies.
+    """Make two training steps and an evaluation on each of two copies, which `source` builds if the module cannot be copied.
 
-    Args:
-        module: module to copy.
-        loss: loss of the module.
-        dataset: examples to train and evaluate on.
-        source: source of the module, for a module that cannot be copied; None: the user passed the module.
-
-    Returns:
-        None if there are no copies or a step fails. The later trial of each batch size reports the failure.
+    Return None if there are no copies or a step fails. The later trial of each batch size reports the failure.
 
     Raises:
         ModelError: a tensor that requires a gradient would not be trained; equal steps give different gradients; evaluation
@@ -103,30 +82,27 @@ def try_module(module: nn.Module, loss: Loss, dataset: Dataset, source: ModuleSo
 
 
 def check_restorable(module: nn.Module, source: ModuleSource | None) -> None:
-    """Build the module twice more, to check that it can be rebuilt and restored from its state dict.
-
-    A module that the user passed is not checked, because the user can save it.
+    """Rebuild a module that a user's function makes, to check that the function and a state dict restore the module.
 
     Raises:
-        ModelError: the function that builds the module draws from a generator without a seed. Or a plain tensor, an array or
-            a non-persistent buffer, none of which is in a state dict, is drawn at random.
+        ModelError: the source draws from a generator without a seed. Or a plain tensor, an array or a non-persistent buffer,
+            none of which is in a state dict, is drawn at random.
     """
     if source is None or not source.is_user_defined:
         return
     contents = [*_collect_unsaved_state(module), *module.state_dict().items()]
-    rebuilt = source.build()
-    for (label, value), (_, rebuilt_value) in zip(
-        contents, [*_collect_unsaved_state(rebuilt), *rebuilt.state_dict().items()], strict=False
-    ):
-        if not is_same(value, rebuilt_value):
+    second_module = source.build()
+    second_contents = [*_collect_unsaved_state(second_module), *second_module.state_dict().items()]
+    for (label, value), (_, second_value) in zip(contents, second_contents, strict=False):
+        if not is_same(value, second_value):
             raise ModelError(
                 f"{label} differs each time that the module is built with the same seed; draw from torch's, numpy's or "
                 "Python's global generator, which are seeded, or from a generator with a seed"
             )
-    unsaved = _collect_unsaved_state(module)
-    reseeded = _collect_unsaved_state(replace(source, seed=source.seed + 1).build()) if unsaved else []
-    for (label, value), (_, reseeded_value) in zip(unsaved, reseeded, strict=False):
-        if not is_same(value, reseeded_value):
+    state = _collect_unsaved_state(module)
+    other_seed_state = _collect_unsaved_state(replace(source, seed=source.seed + 1).build()) if state else []
+    for (label, value), (_, other_seed_value) in zip(state, other_seed_state, strict=False):
+        if not is_same(value, other_seed_value):
             raise ModelError(
                 f"{label} is drawn at random and in no state dict, so the trained model could not be restored; register it as "
                 "a persistent buffer"
@@ -185,12 +161,12 @@ def _take_step(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Make one step of gradient descent; return (the gradients, the leaves of the loss's graph)."""
     module, (x, y) = parts[0][1].train(), _select_batch(examples, start)
-    trainable = [parameter for parameter in named_parameters(parts).values() if parameter.requires_grad]
+    parameters = [parameter for parameter in named_parameters(parts).values() if parameter.requires_grad]
     value = loss(module(x), y)
     leaves = list(_iterate_leaves(value))
-    gradients = torch.autograd.grad(value, trainable, materialize_grads=True)
+    gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
     with torch.no_grad():
-        for parameter, gradient in zip(trainable, gradients, strict=True):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.sub_(gradient, alpha=LEARNING_RATE)
     return list(gradients), leaves
 
@@ -209,7 +185,7 @@ def _iterate_leaves(value: Tensor) -> Iterator[Tensor]:
 
 
 def _check_leaves(result: _CopyResult, is_copy_of_instance: bool) -> None:
-    """Raise ModelError for a leaf of both steps, which therefore existed before them, that is no parameter."""
+    """Raise ModelError for a leaf that is no parameter and that both steps have, so that it existed before the steps."""
     parameter_ids = {id(parameter) for parameter in named_parameters(result.parts).values()}
     first, second = result.leaves
     for leaf in first:
