@@ -1,7 +1,4 @@
-"""Model of a network: durations of rounds, computed from the recorded bytes and work of a run.
-
-No clock is read and no bytes are sent. Each term of the model has a closed form.
-"""
+"""Model of a network: durations of rounds in closed form, from a run's recorded bytes and work, without clock or traffic."""
 
 from fedsgd.network.heterogeneity import HomogeneousLinks, LinkFactors, LinkHeterogeneity, LogNormalLinks, TraceLinks
 from fedsgd.network.link import Device, Link, Network

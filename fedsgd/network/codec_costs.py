@@ -4,12 +4,10 @@ A cost is a number of bytes copied in memory, which a device's copy rate convert
 
     copies · 4P + kept · 4k + fixed_bytes
 
-P parameters, k coordinates of the message.
-
 Rules of the lookup:
 
-- If a compressor has several rows, the row with the most equal settings counts; of rows that differ in a number, such as the
-  bits of EDEN, the nearest counts. Settings that no row has, such as the format of a sparse message's values, do not matter.
+- Of several rows of a compressor, the row with the most equal settings counts; of rows that differ in a number, such as the
+  bits of EDEN, the nearest row counts. Settings that no row has, such as the format of sparse values, do not matter.
 - A compressor with an inner operator (key `op`) costs its own row plus the row of the operator. For `per-layer`, the operator
   counts for the whole vector.
 - A compressor without a row costs nothing and is reported to the user, also in the rules or the biases of `per-layer`.
@@ -42,12 +40,9 @@ LOSSLESS_DENSE_COMPRESSOR: Mapping[str, Any] = {"name": "dense", "values": "floa
 
 @dataclass(frozen=True)
 class CodecCost:
-    """Cost of one message.
+    """Cost of one message: copies of the whole vector, copies of each coordinate that is sent, and bytes for any message.
 
-    Attributes:
-        copies: number of copies of the vector in memory.
-        kept: number of copies of a coordinate, for each coordinate of the message.
-        fixed_bytes: bytes copied for any message, for calls from Python, headers and checksums.
+    `fixed_bytes` stands for calls from Python, headers and checksums.
 
     >>> CodecCost(copies=2, kept=30, fixed_bytes=1000).count_bytes(parameters=10_000, n_coordinates=100)
     93000
@@ -72,15 +67,7 @@ def read_cost_table() -> Mapping[str, Any]:
 
 
 def look_up_cost(job: CodecJob, compressor: Mapping[str, Any]) -> tuple[CodecCost, tuple[str, ...]]:
-    """Look up the cost of a job.
-
-    Args:
-        job: work of encoding or decoding.
-        compressor: table of a compressor, in the form of a scenario.
-
-    Returns:
-        (the cost, the names of compressors without a row).
-    """
+    """Return (the cost of a job, the names of compressors without a row) for a compressor's table in a scenario."""
     row = _find_row(job, compressor)
     if row is None:
         return CodecCost(), (str(compressor.get("name")),)

@@ -21,13 +21,7 @@ HEADER = ("client", "up_bits_per_second", "down_bits_per_second", "latency_secon
 
 
 class LinkFactors(NamedTuple):
-    """Links of n clients, relative to the link of the median client.
-
-    Attributes:
-        up: [n] float64, factors of the uplink rate.
-        down: [n] float64, factors of the downlink rate.
-        latency_seconds: [n] float64, differences from the latency.
-    """
+    """Factors of the rates and differences from the latency, each [n], of n clients relative to the median client's link."""
 
     up: F64
     down: F64
@@ -63,9 +57,7 @@ class HomogeneousLinks(LinkHeterogeneity):
 class LogNormalLinks(LinkHeterogeneity):
     """Log-normal rates: both rates of a client have the factor exp(spread · z), with one z ~ N(0, 1) for both directions.
 
-    Attributes:
-        spread: standard deviation of the logarithm of the rates. With 0.5, two thirds of the clients are within a factor 1.65
-            of the median.
+    With a spread of 0.5, two thirds of the clients are within a factor 1.65 of the median.
 
     >>> factors = LogNormalLinks(spread=0.5).compute_factors(seed=0, clients=np.array([0, 1]))
     >>> bool((factors.up == factors.down).all())
@@ -103,13 +95,8 @@ def draw_log_normal_factors(seed: int, purpose: str, clients: I64, spread: float
 class TraceLinks(LinkHeterogeneity):
     """Measured links, relative to their medians, which are the network's link (see `read_link_trace`).
 
-    A client that is not in the file has the link of its number modulo the number of lines.
-
-    Attributes:
-        file: name of the trace file.
-        up: factor of the uplink rate of each client.
-        down: factor of the downlink rate of each client.
-        latency: seconds, difference from the latency of each client.
+    A client that is not in the file has the link of its number modulo the number of lines. `up` and `down` have a factor for
+    each line, and `latency` has a difference in seconds.
     """
 
     file: str
@@ -135,15 +122,7 @@ class LinkTrace(NamedTuple):
 
 
 def read_link_trace(path: Path) -> LinkTrace:
-    """Read a trace of links.
-
-    Args:
-        path: CSV file with the header client,up_bits_per_second,down_bits_per_second,latency_seconds and one line for each of
-            the clients 0, 1, ... in any order.
-
-    Raises:
-        DataError: the file is invalid; the message has the file and the line.
-    """
+    """Read a CSV file with `HEADER` and one line for each of the clients 0, 1, ... in any order; DataError if it is invalid."""
     rows: dict[int, tuple[float, float, float]] = {}
 
     def add_line(cells: list[str]) -> None:
@@ -156,13 +135,14 @@ def read_link_trace(path: Path) -> LinkTrace:
         pass
     if not rows:
         raise DataError(f"{path}: expected lines below the header, got none")
-    missing = next((client for client in range(len(rows)) if client not in rows), None)
-    if missing is not None:
-        raise DataError(f"{path}: {len(rows)} lines, expected the clients 0 to {len(rows) - 1}, but {missing} is missing")
+    missing_client = next((client for client in range(len(rows)) if client not in rows), None)
+    if missing_client is not None:
+        problem = f"{len(rows)} lines, expected the clients 0 to {len(rows) - 1}, but {missing_client} is missing"
+        raise DataError(f"{path}: {problem}")
     up, down, latency = (np.array(values) for values in zip(*(rows[client] for client in range(len(rows))), strict=True))
     medians = [float(np.median(values)) for values in (up, down, latency)]
-    relative = (up / medians[0], down / medians[1], latency - medians[2])
-    return LinkTrace(TraceLinks(path.name, *(tuple(values.tolist()) for values in relative)), *medians)
+    columns = (up / medians[0], down / medians[1], latency - medians[2])
+    return LinkTrace(TraceLinks(path.name, *(tuple(values.tolist()) for values in columns)), *medians)
 
 
 def _parse_line(cells: list[str]) -> tuple[int, tuple[float, float, float]]:

@@ -14,11 +14,7 @@ from fedsgd.network.heterogeneity import HomogeneousLinks, LinkHeterogeneity
 class Link(ValidatedConfig):
     """Link of the median client, without loss. A message of n bytes takes latency + jitter + 8n / rate seconds.
 
-    Attributes:
-        up_bits_per_second: bits per second, uplink rate.
-        down_bits_per_second: bits per second, downlink rate.
-        latency_seconds: seconds, one way, which is half of a round trip.
-        jitter_seconds: seconds, mean of an additional exponential delay of each message.
+    The latency is one way, half of a round trip. The jitter is the mean of an exponential delay of each message.
     """
 
     up_bits_per_second: PositiveFloat
@@ -41,16 +37,13 @@ class Network(ValidatedConfig):
     while other clients compute.
 
     Attributes:
-        link: link of the median client.
-        draws: differences between the links of clients.
-        server_up_bits_per_second: bits per second into the server from all clients together; None: no limit.
-        server_down_bits_per_second: bits per second out of the server to all clients together; None: no limit.
+        link, draws: link of the median client; differences between the links of clients.
+        server_up_bits_per_second, server_down_bits_per_second: rates into and out of the server for all clients together;
+            None: no limit.
         downlink: "unicast": each client receives its own copy of a frame; "broadcast": all clients receive one channel, which
             carries each distinct frame of a round once.
-        up_overhead_bytes: bytes that the transport adds to each message of a client.
-        down_overhead_bytes: bytes that the transport adds to each message to a client.
-        title: name of the network in reports.
-        source: origin of the figures.
+        up_overhead_bytes, down_overhead_bytes: bytes that the transport adds to each message.
+        title, source: name of the network in reports; origin of the figures.
     """
 
     link: Link
@@ -101,8 +94,7 @@ class Device(ValidatedConfig):
         flops_per_second: floating-point operations per second, sustained in training, not the peak of a data sheet.
         copy_bytes_per_second: bytes per second of a copy in memory, the measure of encoding and decoding.
         spread: standard deviation of the logarithm of the clients' speeds.
-        title: name of the device in reports.
-        source: origin of the figures.
+        title, source: name of the device in reports; origin of the figures.
     """
 
     flops_per_second: PositiveFloat

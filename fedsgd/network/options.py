@@ -18,7 +18,7 @@ from fedsgd.network.round_times import PricingModel
 from fedsgd.system.user_files import expand_user_path
 
 MAX_SPREAD = 10
-"""Largest standard deviation of a logarithm: with 10, clients differ by factors of billions."""
+"""Maximum standard deviation of a logarithm: with 10, clients differ by factors of billions."""
 
 
 def build_pricing_model(
@@ -41,30 +41,11 @@ def build_pricing_model(
     server_name: str = DEFAULT_SERVER,
     deadline: str | None = None,
 ) -> PricingModel:
-    """Build a pricing model from the options of a command.
+    """Build a pricing model from the options of a command, which are described at `Network`, `Device` and `PricingModel`.
 
-    Args:
-        network_name: profile of the network, whose figures other options override; None: `up` and `down`, or `trace`, are
-            required.
-        up: uplink rate of the median client, such as "2 Mbit/s".
-        down: downlink rate of the median client.
-        latency: one-way latency of the median client, such as "25 ms".
-        jitter: mean of the random delay of a message, such as "5 ms".
-        spread: standard deviation of the logarithm of the clients' rates.
-        trace: CSV file of measured links.
-        server_up: rate of the server's own link into the server; None: no limit.
-        server_down: rate of the server's own link out of the server; None: no limit.
-        broadcast: True if each distinct frame is sent down once.
-        overhead_up: bytes that the transport adds to a message of a client, such as "12 kB".
-        overhead_down: bytes that the transport adds to a message to a client.
-        device_name: profile of the clients' device.
-        flops: speed of the clients' training, such as "1 GFLOP/s", in place of the profile's.
-        device_spread: standard deviation of the logarithm of the clients' speeds.
-        server_name: profile of the server's device.
-        deadline: time that the server waits for a lost reply, such as "60 s"; None: see `PricingModel`.
-
-    Raises:
-        ScenarioError: an option is invalid; the message starts with its name.
+    `network_name`, `device_name` and `server_name` are profiles. Other options override a profile's figures, as texts such as
+    "2 Mbit/s", "25 ms", "12 kB" and "1 GFLOP/s". Without a network's name, `up` and `down`, or a `trace` of measured links, are
+    required. ScenarioError, which begins with the name of the option, for an invalid option.
 
     >>> str(build_pricing_model("3g", up="1 Mbit/s").network.link)
     '1 Mbit/s up, 1.6 Mbit/s down, 150 ms one way'
@@ -121,7 +102,6 @@ def _check_latency(network: Network, latency: str | None) -> None:
 
 
 def _build_client_device(name: str, flops: str | None, spread: float) -> Device:
-    """Return the device of the clients."""
     device = replace(_look_up_device("--device", name), spread=_parse_option("--device-spread", _check_spread, spread))
     if flops is None:
         return device

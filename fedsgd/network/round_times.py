@@ -1,19 +1,17 @@
-"""Duration of each round of a run on a network, as a function of the rates and the latency of the links.
+"""Duration of each round on a network, as a function of the rates and the latency of the median client's link.
 
-A round ends when its slowest client is done, and the server is done:
+A round ends when the slowest client and then the server are done:
 
     seconds = server + max over clients c of
         M_c · latency + delay_c + max(D_c / down, SD) + compute_c + coding_c + max(U_c / up, SU)
 
-D_c, U_c: bits to and from the client, divided by the factors of its link. M_c: number of its messages. delay_c: jitter, and the
-difference of its latency from the network's. SD, SU: least seconds that the server's own link needs for all clients. server:
-encoding and decoding at the server.
+D_c, U_c: bits to and from the client, divided by the factors of the client's link. M_c: number of the client's messages.
+delay_c: jitter, and the difference between the client's and the network's latency. SD, SU: minimum seconds that the server's
+own link needs for all clients. server: encoding and decoding at the server.
 
 Each term grows with each figure of a client. So a client is never the slowest if another client has at least equal figures
-throughout. All other clients, the candidates of the round, are stored. They are few even in a large cohort, so a run can be
-priced again quickly, also in a browser. `analysis/page/assets/pricing.js` repeats this arithmetic in the same order.
-
-R rounds, T rows (one for each client and round in which it took part), Q candidates of all rounds.
+throughout. All other clients, the Q candidates of all rounds, are stored. Candidates are few even in a large cohort, so a run
+can be priced again quickly, also in a browser. `analysis/page/assets/pricing.js` repeats the arithmetic in the same order.
 """
 
 from __future__ import annotations
@@ -38,16 +36,12 @@ class ClientTraffic:
     """Traffic and work of the clients in consecutive rounds, ascending by round, then client.
 
     Attributes:
-        first_round: number of the first round.
-        round: [T] int64, round of each row.
-        client: [T] int64, client of each row.
-        down_bytes: [T] int64, bytes of all frames to the client.
-        up_bytes: [T] int64, bytes of all frames of the client.
-        down_messages: [T] int64, messages to the client; 2 if the client requested a second message.
-        up_messages: [T] int64, messages of the client; 2 if the client requested a second message.
+        round, client: [T] int64, round and client of each row.
+        down_bytes, up_bytes: [T] int64, bytes of all frames to and from the client.
+        down_messages, up_messages: [T] int64, messages to and from the client; 2 if the client requested a second message.
         examples: [T] int64, examples of the client's steps, counted once for each batch; 0 for a client without a reply.
         accepted: [T] bool, True if the reply was aggregated.
-        down_distinct_bytes: [R] float64, bytes of the downlink in each round with each distinct frame counted once.
+        down_distinct_bytes: [R] float64, downlink bytes in each round, with each distinct frame counted once.
     """
 
     first_round: int
@@ -74,12 +68,9 @@ class ComputeProfile(ValidatedConfig):
     """Work of a run, independent of a machine; the unit "copy" is a copy of the P float32 parameters in memory.
 
     Attributes:
-        parameters: P, number of parameters.
         flops_per_example: floating-point operations of training on one example, forward and backward.
-        encode_copies: copies, work of a client to encode an update.
-        decode_copies: copies, work of a client to decode a message.
-        server_copies: copies, work of the server to decode and add an update.
-        sending_copies: copies, work of the server to encode the frames of a round.
+        encode_copies, decode_copies: work of a client to encode an update; to decode a message.
+        server_copies, sending_copies: work of the server to decode and add an update; to encode the frames of a round.
     """
 
     parameters: int
@@ -93,13 +84,8 @@ class ComputeProfile(ValidatedConfig):
 class RoundTimeBreakdown(NamedTuple):
     """Seconds of each round by phase, [R] float64 each, of the slowest client and of the server.
 
-    Attributes:
-        down: downlink, with half of latency and jitter.
-        compute: training.
-        coding: encoding and decoding at the client.
-        up: uplink, with half of latency and jitter.
-        server_seconds: encoding and decoding at the server.
-        lost_reply_wait: wait of the server for lost replies, up to the deadline.
+    `down` and `up` each have half of latency and jitter; `coding` and `server_seconds` are encoding and decoding at the client
+    and at the server; `lost_reply_wait` is the server's wait for lost replies, up to the deadline.
     """
 
     down: F64
@@ -117,15 +103,11 @@ class RoundTimeModel:
     A round with an accepted reply after the deadline would have had other participants: its duration is infinite.
 
     Attributes:
-        offsets: [R + 1] int64, position of the first candidate of each round.
-        messages: [Q] float64, number of messages of each candidate.
-        delay: [Q] seconds, jitter and difference from the network's latency.
-        down: [Q] bits to the candidate, divided by the factor of its link.
-        compute: [Q] seconds of training.
-        coding: [Q] seconds of encoding and decoding.
-        up: [Q] bits of the candidate, divided by the factor of its link.
-        shared_down: [R] seconds, least time of the server's own link for the downlink.
-        shared_up: [R] seconds, least time of the server's own link for the uplink.
+        offsets: [R + 1] int64, position of each round's first candidate.
+        messages: [Q] float64, number of each candidate's messages.
+        delay, compute, coding: [Q] seconds of jitter and latency difference; of training; of encoding and decoding.
+        down, up: [Q] bits to and from the candidate, divided by the factor of the candidate's link.
+        shared_down, shared_up: [R] seconds, minimum time that the server's own link needs.
         server_seconds: [R] seconds of encoding and decoding at the server.
         lost_reply_wait: [R] seconds, the deadline of a round with a lost reply; 0: there is no lost reply or no deadline.
         deadline: [R] seconds, the deadline of a round with an accepted reply; 0: there is no accepted reply or no deadline.
@@ -153,22 +135,16 @@ class RoundTimeModel:
         return delay, down, up
 
     def slowest_client_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> F64:
-        """Return the seconds after which the slowest client of each round is done, [R]."""
+        """Return the seconds until each round's slowest client is done, [R]."""
         delay, down, up = self._transfer_seconds(up_bps, down_bps, latency_seconds)
         slowest: F64 = np.maximum.reduceat(delay + down + self.compute + self.coding + up, self.offsets[:-1])
         return slowest
 
     def round_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> F64:
-        """Return the duration of each round, seconds [R].
-
-        Args:
-            up_bps: bits per second, uplink rate of the median client.
-            down_bps: bits per second, downlink rate of the median client.
-            latency_seconds: seconds, one-way latency of the median client.
-        """
+        """Return each round's seconds [R], from the rates (bits per second) and the one-way latency of the median client."""
         slowest = self.slowest_client_seconds(up_bps, down_bps, latency_seconds)
-        late = (self.deadline > 0) & (slowest > self.deadline)
-        return np.where(late, np.inf, np.maximum(slowest, self.lost_reply_wait) + self.server_seconds)
+        is_late = (self.deadline > 0) & (slowest > self.deadline)
+        return np.where(is_late, np.inf, np.maximum(slowest, self.lost_reply_wait) + self.server_seconds)
 
     def first_rounds(self, n_rounds: int) -> RoundTimeModel:
         """Return the model of the first `n_rounds` rounds."""
@@ -199,12 +175,9 @@ class RoundTimeModel:
 
 @dataclass(frozen=True)
 class PricingModel(ValidatedConfig):
-    """Network and devices on which a run is priced.
+    """Network, and devices of the clients and of the server, on which a run is priced.
 
     Attributes:
-        network: links of the clients and of the server.
-        device: device of the clients.
-        server: device of the server, which encodes frames, and decodes and adds updates.
         deadline_seconds: seconds, time that the server waits for a lost reply; None: the round lasts as if the reply had
             arrived, and a client without a recorded reply counts with its download and decoding alone.
     """
@@ -218,16 +191,9 @@ class PricingModel(ValidatedConfig):
 def round_time_models(
     traffic: Iterable[ClientTraffic], compute_profile: ComputeProfile, seed: int, pricing_models: Sequence[PricingModel]
 ) -> list[RoundTimeModel]:
-    """Build the round time model of a run for each pricing model.
+    """Build the round time model of a run for each pricing model, from the traffic in chunks of consecutive rounds.
 
-    Args:
-        traffic: traffic of all rounds, in chunks of consecutive rounds.
-        compute_profile: work of the run.
-        seed: seed of the clients' links and speeds.
-        pricing_models: networks and devices.
-
-    Raises:
-        ReportError: an accepted reply would arrive after the deadline on a network, so the participants would differ.
+    ReportError if an accepted reply would arrive after the deadline on a network, so that the participants would differ.
 
     >>> from fedsgd.network.link import Link
     >>> row = {name: np.array([1]) for name in ("round", "client", "down_messages", "up_messages")}
@@ -244,10 +210,10 @@ def round_time_models(
     for chunk in traffic:
         for models, pricing_model in zip(parts, pricing_models, strict=True):
             models.append(_build_part(chunk, compute_profile, seed, pricing_model))
-    joined = [_concatenate(models) for models in parts]
-    for round_times, pricing_model in zip(joined, pricing_models, strict=True):
+    results = [_concatenate(models) for models in parts]
+    for round_times, pricing_model in zip(results, pricing_models, strict=True):
         _check_deadline(round_times, pricing_model)
-    return joined
+    return results
 
 
 def _concatenate(parts: Sequence[RoundTimeModel]) -> RoundTimeModel:
@@ -264,11 +230,9 @@ def _build_part(
     network, deadline, server = pricing_model.network, pricing_model.deadline_seconds, pricing_model.server
     n_rounds = len(traffic.down_distinct_bytes)
     rounds = traffic.round - traffic.first_round
-    columns, shared = (
-        _candidate_columns(traffic, rounds, network, compute_profile, pricing_model.device, seed),
-        _server_link_seconds(traffic, rounds, network),
-    )
-    counted = np.ones(len(rounds), dtype=bool) if deadline is None else traffic.accepted
+    columns = _candidate_columns(traffic, rounds, network, compute_profile, pricing_model.device, seed)
+    server_link_seconds = _server_link_seconds(traffic, rounds, network)
+    is_counted = np.ones(len(rounds), dtype=bool) if deadline is None else traffic.accepted
     n_lost = np.bincount(rounds[~traffic.accepted], minlength=n_rounds)
     n_accepted = np.bincount(rounds[traffic.accepted], minlength=n_rounds)
     copies = (
@@ -277,16 +241,16 @@ def _build_part(
     )
     server_seconds = copies * (FLOAT_BYTES * compute_profile.parameters / server.copy_bytes_per_second)
     # a round without clients, or with a deadline and without an accepted reply, gets one candidate of zeros
-    empty = np.flatnonzero(np.bincount(rounds[counted], minlength=n_rounds) == 0)
-    rounds = np.concatenate([rounds[counted], empty])
-    columns = np.concatenate([columns[:, counted], np.zeros((len(columns), len(empty)))], axis=1)
+    empty_rounds = np.flatnonzero(np.bincount(rounds[is_counted], minlength=n_rounds) == 0)
+    rounds = np.concatenate([rounds[is_counted], empty_rounds])
+    columns = np.concatenate([columns[:, is_counted], np.zeros((len(columns), len(empty_rounds)))], axis=1)
     order = np.argsort(rounds, kind="stable")
     rounds, columns = rounds[order], columns[:, order]
     candidates = _pareto_candidates(rounds, np.stack([*columns[:3], columns[3] + columns[4], columns[5]]), n_rounds)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rounds[candidates], minlength=n_rounds))])
     limit = 0.0 if deadline is None else deadline
     wait, due = np.where(n_lost > 0, limit, 0.0), np.where(n_accepted > 0, limit, 0.0)
-    return RoundTimeModel(offsets, *(*columns[:, candidates], *shared, server_seconds, wait, due))
+    return RoundTimeModel(offsets, *(*columns[:, candidates], *server_link_seconds, server_seconds, wait, due))
 
 
 def _candidate_columns(
@@ -325,12 +289,13 @@ def _sum_broadcast_bytes(traffic: ClientTraffic, round_positions: I64, network: 
 
 
 def _server_link_seconds(traffic: ClientTraffic, round_positions: I64, network: Network) -> tuple[F64, F64]:
-    """Return (downlink, uplink), the least seconds that the server's own link needs in each round, [R]."""
+    """Return the minimum seconds that the server's own link needs in each round, (downlink [R], uplink [R])."""
     n_rounds = len(traffic.down_distinct_bytes)
     up: F64 = np.zeros(n_rounds)
     down: F64 = np.zeros(n_rounds)
     if network.server_up_bits_per_second is not None:
-        n_bytes = (traffic.up_bytes + traffic.up_messages * network.up_overhead_bytes) * traffic.accepted  # lost before it
+        # lost replies do not reach the server
+        n_bytes = (traffic.up_bytes + traffic.up_messages * network.up_overhead_bytes) * traffic.accepted
         up = 8 * np.bincount(round_positions, n_bytes, n_rounds) / network.server_up_bits_per_second
     if network.server_down_bits_per_second is not None:
         n_bytes = traffic.down_bytes + traffic.down_messages * network.down_overhead_bytes
@@ -344,7 +309,7 @@ def _server_link_seconds(traffic: ClientTraffic, round_positions: I64, network: 
 
 
 def _draw_jitter(traffic: ClientTraffic, messages: F64, seed: int) -> F64:
-    """Return, for each row, the sum of one unit exponential for each message, [T]. The draws of a round depend on it alone."""
+    """Draw the sum of one unit exponential per message for each row, [T]. A round's draws depend on no other round."""
     sums = np.empty(len(traffic.round))
     starts = np.flatnonzero(np.diff(traffic.round, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], len(sums)], strict=True):
@@ -353,14 +318,9 @@ def _draw_jitter(traffic: ClientTraffic, messages: F64, seed: int) -> F64:
 
 
 def _pareto_candidates(round_positions: I64, figures: F64, n_rounds: int) -> I64:
-    """Return the positions of the clients that can be the slowest of their round.
+    """Return the positions of the clients that can be the slowest of their round, from their figures [F, T].
 
     A client is omitted if another client of the round has at least equal figures throughout. Of equal clients, the first stays.
-
-    Args:
-        round_positions: [T] int64, round of each client, ascending from 0.
-        figures: [F, T] float64, F figures of each client.
-        n_rounds: R, number of rounds.
     """
     counts = np.bincount(round_positions, minlength=n_rounds)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -370,13 +330,13 @@ def _pareto_candidates(round_positions: I64, figures: F64, n_rounds: int) -> I64
     maxima = np.repeat(np.maximum.reduceat(figures, starts, axis=1), counts, axis=1)
     score = np.full(grid.shape[1:], -np.inf)  # grows with each figure, so no client dominates the client of the largest score
     score[round_positions, slots] = (figures / np.where(maxima > 0, maxima, 1)).sum(axis=0)
-    remaining, is_candidate = np.isfinite(score), np.zeros(score.shape, dtype=bool)
+    is_undecided, is_candidate = np.isfinite(score), np.zeros(score.shape, dtype=bool)
     rows = np.arange(n_rounds)
     while len(rows):
-        best = np.where(remaining[rows], score[rows], -np.inf).argmax(axis=1)
-        is_candidate[rows, best] = True
-        remaining[rows] &= (grid[:, rows] > grid[:, rows, best][..., None]).any(axis=0)
-        rows = rows[remaining[rows].any(axis=1)]
+        best_slots = np.where(is_undecided[rows], score[rows], -np.inf).argmax(axis=1)
+        is_candidate[rows, best_slots] = True
+        is_undecided[rows] &= (grid[:, rows] > grid[:, rows, best_slots][..., None]).any(axis=0)
+        rows = rows[is_undecided[rows].any(axis=1)]
     candidates: I64 = np.flatnonzero(is_candidate[round_positions, slots])
     return candidates
 
@@ -386,9 +346,9 @@ def _check_deadline(round_times: RoundTimeModel, pricing_model: PricingModel) ->
     if deadline is None:
         return
     slowest = round_times.slowest_client_seconds(link.up_bits_per_second, link.down_bits_per_second, link.latency_seconds)
-    late: BoolArray = (round_times.deadline > 0) & (slowest > round_times.deadline)
-    if late.any():
-        round = int(late.argmax())
+    is_late: BoolArray = (round_times.deadline > 0) & (slowest > round_times.deadline)
+    if is_late.any():
+        round = int(is_late.argmax())
         arrival = f"a reply that was accepted in round {round + 1} would arrive after {format_seconds(float(slowest[round]))}"
         consequence = "on this network other clients would have taken part, and the run would differ"
         raise ReportError(f"{arrival}, later than the deadline of {format_seconds(deadline)}: {consequence}")
