@@ -127,7 +127,7 @@ class Dataset:
                 raise DataError(f"class_names is a {type(names).__name__}, expected a tuple of texts, one for each class")
             object.__setattr__(self, "class_names", tuple(names))
             if len(names) != classes:
-                raise DataError(f"{len(names)} class names for {classes} classes")
+                raise DataError(f"there are {len(names)} class names for {classes} classes")
         object.__setattr__(self, "classes", None if classes is None else int(classes))
 
     def _validate_examples(self, examples: Examples, part: str) -> Examples:
@@ -137,7 +137,7 @@ class Dataset:
             )
         x, y = _to_array(examples.x, f"{part} examples"), _to_array(examples.y, f"{part} targets")
         if len(x) != len(y):
-            raise DataError(f"{len(x)} {part} examples but {len(y)} targets")
+            raise DataError(f"there are {len(x)} {part} examples but {len(y)} targets")
         if self.classes is not None:
             _check_integers(y, part)
             check_labels(y, self.classes, part)

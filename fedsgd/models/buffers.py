@@ -50,7 +50,7 @@ def named_fixed_tensors(parts: Parts) -> dict[str, Tensor]:
 
 
 def check_no_shared_memory(parts: Parts) -> None:
-    """Raise ModelError if a parameter shares memory with another tensor, or its entries do: engines would separate them."""
+    """Raise ModelError for a parameter that shares memory with another tensor, or between entries: training breaks sharing."""
     spans = []
     for name, tensor in {**named_parameters(parts), **named_buffers(parts)}.items():
         if is_lazy(tensor) or not tensor.numel():

@@ -40,7 +40,7 @@ LEGACY_OPTIONS = ("size_average", "reduce")
 
 
 def recognise_loss(loss: Loss) -> tuple[str, dict[str, Any]] | None:
-    """Return (name, options) of PyTorch's loss, also as a `functools.partial`; None for a subclass, hooks or a user's loss."""
+    """Return (name, options) of PyTorch's loss or its `functools.partial`; None for a user's loss, a subclass or hooks."""
     if isinstance(loss, functools.partial):
         name = _find_function_name(loss.func)
         if name is None or loss.args or any(key in loss.keywords for key in LEGACY_OPTIONS):

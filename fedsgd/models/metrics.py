@@ -33,7 +33,7 @@ class Accuracy:
     ignored_label: int | None = None
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the share of each example's positions with a correct prediction, [B]. ModelError for undefined shapes.
+        """Return the share of each example's positions with a correct prediction, [B]. ModelError for other shapes.
 
         With an ignored label, return also weights [B], the number of positions that count.
 

@@ -83,7 +83,7 @@ class LearningTask:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """Pickle the module's source in place of the module, which pickle may refuse, unless the user passed the module."""
-        _, _, _, *task_fields = (getattr(self, field.name) for field in fields(self))
+        _, _, _, *task_fields = (getattr(self, field.name) for field in fields(self))  # without module, loss and metrics
         module = self.module if self.module_source is None else None
         return _deserialize_task, (_serialize(module, self.loss, self.metrics), *task_fields)
 

@@ -43,7 +43,7 @@ class ModuleTrialResult:
 
 @dataclass(frozen=True, eq=False)
 class _CopyResult:
-    """Result of two training steps and an evaluation on one copy; `leaves` end the backward pass of each step."""
+    """Result of two training steps and an evaluation on one copy; each step's backward pass ends at its `leaves`."""
 
     parts: Parts
     gradients: list[Tensor]

@@ -122,7 +122,7 @@ class LinkTrace(NamedTuple):
 
 
 def read_link_trace(path: Path) -> LinkTrace:
-    """Read a CSV file with `HEADER` and one line for each of the clients 0, 1, ... in any order; DataError if it is invalid."""
+    """Read a CSV file with `HEADER` and one line for each of the clients 0, 1, ... in any order. DataError for an invalid line."""
     rows: dict[int, tuple[float, float, float]] = {}
 
     def add_line(cells: list[str]) -> None:
@@ -137,7 +137,7 @@ def read_link_trace(path: Path) -> LinkTrace:
         raise DataError(f"{path}: expected lines below the header, got none")
     missing_client = next((client for client in range(len(rows)) if client not in rows), None)
     if missing_client is not None:
-        problem = f"{len(rows)} lines, expected the clients 0 to {len(rows) - 1}, but {missing_client} is missing"
+        problem = f"has {len(rows)} lines, expected the clients 0 to {len(rows) - 1}, but {missing_client} is missing"
         raise DataError(f"{path}: {problem}")
     up, down, latency = (np.array(values) for values in zip(*(rows[client] for client in range(len(rows))), strict=True))
     medians = [float(np.median(values)) for values in (up, down, latency)]

@@ -14,7 +14,7 @@ from fedsgd.network.heterogeneity import HomogeneousLinks, LinkHeterogeneity
 class Link(ValidatedConfig):
     """Link of the median client, without loss. A message of n bytes takes latency + jitter + 8n / rate seconds.
 
-    The latency is one way, half of a round trip. The jitter is the mean of an exponential delay of each message.
+    The latency is one way, half of a round trip. The jitter is the mean of an additional exponential delay.
     """
 
     up_bits_per_second: PositiveFloat

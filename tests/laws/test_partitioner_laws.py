@@ -223,7 +223,7 @@ def test_pathological_clients_get_random_examples_of_a_class() -> None:
 @pytest.mark.parametrize(
     ("clients", "classes", "message"),
     [
-        (10, 11, "11 classes for each client, but the dataset has 10"),
+        (10, 11, "each client needs 11 classes, but the dataset has 10"),
         (3, 2, "3 clients × 2 classes cannot hold the 10 classes"),
     ],
 )
@@ -420,7 +420,7 @@ def test_flwr_overlapping_partitions_raise_error(monkeypatch: pytest.MonkeyPatch
     from flwr_datasets.partitioner import IidPartitioner
 
     monkeypatch.setattr(IidPartitioner, "load_partition", lambda self, client: {"index": [3, 4, client]})
-    with pytest.raises(DataError, match="IidPartitioner: 30 examples assigned, but only 10 distinct examples"):
+    with pytest.raises(DataError, match="IidPartitioner assigns 30 examples, but only 10 distinct examples"):
         partition_examples(make_flwr_partitioner("IidPartitioner"), LABELLED, 0)
 
 

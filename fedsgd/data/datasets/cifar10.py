@@ -79,7 +79,7 @@ def _read_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     columns = table.column_names
     column = next((name for name in ("img", "image") if name in columns), None)
     if column is None or "label" not in columns:
-        raise DataError(f"{path}: columns {', '.join(columns)}; expected img and label: {DOWNLOAD_HINT}")
+        raise DataError(f"{path}: has the columns {', '.join(columns)}; expected img and label: {DOWNLOAD_HINT}")
     if table.column("label").null_count:
         raise DataError(f"{path}: {table.column('label').null_count} labels are missing")
     pixels = np.empty((table.num_rows, 32, 32, 3), dtype=np.uint8)

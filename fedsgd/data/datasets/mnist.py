@@ -53,16 +53,16 @@ def _read_examples(images_path: Path, labels_path: Path) -> Examples:
 def _read_images(path: Path) -> NDArray[np.uint8]:
     images = read_idx(path, dimensions=3)
     if images.shape[1:] != (28, 28):
-        raise DataError(f"{path}: images of {images.shape[1]}×{images.shape[2]}, expected 28×28")
+        raise DataError(f"{path}: has images of {images.shape[1]}×{images.shape[2]}, expected 28×28")
     return images
 
 
 def _read_labels(path: Path, n_images: int) -> NDArray[np.int64]:
     labels = read_idx(path, dimensions=1)
     if len(labels) != n_images:
-        raise DataError(f"{path}: {len(labels)} labels for {n_images} images")
+        raise DataError(f"{path}: has {len(labels)} labels for {n_images} images")
     if len(labels) and labels.max() > 9:
-        raise DataError(f"{path}: label {labels.max()}, expected 0 to 9")
+        raise DataError(f"{path}: has the label {labels.max()}, expected 0 to 9")
     return labels.astype(np.int64)
 
 
@@ -83,5 +83,5 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         )
     shape = struct.unpack(f">{dimensions}I", data[4:header_size])
     if len(data) - header_size != int(np.prod(shape, dtype=object)):
-        raise DataError(f"{path}: {len(data) - header_size} bytes of data, expected {' × '.join(map(str, shape))}")
+        raise DataError(f"{path}: has {len(data) - header_size} bytes of data, expected {' × '.join(map(str, shape))}")
     return np.frombuffer(data, dtype=np.uint8, offset=header_size).reshape(shape)

@@ -51,7 +51,7 @@ class Npz(DatasetSource):
                 f"{self.path}: x_train and y_train have {x.ndim} and {y.ndim} dimensions, expected one row for each example"
             )
         if len(x) != len(y):
-            raise DataError(f"{self.path}: {len(x)} training examples but {len(y)} targets")
+            raise DataError(f"{self.path}: has {len(x)} training examples but {len(y)} targets")
         if "x_test" in arrays:
             train = Examples(x, y, None, writer)
             test = Examples(arrays["x_test"], arrays["y_test"], None, arrays.get("owner_test"))
@@ -92,7 +92,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             file.seek(0)
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
-                raise DataError(f"{path}: a single array, expected several: numpy.savez(path, x_train=..., y_train=...)")
+                raise DataError(f"{path}: has a single array, expected several: numpy.savez(path, x_train=..., y_train=...)")
             arrays = {name: archive[name] for name in ARRAY_NAMES if name in archive.files}
             names = ", ".join(archive.files)
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # NotImplementedError too

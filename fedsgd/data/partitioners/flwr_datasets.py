@@ -62,8 +62,8 @@ class FlwrDatasets(Partitioner):
             raise DataError(f"{self.partitioner}: {type(error).__name__}: {error}") from error
         rows = np.concatenate(parts)
         if len(np.unique(rows)) != len(rows):
-            problem = f"{len(rows)} examples assigned, but only {len(np.unique(rows))} distinct examples"
-            raise DataError(f"{self.partitioner}: {problem}")
+            problem = f"assigns {len(rows)} examples, but only {len(np.unique(rows))} distinct examples"
+            raise DataError(f"{self.partitioner} {problem}")
         assignment = np.full(len(examples), -1, dtype=np.int64)
         assignment[rows] = np.repeat(clients, [len(part) for part in parts])
         return assignment

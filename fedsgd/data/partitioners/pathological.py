@@ -35,7 +35,7 @@ class Pathological(Partitioner):
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         classes, labels = np.unique(examples.y, return_inverse=True)
         if self.classes_per_client > len(classes):
-            raise DataError(f"{self.classes_per_client} classes for each client, but the dataset has {len(classes)}")
+            raise DataError(f"each client needs {self.classes_per_client} classes, but the dataset has {len(classes)}")
         if self.clients * self.classes_per_client < len(classes):
             places = f"{self.clients} clients × {self.classes_per_client} classes"
             raise DataError(f"{places} cannot hold the {len(classes)} classes of the dataset")

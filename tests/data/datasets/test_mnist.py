@@ -65,7 +65,7 @@ CORRUPT_FILES: dict[str, tuple[str, bytes, str]] = {
     "truncated": ("t10k-labels-idx1-ubyte", encode_idx(np.zeros(10))[:-2], "8 bytes of data, expected 10"),
     "too long": ("t10k-labels-idx1-ubyte", encode_idx(np.zeros(10)) + b"x", "11 bytes of data, expected 10"),
     "another count": ("t10k-labels-idx1-ubyte", encode_idx(np.zeros(9)), "9 labels for 10 images"),
-    "label too large": ("t10k-labels-idx1-ubyte", encode_idx(np.full(10, 10)), "label 10, expected 0 to 9"),
+    "label too large": ("t10k-labels-idx1-ubyte", encode_idx(np.full(10, 10)), "has the label 10, expected 0 to 9"),
     "another size": ("train-images-idx3-ubyte.gz", encode_idx(np.zeros((20, 8, 8))), "images of 8×8, expected 28×28"),
     "overflowing shape": ("t10k-labels-idx1-ubyte", bytes([0, 0, 8, 1, 255, 255, 255, 255]), "0 bytes of data"),
 }
