@@ -16,7 +16,7 @@ IGNORED_LABEL = -100
 
 
 def count_classes(*targets: NDArray[Any]) -> int | None:
-    """Return the largest label + 1; None if the targets are not integers. DataError if the label far exceeds their number."""
+    """Return the largest label + 1; None if targets are not integers. DataError for a label far above the number of targets."""
     if any(y.dtype.kind not in "iub" for y in targets):
         return None
     largest = max(0, *(int(y.max()) for y in targets if y.size), 0)

@@ -122,7 +122,7 @@ class LinkTrace(NamedTuple):
 
 
 def read_link_trace(path: Path) -> LinkTrace:
-    """Read a CSV file with `HEADER` and one line for each of the clients 0, 1, ... in any order. DataError for an invalid line."""
+    """Read a CSV file with `HEADER` and a line for each client 0, 1, ... in any order. DataError for an invalid file."""
     rows: dict[int, tuple[float, float, float]] = {}
 
     def add_line(cells: list[str]) -> None:

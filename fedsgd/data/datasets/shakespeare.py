@@ -51,9 +51,7 @@ class Shakespeare(DatasetSource):
             raise DataError(f"{path}: cannot be read as text ({error}): {DOWNLOAD_HINT}") from error
         lines = _group_lines_by_role(text)
         if not lines:
-            raise DataError(
-                f"{path}: has no speeches: expected ROLE: on a line, lines of speech, an empty line: {DOWNLOAD_HINT}"
-            )
+            raise DataError(f"{path}: has no speeches: expected ROLE: on a line, lines, an empty line: {DOWNLOAD_HINT}")
         alphabet = sorted({character for role_lines in lines.values() for line in role_lines for character in line} | {"\n"})
         train, test = self._build_windows(lines, alphabet)
         return Dataset(train, test, len(alphabet), tuple(alphabet))
