@@ -250,7 +250,7 @@ class ClientData(ABC):
 
     @abstractmethod
     def sizes_of(self, clients: Sequence[int]) -> I64:
-        """Return the number of examples of each of these clients, [len(clients)] int64."""
+        """Return the number of examples of each client in `clients`, [len(clients)] int64."""
 
     @abstractmethod
     def sizes(self) -> I64:

@@ -111,8 +111,8 @@ class GeneratedData(ClientData):
         examples = self.generator.examples_of(client, self.seed)
         if self._examples_per_client == len(examples):
             return examples
-        shuffled = derive_generator(self.seed, "held-out", client).permutation(len(examples))
-        return examples.select(np.sort(shuffled[self.start : self.end]))
+        order = derive_generator(self.seed, "held-out", client).permutation(len(examples))
+        return examples.select(np.sort(order[self.start : self.end]))
 
     def sizes_of(self, clients: Sequence[int]) -> I64:
         return np.full(len(clients), self._examples_per_client, dtype=np.int64)

@@ -19,12 +19,12 @@ def count_classes(*targets: NDArray[Any]) -> int | None:
     """Return the largest label + 1; None if targets are not integers. DataError for a label far above the number of targets."""
     if any(y.dtype.kind not in "iub" for y in targets):
         return None
-    largest = max(0, *(int(y.max()) for y in targets if y.size), 0)
-    if largest > 1000 + sum(y.size for y in targets):
+    largest_label = max(0, *(int(y.max()) for y in targets if y.size), 0)
+    if largest_label > 1000 + sum(y.size for y in targets):
         raise DataError(
-            f"the largest label is {largest}, far above the number of targets: labels are numbers from 0 to classes - 1"
+            f"the largest label is {largest_label}, far above the number of targets: labels are numbers from 0 to classes - 1"
         )
-    return largest + 1
+    return largest_label + 1
 
 
 def check_labels(y: I64, classes: int, part: str) -> None:

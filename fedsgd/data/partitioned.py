@@ -71,10 +71,10 @@ def partition_dataset(
 
 def _hold_out_examples(partition: Partition, share: float, seed: int) -> tuple[Partition, Partition]:
     client, sizes = partition.client_per_entry(), partition.sizes()
-    shuffled = np.lexsort((derive_generator(seed, "held-out").random(len(client)), client))
+    permutation = np.lexsort((derive_generator(seed, "held-out").random(len(client)), client))
     rank = np.arange(len(client)) - np.repeat(partition.bounds[:-1], sizes)
     held_out = np.zeros(len(client), dtype=bool)
-    held_out[shuffled] = rank < count_held_out(sizes, share)[client]
+    held_out[permutation] = rank < count_held_out(sizes, share)[client]
     train, test = (
         Partition(partition.order[mask], np.searchsorted(client[mask], np.arange(len(partition) + 1)))
         for mask in (~held_out, held_out)

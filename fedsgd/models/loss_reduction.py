@@ -8,7 +8,7 @@ from typing import Literal
 from fedsgd.errors import ModelError
 
 Reduction = Literal["mean", "counted", "sum", "whole"]
-"""Reduction of the losses of slices to the loss of a set.
+"""Reduction of slices' losses to the loss of a set.
 
 "mean": mean of the slices, weighted by numbers of examples. "counted": mean of the slices, weighted by the number or the class
 weights of the targets that are not ignored. "sum": sum of the slices. "whole": one call for the whole set.
@@ -40,5 +40,5 @@ class LossReduction:
 
     @property
     def is_additive(self) -> bool:
-        """True if the loss of the union of two sets is the sum of their losses, not a mean."""
+        """True if the loss of two sets together is the sum of the sets' losses, not a mean."""
         return self.kind == "sum" or (self.kind == "whole" and self.kind_above_max == "sum")

@@ -124,8 +124,8 @@ def _build_link(
     elif profile is not None:
         link = profile.link
     elif up is None or down is None:
-        missing = [option for option, value in (("--up", up), ("--down", down)) if value is None]
-        raise ScenarioError(f"{missing[0]}: expected a rate, or a network by its name, or a trace")
+        missing_options = [option for option, value in (("--up", up), ("--down", down)) if value is None]
+        raise ScenarioError(f"{missing_options[0]}: expected a rate, or a network by its name, or a trace")
     else:
         link = Link(1.0, 1.0)  # both rates are replaced below
     rates = (

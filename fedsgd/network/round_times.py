@@ -98,7 +98,7 @@ class RoundTimeBreakdown(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RoundTimeModel:
-    """Durations of the rounds of a run as a function of the rates and the latency of the median client's link.
+    """Durations of a run's rounds as a function of the rates and the latency of the median client's link.
 
     A round with an accepted reply after the deadline would have had other participants: its duration is infinite.
 
@@ -149,9 +149,9 @@ class RoundTimeModel:
     def first_rounds(self, n_rounds: int) -> RoundTimeModel:
         """Return the model of the first `n_rounds` rounds."""
         end = self.offsets[n_rounds]
-        columns = (getattr(self, name)[:end] for name in CANDIDATE_COLUMNS)
-        shared = (getattr(self, name)[:n_rounds] for name in ROUND_TIME_COLUMNS)
-        return RoundTimeModel(self.offsets[: n_rounds + 1], *columns, *shared)
+        candidate_columns = (getattr(self, name)[:end] for name in CANDIDATE_COLUMNS)
+        round_columns = (getattr(self, name)[:n_rounds] for name in ROUND_TIME_COLUMNS)
+        return RoundTimeModel(self.offsets[: n_rounds + 1], *candidate_columns, *round_columns)
 
     def cumulative_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> F64:
         """Return the seconds from the start to the end of each round, preceded by 0, [R + 1]."""

@@ -98,7 +98,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # NotImplementedError too
         raise DataError(f"{path}: cannot be read as a file of numpy.savez without pickled objects ({error})") from error
     for pair in (("x_train", "y_train"), ("x_test", "y_test")):
-        missing = [name for name in pair if name not in arrays]
-        if missing and (pair[0] == "x_train" or len(missing) == 1):
+        missing_names = [name for name in pair if name not in arrays]
+        if missing_names and (pair[0] == "x_train" or len(missing_names) == 1):
             raise DataError(f"{path}: has {names or 'nothing'}, expected {' and '.join(pair)}")
     return {name: scale_pixels(a) if name.startswith("x_") else a for name, a in arrays.items()}

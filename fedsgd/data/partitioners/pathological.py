@@ -55,8 +55,8 @@ class Pathological(Partitioner):
             labels, queue = queue[: self.classes_per_client], queue[self.classes_per_client :]
             if len(labels) < self.classes_per_client:
                 permutation = [int(label) for label in rng.permutation(n_classes)]
-                missing = self.classes_per_client - len(labels)
-                additions = [label for label in permutation if label not in labels][:missing]
+                n_missing = self.classes_per_client - len(labels)
+                additions = [label for label in permutation if label not in labels][:n_missing]
                 queue = [label for label in permutation if label not in additions]
                 labels += additions
             row[:] = labels

@@ -38,9 +38,9 @@ class Shards(Partitioner):
             raise DataError(
                 f"{self.clients} clients × {self.shards_per_client} shards are {shards} shards, but there are {n} examples"
             )
-        shuffled = rng.permutation(n)
-        by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        order = rng.permutation(n)
+        rows_by_label = order[np.argsort(labels[order], kind="stable")]
         client_of_shard = rng.permutation(np.arange(shards, dtype=np.int64) // self.shards_per_client)
         assignment = np.empty(n, dtype=np.int64)
-        assignment[by_label] = client_of_shard[np.arange(n, dtype=np.int64) * shards // n]
+        assignment[rows_by_label] = client_of_shard[np.arange(n, dtype=np.int64) * shards // n]
         return assignment
