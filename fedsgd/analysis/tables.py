@@ -328,12 +328,7 @@ def _escape_latex(text: str) -> str:
     return re.sub(r"[\\~^∞×µ&%$#_{}]", lambda match: _LATEX_ESCAPES[match[0]], text)
 
 
-FORMATTERS: Mapping[str, Callable[[Comparison], str]] = {
-    ".csv": to_csv,
-    ".json": to_json,
-    ".md": to_markdown,
-    ".tex": to_latex,
-}
+FORMATTERS: Mapping[str, Callable[[Comparison], str]] = {".csv": to_csv, ".json": to_json, ".md": to_markdown, ".tex": to_latex}
 
 
 def check_table_path(path: Path) -> None:

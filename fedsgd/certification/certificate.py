@@ -21,14 +21,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class LawResult:
-    """Result of one law.
-
-    Attributes:
-        law: name of the law.
-        statement: the law in one sentence.
-        passed: True if the law holds, None if it was not tried.
-        detail: figures that break the law, or the reason why it was not tried.
-    """
+    """Result of one law. `detail` has the figures that break the law, or the reason why it was not tried (`passed` is None)."""
 
     law: str
     statement: str
@@ -38,15 +31,9 @@ class LawResult:
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """Summary of the updates that were measured.
+    """Summary of the measured updates, one for each round and client.
 
-    Attributes:
-        kind: "real", "gaussian" or "laplace".
-        description: the updates in words.
-        parameters: P.
-        rounds: number of rounds.
-        clients: number of clients, each with one update a round.
-        sha256: digest of all updates as little-endian float32, in order.
+    `kind` is "real", "gaussian" or "laplace". `sha256` is the digest of all updates as little-endian float32, in order.
     """
 
     kind: str
@@ -62,21 +49,17 @@ class CompressorTraffic:
     """Bytes of the messages.
 
     Attributes:
-        messages: number of messages, which are updates.
+        messages: number of messages. Each message is one update.
         kept: coordinates that a message sends, k.
-        payload_bits_per_parameter: bits of a message's sections, over P.
-        frame_bits_per_parameter: bits of a message's frame, over P.
+        payload_bits_per_parameter, frame_bits_per_parameter: bits of a message's sections, and of its whole frame, over P.
         uplink_ratio: bytes of dense float32 updates over bytes of the messages; the downlink does not count.
-        header: bytes of the frame header, section headers and checksum of a message.
-        index: bytes of the INDEX section of a message.
-        value: bytes of the VALUE section of a message.
-        side: bytes of all other sections of a message.
-        reference_bytes: bytes of the reference frame of a round.
-        max_bytes: upper bound of a message's sections, as the compressor states it.
-        bits_per_kept: bits of each part over the coordinates sent; None if no coordinate was sent.
-        entropy_bits_per_kept: for each part, the zeroth-order entropy of the bytes in the sections, pooled over the messages.
-            It is the length in bits, over the coordinates sent, that an ideal code of single bytes has.
-        position_bits_per_kept: log₂C(P, k)/k, the smallest cost of a position if all sets of k positions are equally likely.
+        header: bytes of a message's frame header, section headers and checksum.
+        index, value, side: bytes of a message's INDEX section, its VALUE section and its other sections.
+        reference_bytes: bytes of a round's reference frame.
+        max_bytes: upper bound of a message's section bytes, as the compressor states it.
+        bits_per_kept: bits of each part (header, index, value, side) per coordinate sent; None if no coordinate was sent.
+        entropy_bits_per_kept: as `bits_per_kept`, for an ideal code of single bytes, from byte counts over all messages.
+        position_bits_per_kept: log₂C(P, k)/k, minimum bits of a position if all sets of k positions are equally likely.
     """
 
     messages: int
@@ -104,12 +87,10 @@ class OperatorErrors:
         contexts: number of contexts in which one vector x is encoded, for bias and variance.
         bias: ‖mean of C(x) − x‖/‖x‖ over these contexts.
         chance_bias: expected `bias` of an unbiased operator with this variance.
-        variance: E|C(x) − x|²/|x|² over these contexts.
-        variance_standard_error: standard error of `variance`.
-        stated_variance: variance that the operator states for x, over |x|²; None if it states none.
-        least_contraction: smallest 1 − |x − C(x)|²/|x|² over the vectors.
-        median_contraction: median of 1 − |x − C(x)|²/|x|² over the vectors.
-        stated_contraction: δ that the operator states; None if it is not contractive.
+        variance, variance_standard_error: mean of |C(x) − x|²/|x|² over these contexts, and its standard error.
+        stated_variance: variance that the operator states for x, over |x|²; None if the operator states none.
+        least_contraction, median_contraction: minimum and median of 1 − |x − C(x)|²/|x|² over the vectors.
+        stated_contraction: δ that the operator states; None if the operator is not contractive.
         stated_floor: absolute error A that the operator states.
     """
 
@@ -128,14 +109,14 @@ class OperatorErrors:
 
 @dataclass(frozen=True)
 class SchemeErrors:
-    """Errors of a scheme over all rounds. x is the mean of the clients' updates of a round, and d the server's aggregate.
+    """Errors of a scheme over all rounds. x is the mean of a round's updates, and d is the server's aggregate.
 
     Attributes:
         error: |Σx − Σd|²/|Σx|².
         delivered: ⟨Σx, Σd⟩/|Σx|²; 1 if all of Σx was delivered.
-        withheld: |undelivered update|² after the last round, mean over the clients, in units of an update's mean |x|²; None
-            for a scheme without undelivered update.
-        most_withheld: largest |undelivered update|² of any client after any round, in the same unit.
+        withheld: mean |undelivered update|² of the clients after the last round, in units of the mean |update|²; None for a
+            scheme without undelivered updates.
+        most_withheld: maximum of |undelivered update|² over clients and rounds, in the same unit.
     """
 
     error: float
@@ -146,14 +127,11 @@ class SchemeErrors:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Times of encoding and decoding. Each time is a median over `repeats`.
+    """Times of copying, encoding and decoding one dense vector: medians over `repeats` measurements.
 
     Attributes:
-        repeats: number of measurements.
-        pool_bytes: size of the pool of vectors, which are read in turn.
-        cache_bytes: size of the processor's last cache; None if it is unknown.
-        memcpy_seconds: copy of one dense vector, measured in turn with the other two.
-        encode_seconds: from vector to frame.
+        pool_bytes: size of the pool from which the vectors are read in turn.
+        cache_bytes: size of the processor's largest cache; None if the size is unknown.
         decode_seconds: from frame to the server's float64 sum, with the check of the checksum.
     """
 
@@ -182,11 +160,11 @@ class Certificate:
     Attributes:
         fedsgd_version: version of fedsgd.
         compressor: the component that was certified, with its settings.
-        kind: kind of an operator ("contractive", "unbiased" or "neither"), or "scheme".
-        vectors: summary of the updates that were measured.
+        kind: an operator's kind ("contractive", "unbiased" or "neither"), or "scheme".
+        vectors: summary of the measured updates.
         laws: result of each law.
         frames_sha256: digest of all frames.
-        fresh_frames_sha256: digest of the frames of an equal compressor and equal vectors in a fresh interpreter.
+        fresh_frames_sha256: digest of the frames that an equal compressor encodes from equal vectors in a fresh interpreter.
         traffic: bytes of the messages.
         errors: errors of an operator; None for a scheme.
         delivery: errors of a scheme; None for an operator.
@@ -224,7 +202,7 @@ class Certificate:
 
     @property
     def error(self) -> float | None:
-        """Error on these vectors: mean over the vectors for an operator, of the sums over the rounds for a scheme."""
+        """An operator's mean error over the vectors, or a scheme's error of the sums over all rounds."""
         errors = self.errors or self.delivery
         return None if errors is None else errors.error
 

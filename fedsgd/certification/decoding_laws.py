@@ -103,7 +103,7 @@ def _truncate(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def _repeat(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """Repeat 1, 2, 4 or 8 bytes, in place of the bytes after them or before these."""
+    """Repeat 1, 2, 4 or 8 bytes. The copy replaces the bytes that follow, or is inserted before these."""
     width = 1 << int(rng.integers(4))
     start = width * int(rng.integers(-(-len(data) // width)))
     copy = data[start : start + width]

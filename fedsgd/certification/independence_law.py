@@ -38,13 +38,9 @@ PAIR_CLASSES = {
 
 
 class _ContextPairs(NamedTuple):
-    """All pairs of contexts.
+    """All pairs of contexts: the indices [pairs] of both in the grid, and the row of `lags` with their lag.
 
-    Attributes:
-        first_index: [pairs], index of the first context in the grid.
-        second_index: [pairs], index of the second context in the grid.
-        lag_index: [pairs], row of the pair's lag in `lags`.
-        lags: [n, 3], differences in seed, round and client.
+    `lags` [n, 3] has the distinct differences in seed, round and client.
     """
 
     first_index: I64
@@ -54,13 +50,7 @@ class _ContextPairs(NamedTuple):
 
 
 class _PairClass(NamedTuple):
-    """A set of pairs of contexts.
-
-    Attributes:
-        name: description of the pairs, for error messages.
-        mean: mean correlation of the pairs.
-        score: mean correlation in standard errors.
-    """
+    """Set of pairs of contexts, with their mean correlation; `score` is the mean in standard errors."""
 
     name: str
     mean: float
@@ -79,8 +69,8 @@ def _list_pairs() -> _ContextPairs:
 def independence(compressor: Compressor) -> None:
     """Errors of one vector at different clients, in different rounds or with different seeds have no positive correlation.
 
-    So the mean of m errors has at most 1/m of the variance. Negative correlation (antithetic or stratified draws) is legal. A
-    scheme is tried on clients without state.
+    So the mean of m errors has at most 1/m of an error's variance. Negative correlation (antithetic or stratified draws) is
+    legal. A scheme is tried on clients without state.
     """
     if not compressor.has_independent_errors:
         return

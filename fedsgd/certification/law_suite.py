@@ -42,13 +42,7 @@ SCHEME_LAWS: Sequence[Callable[..., None]] = (
 
 @dataclass(frozen=True)
 class Law:
-    """Law of one compressor.
-
-    Attributes:
-        name: name of the law's function.
-        statement: the law in one sentence.
-        check: function that raises LawError if the law does not hold.
-    """
+    """Law of one compressor, stated in one sentence. `check` raises LawError if the law does not hold."""
 
     name: str
     statement: str
@@ -56,11 +50,9 @@ class Law:
 
 
 def applicable_laws(compressor: Compressor, include_round_laws: bool = True) -> Iterator[Law]:
-    """Yield the laws that apply to a compressor; for a scheme with an operator, the laws of the operator come first.
+    """Yield the laws that apply to a compressor. For a scheme with an operator, the operator's laws come first.
 
-    Args:
-        compressor: operator or scheme.
-        include_round_laws: True for the laws of rounds and of decoding too, which hold for every compressor and come last.
+    With `include_round_laws`, the laws of rounds and of decoding come last; they apply to every compressor.
 
     >>> from fedsgd.compression import COMPRESSORS
     >>> [law.name for law in applicable_laws(COMPRESSORS["top-k"]())][:3]
@@ -85,7 +77,7 @@ def applicable_laws(compressor: Compressor, include_round_laws: bool = True) -> 
 
 
 def _is_applicable(law: Callable[..., None], compressor: Compressor) -> bool:
-    """Return True if a law's condition holds, or if evaluating it raises an error: then the law is tried."""
+    """Return True if a law's condition holds or raises an error. After an error, trying the law shows the fault."""
     try:
         return _CONDITIONS[law](compressor) if law in _CONDITIONS else True
     except Exception:  # the user's own code
@@ -119,11 +111,7 @@ def _as_law(law: Callable[..., None], check: Callable[[], None]) -> Law:
 
 
 def check_compressor(compressor: Compressor) -> None:
-    """Check all laws of a compressor. The states of the global generators are restored.
-
-    Raises:
-        LawError: a law does not hold; the error has the name of the first such law and its figures.
-    """
+    """Check a compressor's laws, up to the LawError of the first broken law. Global generators get their states back."""
     with isolate_generators(0):
         for law in applicable_laws(compressor):
             law.check()

@@ -66,7 +66,7 @@ def log2_choose(n: int, k: int) -> float:
 
 
 def _measure_entropies(replies: Sequence[SimulatedReply]) -> dict[str, float]:
-    """Return, for the bytes of each part together, their number times their zeroth-order entropy in bits."""
+    """Return the entropy of each part of all replies in bits: number of bytes times the zeroth-order entropy of a byte."""
     counts = {name: np.zeros(256, dtype=np.int64) for name in ("index", "value", "side")}
     for reply in replies:
         for section in reply.sections:

@@ -1,8 +1,7 @@
 """Laws of operators (`fedsgd.compression.base`) as functions that raise LawError with the numbers that violate the law.
 
-INPUT_LAWS take any finite vector as argument. The other laws use fixed pseudo-random vectors.
-Laws of statistics and of extreme magnitudes are in `statistical_laws`, `independence_law` and
-`scale_law`. `law_suite` checks all laws of a compressor.
+INPUT_LAWS take any finite vector as argument. The other laws use fixed pseudo-random vectors. Laws of statistics and of extreme
+magnitudes are in `statistical_laws`, `independence_law` and `scale_law`. `law_suite` checks all laws of a compressor.
 """
 
 from __future__ import annotations
@@ -10,8 +9,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsgd.compression.base import CodecContext, CompressionOperator, Compressor
 from fedsgd.compression.updates import Update
@@ -47,7 +48,8 @@ def decode_through_frame(op: Compressor, sections: Sections, ctx: CodecContext) 
     return op.decode(decode_frame(frame).sections, ctx)
 
 
-def _are_equal(a: F32, b: F32) -> bool:
+def are_equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Return True if two arrays have equal shapes and values."""
     return a.shape == b.shape and bool((a == b).all())
 
 
@@ -58,13 +60,13 @@ def round_trip(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
     """`decode` returns the update that `encode` returned, equal in every coordinate and finite; x is unchanged."""
     original = x.copy()
     sections, update = op.encode(x, ctx)
-    require(_are_equal(x, original), "round_trip", op, "encode wrote to its input")
+    require(are_equal(x, original), "round_trip", op, "encode wrote to its input")
     decoded = decode_through_frame(op, sections, ctx)
     dense = decoded.to_dense()
     require(dense.shape == x.shape, "round_trip", op, f"{dense.shape} coordinates decoded, expected {x.shape}")
     require(bool(np.isfinite(dense).all()), "round_trip", op, "decoded to a value that is not finite")
     positions = np.flatnonzero(dense != update.to_dense())
-    figures = f"the decoded update differs from the update of encode at {len(positions)} positions, first {positions[:3]}"
+    figures = f"the decoded update differs from the encoder's update at {len(positions)} positions, first {positions[:3]}"
     require(not len(positions), "round_trip", op, figures)
 
 
@@ -151,7 +153,7 @@ def preserves_zero(op: CompressionOperator) -> None:
                 dense = decode_through_frame(op, op.encode(np.zeros(size, dtype=np.float32), ctx)[0], ctx).to_dense()
             except (ArithmeticError, ValueError) as error:
                 raise LawError(f"preserves_zero: {op}: {type(error).__name__}: {error}") from error
-        require(_are_equal(dense, np.zeros(size, dtype=np.float32)), "preserves_zero", op, f"decoded to {dense[:4]}")
+        require(are_equal(dense, np.zeros(size, dtype=np.float32)), "preserves_zero", op, f"decoded to {dense[:4]}")
 
 
 def boundary_positions(op: CompressionOperator) -> None:

@@ -28,15 +28,7 @@ LEGEND = (
 
 
 def save(certificate: Certificate, folder: Path) -> None:
-    """Write certificate.json and certificate.md, each atomically.
-
-    Args:
-        certificate: certificate to write.
-        folder: folder for the files; created if it does not exist.
-
-    Raises:
-        OutputError: the folder or a file cannot be written.
-    """
+    """Write certificate.json and certificate.md, each atomically. The folder is created if it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

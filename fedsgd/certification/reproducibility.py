@@ -1,6 +1,6 @@
 """Fresh interpreters: one decodes the frames of this process, another encodes the same vectors.
 
-A fresh interpreter has the compressors' fields and nothing else of this process. Its hashes have another seed.
+A fresh interpreter gets this process's environment, import path and compressor fields, but no other state. Its hash seed differs.
 """
 
 from __future__ import annotations
@@ -43,11 +43,8 @@ class FreshInterpreter:
 
     The environment and the import path are copied from this process when the object is created, before anything is encoded.
     After importing the compressors' modules, the interpreter works in an empty folder, which is also its folder for temporary
-    files. If the interpreter ends too early, the next request starts another one. `compute_digests` always starts another one.
+    files. If the interpreter ends too early, the next request starts a new interpreter; `compute_digests` always does.
     Files by absolute paths and shared memory are still accessible.
-
-    Args:
-        compressors: compressors, which requests refer to by index.
     """
 
     def __init__(self, compressors: Sequence[CompressorLike]) -> None:
@@ -76,28 +73,18 @@ class FreshInterpreter:
     ) -> Iterator[NDArray[Any]]:
         """Return the vectors of `decode_rounds` in the fresh interpreter.
 
-        Args:
-            compressor_index: index of the compressor.
-            rounds: frames of this process.
-            layout: layout of an update.
-            seconds: time limit for the reply.
-
         Raises:
-            LawError: the interpreter ended or did not reply in time; from the iterator, the compressor raised an error.
+            LawError: the interpreter ended or did not reply in time; from the iterator: the compressor raised an error.
         """
         return map(_read_array, self._send_request(("decode", self._pickled[compressor_index], rounds, layout), seconds))
 
     def compute_digests(
         self, updates: F32, layout: ParameterLayout, references: Sequence[Sequence[bytes]]
     ) -> list[tuple[str | None, str]]:
-        """Return the digest of each compressor's frames, or None and the reason.
+        """Return the digest of each compressor's frames of updates [R, m, P], or None and the reason.
 
-        A new interpreter encodes the frames, because a client has nothing of the server but the reference frames.
-
-        Args:
-            updates: [R, m, P] float32.
-            layout: layout of an update.
-            references: for each compressor, the reference frame of this process for each round.
+        A new interpreter encodes the frames, because a client knows only the server's reference frames: `references` has the
+        frames of each compressor and round.
         """
         self._stop()
         try:
@@ -127,7 +114,7 @@ class FreshInterpreter:
             timer.cancel()
 
     def _stop_and_explain(self, process: subprocess.Popen[bytes], reason: str) -> str:
-        """Stop an interpreter that does not reply, and return the reason."""
+        """Stop an interpreter that does not reply, and return a clause with the reason."""
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=EXIT_SECONDS)
         code = process.returncode

@@ -1,4 +1,4 @@
-"""Compressors by registered name or by a user's `module:Class`, with settings as in a scenario."""
+"""Compressors by registered name or by a user's `module:Class`, with settings as in a scenario file."""
 
 from __future__ import annotations
 
@@ -25,12 +25,7 @@ EXPECTED_CLASS = (
 def resolve_compressor(
     compressor: str | CompressorLike, settings: Mapping[str, Any], error_feedback: FeedbackPolicy
 ) -> CompressorLike:
-    """Return the compressor, with error feedback unless the policy is "none".
-
-    Args:
-        compressor: a compressor, a registered name, or `my_package.my_module:MyCompressor`.
-        settings: for a name, values of its fields by dotted key.
-        error_feedback: policy for the residual of an absent client, or "none".
+    """Return the compressor, with error feedback unless the policy is "none". The arguments are those of `certify`.
 
     Raises:
         ScenarioError: a name, setting or class is not valid; the message starts with the dotted key of a setting.
@@ -74,15 +69,7 @@ def _find_registered(name: str) -> type:
 
 
 def check_compressor_class(cls: object, description: str) -> None:
-    """Check that a value is the class of a compressor.
-
-    Args:
-        cls: value to check.
-        description: name or repr of the value, for the error.
-
-    Raises:
-        ScenarioError: the value is not the class of a compressor.
-    """
+    """Raise ScenarioError unless a value is the class of a compressor; the error describes the value by `description`."""
     if not isinstance(cls, type):
         raise ScenarioError(f"{description} is {cls!r}, expected {EXPECTED_CLASS}")
     if not issubclass(cls, CompressionOperator | CompressionScheme):

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsgd.certification.operator_laws import draw_gaussian, require
+from fedsgd.certification.operator_laws import are_equal, draw_gaussian, require
 from fedsgd.certification.simulate_rounds import (
     SEED,
     as_scheme,
@@ -38,7 +36,7 @@ from fedsgd.wire import ALL_CLIENTS, decode_frame
 ROUNDS, COHORT_SIZE, N_CLIENTS = 3, 4, 8
 LAYOUT = ParameterLayout(("matrix", "vector", "scalar"), ((24, 40), (39,), ()))
 WEIGHTS = (0.5, 0.25, 0.125, 0.125)
-"""Aggregation weights of unequal clients. With powers of two, a float64 sum does not depend on the order of the replies."""
+"""Aggregation weights of the replies. With powers of two, a float64 sum does not depend on the order of the replies."""
 FLOAT32_TOLERANCE = 1e-5
 """Allowed relative error of an aggregate that is summed in float32."""
 
@@ -65,11 +63,11 @@ def decodes_in_any_order(compressor: Compressor) -> None:
 def global_generators(compressor: Compressor) -> None:
     """The compressor does not use the global generators of `random`, numpy and torch.
 
-    It neither draws from them nor reads or sets their states, even if it restores them. Its frames and updates are equal under
-    two states of these generators.
+    The compressor neither draws from these generators nor reads or sets their states, even if it restores the states. Frames
+    and updates are equal under two states of the generators.
     """
     law, results = "global_generators", []
-    # Calls are recorded in the second pass only: a module imported in the first one must not keep a recording function.
+    # Calls are recorded in the second pass only: a module imported in the first pass must not store a recording function.
     for seed, recorder in ((1, nullcontext([])), (2, record_generator_calls())):
         with isolate_generators(seed):
             states = read_generator_states()
@@ -110,9 +108,9 @@ def aggregation(compressor: Compressor) -> None:
         update, new_state = _aggregate_readonly(compressor, server_state, replies, ctx)
         repeated, repeated_state = _aggregate_readonly(compressor, server_state, replies, ctx)
         equal_names = new_state.keys() == repeated_state.keys()
-        equal_states = equal_names and all(_are_equal(new_state[n], repeated_state[n]) for n in new_state)
+        equal_states = equal_names and all(are_equal(new_state[n], repeated_state[n]) for n in new_state)
         figures = f"round {round}: a second call with equal arguments gives another result"
-        require(equal_states and _are_equal(update, repeated), "aggregation", compressor, figures)
+        require(equal_states and are_equal(update, repeated), "aggregation", compressor, figures)
         reordered, _ = _aggregate_readonly(compressor, server_state, [*replies[1::2], *replies[::2]], ctx)
         _require_close(compressor, f"round {round}, replies in another order", reordered, update)
         if server_state or new_state:
@@ -131,7 +129,7 @@ def aggregation(compressor: Compressor) -> None:
 def _send_updates(
     scheme: CompressionScheme, server_state: StateArrays, states: list[StateArrays], updates: F32, round: int
 ) -> list[WeightedUpdate]:
-    """Return the replies with updates [m, P] of one round, and replace the states of the clients."""
+    """Return the replies that carry one round's updates [m, P], and replace the clients' states."""
     frame = encode_reference_frame(scheme, server_state, make_context(round, ALL_CLIENTS, LAYOUT, COHORT_SIZE))
     reference = decode_reference_frame(scheme, frame, make_context(round, ALL_CLIENTS, LAYOUT, COHORT_SIZE))
     weights = [1 / COHORT_SIZE] * COHORT_SIZE if scheme.needs_uniform_weights else np.roll(WEIGHTS, round - 1).tolist()
@@ -197,17 +195,13 @@ def _halve(scheme: CompressionScheme, replies: Sequence[WeightedUpdate]) -> list
 
 
 def _choose_twin(scheme: CompressionScheme, reply: WeightedUpdate) -> CodecContext:
-    """Return the context of a client without a reply, if the sections decode to an equal update in it; else the reply's."""
+    """Return the context of a client without a reply if the sections decode there to an equal update, else the reply's."""
     twin = replace(reply.ctx, client=reply.ctx.client + 1)
     try:
         decoded = scheme.decode(reply.sections, twin).to_dense()
     except Exception:  # the user's own code may raise any error for the sections of another client
         return reply.ctx
-    return twin if _are_equal(scheme.decode(reply.sections, reply.ctx).to_dense(), decoded) else reply.ctx
-
-
-def _are_equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return a.shape == b.shape and bool((a == b).all())
+    return twin if are_equal(scheme.decode(reply.sections, reply.ctx).to_dense(), decoded) else reply.ctx
 
 
 def _require_close(compressor: Compressor, case: str, actual: F32, expected: F32 | F64, scale: float | None = None) -> None:

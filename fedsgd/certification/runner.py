@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,8 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.system.global_generators import isolate_generators
 
-VECTORS_STATEMENT = (
-    "The certificate's vectors are encoded, decoded and measured without an error, and all input laws hold for them."
-)
-DECODING_STATEMENT = (
-    "A fresh interpreter decodes and aggregates the frames to equal vectors, in another order and from their bytes alone."
-)
+VECTORS_STATEMENT = "Encoding, decoding and measuring the vectors raises no error; an operator's input laws hold in round 1."
+DECODING_STATEMENT = "From the frames' bytes alone, a fresh interpreter decodes and aggregates equal vectors, in another order."
 REPRODUCIBLE_STATEMENT = (
     "An equal compressor in a fresh interpreter, with the server's reference frames only, encodes equal vectors as equal bytes."
 )
@@ -72,9 +68,8 @@ def certify(
         compressor: a compressor, a registered name, or `my_package.my_module:MyCompressor`.
         settings: for a name, values of its fields by dotted key.
         error_feedback: policy for the residual of an absent client ("persist", "decay" or "reset"), or "none".
-        data: "real" (updates of a small federation, which is trained here in seconds), "gaussian" or "laplace" (independent
-            coordinates).
-        size: P of gaussian and laplace vectors; None: 200,000. None for real updates.
+        data: "real" (updates of a small federation that is trained in seconds), or random coordinates: "gaussian" or "laplace".
+        size: P of random vectors, by default 200,000; must be None for real updates.
 
     Returns:
         The certificate. An exception of the compressor is a broken law in it.
@@ -99,7 +94,7 @@ def certify_all(*, data: str = "real", size: int | None = None, laws: bool = Tru
         laws: True to check the law suite, which takes most of the time.
 
     Returns:
-        The certificates, by ascending bits per parameter.
+        Certificates by ascending bits per parameter.
     """
     compressors = [resolve_compressor(name, {}, "none") for name in COMPRESSORS]
     certificates = _make_certificates(compressors, sample_updates(data, size), laws)
@@ -124,7 +119,7 @@ def _make_certificates(compressors: Sequence[CompressorLike], sample: UpdateSamp
 def _run_laws(
     compressor: CompressorLike, sample: UpdateSample, pool: F32, decode: _DecodeFunction, with_laws: bool
 ) -> tuple[list[LawResult], _Measurements]:
-    """Return the results of all laws but the last, and the measurements. decode: decodes in the fresh interpreter."""
+    """Return the results of all laws but "reproducible", and the measurements. `decode` uses the fresh interpreter."""
     laws = applicable_laws(compressor) if with_laws else ()
     results = [_run_law(law.name, law.statement, law.check, compressor) for law in laws]
     measurements = _Measurements()
@@ -159,7 +154,7 @@ def _make_certificate(
 
 
 class _Measurements:
-    """Measurements of a compressor. After an exception, the later ones are missing."""
+    """Measurements of a compressor. If one raises an exception, the later measurements are missing."""
 
     def __init__(self) -> None:
         self.rounds: list[SimulatedRound] = []
@@ -195,22 +190,14 @@ def _run_law(law: str, statement: str, check: Callable[[], None], compressor: Co
     try:
         check()
     except LawError as error:
-        phrases = (f"{law}: ", f"{compressor}: ", *_operator_prefixes(compressor))
-        return LawResult(law, statement, False, _remove_phrases(str(error), phrases))
+        message = str(error)
+        operators = [compressor.op] if isinstance(compressor, OperatorScheme) else []
+        for name in (law, compressor, *operators):  # the certificate shows these names in other columns
+            message = message.replace(f"{name}: ", "", 1)
+        return LawResult(law, statement, False, message)
     except Exception as error:
         return LawResult(law, statement, False, _describe_exception(error))
     return LawResult(law, statement, True)
-
-
-def _remove_phrases(message: str, phrases: Iterable[str]) -> str:
-    """Remove phrases that the certificate shows in other columns."""
-    for phrase in phrases:
-        message = message.replace(phrase, "", 1)
-    return message
-
-
-def _operator_prefixes(compressor: CompressorLike) -> list[str]:
-    return [f"{compressor.op}: "] if isinstance(compressor, OperatorScheme) else []
 
 
 def _describe_exception(error: Exception) -> str:
@@ -221,7 +208,7 @@ def _describe_exception(error: Exception) -> str:
 
 
 def _read_kind(op: CompressionOperator) -> str:
-    """Return the kind of an operator, or the exception that reading it raises."""
+    """Return an operator's kind, or a description of the exception that reading the kind raises."""
     try:
         return str(op.kind)
     except Exception as error:
@@ -259,5 +246,5 @@ def _check_reproducible(
 def _reason_not_to_compare(compressor: CompressorLike, frames: object) -> str:
     """Return the reason why the results of a fresh interpreter cannot be compared, or ""."""
     if (find_user_class(compressor) or "").startswith("__main__:"):
-        return "its class is defined in __main__, which a fresh interpreter does not have; put it into a module"
+        return "the compressor's class is defined in __main__, which a fresh interpreter lacks; put it into a module"
     return "" if frames else "there are no frames to compare with"

@@ -1,4 +1,4 @@
-"""Updates that a compressor is measured on: of clients that are trained here, or with independent random coordinates.
+"""Updates on which a compressor is measured: updates of clients that are trained here, or random vectors.
 
 R: rounds; m: clients; P: parameters.
 """
@@ -27,7 +27,7 @@ SampleKind = Literal["real", "gaussian", "laplace"]
 DEFAULT_SIZE = 200_000
 ROUNDS, CLIENTS = 8, 4
 MAX_SAMPLE_BYTES = 2**28
-"""Limit of a sample. A sample of long vectors has fewer rounds."""
+"""Maximum size of a random sample. A sample of long vectors has fewer rounds."""
 HIDDEN_SIZES = (512, 320)
 LR, BATCH_SIZE = 0.1, 10
 """Network and settings of the training for real updates."""
@@ -35,14 +35,7 @@ LR, BATCH_SIZE = 0.1, 10
 
 @dataclass(frozen=True, eq=False)
 class UpdateSample:
-    """Updates of several rounds and clients.
-
-    Attributes:
-        kind: source of the updates.
-        description: the updates in words.
-        layout: layout of an update.
-        updates: [R, m, P] float32, read-only.
-    """
+    """Updates [R, m, P] of several rounds and clients, read-only."""
 
     kind: SampleKind
     description: str
@@ -58,14 +51,7 @@ class UpdateSample:
 
 
 def sample_updates(kind: str, size: int | None) -> UpdateSample:
-    """Return the sample of a kind.
-
-    Args:
-        kind: "real", "gaussian" or "laplace".
-        size: P of random vectors (default 200,000); must be None for real updates, whose network determines P.
-
-    Raises:
-        ScenarioError: the kind is unknown, or the size is not allowed.
+    """Return a sample. `size` is P of random vectors, by default 200,000; for real updates, it must be None.
 
     >>> sample_updates("gaussian", 1000).updates.shape
     (8, 4, 1000)
@@ -94,7 +80,7 @@ def _sample_independent(kind: Literal["gaussian", "laplace"], size: int) -> Upda
 
 
 def _build_layout(size: int) -> ParameterLayout:
-    """Return the layout of the largest square matrix and a vector of the other coordinates. Some compressors need matrices."""
+    """Return a layout of the largest square matrix and a vector with the rest. Some compressors need matrices."""
     side = math.isqrt(size)
     remainder = size - side * side
     return (
@@ -106,7 +92,7 @@ def _build_layout(size: int) -> ParameterLayout:
 
 @cache
 def _train_updates() -> UpdateSample:
-    """Train FedAvg on the digits of scikit-learn, with one local epoch a round; updates are sent as float32 without loss."""
+    """Train FedAvg on scikit-learn's digits, with one local epoch a round, and collect the uncompressed updates."""
     scenario = parse_scenario(
         {
             "name": "certificate",

@@ -1,4 +1,4 @@
-"""Law of scale: all laws hold for very large, very small and very unequal numbers too."""
+"""Law of scale: input laws, bias and variance hold for very large, very small and very unequal numbers too."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ EXPONENTS = (20, -20, 40, -40, 64, -64, 100, -100, 115, -120)
 
 
 def scale(op: CompressionOperator) -> None:
-    """All laws hold for vectors times 2^±100, subnormal numbers, and one huge coordinate among small coordinates.
+    """Input laws hold for very large, very small and very unequal numbers, and bias and variance for vectors times 2^±100.
 
-    NonFiniteError is legal where `is_in_range` is False. On such vectors only contractive operators are tried, because others
-    may overflow.
+    Contractive operators are also tried on vectors for which `is_in_range` is False, where NonFiniteError is legal. Other
+    operators may overflow on such vectors.
     """
     ctx = CodecContext(0, 1, 0, example_layout(SIZE))
     for name, x in build_hard_vectors():
@@ -43,7 +43,7 @@ def is_in_range(x: F32) -> bool:
 
 
 def _check_law(law: Callable[..., None], op: CompressionOperator, name: str, x: F32, argument: CodecContext | int) -> None:
-    """Check a law on a vector, without numpy's warnings; a LawError gets the name of the vector."""
+    """Check a law on a vector, without numpy's warnings, and add the vector's name to a LawError."""
     try:
         with np.errstate(all="ignore"):
             law(op, x, argument)

@@ -34,7 +34,7 @@ COHORTS, LEARNING_RATE_SUMS = (1, 4, 10, 3), (1.0, 0.5, 0.125, 2.0, 0.01)
 
 
 def sample_sends(scheme: CompressionScheme) -> Iterator[tuple[CodecContext, F32, StateArrays, EncodedUpdate]]:
-    """Yield context, update, state and encoded update of some rounds. One update is zero, one nearly; every fourth is lost."""
+    """Yield context, update, state and encoded update of each round. One update is zero, one sparse; every fourth is lost."""
     state: StateArrays = {}
     for ctx, rng in draw_contexts("scheme", 1000, N_ROUNDS):
         x = draw_gaussian(rng, 1000) * np.float32(0 if ctx.round == 5 else 1)
@@ -109,12 +109,8 @@ def lost_replies(scheme: CompressionScheme) -> None:
 def telescoping(scheme: CompressionScheme, updates: Sequence[F32], lost_mask: Sequence[bool]) -> None:
     """The sum of all updates is the sum of all delivered updates plus the undelivered update, in each coordinate.
 
-    This holds for any lost replies, and for any cohorts and learning rates in the contexts.
-
-    Args:
-        scheme: scheme that defines `undelivered_update`; others are not checked.
-        updates: [P] float32 each, one for each round.
-        lost_mask: True for each reply that is lost.
+    The law holds for any lost replies, and for any cohorts and learning rates in the contexts. There is one update [P] for each
+    round. A scheme without `undelivered_update` is not checked.
     """
     layout = example_layout(len(updates[0]))
     total, delivered, magnitudes = np.zeros((3, layout.size))
@@ -122,14 +118,8 @@ def telescoping(scheme: CompressionScheme, updates: Sequence[F32], lost_mask: Se
     if (undelivered := scheme.undelivered_update(state, layout)) is None:
         return
     for i, (x, is_lost) in enumerate(zip(updates, lost_mask, strict=True)):
-        ctx = CodecContext(
-            0,
-            i + 1,
-            0,
-            layout,
-            cohort=COHORTS[i % len(COHORTS)],
-            learning_rate_sum=LEARNING_RATE_SUMS[i % len(LEARNING_RATE_SUMS)],
-        )
+        cohort, learning_rate_sum = COHORTS[i % len(COHORTS)], LEARNING_RATE_SUMS[i % len(LEARNING_RATE_SUMS)]
+        ctx = CodecContext(0, i + 1, 0, layout, cohort=cohort, learning_rate_sum=learning_rate_sum)
         encoded = _send_readonly("telescoping", scheme, x, state, ctx)
         total += x
         decoded = scheme.decode(encoded.sections, ctx)
@@ -138,7 +128,7 @@ def telescoping(scheme: CompressionScheme, updates: Sequence[F32], lost_mask: Se
             decoded.add_to(delivered, 1.0)
         undelivered = scheme.undelivered_update(state, layout)
         if undelivered is None:
-            cause = "undelivered_update returns None, but not before the first send"
+            cause = "undelivered_update returns None, but it returned an update before the first send"
             raise LawError(f"telescoping: {scheme}: round {ctx.round}: {cause}")
         magnitudes += np.abs(x) + np.abs(decoded.to_dense()) + np.abs(undelivered)
     errors = np.abs(total - delivered - undelivered)
@@ -152,8 +142,8 @@ def telescoping(scheme: CompressionScheme, updates: Sequence[F32], lost_mask: Se
 def bounded_residual(scheme: CompressionScheme) -> None:
     """The undelivered update has at most 4(1 − δ)/δ² times the energy of the largest update, plus 2A/δ.
 
-    This is lemma 3 of Karimireddy et al. (2019), for an operator with contraction δ and absolute error A. In addition, the
-    undelivered update never has more energy than the sum of all updates can have.
+    This bound is lemma 3 of Karimireddy et al. (2019), for an operator with contraction δ and absolute error A. A second bound,
+    also for other schemes, is the maximum energy that the sum of all updates can have.
     """
     steps, layout = 100, example_layout(SMALL_SIZE)
     delta, absolute_error = 0.0, 0.0
@@ -195,11 +185,7 @@ def scale(scheme: CompressionScheme) -> None:
 
 
 def check_telescoping_on_samples(scheme: CompressionScheme) -> None:
-    """Check the telescoping law on three series of updates.
-
-    In the first, every third reply is lost. The second has very unequal magnitudes. The third is long, and its first reply and
-    every seventh after it are lost.
-    """
+    """Check the telescoping law, with lost replies, on Gaussian updates, on very unequal magnitudes and on a long series."""
     updates = [draw_gaussian(rng, SMALL_SIZE) for _, rng in draw_contexts("telescoping", SMALL_SIZE, 20)]
     telescoping(scheme, updates, [i % 3 == 1 for i in range(20)])
     unequal = np.ldexp(np.float32(1), np.where(np.arange(SMALL_SIZE) % 5 == 3, 40, 0))

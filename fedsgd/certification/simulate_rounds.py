@@ -41,8 +41,6 @@ class SimulatedReply:
 
     Attributes:
         ctx: context at the server, without the reference that a client has.
-        frame: bytes of the reply.
-        sections: sections decoded from the frame.
         state: the client's state if the reply is acknowledged.
         update: update that an operator's `encode` returned, or that a scheme decoded from the frame.
     """
@@ -56,14 +54,7 @@ class SimulatedReply:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedRound:
-    """Frames and vectors of one round.
-
-    Attributes:
-        replies: reply of each client.
-        reference_frame: frame that is sent along with the model, empty if there is none.
-        decoded_reference: [P] float32, vector that clients decode from `reference_frame`; None if there is none.
-        aggregate: [P] float32, the aggregated update.
-    """
+    """Frames and vectors [P] of one round. The reference frame, sent along with the model, is empty if the scheme has none."""
 
     replies: Sequence[SimulatedReply]
     reference_frame: bytes
@@ -77,7 +68,7 @@ class SimulatedRound:
 
 
 def as_scheme(compressor: Compressor) -> CompressionScheme:
-    """Return the scheme itself, or the scheme without memory of an operator, as a run does."""
+    """Return the scheme itself, or a scheme without memory that sends an operator's updates, as in a run."""
     if isinstance(compressor, CompressionScheme):
         return compressor
     assert isinstance(compressor, CompressionOperator)
@@ -105,7 +96,7 @@ def _encode_update(compressor: Compressor, update: EncodedUpdate, ctx: CodecCont
 
 
 def simulate_rounds(compressor: Compressor, updates: F32, layout: ParameterLayout) -> Iterator[SimulatedRound]:
-    """Simulate the rounds of updates [R, m, P], and yield each of them."""
+    """Simulate and yield the rounds in which m clients send updates [R, m, P]."""
     scheme, cohort = as_scheme(compressor), updates.shape[1]
     states: list[StateArrays] = [{}] * cohort
     server_state: StateArrays = {}
@@ -121,14 +112,7 @@ def simulate_rounds(compressor: Compressor, updates: F32, layout: ParameterLayou
 def encode_rounds(
     compressor: Compressor, updates: F32, layout: ParameterLayout, references: Sequence[bytes]
 ) -> Iterator[RoundFrames]:
-    """Encode the clients' frames of each round without aggregating them, as clients do.
-
-    Args:
-        compressor: operator or scheme.
-        updates: [R, m, P] float32.
-        layout: layout of an update.
-        references: reference frame of each round, empty where there is none.
-    """
+    """Yield the frames of updates [R, m, P] without aggregation. `references` has each round's reference frame, or b""."""
     scheme, cohort = as_scheme(compressor), updates.shape[1]
     states: list[StateArrays] = [{}] * cohort
     for round, (round_updates, frame) in enumerate(zip(updates, references, strict=True), start=1):
@@ -140,7 +124,7 @@ def encode_rounds(
 def _send_round(
     compressor: Compressor, updates: F32, states: list[StateArrays], round: int, layout: ParameterLayout, reference: F32 | None
 ) -> list[SimulatedReply]:
-    """Return the replies with updates [m, P] of one round, and replace the states of the clients."""
+    """Return the replies that carry one round's updates [m, P], and replace the clients' states."""
     replies = []
     for client, x in enumerate(updates):
         ctx = make_context(round, client, layout, len(updates))
@@ -195,8 +179,7 @@ def hash_frames(rounds: Iterable[RoundFrames]) -> str:
 def decode_rounds(compressor: Compressor, rounds: Sequence[RoundFrames], layout: ParameterLayout) -> Iterator[NDArray[Any]]:
     """Decode frames in a shuffled order, from their bytes and contexts alone; then aggregate the rounds in order.
 
-    Yields:
-        Each decoded vector [P]; then, for each round, the bytes of the reference frame and the aggregate [P].
+    Yields each decoded vector [P]; then, for each round, the bytes of the reference frame and the aggregate [P].
     """
     scheme, cohort = as_scheme(compressor), len(rounds[0][1])
     for round, client in _shuffle(rounds):
@@ -218,17 +201,7 @@ def decode_rounds(compressor: Compressor, rounds: Sequence[RoundFrames], layout:
 def require_equal_vectors(
     law: str, compressor: Compressor, rounds: Sequence[SimulatedRound], vectors: Iterator[NDArray[Any]]
 ) -> None:
-    """Compare the vectors of `decode_rounds` with the vectors of the simulated rounds.
-
-    Args:
-        law: name of the law, for the error.
-        compressor: compressor that encoded the rounds.
-        rounds: simulated rounds whose frames were decoded.
-        vectors: vectors as `decode_rounds` yields them.
-
-    Raises:
-        LawError: two vectors differ, or the next vector raises an error; the error describes the first difference.
-    """
+    """Raise LawError if a vector of `decode_rounds` differs from the simulated vector, or if decoding it raises an error."""
     for name, expected in _list_vectors(rounds):
         try:
             vector = next(vectors)

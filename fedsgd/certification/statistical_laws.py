@@ -76,14 +76,8 @@ def position_invariance(op: CompressionOperator) -> None:
 def _require_equal_shares(op: CompressionOperator, name: str, table: F64, sizes: F64) -> None:
     """Raise LawError if a bin keeps another share of its energy than the whole vector.
 
-    Bins of one kind have equal spreads relative to their sizes. The spread is estimated from all bins, because only few draws
-    select a given position.
-
-    Args:
-        op: operator that encoded the vectors.
-        name: name of a bin, with braces for the number of the bin and the number of bins.
-        table: [draws, 2, bins] float64, energy that the operator keeps, and energy of the vector.
-        sizes: [bins] float64, coordinates in each bin.
+    Bins of one kind have equal spreads relative to their sizes [bins]. The spread is estimated from all bins, because few draws
+    select any one position. `table` [draws, 2, bins] has the energy that the operator keeps, and the vector's energy.
     """
     products, energies = table[:, 0], table[:, 1]
     shares = products.sum(axis=1) / energies.sum(axis=1)
@@ -113,10 +107,10 @@ def mean_error(op: CompressionOperator) -> None:
 
 
 def _build_uneven_vectors() -> Iterator[tuple[str, F32, int]]:
-    """Yield descriptions, vectors [SMALL_SIZE] and numbers of draws. Magnitudes are unequal.
+    """Yield descriptions, vectors [SMALL_SIZE] of unequal magnitudes, and numbers of draws.
 
-    Rounding to few levels is most easily biased at unequal magnitudes. Coordinates near 2^-12 of the largest are seldom rounded
-    up: with one level, about twenty times in all draws.
+    Rounding to few levels is most easily biased at unequal magnitudes. Coordinates near 2^-12 of the largest coordinate are
+    seldom rounded up: with one level, about twenty times in all draws.
     """
     x = draw_gaussian(derive_generator(0, "laws/mean/uneven"), SMALL_SIZE)
     single_peak = np.ldexp(x, -12)

@@ -1,7 +1,7 @@
 """Times of encoding and decoding, as multiples of the time of copying the dense vector in memory.
 
-The three are timed in turn, so that a change in the machine's speed affects all of them. Vectors are read from a pool that is
-larger than the processor's caches: a copy within a cache is faster than a copy in memory.
+Encoding, decoding and copying are timed in turn, so that a change in the machine's speed affects all three times. Vectors are
+read from a pool that is larger than the processor's caches: a copy within a cache is faster than a copy in memory.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.wire import decode_frame
 
 MIN_POOL_BYTES, MAX_POOL_BYTES = 2**26, 2**29
-"""Limits of the pool's size, which is twice the last cache. A pool has at least two vectors."""
+"""Limits of the pool's size, which is twice the size of the largest cache. A pool has at least two vectors."""
 MAX_POOL_VECTORS = 512
-"""Largest number of vectors in the pool. Short vectors may fit into the cache."""
+"""Maximum number of vectors in the pool. A pool of short vectors may fit into the cache."""
 MEASUREMENT_SECONDS = 1.0
-"""Time after which a measurement ends, between MIN_REPEATS and MAX_REPEATS."""
+"""Time after which a measurement ends, if it has MIN_REPEATS; it ends at MAX_REPEATS in any case."""
 MIN_REPEATS, MAX_REPEATS = 7, 201
 
 
@@ -49,12 +49,9 @@ def read_cache_bytes() -> int | None:
 
 
 def measure_throughput(compressor: CompressorLike, sample: UpdateSample, pool: F32) -> Throughput:
-    """Measure the median times of a copy, of encoding, and of decoding and adding. The first repeat does not count.
+    """Measure the times of a copy, of encoding, and of decoding and adding, on vectors of a pool [n, P].
 
-    Args:
-        compressor: operator or scheme.
-        sample: sample that the pool was built from.
-        pool: [n, P] float32, from `build_pool`.
+    Each time is a median; the first repeat does not count.
     """
     scheme = as_scheme(compressor)
     copies, total = np.empty_like(pool), np.zeros(sample.layout.size)

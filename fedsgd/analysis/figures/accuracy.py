@@ -137,8 +137,7 @@ def plot_accuracy_by_rounds(method_series: Sequence[MethodSeries], options: Repo
 def plot_accuracy_by_time(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
     """Plot accuracy against time on the network of `options`."""
     bands = _build_bands(
-        method_series,
-        lambda series: [_build_accuracy_curve(run.run, run.cumulative_seconds) for run in series.priced_runs],
+        method_series, lambda series: [_build_accuracy_curve(run.run, run.cumulative_seconds) for run in series.priced_runs]
     )
     if not bands:
         return None
