@@ -22,13 +22,11 @@ class NetworkCost:
     """Time and cost of a method on a network, over its seeds.
 
     Attributes:
-        seconds: time to the target, or to the end of the run without a target.
-        mean_round_seconds: mean duration of a round.
+        seconds: time to the target; without a target, to the end of the run.
         n_bytes: bytes over the network in `seconds`, with the overhead of the transport.
-        cost: cost of these bytes; None if no price was given.
+        cost: price of these bytes; None without a price per gigabyte.
         coding_share: share of encoding and decoding in the time of all rounds, maximum over seeds.
-        coding_low: `seconds` at the first decile of measured coding times; None if coding times are from the cost table.
-        coding_high: `seconds` at the ninth decile.
+        coding_low, coding_high: `seconds` at the first and ninth decile of measured coding times; None with the cost table.
     """
 
     seconds: SeedSummary
@@ -45,22 +43,15 @@ class ComparisonRow:
     """Figures of a method over its seeds. A failed seed, whose run ended in an error, does not reach the target.
 
     Attributes:
-        label: name of the method.
         tuned: tuned settings and their best values.
         grid_edge_keys: tuned settings whose best value is at the edge of the grid.
-        uncompressed: whether updates are sent uncompressed.
-        seeds: number of finished runs.
-        n_failed: number of failed seeds.
+        seeds, n_failed: number of finished runs, and of failed seeds.
         best_accuracy: best test accuracy of each finished run; None if no accuracy was measured.
-        rounds: rounds to the target, or to the end of the run without a target.
-        up_bytes: uplink bytes until then.
-        down_bytes: downlink bytes until then.
-        all_bytes: bytes in both directions until then.
+        rounds: rounds to the target; without a target, to the end of the run.
+        up_bytes, down_bytes, all_bytes: bytes in these rounds, of the uplink, of the downlink and in both directions.
         network_costs: times and costs by the name of the network.
-        unpriced_reason: reason for which the method has no times; None if it has.
-        seed_numbers: seeds of the finished runs.
+        unpriced_reason: reason why the method has no times; None if it has times.
         unanswered_messages: messages to clients that never replied, maximum over runs.
-        divergence_by_seed: evidence of divergence by seed.
         uncosted_codecs: compressors whose coding is priced as zero.
         warnings: lines about settings that a component does not suit.
     """
@@ -90,13 +81,10 @@ class Comparison:
     """Result of `compare`.
 
     Attributes:
-        target: accuracy to be reached; None for the end of each run.
-        pricing_models: pricing models by the name of the network.
-        price_per_gigabyte: price of 10⁹ bytes; None if it was not given.
+        target, pricing_models, price_per_gigabyte, measured_coding: arguments of `compare`.
         rows: one row for each method, in the order of the methods.
         break_evens: break-evens of all pairs of methods, by the name of the network.
-        other_differences: sentence about differences of the runs other than their method; None if there are none.
-        measured_coding: whether coding times were measured by the machine of each run.
+        other_differences: sentence about differences between the runs other than their method; None if there are none.
     """
 
     target: float | None
@@ -124,10 +112,10 @@ def compare(
 
     Args:
         methods: methods, as from `load_methods`.
-        target: accuracy to be reached; None for the end of each run.
+        target: target accuracy; None for the end of each run.
         pricing_models: pricing models by the name of the network.
         price_per_gigabyte: price of 10⁹ bytes, in any currency.
-        measured_coding: whether coding times are those that the machine of each run measured.
+        measured_coding: True for coding times that each run's machine measured, False for those of the cost table.
     """
     pricing_models = pricing_models or {}
     priced_runs = {method.label: _price_runs(method, pricing_models, measured_coding) for method in methods}
@@ -151,7 +139,7 @@ def compare(
 def _price_runs(
     method: Method, pricing_models: Mapping[str, PricingModel], measured_coding: bool
 ) -> dict[str, list[PricedRun]]:
-    """Return the priced runs of a method by network, or nothing if one of its runs cannot be priced."""
+    """Return the priced runs of a method by network; empty if one of the runs cannot be priced."""
     if not pricing_models or any(run.why_not_repriceable for run in method.runs):
         return {}
     by_run = [price(run, list(pricing_models.values()), measured_coding) for run in method.runs]
@@ -200,12 +188,10 @@ def _build_row(
 
 
 def _find_endpoint(run: Run, target: float | None) -> TargetReached | None:
-    """Return the point at which a run reaches the target, or its end without a target."""
-    return (
-        TargetReached(run.n_rounds, run.n_rounds, 0.0)
-        if target is None
-        else find_first_reached(run.measured_accuracies, target)
-    )
+    """Return the point at which a run reaches the target; without a target, the run's end."""
+    if target is None:
+        return TargetReached(run.n_rounds, run.n_rounds, 0.0)
+    return find_first_reached(run.measured_accuracies, target)
 
 
 def _summarize_network_cost(

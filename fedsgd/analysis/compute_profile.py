@@ -25,7 +25,7 @@ from fedsgd.network.round_times import FLOAT_BYTES
 from fedsgd.numerics.arrays import F64
 
 CLOCK_QUANTILES = (0.1, 0.5, 0.9)
-"""Quantiles of the coding times in the ledger that prices with measured coding use: low, middle, high."""
+"""Quantiles of the ledger's coding times for prices with measured coding: low, middle, high."""
 
 
 def describe_coding_source(measured_coding: bool) -> str:
@@ -39,27 +39,15 @@ def describe_coding_source(measured_coding: bool) -> str:
 
 
 def build_profile_from_cost_table(run: Run, ledger_stats: LedgerStats) -> ComputeProfile:
-    """Build the compute profile of a run from the table of codec costs. The cost of a compressor without a row is 0.
-
-    Args:
-        run: the run, with the compressors of its resolved scenario.
-        ledger_stats: frames and messages of the run's ledger.
-
-    Raises:
-        ReportError: the summary lacks the computation of a training step.
-    """
+    """Build a run's compute profile from the table of codec costs. A compressor without a row in the table costs 0."""
     parameters, (uplink, compressors, is_exact) = int(run.summary["parameters"]), _resolve_codecs(run)
 
     def count_copied_bytes(job: CodecJob, compressor: Mapping[str, Any], frame_totals: FrameTotals) -> float:
-        """Return the total bytes copied for these frames."""
-        return (
-            frame_totals.n_frames
-            * look_up_cost(job, compressor)[0].count_bytes(parameters, frame_totals.n_coordinates / frame_totals.n_frames)
-            if frame_totals.n_frames
-            else 0.0
-        )
+        """Return the bytes whose copying takes as long as this job for these frames."""
+        n = frame_totals.n_frames
+        return n * look_up_cost(job, compressor)[0].count_bytes(parameters, frame_totals.n_coordinates / n) if n else 0.0
 
-    # Frames of earlier compressed steps are sent again unchanged; exact differences are encoded for each base round.
+    # Frames of earlier compressed steps are sent again unchanged. Exact differences are encoded for each base round.
     encoded_frames = {
         **ledger_stats.distinct_downlink_frames,
         "step": ledger_stats.distinct_downlink_frames["step" if is_exact else "latest"],
@@ -87,7 +75,7 @@ def find_uncosted_codecs(run: Run) -> tuple[str, ...]:
 
 
 def _resolve_codecs(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]], bool]:
-    """Return [uplink], the compressor of each kind of downlink frame, and whether the downlink sends exact differences."""
+    """Return [uplink], the compressor for each kind of downlink frame, and True if the downlink sends exact differences."""
     scenario = tomllib.loads(run.scenario_text)
     uplink, downlink = ({"compressor": {"name": "dense"}, **scenario.get(name, {})} for name in ("uplink", "downlink"))
     policy = downlink.get("policy", "model")
@@ -97,15 +85,9 @@ def _resolve_codecs(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Mapping[s
 
 
 def build_profiles_from_clock(run: Run, ledger_stats: LedgerStats) -> list[ComputeProfile]:
-    """Build compute profiles from the coding times that the machine of the run measured.
+    """Build a compute profile for each of CLOCK_QUANTILES, from the coding times that the run's machine measured.
 
-    Times become multiples of the time of a memory copy on this machine, rounded to two digits.
-
-    Returns:
-        A profile for each of CLOCK_QUANTILES.
-
-    Raises:
-        ReportError: the summary lacks the computation of a training step, or the time of a copy.
+    A time becomes a multiple of the time of a memory copy on the same machine, rounded to two digits.
     """
     seconds = ledger_stats.coding_seconds
     assert seconds is not None

@@ -45,7 +45,7 @@ def _serialize_settings(run: Run) -> dict[str, str]:
 
 
 def _group_settings_by_topic(settings: dict[str, str], run: Run) -> dict[str, dict[str, str]]:
-    """Group by topic the settings that make results comparable, as JSON."""
+    """Return by topic the settings, as JSON, that must be equal for a fair comparison."""
     tables = {
         name: {k: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in ("data", "data.partition", "model")
     }

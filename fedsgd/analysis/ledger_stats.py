@@ -29,12 +29,7 @@ LedgerBatch = Mapping[str, Any]
 
 @dataclass
 class FrameTotals:
-    """Totals of frames of one kind.
-
-    Attributes:
-        n_frames: number of frames.
-        n_coordinates: number of coordinates in all these frames.
-    """
+    """Number of frames of one kind, and number of coordinates in all these frames together."""
 
     n_frames: int = 0
     n_coordinates: float = 0.0
@@ -42,9 +37,9 @@ class FrameTotals:
 
 @dataclass(eq=False)
 class CodingSeconds:
-    """Coding times that the machine of the run measured.
+    """Coding times that the run's machine measured.
 
-    Lists exclude round 1, in which kernels are compiled, unless the run has only one round.
+    The lists exclude round 1, in which kernels are compiled, unless the run has only one round.
 
     Attributes:
         client_encode: seconds to encode each UPDATE at its client.
@@ -64,17 +59,14 @@ class LedgerStats:
     """Statistics of a ledger. All but `coding_seconds` depend only on deterministic columns.
 
     Attributes:
-        uplink_bytes_by_client: [N] bytes.
-        downlink_bytes_by_client: [N] bytes.
-        up_messages: [R + 1] messages of each round; entry 0 is 0.
-        down_messages: [R + 1] messages of each round; entry 0 is 0.
+        uplink_bytes_by_client, downlink_bytes_by_client: [N] bytes.
+        up_messages, down_messages: [R + 1] messages of each round; entry 0 is 0.
         unanswered_messages: messages to clients that never replied.
         index_bytes: bytes of positions in UPDATE frames.
-        bound_bytes: log₂C(P, k) bits for each UPDATE frame with positions, in bytes.
-        update_frames: UPDATE frames that could be decoded, including lost and late ones.
+        bound_bytes: lower bound of `index_bytes`, from log₂C(P, k) bits for each UPDATE frame with positions.
+        update_frames: UPDATE frames that could be decoded, including lost and late frames.
         downlink_frames: frames sent to clients, by kind.
-        distinct_downlink_frames: distinct frames of each round, by kind; "latest": frames of kind "step" whose base round is
-            the round before.
+        distinct_downlink_frames: distinct frames of each round, by kind; "latest": "step" frames from the round before.
         coding_seconds: measured coding times; None unless requested.
     """
 
@@ -94,24 +86,15 @@ class LedgerStats:
 
 
 def read_ledger_stats(run: Run, with_coding_seconds: bool = False) -> LedgerStats:
-    """Read the statistics of a run's ledger, in one pass.
-
-    Args:
-        run: the run.
-        with_coding_seconds: whether measured coding times are read, too.
-
-    Raises:
-        ReportError: the ledger does not belong to this run.
-    """
+    """Read the statistics of a run's ledger in one pass; ReportError if the ledger does not belong to this run."""
     n_clients, parameters, length = int(run.summary["clients"]), int(run.summary["parameters"]), run.n_rounds + 1
     stats = LedgerStats(np.zeros(n_clients), np.zeros(n_clients), np.zeros(length), np.zeros(length))
     stats.coding_seconds = CodingSeconds(server_encode=np.zeros(length)) if with_coding_seconds else None
     names = ["round", "client", "direction", "kind", "base", "fate", "n_bytes", "index_bytes", "value_bytes", "kept"]
     coordinate_counts: Counter[int] = Counter()
     distinct_frames = _DistinctFrameCounter(stats.distinct_downlink_frames)
-    for batch in read_batches(
-        run.folder / "ledger.parquet", [*names, *(["encode_seconds", "decode_seconds"] * with_coding_seconds)]
-    ):
+    names += ["encode_seconds", "decode_seconds"] * with_coding_seconds
+    for batch in read_batches(run.folder / "ledger.parquet", names):
         _check_row_ranges(run, batch)
         uplink_rows, update_rows = batch["direction"].isin("up"), batch["kind"].isin("UPDATE")
         for rows, totals in ((uplink_rows, stats.uplink_bytes_by_client), (~uplink_rows, stats.downlink_bytes_by_client)):
@@ -140,7 +123,7 @@ def _add_frames(frames: FrameTotals, n_coordinates: NDArray[Any]) -> None:
 
 
 def _add_downlink(frame_totals: Mapping[str, FrameTotals], batch: LedgerBatch, parameters: int) -> F64:
-    """Count shared downlink frames; return [F, 4] round, position in DOWNLINK_KINDS, base round and coordinates of each."""
+    """Count shared downlink frames, and return round, index in DOWNLINK_KINDS, base round and coordinates of each, [F, 4]."""
     model, reference = batch["kind"].isin("MODEL"), batch["kind"].isin("REFERENCE")
     estimate = np.minimum(parameters, batch["value_bytes"] // REFERENCE_VALUE_BYTES)
     n_coordinates = np.where(reference, estimate, batch["kept"])
@@ -154,14 +137,14 @@ def _add_downlink(frame_totals: Mapping[str, FrameTotals], batch: LedgerBatch, p
 
 
 class _DistinctFrameCounter:
-    """Counter of the distinct frames of each round; the ledger has a row for each client that was sent a frame."""
+    """Counter of each round's distinct frames. The ledger has a row for each client that was sent a frame."""
 
     def __init__(self, frame_totals: Mapping[str, FrameTotals]) -> None:
         self._frame_totals = frame_totals
         self._last_round_frames = np.zeros((0, 4))
 
     def add(self, frames: F64) -> None:
-        """Add a chunk of frames [F, 4]; only its last round may continue in the next chunk."""
+        """Add a chunk of frames [F, 4]. Only the chunk's last round may continue in the next chunk."""
         rows = np.unique(np.concatenate([self._last_round_frames, frames]), axis=0)
         last = rows[-1, 0] if len(rows) else 0
         self._last_round_frames = rows[rows[:, 0] == last]
@@ -192,7 +175,7 @@ def _add_coding_seconds(
 
 
 def _check_row_ranges(run: Run, batch: LedgerBatch) -> None:
-    """Raise ReportError for a row of a client or round that the run lacks."""
+    """Raise ReportError if a row has a client or a round that the run lacks."""
     for column, low, high, source in (
         ("client", 0, int(run.summary["clients"]) - 1, "summary.json says"),
         ("round", 1, run.n_rounds, "rounds.parquet has"),
@@ -204,7 +187,7 @@ def _check_row_ranges(run: Run, batch: LedgerBatch) -> None:
 
 
 def _check_byte_totals(run: Run, ledger_stats: LedgerStats) -> None:
-    """Raise ReportError unless the bytes of the ledger are those of rounds.parquet."""
+    """Raise ReportError unless ledger and rounds.parquet agree on the total bytes."""
     stats = ledger_stats
     for link, n_bytes in (("uplink", stats.uplink_bytes_by_client), ("downlink", stats.downlink_bytes_by_client)):
         expected = run.rounds[f"{link}_bytes"][-1]
@@ -248,7 +231,7 @@ def read_client_traffic(run: Run, batch_rows: int = SEGMENT_ROWS) -> Iterator[Cl
 
 
 def _extract_columns(batch: LedgerBatch) -> dict[str, NDArray[Any]]:
-    """Return the columns of numbers, and conditions on the columns of words."""
+    """Return the numeric columns, and boolean columns for conditions on the text columns."""
     direction, kind, fate = batch["direction"], batch["kind"], batch["fate"]
     numbers = {name: batch[name] for name in ("round", "client", "n_bytes", "examples")}
     conditions = {
@@ -261,13 +244,7 @@ def _extract_columns(batch: LedgerBatch) -> dict[str, NDArray[Any]]:
 
 
 def _build_client_traffic(rows: Mapping[str, NDArray[Any]], first_round: int, distinct_bytes: F64) -> ClientTraffic:
-    """Sum the rows of each client and round.
-
-    Args:
-        rows: columns of `_extract_columns`.
-        first_round: first round of these rows.
-        distinct_bytes: [R] downlink bytes of each round, with each distinct frame counted once.
-    """
+    """Sum the rows of each client and round. `distinct_bytes` has each round's downlink, each distinct frame counted once."""
     n = int(rows["client"].max(initial=0)) + 1
     keys, groups = np.unique(rows["round"] * n + rows["client"], return_inverse=True)
 

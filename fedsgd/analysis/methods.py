@@ -21,8 +21,8 @@ IGNORED_KEYS = ("seed", "name")
 IGNORED_SECTIONS = ("engine", "report", "state", "stop")
 """Sections that do not distinguish methods: no bytes depend on [engine] and [state]."""
 INITIAL_PARAMETERS_KEY = "model.initial_sha256"
-"""Setting with the digest of the initial parameters of a Python module. Runs that differ only in it may be repetitions, or a
-trained and an untrained module; they are one method if they have the same label."""
+"""Setting with the digest of a Python module's initial parameters. Runs that differ only in this digest may be repetitions, or
+a trained and an untrained module; the runs are one method if they have the same label."""
 MethodSettings = tuple[tuple[str, str], ...]
 RunSpec = Path | str | tuple[str, Path | str]
 """Path of runs, or label of a method and path."""
@@ -30,13 +30,7 @@ RunSpec = Path | str | tuple[str, Path | str]
 
 @dataclass(frozen=True, eq=False)
 class TunedVariant:
-    """Runs of a method at one value of its tuned settings.
-
-    Attributes:
-        tuned: tuned settings and their values.
-        runs: finished runs, ascending by seed.
-        n_failed: number of seeds whose run ended in an error.
-    """
+    """Finished runs of a method, ascending by seed, at one value of its tuned settings. `n_failed` seeds ended in an error."""
 
     tuned: Mapping[str, Any]
     runs: tuple[Run, ...]
@@ -68,10 +62,9 @@ class Method:
     """Runs that differ only in their seeds and in tuned settings.
 
     Attributes:
-        label: name of the method.
         best_variant: variant with the best values of the tuned settings.
         variants: variants for all values that were tried.
-        grid_edge_keys: tuned settings whose best value is the smallest or largest one tried; a better value may exist beyond.
+        grid_edge_keys: tuned settings whose best value is the smallest or largest that was tried; a better value may exist.
     """
 
     label: str
@@ -104,7 +97,7 @@ class Method:
 
 @dataclass(frozen=True)
 class _RunEntry:
-    """Run of a method; `run` is None if it ended in an error."""
+    """Run of a method; `run` is None if the run ended in an error."""
 
     label: str | None
     tuned: tuple[tuple[str, Any], ...]
@@ -123,20 +116,16 @@ def load_methods(
     tuned: Sequence[str] = (),
     on_notice: Callable[[str], None] = lambda text: None,
 ) -> list[Method]:
-    """Read finished runs, and group those of equal settings into methods.
+    """Read finished runs and group them into methods, in the order of their first runs.
 
-    Runs that differ only in the seed, and in settings that affect no bytes, are one method. Cells of a sweep with equal labels
-    are one method, and so are runs with equal labels.
+    Runs that differ only in the seed, and in settings that affect no bytes, are one method. Runs with equal labels, and cells of
+    a sweep with equal labels, are also one method.
 
     Args:
         run_specs: run folders, folders of run folders, and sweeps.
-        target: accuracy that decides between tuned values: the best value has the fewest rounds to the target, as a median over
-            seeds. None: the best value has the highest accuracy.
+        target: accuracy; the best tuned value has the fewest rounds to it (median over seeds), without it the highest accuracy.
         tuned: settings to treat as tuned, as dotted keys, in addition to those of sweeps.
         on_notice: called with a line for each run or method that is ignored.
-
-    Returns:
-        Methods in the order of their first runs.
 
     Raises:
         ReportError: a path has no run, runs of one label have different settings, or no run is finished.
@@ -253,7 +242,7 @@ def _find_undescribed_arguments(run: Run) -> list[str]:
 
 
 def _assign_labels(unlabeled_settings: Sequence[MethodSettings], labels: Mapping[Any, str | None]) -> dict[Any, str]:
-    """Return a label for each method: the given one, or its compression and the settings that distinguish it."""
+    """Return a label for each method: the user's label, or the compression and the settings that distinguish the method."""
     assigned = {key: label for key, label in labels.items() if label is not None}
     used_labels = set(assigned.values())
     shortened = name_objects([dict(settings) for settings in unlabeled_settings])
@@ -288,7 +277,7 @@ def _distinguishing_labels(all_settings: Sequence[dict[str, str]]) -> Iterator[t
 
 
 def _find_differing_keys(all_settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the keys with several values, names of components before their settings."""
+    """Return the keys that have several values, names of components before all other settings."""
     values: dict[str, set[str]] = {}
     for settings in all_settings:
         for key, value in settings.items():
@@ -305,7 +294,7 @@ def _format_setting(key: str, value: str, names: Mapping[str, str]) -> str:
 
 
 def _build_method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], target: float | None) -> Method | None:
-    """Return a method with its best variant; None if it has no finished run."""
+    """Return a method with its best variant; None if the method has no finished run."""
     all_variants = []
     for tuned, seeds in variants.items():
         runs = tuple(run for _, run in sorted(seeds.items()) if run is not None)
@@ -315,10 +304,8 @@ def _build_method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], 
         return None
 
     def sort_key(variant: TunedVariant) -> tuple[float, int, float]:
-        rounds, best = (
-            math.inf if target is None else variant.summarize_rounds_to_target(target).median,
-            variant.summarize_best_accuracy(),
-        )
+        rounds = math.inf if target is None else variant.summarize_rounds_to_target(target).median
+        best = variant.summarize_best_accuracy()
         return rounds, variant.n_failed, math.inf if best is None else -best.median
 
     if not any(variant.has_accuracy for variant in finished):

@@ -23,7 +23,7 @@ SPEEDS: tuple[float, ...] = tuple(
     10.0 ** (SLOWEST_EXPONENT + i / STEPS_PER_DECADE)
     for i in range((FASTEST_EXPONENT - SLOWEST_EXPONENT) * STEPS_PER_DECADE + 1)
 )
-"""Uplink speeds in bits per second, 100 bit/s to 1 Tbit/s; break-evens are searched between neighbors."""
+"""Uplink speeds in bits per second, 100 bit/s to 1 Tbit/s. Break-evens are searched between neighboring speeds."""
 BISECTIONS = 50
 RELATIVE_TOLERANCE = 1e-12
 """Relative difference up to which two times are equal."""
@@ -34,13 +34,10 @@ class PricedRun:
     """A run with its times under a pricing model.
 
     Attributes:
-        run: the run.
         pricing_model: network, devices and deadline.
-        ledger_stats: frames and messages of the run's ledger.
-        compute_profile: computation of the run, independent of a machine.
+        compute_profile: the run's computation, independent of a machine.
         round_time_model: durations of the rounds as a function of the link speed.
-        coding_deciles: the run priced at the first and at the ninth decile of measured coding times; None if coding times are
-            from the cost table.
+        coding_deciles: run priced at the first and ninth decile of measured coding times; None for times of the cost table.
     """
 
     run: Run
@@ -66,9 +63,9 @@ class PricedRun:
 
     @cached_property
     def transferred_bytes(self) -> F64:
-        """[R + 1] bytes over the network up to each round; entry 0 is 0.
+        """[R + 1] bytes over the network up to each round, in both directions and with each message's overhead; entry 0 is 0.
 
-        Bytes of both directions, with distinct frames counted once on a broadcast downlink, and the overhead of each message.
+        On a broadcast downlink, each distinct frame counts once.
         """
         network, stats = self.pricing_model.network, self.ledger_stats
         column = "downlink_broadcast_bytes" if network.downlink == "broadcast" else "downlink_bytes"
@@ -77,16 +74,12 @@ class PricedRun:
 
 
 def price(run: Run, pricing_models: Sequence[PricingModel], measured_coding: bool = False) -> list[PricedRun]:
-    """Price a run. Runs of equal digests have equal prices, unless coding times were measured.
+    """Price a run by each pricing model. Runs of equal digests have equal prices, unless coding times were measured.
 
     Args:
-        run: the run.
+        run: finished run.
         pricing_models: networks, devices and deadlines.
-        measured_coding: whether coding times are medians that the machine of the run measured, in place of those of the table
-            of codec costs.
-
-    Returns:
-        A priced run for each pricing model.
+        measured_coding: True for coding times that the run's machine measured, False for those of the cost table.
 
     Raises:
         ReportError: participation depended on time, or a file of the run is incomplete.
@@ -115,19 +108,14 @@ def _price_with_profile(
 
 
 def require_time_independent(run: Run) -> None:
-    """Raise ReportError if the participation of a run depended on time, so that it cannot be priced."""
+    """Raise ReportError if a run cannot be priced, because participation depended on time."""
     if run.why_not_repriceable is not None:
         raise ReportError(f"{run.folder}: cannot be priced on another network: {run.why_not_repriceable}")
 
 
 @dataclass(frozen=True, eq=False)
 class TimeToTarget:
-    """Time of a run to its target, as a function of the link speed.
-
-    Attributes:
-        round_time_model: durations of the rounds up to the target.
-        target_reached: point between two rounds at which the target is reached.
-    """
+    """Time of a run to its target, as a function of the link speed. `round_time_model` ends with the target's round."""
 
     round_time_model: RoundTimeModel
     target_reached: TargetReached
@@ -149,12 +137,10 @@ class BreakEven:
     """Uplink speed at which the order of two methods changes.
 
     Attributes:
-        faster_below: label of the method that reaches its target first on slower uplinks.
-        faster_above: label of the method that reaches its target first on faster uplinks.
+        faster_below, faster_above: labels of the methods that reach the target first on slower and on faster uplinks.
         up_bits_per_second: uplink speed at the break-even.
-        low: lower end of the speed's range by measured coding times, those of one method at the first decile and of the other
-            method at the ninth. 0 without an end; None if coding times are from the cost table.
-        high: upper end of the range; infinite without an end.
+        low, high: range of this speed if one method's measured coding times are at the first decile, and the other method's at
+            the ninth. 0 or infinite if the range has no end; None if coding times are from the cost table.
     """
 
     faster_below: str
@@ -169,10 +155,8 @@ class MethodTiming:
     """Times of a method to the target, as a function of the link speed.
 
     Attributes:
-        label: name of the method.
         times_to_target: time of each seed; None if the seed does not reach the target.
-        coding_deciles: times at the first and at the ninth decile of measured coding times; None if coding times are from the
-            cost table.
+        coding_deciles: times at the first and ninth decile of measured coding times; None for times of the cost table.
     """
 
     label: str
@@ -180,7 +164,7 @@ class MethodTiming:
     coding_deciles: tuple[MethodTiming, MethodTiming] | None = None
 
     def compute_median_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> float:
-        """Return the median over seeds of the seconds to the target; infinite if half of the seeds do not reach it."""
+        """Return the median over seeds of the seconds to the target; infinite if half of the seeds do not reach the target."""
         seconds = (
             None if time is None else time.compute_seconds(up_bps, down_bps, latency_seconds) for time in self.times_to_target
         )
@@ -193,7 +177,7 @@ class MethodTiming:
 
 
 def build_method_timing(label: str, priced_runs: Sequence[PricedRun], target: float, n_failed: int) -> MethodTiming:
-    """Return the times of a method to the target; failed seeds do not reach it."""
+    """Return the times of a method to the target; failed seeds do not reach the target."""
     times = [*(time_to_target(run, target) for run in priced_runs), *[None] * n_failed]
     deciles = [run.coding_deciles for run in priced_runs if run.coding_deciles is not None]
     if not deciles:
@@ -211,7 +195,7 @@ def _make_link_scaler(network: Network) -> Callable[[float], tuple[float, float,
 def break_evens(first: MethodTiming, second: MethodTiming, network: Network) -> list[BreakEven]:
     """Return the uplink speeds at which the order of two methods changes, ascending; usually one or none.
 
-    A break-even lies between two neighbors of SPEEDS and is located by bisection.
+    A break-even lies between two neighboring SPEEDS; bisection finds the value.
     """
     return pairwise_break_evens([first, second], network)
 

@@ -31,24 +31,11 @@ def write_report(
     measured_coding: bool = False,
     on_notice: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Write a report.
+    """Write a report of runs: a page ("html"), whose file is `out`, or figures in the folder `out`. Return the paths of the files.
 
-    Args:
-        run_specs: run folders, folders of run folders, and sweeps.
-        out: file of the page, or folder of the figures.
-        file_format: "html" for a page; "pdf", "svg" or "png" for figures.
-        target: accuracy to be reached; None for `choose_default_target`.
-        tuned: settings that were tuned, as dotted keys.
-        network_name: name of the network of `pricing_model`.
-        pricing_model: network, devices and deadline of the figures, and of the page at its start.
-        price_per_gigabyte: price of 10⁹ bytes, in any currency.
-        title: title; None for the names of the scenarios.
-        measured_coding: whether coding times are those that the machine of each run measured.
-        on_notice: called with lines about ignored runs, about runs that differ in more than their method, and about coding
-            times that figures do not show.
-
-    Returns:
-        Paths of the files.
+    Without a target, `choose_default_target` chooses one; without a title, the names of the scenarios are the title. `tuned` has
+    the dotted keys of tuned settings. The other options are those of `ReportOptions`. `on_notice` gets lines about ignored runs,
+    about other differences between methods, and about coding times that figures do not show.
     """
     target = choose_default_target(load_methods(run_specs, None, tuned)) if target is None else target
     methods = load_methods(run_specs, target, tuned, on_notice)
@@ -72,10 +59,7 @@ def write_report(
 def choose_default_target(methods: Sequence[Method]) -> float:
     """Return the target of the runs' scenarios if they agree, otherwise the highest whole percent that all methods reach.
 
-    A method reaches an accuracy if the median over its seeds does.
-
-    Raises:
-        ReportError: the runs have neither a common target nor a measured accuracy.
+    A method reaches an accuracy if its median best accuracy over seeds does. ReportError if no accuracy was measured.
     """
     runs = [run for method in methods for run in method.runs]
     settings = [run.settings.get(f"{section}.target_accuracy") for run in runs for section in ("report", "stop")]

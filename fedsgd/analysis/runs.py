@@ -40,10 +40,8 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: run folder.
         settings: settings of the resolved scenario, by dotted keys.
         scenario_text: resolved scenario, as TOML.
-        summary: content of summary.json.
         rounds: columns of rounds.parquet by name, [R] float64, NaN for missing values.
     """
 
@@ -80,12 +78,12 @@ class Run:
         return self.rounds.get("accuracy", np.full(self.n_rounds, np.nan))
 
     def get_cumulative(self, column: str) -> F64:
-        """Return a column of cumulative figures, [R + 1], with an entry 0 for the time before round 1."""
+        """Return a cumulative column of rounds.parquet, [R + 1], with entry 0 for the time before round 1."""
         return np.concatenate([[0.0], self.rounds[column]])
 
     @property
     def why_not_repriceable(self) -> str | None:
-        """Reason for which the run cannot be priced on another network: time decided on participation. None if it can."""
+        """Reason why time decided on participation, so that the run cannot be priced on another network; None otherwise."""
         deadline, over = (self.settings.get(f"participation.{key}") for key in ("deadline", "over_selection"))
         timeouts = self.summary.get("timeouts") or 0
         if deadline is not None:
@@ -100,11 +98,7 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """Read the run of a folder.
-
-    Raises:
-        ReportError: the folder has no run, or the run is unfinished or cannot be read.
-    """
+    """Read the run of a folder; ReportError if there is no run, or if the run is unfinished or cannot be read."""
     missing = [name for name in REQUIRED_FILES if not (folder / name).exists()]
     if missing == ["summary.json"]:
         raise ReportError(f"{folder}: has no summary.json: the run did not finish")
@@ -142,16 +136,12 @@ def load_run(folder: Path) -> Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder has a run, finished or not."""
+    """Return True if a folder has a run, finished or not."""
     return (folder / RUN_FILES[0]).is_file()
 
 
 def find_runs(location: Path) -> list[Path]:
-    """Return the run folders of a path: the path itself, or all finished runs below it.
-
-    Raises:
-        ReportError: there is no run.
-    """
+    """Return the run folders of a path: the path itself, or all finished runs below the path. ReportError if there is none."""
     if is_run(location):
         return [location]
     if location.is_file():

@@ -24,7 +24,7 @@ from fedsgd.sweeps.labels import format_value, shorten_keys
 NOT_REACHED = "not reached"
 NOT_MEASURED = "not measured"
 NOTABLE_CODING_SHARE = 0.1
-"""Share of coding in the time of a method above which a note names it."""
+"""Share of coding in a method's time above which a note names the share."""
 JSON_KEYS: Mapping[str, str] = {
     "grid_edge_keys": "at_edge",
     "n_failed": "failed",
@@ -80,7 +80,7 @@ def format_accuracy(value: float) -> str:
 
 
 def format_rounded_bytes(value: float) -> str:
-    """Return bytes, rounded to whole bytes, in decimal units."""
+    """Return a number of bytes, rounded to whole bytes, in decimal units."""
     return format_bytes(round(value))
 
 
@@ -177,28 +177,21 @@ def collect_measured_coding_notes(comparison: Comparison) -> Iterator[str]:
         yield from (f"{name}: {text}" for text in describe_break_evens(comparison.break_evens.get(name, ())))
 
 
-def _collect_network_notes(comparison: Comparison, network_name: str, pricing_model: PricingModel) -> Iterator[str]:
-    waits = (
-        ""
-        if pricing_model.deadline_seconds is None
-        else f", waits {format_seconds(pricing_model.deadline_seconds)} for a reply"
-    )
+def _collect_network_notes(comparison: Comparison, name: str, pricing_model: PricingModel) -> Iterator[str]:
+    deadline = pricing_model.deadline_seconds
+    waits = "" if deadline is None else f", waits {format_seconds(deadline)} for a reply"
     devices = f"clients compute {pricing_model.device}; the server {pricing_model.server.copy_rate_text}"
-    yield f"{network_name}: {pricing_model.network}; {devices}{waits}"
-    shares = [
-        (row.network_costs[network_name].coding_share, row.label)
-        for row in comparison.rows
-        if network_name in row.network_costs
-    ]
+    yield f"{name}: {pricing_model.network}; {devices}{waits}"
+    shares = [(row.network_costs[name].coding_share, row.label) for row in comparison.rows if name in row.network_costs]
     share, label = max(shares, default=(0.0, ""))
     if share > NOTABLE_CODING_SHARE:
         source = "as measured by its machine" if comparison.measured_coding else "by the table of codec costs"
         maximum = ", the maximum over methods" if len(shares) > 1 else ""
-        yield f"{network_name}: coding is {100 * share:.0f} % of the time of {label}, {source}{maximum}"
+        yield f"{name}: coding is {100 * share:.0f} % of the time of {label}, {source}{maximum}"
 
 
 def describe_break_evens(break_evens: Iterable[BreakEven]) -> Iterator[str]:
-    """Yield a line for each pair of methods: the uplink speeds at which one of them is faster.
+    """Yield a line for each pair of methods, about the uplink speeds at which one method is faster than the other.
 
     >>> points = [BreakEven("top-k", "dense", 1e6), BreakEven("dense", "top-k", 1e9)]
     >>> list(describe_break_evens(points))
@@ -227,7 +220,7 @@ def _format_break_even_speed(break_even: BreakEven) -> str:
 
 
 def to_json(comparison: Comparison) -> str:
-    """Return all figures as JSON; null for a figure that is not reached."""
+    """Return all figures as JSON, with null for a figure whose target is not reached."""
     content = {
         "target": comparison.target,
         "price_per_gigabyte": comparison.price_per_gigabyte,
@@ -255,7 +248,7 @@ def _replace_non_finite(value: Any) -> Any:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return a row for each method, with numbers in base units; a cell is empty if its figure is not reached."""
+    """Return a row for each method, with numbers in base units. A cell is empty if the target is not reached."""
     out = io.StringIO()
     rows = [dict(_flatten_row(comparison, row)) for row in comparison.rows]
     writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -265,12 +258,8 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def _flatten_row(comparison: Comparison, row: ComparisonRow) -> Iterator[tuple[str, Any]]:
-    yield from (
-        ("method", row.label),
-        ("seeds", row.seeds),
-        ("failed", row.n_failed),
-        ("diverged", len(row.divergence_by_seed)),
-    )
+    counts = {"seeds": row.seeds, "failed": row.n_failed, "diverged": len(row.divergence_by_seed)}
+    yield from {"method": row.label, **counts}.items()
     yield from ((f"tuned {key}", value) for key, value in row.tuned.items())
     yield "target", "" if comparison.target is None else comparison.target
     figures: dict[str, SeedSummary | None] = {

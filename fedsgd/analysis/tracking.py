@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 class PricedTracker:
-    """Tracker that adds the end of each round on each network to the results of another tracker.
-
-    The ledger in the run folder is priced, so the run needs a folder.
-    """
+    """Wrapper of a tracker that adds the simulated end of each round on each network. It needs the ledger in a run folder."""
 
     def __init__(self, tracker: Tracker, pricing_models: Mapping[str, PricingModel]) -> None:
         self._tracker = tracker
@@ -40,11 +37,7 @@ class PricedTracker:
         self._tracker.round(record)
 
     def end(self, outcome: RunFinished) -> None:
-        """Forward the outcome with prices.
-
-        Raises:
-            ReportError: the run cannot be priced; the outcome was forwarded without prices.
-        """
+        """Forward the outcome with prices; without prices before a ReportError if the run cannot be priced."""
         problem: ReportError | None = None
         if outcome.summary is not None:
             try:
