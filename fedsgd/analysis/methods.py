@@ -118,8 +118,8 @@ def load_methods(
 ) -> list[Method]:
     """Read finished runs and group them into methods, in the order of their first runs.
 
-    Runs that differ only in the seed, and in settings that affect no bytes, are one method. Runs with equal labels, and cells of
-    a sweep with equal labels, are also one method.
+    Runs that differ only in the seed, and in settings that affect no bytes, are one method. Runs with equal labels, and cells
+    of a sweep with equal labels, are also one method.
 
     Args:
         run_specs: run folders, folders of run folders, and sweeps.

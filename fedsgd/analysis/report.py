@@ -31,11 +31,11 @@ def write_report(
     measured_coding: bool = False,
     on_notice: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Write a report of runs: a page ("html"), whose file is `out`, or figures in the folder `out`. Return the paths of the files.
+    """Write a report to `out`, the file of a page ("html") or the folder of figures, and return the paths of the files.
 
-    Without a target, `choose_default_target` chooses one; without a title, the names of the scenarios are the title. `tuned` has
-    the dotted keys of tuned settings. The other options are those of `ReportOptions`. `on_notice` gets lines about ignored runs,
-    about other differences between methods, and about coding times that figures do not show.
+    Without a target, `choose_default_target` chooses a target; without a title, the scenarios' names are the title. `tuned` has
+    the dotted keys of tuned settings. The other options are those of `ReportOptions`. `on_notice` gets lines about ignored
+    runs, about other differences between methods, and about coding times that figures do not show.
     """
     target = choose_default_target(load_methods(run_specs, None, tuned)) if target is None else target
     methods = load_methods(run_specs, target, tuned, on_notice)

@@ -37,25 +37,13 @@ FIGURES: dict[str, Callable[[Sequence[MethodSeries], ReportOptions], Figure | No
     "clients": plot_client_traffic,
     "memory": plot_residuals,
 }
-"""Plot functions by the name of their file. A function returns None for a figure without data: without measured accuracies,
-without priced runs, without runs that reach the target, or without residuals."""
+"""Plot functions by the name of their file. A function returns None for a figure without data, such as measured accuracies."""
 
 
 def draw_figures(methods: Sequence[Method], options: ReportOptions, folder: Path, file_format: FigureFormat) -> list[Path]:
-    """Draw all figures that have data, one file each. Equal runs give equal files.
+    """Draw all figures that have data, and return their paths, one file each. Equal runs give equal files.
 
-    Args:
-        methods: methods, as from `load_methods`.
-        options: target, network and title.
-        folder: folder of the files, created if only its parent exists.
-        file_format: "pdf", "svg" or "png".
-
-    Returns:
-        Paths of the files. An error leaves no partial file.
-
-    Raises:
-        OutputError: the format is unknown, or a file cannot be written.
-        ReportError: a run cannot be read, as for `price`.
+    The folder is created if its parent exists. An error leaves no partial file.
     """
     check_figure_folder(folder, file_format)
     with paper_style():

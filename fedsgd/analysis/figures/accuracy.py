@@ -40,13 +40,13 @@ Curve = tuple[F64, F64]
 
 
 def _build_accuracy_curve(run: Run, x_values: F64) -> Curve:
-    """Return the curve of the best accuracy so far; `x_values` [R + 1] are positions after each round."""
+    """Return the curve of the best accuracy so far. `x_values` [R + 1] has the horizontal position after each round."""
     rounds = np.array([round for round, _ in run.measured_accuracies], dtype=np.int64)
     return x_values[rounds], np.array(running_maximum([accuracy for _, accuracy in run.measured_accuracies]))
 
 
 def _build_accuracy_curves(x_values_of: Callable[[Run], F64], series: MethodSeries) -> list[Curve]:
-    """Return the accuracy curve of each run; `x_values_of` gives the axis of a run."""
+    """Return the accuracy curve of each run. `x_values_of` returns a run's horizontal positions."""
     return [_build_accuracy_curve(run, x_values_of(run)) for run in series.runs]
 
 
@@ -55,12 +55,8 @@ def _draw_accuracy_bands(ax: Axes, bands: Sequence[tuple[MethodSeries, SeedBand]
     for series, band in bands:
         band.draw(ax, series)
     ax.axhline(target, color=RULE_COLOUR, linewidth=0.7, zorder=2.5, gid="target")
-    scale_axis(
-        ax.yaxis,
-        FRACTION,
-        *find_finite_range([target, *(value for _, band in bands for value in band.iter_values())]),
-        log=False,
-    )
+    accuracies = [target, *(value for _, band in bands for value in band.iter_values())]
+    scale_axis(ax.yaxis, FRACTION, *find_finite_range(accuracies), log=False)
 
 
 def _build_bands(
@@ -83,8 +79,8 @@ def _add_legend(
     target: float,
     missing_note: str,
 ) -> None:
-    drawn = [series for series, _ in bands]
-    entries = [series.legend_entry("" if series in drawn else missing_note) for series in method_series]
+    series_with_band = [series for series, _ in bands]
+    entries = [series.legend_entry("" if series in series_with_band else missing_note) for series in method_series]
     add_legend(figure, [*entries, (Line2D([], [], color=RULE_COLOUR, linewidth=0.7), f"target {target:g}")])
 
 
@@ -151,9 +147,9 @@ def plot_accuracy_by_time(method_series: Sequence[MethodSeries], options: Report
 
 
 def plot_pareto(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
-    """Plot each method's best accuracy against the bytes sent until then, and the Pareto front.
+    """Plot each method's best accuracy against the bytes up to that round, and the Pareto front.
 
-    Small, hollow markers are other tuned variants.
+    Small, hollow markers show the other tuned variants.
     """
     downlink_column = _select_downlink_column(options)
     points = {
@@ -183,12 +179,8 @@ def plot_pareto(method_series: Sequence[MethodSeries], options: ReportOptions) -
         for series in method_series
     ]
     if len(all_points) > sum(variants[series.method.best_variant] is not None for series, variants in points.items()):
-        entries.append(
-            (
-                Line2D([], [], linestyle="none", marker="o", color=RULE_COLOUR, **OTHER_VALUE_STYLE),
-                "other values that were tried",
-            )
-        )
+        marker = Line2D([], [], linestyle="none", marker="o", color=RULE_COLOUR, **OTHER_VALUE_STYLE)
+        entries.append((marker, "other values that were tried"))
     add_legend(figure, [*entries, (Line2D([], [], color=RULE_COLOUR, linewidth=0.8), "Pareto front")])
     return figure
 
@@ -207,7 +199,7 @@ def _draw_point(ax: Axes, series: MethodSeries, point: Curve, is_best: bool) -> 
 
 
 def _find_best_points(variant: TunedVariant, downlink_column: str) -> Curve | None:
-    """Return the bytes up to the best accuracy and the best accuracy of each run; None without a measured accuracy."""
+    """Return each run's bytes up to its best accuracy, and this accuracy; None if no accuracy was measured."""
     curves = [
         _build_accuracy_curve(run, run.get_cumulative("uplink_bytes") + run.get_cumulative(downlink_column))
         for run in variant.runs

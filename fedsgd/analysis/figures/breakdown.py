@@ -1,4 +1,4 @@
-"""Bar charts of the parts of the bytes and of the phases of a round. The name of a method is above its bar."""
+"""Bar charts of bytes by part of a frame, and of a round's time by phase. A method's name is above its bar."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BarSegment = tuple[float, str]
 
 
 def plot_byte_breakdown(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure:
-    """Plot the shares of header, index, value and side bytes in each direction, means over seeds, with total bytes."""
+    """Plot the shares of value, index, header and side bytes in each direction, as means over seeds, with the total bytes."""
     figure = Figure(figsize=(TWO_COLUMNS, _figure_height(len(method_series))), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     has_bound, used_parts = False, set[str]()
@@ -62,9 +62,8 @@ def plot_byte_breakdown(method_series: Sequence[MethodSeries], options: ReportOp
         (Patch(facecolor=colour), part) for part, colour in BREAKDOWN_COLOURS.items() if part in used_parts
     ]
     if has_bound:
-        entries.append(
-            (Line2D([], [], linestyle="none", **BOUND_MARKER_STYLE), "lower bound for random positions, log₂C(P, k)")
-        )
+        marker = Line2D([], [], linestyle="none", **BOUND_MARKER_STYLE)
+        entries.append((marker, "lower bound for random positions, log₂C(P, k)"))
     add_legend(figure, entries)
     return figure
 
@@ -89,12 +88,8 @@ def plot_round_time(method_series: Sequence[MethodSeries], options: ReportOption
         if phases is None:
             ax.text(0, i, f" {NOT_PRICED}", va="center", fontsize=SMALL_FONT_SIZE)
         else:
-            _draw_bar(
-                ax,
-                i,
-                [(phases[name], colour) for name, (_, colour) in ROUND_TIME_PHASES.items()],
-                format_seconds(sum(phases.values())),
-            )
+            segments = [(phases[name], colour) for name, (_, colour) in ROUND_TIME_PHASES.items()]
+            _draw_bar(ax, i, segments, format_seconds(sum(phases.values())))
     scale_axis(ax.xaxis, SECONDS, 0.0, longest, max_ticks=4, log=False)
     ax.set_xlabel(f"time of a round on {truncate_label(options.network_name, 120)}")
     _draw_names(ax, method_series)
@@ -121,7 +116,7 @@ def _draw_bar(ax: Axes, bar_index: int, segments: Sequence[BarSegment], total_te
 
 
 def _draw_names(ax: Axes, method_series: Sequence[MethodSeries]) -> None:
-    """Write the names of the methods above their bars, where long names fit."""
+    """Write the methods' names above their bars, where there is space for long names."""
     for i, series in enumerate(method_series):
         placement: dict[str, Any] = {"xytext": (2.5, 2), "textcoords": "offset points", "va": "bottom"}
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.3}

@@ -19,10 +19,7 @@ CLIENT_PERCENTILES = np.linspace(0, 100, N_QUANTILES)
 
 
 def plot_client_traffic(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure:
-    """Plot quantiles over clients of the bytes of one client in the whole run.
-
-    Clients without bytes are omitted: a line starts at the first client with bytes.
-    """
+    """Plot quantiles of the clients' bytes in the whole run. A line starts at the first client that has bytes."""
     figure = Figure(figsize=(TWO_COLUMNS, 2.2), layout="constrained")
     axes = figure.subplots(1, 2)
     directions: tuple[tuple[str, Callable[[LedgerStats], F64]], ...] = (
@@ -43,7 +40,7 @@ def plot_client_traffic(method_series: Sequence[MethodSeries], options: ReportOp
 
 
 def _compute_quantiles(values: F64) -> F64:
-    """Return quantiles of the clients' bytes, NaN for 0, which a logarithmic axis cannot show."""
+    """Return quantiles of the clients' bytes, with NaN for 0 bytes, which a logarithmic axis cannot show."""
     quantiles: F64 = np.quantile(values, CLIENT_PERCENTILES / 100)
     return np.where(quantiles > 0, quantiles, np.nan)
 

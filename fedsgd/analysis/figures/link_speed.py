@@ -31,26 +31,14 @@ from fedsgd.config.quantities import format_rate
 from fedsgd.network import Network
 
 MIN_SHOWN_SPEED, MAX_SHOWN_SPEED = 1e3, 1e10
-"""Range of the figure in bits per second; the network and break-evens extend it."""
-BASELINE_MARK_STYLE: dict[str, Any] = {
-    "marker": "o",
-    "markersize": 4.5,
-    "markerfacecolor": "none",
-    "markeredgewidth": 0.8,
-    "zorder": 4,
-}
-FASTEST_MARK_STYLE: dict[str, Any] = {
-    "marker": "o",
-    "markersize": 3.5,
-    "color": "black",
-    "markeredgecolor": "white",
-    "zorder": 4.1,
-}
+"""Range of the figure in bits per second. The network's speed and break-evens extend the range."""
+BASELINE_MARK_STYLE = dict[str, Any](marker="o", markersize=4.5, markerfacecolor="none", markeredgewidth=0.8, zorder=4)
+FASTEST_MARK_STYLE = dict[str, Any](marker="o", markersize=3.5, color="black", markeredgecolor="white", zorder=4.1)
 
 
 @dataclass(frozen=True)
 class BreakEvenMark:
-    """Marker of a break-even, in the style of `series`, the method that is not the baseline."""
+    """Marker of a break-even. `series` is the method that is not the baseline; its colour is the marker's."""
 
     up_bits_per_second: float
     seconds: float
@@ -60,7 +48,7 @@ class BreakEvenMark:
 def plot_link_speed(method_series: Sequence[MethodSeries], options: ReportOptions) -> Figure | None:
     """Plot the time to the target against the uplink speed.
 
-    Markers are the break-evens with the uncompressed method, and those at which the fastest method changes.
+    Markers show break-evens with the uncompressed method, and break-evens at which the fastest method changes.
     """
     network = options.pricing_model.network
     timings = {series: series.build_timing(options.target) for series in method_series}
@@ -121,7 +109,7 @@ def _compute_seconds(timing: MethodTiming, up_bps: float, network: Network) -> f
 def _find_fastest_changes(
     timed_series: Sequence[tuple[MethodSeries, MethodTiming, Sequence[float]]], network: Network
 ) -> Iterator[BreakEvenMark]:
-    """Yield the break-evens at which the fastest method changes, each the one nearest to the change among SPEEDS."""
+    """Yield, for each change of the fastest method between two SPEEDS, the two methods' break-even nearest to the change."""
     fastest = np.argmin([seconds for _, _, seconds in timed_series], axis=0)
     for i, (before, after) in enumerate(pairwise(fastest.tolist())):
         if before == after:
@@ -161,9 +149,9 @@ def _draw_marks(ax: Axes, fastest_marks: Sequence[BreakEvenMark], baseline_marks
     for mark in fastest_marks:
         ax.plot(mark.up_bits_per_second, mark.seconds, gid="soonest", **FASTEST_MARK_STYLE)
         fraction = (np.log(mark.up_bits_per_second) - low) / (high - low)
-        is_lowered = fraction < last_fraction + 0.25  # the text of the neighbor needs the room on the right
+        is_lowered = fraction < last_fraction + 0.25  # the neighboring mark's text needs the space on its right
         last_fraction = -np.inf if is_lowered else fraction
-        side = "left" if fraction < 0.25 else "right"  # lines fall, so there is room below them on the left
+        side = "left" if fraction < 0.25 else "right"  # lines fall, so there is space on the left below a line
         offset = (3 if side == "left" else -2, -12 if is_lowered else -3)
         text, position = format_rate(mark.up_bits_per_second), (mark.up_bits_per_second, mark.seconds)
         ax.annotate(text, position, offset, textcoords="offset points", ha=side, va="top", fontsize=SMALL_FONT_SIZE, zorder=4.2)

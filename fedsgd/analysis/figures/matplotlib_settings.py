@@ -1,4 +1,4 @@
-"""matplotlib without the user's settings. Modules that draw import this module before matplotlib."""
+"""matplotlib without the user's settings. Drawing modules import this module before matplotlib."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from fedsgd.errors import OutputError
 def _import_matplotlib() -> None:
     """Import matplotlib under any value of MPLBACKEND: Jupyter exports a backend that another environment may lack.
 
-    The backend of MPLBACKEND is set afterwards, if matplotlib knows it.
-
-    Raises:
-        OutputError: matplotlib cannot be imported, for example because it finds no folder for its cache.
+    The backend is set afterwards if matplotlib has it. The import fails without a folder for matplotlib's cache, for example.
     """
     if "matplotlib" in sys.modules:
         return

@@ -23,9 +23,9 @@ from fedsgd.storage.run_directory import write_atomically
 
 FORMATS = (".png", ".svg")
 MAX_BARS = 40
-"""Most clients that are drawn as bars; more clients are the columns of a map."""
+"""Maximum number of clients that are drawn as bars. More clients are drawn as columns of a map."""
 COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#666666")
-"""Paul Tol's "muted" scheme and a grey: distinct for colour-blind readers, and on paper."""
+"""Paul Tol's "muted" scheme, with a grey: colours that colour-blind readers can distinguish, also on paper."""
 OTHER_CLASSES_COLOUR = "#DDDDDD"
 MAX_MAP_COLUMNS = 1000
 THOUSANDS_FORMATTER = StrMethodFormatter("{x:,.0f}")
@@ -62,7 +62,7 @@ def _build_title(partition_summary: PartitionSummary) -> str:
 
 
 def _collect_class_counts(partition_summary: PartitionSummary) -> list[tuple[str, str, I64]]:
-    """Return label, colour and [N] targets of each client for the most frequent classes, and for all other classes together."""
+    """Return label, colour and [N] clients' targets for each of the most frequent classes, and for all others together."""
     if partition_summary.counts is None:
         return [("examples", COLOURS[0], partition_summary.sizes)]
     by_frequency = np.argsort(-partition_summary.counts.sum(axis=0), kind="stable")
@@ -99,11 +99,8 @@ def _draw_bars(partition_summary: PartitionSummary) -> Figure:
     for label, colour, widths in _collect_class_counts(partition_summary):
         ax.barh(np.arange(n), widths, left=left, color=colour, edgecolor="white", linewidth=0.4, label=label, height=0.82)
         left += widths
-    unit = (
-        "examples"
-        if partition_summary.counts is None or partition_summary.counts.sum() == partition_summary.sizes.sum()
-        else "targets"
-    )
+    counts, sizes = partition_summary.counts, partition_summary.sizes
+    unit = "examples" if counts is None or counts.sum() == sizes.sum() else "targets"
     ax.set(ylabel="client", xlabel=f"training {unit}", ylim=(n - 0.4, -0.6), yticks=np.arange(0, n, 1 if n <= 20 else 5))
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -115,7 +112,7 @@ def _draw_bars(partition_summary: PartitionSummary) -> Figure:
 
 
 def _draw_map(partition_summary: PartitionSummary) -> Figure:
-    """Draw clients as columns, sorted by their largest class and its share."""
+    """Draw clients as columns, sorted by their largest class and the share of this class."""
     shares = partition_summary.compute_class_distributions()
     figure = Figure(figsize=(9, 2.8 if shares is None else 5.2), layout="constrained")
     figure.suptitle(_build_title(partition_summary), x=0.01, ha="left", fontsize=11, fontweight="bold")

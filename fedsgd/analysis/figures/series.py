@@ -26,14 +26,7 @@ NOT_PRICED = "not priced: participation depended on time"
 
 @dataclass(frozen=True, eq=False)
 class MethodSeries:
-    """A method with the data and the style of its curves.
-
-    Attributes:
-        method: method and its tuned variants.
-        style: colours, dashes and markers.
-        priced_runs: runs under the pricing model of the report; empty if they cannot be priced.
-        ledger_stats: ledger statistics of each run.
-    """
+    """A method with the data and the style of its curves. `priced_runs` is empty if the runs cannot be priced."""
 
     method: Method
     style: MethodStyle
@@ -46,7 +39,7 @@ class MethodSeries:
         return self.method.runs
 
     def legend_entry(self, missing_note: str = "", as_line: bool = True) -> tuple[Artist, str]:
-        """Return handle and text of a legend entry; `missing_note`: reason why the method is not in the figure."""
+        """Return handle and text of a legend entry. `missing_note` is the reason why the method is not in the figure."""
         n_failed, n_diverged = self.method.best_variant.n_failed, len(self.method.divergence_by_seed)
         n = n_failed + len(self.runs)
         counts = ((n_failed, "failed"), (n_diverged, "diverged"))
@@ -56,7 +49,7 @@ class MethodSeries:
         return handle, label_with_note(self.style.label, ", ".join(notes))
 
     def build_timing(self, target: float) -> MethodTiming:
-        """Return the method's time to a target. Failed seeds count as not reaching the target."""
+        """Return the method's times to a target; failed seeds do not reach the target."""
         return build_method_timing(self.style.label, self.priced_runs, target, self.method.best_variant.n_failed)
 
 
@@ -77,14 +70,7 @@ def _build_method_series(method: Method, style: MethodStyle, options: ReportOpti
 
 @dataclass(frozen=True, eq=False)
 class SeedBand:
-    """Curve with its range over seeds.
-
-    Attributes:
-        x: [X] positions.
-        median: [X] median over seeds.
-        low: [X] minimum over seeds.
-        high: [X] maximum over seeds.
-    """
+    """Curve over seeds: [X] positions x, and [X] medians, minima and maxima."""
 
     x: F64
     median: F64
@@ -100,7 +86,7 @@ class SeedBand:
             ax.fill_between(self.x, self.low, high, color=series.style.colour, alpha=0.16, linewidth=0)
 
     def equals(self, other: SeedBand) -> bool:
-        """Return whether two bands have equal values."""
+        """Return True if two bands have equal values."""
         pairs = ((self.x, other.x), (self.low, other.low), (self.median, other.median), (self.high, other.high))
         return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
@@ -117,10 +103,10 @@ def build_band(x: F64, curves: Sequence[F64 | list[float]]) -> SeedBand:
 
 
 def interpolate_band(curves: Sequence[tuple[F64, F64]]) -> SeedBand | None:
-    """Return the band of curves with different positions (x ascending), by linear interpolation; None if all are empty.
+    """Return the band of curves with different, ascending x, by linear interpolation; None if all curves are empty.
 
-    The band starts at the position where all curves have started. It ends at the median of the last positions. A curve that
-    ends earlier keeps its last value. For ascending curves, the median therefore reaches a value where the median seed does.
+    The band starts where the last curve starts, and ends at the median of the curves' last positions. A curve that ends earlier
+    keeps its last value. For ascending curves, the median therefore reaches a value where the median seed reaches the value.
     """
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:

@@ -57,7 +57,7 @@ RC_PARAMS: dict[str, Any] = {
     "savefig.dpi": 300,
 }
 COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#44AA99", "#DDAA33", "#AA4499")
-"""Paul Tol's "muted" scheme, its yellow darker: distinct for colour-blind readers."""
+"""Paul Tol's "muted" scheme, with a darker yellow: colours that colour-blind readers can distinguish."""
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 MAX_LABEL_POINTS = 190.0
@@ -66,15 +66,7 @@ MAX_LABEL_POINTS = 190.0
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """Style of a method, equal in all figures.
-
-    Attributes:
-        label: label, cut to the width of a legend.
-        colour: colour of lines and markers.
-        dashes: line style.
-        marker: marker.
-        index: position of the method, from 0.
-    """
+    """Style of a method, equal in all figures. The label is cut to the width of a legend; `index` counts methods from 0."""
 
     label: str
     colour: str
@@ -83,7 +75,7 @@ class MethodStyle:
     index: int
 
     def get_line_properties(self) -> dict[str, Any]:
-        """Return the properties of lines. Markers are at different positions for each method, so that equal lines show all."""
+        """Return the properties of lines. Methods have different marker positions, so that equal lines show all markers."""
         marker_positions = (0.02 + 0.05 * (self.index % 4), 0.2)
         return {**self.get_marker_properties(), "linestyle": self.dashes, "markevery": marker_positions, "gid": self.gid}
 
@@ -105,11 +97,7 @@ def paper_style() -> Iterator[None]:
 
 
 def method_styles(labels: Sequence[str]) -> list[MethodStyle]:
-    """Return a style for each method.
-
-    There are nine colours, four line styles and thirteen markers. So the first 36 methods have different lines, and the first
-    117 methods different pairs of colour and marker.
-    """
+    """Return a style for each method. The first 36 methods have different lines, and the first 117 colour and marker."""
     return [
         MethodStyle(label, COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)], i)
         for i, label in enumerate(truncate_labels(labels))
@@ -143,7 +131,7 @@ def truncate_label(label: str, max_points: float, suffix: str = "") -> str:
 
 
 def label_with_note(label: str, note: str) -> str:
-    """Return a label with a note in parentheses, on a second line if both do not fit on the first."""
+    """Return a label with a note in parentheses, on a second line if the first line is too short for both."""
     if not note:
         return label
     text = f"{label} ({note})"
@@ -157,9 +145,9 @@ def measure_width(text: str) -> float:
 
 
 def add_legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
-    """Add a legend below the axes, in as many columns as fit, and increase the height of the figure.
+    """Add a legend below the axes, in as many columns as fit, and increase the figure's height for the legend.
 
-    Lines that are too short for a marker get one, as their entry has.
+    A line that is too short for its first marker gets a marker, because its entry in the legend has one.
     """
     for ax in figure.axes:
         for line in ax.lines:
@@ -186,7 +174,7 @@ def add_legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
 
 
 def _ensure_marker(line: Line2D) -> None:
-    """Mark the first point of a line that ends before its first marker, for example of a line of one point."""
+    """Mark the first point of a line that ends before its first marker, such as a line of one point."""
     marker_positions = line.get_markevery()
     if not isinstance(marker_positions, tuple) or line.axes is None:
         return
@@ -204,7 +192,7 @@ class AxisUnit:
     Attributes:
         format_value: function that formats a value with its unit.
         tick_levels: positions of ticks on a logarithmic axis, from the finest level to the coarsest.
-        tick_multiples: units of ticks on a linear axis, descending; the largest one within the axis is used.
+        tick_multiples: units of ticks on a linear axis, descending; the axis uses the first that is not above its maximum.
     """
 
     format_value: Callable[[float], str]
@@ -239,16 +227,10 @@ NUMBER = AxisUnit(lambda x: f"{x:,.6g}", _build_decade_levels(-12, 16))
 def scale_axis(
     axis: Axis, unit: AxisUnit, low: float, high: float, max_ticks: int = 5, log: bool | None = None, pad: float = 0.03
 ) -> None:
-    """Set scale, limits and ticks of an axis.
+    """Set scale, limits and ticks of an axis for values from `low` to `high`, with a share `pad` of the range as margin.
 
-    Args:
-        axis: x or y axis.
-        unit: unit of the values.
-        low: smallest value.
-        high: largest value.
-        max_ticks: most ticks with a label; a linear axis may have one more.
-        log: whether the axis is logarithmic; None: if the values span a factor of three. An axis with low = 0 is linear.
-        pad: margin as a share of the range.
+    `max_ticks` limits the ticks with a label; a linear axis may have one more. By default, an axis is logarithmic if the values
+    span a factor of three. An axis with low = 0 is linear.
     """
     name = "x" if isinstance(axis, XAxis) else "y"
     log = low > 0 and (high >= 3 * low if log is None else log)

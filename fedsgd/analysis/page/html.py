@@ -21,7 +21,7 @@ SCRIPTS = (*LICENCES, *(f"{name}.js" for name in PAGE_SCRIPTS))
 def render(payload: Mapping[str, Any]) -> str:
     """Return the HTML of a payload, as from `build_payload`.
 
-    A content security policy admits only these scripts, by their hashes, and no requests. So names of runs cannot run scripts.
+    A content security policy admits only SCRIPTS, by their hashes, and no requests. So a run's name cannot inject a script.
     """
     scripts = [_read_script(name) for name in SCRIPTS]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -31,10 +31,10 @@ from fedsgd.network.round_times import CANDIDATE_COLUMNS
 
 FORMAT_VERSION = 1
 N_QUANTILES = 101
-"""Quantiles of the bytes of clients: 0, 1, ..., 100 %."""
+"""Number of quantiles of the clients' bytes: 0, 1, ..., 100 %."""
 BREAKDOWN_KEYS = ("header", "index", "value", "side")
 MAX_DRAWN_ROUNDS = 2000
-"""Most points of a curve over rounds."""
+"""Maximum number of points of a curve over rounds."""
 TIME_COLUMNS = {
     **{name: name for name in ("offsets", *CANDIDATE_COLUMNS, "shared_down", "shared_up")},
     "serving": "server_seconds",
@@ -49,12 +49,10 @@ class ReportOptions:
     """Options of a report.
 
     Attributes:
-        title: title of the page.
-        target: accuracy to be reached.
-        pricing_model: network, devices and deadline of the figures, and of the page at its start.
-        network_name: name of the network.
+        target: target accuracy.
+        pricing_model: network, devices and deadline of the figures, and of the page when it opens.
         price_per_gigabyte: price of 10⁹ bytes, in any currency; None without costs.
-        measured_coding: whether coding times are those that the machine of each run measured.
+        measured_coding: True for coding times that each run's machine measured, False for those of the cost table.
     """
 
     title: str
@@ -186,13 +184,13 @@ def _run_to_json(run: Run, options: ReportOptions) -> dict[str, Any]:
 
 
 def _describe_required_objects(run: Run) -> str | None:
-    """Return a sentence about the Python objects that a rerun of the scenario needs; None without such objects."""
+    """Return a sentence about the Python objects that another run of the scenario needs; None without such objects."""
     markers = dict(find_markers(tomllib.loads(run.scenario_text)))
     return describe_missing_objects(markers) if markers else None
 
 
 def _round_times_to_json(priced_run: PricedRun) -> dict[str, Any]:
-    """Return the columns of the round times; a constant column is one number."""
+    """Return the columns of the round times. A constant column is one number."""
     columns: dict[str, Any] = {}
     for name, field in TIME_COLUMNS.items():
         values = getattr(priced_run.round_time_model, field)
@@ -223,5 +221,5 @@ def _breakdown_to_json(run: Run, ledger_stats: LedgerStats) -> dict[str, Any]:
 
 
 def _encode_quantiles(values: Any) -> dict[str, str]:
-    """Return quantiles of the clients' bytes at 0, 1, ..., 100 %."""
+    """Return the N_QUANTILES quantiles of the clients' bytes, as the page reads arrays."""
     return encode_array(np.quantile(values, np.linspace(0, 1, N_QUANTILES)))
