@@ -31,7 +31,7 @@ CLOCK_QUANTILES = (0.1, 0.5, 0.9)
 def describe_coding_source(measured_coding: bool) -> str:
     """Return a sentence about the source of coding times."""
     if measured_coding:
-        source = "medians that the machine of each run measured, in units of a memory copy on this machine"
+        source = "medians that each run's machine measured, in units of a memory copy on the same machine"
         return f"Coding times are {source}; other runs of equal digests have other times"
     table = read_cost_table()
     source = f"a table of codec costs, in units of a memory copy, measured on {table['date']} ({table['processor']})"

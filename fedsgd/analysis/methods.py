@@ -64,7 +64,7 @@ class Method:
     Attributes:
         best_variant: variant with the best values of the tuned settings.
         variants: variants for all values that were tried.
-        grid_edge_keys: tuned settings whose best value is the smallest or largest that was tried; a better value may exist.
+        grid_edge_keys: tuned settings whose best value is the smallest or largest value tried; a better value may exist beyond.
     """
 
     label: str

@@ -150,7 +150,7 @@ def collect_notes(comparison: Comparison) -> Iterator[str]:
     if any(row.tuned for row in comparison.rows):
         yield "tuned values were chosen by the reported accuracies, on the same seeds"
     if any(row.grid_edge_keys for row in comparison.rows):
-        yield "* the best value is the smallest or largest one that was tried; a better value may exist beyond"
+        yield "* the best value is the smallest or largest value that was tried; a better value may exist beyond this edge"
     if len({row.seed_numbers for row in comparison.rows}) > 1:
         yield "the methods were not run with the same seeds"
     if comparison.measured_coding and comparison.pricing_models:

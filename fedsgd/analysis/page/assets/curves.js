@@ -38,8 +38,8 @@ const fedsgdCurves = (() => {
         x: model.speeds[i],
         y: seconds,
       }));
-      const known = points.filter((point) => Number.isFinite(point.y));
-      return known.length ? [{ method, points: known }] : [];
+      const finitePoints = points.filter((point) => Number.isFinite(point.y));
+      return finitePoints.length ? [{ method, points: finitePoints }] : [];
     });
     if (!lines.length && view.pending) return emptyFigure("The curves are being computed …");
     if (!lines.length) return emptyFigure("No method that is shown reaches the target in a time that can be computed.");
@@ -50,7 +50,7 @@ const fedsgdCurves = (() => {
       800,
     );
     const x = { type: "log", domain: d3.extent(model.speeds), label: "uplink", labelAnchor: "right", tickFormat: P.formatRate };
-    const switches = speeds.breakEvens.filter(
+    const changes = speeds.breakEvens.filter(
       (one) => one.first && lines.some((line) => line.method === one.below) && lines.some((line) => line.method === one.above),
     );
     const now = lines.map(({ method }) => ({ method, y: view.ranking.find((row) => row.method === method).seconds }));
@@ -74,7 +74,7 @@ const fedsgdCurves = (() => {
             stroke: "none",
           },
         ),
-        Plot.dot(switches, { x: "speed", y: "seconds", r: 5, fill: "var(--paper)", stroke: "currentColor", strokeWidth: 1.5 }),
+        Plot.dot(changes, { x: "speed", y: "seconds", r: 5, fill: "var(--paper)", stroke: "currentColor", strokeWidth: 1.5 }),
         Plot.tip(
           all,
           Plot.pointer({
@@ -127,7 +127,7 @@ const fedsgdCurves = (() => {
     return { method, each, middle: D.medianCurve(each, !axis.linear) };
   }
 
-  /* At most about 80 points of a line for the tooltip, since each point needs a text. */
+  /* At most about 80 points of a line for tooltips, because each of these points needs a text. */
   const samplePoints = (points) => points.filter((_, i) => i % Math.ceil(points.length / 80) === 0 || i === points.length - 1);
 
   const TARGET_LINE = { colour: "currentColor", dash: "4 3", width: 1, opacity: 0.7 };
@@ -140,12 +140,12 @@ const fedsgdCurves = (() => {
       .filter((line) => line && line.each.some((one) => one.x.length));
     if (!lines.length) return emptyFigure("Nothing to draw: no method is shown, or accuracy was not measured.");
     const height = width < NARROW ? 320 : 430;
-    const drawn = lines.map((line) => ({
+    const curves = lines.map((line) => ({
       method: line.method,
       points: selectPoints(line.middle, !axis.linear),
       thin: line.each.length > 1 ? line.each.map((one) => selectPoints(one, !axis.linear)) : [],
     }));
-    const all = drawn.flatMap((line) => [line.points, ...line.thin].flat());
+    const all = curves.flatMap((line) => [line.points, ...line.thin].flat());
     const xs = all.map((point) => point.x);
     const x = axis.time ? createTimeScale(xs, width) : createScale(xs, axis.format, width, !axis.linear);
     const svg = createPlot(width, {
@@ -166,7 +166,7 @@ const fedsgdCurves = (() => {
           strokeDasharray: TARGET_LINE.dash,
         }),
         Plot.line(
-          drawn.flatMap(({ method, thin }) =>
+          curves.flatMap(({ method, thin }) =>
             thin.flatMap((points, i) =>
               points.map((p) => ({ ...p, tone: methodColour(method), run: `${method.letter} ${i}` })),
             ),
@@ -181,10 +181,10 @@ const fedsgdCurves = (() => {
             strokeLinejoin: "round",
           },
         ),
-        ...drawn.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...lineStyle(method) })),
-        singlePointMark(drawn),
+        ...curves.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...lineStyle(method) })),
+        singlePointMark(curves),
         Plot.tip(
-          drawn.flatMap(({ method, points }) => samplePoints(points).map((p) => ({ ...p, method }))),
+          curves.flatMap(({ method, points }) => samplePoints(points).map((p) => ({ ...p, method }))),
           Plot.pointer({
             x: "x",
             y: "y",
@@ -197,7 +197,7 @@ const fedsgdCurves = (() => {
     const [px, py] = [svg.scale("x"), svg.scale("y")];
     addMethodLetters(
       svg,
-      drawn
+      curves
         .filter((line) => line.points.length)
         .map(({ method, points }) => ({ method, x: px.apply(points.at(-1).x), y: py.apply(points.at(-1).y) })),
       height - 40,
@@ -209,7 +209,7 @@ const fedsgdCurves = (() => {
     return {
       svg: addLegend(
         svg,
-        [...lineLegendEntries(drawn), { ...TARGET_LINE, label: `target ${formatPercent(state.target)}` }],
+        [...lineLegendEntries(curves), { ...TARGET_LINE, label: `target ${formatPercent(state.target)}` }],
         width,
       ),
       columns: ["method", "seed", "round", axis.column, state.best ? "best_accuracy_so_far" : "accuracy"],
@@ -231,16 +231,16 @@ const fedsgdCurves = (() => {
         return { method, way, points };
       }),
     );
-    const drawn = lines
+    const curves = lines
       .map((line) => ({ ...line, points: line.points.filter((p) => p.y > 0) }))
       .filter((line) => line.points.length);
-    if (!drawn.length) return emptyFigure("The methods that are shown sent no bytes.");
+    if (!curves.length) return emptyFigure("The methods that are shown sent no bytes.");
     const narrow = width < NARROW;
     const titles = { up: "uplink", down: "downlink" };
     const facet = narrow ? "fy" : "fx";
     const height = narrow ? 480 : 330;
     const y = createScale(
-      drawn.flatMap((line) => line.points.map((p) => p.y)),
+      curves.flatMap((line) => line.points.map((p) => p.y)),
       formatByteCount,
       400,
     );
@@ -275,7 +275,7 @@ const fedsgdCurves = (() => {
               }),
             ]
           : []),
-        ...drawn.map(({ method, way, points }) =>
+        ...curves.map(({ method, way, points }) =>
           Plot.line(points, { x: "x", y: "y", [facet]: () => way, ...lineStyle(method) }),
         ),
       ],
@@ -283,7 +283,7 @@ const fedsgdCurves = (() => {
     const [px, py, pf] = [svg.scale("x"), svg.scale("y"), svg.scale(facet)];
     for (const way of ["up", "down"]) {
       const shift = pf.apply(way) - pf.apply("up");
-      const ends = drawn
+      const ends = curves
         .filter((line) => line.way === way)
         .map(({ method, points }) => ({
           method,
@@ -293,7 +293,7 @@ const fedsgdCurves = (() => {
       addMethodLetters(svg, ends, narrow ? Infinity : height - 40);
     }
     const tableRows = () => lines.flatMap(({ method, way, points }) => points.map((p) => [method.label, way, p.x, p.y]));
-    const entries = methods.map((method) => drawn.find((line) => line.method === method)).filter(Boolean);
+    const entries = methods.map((method) => curves.find((line) => line.method === method)).filter(Boolean);
     return {
       svg: addLegend(svg, lineLegendEntries(entries), width),
       columns: ["method", "direction", "share_of_clients", "bytes"],
@@ -301,7 +301,7 @@ const fedsgdCurves = (() => {
     };
   }
 
-  /* Plot function of a quantity over rounds that some methods have. */
+  /* Create the plot function for a quantity over rounds. Only some methods have such a quantity. */
   function createRoundPlot(key, label, column) {
     return (model, view) => {
       const { state, width } = view;
@@ -312,30 +312,30 @@ const fedsgdCurves = (() => {
           : [];
       });
       if (!lines.length) return emptyFigure("The methods that are shown have no such values.");
-      const drawn = lines
+      const curves = lines
         .map(({ method, middle }) => ({ method, points: selectPoints(middle, false) }))
         .filter((line) => line.points.length);
       const height = 280;
       const svg = createPlot(width, {
         height,
-        x: { label: "round", labelAnchor: "right", ticks: 5, domain: [0, d3.max(drawn, (line) => line.points.at(-1).x)] },
+        x: { label: "round", labelAnchor: "right", ticks: 5, domain: [0, d3.max(curves, (line) => line.points.at(-1).x)] },
         y: { label, grid: true, zero: true, ticks: 5, tickFormat: (n) => P.formatSignificant(Math.max(0, n)) },
         marks: [
           Plot.ruleY([0]),
-          ...drawn.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...lineStyle(method, 1.5) })),
-          singlePointMark(drawn),
+          ...curves.map(({ method, points }) => Plot.line(points, { x: "x", y: "y", ...lineStyle(method, 1.5) })),
+          singlePointMark(curves),
         ],
       });
       const [px, py] = [svg.scale("x"), svg.scale("y")];
       addMethodLetters(
         svg,
-        drawn.map(({ method, points }) => ({ method, x: px.apply(points.at(-1).x), y: py.apply(points.at(-1).y) })),
+        curves.map(({ method, points }) => ({ method, x: px.apply(points.at(-1).x), y: py.apply(points.at(-1).y) })),
         height - 40,
       );
       const tableRows = () =>
         lines.flatMap(({ method, middle }) => Array.from(middle.round, (r, i) => [method.label, r, middle.y[i]]));
       return {
-        svg: addLegend(svg, lineLegendEntries(drawn), width),
+        svg: addLegend(svg, lineLegendEntries(curves), width),
         columns: ["method", "round", column],
         rows: tableRows,
       };

@@ -92,21 +92,20 @@ const fedsgdData = (() => {
     return deadline !== null && !P.roundSeconds(run.timeline, link.up, link.down, link.latency).every(Number.isFinite);
   }
 
-  /* Figures of a method at the target, over its seeds. */
+  /* Figures of a method at the target, over its seeds. A seed that failed counts as one that does not reach the target. */
   function evaluateMethod(method, model, state) {
-    const found = method.runs.map((each) => P.firstReached(each.measured.round, each.measured.accuracy, state.target));
-    const lost = new Array(method.failed_seeds).fill(null);
+    const crossings = method.runs.map((each) => P.firstReached(each.measured.round, each.measured.accuracy, state.target));
+    const failures = new Array(method.failed_seeds).fill(null);
     const summarize = (figure) =>
-      P.summarizeSeeds([...found.map((one, i) => (one ? figure(one, method.runs[i]) : null)), ...lost]);
-    const outside =
+      P.summarizeSeeds([...crossings.map((one, i) => (one ? figure(one, method.runs[i]) : null)), ...failures]);
+    const isLate =
       method.notPriced === null && method.runs.some((each) => missesDeadline(each, model.terms.deadline_seconds, state));
     const reaches = method.notPriced === null &&
-      !outside && [...found.map((one, i) => (one ? { timeline: method.runs[i].timeline, crossing: one } : null)), ...lost];
+      !isLate && [...crossings.map((one, i) => one && { timeline: method.runs[i].timeline, crossing: one }), ...failures];
     return {
       method,
-      found,
       racer: reaches && { label: method.letter, reaches },
-      late: outside,
+      late: isLate,
       rounds: summarize((one) => one.rounds),
       up: summarize((one, each) => P.valueAtTarget(one, each.up)),
       down: summarize((one, each) => P.valueAtTarget(one, each.down)),
@@ -120,8 +119,8 @@ const fedsgdData = (() => {
     };
   }
 
-  /* Figures of all methods: the fastest first, then methods that miss the target by accuracy, then methods without a time by
-     bytes. */
+  /* Figures of all methods: first methods that reach the target, by time; then methods that miss it, by best accuracy; then
+     methods without a time, by uplink bytes. */
   function rankMethods(model, state) {
     const sortKey = (one) =>
       !one.seconds ? [2, one.up.median] : one.seconds.median < Infinity ? [0, one.seconds.median] : [1, -one.best.median];
@@ -166,14 +165,16 @@ const fedsgdData = (() => {
   function medianCurve(each, logarithmic) {
     const [first] = each;
     if (each.length === 1) return { x: first.x, y: first.y, round: first.round };
-    const alike = each.every(({ round }) => round.length === first.round.length && round.every((r, i) => r === first.round[i]));
-    const places = each.map(({ round }) => (alike ? null : new Map(Array.from(round, (r, i) => [r, i]))));
-    const indexAt = (run, i) => (alike ? i : places[run].get(first.round[i]));
-    const shown = downsampleLine(first.x, first.y, logarithmic).filter((i) =>
+    const isAligned = each.every(
+      ({ round }) => round.length === first.round.length && round.every((r, i) => r === first.round[i]),
+    );
+    const places = each.map(({ round }) => (isAligned ? null : new Map(Array.from(round, (r, i) => [r, i]))));
+    const indexAt = (run, i) => (isAligned ? i : places[run].get(first.round[i]));
+    const commonIndices = downsampleLine(first.x, first.y, logarithmic).filter((i) =>
       each.every((_, run) => indexAt(run, i) !== undefined),
     );
-    const medianOf = (name) => shown.map((i) => P.median(each.map((one, run) => one[name][indexAt(run, i)])));
-    return { round: shown.map((i) => first.round[i]), x: medianOf("x"), y: medianOf("y") };
+    const medianOf = (name) => commonIndices.map((i) => P.median(each.map((one, run) => one[name][indexAt(run, i)])));
+    return { round: commonIndices.map((i) => first.round[i]), x: medianOf("x"), y: medianOf("y") };
   }
 
   return { readPayload, buildModel, linkOf, rankMethods, downsampleLine, medianCurve };

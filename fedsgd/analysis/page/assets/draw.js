@@ -84,8 +84,8 @@ const fedsgdDraw = (() => {
     let [x, y] = [4, 14];
     for (const entry of entries) {
       const label = truncateText(entry.label, Math.min(340, width - lead - 8));
-      const wide = lead + measureText(label);
-      if (x > 4 && x + wide > width) [x, y] = [4, y + height];
+      const entryWidth = lead + measureText(label);
+      if (x > 4 && x + entryWidth > width) [x, y] = [4, y + height];
       const one = root.append("g").attr("transform", `translate(${x},${y})`);
       if (entry.method) one.attr("class", "entry").attr("data-method", entry.method.index);
       if (entry.dot)
@@ -107,7 +107,7 @@ const fedsgdDraw = (() => {
           .attr("stroke-opacity", entry.opacity || null)
           .attr("stroke-dasharray", entry.dash);
       one.append("text").attr("x", lead).attr("dy", "0.32em").text(label).append("title").text(entry.label);
-      x += wide + gap;
+      x += entryWidth + gap;
     }
     const total = below + y + 12;
     d3.select(svg).attr("height", total).attr("viewBox", `0 0 ${width} ${total}`);
@@ -126,7 +126,7 @@ const fedsgdDraw = (() => {
   const lineLegendEntries = (lines) =>
     lines.map(({ method, points }) => methodLegendEntry(method, { dot: points.length === 1 }));
 
-  /* Mark for lines of one point, which a line mark does not show. */
+  /* Mark for lines of one point, which Plot.line does not show. */
   const singlePointMark = (lines) =>
     Plot.dot(
       lines.filter(({ points }) => points.length === 1).map(({ method, points }) => ({ ...points[0], method })),
@@ -197,7 +197,7 @@ const fedsgdDraw = (() => {
       .map((n) => 10 ** n);
   }
 
-  /* Ticks of a range of less than two decades: as many of 1, 2, 5 in each decade as fit. */
+  /* Ticks for a range below two decades: as many of the steps 1, 2 and 5 in each decade as fit. */
   function subdecadeTicks([low, high], most) {
     const powers = d3.range(Math.floor(Math.log10(low)), Math.log10(high)).map((n) => 10 ** n);
     for (const steps of [[1, 2, 5], [1, 5], [1]]) {
@@ -228,8 +228,8 @@ const fedsgdDraw = (() => {
   }
 
   function createTimeScale(values, width) {
-    const made = createScale(values, P.formatSeconds, width);
-    return { ...made, ticks: timeTicks(made.domain, Math.max(3, Math.floor(width / 100))) };
+    const scale = createScale(values, P.formatSeconds, width);
+    return { ...scale, ticks: timeTicks(scale.domain, Math.max(3, Math.floor(width / 100))) };
   }
 
   return {

@@ -1,4 +1,4 @@
-/* Files of figures: SVG and PNG in light colours, and the values as CSV. */
+/* Files of figures: SVG and PNG in light colours, and the figures' values as CSV. */
 "use strict";
 
 const fedsgdExport = (() => {
@@ -30,9 +30,9 @@ const fedsgdExport = (() => {
   }
 
   function createSvgElement(name, attributes) {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    return made;
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
   }
 
   async function renderPng({ text, width, height }, times = 2) {
@@ -61,8 +61,8 @@ const fedsgdExport = (() => {
   async function exportFigure(figure, kind, name, title) {
     if (kind === "csv")
       return downloadBlob(new Blob([formatCsv(figure.columns, figure.rows())], { type: "text/csv" }), `${name}.csv`);
-    const made = createStandaloneSvg(figure.svg, title);
-    const blob = kind === "svg" ? new Blob([made.text], { type: "image/svg+xml" }) : await renderPng(made);
+    const drawing = createStandaloneSvg(figure.svg, title);
+    const blob = kind === "svg" ? new Blob([drawing.text], { type: "image/svg+xml" }) : await renderPng(drawing);
     return downloadBlob(blob, `${name}.${kind}`);
   }
 

@@ -13,7 +13,7 @@
   const $ = (id) => document.getElementById(id);
   const roundToThreeFigures = (value) => Number(value.toPrecision(3));
 
-  /* Parts of the state that each figure depends on; a visible figure is drawn again if one of them changes. */
+  /* Parts of the state that each figure depends on. A visible figure is drawn again if one of these parts changes. */
   const FIGURES = {
     speed: ["up", "down", "latency", "target", "hidden", "speeds"],
     accuracy: ["time", "target", "hidden", "axis", "best"],
@@ -27,9 +27,9 @@
 
   let model, state, rows, start;
   let speeds = { key: null, curves: new Map(), breakEvens: [] };
-  const drawn = new Map(); // id: {svg, columns, rows}
-  const stale = new Set(Object.keys(FIGURES));
-  const visible = new Set();
+  const drawnFigures = new Map(); // id: {svg, columns, rows}
+  const staleFigures = new Set(Object.keys(FIGURES));
+  const visibleFigures = new Set();
   let frame = 0;
   let job = 0;
   let paper = 0; // width of figures in print, 0 on a screen
@@ -78,7 +78,7 @@
     Object.assign(state, changes);
     const names = new Set(Object.keys(changes));
     if (state.axis === "time" && ["up", "down", "latency"].some((name) => names.has(name))) names.add("time");
-    for (const [id, needs] of Object.entries(FIGURES)) if (needs.some((name) => names.has(name))) stale.add(id);
+    for (const [id, needs] of Object.entries(FIGURES)) if (needs.some((name) => names.has(name))) staleFigures.add(id);
     if (!frame) frame = requestAnimationFrame(renderPage);
   }
 
@@ -156,12 +156,12 @@
 
   function bindControls() {
     const addListener = (id, event, act) => $(id).addEventListener(event, (e) => act(e.target));
-    let ratio = state.down / state.up; // stored: rounding and the ends of the scale would change it
+    let ratio = state.down / state.up; // stored, because rounding and the ends of the scale would change the ratio
     addListener("up", "input", ({ valueAsNumber }) => {
       const up = speedAtPosition(valueAsNumber);
       if (!state.ratio) ratio = state.down / up;
-      const follows = Math.min(1e12, Math.max(100, roundToThreeFigures(up * ratio)));
-      updateState(state.ratio ? { up, down: follows } : { up });
+      const newDown = Math.min(1e12, Math.max(100, roundToThreeFigures(up * ratio)));
+      updateState(state.ratio ? { up, down: newDown } : { up });
     });
     addListener("down", "input", ({ valueAsNumber }) => {
       ratio = speedAtPosition(valueAsNumber) / state.up;
@@ -218,14 +218,14 @@
     for (const button of document.querySelectorAll(`#${id} .save button`))
       button.disabled = figure.svg.tagName !== "svg" || pending;
     place.replaceChildren(figure.svg);
-    drawn.set(id, figure);
-    stale.delete(id);
+    drawnFigures.set(id, figure);
+    staleFigures.delete(id);
   }
 
   const figureTitle = (id) => document.querySelector(`#${id} h3`).textContent;
 
   function drawVisible() {
-    for (const id of visible) if (stale.has(id)) drawFigure(id);
+    for (const id of visibleFigures) if (staleFigures.has(id)) drawFigure(id);
   }
 
   function drawAll(width) {
@@ -235,49 +235,45 @@
   }
 
   function bindFigures() {
-    const seen = new IntersectionObserver(
+    const visibilityObserver = new IntersectionObserver(
       (entries) => {
-        for (const entry of entries) visible[entry.isIntersecting ? "add" : "delete"](entry.target.id);
+        for (const entry of entries) visibleFigures[entry.isIntersecting ? "add" : "delete"](entry.target.id);
         drawVisible();
       },
       { rootMargin: "300px" },
     );
     let width = 0;
-    const resized = new ResizeObserver(([entry]) => {
+    const sizeObserver = new ResizeObserver(([entry]) => {
       const now = Math.round(entry.contentRect.width);
       if (now === width) return;
-      if (width) for (const id of Object.keys(FIGURES)) stale.add(id);
+      if (width) for (const id of Object.keys(FIGURES)) staleFigures.add(id);
       width = now;
       requestAnimationFrame(drawVisible);
     });
-    resized.observe(document.querySelector("#speed .plot"));
+    sizeObserver.observe(document.querySelector("#speed .plot"));
     const hasPositiveValues = (name) =>
       model.methods.some((method) => method.runs.some((run) => run[name] && run[name].value.some((value) => value > 0)));
-    for (const [id, name] of [
-      ["missed", "missed"],
-      ["residual", "residual"],
-    ])
-      $(id).hidden = !hasPositiveValues(name);
+    for (const name of ["missed", "residual"]) $(name).hidden = !hasPositiveValues(name);
     for (const id of Object.keys(FIGURES)) {
-      if (!$(id).hidden) seen.observe($(id));
+      if (!$(id).hidden) visibilityObserver.observe($(id));
       $(id).addEventListener("click", ({ target }) => {
         const entry = target.closest(".entry");
         if (entry) toggleMethod(Number(entry.dataset.method));
         const kind = target.dataset.save;
         if (!kind) return;
-        if (stale.has(id)) drawFigure(id);
-        fedsgdExport.exportFigure(drawn.get(id), kind, `fedsgd-${id}`, `${model.title}: ${figureTitle(id)}`);
+        if (staleFigures.has(id)) drawFigure(id);
+        fedsgdExport.exportFigure(drawnFigures.get(id), kind, `fedsgd-${id}`, `${model.title}: ${figureTitle(id)}`);
       });
     }
-    let closed = [];
+    let closedDetails = [];
     window.addEventListener("beforeprint", () => {
       drawAll(700);
-      closed = [...document.querySelectorAll("details.method:not([open]), #break-evens details:not([open])")];
-      for (const details of closed) details.open = true;
+      closedDetails = [...document.querySelectorAll("details.method:not([open]), #break-evens details:not([open])")];
+      for (const details of closedDetails) details.open = true;
     });
     window.addEventListener("afterprint", () => {
       drawAll(0);
-      for (const details of closed) details.open = false;
+      for (const details of closedDetails) details.open = false;
     });
   }
 
@@ -358,18 +354,18 @@
 
   function publishCurves(result) {
     speeds = result;
-    stale.add("speed");
+    staleFigures.add("speed");
     showBreakEvens();
     drawVisible();
   }
 
-  /* Mark the break-evens at which the fastest of the methods shown changes, and list all of them. */
+  /* Mark the break-evens at which the fastest visible method changes, and list the break-evens of all visible methods. */
   function showBreakEvens() {
     for (const one of speeds.breakEvens) {
       one.first = [...one.times].every(([index, seconds]) => state.hidden.has(index) || seconds >= one.seconds * (1 - 1e-9));
     }
-    const shown = speeds.breakEvens.filter((one) => !state.hidden.has(one.below.index) && !state.hidden.has(one.above.index));
-    W.showBreakEvens(model, shown, speeds);
+    const breakEvens = speeds.breakEvens.filter((one) => !state.hidden.has(one.below.index) && !state.hidden.has(one.above.index));
+    W.showBreakEvens(model, breakEvens, speeds);
   }
 
   /* --- Start ----------------------------------------------------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
-/* Arithmetic of the report's page: that of network/round_times.py, experiment/time_to_target.py, analysis/pricing.py and
-   config/quantities.py, in the same order of operations on the same doubles. No DOM, no state. Both sides must reproduce
+/* Arithmetic of the report's page: the operations of network/round_times.py, experiment/time_to_target.py, analysis/pricing.py
+   and config/quantities.py, in the same order, on the same doubles. No DOM, no state. Python and this file must both reproduce
    tests/golden/pricing.json. */
 "use strict";
 
@@ -30,7 +30,8 @@ const fedsgdPricing = (() => {
     ];
   }
 
-  /* Seconds until the slowest client of round r has finished. Inlined for speed: sliders and curves call it most. */
+  /* Seconds until the slowest client of round r has finished. transferSeconds is inlined, because sliders and curves call this
+     function most often. */
   function slowestClientSeconds(line, r, up, down, latency) {
     let slowest = -Infinity;
     for (let i = line.offsets[r]; i < line.offsets[r + 1]; i++) {
@@ -84,7 +85,8 @@ const fedsgdPricing = (() => {
     return parts;
   }
 
-  /* Point at which a run first reaches the target: {before, after, share, rounds}, or null. NaN: not measured. */
+  /* Point between two rounds at which a run first reaches the target: {before, after, share, rounds}, or null. An accuracy that
+     was not measured is NaN. */
   function firstReached(rounds, accuracies, target) {
     let before = 0;
     let best = -Infinity;
@@ -100,7 +102,7 @@ const fedsgdPricing = (() => {
     return null;
   }
 
-  /* Value of an axis at this point, by linear interpolation. axis: values after rounds [0, ..., R]. */
+  /* Value of an axis at the point of firstReached, by linear interpolation. axis: values after rounds [0, ..., R]. */
   function valueAtTarget(crossing, axis) {
     const [start, end] = [axis[crossing.before], axis[crossing.after]];
     return start + crossing.share * (end - start);
@@ -118,7 +120,7 @@ const fedsgdPricing = (() => {
     return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
   }
 
-  /* {median, low, high, reached, n} of figures over seeds. null: not reached, larger than every figure. */
+  /* {median, low, high, reached, n} of figures over seeds. A figure of null (not reached) is larger than all others. */
   function summarizeSeeds(figures) {
     const values = figures.map((figure) => (figure === null ? Infinity : figure));
     const reached = values.filter(Number.isFinite).length;

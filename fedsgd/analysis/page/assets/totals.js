@@ -16,8 +16,9 @@ const fedsgdTotals = (() => {
     createPlot,
     emptyFigure,
     createScale,
+    addLegend,
+    methodLegendEntry,
   } = fedsgdDraw;
-  const { addLegend, methodLegendEntry } = fedsgdDraw;
   const BREAKDOWN_PARTS = [
     ["header", "headers"],
     ["index", "positions"],
@@ -34,7 +35,7 @@ const fedsgdTotals = (() => {
     ["waiting", "waiting for lost replies"],
   ];
 
-  /* Best accuracy against the bytes of all clients up to then, counted as in analysis/figures/accuracy.py. */
+  /* Best accuracy against the bytes of all clients up to this accuracy, counted as in analysis/figures/accuracy.py. */
   function plotPareto(model, view) {
     const { state, width } = view;
     const both = state.bytes === "all";
@@ -57,12 +58,12 @@ const fedsgdTotals = (() => {
     }
     const front = points.filter((p) => !p.dominated).sort((a, b) => a.bytes.median - b.bytes.median);
     const height = width < NARROW ? 300 : 380;
-    const counted = `uplink${both ? ` and ${model.broadcast ? "broadcast " : ""}downlink` : ""} bytes`;
+    const bytesLabel = `uplink${both ? ` and ${model.broadcast ? "broadcast " : ""}downlink` : ""} bytes`;
     const [low, high] = d3.extent(points.flatMap((p) => [p.bytes.low, p.bytes.high]));
     const x = createScale([low / 1.15, high * 1.15], formatByteCount, width);
     const svg = createPlot(width, {
       height,
-      x: { ...x, label: `${counted} until then, all clients`, labelAnchor: "right" },
+      x: { ...x, label: `${bytesLabel} until then, all clients`, labelAnchor: "right" },
       y: {
         label: "best accuracy",
         grid: true,
@@ -155,7 +156,7 @@ const fedsgdTotals = (() => {
       let from = 0;
       return bar ? bar.parts.map((value, part) => ({ i, part, value, from, to: (from += value) })) : [];
     });
-    const used = names
+    const usedParts = names
       .map((name, part) => ({ name, part }))
       .filter(({ part }) => pieces.some((piece) => piece.part === part && piece.value > 0));
     const most = Math.max(...pieces.map((piece) => piece.to), 1e-300);
@@ -170,7 +171,7 @@ const fedsgdTotals = (() => {
       y: { type: "band", domain: keys, padding: 0.12, axis: null },
       marks: [
         Plot.gridX({ ticks: options.x.ticks }),
-        ...used.map(({ part }) =>
+        ...usedParts.map(({ part }) =>
           Plot.barX(
             pieces.filter((piece) => piece.part === part),
             { y: "i", x1: "from", x2: "to", fill: `var(--${tone}${part})`, insetRight: 0.5 },
@@ -198,7 +199,7 @@ const fedsgdTotals = (() => {
     });
     return addLegend(
       svg,
-      used.map(({ name, part }) => ({ label: name[1], fill: `var(--${tone}${part})` })),
+      usedParts.map(({ name, part }) => ({ label: name[1], fill: `var(--${tone}${part})` })),
       width,
     );
   }
@@ -211,14 +212,14 @@ const fedsgdTotals = (() => {
     const list = methods.flatMap((method, i) => [
       ...(i ? [null] : []),
       ...["up", "down"].map((way) => {
-        const known = BREAKDOWN_PARTS.map(([key]) => method.runs[0].parts[way][key]);
-        const total = d3.sum(known);
+        const partBytes = BREAKDOWN_PARTS.map(([key]) => method.runs[0].parts[way][key]);
+        const total = d3.sum(partBytes);
         const { index_bytes: index, bound_bytes: bound, kept } = method.runs[0].parts;
-        rows.push([method.label, way, ...known, ...(way === "up" ? [index, bound, kept] : ["", "", ""])]);
+        rows.push([method.label, way, ...partBytes, ...(way === "up" ? [index, bound, kept] : ["", "", ""])]);
         return {
           label: way === "up" ? methodName(method) : "",
           end: way === "up" ? " up" : "down",
-          parts: known.map((n) => (total ? n / total : 0)),
+          parts: partBytes.map((n) => (total ? n / total : 0)),
           text: formatByteCount(total),
         };
       }),
@@ -240,8 +241,8 @@ const fedsgdTotals = (() => {
 
   function plotRoundTime(model, view) {
     const { state, width } = view;
-    const timed = new Set(view.ranking.filter((row) => row.racer).map((row) => row.method));
-    const methods = visibleMethods(model, state).filter((method) => timed.has(method));
+    const pricedMethods = new Set(view.ranking.filter((row) => row.racer).map((row) => row.method));
+    const methods = visibleMethods(model, state).filter((method) => pricedMethods.has(method));
     if (!methods.length) return emptyFigure("No method that is shown can be priced.");
     const rows = [];
     const list = methods.map((method) => {

@@ -1,4 +1,4 @@
-/* Texts and tables of the page, which are written again after every change. */
+/* Texts and tables of the page that are written again after every change of the state. */
 "use strict";
 
 const fedsgdWords = (() => {
@@ -8,12 +8,12 @@ const fedsgdWords = (() => {
 
   /* An element with attributes and children. Strings become text nodes, so they cannot contain markup. */
   function h(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
+    const newElement = document.createElement(tag);
     for (const [key, value] of Object.entries(attributes)) {
-      if (value !== null && value !== undefined && value !== false) made.setAttribute(key, value === true ? "" : value);
+      if (value !== null && value !== undefined && value !== false) newElement.setAttribute(key, value === true ? "" : value);
     }
-    made.append(...children.filter((child) => child !== null && child !== undefined));
-    return made;
+    newElement.append(...children.filter((child) => child !== null && child !== undefined));
+    return newElement;
   }
 
   function createLegendKey(method) {
@@ -41,14 +41,14 @@ const fedsgdWords = (() => {
     `${P.formatRate(link.up)} up, ${P.formatRate(link.down)} down, ${P.formatSeconds(link.latency)} one way`;
   const createBold = (text) => h("b", {}, text);
 
-  /* The sentence at the top. preset: the network that the sliders agree with, or null. */
+  /* Show the sentence at the top. preset: network with the link that the sliders show, or null. */
   function showAnswer(model, state, rows, preset) {
     const where = preset && preset.named ? `On ${preset.title} (${describeLink(state)}), ` : `At ${describeLink(state)}, `;
-    const timed = rows.filter((row) => row.seconds && row.seconds.median < Infinity);
+    const timedRows = rows.filter((row) => row.seconds && row.seconds.median < Infinity);
     $("answer").replaceChildren(
-      ...(timed.length ? [where, ...describeFastest(timed, model, state, rows)] : describeWithoutTimes(state, rows)),
+      ...(timedRows.length ? [where, ...describeFastest(timedRows, model, state, rows)] : describeWithoutTimes(state, rows)),
     );
-    $("soonest").textContent = timed.length ? `${timed[0].method.short} after ${P.formatSeconds(timed[0].seconds.median)}` : "";
+    $("soonest").textContent = timedRows.length ? `${timedRows[0].method.short} after ${P.formatSeconds(timedRows[0].seconds.median)}` : "";
   }
 
   function describeFastest([first, second], model, state, rows) {
@@ -63,7 +63,7 @@ const fedsgdWords = (() => {
     const other = base === first ? second : base;
     if (!other) return [...words, "."];
     if (!other.seconds) return [...words, `; ${other.method.short} cannot be priced here.`];
-    if (other.seconds.median === Infinity) return [...words, `; ${other.method.short} does not reach it.`];
+    if (other.seconds.median === Infinity) return [...words, `; ${other.method.short} does not reach this accuracy.`];
     return [
       ...words,
       `; ${other.method.short} takes ${P.formatSignificant(other.seconds.median / first.seconds.median)}× as long.`,
@@ -78,7 +78,7 @@ const fedsgdWords = (() => {
         ` reaches ${formatPercent(state.target)} with the fewest uplink bytes, `,
         createBold(formatByteCount(fewest.up.median)),
         ` (${formatByteCount(fewest.bytes.median)} in both directions together)`,
-        "; it has no time on this network (see below).",
+        "; this method has no time on this network (see below).",
       ];
     const [best] = rows.filter((row) => !Number.isNaN(row.best.median)).sort((a, b) => b.best.median - a.best.median);
     if (!best) return ["No accuracy was measured in these runs."];
@@ -89,7 +89,7 @@ const fedsgdWords = (() => {
     ];
   }
 
-  /* A range, "98.3–98.6 %": a common unit is written once. */
+  /* A range, such as "98.3–98.6 %". A common unit is written once. */
   function formatRange(low, high) {
     const [a, b] = [low, high].map((text) => /^([\d.,]+)( \S+)$/.exec(text));
     return a && b && a[2] === b[2]
@@ -129,7 +129,7 @@ const fedsgdWords = (() => {
   function collectNotes(row, terms) {
     const { method } = row;
     const edge = method.at_edge.map(
-      (name) => `${name} = ${method.tuned[name]} is at the edge of the values that were tried; a better value may exist beyond`,
+      (name) => `${name} = ${method.tuned[name]} is at the edge of the values that were tried; a better value may exist beyond this edge`,
     );
     const failed = method.failed_seeds
       ? [`${method.failed_seeds} of ${row.rounds.n} seeds failed; they count as not reached`]
@@ -143,7 +143,7 @@ const fedsgdWords = (() => {
     return [...edge, ...failed, ...method.diverged, ...method.warnings, ...priced, ...deadline];
   }
 
-  /* The ranking, and notes on its rows. */
+  /* Show the ranking, and notes on its rows. */
   function showRanking(model, state, rows) {
     const base = rows.find((row) => row.method === model.baseline);
     const cost = model.price_per_gigabyte;
@@ -176,9 +176,9 @@ const fedsgdWords = (() => {
       (cost === null ? "" : ` Cost: of the bytes in both directions, at ${cost} per gigabyte.`);
     const notes = [];
     const body = rows.map((row, i) => {
-      const timed = row.seconds && row.seconds.median < Infinity;
-      const own = collectNotes(row, model.terms).map((text) => notes.push(text));
-      const numbers = own.length ? h("sup", {}, own.join(", ")) : null;
+      const hasTime = row.seconds && row.seconds.median < Infinity;
+      const noteNumbers = collectNotes(row, model.terms).map((text) => notes.push(text));
+      const numbers = noteNumbers.length ? h("sup", {}, noteNumbers.join(", ")) : null;
       const name = h(
         "td",
         { class: "text" },
@@ -189,13 +189,13 @@ const fedsgdWords = (() => {
         ...createWarningMarks(row),
       );
       const times =
-        timed && base.seconds && base.seconds.median < Infinity
+        hasTime && base.seconds && base.seconds.median < Infinity
           ? `${P.formatSignificant(row.seconds.median / base.seconds.median)}×`
           : "–";
       return h(
         "tr",
-        { "data-method": row.method.index, class: timed && i === 0 ? "best" : null },
-        h("td", {}, timed ? String(i + 1) : "–"),
+        { "data-method": row.method.index, class: hasTime && i === 0 ? "best" : null },
+        h("td", {}, hasTime ? String(i + 1) : "–"),
         name,
         row.seconds
           ? createSeedCell(row.seconds, P.formatSeconds, { "data-seconds": true })
@@ -219,8 +219,8 @@ const fedsgdWords = (() => {
     );
   }
 
-  /* Break-evens: first those at which the fastest of the methods shown changes, then all others. */
-  function showBreakEvens(model, shown, { done = false, curves }) {
+  /* Show break-evens: first those at which the fastest visible method changes, then all others. */
+  function showBreakEvens(model, breakEvens, { done = false, curves }) {
     const createItem = (one) =>
       h(
         "li",
@@ -230,7 +230,7 @@ const fedsgdWords = (() => {
         createBold(one.above.short),
         ` (${one.above.letter}) below ${P.formatRate(one.speed)} of uplink, and slower above.`,
       );
-    const [leading, others] = [shown.filter((one) => one.first), shown.filter((one) => !one.first)];
+    const [leading, others] = [breakEvens.filter((one) => one.first), breakEvens.filter((one) => !one.first)];
     const racing = new Set([...curves].filter(([, curve]) => curve.some(Number.isFinite)).map(([index]) => index));
     const same = racing.size > 1 ? "The fastest method is the same at every speed." : "";
     const none = done ? same : "Computing break-evens …";
